@@ -1,0 +1,30 @@
+"""What travels on the control exchange: orders that every worker hears and one obeys."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, TypeAdapter
+
+from inferfleet.schemas.job import JobId
+from inferfleet.schemas.wire_model import WireModel
+
+
+class CancelJob(WireModel):
+    """Stop the job if you are running it."""
+
+    kind: Literal["cancel"] = "cancel"
+    job_id: JobId
+
+
+class DrainWorker(WireModel):
+    """Take no more jobs, finish or hand over what runs, and exit."""
+
+    kind: Literal["drain"] = "drain"
+    worker_id: str
+
+
+Control = Annotated[CancelJob | DrainWorker, Field(discriminator="kind")]
+
+control: TypeAdapter[Control] = TypeAdapter(Control)
+"""Reads one control message: ``control.validate_json(body)``."""

@@ -1,0 +1,95 @@
+"""What can go wrong for a caller, as one tree.
+
+    InferfleetError
+    ├── InvalidJobError            the job breaks the contract; nothing was sent
+    │   └── IdempotencyConflictError   the key was used before with another body
+    ├── UnknownPoolError           no queue is bound for the pool; nothing was accepted
+    ├── QueueFullError             the pool's queue is at its limit; nothing was accepted
+    ├── PublishUnconfirmedError    the broker may or may not have the job
+    ├── PartialSubmitError         of many jobs, some were not accepted
+    ├── JobNotFoundError           no record of the job: never accepted, or past its retention
+    ├── JobFailedError             the job ended, and not well
+    ├── WaitTimeoutError           the caller's patience ended first; the job goes on
+    ├── ServiceUnreachableError    RabbitMQ or Redis does not answer, or refuses us
+    └── ConfigurationError         a setting is wrong or an extra is missing
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+
+class InferfleetError(Exception):
+    """Root of every error that inferfleet raises on purpose."""
+
+
+class InvalidJobError(InferfleetError):
+    """The job breaks the contract. Nothing was sent."""
+
+
+class IdempotencyConflictError(InvalidJobError):
+    """The idempotency key belongs to a job with another body."""
+
+
+class UnknownPoolError(InferfleetError):
+    """No queue is bound for the pool. The job was not accepted."""
+
+
+class QueueFullError(InferfleetError):
+    """The pool's queue is at its admission limit. The job was not accepted; try again later."""
+
+
+class PublishUnconfirmedError(InferfleetError):
+    """The connection broke before the broker confirmed: the job may or may not be queued.
+
+    Submitting again with the same idempotency key is safe.
+    """
+
+
+class PartialSubmitError(InferfleetError):
+    """Of many jobs, some were not accepted.
+
+    ``accepted`` holds the ids that were; ``rejected`` maps the position of each other job to its error.
+    """
+
+    def __init__(self, *, accepted: Sequence[str], rejected: Mapping[int, InferfleetError]) -> None:
+        first, error = next(iter(rejected.items()))
+        super().__init__(
+            f"{len(rejected)} of {len(accepted) + len(rejected)} jobs were not accepted; "
+            f"the first is number {first}: {error}"
+        )
+        self.accepted = tuple(accepted)
+        self.rejected = dict(rejected)
+
+
+class JobNotFoundError(InferfleetError):
+    """There is no record of the job: it was never accepted, or its retention has passed."""
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(
+            f"no record of job {job_id}: it was never accepted here, or its results have expired "
+            "(INFERFLEET_RESULT_TTL_S)"
+        )
+        self.job_id = job_id
+
+
+class JobFailedError(InferfleetError):
+    """The job reached a terminal state other than ``succeeded``."""
+
+    def __init__(self, *, job_id: str, state: str, code: str | None, message: str) -> None:
+        super().__init__(f"job {job_id} {state}: {code + ': ' if code else ''}{message}")
+        self.job_id = job_id
+        self.state = state
+        self.code = code
+
+
+class WaitTimeoutError(InferfleetError, TimeoutError):
+    """The caller's time limit passed first. The job goes on and can be waited for again."""
+
+
+class ServiceUnreachableError(InferfleetError, ConnectionError):
+    """RabbitMQ or Redis does not answer, or refuses the credentials. The URL's password is left out."""
+
+
+class ConfigurationError(InferfleetError):
+    """A setting has a value that cannot work, or an optional part is not installed."""

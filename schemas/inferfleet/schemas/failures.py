@@ -1,0 +1,48 @@
+"""Why a job did not succeed: the closed list of codes that travels in results and dead letters."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import Field
+
+from inferfleet.schemas.wire_model import WireModel
+
+
+class FailureCode(StrEnum):
+    """The reason a job failed. Closed: a new reason is a new version of the contract."""
+
+    INVALID_REQUEST = "invalid_request"
+    PROMPT_TOO_LONG = "prompt_too_long"
+    MODEL_UNAVAILABLE = "model_unavailable"
+    ENGINE_ERROR = "engine_error"
+    OUT_OF_MEMORY = "out_of_memory"
+    TIMEOUT = "timeout"
+    EXPIRED = "expired"
+    CANCELLED = "cancelled"
+    TOO_MANY_ATTEMPTS = "too_many_attempts"
+    SESSION_CONFLICT = "session_conflict"
+    INTERNAL = "internal"
+
+    @property
+    def retryable(self) -> bool:
+        """Whether the same job may succeed elsewhere or later."""
+        return self in _RETRYABLE
+
+
+_RETRYABLE = frozenset(
+    {
+        FailureCode.MODEL_UNAVAILABLE,
+        FailureCode.ENGINE_ERROR,
+        FailureCode.OUT_OF_MEMORY,
+        FailureCode.INTERNAL,
+    }
+)
+
+
+class Failure(WireModel):
+    """What went wrong, for a person (``message``) and for a program (``code``)."""
+
+    code: FailureCode
+    message: Annotated[str, Field(max_length=4096)]

@@ -1,0 +1,40 @@
+"""What a worker says of itself every few seconds."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import AwareDatetime, Field
+
+from inferfleet.schemas.job import PoolName
+from inferfleet.schemas.result import Count
+from inferfleet.schemas.wire_model import WireModel
+
+
+class WorkerPhase(StrEnum):
+    """Where a worker is in its life."""
+
+    LOADING = "loading"
+    READY = "ready"
+    DRAINING = "draining"
+
+
+class Heartbeat(WireModel):
+    """One worker's entry in the health map. It expires when the worker stops renewing it.
+
+    ``running`` and ``waiting`` are the engine's own counts; ``kv_cache_usage`` is a share from 0 to 1.
+    """
+
+    worker_id: str
+    pool: PoolName
+    phase: WorkerPhase
+    engine: str
+    model: str
+    version: str
+    running: Count = 0
+    waiting: Count = 0
+    kv_cache_usage: Annotated[float, Field(ge=0, le=1)] = 0.0
+    tokens_generated: Count = 0
+    started_at: AwareDatetime
+    seen_at: AwareDatetime

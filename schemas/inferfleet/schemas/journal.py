@@ -1,0 +1,90 @@
+"""The journal of a job: everything that happened to it, in order.
+
+One stream per job, one entry per line, each entry one of the kinds below. Polling, streaming,
+webhooks and batch files are all views of it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AwareDatetime, Field, TypeAdapter
+
+from inferfleet.schemas.failures import Failure
+from inferfleet.schemas.job import JobState
+from inferfleet.schemas.result import Count
+from inferfleet.schemas.wire_model import WireModel
+
+ENTRY_FIELD = "entry"
+"""The one field of a journal line in Redis; its value is the entry as JSON."""
+
+
+class TokenChunk(WireModel):
+    """Tokens of one choice. ``text`` is what they add to the visible text; it may lag behind the ids.
+
+    ``delta`` is there when the tokens are not plain text: OpenAI's ``delta`` object with
+    ``tool_calls`` or ``reasoning_content``.
+    """
+
+    index: Count = 0
+    token_ids: tuple[int, ...] = ()
+    text: str = ""
+    delta: dict[str, Any] | None = None
+
+
+class QueuedEntry(WireModel):
+    """The job waits: newly accepted, to be retried, or handed over by a worker that leaves."""
+
+    kind: Literal["queued"] = "queued"
+    at: AwareDatetime
+    attempt: Count = 0
+    reason: Literal["submitted", "retry", "handed_over"] = "submitted"
+    failure: Failure | None = None
+
+
+class RunningEntry(WireModel):
+    """An attempt began. ``resumed_from`` is the number of tokens it continues from."""
+
+    kind: Literal["running"] = "running"
+    at: AwareDatetime
+    attempt: Count
+    worker_id: str
+    resumed_from: Count = 0
+
+
+class TokensEntry(WireModel):
+    """Tokens were generated. ``offset`` counts the tokens of all choices before this entry."""
+
+    kind: Literal["tokens"] = "tokens"
+    at: AwareDatetime
+    attempt: Count
+    offset: Count
+    chunks: tuple[TokenChunk, ...]
+
+
+class RestartedEntry(WireModel):
+    """What was generated so far does not count any more; the next tokens start at offset 0."""
+
+    kind: Literal["restarted"] = "restarted"
+    at: AwareDatetime
+    attempt: Count
+    reason: str
+    tokens_wasted: Count
+
+
+class FinishedEntry(WireModel):
+    """The job ended. The last line of every journal."""
+
+    kind: Literal["finished"] = "finished"
+    at: AwareDatetime
+    attempt: Count
+    state: JobState
+    failure: Failure | None = None
+
+
+JournalEntry = Annotated[
+    QueuedEntry | RunningEntry | TokensEntry | RestartedEntry | FinishedEntry, Field(discriminator="kind")
+]
+
+journal_entry: TypeAdapter[JournalEntry] = TypeAdapter(JournalEntry)
+"""Reads one journal line: ``journal_entry.validate_json(line)``."""

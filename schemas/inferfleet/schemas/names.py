@@ -1,0 +1,85 @@
+"""Every name that two processes must agree on: exchanges, queues, Redis keys.
+
+Pure string building. Who declares or writes these things is not decided here.
+Keys of one job share the hash tag ``{id}``, so they live in one Redis Cluster slot.
+"""
+
+from __future__ import annotations
+
+JOBS_EXCHANGE = "inferfleet.jobs"
+"""Direct, durable. The routing key is the pool."""
+
+DEAD_EXCHANGE = "inferfleet.dead"
+"""Direct, durable. The routing key is the pool."""
+
+CONTROL_EXCHANGE = "inferfleet.control"
+"""Fanout: cancel and drain reach every worker."""
+
+JOB_MESSAGE_TYPE = "inferfleet.job.v1"
+"""The AMQP ``type`` property of a job message."""
+
+MAX_PRIORITY = 10
+"""``x-max-priority`` of a pool's queue. Jobs use 0 to 9."""
+
+WORKER_KEYS = "inferfleet:worker:*"
+"""The pattern that finds every worker's heartbeat."""
+
+
+def job_queue(pool: str) -> str:
+    """Name the queue that holds a pool's waiting jobs."""
+    return f"inferfleet.jobs.{pool}"
+
+
+def dead_queue(pool: str) -> str:
+    """Name the queue that holds a pool's dead letters."""
+    return f"inferfleet.dead.{pool}"
+
+
+def retry_route(delay_ms: int) -> str:
+    """Name the fanout exchange, and its queue, that returns a message to its pool after ``delay_ms``."""
+    return f"inferfleet.retry.{delay_ms}"
+
+
+def control_queue(worker_id: str) -> str:
+    """Name a worker's own queue on the control exchange."""
+    return f"inferfleet.control.{worker_id}"
+
+
+def job_key(job_id: str) -> str:
+    """Key of the job's record: a hash of short fields."""
+    return f"inferfleet:job:{{{job_id}}}"
+
+
+def result_key(job_id: str) -> str:
+    """Key of the job's result: one JSON string, apart from the record so that the hash stays compact."""
+    return f"inferfleet:job:{{{job_id}}}:result"
+
+
+def journal_key(job_id: str) -> str:
+    """Key of the job's journal: a stream."""
+    return f"inferfleet:job:{{{job_id}}}:journal"
+
+
+def idempotency_key(tenant: str, key: str) -> str:
+    """Key that maps a caller's idempotency key to the job it made."""
+    return f"inferfleet:idempotency:{{{tenant}:{key}}}"
+
+
+def reply_key(client_id: str) -> str:
+    """Key of the stream with one line for each finished job of a client."""
+    return f"inferfleet:reply:{{{client_id}}}"
+
+
+def session_key(session_id: str) -> str:
+    """Key of a session's record."""
+    return f"inferfleet:session:{{{session_id}}}"
+
+
+def lane_key(session_id: str) -> str:
+    """Key of the list of turns that wait for a session."""
+    return f"inferfleet:session:{{{session_id}}}:lane"
+
+
+def worker_key(worker_id: str) -> str:
+    """Key of a worker's heartbeat: a hash that expires when the worker is gone."""
+    return f"inferfleet:worker:{worker_id}"

@@ -1,0 +1,99 @@
+"""The one terminal result of a job, and the record that leads to it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import AwareDatetime, Field
+
+from inferfleet.schemas.errors import JobFailedError
+from inferfleet.schemas.failures import Failure
+from inferfleet.schemas.job import JobId, JobState, PoolName
+from inferfleet.schemas.wire_model import WireModel
+
+Seconds = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=0)]
+
+
+class Usage(WireModel):
+    """Tokens of the request and its answer, as OpenAI counts them."""
+
+    prompt_tokens: Count = 0
+    completion_tokens: Count = 0
+    cached_tokens: Count = 0
+
+    @property
+    def total_tokens(self) -> int:
+        """Prompt and completion together."""
+        return self.prompt_tokens + self.completion_tokens
+
+
+class Timings(WireModel):
+    """How long each part took, in seconds, seen from the worker that finished the job.
+
+    ``queue_wait_s`` runs from submission to the start of the last attempt, ``time_to_first_token_s``
+    and ``generation_s`` from the start of that attempt, ``total_s`` from submission to the result.
+    """
+
+    queue_wait_s: Seconds
+    time_to_first_token_s: Seconds | None = None
+    generation_s: Seconds
+    total_s: Seconds
+
+
+class Result(WireModel):
+    """The terminal outcome of a job.
+
+    ``response`` is the OpenAI response body. It is there for a job that succeeded; one that was cut
+    short (cancelled, timed out) has the part that was generated, or ``None``.
+    """
+
+    job_id: JobId
+    state: JobState
+    response: dict[str, Any] | None = None
+    error: Failure | None = None
+    usage: Usage = Usage()
+    timings: Timings | None = None
+    worker_id: str | None = None
+    attempts: Count = 0
+
+    @property
+    def text(self) -> str:
+        """The text of the first choice; empty when there is none."""
+        choices: list[dict[str, Any]] = (self.response or {}).get("choices") or []
+        if not choices:
+            return ""
+        message: dict[str, Any] | None = choices[0].get("message")
+        return (message.get("content") if message is not None else choices[0].get("text")) or ""
+
+    def raise_for_state(self) -> Result:
+        """Return the result if the job succeeded.
+
+        Raises:
+            JobFailedError: The job ended in any other state.
+        """
+        if self.state is not JobState.SUCCEEDED:
+            raise JobFailedError(
+                job_id=self.job_id,
+                state=self.state,
+                code=self.error.code if self.error else None,
+                message=self.error.message if self.error else "no reason was recorded",
+            )
+        return self
+
+
+class JobRecord(WireModel):
+    """What is known of a job now. ``result`` is there once ``state`` is terminal."""
+
+    id: JobId
+    state: JobState
+    pool: PoolName
+    priority: int
+    attempt: Count = 0
+    worker_id: str | None = None
+    tokens: Count = 0
+    cancel_requested: bool = False
+    submitted_at: AwareDatetime | None = None
+    started_at: AwareDatetime | None = None
+    finished_at: AwareDatetime | None = None
+    result: Result | None = None

@@ -1,0 +1,120 @@
+"""Settings of each process. Read once in ``main()`` from ``INFERFLEET_…`` variables, then passed down.
+
+Command-line options override variables, variables override the defaults here.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from enum import StrEnum
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+import uuid_utils
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from inferfleet.schemas.job import DEFAULT_POOL, PoolName
+
+Positive = Annotated[float, Field(gt=0)]
+
+
+class QueueType(StrEnum):
+    """The kind of RabbitMQ queue a pool uses."""
+
+    CLASSIC = "classic"
+    QUORUM = "quorum"
+
+
+class EngineKind(StrEnum):
+    """The engine adapters a worker can run."""
+
+    SIMULATED = "simulated"
+    VLLM = "vllm"
+
+
+class LogFormat(StrEnum):
+    """How log lines look: one JSON object each, or text for a person."""
+
+    JSON = "json"
+    CONSOLE = "console"
+
+
+class ServiceSettings(BaseSettings):
+    """Where the services are, and what everyone who declares a queue must agree on.
+
+    ``queue_max_length`` is the admission limit of a pool: beyond so many waiting jobs a submit is
+    refused with ``QueueFullError``. ``None`` is no limit. Both queue settings are fixed once a pool's
+    queue exists; RabbitMQ refuses other values.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="INFERFLEET_", frozen=True, extra="ignore", hide_input_in_errors=True
+    )
+
+    amqp_url: Annotated[str, Field(repr=False)] = "amqp://guest:guest@127.0.0.1:5672/"
+    redis_url: Annotated[str, Field(repr=False)] = "redis://127.0.0.1:6379/0"
+    connect_timeout_s: Positive = 10.0
+    queue_type: QueueType = QueueType.CLASSIC
+    queue_max_length: Annotated[int, Field(ge=1)] | None = None
+    result_ttl_s: Annotated[int, Field(ge=1)] = 24 * 3600
+    queued_ttl_s: Annotated[int, Field(ge=1)] = 7 * 24 * 3600
+
+    @field_validator("amqp_url")
+    @classmethod
+    def _amqp_scheme(cls, url: str) -> str:
+        return _require_scheme(url, ("amqp", "amqps"), "amqp://user:password@host:5672/vhost")
+
+    @field_validator("redis_url")
+    @classmethod
+    def _redis_scheme(cls, url: str) -> str:
+        return _require_scheme(url, ("redis", "rediss", "unix"), "redis://:password@host:6379/0")
+
+
+class ProducerSettings(ServiceSettings):
+    """Settings of a client. ``client_id`` names its reply stream; a new one each time by default."""
+
+    client_id: str = Field(default_factory=lambda: f"client-{uuid_utils.uuid7()}")
+    max_body_bytes: Annotated[int, Field(ge=1)] = 1024 * 1024
+    publish_timeout_s: Positive = 30.0
+    state_check_interval_s: Positive = 15.0
+    """How often a waiter looks at the record itself, in case its reply line was lost with a worker."""
+
+
+class WorkerSettings(ServiceSettings):
+    """Settings of one worker process.
+
+    ``max_running`` is the number of jobs the engine runs at once, ``look_ahead`` how many more the
+    worker takes so that a slot never stands empty. ``lease_s`` is how long other workers leave a
+    running job alone after its worker was last heard of.
+    """
+
+    worker_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,128}$")] = Field(
+        default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}-{os.urandom(2).hex()}"
+    )
+    pool: PoolName = DEFAULT_POOL
+    engine: EngineKind = EngineKind.VLLM
+    model: str = ""
+    engine_args: dict[str, Any] = {}
+    max_running: Annotated[int, Field(ge=1, le=60_000)] = 64
+    look_ahead: Annotated[int, Field(ge=0, le=5_000)] = 8
+    http_host: str = "0.0.0.0"  # noqa: S104 - probes come from the kubelet, outside the pod
+    http_port: Annotated[int, Field(ge=0, le=65_535)] = 9100
+    drain_timeout_s: Annotated[float, Field(ge=0)] = 30.0
+    journal_flush_streamed_s: Positive = 0.05
+    journal_flush_s: Positive = 1.0
+    heartbeat_interval_s: Positive = 2.0
+    lease_s: Annotated[float, Field(ge=1)] = 15.0
+    retry_base_s: Positive = 1.0
+    retry_cap_s: Positive = 60.0
+    log_format: LogFormat = LogFormat.JSON
+    log_level: str = "INFO"
+    log_prompts: bool = False
+
+
+def _require_scheme(url: str, schemes: tuple[str, ...], example: str) -> str:
+    scheme = urlsplit(url).scheme
+    if scheme not in schemes:
+        raise ValueError(f"the scheme {scheme!r} is not one of {', '.join(schemes)}; write it as {example}")
+    return url

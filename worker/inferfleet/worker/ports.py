@@ -1,0 +1,101 @@
+"""The seam between the worker and the engine that generates.
+
+Everything a worker knows of vLLM, or of any other engine, it knows through ``Engine``. An adapter
+translates its vendor's exceptions into the ones here, and nothing else of the vendor gets out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from inferfleet.schemas import Endpoint, FailureCode, Usage
+from inferfleet.schemas.journal import TokenChunk
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generation:
+    """What an engine is asked to do.
+
+    ``priority`` is ours (9 most urgent). ``resume_token_ids`` are the tokens of choice 0 that an earlier
+    attempt generated: the answer continues after them, and the completed response contains them.
+    ``tenant`` keeps prefix caches of tenants apart. ``trace_headers`` are W3C trace context.
+    """
+
+    id: str
+    endpoint: Endpoint
+    body: Mapping[str, Any]
+    priority: int
+    tenant: str = "default"
+    resume_token_ids: tuple[int, ...] = ()
+    trace_headers: Mapping[str, str] = field(default_factory=dict[str, str])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """The last thing a generation yields: the whole OpenAI response body and what it used."""
+
+    response: dict[str, Any]
+    usage: Usage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStats:
+    """The engine's own counts at this moment. ``kv_cache_usage`` is a share from 0 to 1."""
+
+    running: int = 0
+    waiting: int = 0
+    kv_cache_usage: float = 0.0
+
+
+class Engine(Protocol):
+    """A continuous-batching generator.
+
+    ``generate`` yields token chunks as they come and one ``Completion`` at the end. Closing the
+    iterator early, or cancelling the task that reads it, aborts the generation in the engine and frees
+    its slot. It raises ``GenerationError`` when this request cannot be answered and ``EngineDeadError``
+    when the engine is gone for all of them.
+    """
+
+    @property
+    def model(self) -> str:
+        """The model's served name."""
+        ...
+
+    @property
+    def endpoints(self) -> frozenset[Endpoint]:
+        """The endpoints this engine can answer."""
+        ...
+
+    async def start(self) -> None:
+        """Load the model and run it once, so that the first job finds it warm."""
+        ...
+
+    def generate(self, generation: Generation) -> AsyncIterator[TokenChunk | Completion]:
+        """Answer one request."""
+        ...
+
+    def resumable(self, generation: Generation) -> bool:
+        """Whether an interrupted answer to this request may continue from its token ids."""
+        ...
+
+    def stats(self) -> EngineStats:
+        """Say how loaded the engine is."""
+        ...
+
+    async def stop(self) -> None:
+        """Abort what runs and release the device. Safe to call twice, and before ``start``."""
+        ...
+
+
+class GenerationError(Exception):
+    """One request failed; the engine is well."""
+
+    def __init__(self, code: FailureCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class EngineDeadError(Exception):
+    """The engine is gone. The process should hand its jobs over and exit."""
