@@ -81,5 +81,5 @@ class Job(WireModel):
     max_attempts: Annotated[int, Field(ge=1, le=100)] = DEFAULT_MAX_ATTEMPTS
     idempotency_key: Annotated[str, Field(min_length=1, max_length=255)] | None = None
     tenant: Annotated[str, Field(min_length=1, max_length=128)] = DEFAULT_TENANT
-    metadata: Annotated[dict[str, str], Field(max_length=64)] = {}
+    metadata: Annotated[dict[str, str], Field(max_length=64)] = Field(default_factory=dict)
     submitted_at: AwareDatetime = Field(default_factory=lambda: datetime.now(UTC))

@@ -96,7 +96,7 @@ class WorkerSettings(ServiceSettings):
     pool: PoolName = DEFAULT_POOL
     engine: EngineKind = EngineKind.VLLM
     model: str = ""
-    engine_args: dict[str, Any] = {}
+    engine_args: dict[str, Any] = Field(default_factory=dict)
     max_running: Annotated[int, Field(ge=1, le=60_000)] = 64
     look_ahead: Annotated[int, Field(ge=0, le=5_000)] = 8
     http_host: str = "0.0.0.0"  # noqa: S104 - probes come from the kubelet, outside the pod

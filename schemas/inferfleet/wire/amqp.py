@@ -1,0 +1,143 @@
+"""Connections to RabbitMQ, and the exchanges and queues of the fleet.
+
+Declares what ``schemas.names`` names. What to publish or consume is decided by the callers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Generator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+import aio_pika
+from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractExchange, AbstractQueue
+from aio_pika.exceptions import (
+    AMQPConnectionError,
+    AuthenticationError,
+    ChannelPreconditionFailed,
+    ProbableAuthenticationError,
+)
+
+from inferfleet.schemas import names
+from inferfleet.schemas.errors import ConfigurationError, ServiceUnreachableError
+from inferfleet.schemas.job import Job
+from inferfleet.schemas.settings import QueueType, ServiceSettings
+from inferfleet.wire.redis import redacted
+
+RETRY_QUEUE_GRACE_MS = 60_000
+"""How long an unused retry queue stays after its last message."""
+
+
+@contextmanager
+def connection_errors(url: str) -> Generator[None]:
+    """Turn what aio-pika raises while connecting into a plain ``ServiceUnreachableError``."""
+    try:
+        yield
+    except (AuthenticationError, ProbableAuthenticationError) as error:
+        raise ServiceUnreachableError(
+            f"RabbitMQ at {redacted(url)} refuses the credentials or the virtual host; "
+            "check user, password and vhost in INFERFLEET_AMQP_URL"
+        ) from error
+    except (AMQPConnectionError, OSError, asyncio.IncompleteReadError) as error:
+        raise ServiceUnreachableError(
+            f"RabbitMQ at {redacted(url)} does not answer ({str(error) or type(error).__name__}); "
+            "check INFERFLEET_AMQP_URL, or start local services with `inferfleet local up`"
+        ) from error
+
+
+@asynccontextmanager
+async def open_amqp(url: str, *, timeout_s: float, name: str) -> AsyncGenerator[AbstractConnection]:
+    """Connect once. The connection is not restored when it breaks: its owner decides what then.
+
+    Raises:
+        ServiceUnreachableError: Nothing answers, or the credentials are refused.
+
+    """
+    with connection_errors(url):
+        connection = await aio_pika.connect(
+            url, timeout=timeout_s, client_properties={"connection_name": name}
+        )
+    async with connection:
+        yield connection
+
+
+async def declare_exchanges(channel: AbstractChannel) -> AbstractExchange:
+    """Declare the three exchanges; return the one that jobs go to."""
+    jobs = await channel.declare_exchange(names.JOBS_EXCHANGE, aio_pika.ExchangeType.DIRECT, durable=True)
+    await channel.declare_exchange(names.DEAD_EXCHANGE, aio_pika.ExchangeType.DIRECT, durable=True)
+    await channel.declare_exchange(names.CONTROL_EXCHANGE, aio_pika.ExchangeType.FANOUT, durable=True)
+    return jobs
+
+
+async def declare_pool(channel: AbstractChannel, pool: str, settings: ServiceSettings) -> AbstractQueue:
+    """Declare a pool's queue and its dead-letter queue, and bind both. Idempotent.
+
+    Raises:
+        ConfigurationError: The queue exists with other arguments.
+
+    """
+    await declare_exchanges(channel)
+    try:
+        queue = await channel.declare_queue(
+            names.job_queue(pool), durable=True, arguments=queue_arguments(settings)
+        )
+    except ChannelPreconditionFailed as error:
+        raise ConfigurationError(
+            f"the queue {names.job_queue(pool)} exists with other arguments than queue_type="
+            f"{settings.queue_type} and queue_max_length={settings.queue_max_length}: set "
+            "INFERFLEET_QUEUE_TYPE and INFERFLEET_QUEUE_MAX_LENGTH as they were, or delete the queue "
+            f"once it is empty (RabbitMQ says: {error})"
+        ) from error
+    await queue.bind(names.JOBS_EXCHANGE, routing_key=pool)
+    dead = await channel.declare_queue(names.dead_queue(pool), durable=True)
+    await dead.bind(names.DEAD_EXCHANGE, routing_key=pool)
+    return queue
+
+
+def queue_arguments(settings: ServiceSettings) -> dict[str, Any]:
+    """The arguments of a pool's queue. A quorum queue refuses ``x-max-priority``."""
+    arguments: dict[str, Any] = {}
+    match settings.queue_type:
+        case QueueType.CLASSIC:
+            arguments["x-max-priority"] = names.MAX_PRIORITY
+        case QueueType.QUORUM:
+            # Attempts are counted by us; RabbitMQ 4 would drop a job after 20 returns by itself.
+            arguments |= {"x-queue-type": "quorum", "x-delivery-limit": -1}
+    if settings.queue_max_length is not None:
+        arguments |= {"x-max-length": settings.queue_max_length, "x-overflow": "reject-publish"}
+    return arguments
+
+
+async def declare_retry(channel: AbstractChannel, delay_ms: int) -> AbstractExchange:
+    """Declare the way round for one delay: a queue that gives its messages back after ``delay_ms``.
+
+    The exchange is a fanout, so that a message keeps its pool as routing key on the way back.
+    """
+    name = names.retry_route(delay_ms)
+    exchange = await channel.declare_exchange(name, aio_pika.ExchangeType.FANOUT, durable=True)
+    queue = await channel.declare_queue(
+        name,
+        durable=True,
+        arguments={
+            "x-message-ttl": delay_ms,
+            "x-dead-letter-exchange": names.JOBS_EXCHANGE,
+            "x-expires": delay_ms + RETRY_QUEUE_GRACE_MS,
+        },
+    )
+    await queue.bind(exchange)
+    return exchange
+
+
+def job_message(job: Job, *, reply_to: str, headers: dict[str, Any] | None = None) -> aio_pika.Message:
+    """Wrap a job as the AMQP message that the contract describes."""
+    return aio_pika.Message(
+        job.model_dump_json(exclude_none=True).encode(),
+        message_id=job.id,
+        priority=int(job.priority),
+        type=names.JOB_MESSAGE_TYPE,
+        content_type="application/json",
+        delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
+        reply_to=reply_to,
+        headers=headers,
+    )

@@ -1,0 +1,20 @@
+-- Append generated tokens to the journal and renew the lease. With a count of 0, only renew.
+-- KEYS record, journal
+-- ARGV attempt, lease_until_ms, offset, count, entry
+-- Returns 'ok', 'cancel' (written, and somebody asked to cancel), 'fenced' or 'missing'.
+-- Sent twice, the second changes nothing: the tokens up to offset + count are there already.
+local r = redis.call('HMGET', KEYS[1], 'state', 'attempt', 'tokens', 'cancel')
+if not r[1] then
+  return 'missing'
+end
+if r[1] ~= 'running' or r[2] ~= ARGV[1] then
+  return 'fenced'
+end
+local last = tonumber(ARGV[3]) + tonumber(ARGV[4])
+if last > tonumber(r[3]) then
+  redis.call('XADD', KEYS[2], '*', 'entry', ARGV[5])
+  redis.call('HSET', KEYS[1], 'tokens', last, 'lease', ARGV[2])
+else
+  redis.call('HSET', KEYS[1], 'lease', ARGV[2])
+end
+return r[4] and 'cancel' or 'ok'

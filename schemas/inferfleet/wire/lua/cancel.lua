@@ -1,0 +1,22 @@
+-- Cancel: a queued job ends here and now; a running one is marked, and its worker ends it.
+-- KEYS record, journal, result
+-- ARGV now_ms, ttl_s, finished_entry, result
+-- Returns {what ('missing', 'requested', or a terminal state), attempt, reply_to}.
+local record = redis.call('HMGET', KEYS[1], 'state', 'attempt', 'reply_to')
+local state = record[1]
+if not state then
+  return {'missing', 0, ''}
+end
+if state == 'running' then
+  redis.call('HSET', KEYS[1], 'cancel', 1)
+  return {'requested', tonumber(record[2]), record[3]}
+end
+if state == 'queued' then
+  redis.call('HSET', KEYS[1], 'state', 'cancelled', 'cancel', 1, 'finished_at', ARGV[1])
+  redis.call('SET', KEYS[3], ARGV[4], 'EX', ARGV[2])
+  redis.call('XADD', KEYS[2], '*', 'entry', ARGV[3])
+  redis.call('EXPIRE', KEYS[1], ARGV[2])
+  redis.call('EXPIRE', KEYS[2], ARGV[2])
+  state = 'cancelled'
+end
+return {state, tonumber(record[2]), record[3]}

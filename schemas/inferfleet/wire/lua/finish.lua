@@ -1,0 +1,27 @@
+-- Commit: write the one terminal result, if the job is still ours and has none.
+-- KEYS record, journal, result
+-- ARGV attempt, now_ms, ttl_s, state, offset, count, tokens_entry, finished_entry, result
+-- Returns 'ok', 'fenced' or 'missing'. Sent twice, the second answers 'ok' and changes nothing.
+local r = redis.call('HMGET', KEYS[1], 'state', 'attempt', 'tokens')
+if not r[1] then
+  return 'missing'
+end
+if r[2] ~= ARGV[1] then
+  return 'fenced'
+end
+if r[1] ~= 'running' then
+  return r[1] == ARGV[4] and 'ok' or 'fenced'
+end
+local last = tonumber(ARGV[5]) + tonumber(ARGV[6])
+if last > tonumber(r[3]) then
+  redis.call('XADD', KEYS[2], '*', 'entry', ARGV[7])
+else
+  last = tonumber(r[3])
+end
+redis.call('XADD', KEYS[2], '*', 'entry', ARGV[8])
+redis.call('SET', KEYS[3], ARGV[9], 'EX', ARGV[3])
+redis.call('HSET', KEYS[1], 'state', ARGV[4], 'tokens', last, 'finished_at', ARGV[2])
+redis.call('HDEL', KEYS[1], 'lease')
+redis.call('EXPIRE', KEYS[1], ARGV[3])
+redis.call('EXPIRE', KEYS[2], ARGV[3])
+return 'ok'

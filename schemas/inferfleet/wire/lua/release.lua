@@ -1,0 +1,27 @@
+-- Give a running job back to the queue: for a retry, or because its worker leaves.
+-- KEYS record, journal
+-- ARGV attempt, ttl_s, offset, count, tokens_entry, queued_entry, refund (1: this attempt does not count)
+-- Returns 'ok', 'fenced' or 'missing'. Sent twice, the second answers 'ok' and changes nothing.
+local r = redis.call('HMGET', KEYS[1], 'state', 'attempt', 'tokens', 'charged')
+if not r[1] then
+  return 'missing'
+end
+if r[2] ~= ARGV[1] then
+  return 'fenced'
+end
+if r[1] ~= 'running' then
+  return r[1] == 'queued' and 'ok' or 'fenced'
+end
+local last = tonumber(ARGV[3]) + tonumber(ARGV[4])
+if last > tonumber(r[3]) then
+  redis.call('XADD', KEYS[2], '*', 'entry', ARGV[5])
+else
+  last = tonumber(r[3])
+end
+redis.call('XADD', KEYS[2], '*', 'entry', ARGV[6])
+redis.call('HSET', KEYS[1], 'state', 'queued', 'tokens', last,
+  'charged', math.max(0, tonumber(r[4]) - tonumber(ARGV[7])))
+redis.call('HDEL', KEYS[1], 'lease', 'worker')
+redis.call('EXPIRE', KEYS[1], ARGV[2])
+redis.call('EXPIRE', KEYS[2], ARGV[2])
+return 'ok'

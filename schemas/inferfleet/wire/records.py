@@ -1,0 +1,388 @@
+"""The record and journal of jobs in Redis: every change to them, and every way to read them.
+
+A job's record is changed by the Lua scripts beside this file and by nothing else. Each change by a
+worker carries the attempt it belongs to; a change from an older attempt is refused (``fenced``), so
+that a worker that lost its job, and does not know it yet, can do no harm.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+import redis.asyncio as aioredis
+
+from inferfleet.schemas.errors import JobNotFoundError
+from inferfleet.schemas.job import Job, JobState
+from inferfleet.schemas.journal import (
+    ENTRY_FIELD,
+    FinishedEntry,
+    JournalEntry,
+    QueuedEntry,
+    RestartedEntry,
+    RunningEntry,
+    TokenChunk,
+    TokensEntry,
+    journal_entry,
+)
+from inferfleet.schemas.names import job_key, journal_key, reply_key, result_key
+from inferfleet.schemas.result import JobRecord, Result
+from inferfleet.wire import scripts
+from inferfleet.wire.pipeline import CommandPipeline
+from inferfleet.wire.scripts import Argument
+
+REPLY_STREAM_LENGTH = 20_000
+"""Lines a reply stream keeps, roughly. A client that falls further behind finds its results by the record."""
+
+REPLY_TTL_S = 3600
+"""How long a reply stream outlives its last line."""
+
+READ_BATCH = 500
+"""Records read in one round trip."""
+
+
+class Verdict(StrEnum):
+    """What came of the wish to start an attempt."""
+
+    STARTED = "started"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+    EXHAUSTED = "exhausted"
+    DONE = "done"
+    BUSY = "busy"
+
+
+class Written(StrEnum):
+    """What came of a write by a worker."""
+
+    OK = "ok"
+    CANCEL = "cancel"
+    FENCED = "fenced"
+    MISSING = "missing"
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The answer to a start.
+
+    ``attempt`` is the fence of the new attempt; with ``BUSY`` there is none and ``busy_s`` is what is left
+    of the other worker's lease. ``tokens`` is how many tokens the journal holds to continue from.
+    """
+
+    verdict: Verdict
+    attempt: int
+    tokens: int
+    tokens_wasted: int
+    charged: int
+    busy_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Unflushed:
+    """Tokens that the journal does not have yet: ``count`` of them, after ``offset`` others."""
+
+    offset: int
+    chunks: tuple[TokenChunk, ...] = ()
+
+    @property
+    def count(self) -> int:
+        """The number of tokens."""
+        return sum(len(chunk.token_ids) for chunk in self.chunks)
+
+
+class JobRecords:
+    """The records of all jobs. Changes go through one pipeline; reads go straight to Redis."""
+
+    def __init__(
+        self, *, pipeline: CommandPipeline, client: aioredis.Redis, result_ttl_s: int, queued_ttl_s: int
+    ) -> None:
+        self._pipeline = pipeline
+        self._client = client
+        self._result_ttl_s = result_ttl_s
+        self._queued_ttl_s = queued_ttl_s
+
+    # A producer's side
+
+    async def create(self, job: Job, *, reply_to: str) -> tuple[bool, JobState, int]:
+        """Record an accepted job. Returns whether it is new, its state, and how often it was started."""
+        created, state, attempt = await self._call(
+            scripts.CREATE,
+            (job_key(job.id), journal_key(job.id)),
+            _milliseconds(job.submitted_at),
+            self._queued_ttl_s,
+            _json(QueuedEntry(at=job.submitted_at)),
+            job.pool,
+            int(job.priority),
+            reply_to,
+        )
+        return created == 1, JobState(state.decode()), attempt
+
+    async def discard(self, job_id: str) -> None:
+        """Forget a job that the broker refused."""
+        await self._call(scripts.DISCARD, (job_key(job_id), journal_key(job_id)))
+
+    async def cancel(self, job_id: str, result: Result) -> JobState:
+        """End a queued job with ``result``; mark a running one. Returns the state it is in now.
+
+        Raises:
+            JobNotFoundError: There is no record of the job.
+
+        """
+        now = datetime.now(UTC)
+        verdict, _, reply_to = await self._call(
+            scripts.CANCEL,
+            (job_key(job_id), journal_key(job_id), result_key(job_id)),
+            _milliseconds(now),
+            self._result_ttl_s,
+            _json(FinishedEntry(at=now, attempt=result.attempts, state=result.state, failure=result.error)),
+            _json(result),
+        )
+        match verdict.decode():
+            case "missing":
+                raise JobNotFoundError(job_id)
+            case "requested":
+                return JobState.RUNNING
+            case state:
+                if reply_to:
+                    await self.reply(reply_to.decode(), job_id, JobState(state))
+                return JobState(state)
+
+    # A worker's side
+
+    async def start(
+        self, job: Job, *, worker_id: str, lease_s: float, resumable: bool, reply_to: str, nonce: str
+    ) -> Started:
+        """Begin an attempt. ``nonce`` names this wish, so that a repeated one starts only once."""
+        now = datetime.now(UTC)
+        verdict, attempt, tokens, wasted, charged = await self._call(
+            scripts.START,
+            (job_key(job.id), journal_key(job.id)),
+            _milliseconds(now),
+            int(lease_s * 1000),
+            self._queued_ttl_s,
+            worker_id,
+            now.isoformat(),
+            job.max_attempts,
+            _milliseconds(job.expires_at) if job.expires_at else "",
+            int(resumable),
+            job.pool,
+            int(job.priority),
+            reply_to,
+            _milliseconds(job.submitted_at),
+            nonce,
+        )
+        if verdict == b"busy":
+            return Started(Verdict.BUSY, 0, 0, 0, charged, busy_s=attempt / 1000)
+        return Started(Verdict(verdict.decode()), attempt, tokens, wasted, charged)
+
+    async def append(self, job_id: str, *, attempt: int, lease_s: float, unflushed: Unflushed) -> Written:
+        """Add tokens to the journal and renew the lease; without tokens, only renew."""
+        now = datetime.now(UTC)
+        return Written(
+            (
+                await self._call(
+                    scripts.APPEND,
+                    (job_key(job_id), journal_key(job_id)),
+                    attempt,
+                    _milliseconds(now) + int(lease_s * 1000),
+                    *_tokens(unflushed, attempt, now),
+                )
+            ).decode()
+        )
+
+    async def finish(self, result: Result, *, attempt: int, unflushed: Unflushed, reply_to: str) -> Written:
+        """Commit the terminal result and tell the waiting client. Exactly one commit of a job succeeds."""
+        now = datetime.now(UTC)
+        job_id = result.job_id
+        committed = self._call(
+            scripts.FINISH,
+            (job_key(job_id), journal_key(job_id), result_key(job_id)),
+            attempt,
+            _milliseconds(now),
+            self._result_ttl_s,
+            result.state.value,
+            *_tokens(unflushed, attempt, now),
+            _json(FinishedEntry(at=now, attempt=attempt, state=result.state, failure=result.error)),
+            _json(result),
+        )
+        if reply_to:
+            # In the same pipeline, behind the commit. Should the commit be refused, the line only makes
+            # the client look at the record once for nothing.
+            await self.reply(reply_to, job_id, result.state)
+        return Written((await committed).decode())
+
+    async def release(
+        self, job_id: str, *, attempt: int, unflushed: Unflushed, entry: QueuedEntry, refund: bool
+    ) -> Written:
+        """Give the job back to the queue. With ``refund`` the attempt does not count against the limit."""
+        now = datetime.now(UTC)
+        return Written(
+            (
+                await self._call(
+                    scripts.RELEASE,
+                    (job_key(job_id), journal_key(job_id)),
+                    attempt,
+                    self._queued_ttl_s,
+                    *_tokens(unflushed, attempt, now),
+                    _json(entry),
+                    int(refund),
+                )
+            ).decode()
+        )
+
+    async def restore(
+        self,
+        job: Job,
+        *,
+        attempt: int,
+        charged: int,
+        worker_id: str,
+        lease_s: float,
+        started_at: datetime,
+        chunks: tuple[TokenChunk, ...],
+        reply_to: str,
+    ) -> bool:
+        """Write the record of a running job back after Redis lost it. False if somebody else has the job."""
+        now = datetime.now(UTC)
+        everything = Unflushed(0, chunks)
+        running = RunningEntry(at=started_at, attempt=attempt, worker_id=worker_id)
+        answer = await self._call(
+            scripts.RESTORE,
+            (job_key(job.id), journal_key(job.id)),
+            attempt,
+            _milliseconds(now) + int(lease_s * 1000),
+            self._queued_ttl_s,
+            worker_id,
+            charged,
+            everything.count,
+            _json(running),
+            _tokens(everything, attempt, now)[2],
+            job.pool,
+            int(job.priority),
+            reply_to,
+            _milliseconds(job.submitted_at),
+            _milliseconds(started_at),
+        )
+        return bool(answer)
+
+    async def reply(self, reply_to: str, job_id: str, state: JobState) -> None:
+        """Add a line to a client's reply stream. More than one line for a job does no harm."""
+        key = reply_key(reply_to)
+        await asyncio.gather(
+            self._pipeline.enqueue(
+                "XADD", key, "MAXLEN", "~", REPLY_STREAM_LENGTH, "*", "job", job_id, "state", state
+            ),
+            self._pipeline.enqueue("EXPIRE", key, REPLY_TTL_S),
+        )
+
+    # Everyone's side
+
+    async def get(self, job_id: str) -> JobRecord:
+        """Read one job.
+
+        Raises:
+            JobNotFoundError: There is no record of the job.
+
+        """
+        record = (await self.get_many([job_id]))[job_id]
+        if record is None:
+            raise JobNotFoundError(job_id)
+        return record
+
+    async def get_many(self, job_ids: Iterable[str]) -> dict[str, JobRecord | None]:
+        """Read many jobs, some hundred in one round trip. A job without a record is ``None``."""
+        ids = list(dict.fromkeys(job_ids))
+        records: dict[str, JobRecord | None] = {}
+        for first in range(0, len(ids), READ_BATCH):
+            some = ids[first : first + READ_BATCH]
+            pipeline = self._client.pipeline(transaction=False)
+            for job_id in some:
+                pipeline.hgetall(job_key(job_id))
+                pipeline.get(result_key(job_id))
+            answers: list[Any] = await pipeline.execute()
+            for job_id, fields, result in zip(some, answers[::2], answers[1::2], strict=True):
+                records[job_id] = _record(job_id, fields, result) if fields else None
+        return records
+
+    async def results(self, job_ids: Sequence[str]) -> dict[str, Result]:
+        """Read the results of those jobs that have one."""
+        results: dict[str, Result] = {}
+        for first in range(0, len(job_ids), READ_BATCH):
+            some = job_ids[first : first + READ_BATCH]
+            pipeline = self._client.pipeline(transaction=False)
+            for job_id in some:
+                pipeline.get(result_key(job_id))
+            for job_id, text in zip(some, await pipeline.execute(), strict=True):
+                if text is not None:
+                    results[job_id] = Result.model_validate_json(text)
+        return results
+
+    async def journal(self, job_id: str) -> list[JournalEntry]:
+        """Read a job's whole journal."""
+        lines: Any = await self._client.xrange(journal_key(job_id))
+        return [parse_line(fields) for _, fields in lines]
+
+    def _call(
+        self, script: scripts.Script, keys: tuple[str, ...], *arguments: Argument
+    ) -> asyncio.Future[Any]:
+        return self._pipeline.enqueue(*scripts.call(script, keys, *arguments))
+
+
+def parse_line(fields: dict[bytes, bytes]) -> JournalEntry:
+    """Read one line of a journal as Redis gives it."""
+    return journal_entry.validate_json(fields[ENTRY_FIELD.encode()])
+
+
+def generated(entries: Iterable[JournalEntry]) -> tuple[TokenChunk, ...]:
+    """The chunks of tokens that count: those after the last restart."""
+    chunks: list[TokenChunk] = []
+    for entry in entries:
+        match entry:
+            case TokensEntry():
+                chunks.extend(entry.chunks)
+            case RestartedEntry():
+                chunks.clear()
+            case QueuedEntry() | RunningEntry() | FinishedEntry():
+                pass
+    return tuple(chunks)
+
+
+def _tokens(unflushed: Unflushed, attempt: int, now: datetime) -> tuple[int, int, str]:
+    """The three arguments ``offset, count, entry`` of every script that may add tokens."""
+    if not unflushed.chunks:
+        return unflushed.offset, 0, ""
+    entry = TokensEntry(at=now, attempt=attempt, offset=unflushed.offset, chunks=unflushed.chunks)
+    return unflushed.offset, unflushed.count, _json(entry)
+
+
+def _record(job_id: str, fields: dict[bytes, bytes], result: bytes | None) -> JobRecord:
+    def moment(name: bytes) -> datetime | None:
+        value = fields.get(name)
+        return datetime.fromtimestamp(int(value) / 1000, UTC) if value else None
+
+    return JobRecord(
+        id=job_id,
+        state=JobState(fields[b"state"].decode()),
+        pool=fields[b"pool"].decode(),
+        priority=int(fields[b"priority"]),
+        attempt=int(fields[b"attempt"]),
+        worker_id=fields[b"worker"].decode() if b"worker" in fields else None,
+        tokens=int(fields[b"tokens"]),
+        cancel_requested=b"cancel" in fields,
+        submitted_at=moment(b"submitted_at"),
+        started_at=moment(b"started_at"),
+        finished_at=moment(b"finished_at"),
+        result=Result.model_validate_json(result) if result else None,
+    )
+
+
+def _milliseconds(moment: datetime) -> int:
+    return int(moment.timestamp() * 1000)
+
+
+def _json(model: QueuedEntry | RunningEntry | TokensEntry | FinishedEntry | Result) -> str:
+    return model.model_dump_json(exclude_none=True)

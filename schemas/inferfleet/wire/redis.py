@@ -1,0 +1,84 @@
+"""Connections to Redis, with the defaults that bite switched off.
+
+redis-py re-sends a command up to ten times after a timeout, which doubles an ``XADD``; its pool raises
+at once when it is exhausted; its 5 s socket timeout kills a longer blocking read. Here nothing is
+re-sent behind the caller's back (``wire.pipeline`` repeats what is safe to repeat), the pool waits, and
+blocking reads get a client of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from urllib.parse import urlsplit
+
+import redis.asyncio as aioredis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import AuthenticationError, AuthorizationError, RedisError
+
+from inferfleet.schemas.errors import ServiceUnreachableError
+
+SOCKET_TIMEOUT_S = 5.0
+"""How long one answer may take before the connection counts as broken."""
+
+
+def redis_client(
+    url: str, *, connections: int = 8, socket_timeout_s: float | None = SOCKET_TIMEOUT_S
+) -> aioredis.Redis:
+    """Make a client. It connects on first use.
+
+    ``socket_timeout_s=None`` is for blocking reads, which may wait as long as they asked to.
+    """
+    pool = aioredis.BlockingConnectionPool.from_url(
+        url,
+        max_connections=connections,
+        timeout=None,
+        socket_timeout=socket_timeout_s,
+        socket_connect_timeout=SOCKET_TIMEOUT_S,
+        socket_keepalive=True,
+        health_check_interval=0,
+        retry=Retry(NoBackoff(), 0),
+    )
+    return aioredis.Redis.from_pool(pool)
+
+
+@asynccontextmanager
+async def open_redis(url: str, *, connections: int = 8) -> AsyncGenerator[aioredis.Redis]:
+    """Connect and check that Redis answers.
+
+    Raises:
+        ServiceUnreachableError: Nothing answers at the address, or the password is refused.
+
+    """
+    client = redis_client(url, connections=connections)
+    try:
+        await check_redis(client, url)
+        yield client
+    finally:
+        await client.aclose()
+
+
+async def check_redis(client: aioredis.Redis, url: str) -> None:
+    """Ping, and say plainly what is wrong when there is no answer."""
+    try:
+        await client.ping()
+    except (AuthenticationError, AuthorizationError) as error:
+        raise ServiceUnreachableError(
+            f"Redis at {redacted(url)} refuses the credentials; check the password in INFERFLEET_REDIS_URL"
+        ) from error
+    except (RedisError, OSError) as error:
+        raise ServiceUnreachableError(
+            f"Redis at {redacted(url)} does not answer ({error}); check INFERFLEET_REDIS_URL, "
+            "or start local services with `inferfleet local up`"
+        ) from error
+
+
+def redacted(url: str) -> str:
+    """The URL without its password."""
+    parts = urlsplit(url)
+    if parts.password is None:
+        return url
+    host = parts.hostname or ""
+    port = f":{parts.port}" if parts.port else ""
+    return parts._replace(netloc=f"{parts.username or ''}:***@{host}{port}").geturl()

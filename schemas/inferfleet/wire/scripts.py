@@ -1,0 +1,46 @@
+"""The Lua scripts that change a job's record, and the calls to them.
+
+Each script touches the keys of one job only, so it runs in one Redis Cluster slot, and each may be
+sent twice: the second run changes nothing. That is what makes it safe to repeat a pipeline whose
+answer got lost.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Final
+
+Argument = str | int | float | bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """One Lua script: its text and the SHA-1 that Redis knows it by."""
+
+    text: str
+    sha: str
+
+    @classmethod
+    def load(cls, name: str) -> Script:
+        """Read ``lua/<name>.lua`` of this package."""
+        text = files("inferfleet.wire").joinpath("lua", f"{name}.lua").read_text()
+        return cls(text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
+
+
+CREATE: Final = Script.load("create")
+DISCARD: Final = Script.load("discard")
+CANCEL: Final = Script.load("cancel")
+START: Final = Script.load("start")
+APPEND: Final = Script.load("append")
+FINISH: Final = Script.load("finish")
+RELEASE: Final = Script.load("release")
+RESTORE: Final = Script.load("restore")
+
+ALL: Final = (CREATE, DISCARD, CANCEL, START, APPEND, FINISH, RELEASE, RESTORE)
+
+
+def call(script: Script, keys: tuple[str, ...], *arguments: Argument) -> tuple[Argument, ...]:
+    """Spell a call of the script as a Redis command."""
+    return ("EVALSHA", script.sha, len(keys), *keys, *arguments)
