@@ -71,6 +71,7 @@ class Result(WireModel):
 
         Raises:
             JobFailedError: The job ended in any other state.
+
         """
         if self.state is not JobState.SUCCEEDED:
             raise JobFailedError(
@@ -93,6 +94,7 @@ class JobRecord(WireModel):
     worker_id: str | None = None
     tokens: Count = 0
     cancel_requested: bool = False
+    reply_to: str | None = None
     submitted_at: AwareDatetime | None = None
     started_at: AwareDatetime | None = None
     finished_at: AwareDatetime | None = None

@@ -73,10 +73,15 @@ class ServiceSettings(BaseSettings):
 
 
 class ProducerSettings(ServiceSettings):
-    """Settings of a client. ``client_id`` names its reply stream; a new one each time by default."""
+    """Settings of a client. ``client_id`` names its reply stream; a new one each time by default.
 
-    client_id: str = Field(default_factory=lambda: f"client-{uuid_utils.uuid7()}")
+    ``patience_s`` is how long a call goes on trying while RabbitMQ or Redis is away, before it raises
+    ``ServiceUnreachableError``; 0 raises at once.
+    """
+
+    client_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,128}$")] = Field(default_factory=lambda: f"client-{uuid_utils.uuid7()}")
     max_body_bytes: Annotated[int, Field(ge=1)] = 1024 * 1024
+    patience_s: Annotated[float, Field(ge=0)] = 0.0
     publish_timeout_s: Positive = 30.0
     state_check_interval_s: Positive = 15.0
     """How often a waiter looks at the record itself, in case its reply line was lost with a worker."""

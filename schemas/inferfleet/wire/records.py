@@ -95,7 +95,7 @@ class Unflushed:
 
 
 class JobRecords:
-    """The records of all jobs. Changes go through one pipeline; reads go straight to Redis."""
+    """The records of all jobs. What many tasks do at once goes through one pipeline."""
 
     def __init__(
         self, *, pipeline: CommandPipeline, client: aioredis.Redis, result_ttl_s: int, queued_ttl_s: int
@@ -288,10 +288,13 @@ class JobRecords:
             JobNotFoundError: There is no record of the job.
 
         """
-        record = (await self.get_many([job_id]))[job_id]
-        if record is None:
+        fields, result = await asyncio.gather(
+            self._pipeline.enqueue("HGETALL", job_key(job_id)),
+            self._pipeline.enqueue("GET", result_key(job_id)),
+        )
+        if not fields:
             raise JobNotFoundError(job_id)
-        return record
+        return _record(job_id, fields, result)
 
     async def get_many(self, job_ids: Iterable[str]) -> dict[str, JobRecord | None]:
         """Read many jobs, some hundred in one round trip. A job without a record is ``None``."""
@@ -373,6 +376,7 @@ def _record(job_id: str, fields: dict[bytes, bytes], result: bytes | None) -> Jo
         worker_id=fields[b"worker"].decode() if b"worker" in fields else None,
         tokens=int(fields[b"tokens"]),
         cancel_requested=b"cancel" in fields,
+        reply_to=fields[b"reply_to"].decode() or None,
         submitted_at=moment(b"submitted_at"),
         started_at=moment(b"started_at"),
         finished_at=moment(b"finished_at"),

@@ -1,0 +1,24 @@
+"""Background tasks that belong to a block of code."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any
+
+
+@asynccontextmanager
+async def background(*coroutines: Coroutine[Any, Any, None]) -> AsyncGenerator[None]:
+    """Run coroutines while the block runs, and cancel them when it ends.
+
+    Unlike a ``TaskGroup`` this leaves the block's own exceptions as they are, so that a caller's
+    ``except`` clauses work.
+    """
+    tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

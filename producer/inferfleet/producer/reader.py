@@ -1,0 +1,181 @@
+"""One blocked read for everything a client waits for.
+
+Redis wakes the read when a job of this client finishes (a line in its reply stream) or when a journal
+that somebody follows grows. A new subscription joins by waking the read with a line of its own. So ten
+thousand waits cost one connection and no polling.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import defaultdict
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+import redis.asyncio as aioredis
+from redis.exceptions import RedisError
+from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
+
+from inferfleet.schemas.journal import FinishedEntry, JournalEntry
+from inferfleet.schemas.names import journal_key, reply_key
+from inferfleet.schemas.result import Result
+from inferfleet.wire.records import REPLY_TTL_S, JobRecords, parse_line
+
+logger = logging.getLogger(__name__)
+
+BLOCK_MS = 5_000
+"""How long one read blocks at most, so that a dead connection is noticed."""
+
+BEGINNING = "0-0"
+
+
+@dataclass(frozen=True, slots=True)
+class JournalLine:
+    """One entry of a journal and its place in it. Give ``id`` to ``stream(after=…)`` to go on behind it."""
+
+    id: str
+    entry: JournalEntry
+
+
+class Reader:
+    """Reads the client's reply stream and all journals that are followed, through one blocked ``XREAD``."""
+
+    def __init__(
+        self,
+        *,
+        blocking_client: aioredis.Redis,
+        client: aioredis.Redis,
+        records: JobRecords,
+        client_id: str,
+        state_check_interval_s: float,
+    ) -> None:
+        self._blocking_client = blocking_client
+        self._client = client
+        self._records = records
+        self._client_id = client_id
+        self._reply_key = reply_key(client_id).encode()
+        self._state_check_interval_s = state_check_interval_s
+        self._waiters: defaultdict[str, set[asyncio.Future[Result]]] = defaultdict(set)
+        self._followers: dict[bytes, set[asyncio.Queue[JournalLine]]] = {}
+        self._positions: dict[bytes, bytes] = {}
+
+    async def wait(self, job_id: str) -> Result:
+        """Wait for a job's result.
+
+        Raises:
+            JobNotFoundError: There is no record of the job.
+
+        """
+        waiter: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self._waiters[job_id].add(waiter)
+        try:
+            # It may have finished before we looked; from here on its line cannot be missed.
+            record = await self._records.get(job_id)
+            if record.result is not None:
+                return record.result
+            if record.reply_to == self._client_id:
+                return await waiter
+            # Another client's job: its journal says when it is done.
+            async with aclosing(self.follow(job_id, after=BEGINNING)) as lines:
+                async for _ in lines:
+                    if waiter.done():
+                        break
+            return (await self._records.get(job_id)).result or await waiter
+        finally:
+            self._waiters[job_id].discard(waiter)
+            if not self._waiters[job_id]:
+                del self._waiters[job_id]
+
+    async def follow(self, job_id: str, *, after: str) -> AsyncGenerator[JournalLine]:
+        """Read a job's journal, from behind the line ``after``, until its last line."""
+        key = journal_key(job_id).encode()
+        last = after.encode()
+        # What is there already comes from a read of our own; the shared read brings the rest.
+        arriving: asyncio.Queue[JournalLine] = asyncio.Queue()
+        self._followers.setdefault(key, set()).add(arriving)
+        try:
+            # redis-py's annotations cover every protocol and decoding at once; here all is bytes.
+            present: Any = await self._client.xrange(key, min=b"(" + last)
+            for line_id, fields in present:
+                line = JournalLine(line_id.decode(), parse_line(fields))
+                yield line
+                if isinstance(line.entry, FinishedEntry):
+                    return
+                last = line_id
+            if key not in self._positions:
+                self._positions[key] = last
+                await self._wake()
+            while True:
+                line = await arriving.get()
+                if _order(line.id.encode()) <= _order(last):
+                    continue
+                last = line.id.encode()
+                yield line
+                if isinstance(line.entry, FinishedEntry):
+                    return
+        finally:
+            self._followers[key].discard(arriving)
+            if not self._followers[key]:
+                del self._followers[key]
+                self._positions.pop(key, None)
+
+    async def run(self) -> None:
+        """Read until cancelled; an outage of Redis is waited out."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._read_for_ever())
+            tasks.create_task(self._check_for_ever())
+
+    async def _read_for_ever(self) -> None:
+        async for attempt in AsyncRetrying(
+            retry=retry_if_exception_type((RedisError, OSError)),
+            wait=wait_random_exponential(multiplier=0.05, max=2.0),
+        ):
+            with attempt:
+                last: Any = await self._client.xrevrange(self._reply_key, count=1)
+                self._positions.setdefault(self._reply_key, last[0][0] if last else BEGINNING.encode())
+                while True:
+                    streams: dict[Any, Any] = dict(self._positions)
+                    answer: Any = await self._blocking_client.xread(streams, block=BLOCK_MS, count=1000)
+                    await self._take(answer or [])
+
+    async def _take(self, answer: list[tuple[bytes, list[tuple[bytes, dict[bytes, bytes]]]]]) -> None:
+        for key, lines in answer:
+            if key == self._reply_key:
+                self._positions[key] = lines[-1][0]
+                finished = [fields[b"job"].decode() for _, fields in lines if b"job" in fields]
+                await self._resolve([job_id for job_id in finished if job_id in self._waiters])
+            elif key in self._positions:
+                self._positions[key] = lines[-1][0]
+                for line_id, fields in lines:
+                    line = JournalLine(line_id.decode(), parse_line(fields))
+                    for follower in self._followers.get(key, ()):
+                        follower.put_nowait(line)
+
+    async def _check_for_ever(self) -> None:
+        """Look at the records themselves now and then: a worker may die between commit and reply line."""
+        while True:
+            await asyncio.sleep(self._state_check_interval_s)
+            try:
+                await self._resolve(list(self._waiters))
+            except (RedisError, OSError) as error:
+                logger.warning("cannot check waiting jobs: Redis does not answer (%s)", error)
+
+    async def _resolve(self, job_ids: list[str]) -> None:
+        for job_id, result in (await self._records.results(job_ids)).items():
+            for waiter in self._waiters.get(job_id, ()):
+                if not waiter.done():
+                    waiter.set_result(result)
+
+    async def _wake(self) -> None:
+        async with self._client.pipeline(transaction=False) as pipeline:
+            pipeline.xadd(self._reply_key, {"wake": b""}, maxlen=1000, approximate=True)
+            pipeline.expire(self._reply_key, REPLY_TTL_S)
+            await pipeline.execute()
+
+
+def _order(line_id: bytes) -> tuple[int, int]:
+    milliseconds, _, sequence = line_id.partition(b"-")
+    return int(milliseconds), int(sequence or 0)
