@@ -1,0 +1,64 @@
+"""Ask an AMQP server whether it really serves: one whole handshake on a plain socket, then goodbye."""
+
+from __future__ import annotations
+
+import socket
+from contextlib import suppress
+from typing import TypeVar
+
+from pamqp import commands, frame
+from pamqp.base import Frame
+from pamqp.header import ProtocolHeader
+
+Method = TypeVar("Method", bound=Frame)
+
+TIMEOUT_S = 5.0
+FRAME_HEADER_SIZE = 7
+FRAME_END_SIZE = 1
+
+
+def amqp_version(host: str, port: int, *, user: str, password: str) -> str:
+    """Open virtual host ``/`` and return the version that the server says it has.
+
+    Raises:
+        OSError: Nothing listens, or what listens does not (yet) accept us.
+
+    """
+    with socket.create_connection((host, port), timeout=TIMEOUT_S) as connection:
+        connection.sendall(ProtocolHeader().marshal())
+        start = _expect(connection, commands.Connection.Start)
+        _send(connection, commands.Connection.StartOk(mechanism="PLAIN", response=f"\0{user}\0{password}"))
+        tune = _expect(connection, commands.Connection.Tune)
+        _send(connection, commands.Connection.TuneOk(channel_max=tune.channel_max, frame_max=tune.frame_max))
+        _send(connection, commands.Connection.Open(virtual_host="/"))
+        _expect(connection, commands.Connection.OpenOk)
+        _send(connection, commands.Connection.Close(reply_code=200, class_id=0, method_id=0))
+        # The version is known; a goodbye that goes wrong changes nothing.
+        with suppress(OSError):
+            _expect(connection, commands.Connection.CloseOk)
+    return str(start.server_properties.get("version", "of unknown version"))
+
+
+def _send(connection: socket.socket, method: Frame) -> None:
+    connection.sendall(frame.marshal(method, 0))
+
+
+def _expect(connection: socket.socket, kind: type[Method]) -> Method:
+    head = _read(connection, FRAME_HEADER_SIZE)
+    _, _, size = frame.frame_parts(head)
+    if size is None:
+        raise ConnectionError(f"expected an AMQP frame, got {head!r}")
+    _, _, method = frame.unmarshal(head + _read(connection, size + FRAME_END_SIZE))
+    if not isinstance(method, kind):
+        raise ConnectionError(f"expected {kind.name}, got {method.name}")
+    return method
+
+
+def _read(connection: socket.socket, size: int) -> bytes:
+    received = b""
+    while len(received) < size:
+        part = connection.recv(size - len(received))
+        if not part:
+            raise ConnectionError("the server closed the connection during the AMQP handshake")
+        received += part
+    return received

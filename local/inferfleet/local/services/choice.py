@@ -1,0 +1,68 @@
+"""The kinds of services there are, and what a caller learns of the ones that run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from inferfleet.local.services.rabbitmq_process import RabbitMQProcess
+    from inferfleet.local.services.redis_process import RedisProcess
+
+
+class ServicesChoice(StrEnum):
+    """Where RabbitMQ and Redis come from. ``auto`` takes the first of the others that works here."""
+
+    AUTO = "auto"
+    URLS = "urls"
+    DOCKER = "docker"
+    NATIVE = "native"
+    EMBEDDED = "embedded"
+
+
+class Fsync(StrEnum):
+    """When Redis forces its append-only file to disk.
+
+    What Redis has answered survives a kill of its process with either. Only a machine that loses power
+    tells them apart.
+    """
+
+    EVERYSEC = "everysec"
+    ALWAYS = "always"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServicesOptions:
+    """Knobs of the services. ``management`` asks for RabbitMQ's HTTP API, which starts 1 s later."""
+
+    management: bool = False
+    fsync: Fsync = Fsync.EVERYSEC
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Services:
+    """Running services.
+
+    ``kind`` is never ``auto``. ``description`` says in a few words what runs, for people. ``advice`` says
+    how to get something better, if there is something. ``management_url`` is the base of RabbitMQ's HTTP
+    API, credentials included, where it is served. ``broker`` and ``store`` are there for native services
+    only: they can be killed and started again.
+    """
+
+    kind: ServicesChoice
+    amqp_url: str
+    redis_url: str
+    description: str
+    advice: str | None = None
+    management_url: str | None = None
+    broker: RabbitMQProcess | None = None
+    store: RedisProcess | None = None
+
+    @property
+    def announcement(self) -> str:
+        """The line to print at the start, with a second one if there is advice."""
+        lines = [f"services: {self.description}"]
+        if self.advice is not None:
+            lines.append(f"          {self.advice}")
+        return "\n".join(lines)

@@ -1,0 +1,166 @@
+"""A private RabbitMQ from the binaries on this machine.
+
+It shares nothing with a RabbitMQ that the machine may run as a service: own node name, folder, cookie,
+configuration and ports, and an own ``epmd`` (Erlang's port mapper), which otherwise would stay behind.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from inferfleet.local.services.amqp_handshake import amqp_version
+from inferfleet.local.services.child_process import ChildProcess
+from inferfleet.local.services.free_port import free_port
+from inferfleet.local.services.reaper import Reaper
+
+START_TIMEOUT_S = 90.0
+USER = "guest"
+PASSWORD = "guest"  # noqa: S105 - RabbitMQ's own default, which it accepts from this machine only
+
+# Debian's rabbitmq-server on the PATH changes to the user "rabbitmq" and its folders; the script it calls
+# can run as anybody.
+_SERVER_WITHOUT_WRAPPER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
+
+
+def server_binary() -> str | None:
+    """Find the script that starts RabbitMQ."""
+    if os.access(_SERVER_WITHOUT_WRAPPER, os.X_OK):
+        return str(_SERVER_WITHOUT_WRAPPER)
+    return shutil.which("rabbitmq-server")
+
+
+def port_mapper_binary() -> str | None:
+    """Find ``epmd``, which comes with Erlang."""
+    return shutil.which("epmd")
+
+
+class RabbitMQProcess:
+    """RabbitMQ as a child process on 127.0.0.1, always on the same port.
+
+    ``management`` enables the HTTP API on a port of its own.
+    Not safe to use from two threads at once.
+    """
+
+    def __init__(
+        self, *, server: str, port_mapper: str, folder: Path, reaper: Reaper, management: bool = False
+    ) -> None:
+        self.port = free_port()
+        self.management_port = free_port() if management else None
+        self.version = ""
+        self._data = folder / "data"
+        port_mapper_port = free_port()
+        folder.mkdir()
+        _write_configuration(folder, port=self.port, management_port=self.management_port)
+        self._port_mapper = ChildProcess(
+            name="epmd",
+            command=[port_mapper, "-port", str(port_mapper_port), "-address", "127.0.0.1"],
+            environment=_environment(),
+            log=folder / "epmd.log",
+            reaper=reaper,
+        )
+        self._server = ChildProcess(
+            name="rabbitmq-server",
+            command=[server],
+            environment=_environment() | _settings(folder, self._data, self.port, port_mapper_port),
+            log=folder / "rabbitmq.log",
+            reaper=reaper,
+        )
+
+    @property
+    def url(self) -> str:
+        """The AMQP URL."""
+        return f"amqp://{USER}:{PASSWORD}@127.0.0.1:{self.port}/"
+
+    @property
+    def management_url(self) -> str | None:
+        """The base URL of the HTTP API, if it is enabled."""
+        if self.management_port is None:
+            return None
+        return f"http://{USER}:{PASSWORD}@127.0.0.1:{self.management_port}"
+
+    @property
+    def pid(self) -> int:
+        """Process id of the server. Raises ``RuntimeError`` when it does not run."""
+        return self._server.pid
+
+    @property
+    def running(self) -> bool:
+        """Whether the server is alive at this moment."""
+        return self._server.running
+
+    def launch(self) -> None:
+        """Start without waiting until it serves."""
+        if not self._port_mapper.running:
+            self._port_mapper.spawn()
+        self._server.spawn()
+
+    def wait_until_ready(self) -> None:
+        """Return when a whole AMQP handshake has worked; about 4 s after the launch on two cores.
+
+        Raises:
+            ServiceUnreachableError: It did not start; the message holds the end of its log.
+
+        """
+        self.version = self._server.wait_until(
+            lambda: amqp_version("127.0.0.1", self.port, user=USER, password=PASSWORD),
+            timeout_s=START_TIMEOUT_S,
+        )
+
+    def start(self, *, keep_data: bool = True) -> None:
+        """Start on the same port and wait until it serves, with durable queues or without anything."""
+        if not keep_data:
+            shutil.rmtree(self._data, ignore_errors=True)
+        self.launch()
+        self.wait_until_ready()
+
+    def kill(self) -> None:
+        """End it with SIGKILL: no goodbye to clients, and only what is on disk remains."""
+        self._server.kill()
+
+    def stop(self) -> None:
+        """End it as an operator would: clients are told, data is written. Takes a second."""
+        self._server.stop()
+
+    def close(self) -> None:
+        """Kill everything that belongs to it."""
+        self._server.kill()
+        self._port_mapper.kill()
+
+
+def _write_configuration(folder: Path, *, port: int, management_port: int | None) -> None:
+    lines = [f"listeners.tcp.1 = 127.0.0.1:{port}", "log.console = true", "log.file = false"]
+    if management_port is not None:
+        lines += ["management.tcp.ip = 127.0.0.1", f"management.tcp.port = {management_port}"]
+    plugins = "" if management_port is None else "rabbitmq_management"
+    (folder / "rabbitmq.conf").write_text("\n".join(lines) + "\n")
+    (folder / "enabled_plugins").write_text(f"[{plugins}].\n")
+    # Where it looks for more configuration files: none, rather than those of the machine's own RabbitMQ.
+    (folder / "conf.d").mkdir()
+
+
+def _environment() -> dict[str, str]:
+    """What this process has, less what would point at another RabbitMQ."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("RABBITMQ_", "ERL_"))}
+
+
+def _settings(folder: Path, data: Path, port: int, port_mapper_port: int) -> dict[str, str]:
+    return {
+        "HOME": str(folder),  # Erlang makes its cookie there
+        "ERL_EPMD_PORT": str(port_mapper_port),
+        "ERL_EPMD_ADDRESS": "127.0.0.1",
+        "RABBITMQ_CONF_ENV_FILE": str(folder / "rabbitmq-env.conf"),
+        "RABBITMQ_CONFIG_FILE": str(folder / "rabbitmq.conf"),
+        "RABBITMQ_CONFIG_FILES": str(folder / "conf.d"),
+        "RABBITMQ_ADVANCED_CONFIG_FILE": str(folder / "advanced.config"),
+        "RABBITMQ_DIST_PORT": str(free_port()),
+        "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "enabled_plugins"),
+        "RABBITMQ_LOG_BASE": str(folder),
+        "RABBITMQ_MNESIA_BASE": str(data),
+        "RABBITMQ_NODENAME": f"inferfleet-{port}@localhost",
+        # With this set, the script becomes the server instead of waiting beside it, so that the process
+        # we know is the server itself.
+        "RABBITMQ_ALLOW_INPUT": "true",
+        "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-noinput -kernel inet_dist_use_interface {127,0,0,1}",
+    }

@@ -1,0 +1,111 @@
+"""Cleans up after a launcher that could not do it itself: killed by ``kill -9``, SIGTERM or a crash.
+
+The launcher starts this file as a process of its own, and tells it through a pipe what there is to clean
+up. When the launcher ends, however it ends, the pipe closes, and what is still listed is removed: process
+groups are killed, containers removed, folders deleted. A launcher that cleaned up properly has struck
+everything off the list before.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+FOLDER_ATTEMPTS = 40
+FOLDER_PAUSE_S = 0.05
+
+
+class Reaper:
+    """The launcher's end of the pipe."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        # A session of its own: Ctrl-C at the terminal must not reach it. -I: nothing of the user's
+        # environment can break its start.
+        self._process = subprocess.Popen(  # noqa: S603
+            [sys.executable, "-I", __file__], stdin=subprocess.PIPE, start_new_session=True
+        )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._process is not None:
+            # Closes the pipe and waits.
+            self._process.communicate()
+
+    def add(self, kind: str, name: str) -> None:
+        """List a ``group`` (of processes, by its number), ``container`` or ``folder``."""
+        self._tell("add", kind, name)
+
+    def strike(self, kind: str, name: str) -> None:
+        """It is gone. A process group must be struck off at once: its number may be given to another."""
+        self._tell("strike", kind, name)
+
+    def _tell(self, *line: str) -> None:
+        if self._process is None or self._process.stdin is None:
+            raise RuntimeError("the reaper is not running")
+        # A reaper that somebody killed must not break the launcher: it only matters in a crash.
+        with suppress(BrokenPipeError):
+            self._process.stdin.write(json.dumps(line).encode() + b"\n")
+            self._process.stdin.flush()
+
+
+def reap(listed: list[tuple[str, str]]) -> None:
+    """Remove everything in the list, processes first: a running server would write its folder anew."""
+    for kind, name in listed:
+        if kind == "group":
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(int(name), signal.SIGKILL)
+    for kind, name in listed:
+        if kind == "container":
+            _remove_container(name)
+    for kind, name in listed:
+        if kind == "folder":
+            remove_folder(Path(name))
+
+
+def remove_folder(folder: Path) -> None:
+    """Delete a folder in which a server that was killed this moment may still be writing."""
+    for _ in range(FOLDER_ATTEMPTS):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(FOLDER_PAUSE_S)
+
+
+def _remove_container(name: str) -> None:
+    from testcontainers.core.docker_client import DockerClient
+
+    with suppress(Exception):
+        DockerClient().client.containers.get(name).remove(force=True, v=True)
+
+
+def main() -> None:
+    """Read the list until the launcher is gone, then reap."""
+    # What the launcher's terminal or supervisor sends to everybody is not for this process.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    listed: dict[tuple[str, str], None] = {}
+    for line in sys.stdin.buffer:
+        action, kind, name = json.loads(line)
+        if action == "add":
+            listed[kind, name] = None
+        else:
+            listed.pop((kind, name), None)
+    reap(list(listed))
+
+
+if __name__ == "__main__":
+    main()

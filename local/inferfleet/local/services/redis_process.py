@@ -1,0 +1,98 @@
+"""A private Redis from the binary on this machine."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from inferfleet.local.services.child_process import ChildProcess
+from inferfleet.local.services.choice import Fsync
+from inferfleet.local.services.free_port import free_port
+from inferfleet.local.services.reaper import Reaper
+from inferfleet.local.services.redis_ping import redis_version
+
+START_TIMEOUT_S = 30.0
+
+
+def redis_binary() -> str | None:
+    """Find the server."""
+    return shutil.which("redis-server")
+
+
+class RedisProcess:
+    """Redis as a child process on 127.0.0.1, always on the same port, with an append-only file.
+
+    Not safe to use from two threads at once.
+    """
+
+    def __init__(self, *, server: str, folder: Path, reaper: Reaper, fsync: Fsync = Fsync.EVERYSEC) -> None:
+        self.port = free_port()
+        self.version = ""
+        self._data = folder / "data"
+        self._data.mkdir(parents=True)
+        options = {
+            "bind": "127.0.0.1",
+            "port": str(self.port),
+            "dir": str(self._data),
+            "save": "",
+            "appendonly": "yes",
+            "appendfsync": fsync.value,
+        }
+        self._server = ChildProcess(
+            name="redis-server",
+            command=[server, *(word for name, value in options.items() for word in (f"--{name}", value))],
+            environment=os.environ,
+            log=folder / "redis.log",
+            reaper=reaper,
+        )
+
+    @property
+    def url(self) -> str:
+        """The URL of database 0."""
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    @property
+    def pid(self) -> int:
+        """Process id. Raises ``RuntimeError`` when it does not run."""
+        return self._server.pid
+
+    @property
+    def running(self) -> bool:
+        """Whether the process is alive at this moment."""
+        return self._server.running
+
+    def launch(self) -> None:
+        """Start without waiting until it serves."""
+        self._server.spawn()
+
+    def wait_until_ready(self) -> None:
+        """Return when Redis has loaded its data and answers.
+
+        Raises:
+            ServiceUnreachableError: It did not start; the message holds the end of its log.
+
+        """
+        self.version = self._server.wait_until(
+            lambda: redis_version("127.0.0.1", self.port), timeout_s=START_TIMEOUT_S
+        )
+
+    def start(self, *, keep_data: bool = True) -> None:
+        """Start on the same port and wait until it serves, with what it held before or empty."""
+        if not keep_data:
+            shutil.rmtree(self._data)
+            self._data.mkdir()
+        self.launch()
+        self.wait_until_ready()
+
+    def kill(self) -> None:
+        """End it with SIGKILL."""
+        self._server.kill()
+
+    def stop(self) -> None:
+        """End it as an operator would."""
+        self._server.stop()
+
+    def close(self) -> None:
+        """Kill it for good."""
+        self._server.kill()
