@@ -1,0 +1,163 @@
+"""Validation errors as sentences for a person: which field, what is wrong with it, what is allowed.
+
+A sentence quotes numbers, and short strings where a choice was wanted. It never quotes text that may be
+a prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+LISTED = 10
+"""Problems that are spelled out; of the others only the number is told."""
+
+QUOTED = 64
+"""Characters of the longest string that is quoted."""
+
+WRONG_SHAPE = "wrong_shape"
+"""Type of our own errors whose message says what was wanted; what was given instead is added."""
+
+_KINDS: Mapping[type, str] = {
+    bool: "a boolean",
+    int: "a number",
+    float: "a number",
+    str: "a string",
+    list: "a list",
+    dict: "an object",
+    type(None): "null",
+}
+
+_WANTED: Mapping[str, str] = {
+    "bool_type": "true or false",
+    "dict_type": "an object",
+    "float_type": "a number",
+    "int_from_float": "a whole number",
+    "int_type": "a whole number",
+    "list_type": "a list",
+    "model_attributes_type": "an object",
+    "model_type": "an object",
+    "string_type": "a string",
+    "int_parsing": "a whole number",
+    "float_parsing": "a number",
+    "bool_parsing": "true or false",
+}
+
+_SPELLING: Mapping[str, str] = {
+    "pool": "1 to 63 lower-case letters, digits, dots, underscores or dashes, a letter or digit at both ends",
+    "id": "a UUID in lower case, such as 01890a5d-ac96-774b-bcce-b302099a8057",
+    "session_id": "1 to 128 characters without spaces and braces",
+    "[key]": "a token id, such as 50256",
+}
+
+
+def describe(error: ValidationError, *, root: str = "", data: object = None) -> str:
+    """Spell out every problem, one a line, each beginning with the path of its field.
+
+    ``data`` is what was validated, if its model has unions: pydantic names the branch of a union in the
+    location of an error, and what is not in the data is left out of the path.
+    """
+    found = error.errors(include_url=False)
+    lines = [f"{_path(problem, root, data)}: {_sentence(problem)}" for problem in found[:LISTED]]
+    if len(found) > LISTED:
+        lines.append(f"and {len(found) - LISTED:,} more problems")
+    return "\n".join(lines)
+
+
+def kind(value: object) -> str:
+    """Name the JSON type of a value, with its article."""
+    return _KINDS.get(type(value), f"a {type(value).__name__}")
+
+
+def _path(problem: ErrorDetails, root: str, data: object) -> str:
+    path = root
+    steps = problem["loc"]
+    for position, step in enumerate(steps):
+        last = position == len(steps) - 1
+        if data is not None:
+            inside: Any = data
+            try:
+                data = inside[step]
+            except (LookupError, TypeError):
+                if not (last and (problem["type"] == "missing" or step == "[key]")):
+                    continue
+        if isinstance(step, int):
+            path += f"[{step}]"
+        elif step != "[key]":
+            path += f".{step[:QUOTED]}" if path else step[:QUOTED]
+    if problem["type"] in {"union_tag_invalid", "union_tag_not_found"}:
+        path += "." + problem.get("ctx", {})["discriminator"].strip("'")
+    return path
+
+
+def _sentence(problem: ErrorDetails) -> str:
+    value = problem["input"]
+    limits: dict[str, Any] = problem.get("ctx", {})
+    match problem["type"]:
+        case "missing" | "union_tag_not_found":
+            return "is missing"
+        case "greater_than_equal":
+            return f"{_number(value)} is below the minimum {_number(limits['ge'])}"
+        case "greater_than":
+            return f"{_number(value)} is too low; it must be above {_number(limits['gt'])}"
+        case "less_than_equal":
+            return f"{_number(value)} is above the maximum {_number(limits['le'])}"
+        case "finite_number":
+            return f"{value} is not a finite number"
+        case "too_short" | "string_too_short":
+            return _too_short(value, limits["min_length"])
+        case "too_long" | "string_too_long":
+            return f"has {_count(value, len(value))}; at most {limits['max_length']:,} are allowed"
+        case "literal_error" | "enum":
+            return _not_a_choice(value, limits["expected"])
+        case "union_tag_invalid":
+            return _not_a_choice(limits["tag"], limits["expected_tags"])
+        case "string_pattern_mismatch":
+            return _misspelt(value, str(problem["loc"][-1]))
+        case wanted if wanted in _WANTED:
+            return f"must be {_WANTED[wanted]}, not {_given(wanted, value)}"
+        case time if time.startswith(("datetime", "timezone")):
+            return "must be a time with its time zone, such as 2026-01-31T12:00:00Z"
+        case other if other == WRONG_SHAPE:
+            return f"{problem['msg']}, not {kind(value)}"
+        case _:
+            return problem["msg"]
+
+
+def _given(wanted: str, value: object) -> str:
+    """Quote a number where one was wanted; where text was wanted, it may be part of a prompt."""
+    if isinstance(value, int | float) and wanted.startswith(("int", "float", "bool")):
+        return _number(value)
+    return kind(value)
+
+
+def _number(value: float | bool) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(int(value)) if float(value).is_integer() else str(value)
+
+
+def _too_short(value: Any, least: int) -> str:
+    needed = f"at least {_count(value, least)} {'is' if least == 1 else 'are'} needed"
+    return f"has {_count(value, len(value))}; {needed}" if value else f"is empty; {needed}"
+
+
+def _count(value: object, number: int) -> str:
+    noun = "character" if isinstance(value, str) else "item"
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _not_a_choice(value: object, choices: str) -> str:
+    if not isinstance(value, str):
+        return f"must be one of {choices}, not {kind(value)}"
+    if len(value) > QUOTED:
+        return f"must be one of {choices}"
+    return f"{value!r} is not one of {choices}"
+
+
+def _misspelt(value: str, field: str) -> str:
+    wanted = f"must be {_SPELLING.get(field, 'spelt otherwise')}"
+    return wanted if field == "[key]" or len(value) > QUOTED else f"{value!r} {wanted}"
