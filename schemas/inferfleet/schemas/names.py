@@ -21,6 +21,21 @@ JOB_MESSAGE_TYPE = "inferfleet.job.v1"
 MAX_PRIORITY = 10
 """``x-max-priority`` of a pool's queue. Jobs use 0 to 9."""
 
+HEADER_CODE = "x-inferfleet-code"
+"""On a dead letter: the failure code."""
+
+HEADER_MESSAGE = "x-inferfleet-message"
+"""On a dead letter: what went wrong, for a person."""
+
+HEADER_ATTEMPTS = "x-inferfleet-attempts"
+"""On a dead letter: how often it was tried."""
+
+HEADER_WORKER = "x-inferfleet-worker"
+"""On a dead letter: the worker that gave up."""
+
+HEADER_DIED_AT = "x-inferfleet-died-at"
+"""On a dead letter: when, as an ISO 8601 time."""
+
 WORKER_KEYS = "inferfleet:worker:*"
 """The pattern that finds every worker's heartbeat."""
 

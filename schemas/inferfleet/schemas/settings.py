@@ -56,6 +56,7 @@ class ServiceSettings(BaseSettings):
     amqp_url: Annotated[str, Field(repr=False)] = "amqp://guest:guest@127.0.0.1:5672/"
     redis_url: Annotated[str, Field(repr=False)] = "redis://127.0.0.1:6379/0"
     connect_timeout_s: Positive = 10.0
+    publish_timeout_s: Positive = 30.0
     queue_type: QueueType = QueueType.CLASSIC
     queue_max_length: Annotated[int, Field(ge=1)] | None = None
     result_ttl_s: Annotated[int, Field(ge=1)] = 24 * 3600
@@ -82,7 +83,6 @@ class ProducerSettings(ServiceSettings):
     client_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,128}$")] = Field(default_factory=lambda: f"client-{uuid_utils.uuid7()}")
     max_body_bytes: Annotated[int, Field(ge=1)] = 1024 * 1024
     patience_s: Annotated[float, Field(ge=0)] = 0.0
-    publish_timeout_s: Positive = 30.0
     state_check_interval_s: Positive = 15.0
     """How often a waiter looks at the record itself, in case its reply line was lost with a worker."""
 

@@ -6,7 +6,7 @@ translates its vendor's exceptions into the ones here, and nothing else of the v
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -72,7 +72,7 @@ class Engine(Protocol):
         """Load the model and run it once, so that the first job finds it warm."""
         ...
 
-    def generate(self, generation: Generation) -> AsyncIterator[TokenChunk | Completion]:
+    def generate(self, generation: Generation) -> AsyncGenerator[TokenChunk | Completion]:
         """Answer one request."""
         ...
 

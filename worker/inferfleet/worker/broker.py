@@ -1,0 +1,141 @@
+"""The worker's side of RabbitMQ: a session that delivers jobs, and the settling of each delivery.
+
+A session is one connection with one consumer. When it breaks, the broker gives everything unsettled
+out again; the consumer opens the next session, and jobs that still run here go on running. What to do
+with a delivery is decided elsewhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import aiormq.abc
+from aio_pika.exceptions import AMQPError, ChannelInvalidStateError
+
+from inferfleet.schemas.names import CONTROL_EXCHANGE, control_queue
+from inferfleet.schemas.settings import WorkerSettings
+from inferfleet.wire.amqp import connection_errors, declare_pool, open_amqp
+from inferfleet.worker.acknowledger import Acknowledger
+
+logger = logging.getLogger(__name__)
+
+_BROKEN = (AMQPError, ChannelInvalidStateError, ConnectionError)
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One message as the broker gave it out, and the session it must be settled on."""
+
+    session: Session
+    tag: int
+    body: bytes
+    message_id: str | None
+    reply_to: str
+    headers: Mapping[str, Any]
+    redelivered: bool
+
+    def ack(self) -> None:
+        """Take the message off the queue. Joins the next batch; on a broken session it does nothing."""
+        self.session.acknowledger.ack(self.tag)
+
+    async def requeue(self) -> None:
+        """Give the message back to its place in the queue. On a broken session it does nothing."""
+        await self.session.requeue(self.tag)
+
+
+class Session:
+    """One connection to the broker with a consumer on a pool's queue."""
+
+    def __init__(self, channel: aiormq.abc.AbstractChannel, queue: str) -> None:
+        self._channel = channel
+        self._queue = queue
+        self._consumer_tag: str | None = None
+        self.acknowledger = Acknowledger(channel)
+
+    async def consume(self, on_delivery: Callable[[Delivery], None], *, prefetch: int) -> None:
+        """Start deliveries, at most ``prefetch`` unsettled at a time."""
+
+        async def receive(message: aiormq.abc.DeliveredMessage) -> None:
+            tag = message.delivery_tag
+            assert tag is not None  # noqa: S101 - a delivered message has one
+            self.acknowledger.delivered(tag)
+            properties = message.header.properties
+            on_delivery(
+                Delivery(
+                    session=self,
+                    tag=tag,
+                    body=message.body,
+                    message_id=properties.message_id,
+                    reply_to=properties.reply_to or "",
+                    headers=properties.headers or {},
+                    redelivered=bool(message.redelivered),
+                )
+            )
+
+        try:
+            await self._channel.basic_qos(prefetch_count=prefetch)
+            self._consumer_tag = (await self._channel.basic_consume(self._queue, receive)).consumer_tag
+        except _BROKEN as error:
+            logger.info("the session broke before it could consume (%s)", error)
+
+    async def wait_closed(self) -> None:
+        """Wait until the session is broken: the connection is lost, or the broker closed the channel."""
+        await asyncio.wait({cast("asyncio.Future[None]", self._channel.closing)})
+
+    async def stop_consuming(self) -> None:
+        """Stop deliveries. What is unsettled stays ours to settle."""
+        if self._consumer_tag is not None:
+            tag, self._consumer_tag = self._consumer_tag, None
+            try:
+                await self._channel.basic_cancel(tag)
+            except _BROKEN as error:
+                logger.info("the broker is gone, so nothing is delivered any more (%s)", error)
+
+    async def requeue(self, tag: int) -> None:
+        """Give one delivery back."""
+        try:
+            await self._channel.basic_nack(tag, requeue=True)
+            # Only now: until the nack is written, a ``multiple`` ack must not reach past this tag.
+            self.acknowledger.forget(tag)
+        except _BROKEN as error:
+            # A broken session has requeued it already.
+            logger.debug("delivery %d is back in the queue by itself (%s)", tag, error)
+
+
+@asynccontextmanager
+async def open_session(
+    settings: WorkerSettings, *, on_control: Callable[[bytes], Awaitable[None]]
+) -> AsyncGenerator[Session]:
+    """Connect, declare the pool and listen on the control exchange; consuming starts later.
+
+    Raises:
+        ServiceUnreachableError: Nothing answers, or the credentials are refused.
+        ConfigurationError: The pool's queue exists with other arguments.
+
+    """
+    async with open_amqp(
+        settings.amqp_url, timeout_s=settings.connect_timeout_s, name=f"{settings.worker_id} (consume)"
+    ) as connection:
+        with connection_errors(settings.amqp_url):
+            declaring = await connection.channel()
+            queue = await declare_pool(declaring, settings.pool, settings)
+            control = await declaring.declare_queue(
+                control_queue(settings.worker_id), exclusive=True, auto_delete=True
+            )
+            await control.bind(CONTROL_EXCHANGE)
+            await control.consume(lambda message: on_control(message.body), no_ack=True)
+            channel = await connection.channel(publisher_confirms=False)
+            # aio-pika's own message objects and callbacks cost a task and two objects more per job.
+            session = Session(await channel.get_underlay_channel(), queue.name)
+        acknowledging = asyncio.create_task(session.acknowledger.run())
+        try:
+            yield session
+            await session.acknowledger.flush()
+        finally:
+            acknowledging.cancel()
+            await asyncio.gather(acknowledging, return_exceptions=True)

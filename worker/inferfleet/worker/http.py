@@ -1,0 +1,67 @@
+"""The worker's HTTP port: liveness, readiness and metrics."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+
+from aiohttp import web
+
+from inferfleet.schemas.errors import ConfigurationError
+from inferfleet.schemas.heartbeat import Heartbeat, WorkerPhase
+from inferfleet.worker.metrics import WorkerMetrics
+
+LIVE_PATH = "/health/live"
+READY_PATH = "/health/ready"
+METRICS_PATH = "/metrics"
+
+
+@asynccontextmanager
+async def serve_http(
+    *, host: str, port: int, heartbeat: Callable[[], Heartbeat], metrics: WorkerMetrics
+) -> AsyncGenerator[int]:
+    """Serve while the block runs; yields the port, which is a free one if ``port`` is 0.
+
+    ``/health/live`` answers 200 as long as the event loop turns. ``/health/ready`` answers 200 only while
+    the model is warm and jobs are taken, else 503. Both show the worker's own heartbeat.
+
+    Raises:
+        ConfigurationError: The port is taken.
+
+    """
+
+    def answer(status: int) -> web.Response:
+        return web.Response(
+            status=status, text=heartbeat().model_dump_json() + "\n", content_type="application/json"
+        )
+
+    async def live(_: web.Request) -> web.Response:
+        return answer(200)
+
+    async def ready(_: web.Request) -> web.Response:
+        return answer(200 if heartbeat().phase is WorkerPhase.READY else 503)
+
+    async def scrape(_: web.Request) -> web.Response:
+        metrics.observe(heartbeat())
+        return web.Response(
+            body=metrics.exposition(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
+        )
+
+    app = web.Application()
+    app.router.add_get(LIVE_PATH, live)
+    app.router.add_get(READY_PATH, ready)
+    app.router.add_get(METRICS_PATH, scrape)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, host, port)
+        try:
+            await site.start()
+        except OSError as error:
+            raise ConfigurationError(
+                f"cannot listen on {host}:{port} ({error.strerror}); choose another --http-port, "
+                "or 0 for any free one"
+            ) from error
+        yield runner.addresses[0][1]
+    finally:
+        await runner.cleanup()

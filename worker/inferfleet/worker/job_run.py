@@ -1,0 +1,145 @@
+"""One job while it runs here: its tokens, and the ways to stop it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from enum import StrEnum
+
+from inferfleet.schemas import Job
+from inferfleet.schemas.journal import TokenChunk
+from inferfleet.wire.records import Unflushed
+from inferfleet.worker.broker import Delivery
+
+
+class Interruption(StrEnum):
+    """Why a run was stopped before its answer was complete."""
+
+    TIMEOUT = "timeout"
+    CANCELLED = "cancelled"
+    HAND_OVER = "hand_over"
+    SUPERSEDED = "superseded"
+
+
+class JobRun:
+    """An attempt of a job. The broker's delivery may change under it, when the connection was lost."""
+
+    def __init__(self, *, job: Job, delivery: Delivery) -> None:
+        self.job = job
+        self.delivery = delivery
+        self.attempt = 0
+        self.charged = 0
+        self.started_at = datetime.now(UTC)
+        self.started = time.monotonic()
+        self.first_token_s: float | None = None
+        self.interruption: Interruption | None = None
+        self._journaled: list[TokenChunk] = []
+        self._offset = 0
+        self._resumed_tokens = 0
+        self._fresh: list[TokenChunk] = []
+        self._scope: asyncio.Timeout | None = None
+
+    def start(self, *, attempt: int, charged: int) -> None:
+        """Note the fence of the attempt that was granted, and how many count against the limit."""
+        self.attempt = attempt
+        self.charged = charged
+
+    def resume(self, chunks: tuple[TokenChunk, ...]) -> None:
+        """Go on behind what earlier attempts left in the journal."""
+        self._journaled = list(chunks)
+        self._offset = self._resumed_tokens = sum(len(chunk.token_ids) for chunk in chunks)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the answer so far, all choices and attempts together."""
+        return self._offset + sum(len(chunk.token_ids) for chunk in self._fresh)
+
+    @property
+    def tokens_generated(self) -> int:
+        """Tokens this attempt generated itself."""
+        return self.tokens - self._resumed_tokens
+
+    @property
+    def resume_token_ids(self) -> tuple[int, ...]:
+        """The tokens that earlier attempts left in the journal."""
+        return tuple(token for chunk in self._journaled for token in chunk.token_ids)
+
+    @property
+    def journaled(self) -> tuple[TokenChunk, ...]:
+        """All tokens that were given to the journal, in the portions they were given in."""
+        return tuple(self._journaled)
+
+    @property
+    def has_fresh_tokens(self) -> bool:
+        """Whether there are tokens that the journal was not given yet."""
+        return bool(self._fresh)
+
+    def add(self, chunk: TokenChunk) -> None:
+        """Take a chunk from the engine."""
+        if self.first_token_s is None:
+            self.first_token_s = time.monotonic() - self.started
+        self._fresh.append(chunk)
+
+    def take_unflushed(self) -> Unflushed:
+        """Hand out what the journal does not have. The caller must write it."""
+        unflushed = Unflushed(self._offset, _merge(self._fresh))
+        self._fresh.clear()
+        self._journaled.extend(unflushed.chunks)
+        self._offset += unflushed.count
+        return unflushed
+
+    @asynccontextmanager
+    async def interruptible(self) -> AsyncGenerator[None]:
+        """Run the block so that ``interrupt`` and the job's own time limit can stop it.
+
+        The block ends early without an exception; ``interruption`` then says why.
+        """
+        scope = asyncio.timeout(self.job.timeout_s)
+        try:
+            async with scope:
+                self._scope = scope
+                if self.interruption is not None:
+                    scope.reschedule(0)
+                yield
+        except TimeoutError:
+            if not scope.expired():
+                raise
+            self.interruption = self.interruption or Interruption.TIMEOUT
+        finally:
+            self._scope = None
+
+    def interrupt(self, reason: Interruption) -> None:
+        """Stop the generation, or keep it from starting. Too late, this does nothing."""
+        if self.interruption is None:
+            self.interruption = reason
+            if self._scope is not None and not self._scope.expired():
+                self._scope.reschedule(0)
+
+
+def _merge(chunks: list[TokenChunk]) -> tuple[TokenChunk, ...]:
+    """Join neighbouring chunks of the same choice, so that the journal holds few and large ones."""
+    merged: list[TokenChunk] = []
+    start = 0
+    for end in range(1, len(chunks) + 1):
+        first = chunks[start]
+        if (
+            end < len(chunks)
+            and chunks[end].index == first.index
+            and chunks[end].delta is None is first.delta
+        ):
+            continue
+        group = chunks[start:end]
+        if len(group) == 1:
+            merged.append(first)
+        else:
+            token_ids = tuple(token for chunk in group for token in chunk.token_ids)
+            merged.append(
+                TokenChunk(
+                    index=first.index, token_ids=token_ids, text="".join(chunk.text for chunk in group)
+                )
+            )
+        start = end
+    return tuple(merged)

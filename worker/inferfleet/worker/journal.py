@@ -1,0 +1,92 @@
+"""Writes the tokens of all running jobs to their journals, and keeps their leases alive.
+
+Streamed jobs are written every 50 ms or so, the others about once a second; all that are due go out in
+one pipeline. What a write reveals (the job was cancelled, another worker has it, Redis lost it) is acted
+on here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+from inferfleet.schemas.settings import WorkerSettings
+from inferfleet.wire.records import JobRecords, Written
+from inferfleet.worker.job_run import Interruption, JobRun
+
+logger = logging.getLogger(__name__)
+
+
+class JournalWriter:
+    """The journals of the runs it was given."""
+
+    def __init__(self, *, records: JobRecords, settings: WorkerSettings) -> None:
+        self._records = records
+        self._settings = settings
+        self._runs: set[JobRun] = set()
+
+    def follow(self, run: JobRun) -> None:
+        """Start writing a run's tokens."""
+        self._runs.add(run)
+
+    def release(self, run: JobRun) -> None:
+        """Stop writing a run's tokens; what is left of them goes with its last write."""
+        self._runs.discard(run)
+
+    async def run(self) -> None:
+        """Write until cancelled."""
+        async with asyncio.TaskGroup() as cadences:
+            cadences.create_task(self._write_streamed())
+            cadences.create_task(self._write_all())
+
+    async def _write_streamed(self) -> None:
+        while True:
+            await asyncio.sleep(self._settings.journal_flush_streamed_s)
+            await self._write([run for run in self._runs if run.job.stream and run.has_fresh_tokens])
+
+    async def _write_all(self) -> None:
+        # A run without new tokens is written too: that renews its lease.
+        interval_s = min(self._settings.journal_flush_s, self._settings.lease_s / 3)
+        while True:
+            await asyncio.sleep(interval_s)
+            await self._write(list(self._runs))
+
+    async def _write(self, runs: list[JobRun]) -> None:
+        await asyncio.gather(*(self._append(run) for run in runs))
+
+    async def _append(self, run: JobRun) -> None:
+        unflushed = run.take_unflushed()
+        written = await self.write(
+            run,
+            lambda: self._records.append(
+                run.job.id, attempt=run.attempt, lease_s=self._settings.lease_s, unflushed=unflushed
+            ),
+        )
+        match written:
+            case Written.CANCEL:
+                run.interrupt(Interruption.CANCELLED)
+            case Written.FENCED:
+                if run in self._runs:
+                    run.interrupt(Interruption.SUPERSEDED)
+            case Written.OK | Written.MISSING:
+                pass
+
+    async def write(self, run: JobRun, write: Callable[[], Awaitable[Written]]) -> Written:
+        """Do one write for a run. If Redis lost the job's record, bring it back first."""
+        while (written := await write()) is Written.MISSING:
+            restored = await self._records.restore(
+                run.job,
+                attempt=run.attempt,
+                charged=run.charged,
+                worker_id=self._settings.worker_id,
+                lease_s=self._settings.lease_s,
+                started_at=run.started_at,
+                chunks=run.journaled,
+                reply_to=run.delivery.reply_to,
+            )
+            logger.warning(
+                "Redis lost the record of a running job",
+                extra={"job_id": run.job.id, "restored": restored, "tokens": run.tokens_generated},
+            )
+        return written

@@ -1,0 +1,99 @@
+"""The worker's Prometheus metrics. Names follow Prometheus' conventions: base units, ``_total`` counters."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from inferfleet.schemas import FailureCode, Result
+from inferfleet.schemas.heartbeat import Heartbeat, WorkerPhase
+
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
+
+
+class WorkerMetrics:
+    """One worker's metrics, in a registry of its own, all labelled with its pool."""
+
+    def __init__(self, *, pool: str) -> None:
+        self.registry = registry = CollectorRegistry()
+        self.tokens_generated = 0
+        self._pool = pool
+
+        def counter(name: str, what: str, *labels: str) -> Counter:
+            return Counter(name, what, ("pool", *labels), registry=registry)
+
+        def histogram(name: str, what: str) -> Histogram:
+            return Histogram(name, what, ("pool",), buckets=SECONDS, registry=registry)
+
+        def gauge(name: str, what: str) -> Gauge:
+            return Gauge(name, what, ("pool",), registry=registry)
+
+        self._finished = counter(
+            "inferfleet_jobs_finished", "Jobs that reached a terminal state here", "state", "code"
+        )
+        self._retried = counter(
+            "inferfleet_jobs_retried", "Attempts that failed and will be repeated", "code"
+        )
+        self._handed_over = counter("inferfleet_jobs_handed_over", "Running jobs given back to the queue")
+        self._dead = counter("inferfleet_dead_letters", "Messages put among the dead letters", "code")
+        self._undecodable = counter("inferfleet_messages_undecodable", "Messages that were not a job")
+        self._generated = counter("inferfleet_tokens_generated", "Tokens the engine generated here")
+        self._wasted = counter("inferfleet_tokens_wasted", "Tokens that have to be generated again", "reason")
+        self._queue_wait = histogram(
+            "inferfleet_queue_wait_seconds", "From submission to the start of the attempt"
+        )
+        self._first_token = histogram(
+            "inferfleet_time_to_first_token_seconds", "From that start to the first token"
+        )
+        self._generation = histogram("inferfleet_generation_seconds", "From that start to the end")
+        self._running = gauge("inferfleet_engine_running", "Requests in the engine's batch")
+        self._waiting = gauge("inferfleet_engine_waiting", "Requests waiting inside the engine")
+        self._kv_usage = gauge(
+            "inferfleet_engine_kv_cache_usage_ratio", "Share of the KV cache in use, 0 to 1"
+        )
+        self._ready = gauge("inferfleet_worker_ready", "1 while the model is warm and jobs are taken")
+
+    def finished(self, result: Result) -> None:
+        """Count a committed result and its times."""
+        self._finished.labels(self._pool, result.state, result.error.code if result.error else "").inc()
+        if result.timings is not None:
+            self._queue_wait.labels(self._pool).observe(result.timings.queue_wait_s)
+            self._generation.labels(self._pool).observe(result.timings.generation_s)
+            if result.timings.time_to_first_token_s is not None:
+                self._first_token.labels(self._pool).observe(result.timings.time_to_first_token_s)
+
+    def retried(self, code: FailureCode) -> None:
+        """Count an attempt that failed and will be repeated."""
+        self._retried.labels(self._pool, code).inc()
+
+    def handed_over(self) -> None:
+        """Count a running job that was given back."""
+        self._handed_over.labels(self._pool).inc()
+
+    def dead_lettered(self, code: FailureCode) -> None:
+        """Count a dead letter."""
+        self._dead.labels(self._pool, code).inc()
+
+    def undecodable(self) -> None:
+        """Count a message that was not a job."""
+        self._undecodable.labels(self._pool).inc()
+
+    def generated(self, tokens: int) -> None:
+        """Count tokens the engine generated."""
+        self.tokens_generated += tokens
+        self._generated.labels(self._pool).inc(tokens)
+
+    def wasted(self, tokens: int, reason: str) -> None:
+        """Count tokens that somebody has to generate again."""
+        if tokens:
+            self._wasted.labels(self._pool, reason).inc(tokens)
+
+    def observe(self, heartbeat: Heartbeat) -> None:
+        """Take over the engine's load as the heartbeat reports it."""
+        self._running.labels(self._pool).set(heartbeat.running)
+        self._waiting.labels(self._pool).set(heartbeat.waiting)
+        self._kv_usage.labels(self._pool).set(heartbeat.kv_cache_usage)
+        self._ready.labels(self._pool).set(heartbeat.phase is WorkerPhase.READY)
+
+    def exposition(self) -> bytes:
+        """The metrics in Prometheus' text format."""
+        return generate_latest(self.registry)

@@ -1,0 +1,86 @@
+"""What is to become of a delivery, as a value. Pure: nothing here talks to a broker or a store."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from inferfleet.schemas import Failure, FailureCode, JobState
+from inferfleet.worker.ports import Completion
+
+JITTER_STEPS = (0.5, 0.625, 0.75, 0.875, 1.0)
+"""Shares of the full delay to choose from. Few, because every delay is a queue of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """Commit a terminal result, then ack."""
+
+    state: JobState
+    completion: Completion | None = None
+    failure: Failure | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """Give the job back and let it come again after ``delay_s``."""
+
+    failure: Failure
+    delay_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """Put the message where a person will look at it, commit the failure, then ack."""
+
+    failure: Failure
+
+
+@dataclass(frozen=True, slots=True)
+class HandOver:
+    """Give the job back to the queue at once: another worker goes on where this one stopped.
+
+    With ``refund`` the attempt does not count against the job's limit.
+    """
+
+    refund: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Defer:
+    """Another worker runs the job. Look again after ``delay_s``, in case that worker dies."""
+
+    delay_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """Ack and nothing else: the job is finished already, or belongs to a later attempt."""
+
+
+Outcome = Finish | Retry | DeadLetter | HandOver | Defer | Drop
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """Exponential backoff with jitter: ``base_s``, twice that, and so on up to ``cap_s`` seconds."""
+
+    base_s: float
+    cap_s: float
+
+    def delay_s(self, attempts: int, *, chance: random.Random) -> float:
+        """The delay after ``attempts`` attempts have failed."""
+        full = min(self.cap_s, self.base_s * 2.0 ** (attempts - 1))
+        return full * chance.choice(JITTER_STEPS)
+
+
+def after_failure(
+    failure: Failure, *, attempts: int, max_attempts: int, policy: RetryPolicy, chance: random.Random
+) -> Finish | Retry | DeadLetter:
+    """Decide what follows a failed attempt. ``attempts`` counts this one."""
+    if not failure.code.retryable:
+        return Finish(JobState.FAILED, failure=failure)
+    if attempts < max_attempts:
+        return Retry(failure, policy.delay_s(attempts, chance=chance))
+    message = f"gave up after {attempts} attempts; the last failed with {failure.code}: {failure.message}"
+    return DeadLetter(Failure(code=FailureCode.TOO_MANY_ATTEMPTS, message=message[:4096]))

@@ -1,0 +1,244 @@
+"""What happens to one delivery, from its bytes to its outcome."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Mapping
+from contextlib import aclosing
+from dataclasses import replace
+from itertools import count
+from typing import assert_never
+
+from pydantic import ValidationError
+
+from inferfleet.schemas import Failure, FailureCode, Job, JobState
+from inferfleet.schemas.errors import InvalidJobError
+from inferfleet.schemas.journal import TokenChunk
+from inferfleet.schemas.request import check_request, job_error
+from inferfleet.schemas.settings import WorkerSettings
+from inferfleet.wire.records import JobRecords, Started, Verdict, generated
+from inferfleet.worker.broker import Delivery
+from inferfleet.worker.job_run import Interruption, JobRun
+from inferfleet.worker.journal import JournalWriter
+from inferfleet.worker.metrics import WorkerMetrics
+from inferfleet.worker.outcomes import (
+    DeadLetter,
+    Defer,
+    Drop,
+    Finish,
+    HandOver,
+    Outcome,
+    RetryPolicy,
+    after_failure,
+)
+from inferfleet.worker.ports import Completion, Engine, EngineDeadError, Generation, GenerationError
+from inferfleet.worker.settlement import Settlement
+
+logger = logging.getLogger(__name__)
+
+MAX_BODY_BYTES = 16 * 1024 * 1024
+"""What a worker accepts at most: RabbitMQ's own limit. The producers' limit is a setting of theirs."""
+
+TRACE_HEADERS = ("traceparent", "tracestate")
+
+
+class Processor:
+    """Runs jobs on an engine. One call of ``process`` for each delivery, all at the same time."""
+
+    def __init__(
+        self,
+        *,
+        settings: WorkerSettings,
+        engine: Engine,
+        records: JobRecords,
+        journal: JournalWriter,
+        settlement: Settlement,
+        metrics: WorkerMetrics,
+    ) -> None:
+        self._settings = settings
+        self._engine = engine
+        self._records = records
+        self._journal = journal
+        self._settlement = settlement
+        self._metrics = metrics
+        self._policy = RetryPolicy(base_s=settings.retry_base_s, cap_s=settings.retry_cap_s)
+        self._chance = random.Random()  # noqa: S311 - jitter, not secrets
+        self._starts = count()
+        self._runs: dict[str, JobRun] = {}
+
+    @property
+    def runs(self) -> Mapping[str, JobRun]:
+        """The jobs that run here now, by id."""
+        return self._runs
+
+    async def process(self, delivery: Delivery) -> None:
+        """Take a delivery to its end. Only a dead engine makes this raise.
+
+        Raises:
+            EngineDeadError: The job is back in the queue; this process should end.
+
+        """
+        try:
+            job = Job.model_validate_json(delivery.body)
+        except ValidationError as error:
+            failure = Failure(
+                code=FailureCode.INVALID_REQUEST, message=f"not a job: {job_error(error)}"[:4096]
+            )
+            await self._settlement.bury_undecodable(delivery, failure)
+            return
+        known = self._runs.get(job.id)
+        if known is not None:
+            # The connection was lost, or the job was published twice, while it runs here. It goes on,
+            # and the newest delivery is the one to settle.
+            logger.info("job is running here already", extra={"job_id": job.id})
+            known.delivery.ack()
+            known.delivery = delivery
+            return
+        run = JobRun(job=job, delivery=delivery)
+        self._runs[job.id] = run
+        try:
+            settled = await self._run(run)
+        finally:
+            del self._runs[job.id]
+        if run.delivery is not settled:
+            # It came again while the settling was under way; the record says what to do with it.
+            await self.process(run.delivery)
+
+    async def _run(self, run: JobRun) -> Delivery:
+        engine_died: EngineDeadError | None = None
+        try:
+            outcome = await self._attempt(run)
+        except EngineDeadError as error:
+            # It counts as an attempt: a job that kills its engine must not do so for ever.
+            engine_died = error
+            outcome = HandOver(refund=False)
+        except Exception as error:
+            logger.exception("unexpected error in a job", extra={"job_id": run.job.id})
+            outcome = self._after(run, Failure(code=FailureCode.INTERNAL, message=type(error).__name__))
+        finally:
+            self._journal.release(run)
+        self._metrics.generated(run.tokens_generated)
+        delivery = run.delivery
+        await self._settlement.settle(run, delivery, outcome)
+        if engine_died is not None:
+            raise engine_died
+        return delivery
+
+    async def _attempt(self, run: JobRun) -> Outcome:
+        job = run.job
+        generation = Generation(
+            id=job.id,
+            endpoint=job.endpoint,
+            body=job.body,
+            priority=job.priority,
+            tenant=job.tenant,
+            trace_headers={
+                name: str(run.delivery.headers[name])
+                for name in TRACE_HEADERS
+                if name in run.delivery.headers
+            },
+        )
+        resumable = self._engine.resumable(generation)
+        started = await self._records.start(
+            job,
+            worker_id=self._settings.worker_id,
+            lease_s=self._settings.lease_s,
+            resumable=resumable,
+            reply_to=run.delivery.reply_to,
+            nonce=f"{self._settings.worker_id}:{next(self._starts)}",
+        )
+        run.start(attempt=started.attempt, charged=started.charged)
+        self._metrics.wasted(started.tokens_wasted, "not_resumable")
+        refused = self._refused(job, started)
+        if refused is not None:
+            return refused
+        try:
+            check_request(job.endpoint, job.body, max_body_bytes=MAX_BODY_BYTES)
+        except InvalidJobError as error:
+            return Finish(
+                JobState.FAILED, failure=Failure(code=FailureCode.INVALID_REQUEST, message=str(error)[:4096])
+            )
+        if started.tokens:
+            run.resume(generated(await self._records.journal(job.id)))
+            generation = replace(generation, resume_token_ids=run.resume_token_ids)
+        self._journal.follow(run)
+        return await self._generate(run, generation)
+
+    def _refused(self, job: Job, started: Started) -> Outcome | None:
+        """What to do when the start was not granted; ``None`` when it was."""
+        match started.verdict:
+            case Verdict.STARTED:
+                return None
+            case Verdict.DONE:
+                return Drop()
+            case Verdict.BUSY:
+                return Defer(started.busy_s)
+            case Verdict.CANCELLED:
+                return Finish(
+                    JobState.CANCELLED,
+                    failure=Failure(code=FailureCode.CANCELLED, message="cancelled before it ran again"),
+                )
+            case Verdict.EXPIRED:
+                return Finish(
+                    JobState.EXPIRED,
+                    failure=Failure(
+                        code=FailureCode.EXPIRED,
+                        message=f"not started before its expires_at, {job.expires_at}",
+                    ),
+                )
+            case Verdict.EXHAUSTED:
+                return DeadLetter(
+                    Failure(
+                        code=FailureCode.TOO_MANY_ATTEMPTS,
+                        message=f"started {started.charged} times without an end: its workers died",
+                    )
+                )
+            case _:
+                assert_never(started.verdict)
+
+    async def _generate(self, run: JobRun, generation: Generation) -> Outcome:
+        completion: Completion | None = None
+        try:
+            async with run.interruptible(), aclosing(self._engine.generate(generation)) as events:
+                async for event in events:
+                    match event:
+                        case TokenChunk():
+                            run.add(event)
+                        case Completion():
+                            completion = event
+        except GenerationError as error:
+            return self._after(run, Failure(code=error.code, message=str(error)[:4096]))
+        if completion is not None:
+            return Finish(JobState.SUCCEEDED, completion)
+        return self._interrupted(run)
+
+    def _interrupted(self, run: JobRun) -> Outcome:
+        match run.interruption:
+            case Interruption.TIMEOUT:
+                message = f"still running after its timeout_s of {run.job.timeout_s:g} s"
+                return Finish(JobState.FAILED, failure=Failure(code=FailureCode.TIMEOUT, message=message))
+            case Interruption.CANCELLED:
+                message = "cancelled while it ran"
+                return Finish(
+                    JobState.CANCELLED, failure=Failure(code=FailureCode.CANCELLED, message=message)
+                )
+            case Interruption.HAND_OVER:
+                return HandOver(refund=True)
+            case Interruption.SUPERSEDED:
+                self._metrics.wasted(run.take_unflushed().count, "fenced")
+                return Drop()
+            case None:
+                message = "the engine ended the answer without completing it"
+                return self._after(run, Failure(code=FailureCode.ENGINE_ERROR, message=message))
+            case _:
+                assert_never(run.interruption)
+
+    def _after(self, run: JobRun, failure: Failure) -> Outcome:
+        return after_failure(
+            failure,
+            attempts=run.charged,
+            max_attempts=run.job.max_attempts,
+            policy=self._policy,
+            chance=self._chance,
+        )

@@ -1,0 +1,205 @@
+"""Carries outcomes out: the one place of the worker that settles deliveries and ends jobs.
+
+The order within each outcome is what keeps the promises: first the record, then the message that goes
+elsewhere, the ack always last. A crash between any two steps leaves a message that is delivered again,
+and a record that says what to do with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from datetime import UTC, datetime
+from typing import assert_never
+
+from aio_pika import DeliveryMode, Message
+from aio_pika.exceptions import DeliveryError
+
+from inferfleet.schemas import Failure, Job, JobState, Result, Timings, Usage, names
+from inferfleet.schemas.errors import PublishUnconfirmedError, ServiceUnreachableError
+from inferfleet.schemas.journal import QueuedEntry
+from inferfleet.schemas.settings import WorkerSettings
+from inferfleet.wire.amqp import declare_retry, job_message
+from inferfleet.wire.publishing import ConfirmChannel
+from inferfleet.wire.records import JobRecords, Unflushed, Written
+from inferfleet.worker.broker import Delivery
+from inferfleet.worker.job_run import JobRun
+from inferfleet.worker.journal import JournalWriter
+from inferfleet.worker.metrics import WorkerMetrics
+from inferfleet.worker.outcomes import DeadLetter, Defer, Drop, Finish, HandOver, Outcome, Retry
+from inferfleet.worker.ports import Completion
+
+logger = logging.getLogger(__name__)
+
+REQUEUE_PAUSE_S = 1.0
+"""A pause before a message goes straight back to its queue because the way round was closed."""
+
+
+class Settlement:
+    """Settles what the processor decided."""
+
+    def __init__(
+        self,
+        *,
+        settings: WorkerSettings,
+        records: JobRecords,
+        journal: JournalWriter,
+        confirm_channel: ConfirmChannel,
+        metrics: WorkerMetrics,
+    ) -> None:
+        self._settings = settings
+        self._records = records
+        self._journal = journal
+        self._confirm_channel = confirm_channel
+        self._metrics = metrics
+
+    async def settle(self, run: JobRun, delivery: Delivery, outcome: Outcome) -> None:
+        """Carry out what was decided about a job."""
+        match outcome:
+            case Finish(state, completion, failure):
+                await self._commit(run, self._result(run, state, failure, completion))
+                delivery.ack()
+            case Retry(failure, delay_s):
+                await self._release(
+                    run,
+                    QueuedEntry(at=datetime.now(UTC), attempt=run.attempt, reason="retry", failure=failure),
+                    refund=False,
+                )
+                self._metrics.retried(failure.code)
+                await self._send_round(run.job, delivery, delay_s)
+            case DeadLetter(failure):
+                if await self._bury(delivery, failure, attempts=run.charged):
+                    await self._commit(run, self._result(run, JobState.FAILED, failure))
+                    delivery.ack()
+            case HandOver(refund):
+                await self._release(
+                    run,
+                    QueuedEntry(at=datetime.now(UTC), attempt=run.attempt, reason="handed_over"),
+                    refund=refund,
+                )
+                self._metrics.handed_over()
+                await delivery.requeue()
+            case Defer(delay_s):
+                await self._send_round(run.job, delivery, delay_s)
+            case Drop():
+                delivery.ack()
+            case _:
+                assert_never(outcome)
+
+    async def bury_undecodable(self, delivery: Delivery, failure: Failure) -> None:
+        """Put a message that is not a job among the dead letters, as it came."""
+        self._metrics.undecodable()
+        if await self._bury(delivery, failure, attempts=0):
+            delivery.ack()
+
+    async def _commit(self, run: JobRun, result: Result) -> None:
+        unflushed = run.take_unflushed()
+        written = await self._journal.write(
+            run,
+            lambda: self._records.finish(
+                result, attempt=run.attempt, unflushed=unflushed, reply_to=run.delivery.reply_to
+            ),
+        )
+        self._report(run, result, written, unflushed)
+
+    def _report(self, run: JobRun, result: Result, written: Written, unflushed: Unflushed) -> None:
+        fields = {"job_id": run.job.id, "attempt": run.attempt, "tokens": result.usage.completion_tokens}
+        if written is Written.FENCED:
+            # Somebody else generates, or generated, what this attempt could not write down.
+            self._metrics.wasted(unflushed.count, "fenced")
+            logger.warning("another attempt has the job; this result is dropped", extra=fields)
+            return
+        self._metrics.finished(result)
+        code = result.error.code if result.error else None
+        logger.info("job %s", result.state.value, extra={**fields, "code": code})
+
+    async def _release(self, run: JobRun, entry: QueuedEntry, *, refund: bool) -> None:
+        unflushed = run.take_unflushed()
+        await self._journal.write(
+            run,
+            lambda: self._records.release(
+                run.job.id, attempt=run.attempt, unflushed=unflushed, entry=entry, refund=refund
+            ),
+        )
+        logger.info(
+            "job back in the queue",
+            extra={
+                "job_id": run.job.id,
+                "attempt": run.attempt,
+                "reason": entry.reason,
+                "code": entry.failure.code if entry.failure else None,
+            },
+        )
+
+    async def _send_round(self, job: Job, delivery: Delivery, delay_s: float) -> None:
+        """Let the message come again later; if that way is closed, at once and after a pause."""
+        delay_ms = max(1, int(delay_s * 1000))
+        message = job_message(job, reply_to=delivery.reply_to, headers=dict(delivery.headers))
+        try:
+            exchange = await declare_retry(await self._confirm_channel.channel(), delay_ms)
+            await self._confirm_channel.publish(exchange.name, message, routing_key=job.pool, mandatory=True)
+        except (ServiceUnreachableError, PublishUnconfirmedError, DeliveryError, OSError) as error:
+            logger.warning(
+                "cannot delay a job, so it goes back at once (%s)", error, extra={"job_id": job.id}
+            )
+            await asyncio.sleep(REQUEUE_PAUSE_S)
+            await delivery.requeue()
+        else:
+            delivery.ack()
+
+    async def _bury(self, delivery: Delivery, failure: Failure, *, attempts: int) -> bool:
+        """Publish a dead letter. False if that is not possible now; the message is then queued again."""
+        message = Message(
+            delivery.body,
+            message_id=delivery.message_id,
+            type=names.JOB_MESSAGE_TYPE,
+            content_type="application/json",
+            delivery_mode=DeliveryMode.PERSISTENT,
+            reply_to=delivery.reply_to or None,
+            headers={
+                **delivery.headers,
+                names.HEADER_CODE: failure.code.value,
+                names.HEADER_MESSAGE: failure.message,
+                names.HEADER_ATTEMPTS: attempts,
+                names.HEADER_WORKER: self._settings.worker_id,
+                names.HEADER_DIED_AT: datetime.now(UTC).isoformat(),
+            },
+        )
+        try:
+            await self._confirm_channel.publish(
+                names.DEAD_EXCHANGE, message, routing_key=self._settings.pool, mandatory=True
+            )
+        except (ServiceUnreachableError, PublishUnconfirmedError, DeliveryError, OSError) as error:
+            logger.warning("cannot write a dead letter, so the message goes back (%s)", error)
+            await asyncio.sleep(REQUEUE_PAUSE_S)
+            await delivery.requeue()
+            return False
+        self._metrics.dead_lettered(failure.code)
+        logger.warning(
+            "message is among the dead letters: %s",
+            failure.message,
+            extra={"message_id": delivery.message_id, "code": failure.code, "attempts": attempts},
+        )
+        return True
+
+    def _result(
+        self, run: JobRun, state: JobState, failure: Failure | None, completion: Completion | None = None
+    ) -> Result:
+        generation_s = time.monotonic() - run.started
+        total_s = max(0.0, (datetime.now(UTC) - run.job.submitted_at).total_seconds())
+        return Result(
+            job_id=run.job.id,
+            state=state,
+            response=completion.response if completion else None,
+            error=failure,
+            usage=completion.usage if completion else Usage(completion_tokens=run.tokens),
+            timings=Timings(
+                queue_wait_s=max(0.0, total_s - generation_s),
+                time_to_first_token_s=run.first_token_s,
+                generation_s=generation_s,
+                total_s=total_s,
+            ),
+            worker_id=self._settings.worker_id,
+            attempts=run.charged,
+        )

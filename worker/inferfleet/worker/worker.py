@@ -1,0 +1,285 @@
+"""A worker's life: start up, serve, shut down. Read ``run`` from top to bottom."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager
+from datetime import UTC, datetime
+from functools import partial
+from importlib.metadata import version
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+from tenacity import AsyncRetrying, before_sleep_log, retry_if_exception_type, wait_random_exponential
+
+from inferfleet.schemas.control import CancelJob, DrainWorker, control
+from inferfleet.schemas.errors import InferfleetError, ServiceUnreachableError
+from inferfleet.schemas.heartbeat import Heartbeat, WorkerPhase
+from inferfleet.schemas.settings import WorkerSettings
+from inferfleet.wire.health import forget_heartbeat, write_heartbeat
+from inferfleet.wire.pipeline import CommandPipeline
+from inferfleet.wire.publishing import ConfirmChannel
+from inferfleet.wire.records import JobRecords
+from inferfleet.wire.redis import open_redis
+from inferfleet.worker.broker import Delivery, Session, open_session
+from inferfleet.worker.http import serve_http
+from inferfleet.worker.job_run import Interruption
+from inferfleet.worker.journal import JournalWriter
+from inferfleet.worker.metrics import WorkerMetrics
+from inferfleet.worker.ports import Engine, EngineDeadError
+from inferfleet.worker.processor import Processor
+from inferfleet.worker.settlement import Settlement
+
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+
+HEARTBEATS_MISSED = 5
+"""A worker is off the health map after so many heartbeats that did not come."""
+
+ERROR_PAUSE_S = 1.0
+"""A pause before a message goes back after an error that nobody foresaw, so that it does not spin."""
+
+
+SETTLE_GRACE_S = 10.0
+"""How long a drain waits for the last writes after it has stopped the last job."""
+
+
+class Worker:
+    """One process, one event loop, one engine."""
+
+    def __init__(self, *, settings: WorkerSettings, engine: Engine) -> None:
+        self._settings = settings
+        self._engine = engine
+        self._metrics = WorkerMetrics(pool=settings.pool)
+        self._phase = WorkerPhase.LOADING
+        self._started_at = datetime.now(UTC)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._stopping = asyncio.Event()
+        self._hurrying = asyncio.Event()
+        self._failure: InferfleetError | EngineDeadError | None = None
+
+    async def run(self) -> None:
+        """Work until told to stop.
+
+        Raises:
+            ServiceUnreachableError: RabbitMQ or Redis did not answer at the start.
+            ConfigurationError: The engine, the pool's queue or the HTTP port does not accept a setting.
+            EngineDeadError: The engine died. All its jobs are back in the queue.
+
+        """
+        settings = self._settings
+        confirm_channel = ConfirmChannel(
+            settings.amqp_url,
+            connect_timeout_s=settings.connect_timeout_s,
+            confirm_timeout_s=settings.publish_timeout_s,
+            name=f"{settings.worker_id} (publish)",
+        )
+        async with (
+            self._signals(),
+            open_redis(settings.redis_url) as client,
+            aclosing(confirm_channel),
+            self._http(),
+            AsyncExitStack() as broker,
+            asyncio.TaskGroup() as background,
+        ):
+            pipeline = CommandPipeline(client, patience_s=None)
+            records = JobRecords(
+                pipeline=pipeline,
+                client=client,
+                result_ttl_s=settings.result_ttl_s,
+                queued_ttl_s=settings.queued_ttl_s,
+            )
+            journal = JournalWriter(records=records, settings=settings)
+            processor = Processor(
+                settings=settings,
+                engine=self._engine,
+                records=records,
+                journal=journal,
+                settlement=Settlement(
+                    settings=settings,
+                    records=records,
+                    journal=journal,
+                    confirm_channel=confirm_channel,
+                    metrics=self._metrics,
+                ),
+                metrics=self._metrics,
+            )
+            chores = [
+                background.create_task(pipeline.run()),
+                background.create_task(journal.run()),
+                background.create_task(self._beat(pipeline)),
+            ]
+            try:
+                await self._serve(processor, broker)
+                await forget_heartbeat(pipeline, settings.worker_id)
+            except (InferfleetError, EngineDeadError) as error:
+                # Raised after the task group, which would wrap it.
+                self._failure = error
+            finally:
+                for chore in chores:
+                    chore.cancel()
+                await self._engine.stop()
+        if self._failure is not None:
+            raise self._failure
+        logger.info("worker has stopped")
+
+    def stop(self) -> None:
+        """Begin to drain. Called again, it stops waiting for running jobs and hands them over."""
+        if self._stopping.is_set():
+            self._hurrying.set()
+        self._stopping.set()
+
+    async def _serve(self, processor: Processor, broker: AsyncExitStack) -> None:
+        # The broker comes first: a wrong password should not wait for the model, and jobs are accepted
+        # as soon as the pool has its queues.
+        opened = partial(self._open_session, processor)
+        session: Session | None = await broker.enter_async_context(opened())
+        await self._unless_stopped(self._engine.start())
+        while session is not None and not self._stopping.is_set():
+            await session.consume(
+                partial(self._take, processor),
+                prefetch=self._settings.max_running + self._settings.look_ahead,
+            )
+            self._phase = WorkerPhase.READY
+            logger.info("ready", extra={"model": self._engine.model})
+            await self._unless_stopped(session.wait_closed())
+            if not self._stopping.is_set():
+                logger.warning("lost the broker; what runs goes on", extra={"running": len(self._tasks)})
+                session = await self._unless_stopped(_reconnect(broker, opened))
+        self._phase = WorkerPhase.DRAINING
+        if session is not None:
+            await session.stop_consuming()
+        await self._drain(processor)
+
+    async def _drain(self, processor: Processor) -> None:
+        """Let jobs finish that do so in time, hand the others over, and wait until all is settled."""
+        logger.info("draining", extra={"running": len(self._tasks)})
+        if self._tasks:
+            hurry = asyncio.create_task(self._hurrying.wait())
+            finished = asyncio.ensure_future(asyncio.wait(self._tasks))
+            await asyncio.wait(
+                {hurry, finished},
+                timeout=self._settings.drain_timeout_s,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            hurry.cancel()
+        for run in processor.runs.values():
+            run.interrupt(Interruption.HAND_OVER)
+        if self._tasks:
+            _, left = await asyncio.wait(self._tasks, timeout=SETTLE_GRACE_S)
+            for task in left:
+                # The store is away. The broker will deliver these again once we are gone.
+                logger.error("a job could not be settled before the exit")
+                task.cancel()
+
+    def _take(self, processor: Processor, delivery: Delivery) -> None:
+        """Start on a delivery."""
+        task = asyncio.create_task(self._process(processor, delivery))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _process(self, processor: Processor, delivery: Delivery) -> None:
+        if self._stopping.is_set():
+            await delivery.requeue()
+            return
+        try:
+            await processor.process(delivery)
+        except EngineDeadError as error:
+            if self._failure is None:
+                logger.error("the engine is dead; all jobs go back: %s", error)
+                self._failure = error
+                self.stop()
+        except Exception:
+            logger.exception("a job could not be settled; its message goes back")
+            await asyncio.sleep(ERROR_PAUSE_S)
+            await delivery.requeue()
+
+    def _open_session(self, processor: Processor) -> AbstractAsyncContextManager[Session]:
+        return open_session(self._settings, on_control=partial(self._obey, processor))
+
+    async def _obey(self, processor: Processor, body: bytes) -> None:
+        """Follow an order from the control exchange, if it is for us."""
+        try:
+            order = control.validate_json(body)
+        except ValidationError as error:
+            logger.warning("an order on the control exchange is not understood: %s", error)
+            return
+        match order:
+            case CancelJob(job_id=job_id):
+                if (run := processor.runs.get(job_id)) is not None:
+                    run.interrupt(Interruption.CANCELLED)
+            case DrainWorker(worker_id=worker_id):
+                if worker_id == self._settings.worker_id:
+                    self.stop()
+
+    async def _beat(self, pipeline: CommandPipeline) -> None:
+        ttl_s = self._settings.heartbeat_interval_s * HEARTBEATS_MISSED
+        while True:
+            await write_heartbeat(pipeline, self._heartbeat(), ttl_s=ttl_s)
+            await asyncio.sleep(self._settings.heartbeat_interval_s)
+
+    def _heartbeat(self) -> Heartbeat:
+        stats = self._engine.stats()
+        return Heartbeat(
+            worker_id=self._settings.worker_id,
+            pool=self._settings.pool,
+            phase=self._phase,
+            engine=self._settings.engine,
+            model=self._engine.model,
+            version=version("inferfleet"),
+            running=stats.running,
+            waiting=stats.waiting,
+            kv_cache_usage=stats.kv_cache_usage,
+            tokens_generated=self._metrics.tokens_generated,
+            started_at=self._started_at,
+            seen_at=datetime.now(UTC),
+        )
+
+    async def _unless_stopped(self, work: Coroutine[Any, Any, T]) -> T | None:
+        """Wait for the work, or for the order to stop, which cancels it and gives ``None``."""
+        working = asyncio.create_task(work)
+        stopping = asyncio.create_task(self._stopping.wait())
+        try:
+            await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            return working.result() if working.done() else None
+        finally:
+            stopping.cancel()
+            working.cancel()
+            await asyncio.gather(working, stopping, return_exceptions=True)
+
+    @asynccontextmanager
+    async def _signals(self) -> AsyncGenerator[None]:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stop)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)
+
+    def _http(self) -> AbstractAsyncContextManager[int]:
+        return serve_http(
+            host=self._settings.http_host,
+            port=self._settings.http_port,
+            heartbeat=self._heartbeat,
+            metrics=self._metrics,
+        )
+
+
+async def _reconnect(
+    broker: AsyncExitStack, opened: Callable[[], AbstractAsyncContextManager[Session]]
+) -> Session:
+    await broker.aclose()
+    async for attempt in AsyncRetrying(
+        retry=retry_if_exception_type(ServiceUnreachableError),
+        wait=wait_random_exponential(multiplier=0.2, max=5.0),
+        before_sleep=before_sleep_log(logger, logging.WARNING),
+    ):
+        with attempt:
+            return await broker.enter_async_context(opened())
+    raise AssertionError("tenacity returns or raises")
