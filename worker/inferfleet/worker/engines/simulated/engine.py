@@ -1,0 +1,224 @@
+"""The simulated engine: one task runs the batch, one async iterator per request watches its part of it.
+
+Nothing is queued between the two. The batch counts tokens, the iterator sees how far its sequences have
+come and cuts that much off an answer which was known from the start. A slow reader gets larger chunks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, Final
+
+from inferfleet.schemas import Endpoint
+from inferfleet.schemas.journal import TokenChunk
+from inferfleet.worker.engines.simulated.answer import Answer, AnswerCutter, plan_answers
+from inferfleet.worker.engines.simulated.batch import Batch, Phase, Sequence
+from inferfleet.worker.engines.simulated.hooks import Hooks
+from inferfleet.worker.engines.simulated.parameters import SimulatedParameters
+from inferfleet.worker.engines.simulated.refusal import refusal
+from inferfleet.worker.engines.simulated.request import SimulatedRequest, read_request
+from inferfleet.worker.engines.simulated.response import embeddings_completion, text_completion
+from inferfleet.worker.ports import Completion, EngineDeadError, EngineStats, Generation, GenerationError
+
+_log: Final = logging.getLogger(__name__)
+
+_MOST_LAG_S: Final = 0.1
+"""How far the batch may fall behind its clock and still catch up. A process that was paused for longer
+goes on where it was: a GPU would not have worked in the meantime either."""
+
+_TOKENS_PER_REPORT: Final = 16
+"""Where no time passes between tokens, nobody can tell that they come in groups of this many."""
+
+
+class SimulatedEngine:
+    """An engine that computes nothing: the text depends on the request alone, the timing on a model.
+
+    See ``docs/simulated-engine.md`` for the parameters, the formulas and the faults it can play.
+    """
+
+    def __init__(self, *, model: str, max_running: int, engine_args: Mapping[str, Any]) -> None:
+        """Read the arguments; ``model`` may be empty, its name is then ``simulated``.
+
+        Raises:
+            ConfigurationError: An argument is unknown or has an impossible value.
+
+        """
+        self._model = model or "simulated"
+        self._parameters = SimulatedParameters.from_engine_args(engine_args)
+        self._batch = Batch(parameters=self._parameters, max_running=max_running)
+        self._work = asyncio.Event()
+        self._watchers: set[asyncio.Event] = set()
+        self._failures: Counter[str] = Counter()
+        self._loop: asyncio.Task[None] | None = None
+        self._death: str | None = None
+
+    @property
+    def model(self) -> str:
+        """The model's served name."""
+        return self._model
+
+    @property
+    def endpoints(self) -> frozenset[Endpoint]:
+        """All of them."""
+        return frozenset(Endpoint)
+
+    async def start(self) -> None:
+        """Pretend to load a model, for ``load_s`` modelled seconds."""
+        await asyncio.sleep(self._parameters.real_s(self._parameters.load_s))
+        if self._death is not None:
+            raise EngineDeadError(self._death)
+        self._loop = asyncio.create_task(self._run_batch(), name="simulated-engine")
+
+    async def stop(self) -> None:
+        """End every generation with ``EngineDeadError``. Safe to call twice, and before ``start``."""
+        self.die("the simulated engine has been stopped")
+        if self._loop is not None:
+            await asyncio.gather(self._loop, return_exceptions=True)
+
+    def die(self, reason: str = "the simulated engine died, as it was told to") -> None:
+        """Be gone for all requests, those that run and those to come, as an engine whose GPU fell over."""
+        self._death = self._death or reason
+        if self._loop is not None:
+            self._loop.cancel()
+        for watcher in self._watchers:
+            watcher.set()
+
+    def stats(self) -> EngineStats:
+        """Count sequences: a request with ``n`` choices, or several prompts, is several."""
+        return EngineStats(
+            running=self._batch.running,
+            waiting=self._batch.waiting,
+            kv_cache_usage=self._batch.kv_cache_usage,
+        )
+
+    def resumable(self, generation: Generation) -> bool:
+        """Say yes to a request for one plain text."""
+        try:
+            return read_request(generation.endpoint, generation.body).resumable
+        except GenerationError:
+            return False
+
+    async def generate(self, generation: Generation) -> AsyncIterator[TokenChunk | Completion]:
+        """Answer one request; ``Engine.generate`` says what is guaranteed."""
+        self._require_alive()
+        request = self._read(generation)
+        answers, completion = self._plan(generation, request)
+        cutters = [AnswerCutter(answer, index=index) for index, answer in enumerate(answers)]
+        hooks = request.hooks
+        fault = hooks.fault and not self._failed_enough(generation.id, hooks)
+        watcher = asyncio.Event()
+        sequences = [
+            Sequence(
+                prompt_tokens=request.prompts[index // request.n].tokens,
+                generated=done,
+                target=max(done, min(goal, hooks.after_tokens)) if fault else goal,
+                priority=generation.priority,
+                hangs=fault and hooks.hang,
+                step_delay_s=hooks.step_delay_s,
+                on_progress=watcher.set,
+            )
+            for index, (done, goal) in enumerate(_spans(request, answers))
+        ]
+        self._watchers.add(watcher)
+        try:
+            for sequence in sequences:
+                self._batch.add(sequence)
+            self._work.set()
+            while True:
+                watcher.clear()
+                # An embedding has a sequence, but nothing to cut.
+                for cutter, sequence in zip(cutters, sequences, strict=False):
+                    if sequence.generated > cutter.position:
+                        yield cutter.cut(sequence.generated)
+                # Tokens that came while the reader was busy have set the watcher again.
+                if not watcher.is_set() and all(sequence.phase is Phase.ENDED for sequence in sequences):
+                    break
+                await watcher.wait()
+                self._require_alive()
+        finally:
+            self._watchers.discard(watcher)
+            for sequence in sequences:
+                self._batch.remove(sequence)
+            self._work.set()
+        if fault:
+            self._strike(generation.id, hooks)
+        yield completion
+
+    def _read(self, generation: Generation) -> SimulatedRequest:
+        request = read_request(generation.endpoint, generation.body)
+        if request.model not in (None, self._model):
+            raise refusal(f"model: this worker serves {self._model!r}, not {request.model!r}")
+        return request
+
+    def _plan(self, generation: Generation, request: SimulatedRequest) -> tuple[list[Answer], Completion]:
+        """Work out everything that will be said. An embedding says nothing before its end."""
+        if request.endpoint is Endpoint.EMBEDDINGS:
+            return [], embeddings_completion(request, model=self._model, parameters=self._parameters)
+        answers = plan_answers(
+            request,
+            max_model_len=self._parameters.max_model_len,
+            resume_token_ids=generation.resume_token_ids,
+        )
+        return answers, text_completion(
+            request, answers, job_id=generation.id, model=self._model, created=int(time.time())
+        )
+
+    def _failed_enough(self, generation_id: str, hooks: Hooks) -> bool:
+        return hooks.fail_times is not None and self._failures[generation_id] >= hooks.fail_times
+
+    def _strike(self, generation_id: str, hooks: Hooks) -> None:
+        """Let the fault happen that the request asks for."""
+        if hooks.kill_worker:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if hooks.kill_engine:
+            self.die()
+            self._require_alive()
+        if hooks.fail is not None:
+            if hooks.fail_times is not None:
+                self._failures[generation_id] += 1
+            raise GenerationError(
+                hooks.fail, f"the request asked the simulated engine for {hooks.fail.value!r}"
+            )
+
+    def _require_alive(self) -> None:
+        if self._death is not None:
+            raise EngineDeadError(self._death)
+        if self._loop is None:
+            raise EngineDeadError("the simulated engine has not been started")
+
+    async def _run_batch(self) -> None:
+        try:
+            await self._step_for_ever()
+        except Exception:
+            _log.exception("the batch loop of the simulated engine failed")
+            self.die("the batch loop of the simulated engine failed; its log has the reason")
+
+    async def _step_for_ever(self) -> None:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time()
+        while True:
+            step = self._batch.schedule()
+            if step is None:
+                self._work.clear()
+                await self._work.wait()
+                deadline = loop.time()
+                continue
+            pause_s = max(self._parameters.real_s(step.duration_s), step.least_s)
+            # Steps are paced against one running deadline: timers fire a little late, and steps of a few
+            # milliseconds would add that up to several per cent.
+            deadline = max(deadline, loop.time() - _MOST_LAG_S) + pause_s
+            await asyncio.sleep(max(0.0, deadline - loop.time()))
+            self._batch.finish(step, report_every=1 if pause_s else _TOKENS_PER_REPORT)
+
+
+def _spans(request: SimulatedRequest, answers: list[Answer]) -> list[tuple[int, int]]:
+    """Say for each sequence how many tokens it begins and ends with. An embedding takes one step."""
+    if answers:
+        return [(answer.resumed, len(answer.token_ids)) for answer in answers]
+    return [(0, 1) for _ in request.prompts]

@@ -1,0 +1,95 @@
+"""Prompts: how many tokens they have, and what an answer depends on.
+
+The tokenizer counts a quarter of the UTF-8 bytes, rounded up: about what English costs in common
+vocabularies. A chat message adds 4 tokens for its role and separators, the opening of the answer 3.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import orjson
+
+from inferfleet.schemas import Endpoint
+from inferfleet.worker.engines.simulated.refusal import refusal
+
+_BYTES_PER_TOKEN: Final = 4
+_MESSAGE_OVERHEAD_TOKENS: Final = 4
+_ANSWER_OPENING_TOKENS: Final = 3
+
+TextOrTokens = str | Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One prompt. ``key`` is a digest of all that the answer depends on: history, tools, seed."""
+
+    key: bytes
+    tokens: int
+
+
+def chat_prompt(
+    messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]], seed: int | None
+) -> Prompt:
+    """Render a conversation, with everything in its messages that a model would see.
+
+    Raises:
+        GenerationError: A message has a part that is not text.
+
+    """
+    tokens = _ANSWER_OPENING_TOKENS + sum(map(_message_tokens, messages))
+    if tools:
+        tokens += _tokens_of(orjson.dumps(tools))
+    return Prompt(_key(Endpoint.CHAT, messages, tools, seed), tokens)
+
+
+def plain_prompts(
+    endpoint: Endpoint, value: TextOrTokens | Sequence[TextOrTokens], seed: int | None
+) -> tuple[Prompt, ...]:
+    """Render a text or a list of token ids as one prompt, a list of either as several.
+
+    Raises:
+        GenerationError: A prompt is empty.
+
+    """
+    # A list of numbers is one prompt; the type of the first element decides, as validated before.
+    items: Sequence[Any] = [value] if isinstance(value, str) or _is_token_ids(value) else value
+    if not items or not all(items):
+        raise refusal("a prompt must not be empty")
+    return tuple(
+        Prompt(
+            _key(endpoint, item, (), seed), _tokens_of(item.encode()) if isinstance(item, str) else len(item)
+        )
+        for item in items
+    )
+
+
+def _is_token_ids(value: Sequence[object]) -> bool:
+    return bool(value) and isinstance(value[0], int)
+
+
+def _message_tokens(message: Mapping[str, Any]) -> int:
+    content: str | list[dict[str, Any]] = message.get("content") or ""
+    text = content if isinstance(content, str) else "".join(map(_part_text, content))
+    calls = message.get("tool_calls")
+    called = _tokens_of(orjson.dumps(calls)) if calls else 0
+    return _MESSAGE_OVERHEAD_TOKENS + _tokens_of(text.encode()) + called
+
+
+def _part_text(part: Mapping[str, Any]) -> str:
+    text = part.get("text")
+    if part.get("type") != "text" or not isinstance(text, str):
+        raise refusal(f"it reads only text, and a message has a part of type {part.get('type')!r}")
+    return text
+
+
+def _tokens_of(text: bytes) -> int:
+    return -(-len(text) // _BYTES_PER_TOKEN)
+
+
+def _key(endpoint: Endpoint, prompt: object, tools: Sequence[Any], seed: int | None) -> bytes:
+    rendered = orjson.dumps([endpoint, prompt, tools, seed], option=orjson.OPT_SORT_KEYS)
+    return hashlib.blake2b(rendered, digest_size=32).digest()

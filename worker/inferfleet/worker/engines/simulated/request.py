@@ -1,0 +1,221 @@
+"""What the simulated engine reads of an OpenAI request body, and what it refuses.
+
+Fields that would change the shape of the answer and that it cannot produce are refused, so that nobody
+takes silence for support. All other unknown fields (``temperature``, ``top_p``, ``user``, …) are
+accepted and change nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Final, Literal
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, ValidationError
+
+from inferfleet.schemas import Endpoint
+from inferfleet.worker.engines.simulated.hooks import Hooks
+from inferfleet.worker.engines.simulated.prompt import Prompt, chat_prompt, plain_prompts
+from inferfleet.worker.engines.simulated.refusal import refusal
+
+_REFUSED: Final = (
+    "audio",
+    "echo",
+    "function_call",
+    "functions",
+    "guided_choice",
+    "guided_grammar",
+    "guided_json",
+    "guided_regex",
+    "logprobs",
+    "prompt_logprobs",
+    "structured_outputs",
+    "suffix",
+)
+
+_Prompts = StrictStr | list[StrictInt] | list[StrictStr] | list[list[StrictInt]]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="ignore", hide_input_in_errors=True)
+
+
+class _Function(_Part):
+    name: StrictStr
+
+
+class _Tool(_Part):
+    function: _Function
+
+
+class _ResponseFormat(_Part):
+    type: StrictStr
+
+
+class _Message(_Part):
+    role: StrictStr
+    content: StrictStr | list[dict[str, Any]] | None = None
+
+
+class _Body(_Part):
+    model: StrictStr | None = None
+    simulated: Hooks = Hooks()
+
+
+class _GeneratingBody(_Body):
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    n: Annotated[int, Field(ge=1, le=128)] | None = None
+    seed: int | None = None
+    stop: StrictStr | list[StrictStr] | None = None
+    ignore_eos: bool = False
+    response_format: _ResponseFormat | None = None
+
+
+class _ChatBody(_GeneratingBody):
+    messages: Annotated[list[_Message], Field(min_length=1)]
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    tools: list[_Tool] | None = None
+    tool_choice: Literal["none", "auto", "required"] | _Tool | None = None
+
+
+class _CompletionsBody(_GeneratingBody):
+    prompt: _Prompts
+
+
+class _EmbeddingsBody(_Body):
+    input: _Prompts
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: Annotated[int, Field(ge=1)] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SimulatedRequest:
+    """A request as this engine understands it. ``forced_tool`` is a function that must be called."""
+
+    endpoint: Endpoint
+    prompts: tuple[Prompt, ...]
+    model: str | None
+    hooks: Hooks
+    n: int = 1
+    max_tokens: int | None = None
+    ignore_eos: bool = False
+    stop: tuple[str, ...] = ()
+    forced_tool: str | None = None
+    tool_required: bool = False
+    base64: bool = False
+    dimensions: int | None = None
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of all prompts."""
+        return sum(prompt.tokens for prompt in self.prompts)
+
+    @property
+    def resumable(self) -> bool:
+        """Whether the answer can continue from the token ids of an earlier attempt."""
+        return (
+            self.endpoint is not Endpoint.EMBEDDINGS
+            and self.forced_tool is None
+            and self.n * len(self.prompts) == 1
+        )
+
+
+def read_request(endpoint: Endpoint, body: Mapping[str, Any]) -> SimulatedRequest:
+    """Read a request body.
+
+    Raises:
+        GenerationError: ``invalid_request``; the message names the field and never quotes the prompt.
+
+    """
+    for field in _REFUSED:
+        if body.get(field) is not None and body[field] is not False:
+            raise refusal(f"it does not support {field!r}; leave the field out, or use a real engine")
+    try:
+        match endpoint:
+            case Endpoint.CHAT:
+                return _read_chat(body)
+            case Endpoint.COMPLETIONS:
+                return _read_completions(body)
+            case Endpoint.EMBEDDINGS:
+                return _read_embeddings(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        raise refusal(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    except (orjson.JSONEncodeError, UnicodeEncodeError) as error:
+        raise refusal("the body has a value that JSON cannot carry") from error
+
+
+def _read_chat(body: Mapping[str, Any]) -> SimulatedRequest:
+    chat = _ChatBody.model_validate(body)
+    _require_free_text(chat.response_format)
+    return SimulatedRequest(
+        endpoint=Endpoint.CHAT,
+        prompts=(chat_prompt(body["messages"], body.get("tools") or (), chat.seed),),
+        model=chat.model,
+        hooks=chat.simulated,
+        n=chat.n or 1,
+        max_tokens=chat.max_completion_tokens or chat.max_tokens,
+        ignore_eos=chat.ignore_eos,
+        stop=_stop_strings(chat.stop),
+        forced_tool=_forced_tool(chat),
+        tool_required=chat.tool_choice == "required",
+    )
+
+
+def _read_completions(body: Mapping[str, Any]) -> SimulatedRequest:
+    completions = _CompletionsBody.model_validate(body)
+    _require_free_text(completions.response_format)
+    return SimulatedRequest(
+        endpoint=Endpoint.COMPLETIONS,
+        prompts=plain_prompts(Endpoint.COMPLETIONS, completions.prompt, completions.seed),
+        model=completions.model,
+        hooks=completions.simulated,
+        n=completions.n or 1,
+        max_tokens=completions.max_tokens,
+        ignore_eos=completions.ignore_eos,
+        stop=_stop_strings(completions.stop),
+    )
+
+
+def _read_embeddings(body: Mapping[str, Any]) -> SimulatedRequest:
+    embeddings = _EmbeddingsBody.model_validate(body)
+    return SimulatedRequest(
+        endpoint=Endpoint.EMBEDDINGS,
+        prompts=plain_prompts(Endpoint.EMBEDDINGS, embeddings.input, None),
+        model=embeddings.model,
+        hooks=embeddings.simulated,
+        base64=embeddings.encoding_format == "base64",
+        dimensions=embeddings.dimensions,
+    )
+
+
+def _stop_strings(stop: str | list[str] | None) -> tuple[str, ...]:
+    strings = (stop,) if isinstance(stop, str) else tuple(stop or ())
+    if not all(strings):
+        raise refusal("stop: a stop string must not be empty")
+    return strings
+
+
+def _forced_tool(chat: _ChatBody) -> str | None:
+    """Name the function that the caller insists on, if any."""
+    names = [tool.function.name for tool in chat.tools or ()]
+    match chat.tool_choice:
+        case None | "none" | "auto":
+            return None
+        case "required":
+            if not names:
+                raise refusal("tool_choice: 'required' needs at least one tool")
+            return names[0]
+        case _Tool(function=_Function(name=wanted)):
+            if wanted not in names:
+                raise refusal(f"tool_choice: no tool is named {wanted!r}")
+            return wanted
+
+
+def _require_free_text(response_format: _ResponseFormat | None) -> None:
+    if response_format is not None and response_format.type != "text":
+        raise refusal(
+            f"it does not support response_format {response_format.type!r}; "
+            "leave the field out, or use a real engine"
+        )
