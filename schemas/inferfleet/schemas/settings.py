@@ -8,13 +8,14 @@ from __future__ import annotations
 import os
 import socket
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 from urllib.parse import urlsplit
 
 import uuid_utils
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from inferfleet.schemas.errors import ConfigurationError
 from inferfleet.schemas.job import DEFAULT_POOL, PoolName
 
 Positive = Annotated[float, Field(gt=0)]
@@ -80,7 +81,9 @@ class ProducerSettings(ServiceSettings):
     ``ServiceUnreachableError``; 0 raises at once.
     """
 
-    client_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,128}$")] = Field(default_factory=lambda: f"client-{uuid_utils.uuid7()}")
+    client_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,128}$")] = Field(
+        default_factory=lambda: f"client-{uuid_utils.uuid7()}"
+    )
     max_body_bytes: Annotated[int, Field(ge=1)] = 1024 * 1024
     patience_s: Annotated[float, Field(ge=0)] = 0.0
     state_check_interval_s: Positive = 15.0
@@ -116,6 +119,27 @@ class WorkerSettings(ServiceSettings):
     log_format: LogFormat = LogFormat.JSON
     log_level: str = "INFO"
     log_prompts: bool = False
+
+
+SettingsT = TypeVar("SettingsT", bound=BaseSettings)
+
+
+def read_settings(settings: type[SettingsT], **options: Any) -> SettingsT:
+    """Read settings from the environment; options that are not ``None`` override it.
+
+    Raises:
+        ConfigurationError: A value is wrong. It says which variable and why, and does not repeat a URL.
+
+    """
+    try:
+        return settings(**{name: value for name, value in options.items() if value is not None})
+    except ValidationError as error:
+        problems = "; ".join(
+            f"INFERFLEET_{'_'.join(map(str, problem['loc'])).upper()}: "
+            f"{problem['msg'].removeprefix('Value error, ')}"
+            for problem in error.errors(include_input=False, include_url=False)
+        )
+        raise ConfigurationError(f"wrong setting: {problems}") from error
 
 
 def _require_scheme(url: str, schemes: tuple[str, ...], example: str) -> str:

@@ -2,49 +2,73 @@
 
 from __future__ import annotations
 
-from typing import assert_never
+import json
+import sys
+from typing import Annotated, Any, cast
 
+import typer
 import uvloop
 
-from inferfleet.schemas.errors import ConfigurationError
-from inferfleet.schemas.settings import EngineKind, WorkerSettings
+from inferfleet.schemas.errors import ConfigurationError, InferfleetError
+from inferfleet.schemas.settings import EngineKind, LogFormat, WorkerSettings, read_settings
+from inferfleet.worker.engine_choice import make_engine
 from inferfleet.worker.log import configure_logging
-from inferfleet.worker.ports import Engine
+from inferfleet.worker.ports import EngineDeadError
 from inferfleet.worker.worker import Worker
 
 
-def make_engine(settings: WorkerSettings) -> Engine:
-    """Make the engine that the settings name. The adapter's libraries are imported only now.
+class WorkerEndedError(InferfleetError):
+    """The worker had to end. Its jobs are back in the queue; start it again."""
 
-    Raises:
-        ConfigurationError: No model is named, or the engine's extra is not installed.
 
+def command(
+    *,
+    pool: Annotated[str | None, typer.Option(help="The pool whose jobs to run.")] = None,
+    engine: Annotated[EngineKind | None, typer.Option(help="What generates.")] = None,
+    model: Annotated[str | None, typer.Option(help="The model: a folder or a name.")] = None,
+    max_running: Annotated[int | None, typer.Option(help="Jobs in the batch at once.")] = None,
+    look_ahead: Annotated[int | None, typer.Option(help="Jobs to hold ready beyond those.")] = None,
+    http_port: Annotated[
+        int | None, typer.Option(help="Port for health and metrics; 0 for a free one.")
+    ] = None,
+    engine_args: Annotated[
+        str | None, typer.Option(metavar="JSON", help="The engine's own arguments.")
+    ] = None,
+    worker_id: Annotated[
+        str | None, typer.Option(help="The worker's name; by default host and process.")
+    ] = None,
+    log_format: Annotated[LogFormat | None, typer.Option(help="JSON lines, or text to read.")] = None,
+) -> None:
+    """Run a worker until SIGTERM, then finish or hand over what runs.
+
+    Every option is also a variable, INFERFLEET_POOL and so on; an option wins.
     """
-    if not settings.model:
-        raise ConfigurationError("no model is named: give --model, a folder or a name (INFERFLEET_MODEL)")
-    match settings.engine:
-        case EngineKind.SIMULATED:
-            from inferfleet.worker.engines.simulated import SimulatedEngine
-
-            return SimulatedEngine(
-                model=settings.model, max_running=settings.max_running, engine_args=settings.engine_args
-            )
-        case EngineKind.VLLM:
-            try:
-                from inferfleet.worker.engines.vllm_engine import VllmEngine
-            except ModuleNotFoundError as error:
-                raise ConfigurationError(
-                    f"the vllm engine needs the package {error.name!r}: pip install 'inferfleet[vllm]'"
-                ) from error
-            return VllmEngine(
-                model=settings.model, max_running=settings.max_running, engine_args=settings.engine_args
-            )
-        case _:
-            assert_never(settings.engine)
-
-
-def run_worker(settings: WorkerSettings) -> None:
-    """Run a worker until it is told to stop. Errors are those of ``Worker.run``."""
+    settings = read_settings(
+        WorkerSettings,
+        pool=pool,
+        engine=engine,
+        model=model,
+        max_running=max_running,
+        look_ahead=look_ahead,
+        http_port=http_port,
+        engine_args=_json_object(engine_args),
+        worker_id=worker_id,
+        log_format=log_format or (LogFormat.CONSOLE if sys.stderr.isatty() else None),
+    )
     configure_logging(settings)
-    engine = make_engine(settings)
-    uvloop.run(Worker(settings=settings, engine=engine).run())
+    try:
+        uvloop.run(Worker(settings=settings, engine=make_engine(settings)).run())
+    except EngineDeadError as error:
+        raise WorkerEndedError(f"the engine died: {error}") from error
+
+
+def _json_object(text: str | None) -> dict[str, Any] | None:
+    if text is None:
+        return None
+    try:
+        value: object = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigurationError(f"--engine-args is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ConfigurationError(f'--engine-args is not a JSON object like {{"max_model_len": 8192}}: {text}')
+    return cast("dict[str, Any]", value)

@@ -1,0 +1,40 @@
+"""``inferfleet get``."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from typing import Annotated
+
+import typer
+
+from inferfleet.cli.options import JobArgument, JsonFlag, producer_settings
+from inferfleet.cli.printing import print_answer, print_json
+from inferfleet.producer.fleet import Fleet
+
+
+def command(
+    job: JobArgument,
+    *,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until it has finished.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Show where a job stands, and its answer once it has one."""
+    asyncio.run(_get(job, wait=wait, as_json=as_json))
+
+
+async def _get(job: str, *, wait: bool, as_json: bool) -> None:
+    async with Fleet.connect(producer_settings()) as fleet:
+        if wait:
+            await fleet.wait(job)
+        record = await fleet.get(job)
+    if as_json:
+        print_json(record)
+    else:
+        where = f" on {record.worker_id}" if record.worker_id else ""
+        sys.stderr.write(f"{record.state}, attempt {record.attempt}{where}, {record.tokens} tokens\n")
+    if record.result is not None:
+        if as_json:
+            record.result.raise_for_state()
+        else:
+            print_answer(record.result)

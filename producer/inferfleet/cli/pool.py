@@ -1,0 +1,36 @@
+"""``inferfleet pool``."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from typing import Annotated
+
+import typer
+
+from inferfleet.cli.options import producer_settings
+from inferfleet.producer.publisher import Publisher
+from inferfleet.schemas.names import job_queue
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Pools and their queues.")
+
+
+@app.callback()
+def pools() -> None:
+    """Pools and their queues."""
+
+
+@app.command()
+def declare(pools: Annotated[list[str], typer.Argument(metavar="POOL...")]) -> None:
+    """Declare the queues of pools, so that jobs are accepted before the first worker starts."""
+    asyncio.run(_declare(pools))
+
+
+async def _declare(pools: list[str]) -> None:
+    publisher = Publisher(producer_settings())
+    try:
+        for pool in pools:
+            await publisher.declare_pool(pool)
+            sys.stdout.write(f"{job_queue(pool)}\n")
+    finally:
+        await publisher.aclose()

@@ -1,0 +1,106 @@
+"""The root command: which commands there are, where they live, and what an error becomes.
+
+Imports nothing but typer, so that ``--help`` is quick.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from importlib.metadata import version
+from types import MappingProxyType
+from typing import Annotated, Any, NamedTuple
+
+import typer
+
+
+class Place(NamedTuple):
+    """Where a command lives, and what the overview says of it.
+
+    The module has either ``command``, a function, or ``app``, a group of commands.
+    """
+
+    module: str
+    help: str
+    extra: str = ""
+
+
+COMMANDS: Mapping[str, Place] = MappingProxyType(
+    {
+        "submit": Place("inferfleet.cli.submit", "Submit a job; print its id, its answer, or its tokens."),
+        "get": Place("inferfleet.cli.get", "Show what is known of a job."),
+        "stream": Place("inferfleet.cli.stream", "Print a job's tokens as they come."),
+        "cancel": Place("inferfleet.cli.cancel", "Cancel a job."),
+        "pool": Place("inferfleet.cli.pool", "Declare the queues of a pool."),
+        "schema": Place("inferfleet.cli.schema", "Export the contract as JSON Schema and AsyncAPI."),
+        "worker": Place("inferfleet.worker.cli", "Run a worker.", "worker"),
+        "demo": Place("inferfleet.local.cli.demo", "See a whole fleet at work on this machine.", "local"),
+        "local": Place("inferfleet.local.cli.services", "Start RabbitMQ and Redis on this machine.", "local"),
+    }
+)
+
+
+def main() -> None:
+    """Run the command line. Errors of ours are one line on stderr, without a traceback."""
+    from inferfleet.cli.failing import plain_errors
+
+    with plain_errors():
+        build(sys.argv[1:])(prog_name="inferfleet")
+
+
+def build(arguments: Sequence[str]) -> typer.Typer:
+    """Make the command line. Only the command that is called is imported; the others are their help line."""
+    app = typer.Typer(
+        no_args_is_help=True,
+        add_completion=False,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(root)
+    called = next((argument for argument in arguments if not argument.startswith("-")), None)
+    for name, place in COMMANDS.items():
+        if name != called:
+            app.command(name, help=place.help)(_not_called)
+            continue
+        module = _import(name, place)
+        if hasattr(module, "app"):
+            app.add_typer(module.app, name=name, help=place.help)
+        else:
+            app.command(name)(module.command)
+    return app
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(version("inferfleet"))
+        raise typer.Exit
+
+
+def root(
+    _version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    """A message-queue worker fleet for LLM inference.
+
+    Services are found through INFERFLEET_AMQP_URL and INFERFLEET_REDIS_URL.
+    """
+
+
+def _not_called() -> None:
+    """Stand for a command in the overview."""
+
+
+def _import(name: str, place: Place) -> Any:
+    try:
+        return import_module(place.module)
+    except ModuleNotFoundError as error:
+        if not place.extra or (error.name or "").startswith("inferfleet"):
+            raise
+        from inferfleet.schemas.errors import ConfigurationError
+
+        raise ConfigurationError(
+            f"`inferfleet {name}` needs the package {error.name!r}: pip install 'inferfleet[{place.extra}]'"
+        ) from error

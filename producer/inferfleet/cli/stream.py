@@ -1,0 +1,19 @@
+"""``inferfleet stream``."""
+
+from __future__ import annotations
+
+import asyncio
+
+from inferfleet.cli.options import JobArgument, JsonFlag, producer_settings
+from inferfleet.cli.printing import print_stream
+from inferfleet.producer.fleet import Fleet
+
+
+def command(job: JobArgument, *, as_json: JsonFlag = False) -> None:
+    """Print a job's text from its beginning and as it grows; with --json every journal entry."""
+
+    async def follow() -> None:
+        async with Fleet.connect(producer_settings()) as fleet:
+            await print_stream(fleet, job, as_json=as_json)
+
+    asyncio.run(follow())

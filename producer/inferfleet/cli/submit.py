@@ -1,0 +1,102 @@
+"""``inferfleet submit``."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import orjson
+import typer
+
+from inferfleet.cli.options import JsonFlag, parse_metadata, parse_priority, producer_settings
+from inferfleet.cli.printing import print_answer, print_json, print_stream
+from inferfleet.producer.fleet import Fleet, JobOptions
+from inferfleet.schemas.job import DEFAULT_POOL, Endpoint
+
+
+def command(
+    prompt: Annotated[
+        str | None, typer.Argument(help="The prompt. Or give a whole request with --body.")
+    ] = None,
+    *,
+    body: Annotated[
+        Path | None, typer.Option(help="A file with an OpenAI request body; `-` reads stdin.", dir_okay=False)
+    ] = None,
+    endpoint: Annotated[Endpoint, typer.Option(help="The endpoint the body is for.")] = Endpoint.CHAT,
+    pool: Annotated[str, typer.Option(help="The pool of workers to run on.")] = DEFAULT_POOL,
+    priority: Annotated[
+        str, typer.Option(help="0 to 9, 9 most urgent; or batch, normal, high, urgent.")
+    ] = "normal",
+    max_tokens: Annotated[int | None, typer.Option(help="The most tokens to generate, for a prompt.")] = None,
+    session: Annotated[str | None, typer.Option(help="The session this is a turn of.")] = None,
+    timeout: Annotated[float | None, typer.Option(help="The most seconds it may run.")] = None,
+    idempotency_key: Annotated[
+        str | None, typer.Option(help="The same key and body give the same job.")
+    ] = None,
+    metadata: Annotated[list[str] | None, typer.Option(help="key=value, kept with the job.")] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait, and print the answer.")] = False,
+    stream: Annotated[bool, typer.Option("--stream", help="Print tokens as they come.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Submit a job and print its id; with --wait its answer, with --stream its tokens."""
+    options: JobOptions = {
+        "endpoint": endpoint,
+        "pool": pool,
+        "priority": parse_priority(priority),
+        "session_id": session,
+        "stream": stream,
+        "timeout_s": timeout,
+        "idempotency_key": idempotency_key,
+        "metadata": parse_metadata(metadata or []),
+    }
+    asyncio.run(_submit(_work(prompt, body, endpoint, max_tokens), options, wait=wait, as_json=as_json))
+
+
+async def _submit(work: dict[str, Any], options: JobOptions, *, wait: bool, as_json: bool) -> None:
+    async with Fleet.connect(producer_settings()) as fleet:
+        job = await fleet.submit(work, **options)
+        if options.get("stream"):
+            await print_stream(fleet, job.id, as_json=as_json)
+        elif wait:
+            result = await fleet.wait(job)
+            if as_json:
+                print_json(result)
+                result.raise_for_state()
+            else:
+                print_answer(result)
+        elif as_json:
+            print_json(job)
+        else:
+            sys.stdout.write(f"{job.id}\n")
+
+
+def _work(
+    prompt: str | None, body: Path | None, endpoint: Endpoint, max_tokens: int | None
+) -> dict[str, Any]:
+    if (prompt is None) == (body is None):
+        raise typer.BadParameter("give either a prompt or --body FILE")
+    if body is not None:
+        return _read(body)
+    limit = {} if max_tokens is None else {"max_tokens": max_tokens}
+    match endpoint:
+        case Endpoint.CHAT:
+            return {"messages": [{"role": "user", "content": prompt}], **limit}
+        case Endpoint.COMPLETIONS:
+            return {"prompt": prompt, **limit}
+        case Endpoint.EMBEDDINGS:
+            return {"input": prompt}
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        content = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
+        body: object = orjson.loads(content)
+    except OSError as error:
+        raise typer.BadParameter(f"cannot read {file}: {error.strerror}") from error
+    except orjson.JSONDecodeError as error:
+        raise typer.BadParameter(f"{file} is not JSON: {error}") from error
+    if not isinstance(body, dict):
+        raise typer.BadParameter(f"{file} holds a {type(body).__name__}; a request body is a JSON object")
+    return cast("dict[str, Any]", body)
