@@ -39,5 +39,5 @@ def services(pytestconfig: pytest.Config) -> Iterator[Services]:
     if choice is ServicesChoice.AUTO and amqp_url is None and redis_url is None:
         choice = next(kind for kind in PREFERRED if source_of(kind).obstacle() is None)
     with running_services(choice, amqp_url=amqp_url, redis_url=redis_url) as running:
-        print(running.announcement)
+        print(running.announcement)  # noqa: T201 - pytest shows it with -s and when a test fails
         yield running

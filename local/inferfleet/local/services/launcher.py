@@ -18,8 +18,6 @@ from inferfleet.schemas.errors import ConfigurationError, ServiceUnreachableErro
 
 logger = logging.getLogger(__name__)
 
-ADVICE_WHEN_EMBEDDED = "for the real ones: apt-get install rabbitmq-server redis-server, or start Docker"
-
 
 def running_services(
     choice: ServicesChoice = ServicesChoice.AUTO,
@@ -146,18 +144,30 @@ class Source(NamedTuple):
 
 def source_of(kind: ServicesChoice) -> Source:
     """Import what runs this kind, and nothing for the others."""
-    match kind:
-        case ServicesChoice.DOCKER:
-            from inferfleet.local.services import containers
+    try:
+        match kind:
+            case ServicesChoice.DOCKER:
+                from inferfleet.local.services import containers
 
-            return Source(containers.obstacle, containers.container_services)
-        case ServicesChoice.NATIVE:
-            from inferfleet.local.services import native
+                return Source(containers.obstacle, containers.container_services)
+            case ServicesChoice.NATIVE:
+                from inferfleet.local.services import native
 
-            return Source(native.obstacle, native.native_services)
-        case ServicesChoice.EMBEDDED:
-            from inferfleet.local.services import embedded
+                return Source(native.obstacle, native.native_services)
+            case ServicesChoice.EMBEDDED:
+                from inferfleet.local.services import embedded
 
-            return Source(embedded.obstacle, embedded.embedded_services)
-        case ServicesChoice.AUTO | ServicesChoice.URLS:
-            raise ValueError(f"{kind} is not something to run")
+                return Source(embedded.obstacle, embedded.embedded_services)
+            case ServicesChoice.AUTO | ServicesChoice.URLS:
+                raise ValueError(f"{kind} is not something to run")
+    except ModuleNotFoundError as error:
+        return _not_installed(error.name)
+
+
+def _not_installed(package: str | None) -> Source:
+    reason = f"the Python package {package} is not installed (pip install 'inferfleet[local]')"
+
+    def run(_: ServicesOptions) -> AbstractContextManager[Services]:
+        raise ConfigurationError(reason)
+
+    return Source(lambda: reason, run)

@@ -1,0 +1,13 @@
+"""RabbitMQ and Redis without either: servers in this process that speak the real protocols over TCP.
+
+For machines that have neither Docker nor the server packages, and for tests. The broker keeps RabbitMQ's
+semantics for the part of AMQP 0-9-1 that inferfleet uses, in memory only; ``tests/contract`` holds it to
+them. Everything else it refuses with "not implemented" rather than do it differently.
+"""
+
+from __future__ import annotations
+
+from inferfleet.local.embedded.redis_server import EmbeddedRedis
+from inferfleet.local.embedded.server import EmbeddedBroker
+
+__all__ = ["EmbeddedBroker", "EmbeddedRedis"]

@@ -1,0 +1,302 @@
+"""One channel of a connection: what it publishes, what it consumes, and what it has not acked yet."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from pamqp.base import Frame
+from pamqp.body import ContentBody
+from pamqp.commands import Basic, Confirm, Exchange, Queue
+from pamqp.header import ContentHeader
+
+from inferfleet.local.embedded import queues, topology
+from inferfleet.local.embedded.amqp_errors import (
+    NO_ROUTE,
+    HardError,
+    not_implemented,
+    precondition_failed,
+    unexpected_frame,
+)
+from inferfleet.local.embedded.queues import Entry, Message
+from inferfleet.local.embedded.virtual_host import VirtualHost
+
+
+class Sender(Protocol):
+    """Takes what goes to the client on this channel."""
+
+    def __call__(self, method: Frame, message: Message | None = None) -> None:
+        """Send a method, with the message that belongs to it if there is one."""
+        ...
+
+
+class ChannelConsumer:
+    """A consumer of one queue. ``prefetch`` is how many unacked messages it may have; 0 is any number."""
+
+    def __init__(
+        self, channel: Channel, *, tag: str, queue: queues.Queue, no_ack: bool, prefetch: int
+    ) -> None:
+        self.tag = tag
+        self.queue = queue
+        self.no_ack = no_ack
+        self.unacked = 0
+        self._channel = channel
+        self._prefetch = prefetch
+
+    @property
+    def has_credit(self) -> bool:
+        """Whether it may be given one more message now."""
+        return self.no_ack or self._prefetch == 0 or self.unacked < self._prefetch
+
+    def deliver(self, queue: queues.Queue, entry: Entry) -> None:
+        """Send the message to the client."""
+        self._channel.deliver(self, queue, entry)
+
+    def queue_deleted(self) -> None:
+        """Tell the client that nothing more will come."""
+        self._channel.consumer_ended(self)
+
+
+@dataclass(slots=True)
+class _Delivered:
+    """A message that the client has and has not acked. ``consumer`` is ``None`` for ``basic.get``."""
+
+    queue: queues.Queue
+    entry: Entry
+    consumer: ChannelConsumer | None
+
+
+@dataclass(slots=True)
+class _Incoming:
+    """A message that is being published: method, then header, then body in pieces."""
+
+    method: Basic.Publish
+    header: ContentHeader | None = None
+    pieces: list[bytes] = field(default_factory=list[bytes])
+    received: int = 0
+
+
+class Channel:
+    """Carries out the methods of one channel. Raises ``AmqpError`` for what cannot be done."""
+
+    def __init__(self, *, host: VirtualHost, owner: object, send: Sender) -> None:
+        self._host = host
+        self._owner = owner
+        self._send = send
+        self._prefetch = 0
+        self._consumers: dict[str, ChannelConsumer] = {}
+        self._unacked: dict[int, _Delivered] = {}
+        self._last_delivery = 0
+        self._confirming = False
+        self._last_publish = 0
+        self._incoming: _Incoming | None = None
+
+    def close(self) -> None:
+        """Stop consuming, and give back what is not acked."""
+        for consumer in list(self._consumers.values()):
+            self._cancel(consumer)
+        given_back, self._unacked = list(self._unacked.values()), {}
+        self._requeue(given_back)
+
+    def receive(self, frame: Frame | ContentHeader | ContentBody) -> None:
+        """Carry out one method, or take a part of the message that is being published."""
+        match frame:
+            case ContentHeader():
+                self._receive_header(frame)
+            case ContentBody():
+                self._receive_body(frame)
+            case _ if self._incoming is not None:
+                raise unexpected_frame("expected content, got a method")
+            case Basic.Publish():
+                if frame.immediate:
+                    raise not_implemented("immediate=true")
+                self._incoming = _Incoming(frame)
+            case Basic.Ack():
+                self._ack(frame.delivery_tag or 0, multiple=frame.multiple)
+            case Basic.Nack():
+                self._nack(frame.delivery_tag or 0, multiple=frame.multiple, requeue=frame.requeue)
+            case Basic.Reject():
+                self._nack(frame.delivery_tag or 0, multiple=False, requeue=frame.requeue)
+            case Basic.Qos():
+                if frame.prefetch_size or frame.global_:
+                    raise not_implemented("prefetch by size or for a whole channel")
+                self._prefetch = frame.prefetch_count
+                self._send(Basic.QosOk())
+            case Basic.Consume():
+                self._consume(frame)
+            case Basic.Cancel():
+                if (consumer := self._consumers.get(frame.consumer_tag or "")) is not None:
+                    self._cancel(consumer)
+                if not frame.nowait:
+                    self._send(Basic.CancelOk(consumer_tag=frame.consumer_tag))
+            case Basic.Get():
+                self._get(frame)
+            case Confirm.Select():
+                self._confirming = True
+                if not frame.nowait:
+                    self._send(Confirm.SelectOk())
+            case (
+                Exchange.Declare()
+                | Exchange.Delete()
+                | Queue.Declare()
+                | Queue.Delete()
+                | Queue.Purge()
+                | Queue.Bind()
+                | Queue.Unbind()
+            ):
+                answer = topology.carry_out(frame, self._host, self._owner)
+                if answer is not None:
+                    self._send(answer)
+            case _:
+                raise not_implemented(frame.name)
+
+    def deliver(self, consumer: ChannelConsumer, queue: queues.Queue, entry: Entry) -> None:
+        """Send a message to the client for one of its consumers."""
+        tag = self._next_delivery_tag()
+        if not consumer.no_ack:
+            consumer.unacked += 1
+            self._unacked[tag] = _Delivered(queue, entry, consumer)
+        self._send(
+            Basic.Deliver(
+                consumer_tag=consumer.tag,
+                delivery_tag=tag,
+                redelivered=entry.redelivered,
+                exchange=entry.message.exchange,
+                routing_key=entry.message.routing_key,
+            ),
+            entry.message,
+        )
+
+    def consumer_ended(self, consumer: ChannelConsumer) -> None:
+        """Tell the client that the broker ended a consumer. What it has not acked stays ackable."""
+        del self._consumers[consumer.tag]
+        self._send(Basic.Cancel(consumer_tag=consumer.tag, nowait=True))
+
+    def _receive_header(self, header: ContentHeader) -> None:
+        if self._incoming is None or self._incoming.header is not None:
+            raise unexpected_frame("got a content header that belongs to nothing")
+        self._incoming.header = header
+        self._publish_when_whole(self._incoming)
+
+    def _receive_body(self, body: ContentBody) -> None:
+        if self._incoming is None or self._incoming.header is None:
+            raise unexpected_frame("got a content body that belongs to nothing")
+        piece = body.value or b""
+        self._incoming.pieces.append(piece)
+        self._incoming.received += len(piece)
+        self._publish_when_whole(self._incoming)
+
+    def _publish_when_whole(self, incoming: _Incoming) -> None:
+        if incoming.header is None or incoming.received < incoming.header.body_size:
+            return
+        self._incoming = None
+        properties, method = incoming.header.properties, incoming.method
+        if properties.expiration and not properties.expiration.isdecimal():
+            raise precondition_failed(f"invalid expiration '{properties.expiration}'")
+        message = Message(
+            exchange=method.exchange,
+            routing_key=method.routing_key,
+            properties=properties,
+            body=b"".join(incoming.pieces),
+        )
+        outcome = self._host.publish(message)
+        # The return comes before the confirm, so that a publisher that sees the confirm knows.
+        if method.mandatory and not outcome.routed:
+            self._send(
+                Basic.Return(
+                    reply_code=NO_ROUTE,
+                    reply_text="NO_ROUTE",
+                    exchange=method.exchange,
+                    routing_key=method.routing_key,
+                ),
+                message,
+            )
+        if self._confirming:
+            self._last_publish += 1
+            if outcome.accepted:
+                self._send(Basic.Ack(delivery_tag=self._last_publish))
+            else:
+                self._send(Basic.Nack(delivery_tag=self._last_publish, requeue=False))
+
+    def _consume(self, method: Basic.Consume) -> None:
+        if method.exclusive:
+            raise not_implemented("exclusive consumers")
+        tag = method.consumer_tag or f"amq.ctag-{secrets.token_urlsafe(16)}"
+        if tag in self._consumers:
+            raise HardError(530, f"NOT_ALLOWED - attempt to reuse consumer tag '{tag}'")
+        queue = self._host.queue(method.queue, owner=self._owner)
+        consumer = ChannelConsumer(self, tag=tag, queue=queue, no_ack=method.no_ack, prefetch=self._prefetch)
+        self._consumers[tag] = consumer
+        if not method.nowait:
+            self._send(Basic.ConsumeOk(consumer_tag=tag))
+        queue.add_consumer(consumer)
+
+    def _cancel(self, consumer: ChannelConsumer) -> None:
+        del self._consumers[consumer.tag]
+        consumer.queue.remove_consumer(consumer)
+
+    def _get(self, method: Basic.Get) -> None:
+        queue = self._host.queue(method.queue, owner=self._owner)
+        entry = queue.get()
+        if entry is None:
+            self._send(Basic.GetEmpty())
+            return
+        tag = self._next_delivery_tag()
+        if not method.no_ack:
+            self._unacked[tag] = _Delivered(queue, entry, None)
+        self._send(
+            Basic.GetOk(
+                delivery_tag=tag,
+                redelivered=entry.redelivered,
+                exchange=entry.message.exchange,
+                routing_key=entry.message.routing_key,
+                message_count=queue.ready_count,
+            ),
+            entry.message,
+        )
+
+    def _ack(self, tag: int, *, multiple: bool) -> None:
+        settled = self._settle(tag, multiple=multiple)
+        for queue in _queues_of(settled):
+            queue.dispatch()
+
+    def _nack(self, tag: int, *, multiple: bool, requeue: bool) -> None:
+        settled = self._settle(tag, multiple=multiple)
+        if requeue:
+            self._requeue(settled)
+            return
+        for delivered in settled:
+            delivered.queue.reject(delivered.entry)
+        for queue in _queues_of(settled):
+            queue.dispatch()
+
+    def _settle(self, tag: int, *, multiple: bool) -> list[_Delivered]:
+        """Take what the client names out of the unacked, and give its consumers their credit back."""
+        if multiple and tag == 0:
+            tags = list(self._unacked)
+        elif tag not in self._unacked:
+            raise precondition_failed(f"unknown delivery tag {tag}")
+        elif multiple:
+            tags = [known for known in self._unacked if known <= tag]
+        else:
+            tags = [tag]
+        settled = [self._unacked.pop(each) for each in tags]
+        for delivered in settled:
+            if delivered.consumer is not None:
+                delivered.consumer.unacked -= 1
+        return settled
+
+    def _requeue(self, delivered: list[_Delivered]) -> None:
+        for queue in _queues_of(delivered):
+            queue.requeue([each.entry for each in delivered if each.queue is queue])
+
+    def _next_delivery_tag(self) -> int:
+        self._last_delivery += 1
+        return self._last_delivery
+
+
+def _queues_of(delivered: Iterable[_Delivered]) -> list[queues.Queue]:
+    """The queues these messages came from, each once."""
+    return list({id(each.queue): each.queue for each in delivered}.values())

@@ -1,0 +1,235 @@
+"""The broker's one virtual host ``/``: exchanges, queues, bindings, and where a message goes. No I/O."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import NamedTuple
+
+from inferfleet.local.embedded.amqp_errors import (
+    SoftError,
+    access_refused,
+    not_found,
+    not_implemented,
+    precondition_failed,
+    resource_locked,
+)
+from inferfleet.local.embedded.dead_letters import dead_letter, goes_in_circles
+from inferfleet.local.embedded.queue_arguments import QueueArguments, inequivalent
+from inferfleet.local.embedded.queues import Clock, DeathReason, Entry, Message, Queue
+
+DEFAULT_EXCHANGE = ""
+RESERVED_PREFIX = "amq."
+
+
+class ExchangeKind(StrEnum):
+    """How an exchange chooses queues: by equal routing key, or all of them."""
+
+    DIRECT = "direct"
+    FANOUT = "fanout"
+
+
+_KINDS = frozenset(kind.value for kind in ExchangeKind)
+
+
+class Exchange:
+    """An exchange and its bindings. A queue may be bound several times, with different keys."""
+
+    def __init__(self, name: str, *, kind: ExchangeKind, durable: bool, auto_delete: bool) -> None:
+        self.name = name
+        self.kind = kind
+        self.durable = durable
+        self.auto_delete = auto_delete
+        self.bindings: set[tuple[str, str]] = set()
+
+    def targets(self, routing_key: str) -> set[str]:
+        """Names of the queues that get a message with this key, each once."""
+        match self.kind:
+            case ExchangeKind.DIRECT:
+                return {queue for queue, key in self.bindings if key == routing_key}
+            case ExchangeKind.FANOUT:
+                return {queue for queue, _ in self.bindings}
+
+
+class Outcome(NamedTuple):
+    """What became of a publish: how many queues it was meant for, and whether all of them took it."""
+
+    routed: int
+    accepted: bool
+
+
+class VirtualHost:
+    """Everything that is declared. ``owner`` is the connection that asks, by identity."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._queues: dict[str, Queue] = {}
+        self._exchanges = {
+            name: Exchange(name, kind=kind, durable=True, auto_delete=False)
+            for name, kind in (("amq.direct", ExchangeKind.DIRECT), ("amq.fanout", ExchangeKind.FANOUT))
+        }
+
+    def declare_exchange(
+        self, name: str, *, kind: str, passive: bool, durable: bool, auto_delete: bool
+    ) -> None:
+        """Make an exchange, or check that it is there and the same."""
+        existing = self._exchanges.get(name)
+        if passive:
+            if existing is None and name != DEFAULT_EXCHANGE:
+                raise not_found("exchange", name)
+            return
+        if kind not in _KINDS:
+            raise not_implemented(f"exchange type '{kind}'")
+        wanted = Exchange(name, kind=ExchangeKind(kind), durable=durable, auto_delete=auto_delete)
+        if existing is not None:
+            for argument in ("kind", "durable", "auto_delete"):
+                current, received = getattr(existing, argument), getattr(wanted, argument)
+                if current != received:
+                    raise precondition_failed(
+                        f"inequivalent arg '{'type' if argument == 'kind' else argument}' for exchange "
+                        f"'{name}' in vhost '/': received '{received}' but current is '{current}'"
+                    )
+            return
+        if name == DEFAULT_EXCHANGE or name.startswith(RESERVED_PREFIX):
+            raise access_refused(f"exchange name '{name}' contains reserved prefix 'amq.*'")
+        self._exchanges[name] = wanted
+
+    def delete_exchange(self, name: str, *, if_unused: bool) -> None:
+        """Remove an exchange; one that is not there counts as removed."""
+        if name == DEFAULT_EXCHANGE or name.startswith(RESERVED_PREFIX):
+            raise access_refused(f"operation not permitted on exchange '{name}'")
+        exchange = self._exchanges.get(name)
+        if exchange is not None and if_unused and exchange.bindings:
+            raise precondition_failed(f"exchange '{name}' in vhost '/' in use")
+        self._exchanges.pop(name, None)
+
+    def declare_queue(
+        self,
+        name: str,
+        *,
+        durable: bool,
+        exclusive: bool,
+        auto_delete: bool,
+        arguments: Mapping[str, object],
+        owner: object,
+    ) -> Queue:
+        """Make a queue, or check that it is there and the same. An empty name is replaced by a new one."""
+        read = QueueArguments.read(arguments)
+        if name in self._queues:
+            queue = self.queue(name, owner=owner)
+            if exclusive != (queue.owner is not None):
+                raise resource_locked(name)
+            for argument, current, received in (
+                ("durable", queue.durable, durable),
+                ("auto_delete", queue.auto_delete, auto_delete),
+            ):
+                if current != received:
+                    raise inequivalent(argument, name, received=received, current=current)
+            queue.arguments.require_same(read, queue=name)
+            queue.touch()
+            return queue
+        if name.startswith(RESERVED_PREFIX):
+            raise access_refused(f"queue name '{name}' contains reserved prefix 'amq.*'")
+        name = name or f"{RESERVED_PREFIX}gen-{secrets.token_urlsafe(16)}"
+        queue = Queue(
+            name,
+            arguments=read,
+            durable=durable,
+            auto_delete=auto_delete,
+            owner=owner if exclusive else None,
+            clock=self._clock,
+            bury=self._bury,
+            vanish=self._remove,
+        )
+        self._queues[name] = queue
+        return queue
+
+    def queue(self, name: str, *, owner: object) -> Queue:
+        """Find a queue that this connection may use."""
+        queue = self._queues.get(name)
+        if queue is None:
+            raise not_found("queue", name)
+        if queue.owner is not None and queue.owner is not owner:
+            raise resource_locked(name)
+        return queue
+
+    def delete_queue(self, name: str, *, owner: object, if_unused: bool, if_empty: bool) -> int:
+        """Remove a queue and say how many messages waited in it; one that is not there had none."""
+        if name not in self._queues:
+            return 0
+        queue = self.queue(name, owner=owner)
+        if if_unused and queue.consumer_count:
+            raise precondition_failed(f"queue '{name}' in vhost '/' in use")
+        if if_empty and queue.ready_count:
+            raise precondition_failed(f"queue '{name}' in vhost '/' not empty")
+        count = queue.ready_count
+        self._remove(queue)
+        return count
+
+    def bind(self, queue_name: str, exchange_name: str, routing_key: str, *, owner: object) -> None:
+        """Let an exchange send messages with this key to the queue."""
+        self._exchange_to_bind(exchange_name).bindings.add(
+            (self.queue(queue_name, owner=owner).name, routing_key)
+        )
+
+    def unbind(self, queue_name: str, exchange_name: str, routing_key: str, *, owner: object) -> None:
+        """Undo a binding; one that is not there counts as undone."""
+        exchange = self._exchange_to_bind(exchange_name)
+        self._discard(exchange, {(self.queue(queue_name, owner=owner).name, routing_key)})
+
+    def publish(self, message: Message) -> Outcome:
+        """Give a message to every queue it is meant for."""
+        taken = [queue.publish(message) for queue in self._targets(message)]
+        return Outcome(routed=len(taken), accepted=all(taken))
+
+    def disown(self, owner: object) -> None:
+        """A connection is gone, and its exclusive queues with it."""
+        for queue in [queue for queue in self._queues.values() if queue.owner is owner]:
+            self._remove(queue)
+
+    def _exchange_to_bind(self, name: str) -> Exchange:
+        if name == DEFAULT_EXCHANGE:
+            raise access_refused("operation not permitted on the default exchange")
+        exchange = self._exchanges.get(name)
+        if exchange is None:
+            raise not_found("exchange", name)
+        return exchange
+
+    def _remove(self, queue: Queue) -> None:
+        self._queues.pop(queue.name, None)
+        queue.delete()
+        for exchange in list(self._exchanges.values()):
+            self._discard(exchange, {binding for binding in exchange.bindings if binding[0] == queue.name})
+
+    def _discard(self, exchange: Exchange, bindings: set[tuple[str, str]]) -> None:
+        had_some = bool(exchange.bindings)
+        exchange.bindings -= bindings
+        if exchange.auto_delete and had_some and not exchange.bindings:
+            self._exchanges.pop(exchange.name, None)
+
+    def _bury(self, queue: Queue, entry: Entry, reason: DeathReason) -> None:
+        exchange = queue.arguments.dead_letter_exchange
+        if exchange is None:
+            return
+        message = dead_letter(
+            entry.message, queue=queue, reason=reason, exchange=exchange, now=datetime.now(UTC)
+        )
+        try:
+            targets = self._targets(message)
+        except SoftError:
+            # The dead-letter exchange does not exist (any more): RabbitMQ drops the message, too.
+            return
+        for target in targets:
+            if not goes_in_circles(message, into=target.name):
+                target.publish(message)
+
+    def _targets(self, message: Message) -> list[Queue]:
+        if message.exchange == DEFAULT_EXCHANGE:
+            names = {message.routing_key} & self._queues.keys()
+        elif (exchange := self._exchanges.get(message.exchange)) is not None:
+            names = exchange.targets(message.routing_key)
+        else:
+            raise not_found("exchange", message.exchange)
+        return [self._queues[name] for name in names]
