@@ -46,11 +46,15 @@ _WANTED: Mapping[str, str] = {
     "bool_parsing": "true or false",
 }
 
+_KEY = "[key]"
+"""The last step of pydantic's location when a key, not its value, is wrong."""
+
 _SPELLING: Mapping[str, str] = {
-    "pool": "1 to 63 lower-case letters, digits, dots, underscores or dashes, a letter or digit at both ends",
+    "pool": "a pool name: 1 to 63 lower-case letters, digits, dots, underscores and dashes, "
+    "with a letter or digit at both ends",
     "id": "a UUID in lower case, such as 01890a5d-ac96-774b-bcce-b302099a8057",
-    "session_id": "1 to 128 characters without spaces and braces",
-    "[key]": "a token id, such as 50256",
+    "session_id": "a session id: 1 to 128 characters without spaces and braces",
+    _KEY: "a token id, such as 50256",
 }
 
 
@@ -61,7 +65,7 @@ def describe(error: ValidationError, *, root: str = "", data: object = None) -> 
     location of an error, and what is not in the data is left out of the path.
     """
     found = error.errors(include_url=False)
-    lines = [f"{_path(problem, root, data)}: {_sentence(problem)}" for problem in found[:LISTED]]
+    lines = [f"{_path(problem, root, data) or 'the job'}: {_sentence(problem)}" for problem in found[:LISTED]]
     if len(found) > LISTED:
         lines.append(f"and {len(found) - LISTED:,} more problems")
     return "\n".join(lines)
@@ -74,19 +78,17 @@ def kind(value: object) -> str:
 
 def _path(problem: ErrorDetails, root: str, data: object) -> str:
     path = root
-    steps = problem["loc"]
-    for position, step in enumerate(steps):
-        last = position == len(steps) - 1
-        if data is not None:
-            inside: Any = data
-            try:
-                data = inside[step]
-            except (LookupError, TypeError):
-                if not (last and (problem["type"] == "missing" or step == "[key]")):
-                    continue
+    where: Any = data
+    for position, step in enumerate(problem["loc"], start=1):
+        try:
+            where = where[step]
+        except (LookupError, TypeError):
+            absent = position == len(problem["loc"]) and problem["type"] == "missing"
+            if data is not None and step != _KEY and not absent:
+                continue
         if isinstance(step, int):
             path += f"[{step}]"
-        elif step != "[key]":
+        elif step != _KEY:
             path += f".{step[:QUOTED]}" if path else step[:QUOTED]
     if problem["type"] in {"union_tag_invalid", "union_tag_not_found"}:
         path += "." + problem.get("ctx", {})["discriminator"].strip("'")
@@ -121,6 +123,8 @@ def _sentence(problem: ErrorDetails) -> str:
             return f"must be {_WANTED[wanted]}, not {_given(wanted, value)}"
         case time if time.startswith(("datetime", "timezone")):
             return "must be a time with its time zone, such as 2026-01-31T12:00:00Z"
+        case "json_invalid":
+            return f"is not JSON ({limits['error']})"
         case other if other == WRONG_SHAPE:
             return f"{problem['msg']}, not {kind(value)}"
         case _:
@@ -134,10 +138,10 @@ def _given(wanted: str, value: object) -> str:
     return kind(value)
 
 
-def _number(value: float | bool) -> str:
+def _number(value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
-    return str(int(value)) if float(value).is_integer() else str(value)
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def _too_short(value: Any, least: int) -> str:
@@ -159,5 +163,5 @@ def _not_a_choice(value: object, choices: str) -> str:
 
 
 def _misspelt(value: str, field: str) -> str:
-    wanted = f"must be {_SPELLING.get(field, 'spelt otherwise')}"
-    return wanted if field == "[key]" or len(value) > QUOTED else f"{value!r} {wanted}"
+    wanted = _SPELLING.get(field, "spelt this way")
+    return f"must be {wanted}" if field == _KEY or len(value) > QUOTED else f"{value!r} is not {wanted}"

@@ -1,0 +1,108 @@
+"""The AsyncAPI 3.0 document: how a client in any language submits jobs and reads their answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from inferfleet.schemas import names
+from inferfleet.schemas.asyncapi_channels import amqp_channels, redis_channels
+from inferfleet.schemas.asyncapi_messages import messages
+
+CONTRACT_VERSION: Final = "1.0.0"
+"""The version of the contract, not of the software. Its first number is that of the message type."""
+
+_DESCRIPTION: Final = f"""\
+A fleet of inference workers behind a queue.
+
+To submit a job with any AMQP 0-9-1 client, publish it to the exchange `{names.JOBS_EXCHANGE}` with the pool
+as routing key, persistent, `mandatory`, and with publisher confirms. A returned message means that no
+worker ever served the pool, a negative confirm that the pool is full: the job was not accepted. A confirmed
+job reaches exactly one terminal result.
+
+The body is UTF-8 JSON; unknown fields are ignored. Give each job a new `id`, best a UUIDv7, and keep it when
+you publish the same job again: messages with the same id run once.
+
+The answer is in Redis: tokens in the journal as they come, the end in the result, and a line for each
+finished job in the stream that `reply_to` names.
+"""
+
+
+def asyncapi_document(schema_files: Mapping[str, str]) -> dict[str, Any]:
+    """Make the document. ``schema_files`` maps each schema's name in it to the file beside it."""
+    return {
+        "asyncapi": "3.0.0",
+        "id": "urn:inferfleet:asyncapi",
+        "info": {
+            "title": "inferfleet",
+            "version": CONTRACT_VERSION,
+            "description": _DESCRIPTION,
+            "license": {"name": "Apache-2.0"},
+        },
+        "defaultContentType": "application/json",
+        "servers": _servers(),
+        "channels": amqp_channels() | redis_channels(),
+        "operations": _operations(),
+        "components": {
+            "messages": messages(),
+            "schemas": {name: {"$ref": f"./{file}"} for name, file in schema_files.items()},
+        },
+    }
+
+
+def _servers() -> dict[str, Any]:
+    return {
+        "rabbitmq": {
+            "host": "{host}:{port}",
+            "pathname": "/{vhost}",
+            "protocol": "amqp",
+            "protocolVersion": "0.9.1",
+            "description": "As in `INFERFLEET_AMQP_URL`.",
+            "variables": {
+                "host": {"default": "127.0.0.1"},
+                "port": {"default": "5672"},
+                "vhost": {"default": "%2F", "description": "The virtual host."},
+            },
+        },
+        "redis": {
+            "host": "{host}:{port}",
+            "protocol": "redis",
+            "description": "As in `INFERFLEET_REDIS_URL`.",
+            "variables": {"host": {"default": "127.0.0.1"}, "port": {"default": "6379"}},
+        },
+    }
+
+
+def _operations() -> dict[str, Any]:
+    published = {"amqp": {"deliveryMode": 2, "mandatory": True, "bindingVersion": "0.3.0"}}
+    acknowledged = {"amqp": {"ack": True, "bindingVersion": "0.3.0"}}
+    return {
+        "submitJob": _operation("send", "jobs", "A producer submits a job.", published),
+        "takeJob": _operation(
+            "receive", "jobQueue", "A worker takes a job; its ack comes last.", acknowledged
+        ),
+        "delayJob": _operation("send", "retries", "A worker lets a job come again later.", published),
+        "buryMessage": _operation("send", "deadLetters", "A worker gives a message up.", published),
+        "readDeadLetters": _operation("receive", "deadLetterQueue", "A person looks at what failed."),
+        "giveOrder": _operation("send", "control", "A producer cancels a job or drains a worker."),
+        "hearOrders": _operation("receive", "controlQueue", "A worker hears every order."),
+        "writeJournal": _operation("send", "journal", "A worker writes down what happens."),
+        "followJournal": _operation("receive", "journal", "A client reads tokens as they come."),
+        "commitResult": _operation("send", "result", "A worker ends a job, once."),
+        "readResult": _operation("receive", "result", "A client reads the answer."),
+        "reply": _operation("send", "replies", "A worker tells a client that its job finished."),
+        "awaitReplies": _operation("receive", "replies", "A client waits for all its jobs at once."),
+        "reportHealth": _operation("send", "workers", "A worker says that it lives."),
+        "readHealth": _operation("receive", "workers", "Anyone reads the health map."),
+    }
+
+
+def _operation(
+    action: str, channel: str, summary: str, bindings: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    operation: dict[str, Any] = {
+        "action": action,
+        "channel": {"$ref": f"#/channels/{channel}"},
+        "summary": summary,
+    }
+    return operation | {"bindings": dict(bindings)} if bindings else operation

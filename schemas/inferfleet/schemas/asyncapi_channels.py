@@ -1,0 +1,173 @@
+"""The channels of the AsyncAPI document: exchanges and queues in RabbitMQ, keys in Redis.
+
+It says in data what ``wire`` declares in code. Bindings follow AsyncAPI's AMQP binding 0.3.0, which has
+no word for the arguments of a queue: they are in the extension ``x-queue-arguments``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from inferfleet.schemas import names
+from inferfleet.schemas.asyncapi_messages import EXAMPLE_CLIENT, EXAMPLE_ID
+from inferfleet.schemas.job import DEFAULT_POOL
+
+_POOL = {"pool": {"description": "The pool of workers that runs the job.", "default": DEFAULT_POOL}}
+_WORKER = {"workerId": {"description": "The worker's id."}}
+_DELAY = {"delayMs": {"description": "The delay in milliseconds."}}
+_JOB = {"jobTag": {"description": "The job's id in braces.", "examples": [f"{{{EXAMPLE_ID}}}"]}}
+_CLIENT = {"clientTag": {"description": "`reply_to` in braces.", "examples": [f"{{{EXAMPLE_CLIENT}}}"]}}
+
+_RETRY = names.retry_route(0).replace("0", "{delayMs}")
+
+
+def amqp_channels() -> dict[str, Any]:
+    """The exchanges that are published to, and the queues that are consumed."""
+    return {
+        "jobs": _exchange(
+            names.JOBS_EXCHANGE,
+            "direct",
+            address="{pool}",
+            message="job",
+            description="Jobs to do. The address is the routing key.",
+            parameters=_POOL,
+        ),
+        "jobQueue": _queue(
+            names.job_queue("{pool}"),
+            message="job",
+            description=(
+                "The jobs that wait for a pool, most urgent first. Workers declare it, as shown here or as a "
+                "quorum queue; if it is limited, with `x-max-length` and `x-overflow: reject-publish`."
+            ),
+            parameters=_POOL,
+            arguments={"x-max-priority": names.MAX_PRIORITY},
+        ),
+        "retries": _exchange(
+            _RETRY,
+            "fanout",
+            address=_RETRY,
+            message="job",
+            description=(
+                "Jobs that come again after a delay, published with their pool as routing key. The exchange "
+                "has one queue, of the same name, with `x-message-ttl` = delayMs and "
+                f"`x-dead-letter-exchange` = `{names.JOBS_EXCHANGE}`."
+            ),
+            parameters=_DELAY,
+        ),
+        "deadLetters": _exchange(
+            names.DEAD_EXCHANGE,
+            "direct",
+            address="{pool}",
+            message="deadLetter",
+            description="Messages that were given up. The address is the routing key.",
+            parameters=_POOL,
+        ),
+        "deadLetterQueue": _queue(
+            names.dead_queue("{pool}"),
+            message="deadLetter",
+            description="A pool's dead letters, for a person to look at.",
+            parameters=_POOL,
+        ),
+        "control": _exchange(
+            names.CONTROL_EXCHANGE,
+            "fanout",
+            address=names.CONTROL_EXCHANGE,
+            message="control",
+            description="Orders that every worker hears and one obeys.",
+        ),
+        "controlQueue": _queue(
+            names.control_queue("{workerId}"),
+            message="control",
+            description="A worker's own queue on the orders. It goes with its worker.",
+            parameters=_WORKER,
+            durable=False,
+        ),
+    }
+
+
+def redis_channels() -> dict[str, Any]:
+    """The keys through which answers come back."""
+    return {
+        "journal": _key(
+            _tagged(names.journal_key, "jobTag"),
+            message="journalLine",
+            description=(
+                "A stream: everything that happened to a job, in order. The last entry is `finished`. "
+                "Read it with XREAD, and after a break go on from the id of the last line seen."
+            ),
+            parameters=_JOB,
+        ),
+        "result": _key(
+            _tagged(names.result_key, "jobTag"),
+            message="result",
+            description="A string that appears when the job ends and never changes.",
+            parameters=_JOB,
+        ),
+        "replies": _key(
+            _tagged(names.reply_key, "clientTag"),
+            message="reply",
+            description=(
+                "A stream with a line for each finished job of one client, so that one blocked XREAD waits "
+                "for thousands of jobs. A line may come twice, or get lost with its worker; the result tells."
+            ),
+            parameters=_CLIENT,
+        ),
+        "workers": _key(
+            names.worker_key("{workerId}"),
+            message="heartbeat",
+            description="A hash that expires when its worker no longer renews it.",
+            parameters=_WORKER,
+        ),
+    }
+
+
+def _exchange(
+    name: str,
+    kind: str,
+    *,
+    address: str,
+    message: str,
+    description: str,
+    parameters: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    exchange = {"name": name, "type": kind, "durable": True, "autoDelete": False}
+    binding = {"is": "routingKey", "exchange": exchange, "bindingVersion": "0.3.0"}
+    return _channel("rabbitmq", address, message, description, parameters) | {"bindings": {"amqp": binding}}
+
+
+def _queue(
+    name: str,
+    *,
+    message: str,
+    description: str,
+    parameters: Mapping[str, Any],
+    arguments: Mapping[str, Any] | None = None,
+    durable: bool = True,
+) -> dict[str, Any]:
+    queue = {"name": name, "durable": durable, "exclusive": not durable, "autoDelete": not durable}
+    binding = {"is": "queue", "queue": queue, "bindingVersion": "0.3.0"}
+    if arguments:
+        binding["x-queue-arguments"] = dict(arguments)
+    return _channel("rabbitmq", name, message, description, parameters) | {"bindings": {"amqp": binding}}
+
+
+def _key(address: str, *, message: str, description: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    return _channel("redis", address, message, description, parameters)
+
+
+def _channel(
+    server: str, address: str, message: str, description: str, parameters: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    channel: dict[str, Any] = {
+        "address": address,
+        "description": description,
+        "messages": {message: {"$ref": f"#/components/messages/{message}"}},
+        "servers": [{"$ref": f"#/servers/{server}"}],
+    }
+    return channel | {"parameters": dict(parameters)} if parameters else channel
+
+
+def _tagged(key: Callable[[str], str], parameter: str) -> str:
+    """The key with its hash tag, braces and all, as one parameter: AsyncAPI uses braces itself."""
+    return key("TAG").replace("{TAG}", f"{{{parameter}}}")
