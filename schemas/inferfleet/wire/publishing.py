@@ -1,0 +1,84 @@
+"""A connection for publishing: opened when first needed, and again after it broke; every message confirmed.
+
+Used for publishing only, because RabbitMQ blocks publishing connections when it runs out of memory or
+disk, and what is consumed must still be acknowledged then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+
+from aio_pika import Message
+from aio_pika.abc import AbstractChannel
+from aio_pika.exceptions import AMQPError, ChannelInvalidStateError, DeliveryError
+
+from inferfleet.schemas.errors import PublishUnconfirmedError
+from inferfleet.wire.amqp import declare_exchanges, open_amqp
+
+
+class ConfirmChannel:
+    """A channel in confirm mode that heals itself. Safe for many tasks at once."""
+
+    def __init__(self, url: str, *, connect_timeout_s: float, confirm_timeout_s: float, name: str) -> None:
+        self._url = url
+        self._connect_timeout_s = connect_timeout_s
+        self._confirm_timeout_s = confirm_timeout_s
+        self._name = name
+        self._stack = AsyncExitStack()
+        self._opening = asyncio.Lock()
+        self._channel: AbstractChannel | None = None
+
+    async def channel(self) -> AbstractChannel:
+        """The open channel, with the exchanges declared.
+
+        Raises:
+            ServiceUnreachableError: There is no connection to be had.
+
+        """
+        if self._channel is not None and not self._channel.is_closed:
+            return self._channel
+        async with self._opening:
+            if self._channel is not None and not self._channel.is_closed:
+                return self._channel
+            await self._stack.aclose()
+            connection = await self._stack.enter_async_context(
+                open_amqp(self._url, timeout_s=self._connect_timeout_s, name=self._name)
+            )
+            channel = await connection.channel(on_return_raises=True)
+            await declare_exchanges(channel)
+            self._channel = channel
+            return channel
+
+    async def publish(
+        self, exchange: str, message: Message, *, routing_key: str = "", mandatory: bool = False
+    ) -> None:
+        """Publish and wait for the confirm.
+
+        Raises:
+            aio_pika.exceptions.PublishError: ``mandatory``, and no queue is bound for the routing key.
+            aio_pika.exceptions.DeliveryError: The queue refused the message.
+            PublishUnconfirmedError: The connection broke, or no confirm came in time.
+            ServiceUnreachableError: There is no connection to be had.
+
+        """
+        route = await (await self.channel()).get_exchange(exchange, ensure=False)
+        try:
+            await route.publish(message, routing_key, mandatory=mandatory, timeout=self._confirm_timeout_s)
+        except DeliveryError:
+            raise
+        except TimeoutError as error:
+            raise PublishUnconfirmedError(
+                f"RabbitMQ did not confirm message {message.message_id} within "
+                f"{self._confirm_timeout_s:g} s: it may be queued or not. "
+                "A broker that is out of memory or disk blocks publishers; look at its alarms"
+            ) from error
+        except (AMQPError, ChannelInvalidStateError, ConnectionError) as error:
+            raise PublishUnconfirmedError(
+                f"the connection to RabbitMQ broke before it confirmed message {message.message_id}: "
+                "it may be queued or not. Submitting again with the same idempotency key is safe"
+            ) from error
+
+    async def aclose(self) -> None:
+        """Close the connection, if there is one."""
+        await self._stack.aclose()
