@@ -47,8 +47,8 @@ def plan_answers(
 
     """
     require_room(request, max_model_len=max_model_len)
-    if resume_token_ids:
-        _check_resume(request, resume_token_ids)
+    if resume_token_ids and not 0 <= min(resume_token_ids) <= max(resume_token_ids) < len(PIECES):
+        raise refusal("the tokens to continue from are not of its vocabulary: another engine made them")
     return [
         _plan(request, _choice_key(prompt, choice), max_model_len - prompt.tokens, resume_token_ids)
         for prompt in request.prompts
@@ -114,13 +114,6 @@ def _choice_key(prompt: Prompt, choice: int) -> bytes:
     if choice == 0:
         return prompt.key
     return hashlib.blake2b(choice.to_bytes(4, "big"), key=prompt.key, digest_size=32).digest()
-
-
-def _check_resume(request: SimulatedRequest, ids: tuple[int, ...]) -> None:
-    if not request.resumable:
-        raise refusal("an answer of this kind cannot be continued; start it again")
-    if not 0 <= min(ids) <= max(ids) < len(PIECES):
-        raise refusal("the tokens to continue from are not of its vocabulary: another engine made them")
 
 
 def _first_stop(text: str, stop: tuple[str, ...]) -> tuple[int, int] | None:

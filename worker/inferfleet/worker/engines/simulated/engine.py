@@ -12,7 +12,7 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any, Final
 
 from inferfleet.schemas import Endpoint
@@ -22,7 +22,7 @@ from inferfleet.worker.engines.simulated.batch import Batch, Phase, Sequence
 from inferfleet.worker.engines.simulated.hooks import Hooks
 from inferfleet.worker.engines.simulated.parameters import SimulatedParameters
 from inferfleet.worker.engines.simulated.refusal import refusal
-from inferfleet.worker.engines.simulated.request import SimulatedRequest, read_request
+from inferfleet.worker.engines.simulated.request import SimulatedRequest, read_request, resumable
 from inferfleet.worker.engines.simulated.response import embeddings_completion, text_completion
 from inferfleet.worker.ports import Completion, EngineDeadError, EngineStats, Generation, GenerationError
 
@@ -43,13 +43,13 @@ class SimulatedEngine:
     """
 
     def __init__(self, *, model: str, max_running: int, engine_args: Mapping[str, Any]) -> None:
-        """Read the arguments; ``model`` may be empty, its name is then ``simulated``.
+        """Read the arguments.
 
         Raises:
             ConfigurationError: An argument is unknown or has an impossible value.
 
         """
-        self._model = model or "simulated"
+        self._model = model
         self._parameters = SimulatedParameters.from_engine_args(engine_args)
         self._batch = Batch(parameters=self._parameters, max_running=max_running)
         self._work = asyncio.Event()
@@ -99,12 +99,9 @@ class SimulatedEngine:
 
     def resumable(self, generation: Generation) -> bool:
         """Say yes to a request for one plain text."""
-        try:
-            return read_request(generation.endpoint, generation.body).resumable
-        except GenerationError:
-            return False
+        return resumable(generation.endpoint, generation.body)
 
-    async def generate(self, generation: Generation) -> AsyncIterator[TokenChunk | Completion]:
+    async def generate(self, generation: Generation) -> AsyncGenerator[TokenChunk | Completion]:
         """Answer one request; ``Engine.generate`` says what is guaranteed."""
         self._require_alive()
         request = self._read(generation)
@@ -154,6 +151,8 @@ class SimulatedEngine:
         request = read_request(generation.endpoint, generation.body)
         if request.model not in (None, self._model):
             raise refusal(f"model: this worker serves {self._model!r}, not {request.model!r}")
+        if generation.resume_token_ids and not self.resumable(generation):
+            raise refusal("an answer of this kind cannot be continued; start it again")
         return request
 
     def _plan(self, generation: Generation, request: SimulatedRequest) -> tuple[list[Answer], Completion]:

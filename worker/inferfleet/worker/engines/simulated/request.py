@@ -111,14 +111,21 @@ class SimulatedRequest:
         """Tokens of all prompts."""
         return sum(prompt.tokens for prompt in self.prompts)
 
-    @property
-    def resumable(self) -> bool:
-        """Whether the answer can continue from the token ids of an earlier attempt."""
-        return (
-            self.endpoint is not Endpoint.EMBEDDINGS
-            and self.forced_tool is None
-            and self.n * len(self.prompts) == 1
-        )
+
+def resumable(endpoint: Endpoint, body: Mapping[str, Any]) -> bool:
+    """Say whether the answer is one plain text, which can go on from the tokens of an earlier attempt.
+
+    A worker asks this for every job, before the body is checked: so it looks at four fields only, and
+    says something for any body.
+    """
+    if endpoint is Endpoint.EMBEDDINGS or body.get("n") not in (None, 1):
+        return False
+    match body.get("prompt"):
+        case [str() | list(), _, *_]:
+            return False
+        case _:
+            free_text = body.get("response_format") in (None, {"type": "text"})
+            return free_text and body.get("tool_choice") in (None, "auto", "none")
 
 
 def read_request(endpoint: Endpoint, body: Mapping[str, Any]) -> SimulatedRequest:

@@ -45,6 +45,8 @@ PIECES: Final[tuple[bytes, ...]] = (
 
 _BLOCK: Final = 16
 
+_Utf8Decoder: Final = codecs.getincrementaldecoder("utf-8")
+
 
 def _split_character_ids() -> tuple[tuple[int, ...], ...]:
     ids = iter(range(len(_WORDS), len(PIECES)))
@@ -74,7 +76,7 @@ class Detokenizer:
     """Turns ids into text piece by piece, holding an incomplete character back until its last token."""
 
     def __init__(self) -> None:
-        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._decoder = _Utf8Decoder(errors="replace")
 
     def feed(self, ids: Iterable[int]) -> str:
         """Return the characters that these ids complete."""
