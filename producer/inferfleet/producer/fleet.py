@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from inferfleet.producer import idempotency
 from inferfleet.producer.background import background
 from inferfleet.producer.publisher import Publisher
-from inferfleet.producer.reader import BEGINNING, JournalLine, Reader
+from inferfleet.producer.reader import BEGINNING, BLOCK_S, JournalLine, Reader
 from inferfleet.schemas.control import CancelJob, DrainWorker
 from inferfleet.schemas.errors import (
     InferfleetError,
@@ -35,7 +35,7 @@ from inferfleet.schemas.settings import ProducerSettings
 from inferfleet.wire.health import read_heartbeats
 from inferfleet.wire.pipeline import CommandPipeline
 from inferfleet.wire.records import JobRecords
-from inferfleet.wire.redis import check_redis, redis_client
+from inferfleet.wire.redis import SOCKET_TIMEOUT_S, check_redis, redis_client
 
 SUBMIT_WINDOW = 1024
 """Jobs of one ``submit_many`` that wait for their confirm at the same time."""
@@ -87,7 +87,9 @@ class Fleet:
         settings = settings or ProducerSettings()
         async with (
             redis_client(settings.redis_url) as client,
-            redis_client(settings.redis_url, connections=1, socket_timeout_s=None) as blocking_client,
+            redis_client(
+                settings.redis_url, connections=1, socket_timeout_s=BLOCK_S + SOCKET_TIMEOUT_S
+            ) as blocking_client,
         ):
             await check_redis(client, settings.redis_url)
             pipeline = CommandPipeline(client, patience_s=settings.patience_s)

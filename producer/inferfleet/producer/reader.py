@@ -26,7 +26,7 @@ from inferfleet.wire.records import REPLY_TTL_S, JobRecords, parse_line
 
 logger = logging.getLogger(__name__)
 
-BLOCK_MS = 5_000
+BLOCK_S = 5.0
 """How long one read blocks at most, so that a dead connection is noticed."""
 
 BEGINNING = "0-0"
@@ -138,7 +138,9 @@ class Reader:
                 self._positions.setdefault(self._reply_key, last[0][0] if last else BEGINNING.encode())
                 while True:
                     streams: dict[Any, Any] = dict(self._positions)
-                    answer: Any = await self._blocking_client.xread(streams, block=BLOCK_MS, count=1000)
+                    answer: Any = await self._blocking_client.xread(
+                        streams, block=int(BLOCK_S * 1000), count=1000
+                    )
                     await self._take(answer or [])
 
     async def _take(self, answer: list[tuple[bytes, list[tuple[bytes, dict[bytes, bytes]]]]]) -> None:

@@ -54,6 +54,12 @@ class Verdict(StrEnum):
     EXHAUSTED = "exhausted"
     DONE = "done"
     BUSY = "busy"
+    SUSPECT = "suspect"
+
+
+SUSPECT_AFTER = 2
+"""Attempts without an end after which a job runs beside no other suspect: its neighbours died with it, and
+must not be counted out for it."""
 
 
 class Written(StrEnum):
@@ -66,15 +72,24 @@ class Written(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Fence:
+    """What every write of an attempt carries. ``token`` is unique, also after Redis has lost its data."""
+
+    token: str
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
 class Started:
     """The answer to a start.
 
-    ``attempt`` is the fence of the new attempt; with ``BUSY`` there is none and ``busy_s`` is what is left
-    of the other worker's lease. ``tokens`` is how many tokens the journal holds to continue from.
+    ``fence`` belongs to the new attempt, if there is one; with ``BUSY``, ``busy_s`` is what is left of the
+    other worker's lease. ``tokens`` is how many tokens the journal holds to continue from, ``charged`` how
+    many attempts count towards the job's limit.
     """
 
     verdict: Verdict
-    attempt: int
+    fence: Fence
     tokens: int
     tokens_wasted: int
     charged: int
@@ -154,9 +169,20 @@ class JobRecords:
     # A worker's side
 
     async def start(
-        self, job: Job, *, worker_id: str, lease_s: float, resumable: bool, reply_to: str, nonce: str
+        self,
+        job: Job,
+        *,
+        token: str,
+        worker_id: str,
+        lease_s: float,
+        resumable: bool,
+        alone: bool,
+        reply_to: str,
     ) -> Started:
-        """Begin an attempt. ``nonce`` names this wish, so that a repeated one starts only once."""
+        """Begin an attempt. ``token`` is unique to this call, so that a repeated one starts only once.
+
+        ``alone`` says that no other suspect runs beside it (see ``SUSPECT_AFTER``).
+        """
         now = datetime.now(UTC)
         verdict, attempt, tokens, wasted, charged = await self._call(
             scripts.START,
@@ -173,13 +199,15 @@ class JobRecords:
             int(job.priority),
             reply_to,
             _milliseconds(job.submitted_at),
-            nonce,
+            token,
+            int(alone),
+            SUSPECT_AFTER,
         )
         if verdict == b"busy":
-            return Started(Verdict.BUSY, 0, 0, 0, charged, busy_s=attempt / 1000)
-        return Started(Verdict(verdict.decode()), attempt, tokens, wasted, charged)
+            return Started(Verdict.BUSY, Fence(token, 0), 0, 0, charged, busy_s=attempt / 1000)
+        return Started(Verdict(verdict.decode()), Fence(token, attempt), tokens, wasted, charged)
 
-    async def append(self, job_id: str, *, attempt: int, lease_s: float, unflushed: Unflushed) -> Written:
+    async def append(self, job_id: str, *, fence: Fence, lease_s: float, unflushed: Unflushed) -> Written:
         """Add tokens to the journal and renew the lease; without tokens, only renew."""
         now = datetime.now(UTC)
         return Written(
@@ -187,26 +215,26 @@ class JobRecords:
                 await self._call(
                     scripts.APPEND,
                     (job_key(job_id), journal_key(job_id)),
-                    attempt,
+                    fence.token,
                     _milliseconds(now) + int(lease_s * 1000),
-                    *_tokens(unflushed, attempt, now),
+                    *_tokens(unflushed, fence.attempt, now),
                 )
             ).decode()
         )
 
-    async def finish(self, result: Result, *, attempt: int, unflushed: Unflushed, reply_to: str) -> Written:
+    async def finish(self, result: Result, *, fence: Fence, unflushed: Unflushed, reply_to: str) -> Written:
         """Commit the terminal result and tell the waiting client. Exactly one commit of a job succeeds."""
         now = datetime.now(UTC)
         job_id = result.job_id
         committed = self._call(
             scripts.FINISH,
             (job_key(job_id), journal_key(job_id), result_key(job_id)),
-            attempt,
+            fence.token,
             _milliseconds(now),
             self._result_ttl_s,
             result.state.value,
-            *_tokens(unflushed, attempt, now),
-            _json(FinishedEntry(at=now, attempt=attempt, state=result.state, failure=result.error)),
+            *_tokens(unflushed, fence.attempt, now),
+            _json(FinishedEntry(at=now, attempt=fence.attempt, state=result.state, failure=result.error)),
             _json(result),
         )
         if reply_to:
@@ -216,7 +244,7 @@ class JobRecords:
         return Written((await committed).decode())
 
     async def release(
-        self, job_id: str, *, attempt: int, unflushed: Unflushed, entry: QueuedEntry, refund: bool
+        self, job_id: str, *, fence: Fence, unflushed: Unflushed, entry: QueuedEntry, refund: bool
     ) -> Written:
         """Give the job back to the queue. With ``refund`` the attempt does not count against the limit."""
         now = datetime.now(UTC)
@@ -225,9 +253,9 @@ class JobRecords:
                 await self._call(
                     scripts.RELEASE,
                     (job_key(job_id), journal_key(job_id)),
-                    attempt,
+                    fence.token,
                     self._queued_ttl_s,
-                    *_tokens(unflushed, attempt, now),
+                    *_tokens(unflushed, fence.attempt, now),
                     _json(entry),
                     int(refund),
                 )
@@ -238,7 +266,7 @@ class JobRecords:
         self,
         job: Job,
         *,
-        attempt: int,
+        fence: Fence,
         charged: int,
         worker_id: str,
         lease_s: float,
@@ -249,18 +277,22 @@ class JobRecords:
         """Write the record of a running job back after Redis lost it. False if somebody else has the job."""
         now = datetime.now(UTC)
         everything = Unflushed(0, chunks)
-        running = RunningEntry(at=started_at, attempt=attempt, worker_id=worker_id)
+        # ``resumed_from`` tells readers that the tokens that follow are the ones they have seen.
+        running = RunningEntry(
+            at=started_at, attempt=fence.attempt, worker_id=worker_id, resumed_from=everything.count
+        )
         answer = await self._call(
             scripts.RESTORE,
             (job_key(job.id), journal_key(job.id)),
-            attempt,
+            fence.token,
+            fence.attempt,
             _milliseconds(now) + int(lease_s * 1000),
             self._queued_ttl_s,
             worker_id,
             charged,
             everything.count,
             _json(running),
-            _tokens(everything, attempt, now)[2],
+            _tokens(everything, fence.attempt, now)[2],
             job.pool,
             int(job.priority),
             reply_to,

@@ -24,11 +24,11 @@ SOCKET_TIMEOUT_S = 5.0
 
 
 def redis_client(
-    url: str, *, connections: int = 8, socket_timeout_s: float | None = SOCKET_TIMEOUT_S
+    url: str, *, connections: int = 8, socket_timeout_s: float = SOCKET_TIMEOUT_S
 ) -> aioredis.Redis:
     """Make a client. It connects on first use.
 
-    ``socket_timeout_s=None`` is for blocking reads, which may wait as long as they asked to.
+    A client for blocking reads needs a ``socket_timeout_s`` longer than they block.
     """
     pool = aioredis.BlockingConnectionPool.from_url(
         url,

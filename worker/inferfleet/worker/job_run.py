@@ -11,7 +11,7 @@ from enum import StrEnum
 
 from inferfleet.schemas import Job
 from inferfleet.schemas.journal import TokenChunk
-from inferfleet.wire.records import Unflushed
+from inferfleet.wire.records import Fence, Unflushed
 from inferfleet.worker.broker import Delivery
 
 
@@ -30,7 +30,7 @@ class JobRun:
     def __init__(self, *, job: Job, delivery: Delivery) -> None:
         self.job = job
         self.delivery = delivery
-        self.attempt = 0
+        self.fence = Fence("", 0)
         self.charged = 0
         self.started_at = datetime.now(UTC)
         self.started = time.monotonic()
@@ -42,9 +42,14 @@ class JobRun:
         self._fresh: list[TokenChunk] = []
         self._scope: asyncio.Timeout | None = None
 
-    def start(self, *, attempt: int, charged: int) -> None:
+    @property
+    def attempt(self) -> int:
+        """The number of this attempt; 0 before it was granted."""
+        return self.fence.attempt
+
+    def start(self, *, fence: Fence, charged: int) -> None:
         """Note the fence of the attempt that was granted, and how many count against the limit."""
-        self.attempt = attempt
+        self.fence = fence
         self.charged = charged
 
     def resume(self, chunks: tuple[TokenChunk, ...]) -> None:

@@ -60,7 +60,7 @@ class JournalWriter:
         written = await self.write(
             run,
             lambda: self._records.append(
-                run.job.id, attempt=run.attempt, lease_s=self._settings.lease_s, unflushed=unflushed
+                run.job.id, fence=run.fence, lease_s=self._settings.lease_s, unflushed=unflushed
             ),
         )
         match written:
@@ -77,7 +77,7 @@ class JournalWriter:
         while (written := await write()) is Written.MISSING:
             restored = await self._records.restore(
                 run.job,
-                attempt=run.attempt,
+                fence=run.fence,
                 charged=run.charged,
                 worker_id=self._settings.worker_id,
                 lease_s=self._settings.lease_s,

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import dataclass
 
 from inferfleet.schemas import Failure, FailureCode, JobState
 from inferfleet.worker.ports import Completion
 
-JITTER_STEPS = (0.5, 0.625, 0.75, 0.875, 1.0)
-"""Shares of the full delay to choose from. Few, because every delay is a queue of its own."""
+FINE_S = 0.25
+COARSE_S = 1.0
+COARSE_FROM_S = 4.0
+"""Delays are rounded up to these steps, because every delay is a queue of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +74,13 @@ class RetryPolicy:
     def delay_s(self, attempts: int, *, chance: random.Random) -> float:
         """The delay after ``attempts`` attempts have failed."""
         full = min(self.cap_s, self.base_s * 2.0 ** (attempts - 1))
-        return full * chance.choice(JITTER_STEPS)
+        return rounded(full * chance.uniform(0.5, 1.0))
+
+
+def rounded(delay_s: float) -> float:
+    """Round a delay up to the next step that has a queue: at most 76 queues up to a minute."""
+    step_s = FINE_S if delay_s <= COARSE_FROM_S else COARSE_S
+    return max(1, math.ceil(delay_s / step_s)) * step_s
 
 
 def after_failure(

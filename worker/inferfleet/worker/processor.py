@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import os
 import random
 from collections.abc import Mapping
 from contextlib import aclosing
@@ -31,6 +33,7 @@ from inferfleet.worker.outcomes import (
     Outcome,
     RetryPolicy,
     after_failure,
+    rounded,
 )
 from inferfleet.worker.ports import Completion, Engine, EngineDeadError, Generation, GenerationError
 from inferfleet.worker.settlement import Settlement
@@ -64,7 +67,9 @@ class Processor:
         self._metrics = metrics
         self._policy = RetryPolicy(base_s=settings.retry_base_s, cap_s=settings.retry_cap_s)
         self._chance = random.Random()  # noqa: S311 - jitter, not secrets
+        self._incarnation = f"{settings.worker_id}:{os.urandom(4).hex()}"
         self._starts = count()
+        self._suspects = asyncio.Lock()
         self._runs: dict[str, JobRun] = {}
 
     @property
@@ -140,16 +145,32 @@ class Processor:
             },
         )
         resumable = self._engine.resumable(generation)
+        started = await self._start(run, resumable=resumable, alone=False)
+        if started.verdict is not Verdict.SUSPECT:
+            return await self._granted(run, generation, started)
+        logger.warning(
+            "job may have killed its workers; it runs beside no other such job", extra={"job_id": job.id}
+        )
+        async with self._suspects:
+            started = await self._start(run, resumable=resumable, alone=True)
+            return await self._granted(run, generation, started)
+
+    async def _start(self, run: JobRun, *, resumable: bool, alone: bool) -> Started:
         started = await self._records.start(
-            job,
+            run.job,
+            token=f"{self._incarnation}:{next(self._starts)}",
             worker_id=self._settings.worker_id,
             lease_s=self._settings.lease_s,
             resumable=resumable,
+            alone=alone,
             reply_to=run.delivery.reply_to,
-            nonce=f"{self._settings.worker_id}:{next(self._starts)}",
         )
-        run.start(attempt=started.attempt, charged=started.charged)
+        run.start(fence=started.fence, charged=started.charged)
         self._metrics.wasted(started.tokens_wasted, "not_resumable")
+        return started
+
+    async def _granted(self, run: JobRun, generation: Generation, started: Started) -> Outcome:
+        job = run.job
         refused = self._refused(job, started)
         if refused is not None:
             return refused
@@ -172,8 +193,8 @@ class Processor:
                 return None
             case Verdict.DONE:
                 return Drop()
-            case Verdict.BUSY:
-                return Defer(started.busy_s)
+            case Verdict.BUSY | Verdict.SUSPECT:
+                return Defer(rounded(started.busy_s))
             case Verdict.CANCELLED:
                 return Finish(
                     JobState.CANCELLED,

@@ -98,7 +98,7 @@ class Settlement:
         written = await self._journal.write(
             run,
             lambda: self._records.finish(
-                result, attempt=run.attempt, unflushed=unflushed, reply_to=run.delivery.reply_to
+                result, fence=run.fence, unflushed=unflushed, reply_to=run.delivery.reply_to
             ),
         )
         self._report(run, result, written, unflushed)
@@ -119,7 +119,7 @@ class Settlement:
         await self._journal.write(
             run,
             lambda: self._records.release(
-                run.job.id, attempt=run.attempt, unflushed=unflushed, entry=entry, refund=refund
+                run.job.id, fence=run.fence, unflushed=unflushed, entry=entry, refund=refund
             ),
         )
         logger.info(

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import signal
 from collections.abc import AsyncGenerator, Callable, Coroutine
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
@@ -56,6 +56,7 @@ class Worker:
         self._engine = engine
         self._metrics = WorkerMetrics(pool=settings.pool)
         self._phase = WorkerPhase.LOADING
+        self._phase_changed = asyncio.Event()
         self._started_at = datetime.now(UTC)
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = asyncio.Event()
@@ -144,13 +145,13 @@ class Worker:
                 partial(self._take, processor),
                 prefetch=self._settings.max_running + self._settings.look_ahead,
             )
-            self._phase = WorkerPhase.READY
+            self._enter(WorkerPhase.READY)
             logger.info("ready", extra={"model": self._engine.model})
             await self._unless_stopped(session.wait_closed())
             if not self._stopping.is_set():
                 logger.warning("lost the broker; what runs goes on", extra={"running": len(self._tasks)})
                 session = await self._unless_stopped(_reconnect(broker, opened))
-        self._phase = WorkerPhase.DRAINING
+        self._enter(WorkerPhase.DRAINING)
         if session is not None:
             await session.stop_consuming()
         await self._drain(processor)
@@ -217,10 +218,17 @@ class Worker:
                     self.stop()
 
     async def _beat(self, pipeline: CommandPipeline) -> None:
-        ttl_s = self._settings.heartbeat_interval_s * HEARTBEATS_MISSED
+        """Write the heartbeat at every interval, and at once when the phase changes."""
+        interval_s = self._settings.heartbeat_interval_s
         while True:
-            await write_heartbeat(pipeline, self._heartbeat(), ttl_s=ttl_s)
-            await asyncio.sleep(self._settings.heartbeat_interval_s)
+            self._phase_changed.clear()
+            await write_heartbeat(pipeline, self._heartbeat(), ttl_s=interval_s * HEARTBEATS_MISSED)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._phase_changed.wait(), interval_s)
+
+    def _enter(self, phase: WorkerPhase) -> None:
+        self._phase = phase
+        self._phase_changed.set()
 
     def _heartbeat(self) -> Heartbeat:
         stats = self._engine.stats()

@@ -1,9 +1,9 @@
 -- Append generated tokens to the journal and renew the lease. With a count of 0, only renew.
 -- KEYS record, journal
--- ARGV attempt, lease_until_ms, offset, count, entry
+-- ARGV fence, lease_until_ms, offset, count, entry
 -- Returns 'ok', 'cancel' (written, and somebody asked to cancel), 'fenced' or 'missing'.
 -- Sent twice, the second changes nothing: the tokens up to offset + count are there already.
-local r = redis.call('HMGET', KEYS[1], 'state', 'attempt', 'tokens', 'cancel')
+local r = redis.call('HMGET', KEYS[1], 'state', 'fence', 'tokens', 'cancel')
 if not r[1] then
   return 'missing'
 end

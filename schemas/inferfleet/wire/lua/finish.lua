@@ -1,8 +1,8 @@
 -- Commit: write the one terminal result, if the job is still ours and has none.
 -- KEYS record, journal, result
--- ARGV attempt, now_ms, ttl_s, state, offset, count, tokens_entry, finished_entry, result
+-- ARGV fence, now_ms, ttl_s, state, offset, count, tokens_entry, finished_entry, result
 -- Returns 'ok', 'fenced' or 'missing'. Sent twice, the second answers 'ok' and changes nothing.
-local r = redis.call('HMGET', KEYS[1], 'state', 'attempt', 'tokens')
+local r = redis.call('HMGET', KEYS[1], 'state', 'fence', 'tokens')
 if not r[1] then
   return 'missing'
 end

@@ -1,8 +1,8 @@
 -- Give a running job back to the queue: for a retry, or because its worker leaves.
 -- KEYS record, journal
--- ARGV attempt, ttl_s, offset, count, tokens_entry, queued_entry, refund (1: this attempt does not count)
+-- ARGV fence, ttl_s, offset, count, tokens_entry, queued_entry, refund (1: this attempt does not count)
 -- Returns 'ok', 'fenced' or 'missing'. Sent twice, the second answers 'ok' and changes nothing.
-local r = redis.call('HMGET', KEYS[1], 'state', 'attempt', 'tokens', 'charged')
+local r = redis.call('HMGET', KEYS[1], 'state', 'fence', 'tokens', 'charged')
 if not r[1] then
   return 'missing'
 end
