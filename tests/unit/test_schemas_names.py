@@ -1,0 +1,50 @@
+"""Names are part of the contract: other languages publish to them, so they are spelt out here."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from inferfleet.schemas import names
+
+JOB = "01890a5d-ac96-774b-bcce-b302099a8057"
+
+
+@pytest.mark.parametrize(
+    ("name", "spelt"),
+    [
+        (names.JOBS_EXCHANGE, "inferfleet.jobs"),
+        (names.DEAD_EXCHANGE, "inferfleet.dead"),
+        (names.CONTROL_EXCHANGE, "inferfleet.control"),
+        (names.JOB_MESSAGE_TYPE, "inferfleet.job.v1"),
+        (names.job_queue("chat"), "inferfleet.jobs.chat"),
+        (names.dead_queue("chat"), "inferfleet.dead.chat"),
+        (names.retry_route(1500), "inferfleet.retry.1500"),
+        (names.control_queue("w1"), "inferfleet.control.w1"),
+        (names.job_key(JOB), f"inferfleet:job:{{{JOB}}}"),
+        (names.journal_key(JOB), f"inferfleet:job:{{{JOB}}}:journal"),
+        (names.result_key(JOB), f"inferfleet:job:{{{JOB}}}:result"),
+        (names.reply_key("c1"), "inferfleet:reply:{c1}"),
+        (names.session_key("s1"), "inferfleet:session:{s1}"),
+        (names.lane_key("s1"), "inferfleet:session:{s1}:lane"),
+        (names.idempotency_key("acme", "k1"), "inferfleet:idempotency:{acme:k1}"),
+        (names.worker_key("w1"), "inferfleet:worker:w1"),
+    ],
+)
+def test_a_name_is_spelt_as_the_contract_has_it(name: str, spelt: str) -> None:
+    assert name == spelt
+
+
+def test_all_keys_of_one_job_share_a_hash_tag_so_that_one_script_may_touch_them() -> None:
+    keys = [names.job_key(JOB), names.journal_key(JOB), names.result_key(JOB)]
+    assert {tag for key in keys for tag in re.findall(r"\{(.*?)\}", key)} == {JOB}
+
+
+def test_all_keys_of_one_session_share_a_hash_tag() -> None:
+    keys = [names.session_key("s1"), names.lane_key("s1")]
+    assert {tag for key in keys for tag in re.findall(r"\{(.*?)\}", key)} == {"s1"}
+
+
+def test_the_pattern_of_worker_keys_finds_every_worker() -> None:
+    assert names.worker_key("w1").startswith(names.WORKER_KEYS.removesuffix("*"))
