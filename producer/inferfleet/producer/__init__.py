@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from inferfleet.producer.fleet import Fleet, JobOptions
-from inferfleet.producer.reader import JournalLine
+from inferfleet.producer.journal_view import JournalLine
 from inferfleet.producer.sync import SyncFleet
 
 __all__ = ["Fleet", "JobOptions", "JournalLine", "SyncFleet"]

@@ -15,8 +15,9 @@ from pydantic import ValidationError
 
 from inferfleet.producer import idempotency
 from inferfleet.producer.background import background
+from inferfleet.producer.journal_view import BEGINNING, JournalLine
 from inferfleet.producer.publisher import Publisher
-from inferfleet.producer.reader import BEGINNING, BLOCK_S, JournalLine, Reader
+from inferfleet.producer.reader import BLOCK_S, Reader
 from inferfleet.schemas.control import CancelJob, DrainWorker
 from inferfleet.schemas.errors import (
     InferfleetError,

@@ -12,13 +12,13 @@ import logging
 from collections import defaultdict
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass
 from typing import Any
 
 import redis.asyncio as aioredis
 from redis.exceptions import RedisError
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
 
+from inferfleet.producer.journal_view import BEGINNING, JournalLine, JournalView
 from inferfleet.schemas.journal import FinishedEntry, JournalEntry
 from inferfleet.schemas.names import journal_key, reply_key
 from inferfleet.schemas.result import Result
@@ -28,16 +28,6 @@ logger = logging.getLogger(__name__)
 
 BLOCK_S = 5.0
 """How long one read blocks at most, so that a dead connection is noticed."""
-
-BEGINNING = "0-0"
-
-
-@dataclass(frozen=True, slots=True)
-class JournalLine:
-    """One entry of a journal and its place in it. Give ``id`` to ``stream(after=…)`` to go on behind it."""
-
-    id: str
-    entry: JournalEntry
 
 
 class Reader:
@@ -59,7 +49,7 @@ class Reader:
         self._reply_key = reply_key(client_id).encode()
         self._state_check_interval_s = state_check_interval_s
         self._waiters: defaultdict[str, set[asyncio.Future[Result]]] = defaultdict(set)
-        self._followers: dict[bytes, set[asyncio.Queue[JournalLine]]] = {}
+        self._followers: dict[bytes, set[asyncio.Queue[tuple[bytes, JournalEntry]]]] = {}
         self._positions: dict[bytes, bytes] = {}
 
     async def wait(self, job_id: str) -> Result:
@@ -92,30 +82,26 @@ class Reader:
     async def follow(self, job_id: str, *, after: str) -> AsyncGenerator[JournalLine]:
         """Read a job's journal, from behind the line ``after``, until its last line."""
         key = journal_key(job_id).encode()
-        last = after.encode()
+        view = JournalView.at(after)
         # What is there already comes from a read of our own; the shared read brings the rest.
-        arriving: asyncio.Queue[JournalLine] = asyncio.Queue()
+        arriving: asyncio.Queue[tuple[bytes, JournalEntry]] = asyncio.Queue()
         self._followers.setdefault(key, set()).add(arriving)
         try:
             # redis-py's annotations cover every protocol and decoding at once; here all is bytes.
-            present: Any = await self._client.xrange(key, min=b"(" + last)
+            present: Any = await self._client.xrange(key, min=b"(" + view.line_id)
             for line_id, fields in present:
-                line = JournalLine(line_id.decode(), parse_line(fields))
-                yield line
-                if isinstance(line.entry, FinishedEntry):
-                    return
-                last = line_id
+                for line in view.see(line_id, parse_line(fields)):
+                    yield line
+                    if isinstance(line.entry, FinishedEntry):
+                        return
             if key not in self._positions:
-                self._positions[key] = last
+                self._positions[key] = view.line_id
                 await self._wake()
             while True:
-                line = await arriving.get()
-                if _order(line.id.encode()) <= _order(last):
-                    continue
-                last = line.id.encode()
-                yield line
-                if isinstance(line.entry, FinishedEntry):
-                    return
+                for line in view.see(*await arriving.get()):
+                    yield line
+                    if isinstance(line.entry, FinishedEntry):
+                        return
         finally:
             self._followers[key].discard(arriving)
             if not self._followers[key]:
@@ -135,7 +121,7 @@ class Reader:
         ):
             with attempt:
                 last: Any = await self._client.xrevrange(self._reply_key, count=1)
-                self._positions.setdefault(self._reply_key, last[0][0] if last else BEGINNING.encode())
+                self._positions.setdefault(self._reply_key, last[0][0] if last else b"0-0")
                 while True:
                     streams: dict[Any, Any] = dict(self._positions)
                     answer: Any = await self._blocking_client.xread(
@@ -152,9 +138,9 @@ class Reader:
             elif key in self._positions:
                 self._positions[key] = lines[-1][0]
                 for line_id, fields in lines:
-                    line = JournalLine(line_id.decode(), parse_line(fields))
+                    entry = parse_line(fields)
                     for follower in self._followers.get(key, ()):
-                        follower.put_nowait(line)
+                        follower.put_nowait((line_id, entry))
 
     async def _check_for_ever(self) -> None:
         """Look at the records themselves now and then: a worker may die between commit and reply line."""
@@ -176,8 +162,3 @@ class Reader:
             pipeline.xadd(self._reply_key, {"wake": b""}, maxlen=1000, approximate=True)
             pipeline.expire(self._reply_key, REPLY_TTL_S)
             await pipeline.execute()
-
-
-def _order(line_id: bytes) -> tuple[int, int]:
-    milliseconds, _, sequence = line_id.partition(b"-")
-    return int(milliseconds), int(sequence or 0)

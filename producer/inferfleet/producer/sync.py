@@ -13,7 +13,7 @@ from typing import Any, Unpack
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from inferfleet.producer.fleet import Fleet, JobOptions
-from inferfleet.producer.reader import BEGINNING, JournalLine
+from inferfleet.producer.journal_view import BEGINNING, JournalLine
 from inferfleet.schemas.job import Job, JobState
 from inferfleet.schemas.result import JobRecord, Result
 from inferfleet.schemas.settings import ProducerSettings

@@ -1,0 +1,104 @@
+"""A reader's view of a journal: every token once, in order, whatever happened to the journal meanwhile.
+
+A journal grows only at its end, so most entries pass as they are. The exception is a Redis that lost its
+data: the worker writes all tokens again, and a reader who has seen some of them must not see them twice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+from inferfleet.schemas.journal import (
+    FinishedEntry,
+    JournalEntry,
+    QueuedEntry,
+    RestartedEntry,
+    RunningEntry,
+    TokenChunk,
+    TokensEntry,
+)
+
+BEGINNING = "0-0:0"
+"""The cursor of a reader who has seen nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class JournalLine:
+    """One entry of a journal. Give ``id`` to ``stream(after=…)`` to go on behind it."""
+
+    id: str
+    entry: JournalEntry
+
+
+class JournalView:
+    """What one reader has seen of one journal."""
+
+    def __init__(self, *, line_id: bytes, tokens_seen: int) -> None:
+        self.line_id = line_id
+        self._tokens_seen = tokens_seen
+
+    @classmethod
+    def at(cls, cursor: str) -> Self:
+        """Go on behind the line with this ``id``.
+
+        Raises:
+            ValueError: It is not the id of a line.
+
+        """
+        line_id, _, tokens = cursor.partition(":")
+        try:
+            milliseconds, sequence = line_id.split("-")
+            return cls(line_id=f"{int(milliseconds)}-{int(sequence)}".encode(), tokens_seen=int(tokens))
+        except ValueError as error:
+            raise ValueError(
+                f"after: {cursor!r} is not the id of a journal line, like {BEGINNING!r}"
+            ) from error
+
+    def see(self, line_id: bytes, entry: JournalEntry) -> list[JournalLine]:
+        """Take the next entry of the journal; return what the reader should see of it."""
+        if _order(line_id) <= _order(self.line_id):
+            return []
+        self.line_id = line_id
+        return [self._line(seen) for seen in self._fresh(entry)]
+
+    def _fresh(self, entry: JournalEntry) -> list[JournalEntry]:
+        match entry:
+            case TokensEntry():
+                chunks = _after(entry.chunks, self._tokens_seen - entry.offset)
+                count = sum(len(chunk.token_ids) for chunk in chunks)
+                if not count:
+                    return []
+                offset = max(entry.offset, self._tokens_seen)
+                self._tokens_seen = offset + count
+                return [entry.model_copy(update={"offset": offset, "chunks": chunks})]
+            case RestartedEntry():
+                self._tokens_seen = 0
+                return [entry]
+            case RunningEntry() if entry.resumed_from == 0 < self._tokens_seen:
+                # The journal was lost and with it the way to continue.
+                wasted, self._tokens_seen = self._tokens_seen, 0
+                restarted = RestartedEntry(
+                    at=entry.at, attempt=entry.attempt, reason="journal_lost", tokens_wasted=wasted
+                )
+                return [restarted, entry]
+            case RunningEntry() | QueuedEntry() | FinishedEntry():
+                return [entry]
+
+    def _line(self, entry: JournalEntry) -> JournalLine:
+        return JournalLine(f"{self.line_id.decode()}:{self._tokens_seen}", entry)
+
+
+def _after(chunks: tuple[TokenChunk, ...], seen: int) -> tuple[TokenChunk, ...]:
+    """Drop the chunks that were seen. A journal is written again in the portions it was written in first."""
+    kept: list[TokenChunk] = []
+    for chunk in chunks:
+        if seen <= 0:
+            kept.append(chunk)
+        seen -= len(chunk.token_ids)
+    return tuple(kept)
+
+
+def _order(line_id: bytes) -> tuple[int, int]:
+    milliseconds, _, sequence = line_id.partition(b"-")
+    return int(milliseconds), int(sequence)
