@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import threading
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from fakeredis import TcpFakeServer
+from redis.exceptions import ResponseError
 
 
 class EmbeddedRedis:
@@ -14,6 +15,7 @@ class EmbeddedRedis:
 
     def __init__(self) -> None:
         self._server = TcpFakeServer(("127.0.0.1", 0))
+        self._server.RequestHandlerClass = _improved(self._server.RequestHandlerClass)
         self._thread = threading.Thread(
             target=self._server.serve_forever,
             kwargs={"poll_interval": 0.05},
@@ -36,3 +38,29 @@ class EmbeddedRedis:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+
+def _improved(handler: Any) -> Any:
+    """Mend two things in the connection handler of fakeredis (2.40).
+
+    It closes the connection after a command that failed, which loses the rest of a pipeline. And it
+    leaves Nagle's algorithm on, so that each pipeline waits 40 ms for the client's delayed TCP ACK.
+    """
+
+    class Handler(handler):  # type: ignore[misc]  # the class is private to fakeredis
+        disable_nagle_algorithm = True
+
+        def setup(self) -> None:
+            super().setup()
+            read_response = self.current_client.read_response
+
+            def read_response_or_error() -> Any:
+                # An error that is returned is sent like any other answer.
+                try:
+                    return read_response()
+                except ResponseError as error:
+                    return error
+
+            self.current_client.read_response = read_response_or_error
+
+    return Handler

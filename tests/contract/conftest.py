@@ -1,0 +1,124 @@
+"""The contract suite runs every test against each kind of services: they must not be told apart by it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any
+from uuid import uuid4
+
+import aio_pika
+import pytest
+import redis.asyncio as aioredis
+from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage, AbstractQueue
+
+from inferfleet.local.services import Services, ServicesChoice, running_services
+from inferfleet.local.services.launcher import source_of
+
+KINDS = (ServicesChoice.EMBEDDED, ServicesChoice.NATIVE, ServicesChoice.DOCKER)
+PATIENCE_S = 10.0
+
+Publish = Callable[..., Awaitable[Any]]
+
+
+@pytest.fixture(scope="session", params=KINDS)
+def contract_services(request: pytest.FixtureRequest) -> Iterator[Services]:
+    kind: ServicesChoice = request.param
+    if (obstacle := source_of(kind).obstacle()) is not None:
+        report = pytest.fail if kind in request.config.getoption("--require-services") else pytest.skip
+        report(f"{kind} services cannot run here: {obstacle}")
+    with running_services(kind) as services:
+        yield services
+
+
+@pytest.fixture
+async def connection(contract_services: Services) -> AsyncIterator[AbstractConnection]:
+    async with await aio_pika.connect(contract_services.amqp_url) as connection:
+        yield connection
+
+
+@pytest.fixture
+async def channel(connection: AbstractConnection) -> AsyncIterator[AbstractChannel]:
+    async with connection.channel() as channel:
+        yield channel
+
+
+@pytest.fixture
+async def store(contract_services: Services) -> AsyncIterator[aioredis.Redis]:
+    client = aioredis.Redis.from_url(contract_services.redis_url)
+    await client.flushall()
+    yield client
+    await client.aclose()
+
+
+@pytest.fixture
+def name() -> str:
+    """A name that no other test uses."""
+    return f"contract.{uuid4()}"
+
+
+@pytest.fixture
+async def queue(channel: AbstractChannel, name: str) -> AbstractQueue:
+    """A priority queue like that of a pool."""
+    return await channel.declare_queue(name, durable=True, arguments={"x-max-priority": 10})
+
+
+async def publish(channel: AbstractChannel, queue: AbstractQueue, *bodies: str, **properties: Any) -> None:
+    """Put messages into a queue, in order, each confirmed."""
+    for body in bodies:
+        await channel.default_exchange.publish(
+            aio_pika.Message(body.encode(), **properties), routing_key=queue.name
+        )
+
+
+async def take(queue: AbstractQueue) -> AbstractIncomingMessage:
+    """Take the message at the head."""
+    message = await queue.get(timeout=PATIENCE_S)
+    assert message is not None
+    return message
+
+
+async def take_bodies(queue: AbstractQueue) -> list[str]:
+    """Take and ack everything that waits, and return the bodies in order."""
+    bodies: list[str] = []
+    while (message := await queue.get(timeout=PATIENCE_S, fail=False)) is not None:
+        bodies.append(message.body.decode())
+        await message.ack()
+    return bodies
+
+
+class Inbox:
+    """A consumer that keeps what it gets, and acks nothing by itself."""
+
+    def __init__(self) -> None:
+        self.messages: list[AbstractIncomingMessage] = []
+        self._arrived = asyncio.Event()
+
+    async def __call__(self, message: AbstractIncomingMessage) -> None:
+        self.messages.append(message)
+        self._arrived.set()
+
+    @property
+    def bodies(self) -> list[str]:
+        return [message.body.decode() for message in self.messages]
+
+    async def wait_for(self, count: int) -> list[AbstractIncomingMessage]:
+        """Wait until so many messages have come in all."""
+        async with asyncio.timeout(PATIENCE_S):
+            while len(self.messages) < count:
+                self._arrived.clear()
+                await self._arrived.wait()
+        return self.messages
+
+
+async def ready(channel: AbstractChannel, queue: AbstractQueue) -> int:
+    """Count what waits, by a passive declaration."""
+    declared = await channel.declare_queue(queue.name, passive=True)
+    return declared.declaration_result.message_count or 0
+
+
+async def until_ready(channel: AbstractChannel, queue: AbstractQueue, count: int) -> None:
+    """Wait until so many messages wait."""
+    async with asyncio.timeout(PATIENCE_S):
+        while await ready(channel, queue) != count:
+            await asyncio.sleep(0.01)

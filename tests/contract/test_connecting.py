@@ -1,0 +1,45 @@
+"""Who gets in, and how the others are told."""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+import aio_pika
+import pytest
+from aio_pika.exceptions import InvalidFrameError, ProbableAuthenticationError
+from tests.contract.conftest import Inbox
+
+from inferfleet.local.services import Services
+
+
+async def test_a_wrong_password_is_refused_as_such(contract_services: Services) -> None:
+    with pytest.raises(ProbableAuthenticationError, match="ACCESS_REFUSED"):
+        await aio_pika.connect(_with(contract_services, password="wrong"))
+
+
+async def test_an_unknown_user_is_refused_as_such(contract_services: Services) -> None:
+    with pytest.raises(ProbableAuthenticationError, match="ACCESS_REFUSED"):
+        await aio_pika.connect(_with(contract_services, user="nobody"))
+
+
+async def test_an_unknown_virtual_host_is_refused(contract_services: Services) -> None:
+    # aiormq does not pass on the code and the text (530, NOT_ALLOWED), only that it was not let in.
+    with pytest.raises(InvalidFrameError, match=r"Connection\.Close"):
+        await aio_pika.connect(contract_services.amqp_url + "elsewhere")
+
+
+async def test_a_robust_connection_consumes(contract_services: Services, name: str) -> None:
+    async with await aio_pika.connect_robust(contract_services.amqp_url) as connection:
+        channel = await connection.channel()
+        queue = await channel.declare_queue(name, durable=True)
+        inbox = Inbox()
+        await queue.consume(inbox)
+        await channel.default_exchange.publish(aio_pika.Message(b"x"), name, mandatory=True)
+        (message,) = await inbox.wait_for(1)
+        await message.ack()
+
+
+def _with(services: Services, *, user: str | None = None, password: str | None = None) -> str:
+    url = urlsplit(services.amqp_url)
+    netloc = f"{user or url.username}:{password or url.password}@{url.hostname}:{url.port}"
+    return url._replace(netloc=netloc).geturl()
