@@ -32,9 +32,10 @@ COMMANDS: Mapping[str, Place] = MappingProxyType(
         "get": Place("inferfleet.cli.get", "Show what is known of a job."),
         "stream": Place("inferfleet.cli.stream", "Print a job's tokens as they come."),
         "cancel": Place("inferfleet.cli.cancel", "Cancel a job."),
+        "dead": Place("inferfleet.cli.dead", "List, show, replay or purge the dead letters."),
         "pool": Place("inferfleet.cli.pool", "Declare the queues of a pool."),
         "schema": Place("inferfleet.cli.schema", "Export the contract as JSON Schema and AsyncAPI."),
-        "worker": Place("inferfleet.worker.cli", "Run a worker.", "worker"),
+        "worker": Place("inferfleet.worker.cli", "Run a worker, or drain one.", "worker"),
         "demo": Place("inferfleet.local.cli.demo", "See a whole fleet at work on this machine.", "local"),
         "local": Place("inferfleet.local.cli.services", "Start RabbitMQ and Redis on this machine.", "local"),
     }

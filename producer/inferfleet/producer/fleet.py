@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from inferfleet.producer import idempotency
 from inferfleet.producer.background import background
+from inferfleet.producer.dead_letters import DeadLetters
 from inferfleet.producer.journal_view import BEGINNING, JournalLine
 from inferfleet.producer.publisher import Publisher
 from inferfleet.producer.reader import BLOCK_S, Reader
@@ -75,6 +76,8 @@ class Fleet:
         self._pipeline = pipeline
         self._records = records
         self._reader = reader
+        self.dead_letters = DeadLetters(settings, self.submit)
+        """The messages that were given up."""
 
     @classmethod
     @asynccontextmanager

@@ -1,17 +1,17 @@
 """What can go wrong for a caller, as one tree.
 
-    InferfleetError
-    ├── InvalidJobError            the job breaks the contract; nothing was sent
-    │   └── IdempotencyConflictError   the key was used before with another body
-    ├── UnknownPoolError           no queue is bound for the pool; nothing was accepted
-    ├── QueueFullError             the pool's queue is at its limit; nothing was accepted
-    ├── PublishUnconfirmedError    the broker may or may not have the job
-    ├── PartialSubmitError         of many jobs, some were not accepted
-    ├── JobNotFoundError           no record of the job: never accepted, or past its retention
-    ├── JobFailedError             the job ended, and not well
-    ├── WaitTimeoutError           the caller's patience ended first; the job goes on
-    ├── ServiceUnreachableError    RabbitMQ or Redis does not answer, or refuses us
-    └── ConfigurationError         a setting is wrong or an extra is missing
+InferfleetError
+├── InvalidJobError            the job breaks the contract; nothing was sent
+│   └── IdempotencyConflictError   the key was used before with another body
+├── UnknownPoolError           no queue is bound for the pool; nothing was accepted
+├── QueueFullError             the pool's queue is at its limit; nothing was accepted
+├── PublishUnconfirmedError    the broker may or may not have the job
+├── PartialSubmitError         of many jobs, some were not accepted
+├── JobNotFoundError           no record of the job: never accepted, or past its retention
+├── JobFailedError             the job ended, and not well
+├── WaitTimeoutError           the caller's patience ended first; the job goes on
+├── ServiceUnreachableError    RabbitMQ or Redis does not answer, or refuses us
+└── ConfigurationError         a setting is wrong or an extra is missing
 """
 
 from __future__ import annotations

@@ -73,12 +73,12 @@ class Job(WireModel):
     pool: PoolName = DEFAULT_POOL
     endpoint: Endpoint = Endpoint.CHAT
     body: dict[str, Any]
-    priority: Annotated[int, Field(ge=0, le=9)] = Priority.NORMAL
+    priority: Annotated[int, Field(ge=0, le=9, strict=True)] = Priority.NORMAL
     session_id: SessionId | None = None
     stream: bool = False
     expires_at: AwareDatetime | None = None
     timeout_s: Annotated[float, Field(gt=0, le=86_400)] | None = None
-    max_attempts: Annotated[int, Field(ge=1, le=100)] = DEFAULT_MAX_ATTEMPTS
+    max_attempts: Annotated[int, Field(ge=1, le=100, strict=True)] = DEFAULT_MAX_ATTEMPTS
     idempotency_key: Annotated[str, Field(min_length=1, max_length=255)] | None = None
     tenant: Annotated[str, Field(min_length=1, max_length=128)] = DEFAULT_TENANT
     metadata: Annotated[dict[str, str], Field(max_length=64)] = Field(default_factory=dict)

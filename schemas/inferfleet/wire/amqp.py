@@ -18,12 +18,16 @@ from aio_pika.exceptions import (
     ChannelPreconditionFailed,
     ProbableAuthenticationError,
 )
+from yarl import URL
 
 from inferfleet.schemas import names
 from inferfleet.schemas.errors import ConfigurationError, ServiceUnreachableError
 from inferfleet.schemas.job import Job
 from inferfleet.schemas.settings import QueueType, ServiceSettings
 from inferfleet.wire.redis import redacted
+
+HEARTBEAT_S = 20
+"""How soon a cut-off peer is noticed: after two missed heartbeats. A ``heartbeat`` in the URL wins."""
 
 RETRY_QUEUE_GRACE_MS = 60_000
 """How long an unused retry queue stays after its last message."""
@@ -55,8 +59,11 @@ async def open_amqp(url: str, *, timeout_s: float, name: str) -> AsyncGenerator[
 
     """
     with connection_errors(url):
+        address = URL(url)
+        if "heartbeat" not in address.query:
+            address = address.update_query(heartbeat=HEARTBEAT_S)
         connection = await aio_pika.connect(
-            url, timeout=timeout_s, client_properties={"connection_name": name}
+            address, timeout=timeout_s, client_properties={"connection_name": name}
         )
     async with connection:
         yield connection

@@ -13,7 +13,7 @@ from typing import Any
 
 import redis.asyncio as aioredis
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import NoScriptError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from tenacity import (
     AsyncRetrying,
@@ -26,6 +26,7 @@ from tenacity import (
 
 from inferfleet.schemas.errors import ServiceUnreachableError
 from inferfleet.wire import scripts
+from inferfleet.wire.breaker import Breaker
 from inferfleet.wire.scripts import Argument
 
 logger = logging.getLogger(__name__)
@@ -47,6 +48,7 @@ class CommandPipeline:
     def __init__(self, client: aioredis.Redis, *, patience_s: float | None) -> None:
         self._client = client
         self._patience_s = patience_s
+        self._breaker = Breaker("Redis", *_OUTAGE)
         self._queue: list[tuple[tuple[Argument, ...], asyncio.Future[Any]]] = []
         self._arrived = asyncio.Event()
 
@@ -89,10 +91,9 @@ class CommandPipeline:
             raise
         except Exception as error:
             # Whatever it was, the waiting tasks must hear of it: a lost error here would hang them.
-            reason = ServiceUnreachableError(f"Redis did not take the command in time: {error}")
             for _, answer in batch:
                 if not answer.done():
-                    answer.set_exception(reason)
+                    answer.set_exception(_unreachable(error))
             return
         for (_, future), answer in zip(batch, answers, strict=True):
             if future.done():
@@ -104,13 +105,13 @@ class CommandPipeline:
 
     async def _send(self, commands: Sequence[tuple[Argument, ...]]) -> list[Any]:
         async for attempt in AsyncRetrying(
-            retry=retry_if_exception_type((*_OUTAGE, _RestartingError)),
+            retry=retry_if_exception_type((*_OUTAGE, ServiceUnreachableError)),
             wait=wait_random_exponential(multiplier=0.05, max=2.0),
             stop=stop_never if self._patience_s is None else stop_after_delay(self._patience_s),
             before_sleep=before_sleep_log(logger, logging.WARNING),
             reraise=True,
         ):
-            with attempt:
+            with attempt, self._breaker.guarded():
                 return await self._send_once(commands)
         raise AssertionError("tenacity returns or raises")
 
@@ -123,7 +124,7 @@ class CommandPipeline:
                 await self._load_scripts()
                 return [*answers[:position], *await self._round_trip(commands[position:])]
             if isinstance(answer, ResponseError) and str(answer).startswith(_RESTARTING):
-                raise _RestartingError(str(answer))
+                raise RedisConnectionError(str(answer))
         return answers
 
     async def _round_trip(self, commands: Sequence[tuple[Argument, ...]]) -> list[Any]:
@@ -137,5 +138,7 @@ class CommandPipeline:
             await self._client.script_load(script.text)
 
 
-class _RestartingError(RedisError):
-    """Redis answers, but cannot serve yet."""
+def _unreachable(error: Exception) -> ServiceUnreachableError:
+    if isinstance(error, ServiceUnreachableError):
+        return error
+    return ServiceUnreachableError(f"Redis does not answer ({error}); check INFERFLEET_REDIS_URL")

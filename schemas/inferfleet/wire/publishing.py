@@ -13,8 +13,9 @@ from aio_pika import Message
 from aio_pika.abc import AbstractChannel
 from aio_pika.exceptions import AMQPError, ChannelInvalidStateError, DeliveryError
 
-from inferfleet.schemas.errors import PublishUnconfirmedError
+from inferfleet.schemas.errors import PublishUnconfirmedError, ServiceUnreachableError
 from inferfleet.wire.amqp import declare_exchanges, open_amqp
+from inferfleet.wire.breaker import Breaker
 
 
 class ConfirmChannel:
@@ -26,6 +27,7 @@ class ConfirmChannel:
         self._confirm_timeout_s = confirm_timeout_s
         self._name = name
         self._stack = AsyncExitStack()
+        self._breaker = Breaker("RabbitMQ", ServiceUnreachableError)
         self._opening = asyncio.Lock()
         self._channel: AbstractChannel | None = None
 
@@ -42,9 +44,10 @@ class ConfirmChannel:
             if self._channel is not None and not self._channel.is_closed:
                 return self._channel
             await self._stack.aclose()
-            connection = await self._stack.enter_async_context(
-                open_amqp(self._url, timeout_s=self._connect_timeout_s, name=self._name)
-            )
+            with self._breaker.guarded():
+                connection = await self._stack.enter_async_context(
+                    open_amqp(self._url, timeout_s=self._connect_timeout_s, name=self._name)
+                )
             channel = await connection.channel(on_return_raises=True)
             await declare_exchanges(channel)
             self._channel = channel

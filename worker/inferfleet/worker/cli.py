@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
+from contextlib import aclosing
 from typing import Annotated, Any, cast
 
 import typer
 import uvloop
+from aio_pika import Message
 
+from inferfleet.schemas.control import DrainWorker
 from inferfleet.schemas.errors import ConfigurationError, InferfleetError
-from inferfleet.schemas.settings import EngineKind, LogFormat, WorkerSettings, read_settings
+from inferfleet.schemas.names import CONTROL_EXCHANGE, worker_key
+from inferfleet.schemas.settings import EngineKind, LogFormat, ServiceSettings, WorkerSettings, read_settings
+from inferfleet.wire.publishing import ConfirmChannel
+from inferfleet.wire.redis import open_redis
 from inferfleet.worker.engine_choice import make_engine
 from inferfleet.worker.log import configure_logging
 from inferfleet.worker.ports import EngineDeadError
@@ -21,7 +28,12 @@ class WorkerEndedError(InferfleetError):
     """The worker had to end. Its jobs are back in the queue; start it again."""
 
 
-def command(
+app = typer.Typer(rich_markup_mode=None)
+
+
+@app.callback(invoke_without_command=True)
+def worker(
+    context: typer.Context,
     *,
     pool: Annotated[str | None, typer.Option(help="The pool whose jobs to run.")] = None,
     engine: Annotated[EngineKind | None, typer.Option(help="What generates.")] = None,
@@ -43,6 +55,8 @@ def command(
 
     Every option is also a variable, INFERFLEET_POOL and so on; an option wins.
     """
+    if context.invoked_subcommand is not None:
+        return
     settings = read_settings(
         WorkerSettings,
         pool=pool,
@@ -60,6 +74,26 @@ def command(
         uvloop.run(Worker(settings=settings, engine=make_engine(settings)).run())
     except EngineDeadError as error:
         raise WorkerEndedError(f"the engine died: {error}") from error
+
+
+@app.command()
+def drain(worker_id: Annotated[str, typer.Argument(metavar="WORKER", help="The worker's id.")]) -> None:
+    """Tell a worker, wherever it runs, to finish or hand over what it runs, and exit."""
+    asyncio.run(_drain(read_settings(ServiceSettings), worker_id))
+
+
+async def _drain(settings: ServiceSettings, worker_id: str) -> None:
+    channel = ConfirmChannel(
+        settings.amqp_url,
+        connect_timeout_s=settings.connect_timeout_s,
+        confirm_timeout_s=settings.publish_timeout_s,
+        name="inferfleet worker drain",
+    )
+    async with open_redis(settings.redis_url) as client, aclosing(channel):
+        if not await client.exists(worker_key(worker_id)):
+            raise ConfigurationError(f"no worker {worker_id!r} is alive: look at the health map for its id")
+        order = DrainWorker(worker_id=worker_id)
+        await channel.publish(CONTROL_EXCHANGE, Message(order.model_dump_json().encode()))
 
 
 def _json_object(text: str | None) -> dict[str, Any] | None:

@@ -85,11 +85,9 @@ class Processor:
 
         """
         try:
-            job = Job.model_validate_json(delivery.body)
-        except ValidationError as error:
-            failure = Failure(
-                code=FailureCode.INVALID_REQUEST, message=f"not a job: {job_error(error)}"[:4096]
-            )
+            job = _decode(delivery.body)
+        except InvalidJobError as error:
+            failure = Failure(code=FailureCode.INVALID_REQUEST, message=f"not a job: {error}"[:4096])
             await self._settlement.bury_undecodable(delivery, failure)
             return
         known = self._runs.get(job.id)
@@ -263,3 +261,14 @@ class Processor:
             policy=self._policy,
             chance=self._chance,
         )
+
+
+def _decode(body: bytes) -> Job:
+    try:
+        job = Job.model_validate_json(body)
+    except ValidationError as error:
+        raise job_error(error) from error
+    if "id" not in job.model_fields_set:
+        # Our own default would make it another job at every delivery.
+        raise InvalidJobError("id: missing; the publisher must give each job a UUID")
+    return job

@@ -1,0 +1,45 @@
+"""A circuit breaker for each service: after some failures in a row, callers are told at once.
+
+Otherwise every call of a busy client would wait out a connect timeout of its own while a service is away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+
+from circuitbreaker import CircuitBreaker  # pyright: ignore[reportMissingTypeStubs]
+
+from inferfleet.schemas.errors import ServiceUnreachableError
+
+FAILURES = 5
+"""Failures in a row that open the circuit."""
+
+RECOVERY_S = 1.0
+"""How long it stays open before one more call may try."""
+
+
+class Breaker:
+    """Counts the failures of one service, all callers of the process together."""
+
+    def __init__(self, service: str, *failures: type[Exception]) -> None:
+        self._service = service
+        self._circuit = CircuitBreaker(
+            failure_threshold=FAILURES, recovery_timeout=RECOVERY_S, expected_exception=failures
+        )
+
+    @contextmanager
+    def guarded(self) -> Generator[None]:
+        """Run the block, unless the circuit is open.
+
+        Raises:
+            ServiceUnreachableError: The service failed so often just now that it was not asked again.
+
+        """
+        if self._circuit.opened:
+            raise ServiceUnreachableError(
+                f"{self._service} failed {self._circuit.failure_count} times in a row "
+                f"(last: {self._circuit.last_failure}); it is tried again within {RECOVERY_S:g} s"
+            )
+        with self._circuit:
+            yield
