@@ -1,0 +1,56 @@
+# Every command sets up what it needs first. `make` lists them.
+
+PYTHON ?= python3
+VENV ?= .venv
+ENGINE_VENV ?= .venv-vllm
+# Handed on to the command behind a target: make test ARGS="-k drain", make demo ARGS="--jobs 50".
+ARGS ?=
+
+PACKAGES = schemas wire producer worker cli local
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-engine check bench build clean venv engine-venv services
+
+help: ## List the commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@echo '  PYTHON=python3.12 VENV=.venv-3.12 take another Python; ARGS="…" goes to the command itself.'
+
+demo: venv services ## Run a whole fleet on this machine and watch it work
+	@$(VENV)/bin/inferfleet demo $(ARGS)
+
+test: venv services ## Run all tests but those that need vLLM
+	@$(VENV)/bin/pytest --ignore=tests/engine $(ARGS)
+
+test-engine: engine-venv ## Run the tests of the vLLM engine, on the CPU
+	@$(ENGINE_VENV)/bin/pytest tests/engine $(ARGS)
+
+check: venv ## Lint, formatting, types, import contracts, schema drift
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/mypy $(PACKAGES:%=-p inferfleet.%)
+	@$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
+	@$(VENV)/bin/lint-imports
+	@$(VENV)/bin/inferfleet schema export --check schemas
+
+bench: venv services ## Run the benchmarks
+	@test -e benchmarks/__main__.py || { echo 'bench: there are no benchmarks yet' >&2; exit 1; }
+	@$(VENV)/bin/python benchmarks $(ARGS)
+
+build: venv ## Build the wheel, into dist/
+	@$(VENV)/bin/pip wheel -qq --no-deps --wheel-dir dist .
+	@ls dist/*.whl
+
+clean: ## Remove everything that these commands made
+	@rm -rf .venv .venv-* $(VENV) $(ENGINE_VENV) build dist .coverage \
+	  .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+venv:
+	@scripts/setup-venv $(VENV) $(PYTHON) '.[dev,local,worker]'
+
+engine-venv:
+	@scripts/setup-engine-venv $(ENGINE_VENV) $(PYTHON)
+
+services: venv
+	@scripts/setup-services $(VENV)
