@@ -25,6 +25,11 @@ class Acknowledger:
         self._finished: set[int] = set()
         self._arrived = asyncio.Event()
 
+    @property
+    def unsettled(self) -> int:
+        """How many deliveries are not settled yet."""
+        return len(self._unsettled)
+
     def delivered(self, tag: int) -> None:
         """Note a delivery that will have to be settled."""
         self._unsettled[tag] = None

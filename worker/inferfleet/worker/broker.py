@@ -51,37 +51,51 @@ class Delivery:
 class Session:
     """One connection to the broker with a consumer on a pool's queue."""
 
-    def __init__(self, channel: aiormq.abc.AbstractChannel, queue: str) -> None:
+    def __init__(
+        self, channel: aiormq.abc.AbstractChannel, queue: str, on_delivery: Callable[[Delivery], None]
+    ) -> None:
         self._channel = channel
         self._queue = queue
+        self._on_delivery = on_delivery
         self._consumer_tag: str | None = None
         self.acknowledger = Acknowledger(channel)
 
-    async def consume(self, on_delivery: Callable[[Delivery], None], *, prefetch: int) -> None:
-        """Start deliveries, at most ``prefetch`` unsettled at a time."""
+    @property
+    def held(self) -> int:
+        """How many deliveries are not settled yet."""
+        return self.acknowledger.unsettled
 
-        async def receive(message: aiormq.abc.DeliveredMessage) -> None:
-            tag = message.delivery_tag
-            assert tag is not None  # noqa: S101 - a delivered message has one
-            self.acknowledger.delivered(tag)
-            properties = message.header.properties
-            on_delivery(
-                Delivery(
-                    session=self,
-                    tag=tag,
-                    body=message.body,
-                    message_id=properties.message_id,
-                    reply_to=properties.reply_to or "",
-                    headers=properties.headers or {},
-                    redelivered=bool(message.redelivered),
-                )
-            )
+    async def hold(self, limit: int) -> None:
+        """Have messages delivered until ``limit`` are unsettled. May be called again with another limit.
 
+        RabbitMQ counts prefetch for each consumer from its start, so a new limit is a new consumer that may
+        take what is missing.
+        """
         try:
-            await self._channel.basic_qos(prefetch_count=prefetch)
-            self._consumer_tag = (await self._channel.basic_consume(self._queue, receive)).consumer_tag
+            await self.stop_consuming()
+            if limit > self.held:
+                await self._channel.basic_qos(prefetch_count=limit - self.held)
+                answer = await self._channel.basic_consume(self._queue, self._receive)
+                self._consumer_tag = answer.consumer_tag
         except _BROKEN as error:
             logger.info("the session broke before it could consume (%s)", error)
+
+    async def _receive(self, message: aiormq.abc.DeliveredMessage) -> None:
+        tag = message.delivery_tag
+        assert tag is not None  # noqa: S101 - a delivered message has one
+        self.acknowledger.delivered(tag)
+        properties = message.header.properties
+        self._on_delivery(
+            Delivery(
+                session=self,
+                tag=tag,
+                body=message.body,
+                message_id=properties.message_id,
+                reply_to=properties.reply_to or "",
+                headers=properties.headers or {},
+                redelivered=bool(message.redelivered),
+            )
+        )
 
     async def wait_closed(self) -> None:
         """Wait until the session is broken: the connection is lost, or the broker closed the channel."""
@@ -109,7 +123,10 @@ class Session:
 
 @asynccontextmanager
 async def open_session(
-    settings: WorkerSettings, *, on_control: Callable[[bytes], Awaitable[None]]
+    settings: WorkerSettings,
+    *,
+    on_delivery: Callable[[Delivery], None],
+    on_control: Callable[[bytes], Awaitable[None]],
 ) -> AsyncGenerator[Session]:
     """Connect, declare the pool and listen on the control exchange; consuming starts later.
 
@@ -131,7 +148,7 @@ async def open_session(
             await control.consume(lambda message: on_control(message.body), no_ack=True)
             channel = await connection.channel(publisher_confirms=False)
             # aio-pika's own message objects and callbacks cost a task and two objects more per job.
-            session = Session(await channel.get_underlay_channel(), queue.name)
+            session = Session(await channel.get_underlay_channel(), queue.name, on_delivery)
         acknowledging = asyncio.create_task(session.acknowledger.run())
         try:
             yield session

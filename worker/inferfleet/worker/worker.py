@@ -27,6 +27,7 @@ from inferfleet.wire.records import JobRecords
 from inferfleet.wire.redis import open_redis
 from inferfleet.worker.broker import Delivery, Session, open_session
 from inferfleet.worker.http import serve_http
+from inferfleet.worker.intake import adapt_intake
 from inferfleet.worker.job_run import Interruption
 from inferfleet.worker.journal import JournalWriter
 from inferfleet.worker.metrics import WorkerMetrics
@@ -142,13 +143,10 @@ class Worker:
         session: Session | None = await broker.enter_async_context(opened())
         await self._unless_stopped(self._engine.start())
         while session is not None and not self._stopping.is_set():
-            await session.consume(
-                partial(self._take, processor),
-                prefetch=self._settings.max_running + self._settings.look_ahead,
-            )
+            await session.hold(self._settings.max_running + self._settings.look_ahead)
             self._enter(WorkerPhase.READY)
             logger.info("ready", extra={"model": self._engine.model})
-            await self._unless_stopped(session.wait_closed())
+            await self._unless_stopped(self._until_closed(session))
             if not self._stopping.is_set():
                 logger.warning("lost the broker; what runs goes on", extra={"running": len(self._tasks)})
                 session = await self._unless_stopped(_reconnect(broker, opened))
@@ -156,6 +154,21 @@ class Worker:
         if session is not None:
             await session.stop_consuming()
         await self._drain(processor)
+
+    async def _until_closed(self, session: Session) -> None:
+        adapting = asyncio.create_task(
+            adapt_intake(
+                session,
+                self._engine,
+                max_running=self._settings.max_running,
+                look_ahead=self._settings.look_ahead,
+            )
+        )
+        try:
+            await session.wait_closed()
+        finally:
+            adapting.cancel()
+            await asyncio.gather(adapting, return_exceptions=True)
 
     async def _drain(self, processor: Processor) -> None:
         """Let jobs finish that do so in time, hand the others over, and wait until all is settled."""
@@ -201,7 +214,11 @@ class Worker:
             await delivery.requeue()
 
     def _open_session(self, processor: Processor) -> AbstractAsyncContextManager[Session]:
-        return open_session(self._settings, on_control=partial(self._obey, processor))
+        return open_session(
+            self._settings,
+            on_delivery=partial(self._take, processor),
+            on_control=partial(self._obey, processor),
+        )
 
     async def _obey(self, processor: Processor, body: bytes) -> None:
         """Follow an order from the control exchange, if it is for us."""
