@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -12,7 +11,7 @@ from pamqp.body import ContentBody
 from pamqp.commands import Basic, Confirm, Exchange, Queue
 from pamqp.header import ContentHeader
 
-from inferfleet.local.embedded import queues, topology
+from inferfleet.local.embedded import topology
 from inferfleet.local.embedded.amqp_errors import (
     NO_ROUTE,
     HardError,
@@ -20,6 +19,7 @@ from inferfleet.local.embedded.amqp_errors import (
     precondition_failed,
     unexpected_frame,
 )
+from inferfleet.local.embedded.deliveries import ChannelConsumer, Delivered, Ledger, queues_of
 from inferfleet.local.embedded.queues import Entry, Message
 from inferfleet.local.embedded.virtual_host import VirtualHost
 
@@ -30,42 +30,6 @@ class Sender(Protocol):
     def __call__(self, method: Frame, message: Message | None = None) -> None:
         """Send a method, with the message that belongs to it if there is one."""
         ...
-
-
-class ChannelConsumer:
-    """A consumer of one queue. ``prefetch`` is how many unacked messages it may have; 0 is any number."""
-
-    def __init__(
-        self, channel: Channel, *, tag: str, queue: queues.Queue, no_ack: bool, prefetch: int
-    ) -> None:
-        self.tag = tag
-        self.queue = queue
-        self.no_ack = no_ack
-        self.unacked = 0
-        self._channel = channel
-        self._prefetch = prefetch
-
-    @property
-    def has_credit(self) -> bool:
-        """Whether it may be given one more message now."""
-        return self.no_ack or self._prefetch == 0 or self.unacked < self._prefetch
-
-    def deliver(self, queue: queues.Queue, entry: Entry) -> None:
-        """Send the message to the client."""
-        self._channel.deliver(self, queue, entry)
-
-    def queue_deleted(self) -> None:
-        """Tell the client that nothing more will come."""
-        self._channel.consumer_ended(self)
-
-
-@dataclass(slots=True)
-class _Delivered:
-    """A message that the client has and has not acked. ``consumer`` is ``None`` for ``basic.get``."""
-
-    queue: queues.Queue
-    entry: Entry
-    consumer: ChannelConsumer | None
 
 
 @dataclass(slots=True)
@@ -87,8 +51,7 @@ class Channel:
         self._send = send
         self._prefetch = 0
         self._consumers: dict[str, ChannelConsumer] = {}
-        self._unacked: dict[int, _Delivered] = {}
-        self._last_delivery = 0
+        self._ledger = Ledger()
         self._confirming = False
         self._last_publish = 0
         self._incoming: _Incoming | None = None
@@ -97,8 +60,7 @@ class Channel:
         """Stop consuming, and give back what is not acked."""
         for consumer in list(self._consumers.values()):
             self._cancel(consumer)
-        given_back, self._unacked = list(self._unacked.values()), {}
-        self._requeue(given_back)
+        _requeue(self._ledger.settle(0, multiple=True))
 
     def receive(self, frame: Frame | ContentHeader | ContentBody) -> None:
         """Carry out one method, or take a part of the message that is being published."""
@@ -151,28 +113,6 @@ class Channel:
                     self._send(answer)
             case _:
                 raise not_implemented(frame.name)
-
-    def deliver(self, consumer: ChannelConsumer, queue: queues.Queue, entry: Entry) -> None:
-        """Send a message to the client for one of its consumers."""
-        tag = self._next_delivery_tag()
-        if not consumer.no_ack:
-            consumer.unacked += 1
-            self._unacked[tag] = _Delivered(queue, entry, consumer)
-        self._send(
-            Basic.Deliver(
-                consumer_tag=consumer.tag,
-                delivery_tag=tag,
-                redelivered=entry.redelivered,
-                exchange=entry.message.exchange,
-                routing_key=entry.message.routing_key,
-            ),
-            entry.message,
-        )
-
-    def consumer_ended(self, consumer: ChannelConsumer) -> None:
-        """Tell the client that the broker ended a consumer. What it has not acked stays ackable."""
-        del self._consumers[consumer.tag]
-        self._send(Basic.Cancel(consumer_tag=consumer.tag, nowait=True))
 
     def _receive_header(self, header: ContentHeader) -> None:
         if self._incoming is None or self._incoming.header is not None:
@@ -227,15 +167,40 @@ class Channel:
         if tag in self._consumers:
             raise HardError(530, f"NOT_ALLOWED - attempt to reuse consumer tag '{tag}'")
         queue = self._host.queue(method.queue, owner=self._owner)
-        consumer = ChannelConsumer(self, tag=tag, queue=queue, no_ack=method.no_ack, prefetch=self._prefetch)
+        consumer = ChannelConsumer(
+            tag=tag,
+            queue=queue,
+            no_ack=method.no_ack,
+            prefetch=self._prefetch,
+            send=self._deliver,
+            ended=self._end,
+        )
         self._consumers[tag] = consumer
         if not method.nowait:
             self._send(Basic.ConsumeOk(consumer_tag=tag))
         queue.add_consumer(consumer)
 
+    def _deliver(self, consumer: ChannelConsumer, entry: Entry) -> None:
+        tag = self._ledger.record(Delivered(consumer.queue, entry, consumer), acked=consumer.no_ack)
+        self._send(
+            Basic.Deliver(
+                consumer_tag=consumer.tag,
+                delivery_tag=tag,
+                redelivered=entry.redelivered,
+                exchange=entry.message.exchange,
+                routing_key=entry.message.routing_key,
+            ),
+            entry.message,
+        )
+
     def _cancel(self, consumer: ChannelConsumer) -> None:
         del self._consumers[consumer.tag]
         consumer.queue.remove_consumer(consumer)
+
+    def _end(self, consumer: ChannelConsumer) -> None:
+        """The queue is gone: the client is told. What it has not acked stays ackable."""
+        del self._consumers[consumer.tag]
+        self._send(Basic.Cancel(consumer_tag=consumer.tag, nowait=True))
 
     def _get(self, method: Basic.Get) -> None:
         queue = self._host.queue(method.queue, owner=self._owner)
@@ -243,9 +208,7 @@ class Channel:
         if entry is None:
             self._send(Basic.GetEmpty())
             return
-        tag = self._next_delivery_tag()
-        if not method.no_ack:
-            self._unacked[tag] = _Delivered(queue, entry, None)
+        tag = self._ledger.record(Delivered(queue, entry, None), acked=method.no_ack)
         self._send(
             Basic.GetOk(
                 delivery_tag=tag,
@@ -258,45 +221,20 @@ class Channel:
         )
 
     def _ack(self, tag: int, *, multiple: bool) -> None:
-        settled = self._settle(tag, multiple=multiple)
-        for queue in _queues_of(settled):
+        for queue in queues_of(self._ledger.settle(tag, multiple=multiple)):
             queue.dispatch()
 
     def _nack(self, tag: int, *, multiple: bool, requeue: bool) -> None:
-        settled = self._settle(tag, multiple=multiple)
+        settled = self._ledger.settle(tag, multiple=multiple)
         if requeue:
-            self._requeue(settled)
+            _requeue(settled)
             return
         for delivered in settled:
             delivered.queue.reject(delivered.entry)
-        for queue in _queues_of(settled):
+        for queue in queues_of(settled):
             queue.dispatch()
 
-    def _settle(self, tag: int, *, multiple: bool) -> list[_Delivered]:
-        """Take what the client names out of the unacked, and give its consumers their credit back."""
-        if multiple and tag == 0:
-            tags = list(self._unacked)
-        elif tag not in self._unacked:
-            raise precondition_failed(f"unknown delivery tag {tag}")
-        elif multiple:
-            tags = [known for known in self._unacked if known <= tag]
-        else:
-            tags = [tag]
-        settled = [self._unacked.pop(each) for each in tags]
-        for delivered in settled:
-            if delivered.consumer is not None:
-                delivered.consumer.unacked -= 1
-        return settled
 
-    def _requeue(self, delivered: list[_Delivered]) -> None:
-        for queue in _queues_of(delivered):
-            queue.requeue([each.entry for each in delivered if each.queue is queue])
-
-    def _next_delivery_tag(self) -> int:
-        self._last_delivery += 1
-        return self._last_delivery
-
-
-def _queues_of(delivered: Iterable[_Delivered]) -> list[queues.Queue]:
-    """The queues these messages came from, each once."""
-    return list({id(each.queue): each.queue for each in delivered}.values())
+def _requeue(delivered: list[Delivered]) -> None:
+    for queue in queues_of(delivered):
+        queue.requeue([each.entry for each in delivered if each.queue is queue])

@@ -9,13 +9,9 @@ from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, cast
 
-from pamqp import frame as frames
 from pamqp.base import Frame
-from pamqp.body import ContentBody
 from pamqp.commands import Channel as ChannelMethod
 from pamqp.commands import Connection as ConnectionMethod
-from pamqp.exceptions import PAMQPException
-from pamqp.header import ContentHeader, ProtocolHeader
 from pamqp.heartbeat import Heartbeat
 
 from inferfleet.local.embedded.amqp_errors import (
@@ -26,6 +22,14 @@ from inferfleet.local.embedded.amqp_errors import (
     unexpected_frame,
 )
 from inferfleet.local.embedded.channel import Channel
+from inferfleet.local.embedded.framing import (
+    FRAME_MAX,
+    FRAME_MIN,
+    PROTOCOL_HEADER,
+    Content,
+    FrameBuffer,
+    marshal,
+)
 from inferfleet.local.embedded.queues import Message
 from inferfleet.local.embedded.virtual_host import VirtualHost
 
@@ -35,12 +39,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 USER, PASSWORD = "guest", "guest"
-FRAME_MAX = 131_072
 CHANNEL_MAX = 2047
 HEARTBEAT_S = 60
 CLOSE_TIMEOUT_S = 5.0
-FRAME_HEADER_SIZE = 7
-FRAME_OVERHEAD = FRAME_HEADER_SIZE + 1
 REPLY_TEXT_BYTES = 255
 
 SERVER_PROPERTIES: FieldTable = {
@@ -75,9 +76,8 @@ class ClientConnection(asyncio.Protocol):
         self._connections = connections
         self._loop = asyncio.get_running_loop()
         self._state = State.GREETING
-        self._received = bytearray()
+        self._buffer = FrameBuffer()
         self._to_send: list[bytes] = []
-        self._frame_max = FRAME_MAX
         self._channels: dict[int, Channel] = {}
         # Channels that we closed: what the client sends on them until it has noticed is ignored.
         self._closing: set[int] = set()
@@ -94,16 +94,14 @@ class ClientConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Handle every frame that is whole by now."""
         self._heard_at = self._loop.time()
-        self._received += data
+        self._buffer.feed(data)
         try:
-            while not self._transport.is_closing() and (size := self._next_frame_size()) is not None:
-                raw = bytes(self._received[:size])
-                del self._received[:size]
-                self._handle(raw)
-        except HardError as refusal:
-            self._close(refusal)
-        except PAMQPException as error:
-            self._close(HardError(502, f"SYNTAX_ERROR - {error}"))
+            if self._state is State.GREETING and (header := self._buffer.take_protocol_header()) is not None:
+                self._greet(header)
+            while self._listening() and (received := self._buffer.take_frame()) is not None:
+                self._handle(*received)
+        except HardError as error:
+            self._close(error)
         except Exception:
             # A mistake in the broker must look to this client like a broker's failure, not like silence.
             logger.exception("the embedded broker failed")
@@ -122,47 +120,32 @@ class ClientConnection(asyncio.Protocol):
 
     # Frames in
 
-    def _next_frame_size(self) -> int | None:
-        """Bytes of the next frame; ``None`` while it is not all here."""
-        if self._state is State.GREETING:
-            return 8 if len(self._received) >= 8 else None
-        if len(self._received) < FRAME_HEADER_SIZE:
-            return None
-        size = int.from_bytes(self._received[3:7]) + FRAME_OVERHEAD
-        if size > self._frame_max:
-            raise HardError(501, f"FRAME_ERROR - a frame of {size} bytes; {self._frame_max} are agreed")
-        return size if len(self._received) >= size else None
+    def _listening(self) -> bool:
+        return self._state is not State.GREETING and not self._transport.is_closing()
 
-    def _handle(self, raw: bytes) -> None:
-        if self._state is State.GREETING:
-            self._greet(raw)
-            return
-        _, number, frame = frames.unmarshal(raw)
+    def _handle(self, number: int, frame: Frame | Content | Heartbeat) -> None:
         if isinstance(frame, Heartbeat):
             return
-        if isinstance(frame, ProtocolHeader):
-            raise unexpected_frame("a protocol header in the middle of a connection")
         if self._state is State.CLOSING:
             if isinstance(frame, ConnectionMethod.CloseOk):
                 self._transport.close()
-            return
-        if number != 0:
+        elif number != 0:
             self._handle_on_channel(number, frame)
         elif self._state is State.OPEN:
             self._handle_when_open(frame)
         else:
             self._shake_hands(frame)
 
-    def _greet(self, raw: bytes) -> None:
-        if raw != ProtocolHeader().marshal():
+    def _greet(self, header: bytes) -> None:
+        if header != PROTOCOL_HEADER:
             # The specification's answer to a protocol that we do not speak: ours, and goodbye.
-            self._transport.write(ProtocolHeader().marshal())
+            self._transport.write(PROTOCOL_HEADER)
             self._transport.close()
             return
         self._state = State.AUTHENTICATING
         self._send(0, ConnectionMethod.Start(server_properties=SERVER_PROPERTIES, mechanisms="PLAIN"))
 
-    def _shake_hands(self, frame: Frame | ContentHeader | ContentBody) -> None:
+    def _shake_hands(self, frame: Frame | Content) -> None:
         match self._state, frame:
             case State.AUTHENTICATING, ConnectionMethod.StartOk():
                 if frame.mechanism != "PLAIN" or frame.response.split("\0")[-2:] != [USER, PASSWORD]:
@@ -179,7 +162,9 @@ class ClientConnection(asyncio.Protocol):
                     ),
                 )
             case State.TUNING, ConnectionMethod.TuneOk():
-                self._frame_max = min(frame.frame_max or FRAME_MAX, FRAME_MAX)
+                if 0 < frame.frame_max < FRAME_MIN:
+                    raise HardError(530, f"NOT_ALLOWED - frame_max {frame.frame_max} is below {FRAME_MIN}")
+                self._buffer.limit = min(frame.frame_max or FRAME_MAX, FRAME_MAX)
                 self._state = State.OPENING
                 if frame.heartbeat:
                     self._beat_later(frame.heartbeat)
@@ -191,7 +176,7 @@ class ClientConnection(asyncio.Protocol):
             case _:
                 raise unexpected_frame(f"{frame.name} during the handshake")
 
-    def _handle_when_open(self, frame: Frame | ContentHeader | ContentBody) -> None:
+    def _handle_when_open(self, frame: Frame | Content) -> None:
         match frame:
             case ConnectionMethod.Close():
                 self._release()
@@ -201,7 +186,7 @@ class ClientConnection(asyncio.Protocol):
             case _:
                 raise not_implemented(f"{frame.name} on channel 0")
 
-    def _handle_on_channel(self, number: int, frame: Frame | ContentHeader | ContentBody) -> None:
+    def _handle_on_channel(self, number: int, frame: Frame | Content) -> None:
         if self._state is not State.OPEN:
             raise unexpected_frame("a channel before the connection is open")
         if number in self._closing:
@@ -226,8 +211,8 @@ class ClientConnection(asyncio.Protocol):
             case _:
                 try:
                     channel.receive(frame)
-                except SoftError as refusal:
-                    self._close_channel(number, channel, frame, refusal)
+                except SoftError as error:
+                    self._close_channel(number, channel, frame, error)
 
     # Frames out
 
@@ -235,13 +220,7 @@ class ClientConnection(asyncio.Protocol):
         """Queue frames. They leave together when the loop comes round: one system call for many."""
         if not self._to_send:
             self._loop.call_soon(self._flush)
-        self._to_send.append(frames.marshal(method, number))
-        if message is not None:
-            header = ContentHeader(body_size=len(message.body), properties=message.properties)
-            self._to_send.append(frames.marshal(header, number))
-            room = self._frame_max - FRAME_OVERHEAD
-            for start in range(0, len(message.body), room):
-                self._to_send.append(frames.marshal(ContentBody(message.body[start : start + room]), number))
+        self._to_send.extend(marshal(number, method, message, limit=self._buffer.limit))
 
     def _flush(self) -> None:
         if self._to_send and not self._transport.is_closing():
@@ -262,9 +241,7 @@ class ClientConnection(asyncio.Protocol):
 
     # Ends
 
-    def _close_channel(
-        self, number: int, channel: Channel, frame: Frame | ContentHeader | ContentBody, refusal: AmqpError
-    ) -> None:
+    def _close_channel(self, number: int, channel: Channel, frame: Frame | Content, error: AmqpError) -> None:
         del self._channels[number]
         self._closing.add(number)
         channel.close()
@@ -272,14 +249,14 @@ class ClientConnection(asyncio.Protocol):
         self._send(
             number,
             ChannelMethod.Close(
-                reply_code=refusal.code,
-                reply_text=_short(refusal.text),
+                reply_code=error.code,
+                reply_text=_short(error.text),
                 class_id=class_id,
                 method_id=method_id,
             ),
         )
 
-    def _close(self, refusal: AmqpError) -> None:
+    def _close(self, error: AmqpError) -> None:
         if self._state is State.CLOSING:
             return
         self._state = State.CLOSING
@@ -287,7 +264,7 @@ class ClientConnection(asyncio.Protocol):
         self._send(
             0,
             ConnectionMethod.Close(
-                reply_code=refusal.code, reply_text=_short(refusal.text), class_id=0, method_id=0
+                reply_code=error.code, reply_text=_short(error.text), class_id=0, method_id=0
             ),
         )
         if self._timer is not None:

@@ -80,7 +80,7 @@ class Consumer(Protocol):
         """Whether it may be given one more message now."""
         ...
 
-    def deliver(self, queue: Queue, entry: Entry) -> None:
+    def deliver(self, entry: Entry) -> None:
         """Take the message. It is no longer in the queue."""
         ...
 
@@ -150,7 +150,7 @@ class Queue:
         )
         # Straight to a consumer if nothing waits: a message with a TTL of 0 lives just long enough for that.
         if not self._ready and (consumer := self._next_consumer()) is not None:
-            consumer.deliver(self, entry)
+            consumer.deliver(entry)
         else:
             heapq.heappush(self._ready, entry)
             self.dispatch()
@@ -217,7 +217,7 @@ class Queue:
         """Deliver what waits, in turn to each consumer that has credit. Call it when credit came back."""
         self._drop_expired()
         while self._ready and (consumer := self._next_consumer()) is not None:
-            consumer.deliver(self, heapq.heappop(self._ready))
+            consumer.deliver(heapq.heappop(self._ready))
             self._drop_expired()
         self._arm()
 

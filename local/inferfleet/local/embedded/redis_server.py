@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 import threading
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
@@ -15,7 +17,10 @@ class EmbeddedRedis:
 
     def __init__(self) -> None:
         self._server = TcpFakeServer(("127.0.0.1", 0))
-        self._server.RequestHandlerClass = _improved(self._server.RequestHandlerClass)
+        # A client in a blocked read keeps its thread until the read ends; nobody waits for that.
+        self._server.daemon_threads = True
+        self._connections: set[socket.socket] = set()
+        self._server.RequestHandlerClass = _improved(self._server.RequestHandlerClass, self._connections)
         self._thread = threading.Thread(
             target=self._server.serve_forever,
             kwargs={"poll_interval": 0.05},
@@ -38,12 +43,15 @@ class EmbeddedRedis:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+        for connection in list(self._connections):
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
 
-def _improved(handler: Any) -> Any:
-    """Mend two things in the connection handler of fakeredis (2.40).
+def _improved(handler: Any, connections: set[socket.socket]) -> Any:
+    """Mend two things in the connection handler of fakeredis (2.40), and keep a list of connections.
 
-    It closes the connection after a command that failed, which loses the rest of a pipeline. And it
+    The handler closes the connection after a command that failed, which loses the rest of a pipeline. And it
     leaves Nagle's algorithm on, so that each pipeline waits 40 ms for the client's delayed TCP ACK.
     """
 
@@ -62,5 +70,10 @@ def _improved(handler: Any) -> Any:
                     return error
 
             self.current_client.read_response = read_response_or_error
+            connections.add(self.connection)
+
+        def finish(self) -> None:
+            connections.discard(self.connection)
+            super().finish()
 
     return Handler

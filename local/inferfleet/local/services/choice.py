@@ -34,7 +34,7 @@ class Fsync(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServicesOptions:
-    """Knobs of the services. ``management`` asks for RabbitMQ's HTTP API, which starts 1 s later."""
+    """Knobs of the services. ``management`` asks for RabbitMQ's HTTP API."""
 
     management: bool = False
     fsync: Fsync = Fsync.EVERYSEC
