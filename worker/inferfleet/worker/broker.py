@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import aiormq.abc
+from aio_pika.abc import AbstractIncomingMessage
 from aio_pika.exceptions import AMQPError, ChannelInvalidStateError
 
 from inferfleet.schemas.names import CONTROL_EXCHANGE, control_queue
@@ -135,6 +136,10 @@ async def open_session(
         ConfigurationError: The pool's queue exists with other arguments.
 
     """
+
+    async def hear(message: AbstractIncomingMessage) -> None:
+        await on_control(message.body)
+
     async with open_amqp(
         settings.amqp_url, timeout_s=settings.connect_timeout_s, name=f"{settings.worker_id} (consume)"
     ) as connection:
@@ -145,7 +150,7 @@ async def open_session(
                 control_queue(settings.worker_id), exclusive=True, auto_delete=True
             )
             await control.bind(CONTROL_EXCHANGE)
-            await control.consume(lambda message: on_control(message.body), no_ack=True)
+            await control.consume(hear, no_ack=True)
             channel = await connection.channel(publisher_confirms=False)
             # aio-pika's own message objects and callbacks cost a task and two objects more per job.
             session = Session(await channel.get_underlay_channel(), queue.name, on_delivery)
