@@ -1,0 +1,1 @@
+"""The commands ``inferfleet demo`` and ``inferfleet local``: services and a fleet on this machine."""

@@ -1,0 +1,77 @@
+"""``inferfleet demo``."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from typing import Annotated, Any
+
+import orjson
+import typer
+from rich.console import Console
+
+from inferfleet.cli.options import JsonFlag
+from inferfleet.local.cli.options import ServicesOption, chosen_services, sigterm_as_interrupt
+from inferfleet.local.demo.run import run_demo
+from inferfleet.local.demo.view import LivePicture, PlainLines, View
+from inferfleet.local.services import ServicesChoice
+from inferfleet.schemas.errors import ConfigurationError
+from inferfleet.schemas.settings import EngineKind, LogFormat, WorkerSettings, read_settings
+
+MAX_RUNNING = 16
+"""Jobs in a worker's batch: so few that jobs queue up, and priorities matter."""
+
+LOOK_AHEAD = 4
+DRAIN_TIMEOUT_S = 2.0
+"""Ctrl-C should not take long, and nobody needs the answers that are cut off."""
+
+
+def command(
+    *,
+    jobs: Annotated[int, typer.Option(min=1, max=100_000, help="Jobs in all, one of them urgent.")] = 300,
+    workers: Annotated[int, typer.Option(min=1, max=64, help="Worker processes.")] = 2,
+    engine: Annotated[EngineKind, typer.Option(help="What generates.")] = EngineKind.SIMULATED,
+    model: Annotated[
+        str | None, typer.Option(help="The model: a folder or a name. The simulated engine needs none.")
+    ] = None,
+    services: ServicesOption = ServicesChoice.AUTO,
+    seed: Annotated[int, typer.Option(help="Another seed, another mix of jobs.")] = 1,
+    as_json: JsonFlag = False,
+) -> None:
+    """See a whole fleet at work: services, workers, a mixed load, and an urgent job in the middle of it.
+
+    Workers take every INFERFLEET_ variable that `inferfleet worker` takes, such as INFERFLEET_MAX_RUNNING
+    and INFERFLEET_ENGINE_ARGS. Exits with 1 if a job failed or was lost.
+    """
+    worker = _worker_settings(engine, model)
+    console = Console()
+    view: View = LivePicture(console) if console.is_terminal and not as_json else PlainLines()
+    with sigterm_as_interrupt(), chosen_services(services) as running:
+        (sys.stderr if as_json else sys.stdout).write(f"{running.announcement}\n")
+        with view:
+            report = asyncio.run(
+                run_demo(services=running, worker=worker, workers=workers, jobs=jobs, seed=seed, view=view)
+            )
+    if as_json:
+        sys.stdout.write(orjson.dumps(report.as_json()).decode() + "\n")
+    else:
+        console.print(report.as_table())
+    if not report.flawless:
+        raise typer.Exit(1)
+
+
+def _worker_settings(engine: EngineKind, model: str | None) -> WorkerSettings:
+    """What the environment says, and for what it leaves open the demo's own defaults."""
+    defaults: dict[str, Any] = {
+        "max_running": MAX_RUNNING,
+        "look_ahead": LOOK_AHEAD,
+        "drain_timeout_s": DRAIN_TIMEOUT_S,
+        "log_format": LogFormat.CONSOLE,
+    }
+    given = read_settings(WorkerSettings).model_fields_set
+    chosen = {name: value for name, value in defaults.items() if name not in given}
+    settings = read_settings(WorkerSettings, engine=engine, model=model, **chosen)
+    # Each worker would find out by itself, but only once the services run.
+    if settings.engine is EngineKind.VLLM and not settings.model:
+        raise ConfigurationError("--engine vllm needs --model, a folder or a name (INFERFLEET_MODEL)")
+    return settings

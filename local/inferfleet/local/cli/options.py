@@ -1,0 +1,43 @@
+"""What the local commands share: which services to take, and how SIGTERM ends a command."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Annotated
+
+import typer
+
+from inferfleet.local.services import ServicesChoice, running_services
+from inferfleet.local.services.launcher import RunningServices
+from inferfleet.schemas.settings import ServiceSettings, read_settings
+
+ServicesOption = Annotated[
+    ServicesChoice,
+    typer.Option(
+        help="Where RabbitMQ and Redis come from. auto: INFERFLEET_AMQP_URL and INFERFLEET_REDIS_URL if "
+        "set, else the first of docker, native, embedded that works here."
+    ),
+]
+
+
+def chosen_services(choice: ServicesChoice) -> RunningServices:
+    """Prepare the services; URLs count as given if they are in the environment."""
+    settings = read_settings(ServiceSettings)
+    given = settings.model_fields_set
+    return running_services(
+        choice,
+        amqp_url=settings.amqp_url if "amqp_url" in given else None,
+        redis_url=settings.redis_url if "redis_url" in given else None,
+    )
+
+
+@contextmanager
+def sigterm_as_interrupt() -> Generator[None]:
+    """Make SIGTERM end the block as Ctrl-C does, with ``KeyboardInterrupt``, so that all is cleaned up."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

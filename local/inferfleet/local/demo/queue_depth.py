@@ -1,0 +1,40 @@
+"""How many jobs wait in the broker: asked with a passive declare, which answers at once."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+from aio_pika.exceptions import AMQPError, ChannelInvalidStateError
+
+from inferfleet.schemas.names import job_queue
+from inferfleet.wire.amqp import connection_errors, open_amqp
+
+logger = logging.getLogger(__name__)
+
+CONNECT_TIMEOUT_S = 10.0
+
+
+@asynccontextmanager
+async def queue_depth(amqp_url: str, pool: str) -> AsyncGenerator[Callable[[], Awaitable[int | None]]]:
+    """Yield a function that asks for the number of jobs ready in the pool's queue.
+
+    It gives ``None`` once the connection is lost: a view that lacks a number is no reason to end.
+
+    Raises:
+        ServiceUnreachableError: There is no connection to be had.
+
+    """
+    async with open_amqp(amqp_url, timeout_s=CONNECT_TIMEOUT_S, name="inferfleet demo (view)") as connection:
+        with connection_errors(amqp_url):
+            channel = await (await connection.channel()).get_underlay_channel()
+
+        async def ask() -> int | None:
+            try:
+                return (await channel.queue_declare(job_queue(pool), passive=True)).message_count
+            except (AMQPError, ChannelInvalidStateError, ConnectionError) as error:
+                logger.debug("the queue's length is not to be had (%s)", error)
+                return None
+
+        yield ask
