@@ -1,0 +1,187 @@
+"""The Docker images. They are built here, so these tests need an engine, the base image and pip's index."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import shutil
+import subprocess
+import uuid
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from inferfleet.local.services import Services
+from inferfleet.producer import Fleet
+from inferfleet.schemas.settings import ProducerSettings
+
+pytestmark = pytest.mark.timeout(900)
+
+ROOT = Path(__file__).parents[2]
+CONTEXT = (
+    "Dockerfile",
+    ".dockerignore",
+    "pyproject.toml",
+    "deploy/docker",
+    "schemas/inferfleet",
+    "producer/inferfleet",
+    "worker/inferfleet",
+    "local/inferfleet",
+)
+BASE = "python:3.13-slim"
+USER_ID = "10001"
+
+Build = Callable[..., str]
+
+
+def docker(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    # An engine without BuildKit has only the classic builder, and must be told to use it.
+    buildx = subprocess.run(["docker", "buildx", "version"], capture_output=True, check=False)
+    environment = os.environ if buildx.returncode == 0 else {**os.environ, "DOCKER_BUILDKIT": "0"}
+    done = subprocess.run(
+        ["docker", *arguments], env=environment, capture_output=True, text=True, check=False
+    )
+    assert not check or done.returncode == 0, f"docker {' '.join(arguments)}:\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+@pytest.fixture(scope="module", autouse=True)
+def engine() -> None:
+    if shutil.which("docker") is None or docker("info", check=False).returncode != 0:
+        pytest.skip("no Docker engine answers")
+    if (
+        docker("image", "inspect", BASE, check=False).returncode != 0
+        and docker("pull", BASE, check=False).returncode != 0
+    ):
+        pytest.skip(f"the image {BASE} is not here and cannot be pulled")
+
+
+@pytest.fixture(scope="module")
+def context(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of what is built, which a test may change."""
+    folder = tmp_path_factory.mktemp("context")
+    for name in CONTEXT:
+        source, target = ROOT / name, folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(source, target) if source.is_dir() else shutil.copy(source, target)
+    certificates = os.environ.get("PIP_CERT")
+    if certificates:
+        shutil.copy(certificates, folder / "ca-bundle.crt")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def build(context: Path) -> Iterator[Build]:
+    """Build a target and return its tag; all tags are removed at the end."""
+    tags: list[str] = []
+
+    def run(target: str, *, base: str = BASE) -> str:
+        tag = f"inferfleet-test-{target}:{uuid.uuid4().hex[:8]}"
+        indexes = [name for name in ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL") if name in os.environ]
+        arguments = [f"--build-arg={argument}" for argument in (f"BASE={base}", *indexes)]
+        docker("build", "--network=host", *arguments, f"--target={target}", f"--tag={tag}", str(context))
+        tags.append(tag)
+        return tag
+
+    yield run
+    docker("rmi", *tags)
+
+
+@pytest.fixture(scope="module")
+def producer(build: Build) -> str:
+    return build("producer")
+
+
+@pytest.fixture(scope="module")
+def base_with_vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Stands for vLLM's image: a base that has a package installed, and a user of its own."""
+    folder = tmp_path_factory.mktemp("base")
+    (folder / "Dockerfile").write_text(
+        f"FROM {BASE}\n"
+        "RUN python3 -c \"import sysconfig; open(sysconfig.get_path('purelib') + '/vllm.py', 'w')\"\n"
+        'USER nobody\nENTRYPOINT ["vllm", "serve"]\nCMD ["--help"]\n'
+    )
+    tag = f"inferfleet-test-base:{uuid.uuid4().hex[:8]}"
+    docker("build", f"--tag={tag}", str(folder))
+    yield tag
+    docker("rmi", tag)
+
+
+@pytest.fixture(scope="module")
+def worker(build: Build, base_with_vllm: str) -> str:
+    return build("worker", base=base_with_vllm)
+
+
+def test_the_producer_image_is_the_command_line(producer: str) -> None:
+    said = docker("run", "--rm", producer, "--version").stdout
+    assert said == f"{version('inferfleet')}\n"
+
+
+def test_the_producer_image_says_what_a_worker_would_need(producer: str) -> None:
+    refused = docker("run", "--rm", producer, "worker", check=False)
+    assert refused.returncode == 2
+    assert "pip install 'inferfleet[worker]'" in refused.stderr
+
+
+@pytest.mark.parametrize("target", ["producer", "worker"])
+def test_an_image_runs_as_an_ordinary_user(target: str, request: pytest.FixtureRequest) -> None:
+    image: str = request.getfixturevalue(target)
+    assert docker("run", "--rm", "--entrypoint=id", image, "-u").stdout == f"{USER_ID}\n"
+    assert docker("image", "inspect", "--format={{.Config.User}}", image).stdout == f"{USER_ID}\n"
+
+
+def test_a_worker_uses_the_packages_of_its_base(worker: str) -> None:
+    docker("run", "--rm", "--entrypoint=python3", worker, "-c", "import vllm, inferfleet.worker.worker")
+
+
+async def test_a_worker_container_answers_a_job_and_ends_well_on_sigterm(
+    worker: str, services: Services
+) -> None:
+    pool = f"images-{uuid.uuid4().hex[:8]}"
+    settings = ProducerSettings(amqp_url=services.amqp_url, redis_url=services.redis_url)
+    container = docker(
+        *("run", "--detach", "--network=host"),
+        *("--env", f"INFERFLEET_AMQP_URL={services.amqp_url}"),
+        *("--env", f"INFERFLEET_REDIS_URL={services.redis_url}"),
+        *(worker, "--engine", "simulated", "--pool", pool, "--http-port", "0"),
+    ).stdout.strip()
+    try:
+        async with Fleet.connect(settings) as fleet:
+            await fleet.declare_pool(pool)
+            result = await fleet.wait(await fleet.submit("Hello?", pool=pool), timeout_s=60)
+        assert result.raise_for_state().text
+        docker("stop", container)
+        log = docker("logs", container).stderr
+        assert docker("wait", container).stdout == "0\n", log
+        assert "worker has stopped" in log
+    finally:
+        docker("rm", "--force", container)
+
+
+def test_a_change_of_code_makes_one_new_layer_of_less_than_a_megabyte(
+    build: Build, worker: str, base_with_vllm: str, context: Path
+) -> None:
+    with (context / "worker/inferfleet/worker/worker.py").open("a") as code:
+        code.write("# changed\n")
+    changed = build("worker", base=base_with_vllm)
+
+    before, after = layers(worker), layers(changed)
+    assert len(before) == len(after)
+    assert [old == new for old, new in zip(before, after, strict=True)].count(False) == 1
+    assert before[-1] != after[-1]
+    assert compressed_size(changed, "/app") < 1_000_000
+
+
+def layers(image: str) -> list[str]:
+    return json.loads(docker("image", "inspect", "--format={{json .RootFS.Layers}}", image).stdout)
+
+
+def compressed_size(image: str, folder: str) -> int:
+    """Bytes that a registry is sent for a layer with this folder."""
+    packed = subprocess.run(
+        ["docker", "run", "--rm", "--entrypoint=tar", image, "-c", folder], capture_output=True, check=True
+    )
+    return len(gzip.compress(packed.stdout))
