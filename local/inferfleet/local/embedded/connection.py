@@ -260,6 +260,7 @@ class ClientConnection(asyncio.Protocol):
         if self._state is State.CLOSING:
             return
         self._state = State.CLOSING
+        self._buffer.clear()
         self._release()
         self._send(
             0,

@@ -41,6 +41,10 @@ class FrameBuffer:
         """Add what arrived."""
         self._bytes += data
 
+    def clear(self) -> None:
+        """Forget what was not taken: after an error nothing of it counts."""
+        self._bytes.clear()
+
     def take_protocol_header(self) -> bytes | None:
         """Take the first eight bytes of a connection, when they are here."""
         return self._take(len(PROTOCOL_HEADER))

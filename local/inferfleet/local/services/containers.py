@@ -7,9 +7,11 @@ another image.
 
 from __future__ import annotations
 
+import gc
 import logging
 import secrets
 import time
+import warnings
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager, suppress
 from typing import cast
@@ -42,6 +44,17 @@ LOG_TAIL_LINES = 25
 
 def obstacle() -> str | None:
     """Say why containers cannot run here; ``None`` if they can. Pulls the images if they are not here."""
+    # docker-py forgets to close its socket when nobody answers. Without this, the warning about it would
+    # come up in whatever code happens to run when the garbage is collected.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        reason = _engine_obstacle()
+        if reason is not None:
+            gc.collect()
+    return reason
+
+
+def _engine_obstacle() -> str | None:
     try:
         client = DockerClient(timeout=ENGINE_TIMEOUT_S).client
     except DockerException as error:

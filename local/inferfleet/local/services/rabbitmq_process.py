@@ -86,6 +86,11 @@ class RabbitMQProcess:
         return self._server.pid
 
     @property
+    def port_mapper_pid(self) -> int:
+        """Process id of its ``epmd``."""
+        return self._port_mapper.pid
+
+    @property
     def running(self) -> bool:
         """Whether the server is alive at this moment."""
         return self._server.running

@@ -1,0 +1,166 @@
+"""Native servers can be killed and started again, and nothing of them stays behind."""
+
+from __future__ import annotations
+
+import base64
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import aio_pika
+import pytest
+import redis
+
+from inferfleet.local.services import Services, ServicesChoice, running_services
+from inferfleet.local.services.launcher import source_of
+from inferfleet.local.services.rabbitmq_process import RabbitMQProcess
+from inferfleet.local.services.reaper import Reaper
+from inferfleet.local.services.redis_process import RedisProcess, redis_binary
+from inferfleet.schemas.errors import ServiceUnreachableError
+
+PATIENCE_S = 15.0
+
+LAUNCHER = """
+import time
+from inferfleet.local.services import ServicesChoice, running_services
+with running_services(ServicesChoice.NATIVE) as services:
+    print(services.broker.pid, services.broker.port_mapper_pid, services.store.pid, flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture(scope="module")
+def native(pytestconfig: pytest.Config) -> Iterator[Services]:
+    if (obstacle := source_of(ServicesChoice.NATIVE).obstacle()) is not None:
+        required = ServicesChoice.NATIVE in pytestconfig.getoption("--require-services")
+        (pytest.fail if required else pytest.skip)(obstacle)
+    with running_services(ServicesChoice.NATIVE, management=True) as services:
+        yield services
+
+
+@pytest.fixture
+def broker(native: Services) -> RabbitMQProcess:
+    assert native.broker is not None
+    return native.broker
+
+
+@pytest.fixture
+def store(native: Services) -> RedisProcess:
+    assert native.store is not None
+    return native.store
+
+
+async def test_a_killed_broker_comes_back_at_the_same_url_with_what_was_on_disk(
+    broker: RabbitMQProcess,
+) -> None:
+    url, pid = broker.url, broker.pid
+    async with await aio_pika.connect(url) as connection:
+        channel = await connection.channel()
+        await channel.declare_queue("kept", durable=True)
+        message = aio_pika.Message(b"kept", delivery_mode=aio_pika.DeliveryMode.PERSISTENT)
+        await channel.default_exchange.publish(message, "kept", mandatory=True)
+    broker.kill()
+    assert not broker.running
+    with pytest.raises(ConnectionRefusedError), socket.create_connection(("127.0.0.1", broker.port)):
+        pass
+    broker.start()
+    assert (broker.url, broker.pid == pid) == (url, False)
+    async with await aio_pika.connect(url) as connection:
+        queue = await (await connection.channel()).get_queue("kept")
+        kept = await queue.get()
+        assert kept is not None
+        assert kept.body == b"kept"
+
+
+async def test_a_broker_started_without_its_data_is_empty(broker: RabbitMQProcess) -> None:
+    async with await aio_pika.connect(broker.url) as connection:
+        await (await connection.channel()).declare_queue("lost", durable=True)
+    broker.stop()
+    broker.start(keep_data=False)
+    async with await aio_pika.connect(broker.url) as connection:
+        channel = await connection.channel()
+        with pytest.raises(aio_pika.exceptions.ChannelNotFoundEntity):
+            await channel.declare_queue("lost", passive=True)
+
+
+def test_the_management_api_answers(native: Services) -> None:
+    assert native.management_url is not None
+    url = urlsplit(native.management_url)
+    credentials = base64.b64encode(f"{url.username}:{url.password}".encode()).decode()
+    request = urllib.request.Request(
+        f"http://{url.hostname}:{url.port}/api/overview", headers={"Authorization": f"Basic {credentials}"}
+    )
+    with urllib.request.urlopen(request, timeout=PATIENCE_S) as answer:
+        assert answer.status == 200
+
+
+def test_a_killed_store_comes_back_with_everything_it_had_answered(store: RedisProcess) -> None:
+    with redis.Redis.from_url(store.url) as client:
+        for number in range(100):
+            client.set(f"key-{number}", number)
+    store.kill()
+    store.start()
+    with redis.Redis.from_url(store.url) as client:
+        assert client.dbsize() == 100
+
+
+def test_a_store_started_without_its_data_is_empty(store: RedisProcess) -> None:
+    with redis.Redis.from_url(store.url) as client:
+        client.set("key", 1)
+    store.stop()
+    store.start(keep_data=False)
+    with redis.Redis.from_url(store.url) as client:
+        assert client.dbsize() == 0
+
+
+def test_a_server_whose_port_is_taken_says_so(native: Services, tmp_path: Path) -> None:
+    with Reaper() as reaper:
+        server = redis_binary()
+        assert server is not None
+        second = RedisProcess(server=server, folder=tmp_path / "redis", reaper=reaper)
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", second.port))
+            with pytest.raises(ServiceUnreachableError, match="Address already in use"):
+                second.start()
+        second.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_nothing_stays_behind_when_the_launcher_is_killed(
+    native: Services, tmp_path: Path, number: signal.Signals
+) -> None:
+    """It also runs beside another set of native services: they have nothing in common."""
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    with subprocess.Popen(
+        [sys.executable, "-c", LAUNCHER],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=environment,
+    ) as launcher:
+        assert launcher.stdout is not None
+        pids = [int(pid) for pid in launcher.stdout.readline().split()]
+        assert len(pids) == 3
+        assert list(tmp_path.iterdir())
+        launcher.send_signal(number)
+    deadline = time.monotonic() + PATIENCE_S
+    while any(_alive(pid) for pid in pids) or list(tmp_path.iterdir()):
+        assert time.monotonic() < deadline, (pids, list(tmp_path.iterdir()))
+        time.sleep(0.02)
+
+
+def _alive(pid: int) -> bool:
+    """Whether it runs. A zombie that nobody has collected yet does not."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    status = Path(f"/proc/{pid}/stat")
+    return not (status.exists() and ") Z " in status.read_text())
