@@ -7,6 +7,8 @@ from collections.abc import AsyncGenerator, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
+from inferfleet.wire.tasks import cancel_and_wait
+
 
 @asynccontextmanager
 async def background(*coroutines: Coroutine[Any, Any, None]) -> AsyncGenerator[None]:
@@ -19,6 +21,4 @@ async def background(*coroutines: Coroutine[Any, Any, None]) -> AsyncGenerator[N
     try:
         yield
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancel_and_wait(*tasks)

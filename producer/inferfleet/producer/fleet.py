@@ -111,7 +111,7 @@ class Fleet:
                 state_check_interval_s=settings.state_check_interval_s,
             )
             publisher = Publisher(settings)
-            async with background(pipeline.run(), reader.run()):
+            async with background(pipeline.run(), reader.read_for_ever(), reader.check_for_ever()):
                 try:
                     yield cls(
                         settings=settings,

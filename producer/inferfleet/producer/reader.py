@@ -108,13 +108,8 @@ class Reader:
                 del self._followers[key]
                 self._positions.pop(key, None)
 
-    async def run(self) -> None:
+    async def read_for_ever(self) -> None:
         """Read until cancelled; an outage of Redis is waited out."""
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._read_for_ever())
-            tasks.create_task(self._check_for_ever())
-
-    async def _read_for_ever(self) -> None:
         async for attempt in AsyncRetrying(
             retry=retry_if_exception_type((RedisError, OSError)),
             wait=wait_random_exponential(multiplier=0.05, max=2.0),
@@ -142,7 +137,7 @@ class Reader:
                     for follower in self._followers.get(key, ()):
                         follower.put_nowait((line_id, entry))
 
-    async def _check_for_ever(self) -> None:
+    async def check_for_ever(self) -> None:
         """Look at the records themselves now and then: a worker may die between commit and reply line."""
         while True:
             await asyncio.sleep(self._state_check_interval_s)

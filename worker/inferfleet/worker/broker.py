@@ -21,11 +21,15 @@ from aio_pika.exceptions import AMQPError, ChannelInvalidStateError
 from inferfleet.schemas.names import CONTROL_EXCHANGE, control_queue
 from inferfleet.schemas.settings import WorkerSettings
 from inferfleet.wire.amqp import connection_errors, declare_pool, open_amqp
+from inferfleet.wire.tasks import cancel_and_wait
 from inferfleet.worker.acknowledger import Acknowledger
 
 logger = logging.getLogger(__name__)
 
 _BROKEN = (AMQPError, ChannelInvalidStateError, ConnectionError)
+
+CANCEL_TIMEOUT_S = 5.0
+"""How long the broker may take to stop deliveries. One that is cut off must not use up a drain's time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +111,10 @@ class Session:
         if self._consumer_tag is not None:
             tag, self._consumer_tag = self._consumer_tag, None
             try:
-                await self._channel.basic_cancel(tag)
+                await asyncio.wait_for(self._channel.basic_cancel(tag), CANCEL_TIMEOUT_S)
+            except TimeoutError:
+                # The channel is closed with that, and what is unsettled is back in the queue.
+                logger.warning("the broker does not answer, so the session is given up")
             except _BROKEN as error:
                 logger.info("the broker is gone, so nothing is delivered any more (%s)", error)
 
@@ -159,5 +166,4 @@ async def open_session(
             yield session
             await session.acknowledger.flush()
         finally:
-            acknowledging.cancel()
-            await asyncio.gather(acknowledging, return_exceptions=True)
+            await cancel_and_wait(acknowledging)

@@ -34,19 +34,14 @@ class JournalWriter:
         """Stop writing a run's tokens; what is left of them goes with its last write."""
         self._runs.discard(run)
 
-    async def run(self) -> None:
-        """Write until cancelled."""
-        async with asyncio.TaskGroup() as cadences:
-            cadences.create_task(self._write_streamed())
-            cadences.create_task(self._write_all())
-
-    async def _write_streamed(self) -> None:
+    async def write_streamed(self) -> None:
+        """Write the streamed runs at their short interval, until cancelled."""
         while True:
             await asyncio.sleep(self._settings.journal_flush_streamed_s)
             await self._write([run for run in self._runs if run.job.stream and run.has_fresh_tokens])
 
-    async def _write_all(self) -> None:
-        # A run without new tokens is written too: that renews its lease.
+    async def write_all(self) -> None:
+        """Write every run at the long interval, until cancelled. One without new tokens renews its lease."""
         interval_s = min(self._settings.journal_flush_s, self._settings.lease_s / 3)
         while True:
             await asyncio.sleep(interval_s)

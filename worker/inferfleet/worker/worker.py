@@ -25,6 +25,7 @@ from inferfleet.wire.pipeline import CommandPipeline
 from inferfleet.wire.publishing import ConfirmChannel
 from inferfleet.wire.records import JobRecords
 from inferfleet.wire.redis import open_redis
+from inferfleet.wire.tasks import cancel_and_wait
 from inferfleet.worker.broker import Delivery, Session, open_session
 from inferfleet.worker.http import serve_http
 from inferfleet.worker.intake import adapt_intake
@@ -113,7 +114,8 @@ class Worker:
             )
             chores = [
                 background.create_task(pipeline.run()),
-                background.create_task(journal.run()),
+                background.create_task(journal.write_streamed()),
+                background.create_task(journal.write_all()),
                 background.create_task(self._beat(pipeline)),
             ]
             try:
@@ -123,8 +125,7 @@ class Worker:
                 # Raised after the task group, which would wrap it.
                 self._failure = error
             finally:
-                for chore in chores:
-                    chore.cancel()
+                await cancel_and_wait(*chores)
                 await self._engine.stop()
         if self._failure is not None:
             raise self._failure
@@ -167,8 +168,7 @@ class Worker:
         try:
             await session.wait_closed()
         finally:
-            adapting.cancel()
-            await asyncio.gather(adapting, return_exceptions=True)
+            await cancel_and_wait(adapting)
 
     async def _drain(self, processor: Processor) -> None:
         """Let jobs finish that do so in time, hand the others over, and wait until all is settled."""
@@ -273,9 +273,7 @@ class Worker:
             await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
             return working.result() if working.done() else None
         finally:
-            stopping.cancel()
-            working.cancel()
-            await asyncio.gather(working, stopping, return_exceptions=True)
+            await cancel_and_wait(working, stopping)
 
     @asynccontextmanager
     async def _signals(self) -> AsyncGenerator[None]:
