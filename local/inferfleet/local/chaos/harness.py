@@ -1,0 +1,236 @@
+"""Services that can be killed, workers behind links, and a look at all of it from outside.
+
+Both the window tests and the soak stand on this. Nothing here injects a fault by itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import redis.asyncio as aioredis
+from aio_pika.exceptions import AMQPError, ChannelNotFoundEntity
+from redis.exceptions import RedisError
+from yarl import URL
+
+from inferfleet.local.chaos.proxy import Proxy
+from inferfleet.local.services import Services
+from inferfleet.local.services.rabbitmq_process import RabbitMQProcess
+from inferfleet.local.services.redis_process import RedisProcess
+from inferfleet.local.worker_processes import WorkerProcess, WorkerProcesses, wait_until_ready
+from inferfleet.schemas.errors import ConfigurationError, ServiceUnreachableError
+from inferfleet.schemas.journal import JournalEntry
+from inferfleet.schemas.names import job_queue, journal_key
+from inferfleet.schemas.settings import EngineKind, WorkerSettings
+from inferfleet.wire.amqp import open_amqp
+from inferfleet.wire.records import parse_line
+
+AMQP_HEARTBEAT_S = 2
+"""How often a peer must be heard of. After two misses its connection counts as broken."""
+
+LEASE_S = 2.0
+PATIENCE_S = 60.0
+POLL_INTERVAL_S = 0.02
+
+DECODE_STEP_S = 0.02
+"""The workers' engines generate one token of each running job in this time, and never faster."""
+
+ENGINE_ARGS: dict[str, Any] = {"decode_step_base_s": DECODE_STEP_S, "decode_step_per_sequence_s": 0.0}
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """The two links of one client: to RabbitMQ and to Redis."""
+
+    broker: Proxy
+    store: Proxy
+
+    def heal(self) -> None:
+        """Let everything pass again."""
+        self.broker.heal()
+        self.store.heal()
+
+    def reset(self) -> None:
+        """Break all connections and drop what was held."""
+        self.broker.reset()
+        self.store.reset()
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One worker process and its links."""
+
+    process: WorkerProcess
+    link: Link
+
+    @property
+    def id(self) -> str:
+        """The worker's id."""
+        return self.process.id
+
+    async def crash(self) -> None:
+        """End it as a power cut would: SIGKILL, and nothing that it sent is still on its way."""
+        await self.process.kill()
+        self.link.reset()
+        self.link.heal()
+
+    async def exit_code(self) -> int:
+        """Wait until it has ended by itself."""
+        return await asyncio.wait_for(self.process.wait(), PATIENCE_S)
+
+
+@dataclass(kw_only=True)
+class Harness:
+    """A fleet under test. All its parts are children of this process and end with it."""
+
+    services: Services
+    broker: RabbitMQProcess
+    store: RedisProcess
+    pool: str
+    processes: WorkerProcesses
+    redis: aioredis.Redis
+    stack: AsyncExitStack
+    defaults: dict[str, Any] = field(default_factory=dict[str, Any])
+
+    @classmethod
+    @asynccontextmanager
+    async def around(
+        cls, services: Services, *, log_folder: Path | None = None, **defaults: Any
+    ) -> AsyncGenerator[Harness]:
+        """Use these services, in a pool of its own; ``defaults`` are settings of all its workers.
+
+        Raises:
+            ConfigurationError: The services are of a kind that cannot be killed.
+
+        """
+        if services.broker is None or services.store is None:
+            raise ConfigurationError(
+                f"faults need services that can be killed; {services.description} cannot: "
+                "install the binaries (apt-get install rabbitmq-server redis-server)"
+            )
+        async with (
+            AsyncExitStack() as stack,
+            WorkerProcesses(log_folder=log_folder) as processes,
+            aioredis.Redis.from_url(services.redis_url) as redis,
+        ):
+            yield cls(
+                services=services,
+                broker=services.broker,
+                store=services.store,
+                pool=f"chaos-{uuid4().hex[:8]}",
+                processes=processes,
+                redis=redis,
+                stack=stack,
+                defaults=defaults,
+            )
+
+    async def link(self) -> Link:
+        """Open links for one more client."""
+        broker_url = str(URL(self.services.amqp_url).update_query(heartbeat=AMQP_HEARTBEAT_S))
+        return Link(
+            broker=await self.stack.enter_async_context(Proxy(broker_url)),
+            store=await self.stack.enter_async_context(Proxy(self.services.redis_url)),
+        )
+
+    async def worker(self, **settings: Any) -> Member:
+        """Start a worker behind links of its own, and wait until it takes jobs."""
+        member = self.launch(await self.link(), **settings)
+        await wait_until_ready([member.process], timeout_s=PATIENCE_S)
+        return member
+
+    async def workers(self, count: int, **settings: Any) -> list[Member]:
+        """Start several at once."""
+        return await asyncio.gather(*(self.worker(**settings) for _ in range(count)))
+
+    def launch(self, link: Link, **settings: Any) -> Member:
+        """Start a worker without waiting for it."""
+        values: dict[str, Any] = {
+            "amqp_url": link.broker.url,
+            "redis_url": link.store.url,
+            "worker_id": f"{self.pool}-{uuid4().hex[:8]}",
+            "pool": self.pool,
+            "engine": EngineKind.SIMULATED,
+            "engine_args": ENGINE_ARGS,
+            "lease_s": LEASE_S,
+            "heartbeat_interval_s": 0.5,
+            "retry_base_s": 0.25,
+            "retry_cap_s": 1.0,
+            "drain_timeout_s": 1.0,
+            **self.defaults,
+            **settings,
+        }
+        return Member(self.processes.start(WorkerSettings(**values)), link)
+
+    async def restart_broker(self) -> None:
+        """Kill RabbitMQ and start it again with what it had on disk."""
+        await asyncio.to_thread(self.broker.kill)
+        await asyncio.to_thread(self.broker.start)
+
+    async def restart_store(self) -> None:
+        """Kill Redis and start it again with its data."""
+        await asyncio.to_thread(self.store.kill)
+        await asyncio.to_thread(self.store.start)
+
+    async def empty_store(self) -> frozenset[str]:
+        """Take everything from Redis in one instant, then kill and start it. Returns the ids that had a result.
+
+        The instant matters: those jobs had finished, and nobody can bring back what only Redis knew.
+        """
+        script = "local k = redis.call('KEYS', 'inferfleet:job:*:result'); redis.call('FLUSHALL'); return k"
+        keys: Any = await self.redis.eval(script, 0)  # pyright: ignore[reportGeneralTypeIssues]
+        await self.restart_store()
+        return frozenset(key.decode().partition("{")[2].partition("}")[0] for key in keys)
+
+    async def waiting(self, queue: str | None = None) -> int:
+        """Count the messages that wait in the pool's queue: those that no worker holds."""
+        async with open_amqp(self.services.amqp_url, timeout_s=PATIENCE_S, name="chaos") as connection:
+            channel = await connection.channel()
+            try:
+                declared = await channel.declare_queue(queue or job_queue(self.pool), passive=True)
+            except ChannelNotFoundEntity:
+                return 0
+            return declared.declaration_result.message_count or 0
+
+    async def journal(self, job_id: str) -> list[JournalEntry]:
+        """Read a job's journal."""
+        lines: Any = await self.redis.xrange(journal_key(job_id))
+        return [parse_line(fields) for _, fields in lines]
+
+    async def until(
+        self, condition: Callable[[], Awaitable[bool]], *, what: str, patience_s: float = PATIENCE_S
+    ) -> None:
+        """Wait until something can be seen from outside. A service that is away shows nothing."""
+        try:
+            async with asyncio.timeout(patience_s):
+                while True:
+                    try:
+                        if await condition():
+                            return
+                    except (RedisError, AMQPError, ServiceUnreachableError, OSError):
+                        pass
+                    await asyncio.sleep(POLL_INTERVAL_S)
+        except TimeoutError as error:
+            raise TimeoutError(f"waited {patience_s:g} s in vain until {what}") from error
+
+    async def until_empty(self, *queues: str, patience_s: float = PATIENCE_S) -> None:
+        """Wait until nothing waits in the pool's queue, or in these."""
+
+        async def empty() -> bool:
+            return not any([await self.waiting(queue) for queue in queues or (job_queue(self.pool),)])
+
+        await self.until(empty, what="the queue is empty", patience_s=patience_s)
+
+    async def until_tokens(self, job_ids: Iterable[str], *, at_least: int = 1) -> None:
+        """Wait until the journal of each of these jobs has so many tokens."""
+        for job_id in job_ids:
+
+            async def has_tokens(job_id: str = job_id) -> bool:
+                tokens = await self.redis.hget(f"inferfleet:job:{{{job_id}}}", "tokens")  # pyright: ignore[reportGeneralTypeIssues]
+                return int(tokens or 0) >= at_least
+
+            await self.until(has_tokens, what=f"job {job_id} has {at_least} tokens")

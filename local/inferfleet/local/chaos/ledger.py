@@ -1,0 +1,89 @@
+"""What a producer process writes down: the jobs that were accepted, and all that it saw of their ends.
+
+One JSON line for each event, each written in one system call, so that a kill loses no line and cuts
+none. An accepted job is on disk before the producer does anything else with it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Literal
+
+import orjson
+from pydantic import Field, TypeAdapter
+
+from inferfleet.schemas import Job, JournalEntry, Result
+from inferfleet.schemas.job import JobId
+from inferfleet.schemas.wire_model import WireModel
+
+
+class Intent(WireModel):
+    """A submit is about to begin. Whoever finds this without an ``Accepted`` submits again."""
+
+    event: Literal["intent"] = "intent"
+    number: int
+
+
+class Accepted(WireModel):
+    """``submit`` returned this job."""
+
+    event: Literal["accepted"] = "accepted"
+    number: int
+    job: Job
+
+
+class Seen(WireModel):
+    """A waiting client was given this result."""
+
+    event: Literal["seen"] = "seen"
+    result: Result
+
+
+class Streamed(WireModel):
+    """A stream reader was given this entry. ``cursor`` is where it goes on after a break."""
+
+    event: Literal["streamed"] = "streamed"
+    job_id: JobId
+    cursor: str
+    entry: JournalEntry
+
+
+class CancelAsked(WireModel):
+    """The client asked to cancel the job."""
+
+    event: Literal["cancel_asked"] = "cancel_asked"
+    job_id: JobId
+
+
+Event = Annotated[Intent | Accepted | Seen | Streamed | CancelAsked, Field(discriminator="event")]
+
+_event: TypeAdapter[Event] = TypeAdapter(Event)
+
+
+class Ledger:
+    """An append-only file of events, for one writing process."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+
+    def write(self, event: Event) -> None:
+        """Append. It survives a kill of this process."""
+        os.write(self._file, event.model_dump_json(exclude_none=True).encode() + b"\n")
+
+    def sync(self) -> None:
+        """Force what was written to disk: it survives a power cut."""
+        os.fsync(self._file)
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._file)
+
+
+def read_ledger(path: Path) -> Iterator[Event]:
+    """Read all events, in order."""
+    if path.exists():
+        with path.open("rb") as lines:
+            for line in lines:
+                yield _event.validate_python(orjson.loads(line))

@@ -1,0 +1,121 @@
+"""A TCP link that a test can disturb: held in one direction, slowed down, or broken.
+
+What a real network loses is sent again by TCP, so a cut in one direction is bytes that do not arrive
+until it heals, never bytes that are missing in between. That includes the end of a connection: a peer
+behind a held direction does not learn that the other one is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack, suppress
+from enum import StrEnum
+from types import TracebackType
+from typing import Self
+
+from yarl import URL
+
+from inferfleet.local.services.free_port import free_port
+
+HOST = "127.0.0.1"
+CHUNK_BYTES = 64 * 1024
+
+
+class Direction(StrEnum):
+    """Which half of a connection."""
+
+    TO_SERVICE = "to_service"
+    TO_CLIENT = "to_client"
+
+
+class Proxy:
+    """A link to one service. Listens while its ``async with`` block runs; ``url`` is the way through it.
+
+    Whatever is held or slowed down stays so for connections to come, until ``heal``.
+    """
+
+    def __init__(self, url: str) -> None:
+        target = URL(url)
+        self._port = free_port()
+        self._target = (target.host or HOST, target.port or 0)
+        self.url = str(target.with_host(HOST).with_port(self._port))
+        self._open = {direction: asyncio.Event() for direction in Direction}
+        self._delay_s = dict.fromkeys(Direction, 0.0)
+        self._connections: dict[asyncio.Task[None], tuple[asyncio.StreamWriter, ...]] = {}
+        self._stack = AsyncExitStack()
+        self.heal()
+
+    async def __aenter__(self) -> Self:
+        server = await asyncio.start_server(self._accept, HOST, self._port)
+        self._stack.push_async_callback(self._close, server)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._stack.aclose()
+
+    def hold(self, *directions: Direction) -> None:
+        """Let nothing pass in these directions."""
+        for direction in directions:
+            self._open[direction].clear()
+
+    def delay(self, direction: Direction, delay_s: float) -> None:
+        """Let everything in this direction take so much longer."""
+        self._delay_s[direction] = delay_s
+
+    def heal(self) -> None:
+        """Let everything pass again, first what was held."""
+        for direction in Direction:
+            self._open[direction].set()
+            self._delay_s[direction] = 0.0
+
+    def reset(self) -> None:
+        """Break all connections and drop what was held, as when the machine at one end loses power."""
+        for writers in self._connections.values():
+            for writer in writers:
+                writer.transport.abort()
+        for task in self._connections:
+            task.cancel()
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - asyncio runs this as a task
+        self._connections[task] = (writer,)
+        try:
+            upstream, service = await asyncio.open_connection(*self._target)
+            self._connections[task] = (writer, service)
+            async with asyncio.TaskGroup() as pumps:
+                pumps.create_task(self._pump(reader, service, Direction.TO_SERVICE))
+                pumps.create_task(self._pump(upstream, writer, Direction.TO_CLIENT))
+        except (OSError, asyncio.CancelledError):
+            # The service is down, or the link was broken on purpose: for the client it is the same.
+            pass
+        finally:
+            for each in self._connections.pop(task):
+                each.transport.abort()
+
+    async def _pump(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, direction: Direction
+    ) -> None:
+        try:
+            while data := await reader.read(CHUNK_BYTES):
+                await self._pass(direction)
+                writer.write(data)
+                await writer.drain()
+        except OSError:
+            pass
+        await self._pass(direction)
+        with suppress(OSError, RuntimeError):
+            writer.write_eof()
+
+    async def _pass(self, direction: Direction) -> None:
+        if self._delay_s[direction]:
+            await asyncio.sleep(self._delay_s[direction])
+        await self._open[direction].wait()
+
+    async def _close(self, server: asyncio.Server) -> None:
+        server.close()
+        self.reset()
+        await asyncio.gather(*self._connections, return_exceptions=True)
+        await server.wait_closed()

@@ -1,0 +1,135 @@
+"""The jobs of a soak: what each asks for, how its client behaves, and how it may end.
+
+Job ``n`` of a seed is always the same, so that a producer that was killed can submit it again, and the
+checker knows what its text must be.
+"""
+
+from __future__ import annotations
+
+import random
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from typing import Any
+
+from inferfleet.schemas import Job, JobState
+from inferfleet.worker.engines.simulated import expected_text
+
+KIND = "chaos"
+"""The metadata key that holds a job's kind."""
+
+
+class Kind(StrEnum):
+    """What is special about a job."""
+
+    PLAIN = "plain"
+    STREAMED = "streamed"
+    CANCELLED = "cancelled"
+    EXPIRING = "expiring"
+    CHOICES = "choices"
+    """Two choices: it cannot be resumed, so it starts again."""
+    FLAKY = "flaky"
+    """Fails once in each worker process that it meets."""
+    INVALID = "invalid"
+    DOOMED = "doomed"
+    """Fails always."""
+    POISON = "poison"
+    """Kills each worker that it meets."""
+    ENGINE_KILLER = "engine_killer"
+    """Kills the engine of each worker that it meets."""
+
+
+WEIGHTS = {
+    Kind.PLAIN: 600,
+    Kind.STREAMED: 250,
+    Kind.CANCELLED: 50,
+    Kind.EXPIRING: 30,
+    Kind.CHOICES: 20,
+    Kind.FLAKY: 20,
+    Kind.INVALID: 15,
+    Kind.DOOMED: 10,
+    Kind.POISON: 2,
+    Kind.ENGINE_KILLER: 2,
+}
+
+_ENDS = {
+    Kind.PLAIN: {JobState.SUCCEEDED},
+    Kind.STREAMED: {JobState.SUCCEEDED},
+    Kind.CANCELLED: {JobState.SUCCEEDED, JobState.CANCELLED},
+    Kind.EXPIRING: {JobState.SUCCEEDED, JobState.EXPIRED},
+    Kind.CHOICES: {JobState.SUCCEEDED},
+    Kind.FLAKY: {JobState.SUCCEEDED, JobState.FAILED},
+    Kind.INVALID: {JobState.FAILED},
+    Kind.DOOMED: {JobState.FAILED},
+    Kind.POISON: {JobState.FAILED},
+    Kind.ENGINE_KILLER: {JobState.FAILED},
+}
+
+_MAY_DIE = {Kind.FLAKY, Kind.DOOMED, Kind.POISON, Kind.ENGINE_KILLER}
+
+
+def make_job(*, seed: int, number: int, pool: str) -> Job:
+    """Make job ``number`` of this seed. Its id is a new one each time; its idempotency key is not."""
+    chance = random.Random(f"{seed}:{number}")  # noqa: S311 - a repeatable workload
+    kind = chance.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
+    tokens = chance.choice((chance.randint(5, 30), chance.randint(30, 100), chance.randint(100, 250)))
+    body: dict[str, Any] = {
+        "messages": [{"role": "user", "content": f"question {number} of seed {seed}"}],
+        "max_tokens": tokens,
+        "temperature": 0,
+        "simulated": {"tokens": tokens, **_fault(kind, chance.randint(0, tokens))},
+    }
+    if kind is Kind.CHOICES:
+        body["n"] = 2
+    if kind is Kind.INVALID:
+        body["logprobs"] = True
+    return Job(
+        body=body,
+        pool=pool,
+        priority=chance.choice((1, 4, 4, 4, 7, 9)),
+        stream=kind is Kind.STREAMED,
+        max_attempts=2 if kind in {Kind.DOOMED, Kind.POISON, Kind.ENGINE_KILLER} else 5,
+        idempotency_key=f"chaos-{seed}-{number}",
+        expires_at=datetime.now(UTC) + timedelta(seconds=chance.uniform(0.05, 2.0))
+        if kind is Kind.EXPIRING
+        else None,
+        metadata={KIND: kind},
+    )
+
+
+def kind_of(job: Job) -> Kind:
+    """What is special about a job; one that is not of a soak is plain."""
+    return Kind(job.metadata.get(KIND, Kind.PLAIN))
+
+
+def possible_ends(job: Job) -> set[JobState]:
+    """The states in which this job may end."""
+    return _ENDS[kind_of(job)]
+
+
+def may_be_dead_letter(job: Job) -> bool:
+    """Whether this job may come to lie among the dead letters."""
+    return kind_of(job) in _MAY_DIE
+
+
+def text_of(job: Job) -> str:
+    """The text of an uninterrupted run of this job.
+
+    Raises:
+        GenerationError: The engine refuses it.
+
+    """
+    return expected_text(job.endpoint, job.body)
+
+
+def _fault(kind: Kind, after_tokens: int) -> dict[str, Any]:
+    match kind:
+        case Kind.FLAKY:
+            return {"fail": "engine_error", "fail_times": 1, "after_tokens": after_tokens}
+        case Kind.DOOMED:
+            return {"fail": "out_of_memory", "after_tokens": after_tokens}
+        case Kind.POISON:
+            return {"kill_worker": True, "after_tokens": after_tokens}
+        case Kind.ENGINE_KILLER:
+            return {"kill_engine": True, "after_tokens": after_tokens}
+        case _:
+            return {}

@@ -1,0 +1,70 @@
+"""A fleet for each test, in a pool of its own, on services that the test may kill."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from inferfleet.local.chaos.harness import Harness
+from inferfleet.local.services import Services
+from inferfleet.producer.fleet import Fleet
+from inferfleet.schemas import Job, JournalEntry, Result
+from inferfleet.schemas.journal import FinishedEntry, RestartedEntry, RunningEntry
+from inferfleet.schemas.settings import ProducerSettings
+from inferfleet.worker.engines.simulated import expected_text
+
+WAIT_S = 60.0
+
+
+@pytest.fixture
+async def harness(services: Services, tmp_path: Path) -> AsyncIterator[Harness]:
+    if services.broker is None or services.store is None:
+        pytest.skip(f"these services cannot be killed: {services.description}")
+    async with Harness.around(services, log_folder=tmp_path) as harness:
+        yield harness
+
+
+@pytest.fixture
+async def fleet(harness: Harness) -> AsyncIterator[Fleet]:
+    settings = ProducerSettings(
+        amqp_url=harness.services.amqp_url,
+        redis_url=harness.services.redis_url,
+        patience_s=30.0,
+        state_check_interval_s=1.0,
+    )
+    async with Fleet.connect(settings) as fleet:
+        await fleet.declare_pool(harness.pool)
+        yield fleet
+
+
+def prompt(text: str, *, tokens: int, **hooks: Any) -> dict[str, Any]:
+    """A request whose answer has so many tokens; each takes ``DECODE_STEP_S``."""
+    return {
+        "messages": [{"role": "user", "content": text}],
+        "max_tokens": tokens,
+        "simulated": {"tokens": tokens, **hooks},
+    }
+
+
+def attempts(journal: list[JournalEntry]) -> list[RunningEntry]:
+    return [entry for entry in journal if isinstance(entry, RunningEntry)]
+
+
+def restarts(journal: list[JournalEntry]) -> list[RestartedEntry]:
+    return [entry for entry in journal if isinstance(entry, RestartedEntry)]
+
+
+def ends(journal: list[JournalEntry]) -> list[FinishedEntry]:
+    return [entry for entry in journal if isinstance(entry, FinishedEntry)]
+
+
+async def require_whole(harness: Harness, job: Job, result: Result) -> list[JournalEntry]:
+    """The job succeeded once, with the text of an uninterrupted run, and nothing started again."""
+    assert result.raise_for_state().text == expected_text(job.endpoint, job.body)
+    journal = await harness.journal(job.id)
+    assert len(ends(journal)) == 1
+    assert not restarts(journal)
+    return journal
