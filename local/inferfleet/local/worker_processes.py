@@ -88,6 +88,8 @@ class WorkerProcess:
 
     async def heartbeat(self) -> Heartbeat | None:
         """Ask the worker itself how it is; ``None`` if it does not answer."""
+        if self.poll() is not None:
+            return None
         try:
             async with self._http.get(self.url + LIVE_PATH) as answer:
                 heartbeat = Heartbeat.model_validate_json(await answer.read())
