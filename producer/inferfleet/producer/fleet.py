@@ -25,6 +25,7 @@ from inferfleet.schemas.errors import (
     InvalidJobError,
     PartialSubmitError,
     QueueFullError,
+    ServiceUnreachableError,
     UnknownPoolError,
     WaitTimeoutError,
 )
@@ -267,13 +268,14 @@ class Fleet:
         return await read_heartbeats(self._pipeline)
 
     def _job(self, work: str | Mapping[str, Any] | Job, options: JobOptions) -> Job:
+        if misspelt := options.keys() - JobOptions.__annotations__.keys():
+            raise TypeError(f"a job has no option {', '.join(map(repr, sorted(misspelt)))}")
         try:
             if isinstance(work, Job):
                 job = Job.model_validate(work.model_dump() | options)
             else:
                 endpoint = _endpoint(options.get("endpoint", Endpoint.CHAT))
-                body = _body(work, endpoint) if isinstance(work, str) else dict(work)
-                job = Job.model_validate({**options, "endpoint": endpoint, "body": body})
+                job = Job.model_validate({**options, "endpoint": endpoint, "body": _body(work, endpoint)})
         except ValidationError as error:
             raise job_error(error) from error
         check_request(job.endpoint, job.body, max_body_bytes=self._settings.max_body_bytes)
@@ -281,19 +283,22 @@ class Fleet:
 
     async def _accept(self, job: Job) -> Job:
         """Record first, then publish: what is in the queue always has a record."""
-        job = await idempotency.claim(self._pipeline, job, ttl_s=self._settings.queued_ttl_s)
-        created, state, attempt = await self._records.create(job, reply_to=self._settings.client_id)
-        if not created and (state is not JobState.QUEUED or attempt > 0):
+        claim = await idempotency.claim(self._pipeline, job, ttl_s=self._settings.queued_ttl_s)
+        job = claim.job
+        if claim.accepted:
             return job
+        created, state, attempt = await self._records.create(job, reply_to=self._settings.client_id)
         # A record that is queued and was never started may lack its message, if its producer died in
         # between. A second message does no harm: the fence lets one of them run.
-        try:
-            await self._publisher.publish(job)
-        except (UnknownPoolError, QueueFullError):
-            if created:
-                await self._records.discard(job.id)
-                await idempotency.forget(self._pipeline, job)
-            raise
+        if created or (state is JobState.QUEUED and attempt == 0):
+            try:
+                await self._publisher.publish(job)
+            except (UnknownPoolError, QueueFullError, ServiceUnreachableError):
+                if created:
+                    await self._records.discard(job.id)
+                    await idempotency.forget(self._pipeline, job)
+                raise
+        await idempotency.accept(self._pipeline, job, ttl_s=self._settings.queued_ttl_s)
         return job
 
 
@@ -308,11 +313,16 @@ def _endpoint(name: str) -> Endpoint:
         raise InvalidJobError(f"endpoint: {name!r} is not one of {', '.join(Endpoint)}") from error
 
 
-def _body(prompt: str, endpoint: Endpoint) -> dict[str, Any]:
+def _body(work: str | Mapping[str, Any], endpoint: Endpoint) -> object:
+    if isinstance(work, Mapping):
+        return dict(work)
+    if not isinstance(work, str):
+        # Callers without a type checker; ``Job`` says what is wrong with it.
+        return work
     match endpoint:
         case Endpoint.CHAT:
-            return {"messages": [{"role": "user", "content": prompt}]}
+            return {"messages": [{"role": "user", "content": work}]}
         case Endpoint.COMPLETIONS:
-            return {"prompt": prompt}
+            return {"prompt": work}
         case Endpoint.EMBEDDINGS:
-            return {"input": prompt}
+            return {"input": work}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 
 import orjson
 
@@ -12,35 +13,59 @@ from inferfleet.schemas.names import idempotency_key
 from inferfleet.wire.pipeline import CommandPipeline
 
 
-async def claim(pipeline: CommandPipeline, job: Job, *, ttl_s: int) -> Job:
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Who has a key. ``accepted`` says that the broker has the job, so that nothing is left to do."""
+
+    job: Job
+    accepted: bool
+
+
+async def claim(pipeline: CommandPipeline, job: Job, *, ttl_s: int) -> Claim:
     """Bind the job's key to its id, or find the job that has the key already.
 
-    Returns the job under the id that holds the key.
+    The claimed job has the id that holds the key.
 
     Raises:
         IdempotencyConflictError: The key belongs to a job with another pool, endpoint or body.
 
     """
-    if job.idempotency_key is None:
-        return job
-    key = idempotency_key(job.tenant, job.idempotency_key)
-    digest = _digest(job)
-    holder: bytes | None = await pipeline.execute("SET", key, f"{job.id} {digest}", "NX", "GET", "EX", ttl_s)
-    if holder is None:
-        return job
-    job_id, held_digest = holder.decode().split()
-    if held_digest != digest:
+    if (key := _key(job)) is None:
+        return Claim(job, accepted=False)
+    # Two commands, and not one with ``GET``: sent again after an outage, they still say who was first.
+    tried = pipeline.enqueue("SET", key, _held(job), "NX", "EX", ttl_s)
+    holder: bytes = await pipeline.execute("GET", key)
+    await tried
+    job_id, digest, *accepted = holder.decode().split()
+    if digest != _digest(job):
         raise IdempotencyConflictError(
             f"the idempotency key {job.idempotency_key!r} belongs to job {job_id}, which has another pool, "
             "endpoint or body: send the same request again, or use a new key"
         )
-    return job.model_copy(update={"id": job_id})
+    return Claim(job.model_copy(update={"id": job_id}), accepted=bool(accepted))
+
+
+async def accept(pipeline: CommandPipeline, job: Job, *, ttl_s: int) -> None:
+    """Note that the broker has the job: from here on the key alone answers for it."""
+    if (key := _key(job)) is not None:
+        await pipeline.execute("SET", key, f"{_held(job)} accepted", "XX", "EX", ttl_s)
 
 
 async def forget(pipeline: CommandPipeline, job: Job) -> None:
     """Free the key of a job that was not accepted."""
-    if job.idempotency_key is not None:
-        await pipeline.execute("DEL", idempotency_key(job.tenant, job.idempotency_key))
+    if (key := _key(job)) is not None:
+        await pipeline.execute("DEL", key)
+
+
+def _key(job: Job) -> str | None:
+    if job.idempotency_key is None:
+        return None
+    # With its length before it, a tenant cannot be spelt so that its keys look like another's.
+    return idempotency_key(f"{len(job.tenant)}:{job.tenant}", job.idempotency_key)
+
+
+def _held(job: Job) -> str:
+    return f"{job.id} {_digest(job)}"
 
 
 def _digest(job: Job) -> str:

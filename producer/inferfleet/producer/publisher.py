@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from aio_pika import Message
 from aio_pika.exceptions import DeliveryError, PublishError
+from pydantic import ValidationError
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
 from inferfleet.schemas.control import Control
@@ -15,6 +16,7 @@ from inferfleet.schemas.errors import (
 )
 from inferfleet.schemas.job import Job
 from inferfleet.schemas.names import CONTROL_EXCHANGE, JOBS_EXCHANGE
+from inferfleet.schemas.request import job_error
 from inferfleet.schemas.settings import ProducerSettings
 from inferfleet.wire.amqp import declare_pool, job_message
 from inferfleet.wire.publishing import ConfirmChannel
@@ -60,7 +62,18 @@ class Publisher:
         await self._publish(CONTROL_EXCHANGE, Message(order.model_dump_json().encode()))
 
     async def declare_pool(self, pool: str) -> None:
-        """Make sure that the pool has its queues."""
+        """Make sure that the pool has its queues.
+
+        Raises:
+            InvalidJobError: No pool may have this name.
+            ConfigurationError: The pool's queue exists with other arguments.
+            ServiceUnreachableError: There is no connection to be had.
+
+        """
+        try:
+            Job(pool=pool, body={})
+        except ValidationError as error:
+            raise job_error(error) from error
         await declare_pool(await self._confirm_channel.channel(), pool, self._settings)
 
     async def aclose(self) -> None:
@@ -70,7 +83,9 @@ class Publisher:
     async def _publish(
         self, exchange: str, message: Message, *, routing_key: str = "", mandatory: bool = False
     ) -> None:
-        # A repeat may publish a job twice. That does no harm: the fence lets one of them run.
+        # A repeat may publish a job twice. That does no harm: the fence lets one of them run. But once the
+        # broker may have the message, no later refusal can say that it has not.
+        unconfirmed: PublishUnconfirmedError | None = None
         async for attempt in AsyncRetrying(
             retry=retry_if_exception_type((ServiceUnreachableError, PublishUnconfirmedError)),
             wait=wait_random_exponential(multiplier=0.1, max=2.0),
@@ -78,6 +93,14 @@ class Publisher:
             reraise=True,
         ):
             with attempt:
-                await self._confirm_channel.publish(
-                    exchange, message, routing_key=routing_key, mandatory=mandatory
-                )
+                try:
+                    await self._confirm_channel.publish(
+                        exchange, message, routing_key=routing_key, mandatory=mandatory
+                    )
+                except PublishUnconfirmedError as error:
+                    unconfirmed = error
+                    raise
+                except (ServiceUnreachableError, DeliveryError) as error:
+                    if unconfirmed is not None:
+                        raise unconfirmed from error
+                    raise
