@@ -12,8 +12,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import redis.asyncio as aioredis
+from redis.exceptions import (
+    ClusterDownError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    ResponseError,
+    TryAgainError,
+)
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from tenacity import (
     AsyncRetrying,
@@ -35,7 +42,12 @@ BATCH_LIMIT = 512
 """Commands in one pipeline at most, so that a backlog does not become one huge write."""
 
 _OUTAGE = (RedisConnectionError, RedisTimeoutError, OSError)
-_RESTARTING = ("LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN")
+
+_NOT_NOW = (ClusterDownError, OutOfMemoryError, ReadOnlyError, TryAgainError)
+"""Redis answers, but cannot do it now: a failover, no memory. (redis-py has LOADING among the outages.)"""
+
+_NOT_NOW_CODES = ("BUSY ", "MISCONF ", "NOREPLICAS ")
+"""The same, where redis-py has no exception of its own and leaves the code in the text."""
 
 
 class CommandPipeline:
@@ -51,6 +63,7 @@ class CommandPipeline:
         self._breaker = Breaker("Redis", *_OUTAGE)
         self._queue: list[tuple[tuple[Argument, ...], asyncio.Future[Any]]] = []
         self._arrived = asyncio.Event()
+        self._closed = False
 
     async def execute(self, *command: Argument) -> Any:
         """Run one command and return its answer.
@@ -65,6 +78,9 @@ class CommandPipeline:
     def enqueue(self, *command: Argument) -> asyncio.Future[Any]:
         """Put one command into the next pipeline; the future holds its answer."""
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        if self._closed:
+            answer.set_exception(ServiceUnreachableError("this connection to Redis is closed already"))
+            return answer
         self._queue.append((command, answer))
         self._arrived.set()
         return answer
@@ -79,6 +95,7 @@ class CommandPipeline:
                     self._arrived.clear()
                 await self._settle(batch)
         finally:
+            self._closed = True
             for _, answer in self._queue:
                 answer.cancel()
 
@@ -122,8 +139,8 @@ class CommandPipeline:
                 # A restarted Redis has forgotten the scripts. The rest is sent again from here on, so
                 # that the order of one job's writes stays as it was.
                 await self._load_scripts()
-                return [*answers[:position], *await self._round_trip(commands[position:])]
-            if isinstance(answer, ResponseError) and str(answer).startswith(_RESTARTING):
+                return [*answers[:position], *await self._send_once(commands[position:])]
+            if _not_now(answer):
                 raise RedisConnectionError(str(answer))
         return answers
 
@@ -136,6 +153,12 @@ class CommandPipeline:
     async def _load_scripts(self) -> None:
         for script in scripts.ALL:
             await self._client.script_load(script.text)
+
+
+def _not_now(answer: object) -> bool:
+    return isinstance(answer, _NOT_NOW) or (
+        isinstance(answer, ResponseError) and str(answer).startswith(_NOT_NOW_CODES)
+    )
 
 
 def _unreachable(error: Exception) -> ServiceUnreachableError:
