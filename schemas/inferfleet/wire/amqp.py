@@ -15,6 +15,7 @@ from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractExchange, 
 from aio_pika.exceptions import (
     AMQPConnectionError,
     AuthenticationError,
+    ChannelInvalidStateError,
     ChannelPreconditionFailed,
     ProbableAuthenticationError,
 )
@@ -32,6 +33,16 @@ HEARTBEAT_S = 20
 RETRY_QUEUE_GRACE_MS = 60_000
 """How long an unused retry queue stays after its last message."""
 
+# StopAsyncIteration is what aiormq raises when the other end hangs up during the handshake: a broker that
+# is just starting, or a load balancer with nothing behind it.
+_NO_ANSWER = (
+    AMQPConnectionError,
+    ChannelInvalidStateError,
+    OSError,
+    asyncio.IncompleteReadError,
+    StopAsyncIteration,
+)
+
 
 @contextmanager
 def connection_errors(url: str) -> Generator[None]:
@@ -43,7 +54,7 @@ def connection_errors(url: str) -> Generator[None]:
             f"RabbitMQ at {redacted(url)} refuses the credentials or the virtual host; "
             "check user, password and vhost in INFERFLEET_AMQP_URL"
         ) from error
-    except (AMQPConnectionError, OSError, asyncio.IncompleteReadError) as error:
+    except _NO_ANSWER as error:
         raise ServiceUnreachableError(
             f"RabbitMQ at {redacted(url)} does not answer ({str(error) or type(error).__name__}); "
             "check INFERFLEET_AMQP_URL, or start local services with `inferfleet local up`"
