@@ -12,7 +12,8 @@ import typer
 
 from inferfleet.cli.options import JsonFlag, parse_metadata, parse_priority, producer_settings
 from inferfleet.cli.printing import print_answer, print_json, print_stream
-from inferfleet.producer.fleet import Fleet, JobOptions
+from inferfleet.producer.fleet import Fleet
+from inferfleet.producer.job_making import JobOptions
 from inferfleet.schemas.job import DEFAULT_POOL, Endpoint
 
 

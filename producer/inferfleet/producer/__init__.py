@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from inferfleet.producer.fleet import Fleet, JobOptions
+from inferfleet.producer.fleet import Fleet
+from inferfleet.producer.job_making import JobOptions
 from inferfleet.producer.journal_view import JournalLine
+from inferfleet.producer.sessions import Session
 from inferfleet.producer.sync import SyncFleet
 
-__all__ = ["Fleet", "JobOptions", "JournalLine", "SyncFleet"]
+__all__ = ["Fleet", "JobOptions", "JournalLine", "Session", "SyncFleet"]

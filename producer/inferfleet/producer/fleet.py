@@ -8,56 +8,27 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
-from datetime import datetime
-from typing import Any, TypedDict, Unpack
+from typing import Any, Unpack
 
-from pydantic import ValidationError
-
-from inferfleet.producer import idempotency
 from inferfleet.producer.background import background
 from inferfleet.producer.dead_letters import DeadLetters
+from inferfleet.producer.job_making import JobOptions, make_job
 from inferfleet.producer.journal_view import BEGINNING, JournalLine
 from inferfleet.producer.publisher import Publisher
 from inferfleet.producer.reader import BLOCK_S, Reader
-from inferfleet.schemas.control import CancelJob, DrainWorker
-from inferfleet.schemas.errors import (
-    InferfleetError,
-    InvalidJobError,
-    PartialSubmitError,
-    QueueFullError,
-    ServiceUnreachableError,
-    UnknownPoolError,
-    WaitTimeoutError,
-)
-from inferfleet.schemas.failures import Failure, FailureCode
+from inferfleet.producer.sessions import Session
+from inferfleet.producer.submission import Submission
+from inferfleet.schemas.control import DrainWorker
+from inferfleet.schemas.errors import WaitTimeoutError
 from inferfleet.schemas.heartbeat import Heartbeat
-from inferfleet.schemas.job import Endpoint, Job, JobState
-from inferfleet.schemas.request import check_request, job_error
+from inferfleet.schemas.job import Job, JobState
 from inferfleet.schemas.result import JobRecord, Result
 from inferfleet.schemas.settings import ProducerSettings
 from inferfleet.wire.health import read_heartbeats
 from inferfleet.wire.pipeline import CommandPipeline
 from inferfleet.wire.records import JobRecords
 from inferfleet.wire.redis import SOCKET_TIMEOUT_S, check_redis, redis_client
-
-SUBMIT_WINDOW = 1024
-"""Jobs of one ``submit_many`` that wait for their confirm at the same time."""
-
-
-class JobOptions(TypedDict, total=False):
-    """What a job may say besides its body. The fields are those of ``Job``."""
-
-    endpoint: Endpoint | str
-    pool: str
-    priority: int
-    session_id: str | None
-    stream: bool
-    expires_at: datetime | None
-    timeout_s: float | None
-    max_attempts: int
-    idempotency_key: str | None
-    tenant: str
-    metadata: dict[str, str]
+from inferfleet.wire.sessions import Sessions
 
 
 class Fleet:
@@ -77,6 +48,14 @@ class Fleet:
         self._pipeline = pipeline
         self._records = records
         self._reader = reader
+        self._sessions = Sessions(pipeline=pipeline, settings=settings)
+        self._submission = Submission(
+            settings=settings,
+            pipeline=pipeline,
+            records=records,
+            sessions=self._sessions,
+            publisher=publisher,
+        )
         self.dead_letters = DeadLetters(settings, self.submit)
         """The messages that were given up."""
 
@@ -100,29 +79,31 @@ class Fleet:
             pipeline = CommandPipeline(client, patience_s=settings.patience_s)
             records = JobRecords(
                 pipeline=pipeline,
-                client=client,
                 result_ttl_s=settings.result_ttl_s,
                 queued_ttl_s=settings.queued_ttl_s,
             )
             reader = Reader(
                 blocking_client=blocking_client,
-                client=client,
+                pipeline=pipeline,
                 records=records,
                 client_id=settings.client_id,
                 state_check_interval_s=settings.state_check_interval_s,
             )
             publisher = Publisher(settings)
-            async with background(pipeline.run(), reader.read_for_ever(), reader.check_for_ever()):
-                try:
-                    yield cls(
-                        settings=settings,
-                        publisher=publisher,
-                        pipeline=pipeline,
-                        records=records,
-                        reader=reader,
-                    )
-                finally:
-                    await publisher.aclose()
+            async with background(pipeline.run()):
+                await reader.start()
+                async with background(reader.read_for_ever(), reader.check_for_ever()):
+                    try:
+                        yield cls(
+                            settings=settings,
+                            publisher=publisher,
+                            pipeline=pipeline,
+                            records=records,
+                            reader=reader,
+                        )
+                    finally:
+                        reader.close()
+                        await publisher.aclose()
 
     async def submit(self, work: str | Mapping[str, Any] | Job, **options: Unpack[JobOptions]) -> Job:
         """Submit one job and return once the broker has it.
@@ -135,11 +116,13 @@ class Fleet:
             InvalidJobError: The job breaks the contract; nothing was sent.
             UnknownPoolError: No queue is bound for the pool.
             QueueFullError: The pool is at its limit.
+            SessionBusyError: The session has an unfinished turn, and ``on_busy`` is ``reject``.
+            SessionTooLargeError: The session's history is at its size limit.
             PublishUnconfirmedError: The broker may or may not have it; the same idempotency key is safe.
             ServiceUnreachableError: RabbitMQ or Redis does not answer.
 
         """
-        return await self._accept(self._job(work, options))
+        return await self._submission.accept(self._job(work, options))
 
     async def submit_many(
         self, work: Iterable[str | Mapping[str, Any] | Job], **options: Unpack[JobOptions]
@@ -152,23 +135,7 @@ class Fleet:
 
         """
         jobs = [self._job(item, options) for item in work]
-        outcomes: list[Job | BaseException] = []
-        for first in range(0, len(jobs), SUBMIT_WINDOW):
-            window = jobs[first : first + SUBMIT_WINDOW]
-            outcomes += await asyncio.gather(*map(self._accept, window), return_exceptions=True)
-        accepted: list[Job] = []
-        rejected: dict[int, InferfleetError] = {}
-        for position, outcome in enumerate(outcomes):
-            match outcome:
-                case Job():
-                    accepted.append(outcome)
-                case InferfleetError():
-                    rejected[position] = outcome
-                case BaseException():
-                    raise outcome
-        if rejected:
-            raise PartialSubmitError(accepted=[job.id for job in accepted], rejected=rejected)
-        return accepted
+        return await self._submission.accept_many(jobs)
 
     async def get(self, job: Job | str) -> JobRecord:
         """Read what is known of a job now.
@@ -242,18 +209,15 @@ class Fleet:
             JobNotFoundError: There is no record of the job.
 
         """
-        job_id = _id(job)
-        state = await self._records.cancel(
-            job_id,
-            Result(
-                job_id=job_id,
-                state=JobState.CANCELLED,
-                error=Failure(code=FailureCode.CANCELLED, message="cancelled before it ran"),
-            ),
-        )
-        if state is JobState.RUNNING:
-            await self._publisher.send(CancelJob(job_id=job_id))
-        return state
+        return await self._submission.cancel(_id(job))
+
+    def session(self, session_id: str) -> Session:
+        """A session of an agent: its turns, its history and its state. Makes no call."""
+        return Session(session_id, sessions=self._sessions, submit=self.submit)
+
+    async def sessions(self, *, limit: int = 1000) -> list[str]:
+        """The ids of sessions, at most ``limit``."""
+        return await self._sessions.list(limit=limit)
 
     async def declare_pool(self, pool: str) -> None:
         """Make sure that a pool has its queues, so that jobs are accepted before its first worker starts."""
@@ -268,61 +232,8 @@ class Fleet:
         return await read_heartbeats(self._pipeline)
 
     def _job(self, work: str | Mapping[str, Any] | Job, options: JobOptions) -> Job:
-        if misspelt := options.keys() - JobOptions.__annotations__.keys():
-            raise TypeError(f"a job has no option {', '.join(map(repr, sorted(misspelt)))}")
-        try:
-            if isinstance(work, Job):
-                job = Job.model_validate(work.model_dump() | options)
-            else:
-                endpoint = _endpoint(options.get("endpoint", Endpoint.CHAT))
-                job = Job.model_validate({**options, "endpoint": endpoint, "body": _body(work, endpoint)})
-        except ValidationError as error:
-            raise job_error(error) from error
-        check_request(job.endpoint, job.body, max_body_bytes=self._settings.max_body_bytes)
-        return job
-
-    async def _accept(self, job: Job) -> Job:
-        """Record first, then publish: what is in the queue always has a record."""
-        claim = await idempotency.claim(self._pipeline, job, ttl_s=self._settings.queued_ttl_s)
-        job = claim.job
-        if claim.accepted:
-            return job
-        created, state, attempt = await self._records.create(job, reply_to=self._settings.client_id)
-        # A record that is queued and was never started may lack its message, if its producer died in
-        # between. A second message does no harm: the fence lets one of them run.
-        if created or (state is JobState.QUEUED and attempt == 0):
-            try:
-                await self._publisher.publish(job)
-            except (UnknownPoolError, QueueFullError, ServiceUnreachableError):
-                if created:
-                    await self._records.discard(job.id)
-                    await idempotency.forget(self._pipeline, job)
-                raise
-        await idempotency.accept(self._pipeline, job, ttl_s=self._settings.queued_ttl_s)
-        return job
+        return make_job(work, options, max_body_bytes=self._settings.max_body_bytes)
 
 
 def _id(job: Job | str) -> str:
     return job.id if isinstance(job, Job) else job
-
-
-def _endpoint(name: str) -> Endpoint:
-    try:
-        return Endpoint(name)
-    except ValueError as error:
-        raise InvalidJobError(f"endpoint: {name!r} is not one of {', '.join(Endpoint)}") from error
-
-
-def _body(work: str | Mapping[str, Any], endpoint: Endpoint) -> object:
-    if isinstance(work, Mapping):
-        return dict(work)
-    if not isinstance(work, str):
-        # Callers without a type checker; ``Job`` says what is wrong with it.
-        return work
-    match endpoint:
-        case Endpoint.CHAT:
-            return {"messages": [{"role": "user", "content": work}]}
-        case Endpoint.COMPLETIONS:
-            return {"prompt": work}
-        case Endpoint.EMBEDDINGS:
-            return {"input": work}

@@ -34,8 +34,8 @@ class Publisher:
             name=f"{settings.client_id} (publish)",
         )
 
-    async def publish(self, job: Job) -> None:
-        """Publish a job and wait until the broker has it.
+    async def publish(self, job: Job, *, reply_to: str | None = None) -> None:
+        """Publish a job and wait until the broker has it. ``reply_to`` is this client, if not given.
 
         Raises:
             UnknownPoolError: No queue is bound for the pool.
@@ -44,7 +44,7 @@ class Publisher:
             ServiceUnreachableError: There is no connection to be had.
 
         """
-        message = job_message(job, reply_to=self._settings.client_id)
+        message = job_message(job, reply_to=reply_to or self._settings.client_id)
         try:
             await self._publish(JOBS_EXCHANGE, message, routing_key=job.pool, mandatory=True)
         except PublishError as error:

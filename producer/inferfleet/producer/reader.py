@@ -19,37 +19,45 @@ from redis.exceptions import RedisError
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
 
 from inferfleet.producer.journal_view import BEGINNING, JournalLine, JournalView
-from inferfleet.schemas.journal import FinishedEntry, JournalEntry
+from inferfleet.schemas.errors import ServiceUnreachableError
+from inferfleet.schemas.journal import FinishedEntry
 from inferfleet.schemas.names import journal_key, reply_key
 from inferfleet.schemas.result import Result
-from inferfleet.wire.records import REPLY_TTL_S, JobRecords, parse_line
+from inferfleet.wire.pipeline import CommandPipeline
+from inferfleet.wire.records import REPLY_STREAM_LENGTH, REPLY_TTL_S, JobRecords, parse_line
 
 logger = logging.getLogger(__name__)
 
 BLOCK_S = 5.0
 """How long one read blocks at most, so that a dead connection is noticed."""
 
+Line = tuple[bytes, dict[bytes, bytes]]
+
 
 class Reader:
-    """Reads the client's reply stream and all journals that are followed, through one blocked ``XREAD``."""
+    """Reads the client's reply stream and all journals that are followed, through one blocked ``XREAD``.
+
+    What it reads is understood by whoever asked for it: a line that cannot be read is an error for them,
+    and for nobody else.
+    """
 
     def __init__(
         self,
         *,
         blocking_client: aioredis.Redis,
-        client: aioredis.Redis,
+        pipeline: CommandPipeline,
         records: JobRecords,
         client_id: str,
         state_check_interval_s: float,
     ) -> None:
         self._blocking_client = blocking_client
-        self._client = client
+        self._pipeline = pipeline
         self._records = records
         self._client_id = client_id
         self._reply_key = reply_key(client_id).encode()
         self._state_check_interval_s = state_check_interval_s
-        self._waiters: defaultdict[str, set[asyncio.Future[Result]]] = defaultdict(set)
-        self._followers: dict[bytes, set[asyncio.Queue[tuple[bytes, JournalEntry]]]] = {}
+        self._waiters: defaultdict[str, set[asyncio.Future[bytes]]] = defaultdict(set)
+        self._followers: dict[bytes, set[asyncio.Queue[Line | None]]] = {}
         self._positions: dict[bytes, bytes] = {}
 
     async def wait(self, job_id: str) -> Result:
@@ -59,7 +67,7 @@ class Reader:
             JobNotFoundError: There is no record of the job.
 
         """
-        waiter: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        waiter: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self._waiters[job_id].add(waiter)
         try:
             # It may have finished before we looked; from here on its line cannot be missed.
@@ -67,13 +75,13 @@ class Reader:
             if record.result is not None:
                 return record.result
             if record.reply_to == self._client_id:
-                return await waiter
+                return Result.model_validate_json(await waiter)
             # Another client's job: its journal says when it is done.
             async with aclosing(self.follow(job_id, after=BEGINNING)) as lines:
                 async for _ in lines:
                     if waiter.done():
                         break
-            return (await self._records.get(job_id)).result or await waiter
+            return (await self._records.get(job_id)).result or Result.model_validate_json(await waiter)
         finally:
             self._waiters[job_id].discard(waiter)
             if not self._waiters[job_id]:
@@ -84,21 +92,25 @@ class Reader:
         key = journal_key(job_id).encode()
         view = JournalView.at(after)
         # What is there already comes from a read of our own; the shared read brings the rest.
-        arriving: asyncio.Queue[tuple[bytes, JournalEntry]] = asyncio.Queue()
+        arriving: asyncio.Queue[Line | None] = asyncio.Queue()
         self._followers.setdefault(key, set()).add(arriving)
         try:
-            # redis-py's annotations cover every protocol and decoding at once; here all is bytes.
-            present: Any = await self._client.xrange(key, min=b"(" + view.line_id)
+            present = await self._records.lines(job_id, after=view.line_id)
             for line_id, fields in present:
                 for line in view.see(line_id, parse_line(fields)):
                     yield line
                     if isinstance(line.entry, FinishedEntry):
                         return
+            if not present and await self._ended(job_id, view):
+                return
             if key not in self._positions:
                 self._positions[key] = view.line_id
                 await self._wake()
             while True:
-                for line in view.see(*await arriving.get()):
+                arrived = await arriving.get()
+                if arrived is None:
+                    raise ServiceUnreachableError("the client was closed while it read a journal")
+                for line in view.see(arrived[0], parse_line(arrived[1])):
                     yield line
                     if isinstance(line.entry, FinishedEntry):
                         return
@@ -108,6 +120,11 @@ class Reader:
                 del self._followers[key]
                 self._positions.pop(key, None)
 
+    async def start(self) -> None:
+        """Find the place to read replies from. Jobs that are submitted later cannot finish before it."""
+        last: Any = await self._pipeline.execute("XREVRANGE", self._reply_key, "+", "-", "COUNT", 1)
+        self._positions[self._reply_key] = last[0][0] if last else b"0-0"
+
     async def read_for_ever(self) -> None:
         """Read until cancelled; an outage of Redis is waited out."""
         async for attempt in AsyncRetrying(
@@ -115,27 +132,12 @@ class Reader:
             wait=wait_random_exponential(multiplier=0.05, max=2.0),
         ):
             with attempt:
-                last: Any = await self._client.xrevrange(self._reply_key, count=1)
-                self._positions.setdefault(self._reply_key, last[0][0] if last else b"0-0")
                 while True:
                     streams: dict[Any, Any] = dict(self._positions)
                     answer: Any = await self._blocking_client.xread(
                         streams, block=int(BLOCK_S * 1000), count=1000
                     )
                     await self._take(answer or [])
-
-    async def _take(self, answer: list[tuple[bytes, list[tuple[bytes, dict[bytes, bytes]]]]]) -> None:
-        for key, lines in answer:
-            if key == self._reply_key:
-                self._positions[key] = lines[-1][0]
-                finished = [fields[b"job"].decode() for _, fields in lines if b"job" in fields]
-                await self._resolve([job_id for job_id in finished if job_id in self._waiters])
-            elif key in self._positions:
-                self._positions[key] = lines[-1][0]
-                for line_id, fields in lines:
-                    entry = parse_line(fields)
-                    for follower in self._followers.get(key, ()):
-                        follower.put_nowait((line_id, entry))
 
     async def check_for_ever(self) -> None:
         """Look at the records themselves now and then: a worker may die between commit and reply line."""
@@ -146,14 +148,46 @@ class Reader:
             except (RedisError, OSError) as error:
                 logger.warning("cannot check waiting jobs: Redis does not answer (%s)", error)
 
+    def close(self) -> None:
+        """Tell everybody who still waits that no answer will come."""
+        for waiters in self._waiters.values():
+            for waiter in waiters:
+                if not waiter.done():
+                    waiter.set_exception(
+                        ServiceUnreachableError("the client was closed while it waited for a job")
+                    )
+        for followers in self._followers.values():
+            for follower in followers:
+                follower.put_nowait(None)
+
+    async def _take(self, answer: list[tuple[bytes, list[Line]]]) -> None:
+        for key, lines in answer:
+            if key == self._reply_key:
+                finished = [fields[b"job"].decode() for _, fields in lines if b"job" in fields]
+                await self._resolve([job_id for job_id in finished if job_id in self._waiters])
+                # Only now: should the results be out of reach, these lines are read again.
+                self._positions[key] = lines[-1][0]
+            elif key in self._positions:
+                self._positions[key] = lines[-1][0]
+                for follower in self._followers.get(key, ()):
+                    for line in lines:
+                        follower.put_nowait(line)
+
     async def _resolve(self, job_ids: list[str]) -> None:
         for job_id, result in (await self._records.results(job_ids)).items():
             for waiter in self._waiters.get(job_id, ()):
                 if not waiter.done():
                     waiter.set_result(result)
 
+    async def _ended(self, job_id: str, view: JournalView) -> bool:
+        """Whether the reader has seen the last line of a journal that is complete."""
+        last = await self._records.last_line(job_id)
+        return last is not None and isinstance(last[1], FinishedEntry) and not view.see(*last)
+
     async def _wake(self) -> None:
-        async with self._client.pipeline(transaction=False) as pipeline:
-            pipeline.xadd(self._reply_key, {"wake": b""}, maxlen=1000, approximate=True)
-            pipeline.expire(self._reply_key, REPLY_TTL_S)
-            await pipeline.execute()
+        await asyncio.gather(
+            self._pipeline.enqueue(
+                "XADD", self._reply_key, "MAXLEN", "~", REPLY_STREAM_LENGTH, "*", "wake", ""
+            ),
+            self._pipeline.enqueue("EXPIRE", self._reply_key, REPLY_TTL_S),
+        )

@@ -12,7 +12,8 @@ from typing import Any, Unpack
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
-from inferfleet.producer.fleet import Fleet, JobOptions
+from inferfleet.producer.fleet import Fleet
+from inferfleet.producer.job_making import JobOptions
 from inferfleet.producer.journal_view import BEGINNING, JournalLine
 from inferfleet.schemas.job import Job, JobState
 from inferfleet.schemas.result import JobRecord, Result

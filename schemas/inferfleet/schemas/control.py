@@ -11,10 +11,11 @@ from inferfleet.schemas.wire_model import WireModel
 
 
 class CancelJob(WireModel):
-    """Stop the job if you are running it."""
+    """Stop the job if you are running it. With ``keep``, what it said so far stays in its session."""
 
     kind: Literal["cancel"] = "cancel"
     job_id: JobId
+    keep: bool = False
 
 
 class DrainWorker(WireModel):

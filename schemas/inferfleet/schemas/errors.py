@@ -5,6 +5,10 @@ InferfleetError
 │   └── IdempotencyConflictError   the key was used before with another body
 ├── UnknownPoolError           no queue is bound for the pool; nothing was accepted
 ├── QueueFullError             the pool's queue is at its limit; nothing was accepted
+├── SessionError               a session cannot do what was asked
+│   ├── SessionBusyError           a turn is unfinished and this one was not to wait
+│   ├── SessionTooLargeError       the history is at its limit; nothing was accepted
+│   └── StateConflictError         the state was changed by somebody else meanwhile
 ├── PublishUnconfirmedError    the broker may or may not have the job
 ├── PartialSubmitError         of many jobs, some were not accepted
 ├── JobNotFoundError           no record of the job: never accepted, or past its retention
@@ -37,6 +41,30 @@ class UnknownPoolError(InferfleetError):
 
 class QueueFullError(InferfleetError):
     """The pool's queue is at its admission limit. The job was not accepted; try again later."""
+
+
+class SessionError(InferfleetError):
+    """A session cannot do what was asked of it."""
+
+
+class SessionBusyError(SessionError):
+    """The session has an unfinished turn, and the job said ``on_busy="reject"``. It was not accepted."""
+
+
+class SessionTooLargeError(SessionError):
+    """The session's history is at its size limit. The job was not accepted."""
+
+
+class StateConflictError(SessionError):
+    """The session's state is at another version than the caller knew."""
+
+    def __init__(self, session_id: str, *, expected: int, present: int) -> None:
+        super().__init__(
+            f"the state of session {session_id!r} is at version {present}, not {expected}: "
+            "read it again and repeat the change"
+        )
+        self.expected = expected
+        self.present = present
 
 
 class PublishUnconfirmedError(InferfleetError):

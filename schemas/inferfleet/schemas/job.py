@@ -57,6 +57,22 @@ class JobState(StrEnum):
         return self not in {JobState.QUEUED, JobState.RUNNING}
 
 
+class OnBusy(StrEnum):
+    """What a new turn does when its session has an unfinished one."""
+
+    ENQUEUE = "enqueue"
+    """Wait for its turn."""
+
+    REJECT = "reject"
+    """Refuse: ``SessionBusyError`` at the caller."""
+
+    INTERRUPT = "interrupt"
+    """Stop the running turn, keep what it said so far as said, then run."""
+
+    ROLLBACK = "rollback"
+    """Stop the running turn without a trace, then run."""
+
+
 def new_job_id() -> str:
     """Make a UUIDv7 (RFC 9562): unique, and ordered by time."""
     return str(uuid_utils.uuid7())
@@ -67,6 +83,8 @@ class Job(WireModel):
 
     ``body`` is the request body of ``endpoint``, in OpenAI's own terms. ``expires_at`` is the last
     moment at which the job may start; ``timeout_s`` limits one attempt's running time in seconds.
+    A turn of a session carries only the new messages; ``state_patch`` (JSON Merge Patch, RFC 7396) is
+    applied to the session's state when the turn is added.
     """
 
     id: JobId = Field(default_factory=new_job_id)
@@ -75,6 +93,8 @@ class Job(WireModel):
     body: dict[str, Any]
     priority: Annotated[int, Field(ge=0, le=9, strict=True)] = Priority.NORMAL
     session_id: SessionId | None = None
+    on_busy: OnBusy = OnBusy.ENQUEUE
+    state_patch: dict[str, Any] | None = None
     stream: bool = False
     expires_at: AwareDatetime | None = None
     timeout_s: Annotated[float, Field(gt=0, le=86_400)] | None = None

@@ -95,6 +95,21 @@ def lane_key(session_id: str) -> str:
     return f"inferfleet:session:{{{session_id}}}:lane"
 
 
+def payloads_key(session_id: str) -> str:
+    """Key of the hash with the messages of a session's turn that runs and of those that wait, by job."""
+    return f"inferfleet:session:{{{session_id}}}:payloads"
+
+
+def turns_key(session_id: str) -> str:
+    """Key of the list of a session's turns."""
+    return f"inferfleet:session:{{{session_id}}}:turns"
+
+
+def state_key(session_id: str) -> str:
+    """Key of a session's state: one JSON value."""
+    return f"inferfleet:session:{{{session_id}}}:state"
+
+
 def worker_key(worker_id: str) -> str:
     """Key of a worker's heartbeat: a hash that expires when the worker is gone."""
     return f"inferfleet:worker:{worker_id}"

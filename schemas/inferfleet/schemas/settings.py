@@ -62,6 +62,8 @@ class ServiceSettings(BaseSettings):
     queue_max_length: Annotated[int, Field(ge=1)] | None = None
     result_ttl_s: Annotated[int, Field(ge=1)] = 24 * 3600
     queued_ttl_s: Annotated[int, Field(ge=1)] = 7 * 24 * 3600
+    session_ttl_s: Annotated[int, Field(ge=1)] = 30 * 60
+    max_session_bytes: Annotated[int, Field(ge=1)] = 16 * 1024 * 1024
 
     @field_validator("amqp_url")
     @classmethod

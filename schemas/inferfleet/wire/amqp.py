@@ -17,6 +17,7 @@ from aio_pika.exceptions import (
     AuthenticationError,
     ChannelInvalidStateError,
     ChannelPreconditionFailed,
+    InvalidFrameError,
     ProbableAuthenticationError,
 )
 from yarl import URL
@@ -49,7 +50,8 @@ def connection_errors(url: str) -> Generator[None]:
     """Turn what aio-pika raises while connecting into a plain ``ServiceUnreachableError``."""
     try:
         yield
-    except (AuthenticationError, ProbableAuthenticationError) as error:
+    except (AuthenticationError, ProbableAuthenticationError, InvalidFrameError) as error:
+        # aiormq reads RabbitMQ's answer to an unknown virtual host as an invalid frame.
         raise ServiceUnreachableError(
             f"RabbitMQ at {redacted(url)} refuses the credentials or the virtual host; "
             "check user, password and vhost in INFERFLEET_AMQP_URL"

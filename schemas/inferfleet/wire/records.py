@@ -8,13 +8,11 @@ that a worker that lost its job, and does not know it yet, can do no harm.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
-
-import redis.asyncio as aioredis
 
 from inferfleet.schemas.errors import JobNotFoundError
 from inferfleet.schemas.job import Job, JobState
@@ -50,6 +48,7 @@ class Verdict(StrEnum):
 
     STARTED = "started"
     CANCELLED = "cancelled"
+    INTERRUPTED = "interrupted"
     EXPIRED = "expired"
     EXHAUSTED = "exhausted"
     DONE = "done"
@@ -67,6 +66,7 @@ class Written(StrEnum):
 
     OK = "ok"
     CANCEL = "cancel"
+    INTERRUPT = "interrupt"
     FENCED = "fenced"
     MISSING = "missing"
 
@@ -85,7 +85,7 @@ class Started:
 
     ``fence`` belongs to the new attempt, if there is one; with ``BUSY``, ``busy_s`` is what is left of the
     other worker's lease. ``tokens`` is how many tokens the journal holds to continue from, ``charged`` how
-    many attempts count towards the job's limit.
+    many attempts count towards the job's limit. ``reply_to`` is the client to tell of the end.
     """
 
     verdict: Verdict
@@ -93,6 +93,7 @@ class Started:
     tokens: int
     tokens_wasted: int
     charged: int
+    reply_to: str
     busy_s: float = 0.0
 
 
@@ -112,11 +113,8 @@ class Unflushed:
 class JobRecords:
     """The records of all jobs. What many tasks do at once goes through one pipeline."""
 
-    def __init__(
-        self, *, pipeline: CommandPipeline, client: aioredis.Redis, result_ttl_s: int, queued_ttl_s: int
-    ) -> None:
+    def __init__(self, *, pipeline: CommandPipeline, result_ttl_s: int, queued_ttl_s: int) -> None:
         self._pipeline = pipeline
-        self._client = client
         self._result_ttl_s = result_ttl_s
         self._queued_ttl_s = queued_ttl_s
 
@@ -140,8 +138,10 @@ class JobRecords:
         """Forget a job that the broker refused."""
         await self._call(scripts.DISCARD, (job_key(job_id), journal_key(job_id)))
 
-    async def cancel(self, job_id: str, result: Result) -> JobState:
+    async def cancel(self, job_id: str, result: Result, *, keep: bool = False) -> JobState:
         """End a queued job with ``result``; mark a running one. Returns the state it is in now.
+
+        With ``keep`` the worker that ends it adds what was generated to its session.
 
         Raises:
             JobNotFoundError: There is no record of the job.
@@ -155,6 +155,7 @@ class JobRecords:
             self._result_ttl_s,
             _json(FinishedEntry(at=now, attempt=result.attempts, state=result.state, failure=result.error)),
             _json(result),
+            "interrupt" if keep else "cancel",
         )
         match verdict.decode():
             case "missing":
@@ -184,7 +185,7 @@ class JobRecords:
         ``alone`` says that no other suspect runs beside it (see ``SUSPECT_AFTER``).
         """
         now = datetime.now(UTC)
-        verdict, attempt, tokens, wasted, charged = await self._call(
+        verdict, attempt, tokens, wasted, charged, waiting = await self._call(
             scripts.START,
             (job_key(job.id), journal_key(job.id)),
             _milliseconds(now),
@@ -204,8 +205,12 @@ class JobRecords:
             SUSPECT_AFTER,
         )
         if verdict == b"busy":
-            return Started(Verdict.BUSY, Fence(token, 0), 0, 0, charged, busy_s=attempt / 1000)
-        return Started(Verdict(verdict.decode()), Fence(token, attempt), tokens, wasted, charged)
+            return Started(
+                Verdict.BUSY, Fence(token, 0), 0, 0, charged, waiting.decode(), busy_s=attempt / 1000
+            )
+        return Started(
+            Verdict(verdict.decode()), Fence(token, attempt), tokens, wasted, charged, waiting.decode()
+        )
 
     async def append(self, job_id: str, *, fence: Fence, lease_s: float, unflushed: Unflushed) -> Written:
         """Add tokens to the journal and renew the lease; without tokens, only renew."""
@@ -330,41 +335,48 @@ class JobRecords:
 
     async def get_many(self, job_ids: Iterable[str]) -> dict[str, JobRecord | None]:
         """Read many jobs, some hundred in one round trip. A job without a record is ``None``."""
-        ids = list(dict.fromkeys(job_ids))
         records: dict[str, JobRecord | None] = {}
-        for first in range(0, len(ids), READ_BATCH):
-            some = ids[first : first + READ_BATCH]
-            pipeline = self._client.pipeline(transaction=False)
-            for job_id in some:
-                pipeline.hgetall(job_key(job_id))
-                pipeline.get(result_key(job_id))
-            answers: list[Any] = await pipeline.execute()
-            for job_id, fields, result in zip(some, answers[::2], answers[1::2], strict=True):
-                records[job_id] = _record(job_id, fields, result) if fields else None
+        for some in _portions(job_ids):
+            fields = [self._pipeline.enqueue("HGETALL", job_key(job_id)) for job_id in some]
+            results = [self._pipeline.enqueue("GET", result_key(job_id)) for job_id in some]
+            answers: list[Any] = await asyncio.gather(*fields, *results)
+            for job_id, found, result in zip(some, answers, answers[len(some) :], strict=False):
+                records[job_id] = _record(job_id, found, result) if found else None
         return records
 
-    async def results(self, job_ids: Sequence[str]) -> dict[str, Result]:
-        """Read the results of those jobs that have one."""
-        results: dict[str, Result] = {}
-        for first in range(0, len(job_ids), READ_BATCH):
-            some = job_ids[first : first + READ_BATCH]
-            pipeline = self._client.pipeline(transaction=False)
-            for job_id in some:
-                pipeline.get(result_key(job_id))
-            for job_id, text in zip(some, await pipeline.execute(), strict=True):
-                if text is not None:
-                    results[job_id] = Result.model_validate_json(text)
+    async def results(self, job_ids: Iterable[str]) -> dict[str, bytes]:
+        """Read the results, as JSON, of those jobs that have one."""
+        results: dict[str, bytes] = {}
+        for some in _portions(job_ids):
+            texts = await asyncio.gather(*(self._pipeline.enqueue("GET", result_key(id_)) for id_ in some))
+            results |= {job_id: text for job_id, text in zip(some, texts, strict=True) if text is not None}
         return results
+
+    async def lines(self, job_id: str, *, after: bytes = b"0-0") -> list[tuple[bytes, dict[bytes, bytes]]]:
+        """Read the lines of a job's journal that are behind the line ``after``, each with its id."""
+        lines: Any = await self._pipeline.execute("XRANGE", journal_key(job_id), b"(" + after, "+")
+        return lines or []
 
     async def journal(self, job_id: str) -> list[JournalEntry]:
         """Read a job's whole journal."""
-        lines: Any = await self._client.xrange(journal_key(job_id))
-        return [parse_line(fields) for _, fields in lines]
+        return [parse_line(fields) for _, fields in await self.lines(job_id)]
+
+    async def last_line(self, job_id: str) -> tuple[bytes, JournalEntry] | None:
+        """Read the last line of a job's journal, with its id."""
+        lines: Any = await self._pipeline.execute("XREVRANGE", journal_key(job_id), "+", "-", "COUNT", 1)
+        return (lines[0][0], parse_line(lines[0][1])) if lines else None
 
     def _call(
         self, script: scripts.Script, keys: tuple[str, ...], *arguments: Argument
     ) -> asyncio.Future[Any]:
         return self._pipeline.enqueue(*scripts.call(script, keys, *arguments))
+
+
+def _portions(job_ids: Iterable[str]) -> Iterator[list[str]]:
+    """Cut them into portions that do not hold up the commands of others, each id once."""
+    ids = list(dict.fromkeys(job_ids))
+    for first in range(0, len(ids), READ_BATCH):
+        yield ids[first : first + READ_BATCH]
 
 
 def parse_line(fields: dict[bytes, bytes]) -> JournalEntry:

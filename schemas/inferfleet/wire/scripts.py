@@ -37,8 +37,21 @@ APPEND: Final = Script.load("append")
 FINISH: Final = Script.load("finish")
 RELEASE: Final = Script.load("release")
 RESTORE: Final = Script.load("restore")
+SESSION_ENTER: Final = Script.load("session_enter")
+SESSION_PUBLISHED: Final = Script.load("session_published")
+SESSION_ADVANCE: Final = Script.load("session_advance")
+SESSION_BEGIN: Final = Script.load("session_begin")
+SESSION_APPEND: Final = Script.load("session_append")
+SESSION_STATE: Final = Script.load("session_state")
+SESSION_CONFIGURE: Final = Script.load("session_configure")
+SESSION_IMPORT: Final = Script.load("session_import")
+SESSION_DELETE: Final = Script.load("session_delete")
 
-ALL: Final = (CREATE, DISCARD, CANCEL, START, APPEND, FINISH, RELEASE, RESTORE)
+ALL: Final = (
+    *(CREATE, DISCARD, CANCEL, START, APPEND, FINISH, RELEASE, RESTORE),
+    *(SESSION_ENTER, SESSION_PUBLISHED, SESSION_ADVANCE, SESSION_BEGIN, SESSION_APPEND),
+    *(SESSION_STATE, SESSION_CONFIGURE, SESSION_IMPORT, SESSION_DELETE),
+)
 
 
 def call(script: Script, keys: tuple[str, ...], *arguments: Argument) -> tuple[Argument, ...]:

@@ -21,6 +21,7 @@ class Interruption(StrEnum):
     TIMEOUT = "timeout"
     CANCELLED = "cancelled"
     HAND_OVER = "hand_over"
+    INTERRUPTED = "interrupted"
     SUPERSEDED = "superseded"
 
 
@@ -32,9 +33,12 @@ class JobRun:
         self.delivery = delivery
         self.fence = Fence("", 0)
         self.charged = 0
+        self.reply_to = delivery.reply_to
         self.started_at = datetime.now(UTC)
         self.started = time.monotonic()
         self.first_token_s: float | None = None
+        self.history_tokens = 0
+        """Tokens of the session's earlier turns in the prompt."""
         self.interruption: Interruption | None = None
         self._journaled: list[TokenChunk] = []
         self._offset = 0
@@ -47,10 +51,11 @@ class JobRun:
         """The number of this attempt; 0 before it was granted."""
         return self.fence.attempt
 
-    def start(self, *, fence: Fence, charged: int) -> None:
-        """Note the fence of the attempt that was granted, and how many count against the limit."""
+    def start(self, *, fence: Fence, charged: int, reply_to: str) -> None:
+        """Note what was granted: the fence, how many attempts count, and the client to tell of the end."""
         self.fence = fence
         self.charged = charged
+        self.reply_to = reply_to
 
     def resume(self, chunks: tuple[TokenChunk, ...]) -> None:
         """Go on behind what earlier attempts left in the journal."""
@@ -66,6 +71,11 @@ class JobRun:
     def tokens_generated(self) -> int:
         """Tokens this attempt generated itself."""
         return self.tokens - self._resumed_tokens
+
+    @property
+    def text(self) -> str:
+        """The text of choice 0 so far."""
+        return "".join(chunk.text for chunk in (*self._journaled, *self._fresh) if chunk.index == 0)
 
     @property
     def resume_token_ids(self) -> tuple[int, ...]:

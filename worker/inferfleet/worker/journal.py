@@ -61,6 +61,8 @@ class JournalWriter:
         match written:
             case Written.CANCEL:
                 run.interrupt(Interruption.CANCELLED)
+            case Written.INTERRUPT:
+                run.interrupt(Interruption.INTERRUPTED)
             case Written.FENCED:
                 if run in self._runs:
                     run.interrupt(Interruption.SUPERSEDED)
@@ -78,7 +80,7 @@ class JournalWriter:
                 lease_s=self._settings.lease_s,
                 started_at=run.started_at,
                 chunks=run.journaled,
-                reply_to=run.delivery.reply_to,
+                reply_to=run.reply_to,
             )
             logger.warning(
                 "Redis lost the record of a running job",

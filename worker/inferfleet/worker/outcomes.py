@@ -58,10 +58,17 @@ class Defer:
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """Ack and nothing else: the job is finished already, or belongs to a later attempt."""
+    """Ack: the job is ``finished`` already, or belongs to a later attempt."""
+
+    finished: bool = False
 
 
-Outcome = Finish | Retry | DeadLetter | HandOver | Defer | Drop
+@dataclass(frozen=True, slots=True)
+class Park:
+    """Another turn owns the job's session: let it wait in the session's lane."""
+
+
+Outcome = Finish | Retry | DeadLetter | HandOver | Defer | Drop | Park
 
 
 @dataclass(frozen=True, slots=True)

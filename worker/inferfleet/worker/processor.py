@@ -37,6 +37,7 @@ from inferfleet.worker.outcomes import (
 )
 from inferfleet.worker.ports import Completion, Engine, EngineDeadError, Generation, GenerationError
 from inferfleet.worker.settlement import Settlement
+from inferfleet.worker.turns import Turns
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +57,7 @@ class Processor:
         engine: Engine,
         records: JobRecords,
         journal: JournalWriter,
+        turns: Turns,
         settlement: Settlement,
         metrics: WorkerMetrics,
     ) -> None:
@@ -63,6 +65,7 @@ class Processor:
         self._engine = engine
         self._records = records
         self._journal = journal
+        self._turns = turns
         self._settlement = settlement
         self._metrics = metrics
         self._policy = RetryPolicy(base_s=settings.retry_base_s, cap_s=settings.retry_cap_s)
@@ -163,7 +166,7 @@ class Processor:
             alone=alone,
             reply_to=run.delivery.reply_to,
         )
-        run.start(fence=started.fence, charged=started.charged)
+        run.start(fence=started.fence, charged=started.charged, reply_to=started.reply_to)
         self._metrics.wasted(started.tokens_wasted, "not_resumable")
         return started
 
@@ -180,24 +183,27 @@ class Processor:
             )
         if started.tokens:
             run.resume(generated(await self._records.journal(job.id)))
-            generation = replace(generation, resume_token_ids=run.resume_token_ids)
+        body = await self._turns.begin(run)
+        if not isinstance(body, dict):
+            return body
+        if started.verdict is Verdict.INTERRUPTED:
+            return await self._turns.interrupt(run, _cancelled("interrupted by the session's next turn"))
         self._journal.follow(run)
-        return await self._generate(run, generation)
+        return await self._generate(
+            run, replace(generation, body=body, resume_token_ids=run.resume_token_ids)
+        )
 
     def _refused(self, job: Job, started: Started) -> Outcome | None:
         """What to do when the start was not granted; ``None`` when it was."""
         match started.verdict:
-            case Verdict.STARTED:
+            case Verdict.STARTED | Verdict.INTERRUPTED:
                 return None
             case Verdict.DONE:
-                return Drop()
+                return Drop(finished=True)
             case Verdict.BUSY | Verdict.SUSPECT:
                 return Defer(rounded(started.busy_s))
             case Verdict.CANCELLED:
-                return Finish(
-                    JobState.CANCELLED,
-                    failure=Failure(code=FailureCode.CANCELLED, message="cancelled before it ran again"),
-                )
+                return _cancelled("cancelled before it ran again")
             case Verdict.EXPIRED:
                 return Finish(
                     JobState.EXPIRED,
@@ -229,19 +235,18 @@ class Processor:
         except GenerationError as error:
             return self._after(run, Failure(code=error.code, message=str(error)[:4096]))
         if completion is not None:
-            return Finish(JobState.SUCCEEDED, completion)
-        return self._interrupted(run)
+            return await self._turns.complete(run, completion)
+        return await self._interrupted(run)
 
-    def _interrupted(self, run: JobRun) -> Outcome:
+    async def _interrupted(self, run: JobRun) -> Outcome:
         match run.interruption:
             case Interruption.TIMEOUT:
                 message = f"still running after its timeout_s of {run.job.timeout_s:g} s"
                 return Finish(JobState.FAILED, failure=Failure(code=FailureCode.TIMEOUT, message=message))
             case Interruption.CANCELLED:
-                message = "cancelled while it ran"
-                return Finish(
-                    JobState.CANCELLED, failure=Failure(code=FailureCode.CANCELLED, message=message)
-                )
+                return _cancelled("cancelled while it ran")
+            case Interruption.INTERRUPTED:
+                return await self._turns.interrupt(run, _cancelled("interrupted by the session's next turn"))
             case Interruption.HAND_OVER:
                 return HandOver(refund=True)
             case Interruption.SUPERSEDED:
@@ -261,6 +266,10 @@ class Processor:
             policy=self._policy,
             chance=self._chance,
         )
+
+
+def _cancelled(message: str) -> Finish:
+    return Finish(JobState.CANCELLED, failure=Failure(code=FailureCode.CANCELLED, message=message))
 
 
 def _decode(body: bytes) -> Job:

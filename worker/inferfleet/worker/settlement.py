@@ -18,19 +18,23 @@ from aio_pika.exceptions import DeliveryError
 
 from inferfleet.schemas import Failure, Job, JobState, Result, Timings, Usage, names
 from inferfleet.schemas.errors import PublishUnconfirmedError, ServiceUnreachableError
+from inferfleet.schemas.job import OnBusy
 from inferfleet.schemas.journal import QueuedEntry
 from inferfleet.schemas.settings import WorkerSettings
 from inferfleet.wire.amqp import declare_retry, job_message
 from inferfleet.wire.publishing import ConfirmChannel
 from inferfleet.wire.records import JobRecords, Unflushed, Written
+from inferfleet.wire.sessions import Entry, Payload, Sessions
 from inferfleet.worker.broker import Delivery
 from inferfleet.worker.job_run import JobRun
 from inferfleet.worker.journal import JournalWriter
 from inferfleet.worker.metrics import WorkerMetrics
-from inferfleet.worker.outcomes import DeadLetter, Defer, Drop, Finish, HandOver, Outcome, Retry
+from inferfleet.worker.outcomes import DeadLetter, Defer, Drop, Finish, HandOver, Outcome, Park, Retry
 from inferfleet.worker.ports import Completion
 
 logger = logging.getLogger(__name__)
+
+_UNPUBLISHED = (ServiceUnreachableError, PublishUnconfirmedError, DeliveryError, OSError)
 
 REQUEUE_PAUSE_S = 1.0
 """A pause before a message goes straight back to its queue because the way round was closed."""
@@ -44,12 +48,14 @@ class Settlement:
         *,
         settings: WorkerSettings,
         records: JobRecords,
+        sessions: Sessions,
         journal: JournalWriter,
         confirm_channel: ConfirmChannel,
         metrics: WorkerMetrics,
     ) -> None:
         self._settings = settings
         self._records = records
+        self._sessions = sessions
         self._journal = journal
         self._confirm_channel = confirm_channel
         self._metrics = metrics
@@ -58,8 +64,10 @@ class Settlement:
         """Carry out what was decided about a job."""
         match outcome:
             case Finish(state, completion, failure):
-                await self._commit(run, self._result(run, state, failure, completion))
-                delivery.ack()
+                if await self._commit(run, self._result(run, state, failure, completion)):
+                    await self._end_turn(run.job, delivery)
+                else:
+                    delivery.ack()
             case Retry(failure, delay_s):
                 await self._release(
                     run,
@@ -71,7 +79,7 @@ class Settlement:
             case DeadLetter(failure):
                 if await self._bury(delivery, failure, attempts=run.charged):
                     await self._commit(run, self._result(run, JobState.FAILED, failure))
-                    delivery.ack()
+                    await self._end_turn(run.job, delivery)
             case HandOver(refund):
                 await self._release(
                     run,
@@ -82,8 +90,12 @@ class Settlement:
                 await delivery.requeue()
             case Defer(delay_s):
                 await self._send_round(run.job, delivery, delay_s)
+            case Drop(finished=True):
+                await self._end_turn(run.job, delivery)
             case Drop():
                 delivery.ack()
+            case Park():
+                await self._park(run, delivery)
             case _:
                 assert_never(outcome)
 
@@ -93,15 +105,53 @@ class Settlement:
         if await self._bury(delivery, failure, attempts=0):
             delivery.ack()
 
-    async def _commit(self, run: JobRun, result: Result) -> None:
+    async def _end_turn(self, job: Job, delivery: Delivery) -> None:
+        """Let the session's next turn run, if there is one, and ack."""
+        if job.session_id is None:
+            delivery.ack()
+            return
+        following = await self._sessions.advance(job)
+        if following is None:
+            delivery.ack()
+            return
+        message = job_message(following.job, reply_to=following.reply_to)
+        try:
+            await self._confirm_channel.publish(
+                names.JOBS_EXCHANGE, message, routing_key=following.job.pool, mandatory=True
+            )
+        except _UNPUBLISHED as error:
+            # The job that ended comes again, and with it another chance to publish the next turn.
+            logger.warning(
+                "cannot publish a session's next turn yet (%s)", error, extra={"job_id": following.job.id}
+            )
+            await asyncio.sleep(REQUEUE_PAUSE_S)
+            await delivery.requeue()
+        else:
+            await self._sessions.published(following.job)
+            delivery.ack()
+
+    async def _park(self, run: JobRun, delivery: Delivery) -> None:
+        """Put a turn into its session's lane. Needed when Redis lost the lane it was in."""
+        entry = QueuedEntry(at=datetime.now(UTC), attempt=run.attempt, reason="handed_over")
+        await self._release(run, entry, refund=True)
+        job = run.job.model_copy(update={"on_busy": OnBusy.ENQUEUE})
+        entered = await self._sessions.enter(Payload(job, delivery.reply_to))
+        if entered.entry is Entry.WAIT:
+            delivery.ack()
+        else:
+            await delivery.requeue()
+
+    async def _commit(self, run: JobRun, result: Result) -> bool:
+        """Write the result; False if the job belongs to another attempt."""
         unflushed = run.take_unflushed()
         written = await self._journal.write(
             run,
             lambda: self._records.finish(
-                result, fence=run.fence, unflushed=unflushed, reply_to=run.delivery.reply_to
+                result, fence=run.fence, unflushed=unflushed, reply_to=run.reply_to
             ),
         )
         self._report(run, result, written, unflushed)
+        return written is Written.OK
 
     def _report(self, run: JobRun, result: Result, written: Written, unflushed: Unflushed) -> None:
         fields = {"job_id": run.job.id, "attempt": run.attempt, "tokens": result.usage.completion_tokens}
@@ -139,7 +189,7 @@ class Settlement:
         try:
             exchange = await declare_retry(await self._confirm_channel.channel(), delay_ms)
             await self._confirm_channel.publish(exchange.name, message, routing_key=job.pool, mandatory=True)
-        except (ServiceUnreachableError, PublishUnconfirmedError, DeliveryError, OSError) as error:
+        except _UNPUBLISHED as error:
             logger.warning(
                 "cannot delay a job, so it goes back at once (%s)", error, extra={"job_id": job.id}
             )
@@ -170,7 +220,7 @@ class Settlement:
             await self._confirm_channel.publish(
                 names.DEAD_EXCHANGE, message, routing_key=self._settings.pool, mandatory=True
             )
-        except (ServiceUnreachableError, PublishUnconfirmedError, DeliveryError, OSError) as error:
+        except _UNPUBLISHED as error:
             logger.warning("cannot write a dead letter, so the message goes back (%s)", error)
             await asyncio.sleep(REQUEUE_PAUSE_S)
             await delivery.requeue()

@@ -25,6 +25,7 @@ from inferfleet.wire.pipeline import CommandPipeline
 from inferfleet.wire.publishing import ConfirmChannel
 from inferfleet.wire.records import JobRecords
 from inferfleet.wire.redis import open_redis
+from inferfleet.wire.sessions import Sessions
 from inferfleet.wire.tasks import cancel_and_wait
 from inferfleet.worker.broker import Delivery, Session, open_session
 from inferfleet.worker.http import serve_http
@@ -35,6 +36,7 @@ from inferfleet.worker.metrics import WorkerMetrics
 from inferfleet.worker.ports import Engine, EngineDeadError
 from inferfleet.worker.processor import Processor
 from inferfleet.worker.settlement import Settlement
+from inferfleet.worker.turns import Turns
 
 T = TypeVar("T")
 
@@ -93,19 +95,21 @@ class Worker:
             pipeline = CommandPipeline(client, patience_s=None)
             records = JobRecords(
                 pipeline=pipeline,
-                client=client,
                 result_ttl_s=settings.result_ttl_s,
                 queued_ttl_s=settings.queued_ttl_s,
             )
             journal = JournalWriter(records=records, settings=settings)
+            sessions = Sessions(pipeline=pipeline, settings=settings)
             processor = Processor(
                 settings=settings,
                 engine=self._engine,
                 records=records,
                 journal=journal,
+                turns=Turns(sessions),
                 settlement=Settlement(
                     settings=settings,
                     records=records,
+                    sessions=sessions,
                     journal=journal,
                     confirm_channel=confirm_channel,
                     metrics=self._metrics,
@@ -228,9 +232,9 @@ class Worker:
             logger.warning("an order on the control exchange is not understood: %s", job_error(error))
             return
         match order:
-            case CancelJob(job_id=job_id):
+            case CancelJob(job_id=job_id, keep=keep):
                 if (run := processor.runs.get(job_id)) is not None:
-                    run.interrupt(Interruption.CANCELLED)
+                    run.interrupt(Interruption.INTERRUPTED if keep else Interruption.CANCELLED)
             case DrainWorker(worker_id=worker_id):
                 if worker_id == self._settings.worker_id:
                     self.stop()

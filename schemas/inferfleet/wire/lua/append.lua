@@ -1,7 +1,7 @@
 -- Append generated tokens to the journal and renew the lease. With a count of 0, only renew.
 -- KEYS record, journal
 -- ARGV fence, lease_until_ms, offset, count, entry
--- Returns 'ok', 'cancel' (written, and somebody asked to cancel), 'fenced' or 'missing'.
+-- Returns 'ok', 'cancel' or 'interrupt' (written, and somebody asked for that), 'fenced' or 'missing'.
 -- Sent twice, the second changes nothing: the tokens up to offset + count are there already.
 local r = redis.call('HMGET', KEYS[1], 'state', 'fence', 'tokens', 'cancel')
 if not r[1] then
@@ -17,4 +17,4 @@ if last > tonumber(r[3]) then
 else
   redis.call('HSET', KEYS[1], 'lease', ARGV[2])
 end
-return r[4] and 'cancel' or 'ok'
+return r[4] or 'ok'

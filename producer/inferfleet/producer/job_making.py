@@ -1,0 +1,76 @@
+"""From what a caller gives to a job that keeps the contract."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, TypedDict
+
+from pydantic import ValidationError
+
+from inferfleet.schemas.errors import InvalidJobError
+from inferfleet.schemas.job import Endpoint, Job, OnBusy
+from inferfleet.schemas.request import check_request, job_error
+
+
+class JobOptions(TypedDict, total=False):
+    """What a job may say besides its body. The fields are those of ``Job``."""
+
+    endpoint: Endpoint | str
+    pool: str
+    priority: int
+    session_id: str | None
+    on_busy: OnBusy | str
+    state_patch: dict[str, Any] | None
+    stream: bool
+    expires_at: datetime | None
+    timeout_s: float | None
+    max_attempts: int
+    idempotency_key: str | None
+    tenant: str
+    metadata: dict[str, str]
+
+
+def make_job(work: str | Mapping[str, Any] | Job, options: JobOptions, *, max_body_bytes: int) -> Job:
+    """Make a job from a prompt, a request body or another job, and check it.
+
+    Raises:
+        InvalidJobError: It breaks the contract; the message names each field and what is allowed.
+
+    """
+    if misspelt := options.keys() - JobOptions.__annotations__.keys():
+        raise TypeError(f"a job has no option {', '.join(map(repr, sorted(misspelt)))}")
+    try:
+        if isinstance(work, Job):
+            job = Job.model_validate(work.model_dump() | options)
+        else:
+            endpoint = _endpoint(options.get("endpoint", Endpoint.CHAT))
+            job = Job.model_validate({**options, "endpoint": endpoint, "body": _body(work, endpoint)})
+    except ValidationError as error:
+        raise job_error(error) from error
+    if job.session_id is not None and job.endpoint is not Endpoint.CHAT:
+        raise InvalidJobError(f"session_id: only {Endpoint.CHAT} has sessions, not {job.endpoint}")
+    check_request(job.endpoint, job.body, max_body_bytes=max_body_bytes)
+    return job
+
+
+def _endpoint(name: str) -> Endpoint:
+    try:
+        return Endpoint(name)
+    except ValueError as error:
+        raise InvalidJobError(f"endpoint: {name!r} is not one of {', '.join(Endpoint)}") from error
+
+
+def _body(work: str | Mapping[str, Any], endpoint: Endpoint) -> object:
+    if isinstance(work, Mapping):
+        return dict(work)
+    if not isinstance(work, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        # Callers without a type checker; ``Job`` says what is wrong with it.
+        return work
+    match endpoint:
+        case Endpoint.CHAT:
+            return {"messages": [{"role": "user", "content": work}]}
+        case Endpoint.COMPLETIONS:
+            return {"prompt": work}
+        case Endpoint.EMBEDDINGS:
+            return {"input": work}

@@ -1,0 +1,157 @@
+"""One session of an agent, for a caller: take turns, read what was said, keep state."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Mapping, Sequence
+from typing import Any, Protocol, Unpack
+
+from inferfleet.producer.job_making import JobOptions
+from inferfleet.schemas.errors import InvalidJobError, SessionError, StateConflictError
+from inferfleet.schemas.job import Job
+from inferfleet.schemas.merge_patch import merge_patch
+from inferfleet.schemas.session import SessionExport, SessionRecord, Turn
+from inferfleet.wire.sessions import Sessions
+
+
+class Submit(Protocol):
+    """``Fleet.submit``."""
+
+    def __call__(self, work: str | Mapping[str, Any] | Job, **options: Unpack[JobOptions]) -> Awaitable[Job]:
+        """Submit one job."""
+        ...
+
+
+class Session:
+    """A handle on one session. Turns of a session run one at a time, in the order they were submitted."""
+
+    def __init__(self, session_id: str, *, sessions: Sessions, submit: Submit) -> None:
+        self.id = session_id
+        self._sessions = sessions
+        self._submit = submit
+
+    async def send(
+        self,
+        messages: str | Sequence[Mapping[str, Any]],
+        *,
+        body: Mapping[str, Any] | None = None,
+        **options: Unpack[JobOptions],
+    ) -> Job:
+        """Submit a turn: only its new messages, the history comes by itself.
+
+        ``body`` holds the other fields of the chat request, like ``max_tokens`` or ``tools``.
+
+        Raises:
+            InvalidJobError: The turn breaks the contract.
+            SessionBusyError: A turn is unfinished and ``on_busy`` is ``reject``.
+            SessionTooLargeError: The history is at its size limit.
+
+        """
+        new = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
+        options["session_id"] = self.id
+        return await self._submit({**(body or {}), "messages": new}, **options)
+
+    async def configure(
+        self, *, idle_ttl_s: int | None = None, max_history_tokens: int | None = None
+    ) -> None:
+        """Set how long the idle session stays and how much of its history goes into a prompt.
+
+        ``None`` keeps what is set. Beyond ``max_history_tokens`` the oldest whole turns are left out of the
+        prompt; they stay in the history.
+        """
+        for name, value in (("idle_ttl_s", idle_ttl_s), ("max_history_tokens", max_history_tokens)):
+            if value is not None and value < 1:
+                raise InvalidJobError(f"{name}: {value} is below the minimum 1")
+        await self._sessions.configure(self.id, idle_ttl_s=idle_ttl_s, max_history_tokens=max_history_tokens)
+
+    async def get(self) -> SessionRecord | None:
+        """Read what is known of the session; ``None`` if there is none."""
+        return await self._sessions.get(self.id)
+
+    async def turns(self) -> tuple[Turn, ...]:
+        """The finished turns, the oldest first."""
+        return await self._sessions.turns(self.id)
+
+    async def history(self) -> list[dict[str, Any]]:
+        """All messages of the finished turns, in order, as OpenAI chat messages."""
+        return [message for turn in await self.turns() for message in turn.messages]
+
+    async def state(self) -> tuple[int, Any]:
+        """The state and its version. Version 0 is a session without a state, which is ``None``."""
+        return await self._sessions.state(self.id)
+
+    async def update_state(self, state: Any, *, version: int) -> int:
+        """Replace the state, if it is still at ``version``. Returns the new version.
+
+        Raises:
+            StateConflictError: Somebody else changed it meanwhile.
+
+        """
+        replaced, present = await self._sessions.replace_state(self.id, state, version=version)
+        if not replaced:
+            raise StateConflictError(self.id, expected=version, present=present)
+        return present
+
+    async def patch_state(self, patch: Any) -> int:
+        """Apply a JSON Merge Patch (RFC 7396) to the state. Returns the new version."""
+        while True:
+            version, state = await self._sessions.state(self.id)
+            replaced, present = await self._sessions.replace_state(
+                self.id, merge_patch(state, patch), version=version
+            )
+            if replaced:
+                return present
+
+    async def fork(self, new_id: str, *, turns: int | None = None) -> Session:
+        """Copy the first ``turns`` turns, or all, and the state into a new session.
+
+        Raises:
+            SessionError: ``new_id`` exists, or this session has fewer turns.
+
+        """
+        export = await self.export()
+        if turns is not None and not 0 <= turns <= len(export.turns):
+            raise SessionError(
+                f"session {self.id!r} has {len(export.turns)} turns; it cannot fork after {turns}"
+            )
+        forked = Session(new_id, sessions=self._sessions, submit=self._submit)
+        await forked.import_(export.model_copy(update={"turns": export.turns[:turns]}))
+        return forked
+
+    async def delete(self) -> bool:
+        """Delete history and state. A turn that runs or waits goes on, in an empty session."""
+        return await self._sessions.delete(self.id)
+
+    async def export(self) -> SessionExport:
+        """The whole session as one document.
+
+        Raises:
+            SessionError: There is no such session.
+
+        """
+        record = await self._sessions.get(self.id)
+        if record is None:
+            raise SessionError(f"there is no session {self.id!r}: it was never used, or it has expired")
+        return SessionExport(
+            id=self.id,
+            turns=await self._sessions.turns(self.id),
+            state=(await self._sessions.state(self.id))[1],
+            idle_ttl_s=record.idle_ttl_s,
+            max_history_tokens=record.max_history_tokens,
+        )
+
+    async def import_(self, export: SessionExport) -> None:
+        """Make this session from an exported one.
+
+        Raises:
+            SessionError: A session of this id exists.
+
+        """
+        made = await self._sessions.create(
+            self.id,
+            export.turns,
+            state=export.state,
+            idle_ttl_s=export.idle_ttl_s,
+            max_history_tokens=export.max_history_tokens,
+        )
+        if not made:
+            raise SessionError(f"session {self.id!r} exists: delete it first, or choose another id")

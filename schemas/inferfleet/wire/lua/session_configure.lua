@@ -1,0 +1,14 @@
+-- Set how long an idle session stays, and how much of its history goes into a prompt.
+-- KEYS session
+-- ARGV idle_ttl_s ('' keeps it), max_history_tokens ('' keeps it), now_ms, default_idle_ttl_s
+redis.call('HSETNX', KEYS[1], 'created_at', ARGV[3])
+if ARGV[1] ~= '' then
+  redis.call('HSET', KEYS[1], 'idle_ttl_s', ARGV[1])
+end
+if ARGV[2] ~= '' then
+  redis.call('HSET', KEYS[1], 'max_history_tokens', ARGV[2])
+end
+if (redis.call('HGET', KEYS[1], 'owner') or '') == '' then
+  redis.call('EXPIRE', KEYS[1], redis.call('HGET', KEYS[1], 'idle_ttl_s') or ARGV[4])
+end
+return 1

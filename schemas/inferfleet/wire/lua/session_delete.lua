@@ -1,0 +1,11 @@
+-- Forget history and state. A turn that runs or waits goes on, in a session that is empty.
+-- KEYS session, lane, payloads, turns, state
+-- Returns 1 if there was a session.
+local owner = redis.call('HGET', KEYS[1], 'owner')
+local existed = redis.call('DEL', KEYS[4], KEYS[5]) > 0 or redis.call('EXISTS', KEYS[1]) == 1
+if owner and owner ~= '' then
+  redis.call('HDEL', KEYS[1], 'turns', 'version', 'bytes', 'state_version', 'updated_at')
+else
+  redis.call('DEL', KEYS[1], KEYS[2], KEYS[3])
+end
+return existed and 1 or 0

@@ -1,0 +1,309 @@
+"""Sessions in Redis: the history, the state, and the lane that lets one turn run at a time.
+
+A turn that waits is nowhere but in its session's lane: it takes no worker slot and is not in the broker.
+The worker that ends a turn publishes the next one before it acks its own, so a worker that dies in
+between leaves a message that brings another worker to do it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+import orjson
+
+from inferfleet.schemas.job import Job
+from inferfleet.schemas.names import lane_key, payloads_key, session_key, state_key, turns_key
+from inferfleet.schemas.session import SessionRecord, Turn
+from inferfleet.schemas.settings import ServiceSettings
+from inferfleet.wire import scripts
+from inferfleet.wire.pipeline import CommandPipeline
+
+STALE_MS = 5_000
+"""How long a turn that owns its session may take to be published before another producer does it."""
+
+
+class Entry(StrEnum):
+    """What came of a turn's wish to run."""
+
+    RUN = "run"
+    WAIT = "wait"
+    BUSY = "busy"
+    TOO_LARGE = "too_large"
+
+
+class Begin(StrEnum):
+    """What came of an attempt's wish to begin a turn."""
+
+    BEGUN = "begun"
+    ANSWERED = "answered"
+    TAKEN = "taken"
+
+
+class Appended(StrEnum):
+    """What came of adding a turn to the history."""
+
+    OK = "ok"
+    FENCED = "fenced"
+    STATE_CONFLICT = "state_conflict"
+
+
+@dataclass(frozen=True, slots=True)
+class Payload:
+    """A turn as it will be published."""
+
+    job: Job
+    reply_to: str
+
+    def encode(self) -> bytes:
+        """As JSON."""
+        return orjson.dumps({"reply_to": self.reply_to, "job": self.job.model_dump(mode="json")})
+
+    @classmethod
+    def decode(cls, data: bytes) -> Payload | None:
+        """From JSON; ``None`` from nothing."""
+        if not data:
+            return None
+        value = orjson.loads(data)
+        return cls(Job.model_validate(value["job"]), value["reply_to"])
+
+
+@dataclass(frozen=True, slots=True)
+class Entered:
+    """The answer to a turn that asked to run. ``again`` is the owner, if it has to be published again."""
+
+    entry: Entry
+    owner: str
+    again: Payload | None
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """The answer to an attempt that begins. ``answer`` is what an earlier attempt left: its completion."""
+
+    begin: Begin
+    answer: bytes
+    turns: int
+    state_version: int
+    max_history_tokens: int | None
+
+
+class Sessions:
+    """All sessions. Changes go through the pipeline and may be sent twice."""
+
+    def __init__(self, *, pipeline: CommandPipeline, settings: ServiceSettings) -> None:
+        self._pipeline = pipeline
+        self._settings = settings
+
+    async def enter(self, payload: Payload) -> Entered:
+        """Ask for a turn. With ``RUN`` the caller must publish it; with ``WAIT`` it is in the lane."""
+        session_id = _session(payload.job)
+        entry, owner, again = await self._call(
+            scripts.SESSION_ENTER,
+            (session_key(session_id), lane_key(session_id), payloads_key(session_id)),
+            payload.job.id,
+            payload.encode(),
+            payload.job.on_busy.value,
+            _now_ms(),
+            self._settings.queued_ttl_s,
+            STALE_MS,
+            self._settings.max_session_bytes,
+        )
+        return Entered(Entry(entry.decode()), owner.decode(), Payload.decode(again))
+
+    async def published(self, job: Job) -> None:
+        """Note that the owner's message is in the queue."""
+        await self._call(scripts.SESSION_PUBLISHED, (session_key(_session(job)),), job.id)
+
+    async def advance(self, job: Job) -> Payload | None:
+        """End a turn, whatever came of it. Returns the next turn, which the caller must publish."""
+        return Payload.decode(
+            await self._call(
+                scripts.SESSION_ADVANCE,
+                _all_keys(_session(job)),
+                job.id,
+                _now_ms(),
+                self._settings.session_ttl_s,
+            )
+        )
+
+    async def begin(self, job: Job, *, token: str) -> Begun:
+        """Begin an attempt of the turn; ``token`` is the attempt's fence."""
+        begin, answer, turns, state_version, limit = await self._call(
+            scripts.SESSION_BEGIN,
+            (session_key(_session(job)),),
+            job.id,
+            token,
+            _now_ms(),
+            self._settings.queued_ttl_s,
+        )
+        return Begun(Begin(begin.decode()), answer, turns, state_version, int(limit) if limit else None)
+
+    async def append(
+        self, job: Job, *, token: str, turn: Turn, answer: bytes, state: tuple[int, Any] | None
+    ) -> Appended:
+        """Add the turn to the history and, with ``state``, replace the state of that version."""
+        session_id = _session(job)
+        version, value = ("", b"") if state is None else (state[0], orjson.dumps(state[1]))
+        appended = await self._call(
+            scripts.SESSION_APPEND,
+            (session_key(session_id), turns_key(session_id), state_key(session_id)),
+            job.id,
+            token,
+            turn.model_dump_json(exclude_none=True),
+            answer,
+            _now_ms(),
+            version,
+            value,
+            self._settings.queued_ttl_s,
+        )
+        return Appended(appended.decode())
+
+    async def turns(self, session_id: str, *, max_tokens: int | None = None) -> tuple[Turn, ...]:
+        """Read the turns, the oldest first; with ``max_tokens`` only as much of the past as it needs."""
+        key = turns_key(session_id)
+        if max_tokens is None:
+            return _parse(await self._pipeline.execute("LRANGE", key, 0, -1))
+        turns: tuple[Turn, ...] = ()
+        last = -1
+        while sum(turn.tokens for turn in turns) <= max_tokens:
+            block = _parse(await self._pipeline.execute("LRANGE", key, last - 63, last))
+            turns = block + turns
+            last -= 64
+            if len(block) < 64:
+                return turns
+        # The first turn holds the instructions, which always stay.
+        first = _parse(await self._pipeline.execute("LRANGE", key, 0, 0))
+        return turns if turns[:1] == first else first + turns
+
+    async def state(self, session_id: str) -> tuple[int, Any]:
+        """Read the state and its version; version 0 is a session without one."""
+        version, value = await asyncio.gather(
+            self._pipeline.enqueue("HGET", session_key(session_id), "state_version"),
+            self._pipeline.enqueue("GET", state_key(session_id)),
+        )
+        return int(version or 0), orjson.loads(value) if value else None
+
+    async def replace_state(self, session_id: str, state: Any, *, version: int) -> tuple[bool, int]:
+        """Replace the state if it is at ``version``. Returns whether it was, and the version it is at now."""
+        replaced, now = await self._call(
+            scripts.SESSION_STATE,
+            (session_key(session_id), state_key(session_id)),
+            version,
+            orjson.dumps(state),
+            _now_ms(),
+            self._settings.session_ttl_s,
+        )
+        return bool(replaced), now
+
+    async def create(
+        self,
+        session_id: str,
+        turns: Sequence[Turn],
+        *,
+        state: Any,
+        idle_ttl_s: int | None,
+        max_history_tokens: int | None,
+    ) -> bool:
+        """Make a session from turns and a state. False if it exists."""
+        lines = [turn.model_dump_json(exclude_none=True) for turn in turns]
+        made = await self._call(
+            scripts.SESSION_IMPORT,
+            (session_key(session_id), turns_key(session_id), state_key(session_id)),
+            _now_ms(),
+            self._settings.session_ttl_s if idle_ttl_s is None else idle_ttl_s,
+            "" if max_history_tokens is None else max_history_tokens,
+            "" if state is None else orjson.dumps(state),
+            sum(len(line.encode()) for line in lines),
+            *lines,
+        )
+        return bool(made)
+
+    async def get(self, session_id: str) -> SessionRecord | None:
+        """Read what is known of a session."""
+        fields, lane = await asyncio.gather(
+            self._pipeline.enqueue("HGETALL", session_key(session_id)),
+            self._pipeline.enqueue("LRANGE", lane_key(session_id), 0, -1),
+        )
+        if not fields:
+            return None
+        text = {name.decode(): value.decode() for name, value in fields.items() if name != b"answer"}
+        return SessionRecord(
+            id=session_id,
+            turns=int(text.get("turns", 0)),
+            version=int(text.get("version", 0)),
+            bytes=int(text.get("bytes", 0)),
+            state_version=int(text.get("state_version", 0)),
+            owner=text.get("owner") or None,
+            waiting=tuple(job.decode() for job in lane),
+            idle_ttl_s=int(text["idle_ttl_s"]) if "idle_ttl_s" in text else None,
+            max_history_tokens=int(text["max_history_tokens"]) if "max_history_tokens" in text else None,
+            created_at=_moment(text.get("created_at")),
+            updated_at=_moment(text.get("updated_at")),
+        )
+
+    async def list(self, *, limit: int) -> list[str]:
+        """The ids of sessions, in no order, at most ``limit``."""
+        found: set[str] = set()
+        cursor = b"0"
+        while len(found) < limit:
+            cursor, keys = await self._pipeline.execute(
+                "SCAN", cursor, "MATCH", session_key("*"), "COUNT", 1000, "TYPE", "hash"
+            )
+            for key in keys:
+                name = key.decode()
+                found.add(name[name.index("{") + 1 : -1])
+            if int(cursor) == 0:
+                break
+        return sorted(found)[:limit]
+
+    async def configure(
+        self, session_id: str, *, idle_ttl_s: int | None, max_history_tokens: int | None
+    ) -> None:
+        """Set how long an idle session stays and how much history goes into a prompt; ``None`` keeps it."""
+        await self._call(
+            scripts.SESSION_CONFIGURE,
+            (session_key(session_id),),
+            "" if idle_ttl_s is None else idle_ttl_s,
+            "" if max_history_tokens is None else max_history_tokens,
+            _now_ms(),
+            self._settings.session_ttl_s,
+        )
+
+    async def delete(self, session_id: str) -> bool:
+        """Delete history and state. A turn that runs or waits goes on in an empty session."""
+        return bool(await self._call(scripts.SESSION_DELETE, _all_keys(session_id)))
+
+    def _call(self, script: scripts.Script, keys: tuple[str, ...], *arguments: scripts.Argument) -> Any:
+        return self._pipeline.enqueue(*scripts.call(script, keys, *arguments))
+
+
+def _all_keys(session_id: str) -> tuple[str, ...]:
+    return (
+        session_key(session_id),
+        lane_key(session_id),
+        payloads_key(session_id),
+        turns_key(session_id),
+        state_key(session_id),
+    )
+
+
+def _session(job: Job) -> str:
+    assert job.session_id is not None  # noqa: S101 - callers have checked
+    return job.session_id
+
+
+def _parse(lines: Sequence[bytes]) -> tuple[Turn, ...]:
+    return tuple(Turn.model_validate_json(line) for line in lines)
+
+
+def _moment(milliseconds: str | None) -> datetime | None:
+    return datetime.fromtimestamp(int(milliseconds) / 1000, UTC) if milliseconds else None
+
+
+def _now_ms() -> int:
+    return int(datetime.now(UTC).timestamp() * 1000)
