@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from inferfleet.local.worker_processes import (
     WorkerProcesses,
     wait_until_ready,
 )
+from inferfleet.producer import Fleet
 from inferfleet.schemas.errors import ConfigurationError, ServiceUnreachableError
 from inferfleet.schemas.heartbeat import WorkerPhase
 from inferfleet.schemas.settings import EngineKind, WorkerSettings
@@ -154,3 +156,18 @@ async def test_without_a_folder_the_logs_go_with_the_processes(settings: MakeSet
         assert worker.log.exists()
 
     assert not worker.log.parent.exists()
+
+
+async def test_the_log_of_a_worker_that_crashed_is_kept(settings: MakeSettings, fleet: Fleet) -> None:
+    async with WorkerProcesses() as processes:
+        worker = processes.start(settings())
+        await wait_until_ready([worker], timeout_s=PATIENCE_S)
+
+        body = {"messages": [{"role": "user", "content": "bye"}], "simulated": {"kill_engine": True}}
+        await fleet.submit(body, pool=worker.settings.pool, max_attempts=1)
+
+        assert await worker.wait() == 1
+        assert f"ended with code 1; the end of its log (all of it: {worker.log}):" in worker.describe_end()
+
+    assert "the engine died" in worker.log.read_text()
+    shutil.rmtree(worker.log.parent)

@@ -38,6 +38,10 @@ STOP_GRACE_S = 15.0
 """How long a worker may take to end after its ``drain_timeout_s``."""
 LOG_TAIL_LINES = 15
 
+WRONG_SETTING = 2
+SERVICE_UNREACHABLE = 3
+"""Exit codes whose reason is the last line of the log."""
+
 
 class WorkerProcessError(InferfleetError):
     """A worker process ended before its time, or was not ready in time."""
@@ -125,18 +129,26 @@ class WorkerProcess:
             os.killpg(self.pid, signal.SIGKILL)
         return await self.wait()
 
+    @property
+    def crashed(self) -> bool:
+        """Whether it has ended by itself, with an error that may need its whole log to understand."""
+        code = self.poll()
+        return code is not None and code > 0 and code not in (WRONG_SETTING, SERVICE_UNREACHABLE)
+
     def describe_end(self) -> str:
         """Say for a person how it ended, with the end of its log."""
         lines = self.log.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:]
-        how = _how_it_ended(self.poll())
-        return "\n    ".join([f"worker {self.id} {how}; the end of its log:", *lines])
+        kept = f" (all of it: {self.log})" if self.crashed else ""
+        return "\n    ".join(
+            [f"worker {self.id} {_how_it_ended(self.poll())}; the end of its log{kept}:", *lines]
+        )
 
 
 class WorkerProcesses:
     """Owns worker processes: at the end of its ``async with`` block all of them are stopped.
 
     Should this process be killed, they are killed too. Without a ``log_folder`` the logs are in a
-    temporary folder, which is gone after the block.
+    temporary folder, which is gone after the block unless a worker crashed.
     """
 
     def __init__(self, *, log_folder: Path | None = None) -> None:
@@ -152,8 +164,7 @@ class WorkerProcesses:
             if self._log_folder is None:
                 self._log_folder = Path(tempfile.mkdtemp(prefix="inferfleet-workers-"))
                 self._reaper.add("folder", str(self._log_folder))
-                stack.callback(self._reaper.strike, "folder", str(self._log_folder))
-                stack.callback(remove_folder, self._log_folder)
+                stack.callback(self._remove_logs, self._log_folder)
             self._http = await stack.enter_async_context(
                 aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=HEARTBEAT_TIMEOUT_S))
             )
@@ -191,6 +202,11 @@ class WorkerProcesses:
         )
         self._workers.append(worker)
         return worker
+
+    def _remove_logs(self, folder: Path) -> None:
+        if not any(worker.crashed for worker in self._workers):
+            remove_folder(folder)
+        self._reaper.strike("folder", str(folder))
 
     async def _stop_all(self) -> None:
         await asyncio.gather(*(worker.stop() for worker in self._workers))
@@ -234,15 +250,14 @@ def environment(settings: WorkerSettings) -> dict[str, str]:
 
 
 def _require_alive(worker: WorkerProcess) -> None:
-    match worker.poll():
-        case None:
-            return
-        case 2:
-            raise ConfigurationError(worker.describe_end())
-        case 3:
-            raise ServiceUnreachableError(worker.describe_end())
-        case _:
-            raise WorkerProcessError(worker.describe_end())
+    code = worker.poll()
+    if code is None:
+        return
+    if code == WRONG_SETTING:
+        raise ConfigurationError(worker.describe_end())
+    if code == SERVICE_UNREACHABLE:
+        raise ServiceUnreachableError(worker.describe_end())
+    raise WorkerProcessError(worker.describe_end())
 
 
 def _how_it_ended(code: int | None) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from typing import Annotated, Any
+from typing import Annotated
 
 import orjson
 import typer
@@ -14,16 +14,9 @@ from inferfleet.cli.options import JsonFlag
 from inferfleet.local.cli.options import ServicesOption, chosen_services, sigterm_as_interrupt
 from inferfleet.local.demo.run import run_demo
 from inferfleet.local.demo.view import LivePicture, PlainLines, View
+from inferfleet.local.demo.worker_settings import worker_settings
 from inferfleet.local.services import ServicesChoice
-from inferfleet.schemas.errors import ConfigurationError
-from inferfleet.schemas.settings import EngineKind, LogFormat, WorkerSettings, read_settings
-
-MAX_RUNNING = 16
-"""Jobs in a worker's batch: so few that jobs queue up, and priorities matter."""
-
-LOOK_AHEAD = 4
-DRAIN_TIMEOUT_S = 2.0
-"""Ctrl-C should not take long, and nobody needs the answers that are cut off."""
+from inferfleet.schemas.settings import EngineKind
 
 
 def command(
@@ -43,7 +36,7 @@ def command(
     Workers take every INFERFLEET_ variable that `inferfleet worker` takes, such as INFERFLEET_MAX_RUNNING
     and INFERFLEET_ENGINE_ARGS. Exits with 1 if a job failed or was lost.
     """
-    worker = _worker_settings(engine, model)
+    worker = worker_settings(engine, model, workers=workers)
     console = Console()
     view: View = LivePicture(console) if console.is_terminal and not as_json else PlainLines()
     with sigterm_as_interrupt(), chosen_services(services) as running:
@@ -58,20 +51,3 @@ def command(
         console.print(report.as_table())
     if not report.flawless:
         raise typer.Exit(1)
-
-
-def _worker_settings(engine: EngineKind, model: str | None) -> WorkerSettings:
-    """What the environment says, and for what it leaves open the demo's own defaults."""
-    defaults: dict[str, Any] = {
-        "max_running": MAX_RUNNING,
-        "look_ahead": LOOK_AHEAD,
-        "drain_timeout_s": DRAIN_TIMEOUT_S,
-        "log_format": LogFormat.CONSOLE,
-    }
-    given = read_settings(WorkerSettings).model_fields_set
-    chosen = {name: value for name, value in defaults.items() if name not in given}
-    settings = read_settings(WorkerSettings, engine=engine, model=model, **chosen)
-    # Each worker would find out by itself, but only once the services run.
-    if settings.engine is EngineKind.VLLM and not settings.model:
-        raise ConfigurationError("--engine vllm needs --model, a folder or a name (INFERFLEET_MODEL)")
-    return settings

@@ -1,0 +1,40 @@
+"""The settings of the demo's workers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from inferfleet.schemas.errors import ConfigurationError
+from inferfleet.schemas.settings import EngineKind, LogFormat, WorkerSettings, read_settings
+
+DEFAULTS: dict[str, Any] = {
+    # So few that jobs queue up, and priorities matter.
+    "max_running": 16,
+    "look_ahead": 4,
+    # Ctrl-C should not take long, and nobody needs the answers that are cut off.
+    "drain_timeout_s": 2.0,
+    "log_format": LogFormat.CONSOLE,
+}
+"""What the demo sets where the environment leaves it open."""
+
+MEMORY_SHARE = 0.8
+"""The share of the device's memory for all vLLM workers together. Alone, each would take nine tenths."""
+
+
+def worker_settings(engine: EngineKind, model: str | None, *, workers: int) -> WorkerSettings:
+    """Read the environment, and add the demo's own defaults for ``workers`` workers on one machine.
+
+    Raises:
+        ConfigurationError: A variable is wrong, or a real engine has no model.
+
+    """
+    given = read_settings(WorkerSettings).model_fields_set
+    chosen = {name: value for name, value in DEFAULTS.items() if name not in given}
+    settings = read_settings(WorkerSettings, engine=engine, model=model, **chosen)
+    if settings.engine is EngineKind.SIMULATED:
+        return settings
+    # Each worker would find out by itself, but only once the services run.
+    if not settings.model:
+        raise ConfigurationError("--engine vllm needs --model, a folder or a name (INFERFLEET_MODEL)")
+    memory = {"gpu_memory_utilization": round(MEMORY_SHARE / workers, 3)}
+    return settings.model_copy(update={"engine_args": memory | settings.engine_args})
