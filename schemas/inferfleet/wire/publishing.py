@@ -7,7 +7,8 @@ disk, and what is consumed must still be acknowledged then.
 from __future__ import annotations
 
 import asyncio
-from contextlib import AsyncExitStack
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, asynccontextmanager
 
 from aio_pika import Message
 from aio_pika.abc import AbstractChannel
@@ -30,6 +31,7 @@ class ConfirmChannel:
         self._breaker = Breaker("RabbitMQ", ServiceUnreachableError)
         self._opening = asyncio.Lock()
         self._channel: AbstractChannel | None = None
+        self._under_way: dict[str, asyncio.Event] = {}
 
     async def channel(self) -> AbstractChannel:
         """The open channel, with the exchanges declared.
@@ -65,6 +67,10 @@ class ConfirmChannel:
             ServiceUnreachableError: There is no connection to be had.
 
         """
+        async with self._alone(message.message_id):
+            await self._publish(exchange, message, routing_key=routing_key, mandatory=mandatory)
+
+    async def _publish(self, exchange: str, message: Message, *, routing_key: str, mandatory: bool) -> None:
         route = await (await self.channel()).get_exchange(exchange, ensure=False)
         try:
             await route.publish(message, routing_key, mandatory=mandatory, timeout=self._confirm_timeout_s)
@@ -81,6 +87,25 @@ class ConfirmChannel:
                 f"the connection to RabbitMQ broke before it confirmed message {message.message_id}: "
                 "it may be queued or not. Submitting again with the same idempotency key is safe"
             ) from error
+
+    @asynccontextmanager
+    async def _alone(self, message_id: str | None) -> AsyncGenerator[None]:
+        """Wait until no message with the same id is under way.
+
+        aiormq finds out by the id which publish a returned message belongs to: of two at once it would
+        call one accepted, and log the other with its body.
+        """
+        if message_id is None:
+            yield
+            return
+        while (other := self._under_way.get(message_id)) is not None:
+            await other.wait()
+        self._under_way[message_id] = confirmed = asyncio.Event()
+        try:
+            yield
+        finally:
+            del self._under_way[message_id]
+            confirmed.set()
 
     async def aclose(self) -> None:
         """Close the connection, if there is one."""
