@@ -1,0 +1,135 @@
+"""One request from its OpenAI body to its OpenAI response, by vLLM's own request handlers."""
+
+# vLLM is not installed where types are checked.
+# pyright: reportMissingImports=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from copy import copy, deepcopy
+from functools import partial
+from typing import Any, Final
+
+import orjson
+from pydantic import TypeAdapter
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+from vllm.entrypoints.pooling.embed.protocol import EmbeddingRequest
+from vllm.entrypoints.serve.engine.protocol import ErrorResponse
+
+from inferfleet.schemas import Endpoint, Usage
+from inferfleet.schemas.journal import TokenChunk
+from inferfleet.worker.engines.vllm_errors import from_response, refusal, translate
+from inferfleet.worker.engines.vllm_loading import LoadedModel
+from inferfleet.worker.engines.vllm_tap import ChatParsers, RequestTap
+from inferfleet.worker.ports import Completion, EngineDeadError, Generation, GenerationError
+
+_EMBEDDINGS: Final[TypeAdapter[Any]] = TypeAdapter(EmbeddingRequest)
+
+
+async def answer(
+    loaded: LoadedModel, generation: Generation, emit: Callable[[TokenChunk], None]
+) -> Completion:
+    """Answer one request, and give each new token to ``emit``. Cancelling aborts it in the engine.
+
+    Raises:
+        GenerationError: This request cannot be answered. The message does not quote the prompt.
+        EngineDeadError: The engine is gone.
+
+    """
+    _require_served(loaded, generation)
+    try:
+        response = await _respond(loaded, generation, emit)
+    except (GenerationError, EngineDeadError):
+        raise
+    except Exception as error:
+        limit = loaded.engine.model_config.max_model_len
+        # Not "from error": a vendor's message may quote the prompt, and a traceback would log it.
+        raise translate(error, generation.body, max_model_len=limit) from None
+    if isinstance(response, ErrorResponse):
+        raise from_response(response, generation.body)
+    body = response if isinstance(response, dict) else response.model_dump(mode="json")
+    return Completion(response=body, usage=_usage(body))
+
+
+async def _respond(loaded: LoadedModel, generation: Generation, emit: Callable[[TokenChunk], None]) -> Any:
+    body = _vllm_body(generation)
+    match generation.endpoint:
+        case Endpoint.CHAT:
+            request = ChatCompletionRequest.model_validate(body)
+            _require_supported(request)
+            handler = copy(loaded.chat)
+            handler.engine_client = RequestTap(
+                loaded.engine, generation, emit=emit, parse=_chat_parsers(loaded, request)
+            )
+            return await handler.create_chat_completion(request)
+        case Endpoint.COMPLETIONS:
+            request = CompletionRequest.model_validate(body)
+            _require_supported(request)
+            handler = copy(loaded.completions)
+            handler.engine_client = RequestTap(loaded.engine, generation, emit=emit, parse=None)
+            return await handler.create_completion(request)
+        case Endpoint.EMBEDDINGS:
+            response = await loaded.embeddings(_EMBEDDINGS.validate_python(body))
+            return orjson.loads(response.body)
+
+
+def _vllm_body(generation: Generation) -> dict[str, Any]:
+    """Make the body that vLLM gets: tokens are taken at the tap, and who goes first is the job's to say.
+
+    It is a copy, because vLLM normalizes messages in place.
+    """
+    body = deepcopy(dict(generation.body))
+    body.pop("stream", None)
+    body.pop("stream_options", None)
+    return body | {
+        "request_id": generation.id,
+        # In vLLM the lowest number goes first.
+        "priority": -generation.priority,
+        "cache_salt": _cache_salt(generation),
+    }
+
+
+def _cache_salt(generation: Generation) -> str:
+    """Keep the prefix cache of each tenant to itself, and within it that of each salt of the caller's."""
+    source = orjson.dumps([generation.tenant, generation.body.get("cache_salt")])
+    return hashlib.sha256(source).hexdigest()
+
+
+def _chat_parsers(loaded: LoadedModel, request: Any) -> ChatParsers | None:
+    parser_class = loaded.chat.parser_cls
+    if parser_class is None:
+        return None
+    make = partial(
+        parser_class,
+        loaded.engine.get_tokenizer(),
+        request.tools,
+        chat_template_kwargs=loaded.chat._effective_chat_template_kwargs(request),
+        model_config=loaded.engine.model_config,
+    )
+    return ChatParsers(make, request)
+
+
+def _require_served(loaded: LoadedModel, generation: Generation) -> None:
+    name = generation.body.get("model")
+    models = loaded.served_models
+    if name is None or models.is_base_model(name) or name in models.lora_requests:
+        return
+    served = [path.name for path in models.base_model_paths]
+    raise refusal(f"model: this worker serves {', '.join(map(repr, served))}, not {name!r}")
+
+
+def _require_supported(request: Any) -> None:
+    if request.use_beam_search:
+        raise refusal("use_beam_search: a job's tokens come in order, so beam search is not offered")
+
+
+def _usage(body: dict[str, Any]) -> Usage:
+    usage = body["usage"]
+    details = usage.get("prompt_tokens_details") or {}
+    return Usage(
+        prompt_tokens=usage["prompt_tokens"],
+        completion_tokens=usage.get("completion_tokens") or 0,
+        cached_tokens=details.get("cached_tokens") or 0,
+    )

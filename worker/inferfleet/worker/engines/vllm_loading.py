@@ -1,0 +1,185 @@
+"""Loading a model: vLLM's engine and, in front of it, the request handlers of ``vllm serve`` without HTTP.
+
+The handlers turn an OpenAI body into a prompt and sampling parameters, and what was generated into an
+OpenAI response. Using vLLM's own means that a job is answered just as ``vllm serve`` would.
+"""
+
+# vLLM is not installed where types are checked.
+# pyright: reportMissingImports=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from inferfleet.schemas.errors import ConfigurationError
+from inferfleet.worker.engines.vllm_plugin import WORKER_PID_VARIABLE
+from inferfleet.worker.ports import EngineStats
+
+if TYPE_CHECKING:
+    from inferfleet.worker.engines.vllm_arguments import VllmArguments
+    from inferfleet.worker.engines.vllm_stats import SchedulerReports
+
+T = TypeVar("T")
+
+_GIVEN_UP: Final = "the worker was told to stop while the model was loading"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedModel:
+    """What answers requests. A handler is ``None`` when the model cannot do its task."""
+
+    engine: Any
+    served_models: Any
+    chat: Any
+    completions: Any
+    embeddings: Any
+    chat_has_grammar: bool
+    reports: SchedulerReports
+
+    def stats(self) -> EngineStats:
+        """Say how loaded the engine is."""
+        return self.reports.stats(self.engine.get_num_unfinished_requests())
+
+
+class ModelLoader:
+    """Loads a model once, in a thread, so that the process can say meanwhile that it lives."""
+
+    def __init__(
+        self, *, model: str, served_names: list[str], max_running: int, engine_args: Mapping[str, Any]
+    ) -> None:
+        self._model = model
+        self._served_names = served_names
+        self._max_running = max_running
+        self._engine_args = engine_args
+        self._given_up = False
+        self._children_before: set[int | None] | None = None
+
+    async def load(self) -> LoadedModel:
+        """Start vLLM's engine core, which loads the model, and make the handlers.
+
+        Raises:
+            ConfigurationError: vLLM has no such option, or refuses its value.
+            RuntimeError: The engine core could not start, or ``give_up`` was called. vLLM has logged why.
+
+        """
+        self._children_before = {child.pid for child in multiprocessing.active_children()}
+        engine, arguments, reports = await _in_thread(self._start_engine)
+        return await _with_handlers(engine, arguments, reports)
+
+    def give_up(self) -> None:
+        """End a load that is under way."""
+        self._given_up = True
+        if self._children_before is None:
+            return
+        for child in multiprocessing.active_children():
+            if child.pid not in self._children_before:
+                # Until it is ready, an engine core does not obey SIGTERM.
+                child.kill()
+
+    def _start_engine(self) -> tuple[Any, VllmArguments, SchedulerReports]:
+        # vLLM reads these when it is imported, here and in its own processes.
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
+        os.environ[WORKER_PID_VARIABLE] = str(os.getpid())
+        from vllm.v1.engine.async_llm import AsyncLLM
+        from vllm.v1.executor import Executor
+
+        from inferfleet.worker.engines.vllm_arguments import configuration_error, read_arguments
+        from inferfleet.worker.engines.vllm_stats import SchedulerReports
+
+        arguments = read_arguments(
+            model=self._model,
+            served_names=self._served_names,
+            max_running=self._max_running,
+            engine_args=self._engine_args,
+        )
+        try:
+            config = arguments.engine.create_engine_config()
+        except (OSError, TypeError, ValueError) as error:
+            raise configuration_error(error) from error
+        if self._given_up:
+            raise RuntimeError(_GIVEN_UP)
+        reports = SchedulerReports()
+        # No variable here holds the engine: vLLM keeps a traceback with this frame, and an engine that is
+        # still there when Python ends fails noisily in its __del__.
+        return (
+            self._unless_given_up(
+                AsyncLLM(
+                    config,
+                    Executor.get_class(config),
+                    log_stats=not arguments.engine.disable_log_stats,
+                    log_requests=arguments.engine.enable_log_requests,
+                    stat_loggers=[reports.logger],
+                )
+            ),
+            arguments,
+            reports,
+        )
+
+    def _unless_given_up(self, engine: Any) -> Any:
+        if self._given_up:
+            engine.shutdown(timeout=0)
+            raise RuntimeError(_GIVEN_UP)
+        return engine
+
+
+async def _with_handlers(engine: Any, arguments: VllmArguments, reports: SchedulerReports) -> LoadedModel:
+    from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+
+    state: Any = SimpleNamespace()
+    try:
+        await init_app_state(engine, state, arguments.namespace(), await engine.get_supported_tasks())
+    except (TypeError, ValueError) as error:
+        await asyncio.to_thread(engine.shutdown, timeout=0)
+        raise ConfigurationError(f"vLLM refuses its options: {error}") from error
+    chat = getattr(state, "openai_serving_chat", None)
+    return LoadedModel(
+        engine=engine,
+        served_models=state.openai_serving_models,
+        chat=chat,
+        completions=getattr(state, "openai_serving_completion", None),
+        embeddings=getattr(state, "serving_embedding", None),
+        chat_has_grammar=_chat_has_grammar(chat, arguments),
+        reports=reports,
+    )
+
+
+def _chat_has_grammar(chat: Any, arguments: VllmArguments) -> bool:
+    """Whether chats are held to a grammar of tool calls even when the request itself asks for none."""
+    from vllm.utils.mistral import is_mistral_tool_parser
+
+    parser = getattr(getattr(chat, "parser_cls", None), "tool_parser_cls", None)
+    if parser is None:
+        return False
+    return (
+        arguments.front_end.tool_strict_level != "auto"
+        or parser.default_tool_strict_level is not None
+        or is_mistral_tool_parser(parser)
+    )
+
+
+async def _in_thread(function: Callable[[], T]) -> T:
+    """Run a function that takes minutes, in a thread that an exit of the process need not wait for."""
+    done: Future[None] = Future()
+    done.set_running_or_notify_cancel()
+    # Not through the future, which outlives the call.
+    result: list[T] = []
+
+    def run() -> None:
+        try:
+            result.append(function())
+            done.set_result(None)
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=run, name="load-model", daemon=True).start()
+    await asyncio.wrap_future(done)
+    return result.pop()

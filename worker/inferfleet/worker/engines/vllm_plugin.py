@@ -1,0 +1,36 @@
+"""What vLLM's engine core does first when a worker of ours has started it.
+
+vLLM loads this in each of its processes (entry point ``vllm.general_plugins``). It does nothing except in
+an engine core whose parent is an inferfleet worker. There it mends two things:
+
+- Ctrl-C in a terminal, and an init that signals its whole process group, reach the core too, and it aborts
+  every request before the worker can drain. So the core leaves the group. The worker still stops it.
+- A core outlives a worker that was killed, and keeps the GPU's memory. So it ends with its parent, and takes
+  the processes along that it has started itself.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from multiprocessing.process import BaseProcess
+from typing import Final
+
+WORKER_PID_VARIABLE: Final = "INFERFLEET_VLLM_WORKER_PID"
+"""Set by the worker to its own process id, so that no other user of vLLM is affected."""
+
+
+def follow_the_worker() -> None:
+    """Leave the worker's process group and end when the worker ends. Safe to call in any process."""
+    parent = multiprocessing.parent_process()
+    if parent is None or str(parent.pid) != os.environ.get(WORKER_PID_VARIABLE):
+        return
+    os.setpgid(0, 0)
+    threading.Thread(target=_end_after, args=(parent,), name="follow-the-worker", daemon=True).start()
+
+
+def _end_after(parent: BaseProcess) -> None:
+    parent.join()
+    os.killpg(0, signal.SIGKILL)

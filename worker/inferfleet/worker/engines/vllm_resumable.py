@@ -1,0 +1,64 @@
+"""Which answers can be continued by another attempt from their token ids. Pure, and needs no vLLM."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from inferfleet.schemas import Endpoint
+
+_LOOK_BACK: Final = (
+    "bad_words",
+    "echo",
+    "frequency_penalty",
+    "logprob_token_ids",
+    "presence_penalty",
+    "prompt_embeds",
+    "prompt_logprobs",
+    "repetition_detection",
+    "structured_outputs",
+    "thinking_token_budget",
+)
+"""Fields that need more of the earlier answer than its tokens, or count what is answer and what is prompt."""
+
+
+def resumable(endpoint: Endpoint, body: Mapping[str, Any]) -> bool:
+    """Say whether an answer can go on from its token ids, for any body, also one that vLLM will refuse.
+
+    It can when it is one text that depends on the tokens alone. A grammar would start again, be it that of
+    a response format or of a forced tool call; penalties would forget what was said.
+    """
+    if endpoint is Endpoint.EMBEDDINGS or body.get("n") not in (None, 1):
+        return False
+    if body.get("logprobs") is not None and body["logprobs"] is not False:
+        return False
+    if any(body.get(field) for field in _LOOK_BACK):
+        return False
+    if body.get("response_format") not in (None, {"type": "text"}):
+        return False
+    match body.get("prompt"):
+        case [str() | list(), _, *_]:
+            return False
+        case _:
+            return not _forces_tools(body)
+
+
+def _forces_tools(body: Mapping[str, Any]) -> bool:
+    """Whether vLLM holds a tool call to a grammar."""
+    match body.get("tool_choice"):
+        case "none":
+            return False
+        case None | "auto":
+            return body.get("parallel_tool_calls") is False or _any_strict(body.get("tools"))
+        case _:
+            return True
+
+
+def _any_strict(tools: Any) -> bool:
+    match tools:
+        case [{"function": {"strict": True}}, *_]:
+            return True
+        case [_, *rest]:
+            return _any_strict(rest)
+        case _:
+            return False

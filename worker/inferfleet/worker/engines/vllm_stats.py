@@ -1,0 +1,59 @@
+"""How loaded vLLM is, read without asking it.
+
+vLLM reports its scheduler's counts after each step, and is silent between steps. What this process knows
+of its own requests fills the silence, so the numbers are right also after the last request has gone.
+"""
+
+# vLLM is not installed where types are checked.
+# pyright: reportMissingImports=false, reportUnknownVariableType=false, reportUntypedBaseClass=false
+
+from __future__ import annotations
+
+from typing import Any
+
+from vllm.v1.metrics.loggers import StatLoggerBase
+
+from inferfleet.worker.ports import EngineStats
+
+
+class SchedulerReports:
+    """Collects the last report of each scheduler. Its ``logger`` goes into ``stat_loggers``."""
+
+    def __init__(self) -> None:
+        self._running: dict[int, int] = {}
+        self._kv_cache_usage: dict[int, float] = {}
+
+    def logger(self, vllm_config: Any, engine_index: int = 0) -> _SchedulerLogger:
+        """Make the listener for one scheduler; data parallel engines have several."""
+        return _SchedulerLogger(self, vllm_config, engine_index)
+
+    def record(self, engine_index: int, *, running: int, kv_cache_usage: float) -> None:
+        """Take one scheduler's counts after a step."""
+        self._running[engine_index] = running
+        self._kv_cache_usage[engine_index] = kv_cache_usage
+
+    def stats(self, unfinished: int) -> EngineStats:
+        """Combine the reports with the number of requests that this process has not seen end."""
+        if not unfinished:
+            return EngineStats()
+        running = min(sum(self._running.values()), unfinished)
+        usage = max(self._kv_cache_usage.values(), default=0.0)
+        return EngineStats(running=running, waiting=unfinished - running, kv_cache_usage=min(usage, 1.0))
+
+
+class _SchedulerLogger(StatLoggerBase):  # type: ignore[misc]  # vLLM is untyped here
+    def __init__(self, reports: SchedulerReports, vllm_config: Any, engine_index: int = 0) -> None:
+        self._reports = reports
+        self._engine_index = engine_index
+
+    def record(self, scheduler_stats: Any, iteration_stats: Any, *_: Any, **__: Any) -> None:
+        """Called by vLLM after each step."""
+        if scheduler_stats is not None:
+            self._reports.record(
+                self._engine_index,
+                running=scheduler_stats.num_running_reqs,
+                kv_cache_usage=scheduler_stats.kv_cache_usage,
+            )
+
+    def log_engine_initialized(self) -> None:
+        """Nothing to say: the worker reports when it is ready."""
