@@ -33,6 +33,8 @@ def make_engine(settings: WorkerSettings) -> Engine:
             try:
                 from inferfleet.worker.engines.vllm_engine import VllmEngine
             except ModuleNotFoundError as error:
+                if (error.name or "").startswith("inferfleet"):
+                    raise
                 raise ConfigurationError(
                     f"the vllm engine needs the package {error.name!r}: pip install 'inferfleet[vllm]', "
                     "or try --engine simulated"

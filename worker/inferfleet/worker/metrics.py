@@ -16,6 +16,8 @@ class WorkerMetrics:
     def __init__(self, *, pool: str) -> None:
         self.registry = registry = CollectorRegistry()
         self.tokens_generated = 0
+        """A plain number, because it is counted for every chunk; the metric takes it over when it is read."""
+        self._exposed = 0
         self._pool = pool
 
         def counter(name: str, what: str, *labels: str) -> Counter:
@@ -80,7 +82,6 @@ class WorkerMetrics:
     def generated(self, tokens: int) -> None:
         """Count tokens the engine generated."""
         self.tokens_generated += tokens
-        self._generated.labels(self._pool).inc(tokens)
 
     def wasted(self, tokens: int, reason: str) -> None:
         """Count tokens that somebody has to generate again."""
@@ -88,7 +89,9 @@ class WorkerMetrics:
             self._wasted.labels(self._pool, reason).inc(tokens)
 
     def observe(self, heartbeat: Heartbeat) -> None:
-        """Take over the engine's load as the heartbeat reports it."""
+        """Take over the engine's load as the heartbeat reports it, before the metrics are read."""
+        generated, self._exposed = self.tokens_generated - self._exposed, self.tokens_generated
+        self._generated.labels(self._pool).inc(generated)
         self._running.labels(self._pool).set(heartbeat.running)
         self._waiting.labels(self._pool).set(heartbeat.waiting)
         self._kv_usage.labels(self._pool).set(heartbeat.kv_cache_usage)

@@ -124,7 +124,6 @@ class Processor:
             outcome = self._after(run, Failure(code=FailureCode.INTERNAL, message=type(error).__name__))
         finally:
             self._journal.release(run)
-        self._metrics.generated(run.tokens_generated)
         delivery = run.delivery
         await self._settlement.settle(run, delivery, outcome)
         if engine_died is not None:
@@ -230,6 +229,7 @@ class Processor:
                     match event:
                         case TokenChunk():
                             run.add(event)
+                            self._metrics.generated(len(event.token_ids))
                         case Completion():
                             completion = event
         except GenerationError as error:
