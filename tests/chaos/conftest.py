@@ -16,7 +16,7 @@ from inferfleet.schemas.journal import FinishedEntry, RestartedEntry, RunningEnt
 from inferfleet.schemas.settings import ProducerSettings
 from inferfleet.worker.engines.simulated import expected_text
 
-WAIT_S = 60.0
+WAIT_S = 25.0
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,9 @@ from uuid import uuid4
 
 import redis.asyncio as aioredis
 from aio_pika.exceptions import AMQPError, ChannelNotFoundEntity
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 from yarl import URL
 
@@ -116,7 +119,7 @@ class Harness:
         async with (
             AsyncExitStack() as stack,
             WorkerProcesses(log_folder=log_folder) as processes,
-            aioredis.Redis.from_url(services.redis_url) as redis,
+            _patient_client(services.redis_url) as redis,
         ):
             yield cls(
                 services=services,
@@ -186,15 +189,21 @@ class Harness:
         await self.restart_store()
         return frozenset(key.decode().partition("{")[2].partition("}")[0] for key in keys)
 
-    async def waiting(self, queue: str | None = None) -> int:
+    async def waiting(self) -> int:
         """Count the messages that wait in the pool's queue: those that no worker holds."""
+        queue = job_queue(self.pool)
+        return (await self.depths(queue))[queue]
+
+    async def depths(self, *queues: str) -> dict[str, int]:
+        """Count the messages that wait in each of these queues. One that is not there has none."""
+        depths = dict.fromkeys(queues, 0)
         async with open_amqp(self.services.amqp_url, timeout_s=PATIENCE_S, name="chaos") as connection:
-            channel = await connection.channel()
-            try:
-                declared = await channel.declare_queue(queue or job_queue(self.pool), passive=True)
-            except ChannelNotFoundEntity:
-                return 0
-            return declared.declaration_result.message_count or 0
+            for queue in queues:
+                channel = await connection.channel()
+                with suppress(ChannelNotFoundEntity):
+                    declared = await channel.declare_queue(queue, passive=True)
+                    depths[queue] = declared.declaration_result.message_count or 0
+        return depths
 
     async def journal(self, job_id: str) -> list[JournalEntry]:
         """Read a job's journal."""
@@ -217,13 +226,13 @@ class Harness:
         except TimeoutError as error:
             raise TimeoutError(f"waited {patience_s:g} s in vain until {what}") from error
 
-    async def until_empty(self, *queues: str, patience_s: float = PATIENCE_S) -> None:
-        """Wait until nothing waits in the pool's queue, or in these."""
+    async def until_empty(self) -> None:
+        """Wait until nothing waits in the pool's queue."""
 
         async def empty() -> bool:
-            return not any([await self.waiting(queue) for queue in queues or (job_queue(self.pool),)])
+            return not await self.waiting()
 
-        await self.until(empty, what="the queue is empty", patience_s=patience_s)
+        await self.until(empty, what="the queue is empty")
 
     async def until_tokens(self, job_ids: Iterable[str], *, at_least: int = 1) -> None:
         """Wait until the journal of each of these jobs has so many tokens."""
@@ -234,3 +243,10 @@ class Harness:
                 return int(tokens or 0) >= at_least
 
             await self.until(has_tokens, what=f"job {job_id} has {at_least} tokens")
+
+
+def _patient_client(url: str) -> aioredis.Redis:
+    """A client that waits out a restart: it only looks, so whatever it sends may be sent again."""
+    return aioredis.Redis.from_url(
+        url, retry=Retry(ExponentialBackoff(cap=0.5, base=0.05), 40), retry_on_error=[RedisConnectionError]
+    )

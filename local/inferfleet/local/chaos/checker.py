@@ -1,0 +1,177 @@
+"""Finds in a history what must not be there. Pure: it talks to nobody.
+
+The promises it holds the fleet to: an accepted job reaches exactly one terminal result; its text is that
+of an uninterrupted run; its readers see every token once, in order; an attempt that lost its job writes
+nothing more; what is done leaves no message behind.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+
+from inferfleet.local.chaos.history import History, JobHistory
+from inferfleet.local.chaos.workload import may_be_dead_letter, possible_ends, text_of
+from inferfleet.schemas import JobState, JournalEntry, Result
+from inferfleet.schemas.journal import FinishedEntry, RestartedEntry, TokensEntry
+
+
+class Violation(StrEnum):
+    """The ways to break a promise."""
+
+    NO_TERMINAL_RESULT = "no_terminal_result"
+    TWO_TERMINAL_RESULTS = "two_terminal_results"
+    WRONG_END = "wrong_end"
+    WRONG_TEXT = "wrong_text"
+    STREAM_GAP = "stream_gap"
+    STREAM_REPEAT = "stream_repeat"
+    WRITE_AFTER_FENCE = "write_after_fence"
+    LEFTOVER_MESSAGE = "leftover_message"
+    UNEXPECTED_DEAD_LETTER = "unexpected_dead_letter"
+    WORKER_CRASHED = "worker_crashed"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One violation. ``subject`` is a job's id or a queue's name."""
+
+    violation: Violation
+    subject: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the check found. ``excused`` jobs ended just before Redis lost all data, and nobody had read it."""
+
+    findings: tuple[Finding, ...]
+    excused: int
+
+    def by_kind(self) -> dict[str, int]:
+        """Count the violations; every kind has a number."""
+        counts = Counter(finding.violation for finding in self.findings)
+        return {kind.value: counts[kind] for kind in Violation}
+
+
+def check(history: History) -> Verdict:
+    """Read the whole history."""
+    findings = [finding for job in history.jobs for finding in _check_job(job)]
+    findings += _check_broker(history)
+    excused = sum(job.lost_result and _no_result(job) for job in history.jobs)
+    return Verdict(tuple(findings), excused)
+
+
+def stream_problems(entries: Iterable[JournalEntry]) -> Iterator[tuple[Violation, str]]:
+    """Find tokens that are missing from a stream or come twice."""
+    position = 0
+    for entry in entries:
+        match entry:
+            case RestartedEntry():
+                position = 0
+            case TokensEntry():
+                if entry.offset > position:
+                    yield Violation.STREAM_GAP, f"tokens {position} to {entry.offset} are missing"
+                if entry.offset < position:
+                    yield Violation.STREAM_REPEAT, f"token {entry.offset} comes after {position - 1}"
+                position = entry.offset + sum(len(chunk.token_ids) for chunk in entry.chunks)
+            case _:
+                pass
+
+
+def _check_job(history: JobHistory) -> Iterator[Finding]:
+    problems = [
+        *_check_ends(history),
+        *_check_text(history),
+        *_check_fence(history),
+        *stream_problems(history.journal),
+        *(problem for stream in history.streams for problem in _check_stream(history, stream)),
+    ]
+    for violation, detail in problems:
+        yield Finding(violation, history.job.id, detail)
+
+
+def _check_ends(history: JobHistory) -> Iterator[tuple[Violation, str]]:
+    if _no_result(history):
+        if not history.lost_result:
+            states = [entry.kind for entry in history.journal]
+            yield Violation.NO_TERMINAL_RESULT, f"accepted and never ended; its journal: {states}"
+        return
+    ends = [entry.state for entry in history.journal if isinstance(entry, FinishedEntry)]
+    if len(ends) > 1:
+        yield Violation.TWO_TERMINAL_RESULTS, f"the journal has {len(ends)} ends: {ends}"
+    different = {_essence(result, whole=not history.lost_result) for result in _results(history)}
+    if len(different) > 1:
+        yield Violation.TWO_TERMINAL_RESULTS, f"{len(different)} different results were given out"
+    if history.journal and history.stored is not None and ends[-1:] != [history.stored.state]:
+        yield Violation.TWO_TERMINAL_RESULTS, f"the result says {history.stored.state}, the journal {ends}"
+    for state in {result.state for result in _results(history)}:
+        if state not in possible_ends(history.job) or (
+            state is JobState.CANCELLED and not history.cancel_asked
+        ):
+            reason = next(result.error for result in _results(history) if result.state is state)
+            yield Violation.WRONG_END, f"ended {state}: {reason}"
+
+
+def _check_text(history: JobHistory) -> Iterator[tuple[Violation, str]]:
+    for result in _results(history):
+        if result.state is JobState.SUCCEEDED and result.text != text_of(history.job):
+            yield Violation.WRONG_TEXT, f"{result.text!r} is not {text_of(history.job)!r}"
+            return
+
+
+def _check_stream(history: JobHistory, stream: tuple[JournalEntry, ...]) -> Iterator[tuple[Violation, str]]:
+    yield from stream_problems(stream)
+    if stream and isinstance(stream[-1], FinishedEntry) and stream[-1].state is JobState.SUCCEEDED:
+        text = _streamed_text(stream)
+        if text != text_of(history.job):
+            yield Violation.WRONG_TEXT, f"the stream says {text!r}, not {text_of(history.job)!r}"
+
+
+def _check_fence(history: JobHistory) -> Iterator[tuple[Violation, str]]:
+    """Attempts only grow in a journal. (Not in a stream: a Redis that lost its data counts anew.)"""
+    newest = 0
+    for entry in history.journal:
+        if entry.attempt < newest:
+            yield (
+                Violation.WRITE_AFTER_FENCE,
+                f"a {entry.kind} entry of attempt {entry.attempt} after {newest}",
+            )
+        newest = max(newest, entry.attempt)
+
+
+def _check_broker(history: History) -> Iterator[Finding]:
+    for queue, count in history.leftover.items():
+        if count:
+            yield Finding(Violation.LEFTOVER_MESSAGE, queue, f"{count} messages are left")
+    jobs = {job.job.id: job.job for job in history.jobs}
+    for job_id in set(history.dead_letters):
+        if job_id in jobs and not may_be_dead_letter(jobs[job_id]):
+            yield Finding(Violation.UNEXPECTED_DEAD_LETTER, job_id, "a job that does no harm was given up")
+
+
+def _no_result(history: JobHistory) -> bool:
+    return not _results(history)
+
+
+def _results(history: JobHistory) -> list[Result]:
+    return [*history.seen, *([history.stored] if history.stored is not None else [])]
+
+
+def _essence(result: Result, *, whole: bool) -> str:
+    """What two results must agree on: all of it, or without Redis' memory at least the answer."""
+    return result.model_dump_json() if whole else f"{result.state} {result.text}"
+
+
+def _streamed_text(entries: Iterable[JournalEntry]) -> str:
+    text = ""
+    for entry in entries:
+        match entry:
+            case RestartedEntry():
+                text = ""
+            case TokensEntry():
+                text += "".join(chunk.text for chunk in entry.chunks if chunk.index == 0)
+            case _:
+                pass
+    return text

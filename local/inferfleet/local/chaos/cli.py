@@ -1,0 +1,84 @@
+"""``inferfleet-chaos``: run a soak, print what came of it, exit 1 if a promise was broken."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import sys
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import orjson
+import typer
+
+from inferfleet.cli.failing import plain_errors
+from inferfleet.local.chaos.soak import SoakOptions, SoakReport, soak
+
+JOBS_PER_MINUTE = 900
+
+
+def command(
+    *,
+    seed: Annotated[int | None, typer.Option(help="What the faults and jobs are drawn from.")] = None,
+    minutes: Annotated[float, typer.Option(help="How long things go wrong.")] = 10.0,
+    jobs: Annotated[
+        int | None, typer.Option(help=f"Jobs in all; by default {JOBS_PER_MINUTE} a minute.")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Worker processes.")] = 4,
+    empty_redis: Annotated[
+        bool, typer.Option("--empty-redis", help="Let Redis lose all its data now and then, too.")
+    ] = False,
+    folder: Annotated[
+        Path | None, typer.Option(help="Where logs and ledgers go; without it they are thrown away.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Submit jobs to a fleet whose every part is killed, cut off and restarted; then check what happened.
+
+    Runs on services of its own and leaves nothing behind. Exits with 1 if a promise was broken.
+    """
+    options = SoakOptions(
+        seed=random.SystemRandom().randrange(1_000_000) if seed is None else seed,
+        minutes=minutes,
+        jobs=jobs or max(1, round(JOBS_PER_MINUTE * minutes)),
+        workers=workers,
+        empty_redis=empty_redis,
+    )
+    with tempfile.TemporaryDirectory(prefix="inferfleet-chaos-") as temporary:
+        where = folder or Path(temporary)
+        where.mkdir(parents=True, exist_ok=True)
+        report = asyncio.run(soak(options, folder=where, say=_say))
+    if as_json:
+        sys.stdout.write(orjson.dumps(report.as_json(), option=orjson.OPT_INDENT_2).decode() + "\n")
+    else:
+        _print(report)
+    raise typer.Exit(0 if report.ok else 1)
+
+
+def main() -> None:
+    """Run the command line."""
+    app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+    app.command()(command)
+    with plain_errors():
+        app(prog_name="inferfleet-chaos")
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
+
+
+def _print(report: SoakReport) -> None:
+    data = report.as_json()
+    for name in ("seed", "jobs", "ends", "faults", "violations", "excused"):
+        value = data[name]
+        if isinstance(value, dict):
+            value = ", ".join(f"{kind} {count}" for kind, count in value.items()) or "none"
+        sys.stdout.write(f"{name:12} {value}\n")
+    sys.stdout.write(
+        f"{'tokens':12} {report.waste.generated} generated, at most {report.waste.wasted} of them for "
+        f"nothing ({report.waste.ratio:.1%})\n"
+    )
+    for finding in report.findings[:50]:
+        sys.stdout.write(f"  {finding.violation}  {finding.subject}  {finding.detail}\n")

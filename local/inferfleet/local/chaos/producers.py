@@ -1,0 +1,71 @@
+"""Producer processes: started, killed, and started again where their ledger ends."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+from inferfleet.local.chaos.harness import POLL_INTERVAL_S, Link
+from inferfleet.local.chaos.producer import Plan
+from inferfleet.local.services.reaper import Reaper
+
+
+class ProducerProcess:
+    """One producer with its link. ``start`` it, and start it again after it was killed."""
+
+    def __init__(self, plan: Plan, *, link: Link, log: Path, reaper: Reaper) -> None:
+        self.link = link
+        self._plan = plan.model_copy(update={"amqp_url": link.broker.url, "redis_url": link.store.url})
+        self._log = log
+        self._reaper = reaper
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def ledger(self) -> Path:
+        """The file it writes."""
+        return self._plan.ledger
+
+    def start(self) -> None:
+        """Start, or go on."""
+        with self._log.open("ab") as output:
+            self._process = subprocess.Popen(  # noqa: S603
+                [sys.executable, "-P", "-m", "inferfleet.local.chaos.producer", self._plan.model_dump_json()],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self._reaper.add("group", str(self._process.pid))
+
+    def poll(self) -> int | None:
+        """The exit code; ``None`` while it runs."""
+        if self._process is None:
+            return None
+        code = self._process.poll()
+        if code is not None:
+            self._reaper.strike("group", str(self._process.pid))
+        return code
+
+    async def wait(self) -> int:
+        """Wait until it has ended, and return its exit code."""
+        while (code := self.poll()) is None:
+            await asyncio.sleep(POLL_INTERVAL_S)
+        return code
+
+    async def crash(self) -> None:
+        """End it as a power cut would: SIGKILL, and nothing that it sent is still on its way."""
+        if self._process is not None and self.poll() is None:
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            await self.wait()
+        self.link.reset()
+        self.link.heal()
+
+    def log_tail(self) -> str:
+        """The end of its log."""
+        return self._log.read_text(errors="replace")[-2000:]

@@ -1,0 +1,114 @@
+"""How many tokens were generated for nothing: an upper bound, from the journals alone.
+
+A worker that was killed cannot say what it had generated and not written down. But its engine makes at
+most one token of a job in each ``DECODE_STEP_S``, so what an attempt lost is at most the time from its
+last journal entry to the death of its worker, divided by that step, and never more than what was missing
+of the answer. A worker that was stopped and woke up may go on until its next write is refused.
+
+Tokens that an attempt threw away (a restart that could not be a resume) are in the journal itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from inferfleet.local.chaos.harness import DECODE_STEP_S
+from inferfleet.local.chaos.history import History, JobHistory, WorkerLife
+from inferfleet.schemas import JournalEntry
+from inferfleet.schemas.journal import FinishedEntry, QueuedEntry, RestartedEntry, RunningEntry, TokensEntry
+
+CATCH_UP_S = 0.1
+"""What the engine's clock may make up for at once."""
+
+NOTICE_S = 1.5
+"""How long a worker that woke up may generate before it learns that its job is another's: until its next
+flush, and the answer to it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Waste:
+    """Tokens of all jobs together. ``generated`` includes the ``wasted`` ones, which are an upper bound."""
+
+    generated: int
+    wasted: int
+
+    @property
+    def ratio(self) -> float:
+        """The share that was wasted."""
+        return self.wasted / self.generated if self.generated else 0.0
+
+
+def measure(history: History) -> Waste:
+    """Add up all jobs."""
+    kept = wasted = 0
+    for job in history.jobs:
+        kept += _kept(job.journal)
+        wasted += _wasted(job, history.workers)
+    return Waste(kept + wasted, wasted)
+
+
+def _kept(journal: tuple[JournalEntry, ...]) -> int:
+    tokens = 0
+    for entry in journal:
+        match entry:
+            case TokensEntry():
+                tokens = entry.offset + _count(entry)
+            case RestartedEntry():
+                tokens = 0
+            case _:
+                pass
+    return tokens
+
+
+def _wasted(history: JobHistory, workers: Mapping[str, WorkerLife]) -> int:
+    choices = int(history.job.body.get("n", 1))
+    goal = int(history.job.body["max_tokens"]) * choices
+    wasted = tokens = 0
+    open_attempt: RunningEntry | None = None
+    written_at: datetime | None = None
+    for entry in history.journal:
+        match entry:
+            case RestartedEntry():
+                wasted += entry.tokens_wasted
+                tokens_before, tokens = tokens, 0
+                if open_attempt is not None and written_at is not None:
+                    wasted += _lost(
+                        open_attempt, written_at, entry.at, workers, choices, goal - tokens_before
+                    )
+                    open_attempt = None
+            case RunningEntry():
+                if open_attempt is not None and written_at is not None:
+                    wasted += _lost(open_attempt, written_at, entry.at, workers, choices, goal - tokens)
+                open_attempt, written_at = entry, entry.at
+            case TokensEntry():
+                tokens, written_at = entry.offset + _count(entry), entry.at
+            case QueuedEntry() | FinishedEntry():
+                # An attempt that could still say goodbye wrote everything down with it.
+                open_attempt = None
+    return wasted
+
+
+def _lost(
+    attempt: RunningEntry,
+    written_at: datetime,
+    next_at: datetime,
+    workers: Mapping[str, WorkerLife],
+    choices: int,
+    missing: int,
+) -> int:
+    """What an attempt that just ended, without a last word, had generated since its last word, at most."""
+    life = workers.get(attempt.worker_id, WorkerLife())
+    ended_at = life.died_at or next_at + timedelta(seconds=NOTICE_S)
+    span = ended_at - written_at
+    for asleep_at, awake_at in life.asleep:
+        if asleep_at < ended_at and awake_at > written_at:
+            # It may have generated before it slept, and again until its next write was refused.
+            span = min(span, max(timedelta(), asleep_at - written_at) + timedelta(seconds=NOTICE_S))
+    seconds = max(0.0, span.total_seconds()) + CATCH_UP_S
+    return max(0, min(missing, choices * int(seconds / DECODE_STEP_S)))
+
+
+def _count(entry: TokensEntry) -> int:
+    return sum(len(chunk.token_ids) for chunk in entry.chunks)
