@@ -144,16 +144,41 @@ class Processor:
                 if name in run.delivery.headers
             },
         )
-        resumable = self._engine.resumable(generation)
+        # Checked before the engine sees it, carried out once the job is ours.
+        problem = self._problem(job)
+        resumable = problem is None and self._resumable(generation)
         started = await self._start(run, resumable=resumable, alone=False)
         if started.verdict is not Verdict.SUSPECT:
-            return await self._granted(run, generation, started)
+            return await self._granted(run, generation, started, problem)
         logger.warning(
             "job may have killed its workers; it runs beside no other such job", extra={"job_id": job.id}
         )
         async with self._suspects:
             started = await self._start(run, resumable=resumable, alone=True)
-            return await self._granted(run, generation, started)
+            return await self._granted(run, generation, started, problem)
+
+    def _problem(self, job: Job) -> Failure | None:
+        """Say why this worker cannot answer the request, whoever tries."""
+        try:
+            check_request(job.endpoint, job.body, max_body_bytes=MAX_BODY_BYTES)
+        except InvalidJobError as error:
+            return Failure(code=FailureCode.INVALID_REQUEST, message=str(error)[:4096])
+        if job.endpoint not in self._engine.endpoints:
+            offered = ", ".join(sorted(self._engine.endpoints))
+            message = (
+                f"endpoint: the model {self._engine.model!r} of pool {self._settings.pool!r} "
+                f"does not answer {job.endpoint}, but {offered}"
+            )
+            return Failure(code=FailureCode.INVALID_REQUEST, message=message)
+        return None
+
+    def _resumable(self, generation: Generation) -> bool:
+        try:
+            return self._engine.resumable(generation)
+        except Exception:
+            # Before the start nothing is counted: raised here, it would bring the job back for ever.
+            logger.exception("cannot tell whether a job can be resumed", extra={"job_id": generation.id})
+            return False
 
     async def _start(self, run: JobRun, *, resumable: bool, alone: bool) -> Started:
         started = await self._records.start(
@@ -169,17 +194,15 @@ class Processor:
         self._metrics.wasted(started.tokens_wasted, "not_resumable")
         return started
 
-    async def _granted(self, run: JobRun, generation: Generation, started: Started) -> Outcome:
+    async def _granted(
+        self, run: JobRun, generation: Generation, started: Started, problem: Failure | None
+    ) -> Outcome:
         job = run.job
         refused = self._refused(job, started)
         if refused is not None:
             return refused
-        try:
-            check_request(job.endpoint, job.body, max_body_bytes=MAX_BODY_BYTES)
-        except InvalidJobError as error:
-            return Finish(
-                JobState.FAILED, failure=Failure(code=FailureCode.INVALID_REQUEST, message=str(error)[:4096])
-            )
+        if problem is not None:
+            return Finish(JobState.FAILED, failure=problem)
         if started.tokens:
             run.resume(generated(await self._records.journal(job.id)))
         body = await self._turns.begin(run)

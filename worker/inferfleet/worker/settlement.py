@@ -188,7 +188,10 @@ class Settlement:
         message = job_message(job, reply_to=delivery.reply_to, headers=dict(delivery.headers))
         try:
             exchange = await declare_retry(await self._confirm_channel.channel(), delay_ms)
-            await self._confirm_channel.publish(exchange.name, message, routing_key=job.pool, mandatory=True)
+            # Our pool, whatever the job says: another client may have left its pool out.
+            await self._confirm_channel.publish(
+                exchange.name, message, routing_key=self._settings.pool, mandatory=True
+            )
         except _UNPUBLISHED as error:
             logger.warning(
                 "cannot delay a job, so it goes back at once (%s)", error, extra={"job_id": job.id}
