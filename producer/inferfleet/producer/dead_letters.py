@@ -106,9 +106,12 @@ class DeadLetters:
 async def _letters(
     queue: AbstractQueue, pool: str, ids: Collection[str], limit: int
 ) -> AsyncGenerator[tuple[AbstractIncomingMessage, DeadLetter]]:
-    """Read the queue to its end, or until all the wanted ones were found."""
+    """Read what is in the queue now, or until all the wanted ones were found.
+
+    What comes in meanwhile is left: a job that is replayed and fails at once would never let this end.
+    """
     missing = set(ids)
-    for _ in range(limit):
+    for _ in range(min(limit, queue.declaration_result.message_count or 0)):
         message = await queue.get(fail=False)
         if message is None:
             return

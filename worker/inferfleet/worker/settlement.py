@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import assert_never
 
@@ -52,6 +53,7 @@ class Settlement:
         journal: JournalWriter,
         confirm_channel: ConfirmChannel,
         metrics: WorkerMetrics,
+        leaving: asyncio.Event,
     ) -> None:
         self._settings = settings
         self._records = records
@@ -59,6 +61,7 @@ class Settlement:
         self._journal = journal
         self._confirm_channel = confirm_channel
         self._metrics = metrics
+        self._leaving = leaving
 
     async def settle(self, run: JobRun, delivery: Delivery, outcome: Outcome) -> None:
         """Carry out what was decided about a job."""
@@ -184,6 +187,13 @@ class Settlement:
 
     async def _send_round(self, job: Job, delivery: Delivery, delay_s: float) -> None:
         """Let the message come again later; if that way is closed, at once and after a pause."""
+        if self._settings.queue_max_length is not None:
+            # RabbitMQ drops what comes back from a retry queue into a full one. What is requeued always
+            # finds its place, at the price of a slot while it waits here.
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._leaving.wait(), delay_s)
+            await delivery.requeue()
+            return
         delay_ms = max(1, int(delay_s * 1000))
         message = job_message(job, reply_to=delivery.reply_to, headers=dict(delivery.headers))
         try:

@@ -113,6 +113,7 @@ class Worker:
                     journal=journal,
                     confirm_channel=confirm_channel,
                     metrics=self._metrics,
+                    leaving=self._stopping,
                 ),
                 metrics=self._metrics,
             )
