@@ -1,0 +1,51 @@
+"""What KEDA tells the HPA about a trigger that fails: an error, and after too many of them an invention.
+
+Follows pkg/fallback/fallback.go of KEDA. Failures are counted when the HPA asks, and it does not ask at
+zero replicas; so a fallback never starts a fleet (keda#7239).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from inferfleet.local.autoscaler.decision import Reading, Readings
+from inferfleet.local.autoscaler.scaled_object import Fallback, ScaledObject
+from inferfleet.local.autoscaler.triggers import MetricType
+
+
+class FailureCounts:
+    """Counts each trigger's failures in a row."""
+
+    def __init__(self, scaled_object: ScaledObject) -> None:
+        self._object = scaled_object
+        self._failures = [0] * len(scaled_object.triggers)
+
+    def answer(self, readings: Readings, *, replicas: int) -> Sequence[Reading]:
+        """Replace a failed reading once its trigger has failed more than ``failureThreshold`` times."""
+        return [self._answer(number, reading, replicas) for number, reading in enumerate(readings)]
+
+    def _answer(self, number: int, reading: Reading, replicas: int) -> Reading:
+        if reading.value is not None:
+            self._failures[number] = 0
+            return reading
+        self._failures[number] += 1
+        fallback, trigger = self._object.fallback, self._object.triggers[number]
+        # The invention only works where the HPA divides by the number of replicas.
+        if fallback is None or trigger.metric_type is not MetricType.AVERAGE_VALUE:
+            return reading
+        if self._failures[number] <= fallback.failure_threshold:
+            return reading
+        return Reading(trigger.target * wanted(fallback, replicas))
+
+
+def wanted(fallback: Fallback, replicas: int) -> int:
+    """Say how many replicas a fallback wants when there are so many now."""
+    match fallback.behavior:
+        case "static":
+            return fallback.replicas
+        case "currentReplicas":
+            return replicas
+        case "currentReplicasIfHigher":
+            return max(replicas, fallback.replicas)
+        case "currentReplicasIfLower":
+            return min(replicas, fallback.replicas)

@@ -1,0 +1,32 @@
+"""KEDA and the HPA together, on a clock that the caller owns."""
+
+from __future__ import annotations
+
+from inferfleet.local.autoscaler.decision import Decision, Readings
+from inferfleet.local.autoscaler.fallback import FailureCounts
+from inferfleet.local.autoscaler.hpa import Hpa
+from inferfleet.local.autoscaler.keda import Activation
+from inferfleet.local.autoscaler.scaled_object import ScaledObject
+
+
+class Scaler:
+    """Decides for one ScaledObject, by ``poll`` and by ``sync``.
+
+    Call ``poll`` each ``pollingInterval`` and ``sync`` each ``hpa.SYNC_S``, both with readings taken at that
+    moment: KEDA measures anew whenever the HPA asks.
+    """
+
+    def __init__(self, scaled_object: ScaledObject, *, now: float) -> None:
+        self._activation = Activation(scaled_object, created_at=now)
+        self._failures = FailureCounts(scaled_object)
+        self._hpa = Hpa(scaled_object)
+
+    def poll(self, *, now: float, readings: Readings, replicas: int) -> Decision:
+        """Decide as KEDA does."""
+        return self._activation.decide(now=now, readings=readings, replicas=replicas)
+
+    def sync(self, *, now: float, readings: Readings, replicas: int) -> Decision:
+        """Decide as the HPA does, told of failing triggers what KEDA would tell it."""
+        if replicas:
+            readings = self._failures.answer(readings, replicas=replicas)
+        return self._hpa.decide(now=now, readings=readings, replicas=replicas)
