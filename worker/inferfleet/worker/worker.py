@@ -49,6 +49,9 @@ ERROR_PAUSE_S = 1.0
 """A pause before a message goes back after an error that nobody foresaw, so that it does not spin."""
 
 
+FORGET_TIMEOUT_S = 1.0
+"""How long a worker that leaves tries to take itself off the health map."""
+
 SETTLE_GRACE_S = 10.0
 """How long a drain waits for the last writes after it has stopped the last job."""
 
@@ -125,7 +128,10 @@ class Worker:
             ]
             try:
                 await self._serve(processor, broker)
-                await forget_heartbeat(pipeline, settings.worker_id)
+                with suppress(TimeoutError):
+                    # With Redis away, the heartbeat expires by itself.
+                    async with asyncio.timeout(FORGET_TIMEOUT_S):
+                        await forget_heartbeat(pipeline, settings.worker_id)
             except (InferfleetError, EngineDeadError) as error:
                 # Raised after the task group, which would wrap it.
                 self._failure = error
