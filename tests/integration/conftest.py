@@ -336,20 +336,23 @@ class WorkerProcess:
 
 
 class StartWorkerProcess(Protocol):
-    def __call__(self, *options: str, **environment: str) -> Awaitable[WorkerProcess]: ...
+    def __call__(
+        self, *options: str, preamble: str = "", **environment: str
+    ) -> Awaitable[WorkerProcess]: ...
 
 
 @pytest.fixture
-async def start_worker_process(
-    environment: dict[str, str], pool: str
-) -> AsyncIterator[StartWorkerProcess]:
-    """Start ``inferfleet worker``; variables are given without ``INFERFLEET_`` and in lower case."""
+async def start_worker_process(environment: dict[str, str], pool: str) -> AsyncIterator[StartWorkerProcess]:
+    """Start ``inferfleet worker``; variables are given without ``INFERFLEET_`` and in lower case.
 
+    ``preamble`` is Python that the process runs first.
+    """
     async with AsyncExitStack() as stack:
 
-        async def start(*options: str, **variables: str) -> WorkerProcess:
+        async def start(*options: str, preamble: str = "", **variables: str) -> WorkerProcess:
+            program = f"{preamble}\nfrom inferfleet.cli import main\nmain()"
             process = await asyncio.create_subprocess_exec(
-                *[sys.executable, "-m", "inferfleet.cli", "worker", "--pool", pool],
+                *[sys.executable, "-c", program, "worker", "--pool", pool],
                 *["--engine", "simulated", "--http-port", "0", *options],
                 env=environment | {f"INFERFLEET_{name.upper()}": value for name, value in variables.items()},
                 stderr=asyncio.subprocess.PIPE,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 
@@ -10,6 +11,8 @@ from aiohttp import web
 from inferfleet.schemas.errors import ConfigurationError
 from inferfleet.schemas.heartbeat import Heartbeat, WorkerPhase
 from inferfleet.worker.metrics import WorkerMetrics
+
+logger = logging.getLogger(__name__)
 
 LIVE_PATH = "/health/live"
 READY_PATH = "/health/ready"
@@ -62,6 +65,8 @@ async def serve_http(
                 f"cannot listen on {host}:{port} ({error.strerror}); choose another --http-port, "
                 "or 0 for any free one"
             ) from error
-        yield runner.addresses[0][1]
+        bound: int = runner.addresses[0][1]
+        logger.info("serving health and metrics on port %d", bound, extra={"port": bound})
+        yield bound
     finally:
         await runner.cleanup()

@@ -211,6 +211,8 @@ class Processor:
         if started.verdict is Verdict.INTERRUPTED:
             return await self._turns.interrupt(run, _cancelled("interrupted by the session's next turn"))
         self._journal.follow(run)
+        if self._settings.log_prompts:
+            logger.info("job starts", extra={"job_id": job.id, "body": body})
         return await self._generate(
             run, replace(generation, body=body, resume_token_ids=run.resume_token_ids)
         )

@@ -239,9 +239,9 @@ class Settlement:
             await delivery.requeue()
             return False
         self._metrics.dead_lettered(failure.code)
+        # Why is in the letter's headers. It may quote the message, so it is in no log.
         logger.warning(
-            "message is among the dead letters: %s",
-            failure.message,
+            "message is among the dead letters",
             extra={"message_id": delivery.message_id, "code": failure.code, "attempts": attempts},
         )
         return True

@@ -18,7 +18,6 @@ from tenacity import AsyncRetrying, before_sleep_log, retry_if_exception_type, w
 from inferfleet.schemas.control import CancelJob, DrainWorker, control
 from inferfleet.schemas.errors import InferfleetError, ServiceUnreachableError
 from inferfleet.schemas.heartbeat import Heartbeat, WorkerPhase
-from inferfleet.schemas.request import job_error
 from inferfleet.schemas.settings import WorkerSettings
 from inferfleet.wire.health import forget_heartbeat, write_heartbeat
 from inferfleet.wire.pipeline import CommandPipeline
@@ -236,7 +235,9 @@ class Worker:
         try:
             order = control.validate_json(body)
         except ValidationError as error:
-            logger.warning("an order on the control exchange is not understood: %s", job_error(error))
+            logger.warning(
+                "an order on the control exchange is not understood", extra={"problems": error.error_count()}
+            )
             return
         match order:
             case CancelJob(job_id=job_id, keep=keep):

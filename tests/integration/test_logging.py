@@ -1,0 +1,116 @@
+"""What a worker writes to its log, and what it must not: prompts and answers."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from tests.integration.conftest import (
+    PATIENCE_S,
+    ForeignClient,
+    StartWorkerProcess,
+    answer_to,
+    chat,
+    slow_chat,
+    until_running,
+)
+
+from inferfleet.producer import Fleet
+from inferfleet.schemas import Endpoint, JobState
+from inferfleet.schemas.job import new_job_id
+
+SENTINEL = "xyzzy-7731-plugh"
+"""A word that appears nowhere but in prompts."""
+
+BROKEN_ENGINE = """
+from inferfleet.worker.engines.simulated import SimulatedEngine
+answer = SimulatedEngine.generate
+async def generate(self, generation):
+    if "break it" in str(generation.body):
+        try:
+            int(str(generation.body))
+        except ValueError as error:
+            raise RuntimeError(f"cannot tokenize {generation.body}") from error
+    async for event in answer(self, generation):
+        yield event
+SimulatedEngine.generate = generate
+"""
+"""An engine whose errors quote the prompt, as those of libraries do."""
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+async def test_no_prompt_and_no_answer_is_in_the_log_whatever_becomes_of_the_job(
+    fleet: Fleet,
+    foreign: ForeignClient,
+    start_worker_process: StartWorkerProcess,
+    pool: str,
+    log_format: str,
+) -> None:
+    worker = await start_worker_process(
+        preamble=BROKEN_ENGINE,
+        log_level="DEBUG",
+        log_format=log_format,
+        retry_base_s="0.05",
+        drain_timeout_s="0",
+    )
+    good = await fleet.submit(f"{SENTINEL} good", pool=pool, stream=True)
+    jobs = [
+        good,
+        await fleet.submit(f"{SENTINEL} break it", pool=pool, max_attempts=2),
+        await fleet.submit(chat(SENTINEL, simulated={"fail": "engine_error"}), pool=pool, max_attempts=2),
+        await fleet.submit(chat(SENTINEL, simulated={"fail": "invalid_request"}), pool=pool),
+        await fleet.submit(chat(SENTINEL, logprobs=True), pool=pool),
+        await fleet.submit(slow_chat(SENTINEL, tokens=500, step_s=0.02), pool=pool, timeout_s=0.05),
+        await fleet.submit(SENTINEL, pool=pool, endpoint=Endpoint.EMBEDDINGS),
+    ]
+    results = await fleet.wait_many(jobs, timeout_s=PATIENCE_S)
+    assert [result.state is JobState.SUCCEEDED for result in results] == [True, *[False] * 5, True]
+    for garbage in (
+        SENTINEL,
+        json.dumps({"id": SENTINEL, "body": chat(SENTINEL)}),
+        json.dumps({"id": new_job_id(), "body": SENTINEL}),
+        json.dumps({"id": new_job_id(), "endpoint": SENTINEL, "body": chat(SENTINEL)}),
+        json.dumps({"id": new_job_id(), "body": chat(SENTINEL, role=SENTINEL)})[:-9],
+    ):
+        await foreign.publish(garbage.encode(), headers={"note": SENTINEL})
+        await foreign.dead_letter()
+    await foreign.channel.basic_publish(
+        json.dumps({"kind": SENTINEL, "job_id": SENTINEL}).encode(), exchange="inferfleet.control"
+    )
+    cancelled = await fleet.submit(slow_chat(SENTINEL, tokens=500, step_s=0.02), pool=pool)
+    await until_running(fleet, cancelled)
+    await fleet.cancel(cancelled)
+    await fleet.wait(cancelled, timeout_s=PATIENCE_S)
+    handed_over = await fleet.submit(slow_chat(SENTINEL, tokens=500, step_s=0.02), pool=pool)
+    await until_running(fleet, handed_over)
+    assert await worker.stop() == 0
+    assert "RuntimeError" in worker.log, "the errors themselves are there"
+    assert "ValueError" in worker.log
+    assert good.id in worker.log
+    assert SENTINEL not in worker.log
+    for words in (answer_to(good), answer_to(good)[:40]):
+        assert words not in worker.log
+
+
+async def test_prompts_are_in_the_log_if_somebody_asks_for_them(
+    fleet: Fleet, start_worker_process: StartWorkerProcess, pool: str
+) -> None:
+    worker = await start_worker_process(log_prompts="true")
+    job = await fleet.submit(SENTINEL, pool=pool)
+    await fleet.wait(job, timeout_s=PATIENCE_S)
+    line = await worker.logged("job starts")
+    assert (line["job_id"], line["body"]) == (job.id, job.body)
+
+
+async def test_every_line_is_one_json_object_with_the_workers_name(
+    fleet: Fleet, start_worker_process: StartWorkerProcess, pool: str
+) -> None:
+    worker = await start_worker_process("--worker-id", "w-7")
+    job = await fleet.submit("hello", pool=pool)
+    await fleet.wait(job, timeout_s=PATIENCE_S)
+    assert await worker.stop() == 0
+    lines = [json.loads(line) for line in worker.log.splitlines()]
+    assert {line["worker_id"] for line in lines} == {"w-7"}
+    assert [line["message"] for line in lines if line.get("job_id") == job.id] == ["job succeeded"]
+    for line in lines:
+        assert {"time", "level", "logger", "message"} <= line.keys()
