@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from tests.chaos.conftest import WAIT_S, attempts, prompt, require_whole
 
 from inferfleet.local.chaos.harness import AMQP_HEARTBEAT_S, LEASE_S, Harness
 from inferfleet.local.chaos.proxy import Direction
 from inferfleet.producer.fleet import Fleet
 from inferfleet.schemas import Job
 from inferfleet.wire.redis import SOCKET_TIMEOUT_S
-from tests.chaos.conftest import WAIT_S, attempts, prompt, require_whole
 
 
 @pytest.mark.parametrize("direction", Direction)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 
+from tests.chaos.conftest import WAIT_S, attempts, prompt, require_whole
+
 from inferfleet.local.chaos.checker import stream_problems
 from inferfleet.local.chaos.harness import Harness
 from inferfleet.producer.fleet import Fleet
 from inferfleet.schemas import Job, JobState, JournalEntry
 from inferfleet.schemas.journal import TokensEntry
-from tests.chaos.conftest import WAIT_S, attempts, prompt, require_whole
 
 
 async def test_a_restarted_broker_keeps_waiting_jobs_and_does_not_start_running_ones_elsewhere(

@@ -48,7 +48,7 @@ SMALL = {
 }
 """Faults of one process or one link, and their weights."""
 
-SMALL_EVERY_S = (0.5, 2.5)
+SMALL_EVERY_S = (1.0, 3.0)
 SERVICE_EVERY_S = (8.0, 20.0)
 LASTS_S = (0.5, 8.0)
 """Up to more than a lease, a socket timeout, and two AMQP heartbeats."""

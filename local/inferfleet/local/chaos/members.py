@@ -7,7 +7,7 @@ import logging
 from collections import defaultdict
 from datetime import UTC, datetime
 
-from inferfleet.local.chaos.harness import Harness, Link, Member
+from inferfleet.local.chaos.harness import Harness, Link
 from inferfleet.local.chaos.history import WorkerLife
 
 logger = logging.getLogger(__name__)

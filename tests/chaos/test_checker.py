@@ -1,0 +1,245 @@
+"""The checker finds each violation in a history that has it, and none in one that has not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from inferfleet.local.chaos.checker import Violation, check
+from inferfleet.local.chaos.harness import DECODE_STEP_S
+from inferfleet.local.chaos.history import History, JobHistory, WorkerLife
+from inferfleet.local.chaos.waste import CATCH_UP_S, measure
+from inferfleet.local.chaos.workload import KIND, Kind, text_of
+from inferfleet.schemas import Failure, FailureCode, Job, JobState, JournalEntry, Result
+from inferfleet.schemas.journal import (
+    FinishedEntry,
+    QueuedEntry,
+    RestartedEntry,
+    RunningEntry,
+    TokenChunk,
+    TokensEntry,
+)
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+TOKENS = 20
+JOB = Job(
+    body={
+        "messages": [{"role": "user", "content": "check"}],
+        "max_tokens": TOKENS,
+        "simulated": {"tokens": TOKENS},
+    }
+)
+SUCCEEDED = Result(
+    job_id=JOB.id,
+    state=JobState.SUCCEEDED,
+    response={"choices": [{"message": {"role": "assistant", "content": text_of(JOB)}}]},
+    attempts=2,
+)
+FAILED = Result(
+    job_id=JOB.id, state=JobState.FAILED, error=Failure(code=FailureCode.ENGINE_ERROR, message="broke")
+)
+
+
+def running(attempt: int, *, resumed_from: int = 0, after_s: float = 0.0) -> RunningEntry:
+    return RunningEntry(
+        at=NOW + timedelta(seconds=after_s),
+        attempt=attempt,
+        worker_id=f"worker-{attempt}",
+        resumed_from=resumed_from,
+    )
+
+
+def tokens(attempt: int, offset: int, count: int, *, text: str = "", after_s: float = 0.0) -> TokensEntry:
+    chunk = TokenChunk(token_ids=tuple(range(count)), text=text)
+    return TokensEntry(at=NOW + timedelta(seconds=after_s), attempt=attempt, offset=offset, chunks=(chunk,))
+
+
+def finished(attempt: int, state: JobState = JobState.SUCCEEDED) -> FinishedEntry:
+    return FinishedEntry(at=NOW, attempt=attempt, state=state)
+
+
+JOURNAL: tuple[JournalEntry, ...] = (
+    QueuedEntry(at=NOW),
+    running(1),
+    tokens(1, 0, 8),
+    running(2, resumed_from=8),
+    tokens(2, 8, 12, text=text_of(JOB)),
+    finished(2),
+)
+"""A job whose first worker died, and whose second continued."""
+
+GOOD = JobHistory(job=JOB, journal=JOURNAL, stored=SUCCEEDED, seen=(SUCCEEDED,), streams=(JOURNAL,))
+
+
+def without(*positions: int) -> tuple[JournalEntry, ...]:
+    return tuple(entry for position, entry in enumerate(JOURNAL) if position not in positions)
+
+
+def kinds(*jobs: JobHistory, **rest: Any) -> set[Violation]:
+    return {finding.violation for finding in check(History(jobs=jobs, **rest)).findings}
+
+
+def test_a_history_in_which_all_went_well_has_no_violation() -> None:
+    assert kinds(GOOD) == set()
+
+
+@pytest.mark.parametrize(
+    ("history", "violation"),
+    [
+        pytest.param(
+            replace(GOOD, journal=without(5), stored=None, seen=(), streams=()),
+            Violation.NO_TERMINAL_RESULT,
+            id="accepted and never ended",
+        ),
+        pytest.param(
+            replace(GOOD, journal=(), stored=None, seen=(), streams=()),
+            Violation.NO_TERMINAL_RESULT,
+            id="accepted and forgotten",
+        ),
+        pytest.param(
+            replace(GOOD, journal=(*JOURNAL, finished(2))),
+            Violation.TWO_TERMINAL_RESULTS,
+            id="two ends in the journal",
+        ),
+        pytest.param(
+            replace(GOOD, seen=(SUCCEEDED.model_copy(update={"attempts": 1}),)),
+            Violation.TWO_TERMINAL_RESULTS,
+            id="a client was given another result than the stored one",
+        ),
+        pytest.param(
+            replace(GOOD, seen=(SUCCEEDED, FAILED)),
+            Violation.TWO_TERMINAL_RESULTS,
+            id="two clients were given different results",
+        ),
+        pytest.param(
+            replace(GOOD, journal=(*without(5), finished(2, JobState.CANCELLED))),
+            Violation.TWO_TERMINAL_RESULTS,
+            id="the journal ends otherwise than the result",
+        ),
+        pytest.param(
+            JobHistory(job=JOB, journal=(finished(1, JobState.FAILED),), stored=FAILED),
+            Violation.WRONG_END,
+            id="an innocent job failed",
+        ),
+        pytest.param(
+            JobHistory(
+                job=JOB.model_copy(update={"metadata": {KIND: Kind.CANCELLED}}),
+                journal=(finished(1, JobState.CANCELLED),),
+                stored=SUCCEEDED.model_copy(update={"state": JobState.CANCELLED}),
+            ),
+            Violation.WRONG_END,
+            id="cancelled although nobody had asked",
+        ),
+        pytest.param(
+            replace(
+                GOOD,
+                stored=SUCCEEDED.model_copy(update={"response": {"choices": [{"text": "something else"}]}}),
+                seen=(),
+            ),
+            Violation.WRONG_TEXT,
+            id="another text than the uninterrupted one",
+        ),
+        pytest.param(
+            replace(
+                GOOD,
+                streams=((*without(4, 5), tokens(2, 8, 12, text=text_of(JOB) + "!"), finished(2)),),
+            ),
+            Violation.WRONG_TEXT,
+            id="a reader was given another text",
+        ),
+        pytest.param(
+            replace(GOOD, streams=((*without(2, 4, 5), tokens(2, 8, 12, text=text_of(JOB)), finished(2)),)),
+            Violation.STREAM_GAP,
+            id="tokens are missing from a stream",
+        ),
+        pytest.param(
+            replace(GOOD, journal=without(2)), Violation.STREAM_GAP, id="tokens are missing from the journal"
+        ),
+        pytest.param(
+            replace(GOOD, streams=((*without(4, 5), tokens(1, 0, 8), *JOURNAL[4:]),)),
+            Violation.STREAM_REPEAT,
+            id="a reader was given tokens twice",
+        ),
+        pytest.param(
+            replace(GOOD, journal=(*without(4, 5), tokens(2, 6, 14), finished(2))),
+            Violation.STREAM_REPEAT,
+            id="the journal has tokens twice",
+        ),
+        pytest.param(
+            replace(GOOD, journal=(*without(4, 5), tokens(1, 8, 12), finished(2))),
+            Violation.WRITE_AFTER_FENCE,
+            id="an older attempt wrote after a newer one",
+        ),
+    ],
+)
+def test_a_broken_promise_to_a_job_is_found(history: JobHistory, violation: Violation) -> None:
+    assert kinds(history) == {violation}
+
+
+def test_a_message_that_nobody_settled_is_found() -> None:
+    assert kinds(GOOD, leftover={"queue": 1}) == {Violation.LEFTOVER_MESSAGE}
+    assert kinds(GOOD, leftover={"queue": 0}) == set()
+
+
+def test_an_innocent_job_among_the_dead_letters_is_found_and_a_hopeless_one_is_not() -> None:
+    assert kinds(GOOD, dead_letters=(JOB.id,)) == {Violation.UNEXPECTED_DEAD_LETTER}
+    hopeless = JOB.model_copy(update={"metadata": {KIND: Kind.DOOMED}})
+    ended = JobHistory(job=hopeless, journal=(finished(1, JobState.FAILED),), stored=FAILED)
+    assert kinds(ended, dead_letters=(JOB.id,)) == set()
+
+
+def test_a_restart_is_neither_a_gap_nor_a_repeat() -> None:
+    journal = (
+        *JOURNAL[:3],
+        RestartedEntry(at=NOW, attempt=2, reason="not_resumable", tokens_wasted=8),
+        running(2),
+        tokens(2, 0, TOKENS, text=text_of(JOB)),
+        finished(2),
+    )
+    assert kinds(replace(GOOD, journal=journal, streams=(journal,))) == set()
+
+
+def test_only_a_result_that_redis_lost_is_excused() -> None:
+    gone = replace(GOOD, journal=(), stored=None, seen=(), streams=())
+    assert kinds(gone) == {Violation.NO_TERMINAL_RESULT}
+    verdict = check(History(jobs=(replace(gone, lost_result=True),)))
+    assert (verdict.findings, verdict.excused) == ((), 1)
+    # One that had been read stays read.
+    assert check(History(jobs=(replace(gone, lost_result=True, seen=(SUCCEEDED,)),))).excused == 0
+
+
+def test_a_killed_attempt_may_have_wasted_what_its_engine_could_generate_since_its_last_entry() -> None:
+    # Given a worker that died 0.1 s after its last journal entry
+    journal = (
+        *JOURNAL[:2],
+        tokens(1, 0, 8, after_s=1.0),
+        running(2, resumed_from=8, after_s=5.0),
+        *JOURNAL[4:],
+    )
+    died_at = NOW + timedelta(seconds=1.1)
+    history = History(
+        jobs=(replace(GOOD, journal=journal),), workers={"worker-1": WorkerLife(died_at=died_at)}
+    )
+
+    # Then that much was wasted at most, beside the tokens that count
+    waste = measure(history)
+    assert waste.wasted == int((0.1 + CATCH_UP_S) / DECODE_STEP_S)
+    assert waste.generated == TOKENS + waste.wasted
+
+
+def test_an_attempt_of_unknown_end_may_have_wasted_the_rest_of_the_answer() -> None:
+    journal = (*JOURNAL[:3], running(2, resumed_from=8, after_s=60.0), *JOURNAL[4:])
+    assert measure(History(jobs=(replace(GOOD, journal=journal),))).wasted == TOKENS - 8
+
+
+def test_tokens_of_a_restart_are_wasted_and_those_of_a_hand_over_are_not() -> None:
+    handed_over = QueuedEntry(at=NOW, attempt=1, reason="handed_over")
+    assert (
+        measure(History(jobs=(replace(GOOD, journal=(*JOURNAL[:3], handed_over, *JOURNAL[3:])),))).wasted == 0
+    )
+    restarted = RestartedEntry(at=NOW, attempt=2, reason="not_resumable", tokens_wasted=8)
+    journal = (*JOURNAL[:3], handed_over, restarted, running(2), tokens(2, 0, TOKENS), finished(2))
+    assert measure(History(jobs=(replace(GOOD, journal=journal),))).wasted == 8

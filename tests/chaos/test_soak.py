@@ -1,0 +1,30 @@
+"""A short soak, and the command around it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from inferfleet.local.chaos.soak import SoakOptions, soak
+from inferfleet.local.services import ServicesChoice
+from inferfleet.local.services.launcher import source_of
+
+SEED = 7
+
+
+async def test_no_promise_is_broken_while_everything_breaks(tmp_path: Path) -> None:
+    # Given services that can be killed
+    if (obstacle := source_of(ServicesChoice.NATIVE).obstacle()) is not None:
+        pytest.skip(obstacle)
+    options = SoakOptions(seed=SEED, minutes=0.5, jobs=300, workers=3, empty_redis=True)
+
+    # When jobs run through half a minute of faults
+    report = await soak(options, folder=tmp_path, say=print)
+
+    # Then nothing was lost, doubled, or wrong
+    assert report.findings == ()
+    assert report.accepted == options.jobs
+    assert report.waste.generated > 0
+    # And it was a test: things did go wrong.
+    assert sum(report.faults.values()) >= 5
