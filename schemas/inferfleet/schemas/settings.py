@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import socket
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -47,7 +48,8 @@ class ServiceSettings(BaseSettings):
 
     ``queue_max_length`` is the admission limit of a pool: beyond so many waiting jobs a submit is
     refused with ``QueueFullError``. ``None`` is no limit. Both queue settings are fixed once a pool's
-    queue exists; RabbitMQ refuses other values.
+    queue exists; RabbitMQ refuses other values. ``turn_publish_grace_s`` is how long a turn that owns its
+    session may take to be published before somebody else does it, because its producer has died.
     """
 
     model_config = SettingsConfigDict(
@@ -64,6 +66,7 @@ class ServiceSettings(BaseSettings):
     queued_ttl_s: Annotated[int, Field(ge=1)] = 7 * 24 * 3600
     session_ttl_s: Annotated[int, Field(ge=1)] = 30 * 60
     max_session_bytes: Annotated[int, Field(ge=1)] = 16 * 1024 * 1024
+    turn_publish_grace_s: Positive = 5.0
 
     @field_validator("amqp_url")
     @classmethod
@@ -98,6 +101,10 @@ class WorkerSettings(ServiceSettings):
     ``max_running`` is the number of jobs the engine runs at once, ``look_ahead`` how many more the
     worker takes so that a slot never stands empty. ``lease_s`` is how long other workers leave a
     running job alone after its worker was last heard of.
+
+    ``pod_name`` and ``pod_namespace`` come from Kubernetes' downward API. With them, and a service account
+    that may patch pods, the worker tells Kubernetes at most every ``deletion_cost_interval_s`` what it would
+    cost to delete it; without them it does not.
     """
 
     worker_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,128}$")] = Field(
@@ -118,6 +125,11 @@ class WorkerSettings(ServiceSettings):
     lease_s: Annotated[float, Field(ge=1)] = 15.0
     retry_base_s: Positive = 1.0
     retry_cap_s: Positive = 60.0
+    pod_name: str = ""
+    pod_namespace: str = ""
+    deletion_cost_interval_s: Positive = 10.0
+    kubernetes_url: str = "https://kubernetes.default.svc"
+    service_account_dir: Path = Path("/var/run/secrets/kubernetes.io/serviceaccount")
     log_format: LogFormat = LogFormat.JSON
     log_level: str = "INFO"
     log_prompts: bool = False

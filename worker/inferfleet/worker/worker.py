@@ -27,10 +27,12 @@ from inferfleet.wire.redis import open_redis
 from inferfleet.wire.sessions import Sessions
 from inferfleet.wire.tasks import cancel_and_wait
 from inferfleet.worker.broker import Delivery, Session, open_session
+from inferfleet.worker.deletion_cost import deletion_cost, keep_deletion_cost
 from inferfleet.worker.http import serve_http
 from inferfleet.worker.intake import adapt_intake
 from inferfleet.worker.job_run import Interruption
 from inferfleet.worker.journal import JournalWriter
+from inferfleet.worker.lanes import Lanes
 from inferfleet.worker.metrics import WorkerMetrics
 from inferfleet.worker.ports import Engine, EngineDeadError
 from inferfleet.worker.processor import Processor
@@ -111,7 +113,12 @@ class Worker:
                 settlement=Settlement(
                     settings=settings,
                     records=records,
-                    sessions=sessions,
+                    lanes=Lanes(
+                        settings=settings,
+                        records=records,
+                        sessions=sessions,
+                        confirm_channel=confirm_channel,
+                    ),
                     journal=journal,
                     confirm_channel=confirm_channel,
                     metrics=self._metrics,
@@ -124,6 +131,9 @@ class Worker:
                 background.create_task(journal.write_streamed()),
                 background.create_task(journal.write_all()),
                 background.create_task(self._beat(pipeline)),
+                background.create_task(
+                    keep_deletion_cost(settings, cost=lambda: deletion_cost(processor.runs.values()))
+                ),
             ]
             try:
                 await self._serve(processor, broker)
