@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import Any
 
 import orjson
 
@@ -27,7 +28,7 @@ async def claim(pipeline: CommandPipeline, job: Job, *, ttl_s: int) -> Claim:
     The claimed job has the id that holds the key.
 
     Raises:
-        IdempotencyConflictError: The key belongs to a job with another pool, endpoint or body.
+        IdempotencyConflictError: The key belongs to a job with another pool, endpoint, body or session.
 
     """
     if (key := _key(job)) is None:
@@ -40,7 +41,7 @@ async def claim(pipeline: CommandPipeline, job: Job, *, ttl_s: int) -> Claim:
     if digest != _digest(job):
         raise IdempotencyConflictError(
             f"the idempotency key {job.idempotency_key!r} belongs to job {job_id}, which has another pool, "
-            "endpoint or body: send the same request again, or use a new key"
+            "endpoint, body or session: send the same request again, or use a new key"
         )
     return Claim(job.model_copy(update={"id": job_id}), accepted=bool(accepted))
 
@@ -69,5 +70,7 @@ def _held(job: Job) -> str:
 
 
 def _digest(job: Job) -> str:
-    content = orjson.dumps([job.pool, job.endpoint, job.body], option=orjson.OPT_SORT_KEYS)
-    return hashlib.sha256(content).hexdigest()
+    content: list[Any] = [job.pool, job.endpoint, job.body]
+    if job.session_id is not None:
+        content += [job.session_id, job.state_patch]
+    return hashlib.sha256(orjson.dumps(content, option=orjson.OPT_SORT_KEYS)).hexdigest()

@@ -15,7 +15,7 @@ from inferfleet.schemas.errors import (
     UnknownPoolError,
 )
 from inferfleet.schemas.job import Job
-from inferfleet.schemas.names import CONTROL_EXCHANGE, JOBS_EXCHANGE
+from inferfleet.schemas.names import CONTROL_EXCHANGE, JOBS_EXCHANGE, job_queue
 from inferfleet.schemas.request import job_error
 from inferfleet.schemas.settings import ProducerSettings
 from inferfleet.wire.amqp import declare_pool, job_message
@@ -27,6 +27,7 @@ class Publisher:
 
     def __init__(self, settings: ProducerSettings) -> None:
         self._settings = settings
+        self._known_pools: set[str] = set()
         self._confirm_channel = ConfirmChannel(
             settings.amqp_url,
             connect_timeout_s=settings.connect_timeout_s,
@@ -48,14 +49,27 @@ class Publisher:
         try:
             await self._publish(JOBS_EXCHANGE, message, routing_key=job.pool, mandatory=True)
         except PublishError as error:
-            raise UnknownPoolError(
-                f"no queue is bound for the pool {job.pool!r}: start a worker for it, "
-                f"`inferfleet worker --pool {job.pool}`, or declare it, `inferfleet pool declare {job.pool}`"
-            ) from error
+            raise _unknown_pool(job.pool) from error
         except DeliveryError as error:
             raise QueueFullError(
                 f"the queue of pool {job.pool!r} is full (INFERFLEET_QUEUE_MAX_LENGTH); try again later"
             ) from error
+
+    async def require_pool(self, pool: str) -> None:
+        """Make sure that a pool has its queue, for a job that is published later.
+
+        Asks the broker once for each pool.
+
+        Raises:
+            UnknownPoolError: It has none.
+            ServiceUnreachableError: There is no connection to be had.
+
+        """
+        if pool in self._known_pools:
+            return
+        if not await self._confirm_channel.queue_exists(job_queue(pool)):
+            raise _unknown_pool(pool)
+        self._known_pools.add(pool)
 
     async def send(self, order: Control) -> None:
         """Send an order to every worker."""
@@ -104,3 +118,10 @@ class Publisher:
                     if unconfirmed is not None:
                         raise unconfirmed from error
                     raise
+
+
+def _unknown_pool(pool: str) -> UnknownPoolError:
+    return UnknownPoolError(
+        f"no queue is bound for the pool {pool!r}: start a worker for it, "
+        f"`inferfleet worker --pool {pool}`, or declare it, `inferfleet pool declare {pool}`"
+    )

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Mapping, Sequence
-from typing import Any, Protocol, Unpack
+from contextlib import suppress
+from typing import Any, Protocol, Unpack, assert_never
 
 from inferfleet.producer.job_making import JobOptions
-from inferfleet.schemas.errors import InvalidJobError, SessionError, StateConflictError
+from inferfleet.schemas.errors import (
+    InvalidJobError,
+    SessionError,
+    SessionTooLargeError,
+    StateConflictError,
+)
 from inferfleet.schemas.job import Job
 from inferfleet.schemas.merge_patch import merge_patch
 from inferfleet.schemas.session import SessionExport, SessionRecord, Turn
-from inferfleet.wire.sessions import Sessions
+from inferfleet.wire.sessions import Replaced, Sessions
 
 
 class Submit(Protocol):
@@ -84,22 +90,34 @@ class Session:
 
         Raises:
             StateConflictError: Somebody else changed it meanwhile.
+            SessionTooLargeError: With this state the session would exceed its size limit.
 
         """
         replaced, present = await self._sessions.replace_state(self.id, state, version=version)
-        if not replaced:
-            raise StateConflictError(self.id, expected=version, present=present)
-        return present
+        match replaced:
+            case Replaced.OK:
+                return present
+            case Replaced.CONFLICT:
+                raise StateConflictError(self.id, expected=version, present=present)
+            case Replaced.TOO_LARGE:
+                raise SessionTooLargeError(
+                    f"with this state the session {self.id!r} would exceed its size limit "
+                    "(INFERFLEET_MAX_SESSION_BYTES): keep less in it"
+                )
+            case _:
+                assert_never(replaced)
 
     async def patch_state(self, patch: Any) -> int:
-        """Apply a JSON Merge Patch (RFC 7396) to the state. Returns the new version."""
+        """Apply a JSON Merge Patch (RFC 7396) to the state, as it is by then. Returns the new version.
+
+        Raises:
+            SessionTooLargeError: With this state the session would exceed its size limit.
+
+        """
         while True:
             version, state = await self._sessions.state(self.id)
-            replaced, present = await self._sessions.replace_state(
-                self.id, merge_patch(state, patch), version=version
-            )
-            if replaced:
-                return present
+            with suppress(StateConflictError):
+                return await self.update_state(merge_patch(state, patch), version=version)
 
     async def fork(self, new_id: str, *, turns: int | None = None) -> Session:
         """Copy the first ``turns`` turns, or all, and the state into a new session.

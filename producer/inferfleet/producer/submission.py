@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import time
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager, suppress
+from typing import assert_never
 
 from inferfleet.producer import idempotency
 from inferfleet.producer.publisher import Publisher
 from inferfleet.schemas.control import CancelJob
 from inferfleet.schemas.errors import (
     InferfleetError,
+    JobNotFoundError,
     PartialSubmitError,
+    PublishUnconfirmedError,
     QueueFullError,
     ServiceUnreachableError,
     SessionBusyError,
@@ -23,10 +28,13 @@ from inferfleet.schemas.result import Result
 from inferfleet.schemas.settings import ProducerSettings
 from inferfleet.wire.pipeline import CommandPipeline
 from inferfleet.wire.records import JobRecords
-from inferfleet.wire.sessions import Entry, Payload, Sessions
+from inferfleet.wire.sessions import Entered, Entry, Payload, Sessions
 
 SUBMIT_WINDOW = 1024
 """Jobs of one ``submit_many`` that wait for their confirm at the same time."""
+
+FRONT_POLL_S = 0.02
+"""How often a turn that enters a lane looks whether the turn in front is in the queue by now."""
 
 _REFUSED = (
     UnknownPoolError,
@@ -70,7 +78,7 @@ class Submission:
                 if job.session_id is None:
                     await self._publisher.publish(job)
                 else:
-                    await self._take_turn(job)
+                    await self._take_turn(job, new=created)
             except _REFUSED:
                 if created:
                     await self._records.discard(job.id)
@@ -117,23 +125,25 @@ class Submission:
             await self._publisher.send(CancelJob(job_id=job_id, keep=keep))
         return state
 
-    async def _take_turn(self, job: Job) -> None:
+    async def _take_turn(self, job: Job, *, new: bool) -> None:
         """Publish the job if its session is free; else it waits in the lane, as ``on_busy`` says."""
-        entered = await self._sessions.enter(Payload(job, self._settings.client_id))
+        with _uncertain_without_redis():
+            entered = await self._sessions.enter(Payload(job, self._settings.client_id))
         match entered.entry:
-            case Entry.RUN:
+            case Entry.RUN | Entry.WAIT:
                 try:
-                    await self._publisher.publish(job)
+                    if entered.entry is Entry.RUN:
+                        await self._publish_turn(Payload(job, self._settings.client_id))
+                    else:
+                        await self._wait_in_lane(job, entered)
                 except _REFUSED:
-                    await self._let_next_run(job)
+                    if new:
+                        await self._withdraw(job)
+                    # Otherwise an earlier call may have published it, and it may be running.
                     raise
-                await self._sessions.published(job)
-            case Entry.WAIT:
-                if entered.again is not None:
-                    await self._publish_turn(entered.again)
-                if job.on_busy in {OnBusy.INTERRUPT, OnBusy.ROLLBACK}:
-                    await self._stop_turn(job, entered.owner, keep=job.on_busy is OnBusy.INTERRUPT)
             case Entry.BUSY:
+                if entered.again is not None:
+                    await self._publish_front(job, entered.again)
                 raise SessionBusyError(
                     f"session {job.session_id!r} has an unfinished turn, job {entered.owner}: wait, or "
                     "submit with on_busy=enqueue, interrupt or rollback"
@@ -141,20 +151,81 @@ class Submission:
             case Entry.TOO_LARGE:
                 raise SessionTooLargeError(
                     f"session {job.session_id!r} would exceed {self._settings.max_session_bytes:,} bytes "
-                    "(INFERFLEET_MAX_SESSION_BYTES): fork it from a later turn, or start a new one"
+                    "(INFERFLEET_MAX_SESSION_BYTES): fork it from an earlier turn, or start a new one"
                 )
+            case _:
+                assert_never(entered.entry)
+
+    async def _wait_in_lane(self, job: Job, entered: Entered) -> None:
+        """Make sure that the job's turn will come."""
+        await self._publisher.require_pool(job.pool)
+        stop = job.on_busy in {OnBusy.INTERRUPT, OnBusy.ROLLBACK}
+        if stop:
+            await self._stop_turn(job, entered.owner, keep=job.on_busy is OnBusy.INTERRUPT)
+        if stop or entered.unpublished:
+            grace_s = 0.0 if entered.again else self._settings.turn_publish_grace_s
+            await self._until_front_is_published(job, grace_s=grace_s)
+
+    async def _until_front_is_published(self, job: Job, *, grace_s: float) -> None:
+        """Wait until the turn in front is in the queue. If its own publisher is dead, publish it.
+
+        Otherwise this job would be accepted, and wait behind one that nobody ever publishes.
+        """
+        awaited, deadline = "", 0.0
+        while True:
+            owner, payload = await self._sessions.front(job)
+            if payload is None:
+                return
+            if owner != awaited:
+                awaited, deadline = owner, time.monotonic() + grace_s
+            if time.monotonic() < deadline:
+                await asyncio.sleep(FRONT_POLL_S)
+            else:
+                await self._publish_front(job, payload)
+
+    async def _publish_front(self, job: Job, front: Payload) -> None:
+        try:
+            await self._publish_turn(front)
+        except UnknownPoolError:
+            if front.job.id == job.id:
+                raise
+            # No worker can run it, and nobody was told that it was accepted.
+            await self._stop_turn(job, front.job.id, keep=False)
 
     async def _stop_turn(self, job: Job, owner: str, *, keep: bool) -> None:
         """Stop the turn that is in the way. One that never ran ends at once, without its message's help."""
-        state = await self.cancel(owner, keep=keep)
-        if state.terminal:
-            await self._let_next_run(job.model_copy(update={"id": owner}))
+        try:
+            over = (await self.cancel(owner, keep=keep)).terminal
+        except JobNotFoundError:
+            # Its producer took it back meanwhile.
+            over = True
+        if over:
+            following = await self._sessions.advance(job.model_copy(update={"id": owner}))
+            if following is not None:
+                await self._publish_turn(following)
 
-    async def _let_next_run(self, ended: Job) -> None:
-        following = await self._sessions.advance(ended)
+    async def _withdraw(self, job: Job) -> None:
+        """Take a refused turn back. Whoever submitted the one behind it still sees to that."""
+        with _uncertain_without_redis():
+            following = await self._sessions.advance(job)
         if following is not None:
-            await self._publish_turn(following)
+            with suppress(*_REFUSED, PublishUnconfirmedError):
+                await self._publish_turn(following)
 
     async def _publish_turn(self, payload: Payload) -> None:
         await self._publisher.publish(payload.job, reply_to=payload.reply_to)
-        await self._sessions.published(payload.job)
+        # Only a note: the worker that gets the message makes the same one.
+        with suppress(ServiceUnreachableError):
+            await self._sessions.published(payload.job)
+
+
+@contextmanager
+def _uncertain_without_redis() -> Generator[None]:
+    """A turn is in its lane or not: an outage of Redis in between leaves that open."""
+    try:
+        yield
+    except ServiceUnreachableError as error:
+        raise PublishUnconfirmedError(
+            f"Redis went away while a turn asked for its place, so it may run or not ({error}). "
+            "Submitting again with the same idempotency key is safe"
+        ) from error

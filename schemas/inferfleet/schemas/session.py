@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
+import orjson
 from pydantic import AwareDatetime, Field
 
 from inferfleet.schemas.job import JobId, SessionId
@@ -53,38 +56,93 @@ class SessionExport(WireModel):
     max_history_tokens: int | None = None
 
 
-def history(turns: tuple[Turn, ...], *, max_tokens: int | None = None) -> tuple[dict[str, Any], ...]:
-    """The messages of turns as a prompt's history; the oldest whole turns are left out to fit ``max_tokens``.
+@dataclass(frozen=True, slots=True)
+class History:
+    """The part of a conversation that goes into a prompt. ``tokens`` is what it costs there."""
 
-    A turn that begins with tool results is never kept without the turn that asked for them, and the
-    instructions (system and developer messages) at the beginning always stay.
+    messages: tuple[dict[str, Any], ...]
+    tokens: int
+
+
+def history(
+    turns: tuple[Turn, ...], *, max_tokens: int | None = None, new_messages: Sequence[Mapping[str, Any]] = ()
+) -> History:
+    """What comes before ``new_messages``: all turns, or as many of the last as fit ``max_tokens``.
+
+    A turn that begins with tool results is never kept without the turn that asked for them, nor are new
+    tool results, whatever the limit. The instructions (system and developer messages) at the beginning
+    always stay.
     """
     first = 0
+    instructions = _instructions(turns)
     if max_tokens is not None:
-        total = sum(turn.tokens for turn in turns)
-        while first < len(turns) and (total > max_tokens or (first and _answers_tools(turns[first]))):
-            total -= turns[first].tokens
+        last = len(turns)
+        if new_messages and new_messages[0].get("role") == "tool":
+            last = _beginning(turns)
+        tokens = sum(turn.tokens for turn in turns)
+        while first < last and (tokens > max_tokens or (first and continues(turns[first]))):
+            tokens -= turns[first].tokens - (0 if first else instructions.tokens)
             first += 1
-    kept = [message for turn in turns[first:] for message in turn.messages]
+    kept = History(
+        tuple(message for turn in turns[first:] for message in turn.messages),
+        sum(turn.tokens for turn in turns[first:]),
+    )
     if first:
-        kept[:0] = [
-            message for message in turns[0].messages if message.get("role") in {"system", "developer"}
-        ]
-    return tuple(kept)
+        return History(instructions.messages + kept.messages, instructions.tokens + kept.tokens)
+    return kept
 
 
-def unanswered_tool_calls(messages: tuple[dict[str, Any], ...]) -> frozenset[str]:
-    """The ids of the tool calls at the end of a history that no tool message has answered."""
-    answered: set[str] = set()
-    for message in reversed(messages):
-        if message.get("role") == "tool":
-            answered.add(message.get("tool_call_id", ""))
-        elif message.get("role") == "assistant":
-            return frozenset(call["id"] for call in message.get("tool_calls") or ()) - answered
-        else:
-            break
-    return frozenset()
-
-
-def _answers_tools(turn: Turn) -> bool:
+def continues(turn: Turn) -> bool:
+    """Whether a turn begins with tool results, so that it needs the turn before it."""
     return bool(turn.messages) and turn.messages[0].get("role") == "tool"
+
+
+def tool_problem(past: Sequence[Mapping[str, Any]], messages: Sequence[Mapping[str, Any]]) -> str | None:
+    """What is wrong with the tool results among new messages; ``None`` if each answers a call before it."""
+    expected: set[str] = set()
+    for message in past:
+        expected = _expected(expected, message)
+    for position, message in enumerate(messages):
+        call = message.get("tool_call_id")
+        if message.get("role") == "tool" and call not in expected:
+            wanted = ", ".join(sorted(expected)) or "none"
+            return (
+                f"body.messages[{position}]: a tool result for call {call!r}, which the session "
+                f"does not wait for (unanswered calls: {wanted})"
+            )
+        expected = _expected(expected, message)
+    return None
+
+
+def estimated_tokens(messages: Sequence[Mapping[str, Any]]) -> int:
+    """Guess what messages cost: a quarter of their bytes as JSON, about what English does."""
+    return sum(len(orjson.dumps(message)) for message in messages) // 4
+
+
+def _expected(expected: set[str], message: Mapping[str, Any]) -> set[str]:
+    """The tool calls that still lack a result, after one more message."""
+    match message.get("role"):
+        case "tool":
+            return expected - {message.get("tool_call_id", "")}
+        case "assistant":
+            return {call["id"] for call in message.get("tool_calls") or ()}
+        case _:
+            return set()
+
+
+def _instructions(turns: Sequence[Turn]) -> History:
+    """The instructions of the first turn, with their share of its tokens by length."""
+    if not turns:
+        return History((), 0)
+    first = turns[0].messages
+    kept = tuple(message for message in first if message.get("role") in {"system", "developer"})
+    share = estimated_tokens(kept) / max(1, estimated_tokens(first))
+    return History(kept, round(turns[0].tokens * share))
+
+
+def _beginning(turns: Sequence[Turn]) -> int:
+    """Where the last exchange begins: the turn that all later ones continue with tool results."""
+    start = max(0, len(turns) - 1)
+    while start > 0 and continues(turns[start]):
+        start -= 1
+    return start

@@ -11,8 +11,13 @@ from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from aio_pika import Message
-from aio_pika.abc import AbstractChannel
-from aio_pika.exceptions import AMQPError, ChannelInvalidStateError, DeliveryError
+from aio_pika.abc import AbstractChannel, AbstractConnection
+from aio_pika.exceptions import (
+    AMQPError,
+    ChannelInvalidStateError,
+    ChannelNotFoundEntity,
+    DeliveryError,
+)
 
 from inferfleet.schemas.errors import PublishUnconfirmedError, ServiceUnreachableError
 from inferfleet.wire.amqp import declare_exchanges, open_amqp
@@ -30,6 +35,7 @@ class ConfirmChannel:
         self._stack = AsyncExitStack()
         self._breaker = Breaker("RabbitMQ", ServiceUnreachableError)
         self._opening = asyncio.Lock()
+        self._connection: AbstractConnection | None = None
         self._channel: AbstractChannel | None = None
         self._under_way: dict[str, asyncio.Event] = {}
 
@@ -47,7 +53,7 @@ class ConfirmChannel:
                 return self._channel
             await self._stack.aclose()
             with self._breaker.guarded():
-                connection = await self._stack.enter_async_context(
+                self._connection = connection = await self._stack.enter_async_context(
                     open_amqp(self._url, timeout_s=self._connect_timeout_s, name=self._name)
                 )
             channel = await connection.channel(on_return_raises=True)
@@ -69,6 +75,26 @@ class ConfirmChannel:
         """
         async with self._alone(message.message_id):
             await self._publish(exchange, message, routing_key=routing_key, mandatory=mandatory)
+
+    async def queue_exists(self, name: str) -> bool:
+        """Ask the broker for a queue.
+
+        Raises:
+            ServiceUnreachableError: There is no connection to be had, or it broke.
+
+        """
+        await self.channel()
+        if self._connection is None:
+            raise ServiceUnreachableError("the connection to RabbitMQ was closed")
+        try:
+            # On a channel of its own: the broker closes it when there is no such queue.
+            async with self._connection.channel(publisher_confirms=False) as channel:
+                await channel.declare_queue(name, passive=True)
+        except ChannelNotFoundEntity:
+            return False
+        except (AMQPError, ChannelInvalidStateError, ConnectionError) as error:
+            raise ServiceUnreachableError(f"the connection to RabbitMQ broke ({error})") from error
+        return True
 
     async def _publish(self, exchange: str, message: Message, *, routing_key: str, mandatory: bool) -> None:
         route = await (await self.channel()).get_exchange(exchange, ensure=False)

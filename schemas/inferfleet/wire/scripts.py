@@ -38,6 +38,7 @@ FINISH: Final = Script.load("finish")
 RELEASE: Final = Script.load("release")
 RESTORE: Final = Script.load("restore")
 SESSION_ENTER: Final = Script.load("session_enter")
+SESSION_FRONT: Final = Script.load("session_front")
 SESSION_PUBLISHED: Final = Script.load("session_published")
 SESSION_ADVANCE: Final = Script.load("session_advance")
 SESSION_BEGIN: Final = Script.load("session_begin")
@@ -49,7 +50,7 @@ SESSION_DELETE: Final = Script.load("session_delete")
 
 ALL: Final = (
     *(CREATE, DISCARD, CANCEL, START, APPEND, FINISH, RELEASE, RESTORE),
-    *(SESSION_ENTER, SESSION_PUBLISHED, SESSION_ADVANCE, SESSION_BEGIN, SESSION_APPEND),
+    *(SESSION_ENTER, SESSION_FRONT, SESSION_PUBLISHED, SESSION_ADVANCE, SESSION_BEGIN, SESSION_APPEND),
     *(SESSION_STATE, SESSION_CONFIGURE, SESSION_IMPORT, SESSION_DELETE),
 )
 

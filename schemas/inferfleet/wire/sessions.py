@@ -8,6 +8,7 @@ between leaves a message that brings another worker to do it.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,13 +19,13 @@ import orjson
 
 from inferfleet.schemas.job import Job
 from inferfleet.schemas.names import lane_key, payloads_key, session_key, state_key, turns_key
-from inferfleet.schemas.session import SessionRecord, Turn
+from inferfleet.schemas.session import SessionRecord, Turn, continues
 from inferfleet.schemas.settings import ServiceSettings
 from inferfleet.wire import scripts
 from inferfleet.wire.pipeline import CommandPipeline
+from inferfleet.wire.records import Fence
 
-STALE_MS = 5_000
-"""How long a turn that owns its session may take to be published before another producer does it."""
+_NO_LIMIT = 2**53
 
 
 class Entry(StrEnum):
@@ -42,14 +43,24 @@ class Begin(StrEnum):
     BEGUN = "begun"
     ANSWERED = "answered"
     TAKEN = "taken"
+    FENCED = "fenced"
 
 
 class Appended(StrEnum):
     """What came of adding a turn to the history."""
 
     OK = "ok"
+    TAKEN = "taken"
     FENCED = "fenced"
     STATE_CONFLICT = "state_conflict"
+
+
+class Replaced(StrEnum):
+    """What came of replacing a state."""
+
+    OK = "ok"
+    CONFLICT = "conflict"
+    TOO_LARGE = "too_large"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +85,15 @@ class Payload:
 
 @dataclass(frozen=True, slots=True)
 class Entered:
-    """The answer to a turn that asked to run. ``again`` is the owner, if it has to be published again."""
+    """The answer to a turn that asked to run. ``again`` is the owner, if it has to be published again.
+
+    While ``unpublished``, nobody has said that the owner's message is in the queue.
+    """
 
     entry: Entry
     owner: str
     again: Payload | None
+    unpublished: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,28 +114,41 @@ class Sessions:
         self._pipeline = pipeline
         self._settings = settings
 
-    async def enter(self, payload: Payload) -> Entered:
-        """Ask for a turn. With ``RUN`` the caller must publish it; with ``WAIT`` it is in the lane."""
-        session_id = _session(payload.job)
-        entry, owner, again = await self._call(
+    async def enter(self, payload: Payload, *, admitted: bool = False) -> Entered:
+        """Ask for a turn. With ``RUN`` the caller must publish it; with ``WAIT`` it is in the lane.
+
+        The size limit does not count for a turn that was ``admitted`` before.
+        """
+        entry, owner, again, unpublished = await self._call(
             scripts.SESSION_ENTER,
-            (session_key(session_id), lane_key(session_id), payloads_key(session_id)),
+            _all_keys(_session(payload.job)),
             payload.job.id,
             payload.encode(),
             payload.job.on_busy.value,
             _now_ms(),
             self._settings.queued_ttl_s,
-            STALE_MS,
-            self._settings.max_session_bytes,
+            int(self._settings.turn_publish_grace_s * 1000),
+            _NO_LIMIT if admitted else self._settings.max_session_bytes,
         )
-        return Entered(Entry(entry.decode()), owner.decode(), Payload.decode(again))
+        return Entered(Entry(entry.decode()), owner.decode(), Payload.decode(again), bool(unpublished))
+
+    async def front(self, job: Job) -> tuple[str, Payload | None]:
+        """The owner of the job's session while its message is not known to be in the queue, else ``""``."""
+        session_id = _session(job)
+        owner, payload = await self._call(
+            scripts.SESSION_FRONT, (session_key(session_id), payloads_key(session_id))
+        )
+        return owner.decode(), Payload.decode(payload)
 
     async def published(self, job: Job) -> None:
         """Note that the owner's message is in the queue."""
         await self._call(scripts.SESSION_PUBLISHED, (session_key(_session(job)),), job.id)
 
-    async def advance(self, job: Job) -> Payload | None:
-        """End a turn, whatever came of it. Returns the next turn, which the caller must publish."""
+    async def advance(self, job: Job, *, witness: Job | None = None) -> Payload | None:
+        """End a turn, whatever came of it. Returns the next turn, which the caller must publish.
+
+        ``witness`` is the job whose message comes again until that is done; by default the ended one.
+        """
         return Payload.decode(
             await self._call(
                 scripts.SESSION_ADVANCE,
@@ -128,23 +156,26 @@ class Sessions:
                 job.id,
                 _now_ms(),
                 self._settings.session_ttl_s,
+                (witness or job).id,
             )
         )
 
-    async def begin(self, job: Job, *, token: str) -> Begun:
-        """Begin an attempt of the turn; ``token`` is the attempt's fence."""
+    async def begin(self, job: Job, *, fence: Fence) -> Begun:
+        """Begin an attempt of the turn."""
+        session_id = _session(job)
         begin, answer, turns, state_version, limit = await self._call(
             scripts.SESSION_BEGIN,
-            (session_key(_session(job)),),
+            (session_key(session_id), turns_key(session_id), state_key(session_id)),
             job.id,
-            token,
+            fence.token,
             _now_ms(),
             self._settings.queued_ttl_s,
+            fence.attempt,
         )
         return Begun(Begin(begin.decode()), answer, turns, state_version, int(limit) if limit else None)
 
     async def append(
-        self, job: Job, *, token: str, turn: Turn, answer: bytes, state: tuple[int, Any] | None
+        self, job: Job, *, fence: Fence, turn: Turn, answer: bytes, state: tuple[int, Any] | None
     ) -> Appended:
         """Add the turn to the history and, with ``state``, replace the state of that version."""
         session_id = _session(job)
@@ -153,7 +184,7 @@ class Sessions:
             scripts.SESSION_APPEND,
             (session_key(session_id), turns_key(session_id), state_key(session_id)),
             job.id,
-            token,
+            fence.token,
             turn.model_dump_json(exclude_none=True),
             answer,
             _now_ms(),
@@ -170,7 +201,7 @@ class Sessions:
             return _parse(await self._pipeline.execute("LRANGE", key, 0, -1))
         turns: tuple[Turn, ...] = ()
         last = -1
-        while sum(turn.tokens for turn in turns) <= max_tokens:
+        while sum(turn.tokens for turn in turns) <= max_tokens or continues(turns[0]):
             block = _parse(await self._pipeline.execute("LRANGE", key, last - 63, last))
             turns = block + turns
             last -= 64
@@ -188,17 +219,19 @@ class Sessions:
         )
         return int(version or 0), orjson.loads(value) if value else None
 
-    async def replace_state(self, session_id: str, state: Any, *, version: int) -> tuple[bool, int]:
-        """Replace the state if it is at ``version``. Returns whether it was, and the version it is at now."""
+    async def replace_state(self, session_id: str, state: Any, *, version: int) -> tuple[Replaced, int]:
+        """Replace the state if it is at ``version``. Returns what came of it, and the version now."""
         replaced, now = await self._call(
             scripts.SESSION_STATE,
-            (session_key(session_id), state_key(session_id)),
+            (session_key(session_id), turns_key(session_id), state_key(session_id)),
             version,
             orjson.dumps(state),
             _now_ms(),
             self._settings.session_ttl_s,
+            self._settings.max_session_bytes,
+            _new_token(),
         )
-        return bool(replaced), now
+        return Replaced(replaced.decode()), now
 
     async def create(
         self,
@@ -219,6 +252,7 @@ class Sessions:
             "" if max_history_tokens is None else max_history_tokens,
             "" if state is None else orjson.dumps(state),
             sum(len(line.encode()) for line in lines),
+            _new_token(),
             *lines,
         )
         return bool(made)
@@ -267,7 +301,7 @@ class Sessions:
         """Set how long an idle session stays and how much history goes into a prompt; ``None`` keeps it."""
         await self._call(
             scripts.SESSION_CONFIGURE,
-            (session_key(session_id),),
+            (session_key(session_id), turns_key(session_id), state_key(session_id)),
             "" if idle_ttl_s is None else idle_ttl_s,
             "" if max_history_tokens is None else max_history_tokens,
             _now_ms(),
@@ -303,6 +337,11 @@ def _parse(lines: Sequence[bytes]) -> tuple[Turn, ...]:
 
 def _moment(milliseconds: str | None) -> datetime | None:
     return datetime.fromtimestamp(int(milliseconds) / 1000, UTC) if milliseconds else None
+
+
+def _new_token() -> str:
+    """A name for one call, by which its script knows it when it is sent twice."""
+    return os.urandom(8).hex()
 
 
 def _now_ms() -> int:

@@ -199,8 +199,13 @@ class Processor:
     ) -> Outcome:
         job = run.job
         refused = self._refused(job, started)
-        if refused is not None:
-            return refused
+        match refused:
+            case Finish() | DeadLetter():
+                return await self._turns.unless_answered(run, refused)
+            case None:
+                pass
+            case _:
+                return refused
         if problem is not None:
             return Finish(JobState.FAILED, failure=problem)
         if started.tokens:

@@ -19,16 +19,15 @@ from aio_pika.exceptions import DeliveryError
 
 from inferfleet.schemas import Failure, Job, JobState, Result, Timings, Usage, names
 from inferfleet.schemas.errors import PublishUnconfirmedError, ServiceUnreachableError
-from inferfleet.schemas.job import OnBusy
 from inferfleet.schemas.journal import QueuedEntry
 from inferfleet.schemas.settings import WorkerSettings
 from inferfleet.wire.amqp import declare_retry, job_message
 from inferfleet.wire.publishing import ConfirmChannel
 from inferfleet.wire.records import JobRecords, Unflushed, Written
-from inferfleet.wire.sessions import Entry, Payload, Sessions
 from inferfleet.worker.broker import Delivery
 from inferfleet.worker.job_run import JobRun
 from inferfleet.worker.journal import JournalWriter
+from inferfleet.worker.lanes import Lanes
 from inferfleet.worker.metrics import WorkerMetrics
 from inferfleet.worker.outcomes import DeadLetter, Defer, Drop, Finish, HandOver, Outcome, Park, Retry
 from inferfleet.worker.ports import Completion
@@ -49,7 +48,7 @@ class Settlement:
         *,
         settings: WorkerSettings,
         records: JobRecords,
-        sessions: Sessions,
+        lanes: Lanes,
         journal: JournalWriter,
         confirm_channel: ConfirmChannel,
         metrics: WorkerMetrics,
@@ -57,7 +56,7 @@ class Settlement:
     ) -> None:
         self._settings = settings
         self._records = records
-        self._sessions = sessions
+        self._lanes = lanes
         self._journal = journal
         self._confirm_channel = confirm_channel
         self._metrics = metrics
@@ -81,8 +80,10 @@ class Settlement:
                 await self._send_round(run.job, delivery, delay_s)
             case DeadLetter(failure):
                 if await self._bury(delivery, failure, attempts=run.charged):
-                    await self._commit(run, self._result(run, JobState.FAILED, failure))
-                    await self._end_turn(run.job, delivery)
+                    if await self._commit(run, self._result(run, JobState.FAILED, failure)):
+                        await self._end_turn(run.job, delivery)
+                    else:
+                        delivery.ack()
             case HandOver(refund):
                 await self._release(
                     run,
@@ -110,48 +111,45 @@ class Settlement:
 
     async def _end_turn(self, job: Job, delivery: Delivery) -> None:
         """Let the session's next turn run, if there is one, and ack."""
-        if job.session_id is None:
-            delivery.ack()
-            return
-        following = await self._sessions.advance(job)
-        if following is None:
-            delivery.ack()
-            return
-        message = job_message(following.job, reply_to=following.reply_to)
-        try:
-            await self._confirm_channel.publish(
-                names.JOBS_EXCHANGE, message, routing_key=following.job.pool, mandatory=True
-            )
-        except _UNPUBLISHED as error:
-            # The job that ended comes again, and with it another chance to publish the next turn.
-            logger.warning(
-                "cannot publish a session's next turn yet (%s)", error, extra={"job_id": following.job.id}
-            )
-            await asyncio.sleep(REQUEUE_PAUSE_S)
-            await delivery.requeue()
-        else:
-            await self._sessions.published(following.job)
-            delivery.ack()
+        if job.session_id is not None:
+            try:
+                await self._lanes.let_next_run(job)
+            except _UNPUBLISHED as error:
+                # The job that ended comes again, and with it another chance to publish the next turn.
+                logger.warning(
+                    "cannot publish a session's next turn yet (%s)", error, extra={"job_id": job.id}
+                )
+                await self._requeue_later(delivery)
+                return
+        delivery.ack()
 
     async def _park(self, run: JobRun, delivery: Delivery) -> None:
         """Put a turn into its session's lane. Needed when Redis lost the lane it was in."""
         entry = QueuedEntry(at=datetime.now(UTC), attempt=run.attempt, reason="handed_over")
-        await self._release(run, entry, refund=True)
-        job = run.job.model_copy(update={"on_busy": OnBusy.ENQUEUE})
-        entered = await self._sessions.enter(Payload(job, delivery.reply_to))
-        if entered.entry is Entry.WAIT:
+        if await self._release(run, entry, refund=True) is Written.FENCED:
+            delivery.ack()
+            return
+        try:
+            waits = await self._lanes.wait(run.job, reply_to=run.reply_to)
+        except _UNPUBLISHED as error:
+            logger.warning("cannot park a turn yet (%s)", error, extra={"job_id": run.job.id})
+            await self._requeue_later(delivery)
+            return
+        if waits:
             delivery.ack()
         else:
             await delivery.requeue()
+
+    async def _requeue_later(self, delivery: Delivery) -> None:
+        await asyncio.sleep(REQUEUE_PAUSE_S)
+        await delivery.requeue()
 
     async def _commit(self, run: JobRun, result: Result) -> bool:
         """Write the result; False if the job belongs to another attempt."""
         unflushed = run.take_unflushed()
         written = await self._journal.write(
             run,
-            lambda: self._records.finish(
-                result, fence=run.fence, unflushed=unflushed, reply_to=run.reply_to
-            ),
+            lambda: self._records.finish(result, fence=run.fence, unflushed=unflushed, reply_to=run.reply_to),
         )
         self._report(run, result, written, unflushed)
         return written is Written.OK
@@ -167,9 +165,9 @@ class Settlement:
         code = result.error.code if result.error else None
         logger.info("job %s", result.state.value, extra={**fields, "code": code})
 
-    async def _release(self, run: JobRun, entry: QueuedEntry, *, refund: bool) -> None:
+    async def _release(self, run: JobRun, entry: QueuedEntry, *, refund: bool) -> Written:
         unflushed = run.take_unflushed()
-        await self._journal.write(
+        written = await self._journal.write(
             run,
             lambda: self._records.release(
                 run.job.id, fence=run.fence, unflushed=unflushed, entry=entry, refund=refund
@@ -184,6 +182,7 @@ class Settlement:
                 "code": entry.failure.code if entry.failure else None,
             },
         )
+        return written
 
     async def _send_round(self, job: Job, delivery: Delivery, delay_s: float) -> None:
         """Let the message come again later; if that way is closed, at once and after a pause."""

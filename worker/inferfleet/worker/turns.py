@@ -10,12 +10,12 @@ from typing import Any, assert_never
 
 import orjson
 
-from inferfleet.schemas import Failure, FailureCode, JobState, Usage
+from inferfleet.schemas import Endpoint, Failure, FailureCode, JobState, Usage
 from inferfleet.schemas.merge_patch import merge_patch
-from inferfleet.schemas.session import Turn, history, unanswered_tool_calls
+from inferfleet.schemas.session import Turn, estimated_tokens, history, tool_problem
 from inferfleet.wire.sessions import Appended, Begin, Sessions
 from inferfleet.worker.job_run import JobRun
-from inferfleet.worker.outcomes import Drop, Finish, Outcome, Park
+from inferfleet.worker.outcomes import DeadLetter, Drop, Finish, HandOver, Outcome, Park
 from inferfleet.worker.ports import Completion
 
 logger = logging.getLogger(__name__)
@@ -35,23 +35,35 @@ class Turns:
         job = run.job
         if job.session_id is None:
             return job.body
-        begun = await self._sessions.begin(job, token=run.fence.token)
+        if job.endpoint is not Endpoint.CHAT:
+            return _invalid(f"session_id: only {Endpoint.CHAT} has sessions, not {job.endpoint}")
+        begun = await self._sessions.begin(job, fence=run.fence)
         match begun.begin:
             case Begin.TAKEN:
                 return Park()
+            case Begin.FENCED:
+                # Should there be no later attempt after all, since Redis lost the record, a next one is.
+                return HandOver(refund=True)
             case Begin.ANSWERED:
-                return Finish(JobState.SUCCEEDED, _decode(begun.answer))
+                return _decode(begun.answer)
             case Begin.BEGUN:
                 pass
             case _:
                 assert_never(begun.begin)
         turns = await self._sessions.turns(job.session_id, max_tokens=begun.max_history_tokens)
-        past = history(turns, max_tokens=begun.max_history_tokens)
-        run.history_tokens = sum(turn.tokens for turn in turns)
         messages: list[dict[str, Any]] = job.body["messages"]
-        if problem := _tool_problem(past, messages):
-            return Finish(JobState.FAILED, failure=Failure(code=FailureCode.INVALID_REQUEST, message=problem))
-        return {**job.body, "messages": [*past, *messages]}
+        past = history(turns, max_tokens=begun.max_history_tokens, new_messages=messages)
+        run.history_tokens = past.tokens
+        if problem := tool_problem(past.messages, messages):
+            return _invalid(problem)
+        return {**job.body, "messages": [*past.messages, *messages]}
+
+    async def unless_answered(self, run: JobRun, refusal: Finish | DeadLetter) -> Outcome:
+        """End a job that may not run again. If its turn is in the history, it has succeeded all the same."""
+        if run.job.session_id is None or run.job.endpoint is not Endpoint.CHAT:
+            return refusal
+        begun = await self._sessions.begin(run.job, fence=run.fence)
+        return _decode(begun.answer) if begun.begin is Begin.ANSWERED else refusal
 
     async def complete(self, run: JobRun, completion: Completion) -> Outcome:
         """Add an answered turn to its session."""
@@ -68,14 +80,20 @@ class Turns:
         job = run.job
         if job.session_id is None:
             return finish
-        answer: dict[str, Any] = completion.response["choices"][0]["message"]
+        said = _said(completion)
+        # The engine counts a prompt only when it completes the answer.
+        tokens = (
+            estimated_tokens(job.body["messages"]) + completion.usage.completion_tokens
+            if interrupted
+            else completion.usage.total_tokens - run.history_tokens
+        )
         turn = Turn(
             job_id=job.id,
-            messages=(*job.body["messages"], {key: answer[key] for key in KEPT_FIELDS if answer.get(key)}),
+            messages=(*job.body["messages"], said),
             at=datetime.now(UTC),
             model=completion.response.get("model") or "",
             usage=completion.usage,
-            tokens=max(0, completion.usage.total_tokens - run.history_tokens),
+            tokens=max(0, tokens),
             interrupted=interrupted,
         )
         while True:
@@ -84,11 +102,15 @@ class Turns:
                 version, value = await self._sessions.state(job.session_id)
                 state = version, merge_patch(value, job.state_patch)
             appended = await self._sessions.append(
-                job, token=run.fence.token, turn=turn, answer=_encode(completion), state=state
+                job, fence=run.fence, turn=turn, answer=_encode(finish), state=state
             )
             match appended:
                 case Appended.OK:
                     return finish
+                case Appended.TAKEN:
+                    # Redis lost the session, and perhaps another turn has it now: begin again behind that.
+                    logger.warning("the session was lost, so its turn begins again", extra={"job_id": job.id})
+                    return Park()
                 case Appended.FENCED:
                     logger.warning("another attempt has the turn", extra={"job_id": job.id})
                     return Drop()
@@ -98,20 +120,15 @@ class Turns:
                     assert_never(appended)
 
 
-def _tool_problem(past: tuple[dict[str, Any], ...], messages: list[dict[str, Any]]) -> str | None:
-    """What is wrong with the tool messages a turn begins with."""
-    expected = unanswered_tool_calls(past)
-    for message in messages:
-        if message.get("role") != "tool":
-            break
-        call = message.get("tool_call_id")
-        if call not in expected:
-            wanted = ", ".join(sorted(expected)) or "none"
-            return (
-                f"body.messages: a tool result for call {call!r}, which the session does not wait for "
-                f"(unanswered calls: {wanted})"
-            )
-    return None
+def _invalid(message: str) -> Finish:
+    return Finish(JobState.FAILED, failure=Failure(code=FailureCode.INVALID_REQUEST, message=message[:4096]))
+
+
+def _said(completion: Completion) -> dict[str, Any]:
+    """The assistant's message as the history keeps it. Without a text or a call, the text is empty."""
+    message: dict[str, Any] = completion.response["choices"][0]["message"]
+    said = {field: message[field] for field in KEPT_FIELDS if message.get(field)}
+    return said if "tool_calls" in said else {"role": "assistant", "content": "", **said}
 
 
 def _partial(run: JobRun) -> Completion:
@@ -131,10 +148,23 @@ def _partial(run: JobRun) -> Completion:
     )
 
 
-def _encode(completion: Completion) -> bytes:
-    return orjson.dumps({"response": completion.response, "usage": completion.usage.model_dump()})
+def _encode(finish: Finish) -> bytes:
+    """What the next attempt needs to commit a turn whose worker died before it could."""
+    assert finish.completion is not None  # noqa: S101 - what is added to a history is an answer
+    return orjson.dumps(
+        {
+            "state": finish.state,
+            "failure": finish.failure.model_dump(mode="json") if finish.failure else None,
+            "response": finish.completion.response,
+            "usage": finish.completion.usage.model_dump(),
+        }
+    )
 
 
-def _decode(answer: bytes) -> Completion:
+def _decode(answer: bytes) -> Finish:
     value: Mapping[str, Any] = orjson.loads(answer)
-    return Completion(response=value["response"], usage=Usage.model_validate(value["usage"]))
+    return Finish(
+        JobState(value["state"]),
+        Completion(response=value["response"], usage=Usage.model_validate(value["usage"])),
+        Failure.model_validate(value["failure"]) if value["failure"] else None,
+    )

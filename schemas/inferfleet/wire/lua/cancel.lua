@@ -8,7 +8,8 @@ if not state then
   return {'missing', 0, ''}
 end
 if state == 'running' or (state == 'queued' and ARGV[5] == 'interrupt' and tonumber(record[4]) > 0) then
-  redis.call('HSET', KEYS[1], 'cancel', ARGV[5])
+  -- The first request counts, as it does in the worker that hears of both.
+  redis.call('HSETNX', KEYS[1], 'cancel', ARGV[5])
   return {'requested', tonumber(record[2]), record[3]}
 end
 if state == 'queued' then

@@ -1,9 +1,13 @@
 -- A turn is complete: add it to the history, and its state.
 -- KEYS session, turns, state
 -- ARGV job, fence, turn, answer, now_ms, expected_state_version ('' for no new state), state, ttl_s
--- Returns 'ok', 'fenced', or 'state_conflict' (nothing was written). Sent twice, the second answers 'ok'.
+-- Returns 'ok', 'taken' (the session is not this turn's: Redis lost it), 'fenced' (a later attempt has the turn),
+-- or 'state_conflict'; only with 'ok' something was written. Sent twice, the second answers 'ok'.
 local s = redis.call('HMGET', KEYS[1], 'owner', 'fence', 'last_turn', 'state_version')
-if s[1] ~= ARGV[1] or s[2] ~= ARGV[2] then
+if s[1] ~= ARGV[1] then
+  return 'taken'
+end
+if s[2] ~= ARGV[2] then
   return 'fenced'
 end
 if s[3] == ARGV[1] then
@@ -13,8 +17,9 @@ if ARGV[6] ~= '' then
   if tonumber(s[4] or 0) ~= tonumber(ARGV[6]) then
     return 'state_conflict'
   end
-  redis.call('SET', KEYS[3], ARGV[7], 'EX', ARGV[8])
+  redis.call('SET', KEYS[3], ARGV[7])
   redis.call('HINCRBY', KEYS[1], 'state_version', 1)
+  redis.call('HSET', KEYS[1], 'state_bytes', #ARGV[7])
 end
 redis.call('RPUSH', KEYS[2], ARGV[3])
 redis.call('HINCRBY', KEYS[1], 'turns', 1)

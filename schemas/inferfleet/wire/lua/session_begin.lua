@@ -1,20 +1,25 @@
 -- An attempt of the owner's turn begins: it takes the session's fence.
--- KEYS session
--- ARGV job, fence, now_ms, ttl_s
+-- KEYS session, turns, state
+-- ARGV job, fence, now_ms, ttl_s, attempt
 -- Returns {verdict, answer, turns, state_version, max_history_tokens}.
 -- Verdicts: 'begun', 'answered' (an earlier attempt added the turn and died; 'answer' is its answer),
---           'taken' (another turn owns the session).
-local s = redis.call('HMGET', KEYS[1], 'owner', 'last_turn', 'answer', 'turns', 'state_version', 'max_history_tokens')
+--           'taken' (another turn owns the session), 'fenced' (a later attempt of this turn has begun).
+local s = redis.call('HMGET', KEYS[1], 'owner', 'last_turn', 'answer', 'turns', 'state_version', 'max_history_tokens',
+  'attempt')
 local owner = s[1] or ''
 if owner == '' then
   -- Redis lost the session, or the job came from another AMQP client: the turn owns it from here on.
-  redis.call('HSET', KEYS[1], 'owner', ARGV[1], 'published', 1, 'owner_since', ARGV[3])
+  redis.call('HSET', KEYS[1], 'owner', ARGV[1], 'owner_since', ARGV[3])
   redis.call('HSETNX', KEYS[1], 'created_at', ARGV[3])
-  redis.call('EXPIRE', KEYS[1], ARGV[4])
 elseif owner ~= ARGV[1] then
   return {'taken', '', 0, 0, ''}
+elseif tonumber(s[7] or 0) > tonumber(ARGV[5]) then
+  return {'fenced', '', 0, 0, ''}
 end
-redis.call('HSET', KEYS[1], 'fence', ARGV[2], 'published', 1)
+redis.call('HSET', KEYS[1], 'fence', ARGV[2], 'attempt', ARGV[5], 'published', 1)
+for _, key in ipairs(KEYS) do
+  redis.call('EXPIRE', key, ARGV[4])
+end
 if s[2] == ARGV[1] and s[3] then
   return {'answered', s[3], 0, 0, ''}
 end

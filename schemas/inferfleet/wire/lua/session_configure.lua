@@ -1,5 +1,5 @@
 -- Set how long an idle session stays, and how much of its history goes into a prompt.
--- KEYS session
+-- KEYS session, turns, state
 -- ARGV idle_ttl_s ('' keeps it), max_history_tokens ('' keeps it), now_ms, default_idle_ttl_s
 redis.call('HSETNX', KEYS[1], 'created_at', ARGV[3])
 if ARGV[1] ~= '' then
@@ -9,6 +9,9 @@ if ARGV[2] ~= '' then
   redis.call('HSET', KEYS[1], 'max_history_tokens', ARGV[2])
 end
 if (redis.call('HGET', KEYS[1], 'owner') or '') == '' then
-  redis.call('EXPIRE', KEYS[1], redis.call('HGET', KEYS[1], 'idle_ttl_s') or ARGV[4])
+  local ttl = redis.call('HGET', KEYS[1], 'idle_ttl_s') or ARGV[4]
+  for _, key in ipairs(KEYS) do
+    redis.call('EXPIRE', key, ttl)
+  end
 end
 return 1

@@ -4,7 +4,7 @@
 local owner = redis.call('HGET', KEYS[1], 'owner')
 local existed = redis.call('DEL', KEYS[4], KEYS[5]) > 0 or redis.call('EXISTS', KEYS[1]) == 1
 if owner and owner ~= '' then
-  redis.call('HDEL', KEYS[1], 'turns', 'version', 'bytes', 'state_version', 'updated_at')
+  redis.call('HDEL', KEYS[1], 'turns', 'version', 'bytes', 'state_version', 'state_bytes', 'updated_at')
 else
   redis.call('DEL', KEYS[1], KEYS[2], KEYS[3])
 end

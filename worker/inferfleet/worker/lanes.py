@@ -1,0 +1,100 @@
+"""The lanes of sessions, as a worker sees them: let the next turn run, and put a turn where it can wait."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+from aio_pika.exceptions import PublishError
+
+from inferfleet.schemas import Failure, FailureCode, Job, JobState, Result, names
+from inferfleet.schemas.job import OnBusy
+from inferfleet.schemas.settings import WorkerSettings
+from inferfleet.wire.amqp import job_message
+from inferfleet.wire.publishing import ConfirmChannel
+from inferfleet.wire.records import JobRecords, Unflushed, Verdict
+from inferfleet.wire.sessions import Entry, Payload, Sessions
+
+logger = logging.getLogger(__name__)
+
+
+class Lanes:
+    """Moves turns from lanes to the queue and back."""
+
+    def __init__(
+        self,
+        *,
+        settings: WorkerSettings,
+        records: JobRecords,
+        sessions: Sessions,
+        confirm_channel: ConfirmChannel,
+    ) -> None:
+        self._settings = settings
+        self._records = records
+        self._sessions = sessions
+        self._confirm_channel = confirm_channel
+
+    async def let_next_run(self, ended: Job) -> None:
+        """End a turn and publish the next one, if there is one. To be repeated until it returns.
+
+        Raises:
+            ServiceUnreachableError, PublishUnconfirmedError, DeliveryError: The next turn is not published.
+
+        """
+        over = ended
+        # The message of ``ended`` vouches for all that follows, until one of them is in the queue.
+        while (following := await self._sessions.advance(over, witness=ended)) is not None:
+            try:
+                await self._publish(following)
+            except PublishError:
+                # Its pool is gone. No worker will ever see it, so it ends here.
+                await self._fail(following)
+                over = following.job
+            else:
+                return
+
+    async def wait(self, job: Job, *, reply_to: str) -> bool:
+        """Put a turn into its session's lane. False if it is its turn by now.
+
+        Raises:
+            ServiceUnreachableError, PublishUnconfirmedError, DeliveryError: Its place is not safe yet.
+
+        """
+        waiting = job.model_copy(update={"on_busy": OnBusy.ENQUEUE})
+        entered = await self._sessions.enter(Payload(waiting, reply_to), admitted=True)
+        if entered.again is not None:
+            await self._publish(entered.again)
+        return entered.entry is Entry.WAIT
+
+    async def _publish(self, payload: Payload) -> None:
+        message = job_message(payload.job, reply_to=payload.reply_to)
+        await self._confirm_channel.publish(
+            names.JOBS_EXCHANGE, message, routing_key=payload.job.pool, mandatory=True
+        )
+        await self._sessions.published(payload.job)
+
+    async def _fail(self, payload: Payload) -> None:
+        """Commit that no worker can have the job."""
+        job = payload.job
+        started = await self._records.start(
+            job,
+            token=f"{self._settings.worker_id}:{os.urandom(8).hex()}",
+            worker_id=self._settings.worker_id,
+            lease_s=self._settings.lease_s,
+            resumable=True,
+            alone=True,
+            reply_to=payload.reply_to,
+        )
+        if started.verdict in {Verdict.DONE, Verdict.BUSY, Verdict.SUSPECT}:
+            return
+        message = f"no queue is bound for the pool {job.pool!r} any more"
+        result = Result(
+            job_id=job.id,
+            state=JobState.FAILED,
+            error=Failure(code=FailureCode.MODEL_UNAVAILABLE, message=message),
+            attempts=started.charged,
+        )
+        logger.warning("a session's next turn cannot run: %s", message, extra={"job_id": job.id})
+        await self._records.finish(
+            result, fence=started.fence, unflushed=Unflushed(started.tokens), reply_to=started.reply_to
+        )
