@@ -1,0 +1,81 @@
+"""Two commits against each other: the no-op and the round-trip cases, interleaved, and their ratios.
+
+    benchmarks/compare BASE            this working tree against BASE
+    benchmarks/compare BASE --head REF two commits
+
+Each commit's sources come from a worktree of its own; the contender's script is this tree's for both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from known import OURS
+from machine import benchmark_services
+from rounds import Figures, Sizes, interleaved
+
+REPOSITORY = Path(__file__).parent.parent
+ROOTS = ("schemas", "producer", "worker", "local")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="benchmarks/compare", description=__doc__)
+    parser.add_argument("base", help="a commit, tag or branch")
+    parser.add_argument("--head", help="another one; without it, the working tree as it is")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--scale", type=float, default=1.0, help="share of the usual number of jobs")
+    arguments = parser.parse_args()
+    with checked_out(arguments.base) as base, checked_out(arguments.head) as head, benchmark_services() as services:
+        cases = OURS.cases - {"50 ms"}
+        contenders = [
+            replace(OURS, name=name, cases=cases, source_roots=tuple(folder / root for root in ROOTS))
+            for name, folder in (("base", base), ("head", head))
+        ]
+        sizes = Sizes().scaled(arguments.scale)
+        print_ratios(**interleaved(contenders, services, rounds=arguments.rounds, sizes=sizes))
+
+
+@contextmanager
+def checked_out(reference: str | None) -> Iterator[Path]:
+    """A folder with the sources of a commit; without one, this working tree."""
+    if reference is None:
+        yield REPOSITORY
+        return
+    with tempfile.TemporaryDirectory(prefix="inferfleet-compare-") as parent:
+        folder = Path(parent) / "tree"
+        _git("worktree", "add", "--quiet", "--detach", str(folder), reference)
+        try:
+            yield folder
+        finally:
+            _git("worktree", "remove", "--force", str(folder))
+
+
+def print_ratios(base: Sequence[Figures], head: Sequence[Figures]) -> None:
+    """Print medians, their ratio, and how far single rounds lie apart from their median."""
+    print(f"{'':44} {'base':>10} {'head':>10} {'head/base':>10} {'spread':>8}")
+    for figure in base[0]:
+        before = statistics.median(round[figure] for round in base)
+        after = statistics.median(round[figure] for round in head)
+        spread = max(
+            abs(round[figure] / middle - 1)
+            for rounds, middle in ((base, before), (head, after))
+            for round in rounds
+            if middle
+        )
+        ratio = after / before if before else float("nan")
+        print(f"{figure:44} {before:>10,.4g} {after:>10,.4g} {ratio:>10.2f} {spread:>8.0%}")
+
+
+def _git(*arguments: str) -> None:
+    subprocess.run(["git", "-C", str(REPOSITORY), *arguments], check=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""The contenders: how to start the worker and the client of each, and with what settings."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from children import Client, Worker
+
+HERE = Path(__file__).parent / "contenders"
+PEERS_PYTHON = Path(__file__).parent.parent / ".venv-peers" / "bin" / "python"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contender:
+    """One library, or one way of using it.
+
+    ``script`` is run as ``client`` and, if there is no ``worker_command``, as ``worker``. In a command,
+    ``{concurrency}`` is how many jobs should run at once. ``no_op_concurrency`` is that number for jobs that do
+    nothing: threads only cost there. ``source_roots`` come before what is installed.
+    """
+
+    name: str
+    script: str
+    python: Path = Path(sys.executable)
+    worker_command: tuple[str, ...] = ()
+    concurrency: int = 256
+    no_op_concurrency: int = 256
+    source_roots: tuple[Path, ...] = ()
+    note: str = ""
+    cases: frozenset[str] = frozenset({"submit", "drain", "round trip", "50 ms"})
+
+    def start_worker(self, environment: Mapping[str, str], *, concurrency: int, log: Path) -> Worker:
+        """Start one worker process with its log in a file."""
+        command = [
+            str(self.python),
+            *(self.worker_command or (str(HERE / self.script), "worker")),
+        ]
+        with log.open("ab") as output:
+            process = subprocess.Popen(
+                [part.format(concurrency=concurrency) for part in command],
+                cwd=HERE,
+                env=self._environment(environment, concurrency),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        return Worker(process, log)
+
+    def start_client(self, environment: Mapping[str, str], *, log: Path) -> Client:
+        """Start the client; it is connected when this returns."""
+        with log.open("ab") as output:
+            process = subprocess.Popen(
+                [str(self.python), str(HERE / self.script), "client"],
+                cwd=HERE,
+                env=self._environment(environment, self.concurrency),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=output,
+                text=True,
+            )
+        return Client(process, log)
+
+    def _environment(self, given: Mapping[str, str], concurrency: int) -> dict[str, str]:
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("INFERFLEET_")}
+        path = os.pathsep.join(map(str, (HERE, *self.source_roots)))
+        ours = {"BENCH_CONCURRENCY": str(concurrency), "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+        return inherited | ours | dict(given)

@@ -1,0 +1,125 @@
+"""Ours: a worker as ``inferfleet worker`` runs it, with fence, journal, metrics and JSON log lines on.
+
+Only the engine is another: it answers at once with a text of 1 KB, as one chunk of tokens, so that the
+journal has something to hold.
+"""
+
+import asyncio
+import os
+import sys
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+import uvloop
+from plan import PAYLOAD, run_async
+from progress import Progress
+
+from inferfleet.producer import Fleet
+from inferfleet.schemas import Endpoint, Job, Usage
+from inferfleet.schemas.journal import TokenChunk, TokensEntry
+from inferfleet.schemas.settings import EngineKind, ProducerSettings, WorkerSettings
+from inferfleet.worker.log import configure_logging
+from inferfleet.worker.ports import Completion, EngineStats, Generation
+from inferfleet.worker.worker import Worker
+
+POOL = "bench"
+
+
+class NoOpEngine:
+    """An ``Engine`` that does nothing, or sleeps before its tokens (``work_s``) or after them (``more_s``)."""
+
+    model = "no-op"
+    endpoints = frozenset({Endpoint.COMPLETIONS})
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    async def start(self) -> None: ...
+
+    async def generate(self, generation: Generation) -> AsyncGenerator[TokenChunk | Completion]:
+        if (work_s := generation.body["work_s"]) > 0:
+            await asyncio.sleep(work_s)
+        yield TokenChunk(token_ids=(1,), text=PAYLOAD)
+        if generation.body.get("more_s"):
+            await asyncio.sleep(generation.body["more_s"])
+        self._progress.tick()
+        yield Completion(
+            response={
+                "id": generation.id,
+                "object": "text_completion",
+                "choices": [{"index": 0, "text": PAYLOAD, "finish_reason": "stop"}],
+            },
+            usage=Usage(prompt_tokens=250, completion_tokens=1),
+        )
+
+    def resumable(self, generation: Generation) -> bool:
+        return True
+
+    def stats(self) -> EngineStats:
+        return EngineStats()
+
+    async def stop(self) -> None: ...
+
+
+class Client:
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+
+    async def submit(self, payload: str, work_s: float) -> Job:
+        return await self._fleet.submit(body(payload, work_s), endpoint=Endpoint.COMPLETIONS, pool=POOL)
+
+    async def submit_bulk(self, payload: str, work_s: float, count: int) -> None:
+        jobs = [body(payload, work_s)] * count
+        await self._fleet.submit_many(jobs, endpoint=Endpoint.COMPLETIONS, pool=POOL)
+
+    async def result(self, handle: Job) -> str:
+        return (await self._fleet.wait(handle)).raise_for_state().text
+
+    async def first_token(self, payload: str) -> float:
+        """Seconds from the submission of a streamed job to its first tokens."""
+        started = time.perf_counter()
+        job = await self._fleet.submit(
+            {**body(payload, 0), "more_s": 0.1}, endpoint=Endpoint.COMPLETIONS, pool=POOL, stream=True
+        )
+        first = 0.0
+        async with aclosing(self._fleet.stream(job)) as lines:
+            async for line in lines:
+                if isinstance(line.entry, TokensEntry) and not first:
+                    first = time.perf_counter() - started
+        return first
+
+
+def body(payload: str, work_s: float) -> dict[str, object]:
+    return {"prompt": payload, "max_tokens": 1, "work_s": work_s}
+
+
+def work() -> None:
+    settings = WorkerSettings(
+        amqp_url=os.environ["BENCH_AMQP_URL"],
+        redis_url=os.environ["BENCH_REDIS_URL"],
+        pool=POOL,
+        engine=EngineKind.SIMULATED,
+        max_running=int(os.environ["BENCH_CONCURRENCY"]),
+        look_ahead=0,
+        http_port=0,
+        drain_timeout_s=1,
+    )
+    configure_logging(settings)
+    uvloop.run(Worker(settings=settings, engine=NoOpEngine(Progress())).run())
+
+
+async def submit_and_wait() -> None:
+    settings = ProducerSettings(
+        amqp_url=os.environ["BENCH_AMQP_URL"], redis_url=os.environ["BENCH_REDIS_URL"]
+    )
+    async with Fleet.connect(settings) as fleet:
+        await fleet.declare_pool(POOL)
+        await run_async(Client(fleet))
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "worker":
+        work()
+    else:
+        uvloop.run(submit_and_wait())

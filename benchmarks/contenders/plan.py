@@ -1,0 +1,155 @@
+"""What a contender's client does, step by step, each step measured alike for all.
+
+A contender gives the verbs (``submit``, ``submit_bulk``, ``result``), this module the order and the clock.
+Standard library only: this also runs in the peers' environment.
+"""
+
+import asyncio
+import json
+import resource
+import statistics
+import sys
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+PAYLOAD = "x" * 1000
+"""What goes in and what comes out: 1 KB with its envelope."""
+
+RESULT_TIMEOUT_S = 60.0
+
+
+class AsyncClient(Protocol):
+    """A client of a contender whose library is asynchronous."""
+
+    async def submit(self, payload: str, work_s: float) -> Any:
+        """Submit one job and return once the broker has confirmed it."""
+        ...
+
+    async def submit_bulk(self, payload: str, work_s: float, count: int) -> None:
+        """Submit many jobs in the fastest way that the library offers, all of them confirmed."""
+        ...
+
+    async def result(self, handle: Any) -> str:
+        """Wait for the answer to a job."""
+        ...
+
+
+class BlockingClient(Protocol):
+    """A client of a contender whose library blocks."""
+
+    def submit(self, payload: str, work_s: float) -> Any: ...
+
+    def submit_bulk(self, payload: str, work_s: float, count: int) -> None: ...
+
+    def result(self, handle: Any) -> str: ...
+
+
+def steps() -> Iterator[tuple[str, int, float]]:
+    """Read the driver's orders, one a line: a verb, a number of jobs and seconds of work for each."""
+    for line in sys.stdin:
+        verb, count, work_s = line.split()
+        yield verb, int(count), float(work_s)
+
+
+def report(**values: Any) -> None:
+    """Answer an order."""
+    print(json.dumps(values), flush=True)
+
+
+def run_blocking(client: BlockingClient) -> None:
+    """Follow the driver's orders with a blocking client."""
+    report(ready=True)
+    for verb, count, work_s in steps():
+        with measured() as figures:
+            match verb:
+                case "each":
+                    for _ in range(count):
+                        client.submit(PAYLOAD, work_s)
+                case "bulk":
+                    client.submit_bulk(PAYLOAD, work_s, count)
+                case _:
+                    figures |= _latencies(_window(client, count, work_s, outstanding=int(verb)))
+        report(**figures, jobs=count)
+
+
+async def run_async(client: AsyncClient) -> None:
+    """Follow the driver's orders with an asynchronous client."""
+    report(ready=True)
+    orders = steps()
+    # Read in a thread: the client has to keep its connections alive between two orders.
+    while (order := await asyncio.to_thread(next, orders, None)) is not None:
+        verb, count, work_s = order
+        with measured() as figures:
+            match verb:
+                case "each":
+                    for _ in range(count):
+                        await client.submit(PAYLOAD, work_s)
+                case "bulk":
+                    await client.submit_bulk(PAYLOAD, work_s, count)
+                case "stream":
+                    first_token: Callable[[str], Awaitable[float]] = client.first_token  # type: ignore[attr-defined]
+                    figures |= _latencies([await first_token(PAYLOAD) for _ in range(count)])
+                case _:
+                    figures |= _latencies(await _outstanding(client, count, work_s, outstanding=int(verb)))
+        report(**figures, jobs=count)
+
+
+async def gathered(submit: Callable[[], Awaitable[Any]], count: int, *, window: int = 500) -> None:
+    """Submit many at once, a window at a time: what one does with a library that has no bulk call."""
+    for first in range(0, count, window):
+        await asyncio.gather(*(submit() for _ in range(min(window, count - first))))
+
+
+@contextmanager
+def measured() -> Iterator[dict[str, Any]]:
+    """Time the block: ``seconds`` and, of this process, ``cpu_s`` and ``peak_rss_mb``."""
+    figures: dict[str, Any] = {}
+    started, cpu = time.perf_counter(), time.process_time()
+    yield figures
+    figures["seconds"] = time.perf_counter() - started
+    figures["cpu_s"] = time.process_time() - cpu
+    figures["peak_rss_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _window(client: BlockingClient, count: int, work_s: float, *, outstanding: int) -> list[float]:
+    """Keep so many jobs outstanding, and collect their answers in the order of submission."""
+    latencies: list[float] = []
+    waiting: deque[tuple[float, Any]] = deque()
+
+    def collect() -> None:
+        started, handle = waiting.popleft()
+        client.result(handle)
+        latencies.append(time.perf_counter() - started)
+
+    for _ in range(count):
+        if len(waiting) == outstanding:
+            collect()
+        started = time.perf_counter()
+        waiting.append((started, client.submit(PAYLOAD, work_s)))
+    while waiting:
+        collect()
+    return latencies
+
+
+async def _outstanding(client: AsyncClient, count: int, work_s: float, *, outstanding: int) -> list[float]:
+    """Let so many callers each submit and wait, again and again."""
+    latencies: list[float] = []
+
+    async def caller() -> None:
+        for _ in range(count // outstanding):
+            started = time.perf_counter()
+            await client.result(await client.submit(PAYLOAD, work_s))
+            latencies.append(time.perf_counter() - started)
+
+    await asyncio.gather(*(caller() for _ in range(outstanding)))
+    return latencies
+
+
+def _latencies(seconds: list[float]) -> dict[str, float]:
+    return {
+        "p50_ms": statistics.median(seconds) * 1000,
+        "p99_ms": statistics.quantiles(seconds, n=100)[98] * 1000,
+    }

@@ -1,0 +1,40 @@
+"""The machine, the versions, and the services that a benchmark runs on."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from contextlib import AbstractContextManager
+from importlib.metadata import version
+from pathlib import Path
+
+from inferfleet.local.services import Services, ServicesChoice, running_services
+from inferfleet.local.services.launcher import source_of
+
+OUR_LIBRARIES = ("aio-pika", "aiormq", "redis", "hiredis", "uvloop", "pydantic")
+
+
+def benchmark_services() -> AbstractContextManager[Services]:
+    """Private RabbitMQ and Redis: servers of this machine if there are any, else what ``auto`` finds.
+
+    A container's network would be measured along; given URLs may be in use by others.
+    """
+    native = source_of(ServicesChoice.NATIVE).obstacle() is None
+    return running_services(ServicesChoice.NATIVE if native else ServicesChoice.AUTO)
+
+
+def description(services: Services) -> dict[str, str]:
+    """What has to be known to compare a figure with another one."""
+    return {
+        "processor": f"{_processor()}, {os.cpu_count()} cores",
+        "system": platform.platform(),
+        "python": sys.version.split()[0],
+        "services": services.description,
+        **{name: version(name) for name in OUR_LIBRARIES},
+    }
+
+
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), "unknown")
