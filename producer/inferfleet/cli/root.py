@@ -5,6 +5,7 @@ Imports nothing but typer, so that ``--help`` is quick.
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module
@@ -37,6 +38,9 @@ COMMANDS: Mapping[str, Place] = MappingProxyType(
         "schema": Place("inferfleet.cli.schema", "Export the contract as JSON Schema and AsyncAPI."),
         "worker": Place("inferfleet.worker.cli", "Run a worker, or drain one.", "worker"),
         "demo": Place("inferfleet.local.cli.demo", "See a whole fleet at work on this machine.", "local"),
+        "autoscale": Place(
+            "inferfleet.local.cli.autoscale", "Scale local workers as KEDA and the HPA would.", "local"
+        ),
         "local": Place("inferfleet.local.cli.services", "Start RabbitMQ and Redis on this machine.", "local"),
     }
 )
@@ -46,6 +50,8 @@ def main() -> None:
     """Run the command line. Errors of ours are one line on stderr, without a traceback."""
     from inferfleet.cli.failing import plain_errors
 
+    # What goes wrong with a connection is told once, as the error that it becomes.
+    logging.getLogger("aiormq").setLevel(logging.CRITICAL)
     with plain_errors():
         build(sys.argv[1:])(prog_name="inferfleet")
 

@@ -1,0 +1,164 @@
+"""Ask RabbitMQ and Prometheus what KEDA's scalers would ask them.
+
+The servers are those of this machine, not those of the manifest. A reading that cannot be had is a value
+too: what follows from it is decided elsewhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any, cast
+from urllib.parse import quote, unquote, urlsplit
+
+import aiohttp
+from aio_pika.exceptions import AMQPError, ChannelInvalidStateError
+from aiormq.abc import AbstractChannel
+from yarl import URL
+
+from inferfleet.local.autoscaler.decision import Reading, Readings
+from inferfleet.local.autoscaler.triggers import PrometheusTrigger, Protocol, RabbitMQTrigger, Trigger
+from inferfleet.schemas.errors import ConfigurationError, ServiceUnreachableError
+from inferfleet.wire.amqp import connection_errors, open_amqp
+
+TIMEOUT_S = 3.0
+"""KEDA_HTTP_DEFAULT_TIMEOUT."""
+
+_OUTAGES = (AMQPError, ChannelInvalidStateError, ConnectionError, TimeoutError, ServiceUnreachableError)
+
+
+class Measurer:
+    """Reads triggers. ``open_measurer`` makes it."""
+
+    def __init__(
+        self,
+        *,
+        http: aiohttp.ClientSession,
+        amqp_url: str,
+        management_url: str | None,
+        prometheus_url: str | None,
+    ) -> None:
+        self._http = http
+        self._queues = PassiveDeclares(amqp_url)
+        self._virtual_host = virtual_host(amqp_url)
+        self._management_url = management_url
+        self._prometheus_url = prometheus_url
+
+    async def measure(self, triggers: Sequence[Trigger]) -> Readings:
+        """Read all of them at once, each with its own failure."""
+        return await asyncio.gather(*(self._measure(trigger) for trigger in triggers))
+
+    async def aclose(self) -> None:
+        """Close the connection to RabbitMQ."""
+        await self._queues.aclose()
+
+    async def _measure(self, trigger: Trigger) -> Reading:
+        try:
+            match trigger:
+                case RabbitMQTrigger(protocol=Protocol.AMQP):
+                    return Reading(float(await self._queues.ready(trigger.queue)))
+                case RabbitMQTrigger():
+                    return await self._management(trigger)
+                case PrometheusTrigger():
+                    return await self._prometheus(trigger)
+        except (aiohttp.ClientError, *_OUTAGES) as error:
+            return Reading(None, str(error) or type(error).__name__)
+
+    async def _management(self, trigger: RabbitMQTrigger) -> Reading:
+        path = f"/api/queues/{quote(self._virtual_host, safe='')}/{quote(trigger.queue, safe='')}"
+        async with self._http.get(URL(f"{self._management_url}{path}", encoded=True)) as answer:
+            if answer.status != 200:
+                return Reading(None, f"RabbitMQ's API answers {answer.status} for the queue {trigger.queue}")
+            queue = cast("dict[str, Any]", await answer.json())
+        # A queue without statistics yet has no such fields. Go makes that 0, and so must we (keda#7180).
+        count = queue.get("messages_ready" if trigger.exclude_unacknowledged else "messages", 0)
+        return Reading(float(count))
+
+    async def _prometheus(self, trigger: PrometheusTrigger) -> Reading:
+        server = self._prometheus_url or trigger.server
+        async with self._http.get(
+            f"{server.rstrip('/')}/api/v1/query", params={"query": trigger.query}
+        ) as answer:
+            if answer.status != 200:
+                return Reading(None, f"Prometheus answers {answer.status}: {(await answer.text())[:200]}")
+            result = cast("list[dict[str, Any]]", (await answer.json())["data"]["result"])
+        if len(result) > 1:
+            return Reading(None, f"the query gives {len(result)} series instead of one")
+        value = float(result[0]["value"][1]) if result else math.nan
+        if math.isfinite(value):
+            return Reading(value)
+        return Reading(0.0) if trigger.ignore_null_values else Reading(None, "the query gives no value")
+
+
+class PassiveDeclares:
+    """Counts ready messages over AMQP, on one connection that is opened anew when it breaks."""
+
+    def __init__(self, amqp_url: str) -> None:
+        self._url = amqp_url
+        self._stack = AsyncExitStack()
+        self._channel: AbstractChannel | None = None
+
+    async def ready(self, queue: str) -> int:
+        """Count the messages ready in a queue. Raises what aio-pika raises."""
+        try:
+            async with asyncio.timeout(TIMEOUT_S):
+                channel = self._channel or await self._connect()
+                return (await channel.queue_declare(queue, passive=True)).message_count or 0
+        except BaseException:
+            # A refused declare closes the channel, and one cut off leaves an answer on its way.
+            await self.aclose()
+            raise
+
+    async def aclose(self) -> None:
+        """Close the connection; the next count opens it again."""
+        self._channel = None
+        stack, self._stack = self._stack, AsyncExitStack()
+        await stack.aclose()
+
+    async def _connect(self) -> AbstractChannel:
+        connection = await self._stack.enter_async_context(
+            open_amqp(self._url, timeout_s=TIMEOUT_S, name="inferfleet autoscale")
+        )
+        with connection_errors(self._url):
+            self._channel = await (await connection.channel()).get_underlay_channel()
+        return self._channel
+
+
+@asynccontextmanager
+async def open_measurer(
+    triggers: Sequence[Trigger], *, amqp_url: str, management_url: str | None, prometheus_url: str | None
+) -> AsyncGenerator[Measurer]:
+    """Make a measurer for these triggers.
+
+    Raises:
+        ConfigurationError: One counts over http, and there is no URL for that.
+
+    """
+    if management_url is None and needs_management(triggers):
+        raise ConfigurationError(
+            "the ScaledObject counts over http, which needs RabbitMQ's management API: give its address with "
+            "--management-url (INFERFLEET_MANAGEMENT_URL), or take --services native or docker"
+        )
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=TIMEOUT_S)) as http:
+        measurer = Measurer(
+            http=http,
+            amqp_url=amqp_url,
+            management_url=management_url.rstrip("/") if management_url else None,
+            prometheus_url=prometheus_url,
+        )
+        try:
+            yield measurer
+        finally:
+            await measurer.aclose()
+
+
+def needs_management(triggers: Sequence[Trigger]) -> bool:
+    """Say whether any trigger counts over RabbitMQ's HTTP API."""
+    return any(isinstance(it, RabbitMQTrigger) and it.protocol is Protocol.HTTP for it in triggers)
+
+
+def virtual_host(amqp_url: str) -> str:
+    """The virtual host in an AMQP URL."""
+    return unquote(urlsplit(amqp_url).path.removeprefix("/")) or "/"

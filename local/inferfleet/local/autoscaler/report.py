@@ -1,0 +1,80 @@
+"""What the autoscaler says while it works: lines to read, or lines of JSON."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import orjson
+
+from inferfleet.local.autoscaler.replicas import Drained
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """The number of replicas changes. ``at_s`` is in the manifest's seconds since the start."""
+
+    at_s: float
+    before: int
+    after: int
+    by: str
+    reason: str
+    values: Sequence[float | None]
+
+
+class Reporter:
+    """Prints changes and drains on stdout, and everything else on stderr."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        self._as_json = as_json
+        self._failing: dict[str, str] = {}
+
+    def changed(self, change: Change) -> None:
+        """Print a change."""
+        if self._as_json:
+            self._print_json("scale", asdict(change) | {"at_s": round(change.at_s, 1)})
+            return
+        values = ", ".join("?" if value is None else f"{value:g}" for value in change.values)
+        self._print(
+            f"{change.at_s:8.0f} s  {change.before:>3} -> {change.after:<3} {change.by:5} {change.reason}"
+            + (f"  [{values}]" if values else "")
+        )
+
+    def drained(self, drained: Drained) -> None:
+        """Print the start or the end of a drain."""
+        if self._as_json:
+            self._print_json("drain" if drained.exit_code is None else "drained", asdict(drained))
+        elif drained.exit_code is None:
+            self._print(f"{'':12}{drained.worker} drains with {drained.jobs} jobs in its engine")
+        elif drained.exit_code != 0:
+            self.say(f"{drained.worker} ended with code {drained.exit_code} while it drained")
+
+    def failing(self, trigger: str, error: str | None) -> None:
+        """Say when a trigger begins to fail, and when it can be read again."""
+        before = self._failing.pop(trigger, None)
+        if error is not None:
+            self._failing[trigger] = error
+        if error is not None and before is None:
+            self.say(f"{trigger} cannot be read: {error}")
+        elif error is None and before is not None:
+            self.say(f"{trigger} can be read again")
+
+    def ended(self, *, most: int, changes: int, worker_s: float) -> None:
+        """Print what the whole run came to."""
+        if self._as_json:
+            self._print_json("end", {"most": most, "changes": changes, "worker_s": round(worker_s, 1)})
+        else:
+            self._print(f"at most {most} workers, {changes} changes, {worker_s:.0f} worker seconds")
+
+    def say(self, text: str) -> None:
+        """Print what is no decision."""
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
+
+    def _print_json(self, event: str, fields: dict[str, object]) -> None:
+        self._print(orjson.dumps({"event": event} | fields).decode())
+
+    def _print(self, line: str) -> None:
+        sys.stdout.write(f"{line}\n")
+        sys.stdout.flush()
