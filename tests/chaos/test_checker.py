@@ -110,7 +110,7 @@ def test_a_history_in_which_all_went_well_has_no_violation() -> None:
             id="a client was given another result than the stored one",
         ),
         pytest.param(
-            replace(GOOD, seen=(SUCCEEDED, FAILED)),
+            replace(GOOD, seen=(SUCCEEDED, SUCCEEDED.model_copy(update={"worker_id": "other"}))),
             Violation.TWO_TERMINAL_RESULTS,
             id="two clients were given different results",
         ),

@@ -35,7 +35,7 @@ async def test_a_draining_worker_hands_64_long_jobs_over_and_every_one_continues
     assert code == 0
     assert DRAIN_S <= took_s < DRAIN_S + 10, f"it took {took_s:.1f} s"
     print(f"a drain of 64 jobs took {took_s:.2f} s, {took_s - DRAIN_S:.2f} s more than drain_timeout_s")  # noqa: T201
-    # And another worker continues all of them; the hand-over cost none of their attempts, of which they have one.
+    # And another worker continues all of them: the hand-over did not use up their one attempt.
     await harness.worker(max_running=64)
     for job, result in zip(jobs, await fleet.wait_many(jobs, timeout_s=WAIT_S), strict=True):
         journal = await require_whole(harness, job, result)

@@ -44,7 +44,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What the check found. ``excused`` jobs ended just before Redis lost all data, and nobody had read it."""
+    """What the check found. ``excused`` jobs ended, unread, just before Redis lost all its data."""
 
     findings: tuple[Finding, ...]
     excused: int

@@ -70,12 +70,16 @@ def _say(line: str) -> None:
 
 
 def _print(report: SoakReport) -> None:
-    data = report.as_json()
-    for name in ("seed", "jobs", "ends", "faults", "violations", "excused"):
-        value = data[name]
-        if isinstance(value, dict):
-            value = ", ".join(f"{kind} {count}" for kind, count in value.items()) or "none"
-        sys.stdout.write(f"{name:12} {value}\n")
+    sys.stdout.write(f"{'seed':12} {report.options.seed}\n{'jobs':12} {report.accepted}\n")
+    if report.excused:
+        sys.stdout.write(f"{'excused':12} {report.excused} ended, unread, just before Redis lost all data\n")
+    for name, counts in (
+        ("ends", report.ends),
+        ("faults", report.faults),
+        ("violations", report.violations),
+    ):
+        text = ", ".join(f"{kind} {count}" for kind, count in counts.items()) or "none"
+        sys.stdout.write(f"{name:12} {text}\n")
     sys.stdout.write(
         f"{'tokens':12} {report.waste.generated} generated, at most {report.waste.wasted} of them for "
         f"nothing ({report.waste.ratio:.1%})\n"

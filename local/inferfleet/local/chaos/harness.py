@@ -180,9 +180,9 @@ class Harness:
         await asyncio.to_thread(self.store.start)
 
     async def empty_store(self) -> frozenset[str]:
-        """Take everything from Redis in one instant, then kill and start it. Returns the ids that had a result.
+        """Take everything from Redis in one instant, then kill and start it.
 
-        The instant matters: those jobs had finished, and nobody can bring back what only Redis knew.
+        Returns the ids of the jobs that had a result in that instant: nobody can bring those back.
         """
         script = "local k = redis.call('KEYS', 'inferfleet:job:*:result'); redis.call('FLUSHALL'); return k"
         keys: Any = await self.redis.eval(script, 0)  # pyright: ignore[reportGeneralTypeIssues]

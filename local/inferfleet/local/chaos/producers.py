@@ -53,7 +53,7 @@ class ProducerProcess:
 
     async def wait(self) -> int:
         """Wait until it has ended, and return its exit code."""
-        while (code := self.poll()) is None:
+        while (code := self.poll()) is None:  # noqa: ASYNC110 - a process is no event of ours
             await asyncio.sleep(POLL_INTERVAL_S)
         return code
 

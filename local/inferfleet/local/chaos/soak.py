@@ -1,4 +1,4 @@
-"""A soak: producers submit, workers run, things go wrong; then everything heals, and the history is checked."""
+"""A soak: producers submit, workers run, things go wrong; then all heals, and the history is checked."""
 
 from __future__ import annotations
 
