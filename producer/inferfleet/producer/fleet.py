@@ -23,7 +23,7 @@ from inferfleet.schemas.errors import WaitTimeoutError
 from inferfleet.schemas.heartbeat import Heartbeat
 from inferfleet.schemas.job import Job, JobState
 from inferfleet.schemas.result import JobRecord, Result
-from inferfleet.schemas.settings import ProducerSettings
+from inferfleet.schemas.settings import ProducerSettings, read_settings
 from inferfleet.wire.health import read_heartbeats
 from inferfleet.wire.pipeline import CommandPipeline
 from inferfleet.wire.records import JobRecords
@@ -66,9 +66,10 @@ class Fleet:
 
         Raises:
             ServiceUnreachableError: Redis does not answer.
+            ConfigurationError: A setting in the environment is wrong.
 
         """
-        settings = settings or ProducerSettings()
+        settings = settings or read_settings(ProducerSettings)
         async with (
             redis_client(settings.redis_url) as client,
             redis_client(

@@ -14,6 +14,7 @@ import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractExchange, AbstractQueue
 from aio_pika.exceptions import (
     AMQPConnectionError,
+    AMQPError,
     AuthenticationError,
     ChannelInvalidStateError,
     ChannelPreconditionFailed,
@@ -47,7 +48,13 @@ _NO_ANSWER = (
 
 @contextmanager
 def connection_errors(url: str) -> Generator[None]:
-    """Turn what aio-pika raises while connecting into a plain ``ServiceUnreachableError``."""
+    """Turn what aio-pika raises while connecting and declaring into errors of ours.
+
+    Raises:
+        ServiceUnreachableError: RabbitMQ does not answer, or refuses us.
+        ConfigurationError: The URL cannot be one.
+
+    """
     try:
         yield
     except (AuthenticationError, ProbableAuthenticationError, InvalidFrameError) as error:
@@ -60,6 +67,13 @@ def connection_errors(url: str) -> Generator[None]:
         raise ServiceUnreachableError(
             f"RabbitMQ at {redacted(url)} does not answer ({str(error) or type(error).__name__}); "
             "check INFERFLEET_AMQP_URL, or start local services with `inferfleet local up`"
+        ) from error
+    except AMQPError as error:
+        # No permission to declare, for example.
+        raise ServiceUnreachableError(f"RabbitMQ at {redacted(url)} refuses: {error}") from error
+    except ValueError as error:
+        raise ConfigurationError(
+            "INFERFLEET_AMQP_URL is not an address like amqp://user:password@host:5672/vhost"
         ) from error
 
 

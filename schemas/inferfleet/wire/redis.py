@@ -17,7 +17,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, AuthorizationError, RedisError
 
-from inferfleet.schemas.errors import ServiceUnreachableError
+from inferfleet.schemas.errors import ConfigurationError, ServiceUnreachableError
 
 SOCKET_TIMEOUT_S = 5.0
 """How long one answer may take before the connection counts as broken."""
@@ -29,17 +29,26 @@ def redis_client(
     """Make a client. It connects on first use.
 
     A client for blocking reads needs a ``socket_timeout_s`` longer than they block.
+
+    Raises:
+        ConfigurationError: The URL cannot be one.
+
     """
-    pool = aioredis.BlockingConnectionPool.from_url(
-        url,
-        max_connections=connections,
-        timeout=None,
-        socket_timeout=socket_timeout_s,
-        socket_connect_timeout=SOCKET_TIMEOUT_S,
-        socket_keepalive=True,
-        health_check_interval=0,
-        retry=Retry(NoBackoff(), 0),
-    )
+    try:
+        pool = aioredis.BlockingConnectionPool.from_url(
+            url,
+            max_connections=connections,
+            timeout=None,
+            socket_timeout=socket_timeout_s,
+            socket_connect_timeout=SOCKET_TIMEOUT_S,
+            socket_keepalive=True,
+            health_check_interval=0,
+            retry=Retry(NoBackoff(), 0),
+        )
+    except ValueError as error:
+        raise ConfigurationError(
+            "INFERFLEET_REDIS_URL is not an address like redis://:password@host:6379/0"
+        ) from error
     return aioredis.Redis.from_pool(pool)
 
 

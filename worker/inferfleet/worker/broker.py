@@ -15,9 +15,11 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import aiormq.abc
-from aio_pika.abc import AbstractIncomingMessage
+from aio_pika.abc import AbstractChannel, AbstractIncomingMessage, AbstractQueue
 from aio_pika.exceptions import AMQPError, ChannelInvalidStateError
+from aiormq.exceptions import ChannelLockedResource
 
+from inferfleet.schemas.errors import ServiceUnreachableError
 from inferfleet.schemas.names import CONTROL_EXCHANGE, control_queue
 from inferfleet.schemas.settings import WorkerSettings
 from inferfleet.wire.amqp import connection_errors, declare_pool, open_amqp
@@ -129,6 +131,17 @@ class Session:
             logger.debug("delivery %d is back in the queue by itself (%s)", tag, error)
 
 
+async def _declare_control(channel: AbstractChannel, worker_id: str) -> AbstractQueue:
+    try:
+        return await channel.declare_queue(control_queue(worker_id), exclusive=True, auto_delete=True)
+    except ChannelLockedResource as error:
+        # After a cut, RabbitMQ takes some time to notice that the old connection is gone.
+        raise ServiceUnreachableError(
+            f"another worker named {worker_id!r} is connected, or was until a moment ago; "
+            "wait a minute, or choose another --worker-id"
+        ) from error
+
+
 @asynccontextmanager
 async def open_session(
     settings: WorkerSettings,
@@ -153,9 +166,7 @@ async def open_session(
         with connection_errors(settings.amqp_url):
             declaring = await connection.channel()
             queue = await declare_pool(declaring, settings.pool, settings)
-            control = await declaring.declare_queue(
-                control_queue(settings.worker_id), exclusive=True, auto_delete=True
-            )
+            control = await _declare_control(declaring, settings.worker_id)
             await control.bind(CONTROL_EXCHANGE)
             await control.consume(hear, no_ack=True)
             channel = await connection.channel(publisher_confirms=False)

@@ -1,0 +1,212 @@
+"""Services that are not there, or refuse us: a clear error for clients, commands and workers alike."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+import redis.asyncio as aioredis
+from tests.integration.conftest import PATIENCE_S, Connect, RunCommand, StartWorkerProcess
+
+from inferfleet.local.services import Services
+from inferfleet.local.services.free_port import free_port
+from inferfleet.producer import Fleet
+from inferfleet.schemas import Job
+from inferfleet.schemas.errors import ConfigurationError, JobNotFoundError, ServiceUnreachableError
+
+SECRET = "hunter2"
+
+
+def with_password(url: str, user: str = "guest") -> str:
+    parts = urlsplit(url)
+    return parts._replace(netloc=f"{user}:{SECRET}@{parts.hostname}:{parts.port}").geturl()
+
+
+@pytest.fixture
+def nobody() -> str:
+    """An address where nothing listens."""
+    return f"127.0.0.1:{free_port()}"
+
+
+@pytest.fixture
+async def locked_redis_url(services: Services, store: aioredis.Redis, pool: str) -> AsyncIterator[str]:
+    """The URL of a Redis user, with a wrong password."""
+    await store.acl_setuser(pool, enabled=True, passwords=["+right"], commands=["+@all"], keys=["*"])
+    yield with_password(services.redis_url, pool)
+    await store.acl_deluser(pool)
+
+
+async def test_a_client_is_told_at_once_that_redis_is_away(connect: Connect, nobody: str) -> None:
+    with pytest.raises(ServiceUnreachableError, match=rf"Redis at redis://{nobody}/0 .*INFERFLEET_REDIS_URL"):
+        async with connect(redis_url=f"redis://{nobody}/0"):
+            pass
+
+
+async def test_a_client_is_told_that_redis_refuses_its_password(
+    connect: Connect, locked_redis_url: str
+) -> None:
+    with pytest.raises(ServiceUnreachableError, match="refuses the credentials") as caught:
+        async with connect(redis_url=locked_redis_url):
+            pass
+    assert SECRET not in str(caught.value)
+
+
+async def test_a_submit_is_told_that_rabbitmq_is_away_and_leaves_no_record(
+    connect: Connect, nobody: str, store: aioredis.Redis
+) -> None:
+    job = Job(body={"messages": [{"role": "user", "content": "hello"}]})
+    async with connect(amqp_url=f"amqp://guest:{SECRET}@{nobody}/") as fleet:
+        with pytest.raises(ServiceUnreachableError, match="RabbitMQ at .*INFERFLEET_AMQP_URL") as caught:
+            await fleet.submit(job)
+        assert SECRET not in str(caught.value)
+        with pytest.raises(JobNotFoundError):
+            await fleet.get(job)
+
+
+async def test_a_submit_is_told_that_rabbitmq_refuses_its_password(
+    connect: Connect, services: Services
+) -> None:
+    async with connect(amqp_url=with_password(services.amqp_url)) as fleet:
+        with pytest.raises(ServiceUnreachableError, match="refuses the credentials") as caught:
+            await fleet.submit("hello")
+        assert SECRET not in str(caught.value)
+
+
+async def test_a_virtual_host_that_does_not_exist_is_a_clear_error(
+    connect: Connect, services: Services
+) -> None:
+    async with connect(amqp_url=f"{services.amqp_url}nowhere") as fleet:
+        with pytest.raises(ServiceUnreachableError, match="virtual host"):
+            await asyncio.wait_for(fleet.submit("hello"), PATIENCE_S)
+
+
+async def test_a_patient_submit_waits_for_a_broker_that_comes_back(
+    connect: Connect, services: Services, pool: str, fleet: Fleet
+) -> None:
+    """The broker is behind a port that opens late."""
+    port, broker = free_port(), urlsplit(services.amqp_url)
+    late = broker._replace(netloc=f"guest:guest@127.0.0.1:{port}").geturl()
+    if services.amqp_url.find("guest:guest@") < 0:
+        pytest.skip("these services have other credentials")
+    async with connect(amqp_url=late, patience_s=PATIENCE_S) as patient:
+        submitting = asyncio.create_task(patient.submit("hello", pool=pool))
+        done, _ = await asyncio.wait({submitting}, timeout=0.3)
+        assert not done
+        connections: set[asyncio.StreamWriter] = set()
+
+        async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            back, on = await asyncio.open_connection(broker.hostname, broker.port)
+            connections.update((writer, on))
+            await asyncio.gather(_copy(reader, on), _copy(back, writer))
+
+        server = await asyncio.start_server(forward, "127.0.0.1", port)
+        job = await asyncio.wait_for(submitting, PATIENCE_S)
+        assert (await fleet.get(job)).pool == pool
+    server.close()
+    for writer in connections:
+        writer.close()
+        await writer.wait_closed()
+
+
+async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    try:
+        while data := await reader.read(65536):
+            writer.write(data)
+            await writer.drain()
+    except ConnectionError:
+        pass
+    writer.close()
+
+
+async def test_without_settings_a_client_reads_the_environment(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("INFERFLEET_REDIS_URL", services.redis_url)
+    monkeypatch.setenv("INFERFLEET_AMQP_URL", services.amqp_url)
+    async with Fleet.connect() as fleet:
+        assert isinstance(await fleet.workers(), list)
+    monkeypatch.setenv("INFERFLEET_REDIS_URL", "http://elsewhere")
+    with pytest.raises(ConfigurationError, match="INFERFLEET_REDIS_URL: the scheme 'http'"):
+        async with Fleet.connect():
+            pass
+
+
+# Commands and workers
+
+
+@pytest.mark.parametrize("command", [("submit", "hello"), ("pool", "declare", "somewhere"), ("dead", "list")])
+async def test_a_command_says_in_one_line_that_rabbitmq_is_away(
+    inferfleet: RunCommand, nobody: str, command: tuple[str, ...]
+) -> None:
+    ended = await inferfleet(*command, environment={"INFERFLEET_AMQP_URL": f"amqp://u:{SECRET}@{nobody}/"})
+    assert (ended.code, ended.out) == (3, "")
+    assert ended.err.startswith("inferfleet: RabbitMQ at ")
+    assert ended.err.count("\n") == 1
+    assert SECRET not in ended.err
+
+
+@pytest.mark.parametrize("command", [("get", "x"), ("submit", "hello"), ("stream", "x"), ("cancel", "x")])
+async def test_a_command_says_in_one_line_that_redis_is_away(
+    inferfleet: RunCommand, nobody: str, command: tuple[str, ...]
+) -> None:
+    ended = await inferfleet(*command, environment={"INFERFLEET_REDIS_URL": f"redis://:{SECRET}@{nobody}/0"})
+    assert (ended.code, ended.out) == (3, "")
+    assert ended.err.startswith("inferfleet: Redis at ")
+    assert ended.err.count("\n") == 1
+    assert SECRET not in ended.err
+
+
+@pytest.mark.parametrize("service", ["amqp", "redis"])
+async def test_a_worker_that_finds_no_service_ends_with_code_3(
+    start_worker_process: StartWorkerProcess, nobody: str, service: str
+) -> None:
+    worker = await start_worker_process(**{f"{service}_url": f"{service}://u:{SECRET}@{nobody}/"})
+    assert await worker.ended() == 3
+    assert worker.log.splitlines()[-1].startswith("inferfleet: R")
+    assert "does not answer" in worker.log
+    assert "Traceback" not in worker.log
+    assert SECRET not in worker.log
+
+
+async def test_a_worker_with_a_wrong_password_for_rabbitmq_ends_with_code_3(
+    start_worker_process: StartWorkerProcess, services: Services
+) -> None:
+    worker = await start_worker_process(amqp_url=with_password(services.amqp_url))
+    assert await worker.ended() == 3
+    assert "refuses the credentials" in worker.log
+    assert "Traceback" not in worker.log
+    assert SECRET not in worker.log
+
+
+async def test_a_worker_with_a_wrong_password_for_redis_ends_with_code_3(
+    start_worker_process: StartWorkerProcess, locked_redis_url: str
+) -> None:
+    worker = await start_worker_process(redis_url=locked_redis_url)
+    assert await worker.ended() == 3
+    assert "refuses the credentials" in worker.log
+    assert "Traceback" not in worker.log
+    assert SECRET not in worker.log
+
+
+async def test_two_workers_cannot_have_one_name(
+    start_worker_process: StartWorkerProcess, fleet: Fleet, pool: str
+) -> None:
+    first = await start_worker_process(worker_id=f"{pool}-w")
+    await first.logged("ready")
+    second = await start_worker_process(worker_id=f"{pool}-w")
+    assert await second.ended() == 3
+    assert f"another worker named '{pool}-w' is connected" in second.log
+    assert "Traceback" not in second.log
+    job = await fleet.submit("hello", pool=pool)
+    assert (await fleet.wait(job, timeout_s=PATIENCE_S)).worker_id == f"{pool}-w"
+
+
+async def test_a_certificate_file_is_no_url(tmp_path: Path, inferfleet: RunCommand) -> None:
+    """Whatever is in a variable by mistake, the answer is a sentence and not a traceback."""
+    for wrong in (str(tmp_path), "amqp://", "amqp://host:port/", "amqp://host:99999/", ""):
+        ended = await inferfleet("submit", "hello", environment={"INFERFLEET_AMQP_URL": wrong})
+        assert ended.code in {2, 3}, wrong
+        assert "Traceback" not in ended.err, wrong
