@@ -6,7 +6,7 @@ import asyncio
 import shutil
 import ssl
 import subprocess
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ class ApiServer:
 
 
 @asynccontextmanager
-async def serving(api: ApiServer, context: ssl.SSLContext | None = None) -> AsyncIterator[str]:
+async def serving(api: ApiServer, context: ssl.SSLContext | None = None) -> AsyncGenerator[str]:
     app = web.Application()
     app.router.add_patch("/api/v1/namespaces/{namespace}/pods/{pod}", api.patch)
     runner = web.AppRunner(app)
