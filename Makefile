@@ -6,10 +6,13 @@ ENGINE_VENV ?= .venv-vllm
 # Handed on to the command behind a target: make test ARGS="-k drain", make demo ARGS="--jobs 50".
 ARGS ?=
 
+SEED ?=
+MINUTES ?= 10
+
 PACKAGES = schemas wire producer worker cli local
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-engine check bench build clean venv engine-venv services
+.PHONY: help demo test test-engine chaos check bench build clean venv engine-venv services
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,6 +27,9 @@ test: venv services ## Run all tests but those that need vLLM
 
 test-engine: engine-venv ## Run the tests of the vLLM engine, on the CPU
 	@$(ENGINE_VENV)/bin/pytest tests/engine $(ARGS)
+
+chaos: venv services ## Break everything at random for MINUTES= from SEED=, and check that no job suffered
+	@$(VENV)/bin/inferfleet-chaos --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 check: venv ## Lint, formatting, types, import contracts, schema drift
 	@$(VENV)/bin/ruff check .

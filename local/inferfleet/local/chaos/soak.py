@@ -6,11 +6,13 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AsyncExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import orjson
 
 from inferfleet.local.chaos.checker import Finding, Violation, check
 from inferfleet.local.chaos.collect import collect
@@ -34,6 +36,9 @@ logger = logging.getLogger(__name__)
 PRODUCERS = 2
 SETTLE_S = 180.0
 """How long after the last fault every job may take to end."""
+
+READERS_S = 5.0
+"""How long a stream reader may be behind the end of its job."""
 
 REPORT_EVERY_S = 10.0
 RETRY_QUEUES = tuple(retry_route(delay_ms) for delay_ms in range(250, 4001, 250))
@@ -145,7 +150,7 @@ class _Run:
             reporting = asyncio.create_task(self._report(producers))
             try:
                 faults = await self._disturb(producers)
-                await self._settle(producers)
+                await self._settle(producers, faults.lost_results)
             finally:
                 for task in (*keepers, reporting):
                     task.cancel()
@@ -208,26 +213,38 @@ class _Run:
         await faults.heal()
         return faults
 
-    async def _settle(self, producers: Sequence[ProducerProcess]) -> None:
-        """Wait until every job has ended and every message is settled. What has not by then, will not."""
+    async def _settle(self, producers: Sequence[ProducerProcess], lost_results: Collection[str]) -> None:
+        """Wait until every job has ended and every message is settled. What has not by then, will not.
+
+        A job whose unread result Redis lost will not be heard of again.
+        """
         self._say("no more faults; waiting for every job to end")
-        waits = [asyncio.create_task(producer.wait()) for producer in producers]
-        _, unfinished = await asyncio.wait(waits, timeout=SETTLE_S)
-        for wait in unfinished:
-            wait.cancel()
-        await asyncio.gather(*waits, return_exceptions=True)
-        for producer in producers:
-            if producer.poll() not in (None, 0):
-                raise RuntimeError(f"a producer failed; the end of its log:\n{producer.log_tail()}")
+        tails = [_Tail(producer.ledger) for producer in producers]
+
+        async def ended() -> bool:
+            for producer in producers:
+                if producer.poll() not in (None, 0):
+                    raise RuntimeError(f"a producer failed; the end of its log:\n{producer.log_tail()}")
+            missing: set[str] = set()
+            for tail in tails:
+                tail.read()
+                missing |= tail.accepted - tail.ended
+            submitted = sum(len(tail.accepted) for tail in tails)
+            return submitted == self._options.jobs and missing <= set(lost_results)
 
         async def settled() -> bool:
             depths = await self._harness.depths(job_queue(self._harness.pool), *RETRY_QUEUES)
             return not any(depths.values())
 
-        try:
-            await self._harness.until(settled, what="all messages are settled", patience_s=30.0)
-        except TimeoutError as error:
-            logger.warning("%s", error)
+        for condition, what in ((ended, "all jobs have ended"), (settled, "all messages are settled")):
+            try:
+                await self._harness.until(condition, what=what, patience_s=SETTLE_S)
+            except TimeoutError as error:
+                logger.warning("%s", error)
+        # A reader may be behind: the last entries of a stream come right after the result.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(READERS_S):
+                await asyncio.gather(*(producer.wait() for producer in producers))
 
     async def _report(self, producers: Sequence[ProducerProcess]) -> None:
         began = time.monotonic()
@@ -236,7 +253,8 @@ class _Run:
             await asyncio.sleep(REPORT_EVERY_S)
             for tail in tails:
                 tail.read()
-            accepted, ended = sum(tail.accepted for tail in tails), sum(tail.ended for tail in tails)
+            accepted = sum(len(tail.accepted) for tail in tails)
+            ended = sum(len(tail.ended) for tail in tails)
             died = sum(len(place.deaths) for place in self._places)
             self._say(
                 f"{time.monotonic() - began:5.0f} s  {accepted} accepted  {ended} ended  {died} workers died"
@@ -244,10 +262,11 @@ class _Run:
 
 
 class _Tail:
-    """Counts events in a ledger as it grows."""
+    """Follows a ledger as it grows: which jobs were accepted, and of which the end was seen."""
 
     def __init__(self, path: Path) -> None:
-        self.accepted = self.ended = 0
+        self.accepted: set[str] = set()
+        self.ended: set[str] = set()
         self._path = path
         self._offset = 0
 
@@ -256,10 +275,12 @@ class _Tail:
             return
         with self._path.open("rb") as ledger:
             ledger.seek(self._offset)
-            text = ledger.read()
-        self._offset += len(text)
-        self.accepted += text.count(b'"event":"accepted"')
-        self.ended += text.count(b'"event":"seen"')
+            for line in ledger:
+                if line.startswith(b'{"event":"accepted"'):
+                    self.accepted.add(orjson.loads(line)["job"]["id"])
+                elif line.startswith(b'{"event":"seen"'):
+                    self.ended.add(orjson.loads(line)["result"]["job_id"])
+            self._offset = ledger.tell()
 
 
 def _ends(history: History) -> dict[str, int]:
