@@ -49,6 +49,8 @@ _NOT_NOW = (ClusterDownError, OutOfMemoryError, ReadOnlyError, TryAgainError)
 _NOT_NOW_CODES = ("BUSY ", "MISCONF ", "NOREPLICAS ")
 """The same, where redis-py has no exception of its own and leaves the code in the text."""
 
+_Waiting = tuple[tuple[Argument, ...], asyncio.Future[Any]]
+
 
 class CommandPipeline:
     """Runs commands for many tasks at once, in the order given.
@@ -61,7 +63,7 @@ class CommandPipeline:
         self._client = client
         self._patience_s = patience_s
         self._breaker = Breaker("Redis", *_OUTAGE)
-        self._queue: list[tuple[tuple[Argument, ...], asyncio.Future[Any]]] = []
+        self._queue: list[_Waiting] = []
         self._arrived = asyncio.Event()
         self._closed = False
 
@@ -79,7 +81,7 @@ class CommandPipeline:
         """Put one command into the next pipeline; the future holds its answer."""
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         if self._closed:
-            answer.set_exception(ServiceUnreachableError("this connection to Redis is closed already"))
+            answer.set_exception(_closed())
             return answer
         self._queue.append((command, answer))
         self._arrived.set()
@@ -96,21 +98,17 @@ class CommandPipeline:
                 await self._settle(batch)
         finally:
             self._closed = True
-            for _, answer in self._queue:
-                answer.cancel()
+            _fail(self._queue, _closed())
 
-    async def _settle(self, batch: list[tuple[tuple[Argument, ...], asyncio.Future[Any]]]) -> None:
+    async def _settle(self, batch: list[_Waiting]) -> None:
         try:
             answers = await self._send([command for command, _ in batch])
         except asyncio.CancelledError:
-            for _, answer in batch:
-                answer.cancel()
+            _fail(batch, _closed())
             raise
         except Exception as error:
             # Whatever it was, the waiting tasks must hear of it: a lost error here would hang them.
-            for _, answer in batch:
-                if not answer.done():
-                    answer.set_exception(_unreachable(error))
+            _fail(batch, _unreachable(error))
             return
         for (_, future), answer in zip(batch, answers, strict=True):
             if future.done():
@@ -159,6 +157,16 @@ def _not_now(answer: object) -> bool:
     return isinstance(answer, _NOT_NOW) or (
         isinstance(answer, ResponseError) and str(answer).startswith(_NOT_NOW_CODES)
     )
+
+
+def _fail(waiting: list[_Waiting], error: ServiceUnreachableError) -> None:
+    for _, answer in waiting:
+        if not answer.done():
+            answer.set_exception(error)
+
+
+def _closed() -> ServiceUnreachableError:
+    return ServiceUnreachableError("this connection to Redis was closed")
 
 
 def _unreachable(error: Exception) -> ServiceUnreachableError:

@@ -1,0 +1,306 @@
+"""Waiting: for one job or for ten thousand, one's own or another client's."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import redis.asyncio as aioredis
+from tests.integration.conftest import (
+    PATIENCE_S,
+    Connect,
+    StartWorker,
+    answer_to,
+    chat,
+    eventually,
+    kinds_of,
+    slow_chat,
+    until_running,
+)
+
+from inferfleet.producer import Fleet, SyncFleet
+from inferfleet.schemas import Job, JobState, Result
+from inferfleet.schemas.errors import (
+    InvalidJobError,
+    JobFailedError,
+    JobNotFoundError,
+    ServiceUnreachableError,
+    WaitTimeoutError,
+)
+from inferfleet.schemas.job import new_job_id
+from inferfleet.schemas.settings import ProducerSettings
+from inferfleet.wire.pipeline import CommandPipeline
+from inferfleet.wire.records import JobRecords
+
+NEVER_S = 3600.0
+"""An interval of looking at the records that no test lives to see: results must come by themselves."""
+
+
+async def test_a_result_says_what_was_answered_and_how_long_it_took(
+    fleet: Fleet, start_worker: StartWorker, pool: str
+) -> None:
+    await start_worker(worker_id="w-1")
+    job = await fleet.submit(slow_chat(tokens=10, step_s=0.02), pool=pool)
+    result = await fleet.wait(job, timeout_s=PATIENCE_S)
+    assert (result.job_id, result.state, result.error) == (job.id, JobState.SUCCEEDED, None)
+    assert (result.text, result.worker_id, result.attempts) == (answer_to(job), "w-1", 1)
+    assert result.response is not None
+    assert result.response["id"] == f"chatcmpl-{job.id}"
+    assert result.usage.completion_tokens == 10
+    timings = result.timings
+    assert timings is not None
+    assert timings.time_to_first_token_s is not None
+    assert 0.02 <= timings.time_to_first_token_s < timings.generation_s <= timings.total_s
+    assert timings.generation_s >= 0.2
+    assert timings.queue_wait_s == pytest.approx(timings.total_s - timings.generation_s)
+    record = await fleet.get(job)
+    assert (record.state, record.tokens, record.result) == (JobState.SUCCEEDED, 10, result)
+
+
+async def test_a_job_that_failed_raises_when_its_result_is_asked_for(
+    fleet: Fleet, start_worker: StartWorker, pool: str
+) -> None:
+    await start_worker()
+    job = await fleet.submit(chat(simulated={"fail": "prompt_too_long"}), pool=pool)
+    result = await fleet.wait(job, timeout_s=PATIENCE_S)
+    with pytest.raises(JobFailedError, match=f"job {job.id} failed: prompt_too_long") as caught:
+        result.raise_for_state()
+    assert (caught.value.state, caught.value.code) == ("failed", "prompt_too_long")
+
+
+async def test_results_come_in_the_order_of_the_jobs(
+    fleet: Fleet, start_worker: StartWorker, pool: str
+) -> None:
+    await start_worker(max_running=4)
+    jobs = await fleet.submit_many(
+        [slow_chat(str(number), tokens=20 - number, step_s=0.001) for number in range(20)], pool=pool
+    )
+    results = await fleet.wait_many(reversed(jobs), timeout_s=PATIENCE_S)  # type: ignore[arg-type]
+    assert [result.job_id for result in results] == [job.id for job in reversed(jobs)]
+    assert [result.text for result in results] == [answer_to(job) for job in reversed(jobs)]
+
+
+async def test_many_may_wait_for_one_job_at_the_same_time(
+    fleet: Fleet, start_worker: StartWorker, pool: str
+) -> None:
+    job = await fleet.submit("hello", pool=pool)
+    waiting = [asyncio.create_task(fleet.wait(job)) for _ in range(20)]
+    await fleet.get(job)
+    waiting[0].cancel()
+    await start_worker()
+    results = await asyncio.wait_for(asyncio.gather(*waiting[1:]), PATIENCE_S)
+    assert len({result.model_dump_json() for result in results}) == 1
+    assert await fleet.wait(job.id) == results[0]
+
+
+async def test_patience_that_ends_does_not_touch_the_job(
+    fleet: Fleet, start_worker: StartWorker, pool: str
+) -> None:
+    job = await fleet.submit("hello", pool=pool)
+    with pytest.raises(WaitTimeoutError, match=r"did not finish within 0.01 s; it goes on"):
+        await fleet.wait(job, timeout_s=0.01)
+    with pytest.raises(WaitTimeoutError, match="not all of the 1 jobs"):
+        await fleet.wait_many([job], timeout_s=0.01)
+    await start_worker()
+    assert (await fleet.wait(job, timeout_s=PATIENCE_S)).text == answer_to(job)
+
+
+async def test_one_unknown_job_among_many_is_an_error(fleet: Fleet, pool: str) -> None:
+    job = await fleet.submit("hello", pool=pool)
+    with pytest.raises(JobNotFoundError):
+        await asyncio.wait_for(fleet.wait_many([job, new_job_id()]), PATIENCE_S)
+
+
+async def test_another_client_may_wait_too(
+    connect: Connect, start_worker: StartWorker, pool: str, fleet: Fleet
+) -> None:
+    async with connect(state_check_interval_s=NEVER_S) as other:
+        early = await fleet.submit(slow_chat(tokens=10, step_s=0.02), pool=pool)
+        waiting = asyncio.create_task(other.wait(early))
+        await start_worker()
+        assert (await asyncio.wait_for(waiting, PATIENCE_S)).text == answer_to(early)
+        assert await other.wait(early, timeout_s=PATIENCE_S) == await fleet.wait(early)
+
+
+async def test_a_client_that_comes_back_under_its_name_gets_its_results(
+    connect: Connect, start_worker: StartWorker, pool: str, fleet: Fleet
+) -> None:
+    """A web server that was restarted: same name, other process, jobs still under way."""
+    async with connect(client_id=f"{pool}-web") as before:
+        jobs = await before.submit_many(["one", "two"], pool=pool)
+    async with connect(client_id=f"{pool}-web", state_check_interval_s=NEVER_S) as after:
+        waiting = asyncio.create_task(after.wait_many(jobs))
+        await start_worker()
+        assert [r.text for r in await asyncio.wait_for(waiting, PATIENCE_S)] == [answer_to(j) for j in jobs]
+
+
+async def test_a_lost_reply_is_found_by_a_look_at_the_record(
+    connect: Connect, start_worker: StartWorker, store: aioredis.Redis, pool: str
+) -> None:
+    """The worker died between its commit and the line that tells of it."""
+    async with connect(client_id=f"{pool}-c", state_check_interval_s=0.05) as fleet:
+        await fleet.declare_pool(pool)
+        job = await fleet.submit("hello", pool=pool)
+        waiting = asyncio.create_task(fleet.wait(job))
+        await fleet.get(job)
+        result = Result(job_id=job.id, state=JobState.SUCCEEDED)
+        await store.set(f"inferfleet:job:{{{job.id}}}:result", result.model_dump_json())
+        assert await asyncio.wait_for(waiting, PATIENCE_S) == result
+
+
+async def test_a_result_that_cannot_be_read_is_an_error_for_whoever_waits_for_it_and_nobody_else(
+    connect: Connect, start_worker: StartWorker, store: aioredis.Redis, pool: str
+) -> None:
+    """A newer worker may say what an older client does not know."""
+    async with connect(client_id=f"{pool}-c", state_check_interval_s=0.05) as fleet:
+        await fleet.declare_pool(pool)
+        strange, good = await fleet.submit_many(["strange", "good"], pool=pool)
+        waiting = asyncio.create_task(fleet.wait(strange))
+        await fleet.get(strange)
+        await store.set(f"inferfleet:job:{{{strange.id}}}:result", '{"state":"transcended"}')
+        with pytest.raises(ValueError, match="state"):
+            await asyncio.wait_for(waiting, PATIENCE_S)
+        await start_worker()
+        assert (await fleet.wait(good, timeout_s=PATIENCE_S)).text == answer_to(good)
+
+
+async def test_closing_a_client_ends_its_waits(connect: Connect, fleet: Fleet, pool: str) -> None:
+    job = await fleet.submit("hello", pool=pool)
+    async with connect() as leaving, connect(client_id=f"{pool}-c") as owner:
+        own = await owner.submit("mine", pool=pool)
+        waits = [
+            asyncio.create_task(leaving.wait(job)),
+            asyncio.create_task(owner.wait(own)),
+            asyncio.create_task(_last(owner.stream(own))),
+        ]
+        await asyncio.gather(leaving.get(job), owner.get(own))
+    for wait in waits:
+        with pytest.raises(ServiceUnreachableError, match="closed"):
+            await asyncio.wait_for(wait, PATIENCE_S)
+
+
+async def _last(lines: Any) -> Any:
+    return [line async for line in lines][-1]
+
+
+# Ten thousand
+
+
+
+
+async def test_waiting_for_ten_thousand_jobs_takes_one_blocked_read(
+    connect: Connect, store: aioredis.Redis, pool: str
+) -> None:
+    """The jobs are recorded and then cancelled, which ends them without a broker or a worker."""
+    others = {client["id"] for client in await store.client_list()}
+
+    async def opened() -> list[dict[str, str]]:
+        return [client for client in await store.client_list() if client["id"] not in others]
+
+    jobs = [Job(pool=pool, body=chat(str(number))) for number in range(10_000)]
+    async with connect(client_id=f"{pool}-c", state_check_interval_s=NEVER_S) as fleet:
+        pipeline = CommandPipeline(store, patience_s=0)
+        records = JobRecords(pipeline=pipeline, result_ttl_s=60, queued_ttl_s=60)
+        sending = asyncio.create_task(pipeline.run())
+        await asyncio.gather(*(records.create(job, reply_to=f"{pool}-c") for job in jobs))
+        waiting = asyncio.create_task(fleet.wait_many(jobs))
+        await eventually(lambda: _has_blocked_once(opened))
+        at_ten_thousand = len(await opened())
+        ended = {
+            job.id: Result(job_id=job.id, state=JobState.CANCELLED, worker_id=str(number))
+            for number, job in enumerate(jobs)
+        }
+        await asyncio.gather(*(records.cancel(job_id, result) for job_id, result in ended.items()))
+        results = await asyncio.wait_for(waiting, PATIENCE_S)
+        assert results == [ended[job.id] for job in jobs]
+        assert len(await opened()) <= at_ten_thousand <= 3
+        sending.cancel()
+        await asyncio.wait([sending])
+
+
+async def _has_blocked_once(opened: Callable[[], Any]) -> bool:
+    blocked = [client for client in await opened() if client["cmd"] == "xread" and "b" in client["flags"]]
+    assert len(blocked) <= 1
+    return len(blocked) == 1
+
+
+# The blocking facade
+
+
+@pytest.fixture
+def settings(producer_settings: Callable[..., ProducerSettings]) -> ProducerSettings:
+    return producer_settings()
+
+
+async def test_the_blocking_client_does_what_the_other_does(
+    fleet: Fleet, start_worker: StartWorker, settings: ProducerSettings, pool: str
+) -> None:
+    await start_worker()
+
+    def work() -> None:
+        with SyncFleet.connect(settings) as client:
+            job = client.submit("hello", pool=pool, stream=True)
+            assert kinds_of([line.entry for line in client.stream(job)]) == [
+                *("queued", "running", "tokens", "finished")
+            ]
+            assert client.wait(job, timeout_s=PATIENCE_S).text == answer_to(job)
+            assert client.get(job).state is JobState.SUCCEEDED
+            jobs = client.submit_many(["one", "two"], pool=pool)
+            assert [r.text for r in client.wait_many(jobs, timeout_s=PATIENCE_S)] == list(map(answer_to, jobs))
+            slow = client.submit(slow_chat(tokens=500, step_s=0.02), pool=pool)
+            with pytest.raises(WaitTimeoutError):
+                client.wait(slow, timeout_s=0.01)
+            assert client.cancel(slow) in {JobState.RUNNING, JobState.CANCELLED}
+            assert client.wait(slow, timeout_s=PATIENCE_S).state is JobState.CANCELLED
+            with pytest.raises(InvalidJobError):
+                client.submit("", pool=pool)
+            with pytest.raises(JobNotFoundError):
+                client.get(new_job_id())
+            with pytest.raises(JobNotFoundError):
+                next(client.stream(new_job_id()))
+
+    await asyncio.wait_for(asyncio.to_thread(work), PATIENCE_S)
+
+
+async def test_the_blocking_client_serves_many_threads(
+    fleet: Fleet, start_worker: StartWorker, settings: ProducerSettings, pool: str
+) -> None:
+    await start_worker()
+
+    def work() -> int:
+        together = threading.Barrier(8)
+
+        def one(number: int) -> bool:
+            together.wait()
+            for round_ in range(5):
+                job = client.submit(f"{number} in round {round_}", pool=pool)
+                if client.wait(job, timeout_s=PATIENCE_S).text != answer_to(job):
+                    return False
+            return True
+
+        with SyncFleet.connect(settings) as client, ThreadPoolExecutor(8) as threads:
+            return list(threads.map(one, range(8))).count(True)
+
+    assert await asyncio.wait_for(asyncio.to_thread(work), PATIENCE_S) == 8
+
+
+async def test_a_blocking_stream_that_is_left_early_lets_go(
+    fleet: Fleet, start_worker: StartWorker, settings: ProducerSettings, pool: str
+) -> None:
+    await start_worker()
+    job = await fleet.submit(slow_chat(tokens=500, step_s=0.02), pool=pool, stream=True)
+    await until_running(fleet, job)
+
+    def work() -> None:
+        with SyncFleet.connect(settings) as client:
+            for line in client.stream(job):
+                if line.entry.kind == "tokens":
+                    break
+            client.cancel(job)
+            assert client.wait(job, timeout_s=PATIENCE_S).state is JobState.CANCELLED
+
+    await asyncio.wait_for(asyncio.to_thread(work), PATIENCE_S)
