@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import cast
 
 import orjson
 
@@ -66,6 +67,16 @@ class Reporter:
             self._print_json("end", {"most": most, "changes": changes, "worker_s": round(worker_s, 1)})
         else:
             self._print(f"at most {most} workers, {changes} changes, {worker_s:.0f} worker seconds")
+
+    def summed_up(self, summary: Mapping[str, object]) -> None:
+        """Print the summary of a simulation: as JSON the last line, to read a list."""
+        if self._as_json:
+            self._print_json("summary", dict(summary))
+            return
+        for name, value in summary.items():
+            parts = cast("Mapping[str, object]", value).items() if isinstance(value, Mapping) else ()
+            text = ", ".join(f"{part} {number}" for part, number in parts) if parts else f"{value}"
+            self._print(f"{name:>24}  {text}")
 
     def say(self, text: str) -> None:
         """Print what is no decision."""

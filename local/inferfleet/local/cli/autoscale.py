@@ -12,8 +12,12 @@ import typer
 from inferfleet.cli.options import JsonFlag
 from inferfleet.local.autoscaler.live import Usage, autoscale
 from inferfleet.local.autoscaler.measure import needs_management, open_measurer
+from inferfleet.local.autoscaler.plot import check_plot, draw
+from inferfleet.local.autoscaler.profile import EngineProfile, read_profile
 from inferfleet.local.autoscaler.report import Reporter
 from inferfleet.local.autoscaler.scaled_object import ScaledObject, read_scaled_object
+from inferfleet.local.autoscaler.simulate import simulate
+from inferfleet.local.autoscaler.trace import read_trace
 from inferfleet.local.cli.options import ServicesOption, sigterm_as_interrupt
 from inferfleet.local.services import Services, ServicesChoice, running_services
 from inferfleet.producer.publisher import Publisher
@@ -45,6 +49,23 @@ def command(
     prometheus_url: Annotated[
         str | None, typer.Option(help="Ask this Prometheus instead of the manifest's serverAddress.")
     ] = None,
+    simulate_trace: Annotated[
+        Path | None,
+        typer.Option(
+            "--simulate",
+            metavar="TRACE.csv",
+            help="Run a trace of arrivals in simulated time instead, without any server.",
+        ),
+    ] = None,
+    engine_profile: Annotated[
+        str, typer.Option(help="How fast a simulated replica is: a name, or a JSON file.")
+    ] = "llama-3.1-8b-h100",
+    startup_s: Annotated[
+        float | None, typer.Option(min=0, help="Simulated seconds from the decision to a ready replica.")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw the simulation, as .png or .svg.")
+    ] = None,
     speedup: Annotated[
         float, typer.Option(min=0.1, max=100, help="Make the manifest's seconds so many times shorter.")
     ] = 1.0,
@@ -56,12 +77,23 @@ def command(
     """Scale worker processes on this machine as KEDA and the HPA would scale pods, by the same manifest.
 
     Workers take every INFERFLEET_ variable that `inferfleet worker` takes; their pool is that of the
-    manifest's queue.
+    manifest's queue. With --simulate nothing is started: the same decisions are made for a trace of arrivals,
+    whose columns are time_s, priority, prompt_tokens, output_tokens and, if there are several, pool.
     """
     wanted = read_scaled_object(scaledobject, name=name)
     reporter = Reporter(as_json=as_json)
     for remark in wanted.remarks:
         reporter.say(remark)
+    if simulate_trace is not None:
+        _simulate(
+            wanted,
+            trace=simulate_trace,
+            profile=read_profile(engine_profile),
+            startup_s=startup_s,
+            plot=plot,
+            reporter=reporter,
+        )
+        return
     worker = read_settings(WorkerSettings, engine=engine, model=model).model_copy(
         update={"pool": wanted.pool, "worker_id": f"{wanted.target or wanted.name}-{os.getpid()}"}
     )
@@ -90,6 +122,27 @@ def command(
             )
         )
     reporter.ended(most=usage.most, changes=usage.changes, worker_s=usage.worker_s)
+
+
+def _simulate(
+    wanted: ScaledObject,
+    *,
+    trace: Path,
+    profile: EngineProfile,
+    startup_s: float | None,
+    plot: Path | None,
+    reporter: Reporter,
+) -> None:
+    if plot is not None:
+        check_plot(plot)
+    if startup_s is not None:
+        profile = profile.model_copy(update={"load_s": startup_s})
+    outcome = simulate(wanted, read_trace(trace, pool=wanted.pool), profile)
+    for change in outcome.changes:
+        reporter.changed(change)
+    reporter.summed_up(outcome.summary())
+    if plot is not None:
+        draw(outcome, plot, title=f"{wanted.name}: {wanted.min_replicas} to {wanted.max_replicas} replicas")
 
 
 async def _autoscale(

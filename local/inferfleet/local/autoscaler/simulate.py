@@ -1,0 +1,231 @@
+"""The autoscaler on a trace of arrivals, in simulated time: a plan before there is a bill.
+
+The decisions are those of the live autoscaler, the engine is the simulated engine's own batch, and between
+them is a model of a queue: priorities, round-robin delivery up to what a worker holds, and statistics that
+RabbitMQ's HTTP API updates each 5 s. Not modelled: crashes, retries, sessions, and the time to publish.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import count
+
+from inferfleet.local.autoscaler.decision import Decision, Readings
+from inferfleet.local.autoscaler.hpa import SYNC_S
+from inferfleet.local.autoscaler.outcome import Outcome, Sample
+from inferfleet.local.autoscaler.profile import EngineProfile
+from inferfleet.local.autoscaler.report import Change
+from inferfleet.local.autoscaler.scaled_object import ScaledObject
+from inferfleet.local.autoscaler.scaler import Scaler
+from inferfleet.local.autoscaler.simulated_metrics import SimulatedMetrics
+from inferfleet.local.autoscaler.simulated_replica import SimulatedJob, SimulatedReplica
+from inferfleet.local.autoscaler.trace import Arrival
+from inferfleet.schemas.heartbeat import WorkerPhase
+
+STATISTICS_S = 5.0
+"""``collect_statistics_interval`` of RabbitMQ: how old what its HTTP API says can be."""
+
+STALL_S = 3600.0
+"""Jobs that are left when nothing has run or finished for so long never will."""
+
+
+def simulate(scaled_object: ScaledObject, arrivals: Sequence[Arrival], profile: EngineProfile) -> Outcome:
+    """Run the trace until all jobs have finished and the fleet is back at rest.
+
+    The same input gives the same outcome. An hour of a busy replica takes about six seconds of CPU.
+
+    Raises:
+        ConfigurationError: A trigger's query cannot be simulated.
+
+    """
+    return _Simulation(scaled_object, arrivals, profile).run()
+
+
+class _Simulation:
+    def __init__(
+        self, scaled_object: ScaledObject, arrivals: Sequence[Arrival], profile: EngineProfile
+    ) -> None:
+        self._object = scaled_object
+        self._profile = profile
+        self._arrivals = arrivals
+        self._now = 0.0
+        self._events: list[tuple[float, int, Callable[[], None]]] = []
+        self._order = count()
+        self._queue: list[tuple[tuple[int, int], SimulatedJob]] = []
+        self._replicas: deque[SimulatedReplica] = deque()
+        self._draining: list[SimulatedReplica] = []
+        self._scaler = Scaler(scaled_object, now=0.0)
+        self._metrics = SimulatedMetrics(scaled_object.triggers)
+        self._outcome = Outcome(arrivals=arrivals)
+        self._last_news = arrivals[-1].time_s
+
+    def run(self) -> Outcome:
+        for number, arrival in enumerate(self._arrivals):
+            job = SimulatedJob(arrival=arrival, number=number)
+            self._at(arrival.time_s, partial(self._arrive, job))
+        self._apply("start", Decision(self._object.min_replicas, "minReplicaCount"), [])
+        rest = len(self._replicas)
+        self._observe()
+        self._poll()
+        self._sync()
+        while self._events:
+            self._now, _, happen = heapq.heappop(self._events)
+            happen()
+            if self._over(rest):
+                break
+        self._outcome.end(self._now)
+        return self._outcome
+
+    def _over(self, rest: int) -> bool:
+        if self._now <= self._arrivals[-1].time_s:
+            return False
+        left = len(self._arrivals) - len(self._outcome.finished)
+        at_rest = len(self._replicas) <= rest and not self._draining
+        stalled = not any(it.held for it in self._replicas) and self._now - self._last_news > STALL_S
+        return at_rest and (left == 0 or stalled)
+
+    # Events
+
+    def _at(self, time_s: float, happen: Callable[[], None]) -> None:
+        heapq.heappush(self._events, (time_s, next(self._order), happen))
+
+    def _arrive(self, job: SimulatedJob) -> None:
+        self._metrics.published += 1
+        self._give([job])
+
+    def _observe(self) -> None:
+        """RabbitMQ's statistics, the exporter's numbers and our own picture, all at the same pace."""
+        held = sum(it.held for it in (*self._replicas, *self._draining))
+        ready_workers = sum(it.phase is WorkerPhase.READY for it in self._replicas)
+        oldest = min((job.arrival.time_s for _, job in self._queue), default=self._now)
+        self._metrics.observe(
+            now=self._now,
+            ready=len(self._queue),
+            unacked=held,
+            oldest_age_s=self._now - oldest,
+            finished=len(self._outcome.finished),
+            ready_workers=ready_workers,
+        )
+        self._outcome.samples.append(
+            Sample(
+                time_s=self._now,
+                ready=len(self._queue),
+                unacked=held,
+                replicas=len(self._replicas),
+                ready_replicas=ready_workers,
+                gpus=len(self._replicas) + len(self._draining),
+            )
+        )
+        self._at(self._now + STATISTICS_S, self._observe)
+
+    def _poll(self) -> None:
+        readings = self._metrics.read(ready_now=len(self._queue))
+        self._apply(
+            "keda",
+            self._scaler.poll(now=self._now, readings=readings, replicas=len(self._replicas)),
+            readings,
+        )
+        self._at(self._now + self._object.polling_interval_s, self._poll)
+
+    def _sync(self) -> None:
+        readings = self._metrics.read(ready_now=len(self._queue))
+        self._apply(
+            "hpa", self._scaler.sync(now=self._now, readings=readings, replicas=len(self._replicas)), readings
+        )
+        self._at(self._now + SYNC_S, self._sync)
+
+    # Jobs
+
+    def _give(self, jobs: Sequence[SimulatedJob]) -> None:
+        for job in jobs:
+            heapq.heappush(self._queue, (job.order, job))
+        self._deliver()
+
+    def _deliver(self) -> None:
+        """Hand out jobs in turn, as RabbitMQ does, to those who still have room."""
+        full = 0
+        while self._queue and full < len(self._replicas):
+            replica = self._replicas[0]
+            self._replicas.rotate(-1)
+            if not replica.has_room:
+                full += 1
+                continue
+            full = 0
+            replica.take(heapq.heappop(self._queue)[1])
+            if replica.step is None:
+                self._step(replica)
+
+    def _step(self, replica: SimulatedReplica) -> None:
+        duration_s = replica.begin_step(self._now)
+        if duration_s is not None:
+            self._at(self._now + duration_s, lambda: self._stepped(replica))
+        elif replica.phase is WorkerPhase.DRAINING:
+            self._gone(replica)
+
+    def _stepped(self, replica: SimulatedReplica) -> None:
+        if replica.ended_at is not None:
+            return
+        replica.end_step()
+        self._deliver()
+        # Delivery starts a step only where none runs, and may just have done so here.
+        if replica.step is None:
+            self._step(replica)
+
+    def _finished(self, job: SimulatedJob) -> None:
+        job.finished_at = self._last_news = self._now
+        self._outcome.finished.append(job)
+
+    # Replicas
+
+    def _apply(self, by: str, decision: Decision, readings: Readings) -> None:
+        before = len(self._replicas)
+        if decision.replicas == before:
+            return
+        self._outcome.changes.append(
+            Change(
+                at_s=self._now,
+                before=before,
+                after=decision.replicas,
+                by=by,
+                reason=decision.reason,
+                values=[reading.value for reading in readings],
+            )
+        )
+        while len(self._replicas) < decision.replicas:
+            self._start()
+        victims = sorted(self._replicas, key=lambda it: it.deletion_cost)[: before - decision.replicas]
+        for replica in victims if before > decision.replicas else ():
+            self._drain(replica)
+
+    def _start(self) -> None:
+        replica = SimulatedReplica(profile=self._profile, started_at=self._now, finished=self._finished)
+        self._outcome.replicas.append(replica)
+        self._replicas.append(replica)
+        self._at(self._now + self._profile.load_s, lambda: self._ready(replica))
+
+    def _ready(self, replica: SimulatedReplica) -> None:
+        if replica.phase is WorkerPhase.LOADING:
+            replica.phase = WorkerPhase.READY
+            self._deliver()
+
+    def _drain(self, replica: SimulatedReplica) -> None:
+        self._replicas.remove(replica)
+        loading, replica.phase = replica.phase is WorkerPhase.LOADING, WorkerPhase.DRAINING
+        self._draining.append(replica)
+        self._give(replica.give_back(running=False))
+        if loading or replica.step is None:
+            self._gone(replica)
+        else:
+            self._at(self._now + self._profile.drain_timeout_s, lambda: self._gone(replica))
+
+    def _gone(self, replica: SimulatedReplica) -> None:
+        if replica.ended_at is not None:
+            return
+        replica.ended_at = self._now
+        self._draining.remove(replica)
+        jobs = replica.give_back(running=True)
+        self._outcome.handed_over += len(jobs)
+        self._give(jobs)

@@ -1,0 +1,101 @@
+"""What triggers would read in a simulation: RabbitMQ's counts, and the exporter's gauges by their names."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+
+from inferfleet.local.autoscaler.decision import Reading, Readings
+from inferfleet.local.autoscaler.triggers import PrometheusTrigger, Protocol, RabbitMQTrigger, Trigger
+from inferfleet.schemas.errors import ConfigurationError
+
+WINDOW_S = 60.0
+"""Over how long the exporter measures the throughput."""
+
+_FACTOR = re.compile(r"(?:max|min|sum)\(\s*(?P<name>[a-z_]+)\s*(?:\{(?P<labels>[^}]*)\})?\s*\)")
+
+
+class SimulatedMetrics:
+    """The numbers as of the last ``observe``. ``published`` is for the caller to count."""
+
+    def __init__(self, triggers: Sequence[Trigger]) -> None:
+        self.published = 0
+        self._ready = self._unacked = 0
+        self._gauges: Mapping[str, float] = {}
+        self._finished: deque[tuple[float, int]] = deque()
+        self._rate = 0.0
+        self._readers = [self._reader(trigger) for trigger in triggers]
+
+    def observe(
+        self, *, now: float, ready: int, unacked: int, oldest_age_s: float, finished: int, ready_workers: int
+    ) -> None:
+        """Take over the state of the fleet at this moment."""
+        self._ready, self._unacked = ready, unacked
+        self._finished.append((now, finished))
+        while now - self._finished[0][0] > WINDOW_S:
+            self._finished.popleft()
+        since, before = self._finished[0]
+        if finished > before:
+            self._rate = (finished - before) / (now - since)
+        work = ready + unacked
+        backlog_s = 0.0 if not work else work / self._rate if self._rate else math.nan
+        self._gauges = {
+            "inferfleet_queue_ready": ready,
+            "inferfleet_queue_unacked": unacked,
+            "inferfleet_queue_oldest_age_seconds": oldest_age_s,
+            "inferfleet_queue_backlog_seconds": backlog_s,
+            "inferfleet_workers": ready_workers,
+        }
+
+    def read(self, *, ready_now: int) -> Readings:
+        """Read all triggers. AMQP knows the ready messages of this moment, all else is as last observed."""
+        return [read(ready_now) for read in self._readers]
+
+    def _reader(self, trigger: Trigger) -> Callable[[int], Reading]:
+        match trigger:
+            case RabbitMQTrigger(protocol=Protocol.AMQP):
+                return lambda ready_now: Reading(ready_now)
+            case RabbitMQTrigger(exclude_unacknowledged=True):
+                return lambda _: Reading(self._ready)
+            case RabbitMQTrigger():
+                return lambda _: Reading(self._ready + self._unacked)
+            case PrometheusTrigger():
+                factors = _factors(trigger)
+                return lambda _: self._query(trigger, factors)
+
+    def _query(self, trigger: PrometheusTrigger, factors: Sequence[str]) -> Reading:
+        value = math.prod(self._gauges.get(name, math.nan) for name in factors)
+        if math.isfinite(value):
+            return Reading(value)
+        return Reading(0.0) if trigger.ignore_null_values else Reading(None, "no value yet")
+
+
+def _factors(trigger: PrometheusTrigger) -> list[str]:
+    """Take a query apart that multiplies gauges of the exporter."""
+    names: list[str] = []
+    for factor in trigger.query.split("*"):
+        match = _FACTOR.fullmatch(factor.strip())
+        if match is None or match["name"] not in _GAUGES or not _one_kind_of_worker(match):
+            raise ConfigurationError(
+                f"trigger {trigger.name!r} cannot be simulated: its query may only multiply "
+                f"max(GAUGE{{…}}) of {', '.join(sorted(_GAUGES))}"
+            )
+        names.append(match["name"])
+    return names
+
+
+def _one_kind_of_worker(match: re.Match[str]) -> bool:
+    return match["name"] != "inferfleet_workers" or 'phase="ready"' in (match["labels"] or "")
+
+
+_GAUGES = frozenset(
+    {
+        "inferfleet_queue_ready",
+        "inferfleet_queue_unacked",
+        "inferfleet_queue_oldest_age_seconds",
+        "inferfleet_queue_backlog_seconds",
+        "inferfleet_workers",
+    }
+)

@@ -1,0 +1,82 @@
+"""Arrivals for a simulation, from a CSV file."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from inferfleet.schemas.errors import ConfigurationError
+from inferfleet.schemas.job import Priority
+
+COLUMNS = ("time_s", "priority", "prompt_tokens", "output_tokens")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arrival:
+    """One job: when it is submitted, in seconds, and how much work it is."""
+
+    time_s: float
+    prompt_tokens: int
+    output_tokens: int
+    priority: int = int(Priority.NORMAL)
+
+
+def read_trace(path: Path, *, pool: str) -> list[Arrival]:
+    """Read arrivals, ordered by time. With a column ``pool``, those of this pool.
+
+    The first line names the columns: ``time_s,priority,prompt_tokens,output_tokens``, in any order. Times
+    start anywhere; the first arrival is at 0 then. A priority is 0 to 9, 9 most urgent.
+
+    Raises:
+        ConfigurationError: The file cannot be read, or a line is wrong; the message says which.
+
+    """
+    try:
+        with path.open(newline="") as file:
+            rows = csv.DictReader(file)
+            missing = [name for name in COLUMNS if name not in (rows.fieldnames or ())]
+            if missing:
+                raise ConfigurationError(
+                    f"{path} has no column {', '.join(missing)}; its first line should be {','.join(COLUMNS)}"
+                )
+            arrivals = [
+                _arrival(row, where=f"{path}, line {rows.line_num}")
+                for row in rows
+                if not row.get("pool") or row["pool"] == pool
+            ]
+    except OSError as error:
+        raise ConfigurationError(f"cannot read {path}: {error.strerror}") from error
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path} is not CSV: {error}") from error
+    if not arrivals:
+        raise ConfigurationError(f"{path} has no arrivals for the pool {pool!r}")
+    first = min(arrival.time_s for arrival in arrivals)
+    return sorted(
+        (
+            Arrival(
+                time_s=arrival.time_s - first,
+                prompt_tokens=arrival.prompt_tokens,
+                output_tokens=arrival.output_tokens,
+                priority=arrival.priority,
+            )
+            for arrival in arrivals
+        ),
+        key=lambda arrival: arrival.time_s,
+    )
+
+
+def _arrival(row: Mapping[str, str | None], *, where: str) -> Arrival:
+    try:
+        arrival = Arrival(
+            time_s=float(row["time_s"] or ""),
+            prompt_tokens=int(row["prompt_tokens"] or ""),
+            output_tokens=int(row["output_tokens"] or ""),
+            priority=int(row["priority"] or ""),
+        )
+    except ValueError as error:
+        raise ConfigurationError(f"{where}: {error}") from error
+    if arrival.prompt_tokens < 1 or arrival.output_tokens < 1 or not 0 <= arrival.priority <= 9:
+        raise ConfigurationError(f"{where}: tokens must be at least 1 and the priority 0 to 9")
+    return arrival
