@@ -34,6 +34,7 @@ from tenacity import (
 from inferfleet.schemas.errors import ServiceUnreachableError
 from inferfleet.wire import scripts
 from inferfleet.wire.breaker import Breaker
+from inferfleet.wire.round_trip import round_trip
 from inferfleet.wire.scripts import Argument
 
 logger = logging.getLogger(__name__)
@@ -131,7 +132,7 @@ class CommandPipeline:
         raise AssertionError("tenacity returns or raises")
 
     async def _send_once(self, commands: Sequence[tuple[Argument, ...]]) -> list[Any]:
-        answers = await self._round_trip(commands)
+        answers = await round_trip(self._client, commands)
         for position, answer in enumerate(answers):
             if isinstance(answer, NoScriptError):
                 # A restarted Redis has forgotten the scripts. The rest is sent again from here on, so
@@ -141,12 +142,6 @@ class CommandPipeline:
             if _not_now(answer):
                 raise RedisConnectionError(str(answer))
         return answers
-
-    async def _round_trip(self, commands: Sequence[tuple[Argument, ...]]) -> list[Any]:
-        pipeline = self._client.pipeline(transaction=False)
-        for command in commands:
-            pipeline.execute_command(*command)
-        return await pipeline.execute(raise_on_error=False)
 
     async def _load_scripts(self) -> None:
         for script in scripts.ALL:
