@@ -306,14 +306,10 @@ class JobRecords:
         )
         return bool(answer)
 
-    async def reply(self, reply_to: str, job_id: str, state: JobState) -> None:
+    def reply(self, reply_to: str, job_id: str, state: JobState) -> asyncio.Future[Any]:
         """Add a line to a client's reply stream. More than one line for a job does no harm."""
-        key = reply_key(reply_to)
-        await asyncio.gather(
-            self._pipeline.enqueue(
-                "XADD", key, "MAXLEN", "~", REPLY_STREAM_LENGTH, "*", "job", job_id, "state", state
-            ),
-            self._pipeline.enqueue("EXPIRE", key, REPLY_TTL_S),
+        return self._call(
+            scripts.REPLY, (reply_key(reply_to),), REPLY_STREAM_LENGTH, REPLY_TTL_S, job_id, state.value
         )
 
     # Everyone's side

@@ -37,6 +37,7 @@ APPEND: Final = Script.load("append")
 FINISH: Final = Script.load("finish")
 RELEASE: Final = Script.load("release")
 RESTORE: Final = Script.load("restore")
+REPLY: Final = Script.load("reply")
 SESSION_ENTER: Final = Script.load("session_enter")
 SESSION_FRONT: Final = Script.load("session_front")
 SESSION_PUBLISHED: Final = Script.load("session_published")
@@ -49,7 +50,7 @@ SESSION_IMPORT: Final = Script.load("session_import")
 SESSION_DELETE: Final = Script.load("session_delete")
 
 ALL: Final = (
-    *(CREATE, DISCARD, CANCEL, START, APPEND, FINISH, RELEASE, RESTORE),
+    *(CREATE, DISCARD, CANCEL, START, APPEND, FINISH, RELEASE, RESTORE, REPLY),
     *(SESSION_ENTER, SESSION_FRONT, SESSION_PUBLISHED, SESSION_ADVANCE, SESSION_BEGIN, SESSION_APPEND),
     *(SESSION_STATE, SESSION_CONFIGURE, SESSION_IMPORT, SESSION_DELETE),
 )
