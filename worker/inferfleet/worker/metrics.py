@@ -24,7 +24,7 @@ class WorkerMetrics:
             return Counter(name, what, ("pool", *labels), registry=registry)
 
         def histogram(name: str, what: str) -> Histogram:
-            return Histogram(name, what, ("pool",), buckets=SECONDS, registry=registry)
+            return Histogram(name, what, ("pool",), buckets=SECONDS, registry=registry).labels(pool)
 
         def gauge(name: str, what: str) -> Gauge:
             return Gauge(name, what, ("pool",), registry=registry)
@@ -58,10 +58,10 @@ class WorkerMetrics:
         """Count a committed result and its times."""
         self._finished.labels(self._pool, result.state, result.error.code if result.error else "").inc()
         if result.timings is not None:
-            self._queue_wait.labels(self._pool).observe(result.timings.queue_wait_s)
-            self._generation.labels(self._pool).observe(result.timings.generation_s)
+            self._queue_wait.observe(result.timings.queue_wait_s)
+            self._generation.observe(result.timings.generation_s)
             if result.timings.time_to_first_token_s is not None:
-                self._first_token.labels(self._pool).observe(result.timings.time_to_first_token_s)
+                self._first_token.observe(result.timings.time_to_first_token_s)
 
     def retried(self, code: FailureCode) -> None:
         """Count an attempt that failed and will be repeated."""
