@@ -20,6 +20,7 @@ from pathlib import Path
 from known import OURS
 from machine import benchmark_services
 from rounds import Figures, Sizes, interleaved
+from statistic import spread
 
 REPOSITORY = Path(__file__).parent.parent
 ROOTS = ("schemas", "producer", "worker", "local")
@@ -32,7 +33,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--scale", type=float, default=1.0, help="share of the usual number of jobs")
     arguments = parser.parse_args()
-    with checked_out(arguments.base) as base, checked_out(arguments.head) as head, benchmark_services() as services:
+    with (
+        checked_out(arguments.base) as base,
+        checked_out(arguments.head) as head,
+        benchmark_services() as services,
+    ):
         cases = OURS.cases - {"50 ms"}
         contenders = [
             replace(OURS, name=name, cases=cases, source_roots=tuple(folder / root for root in ROOTS))
@@ -61,16 +66,11 @@ def print_ratios(base: Sequence[Figures], head: Sequence[Figures]) -> None:
     """Print medians, their ratio, and how far single rounds lie apart from their median."""
     print(f"{'':44} {'base':>10} {'head':>10} {'head/base':>10} {'spread':>8}")
     for figure in base[0]:
-        before = statistics.median(round[figure] for round in base)
-        after = statistics.median(round[figure] for round in head)
-        spread = max(
-            abs(round[figure] / middle - 1)
-            for rounds, middle in ((base, before), (head, after))
-            for round in rounds
-            if middle
-        )
-        ratio = after / before if before else float("nan")
-        print(f"{figure:44} {before:>10,.4g} {after:>10,.4g} {ratio:>10.2f} {spread:>8.0%}")
+        before, after = ([figures[figure] for figures in rounds] for rounds in (base, head))
+        median, other = statistics.median(before), statistics.median(after)
+        ratio = other / median if median else float("nan")
+        apart = max(spread(before), spread(after))
+        print(f"{figure:44} {median:>10,.4g} {other:>10,.4g} {ratio:>10.2f} {apart:>8.0%}")
 
 
 def _git(*arguments: str) -> None:

@@ -20,8 +20,8 @@ class Contender:
     """One library, or one way of using it.
 
     ``script`` is run as ``client`` and, if there is no ``worker_command``, as ``worker``. In a command,
-    ``{concurrency}`` is how many jobs should run at once. ``no_op_concurrency`` is that number for jobs that do
-    nothing: threads only cost there. ``source_roots`` come before what is installed.
+    ``{concurrency}`` is how many jobs should run at once. ``no_op_concurrency`` is that number for jobs that
+    do nothing: threads only cost there. ``source_roots`` come before what is installed.
     """
 
     name: str

@@ -135,15 +135,17 @@ def interleaved(
 ) -> dict[str, list[Figures]]:
     """Measure all contenders, one after the other, ``rounds`` times."""
     figures: dict[str, list[Figures]] = {contender.name: [] for contender in contenders}
-    with tempfile.TemporaryDirectory(prefix="inferfleet-bench-") as folder:
-        with listening(Path(folder) / "marks") as marks:
-            bench = Bench(services=services, folder=Path(folder), marks=marks, sizes=sizes)
-            for number in range(1, rounds + 1):
-                for contender in contenders:
-                    started = time.monotonic()
-                    figures[contender.name].append(bench.round(contender))
-                    took = time.monotonic() - started
-                    print(f"round {number}/{rounds}  {contender.name:<20} {took:5.1f} s", file=sys.stderr)
+    with (
+        tempfile.TemporaryDirectory(prefix="inferfleet-bench-") as folder,
+        listening(Path(folder) / "marks") as marks,
+    ):
+        bench = Bench(services=services, folder=Path(folder), marks=marks, sizes=sizes)
+        for number in range(1, rounds + 1):
+            for contender in contenders:
+                started = time.monotonic()
+                figures[contender.name].append(bench.round(contender))
+                took = time.monotonic() - started
+                print(f"round {number}/{rounds}  {contender.name:<20} {took:5.1f} s", file=sys.stderr)
     return figures
 
 

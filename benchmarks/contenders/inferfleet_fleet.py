@@ -27,7 +27,7 @@ POOL = "bench"
 
 
 class NoOpEngine:
-    """An ``Engine`` that does nothing, or sleeps before its tokens (``work_s``) or after them (``more_s``)."""
+    """An ``Engine`` that does nothing, or sleeps before its tokens (``work_s``) or after (``more_s``)."""
 
     model = "no-op"
     endpoints = frozenset({Endpoint.COMPLETIONS})
