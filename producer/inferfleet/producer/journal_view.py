@@ -55,9 +55,13 @@ class JournalView:
                 f"after: {cursor!r} is not the id of a journal line, like {BEGINNING!r}"
             ) from error
 
+    def is_past(self, line_id: bytes) -> bool:
+        """Whether the reader has seen this line, or one behind it."""
+        return _order(line_id) <= _order(self.line_id)
+
     def see(self, line_id: bytes, entry: JournalEntry) -> list[JournalLine]:
         """Take the next entry of the journal; return what the reader should see of it."""
-        if _order(line_id) <= _order(self.line_id):
+        if self.is_past(line_id):
             return []
         self.line_id = line_id
         return [self._line(seen) for seen in self._fresh(entry)]

@@ -182,7 +182,7 @@ class Reader:
     async def _ended(self, job_id: str, view: JournalView) -> bool:
         """Whether the reader has seen the last line of a journal that is complete."""
         last = await self._records.last_line(job_id)
-        return last is not None and isinstance(last[1], FinishedEntry) and not view.see(*last)
+        return last is not None and isinstance(last[1], FinishedEntry) and view.is_past(last[0])
 
     async def _wake(self) -> None:
         await asyncio.gather(
