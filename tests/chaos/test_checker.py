@@ -32,6 +32,7 @@ JOB = Job(
         "simulated": {"tokens": TOKENS},
     }
 )
+STREAMED = JOB.model_copy(update={"stream": True})
 SUCCEEDED = Result(
     job_id=JOB.id,
     state=JobState.SUCCEEDED,
@@ -169,6 +170,16 @@ def test_a_history_in_which_all_went_well_has_no_violation() -> None:
             id="the journal has tokens twice",
         ),
         pytest.param(
+            replace(GOOD, job=STREAMED, streams=(without(5),)),
+            Violation.STREAM_WITHOUT_END,
+            id="a reader was not told of the end",
+        ),
+        pytest.param(
+            replace(GOOD, job=STREAMED, streams=()),
+            Violation.STREAM_WITHOUT_END,
+            id="a reader was told nothing",
+        ),
+        pytest.param(
             replace(GOOD, journal=(*without(4, 5), tokens(1, 8, 12), finished(2))),
             Violation.WRITE_AFTER_FENCE,
             id="an older attempt wrote after a newer one",
@@ -209,6 +220,8 @@ def test_only_a_result_that_redis_lost_is_excused() -> None:
     assert (verdict.findings, verdict.excused) == ((), 1)
     # One that had been read stays read.
     assert check(History(jobs=(replace(gone, lost_result=True, seen=(SUCCEEDED,)),))).excused == 0
+    # And its stream reader cannot be told of its end any more.
+    assert kinds(replace(gone, job=STREAMED, lost_result=True, seen=(SUCCEEDED,))) == set()
 
 
 def test_a_killed_attempt_may_have_wasted_what_its_engine_could_generate_since_its_last_entry() -> None:

@@ -27,6 +27,7 @@ class Violation(StrEnum):
     WRONG_TEXT = "wrong_text"
     STREAM_GAP = "stream_gap"
     STREAM_REPEAT = "stream_repeat"
+    STREAM_WITHOUT_END = "stream_without_end"
     WRITE_AFTER_FENCE = "write_after_fence"
     LEFTOVER_MESSAGE = "leftover_message"
     UNEXPECTED_DEAD_LETTER = "unexpected_dead_letter"
@@ -86,6 +87,7 @@ def _check_job(history: JobHistory) -> Iterator[Finding]:
         *_check_text(history),
         *_check_fence(history),
         *stream_problems(history.journal),
+        *_check_stream_ends(history),
         *(problem for stream in history.streams for problem in _check_stream(history, stream)),
     ]
     for violation, detail in problems:
@@ -127,6 +129,15 @@ def _check_stream(history: JobHistory, stream: tuple[JournalEntry, ...]) -> Iter
         text = _streamed_text(stream)
         if text != text_of(history.job):
             yield Violation.WRONG_TEXT, f"the stream says {text!r}, not {text_of(history.job)!r}"
+
+
+def _check_stream_ends(history: JobHistory) -> Iterator[tuple[Violation, str]]:
+    """Each streamed job has a reader. Nobody can tell it of an end that Redis has lost."""
+    if not history.job.stream or history.lost_result or _no_result(history):
+        return
+    for stream in history.streams or ((),):
+        if not stream or not isinstance(stream[-1], FinishedEntry):
+            yield Violation.STREAM_WITHOUT_END, f"its reader still waits, after {len(stream)} entries"
 
 
 def _check_fence(history: JobHistory) -> Iterator[tuple[Violation, str]]:
