@@ -1,0 +1,178 @@
+"""Every example in the pages runs as it stands there, and prints what the page says.
+
+A ``console`` block has commands after ``$`` and what they print; ``…`` stands for any text, alone on a line
+for any lines. The commands of a page share one shell and folder, in the order of the page. A ``python``
+block is a program; a ``text`` block right behind it is what it prints. Blocks marked ``sh`` are not run here:
+they need a GPU or take long, and ``tests/unit/test_readme.py`` checks what they name.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+import redis.asyncio as aioredis
+from tests.integration.conftest import ForeignClient, StartWorker
+
+from inferfleet.schemas.job import new_job_id
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+BLOCK = re.compile(
+    r"^```(?P<language>console|python|json)\n(?P<text>.*?)^```$(?:\n+```text\n(?P<output>.*?)^```$)?",
+    re.MULTILINE | re.DOTALL,
+)
+COMMAND = re.compile(r"^\$ (?P<command>.*)\n(?P<output>(?:(?!\$ ).*\n)*)", re.MULTILINE)
+STAYS = re.compile(r"inferfleet (local up|worker --)")
+"""Commands that run until they are told to end; each has a terminal of its own."""
+
+END = "--- end of output ---"
+"""What the shell prints behind each command, so that its output is known to be whole."""
+
+
+class Shell:
+    """A shell that runs commands one after the other, with stdout and stderr as a terminal shows them."""
+
+    def __init__(self, *, folder: Path, environment: Mapping[str, str]) -> None:
+        self._process = subprocess.Popen(
+            ["bash"],
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def run(self, command: str) -> str:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        # The braces keep variables in this shell, and its stdin from the command.
+        self._process.stdin.write(f"{{ {command}\n}} </dev/null\necho '{END}'\n")
+        self._process.stdin.flush()
+        printed = ""
+        for line in self._process.stdout:
+            if line.endswith(f"{END}\n"):
+                return printed + line.removesuffix(f"{END}\n")
+            printed += line
+        raise AssertionError(f"the shell ended in `{command}`, which printed:\n{printed}")
+
+    def close(self) -> None:
+        self._process.communicate()
+
+
+@contextmanager
+def staying(command: str, expected: str, *, folder: Path, environment: Mapping[str, str]) -> Iterator[None]:
+    """Run a command in the background, once it has printed its lines; at the end, end it with SIGTERM."""
+    with subprocess.Popen(
+        ["bash", "-c", f"exec {command}"],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        printed = ""
+        while not prints(printed, expected):
+            line = process.stdout.readline()
+            assert line, f"`{command}` ended, and had printed\n{printed}\nand not\n{expected}"
+            printed += line
+        # From here on somebody must read along, or it would stop when the pipe is full.
+        rest: list[str] = []
+        reading = threading.Thread(target=lambda: rest.extend(process.stdout or []))
+        reading.start()
+        try:
+            yield
+        finally:
+            process.send_signal(signal.SIGTERM)
+            code = process.wait()
+            reading.join()
+        assert code == 0, f"`{command}` ended with {code}:\n{printed}{''.join(rest)}"
+
+
+def prints(printed: str, expected: str) -> bool:
+    pattern = "".join(
+        r"(?:.*\n)*?" if line == "…\n" else re.escape(line).replace("…", ".*")
+        for line in expected.splitlines(keepends=True)
+    )
+    return re.fullmatch(pattern, printed) is not None
+
+
+def assert_prints(command: str, printed: str, expected: str) -> None:
+    assert prints(printed, expected), f"`{command}` printed\n{printed}\nand not\n{expected}"
+
+
+@pytest.fixture
+def readers_environment(environment: dict[str, str]) -> dict[str, str]:
+    """What somebody has who follows the page, and started the services in another terminal."""
+    return environment | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "INFERFLEET_HTTP_PORT": "0",
+        # As on a terminal, which the commands do not have here.
+        "INFERFLEET_LOG_FORMAT": "console",
+    }
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_examples_of_a_page_print_what_it_says(
+    page: Path, readers_environment: dict[str, str], tmp_path: Path
+) -> None:
+    with ExitStack() as stack:
+        shell = Shell(folder=tmp_path, environment=readers_environment)
+        stack.callback(shell.close)
+        for block in BLOCK.finditer(page.read_text(encoding="utf-8")):
+            match block["language"]:
+                case "console":
+                    for example in COMMAND.finditer(block["text"]):
+                        command, expected = example["command"], example["output"]
+                        if STAYS.match(command):
+                            running = staying(
+                                command, expected, folder=tmp_path, environment=readers_environment
+                            )
+                            stack.enter_context(running)
+                        else:
+                            assert_prints(command, shell.run(command), expected)
+                case "python":
+                    (tmp_path / "example.py").write_text(block["text"])
+                    printed = shell.run(f"{sys.executable} -W error example.py; echo $?")
+                    wanted = block["output"] if block["output"] is not None else "…\n"
+                    assert_prints(block["text"], printed, f"{wanted}0\n")
+                case _:
+                    json.loads(block["text"])
+
+
+@pytest.mark.usefixtures("fleet")  # declares the pool
+async def test_a_job_published_as_the_readme_says_is_answered_where_it_says(
+    foreign: ForeignClient, start_worker: StartWorker, store: aioredis.Redis
+) -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (message,) = (block["text"] for block in BLOCK.finditer(readme) if block["language"] == "json")
+    job = json.loads(message) | {"id": new_job_id()}
+    reply_to = f"reader-{job['id']}"
+    await start_worker()
+
+    await foreign.publish(
+        json.dumps(job).encode(),
+        message_id=job["id"],
+        priority=job["priority"],
+        message_type="inferfleet.job.v1",
+        reply_to=reply_to,
+        delivery_mode=2,
+    )
+
+    ((_, ((_, line),)),) = await store.xread({f"inferfleet:reply:{{{reply_to}}}": "0"}, block=10_000)
+    assert line[b"job"].decode() == job["id"]
+    result = json.loads(await store.get(f"inferfleet:job:{{{job['id']}}}:result"))
+    assert result["state"] == "succeeded"
+    assert result["response"]["object"] == "chat.completion"

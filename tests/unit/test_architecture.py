@@ -1,0 +1,86 @@
+"""docs/architecture.md names what the code names."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+from inferfleet.schemas import JobState, names
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+LAYERS: list[str] = next(
+    contract["layers"]
+    for contract in tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    if contract["type"] == "layers"
+)
+
+
+def section(title: str) -> str:
+    return PAGE.split(f"\n## {title}\n")[1].split("\n## ")[0]
+
+
+def first_cells(text: str) -> list[str]:
+    """The code in the first column of the tables of a section."""
+    return [
+        code
+        for cell in re.findall(r"^\| (`.*?) \|", text, re.MULTILINE)
+        for code in re.findall(r"`(.*?)`", cell)
+    ]
+
+
+def test_every_package_is_listed() -> None:
+    listed = {name for name in first_cells(section("The parts")) if name.startswith("inferfleet.")}
+
+    assert listed == {package for layer in LAYERS for package in layer.split(" | ")}
+
+
+def test_every_module_of_the_worker_that_is_listed_exists() -> None:
+    listed = [name for name in first_cells(section("The parts")) if not name.startswith("inferfleet.")]
+
+    worker = ROOT / "worker" / "inferfleet" / "worker"
+    assert listed
+    assert [name for name in listed if not (worker / name).exists()] == []
+
+
+def test_the_order_of_imports_is_that_of_the_contract() -> None:
+    order = re.search(r"Imports go one way: (.*?)\. ", section("The parts"))
+
+    assert order
+    layers = [re.findall(r"`(\w+)`", layer) for layer in order[1].split(" > ")]
+    assert layers == [re.findall(r"inferfleet\.(\w+)", layer) for layer in LAYERS]
+
+
+def test_the_diagram_has_every_state_and_leaves_no_terminal_one() -> None:
+    arrows = re.findall(r"^ +(\S+) --> (\S+)", section("States"), re.MULTILINE)
+
+    assert {state for arrow in arrows for state in arrow} - {"[*]"} == {state.value for state in JobState}
+    assert {source for source, target in arrows if target == "[*]"} == {
+        state.value for state in JobState if state.terminal
+    }
+    assert all(target == "[*]" for source, target in arrows if source != "[*]" and JobState(source).terminal)
+
+
+def test_the_names_in_rabbitmq_are_those_of_the_contract() -> None:
+    assert first_cells(section("RabbitMQ")) == [
+        names.JOBS_EXCHANGE,
+        names.job_queue("<pool>"),
+        names.retry_route(0).replace("0", "<delay>"),
+        names.DEAD_EXCHANGE,
+        names.dead_queue("<pool>"),
+        names.CONTROL_EXCHANGE,
+        names.control_queue("<worker>"),
+    ]
+
+
+def test_the_keys_in_redis_are_those_of_the_contract() -> None:
+    assert first_cells(section("Redis")) == [
+        names.job_key("id"),
+        names.journal_key("id"),
+        names.result_key("id"),
+        names.reply_key("client"),
+        names.idempotency_key("tenant", "key"),
+        names.session_key("sid"),
+        names.worker_key("<id>"),
+    ]

@@ -1,0 +1,174 @@
+"""The tables of README.md say what the code says, and what it tells people to type exists."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from pydantic_settings import BaseSettings
+from typer.testing import CliRunner
+
+from inferfleet.cli.failing import exit_code
+from inferfleet.schemas import Failure, FailureCode, JobState, Result, Timings
+from inferfleet.schemas.errors import (
+    ConfigurationError,
+    InvalidJobError,
+    JobNotFoundError,
+    ServiceUnreachableError,
+    UnknownPoolError,
+)
+from inferfleet.schemas.heartbeat import Heartbeat, WorkerPhase
+from inferfleet.schemas.job import new_job_id
+from inferfleet.schemas.settings import ProducerSettings, ServiceSettings, WorkerSettings
+from inferfleet.worker import http
+from inferfleet.worker.cli import app as worker_command
+from inferfleet.worker.metrics import WorkerMetrics
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+MADE_UP_AT_START = {"client_id": "a new one", "worker_id": "host and process"}
+"""Defaults that are no constants, as the table words them."""
+
+
+def tables(heading: str) -> list[list[list[str]]]:
+    """The tables with this heading row: the cells of their rows, without the code marks."""
+    found = re.findall(rf"^{re.escape(heading)}\n\|[-|]+\|\n((?:\|.*\n)+)", README, re.MULTILINE)
+    assert found, f"README.md has no table {heading}"
+    return [
+        [[cell.strip().replace("`", "") for cell in row.strip("|").split("|")] for row in table.splitlines()]
+        for table in found
+    ]
+
+
+def default(settings: type[BaseSettings], name: str) -> str:
+    """A setting's default as the table shows it."""
+    if name in MADE_UP_AT_START:
+        return MADE_UP_AT_START[name]
+    value = settings.model_fields[name].get_default(call_default_factory=True, validated_data={})
+    if value is None:
+        return ""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+@pytest.mark.parametrize(
+    ("position", "settings"), [(0, ServiceSettings), (1, ProducerSettings), (2, WorkerSettings)]
+)
+def test_each_setting_is_in_its_table_with_its_default(position: int, settings: type[BaseSettings]) -> None:
+    shared = set() if settings is ServiceSettings else set(ServiceSettings.model_fields)
+    own = [name for name in settings.model_fields if name not in shared]
+
+    documented = [row[:2] for row in tables("| variable | default | meaning |")[position]]
+
+    assert documented == [[f"INFERFLEET_{name.upper()}", default(settings, name)] for name in own]
+
+
+def test_each_metric_is_in_the_table_with_its_type_and_labels() -> None:
+    (table,) = tables("| metric | type | labels | meaning |")
+
+    assert {row[0]: (row[1], row[2]) for row in table} == exposed_metrics()
+
+
+def exposed_metrics() -> dict[str, tuple[str, str]]:
+    """Every metric, its type and labels, as a scrape shows them once each has a value."""
+    metrics = WorkerMetrics(pool="default")
+    failure = Failure(code=FailureCode.TIMEOUT, message="too long")
+    timings = Timings(queue_wait_s=1, time_to_first_token_s=1, generation_s=1, total_s=2)
+    metrics.finished(Result(job_id=new_job_id(), state=JobState.FAILED, error=failure, timings=timings))
+    metrics.retried(FailureCode.ENGINE_ERROR)
+    metrics.handed_over()
+    metrics.dead_lettered(FailureCode.TOO_MANY_ATTEMPTS)
+    metrics.undecodable()
+    metrics.generated(1)
+    metrics.wasted(1, "fenced")
+    now = datetime.now(UTC)
+    metrics.observe(
+        Heartbeat(
+            worker_id="a",
+            pool="default",
+            phase=WorkerPhase.READY,
+            engine="simulated",
+            model="m",
+            version="0",
+            started_at=now,
+            seen_at=now,
+        )
+    )
+    text = metrics.exposition().decode()
+    kinds: dict[str, str] = dict(re.findall(r"^# TYPE (\w+) (\w+)$", text, re.MULTILINE))
+    # Prometheus adds the time of creation to each; nobody asks for those.
+    names = [name for name in kinds if not name.endswith("_created")]
+    return {name: (kinds[name], labels(text, name)) for name in names}
+
+
+def labels(exposition: str, metric: str) -> str:
+    found = re.search(rf"^{metric}(?:_count)?{{(.*?)}}", exposition, re.MULTILINE)
+    assert found, f"{metric} has no value"
+    present = re.findall(r'(\w+)="', found[1])
+    return ", ".join(sorted(present, key=["pool", "state", "code", "reason"].index))
+
+
+def test_each_health_endpoint_is_in_the_table() -> None:
+    (table,) = tables("| path | answers |")
+
+    assert [row[0] for row in table] == [http.LIVE_PATH, http.READY_PATH, http.METRICS_PATH]
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (JobNotFoundError(new_job_id()), 1),
+        (ConfigurationError("-"), 2),
+        (InvalidJobError("-"), 2),
+        (UnknownPoolError("-"), 2),
+        (ServiceUnreachableError("-"), 3),
+    ],
+)
+def test_the_exit_codes_are_those_of_the_table(error: Exception, code: int) -> None:
+    (table,) = tables("| exit code | meaning |")
+
+    assert exit_code(error) == code
+    assert str(code) in [row[0] for row in table]
+
+
+def test_each_make_target_that_is_named_exists() -> None:
+    named = re.findall(r"^make ([a-z-]+)", README, re.MULTILINE)
+
+    targets = set(re.findall(r"^([a-z-]+):.*## ", MAKEFILE, re.MULTILINE))
+    assert named
+    assert set(named) <= targets
+
+
+def test_each_extra_that_is_named_exists() -> None:
+    named = set(re.findall(r"^pip install '\.\[(\w+)\]'", README, re.MULTILINE))
+
+    assert named
+    assert named <= PROJECT["optional-dependencies"].keys()
+
+
+def test_each_image_that_is_named_can_be_built() -> None:
+    named = set(re.findall(r"^docker build --target (\w+)", README, re.MULTILINE))
+    targets = set(re.findall(r"^FROM .* AS ([a-z-]+)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE))
+
+    assert named == {"producer", "worker"}
+    assert named <= targets
+
+
+def test_each_option_of_the_worker_that_is_named_exists() -> None:
+    (example,) = re.findall(r"^inferfleet worker ((?:.*\\\n)*.*)$", README, re.MULTILINE)
+    said = CliRunner().invoke(worker_command, ["--help"]).output
+
+    assert set(re.findall(r"--[a-z-]+", example)) <= set(re.findall(r"--[a-z-]+", said))
+
+
+def test_each_file_that_is_linked_exists() -> None:
+    linked = re.findall(r"\]\((?!http)([^)#]+)\)", README)
+
+    assert linked
+    assert [name for name in linked if not (ROOT / name).exists()] == []
