@@ -69,8 +69,8 @@ class _Simulation:
         self._apply("start", Decision(self._object.min_replicas, "minReplicaCount"), [])
         rest = len(self._replicas)
         self._observe()
-        self._poll()
-        self._sync()
+        self._at(0.0, self._poll)
+        self._at(0.0, self._sync)
         while self._events:
             self._now, _, happen = heapq.heappop(self._events)
             happen()
