@@ -1,7 +1,7 @@
 """Put the model into the cache volume before the worker starts, so that the worker needs no network for it.
 
-Several pods may do this at once: huggingface_hub locks each file. A model that is complete is left alone without
-a request, so a scale-out does not depend on anybody's server.
+Several pods may do this at once: huggingface_hub locks each file. A model that is complete is left alone,
+without a request, so a scale-out does not depend on anybody's server.
 """
 
 import json
@@ -11,6 +11,7 @@ from pathlib import Path
 
 
 def main() -> None:
+    """Download the model that the environment names, unless all of it is there."""
     model = os.environ["INFERFLEET_MODEL"]
     revision = json.loads(os.environ.get("INFERFLEET_ENGINE_ARGS") or "{}").get("revision") or "main"
     if model.startswith("/"):
@@ -19,7 +20,7 @@ def main() -> None:
         return
     complete = Path(os.environ["HF_HOME"]) / "complete" / f"{model}@{revision}".replace("/", "--")
     if complete.exists():
-        print(f"{model} is in the cache")
+        sys.stdout.write(f"{model} is in the cache\n")
         return
     from huggingface_hub import snapshot_download
 
@@ -28,7 +29,7 @@ def main() -> None:
     # An interrupted download leaves a folder that looks like a model; this file says that all of it came.
     complete.parent.mkdir(exist_ok=True)
     complete.touch()
-    print(f"{model} is complete")
+    sys.stdout.write(f"{model} is complete\n")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,113 @@
+"""The manifests as `kubectl apply -k` would send them, read as data."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+KEDA = ROOT / "deploy/keda"
+OVERLAYS = sorted(path.name for path in (KEDA / "overlays").iterdir())
+
+Object = dict[str, Any]
+
+
+class Manifests:
+    """All objects of one kustomization."""
+
+    def __init__(self, name: str, objects: list[Object]) -> None:
+        self.name = name
+        self.objects = objects
+
+    def __iter__(self) -> Iterator[Object]:
+        return iter(self.objects)
+
+    def all(self, *kinds: str) -> list[Object]:
+        return [thing for thing in self.objects if thing["kind"] in kinds]
+
+    def one(self, kind: str, name: str | None = None) -> Object:
+        found = [thing for thing in self.all(kind) if name in (None, thing["metadata"]["name"])]
+        assert len(found) == 1, f"{len(found)} of {kind} {name or ''} in {self.name}"
+        return found[0]
+
+    @property
+    def workloads(self) -> list[Object]:
+        """Everything that makes pods."""
+        return self.all("Deployment", "StatefulSet", "Job")
+
+    @property
+    def ours(self) -> list[Object]:
+        """Workloads that run our images."""
+        return [
+            thing for thing in self.workloads if pod_labels(thing)["app.kubernetes.io/name"] == "inferfleet"
+        ]
+
+    @property
+    def workers(self) -> list[Object]:
+        return [thing for thing in self.ours if pod_labels(thing)["app.kubernetes.io/component"] == "worker"]
+
+    def variables(self, workload: Object) -> dict[str, str]:
+        """The literal environment of the first container, without Secrets and fields."""
+        container = containers(workload)[0]
+        found: dict[str, str] = {}
+        for source in container.get("envFrom", []):
+            found |= self.one("ConfigMap", source["configMapRef"]["name"])["data"]
+        return found | {line["name"]: line["value"] for line in container.get("env", []) if "value" in line}
+
+
+def pod(workload: Object) -> Object:
+    return workload["spec"]["template"]["spec"]
+
+
+def pod_labels(workload: Object) -> dict[str, str]:
+    return workload["spec"]["template"]["metadata"]["labels"]
+
+
+def containers(workload: Object) -> list[Object]:
+    """The containers, first the one that works."""
+    return [*pod(workload)["containers"], *pod(workload).get("initContainers", [])]
+
+
+def selects(selector: Mapping[str, str], workload: Object) -> bool:
+    return selector.items() <= pod_labels(workload).items()
+
+
+@lru_cache
+def render(name: str) -> Manifests:
+    done = subprocess.run(
+        [*kustomize(), str(KEDA / name)], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    # kubectl says on stderr what is deprecated.
+    assert done.stderr == ""
+    return Manifests(name, [thing for thing in yaml.safe_load_all(done.stdout) if thing])
+
+
+@lru_cache
+def kustomize() -> tuple[str, ...]:
+    if shutil.which("kustomize"):
+        return ("kustomize", "build")
+    if not shutil.which("kubectl"):
+        pytest.skip("neither kubectl nor kustomize is installed")
+    said = subprocess.run(
+        ["kubectl", "version", "--client", "-o", "json"], capture_output=True, text=True, check=True
+    ).stdout
+    version = str(json.loads(said).get("kustomizeVersion", "v2"))
+    if int(re.findall(r"\d+", version)[0]) < 5:
+        pytest.skip(f"kubectl brings kustomize {version}; the manifests need 5")
+    return ("kubectl", "kustomize")
+
+
+@pytest.fixture(params=["base", *(f"overlays/{name}" for name in OVERLAYS)])
+def manifests(request: pytest.FixtureRequest) -> Manifests:
+    """Every kustomization that somebody could apply, one after the other."""
+    return render(request.param)

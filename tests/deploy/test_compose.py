@@ -1,0 +1,118 @@
+"""The fleet for a laptop: compose.yaml agrees with the code, and compose has nothing to say against it."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import subprocess
+from importlib.metadata import version
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+import yaml
+from tests.deploy.conftest import ROOT
+
+from inferfleet.schemas.settings import EngineKind, ProducerSettings, WorkerSettings
+from inferfleet.worker.http import METRICS_PATH, READY_PATH
+from inferfleet.worker.worker import SETTLE_GRACE_S
+
+COMPOSE = ROOT / "compose.yaml"
+
+
+@pytest.fixture(scope="module")
+def services() -> dict[str, Any]:
+    return yaml.safe_load(COMPOSE.read_text())["services"]
+
+
+def published(service: dict[str, Any]) -> dict[str, str]:
+    """Ports on this machine, by those in the container."""
+    mapped = (port.rsplit(":", 2) for port in service.get("ports", []))
+    return {inside: f"{address}:{outside}" for address, outside, inside in mapped}
+
+
+def test_compose_reads_it_without_a_word() -> None:
+    if not shutil.which("docker"):
+        pytest.skip("no docker")
+    if subprocess.run(["docker", "compose", "version"], capture_output=True, check=False).returncode:
+        pytest.skip("docker has no compose plugin")
+    done = subprocess.run(
+        ["docker", "compose", "--file", str(COMPOSE), "config", "--quiet"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_two_workers_reach_both_services(services: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = services["worker"]
+    assert worker["deploy"]["replicas"] == 2
+    for name, value in worker["environment"].items():
+        assert name.removeprefix("INFERFLEET_").lower() in WorkerSettings.model_fields
+        monkeypatch.setenv(name, value)
+    settings = WorkerSettings()
+    assert worker["command"] == ["--engine", EngineKind.SIMULATED]
+    for url, port in ((settings.amqp_url, 5672), (settings.redis_url, 6379)):
+        assert urlsplit(url).port == port
+        assert urlsplit(url).hostname in services
+    rabbitmq = services["rabbitmq"]["environment"]
+    amqp = urlsplit(settings.amqp_url)
+    assert (amqp.username, amqp.password) == (
+        rabbitmq["RABBITMQ_DEFAULT_USER"],
+        rabbitmq["RABBITMQ_DEFAULT_PASS"],
+    )
+
+
+def test_the_urls_it_tells_to_export_are_the_published_ones(
+    services: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exports = [line for line in COMPOSE.read_text().splitlines() if line.startswith("#   export ")]
+    for line in exports:
+        name, _, value = shlex.split(line)[2].partition("=")
+        monkeypatch.setenv(name, value)
+    settings = ProducerSettings()
+    for service, url in (("rabbitmq", settings.amqp_url), ("redis", settings.redis_url)):
+        parts = urlsplit(url)
+        assert f"{parts.hostname}:{parts.port}" in published(services[service]).values()
+    assert (
+        urlsplit(settings.amqp_url).password == services["rabbitmq"]["environment"]["RABBITMQ_DEFAULT_PASS"]
+    )
+
+
+def test_every_service_is_pinned_and_says_whether_it_is_well(services: dict[str, Any]) -> None:
+    for name, service in services.items():
+        image, _, tag = service["image"].partition(":")
+        assert tag not in {"", "latest"}
+        assert not image.startswith("inferfleet-") or tag == version("inferfleet")
+        assert service["healthcheck"]["test"][0] == "CMD", name
+
+
+def test_nothing_is_open_to_the_network(services: dict[str, Any]) -> None:
+    addresses = [address for service in services.values() for address in published(service).values()]
+    assert addresses
+    assert all(address.startswith("127.0.0.1:") for address in addresses)
+
+
+def test_a_worker_is_given_time_to_drain(services: dict[str, Any]) -> None:
+    grace_s = float(services["worker"]["stop_grace_period"].removesuffix("s"))
+    assert grace_s > WorkerSettings().drain_timeout_s + SETTLE_GRACE_S
+
+
+def test_redis_keeps_what_it_has_acknowledged(services: dict[str, Any]) -> None:
+    assert services["redis"]["command"][1:3] == ["--appendonly", "yes"]
+    assert "noeviction" in services["redis"]["command"]
+
+
+def test_probes_and_prometheus_ask_where_a_worker_answers(services: dict[str, Any]) -> None:
+    port = WorkerSettings().http_port
+    assert f"127.0.0.1:{port}{READY_PATH}" in services["worker"]["healthcheck"]["test"][-1]
+    mounted = services["prometheus"]["volumes"][0].split(":")[0]
+    prometheus = yaml.safe_load((ROOT / mounted).read_text())
+    workers, exporter = prometheus["scrape_configs"]
+    assert "metrics_path" not in workers
+    assert METRICS_PATH == "/metrics", "Prometheus' own default"
+    (found,) = workers["dns_sd_configs"]
+    assert (found["names"], found["port"]) == (["worker"], port)
+    (target,) = exporter["static_configs"][0]["targets"]
+    assert target.split(":")[0] in services

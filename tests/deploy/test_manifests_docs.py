@@ -1,0 +1,62 @@
+"""docs/deploy.md and the manifests say the same."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from tests.deploy.conftest import KEDA, OVERLAYS, ROOT
+
+from inferfleet.local.autoscaler.scaled_object import read_scaled_object
+from inferfleet.schemas.settings import WorkerSettings
+from inferfleet.worker.worker import SETTLE_GRACE_S
+
+DOCS = (ROOT / "docs/deploy.md").read_text()
+
+
+def test_every_overlay_is_explained() -> None:
+    assert {name for name in OVERLAYS if f"`{name}`" not in DOCS} == set()
+
+
+def test_every_file_that_it_names_is_there() -> None:
+    named = set(re.findall(r"deploy/keda[\w./-]*\w", DOCS)) - {"deploy/keda/overlays/mine"}
+    assert named
+    assert {name for name in named if not (ROOT / name).exists()} == set()
+
+
+def test_every_heading_that_it_links_to_is_there() -> None:
+    headings = re.findall(r"^## (.+)$", DOCS, re.MULTILINE)
+    anchors = {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+    assert set(re.findall(r"\]\(#([\w-]+)\)", DOCS)) <= anchors
+
+
+def test_every_setting_that_it_names_is_one() -> None:
+    names = set(re.findall(r"\bINFERFLEET_([A-Z_]+)\b", DOCS))
+    assert {name for name in names if name.lower() not in WorkerSettings.model_fields} == set()
+
+
+def test_the_numbers_of_its_table_are_those_of_the_manifest() -> None:
+    scaled = read_scaled_object(KEDA / "base/pool/scaledobject.yaml")
+    rows = {
+        "value": scaled.triggers[0].target,
+        "activationValue": scaled.triggers[0].activation,
+        "minReplicaCount": scaled.min_replicas,
+        "maxReplicaCount": scaled.max_replicas,
+        "pollingInterval": scaled.polling_interval_s,
+        "cooldownPeriod": scaled.cooldown_period_s,
+    }
+    for name, value in rows.items():
+        assert re.search(rf"\| `{name}` \| {value:g}( s)? \|", DOCS), name
+
+
+def test_its_calculation_of_value_adds_up() -> None:
+    found = re.search(r"value = (\d+) \+ ([\d.]+) × (\d+) = (\d+), written as (\d+)", DOCS)
+    assert found is not None
+    running, throughput, wait, value, written = map(float, found.groups())
+    assert running + throughput * wait == pytest.approx(value, abs=0.5)
+    assert written == read_scaled_object(KEDA / "base/pool/scaledobject.yaml").triggers[0].target
+    assert pytest.approx(running / throughput, abs=0.05) == 5.5
+
+
+def test_its_grace_period_is_the_codes() -> None:
+    assert f"the drain timeout + {SETTLE_GRACE_S:g} s for the last writes" in DOCS
