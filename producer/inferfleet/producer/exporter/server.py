@@ -1,0 +1,91 @@
+"""The exporter as a process: it samples, and serves what it found."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, asynccontextmanager
+
+from aiohttp import web
+
+from inferfleet.producer.background import background
+from inferfleet.producer.exporter.management import ManagementQueues
+from inferfleet.producer.exporter.metrics import FleetCollector, exposition
+from inferfleet.producer.exporter.passive import PassiveQueues
+from inferfleet.producer.exporter.queues import Queues
+from inferfleet.producer.exporter.sampler import Sampler
+from inferfleet.producer.exporter.settings import ExporterSettings
+from inferfleet.schemas.errors import ConfigurationError
+from inferfleet.wire.pipeline import CommandPipeline
+from inferfleet.wire.redis import redis_client
+
+LIVE_PATH = "/health/live"
+METRICS_PATH = "/metrics"
+
+STALE_AFTER = 4
+"""Sample intervals after which a snapshot says nothing of the present."""
+
+
+async def run_exporter(settings: ExporterSettings) -> None:
+    """Serve until SIGTERM or SIGINT. Starts, and goes on, without either service.
+
+    Raises:
+        ConfigurationError: The port is taken.
+
+    """
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    async with serving(settings):
+        await stopping.wait()
+
+
+@asynccontextmanager
+async def serving(settings: ExporterSettings) -> AsyncGenerator[int]:
+    """Sample and serve while the block runs; yields the port, which is a free one if the setting is 0."""
+    queues: Queues = (
+        ManagementQueues(settings.management_url, amqp_url=settings.amqp_url)
+        if settings.management_url is not None
+        else PassiveQueues(settings.amqp_url)
+    )
+    async with aclosing(queues), redis_client(settings.redis_url, connections=2) as client:
+        pipeline = CommandPipeline(client, patience_s=0.0)
+        sampler = Sampler(queues=queues, pipeline=pipeline, pools=settings.pools)
+        collector = FleetCollector(
+            lambda: sampler.latest, stale_after_s=STALE_AFTER * settings.sample_interval_s
+        )
+        async with (
+            background(pipeline.run(), sampler.run(interval_s=settings.sample_interval_s)),
+            _http(settings, collector) as port,
+        ):
+            yield port
+
+
+@asynccontextmanager
+async def _http(settings: ExporterSettings, collector: FleetCollector) -> AsyncGenerator[int]:
+    async def live(_: web.Request) -> web.Response:
+        return web.json_response({"status": "ok"})
+
+    async def scrape(_: web.Request) -> web.Response:
+        return web.Response(
+            body=exposition(collector), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
+        )
+
+    app = web.Application()
+    app.router.add_get(LIVE_PATH, live)
+    app.router.add_get(METRICS_PATH, scrape)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    try:
+        try:
+            await web.TCPSite(runner, settings.http_host, settings.http_port).start()
+        except OSError as error:
+            raise ConfigurationError(
+                f"cannot listen on {settings.http_host}:{settings.http_port} ({error.strerror}); choose "
+                "another --http-port, or 0 for any free one"
+            ) from error
+        yield runner.addresses[0][1]
+    finally:
+        await runner.cleanup()

@@ -1,0 +1,30 @@
+"""What the exporter knows at one moment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from inferfleet.schemas.heartbeat import WorkerPhase
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolNumbers:
+    """One pool. ``None`` is not known, and not shown."""
+
+    ready: int | None = None
+    unacked: int | None = None
+    oldest_age_s: float | None = None
+    backlog_s: float | None = None
+    dead: int | None = None
+    workers: Mapping[WorkerPhase, int] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """All pools, and which services answered. ``at`` is a monotonic time in seconds."""
+
+    at: float
+    rabbitmq: bool
+    redis: bool
+    pools: Mapping[str, PoolNumbers] = field(default_factory=dict[str, PoolNumbers])
