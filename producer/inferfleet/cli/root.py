@@ -33,10 +33,17 @@ COMMANDS: Mapping[str, Place] = MappingProxyType(
         "get": Place("inferfleet.cli.get", "Show what is known of a job."),
         "stream": Place("inferfleet.cli.stream", "Print a job's tokens as they come."),
         "cancel": Place("inferfleet.cli.cancel", "Cancel a job."),
+        "chat": Place("inferfleet.cli.chat", "Talk to the fleet; the session is kept."),
+        "session": Place(
+            "inferfleet.cli.session", "Show, list, fork, delete, export or import conversations."
+        ),
         "dead": Place("inferfleet.cli.dead", "List, show, replay or purge the dead letters."),
         "pool": Place("inferfleet.cli.pool", "Declare the queues of a pool."),
         "schema": Place("inferfleet.cli.schema", "Export the contract as JSON Schema and AsyncAPI."),
         "worker": Place("inferfleet.worker.cli", "Run a worker, or drain one.", "worker"),
+        "exporter": Place(
+            "inferfleet.cli.exporter", "Serve metrics of the whole fleet for Prometheus.", "worker"
+        ),
         "demo": Place("inferfleet.local.cli.demo", "See a whole fleet at work on this machine.", "local"),
         "autoscale": Place(
             "inferfleet.local.cli.autoscale", "Scale local workers as KEDA and the HPA would.", "local"

@@ -213,7 +213,12 @@ class Fleet:
         return await self._submission.cancel(_id(job))
 
     def session(self, session_id: str) -> Session:
-        """A session of an agent: its turns, its history and its state. Makes no call."""
+        """A session of an agent: its turns, its history and its state. Makes no call.
+
+        Raises:
+            InvalidJobError: No session may have this id.
+
+        """
         return Session(session_id, sessions=self._sessions, submit=self.submit)
 
     async def sessions(self, *, limit: int = 1000) -> list[str]:

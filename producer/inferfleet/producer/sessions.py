@@ -15,7 +15,7 @@ from inferfleet.schemas.errors import (
 )
 from inferfleet.schemas.job import Job
 from inferfleet.schemas.merge_patch import merge_patch
-from inferfleet.schemas.session import SessionExport, SessionRecord, Turn
+from inferfleet.schemas.session import SessionExport, SessionRecord, Turn, check_session_id
 from inferfleet.wire.sessions import Replaced, Sessions
 
 
@@ -31,6 +31,7 @@ class Session:
     """A handle on one session. Turns of a session run one at a time, in the order they were submitted."""
 
     def __init__(self, session_id: str, *, sessions: Sessions, submit: Submit) -> None:
+        check_session_id(session_id)
         self.id = session_id
         self._sessions = sessions
         self._submit = submit

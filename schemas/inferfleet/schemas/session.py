@@ -7,11 +7,15 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import orjson
-from pydantic import AwareDatetime, Field
+from pydantic import AwareDatetime, Field, TypeAdapter, ValidationError
 
+from inferfleet.schemas.errors import InvalidJobError
 from inferfleet.schemas.job import JobId, SessionId
+from inferfleet.schemas.problems import describe
 from inferfleet.schemas.result import Count, Usage
 from inferfleet.schemas.wire_model import WireModel
+
+_session_id: TypeAdapter[str] = TypeAdapter(SessionId)
 
 
 class Turn(WireModel):
@@ -54,6 +58,34 @@ class SessionExport(WireModel):
     state: Any = None
     idle_ttl_s: int | None = None
     max_history_tokens: int | None = None
+
+
+def read_export(document: bytes | str) -> SessionExport:
+    """Read an exported session.
+
+    Raises:
+        InvalidJobError: It is none, or of a version that is not known here.
+
+    """
+    try:
+        return SessionExport.model_validate_json(document)
+    except ValidationError as error:
+        raise InvalidJobError(f"this is no exported session: {describe(error)}") from None
+
+
+def check_session_id(session_id: str) -> None:
+    """Refuse an id that no session may have.
+
+    Raises:
+        InvalidJobError: It is empty, too long, or has spaces or braces.
+
+    """
+    try:
+        _session_id.validate_python(session_id)
+    except ValidationError:
+        raise InvalidJobError(
+            f"{session_id[:64]!r} is not a session id: 1 to 128 characters without spaces and braces"
+        ) from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,137 @@
+"""``inferfleet chat``: a conversation at the prompt, or through a pipe."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from threading import Thread
+from typing import Annotated, Any
+from uuid import uuid4
+
+import typer
+from rich.console import Console
+
+from inferfleet.cli.options import producer_settings
+from inferfleet.cli.printing import print_stream
+from inferfleet.producer.fleet import Fleet
+from inferfleet.schemas.errors import JobFailedError
+from inferfleet.schemas.job import DEFAULT_POOL, Job
+
+
+def command(
+    *,
+    session: Annotated[
+        str | None, typer.Option(help="The session to go on with; a new one by default.")
+    ] = None,
+    pool: Annotated[str, typer.Option(help="The pool of workers to run on.")] = DEFAULT_POOL,
+    system: Annotated[str | None, typer.Option(help="Instructions, for a session that begins.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="The most tokens of one answer.")] = None,
+) -> None:
+    """Talk to the fleet: a line is a turn, and the answer is printed as it comes.
+
+    Ctrl-C stops an answer, which leaves no trace in the session; at the prompt it leaves, like Ctrl-D and
+    /exit. From a pipe every line is a turn, and stdout has the answers only.
+    """
+    chat = Chat(session_id=session or str(uuid4()), pool=pool, max_tokens=max_tokens)
+    asyncio.run(chat.run(system))
+    if chat.failed and not chat.interactive:
+        raise typer.Exit(1)
+
+
+class Chat:
+    """One run of the command."""
+
+    def __init__(self, *, session_id: str, pool: str, max_tokens: int | None) -> None:
+        self.interactive = sys.stdin.isatty()
+        self.failed = False
+        self._session_id = session_id
+        self._pool = pool
+        self._body: dict[str, Any] = {} if max_tokens is None else {"max_tokens": max_tokens}
+        self._console = Console(stderr=True)
+        self._interrupted = asyncio.Event()
+
+    async def run(self, system: str | None) -> None:
+        """Take turns until the input ends."""
+        async with Fleet.connect(producer_settings()) as fleet:
+            session = fleet.session(self._session_id)
+            record = await session.get()
+            begun = record is not None and record.turns > 0
+            if self.interactive:
+                turns = record.turns if record else 0
+                self._console.print(f"session {self._session_id}, {turns} turns; /exit leaves", style="dim")
+            instructions = [{"role": "system", "content": system}] if system and not begun else []
+            with self._interrupts():
+                lines = _lines_of_stdin()
+                while (line := await self._next(lines)) is not None and line.strip() != "/exit":
+                    if not line.strip():
+                        continue
+                    messages = [*instructions, {"role": "user", "content": line.strip()}]
+                    job = await session.send(messages, body=self._body, stream=True, pool=self._pool)
+                    instructions = [] if await self._answer(fleet, job) else instructions
+
+    async def _next(self, lines: asyncio.Queue[str | None]) -> str | None:
+        """The next line; ``None`` at the end of the input, or when the user leaves."""
+        if self.interactive:
+            self._console.print("[bold]you>[/bold] ", end="")
+        reading = asyncio.create_task(lines.get())
+        line = reading.result() if await self._finished(reading) else None
+        if line is None and self.interactive:
+            self._console.print()
+        return line
+
+    async def _answer(self, fleet: Fleet, job: Job) -> bool:
+        """Print the answer as it comes. False if there is none."""
+        printing = asyncio.create_task(print_stream(fleet, job.id, as_json=False))
+        if not await self._finished(printing, give_up=False):
+            await fleet.cancel(job)
+        try:
+            await printing
+        except JobFailedError as error:
+            self.failed = True
+            sys.stdout.write("\n")
+            sys.stdout.flush()
+            self._console.print(str(error), style="red", markup=False)
+            return False
+        return True
+
+    async def _finished(self, task: asyncio.Task[Any], *, give_up: bool = True) -> bool:
+        """Wait for a task; False if Ctrl-C came first."""
+        self._interrupted.clear()
+        interrupted = asyncio.create_task(self._interrupted.wait())
+        await asyncio.wait({task, interrupted}, return_when=asyncio.FIRST_COMPLETED)
+        interrupted.cancel()
+        if not task.done() and give_up:
+            task.cancel()
+        return task.done()
+
+    @contextmanager
+    def _interrupts(self) -> Generator[None]:
+        """Make Ctrl-C an event, instead of the end of the process."""
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGINT, self._interrupted.set)
+        try:
+            yield
+        finally:
+            loop.remove_signal_handler(signal.SIGINT)
+
+
+def _lines_of_stdin() -> asyncio.Queue[str | None]:
+    """Read lines in a thread, since a terminal, a pipe and a file have no other way in common.
+
+    The thread ends with the process. It has a file object of its own, so that it holds no lock then.
+    """
+    loop = asyncio.get_running_loop()
+    lines: asyncio.Queue[str | None] = asyncio.Queue()
+
+    def read() -> None:
+        # RuntimeError: the loop is closed, for the user has left.
+        with suppress(RuntimeError), open(sys.stdin.fileno(), "rb", buffering=0, closefd=False) as stdin:
+            for line in stdin:
+                loop.call_soon_threadsafe(lines.put_nowait, line.decode(errors="replace"))
+            loop.call_soon_threadsafe(lines.put_nowait, None)
+
+    Thread(target=read, daemon=True).start()
+    return lines

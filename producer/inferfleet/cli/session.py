@@ -1,0 +1,175 @@
+"""``inferfleet session``: conversations, as they are kept in Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import orjson
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from inferfleet.cli.options import JsonFlag, producer_settings
+from inferfleet.producer.fleet import Fleet
+from inferfleet.schemas.errors import SessionError
+from inferfleet.schemas.session import SessionExport, SessionRecord, read_export
+
+T = TypeVar("T")
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+
+SessionArgument = Annotated[str, typer.Argument(metavar="SESSION", help="The session's id.")]
+FileArgument = Annotated[Path, typer.Argument(metavar="[FILE]", help="The file; `-` is stdout or stdin.")]
+STANDARD = Path("-")
+
+
+@app.callback()
+def session() -> None:
+    """Agents' conversations: their turns and their state."""
+
+
+@app.command()
+def show(session_id: SessionArgument, *, as_json: JsonFlag = False) -> None:
+    """Show a session: who has the turn, the state, and what was said."""
+
+    async def read(fleet: Fleet) -> tuple[SessionRecord | None, SessionExport]:
+        handle = fleet.session(session_id)
+        return await handle.get(), await handle.export()
+
+    record, export = _run(read)
+    messages = [message for turn in export.turns for message in turn.messages]
+    if as_json:
+        known = record.model_dump(mode="json") if record else {}
+        _print_json({**known, "state": export.state, "messages": messages})
+        return
+    if record is not None:
+        sys.stderr.write(
+            f"{record.turns} turns, {record.bytes:,} bytes, running {record.owner or 'nothing'}, "
+            f"{len(record.waiting)} waiting, state {record.state_version}: "
+            f"{orjson.dumps(export.state).decode()}\n"
+        )
+    for message in messages:
+        sys.stdout.write(f"{message.get('role')}: {_words(message)}\n")
+
+
+@app.command("list")
+def list_(*, limit: int = 1000, as_json: JsonFlag = False) -> None:
+    """List the sessions there are."""
+
+    async def read(fleet: Fleet) -> list[SessionRecord]:
+        ids = await fleet.sessions(limit=limit)
+        found = await asyncio.gather(*(fleet.session(session_id).get() for session_id in ids))
+        return [record for record in found if record is not None]
+
+    records = _run(read)
+    if as_json:
+        _print_json([record.model_dump(mode="json") for record in records])
+        return
+    table = Table("session", "turns", "bytes", "unfinished", "changed at")
+    for record in records:
+        unfinished = str(len(record.waiting) + 1) if record.owner else ""
+        changed_at = f"{record.updated_at:%Y-%m-%d %H:%M:%S}" if record.updated_at else ""
+        table.add_row(record.id, str(record.turns), f"{record.bytes:,}", unfinished, changed_at)
+    Console().print(table)
+
+
+@app.command()
+def fork(
+    session_id: SessionArgument,
+    new_id: Annotated[str, typer.Argument(metavar="NEW", help="The id of the copy.")],
+    *,
+    turns: Annotated[int | None, typer.Option(help="How many turns to copy; all by default.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Copy a session, or its first turns, with its present state."""
+
+    async def copy(fleet: Fleet) -> None:
+        await fleet.session(session_id).fork(new_id, turns=turns)
+
+    _run(copy)
+    _print_id(new_id, as_json=as_json)
+
+
+@app.command()
+def delete(session_id: SessionArgument, *, as_json: JsonFlag = False) -> None:
+    """Delete a session's history and state. Turns that run or wait go on, in an empty session."""
+
+    async def forget(fleet: Fleet) -> bool:
+        return await fleet.session(session_id).delete()
+
+    if not _run(forget):
+        raise SessionError(f"there is no session {session_id!r}")
+    _print_id(session_id, as_json=as_json)
+
+
+@app.command()
+def export(session_id: SessionArgument, file: FileArgument = STANDARD, *, as_json: JsonFlag = False) -> None:
+    """Write a whole session as one JSON document."""
+
+    async def read(fleet: Fleet) -> SessionExport:
+        return await fleet.session(session_id).export()
+
+    document = _run(read).model_dump_json() + "\n"
+    if file == STANDARD:
+        sys.stdout.write(document)
+    else:
+        file.write_text(document)
+        _print_id(session_id, as_json=as_json)
+
+
+@app.command("import")
+def import_(
+    file: FileArgument = STANDARD,
+    *,
+    session_id: Annotated[
+        str | None, typer.Option("--session", help="Its id here; the one in the document by default.")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Make a session from an exported one. There must be none with its id."""
+    document = read_export(sys.stdin.buffer.read() if file == STANDARD else _read(file))
+    new_id = session_id or document.id
+
+    async def make(fleet: Fleet) -> None:
+        await fleet.session(new_id).import_(document)
+
+    _run(make)
+    _print_id(new_id, as_json=as_json)
+
+
+def _run(work: Callable[[Fleet], Awaitable[T]]) -> T:
+    async def connected() -> T:
+        async with Fleet.connect(producer_settings()) as fleet:
+            return await work(fleet)
+
+    return asyncio.run(connected())
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise typer.BadParameter(f"cannot read {str(file)!r}: {error.strerror}") from error
+
+
+def _words(message: dict[str, Any]) -> str:
+    """What a message says, for a person."""
+    content = message.get("content") or ""
+    calls = [call["function"] for call in message.get("tool_calls") or ()]
+    called = " ".join(f"{function['name']}({function['arguments']})" for function in calls)
+    return " ".join(filter(None, (content if isinstance(content, str) else str(content), called)))
+
+
+def _print_id(session_id: str, *, as_json: bool) -> None:
+    if as_json:
+        _print_json({"id": session_id})
+    else:
+        sys.stdout.write(f"{session_id}\n")
+
+
+def _print_json(value: object) -> None:
+    sys.stdout.write(orjson.dumps(value).decode() + "\n")
