@@ -30,6 +30,14 @@ class Acknowledger:
         """How many deliveries are not settled yet."""
         return len(self._unsettled)
 
+    def holds(self, tag: int) -> bool:
+        """Whether this delivery still has to be settled, and nobody has begun to."""
+        return tag in self._unsettled and tag not in self._finished
+
+    def tags(self) -> set[int]:
+        """The deliveries that are not settled yet."""
+        return set(self._unsettled)
+
     def delivered(self, tag: int) -> None:
         """Note a delivery that will have to be settled."""
         self._unsettled[tag] = None

@@ -56,7 +56,7 @@ class Delivery:
 
 
 class Session:
-    """One connection to the broker with a consumer on a pool's queue."""
+    """One connection to the broker with consumers on a pool's queue."""
 
     def __init__(
         self, channel: aiormq.abc.AbstractChannel, queue: str, on_delivery: Callable[[Delivery], None]
@@ -64,8 +64,13 @@ class Session:
         self._channel = channel
         self._queue = queue
         self._on_delivery = on_delivery
-        self._consumer_tag: str | None = None
+        self._consumers: dict[str, int] = {}
+        """What each consumer may hold."""
+        self._orphans: set[int] = set()
+        """Deliveries of consumers that are no more."""
+        self._cancelled = asyncio.Event()
         self.acknowledger = Acknowledger(channel)
+        channel.on_consumer_cancel_callbacks.add(self._on_cancel)
 
     @property
     def held(self) -> int:
@@ -75,15 +80,20 @@ class Session:
     async def hold(self, limit: int) -> None:
         """Have messages delivered until ``limit`` are unsettled. May be called again with another limit.
 
-        RabbitMQ counts prefetch for each consumer from its start, so a new limit is a new consumer that may
-        take what is missing.
+        RabbitMQ counts prefetch for each consumer from its start. So a higher limit is one more consumer for
+        what is missing, and a lower one is a new consumer in place of all. What those before it have taken
+        frees no room as it is settled: call this again, with the same limit, and it is filled.
         """
         try:
-            await self.stop_consuming()
-            if limit > self.held:
-                await self._channel.basic_qos(prefetch_count=limit - self.held)
+            self._orphans = {tag for tag in self._orphans if self.acknowledger.holds(tag)}
+            missing = limit - sum(self._consumers.values()) - len(self._orphans)
+            if missing < 0:
+                await self.stop_consuming()
+                missing = limit - self.held
+            if missing > 0:
+                await self._channel.basic_qos(prefetch_count=missing)
                 answer = await self._channel.basic_consume(self._queue, self._receive)
-                self._consumer_tag = answer.consumer_tag
+                self._consumers[str(answer.consumer_tag)] = missing
         except _BROKEN as error:
             logger.info("the session broke before it could consume (%s)", error)
 
@@ -105,23 +115,40 @@ class Session:
         )
 
     async def wait_closed(self) -> None:
-        """Wait until the session is broken: the connection is lost, or the broker closed the channel."""
-        await asyncio.wait({cast("asyncio.Future[None]", self._channel.closing)})
+        """Wait until the session is broken: the connection, the channel or a consumer is no more.
+
+        A consumer goes when its queue is deleted, or moves to another node of a cluster.
+        """
+        cancelled = asyncio.create_task(self._cancelled.wait())
+        try:
+            await asyncio.wait(
+                {cast("asyncio.Future[None]", self._channel.closing), cancelled},
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+        finally:
+            cancelled.cancel()
 
     async def stop_consuming(self) -> None:
         """Stop deliveries. What is unsettled stays ours to settle."""
-        if self._consumer_tag is not None:
-            tag, self._consumer_tag = self._consumer_tag, None
-            try:
+        consumers, self._consumers = self._consumers, {}
+        try:
+            for tag in consumers:
                 await asyncio.wait_for(self._channel.basic_cancel(tag), CANCEL_TIMEOUT_S)
-            except TimeoutError:
-                # The channel is closed with that, and what is unsettled is back in the queue.
-                logger.warning("the broker does not answer, so the session is given up")
-            except _BROKEN as error:
-                logger.info("the broker is gone, so nothing is delivered any more (%s)", error)
+        except TimeoutError:
+            # The channel is closed with that, and what is unsettled is back in the queue.
+            logger.warning("the broker does not answer, so the session is given up")
+        except _BROKEN as error:
+            logger.info("the broker is gone, so nothing is delivered any more (%s)", error)
+        self._orphans = self.acknowledger.tags()
+
+    def _on_cancel(self, _: object) -> None:
+        logger.warning("the broker ended the consumer: its queue was deleted, or moves")
+        self._cancelled.set()
 
     async def requeue(self, tag: int) -> None:
-        """Give one delivery back."""
+        """Give one delivery back, if it is not settled: naming it twice would close the channel."""
+        if not self.acknowledger.holds(tag):
+            return
         try:
             await self._channel.basic_nack(tag, requeue=True)
             # Only now: until the nack is written, a ``multiple`` ack must not reach past this tag.

@@ -36,10 +36,10 @@ async def adapt_intake(session: Session, engine: Engine, *, max_running: int, lo
         waiting = engine.stats().waiting
         # One look may fall between a delivery and the engine's next step; two in a row may not.
         was_overloaded, overloaded = overloaded, waiting > look_ahead
-        if limit == full and not (overloaded and was_overloaded):
-            continue
-        new = wanted(held=session.held, waiting=waiting, max_running=max_running, look_ahead=look_ahead)
-        if new != limit:
-            logger.info("intake", extra={"limit": new, "held": session.held, "waiting": waiting})
-            limit = new
-            await session.hold(limit)
+        if limit < full or (overloaded and was_overloaded):
+            new = wanted(held=session.held, waiting=waiting, max_running=max_running, look_ahead=look_ahead)
+            if new != limit:
+                logger.info("intake", extra={"limit": new, "held": session.held, "waiting": waiting})
+                limit = new
+        # Also without a change: room that deliveries of earlier consumers have left is filled only now.
+        await session.hold(limit)
