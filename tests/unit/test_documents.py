@@ -238,14 +238,14 @@ def test_a_client_that_follows_the_example_alone_is_understood() -> None:
 def test_the_documented_properties_are_those_of_our_own_messages() -> None:
     documented = JOB_MESSAGE["x-amqp-properties"]
     job = Job.model_validate(JOB_MESSAGE["examples"][0]["payload"])
-    message = job_message(job, reply_to=EXAMPLE_CLIENT)
+    properties = job_message(job, reply_to=EXAMPLE_CLIENT).properties
     sent = {
-        "message_id": message.message_id,
-        "type": message.type,
-        "content_type": message.content_type,
-        "delivery_mode": int(message.delivery_mode),
-        "priority": message.priority,
-        "reply_to": message.reply_to,
+        "message_id": properties.message_id,
+        "type": properties.message_type,
+        "content_type": properties.content_type,
+        "delivery_mode": properties.delivery_mode,
+        "priority": properties.priority,
+        "reply_to": properties.reply_to,
     }
     assert documented["examples"] == [sent]
     Draft202012Validator(documented).validate(sent)

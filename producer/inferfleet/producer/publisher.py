@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from aio_pika import Message
 from aio_pika.exceptions import DeliveryError, PublishError
 from pydantic import ValidationError
@@ -19,7 +21,7 @@ from inferfleet.schemas.names import CONTROL_EXCHANGE, JOBS_EXCHANGE, job_queue
 from inferfleet.schemas.request import job_error
 from inferfleet.schemas.settings import ProducerSettings
 from inferfleet.wire.amqp import declare_pool, job_message
-from inferfleet.wire.publishing import ConfirmChannel
+from inferfleet.wire.publishing import ConfirmChannel, Outgoing
 
 
 class Publisher:
@@ -95,11 +97,26 @@ class Publisher:
         await self._confirm_channel.aclose()
 
     async def _publish(
-        self, exchange: str, message: Message, *, routing_key: str = "", mandatory: bool = False
+        self, exchange: str, message: Outgoing, *, routing_key: str = "", mandatory: bool = False
     ) -> None:
+        publish = partial(
+            self._confirm_channel.publish, exchange, message, routing_key=routing_key, mandatory=mandatory
+        )
         # A repeat may publish a job twice. That does no harm: the fence lets one of them run. But once the
         # broker may have the message, no later refusal can say that it has not.
         unconfirmed: PublishUnconfirmedError | None = None
+        try:
+            # By itself: what it takes to repeat costs a tenth of a submission.
+            await publish()
+        except PublishUnconfirmedError as error:
+            if not self._settings.patience_s:
+                raise
+            unconfirmed = error
+        except ServiceUnreachableError:
+            if not self._settings.patience_s:
+                raise
+        else:
+            return
         async for attempt in AsyncRetrying(
             retry=retry_if_exception_type((ServiceUnreachableError, PublishUnconfirmedError)),
             wait=wait_random_exponential(multiplier=0.1, max=2.0),
@@ -108,9 +125,7 @@ class Publisher:
         ):
             with attempt:
                 try:
-                    await self._confirm_channel.publish(
-                        exchange, message, routing_key=routing_key, mandatory=mandatory
-                    )
+                    await publish()
                 except PublishUnconfirmedError as error:
                     unconfirmed = error
                     raise
