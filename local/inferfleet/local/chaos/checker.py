@@ -141,10 +141,13 @@ def _check_stream_ends(history: JobHistory) -> Iterator[tuple[Violation, str]]:
 
 
 def _check_fence(history: JobHistory) -> Iterator[tuple[Violation, str]]:
-    """Attempts only grow in a journal. (Not in a stream: a Redis that lost its data counts anew.)"""
+    """Attempts only grow in a journal. (Not in a stream: a Redis that lost its data counts anew.)
+
+    Attempt 0 is a client's: it cancels a job that waits, and there is no fence for that.
+    """
     newest = 0
     for entry in history.journal:
-        if entry.attempt < newest:
+        if 0 < entry.attempt < newest:
             yield (
                 Violation.WRITE_AFTER_FENCE,
                 f"a {entry.kind} entry of attempt {entry.attempt} after {newest}",

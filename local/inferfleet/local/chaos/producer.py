@@ -87,9 +87,11 @@ class Producer:
                 if job.id not in seen:
                     tasks.create_task(self._watch(job, cursor=cursors.get(job.id)))
             next_one = max(intents, default=self._plan.first - self._plan.step) + self._plan.step
+            due = asyncio.get_running_loop().time()
             for number in range(next_one, self._plan.end, self._plan.step):
                 tasks.create_task(self._submit(number))
-                await asyncio.sleep(1 / self._plan.per_second)
+                due += 1 / self._plan.per_second
+                await asyncio.sleep(due - asyncio.get_running_loop().time())
 
     async def _submit(self, number: int) -> None:
         async with self._submitting:
