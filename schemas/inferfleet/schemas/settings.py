@@ -50,6 +50,9 @@ class ServiceSettings(BaseSettings):
     refused with ``QueueFullError``. ``None`` is no limit. Both queue settings are fixed once a pool's
     queue exists; RabbitMQ refuses other values. ``turn_publish_grace_s`` is how long a turn that owns its
     session may take to be published before somebody else does it, because its producer has died.
+
+    Both URLs may name a file that holds them, like ``file:///run/secrets/amqp-url``. It is read anew for
+    every connection, so that a rotated password needs no restart.
     """
 
     model_config = SettingsConfigDict(
@@ -71,12 +74,12 @@ class ServiceSettings(BaseSettings):
     @field_validator("amqp_url")
     @classmethod
     def _amqp_scheme(cls, url: str) -> str:
-        return _require_scheme(url, ("amqp", "amqps"), "amqp://user:password@host:5672/vhost")
+        return _require_scheme(url, ("amqp", "amqps", "file"), "amqp://user:password@host:5672/vhost")
 
     @field_validator("redis_url")
     @classmethod
     def _redis_scheme(cls, url: str) -> str:
-        return _require_scheme(url, ("redis", "rediss", "unix"), "redis://:password@host:6379/0")
+        return _require_scheme(url, ("redis", "rediss", "unix", "file"), "redis://:password@host:6379/0")
 
 
 class ProducerSettings(ServiceSettings):

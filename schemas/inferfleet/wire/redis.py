@@ -10,14 +10,17 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from urllib.parse import urlsplit
+from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import redis.asyncio as aioredis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.credentials import CredentialProvider
 from redis.exceptions import AuthenticationError, AuthorizationError, RedisError
 
 from inferfleet.schemas.errors import ConfigurationError, ServiceUnreachableError
+from inferfleet.wire.address import current_url, is_file
 
 SOCKET_TIMEOUT_S = 5.0
 """How long one answer may take before the connection counts as broken."""
@@ -34,9 +37,14 @@ def redis_client(
         ConfigurationError: The URL cannot be one.
 
     """
+    options: dict[str, Any] = {}
+    address = current_url(url)
+    if is_file(url) and urlsplit(address).password is not None:
+        options["credential_provider"] = _FileCredentials(url)
+        address = _without_credentials(address)
     try:
         pool = aioredis.BlockingConnectionPool.from_url(
-            url,
+            address,
             max_connections=connections,
             timeout=None,
             socket_timeout=socket_timeout_s,
@@ -44,6 +52,7 @@ def redis_client(
             socket_keepalive=True,
             health_check_interval=0,
             retry=Retry(NoBackoff(), 0),
+            **options,
         )
     except ValueError as error:
         raise ConfigurationError(
@@ -81,6 +90,24 @@ async def check_redis(client: aioredis.Redis, url: str) -> None:
             f"Redis at {redacted(url)} does not answer ({error}); check INFERFLEET_REDIS_URL, "
             "or start local services with `inferfleet local up`"
         ) from error
+
+
+class _FileCredentials(CredentialProvider):
+    """The credentials in a file that holds a URL, as they are when a connection is made."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    def get_credentials(self) -> tuple[str] | tuple[str, str]:
+        """User, if there is one, and password."""
+        parts = urlsplit(current_url(self._url))
+        password = unquote(parts.password or "")
+        return (unquote(parts.username), password) if parts.username else (password,)
+
+
+def _without_credentials(url: str) -> str:
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 def redacted(url: str) -> str:

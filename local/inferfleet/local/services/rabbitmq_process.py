@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from inferfleet.local.services.amqp_handshake import amqp_version
@@ -39,12 +40,20 @@ def port_mapper_binary() -> str | None:
 class RabbitMQProcess:
     """RabbitMQ as a child process on 127.0.0.1, always on the same port.
 
-    ``management`` enables the HTTP API on a port of its own.
+    ``management`` enables the HTTP API on a port of its own; ``configuration`` are more lines for
+    ``rabbitmq.conf``.
     Not safe to use from two threads at once.
     """
 
     def __init__(
-        self, *, server: str, port_mapper: str, folder: Path, reaper: Reaper, management: bool = False
+        self,
+        *,
+        server: str,
+        port_mapper: str,
+        folder: Path,
+        reaper: Reaper,
+        management: bool = False,
+        configuration: Sequence[str] = (),
     ) -> None:
         self.port = free_port()
         self.management_port = free_port() if management else None
@@ -52,7 +61,7 @@ class RabbitMQProcess:
         self._data = folder / "data"
         port_mapper_port = free_port()
         folder.mkdir()
-        _write_configuration(folder, port=self.port, management_port=self.management_port)
+        _write_configuration(folder, configuration, port=self.port, management_port=self.management_port)
         self._port_mapper = ChildProcess(
             name="epmd",
             command=[port_mapper, "-port", str(port_mapper_port), "-address", "127.0.0.1"],
@@ -134,8 +143,10 @@ class RabbitMQProcess:
         self._port_mapper.kill()
 
 
-def _write_configuration(folder: Path, *, port: int, management_port: int | None) -> None:
-    lines = [f"listeners.tcp.1 = 127.0.0.1:{port}", "log.console = true", "log.file = false"]
+def _write_configuration(
+    folder: Path, more: Sequence[str], *, port: int, management_port: int | None
+) -> None:
+    lines = [f"listeners.tcp.1 = 127.0.0.1:{port}", "log.console = true", "log.file = false", *more]
     if management_port is not None:
         lines += ["management.tcp.ip = 127.0.0.1", f"management.tcp.port = {management_port}"]
     plugins = "" if management_port is None else "rabbitmq_management"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from inferfleet.local.services.child_process import ChildProcess
@@ -23,10 +24,19 @@ def redis_binary() -> str | None:
 class RedisProcess:
     """Redis as a child process on 127.0.0.1, always on the same port, with an append-only file.
 
+    ``configuration`` are more options, by their names in ``redis.conf``.
     Not safe to use from two threads at once.
     """
 
-    def __init__(self, *, server: str, folder: Path, reaper: Reaper, fsync: Fsync = Fsync.EVERYSEC) -> None:
+    def __init__(
+        self,
+        *,
+        server: str,
+        folder: Path,
+        reaper: Reaper,
+        fsync: Fsync = Fsync.EVERYSEC,
+        configuration: Mapping[str, str] | None = None,
+    ) -> None:
         self.port = free_port()
         self.version = ""
         self._data = folder / "data"
@@ -38,6 +48,7 @@ class RedisProcess:
             "save": "",
             "appendonly": "yes",
             "appendfsync": fsync.value,
+            **(configuration or {}),
         }
         self._server = ChildProcess(
             name="redis-server",
