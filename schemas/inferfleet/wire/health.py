@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from inferfleet.schemas.heartbeat import Heartbeat
@@ -16,9 +17,9 @@ async def write_heartbeat(pipeline: CommandPipeline, heartbeat: Heartbeat, *, tt
     fields: list[Argument] = []
     for name, value in heartbeat.model_dump(mode="json").items():
         fields += (name, value)
-    written = pipeline.enqueue("HSET", key, *fields)
-    await pipeline.execute("PEXPIRE", key, int(ttl_s * 1000))
-    await written
+    await asyncio.gather(
+        pipeline.enqueue("HSET", key, *fields), pipeline.enqueue("PEXPIRE", key, int(ttl_s * 1000))
+    )
 
 
 async def forget_heartbeat(pipeline: CommandPipeline, worker_id: str) -> None:
