@@ -1,7 +1,7 @@
 """Writes the tokens of all running jobs to their journals, and keeps their leases alive.
 
-Streamed jobs are written every 50 ms or so, the others about once a second; all that are due go out in
-one pipeline. What a write reveals (the job was cancelled, another worker has it, Redis lost it) is acted
+Streamed jobs are written every 50 ms or so, and their first tokens at once; the others about once a second.
+All that are due go out in one pipeline. What a write reveals (the job was cancelled, another worker has it, Redis lost it) is acted
 on here.
 """
 
@@ -25,6 +25,8 @@ class JournalWriter:
         self._records = records
         self._settings = settings
         self._runs: set[JobRun] = set()
+        self._begun: list[JobRun] = []
+        self._first_tokens = asyncio.Event()
 
     def follow(self, run: JobRun) -> None:
         """Start writing a run's tokens."""
@@ -33,6 +35,20 @@ class JournalWriter:
     def release(self, run: JobRun) -> None:
         """Stop writing a run's tokens; what is left of them goes with its last write."""
         self._runs.discard(run)
+
+    def begin(self, run: JobRun) -> None:
+        """Note that a run has its first tokens: whoever follows a streamed job should see them now."""
+        if run.job.stream:
+            self._begun.append(run)
+            self._first_tokens.set()
+
+    async def write_first(self) -> None:
+        """Write the first tokens of streamed runs as they come, until cancelled."""
+        while True:
+            await self._first_tokens.wait()
+            self._first_tokens.clear()
+            begun, self._begun = self._begun, []
+            await self._write([run for run in begun if run in self._runs and run.has_fresh_tokens])
 
     async def write_streamed(self) -> None:
         """Write the streamed runs at their short interval, until cancelled."""

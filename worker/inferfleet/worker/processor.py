@@ -258,6 +258,8 @@ class Processor:
                 async for event in events:
                     match event:
                         case TokenChunk():
+                            if run.first_token_s is None:
+                                self._journal.begin(run)
                             run.add(event)
                             self._metrics.generated(len(event.token_ids))
                         case Completion():

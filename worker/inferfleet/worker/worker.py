@@ -128,6 +128,7 @@ class Worker:
             )
             chores = [
                 background.create_task(pipeline.run()),
+                background.create_task(journal.write_first()),
                 background.create_task(journal.write_streamed()),
                 background.create_task(journal.write_all()),
                 background.create_task(self._beat(pipeline)),
