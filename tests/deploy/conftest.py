@@ -6,13 +6,15 @@ import json
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+
+from inferfleet.schemas.settings import WorkerSettings
 
 ROOT = Path(__file__).parents[2]
 KEDA = ROOT / "deploy/keda"
@@ -81,15 +83,25 @@ def selects(selector: Mapping[str, str], workload: Object) -> bool:
     return selector.items() <= pod_labels(workload).items()
 
 
+def chosen_by(labels: dict[str, str], manifests: Manifests) -> list[Object]:
+    return [workload for workload in manifests.workloads if selects(labels, workload)]
+
+
+def example_connections() -> dict[str, str]:
+    lines = (KEDA / "base/fleet/connections.example.env").read_text().splitlines()
+    return dict(line.split("=", 1) for line in lines if not line.startswith("#"))
+
+
 @lru_cache
-def render(name: str) -> Manifests:
+def render(folder: str | Path) -> Manifests:
+    """Render a folder of deploy/keda, or another one."""
     done = subprocess.run(
-        [*kustomize(), str(KEDA / name)], capture_output=True, text=True, check=False, timeout=60
+        [*kustomize(), str(KEDA / folder)], capture_output=True, text=True, check=False, timeout=60
     )
     assert done.returncode == 0, done.stderr
     # kubectl says on stderr what is deprecated.
     assert done.stderr == ""
-    return Manifests(name, [thing for thing in yaml.safe_load_all(done.stdout) if thing])
+    return Manifests(str(folder), [thing for thing in yaml.safe_load_all(done.stdout) if thing])
 
 
 @lru_cache
@@ -111,3 +123,18 @@ def kustomize() -> tuple[str, ...]:
 def manifests(request: pytest.FixtureRequest) -> Manifests:
     """Every kustomization that somebody could apply, one after the other."""
     return render(request.param)
+
+
+ReadSettings = Callable[[Object, Manifests], WorkerSettings]
+
+
+@pytest.fixture
+def settings_of(monkeypatch: pytest.MonkeyPatch) -> ReadSettings:
+    """The settings that a worker of these manifests would have."""
+
+    def read(worker: Object, manifests: Manifests) -> WorkerSettings:
+        for name, value in manifests.variables(worker).items():
+            monkeypatch.setenv(name, value)
+        return WorkerSettings()
+
+    return read

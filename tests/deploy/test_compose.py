@@ -13,6 +13,8 @@ import pytest
 import yaml
 from tests.deploy.conftest import ROOT
 
+from inferfleet.producer.exporter.server import LIVE_PATH
+from inferfleet.producer.exporter.settings import ExporterSettings
 from inferfleet.schemas.settings import EngineKind, ProducerSettings, WorkerSettings
 from inferfleet.worker.http import METRICS_PATH, READY_PATH
 from inferfleet.worker.worker import SETTLE_GRACE_S
@@ -114,5 +116,27 @@ def test_probes_and_prometheus_ask_where_a_worker_answers(services: dict[str, An
     assert METRICS_PATH == "/metrics", "Prometheus' own default"
     (found,) = workers["dns_sd_configs"]
     assert (found["names"], found["port"]) == (["worker"], port)
-    (target,) = exporter["static_configs"][0]["targets"]
-    assert target.split(":")[0] in services
+    assert exporter["static_configs"] == [{"targets": [f"exporter:{ExporterSettings().http_port}"]}]
+
+
+def test_the_exporter_reads_rabbitmqs_http_api(
+    services: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exporter = services["exporter"]
+    assert exporter["image"] == services["worker"]["image"]
+    assert exporter["entrypoint"] == ["inferfleet", "exporter"]
+    common = services["worker"]["environment"]
+    assert exporter["environment"].items() >= common.items()
+    for name, value in exporter["environment"].items():
+        assert name.removeprefix("INFERFLEET_").lower() in ExporterSettings.model_fields
+        monkeypatch.setenv(name, value)
+    settings = ExporterSettings()
+    assert settings.management_url is not None
+    management, amqp = urlsplit(settings.management_url), urlsplit(settings.amqp_url)
+    assert (management.hostname, management.username, management.password, management.port) == (
+        amqp.hostname,
+        amqp.username,
+        amqp.password,
+        15672,
+    )
+    assert f":{settings.http_port}{LIVE_PATH}" in exporter["healthcheck"]["test"][-1]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import shutil
+from pathlib import Path
 
 import pytest
-from tests.deploy.conftest import KEDA, OVERLAYS, ROOT
+from tests.deploy.conftest import KEDA, OVERLAYS, ROOT, containers, render
 
 from inferfleet.local.autoscaler.scaled_object import read_scaled_object
 from inferfleet.schemas.settings import WorkerSettings
@@ -19,9 +21,22 @@ def test_every_overlay_is_explained() -> None:
 
 
 def test_every_file_that_it_names_is_there() -> None:
-    named = set(re.findall(r"deploy/keda[\w./-]*\w", DOCS)) - {"deploy/keda/overlays/mine"}
-    assert named
-    assert {name for name in named if not (ROOT / name).exists()} == set()
+    named = set(re.findall(r"deploy/keda[\w./-]*\w", DOCS))
+    missing = {name for name in named if not (ROOT / name).exists()}
+    assert {name for name in missing if not name.startswith("deploy/keda/overlays/mine")} == set()
+
+
+def test_the_overlay_of_your_own_renders(tmp_path: Path) -> None:
+    own = re.search(r"<<'YAML'\n(.+?)\nYAML\n", DOCS, re.DOTALL)
+    assert own is not None
+    shutil.copytree(KEDA, tmp_path / "keda")
+    folder = tmp_path / "keda/overlays/mine"
+    folder.mkdir()
+    (folder / "kustomization.yaml").write_text(own[1])
+    manifests = render(folder)
+    images = {container["image"] for workload in manifests.workloads for container in containers(workload)}
+    built = set(re.findall(r"-t (registry\S+)", DOCS))
+    assert images == built
 
 
 def test_every_heading_that_it_links_to_is_there() -> None:

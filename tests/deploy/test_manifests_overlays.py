@@ -1,0 +1,143 @@
+"""What makes each overlay what it is."""
+
+from __future__ import annotations
+
+import re
+from base64 import b64decode
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+import yaml
+from tests.deploy.conftest import (
+    KEDA,
+    ReadSettings,
+    containers,
+    example_connections,
+    pod_labels,
+    render,
+    selects,
+)
+
+from inferfleet.producer.exporter.metrics import FleetCollector
+from inferfleet.producer.exporter.server import LIVE_PATH as EXPORTER_LIVE_PATH
+from inferfleet.producer.exporter.server import METRICS_PATH as EXPORTER_METRICS_PATH
+from inferfleet.producer.exporter.settings import ExporterSettings
+from inferfleet.schemas.heartbeat import WorkerPhase
+from inferfleet.schemas.settings import WorkerSettings
+
+
+def scaled(name: str) -> dict[str, Any]:
+    return render(f"overlays/{name}").one("ScaledObject")["spec"]
+
+
+def test_scale_to_zero_reaches_zero_and_keep_one_warm_does_not() -> None:
+    assert scaled("scale-to-zero")["minReplicaCount"] == 0
+    assert scaled("keep-one-warm")["minReplicaCount"] == 1
+
+
+def test_each_mig_pool_has_slices_of_one_size() -> None:
+    slices = {
+        pod_labels(worker)["inferfleet/pool"]: set(containers(worker)[0]["resources"]["limits"]) - {"memory"}
+        for worker in render("overlays/mig").workers
+    }
+    assert slices == {"small": {"nvidia.com/mig-1g.10gb"}, "large": {"nvidia.com/mig-3g.40gb"}}
+
+
+@pytest.mark.parametrize("name", ["time-slicing", "mps"])
+def test_workers_that_share_a_card_fit_on_it(name: str, settings_of: ReadSettings) -> None:
+    manifests = render(f"overlays/{name}")
+    (worker,) = manifests.workers
+    plugin = yaml.safe_load((KEDA / f"overlays/{name}/device-plugin.yaml").read_text())
+    (sharing,) = plugin["sharing"].values()
+    (resource,) = sharing["resources"]
+    assert sharing["renameByDefault"] is True
+    assert containers(worker)[0]["resources"]["limits"]["nvidia.com/gpu.shared"] == 1
+    share = settings_of(worker, manifests).engine_args["gpu_memory_utilization"]
+    assert resource["replicas"] * share < 1
+
+
+def test_mps_workers_see_the_shared_memory_of_its_daemon() -> None:
+    (worker,) = render("overlays/mps").workers
+    assert "/dev/shm" not in {mount["mountPath"] for mount in containers(worker)[0]["volumeMounts"]}
+
+
+def test_statefulset_workers_have_lasting_names() -> None:
+    manifests = render("overlays/statefulset")
+    (worker,) = manifests.workers
+    assert worker["kind"] == "StatefulSet"
+    assert manifests.one("Service", worker["spec"]["serviceName"])["spec"]["clusterIP"] == "None"
+    assert not manifests.all("Deployment")
+
+
+def test_two_pools_share_the_fleet_and_nothing_else() -> None:
+    manifests = render("overlays/multi-pool")
+    assert [each["metadata"]["name"] for each in manifests.all("ScaledObject")] == [
+        "inferfleet-worker-chat",
+        "inferfleet-worker-embed",
+    ]
+    models = {manifests.variables(worker)["INFERFLEET_MODEL"] for worker in manifests.workers}
+    assert len(models) == 2
+    assert len(manifests.all("TriggerAuthentication")) == len(manifests.all("PersistentVolumeClaim")) == 1
+
+
+def test_the_exporter_answers_where_it_is_asked() -> None:
+    manifests = render("overlays/slo")
+    exporter = manifests.one("Deployment", "inferfleet-exporter")
+    (container,) = containers(exporter)
+    assert container["command"] == ["inferfleet", "exporter"]
+    assert container["image"].startswith("inferfleet-worker:"), "the producer's has no prometheus-client"
+    assert container["ports"] == [{"name": "http", "containerPort": ExporterSettings().http_port}]
+    assert container["livenessProbe"]["httpGet"] == {"path": EXPORTER_LIVE_PATH, "port": "http"}
+    (endpoint,) = manifests.one("PodMonitor", "inferfleet-exporter")["spec"]["podMetricsEndpoints"]
+    assert (endpoint["port"], endpoint["path"]) == ("http", EXPORTER_METRICS_PATH)
+    assert exporter["spec"]["replicas"] == 1
+
+
+def test_the_slo_triggers_ask_for_metrics_that_the_exporter_has() -> None:
+    exported = {family.name for family in FleetCollector(lambda: None, stale_after_s=1).collect()}
+    queries = [
+        trigger["metadata"]["query"]
+        for trigger in scaled("slo")["triggers"]
+        if trigger["type"] == "prometheus"
+    ]
+    assert len(queries) == 2
+    for query in queries:
+        asked = set(re.findall(r"inferfleet_\w+", query))
+        assert asked
+        assert asked <= exported
+        assert set(re.findall(r'phase="(\w+)"', query)) <= set(WorkerPhase)
+
+
+def test_in_a_mesh_the_proxy_outlives_the_drain_and_leaves_probes_alone() -> None:
+    manifests = render("overlays/service-mesh")
+    for workload in manifests.ours:
+        annotations = workload["spec"]["template"]["metadata"]["annotations"]
+        assert annotations["sidecar.istio.io/nativeSidecar"] == "true"
+        assert annotations["config.beta.linkerd.io/proxy-enable-native-sidecar"] == "true"
+        port = str(WorkerSettings().http_port)
+        assert annotations["traffic.sidecar.istio.io/excludeInboundPorts"] == port
+        assert annotations["config.linkerd.io/skip-inbound-ports"] == port
+
+
+def test_tls_reaches_keda_and_every_pod() -> None:
+    manifests = render("overlays/tls")
+    parameters = manifests.one("TriggerAuthentication")["spec"]["secretTargetRef"]
+    assert [each["parameter"] for each in parameters] == ["host", "tls", "ca", "cert", "key"]
+    for workload in manifests.ours:
+        mounts = containers(workload)[0]["volumeMounts"]
+        assert {"name": "tls", "mountPath": "/etc/inferfleet/tls", "readOnly": True} in mounts
+
+
+def test_dev_needs_nothing_but_a_cluster_with_keda() -> None:
+    manifests = render("overlays/dev")
+    assert not manifests.all("PodMonitor", "PersistentVolumeClaim")
+    secret = manifests.one("Secret", "inferfleet-connections")["data"]
+    assert set(secret) == set(example_connections())
+    for key in secret:
+        url = urlsplit(b64decode(secret[key]).decode())
+        assert url.hostname is not None
+        service = manifests.one("Service", url.hostname.split(".")[0])
+        assert url.port in {port["port"] for port in service["spec"]["ports"]}
+        (server,) = [o for o in manifests.workloads if selects(service["spec"]["selector"], o)]
+        assert url.port in {port["containerPort"] for port in containers(server)[0]["ports"]}

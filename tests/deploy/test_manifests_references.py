@@ -1,0 +1,115 @@
+"""What one object of the manifests says of another: names, keys, selectors, ports."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import urlsplit
+
+from tests.deploy.conftest import (
+    KEDA,
+    Manifests,
+    chosen_by,
+    containers,
+    example_connections,
+    pod,
+    selects,
+)
+
+from inferfleet.schemas.settings import WorkerSettings
+
+SECRETS = {
+    "inferfleet-connections": {"amqp-url", "redis-url", "rabbitmq-http-url", "rabbitmq-tls"},
+    "inferfleet-tls": {"ca.crt", "tls.crt", "tls.key"},
+    "inferfleet-hugging-face": {"token"},
+}
+"""The Secrets that docs/deploy.md tells to create, with their keys."""
+
+
+def test_what_a_pod_refers_to_is_there(manifests: Manifests) -> None:
+    for workload in manifests.workloads:
+        spec = pod(workload)
+        volumes = spec.get("volumes", [])
+        for volume in volumes:
+            if "persistentVolumeClaim" in volume:
+                manifests.one("PersistentVolumeClaim", volume["persistentVolumeClaim"]["claimName"])
+            if "configMap" in volume:
+                manifests.one("ConfigMap", volume["configMap"]["name"])
+        if "serviceAccountName" in spec:
+            manifests.one("ServiceAccount", spec["serviceAccountName"])
+        claimed = workload["spec"].get("volumeClaimTemplates", [])
+        names = {volume["name"] for volume in volumes} | {claim["metadata"]["name"] for claim in claimed}
+        mounts = [mount for each in containers(workload) for mount in each.get("volumeMounts", [])]
+        assert {mount["name"] for mount in mounts} == names
+
+
+def test_every_secret_and_key_is_one_of_those_that_the_docs_name(manifests: Manifests) -> None:
+    used: dict[str, set[str]] = {}
+    for reference in found_in(manifests.objects, "secretKeyRef"):
+        used.setdefault(reference["name"], set()).add(reference["key"])
+    for references in found_in(manifests.objects, "secretTargetRef"):
+        for reference in references:
+            used.setdefault(reference["name"], set()).add(reference["key"])
+    for volume in found_in(manifests.objects, "secret"):
+        used.setdefault(volume["secretName"], set())
+    assert used["inferfleet-connections"] >= {"amqp-url", "redis-url", "rabbitmq-http-url"}
+    for name, keys in used.items():
+        assert keys <= SECRETS[name]
+    docs = (KEDA.parents[1] / "docs/deploy.md").read_text()
+    assert all(name in docs for name in SECRETS)
+
+
+def test_the_example_of_the_secret_has_values_that_the_code_and_keda_take() -> None:
+    example = example_connections()
+    assert set(example) == {"amqp-url", "redis-url", "rabbitmq-http-url"}
+    WorkerSettings(amqp_url=example["amqp-url"], redis_url=example["redis-url"])
+    management = urlsplit(example["rabbitmq-http-url"])
+    assert (management.scheme, management.port, management.path) == ("http", 15672, "/")
+
+
+def test_selectors_choose_the_pods_that_are_meant(manifests: Manifests) -> None:
+    for workload in manifests.all("Deployment", "StatefulSet"):
+        assert chosen_by(workload["spec"]["selector"]["matchLabels"], manifests) == [workload]
+    for worker in manifests.workers:
+        (spread,) = pod(worker)["topologySpreadConstraints"]
+        assert chosen_by(spread["labelSelector"]["matchLabels"], manifests) == [worker]
+    guarded = [
+        chosen_by(budget["spec"]["selector"]["matchLabels"], manifests)
+        for budget in manifests.all("PodDisruptionBudget")
+    ]
+    assert sorted(guarded, key=str) == sorted(([worker] for worker in manifests.workers), key=str)
+    service = manifests.one("Service", "inferfleet-workers")
+    assert chosen_by(service["spec"]["selector"], manifests) == manifests.workers
+
+
+def test_every_pod_with_metrics_is_scraped_by_one_monitor(manifests: Manifests) -> None:
+    monitors = manifests.all("PodMonitor")
+    for workload in manifests.ours if monitors else []:
+        scraping = [each for each in monitors if selects(each["spec"]["selector"]["matchLabels"], workload)]
+        assert len(scraping) == ("ports" in containers(workload)[0])
+
+
+def test_all_pods_of_the_fleet_and_no_others_have_a_network_policy(manifests: Manifests) -> None:
+    policy = manifests.one("NetworkPolicy", "inferfleet")
+    assert chosen_by(policy["spec"]["podSelector"]["matchLabels"], manifests) == manifests.ours
+    assert set(policy["spec"]["policyTypes"]) == {"Ingress", "Egress"}
+
+
+def test_the_network_policy_lets_workers_reach_what_they_need(manifests: Manifests) -> None:
+    allowed = {
+        port["port"]
+        for rule in manifests.one("NetworkPolicy", "inferfleet")["spec"]["egress"]
+        for port in rule["ports"]
+    }
+    example = example_connections()
+    needed = {urlsplit(example[key]).port for key in ("amqp-url", "redis-url")}
+    assert allowed == needed | {5671, 6380, 443, 6443, 53}
+
+
+def found_in(thing: Any, key: str) -> list[Any]:
+    """Every value of a key, at any depth."""
+    if isinstance(thing, dict):
+        own = [thing[key]] if key in thing and not isinstance(thing[key], str) else []
+        return own + [found for value in thing.values() for found in found_in(value, key)]
+    if isinstance(thing, list):
+        return [found for value in thing for found in found_in(value, key)]
+    return []
