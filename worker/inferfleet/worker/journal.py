@@ -1,8 +1,8 @@
 """Writes the tokens of all running jobs to their journals, and keeps their leases alive.
 
 Streamed jobs are written every 50 ms or so, and their first tokens at once; the others about once a second.
-All that are due go out in one pipeline. What a write reveals (the job was cancelled, another worker has it, Redis lost it) is acted
-on here.
+All that are due go out in one pipeline. What a write reveals (the job was cancelled, another worker has it,
+Redis lost it) is acted on here.
 """
 
 from __future__ import annotations
