@@ -71,7 +71,10 @@ async def _respond(loaded: LoadedModel, generation: Generation, emit: Callable[[
             handler.engine_client = RequestTap(loaded.engine, generation, emit=emit, parse=None)
             return await handler.create_completion(request)
         case Endpoint.EMBEDDINGS:
-            response = await loaded.embeddings(_EMBEDDINGS.validate_python(body))
+            request = _EMBEDDINGS.validate_python(body)
+            if request.encoding_format not in ("float", "base64"):
+                raise refusal("encoding_format: a result is JSON, so it is float or base64")
+            response = await loaded.embeddings(request)
             return orjson.loads(response.body)
 
 

@@ -18,6 +18,7 @@ from typing import Any
 from pydantic import ValidationError
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.reasoning import ReasoningParserManager
+from vllm.renderers.chat_utils import load_chat_template
 from vllm.tool_parsers import ToolParserManager
 
 from inferfleet.schemas.errors import ConfigurationError
@@ -77,20 +78,20 @@ def read_arguments(
             engine=AsyncEngineArgs(**{name: chosen[name] for name in engine_options & chosen.keys()}),
             front_end=FrontendArgs(**{name: chosen[name] for name in front_end_options & chosen.keys()}),
         )
-    except (TypeError, ValueError) as error:
-        raise configuration_error(error) from error
+        # vLLM itself looks at this, and at the parsers' names, only after it has loaded the model.
+        load_chat_template(arguments.front_end.chat_template)
+    except Exception as error:
+        raise configuration_error(error, model=model) from error
     _load_parsers(arguments)
     return arguments
 
 
-def configuration_error(error: Exception) -> ConfigurationError:
+def configuration_error(error: Exception, *, model: str) -> ConfigurationError:
     """Say which option vLLM refuses, as far as it tells."""
-    if not isinstance(error, ValidationError):
-        return ConfigurationError(f"vLLM refuses its options: {error}")
-    problems = (
-        f"{'.'.join(map(str, problem['loc'])) or 'options'}: {problem['msg']}" for problem in error.errors()
-    )
-    return ConfigurationError(f"vLLM refuses its options: {'; '.join(problems)}")
+    problem = str(error)
+    if isinstance(error, ValidationError):
+        problem = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+    return ConfigurationError(f"vLLM cannot load {model!r} with these engine_args: {problem}")
 
 
 def _load_parsers(arguments: VllmArguments) -> None:

@@ -146,7 +146,7 @@ class VllmEngine:
         if engine.output_handler is not None:
             # Else it logs the end of the core as a failure, with a traceback.
             engine.output_handler.cancel()
-        await asyncio.to_thread(engine.shutdown, timeout=_EXIT_TIMEOUT_S)
+        await asyncio.to_thread(loaded.release, timeout_s=_EXIT_TIMEOUT_S)
 
     def _require_running(self) -> LoadedModel:
         if self._loaded is None:

@@ -16,10 +16,10 @@ import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from inferfleet.schemas.errors import ConfigurationError
 from inferfleet.worker.engines.vllm_plugin import WORKER_PID_VARIABLE
 from inferfleet.worker.ports import EngineStats
 
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_KILL_TIMEOUT_S: Final = 5.0
+"""How long a process that was killed may take to be gone: a GPU's driver has memory to release."""
+
 _GIVEN_UP: Final = "the worker was told to stop while the model was loading"
 
 
@@ -37,6 +40,7 @@ class LoadedModel:
     """What answers requests. A handler is ``None`` when the model cannot do its task."""
 
     engine: Any
+    processes: tuple[BaseProcess, ...]
     served_models: Any
     chat: Any
     completions: Any
@@ -47,6 +51,12 @@ class LoadedModel:
     def stats(self) -> EngineStats:
         """Say how loaded the engine is."""
         return self.reports.stats(self.engine.get_num_unfinished_requests())
+
+    def release(self, *, timeout_s: float) -> None:
+        """End the engine core, by force after the timeout, and wait until it has let go of the device."""
+        self.engine.shutdown(timeout=timeout_s)
+        for process in self.processes:
+            process.join(_KILL_TIMEOUT_S)
 
 
 class ModelLoader:
@@ -72,17 +82,35 @@ class ModelLoader:
         """
         self._children_before = {child.pid for child in multiprocessing.active_children()}
         engine, arguments, reports = await _in_thread(self._start_engine)
-        return await _with_handlers(engine, arguments, reports)
+        try:
+            state = await _handlers(engine, arguments)
+        except BaseException:
+            engine.shutdown(timeout=0)
+            raise
+        return LoadedModel(
+            engine=engine,
+            processes=tuple(self._children()),
+            served_models=state.openai_serving_models,
+            chat=getattr(state, "openai_serving_chat", None),
+            completions=getattr(state, "openai_serving_completion", None),
+            embeddings=getattr(state, "serving_embedding", None),
+            chat_has_grammar=_chat_has_grammar(state, arguments),
+            reports=reports,
+        )
 
     def give_up(self) -> None:
         """End a load that is under way."""
         self._given_up = True
+        for child in self._children():
+            # Until it is ready, an engine core does not obey SIGTERM.
+            child.kill()
+
+    def _children(self) -> list[BaseProcess]:
+        """List the processes that were started since the load began."""
         if self._children_before is None:
-            return
-        for child in multiprocessing.active_children():
-            if child.pid not in self._children_before:
-                # Until it is ready, an engine core does not obey SIGTERM.
-                child.kill()
+            return []
+        children: list[BaseProcess] = list(multiprocessing.active_children())
+        return [child for child in children if child.pid not in self._children_before]
 
     def _start_engine(self) -> tuple[Any, VllmArguments, SchedulerReports]:
         # vLLM reads these when it is imported, here and in its own processes.
@@ -103,8 +131,8 @@ class ModelLoader:
         )
         try:
             config = arguments.engine.create_engine_config()
-        except (OSError, TypeError, ValueError) as error:
-            raise configuration_error(error) from error
+        except Exception as error:
+            raise configuration_error(error, model=self._model) from error
         if self._given_up:
             raise RuntimeError(_GIVEN_UP)
         reports = SchedulerReports()
@@ -131,31 +159,20 @@ class ModelLoader:
         return engine
 
 
-async def _with_handlers(engine: Any, arguments: VllmArguments, reports: SchedulerReports) -> LoadedModel:
+async def _handlers(engine: Any, arguments: VllmArguments) -> Any:
+    """Make everything that ``vllm serve`` puts behind its routes."""
     from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 
-    state: Any = SimpleNamespace()
-    try:
-        await init_app_state(engine, state, arguments.namespace(), await engine.get_supported_tasks())
-    except (TypeError, ValueError) as error:
-        await asyncio.to_thread(engine.shutdown, timeout=0)
-        raise ConfigurationError(f"vLLM refuses its options: {error}") from error
-    chat = getattr(state, "openai_serving_chat", None)
-    return LoadedModel(
-        engine=engine,
-        served_models=state.openai_serving_models,
-        chat=chat,
-        completions=getattr(state, "openai_serving_completion", None),
-        embeddings=getattr(state, "serving_embedding", None),
-        chat_has_grammar=_chat_has_grammar(chat, arguments),
-        reports=reports,
-    )
+    state = SimpleNamespace()
+    await init_app_state(engine, state, arguments.namespace(), await engine.get_supported_tasks())
+    return state
 
 
-def _chat_has_grammar(chat: Any, arguments: VllmArguments) -> bool:
+def _chat_has_grammar(state: Any, arguments: VllmArguments) -> bool:
     """Whether chats are held to a grammar of tool calls even when the request itself asks for none."""
     from vllm.utils.mistral import is_mistral_tool_parser
 
+    chat = getattr(state, "openai_serving_chat", None)
     parser = getattr(getattr(chat, "parser_cls", None), "tool_parser_cls", None)
     if parser is None:
         return False

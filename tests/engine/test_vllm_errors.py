@@ -1,0 +1,47 @@
+"""Each error of vLLM's becomes one of the worker's codes, which say whether to try again."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from vllm.exceptions import QueueOverflowError, VLLMValidationError
+from vllm.v1.engine.exceptions import EngineDeadError as VllmEngineDeadError
+from vllm.v1.engine.exceptions import EngineGenerateError
+
+from inferfleet.schemas import FailureCode
+from inferfleet.worker.engines.vllm_errors import translate
+from inferfleet.worker.ports import EngineDeadError, GenerationError
+
+SECRET = "my secret word"
+BODY = {"messages": [{"role": "user", "content": SECRET}]}
+
+
+def caused_by(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (MemoryError(), FailureCode.OUT_OF_MEMORY),
+        (torch.OutOfMemoryError(), FailureCode.OUT_OF_MEMORY),
+        (caused_by(EngineGenerateError(), torch.OutOfMemoryError()), FailureCode.OUT_OF_MEMORY),
+        (caused_by(EngineGenerateError(), KeyError(SECRET)), FailureCode.ENGINE_ERROR),
+        (QueueOverflowError(), FailureCode.ENGINE_ERROR),
+        (RuntimeError(f"could not say {SECRET}"), FailureCode.ENGINE_ERROR),
+        (ValueError(f"could not read {SECRET}"), FailureCode.INVALID_REQUEST),
+        (VLLMValidationError("no", parameter="messages", value=SECRET), FailureCode.INVALID_REQUEST),
+    ],
+    ids=repr,
+)
+def test_an_error_of_vllm_has_a_code_that_says_whether_to_try_again(error, code):
+    translated = translate(error, BODY, max_model_len=1024)
+
+    assert isinstance(translated, GenerationError)
+    assert translated.code is code
+    assert SECRET not in str(translated)
+
+
+def test_a_dead_engine_core_is_the_end_for_all_requests():
+    assert isinstance(translate(VllmEngineDeadError(), BODY, max_model_len=1024), EngineDeadError)
