@@ -102,7 +102,7 @@ async def test_a_worker_killed_between_the_hand_over_in_redis_and_in_the_broker_
 ) -> None:
     # Given a draining worker that has given its job back in Redis, and cannot tell the broker
     doomed = await harness.worker(drain_timeout_s=0.0)
-    job = await fleet.submit(prompt("handed over", tokens=600), pool=harness.pool, stream=True)
+    job = await fleet.submit(prompt("handed over", tokens=400), pool=harness.pool, stream=True)
     await harness.until_tokens([job.id])
     doomed.link.broker.hold(Direction.TO_SERVICE)
     doomed.process.send_signal(signal.SIGTERM)
