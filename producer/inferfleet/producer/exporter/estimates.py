@@ -27,6 +27,7 @@ class OldestAge:
     """
 
     def __init__(self) -> None:
+        self._began = 0.0
         self._times: list[float] = []
         self._counts: list[int] = []
 
@@ -34,6 +35,8 @@ class OldestAge:
         """Take in the counters of this moment, and return the age in seconds; 0 if nothing is ready."""
         if self._counts and published < self._counts[-1]:
             self._times, self._counts = [], []
+        if not self._counts:
+            self._began = now
         if self._counts and published == self._counts[-1]:
             self._times[-1] = now
         else:
@@ -43,7 +46,7 @@ class OldestAge:
         if not ready:
             return 0.0
         before = bisect_right(self._counts, published - ready) - 1
-        return now - self._times[max(before, 0)]
+        return now - (self._times[before] if before >= 0 else self._began)
 
 
 class Throughput:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, asynccontextmanager
@@ -19,6 +20,8 @@ from inferfleet.producer.exporter.settings import ExporterSettings
 from inferfleet.schemas.errors import ConfigurationError
 from inferfleet.wire.pipeline import CommandPipeline
 from inferfleet.wire.redis import redis_client
+
+logger = logging.getLogger(__name__)
 
 LIVE_PATH = "/health/live"
 METRICS_PATH = "/metrics"
@@ -38,7 +41,8 @@ async def run_exporter(settings: ExporterSettings) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
-    async with serving(settings):
+    async with serving(settings) as port:
+        logger.info("metrics are at port %d, %s", port, METRICS_PATH)
         await stopping.wait()
 
 
