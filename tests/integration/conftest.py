@@ -1,4 +1,4 @@
-"""What the integration tests share: a pool of their own, clients, workers in and out of process, a raw AMQP client.
+"""What the integration tests share: a pool of their own, clients, workers, a raw AMQP client.
 
 Everything runs on the session's one set of services (``--services`` chooses the kind). A pool name is never
 used twice, so tests cannot see each other.
@@ -336,9 +336,7 @@ class WorkerProcess:
 
 
 class StartWorkerProcess(Protocol):
-    def __call__(
-        self, *options: str, preamble: str = "", **environment: str
-    ) -> Awaitable[WorkerProcess]: ...
+    def __call__(self, *options: str, preamble: str = "", **environment: str) -> Awaitable[WorkerProcess]: ...
 
 
 @pytest.fixture

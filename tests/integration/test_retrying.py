@@ -64,7 +64,9 @@ async def test_what_was_generated_before_a_failure_is_not_generated_again(
     fleet: Fleet, start_worker: StartWorker, store: aioredis.Redis, pool: str
 ) -> None:
     await start_worker()
-    body = chat("long", max_tokens=30, simulated={"fail": "engine_error", "fail_times": 1, "after_tokens": 20})
+    body = chat(
+        "long", max_tokens=30, simulated={"fail": "engine_error", "fail_times": 1, "after_tokens": 20}
+    )
     job = await fleet.submit(body, pool=pool)
     result = await fleet.wait(job, timeout_s=PATIENCE_S)
     entries = await journal_of(store, job)

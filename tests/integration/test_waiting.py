@@ -190,8 +190,6 @@ async def _last(lines: Any) -> Any:
 # Ten thousand
 
 
-
-
 async def test_waiting_for_ten_thousand_jobs_takes_one_blocked_read(
     connect: Connect, store: aioredis.Redis, pool: str
 ) -> None:
@@ -250,7 +248,9 @@ async def test_the_blocking_client_does_what_the_other_does(
             assert client.wait(job, timeout_s=PATIENCE_S).text == answer_to(job)
             assert client.get(job).state is JobState.SUCCEEDED
             jobs = client.submit_many(["one", "two"], pool=pool)
-            assert [r.text for r in client.wait_many(jobs, timeout_s=PATIENCE_S)] == list(map(answer_to, jobs))
+            assert [r.text for r in client.wait_many(jobs, timeout_s=PATIENCE_S)] == list(
+                map(answer_to, jobs)
+            )
             slow = client.submit(slow_chat(tokens=500, step_s=0.02), pool=pool)
             with pytest.raises(WaitTimeoutError):
                 client.wait(slow, timeout_s=0.01)

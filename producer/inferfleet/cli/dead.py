@@ -8,8 +8,6 @@ from typing import Annotated
 
 import orjson
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from inferfleet.cli.options import JsonFlag, producer_settings
 from inferfleet.producer.fleet import Fleet
@@ -35,11 +33,12 @@ def list_(*, pool: PoolOption = DEFAULT_POOL, limit: int = 100, as_json: JsonFla
     if as_json:
         _print_json([letter.model_dump(mode="json", exclude={"job"}) for letter in letters])
         return
-    table = Table("job", "code", "attempts", "died at", "message")
+    # A line each and nothing cut off: ids are there to be copied into the next command.
     for letter in letters:
-        died_at = f"{letter.died_at:%Y-%m-%d %H:%M:%S}" if letter.died_at else ""
-        table.add_row(letter.message_id, letter.code, str(letter.attempts), died_at, letter.message)
-    Console().print(table)
+        died_at = f"{letter.died_at:%Y-%m-%d %H:%M:%S}" if letter.died_at else "-"
+        attempts = f"{letter.attempts} attempt{'' if letter.attempts == 1 else 's'}"
+        why = " ".join(letter.message.split())
+        sys.stdout.write(f"{letter.message_id or '-'}  {died_at}  {letter.code}  {attempts}  {why}\n")
 
 
 @app.command()

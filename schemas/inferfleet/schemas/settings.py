@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import uuid_utils
 from pydantic import Field, ValidationError, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from inferfleet.schemas.errors import ConfigurationError
 from inferfleet.schemas.job import DEFAULT_POOL, PoolName
@@ -157,6 +157,12 @@ def read_settings(settings: type[SettingsT], **options: Any) -> SettingsT:
             for problem in error.errors(include_input=False, include_url=False)
         )
         raise ConfigurationError(f"wrong setting: {problems}") from error
+    except SettingsError as error:
+        # A variable that should hold JSON; pydantic-settings names the field, and the cause what is wrong.
+        field = next(name for name in settings.model_fields if f'"{name}"' in str(error))
+        raise ConfigurationError(
+            f"wrong setting: INFERFLEET_{field.upper()}: is not JSON ({error.__cause__})"
+        ) from error
 
 
 def _require_scheme(url: str, schemes: tuple[str, ...], example: str) -> str:

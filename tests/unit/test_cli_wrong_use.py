@@ -1,0 +1,150 @@
+"""Wrong use of the command line: exit code 2, a sentence on stderr, nothing on stdout, no traceback."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import pytest
+
+from inferfleet.cli import main
+
+NOWHERE = {
+    "INFERFLEET_REDIS_URL": "redis://127.0.0.1:1/0",
+    "INFERFLEET_AMQP_URL": "amqp://guest:guest@127.0.0.1:1/",
+}
+"""Addresses where nothing listens: what is refused here is refused before anybody is asked."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    code: int | str | None
+    out: str
+    err: str
+
+
+class Run(Protocol):
+    def __call__(self, *arguments: str, stdin: str = "", variables: Mapping[str, str] = {}) -> Ended: ...
+
+
+@pytest.fixture
+def inferfleet(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    """Run the command line in this process."""
+
+    def run(*arguments: str, stdin: str = "", variables: Mapping[str, str] = {}) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["inferfleet", *arguments])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
+        for name, value in {**NOWHERE, **variables}.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(SystemExit) as exited:
+            main()
+        captured = capfd.readouterr()
+        return Ended(exited.value.code, captured.out, captured.err)
+
+    return run
+
+
+def assert_refused(ended: Ended, message: str) -> None:
+    assert (ended.code, ended.out) == (2, "")
+    assert message in ended.err
+    assert "Traceback" not in ended.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "give either a prompt or --body FILE"),
+        (("hello", "--body", "x.json"), "give either a prompt or --body FILE"),
+        (("hello", "--priority", "10"), "'10' is neither a number from 0 to 9 nor one of batch (1)"),
+        (("hello", "--priority", "soon"), "'soon' is neither a number"),
+        (("hello", "--timeout", "long"), "Invalid value for '--timeout'"),
+        (("hello", "--endpoint", "/v1/images"), "'/v1/images' is not one of"),
+        (("hello", "--metadata", "novalue"), "'novalue' is not of the form key=value"),
+        (("--body", "/does/not/exist"), "cannot read /does/not/exist: No such file"),
+        (("hello", "--colour", "red"), "No such option: --colour"),
+    ],
+)
+def test_submit_refuses_what_it_cannot_read(
+    inferfleet: Run, arguments: tuple[str, ...], message: str
+) -> None:
+    assert_refused(inferfleet("submit", *arguments), message)
+
+
+@pytest.mark.parametrize(
+    ("stdin", "message"),
+    [
+        ("{nonsense", "- is not JSON"),
+        ("", "- is not JSON"),
+        ("[1]", "- holds a list; a request body is a JSON object"),
+        ('{"temperature": NaN}', "- is not JSON"),
+    ],
+)
+def test_submit_refuses_a_body_that_is_none(inferfleet: Run, stdin: str, message: str) -> None:
+    assert_refused(inferfleet("submit", "--body", "-", stdin=stdin), message)
+
+
+@pytest.mark.parametrize("command", ["submit", "get", "cancel", "stream", "worker"])
+def test_a_variable_that_is_wrong_is_named(inferfleet: Run, command: str) -> None:
+    ended = inferfleet(
+        command, *(["x"] if command != "worker" else []), variables={"INFERFLEET_AMQP_URL": "x"}
+    )
+    assert_refused(ended, "INFERFLEET_AMQP_URL: the scheme '' is not one of amqp, amqps")
+
+
+@pytest.mark.parametrize("url", ["redis://host:port/0", "redis://host:99999/0", "redis://[half/0"])
+def test_an_address_that_cannot_be_one_is_named(inferfleet: Run, url: str) -> None:
+    ended = inferfleet("get", "x", variables={"INFERFLEET_REDIS_URL": url})
+    assert_refused(ended, "INFERFLEET_REDIS_URL")
+
+
+@pytest.mark.parametrize("url", ["amqp://host:port/", "amqp://host:99999/", "amqp://", "amqp://[half/"])
+def test_an_amqp_address_that_cannot_be_one_is_named(inferfleet: Run, url: str) -> None:
+    ended = inferfleet("pool", "declare", "somewhere", variables={"INFERFLEET_AMQP_URL": url})
+    assert_refused(ended, "INFERFLEET_AMQP_URL")
+
+
+def test_a_pool_must_have_a_pools_name(inferfleet: Run) -> None:
+    assert_refused(inferfleet("pool", "declare", "Big GPUs"), "'Big GPUs' is not a pool name")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--engine-args", "{nonsense"), "--engine-args is not JSON"),
+        (("--engine-args", "[1, 2]"), '--engine-args is not a JSON object like {"max_model_len": 8192}'),
+        (("--engine", "magic"), "'magic' is not one of"),
+        (("--max-running", "0"), "INFERFLEET_MAX_RUNNING: Input should be greater than or equal to 1"),
+        (("--max-running", "many"), "Invalid value for '--max-running'"),
+        (("--look-ahead", "-1"), "INFERFLEET_LOOK_AHEAD: Input should be greater than or equal to 0"),
+        (("--http-port", "70000"), "INFERFLEET_HTTP_PORT: Input should be less than or equal to 65535"),
+        (("--pool", "Big GPUs"), "INFERFLEET_POOL: "),
+        (("--worker-id", "a b"), "INFERFLEET_WORKER_ID: "),
+    ],
+)
+def test_worker_refuses_an_option_by_its_name(
+    inferfleet: Run, options: tuple[str, ...], message: str
+) -> None:
+    assert_refused(inferfleet("worker", *options), message)
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"INFERFLEET_ENGINE_ARGS": "{nonsense"}, "INFERFLEET_ENGINE_ARGS: is not JSON"),
+        ({"INFERFLEET_DRAIN_TIMEOUT_S": "soon"}, "INFERFLEET_DRAIN_TIMEOUT_S: "),
+        ({"INFERFLEET_LOG_LEVEL": "LOUD"}, "INFERFLEET_LOG_LEVEL: 'LOUD' is not one of CRITICAL"),
+        ({"INFERFLEET_LOG_FORMAT": "xml"}, "INFERFLEET_LOG_FORMAT: "),
+        ({"INFERFLEET_QUEUE_TYPE": "lifo"}, "INFERFLEET_QUEUE_TYPE: "),
+    ],
+)
+def test_worker_refuses_a_variable_by_its_name(
+    inferfleet: Run, variables: dict[str, str], message: str
+) -> None:
+    assert_refused(inferfleet("worker", variables=variables), message)
+
+
+def test_an_unknown_command_is_wrong_use(inferfleet: Run) -> None:
+    assert_refused(inferfleet("explode"), "No such command 'explode'")
