@@ -199,17 +199,17 @@ class Sessions:
         key = turns_key(session_id)
         if max_tokens is None:
             return _parse(await self._pipeline.execute("LRANGE", key, 0, -1))
-        turns: tuple[Turn, ...] = ()
+        turns: list[Turn] = []
         last = -1
         while sum(turn.tokens for turn in turns) <= max_tokens or continues(turns[0]):
             block = _parse(await self._pipeline.execute("LRANGE", key, last - 63, last))
-            turns = block + turns
+            turns[:0] = block
             last -= 64
             if len(block) < 64:
-                return turns
+                return tuple(turns)
         # The first turn holds the instructions, which always stay.
         first = _parse(await self._pipeline.execute("LRANGE", key, 0, 0))
-        return turns if turns[:1] == first else first + turns
+        return tuple(turns) if turns[:1] == [*first] else (*first, *turns)
 
     async def state(self, session_id: str) -> tuple[int, Any]:
         """Read the state and its version; version 0 is a session without one."""
