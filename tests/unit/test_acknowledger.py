@@ -1,0 +1,176 @@
+"""Acks are batched, and no tag is ever named twice: RabbitMQ would close the channel."""
+
+from __future__ import annotations
+
+import asyncio
+
+from aio_pika.exceptions import ChannelInvalidStateError
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inferfleet.worker.acknowledger import Acknowledger
+
+
+class Channel:
+    """Writes down the acks, and knows like a broker what they settle."""
+
+    def __init__(self) -> None:
+        self.acks: list[tuple[int, bool]] = []
+        self.unsettled: set[int] = set()
+        self.open = asyncio.Event()
+        self.open.set()
+        self.broken = False
+
+    async def basic_ack(self, delivery_tag: int, multiple: bool = False, wait: bool = True) -> None:
+        if self.broken:
+            raise ChannelInvalidStateError("closed")
+        assert delivery_tag in self.unsettled, f"406: tag {delivery_tag} is unknown"
+        self.acks.append((delivery_tag, multiple))
+        named = {tag for tag in self.unsettled if tag <= delivery_tag} if multiple else {delivery_tag}
+        self.unsettled -= named
+        if wait:
+            await self.open.wait()
+
+    def deliver(self, acknowledger: Acknowledger, *tags: int) -> None:
+        for tag in tags:
+            self.unsettled.add(tag)
+            acknowledger.delivered(tag)
+
+
+def pair() -> tuple[Channel, Acknowledger]:
+    channel = Channel()
+    return channel, Acknowledger(channel)  # type: ignore[arg-type]
+
+
+async def test_neighbours_that_have_finished_are_one_ack() -> None:
+    channel, acknowledger = pair()
+    channel.deliver(acknowledger, 1, 2, 3, 4)
+    for tag in (3, 1, 2):
+        acknowledger.ack(tag)
+    await acknowledger.flush()
+    assert channel.acks == [(3, True)]
+    assert channel.unsettled == {4}
+
+
+async def test_a_slow_job_holds_up_nobody_behind_it() -> None:
+    channel, acknowledger = pair()
+    channel.deliver(acknowledger, 1, 2, 3, 4, 5)
+    for tag in (1, 3, 5):
+        acknowledger.ack(tag)
+    await acknowledger.flush()
+    assert channel.acks == [(1, True), (3, False), (5, False)]
+    assert channel.unsettled == {2, 4}
+    acknowledger.ack(2)
+    acknowledger.ack(4)
+    await acknowledger.flush()
+    assert channel.acks[3:] == [(4, True)]
+    assert channel.unsettled == set()
+
+
+async def test_an_ack_that_comes_twice_is_written_once() -> None:
+    channel, acknowledger = pair()
+    channel.deliver(acknowledger, 1, 2)
+    acknowledger.ack(1)
+    acknowledger.ack(1)
+    await acknowledger.flush()
+    acknowledger.ack(1)
+    acknowledger.ack(99)
+    await acknowledger.flush()
+    assert channel.acks == [(1, True)]
+
+
+async def test_what_was_given_back_is_passed_over_by_the_acks_behind_it() -> None:
+    channel, acknowledger = pair()
+    channel.deliver(acknowledger, 1, 2, 3)
+    channel.unsettled.discard(2)
+    acknowledger.forget(2)
+    for tag in (1, 2, 3):
+        acknowledger.ack(tag)
+    await acknowledger.flush()
+    assert channel.acks == [(3, True)]
+
+
+async def test_while_something_is_being_given_back_no_ack_reaches_past_it() -> None:
+    channel, acknowledger = pair()
+    channel.deliver(acknowledger, 1, 2, 3)
+    acknowledger.ack(1)
+    acknowledger.ack(3)
+    await acknowledger.flush()
+    assert channel.acks == [(1, True), (3, False)]
+
+
+async def test_what_finishes_while_a_write_is_under_way_goes_out_with_the_next() -> None:
+    channel, acknowledger = pair()
+    channel.deliver(acknowledger, *range(1, 11))
+    channel.open.clear()
+    running = asyncio.create_task(acknowledger.run())
+    acknowledger.ack(1)
+    while not channel.acks:
+        await asyncio.sleep(0)
+    for tag in range(2, 11):
+        acknowledger.ack(tag)
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert channel.acks == [(1, True)]
+    channel.open.set()
+    while channel.unsettled:
+        await asyncio.sleep(0)
+    assert channel.acks == [(1, True), (10, True)]
+    running.cancel()
+    await asyncio.wait([running])
+
+
+async def test_acks_for_a_lost_connection_are_given_up() -> None:
+    """The broker delivers these again, and the records say that they are done."""
+    channel, acknowledger = pair()
+    channel.deliver(acknowledger, 1)
+    channel.broken = True
+    acknowledger.ack(1)
+    await acknowledger.flush()
+    await acknowledger.flush()
+    assert channel.acks == []
+
+
+async def test_it_counts_what_is_not_settled() -> None:
+    channel, acknowledger = pair()
+    channel.deliver(acknowledger, 1, 2, 3)
+    assert (acknowledger.unsettled, acknowledger.tags()) == (3, {1, 2, 3})
+    acknowledger.ack(2)
+    assert [acknowledger.holds(tag) for tag in (1, 2, 3, 4)] == [True, False, True, False]
+    await acknowledger.flush()
+    assert acknowledger.unsettled == 2
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["deliver", "ack", "forget", "flush"]), st.integers(0, 30)), max_size=80
+    )
+)
+def test_whatever_the_order_every_finished_delivery_is_settled_once(steps: list[tuple[str, int]]) -> None:
+    async def play() -> None:
+        channel, acknowledger = pair()
+        delivered: list[int] = []
+        finished: set[int] = set()
+        for step, number in steps:
+            match step:
+                case "deliver":
+                    delivered.append(len(delivered) + 1)
+                    channel.deliver(acknowledger, delivered[-1])
+                case "ack" if delivered:
+                    tag = delivered[number % len(delivered)]
+                    finished.add(tag)
+                    acknowledger.ack(tag)
+                case "forget" if delivered:
+                    tag = delivered[number % len(delivered)]
+                    if acknowledger.holds(tag):
+                        channel.unsettled.discard(tag)
+                        acknowledger.forget(tag)
+                case "flush":
+                    await acknowledger.flush()
+                case _:
+                    pass
+        await acknowledger.flush()
+        assert not channel.unsettled & finished
+        assert channel.unsettled == acknowledger.tags()
+
+    asyncio.run(play())

@@ -1,0 +1,179 @@
+"""One job while it runs: which tokens the journal has, and what stops it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from inferfleet.schemas import Job
+from inferfleet.schemas.journal import TokenChunk
+from inferfleet.wire.records import Fence, Unflushed
+from inferfleet.worker.broker import Delivery
+from inferfleet.worker.job_run import Interruption, JobRun
+
+
+def chunk(*tokens: int, text: str = "", index: int = 0, delta: dict[str, Any] | None = None) -> TokenChunk:
+    return TokenChunk(index=index, token_ids=tokens, text=text, delta=delta)
+
+
+def make_run(**options: Any) -> JobRun:
+    delivery = Delivery(
+        session=None,  # type: ignore[arg-type]
+        tag=1,
+        body=b"",
+        message_id=None,
+        reply_to="from-the-message",
+        headers={},
+        redelivered=False,
+    )
+    return JobRun(job=Job(body={}, **options), delivery=delivery)
+
+
+# Tokens
+
+
+def test_tokens_are_handed_out_once_and_joined() -> None:
+    run = make_run()
+    for part in (chunk(1, 2, text="a"), chunk(3, text="b")):
+        run.add(part)
+    assert (run.tokens, run.has_fresh_tokens) == (3, True)
+    assert run.take_unflushed() == Unflushed(0, (chunk(1, 2, 3, text="ab"),))
+    assert run.take_unflushed() == Unflushed(3)
+    run.add(chunk(4, text="c"))
+    assert run.take_unflushed() == Unflushed(3, (chunk(4, text="c"),))
+    assert (run.tokens, run.has_fresh_tokens) == (4, False)
+    assert run.journaled == (chunk(1, 2, 3, text="ab"), chunk(4, text="c"))
+
+
+def test_only_neighbours_of_one_choice_are_joined() -> None:
+    run = make_run()
+    parts = [chunk(1, text="a"), chunk(2, text="x", index=1), chunk(3, text="y", index=1), chunk(4, text="b")]
+    for part in parts:
+        run.add(part)
+    assert run.take_unflushed().chunks == (
+        chunk(1, text="a"),
+        chunk(2, 3, text="xy", index=1),
+        chunk(4, text="b"),
+    )
+
+
+def test_a_delta_stands_by_itself() -> None:
+    """Tool calls cannot be joined like text."""
+    run = make_run()
+    call = chunk(2, delta={"tool_calls": [{"index": 0}]})
+    for part in (chunk(1, text="a"), call, call, chunk(3, text="b"), chunk(4, text="c")):
+        run.add(part)
+    assert run.take_unflushed().chunks == (
+        chunk(1, text="a"),
+        call,
+        call,
+        chunk(3, 4, text="bc"),
+    )
+
+
+def test_a_resumed_run_counts_on_from_what_the_journal_has() -> None:
+    run = make_run()
+    run.resume((chunk(1, 2), chunk(3)))
+    assert (run.tokens, run.tokens_generated, run.resume_token_ids) == (3, 0, (1, 2, 3))
+    run.add(chunk(4, 5, text="de"))
+    assert (run.tokens, run.tokens_generated) == (5, 2)
+    assert run.take_unflushed() == Unflushed(3, (chunk(4, 5, text="de"),))
+    assert [token for part in run.journaled for token in part.token_ids] == [1, 2, 3, 4, 5]
+
+
+def test_a_granted_start_names_the_fence_and_whom_to_tell() -> None:
+    run = make_run()
+    assert (run.attempt, run.reply_to) == (0, "from-the-message")
+    run.start(fence=Fence("t", 3), charged=2, reply_to="from-the-record")
+    assert (run.attempt, run.charged, run.reply_to) == (3, 2, "from-the-record")
+
+
+def test_the_time_to_the_first_token_is_that_of_the_first() -> None:
+    run = make_run()
+    assert run.first_token_s is None
+    run.add(chunk(1))
+    first = run.first_token_s
+    assert first is not None
+    run.add(chunk(2))
+    assert run.first_token_s == first
+
+
+# Interruptions
+
+
+@pytest.mark.parametrize("reason", [reason for reason in Interruption if reason is not Interruption.TIMEOUT])
+async def test_an_interruption_ends_the_block_and_says_why(reason: Interruption) -> None:
+    run = make_run()
+
+    async def work() -> None:
+        async with run.interruptible():
+            running.set()
+            await asyncio.sleep(3600)
+
+    running = asyncio.Event()
+    task = asyncio.create_task(work())
+    await running.wait()
+    run.interrupt(reason)
+    await asyncio.wait_for(task, 10)
+    assert run.interruption is reason
+
+
+async def test_an_interruption_before_the_block_keeps_it_from_starting_to_wait() -> None:
+    run = make_run()
+    run.interrupt(Interruption.HAND_OVER)
+    async with asyncio.timeout(10), run.interruptible():
+        await asyncio.sleep(3600)
+    assert run.interruption is Interruption.HAND_OVER
+
+
+async def test_the_jobs_own_limit_ends_the_block() -> None:
+    run = make_run(timeout_s=0.01)
+    async with asyncio.timeout(10), run.interruptible():
+        await asyncio.sleep(3600)
+    assert run.interruption is Interruption.TIMEOUT
+
+
+async def test_the_first_reason_counts() -> None:
+    run = make_run()
+    run.interrupt(Interruption.CANCELLED)
+    run.interrupt(Interruption.HAND_OVER)
+    async with asyncio.timeout(10), run.interruptible():
+        await asyncio.sleep(3600)
+    assert run.interruption is Interruption.CANCELLED
+
+
+async def test_an_interruption_after_the_block_has_ended_comes_too_late() -> None:
+    run = make_run()
+    async with run.interruptible():
+        pass
+    run.interrupt(Interruption.CANCELLED)
+
+
+async def test_errors_in_the_block_pass_through() -> None:
+    run = make_run()
+    with pytest.raises(ZeroDivisionError):
+        async with run.interruptible():
+            raise ZeroDivisionError
+    with pytest.raises(TimeoutError):
+        async with run.interruptible():
+            raise TimeoutError("not ours")
+    assert run.interruption is None
+
+
+async def test_a_cancelled_task_is_cancelled_and_not_interrupted() -> None:
+    run = make_run(timeout_s=60)
+
+    async def work() -> None:
+        async with run.interruptible():
+            running.set()
+            await asyncio.sleep(3600)
+
+    running = asyncio.Event()
+    task = asyncio.create_task(work())
+    await running.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert run.interruption is None

@@ -1,0 +1,89 @@
+"""What follows a failure: decided by its code, by how often it was tried, and by nothing else."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inferfleet.schemas import Failure, FailureCode, JobState
+from inferfleet.worker.outcomes import DeadLetter, Finish, Outcome, Retry, RetryPolicy, after_failure, rounded
+
+RETRYABLE = [code for code in FailureCode if code.retryable]
+FINAL = [code for code in FailureCode if not code.retryable]
+POLICY = RetryPolicy(base_s=1.0, cap_s=60.0)
+
+
+def outcome(code: FailureCode, *, attempts: int, max_attempts: int = 5, message: str = "oh") -> Outcome:
+    return after_failure(
+        Failure(code=code, message=message),
+        attempts=attempts,
+        max_attempts=max_attempts,
+        policy=POLICY,
+        chance=random.Random(7),
+    )
+
+
+def test_the_codes_worth_another_try_are_these() -> None:
+    assert {code.value for code in RETRYABLE} == {
+        "model_unavailable",
+        "engine_error",
+        "out_of_memory",
+        "internal",
+    }
+
+
+@pytest.mark.parametrize("code", RETRYABLE)
+@pytest.mark.parametrize("attempts", [1, 4])
+def test_what_may_go_better_elsewhere_is_tried_again(code: FailureCode, attempts: int) -> None:
+    decided = outcome(code, attempts=attempts)
+    assert isinstance(decided, Retry)
+    assert decided.failure == Failure(code=code, message="oh")
+
+
+@pytest.mark.parametrize("code", RETRYABLE)
+@pytest.mark.parametrize("attempts", [5, 6])
+def test_the_last_attempt_is_followed_by_a_dead_letter_that_says_why(
+    code: FailureCode, attempts: int
+) -> None:
+    decided = outcome(code, attempts=attempts)
+    assert isinstance(decided, DeadLetter)
+    assert decided.failure.code is FailureCode.TOO_MANY_ATTEMPTS
+    assert decided.failure.message == f"gave up after {attempts} attempts; the last failed with {code}: oh"
+
+
+@pytest.mark.parametrize("code", FINAL)
+def test_what_cannot_go_better_is_final_at_once(code: FailureCode) -> None:
+    assert outcome(code, attempts=1) == Finish(JobState.FAILED, failure=Failure(code=code, message="oh"))
+
+
+def test_a_message_of_any_length_fits_into_the_dead_letter() -> None:
+    decided = outcome(FailureCode.ENGINE_ERROR, attempts=5, message="x" * 4096)
+    assert isinstance(decided, DeadLetter)
+    assert len(decided.failure.message) == 4096
+
+
+@given(attempts=st.integers(1, 100), seed=st.integers())
+def test_the_pause_doubles_up_to_its_cap_with_half_of_it_left_to_chance(attempts: int, seed: int) -> None:
+    full = min(60.0, 2.0 ** (attempts - 1))
+    delay = POLICY.delay_s(attempts, chance=random.Random(seed))
+    assert full / 2 <= delay <= full + 1
+
+
+def test_pauses_differ_so_that_jobs_that_failed_together_do_not_come_back_together() -> None:
+    chance = random.Random(1)
+    assert len({POLICY.delay_s(5, chance=chance) for _ in range(100)}) > 5
+
+
+@given(st.floats(0, 60))
+def test_a_pause_is_rounded_up_to_one_that_has_a_queue(delay_s: float) -> None:
+    """Every pause is a queue of its own in RabbitMQ, so there are few."""
+    pause = rounded(delay_s)
+    assert delay_s <= pause <= delay_s + (0.25 if delay_s <= 4 else 1) + 1e-9
+    assert pause > 0
+
+
+def test_there_are_at_most_76_queues_for_pauses_up_to_a_minute() -> None:
+    assert len({rounded(milliseconds / 1000) for milliseconds in range(60_001)}) <= 76
