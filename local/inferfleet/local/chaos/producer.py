@@ -34,6 +34,9 @@ AT_ONCE = 64
 PAUSE_S = 0.2
 """Between two tries of something that an outage keeps from working."""
 
+READ = ""
+"""In place of a cursor: the stream was read to its end."""
+
 _OUTAGE = (InferfleetError, RedisError, OSError)
 
 
@@ -77,15 +80,18 @@ class Producer:
                 case Seen(result=result):
                     seen.add(result.job_id)
                 case Streamed(job_id=job_id, cursor=cursor, entry=entry):
-                    cursors[job_id] = "" if isinstance(entry, FinishedEntry) else cursor
+                    cursors[job_id] = READ if isinstance(entry, FinishedEntry) else cursor
                 case CancelAsked():
                     pass
         async with asyncio.TaskGroup() as tasks:
             for number in sorted(intents - accepted.keys()):
                 tasks.create_task(self._submit(number))
             for job in accepted.values():
+                cursor = cursors.get(job.id)
                 if job.id not in seen:
-                    tasks.create_task(self._watch(job, cursor=cursors.get(job.id)))
+                    tasks.create_task(self._watch(job, cursor=cursor))
+                elif job.stream and cursor != READ:
+                    tasks.create_task(self._read(job, cursor))
             next_one = max(intents, default=self._plan.first - self._plan.step) + self._plan.step
             due = asyncio.get_running_loop().time()
             for number in range(next_one, self._plan.end, self._plan.step):
@@ -112,7 +118,7 @@ class Producer:
             tasks.create_task(self._wait(job))
             if kind_of(job) is Kind.CANCELLED:
                 tasks.create_task(self._cancel(job))
-            if job.stream and cursor != "":
+            if job.stream and cursor != READ:
                 tasks.create_task(self._read(job, cursor))
 
     async def _wait(self, job: Job) -> None:
