@@ -17,7 +17,7 @@ async def test_no_promise_is_broken_while_everything_breaks(tmp_path: Path) -> N
     # Given services that can be killed
     if (obstacle := source_of(ServicesChoice.NATIVE).obstacle()) is not None:
         pytest.skip(obstacle)
-    options = SoakOptions(seed=SEED, minutes=0.5, jobs=300, workers=3, empty_redis=True)
+    options = SoakOptions(seed=SEED, minutes=0.4, jobs=240, workers=3, empty_redis=True)
 
     # When jobs run through half a minute of faults
     report = await soak(options, folder=tmp_path, say=print)
