@@ -10,6 +10,10 @@ end
 if r[1] ~= 'running' or r[2] ~= ARGV[1] then
   return 'fenced'
 end
+if tonumber(ARGV[3]) > tonumber(r[3]) then
+  -- A failover to a replica that lagged: what comes before these tokens is gone.
+  return 'missing'
+end
 local last = tonumber(ARGV[3]) + tonumber(ARGV[4])
 if last > tonumber(r[3]) then
   redis.call('XADD', KEYS[2], '*', 'entry', ARGV[5])

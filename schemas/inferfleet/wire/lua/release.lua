@@ -12,6 +12,9 @@ end
 if r[1] ~= 'running' then
   return r[1] == 'queued' and 'ok' or 'fenced'
 end
+if tonumber(ARGV[3]) > tonumber(r[3]) then
+  return 'missing'
+end
 local last = tonumber(ARGV[3]) + tonumber(ARGV[4])
 if last > tonumber(r[3]) then
   redis.call('XADD', KEYS[2], '*', 'entry', ARGV[5])

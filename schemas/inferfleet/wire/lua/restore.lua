@@ -1,9 +1,11 @@
--- Redis lost its data while the job ran: write back what its worker knows, unless somebody was faster.
+-- Redis lost its data, or the latest of them, while the job ran: write back what its worker knows, unless
+-- somebody was faster.
 -- KEYS record, journal
 -- ARGV fence, attempt, lease_until_ms, ttl_s, worker, charged, tokens, running_entry, tokens_entry ('' for none),
 --      pool, priority, reply_to, submitted_ms, started_ms
 -- Returns 1 if the record is now ours, else 0.
-if redis.call('EXISTS', KEYS[1]) == 1 then
+local fence = redis.call('HGET', KEYS[1], 'fence')
+if redis.call('EXISTS', KEYS[1]) == 1 and fence ~= ARGV[1] then
   return 0
 end
 redis.call('HSET', KEYS[1], 'state', 'running', 'fence', ARGV[1], 'verdict', 'started', 'attempt', ARGV[2], 'charged', ARGV[6], 'tokens', ARGV[7],

@@ -1,0 +1,394 @@
+"""The record of a job, changed by scripts in Redis: who may change what; a repeated call does nothing.
+
+Every change is made twice here, as it is when the first answer got lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from itertools import count
+from typing import Any
+
+import pytest
+import redis.asyncio as aioredis
+from tests.integration.conftest import assert_whole, chat, journal_of, kinds_of
+
+from inferfleet.schemas import Failure, FailureCode, Job, JobState, Result
+from inferfleet.schemas.errors import JobNotFoundError
+from inferfleet.schemas.journal import QueuedEntry, RestartedEntry, RunningEntry, TokenChunk
+from inferfleet.schemas.names import job_key, journal_key, reply_key, result_key
+from inferfleet.wire.pipeline import CommandPipeline
+from inferfleet.wire.records import Fence, JobRecords, Started, Unflushed, Verdict, Written, generated
+
+TTL_S = 300
+
+
+@pytest.fixture
+async def records(store: aioredis.Redis) -> AsyncIterator[JobRecords]:
+    pipeline = CommandPipeline(store, patience_s=0)
+    running = asyncio.create_task(pipeline.run())
+    yield JobRecords(pipeline=pipeline, result_ttl_s=TTL_S, queued_ttl_s=TTL_S)
+    running.cancel()
+    await asyncio.wait([running])
+
+
+@pytest.fixture
+async def job(records: JobRecords, pool: str) -> Job:
+    """A job that was accepted; its client is called ``client``."""
+    job = Job(pool=pool, body=chat(), max_attempts=3)
+    assert await records.create(job, reply_to="client") == (True, JobState.QUEUED, 0)
+    assert await records.create(job, reply_to="client") == (False, JobState.QUEUED, 0)
+    return job
+
+
+tokens_of_starts = count()
+
+
+async def start(records: JobRecords, job: Job, worker: str = "w-1", **options: Any) -> Started:
+    """Begin an attempt, twice with one token."""
+    arguments: dict[str, Any] = {
+        "token": f"{worker}:{next(tokens_of_starts)}",
+        "worker_id": worker,
+        "lease_s": 60,
+        "resumable": True,
+        "alone": True,
+        "reply_to": "from-the-message",
+        **options,
+    }
+    started = await records.start(job, **arguments)
+    again = await records.start(job, **arguments)
+    if started.verdict not in {Verdict.BUSY, Verdict.DONE, Verdict.SUSPECT}:
+        assert (again.verdict, again.fence, again.charged) == (
+            started.verdict,
+            started.fence,
+            started.charged,
+        )
+    return started
+
+
+async def append(records: JobRecords, job: Job, fence: Fence, offset: int, *tokens: int) -> Written:
+    chunks = (TokenChunk(token_ids=tokens, text="x" * len(tokens)),) if tokens else ()
+    unflushed = Unflushed(offset, chunks)
+    written = await records.append(job.id, fence=fence, lease_s=60, unflushed=unflushed)
+    assert await records.append(job.id, fence=fence, lease_s=60, unflushed=unflushed) is written
+    return written
+
+
+async def finish(records: JobRecords, job: Job, fence: Fence, offset: int = 0, *tokens: int) -> Written:
+    result = Result(job_id=job.id, state=JobState.SUCCEEDED, worker_id=fence.token)
+    unflushed = Unflushed(offset, (TokenChunk(token_ids=tokens),) if tokens else ())
+    written = await records.finish(result, fence=fence, unflushed=unflushed, reply_to="client")
+    assert await records.finish(result, fence=fence, unflushed=unflushed, reply_to="client") is written
+    return written
+
+
+async def release(
+    records: JobRecords, job: Job, fence: Fence, offset: int = 0, *tokens: int, refund: bool = False
+) -> Written:
+    unflushed = Unflushed(offset, (TokenChunk(token_ids=tokens),) if tokens else ())
+    entry = QueuedEntry(at=datetime.now(UTC), attempt=fence.attempt, reason="handed_over")
+    arguments: dict[str, Any] = {"fence": fence, "unflushed": unflushed, "entry": entry, "refund": refund}
+    written = await records.release(job.id, **arguments)
+    assert await records.release(job.id, **arguments) is written
+    return written
+
+
+async def cancel(records: JobRecords, job: Job) -> JobState:
+    error = Failure(code=FailureCode.CANCELLED, message="no more")
+    result = Result(job_id=job.id, state=JobState.CANCELLED, error=error)
+    state = await records.cancel(job.id, result)
+    assert await records.cancel(job.id, result) is state
+    return state
+
+
+# The way of a job
+
+
+async def test_a_job_runs_from_its_start_to_its_result(
+    records: JobRecords, job: Job, store: aioredis.Redis
+) -> None:
+    started = await start(records, job)
+    assert (started.verdict, started.fence.attempt, started.charged) == (Verdict.STARTED, 1, 1)
+    assert (started.tokens, started.tokens_wasted, started.reply_to) == (0, 0, "client")
+    assert await append(records, job, started.fence, 0, 1, 2, 3) is Written.OK
+    assert await append(records, job, started.fence, 3) is Written.OK
+    assert await append(records, job, started.fence, 3, 4, 5) is Written.OK
+    record = await records.get(job.id)
+    assert (record.state, record.attempt, record.worker_id, record.tokens) == ("running", 1, "w-1", 5)
+    assert await finish(records, job, started.fence, 5, 6) is Written.OK
+    record = await records.get(job.id)
+    assert (record.state, record.tokens) == (JobState.SUCCEEDED, 6)
+    assert record.result is not None
+    assert record.finished_at is not None
+    entries = await journal_of(store, job)
+    assert kinds_of(entries) == ["queued", "running", "tokens", "finished"]
+    assert_whole(entries)
+    assert [token for chunk in generated(entries) for token in chunk.token_ids] == [1, 2, 3, 4, 5, 6]
+    for key in (job_key(job.id), journal_key(job.id), result_key(job.id)):
+        assert 0 < await store.ttl(key) <= TTL_S
+
+
+async def test_the_client_hears_of_the_end_through_its_reply_stream(
+    records: JobRecords, job: Job, store: aioredis.Redis
+) -> None:
+    await store.delete(reply_key("client"))
+    started = await start(records, job)
+    await finish(records, job, started.fence)
+    lines: Any = await store.xrange(reply_key("client"))
+    assert {(fields[b"job"].decode(), fields[b"state"]) for _, fields in lines} == {(job.id, b"succeeded")}
+    assert await store.ttl(reply_key("client")) > 0
+
+
+async def test_a_released_job_is_continued_from_its_tokens(
+    records: JobRecords, job: Job, store: aioredis.Redis
+) -> None:
+    first = await start(records, job)
+    await append(records, job, first.fence, 0, 1, 2)
+    assert await release(records, job, first.fence, 2, 3) is Written.OK
+    record = await records.get(job.id)
+    assert (record.state, record.worker_id, record.tokens) == (JobState.QUEUED, None, 3)
+    second = await start(records, job, "w-2")
+    assert (second.verdict, second.fence.attempt, second.tokens) == (Verdict.STARTED, 2, 3)
+    await finish(records, job, second.fence, 3, 4)
+    entries = await journal_of(store, job)
+    assert_whole(entries)
+    assert [entry.resumed_from for entry in entries if isinstance(entry, RunningEntry)] == [0, 3]
+
+
+async def test_what_cannot_be_continued_starts_again_and_says_what_it_cost(
+    records: JobRecords, job: Job, store: aioredis.Redis
+) -> None:
+    first = await start(records, job)
+    await release(records, job, first.fence, 0, 1, 2, 3)
+    arguments: dict[str, Any] = {
+        "token": "t",
+        "worker_id": "w-2",
+        "lease_s": 60,
+        "resumable": False,
+        "alone": True,
+        "reply_to": "",
+    }
+    second = await records.start(job, **arguments)
+    assert (second.tokens, second.tokens_wasted) == (0, 3)
+    entries = await journal_of(store, job)
+    assert [entry.tokens_wasted for entry in entries if isinstance(entry, RestartedEntry)] == [3]
+    assert generated(entries) == ()
+    assert (await records.get(job.id)).tokens == 0
+
+
+async def test_an_attempt_that_is_refunded_does_not_count(records: JobRecords, job: Job) -> None:
+    for attempt in range(1, 8):
+        started = await start(records, job)
+        assert (started.verdict, started.fence.attempt, started.charged) == (Verdict.STARTED, attempt, 1)
+        await release(records, job, started.fence, refund=True)
+
+
+async def test_after_its_last_attempt_a_job_is_exhausted(records: JobRecords, job: Job) -> None:
+    for charged in (1, 2, 3):
+        started = await start(records, job)
+        assert (started.verdict, started.charged) == (Verdict.STARTED, charged)
+        await release(records, job, started.fence)
+    assert (await start(records, job)).verdict is Verdict.EXHAUSTED
+
+
+async def test_a_job_that_may_have_killed_its_workers_runs_alone(records: JobRecords, job: Job) -> None:
+    for _ in range(2):
+        started = await start(records, job, alone=False)
+        assert started.verdict is Verdict.STARTED
+        await release(records, job, started.fence)
+    assert (await start(records, job, alone=False)).verdict is Verdict.SUSPECT
+    assert (await records.get(job.id)).state is JobState.QUEUED
+    assert (await start(records, job, alone=True)).verdict is Verdict.STARTED
+
+
+# The fence
+
+
+async def test_while_its_lease_lives_nobody_else_starts_a_job(records: JobRecords, job: Job) -> None:
+    started = await start(records, job, lease_s=60)
+    busy = await start(records, job, "w-2")
+    assert busy.verdict is Verdict.BUSY
+    assert 55 < busy.busy_s <= 60
+    assert await finish(records, job, started.fence) is Written.OK
+
+
+async def test_a_worker_may_take_its_own_job_again(records: JobRecords, job: Job) -> None:
+    """It was killed and came back under its name, before its lease was over."""
+    await start(records, job)
+    again = await start(records, job)
+    assert (again.verdict, again.fence.attempt) == (Verdict.STARTED, 2)
+
+
+async def test_whoever_lost_a_job_can_change_nothing(
+    records: JobRecords, job: Job, store: aioredis.Redis
+) -> None:
+    lost = await start(records, job, lease_s=0)
+    await append(records, job, lost.fence, 0, 1, 2)
+    await store.hset(job_key(job.id), "lease", 1)
+    taken = await start(records, job, "w-2")
+    assert taken.verdict is Verdict.STARTED
+    before = await journal_of(store, job)
+    assert await append(records, job, lost.fence, 2, 3) is Written.FENCED
+    assert await release(records, job, lost.fence, 2, 3) is Written.FENCED
+    assert await finish(records, job, lost.fence, 2, 3) is Written.FENCED
+    assert await journal_of(store, job) == before
+    assert (await records.get(job.id)).worker_id == "w-2"
+    assert await finish(records, job, taken.fence, 2, 9) is Written.OK
+    assert await finish(records, job, lost.fence, 2, 3) is Written.FENCED
+    result = (await records.get(job.id)).result
+    assert result is not None
+    assert result.worker_id == taken.fence.token
+
+
+async def test_a_terminal_state_never_changes(records: JobRecords, job: Job, store: aioredis.Redis) -> None:
+    started = await start(records, job)
+    await finish(records, job, started.fence)
+    before = (await records.get(job.id), await journal_of(store, job))
+    assert (await start(records, job)).verdict is Verdict.DONE
+    assert await cancel(records, job) is JobState.SUCCEEDED
+    assert await append(records, job, started.fence, 0, 1) is Written.FENCED
+    assert await release(records, job, started.fence) is Written.FENCED
+    failed = Result(job_id=job.id, state=JobState.FAILED)
+    written = await records.finish(failed, fence=started.fence, unflushed=Unflushed(0), reply_to="")
+    assert written is Written.FENCED
+    await records.discard(job.id)
+    assert await records.create(job, reply_to="x") == (False, JobState.SUCCEEDED, 1)
+    assert (await records.get(job.id), await journal_of(store, job)) == before
+
+
+# Cancelling, expiring, discarding
+
+
+async def test_a_queued_job_that_is_cancelled_ends_at_once(
+    records: JobRecords, job: Job, store: aioredis.Redis
+) -> None:
+    assert await cancel(records, job) is JobState.CANCELLED
+    assert kinds_of(await journal_of(store, job)) == ["queued", "finished"]
+    assert (await start(records, job)).verdict is Verdict.DONE
+
+
+async def test_a_running_job_is_marked_and_its_worker_told_with_its_next_write(
+    records: JobRecords, job: Job
+) -> None:
+    started = await start(records, job)
+    assert await cancel(records, job) is JobState.RUNNING
+    assert (await records.get(job.id)).cancel_requested
+    assert await append(records, job, started.fence, 0, 1) is Written.CANCEL
+    assert await release(records, job, started.fence, 1) is Written.OK
+    assert (await start(records, job)).verdict is Verdict.CANCELLED
+
+
+async def test_a_job_expires_only_if_it_never_started(records: JobRecords, pool: str) -> None:
+    past = datetime.now(UTC) - timedelta(seconds=1)
+    late = Job(pool=pool, body=chat(), expires_at=past)
+    await records.create(late, reply_to="")
+    assert (await start(records, late)).verdict is Verdict.EXPIRED
+    begun = Job(pool=pool, body=chat())
+    await records.create(begun, reply_to="")
+    started = await start(records, begun)
+    await release(records, begun, started.fence)
+    begun = begun.model_copy(update={"expires_at": past})
+    assert (await start(records, begun)).verdict is Verdict.STARTED
+
+
+async def test_a_refused_job_is_forgotten_unless_somebody_runs_it(records: JobRecords, pool: str) -> None:
+    refused, running = Job(pool=pool, body=chat()), Job(pool=pool, body=chat())
+    for job in (refused, running):
+        await records.create(job, reply_to="")
+    await start(records, running)
+    for job in (refused, running):
+        await records.discard(job.id)
+        await records.discard(job.id)
+    with pytest.raises(JobNotFoundError):
+        await records.get(refused.id)
+    assert (await records.get(running.id)).state is JobState.RUNNING
+
+
+async def test_there_is_nothing_to_cancel_where_there_is_no_record(records: JobRecords, pool: str) -> None:
+    job = Job(pool=pool, body=chat())
+    with pytest.raises(JobNotFoundError):
+        await records.cancel(job.id, Result(job_id=job.id, state=JobState.CANCELLED))
+
+
+# A Redis that lost something
+
+
+async def test_the_message_is_the_record_where_there_is_none(records: JobRecords, pool: str) -> None:
+    job = Job(pool=pool, body=chat(), priority=7)
+    started = await start(records, job, reply_to="somebody")
+    assert (started.verdict, started.fence.attempt, started.reply_to) == (Verdict.STARTED, 1, "somebody")
+    record = await records.get(job.id)
+    assert (record.pool, record.priority, record.reply_to) == (pool, 7, "somebody")
+
+
+async def restore(records: JobRecords, job: Job, fence: Fence, *tokens: int) -> bool:
+    return await records.restore(
+        job,
+        fence=fence,
+        charged=1,
+        worker_id="w-1",
+        lease_s=60,
+        started_at=datetime.now(UTC),
+        chunks=(TokenChunk(token_ids=tokens),),
+        reply_to="client",
+    )
+
+
+async def test_a_worker_brings_back_what_redis_lost(
+    records: JobRecords, job: Job, store: aioredis.Redis
+) -> None:
+    started = await start(records, job)
+    await append(records, job, started.fence, 0, 1, 2)
+    await store.delete(job_key(job.id), journal_key(job.id))
+    assert await append(records, job, started.fence, 2, 3) is Written.MISSING
+    assert await restore(records, job, started.fence, 1, 2, 3)
+    assert await append(records, job, started.fence, 2, 3) is Written.OK
+    assert await finish(records, job, started.fence, 3, 4) is Written.OK
+    entries = await journal_of(store, job)
+    assert [token for chunk in generated(entries) for token in chunk.token_ids] == [1, 2, 3, 4]
+    assert (await records.get(job.id)).reply_to == "client"
+
+
+async def test_a_worker_that_comes_too_late_does_not_bring_its_state_back(
+    records: JobRecords, job: Job, store: aioredis.Redis
+) -> None:
+    lost = await start(records, job)
+    await store.delete(job_key(job.id), journal_key(job.id))
+    taken = await start(records, job, "w-2")
+    assert not await restore(records, job, lost.fence, 1, 2)
+    assert await append(records, job, lost.fence, 2, 3) is Written.FENCED
+    assert await append(records, job, taken.fence, 0, 1) is Written.OK
+
+
+@pytest.mark.parametrize("write", [append, release, finish])
+async def test_a_replica_that_lagged_leaves_no_gap_in_the_journal(
+    records: JobRecords, job: Job, store: aioredis.Redis, write: Any
+) -> None:
+    """After a failover the record is there, but the latest tokens are not."""
+    started = await start(records, job)
+    await append(records, job, started.fence, 0, 1, 2)
+    await append(records, job, started.fence, 2, 3, 4)
+    lines: Any = await store.xrange(journal_key(job.id))
+    await store.xdel(journal_key(job.id), lines[-1][0])
+    await store.hset(job_key(job.id), "tokens", 2)
+    assert await write(records, job, started.fence, 4, 5) is Written.MISSING
+    assert await restore(records, job, started.fence, 1, 2, 3, 4, 5)
+    assert await write(records, job, started.fence, 4, 5) is Written.OK
+    tokens = [token for chunk in generated(await journal_of(store, job)) for token in chunk.token_ids]
+    assert tokens == [1, 2, 3, 4, 5]
+
+
+# Reading many
+
+
+async def test_many_records_are_read_in_any_number(records: JobRecords, pool: str) -> None:
+    jobs = [Job(pool=pool, body=chat()) for _ in range(1201)]
+    await asyncio.gather(*(records.create(job, reply_to="") for job in jobs))
+    started = await start(records, jobs[0])
+    await finish(records, jobs[0], started.fence)
+    found = await records.get_many([job.id for job in [*jobs, jobs[3]]])
+    assert list(found) == [job.id for job in jobs]
+    assert [record.state for record in found.values() if record] == [JobState.SUCCEEDED, *["queued"] * 1200]
+    assert list(await records.results([job.id for job in jobs])) == [jobs[0].id]
