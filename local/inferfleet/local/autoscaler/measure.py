@@ -14,19 +14,20 @@ from typing import Any, cast
 from urllib.parse import quote, unquote, urlsplit
 
 import aiohttp
-from aio_pika.exceptions import AMQPError, ChannelInvalidStateError
+from aio_pika.exceptions import AMQPError
 from aiormq.abc import AbstractChannel
 from yarl import URL
 
 from inferfleet.local.autoscaler.decision import Reading, Readings
 from inferfleet.local.autoscaler.triggers import PrometheusTrigger, Protocol, RabbitMQTrigger, Trigger
-from inferfleet.schemas.errors import ConfigurationError, ServiceUnreachableError
+from inferfleet.schemas.errors import ConfigurationError
 from inferfleet.wire.amqp import connection_errors, open_amqp
 
 TIMEOUT_S = 3.0
 """KEDA_HTTP_DEFAULT_TIMEOUT."""
 
-_OUTAGES = (AMQPError, ChannelInvalidStateError, ConnectionError, TimeoutError, ServiceUnreachableError)
+# aio-pika raises a bare RuntimeError for a connection that has closed meanwhile.
+_OUTAGES = (AMQPError, OSError, RuntimeError)
 
 
 class Measurer:

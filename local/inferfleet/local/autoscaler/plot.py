@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,10 +24,8 @@ def check_plot(path: Path) -> None:
         raise ConfigurationError(f"--plot {path}: the name must end in {' or '.join(KINDS)}")
     if not path.absolute().parent.is_dir():
         raise ConfigurationError(f"--plot {path}: there is no such folder")
-    try:
-        import matplotlib.figure  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise ConfigurationError("--plot needs matplotlib: pip install 'inferfleet[plot]'") from error
+    if find_spec("matplotlib") is None:
+        raise ConfigurationError("--plot needs matplotlib: pip install 'inferfleet[plot]'")
 
 
 def draw(outcome: Outcome, path: Path, *, title: str) -> None:

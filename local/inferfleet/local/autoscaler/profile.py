@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, cast
+from typing import Annotated
 
 import orjson
 from pydantic import Field, ValidationError
@@ -40,8 +40,7 @@ def read_profile(name: str) -> EngineProfile:
     if name in PROFILES:
         return PROFILES[name]
     try:
-        fields = cast("Any", orjson.loads(Path(name).read_bytes()))
-        return EngineProfile.model_validate(fields)
+        return EngineProfile.model_validate(orjson.loads(Path(name).read_bytes()))
     except OSError as error:
         raise ConfigurationError(
             f"no engine profile {name!r}: neither a file nor one of {', '.join(PROFILES)}"

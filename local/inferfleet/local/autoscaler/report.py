@@ -71,7 +71,7 @@ class Reporter:
     def summed_up(self, summary: Mapping[str, object]) -> None:
         """Print the summary of a simulation: as JSON the last line, to read a list."""
         if self._as_json:
-            self._print_json("summary", dict(summary))
+            self._print_json("summary", summary)
             return
         for name, value in summary.items():
             parts = cast("Mapping[str, object]", value).items() if isinstance(value, Mapping) else ()
@@ -83,8 +83,8 @@ class Reporter:
         sys.stderr.write(f"{text}\n")
         sys.stderr.flush()
 
-    def _print_json(self, event: str, fields: dict[str, object]) -> None:
-        self._print(orjson.dumps({"event": event} | fields).decode())
+    def _print_json(self, event: str, fields: Mapping[str, object]) -> None:
+        self._print(orjson.dumps({"event": event, **fields}).decode())
 
     def _print(self, line: str) -> None:
         sys.stdout.write(f"{line}\n")

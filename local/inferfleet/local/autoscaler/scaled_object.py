@@ -164,7 +164,7 @@ def read_scaled_object(path: Path, *, name: str | None = None) -> ScaledObject:
         for document in documents
         if isinstance(document, Mapping) and cast("Mapping[str, Any]", document).get("kind") == "ScaledObject"
     ]
-    names = [str((document.get("metadata") or {}).get("name", "")) for document in found]
+    names = [_name(document) for document in found]
     if name is not None:
         found = [document for document, its_name in zip(found, names, strict=True) if its_name == name]
     if not found:
@@ -180,10 +180,14 @@ def read_scaled_object(path: Path, *, name: str | None = None) -> ScaledObject:
     return parse_scaled_object(found[0])
 
 
+def _name(document: Mapping[str, Any]) -> str:
+    return str(cast("Mapping[str, Any]", document.get("metadata") or {}).get("name", ""))
+
+
 def parse_scaled_object(document: Mapping[str, Any]) -> ScaledObject:
     """Make a ScaledObject of a parsed manifest. See ``read_scaled_object``."""
     metadata = cast("Mapping[str, Any]", document.get("metadata") or {})
-    name = str(metadata.get("name", ""))
+    name = _name(document)
     try:
         spec = _Spec.model_validate(document.get("spec"))
     except ValidationError as error:

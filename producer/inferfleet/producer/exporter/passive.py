@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from contextlib import AsyncExitStack
 
 from aio_pika.abc import AbstractConnection
-from aio_pika.exceptions import AMQPError, ChannelInvalidStateError, ChannelNotFoundEntity
+from aio_pika.exceptions import AMQPError, ChannelNotFoundEntity
 
 from inferfleet.producer.exporter.queues import QueueCounts
 from inferfleet.schemas.errors import ServiceUnreachableError
@@ -16,6 +16,9 @@ from inferfleet.wire.amqp import open_amqp
 from inferfleet.wire.redis import redacted
 
 TIMEOUT_S = 4.0
+
+# aio-pika raises a bare RuntimeError for a connection that has closed meanwhile.
+_OUTAGES = (AMQPError, OSError, RuntimeError)
 
 
 class PassiveQueues:
@@ -31,7 +34,7 @@ class PassiveQueues:
         try:
             async with asyncio.timeout(TIMEOUT_S):
                 counted = {pool: await self._pool(pool) for pool in sorted(pools)}
-        except (AMQPError, ChannelInvalidStateError, OSError) as error:
+        except _OUTAGES as error:
             await self.aclose()
             if isinstance(error, ServiceUnreachableError):
                 raise

@@ -10,7 +10,6 @@ from contextlib import aclosing, asynccontextmanager
 
 from aiohttp import web
 
-from inferfleet.producer.background import background
 from inferfleet.producer.exporter.management import ManagementQueues
 from inferfleet.producer.exporter.metrics import FleetCollector, exposition
 from inferfleet.producer.exporter.passive import PassiveQueues
@@ -20,6 +19,7 @@ from inferfleet.producer.exporter.settings import ExporterSettings
 from inferfleet.schemas.errors import ConfigurationError
 from inferfleet.wire.pipeline import CommandPipeline
 from inferfleet.wire.redis import redis_client
+from inferfleet.wire.tasks import cancel_and_wait
 
 logger = logging.getLogger(__name__)
 
@@ -60,11 +60,16 @@ async def serving(settings: ExporterSettings) -> AsyncGenerator[int]:
         collector = FleetCollector(
             lambda: sampler.latest, stale_after_s=STALE_AFTER * settings.sample_interval_s
         )
-        async with (
-            background(pipeline.run(), sampler.run(interval_s=settings.sample_interval_s)),
-            _http(settings, collector) as port,
-        ):
-            yield port
+        # A task group, so that a bug in the sampler ends the process instead of leaving an empty page.
+        async with _http(settings, collector) as port, asyncio.TaskGroup() as tasks:
+            running = [
+                tasks.create_task(pipeline.run()),
+                tasks.create_task(sampler.run(interval_s=settings.sample_interval_s)),
+            ]
+            try:
+                yield port
+            finally:
+                await cancel_and_wait(*running)
 
 
 @asynccontextmanager

@@ -1,0 +1,281 @@
+"""``inferfleet exporter``: what it knows is right, and what it does not know is missing."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+from uuid import uuid4
+
+import aiohttp
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from inferfleet.local.services import Services, ServicesChoice, running_services
+from inferfleet.local.services.native import obstacle
+from inferfleet.producer import Fleet
+from inferfleet.producer.exporter.server import serving
+from inferfleet.producer.exporter.settings import ExporterSettings
+from inferfleet.schemas import Job
+from inferfleet.schemas.settings import EngineKind, ProducerSettings, WorkerSettings
+from inferfleet.worker.engines.simulated import SimulatedEngine
+from inferfleet.worker.worker import Worker
+
+pytestmark = pytest.mark.skipif(obstacle() is not None, reason=f"native services: {obstacle()}")
+
+PATIENCE_S = 40.0
+"""RabbitMQ's statistics alone are up to 5 s late."""
+
+
+@pytest.fixture(scope="module")
+def managed() -> Iterator[Services]:
+    with running_services(ServicesChoice.NATIVE, management=True) as running:
+        yield running
+
+
+@pytest.fixture
+def pool() -> str:
+    return f"pool-{uuid4().hex[:8]}"
+
+
+LABELS = ("pool", "phase", "service")
+
+
+class Metrics:
+    """Asks the exporter as Prometheus would."""
+
+    def __init__(self, http: aiohttp.ClientSession, port: int) -> None:
+        self._http = http
+        self._url = f"http://127.0.0.1:{port}"
+
+    async def scrape(self) -> dict[tuple[str, ...], float]:
+        """Every value, by its name and the values of its labels."""
+        async with self._http.get(f"{self._url}/metrics") as answer:
+            assert answer.status == 200
+            assert answer.headers["Content-Type"].startswith("text/plain")
+            text = await answer.text()
+        return {
+            (
+                sample.name.removeprefix("inferfleet_"),
+                *(sample.labels[label] for label in LABELS if label in sample.labels),
+            ): sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+        }
+
+    async def alive(self) -> bool:
+        async with self._http.get(f"{self._url}/health/live") as answer:
+            return answer.status == 200
+
+    async def until(
+        self, condition: Callable[[Mapping[tuple[str, ...], float]], bool]
+    ) -> dict[tuple[str, ...], float]:
+        """Scrape until it is so."""
+        seen: dict[tuple[str, ...], float] = {}
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                while not condition(seen := await self.scrape()):
+                    await asyncio.sleep(0.1)
+        except TimeoutError:
+            raise AssertionError(f"it never was so; last seen: {seen}") from None
+        return seen
+
+
+@asynccontextmanager
+async def exporter(services: Services, *, management: bool = True, **settings: Any) -> AsyncIterator[Metrics]:
+    options = {
+        "amqp_url": services.amqp_url,
+        "redis_url": services.redis_url,
+        "management_url": services.management_url if management else None,
+        "http_host": "127.0.0.1",
+        "http_port": 0,
+        "sample_interval_s": 0.2,
+        **settings,
+    }
+    async with serving(ExporterSettings(**options)) as port, aiohttp.ClientSession() as http:
+        yield Metrics(http, port)
+
+
+@asynccontextmanager
+async def client(services: Services, pool: str) -> AsyncIterator[Fleet]:
+    settings = ProducerSettings(amqp_url=services.amqp_url, redis_url=services.redis_url, result_ttl_s=600)
+    async with Fleet.connect(settings) as fleet:
+        await fleet.declare_pool(pool)
+        yield fleet
+
+
+@asynccontextmanager
+async def worker(services: Services, pool: str, **settings: Any) -> AsyncIterator[Worker]:
+    options = {
+        "amqp_url": services.amqp_url,
+        "redis_url": services.redis_url,
+        "pool": pool,
+        "engine": EngineKind.SIMULATED,
+        "worker_id": f"worker-{uuid4().hex[:8]}",
+        "http_host": "127.0.0.1",
+        "http_port": 0,
+        "drain_timeout_s": 0,
+        "heartbeat_interval_s": 0.2,
+        "max_running": 4,
+        "look_ahead": 0,
+        **settings,
+    }
+    running = Worker(
+        settings=WorkerSettings(**options),
+        engine=SimulatedEngine(model="simulated", max_running=options["max_running"], engine_args={}),
+    )
+    task = asyncio.create_task(running.run())
+    try:
+        yield running
+    finally:
+        running.stop()
+        await asyncio.wait_for(task, PATIENCE_S)
+
+
+def jobs_of(pool: str, count: int, *, tokens: int = 20) -> list[Job]:
+    body = {
+        "messages": [{"role": "user", "content": "hello"}],
+        "simulated": {"tokens": tokens, "step_delay_s": 0.05},
+    }
+    return [Job(pool=pool, body=body) for _ in range(count)]
+
+
+async def test_without_workers_it_shows_what_waits_and_for_how_long(managed: Services, pool: str) -> None:
+    async with exporter(managed) as metrics, client(managed, pool) as fleet:
+        await metrics.until(lambda seen: seen.get(("queue_ready", pool)) == 0)
+        await fleet.submit_many(jobs_of(pool, 5))
+
+        seen = await metrics.until(lambda seen: seen.get(("queue_oldest_age_seconds", pool), 0) > 3)
+
+    assert seen["queue_ready", pool] == 5
+    assert seen["queue_unacked", pool] == 0
+    assert seen["dead_letters_ready", pool] == 0
+    assert [seen["workers", pool, phase] for phase in ("loading", "ready", "draining")] == [0, 0, 0]
+    assert ("queue_backlog_seconds", pool) not in seen, "nothing has ended yet, so there is no throughput"
+
+
+async def test_with_workers_it_predicts_how_long_the_work_will_last(managed: Services, pool: str) -> None:
+    async with exporter(managed) as metrics, client(managed, pool) as fleet, worker(managed, pool):
+        # 4 at a time, a second each: 4 jobs/s.
+        jobs = await fleet.submit_many(jobs_of(pool, 80))
+
+        busy = await metrics.until(
+            lambda seen: ("queue_backlog_seconds", pool) in seen and seen.get(("queue_unacked", pool)) == 4
+        )
+        await asyncio.gather(*(fleet.wait(job) for job in jobs))
+        done = await metrics.until(lambda seen: seen.get(("queue_backlog_seconds", pool)) == 0)
+
+    work = busy["queue_ready", pool] + 4
+    assert work / 8 < busy["queue_backlog_seconds", pool] < work
+    assert busy["workers", pool, "ready"] == 1
+    assert done["queue_ready", pool] == done["queue_unacked", pool] == 0
+    assert done["queue_oldest_age_seconds", pool] == 0
+
+
+async def test_without_the_management_api_it_shows_less_and_says_nothing_false(
+    managed: Services, pool: str
+) -> None:
+    async with exporter(managed, management=False, pools=(pool,)) as metrics, client(managed, pool) as fleet:
+        await fleet.submit_many(jobs_of(pool, 3))
+        waiting = await metrics.until(lambda seen: seen.get(("queue_ready", pool)) == 3)
+        async with worker(managed, pool, max_running=1):
+            running = await metrics.until(lambda seen: seen.get(("queue_unacked", pool)) == 1)
+
+    assert waiting["queue_unacked", pool] == 0
+    assert waiting["dead_letters_ready", pool] == 0
+    assert running["workers", pool, "ready"] == 1
+    for seen in (waiting, running):
+        assert ("queue_oldest_age_seconds", pool) not in seen
+        assert ("queue_backlog_seconds", pool) not in seen
+
+
+async def test_a_pool_without_a_queue_has_no_numbers(managed: Services, pool: str) -> None:
+    async with exporter(managed, management=False, pools=(pool,)) as metrics:
+        seen = await metrics.until(lambda seen: seen.get(("exporter_up", "rabbitmq")) == 1)
+
+    assert ("queue_ready", pool) not in seen
+
+
+@pytest.mark.parametrize("management", [True, False])
+async def test_while_a_service_is_away_its_metrics_are_missing_and_come_back(
+    pool: str, management: bool
+) -> None:
+    with running_services(ServicesChoice.NATIVE, management=management) as services:
+        assert services.store is not None
+        assert services.broker is not None
+        async with (
+            exporter(services, management=management, pools=(pool,)) as metrics,
+            client(services, pool),
+        ):
+            await metrics.until(
+                lambda seen: ("queue_ready", pool) in seen and ("workers", pool, "ready") in seen
+            )
+
+            services.store.kill()
+            without_redis = await metrics.until(lambda seen: seen["exporter_up", "redis"] == 0)
+            await asyncio.to_thread(services.store.start)
+            await metrics.until(lambda seen: ("workers", pool, "ready") in seen)
+            await asyncio.to_thread(services.broker.kill)
+            without_rabbitmq = await metrics.until(lambda seen: seen["exporter_up", "rabbitmq"] == 0)
+            assert await metrics.alive()
+            await asyncio.to_thread(services.broker.start)
+            await metrics.until(lambda seen: ("queue_ready", pool) in seen)
+
+    assert ("workers", pool, "ready") not in without_redis
+    assert without_redis["queue_ready", pool] == 0
+    assert ("queue_ready", pool) not in without_rabbitmq
+    assert ("queue_oldest_age_seconds", pool) not in without_rabbitmq
+    assert without_rabbitmq["workers", pool, "ready"] == 0
+
+
+async def command(*options: str, **variables: str) -> asyncio.subprocess.Process:
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("INFERFLEET_")}
+    return await asyncio.create_subprocess_exec(
+        *[sys.executable, "-m", "inferfleet.cli", "exporter", *options],
+        env=inherited | {f"INFERFLEET_{name.upper()}": value for name, value in variables.items()},
+        stderr=asyncio.subprocess.PIPE,
+    )
+
+
+async def test_the_command_serves_without_any_service_and_ends_on_sigterm() -> None:
+    nowhere = {"amqp_url": "amqp://guest:secret@127.0.0.1:1/", "redis_url": "redis://127.0.0.1:1/0"}
+    process = await command("--http-port", "0", "--pools", "chat", **nowhere)
+    assert process.stderr is not None
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            lines: list[str] = []
+            while not lines or "metrics are at port" not in lines[-1]:
+                lines.append((await process.stderr.readline()).decode())
+        port = int(lines[-1].partition("at port ")[2].partition(",")[0])
+        async with aiohttp.ClientSession() as http:
+            metrics = Metrics(http, port)
+            seen = await metrics.until(lambda seen: ("exporter_up", "redis") in seen)
+            assert await metrics.alive()
+        process.send_signal(signal.SIGTERM)
+        rest = (await asyncio.wait_for(process.communicate(), PATIENCE_S))[1].decode()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+    assert seen == {("exporter_up", "rabbitmq"): 0, ("exporter_up", "redis"): 0}
+    assert process.returncode == 0
+    assert "secret" not in "".join(lines) + rest
+    assert "Traceback" not in rest
+
+
+async def test_a_port_that_is_taken_is_wrong_use() -> None:
+    with socket.socket() as taken:
+        taken.bind(("0.0.0.0", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        process = await command("--http-port", str(port))
+        _, err = await asyncio.wait_for(process.communicate(), PATIENCE_S)
+
+    assert process.returncode == 2
+    assert f"cannot listen on 0.0.0.0:{port}" in err.decode()
