@@ -69,8 +69,10 @@ class Publisher:
         """
         if pool in self._known_pools:
             return
-        if not await self._confirm_channel.queue_exists(job_queue(pool)):
-            raise _unknown_pool(pool)
+        async for attempt in self._patiently():
+            with attempt:
+                if not await self._confirm_channel.queue_exists(job_queue(pool)):
+                    raise _unknown_pool(pool)
         self._known_pools.add(pool)
 
     async def send(self, order: Control) -> None:
@@ -117,12 +119,7 @@ class Publisher:
                 raise
         else:
             return
-        async for attempt in AsyncRetrying(
-            retry=retry_if_exception_type((ServiceUnreachableError, PublishUnconfirmedError)),
-            wait=wait_random_exponential(multiplier=0.1, max=2.0),
-            stop=stop_after_delay(self._settings.patience_s),
-            reraise=True,
-        ):
+        async for attempt in self._patiently():
             with attempt:
                 try:
                     await publish()
@@ -133,6 +130,14 @@ class Publisher:
                     if unconfirmed is not None:
                         raise unconfirmed from error
                     raise
+
+    def _patiently(self) -> AsyncRetrying:
+        return AsyncRetrying(
+            retry=retry_if_exception_type((ServiceUnreachableError, PublishUnconfirmedError)),
+            wait=wait_random_exponential(multiplier=0.1, max=2.0),
+            stop=stop_after_delay(self._settings.patience_s),
+            reraise=True,
+        )
 
 
 def _unknown_pool(pool: str) -> UnknownPoolError:
