@@ -120,11 +120,9 @@ class Session:
         A consumer goes when its queue is deleted, or moves to another node of a cluster.
         """
         cancelled = asyncio.create_task(self._cancelled.wait())
+        ends: set[asyncio.Future[Any]] = {cast("asyncio.Future[None]", self._channel.closing), cancelled}
         try:
-            await asyncio.wait(
-                {cast("asyncio.Future[None]", self._channel.closing), cancelled},
-                return_when=asyncio.FIRST_COMPLETED,
-            )
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         finally:
             cancelled.cancel()
 
