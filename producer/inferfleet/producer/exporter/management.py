@@ -25,7 +25,7 @@ class ManagementQueues:
 
     def __init__(self, management_url: str, *, amqp_url: str) -> None:
         virtual_host = unquote(urlsplit(amqp_url).path.removeprefix("/")) or "/"
-        self._url = f"{management_url}/api/queues/{quote(virtual_host, safe='')}"
+        self._url = f"{_base(management_url, virtual_host)}/api/queues/{quote(virtual_host, safe='')}"
         self._shown = redacted(management_url)
         self._http: aiohttp.ClientSession | None = None
 
@@ -81,6 +81,12 @@ class ManagementQueues:
                 f"RabbitMQ's API at {self._shown} does not answer ({type(error).__name__}); check "
                 "INFERFLEET_MANAGEMENT_URL and that the plugin rabbitmq_management is enabled"
             ) from error
+
+
+def _base(management_url: str, virtual_host: str) -> str:
+    """The API's address without the virtual host that KEDA wants at its end, so that both share a Secret."""
+    url, _, last = management_url.rstrip("/").rpartition("/")
+    return url if unquote(last) == virtual_host else management_url.rstrip("/")
 
 
 def _counts(jobs: Mapping[str, Any], dead: Mapping[str, Any] | None) -> QueueCounts:
