@@ -58,9 +58,9 @@ def test_an_argument_overrides_its_variable(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize(
     ("field", "url", "words"),
     [
-        ("amqp_url", "http://rabbit", "'http' is not one of amqp, amqps; write it as amqp://"),
+        ("amqp_url", "http://rabbit", "'http' is not one of amqp, amqps, file; write it as amqp://"),
         ("amqp_url", "rabbit:5672", "'rabbit' is not one of amqp, amqps"),
-        ("redis_url", "amqp://redis", "'amqp' is not one of redis, rediss, unix; write it as redis://"),
+        ("redis_url", "amqp://redis", "'amqp' is not one of redis, rediss, unix, file; write it as redis://"),
         ("redis_url", "", "'' is not one of redis, rediss, unix"),
     ],
 )
