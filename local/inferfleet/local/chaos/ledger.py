@@ -1,7 +1,7 @@
 """What a producer process writes down: the jobs that were accepted, and all that it saw of their ends.
 
-One JSON line for each event, each written in one system call, so that a kill loses no line and cuts
-none. An accepted job is on disk before the producer does anything else with it.
+One JSON line for each event, each written in one system call. A kill can cut the line that is being
+written, and loses no other. An accepted job is on disk before the producer does anything else with it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import orjson
 from pydantic import Field, TypeAdapter
@@ -67,6 +67,8 @@ class Ledger:
 
     def __init__(self, path: Path) -> None:
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        # Behind a line that a kill has cut, if there is one.
+        os.write(self._file, b"\n")
 
     def write(self, event: Event) -> None:
         """Append. It survives a kill of this process."""
@@ -86,4 +88,13 @@ def read_ledger(path: Path) -> Iterator[Event]:
     if path.exists():
         with path.open("rb") as lines:
             for line in lines:
-                yield _event.validate_python(orjson.loads(line))
+                if (event := whole_line(line)) is not None:
+                    yield _event.validate_python(event)
+
+
+def whole_line(line: bytes) -> dict[str, Any] | None:
+    """Read one line; ``None`` for one that is empty, was cut by a kill, or is being written."""
+    try:
+        return orjson.loads(line) if line.endswith(b"\n") else None
+    except orjson.JSONDecodeError:
+        return None

@@ -12,13 +12,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from inferfleet.local.chaos.checker import Finding, Violation, check
 from inferfleet.local.chaos.collect import collect
 from inferfleet.local.chaos.faults import Faults
 from inferfleet.local.chaos.harness import PATIENCE_S, Harness
 from inferfleet.local.chaos.history import History
+from inferfleet.local.chaos.ledger import whole_line
 from inferfleet.local.chaos.members import Place
 from inferfleet.local.chaos.producer import Plan
 from inferfleet.local.chaos.producers import ProducerProcess
@@ -275,12 +274,18 @@ class _Tail:
             return
         with self._path.open("rb") as ledger:
             ledger.seek(self._offset)
-            for line in ledger:
-                if line.startswith(b'{"event":"accepted"'):
-                    self.accepted.add(orjson.loads(line)["job"]["id"])
-                elif line.startswith(b'{"event":"seen"'):
-                    self.ended.add(orjson.loads(line)["result"]["job_id"])
-            self._offset = ledger.tell()
+            text = ledger.read()
+        whole = text.rfind(b"\n") + 1
+        self._offset += whole
+        for line in text[:whole].splitlines(keepends=True):
+            if line.startswith((b'{"event":"accepted"', b'{"event":"seen"')):
+                match whole_line(line):
+                    case {"event": "accepted", "job": {"id": str(job_id)}}:
+                        self.accepted.add(job_id)
+                    case {"event": "seen", "result": {"job_id": str(job_id)}}:
+                        self.ended.add(job_id)
+                    case _:
+                        pass
 
 
 def _ends(history: History) -> dict[str, int]:
