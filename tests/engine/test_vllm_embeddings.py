@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import multiprocessing
 
@@ -83,14 +84,19 @@ async def test_what_it_cannot_embed_is_refused(embed, body, code):
     assert error.value.code is code
 
 
-async def test_when_the_engine_core_dies_every_request_hears_it(embedder, embed):
+async def test_when_the_engine_core_dies_every_request_hears_it(embedder, embed, a_generation):
     engine, core = embedder
+    running = engine.generate(a_generation({"input": [[300 + number % 100] * 1000 for number in range(100)]}))
+    first_event = asyncio.create_task(anext(running))
+    async with asyncio.timeout(20):
+        while not engine.stats().running:
+            await asyncio.sleep(0.001)
 
     core.kill()
-    core.join(5)
 
-    with pytest.raises(EngineDeadError):
-        await embed({"input": "hello"})
-    with pytest.raises(EngineDeadError):
-        await embed({"input": "hello again"})
+    async with asyncio.timeout(5):
+        with pytest.raises(EngineDeadError):
+            await first_event
+        with pytest.raises(EngineDeadError):
+            await embed({"input": "hello"})
     await engine.stop()

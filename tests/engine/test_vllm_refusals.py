@@ -40,6 +40,7 @@ def a_chat(**fields: Any) -> dict[str, Any]:
         ({"prompt": [99_999]}, "vocabulary"),
         ({"prompt": SECRET, "logit_bias": {"99999": 1}}, "logit_bias"),
         ({"input": SECRET}, "/v1/embeddings"),
+        (a_chat(model=["tiny"]), "model"),
     ],
     ids=lambda value: str(value)[:60],
 )
@@ -70,6 +71,16 @@ async def test_a_prompt_that_is_too_long_says_how_long(ask, body, numbers):
     assert error.value.code is FailureCode.PROMPT_TOO_LONG
     assert all(number in str(error.value) for number in numbers)
     assert SECRET not in str(error.value)
+
+
+async def test_no_prompt_and_no_answer_is_in_a_log(ask, capfd):
+    answer = await ask(a_chat())
+    with pytest.raises(GenerationError):
+        await ask(a_chat(temperature=SECRET))
+
+    printed = "".join(capfd.readouterr())
+    assert SECRET not in printed
+    assert answer.text not in printed
 
 
 async def test_a_refused_request_leaves_the_engine_well(ask, engine):

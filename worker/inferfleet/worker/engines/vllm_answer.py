@@ -38,8 +38,8 @@ async def answer(
         EngineDeadError: The engine is gone.
 
     """
-    _require_served(loaded, generation)
     try:
+        _require_served(loaded, generation)
         response = await _respond(loaded, generation, emit)
     except (GenerationError, EngineDeadError):
         raise
@@ -117,7 +117,9 @@ def _chat_parsers(loaded: LoadedModel, request: Any) -> ChatParsers | None:
 def _require_served(loaded: LoadedModel, generation: Generation) -> None:
     name = generation.body.get("model")
     models = loaded.served_models
-    if name is None or models.is_base_model(name) or name in models.lora_requests:
+    if name is None or (
+        isinstance(name, str) and (models.is_base_model(name) or name in models.lora_requests)
+    ):
         return
     served = [path.name for path in models.base_model_paths]
     raise refusal(f"model: this worker serves {', '.join(map(repr, served))}, not {name!r}")

@@ -177,8 +177,8 @@ def _chat_has_grammar(state: Any, arguments: VllmArguments) -> bool:
     if parser is None:
         return False
     return (
-        arguments.front_end.tool_strict_level != "auto"
-        or parser.default_tool_strict_level is not None
+        arguments.front_end.tool_strict_level not in (None, "auto")
+        or bool(parser.default_tool_strict_level)
         or is_mistral_tool_parser(parser)
     )
 

@@ -23,7 +23,7 @@ class RequestTap:
 
     The handler asks for one final output, and gets it. On the way there each new token goes to ``emit``,
     and tokens that an earlier attempt generated are put in front. ``parse`` splits text into content, tool
-    calls and reasoning, if the model has parsers for them.
+    calls and reasoning, if the model has parsers for them. A prompt to ``echo`` is in the final output only.
     """
 
     def __init__(
