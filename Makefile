@@ -12,7 +12,7 @@ MINUTES ?= 10
 PACKAGES = schemas wire producer worker cli local
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-engine chaos check bench build clean venv engine-venv services
+.PHONY: help demo test test-engine chaos check bench bench-peers build clean venv bench-venv engine-venv services
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,9 +39,12 @@ check: venv ## Lint, formatting, types, import contracts, schema drift
 	@$(VENV)/bin/lint-imports
 	@$(VENV)/bin/inferfleet schema export --check schemas
 
-bench: venv services ## Run the benchmarks
-	@test -e benchmarks/__main__.py || { echo 'bench: there are no benchmarks yet' >&2; exit 1; }
-	@$(VENV)/bin/python benchmarks $(ARGS)
+bench: bench-venv services ## Measure ours and hand-written aio-pika
+	@.venv-bench/bin/python benchmarks $(ARGS)
+
+bench-peers: bench-venv services ## Measure the other libraries too, in the same rounds
+	@benchmarks/setup-peers $(PYTHON)
+	@.venv-bench/bin/python benchmarks --peers $(ARGS)
 
 build: venv ## Build the wheel, into dist/
 	@$(VENV)/bin/pip wheel -qq --no-deps --wheel-dir dist .
@@ -54,6 +57,9 @@ clean: ## Remove everything that these commands made
 
 venv:
 	@scripts/setup-venv $(VENV) $(PYTHON) '.[dev,local,worker]'
+
+bench-venv:
+	@scripts/setup-venv .venv-bench $(PYTHON) '.[local,worker]' matplotlib
 
 engine-venv:
 	@scripts/setup-engine-venv $(ENGINE_VENV) $(PYTHON)

@@ -17,7 +17,7 @@ from typing import Any
 
 import process_tree
 
-STEP_TIMEOUT_S = 300.0
+STEP_TIMEOUT_S = 90.0
 STOP_TIMEOUT_S = 10.0
 
 

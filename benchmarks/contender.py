@@ -13,6 +13,8 @@ from children import Client, Worker
 
 HERE = Path(__file__).parent / "contenders"
 PEERS_PYTHON = Path(__file__).parent.parent / ".venv-peers" / "bin" / "python"
+ARQ_PYTHON = Path(__file__).parent.parent / ".venv-peers-arq" / "bin" / "python"
+"""arq wants an older redis-py than the others have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,28 +23,31 @@ class Contender:
 
     ``script`` is run as ``client`` and, if there is no ``worker_command``, as ``worker``. In a command,
     ``{concurrency}`` is how many jobs should run at once. ``no_op_concurrency`` is that number for jobs that
-    do nothing: threads only cost there. ``source_roots`` come before what is installed.
+    do nothing: threads only cost there. ``busy_command`` is what to run then, if it is another one.
+    ``source_roots`` come before what is installed.
     """
 
     name: str
     script: str
     python: Path = Path(sys.executable)
     worker_command: tuple[str, ...] = ()
+    busy_command: tuple[str, ...] = ()
     concurrency: int = 256
     no_op_concurrency: int = 256
+    variant: str = ""
     source_roots: tuple[Path, ...] = ()
     note: str = ""
     cases: frozenset[str] = frozenset({"submit", "drain", "round trip", "50 ms"})
 
-    def start_worker(self, environment: Mapping[str, str], *, concurrency: int, log: Path) -> Worker:
-        """Start one worker process with its log in a file."""
-        command = [
-            str(self.python),
-            *(self.worker_command or (str(HERE / self.script), "worker")),
-        ]
+    def start_worker(self, environment: Mapping[str, str], *, busy: bool, log: Path) -> Worker:
+        """Start one worker process for jobs that do nothing, or for ``busy`` ones, with its log in a file."""
+        command = self.worker_command or (self.script, "worker")
+        if busy:
+            command = self.busy_command or command
+        concurrency = self.concurrency if busy else self.no_op_concurrency
         with log.open("ab") as output:
             process = subprocess.Popen(
-                [part.format(concurrency=concurrency) for part in command],
+                [str(self.python), *(part.format(concurrency=concurrency) for part in command)],
                 cwd=HERE,
                 env=self._environment(environment, concurrency),
                 stdin=subprocess.DEVNULL,
@@ -69,5 +74,5 @@ class Contender:
     def _environment(self, given: Mapping[str, str], concurrency: int) -> dict[str, str]:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("INFERFLEET_")}
         path = os.pathsep.join(map(str, (HERE, *self.source_roots)))
-        ours = {"BENCH_CONCURRENCY": str(concurrency), "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+        ours = {"BENCH_CONCURRENCY": str(concurrency), "BENCH_VARIANT": self.variant, "PYTHONPATH": path}
         return inherited | ours | dict(given)

@@ -4,14 +4,28 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 import sys
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from importlib.metadata import version
 from pathlib import Path
 
+from contender import Contender
+
 from inferfleet.local.services import Services, ServicesChoice, running_services
 from inferfleet.local.services.launcher import source_of
 
+PEER_LIBRARIES = (
+    "taskiq",
+    "taskiq-aio-pika",
+    "taskiq-redis",
+    "faststream",
+    "celery",
+    "kombu",
+    "dramatiq",
+    "arq",
+)
 OUR_LIBRARIES = ("aio-pika", "aiormq", "redis", "hiredis", "uvloop", "pydantic")
 
 
@@ -33,6 +47,21 @@ def description(services: Services) -> dict[str, str]:
         "services": services.description,
         **{name: version(name) for name in OUR_LIBRARIES},
     }
+
+
+def peer_versions(contenders: Iterable[Contender]) -> dict[str, str]:
+    """The versions of the other libraries, as the environments have them that they run in."""
+    versions: dict[str, str] = {}
+    for python in {contender.python for contender in contenders} - {Path(sys.executable)}:
+        listed = subprocess.run(
+            [python, "-m", "pip", "list", "--format", "freeze", "--disable-pip-version-check"],
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        installed = dict(line.split("==") for line in listed.stdout.splitlines() if "==" in line)
+        versions |= {name: installed[name] for name in PEER_LIBRARIES if name in installed}
+    return versions
 
 
 def _processor() -> str:

@@ -76,7 +76,7 @@ class Bench:
             bulk = client.order("bulk", self.sizes.drain)
             figures["submit in bulk, jobs/s"] = bulk["jobs"] / bulk["seconds"]
             figures["submit in bulk, client CPU s per 1,000"] = bulk["cpu_s"] / bulk["jobs"] * 1000
-            worker = self._start(contender, self.sizes.drain + filled, contender.no_op_concurrency)
+            worker = self._start(contender, self.sizes.drain + filled, busy=False)
             try:
                 figures |= self._drained(worker, "drain")
                 if "round trip" in contender.cases:
@@ -97,7 +97,7 @@ class Bench:
                 worker.stop()
             if "50 ms" in contender.cases:
                 client.order("bulk", self.sizes.busy, self.sizes.busy_work_s)
-                worker = self._start(contender, self.sizes.busy, contender.concurrency)
+                worker = self._start(contender, self.sizes.busy, busy=True)
                 try:
                     figures |= self._drained(worker, "50 ms job")
                 finally:
@@ -107,10 +107,10 @@ class Bench:
             client.stop()
         return figures
 
-    def _start(self, contender: Contender, jobs: int, concurrency: int) -> Worker:
+    def _start(self, contender: Contender, jobs: int, *, busy: bool) -> Worker:
         drain_marks(self.marks)
         log = self.folder / f"{contender.name}.log"
-        return contender.start_worker(self._environment(jobs), concurrency=concurrency, log=log)
+        return contender.start_worker(self._environment(jobs), busy=busy, log=log)
 
     def _drained(self, worker: Worker, case: str) -> Figures:
         first = worker.wait_for_mark(self.marks, "first")

@@ -73,8 +73,8 @@ class Client:
         jobs = [body(payload, work_s)] * count
         await self._fleet.submit_many(jobs, endpoint=Endpoint.COMPLETIONS, pool=POOL)
 
-    async def result(self, handle: Job) -> str:
-        return (await self._fleet.wait(handle)).raise_for_state().text
+    async def round_trip(self, payload: str, work_s: float) -> None:
+        (await self._fleet.wait(await self.submit(payload, work_s))).raise_for_state()
 
     async def first_token(self, payload: str) -> float:
         """Seconds from the submission of a streamed job to its first tokens."""

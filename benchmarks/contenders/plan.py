@@ -32,8 +32,8 @@ class AsyncClient(Protocol):
         """Submit many jobs in the fastest way that the library offers, all of them confirmed."""
         ...
 
-    async def result(self, handle: Any) -> str:
-        """Wait for the answer to a job."""
+    async def round_trip(self, payload: str, work_s: float) -> None:
+        """Submit a job and wait for its answer."""
         ...
 
 
@@ -141,7 +141,7 @@ async def _outstanding(client: AsyncClient, count: int, work_s: float, *, outsta
     async def caller() -> None:
         for _ in range(count // outstanding):
             started = time.perf_counter()
-            await client.result(await client.submit(PAYLOAD, work_s))
+            await client.round_trip(PAYLOAD, work_s)
             latencies.append(time.perf_counter() - started)
 
     await asyncio.gather(*(caller() for _ in range(outstanding)))
