@@ -66,7 +66,7 @@ class Bench:
         redis.Redis.from_url(self.services.redis_url).flushall()
         log = self.folder / f"{contender.name}.log"
         figures: Figures = {}
-        client = contender.start_client(self._environment(1), log=log)
+        client = contender.start_client(self.environment(1), log=log)
         try:
             if "submit" in contender.cases:
                 each = client.order("each", self.sizes.submit_each)
@@ -110,7 +110,7 @@ class Bench:
     def _start(self, contender: Contender, jobs: int, *, busy: bool) -> Worker:
         drain_marks(self.marks)
         log = self.folder / f"{contender.name}.log"
-        return contender.start_worker(self._environment(jobs), busy=busy, log=log)
+        return contender.start_worker(self.environment(jobs), busy=busy, log=log)
 
     def _drained(self, worker: Worker, case: str) -> Figures:
         first = worker.wait_for_mark(self.marks, "first")
@@ -121,7 +121,7 @@ class Bench:
             f"{case}, worker CPU s per 1,000": _cpu_s_per_1000(first, last),
         }
 
-    def _environment(self, jobs: int) -> dict[str, str]:
+    def environment(self, jobs: int) -> dict[str, str]:
         return {
             "BENCH_AMQP_URL": self.services.amqp_url,
             "BENCH_REDIS_URL": self.services.redis_url,

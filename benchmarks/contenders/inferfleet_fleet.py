@@ -6,6 +6,7 @@ journal has something to hold.
 
 import asyncio
 import os
+import random
 import sys
 import time
 from collections.abc import AsyncGenerator
@@ -17,6 +18,7 @@ from progress import Progress
 
 from inferfleet.producer import Fleet
 from inferfleet.schemas import Endpoint, Job, Usage
+from inferfleet.schemas.job import Priority
 from inferfleet.schemas.journal import TokenChunk, TokensEntry
 from inferfleet.schemas.settings import EngineKind, ProducerSettings, WorkerSettings
 from inferfleet.worker.log import configure_logging
@@ -76,18 +78,39 @@ class Client:
     async def round_trip(self, payload: str, work_s: float) -> None:
         (await self._fleet.wait(await self.submit(payload, work_s))).raise_for_state()
 
-    async def first_token(self, payload: str) -> float:
-        """Seconds from the submission of a streamed job to its first tokens."""
+    async def stream(self, payload: str, work_s: float, count: int) -> list[float]:
+        """Seconds from the submission of a streamed job to its first tokens, one job after the other."""
+        return [await self._first_token({**body(payload, 0), "more_s": 0.1}) for _ in range(count)]
+
+    async def _first_token(self, request: dict[str, object]) -> float:
         started = time.perf_counter()
-        job = await self._fleet.submit(
-            {**body(payload, 0), "more_s": 0.1}, endpoint=Endpoint.COMPLETIONS, pool=POOL, stream=True
-        )
+        job = await self._fleet.submit(request, endpoint=Endpoint.COMPLETIONS, pool=POOL, stream=True)
         first = 0.0
         async with aclosing(self._fleet.stream(job)) as lines:
             async for line in lines:
                 if isinstance(line.entry, TokensEntry) and not first:
                     first = time.perf_counter() - started
         return first
+
+    async def backlog(self, payload: str, work_s: float, count: int) -> list[float]:
+        """Submit jobs that nobody waits for, each with work of half to one and a half times ``work_s``."""
+        jobs = [body(payload, work_s * random.uniform(0.5, 1.5)) for _ in range(count)]
+        await self._fleet.submit_many(jobs, endpoint=Endpoint.COMPLETIONS, pool=POOL, priority=Priority.BATCH)
+        return []
+
+    async def urgent(self, payload: str, work_s: float, count: int) -> list[float]:
+        """Seconds from the submission of an urgent job to its start, every quarter of a second."""
+        waits: list[float] = []
+        for _ in range(count):
+            job = await self._fleet.submit(
+                body(payload, 0), endpoint=Endpoint.COMPLETIONS, pool=POOL, priority=Priority.URGENT
+            )
+            await self._fleet.wait(job)
+            started = (await self._fleet.get(job)).started_at
+            assert started is not None
+            waits.append((started - job.submitted_at).total_seconds())
+            await asyncio.sleep(0.25)
+        return waits
 
 
 def body(payload: str, work_s: float) -> dict[str, object]:

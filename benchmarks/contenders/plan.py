@@ -6,6 +6,7 @@ Standard library only: this also runs in the peers' environment.
 
 import asyncio
 import json
+import os
 import resource
 import statistics
 import sys
@@ -15,8 +16,8 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-PAYLOAD = "x" * 1000
-"""What goes in and what comes out: 1 KB with its envelope."""
+PAYLOAD = "x" * int(os.environ.get("BENCH_PAYLOAD_BYTES", "1000"))
+"""What goes in and what comes out: 1 KB with its envelope, if nothing else is said."""
 
 RESULT_TIMEOUT_S = 60.0
 
@@ -89,11 +90,11 @@ async def run_async(client: AsyncClient) -> None:
                         await client.submit(PAYLOAD, work_s)
                 case "bulk":
                     await client.submit_bulk(PAYLOAD, work_s, count)
-                case "stream":
-                    first_token: Callable[[str], Awaitable[float]] = client.first_token  # type: ignore[attr-defined]
-                    figures |= _latencies([await first_token(PAYLOAD) for _ in range(count)])
-                case _:
+                case _ if verb.isdigit():
                     figures |= _latencies(await _outstanding(client, count, work_s, outstanding=int(verb)))
+                case _:
+                    # What only one contender can do: its client has a method of that name.
+                    figures |= _latencies(await getattr(client, verb)(PAYLOAD, work_s, count))
         report(**figures, jobs=count)
 
 
@@ -149,6 +150,8 @@ async def _outstanding(client: AsyncClient, count: int, work_s: float, *, outsta
 
 
 def _latencies(seconds: list[float]) -> dict[str, float]:
+    if not seconds:
+        return {}
     return {
         "p50_ms": statistics.median(seconds) * 1000,
         "p99_ms": statistics.quantiles(seconds, n=100)[98] * 1000,

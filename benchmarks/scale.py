@@ -1,0 +1,175 @@
+"""How ours behaves as it grows: waiting jobs, worker processes, message sizes, and an urgent job's wait.
+
+python benchmarks/scale.py [--waiting 1000 10000 100000] [--workers 1 2 4] [--output FOLDER]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import process_tree
+import redis
+from children import Client, Worker, drain_marks, listening
+from known import OURS
+from machine import benchmark_services, description
+from rounds import Bench, Sizes
+
+Row = dict[str, float]
+
+SAMPLE = 5000
+"""Jobs whose cost is measured, however many wait behind them."""
+
+BATCH_WORK_S = 2.0
+"""The median duration of a batch job."""
+
+URGENT = 24
+STEP = 100
+SIZES = (1_000, 10_000, 100_000, 1_000_000)
+
+
+def waiting(bench: Bench, count: int) -> Row:
+    """The cost of a job with so many waiting behind it, the worker's memory, and an urgent job's wait."""
+    client = _client(bench)
+    try:
+        client.order("bulk", SAMPLE)
+        client.order("backlog", count, BATCH_WORK_S)
+        worker = _worker(bench, SAMPLE)
+        try:
+            figures = _cost(bench, worker)
+            # Until the batch jobs no longer begin and end together.
+            time.sleep(2 * BATCH_WORK_S)
+            urgent = client.order("urgent", URGENT)
+        finally:
+            worker.stop()
+    finally:
+        client.stop()
+    return {
+        "waiting": count,
+        **figures,
+        "urgent start, p50 ms": urgent["p50_ms"],
+        "urgent start, p99 ms": urgent["p99_ms"],
+    }
+
+
+def workers(bench: Bench, count: int) -> Row:
+    """The drain by so many worker processes together, once all of them are at it."""
+    jobs = bench.sizes.drain * 2
+    client = _client(bench)
+    try:
+        client.order("bulk", jobs)
+    finally:
+        client.stop()
+    running = [_worker(bench, jobs * 10, BENCH_STEP=str(STEP)) for _ in range(count)]
+    try:
+        counted, begun, cpu = 0, 0.0, 0.0
+        while counted < jobs * 0.9:
+            mark = running[0].wait_for_mark(bench.marks, "step")
+            counted += STEP
+            if counted == int(jobs * 0.3):
+                begun, cpu = mark.at, sum(process_tree.cpu_s(worker.pid) for worker in running)
+        measured = counted - int(jobs * 0.3)
+        used = sum(process_tree.cpu_s(worker.pid) for worker in running) - cpu
+        return {
+            "workers": count,
+            "jobs/s": measured / (mark.at - begun),
+            "worker CPU µs per job": used / measured * 1e6,
+        }
+    finally:
+        for worker in running:
+            worker.stop()
+
+
+def size(bench: Bench, payload: int) -> Row:
+    """The cost of messages of so many bytes, with answers as long."""
+    jobs = max(60, min(SAMPLE, 40_000_000 // payload))
+    client = _client(bench, BENCH_PAYLOAD_BYTES=str(payload))
+    try:
+        submitted = client.order("bulk", jobs)
+    finally:
+        client.stop()
+    worker = _worker(bench, jobs, BENCH_PAYLOAD_BYTES=str(payload))
+    try:
+        return {"bytes": payload, "submitted jobs/s": jobs / submitted["seconds"], **_cost(bench, worker)}
+    finally:
+        worker.stop()
+
+
+def _cost(bench: Bench, worker: Worker) -> Row:
+    first = worker.wait_for_mark(bench.marks, "first")
+    last = worker.wait_for_mark(bench.marks, "last")
+    jobs = last.jobs - first.jobs
+    return {
+        "jobs/s": jobs / (last.at - first.at),
+        "worker CPU µs per job": (last.cpu_s - first.cpu_s) / jobs * 1e6,
+        "worker peak RSS, MB": process_tree.peak_rss_mb(worker.pid)[0],
+    }
+
+
+def _client(bench: Bench, **environment: str) -> Client:
+    redis.Redis.from_url(bench.services.redis_url).flushall()
+    return OURS.start_client(bench.environment(1) | environment, log=bench.folder / "client.log")
+
+
+def _worker(bench: Bench, jobs: int, **environment: str) -> Worker:
+    drain_marks(bench.marks)
+    log = bench.folder / "worker.log"
+    return OURS.start_worker(bench.environment(jobs) | environment, busy=False, log=log)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python benchmarks/scale.py", description=__doc__)
+    parser.add_argument("--waiting", type=int, nargs="*", default=[1_000, 10_000, 100_000])
+    parser.add_argument("--workers", type=int, nargs="*", default=[1, 2, 4])
+    parser.add_argument("--sizes", type=int, nargs="*", default=SIZES)
+    parser.add_argument("--output", type=Path, help="a folder for JSON and plots; without it, only print")
+    arguments = parser.parse_args()
+    cases = [
+        *((waiting, count) for count in arguments.waiting),
+        *((workers, count) for count in arguments.workers),
+        *((size, count) for count in arguments.sizes),
+    ]
+    rows: dict[str, list[Row]] = {}
+    for case, count in cases:
+        # Services of its own for each: what the last one left must not count.
+        with (
+            benchmark_services() as services,
+            tempfile.TemporaryDirectory(prefix="inferfleet-scale-") as folder,
+            listening(Path(folder) / "marks") as marks,
+        ):
+            bench = Bench(services=services, folder=Path(folder), marks=marks, sizes=Sizes())
+            row = case(bench, count)
+            rows.setdefault(case.__name__, []).append(row)
+            print("  ".join(f"{name}: {value:,.4g}" for name, value in row.items()), file=sys.stderr)
+            machine = description(services)
+    if arguments.output is not None:
+        write(arguments.output, {"machine": machine, "rows": rows})
+
+
+def write(folder: Path, document: dict[str, object]) -> None:
+    """Write the figures and their plots."""
+    from plots import lines
+
+    folder.mkdir(parents=True, exist_ok=True)
+    at = datetime.now(UTC).isoformat(timespec="seconds")
+    (folder / "scale.json").write_text(json.dumps({"at": at, **document}, indent=1) + "\n")
+    rows: dict[str, list[Row]] = document["rows"]  # type: ignore[assignment]
+    for case, x, y in (
+        ("waiting", "waiting", "worker CPU µs per job"),
+        ("waiting", "waiting", "worker peak RSS, MB"),
+        ("waiting", "waiting", "urgent start, p50 ms"),
+        ("workers", "workers", "jobs/s"),
+        ("size", "bytes", "jobs/s"),
+    ):
+        if points := {row[x]: row[y] for row in rows.get(case, [])}:
+            name = f"{case}-{y.split(',')[0].replace(' ', '-').replace('/', '-per-').lower()}.svg"
+            lines(folder / name, title=y, x=x, y=y, series={y: points}, log_x=case != "workers")
+
+
+if __name__ == "__main__":
+    main()
