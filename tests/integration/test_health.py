@@ -130,23 +130,20 @@ async def test_the_metrics_count_what_was_done(
     assert found["inferfleet_engine_running"] == 0
 
 
-async def test_the_health_map_shows_a_worker_from_its_start_to_its_end(
+async def test_the_health_map_shows_where_a_worker_is_in_its_life_and_forgets_it_at_its_end(
     fleet: Fleet, start_worker_process: StartWorkerProcess, pool: str
 ) -> None:
-    worker = await start_worker_process("--engine-args", '{"load_s": 0.5}', worker_id=f"{pool}-w")
+    async def phases() -> dict[str, WorkerPhase]:
+        return {entry.worker_id: entry.phase for entry in await fleet.workers() if entry.pool == pool}
 
-    async def phases() -> list[WorkerPhase]:
-        return [entry.phase for entry in await fleet.workers() if entry.worker_id == f"{pool}-w"]
+    async def both_are_shown() -> bool:
+        return await phases() == {f"{pool}-l": WorkerPhase.LOADING, f"{pool}-r": WorkerPhase.READY}
 
-    await eventually(lambda: _is(phases, [WorkerPhase.LOADING]))
-    await worker.logged("ready")
-    await eventually(lambda: _is(phases, [WorkerPhase.READY]))
-    assert await worker.stop() == 0
-    assert await phases() == []
-
-
-async def _is(read: Any, wanted: object) -> bool:
-    return bool(await read() == wanted)
+    loading = await start_worker_process("--engine-args", '{"load_s": 3600}', worker_id=f"{pool}-l")
+    ready = await start_worker_process(worker_id=f"{pool}-r")
+    await eventually(both_are_shown)
+    assert [await worker.stop() for worker in (loading, ready)] == [0, 0]
+    assert await phases() == {}
 
 
 async def test_a_worker_can_be_told_to_drain_by_its_name(

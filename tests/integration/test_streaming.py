@@ -23,6 +23,7 @@ from tests.integration.conftest import (
     until_tokens,
 )
 
+from inferfleet.local.services.free_port import free_port
 from inferfleet.producer import Fleet, JournalLine
 from inferfleet.schemas import Job, JobState
 from inferfleet.schemas.journal import TokensEntry
@@ -178,14 +179,15 @@ async def test_a_running_job_that_is_cancelled_stops_and_keeps_what_it_has(
     assert worker.engine.stats().running == 0
 
 
-async def test_a_running_job_is_cancelled_also_if_the_order_gets_lost(
-    fleet: Fleet, start_worker: StartWorker, store: aioredis.Redis, pool: str
+async def test_a_running_job_is_cancelled_also_by_a_client_that_cannot_reach_the_broker(
+    fleet: Fleet, connect: Connect, start_worker: StartWorker, pool: str
 ) -> None:
     """The mark in the record is seen at the next write of the journal."""
     await start_worker(journal_flush_s=0.1)
     job = await fleet.submit(slow_chat(tokens=1000, step_s=0.01), pool=pool)
     await until_tokens(fleet, job)
-    await store.hset(f"inferfleet:job:{{{job.id}}}", "cancel", "cancel")
+    async with connect(amqp_url=f"amqp://guest:guest@127.0.0.1:{free_port()}/") as cut_off:
+        assert await cut_off.cancel(job) is JobState.RUNNING
     assert (await fleet.wait(job, timeout_s=PATIENCE_S)).state is JobState.CANCELLED
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
@@ -29,6 +30,8 @@ from inferfleet.schemas.settings import ProducerSettings
 from inferfleet.wire.pipeline import CommandPipeline
 from inferfleet.wire.records import JobRecords
 from inferfleet.wire.sessions import Entered, Entry, Payload, Sessions
+
+logger = logging.getLogger(__name__)
 
 SUBMIT_WINDOW = 1024
 """Jobs of one ``submit_many`` that wait for their confirm at the same time."""
@@ -122,7 +125,11 @@ class Submission:
         )
         state = await self._records.cancel(job_id, result, keep=keep)
         if state is JobState.RUNNING:
-            await self._publisher.send(CancelJob(job_id=job_id, keep=keep))
+            try:
+                await self._publisher.send(CancelJob(job_id=job_id, keep=keep))
+            except (PublishUnconfirmedError, ServiceUnreachableError) as error:
+                # The order only makes it quicker: the worker finds the mark with its next write.
+                logger.warning("cannot order a worker to cancel job %s (%s)", job_id, error)
         return state
 
     async def _take_turn(self, job: Job, *, new: bool) -> None:

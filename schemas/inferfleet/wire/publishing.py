@@ -21,7 +21,7 @@ from aio_pika.exceptions import (
 from pamqp.commands import Basic
 
 from inferfleet.schemas.errors import PublishUnconfirmedError, ServiceUnreachableError
-from inferfleet.wire.amqp import declare_exchanges, open_amqp
+from inferfleet.wire.amqp import connection_errors, declare_exchanges, open_amqp
 from inferfleet.wire.breaker import Breaker
 
 
@@ -73,9 +73,10 @@ class ConfirmChannel:
                 self._connection = connection = await self._stack.enter_async_context(
                     open_amqp(self._url, timeout_s=self._connect_timeout_s, name=self._name)
                 )
-            channel = await connection.channel(on_return_raises=True)
-            await declare_exchanges(channel)
-            self._publishing = cast("aiormq.Channel", await channel.get_underlay_channel())
+            with connection_errors(self._url):
+                channel = await connection.channel(on_return_raises=True)
+                await declare_exchanges(channel)
+                self._publishing = cast("aiormq.Channel", await channel.get_underlay_channel())
             self._channel = channel
             return channel
 

@@ -126,18 +126,21 @@ class Worker:
                 ),
                 metrics=self._metrics,
             )
+            beating = background.create_task(self._beat(pipeline))
             chores = [
+                beating,
                 background.create_task(pipeline.run()),
                 background.create_task(journal.write_first()),
                 background.create_task(journal.write_streamed()),
                 background.create_task(journal.write_all()),
-                background.create_task(self._beat(pipeline)),
                 background.create_task(
                     keep_deletion_cost(settings, cost=lambda: deletion_cost(processor.runs.values()))
                 ),
             ]
             try:
                 await self._serve(processor, broker)
+                # First: a heartbeat that is under way would put back what is taken off.
+                await cancel_and_wait(beating)
                 with suppress(TimeoutError):
                     # With Redis away, the heartbeat expires by itself.
                     async with asyncio.timeout(FORGET_TIMEOUT_S):
