@@ -10,7 +10,7 @@ import traceback
 from types import TracebackType
 from typing import Final
 
-from pythonjsonlogger.json import JsonFormatter
+from pythonjsonlogger.orjson import OrjsonFormatter
 
 from inferfleet.schemas.errors import ConfigurationError
 from inferfleet.schemas.settings import LogFormat, WorkerSettings
@@ -65,7 +65,7 @@ def without_words(error: BaseException | None) -> str:
     return "\ncaused by\n".join(parts)
 
 
-class _JsonLines(JsonFormatter):
+class _JsonLines(OrjsonFormatter):
     def formatException(self, ei: ErrorInfo) -> str:  # noqa: N802 - the name is logging's
         return without_words(ei[1])
 
