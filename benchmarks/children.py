@@ -98,9 +98,10 @@ class Client:
         if not select.select([self._process.stdout], [], [], STEP_TIMEOUT_S)[0]:
             self._process.kill()
             raise ChildError(f"the client does not get on:\n{_tail(self._log)}")
-        line = self._process.stdout.readline()
-        if not line:
-            raise ChildError(f"the client ended:\n{_tail(self._log)}")
+        # Libraries print, too.
+        while not (line := self._process.stdout.readline()).startswith("{"):
+            if not line:
+                raise ChildError(f"the client ended:\n{_tail(self._log)}")
         answer: dict[str, Any] = json.loads(line)
         return answer
 

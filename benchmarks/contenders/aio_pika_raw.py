@@ -1,8 +1,8 @@
 """By hand on aio-pika and redis-py, with the same guarantees on the happy path and nothing else.
 
 ``naive`` awaits each SET and each ack by itself. ``batched`` writes what has gathered while the last write
-was under way, both to Redis and as acks. A caller that waits gets its answer through RabbitMQ's direct reply-to.
-Neither has a record, a fence, a journal, retries or a way to reconnect.
+was under way, both to Redis and as acks. A caller that waits gets its answer through RabbitMQ's direct
+reply-to. Neither has a record, a fence, a journal, retries or a way to reconnect.
 """
 
 import asyncio
