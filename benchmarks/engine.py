@@ -4,7 +4,7 @@
     python benchmarks/engine.py --model DIR --concurrency 64 256 1024 --input 512 --output 256 \\
         --engine-args '{"load_format": "dummy"}'         on a GPU
 
-Both engines are loaded at the same time with the same arguments, each in a process of its own; they take turns.
+Both engines are loaded at the same time with the same arguments, each in its own process; they take turns.
 """
 
 from __future__ import annotations
@@ -135,11 +135,12 @@ async def first_token_s(fleet: Fleet, engine: dict[str, Any], number: int) -> fl
         async for line in lines:
             if isinstance(line.entry, TokensEntry) and not first:
                 first = time.perf_counter() - started
+    assert first, "a streamed job had no tokens"
     return first
 
 
 def body(engine: dict[str, Any], number: int) -> dict[str, Any]:
-    prompt = [(number * 7 + position) % 900 + 4 for position in range(engine["input_tokens"])]
+    prompt = [(number * 7 + position) % 200 + 10 for position in range(engine["input_tokens"])]
     return {"prompt": prompt, "max_tokens": engine["output_tokens"], "temperature": 0, "ignore_eos": True}
 
 

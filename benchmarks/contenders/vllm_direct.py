@@ -39,7 +39,7 @@ async def main() -> None:
             [
                 {
                     "prompt_token_ids": [
-                        (number * 7 + position) % 900 + 4 for position in range(given["input_tokens"])
+                        (number * 7 + position) % 200 + 10 for position in range(given["input_tokens"])
                     ]
                 }
             ]
