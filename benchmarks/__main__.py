@@ -11,6 +11,7 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
+from children import end_in_order
 from known import OURS, PEERS, RAW
 from machine import benchmark_services, description, peer_versions
 from plots import bars
@@ -29,6 +30,7 @@ def main() -> None:
     contenders = [OURS, *RAW, *(PEERS if arguments.peers else ())]
     if arguments.only:
         contenders = [contender for contender in contenders if contender.name in arguments.only]
+    end_in_order()
     with benchmark_services() as services:
         print(services.announcement, file=sys.stderr)
         figures = interleaved(

@@ -8,6 +8,7 @@ import select
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -104,6 +105,11 @@ class Client:
                 raise ChildError(f"the client ended:\n{_tail(self._log)}")
         answer: dict[str, Any] = json.loads(line)
         return answer
+
+
+def end_in_order() -> None:
+    """Have SIGTERM end this process as Ctrl-C does, so that no child is left behind."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
 
 @contextmanager

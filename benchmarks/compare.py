@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from children import end_in_order
 from known import OURS
 from machine import benchmark_services
 from rounds import Figures, Sizes, interleaved
@@ -33,6 +34,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--scale", type=float, default=1.0, help="share of the usual number of jobs")
     arguments = parser.parse_args()
+    end_in_order()
     with (
         checked_out(arguments.base) as base,
         checked_out(arguments.head) as head,

@@ -23,7 +23,7 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
-from children import Client
+from children import Client, end_in_order
 from contender import HERE
 from machine import benchmark_services
 
@@ -52,6 +52,7 @@ async def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path, help="a file for the figures")
     arguments = parser.parse_args()
+    end_in_order()
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     with tempfile.TemporaryDirectory(prefix="inferfleet-engine-") as folder, benchmark_services() as services:
         engine: dict[str, Any] = {

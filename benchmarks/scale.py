@@ -15,7 +15,7 @@ from pathlib import Path
 
 import process_tree
 import redis
-from children import Client, Worker, drain_marks, listening
+from children import Client, Worker, drain_marks, end_in_order, listening
 from known import OURS
 from machine import benchmark_services, description
 from rounds import Bench, Sizes
@@ -129,6 +129,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="*", default=SIZES)
     parser.add_argument("--output", type=Path, help="a folder for JSON and plots; without it, only print")
     arguments = parser.parse_args()
+    end_in_order()
     cases = [
         *((waiting, count) for count in arguments.waiting),
         *((workers, count) for count in arguments.workers),
