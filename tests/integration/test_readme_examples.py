@@ -2,8 +2,10 @@
 
 A ``console`` block has commands after ``$`` and what they print; ``…`` stands for any text, alone on a line
 for any lines. The commands of a page share one shell and folder, in the order of the page. A ``python``
-block is a program; a ``text`` block right behind it is what it prints. Blocks marked ``sh`` are not run here:
-they need a GPU or take long, and ``tests/unit/test_readme.py`` checks what they name.
+block is a program; a ``text`` block right behind it is what it prints. A ``py`` block is a piece of one: it
+runs where ``fleet`` is a client, ``session`` a session and ``TOOLS`` a list of tools. A worker with the
+simulated engine serves the default pool. Blocks marked ``sh`` are not run here: they need a GPU or take long,
+and ``tests/unit/test_readme.py`` checks what they name.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from textwrap import indent
 
 import pytest
 import redis.asyncio as aioredis
@@ -29,12 +32,29 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 BLOCK = re.compile(
-    r"^```(?P<language>console|python|json)\n(?P<text>.*?)^```$(?:\n+```text\n(?P<output>.*?)^```$)?",
+    r"^```(?P<language>console|python|py|json)\n(?P<text>.*?)^```$(?:\n+```text\n(?P<output>.*?)^```$)?",
     re.MULTILINE | re.DOTALL,
 )
 COMMAND = re.compile(r"^\$ (?P<command>.*)\n(?P<output>(?:(?!\$ ).*\n)*)", re.MULTILINE)
 STAYS = re.compile(r"inferfleet (local up|worker --)")
 """Commands that run until they are told to end; each has a terminal of its own."""
+
+AROUND_PIECE = """\
+import asyncio
+
+from inferfleet.producer import Fleet
+
+TOOLS = [{{"type": "function", "function": {{"name": "clock", "parameters": {{}}}}}}]
+
+
+async def main() -> None:
+    async with Fleet.connect() as fleet:
+        session = fleet.session("a-page-of-the-documentation")
+{piece}
+
+
+asyncio.run(main())
+"""
 
 END = "--- end of output ---"
 """What the shell prints behind each command, so that its output is known to be whole."""
@@ -128,26 +148,35 @@ def readers_environment(environment: dict[str, str]) -> dict[str, str]:
 def test_the_examples_of_a_page_print_what_it_says(
     page: Path, readers_environment: dict[str, str], tmp_path: Path
 ) -> None:
+    blocks = list(BLOCK.finditer(page.read_text(encoding="utf-8")))
     with ExitStack() as stack:
+
+        def leave_running(command: str, expected: str) -> None:
+            running = staying(command, expected, folder=tmp_path, environment=readers_environment)
+            stack.enter_context(running)
+
+        def run(command: str, expected: str) -> None:
+            assert_prints(command, shell.run(command), expected)
+
+        def run_program(program: str, expected: str | None) -> None:
+            (tmp_path / "example.py").write_text(program)
+            printed = shell.run(f"{sys.executable} -W error example.py; echo $?")
+            assert_prints(program, printed, ("…\n" if expected is None else expected) + "0\n")
+
         shell = Shell(folder=tmp_path, environment=readers_environment)
         stack.callback(shell.close)
-        for block in BLOCK.finditer(page.read_text(encoding="utf-8")):
+        if any(block["language"] in {"python", "py"} for block in blocks):
+            leave_running("inferfleet worker --engine simulated", "…\n… INFO    ready…\n")
+        for block in blocks:
             match block["language"]:
                 case "console":
                     for example in COMMAND.finditer(block["text"]):
-                        command, expected = example["command"], example["output"]
-                        if STAYS.match(command):
-                            running = staying(
-                                command, expected, folder=tmp_path, environment=readers_environment
-                            )
-                            stack.enter_context(running)
-                        else:
-                            assert_prints(command, shell.run(command), expected)
+                        stays = STAYS.match(example["command"])
+                        (leave_running if stays else run)(example["command"], example["output"])
                 case "python":
-                    (tmp_path / "example.py").write_text(block["text"])
-                    printed = shell.run(f"{sys.executable} -W error example.py; echo $?")
-                    wanted = block["output"] if block["output"] is not None else "…\n"
-                    assert_prints(block["text"], printed, f"{wanted}0\n")
+                    run_program(block["text"], block["output"])
+                case "py":
+                    run_program(AROUND_PIECE.format(piece=indent(block["text"], " " * 8)), block["output"])
                 case _:
                     json.loads(block["text"])
 
