@@ -23,7 +23,7 @@ class TokenChunk(WireModel):
     """Tokens of one choice. ``text`` is what they add to the visible text; it may lag behind the ids.
 
     ``delta`` is there when the tokens are not plain text: OpenAI's ``delta`` object with
-    ``tool_calls`` or ``reasoning_content``.
+    ``tool_calls`` or ``reasoning``.
     """
 
     index: Count = 0
