@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings
 from typer.testing import CliRunner
 
 from inferfleet.cli.failing import exit_code
+from inferfleet.cli.root import COMMANDS
 from inferfleet.schemas import Failure, FailureCode, JobState, Result, Timings
 from inferfleet.schemas.errors import (
     ConfigurationError,
@@ -172,3 +173,11 @@ def test_each_file_that_is_linked_exists() -> None:
 
     assert linked
     assert [name for name in linked if not (ROOT / name).exists()] == []
+
+
+def test_the_changelog_names_every_command() -> None:
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+    listed = re.search(r"^- The command `inferfleet`: (.*?)\.$", changelog, re.MULTILINE | re.DOTALL)
+    assert listed
+    assert re.findall(r"`(\S+)`", listed[1]) == list(COMMANDS)
