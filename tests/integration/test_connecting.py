@@ -31,7 +31,9 @@ def nobody() -> str:
 
 
 @pytest.fixture
-async def locked_redis_url(services: Services, store: aioredis.Redis, pool: str) -> AsyncIterator[str]:
+async def locked_redis_url(
+    services: Services, store: aioredis.Redis, pool: str, real_redis: None
+) -> AsyncIterator[str]:
     """The URL of a Redis user, with a wrong password."""
     await store.acl_setuser(pool, enabled=True, passwords=["+right"], commands=["+@all"], keys=["*"])
     yield with_password(services.redis_url, pool)

@@ -166,7 +166,7 @@ class TouchyEngine(SimulatedEngine):
         super().__init__(model="touchy", max_running=4, engine_args={"speed": 0})
 
     def resumable(self, generation: Any) -> bool:
-        return generation.body["messages"][0]["content"] != ""
+        return bool(generation.body["messages"][0]["content"])
 
 
 async def test_the_engine_never_sees_a_body_that_breaks_the_contract(

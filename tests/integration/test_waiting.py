@@ -190,6 +190,7 @@ async def _last(lines: Any) -> Any:
 # Ten thousand
 
 
+@pytest.mark.usefixtures("real_redis")
 async def test_waiting_for_ten_thousand_jobs_takes_one_blocked_read(
     connect: Connect, store: aioredis.Redis, pool: str
 ) -> None:
