@@ -34,7 +34,7 @@ from tenacity import (
 from inferfleet.schemas.errors import ServiceUnreachableError
 from inferfleet.wire import scripts
 from inferfleet.wire.breaker import Breaker
-from inferfleet.wire.round_trip import round_trip
+from inferfleet.wire.round_trip import RoundTrips
 from inferfleet.wire.scripts import Argument
 
 logger = logging.getLogger(__name__)
@@ -62,6 +62,7 @@ class CommandPipeline:
 
     def __init__(self, client: aioredis.Redis, *, patience_s: float | None) -> None:
         self._client = client
+        self._round_trips = RoundTrips(client)
         self._patience_s = patience_s
         self._breaker = Breaker("Redis", *_OUTAGE)
         self._queue: list[_Waiting] = []
@@ -120,6 +121,14 @@ class CommandPipeline:
                 future.set_result(answer)
 
     async def _send(self, commands: Sequence[tuple[Argument, ...]]) -> list[Any]:
+        try:
+            # By itself: what it takes to repeat costs more than a round trip.
+            with self._breaker.guarded():
+                return await self._send_once(commands)
+        except (*_OUTAGE, ServiceUnreachableError) as error:
+            if self._patience_s == 0:
+                raise
+            logger.warning("Redis does not answer, trying again (%s)", error)
         async for attempt in AsyncRetrying(
             retry=retry_if_exception_type((*_OUTAGE, ServiceUnreachableError)),
             wait=wait_random_exponential(multiplier=0.05, max=2.0),
@@ -132,7 +141,7 @@ class CommandPipeline:
         raise AssertionError("tenacity returns or raises")
 
     async def _send_once(self, commands: Sequence[tuple[Argument, ...]]) -> list[Any]:
-        answers = await round_trip(self._client, commands)
+        answers = await self._round_trips.send(commands)
         for position, answer in enumerate(answers):
             if isinstance(answer, NoScriptError):
                 # A restarted Redis has forgotten the scripts. The rest is sent again from here on, so
