@@ -61,6 +61,11 @@ SUSPECT_AFTER = 2
 must not be counted out for it."""
 
 
+DEATHS_PER_ATTEMPT = 4
+"""So many times ``max_attempts`` a job may lose its worker, although its answer came on each time. Without
+this limit a job that kills its worker a few tokens later each time would kill hundreds."""
+
+
 class Written(StrEnum):
     """What came of a write by a worker."""
 
@@ -203,6 +208,7 @@ class JobRecords:
             token,
             int(alone),
             SUSPECT_AFTER,
+            job.max_attempts * DEATHS_PER_ATTEMPT,
         )
         if verdict == b"busy":
             return Started(

@@ -37,6 +37,8 @@ class JobRun:
         self.started_at = datetime.now(UTC)
         self.started = time.monotonic()
         self.first_token_s: float | None = None
+        self.tokens_refused = 0
+        """Tokens that the journal did not take, because a later attempt has the job."""
         self.history_tokens = 0
         """Tokens of the session's earlier turns in the prompt."""
         self.interruption: Interruption | None = None

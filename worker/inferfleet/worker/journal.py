@@ -80,6 +80,7 @@ class JournalWriter:
             case Written.INTERRUPT:
                 run.interrupt(Interruption.INTERRUPTED)
             case Written.FENCED:
+                run.tokens_refused += unflushed.count
                 if run in self._runs:
                     run.interrupt(Interruption.SUPERSEDED)
             case Written.OK | Written.MISSING:

@@ -282,7 +282,7 @@ class Processor:
             case Interruption.HAND_OVER:
                 return HandOver(refund=True)
             case Interruption.SUPERSEDED:
-                self._metrics.wasted(run.take_unflushed().count, "fenced")
+                self._metrics.wasted(run.tokens_refused + run.take_unflushed().count, "fenced")
                 return Drop()
             case None:
                 message = "the engine ended the answer without completing it"

@@ -2,16 +2,19 @@
 -- KEYS record, journal
 -- ARGV now_ms, lease_ms, ttl_s, worker, at (ISO), max_attempts, expires_ms ('' for never), resumable (1 or 0),
 --      pool, priority, reply_to, submitted_ms, fence (unique to this call: sent twice, it starts once),
---      alone (1: the caller runs no other suspect), suspect_after
+--      alone (1: the caller runs no other suspect), suspect_after, max_deaths
 -- Returns {verdict, attempt, tokens to resume from, tokens wasted, charged, reply_to}. 'charged' counts the
--- attempts towards the limit. 'reply_to' is whoever the record says, since one job may have several messages.
+-- attempts towards the limit: not those that were given back, and not those that died but brought the answer
+-- on, as long as there were fewer than max_deaths of them. 'reply_to' is whoever the record says, since one job may have several messages.
 -- Verdicts: 'started', 'cancelled', 'interrupted', 'expired', 'exhausted' (the fence is ours; act on it),
 --           'done' (terminal already), 'busy' (another worker's lease is alive; 'attempt' is its rest in ms),
 --           'suspect' (it may have killed the workers it ran on: ask again when no other suspect runs).
 local now = tonumber(ARGV[1])
-local r = redis.call('HMGET', KEYS[1], 'state', 'attempt', 'charged', 'tokens', 'worker', 'lease', 'cancel', 'fence', 'verdict', 'reply_to')
+local r = redis.call('HMGET', KEYS[1], 'state', 'attempt', 'charged', 'tokens', 'worker', 'lease', 'cancel', 'fence', 'verdict', 'reply_to',
+  'deaths', 'tokens_at_start')
 local state, attempt, charged, tokens = r[1], tonumber(r[2] or 0), tonumber(r[3] or 0), tonumber(r[4] or 0)
 local reply_to = r[10] or ARGV[11]
+local deaths = tonumber(r[11] or 0)
 if not state then
   -- Published by another AMQP client, or Redis lost its data: the message is the record.
   redis.call('HSET', KEYS[1], 'pool', ARGV[9], 'priority', ARGV[10], 'reply_to', ARGV[11], 'submitted_at', ARGV[12])
@@ -23,6 +26,11 @@ elseif state == 'running' then
   if r[5] ~= ARGV[4] and lease > now then
     return {'busy', lease - now, 0, 0, charged, reply_to}
   end
+  -- Its worker is gone without a word.
+  deaths = deaths + 1
+  if tokens > tonumber(r[12] or 0) and ARGV[8] == '1' then
+    charged = charged - 1
+  end
 elseif state ~= 'queued' then
   return {'done', attempt, 0, 0, charged, reply_to}
 end
@@ -32,7 +40,7 @@ if r[7] then
   verdict = r[7] == 'interrupt' and 'interrupted' or 'cancelled'
 elseif attempt == 0 and ARGV[7] ~= '' and tonumber(ARGV[7]) < now then
   verdict = 'expired'
-elseif charged >= tonumber(ARGV[6]) then
+elseif charged >= tonumber(ARGV[6]) or deaths >= tonumber(ARGV[16]) then
   verdict = 'exhausted'
 elseif charged >= tonumber(ARGV[15]) and ARGV[14] == '0' then
   return {'suspect', attempt, 0, 0, charged, reply_to}
@@ -54,6 +62,6 @@ if verdict == 'started' then
 end
 redis.call('HSET', KEYS[1], 'state', 'running', 'attempt', attempt, 'charged', charged, 'tokens', tokens,
   'worker', ARGV[4], 'lease', now + tonumber(ARGV[2]), 'started_at', ARGV[1],
-  'fence', ARGV[13], 'verdict', verdict)
+  'fence', ARGV[13], 'verdict', verdict, 'deaths', deaths, 'tokens_at_start', tokens)
 redis.call('EXPIRE', KEYS[1], ARGV[3])
 return {verdict, attempt, tokens, wasted, charged, reply_to}

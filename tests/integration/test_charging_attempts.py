@@ -1,0 +1,80 @@
+"""Which attempts count towards a job's limit, when its workers die without a word."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from uuid import uuid4
+
+import pytest
+
+from inferfleet.local.services import Services
+from inferfleet.producer.background import background
+from inferfleet.schemas import Job
+from inferfleet.schemas.journal import TokenChunk
+from inferfleet.wire.pipeline import CommandPipeline
+from inferfleet.wire.records import DEATHS_PER_ATTEMPT, JobRecords, Started, Unflushed, Verdict
+from inferfleet.wire.redis import open_redis
+
+
+@pytest.fixture
+async def records(services: Services) -> AsyncIterator[JobRecords]:
+    async with open_redis(services.redis_url) as client:
+        pipeline = CommandPipeline(client, patience_s=0)
+        async with background(pipeline.run()):
+            yield JobRecords(pipeline=pipeline, result_ttl_s=60, queued_ttl_s=60)
+
+
+def a_job(max_attempts: int) -> Job:
+    return Job(body={"messages": [{"role": "user", "content": "hi"}]}, max_attempts=max_attempts)
+
+
+async def start_after_a_death(records: JobRecords, job: Job, *, resumable: bool = True) -> Started:
+    """Start on a worker that did not run it before and whose predecessor's lease is over."""
+    return await records.start(
+        job,
+        token=uuid4().hex,
+        worker_id="the same worker, started again: its lease does not keep it out",
+        lease_s=1,
+        resumable=resumable,
+        alone=True,
+        reply_to="",
+    )
+
+
+async def bring_on(records: JobRecords, job: Job, started: Started, *, tokens: int = 3) -> None:
+    chunk = TokenChunk(token_ids=tuple(range(tokens)), text="x" * tokens)
+    unflushed = Unflushed(started.tokens, (chunk,))
+    assert await records.append(job.id, fence=started.fence, lease_s=1, unflushed=unflushed) == "ok"
+
+
+async def test_a_job_that_never_gets_on_is_exhausted_after_its_attempts(records: JobRecords) -> None:
+    job = a_job(3)
+    verdicts = [(await start_after_a_death(records, job)).verdict for _ in range(4)]
+    assert verdicts == [Verdict.STARTED] * 3 + [Verdict.EXHAUSTED]
+
+
+async def test_a_death_that_had_brought_the_answer_on_does_not_count(records: JobRecords) -> None:
+    job = a_job(2)
+    for _ in range(5):
+        started = await start_after_a_death(records, job)
+        assert (started.verdict, started.charged) == (Verdict.STARTED, 1)
+        await bring_on(records, job, started)
+
+
+async def test_tokens_that_have_to_be_generated_again_are_no_progress(records: JobRecords) -> None:
+    job = a_job(2)
+    for _ in range(2):
+        started = await start_after_a_death(records, job, resumable=False)
+        assert started.verdict is Verdict.STARTED
+        await bring_on(records, job, started)
+    assert (await start_after_a_death(records, job, resumable=False)).verdict is Verdict.EXHAUSTED
+
+
+async def test_even_with_progress_a_job_may_not_kill_for_ever(records: JobRecords) -> None:
+    job = a_job(1)
+    deaths = 0
+    while (started := await start_after_a_death(records, job)).verdict is Verdict.STARTED:
+        await bring_on(records, job, started)
+        deaths += 1
+    assert started.verdict is Verdict.EXHAUSTED
+    assert deaths == DEATHS_PER_ATTEMPT
