@@ -54,7 +54,7 @@ async def test_an_engine_argument_that_does_not_exist_is_exit_code_2(
     start_worker_process: StartWorkerProcess,
 ) -> None:
     worker = await start_worker_process("--engine-args", '{"sped": 1}')
-    assert await worker.ended() == 2
+    assert await worker.ended() == 2, worker.log
     assert "the simulated engine has no argument 'sped'; it has load_s" in worker.log
     assert "Traceback" not in worker.log
 
@@ -67,7 +67,7 @@ async def test_a_port_that_is_taken_is_exit_code_2_and_says_what_to_do(
         taken.listen()
         port = taken.getsockname()[1]
         worker = await start_worker_process("--http-port", str(port))
-        assert await worker.ended() == 2
+        assert await worker.ended() == 2, worker.log
     assert f"cannot listen on 0.0.0.0:{port}" in worker.log
     assert "--http-port" in worker.log
     assert "Traceback" not in worker.log
@@ -79,7 +79,7 @@ async def test_a_pool_whose_queue_has_other_arguments_is_exit_code_2(
     async with connect(queue_max_length=7) as limited:
         await limited.declare_pool(pool)
         worker = await start_worker_process()
-        assert await worker.ended() == 2
+        assert await worker.ended() == 2, worker.log
         assert f"the queue inferfleet.jobs.{pool} exists with other arguments" in worker.log
         assert "Traceback" not in worker.log
         agreeing = await start_worker_process(queue_max_length="7")
@@ -110,7 +110,7 @@ async def test_a_worker_without_its_extra_says_what_to_install(
     inferfleet: RunCommand, start_worker_process: StartWorkerProcess
 ) -> None:
     worker = await start_worker_process(preamble="import sys; sys.modules['aiohttp'] = None")
-    assert await worker.ended() == 2
+    assert await worker.ended() == 2, worker.log
     assert "`inferfleet worker` needs the package 'aiohttp': pip install 'inferfleet[worker]'" in worker.log
     assert "Traceback" not in worker.log
 

@@ -8,7 +8,8 @@ from types import ModuleType
 
 import pytest
 
-from inferfleet import producer, worker
+import inferfleet.producer as producer
+import inferfleet.worker as worker
 
 NAMES = {
     producer: ["Fleet", "JobOptions", "JournalLine", "Session", "SyncFleet"],
