@@ -18,7 +18,7 @@ from typing import Any
 
 import process_tree
 
-STEP_TIMEOUT_S = 90.0
+STEP_TIMEOUT_S = 600.0
 STOP_TIMEOUT_S = 10.0
 
 

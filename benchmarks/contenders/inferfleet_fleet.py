@@ -27,6 +27,9 @@ from inferfleet.worker.worker import Worker
 
 POOL = "bench"
 
+PORTION = 10_000
+"""Jobs of a backlog that are submitted together: a million would not fit into memory."""
+
 
 class NoOpEngine:
     """An ``Engine`` that does nothing, or sleeps before its tokens (``work_s``) or after (``more_s``)."""
@@ -94,8 +97,13 @@ class Client:
 
     async def backlog(self, payload: str, work_s: float, count: int) -> list[float]:
         """Submit jobs that nobody waits for, each with work of half to one and a half times ``work_s``."""
-        jobs = [body(payload, work_s * random.uniform(0.5, 1.5)) for _ in range(count)]
-        await self._fleet.submit_many(jobs, endpoint=Endpoint.COMPLETIONS, pool=POOL, priority=Priority.BATCH)
+        for first in range(0, count, PORTION):
+            jobs = [
+                body(payload, work_s * random.uniform(0.5, 1.5)) for _ in range(min(PORTION, count - first))
+            ]
+            await self._fleet.submit_many(
+                jobs, endpoint=Endpoint.COMPLETIONS, pool=POOL, priority=Priority.BATCH
+            )
         return []
 
     async def urgent(self, payload: str, work_s: float, count: int) -> list[float]:
