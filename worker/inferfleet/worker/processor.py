@@ -105,6 +105,11 @@ class Processor:
         self._runs[job.id] = run
         try:
             settled = await self._run(run)
+        except Exception:
+            # The caller gives back the delivery it knows of; one that came since is ours to give back.
+            if run.delivery is not delivery:
+                await run.delivery.requeue()
+            raise
         finally:
             del self._runs[job.id]
         if run.delivery is not settled:
