@@ -87,11 +87,11 @@ class Producer:
             for number in sorted(intents - accepted.keys()):
                 tasks.create_task(self._submit(number))
             for job in accepted.values():
-                cursor = cursors.get(job.id)
+                read_so_far = cursors.get(job.id)
                 if job.id not in seen:
-                    tasks.create_task(self._watch(job, cursor=cursor))
-                elif job.stream and cursor != READ:
-                    tasks.create_task(self._read(job, cursor))
+                    tasks.create_task(self._watch(job, cursor=read_so_far))
+                elif job.stream and read_so_far != READ:
+                    tasks.create_task(self._read(job, read_so_far))
             next_one = max(intents, default=self._plan.first - self._plan.step) + self._plan.step
             due = asyncio.get_running_loop().time()
             for number in range(next_one, self._plan.end, self._plan.step):

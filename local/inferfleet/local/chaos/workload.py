@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import Any
 
 from inferfleet.schemas import Job, JobState
+from inferfleet.schemas.job import DEFAULT_MAX_ATTEMPTS
 from inferfleet.worker.engines.simulated import expected_text
 
 KIND = "chaos"
@@ -67,10 +68,6 @@ _ENDS = {
 _ATTEMPTS = 2
 """For jobs that can only fail."""
 
-_PATIENT_ATTEMPTS = 25
-"""For all others. A worker of a soak lives for seconds, and a death counts as an attempt of all that ran on
-it: with the usual limit, one innocent job in some hundred would be given up, as promised."""
-
 _HOPELESS = {Kind.DOOMED, Kind.POISON, Kind.ENGINE_KILLER}
 _MAY_DIE = _HOPELESS | {Kind.FLAKY}
 
@@ -95,7 +92,7 @@ def make_job(*, seed: int, number: int, pool: str) -> Job:
         pool=pool,
         priority=chance.choice((1, 4, 4, 4, 7, 9)),
         stream=kind is Kind.STREAMED,
-        max_attempts=_ATTEMPTS if kind in _HOPELESS else _PATIENT_ATTEMPTS,
+        max_attempts=_ATTEMPTS if kind in _HOPELESS else DEFAULT_MAX_ATTEMPTS,
         idempotency_key=f"chaos-{seed}-{number}",
         expires_at=datetime.now(UTC) + timedelta(seconds=chance.uniform(0.05, 2.0))
         if kind is Kind.EXPIRING
