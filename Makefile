@@ -12,7 +12,7 @@ MINUTES ?= 10
 PACKAGES = schemas wire producer worker cli local
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-engine chaos check bench bench-peers build clean venv bench-venv engine-venv services
+.PHONY: help demo test test-engine chaos check bench bench-engine bench-peers build clean venv bench-venv engine-venv services
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ bench: bench-venv services ## Measure ours and hand-written aio-pika
 bench-peers: bench-venv services ## Measure the other libraries too, in the same rounds
 	@benchmarks/setup-peers $(PYTHON)
 	@.venv-bench/bin/python benchmarks --peers $(ARGS)
+
+bench-engine: engine-venv services ## Measure what the queue costs vLLM, on the CPU
+	@VLLM_CPU_KVCACHE_SPACE=1 $(ENGINE_VENV)/bin/python benchmarks/engine.py $(ARGS)
 
 build: venv ## Build the wheel, into dist/
 	@$(VENV)/bin/pip wheel -qq --no-deps --wheel-dir dist .

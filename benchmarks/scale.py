@@ -168,7 +168,7 @@ def write(folder: Path, document: dict[str, object]) -> None:
         ("size", "bytes", "jobs/s"),
     ):
         if points := {row[x]: row[y] for row in rows.get(case, [])}:
-            name = f"{case}-{y.split(',')[0].replace(' ', '-').replace('/', '-per-').lower()}.svg"
+            name = f"{case}-{y.split(',')[0].translate(str.maketrans(' /µ', '--u')).lower()}.svg"
             lines(folder / name, title=y, x=x, y=y, series={y: points}, log_x=case != "workers")
 
 
