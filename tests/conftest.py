@@ -13,6 +13,8 @@ from inferfleet.local.services.launcher import source_of
 PREFERRED = (ServicesChoice.NATIVE, ServicesChoice.DOCKER, ServicesChoice.EMBEDDED)
 """Native starts in 4 s and can be killed by a test; Docker takes longer; embedded works everywhere."""
 
+ANNOUNCEMENT = pytest.StashKey[str]()
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
@@ -40,4 +42,12 @@ def services(pytestconfig: pytest.Config) -> Iterator[Services]:
         choice = next(kind for kind in PREFERRED if source_of(kind).obstacle() is None)
     with running_services(choice, amqp_url=amqp_url, redis_url=redis_url) as running:
         print(running.announcement)  # noqa: T201 - pytest shows it with -s and when a test fails
+        pytestconfig.stash[ANNOUNCEMENT] = running.announcement
         yield running
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say at the end which services the tests ran on."""
+    announcement = config.stash.get(ANNOUNCEMENT, None)
+    if announcement is not None:
+        terminalreporter.write_line(announcement)
