@@ -8,15 +8,17 @@ import os
 import shutil
 import subprocess
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
-from inferfleet.local.services import Services
+from inferfleet.local.services import Services, ServicesChoice, running_services
 from inferfleet.producer import Fleet
+from inferfleet.schemas.journal import RunningEntry, TokensEntry
 from inferfleet.schemas.settings import ProducerSettings
+from inferfleet.worker.engines.simulated import expected_text
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -137,28 +139,87 @@ def test_a_worker_uses_the_packages_of_its_base(worker: str) -> None:
     docker("run", "--rm", "--entrypoint=python3", worker, "-c", "import vllm, inferfleet.worker.worker")
 
 
-async def test_a_worker_container_answers_a_job_and_ends_well_on_sigterm(
-    worker: str, services: Services
+@pytest.fixture(scope="module")
+def containers() -> Iterator[Services]:
+    """RabbitMQ and Redis in containers, too."""
+    with running_services(ServicesChoice.DOCKER) as services:
+        yield services
+
+
+@pytest.fixture
+def start_worker(worker: str, containers: Services) -> Iterator[Callable[..., str]]:
+    """Start a worker container; returns its id."""
+    started: list[str] = []
+
+    def start(pool: str, **settings: str) -> str:
+        variables = {
+            "INFERFLEET_AMQP_URL": containers.amqp_url,
+            "INFERFLEET_REDIS_URL": containers.redis_url,
+            "INFERFLEET_POOL": pool,
+            **settings,
+        }
+        environment = [f"--env={name}={value}" for name, value in variables.items()]
+        arguments = ("--engine", "simulated", "--http-port", "0")
+        started.append(
+            docker("run", "--detach", "--network=host", *environment, worker, *arguments).stdout.strip()
+        )
+        return started[-1]
+
+    yield start
+    if started:
+        docker("rm", "--force", *started)
+
+
+@pytest.fixture
+async def fleet(containers: Services) -> AsyncIterator[Fleet]:
+    urls = {"amqp_url": containers.amqp_url, "redis_url": containers.redis_url}
+    async with Fleet.connect(ProducerSettings(**urls)) as fleet:
+        yield fleet
+
+
+async def test_a_worker_container_answers_a_job_and_ends_well_on_docker_stop(
+    start_worker: Callable[..., str], fleet: Fleet
 ) -> None:
     pool = f"images-{uuid.uuid4().hex[:8]}"
-    settings = ProducerSettings(amqp_url=services.amqp_url, redis_url=services.redis_url)
-    container = docker(
-        *("run", "--detach", "--network=host"),
-        *("--env", f"INFERFLEET_AMQP_URL={services.amqp_url}"),
-        *("--env", f"INFERFLEET_REDIS_URL={services.redis_url}"),
-        *(worker, "--engine", "simulated", "--pool", pool, "--http-port", "0"),
-    ).stdout.strip()
-    try:
-        async with Fleet.connect(settings) as fleet:
-            await fleet.declare_pool(pool)
-            result = await fleet.wait(await fleet.submit("Hello?", pool=pool), timeout_s=60)
-        assert result.raise_for_state().text
-        docker("stop", container)
-        log = docker("logs", container).stderr
-        assert docker("wait", container).stdout == "0\n", log
-        assert "worker has stopped" in log
-    finally:
-        docker("rm", "--force", container)
+    container = start_worker(pool)
+    await fleet.declare_pool(pool)
+    result = await fleet.wait(await fleet.submit("Hello?", pool=pool), timeout_s=60)
+    assert result.raise_for_state().text
+    docker("stop", container)
+    log = docker("logs", container).stderr
+    assert docker("wait", container).stdout == "0\n", log
+    assert "worker has stopped" in log
+
+
+async def test_docker_stop_hands_a_running_job_over_to_another_container(
+    start_worker: Callable[..., str], fleet: Fleet
+) -> None:
+    # Given a container in the middle of a long answer
+    pool = f"images-{uuid.uuid4().hex[:8]}"
+    first = start_worker(pool, INFERFLEET_WORKER_ID="first", INFERFLEET_DRAIN_TIMEOUT_S="0.5")
+    await fleet.declare_pool(pool)
+    body = {
+        "messages": [{"role": "user", "content": "A long story, please."}],
+        "simulated": {"tokens": 200, "step_delay_s": 0.02},
+    }
+    job = await fleet.submit(body, pool=pool, stream=True)
+    attempts: list[RunningEntry] = []
+    stopped = False
+    async for line in fleet.stream(job):
+        if isinstance(line.entry, RunningEntry):
+            attempts.append(line.entry)
+        if not stopped and isinstance(line.entry, TokensEntry) and line.entry.offset > 10:
+            # When it is stopped, and another one is there
+            docker("stop", first)
+            assert docker("wait", first).stdout == "0\n", docker("logs", first).stderr
+            start_worker(pool, INFERFLEET_WORKER_ID="second")
+            stopped = True
+
+    # Then the other one goes on behind what the first had written
+    assert [attempt.worker_id for attempt in attempts] == ["first", "second"]
+    assert attempts[1].resumed_from > 10
+    result = await fleet.wait(job, timeout_s=60)
+    assert result.raise_for_state().text == expected_text(job.endpoint, job.body)
 
 
 def test_a_change_of_code_makes_one_new_layer_of_less_than_a_megabyte(
