@@ -13,6 +13,7 @@ from inferfleet.local.chaos.members import Place
 from inferfleet.producer.fleet import Fleet
 from inferfleet.schemas import FailureCode, JobState
 from inferfleet.schemas.names import dead_queue
+from inferfleet.wire.records import DEATHS_PER_ATTEMPT
 
 
 async def test_a_job_that_kills_every_worker_is_given_up_and_its_neighbours_all_succeed(
@@ -42,7 +43,8 @@ async def test_a_job_that_kills_every_worker_is_given_up_and_its_neighbours_all_
             3,
         )
         assert letter.message
-        assert sum(place.killed_by_jobs for place in places) == 3
+        # Those deaths that had brought its answer on, as long as they did, are not among the three.
+        assert 3 <= sum(place.killed_by_jobs for place in places) < 3 * DEATHS_PER_ATTEMPT
         # And the innocent ones all end well, and so do jobs that come later.
         later = await fleet.submit_many(
             (prompt(f"later {n}", tokens=10) for n in range(24)), pool=harness.pool

@@ -19,6 +19,7 @@ import pytest
 import redis
 
 from inferfleet.local.services import Services, ServicesChoice, running_services
+from inferfleet.local.services.choice import Fsync
 from inferfleet.local.services.launcher import source_of
 from inferfleet.local.services.rabbitmq_process import RabbitMQProcess
 from inferfleet.local.services.reaper import Reaper
@@ -41,7 +42,7 @@ def native(pytestconfig: pytest.Config) -> Iterator[Services]:
     if (obstacle := source_of(ServicesChoice.NATIVE).obstacle()) is not None:
         required = ServicesChoice.NATIVE in pytestconfig.getoption("--require-services")
         (pytest.fail if required else pytest.skip)(obstacle)
-    with running_services(ServicesChoice.NATIVE, management=True) as services:
+    with running_services(ServicesChoice.NATIVE, management=True, fsync=Fsync.ALWAYS) as services:
         yield services
 
 

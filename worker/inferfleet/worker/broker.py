@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -50,6 +50,15 @@ class Delivery:
         """Take the message off the queue. Joins the next batch; on a broken session it does nothing."""
         self.session.acknowledger.ack(self.tag)
 
+    @contextmanager
+    def parked(self) -> Generator[None]:
+        """While the block runs, the message takes none of the worker's places."""
+        self.session.parked += 1
+        try:
+            yield
+        finally:
+            self.session.parked -= 1
+
     async def requeue(self) -> None:
         """Give the message back to its place in the queue. On a broken session it does nothing."""
         await self.session.requeue(self.tag)
@@ -70,6 +79,8 @@ class Session:
         """Deliveries of consumers that are no more."""
         self._cancelled = asyncio.Event()
         self.acknowledger = Acknowledger(channel)
+        self.parked = 0
+        """Deliveries that only wait here, and for which others may be taken."""
         channel.on_consumer_cancel_callbacks.add(self._on_cancel)
 
     @property

@@ -37,9 +37,10 @@ async def adapt_intake(session: Session, engine: Engine, *, max_running: int, lo
         # One look may fall between a delivery and the engine's next step; two in a row may not.
         was_overloaded, overloaded = overloaded, waiting > look_ahead
         if limit < full or (overloaded and was_overloaded):
-            new = wanted(held=session.held, waiting=waiting, max_running=max_running, look_ahead=look_ahead)
+            held = session.held - session.parked
+            new = wanted(held=held, waiting=waiting, max_running=max_running, look_ahead=look_ahead)
             if new != limit:
-                logger.info("intake", extra={"limit": new, "held": session.held, "waiting": waiting})
+                logger.info("intake", extra={"limit": new, "held": held, "waiting": waiting})
                 limit = new
         # Also without a change: room that deliveries of earlier consumers have left is filled only now.
-        await session.hold(limit)
+        await session.hold(limit + session.parked)

@@ -93,7 +93,9 @@ class Settlement:
                 self._metrics.handed_over()
                 await delivery.requeue()
             case Defer(delay_s):
-                await self._send_round(run.job, delivery, delay_s)
+                # Not by a retry queue: RabbitMQ gives its messages back without a confirm to itself. If it is
+                # killed just then, and the worker that took one dies too, a running job would be lost.
+                await self._keep(delivery, delay_s)
             case Drop(finished=True):
                 await self._end_turn(run.job, delivery)
             case Drop():
@@ -184,14 +186,19 @@ class Settlement:
         )
         return written
 
+    async def _keep(self, delivery: Delivery, delay_s: float) -> None:
+        """Let the message come again later, unacked meanwhile: nothing can lose it, and no slot is taken."""
+        with delivery.parked(), suppress(TimeoutError):
+            async with asyncio.timeout(delay_s):
+                await self._leaving.wait()
+        await delivery.requeue()
+
     async def _send_round(self, job: Job, delivery: Delivery, delay_s: float) -> None:
         """Let the message come again later; if that way is closed, at once and after a pause."""
         if self._settings.queue_max_length is not None:
             # RabbitMQ drops what comes back from a retry queue into a full one. What is requeued always
-            # finds its place, at the price of a slot while it waits here.
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._leaving.wait(), delay_s)
-            await delivery.requeue()
+            # finds its place.
+            await self._keep(delivery, delay_s)
             return
         delay_ms = max(1, int(delay_s * 1000))
         message = job_message(job, reply_to=delivery.reply_to, headers=dict(delivery.headers))

@@ -268,7 +268,8 @@ class Worker:
             self._phase_changed.clear()
             await write_heartbeat(pipeline, self._heartbeat(), ttl_s=interval_s * HEARTBEATS_MISSED)
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._phase_changed.wait(), interval_s)
+                async with asyncio.timeout(interval_s):
+                    await self._phase_changed.wait()
 
     def _enter(self, phase: WorkerPhase) -> None:
         self._phase = phase

@@ -12,7 +12,6 @@ from enum import StrEnum
 from typing import Any
 
 from inferfleet.schemas import Job, JobState
-from inferfleet.schemas.job import DEFAULT_MAX_ATTEMPTS
 from inferfleet.worker.engines.simulated import expected_text
 
 KIND = "chaos"
@@ -68,6 +67,10 @@ _ENDS = {
 _ATTEMPTS = 2
 """For jobs that can only fail."""
 
+_PATIENT_ATTEMPTS = 25
+"""For all others. A worker of a soak lives for seconds, and a death counts for everything on it that had no
+token yet: with the usual limit an innocent job in some hundred can be given up, as promised."""
+
 _HOPELESS = {Kind.DOOMED, Kind.POISON, Kind.ENGINE_KILLER}
 _MAY_DIE = _HOPELESS | {Kind.FLAKY}
 
@@ -92,7 +95,7 @@ def make_job(*, seed: int, number: int, pool: str) -> Job:
         pool=pool,
         priority=chance.choice((1, 4, 4, 4, 7, 9)),
         stream=kind is Kind.STREAMED,
-        max_attempts=_ATTEMPTS if kind in _HOPELESS else DEFAULT_MAX_ATTEMPTS,
+        max_attempts=_ATTEMPTS if kind in _HOPELESS else _PATIENT_ATTEMPTS,
         idempotency_key=f"chaos-{seed}-{number}",
         expires_at=datetime.now(UTC) + timedelta(seconds=chance.uniform(0.05, 2.0))
         if kind is Kind.EXPIRING

@@ -24,8 +24,8 @@ class ServicesChoice(StrEnum):
 class Fsync(StrEnum):
     """When Redis forces its append-only file to disk.
 
-    What Redis has answered survives a kill of its process with either. Only a machine that loses power
-    tells them apart.
+    With ``ALWAYS`` what Redis has answered survives anything. With ``EVERYSEC`` a busy disk can delay the
+    write itself by up to 2 s, and a kill of the process loses that.
     """
 
     EVERYSEC = "everysec"
