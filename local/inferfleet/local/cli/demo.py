@@ -40,7 +40,7 @@ def command(
     console = Console()
     view: View = LivePicture(console) if console.is_terminal and not as_json else PlainLines()
     with sigterm_as_interrupt(), chosen_services(services) as running:
-        print(running.announcement, file=sys.stderr if as_json else sys.stdout, flush=True)  # noqa: T201
+        print(running.announcement, file=sys.stderr if as_json else sys.stdout, flush=True)
         with view:
             report = asyncio.run(
                 run_demo(services=running, worker=worker, workers=workers, jobs=jobs, seed=seed, view=view)
