@@ -212,8 +212,7 @@ class Settlement:
             logger.warning(
                 "cannot delay a job, so it goes back at once (%s)", error, extra={"job_id": job.id}
             )
-            await asyncio.sleep(REQUEUE_PAUSE_S)
-            await delivery.requeue()
+            await self._requeue_later(delivery)
         else:
             delivery.ack()
 
@@ -241,8 +240,7 @@ class Settlement:
             )
         except _UNPUBLISHED as error:
             logger.warning("cannot write a dead letter, so the message goes back (%s)", error)
-            await asyncio.sleep(REQUEUE_PAUSE_S)
-            await delivery.requeue()
+            await self._requeue_later(delivery)
             return False
         self._metrics.dead_lettered(failure.code)
         # Why is in the letter's headers. It may quote the message, so it is in no log.
