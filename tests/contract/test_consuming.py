@@ -101,9 +101,7 @@ async def test_an_ack_of_an_unknown_delivery_closes_the_channel_and_gives_the_re
     await connection.close()
 
 
-async def test_a_rejected_message_without_a_dead_letter_exchange_is_gone(
-    channel: AbstractChannel, queue: AbstractQueue
-) -> None:
+async def test_a_rejected_message_is_gone(channel: AbstractChannel, queue: AbstractQueue) -> None:
     await publish(channel, queue, "unwanted", "next")
     await (await take(queue)).reject(requeue=False)
     assert await take_bodies(queue) == ["next"]

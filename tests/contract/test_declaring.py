@@ -90,16 +90,6 @@ async def test_an_auto_delete_queue_goes_with_its_last_consumer(
     await _until_gone(connection, name)
 
 
-async def test_an_unused_queue_with_x_expires_goes_although_messages_wait_in_it(
-    connection: AbstractConnection, channel: AbstractChannel, name: str
-) -> None:
-    queue = await channel.declare_queue(name, durable=True, arguments={"x-expires": 200})
-    await publish(channel, queue, "unwanted")
-    # Looking at it is use: it starts its time anew. So this waits for longer than the queue lives.
-    await asyncio.sleep(0.5)
-    await _until_gone(connection, name)
-
-
 async def test_a_purge_and_a_deletion_say_how_much_they_removed(
     connection: AbstractConnection, channel: AbstractChannel, queue: AbstractQueue
 ) -> None:

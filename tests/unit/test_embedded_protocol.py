@@ -149,6 +149,16 @@ def test_what_the_embedded_broker_lacks_is_refused_plainly(client: Client, metho
     client.assert_closed_with(540, "NOT_IMPLEMENTED - the embedded broker has no")
 
 
+def test_a_message_that_is_to_expire_is_refused_plainly(client: Client) -> None:
+    client.open_channel()
+    client.send(commands.Basic.Publish(routing_key="q"), 1)
+    client.send(ContentHeader(properties=commands.Basic.Properties(expiration="1000")), 1)
+    close = client.receive()
+    assert isinstance(close, commands.Channel.Close)
+    assert close.reply_code == 406
+    assert close.reply_text.endswith("the embedded broker does not support 'expiration'")
+
+
 def test_what_follows_on_a_channel_that_was_closed_with_an_error_is_ignored(client: Client) -> None:
     client.open_channel()
     client.send(commands.Queue.Declare(queue="unknown", passive=True), 1)

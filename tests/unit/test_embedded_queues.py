@@ -1,54 +1,13 @@
-"""The embedded broker's queues, on a clock that the test moves."""
+"""The embedded broker's queues, without a connection."""
 
 from __future__ import annotations
-
-import heapq
-import itertools
-from collections.abc import Callable
 
 import pytest
 from pamqp.commands import Basic
 
 from inferfleet.local.embedded.amqp_errors import SoftError
 from inferfleet.local.embedded.queue_arguments import QueueArguments
-from inferfleet.local.embedded.queues import DeathReason, Entry, Message, Queue
-
-
-class Call:
-    """A call in the future."""
-
-    def __init__(self, callback: Callable[[], object]) -> None:
-        self.callback: Callable[[], object] | None = callback
-
-    def cancel(self) -> None:
-        self.callback = None
-
-
-class ManualClock:
-    """Time that passes when told to."""
-
-    def __init__(self) -> None:
-        self._now = 1000.0
-        self._calls: list[tuple[float, int, Call]] = []
-        self._numbers = itertools.count()
-
-    def time(self) -> float:
-        return self._now
-
-    def call_at(self, when: float, callback: Callable[[], object]) -> Call:
-        call = Call(callback)
-        heapq.heappush(self._calls, (when, next(self._numbers), call))
-        return call
-
-    def advance(self, seconds: float) -> None:
-        end = self._now + seconds
-        while self._calls and self._calls[0][0] <= end:
-            when, _, call = heapq.heappop(self._calls)
-            # A loop's timers fire a little late.
-            self._now = max(self._now, when) + 1e-6
-            if call.callback is not None:
-                call.callback()
-        self._now = end
+from inferfleet.local.embedded.queues import Entry, Message, Queue
 
 
 class Reader:
@@ -76,11 +35,9 @@ class Reader:
 
 
 class Setting:
-    """A queue, and what became of its dead and of itself."""
+    """A queue, and whether it is still there."""
 
     def __init__(self, *, auto_delete: bool = False, **arguments: object) -> None:
-        self.clock = ManualClock()
-        self.dead: list[tuple[bytes, DeathReason]] = []
         self.vanished = False
         self.queue = Queue(
             "q",
@@ -90,13 +47,11 @@ class Setting:
             durable=True,
             auto_delete=auto_delete,
             owner=None,
-            clock=self.clock,
-            bury=lambda _, entry, reason: self.dead.append((entry.message.body, reason)),
             vanish=self._vanish,
         )
 
-    def publish(self, body: bytes, *, priority: int | None = None, expiration: str | None = None) -> bool:
-        properties = Basic.Properties(priority=priority, expiration=expiration)
+    def publish(self, body: bytes, *, priority: int | None = None) -> bool:
+        properties = Basic.Properties(priority=priority)
         return self.queue.publish(Message(exchange="", routing_key="q", properties=properties, body=body))
 
     def drain(self) -> list[bytes]:
@@ -110,50 +65,16 @@ class Setting:
         queue.delete()
 
 
-def test_a_message_leaves_when_its_time_is_up_although_nobody_looks() -> None:
-    setting = Setting(message_ttl=500)
-    setting.publish(b"a")
-    setting.clock.advance(0.4)
-    setting.publish(b"b")
-    setting.clock.advance(0.2)
-    assert setting.dead == [(b"a", DeathReason.EXPIRED)]
-    setting.clock.advance(0.4)
-    assert setting.dead == [(b"a", DeathReason.EXPIRED), (b"b", DeathReason.EXPIRED)]
-
-
-def test_the_shorter_of_the_two_times_to_live_counts() -> None:
-    setting = Setting(message_ttl=500)
-    setting.publish(b"own is shorter", expiration="100")
-    setting.clock.advance(0.2)
-    setting.publish(b"own is longer", expiration="9000")
-    setting.clock.advance(0.6)
-    assert [body for body, _ in setting.dead] == [b"own is shorter", b"own is longer"]
-
-
-def test_an_expired_message_behind_a_living_one_stays_and_is_counted() -> None:
+def test_a_requeued_message_keeps_its_place() -> None:
     setting = Setting(max_priority=10)
-    setting.publish(b"alive", priority=9)
-    setting.publish(b"expired", priority=1, expiration="100")
-    setting.clock.advance(1)
-    assert (setting.queue.ready_count, setting.dead) == (2, [])
-    assert setting.drain() == [b"alive"]
-    assert setting.dead == [(b"expired", DeathReason.EXPIRED)]
-
-
-def test_a_requeued_message_keeps_its_place_and_its_time_to_live() -> None:
-    setting = Setting(max_priority=10, message_ttl=1000)
     for body in (b"a", b"b", b"c"):
         setting.publish(body, priority=5)
     reader = Reader(credit=2)
     setting.queue.add_consumer(reader)
     setting.queue.remove_consumer(reader)
-    setting.clock.advance(0.5)
     setting.queue.requeue(reversed(reader.entries))
     assert [entry.redelivered for entry in reader.entries] == [True, True]
     assert setting.drain() == [b"a", b"b", b"c"]
-    setting.queue.requeue(reader.entries)
-    setting.clock.advance(0.6)
-    assert [body for body, _ in setting.dead] == [b"a", b"b"]
 
 
 def test_consumers_with_credit_take_strict_turns() -> None:
@@ -178,20 +99,11 @@ def test_credit_that_comes_back_is_used_at_the_next_dispatch() -> None:
     assert reader.bodies == [b"a", b"b"]
 
 
-def test_a_full_queue_refuses_until_an_expired_message_makes_room() -> None:
-    setting = Setting(max_length=1, overflow="reject-publish", message_ttl=100)
-    assert setting.publish(b"a")
-    assert not setting.publish(b"b")
-    setting.clock.advance(0.2)
-    assert setting.publish(b"c")
-    assert setting.dead == [(b"a", DeathReason.EXPIRED)]
-
-
 def test_a_full_queue_that_drops_its_head_drops_the_highest_priority() -> None:
     setting = Setting(max_length=1, max_priority=10)
     setting.publish(b"low", priority=1)
     setting.publish(b"high", priority=9)
-    assert setting.dead == [(b"high", DeathReason.MAXLEN)]
+    assert setting.drain() == [b"low"]
 
 
 def test_what_is_delivered_does_not_count_towards_the_length() -> None:
@@ -200,24 +112,9 @@ def test_what_is_delivered_does_not_count_towards_the_length() -> None:
     assert [setting.publish(body) for body in (b"delivered", b"waits", b"refused")] == [True, True, False]
 
 
-def test_an_unused_queue_ends_after_x_expires_and_use_starts_the_time_anew() -> None:
-    setting = Setting(expires=1000)
-    setting.clock.advance(0.9)
-    setting.publish(b"a message is no use")
-    setting.queue.get()
-    setting.clock.advance(0.9)
-    reader = Reader(credit=0)
-    setting.queue.add_consumer(reader)
-    setting.clock.advance(5)
-    assert not setting.vanished
-    setting.queue.remove_consumer(reader)
-    setting.clock.advance(1.1)
-    assert setting.vanished
-
-
 def test_an_auto_delete_queue_ends_with_its_last_consumer_but_not_before_its_first() -> None:
     setting = Setting(auto_delete=True)
-    setting.clock.advance(10)
+    setting.publish(b"waits")
     assert not setting.vanished
     readers = [Reader(credit=0), Reader(credit=0)]
     for reader in readers:
@@ -244,14 +141,10 @@ def test_a_deleted_queue_tells_its_consumers_and_takes_nothing_back() -> None:
     [
         ({"x-max-priority": 256}, "x-max-priority"),
         ({"x-max-priority": "10"}, "x-max-priority"),
-        ({"x-message-ttl": -1}, "x-message-ttl"),
-        ({"x-expires": 0}, "x-expires"),
         ({"x-max-length": True}, "x-max-length"),
         ({"x-overflow": "reject-publish-dlx"}, "x-overflow"),
-        ({"x-dead-letter-exchange": 5}, "x-dead-letter-exchange"),
-        ({"x-dead-letter-routing-key": "k"}, "routing_key_but_no_dlx_defined"),
+        ({"x-overflow": 5}, "x-overflow"),
         ({"x-queue-type": "quorum"}, "classic queues only"),
-        ({"x-single-active-consumer": True}, "x-single-active-consumer"),
     ],
 )
 def test_arguments_that_make_no_sense_are_refused_by_name(
@@ -259,6 +152,23 @@ def test_arguments_that_make_no_sense_are_refused_by_name(
 ) -> None:
     with pytest.raises(SoftError, match=complaint) as refusal:
         QueueArguments.read(arguments)
+    assert refusal.value.code == 406
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "x-dead-letter-exchange",
+        "x-dead-letter-routing-key",
+        "x-expires",
+        "x-max-length-bytes",
+        "x-message-ttl",
+        "x-single-active-consumer",
+    ],
+)
+def test_arguments_for_what_the_embedded_broker_lacks_are_refused_by_name(name: str) -> None:
+    with pytest.raises(SoftError, match=f"the embedded broker does not support '{name}'") as refusal:
+        QueueArguments.read({name: 1})
     assert refusal.value.code == 406
 
 

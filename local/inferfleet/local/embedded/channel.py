@@ -76,11 +76,11 @@ class Channel:
                     raise not_implemented("immediate=true")
                 self._incoming = _Incoming(frame)
             case Basic.Ack():
-                self._ack(frame.delivery_tag or 0, multiple=frame.multiple)
+                self._settle(frame.delivery_tag or 0, multiple=frame.multiple, requeue=False)
             case Basic.Nack():
-                self._nack(frame.delivery_tag or 0, multiple=frame.multiple, requeue=frame.requeue)
+                self._settle(frame.delivery_tag or 0, multiple=frame.multiple, requeue=frame.requeue)
             case Basic.Reject():
-                self._nack(frame.delivery_tag or 0, multiple=False, requeue=frame.requeue)
+                self._settle(frame.delivery_tag or 0, multiple=False, requeue=frame.requeue)
             case Basic.Qos():
                 if frame.prefetch_size or frame.global_:
                     raise not_implemented("prefetch by size or for a whole channel")
@@ -133,8 +133,8 @@ class Channel:
             return
         self._incoming = None
         properties, method = incoming.header.properties, incoming.method
-        if properties.expiration and not properties.expiration.isdecimal():
-            raise precondition_failed(f"invalid expiration '{properties.expiration}'")
+        if properties.expiration is not None:
+            raise precondition_failed("the embedded broker does not support 'expiration'")
         message = Message(
             exchange=method.exchange,
             routing_key=method.routing_key,
@@ -220,17 +220,12 @@ class Channel:
             entry.message,
         )
 
-    def _ack(self, tag: int, *, multiple: bool) -> None:
-        for queue in queues_of(self._ledger.settle(tag, multiple=multiple)):
-            queue.dispatch()
-
-    def _nack(self, tag: int, *, multiple: bool, requeue: bool) -> None:
+    def _settle(self, tag: int, *, multiple: bool, requeue: bool) -> None:
+        """Take messages back, or forget them: one that is rejected for good is as gone as an acked one."""
         settled = self._ledger.settle(tag, multiple=multiple)
         if requeue:
             _requeue(settled)
             return
-        for delivered in settled:
-            delivered.queue.reject(delivered.entry)
         for queue in queues_of(settled):
             queue.dispatch()
 

@@ -9,6 +9,7 @@ from enum import StrEnum
 from inferfleet.local.embedded.amqp_errors import precondition_failed
 
 MAX_PRIORITY = 255
+MAX_LENGTH = 2**32 - 1
 
 
 class Overflow(StrEnum):
@@ -20,15 +21,11 @@ class Overflow(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueueArguments:
-    """What a queue was declared with. Times are in milliseconds, as in AMQP; ``None`` is "not given"."""
+    """What a queue was declared with; ``None`` is "not given"."""
 
     max_priority: int | None = None
-    message_ttl: int | None = None
-    expires: int | None = None
     max_length: int | None = None
     overflow: Overflow | None = None
-    dead_letter_exchange: str | None = None
-    dead_letter_routing_key: str | None = None
 
     @classmethod
     def read(cls, table: Mapping[str, object]) -> QueueArguments:
@@ -42,22 +39,13 @@ class QueueArguments:
         """
         if (queue_type := table.get("x-queue-type", "classic")) != "classic":
             raise precondition_failed(f"the embedded broker has classic queues only, not '{queue_type}'")
-        for name in _UNSUPPORTED & table.keys():
+        for name in sorted(_UNSUPPORTED & table.keys()):
             raise precondition_failed(f"the embedded broker does not support '{name}'")
-        arguments = cls(
-            max_priority=_integer(table, "x-max-priority", 0, MAX_PRIORITY),
-            message_ttl=_integer(table, "x-message-ttl", 0),
-            expires=_integer(table, "x-expires", 1),
-            max_length=_integer(table, "x-max-length", 0),
+        return cls(
+            max_priority=_integer(table, "x-max-priority", MAX_PRIORITY),
+            max_length=_integer(table, "x-max-length", MAX_LENGTH),
             overflow=_overflow(table),
-            dead_letter_exchange=_text(table, "x-dead-letter-exchange"),
-            dead_letter_routing_key=_text(table, "x-dead-letter-routing-key"),
         )
-        if arguments.dead_letter_routing_key is not None and arguments.dead_letter_exchange is None:
-            raise precondition_failed(
-                "invalid arg 'x-dead-letter-routing-key': routing_key_but_no_dlx_defined"
-            )
-        return arguments
 
     def require_same(self, given: QueueArguments, *, queue: str) -> None:
         """Refuse a declaration whose arguments differ from these."""
@@ -69,7 +57,16 @@ class QueueArguments:
                 )
 
 
-_UNSUPPORTED = frozenset({"x-max-length-bytes", "x-single-active-consumer"})
+_UNSUPPORTED = frozenset(
+    {
+        "x-dead-letter-exchange",
+        "x-dead-letter-routing-key",
+        "x-expires",
+        "x-max-length-bytes",
+        "x-message-ttl",
+        "x-single-active-consumer",
+    }
+)
 
 
 def inequivalent(argument: str, queue: str, *, received: object, current: object) -> Exception:
@@ -90,28 +87,21 @@ def _shown(value: object) -> str:
             return str(value)
 
 
-def _integer(table: Mapping[str, object], name: str, lowest: int, highest: int = 2**32 - 1) -> int | None:
+def _integer(table: Mapping[str, object], name: str, highest: int) -> int | None:
     value = table.get(name)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int) or not lowest <= value <= highest:
-        raise precondition_failed(f"invalid arg '{name}': {value!r} is not between {lowest} and {highest}")
-    return value
-
-
-def _text(table: Mapping[str, object], name: str) -> str | None:
-    value = table.get(name)
-    if value is not None and not isinstance(value, str):
-        raise precondition_failed(f"invalid arg '{name}': {value!r} is not a string")
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= highest:
+        raise precondition_failed(f"invalid arg '{name}': {value!r} is not between 0 and {highest}")
     return value
 
 
 def _overflow(table: Mapping[str, object]) -> Overflow | None:
-    value = _text(table, "x-overflow")
+    value = table.get("x-overflow")
     if value is None:
         return None
     try:
-        return Overflow(value)
+        return Overflow(str(value))
     except ValueError:
         raise precondition_failed(
             f"invalid arg 'x-overflow': the embedded broker does not know '{value}'"

@@ -51,7 +51,7 @@ class EmbeddedBroker:
 
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
-        host = VirtualHost(self._loop)
+        host = VirtualHost()
         connections: set[ClientConnection] = set()
         server = await self._loop.create_server(
             lambda: ClientConnection(host, connections=connections), "127.0.0.1", 0

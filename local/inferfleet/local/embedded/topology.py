@@ -68,7 +68,6 @@ def _do(method: TopologyMethod, host: VirtualHost, owner: object) -> Frame:
 def _declare_queue(method: Queue.Declare, host: VirtualHost, owner: object) -> Frame:
     if method.passive:
         queue = host.queue(method.queue, owner=owner)
-        queue.touch()
     else:
         arguments: Mapping[str, object] = method.arguments or {}
         queue = host.declare_queue(

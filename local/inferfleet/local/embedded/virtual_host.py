@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from enum import StrEnum
 from typing import NamedTuple
 
 from inferfleet.local.embedded.amqp_errors import (
-    SoftError,
     access_refused,
     not_found,
     not_implemented,
     precondition_failed,
     resource_locked,
 )
-from inferfleet.local.embedded.dead_letters import dead_letter, goes_in_circles
 from inferfleet.local.embedded.queue_arguments import QueueArguments, inequivalent
-from inferfleet.local.embedded.queues import Clock, DeathReason, Entry, Message, Queue
+from inferfleet.local.embedded.queues import Message, Queue
 
 DEFAULT_EXCHANGE = ""
 RESERVED_PREFIX = "amq."
@@ -63,8 +60,7 @@ class Outcome(NamedTuple):
 class VirtualHost:
     """Everything that is declared. ``owner`` is the connection that asks, by identity."""
 
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
+    def __init__(self) -> None:
         self._queues: dict[str, Queue] = {}
         self._exchanges = {
             name: Exchange(name, kind=kind, durable=True, auto_delete=False)
@@ -128,7 +124,6 @@ class VirtualHost:
                 if current != received:
                     raise inequivalent(argument, name, received=received, current=current)
             queue.arguments.require_same(read, queue=name)
-            queue.touch()
             return queue
         if name.startswith(RESERVED_PREFIX):
             raise access_refused(f"queue name '{name}' contains reserved prefix 'amq.*'")
@@ -139,8 +134,6 @@ class VirtualHost:
             durable=durable,
             auto_delete=auto_delete,
             owner=owner if exclusive else None,
-            clock=self._clock,
-            bury=self._bury,
             vanish=self._remove,
         )
         self._queues[name] = queue
@@ -208,22 +201,6 @@ class VirtualHost:
         exchange.bindings -= bindings
         if exchange.auto_delete and had_some and not exchange.bindings:
             self._exchanges.pop(exchange.name, None)
-
-    def _bury(self, queue: Queue, entry: Entry, reason: DeathReason) -> None:
-        exchange = queue.arguments.dead_letter_exchange
-        if exchange is None:
-            return
-        message = dead_letter(
-            entry.message, queue=queue, reason=reason, exchange=exchange, now=datetime.now(UTC)
-        )
-        try:
-            targets = self._targets(message)
-        except SoftError:
-            # The dead-letter exchange does not exist (any more): RabbitMQ drops the message, too.
-            return
-        for target in targets:
-            if not goes_in_circles(message, into=target.name):
-                target.publish(message)
 
     def _targets(self, message: Message) -> list[Queue]:
         if message.exchange == DEFAULT_EXCHANGE:
