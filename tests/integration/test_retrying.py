@@ -26,6 +26,7 @@ from tests.integration.conftest import (
 from inferfleet.producer import Fleet
 from inferfleet.schemas import FailureCode, Job, JobState
 from inferfleet.schemas.journal import QueuedEntry, RunningEntry, TokensEntry
+from inferfleet.worker.intake import INTERVAL_S, PARKED_PER_PLACE
 
 
 def failing(code: str = "engine_error", **hooks: Any) -> dict[str, Any]:
@@ -139,6 +140,19 @@ async def test_a_retry_finds_its_way_into_a_full_queue(
         filling = await fleet.submit("waits", pool=pool)
         results = await fleet.wait_many([accepted, running, filling], timeout_s=PATIENCE_S)
         assert {result.state for result in results} == {JobState.SUCCEEDED}
+
+
+async def test_a_worker_whose_jobs_all_fail_takes_in_no_more_than_it_may_keep(
+    fleet: Fleet, start_worker: StartWorker, foreign: ForeignClient, pool: str
+) -> None:
+    await start_worker(max_running=1, look_ahead=0, retry_base_s=60.0)
+    held = 1 + PARKED_PER_PLACE
+    await asyncio.gather(*(fleet.submit(failing(), pool=pool) for _ in range(held + 2)))
+    async with asyncio.timeout(PATIENCE_S):
+        while await foreign.waiting() > 2:
+            await asyncio.sleep(0.1)
+    await asyncio.sleep(2 * INTERVAL_S)  # it would take the next one within one
+    assert await foreign.waiting() == 2
 
 
 # Deadlines

@@ -66,7 +66,6 @@ def test_the_names_in_rabbitmq_are_those_of_the_contract() -> None:
     assert first_cells(section("RabbitMQ")) == [
         names.JOBS_EXCHANGE,
         names.job_queue("<pool>"),
-        names.retry_route(0).replace("0", "<delay>"),
         names.DEAD_EXCHANGE,
         names.dead_queue("<pool>"),
         names.CONTROL_EXCHANGE,

@@ -20,7 +20,6 @@ JOB = "01890a5d-ac96-774b-bcce-b302099a8057"
         (names.JOB_MESSAGE_TYPE, "inferfleet.job.v1"),
         (names.job_queue("chat"), "inferfleet.jobs.chat"),
         (names.dead_queue("chat"), "inferfleet.dead.chat"),
-        (names.retry_route(1500), "inferfleet.retry.1500"),
         (names.control_queue("w1"), "inferfleet.control.w1"),
         (names.job_key(JOB), f"inferfleet:job:{{{JOB}}}"),
         (names.journal_key(JOB), f"inferfleet:job:{{{JOB}}}:journal"),

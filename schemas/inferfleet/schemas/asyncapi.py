@@ -81,7 +81,6 @@ def _operations() -> dict[str, Any]:
         "takeJob": _operation(
             "receive", "jobQueue", "A worker takes a job; its ack comes last.", acknowledged
         ),
-        "delayJob": _operation("send", "retries", "A worker lets a job come again later.", published),
         "buryMessage": _operation("send", "deadLetters", "A worker gives a message up.", published),
         "readDeadLetters": _operation("receive", "deadLetterQueue", "A person looks at what failed."),
         "giveOrder": _operation("send", "control", "A producer cancels a job or drains a worker."),

@@ -15,11 +15,8 @@ from inferfleet.schemas.job import DEFAULT_POOL
 
 _POOL = {"pool": {"description": "The pool of workers that runs the job.", "default": DEFAULT_POOL}}
 _WORKER = {"workerId": {"description": "The worker's id."}}
-_DELAY = {"delayMs": {"description": "The delay in milliseconds."}}
 _JOB = {"jobTag": {"description": "The job's id in braces.", "examples": [f"{{{EXAMPLE_ID}}}"]}}
 _CLIENT = {"clientTag": {"description": "`reply_to` in braces.", "examples": [f"{{{EXAMPLE_CLIENT}}}"]}}
-
-_RETRY = names.retry_route(0).replace("0", "{delayMs}")
 
 
 def amqp_channels() -> dict[str, Any]:
@@ -42,18 +39,6 @@ def amqp_channels() -> dict[str, Any]:
             ),
             parameters=_POOL,
             arguments={"x-max-priority": names.MAX_PRIORITY},
-        ),
-        "retries": _exchange(
-            _RETRY,
-            "fanout",
-            address=_RETRY,
-            message="job",
-            description=(
-                "Jobs that come again after a delay, published with their pool as routing key. The exchange "
-                "has one queue, of the same name, with `x-message-ttl` = delayMs and "
-                f"`x-dead-letter-exchange` = `{names.JOBS_EXCHANGE}`."
-            ),
-            parameters=_DELAY,
         ),
         "deadLetters": _exchange(
             names.DEAD_EXCHANGE,

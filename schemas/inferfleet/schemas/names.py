@@ -50,11 +50,6 @@ def dead_queue(pool: str) -> str:
     return f"inferfleet.dead.{pool}"
 
 
-def retry_route(delay_ms: int) -> str:
-    """Name the fanout exchange, and its queue, that returns a message to its pool after ``delay_ms``."""
-    return f"inferfleet.retry.{delay_ms}"
-
-
 def control_queue(worker_id: str) -> str:
     """Name a worker's own queue on the control exchange."""
     return f"inferfleet.control.{worker_id}"

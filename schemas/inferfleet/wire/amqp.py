@@ -35,9 +35,6 @@ from inferfleet.wire.redis import redacted
 HEARTBEAT_S = 20
 """How soon a cut-off peer is noticed: after two missed heartbeats. A ``heartbeat`` in the URL wins."""
 
-RETRY_QUEUE_GRACE_MS = 60_000
-"""How long an unused retry queue stays after its last message."""
-
 # StopAsyncIteration is what aiormq raises when the other end hangs up during the handshake: a broker that
 # is just starting, or a load balancer with nothing behind it.
 _NO_ANSWER = (
@@ -147,26 +144,6 @@ def queue_arguments(settings: ServiceSettings) -> dict[str, Any]:
     return arguments
 
 
-async def declare_retry(channel: AbstractChannel, delay_ms: int) -> AbstractExchange:
-    """Declare the way round for one delay: a queue that gives its messages back after ``delay_ms``.
-
-    The exchange is a fanout, so that a message keeps its pool as routing key on the way back.
-    """
-    name = names.retry_route(delay_ms)
-    exchange = await channel.declare_exchange(name, aio_pika.ExchangeType.FANOUT, durable=True)
-    queue = await channel.declare_queue(
-        name,
-        durable=True,
-        arguments={
-            "x-message-ttl": delay_ms,
-            "x-dead-letter-exchange": names.JOBS_EXCHANGE,
-            "x-expires": delay_ms + RETRY_QUEUE_GRACE_MS,
-        },
-    )
-    await queue.bind(exchange)
-    return exchange
-
-
 @dataclass(frozen=True, slots=True)
 class OutgoingMessage:
     """A message as it goes out. aio-pika's own message objects cost more than all of the rest of it."""
@@ -175,7 +152,7 @@ class OutgoingMessage:
     properties: Basic.Properties
 
 
-def job_message(job: Job, *, reply_to: str, headers: dict[str, Any] | None = None) -> OutgoingMessage:
+def job_message(job: Job, *, reply_to: str) -> OutgoingMessage:
     """Wrap a job as the AMQP message that the contract describes."""
     return OutgoingMessage(
         job.model_dump_json(exclude_none=True).encode(),
@@ -186,6 +163,5 @@ def job_message(job: Job, *, reply_to: str, headers: dict[str, Any] | None = Non
             content_type="application/json",
             delivery_mode=aio_pika.DeliveryMode.PERSISTENT.value,
             reply_to=reply_to,
-            headers=headers,
         ),
     )

@@ -89,8 +89,9 @@ class Started:
     """The answer to a start.
 
     ``fence`` belongs to the new attempt, if there is one; with ``BUSY``, ``busy_s`` is what is left of the
-    other worker's lease. ``tokens`` is how many tokens the journal holds to continue from, ``charged`` how
-    many attempts count towards the job's limit. ``reply_to`` is the client to tell of the end.
+    other worker's lease, or of the pause before a retry. ``tokens`` is how many tokens the journal holds to
+    continue from, ``charged`` how many attempts count towards the job's limit. ``reply_to`` is the client to
+    tell of the end.
     """
 
     verdict: Verdict
@@ -255,9 +256,19 @@ class JobRecords:
         return Written((await committed).decode())
 
     async def release(
-        self, job_id: str, *, fence: Fence, unflushed: Unflushed, entry: QueuedEntry, refund: bool
+        self,
+        job_id: str,
+        *,
+        fence: Fence,
+        unflushed: Unflushed,
+        entry: QueuedEntry,
+        refund: bool,
+        pause_s: float,
     ) -> Written:
-        """Give the job back to the queue. With ``refund`` the attempt does not count against the limit."""
+        """Give the job back to the queue: nobody may start it for ``pause_s`` seconds.
+
+        With ``refund`` the attempt does not count against the limit.
+        """
         now = datetime.now(UTC)
         return Written(
             (
@@ -269,6 +280,7 @@ class JobRecords:
                     *_tokens(unflushed, fence.attempt, now),
                     _json(entry),
                     int(refund),
+                    _milliseconds(now) + int(pause_s * 1000) if pause_s else 0,
                 )
             ).decode()
         )

@@ -17,6 +17,10 @@ logger = logging.getLogger(__name__)
 INTERVAL_S = 1.0
 """How often the engine's load is looked at."""
 
+PARKED_PER_PLACE = 4
+"""For each job that the worker may hold, so many others may wait in it for their retry. When more jobs fail
+at once, something is wrong with the worker or what it needs, and it takes in less."""
+
 
 def wanted(*, held: int, waiting: int, max_running: int, look_ahead: int) -> int:
     """How many messages to hold, given how many are held and how many of them wait inside the engine."""
@@ -43,4 +47,4 @@ async def adapt_intake(session: Session, engine: Engine, *, max_running: int, lo
                 logger.info("intake", extra={"limit": new, "held": held, "waiting": waiting})
                 limit = new
         # Also without a change: room that deliveries of earlier consumers have left is filled only now.
-        await session.hold(limit + session.parked)
+        await session.hold(limit + min(session.parked, PARKED_PER_PLACE * full))

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import random
 from dataclasses import dataclass
 
 from inferfleet.schemas import Failure, FailureCode, JobState
 from inferfleet.worker.ports import Completion
-
-FINE_S = 0.25
-COARSE_S = 1.0
-COARSE_FROM_S = 4.0
-"""Delays are rounded up to these steps, because every delay is a queue of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +45,7 @@ class HandOver:
 
 @dataclass(frozen=True, slots=True)
 class Defer:
-    """Another worker runs the job. Look again after ``delay_s``, in case that worker dies."""
+    """Not now: another worker runs the job, or it has to pause. Look again after ``delay_s``."""
 
     delay_s: float
 
@@ -81,13 +75,7 @@ class RetryPolicy:
     def delay_s(self, attempts: int, *, chance: random.Random) -> float:
         """The delay after ``attempts`` attempts have failed."""
         full = min(self.cap_s, self.base_s * 2.0 ** (attempts - 1))
-        return rounded(full * chance.uniform(0.5, 1.0))
-
-
-def rounded(delay_s: float) -> float:
-    """Round a delay up to the next step that has a queue: at most 76 queues up to a minute."""
-    step_s = FINE_S if delay_s <= COARSE_FROM_S else COARSE_S
-    return max(1, math.ceil(delay_s / step_s)) * step_s
+        return full * chance.uniform(0.5, 1.0)
 
 
 def after_failure(

@@ -33,7 +33,6 @@ from inferfleet.worker.outcomes import (
     Outcome,
     RetryPolicy,
     after_failure,
-    rounded,
 )
 from inferfleet.worker.ports import Completion, Engine, EngineDeadError, Generation, GenerationError
 from inferfleet.worker.settlement import Settlement
@@ -43,6 +42,9 @@ logger = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 16 * 1024 * 1024
 """What a worker accepts at most: RabbitMQ's own limit. The producers' limit is a setting of theirs."""
+
+DEFER_MIN_S = 0.05
+"""A message that has to wait comes again no sooner than this, so that it does not spin."""
 
 TRACE_HEADERS = ("traceparent", "tracestate")
 
@@ -235,7 +237,7 @@ class Processor:
             case Verdict.DONE:
                 return Drop(finished=True)
             case Verdict.BUSY | Verdict.SUSPECT:
-                return Defer(rounded(started.busy_s))
+                return Defer(max(started.busy_s, DEFER_MIN_S))
             case Verdict.CANCELLED:
                 return _cancelled("cancelled before it ran again")
             case Verdict.EXPIRED:

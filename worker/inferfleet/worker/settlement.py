@@ -21,7 +21,6 @@ from inferfleet.schemas import Failure, Job, JobState, Result, Timings, Usage, n
 from inferfleet.schemas.errors import PublishUnconfirmedError, ServiceUnreachableError
 from inferfleet.schemas.journal import QueuedEntry
 from inferfleet.schemas.settings import WorkerSettings
-from inferfleet.wire.amqp import declare_retry, job_message
 from inferfleet.wire.publishing import ConfirmChannel
 from inferfleet.wire.records import JobRecords, Unflushed, Written
 from inferfleet.worker.broker import Delivery
@@ -75,9 +74,10 @@ class Settlement:
                     run,
                     QueuedEntry(at=datetime.now(UTC), attempt=run.attempt, reason="retry", failure=failure),
                     refund=False,
+                    pause_s=delay_s,
                 )
                 self._metrics.retried(failure.code)
-                await self._send_round(run.job, delivery, delay_s)
+                await self._keep(delivery, delay_s)
             case DeadLetter(failure):
                 if await self._bury(delivery, failure, attempts=run.charged):
                     if await self._commit(run, self._result(run, JobState.FAILED, failure)):
@@ -93,8 +93,6 @@ class Settlement:
                 self._metrics.handed_over()
                 await delivery.requeue()
             case Defer(delay_s):
-                # Not by a retry queue: RabbitMQ gives its messages back without a confirm to itself. If it is
-                # killed just then, and the worker that took one dies too, a running job would be lost.
                 await self._keep(delivery, delay_s)
             case Drop(finished=True):
                 await self._end_turn(run.job, delivery)
@@ -167,12 +165,14 @@ class Settlement:
         code = result.error.code if result.error else None
         logger.info("job %s", result.state.value, extra={**fields, "code": code})
 
-    async def _release(self, run: JobRun, entry: QueuedEntry, *, refund: bool) -> Written:
+    async def _release(
+        self, run: JobRun, entry: QueuedEntry, *, refund: bool, pause_s: float = 0.0
+    ) -> Written:
         unflushed = run.take_unflushed()
         written = await self._journal.write(
             run,
             lambda: self._records.release(
-                run.job.id, fence=run.fence, unflushed=unflushed, entry=entry, refund=refund
+                run.job.id, fence=run.fence, unflushed=unflushed, entry=entry, refund=refund, pause_s=pause_s
             ),
         )
         logger.info(
@@ -187,34 +187,11 @@ class Settlement:
         return written
 
     async def _keep(self, delivery: Delivery, delay_s: float) -> None:
-        """Let the message come again later, unacked meanwhile: nothing can lose it, and no slot is taken."""
+        """Let the message come again later. Unacked meanwhile, nothing can lose it (decision 9)."""
         with delivery.parked(), suppress(TimeoutError):
             async with asyncio.timeout(delay_s):
                 await self._leaving.wait()
         await delivery.requeue()
-
-    async def _send_round(self, job: Job, delivery: Delivery, delay_s: float) -> None:
-        """Let the message come again later; if that way is closed, at once and after a pause."""
-        if self._settings.queue_max_length is not None:
-            # RabbitMQ drops what comes back from a retry queue into a full one. What is requeued always
-            # finds its place.
-            await self._keep(delivery, delay_s)
-            return
-        delay_ms = max(1, int(delay_s * 1000))
-        message = job_message(job, reply_to=delivery.reply_to, headers=dict(delivery.headers))
-        try:
-            exchange = await declare_retry(await self._confirm_channel.channel(), delay_ms)
-            # Our pool, whatever the job says: another client may have left its pool out.
-            await self._confirm_channel.publish(
-                exchange.name, message, routing_key=self._settings.pool, mandatory=True
-            )
-        except _UNPUBLISHED as error:
-            logger.warning(
-                "cannot delay a job, so it goes back at once (%s)", error, extra={"job_id": job.id}
-            )
-            await self._requeue_later(delivery)
-        else:
-            delivery.ack()
 
     async def _bury(self, delivery: Delivery, failure: Failure, *, attempts: int) -> bool:
         """Publish a dead letter. False if that is not possible now; the message is then queued again."""

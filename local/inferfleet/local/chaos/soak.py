@@ -27,7 +27,7 @@ from inferfleet.local.services.choice import Fsync
 from inferfleet.local.services.reaper import Reaper
 from inferfleet.local.worker_processes import wait_until_ready
 from inferfleet.producer.fleet import Fleet
-from inferfleet.schemas.names import job_queue, retry_route
+from inferfleet.schemas.names import job_queue
 from inferfleet.schemas.settings import ProducerSettings
 
 logger = logging.getLogger(__name__)
@@ -40,8 +40,6 @@ READERS_S = 5.0
 """How long a stream reader may be behind the end of its job."""
 
 REPORT_EVERY_S = 10.0
-RETRY_QUEUES = tuple(retry_route(delay_ms) for delay_ms in range(250, 4001, 250))
-"""Every delay that leases and retries of these workers can come to."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,7 +158,7 @@ class _Run:
             [producer.ledger for producer in producers],
             lost_results=frozenset(faults.lost_results),
             workers={id_: life for place in self._places for id_, life in place.lives().items()},
-            queues=(job_queue(self._harness.pool), *RETRY_QUEUES),
+            queues=(job_queue(self._harness.pool),),
         )
         happened = {fault.value: count for fault, count in sorted(faults.happened.items())}
         return history, happened | {"killed_by_job": sum(place.killed_by_jobs for place in self._places)}
@@ -232,7 +230,7 @@ class _Run:
             return submitted == self._options.jobs and missing <= set(lost_results)
 
         async def settled() -> bool:
-            depths = await self._harness.depths(job_queue(self._harness.pool), *RETRY_QUEUES)
+            depths = await self._harness.depths(job_queue(self._harness.pool))
             return not any(depths.values())
 
         for condition, what in ((ended, "all jobs have ended"), (settled, "all messages are settled")):

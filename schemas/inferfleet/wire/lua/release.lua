@@ -1,6 +1,7 @@
 -- Give a running job back to the queue: for a retry, or because its worker leaves.
 -- KEYS record, journal
--- ARGV fence, ttl_s, offset, count, tokens_entry, queued_entry, refund (1: this attempt does not count)
+-- ARGV fence, ttl_s, offset, count, tokens_entry, queued_entry, refund (1: this attempt does not count),
+--      not_before_ms (nobody may start it earlier; 0 for at once)
 -- Returns 'ok', 'fenced' or 'missing'. Sent twice, the second answers 'ok' and changes nothing.
 local r = redis.call('HMGET', KEYS[1], 'state', 'fence', 'tokens', 'charged')
 if not r[1] then
@@ -23,8 +24,8 @@ else
 end
 redis.call('XADD', KEYS[2], '*', 'entry', ARGV[6])
 redis.call('HSET', KEYS[1], 'state', 'queued', 'tokens', last,
-  'charged', math.max(0, tonumber(r[4]) - tonumber(ARGV[7])))
-redis.call('HDEL', KEYS[1], 'lease', 'worker')
+  'lease', ARGV[8], 'charged', math.max(0, tonumber(r[4]) - tonumber(ARGV[7])))
+redis.call('HDEL', KEYS[1], 'worker')
 redis.call('EXPIRE', KEYS[1], ARGV[2])
 redis.call('EXPIRE', KEYS[2], ARGV[2])
 return 'ok'

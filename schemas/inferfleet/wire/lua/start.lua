@@ -7,7 +7,8 @@
 -- attempts towards the limit: not those that were given back, and not those that died but brought the answer
 -- on, as long as there were fewer than max_deaths of them. 'reply_to' is whoever the record says, since one job may have several messages.
 -- Verdicts: 'started', 'cancelled', 'interrupted', 'expired', 'exhausted' (the fence is ours; act on it),
---           'done' (terminal already), 'busy' (another worker's lease is alive; 'attempt' is its rest in ms),
+--           'done' (terminal already), 'busy' (another worker's lease is alive, or the pause before a retry is not
+--           over; 'attempt' is its rest in ms),
 --           'suspect' (it may have killed the workers it ran on: ask again when no other suspect runs).
 local now = tonumber(ARGV[1])
 local r = redis.call('HMGET', KEYS[1], 'state', 'attempt', 'charged', 'tokens', 'worker', 'lease', 'cancel', 'fence', 'verdict', 'reply_to',
@@ -15,6 +16,7 @@ local r = redis.call('HMGET', KEYS[1], 'state', 'attempt', 'charged', 'tokens', 
 local state, attempt, charged, tokens = r[1], tonumber(r[2] or 0), tonumber(r[3] or 0), tonumber(r[4] or 0)
 local reply_to = r[10] or ARGV[11]
 local deaths = tonumber(r[11] or 0)
+local lease = tonumber(r[6] or 0)
 if not state then
   -- Published by another AMQP client, or Redis lost its data: the message is the record.
   redis.call('HSET', KEYS[1], 'pool', ARGV[9], 'priority', ARGV[10], 'reply_to', ARGV[11], 'submitted_at', ARGV[12])
@@ -22,7 +24,6 @@ elseif state == 'running' then
   if r[8] == ARGV[13] then
     return {r[9], attempt, tokens, 0, charged, reply_to}
   end
-  local lease = tonumber(r[6] or 0)
   if r[5] ~= ARGV[4] and lease > now then
     return {'busy', lease - now, 0, 0, charged, reply_to}
   end
@@ -33,6 +34,8 @@ elseif state == 'running' then
   end
 elseif state ~= 'queued' then
   return {'done', attempt, 0, 0, charged, reply_to}
+elseif lease > now and not r[7] then
+  return {'busy', lease - now, 0, 0, charged, reply_to}
 end
 
 local verdict = 'started'
