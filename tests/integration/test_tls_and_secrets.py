@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote_plus, urlencode
 
 import pytest
 import redis.asyncio as aioredis
 import trustme
+from tests.integration.certificates import Certificates, write_certificates
 
 from inferfleet.local.services.free_port import free_port
 from inferfleet.local.services.native import obstacle
@@ -39,39 +40,26 @@ class Secured:
 
     amqp_port: int
     redis_port: int
-    ca: Path
-    certificate: Path
-    key: Path
+    files: Certificates
 
     @property
     def amqp_url(self) -> str:
-        files = (
-            f"cafile={quote(str(self.ca))}&certfile={quote(str(self.certificate))}"
-            f"&keyfile={quote(str(self.key))}"
-        )
-        return f"amqps://{USER}:{PASSWORD}@localhost:{self.amqp_port}/?{files}"
+        return f"amqps://{USER}:{PASSWORD}@localhost:{self.amqp_port}/?{self.files.query}"
 
     @property
     def redis_url(self) -> str:
-        files = (
-            f"ssl_ca_certs={quote(str(self.ca))}&ssl_certfile={quote(str(self.certificate))}"
-            f"&ssl_keyfile={quote(str(self.key))}"
-        )
-        return f"rediss://localhost:{self.redis_port}/0?{files}"
+        files = {
+            "ssl_ca_certs": self.files.ca,
+            "ssl_certfile": self.files.client,
+            "ssl_keyfile": self.files.client_key,
+        }
+        return f"rediss://localhost:{self.redis_port}/0?{urlencode(files)}"
 
 
 @pytest.fixture(scope="module")
 def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
     folder = tmp_path_factory.mktemp("tls")
-    authority = trustme.CA()
-    server, client = authority.issue_cert("localhost", "127.0.0.1"), authority.issue_cert("client")
-    ca, server_certificate, server_key = folder / "ca.pem", folder / "server.pem", folder / "server.key"
-    certificate, key = folder / "client.pem", folder / "client.key"
-    authority.cert_pem.write_to_path(str(ca))
-    server.cert_chain_pems[0].write_to_path(str(server_certificate))
-    server.private_key_pem.write_to_path(str(server_key))
-    client.cert_chain_pems[0].write_to_path(str(certificate))
-    client.private_key_pem.write_to_path(str(key))
+    files = write_certificates(folder)
     amqp_port, redis_port = free_port(), free_port()
     binaries = server_binary(), port_mapper_binary(), redis_binary()
     assert all(binaries)
@@ -84,9 +72,9 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
             reaper=reaper,
             configuration=(
                 f"listeners.ssl.1 = 127.0.0.1:{amqp_port}",
-                f"ssl_options.cacertfile = {ca}",
-                f"ssl_options.certfile = {server_certificate}",
-                f"ssl_options.keyfile = {server_key}",
+                f"ssl_options.cacertfile = {files.ca}",
+                f"ssl_options.certfile = {files.server}",
+                f"ssl_options.keyfile = {files.server_key}",
                 "ssl_options.verify = verify_peer",
                 "ssl_options.fail_if_no_peer_cert = true",
             ),
@@ -98,16 +86,16 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
             reaper=reaper,
             configuration={
                 "tls-port": str(redis_port),
-                "tls-ca-cert-file": str(ca),
-                "tls-cert-file": str(server_certificate),
-                "tls-key-file": str(server_key),
+                "tls-ca-cert-file": str(files.ca),
+                "tls-cert-file": str(files.server),
+                "tls-key-file": str(files.server_key),
                 "tls-auth-clients": "yes",
             },
         )
         stack.callback(store.close)
         store.start()
         broker.start()
-        yield Secured(amqp_port, redis_port, ca, certificate, key)
+        yield Secured(amqp_port, redis_port, files)
 
 
 async def test_a_client_with_a_certificate_submits_over_tls(secured: Secured) -> None:
@@ -119,11 +107,11 @@ async def test_a_client_with_a_certificate_submits_over_tls(secured: Secured) ->
 
 
 async def test_a_client_without_a_certificate_is_refused(secured: Secured) -> None:
-    url = f"amqps://{USER}:{PASSWORD}@localhost:{secured.amqp_port}/?cafile={secured.ca}"
+    url = f"amqps://{USER}:{PASSWORD}@localhost:{secured.amqp_port}/?cafile={secured.files.ca}"
     with pytest.raises(ServiceUnreachableError):
         async with open_amqp(url, timeout_s=10, name="test"):
             pass
-    url = f"rediss://localhost:{secured.redis_port}/0?ssl_ca_certs={secured.ca}"
+    url = f"rediss://localhost:{secured.redis_port}/0?ssl_ca_certs={secured.files.ca}"
     with pytest.raises(ServiceUnreachableError):
         async with open_redis(url):
             pass
@@ -142,7 +130,9 @@ async def test_a_server_of_an_unknown_authority_is_refused(secured: Secured, tmp
     assert PASSWORD + "@" not in str(raised.value)
     assert isinstance(raised.value.__cause__, ssl.SSLError | OSError)
     with pytest.raises(ServiceUnreachableError, match="certificate verify failed"):
-        async with open_redis(secured.redis_url.replace(quote(str(secured.ca)), quote(str(other)))):
+        async with open_redis(
+            secured.redis_url.replace(quote_plus(str(secured.files.ca)), quote_plus(str(other)))
+        ):
             pass
 
 

@@ -4,6 +4,7 @@
 a password in a mounted Secret never is in the environment, and a rotated one is used from the next
 connection on. TLS is in the URL: ``amqps://…?cafile=…&certfile=…&keyfile=…`` for RabbitMQ and
 ``rediss://…?ssl_ca_certs=…&ssl_certfile=…&ssl_keyfile=…`` for Redis, as aio-pika and redis-py have it.
+``wire.management`` takes the former's for RabbitMQ's HTTP API.
 """
 
 from __future__ import annotations

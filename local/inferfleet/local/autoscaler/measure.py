@@ -11,17 +11,16 @@ import math
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, cast
-from urllib.parse import quote, unquote, urlsplit
 
 import aiohttp
 from aio_pika.exceptions import AMQPError
 from aiormq.abc import AbstractChannel
-from yarl import URL
 
 from inferfleet.local.autoscaler.decision import Reading, Readings
 from inferfleet.local.autoscaler.triggers import PrometheusTrigger, Protocol, RabbitMQTrigger, Trigger
 from inferfleet.schemas.errors import ConfigurationError
 from inferfleet.wire.amqp import connection_errors, open_amqp
+from inferfleet.wire.management import ManagementApi
 
 TIMEOUT_S = 3.0
 """KEDA_HTTP_DEFAULT_TIMEOUT."""
@@ -38,13 +37,12 @@ class Measurer:
         *,
         http: aiohttp.ClientSession,
         amqp_url: str,
-        management_url: str | None,
+        management: ManagementApi | None,
         prometheus_url: str | None,
     ) -> None:
         self._http = http
         self._queues = PassiveDeclares(amqp_url)
-        self._virtual_host = virtual_host(amqp_url)
-        self._management_url = management_url
+        self._management = management
         self._prometheus_url = prometheus_url
 
     async def measure(self, triggers: Sequence[Trigger]) -> Readings:
@@ -61,18 +59,16 @@ class Measurer:
                 case RabbitMQTrigger(protocol=Protocol.AMQP):
                     return Reading(float(await self._queues.ready(trigger.queue)))
                 case RabbitMQTrigger():
-                    return await self._management(trigger)
+                    return await self._counted(trigger)
                 case PrometheusTrigger():
                     return await self._prometheus(trigger)
-        except (aiohttp.ClientError, *_OUTAGES) as error:
+        except (aiohttp.ClientError, ConfigurationError, *_OUTAGES) as error:
             return Reading(None, str(error) or type(error).__name__)
 
-    async def _management(self, trigger: RabbitMQTrigger) -> Reading:
-        path = f"/api/queues/{quote(self._virtual_host, safe='')}/{quote(trigger.queue, safe='')}"
-        async with self._http.get(URL(f"{self._management_url}{path}", encoded=True)) as answer:
-            if answer.status != 200:
-                return Reading(None, f"RabbitMQ's API answers {answer.status} for the queue {trigger.queue}")
-            queue = cast("dict[str, Any]", await answer.json())
+    async def _counted(self, trigger: RabbitMQTrigger) -> Reading:
+        if self._management is None:
+            return Reading(None, "there is no address of RabbitMQ's management API")
+        queue = await self._management.queue(trigger.queue)
         # A queue without statistics yet has no such fields. Go makes that 0, and so must we (keda#7180).
         count = queue.get("messages_ready" if trigger.exclude_unacknowledged else "messages", 0)
         return Reading(float(count))
@@ -134,7 +130,7 @@ async def open_measurer(
     """Make a measurer for these triggers.
 
     Raises:
-        ConfigurationError: One counts over http, and there is no URL for that.
+        ConfigurationError: One counts over http, and there is no URL for that, or a wrong one.
 
     """
     if management_url is None and needs_management(triggers):
@@ -142,12 +138,13 @@ async def open_measurer(
             "the ScaledObject counts over http, which needs RabbitMQ's management API: give its address with "
             "--management-url (INFERFLEET_MANAGEMENT_URL), or take --services native or docker"
         )
+    management = None
+    if management_url is not None:
+        management = ManagementApi(management_url, amqp_url=amqp_url, timeout_s=TIMEOUT_S)
+        management.check()
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=TIMEOUT_S)) as http:
         measurer = Measurer(
-            http=http,
-            amqp_url=amqp_url,
-            management_url=management_url.rstrip("/") if management_url else None,
-            prometheus_url=prometheus_url,
+            http=http, amqp_url=amqp_url, management=management, prometheus_url=prometheus_url
         )
         try:
             yield measurer
@@ -158,8 +155,3 @@ async def open_measurer(
 def needs_management(triggers: Sequence[Trigger]) -> bool:
     """Say whether any trigger counts over RabbitMQ's HTTP API."""
     return any(isinstance(it, RabbitMQTrigger) and it.protocol is Protocol.HTTP for it in triggers)
-
-
-def virtual_host(amqp_url: str) -> str:
-    """The virtual host in an AMQP URL."""
-    return unquote(urlsplit(amqp_url).path.removeprefix("/")) or "/"

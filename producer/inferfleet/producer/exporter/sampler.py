@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from inferfleet.producer.exporter.estimates import OldestAge, Throughput
 from inferfleet.producer.exporter.queues import QueueCounts, Queues
 from inferfleet.producer.exporter.snapshot import PoolNumbers, Snapshot
-from inferfleet.schemas.errors import ServiceUnreachableError
+from inferfleet.schemas.errors import ConfigurationError, ServiceUnreachableError
 from inferfleet.schemas.heartbeat import Heartbeat, WorkerPhase
 from inferfleet.wire.health import read_heartbeats
 from inferfleet.wire.pipeline import CommandPipeline
@@ -106,7 +106,8 @@ class Sampler:
     async def _counts(self) -> Mapping[str, QueueCounts] | None:
         try:
             counts = await self._queues.counts(self._pools)
-        except ServiceUnreachableError as error:
+        except (ServiceUnreachableError, ConfigurationError) as error:
+            # The latter is about a file, of a URL or a certificate, that has been there before.
             self._tell("RabbitMQ", error)
             return None
         self._tell("RabbitMQ", None)

@@ -14,9 +14,9 @@ from inferfleet.schemas.settings import Positive, ServiceSettings
 class ExporterSettings(ServiceSettings):
     """Settings of the exporter.
 
-    ``management_url`` is RabbitMQ's HTTP API, ``http://user:password@host:15672``; the user needs the tag
-    ``monitoring``. Without it some metrics are missing, and only pools with a worker or in ``pools`` are
-    seen.
+    ``management_url`` is RabbitMQ's HTTP API, ``http://user:password@host:15672``, or a file that holds it;
+    ``wire.management`` says how it has TLS. The user needs the tag ``monitoring``. Without it some metrics
+    are missing, and only pools with a worker or in ``pools`` are seen.
     """
 
     management_url: Annotated[str | None, Field(repr=False)] = None
@@ -39,6 +39,8 @@ class ExporterSettings(ServiceSettings):
     def _http_scheme(cls, url: str | None) -> str | None:
         if not url:
             return None
-        if not url.startswith(("http://", "https://")):
-            raise ValueError("it must start with http:// or https://, as http://user:password@host:15672")
-        return url.rstrip("/")
+        if not url.startswith(("http://", "https://", "file:///")):
+            raise ValueError(
+                "it must start with http://, https:// or file:///, as http://user:password@host:15672"
+            )
+        return url

@@ -1,0 +1,155 @@
+"""RabbitMQ's HTTP API: asked on a new connection each time, with the credentials and certificates of then.
+
+The address is written as the others are (see ``wire.address``): a URL or a file that holds it, with TLS in
+the query: ``https://user:password@host:15671/?cafile=…&certfile=…&keyfile=…``. A URL without any of these
+uses those of the AMQP URL, since KEDA, which should share it, takes no query. Which queues to ask for, and
+what their numbers mean, is for the callers to know.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import quote, unquote, urlsplit
+
+import aiohttp
+from yarl import URL
+
+from inferfleet.schemas.errors import ConfigurationError, ServiceUnreachableError
+from inferfleet.wire.address import current_url
+from inferfleet.wire.redis import redacted
+
+TLS_PARAMETERS = frozenset({"cafile", "capath", "certfile", "keyfile", "no_verify_ssl"})
+"""As in an AMQP URL."""
+
+
+class ManagementApi:
+    """Reads from the API. Holds no connection and no credentials between two reads.
+
+    Both addresses may be files. The virtual host is that of the AMQP URL.
+    """
+
+    def __init__(self, url: str, *, amqp_url: str, timeout_s: float) -> None:
+        self._url = url
+        self._amqp_url = amqp_url
+        self._timeout = aiohttp.ClientTimeout(total=timeout_s)
+
+    def check(self) -> None:
+        """Raise ``ConfigurationError`` now rather than at every read, if an address cannot be one."""
+        self._addresses()
+
+    async def queues(self, query: Mapping[str, str]) -> dict[str, Any]:
+        """Ask for a page of the virtual host's queues.
+
+        Raises:
+            ServiceUnreachableError: RabbitMQ does not answer, or refuses.
+            ConfigurationError: An address cannot be one, or its file cannot be read.
+
+        """
+        return await self._get("", query)
+
+    async def queue(self, name: str) -> dict[str, Any]:
+        """Ask for one queue. Raises as ``queues`` does."""
+        return await self._get(f"/{quote(name, safe='')}", {})
+
+    async def _get(self, path: str, query: Mapping[str, str]) -> dict[str, Any]:
+        url, amqp_url = self._addresses()
+        asked = URL(f"{queues_url(url, amqp_url=amqp_url)}{path}", encoded=True).update_query(query)
+        shown = redacted(urlsplit(url)._replace(query="").geturl())
+        # Made outside of the loop: it reads the system's certificates, unless there is a file of its own.
+        context = await asyncio.to_thread(_tls_context, tls_parameters(url, amqp_url=amqp_url))
+        try:
+            async with (
+                aiohttp.ClientSession(timeout=self._timeout) as http,
+                http.get(asked, ssl=context) as answer,
+            ):
+                if answer.status in {401, 403}:
+                    raise ServiceUnreachableError(
+                        f"RabbitMQ's API at {shown} refuses the credentials; check user and password in "
+                        "INFERFLEET_MANAGEMENT_URL, and that the user has the tag monitoring"
+                    )
+                if answer.status != 200:
+                    raise ServiceUnreachableError(
+                        f"RabbitMQ's API at {shown} answers {answer.status} for {asked.raw_path}; check the "
+                        "host, and the virtual host in INFERFLEET_AMQP_URL"
+                    )
+                body: dict[str, Any] = await answer.json()
+                return body
+        except ServiceUnreachableError:
+            raise
+        except (aiohttp.ClientError, OSError) as error:
+            raise ServiceUnreachableError(
+                f"RabbitMQ's API at {shown} does not answer ({str(error) or type(error).__name__}); check "
+                "INFERFLEET_MANAGEMENT_URL and that the plugin rabbitmq_management is enabled"
+            ) from error
+
+    def _addresses(self) -> tuple[str, str]:
+        """Both URLs as they are now."""
+        return _address(current_url(self._url)), current_url(self._amqp_url)
+
+
+def queues_url(url: str, *, amqp_url: str) -> str:
+    """Where the queues of the AMQP URL's virtual host are listed.
+
+    The address may end in that virtual host, or in a slash for ``/``, because KEDA wants it so.
+    """
+    parts = urlsplit(url)
+    virtual_host = unquote(urlsplit(amqp_url).path.removeprefix("/")) or "/"
+    base, _, last = parts.path.rstrip("/").rpartition("/")
+    if unquote(last) != virtual_host:
+        base = parts.path.rstrip("/")
+    path = f"{base}/api/queues/{quote(virtual_host, safe='')}"
+    return parts._replace(path=path, query="", fragment="").geturl()
+
+
+def tls_parameters(url: str, *, amqp_url: str) -> Mapping[str, str] | None:
+    """The certificates to use: the address's own, or those of the AMQP URL; ``None`` without TLS.
+
+    Raises:
+        ConfigurationError: The address has a parameter that means nothing here.
+
+    """
+    own = dict(URL(url).query)
+    if unknown := own.keys() - TLS_PARAMETERS:
+        raise ConfigurationError(
+            f"INFERFLEET_MANAGEMENT_URL has the parameter {', '.join(sorted(unknown))}; "
+            f"there are {', '.join(sorted(TLS_PARAMETERS))}"
+        )
+    if urlsplit(url).scheme != "https":
+        return None
+    of_amqp = {name: value for name, value in URL(amqp_url).query.items() if name in TLS_PARAMETERS}
+    return own or of_amqp
+
+
+def _tls_context(parameters: Mapping[str, str] | None) -> ssl.SSLContext | bool:
+    if parameters is None:
+        return True
+    try:
+        context = ssl.create_default_context(cafile=parameters.get("cafile"), capath=parameters.get("capath"))
+        if certificate := parameters.get("certfile"):
+            context.load_cert_chain(certificate, parameters.get("keyfile"))
+    except OSError as error:
+        # The error itself names no file.
+        files = ", ".join(f"{name}={value}" for name, value in sorted(parameters.items()))
+        raise ConfigurationError(
+            f"cannot use the certificates for RabbitMQ's API, {files}: {error}"
+        ) from error
+    if parameters.get("no_verify_ssl", "0") != "0":
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def _address(url: str) -> str:
+    """The URL itself, if it can be one. What is wrong with it is not repeated: it may be the password."""
+    try:
+        usable = URL(url).scheme in {"http", "https"} and URL(url).host is not None
+    except ValueError:
+        usable = False
+    if not usable:
+        raise ConfigurationError(
+            "INFERFLEET_MANAGEMENT_URL is not an address like http://user:password@host:15672"
+        )
+    return url
