@@ -173,12 +173,27 @@ CASES = [
         [(0, [FAILED], 0, 0), (15, [FAILED], 0, 0), (30, [FAILED], 1, 1), (45, [FAILED], 1, 4)],
         spec={"fallback": {"failureThreshold": 1, "replicas": 4}},
     ),
-    # isFallbackEnabled: AverageValue only
+    # scaledobject-spec since 2.18 (keda#6655): for Value, target x fallback replicas / ready replicas
     Case(
-        "a trigger of type Value has no fallback",
-        [(0, [FAILED], 2, 2), (15, [FAILED], 2, 2)],
+        "a trigger of type Value falls back to the same number",
+        [(0, [FAILED], 2, 2), (15, [FAILED], 2, 5), (30, [FAILED], 5, 5)],
+        spec={"fallback": {"failureThreshold": 1, "replicas": 5}},
+        behavior={},
+        metric_type="Value",
+    ),
+    Case(
+        "a fallback of type Value is not one too many by rounding",
+        [(0, [FAILED], 3, 5)],
         spec={"fallback": {"failureThreshold": 0, "replicas": 5}},
         metric_type="Value",
+    ),
+    # A fallback is what the HPA is told of one trigger: the highest proposal still counts (keda#6659)
+    Case(
+        "beside a fallback a trigger that can be read still asks for more",
+        [(0, [70, FAILED], 3, 7)],
+        spec={"fallback": {"failureThreshold": 0, "replicas": 2}},
+        triggers=2,
+        behavior={},
     ),
     # doFallback: static, currentReplicas, currentReplicasIfHigher, currentReplicasIfLower
     Case(

@@ -1,11 +1,12 @@
 """What KEDA tells the HPA about a trigger that fails: an error, and after too many of them an invention.
 
-Follows pkg/fallback/fallback.go of KEDA. Failures are counted when the HPA asks, and it does not ask at
+Follows keda.sh/docs/2.19/reference/scaledobject-spec, "fallback", and pkg/fallback/fallback.go. Failures are counted when the HPA asks, and it does not ask at
 zero replicas; so a fallback never starts a fleet (keda#7239).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from inferfleet.local.autoscaler.decision import Reading, Readings
@@ -30,12 +31,16 @@ class FailureCounts:
             return reading
         self._failures[number] += 1
         fallback, trigger = self._object.fallback, self._object.triggers[number]
-        # The invention only works where the HPA divides by the number of replicas.
-        if fallback is None or trigger.metric_type is not MetricType.AVERAGE_VALUE:
+        if fallback is None or self._failures[number] <= fallback.failure_threshold:
             return reading
-        if self._failures[number] <= fallback.failure_threshold:
-            return reading
-        return Reading(trigger.target * wanted(fallback, replicas))
+        number_wanted = wanted(fallback, replicas)
+        match trigger.metric_type:
+            case MetricType.AVERAGE_VALUE:
+                return Reading(trigger.target * number_wanted)
+            case MetricType.VALUE:
+                # The HPA multiplies this by the replicas and rounds up, so nothing must be above: it is cut
+                # to thousandths.
+                return Reading(math.floor(trigger.target * number_wanted / replicas * 1000) / 1000)
 
 
 def wanted(fallback: Fallback, replicas: int) -> int:
