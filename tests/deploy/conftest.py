@@ -20,6 +20,13 @@ ROOT = Path(__file__).parents[2]
 KEDA = ROOT / "deploy/keda"
 OVERLAYS = sorted(path.name for path in (KEDA / "overlays").iterdir())
 
+SECRETS = {
+    "inferfleet-connections": {"amqp-url", "redis-url", "rabbitmq-http-url", "rabbitmq-tls"},
+    "inferfleet-tls": {"ca.crt", "tls.crt", "tls.key"},
+    "inferfleet-hugging-face": {"token"},
+}
+"""The Secrets that docs/deploy.md tells to create, with their keys."""
+
 Object = dict[str, Any]
 
 
@@ -85,6 +92,16 @@ def selects(selector: Mapping[str, str], workload: Object) -> bool:
 
 def chosen_by(labels: dict[str, str], manifests: Manifests) -> list[Object]:
     return [workload for workload in manifests.workloads if selects(labels, workload)]
+
+
+def found_in(thing: Any, key: str) -> list[Any]:
+    """Every value of a key, at any depth."""
+    if isinstance(thing, dict):
+        own = [thing[key]] if key in thing and not isinstance(thing[key], str) else []
+        return own + [found for value in thing.values() for found in found_in(value, key)]
+    if isinstance(thing, list):
+        return [found for value in thing for found in found_in(value, key)]
+    return []
 
 
 def example_connections() -> dict[str, str]:

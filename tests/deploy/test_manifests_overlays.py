@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import shutil
 from base64 import b64decode
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -11,9 +13,13 @@ import pytest
 import yaml
 from tests.deploy.conftest import (
     KEDA,
+    OVERLAYS,
+    SECRETS,
     ReadSettings,
     containers,
     example_connections,
+    found_in,
+    pod,
     pod_labels,
     render,
     selects,
@@ -124,9 +130,52 @@ def test_tls_reaches_keda_and_every_pod() -> None:
     manifests = render("overlays/tls")
     parameters = manifests.one("TriggerAuthentication")["spec"]["secretTargetRef"]
     assert [each["parameter"] for each in parameters] == ["host", "tls", "ca", "cert", "key"]
+
+
+def test_with_secret_files_no_variable_holds_a_password() -> None:
+    manifests = render("overlays/secret-files")
     for workload in manifests.ours:
-        mounts = containers(workload)[0]["volumeMounts"]
-        assert {"name": "tls", "mountPath": "/etc/inferfleet/tls", "readOnly": True} in mounts
+        asked = found_in(containers(workload)[0], "secretKeyRef")
+        assert [each["name"] for each in asked if each["name"] == "inferfleet-connections"] == []
+
+
+@pytest.mark.parametrize("components", [("tls", "secret-files"), ("secret-files", "tls")])
+@pytest.mark.parametrize("name", [name for name in OVERLAYS if name not in {"tls", "secret-files"}])
+def test_components_add_to_every_overlay(name: str, components: tuple[str, str], tmp_path: Path) -> None:
+    shutil.copytree(KEDA, tmp_path / "keda")
+    folder = tmp_path / "keda/overlays/mine"
+    folder.mkdir()
+    kustomization = {
+        "resources": [f"../{name}"],
+        "components": [f"../../components/{component}" for component in components],
+    }
+    (folder / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+    manifests = render(folder)
+    for workload in manifests.ours:
+        container = containers(workload)[0]
+        mounted = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+        volumes = {volume["name"]: volume.get("secret") for volume in pod(workload)["volumes"]}
+        assert volumes[mounted["/etc/inferfleet/tls"]]["secretName"] == "inferfleet-tls"
+        assert volumes[mounted["/etc/inferfleet/connections"]]["secretName"] == "inferfleet-connections"
+        urls = {key: value for key, value in manifests.variables(workload).items() if key.endswith("_URL")}
+        assert urls
+        for url in urls.values():
+            assert Path(urlsplit(url).path).parent == Path("/etc/inferfleet/connections")
+            assert Path(url).name in SECRETS["inferfleet-connections"]
+
+
+def test_the_urls_of_the_tls_component_name_files_that_are_mounted() -> None:
+    text = (KEDA / "components/tls/kustomization.yaml").read_text()
+    urls = dict(line.removeprefix("#   ").split("=", 1) for line in text.splitlines() if "#   " in line)
+    assert set(urls) == SECRETS["inferfleet-connections"]
+    named = set(re.findall(r"=(/[^&\s]+)", urls["amqp-url"] + " " + urls["redis-url"]))
+    assert named == {f"/etc/inferfleet/tls/{key}" for key in SECRETS["inferfleet-tls"]}
+    assert urlsplit(urls["rabbitmq-http-url"]).query == "", "KEDA would append its path to it"
+    policies = [
+        render("overlays/slo").one("NetworkPolicy", name) for name in ("inferfleet", "inferfleet-exporter")
+    ]
+    allowed = {each["port"] for ports in found_in(policies, "ports") for each in ports}
+    assert {urlsplit(urls[key]).port for key in urls if key.endswith("-url")} <= allowed
 
 
 def test_dev_needs_nothing_but_a_cluster_with_keda() -> None:

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
 from urllib.parse import urlsplit
 
 from tests.deploy.conftest import (
     KEDA,
+    SECRETS,
     Manifests,
     chosen_by,
     containers,
     example_connections,
+    found_in,
     pod,
     selects,
 )
 
 from inferfleet.schemas.settings import WorkerSettings
-
-SECRETS = {
-    "inferfleet-connections": {"amqp-url", "redis-url", "rabbitmq-http-url", "rabbitmq-tls"},
-    "inferfleet-tls": {"ca.crt", "tls.crt", "tls.key"},
-    "inferfleet-hugging-face": {"token"},
-}
-"""The Secrets that docs/deploy.md tells to create, with their keys."""
 
 
 def test_what_a_pod_refers_to_is_there(manifests: Manifests) -> None:
@@ -51,6 +45,10 @@ def test_every_secret_and_key_is_one_of_those_that_the_docs_name(manifests: Mani
             used.setdefault(reference["name"], set()).add(reference["key"])
     for volume in found_in(manifests.objects, "secret"):
         used.setdefault(volume["secretName"], set())
+    for workload in manifests.ours:
+        for url in manifests.variables(workload).values():
+            if url.startswith("file:///etc/inferfleet/connections/"):
+                used["inferfleet-connections"].add(url.rpartition("/")[2])
     assert used["inferfleet-connections"] >= {"amqp-url", "redis-url", "rabbitmq-http-url"}
     for name, keys in used.items():
         assert keys <= SECRETS[name]
@@ -103,13 +101,3 @@ def test_the_network_policy_lets_workers_reach_what_they_need(manifests: Manifes
     example = example_connections()
     needed = {urlsplit(example[key]).port for key in ("amqp-url", "redis-url")}
     assert allowed == needed | {5671, 6380, 443, 6443, 53}
-
-
-def found_in(thing: Any, key: str) -> list[Any]:
-    """Every value of a key, at any depth."""
-    if isinstance(thing, dict):
-        own = [thing[key]] if key in thing and not isinstance(thing[key], str) else []
-        return own + [found for value in thing.values() for found in found_in(value, key)]
-    if isinstance(thing, list):
-        return [found for value in thing for found in found_in(value, key)]
-    return []

@@ -1,7 +1,8 @@
 """What KEDA tells the HPA about a trigger that fails: an error, and after too many of them an invention.
 
-Follows keda.sh/docs/2.19/reference/scaledobject-spec, "fallback", and pkg/fallback/fallback.go. Failures are counted when the HPA asks, and it does not ask at
-zero replicas; so a fallback never starts a fleet (keda#7239).
+Follows keda.sh/docs/2.19/reference/scaledobject-spec, "fallback", and pkg/fallback/fallback.go. Failures
+are counted when the HPA asks, and it does not ask at zero replicas; so a fallback never starts a fleet
+(keda#7239).
 """
 
 from __future__ import annotations
