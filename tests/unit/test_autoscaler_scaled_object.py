@@ -135,6 +135,7 @@ def test_what_means_nothing_here_is_remarked() -> None:
         (rabbitmq(mode="QueueLength"), "value is missing"),
         (rabbitmq(mode="QueueLength", value=5), "values in metadata are strings, put it in quotes"),
         (rabbitmq(mode="QueueLength", value="many"), "value is 'many', not a number"),
+        (rabbitmq(mode="QueueLength", value="nan"), "value is 'nan', not a number to compare with"),
         (rabbitmq(mode="QueueLength", value="0"), "it must be above 0"),
         (rabbitmq(mode="MessageRate", value="5"), "mode 'MessageRate' cannot be run here"),
         (rabbitmq(mode="QueueLength", queueLength="5"), "queueLength is deprecated"),

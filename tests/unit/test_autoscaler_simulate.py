@@ -200,12 +200,31 @@ def test_a_trace_is_read_in_order_of_time_and_for_one_pool(tmp_path: Path) -> No
     ]
 
 
+def test_a_trace_from_a_spreadsheet_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "trace.csv"
+    file.write_bytes(b"\xef\xbb\xbftime_s,priority,prompt_tokens,output_tokens\r\n3,4,10,20\r\n\r\n")
+
+    assert read_trace(file, pool="chat") == [Arrival(time_s=0, prompt_tokens=10, output_tokens=20)]
+
+
+def test_a_job_that_no_replica_could_run_is_refused() -> None:
+    too_long = Arrival(time_s=7, prompt_tokens=30_000, output_tokens=2769)
+
+    with pytest.raises(ConfigurationError, match=r"the job at 7 s .* max_model_len is 32768"):
+        simulate(scaled_object(), [too_long], FAST)
+
+
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
         ("time_s,priority,prompt_tokens\n", "has no column output_tokens"),
         ("time_s,priority,prompt_tokens,output_tokens\n", "has no arrivals for the pool 'chat'"),
-        ("time_s,priority,prompt_tokens,output_tokens\n0,4,ten,1\n", "line 2: invalid literal"),
+        ("time_s,priority,prompt_tokens,output_tokens\n0,4,ten,1\n", "line 2: prompt_tokens is 'ten'"),
+        ("time_s,priority,prompt_tokens,output_tokens\n0,4,10\n", "line 2: output_tokens is ''"),
+        # An arrival that never comes would be waited for.
+        ("time_s,priority,prompt_tokens,output_tokens\ninf,4,1,1\n", "line 2: time_s is inf"),
+        ("time_s,priority,prompt_tokens,output_tokens\nnan,4,1,1\n", "line 2: time_s is nan"),
+        ("time_s;priority;prompt_tokens;output_tokens\n0;4;1;1\n", "has no column time_s"),
         (
             "time_s,priority,prompt_tokens,output_tokens\n0,4,1,1\n0,12,1,1\n",
             "line 3: tokens must be at least 1",

@@ -23,6 +23,7 @@ from inferfleet.local.autoscaler.scaler import Scaler
 from inferfleet.local.autoscaler.simulated_metrics import SimulatedMetrics
 from inferfleet.local.autoscaler.simulated_replica import SimulatedJob, SimulatedReplica
 from inferfleet.local.autoscaler.trace import Arrival
+from inferfleet.schemas.errors import ConfigurationError
 from inferfleet.schemas.heartbeat import WorkerPhase
 
 STATISTICS_S = 5.0
@@ -38,9 +39,16 @@ def simulate(scaled_object: ScaledObject, arrivals: Sequence[Arrival], profile: 
     The same input gives the same outcome. An hour of a busy replica takes about six seconds of CPU.
 
     Raises:
-        ConfigurationError: A trigger's query cannot be simulated.
+        ConfigurationError: A trigger's query cannot be simulated, or a job is too long for the engine.
 
     """
+    for arrival in arrivals:
+        if arrival.prompt_tokens + arrival.output_tokens > profile.max_model_len:
+            raise ConfigurationError(
+                f"the job at {arrival.time_s:g} s of the trace has {arrival.prompt_tokens} + "
+                f"{arrival.output_tokens} tokens, and the engine profile's max_model_len is "
+                f"{profile.max_model_len}: raise that (and kv_cache_tokens), or shorten the job"
+            )
     return _Simulation(scaled_object, arrivals, profile).run()
 
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from inferfleet.schemas.errors import ConfigurationError
 from inferfleet.schemas.job import Priority
+
+N = TypeVar("N", int, float)
 
 COLUMNS = ("time_s", "priority", "prompt_tokens", "output_tokens")
 
@@ -34,7 +38,7 @@ def read_trace(path: Path, *, pool: str) -> list[Arrival]:
 
     """
     try:
-        with path.open(newline="") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets write that mark
             rows = csv.DictReader(file)
             missing = [name for name in COLUMNS if name not in (rows.fieldnames or ())]
             if missing:
@@ -68,15 +72,22 @@ def read_trace(path: Path, *, pool: str) -> list[Arrival]:
 
 
 def _arrival(row: Mapping[str, str | None], *, where: str) -> Arrival:
-    try:
-        arrival = Arrival(
-            time_s=float(row["time_s"] or ""),
-            prompt_tokens=int(row["prompt_tokens"] or ""),
-            output_tokens=int(row["output_tokens"] or ""),
-            priority=int(row["priority"] or ""),
-        )
-    except ValueError as error:
-        raise ConfigurationError(f"{where}: {error}") from error
+    arrival = Arrival(
+        time_s=_number(row, "time_s", float, where=where),
+        prompt_tokens=_number(row, "prompt_tokens", int, where=where),
+        output_tokens=_number(row, "output_tokens", int, where=where),
+        priority=_number(row, "priority", int, where=where),
+    )
+    if not math.isfinite(arrival.time_s):
+        raise ConfigurationError(f"{where}: time_s is {arrival.time_s}; it must be a time in seconds")
     if arrival.prompt_tokens < 1 or arrival.output_tokens < 1 or not 0 <= arrival.priority <= 9:
         raise ConfigurationError(f"{where}: tokens must be at least 1 and the priority 0 to 9")
     return arrival
+
+
+def _number(row: Mapping[str, str | None], column: str, kind: Callable[[str], N], *, where: str) -> N:
+    text = row[column] or ""
+    try:
+        return kind(text)
+    except ValueError as error:
+        raise ConfigurationError(f"{where}: {column} is {text!r}, not a number") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -163,9 +164,12 @@ class _Metadata:
         if value is None:
             return default
         try:
-            return float(value)
+            number = float(value)
         except ValueError as error:
             raise self.wrong(f"{name} is {value!r}, not a number") from error
+        if not math.isfinite(number):
+            raise self.wrong(f"{name} is {value!r}, not a number to compare with")
+        return number
 
     def positive(self, name: str) -> float:
         self.required(name)

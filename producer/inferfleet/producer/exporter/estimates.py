@@ -22,8 +22,8 @@ class OldestAge:
     oldest waiting one is number P - R + 1, and it came just after the counter stood at P - R. Exact to one
     interval for jobs of one priority. With several it is a lower bound: an old job of low priority behind
     newer ones is older than this says. It starts anew with the exporter and with the broker's counters, and
-    until then says how long it has been looking. A job that was given back counts as one that never left,
-    one that comes from a retry as a new one.
+    until then says how long it has been looking. A job that was given back, for a retry too, counts as
+    one that never left.
     """
 
     def __init__(self) -> None:
