@@ -21,9 +21,8 @@ from inferfleet.schemas import Endpoint, Job, Usage
 from inferfleet.schemas.job import Priority
 from inferfleet.schemas.journal import TokenChunk, TokensEntry
 from inferfleet.schemas.settings import EngineKind, ProducerSettings, WorkerSettings
-from inferfleet.worker.log import configure_logging
 from inferfleet.worker.ports import Completion, EngineStats, Generation
-from inferfleet.worker.worker import Worker
+from inferfleet.worker.process import run_process
 
 POOL = "bench"
 
@@ -136,8 +135,7 @@ def work() -> None:
         http_port=0,
         drain_timeout_s=1,
     )
-    configure_logging(settings)
-    uvloop.run(Worker(settings=settings, engine=NoOpEngine(Progress())).run())
+    run_process(settings, lambda _: NoOpEngine(Progress()))
 
 
 async def submit_and_wait() -> None:

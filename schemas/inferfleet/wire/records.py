@@ -27,17 +27,12 @@ from inferfleet.schemas.journal import (
     TokensEntry,
     journal_entry,
 )
-from inferfleet.schemas.names import job_key, journal_key, reply_key, result_key
+from inferfleet.schemas.names import job_key, journal_key, result_key
 from inferfleet.schemas.result import JobRecord, Result
 from inferfleet.wire import scripts
 from inferfleet.wire.pipeline import CommandPipeline
+from inferfleet.wire.replies import Replies
 from inferfleet.wire.scripts import Argument
-
-REPLY_STREAM_LENGTH = 20_000
-"""Lines a reply stream keeps, roughly. A client that falls further behind finds its results by the record."""
-
-REPLY_TTL_S = 3600
-"""How long a reply stream outlives its last line."""
 
 READ_BATCH = 500
 """Records read in one round trip."""
@@ -121,6 +116,7 @@ class JobRecords:
 
     def __init__(self, *, pipeline: CommandPipeline, result_ttl_s: int, queued_ttl_s: int) -> None:
         self._pipeline = pipeline
+        self._replies = Replies(pipeline)
         self._result_ttl_s = result_ttl_s
         self._queued_ttl_s = queued_ttl_s
 
@@ -170,7 +166,7 @@ class JobRecords:
                 return JobState.RUNNING
             case state:
                 if reply_to:
-                    await self.reply(reply_to.decode(), job_id, JobState(state))
+                    await self._replies.tell(reply_to.decode(), job_id, JobState(state))
                 return JobState(state)
 
     # A worker's side
@@ -250,9 +246,8 @@ class JobRecords:
             _json(result),
         )
         if reply_to:
-            # In the same pipeline, behind the commit. Should the commit be refused, the line only makes
-            # the client look at the record once for nothing.
-            await self.reply(reply_to, job_id, result.state)
+            # Behind the commit. Should that be refused, the client only looks at the record for nothing.
+            self._replies.add(reply_to, job_id, result.state)
         return Written((await committed).decode())
 
     async def release(
@@ -263,7 +258,7 @@ class JobRecords:
         unflushed: Unflushed,
         entry: QueuedEntry,
         refund: bool,
-        pause_s: float,
+        pause_s: float = 0.0,
     ) -> Written:
         """Give the job back to the queue: nobody may start it for ``pause_s`` seconds.
 
@@ -323,12 +318,6 @@ class JobRecords:
             _milliseconds(started_at),
         )
         return bool(answer)
-
-    def reply(self, reply_to: str, job_id: str, state: JobState) -> asyncio.Future[Any]:
-        """Add a line to a client's reply stream. More than one line for a job does no harm."""
-        return self._call(
-            scripts.REPLY, (reply_key(reply_to),), REPLY_STREAM_LENGTH, REPLY_TTL_S, job_id, state.value
-        )
 
     # Everyone's side
 

@@ -9,7 +9,6 @@ from contextlib import aclosing
 from typing import Annotated, Any, cast
 
 import typer
-import uvloop
 from aio_pika import Message
 
 from inferfleet.schemas.control import DrainWorker
@@ -18,10 +17,8 @@ from inferfleet.schemas.names import CONTROL_EXCHANGE, worker_key
 from inferfleet.schemas.settings import EngineKind, LogFormat, ServiceSettings, WorkerSettings, read_settings
 from inferfleet.wire.publishing import ConfirmChannel
 from inferfleet.wire.redis import open_redis
-from inferfleet.worker.engine_choice import make_engine
-from inferfleet.worker.log import configure_logging
 from inferfleet.worker.ports import EngineDeadError
-from inferfleet.worker.worker import Worker
+from inferfleet.worker.process import run_process
 
 
 class WorkerEndedError(InferfleetError):
@@ -69,9 +66,8 @@ def worker(
         worker_id=worker_id,
         log_format=log_format or (LogFormat.CONSOLE if sys.stderr.isatty() else None),
     )
-    configure_logging(settings)
     try:
-        uvloop.run(Worker(settings=settings, engine=make_engine(settings)).run())
+        run_process(settings)
     except EngineDeadError as error:
         raise WorkerEndedError(f"the engine died: {error}") from error
 

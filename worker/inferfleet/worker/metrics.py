@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache, partial
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from inferfleet.schemas import FailureCode, Result
@@ -54,9 +56,12 @@ class WorkerMetrics:
         )
         self._ready = gauge("inferfleet_worker_ready", "1 while the model is warm and jobs are taken")
 
+        # Looking labels up costs as much as counting.
+        self._finished_as = cache(partial(self._finished.labels, pool))
+
     def finished(self, result: Result) -> None:
         """Count a committed result and its times."""
-        self._finished.labels(self._pool, result.state, result.error.code if result.error else "").inc()
+        self._finished_as(result.state, result.error.code if result.error else "").inc()
         if result.timings is not None:
             self._queue_wait.observe(result.timings.queue_wait_s)
             self._generation.observe(result.timings.generation_s)

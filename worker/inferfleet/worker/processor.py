@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from inferfleet.schemas import Failure, FailureCode, Job, JobState
 from inferfleet.schemas.errors import InvalidJobError
 from inferfleet.schemas.journal import TokenChunk
-from inferfleet.schemas.request import check_request, job_error
+from inferfleet.schemas.request import check_contract, check_request, job_error
 from inferfleet.schemas.settings import WorkerSettings
 from inferfleet.wire.records import JobRecords, Started, Verdict, generated
 from inferfleet.worker.broker import Delivery
@@ -139,20 +139,9 @@ class Processor:
 
     async def _attempt(self, run: JobRun) -> Outcome:
         job = run.job
-        generation = Generation(
-            id=job.id,
-            endpoint=job.endpoint,
-            body=job.body,
-            priority=job.priority,
-            tenant=job.tenant,
-            trace_headers={
-                name: str(run.delivery.headers[name])
-                for name in TRACE_HEADERS
-                if name in run.delivery.headers
-            },
-        )
+        generation = _generation(run)
         # Checked before the engine sees it, carried out once the job is ours.
-        problem = self._problem(job)
+        problem = self._problem(job, run.delivery.body)
         resumable = problem is None and self._resumable(generation)
         started = await self._start(run, resumable=resumable, alone=False)
         if started.verdict is not Verdict.SUSPECT:
@@ -164,10 +153,14 @@ class Processor:
             started = await self._start(run, resumable=resumable, alone=True)
             return await self._granted(run, generation, started, problem)
 
-    def _problem(self, job: Job) -> Failure | None:
+    def _problem(self, job: Job, raw: bytes) -> Failure | None:
         """Say why this worker cannot answer the request, whoever tries."""
         try:
-            check_request(job.endpoint, job.body, max_body_bytes=MAX_BODY_BYTES)
+            if len(raw) > MAX_BODY_BYTES or b"NaN" in raw or b"Infinity" in raw:
+                # Perhaps only in a prompt; but as a number it is not JSON, although pydantic reads it.
+                check_request(job.endpoint, job.body, max_body_bytes=MAX_BODY_BYTES)
+            else:
+                check_contract(job.endpoint, job.body)
         except InvalidJobError as error:
             return Failure(code=FailureCode.INVALID_REQUEST, message=str(error)[:4096])
         if job.endpoint not in self._engine.endpoints:
@@ -225,9 +218,9 @@ class Processor:
         self._journal.follow(run)
         if self._settings.log_prompts:
             logger.info("job starts", extra={"job_id": job.id, "body": body})
-        return await self._generate(
-            run, replace(generation, body=body, resume_token_ids=run.resume_token_ids)
-        )
+        if body is not job.body or started.tokens:
+            generation = replace(generation, body=body, resume_token_ids=run.resume_token_ids)
+        return await self._generate(run, generation)
 
     def _refused(self, job: Job, started: Started) -> Outcome | None:
         """What to do when the start was not granted; ``None`` when it was."""
@@ -305,6 +298,18 @@ class Processor:
             policy=self._policy,
             chance=self._chance,
         )
+
+
+def _generation(run: JobRun) -> Generation:
+    job, headers = run.job, run.delivery.headers
+    return Generation(
+        id=job.id,
+        endpoint=job.endpoint,
+        body=job.body,
+        priority=job.priority,
+        tenant=job.tenant,
+        trace_headers={name: str(headers[name]) for name in TRACE_HEADERS if name in headers},
+    )
 
 
 def _cancelled(message: str) -> Finish:

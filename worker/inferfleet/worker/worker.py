@@ -60,9 +60,12 @@ SETTLE_GRACE_S = 10.0
 class Worker:
     """One process, one event loop, one engine."""
 
-    def __init__(self, *, settings: WorkerSettings, engine: Engine) -> None:
+    def __init__(
+        self, *, settings: WorkerSettings, engine: Engine, on_warm: Callable[[], None] = lambda: None
+    ) -> None:
         self._settings = settings
         self._engine = engine
+        self._on_warm = on_warm
         self._metrics = WorkerMetrics(pool=settings.pool)
         self._phase = WorkerPhase.LOADING
         self._phase_changed = asyncio.Event()
@@ -167,6 +170,7 @@ class Worker:
         opened = partial(self._open_session, processor)
         session: Session | None = await broker.enter_async_context(opened())
         await self._unless_stopped(self._engine.start())
+        self._on_warm()
         while session is not None and not self._stopping.is_set():
             await session.hold(self._settings.max_running + self._settings.look_ahead)
             self._enter(WorkerPhase.READY)

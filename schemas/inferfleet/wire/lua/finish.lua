@@ -24,7 +24,6 @@ end
 redis.call('XADD', KEYS[2], '*', 'entry', ARGV[8])
 redis.call('SET', KEYS[3], ARGV[9], 'EX', ARGV[3])
 redis.call('HSET', KEYS[1], 'state', ARGV[4], 'tokens', last, 'finished_at', ARGV[2])
-redis.call('HDEL', KEYS[1], 'lease')
 redis.call('EXPIRE', KEYS[1], ARGV[3])
 redis.call('EXPIRE', KEYS[2], ARGV[3])
 return 'ok'

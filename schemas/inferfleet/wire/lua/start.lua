@@ -61,10 +61,12 @@ if verdict == 'started' then
   end
   redis.call('XADD', KEYS[2], '*', 'entry', '{"kind":"running","at":"' .. ARGV[5] .. '","attempt":' .. attempt
     .. ',"worker_id":"' .. ARGV[4] .. '","resumed_from":' .. tokens .. '}')
-  redis.call('EXPIRE', KEYS[2], ARGV[3])
 end
 redis.call('HSET', KEYS[1], 'state', 'running', 'attempt', attempt, 'charged', charged, 'tokens', tokens,
   'worker', ARGV[4], 'lease', now + tonumber(ARGV[2]), 'started_at', ARGV[1],
   'fence', ARGV[13], 'verdict', verdict, 'deaths', deaths, 'tokens_at_start', tokens)
-redis.call('EXPIRE', KEYS[1], ARGV[3])
+if redis.call('TTL', KEYS[1]) < ARGV[3] / 2 then
+  redis.call('EXPIRE', KEYS[1], ARGV[3])
+  redis.call('EXPIRE', KEYS[2], ARGV[3])
+end
 return {verdict, attempt, tokens, wasted, charged, reply_to}

@@ -1,0 +1,36 @@
+"""A worker as a process of its own: its log, its event loop, its garbage collector."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+
+import uvloop
+
+from inferfleet.schemas.settings import WorkerSettings
+from inferfleet.worker.engine_choice import make_engine
+from inferfleet.worker.log import configure_logging
+from inferfleet.worker.ports import Engine
+from inferfleet.worker.worker import Worker
+
+GC_THRESHOLD = 20_000
+"""New objects between two collections. A job makes a few hundred that free themselves, and hardly a cycle."""
+
+
+def run_process(settings: WorkerSettings, make: Callable[[WorkerSettings], Engine] = make_engine) -> None:
+    """Run a worker until SIGTERM, and give this process what suits it.
+
+    Raises:
+        InferfleetError: A setting is wrong, or a service did not answer at the start.
+        EngineDeadError: The engine died.
+
+    """
+    configure_logging(settings)
+    uvloop.run(Worker(settings=settings, engine=make(settings), on_warm=_spare_the_heap).run())
+
+
+def _spare_the_heap() -> None:
+    """Keep the collector away from what stays for good, as vLLM's server does: libraries and the model."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(GC_THRESHOLD)
