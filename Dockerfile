@@ -6,14 +6,18 @@
 # The worker's base decides what engine it can run: by default none but the simulated one; for vLLM
 #   docker build --target worker -t inferfleet-worker --build-arg BASE=vllm/vllm-openai:v0.32.0 .
 #
-# Layers are ordered by how often they change: base, dependencies (from pyproject.toml alone), code. A
-# change of code makes one new layer of less than 1 MB, and no installation.
+# Layers are ordered by how often they change: base, dependencies (from pyproject.toml alone), weights, code.
+# A change of code makes one new layer of less than 1 MB, and no installation.
+#
+# Weights usually come from a volume, and their layer is empty. To put them into the image, name an image that
+# has them in /models: --build-arg WEIGHTS=IMAGE.
 #
 # Behind a proxy with a certificate authority of its own, put that into ca-bundle.crt before the build; the
 # arguments PIP_INDEX_URL and PIP_EXTRA_INDEX_URL name other indexes. Neither ends up in an image.
 
 ARG BASE=python:3.13-slim
 ARG PRODUCER_BASE=python:3.13-slim
+ARG WEIGHTS=no-weights
 
 
 # --- producer: the command line, with what a client needs installed. All code is there, as in a wheel, so
@@ -58,6 +62,12 @@ COPY pyproject.toml ca-bundle.cr[t] ./
 COPY deploy/docker/install-dependencies ./
 RUN ./install-dependencies '.[worker]'
 
+FROM ${BASE} AS no-weights
+USER root
+RUN mkdir -p /models
+
+FROM ${WEIGHTS} AS weights
+
 FROM ${BASE} AS worker-code
 USER root
 COPY schemas/inferfleet producer/inferfleet worker/inferfleet local/inferfleet /app/inferfleet/
@@ -71,6 +81,7 @@ USER root
 RUN useradd --create-home --uid 10001 inferfleet
 ENV PATH=/opt/inferfleet/bin:$PATH PYTHONPATH=/app PYTHONUNBUFFERED=1 HOME=/home/inferfleet
 COPY --from=worker-dependencies /opt/inferfleet /opt/inferfleet
+COPY --from=weights /models /models
 COPY --from=worker-code /app /app
 WORKDIR /home/inferfleet
 USER 10001

@@ -80,10 +80,11 @@ def build(context: Path) -> Iterator[Build]:
     """Build a target and return its tag; all tags are removed at the end."""
     tags: list[str] = []
 
-    def run(target: str, *, base: str = BASE) -> str:
+    def run(target: str, *, base: str = BASE, weights: str | None = None) -> str:
         tag = f"inferfleet-test-{target}:{uuid.uuid4().hex[:8]}"
         indexes = [name for name in ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL") if name in os.environ]
-        arguments = [f"--build-arg={argument}" for argument in (f"BASE={base}", *indexes)]
+        given = [f"WEIGHTS={weights}"] if weights is not None else []
+        arguments = [f"--build-arg={argument}" for argument in (f"BASE={base}", *given, *indexes)]
         docker("build", "--network=host", *arguments, f"--target={target}", f"--tag={tag}", str(context))
         tags.append(tag)
         return tag
@@ -220,6 +221,33 @@ async def test_docker_stop_hands_a_running_job_over_to_another_container(
     assert attempts[1].resumed_from > 10
     result = await fleet.wait(job, timeout_s=60)
     assert result.raise_for_state().text == expected_text(job.endpoint, job.body)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """An image that has nothing but a model."""
+    folder = tmp_path_factory.mktemp("weights")
+    (folder / "Dockerfile").write_text("FROM scratch\nCOPY model.safetensors /models/small/\n")
+    (folder / "model.safetensors").write_bytes(os.urandom(2_000_000))
+    tag = f"inferfleet-test-weights:{uuid.uuid4().hex[:8]}"
+    docker("build", f"--tag={tag}", str(folder))
+    yield tag
+    docker("rmi", tag)
+
+
+def test_weights_are_a_layer_of_their_own_below_the_code(
+    build: Build, worker: str, weights: str, base_with_vllm: str
+) -> None:
+    heavy = build("worker", base=base_with_vllm, weights=weights)
+
+    before, after = layers(worker), layers(heavy)
+    assert len(before) == len(after)
+    # The base and the dependencies stay; above the weights there is only the code.
+    assert before[:-2] == after[:-2]
+    assert before[-2] != after[-2]
+    said = docker("run", "--rm", "--entrypoint=ls", heavy, "-l", "/models/small").stdout
+    assert "2000000" in said
+    assert "-rw-r--r--" in said, "the image's user can read it"
 
 
 def test_a_change_of_code_makes_one_new_layer_of_less_than_a_megabyte(
