@@ -8,12 +8,14 @@ import os
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import redis.asyncio as aioredis
 
+from inferfleet.local.autoscaler.scaled_object import read_scaled_object
 from inferfleet.local.services import Services, ServicesChoice, running_services
 from inferfleet.local.services.native import obstacle
 from inferfleet.producer import Fleet, JournalLine
@@ -28,7 +30,7 @@ pytestmark = pytest.mark.skipif(obstacle() is not None, reason=f"native services
 
 PATIENCE_S = 150.0
 SPEEDUP = 30
-STEP_S = 0.05
+BASE_MANIFEST = Path(__file__).parents[2] / "deploy/keda/base/pool/scaledobject.yaml"
 
 MANIFEST = """
 apiVersion: keda.sh/v1alpha1
@@ -134,11 +136,13 @@ async def journals(services: Services, jobs: list[Job]) -> list[list[JournalEntr
     return [[parse_line(fields) for _, fields in entries] for entries in lines]
 
 
-def job_of(pool: str, *, tokens: int, priority: Priority = Priority.NORMAL, stream: bool = False) -> Job:
-    """A job whose tokens take ``STEP_S`` real seconds each."""
+def job_of(
+    pool: str, *, tokens: int, step_s: float, priority: Priority = Priority.NORMAL, stream: bool = False
+) -> Job:
+    """A job whose tokens take ``step_s`` real seconds each."""
     body = {
         "messages": [{"role": "user", "content": "hello"}],
-        "simulated": {"tokens": tokens, "step_delay_s": STEP_S},
+        "simulated": {"tokens": tokens, "step_delay_s": step_s},
     }
     return Job(pool=pool, body=body, priority=priority, stream=stream)
 
@@ -155,54 +159,54 @@ def assert_no_token_was_generated_twice(journal: list[JournalEntry], tokens: int
     assert offset == tokens
 
 
-async def test_a_burst_goes_from_zero_to_the_maximum_and_back_without_losing_a_job_or_a_token(
-    managed: Services, tmp_path: Path
+async def test_a_burst_of_3000_jobs_goes_from_zero_to_the_maximum_and_back_by_the_manifest_of_the_base(
+    managed: Services,
 ) -> None:
-    pool = "burst"
-    manifest = tmp_path / "scaledobject.yaml"
-    manifest.write_text(MANIFEST.format(pool=pool, protocol="http"))
-    # Most take 2 s, and the last ones 15 s: those are in the workers when fewer are wanted.
-    jobs = [job_of(pool, tokens=40) for _ in range(270)]
-    jobs += [job_of(pool, tokens=300, priority=Priority.BATCH) for _ in range(30)]
+    """No job is lost, no token is generated twice, and workers are drained in the middle of answers."""
+    wanted = read_scaled_object(BASE_MANIFEST)
+    # Most take 3 s, and the last ones 20 s: those are in the workers when fewer are wanted.
+    jobs = [job_of(wanted.pool, tokens=15, step_s=0.2) for _ in range(2700)]
+    jobs += [job_of(wanted.pool, tokens=100, step_s=0.2, priority=Priority.BATCH) for _ in range(300)]
 
     async with (
         autoscaler(
             managed,
-            manifest,
+            BASE_MANIFEST,
             *("--json", "--until-idle", "--speedup", str(SPEEDUP)),
             management_url=managed.management_url,
-            max_running="16",
-            look_ahead="4",
             drain_timeout_s="0.5",
         ) as scaler,
         client(managed) as fleet,
     ):
-        await scaler.says(f"pool {pool}, 0 to 3")
+        await scaler.says(f"pool {wanted.pool}, 0 to 8")
         await fleet.submit_many(jobs)
         results = await asyncio.wait_for(asyncio.gather(*(fleet.wait(job) for job in jobs)), PATIENCE_S)
         code, events = await scaler.ended()
 
     assert code == 0, scaler.errors
-    assert [result.state for result in results] == ["succeeded"] * 300
+    assert [result.state for result in results] == ["succeeded"] * 3000
 
-    scales = [event for event in events if event["event"] == "scale"]
-    assert [(scale["before"], scale["after"], scale["by"]) for scale in scales] == [
-        (0, 1, "keda"),
-        (1, 2, "hpa"),
-        (2, 3, "hpa"),
-        (3, 2, "hpa"),
-        (2, 1, "hpa"),
-        (1, 0, "keda"),
-    ]
-    at = [scale["at_s"] for scale in scales]
-    # By the manifest's numbers: one more in 30 s, one less in 60 s; and zero a cooldown after the last work.
-    assert at[2] - at[1] >= 30
-    assert at[4] - at[3] >= 60
-    assert at[5] - at[0] >= 240
+    first, *between, last = [event for event in events if event["event"] == "scale"]
+    assert (first["before"], first["after"], first["by"]) == (0, 1, "keda")
+    assert (last["after"], last["by"]) == (0, "keda")
+    assert {scale["by"] for scale in between} == {"hpa"}
+    assert max(scale["after"] for scale in between) == wanted.max_replicas
+    # The base's policies: up by 4 or to the double in a minute, down by one.
+    up = [scale for scale in between if scale["after"] > scale["before"]]
+    down = [scale for scale in between if scale["after"] < scale["before"]]
+    assert all(scale["after"] <= max(scale["before"] + 4, scale["before"] * 2) for scale in up)
+    assert all(scale["after"] == scale["before"] - 1 for scale in down)
+    for changes in (up, down):
+        assert all(later["at_s"] - sooner["at_s"] >= 60 for sooner, later in pairwise(changes))
+    # Five minutes at the highest need before the first one goes, and a cooldown after the last work.
+    assert down[0]["at_s"] - up[-1]["at_s"] >= 300
+    assert last["at_s"] - first["at_s"] >= 300 + wanted.cooldown_period_s
 
     drains = [event for event in events if event["event"] == "drain"]
     assert max(drain["jobs"] for drain in drains) > 0, "some were drained while busy"
-    assert [event["exit_code"] for event in events if event["event"] == "drained"] == [0, 0, 0]
+    assert [event["exit_code"] for event in events if event["event"] == "drained"] == [
+        0
+    ] * wanted.max_replicas
     written = await journals(managed, jobs)
     for job, journal in zip(jobs, written, strict=True):
         assert_no_token_was_generated_twice(journal, job.body["simulated"]["tokens"])
@@ -210,7 +214,7 @@ async def test_a_burst_goes_from_zero_to_the_maximum_and_back_without_losing_a_j
         "some moved on"
     )
     assert events[-1]["event"] == "end"
-    assert events[-1]["most"] == 3
+    assert events[-1]["most"] == wanted.max_replicas
 
 
 async def until_queued(fleet: Fleet, job: Job, *, after: str) -> AsyncIterator[JournalLine]:
@@ -246,7 +250,7 @@ async def test_told_to_end_it_drains_its_workers(managed: Services, tmp_path: Pa
 
     async with autoscaler(managed, manifest, drain_timeout_s="0") as scaler, client(managed) as fleet:
         await scaler.says("pool ended, 1 to 3")
-        job = await fleet.submit(job_of("ended", tokens=4000, stream=True))
+        job = await fleet.submit(job_of("ended", tokens=4000, step_s=0.05, stream=True))
         async for line in fleet.stream(job):
             if isinstance(line.entry, TokensEntry):
                 break
