@@ -91,29 +91,31 @@ class Submission:
         return job
 
     async def accept_many(self, jobs: Sequence[Job]) -> list[Job]:
-        """Accept many jobs, a window of them at a time.
+        """Accept many jobs, a window of them at the same time.
 
         Raises:
             PartialSubmitError: Some were not accepted.
 
         """
-        outcomes: list[Job | BaseException] = []
-        for first in range(0, len(jobs), SUBMIT_WINDOW):
-            window = jobs[first : first + SUBMIT_WINDOW]
-            outcomes += await asyncio.gather(*map(self.accept, window), return_exceptions=True)
-        accepted: list[Job] = []
+        accepted: dict[int, Job] = {}
         rejected: dict[int, InferfleetError] = {}
-        for position, outcome in enumerate(outcomes):
-            match outcome:
-                case Job():
-                    accepted.append(outcome)
-                case InferfleetError():
-                    rejected[position] = outcome
-                case BaseException():
-                    raise outcome
+        positions = enumerate(jobs)
+
+        async def accept_next() -> None:
+            for position, job in positions:
+                try:
+                    accepted[position] = await self.accept(job)
+                except InferfleetError as error:
+                    rejected[position] = error
+
+        window = (accept_next() for _ in range(min(SUBMIT_WINDOW, len(jobs))))
+        for unforeseen in await asyncio.gather(*window, return_exceptions=True):
+            if unforeseen is not None:
+                raise unforeseen
+        in_order = [accepted[position] for position in sorted(accepted)]
         if rejected:
-            raise PartialSubmitError(accepted=[job.id for job in accepted], rejected=rejected)
-        return accepted
+            raise PartialSubmitError(accepted=[job.id for job in in_order], rejected=rejected)
+        return in_order
 
     async def cancel(self, job_id: str, *, keep: bool = False) -> JobState:
         """Cancel a job; with ``keep``, what it said so far stays in its session."""
