@@ -115,6 +115,18 @@ CASES = [
     ),
     # keda#7180: a queue without statistics yet reads as 0, which is inactive and not an error
     Case("missing statistics read as zero and put it to sleep", [(1, [0], 2, 0)]),
+    # Both together: errors do not renew lastActiveTime, and what RabbitMQ says first after a restart is 0
+    Case(
+        "after an outage longer than the cooldown a busy fleet goes to zero on the first reading",
+        [(0, [90], 0, 1), (30, [FAILED], 8, 8), (330, [FAILED], 8, 8), (340, [0], 8, 0), (350, [90], 0, 1)],
+        spec={"fallback": {"failureThreshold": 3, "replicas": 1}},
+    ),
+    Case(
+        "unless another trigger says that it knows nothing",
+        [(0, [90, 9], 0, 1), (30, [FAILED, FAILED], 8, 8), (340, [0, FAILED], 8, 8), (350, [90, 9], 8, 8)],
+        spec={"fallback": {"failureThreshold": 3, "replicas": 1}},
+        triggers=2,
+    ),
     # spec, idleReplicaCount: inactive scales to it, active to minReplicaCount
     Case(
         "idleReplicaCount replaces the minimum while inactive",
