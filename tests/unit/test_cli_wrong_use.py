@@ -6,6 +6,7 @@ import io
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import pytest
@@ -148,3 +149,10 @@ def test_worker_refuses_a_variable_by_its_name(
 
 def test_an_unknown_command_is_wrong_use(inferfleet: Run) -> None:
     assert_refused(inferfleet("explode"), "No such command 'explode'")
+
+
+@pytest.mark.parametrize("option", [("--plot", "plan.svg"), ("--startup-s", "120")])
+def test_autoscale_refuses_an_option_of_simulations_alone(inferfleet: Run, option: tuple[str, str]) -> None:
+    manifest = Path(__file__).parents[2] / "deploy/keda/base/pool/scaledobject.yaml"
+    ended = inferfleet("autoscale", "--scaledobject", str(manifest), *option)
+    assert_refused(ended, "give --simulate TRACE.csv too")

@@ -21,6 +21,7 @@ from inferfleet.local.autoscaler.trace import read_trace
 from inferfleet.local.cli.options import ServicesOption, sigterm_as_interrupt
 from inferfleet.local.services import Services, ServicesChoice, running_services
 from inferfleet.producer.publisher import Publisher
+from inferfleet.schemas.errors import ConfigurationError
 from inferfleet.schemas.settings import (
     EngineKind,
     ProducerSettings,
@@ -43,7 +44,8 @@ def command(
         str | None,
         typer.Option(
             envvar="INFERFLEET_MANAGEMENT_URL",
-            help="RabbitMQ's HTTP API, as http://user:password@host:15672, if URLs are given.",
+            help="RabbitMQ's HTTP API, as http://user:password@host:15672 or a file:///… that holds it, if "
+            "URLs are given.",
         ),
     ] = None,
     prometheus_url: Annotated[
@@ -94,6 +96,10 @@ def command(
             reporter=reporter,
         )
         return
+    if plot is not None or startup_s is not None:
+        raise ConfigurationError(
+            "--plot and --startup-s are about a simulation: give --simulate TRACE.csv too"
+        )
     worker = read_settings(WorkerSettings, engine=engine, model=model).model_copy(
         update={"pool": wanted.pool, "worker_id": f"{wanted.target or wanted.name}-{os.getpid()}"}
     )
