@@ -1,6 +1,6 @@
-"""How ours behaves as it grows: waiting jobs, worker processes, message sizes, and an urgent job's wait.
+"""How ours behaves as it grows: jobs waiting and in flight, an urgent job's wait, processes, sessions, sizes.
 
-python benchmarks/scale.py [--waiting 1000 10000 100000] [--workers 1 2 4] [--output FOLDER]
+python benchmarks/scale.py [--waiting 1000 10000 100000 1000000] [--workers 1 2 4] [--output FOLDER]
 """
 
 from __future__ import annotations
@@ -27,6 +27,9 @@ SAMPLE = 5000
 
 BATCH_WORK_S = 2.0
 """The median duration of a batch job."""
+
+LONG_WORK_S = 30.0
+"""The median duration of a job that only has to be in flight."""
 
 URGENT = 24
 STEP = 100
@@ -85,6 +88,42 @@ def workers(bench: Bench, count: int) -> Row:
             worker.stop()
 
 
+def in_flight(bench: Bench, count: int) -> Row:
+    """The worker's memory while it runs so many jobs at once."""
+    client = _client(bench)
+    try:
+        client.order("backlog", count, LONG_WORK_S)
+    finally:
+        client.stop()
+    worker = _worker(bench, count, BENCH_CONCURRENCY=str(count))
+    try:
+        # The shortest jobs take half of LONG_WORK_S. By then all have long been taken.
+        worker.wait_for_mark(bench.marks, "first")
+        return {"in flight": count, "worker peak RSS, MB": process_tree.peak_rss_mb(worker.pid)[0]}
+    finally:
+        worker.stop()
+
+
+def sessions(bench: Bench, count: int) -> Row:
+    """The cost of a turn when so many sessions exist."""
+    client = _client(bench)
+    worker = _worker(bench, 10 * count)
+    try:
+        client.order("turns", count)
+        cpu = process_tree.cpu_s(worker.pid)
+        taken = client.order("turns", min(SAMPLE, count))
+        used = process_tree.cpu_s(worker.pid) - cpu
+        return {
+            "sessions": count,
+            "turns/s": taken["jobs"] / taken["seconds"],
+            "worker CPU µs per turn": used / taken["jobs"] * 1e6,
+            "worker peak RSS, MB": process_tree.peak_rss_mb(worker.pid)[0],
+        }
+    finally:
+        client.stop()
+        worker.stop()
+
+
 def size(bench: Bench, payload: int) -> Row:
     """The cost of messages of so many bytes, with answers as long."""
     jobs = max(60, min(SAMPLE, 40_000_000 // payload))
@@ -125,6 +164,8 @@ def _worker(bench: Bench, jobs: int, **environment: str) -> Worker:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python benchmarks/scale.py", description=__doc__)
     parser.add_argument("--waiting", type=int, nargs="*", default=[1_000, 10_000, 100_000])
+    parser.add_argument("--in-flight", type=int, nargs="*", default=[256, 1_000, 4_000])
+    parser.add_argument("--sessions", type=int, nargs="*", default=[1_000, 10_000, 100_000])
     parser.add_argument("--workers", type=int, nargs="*", default=[1, 2, 4])
     parser.add_argument("--sizes", type=int, nargs="*", default=SIZES)
     parser.add_argument("--output", type=Path, help="a folder for JSON and plots; without it, only print")
@@ -132,6 +173,8 @@ def main() -> None:
     end_in_order()
     cases = [
         *((waiting, count) for count in arguments.waiting),
+        *((in_flight, count) for count in arguments.in_flight),
+        *((sessions, count) for count in arguments.sessions),
         *((workers, count) for count in arguments.workers),
         *((size, count) for count in arguments.sizes),
     ]
@@ -164,6 +207,8 @@ def write(folder: Path, document: dict[str, object]) -> None:
         ("waiting", "waiting", "worker CPU µs per job"),
         ("waiting", "waiting", "worker peak RSS, MB"),
         ("waiting", "waiting", "urgent start, p50 ms"),
+        ("in_flight", "in flight", "worker peak RSS, MB"),
+        ("sessions", "sessions", "worker CPU µs per turn"),
         ("workers", "workers", "jobs/s"),
         ("size", "bytes", "jobs/s"),
     ):

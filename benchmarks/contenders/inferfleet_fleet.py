@@ -34,7 +34,7 @@ class NoOpEngine:
     """An ``Engine`` that does nothing, or sleeps before its tokens (``work_s``) or after (``more_s``)."""
 
     model = "no-op"
-    endpoints = frozenset({Endpoint.COMPLETIONS})
+    endpoints = frozenset({Endpoint.COMPLETIONS, Endpoint.CHAT})
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
@@ -42,17 +42,20 @@ class NoOpEngine:
     async def start(self) -> None: ...
 
     async def generate(self, generation: Generation) -> AsyncGenerator[TokenChunk | Completion]:
-        if (work_s := generation.body["work_s"]) > 0:
+        if (work_s := generation.body.get("work_s", 0)) > 0:
             await asyncio.sleep(work_s)
         yield TokenChunk(token_ids=(1,), text=PAYLOAD)
         if generation.body.get("more_s"):
             await asyncio.sleep(generation.body["more_s"])
         self._progress.tick()
+        said: dict[str, object] = {"text": PAYLOAD}
+        if generation.endpoint is Endpoint.CHAT:
+            said = {"message": {"role": "assistant", "content": PAYLOAD}}
         yield Completion(
             response={
                 "id": generation.id,
                 "object": "text_completion",
-                "choices": [{"index": 0, "text": PAYLOAD, "finish_reason": "stop"}],
+                "choices": [{"index": 0, **said, "finish_reason": "stop"}],
             },
             usage=Usage(prompt_tokens=250, completion_tokens=1),
         )
@@ -103,6 +106,18 @@ class Client:
             await self._fleet.submit_many(
                 jobs, endpoint=Endpoint.COMPLETIONS, pool=POOL, priority=Priority.BATCH
             )
+        return []
+
+    async def turns(self, payload: str, work_s: float, count: int) -> list[float]:
+        """Take one turn in each of so many sessions, and wait for all of them."""
+        body = {"messages": [{"role": "user", "content": payload}]}
+        for first in range(0, count, PORTION):
+            jobs = [
+                Job(pool=POOL, session_id=f"bench-{number}", body=body)
+                for number in range(first, min(count, first + PORTION))
+            ]
+            for result in await self._fleet.wait_many(await self._fleet.submit_many(jobs)):
+                result.raise_for_state()
         return []
 
     async def urgent(self, payload: str, work_s: float, count: int) -> list[float]:

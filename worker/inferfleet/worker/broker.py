@@ -18,6 +18,7 @@ import aiormq.abc
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage, AbstractQueue
 from aio_pika.exceptions import AMQPError, ChannelInvalidStateError
 from aiormq.exceptions import ChannelLockedResource
+from pamqp.commands import Basic
 
 from inferfleet.schemas.errors import ServiceUnreachableError
 from inferfleet.schemas.names import CONTROL_EXCHANGE, control_queue
@@ -25,6 +26,7 @@ from inferfleet.schemas.settings import WorkerSettings
 from inferfleet.wire.amqp import connection_errors, declare_pool, open_amqp
 from inferfleet.wire.tasks import cancel_and_wait
 from inferfleet.worker.acknowledger import Acknowledger
+from inferfleet.worker.deliveries import Deliveries
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +84,7 @@ class Session:
         self.parked = 0
         """Deliveries that only wait here, and for which others may be taken."""
         channel.on_consumer_cancel_callbacks.add(self._on_cancel)
+        Deliveries.taken_from(channel.frames, self._receive)
 
     @property
     def held(self) -> int:
@@ -103,25 +106,24 @@ class Session:
                 missing = limit - self.held
             if missing > 0:
                 await self._channel.basic_qos(prefetch_count=missing)
-                answer = await self._channel.basic_consume(self._queue, self._receive)
+                answer = await self._channel.basic_consume(self._queue, _not_here)
                 self._consumers[str(answer.consumer_tag)] = missing
         except _BROKEN as error:
             logger.info("the session broke before it could consume (%s)", error)
 
-    async def _receive(self, message: aiormq.abc.DeliveredMessage) -> None:
-        tag = message.delivery_tag
+    def _receive(self, deliver: Basic.Deliver, properties: Basic.Properties, body: bytes) -> None:
+        tag = deliver.delivery_tag
         assert tag is not None  # noqa: S101 - a delivered message has one
         self.acknowledger.delivered(tag)
-        properties = message.header.properties
         self._on_delivery(
             Delivery(
                 session=self,
                 tag=tag,
-                body=message.body,
+                body=body,
                 message_id=properties.message_id,
                 reply_to=properties.reply_to or "",
                 headers=properties.headers or {},
-                redelivered=bool(message.redelivered),
+                redelivered=bool(deliver.redelivered),
             )
         )
 
@@ -165,6 +167,10 @@ class Session:
         except _BROKEN as error:
             # A broken session has requeued it already.
             logger.debug("delivery %d is back in the queue by itself (%s)", tag, error)
+
+
+async def _not_here(message: aiormq.abc.DeliveredMessage) -> None:
+    raise AssertionError("deliveries are taken from the frames")
 
 
 async def _declare_control(channel: AbstractChannel, worker_id: str) -> AbstractQueue:
