@@ -54,7 +54,7 @@ async def test_a_message_of_many_frames_between_two_others() -> None:
         ),
         *(deliver(3), header(1, message_id="short"), ContentBody(b"x")),
     )
-    assert messages == [(1, "empty", b""), (2, "long", b"abcd"), (3, "short", b"x")]
+    assert messages == [(1, "empty", b""), (2, "long", b"abcde"), (3, "short", b"x")]
 
 
 async def test_what_is_not_a_delivery_is_passed_on_in_order() -> None:
