@@ -198,13 +198,16 @@ async def test_a_job_that_waits_for_its_next_attempt_can_be_cancelled(
     fleet: Fleet, start_worker: StartWorker, pool: str
 ) -> None:
     await start_worker(retry_base_s=60)
-    job = await fleet.submit(chat(simulated={"fail": "engine_error"}), pool=pool)
+    body = chat("half of it", max_tokens=30, simulated={"fail": "engine_error", "after_tokens": 20})
+    job = await fleet.submit(body, pool=pool)
     async with asyncio.timeout(PATIENCE_S):
         async for line in fleet.stream(job):
             if line.entry.kind == "queued" and line.entry.reason == "retry":
                 break
     assert await fleet.cancel(job) is JobState.CANCELLED
-    assert (await fleet.wait(job, timeout_s=PATIENCE_S)).state is JobState.CANCELLED
+    result = await fleet.wait(job, timeout_s=PATIENCE_S)
+    assert (result.state, result.attempts) == (JobState.CANCELLED, 1)
+    assert result.usage.completion_tokens == 20
 
 
 async def test_a_job_that_has_finished_stays_as_it_is(

@@ -25,7 +25,7 @@ from inferfleet.schemas.errors import (
 )
 from inferfleet.schemas.failures import Failure, FailureCode
 from inferfleet.schemas.job import Job, JobState, OnBusy
-from inferfleet.schemas.result import Result
+from inferfleet.schemas.result import Result, Usage
 from inferfleet.schemas.settings import ProducerSettings
 from inferfleet.wire.pipeline import CommandPipeline
 from inferfleet.wire.records import JobRecords
@@ -119,11 +119,18 @@ class Submission:
 
     async def cancel(self, job_id: str, *, keep: bool = False) -> JobState:
         """Cancel a job; with ``keep``, what it said so far stays in its session."""
-        why = "interrupted by the session's next turn" if keep else "cancelled before it ran"
+        # What an earlier attempt has left. Should the job be running by now, its worker makes the result.
+        record = await self._records.get(job_id)
+        if keep:
+            why = "interrupted by the session's next turn"
+        else:
+            why = "cancelled before it ran again" if record.attempt else "cancelled before it ran"
         result = Result(
             job_id=job_id,
             state=JobState.CANCELLED,
             error=Failure(code=FailureCode.CANCELLED, message=why),
+            usage=Usage(completion_tokens=record.tokens),
+            attempts=record.attempt,
         )
         state = await self._records.cancel(job_id, result, keep=keep)
         if state is JobState.RUNNING:

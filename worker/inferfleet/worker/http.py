@@ -25,8 +25,9 @@ async def serve_http(
 ) -> AsyncGenerator[int]:
     """Serve while the block runs; yields the port, which is a free one if ``port`` is 0.
 
-    ``/health/live`` answers 200 as long as the event loop turns. ``/health/ready`` answers 200 only while
-    the model is warm and jobs are taken, else 503. Both show the worker's own heartbeat.
+    ``/health/live`` answers 200 as long as the event loop turns. ``/health/ready`` answers 200 from when the
+    model is warm and the first jobs may come until the worker drains, else 503: a broker that is away makes
+    no worker unready, for what runs goes on. Both show the worker's own heartbeat.
 
     Raises:
         ConfigurationError: The port is taken.
