@@ -120,11 +120,19 @@ def test_a_drain_ends_before_the_pod_is_killed(manifests: Manifests, settings_of
         assert pod(worker)["terminationGracePeriodSeconds"] > drain_s
 
 
-def test_only_one_order_to_stop_reaches_a_worker_and_nothing_stands_before_it(manifests: Manifests) -> None:
-    """A second one would cut the drain short; a shell or an init would pass the first one on to vLLM."""
+def test_a_worker_is_told_to_drain_by_its_own_name(manifests: Manifests) -> None:
     for worker in manifests.workers:
         container = containers(worker)[0]
-        assert not container.keys() & {"lifecycle", "command", "args"}
+        assert container["lifecycle"] == {
+            "preStop": {"exec": {"command": ["sh", "-c", 'inferfleet worker drain "$INFERFLEET_WORKER_ID"']}}
+        }
+        assert "INFERFLEET_WORKER_ID" in {variable["name"] for variable in container["env"]}
+
+
+def test_nothing_stands_before_the_worker_in_its_container(manifests: Manifests) -> None:
+    """A shell or an init would pass SIGTERM on to vLLM's own processes."""
+    for worker in manifests.workers:
+        assert not containers(worker)[0].keys() & {"command", "args"}
         assert not pod(worker).get("shareProcessNamespace")
 
 

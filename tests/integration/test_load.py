@@ -197,6 +197,19 @@ async def test_a_second_sigterm_ends_the_patience_of_a_drain(
     assert (await fleet.get(job)).state is JobState.QUEUED
 
 
+async def test_sigterm_after_a_drain_order_leaves_the_drain_its_time(
+    fleet: Fleet, start_worker_process: StartWorkerProcess, pool: str
+) -> None:
+    """Kubernetes sends it right after the preStop hook."""
+    worker = await start_worker_process("--worker-id", f"{pool}-w", drain_timeout_s="3600")
+    job = await fleet.submit(slow_chat(tokens=50, step_s=0.02), pool=pool)
+    await until_running(fleet, job)
+    await fleet.drain(f"{pool}-w")
+    await worker.logged("draining")
+    assert await worker.stop() == 0
+    assert (await fleet.get(job)).state is JobState.SUCCEEDED
+
+
 async def test_sigterm_while_the_model_loads_ends_at_once(
     fleet: Fleet, start_worker_process: StartWorkerProcess
 ) -> None:

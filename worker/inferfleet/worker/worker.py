@@ -73,6 +73,7 @@ class Worker:
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = asyncio.Event()
         self._hurrying = asyncio.Event()
+        self._was_signalled = False
         self._failure: InferfleetError | EngineDeadError | None = None
 
     async def run(self) -> None:
@@ -159,10 +160,15 @@ class Worker:
         logger.info("worker has stopped")
 
     def stop(self) -> None:
-        """Begin to drain. Called again, it stops waiting for running jobs and hands them over."""
-        if self._stopping.is_set():
-            self._hurrying.set()
+        """Begin to drain, if that has not begun."""
         self._stopping.set()
+
+    def _signalled(self) -> None:
+        """Begin to drain; at the second signal, stop waiting for running jobs and hand them over."""
+        if self._was_signalled:
+            self._hurrying.set()
+        self._was_signalled = True
+        self.stop()
 
     async def _serve(self, processor: Processor, broker: AsyncExitStack) -> None:
         # The broker comes first: a wrong password should not wait for the model, and jobs are accepted
@@ -310,7 +316,7 @@ class Worker:
     async def _signals(self) -> AsyncGenerator[None]:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.stop)
+            loop.add_signal_handler(number, self._signalled)
         try:
             yield
         finally:
