@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from children import end_in_order
-from known import OURS, PEERS, RAW
+from known import OURS, OURS_LOGGED, PEERS, RAW
 from machine import benchmark_services, description, peer_versions
 from plots import bars
 from report import tables
@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1.0, help="share of the usual number of jobs")
     parser.add_argument("--output", type=Path, help="a folder for JSON and plots; without it, only print")
     arguments = parser.parse_args()
-    contenders = [OURS, *RAW, *(PEERS if arguments.peers else ())]
+    contenders = [OURS, OURS_LOGGED, *RAW, *(PEERS if arguments.peers else ())]
     if arguments.only:
         contenders = [contender for contender in contenders if contender.name in arguments.only]
     end_in_order()

@@ -15,7 +15,15 @@ OURS = Contender(
     name="inferfleet",
     script="inferfleet_fleet.py",
     cases=BASIC | {"stream"},
-    note="fence, journal, metrics, log lines and x-max-priority on; no-op engine, one chunk of tokens",
+    note="fence, journal, metrics and x-max-priority on; no-op engine, one chunk of tokens; log level WARNING",
+)
+
+OURS_LOGGED = Contender(
+    name="inferfleet logged",
+    script="inferfleet_fleet.py",
+    variant="logged",
+    cases=frozenset({"drain"}),
+    note="the same with its default log: a JSON line for each job",
 )
 
 RAW = (
