@@ -15,7 +15,7 @@ OURS = Contender(
     name="inferfleet",
     script="inferfleet_fleet.py",
     cases=BASIC | {"stream"},
-    note="fence, journal, metrics and x-max-priority on; no-op engine, one chunk of tokens; log level WARNING",
+    note="fence, journal, metrics, x-max-priority; no-op engine, one chunk of tokens; log level WARNING",
 )
 
 OURS_LOGGED = Contender(

@@ -72,10 +72,10 @@ class Reader:
         self._waiters[job_id].add(waiter)
         try:
             # It may have finished before we looked; from here on its line cannot be missed.
-            record = await self._records.get(job_id)
-            if record.result is not None:
-                return record.result
-            if record.reply_to == self._client_id:
+            reply_to, result = await self._records.glance(job_id)
+            if result is not None:
+                return Result.model_validate_json(result)
+            if reply_to == self._client_id:
                 return Result.model_validate_json(await waiter)
             # Another client's job: its journal says when it is done.
             async with aclosing(self.follow(job_id, after=BEGINNING)) as lines:

@@ -336,6 +336,21 @@ class JobRecords:
             raise JobNotFoundError(job_id)
         return _record(job_id, fields, result)
 
+    async def glance(self, job_id: str) -> tuple[str, bytes | None]:
+        """Read only who is told of a job's end, and its result, as JSON, once it has one.
+
+        Raises:
+            JobNotFoundError: There is no record of the job.
+
+        """
+        reply_to, result = await asyncio.gather(
+            self._pipeline.enqueue("HGET", job_key(job_id), "reply_to"),
+            self._pipeline.enqueue("GET", result_key(job_id)),
+        )
+        if reply_to is None:
+            raise JobNotFoundError(job_id)
+        return reply_to.decode(), result
+
     async def get_many(self, job_ids: Iterable[str]) -> dict[str, JobRecord | None]:
         """Read many jobs, some hundred in one round trip. A job without a record is ``None``."""
         records: dict[str, JobRecord | None] = {}
