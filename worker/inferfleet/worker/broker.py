@@ -26,7 +26,7 @@ from inferfleet.schemas.settings import WorkerSettings
 from inferfleet.wire.amqp import connection_errors, declare_pool, open_amqp
 from inferfleet.wire.tasks import cancel_and_wait
 from inferfleet.worker.acknowledger import Acknowledger
-from inferfleet.worker.deliveries import Deliveries
+from inferfleet.worker.deliveries import Deliveries, Frame
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ class Session:
         self.parked = 0
         """Deliveries that only wait here, and for which others may be taken."""
         channel.on_consumer_cancel_callbacks.add(self._on_cancel)
-        Deliveries.taken_from(channel.frames, self._receive)
+        Deliveries.taken_from(cast("asyncio.Queue[Frame]", channel.frames), self._receive)
 
     @property
     def held(self) -> int:

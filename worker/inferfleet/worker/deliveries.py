@@ -53,7 +53,7 @@ class Deliveries:
             case ContentHeader() as header if self._deliver is not None:
                 self._header, self._parts, self._missing = header, [], header.body_size or 0
                 self._end(self._deliver)
-            case ContentBody(value=part) if self._deliver is not None and part is not None:
+            case ContentBody(value=part) if self._deliver is not None:
                 self._parts.append(part)
                 self._missing -= len(part)
                 self._end(self._deliver)
