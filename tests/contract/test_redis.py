@@ -114,11 +114,12 @@ async def test_a_trimmed_stream_keeps_its_latest_entries(store: aioredis.Redis) 
     assert [fields[b"n"] for _, fields in await store.xrange("replies")] == [b"7", b"8", b"9"]
 
 
-async def test_keys_are_found_by_pattern(store: aioredis.Redis) -> None:
-    await store.hset("inferfleet:worker:a", mapping={"pool": "p", "running": 3})
-    await store.set("inferfleet:other", 1)
-    assert [key async for key in store.scan_iter(match="inferfleet:worker:*")] == [b"inferfleet:worker:a"]
-    assert await store.hgetall("inferfleet:worker:a") == {b"pool": b"p", b"running": b"3"}
+async def test_a_sorted_set_forgets_what_is_too_old(store: aioredis.Redis) -> None:
+    """The list of workers: each is there once, with its last heartbeat."""
+    for worker, seen_at in (("a", 1.5), ("b", 2), ("a", 30)):
+        await store.zadd("workers", {worker: seen_at})
+    assert await store.zremrangebyscore("workers", "-inf", 29) == 1
+    assert await store.zrange("workers", 0, -1) == [b"a"]
 
 
 async def _until_blocked(reading: asyncio.Task[object]) -> None:

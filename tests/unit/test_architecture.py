@@ -82,4 +82,5 @@ def test_the_keys_in_redis_are_those_of_the_contract() -> None:
         names.idempotency_key("tenant", "key"),
         names.session_key("sid"),
         names.worker_key("<id>"),
+        names.WORKERS_KEY,
     ]

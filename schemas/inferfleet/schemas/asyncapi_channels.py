@@ -101,7 +101,10 @@ def redis_channels() -> dict[str, Any]:
         "workers": _key(
             names.worker_key("{workerId}"),
             message="heartbeat",
-            description="A hash that expires when its worker no longer renews it.",
+            description=(
+                "A hash that expires when its worker no longer renews it. The sorted set "
+                f"`{names.WORKERS_KEY}` has the ids of all workers, by the time of their last renewal."
+            ),
             parameters=_WORKER,
         ),
     }

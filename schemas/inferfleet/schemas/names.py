@@ -36,8 +36,8 @@ HEADER_WORKER = "x-inferfleet-worker"
 HEADER_DIED_AT = "x-inferfleet-died-at"
 """On a dead letter: when, as an ISO 8601 time."""
 
-WORKER_KEYS = "inferfleet:worker:*"
-"""The pattern that finds every worker's heartbeat."""
+WORKERS_KEY = "inferfleet:workers"
+"""The sorted set of workers that have a heartbeat, by the time of their last one."""
 
 
 def job_queue(pool: str) -> str:

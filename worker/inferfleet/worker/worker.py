@@ -178,9 +178,9 @@ class Worker:
         await self._unless_stopped(self._engine.start())
         self._on_warm()
         while session is not None and not self._stopping.is_set():
-            await session.hold(self._settings.max_running + self._settings.look_ahead)
             self._enter(WorkerPhase.READY)
             logger.info("ready", extra={"model": self._engine.model})
+            await session.hold(self._settings.max_running + self._settings.look_ahead)
             await self._unless_stopped(self._until_closed(session))
             if not self._stopping.is_set():
                 logger.warning("lost the broker; what runs goes on", extra={"running": len(self._tasks)})
