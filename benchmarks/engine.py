@@ -25,6 +25,7 @@ from typing import Any
 
 from children import Client, end_in_order
 from contender import HERE
+from contenders.plan import prompt
 from machine import benchmark_services
 
 from inferfleet.local.tiny_model import build_tiny_model
@@ -97,11 +98,15 @@ async def compare(
     requests = together * 4
     tokens = requests * engine["output_tokens"]
     rows: list[dict[str, float]] = []
-    for _ in range(rounds):
+    for number in range(rounds + 1):
         straight = await asyncio.to_thread(direct.order, str(together), requests)
-        queued_s = await through_the_fleet(fleet, engine, requests)
+        queued_s = await through_the_fleet(fleet, engine, requests, first=number * requests)
         alone = await asyncio.to_thread(direct.order, "1", ALONE)
-        first_s = statistics.median([await first_token_s(fleet, engine, number) for number in range(ALONE)])
+        first_s = statistics.median(
+            [await first_token_s(fleet, engine, 100_000 + number * ALONE + each) for each in range(ALONE)]
+        )
+        if number == 0:
+            continue  # both were cold
         rows.append(
             {
                 "concurrency": together,
@@ -115,11 +120,11 @@ async def compare(
     return rows
 
 
-async def through_the_fleet(fleet: Fleet, engine: dict[str, Any], requests: int) -> float:
+async def through_the_fleet(fleet: Fleet, engine: dict[str, Any], requests: int, *, first: int) -> float:
     """Seconds from the first submission to the last result."""
     started = time.perf_counter()
     jobs = await fleet.submit_many(
-        [body(engine, number) for number in range(requests)], endpoint=Endpoint.COMPLETIONS, pool=POOL
+        [body(engine, first + number) for number in range(requests)], endpoint=Endpoint.COMPLETIONS, pool=POOL
     )
     results = await fleet.wait_many(jobs)
     seconds = time.perf_counter() - started
@@ -129,7 +134,7 @@ async def through_the_fleet(fleet: Fleet, engine: dict[str, Any], requests: int)
 
 async def first_token_s(fleet: Fleet, engine: dict[str, Any], number: int) -> float:
     started = time.perf_counter()
-    request = body(engine, 10_000 + number)
+    request = body(engine, number)
     job = await fleet.submit(request, endpoint=Endpoint.COMPLETIONS, pool=POOL, stream=True)
     first = 0.0
     async with aclosing(fleet.stream(job)) as lines:
@@ -141,8 +146,8 @@ async def first_token_s(fleet: Fleet, engine: dict[str, Any], number: int) -> fl
 
 
 def body(engine: dict[str, Any], number: int) -> dict[str, Any]:
-    prompt = [(number * 7 + position) % 200 + 10 for position in range(engine["input_tokens"])]
-    return {"prompt": prompt, "max_tokens": engine["output_tokens"], "temperature": 0, "ignore_eos": True}
+    token_ids = prompt(number, engine["input_tokens"])
+    return {"prompt": token_ids, "max_tokens": engine["output_tokens"], "temperature": 0, "ignore_eos": True}
 
 
 def summary(rows: Sequence[dict[str, float]]) -> dict[str, float]:

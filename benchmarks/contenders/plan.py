@@ -22,6 +22,12 @@ PAYLOAD = "x" * int(os.environ.get("BENCH_PAYLOAD_BYTES", "1000"))
 RESULT_TIMEOUT_S = 60.0
 
 
+def prompt(number: int, tokens: int) -> list[int]:
+    """The token ids of a prompt that begins like no other, so that no prefix cache helps."""
+    digits = (number // 40_000, number // 200, number)
+    return [digit % 200 + 10 for digit in (*digits, *range(number, number + tokens - len(digits)))]
+
+
 class AsyncClient(Protocol):
     """A client of a contender whose library is asynchronous."""
 

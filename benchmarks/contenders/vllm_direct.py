@@ -11,7 +11,7 @@ import time
 from contextlib import aclosing
 
 import uvloop
-from plan import report, steps
+from plan import prompt, report, steps
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -35,17 +35,11 @@ async def main() -> None:
     )
 
     async def request(number: int) -> float:
-        (prompt,) = await engine.renderer.render_cmpl_async(
-            [
-                {
-                    "prompt_token_ids": [
-                        (number * 7 + position) % 200 + 10 for position in range(given["input_tokens"])
-                    ]
-                }
-            ]
+        (rendered,) = await engine.renderer.render_cmpl_async(
+            [{"prompt_token_ids": prompt(number, given["input_tokens"])}]
         )
         started, first = time.perf_counter(), 0.0
-        async with aclosing(engine.generate(prompt, sampling, str(number))) as outputs:
+        async with aclosing(engine.generate(rendered, sampling, str(number))) as outputs:
             async for _ in outputs:
                 first = first or time.perf_counter() - started
         return first
