@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import time
 
 from tests.chaos.conftest import WAIT_S, attempts, prompt, require_whole
 
-from inferfleet.local.chaos.harness import Harness, Member
+from inferfleet.local.chaos.harness import LEASE_S, Harness, Member
 from inferfleet.local.chaos.proxy import Direction
 from inferfleet.producer.fleet import Fleet
 from inferfleet.schemas import JobState
+from inferfleet.schemas.names import job_key
 
 
 async def test_a_worker_killed_after_delivery_and_before_its_start_is_recorded_costs_nothing(
@@ -146,6 +148,30 @@ async def test_a_paused_worker_that_wakes_up_after_its_job_was_taken_over_change
     await harness.until(lambda: _runs(sleeper, 0), what="the sleeper has dropped the job")
     others = [await fleet.submit(prompt(f"after {n}", tokens=10), pool=harness.pool) for n in range(8)]
     await asyncio.gather(*(fleet.wait(other, timeout_s=WAIT_S) for other in others))
+
+
+async def test_a_worker_that_lost_its_job_does_not_take_the_message_away_from_it(
+    harness: Harness, fleet: Fleet
+) -> None:
+    """The attempt that took over may come from a delivery of a connection that is dead: a worker that was
+    stopped finds such deliveries when it wakes up. Then the message here is the only one.
+    """
+    # Given a job that runs
+    await harness.worker()
+    job = await fleet.submit(prompt("lost and found", tokens=200), pool=harness.pool, stream=True)
+    await harness.until_tokens([job.id], at_least=10)
+
+    # When another worker takes it over, without a message, and dies
+    lease_ends_ms = int((time.time() + LEASE_S) * 1000)
+    await harness.redis.hset(
+        job_key(job.id), mapping={"fence": "w-9:0", "worker": "w-9", "attempt": 2, "lease": lease_ends_ms}
+    )
+
+    # Then a third attempt goes on with it
+    journal = await require_whole(harness, job, await fleet.wait(job, timeout_s=WAIT_S))
+    assert [attempt.attempt for attempt in attempts(journal)] == [1, 3]
+    assert attempts(journal)[-1].resumed_from >= 10
+    await harness.until_empty()
 
 
 async def _is_waiting(harness: Harness) -> bool:

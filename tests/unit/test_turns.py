@@ -13,7 +13,7 @@ from inferfleet.wire.records import Fence
 from inferfleet.wire.sessions import Appended, Begin, Begun, Sessions
 from inferfleet.worker.broker import Delivery, Session
 from inferfleet.worker.job_run import JobRun
-from inferfleet.worker.outcomes import DeadLetter, Drop, Finish, HandOver, Park
+from inferfleet.worker.outcomes import DeadLetter, Defer, Finish, HandOver, Park
 from inferfleet.worker.ports import Completion
 from inferfleet.worker.turns import Turns
 
@@ -126,9 +126,9 @@ async def test_a_turn_that_was_added_ends_as_it_would_have_whoever_commits_it(
     assert first.state is (JobState.CANCELLED if interrupted else JobState.SUCCEEDED)
 
 
-@pytest.mark.parametrize(("appended", "outcome"), [(Appended.TAKEN, Park()), (Appended.FENCED, Drop())])
+@pytest.mark.parametrize(("appended", "outcome"), [(Appended.TAKEN, Park()), (Appended.FENCED, Defer())])
 async def test_a_turn_that_cannot_be_added_is_not_lost(
-    turns: Turns, sessions: ScriptedSessions, appended: Appended, outcome: Park | Drop
+    turns: Turns, sessions: ScriptedSessions, appended: Appended, outcome: Park | Defer
 ) -> None:
     sessions.append_with = [appended]
     assert await turns.complete(run_of(), completion({"content": "yes"})) == outcome

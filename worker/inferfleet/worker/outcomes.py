@@ -45,16 +45,18 @@ class HandOver:
 
 @dataclass(frozen=True, slots=True)
 class Defer:
-    """Not now: another worker runs the job, or it has to pause. Look again after ``delay_s``."""
+    """Not now: another attempt has the job, or it has to pause. Look again after ``delay_s``, else a lease.
 
-    delay_s: float
+    The message stays unacked until then. It may be the only one: the other attempt's may have come from a
+    connection that was dead already.
+    """
+
+    delay_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """Ack: the job is ``finished`` already, or belongs to a later attempt."""
-
-    finished: bool = False
+    """Ack: the job has ended."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -228,7 +228,7 @@ class Processor:
             case Verdict.STARTED | Verdict.INTERRUPTED:
                 return None
             case Verdict.DONE:
-                return Drop(finished=True)
+                return Drop()
             case Verdict.BUSY | Verdict.SUSPECT:
                 return Defer(max(started.busy_s, DEFER_MIN_S))
             case Verdict.CANCELLED:
@@ -283,7 +283,7 @@ class Processor:
                 return HandOver(refund=True)
             case Interruption.SUPERSEDED:
                 self._metrics.wasted(run.tokens_refused + run.take_unflushed().count, "fenced")
-                return Drop()
+                return Defer()
             case None:
                 message = "the engine ended the answer without completing it"
                 return self._after(run, Failure(code=FailureCode.ENGINE_ERROR, message=message))

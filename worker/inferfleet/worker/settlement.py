@@ -65,10 +65,7 @@ class Settlement:
         """Carry out what was decided about a job."""
         match outcome:
             case Finish(state, completion, failure):
-                if await self._commit(run, self._result(run, state, failure, completion)):
-                    await self._end_turn(run.job, delivery)
-                else:
-                    delivery.ack()
+                await self._end(run, delivery, self._result(run, state, failure, completion))
             case Retry(failure, delay_s):
                 await self._release(
                     run,
@@ -80,10 +77,7 @@ class Settlement:
                 await self._keep(delivery, delay_s)
             case DeadLetter(failure):
                 if await self._bury(delivery, failure, attempts=run.charged):
-                    if await self._commit(run, self._result(run, JobState.FAILED, failure)):
-                        await self._end_turn(run.job, delivery)
-                    else:
-                        delivery.ack()
+                    await self._end(run, delivery, self._result(run, JobState.FAILED, failure))
             case HandOver(refund):
                 await self._release(
                     run,
@@ -94,10 +88,8 @@ class Settlement:
                 await delivery.requeue()
             case Defer(delay_s):
                 await self._keep(delivery, delay_s)
-            case Drop(finished=True):
-                await self._end_turn(run.job, delivery)
             case Drop():
-                delivery.ack()
+                await self._end_turn(run.job, delivery)
             case Park():
                 await self._park(run, delivery)
             case _:
@@ -108,6 +100,13 @@ class Settlement:
         self._metrics.undecodable()
         if await self._bury(delivery, failure, attempts=0):
             delivery.ack()
+
+    async def _end(self, run: JobRun, delivery: Delivery, result: Result) -> None:
+        """End the job. If it belongs to another attempt, the message stays until that has ended it."""
+        if await self._commit(run, result):
+            await self._end_turn(run.job, delivery)
+        else:
+            await self._keep(delivery, None)
 
     async def _end_turn(self, job: Job, delivery: Delivery) -> None:
         """Let the session's next turn run, if there is one, and ack."""
@@ -127,7 +126,7 @@ class Settlement:
         """Put a turn into its session's lane. Needed when Redis lost the lane it was in."""
         entry = QueuedEntry(at=datetime.now(UTC), attempt=run.attempt, reason="handed_over")
         if await self._release(run, entry, refund=True) is Written.FENCED:
-            delivery.ack()
+            await self._keep(delivery, None)
             return
         try:
             waits = await self._lanes.wait(run.job, reply_to=run.reply_to)
@@ -186,10 +185,10 @@ class Settlement:
         )
         return written
 
-    async def _keep(self, delivery: Delivery, delay_s: float) -> None:
+    async def _keep(self, delivery: Delivery, delay_s: float | None) -> None:
         """Let the message come again later. Unacked meanwhile, nothing can lose it (decision 9)."""
         with delivery.parked(), suppress(TimeoutError):
-            async with asyncio.timeout(delay_s):
+            async with asyncio.timeout(self._settings.lease_s if delay_s is None else delay_s):
                 await self._leaving.wait()
         await delivery.requeue()
 

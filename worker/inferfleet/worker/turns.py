@@ -15,7 +15,7 @@ from inferfleet.schemas.merge_patch import merge_patch
 from inferfleet.schemas.session import Turn, estimated_tokens, history, tool_problem
 from inferfleet.wire.sessions import Appended, Begin, Sessions
 from inferfleet.worker.job_run import JobRun
-from inferfleet.worker.outcomes import DeadLetter, Drop, Finish, HandOver, Outcome, Park
+from inferfleet.worker.outcomes import DeadLetter, Defer, Finish, HandOver, Outcome, Park
 from inferfleet.worker.ports import Completion
 
 logger = logging.getLogger(__name__)
@@ -113,7 +113,7 @@ class Turns:
                     return Park()
                 case Appended.FENCED:
                     logger.warning("another attempt has the turn", extra={"job_id": job.id})
-                    return Drop()
+                    return Defer()
                 case Appended.STATE_CONFLICT:
                     continue
                 case _:
