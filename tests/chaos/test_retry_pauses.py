@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import pairwise
 
 from tests.chaos.conftest import WAIT_S, prompt, require_whole
@@ -48,6 +49,27 @@ async def test_a_job_that_waits_for_its_retry_takes_no_place_of_others(
     for job, result in zip(others, await fleet.wait_many(others, timeout_s=WAIT_S), strict=True):
         await require_whole(harness, job, result)
     assert await _waits_for_a_retry(harness, failing)
+
+
+async def test_paused_jobs_take_no_place_of_others_after_a_restart_of_the_broker_either(
+    harness: Harness, fleet: Fleet
+) -> None:
+    # Given more paused jobs than the worker has places
+    await harness.worker(max_running=1, look_ahead=0, retry_base_s=60.0, retry_cap_s=60.0)
+    failing = [
+        await fleet.submit(prompt(f"fails {n}", tokens=5, fail="engine_error"), pool=harness.pool)
+        for n in range(3)
+    ]
+    for job in failing:
+        await harness.until(partial(_waits_for_a_retry, harness, job), what="the first attempt has failed")
+
+    # When their messages come again
+    await harness.restart_broker()
+
+    # Then others still find a place
+    other = await fleet.submit(prompt("other", tokens=5), pool=harness.pool)
+    await require_whole(harness, other, await fleet.wait(other, timeout_s=WAIT_S))
+    assert all([await _waits_for_a_retry(harness, job) for job in failing])
 
 
 async def _waits_for_a_retry(harness: Harness, job: Job) -> bool:

@@ -276,7 +276,7 @@ async def test_a_running_job_is_marked_and_its_worker_told_with_its_next_write(
     assert await cancel(records, job) is JobState.RUNNING
     assert (await records.get(job.id)).cancel_requested
     assert await append(records, job, started.fence, 0, 1) is Written.CANCEL
-    assert await release(records, job, started.fence, 1) is Written.OK
+    assert await release(records, job, started.fence, 1) is Written.CANCEL
     assert (await start(records, job)).verdict is Verdict.CANCELLED
 
 

@@ -31,6 +31,14 @@ class Channel:
         if wait:
             await self.open.wait()
 
+    async def basic_nack(self, delivery_tag: int, requeue: bool = False) -> None:
+        assert requeue
+        assert delivery_tag in self.unsettled, f"406: tag {delivery_tag} is unknown"
+        await self.open.wait()
+        if self.broken:
+            raise ChannelInvalidStateError("closed")
+        self.unsettled.discard(delivery_tag)
+
     def deliver(self, acknowledger: Acknowledger, *tags: int) -> None:
         for tag in tags:
             self.unsettled.add(tag)
@@ -82,21 +90,27 @@ async def test_an_ack_that_comes_twice_is_written_once() -> None:
 async def test_what_was_given_back_is_passed_over_by_the_acks_behind_it() -> None:
     channel, acknowledger = pair()
     channel.deliver(acknowledger, 1, 2, 3)
-    channel.unsettled.discard(2)
-    acknowledger.forget(2)
+    await acknowledger.requeue(2)
     for tag in (1, 2, 3):
         acknowledger.ack(tag)
     await acknowledger.flush()
     assert channel.acks == [(3, True)]
 
 
-async def test_while_something_is_being_given_back_no_ack_reaches_past_it() -> None:
+async def test_while_something_is_being_given_back_no_ack_names_it_or_reaches_past_it() -> None:
     channel, acknowledger = pair()
     channel.deliver(acknowledger, 1, 2, 3)
-    acknowledger.ack(1)
-    acknowledger.ack(3)
-    await acknowledger.flush()
-    assert channel.acks == [(1, True), (3, False)]
+    channel.open.clear()
+    returning = asyncio.create_task(acknowledger.requeue(2))
+    await asyncio.sleep(0)
+    for tag in (1, 2, 3):
+        acknowledger.ack(tag)
+    flushing = asyncio.create_task(acknowledger.flush())
+    await asyncio.sleep(0)
+    assert (channel.acks, channel.unsettled) == ([(1, True), (3, False)], {2})
+    channel.open.set()
+    await asyncio.gather(returning, flushing)
+    assert (channel.unsettled, acknowledger.unsettled) == (set(), 0)
 
 
 async def test_what_finishes_while_a_write_is_under_way_goes_out_with_the_next() -> None:
@@ -134,7 +148,7 @@ async def test_acks_for_a_lost_connection_are_given_up() -> None:
 async def test_it_counts_what_is_not_settled() -> None:
     channel, acknowledger = pair()
     channel.deliver(acknowledger, 1, 2, 3)
-    assert (acknowledger.unsettled, acknowledger.tags()) == (3, {1, 2, 3})
+    assert acknowledger.unsettled == 3
     acknowledger.ack(2)
     assert [acknowledger.holds(tag) for tag in (1, 2, 3, 4)] == [True, False, True, False]
     await acknowledger.flush()
@@ -143,7 +157,7 @@ async def test_it_counts_what_is_not_settled() -> None:
 
 @given(
     st.lists(
-        st.tuples(st.sampled_from(["deliver", "ack", "forget", "flush"]), st.integers(0, 30)), max_size=80
+        st.tuples(st.sampled_from(["deliver", "ack", "requeue", "flush"]), st.integers(0, 30)), max_size=80
     )
 )
 def test_whatever_the_order_every_finished_delivery_is_settled_once(steps: list[tuple[str, int]]) -> None:
@@ -160,17 +174,14 @@ def test_whatever_the_order_every_finished_delivery_is_settled_once(steps: list[
                     tag = delivered[number % len(delivered)]
                     finished.add(tag)
                     acknowledger.ack(tag)
-                case "forget" if delivered:
-                    tag = delivered[number % len(delivered)]
-                    if acknowledger.holds(tag):
-                        channel.unsettled.discard(tag)
-                        acknowledger.forget(tag)
+                case "requeue" if delivered:
+                    await acknowledger.requeue(delivered[number % len(delivered)])
                 case "flush":
                     await acknowledger.flush()
                 case _:
                     pass
         await acknowledger.flush()
         assert not channel.unsettled & finished
-        assert channel.unsettled == acknowledger.tags()
+        assert len(channel.unsettled) == acknowledger.unsettled
 
     asyncio.run(play())

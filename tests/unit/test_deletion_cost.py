@@ -44,6 +44,7 @@ def test_tokens_of_earlier_attempts_count_too() -> None:
 def test_the_cost_fits_in_what_kubernetes_can_read() -> None:
     class Endless:
         tokens = 2**40
+        paused = False
 
     assert deletion_cost([cast("Any", Endless())]) == HIGHEST_COST == 2**31 - 1
 

@@ -130,10 +130,11 @@ class Submission:
             state=JobState.CANCELLED,
             error=Failure(code=FailureCode.CANCELLED, message=why),
             usage=Usage(completion_tokens=record.tokens),
-            attempts=record.attempt,
+            attempts=record.attempts,
         )
-        state = await self._records.cancel(job_id, result, keep=keep)
-        if state is JobState.RUNNING:
+        state = await self._records.cancel(job_id, result, attempt=record.attempt, keep=keep)
+        # A worker runs it, or keeps its message until the pause before its next attempt is over.
+        if state is JobState.RUNNING or (state is JobState.CANCELLED and record.attempt):
             try:
                 await self._publisher.send(CancelJob(job_id=job_id, keep=keep))
             except (PublishUnconfirmedError, ServiceUnreachableError) as error:

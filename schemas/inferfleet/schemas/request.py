@@ -54,22 +54,12 @@ def check_request(endpoint: Endpoint, body: object, *, max_body_bytes: int) -> d
         raise InvalidJobError(
             f"the request body is {size:,} bytes; the limit is {max_body_bytes:,} (INFERFLEET_MAX_BODY_BYTES)"
         )
-    check_contract(endpoint, body)
-    return body
-
-
-def check_contract(endpoint: Endpoint, body: dict[str, Any]) -> None:
-    """Judge a body that was decoded from JSON just now.
-
-    Raises:
-        InvalidJobError: The body breaks OpenAI's contract.
-
-    """
     try:
         MODELS[endpoint].model_validate(body)
     except ValidationError as error:
         # Not chained: pydantic's own words may quote a field that holds text by mistake.
         raise InvalidJobError(describe(error, root="body", data=body)) from None
+    return body
 
 
 def job_error(error: ValidationError) -> InvalidJobError:

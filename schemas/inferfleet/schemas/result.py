@@ -84,13 +84,17 @@ class Result(WireModel):
 
 
 class JobRecord(WireModel):
-    """What is known of a job now. ``result`` is there once ``state`` is terminal."""
+    """What is known of a job now. ``result`` is there once ``state`` is terminal.
+
+    ``attempt`` numbers all attempts, ``attempts`` counts those that count towards ``max_attempts``.
+    """
 
     id: JobId
     state: JobState
     pool: PoolName
     priority: int
     attempt: Count = 0
+    attempts: Count = 0
     worker_id: str | None = None
     tokens: Count = 0
     cancel_requested: bool = False

@@ -140,8 +140,10 @@ class JobRecords:
         """Forget a job that the broker refused."""
         await self._call(scripts.DISCARD, (job_key(job_id), journal_key(job_id)))
 
-    async def cancel(self, job_id: str, result: Result, *, keep: bool = False) -> JobState:
-        """End a queued job with ``result``; mark a running one. Returns the state it is in now.
+    async def cancel(self, job_id: str, result: Result, *, attempt: int = 0, keep: bool = False) -> JobState:
+        """End a queued job, last tried by ``attempt``, with ``result``; mark a running one.
+
+        Returns the state it is in now.
 
         With ``keep`` the worker that ends it adds what was generated to its session.
 
@@ -155,7 +157,7 @@ class JobRecords:
             (job_key(job_id), journal_key(job_id), result_key(job_id)),
             _milliseconds(now),
             self._result_ttl_s,
-            _json(FinishedEntry(at=now, attempt=result.attempts, state=result.state, failure=result.error)),
+            _json(FinishedEntry(at=now, attempt=attempt, state=result.state, failure=result.error)),
             _json(result),
             "interrupt" if keep else "cancel",
         )
@@ -224,7 +226,7 @@ class JobRecords:
                     scripts.APPEND,
                     (job_key(job_id), journal_key(job_id)),
                     fence.token,
-                    _milliseconds(now) + int(lease_s * 1000),
+                    int(lease_s * 1000),
                     *_tokens(unflushed, fence.attempt, now),
                 )
             ).decode()
@@ -275,7 +277,7 @@ class JobRecords:
                     *_tokens(unflushed, fence.attempt, now),
                     _json(entry),
                     int(refund),
-                    _milliseconds(now) + int(pause_s * 1000) if pause_s else 0,
+                    int(pause_s * 1000),
                 )
             ).decode()
         )
@@ -304,7 +306,7 @@ class JobRecords:
             (job_key(job.id), journal_key(job.id)),
             fence.token,
             fence.attempt,
-            _milliseconds(now) + int(lease_s * 1000),
+            int(lease_s * 1000),
             self._queued_ttl_s,
             worker_id,
             charged,
@@ -435,6 +437,7 @@ def _record(job_id: str, fields: dict[bytes, bytes], result: bytes | None) -> Jo
         pool=fields[b"pool"].decode(),
         priority=int(fields[b"priority"]),
         attempt=int(fields[b"attempt"]),
+        attempts=int(fields[b"charged"]),
         worker_id=fields[b"worker"].decode() if b"worker" in fields else None,
         tokens=int(fields[b"tokens"]),
         cancel_requested=b"cancel" in fields,

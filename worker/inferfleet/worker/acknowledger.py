@@ -14,6 +14,9 @@ from aio_pika.exceptions import AMQPError, ChannelInvalidStateError
 
 logger = logging.getLogger(__name__)
 
+BROKEN = (AMQPError, ChannelInvalidStateError, ConnectionError)
+"""What a channel raises that is no more."""
+
 
 class Acknowledger:
     """Acks the deliveries of one channel. It never names a tag twice: RabbitMQ would close the channel."""
@@ -23,6 +26,8 @@ class Acknowledger:
         self._unsettled: dict[int, None] = {}
         """Tags in order of delivery, which is ascending."""
         self._finished: set[int] = set()
+        self._returning: set[int] = set()
+        """Tags that go back to the queue. Until that is written, no ``multiple`` ack may reach past them."""
         self._arrived = asyncio.Event()
 
     @property
@@ -32,23 +37,29 @@ class Acknowledger:
 
     def holds(self, tag: int) -> bool:
         """Whether this delivery still has to be settled, and nobody has begun to."""
-        return tag in self._unsettled and tag not in self._finished
-
-    def tags(self) -> set[int]:
-        """The deliveries that are not settled yet."""
-        return set(self._unsettled)
+        return tag in self._unsettled and tag not in self._finished and tag not in self._returning
 
     def delivered(self, tag: int) -> None:
         """Note a delivery that will have to be settled."""
         self._unsettled[tag] = None
 
-    def forget(self, tag: int) -> None:
-        """Note that a delivery was settled in another way."""
-        self._unsettled.pop(tag, None)
+    async def requeue(self, tag: int) -> None:
+        """Give a delivery back. One that is settled already, or about to be, is left alone."""
+        if not self.holds(tag):
+            return
+        self._returning.add(tag)
+        try:
+            await self._channel.basic_nack(tag, requeue=True)
+            del self._unsettled[tag]
+        except BROKEN as error:
+            # A broken session has requeued it already.
+            logger.debug("delivery %d is back in the queue by itself (%s)", tag, error)
+        finally:
+            self._returning.discard(tag)
 
     def ack(self, tag: int) -> None:
-        """Put an ack into the next batch. A tag that is settled already is left alone."""
-        if tag in self._unsettled:
+        """Put an ack into the next batch. A tag that is settled already, or about to be, is left alone."""
+        if self.holds(tag):
             self._finished.add(tag)
             self._arrived.set()
 
@@ -68,7 +79,7 @@ class Acknowledger:
                 await self._channel.basic_ack(prefix, multiple=True, wait=not singles)
             for position, tag in enumerate(singles):
                 await self._channel.basic_ack(tag, wait=position == last)
-        except (AMQPError, ChannelInvalidStateError, ConnectionError) as error:
+        except BROKEN as error:
             # The broker will deliver these again, find each terminal, and the ack comes then.
             logger.info("acks lost with the connection (%s)", error)
 

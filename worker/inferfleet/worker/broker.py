@@ -16,7 +16,6 @@ from typing import Any, cast
 
 import aiormq.abc
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage, AbstractQueue
-from aio_pika.exceptions import AMQPError, ChannelInvalidStateError
 from aiormq.exceptions import ChannelLockedResource
 from pamqp.commands import Basic
 
@@ -25,12 +24,10 @@ from inferfleet.schemas.names import CONTROL_EXCHANGE, control_queue
 from inferfleet.schemas.settings import WorkerSettings
 from inferfleet.wire.amqp import connection_errors, declare_pool, open_amqp
 from inferfleet.wire.tasks import cancel_and_wait
-from inferfleet.worker.acknowledger import Acknowledger
+from inferfleet.worker.acknowledger import BROKEN, Acknowledger
 from inferfleet.worker.deliveries import Deliveries, Frame
 
 logger = logging.getLogger(__name__)
-
-_BROKEN = (AMQPError, ChannelInvalidStateError, ConnectionError)
 
 CANCEL_TIMEOUT_S = 5.0
 """How long the broker may take to stop deliveries. One that is cut off must not use up a drain's time."""
@@ -63,7 +60,7 @@ class Delivery:
 
     async def requeue(self) -> None:
         """Give the message back to its place in the queue. On a broken session it does nothing."""
-        await self.session.requeue(self.tag)
+        await self.session.acknowledger.requeue(self.tag)
 
 
 class Session:
@@ -76,9 +73,10 @@ class Session:
         self._queue = queue
         self._on_delivery = on_delivery
         self._consumers: dict[str, int] = {}
-        """What each consumer may hold."""
-        self._orphans: set[int] = set()
-        """Deliveries of consumers that are no more."""
+        """What each consumer may hold, the oldest first."""
+        self._takers: dict[int, str] = {}
+        """Which consumer took each delivery that is held."""
+        self._changing = asyncio.Lock()
         self._cancelled = asyncio.Event()
         self.acknowledger = Acknowledger(channel)
         self.parked = 0
@@ -95,26 +93,33 @@ class Session:
         """Have messages delivered until ``limit`` are unsettled. May be called again with another limit.
 
         RabbitMQ counts prefetch for each consumer from its start. So a higher limit is one more consumer for
-        what is missing, and a lower one is a new consumer in place of all. What those before it have taken
-        frees no room as it is settled: call this again, with the same limit, and it is filled.
+        what is missing, and a lower one ends the newest. What those have taken frees no room as it is
+        settled: call this again, with the same limit, and it is filled.
         """
-        try:
-            self._orphans = {tag for tag in self._orphans if self.acknowledger.holds(tag)}
-            missing = limit - sum(self._consumers.values()) - len(self._orphans)
-            if missing < 0:
-                await self.stop_consuming()
-                missing = limit - self.held
-            if missing > 0:
-                await self._channel.basic_qos(prefetch_count=missing)
-                answer = await self._channel.basic_consume(self._queue, _not_here)
-                self._consumers[str(answer.consumer_tag)] = missing
-        except _BROKEN as error:
-            logger.info("the session broke before it could consume (%s)", error)
+        async with self._changing:
+            try:
+                while self._consumers and sum(self._consumers.values()) > limit:
+                    await self._channel.basic_cancel(next(reversed(self._consumers)))
+                    self._consumers.popitem()
+                missing = limit - sum(self._consumers.values()) - self._orphans()
+                if missing > 0:
+                    await self._channel.basic_qos(prefetch_count=missing)
+                    answer = await self._channel.basic_consume(self._queue, _not_here)
+                    self._consumers[str(answer.consumer_tag)] = missing
+            except BROKEN as error:
+                logger.info("the session broke before it could consume (%s)", error)
+
+    def _orphans(self) -> int:
+        """How many deliveries are held that were taken by consumers that are no more."""
+        holds = self.acknowledger.holds
+        self._takers = {tag: taker for tag, taker in self._takers.items() if holds(tag)}
+        return sum(taker not in self._consumers for taker in self._takers.values())
 
     def _receive(self, deliver: Basic.Deliver, properties: Basic.Properties, body: bytes) -> None:
         tag = deliver.delivery_tag
         assert tag is not None  # noqa: S101 - a delivered message has one
         self.acknowledger.delivered(tag)
+        self._takers[tag] = str(deliver.consumer_tag)
         self._on_delivery(
             Delivery(
                 session=self,
@@ -141,32 +146,19 @@ class Session:
 
     async def stop_consuming(self) -> None:
         """Stop deliveries. What is unsettled stays ours to settle."""
-        consumers, self._consumers = self._consumers, {}
         try:
-            for tag in consumers:
-                await asyncio.wait_for(self._channel.basic_cancel(tag), CANCEL_TIMEOUT_S)
+            async with asyncio.timeout(CANCEL_TIMEOUT_S), self._changing:
+                while self._consumers:
+                    await self._channel.basic_cancel(self._consumers.popitem()[0])
         except TimeoutError:
             # The channel is closed with that, and what is unsettled is back in the queue.
             logger.warning("the broker does not answer, so the session is given up")
-        except _BROKEN as error:
+        except BROKEN as error:
             logger.info("the broker is gone, so nothing is delivered any more (%s)", error)
-        self._orphans = self.acknowledger.tags()
 
     def _on_cancel(self, _: object) -> None:
         logger.warning("the broker ended the consumer: its queue was deleted, or moves")
         self._cancelled.set()
-
-    async def requeue(self, tag: int) -> None:
-        """Give one delivery back, if it is not settled: naming it twice would close the channel."""
-        if not self.acknowledger.holds(tag):
-            return
-        try:
-            await self._channel.basic_nack(tag, requeue=True)
-            # Only now: until the nack is written, a ``multiple`` ack must not reach past this tag.
-            self.acknowledger.forget(tag)
-        except _BROKEN as error:
-            # A broken session has requeued it already.
-            logger.debug("delivery %d is back in the queue by itself (%s)", tag, error)
 
 
 async def _not_here(message: aiormq.abc.DeliveredMessage) -> None:

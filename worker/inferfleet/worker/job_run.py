@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from enum import StrEnum
 
@@ -47,6 +47,7 @@ class JobRun:
         self._resumed_tokens = 0
         self._fresh: list[TokenChunk] = []
         self._scope: asyncio.Timeout | None = None
+        self._woken: asyncio.Event | None = None
 
     @property
     def attempt(self) -> int:
@@ -129,11 +130,29 @@ class JobRun:
             self._scope = None
 
     def interrupt(self, reason: Interruption) -> None:
-        """Stop the generation, or keep it from starting. Too late, this does nothing."""
+        """Stop the generation, keep it from starting, or end a pause. Too late, this does nothing."""
         if self.interruption is None:
             self.interruption = reason
             if self._scope is not None and not self._scope.expired():
                 self._scope.reschedule(0)
+        self.wake()
+
+    @property
+    def paused(self) -> bool:
+        """Whether only its message waits here."""
+        return self._woken is not None
+
+    async def pause(self, delay_s: float) -> None:
+        """Wait so long, or until somebody wakes the run."""
+        self._woken = asyncio.Event()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(delay_s):
+                await self._woken.wait()
+
+    def wake(self) -> None:
+        """End a pause."""
+        if self._woken is not None:
+            self._woken.set()
 
 
 def _merge(chunks: list[TokenChunk]) -> tuple[TokenChunk, ...]:

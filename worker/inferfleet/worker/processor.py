@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from inferfleet.schemas import Failure, FailureCode, Job, JobState
 from inferfleet.schemas.errors import InvalidJobError
 from inferfleet.schemas.journal import TokenChunk
-from inferfleet.schemas.request import check_contract, check_request, job_error
+from inferfleet.schemas.request import check_request, job_error
 from inferfleet.schemas.settings import WorkerSettings
 from inferfleet.wire.records import JobRecords, Started, Verdict, generated
 from inferfleet.worker.broker import Delivery
@@ -102,6 +102,8 @@ class Processor:
             logger.info("job is running here already", extra={"job_id": job.id})
             known.delivery.ack()
             known.delivery = delivery
+            # If the job pauses, it does so behind the new delivery now.
+            known.wake()
             return
         run = JobRun(job=job, delivery=delivery)
         self._runs[job.id] = run
@@ -141,7 +143,7 @@ class Processor:
         job = run.job
         generation = _generation(run)
         # Checked before the engine sees it, carried out once the job is ours.
-        problem = self._problem(job, run.delivery.body)
+        problem = self._problem(job)
         resumable = problem is None and self._resumable(generation)
         started = await self._start(run, resumable=resumable, alone=False)
         if started.verdict is not Verdict.SUSPECT:
@@ -153,14 +155,10 @@ class Processor:
             started = await self._start(run, resumable=resumable, alone=True)
             return await self._granted(run, generation, started, problem)
 
-    def _problem(self, job: Job, raw: bytes) -> Failure | None:
+    def _problem(self, job: Job) -> Failure | None:
         """Say why this worker cannot answer the request, whoever tries."""
         try:
-            if len(raw) > MAX_BODY_BYTES or b"NaN" in raw or b"Infinity" in raw:
-                # Perhaps only in a prompt; but as a number it is not JSON, although pydantic reads it.
-                check_request(job.endpoint, job.body, max_body_bytes=MAX_BODY_BYTES)
-            else:
-                check_contract(job.endpoint, job.body)
+            check_request(job.endpoint, job.body, max_body_bytes=MAX_BODY_BYTES)
         except InvalidJobError as error:
             return Failure(code=FailureCode.INVALID_REQUEST, message=str(error)[:4096])
         if job.endpoint not in self._engine.endpoints:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from contextlib import suppress
 from datetime import UTC, datetime
 from typing import assert_never
 
@@ -67,14 +66,15 @@ class Settlement:
             case Finish(state, completion, failure):
                 await self._end(run, delivery, self._result(run, state, failure, completion))
             case Retry(failure, delay_s):
-                await self._release(
+                written = await self._release(
                     run,
                     QueuedEntry(at=datetime.now(UTC), attempt=run.attempt, reason="retry", failure=failure),
                     refund=False,
                     pause_s=delay_s,
                 )
                 self._metrics.retried(failure.code)
-                await self._keep(delivery, delay_s)
+                stopped = written in {Written.CANCEL, Written.INTERRUPT}
+                await self._keep(run, delivery, 0.0 if stopped else delay_s)
             case DeadLetter(failure):
                 if await self._bury(delivery, failure, attempts=run.charged):
                     await self._end(run, delivery, self._result(run, JobState.FAILED, failure))
@@ -87,7 +87,7 @@ class Settlement:
                 self._metrics.handed_over()
                 await delivery.requeue()
             case Defer(delay_s):
-                await self._keep(delivery, delay_s)
+                await self._keep(run, delivery, delay_s)
             case Drop():
                 await self._end_turn(run.job, delivery)
             case Park():
@@ -106,7 +106,7 @@ class Settlement:
         if await self._commit(run, result):
             await self._end_turn(run.job, delivery)
         else:
-            await self._keep(delivery, None)
+            await self._keep(run, delivery)
 
     async def _end_turn(self, job: Job, delivery: Delivery) -> None:
         """Let the session's next turn run, if there is one, and ack."""
@@ -126,7 +126,7 @@ class Settlement:
         """Put a turn into its session's lane. Needed when Redis lost the lane it was in."""
         entry = QueuedEntry(at=datetime.now(UTC), attempt=run.attempt, reason="handed_over")
         if await self._release(run, entry, refund=True) is Written.FENCED:
-            await self._keep(delivery, None)
+            await self._keep(run, delivery)
             return
         try:
             waits = await self._lanes.wait(run.job, reply_to=run.reply_to)
@@ -185,11 +185,14 @@ class Settlement:
         )
         return written
 
-    async def _keep(self, delivery: Delivery, delay_s: float | None) -> None:
-        """Let the message come again later. Unacked meanwhile, nothing can lose it (decision 9)."""
-        with delivery.parked(), suppress(TimeoutError):
-            async with asyncio.timeout(self._settings.lease_s if delay_s is None else delay_s):
-                await self._leaving.wait()
+    async def _keep(self, run: JobRun, delivery: Delivery, delay_s: float | None = None) -> None:
+        """Let the message come again later, by default after a lease.
+
+        Unacked meanwhile, nothing can lose it (decision 9).
+        """
+        if not self._leaving.is_set():
+            with delivery.parked():
+                await run.pause(self._settings.lease_s if delay_s is None else delay_s)
         await delivery.requeue()
 
     async def _bury(self, delivery: Delivery, failure: Failure, *, attempts: int) -> bool:

@@ -207,6 +207,8 @@ class Worker:
     async def _drain(self, processor: Processor) -> None:
         """Let jobs finish that do so in time, hand the others over, and wait until all is settled."""
         logger.info("draining", extra={"running": len(self._tasks)})
+        for run in processor.runs.values():
+            run.wake()
         if self._tasks:
             hurry = asyncio.create_task(self._hurrying.wait())
             finished = asyncio.ensure_future(asyncio.wait(self._tasks))

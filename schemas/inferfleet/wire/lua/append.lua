@@ -1,6 +1,6 @@
 -- Append generated tokens to the journal and renew the lease. With a count of 0, only renew.
 -- KEYS record, journal
--- ARGV fence, lease_until_ms, offset, count, entry
+-- ARGV fence, lease_ms, offset, count, entry
 -- Returns 'ok', 'cancel' or 'interrupt' (written, and somebody asked for that), 'fenced' or 'missing'.
 -- Sent twice, the second changes nothing: the tokens up to offset + count are there already.
 local r = redis.call('HMGET', KEYS[1], 'state', 'fence', 'tokens', 'cancel')
@@ -14,11 +14,14 @@ if tonumber(ARGV[3]) > tonumber(r[3]) then
   -- A failover to a replica that lagged: what comes before these tokens is gone.
   return 'missing'
 end
+-- Redis' clock, because the clocks of two workers differ.
+local time = redis.call('TIME')
+local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 local last = tonumber(ARGV[3]) + tonumber(ARGV[4])
 if last > tonumber(r[3]) then
   redis.call('XADD', KEYS[2], '*', 'entry', ARGV[5])
-  redis.call('HSET', KEYS[1], 'tokens', last, 'lease', ARGV[2])
+  redis.call('HSET', KEYS[1], 'tokens', last, 'lease', now + tonumber(ARGV[2]))
 else
-  redis.call('HSET', KEYS[1], 'lease', ARGV[2])
+  redis.call('HSET', KEYS[1], 'lease', now + tonumber(ARGV[2]))
 end
 return r[4] or 'ok'

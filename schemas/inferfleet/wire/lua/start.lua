@@ -1,6 +1,6 @@
 -- Begin an attempt: take the fence, or learn why not.
 -- KEYS record, journal
--- ARGV now_ms, lease_ms, ttl_s, worker, at (ISO), max_attempts, expires_ms ('' for never), resumable (1 or 0),
+-- ARGV started_ms, lease_ms, ttl_s, worker, at (ISO), max_attempts, expires_ms ('' for never), resumable (1 or 0),
 --      pool, priority, reply_to, submitted_ms, fence (unique to this call: sent twice, it starts once),
 --      alone (1: the caller runs no other suspect), suspect_after, max_deaths
 -- Returns {verdict, attempt, tokens to resume from, tokens wasted, charged, reply_to}. 'charged' counts the
@@ -10,7 +10,9 @@
 --           'done' (terminal already), 'busy' (another worker's lease is alive, or the pause before a retry is not
 --           over; 'attempt' is its rest in ms),
 --           'suspect' (it may have killed the workers it ran on: ask again when no other suspect runs).
-local now = tonumber(ARGV[1])
+-- Redis' clock, because the clocks of two workers differ.
+local time = redis.call('TIME')
+local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 local r = redis.call('HMGET', KEYS[1], 'state', 'attempt', 'charged', 'tokens', 'worker', 'lease', 'cancel', 'fence', 'verdict', 'reply_to',
   'deaths', 'tokens_at_start')
 local state, attempt, charged, tokens = r[1], tonumber(r[2] or 0), tonumber(r[3] or 0), tonumber(r[4] or 0)
