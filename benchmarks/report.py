@@ -28,7 +28,7 @@ def ratio_to_ours(figure: str, ours: float, other: float) -> float:
 
 def lower_is_better(figure: str) -> bool:
     """Whether less of it is better."""
-    return any(word in figure for word in LOWER_IS_BETTER)
+    return not figure.endswith("/s") and any(word in figure for word in LOWER_IS_BETTER)
 
 
 def medians(figure: str, figures: Mapping[str, Sequence[Figures]]) -> dict[str, float]:
