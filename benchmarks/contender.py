@@ -24,7 +24,7 @@ class Contender:
     ``script`` is run as ``client`` and, if there is no ``worker_command``, as ``worker``. In a command,
     ``{concurrency}`` is how many jobs should run at once. ``no_op_concurrency`` is that number for jobs that
     do nothing: threads only cost there. ``busy_command`` is what to run then, if it is another one.
-    ``source_roots`` come before what is installed.
+    ``source_roots`` come before what is installed, and ``scripts`` is the folder that ``script`` lies in.
     """
 
     name: str
@@ -36,6 +36,7 @@ class Contender:
     no_op_concurrency: int = 256
     variant: str = ""
     source_roots: tuple[Path, ...] = ()
+    scripts: Path = HERE
     note: str = ""
     cases: frozenset[str] = frozenset({"submit", "drain", "round trip", "50 ms"})
 
@@ -48,7 +49,7 @@ class Contender:
         with log.open("ab") as output:
             process = subprocess.Popen(
                 [str(self.python), *(part.format(concurrency=concurrency) for part in command)],
-                cwd=HERE,
+                cwd=self.scripts,
                 env=self._environment(environment, concurrency),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -61,8 +62,8 @@ class Contender:
         """Start the client; it is connected when this returns."""
         with log.open("ab") as output:
             process = subprocess.Popen(
-                [str(self.python), str(HERE / self.script), "client"],
-                cwd=HERE,
+                [str(self.python), str(self.scripts / self.script), "client"],
+                cwd=self.scripts,
                 env=self._environment(environment, self.concurrency),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -73,6 +74,6 @@ class Contender:
 
     def _environment(self, given: Mapping[str, str], concurrency: int) -> dict[str, str]:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("INFERFLEET_")}
-        path = os.pathsep.join(map(str, (HERE, *self.source_roots)))
+        path = os.pathsep.join(map(str, (self.scripts, *self.source_roots)))
         ours = {"BENCH_CONCURRENCY": str(concurrency), "BENCH_VARIANT": self.variant, "PYTHONPATH": path}
         return inherited | ours | dict(given)
