@@ -43,7 +43,6 @@ class Delivery:
     message_id: str | None
     reply_to: str
     headers: Mapping[str, Any]
-    redelivered: bool
 
     def ack(self) -> None:
         """Take the message off the queue. Joins the next batch; on a broken session it does nothing."""
@@ -128,7 +127,6 @@ class Session:
                 message_id=properties.message_id,
                 reply_to=properties.reply_to or "",
                 headers=properties.headers or {},
-                redelivered=bool(deliver.redelivered),
             )
         )
 

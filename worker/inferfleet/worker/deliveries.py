@@ -24,11 +24,7 @@ OnMessage = Callable[[Basic.Deliver, Basic.Properties, bytes], None]
 class Deliveries:
     """Stands in for ``put`` of a channel's queue of frames."""
 
-    def __init__(
-        self,
-        pass_on: Callable[[Frame], Coroutine[Any, Any, None]],
-        on_message: OnMessage,
-    ) -> None:
+    def __init__(self, pass_on: Callable[[Frame], Coroutine[Any, Any, None]], on_message: OnMessage) -> None:
         self._pass_on = pass_on
         self._on_message = on_message
         self._deliver: Basic.Deliver | None = None
@@ -37,11 +33,7 @@ class Deliveries:
         self._missing = 0
 
     @classmethod
-    def taken_from(
-        cls,
-        frames: asyncio.Queue[Frame],
-        on_message: OnMessage,
-    ) -> None:
+    def taken_from(cls, frames: asyncio.Queue[Frame], on_message: OnMessage) -> None:
         """Call ``on_message`` with each delivery from now on."""
         frames.put = cls(frames.put, on_message).put  # type: ignore[method-assign]
 
