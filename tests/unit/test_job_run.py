@@ -26,7 +26,6 @@ def make_run(**options: Any) -> JobRun:
         message_id=None,
         reply_to="from-the-message",
         headers={},
-        redelivered=False,
     )
     return JobRun(job=Job(body={}, **options), delivery=delivery)
 
