@@ -62,7 +62,7 @@ def turns(sessions: ScriptedSessions) -> Turns:
 
 
 def run_of(**job: Any) -> JobRun:
-    delivery = Delivery(cast("Session", None), 1, b"", None, "", {}, False)
+    delivery = Delivery(cast("Session", None), 1, b"", None, "", {})
     return JobRun(job=Job(**{"session_id": "s", "body": {"messages": [QUESTION]}, **job}), delivery=delivery)
 
 
