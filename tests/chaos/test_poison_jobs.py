@@ -13,7 +13,7 @@ from inferfleet.local.chaos.members import Place
 from inferfleet.producer.fleet import Fleet
 from inferfleet.schemas import FailureCode, JobState
 from inferfleet.schemas.names import dead_queue
-from inferfleet.wire.records import DEATHS_PER_ATTEMPT
+from inferfleet.wire.attempts import DEATHS_PER_ATTEMPT
 
 
 async def test_a_job_that_kills_every_worker_is_given_up_and_its_neighbours_all_succeed(

@@ -15,8 +15,8 @@ from inferfleet.schemas.job import OnBusy, new_job_id
 from inferfleet.schemas.names import lane_key, payloads_key, session_key, state_key, turns_key
 from inferfleet.schemas.session import Turn
 from inferfleet.schemas.settings import ServiceSettings
+from inferfleet.wire.attempts import Fence
 from inferfleet.wire.pipeline import CommandPipeline
-from inferfleet.wire.records import Fence
 from inferfleet.wire.sessions import Appended, Begin, Entered, Entry, Payload, Replaced, Sessions
 from inferfleet.wire.tasks import cancel_and_wait
 

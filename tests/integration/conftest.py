@@ -28,7 +28,7 @@ from inferfleet.schemas import Endpoint, Job, JobRecord
 from inferfleet.schemas.journal import FinishedEntry, JournalEntry, RunningEntry, TokensEntry
 from inferfleet.schemas.names import dead_queue, job_queue, journal_key
 from inferfleet.schemas.settings import EngineKind, ProducerSettings, WorkerSettings
-from inferfleet.wire.records import parse_line
+from inferfleet.wire.journal_lines import parse_line
 from inferfleet.worker.engines.simulated import SimulatedEngine, expected_text
 from inferfleet.worker.ports import Engine
 from inferfleet.worker.worker import Worker

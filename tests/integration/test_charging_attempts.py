@@ -11,8 +11,10 @@ from inferfleet.local.services import Services
 from inferfleet.producer.background import background
 from inferfleet.schemas import Job
 from inferfleet.schemas.journal import TokenChunk
+from inferfleet.wire.attempts import DEATHS_PER_ATTEMPT, Started, Verdict
+from inferfleet.wire.journal_lines import Unflushed
 from inferfleet.wire.pipeline import CommandPipeline
-from inferfleet.wire.records import DEATHS_PER_ATTEMPT, JobRecords, Started, Unflushed, Verdict
+from inferfleet.wire.records import JobRecords
 from inferfleet.wire.redis import open_redis
 
 

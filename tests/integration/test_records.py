@@ -19,8 +19,10 @@ from inferfleet.schemas import Failure, FailureCode, Job, JobState, Result
 from inferfleet.schemas.errors import JobNotFoundError
 from inferfleet.schemas.journal import QueuedEntry, RestartedEntry, RunningEntry, TokenChunk
 from inferfleet.schemas.names import job_key, journal_key, reply_key, result_key
+from inferfleet.wire.attempts import Fence, Started, Verdict, Written
+from inferfleet.wire.journal_lines import Unflushed, generated
 from inferfleet.wire.pipeline import CommandPipeline
-from inferfleet.wire.records import Fence, JobRecords, Started, Unflushed, Verdict, Written, generated
+from inferfleet.wire.records import JobRecords
 
 TTL_S = 300
 

@@ -9,7 +9,8 @@ import pytest
 
 from inferfleet.schemas import Job
 from inferfleet.schemas.journal import TokenChunk
-from inferfleet.wire.records import Fence, Unflushed
+from inferfleet.wire.attempts import Fence
+from inferfleet.wire.journal_lines import Unflushed
 from inferfleet.worker.broker import Delivery
 from inferfleet.worker.job_run import Interruption, JobRun
 

@@ -9,7 +9,7 @@ import pytest
 from inferfleet.schemas import Endpoint, Failure, FailureCode, Job, JobState, Usage
 from inferfleet.schemas.journal import TokenChunk
 from inferfleet.schemas.session import Turn
-from inferfleet.wire.records import Fence
+from inferfleet.wire.attempts import Fence
 from inferfleet.wire.sessions import Appended, Begin, Begun, Sessions
 from inferfleet.worker.broker import Delivery, Session
 from inferfleet.worker.job_run import JobRun

@@ -23,8 +23,9 @@ from inferfleet.schemas.errors import ServiceUnreachableError
 from inferfleet.schemas.journal import FinishedEntry
 from inferfleet.schemas.names import journal_key, reply_key
 from inferfleet.schemas.result import Result
+from inferfleet.wire.journal_lines import parse_line
 from inferfleet.wire.pipeline import CommandPipeline
-from inferfleet.wire.records import JobRecords, parse_line
+from inferfleet.wire.records import JobRecords
 from inferfleet.wire.replies import REPLY_STREAM_LENGTH, REPLY_TTL_S
 
 logger = logging.getLogger(__name__)

@@ -9,106 +9,30 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from enum import StrEnum
 from typing import Any
 
 from inferfleet.schemas.errors import JobNotFoundError
 from inferfleet.schemas.job import Job, JobState
 from inferfleet.schemas.journal import (
-    ENTRY_FIELD,
     FinishedEntry,
     JournalEntry,
     QueuedEntry,
-    RestartedEntry,
     RunningEntry,
     TokenChunk,
     TokensEntry,
-    journal_entry,
 )
 from inferfleet.schemas.names import job_key, journal_key, result_key
 from inferfleet.schemas.result import JobRecord, Result
 from inferfleet.wire import scripts
+from inferfleet.wire.attempts import DEATHS_PER_ATTEMPT, SUSPECT_AFTER, Fence, Started, Verdict, Written
+from inferfleet.wire.journal_lines import Unflushed, parse_line
 from inferfleet.wire.pipeline import CommandPipeline
 from inferfleet.wire.replies import Replies
 from inferfleet.wire.scripts import Argument
 
 READ_BATCH = 500
 """Records read in one round trip."""
-
-
-class Verdict(StrEnum):
-    """What came of the wish to start an attempt."""
-
-    STARTED = "started"
-    CANCELLED = "cancelled"
-    INTERRUPTED = "interrupted"
-    EXPIRED = "expired"
-    EXHAUSTED = "exhausted"
-    DONE = "done"
-    BUSY = "busy"
-    SUSPECT = "suspect"
-
-
-SUSPECT_AFTER = 2
-"""Attempts without an end after which a job runs beside no other suspect: its neighbours died with it, and
-must not be counted out for it."""
-
-
-DEATHS_PER_ATTEMPT = 4
-"""So many times ``max_attempts`` a job may lose its worker, although its answer came on each time. Without
-this limit a job that kills its worker a few tokens later each time would kill hundreds."""
-
-
-class Written(StrEnum):
-    """What came of a write by a worker."""
-
-    OK = "ok"
-    CANCEL = "cancel"
-    INTERRUPT = "interrupt"
-    FENCED = "fenced"
-    MISSING = "missing"
-
-
-@dataclass(frozen=True, slots=True)
-class Fence:
-    """What every write of an attempt carries. ``token`` is unique, also after Redis has lost its data."""
-
-    token: str
-    attempt: int
-
-
-@dataclass(frozen=True, slots=True)
-class Started:
-    """The answer to a start.
-
-    ``fence`` belongs to the new attempt, if there is one; with ``BUSY``, ``busy_s`` is what is left of the
-    other worker's lease, or of the pause before a retry. ``tokens`` is how many tokens the journal holds to
-    continue from, ``charged`` how many attempts count towards the job's limit. ``reply_to`` is the client to
-    tell of the end.
-    """
-
-    verdict: Verdict
-    fence: Fence
-    tokens: int
-    tokens_wasted: int
-    charged: int
-    reply_to: str
-    busy_s: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Unflushed:
-    """Tokens that the journal does not have yet: ``count`` of them, after ``offset`` others."""
-
-    offset: int
-    chunks: tuple[TokenChunk, ...] = ()
-
-    @property
-    def count(self) -> int:
-        """The number of tokens."""
-        return sum(len(chunk.token_ids) for chunk in self.chunks)
 
 
 class JobRecords:
@@ -411,25 +335,6 @@ def _portions(job_ids: Iterable[str]) -> Iterator[list[str]]:
     ids = list(dict.fromkeys(job_ids))
     for first in range(0, len(ids), READ_BATCH):
         yield ids[first : first + READ_BATCH]
-
-
-def parse_line(fields: dict[bytes, bytes]) -> JournalEntry:
-    """Read one line of a journal as Redis gives it."""
-    return journal_entry.validate_json(fields[ENTRY_FIELD.encode()])
-
-
-def generated(entries: Iterable[JournalEntry]) -> tuple[TokenChunk, ...]:
-    """The chunks of tokens that count: those after the last restart."""
-    chunks: list[TokenChunk] = []
-    for entry in entries:
-        match entry:
-            case TokensEntry():
-                chunks.extend(entry.chunks)
-            case RestartedEntry():
-                chunks.clear()
-            case QueuedEntry() | RunningEntry() | FinishedEntry():
-                pass
-    return tuple(chunks)
 
 
 def _tokens(unflushed: Unflushed, attempt: int, now: datetime) -> tuple[int, int, str]:

@@ -22,8 +22,8 @@ from inferfleet.schemas.names import lane_key, payloads_key, session_key, state_
 from inferfleet.schemas.session import SessionRecord, Turn, continues
 from inferfleet.schemas.settings import ServiceSettings
 from inferfleet.wire import scripts
+from inferfleet.wire.attempts import Fence
 from inferfleet.wire.pipeline import CommandPipeline
-from inferfleet.wire.records import Fence
 
 _NO_LIMIT = 2**53
 

@@ -11,7 +11,8 @@ from enum import StrEnum
 
 from inferfleet.schemas import Job
 from inferfleet.schemas.journal import TokenChunk
-from inferfleet.wire.records import Fence, Unflushed
+from inferfleet.wire.attempts import Fence
+from inferfleet.wire.journal_lines import Unflushed
 from inferfleet.worker.broker import Delivery
 
 

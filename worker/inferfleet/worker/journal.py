@@ -12,7 +12,8 @@ import logging
 from collections.abc import Awaitable, Callable
 
 from inferfleet.schemas.settings import WorkerSettings
-from inferfleet.wire.records import JobRecords, Written
+from inferfleet.wire.attempts import Written
+from inferfleet.wire.records import JobRecords
 from inferfleet.worker.job_run import Interruption, JobRun
 
 logger = logging.getLogger(__name__)

@@ -11,8 +11,10 @@ from inferfleet.schemas import Failure, FailureCode, Job, JobState, Result, name
 from inferfleet.schemas.job import OnBusy
 from inferfleet.schemas.settings import WorkerSettings
 from inferfleet.wire.amqp import job_message
+from inferfleet.wire.attempts import Verdict
+from inferfleet.wire.journal_lines import Unflushed
 from inferfleet.wire.publishing import ConfirmChannel
-from inferfleet.wire.records import JobRecords, Unflushed, Verdict
+from inferfleet.wire.records import JobRecords
 from inferfleet.wire.sessions import Entry, Payload, Sessions
 
 logger = logging.getLogger(__name__)

@@ -19,7 +19,9 @@ from inferfleet.schemas.errors import InvalidJobError
 from inferfleet.schemas.journal import TokenChunk
 from inferfleet.schemas.request import check_request, job_error
 from inferfleet.schemas.settings import WorkerSettings
-from inferfleet.wire.records import JobRecords, Started, Verdict, generated
+from inferfleet.wire.attempts import Started, Verdict
+from inferfleet.wire.journal_lines import generated
+from inferfleet.wire.records import JobRecords
 from inferfleet.worker.broker import Delivery
 from inferfleet.worker.job_run import Interruption, JobRun
 from inferfleet.worker.journal import JournalWriter

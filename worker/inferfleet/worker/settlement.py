@@ -20,8 +20,10 @@ from inferfleet.schemas import Failure, Job, JobState, Result, Timings, Usage, n
 from inferfleet.schemas.errors import PublishUnconfirmedError, ServiceUnreachableError
 from inferfleet.schemas.journal import QueuedEntry
 from inferfleet.schemas.settings import WorkerSettings
+from inferfleet.wire.attempts import Written
+from inferfleet.wire.journal_lines import Unflushed
 from inferfleet.wire.publishing import ConfirmChannel
-from inferfleet.wire.records import JobRecords, Unflushed, Written
+from inferfleet.wire.records import JobRecords
 from inferfleet.worker.broker import Delivery
 from inferfleet.worker.job_run import JobRun
 from inferfleet.worker.journal import JournalWriter

@@ -14,7 +14,7 @@ from inferfleet.producer.fleet import Fleet
 from inferfleet.schemas import Job, JournalEntry, Result
 from inferfleet.schemas.names import job_queue, journal_key, result_key
 from inferfleet.schemas.settings import ProducerSettings
-from inferfleet.wire.records import parse_line
+from inferfleet.wire.journal_lines import parse_line
 
 BATCH = 200
 

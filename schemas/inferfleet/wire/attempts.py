@@ -1,0 +1,66 @@
+"""An attempt of a job, as a worker and the job's record speak of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Verdict(StrEnum):
+    """What came of the wish to start an attempt."""
+
+    STARTED = "started"
+    CANCELLED = "cancelled"
+    INTERRUPTED = "interrupted"
+    EXPIRED = "expired"
+    EXHAUSTED = "exhausted"
+    DONE = "done"
+    BUSY = "busy"
+    SUSPECT = "suspect"
+
+
+SUSPECT_AFTER = 2
+"""Attempts without an end after which a job runs beside no other suspect: its neighbours died with it, and
+must not be counted out for it."""
+
+
+DEATHS_PER_ATTEMPT = 4
+"""So many times ``max_attempts`` a job may lose its worker, although its answer came on each time. Without
+this limit a job that kills its worker a few tokens later each time would kill hundreds."""
+
+
+class Written(StrEnum):
+    """What came of a write by a worker."""
+
+    OK = "ok"
+    CANCEL = "cancel"
+    INTERRUPT = "interrupt"
+    FENCED = "fenced"
+    MISSING = "missing"
+
+
+@dataclass(frozen=True, slots=True)
+class Fence:
+    """What every write of an attempt carries. ``token`` is unique, also after Redis has lost its data."""
+
+    token: str
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The answer to a start.
+
+    ``fence`` belongs to the new attempt, if there is one; with ``BUSY``, ``busy_s`` is what is left of the
+    other worker's lease, or of the pause before a retry. ``tokens`` is how many tokens the journal holds to
+    continue from, ``charged`` how many attempts count towards the job's limit. ``reply_to`` is the client to
+    tell of the end.
+    """
+
+    verdict: Verdict
+    fence: Fence
+    tokens: int
+    tokens_wasted: int
+    charged: int
+    reply_to: str
+    busy_s: float = 0.0
