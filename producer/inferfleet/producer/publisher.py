@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import partial
 
 from aio_pika import Message
-from aio_pika.exceptions import DeliveryError, PublishError
 from pydantic import ValidationError
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
@@ -21,6 +20,7 @@ from inferfleet.schemas.names import CONTROL_EXCHANGE, JOBS_EXCHANGE, job_queue
 from inferfleet.schemas.request import job_error
 from inferfleet.schemas.settings import ProducerSettings
 from inferfleet.wire.amqp import declare_pool, job_message
+from inferfleet.wire.confirms import RefusedError, UnroutableError
 from inferfleet.wire.publishing import ConfirmChannel, Outgoing
 
 
@@ -50,9 +50,9 @@ class Publisher:
         message = job_message(job, reply_to=reply_to or self._settings.client_id)
         try:
             await self._publish(JOBS_EXCHANGE, message, routing_key=job.pool, mandatory=True)
-        except PublishError as error:
+        except UnroutableError as error:
             raise _unknown_pool(job.pool) from error
-        except DeliveryError as error:
+        except RefusedError as error:
             raise QueueFullError(
                 f"the queue of pool {job.pool!r} is full (INFERFLEET_QUEUE_MAX_LENGTH); try again later"
             ) from error
@@ -126,7 +126,7 @@ class Publisher:
                 except PublishUnconfirmedError as error:
                     unconfirmed = error
                     raise
-                except (ServiceUnreachableError, DeliveryError) as error:
+                except (ServiceUnreachableError, RefusedError) as error:
                     if unconfirmed is not None:
                         raise unconfirmed from error
                     raise

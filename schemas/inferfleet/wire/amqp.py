@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import aio_pika
-from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractExchange, AbstractQueue
+from aio_pika.abc import AbstractChannel, AbstractExchange, AbstractQueue
 from aio_pika.exceptions import (
     AMQPConnectionError,
     AMQPError,
@@ -31,6 +31,7 @@ from inferfleet.schemas.job import Job
 from inferfleet.schemas.settings import QueueType, ServiceSettings
 from inferfleet.wire.address import current_url
 from inferfleet.wire.redis import redacted
+from inferfleet.wire.stream import FrameStream
 
 HEARTBEAT_S = 20
 """How soon a cut-off peer is noticed: after two missed heartbeats. A ``heartbeat`` in the URL wins."""
@@ -77,8 +78,23 @@ def connection_errors(url: str) -> Generator[None]:
         ) from error
 
 
+class Connection(aio_pika.Connection):
+    """aio-pika's connection, some frames of which its owner reads and writes."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.stream = FrameStream()
+        self.kwargs["transport_factory"] = self.stream
+
+    @property
+    def frame_max(self) -> int:
+        """The size of the largest frame, in bytes, that was agreed with the broker."""
+        assert self.transport is not None  # noqa: S101 - open_amqp gives out connections that are open
+        return self.transport.connection.connection_tune.frame_max
+
+
 @asynccontextmanager
-async def open_amqp(url: str, *, timeout_s: float, name: str) -> AsyncGenerator[AbstractConnection]:
+async def open_amqp(url: str, *, timeout_s: float, name: str) -> AsyncGenerator[Connection]:
     """Connect once. The connection is not restored when it breaks: its owner decides what then.
 
     Raises:
@@ -91,7 +107,10 @@ async def open_amqp(url: str, *, timeout_s: float, name: str) -> AsyncGenerator[
         if "heartbeat" not in address.query:
             address = address.update_query(heartbeat=HEARTBEAT_S)
         connection = await aio_pika.connect(
-            address, timeout=timeout_s, client_properties={"connection_name": name}
+            address,
+            timeout=timeout_s,
+            client_properties={"connection_name": name},
+            connection_class=Connection,
         )
     async with connection:
         yield connection

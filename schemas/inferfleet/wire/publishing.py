@@ -8,21 +8,16 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack
-from typing import Protocol, cast
+from typing import Protocol
 
-import aiormq
-from aio_pika.abc import AbstractChannel, AbstractConnection
-from aio_pika.exceptions import (
-    AMQPError,
-    ChannelInvalidStateError,
-    ChannelNotFoundEntity,
-    DeliveryError,
-)
+from aio_pika.abc import AbstractChannel
+from aio_pika.exceptions import AMQPError, ChannelInvalidStateError, ChannelNotFoundEntity
 from pamqp.commands import Basic
 
 from inferfleet.schemas.errors import PublishUnconfirmedError, ServiceUnreachableError
-from inferfleet.wire.amqp import connection_errors, declare_exchanges, open_amqp
+from inferfleet.wire.amqp import Connection, connection_errors, declare_exchanges, open_amqp
 from inferfleet.wire.breaker import Breaker
+from inferfleet.wire.confirms import Confirms
 
 
 class Outgoing(Protocol):
@@ -50,11 +45,11 @@ class ConfirmChannel:
         self._stack = AsyncExitStack()
         self._breaker = Breaker("RabbitMQ", ServiceUnreachableError)
         self._opening = asyncio.Lock()
-        self._connection: AbstractConnection | None = None
+        self._connection: Connection | None = None
         self._channel: AbstractChannel | None = None
-        self._publishing: aiormq.Channel | None = None
-        """The same channel, as aiormq has it."""
-        self._under_way: dict[str, asyncio.Event] = {}
+        self._confirms: Confirms | None = None
+        """What is published on that channel."""
+        self._under_way: dict[str, asyncio.Future[None]] = {}
 
     async def channel(self) -> AbstractChannel:
         """The open channel, with the exchanges declared.
@@ -74,9 +69,11 @@ class ConfirmChannel:
                     open_amqp(self._url, timeout_s=self._connect_timeout_s, name=self._name)
                 )
             with connection_errors(self._url):
-                channel = await connection.channel(on_return_raises=True)
+                channel = await connection.channel()
                 await declare_exchanges(channel)
-                self._publishing = cast("aiormq.Channel", await channel.get_underlay_channel())
+                self._confirms = Confirms(
+                    connection.stream, await channel.get_underlay_channel(), frame_max=connection.frame_max
+                )
             self._channel = channel
             return channel
 
@@ -86,27 +83,25 @@ class ConfirmChannel:
         """Publish and wait for the confirm. Messages with the same id go one after the other.
 
         Raises:
-            aio_pika.exceptions.PublishError: ``mandatory``, and no queue is bound for the routing key.
-            aio_pika.exceptions.DeliveryError: The queue refused the message.
+            UnroutableError: ``mandatory``, and no queue is bound for the routing key.
+            RefusedError: The queue refused the message.
             PublishUnconfirmedError: The connection broke, or no confirm came in time.
             ServiceUnreachableError: There is no connection to be had.
 
         """
-        properties = message.properties
-        message_id = properties.message_id
+        message_id = message.properties.message_id
         if message_id is None:
-            await self._publish(exchange, message.body, properties, routing_key, mandatory)
+            await self._publish(exchange, message, routing_key, mandatory)
             return
-        # aiormq finds out by the id which publish a returned message belongs to: of two at once it would
-        # call one accepted, and log the other with its body.
+        # A returned message says its id, and not which of two it is.
         while (other := self._under_way.get(message_id)) is not None:
-            await other.wait()
-        self._under_way[message_id] = confirmed = asyncio.Event()
+            await asyncio.wait([other])
+        self._under_way[message_id] = ended = asyncio.get_running_loop().create_future()
         try:
-            await self._publish(exchange, message.body, properties, routing_key, mandatory)
+            await self._publish(exchange, message, routing_key, mandatory)
         finally:
             del self._under_way[message_id]
-            confirmed.set()
+            ended.set_result(None)
 
     async def queue_exists(self, name: str) -> bool:
         """Ask the broker for a queue.
@@ -128,33 +123,23 @@ class ConfirmChannel:
             raise ServiceUnreachableError(f"the connection to RabbitMQ broke ({error})") from error
         return True
 
-    async def _publish(
-        self, exchange: str, body: bytes, properties: Basic.Properties, routing_key: str, mandatory: bool
-    ) -> None:
+    async def _publish(self, exchange: str, message: Outgoing, routing_key: str, mandatory: bool) -> None:
         await self.channel()
-        if self._publishing is None:
+        if self._confirms is None:
             raise ServiceUnreachableError("the connection to RabbitMQ was closed")
+        properties = message.properties
         try:
-            # Not through aio-pika's exchange, which lets one message be written before it begins with the
-            # next. Whoever waits for the confirm need not wait for the write.
-            await self._publishing.basic_publish(
-                body,
-                exchange=exchange,
-                routing_key=routing_key,
-                properties=properties,
-                mandatory=mandatory,
-                timeout=self._confirm_timeout_s,
-                wait=False,
-            )
-        except DeliveryError:
-            raise
+            async with asyncio.timeout(self._confirm_timeout_s):
+                await self._confirms.publish(
+                    exchange, message.body, properties, routing_key=routing_key, mandatory=mandatory
+                )
         except TimeoutError as error:
             raise PublishUnconfirmedError(
                 f"RabbitMQ did not confirm message {properties.message_id} within "
                 f"{self._confirm_timeout_s:g} s: it may be queued or not. "
                 "A broker that is out of memory or disk blocks publishers; look at its alarms"
             ) from error
-        except (AMQPError, ChannelInvalidStateError, ConnectionError) as error:
+        except ConnectionError as error:
             raise PublishUnconfirmedError(
                 f"the connection to RabbitMQ broke before it confirmed message {properties.message_id}: "
                 "it may be queued or not. Submitting again with the same idempotency key is safe"

@@ -23,9 +23,10 @@ from inferfleet.schemas.errors import ServiceUnreachableError
 from inferfleet.schemas.names import CONTROL_EXCHANGE, control_queue
 from inferfleet.schemas.settings import WorkerSettings
 from inferfleet.wire.amqp import connection_errors, declare_pool, open_amqp
+from inferfleet.wire.frames import DELIVER, Contents, delivery
+from inferfleet.wire.stream import FrameStream
 from inferfleet.wire.tasks import cancel_and_wait
 from inferfleet.worker.acknowledger import BROKEN, Acknowledger
-from inferfleet.worker.deliveries import Deliveries, Frame
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +67,11 @@ class Session:
     """One connection to the broker with consumers on a pool's queue."""
 
     def __init__(
-        self, channel: aiormq.abc.AbstractChannel, queue: str, on_delivery: Callable[[Delivery], None]
+        self,
+        channel: aiormq.abc.AbstractChannel,
+        stream: FrameStream,
+        queue: str,
+        on_delivery: Callable[[Delivery], None],
     ) -> None:
         self._channel = channel
         self._queue = queue
@@ -81,7 +86,7 @@ class Session:
         self.parked = 0
         """Deliveries that only wait here, and for which others may be taken."""
         channel.on_consumer_cancel_callbacks.add(self._on_cancel)
-        Deliveries.taken_from(cast("asyncio.Queue[Frame]", channel.frames), self._receive)
+        stream.take(channel.number, Contents(DELIVER, self._receive).take)
 
     @property
     def held(self) -> int:
@@ -114,11 +119,10 @@ class Session:
         self._takers = {tag: taker for tag, taker in self._takers.items() if holds(tag)}
         return sum(taker not in self._consumers for taker in self._takers.values())
 
-    def _receive(self, deliver: Basic.Deliver, properties: Basic.Properties, body: bytes) -> None:
-        tag = deliver.delivery_tag
-        assert tag is not None  # noqa: S101 - a delivered message has one
+    def _receive(self, method: bytes, properties: Basic.Properties, body: bytes) -> None:
+        tag, consumer = delivery(method)
         self.acknowledger.delivered(tag)
-        self._takers[tag] = str(deliver.consumer_tag)
+        self._takers[tag] = consumer
         self._on_delivery(
             Delivery(
                 session=self,
@@ -160,7 +164,7 @@ class Session:
 
 
 async def _not_here(message: aiormq.abc.DeliveredMessage) -> None:
-    raise AssertionError("deliveries are taken from the frames")
+    raise AssertionError("deliveries are taken from the stream")
 
 
 async def _declare_control(channel: AbstractChannel, worker_id: str) -> AbstractQueue:
@@ -202,8 +206,9 @@ async def open_session(
             await control.bind(CONTROL_EXCHANGE)
             await control.consume(hear, no_ack=True)
             channel = await connection.channel(publisher_confirms=False)
-            # aio-pika's own message objects and callbacks cost a task and two objects more per job.
-            session = Session(await channel.get_underlay_channel(), queue.name, on_delivery)
+            session = Session(
+                await channel.get_underlay_channel(), connection.stream, queue.name, on_delivery
+            )
         acknowledging = asyncio.create_task(session.acknowledger.run())
         try:
             yield session

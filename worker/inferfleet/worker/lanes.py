@@ -5,13 +5,12 @@ from __future__ import annotations
 import logging
 import os
 
-from aio_pika.exceptions import PublishError
-
 from inferfleet.schemas import Failure, FailureCode, Job, JobState, Result, names
 from inferfleet.schemas.job import OnBusy
 from inferfleet.schemas.settings import WorkerSettings
 from inferfleet.wire.amqp import job_message
 from inferfleet.wire.attempts import Verdict
+from inferfleet.wire.confirms import UnroutableError
 from inferfleet.wire.journal_lines import Unflushed
 from inferfleet.wire.publishing import ConfirmChannel
 from inferfleet.wire.records import JobRecords
@@ -40,7 +39,7 @@ class Lanes:
         """End a turn and publish the next one, if there is one. To be repeated until it returns.
 
         Raises:
-            ServiceUnreachableError, PublishUnconfirmedError, DeliveryError: The next turn is not published.
+            ServiceUnreachableError, PublishUnconfirmedError, RefusedError: The next turn is not published.
 
         """
         over = ended
@@ -48,7 +47,7 @@ class Lanes:
         while (following := await self._sessions.advance(over, witness=ended)) is not None:
             try:
                 await self._publish(following)
-            except PublishError:
+            except UnroutableError:
                 # Its pool is gone. No worker will ever see it, so it ends here.
                 await self._fail(following)
                 over = following.job
@@ -59,7 +58,7 @@ class Lanes:
         """Put a turn into its session's lane. False if it is its turn by now.
 
         Raises:
-            ServiceUnreachableError, PublishUnconfirmedError, DeliveryError: Its place is not safe yet.
+            ServiceUnreachableError, PublishUnconfirmedError, RefusedError: Its place is not safe yet.
 
         """
         waiting = job.model_copy(update={"on_busy": OnBusy.ENQUEUE})

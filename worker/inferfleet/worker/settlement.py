@@ -14,13 +14,13 @@ from datetime import UTC, datetime
 from typing import assert_never
 
 from aio_pika import DeliveryMode, Message
-from aio_pika.exceptions import DeliveryError
 
 from inferfleet.schemas import Failure, Job, JobState, Result, Timings, Usage, names
 from inferfleet.schemas.errors import PublishUnconfirmedError, ServiceUnreachableError
 from inferfleet.schemas.journal import QueuedEntry
 from inferfleet.schemas.settings import WorkerSettings
 from inferfleet.wire.attempts import Written
+from inferfleet.wire.confirms import RefusedError
 from inferfleet.wire.journal_lines import Unflushed
 from inferfleet.wire.publishing import ConfirmChannel
 from inferfleet.wire.records import JobRecords
@@ -34,7 +34,7 @@ from inferfleet.worker.ports import Completion
 
 logger = logging.getLogger(__name__)
 
-_UNPUBLISHED = (ServiceUnreachableError, PublishUnconfirmedError, DeliveryError, OSError)
+_UNPUBLISHED = (ServiceUnreachableError, PublishUnconfirmedError, RefusedError, OSError)
 
 REQUEUE_PAUSE_S = 1.0
 """A pause before a message goes straight back to its queue because the way round was closed."""

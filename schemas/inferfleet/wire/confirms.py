@@ -1,0 +1,115 @@
+"""Publishing on one channel in confirm mode, and what becomes of each message."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, cast
+
+import aiormq.abc
+from pamqp.commands import Basic
+
+from inferfleet.wire.frames import ACK, METHOD, NACK, RETURN, Contents, confirmation, publishing
+from inferfleet.wire.stream import FrameStream
+
+
+class RefusedError(Exception):
+    """The broker did not queue a message."""
+
+
+class UnroutableError(RefusedError):
+    """No queue is bound for a message's routing key."""
+
+
+class Confirms:
+    """The messages of one channel that nothing else publishes on."""
+
+    def __init__(self, stream: FrameStream, channel: aiormq.abc.AbstractChannel, *, frame_max: int) -> None:
+        self._stream = stream
+        self._number = channel.number
+        self._frame_max = frame_max
+        self._last_tag = 0
+        self._unconfirmed: dict[int, asyncio.Future[None]] = {}
+        """What waits for its confirm, by its tag: the how manieth message of the channel it is."""
+        self._mandatory: dict[str, asyncio.Future[None]] = {}
+        """Those that may be returned, by the message's id."""
+        self._returns = Contents(RETURN, self._on_return)
+        self._closing = cast("asyncio.Future[None]", channel.closing)
+        self._closing.add_done_callback(self._on_closing)
+        stream.take(channel.number, self._take)
+
+    async def publish(
+        self, exchange: str, body: bytes, properties: Basic.Properties, *, routing_key: str, mandatory: bool
+    ) -> None:
+        """Publish a message and wait until the broker answers for it.
+
+        A mandatory one needs a ``message_id`` that no other message has which is under way.
+
+        Raises:
+            UnroutableError: ``mandatory``, and no queue is bound for the routing key.
+            RefusedError: The queue is full.
+            ConnectionError: The channel is no more. The message may be queued or not.
+
+        """
+        if self._closing.done():
+            raise _broken(self._closing)
+        frames = publishing(
+            self._number,
+            exchange=exchange,
+            routing_key=routing_key,
+            mandatory=mandatory,
+            properties=properties,
+            body=body,
+            frame_max=self._frame_max,
+        )
+        confirmed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._last_tag = tag = self._last_tag + 1
+        self._unconfirmed[tag] = confirmed
+        message_id = str(properties.message_id)
+        if mandatory:
+            self._mandatory[message_id] = confirmed
+        self._stream.write(frames)
+        try:
+            await self._stream.drain()
+            await confirmed
+        finally:
+            self._unconfirmed.pop(tag, None)
+            if mandatory:
+                del self._mandatory[message_id]
+
+    def _take(self, kind: int, payload: bytes) -> bool:
+        if kind == METHOD and payload.startswith((ACK, NACK)):
+            self._on_confirmation(*confirmation(payload), refused=payload.startswith(NACK))
+            return True
+        return self._returns.take(kind, payload)
+
+    def _on_confirmation(self, last: int, multiple: bool, *, refused: bool) -> None:
+        tags = [tag for tag in self._unconfirmed if tag <= last] if multiple else [last]
+        for tag in tags:
+            confirmed = self._unconfirmed.pop(tag, None)
+            if confirmed is None or confirmed.done():
+                # Nobody waits any more, or it came back just before.
+                continue
+            if refused:
+                confirmed.set_exception(RefusedError("the broker refused the message: the queue is full"))
+            else:
+                confirmed.set_result(None)
+
+    def _on_return(self, method: bytes, properties: Basic.Properties, _: bytes) -> None:
+        # Its confirm follows.
+        returned = Basic.Return()
+        returned.unmarshal(method[4:])
+        confirmed = self._mandatory.get(str(properties.message_id))
+        if confirmed is not None and not confirmed.done():
+            confirmed.set_exception(
+                UnroutableError(f"{returned.reply_text}, routing key {returned.routing_key!r}")
+            )
+
+    def _on_closing(self, closing: asyncio.Future[None]) -> None:
+        for confirmed in self._unconfirmed.values():
+            if not confirmed.done():
+                confirmed.set_exception(_broken(closing))
+
+
+def _broken(closing: asyncio.Future[Any]) -> ConnectionError:
+    why = None if closing.cancelled() else closing.exception()
+    return ConnectionError(str(why) or type(why).__name__)

@@ -1,0 +1,133 @@
+"""The AMQP frames of one message: what to write to publish it, and what was read put together again.
+
+Only what goes over the wire once for each message is here; aiormq reads and writes everything else. Section
+numbers are those of the AMQP 0-9-1 specification.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Final
+
+from pamqp.commands import Basic
+from pamqp.header import ContentHeader
+
+METHOD: Final = 1
+HEADER: Final = 2
+BODY: Final = 3
+"""Types of frames (4.2.3)."""
+
+FRAME_START: Final = struct.Struct(">BHI")
+"""Type, channel and size of the payload. After the payload comes one more byte, ``FRAME_END`` (4.2.3)."""
+
+FRAME_END: Final = b"\xce"
+
+FRAME_OVERHEAD: Final = FRAME_START.size + len(FRAME_END)
+"""Bytes of a frame that are not its payload."""
+
+HEARTBEAT: Final = b"\x08\x00\x00\x00\x00\x00\x00" + FRAME_END
+"""A sign of life (4.2.7)."""
+
+_TAG_AND_BITS: Final = struct.Struct(">QB")
+
+
+def _method(frame: type[Basic.Deliver | Basic.Ack | Basic.Nack | Basic.Return | Basic.Publish]) -> bytes:
+    """The first four bytes of a method's payload: its class and itself."""
+    return frame.index.to_bytes(4, "big")
+
+
+DELIVER: Final = _method(Basic.Deliver)
+RETURN: Final = _method(Basic.Return)
+ACK: Final = _method(Basic.Ack)
+NACK: Final = _method(Basic.Nack)
+
+
+def delivery(method: bytes) -> tuple[int, str]:
+    """Read the delivery tag and the consumer's tag of a ``Basic.Deliver``."""
+    end = 5 + method[4]
+    return int.from_bytes(method[end : end + 8], "big"), method[5:end].decode()
+
+
+def confirmation(method: bytes) -> tuple[int, bool]:
+    """Read the tag of a ``Basic.Ack`` or ``Basic.Nack``, and whether it is meant for all up to it."""
+    tag, bits = _TAG_AND_BITS.unpack_from(method, 4)
+    return tag, bool(bits & 1)
+
+
+def acknowledgement(channel: int, tag: int, *, multiple: bool) -> bytes:
+    """Spell a ``Basic.Ack``."""
+    return _frame(METHOD, channel, ACK + _TAG_AND_BITS.pack(tag, multiple))
+
+
+def publishing(
+    channel: int,
+    *,
+    exchange: str,
+    routing_key: str,
+    mandatory: bool,
+    properties: Basic.Properties,
+    body: bytes,
+    frame_max: int,
+) -> bytes:
+    """Spell a message: the method, the header, and the body in frames of at most ``frame_max`` bytes.
+
+    Raises:
+        ValueError: A property, the exchange or the routing key cannot be spelled.
+
+    """
+    header = ContentHeader(body_size=len(body), properties=properties).marshal()
+    most = frame_max - FRAME_OVERHEAD
+    bodies = (body[start : start + most] for start in range(0, len(body), most))
+    return b"".join(
+        (
+            _publish_frame(channel, exchange, routing_key, mandatory),
+            _frame(HEADER, channel, header),
+            *(_frame(BODY, channel, part) for part in bodies),
+        )
+    )
+
+
+@lru_cache(maxsize=128)
+def _publish_frame(channel: int, exchange: str, routing_key: str, mandatory: bool) -> bytes:
+    publish = Basic.Publish(exchange=exchange, routing_key=routing_key, mandatory=mandatory)
+    return _frame(METHOD, channel, _method(Basic.Publish) + publish.marshal())
+
+
+def _frame(kind: int, channel: int, payload: bytes) -> bytes:
+    return FRAME_START.pack(kind, channel, len(payload)) + payload + FRAME_END
+
+
+class Contents:
+    """Puts messages together: a method that brings one, its header, and bodies up to the header's size."""
+
+    def __init__(self, method: bytes, on_message: Callable[[bytes, Basic.Properties, bytes], None]) -> None:
+        self._method = method
+        self._on_message = on_message
+        self._begun: bytes | None = None
+        self._properties = Basic.Properties()
+        self._parts: list[bytes] = []
+        self._missing = 0
+
+    def take(self, kind: int, payload: bytes) -> bool:
+        """Take a frame. False if it does not belong to a message that the method brings."""
+        if kind == METHOD:
+            if not payload.startswith(self._method):
+                return False
+            self._begun = payload
+            return True
+        if self._begun is None:
+            return False
+        if kind == HEADER:
+            header = ContentHeader()
+            header.unmarshal(payload)
+            self._properties, self._missing = header.properties, header.body_size
+            self._parts = []
+        else:
+            self._parts.append(payload)
+            self._missing -= len(payload)
+        if self._missing <= 0:
+            method, self._begun = self._begun, None
+            self._on_message(method, self._properties, b"".join(self._parts))
+        return True

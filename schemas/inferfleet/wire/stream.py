@@ -1,0 +1,111 @@
+"""The bytes under a connection to RabbitMQ, of which some frames are read and written without aiormq.
+
+aiormq reads each frame with three awaits, and hands it through two queues and a task. For frames that every
+message has, that is a fifth of what a job costs a worker. So a channel's owner may take frames as they come,
+and write some. aiormq does not know of them; all the rest of the protocol is its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, Final
+
+from aiormq.connection import SSLContextProvider, TransportFactory
+from aiormq.exceptions import AMQPConnectionError
+from yarl import URL
+
+from inferfleet.wire.frames import FRAME_OVERHEAD, FRAME_START, HEARTBEAT
+
+Taker = Callable[[int, bytes], bool]
+"""Is shown a frame's type and payload. True if it took the frame."""
+
+LIFE_SIGN_S: Final = 1.0
+"""How often aiormq hears that the connection is alive, while it gets no other frame."""
+
+
+class FrameStream(TransportFactory):
+    """The stream of one connection."""
+
+    def __init__(self) -> None:
+        self._takers: dict[int, Taker] = {}
+        self._writer: asyncio.StreamWriter | None = None
+
+    def take(self, channel: int, taker: Taker) -> None:
+        """From now on, show a channel's frames to ``taker`` first."""
+        self._takers[channel] = taker
+
+    def write(self, frames: bytes) -> None:
+        """Write whole frames. On a connection that is no more, this does nothing."""
+        if self._writer is not None and not self._writer.is_closing():
+            self._writer.write(frames)
+
+    async def drain(self) -> None:
+        """Wait while the other end reads more slowly than we write.
+
+        Raises:
+            ConnectionError: The connection is no more.
+
+        """
+        if self._writer is not None:
+            await self._writer.drain()
+
+    async def create(self, url: URL, **kwargs: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Connect, as aiormq's own transports do."""
+        contexts: SSLContextProvider = kwargs.pop("ssl_context_provider")
+        options: dict[str, Any] = {**kwargs, "host": url.host, "port": url.port}
+        if url.scheme == "amqps":
+            options["ssl"] = await contexts.get_context()
+        loop = asyncio.get_running_loop()
+        reader = FrameReader(self._takers, loop)
+        protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
+        try:
+            transport, _ = await loop.create_connection(lambda: protocol, **options)
+        except OSError as error:
+            raise AMQPConnectionError(*error.args) from error
+        self._writer = asyncio.StreamWriter(transport, protocol, reader, loop)
+        return reader, self._writer
+
+
+class FrameReader(asyncio.StreamReader):
+    """What aiormq reads: the stream without the frames that were taken."""
+
+    def __init__(self, takers: dict[int, Taker], loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop=loop)
+        self._takers = takers
+        self._clock = loop.time
+        self._rest = b""
+        self._alive_at = 0.0
+
+    def feed_data(self, data: bytes) -> None:  # type: ignore[override]  # typeshed has an iterable of numbers
+        """Sort what came in: frames to their takers, the others to aiormq."""
+        if self._rest:
+            data = self._rest + data
+        passed_on = start = 0
+        has_taken = False
+        while len(data) - start >= FRAME_OVERHEAD:
+            kind, channel, size = FRAME_START.unpack_from(data, start)
+            end = start + FRAME_OVERHEAD + size
+            if end > len(data):
+                break
+            taker = self._takers.get(channel)
+            if taker is not None and taker(kind, data[start + FRAME_START.size : end - 1]):
+                has_taken = True
+                if passed_on < start:
+                    super().feed_data(data[passed_on:start])
+                passed_on = end
+            start = end
+        if passed_on < start:
+            super().feed_data(data[passed_on:start])
+        self._rest = data[start:]
+        # RabbitMQ sends no heartbeats while it sends other frames. Those that were taken count, too.
+        if has_taken and self._clock() - self._alive_at > LIFE_SIGN_S:
+            self._alive_at = self._clock()
+            super().feed_data(HEARTBEAT)
+
+    def feed_eof(self) -> None:
+        """Hand out the half of a frame that will never be whole, for aiormq to complain of."""
+        if self._rest:
+            super().feed_data(self._rest)
+            self._rest = b""
+        super().feed_eof()
