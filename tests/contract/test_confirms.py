@@ -36,9 +36,8 @@ async def confirms(connection: Connection, publishing: AbstractChannel) -> Confi
 
 
 async def publish(confirms: Confirms, key: str, body: bytes = b"x", **properties: Any) -> None:
-    await confirms.publish(
-        "", body, Basic.Properties(**{"message_id": "m", **properties}), routing_key=key, mandatory=True
-    )
+    properties.setdefault("message_id", "m")
+    await confirms.publish("", body, Basic.Properties(**properties), routing_key=key, mandatory=True)
 
 
 @pytest.mark.parametrize("size", [0, 1, 131_064, 131_065, 1_000_000])

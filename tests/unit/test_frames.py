@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Any
 
@@ -19,8 +20,10 @@ from inferfleet.wire.frames import (
     DELIVER,
     HEARTBEAT,
     Contents,
+    Properties,
     acknowledgement,
     confirmation,
+    content_header,
     delivery,
     publishing,
 )
@@ -77,6 +80,46 @@ def test_an_acknowledgement_is_spelled(tag: int, multiple: bool) -> None:
     assert acknowledgement(OURS, tag, multiple=multiple) == expected
 
 
+PROPERTIES: dict[str, st.SearchStrategy[Any]] = {
+    **dict.fromkeys(("content_type", "content_encoding", "correlation_id", "reply_to"), short_texts),
+    **dict.fromkeys(("expiration", "message_id", "message_type", "user_id", "app_id"), short_texts),
+    "delivery_mode": st.sampled_from([1, 2]),
+    "priority": st.integers(0, 255),
+    "headers": st.dictionaries(short_texts, st.one_of(short_texts, st.integers(0, 10), st.booleans())),
+    "timestamp": st.integers(0, 2**32).map(lambda seconds: datetime.fromtimestamp(seconds, UTC)),
+}
+
+
+@given(st.integers(0, 2**40), st.fixed_dictionaries({}, optional=PROPERTIES))
+def test_a_content_header_is_read(size: int, properties: dict[str, Any]) -> None:
+    spelling = payload(ContentHeader(body_size=size, properties=Basic.Properties(**properties)))
+    # pamqp writes no text that is empty.
+    expected = {name: value for name, value in properties.items() if value != ""}
+    if "timestamp" in expected:
+        expected["timestamp"] = int(expected["timestamp"].timestamp())
+    assert content_header(spelling) == (size, expected)
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        pytest.param(b"\x00\x00\x00\x03\x01aZ", id="a type that does not exist"),
+        pytest.param(b"\x00\x00\x00\x04\x02\xff\xfet", id="a name that is not UTF-8"),
+        pytest.param(b"\x00\x00\xff\xff" + b"\x00F\x00\x00\xff\xff" * 10_000, id="tables in tables"),
+    ],
+)
+def test_headers_that_cannot_be_read_are_left_out(table: bytes) -> None:
+    flags = (1 << 15 | 1 << 13 | 1 << 7).to_bytes(2, "big")
+    spelling = b"\x00\x3c\x00\x00" + (9).to_bytes(8, "big") + flags + b"\x01a" + table + b"\x01m"
+    assert content_header(spelling) == (9, {"content_type": "a"})
+
+
+def test_text_that_is_not_utf_8_is_no_error() -> None:
+    flags = (1 << 7).to_bytes(2, "big")
+    spelling = b"\x00\x3c\x00\x00" + (9).to_bytes(8, "big") + flags + b"\x03a\xff\xfe"
+    assert content_header(spelling) == (9, {"message_id": "a\ufffd\ufffd"})
+
+
 @given(
     exchange=st.sampled_from(["", "jobs"]),
     routing_key=st.sampled_from(["", "pool-a"]),
@@ -129,8 +172,8 @@ async def sorted_out(data: bytes, *cuts: int) -> tuple[list[Message], list[tuple
     """Feed bytes, cut into pieces: the messages that came of them, and the frames that aiormq gets."""
     messages: list[Message] = []
 
-    def arrived(method: bytes, properties: Basic.Properties, body: bytes) -> None:
-        messages.append((delivery(method)[0], properties.message_id, body))
+    def arrived(method: bytes, properties: Properties, body: bytes) -> None:
+        messages.append((delivery(method)[0], properties.get("message_id"), body))
 
     reader = FrameReader({OURS: Contents(DELIVER, arrived).take}, asyncio.get_running_loop())
     edges = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})

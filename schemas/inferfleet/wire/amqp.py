@@ -23,6 +23,7 @@ from aio_pika.exceptions import (
     ProbableAuthenticationError,
 )
 from pamqp.commands import Basic
+from pydantic_core import to_json
 from yarl import URL
 
 from inferfleet.schemas import names
@@ -174,7 +175,7 @@ class OutgoingMessage:
 def job_message(job: Job, *, reply_to: str) -> OutgoingMessage:
     """Wrap a job as the AMQP message that the contract describes."""
     return OutgoingMessage(
-        job.model_dump_json(exclude_none=True).encode(),
+        to_json(job, exclude_none=True, inf_nan_mode="null"),
         Basic.Properties(
             message_id=job.id,
             priority=int(job.priority),

@@ -8,7 +8,7 @@ from typing import Any, cast
 import aiormq.abc
 from pamqp.commands import Basic
 
-from inferfleet.wire.frames import ACK, METHOD, NACK, RETURN, Contents, confirmation, publishing
+from inferfleet.wire.frames import ACK, METHOD, NACK, RETURN, Contents, Properties, confirmation, publishing
 from inferfleet.wire.stream import FrameStream
 
 
@@ -94,11 +94,11 @@ class Confirms:
             else:
                 confirmed.set_result(None)
 
-    def _on_return(self, method: bytes, properties: Basic.Properties, _: bytes) -> None:
+    def _on_return(self, method: bytes, properties: Properties, _: bytes) -> None:
         # Its confirm follows.
         returned = Basic.Return()
         returned.unmarshal(method[4:])
-        confirmed = self._mandatory.get(str(properties.message_id))
+        confirmed = self._mandatory.get(properties.get("message_id", ""))
         if confirmed is not None and not confirmed.done():
             confirmed.set_exception(
                 UnroutableError(f"{returned.reply_text}, routing key {returned.routing_key!r}")

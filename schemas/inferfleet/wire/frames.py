@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache
-from typing import Final
+from typing import Any, Final
 
+from pamqp import decode
 from pamqp.commands import Basic
 from pamqp.header import ContentHeader
 
@@ -31,6 +33,39 @@ HEARTBEAT: Final = b"\x08\x00\x00\x00\x00\x00\x00" + FRAME_END
 """A sign of life (4.2.7)."""
 
 _TAG_AND_BITS: Final = struct.Struct(">QB")
+
+_CONTENT_HEADER: Final = struct.Struct(">4xQH")
+
+Read = Callable[[bytes], tuple[int, Any]]
+"""Reads a value from where it begins: how long it is, and the value."""
+
+
+def _short_text(data: bytes) -> tuple[int, str]:
+    end = 1 + data[0]
+    return end, data[1:end].decode(errors="replace")
+
+
+def _seconds(data: bytes) -> tuple[int, int]:
+    return 8, int.from_bytes(data[:8], "big")
+
+
+_PROPERTIES: Final[tuple[tuple[str, Read], ...]] = (
+    ("content_type", _short_text),
+    ("content_encoding", _short_text),
+    ("headers", decode.field_table),
+    ("delivery_mode", decode.octet),
+    ("priority", decode.octet),
+    ("correlation_id", _short_text),
+    ("reply_to", _short_text),
+    ("expiration", _short_text),
+    ("message_id", _short_text),
+    ("timestamp", _seconds),
+    ("message_type", _short_text),
+    ("user_id", _short_text),
+    ("app_id", _short_text),
+    ("cluster_id", _short_text),
+)
+"""In the order of their flags (4.2.6.1), and how each is read."""
 
 
 def _method(frame: type[Basic.Deliver | Basic.Ack | Basic.Nack | Basic.Return | Basic.Publish]) -> bytes:
@@ -95,18 +130,47 @@ def _publish_frame(channel: int, exchange: str, routing_key: str, mandatory: boo
     return _frame(METHOD, channel, _method(Basic.Publish) + publish.marshal())
 
 
+def content_header(payload: bytes) -> tuple[int, Properties]:
+    """Read the size of the body and the properties from a content header (4.2.6.1).
+
+    Headers that cannot be read are left out, with the properties behind them. An error here would break the
+    connection, and the broker would deliver the same message again.
+    """
+    size, flags = _CONTENT_HEADER.unpack_from(payload)
+    properties: Properties = {}
+    position = _CONTENT_HEADER.size
+    with suppress(ValueError, RecursionError):
+        for name, read in _present(flags):
+            consumed, properties[name] = read(payload[position:])
+            position += consumed
+    return size, properties
+
+
+@lru_cache(maxsize=128)
+def _present(flags: int) -> tuple[tuple[str, Read], ...]:
+    """The properties that a header has, in order. The highest bit is for the first."""
+    return tuple(each for bit, each in zip(range(15, 1, -1), _PROPERTIES, strict=True) if flags >> bit & 1)
+
+
 def _frame(kind: int, channel: int, payload: bytes) -> bytes:
     return FRAME_START.pack(kind, channel, len(payload)) + payload + FRAME_END
+
+
+Properties = dict[str, Any]
+"""What a message says of itself: those properties that it has, by their names in the specification."""
+
+OnMessage = Callable[[bytes, Properties, bytes], None]
+"""Gets the method that brought a message, the message's properties, and its body."""
 
 
 class Contents:
     """Puts messages together: a method that brings one, its header, and bodies up to the header's size."""
 
-    def __init__(self, method: bytes, on_message: Callable[[bytes, Basic.Properties, bytes], None]) -> None:
+    def __init__(self, method: bytes, on_message: OnMessage) -> None:
         self._method = method
         self._on_message = on_message
         self._begun: bytes | None = None
-        self._properties = Basic.Properties()
+        self._properties: Properties = {}
         self._parts: list[bytes] = []
         self._missing = 0
 
@@ -120,9 +184,7 @@ class Contents:
         if self._begun is None:
             return False
         if kind == HEADER:
-            header = ContentHeader()
-            header.unmarshal(payload)
-            self._properties, self._missing = header.properties, header.body_size
+            self._missing, self._properties = content_header(payload)
             self._parts = []
         else:
             self._parts.append(payload)

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
+from pydantic_core import to_json
+
 from inferfleet.schemas.errors import JobNotFoundError
 from inferfleet.schemas.job import Job, JobState
 from inferfleet.schemas.journal import (
@@ -337,10 +339,10 @@ def _portions(job_ids: Iterable[str]) -> Iterator[list[str]]:
         yield ids[first : first + READ_BATCH]
 
 
-def _tokens(unflushed: Unflushed, attempt: int, now: datetime) -> tuple[int, int, str]:
+def _tokens(unflushed: Unflushed, attempt: int, now: datetime) -> tuple[int, int, bytes]:
     """The three arguments ``offset, count, entry`` of every script that may add tokens."""
     if not unflushed.chunks:
-        return unflushed.offset, 0, ""
+        return unflushed.offset, 0, b""
     entry = TokensEntry(at=now, attempt=attempt, offset=unflushed.offset, chunks=unflushed.chunks)
     return unflushed.offset, unflushed.count, _json(entry)
 
@@ -372,5 +374,6 @@ def _milliseconds(moment: datetime) -> int:
     return int(moment.timestamp() * 1000)
 
 
-def _json(model: QueuedEntry | RunningEntry | TokensEntry | FinishedEntry | Result) -> str:
-    return model.model_dump_json(exclude_none=True)
+def _json(model: QueuedEntry | RunningEntry | TokensEntry | FinishedEntry | Result) -> bytes:
+    # Bytes at once: a text would only be encoded again for Redis.
+    return to_json(model, exclude_none=True, inf_nan_mode="null")

@@ -17,13 +17,12 @@ from typing import Any, cast
 import aiormq.abc
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage, AbstractQueue
 from aiormq.exceptions import ChannelLockedResource
-from pamqp.commands import Basic
 
 from inferfleet.schemas.errors import ServiceUnreachableError
 from inferfleet.schemas.names import CONTROL_EXCHANGE, control_queue
 from inferfleet.schemas.settings import WorkerSettings
 from inferfleet.wire.amqp import connection_errors, declare_pool, open_amqp
-from inferfleet.wire.frames import DELIVER, Contents, delivery
+from inferfleet.wire.frames import DELIVER, Contents, Properties, delivery
 from inferfleet.wire.stream import FrameStream
 from inferfleet.wire.tasks import cancel_and_wait
 from inferfleet.worker.acknowledger import BROKEN, Acknowledger
@@ -119,7 +118,7 @@ class Session:
         self._takers = {tag: taker for tag, taker in self._takers.items() if holds(tag)}
         return sum(taker not in self._consumers for taker in self._takers.values())
 
-    def _receive(self, method: bytes, properties: Basic.Properties, body: bytes) -> None:
+    def _receive(self, method: bytes, properties: Properties, body: bytes) -> None:
         tag, consumer = delivery(method)
         self.acknowledger.delivered(tag)
         self._takers[tag] = consumer
@@ -128,9 +127,9 @@ class Session:
                 session=self,
                 tag=tag,
                 body=body,
-                message_id=properties.message_id,
-                reply_to=properties.reply_to or "",
-                headers=properties.headers or {},
+                message_id=properties.get("message_id"),
+                reply_to=properties.get("reply_to", ""),
+                headers=properties.get("headers", {}),
             )
         )
 
