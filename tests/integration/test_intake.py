@@ -69,12 +69,12 @@ async def test_a_lower_limit_lets_the_surplus_run_out(
     await session.hold(4)
     for delivery in desk.taken[:5]:
         delivery.ack()
-    await session.acknowledger.flush()
+    session.acknowledger.flush()
     await session.hold(4)
     assert (session.held, len(desk.taken)) == (5, 10)
     for delivery in desk.taken[5:9]:
         delivery.ack()
-    await session.acknowledger.flush()
+    session.acknowledger.flush()
     await session.hold(4)
     await desk.until_taken(13)
     assert (session.held, await foreign.waiting()) == (4, 87)
@@ -91,7 +91,7 @@ async def test_a_higher_limit_is_reached_again_after_everything_older_is_settled
     for taken in (10, 20, 30):
         for delivery in desk.taken[taken - 10 : taken]:
             delivery.ack()
-        await session.acknowledger.flush()
+        session.acknowledger.flush()
         await session.hold(10)
         await desk.until_taken(taken + 10)
         assert session.held == 10

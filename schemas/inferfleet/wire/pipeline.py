@@ -1,14 +1,18 @@
-"""Natural batching of Redis commands: what arrives while one pipeline is in flight goes into the next.
+"""Redis commands of many tasks on one connection: written as they come, each answered in its turn.
 
-No timer and no wait when idle: the first command leaves at once, and the batch grows by itself as the
-load does. A pipeline of 64 costs a sixth of 64 single commands.
+Nobody waits for the answers of others: commands that arrive within one turn of the event loop leave
+together, and the answers to earlier ones come in meanwhile. So a busy worker and Redis work at the same time,
+and a lone command leaves at once.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+import time
+from collections import deque
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from typing import Any
 
 import redis.asyncio as aioredis
@@ -22,27 +26,22 @@ from redis.exceptions import (
 )
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
-from tenacity import (
-    AsyncRetrying,
-    before_sleep_log,
-    retry_if_exception_type,
-    stop_after_delay,
-    stop_never,
-    wait_random_exponential,
-)
+from tenacity import AsyncRetrying, before_sleep_log, retry_if_exception_type, wait_random_exponential
 
 from inferfleet.schemas.errors import ServiceUnreachableError
-from inferfleet.wire import scripts
 from inferfleet.wire.breaker import Breaker
-from inferfleet.wire.round_trip import RoundTrips
+from inferfleet.wire.redis_line import RedisLine
 from inferfleet.wire.scripts import Argument
 
 logger = logging.getLogger(__name__)
 
-BATCH_LIMIT = 512
-"""Commands in one pipeline at most, so that a backlog does not become one huge write."""
+WRITE_LIMIT = 512
+"""Commands in one write at most, so that a backlog does not become one huge write."""
 
 _OUTAGE = (RedisConnectionError, RedisTimeoutError, OSError)
+
+_AWAY = (*_OUTAGE, ServiceUnreachableError)
+"""What a conversation with Redis ends with, our own circuit breaker included."""
 
 _NOT_NOW = (ClusterDownError, OutOfMemoryError, ReadOnlyError, TryAgainError)
 """Redis answers, but cannot do it now: a failover, no memory. (redis-py has LOADING among the outages.)"""
@@ -50,23 +49,41 @@ _NOT_NOW = (ClusterDownError, OutOfMemoryError, ReadOnlyError, TryAgainError)
 _NOT_NOW_CODES = ("BUSY ", "MISCONF ", "NOREPLICAS ")
 """The same, where redis-py has no exception of its own and leaves the code in the text."""
 
-_Waiting = tuple[tuple[Argument, ...], asyncio.Future[Any]]
+
+class _ScriptsForgottenError(RedisConnectionError):
+    """A restarted Redis does not know our scripts."""
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """A command, and who waits for its answer since when."""
+
+    command: tuple[Argument, ...]
+    answer: asyncio.Future[Any]
+    since: float
 
 
 class CommandPipeline:
     """Runs commands for many tasks at once, in the order given.
 
-    Every command given to it must be safe to send twice: after an outage the pipeline that was in
-    flight is sent again. ``patience_s`` is how long it goes on trying; ``None`` is for ever.
+    Every command given to it must be safe to send twice: after an outage those that have no answer yet are
+    sent again, in the same order. ``patience_s`` is how long a command waits for an outage to end, ``None``
+    for ever.
     """
 
     def __init__(self, client: aioredis.Redis, *, patience_s: float | None) -> None:
         self._client = client
-        self._round_trips = RoundTrips(client)
         self._patience_s = patience_s
         self._breaker = Breaker("Redis", *_OUTAGE)
-        self._queue: list[_Waiting] = []
+        self._unsent: deque[_Waiting] = deque()
+        self._unanswered: deque[_Waiting] = deque()
+        """What was written, in order, which is the order of the answers."""
         self._arrived = asyncio.Event()
+        """There is something to send."""
+        self._heard_at = 0.0
+        """When the last answer came, or the first command that waits for one was written."""
+        self._answers = 0
+        self._scripts_missing = False
         self._closed = False
 
     async def execute(self, *command: Argument) -> Any:
@@ -80,93 +97,136 @@ class CommandPipeline:
         return await self.enqueue(*command)
 
     def enqueue(self, *command: Argument) -> asyncio.Future[Any]:
-        """Put one command into the next pipeline; the future holds its answer."""
+        """Have one command sent; the future holds its answer."""
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         if self._closed:
             answer.set_exception(_closed())
             return answer
-        self._queue.append((command, answer))
+        self._unsent.append(_Waiting(command, answer, time.monotonic()))
         self._arrived.set()
         return answer
 
     async def run(self) -> None:
-        """Send pipelines until cancelled. The owner's task group runs this."""
+        """Send and receive until cancelled. The owner's task group runs this."""
         try:
             while True:
                 await self._arrived.wait()
-                batch, self._queue = self._queue[:BATCH_LIMIT], self._queue[BATCH_LIMIT:]
-                if not self._queue:
-                    self._arrived.clear()
-                await self._settle(batch)
+                try:
+                    await self._converse()
+                except _ScriptsForgottenError:
+                    continue
+                except _AWAY as error:
+                    if self._give_up(error):
+                        logger.warning("Redis does not answer, trying again (%s)", error)
+                        await self._outlast()
+                except Exception as error:
+                    # Whatever it was, the waiting tasks must hear of it: a lost error here would hang them.
+                    self._fail(_unreachable(error))
         finally:
             self._closed = True
-            _fail(self._queue, _closed())
+            self._fail(_closed())
 
-    async def _settle(self, batch: list[_Waiting]) -> None:
-        try:
-            answers = await self._send([command for command, _ in batch])
-        except asyncio.CancelledError:
-            _fail(batch, _closed())
-            raise
-        except Exception as error:
-            # Whatever it was, the waiting tasks must hear of it: a lost error here would hang them.
-            _fail(batch, _unreachable(error))
-            return
-        for (_, future), answer in zip(batch, answers, strict=True):
-            if future.done():
-                continue
-            if isinstance(answer, Exception):
-                future.set_exception(answer)
-            else:
-                future.set_result(answer)
-
-    async def _send(self, commands: Sequence[tuple[Argument, ...]]) -> list[Any]:
-        try:
-            # By itself: what it takes to repeat costs more than a round trip.
+    async def _converse(self) -> None:
+        """Write commands and read answers until the connection breaks."""
+        async with AsyncExitStack() as stack:
             with self._breaker.guarded():
-                return await self._send_once(commands)
-        except (*_OUTAGE, ServiceUnreachableError) as error:
-            if self._patience_s == 0:
-                raise
-            logger.warning("Redis does not answer, trying again (%s)", error)
+                line = await stack.enter_async_context(RedisLine.opened(self._client))
+                if self._scripts_missing:
+                    await line.load_scripts()
+                    self._scripts_missing = False
+            stack.callback(self._take_back)
+            try:
+                async with asyncio.TaskGroup() as both_ways:
+                    both_ways.create_task(self._write(line))
+                    both_ways.create_task(self._read(line))
+                    both_ways.create_task(self._watch(line))
+            except ExceptionGroup as broken:
+                raise broken.exceptions[0] from broken
+
+    async def _write(self, line: RedisLine) -> None:
+        while True:
+            await self._arrived.wait()
+            batch = [self._unsent.popleft() for _ in range(min(len(self._unsent), WRITE_LIMIT))]
+            if not self._unsent:
+                self._arrived.clear()
+            if not self._unanswered:
+                self._heard_at = time.monotonic()
+            self._unanswered.extend(batch)
+            await line.write([waiting.command for waiting in batch])
+
+    async def _read(self, line: RedisLine) -> None:
+        while True:
+            answer = await line.answer()
+            if isinstance(answer, ResponseError):
+                self._check(answer)
+            waiting = self._unanswered.popleft()
+            self._answers += 1
+            self._heard_at = time.monotonic()
+            if waiting.answer.done():
+                continue
+            if isinstance(answer, ResponseError):
+                waiting.answer.set_exception(answer)
+            else:
+                waiting.answer.set_result(line.readable(waiting.command, answer))
+
+    def _check(self, refusal: ResponseError) -> None:
+        """Break the conversation off if the command should be sent again later, with all behind it."""
+        if isinstance(refusal, NoScriptError):
+            self._scripts_missing = True
+            raise _ScriptsForgottenError(str(refusal))
+        if isinstance(refusal, _NOT_NOW) or str(refusal).startswith(_NOT_NOW_CODES):
+            raise RedisConnectionError(str(refusal))
+
+    async def _watch(self, line: RedisLine) -> None:
+        """Break the conversation off when Redis owes an answer for too long."""
+        while line.timeout_s is not None:
+            await asyncio.sleep(line.timeout_s / 4)
+            if self._unanswered and time.monotonic() - self._heard_at > line.timeout_s:
+                raise RedisTimeoutError(f"no answer for {line.timeout_s:g} s")
+
+    def _take_back(self) -> None:
+        """What has no answer is sent again, before all else."""
+        self._unsent.extendleft(reversed(self._unanswered))
+        self._unanswered.clear()
+        if self._unsent:
+            self._arrived.set()
+
+    async def _outlast(self) -> None:
+        """Try again and again, until an answer comes or nobody waits any more."""
+        answers = self._answers
         async for attempt in AsyncRetrying(
-            retry=retry_if_exception_type((*_OUTAGE, ServiceUnreachableError)),
+            retry=retry_if_exception_type(_AWAY),
             wait=wait_random_exponential(multiplier=0.05, max=2.0),
-            stop=stop_never if self._patience_s is None else stop_after_delay(self._patience_s),
             before_sleep=before_sleep_log(logger, logging.WARNING),
-            reraise=True,
         ):
-            with attempt, self._breaker.guarded():
-                return await self._send_once(commands)
-        raise AssertionError("tenacity returns or raises")
+            with attempt:
+                try:
+                    await self._converse()
+                except _AWAY as error:
+                    if self._give_up(error) and self._answers == answers:
+                        raise
 
-    async def _send_once(self, commands: Sequence[tuple[Argument, ...]]) -> list[Any]:
-        answers = await self._round_trips.send(commands)
-        for position, answer in enumerate(answers):
-            if isinstance(answer, NoScriptError):
-                # A restarted Redis has forgotten the scripts. The rest is sent again from here on, so
-                # that the order of one job's writes stays as it was.
-                await self._load_scripts()
-                return [*answers[:position], *await self._send_once(commands[position:])]
-            if _not_now(answer):
-                raise RedisConnectionError(str(answer))
-        return answers
+    def _give_up(self, error: Exception) -> bool:
+        """Fail the commands whose patience is over. Returns whether others still wait."""
+        if self._patience_s is not None:
+            deadline = time.monotonic() - self._patience_s
+            while self._unsent and self._unsent[0].since <= deadline:
+                _fail(self._unsent.popleft(), _unreachable(error))
+        if not self._unsent:
+            self._arrived.clear()
+        return bool(self._unsent)
 
-    async def _load_scripts(self) -> None:
-        for script in scripts.ALL:
-            await self._client.script_load(script.text)
-
-
-def _not_now(answer: object) -> bool:
-    return isinstance(answer, _NOT_NOW) or (
-        isinstance(answer, ResponseError) and str(answer).startswith(_NOT_NOW_CODES)
-    )
+    def _fail(self, error: ServiceUnreachableError) -> None:
+        for waiting in (*self._unanswered, *self._unsent):
+            _fail(waiting, error)
+        self._unanswered.clear()
+        self._unsent.clear()
+        self._arrived.clear()
 
 
-def _fail(waiting: list[_Waiting], error: ServiceUnreachableError) -> None:
-    for _, answer in waiting:
-        if not answer.done():
-            answer.set_exception(error)
+def _fail(waiting: _Waiting, error: ServiceUnreachableError) -> None:
+    if not waiting.answer.done():
+        waiting.answer.set_exception(error)
 
 
 def _closed() -> ServiceUnreachableError:

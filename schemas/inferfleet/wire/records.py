@@ -38,11 +38,7 @@ READ_BATCH = 500
 
 
 class JobRecords:
-    """The records of all jobs. What many tasks do at once goes through one pipeline.
-
-    A busy worker gives the starts another one, so that they are under way while the commits are. A job's own
-    writes are still in order, since its start is awaited before all others.
-    """
+    """The records of all jobs. What many tasks do at once goes through one pipeline."""
 
     def __init__(
         self,
@@ -50,10 +46,8 @@ class JobRecords:
         pipeline: CommandPipeline,
         result_ttl_s: int,
         queued_ttl_s: int,
-        start_pipeline: CommandPipeline | None = None,
     ) -> None:
         self._pipeline = pipeline
-        self._start_pipeline = start_pipeline or pipeline
         self._replies = Replies(pipeline)
         self._result_ttl_s = result_ttl_s
         self._queued_ttl_s = queued_ttl_s
@@ -127,27 +121,25 @@ class JobRecords:
         ``alone`` says that no other suspect runs beside it (see ``SUSPECT_AFTER``).
         """
         now = datetime.now(UTC)
-        verdict, attempt, tokens, wasted, charged, waiting = await self._start_pipeline.enqueue(
-            *scripts.call(
-                scripts.START,
-                (job_key(job.id), journal_key(job.id)),
-                _milliseconds(now),
-                int(lease_s * 1000),
-                self._queued_ttl_s,
-                worker_id,
-                now.isoformat(),
-                job.max_attempts,
-                _milliseconds(job.expires_at) if job.expires_at else "",
-                int(resumable),
-                job.pool,
-                int(job.priority),
-                reply_to,
-                _milliseconds(job.submitted_at),
-                token,
-                int(alone),
-                SUSPECT_AFTER,
-                job.max_attempts * DEATHS_PER_ATTEMPT,
-            )
+        verdict, attempt, tokens, wasted, charged, waiting = await self._call(
+            scripts.START,
+            (job_key(job.id), journal_key(job.id)),
+            _milliseconds(now),
+            int(lease_s * 1000),
+            self._queued_ttl_s,
+            worker_id,
+            now.isoformat(),
+            job.max_attempts,
+            _milliseconds(job.expires_at) if job.expires_at else "",
+            int(resumable),
+            job.pool,
+            int(job.priority),
+            reply_to,
+            _milliseconds(job.submitted_at),
+            token,
+            int(alone),
+            SUSPECT_AFTER,
+            job.max_attempts * DEATHS_PER_ATTEMPT,
         )
         if verdict == b"busy":
             return Started(

@@ -1,4 +1,4 @@
-"""Acknowledgements, batched naturally: what finishes while one write is in flight goes out with the next.
+"""Acknowledgements, batched naturally: what finishes within one turn of the event loop goes out together.
 
 A contiguous run of finished deliveries is one ``multiple`` ack; the others go singly. Only ``multiple``
 acks would be cheaper still, but then one slow job would hold the prefetch credit of all behind it.
@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from typing import cast
 
 import aiormq.abc
 from aio_pika.exceptions import AMQPError, ChannelInvalidStateError
+
+from inferfleet.wire.frames import acknowledgement
+from inferfleet.wire.stream import FrameStream
 
 logger = logging.getLogger(__name__)
 
@@ -21,14 +25,15 @@ BROKEN = (AMQPError, ChannelInvalidStateError, ConnectionError)
 class Acknowledger:
     """Acks the deliveries of one channel. It never names a tag twice: RabbitMQ would close the channel."""
 
-    def __init__(self, channel: aiormq.abc.AbstractChannel) -> None:
+    def __init__(self, channel: aiormq.abc.AbstractChannel, stream: FrameStream) -> None:
         self._channel = channel
+        self._closing = cast("asyncio.Future[None]", channel.closing)
+        self._stream = stream
         self._unsettled: dict[int, None] = {}
         """Tags in order of delivery, which is ascending."""
         self._finished: set[int] = set()
         self._returning: set[int] = set()
         """Tags that go back to the queue. Until that is written, no ``multiple`` ack may reach past them."""
-        self._arrived = asyncio.Event()
 
     @property
     def unsettled(self) -> int:
@@ -60,28 +65,23 @@ class Acknowledger:
     def ack(self, tag: int) -> None:
         """Put an ack into the next batch. A tag that is settled already, or about to be, is left alone."""
         if self.holds(tag):
+            if not self._finished:
+                asyncio.get_running_loop().call_soon(self.flush)
             self._finished.add(tag)
-            self._arrived.set()
 
-    async def run(self) -> None:
-        """Write batches until cancelled."""
-        while True:
-            await self._arrived.wait()
-            await self.flush()
+    def flush(self) -> None:
+        """Write what is finished now.
 
-    async def flush(self) -> None:
-        """Write what is finished now."""
-        self._arrived.clear()
+        On a channel that is no more this does nothing: the broker delivers these again, finds each terminal,
+        and the ack comes then.
+        """
         prefix, singles = self._take()
-        last = len(singles) - 1
-        try:
-            if prefix is not None:
-                await self._channel.basic_ack(prefix, multiple=True, wait=not singles)
-            for position, tag in enumerate(singles):
-                await self._channel.basic_ack(tag, wait=position == last)
-        except BROKEN as error:
-            # The broker will deliver these again, find each terminal, and the ack comes then.
-            logger.info("acks lost with the connection (%s)", error)
+        if self._closing.done():
+            return
+        acks = [] if prefix is None else [acknowledgement(self._channel.number, prefix, multiple=True)]
+        acks += (acknowledgement(self._channel.number, tag, multiple=False) for tag in singles)
+        if acks:
+            self._stream.write(b"".join(acks))
 
     def _take(self) -> tuple[int | None, list[int]]:
         """Split what is finished into the end of the contiguous prefix and the rest."""

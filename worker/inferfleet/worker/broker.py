@@ -24,7 +24,6 @@ from inferfleet.schemas.settings import WorkerSettings
 from inferfleet.wire.amqp import connection_errors, declare_pool, open_amqp
 from inferfleet.wire.frames import DELIVER, Contents, Properties, delivery
 from inferfleet.wire.stream import FrameStream
-from inferfleet.wire.tasks import cancel_and_wait
 from inferfleet.worker.acknowledger import BROKEN, Acknowledger
 
 logger = logging.getLogger(__name__)
@@ -81,7 +80,7 @@ class Session:
         """Which consumer took each delivery that is held."""
         self._changing = asyncio.Lock()
         self._cancelled = asyncio.Event()
-        self.acknowledger = Acknowledger(channel)
+        self.acknowledger = Acknowledger(channel, stream)
         self.parked = 0
         """Deliveries that only wait here, and for which others may be taken."""
         channel.on_consumer_cancel_callbacks.add(self._on_cancel)
@@ -208,9 +207,7 @@ async def open_session(
             session = Session(
                 await channel.get_underlay_channel(), connection.stream, queue.name, on_delivery
             )
-        acknowledging = asyncio.create_task(session.acknowledger.run())
         try:
             yield session
-            await session.acknowledger.flush()
         finally:
-            await cancel_and_wait(acknowledging)
+            session.acknowledger.flush()

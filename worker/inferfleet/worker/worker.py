@@ -101,10 +101,8 @@ class Worker:
             asyncio.TaskGroup() as background,
         ):
             pipeline = CommandPipeline(client, patience_s=None)
-            start_pipeline = CommandPipeline(client, patience_s=None)
             records = JobRecords(
                 pipeline=pipeline,
-                start_pipeline=start_pipeline,
                 result_ttl_s=settings.result_ttl_s,
                 queued_ttl_s=settings.queued_ttl_s,
             )
@@ -136,7 +134,6 @@ class Worker:
             chores = [
                 beating,
                 background.create_task(pipeline.run()),
-                background.create_task(start_pipeline.run()),
                 background.create_task(journal.write_first()),
                 background.create_task(journal.write_streamed()),
                 background.create_task(journal.write_all()),
