@@ -202,6 +202,8 @@ class CommandPipeline:
             with attempt:
                 try:
                     await self._converse()
+                except _ScriptsForgottenError:
+                    raise
                 except _AWAY as error:
                     if self._give_up(error) and self._answers == answers:
                         raise

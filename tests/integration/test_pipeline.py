@@ -1,0 +1,161 @@
+"""Commands of many tasks on one connection to Redis, and what becomes of them when it breaks."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+import redis.asyncio as aioredis
+from redis.exceptions import ResponseError
+from tests.integration.conftest import PATIENCE_S
+
+from inferfleet.local.chaos.proxy import Direction, Proxy
+from inferfleet.local.services import Services
+from inferfleet.schemas.errors import ServiceUnreachableError
+from inferfleet.wire.pipeline import WRITE_LIMIT, CommandPipeline
+from inferfleet.wire.redis import redis_client
+from inferfleet.wire.tasks import cancel_and_wait
+
+SOCKET_TIMEOUT_S = 0.3
+
+
+@pytest.fixture
+async def link(services: Services) -> AsyncIterator[Proxy]:
+    """The way to Redis, which a test may disturb."""
+    async with Proxy(services.redis_url) as link:
+        yield link
+
+
+@asynccontextmanager
+async def running(url: str, *, patience_s: float | None) -> AsyncIterator[CommandPipeline]:
+    client = redis_client(url, socket_timeout_s=SOCKET_TIMEOUT_S)
+    pipeline = CommandPipeline(client, patience_s=patience_s)
+    sending = asyncio.create_task(pipeline.run())
+    try:
+        yield pipeline
+    finally:
+        await asyncio.wait_for(cancel_and_wait(sending), PATIENCE_S)
+        await client.aclose()
+
+
+@pytest.fixture
+async def impatient(link: Proxy) -> AsyncIterator[CommandPipeline]:
+    async with running(link.url, patience_s=0) as pipeline:
+        yield pipeline
+
+
+@pytest.fixture
+async def patient(link: Proxy) -> AsyncIterator[CommandPipeline]:
+    async with running(link.url, patience_s=None) as pipeline:
+        yield pipeline
+
+
+@pytest.fixture
+def key(pool: str) -> str:
+    """A key that no other test uses."""
+    return f"test:pipeline:{pool}"
+
+
+async def test_commands_run_in_the_order_given_and_each_gets_its_own_answer(
+    impatient: CommandPipeline, key: str
+) -> None:
+    answers = [impatient.enqueue("INCR", key) for _ in range(3 * WRITE_LIMIT)]
+    assert await asyncio.gather(*answers) == list(range(1, 3 * WRITE_LIMIT + 1))
+
+
+async def test_commands_and_answers_larger_than_any_buffer_pass_each_other(
+    impatient: CommandPipeline,
+) -> None:
+    """Neither side may wait with reading until the other has read."""
+    texts = [bytes([number]) * 1_000_000 for number in range(60)]
+    answers = await asyncio.wait_for(
+        asyncio.gather(*(impatient.enqueue("ECHO", text) for text in texts)), PATIENCE_S
+    )
+    assert answers == texts
+
+
+async def test_a_refused_command_is_an_error_for_nobody_else(impatient: CommandPipeline, key: str) -> None:
+    outcomes = await asyncio.gather(
+        impatient.enqueue("SET", key, "text"),
+        impatient.enqueue("INCR", key),
+        impatient.enqueue("GET", key),
+        return_exceptions=True,
+    )
+    assert isinstance(outcomes[1], ResponseError)
+    assert outcomes[2] == b"text"
+
+
+async def test_who_stops_waiting_does_not_shift_the_answers_of_others(
+    impatient: CommandPipeline, key: str
+) -> None:
+    first, second = (asyncio.create_task(impatient.execute("INCR", key)) for _ in range(2))
+    await asyncio.sleep(0)
+    first.cancel()
+    assert await second == 2
+
+
+async def test_what_has_no_answer_when_the_link_breaks_is_sent_again_in_order(
+    link: Proxy, patient: CommandPipeline, store: aioredis.Redis, key: str
+) -> None:
+    await patient.execute("PING")
+    link.hold(Direction.TO_CLIENT)
+    values = [str(number) for number in range(2 * WRITE_LIMIT)]
+    answers = [patient.enqueue("SET", key, value) for value in values]
+    async with asyncio.timeout(PATIENCE_S):
+        while await store.get(key) is None:
+            await asyncio.sleep(0.01)
+        link.reset()
+        link.heal()
+        assert len(await asyncio.gather(*answers)) == len(values)
+    assert await store.get(key) == values[-1].encode()
+
+
+async def test_a_redis_that_owes_an_answer_for_too_long_counts_as_away(
+    link: Proxy, impatient: CommandPipeline
+) -> None:
+    await impatient.execute("PING")
+    link.hold(Direction.TO_CLIENT)
+    with pytest.raises(ServiceUnreachableError, match="no answer for"):
+        await asyncio.wait_for(impatient.execute("PING"), PATIENCE_S)
+    link.heal()
+    assert await impatient.execute("ECHO", "there again") == b"there again"
+
+
+async def test_each_command_has_a_patience_of_its_own(link: Proxy) -> None:
+    async with running(link.url, patience_s=2.0) as pipeline:
+        await pipeline.execute("PING")
+        link.hold(*Direction)
+        link.reset()
+        early = pipeline.enqueue("PING")
+        await asyncio.sleep(1.5)
+        late = pipeline.enqueue("ECHO", "late")
+        with pytest.raises(ServiceUnreachableError, match="Redis does not answer"):
+            await asyncio.wait_for(early, PATIENCE_S)
+        assert not late.done()
+        link.heal()
+        assert await asyncio.wait_for(late, PATIENCE_S) == b"late"
+
+
+@pytest.mark.usefixtures("real_redis")
+async def test_an_idle_connection_that_redis_closed_costs_nobody_an_error(
+    impatient: CommandPipeline, store: aioredis.Redis
+) -> None:
+    ours: int = await impatient.execute("CLIENT", "ID")
+    await store.execute_command("CLIENT", "KILL", "ID", ours)
+    async with asyncio.timeout(PATIENCE_S):
+        while ours in {int(client["id"]) for client in await store.client_list()}:
+            await asyncio.sleep(0.01)
+    await asyncio.sleep(0.05)
+    assert await impatient.execute("ECHO", "again") == b"again"
+
+
+async def test_a_pipeline_that_ended_says_so_to_those_who_wait_and_those_who_come(link: Proxy) -> None:
+    async with running(link.url, patience_s=None) as pipeline:
+        link.hold(Direction.TO_CLIENT)
+        waiting = pipeline.enqueue("PING")
+        await asyncio.sleep(0.01)
+    for answer in (waiting, pipeline.enqueue("PING")):
+        with pytest.raises(ServiceUnreachableError, match="closed"):
+            await answer
