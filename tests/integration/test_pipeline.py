@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
@@ -29,7 +29,7 @@ async def link(services: Services) -> AsyncIterator[Proxy]:
 
 
 @asynccontextmanager
-async def running(url: str, *, patience_s: float | None) -> AsyncIterator[CommandPipeline]:
+async def running(url: str, *, patience_s: float | None) -> AsyncGenerator[CommandPipeline]:
     client = redis_client(url, socket_timeout_s=SOCKET_TIMEOUT_S)
     pipeline = CommandPipeline(client, patience_s=patience_s)
     sending = asyncio.create_task(pipeline.run())

@@ -28,9 +28,10 @@ class Confirms:
         self._number = channel.number
         self._frame_max = frame_max
         self._last_tag = 0
-        self._unconfirmed: dict[int, asyncio.Future[None]] = {}
-        """What waits for its confirm, by its tag: the how manieth message of the channel it is."""
-        self._mandatory: dict[str, asyncio.Future[None]] = {}
+        self._unconfirmed: dict[int, asyncio.Future[Exception | None]] = {}
+        """What waits for its confirm, by its tag: messages of a channel are counted from 1. The future holds
+        what went wrong, as a value, since whoever waited may be gone."""
+        self._mandatory: dict[str, asyncio.Future[Exception | None]] = {}
         """Those that may be returned, by the message's id."""
         self._returns = Contents(RETURN, self._on_return)
         self._closing = cast("asyncio.Future[None]", channel.closing)
@@ -61,7 +62,7 @@ class Confirms:
             body=body,
             frame_max=self._frame_max,
         )
-        confirmed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        confirmed: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
         self._last_tag = tag = self._last_tag + 1
         self._unconfirmed[tag] = confirmed
         message_id = str(properties.message_id)
@@ -70,11 +71,13 @@ class Confirms:
         self._stream.write(frames)
         try:
             await self._stream.drain()
-            await confirmed
+            problem = await confirmed
         finally:
             self._unconfirmed.pop(tag, None)
             if mandatory:
-                del self._mandatory[message_id]
+                self._mandatory.pop(message_id, None)
+        if problem is not None:
+            raise problem
 
     def _take(self, kind: int, payload: bytes) -> bool:
         if kind == METHOD and payload.startswith((ACK, NACK)):
@@ -89,10 +92,9 @@ class Confirms:
             if confirmed is None or confirmed.done():
                 # Nobody waits any more, or it came back just before.
                 continue
-            if refused:
-                confirmed.set_exception(RefusedError("the broker refused the message: the queue is full"))
-            else:
-                confirmed.set_result(None)
+            confirmed.set_result(
+                RefusedError("the broker refused the message: the queue is full") if refused else None
+            )
 
     def _on_return(self, method: bytes, properties: Properties, _: bytes) -> None:
         # Its confirm follows.
@@ -100,14 +102,14 @@ class Confirms:
         returned.unmarshal(method[4:])
         confirmed = self._mandatory.get(properties.get("message_id", ""))
         if confirmed is not None and not confirmed.done():
-            confirmed.set_exception(
+            confirmed.set_result(
                 UnroutableError(f"{returned.reply_text}, routing key {returned.routing_key!r}")
             )
 
     def _on_closing(self, closing: asyncio.Future[None]) -> None:
         for confirmed in self._unconfirmed.values():
             if not confirmed.done():
-                confirmed.set_exception(_broken(closing))
+                confirmed.set_result(_broken(closing))
 
 
 def _broken(closing: asyncio.Future[Any]) -> ConnectionError:

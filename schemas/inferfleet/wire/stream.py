@@ -48,7 +48,10 @@ class FrameStream(TransportFactory):
 
         """
         if self._writer is not None:
-            await self._writer.drain()
+            try:
+                await self._writer.drain()
+            except OSError as error:
+                raise ConnectionError(str(error)) from error
 
     async def create(self, url: URL, **kwargs: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Connect, as aiormq's own transports do."""
