@@ -131,7 +131,7 @@ async def test_each_command_has_a_patience_of_its_own(link: Proxy) -> None:
         early = pipeline.enqueue("PING")
         await asyncio.sleep(1.5)
         late = pipeline.enqueue("ECHO", "late")
-        with pytest.raises(ServiceUnreachableError, match="Redis does not answer"):
+        with pytest.raises(ServiceUnreachableError, match="Redis"):
             await asyncio.wait_for(early, PATIENCE_S)
         assert not late.done()
         link.heal()

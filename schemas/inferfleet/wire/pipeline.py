@@ -26,7 +26,7 @@ from redis.exceptions import (
 )
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
-from tenacity import AsyncRetrying, before_sleep_log, retry_if_exception_type, wait_random_exponential
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
 from inferfleet.schemas.errors import ServiceUnreachableError
 from inferfleet.wire.breaker import Breaker
@@ -48,6 +48,9 @@ _NOT_NOW = (ClusterDownError, OutOfMemoryError, ReadOnlyError, TryAgainError)
 
 _NOT_NOW_CODES = ("BUSY ", "MISCONF ", "NOREPLICAS ")
 """The same, where redis-py has no exception of its own and leaves the code in the text."""
+
+
+_BACKOFF = wait_random_exponential(multiplier=0.05, max=2.0)
 
 
 class _ScriptsForgottenError(RedisConnectionError):
@@ -195,9 +198,7 @@ class CommandPipeline:
         """Try again and again, until an answer comes or nobody waits any more."""
         answers = self._answers
         async for attempt in AsyncRetrying(
-            retry=retry_if_exception_type(_AWAY),
-            wait=wait_random_exponential(multiplier=0.05, max=2.0),
-            before_sleep=before_sleep_log(logger, logging.WARNING),
+            retry=retry_if_exception_type(_AWAY), wait=self._pause, before_sleep=_log_retry
         ):
             with attempt:
                 try:
@@ -207,6 +208,13 @@ class CommandPipeline:
                 except _AWAY as error:
                     if self._give_up(error) and self._answers == answers:
                         raise
+
+    def _pause(self, attempt: RetryCallState) -> float:
+        """How long to wait before the next attempt, in seconds: not longer than the oldest command does."""
+        pause_s = _BACKOFF(attempt)
+        if self._patience_s is None or not self._unsent:
+            return pause_s
+        return max(0.0, min(pause_s, self._unsent[0].since + self._patience_s - time.monotonic()))
 
     def _give_up(self, error: Exception) -> bool:
         """Fail the commands whose patience is over. Returns whether others still wait."""
@@ -224,6 +232,15 @@ class CommandPipeline:
         self._unanswered.clear()
         self._unsent.clear()
         self._arrived.clear()
+
+
+def _log_retry(attempt: RetryCallState) -> None:
+    assert attempt.outcome is not None  # noqa: S101 - an attempt that is repeated has failed
+    logger.warning(
+        "Redis does not answer, trying again in %.1f s (%s)",
+        attempt.upcoming_sleep,
+        attempt.outcome.exception(),
+    )
 
 
 def _fail(waiting: _Waiting, error: ServiceUnreachableError) -> None:

@@ -39,23 +39,25 @@ class RedisLine:
     @classmethod
     @asynccontextmanager
     async def opened(cls, client: aioredis.Redis) -> AsyncGenerator[Self]:
-        """Open a connection like those of the client, and close it in the end.
+        """Take a connection of the client's, and close it in the end.
 
         Raises:
             redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, OSError: There is none to be had.
 
         """
         pool: Any = client.connection_pool
-        connection: Any = pool.make_connection()
+        connection: AbstractConnection = await pool.get_connection()
         timeout_s: float | None = connection.socket_timeout
+        # With a timeout, redis-py gives each write a task, and Python 3.11's wait_for may swallow a
+        # cancellation there.
+        connection.socket_timeout = None
         try:
-            await connection.connect()
-            # With a timeout, redis-py gives each write a task, and Python 3.11's wait_for may swallow a
-            # cancellation there.
-            connection.socket_timeout = None
             yield cls(client, connection, timeout_s=timeout_s)
         finally:
+            connection.socket_timeout = timeout_s
+            # Answers that nobody reads must not be taken for those of others.
             await connection.disconnect(nowait=True)
+            await pool.release(connection)
 
     async def write(self, commands: Sequence[tuple[Argument, ...]]) -> None:
         """Send commands.
