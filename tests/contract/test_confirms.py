@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
+import aio_pika
 import pytest
 from aio_pika.abc import AbstractChannel, AbstractQueue
 from pamqp.commands import Basic
@@ -15,6 +17,7 @@ from inferfleet.local.chaos.proxy import Direction, Proxy
 from inferfleet.local.services import Services
 from inferfleet.wire.amqp import Connection, open_amqp
 from inferfleet.wire.confirms import Confirms, RefusedError, UnroutableError
+from inferfleet.wire.publishing import ConfirmChannel
 
 
 @pytest.fixture
@@ -67,6 +70,16 @@ async def test_only_the_message_for_nobody_is_returned(
     )
     assert [type(outcome) for outcome in outcomes] == [type(None), UnroutableError, type(None)]
     assert f"{name}.nobody" in str(outcomes[1])
+
+
+async def test_a_message_without_an_id_is_returned_as_well(contract_services: Services, name: str) -> None:
+    async with aclosing(
+        ConfirmChannel(
+            contract_services.amqp_url, connect_timeout_s=10, confirm_timeout_s=10, name="confirms"
+        )
+    ) as channel:
+        with pytest.raises(UnroutableError):
+            await channel.publish("", aio_pika.Message(b"x"), routing_key=name, mandatory=True)
 
 
 async def test_a_full_queue_refuses_until_there_is_room(

@@ -87,6 +87,19 @@ async def test_a_refused_command_is_an_error_for_nobody_else(impatient: CommandP
     assert outcomes[2] == b"text"
 
 
+async def test_what_redis_cannot_be_given_is_an_error_for_nobody_else(
+    impatient: CommandPipeline, key: str
+) -> None:
+    outcomes = await asyncio.gather(
+        impatient.enqueue("SET", key, "text"),
+        impatient.enqueue("GET", "\ud800"),
+        impatient.enqueue("GET", key),
+        return_exceptions=True,
+    )
+    assert isinstance(outcomes[1], UnicodeEncodeError)
+    assert outcomes[2] == b"text"
+
+
 async def test_who_stops_waiting_does_not_shift_the_answers_of_others(
     impatient: CommandPipeline, key: str
 ) -> None:

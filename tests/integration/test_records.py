@@ -143,6 +143,18 @@ async def test_the_client_hears_of_the_end_through_its_reply_stream(
     assert await store.ttl(reply_key("client")) > 0
 
 
+async def test_a_copy_of_a_start_that_comes_after_the_release_starts_nothing(
+    records: JobRecords, job: Job
+) -> None:
+    """Bytes of a connection that was given up may arrive late."""
+    first = await start(records, job, token="held up")
+    await release(records, job, first.fence, 0)
+    late = await start(records, job, token="held up")
+    assert late.verdict is Verdict.BUSY
+    assert (await records.get(job.id)).state is JobState.QUEUED
+    assert (await start(records, job)).verdict is Verdict.STARTED
+
+
 async def test_a_released_job_is_continued_from_its_tokens(
     records: JobRecords, job: Job, store: aioredis.Redis
 ) -> None:

@@ -13,14 +13,18 @@ from typing import Any
 
 import pytest
 import redis.asyncio as aioredis
+from redis.exceptions import ResponseError
 from tests.integration.conftest import PATIENCE_S, Connect, StartWorker, answer_to, kinds_of, read_all
 
 from inferfleet.local.services.free_port import free_port
 from inferfleet.local.services.reaper import Reaper
 from inferfleet.local.services.redis_process import RedisProcess, redis_binary
 from inferfleet.producer import Fleet
+from inferfleet.producer.background import background
 from inferfleet.schemas import Job
 from inferfleet.schemas.errors import ServiceUnreachableError
+from inferfleet.wire.pipeline import CommandPipeline
+from inferfleet.wire.redis import redis_client
 
 pytestmark = pytest.mark.skipif(redis_binary() is None, reason="no redis-server here")
 
@@ -169,6 +173,26 @@ async def test_scripts_that_redis_has_forgotten_are_loaded_again(
     jobs = await impatient.submit_many([f"after {number}" for number in range(50)], pool=pool)
     records = await impatient.get_many(jobs)
     assert all(records.values())
+
+
+async def test_a_redis_that_is_busy_when_it_is_connected_to_is_waited_for(
+    own_redis: RedisProcess, operator: aioredis.Redis
+) -> None:
+    """It refuses to select the database, too."""
+    await operator.config_set("busy-reply-threshold", 1)
+    busy = asyncio.create_task(operator.eval("while true do end", 0))  # type: ignore[arg-type]
+    client = redis_client(own_redis.url.removesuffix("/0") + "/1")
+    pipeline = CommandPipeline(client, patience_s=None)
+    async with background(pipeline.run()):
+        waiting = pipeline.enqueue("ECHO", "at last")
+        done, _ = await asyncio.wait({waiting}, timeout=0.5)
+        assert not done
+        async with aioredis.Redis.from_url(own_redis.url) as another:
+            await another.script_kill()
+        assert await asyncio.wait_for(waiting, PATIENCE_S) == b"at last"
+    with pytest.raises(ResponseError, match="killed"):
+        await busy
+    await client.aclose()
 
 
 async def test_a_client_that_was_closed_says_so(connect: Connect, own_redis: RedisProcess) -> None:

@@ -25,7 +25,10 @@ class Channel:
         self.open.set()
         self.closing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    def write(self, frames: bytes) -> None:
+    def write(self, number: int, frames: bytes) -> None:
+        assert number == self.number
+        if self.closing.done():
+            return
         while frames:
             consumed, channel, ack = unmarshal(frames)
             frames = frames[consumed:]

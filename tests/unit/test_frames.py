@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pamqp import frame as pamqp_frame
 from pamqp.body import ContentBody
-from pamqp.commands import Basic
+from pamqp.commands import Basic, Channel
 from pamqp.header import ContentHeader
 from pamqp.heartbeat import Heartbeat
 
@@ -148,6 +148,19 @@ def test_a_message_is_spelled(exchange: str, routing_key: str, size: int) -> Non
     assert all(0 < len(part.value) <= 16 for _, part in bodies)
 
 
+def test_a_broker_without_a_limit_gets_the_whole_body() -> None:
+    data = publishing(
+        OURS,
+        exchange="",
+        routing_key="q",
+        mandatory=False,
+        properties=Basic.Properties(),
+        body=b"x" * 200_000,
+        frame_max=0,
+    )
+    assert sum(len(frame.value) for _, frame in unspelled(data)[2:]) == 200_000
+
+
 def test_a_property_that_cannot_be_spelled_is_an_error() -> None:
     with pytest.raises((TypeError, ValueError)):
         publishing(
@@ -238,3 +251,15 @@ async def test_a_frame_that_breaks_off_is_left_to_aiormq() -> None:
     reader.feed_data(half)
     reader.feed_eof()
     assert await reader.read() == half
+
+
+async def test_after_the_end_of_a_channel_nothing_is_taken() -> None:
+    end = Basic.Cancel(consumer_tag="c")
+    messages, others = await sorted_out(
+        spelled(Channel.Close(reply_code=404, reply_text="", class_id=0, method_id=0))
+        + message(1, "late", b"x")
+        + spelled(end)
+    )
+    assert messages == []
+    names = ["Channel.Close", "Basic.Deliver", "ContentHeader", "ContentBody", "Basic.Cancel"]
+    assert [frame.name for _, frame in others] == names

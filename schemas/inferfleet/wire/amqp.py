@@ -37,6 +37,9 @@ from inferfleet.wire.stream import FrameStream
 HEARTBEAT_S = 20
 """How soon a cut-off peer is noticed: after two missed heartbeats. A ``heartbeat`` in the URL wins."""
 
+CLOSE_TIMEOUT_S = 10.0
+"""How long the broker may take to let us go. Out of memory or disk, it reads nothing from publishers."""
+
 # StopAsyncIteration is what aiormq raises when the other end hangs up during the handshake: a broker that
 # is just starting, or a load balancer with nothing behind it.
 _NO_ANSWER = (
@@ -113,8 +116,14 @@ async def open_amqp(url: str, *, timeout_s: float, name: str) -> AsyncGenerator[
             client_properties={"connection_name": name},
             connection_class=Connection,
         )
-    async with connection:
+    try:
         yield connection
+    finally:
+        try:
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                await connection.close()
+        except TimeoutError:
+            connection.stream.abort()
 
 
 async def declare_exchanges(channel: AbstractChannel) -> AbstractExchange:

@@ -51,8 +51,6 @@ class Confirms:
             ConnectionError: The channel is no more. The message may be queued or not.
 
         """
-        if self._closing.done():
-            raise _broken(self._closing)
         frames = publishing(
             self._number,
             exchange=exchange,
@@ -62,15 +60,18 @@ class Confirms:
             body=body,
             frame_max=self._frame_max,
         )
+        # First: while the broker does not read, nothing is written that nobody waits for any more.
+        await self._stream.drain()
+        if self._closing.done():
+            raise _broken(self._closing)
         confirmed: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
         self._last_tag = tag = self._last_tag + 1
         self._unconfirmed[tag] = confirmed
         message_id = str(properties.message_id)
         if mandatory:
             self._mandatory[message_id] = confirmed
-        self._stream.write(frames)
+        self._stream.write(self._number, frames)
         try:
-            await self._stream.drain()
             problem = await confirmed
         finally:
             self._unconfirmed.pop(tag, None)

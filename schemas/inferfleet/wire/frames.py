@@ -13,7 +13,8 @@ from functools import lru_cache
 from typing import Any, Final
 
 from pamqp import decode
-from pamqp.commands import Basic
+from pamqp.base import Frame
+from pamqp.commands import Basic, Channel
 from pamqp.header import ContentHeader
 
 METHOD: Final = 1
@@ -28,6 +29,9 @@ FRAME_END: Final = b"\xce"
 
 FRAME_OVERHEAD: Final = FRAME_START.size + len(FRAME_END)
 """Bytes of a frame that are not its payload."""
+
+UNLIMITED_FRAME: Final = 131_072
+"""The frames that we write when the broker sets no limit, which is a ``frame_max`` of 0."""
 
 HEARTBEAT: Final = b"\x08\x00\x00\x00\x00\x00\x00" + FRAME_END
 """A sign of life (4.2.7)."""
@@ -68,7 +72,7 @@ _PROPERTIES: Final[tuple[tuple[str, Read], ...]] = (
 """In the order of their flags (4.2.6.1), and how each is read."""
 
 
-def _method(frame: type[Basic.Deliver | Basic.Ack | Basic.Nack | Basic.Return | Basic.Publish]) -> bytes:
+def _method(frame: type[Frame]) -> bytes:
     """The first four bytes of a method's payload: its class and itself."""
     return frame.index.to_bytes(4, "big")
 
@@ -77,6 +81,7 @@ DELIVER: Final = _method(Basic.Deliver)
 RETURN: Final = _method(Basic.Return)
 ACK: Final = _method(Basic.Ack)
 NACK: Final = _method(Basic.Nack)
+CHANNEL_ENDS: Final = (_method(Channel.Close), _method(Channel.CloseOk))
 
 
 def delivery(method: bytes) -> tuple[int, str]:
@@ -113,7 +118,7 @@ def publishing(
 
     """
     header = ContentHeader(body_size=len(body), properties=properties).marshal()
-    most = frame_max - FRAME_OVERHEAD
+    most = (frame_max or UNLIMITED_FRAME) - FRAME_OVERHEAD
     bodies = (body[start : start + most] for start in range(0, len(body), most))
     return b"".join(
         (

@@ -30,8 +30,9 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wai
 
 from inferfleet.schemas.errors import ServiceUnreachableError
 from inferfleet.wire.breaker import Breaker
-from inferfleet.wire.redis_line import RedisLine
+from inferfleet.wire.redis_line import RedisLine, pack
 from inferfleet.wire.scripts import Argument
+from inferfleet.wire.tasks import cancel_and_wait
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +62,8 @@ class _ScriptsForgottenError(RedisConnectionError):
 class _Waiting:
     """A command, and who waits for its answer since when."""
 
-    command: tuple[Argument, ...]
+    verb: Argument
+    packed: bytes
     answer: asyncio.Future[Any]
     since: float
 
@@ -87,6 +89,8 @@ class CommandPipeline:
         """When the last answer came, or the first command that waits for one was written."""
         self._answers = 0
         self._scripts_missing = False
+        self._answers_at_load = -1
+        """How many answers had come when the scripts were last loaded."""
         self._closed = False
 
     async def execute(self, *command: Argument) -> Any:
@@ -95,6 +99,7 @@ class CommandPipeline:
         Raises:
             ServiceUnreachableError: Redis stayed away for longer than ``patience_s``.
             redis.exceptions.ResponseError: Redis refused this command.
+            TypeError, ValueError: An argument is none that Redis could be given.
 
         """
         return await self.enqueue(*command)
@@ -105,7 +110,12 @@ class CommandPipeline:
         if self._closed:
             answer.set_exception(_closed())
             return answer
-        self._unsent.append(_Waiting(command, answer, time.monotonic()))
+        try:
+            packed = pack(command)
+        except (TypeError, ValueError) as error:
+            answer.set_exception(error)
+            return answer
+        self._unsent.append(_Waiting(command[0], packed, answer, time.monotonic()))
         self._arrived.set()
         return answer
 
@@ -115,13 +125,7 @@ class CommandPipeline:
             while True:
                 await self._arrived.wait()
                 try:
-                    await self._converse()
-                except _ScriptsForgottenError:
-                    continue
-                except _AWAY as error:
-                    if self._give_up(error):
-                        logger.warning("Redis does not answer, trying again (%s)", error)
-                        await self._outlast()
+                    await self._converse_or_outlast()
                 except Exception as error:
                     # Whatever it was, the waiting tasks must hear of it: a lost error here would hang them.
                     self._fail(_unreachable(error))
@@ -129,22 +133,46 @@ class CommandPipeline:
             self._closed = True
             self._fail(_closed())
 
+    async def _converse_or_outlast(self) -> None:
+        try:
+            await self._converse()
+        except _ScriptsForgottenError:
+            return
+        except _AWAY as error:
+            if not self._give_up(error):
+                return
+            logger.warning("Redis does not answer, trying again (%s)", error)
+        await self._outlast()
+
     async def _converse(self) -> None:
-        """Write commands and read answers until the connection breaks."""
+        """Write commands and read answers until the connection breaks, which is an error."""
         async with AsyncExitStack() as stack:
             with self._breaker.guarded():
-                line = await stack.enter_async_context(RedisLine.opened(self._client))
-                if self._scripts_missing:
-                    await line.load_scripts()
-                    self._scripts_missing = False
-            stack.callback(self._take_back)
+                line = await self._open(stack)
+            both_ways = [
+                asyncio.create_task(self._write(line)),
+                asyncio.create_task(self._read(line)),
+                asyncio.create_task(self._watch(line)),
+            ]
             try:
-                async with asyncio.TaskGroup() as both_ways:
-                    both_ways.create_task(self._write(line))
-                    both_ways.create_task(self._read(line))
-                    both_ways.create_task(self._watch(line))
-            except ExceptionGroup as broken:
-                raise broken.exceptions[0] from broken
+                broken, _ = await asyncio.wait(both_ways, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                await cancel_and_wait(*both_ways)
+                self._take_back()
+            for task in broken:
+                task.result()
+
+    async def _open(self, stack: AsyncExitStack) -> RedisLine:
+        try:
+            line = await stack.enter_async_context(RedisLine.opened(self._client))
+            if self._scripts_missing:
+                await line.load_scripts()
+                self._scripts_missing = False
+                self._answers_at_load = self._answers
+        except ResponseError as refusal:
+            self._check(refusal)
+            raise
+        return line
 
     async def _write(self, line: RedisLine) -> None:
         while True:
@@ -155,7 +183,7 @@ class CommandPipeline:
             if not self._unanswered:
                 self._heard_at = time.monotonic()
             self._unanswered.extend(batch)
-            await line.write([waiting.command for waiting in batch])
+            await line.write([waiting.packed for waiting in batch])
 
     async def _read(self, line: RedisLine) -> None:
         while True:
@@ -167,15 +195,17 @@ class CommandPipeline:
             self._heard_at = time.monotonic()
             if waiting.answer.done():
                 continue
-            if isinstance(answer, ResponseError):
-                waiting.answer.set_exception(answer)
-            else:
-                waiting.answer.set_result(line.readable(waiting.command, answer))
+            try:
+                waiting.answer.set_result(line.readable(waiting.verb, answer))
+            except Exception as error:
+                waiting.answer.set_exception(error)
 
     def _check(self, refusal: ResponseError) -> None:
         """Break the conversation off if the command should be sent again later, with all behind it."""
         if isinstance(refusal, NoScriptError):
             self._scripts_missing = True
+            if self._answers == self._answers_at_load:
+                raise RedisConnectionError(f"it forgets its scripts at once ({refusal})")
             raise _ScriptsForgottenError(str(refusal))
         if isinstance(refusal, _NOT_NOW) or str(refusal).startswith(_NOT_NOW_CODES):
             raise RedisConnectionError(str(refusal))

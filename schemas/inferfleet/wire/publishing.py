@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import AsyncExitStack
 from typing import Protocol
+from uuid import uuid4
 
 from aio_pika.abc import AbstractChannel
 from aio_pika.exceptions import AMQPError, ChannelInvalidStateError, ChannelNotFoundEntity
@@ -89,16 +90,14 @@ class ConfirmChannel:
             ServiceUnreachableError: There is no connection to be had.
 
         """
-        message_id = message.properties.message_id
-        if message_id is None:
-            await self._publish(exchange, message, routing_key, mandatory)
-            return
+        properties = message.properties
         # A returned message says its id, and not which of two it is.
+        properties.message_id = message_id = properties.message_id or uuid4().hex
         while (other := self._under_way.get(message_id)) is not None:
             await asyncio.wait([other])
         self._under_way[message_id] = ended = asyncio.get_running_loop().create_future()
         try:
-            await self._publish(exchange, message, routing_key, mandatory)
+            await self._publish(exchange, message.body, properties, routing_key, mandatory)
         finally:
             del self._under_way[message_id]
             ended.set_result(None)
@@ -123,15 +122,16 @@ class ConfirmChannel:
             raise ServiceUnreachableError(f"the connection to RabbitMQ broke ({error})") from error
         return True
 
-    async def _publish(self, exchange: str, message: Outgoing, routing_key: str, mandatory: bool) -> None:
+    async def _publish(
+        self, exchange: str, body: bytes, properties: Basic.Properties, routing_key: str, mandatory: bool
+    ) -> None:
         await self.channel()
         if self._confirms is None:
             raise ServiceUnreachableError("the connection to RabbitMQ was closed")
-        properties = message.properties
         try:
             async with asyncio.timeout(self._confirm_timeout_s):
                 await self._confirms.publish(
-                    exchange, message.body, properties, routing_key=routing_key, mandatory=mandatory
+                    exchange, body, properties, routing_key=routing_key, mandatory=mandatory
                 )
         except TimeoutError as error:
             raise PublishUnconfirmedError(

@@ -21,7 +21,7 @@ from inferfleet.wire import scripts
 from inferfleet.wire.scripts import Argument
 
 # hiredis' stub has a command of one word, and says nothing of the result.
-_packed = cast("Callable[[tuple[Argument, ...]], bytes]", hiredis.pack_command)
+pack = cast("Callable[[tuple[Argument, ...]], bytes]", hiredis.pack_command)
 
 
 class RedisLine:
@@ -59,14 +59,14 @@ class RedisLine:
             await connection.disconnect(nowait=True)
             await pool.release(connection)
 
-    async def write(self, commands: Sequence[tuple[Argument, ...]]) -> None:
+    async def write(self, packed: Sequence[bytes]) -> None:
         """Send commands.
 
         Raises:
-            redis.exceptions.ConnectionError, redis.exceptions.TimeoutError: The connection broke.
+            redis.exceptions.ConnectionError: The connection broke.
 
         """
-        await self._connection.send_packed_command([_packed(command) for command in commands])
+        await self._connection.send_packed_command(packed)
 
     async def answer(self) -> Any:
         """Wait for the next answer; a refused command's is its ``ResponseError``.
@@ -81,9 +81,11 @@ class RedisLine:
             return error
         return answer
 
-    def readable(self, command: tuple[Argument, ...], answer: Any) -> Any:
-        """Give the answer to a command the form that redis-py gives it."""
-        read = self._readable.get(command[0])
+    def readable(self, verb: Argument, answer: Any) -> Any:
+        """Give an answer the form that redis-py gives it. A refusal is raised."""
+        if isinstance(answer, ResponseError):
+            raise answer
+        read = self._readable.get(verb)
         return answer if read is None else read(answer)
 
     async def load_scripts(self) -> None:
@@ -95,7 +97,7 @@ class RedisLine:
 
         """
         async with asyncio.timeout(self.timeout_s):
-            await self.write([("SCRIPT", "LOAD", script.text) for script in scripts.ALL])
+            await self.write([pack(("SCRIPT", "LOAD", script.text)) for script in scripts.ALL])
             for _ in scripts.ALL:
                 if isinstance(answer := await self.answer(), ResponseError):
                     raise answer

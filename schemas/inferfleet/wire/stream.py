@@ -15,7 +15,7 @@ from aiormq.connection import SSLContextProvider, TransportFactory
 from aiormq.exceptions import AMQPConnectionError
 from yarl import URL
 
-from inferfleet.wire.frames import FRAME_OVERHEAD, FRAME_START, HEARTBEAT
+from inferfleet.wire.frames import CHANNEL_ENDS, FRAME_OVERHEAD, FRAME_START, HEARTBEAT, METHOD
 
 Taker = Callable[[int, bytes], bool]
 """Is shown a frame's type and payload. True if it took the frame."""
@@ -35,9 +35,16 @@ class FrameStream(TransportFactory):
         """From now on, show a channel's frames to ``taker`` first."""
         self._takers[channel] = taker
 
-    def write(self, frames: bytes) -> None:
-        """Write whole frames. On a connection that is no more, this does nothing."""
-        if self._writer is not None and not self._writer.is_closing():
+    def leave(self, channel: int) -> None:
+        """Neither take nor write frames of a channel any more, because it is about to be closed."""
+        self._takers.pop(channel, None)
+
+    def write(self, channel: int, frames: bytes) -> None:
+        """Write whole frames of a channel that frames are taken of.
+
+        On a channel or a connection that is no more, this does nothing.
+        """
+        if channel in self._takers and self._writer is not None and not self._writer.is_closing():
             self._writer.write(frames)
 
     async def drain(self) -> None:
@@ -52,6 +59,11 @@ class FrameStream(TransportFactory):
                 await self._writer.drain()
             except OSError as error:
                 raise ConnectionError(str(error)) from error
+
+    def abort(self) -> None:
+        """Break the connection; what was not sent yet is dropped."""
+        if self._writer is not None:
+            self._writer.transport.abort()
 
     async def create(self, url: URL, **kwargs: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Connect, as aiormq's own transports do."""
@@ -91,8 +103,9 @@ class FrameReader(asyncio.StreamReader):
             end = start + FRAME_OVERHEAD + size
             if end > len(data):
                 break
-            taker = self._takers.get(channel)
-            if taker is not None and taker(kind, data[start + FRAME_START.size : end - 1]):
+            if channel in self._takers and self._taken(
+                channel, kind, data[start + FRAME_START.size : end - 1]
+            ):
                 has_taken = True
                 if passed_on < start:
                     super().feed_data(data[passed_on:start])
@@ -105,6 +118,13 @@ class FrameReader(asyncio.StreamReader):
         if has_taken and self._clock() - self._alive_at > LIFE_SIGN_S:
             self._alive_at = self._clock()
             super().feed_data(HEARTBEAT)
+
+    def _taken(self, channel: int, kind: int, payload: bytes) -> bool:
+        if kind == METHOD and payload.startswith(CHANNEL_ENDS):
+            # Before aiormq answers: behind its answer no frame may follow.
+            del self._takers[channel]
+            return False
+        return self._takers[channel](kind, payload)
 
     def feed_eof(self) -> None:
         """Hand out the half of a frame that will never be whole, for aiormq to complain of."""

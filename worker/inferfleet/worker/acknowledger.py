@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import cast
 
 import aiormq.abc
 from aio_pika.exceptions import AMQPError, ChannelInvalidStateError
@@ -27,7 +26,6 @@ class Acknowledger:
 
     def __init__(self, channel: aiormq.abc.AbstractChannel, stream: FrameStream) -> None:
         self._channel = channel
-        self._closing = cast("asyncio.Future[None]", channel.closing)
         self._stream = stream
         self._unsettled: dict[int, None] = {}
         """Tags in order of delivery, which is ascending."""
@@ -72,16 +70,14 @@ class Acknowledger:
     def flush(self) -> None:
         """Write what is finished now.
 
-        On a channel that is no more this does nothing: the broker delivers these again, finds each terminal,
-        and the ack comes then.
+        On a channel that is no more this does nothing: the broker delivers these again, each is found to have
+        ended, and the ack comes then.
         """
         prefix, singles = self._take()
-        if self._closing.done():
-            return
         acks = [] if prefix is None else [acknowledgement(self._channel.number, prefix, multiple=True)]
         acks += (acknowledgement(self._channel.number, tag, multiple=False) for tag in singles)
         if acks:
-            self._stream.write(b"".join(acks))
+            self._stream.write(self._channel.number, b"".join(acks))
 
     def _take(self) -> tuple[int | None, list[int]]:
         """Split what is finished into the end of the contiguous prefix and the rest."""

@@ -72,6 +72,7 @@ class Session:
         on_delivery: Callable[[Delivery], None],
     ) -> None:
         self._channel = channel
+        self._stream = stream
         self._queue = queue
         self._on_delivery = on_delivery
         self._consumers: dict[str, int] = {}
@@ -152,6 +153,7 @@ class Session:
                     await self._channel.basic_cancel(self._consumers.popitem()[0])
         except TimeoutError:
             # The channel is closed with that, and what is unsettled is back in the queue.
+            self._stream.leave(self._channel.number)
             logger.warning("the broker does not answer, so the session is given up")
         except BROKEN as error:
             logger.info("the broker is gone, so nothing is delivered any more (%s)", error)

@@ -36,6 +36,9 @@ elseif state == 'running' then
   end
 elseif state ~= 'queued' then
   return {'done', attempt, 0, 0, charged, reply_to}
+elseif r[8] == ARGV[13] then
+  -- A copy of this call that was held up on its way: the attempt it began was given back since.
+  return {'busy', 0, 0, 0, charged, reply_to}
 elseif lease > now and not r[7] then
   return {'busy', lease - now, 0, 0, charged, reply_to}
 end
