@@ -39,6 +39,14 @@ RAW = (
         worker_command=("aio_pika_raw.py", "batched"),
         note="hand-written: SETs and acks in natural batches; no record, fence, journal or reconnect",
     ),
+    Contender(
+        name="aio-pika batched, priorities",
+        script="aio_pika_raw.py",
+        worker_command=("aio_pika_raw.py", "batched"),
+        variant="priorities",
+        cases=frozenset({"drain"}),
+        note="on a queue with x-max-priority, as ours is",
+    ),
 )
 
 

@@ -18,7 +18,10 @@ from aio_pika.abc import AbstractIncomingMessage
 from plan import gathered, run_async
 from progress import Progress
 
-QUEUE = "bench-raw"
+PRIORITIES = os.environ["BENCH_VARIANT"] == "priorities"
+"""Whether the queue is like ours, so that what the priorities cost the broker can be told from the rest."""
+
+QUEUE = "bench-raw-priorities" if PRIORITIES else "bench-raw"
 REPLIES = "amq.rabbitmq.reply-to"
 TTL_S = 3600
 PREFETCH = 256
@@ -107,6 +110,7 @@ class Client:
             delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
             message_id=job_id,
             reply_to=reply_to,
+            priority=4 if PRIORITIES else None,
         )
         await self.channel.default_exchange.publish(message, QUEUE)
 
@@ -125,7 +129,8 @@ async def main(role: str) -> None:
     connection = await aio_pika.connect(os.environ["BENCH_AMQP_URL"])
     channel = await connection.channel(publisher_confirms=role == "client")
     await channel.set_qos(PREFETCH)
-    queue = await channel.declare_queue(QUEUE, durable=True)
+    arguments = {"x-max-priority": 10} if PRIORITIES else None
+    queue = await channel.declare_queue(QUEUE, durable=True, arguments=arguments)
     if role == "client":
         client = Client(channel)
         replies = await channel.get_queue(REPLIES, ensure=False)
