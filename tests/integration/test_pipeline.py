@@ -136,6 +136,17 @@ async def test_a_redis_that_owes_an_answer_for_too_long_counts_as_away(
     assert await impatient.execute("ECHO", "there again") == b"there again"
 
 
+@pytest.mark.usefixtures("real_redis")
+async def test_a_client_without_a_timeout_stays_on_one_connection(services: Services) -> None:
+    client = aioredis.Redis.from_url(services.redis_url, socket_timeout=None)
+    pipeline = CommandPipeline(client, patience_s=0)
+    sending = asyncio.create_task(pipeline.run())
+    identities = {await pipeline.execute("CLIENT", "ID") for _ in range(20)}
+    await asyncio.wait_for(cancel_and_wait(sending), PATIENCE_S)
+    await client.aclose()
+    assert len(identities) == 1
+
+
 async def test_each_command_has_a_patience_of_its_own(link: Proxy) -> None:
     async with running(link.url, patience_s=2.0) as pipeline:
         await pipeline.execute("PING")

@@ -155,7 +155,7 @@ class CommandPipeline:
                 asyncio.create_task(self._watch(line)),
             ]
             try:
-                broken, _ = await asyncio.wait(both_ways, return_when=asyncio.FIRST_COMPLETED)
+                broken, _ = await asyncio.wait(both_ways, return_when=asyncio.FIRST_EXCEPTION)
             finally:
                 await cancel_and_wait(*both_ways)
                 self._take_back()
