@@ -29,13 +29,14 @@ PEER_LIBRARIES = (
 OUR_LIBRARIES = ("aio-pika", "aiormq", "redis", "hiredis", "uvloop", "pydantic")
 
 
-def benchmark_services() -> AbstractContextManager[Services]:
+def benchmark_services(*, management: bool = False) -> AbstractContextManager[Services]:
     """Private RabbitMQ and Redis: servers of this machine if there are any, else what ``auto`` finds.
 
     A container's network would be measured along; given URLs may be in use by others.
     """
     native = source_of(ServicesChoice.NATIVE).obstacle() is None
-    return running_services(ServicesChoice.NATIVE if native else ServicesChoice.AUTO)
+    choice = ServicesChoice.NATIVE if native else ServicesChoice.AUTO
+    return running_services(choice, management=management)
 
 
 def description(services: Services) -> dict[str, str]:
