@@ -6,23 +6,23 @@ python benchmarks/scale.py [--waiting 1000 10000 100000 1000000] [--lazy-waiting
 from __future__ import annotations
 
 import argparse
-import base64
+import asyncio
 import json
 import statistics
 import sys
 import tempfile
 import time
-import urllib.request
 from datetime import UTC, datetime
 from pathlib import Path
-from urllib.parse import urlsplit
 
+import aiohttp
 import process_tree
 import redis
 from children import Client, Worker, drain_marks, end_in_order, listening
 from known import OURS
 from machine import benchmark_services, description
 from rounds import Bench, Sizes
+from yarl import URL
 
 Row = dict[str, float]
 
@@ -71,15 +71,8 @@ def lazy_waiting(bench: Bench, count: int) -> Row:
     """The same in a queue that RabbitMQ 3 keeps on disk, as docs/deploy.md advises for long ones."""
     policy = {"pattern": "^inferfleet[.]jobs[.]", "apply-to": "queues", "definition": {"queue-mode": "lazy"}}
     assert bench.services.management_url is not None
-    url = urlsplit(bench.services.management_url)
-    credentials = base64.b64encode(f"{url.username}:{url.password}".encode()).decode()
-    request = urllib.request.Request(
-        f"http://{url.hostname}:{url.port}/api/policies/%2F/lazy",
-        method="PUT",
-        data=json.dumps(policy).encode(),
-        headers={"Authorization": f"Basic {credentials}", "Content-Type": "application/json"},
-    )
-    urllib.request.urlopen(request).close()
+    url = URL(f"{bench.services.management_url}/api/policies/%2F/lazy", encoded=True)
+    asyncio.run(_put(url, policy))
     return waiting(bench, count)
 
 
@@ -160,6 +153,11 @@ def size(bench: Bench, payload: int) -> Row:
         return {"bytes": payload, "submitted jobs/s": jobs / submitted["seconds"], **_cost(bench, worker)}
     finally:
         worker.stop()
+
+
+async def _put(url: URL, document: object) -> None:
+    async with aiohttp.request("PUT", url, json=document, raise_for_status=True):
+        pass
 
 
 def _cost_before_the_waiting(bench: Bench, client: Client) -> Row:
