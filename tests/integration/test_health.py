@@ -32,6 +32,7 @@ SAMPLES = (
     "inferfleet_generation_seconds_count",
     "inferfleet_engine_running",
     "inferfleet_engine_waiting",
+    "inferfleet_worker_held",
     "inferfleet_engine_kv_cache_usage_ratio",
     "inferfleet_worker_ready",
 )

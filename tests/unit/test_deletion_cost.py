@@ -8,6 +8,7 @@ import pytest
 
 from inferfleet.schemas import Endpoint, Job
 from inferfleet.schemas.journal import TokenChunk
+from inferfleet.wire.attempts import Fence
 from inferfleet.worker.deletion_cost import HIGHEST_COST, deletion_cost, worth_writing
 from inferfleet.worker.job_run import JobRun
 
@@ -21,6 +22,7 @@ class Undelivered:
 def run_with(tokens: int) -> JobRun:
     job = Job(endpoint=Endpoint.CHAT, body={"messages": [{"role": "user", "content": "hello"}]})
     run = JobRun(job=job, delivery=cast("Any", Undelivered()))
+    run.start(fence=Fence("a start", 1), charged=1, reply_to="")
     if tokens:
         run.add(TokenChunk(token_ids=(1,) * tokens, text="x" * tokens))
     return run
@@ -35,6 +37,11 @@ def test_a_job_counts_before_its_first_token_and_then_with_its_tokens() -> None:
     assert deletion_cost([run_with(0), run_with(300)]) == 302
 
 
+def test_a_job_that_has_not_started_costs_nothing() -> None:
+    job = Job(endpoint=Endpoint.CHAT, body={"messages": [{"role": "user", "content": "hello"}]})
+    assert deletion_cost([JobRun(job=job, delivery=cast("Any", Undelivered()))]) == 0
+
+
 def test_tokens_of_earlier_attempts_count_too() -> None:
     run = run_with(0)
     run.resume((TokenChunk(token_ids=(1, 2, 3), text="abc"),))
@@ -44,6 +51,7 @@ def test_tokens_of_earlier_attempts_count_too() -> None:
 def test_the_cost_fits_in_what_kubernetes_can_read() -> None:
     class Endless:
         tokens = 2**40
+        attempt = 1
         paused = False
 
     assert deletion_cost([cast("Any", Endless())]) == HIGHEST_COST == 2**31 - 1

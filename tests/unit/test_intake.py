@@ -1,26 +1,29 @@
-"""A worker holds what its engine can run and a small look-ahead."""
+"""The engine is given as many jobs as it can run."""
 
 from __future__ import annotations
 
 import pytest
 
 from inferfleet.worker.intake import wanted
+from inferfleet.worker.ports import EngineStats
 
 
 @pytest.mark.parametrize(
-    ("held", "waiting", "expected", "why"),
+    ("limit", "taken", "running", "waiting", "usage", "expected", "why"),
     [
-        (0, 0, 72, "an idle engine may fill all its slots"),
-        (72, 8, 72, "a full engine keeps its look-ahead"),
-        (72, 62, 18, "memory for ten: ten and the look-ahead"),
-        (18, 8, 18, "and it stays there while they run"),
-        (18, 3, 23, "a little room is filled with a few"),
-        (12, 0, 72, "an engine that waits for work gets all it can run"),
-        (9, 9, 9, "at least one and the look-ahead"),
-        (80, 4, 72, "never more than slots and look-ahead"),
+        (64, 0, 0, 0, 0.0, 64, "an idle engine has all its slots"),
+        (64, 64, 64, 0, 0.5, 64, "a full one keeps them"),
+        (64, 64, 10, 54, 1.0, 10, "memory for ten"),
+        (10, 10, 10, 0, 1.0, 10, "and it stays there while they need it"),
+        (10, 10, 10, 0, 0.5, 15, "what has memory left gets more"),
+        (50, 50, 50, 0, 0.5, 64, "up to all slots"),
+        (1, 1, 1, 0, 0.5, 2, "also from a single one"),
+        (64, 64, 64, 192, 0.2, 16, "jobs with four choices each are four requests"),
+        (16, 5, 0, 20, 1.0, 1, "there is always one"),
     ],
 )
-def test_what_is_held_follows_what_the_engine_can_run(
-    held: int, waiting: int, expected: int, why: str
+def test_the_number_of_slots_follows_what_the_engine_can_run(
+    limit: int, taken: int, running: int, waiting: int, usage: float, expected: int, why: str
 ) -> None:
-    assert wanted(held=held, waiting=waiting, max_running=64, look_ahead=8) == expected, why
+    stats = EngineStats(running=running, waiting=waiting, kv_cache_usage=usage)
+    assert wanted(stats, limit=limit, taken=taken, max_running=64) == expected, why

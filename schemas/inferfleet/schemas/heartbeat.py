@@ -23,7 +23,8 @@ class WorkerPhase(StrEnum):
 class Heartbeat(WireModel):
     """One worker's entry in the health map. It expires when the worker stops renewing it.
 
-    ``running`` and ``waiting`` are the engine's own counts; ``kv_cache_usage`` is a share from 0 to 1.
+    ``running`` and ``waiting`` are the engine's own counts; ``held`` is how many jobs the worker has taken
+    that wait for the engine and have not started. ``kv_cache_usage`` is a share from 0 to 1.
     """
 
     worker_id: str
@@ -34,6 +35,7 @@ class Heartbeat(WireModel):
     version: str
     running: Count = 0
     waiting: Count = 0
+    held: Count = 0
     kv_cache_usage: Annotated[float, Field(ge=0, le=1)] = 0.0
     tokens_generated: Count = 0
     started_at: AwareDatetime

@@ -79,6 +79,9 @@ class Session:
         """What each consumer may hold, the oldest first."""
         self._takers: dict[int, str] = {}
         """Which consumer took each delivery that is held."""
+        self._limit = 0
+        self._backlog = False
+        """Whether the queue had more than we may hold when we last knew."""
         self._changing = asyncio.Lock()
         self._cancelled = asyncio.Event()
         self.acknowledger = Acknowledger(channel, stream)
@@ -91,6 +94,15 @@ class Session:
     def held(self) -> int:
         """How many deliveries are not settled yet."""
         return self.acknowledger.unsettled
+
+    @property
+    def refilling(self) -> bool:
+        """Whether a delivery is due: the queue had more than we may hold, and now there is room."""
+        return self._backlog and self.held < self._limit
+
+    def ran_dry(self) -> None:
+        """Expect no delivery until the session is full again."""
+        self._backlog = False
 
     async def hold(self, limit: int) -> None:
         """Have messages delivered until ``limit`` are unsettled. May be called again with another limit.
@@ -109,6 +121,7 @@ class Session:
                     await self._channel.basic_qos(prefetch_count=missing)
                     answer = await self._channel.basic_consume(self._queue, _not_here)
                     self._consumers[str(answer.consumer_tag)] = missing
+                self._limit = sum(self._consumers.values())
             except BROKEN as error:
                 logger.info("the session broke before it could consume (%s)", error)
 
@@ -122,6 +135,8 @@ class Session:
         tag, consumer = delivery(method)
         self.acknowledger.delivered(tag)
         self._takers[tag] = consumer
+        if self.held >= self._limit:
+            self._backlog = True
         self._on_delivery(
             Delivery(
                 session=self,

@@ -1,7 +1,8 @@
-"""How many messages a worker holds: what its engine can run and a small look-ahead, and not more.
+"""How many jobs the engine is given at once, and how many more the worker holds ready.
 
-What a full worker hoards, a new worker cannot take, and the broker cannot reorder. When KV memory runs
-out the engine runs fewer jobs than it has slots; the surplus waits inside it, and the worker takes less.
+What a full worker hoards, a new worker cannot take. An engine that runs out of KV memory, or whose jobs have
+several choices each, runs fewer jobs than it has slots: it is given fewer then, and the worker takes fewer
+from the broker.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import logging
 import time
 
 from inferfleet.worker.broker import Session
-from inferfleet.worker.ports import Engine
+from inferfleet.worker.ports import Engine, EngineStats
+from inferfleet.worker.slots import Slots
 
 logger = logging.getLogger(__name__)
 
@@ -25,33 +27,44 @@ PARKED_PER_PLACE = 4
 """For each job that the worker may hold, so many others may wait in it for their retry. When more jobs fail
 at once, something is wrong with the worker or what it needs, and it takes in less."""
 
-
-def wanted(*, held: int, waiting: int, max_running: int, look_ahead: int) -> int:
-    """How many messages to hold, given how many are held and how many of them wait inside the engine."""
-    if waiting > look_ahead:
-        return max(1 + look_ahead, held - (waiting - look_ahead))
-    if waiting == 0:
-        return max_running + look_ahead
-    return min(max_running + look_ahead, held + look_ahead - waiting)
+MEMORY_USED_UP = 0.9
+"""With so much of its KV memory in use, an engine gets no more slots: those who run need the rest."""
 
 
-async def adapt_intake(session: Session, engine: Engine, *, max_running: int, look_ahead: int) -> None:
-    """Keep what the session holds in step with the engine, until cancelled."""
-    full = limit = max_running + look_ahead
+def wanted(stats: EngineStats, *, limit: int, taken: int, max_running: int) -> int:
+    """How many slots there should be, when there are ``limit`` and ``taken`` of them are in use.
+
+    What waits inside the engine has come too early: the jobs in it are cut down by the share of its requests
+    that wait. An engine in which nothing waits, and that has memory left, gets half as many slots again,
+    until it has all.
+    """
+    if not stats.waiting:
+        if stats.kv_cache_usage > MEMORY_USED_UP:
+            return limit
+        return min(max_running, limit + (limit + 1) // 2)
+    return max(1, min(limit, taken * stats.running // (stats.running + stats.waiting)))
+
+
+async def adapt_intake(
+    session: Session, engine: Engine, slots: Slots, *, max_running: int, look_ahead: int
+) -> None:
+    """Keep the slots, and what the session holds, in step with the engine, until cancelled."""
     overloaded = False
     looked_at = time.monotonic()
     while True:
         await asyncio.sleep(ROOM_INTERVAL_S)
         if time.monotonic() - looked_at >= INTERVAL_S:
             looked_at = time.monotonic()
-            waiting = engine.stats().waiting
-            # One look may fall between a delivery and the engine's next step; two in a row may not.
-            was_overloaded, overloaded = overloaded, waiting > look_ahead
-            if limit < full or (overloaded and was_overloaded):
-                held = session.held - session.parked
-                new = wanted(held=held, waiting=waiting, max_running=max_running, look_ahead=look_ahead)
-                if new != limit:
-                    logger.info("intake", extra={"limit": new, "held": held, "waiting": waiting})
-                    limit = new
+            stats = engine.stats()
+            # One look may fall between a new request and the engine's next step; two in a row may not.
+            was_overloaded, overloaded = overloaded, stats.waiting > 0
+            if overloaded is was_overloaded:
+                new = wanted(stats, limit=slots.limit, taken=slots.taken, max_running=max_running)
+                if new != slots.limit:
+                    logger.info(
+                        "intake", extra={"slots": new, "taken": slots.taken, "waiting": stats.waiting}
+                    )
+                    slots.resize(new)
+        parked = min(session.parked, PARKED_PER_PLACE * (max_running + look_ahead))
         # Shielded: cancelled in the middle, it would close the channel.
-        await asyncio.shield(session.hold(limit + min(session.parked, PARKED_PER_PLACE * full)))
+        await asyncio.shield(session.hold(slots.limit + look_ahead + parked))

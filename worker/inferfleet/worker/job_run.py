@@ -37,6 +37,7 @@ class JobRun:
         self.reply_to = delivery.reply_to
         self.started_at = datetime.now(UTC)
         self.started = time.monotonic()
+        """When the attempt was granted; until then, when the job was delivered."""
         self.first_token_s: float | None = None
         self.tokens_refused = 0
         """Tokens that the journal did not take, because a later attempt has the job."""
@@ -60,6 +61,8 @@ class JobRun:
         self.fence = fence
         self.charged = charged
         self.reply_to = reply_to
+        self.started_at = datetime.now(UTC)
+        self.started = time.monotonic()
 
     def resume(self, chunks: tuple[TokenChunk, ...]) -> None:
         """Go on behind what earlier attempts left in the journal."""

@@ -51,6 +51,7 @@ class WorkerMetrics:
         self._generation = histogram("inferfleet_generation_seconds", "From that start to the end")
         self._running = gauge("inferfleet_engine_running", "Requests in the engine's batch")
         self._waiting = gauge("inferfleet_engine_waiting", "Requests waiting inside the engine")
+        self._held = gauge("inferfleet_worker_held", "Jobs taken by the worker that wait for the engine")
         self._kv_usage = gauge(
             "inferfleet_engine_kv_cache_usage_ratio", "Share of the KV cache in use, 0 to 1"
         )
@@ -99,6 +100,7 @@ class WorkerMetrics:
         self._generated.labels(self._pool).inc(generated)
         self._running.labels(self._pool).set(heartbeat.running)
         self._waiting.labels(self._pool).set(heartbeat.waiting)
+        self._held.labels(self._pool).set(heartbeat.held)
         self._kv_usage.labels(self._pool).set(heartbeat.kv_cache_usage)
         self._ready.labels(self._pool).set(heartbeat.phase is WorkerPhase.READY)
 

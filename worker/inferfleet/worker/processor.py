@@ -38,6 +38,7 @@ from inferfleet.worker.outcomes import (
 )
 from inferfleet.worker.ports import Completion, Engine, EngineDeadError, Generation, GenerationError
 from inferfleet.worker.settlement import Settlement
+from inferfleet.worker.slots import Slots
 from inferfleet.worker.turns import Turns
 
 logger = logging.getLogger(__name__)
@@ -63,6 +64,7 @@ class Processor:
         journal: JournalWriter,
         turns: Turns,
         settlement: Settlement,
+        slots: Slots,
         metrics: WorkerMetrics,
     ) -> None:
         self._settings = settings
@@ -71,6 +73,7 @@ class Processor:
         self._journal = journal
         self._turns = turns
         self._settlement = settlement
+        self._slots = slots
         self._metrics = metrics
         self._policy = RetryPolicy(base_s=settings.retry_base_s, cap_s=settings.retry_cap_s)
         self._chance = random.Random()  # noqa: S311 - jitter, not secrets
@@ -81,8 +84,14 @@ class Processor:
 
     @property
     def runs(self) -> Mapping[str, JobRun]:
-        """The jobs that run here now, by id."""
+        """The jobs that run here now, or wait for a slot or a retry, by id."""
         return self._runs
+
+    def interrupt(self, job_id: str, reason: Interruption) -> None:
+        """Stop a job if it is here."""
+        if (run := self._runs.get(job_id)) is not None:
+            run.interrupt(reason)
+            self._slots.skip(run)
 
     async def process(self, delivery: Delivery) -> None:
         """Take a delivery to its end. Only a dead engine makes this raise.
@@ -117,6 +126,7 @@ class Processor:
                 await run.delivery.requeue()
             raise
         finally:
+            self._slots.leave(run)
             del self._runs[job.id]
         if run.delivery is not settled:
             # It came again while the settling was under way; the record says what to do with it.
@@ -147,13 +157,18 @@ class Processor:
         # Checked before the engine sees it, carried out once the job is ours.
         problem = self._problem(job)
         resumable = problem is None and self._resumable(generation)
+        if not await self._slots.take(run):
+            return Defer()
         started = await self._start(run, resumable=resumable, alone=False)
         if started.verdict is not Verdict.SUSPECT:
             return await self._granted(run, generation, started, problem)
         logger.warning(
             "job may have killed its workers; it runs beside no other such job", extra={"job_id": job.id}
         )
+        self._slots.leave(run)
         async with self._suspects:
+            if not await self._slots.take(run):
+                return Defer()
             started = await self._start(run, resumable=resumable, alone=True)
             return await self._granted(run, generation, started, problem)
 

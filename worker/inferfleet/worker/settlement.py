@@ -15,7 +15,7 @@ from typing import assert_never
 
 from aio_pika import DeliveryMode, Message
 
-from inferfleet.schemas import Failure, Job, JobState, Result, Timings, Usage, names
+from inferfleet.schemas import Failure, JobState, Result, Timings, Usage, names
 from inferfleet.schemas.errors import PublishUnconfirmedError, ServiceUnreachableError
 from inferfleet.schemas.journal import QueuedEntry
 from inferfleet.schemas.settings import WorkerSettings
@@ -31,6 +31,7 @@ from inferfleet.worker.lanes import Lanes
 from inferfleet.worker.metrics import WorkerMetrics
 from inferfleet.worker.outcomes import DeadLetter, Defer, Drop, Finish, HandOver, Outcome, Park, Retry
 from inferfleet.worker.ports import Completion
+from inferfleet.worker.slots import Slots
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +52,7 @@ class Settlement:
         lanes: Lanes,
         journal: JournalWriter,
         confirm_channel: ConfirmChannel,
+        slots: Slots,
         metrics: WorkerMetrics,
         leaving: asyncio.Event,
     ) -> None:
@@ -59,6 +61,7 @@ class Settlement:
         self._lanes = lanes
         self._journal = journal
         self._confirm_channel = confirm_channel
+        self._slots = slots
         self._metrics = metrics
         self._leaving = leaving
 
@@ -80,6 +83,8 @@ class Settlement:
             case DeadLetter(failure):
                 if await self._bury(delivery, failure, attempts=run.charged):
                     await self._end(run, delivery, self._result(run, JobState.FAILED, failure))
+                else:
+                    await self._keep(run, delivery, REQUEUE_PAUSE_S)
             case HandOver(refund):
                 await self._release(
                     run,
@@ -91,7 +96,7 @@ class Settlement:
             case Defer(delay_s):
                 await self._keep(run, delivery, delay_s)
             case Drop():
-                await self._end_turn(run.job, delivery)
+                await self._end_turn(run, delivery)
             case Park():
                 await self._park(run, delivery)
             case _:
@@ -102,16 +107,21 @@ class Settlement:
         self._metrics.undecodable()
         if await self._bury(delivery, failure, attempts=0):
             delivery.ack()
+            return
+        with delivery.parked():
+            await asyncio.sleep(REQUEUE_PAUSE_S)
+        await delivery.requeue()
 
     async def _end(self, run: JobRun, delivery: Delivery, result: Result) -> None:
         """End the job. If it belongs to another attempt, the message stays until that has ended it."""
         if await self._commit(run, result):
-            await self._end_turn(run.job, delivery)
+            await self._end_turn(run, delivery)
         else:
             await self._keep(run, delivery)
 
-    async def _end_turn(self, job: Job, delivery: Delivery) -> None:
+    async def _end_turn(self, run: JobRun, delivery: Delivery) -> None:
         """Let the session's next turn run, if there is one, and ack."""
+        job = run.job
         if job.session_id is not None:
             try:
                 await self._lanes.let_next_run(job)
@@ -120,7 +130,7 @@ class Settlement:
                 logger.warning(
                     "cannot publish a session's next turn yet (%s)", error, extra={"job_id": job.id}
                 )
-                await self._requeue_later(delivery)
+                await self._keep(run, delivery, REQUEUE_PAUSE_S)
                 return
         delivery.ack()
 
@@ -134,16 +144,12 @@ class Settlement:
             waits = await self._lanes.wait(run.job, reply_to=run.reply_to)
         except _UNPUBLISHED as error:
             logger.warning("cannot park a turn yet (%s)", error, extra={"job_id": run.job.id})
-            await self._requeue_later(delivery)
+            await self._keep(run, delivery, REQUEUE_PAUSE_S)
             return
         if waits:
             delivery.ack()
         else:
             await delivery.requeue()
-
-    async def _requeue_later(self, delivery: Delivery) -> None:
-        await asyncio.sleep(REQUEUE_PAUSE_S)
-        await delivery.requeue()
 
     async def _commit(self, run: JobRun, result: Result) -> bool:
         """Write the result; False if the job belongs to another attempt."""
@@ -193,12 +199,13 @@ class Settlement:
         Unacked meanwhile, nothing can lose it (decision 9).
         """
         if not self._leaving.is_set():
+            self._slots.leave(run)
             with delivery.parked():
                 await run.pause(self._settings.lease_s if delay_s is None else delay_s)
         await delivery.requeue()
 
     async def _bury(self, delivery: Delivery, failure: Failure, *, attempts: int) -> bool:
-        """Publish a dead letter. False if that is not possible now; the message is then queued again."""
+        """Publish a dead letter. False if that is not possible now."""
         message = Message(
             delivery.body,
             message_id=delivery.message_id,
@@ -221,7 +228,6 @@ class Settlement:
             )
         except _UNPUBLISHED as error:
             logger.warning("cannot write a dead letter, so the message goes back (%s)", error)
-            await self._requeue_later(delivery)
             return False
         self._metrics.dead_lettered(failure.code)
         # Why is in the letter's headers. It may quote the message, so it is in no log.

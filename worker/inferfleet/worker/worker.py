@@ -37,6 +37,7 @@ from inferfleet.worker.metrics import WorkerMetrics
 from inferfleet.worker.ports import Engine, EngineDeadError
 from inferfleet.worker.processor import Processor
 from inferfleet.worker.settlement import Settlement
+from inferfleet.worker.slots import Slots
 from inferfleet.worker.turns import Turns
 
 T = TypeVar("T")
@@ -67,6 +68,7 @@ class Worker:
         self._engine = engine
         self._on_warm = on_warm
         self._metrics = WorkerMetrics(pool=settings.pool)
+        self._slots = Slots(settings.max_running)
         self._phase = WorkerPhase.LOADING
         self._phase_changed = asyncio.Event()
         self._started_at = datetime.now(UTC)
@@ -125,9 +127,11 @@ class Worker:
                     ),
                     journal=journal,
                     confirm_channel=confirm_channel,
+                    slots=self._slots,
                     metrics=self._metrics,
                     leaving=self._stopping,
                 ),
+                slots=self._slots,
                 metrics=self._metrics,
             )
             beating = background.create_task(self._beat(pipeline))
@@ -180,7 +184,8 @@ class Worker:
         while session is not None and not self._stopping.is_set():
             self._enter(WorkerPhase.READY)
             logger.info("ready", extra={"model": self._engine.model})
-            await session.hold(self._settings.max_running + self._settings.look_ahead)
+            self._slots.supply_from(session)
+            await session.hold(self._slots.limit + self._settings.look_ahead)
             await self._unless_stopped(self._until_closed(session))
             if not self._stopping.is_set():
                 logger.warning("lost the broker; what runs goes on", extra={"running": len(self._tasks)})
@@ -195,6 +200,7 @@ class Worker:
             adapt_intake(
                 session,
                 self._engine,
+                self._slots,
                 max_running=self._settings.max_running,
                 look_ahead=self._settings.look_ahead,
             )
@@ -207,6 +213,7 @@ class Worker:
     async def _drain(self, processor: Processor) -> None:
         """Let jobs finish that do so in time, hand the others over, and wait until all is settled."""
         logger.info("draining", extra={"running": len(self._tasks)})
+        self._slots.close()
         for run in processor.runs.values():
             run.wake()
         if self._tasks:
@@ -267,8 +274,7 @@ class Worker:
             return
         match order:
             case CancelJob(job_id=job_id, keep=keep):
-                if (run := processor.runs.get(job_id)) is not None:
-                    run.interrupt(Interruption.INTERRUPTED if keep else Interruption.CANCELLED)
+                processor.interrupt(job_id, Interruption.INTERRUPTED if keep else Interruption.CANCELLED)
             case DrainWorker(worker_id=worker_id):
                 if worker_id == self._settings.worker_id:
                     self.stop()
@@ -298,6 +304,7 @@ class Worker:
             version=version("inferfleet"),
             running=stats.running,
             waiting=stats.waiting,
+            held=self._slots.waiting,
             kv_cache_usage=stats.kv_cache_usage,
             tokens_generated=self._metrics.tokens_generated,
             started_at=self._started_at,

@@ -1,0 +1,179 @@
+"""A slot goes to the most urgent job that waits, and only then has it started."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, cast
+
+import pytest
+
+from inferfleet.schemas import Endpoint, Job
+from inferfleet.worker.job_run import JobRun
+from inferfleet.worker.slots import Slots
+
+
+class Undelivered:
+    """Stands for a delivery; nothing here settles it."""
+
+    reply_to = ""
+
+
+class Broker:
+    """A supply that a test controls."""
+
+    def __init__(self) -> None:
+        self.refilling = False
+        self.dry = asyncio.Event()
+
+    def ran_dry(self) -> None:
+        self.refilling = False
+        self.dry.set()
+
+
+def run_of(priority: int) -> JobRun:
+    job = Job(endpoint=Endpoint.COMPLETIONS, body={"prompt": "hello"}, priority=priority)
+    return JobRun(job=job, delivery=cast("Any", Undelivered()))
+
+
+class Crowd:
+    """Jobs that want a slot, and the order in which they got one."""
+
+    def __init__(self, slots: Slots) -> None:
+        self.slots = slots
+        self.served: list[JobRun] = []
+        self.tasks: dict[JobRun, asyncio.Task[bool]] = {}
+
+    async def come(self, *priorities: int) -> list[JobRun]:
+        runs = [run_of(priority) for priority in priorities]
+        for run in runs:
+            self.tasks[run] = asyncio.create_task(self._take(run))
+        await turns()
+        return runs
+
+    async def _take(self, run: JobRun) -> bool:
+        taken = await self.slots.take(run)
+        if taken:
+            self.served.append(run)
+        return taken
+
+    async def leave(self, run: JobRun) -> None:
+        self.slots.leave(run)
+        await turns()
+
+    @property
+    def order(self) -> list[int]:
+        return [run.job.priority for run in self.served]
+
+
+async def turns() -> None:
+    """Let everything happen that is due, and no time pass."""
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def test_a_free_slot_goes_to_the_most_urgent_and_then_to_the_first() -> None:
+    crowd = Crowd(Slots(1))
+    first, *_ = await crowd.come(4)
+    low, high, other_high = await crowd.come(1, 7, 7)
+    assert crowd.served == [first]
+    for run in (first, high, other_high):
+        await crowd.leave(run)
+    assert crowd.served == [first, high, other_high, low]
+
+
+async def test_a_slot_waits_for_the_delivery_that_is_due() -> None:
+    slots, broker = Slots(1), Broker()
+    slots.supply_from(broker)
+    crowd = Crowd(slots)
+    first, _ = await crowd.come(4, 1)
+    broker.refilling = True
+    await crowd.leave(first)
+    assert crowd.order == [4]
+    broker.refilling = False
+    await crowd.come(9)
+    assert crowd.order == [4, 9]
+
+
+async def test_several_deliveries_are_due_after_several_ends() -> None:
+    slots, broker = Slots(2), Broker()
+    slots.supply_from(broker)
+    crowd = Crowd(slots)
+    first, second, _, _ = await crowd.come(4, 4, 1, 1)
+    broker.refilling = True
+    await crowd.leave(first)
+    await crowd.leave(second)
+    await crowd.come(5)
+    assert crowd.order == [4, 4]
+    broker.refilling = False
+    await crowd.come(8)
+    assert crowd.order == [4, 4, 8, 5]
+
+
+async def test_a_slot_does_not_wait_for_a_queue_that_is_empty() -> None:
+    slots, broker = Slots(1), Broker()
+    slots.supply_from(broker)
+    crowd = Crowd(slots)
+    first, _ = await crowd.come(4, 1)
+    broker.refilling = True
+    await crowd.leave(first)
+    await broker.dry.wait()
+    await turns()
+    assert crowd.order == [4, 1]
+
+
+async def test_nothing_is_more_urgent_than_the_most_urgent() -> None:
+    slots, broker = Slots(1), Broker()
+    slots.supply_from(broker)
+    crowd = Crowd(slots)
+    first, _ = await crowd.come(4, 9)
+    broker.refilling = True
+    await crowd.leave(first)
+    assert crowd.order == [4, 9]
+
+
+async def test_a_job_that_is_to_be_stopped_needs_no_slot() -> None:
+    slots = Slots(1)
+    crowd = Crowd(slots)
+    first, stopped, waits = await crowd.come(4, 4, 4)
+    slots.skip(stopped)
+    await turns()
+    assert (crowd.served, slots.taken, slots.waiting) == ([first, stopped], 1, 1)
+    await crowd.leave(stopped)
+    assert crowd.served == [first, stopped]
+    await crowd.leave(first)
+    assert crowd.served == [first, stopped, waits]
+
+
+async def test_a_closed_worker_starts_nothing() -> None:
+    slots = Slots(1)
+    crowd = Crowd(slots)
+    _, waits = await crowd.come(4, 4)
+    slots.close()
+    (late,) = await crowd.come(9)
+    assert [await crowd.tasks[run] for run in (waits, late)] == [False, False]
+    assert slots.waiting == 0
+
+
+async def test_a_job_whose_task_is_cancelled_leaves_its_place_to_the_next() -> None:
+    slots = Slots(1)
+    crowd = Crowd(slots)
+    first, gone, waits = await crowd.come(4, 7, 4)
+    crowd.tasks[gone].cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await crowd.tasks[gone]
+    await crowd.leave(first)
+    assert crowd.served == [first, waits]
+
+
+async def test_fewer_slots_take_none_away_and_more_are_given_at_once() -> None:
+    slots = Slots(2)
+    crowd = Crowd(slots)
+    first, second, third, _ = await crowd.come(4, 4, 4, 4)
+    slots.resize(1)
+    await crowd.leave(first)
+    assert crowd.served == [first, second]
+    await crowd.leave(second)
+    assert crowd.served == [first, second, third]
+    slots.resize(2)
+    await turns()
+    assert (len(crowd.served), slots.taken) == (4, 2)

@@ -1,0 +1,141 @@
+"""Who runs next: the engine's slots, and the jobs that wait for one in this worker.
+
+Nothing waits inside the engine that can wait here, where a more urgent job overtakes it. A job without a slot
+has not started: its record says ``queued``, and none of its time limits runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from itertools import count
+from typing import Protocol
+
+from inferfleet.schemas.job import Priority
+from inferfleet.worker.job_run import JobRun
+
+REFILL_PATIENCE_S = 0.1
+"""How long a free slot waits for the delivery that an ack has made room for: the broker may have a more
+urgent job than any that waits here."""
+
+
+class Supply(Protocol):
+    """Where jobs come from."""
+
+    @property
+    def refilling(self) -> bool:
+        """Whether a delivery is due: there were more jobs than we might hold, and now there is room."""
+        ...
+
+    def ran_dry(self) -> None:
+        """Learn that the delivery did not come."""
+        ...
+
+
+class Slots:
+    """At most ``limit`` jobs are given to the engine at once; the others wait, the most urgent first."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._supply: Supply | None = None
+        self._holders: set[JobRun] = set()
+        self._waiters: dict[JobRun, asyncio.Future[bool]] = {}
+        self._queue: list[tuple[int, int, JobRun]] = []
+        """A heap of those that wait, the next one first; who went on without a slot is skipped."""
+        self._arrivals = count()
+        self._granting = False
+        self._patience: asyncio.TimerHandle | None = None
+        self._closed = False
+
+    @property
+    def taken(self) -> int:
+        """How many jobs have a slot."""
+        return len(self._holders)
+
+    @property
+    def waiting(self) -> int:
+        """How many jobs wait for one."""
+        return len(self._waiters)
+
+    @property
+    def limit(self) -> int:
+        """How many jobs may have a slot at the same time."""
+        return self._limit
+
+    def resize(self, limit: int) -> None:
+        """Change the limit. Whoever has a slot keeps it."""
+        self._limit = limit
+        self._grant_soon()
+
+    def supply_from(self, supply: Supply) -> None:
+        """Wait for this supply's deliveries from now on, before a slot goes to a job that waits here."""
+        self._supply = supply
+
+    async def take(self, run: JobRun) -> bool:
+        """Wait for a slot. False if the worker is leaving, and the job must not start any more."""
+        if self._closed:
+            return False
+        if not self._waiters and len(self._holders) < self._limit:
+            self._holders.add(run)
+            return True
+        waiter: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._waiters[run] = waiter
+        heapq.heappush(self._queue, (-run.job.priority, next(self._arrivals), run))
+        self._grant_soon()
+        try:
+            return await waiter
+        finally:
+            del self._waiters[run]
+
+    def leave(self, run: JobRun) -> None:
+        """Free the job's slot, if it has one."""
+        if run in self._holders:
+            self._holders.discard(run)
+            self._grant_soon()
+
+    def skip(self, run: JobRun) -> None:
+        """Let a job that waits go on without a slot: it is to be stopped, and needs no engine for that."""
+        waiter = self._waiters.get(run)
+        if waiter is not None and not waiter.done():
+            waiter.set_result(True)
+
+    def close(self) -> None:
+        """Send everyone away who waits, and who comes from now on."""
+        self._closed = True
+        if self._patience is not None:
+            self._patience.cancel()
+        for waiter in self._waiters.values():
+            if not waiter.done():
+                waiter.set_result(False)
+
+    def _grant_soon(self) -> None:
+        # In the next turn of the loop: the acks of this turn have left by then, and its deliveries are here.
+        if self._waiters and not self._granting:
+            self._granting = True
+            asyncio.get_running_loop().call_soon(self._grant)
+
+    def _grant(self) -> None:
+        self._granting = False
+        while self._queue and len(self._holders) < self._limit:
+            priority, _, run = self._queue[0]
+            waiter = self._waiters.get(run)
+            if waiter is None or waiter.done():
+                heapq.heappop(self._queue)
+                continue
+            if self._supply is not None and self._supply.refilling and -priority < Priority.URGENT:
+                if self._patience is None:
+                    loop = asyncio.get_running_loop()
+                    self._patience = loop.call_later(REFILL_PATIENCE_S, self._not_refilled)
+                return
+            heapq.heappop(self._queue)
+            self._holders.add(run)
+            waiter.set_result(True)
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+
+    def _not_refilled(self) -> None:
+        self._patience = None
+        if self._supply is not None:
+            self._supply.ran_dry()
+        self._grant()
