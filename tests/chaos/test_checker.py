@@ -14,6 +14,7 @@ from inferfleet.local.chaos.history import History, JobHistory, WorkerLife
 from inferfleet.local.chaos.waste import CATCH_UP_S, measure
 from inferfleet.local.chaos.workload import KIND, Kind, text_of
 from inferfleet.schemas import Failure, FailureCode, Job, JobState, JournalEntry, Result
+from inferfleet.schemas.job import new_job_id
 from inferfleet.schemas.journal import (
     FinishedEntry,
     QueuedEntry,
@@ -197,6 +198,19 @@ def test_a_message_that_nobody_settled_is_found() -> None:
 
 def test_an_innocent_job_among_the_dead_letters_is_found_and_a_hopeless_one_is_not() -> None:
     assert kinds(GOOD, dead_letters=(JOB.id,)) == {Violation.UNEXPECTED_DEAD_LETTER}
+
+
+def test_two_jobs_of_one_key_are_found_unless_redis_lost_the_key() -> None:
+    one, other = (
+        replace(GOOD, job=JOB.model_copy(update={"idempotency_key": "order-17", "id": job_id}))
+        for job_id in (JOB.id, new_job_id())
+    )
+    assert kinds(one, other) == {Violation.TWO_JOBS_FOR_ONE_KEY}
+    assert kinds(one, other, keys_lost=True) == set()
+
+
+def test_garbage_that_lies_nowhere_is_found() -> None:
+    assert kinds(GOOD, garbage_lost=("garbage 3",)) == {Violation.GARBAGE_LOST}
     hopeless = JOB.model_copy(update={"metadata": {KIND: Kind.DOOMED}})
     ended = JobHistory(job=hopeless, journal=(finished(1, JobState.FAILED),), stored=FAILED)
     assert kinds(ended, dead_letters=(JOB.id,)) == set()

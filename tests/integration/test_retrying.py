@@ -47,7 +47,7 @@ async def test_a_job_that_fails_twice_succeeds_at_the_third_attempt(
     assert [retry.failure.code for retry in retries if retry.failure] == [code, code]
 
 
-async def test_the_pause_before_a_retry_grows(
+async def test_the_least_pause_before_a_retry_doubles(
     fleet: Fleet, start_worker: StartWorker, store: aioredis.Redis, pool: str
 ) -> None:
     await start_worker(retry_base_s=0.25)
@@ -57,8 +57,8 @@ async def test_the_pause_before_a_retry_grows(
     starts = [entry.at for entry in entries if isinstance(entry, RunningEntry)]
     ends = [entry.at for entry in entries if isinstance(entry, QueuedEntry)][1:]
     pauses = [(start - end).total_seconds() for end, start in zip(ends, starts[1:], strict=True)]
-    assert 0.12 < pauses[0] < pauses[1] + 0.25
-    assert pauses[2] > 0.5
+    # At least half of what the backoff allows: the other half is chance.
+    assert all(pause > 0.24 * 2**number / 2 for number, pause in enumerate(pauses))
 
 
 async def test_what_was_generated_before_a_failure_is_not_generated_again(

@@ -7,7 +7,7 @@ nothing more; what is done leaves no message behind.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
@@ -31,6 +31,8 @@ class Violation(StrEnum):
     WRITE_AFTER_FENCE = "write_after_fence"
     LEFTOVER_MESSAGE = "leftover_message"
     UNEXPECTED_DEAD_LETTER = "unexpected_dead_letter"
+    TWO_JOBS_FOR_ONE_KEY = "two_jobs_for_one_key"
+    GARBAGE_LOST = "garbage_lost"
     WORKER_CRASHED = "worker_crashed"
 
 
@@ -60,6 +62,11 @@ def check(history: History) -> Verdict:
     """Read the whole history."""
     findings = [finding for job in history.jobs for finding in _check_job(job)]
     findings += _check_broker(history)
+    findings += _check_keys(history)
+    findings += (
+        Finding(Violation.GARBAGE_LOST, subject, "it is not buried, or the job that it names has not failed")
+        for subject in history.garbage_lost
+    )
     excused = sum(job.lost_result and _no_result(job) for job in history.jobs)
     return Verdict(tuple(findings), excused)
 
@@ -163,6 +170,17 @@ def _check_broker(history: History) -> Iterator[Finding]:
     for job_id in set(history.dead_letters):
         if job_id in jobs and not may_be_dead_letter(jobs[job_id]):
             yield Finding(Violation.UNEXPECTED_DEAD_LETTER, job_id, "a job that does no harm was given up")
+
+
+def _check_keys(history: History) -> Iterator[Finding]:
+    """Whoever submits under a key gets the one job of that key."""
+    jobs_of: defaultdict[str, list[str]] = defaultdict(list)
+    for job in history.jobs:
+        if job.job.idempotency_key is not None:
+            jobs_of[job.job.idempotency_key].append(job.job.id)
+    for key, job_ids in jobs_of.items():
+        if len(job_ids) > 1 and not history.keys_lost:
+            yield Finding(Violation.TWO_JOBS_FOR_ONE_KEY, key, f"its jobs: {', '.join(job_ids)}")
 
 
 def _no_result(history: JobHistory) -> bool:

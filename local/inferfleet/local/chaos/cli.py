@@ -14,6 +14,7 @@ import typer
 
 from inferfleet.cli.failing import plain_errors
 from inferfleet.local.chaos.soak import SoakOptions, SoakReport, soak
+from inferfleet.schemas.settings import QueueType
 
 JOBS_PER_MINUTE = 900
 
@@ -28,6 +29,15 @@ def command(
     workers: Annotated[int, typer.Option(min=1, help="Worker processes.")] = 4,
     empty_redis: Annotated[
         bool, typer.Option("--empty-redis", help="Let Redis lose all its data now and then, too.")
+    ] = False,
+    queue_type: Annotated[
+        QueueType, typer.Option(help="The kind of queue that the pool has.")
+    ] = QueueType.CLASSIC,
+    shared_keys: Annotated[
+        bool, typer.Option("--shared-keys", help="Let all producers submit every job, under the same key.")
+    ] = False,
+    garbage: Annotated[
+        bool, typer.Option("--garbage", help="Let another client publish messages that are no jobs.")
     ] = False,
     folder: Annotated[
         Path | None, typer.Option(help="Where logs and ledgers go; without it they are thrown away.")
@@ -44,6 +54,9 @@ def command(
         jobs=jobs or max(1, round(JOBS_PER_MINUTE * minutes)),
         workers=workers,
         empty_redis=empty_redis,
+        queue_type=queue_type,
+        shared_keys=shared_keys,
+        garbage=garbage,
     )
     with tempfile.TemporaryDirectory(prefix="inferfleet-chaos-") as temporary:
         where = folder or Path(temporary)

@@ -7,13 +7,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from inferfleet.local.chaos.harness import Harness
+from aio_pika.abc import AbstractIncomingMessage
+
+from inferfleet.local.chaos.garbage import Garbage
+from inferfleet.local.chaos.harness import PATIENCE_S, Harness
 from inferfleet.local.chaos.history import History, JobHistory, WorkerLife
 from inferfleet.local.chaos.ledger import Accepted, CancelAsked, Intent, Seen, Streamed, read_ledger
-from inferfleet.producer.fleet import Fleet
-from inferfleet.schemas import Job, JournalEntry, Result
-from inferfleet.schemas.names import job_queue, journal_key, result_key
-from inferfleet.schemas.settings import ProducerSettings
+from inferfleet.schemas import Job, JobState, JournalEntry, Result
+from inferfleet.schemas.names import dead_queue, job_queue, journal_key, result_key
+from inferfleet.wire.amqp import open_amqp
 from inferfleet.wire.journal_lines import parse_line
 
 BATCH = 200
@@ -26,13 +28,17 @@ async def collect(
     lost_results: frozenset[str] = frozenset(),
     workers: Mapping[str, WorkerLife] | None = None,
     queues: Sequence[str] = (),
+    garbage: Garbage | None = None,
+    keys_lost: bool = False,
 ) -> History:
     """Read everything. No worker may run any more: what is in the queues then is left over."""
     jobs: dict[str, Job] = {}
     seen: defaultdict[str, list[Result]] = defaultdict(list)
-    streams: defaultdict[str, list[JournalEntry]] = defaultdict(list)
+    streams: defaultdict[str, list[tuple[JournalEntry, ...]]] = defaultdict(list)
     cancels: set[str] = set()
     for ledger in ledgers:
+        # One reader for each job in each ledger: two producers may watch the same job.
+        streamed: defaultdict[str, list[JournalEntry]] = defaultdict(list)
         for event in read_ledger(ledger):
             match event:
                 case Accepted(job=job):
@@ -40,12 +46,15 @@ async def collect(
                 case Seen(result=result):
                     seen[result.job_id].append(result)
                 case Streamed(job_id=job_id, entry=entry):
-                    streams[job_id].append(entry)
+                    streamed[job_id].append(entry)
                 case CancelAsked(job_id=job_id):
                     cancels.add(job_id)
                 case Intent():
                     pass
+        for job_id, entries in streamed.items():
+            streams[job_id].append(tuple(entries))
     journals, results = await _read_records(harness, list(jobs))
+    letters = await _dead_letters(harness)
     return History(
         jobs=tuple(
             JobHistory(
@@ -53,13 +62,15 @@ async def collect(
                 journal=journals[job_id],
                 stored=results[job_id],
                 seen=tuple(seen[job_id]),
-                streams=(tuple(streams[job_id]),) if job_id in streams else (),
+                streams=tuple(streams[job_id]),
                 cancel_asked=job_id in cancels,
                 lost_result=job_id in lost_results,
             )
             for job_id, job in jobs.items()
         ),
-        dead_letters=await _dead_letters(harness),
+        dead_letters=tuple(letter.message_id for letter in letters if letter.message_id is not None),
+        garbage_lost=await _lost(harness, garbage, letters) if garbage else (),
+        keys_lost=keys_lost,
         leftover=await harness.depths(*(queues or (job_queue(harness.pool),))),
         workers=workers or {},
     )
@@ -83,8 +94,25 @@ async def _read_records(
     return journals, results
 
 
-async def _dead_letters(harness: Harness) -> tuple[str, ...]:
-    settings = ProducerSettings(amqp_url=harness.services.amqp_url, redis_url=harness.services.redis_url)
-    async with Fleet.connect(settings) as fleet:
-        letters = await fleet.dead_letters.read(harness.pool, limit=100_000)
-    return tuple(letter.message_id for letter in letters if letter.message_id is not None)
+async def _dead_letters(harness: Harness) -> list[AbstractIncomingMessage]:
+    """Read them as they are, without what the client makes of them."""
+    async with open_amqp(harness.services.amqp_url, timeout_s=PATIENCE_S, name="chaos") as connection:
+        channel = await connection.channel()
+        queue = await channel.declare_queue(dead_queue(harness.pool), passive=True)
+        letters: list[AbstractIncomingMessage] = []
+        # Never acked: they go back when the connection ends.
+        while (letter := await queue.get(fail=False)) is not None:
+            letters.append(letter)
+        return letters
+
+
+async def _lost(
+    harness: Harness, garbage: Garbage, letters: Iterable[AbstractIncomingMessage]
+) -> tuple[str, ...]:
+    """What was confirmed and is not buried, and the jobs it named that did not fail."""
+    unburied = garbage.sent - {letter.body for letter in letters}
+    _, results = await _read_records(harness, sorted(garbage.named))
+    endless = [
+        job_id for job_id, result in results.items() if result is None or result.state is not JobState.FAILED
+    ]
+    return (*(body.decode(errors="replace") for body in sorted(unburied)), *endless)

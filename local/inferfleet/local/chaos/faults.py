@@ -29,6 +29,7 @@ class Fault(StrEnum):
     WORKER_RESET = "worker_reset"
     PRODUCER_KILL = "producer_kill"
     PRODUCER_CUT = "producer_cut"
+    PRODUCER_REFUSED = "producer_refused"
     REDIS_RESTART = "redis_restart"
     REDIS_EMPTIED = "redis_emptied"
     BROKER_RESTART = "broker_restart"
@@ -48,6 +49,9 @@ SMALL = {
 }
 """Faults of one process or one link, and their weights."""
 
+SHARED_KEYS = {**SMALL, Fault.PRODUCER_REFUSED: 10}
+"""With keys that producers share, one of them is refused now and then while another is accepted."""
+
 SMALL_EVERY_S = (1.0, 3.0)
 SERVICE_EVERY_S = (8.0, 20.0)
 LASTS_S = (0.5, 8.0)
@@ -65,11 +69,13 @@ class Faults:
         producers: Sequence[ProducerProcess],
         chance: random.Random,
         empty_redis: bool,
+        shared_keys: bool,
     ) -> None:
         self._harness = harness
         self._places = places
         self._producers = producers
         self._chance = chance
+        self._small = SHARED_KEYS if shared_keys else SMALL
         self._services = {Fault.REDIS_RESTART: 4, Fault.BROKER_RESTART: 2}
         if empty_redis:
             self._services[Fault.REDIS_EMPTIED] = 2
@@ -82,7 +88,7 @@ class Faults:
             tasks.create_task(self._disturb_services())
             while True:
                 await asyncio.sleep(self._chance.uniform(*SMALL_EVERY_S))
-                fault = self._draw(SMALL)
+                fault = self._draw(self._small)
                 tasks.create_task(self._disturb(fault, lasts_s=self._chance.uniform(*LASTS_S)))
 
     async def heal(self) -> None:
@@ -112,7 +118,7 @@ class Faults:
                     await self._harness.restart_store()
 
     async def _disturb(self, fault: Fault, *, lasts_s: float) -> None:
-        if fault in (Fault.PRODUCER_KILL, Fault.PRODUCER_CUT):
+        if fault in (Fault.PRODUCER_KILL, Fault.PRODUCER_CUT, Fault.PRODUCER_REFUSED):
             await self._disturb_producer(fault, lasts_s=lasts_s)
             return
         free = [place for place in self._places if not place.busy.locked()]
@@ -155,6 +161,12 @@ class Faults:
         if fault is Fault.PRODUCER_KILL:
             await producer.crash()
             producer.start()
+        elif fault is Fault.PRODUCER_REFUSED:
+            # Its connection is gone, and a new one gets no answer.
+            producer.link.broker.reset()
+            producer.link.broker.hold(Direction.TO_CLIENT)
+            await asyncio.sleep(lasts_s)
+            producer.link.broker.heal()
         else:
             direction = self._chance.choice(list(Direction))
             proxy = self._chance.choice((producer.link.broker, producer.link.store))

@@ -46,4 +46,8 @@ class History:
     jobs: tuple[JobHistory, ...]
     dead_letters: tuple[str, ...] = ()
     leftover: Mapping[str, int] = field(default_factory=dict[str, int])
+    garbage_lost: tuple[str, ...] = ()
+    """What another client published that is no job, and that lies nowhere afterwards."""
+    keys_lost: bool = False
+    """Redis lost all its data, idempotency keys included."""
     workers: Mapping[str, WorkerLife] = field(default_factory=dict[str, WorkerLife])

@@ -26,7 +26,7 @@ from inferfleet.producer.fleet import Fleet
 from inferfleet.schemas import Job
 from inferfleet.schemas.errors import InferfleetError, JobNotFoundError
 from inferfleet.schemas.journal import FinishedEntry
-from inferfleet.schemas.settings import ProducerSettings
+from inferfleet.schemas.settings import ProducerSettings, QueueType
 
 AT_ONCE = 64
 """Submits on their way at the same time."""
@@ -53,6 +53,9 @@ class Plan(BaseModel):
     step: int
     end: int
     per_second: float
+    queue_type: QueueType = QueueType.CLASSIC
+    patience_s: float = 5.0
+    connect_timeout_s: float = 5.0
 
 
 class Producer:
@@ -164,8 +167,9 @@ async def produce(plan: Plan) -> None:
         amqp_url=plan.amqp_url,
         redis_url=plan.redis_url,
         client_id=plan.client_id,
-        patience_s=5.0,
-        connect_timeout_s=5.0,
+        queue_type=plan.queue_type,
+        patience_s=plan.patience_s,
+        connect_timeout_s=plan.connect_timeout_s,
         publish_timeout_s=5.0,
         state_check_interval_s=2.0,
     )

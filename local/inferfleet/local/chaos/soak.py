@@ -15,6 +15,7 @@ from typing import Any
 from inferfleet.local.chaos.checker import Finding, Violation, check
 from inferfleet.local.chaos.collect import collect
 from inferfleet.local.chaos.faults import Faults
+from inferfleet.local.chaos.garbage import Garbage
 from inferfleet.local.chaos.harness import PATIENCE_S, Harness
 from inferfleet.local.chaos.history import History
 from inferfleet.local.chaos.ledger import whole_line
@@ -28,7 +29,7 @@ from inferfleet.local.services.reaper import Reaper
 from inferfleet.local.worker_processes import wait_until_ready
 from inferfleet.producer.fleet import Fleet
 from inferfleet.schemas.names import job_queue
-from inferfleet.schemas.settings import ProducerSettings
+from inferfleet.schemas.settings import ProducerSettings, QueueType
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +52,11 @@ class SoakOptions:
     jobs: int
     workers: int = 4
     empty_redis: bool = False
+    queue_type: QueueType = QueueType.CLASSIC
+    shared_keys: bool = False
+    """Every job is submitted by all producers, under the same idempotency key."""
+    garbage: bool = False
+    """Another client publishes messages that are no jobs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +107,8 @@ async def soak(options: SoakOptions, *, folder: Path, say: Callable[[str], None]
     # Redis must keep what it has answered, or there is nothing to check against.
     async with running_services(ServicesChoice.NATIVE, fsync=Fsync.ALWAYS) as services:
         say(f"seed {options.seed}: {services.announcement}")
-        async with Harness.around(services, log_folder=folder) as harness:
+        around = Harness.around(services, log_folder=folder, queue_type=options.queue_type)
+        async with around as harness:
             run = _Run(harness, options, folder, say)
             history, faults = await run.run()
     verdict = check(history)
@@ -145,8 +152,9 @@ class _Run:
                 producer.start()
             keepers = [asyncio.create_task(place.keep()) for place in self._places]
             reporting = asyncio.create_task(self._report(producers))
+            garbage = Garbage(self._harness, chance=random.Random(self._options.seed))  # noqa: S311 - repeatable
             try:
-                faults = await self._disturb(producers)
+                faults = await self._disturb(producers, garbage)
                 await self._settle(producers, faults.lost_results)
             finally:
                 for task in (*keepers, reporting):
@@ -159,6 +167,8 @@ class _Run:
             lost_results=frozenset(faults.lost_results),
             workers={id_: life for place in self._places for id_, life in place.lives().items()},
             queues=(job_queue(self._harness.pool),),
+            garbage=garbage,
+            keys_lost=self._options.empty_redis,
         )
         happened = {fault.value: count for fault, count in sorted(faults.happened.items())}
         return history, happened | {"killed_by_job": sum(place.killed_by_jobs for place in self._places)}
@@ -173,11 +183,14 @@ class _Run:
 
     async def _declare_pool(self) -> None:
         services: Services = self._harness.services
-        settings = ProducerSettings(amqp_url=services.amqp_url, redis_url=services.redis_url)
+        settings = ProducerSettings(
+            amqp_url=services.amqp_url, redis_url=services.redis_url, queue_type=self._options.queue_type
+        )
         async with Fleet.connect(settings) as fleet:
             await fleet.declare_pool(self._harness.pool)
 
     async def _producer(self, index: int, reaper: Reaper) -> ProducerProcess:
+        step = 1 if self._options.shared_keys else PRODUCERS
         plan = Plan(
             amqp_url="",
             redis_url="",
@@ -185,28 +198,37 @@ class _Run:
             pool=self._harness.pool,
             ledger=self._folder / f"ledger-{index}.jsonl",
             seed=self._options.seed,
-            first=index,
-            step=PRODUCERS,
+            first=0 if self._options.shared_keys else index,
+            step=step,
             end=self._options.jobs,
-            per_second=self._options.jobs / PRODUCERS / (60 * self._options.minutes),
+            per_second=self._options.jobs / step / (60 * self._options.minutes),
+            queue_type=self._options.queue_type,
+            patience_s=0.0 if self._options.shared_keys else 5.0,
+            connect_timeout_s=1.0 if self._options.shared_keys else 5.0,
         )
         link = await self._harness.link()
         return ProducerProcess(plan, link=link, log=self._folder / f"producer-{index}.log", reaper=reaper)
 
-    async def _disturb(self, producers: Sequence[ProducerProcess]) -> Faults:
+    async def _disturb(self, producers: Sequence[ProducerProcess], garbage: Garbage) -> Faults:
         faults = Faults(
             harness=self._harness,
             places=self._places,
             producers=producers,
             chance=random.Random(self._options.seed),  # noqa: S311 - repeatable
             empty_redis=self._options.empty_redis,
+            shared_keys=self._options.shared_keys,
         )
-        disturbing = asyncio.create_task(faults.run())
-        await asyncio.wait({disturbing}, timeout=60 * self._options.minutes)
-        disturbing.cancel()
-        (outcome,) = await asyncio.gather(disturbing, return_exceptions=True)
-        if isinstance(outcome, Exception):
-            raise outcome
+        disturbing = {asyncio.create_task(faults.run())}
+        if self._options.garbage:
+            disturbing.add(asyncio.create_task(garbage.publish()))
+        await asyncio.wait(
+            disturbing, timeout=60 * self._options.minutes, return_when=asyncio.FIRST_COMPLETED
+        )
+        for task in disturbing:
+            task.cancel()
+        for outcome in await asyncio.gather(*disturbing, return_exceptions=True):
+            if isinstance(outcome, Exception):
+                raise outcome
         await faults.heal()
         return faults
 
@@ -223,11 +245,12 @@ class _Run:
                 if producer.poll() not in (None, 0):
                     raise RuntimeError(f"a producer failed; the end of its log:\n{producer.log_tail()}")
             missing: set[str] = set()
+            submitted: set[int] = set()
             for tail in tails:
                 tail.read()
                 missing |= tail.accepted - tail.ended
-            submitted = sum(len(tail.accepted) for tail in tails)
-            return submitted == self._options.jobs and missing <= set(lost_results)
+                submitted |= tail.numbers
+            return len(submitted) == self._options.jobs and missing <= set(lost_results)
 
         async def settled() -> bool:
             depths = await self._harness.depths(job_queue(self._harness.pool))
@@ -262,6 +285,7 @@ class _Tail:
     """Follows a ledger as it grows: which jobs were accepted, and of which the end was seen."""
 
     def __init__(self, path: Path) -> None:
+        self.numbers: set[int] = set()
         self.accepted: set[str] = set()
         self.ended: set[str] = set()
         self._path = path
@@ -278,7 +302,8 @@ class _Tail:
         for line in text[:whole].splitlines(keepends=True):
             if line.startswith((b'{"event":"accepted"', b'{"event":"seen"')):
                 match whole_line(line):
-                    case {"event": "accepted", "job": {"id": str(job_id)}}:
+                    case {"event": "accepted", "number": int(number), "job": {"id": str(job_id)}}:
+                        self.numbers.add(number)
                         self.accepted.add(job_id)
                     case {"event": "seen", "result": {"job_id": str(job_id)}}:
                         self.ended.add(job_id)
