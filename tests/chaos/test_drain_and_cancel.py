@@ -71,12 +71,12 @@ async def test_cancelling_a_running_job_frees_its_place_in_the_engine(harness: H
     running = await fleet.submit(prompt("cancelled", tokens=3000), pool=harness.pool, stream=True)
     await harness.until_tokens([running.id])
     behind = await fleet.submit(prompt("behind", tokens=20), pool=harness.pool)
-    await harness.until(lambda: _waiting_in_engine(worker, 1), what="the second job waits in the engine")
+    await harness.until(lambda: _held(worker, 1), what="the second job waits for the engine")
 
     # When the running one is cancelled
     began = time.monotonic()
     await fleet.cancel(running)
-    await harness.until(lambda: _waiting_in_engine(worker, 0), what="the second job has its place")
+    await harness.until(lambda: _held(worker, 0), what="the second job has its place")
     print(f"the place was free {time.monotonic() - began:.2f} s after the cancel")  # noqa: T201
 
     # Then the other one has its place, long before the first would have ended
@@ -88,9 +88,9 @@ async def test_cancelling_a_running_job_frees_its_place_in_the_engine(harness: H
     await harness.until_empty()
 
 
-async def _waiting_in_engine(worker: Member, count: int) -> bool:
+async def _held(worker: Member, count: int) -> bool:
     heartbeat = await worker.process.heartbeat()
-    return heartbeat is not None and heartbeat.waiting == count
+    return heartbeat is not None and heartbeat.held == count
 
 
 async def _running_in_engine(worker: Member, count: int) -> bool:
