@@ -21,7 +21,7 @@ from inferfleet.schemas import Endpoint, Job, Usage
 from inferfleet.schemas.job import Priority
 from inferfleet.schemas.journal import TokenChunk, TokensEntry
 from inferfleet.schemas.settings import EngineKind, ProducerSettings, WorkerSettings
-from inferfleet.worker.ports import Completion, EngineStats, Generation
+from inferfleet.worker.ports import Completion, EngineStats, Generation, ModelIdentity
 from inferfleet.worker.process import run_process
 
 POOL = "bench"
@@ -34,6 +34,7 @@ class NoOpEngine:
     """An ``Engine`` that does nothing, or sleeps before its tokens (``work_s``) or after (``more_s``)."""
 
     model = "no-op"
+    identity = ModelIdentity(engine="no-op", name="no-op")
     endpoints = frozenset({Endpoint.COMPLETIONS, Endpoint.CHAT})
 
     def __init__(self, progress: Progress) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from uuid import uuid4
 
 import pytest
@@ -30,9 +31,11 @@ def a_job(max_attempts: int) -> Job:
     return Job(body={"messages": [{"role": "user", "content": "hi"}]}, max_attempts=max_attempts)
 
 
-async def start_after_a_death(records: JobRecords, job: Job, *, resumable: bool = True) -> Started:
+async def start_after_a_death(
+    records: JobRecords, job: Job, *, resumable: bool = True, model_identity: str = "model-a"
+) -> Started:
     """Start on a worker that did not run it before and whose predecessor's lease is over."""
-    return await records.start(
+    started = await records.start(
         job,
         token=uuid4().hex,
         worker_id="the same worker, started again: its lease does not keep it out",
@@ -40,7 +43,19 @@ async def start_after_a_death(records: JobRecords, job: Job, *, resumable: bool 
         resumable=resumable,
         alone=True,
         reply_to="",
+        model_identity=model_identity,
     )
+    if started.restart is not None:
+        assert await records.restart(
+            job.id,
+            fence=started.fence,
+            worker_id="w",
+            model_identity=model_identity,
+            reason=started.restart,
+            tokens_wasted=started.tokens,
+        )
+        return replace(started, fence=started.fence.restarted(), tokens=0)
+    return started
 
 
 async def bring_on(records: JobRecords, job: Job, started: Started, *, tokens: int = 3) -> None:
@@ -70,6 +85,25 @@ async def test_tokens_that_have_to_be_generated_again_are_no_progress(records: J
         assert started.verdict is Verdict.STARTED
         await bring_on(records, job, started)
     assert (await start_after_a_death(records, job, resumable=False)).verdict is Verdict.EXHAUSTED
+
+
+async def test_tokens_of_another_model_are_no_progress(records: JobRecords) -> None:
+    job = a_job(2)
+    for model in ("model-a", "model-b"):
+        started = await start_after_a_death(records, job, model_identity=model)
+        assert started.verdict is Verdict.STARTED
+        await bring_on(records, job, started)
+    exhausted = await start_after_a_death(records, job, model_identity="model-a")
+    assert exhausted.verdict is Verdict.EXHAUSTED
+
+
+async def test_progress_counts_from_where_the_answer_began_again(records: JobRecords) -> None:
+    job = a_job(2)
+    await bring_on(records, job, await start_after_a_death(records, job), tokens=9)
+    for charged in (2, 2, 2):
+        started = await start_after_a_death(records, job, model_identity="model-b")
+        assert (started.verdict, started.charged) == (Verdict.STARTED, charged)
+        await bring_on(records, job, started, tokens=2)
 
 
 async def test_even_with_progress_a_job_may_not_kill_for_ever(records: JobRecords) -> None:

@@ -17,7 +17,7 @@ from tests.integration.conftest import assert_whole, chat, journal_of, kinds_of
 
 from inferfleet.schemas import Failure, FailureCode, Job, JobState, Result
 from inferfleet.schemas.errors import JobNotFoundError
-from inferfleet.schemas.journal import QueuedEntry, RestartedEntry, RunningEntry, TokenChunk
+from inferfleet.schemas.journal import QueuedEntry, RestartedEntry, RestartReason, RunningEntry, TokenChunk
 from inferfleet.schemas.names import job_key, journal_key, reply_key, result_key
 from inferfleet.wire.attempts import Fence, Started, Verdict, Written
 from inferfleet.wire.journal_lines import Unflushed, generated
@@ -48,15 +48,21 @@ async def job(records: JobRecords, pool: str) -> Job:
 tokens_of_starts = count()
 
 
+START: dict[str, Any] = {
+    "lease_s": 60,
+    "resumable": True,
+    "alone": True,
+    "reply_to": "from-the-message",
+    "model_identity": "model-a",
+}
+
+
 async def start(records: JobRecords, job: Job, worker: str = "w-1", **options: Any) -> Started:
     """Begin an attempt, twice with one token."""
     arguments: dict[str, Any] = {
+        **START,
         "token": f"{worker}:{next(tokens_of_starts)}",
         "worker_id": worker,
-        "lease_s": 60,
-        "resumable": True,
-        "alone": True,
-        "reply_to": "from-the-message",
         **options,
     }
     started = await records.start(job, **arguments)
@@ -67,7 +73,28 @@ async def start(records: JobRecords, job: Job, worker: str = "w-1", **options: A
             started.fence,
             started.charged,
         )
+        assert (again.tokens, again.restart, again.model_identity) == (
+            started.tokens,
+            started.restart,
+            started.model_identity,
+        )
     return started
+
+
+async def restart(
+    records: JobRecords, job: Job, started: Started, reason: RestartReason, model_identity: str = "model-a"
+) -> Fence:
+    """Begin the answer again, twice; return the fence from then on."""
+    arguments: dict[str, Any] = {
+        "fence": started.fence,
+        "worker_id": "w-2",
+        "model_identity": model_identity,
+        "reason": reason,
+        "tokens_wasted": started.tokens,
+    }
+    assert await records.restart(job.id, **arguments) is Written.OK
+    assert await records.restart(job.id, **arguments) is Written.OK
+    return started.fence.restarted()
 
 
 async def append(records: JobRecords, job: Job, fence: Fence, offset: int, *tokens: int) -> Written:
@@ -113,7 +140,7 @@ async def test_a_job_runs_from_its_start_to_its_result(
 ) -> None:
     started = await start(records, job)
     assert (started.verdict, started.fence.attempt, started.charged) == (Verdict.STARTED, 1, 1)
-    assert (started.tokens, started.tokens_wasted, started.reply_to) == (0, 0, "client")
+    assert (started.tokens, started.restart, started.reply_to) == (0, None, "client")
     assert await append(records, job, started.fence, 0, 1, 2, 3) is Written.OK
     assert await append(records, job, started.fence, 3) is Written.OK
     assert await append(records, job, started.fence, 3, 4, 5) is Written.OK
@@ -176,20 +203,86 @@ async def test_what_cannot_be_continued_starts_again_and_says_what_it_cost(
 ) -> None:
     first = await start(records, job)
     await release(records, job, first.fence, 0, 1, 2, 3)
-    arguments: dict[str, Any] = {
-        "token": "t",
-        "worker_id": "w-2",
-        "lease_s": 60,
-        "resumable": False,
-        "alone": True,
-        "reply_to": "",
-    }
-    second = await records.start(job, **arguments)
-    assert (second.tokens, second.tokens_wasted) == (0, 3)
+    second = await start(records, job, "w-2", resumable=False)
+    assert (second.tokens, second.restart) == (3, RestartReason.NOT_RESUMABLE)
+    fence = await restart(records, job, second, RestartReason.NOT_RESUMABLE)
     entries = await journal_of(store, job)
+    assert kinds_of(entries) == ["queued", "running", "tokens", "queued", "restarted", "running"]
     assert [entry.tokens_wasted for entry in entries if isinstance(entry, RestartedEntry)] == [3]
     assert generated(entries) == ()
     assert (await records.get(job.id)).tokens == 0
+    assert await append(records, job, fence, 0, 4) is Written.OK
+
+
+async def test_another_model_does_not_go_on_with_an_answer(
+    records: JobRecords, job: Job, store: aioredis.Redis
+) -> None:
+    first = await start(records, job)
+    assert first.model_identity == "model-a"
+    await release(records, job, first.fence, 0, 1, 2, 3)
+    second = await start(records, job, "w-2", model_identity="model-b")
+    assert (second.restart, second.tokens, second.model_identity) == (
+        RestartReason.ANOTHER_MODEL,
+        3,
+        "model-a",
+    )
+    assert (await records.get(job.id)).model_identity == "model-a"
+    fence = await restart(records, job, second, RestartReason.ANOTHER_MODEL, "model-b")
+    assert await append(records, job, fence, 0, 7) is Written.OK
+    record = await records.get(job.id)
+    assert (record.model_identity, record.tokens) == ("model-b", 1)
+    entries = await journal_of(store, job)
+    running = [entry.model_identity for entry in entries if isinstance(entry, RunningEntry)]
+    assert running == ["model-a", "model-b"]
+    assert [token for chunk in generated(entries) for token in chunk.token_ids] == [7]
+
+
+async def test_the_same_model_goes_on_and_so_does_one_that_comes_back(records: JobRecords, job: Job) -> None:
+    first = await start(records, job)
+    await release(records, job, first.fence, 0, 1, 2, 3)
+    other = await start(records, job, "w-2", model_identity="model-b")
+    # It was told to stop before it had begun the answer again.
+    await release(records, job, other.fence, 0)
+    third = await start(records, job, "w-3")
+    assert (third.restart, third.tokens) == (None, 3)
+
+
+async def test_tokens_of_nobody_knows_which_model_are_not_continued(
+    records: JobRecords, job: Job, store: aioredis.Redis
+) -> None:
+    first = await start(records, job)
+    await release(records, job, first.fence, 0, 1, 2, 3)
+    await store.hdel(job_key(job.id), "model_identity")
+    assert (await start(records, job)).restart is RestartReason.ANOTHER_MODEL
+
+
+async def test_a_write_does_not_fit_when_redis_has_lost_the_restart_before_it(
+    records: JobRecords, job: Job, store: aioredis.Redis
+) -> None:
+    first = await start(records, job)
+    await release(records, job, first.fence, 0, 1, 2, 3)
+    second = await start(records, job, "w-2", model_identity="model-b")
+    kept = await store.dump(job_key(job.id))
+    fence = await restart(records, job, second, RestartReason.ANOTHER_MODEL, "model-b")
+    # A failover to a replica that had not heard of it.
+    await store.restore(job_key(job.id), 60_000, kept, replace=True)
+    assert await append(records, job, fence, 0, 7) is Written.FENCED
+    assert await finish(records, job, fence, 0, 7) is Written.FENCED
+
+
+async def test_a_late_copy_of_a_start_or_a_restart_changes_nothing(records: JobRecords, job: Job) -> None:
+    first = await start(records, job)
+    await release(records, job, first.fence, 0, 1, 2, 3)
+    arguments: dict[str, Any] = {"token": "late", "model_identity": "model-b"}
+    second = await start(records, job, "w-2", **arguments)
+    fence = await restart(records, job, second, RestartReason.ANOTHER_MODEL, "model-b")
+    assert await append(records, job, fence, 0, 7) is Written.OK
+    again = await start(records, job, "w-2", **arguments)
+    assert (again.fence.attempt, again.restart) == (2, None)
+    await restart(records, job, second, RestartReason.ANOTHER_MODEL, "model-b")
+    assert (await records.get(job.id)).tokens == 1
+    assert await release(records, job, fence, 1) is Written.OK
+    assert (await records.start(job, **{**START, **arguments, "worker_id": "w-2"})).verdict is Verdict.BUSY
 
 
 async def test_an_attempt_that_is_refunded_does_not_count(records: JobRecords, job: Job) -> None:

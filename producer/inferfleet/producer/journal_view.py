@@ -14,6 +14,7 @@ from inferfleet.schemas.journal import (
     JournalEntry,
     QueuedEntry,
     RestartedEntry,
+    RestartReason,
     RunningEntry,
     TokenChunk,
     TokensEntry,
@@ -83,7 +84,10 @@ class JournalView:
                 # The journal was lost and with it the way to continue.
                 wasted, self._tokens_seen = self._tokens_seen, 0
                 restarted = RestartedEntry(
-                    at=entry.at, attempt=entry.attempt, reason="journal_lost", tokens_wasted=wasted
+                    at=entry.at,
+                    attempt=entry.attempt,
+                    reason=RestartReason.JOURNAL_LOST,
+                    tokens_wasted=wasted,
                 )
                 return [restarted, entry]
             case RunningEntry() | QueuedEntry() | FinishedEntry():

@@ -25,6 +25,8 @@ class Heartbeat(WireModel):
 
     ``running`` and ``waiting`` are the engine's own counts; ``held`` is how many jobs the worker has taken
     that wait for the engine and have not started. ``kv_cache_usage`` is a share from 0 to 1.
+    ``model_identity`` is the short hash of the loaded model, empty before: workers that differ in it do not
+    continue each other's answers.
     """
 
     worker_id: str
@@ -32,6 +34,7 @@ class Heartbeat(WireModel):
     phase: WorkerPhase
     engine: str
     model: str
+    model_identity: str = ""
     version: str
     running: Count = 0
     waiting: Count = 0

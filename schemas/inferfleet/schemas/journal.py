@@ -6,6 +6,7 @@ webhooks and batch files are all views of it.
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated, Any, Literal
 
 from pydantic import AwareDatetime, Field, TypeAdapter
@@ -17,6 +18,19 @@ from inferfleet.schemas.wire_model import WireModel
 
 ENTRY_FIELD = "entry"
 """The one field of a journal line in Redis; its value is the entry as JSON."""
+
+
+class RestartReason(StrEnum):
+    """Why what was generated does not count any more. Closed, like the codes of failures."""
+
+    NOT_RESUMABLE = "not_resumable"
+    """An answer of this kind cannot go on from its tokens."""
+    ANOTHER_MODEL = "another_model"
+    """The next attempt has a model of another identity, or nobody knows whose tokens they are."""
+    JOURNAL_INCOMPLETE = "journal_incomplete"
+    """The journal does not hold exactly the tokens that the record counts."""
+    JOURNAL_LOST = "journal_lost"
+    """Redis lost record and journal. No journal says so: a reader finds out who had seen more."""
 
 
 class TokenChunk(WireModel):
@@ -43,13 +57,17 @@ class QueuedEntry(WireModel):
 
 
 class RunningEntry(WireModel):
-    """An attempt began. ``resumed_from`` is the number of tokens it continues from."""
+    """An attempt began. ``resumed_from`` is the number of tokens it continues from.
+
+    ``model_identity`` is the short hash of the model that generates from here on.
+    """
 
     kind: Literal["running"] = "running"
     at: AwareDatetime
     attempt: Count
     worker_id: str
     resumed_from: Count = 0
+    model_identity: str | None = None
 
 
 class TokensEntry(WireModel):
@@ -61,6 +79,11 @@ class TokensEntry(WireModel):
     offset: Count
     chunks: tuple[TokenChunk, ...]
 
+    @property
+    def count(self) -> int:
+        """The number of tokens."""
+        return sum(len(chunk.token_ids) for chunk in self.chunks)
+
 
 class RestartedEntry(WireModel):
     """What was generated so far does not count any more; the next tokens start at offset 0."""
@@ -68,7 +91,7 @@ class RestartedEntry(WireModel):
     kind: Literal["restarted"] = "restarted"
     at: AwareDatetime
     attempt: Count
-    reason: str
+    reason: RestartReason
     tokens_wasted: Count
 
 

@@ -45,7 +45,8 @@ class Result(WireModel):
     """The terminal outcome of a job.
 
     ``response`` is the OpenAI response body. It is there for a job that succeeded; one that was cut
-    short (cancelled, timed out) has the part that was generated, or ``None``.
+    short (cancelled, timed out) has the part that was generated, or ``None``. ``model_identity`` is the short
+    hash of the model that generated all of it.
     """
 
     job_id: JobId
@@ -55,6 +56,7 @@ class Result(WireModel):
     usage: Usage = Usage()
     timings: Timings | None = None
     worker_id: str | None = None
+    model_identity: str | None = None
     attempts: Count = 0
 
     @property
@@ -87,6 +89,7 @@ class JobRecord(WireModel):
     """What is known of a job now. ``result`` is there once ``state`` is terminal.
 
     ``attempt`` numbers all attempts, ``attempts`` counts those that count towards ``max_attempts``.
+    ``model_identity`` is the short hash of the model that the answer so far belongs to.
     """
 
     id: JobId
@@ -96,6 +99,7 @@ class JobRecord(WireModel):
     attempt: Count = 0
     attempts: Count = 0
     worker_id: str | None = None
+    model_identity: str | None = None
     tokens: Count = 0
     cancel_requested: bool = False
     reply_to: str | None = None

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from inferfleet.schemas.journal import RestartReason
+
 
 class Verdict(StrEnum):
     """What came of the wish to start an attempt."""
@@ -46,21 +48,30 @@ class Fence:
     token: str
     attempt: int
 
+    def restarted(self) -> Fence:
+        """The fence of an attempt that began its answer again.
+
+        A write behind a restart that Redis has lost, in a failover, does not fit the record any more.
+        """
+        return Fence(f"{self.token}+restarted", self.attempt)
+
 
 @dataclass(frozen=True, slots=True)
 class Started:
     """The answer to a start.
 
     ``fence`` belongs to the new attempt, if there is one; with ``BUSY``, ``busy_s`` is what is left of the
-    other worker's lease, or of the pause before a retry. ``tokens`` is how many tokens the journal holds to
-    continue from, ``charged`` how many attempts count towards the job's limit. ``reply_to`` is the client to
-    tell of the end.
+    other worker's lease, or of the pause before a retry. ``tokens`` is how many tokens the journal holds,
+    ``restart`` why this attempt cannot continue them: it has to begin the answer again before it generates.
+    ``model_identity`` is that of the model the tokens belong to, or will. ``charged`` is how many attempts
+    count towards the job's limit. ``reply_to`` is the client to tell of the end.
     """
 
     verdict: Verdict
     fence: Fence
     tokens: int
-    tokens_wasted: int
     charged: int
     reply_to: str
+    restart: RestartReason | None = None
+    model_identity: str | None = None
     busy_s: float = 0.0

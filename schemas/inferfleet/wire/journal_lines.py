@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from pydantic import ValidationError
+
 from inferfleet.schemas.journal import (
     ENTRY_FIELD,
     FinishedEntry,
@@ -38,13 +40,37 @@ def parse_line(fields: dict[bytes, bytes]) -> JournalEntry:
 
 def generated(entries: Iterable[JournalEntry]) -> tuple[TokenChunk, ...]:
     """The chunks of tokens that count: those after the last restart."""
-    chunks: list[TokenChunk] = []
+    return tuple(chunk for entry in _counting(entries) for chunk in entry.chunks)
+
+
+def whole_answer(lines: Iterable[dict[bytes, bytes]], *, tokens: int) -> tuple[TokenChunk, ...] | None:
+    """The chunks of tokens that count, if the journal has exactly ``tokens`` of them, without a hole.
+
+    ``None`` if it has not: it was trimmed or lost, or has a line that is not ours.
+    """
+    try:
+        counting = _counting(map(parse_line, lines))
+    except (KeyError, ValidationError):
+        return None
+    position = 0
+    for entry in counting:
+        if entry.offset != position:
+            return None
+        position += entry.count
+    return tuple(chunk for entry in counting for chunk in entry.chunks) if position == tokens else None
+
+
+def _counting(entries: Iterable[JournalEntry]) -> list[TokensEntry]:
+    counting: list[TokensEntry] = []
     for entry in entries:
         match entry:
             case TokensEntry():
-                chunks.extend(entry.chunks)
+                counting.append(entry)
             case RestartedEntry():
-                chunks.clear()
+                counting.clear()
+            case RunningEntry(resumed_from=0):
+                # It began at the beginning: the record that knew of the tokens before was lost.
+                counting.clear()
             case QueuedEntry() | RunningEntry() | FinishedEntry():
                 pass
-    return tuple(chunks)
+    return counting

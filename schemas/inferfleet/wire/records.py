@@ -20,6 +20,8 @@ from inferfleet.schemas.journal import (
     FinishedEntry,
     JournalEntry,
     QueuedEntry,
+    RestartedEntry,
+    RestartReason,
     RunningEntry,
     TokenChunk,
     TokensEntry,
@@ -28,7 +30,7 @@ from inferfleet.schemas.names import job_key, journal_key, result_key
 from inferfleet.schemas.result import JobRecord, Result
 from inferfleet.wire import scripts
 from inferfleet.wire.attempts import DEATHS_PER_ATTEMPT, SUSPECT_AFTER, Fence, Started, Verdict, Written
-from inferfleet.wire.journal_lines import Unflushed, parse_line
+from inferfleet.wire.journal_lines import Unflushed, parse_line, whole_answer
 from inferfleet.wire.pipeline import CommandPipeline
 from inferfleet.wire.replies import Replies
 from inferfleet.wire.scripts import Argument
@@ -115,13 +117,15 @@ class JobRecords:
         resumable: bool,
         alone: bool,
         reply_to: str,
+        model_identity: str = "",
     ) -> Started:
         """Begin an attempt. ``token`` is unique to this call, so that a repeated one starts only once.
 
-        ``alone`` says that no other suspect runs beside it (see ``SUSPECT_AFTER``).
+        ``alone`` says that no other suspect runs beside it (see ``SUSPECT_AFTER``). ``model_identity`` is the
+        caller's; whoever only ends the job has none.
         """
         now = datetime.now(UTC)
-        verdict, attempt, tokens, wasted, charged, waiting = await self._call(
+        verdict, attempt, tokens, restart, charged, waiting, identity = await self._call(
             scripts.START,
             (job_key(job.id), journal_key(job.id)),
             _milliseconds(now),
@@ -140,14 +144,46 @@ class JobRecords:
             int(alone),
             SUSPECT_AFTER,
             job.max_attempts * DEATHS_PER_ATTEMPT,
+            model_identity,
         )
         if verdict == b"busy":
-            return Started(
-                Verdict.BUSY, Fence(token, 0), 0, 0, charged, waiting.decode(), busy_s=attempt / 1000
-            )
+            return Started(Verdict.BUSY, Fence(token, 0), 0, charged, waiting.decode(), busy_s=attempt / 1000)
         return Started(
-            Verdict(verdict.decode()), Fence(token, attempt), tokens, wasted, charged, waiting.decode()
+            Verdict(verdict.decode()),
+            Fence(token, attempt),
+            tokens,
+            charged,
+            waiting.decode(),
+            restart=RestartReason(restart.decode()) if restart else None,
+            model_identity=identity.decode() or None,
         )
+
+    async def restart(
+        self,
+        job_id: str,
+        *,
+        fence: Fence,
+        worker_id: str,
+        model_identity: str,
+        reason: RestartReason,
+        tokens_wasted: int,
+    ) -> Written:
+        """Begin the answer of a running attempt again. From then on the attempt has ``fence.restarted()``."""
+        now = datetime.now(UTC)
+        restarted = RestartedEntry(at=now, attempt=fence.attempt, reason=reason, tokens_wasted=tokens_wasted)
+        running = RunningEntry(
+            at=now, attempt=fence.attempt, worker_id=worker_id, model_identity=model_identity or None
+        )
+        written = await self._call(
+            scripts.RESTART,
+            (job_key(job_id), journal_key(job_id)),
+            fence.token,
+            fence.restarted().token,
+            model_identity,
+            _json(restarted),
+            _json(running),
+        )
+        return Written(written.decode())
 
     async def append(self, job_id: str, *, fence: Fence, lease_s: float, unflushed: Unflushed) -> Written:
         """Add tokens to the journal and renew the lease; without tokens, only renew."""
@@ -225,13 +261,21 @@ class JobRecords:
         started_at: datetime,
         chunks: tuple[TokenChunk, ...],
         reply_to: str,
+        model_identity: str = "",
     ) -> bool:
-        """Write the record of a running job back after Redis lost it. False if somebody else has the job."""
+        """Write record and journal of a running job back after Redis lost one of them.
+
+        False if somebody else has the job.
+        """
         now = datetime.now(UTC)
         everything = Unflushed(0, chunks)
         # ``resumed_from`` tells readers that the tokens that follow are the ones they have seen.
         running = RunningEntry(
-            at=started_at, attempt=fence.attempt, worker_id=worker_id, resumed_from=everything.count
+            at=started_at,
+            attempt=fence.attempt,
+            worker_id=worker_id,
+            resumed_from=everything.count,
+            model_identity=model_identity or None,
         )
         answer = await self._call(
             scripts.RESTORE,
@@ -250,6 +294,7 @@ class JobRecords:
             reply_to,
             _milliseconds(job.submitted_at),
             _milliseconds(started_at),
+            model_identity,
         )
         return bool(answer)
 
@@ -313,6 +358,10 @@ class JobRecords:
         """Read a job's whole journal."""
         return [parse_line(fields) for _, fields in await self.lines(job_id)]
 
+    async def whole_answer(self, job_id: str, *, tokens: int) -> tuple[TokenChunk, ...] | None:
+        """Read the tokens to continue from; ``None`` if the journal does not hold exactly these many."""
+        return whole_answer((fields for _, fields in await self.lines(job_id)), tokens=tokens)
+
     async def last_line(self, job_id: str) -> tuple[bytes, JournalEntry] | None:
         """Read the last line of a job's journal, with its id."""
         lines: Any = await self._pipeline.execute("XREVRANGE", journal_key(job_id), "+", "-", "COUNT", 1)
@@ -352,6 +401,7 @@ def _record(job_id: str, fields: dict[bytes, bytes], result: bytes | None) -> Jo
         attempt=int(fields[b"attempt"]),
         attempts=int(fields[b"charged"]),
         worker_id=fields[b"worker"].decode() if b"worker" in fields else None,
+        model_identity=fields.get(b"model_identity", b"").decode() or None,
         tokens=int(fields[b"tokens"]),
         cancel_requested=b"cancel" in fields,
         reply_to=fields[b"reply_to"].decode() or None,
@@ -366,6 +416,8 @@ def _milliseconds(moment: datetime) -> int:
     return int(moment.timestamp() * 1000)
 
 
-def _json(model: QueuedEntry | RunningEntry | TokensEntry | FinishedEntry | Result) -> bytes:
+def _json(
+    model: QueuedEntry | RunningEntry | RestartedEntry | TokensEntry | FinishedEntry | Result,
+) -> bytes:
     # Bytes at once: a text would only be encoded again for Redis.
     return to_json(model, exclude_none=True, inf_nan_mode="null")

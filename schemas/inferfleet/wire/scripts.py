@@ -33,6 +33,7 @@ CREATE: Final = Script.load("create")
 DISCARD: Final = Script.load("discard")
 CANCEL: Final = Script.load("cancel")
 START: Final = Script.load("start")
+RESTART: Final = Script.load("restart")
 APPEND: Final = Script.load("append")
 FINISH: Final = Script.load("finish")
 RELEASE: Final = Script.load("release")
@@ -50,7 +51,7 @@ SESSION_IMPORT: Final = Script.load("session_import")
 SESSION_DELETE: Final = Script.load("session_delete")
 
 ALL: Final = (
-    *(CREATE, DISCARD, CANCEL, START, APPEND, FINISH, RELEASE, RESTORE, REPLY),
+    *(CREATE, DISCARD, CANCEL, START, RESTART, APPEND, FINISH, RELEASE, RESTORE, REPLY),
     *(SESSION_ENTER, SESSION_FRONT, SESSION_PUBLISHED, SESSION_ADVANCE, SESSION_BEGIN, SESSION_APPEND),
     *(SESSION_STATE, SESSION_CONFIGURE, SESSION_IMPORT, SESSION_DELETE),
 )

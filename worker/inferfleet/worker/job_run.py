@@ -35,6 +35,8 @@ class JobRun:
         self.fence = Fence("", 0)
         self.charged = 0
         self.reply_to = delivery.reply_to
+        self.model_identity: str | None = None
+        """That of the model which generates, or generated, the answer."""
         self.started_at = datetime.now(UTC)
         self.started = time.monotonic()
         """When the attempt was granted; until then, when the job was delivered."""
@@ -56,13 +58,22 @@ class JobRun:
         """The number of this attempt; 0 before it was granted."""
         return self.fence.attempt
 
-    def start(self, *, fence: Fence, charged: int, reply_to: str) -> None:
-        """Note what was granted: the fence, how many attempts count, and the client to tell of the end."""
+    def start(self, *, fence: Fence, charged: int, reply_to: str, model_identity: str | None = None) -> None:
+        """Note what was granted: the fence, how many attempts count, and the client to tell of the end.
+
+        ``model_identity`` is that of the answer so far.
+        """
         self.fence = fence
+        self.model_identity = model_identity
         self.charged = charged
         self.reply_to = reply_to
         self.started_at = datetime.now(UTC)
         self.started = time.monotonic()
+
+    def restart(self, *, model_identity: str) -> None:
+        """Begin the answer again, with another fence and perhaps another model."""
+        self.fence = self.fence.restarted()
+        self.model_identity = model_identity
 
     def resume(self, chunks: tuple[TokenChunk, ...]) -> None:
         """Go on behind what earlier attempts left in the journal."""

@@ -99,9 +99,10 @@ class JournalWriter:
                 started_at=run.started_at,
                 chunks=run.journaled,
                 reply_to=run.reply_to,
+                model_identity=run.model_identity or "",
             )
             logger.warning(
-                "Redis lost the record of a running job",
+                "Redis lost the record or the journal of a running job",
                 extra={"job_id": run.job.id, "restored": restored, "tokens": run.tokens_generated},
             )
         return written

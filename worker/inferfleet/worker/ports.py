@@ -6,8 +6,10 @@ translates its vendor's exceptions into the ones here, and nothing else of the v
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import AsyncGenerator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from inferfleet.schemas import Endpoint, FailureCode, Usage
@@ -49,6 +51,34 @@ class EngineStats:
     kv_cache_usage: float = 0.0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelIdentity:
+    """What the tokens of an answer belong to: a worker with another model begins the answer again.
+
+    ``engine`` is its kind. ``weights``, ``tokenizer`` and ``adapter`` are fingerprints of their contents,
+    ``prompt`` of what turns a request into a prompt (the chat template), ``options`` of settings that change
+    what an answer says or how it is read. Not in it: what changes only speed or size, and the engine's
+    version (decision 13).
+    """
+
+    engine: str
+    name: str
+    revision: str = ""
+    weights: str = ""
+    tokenizer: str = ""
+    prompt: str = ""
+    dtype: str = ""
+    quantization: str = ""
+    adapter: str = ""
+    options: str = ""
+
+    @property
+    def short(self) -> str:
+        """All parts as 16 hexadecimal digits: what stands in records, journals, results and heartbeats."""
+        parts = json.dumps(asdict(self), sort_keys=True)
+        return hashlib.blake2b(parts.encode(), digest_size=8).hexdigest()
+
+
 class Engine(Protocol):
     """A continuous-batching generator.
 
@@ -61,6 +91,11 @@ class Engine(Protocol):
     @property
     def model(self) -> str:
         """The model's served name."""
+        ...
+
+    @property
+    def identity(self) -> ModelIdentity | None:
+        """Whose tokens these are; ``None`` before ``start`` has returned."""
         ...
 
     @property

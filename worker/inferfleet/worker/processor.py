@@ -16,11 +16,10 @@ from pydantic import ValidationError
 
 from inferfleet.schemas import Failure, FailureCode, Job, JobState
 from inferfleet.schemas.errors import InvalidJobError
-from inferfleet.schemas.journal import TokenChunk
+from inferfleet.schemas.journal import RestartReason, TokenChunk
 from inferfleet.schemas.request import check_request, job_error
 from inferfleet.schemas.settings import WorkerSettings
-from inferfleet.wire.attempts import Started, Verdict
-from inferfleet.wire.journal_lines import generated
+from inferfleet.wire.attempts import Started, Verdict, Written
 from inferfleet.wire.records import JobRecords
 from inferfleet.worker.broker import Delivery
 from inferfleet.worker.job_run import Interruption, JobRun
@@ -204,10 +203,22 @@ class Processor:
             resumable=resumable,
             alone=alone,
             reply_to=run.delivery.reply_to,
+            model_identity=self._model_identity,
         )
-        run.start(fence=started.fence, charged=started.charged, reply_to=started.reply_to)
-        self._metrics.wasted(started.tokens_wasted, "not_resumable")
+        run.start(
+            fence=started.fence,
+            charged=started.charged,
+            reply_to=started.reply_to,
+            model_identity=started.model_identity,
+        )
         return started
+
+    @property
+    def _model_identity(self) -> str:
+        identity = self._engine.identity
+        if identity is None:
+            raise EngineDeadError("the engine has no model")
+        return identity.short
 
     async def _granted(
         self, run: JobRun, generation: Generation, started: Started, problem: Failure | None
@@ -223,9 +234,20 @@ class Processor:
                 return refused
         if problem is not None:
             return Finish(JobState.FAILED, failure=problem)
-        if started.tokens:
-            run.resume(generated(await self._records.journal(job.id)))
+        restart = started.restart
+        if started.tokens and restart is None:
+            chunks = await self._records.whole_answer(job.id, tokens=started.tokens)
+            if chunks is None:
+                restart = RestartReason.JOURNAL_INCOMPLETE
+            else:
+                run.resume(chunks)
+        # Before the restart: a turn that an earlier attempt has completed keeps the tokens that it has.
         body = await self._turns.begin(run)
+        if isinstance(body, dict) and restart is not None:
+            if not await self._restart(run, restart, tokens_wasted=started.tokens):
+                return Defer()
+            # The session has to know the new fence.
+            body = await self._turns.begin(run)
         if not isinstance(body, dict):
             return body
         if started.verdict is Verdict.INTERRUPTED:
@@ -233,9 +255,32 @@ class Processor:
         self._journal.follow(run)
         if self._settings.log_prompts:
             logger.info("job starts", extra={"job_id": job.id, "body": body})
-        if body is not job.body or started.tokens:
+        if body is not job.body or run.resume_token_ids:
             generation = replace(generation, body=body, resume_token_ids=run.resume_token_ids)
         return await self._generate(run, generation)
+
+    async def _restart(self, run: JobRun, reason: RestartReason, *, tokens_wasted: int) -> bool:
+        """Begin the answer again. False if another attempt has the job."""
+        identity, fence = self._model_identity, run.fence
+        run.restart(model_identity=identity)
+        written = await self._journal.write(
+            run,
+            lambda: self._records.restart(
+                run.job.id,
+                fence=fence,
+                worker_id=self._settings.worker_id,
+                model_identity=identity,
+                reason=reason,
+                tokens_wasted=tokens_wasted,
+            ),
+        )
+        if written is Written.FENCED:
+            return False
+        self._metrics.wasted(tokens_wasted, reason)
+        logger.warning(
+            "the answer begins again", extra={"job_id": run.job.id, "reason": reason, "tokens": tokens_wasted}
+        )
+        return True
 
     def _refused(self, job: Job, started: Started) -> Outcome | None:
         """What to do when the start was not granted; ``None`` when it was."""

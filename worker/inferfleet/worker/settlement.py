@@ -255,5 +255,6 @@ class Settlement:
                 total_s=total_s,
             ),
             worker_id=self._settings.worker_id,
+            model_identity=run.model_identity,
             attempts=run.charged,
         )

@@ -7,6 +7,7 @@ import logging
 import signal
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager, suppress
+from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
@@ -183,7 +184,7 @@ class Worker:
         self._on_warm()
         while session is not None and not self._stopping.is_set():
             self._enter(WorkerPhase.READY)
-            logger.info("ready", extra={"model": self._engine.model})
+            logger.info("ready", extra={"model": self._engine.model, "identity": self._identity()})
             self._slots.supply_from(session)
             await session.hold(self._slots.limit + self._settings.look_ahead)
             await self._unless_stopped(self._until_closed(session))
@@ -301,6 +302,7 @@ class Worker:
             phase=self._phase,
             engine=self._settings.engine,
             model=self._engine.model,
+            model_identity=identity.short if (identity := self._engine.identity) else "",
             version=version("inferfleet"),
             running=stats.running,
             waiting=stats.waiting,
@@ -310,6 +312,11 @@ class Worker:
             started_at=self._started_at,
             seen_at=datetime.now(UTC),
         )
+
+    def _identity(self) -> dict[str, str]:
+        """All parts of the model's identity: why two workers differ is in their logs."""
+        identity = self._engine.identity
+        return {} if identity is None else {"short": identity.short, **asdict(identity)}
 
     async def _unless_stopped(self, work: Coroutine[Any, Any, T]) -> T | None:
         """Wait for the work, or for the order to stop, which cancels it and gives ``None``."""

@@ -10,8 +10,8 @@ end
 if r[1] ~= 'running' or r[2] ~= ARGV[1] then
   return 'fenced'
 end
-if tonumber(ARGV[3]) > tonumber(r[3]) then
-  -- A failover to a replica that lagged: what comes before these tokens is gone.
+if tonumber(ARGV[3]) > tonumber(r[3]) or redis.call('EXISTS', KEYS[2]) == 0 then
+  -- A failover to a replica that lagged, or an evicted journal: what comes before these tokens is gone.
   return 'missing'
 end
 -- Redis' clock, because the clocks of two workers differ.

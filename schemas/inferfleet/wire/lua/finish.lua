@@ -12,7 +12,7 @@ end
 if r[1] ~= 'running' then
   return r[1] == ARGV[4] and 'ok' or 'fenced'
 end
-if tonumber(ARGV[5]) > tonumber(r[3]) then
+if tonumber(ARGV[5]) > tonumber(r[3]) or redis.call('EXISTS', KEYS[2]) == 0 then
   return 'missing'
 end
 local last = tonumber(ARGV[5]) + tonumber(ARGV[6])

@@ -13,7 +13,7 @@ end
 if r[1] ~= 'running' then
   return r[1] == 'queued' and (r[5] or 'ok') or 'fenced'
 end
-if tonumber(ARGV[3]) > tonumber(r[3]) then
+if tonumber(ARGV[3]) > tonumber(r[3]) or redis.call('EXISTS', KEYS[2]) == 0 then
   return 'missing'
 end
 local last = tonumber(ARGV[3]) + tonumber(ARGV[4])

@@ -2,7 +2,7 @@
 -- somebody was faster.
 -- KEYS record, journal
 -- ARGV fence, attempt, lease_ms, ttl_s, worker, charged, tokens, running_entry, tokens_entry ('' for none),
---      pool, priority, reply_to, submitted_ms, started_ms
+--      pool, priority, reply_to, submitted_ms, started_ms, model identity
 -- Returns 1 if the record is now ours, else 0.
 local fence = redis.call('HGET', KEYS[1], 'fence')
 if redis.call('EXISTS', KEYS[1]) == 1 and fence ~= ARGV[1] then
@@ -13,7 +13,8 @@ local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 redis.call('HSET', KEYS[1], 'state', 'running', 'fence', ARGV[1], 'verdict', 'started', 'attempt', ARGV[2], 'charged', ARGV[6], 'tokens', ARGV[7],
   'worker', ARGV[5], 'lease', now + tonumber(ARGV[3]), 'pool', ARGV[10], 'priority', ARGV[11], 'reply_to', ARGV[12],
-  'submitted_at', ARGV[13], 'started_at', ARGV[14])
+  'submitted_at', ARGV[13], 'started_at', ARGV[14],
+  'model_identity', ARGV[15])
 redis.call('DEL', KEYS[2])
 redis.call('XADD', KEYS[2], '*', 'entry', ARGV[8])
 if ARGV[9] ~= '' then

@@ -16,7 +16,7 @@ from inferfleet.schemas.errors import ConfigurationError
 from inferfleet.schemas.journal import TokenChunk
 from inferfleet.worker.engines.vllm_loading import LoadedModel, ModelLoader
 from inferfleet.worker.engines.vllm_resumable import resumable
-from inferfleet.worker.ports import Completion, EngineDeadError, EngineStats, Generation
+from inferfleet.worker.ports import Completion, EngineDeadError, EngineStats, Generation, ModelIdentity
 
 _PAUSE_TIMEOUT_S: Final = 5.0
 """How long a healthy engine core may take to abort what it runs; one that hangs is killed after it."""
@@ -50,6 +50,7 @@ class VllmEngine:
             model=model, served_names=self._served_names, max_running=max_running, engine_args=engine_args
         )
         self._loaded: LoadedModel | None = None
+        self._identity: ModelIdentity | None = None
         self._answers: set[asyncio.Task[Completion]] = set()
         self._stopped = False
 
@@ -57,6 +58,11 @@ class VllmEngine:
     def model(self) -> str:
         """The model's served name, the first if it has several."""
         return self._served_names[0]
+
+    @property
+    def identity(self) -> ModelIdentity | None:
+        """What was loaded, with fingerprints of its files; known once ``start`` has returned."""
+        return self._identity
 
     @property
     def endpoints(self) -> frozenset[Endpoint]:
@@ -75,6 +81,7 @@ class VllmEngine:
         """
         try:
             self._loaded = await self._loader.load()
+            self._identity = self._loaded.identity
             if self._stopped:
                 raise EngineDeadError("the engine was stopped while it started")
             async with aclosing(self.generate(self._warm_up())) as events:

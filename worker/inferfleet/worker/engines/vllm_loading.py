@@ -16,12 +16,14 @@ import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.process import BaseProcess
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from inferfleet.worker.engines.vllm_identity import model_identity
 from inferfleet.worker.engines.vllm_plugin import WORKER_PID_VARIABLE
-from inferfleet.worker.ports import EngineStats
+from inferfleet.worker.ports import EngineStats, ModelIdentity
 
 if TYPE_CHECKING:
     from inferfleet.worker.engines.vllm_arguments import VllmArguments
@@ -40,6 +42,7 @@ class LoadedModel:
     """What answers requests. A handler is ``None`` when the model cannot do its task."""
 
     engine: Any
+    identity: ModelIdentity
     processes: tuple[BaseProcess, ...]
     served_models: Any
     chat: Any
@@ -83,12 +86,14 @@ class ModelLoader:
         self._children_before = {child.pid for child in multiprocessing.active_children()}
         engine, arguments, reports = await _in_thread(self._start_engine)
         try:
+            identity = await _in_thread(partial(_identity, self._served_names[0], engine, arguments))
             state = await _handlers(engine, arguments)
         except BaseException:
             engine.shutdown(timeout=0)
             raise
         return LoadedModel(
             engine=engine,
+            identity=identity,
             processes=tuple(self._children()),
             served_models=state.openai_serving_models,
             chat=getattr(state, "openai_serving_chat", None),
@@ -157,6 +162,13 @@ class ModelLoader:
             engine.shutdown(timeout=0)
             raise RuntimeError(_GIVEN_UP)
         return engine
+
+
+def _identity(name: str, engine: Any, arguments: VllmArguments) -> ModelIdentity:
+    from vllm.renderers.chat_utils import load_chat_template
+
+    template = load_chat_template(arguments.front_end.chat_template)
+    return model_identity(name, engine, vars(arguments.namespace()), chat_template=template)
 
 
 async def _handlers(engine: Any, arguments: VllmArguments) -> Any:

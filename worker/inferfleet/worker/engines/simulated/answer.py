@@ -37,7 +37,11 @@ class Answer:
 
 
 def plan_answers(
-    request: SimulatedRequest, *, max_model_len: int, resume_token_ids: tuple[int, ...] = ()
+    request: SimulatedRequest,
+    *,
+    max_model_len: int,
+    weights: int = 0,
+    resume_token_ids: tuple[int, ...] = (),
 ) -> list[Answer]:
     """Work out every choice of a text request, ``n`` for each prompt.
 
@@ -50,7 +54,7 @@ def plan_answers(
     if resume_token_ids and not 0 <= min(resume_token_ids) <= max(resume_token_ids) < len(PIECES):
         raise refusal("the tokens to continue from are not of its vocabulary: another engine made them")
     return [
-        _plan(request, _choice_key(prompt, choice), max_model_len - prompt.tokens, resume_token_ids)
+        _plan(request, _choice_key(prompt, choice, weights), max_model_len - prompt.tokens, resume_token_ids)
         for prompt in request.prompts
         for choice in range(request.n)
     ]
@@ -110,10 +114,11 @@ def _plan_tool_call(request: SimulatedRequest, key: bytes) -> Answer:
     )
 
 
-def _choice_key(prompt: Prompt, choice: int) -> bytes:
-    if choice == 0:
+def _choice_key(prompt: Prompt, choice: int, weights: int) -> bytes:
+    if choice == 0 and weights == 0:
         return prompt.key
-    return hashlib.blake2b(choice.to_bytes(4, "big"), key=prompt.key, digest_size=32).digest()
+    drawn = choice.to_bytes(4, "big") + (str(weights).encode() if weights else b"")
+    return hashlib.blake2b(drawn, key=prompt.key, digest_size=32).digest()
 
 
 def _first_stop(text: str, stop: tuple[str, ...]) -> tuple[int, int] | None:

@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from inferfleet.schemas import Endpoint
 from inferfleet.schemas.journal import TokenChunk
+from inferfleet.schemas.settings import EngineKind
 from inferfleet.worker.engines.simulated.answer import Answer, AnswerCutter, plan_answers
 from inferfleet.worker.engines.simulated.batch import Batch, Phase, Sequence
 from inferfleet.worker.engines.simulated.hooks import Hooks
@@ -24,7 +25,14 @@ from inferfleet.worker.engines.simulated.parameters import SimulatedParameters
 from inferfleet.worker.engines.simulated.refusal import refusal
 from inferfleet.worker.engines.simulated.request import SimulatedRequest, read_request, resumable
 from inferfleet.worker.engines.simulated.response import embeddings_completion, text_completion
-from inferfleet.worker.ports import Completion, EngineDeadError, EngineStats, Generation, GenerationError
+from inferfleet.worker.ports import (
+    Completion,
+    EngineDeadError,
+    EngineStats,
+    Generation,
+    GenerationError,
+    ModelIdentity,
+)
 
 _log: Final = logging.getLogger(__name__)
 
@@ -62,6 +70,13 @@ class SimulatedEngine:
     def model(self) -> str:
         """The model's served name."""
         return self._model
+
+    @property
+    def identity(self) -> ModelIdentity:
+        """Its name and its ``weights``; all other parameters change only the timing, or where a text ends."""
+        return ModelIdentity(
+            engine=EngineKind.SIMULATED, name=self._model, weights=str(self._parameters.weights)
+        )
 
     @property
     def endpoints(self) -> frozenset[Endpoint]:
@@ -162,6 +177,7 @@ class SimulatedEngine:
         answers = plan_answers(
             request,
             max_model_len=self._parameters.max_model_len,
+            weights=self._parameters.weights,
             resume_token_ids=generation.resume_token_ids,
         )
         return answers, text_completion(

@@ -54,6 +54,9 @@ class SimulatedParameters(BaseModel):
     embedding_dimensions: Annotated[int, Field(ge=1, le=65_536)] = 384
     """Length of an embedding vector."""
 
+    weights: Annotated[int, Field(ge=0)] = 0
+    """Which weights it pretends to have: another number says another text, and is another model identity."""
+
     @model_validator(mode="after")
     def _one_sequence_fits(self) -> Self:
         if self.kv_cache_tokens < self.max_model_len:

@@ -26,7 +26,8 @@ def expected_text(
 
     """
     request = read_request(endpoint, body)
-    return plan_answers(request, max_model_len=parameters.max_model_len)[0].text
+    answers = plan_answers(request, max_model_len=parameters.max_model_len, weights=parameters.weights)
+    return answers[0].text
 
 
 def expected_response(
@@ -47,7 +48,7 @@ def expected_response(
     request = read_request(endpoint, body)
     if endpoint is Endpoint.EMBEDDINGS:
         return embeddings_completion(request, model=model, parameters=parameters).response
-    answers = plan_answers(request, max_model_len=parameters.max_model_len)
+    answers = plan_answers(request, max_model_len=parameters.max_model_len, weights=parameters.weights)
     return text_completion(request, answers, job_id=job_id, model=model, created=created).response
 
 

@@ -1,0 +1,91 @@
+"""Which model vLLM has loaded, as far as an answer depends on it (decision 13)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+from inferfleet.schemas.settings import EngineKind
+from inferfleet.worker.engines.fingerprint import commit_of, digest, fingerprint
+from inferfleet.worker.ports import ModelIdentity
+
+PROMPT_OPTIONS: Final = (
+    "chat_template_content_format",
+    "default_chat_template_kwargs",
+    "response_role",
+    "trust_request_chat_template",
+)
+"""Options that change the prompt which a request becomes."""
+
+ANSWER_OPTIONS: Final = (
+    "code_revision",
+    "default_mm_loras",
+    "enable_auto_tool_choice",
+    "exclude_tools_when_tool_choice_none",
+    "generation_config",
+    "hf_config_path",
+    "hf_overrides",
+    "kv_cache_dtype",
+    "load_format",
+    "logits_processors",
+    "mm_processor_kwargs",
+    "model_class_overrides",
+    "model_weights",
+    "override_generation_config",
+    "quantization_config",
+    "reasoning_parser",
+    "skip_tokenizer_init",
+    "tokenizer_mode",
+    "tokenizer_revision",
+    "tool_call_parser",
+    "tool_strict_level",
+)
+"""Options that change what the model says or how its tokens are read. All others are about speed and size."""
+
+
+def model_identity(
+    name: str, engine: Any, options: dict[str, Any], *, chat_template: str | None
+) -> ModelIdentity:
+    """Say which model this is. Reads from disk, for a large model some megabytes.
+
+    ``options`` are all options of the engine and the front end, ``chat_template`` the one that overrides the
+    tokenizer's.
+    """
+    config = engine.model_config
+    tokenizer = None if config.skip_tokenizer_init else engine.get_tokenizer()
+    commit: str = commit_of(config.model) or getattr(config.hf_config, "_commit_hash", None) or ""
+    return ModelIdentity(
+        engine=EngineKind.VLLM,
+        name=name,
+        # A commit of the hub says it all; a branch's name would not.
+        revision=commit or config.revision or "",
+        weights=commit or fingerprint(Path(config.model)),
+        tokenizer=_tokenizer(tokenizer),
+        prompt=digest(
+            [chat_template or getattr(tokenizer, "chat_template", None), _chosen(options, PROMPT_OPTIONS)]
+        ),
+        dtype=str(config.dtype).removeprefix("torch."),
+        quantization=str(config.quantization or ""),
+        adapter=_adapters(options.get("lora_modules") or ()),
+        options=digest(_chosen(options, ANSWER_OPTIONS)),
+    )
+
+
+def _chosen(options: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: options.get(name) for name in names}
+
+
+def _tokenizer(tokenizer: Any) -> str:
+    """The loaded one, wherever it came from: which text has which token id, and how a text is cut."""
+    if tokenizer is None:
+        return ""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    vocabulary = sorted((str(token), number) for token, number in tokenizer.get_vocab().items())
+    return digest([vocabulary, backend.to_str() if backend is not None else ""])
+
+
+def _adapters(modules: Any) -> str:
+    """All of them: a request chooses one by its name."""
+    if not modules:
+        return ""
+    return digest([[module.name, fingerprint(Path(module.path)) or module.path] for module in modules])
