@@ -12,7 +12,6 @@ from inferfleet.local.tiny_model import build_tiny_model
 from inferfleet.worker.engines.vllm_engine import VllmEngine
 from inferfleet.worker.ports import ModelIdentity
 
-
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 

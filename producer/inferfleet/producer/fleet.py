@@ -19,11 +19,12 @@ from inferfleet.producer.reader import BLOCK_S, Reader
 from inferfleet.producer.sessions import Session
 from inferfleet.producer.submission import Submission
 from inferfleet.schemas.control import DrainWorker
-from inferfleet.schemas.errors import WaitTimeoutError
+from inferfleet.schemas.errors import JobNotFoundError, WaitTimeoutError
 from inferfleet.schemas.heartbeat import Heartbeat
 from inferfleet.schemas.job import Job, JobState
 from inferfleet.schemas.result import JobRecord, Result
 from inferfleet.schemas.settings import ProducerSettings, read_settings
+from inferfleet.wire.eviction import refuse_eviction
 from inferfleet.wire.health import read_heartbeats
 from inferfleet.wire.pipeline import CommandPipeline
 from inferfleet.wire.records import JobRecords
@@ -77,6 +78,7 @@ class Fleet:
             ) as blocking_client,
         ):
             await check_redis(client, settings.redis_url)
+            await refuse_eviction(client, allowed=settings.allow_eviction)
             pipeline = CommandPipeline(client, patience_s=settings.patience_s)
             records = JobRecords(
                 pipeline=pipeline,
@@ -143,6 +145,7 @@ class Fleet:
 
         Raises:
             JobNotFoundError: There is no record of it.
+            JobDataLostError: It has ended, and its result is gone.
 
         """
         return await self._records.get(_id(job))
@@ -158,7 +161,8 @@ class Fleet:
 
         Raises:
             WaitTimeoutError: ``timeout_s`` passed first.
-            JobNotFoundError: There is no record of the job.
+            JobNotFoundError: There is no record of the job, or there is none any more.
+            JobDataLostError: It has ended, and its result is gone.
 
         """
         try:
@@ -192,12 +196,15 @@ class Fleet:
         portions, about one a second. A reader that was cut off goes on with the last ``id`` it saw.
 
         Raises:
-            JobNotFoundError: There is no record of the job.
+            JobNotFoundError: There is no record of the job, or there is none any more.
+            JobDataLostError: A part of the journal is gone.
 
         """
         job_id = _id(job)
-        await self._records.get(job_id)
-        async with aclosing(self._reader.follow(job_id, after=after)) as lines:
+        state = (await self._records.states([job_id]))[job_id]
+        if state is None:
+            raise JobNotFoundError(job_id)
+        async with aclosing(self._reader.follow(job_id, after=after, ended=state.terminal)) as lines:
             async for line in lines:
                 yield line
 

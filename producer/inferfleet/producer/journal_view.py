@@ -60,6 +60,16 @@ class JournalView:
         """Whether the reader has seen this line, or one behind it."""
         return _order(line_id) <= _order(self.line_id)
 
+    def lacks(self, entry: JournalEntry) -> bool:
+        """Whether tokens are missing between what the reader has seen and this entry."""
+        match entry:
+            case TokensEntry():
+                return entry.offset > self._tokens_seen
+            case FinishedEntry():
+                return entry.tokens > self._tokens_seen
+            case QueuedEntry() | RunningEntry() | RestartedEntry():
+                return False
+
     def see(self, line_id: bytes, entry: JournalEntry) -> list[JournalLine]:
         """Take the next entry of the journal; return what the reader should see of it."""
         if self.is_past(line_id):

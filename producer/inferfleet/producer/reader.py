@@ -19,7 +19,12 @@ from redis.exceptions import RedisError
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
 
 from inferfleet.producer.journal_view import BEGINNING, JournalLine, JournalView
-from inferfleet.schemas.errors import ServiceUnreachableError
+from inferfleet.schemas.errors import (
+    InferfleetError,
+    JobDataLostError,
+    JobNotFoundError,
+    ServiceUnreachableError,
+)
 from inferfleet.schemas.journal import FinishedEntry
 from inferfleet.schemas.names import journal_key, reply_key
 from inferfleet.schemas.result import Result
@@ -59,14 +64,18 @@ class Reader:
         self._reply_key = reply_key(client_id).encode()
         self._state_check_interval_s = state_check_interval_s
         self._waiters: defaultdict[str, set[asyncio.Future[bytes]]] = defaultdict(set)
-        self._followers: dict[bytes, set[asyncio.Queue[Line | None]]] = {}
+        self._followers: dict[bytes, set[asyncio.Queue[Line | InferfleetError | None]]] = {}
+        self._followed: dict[str, bytes] = {}
         self._positions: dict[bytes, bytes] = {}
+        self._without_record: set[str] = set()
+        """Jobs whose record was missing at the last look."""
 
     async def wait(self, job_id: str) -> Result:
         """Wait for a job's result.
 
         Raises:
-            JobNotFoundError: There is no record of the job.
+            JobNotFoundError: There is no record of the job, or there is none any more.
+            JobDataLostError: It has ended, and its result is gone.
 
         """
         waiter: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
@@ -88,38 +97,62 @@ class Reader:
             self._waiters[job_id].discard(waiter)
             if not self._waiters[job_id]:
                 del self._waiters[job_id]
+            # If this was another client's job, its journal may have told of the loss first.
+            _ = waiter.done() and not waiter.cancelled() and waiter.exception()
 
-    async def follow(self, job_id: str, *, after: str) -> AsyncGenerator[JournalLine]:
-        """Read a job's journal, from behind the line ``after``, until its last line."""
+    async def follow(self, job_id: str, *, after: str, ended: bool = False) -> AsyncGenerator[JournalLine]:
+        """Read a job's journal, from behind the line ``after``, until its last line.
+
+        With ``ended`` the job is known to have ended, so that nothing more will come.
+
+        Raises:
+            JobNotFoundError: The record of the job is gone.
+            JobDataLostError: Tokens or the last line are missing.
+
+        """
         key = journal_key(job_id).encode()
         view = JournalView.at(after)
         # What is there already comes from a read of our own; the shared read brings the rest.
-        arriving: asyncio.Queue[Line | None] = asyncio.Queue()
+        arriving: asyncio.Queue[Line | InferfleetError | None] = asyncio.Queue()
         self._followers.setdefault(key, set()).add(arriving)
+        self._followed[job_id] = key
         try:
             present = await self._records.lines(job_id, after=view.line_id)
             for line_id, fields in present:
-                for line in view.see(line_id, parse_line(fields)):
+                for line in _see(job_id, view, (line_id, fields)):
                     yield line
                     if isinstance(line.entry, FinishedEntry):
                         return
             if not present and await self._ended(job_id, view):
                 return
+            if ended:
+                raise JobDataLostError(job_id, missing="journal")
             if key not in self._positions:
                 self._positions[key] = view.line_id
                 await self._wake()
             while True:
                 arrived = await arriving.get()
-                if arrived is None:
-                    raise ServiceUnreachableError("the client was closed while it read a journal")
-                for line in view.see(arrived[0], parse_line(arrived[1])):
-                    yield line
-                    if isinstance(line.entry, FinishedEntry):
-                        return
+                match arrived:
+                    case None:
+                        raise ServiceUnreachableError("the client was closed while it read a journal")
+                    case JobDataLostError():
+                        # It has ended. If the journal has all the rest, nothing of that is lost.
+                        behind = await self._records.lines(job_id, after=view.line_id)
+                    case InferfleetError():
+                        raise arrived
+                    case _:
+                        behind = [arrived]
+                for one in behind:
+                    for line in _see(job_id, view, one):
+                        yield line
+                        if isinstance(line.entry, FinishedEntry):
+                            return
+                if isinstance(arrived, JobDataLostError):
+                    raise arrived
         finally:
             self._followers[key].discard(arriving)
             if not self._followers[key]:
-                del self._followers[key]
+                del self._followers[key], self._followed[job_id]
                 self._positions.pop(key, None)
 
     async def start(self) -> None:
@@ -142,11 +175,14 @@ class Reader:
                     await self._take(answer or [])
 
     async def check_for_ever(self) -> None:
-        """Look at the records themselves now and then: a worker may die between commit and reply line."""
+        """Look at the records themselves now and then: a worker may die between commit and reply line.
+
+        Redis may also have lost what somebody waits for.
+        """
         while True:
             await asyncio.sleep(self._state_check_interval_s)
             try:
-                await self._resolve(list(self._waiters))
+                await self._check()
             except (RedisError, OSError) as error:
                 logger.warning("cannot check waiting jobs: Redis does not answer (%s)", error)
 
@@ -176,10 +212,43 @@ class Reader:
                         follower.put_nowait(line)
 
     async def _resolve(self, job_ids: list[str]) -> None:
-        for job_id, result in (await self._records.results(job_ids)).items():
+        """Hand out the results of jobs of which a line said that they have ended."""
+        results = await self._hand_out(job_ids)
+        if len(results) < len(job_ids):
+            await self._look_at([job_id for job_id in job_ids if job_id not in results])
+
+    async def _check(self) -> None:
+        gone = await self._look_at([*self._waiters, *self._followed])
+        # A worker that runs the job writes a lost record again, within its flush interval.
+        for job_id in gone & self._without_record:
+            self._fail(job_id, JobNotFoundError(job_id))
+        self._without_record = gone
+
+    async def _look_at(self, job_ids: list[str]) -> set[str]:
+        """Hand out results, and tell of those that are gone. Returns the jobs without a record."""
+        states = await self._records.states(job_ids)
+        # Behind the states: a job that has ended has had a result.
+        results = await self._hand_out(job_ids)
+        for job_id, state in states.items():
+            if state is not None and state.terminal:
+                lost = JobDataLostError(job_id, missing="journal" if job_id in results else "result")
+                self._fail(job_id, lost)
+        return {job_id for job_id, state in states.items() if state is None}
+
+    async def _hand_out(self, job_ids: list[str]) -> dict[str, bytes]:
+        results = await self._records.results(job_ids)
+        for job_id, result in results.items():
             for waiter in self._waiters.get(job_id, ()):
                 if not waiter.done():
                     waiter.set_result(result)
+        return results
+
+    def _fail(self, job_id: str, error: InferfleetError) -> None:
+        for waiter in self._waiters.get(job_id, ()):
+            if not waiter.done():
+                waiter.set_exception(error)
+        for follower in self._followers.get(self._followed.get(job_id, b""), ()):
+            follower.put_nowait(error)
 
     async def _ended(self, job_id: str, view: JournalView) -> bool:
         """Whether the reader has seen the last line of a journal that is complete."""
@@ -193,3 +262,16 @@ class Reader:
             ),
             self._pipeline.enqueue("EXPIRE", self._reply_key, REPLY_TTL_S),
         )
+
+
+def _see(job_id: str, view: JournalView, line: Line) -> list[JournalLine]:
+    """What the reader should see of one more line.
+
+    Raises:
+        JobDataLostError: Tokens before it are missing.
+
+    """
+    line_id, entry = line[0], parse_line(line[1])
+    if not view.is_past(line_id) and view.lacks(entry):
+        raise JobDataLostError(job_id, missing="journal")
+    return view.see(line_id, entry)

@@ -12,6 +12,7 @@ InferfleetError
 ├── PublishUnconfirmedError    the broker may or may not have the job
 ├── PartialSubmitError         of many jobs, some were not accepted
 ├── JobNotFoundError           no record of the job: never accepted, or past its retention
+├── JobDataLostError           Redis no longer has the result or the journal of a job
 ├── JobFailedError             the job ended, and not well
 ├── WaitTimeoutError           the caller's patience ended first; the job goes on
 ├── ServiceUnreachableError    RabbitMQ or Redis does not answer, or refuses us
@@ -99,6 +100,18 @@ class JobNotFoundError(InferfleetError):
             "(INFERFLEET_RESULT_TTL_S)"
         )
         self.job_id = job_id
+
+
+class JobDataLostError(InferfleetError):
+    """Redis no longer has all that it was given of a job. ``missing`` is ``result`` or ``journal``."""
+
+    def __init__(self, job_id: str, *, missing: str) -> None:
+        super().__init__(
+            f"the {missing} of job {job_id} is gone, or a part of it: Redis evicted or lost it, or somebody "
+            "deleted it (keep maxmemory-policy at noeviction). Submit the job again if you need its answer"
+        )
+        self.job_id = job_id
+        self.missing = missing
 
 
 class JobFailedError(InferfleetError):

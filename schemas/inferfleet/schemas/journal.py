@@ -96,13 +96,17 @@ class RestartedEntry(WireModel):
 
 
 class FinishedEntry(WireModel):
-    """The job ended. The last line of every journal."""
+    """The job ended. The last line of every journal.
+
+    ``tokens`` is how many the attempt that ended it had of the answer; a journal with fewer has lost some.
+    """
 
     kind: Literal["finished"] = "finished"
     at: AwareDatetime
     attempt: Count
     state: JobState
     failure: Failure | None = None
+    tokens: Count = 0
 
 
 JournalEntry = Annotated[

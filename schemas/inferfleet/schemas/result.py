@@ -86,7 +86,7 @@ class Result(WireModel):
 
 
 class JobRecord(WireModel):
-    """What is known of a job now. ``result`` is there once ``state`` is terminal.
+    """What is known of a job now. ``result`` is there once ``state`` is terminal, unless Redis has lost it.
 
     ``attempt`` numbers all attempts, ``attempts`` counts those that count towards ``max_attempts``.
     ``model_identity`` is the short hash of the model that the answer so far belongs to.

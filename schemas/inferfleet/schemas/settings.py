@@ -50,6 +50,7 @@ class ServiceSettings(BaseSettings):
     refused with ``QueueFullError``. ``None`` is no limit. Both queue settings are fixed once a pool's
     queue exists; RabbitMQ refuses other values. ``turn_publish_grace_s`` is how long a turn that owns its
     session may take to be published before somebody else does it, because its producer has died.
+    A Redis that may evict keys is refused unless ``allow_eviction``.
 
     Both URLs may name a file that holds them, like ``file:///run/secrets/amqp-url``. It is read anew for
     every connection, so that a rotated password needs no restart.
@@ -70,6 +71,7 @@ class ServiceSettings(BaseSettings):
     session_ttl_s: Annotated[int, Field(ge=1)] = 30 * 60
     max_session_bytes: Annotated[int, Field(ge=1)] = 16 * 1024 * 1024
     turn_publish_grace_s: Positive = 5.0
+    allow_eviction: bool = False
 
     @field_validator("amqp_url")
     @classmethod

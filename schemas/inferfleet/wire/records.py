@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic_core import to_json
 
-from inferfleet.schemas.errors import JobNotFoundError
+from inferfleet.schemas.errors import JobDataLostError, JobNotFoundError
 from inferfleet.schemas.job import Job, JobState
 from inferfleet.schemas.journal import (
     FinishedEntry,
@@ -212,7 +212,15 @@ class JobRecords:
             self._result_ttl_s,
             result.state.value,
             *_tokens(unflushed, fence.attempt, now),
-            _json(FinishedEntry(at=now, attempt=fence.attempt, state=result.state, failure=result.error)),
+            _json(
+                FinishedEntry(
+                    at=now,
+                    attempt=fence.attempt,
+                    state=result.state,
+                    failure=result.error,
+                    tokens=unflushed.offset + unflushed.count,
+                )
+            ),
             _json(result),
         )
         if reply_to:
@@ -305,6 +313,7 @@ class JobRecords:
 
         Raises:
             JobNotFoundError: There is no record of the job.
+            JobDataLostError: It has ended, and its result is gone.
 
         """
         fields, result = await asyncio.gather(
@@ -313,25 +322,49 @@ class JobRecords:
         )
         if not fields:
             raise JobNotFoundError(job_id)
-        return _record(job_id, fields, result)
+        record = _record(job_id, fields, result)
+        if record.state.terminal and record.result is None:
+            raise JobDataLostError(job_id, missing="result")
+        return record
 
     async def glance(self, job_id: str) -> tuple[str, bytes | None]:
         """Read only who is told of a job's end, and its result, as JSON, once it has one.
 
         Raises:
             JobNotFoundError: There is no record of the job.
+            JobDataLostError: It has ended, and its result is gone.
 
         """
-        reply_to, result = await asyncio.gather(
-            self._pipeline.enqueue("HGET", job_key(job_id), "reply_to"),
+        (state, reply_to), result = await asyncio.gather(
+            self._pipeline.enqueue("HMGET", job_key(job_id), "state", "reply_to"),
             self._pipeline.enqueue("GET", result_key(job_id)),
         )
-        if reply_to is None:
+        if result is not None:
+            return "", result
+        if state is None:
             raise JobNotFoundError(job_id)
-        return reply_to.decode(), result
+        if JobState(state.decode()).terminal:
+            raise JobDataLostError(job_id, missing="result")
+        return (reply_to or b"").decode(), None
+
+    async def states(self, job_ids: Iterable[str]) -> dict[str, JobState | None]:
+        """Read the states of many jobs. A job without a record is ``None``."""
+        states: dict[str, JobState | None] = {}
+        for some in _portions(job_ids):
+            found = await asyncio.gather(
+                *(self._pipeline.enqueue("HGET", job_key(job_id), "state") for job_id in some)
+            )
+            states |= {
+                job_id: JobState(state.decode()) if state is not None else None
+                for job_id, state in zip(some, found, strict=True)
+            }
+        return states
 
     async def get_many(self, job_ids: Iterable[str]) -> dict[str, JobRecord | None]:
-        """Read many jobs, some hundred in one round trip. A job without a record is ``None``."""
+        """Read many jobs, some hundred in one round trip. A job without a record is ``None``.
+
+        A record that is terminal and has no ``result`` has lost it.
+        """
         records: dict[str, JobRecord | None] = {}
         for some in _portions(job_ids):
             fields = [self._pipeline.enqueue("HGETALL", job_key(job_id)) for job_id in some]

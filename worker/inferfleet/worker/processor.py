@@ -9,6 +9,7 @@ import random
 from collections.abc import Mapping
 from contextlib import aclosing
 from dataclasses import replace
+from functools import cached_property
 from itertools import count
 from typing import assert_never
 
@@ -213,7 +214,7 @@ class Processor:
         )
         return started
 
-    @property
+    @cached_property
     def _model_identity(self) -> str:
         identity = self._engine.identity
         if identity is None:

@@ -13,6 +13,7 @@ from functools import partial
 from importlib.metadata import version
 from typing import Any, TypeVar
 
+import redis.asyncio as aioredis
 from pydantic import ValidationError
 from tenacity import AsyncRetrying, before_sleep_log, retry_if_exception_type, wait_random_exponential
 
@@ -20,6 +21,7 @@ from inferfleet.schemas.control import CancelJob, DrainWorker, control
 from inferfleet.schemas.errors import InferfleetError, ServiceUnreachableError
 from inferfleet.schemas.heartbeat import Heartbeat, WorkerPhase
 from inferfleet.schemas.settings import WorkerSettings
+from inferfleet.wire.eviction import refuse_eviction
 from inferfleet.wire.health import forget_heartbeat, write_heartbeat
 from inferfleet.wire.pipeline import CommandPipeline
 from inferfleet.wire.publishing import ConfirmChannel
@@ -84,7 +86,8 @@ class Worker:
 
         Raises:
             ServiceUnreachableError: RabbitMQ or Redis did not answer at the start.
-            ConfigurationError: The engine, the pool's queue or the HTTP port does not accept a setting.
+            ConfigurationError: The engine, the pool's queue or the HTTP port does not accept a setting,
+                or Redis may evict keys.
             EngineDeadError: The engine died. All its jobs are back in the queue.
 
         """
@@ -97,7 +100,7 @@ class Worker:
         )
         async with (
             self._signals(),
-            open_redis(settings.redis_url) as client,
+            _open_store(settings) as client,
             aclosing(confirm_channel),
             self._http(),
             AsyncExitStack() as broker,
@@ -346,6 +349,13 @@ class Worker:
             heartbeat=self._heartbeat,
             metrics=self._metrics,
         )
+
+
+@asynccontextmanager
+async def _open_store(settings: WorkerSettings) -> AsyncGenerator[aioredis.Redis]:
+    async with open_redis(settings.redis_url) as client:
+        await refuse_eviction(client, allowed=settings.allow_eviction)
+        yield client
 
 
 async def _reconnect(
