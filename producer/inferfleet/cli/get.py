@@ -32,7 +32,8 @@ async def _get(job: str, *, wait: bool, as_json: bool) -> None:
         print_json(record)
     else:
         where = f" on {record.worker_id}" if record.worker_id else ""
-        sys.stderr.write(f"{record.state}, attempt {record.attempt}{where}, {record.tokens} tokens\n")
+        model = f" of model {record.model_identity}" if record.model_identity else ""
+        sys.stderr.write(f"{record.state}, attempt {record.attempt}{where}, {record.tokens} tokens{model}\n")
     if record.result is not None:
         if as_json:
             record.result.raise_for_state()
