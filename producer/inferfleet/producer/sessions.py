@@ -75,15 +75,25 @@ class Session:
         return await self._sessions.get(self.id)
 
     async def turns(self) -> tuple[Turn, ...]:
-        """The finished turns, the oldest first."""
-        return await self._sessions.turns(self.id)
+        """The finished turns, the oldest first.
+
+        Raises:
+            SessionError: Redis no longer has all of them.
+
+        """
+        return await self._sessions.whole_history(self.id)
 
     async def history(self) -> list[dict[str, Any]]:
         """All messages of the finished turns, in order, as OpenAI chat messages."""
         return [message for turn in await self.turns() for message in turn.messages]
 
     async def state(self) -> tuple[int, Any]:
-        """The state and its version. Version 0 is a session without a state, which is ``None``."""
+        """The state and its version. Version 0 is a session without a state, which is ``None``.
+
+        Raises:
+            SessionError: There has been a state, and Redis no longer has it.
+
+        """
         return await self._sessions.state(self.id)
 
     async def update_state(self, state: Any, *, version: int) -> int:
@@ -152,7 +162,7 @@ class Session:
             raise SessionError(f"there is no session {self.id!r}: it was never used, or it has expired")
         return SessionExport(
             id=self.id,
-            turns=await self._sessions.turns(self.id),
+            turns=await self._sessions.whole_history(self.id),
             state=(await self._sessions.state(self.id))[1],
             idle_ttl_s=record.idle_ttl_s,
             max_history_tokens=record.max_history_tokens,

@@ -94,6 +94,7 @@ class JobRecords:
             _json(FinishedEntry(at=now, attempt=attempt, state=result.state, failure=result.error)),
             _json(result),
             "interrupt" if keep else "cancel",
+            result.state.value,
         )
         match verdict.decode():
             case "missing":

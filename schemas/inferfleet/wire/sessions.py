@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -17,15 +18,35 @@ from typing import Any
 
 import orjson
 
-from inferfleet.schemas.job import Job
+from inferfleet.schemas.errors import JobNotFoundError, SessionError
+from inferfleet.schemas.failures import Failure, FailureCode
+from inferfleet.schemas.job import Job, JobState
 from inferfleet.schemas.names import lane_key, payloads_key, session_key, state_key, turns_key
+from inferfleet.schemas.result import Result
 from inferfleet.schemas.session import SessionRecord, Turn, continues
 from inferfleet.schemas.settings import ServiceSettings
 from inferfleet.wire import scripts
 from inferfleet.wire.attempts import Fence
 from inferfleet.wire.pipeline import CommandPipeline
+from inferfleet.wire.records import JobRecords
 
 _NO_LIMIT = 2**53
+
+LOOKS = 2
+"""A session that is deleted between two reads seems to have lost something; at the second look it has not."""
+
+HOW_LOST = (
+    "Redis evicted or lost it, or somebody deleted it (keep maxmemory-policy at noeviction). "
+    "Delete the session, or begin another"
+)
+
+
+def turns_lost(session_id: str, *, counted: int, present: int) -> str:
+    """Say that a history is not what the session's record says."""
+    return (
+        f"session {session_id!r} has {counted} turns by its record, and {present} are there; "
+        f"the rest is gone: {HOW_LOST}"
+    )
 
 
 class Entry(StrEnum):
@@ -44,6 +65,7 @@ class Begin(StrEnum):
     ANSWERED = "answered"
     TAKEN = "taken"
     FENCED = "fenced"
+    LOST = "lost"
 
 
 class Appended(StrEnum):
@@ -98,7 +120,10 @@ class Entered:
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """The answer to an attempt that begins. ``answer`` is what an earlier attempt left: its completion."""
+    """The answer to an attempt that begins. ``answer`` is what an earlier attempt left: its completion.
+
+    With ``LOST`` it is how many turns there are, where the record counts ``turns``.
+    """
 
     begin: Begin
     answer: bytes
@@ -113,6 +138,9 @@ class Sessions:
     def __init__(self, *, pipeline: CommandPipeline, settings: ServiceSettings) -> None:
         self._pipeline = pipeline
         self._settings = settings
+        self._records = JobRecords(
+            pipeline=pipeline, result_ttl_s=settings.result_ttl_s, queued_ttl_s=settings.queued_ttl_s
+        )
 
     async def enter(self, payload: Payload, *, admitted: bool = False) -> Entered:
         """Ask for a turn. With ``RUN`` the caller must publish it; with ``WAIT`` it is in the lane.
@@ -147,18 +175,29 @@ class Sessions:
     async def advance(self, job: Job, *, witness: Job | None = None) -> Payload | None:
         """End a turn, whatever came of it. Returns the next turn, which the caller must publish.
 
-        ``witness`` is the job whose message comes again until that is done; by default the ended one.
+        ``witness`` is the job whose message comes again until that is done; by default the ended one. Turns
+        that waited and whose requests Redis has lost end here, as failed.
         """
-        return Payload.decode(
-            await self._call(
-                scripts.SESSION_ADVANCE,
-                _all_keys(_session(job)),
-                job.id,
-                _now_ms(),
-                self._settings.session_ttl_s,
-                (witness or job).id,
-            )
+        payload, *lost = await self._call(
+            scripts.SESSION_ADVANCE,
+            _all_keys(_session(job)),
+            job.id,
+            _now_ms(),
+            self._settings.session_ttl_s,
+            (witness or job).id,
         )
+        for job_id in lost:
+            await self._end_lost(job_id.decode())
+        return Payload.decode(payload)
+
+    async def _end_lost(self, job_id: str) -> None:
+        failure = Failure(
+            code=FailureCode.SESSION_CONFLICT,
+            message="the request of this turn is gone: Redis evicted or lost the session's payloads while it "
+            "waited, or somebody deleted them; submit it again",
+        )
+        with suppress(JobNotFoundError):
+            await self._records.cancel(job_id, Result(job_id=job_id, state=JobState.FAILED, error=failure))
 
     async def begin(self, job: Job, *, fence: Fence) -> Begun:
         """Begin an attempt of the turn."""
@@ -212,12 +251,39 @@ class Sessions:
         return tuple(turns) if turns[:1] == [*first] else (*first, *turns)
 
     async def state(self, session_id: str) -> tuple[int, Any]:
-        """Read the state and its version; version 0 is a session without one."""
-        version, value = await asyncio.gather(
-            self._pipeline.enqueue("HGET", session_key(session_id), "state_version"),
-            self._pipeline.enqueue("GET", state_key(session_id)),
-        )
-        return int(version or 0), orjson.loads(value) if value else None
+        """Read the state and its version; version 0 is a session without one.
+
+        Raises:
+            SessionError: There has been a state, and it is gone.
+
+        """
+        value = None
+        for _ in range(LOOKS):
+            version, value = await asyncio.gather(
+                self._pipeline.enqueue("HGET", session_key(session_id), "state_version"),
+                self._pipeline.enqueue("GET", state_key(session_id)),
+            )
+            if (int(version or 0) > 0) == (value is not None):
+                return int(version or 0), orjson.loads(value) if value is not None else None
+        gone = "state" if value is None else "record"
+        raise SessionError(f"session {session_id!r}: its {gone} is gone: {HOW_LOST}")
+
+    async def whole_history(self, session_id: str) -> tuple[Turn, ...]:
+        """Read all turns, the oldest first.
+
+        Raises:
+            SessionError: There are not as many as the session's record counts.
+
+        """
+        counted, lines = 0, list[bytes]()
+        for _ in range(LOOKS):
+            counted, lines = await asyncio.gather(
+                self._pipeline.enqueue("HGET", session_key(session_id), "turns"),
+                self._pipeline.enqueue("LRANGE", turns_key(session_id), 0, -1),
+            )
+            if int(counted or 0) == len(lines):
+                return _parse(lines)
+        raise SessionError(turns_lost(session_id, counted=int(counted or 0), present=len(lines)))
 
     async def replace_state(self, session_id: str, state: Any, *, version: int) -> tuple[Replaced, int]:
         """Replace the state if it is at ``version``. Returns what came of it, and the version now."""

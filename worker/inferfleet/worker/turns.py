@@ -11,9 +11,10 @@ from typing import Any, assert_never
 import orjson
 
 from inferfleet.schemas import Endpoint, Failure, FailureCode, JobState, Usage
+from inferfleet.schemas.errors import SessionError
 from inferfleet.schemas.merge_patch import merge_patch
 from inferfleet.schemas.session import Turn, estimated_tokens, history, tool_problem
-from inferfleet.wire.sessions import Appended, Begin, Sessions
+from inferfleet.wire.sessions import Appended, Begin, Sessions, turns_lost
 from inferfleet.worker.job_run import JobRun
 from inferfleet.worker.outcomes import DeadLetter, Defer, Finish, HandOver, Outcome, Park
 from inferfleet.worker.ports import Completion
@@ -46,6 +47,10 @@ class Turns:
                 return HandOver(refund=True)
             case Begin.ANSWERED:
                 return _decode(begun.answer)
+            case Begin.LOST:
+                return _lost(
+                    turns_lost(job.session_id, counted=begun.turns, present=int(begun.answer or b"0"))
+                )
             case Begin.BEGUN:
                 pass
             case _:
@@ -99,7 +104,10 @@ class Turns:
         while True:
             state: tuple[int, Any] | None = None
             if job.state_patch is not None and not interrupted:
-                version, value = await self._sessions.state(job.session_id)
+                try:
+                    version, value = await self._sessions.state(job.session_id)
+                except SessionError as error:
+                    return _lost(str(error))
                 state = version, merge_patch(value, job.state_patch)
             appended = await self._sessions.append(
                 job, fence=run.fence, turn=turn, answer=_encode(finish), state=state
@@ -122,6 +130,11 @@ class Turns:
 
 def _invalid(message: str) -> Finish:
     return Finish(JobState.FAILED, failure=Failure(code=FailureCode.INVALID_REQUEST, message=message[:4096]))
+
+
+def _lost(message: str) -> Finish:
+    failure = Failure(code=FailureCode.SESSION_CONFLICT, message=message[:4096])
+    return Finish(JobState.FAILED, failure=failure)
 
 
 def _said(completion: Completion) -> dict[str, Any]:

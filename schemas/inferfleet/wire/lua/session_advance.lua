@@ -1,26 +1,51 @@
 -- A turn is over, or was never accepted: let the next one run.
 -- KEYS session, lane, payloads, turns, state
 -- ARGV job, now_ms, default_idle_ttl_s, witness (the job whose message comes again until the next is published)
--- Returns the payload of the turn to publish, or ''. Sent twice, the second gives the same payload.
-local s = redis.call('HMGET', KEYS[1], 'owner', 'witness', 'published', 'idle_ttl_s')
+-- Returns {payload of the turn to publish or '', turns whose payload Redis has lost...}. Sent twice, the second gives
+-- the same.
+local s = redis.call('HMGET', KEYS[1], 'owner', 'witness', 'published', 'idle_ttl_s', 'lost')
 local owner = s[1] or ''
+local lost = {}
 if owner ~= ARGV[1] then
-  if redis.call('LREM', KEYS[2], 0, ARGV[1]) > 0 then
-    redis.call('HDEL', KEYS[3], ARGV[1])
-  elseif owner ~= '' and s[2] == ARGV[4] and s[3] == '0' then
-    return redis.call('HGET', KEYS[3], owner) or ''
+  if redis.call('LREM', KEYS[2], 0, ARGV[1]) + redis.call('HDEL', KEYS[3], ARGV[1]) > 0 then
+    return {''}
   end
-  return ''
+  if s[2] ~= ARGV[4] or s[3] ~= '0' then
+    return {''}
+  end
+  for job in string.gmatch(s[5] or '', '%S+') do
+    table.insert(lost, job)
+  end
+  local payload = owner ~= '' and redis.call('HGET', KEYS[3], owner) or ''
+  if owner == '' or payload ~= '' then
+    return {payload, unpack(lost)}
+  end
+  -- Nobody has published the owner, and nobody can.
+  table.insert(lost, owner)
 end
 redis.call('HDEL', KEYS[3], ARGV[1])
 redis.call('HDEL', KEYS[1], 'answer')
 local next = redis.call('LPOP', KEYS[2])
+local payload = next and redis.call('HGET', KEYS[3], next) or ''
+while next and payload == '' do
+  table.insert(lost, next)
+  next = redis.call('LPOP', KEYS[2])
+  payload = next and redis.call('HGET', KEYS[3], next) or ''
+end
+if not next then
+  -- Only if the lane was lost. The ids of jobs are in the order in which they were made.
+  local waiting = redis.call('HKEYS', KEYS[3])
+  if #waiting > 0 then
+    table.sort(waiting)
+    next = waiting[1]
+    payload = redis.call('HGET', KEYS[3], next)
+  end
+end
 redis.call('HSET', KEYS[1], 'owner', next or '', 'witness', ARGV[4], 'published', 0, 'owner_since', ARGV[2],
-  'fence', '', 'attempt', 0)
-if next then
-  return redis.call('HGET', KEYS[3], next) or ''
+  'fence', '', 'attempt', 0, 'lost', table.concat(lost, ' '))
+if not next then
+  for _, key in ipairs(KEYS) do
+    redis.call('EXPIRE', key, s[4] or ARGV[3])
+  end
 end
-for _, key in ipairs(KEYS) do
-  redis.call('EXPIRE', key, s[4] or ARGV[3])
-end
-return ''
+return {payload, unpack(lost)}

@@ -3,7 +3,8 @@
 -- ARGV job, fence, now_ms, ttl_s, attempt
 -- Returns {verdict, answer, turns, state_version, max_history_tokens}.
 -- Verdicts: 'begun', 'answered' (an earlier attempt added the turn and died; 'answer' is its answer),
---           'taken' (another turn owns the session), 'fenced' (a later attempt of this turn has begun).
+--           'taken' (another turn owns the session), 'fenced' (a later attempt of this turn has begun),
+--           'lost' (the record counts other turns than there are; 'answer' is how many there are).
 local s = redis.call('HMGET', KEYS[1], 'owner', 'last_turn', 'answer', 'turns', 'state_version', 'max_history_tokens',
   'attempt')
 local owner = s[1] or ''
@@ -22,5 +23,9 @@ for _, key in ipairs(KEYS) do
 end
 if s[2] == ARGV[1] and s[3] then
   return {'answered', s[3], 0, 0, ''}
+end
+local present = redis.call('LLEN', KEYS[2])
+if present ~= tonumber(s[4] or 0) then
+  return {'lost', tostring(present), tonumber(s[4] or 0), 0, ''}
 end
 return {'begun', '', tonumber(s[4] or 0), tonumber(s[5] or 0), s[6] or ''}
