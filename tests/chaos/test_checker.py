@@ -19,6 +19,7 @@ from inferfleet.schemas.journal import (
     FinishedEntry,
     QueuedEntry,
     RestartedEntry,
+    RestartReason,
     RunningEntry,
     TokenChunk,
     TokensEntry,
@@ -88,9 +89,56 @@ def test_a_history_in_which_all_went_well_has_no_violation() -> None:
     assert kinds(GOOD) == set()
 
 
+def of(entry: RunningEntry, model_identity: str) -> RunningEntry:
+    return entry.model_copy(update={"model_identity": model_identity})
+
+
+MIXED = (
+    QueuedEntry(at=NOW),
+    of(running(1), "model-a"),
+    tokens(1, 0, 8),
+    of(running(2, resumed_from=8), "model-b"),
+    tokens(2, 8, 12, text=text_of(JOB)),
+    finished(2),
+)
+NAMES_B = SUCCEEDED.model_copy(update={"model_identity": "model-b"})
+
+
+def test_an_answer_that_another_model_began_again_is_no_violation() -> None:
+    restarted = RestartedEntry(at=NOW, attempt=2, reason=RestartReason.ANOTHER_MODEL, tokens_wasted=8)
+    journal = (
+        *MIXED[:3],
+        restarted,
+        of(running(2), "model-b"),
+        tokens(2, 0, TOKENS, text=text_of(JOB)),
+        finished(2),
+    )
+    assert kinds(replace(GOOD, journal=journal, streams=(journal,), stored=NAMES_B, seen=(NAMES_B,))) == set()
+
+
 @pytest.mark.parametrize(
     ("history", "violation"),
     [
+        pytest.param(
+            replace(GOOD, journal=MIXED, stored=NAMES_B, seen=(NAMES_B,)),
+            Violation.TWO_MODELS_IN_ONE_ANSWER,
+            id="another model goes on",
+        ),
+        pytest.param(
+            replace(GOOD, streams=(MIXED,)),
+            Violation.TWO_MODELS_IN_ONE_ANSWER,
+            id="a reader sees two models in one answer",
+        ),
+        pytest.param(
+            replace(
+                GOOD,
+                journal=(of(running(1), "model-a"), tokens(1, 0, TOKENS, text=text_of(JOB)), finished(1)),
+                stored=NAMES_B,
+                seen=(NAMES_B,),
+            ),
+            Violation.TWO_MODELS_IN_ONE_ANSWER,
+            id="the result names another model",
+        ),
         pytest.param(
             replace(GOOD, journal=without(5), stored=None, seen=(), streams=()),
             Violation.NO_TERMINAL_RESULT,

@@ -13,11 +13,19 @@ from inferfleet.local.services.launcher import source_of
 SEED = 7
 
 
-async def test_no_promise_is_broken_while_everything_breaks(tmp_path: Path) -> None:
+@pytest.mark.parametrize("another_model", [False, True], ids=["one model", "two models"])
+async def test_no_promise_is_broken_while_everything_breaks(tmp_path: Path, *, another_model: bool) -> None:
     # Given services that can be killed
     if (obstacle := source_of(ServicesChoice.NATIVE).obstacle()) is not None:
         pytest.skip(obstacle)
-    options = SoakOptions(seed=SEED, minutes=0.4, jobs=240, workers=3, empty_redis=True)
+    options = SoakOptions(
+        seed=SEED,
+        minutes=0.4,
+        jobs=240,
+        workers=3,
+        empty_redis=not another_model,
+        another_model=another_model,
+    )
 
     # When jobs run through half a minute of faults
     report = await soak(options, folder=tmp_path, say=print)

@@ -38,6 +38,7 @@ class JournalView:
     def __init__(self, *, line_id: bytes, tokens_seen: int) -> None:
         self.line_id = line_id
         self._tokens_seen = tokens_seen
+        self._model_identity: str | None = None
 
     @classmethod
     def at(cls, cursor: str) -> Self:
@@ -90,8 +91,9 @@ class JournalView:
             case RestartedEntry():
                 self._tokens_seen = 0
                 return [entry]
-            case RunningEntry() if entry.resumed_from == 0 < self._tokens_seen:
-                # The journal was lost and with it the way to continue.
+            case RunningEntry() if self._tokens_seen and self._begins_again(entry):
+                # The journal was lost and with it the way to continue, or the word of a restart.
+                self._model_identity = entry.model_identity
                 wasted, self._tokens_seen = self._tokens_seen, 0
                 restarted = RestartedEntry(
                     at=entry.at,
@@ -100,8 +102,15 @@ class JournalView:
                     tokens_wasted=wasted,
                 )
                 return [restarted, entry]
-            case RunningEntry() | QueuedEntry() | FinishedEntry():
+            case RunningEntry():
+                self._model_identity = entry.model_identity
                 return [entry]
+            case QueuedEntry() | FinishedEntry():
+                return [entry]
+
+    def _begins_again(self, entry: RunningEntry) -> bool:
+        another_model = self._model_identity is not None and entry.model_identity != self._model_identity
+        return entry.resumed_from == 0 or another_model
 
     def _line(self, entry: JournalEntry) -> JournalLine:
         return JournalLine(f"{self.line_id.decode()}:{self._tokens_seen}", entry)

@@ -1,8 +1,8 @@
 """Finds in a history what must not be there. Pure: it talks to nobody.
 
 The promises it holds the fleet to: an accepted job reaches exactly one terminal result; its text is that
-of an uninterrupted run; its readers see every token once, in order; an attempt that lost its job writes
-nothing more; what is done leaves no message behind.
+of an uninterrupted run of one model; its readers see every token once, in order; an attempt that lost its
+job writes nothing more; what is done leaves no message behind.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from enum import StrEnum
 from inferfleet.local.chaos.history import History, JobHistory
 from inferfleet.local.chaos.workload import may_be_dead_letter, possible_ends, text_of
 from inferfleet.schemas import JobState, JournalEntry, Result
-from inferfleet.schemas.journal import FinishedEntry, RestartedEntry, TokensEntry
+from inferfleet.schemas.journal import FinishedEntry, RestartedEntry, RunningEntry, TokensEntry
 
 
 class Violation(StrEnum):
@@ -25,6 +25,7 @@ class Violation(StrEnum):
     TWO_TERMINAL_RESULTS = "two_terminal_results"
     WRONG_END = "wrong_end"
     WRONG_TEXT = "wrong_text"
+    TWO_MODELS_IN_ONE_ANSWER = "two_models_in_one_answer"
     STREAM_GAP = "stream_gap"
     STREAM_REPEAT = "stream_repeat"
     STREAM_WITHOUT_END = "stream_without_end"
@@ -92,6 +93,7 @@ def _check_job(history: JobHistory) -> Iterator[Finding]:
     problems = [
         *_check_ends(history),
         *_check_text(history),
+        *_check_models(history),
         *_check_fence(history),
         *stream_problems(history.journal),
         *_check_stream_ends(history),
@@ -110,7 +112,7 @@ def _check_ends(history: JobHistory) -> Iterator[tuple[Violation, str]]:
     ends = [entry.state for entry in history.journal if isinstance(entry, FinishedEntry)]
     if len(ends) > 1:
         yield Violation.TWO_TERMINAL_RESULTS, f"the journal has {len(ends)} ends: {ends}"
-    different = {_essence(result, whole=not history.lost_result) for result in _results(history)}
+    different = {_essence(history, result) for result in _results(history)}
     if len(different) > 1:
         yield Violation.TWO_TERMINAL_RESULTS, f"{len(different)} different results were given out"
     if history.journal and history.stored is not None and ends[-1:] != [history.stored.state]:
@@ -125,17 +127,59 @@ def _check_ends(history: JobHistory) -> Iterator[tuple[Violation, str]]:
 
 def _check_text(history: JobHistory) -> Iterator[tuple[Violation, str]]:
     for result in _results(history):
-        if result.state is JobState.SUCCEEDED and result.text != text_of(history.job):
-            yield Violation.WRONG_TEXT, f"{result.text!r} is not {text_of(history.job)!r}"
+        if result.state is JobState.SUCCEEDED and result.text != _right_text(history, result):
+            yield Violation.WRONG_TEXT, f"{result.text!r} is not {_right_text(history, result)!r}"
             return
+
+
+def _check_models(history: JobHistory) -> Iterator[tuple[Violation, str]]:
+    """All tokens of an answer are those of one model, and it is the one that the result names."""
+    for entries in (history.journal, *history.streams):
+        yield from _mixed_models(entries)
+    generated_by = _model_of(history.journal)
+    if history.stored is not None and generated_by not in (None, history.stored.model_identity):
+        detail = f"the result names {history.stored.model_identity}, its tokens are those of {generated_by}"
+        yield Violation.TWO_MODELS_IN_ONE_ANSWER, detail
+
+
+def _mixed_models(entries: Iterable[JournalEntry]) -> Iterator[tuple[Violation, str]]:
+    for answer in _models_of_tokens(entries):
+        if len(models := set(answer)) > 1:
+            yield Violation.TWO_MODELS_IN_ONE_ANSWER, f"one answer has tokens of {sorted(map(str, models))}"
+
+
+def _model_of(entries: Iterable[JournalEntry]) -> str | None:
+    """The model whose tokens count in the end."""
+    return next(reversed(_models_of_tokens(entries)[-1]), None)
+
+
+def _models_of_tokens(entries: Iterable[JournalEntry]) -> list[list[str | None]]:
+    """For each beginning of the answer, the model of each of its portions."""
+    answers: list[list[str | None]] = [[]]
+    running: str | None = None
+    for entry in entries:
+        match entry:
+            case RunningEntry():
+                running = entry.model_identity
+            case RestartedEntry():
+                answers.append([])
+            case TokensEntry():
+                answers[-1].append(running)
+            case _:
+                pass
+    return answers
+
+
+def _right_text(history: JobHistory, result: Result) -> str:
+    return text_of(history.job, result.model_identity)
 
 
 def _check_stream(history: JobHistory, stream: tuple[JournalEntry, ...]) -> Iterator[tuple[Violation, str]]:
     yield from stream_problems(stream)
     if stream and isinstance(stream[-1], FinishedEntry) and stream[-1].state is JobState.SUCCEEDED:
-        text = _streamed_text(stream)
-        if text != text_of(history.job):
-            yield Violation.WRONG_TEXT, f"the stream says {text!r}, not {text_of(history.job)!r}"
+        text, right = _streamed_text(stream), text_of(history.job, _model_of(stream))
+        if text != right:
+            yield Violation.WRONG_TEXT, f"the stream says {text!r}, not {right!r}"
 
 
 def _check_stream_ends(history: JobHistory) -> Iterator[tuple[Violation, str]]:
@@ -191,9 +235,12 @@ def _results(history: JobHistory) -> list[Result]:
     return [*history.seen, *([history.stored] if history.stored is not None else [])]
 
 
-def _essence(result: Result, *, whole: bool) -> str:
-    """What two results must agree on: all of it, or without Redis' memory at least the answer."""
-    return result.model_dump_json() if whole else f"{result.state} {result.text}"
+def _essence(history: JobHistory, result: Result) -> str:
+    """What two results must agree on: all of it, or without Redis' memory that each is right."""
+    if not history.lost_result:
+        return result.model_dump_json()
+    right = result.state is JobState.SUCCEEDED and result.text == _right_text(history, result)
+    return f"{result.state} {'right' if right else result.text}"
 
 
 def _streamed_text(entries: Iterable[JournalEntry]) -> str:

@@ -39,6 +39,9 @@ def command(
     garbage: Annotated[
         bool, typer.Option("--garbage", help="Let another client publish messages that are no jobs.")
     ] = False,
+    another_model: Annotated[
+        bool, typer.Option("--another-model", help="Give the next worker another model now and then.")
+    ] = False,
     folder: Annotated[
         Path | None, typer.Option(help="Where logs and ledgers go; without it they are thrown away.")
     ] = None,
@@ -57,6 +60,7 @@ def command(
         queue_type=queue_type,
         shared_keys=shared_keys,
         garbage=garbage,
+        another_model=another_model,
     )
     with tempfile.TemporaryDirectory(prefix="inferfleet-chaos-") as temporary:
         where = folder or Path(temporary)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections import defaultdict
 from datetime import UTC, datetime
 
-from inferfleet.local.chaos.harness import Harness, Link
+from inferfleet.local.chaos.harness import ENGINE_ARGS, Harness, Link, Member
 from inferfleet.local.chaos.history import WorkerLife
+from inferfleet.local.chaos.workload import MODELS
 
 logger = logging.getLogger(__name__)
 
@@ -16,7 +18,8 @@ logger = logging.getLogger(__name__)
 class Place:
     """One place in the fleet. A fault that concerns it holds ``busy`` for as long as it lasts."""
 
-    def __init__(self, harness: Harness, link: Link) -> None:
+    def __init__(self, harness: Harness, link: Link, *, models: random.Random | None = None) -> None:
+        """With ``models`` to draw from, each worker here may have another model than the one before."""
         self.link = link
         self.busy = asyncio.Lock()
         self.deaths: dict[str, datetime] = {}
@@ -24,9 +27,12 @@ class Place:
         self.crashes: dict[str, str] = {}
         """Workers that ended by themselves and should not have, with how."""
         self.killed_by_jobs = 0
+        self.another_model = 0
+        """How often a worker had another model than its predecessor."""
         self._harness = harness
+        self._models = models
         self._expected: set[str] = set()
-        self.member = harness.launch(link)
+        self.member = self._launch()
 
     async def keep(self) -> None:
         """Keep a worker here, until cancelled."""
@@ -36,7 +42,9 @@ class Place:
             if self.member.id not in self._expected:
                 self._judge(code)
             self.link.reset()
-            self.member = self._harness.launch(self.link)
+            before = self.member.process.settings.model
+            self.member = self._launch()
+            self.another_model += self.member.process.settings.model != before
 
     def expect_end(self) -> None:
         """Note that the worker that is here now ends because of a fault."""
@@ -48,6 +56,12 @@ class Place:
             worker_id: WorkerLife(died_at=self.deaths.get(worker_id), asleep=tuple(self.asleep[worker_id]))
             for worker_id in self.deaths.keys() | self.asleep.keys() | {self.member.id}
         }
+
+    def _launch(self) -> Member:
+        if self._models is None:
+            return self._harness.launch(self.link)
+        model, weights = self._models.choice(list(MODELS.items()))
+        return self._harness.launch(self.link, model=model, engine_args={**ENGINE_ARGS, "weights": weights})
 
     def _judge(self, code: int) -> None:
         how = self.member.process.describe_end()

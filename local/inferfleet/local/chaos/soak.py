@@ -57,6 +57,7 @@ class SoakOptions:
     """Every job is submitted by all producers, under the same idempotency key."""
     garbage: bool = False
     """Another client publishes messages that are no jobs."""
+    another_model: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,8 +141,10 @@ class _Run:
 
     async def run(self) -> tuple[History, dict[str, int]]:
         await self._declare_pool()
+        models = random.Random(self._options.seed) if self._options.another_model else None  # noqa: S311
         self._places = [
-            Place(self._harness, await self._harness.link()) for _ in range(self._options.workers)
+            Place(self._harness, await self._harness.link(), models=models)
+            for _ in range(self._options.workers)
         ]
         await wait_until_ready([place.member.process for place in self._places], timeout_s=PATIENCE_S)
         async with AsyncExitStack() as stack:
@@ -171,6 +174,8 @@ class _Run:
             keys_lost=self._options.empty_redis,
         )
         happened = {fault.value: count for fault, count in sorted(faults.happened.items())}
+        if self._options.another_model:
+            happened["another_model"] = sum(place.another_model for place in self._places)
         return history, happened | {"killed_by_job": sum(place.killed_by_jobs for place in self._places)}
 
     def crashes(self) -> tuple[Finding, ...]:

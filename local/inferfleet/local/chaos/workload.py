@@ -12,7 +12,15 @@ from enum import StrEnum
 from typing import Any
 
 from inferfleet.schemas import Job, JobState
-from inferfleet.worker.engines.simulated import expected_text
+from inferfleet.worker.engines.simulated import SimulatedEngine, SimulatedParameters, expected_text
+
+MODELS = {"simulated": 0, "simulated-other": 1}
+"""The models of a soak in which the next worker may have another one, with their weights."""
+
+_WEIGHTS = {
+    SimulatedEngine(model=name, max_running=1, engine_args={"weights": weights}).identity.short: weights
+    for name, weights in MODELS.items()
+}
 
 KIND = "chaos"
 """The metadata key that holds a job's kind."""
@@ -119,14 +127,15 @@ def may_be_dead_letter(job: Job) -> bool:
     return kind_of(job) in _MAY_DIE
 
 
-def text_of(job: Job) -> str:
-    """The text of an uninterrupted run of this job.
+def text_of(job: Job, model_identity: str | None = None) -> str:
+    """The text of an uninterrupted run of this job by this model; by default by the first of ``MODELS``.
 
     Raises:
         GenerationError: The engine refuses it.
 
     """
-    return expected_text(job.endpoint, job.body)
+    parameters = SimulatedParameters(weights=_WEIGHTS.get(model_identity or "", 0))
+    return expected_text(job.endpoint, job.body, parameters=parameters)
 
 
 def _fault(kind: Kind, after_tokens: int) -> dict[str, Any]:
