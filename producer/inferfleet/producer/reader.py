@@ -221,7 +221,8 @@ class Reader:
         gone = await self._look_at([*self._waiters, *self._followed])
         # A worker that runs the job writes a lost record again, within its flush interval.
         for job_id in gone & self._without_record:
-            self._fail(job_id, JobNotFoundError(job_id))
+            lost = JobNotFoundError(job_id)
+            self._fail(job_id, waiting=lost, reading=lost)
         self._without_record = gone
 
     async def _look_at(self, job_ids: list[str]) -> set[str]:
@@ -231,8 +232,11 @@ class Reader:
         results = await self._hand_out(job_ids)
         for job_id, state in states.items():
             if state is not None and state.terminal:
-                lost = JobDataLostError(job_id, missing="journal" if job_id in results else "result")
-                self._fail(job_id, lost)
+                self._fail(
+                    job_id,
+                    waiting=JobDataLostError(job_id, missing="result"),
+                    reading=JobDataLostError(job_id, missing="journal"),
+                )
         return {job_id for job_id, state in states.items() if state is None}
 
     async def _hand_out(self, job_ids: list[str]) -> dict[str, bytes]:
@@ -243,12 +247,12 @@ class Reader:
                     waiter.set_result(result)
         return results
 
-    def _fail(self, job_id: str, error: InferfleetError) -> None:
+    def _fail(self, job_id: str, *, waiting: InferfleetError, reading: InferfleetError) -> None:
         for waiter in self._waiters.get(job_id, ()):
             if not waiter.done():
-                waiter.set_exception(error)
+                waiter.set_exception(waiting)
         for follower in self._followers.get(self._followed.get(job_id, b""), ()):
-            follower.put_nowait(error)
+            follower.put_nowait(reading)
 
     async def _ended(self, job_id: str, view: JournalView) -> bool:
         """Whether the reader has seen the last line of a journal that is complete."""
