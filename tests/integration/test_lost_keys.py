@@ -1,4 +1,4 @@
-"""Redis lost a key of a job or a session: an end, or an error that names what is missing, and no wrong text."""
+"""Redis lost a key of a job or a session: an end, or an error that names what is missing; no wrong text."""
 
 from __future__ import annotations
 

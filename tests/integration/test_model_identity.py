@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 
 import redis.asyncio as aioredis
@@ -19,6 +20,7 @@ from tests.integration.conftest import (
     text_of,
     until_tokens,
 )
+from tests.integration.test_sessions_deaths import DEATHS, dying_worker
 
 from inferfleet.producer import Fleet
 from inferfleet.schemas import Job, JobState
@@ -160,6 +162,32 @@ async def test_a_session_keeps_its_text_under_any_model(
     parameters = SimulatedParameters(**OTHER)
     assert answer.text == expected_text(two.endpoint, {"messages": history}, parameters=parameters)
     assert [turn.model for turn in await session.turns()] == ["model-a", "model-b"]
+
+
+async def test_a_turn_that_the_first_model_has_answered_is_not_begun_again(
+    fleet: Fleet,
+    start_worker: StartWorker,
+    store: aioredis.Redis,
+    environment: dict[str, str],
+    pool: str,
+) -> None:
+    """Its worker died between the turn and the commit: history, result and journal are one text of one model."""
+    session = fleet.session(f"{pool}-session")
+    place = DEATHS["between the turn and the commit"]
+    async with dying_worker(place, environment | {"INFERFLEET_MODEL": "model-a"}, pool) as process:
+        body = {"simulated": {"tokens": 120, "step_delay_s": 0.01}}
+        job = await session.send("one", pool=pool, body=body, stream=True)
+        assert await asyncio.wait_for(process.wait(), PATIENCE_S) == -signal.SIGKILL
+    partly = await fleet.get(job)
+    assert partly.tokens
+    await start_worker(engine("model-b", weights=7), lease_s=1)
+    result = (await fleet.wait(job, timeout_s=PATIENCE_S)).raise_for_state()
+    assert result.text == answer_to(job)
+    assert result.model_identity == partly.model_identity == engine("model-a").identity.short
+    assert (await session.history())[-1]["content"] == result.text
+    entries = await journal_of(store, job)
+    assert "restarted" not in kinds_of(entries)
+    assert result.text.startswith(text_of(entries))
 
 
 def test_every_part_of_an_identity_makes_it_another() -> None:

@@ -229,7 +229,7 @@ class Reader:
         """Hand out results, and tell of those that are gone. Returns the jobs without a record."""
         states = await self._records.states(job_ids)
         # Behind the states: a job that has ended has had a result.
-        results = await self._hand_out(job_ids)
+        await self._hand_out(job_ids)
         for job_id, state in states.items():
             if state is not None and state.terminal:
                 self._fail(
