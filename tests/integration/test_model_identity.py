@@ -171,7 +171,7 @@ async def test_a_turn_that_the_first_model_has_answered_is_not_begun_again(
     environment: dict[str, str],
     pool: str,
 ) -> None:
-    """Its worker died between the turn and the commit: history, result and journal are one text of one model."""
+    """Its worker died between the turn and the commit: history, result and journal are of one model."""
     session = fleet.session(f"{pool}-session")
     place = DEATHS["between the turn and the commit"]
     async with dying_worker(place, environment | {"INFERFLEET_MODEL": "model-a"}, pool) as process:
