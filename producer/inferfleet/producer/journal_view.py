@@ -35,10 +35,10 @@ class JournalLine:
 class JournalView:
     """What one reader has seen of one journal."""
 
-    def __init__(self, *, line_id: bytes, tokens_seen: int) -> None:
+    def __init__(self, *, line_id: bytes, tokens_seen: int, model_identity: str | None = None) -> None:
         self.line_id = line_id
         self._tokens_seen = tokens_seen
-        self._model_identity: str | None = None
+        self._model_identity = model_identity
 
     @classmethod
     def at(cls, cursor: str) -> Self:
@@ -48,10 +48,15 @@ class JournalView:
             ValueError: It is not the id of a line.
 
         """
-        line_id, _, tokens = cursor.partition(":")
+        line_id, _, seen = cursor.partition(":")
+        tokens, _, model_identity = seen.partition(":")
         try:
             milliseconds, sequence = line_id.split("-")
-            return cls(line_id=f"{int(milliseconds)}-{int(sequence)}".encode(), tokens_seen=int(tokens))
+            return cls(
+                line_id=f"{int(milliseconds)}-{int(sequence)}".encode(),
+                tokens_seen=int(tokens),
+                model_identity=model_identity or None,
+            )
         except ValueError as error:
             raise ValueError(
                 f"after: {cursor!r} is not the id of a journal line, like {BEGINNING!r}"
@@ -109,11 +114,12 @@ class JournalView:
                 return [entry]
 
     def _begins_again(self, entry: RunningEntry) -> bool:
-        another_model = self._model_identity is not None and entry.model_identity != self._model_identity
-        return entry.resumed_from == 0 or another_model
+        known = entry.model_identity and self._model_identity
+        return entry.resumed_from == 0 or bool(known and entry.model_identity != self._model_identity)
 
     def _line(self, entry: JournalEntry) -> JournalLine:
-        return JournalLine(f"{self.line_id.decode()}:{self._tokens_seen}", entry)
+        of_model = f":{self._model_identity}" if self._model_identity else ""
+        return JournalLine(f"{self.line_id.decode()}:{self._tokens_seen}{of_model}", entry)
 
 
 def _after(chunks: tuple[TokenChunk, ...], seen: int) -> tuple[TokenChunk, ...]:

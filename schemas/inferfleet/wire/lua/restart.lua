@@ -18,5 +18,9 @@ if r[2] ~= ARGV[1] then
 end
 redis.call('XADD', KEYS[2], '*', 'entry', ARGV[4])
 redis.call('XADD', KEYS[2], '*', 'entry', ARGV[5])
+if redis.call('TTL', KEYS[2]) < 0 then
+  -- It was lost, and this is a new one.
+  redis.call('EXPIRE', KEYS[2], math.max(1, redis.call('TTL', KEYS[1])))
+end
 redis.call('HSET', KEYS[1], 'fence', ARGV[2], 'tokens', 0, 'tokens_at_start', 0, 'model_identity', ARGV[3])
 return r[3] or 'ok'
