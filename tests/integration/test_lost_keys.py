@@ -24,7 +24,7 @@ from tests.integration.conftest import (
     until_tokens,
 )
 
-from inferfleet.producer import Fleet
+from inferfleet.producer import Fleet, reader
 from inferfleet.producer.sessions import Session
 from inferfleet.schemas import Job, JobState, Result
 from inferfleet.schemas.errors import (
@@ -247,6 +247,20 @@ async def test_a_result_that_goes_before_it_was_read_is_an_error_for_whoever_wai
     read = await reading
     assert isinstance(read, JobDataLostError)
     assert "the journal of job" in str(read)
+
+
+async def test_a_record_that_does_not_come_back_is_an_error_for_whoever_waits(
+    watchful: Fleet, store: aioredis.Redis, pool: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader, "RECORD_GRACE_S", 2 * CHECK_S)
+    job = await watchful.submit("hello", pool=pool)
+    looking = [
+        asyncio.create_task(outcome(watchful.wait(job))),
+        asyncio.create_task(outcome(read_all(watchful.stream(job)))),
+    ]
+    await watchful.get(job)
+    await store.delete(job_key(job.id), journal_key(job.id))
+    assert [type(told) for told in await asyncio.gather(*looking)] == [JobNotFoundError] * 2
 
 
 @pytest.mark.parametrize("kept", [1, 2])

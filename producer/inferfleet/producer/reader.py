@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import defaultdict
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -37,6 +38,10 @@ logger = logging.getLogger(__name__)
 
 BLOCK_S = 5.0
 """How long one read blocks at most, so that a dead connection is noticed."""
+
+RECORD_GRACE_S = 300.0
+"""How long a record may be missing before those who wait are told. When Redis has lost its data, the worker
+that runs a job writes its record again; one that waits in RabbitMQ has one again once its turn comes."""
 
 Line = tuple[bytes, dict[bytes, bytes]]
 
@@ -67,8 +72,8 @@ class Reader:
         self._followers: dict[bytes, set[asyncio.Queue[Line | InferfleetError | None]]] = {}
         self._followed: dict[str, bytes] = {}
         self._positions: dict[bytes, bytes] = {}
-        self._without_record: set[str] = set()
-        """Jobs whose record was missing at the last look."""
+        self._missing_since: dict[str, float] = {}
+        """Jobs whose record was missing at the last look, by when it was first."""
 
     async def wait(self, job_id: str) -> Result:
         """Wait for a job's result.
@@ -219,11 +224,12 @@ class Reader:
 
     async def _check(self) -> None:
         gone = await self._look_at([*self._waiters, *self._followed])
-        # A worker that runs the job writes a lost record again, within its flush interval.
-        for job_id in gone & self._without_record:
-            lost = JobNotFoundError(job_id)
-            self._fail(job_id, waiting=lost, reading=lost)
-        self._without_record = gone
+        now = time.monotonic()
+        self._missing_since = {job_id: self._missing_since.get(job_id, now) for job_id in gone}
+        for job_id, since in self._missing_since.items():
+            if now - since >= RECORD_GRACE_S:
+                lost = JobNotFoundError(job_id)
+                self._fail(job_id, waiting=lost, reading=lost)
 
     async def _look_at(self, job_ids: list[str]) -> set[str]:
         """Hand out results, and tell of those that are gone. Returns the jobs without a record."""
