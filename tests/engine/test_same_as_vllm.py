@@ -31,7 +31,7 @@ from tests.engine.vllm_server import stream_of_server, vllm_server
 from inferfleet.local.services import ServicesChoice, running_services
 from inferfleet.producer import Fleet
 from inferfleet.schemas import Endpoint, FailureCode, JobState
-from inferfleet.schemas.errors import InvalidJobError
+from inferfleet.schemas.errors import InvalidJobError, WaitTimeoutError
 from inferfleet.schemas.heartbeat import WorkerPhase
 from inferfleet.schemas.journal import TokensEntry
 from inferfleet.schemas.settings import EngineKind, ProducerSettings, WorkerSettings
@@ -39,7 +39,7 @@ from inferfleet.worker.worker import Worker
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(1200)]
 
-PATIENCE_S = 600.0
+PATIENCE_S = 120.0
 AT_ONCE = 32
 SHAPES = all_shapes()
 
@@ -116,7 +116,7 @@ async def ours(theirs, engine, make_engine) -> Tellings:
                 for pool, one in (("chat", engine), ("embed", embedder))
             ]
             running = [asyncio.create_task(worker.run()) for worker in workers]
-            async with Fleet.connect(ProducerSettings(**urls)) as fleet, asyncio.timeout(PATIENCE_S):
+            async with Fleet.connect(ProducerSettings(**urls)) as fleet:
                 while {one.phase for one in await fleet.workers()} != {WorkerPhase.READY}:
                     await asyncio.sleep(0.1)
                 for pool in ("chat", "embed"):
@@ -165,7 +165,10 @@ async def _told_by_fleet(fleet: Fleet, shape: Shape) -> Telling:
         job = await fleet.submit(shape.body, endpoint=shape.endpoint, pool=pool, tenant=str(uuid4()))
     except InvalidJobError as error:
         return Telling(outcome=Outcome.REFUSED, words=str(error))
-    result = await fleet.wait(job, timeout_s=PATIENCE_S)
+    try:
+        result = await fleet.wait(job, timeout_s=PATIENCE_S)
+    except WaitTimeoutError as error:
+        return Telling(outcome=Outcome.FAILED, words=f"{error}; {await fleet.get(job)!r}")
     if result.state is not JobState.SUCCEEDED:
         assert result.error is not None
         final = result.error.code in {FailureCode.INVALID_REQUEST, FailureCode.PROMPT_TOO_LONG}
