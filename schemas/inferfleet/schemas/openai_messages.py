@@ -1,39 +1,39 @@
-"""The messages of a chat, by role, as OpenAI's API reference has them.
+"""The messages of a chat, as vLLM takes them.
 
-These models judge and are thrown away: nothing is read from them, and fields they don't know pass.
+vLLM takes what OpenAI's API reference allows, and more: roles of a model's own, and messages that say
+nothing. These models judge and are thrown away: nothing is read from them, and fields they don't know pass.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeAlias, cast
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Discriminator,
-    Field,
-    Tag,
-    model_validator,
-)
-from pydantic_core import PydanticCustomError
+from pydantic import AfterValidator, Discriminator, Field, GetJsonSchemaHandler, Strict, Tag
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
+from typing_extensions import Required, TypedDict
 
-from inferfleet.schemas.problems import WRONG_SHAPE
+from inferfleet.schemas.problems import WRONG_SHAPE, disagreement
 
 
-class OpenAIModel(BaseModel):
-    """Strict about the types of known fields, silent about unknown ones and about what it was given."""
+@dataclass(frozen=True, slots=True)
+class _AlsoAs:
+    """Says in the published JSON Schema that a value may be spelt as another type too."""
 
-    model_config = ConfigDict(
-        extra="allow",
-        strict=True,
-        frozen=True,
-        allow_inf_nan=False,
-        hide_input_in_errors=True,
-    )
+    types: tuple[str, ...]
+
+    def __get_pydantic_json_schema__(
+        self, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        schema = handler(core_schema)
+        return schema | {"type": [schema["type"], *self.types]}
 
 
-NonEmpty: TypeAlias = Annotated[str, Field(min_length=1)]
+Whole: TypeAlias = Annotated[int, _AlsoAs(("string", "boolean"))]
+Number: TypeAlias = Annotated[float, _AlsoAs(("string", "boolean")), Field(allow_inf_nan=False)]
+Flag: TypeAlias = Annotated[bool, _AlsoAs(("string", "number"))]
+"""Scalars that may be spelt in other ways, as vLLM reads them: ``12.0`` and ``"12"`` are whole numbers."""
 
 
 def known_type(*types: str) -> Discriminator:
@@ -60,48 +60,48 @@ def text_or_list(wanted: str) -> Discriminator:
     return Discriminator(branch, custom_error_type=WRONG_SHAPE, custom_error_message=f"must be {wanted}")
 
 
-class TextPart(OpenAIModel):
+class TextPart(TypedDict, total=False):
     """Text as one part of a message."""
 
-    type: Literal["text"]
-    text: str
+    type: Required[Literal["text"]]
+    text: Required[str]
 
 
-class ImageUrl(OpenAIModel):
+class ImageUrl(TypedDict, total=False):
     """Where an image is: an address, or the image itself as a data URL."""
 
-    url: NonEmpty
-    detail: Literal["auto", "low", "high", "original"] | None = None
+    url: Required[str]
+    detail: Literal["auto", "low", "high", "original"] | None
 
 
-class ImagePart(OpenAIModel):
+class ImagePart(TypedDict, total=False):
     """An image as one part of a message."""
 
-    type: Literal["image_url"]
-    image_url: ImageUrl
+    type: Required[Literal["image_url"]]
+    image_url: Required[ImageUrl]
 
 
-class InputAudio(OpenAIModel):
+class InputAudio(TypedDict, total=False):
     """Sound, base64-encoded."""
 
-    data: NonEmpty
-    format: Literal["wav", "mp3"]
+    data: Required[str]
+    format: Required[Literal["wav", "mp3"]]
 
 
-class AudioPart(OpenAIModel):
+class AudioPart(TypedDict, total=False):
     """Sound as one part of a message."""
 
-    type: Literal["input_audio"]
-    input_audio: InputAudio
+    type: Required[Literal["input_audio"]]
+    input_audio: Required[InputAudio]
 
 
 _PARTS = ("text", "image_url", "input_audio")
 
 
-class OtherPart(OpenAIModel):
+class OtherPart(TypedDict, total=False):
     """A part that only some engines know, such as vLLM's ``video_url``."""
 
-    type: Annotated[str, other_type(*_PARTS)]
+    type: Required[Annotated[str, other_type(*_PARTS)]]
 
 
 Part: TypeAlias = Annotated[
@@ -118,95 +118,36 @@ Content: TypeAlias = Annotated[
 ]
 
 
-def _says_something(parts: list[Part]) -> list[Part]:
-    if all(isinstance(part, TextPart) and not part.text for part in parts):
-        raise PydanticCustomError("empty_prompt", "is empty; all its parts are empty text")
-    return parts
-
-
-Prompt: TypeAlias = Annotated[
-    Annotated[NonEmpty, Tag("text")]
-    | Annotated[list[Part], Field(min_length=1), AfterValidator(_says_something), Tag("list")],
-    text_or_list("a string or a list of content parts"),
-]
-"""What a user says. Unlike other messages it cannot be empty."""
-
-
-class SystemMessage(OpenAIModel):
-    """Instructions to the model."""
-
-    role: Literal["system", "developer"]
-    content: Content
-    name: str | None = None
-
-
-class UserMessage(OpenAIModel):
-    """What the user says."""
-
-    role: Literal["user"]
-    content: Prompt
-    name: str | None = None
-
-
-class FunctionCall(OpenAIModel):
+class FunctionCall(TypedDict, total=False):
     """The model's call of a function. ``arguments`` is JSON in a string."""
 
-    name: NonEmpty
-    arguments: str
+    name: Required[str]
+    arguments: Required[str]
 
 
-class FunctionToolCall(OpenAIModel):
+class ToolCall(TypedDict, total=False):
     """The model's call of a function tool."""
 
-    id: NonEmpty
-    type: Literal["function"]
-    function: FunctionCall
+    id: Required[str]
+    type: Required[Literal["function"]]
+    function: Required[FunctionCall]
 
 
-class OtherToolCall(OpenAIModel):
-    """A call of another kind of tool."""
+class AnyMessage(TypedDict, total=False):
+    """One message. What a chat template makes of an unusual one is the model's to say."""
 
-    type: Annotated[str, other_type("function")]
-
-
-ToolCall: TypeAlias = Annotated[
-    Annotated[FunctionToolCall, Tag("function")] | Annotated[OtherToolCall, Tag("other")],
-    known_type("function"),
-]
-
-
-class AssistantMessage(OpenAIModel):
-    """What the model said earlier: content, calls of tools, or an extension such as ``reasoning``."""
-
-    role: Literal["assistant"]
-    content: Content | None = None
-    name: str | None = None
-    tool_calls: list[ToolCall] | None = None
-
-    @model_validator(mode="after")
-    def _says_something(self) -> AssistantMessage:
-        if self.content is None and not self.tool_calls and not self.model_extra:
-            raise PydanticCustomError("empty_message", "an assistant message needs content or tool_calls")
-        return self
-
-
-class ToolMessage(OpenAIModel):
-    """The answer of a tool to a call."""
-
-    role: Literal["tool"]
-    content: Content
-    tool_call_id: NonEmpty
-
-
-class FunctionMessage(OpenAIModel):
-    """The answer of a function. Deprecated by OpenAI in favour of ``tool``."""
-
-    role: Literal["function"]
-    name: NonEmpty
+    role: Required[str]
     content: Content | None
+    name: str
+    reasoning: str | None
+    tool_call_id: str | None
+    tool_calls: Annotated[list[ToolCall], Strict()] | None
 
 
-Message: TypeAlias = Annotated[
-    SystemMessage | UserMessage | AssistantMessage | ToolMessage | FunctionMessage,
-    Field(discriminator="role"),
-]
+def _says_what_it_may(message: AnyMessage) -> AnyMessage:
+    if message.get("content", "") is None and message["role"] not in {"assistant", "function"}:
+        raise disagreement("content", "must be a string or a list of content parts, not null")
+    return message
+
+
+Message: TypeAlias = Annotated[AnyMessage, AfterValidator(_says_what_it_may)]
