@@ -9,12 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeAlias, cast
 
-from pydantic import AfterValidator, Discriminator, Field, GetJsonSchemaHandler, Strict, Tag
+from pydantic import Discriminator, Field, GetJsonSchemaHandler, Strict, Tag
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 from typing_extensions import Required, TypedDict
 
-from inferfleet.schemas.problems import WRONG_SHAPE, disagreement
+from inferfleet.schemas.problems import WRONG_SHAPE
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ def known_type(*types: str) -> Discriminator:
 
 def other_type(*types: str) -> Any:
     """Describe the field ``type`` of what is none of the known types: it is the engine's to judge."""
-    return Field(min_length=1, json_schema_extra={"not": {"enum": list(types)}})
+    return Field(json_schema_extra={"not": {"enum": list(types)}})
 
 
 def text_or_list(wanted: str) -> Discriminator:
@@ -133,21 +133,54 @@ class ToolCall(TypedDict, total=False):
     function: Required[FunctionCall]
 
 
-class AnyMessage(TypedDict, total=False):
-    """One message. What a chat template makes of an unusual one is the model's to say."""
+class _Said(TypedDict, total=False):
+    """What a user or system says. Empty, or nothing at all, is a chat template's to judge."""
 
-    role: Required[str]
+    role: Required[Literal["user", "system", "developer"]]
+    content: Content
+    name: str
+
+
+class _Answered(TypedDict, total=False):
+    """What the model said earlier: content, calls of tools, or an extension such as ``reasoning``."""
+
+    role: Required[Literal["assistant"]]
     content: Content | None
+    name: str
+    tool_calls: Annotated[list[ToolCall], Strict()] | None
+
+
+class _FunctionAnswered(TypedDict, total=False):
+    """The answer of a function. Deprecated by OpenAI in favour of ``tool``."""
+
+    role: Required[Literal["function"]]
+    content: Content | None
+    name: str
+
+
+class _SaidByOthers(TypedDict, total=False):
+    """The answer of a tool, or what somebody in a role of the model's own says."""
+
+    role: Required[Annotated[str, other_type("user", "system", "developer", "assistant", "function")]]
+    content: Content
     name: str
     reasoning: str | None
     tool_call_id: str | None
     tool_calls: Annotated[list[ToolCall], Strict()] | None
 
 
-def _says_what_it_may(message: AnyMessage) -> AnyMessage:
-    if message.get("content", "") is None and message["role"] not in {"assistant", "function"}:
-        raise disagreement("content", "must be a string or a list of content parts, not null")
-    return message
+_ROLES = {"user": "said", "system": "said", "developer": "said", "assistant": "answered", "function": "function"}
 
 
-Message: TypeAlias = Annotated[AnyMessage, AfterValidator(_says_what_it_may)]
+def _kind_of_message(message: Any) -> str:
+    role = cast("dict[str, Any]", message).get("role") if isinstance(message, dict) else None
+    return _ROLES.get(role, "other") if isinstance(role, str) else "other"
+
+
+Message: TypeAlias = Annotated[
+    Annotated[_Said, Tag("said")]
+    | Annotated[_Answered, Tag("answered")]
+    | Annotated[_FunctionAnswered, Tag("function")]
+    | Annotated[_SaidByOthers, Tag("other")],
+    Discriminator(_kind_of_message),
+]

@@ -34,8 +34,7 @@ MOST_LOGPROBS = 20
 
 MOST_CHOICES = 16_384
 MOST_PROMPTS = 1024
-MOST_INPUTS = 2048
-"""The first two are vLLM's (VLLM_MAX_N_SEQUENCES, VLLM_MAX_COMPLETION_PROMPTS), the last is OpenAI's."""
+"""vLLM's, unless VLLM_MAX_N_SEQUENCES or VLLM_MAX_COMPLETION_PROMPTS raises them."""
 
 DEFAULT_COMPLETION_TOKENS = 16
 """What a completion's ``max_tokens`` is if the body has none."""
@@ -96,12 +95,28 @@ Prompts: TypeAlias = Annotated[
 
 Inputs: TypeAlias = Annotated[
     Annotated[NonEmpty, Tag("text")]
-    | Annotated[list[NonEmpty], Field(min_length=1, max_length=MOST_INPUTS), Tag("texts")]
+    | Annotated[list[NonEmpty], Field(min_length=1), Tag("texts")]
     | Annotated[Tokens, Tag("tokens")]
-    | Annotated[list[Tokens], Field(min_length=1, max_length=MOST_INPUTS), Tag("token lists")],
+    | Annotated[list[Tokens], Field(min_length=1), Tag("token lists")],
     TEXT_OR_TOKENS,
 ]
 """What is to be embedded."""
+
+Conversation: TypeAlias = Annotated[list[Message], Field(min_length=1), Strict()]
+
+
+def _one_or_several(value: Any) -> str:
+    match value:
+        case [list(), *_]:
+            return "several"
+        case _:
+            return "one"
+
+
+Conversations: TypeAlias = Annotated[
+    Annotated[Conversation, Tag("one")] | Annotated[list[Conversation], Tag("several")],
+    Discriminator(_one_or_several),
+]
 
 Stop: TypeAlias = Annotated[
     Annotated[NonEmpty, Tag("text")]
@@ -154,6 +169,10 @@ def _leaves_a_token(tokens: int) -> int:
     return tokens
 
 
+def _removed(_: object) -> None:
+    raise PydanticCustomError("removed", "vLLM has it no longer; use use_activation")
+
+
 class GenerationRequest(TypedDict, total=False):
     """What chats and completions share. ``stream`` is accepted and ignored: the journal streams."""
 
@@ -181,7 +200,7 @@ class GenerationRequest(TypedDict, total=False):
     ignore_eos: Flag
     include_stop_str_in_output: Flag
     kv_transfer_params: dict[str, Any] | None
-    length_penalty: Number
+    length_penalty: Annotated[Number, Field(allow_inf_nan=True)]
     logprob_token_ids: Annotated[list[TokenId], Field(max_length=128)] | None
     min_p: Annotated[Number, Field(ge=0, le=1)] | None
     min_tokens: Annotated[Whole, Field(ge=0)]
@@ -299,11 +318,9 @@ class AnyCompletion(GenerationRequest, total=False):
     prompt_embeds: str | list[str] | None
 
 
-@with_config(_CONFIG)
-class AnyEmbedding(TypedDict, total=False):
-    """The body of ``/v1/embeddings``: an ``input``, or as vLLM also takes it, ``messages``."""
+class EmbeddingOptions(TypedDict, total=False):
+    """What all requests for embeddings share."""
 
-    input: Inputs
     model: str | None
     dimensions: Annotated[Whole, Field(ge=1)] | None
     encoding_format: Literal["float", "base64"]
@@ -315,12 +332,60 @@ class AnyEmbedding(TypedDict, total=False):
     embed_dtype: Literal["float32", "float16", "bfloat16", "fp8_e4m3", "fp8_e5m2"]
     endianness: Literal["native", "big", "little"]
     mm_processor_kwargs: dict[str, Any] | None
+    normalize: Annotated[Any, BeforeValidator(_removed)]
     padding: Literal["max_length", "do_not_pad"] | None
     priority: Annotated[Whole, Field(ge=INT64_MIN, le=INT64_MAX)]
     request_id: str
-    truncate_prompt_tokens: Annotated[Whole, Field(ge=-1)] | None
+    truncate_prompt_tokens: Annotated[Whole, Field(ge=-1), AfterValidator(_leaves_a_token)] | None
     truncation_side: Literal["left", "right"] | None
     use_activation: Flag | None
+
+
+@with_config(_CONFIG)
+class EmbeddingOfInput(EmbeddingOptions, total=False):
+    """The body of ``/v1/embeddings``."""
+
+    input: Required[Inputs]
+
+
+class EmbeddingOfChat(EmbeddingOptions, total=False):
+    """A conversation, or several, to be embedded. Only vLLM has it."""
+
+    add_generation_prompt: Flag
+    chat_template: str | None
+    chat_template_kwargs: dict[str, Any] | None
+    continue_final_message: Flag
+    media_io_kwargs: dict[str, dict[str, Any]] | None
+
+
+@with_config(_CONFIG)
+class EmbeddingOfMessages(EmbeddingOfChat, total=False):
+    """The body of ``/v1/embeddings`` with messages in it, as a chat has them."""
+
+    messages: Required[Conversations]
+
+
+@with_config(_CONFIG)
+class EmbeddingOfMessagesInput(EmbeddingOfChat, total=False):
+    """The body of ``/v1/embeddings`` with messages as its input."""
+
+    input: Required[Conversations]
+
+
+def _kind_of_embedding(body: Any) -> str:
+    match body:
+        case {"input": [dict(), *_] | [[dict(), *_], *_]}:
+            return "messages as input"
+        case {"messages": _} if "input" not in body:
+            return "messages"
+        case _:
+            return "input"
+
+
+def _embedding_agrees(embedding: EmbeddingOfChat) -> EmbeddingOfChat:
+    if embedding.get("continue_final_message") and embedding.get("add_generation_prompt"):
+        raise disagreement("continue_final_message", "needs add_generation_prompt: false beside it")
+    return embedding
 
 
 def _chat_agrees(chat: AnyChat) -> AnyChat:
@@ -405,4 +470,9 @@ def _one_format(request: GenerationRequest) -> None:
 
 ChatCompletionRequest: TypeAlias = Annotated[AnyChat, AfterValidator(_chat_agrees)]
 CompletionRequest: TypeAlias = Annotated[AnyCompletion, AfterValidator(_completion_agrees)]
-EmbeddingRequest: TypeAlias = AnyEmbedding
+EmbeddingRequest: TypeAlias = Annotated[
+    Annotated[EmbeddingOfInput, Tag("input")]
+    | Annotated[EmbeddingOfMessages, AfterValidator(_embedding_agrees), Tag("messages")]
+    | Annotated[EmbeddingOfMessagesInput, AfterValidator(_embedding_agrees), Tag("messages as input")],
+    Discriminator(_kind_of_embedding),
+]
