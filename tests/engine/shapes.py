@@ -399,13 +399,19 @@ CHATS: Final[dict[str, dict[str, Any]]] = {
         "tools": [TIME],
         "tool_choice": {"type": "function", "function": {"name": "get_news"}},
     },
-    "tool_choice named without a name": {"tools": [TIME], "tool_choice": {"type": "function", "function": {}}},
+    "tool_choice named without a name": {
+        "tools": [TIME],
+        "tool_choice": {"type": "function", "function": {}},
+    },
     "tool_choice named empty": {
         "tools": [TIME],
         "tool_choice": {"type": "function", "function": {"name": ""}},
     },
     "tool_choice empty object": {"tools": [TIME], "tool_choice": {}},
-    "tool_choice custom": {"tools": [TIME], "tool_choice": {"type": "custom", "custom": {"name": "get_time"}}},
+    "tool_choice custom": {
+        "tools": [TIME],
+        "tool_choice": {"type": "custom", "custom": {"name": "get_time"}},
+    },
     "tool_choice custom with a function": {
         "tools": [TIME],
         "tool_choice": {"type": "custom", "function": {"name": "get_time"}},
@@ -535,7 +541,9 @@ CONVERSATIONS: Final[dict[str, Any]] = {
     "user name null": [{"role": "user", "content": "x", "name": None}],
     "user name a number": [{"role": "user", "content": "x", "name": 1}],
     "user with unknown fields": [{"role": "user", "content": "x", "id": 7, "extra": {"y": 1}}],
-    "parts": [{"role": "user", "content": [{"type": "text", "text": "one"}, {"type": "text", "text": "word"}]}],
+    "parts": [
+        {"role": "user", "content": [{"type": "text", "text": "one"}, {"type": "text", "text": "word"}]}
+    ],
     "parts empty text": [{"role": "user", "content": [{"type": "text", "text": ""}]}],
     "parts without text": [{"role": "user", "content": [{"type": "text"}]}],
     "parts text null": [{"role": "user", "content": [{"type": "text", "text": None}]}],
@@ -586,7 +594,11 @@ CONVERSATIONS: Final[dict[str, Any]] = {
     "assistant tool_calls empty": [*HELLO, {"role": "assistant", "content": None, "tool_calls": []}, GO],
     "assistant tool_calls null": [*HELLO, {"role": "assistant", "content": "x", "tool_calls": None}, GO],
     "assistant reasoning": [*HELLO, {"role": "assistant", "content": "x", "reasoning": "hm"}, GO],
-    "assistant reasoning_content": [*HELLO, {"role": "assistant", "content": "x", "reasoning_content": "h"}, GO],
+    "assistant reasoning_content": [
+        *HELLO,
+        {"role": "assistant", "content": "x", "reasoning_content": "h"},
+        GO,
+    ],
     "assistant reasoning only": [*HELLO, {"role": "assistant", "reasoning": "hm"}, GO],
     "assistant reasoning a number": [*HELLO, {"role": "assistant", "content": "x", "reasoning": 1}, GO],
     "assistant refusal": [*HELLO, {"role": "assistant", "content": None, "refusal": "no"}, GO],
@@ -664,7 +676,11 @@ CONVERSATIONS: Final[dict[str, Any]] = {
     "tool history without an id": [*HELLO, {"role": "assistant", "tool_calls": [_without(CALL, "id")]}, GO],
     "tool history empty id": [*HELLO, {"role": "assistant", "tool_calls": [CALL | {"id": ""}]}, GO],
     "tool history id null": [*HELLO, {"role": "assistant", "tool_calls": [CALL | {"id": None}]}, GO],
-    "tool history without a type": [*HELLO, {"role": "assistant", "tool_calls": [_without(CALL, "type")]}, GO],
+    "tool history without a type": [
+        *HELLO,
+        {"role": "assistant", "tool_calls": [_without(CALL, "type")]},
+        GO,
+    ],
     "tool history custom": [
         *HELLO,
         {
@@ -879,10 +895,7 @@ def all_shapes() -> list[Shape]:
             _shape("embedding", Endpoint.EMBEDDINGS, name, EMBEDDING | fields)
             for name, fields in EMBEDDINGS.items()
         ),
-        *(
-            _shape("embedding", Endpoint.EMBEDDINGS, name, fields)
-            for name, fields in CHAT_EMBEDDINGS.items()
-        ),
+        *(_shape("embedding", Endpoint.EMBEDDINGS, name, fields) for name, fields in CHAT_EMBEDDINGS.items()),
     ]
 
 

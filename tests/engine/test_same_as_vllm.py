@@ -83,7 +83,10 @@ async def theirs(tiny_model, tmp_path_factory) -> AsyncIterator[asyncio.Task[Tel
                 servers.enter_async_context(vllm_server(tiny_model, EMBEDDING_SERVER, log=logs / "embed")),
             )
             return await _all(
-                (shape, _told_by_server(embedding if shape.endpoint is Endpoint.EMBEDDINGS else chatting, shape))
+                (
+                    shape,
+                    _told_by_server(embedding if shape.endpoint is Endpoint.EMBEDDINGS else chatting, shape),
+                )
                 for shape in SHAPES
             )
 
@@ -172,9 +175,7 @@ async def _told_by_fleet(fleet: Fleet, shape: Shape) -> Telling:
     if result.state is not JobState.SUCCEEDED:
         assert result.error is not None
         final = result.error.code in {FailureCode.INVALID_REQUEST, FailureCode.PROMPT_TOO_LONG}
-        return Telling(
-            outcome=Outcome.REFUSED_LATE if final else Outcome.FAILED, words=result.error.message
-        )
+        return Telling(outcome=Outcome.REFUSED_LATE if final else Outcome.FAILED, words=result.error.message)
     chunks = [
         chunk
         async for line in fleet.stream(job)
@@ -200,13 +201,14 @@ def _compare(shape: Shape, ours: Telling, theirs: Telling) -> list[str]:
         if ours.outcome is wanted:
             return []
     if ours.outcome is not Outcome.ANSWERED or theirs.outcome is not Outcome.ANSWERED:
-        return [f"ours is {ours.outcome}: {ours.words:.300}", f"theirs is {theirs.outcome}: {theirs.words:.300}"]
+        return [
+            f"ours is {ours.outcome}: {ours.words:.300}",
+            f"theirs is {theirs.outcome}: {theirs.words:.300}",
+        ]
     if theirs.response is None:
         return [f"theirs is {theirs.words}, ours is JSON"]
     assert ours.response is not None
-    found = differences(
-        comparable_response(ours.response), comparable_response(theirs.response), "response"
-    )
+    found = differences(comparable_response(ours.response), comparable_response(theirs.response), "response")
     if theirs.streamed is not None:
         assert ours.streamed is not None
         found += differences(_comparable(ours), _comparable(theirs), "stream")

@@ -23,7 +23,9 @@ ANSWERING_S = 300.0
 
 
 @asynccontextmanager
-async def vllm_server(model: str, arguments: Mapping[str, Any], *, log: Path) -> AsyncIterator[httpx.AsyncClient]:
+async def vllm_server(
+    model: str, arguments: Mapping[str, Any], *, log: Path
+) -> AsyncIterator[httpx.AsyncClient]:
     """Run the server until the end of the block; the client's base is its address.
 
     It is run as a module: the command ``vllm`` looks for a package of that name, and the CPU's has another.

@@ -115,4 +115,7 @@ class _Generator(GenerateJsonSchema):
         generated = super().tagged_union_schema(schema)
         # OpenAPI's keyword. AsyncAPI has one of the same name and another form.
         generated.pop("discriminator", None)
+        if callable(schema["discriminator"]):
+            # How we choose a branch is no rule for others: a value may fit several.
+            generated["anyOf"] = generated.pop("oneOf")
         return generated

@@ -18,7 +18,7 @@ from inferfleet.schemas.problems import WRONG_SHAPE
 
 
 @dataclass(frozen=True, slots=True)
-class _AlsoAs:
+class AlsoAs:
     """Says in the published JSON Schema that a value may be spelt as another type too."""
 
     types: tuple[str, ...]
@@ -30,9 +30,9 @@ class _AlsoAs:
         return schema | {"type": [schema["type"], *self.types]}
 
 
-Whole: TypeAlias = Annotated[int, _AlsoAs(("string", "boolean"))]
-Number: TypeAlias = Annotated[float, _AlsoAs(("string", "boolean")), Field(allow_inf_nan=False)]
-Flag: TypeAlias = Annotated[bool, _AlsoAs(("string", "number"))]
+Whole: TypeAlias = Annotated[int, AlsoAs(("string", "boolean"))]
+Number: TypeAlias = Annotated[float, AlsoAs(("string", "boolean")), Field(allow_inf_nan=False)]
+Flag: TypeAlias = Annotated[bool, AlsoAs(("string", "number"))]
 """Scalars that may be spelt in other ways, as vLLM reads them: ``12.0`` and ``"12"`` are whole numbers."""
 
 
@@ -133,7 +133,7 @@ class ToolCall(TypedDict, total=False):
     function: Required[FunctionCall]
 
 
-class _Said(TypedDict, total=False):
+class PromptMessage(TypedDict, total=False):
     """What a user or system says. Empty, or nothing at all, is a chat template's to judge."""
 
     role: Required[Literal["user", "system", "developer"]]
@@ -141,7 +141,7 @@ class _Said(TypedDict, total=False):
     name: str
 
 
-class _Answered(TypedDict, total=False):
+class AssistantMessage(TypedDict, total=False):
     """What the model said earlier: content, calls of tools, or an extension such as ``reasoning``."""
 
     role: Required[Literal["assistant"]]
@@ -150,7 +150,7 @@ class _Answered(TypedDict, total=False):
     tool_calls: Annotated[list[ToolCall], Strict()] | None
 
 
-class _FunctionAnswered(TypedDict, total=False):
+class FunctionMessage(TypedDict, total=False):
     """The answer of a function. Deprecated by OpenAI in favour of ``tool``."""
 
     role: Required[Literal["function"]]
@@ -158,7 +158,7 @@ class _FunctionAnswered(TypedDict, total=False):
     name: str
 
 
-class _SaidByOthers(TypedDict, total=False):
+class OtherMessage(TypedDict, total=False):
     """The answer of a tool, or what somebody in a role of the model's own says."""
 
     role: Required[Annotated[str, other_type("user", "system", "developer", "assistant", "function")]]
@@ -169,18 +169,24 @@ class _SaidByOthers(TypedDict, total=False):
     tool_calls: Annotated[list[ToolCall], Strict()] | None
 
 
-_ROLES = {"user": "said", "system": "said", "developer": "said", "assistant": "answered", "function": "function"}
+_KINDS = {
+    "user": "prompt",
+    "system": "prompt",
+    "developer": "prompt",
+    "assistant": "assistant",
+    "function": "function",
+}
 
 
 def _kind_of_message(message: Any) -> str:
     role = cast("dict[str, Any]", message).get("role") if isinstance(message, dict) else None
-    return _ROLES.get(role, "other") if isinstance(role, str) else "other"
+    return _KINDS.get(role, "other") if isinstance(role, str) else "other"
 
 
 Message: TypeAlias = Annotated[
-    Annotated[_Said, Tag("said")]
-    | Annotated[_Answered, Tag("answered")]
-    | Annotated[_FunctionAnswered, Tag("function")]
-    | Annotated[_SaidByOthers, Tag("other")],
+    Annotated[PromptMessage, Tag("prompt")]
+    | Annotated[AssistantMessage, Tag("assistant")]
+    | Annotated[FunctionMessage, Tag("function")]
+    | Annotated[OtherMessage, Tag("other")],
     Discriminator(_kind_of_message),
 ]

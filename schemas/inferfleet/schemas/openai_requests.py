@@ -10,11 +10,20 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeAlias, cast
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Discriminator, Field, Strict, Tag, with_config
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Strict,
+    Tag,
+    with_config,
+)
 from pydantic_core import PydanticCustomError
 from typing_extensions import Required, TypedDict
 
-from inferfleet.schemas.openai_messages import Flag, Message, Number, Whole, text_or_list
+from inferfleet.schemas.openai_messages import AlsoAs, Flag, Message, Number, Whole, text_or_list
 from inferfleet.schemas.problems import WRONG_SHAPE, disagreement
 from inferfleet.schemas.structured_outputs import (
     ResponseFormat,
@@ -62,7 +71,7 @@ def _no_text(value: Any) -> Any:
 
 
 Logprobs: TypeAlias = Annotated[
-    Whole, BeforeValidator(_no_text, json_schema_input_type=Whole), Field(ge=0, le=MOST_LOGPROBS)
+    int, Field(ge=0, le=MOST_LOGPROBS), AlsoAs(("boolean",)), BeforeValidator(_no_text)
 ]
 """How many. The one kind of number that vLLM does not read from a string."""
 
@@ -124,7 +133,15 @@ Stop: TypeAlias = Annotated[
     text_or_list("a string or a list of strings"),
 ]
 
-CacheSalt: TypeAlias = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[^@/\\\x00]*$")]
+
+def _plain(salt: str) -> str:
+    if not _FORBIDDEN_IN_SALTS.isdisjoint(salt):
+        raise PydanticCustomError("salt", "must not contain '@', '/', a backslash or NUL")
+    return salt
+
+
+_FORBIDDEN_IN_SALTS = frozenset("@/\\\0")
+CacheSalt: TypeAlias = Annotated[str, Field(min_length=1, max_length=128), AfterValidator(_plain)]
 
 
 _CONFIG = ConfigDict(hide_input_in_errors=True)
@@ -159,7 +176,9 @@ RepetitionDetection: TypeAlias = Annotated[AnyRepetitionDetection, AfterValidato
 
 def _in_order(wanted: bool) -> bool:
     if wanted:
-        raise PydanticCustomError("beam_search", "a job's tokens come in order, so beam search is not offered")
+        raise PydanticCustomError(
+            "beam_search", "a job's tokens come in order, so beam search is not offered"
+        )
     return wanted
 
 
@@ -331,6 +350,8 @@ class EmbeddingOptions(TypedDict, total=False):
     cache_salt: CacheSalt | None
     embed_dtype: Literal["float32", "float16", "bfloat16", "fp8_e4m3", "fp8_e5m2"]
     endianness: Literal["native", "big", "little"]
+    # vLLM judges it before it knows that there are no media.
+    media_io_kwargs: Annotated[dict[str, dict[str, Any]] | None, BeforeValidator(lambda value: value or None)]
     mm_processor_kwargs: dict[str, Any] | None
     normalize: Annotated[Any, BeforeValidator(_removed)]
     padding: Literal["max_length", "do_not_pad"] | None
@@ -355,7 +376,6 @@ class EmbeddingOfChat(EmbeddingOptions, total=False):
     chat_template: str | None
     chat_template_kwargs: dict[str, Any] | None
     continue_final_message: Flag
-    media_io_kwargs: dict[str, dict[str, Any]] | None
 
 
 @with_config(_CONFIG)
@@ -375,11 +395,11 @@ class EmbeddingOfMessagesInput(EmbeddingOfChat, total=False):
 def _kind_of_embedding(body: Any) -> str:
     match body:
         case {"input": [dict(), *_] | [[dict(), *_], *_]}:
-            return "messages as input"
+            return "with messages as input"
         case {"messages": _} if "input" not in body:
-            return "messages"
+            return "with messages"
         case _:
-            return "input"
+            return "with input"
 
 
 def _embedding_agrees(embedding: EmbeddingOfChat) -> EmbeddingOfChat:
@@ -471,8 +491,8 @@ def _one_format(request: GenerationRequest) -> None:
 ChatCompletionRequest: TypeAlias = Annotated[AnyChat, AfterValidator(_chat_agrees)]
 CompletionRequest: TypeAlias = Annotated[AnyCompletion, AfterValidator(_completion_agrees)]
 EmbeddingRequest: TypeAlias = Annotated[
-    Annotated[EmbeddingOfInput, Tag("input")]
-    | Annotated[EmbeddingOfMessages, AfterValidator(_embedding_agrees), Tag("messages")]
-    | Annotated[EmbeddingOfMessagesInput, AfterValidator(_embedding_agrees), Tag("messages as input")],
+    Annotated[EmbeddingOfInput, Tag("with input")]
+    | Annotated[EmbeddingOfMessages, AfterValidator(_embedding_agrees), Tag("with messages")]
+    | Annotated[EmbeddingOfMessagesInput, AfterValidator(_embedding_agrees), Tag("with messages as input")],
     Discriminator(_kind_of_embedding),
 ]

@@ -14,7 +14,14 @@ from typing_extensions import Required, TypedDict
 from inferfleet.schemas.openai_messages import Flag
 from inferfleet.schemas.problems import disagreement
 
-NotBlank: TypeAlias = Annotated[str, Field(pattern=r"\S")]
+
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise PydanticCustomError("blank", "is blank")
+    return text
+
+
+NotBlank: TypeAlias = Annotated[str, AfterValidator(_not_blank)]
 
 
 class JsonSchemaFormat(TypedDict, total=False):
@@ -51,9 +58,7 @@ def _has_its_schema(wanted: AnyResponseFormat) -> AnyResponseFormat:
         case {"type": "json_schema", "json_schema": {}}:
             raise disagreement("json_schema.schema", "is missing")
         case {"type": "json_schema"}:
-            raise PydanticCustomError(
-                "no_json_schema", "the type 'json_schema' needs the field json_schema"
-            )
+            raise PydanticCustomError("no_json_schema", "the type 'json_schema' needs the field json_schema")
         case {"type": "structural_tag"} if "format" not in wanted and not (
             wanted.get("structures") and wanted.get("triggers")
         ):
