@@ -6,6 +6,7 @@ greedy or seeded, and short.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -81,6 +82,7 @@ GENERATING: Final[dict[str, dict[str, Any]]] = {
     "top_k -2": {"top_k": -2},
     "top_k float": {"top_k": 3.0},
     "top_k half": {"top_k": 3.5},
+    "top_k past 64 bits": {"top_k": 2**70},
     "top_k null": {"top_k": None},
     "min_p 1 seeded": {"min_p": 1, "temperature": 1, "seed": 5},
     "min_p 1.5": {"min_p": 1.5},
@@ -536,6 +538,7 @@ CONVERSATIONS: Final[dict[str, Any]] = {
     "user without content": [{"role": "user"}],
     "user a number": [{"role": "user", "content": 5}],
     "user an object": [{"role": "user", "content": {"type": "text", "text": "x"}}],
+    "user empty object": [{"role": "user", "content": {}}],
     "user twice": [*HELLO, GO],
     "user named": [{"role": "user", "content": "x", "name": "me"}],
     "user name null": [{"role": "user", "content": "x", "name": None}],
@@ -592,6 +595,14 @@ CONVERSATIONS: Final[dict[str, Any]] = {
     "assistant null": [*HELLO, {"role": "assistant", "content": None}, GO],
     "assistant nothing": [*HELLO, {"role": "assistant"}, GO],
     "assistant tool_calls empty": [*HELLO, {"role": "assistant", "content": None, "tool_calls": []}, GO],
+    "assistant tool_calls null, content null": [
+        *HELLO,
+        {"role": "assistant", "content": None, "tool_calls": None},
+        GO,
+    ],
+    "assistant null with reasoning": [*HELLO, {"role": "assistant", "content": None, "reasoning": "h"}, GO],
+    "user with a bad tool_call_id": [{"role": "user", "content": "x", "tool_call_id": 1}],
+    "custom role with a bad reasoning": [{"role": "ipython", "content": "x", "reasoning": 1}, GO],
     "assistant tool_calls null": [*HELLO, {"role": "assistant", "content": "x", "tool_calls": None}, GO],
     "assistant reasoning": [*HELLO, {"role": "assistant", "content": "x", "reasoning": "hm"}, GO],
     "assistant reasoning_content": [
@@ -902,6 +913,32 @@ def all_shapes() -> list[Shape]:
 CHAT: Final[dict[str, Any]] = {"messages": HELLO, "max_tokens": 12, "temperature": 0}
 COMPLETION: Final[dict[str, Any]] = {"prompt": "one word of", "max_tokens": 12, "temperature": 0}
 EMBEDDING: Final[dict[str, Any]] = {"input": "one word"}
+
+
+VALUES: Final[dict[str, Any]] = {
+    **{repr(value): value for value in (None, True, False, 0, 1, -1, -2, 2, 21, 1.0, 0.5, 2**63)},
+    **{repr(value): value for value in ("1", "0", "-1", "1.0", "0.5", "x", "", "true", "no", "nan", " 1 ")},
+    **{repr(value): value for value in ([], [1], ["x"], [None], ["1"], [1.0], [-1], [True], [[1]], [{}])},
+    **{
+        repr(value): value
+        for value in ({}, {"x": 1}, {"1": 1}, {"x": "y"}, {"1": "x"}, {"x": {}}, {"x": None})
+    },
+}
+
+
+def sweep(fields: Mapping[Endpoint, Collection[str]], *, but: Collection[str]) -> list[Shape]:
+    """Make a body for each value in each field of each endpoint, for the shortest answer there is."""
+    bodies = {
+        Endpoint.CHAT: CHAT | {"max_tokens": 1},
+        Endpoint.COMPLETIONS: COMPLETION | {"max_tokens": 1},
+        Endpoint.EMBEDDINGS: EMBEDDING,
+    }
+    return [
+        Shape(name=f"{endpoint} {field}: {name}", endpoint=endpoint, body=bodies[endpoint] | {field: value})
+        for endpoint, names in fields.items()
+        for field in sorted(set(names) - set(but))
+        for name, value in VALUES.items()
+    ]
 
 
 def _shape(kind: str, endpoint: Endpoint, name: str, body: dict[str, Any]) -> Shape:

@@ -7,12 +7,12 @@ nothing. These models judge and are thrown away: nothing is read from them, and 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeAlias, cast
+from typing import Annotated, Any, Literal, Required, TypeAlias, cast
 
 from pydantic import Discriminator, Field, GetJsonSchemaHandler, Strict, Tag
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
-from typing_extensions import Required, TypedDict
+from typing_extensions import TypedDict
 
 from inferfleet.schemas.problems import WRONG_SHAPE
 
@@ -71,7 +71,7 @@ class ImageUrl(TypedDict, total=False):
     """Where an image is: an address, or the image itself as a data URL."""
 
     url: Required[str]
-    detail: Literal["auto", "low", "high", "original"] | None
+    detail: Literal["auto", "low", "high", "original"]
 
 
 class ImagePart(TypedDict, total=False):
@@ -95,19 +95,74 @@ class AudioPart(TypedDict, total=False):
     input_audio: Required[InputAudio]
 
 
-_PARTS = ("text", "image_url", "input_audio")
+class RefusalPart(TypedDict, total=False):
+    """The model's refusal as one part of a message."""
+
+    type: Required[Literal["refusal"]]
+    refusal: Required[str]
+
+
+class ThinkingPart(TypedDict, total=False):
+    """The model's reasoning as one part of a message. Only vLLM has it."""
+
+    type: Required[Literal["thinking"]]
+    thinking: Required[str]
+
+
+class MediaUrl(TypedDict, total=False):
+    """Where sound or a film is."""
+
+    url: Required[str]
+
+
+class AudioUrlPart(TypedDict, total=False):
+    """Sound as one part of a message. Only vLLM has it in this form."""
+
+    type: Required[Literal["audio_url"]]
+    audio_url: Required[MediaUrl]
+
+
+class VideoUrlPart(TypedDict, total=False):
+    """A film as one part of a message. Only vLLM has it."""
+
+    type: Required[Literal["video_url"]]
+    video_url: Required[MediaUrl]
+
+
+_OtherKind: TypeAlias = Literal[
+    "audio_embeds",
+    "image_embeds",
+    "image_pil",
+    "input_image",
+    "prompt_embeds",
+    "tool_reference",
+    "video_embeds",
+]
 
 
 class OtherPart(TypedDict, total=False):
-    """A part that only some engines know, such as vLLM's ``video_url``."""
+    """A part of another kind that vLLM knows. What is in it is the model's to judge."""
 
-    type: Required[Annotated[str, other_type(*_PARTS)]]
+    type: Required[_OtherKind]
 
+
+class LoosePart(TypedDict, total=False):
+    """A part of text, in any of the spellings that vLLM reads where it doesn't know the role."""
+
+    type: Required[Literal["text", "input_text", "output_text", "refusal", "thinking"] | _OtherKind]
+    text: str | None
+
+
+_PARTS = ("text", "image_url", "input_audio", "refusal", "thinking", "audio_url", "video_url")
 
 Part: TypeAlias = Annotated[
     Annotated[TextPart, Tag("text")]
     | Annotated[ImagePart, Tag("image_url")]
     | Annotated[AudioPart, Tag("input_audio")]
+    | Annotated[RefusalPart, Tag("refusal")]
+    | Annotated[ThinkingPart, Tag("thinking")]
+    | Annotated[AudioUrlPart, Tag("audio_url")]
+    | Annotated[VideoUrlPart, Tag("video_url")]
     | Annotated[OtherPart, Tag("other")],
     known_type(*_PARTS),
 ]
@@ -117,12 +172,45 @@ Content: TypeAlias = Annotated[
     text_or_list("a string or a list of content parts"),
 ]
 
+_MEDIA = ("image_url", "input_audio", "audio_url", "video_url")
+
+
+def _kind_of_loose_part(part: Any) -> str:
+    kind = cast("dict[str, Any]", part).get("type") if isinstance(part, dict) else None
+    return "string" if isinstance(part, str) else kind if kind in _MEDIA else "other"
+
+
+LooseContent: TypeAlias = Annotated[
+    Annotated[str, Tag("text")]
+    | Annotated[
+        list[
+            Annotated[
+                Annotated[str, Tag("string")]
+                | Annotated[ImagePart, Tag("image_url")]
+                | Annotated[AudioPart, Tag("input_audio")]
+                | Annotated[AudioUrlPart, Tag("audio_url")]
+                | Annotated[VideoUrlPart, Tag("video_url")]
+                | Annotated[LoosePart, Tag("other")],
+                Discriminator(_kind_of_loose_part),
+            ]
+        ],
+        Tag("list"),
+    ],
+    text_or_list("a string or a list of content parts"),
+]
+
 
 class FunctionCall(TypedDict, total=False):
     """The model's call of a function. ``arguments`` is JSON in a string."""
 
     name: Required[str]
     arguments: Required[str]
+
+
+class Audio(TypedDict, total=False):
+    """Sound that the model made earlier."""
+
+    id: Required[str]
 
 
 class ToolCall(TypedDict, total=False):
@@ -142,31 +230,66 @@ class PromptMessage(TypedDict, total=False):
 
 
 class AssistantMessage(TypedDict, total=False):
-    """What the model said earlier: content, calls of tools, or an extension such as ``reasoning``."""
+    """What the model said earlier, with the tools that it called."""
 
     role: Required[Literal["assistant"]]
-    content: Content | None
+    content: Content
     name: str
     tool_calls: Annotated[list[ToolCall], Strict()] | None
 
 
-class FunctionMessage(TypedDict, total=False):
+class SilentMessage(TypedDict, total=False):
+    """What the model did earlier without saying anything. Here vLLM takes no null for the calls."""
+
+    role: Required[Literal["assistant"]]
+    content: Required[None]
+    audio: Audio | None
+    function_call: FunctionCall | None
+    name: str
+    refusal: str | None
+    tool_calls: Annotated[list[ToolCall], Strict()]
+
+
+class CustomFields(TypedDict, total=False):
+    """What vLLM knows in messages whose role it doesn't."""
+
+    name: str
+    reasoning: str | None
+    task: str | None
+    tool_call_id: str | None
+    tool_calls: Annotated[list[ToolCall], Strict()] | None
+    tools: list[dict[str, Any]] | None
+
+
+class FunctionMessage(CustomFields, total=False):
     """The answer of a function. Deprecated by OpenAI in favour of ``tool``."""
 
     role: Required[Literal["function"]]
-    content: Content | None
-    name: str
+    content: LooseContent
 
 
-class OtherMessage(TypedDict, total=False):
-    """The answer of a tool, or what somebody in a role of the model's own says."""
+class SilentFunctionMessage(TypedDict, total=False):
+    """A function that answered nothing."""
 
-    role: Required[Annotated[str, other_type("user", "system", "developer", "assistant", "function")]]
+    role: Required[Literal["function"]]
+    content: Required[None]
+    name: Required[str]
+
+
+class ToolMessage(TypedDict, total=False):
+    """The answer of a tool to a call."""
+
+    role: Required[Literal["tool"]]
     content: Content
     name: str
-    reasoning: str | None
     tool_call_id: str | None
-    tool_calls: Annotated[list[ToolCall], Strict()] | None
+
+
+class OtherMessage(CustomFields, total=False):
+    """What somebody in a role of the model's own says."""
+
+    role: Required[Annotated[str, other_type("user", "system", "developer", "assistant", "function", "tool")]]
+    content: LooseContent
 
 
 _KINDS = {
@@ -175,18 +298,25 @@ _KINDS = {
     "developer": "prompt",
     "assistant": "assistant",
     "function": "function",
+    "tool": "tool",
 }
 
 
-def _kind_of_message(message: Any) -> str:
-    role = cast("dict[str, Any]", message).get("role") if isinstance(message, dict) else None
-    return _KINDS.get(role, "other") if isinstance(role, str) else "other"
+def _kind_of_message(value: Any) -> str:
+    message = cast("dict[str, Any]", value) if isinstance(value, dict) else {}
+    role = message.get("role")
+    kind = _KINDS.get(role, "other") if isinstance(role, str) else "other"
+    silent = kind in {"assistant", "function"} and message.get("content", "") is None
+    return f"silent {kind}" if silent else kind
 
 
 Message: TypeAlias = Annotated[
     Annotated[PromptMessage, Tag("prompt")]
     | Annotated[AssistantMessage, Tag("assistant")]
+    | Annotated[SilentMessage, Tag("silent assistant")]
     | Annotated[FunctionMessage, Tag("function")]
+    | Annotated[SilentFunctionMessage, Tag("silent function")]
+    | Annotated[ToolMessage, Tag("tool")]
     | Annotated[OtherMessage, Tag("other")],
     Discriminator(_kind_of_message),
 ]

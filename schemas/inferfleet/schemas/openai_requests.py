@@ -8,7 +8,7 @@ limit of vLLM's defaults.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeAlias, cast
+from typing import Annotated, Any, Literal, Required, TypeAlias, cast
 
 from pydantic import (
     AfterValidator,
@@ -21,7 +21,7 @@ from pydantic import (
     with_config,
 )
 from pydantic_core import PydanticCustomError
-from typing_extensions import Required, TypedDict
+from typing_extensions import TypedDict
 
 from inferfleet.schemas.openai_messages import AlsoAs, Flag, Message, Number, Whole, text_or_list
 from inferfleet.schemas.problems import WRONG_SHAPE, disagreement

@@ -5,11 +5,11 @@ Whether a schema or grammar can be compiled is the engine's to say.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, Literal, TypeAlias
+from typing import Annotated, Any, Final, Literal, Required, TypeAlias
 
 from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
-from typing_extensions import Required, TypedDict
+from typing_extensions import TypedDict
 
 from inferfleet.schemas.openai_messages import Flag
 from inferfleet.schemas.problems import disagreement
