@@ -1,4 +1,4 @@
-"""Some hundreds of requests, each answered by the fleet just as vLLM's own server answers it, or refused by both.
+"""Hundreds of requests, each answered by the fleet as vLLM's own server answers it, or refused by both.
 
 What the fleet refuses it refuses on submit, unless only the model can know. Where the two differ on purpose,
 ``deliberate.py`` says why.

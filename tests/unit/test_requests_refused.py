@@ -14,6 +14,9 @@ HELLO = [{"role": "user", "content": "hello"}]
 WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
 
 
+CONSTRAINTS = "json, regex, choice, grammar, json_object, structural_tag"
+
+
 def refusal(body: object, endpoint: Endpoint = Endpoint.CHAT) -> str:
     with pytest.raises(InvalidJobError) as caught:
         check_request(endpoint, body, max_body_bytes=1024 * 1024)
@@ -108,11 +111,11 @@ def refusal(body: object, endpoint: Endpoint = Endpoint.CHAT) -> str:
         ),
         (
             {"structured_outputs": {}},
-            "body.structured_outputs: has no constraint; exactly one of json, regex, choice, grammar, json_object, structural_tag is needed",
+            "body.structured_outputs: has no constraint; exactly one of " + CONSTRAINTS + " is needed",
         ),
         (
             {"structured_outputs": {"regex": "a", "choice": ["a"]}},
-            "body.structured_outputs: has regex and choice; exactly one of json, regex, choice, grammar, json_object, structural_tag is needed",
+            "body.structured_outputs: has regex and choice; exactly one of " + CONSTRAINTS + " is needed",
         ),
         (
             {"structured_outputs": {"json_object": False}},

@@ -7,7 +7,7 @@ a prompt.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, LiteralString
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails, PydanticCustomError
@@ -74,7 +74,7 @@ def describe(error: ValidationError, *, root: str = "", data: object = None) -> 
     return "\n".join(lines)
 
 
-def disagreement(field: str, problem: str, /, **values: object) -> PydanticCustomError:
+def disagreement(field: str, problem: LiteralString, /, **values: object) -> PydanticCustomError:
     """Make the error for one field of a model that does not go with the others. ``problem`` is a template."""
     return PydanticCustomError(_DISAGREEMENT, problem, {"field_": field, **values})
 
