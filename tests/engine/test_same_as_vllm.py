@@ -105,13 +105,13 @@ async def theirs(tiny_model, tmp_path_factory) -> AsyncIterator[asyncio.Task[Ser
                 servers.enter_async_context(vllm_server(tiny_model, CHAT_SERVER, log=logs / "chat")),
                 servers.enter_async_context(vllm_server(tiny_model, EMBEDDING_SERVER, log=logs / "embed")),
             )
-            return await _all(
-                (
-                    shape,
-                    _told_by_server(embedding if shape.endpoint is Endpoint.EMBEDDINGS else chatting, shape),
-                )
-                for shape in SHAPES
-            )
+
+            def server_of(shape: Shape) -> httpx.AsyncClient:
+                return embedding if shape.endpoint is Endpoint.EMBEDDINGS else chatting
+
+            told = await _all((shape, _told_by_server(server_of(shape), shape)) for shape in SHAPES)
+            swept = await _all((shape, _refused(server_of(shape), shape)) for shape in SWEEP)
+            return ServersTelling(told=told, swept=[(shape, swept[shape.name]) for shape in SWEEP])
 
     # It goes on while the engines of the fleet load.
     asking = asyncio.create_task(ask_both())
