@@ -20,11 +20,8 @@ from inferfleet.schemas.control import control
 from inferfleet.schemas.heartbeat import Heartbeat
 from inferfleet.schemas.job import Job
 from inferfleet.schemas.journal import journal_entry
-from inferfleet.schemas.openai_requests import (
-    ChatCompletionRequest,
-    CompletionRequest,
-    EmbeddingRequest,
-)
+from inferfleet.schemas.openai_embeddings import EmbeddingRequest
+from inferfleet.schemas.openai_requests import ChatCompletionRequest, CompletionRequest
 from inferfleet.schemas.result import JobRecord, Result
 
 ASYNCAPI_FILE: Final = "asyncapi.json"

@@ -1,4 +1,4 @@
-"""The three OpenAI request bodies, as vLLM takes them.
+"""The bodies that ask for text, a chat's and a completion's, as vLLM takes them.
 
 A body that vLLM 0.32 answers passes, also where OpenAI's API description (``openapi.yaml`` in
 openai/openai-openapi) allows less; one that it always refuses is refused, as far as the body alone tells.
@@ -8,12 +8,11 @@ limit of vLLM's defaults.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Required, TypeAlias, cast
+from typing import Annotated, Any, Literal, Required, TypeAlias
 
 from pydantic import (
     AfterValidator,
     BeforeValidator,
-    ConfigDict,
     Discriminator,
     Field,
     Strict,
@@ -23,6 +22,16 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict
 
+from inferfleet.schemas.openai_fields import (
+    BODY_CONFIG,
+    TEXT_OR_TOKENS,
+    CacheSalt,
+    NonEmpty,
+    Signed64,
+    TokenId,
+    Tokens,
+    TruncatedTo,
+)
 from inferfleet.schemas.openai_messages import AlsoAs, Flag, Message, Number, Whole, text_or_list
 from inferfleet.schemas.problems import WRONG_SHAPE, disagreement
 from inferfleet.schemas.structured_outputs import (
@@ -31,9 +40,6 @@ from inferfleet.schemas.structured_outputs import (
     constraint_of_format,
     constraint_of_outputs,
 )
-
-INT64_MIN = -(2**63)
-INT64_MAX = 2**63 - 1
 
 MOST_STOP_STRINGS = 4
 """OpenAI's limit, and vLLM's unless VLLM_MAX_STOP_STRINGS raises it."""
@@ -48,8 +54,6 @@ MOST_PROMPTS = 1024
 DEFAULT_COMPLETION_TOKENS = 16
 """What a completion's ``max_tokens`` is if the body has none."""
 
-NonEmpty: TypeAlias = Annotated[str, Field(min_length=1)]
-TokenId: TypeAlias = Annotated[Whole, Field(ge=0)]
 Penalty: TypeAlias = Annotated[Number, Field(ge=-2, le=2)]
 
 
@@ -76,23 +80,6 @@ Logprobs: TypeAlias = Annotated[
 """How many. The one kind of number that vLLM does not read from a string."""
 
 
-def _branch_of_list(value: Any) -> str | None:
-    if isinstance(value, str):
-        return "text"
-    if not isinstance(value, list):
-        return None
-    first = next(iter(cast("list[object]", value)), "")
-    return "texts" if isinstance(first, str) else "token lists" if isinstance(first, list) else "tokens"
-
-
-TEXT_OR_TOKENS = Discriminator(
-    _branch_of_list,
-    custom_error_type=WRONG_SHAPE,
-    custom_error_message="must be a string, a list of strings, a list of token ids or a list of such lists",
-)
-
-Tokens: TypeAlias = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
-
 Prompts: TypeAlias = Annotated[
     Annotated[NonEmpty, Tag("text")]
     | Annotated[list[NonEmpty], Field(min_length=1, max_length=MOST_PROMPTS), Tag("texts")]
@@ -102,49 +89,11 @@ Prompts: TypeAlias = Annotated[
 ]
 """One prompt or several."""
 
-Inputs: TypeAlias = Annotated[
-    Annotated[NonEmpty, Tag("text")]
-    | Annotated[list[NonEmpty], Field(min_length=1), Tag("texts")]
-    | Annotated[Tokens, Tag("tokens")]
-    | Annotated[list[Tokens], Field(min_length=1), Tag("token lists")],
-    TEXT_OR_TOKENS,
-]
-"""What is to be embedded."""
-
-Conversation: TypeAlias = Annotated[list[Message], Field(min_length=1), Strict()]
-
-
-def _one_or_several(value: Any) -> str:
-    match value:
-        case [list(), *_]:
-            return "several"
-        case _:
-            return "one"
-
-
-Conversations: TypeAlias = Annotated[
-    Annotated[Conversation, Tag("one")] | Annotated[list[Conversation], Tag("several")],
-    Discriminator(_one_or_several),
-]
-
 Stop: TypeAlias = Annotated[
     Annotated[NonEmpty, Tag("text")]
     | Annotated[list[NonEmpty], Field(max_length=MOST_STOP_STRINGS), Tag("list")],
     text_or_list("a string or a list of strings"),
 ]
-
-
-def _plain(salt: str) -> str:
-    if not _FORBIDDEN_IN_SALTS.isdisjoint(salt):
-        raise PydanticCustomError("salt", "must not contain '@', '/', a backslash or NUL")
-    return salt
-
-
-_FORBIDDEN_IN_SALTS = frozenset("@/\\\0")
-CacheSalt: TypeAlias = Annotated[str, Field(min_length=1, max_length=128), AfterValidator(_plain)]
-
-
-_CONFIG = ConfigDict(hide_input_in_errors=True)
 
 
 class StreamOptions(TypedDict, total=False):
@@ -182,16 +131,6 @@ def _in_order(wanted: bool) -> bool:
     return wanted
 
 
-def _leaves_a_token(tokens: int) -> int:
-    if tokens == 0:
-        raise PydanticCustomError("empty_prompt", "0 leaves nothing of the prompt; leave the field out")
-    return tokens
-
-
-def _removed(_: object) -> None:
-    raise PydanticCustomError("removed", "vLLM has it no longer; use use_activation")
-
-
 class GenerationRequest(TypedDict, total=False):
     """What chats and completions share. ``stream`` is accepted and ignored: the journal streams."""
 
@@ -201,7 +140,7 @@ class GenerationRequest(TypedDict, total=False):
     max_tokens: Whole | None
     presence_penalty: Penalty | None
     response_format: ResponseFormat | None
-    seed: Annotated[Whole, Field(ge=INT64_MIN, le=INT64_MAX)] | None
+    seed: Signed64 | None
     stop: Stop | None
     stream: Flag | None
     stream_options: StreamOptions | None
@@ -224,7 +163,7 @@ class GenerationRequest(TypedDict, total=False):
     min_p: Annotated[Number, Field(ge=0, le=1)] | None
     min_tokens: Annotated[Whole, Field(ge=0)]
     mm_payload: Literal["tensors", "none"]
-    priority: Annotated[Whole, Field(ge=INT64_MIN, le=INT64_MAX)]
+    priority: Signed64
     prompt_logprobs: Logprobs | None
     repetition_detection: RepetitionDetection | None
     repetition_penalty: Annotated[Number, Field(gt=0)] | None
@@ -242,9 +181,7 @@ class GenerationRequest(TypedDict, total=False):
     structured_outputs: StructuredOutputs | None
     thinking_token_budget: Annotated[int, Strict(), Field(ge=-1)] | None
     top_k: Annotated[Whole, Field(ge=-1)] | None
-    truncate_prompt_tokens: (
-        Annotated[Whole, Field(ge=-1, le=INT64_MAX), AfterValidator(_leaves_a_token)] | None
-    )
+    truncate_prompt_tokens: TruncatedTo | None
     truncation_side: Literal["left", "right"] | None
     use_beam_search: Annotated[Flag, AfterValidator(_in_order)]
     vllm_xargs: dict[str, str | Number | list[str | Number]] | None
@@ -296,7 +233,7 @@ ToolChoice: TypeAlias = Annotated[
 ]
 
 
-@with_config(_CONFIG)
+@with_config(BODY_CONFIG)
 class AnyChat(GenerationRequest, total=False):
     """The body of ``/v1/chat/completions``."""
 
@@ -323,7 +260,7 @@ class AnyChat(GenerationRequest, total=False):
     return_prompt_text: Flag | None
 
 
-@with_config(_CONFIG)
+@with_config(BODY_CONFIG)
 class AnyCompletion(GenerationRequest, total=False):
     """The body of ``/v1/completions``."""
 
@@ -335,77 +272,6 @@ class AnyCompletion(GenerationRequest, total=False):
 
     # What only vLLM has.
     prompt_embeds: str | list[str] | None
-
-
-class EmbeddingOptions(TypedDict, total=False):
-    """What all requests for embeddings share."""
-
-    model: str | None
-    dimensions: Annotated[Whole, Field(ge=1)] | None
-    encoding_format: Literal["float", "base64"]
-    user: str | None
-
-    # What only vLLM has.
-    add_special_tokens: Flag
-    cache_salt: CacheSalt | None
-    embed_dtype: Literal["float32", "float16", "bfloat16", "fp8_e4m3", "fp8_e5m2"]
-    endianness: Literal["native", "big", "little"]
-    # vLLM judges it before it knows that there are no media.
-    media_io_kwargs: Annotated[dict[str, dict[str, Any]] | None, BeforeValidator(lambda value: value or None)]
-    mm_processor_kwargs: dict[str, Any] | None
-    normalize: Annotated[Any, BeforeValidator(_removed)]
-    padding: Literal["max_length", "do_not_pad"] | None
-    priority: Annotated[Whole, Field(ge=INT64_MIN, le=INT64_MAX)]
-    request_id: str
-    truncate_prompt_tokens: Annotated[Whole, Field(ge=-1), AfterValidator(_leaves_a_token)] | None
-    truncation_side: Literal["left", "right"] | None
-    use_activation: Flag | None
-
-
-@with_config(_CONFIG)
-class EmbeddingOfInput(EmbeddingOptions, total=False):
-    """The body of ``/v1/embeddings``."""
-
-    input: Required[Inputs]
-
-
-class EmbeddingOfChat(EmbeddingOptions, total=False):
-    """A conversation, or several, to be embedded. Only vLLM has it."""
-
-    add_generation_prompt: Flag
-    chat_template: str | None
-    chat_template_kwargs: dict[str, Any] | None
-    continue_final_message: Flag
-
-
-@with_config(_CONFIG)
-class EmbeddingOfMessages(EmbeddingOfChat, total=False):
-    """The body of ``/v1/embeddings`` with messages in it, as a chat has them."""
-
-    messages: Required[Conversations]
-
-
-@with_config(_CONFIG)
-class EmbeddingOfMessagesInput(EmbeddingOfChat, total=False):
-    """The body of ``/v1/embeddings`` with messages as its input."""
-
-    input: Required[Conversations]
-
-
-def _kind_of_embedding(body: Any) -> str:
-    match body:
-        case {"input": [dict(), *_] | [[dict(), *_], *_]}:
-            return "with messages as input"
-        case {"messages": _} if "input" not in body:
-            return "with messages"
-        case _:
-            return "with input"
-
-
-def _embedding_agrees(embedding: EmbeddingOfChat) -> EmbeddingOfChat:
-    if embedding.get("continue_final_message") and embedding.get("add_generation_prompt"):
-        raise disagreement("continue_final_message", "needs add_generation_prompt: false beside it")
-    return embedding
 
 
 def _chat_agrees(chat: AnyChat) -> AnyChat:
@@ -490,9 +356,3 @@ def _one_format(request: GenerationRequest) -> None:
 
 ChatCompletionRequest: TypeAlias = Annotated[AnyChat, AfterValidator(_chat_agrees)]
 CompletionRequest: TypeAlias = Annotated[AnyCompletion, AfterValidator(_completion_agrees)]
-EmbeddingRequest: TypeAlias = Annotated[
-    Annotated[EmbeddingOfInput, Tag("with input")]
-    | Annotated[EmbeddingOfMessages, AfterValidator(_embedding_agrees), Tag("with messages")]
-    | Annotated[EmbeddingOfMessagesInput, AfterValidator(_embedding_agrees), Tag("with messages as input")],
-    Discriminator(_kind_of_embedding),
-]

@@ -18,11 +18,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from inferfleet.schemas.errors import InvalidJobError
 from inferfleet.schemas.job import Endpoint
-from inferfleet.schemas.openai_requests import (
-    ChatCompletionRequest,
-    CompletionRequest,
-    EmbeddingRequest,
-)
+from inferfleet.schemas.openai_embeddings import EmbeddingRequest
+from inferfleet.schemas.openai_requests import ChatCompletionRequest, CompletionRequest
 from inferfleet.schemas.problems import QUOTED, describe, kind
 
 MODELS: Final[Mapping[Endpoint, TypeAdapter[Any]]] = {
