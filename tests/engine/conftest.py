@@ -35,6 +35,7 @@ else:
         import vllm.v1.engine.async_llm  # noqa: F401
 
 MAX_MODEL_LEN = 1024
+MAX_RUNNING = 64
 
 ON_CPU = {
     "served_model_name": "tiny",
@@ -146,7 +147,7 @@ def make_engine(tiny_model: str) -> MakeEngine:
     """``async with make_engine(max_running=2, runner="pooling") as engine``: the tiny model, loaded."""
 
     @asynccontextmanager
-    async def make_engine(*, max_running: int = 64, **engine_args: Any) -> AsyncIterator[VllmEngine]:
+    async def make_engine(*, max_running: int = MAX_RUNNING, **engine_args: Any) -> AsyncIterator[VllmEngine]:
         engine = VllmEngine(model=tiny_model, max_running=max_running, engine_args=ON_CPU | engine_args)
         try:
             await engine.start()

@@ -14,6 +14,9 @@ HELLO = [{"role": "user", "content": "hello"}]
 WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
 
 
+CONSTRAINTS = "json, regex, choice, grammar, json_object, structural_tag"
+
+
 def refusal(body: object, endpoint: Endpoint = Endpoint.CHAT) -> str:
     with pytest.raises(InvalidJobError) as caught:
         check_request(endpoint, body, max_body_bytes=1024 * 1024)
@@ -26,13 +29,11 @@ def refusal(body: object, endpoint: Endpoint = Endpoint.CHAT) -> str:
         ({"temperature": -1}, "body.temperature: -1 is below the minimum 0"),
         ({"temperature": 2.5}, "body.temperature: 2.5 is above the maximum 2"),
         ({"temperature": "hot"}, "body.temperature: must be a number, not a string"),
-        ({"temperature": "0.5"}, "body.temperature: must be a number, not a string"),
-        ({"temperature": True}, "body.temperature: must be a number, not true"),
         ({"top_p": 0}, "body.top_p: 0 is too low; it must be above 0"),
         ({"top_p": 1.1}, "body.top_p: 1.1 is above the maximum 1"),
         ({"n": 0}, "body.n: 0 is below the minimum 1"),
-        ({"n": 129}, "body.n: 129 is above the maximum 128"),
-        ({"n": True}, "body.n: must be a whole number, not true"),
+        ({"n": 16_385}, "body.n: 16385 is above the maximum 16384"),
+        ({"n": 2, "temperature": 0}, "body.n: 2 choices are the same at temperature 0; raise temperature"),
         ({"max_tokens": 0}, "body.max_tokens: 0 is below the minimum 1"),
         ({"max_tokens": 1.5}, "body.max_tokens: must be a whole number, not 1.5"),
         ({"max_completion_tokens": -5}, "body.max_completion_tokens: -5 is below the minimum 1"),
@@ -41,12 +42,13 @@ def refusal(body: object, endpoint: Endpoint = Endpoint.CHAT) -> str:
         ({"seed": 2**63}, f"body.seed: {2**63} is above the maximum {2**63 - 1}"),
         ({"stop": ""}, "body.stop: is empty; at least 1 character is needed"),
         ({"stop": [1]}, "body.stop[0]: must be a string, not a number"),
+        ({"stop": list("12345")}, "body.stop: has 5 items; at most 4 are allowed"),
         ({"stop": 1}, "body.stop: must be a string or a list of strings, not a number"),
         ({"logprobs": 5}, "body.logprobs: must be true or false, not 5"),
         ({"logprobs": True, "top_logprobs": 21}, "body.top_logprobs: 21 is above the maximum 20"),
         ({"top_logprobs": 2}, "body.top_logprobs: 2 needs logprobs: true beside it"),
         ({"logprobs": False, "top_logprobs": 2}, "body.top_logprobs: 2 needs logprobs: true beside it"),
-        ({"logit_bias": {"7": 101}}, "body.logit_bias.7: 101 is above the maximum 100"),
+        ({"logit_bias": {"-1": 1}}, "body.logit_bias.-1: must be a token id, such as 50256"),
         ({"logit_bias": {"the": 1}}, "body.logit_bias.the: must be a token id, such as 50256"),
         (
             {"response_format": {"type": "xml"}},
@@ -60,7 +62,11 @@ def refusal(body: object, endpoint: Endpoint = Endpoint.CHAT) -> str:
         ({"response_format": "json"}, "body.response_format: must be an object, not a string"),
         ({"tools": []}, "body.tools: is empty; at least 1 item is needed"),
         ({"tools": [{"type": "function"}]}, "body.tools[0].function: is missing"),
-        ({"tools": [{}]}, "body.tools[0].type: is missing"),
+        ({"tools": [{}]}, "body.tools[0].function: is missing"),
+        (
+            {"tools": [{"type": "custom", "function": {"name": "f"}}]},
+            "body.tools[0].type: 'custom' is not one of 'function'",
+        ),
         ({"tool_choice": "auto"}, "body.tool_choice: needs tools beside it"),
         (
             {"tools": [WEATHER], "tool_choice": "any"},
@@ -75,8 +81,58 @@ def refusal(body: object, endpoint: Endpoint = Endpoint.CHAT) -> str:
             "body.tool_choice: must be 'none', 'auto', 'required' or an object that names a function, "
             "not a number",
         ),
-        ({"stream": "yes"}, "body.stream: must be true or false, not a string"),
+        ({"stream": "maybe"}, "body.stream: must be true or false, not a string"),
         ({"user": 7}, "body.user: must be a string, not a number"),
+        ({"min_tokens": 5, "max_tokens": 4}, "body.min_tokens: 5 is above max_tokens, which is 4"),
+        (
+            {"max_tokens": 5, "max_completion_tokens": 0},
+            "body.max_completion_tokens: 0 is below the minimum 1",
+        ),
+        ({"top_k": -2}, "body.top_k: -2 is below the minimum -1"),
+        ({"min_p": 2}, "body.min_p: 2 is above the maximum 1"),
+        ({"prompt_logprobs": "1"}, "body.prompt_logprobs: must be a whole number, not a string"),
+        (
+            {"use_beam_search": True},
+            "body.use_beam_search: a job's tokens come in order, so beam search is not offered",
+        ),
+        ({"bad_words": None}, "body.bad_words: must be a list, not null"),
+        ({"logprob_token_ids": [7]}, "body.logprob_token_ids: needs logprobs: true beside it"),
+        (
+            {"continue_final_message": True},
+            "body.continue_final_message: needs add_generation_prompt: false beside it",
+        ),
+        (
+            {"truncate_prompt_tokens": 0},
+            "body.truncate_prompt_tokens: 0 leaves nothing of the prompt; leave the field out",
+        ),
+        (
+            {"repetition_detection": {"max_pattern_size": 1}},
+            "body.repetition_detection.min_count: must be at least 2 beside max_pattern_size",
+        ),
+        (
+            {"structured_outputs": {}},
+            "body.structured_outputs: has no constraint; exactly one of " + CONSTRAINTS + " is needed",
+        ),
+        (
+            {"structured_outputs": {"regex": "a", "choice": ["a"]}},
+            "body.structured_outputs: has regex and choice; exactly one of " + CONSTRAINTS + " is needed",
+        ),
+        (
+            {"structured_outputs": {"json_object": False}},
+            "body.structured_outputs.json_object: must be true; leave structured_outputs out instead",
+        ),
+        (
+            {"structured_outputs": {"choice": ["a"]}, "response_format": {"type": "json_object"}},
+            "body.structured_outputs: asks for another format than response_format; keep one",
+        ),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}},
+            "body.response_format.json_schema.schema: is missing",
+        ),
+        (
+            {"response_format": {"type": "structural_tag"}},
+            "body.response_format: the type 'structural_tag' needs a format, or structures and triggers",
+        ),
     ],
     ids=str,
 )
@@ -91,22 +147,12 @@ def test_a_bad_field_is_named_with_its_value_and_what_is_allowed(fields: dict[st
         ("hello", "body.messages: must be a list, not a string"),
         (tuple(HELLO), "body.messages: must be a list, not a tuple"),
         ([{"content": "x"}], "body.messages[0].role: is missing"),
-        (
-            [{"role": "wizard", "content": "x"}],
-            "body.messages[0].role: 'wizard' is not one of 'system', 'developer', 'user', 'assistant', "
-            "'tool', 'function'",
-        ),
+        ([{"role": 1, "content": "x"}], "body.messages[0].role: must be a string, not a number"),
         (["hello"], "body.messages[0]: must be an object, not a string"),
         (
-            [{"role": "user", "content": ""}],
-            "body.messages[0].content: is empty; at least 1 character is needed",
+            [{"role": "user", "content": None}],
+            "body.messages[0].content: must be a string or a list of content parts, not null",
         ),
-        ([{"role": "user", "content": []}], "body.messages[0].content: is empty; at least 1 item is needed"),
-        (
-            [*HELLO, {"role": "user", "content": [{"type": "text", "text": ""}]}],
-            "body.messages[1].content: is empty; all its parts are empty text",
-        ),
-        ([{"role": "user"}], "body.messages[0].content: is missing"),
         (
             [{"role": "user", "content": 5}],
             "body.messages[0].content: must be a string or a list of content parts, not a number",
@@ -126,7 +172,6 @@ def test_a_bad_field_is_named_with_its_value_and_what_is_allowed(fields: dict[st
             ],
             "body.messages[0].content[0].input_audio.format: 'ogg' is not one of 'wav' or 'mp3'",
         ),
-        ([{"role": "assistant"}], "body.messages[0]: an assistant message needs content or tool_calls"),
         (
             [
                 {
@@ -136,7 +181,10 @@ def test_a_bad_field_is_named_with_its_value_and_what_is_allowed(fields: dict[st
             ],
             "body.messages[0].tool_calls[0].function.arguments: is missing",
         ),
-        ([{"role": "tool", "content": "x"}], "body.messages[0].tool_call_id: is missing"),
+        (
+            [{"role": "tool", "content": "x", "tool_call_id": 1}],
+            "body.messages[0].tool_call_id: must be a string, not a number",
+        ),
     ],
     ids=str,
 )
@@ -176,11 +224,59 @@ def test_the_fields_that_a_body_cannot_go_without_are_missed() -> None:
     assert refusal({}, Endpoint.EMBEDDINGS) == "body.input: is missing"
 
 
-def test_limits_of_the_other_endpoints_are_told() -> None:
-    assert (
-        refusal({"prompt": "a", "n": 3, "best_of": 2}, Endpoint.COMPLETIONS)
-        == "body.best_of: 2 is below n, which is 3"
-    )
-    assert refusal({"input": ["a"] * 2049}, Endpoint.EMBEDDINGS) == (
-        "body.input: has 2,049 items; at most 2,048 are allowed"
-    )
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"max_tokens": 0}, "body.max_tokens: 0 is below the minimum 1"),
+        ({"min_tokens": 17}, "body.min_tokens: 17 is above max_tokens, which is 16"),
+        ({"logprobs": "1"}, "body.logprobs: must be a whole number, not a string"),
+        ({"logprob_token_ids": [7]}, "body.logprob_token_ids: needs logprobs beside it"),
+        (
+            {"max_tokens": 0, "echo": True, "logprobs": 1, "logprob_token_ids": [7]},
+            "body.logprob_token_ids: needs an answer, and max_tokens is 0",
+        ),
+        ({"prompt": ["a"] * 1025}, "body.prompt: has 1,025 items; at most 1,024 are allowed"),
+        ({"prompt": None}, "body.prompt: is missing"),
+    ],
+    ids=str,
+)
+def test_limits_of_completions_are_told(fields: dict[str, Any], words: str) -> None:
+    assert refusal({"prompt": "a", **fields}, Endpoint.COMPLETIONS) == words
+
+
+def test_a_prompt_is_scored_without_an_answer() -> None:
+    body = {"prompt": "a", "max_tokens": 0, "echo": True, "logprobs": 1}
+    check_request(Endpoint.COMPLETIONS, body, max_body_bytes=1024)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        (
+            {"input": "a", "encoding_format": "bytes"},
+            "body.encoding_format: 'bytes' is not one of 'float' or 'base64'",
+        ),
+        ({"input": "a", "normalize": True}, "body.normalize: vLLM has it no longer; use use_activation"),
+        ({"messages": []}, "body.messages: is empty; at least 1 item is needed"),
+        ({"messages": [[]]}, "body.messages[0]: is empty; at least 1 item is needed"),
+        ({"messages": [{"content": "x"}]}, "body.messages[0].role: is missing"),
+        (
+            {"input": [{"role": "user", "content": 5}]},
+            "body.input[0].content: must be a string or a list of content parts, not a number",
+        ),
+        (
+            {"messages": HELLO, "add_generation_prompt": True, "continue_final_message": True},
+            "body.continue_final_message: needs add_generation_prompt: false beside it",
+        ),
+    ],
+    ids=str,
+)
+def test_limits_of_embeddings_are_told(fields: dict[str, Any], words: str) -> None:
+    assert refusal(fields, Endpoint.EMBEDDINGS) == words
+
+
+@pytest.mark.parametrize(
+    "body", [{"messages": HELLO}, {"messages": [HELLO, HELLO]}, {"input": HELLO}], ids=str
+)
+def test_a_conversation_can_be_embedded(body: dict[str, Any]) -> None:
+    check_request(Endpoint.EMBEDDINGS, body, max_body_bytes=1024)

@@ -20,11 +20,8 @@ from inferfleet.schemas.control import control
 from inferfleet.schemas.heartbeat import Heartbeat
 from inferfleet.schemas.job import Job
 from inferfleet.schemas.journal import journal_entry
-from inferfleet.schemas.openai_requests import (
-    ChatCompletionRequest,
-    CompletionRequest,
-    EmbeddingRequest,
-)
+from inferfleet.schemas.openai_embeddings import EmbeddingRequest
+from inferfleet.schemas.openai_requests import ChatCompletionRequest, CompletionRequest
 from inferfleet.schemas.result import JobRecord, Result
 
 ASYNCAPI_FILE: Final = "asyncapi.json"
@@ -115,4 +112,7 @@ class _Generator(GenerateJsonSchema):
         generated = super().tagged_union_schema(schema)
         # OpenAPI's keyword. AsyncAPI has one of the same name and another form.
         generated.pop("discriminator", None)
+        if callable(schema["discriminator"]):
+            # How we choose a branch is no rule for others: a value may fit several.
+            generated["anyOf"] = generated.pop("oneOf")
         return generated

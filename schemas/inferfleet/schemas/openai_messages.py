@@ -1,39 +1,39 @@
-"""The messages of a chat, by role, as OpenAI's API reference has them.
+"""The messages of a chat, as vLLM takes them.
 
-These models judge and are thrown away: nothing is read from them, and fields they don't know pass.
+vLLM takes what OpenAI's API reference allows, and more: roles of a model's own, and messages that say
+nothing. These models judge and are thrown away: nothing is read from them, and fields they don't know pass.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeAlias, cast
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Required, TypeAlias, cast
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Discriminator,
-    Field,
-    Tag,
-    model_validator,
-)
-from pydantic_core import PydanticCustomError
+from pydantic import Discriminator, Field, GetJsonSchemaHandler, Strict, Tag
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
+from typing_extensions import TypedDict
 
 from inferfleet.schemas.problems import WRONG_SHAPE
 
 
-class OpenAIModel(BaseModel):
-    """Strict about the types of known fields, silent about unknown ones and about what it was given."""
+@dataclass(frozen=True, slots=True)
+class AlsoAs:
+    """Says in the published JSON Schema that a value may be spelt as another type too."""
 
-    model_config = ConfigDict(
-        extra="allow",
-        strict=True,
-        frozen=True,
-        allow_inf_nan=False,
-        hide_input_in_errors=True,
-    )
+    types: tuple[str, ...]
+
+    def __get_pydantic_json_schema__(
+        self, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        schema = handler(core_schema)
+        return schema | {"type": [schema["type"], *self.types]}
 
 
-NonEmpty: TypeAlias = Annotated[str, Field(min_length=1)]
+Whole: TypeAlias = Annotated[int, AlsoAs(("string", "boolean"))]
+Number: TypeAlias = Annotated[float, AlsoAs(("string", "boolean")), Field(allow_inf_nan=False)]
+Flag: TypeAlias = Annotated[bool, AlsoAs(("string", "number"))]
+"""Scalars that may be spelt in other ways, as vLLM reads them: ``12.0`` and ``"12"`` are whole numbers."""
 
 
 def known_type(*types: str) -> Discriminator:
@@ -48,7 +48,7 @@ def known_type(*types: str) -> Discriminator:
 
 def other_type(*types: str) -> Any:
     """Describe the field ``type`` of what is none of the known types: it is the engine's to judge."""
-    return Field(min_length=1, json_schema_extra={"not": {"enum": list(types)}})
+    return Field(json_schema_extra={"not": {"enum": list(types)}})
 
 
 def text_or_list(wanted: str) -> Discriminator:
@@ -60,54 +60,109 @@ def text_or_list(wanted: str) -> Discriminator:
     return Discriminator(branch, custom_error_type=WRONG_SHAPE, custom_error_message=f"must be {wanted}")
 
 
-class TextPart(OpenAIModel):
+class TextPart(TypedDict, total=False):
     """Text as one part of a message."""
 
-    type: Literal["text"]
-    text: str
+    type: Required[Literal["text"]]
+    text: Required[str]
 
 
-class ImageUrl(OpenAIModel):
+class ImageUrl(TypedDict, total=False):
     """Where an image is: an address, or the image itself as a data URL."""
 
-    url: NonEmpty
-    detail: Literal["auto", "low", "high", "original"] | None = None
+    url: Required[str]
+    detail: Literal["auto", "low", "high", "original"]
 
 
-class ImagePart(OpenAIModel):
+class ImagePart(TypedDict, total=False):
     """An image as one part of a message."""
 
-    type: Literal["image_url"]
-    image_url: ImageUrl
+    type: Required[Literal["image_url"]]
+    image_url: Required[ImageUrl]
 
 
-class InputAudio(OpenAIModel):
+class InputAudio(TypedDict, total=False):
     """Sound, base64-encoded."""
 
-    data: NonEmpty
-    format: Literal["wav", "mp3"]
+    data: Required[str]
+    format: Required[Literal["wav", "mp3"]]
 
 
-class AudioPart(OpenAIModel):
+class AudioPart(TypedDict, total=False):
     """Sound as one part of a message."""
 
-    type: Literal["input_audio"]
-    input_audio: InputAudio
+    type: Required[Literal["input_audio"]]
+    input_audio: Required[InputAudio]
 
 
-_PARTS = ("text", "image_url", "input_audio")
+class RefusalPart(TypedDict, total=False):
+    """The model's refusal as one part of a message."""
+
+    type: Required[Literal["refusal"]]
+    refusal: Required[str]
 
 
-class OtherPart(OpenAIModel):
-    """A part that only some engines know, such as vLLM's ``video_url``."""
+class ThinkingPart(TypedDict, total=False):
+    """The model's reasoning as one part of a message. Only vLLM has it."""
 
-    type: Annotated[str, other_type(*_PARTS)]
+    type: Required[Literal["thinking"]]
+    thinking: Required[str]
 
+
+class MediaUrl(TypedDict, total=False):
+    """Where sound or a film is."""
+
+    url: Required[str]
+
+
+class AudioUrlPart(TypedDict, total=False):
+    """Sound as one part of a message. Only vLLM has it in this form."""
+
+    type: Required[Literal["audio_url"]]
+    audio_url: Required[MediaUrl]
+
+
+class VideoUrlPart(TypedDict, total=False):
+    """A film as one part of a message. Only vLLM has it."""
+
+    type: Required[Literal["video_url"]]
+    video_url: Required[MediaUrl]
+
+
+_OtherKind: TypeAlias = Literal[
+    "audio_embeds",
+    "image_embeds",
+    "image_pil",
+    "input_image",
+    "prompt_embeds",
+    "tool_reference",
+    "video_embeds",
+]
+
+
+class OtherPart(TypedDict, total=False):
+    """A part of another kind that vLLM knows. What is in it is the model's to judge."""
+
+    type: Required[_OtherKind]
+
+
+class LoosePart(TypedDict, total=False):
+    """A part of text, in any of the spellings that vLLM reads where it doesn't know the role."""
+
+    type: Required[Literal["text", "input_text", "output_text", "refusal", "thinking"] | _OtherKind]
+    text: str | None
+
+
+_PARTS = ("text", "image_url", "input_audio", "refusal", "thinking", "audio_url", "video_url")
 
 Part: TypeAlias = Annotated[
     Annotated[TextPart, Tag("text")]
     | Annotated[ImagePart, Tag("image_url")]
     | Annotated[AudioPart, Tag("input_audio")]
+    | Annotated[RefusalPart, Tag("refusal")]
+    | Annotated[ThinkingPart, Tag("thinking")]
+    | Annotated[AudioUrlPart, Tag("audio_url")]
+    | Annotated[VideoUrlPart, Tag("video_url")]
     | Annotated[OtherPart, Tag("other")],
     known_type(*_PARTS),
 ]
@@ -117,96 +172,151 @@ Content: TypeAlias = Annotated[
     text_or_list("a string or a list of content parts"),
 ]
 
-
-def _says_something(parts: list[Part]) -> list[Part]:
-    if all(isinstance(part, TextPart) and not part.text for part in parts):
-        raise PydanticCustomError("empty_prompt", "is empty; all its parts are empty text")
-    return parts
+_MEDIA = ("image_url", "input_audio", "audio_url", "video_url")
 
 
-Prompt: TypeAlias = Annotated[
-    Annotated[NonEmpty, Tag("text")]
-    | Annotated[list[Part], Field(min_length=1), AfterValidator(_says_something), Tag("list")],
+def _kind_of_loose_part(part: Any) -> str:
+    kind = cast("dict[str, Any]", part).get("type") if isinstance(part, dict) else None
+    return "string" if isinstance(part, str) else kind if kind in _MEDIA else "other"
+
+
+LooseContent: TypeAlias = Annotated[
+    Annotated[str, Tag("text")]
+    | Annotated[
+        list[
+            Annotated[
+                Annotated[str, Tag("string")]
+                | Annotated[ImagePart, Tag("image_url")]
+                | Annotated[AudioPart, Tag("input_audio")]
+                | Annotated[AudioUrlPart, Tag("audio_url")]
+                | Annotated[VideoUrlPart, Tag("video_url")]
+                | Annotated[LoosePart, Tag("other")],
+                Discriminator(_kind_of_loose_part),
+            ]
+        ],
+        Tag("list"),
+    ],
     text_or_list("a string or a list of content parts"),
 ]
-"""What a user says. Unlike other messages it cannot be empty."""
 
 
-class SystemMessage(OpenAIModel):
-    """Instructions to the model."""
-
-    role: Literal["system", "developer"]
-    content: Content
-    name: str | None = None
-
-
-class UserMessage(OpenAIModel):
-    """What the user says."""
-
-    role: Literal["user"]
-    content: Prompt
-    name: str | None = None
-
-
-class FunctionCall(OpenAIModel):
+class FunctionCall(TypedDict, total=False):
     """The model's call of a function. ``arguments`` is JSON in a string."""
 
-    name: NonEmpty
-    arguments: str
+    name: Required[str]
+    arguments: Required[str]
 
 
-class FunctionToolCall(OpenAIModel):
+class Audio(TypedDict, total=False):
+    """Sound that the model made earlier."""
+
+    id: Required[str]
+
+
+class ToolCall(TypedDict, total=False):
     """The model's call of a function tool."""
 
-    id: NonEmpty
-    type: Literal["function"]
-    function: FunctionCall
+    id: Required[str]
+    type: Required[Literal["function"]]
+    function: Required[FunctionCall]
 
 
-class OtherToolCall(OpenAIModel):
-    """A call of another kind of tool."""
+class PromptMessage(TypedDict, total=False):
+    """What a user or system says. Empty, or nothing at all, is a chat template's to judge."""
 
-    type: Annotated[str, other_type("function")]
-
-
-ToolCall: TypeAlias = Annotated[
-    Annotated[FunctionToolCall, Tag("function")] | Annotated[OtherToolCall, Tag("other")],
-    known_type("function"),
-]
-
-
-class AssistantMessage(OpenAIModel):
-    """What the model said earlier: content, calls of tools, or an extension such as ``reasoning``."""
-
-    role: Literal["assistant"]
-    content: Content | None = None
-    name: str | None = None
-    tool_calls: list[ToolCall] | None = None
-
-    @model_validator(mode="after")
-    def _says_something(self) -> AssistantMessage:
-        if self.content is None and not self.tool_calls and not self.model_extra:
-            raise PydanticCustomError("empty_message", "an assistant message needs content or tool_calls")
-        return self
-
-
-class ToolMessage(OpenAIModel):
-    """The answer of a tool to a call."""
-
-    role: Literal["tool"]
+    role: Required[Literal["user", "system", "developer"]]
     content: Content
-    tool_call_id: NonEmpty
+    name: str
 
 
-class FunctionMessage(OpenAIModel):
+class AssistantMessage(TypedDict, total=False):
+    """What the model said earlier, with the tools that it called."""
+
+    role: Required[Literal["assistant"]]
+    content: Content
+    name: str
+    tool_calls: Annotated[list[ToolCall], Strict()] | None
+
+
+class SilentMessage(TypedDict, total=False):
+    """What the model did earlier without saying anything. Here vLLM takes no null for the calls."""
+
+    role: Required[Literal["assistant"]]
+    content: Required[None]
+    audio: Audio | None
+    function_call: FunctionCall | None
+    name: str
+    refusal: str | None
+    tool_calls: Annotated[list[ToolCall], Strict()]
+
+
+class CustomFields(TypedDict, total=False):
+    """What vLLM knows in messages whose role it doesn't."""
+
+    name: str
+    reasoning: str | None
+    task: str | None
+    tool_call_id: str | None
+    tool_calls: Annotated[list[ToolCall], Strict()] | None
+    tools: list[dict[str, Any]] | None
+
+
+class FunctionMessage(CustomFields, total=False):
     """The answer of a function. Deprecated by OpenAI in favour of ``tool``."""
 
-    role: Literal["function"]
-    name: NonEmpty
-    content: Content | None
+    role: Required[Literal["function"]]
+    content: LooseContent
+
+
+class SilentFunctionMessage(TypedDict, total=False):
+    """A function that answered nothing."""
+
+    role: Required[Literal["function"]]
+    content: Required[None]
+    name: Required[str]
+
+
+class ToolMessage(TypedDict, total=False):
+    """The answer of a tool to a call."""
+
+    role: Required[Literal["tool"]]
+    content: Content
+    name: str
+    tool_call_id: str | None
+
+
+class OtherMessage(CustomFields, total=False):
+    """What somebody in a role of the model's own says."""
+
+    role: Required[Annotated[str, other_type("user", "system", "developer", "assistant", "function", "tool")]]
+    content: LooseContent
+
+
+_KINDS = {
+    "user": "prompt",
+    "system": "prompt",
+    "developer": "prompt",
+    "assistant": "assistant",
+    "function": "function",
+    "tool": "tool",
+}
+
+
+def _kind_of_message(value: Any) -> str:
+    message = cast("dict[str, Any]", value) if isinstance(value, dict) else {}
+    role = message.get("role")
+    kind = _KINDS.get(role, "other") if isinstance(role, str) else "other"
+    silent = kind in {"assistant", "function"} and message.get("content", "") is None
+    return f"silent {kind}" if silent else kind
 
 
 Message: TypeAlias = Annotated[
-    SystemMessage | UserMessage | AssistantMessage | ToolMessage | FunctionMessage,
-    Field(discriminator="role"),
+    Annotated[PromptMessage, Tag("prompt")]
+    | Annotated[AssistantMessage, Tag("assistant")]
+    | Annotated[SilentMessage, Tag("silent assistant")]
+    | Annotated[FunctionMessage, Tag("function")]
+    | Annotated[SilentFunctionMessage, Tag("silent function")]
+    | Annotated[ToolMessage, Tag("tool")]
+    | Annotated[OtherMessage, Tag("other")],
+    Discriminator(_kind_of_message),
 ]

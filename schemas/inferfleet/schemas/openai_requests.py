@@ -1,169 +1,230 @@
-"""The three OpenAI request bodies.
+"""The bodies that ask for text, a chat's and a completion's, as vLLM takes them.
 
-Types and bounds are those of OpenAI's API description (``openapi.yaml`` in openai/openai-openapi). Where
-vLLM 0.32 takes more than OpenAI, so do we, and where it takes less than OpenAI's own words allow, we
-refuse at once what would fail later; both are said at the field.
+A body that vLLM 0.32 answers passes, also where OpenAI's API description (``openapi.yaml`` in
+openai/openai-openapi) allows less; one that it always refuses is refused, as far as the body alone tells.
+``make test-engine`` asks both the same. Where an argument of a worker's engine moves a limit, it is the
+limit of vLLM's defaults.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeAlias, cast
+from typing import Annotated, Any, Literal, Required, TypeAlias
 
-from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Discriminator,
+    Field,
+    Strict,
+    Tag,
+    with_config,
+)
 from pydantic_core import PydanticCustomError
+from typing_extensions import TypedDict
 
-from inferfleet.schemas.openai_messages import (
-    Message,
+from inferfleet.schemas.openai_fields import (
+    BODY_CONFIG,
+    TEXT_OR_TOKENS,
+    CacheSalt,
     NonEmpty,
-    OpenAIModel,
-    known_type,
-    other_type,
-    text_or_list,
+    Signed64,
+    TokenId,
+    Tokens,
+    TruncatedTo,
 )
-from inferfleet.schemas.problems import WRONG_SHAPE
+from inferfleet.schemas.openai_messages import AlsoAs, Flag, Message, Number, Whole, text_or_list
+from inferfleet.schemas.problems import WRONG_SHAPE, disagreement
+from inferfleet.schemas.structured_outputs import (
+    ResponseFormat,
+    StructuredOutputs,
+    constraint_of_format,
+    constraint_of_outputs,
+)
 
-INT64_MIN = -(2**63)
-INT64_MAX = 2**63 - 1
+MOST_STOP_STRINGS = 4
+"""OpenAI's limit, and vLLM's unless VLLM_MAX_STOP_STRINGS raises it."""
 
-TokenId: TypeAlias = Annotated[int, Field(ge=0)]
-Penalty: TypeAlias = Annotated[float, Field(ge=-2, le=2)]
-Bias: TypeAlias = Annotated[float, Field(ge=-100, le=100)]
-TokenLimit: TypeAlias = Annotated[int, Field(ge=1)]
+MOST_LOGPROBS = 20
+"""OpenAI's limit for chats, and vLLM's for all unless its argument ``max_logprobs`` raises it."""
+
+MOST_CHOICES = 16_384
+MOST_PROMPTS = 1024
+"""vLLM's, unless VLLM_MAX_N_SEQUENCES or VLLM_MAX_COMPLETION_PROMPTS raises them."""
+
+DEFAULT_COMPLETION_TOKENS = 16
+"""What a completion's ``max_tokens`` is if the body has none."""
+
+Penalty: TypeAlias = Annotated[Number, Field(ge=-2, le=2)]
 
 
-def _branch_of_list(value: Any) -> str | None:
+def _token_id(key: str) -> str:
+    # vLLM reads it with int().
+    try:
+        known = int(key) >= 0
+    except ValueError:
+        known = False
+    if not known:
+        raise PydanticCustomError("no_token_id", "must be a token id, such as 50256")
+    return key
+
+
+def _no_text(value: Any) -> Any:
     if isinstance(value, str):
-        return "text"
-    if not isinstance(value, list):
-        return None
-    first = next(iter(cast("list[object]", value)), "")
-    return "texts" if isinstance(first, str) else "token lists" if isinstance(first, list) else "tokens"
+        raise PydanticCustomError(WRONG_SHAPE, "must be a whole number")
+    return value
 
 
-TEXT_OR_TOKENS = Discriminator(
-    _branch_of_list,
-    custom_error_type=WRONG_SHAPE,
-    custom_error_message="must be a string, a list of strings, a list of token ids or a list of such lists",
-)
+Logprobs: TypeAlias = Annotated[
+    int, Field(ge=0, le=MOST_LOGPROBS), AlsoAs(("boolean",)), BeforeValidator(_no_text)
+]
+"""How many. The one kind of number that vLLM does not read from a string."""
 
-Tokens: TypeAlias = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
 
-Inputs: TypeAlias = Annotated[
+Prompts: TypeAlias = Annotated[
     Annotated[NonEmpty, Tag("text")]
-    | Annotated[list[NonEmpty], Field(min_length=1, max_length=2048), Tag("texts")]
+    | Annotated[list[NonEmpty], Field(min_length=1, max_length=MOST_PROMPTS), Tag("texts")]
     | Annotated[Tokens, Tag("tokens")]
-    | Annotated[list[Tokens], Field(min_length=1, max_length=2048), Tag("token lists")],
+    | Annotated[list[Tokens], Field(min_length=1, max_length=MOST_PROMPTS), Tag("token lists")],
     TEXT_OR_TOKENS,
 ]
-"""One prompt or several. OpenAI's limit of 2,048 is for the inputs of one embeddings request."""
+"""One prompt or several."""
 
 Stop: TypeAlias = Annotated[
-    Annotated[NonEmpty, Tag("text")] | Annotated[list[NonEmpty], Tag("list")],
+    Annotated[NonEmpty, Tag("text")]
+    | Annotated[list[NonEmpty], Field(max_length=MOST_STOP_STRINGS), Tag("list")],
     text_or_list("a string or a list of strings"),
 ]
-"""OpenAI allows four; vLLM's engine any number, and so do we. vLLM refuses empty ones."""
 
 
-class StreamOptions(OpenAIModel):
+class StreamOptions(TypedDict, total=False):
     """Options of a stream. Accepted and ignored: every job can be followed through its journal."""
 
-    include_usage: bool | None = None
+    include_usage: Flag | None
+    continuous_usage_stats: Flag | None
 
 
-class JsonSchemaFormat(OpenAIModel):
-    """The JSON Schema that the answer has to follow."""
+class AnyRepetitionDetection(TypedDict, total=False):
+    """When to end an answer that repeats itself."""
 
-    name: NonEmpty
-    description: str | None = None
-    schema_: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
-    strict: bool | None = None
-
-
-class ResponseFormat(OpenAIModel):
-    """The format of the answer. ``structural_tag`` is vLLM's own."""
-
-    type: Literal["text", "json_object", "json_schema", "structural_tag"]
-    json_schema: JsonSchemaFormat | None = None
-
-    @model_validator(mode="after")
-    def _has_its_schema(self) -> ResponseFormat:
-        if self.type == "json_schema" and self.json_schema is None:
-            raise PydanticCustomError("no_json_schema", "the type 'json_schema' needs the field json_schema")
-        return self
+    max_pattern_size: Annotated[Whole, Field(ge=0)]
+    min_pattern_size: Annotated[Whole, Field(ge=0)]
+    min_count: Whole
 
 
-class GenerationRequest(OpenAIModel):
+def _can_be_met(wanted: AnyRepetitionDetection) -> AnyRepetitionDetection:
+    longest = wanted.get("max_pattern_size", 0)
+    if wanted.get("min_pattern_size", 0) > longest:
+        raise disagreement("min_pattern_size", "must not be above max_pattern_size")
+    if longest and wanted.get("min_count", 0) < 2:
+        raise disagreement("min_count", "must be at least 2 beside max_pattern_size")
+    return wanted
+
+
+RepetitionDetection: TypeAlias = Annotated[AnyRepetitionDetection, AfterValidator(_can_be_met)]
+
+
+def _in_order(wanted: bool) -> bool:
+    if wanted:
+        raise PydanticCustomError(
+            "beam_search", "a job's tokens come in order, so beam search is not offered"
+        )
+    return wanted
+
+
+class GenerationRequest(TypedDict, total=False):
     """What chats and completions share. ``stream`` is accepted and ignored: the journal streams."""
 
-    model: str | None = None
-    frequency_penalty: Penalty | None = None
-    logit_bias: dict[Annotated[str, Field(pattern=r"^[0-9]+$")], Bias] | None = None
-    max_tokens: TokenLimit | None = None
-    n: Annotated[int, Field(ge=1, le=128)] | None = None
-    presence_penalty: Penalty | None = None
-    response_format: ResponseFormat | None = None
-    seed: Annotated[int, Field(ge=INT64_MIN, le=INT64_MAX)] | None = None
-    stop: Stop | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    model: str | None
+    frequency_penalty: Penalty | None
+    logit_bias: dict[Annotated[str, AfterValidator(_token_id)], Number] | None
+    max_tokens: Whole | None
+    presence_penalty: Penalty | None
+    response_format: ResponseFormat | None
+    seed: Signed64 | None
+    stop: Stop | None
+    stream: Flag | None
+    stream_options: StreamOptions | None
+    temperature: Annotated[Number, Field(ge=0, le=2)] | None
     # OpenAI's range begins at 0, which vLLM refuses: no token would be left to choose from.
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    user: str | None = None
+    top_p: Annotated[Number, Field(gt=0, le=1)] | None
+    user: str | None
+
+    # What only vLLM has.
+    add_special_tokens: Flag
+    allowed_token_ids: Annotated[list[TokenId], Field(min_length=1)] | None
+    bad_words: list[NonEmpty]
+    cache_salt: CacheSalt | None
+    ec_transfer_params: dict[str, Any] | None
+    ignore_eos: Flag
+    include_stop_str_in_output: Flag
+    kv_transfer_params: dict[str, Any] | None
+    length_penalty: Annotated[Number, Field(allow_inf_nan=True)]
+    logprob_token_ids: Annotated[list[TokenId], Field(max_length=128)] | None
+    min_p: Annotated[Number, Field(ge=0, le=1)] | None
+    min_tokens: Annotated[Whole, Field(ge=0)]
+    mm_payload: Literal["tensors", "none"]
+    priority: Signed64
+    prompt_logprobs: Logprobs | None
+    repetition_detection: RepetitionDetection | None
+    repetition_penalty: Annotated[Number, Field(gt=0)] | None
+    request_id: str
+    return_mm_kwargs: Flag | None
+    return_token_ids: Flag | None
+    return_token_offsets: Flag | None
+    return_tokens_as_token_ids: Flag | None
+    routed_experts_prompt_start: Annotated[Whole, Field(ge=0)]
+    session_id: str | None
+    skip_special_tokens: Flag
+    spaces_between_special_tokens: Flag
+    stop_token_ids: list[TokenId] | None
+    stream_interval: Annotated[Whole, Field(ge=1)] | None
+    structured_outputs: StructuredOutputs | None
+    thinking_token_budget: Annotated[int, Strict(), Field(ge=-1)] | None
+    top_k: Annotated[Whole, Field(ge=-1)] | None
+    truncate_prompt_tokens: TruncatedTo | None
+    truncation_side: Literal["left", "right"] | None
+    use_beam_search: Annotated[Flag, AfterValidator(_in_order)]
+    vllm_xargs: dict[str, str | Number | list[str | Number]] | None
+    watermarking: Flag | None
 
 
-class FunctionDefinition(OpenAIModel):
+class FunctionDefinition(TypedDict, total=False):
     """A function the model may call. OpenAI limits the spelling of names; vLLM doesn't, nor do we."""
 
-    name: NonEmpty
-    description: str | None = None
-    parameters: dict[str, Any] | None = None
-    strict: bool | None = None
+    name: Required[str]
+    description: str | None
+    parameters: dict[str, Any] | None
+    strict: Flag | None
+    defer_loading: Flag | None
 
 
-class FunctionTool(OpenAIModel):
-    """A tool that is a function."""
+class FunctionTool(TypedDict, total=False):
+    """A tool. vLLM has no other kind than functions."""
 
     type: Literal["function"]
-    function: FunctionDefinition
+    function: Required[FunctionDefinition]
+    defer_loading: Flag | None
 
 
-class OtherTool(OpenAIModel):
-    """A tool of another kind, such as OpenAI's ``custom``."""
-
-    type: Annotated[str, other_type("function")]
-
-
-Tool: TypeAlias = Annotated[
-    Annotated[FunctionTool, Tag("function")] | Annotated[OtherTool, Tag("other")], known_type("function")
-]
-
-
-class FunctionName(OpenAIModel):
+class FunctionName(TypedDict):
     """Names a function."""
 
     name: NonEmpty
 
 
-class NamedToolChoice(OpenAIModel):
+class NamedToolChoice(TypedDict, total=False):
     """Makes the model call this function."""
 
     type: Literal["function"]
-    function: FunctionName
+    function: Required[FunctionName]
 
 
 def _kind_of_choice(value: Any) -> str | None:
-    if isinstance(value, str):
-        return "word"
-    if not isinstance(value, dict):
-        return None
-    return "function" if cast("dict[str, Any]", value).get("type") == "function" else "other"
+    return "word" if isinstance(value, str) else "function" if isinstance(value, dict) else None
 
 
 ToolChoice: TypeAlias = Annotated[
-    Annotated[Literal["none", "auto", "required"], Tag("word")]
-    | Annotated[NamedToolChoice, Tag("function")]
-    | Annotated[OtherTool, Tag("other")],
+    Annotated[Literal["none", "auto", "required"], Tag("word")] | Annotated[NamedToolChoice, Tag("function")],
     Discriminator(
         _kind_of_choice,
         custom_error_type=WRONG_SHAPE,
@@ -172,69 +233,126 @@ ToolChoice: TypeAlias = Annotated[
 ]
 
 
-class ChatCompletionRequest(GenerationRequest):
+@with_config(BODY_CONFIG)
+class AnyChat(GenerationRequest, total=False):
     """The body of ``/v1/chat/completions``."""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
-    logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    max_completion_tokens: TokenLimit | None = None
-    metadata: Annotated[dict[str, str], Field(max_length=16)] | None = None
-    parallel_tool_calls: bool | None = None
-    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
-    tools: Annotated[list[Tool], Field(min_length=1)] | None = None
-    tool_choice: ToolChoice | None = None
+    messages: Required[Annotated[list[Message], Field(min_length=1), Strict()]]
+    n: Annotated[Whole, Field(ge=1, le=MOST_CHOICES)] | None
+    logprobs: Flag | None
+    top_logprobs: Logprobs | None
+    max_completion_tokens: Whole | None
+    parallel_tool_calls: Flag | None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None
+    tools: Annotated[list[FunctionTool], Field(min_length=1)] | None
+    tool_choice: ToolChoice | None
 
-    @field_validator("top_logprobs")
-    @classmethod
-    def _wants_logprobs(cls, value: int | None, info: ValidationInfo) -> int | None:
-        if value and "logprobs" in info.data and not info.data["logprobs"]:
-            raise PydanticCustomError(
-                "needs_logprobs", "{value} needs logprobs: true beside it", {"value": value}
-            )
-        return value
-
-    @field_validator("tool_choice")
-    @classmethod
-    def _wants_tools(cls, choice: ToolChoice | None, info: ValidationInfo) -> ToolChoice | None:
-        if choice is None or choice == "none" or "tools" not in info.data:
-            return choice
-        tools: list[Tool] | None = info.data["tools"]
-        if tools is None:
-            raise PydanticCustomError("needs_tools", "needs tools beside it")
-        if isinstance(choice, NamedToolChoice):
-            names = {tool.function.name for tool in tools if isinstance(tool, FunctionTool)}
-            if choice.function.name not in names:
-                raise PydanticCustomError("unknown_tool", "names a function that is not among the tools")
-        return choice
+    # What only vLLM has.
+    add_generation_prompt: Flag
+    chat_template: str | None
+    chat_template_kwargs: dict[str, Any] | None
+    continue_final_message: Flag
+    documents: list[dict[str, str]] | None
+    echo: Flag
+    include_reasoning: Flag
+    media_io_kwargs: dict[str, dict[str, Any]] | None
+    mm_processor_kwargs: dict[str, Any] | None
+    return_prompt_text: Flag | None
 
 
-class CompletionRequest(GenerationRequest):
+@with_config(BODY_CONFIG)
+class AnyCompletion(GenerationRequest, total=False):
     """The body of ``/v1/completions``."""
 
-    prompt: Inputs
-    best_of: Annotated[int, Field(ge=0, le=20)] | None = None
-    echo: bool | None = None
-    # OpenAI stops at 5, vLLM (max_logprobs) at 20.
-    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    suffix: str | None = None
+    prompt: Prompts | None
+    n: Annotated[Whole, Field(ge=1, le=MOST_CHOICES)]
+    echo: Flag | None
+    logprobs: Logprobs | None
+    suffix: str | None
 
-    @field_validator("best_of")
-    @classmethod
-    def _at_least_n(cls, value: int | None, info: ValidationInfo) -> int | None:
-        n: int | None = info.data.get("n")
-        if value is not None and n is not None and value < n:
-            raise PydanticCustomError(
-                "best_of_below_n", "{value} is below n, which is {n}", {"value": value, "n": n}
-            )
-        return value
+    # What only vLLM has.
+    prompt_embeds: str | list[str] | None
 
 
-class EmbeddingRequest(OpenAIModel):
-    """The body of ``/v1/embeddings``."""
+def _chat_agrees(chat: AnyChat) -> AnyChat:
+    _choices_differ(chat, chat.get("n"))
+    total = chat.get("max_completion_tokens")
+    if total is None:
+        _length_is_possible(chat, "max_tokens", chat.get("max_tokens"))
+    else:
+        _length_is_possible(chat, "max_completion_tokens", total)
+    if chat.get("logprob_token_ids") and not chat.get("logprobs"):
+        raise disagreement("logprob_token_ids", "needs logprobs: true beside it")
+    if (top := chat.get("top_logprobs")) and not chat.get("logprobs"):
+        raise disagreement("top_logprobs", "{value} needs logprobs: true beside it", value=top)
+    if chat.get("continue_final_message") and chat.get("add_generation_prompt", True):
+        raise disagreement("continue_final_message", "needs add_generation_prompt: false beside it")
+    if "tool_choice" in chat:
+        _choice_is_among_the_tools(chat)
+    _one_format(chat)
+    return chat
 
-    input: Inputs
-    model: str | None = None
-    dimensions: Annotated[int, Field(ge=1)] | None = None
-    encoding_format: Literal["float", "base64"] | None = None
-    user: str | None = None
+
+def _completion_agrees(completion: AnyCompletion) -> AnyCompletion:
+    if completion.get("prompt") is None and not completion.get("prompt_embeds"):
+        raise disagreement("prompt", "is missing")
+    _choices_differ(completion, completion.get("n"))
+    limit = completion.get("max_tokens")
+    if limit is None:
+        limit = DEFAULT_COMPLETION_TOKENS
+    # Without an answer, and with echo, the prompt is scored.
+    scoring = limit == 0 and completion.get("echo")
+    _length_is_possible(completion, "max_tokens", 1 if scoring else limit)
+    if completion.get("logprob_token_ids"):
+        if completion.get("logprobs") is None:
+            raise disagreement("logprob_token_ids", "needs logprobs beside it")
+        if scoring:
+            raise disagreement("logprob_token_ids", "needs an answer, and max_tokens is 0")
+    _one_format(completion)
+    return completion
+
+
+def _choices_differ(request: GenerationRequest, n: int | None) -> None:
+    if n is not None and n > 1 and request.get("temperature") == 0:
+        raise disagreement("n", "{n} choices are the same at temperature 0; raise temperature", n=n)
+
+
+def _length_is_possible(request: GenerationRequest, field: str, limit: int | None) -> None:
+    """Judge the field that limits the answer's length, and the one that asks for more."""
+    if limit is None:
+        return
+    if limit < 1:
+        raise disagreement(field, "{limit} is below the minimum 1", limit=limit)
+    least = request.get("min_tokens", 0)
+    if least > limit:
+        raise disagreement(
+            "min_tokens", "{least} is above {field}, which is {limit}", least=least, field=field, limit=limit
+        )
+
+
+def _choice_is_among_the_tools(chat: AnyChat) -> None:
+    choice = chat.get("tool_choice")
+    if choice == "none" or choice is None:
+        return
+    tools = chat.get("tools")
+    if tools is None:
+        raise disagreement("tool_choice", "needs tools beside it")
+    if isinstance(choice, dict) and choice["function"]["name"] not in {
+        tool["function"]["name"] for tool in tools
+    }:
+        raise disagreement("tool_choice", "names a function that is not among the tools")
+
+
+def _one_format(request: GenerationRequest) -> None:
+    given = constraint_of_outputs(request.get("structured_outputs"))
+    if given is None:
+        return
+    if constraint_of_format(request.get("response_format")) not in {None, given}:
+        raise disagreement("structured_outputs", "asks for another format than response_format; keep one")
+    choice: object = request.get("tool_choice", "none")
+    if given in {"json", "regex", "choice"} and not isinstance(choice, str):
+        raise disagreement("structured_outputs", "has no effect on the call of a tool; keep one")
+
+
+ChatCompletionRequest: TypeAlias = Annotated[AnyChat, AfterValidator(_chat_agrees)]
+CompletionRequest: TypeAlias = Annotated[AnyCompletion, AfterValidator(_completion_agrees)]

@@ -7,10 +7,10 @@ a prompt.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, LiteralString
 
 from pydantic import ValidationError
-from pydantic_core import ErrorDetails
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 LISTED = 10
 """Problems that are spelled out; of the others only the number is told."""
@@ -20,6 +20,8 @@ QUOTED = 64
 
 WRONG_SHAPE = "wrong_shape"
 """Type of our own errors whose message says what was wanted; what was given instead is added."""
+
+_DISAGREEMENT = "disagreement"
 
 _KINDS: Mapping[type, str] = {
     bool: "a boolean",
@@ -42,6 +44,7 @@ _WANTED: Mapping[str, str] = {
     "model_type": "an object",
     "string_type": "a string",
     "int_parsing": "a whole number",
+    "int_parsing_size": "a whole number",
     "float_parsing": "a number",
     "bool_parsing": "true or false",
 }
@@ -71,6 +74,11 @@ def describe(error: ValidationError, *, root: str = "", data: object = None) -> 
     return "\n".join(lines)
 
 
+def disagreement(field: str, problem: LiteralString, /, **values: object) -> PydanticCustomError:
+    """Make the error for one field of a model that does not go with the others. ``problem`` is a template."""
+    return PydanticCustomError(_DISAGREEMENT, problem, {"field_": field, **values})
+
+
 def kind(value: object) -> str:
     """Name the JSON type of a value, with its article."""
     return _KINDS.get(type(value), f"a {type(value).__name__}")
@@ -92,6 +100,8 @@ def _path(problem: ErrorDetails, root: str, data: object) -> str:
             path += f".{step[:QUOTED]}" if path else step[:QUOTED]
     if problem["type"] in {"union_tag_invalid", "union_tag_not_found"}:
         path += "." + problem.get("ctx", {})["discriminator"].strip("'")
+    if problem["type"] == _DISAGREEMENT:
+        path += f".{problem.get('ctx', {})['field_']}"
     return path
 
 

@@ -14,22 +14,18 @@ from typing import Any, Final, cast
 from uuid import UUID
 
 import orjson
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from inferfleet.schemas.errors import InvalidJobError
 from inferfleet.schemas.job import Endpoint
-from inferfleet.schemas.openai_messages import OpenAIModel
-from inferfleet.schemas.openai_requests import (
-    ChatCompletionRequest,
-    CompletionRequest,
-    EmbeddingRequest,
-)
+from inferfleet.schemas.openai_embeddings import EmbeddingRequest
+from inferfleet.schemas.openai_requests import ChatCompletionRequest, CompletionRequest
 from inferfleet.schemas.problems import QUOTED, describe, kind
 
-MODELS: Final[Mapping[Endpoint, type[OpenAIModel]]] = {
-    Endpoint.CHAT: ChatCompletionRequest,
-    Endpoint.COMPLETIONS: CompletionRequest,
-    Endpoint.EMBEDDINGS: EmbeddingRequest,
+MODELS: Final[Mapping[Endpoint, TypeAdapter[Any]]] = {
+    Endpoint.CHAT: TypeAdapter(ChatCompletionRequest),
+    Endpoint.COMPLETIONS: TypeAdapter(CompletionRequest),
+    Endpoint.EMBEDDINGS: TypeAdapter(EmbeddingRequest),
 }
 """The body that each endpoint takes."""
 
@@ -55,7 +51,7 @@ def check_request(endpoint: Endpoint, body: object, *, max_body_bytes: int) -> d
             f"the request body is {size:,} bytes; the limit is {max_body_bytes:,} (INFERFLEET_MAX_BODY_BYTES)"
         )
     try:
-        MODELS[endpoint].model_validate(body)
+        MODELS[endpoint].validate_python(body)
     except ValidationError as error:
         # Not chained: pydantic's own words may quote a field that holds text by mistake.
         raise InvalidJobError(describe(error, root="body", data=body)) from None

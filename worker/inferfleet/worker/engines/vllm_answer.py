@@ -117,7 +117,7 @@ def _chat_parsers(loaded: LoadedModel, request: Any) -> ChatParsers | None:
 def _require_served(loaded: LoadedModel, generation: Generation) -> None:
     name = generation.body.get("model")
     models = loaded.served_models
-    if name is None or (
+    if name in (None, "") or (
         isinstance(name, str) and (models.is_base_model(name) or name in models.lora_requests)
     ):
         return

@@ -72,14 +72,16 @@ def _is_token_ids(value: Sequence[object]) -> bool:
 
 
 def _message_tokens(message: Mapping[str, Any]) -> int:
-    content: str | list[dict[str, Any]] = message.get("content") or ""
+    content: str | list[dict[str, Any] | str] = message.get("content") or ""
     text = content if isinstance(content, str) else "".join(map(_part_text, content))
     calls = message.get("tool_calls")
     called = _tokens_of(orjson.dumps(calls)) if calls else 0
     return _MESSAGE_OVERHEAD_TOKENS + _tokens_of(text.encode()) + called
 
 
-def _part_text(part: Mapping[str, Any]) -> str:
+def _part_text(part: Mapping[str, Any] | str) -> str:
+    if isinstance(part, str):
+        return part
     text = part.get("text")
     if part.get("type") != "text" or not isinstance(text, str):
         raise refusal(f"it reads only text, and a message has a part of type {part.get('type')!r}")

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, cast
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StrictStr, ValidationError
 
 from inferfleet.schemas import Endpoint
 from inferfleet.worker.engines.simulated.hooks import Hooks
@@ -34,7 +34,7 @@ _REFUSED: Final = (
     "suffix",
 )
 
-_Prompts = StrictStr | list[StrictInt] | list[StrictStr] | list[list[StrictInt]]
+_Prompts = StrictStr | list[int] | list[StrictStr] | list[list[int]]
 
 
 class _Part(BaseModel):
@@ -55,7 +55,7 @@ class _ResponseFormat(_Part):
 
 class _Message(_Part):
     role: StrictStr
-    content: StrictStr | list[dict[str, Any]] | None = None
+    content: StrictStr | list[dict[str, Any] | StrictStr] | None = None
 
 
 class _Body(_Part):
@@ -64,8 +64,8 @@ class _Body(_Part):
 
 
 class _GeneratingBody(_Body):
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-    n: Annotated[int, Field(ge=1, le=128)] | None = None
+    max_tokens: int | None = None
+    n: Annotated[int, Field(ge=1)] | None = None
     seed: int | None = None
     stop: StrictStr | list[StrictStr] | None = None
     ignore_eos: bool = False
@@ -74,7 +74,7 @@ class _GeneratingBody(_Body):
 
 class _ChatBody(_GeneratingBody):
     messages: Annotated[list[_Message], Field(min_length=1)]
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: int | None = None
     tools: list[_Tool] | None = None
     tool_choice: Literal["none", "auto", "required"] | _Tool | None = None
 
@@ -83,10 +83,17 @@ class _CompletionsBody(_GeneratingBody):
     prompt: _Prompts
 
 
-class _EmbeddingsBody(_Body):
-    input: _Prompts
+class _EmbeddingsOptions(_Body):
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: Annotated[int, Field(ge=1)] | None = None
+
+
+class _EmbeddingsBody(_EmbeddingsOptions):
+    input: _Prompts
+
+
+class _ChatEmbeddingsBody(_EmbeddingsOptions):
+    messages: list[list[_Message]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,7 +169,9 @@ def _read_chat(body: Mapping[str, Any]) -> SimulatedRequest:
         model=chat.model,
         hooks=chat.simulated,
         n=chat.n or 1,
-        max_tokens=chat.max_completion_tokens or chat.max_tokens,
+        max_tokens=_limit(
+            chat.max_tokens if chat.max_completion_tokens is None else chat.max_completion_tokens
+        ),
         ignore_eos=chat.ignore_eos,
         stop=_stop_strings(chat.stop),
         forced_tool=_forced_tool(chat),
@@ -179,22 +188,47 @@ def _read_completions(body: Mapping[str, Any]) -> SimulatedRequest:
         model=completions.model,
         hooks=completions.simulated,
         n=completions.n or 1,
-        max_tokens=completions.max_tokens,
+        max_tokens=_limit(completions.max_tokens),
         ignore_eos=completions.ignore_eos,
         stop=_stop_strings(completions.stop),
     )
 
 
 def _read_embeddings(body: Mapping[str, Any]) -> SimulatedRequest:
-    embeddings = _EmbeddingsBody.model_validate(body)
+    conversations = _conversations(body)
+    embeddings: _EmbeddingsOptions
+    if conversations is None:
+        embeddings = texts = _EmbeddingsBody.model_validate(body)
+        prompts = plain_prompts(Endpoint.EMBEDDINGS, texts.input, None)
+    else:
+        embeddings = _ChatEmbeddingsBody.model_validate({**body, "messages": conversations})
+        prompts = tuple(chat_prompt(messages, (), None) for messages in conversations)
     return SimulatedRequest(
         endpoint=Endpoint.EMBEDDINGS,
-        prompts=plain_prompts(Endpoint.EMBEDDINGS, embeddings.input, None),
+        prompts=prompts,
         model=embeddings.model,
         hooks=embeddings.simulated,
         base64=embeddings.encoding_format == "base64",
         dimensions=embeddings.dimensions,
     )
+
+
+def _conversations(body: Mapping[str, Any]) -> list[list[dict[str, Any]]] | None:
+    """Find the conversations of an embeddings request, which vLLM takes in either of two fields."""
+    value: Any = body.get("input", body.get("messages"))
+    match value:
+        case [dict(), *_]:
+            return [cast("list[dict[str, Any]]", value)]
+        case [[dict(), *_], *_]:
+            return cast("list[list[dict[str, Any]]]", value)
+        case _:
+            return None
+
+
+def _limit(tokens: int | None) -> int | None:
+    if tokens is not None and tokens < 1:
+        raise refusal(f"max_tokens: {tokens} leaves no room for an answer")
+    return tokens
 
 
 def _stop_strings(stop: str | list[str] | None) -> tuple[str, ...]:

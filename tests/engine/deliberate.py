@@ -1,0 +1,114 @@
+"""Where the fleet differs from vLLM's server on purpose, and what it cannot refuse on submit.
+
+``docs/reference/requests.md`` tells users the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Final
+
+from tests.engine.shapes import Shape
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kind:
+    """A kind of request. ``shapes`` are patterns of names, ``fields`` those of the sweep."""
+
+    what: str
+    shapes: tuple[str, ...]
+    fields: tuple[str, ...] = ()
+
+    def covers(self, shape: Shape) -> bool:
+        """Whether this request is of the kind."""
+        return any(fnmatchcase(shape.name, pattern) for pattern in self.shapes)
+
+
+DIFFERENT: Final = (
+    Kind(
+        what="`use_beam_search: true` is refused",
+        shapes=("*: use_beam_search",),
+        fields=("use_beam_search",),
+    ),
+    Kind(
+        what="`stream` and `stream_options` have no effect",
+        shapes=("*: stream_options without stream",),
+        fields=("stream_options",),
+    ),
+    Kind(
+        what="`encoding_format` is `float` or `base64`",
+        shapes=("embedding: encoding_format bytes*",),
+    ),
+    Kind(
+        what="An empty object is no list",
+        shapes=("*: messages user empty object",),
+    ),
+    Kind(
+        what="Integers have 64 bits",
+        shapes=("*: top_k past 64 bits",),
+    ),
+)
+"""What the fleet does in another way."""
+
+ONLY_THE_WORKER_KNOWS: Final = (
+    Kind(
+        what="A token id that is not in the vocabulary",
+        shapes=("*out of the vocabulary",),
+    ),
+    Kind(
+        what="A length that the context does not have",
+        shapes=("*the context", "*: max_tokens huge"),
+        fields=(
+            "max_completion_tokens",
+            "max_tokens",
+            "routed_experts_prompt_start",
+            "truncate_prompt_tokens",
+        ),
+    ),
+    Kind(
+        what="A schema, regular expression or grammar that does not compile",
+        shapes=("*: response_format schema that is no schema", "*broken", "*twice the root"),
+    ),
+    Kind(
+        what="A model that the pool does not serve",
+        shapes=("*model of somebody else",),
+        fields=("model",),
+    ),
+    Kind(
+        what="What this model cannot do",
+        shapes=(
+            "completion: suffix",
+            "completion: suffix empty",
+            "embedding: dimensions 64",
+            "chat: messages parts image",
+            "chat: messages parts audio",
+            "chat: messages parts video",
+        ),
+        fields=("dimensions", "suffix"),
+    ),
+    Kind(
+        what="What an engine argument has to allow",
+        shapes=(
+            "*: thinking_token_budget 3",
+            "chat: chat_template of its own",
+            "chat: chat_template empty",
+            "chat: mm_processor_kwargs",
+            "chat: media_io_kwargs",
+            "completion: prompt_embeds",
+        ),
+        fields=(
+            "chat_template",
+            "media_io_kwargs",
+            "mm_processor_kwargs",
+            "prompt_embeds",
+            "thinking_token_budget",
+        ),
+    ),
+)
+"""What is accepted, and refused by the worker with ``invalid_request`` or ``prompt_too_long``."""
+
+
+def among(kinds: tuple[Kind, ...], shape: Shape) -> bool:
+    """Whether a request is of one of these kinds."""
+    return any(kind.covers(shape) for kind in kinds)

@@ -1,0 +1,119 @@
+"""What was told about one request, by vLLM's server or by a fleet, in a form that can be compared.
+
+Left out is what differs between two calls of the same server: ids, times, and what a cache happened to hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Final
+
+from inferfleet.schemas.journal import TokenChunk
+
+TOLERANCE: Final = 2e-3
+"""Of two numbers that were computed in batches of different sizes."""
+
+
+class Outcome(StrEnum):
+    """How a request ended."""
+
+    ANSWERED = "answered"
+    REFUSED = "refused"
+    REFUSED_LATE = "accepted, and refused by the worker"
+    FAILED = "failed"
+
+
+@dataclass(slots=True)
+class Streamed:
+    """One choice, put together from its deltas."""
+
+    text: str = ""
+    reasoning: str = ""
+    calls: dict[int, dict[str, str]] = field(default_factory=dict)
+    token_ids: list[int] = field(default_factory=list)
+
+    def add(self, delta: Mapping[str, Any]) -> None:
+        """Take OpenAI's ``delta`` of a chat, but for its ``content``."""
+        self.reasoning += delta.get("reasoning") or ""
+        for part in delta.get("tool_calls") or ():
+            call = self.calls.setdefault(part["index"], {"id": "", "name": "", "arguments": ""})
+            call["id"] += part.get("id") or ""
+            call["name"] += (part.get("function") or {}).get("name") or ""
+            call["arguments"] += (part.get("function") or {}).get("arguments") or ""
+
+    def comparable(self) -> dict[str, Any]:
+        """Everything but the ids, of which is told only whether they are there."""
+        calls = [call | {"id": bool(call["id"])} for _, call in sorted(self.calls.items())]
+        return {"text": self.text, "reasoning": self.reasoning, "tool_calls": calls}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Telling:
+    """``response`` is there when it was answered; ``streamed`` is ``None`` where there is no stream."""
+
+    outcome: Outcome
+    words: str = ""
+    response: dict[str, Any] | None = None
+    streamed: dict[int, Streamed] | None = None
+
+
+def streamed_by_server(events: Iterable[dict[str, Any]]) -> dict[int, Streamed]:
+    """Put the choices together from the events of a stream."""
+    choices: dict[int, Streamed] = {}
+    for event in events:
+        assert "error" not in event, event
+        for choice in event["choices"]:
+            streamed = choices.setdefault(choice["index"], Streamed())
+            delta = choice.get("delta")
+            streamed.text += (choice["text"] if delta is None else delta.get("content")) or ""
+            streamed.add(delta or {})
+            streamed.token_ids += choice.get("token_ids") or ()
+    return choices
+
+
+def streamed_by_fleet(chunks: Iterable[TokenChunk]) -> dict[int, Streamed]:
+    """Put the choices together from the lines of a journal."""
+    choices: dict[int, Streamed] = {}
+    for chunk in chunks:
+        streamed = choices.setdefault(chunk.index, Streamed())
+        streamed.text += chunk.text
+        streamed.add(chunk.delta or {})
+        streamed.token_ids += chunk.token_ids
+    return choices
+
+
+def differences(ours: Any, theirs: Any, path: str = "") -> list[str]:
+    """List where two JSON values differ, one line each. Floats are allowed a little."""
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        found = []
+        for name in sorted(ours.keys() | theirs.keys(), key=str):
+            if name not in ours or name not in theirs:
+                who = "theirs" if name in theirs else "ours"
+                found.append(f"{path}.{name}: only {who} has it")
+            else:
+                found += differences(ours[name], theirs[name], f"{path}.{name}")
+        return found
+    if isinstance(ours, list) and isinstance(theirs, list):
+        if len(ours) != len(theirs):
+            return [f"{path}: ours has {len(ours)} items, theirs {len(theirs)}"]
+        pairs = enumerate(zip(ours, theirs, strict=True))
+        return [line for at, (one, other) in pairs for line in differences(one, other, f"{path}[{at}]")]
+    if isinstance(ours, float) and isinstance(theirs, float):
+        return [] if abs(ours - theirs) <= TOLERANCE else [f"{path}: ours {ours}, theirs {theirs}"]
+    same = ours == theirs and type(ours) is type(theirs)
+    return [] if same else [f"{path}: ours {ours!r:.200}, theirs {theirs!r:.200}"]
+
+
+def comparable_response(response: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what no two answers share."""
+    response = deepcopy(response)
+    del response["id"], response["created"]
+    # How much of the prompt was cached depends on who asked before.
+    response["usage"].pop("prompt_tokens_details", None)
+    for choice in response.get("choices", ()):
+        for call in (choice.get("message") or {}).get("tool_calls") or ():
+            call["id"] = bool(call["id"])
+    return response

@@ -1,0 +1,263 @@
+"""Hundreds of requests, each answered by the fleet as vLLM's own server answers it, or refused by both.
+
+What the fleet refuses it refuses on submit, unless only the model can know. Where the two differ on purpose,
+``deliberate.py`` says why.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Iterable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Any, TypeVar
+from uuid import uuid4
+
+import httpx
+import pytest
+import pytest_asyncio
+from tests.engine.conftest import MAX_RUNNING, ON_CPU
+from tests.engine.deliberate import DIFFERENT, ONLY_THE_WORKER_KNOWS, among
+from tests.engine.shapes import Shape, all_shapes, sweep
+from tests.engine.telling import (
+    Outcome,
+    Telling,
+    comparable_response,
+    differences,
+    streamed_by_fleet,
+    streamed_by_server,
+)
+from tests.engine.vllm_server import stream_of_server, vllm_server
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+from vllm.entrypoints.pooling.embed.protocol import EmbeddingChatRequest, EmbeddingCompletionRequest
+
+from inferfleet.local.services import ServicesChoice, running_services
+from inferfleet.producer import Fleet
+from inferfleet.schemas import Endpoint, FailureCode, JobState
+from inferfleet.schemas.errors import InvalidJobError, WaitTimeoutError
+from inferfleet.schemas.heartbeat import WorkerPhase
+from inferfleet.schemas.journal import TokensEntry
+from inferfleet.schemas.request import check_request
+from inferfleet.schemas.settings import EngineKind, ProducerSettings, WorkerSettings
+from inferfleet.worker.worker import Worker
+
+pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(1200)]
+
+T = TypeVar("T")
+
+PATIENCE_S = 300.0
+AT_ONCE = 32
+SHAPES = all_shapes()
+SWEEP = sweep(
+    {
+        Endpoint.CHAT: set(ChatCompletionRequest.model_fields),
+        Endpoint.COMPLETIONS: set(CompletionRequest.model_fields),
+        Endpoint.EMBEDDINGS: {*EmbeddingCompletionRequest.model_fields, *EmbeddingChatRequest.model_fields},
+    },
+    but={field for kind in (*DIFFERENT, *ONLY_THE_WORKER_KNOWS) for field in kind.fields},
+)
+
+# What a worker's engine arguments come to, as options of the server.
+SERVER = ON_CPU | {"max_num_seqs": MAX_RUNNING, "scheduling_policy": "priority", "generation_config": "vllm"}
+CHAT_SERVER = SERVER | {
+    "enable_prompt_tokens_details": True,
+    "enable_auto_tool_choice": True,
+    "tool_call_parser": "hermes",
+}
+EMBEDDING_SERVER = SERVER | {"runner": "pooling", "convert": "embed"}
+
+Tellings = dict[str, Telling]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServersTelling:
+    """What vLLM's servers told, and of the sweep only why they refused, or ``None``."""
+
+    told: Tellings
+    swept: list[tuple[Shape, str | None]]
+
+
+class Borrowed:
+    """An engine that others use as well: a worker neither starts nor stops it."""
+
+    def __init__(self, engine: Any) -> None:
+        self._engine = engine
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    async def start(self) -> None:
+        pass
+
+    async def stop(self) -> None:
+        pass
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def theirs(tiny_model, tmp_path_factory) -> AsyncIterator[asyncio.Task[ServersTelling]]:
+    """What vLLM's servers tell; two are needed, since one cannot do embeddings and the rest."""
+    logs = tmp_path_factory.mktemp("vllm-server")
+
+    async def ask_both() -> ServersTelling:
+        async with AsyncExitStack() as servers:
+            chatting, embedding = await asyncio.gather(
+                servers.enter_async_context(vllm_server(tiny_model, CHAT_SERVER, log=logs / "chat")),
+                servers.enter_async_context(vllm_server(tiny_model, EMBEDDING_SERVER, log=logs / "embed")),
+            )
+
+            def server_of(shape: Shape) -> httpx.AsyncClient:
+                return embedding if shape.endpoint is Endpoint.EMBEDDINGS else chatting
+
+            told = await _all((shape, _told_by_server(server_of(shape), shape)) for shape in SHAPES)
+            swept = await _all((shape, _refused(server_of(shape), shape)) for shape in SWEEP)
+            return ServersTelling(told=told, swept=[(shape, swept[shape.name]) for shape in SWEEP])
+
+    # It goes on while the engines of the fleet load.
+    asking = asyncio.create_task(ask_both())
+    yield asking
+    asking.cancel()
+    await asyncio.wait([asking])
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def ours(theirs, engine, make_engine) -> Tellings:
+    """What a fleet tells: a real queue, and a worker for each kind of engine."""
+    with running_services(ServicesChoice.EMBEDDED) as services:
+        urls = {"amqp_url": services.amqp_url, "redis_url": services.redis_url}
+        async with make_engine(runner="pooling", convert="embed") as embedder:
+            workers = [
+                Worker(
+                    settings=WorkerSettings(
+                        **urls,
+                        pool=pool,
+                        engine=EngineKind.VLLM,
+                        max_running=MAX_RUNNING,
+                        http_host="127.0.0.1",
+                        http_port=0,
+                        drain_timeout_s=0,
+                    ),
+                    engine=Borrowed(one),
+                )
+                for pool, one in (("chat", engine), ("embed", embedder))
+            ]
+            running = [asyncio.create_task(worker.run()) for worker in workers]
+            async with Fleet.connect(ProducerSettings(**urls)) as fleet:
+                while {one.phase for one in await fleet.workers()} != {WorkerPhase.READY}:
+                    await asyncio.sleep(0.1)
+                for pool in ("chat", "embed"):
+                    await fleet.declare_pool(pool)
+                tellings = await _all((shape, _told_by_fleet(fleet, shape)) for shape in SHAPES)
+            for worker in workers:
+                worker.stop()
+            await asyncio.gather(*running)
+    return tellings
+
+
+async def _all(asked: Iterable[tuple[Shape, Awaitable[T]]]) -> dict[str, T]:
+    slots = asyncio.Semaphore(AT_ONCE)
+
+    async def ask(telling: Awaitable[T]) -> T:
+        async with slots:
+            return await telling
+
+    shapes, tellings = zip(*asked, strict=True)
+    told = await asyncio.gather(*map(ask, tellings))
+    return {shape.name: telling for shape, telling in zip(shapes, told, strict=True)}
+
+
+async def _refused(client: httpx.AsyncClient, shape: Shape) -> str | None:
+    response = await client.post(shape.endpoint, json=shape.body)
+    return None if response.is_success else response.text
+
+
+async def _told_by_server(client: httpx.AsyncClient, shape: Shape) -> Telling:
+    body = shape.body
+    asks_for_stream = body.get("stream") is True
+    if asks_for_stream and shape.endpoint is not Endpoint.EMBEDDINGS:
+        # The result of a job is that of a request without a stream.
+        body = {name: value for name, value in body.items() if name not in {"stream", "stream_options"}}
+    response = await client.post(shape.endpoint, json=body)
+    if not response.is_success:
+        outcome = Outcome.REFUSED if response.is_client_error else Outcome.FAILED
+        return Telling(outcome=outcome, words=response.text)
+    streamed = None
+    if shape.endpoint is not Endpoint.EMBEDDINGS:
+        events = await stream_of_server(client, shape.endpoint, shape.body)
+        streamed = None if events is None else streamed_by_server(events)
+    if response.headers["content-type"] != "application/json":
+        return Telling(outcome=Outcome.ANSWERED, words=response.headers["content-type"])
+    return Telling(outcome=Outcome.ANSWERED, response=response.json(), streamed=streamed)
+
+
+async def _told_by_fleet(fleet: Fleet, shape: Shape) -> Telling:
+    pool = "embed" if shape.endpoint is Endpoint.EMBEDDINGS else "chat"
+    try:
+        job = await fleet.submit(shape.body, endpoint=shape.endpoint, pool=pool, tenant=str(uuid4()))
+    except InvalidJobError as error:
+        return Telling(outcome=Outcome.REFUSED, words=str(error))
+    try:
+        result = await fleet.wait(job, timeout_s=PATIENCE_S)
+    except WaitTimeoutError as error:
+        return Telling(outcome=Outcome.FAILED, words=f"{error}; {await fleet.get(job)!r}")
+    if result.state is not JobState.SUCCEEDED:
+        assert result.error is not None
+        final = result.error.code in {FailureCode.INVALID_REQUEST, FailureCode.PROMPT_TOO_LONG}
+        return Telling(outcome=Outcome.REFUSED_LATE if final else Outcome.FAILED, words=result.error.message)
+    chunks = [
+        chunk
+        async for line in fleet.stream(job)
+        if isinstance(line.entry, TokensEntry)
+        for chunk in line.entry.chunks
+    ]
+    return Telling(outcome=Outcome.ANSWERED, response=result.response, streamed=streamed_by_fleet(chunks))
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.name)
+async def test_a_request_is_answered_or_refused_as_vllm_does_it(shape, ours, theirs):
+    found = _compare(shape, ours[shape.name], (await theirs).told[shape.name])
+
+    if among(DIFFERENT, shape):
+        assert found, "does not differ any more: take it off the list"
+    else:
+        assert not found, "\n".join(found)
+
+
+async def test_every_field_is_judged_on_submit_as_vllm_judges_it(theirs):
+    """Values of all types in each field that vLLM knows; what only a worker knows is not asked for."""
+    unexplained = []
+    for shape, refused in (await theirs).swept:
+        try:
+            check_request(shape.endpoint, shape.body, max_body_bytes=1_000_000)
+        except InvalidJobError as error:
+            if not refused:
+                unexplained.append(f"{shape.name}: vLLM answers; ours: {error}")
+        else:
+            if refused:
+                unexplained.append(f"{shape.name}: ours takes it; vLLM: {refused:.300}")
+    assert not unexplained, "\n".join(unexplained)
+
+
+def _compare(shape: Shape, ours: Telling, theirs: Telling) -> list[str]:
+    if theirs.outcome is not Outcome.ANSWERED:
+        late = among(ONLY_THE_WORKER_KNOWS, shape)
+        if ours.outcome is (Outcome.REFUSED_LATE if late else Outcome.REFUSED):
+            return []
+    if ours.outcome is not Outcome.ANSWERED or theirs.outcome is not Outcome.ANSWERED:
+        return [
+            f"ours is {ours.outcome}: {ours.words:.300}",
+            f"theirs is {theirs.outcome}: {theirs.words:.300}",
+        ]
+    if theirs.response is None:
+        return [f"theirs is {theirs.words}, ours is JSON"]
+    assert ours.response is not None
+    found = differences(comparable_response(ours.response), comparable_response(theirs.response), "response")
+    if theirs.streamed is not None:
+        assert ours.streamed is not None
+        found += differences(_comparable(ours), _comparable(theirs), "stream")
+    return found
+
+
+def _comparable(telling: Telling) -> dict[str, Any]:
+    assert telling.streamed is not None
+    return {str(index): streamed.comparable() for index, streamed in telling.streamed.items()}

@@ -1,0 +1,83 @@
+"""vLLM's own OpenAI server as a process, and what it answers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from inferfleet.local.services.free_port import free_port
+
+LOADING_S = 600.0
+"""Several engines at once load slowly on a busy machine."""
+
+ANSWERING_S = 300.0
+
+
+@asynccontextmanager
+async def vllm_server(
+    model: str, arguments: Mapping[str, Any], *, log: Path
+) -> AsyncIterator[httpx.AsyncClient]:
+    """Run the server until the end of the block; the client's base is its address.
+
+    It is run as a module: the command ``vllm`` looks for a package of that name, and the CPU's has another.
+    """
+    port = free_port()
+    options = [word for name, value in arguments.items() for word in _option(name, value)]
+    # In a session of its own, so that the engine core that it starts can be ended with it.
+    with log.open("wb") as output:
+        server = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model),
+            *("--host", "127.0.0.1", "--port", str(port), *options),
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            env=os.environ | {"VLLM_LOGGING_LEVEL": "WARNING"},
+        )
+    try:
+        # Each request on a connection of its own: the server closes idle ones while engines load here.
+        limits = httpx.Limits(max_keepalive_connections=0)
+        address = f"http://127.0.0.1:{port}"
+        async with httpx.AsyncClient(base_url=address, timeout=ANSWERING_S, limits=limits) as client:
+            await _until_ready(client, server, log)
+            yield client
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        await server.wait()
+
+
+async def stream_of_server(
+    client: httpx.AsyncClient, endpoint: str, body: Mapping[str, Any]
+) -> list[dict[str, Any]] | None:
+    """Read the events of a stream to its end; ``None`` if it is refused."""
+    async with client.stream("POST", endpoint, json={**body, "stream": True}) as response:
+        if response.status_code != httpx.codes.OK:
+            return None
+        lines = [line.removeprefix("data: ") async for line in response.aiter_lines() if line]
+    assert lines.pop() == "[DONE]"
+    return [json.loads(line) for line in lines]
+
+
+def _option(name: str, value: Any) -> list[str]:
+    option = f"--{name.replace('_', '-')}"
+    return [option] if value is True else [option, str(value)]
+
+
+async def _until_ready(client: httpx.AsyncClient, server: asyncio.subprocess.Process, log: Path) -> None:
+    async with asyncio.timeout(LOADING_S):
+        while True:
+            assert server.returncode is None, log.read_text()[-4000:]
+            try:
+                if (await client.get("/health")).is_success:
+                    return
+            except httpx.TransportError:
+                pass
+            await asyncio.sleep(0.2)
