@@ -21,7 +21,7 @@ from aiormq.exceptions import ChannelLockedResource
 from inferfleet.schemas.errors import ServiceUnreachableError
 from inferfleet.schemas.names import CONTROL_EXCHANGE, control_queue
 from inferfleet.schemas.settings import WorkerSettings
-from inferfleet.wire.amqp import connection_errors, declare_pool, open_amqp
+from inferfleet.wire.amqp import connection_errors, declare_pool, exclusive_arguments, open_amqp
 from inferfleet.wire.frames import DELIVER, Contents, Properties, delivery
 from inferfleet.wire.stream import FrameStream
 from inferfleet.worker.acknowledger import BROKEN, Acknowledger
@@ -184,7 +184,9 @@ async def _not_here(message: aiormq.abc.DeliveredMessage) -> None:
 
 async def _declare_control(channel: AbstractChannel, worker_id: str) -> AbstractQueue:
     try:
-        return await channel.declare_queue(control_queue(worker_id), exclusive=True, auto_delete=True)
+        return await channel.declare_queue(
+            control_queue(worker_id), exclusive=True, auto_delete=True, arguments=exclusive_arguments()
+        )
     except ChannelLockedResource as error:
         # After a cut, RabbitMQ takes some time to notice that the old connection is gone.
         raise ServiceUnreachableError(
