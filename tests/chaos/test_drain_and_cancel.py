@@ -5,12 +5,15 @@ from __future__ import annotations
 import signal
 import time
 
+import pytest
 from tests.chaos.conftest import WAIT_S, attempts, prompt, require_whole
 
 from inferfleet.local.chaos.harness import Harness, Member
 from inferfleet.local.chaos.proxy import Direction
 from inferfleet.producer.fleet import Fleet
 from inferfleet.schemas import JobState
+
+pytestmark = pytest.mark.matrix
 
 DRAIN_S = 2.0
 

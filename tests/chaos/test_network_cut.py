@@ -13,6 +13,8 @@ from inferfleet.producer.fleet import Fleet
 from inferfleet.schemas import Job
 from inferfleet.wire.redis import SOCKET_TIMEOUT_S
 
+pytestmark = pytest.mark.matrix
+
 
 @pytest.mark.parametrize("direction", Direction)
 async def test_a_worker_cut_off_from_redis_keeps_what_it_generates(

@@ -20,6 +20,8 @@ from inferfleet.local.services.reaper import Reaper
 from inferfleet.producer.fleet import Fleet
 from inferfleet.schemas import JobState
 
+pytestmark = pytest.mark.matrix
+
 
 @pytest.fixture
 async def producer(harness: Harness, fleet: Fleet, tmp_path: Path) -> AsyncIterator[ProducerProcess]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
 from tests.chaos.conftest import WAIT_S, attempts, prompt, require_whole
 
 from inferfleet.local.chaos.checker import stream_problems
@@ -11,6 +12,8 @@ from inferfleet.local.chaos.harness import Harness
 from inferfleet.producer.fleet import Fleet
 from inferfleet.schemas import Job, JobState, JournalEntry
 from inferfleet.schemas.journal import TokensEntry
+
+pytestmark = pytest.mark.matrix
 
 
 async def test_a_restarted_broker_keeps_waiting_jobs_and_does_not_start_running_ones_elsewhere(

@@ -26,6 +26,8 @@ from inferfleet.schemas.journal import FinishedEntry
 from inferfleet.schemas.settings import ProducerSettings
 from inferfleet.worker.engines.simulated import expected_text
 
+pytestmark = pytest.mark.matrix
+
 SESSIONS = int(os.environ.get("INFERFLEET_SOAK_SESSIONS", "40"))
 TURNS = int(os.environ.get("INFERFLEET_SOAK_TURNS", "8"))
 PRODUCERS = 4

@@ -6,6 +6,7 @@ import asyncio
 import signal
 import time
 
+import pytest
 from tests.chaos.conftest import WAIT_S, attempts, prompt, require_whole
 
 from inferfleet.local.chaos.harness import LEASE_S, Harness, Member
@@ -13,6 +14,8 @@ from inferfleet.local.chaos.proxy import Direction
 from inferfleet.producer.fleet import Fleet
 from inferfleet.schemas import JobState
 from inferfleet.schemas.names import job_key
+
+pytestmark = pytest.mark.matrix
 
 
 async def test_a_worker_killed_after_delivery_and_before_its_start_is_recorded_costs_nothing(

@@ -19,6 +19,8 @@ from inferfleet.wire.amqp import Connection, open_amqp
 from inferfleet.wire.confirms import Confirms, RefusedError, UnroutableError
 from inferfleet.wire.publishing import ConfirmChannel
 
+pytestmark = pytest.mark.matrix
+
 
 @pytest.fixture
 async def connection(contract_services: Services) -> AsyncIterator[Connection]:
@@ -49,7 +51,7 @@ async def test_a_body_of_any_size_arrives_whole(confirms: Confirms, queue: Abstr
     await publish(confirms, queue.name, body, priority=7, headers={"attempt": 3}, reply_to="client")
     message = await take(queue)
     assert message.body == body
-    assert (message.priority, message.headers, message.reply_to) == (7, {"attempt": 3}, "client")
+    assert (message.priority, message.headers["attempt"], message.reply_to) == (7, 3, "client")
     await message.ack()
 
 

@@ -28,6 +28,8 @@ from inferfleet.schemas import FailureCode, Job, JobState
 from inferfleet.schemas.journal import QueuedEntry, RunningEntry, TokensEntry
 from inferfleet.worker.intake import INTERVAL_S, PARKED_PER_PLACE
 
+pytestmark = pytest.mark.matrix
+
 
 def failing(code: str = "engine_error", **hooks: Any) -> dict[str, Any]:
     """A request that asks the simulated engine to fail."""

@@ -38,6 +38,8 @@ from inferfleet.schemas.names import job_key
 from inferfleet.schemas.session import SessionExport
 from inferfleet.worker.engines.simulated import expected_text
 
+pytestmark = pytest.mark.matrix
+
 SLOW = {"simulated": {"tokens": 400, "step_delay_s": 0.02}}
 TOOLS = [{"type": "function", "function": {"name": "clock"}}]
 
