@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
 from tests.matrix import CELLS, SERVERS, Cell, Servers, obstacle
@@ -107,6 +108,22 @@ def services(request: pytest.FixtureRequest, pytestconfig: pytest.Config) -> Ite
         print(running.announcement)  # noqa: T201 - pytest shows it with -s and when a test fails
         pytestconfig.stash[ANNOUNCEMENT] = running.announcement
         yield running
+
+
+Control = Callable[..., Awaitable[str]]
+
+
+@pytest.fixture
+def control(services: Services) -> Control:
+    """Run ``rabbitmqctl`` on the broker."""
+    broker = services.broker
+    if broker is None:
+        pytest.skip(f"there is no rabbitmqctl for these services: {services.description}")
+
+    async def run(*arguments: str) -> str:
+        return await asyncio.to_thread(broker.control, *arguments)
+
+    return run
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

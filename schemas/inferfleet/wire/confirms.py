@@ -63,7 +63,7 @@ class Confirms:
     @property
     def open(self) -> bool:
         """Whether the channel is open, as far as this end knows."""
-        return not self._closing.done()
+        return not self._closing.done() and not self._stream.closing
 
     async def publish(
         self, exchange: str, body: bytes, properties: Basic.Properties, *, routing_key: str, mandatory: bool
