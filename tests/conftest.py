@@ -7,7 +7,7 @@ import os
 from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
-from tests.matrix import CELLS, SERVERS, Cell, Servers, obstacle
+from tests.matrix import CELLS, Cell, Servers, obstacle
 
 from inferfleet.local.services import Services, ServicesChoice, running_services
 from inferfleet.local.services.launcher import source_of
@@ -34,16 +34,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     parser.addoption(
         "--matrix",
-        type=lambda versions: tuple(SERVERS) if versions == "all" else tuple(versions.split(",")),
-        default=(),
-        help="run the tests marked `matrix` alone, on these versions of RabbitMQ with each type of queue: "
-        f"all, or some of {', '.join(SERVERS)}",
+        default="",
+        help="run the tests marked `matrix` alone, on these RabbitMQs and types of queues: all, or some of "
+        f"{', '.join(map(str, CELLS))}, separated by commas",
     )
 
 
 def matrix_cells(config: pytest.Config) -> list[Cell]:
     """The cells to run on; none without ``--matrix``."""
-    return [cell for cell in CELLS if cell.version in config.getoption("--matrix")]
+    wanted = config.getoption("--matrix").split(",")
+    if unknown := set(wanted) - {"", "all", *map(str, CELLS)}:
+        raise pytest.UsageError(
+            f"--matrix: no cell {', '.join(unknown)}; there are {', '.join(map(str, CELLS))}"
+        )
+    return [cell for cell in CELLS if "all" in wanted or str(cell) in wanted]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -1,7 +1,8 @@
 """The matrix: RabbitMQ servers and queue types that the tests of broker behaviour run on.
 
 ``pytest --matrix all`` runs the tests marked ``matrix``, and only those, once for each cell. One server a
-version serves the whole run. ``docs/reference/support.md`` shows the same table.
+version serves the whole run. ``scripts/test-matrix`` runs several cells at once.
+``docs/reference/support.md`` shows the same table.
 """
 
 from __future__ import annotations
@@ -51,6 +52,9 @@ class Cell:
             return 10
         return {"3.10": 1, "4.0": 2}.get(self.version, 10)
 
+
+BASELINE = Cell("3.10", QueueType.CLASSIC)
+"""What all tests run on that are given nothing else, where the native servers are."""
 
 CELLS = tuple(Cell(version, queue_type) for version in SERVERS for queue_type in QueueType)
 

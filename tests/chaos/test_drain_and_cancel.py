@@ -13,11 +13,10 @@ from inferfleet.local.chaos.proxy import Direction
 from inferfleet.producer.fleet import Fleet
 from inferfleet.schemas import JobState
 
-pytestmark = pytest.mark.matrix
-
 DRAIN_S = 2.0
 
 
+@pytest.mark.matrix
 async def test_a_draining_worker_hands_64_long_jobs_over_and_every_one_continues(
     harness: Harness, fleet: Fleet
 ) -> None:
@@ -68,6 +67,7 @@ async def test_a_worker_that_is_cut_off_from_redis_still_leaves_when_told_to(
     assert attempts(journal)[-1].resumed_from > 0
 
 
+@pytest.mark.matrix
 async def test_cancelling_a_running_job_frees_its_place_in_the_engine(harness: Harness, fleet: Fleet) -> None:
     # Given a worker with one place, a job in it, and one behind it
     worker = await harness.worker(max_running=1, look_ahead=1)

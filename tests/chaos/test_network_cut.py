@@ -13,8 +13,6 @@ from inferfleet.producer.fleet import Fleet
 from inferfleet.schemas import Job
 from inferfleet.wire.redis import SOCKET_TIMEOUT_S
 
-pytestmark = pytest.mark.matrix
-
 
 @pytest.mark.parametrize("direction", Direction)
 async def test_a_worker_cut_off_from_redis_keeps_what_it_generates(
@@ -36,6 +34,7 @@ async def test_a_worker_cut_off_from_redis_keeps_what_it_generates(
     await harness.until_empty()
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("direction", Direction)
 async def test_a_worker_cut_off_from_the_broker_finishes_what_it_runs(
     harness: Harness, fleet: Fleet, direction: Direction

@@ -13,9 +13,8 @@ from inferfleet.producer.fleet import Fleet
 from inferfleet.schemas import Job, JobState, JournalEntry
 from inferfleet.schemas.journal import TokensEntry
 
-pytestmark = pytest.mark.matrix
 
-
+@pytest.mark.matrix
 async def test_a_restarted_broker_keeps_waiting_jobs_and_does_not_start_running_ones_elsewhere(
     harness: Harness, fleet: Fleet
 ) -> None:
@@ -94,6 +93,7 @@ async def test_jobs_survive_a_redis_that_lost_everything(harness: Harness, fleet
     await harness.until_empty()
 
 
+@pytest.mark.matrix
 async def test_jobs_are_accepted_while_redis_and_the_broker_come_back(harness: Harness, fleet: Fleet) -> None:
     # Given a worker, and services that are about to be away for a while
     await harness.worker()
