@@ -52,6 +52,12 @@ class Cell:
             return 10
         return {"3.10": 1, "4.0": 2}.get(self.version, 10)
 
+    @property
+    def returns(self) -> str:
+        """What becomes of a job that a worker returns."""
+        behind = self.queue_type is QueueType.QUORUM and self.version in {"3.10", "4.0"}
+        return "goes to the end" if behind else "goes back to its place"
+
 
 BASELINE = Cell("3.10", QueueType.CLASSIC)
 """What all tests run on that are given nothing else, where the native servers are."""

@@ -104,6 +104,16 @@ async def test_a_pools_queue_has_as_many_priorities_as_the_support_page_says(
             assert order == list(range(10))
 
 
+async def test_a_returned_job_goes_where_the_support_page_says(
+    channel: AbstractChannel, jobs: AbstractQueue, cell: Cell | None
+) -> None:
+    await publish(channel, jobs, "returned", "waiting", priority=5)
+    await (await take(jobs)).nack(requeue=True)
+    await until_ready(channel, jobs, 2)
+    in_place = cell is None or cell.returns == "goes back to its place"
+    assert await take_bodies(jobs) == (["returned", "waiting"] if in_place else ["waiting", "returned"])
+
+
 async def test_queues_that_a_release_before_has_declared_fit(channel: AbstractChannel, pool: str) -> None:
     if ServiceSettings().queue_type is QueueType.CLASSIC:
         await channel.declare_queue(names.job_queue(pool), durable=True, arguments={"x-max-priority": 10})
