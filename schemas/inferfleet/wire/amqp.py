@@ -30,7 +30,12 @@ from pydantic_core import to_json
 from yarl import URL
 
 from inferfleet.schemas import names
-from inferfleet.schemas.errors import ConfigurationError, ServiceRefusedError, ServiceUnreachableError
+from inferfleet.schemas.errors import (
+    ConfigurationError,
+    InferfleetError,
+    ServiceRefusedError,
+    ServiceUnreachableError,
+)
 from inferfleet.schemas.job import Job
 from inferfleet.schemas.settings import QueueType, ServiceSettings
 from inferfleet.wire.address import current_url
@@ -66,8 +71,11 @@ def connection_errors(url: str) -> Generator[None]:
     """
     try:
         yield
+    except InferfleetError:
+        # Told already; some are connection errors to Python as well.
+        raise
     except (AuthenticationError, ProbableAuthenticationError, InvalidFrameError) as error:
-        raise not_let_in(url, str(error)) from error
+        raise _not_let_in(url, str(error)) from error
     except _NO_ANSWER as error:
         raise ServiceUnreachableError(
             f"RabbitMQ at {redacted(url)} does not answer ({str(error) or type(error).__name__}); "
@@ -83,7 +91,7 @@ def connection_errors(url: str) -> Generator[None]:
         ) from error
 
 
-def not_let_in(url: str, reason: str) -> ServiceUnreachableError:
+def _not_let_in(url: str, reason: str) -> ServiceUnreachableError:
     """Say why the broker closed the connection before it was open."""
     return ServiceUnreachableError(
         f"RabbitMQ at {redacted(url)} refuses the credentials or the virtual host ({reason}); check user, "
@@ -147,7 +155,8 @@ async def open_amqp(url: str, *, timeout_s: float, name: str) -> AsyncGenerator[
         except AMQPError as error:
             if connection.stream.closed_with is None:
                 raise
-            raise not_let_in(url, connection.stream.closed_with[1]) from error
+            # aiormq does not pass the reason on, and takes some for an invalid frame.
+            raise _not_let_in(url, connection.stream.closed_with[1]) from error
     assert connection.transport is not None  # noqa: S101 - it is connected
     connection.stream.watch(connection.transport.connection.connection_tune.heartbeat)
     try:

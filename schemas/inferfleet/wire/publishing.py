@@ -25,7 +25,7 @@ from inferfleet.schemas.errors import (
 )
 from inferfleet.wire.amqp import Connection, connection_errors, declare_exchanges, open_amqp, refused
 from inferfleet.wire.breaker import Breaker
-from inferfleet.wire.confirms import ChannelEndedError, Confirms
+from inferfleet.wire.confirms import ChannelEndedError, Confirms, RefusedError
 
 T = TypeVar("T")
 
@@ -129,9 +129,10 @@ class ConfirmChannel:
         return await self._shared.on_connection(on)
 
     async def aclose(self) -> None:
-        """Close the connections, if there are any."""
-        await self._lone.aclose()
-        await self._shared.aclose()
+        """Close the connections, if there are any. None is opened any more."""
+        for link in (self._lone, self._shared):
+            link.retired = True
+            await link.aclose()
 
     async def _publish(self, publication: _Publication) -> None:
         sent = False
@@ -155,6 +156,11 @@ class ConfirmChannel:
                 else:
                     alone, refusal = True, error.refusal
                 sent = sent or error.sent
+            except RefusedError as error:
+                # Without its exchange, it went nowhere the first time either.
+                if sent and not isinstance(refusal, ChannelNotFoundEntity):
+                    raise self._unconfirmed(publication, error, sent=True) from error
+                raise
             except (ServiceUnreachableError, ServiceRefusedError, ConfigurationError) as error:
                 if sent:
                     raise self._unconfirmed(publication, error, sent=True) from error
@@ -244,6 +250,8 @@ class _Link:
         self._channel: AbstractChannel | None = None
         self._confirms: Confirms | None = None
         """What publishes on that channel."""
+        self.retired = False
+        """Whether no connection is to be opened any more."""
 
     async def confirms(self) -> Confirms:
         """What publishes on the open channel, exchanges declared. Raises as ``on_connection`` does."""
@@ -302,6 +310,8 @@ class _Link:
 
     async def _connected(self) -> Connection:
         async with self._connecting:
+            if self.retired:
+                raise ServiceUnreachableError("this client was closed, and its connections with it")
             if self._connection is None or not self._connection.alive:
                 self._connection = None
                 await self._stack.aclose()

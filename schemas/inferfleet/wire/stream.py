@@ -35,6 +35,9 @@ LIFE_SIGN_S: Final = 1.0
 SILENT_TICKS: Final = 2
 """Halves of a heartbeat in which a broker that is there has sent something."""
 
+DEAD_TICKS: Final = 4
+"""Halves of a heartbeat after which a silent broker is taken for gone: two whole ones (AMQP 0-9-1, 4.2.7)."""
+
 KEEPALIVE_S: Final = 20
 """After so long without traffic TCP asks whether the other end is there. Helps where heartbeats are off."""
 
@@ -64,17 +67,16 @@ class FrameStream(TransportFactory):
         return self._silent_ticks >= SILENT_TICKS
 
     def watch(self, heartbeat_s: float) -> None:
-        """Break the connection when nothing has come for one and a half heartbeats.
+        """Break the connection when nothing has come for two heartbeats; aiormq waits for more than three.
 
-        A broker that has nothing else to say says so at least once in ``heartbeat_s``. aiormq waits for three
-        times as long, which is more than a confirm may take. Counted in ticks of our own, because a process
-        that was stopped finds the clock far ahead.
+        A broker that has nothing else to say says so at least once in ``heartbeat_s``. Counted in ticks of
+        our own, because a process that was stopped finds the clock far ahead.
         """
         if not heartbeat_s or self._reader is None or self._writer is None or self._writer.is_closing():
             return
         self._silent_ticks = 0 if self._reader.heard else self._silent_ticks + 1
         self._reader.heard = False
-        if self._silent_ticks > SILENT_TICKS:
+        if self._silent_ticks >= DEAD_TICKS:
             self.abort()
         else:
             asyncio.get_running_loop().call_later(heartbeat_s / 2, self.watch, heartbeat_s)
