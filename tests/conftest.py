@@ -89,12 +89,14 @@ def cell_services(request: pytest.FixtureRequest) -> Services:
 
 
 @pytest.fixture(autouse=True)
-def cell(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Cell | None:
+def cell(request: pytest.FixtureRequest) -> Iterator[Cell | None]:
     """The cell that this test runs on. All settings that it makes have the cell's type of queues."""
     cell = cell_of(request.node)
-    if cell is not None:
-        monkeypatch.setenv("INFERFLEET_QUEUE_TYPE", cell.queue_type)
-    return cell
+    # Not the fixture of the test itself, which may undo its changes before its end.
+    with pytest.MonkeyPatch.context() as patch:
+        if cell is not None:
+            patch.setenv("INFERFLEET_QUEUE_TYPE", cell.queue_type)
+        yield cell
 
 
 @pytest.fixture(scope="session")
