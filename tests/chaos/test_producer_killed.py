@@ -76,7 +76,7 @@ async def test_a_producer_that_died_before_the_confirm_goes_on_with_the_same_job
 ) -> None:
     # Given a producer whose job runs already while the confirm is on its way
     await harness.worker()
-    producer.link.broker.delay(Direction.TO_CLIENT, 1.0)
+    producer.link.broker.delay(Direction.TO_CLIENT, 0.5)
     producer.start()
 
     async def runs() -> bool:
