@@ -26,8 +26,6 @@ from inferfleet.schemas.journal import FinishedEntry
 from inferfleet.schemas.settings import ProducerSettings
 from inferfleet.worker.engines.simulated import expected_text
 
-pytestmark = pytest.mark.matrix
-
 SESSIONS = int(os.environ.get("INFERFLEET_SOAK_SESSIONS", "40"))
 TURNS = int(os.environ.get("INFERFLEET_SOAK_TURNS", "8"))
 PRODUCERS = 4
@@ -107,6 +105,7 @@ async def test_conversations_stay_exact_while_workers_are_killed(
     await _require_one_end_each(harness, jobs)
 
 
+@pytest.mark.matrix
 @pytest.mark.timeout(2 * WAIT_S)
 async def test_a_history_is_what_its_turns_ended_as_whatever_is_stopped_or_killed(
     harness: Harness, fleets: list[Fleet]

@@ -18,8 +18,6 @@ from inferfleet.schemas import Job, JobState
 from inferfleet.schemas.job import OnBusy
 from inferfleet.wire.amqp import open_amqp
 
-pytestmark = pytest.mark.matrix
-
 Call = Callable[[Fleet, str], Awaitable[Any]]
 
 
@@ -38,7 +36,9 @@ async def submit_turn_that_waits(fleet: Fleet, pool: str) -> None:
         await fleet.submit(Job(pool=pool, body=chat(), session_id=pool, on_busy=OnBusy.ENQUEUE))
 
 
-CALLS = pytest.mark.parametrize("call", [submit, declare, submit_turn_that_waits])
+CALLS = pytest.mark.parametrize(
+    "call", [pytest.param(submit, marks=pytest.mark.matrix), declare, submit_turn_that_waits]
+)
 
 
 @pytest.fixture
@@ -81,6 +81,7 @@ async def test_on_a_connection_that_a_firewall_forgot_the_first_call_works(
         await call(idle, pool)
 
 
+@pytest.mark.matrix
 async def test_after_the_operator_closed_all_connections_the_first_call_works(
     idle: Fleet, control: Control, pool: str
 ) -> None:
@@ -88,6 +89,7 @@ async def test_after_the_operator_closed_all_connections_the_first_call_works(
     await submit(idle, pool)
 
 
+@pytest.mark.matrix
 async def test_after_a_restart_of_the_broker_the_first_call_works(
     idle: Fleet, services: Services, pool: str
 ) -> None:
@@ -98,6 +100,7 @@ async def test_after_a_restart_of_the_broker_the_first_call_works(
     await submit(idle, pool)
 
 
+@pytest.mark.matrix
 async def test_an_order_to_a_worker_gets_through_on_a_dead_connection(
     idle: Fleet, link: Proxy, start_worker: StartWorker, pool: str
 ) -> None:
@@ -109,6 +112,7 @@ async def test_an_order_to_a_worker_gets_through_on_a_dead_connection(
     assert (await idle.wait(job, timeout_s=PATIENCE_S)).state is JobState.CANCELLED
 
 
+@pytest.mark.matrix
 async def test_a_silent_broker_is_noticed_by_missed_heartbeats(link: Proxy) -> None:
     async with open_amqp(link.url, timeout_s=10, name="silent") as connection:
         assert connection.transport is not None
