@@ -7,7 +7,7 @@ import os
 from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
-from tests.matrix import CELLS, Cell, Servers, obstacle
+from tests.matrix import BASELINE, CELLS, Cell, Servers, obstacle
 
 from inferfleet.local.services import Services, ServicesChoice, running_services
 from inferfleet.local.services.launcher import source_of
@@ -82,8 +82,8 @@ def servers() -> Iterator[Servers]:
 def cell_services(request: pytest.FixtureRequest) -> Services:
     """Running services of the cell that a fixture was given."""
     if (reason := obstacle(request.param.version)) is not None:
-        required = ServicesChoice.DOCKER in request.config.getoption("--require-services")
-        report = pytest.fail if required else pytest.skip
+        needed = ServicesChoice.NATIVE if request.param.version == BASELINE.version else ServicesChoice.DOCKER
+        report = pytest.fail if needed in request.config.getoption("--require-services") else pytest.skip
         report(f"RabbitMQ {request.param.version} cannot run here: {reason}")
     return request.getfixturevalue("servers").services(request.param)
 

@@ -13,11 +13,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 from uuid import uuid4
-
-import docker
-from docker.errors import DockerException, ImageNotFound
-from docker.models.containers import Container
 
 from inferfleet.local.services import Services, ServicesChoice, running_services
 from inferfleet.local.services.amqp_handshake import amqp_version
@@ -70,6 +67,9 @@ def obstacle(version: str) -> str | None:
     image = SERVERS[version]
     if image == NATIVE:
         return source_of(ServicesChoice.NATIVE).obstacle()
+    import docker
+    from docker.errors import DockerException, ImageNotFound
+
     try:
         client = docker.from_env(timeout=5)
     except DockerException as error:
@@ -88,7 +88,7 @@ def obstacle(version: str) -> str | None:
 class ContainerBroker:
     """RabbitMQ in a container, always on the same port. Can be killed and started as the native one can."""
 
-    def __init__(self, container: Container, port: int) -> None:
+    def __init__(self, container: Any, port: int) -> None:
         self._container = container
         self.port = port
         self.version = ""
@@ -123,6 +123,8 @@ class ContainerBroker:
 
 @contextmanager
 def _container(image: str, reaper: Reaper) -> Iterator[ContainerBroker]:
+    import docker
+
     port = free_port()
     name = f"inferfleet-matrix-{uuid4().hex[:8]}"
     client = docker.from_env()
