@@ -42,6 +42,7 @@ class Proxy:
         self._open = {direction: asyncio.Event() for direction in Direction}
         self._delay_s = dict.fromkeys(Direction, 0.0)
         self._connections: dict[asyncio.Task[None], tuple[asyncio.StreamWriter, ...]] = {}
+        self._awaited: bytes | None = None
         self._passing = asyncio.Event()
         """What connections are given that come now. Cleared for those that are stranded."""
         self._stack = AsyncExitStack()
@@ -63,12 +64,17 @@ class Proxy:
         for direction in directions:
             self._open[direction].clear()
 
+    def hold_answers_to(self, request: bytes) -> None:
+        """Let nothing pass to the client any more, once it has sent these bytes."""
+        self._awaited = request
+
     def delay(self, direction: Direction, delay_s: float) -> None:
         """Let everything in this direction take so much longer."""
         self._delay_s[direction] = delay_s
 
     def heal(self) -> None:
         """Let everything pass again, first what was held."""
+        self._awaited = None
         for direction in Direction:
             self._open[direction].set()
             self._delay_s[direction] = 0.0
@@ -118,6 +124,8 @@ class Proxy:
         try:
             while data := await reader.read(CHUNK_BYTES):
                 await self._pass(direction, passing)
+                if direction is Direction.TO_SERVICE and self._awaited is not None and self._awaited in data:
+                    self.hold(Direction.TO_CLIENT)
                 writer.write(data)
                 await writer.drain()
         except OSError:
