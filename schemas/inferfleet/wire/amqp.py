@@ -272,7 +272,7 @@ def _declaration_errors() -> Generator[None]:
             f"delete the {kind}{' once it is empty' if kind == 'queue' else ''}, so that it is made anew"
         )
         raise ConfigurationError(
-            f"the {kind} {name} exists with another {argument} than it should have (RabbitMQ says: {error}): "
+            f"the {kind} {name} exists with other arguments than ours, {argument} (RabbitMQ says: {error}): "
             f"{', or '.join(remedies)}"
         ) from error
 
