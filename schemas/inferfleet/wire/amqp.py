@@ -39,6 +39,7 @@ from inferfleet.schemas.errors import (
 from inferfleet.schemas.job import Job
 from inferfleet.schemas.settings import QueueType, ServiceSettings
 from inferfleet.wire.address import current_url
+from inferfleet.wire.frames import CONNECTION_FORCED
 from inferfleet.wire.redis import redacted
 from inferfleet.wire.stream import FrameStream
 
@@ -156,7 +157,12 @@ async def open_amqp(url: str, *, timeout_s: float, name: str) -> AsyncGenerator[
             if connection.stream.closed_with is None:
                 raise
             # aiormq does not pass the reason on, and takes some for an invalid frame.
-            raise _not_let_in(url, connection.stream.closed_with[1]) from error
+            code, reason = connection.stream.closed_with
+            if code == CONNECTION_FORCED:
+                raise ServiceUnreachableError(
+                    f"RabbitMQ at {redacted(url)} closes its connections ({reason}); it may be shutting down"
+                ) from error
+            raise _not_let_in(url, reason) from error
     assert connection.transport is not None  # noqa: S101 - it is connected
     connection.stream.watch(connection.transport.connection.connection_tune.heartbeat)
     try:

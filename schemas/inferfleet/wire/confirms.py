@@ -9,7 +9,17 @@ import aiormq.abc
 from aio_pika.exceptions import AMQPChannelError
 from pamqp.commands import Basic
 
-from inferfleet.wire.frames import ACK, METHOD, NACK, RETURN, Contents, Properties, confirmation, publishing
+from inferfleet.wire.frames import (
+    ACK,
+    CONNECTION_FORCED,
+    METHOD,
+    NACK,
+    RETURN,
+    Contents,
+    Properties,
+    confirmation,
+    publishing,
+)
 from inferfleet.wire.stream import FrameStream
 
 
@@ -36,10 +46,6 @@ class ChannelEndedError(ConnectionError):
         super().__init__(str(why) or type(why).__name__)
         self.refusal = refusal
         self.sent = sent
-
-
-CONNECTION_FORCED = 320
-"""The code of a connection that an operator, or a broker that shuts down, has closed (AMQP 0-9-1, 1.2)."""
 
 
 class Confirms:

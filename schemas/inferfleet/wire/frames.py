@@ -85,6 +85,10 @@ CHANNEL_ENDS: Final = (_method(Channel.Close), _method(Channel.CloseOk))
 CONNECTION_ENDS: Final = _method(Connection.Close)
 
 
+CONNECTION_FORCED: Final = 320
+"""The code for a connection that an operator, or a broker that shuts down, closes (1.2)."""
+
+
 def delivery(method: bytes) -> tuple[int, str]:
     """Read the delivery tag and the consumer's tag of a ``Basic.Deliver``."""
     end = 5 + method[4]

@@ -63,7 +63,7 @@ class ConfirmChannel:
         self._queueing = 0
         """How many messages are published one by one, or wait for that."""
         self._refused_bytes: int | None = None
-        """The size of the smallest message that was refused, perhaps because of that."""
+        """The size of the smallest message that was too large. Others as large are published alone at once."""
         self._under_way: dict[str, asyncio.Future[None]] = {}
 
     async def publish(
@@ -204,7 +204,7 @@ class ConfirmChannel:
         It was not queued then. Nor was it before, if that channel had ended for the same kind of reason: if
         not because of this message, then of one before it, and the broker ignores what comes behind.
         """
-        if isinstance(refusal, ChannelPreconditionFailed):
+        if isinstance(refusal, ChannelPreconditionFailed) and "message size" in str(refusal):
             size = len(publication.body)
             self._refused_bytes = size if self._refused_bytes is None else min(size, self._refused_bytes)
         if sent and type(before) is not type(refusal):
