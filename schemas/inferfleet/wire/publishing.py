@@ -63,7 +63,7 @@ class ConfirmChannel:
         self._queueing = 0
         """How many messages are published one by one, or wait for that."""
         self._refused_bytes: int | None = None
-        """The size of the smallest message that was too large. Others as large are published alone at once."""
+        """The size of the smallest message that was too large. Others like it are published alone at once."""
         self._under_way: dict[str, asyncio.Future[None]] = {}
 
     async def publish(
