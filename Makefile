@@ -12,7 +12,7 @@ MINUTES ?= 10
 PACKAGES = schemas wire producer worker cli local
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-engine chaos check bench bench-engine bench-peers build clean venv bench-venv engine-venv services
+.PHONY: help demo test test-matrix test-engine chaos check bench bench-engine bench-peers build clean venv bench-venv engine-venv services
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,6 +24,9 @@ demo: venv services ## Run a whole fleet on this machine and watch it work
 
 test: venv services ## Run all tests but those that need vLLM
 	@$(VENV)/bin/pytest --ignore=tests/engine $(ARGS)
+
+test-matrix: venv services ## Run the tests of broker behaviour on each RabbitMQ with each type of queue
+	@scripts/test-matrix $(VENV) $(ARGS)
 
 test-engine: engine-venv ## Run the tests of the vLLM engine, on the CPU
 	@$(ENGINE_VENV)/bin/pytest tests/engine $(ARGS)

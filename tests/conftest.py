@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
+from tests.matrix import BASELINE, CELLS, Cell, Servers, obstacle
 
 from inferfleet.local.services import Services, ServicesChoice, running_services
 from inferfleet.local.services.launcher import source_of
@@ -30,11 +32,79 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=frozenset(),
         help="kinds, separated by commas, that the contract suite must not skip",
     )
+    parser.addoption(
+        "--matrix",
+        default="",
+        help="run the tests marked `matrix` alone, on these RabbitMQs and types of queues: all, or some of "
+        f"{', '.join(map(str, CELLS))}, separated by commas",
+    )
+
+
+def matrix_cells(config: pytest.Config) -> list[Cell]:
+    """The cells to run on; none without ``--matrix``."""
+    wanted = config.getoption("--matrix").split(",")
+    if unknown := set(wanted) - {"", "all", *map(str, CELLS)}:
+        raise pytest.UsageError(
+            f"--matrix: no cell {', '.join(unknown)}; there are {', '.join(map(str, CELLS))}"
+        )
+    return [cell for cell in CELLS if "all" in wanted or str(cell) in wanted]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "services" in metafunc.fixturenames and (cells := matrix_cells(metafunc.config)):
+        metafunc.parametrize("services", cells, ids=str, indirect=True, scope="session")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """In a matrix, leave out all other tests, and run one cell after the other."""
+    if cells := matrix_cells(config):
+        config.hook.pytest_deselected(items=[item for item in items if cell_of(item) is None])
+        items[:] = [item for item in items if cell_of(item) is not None]
+        items.sort(key=lambda item: cells.index(cell_of(item) or cells[0]))
+
+
+def cell_of(item: pytest.Item) -> Cell | None:
+    """The cell that a test runs on, if it is one of the matrix."""
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    cells = [value for value in parameters.values() if isinstance(value, Cell)]
+    return cells[0] if cells and item.get_closest_marker("matrix") is not None else None
 
 
 @pytest.fixture(scope="session")
-def services(pytestconfig: pytest.Config) -> Iterator[Services]:
-    """Running services of the kind that ``--services`` names."""
+def servers() -> Iterator[Servers]:
+    """The servers of the matrix, one at a time."""
+    servers = Servers()
+    yield servers
+    servers.close()
+
+
+def cell_services(request: pytest.FixtureRequest) -> Services:
+    """Running services of the cell that a fixture was given."""
+    if (reason := obstacle(request.param.version)) is not None:
+        needed = ServicesChoice.NATIVE if request.param.version == BASELINE.version else ServicesChoice.DOCKER
+        report = pytest.fail if needed in request.config.getoption("--require-services") else pytest.skip
+        report(f"RabbitMQ {request.param.version} cannot run here: {reason}")
+    return request.getfixturevalue("servers").services(request.param)
+
+
+@pytest.fixture(autouse=True)
+def cell(request: pytest.FixtureRequest) -> Iterator[Cell | None]:
+    """The cell that this test runs on. All settings that it makes have the cell's type of queues."""
+    cell = cell_of(request.node)
+    # Not the fixture of the test itself, which may undo its changes before its end.
+    with pytest.MonkeyPatch.context() as patch:
+        if cell is not None:
+            patch.setenv("INFERFLEET_QUEUE_TYPE", cell.queue_type)
+        yield cell
+
+
+@pytest.fixture(scope="session")
+def services(request: pytest.FixtureRequest, pytestconfig: pytest.Config) -> Iterator[Services]:
+    """Running services of the kind that ``--services`` names, or of a cell of the matrix."""
+    if isinstance(getattr(request, "param", None), Cell):
+        yield cell_services(request)
+        return
     amqp_url = os.environ.get("INFERFLEET_AMQP_URL")
     redis_url = os.environ.get("INFERFLEET_REDIS_URL")
     choice: ServicesChoice = pytestconfig.getoption("--services")
@@ -44,6 +114,22 @@ def services(pytestconfig: pytest.Config) -> Iterator[Services]:
         print(running.announcement)  # noqa: T201 - pytest shows it with -s and when a test fails
         pytestconfig.stash[ANNOUNCEMENT] = running.announcement
         yield running
+
+
+Control = Callable[..., Awaitable[str]]
+
+
+@pytest.fixture
+def control(services: Services) -> Control:
+    """Run ``rabbitmqctl`` on the broker."""
+    broker = services.broker
+    if broker is None:
+        pytest.skip(f"there is no rabbitmqctl for these services: {services.description}")
+
+    async def run(*arguments: str) -> str:
+        return await asyncio.to_thread(broker.control, *arguments)
+
+    return run
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import time
 
+import pytest
 from tests.chaos.conftest import WAIT_S, attempts, prompt, require_whole
 
 from inferfleet.local.chaos.harness import Harness, Member
@@ -15,6 +16,7 @@ from inferfleet.schemas import JobState
 DRAIN_S = 2.0
 
 
+@pytest.mark.matrix
 async def test_a_draining_worker_hands_64_long_jobs_over_and_every_one_continues(
     harness: Harness, fleet: Fleet
 ) -> None:
@@ -65,6 +67,7 @@ async def test_a_worker_that_is_cut_off_from_redis_still_leaves_when_told_to(
     assert attempts(journal)[-1].resumed_from > 0
 
 
+@pytest.mark.matrix
 async def test_cancelling_a_running_job_frees_its_place_in_the_engine(harness: Harness, fleet: Fleet) -> None:
     # Given a worker with one place, a job in it, and one behind it
     worker = await harness.worker(max_running=1, look_ahead=1)

@@ -34,6 +34,7 @@ async def test_a_worker_cut_off_from_redis_keeps_what_it_generates(
     await harness.until_empty()
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("direction", Direction)
 async def test_a_worker_cut_off_from_the_broker_finishes_what_it_runs(
     harness: Harness, fleet: Fleet, direction: Direction

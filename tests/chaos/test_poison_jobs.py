@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
+import pytest
 from tests.chaos.conftest import WAIT_S, attempts, prompt, require_whole
 
 from inferfleet.local.chaos.harness import Harness
@@ -14,6 +15,8 @@ from inferfleet.producer.fleet import Fleet
 from inferfleet.schemas import FailureCode, JobState
 from inferfleet.schemas.names import dead_queue
 from inferfleet.wire.attempts import DEATHS_PER_ATTEMPT
+
+pytestmark = pytest.mark.matrix
 
 
 async def test_a_job_that_kills_every_worker_is_given_up_and_its_neighbours_all_succeed(

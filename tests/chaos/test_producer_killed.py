@@ -19,6 +19,9 @@ from inferfleet.local.chaos.workload import Kind, kind_of, make_job
 from inferfleet.local.services.reaper import Reaper
 from inferfleet.producer.fleet import Fleet
 from inferfleet.schemas import JobState
+from inferfleet.schemas.names import JOB_MESSAGE_TYPE
+
+pytestmark = pytest.mark.matrix
 
 
 @pytest.fixture
@@ -74,7 +77,7 @@ async def test_a_producer_that_died_before_the_confirm_goes_on_with_the_same_job
 ) -> None:
     # Given a producer whose job runs already while the confirm is on its way
     await harness.worker()
-    producer.link.broker.delay(Direction.TO_CLIENT, 0.5)
+    producer.link.broker.hold_answers_to(JOB_MESSAGE_TYPE.encode())
     producer.start()
 
     async def runs() -> bool:

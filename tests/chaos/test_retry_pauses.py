@@ -5,12 +5,15 @@ from __future__ import annotations
 from functools import partial
 from itertools import pairwise
 
+import pytest
 from tests.chaos.conftest import WAIT_S, prompt, require_whole
 
 from inferfleet.local.chaos.harness import Harness
 from inferfleet.producer.fleet import Fleet
 from inferfleet.schemas import Job, JournalEntry
 from inferfleet.schemas.journal import QueuedEntry, RunningEntry
+
+pytestmark = pytest.mark.matrix
 
 SHORTEST_PAUSE_S = 1.0
 PAUSES = {"retry_base_s": 2 * SHORTEST_PAUSE_S, "retry_cap_s": 2 * SHORTEST_PAUSE_S}

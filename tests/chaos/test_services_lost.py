@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
 from tests.chaos.conftest import WAIT_S, attempts, prompt, require_whole
 
 from inferfleet.local.chaos.checker import stream_problems
@@ -13,6 +14,7 @@ from inferfleet.schemas import Job, JobState, JournalEntry
 from inferfleet.schemas.journal import TokensEntry
 
 
+@pytest.mark.matrix
 async def test_a_restarted_broker_keeps_waiting_jobs_and_does_not_start_running_ones_elsewhere(
     harness: Harness, fleet: Fleet
 ) -> None:
@@ -91,6 +93,7 @@ async def test_jobs_survive_a_redis_that_lost_everything(harness: Harness, fleet
     await harness.until_empty()
 
 
+@pytest.mark.matrix
 async def test_jobs_are_accepted_while_redis_and_the_broker_come_back(harness: Harness, fleet: Fleet) -> None:
     # Given a worker, and services that are about to be away for a while
     await harness.worker()

@@ -6,6 +6,7 @@ import asyncio
 import signal
 import time
 
+import pytest
 from tests.chaos.conftest import WAIT_S, attempts, prompt, require_whole
 
 from inferfleet.local.chaos.harness import LEASE_S, Harness, Member
@@ -15,6 +16,7 @@ from inferfleet.schemas import JobState
 from inferfleet.schemas.names import job_key
 
 
+@pytest.mark.matrix
 async def test_a_worker_killed_after_delivery_and_before_its_start_is_recorded_costs_nothing(
     harness: Harness, fleet: Fleet
 ) -> None:
@@ -36,6 +38,7 @@ async def test_a_worker_killed_after_delivery_and_before_its_start_is_recorded_c
     await harness.until_empty()
 
 
+@pytest.mark.matrix
 async def test_a_worker_killed_in_mid_answer_is_continued_by_the_next(harness: Harness, fleet: Fleet) -> None:
     # Given a worker whose journal holds half an answer
     doomed = await harness.worker()
@@ -55,6 +58,7 @@ async def test_a_worker_killed_in_mid_answer_is_continued_by_the_next(harness: H
     assert result.attempts == 1  # the first one brought the answer on, and does not count
 
 
+@pytest.mark.matrix
 async def test_a_worker_killed_after_the_commit_and_before_the_ack_leaves_one_result(
     harness: Harness, fleet: Fleet
 ) -> None:
@@ -77,6 +81,7 @@ async def test_a_worker_killed_after_the_commit_and_before_the_ack_leaves_one_re
     assert len(attempts(journal)) == 1
 
 
+@pytest.mark.matrix
 async def test_a_worker_killed_while_it_drains_leaves_its_jobs_to_the_next(
     harness: Harness, fleet: Fleet
 ) -> None:
@@ -99,6 +104,7 @@ async def test_a_worker_killed_while_it_drains_leaves_its_jobs_to_the_next(
         assert [running.resumed_from > 0 for running in attempts(journal)] == [False, True]
 
 
+@pytest.mark.matrix
 async def test_a_worker_killed_between_the_hand_over_in_redis_and_in_the_broker_loses_nothing(
     harness: Harness, fleet: Fleet
 ) -> None:
@@ -150,6 +156,7 @@ async def test_a_paused_worker_that_wakes_up_after_its_job_was_taken_over_change
     await asyncio.gather(*(fleet.wait(other, timeout_s=WAIT_S) for other in others))
 
 
+@pytest.mark.matrix
 async def test_a_worker_that_lost_its_job_does_not_take_the_message_away_from_it(
     harness: Harness, fleet: Fleet
 ) -> None:

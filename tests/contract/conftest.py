@@ -11,9 +11,13 @@ import aio_pika
 import pytest
 import redis.asyncio as aioredis
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage, AbstractQueue
+from tests.conftest import cell_services, matrix_cells
+from tests.matrix import Cell
 
 from inferfleet.local.services import Services, ServicesChoice, running_services
 from inferfleet.local.services.launcher import source_of
+from inferfleet.schemas.settings import ServiceSettings
+from inferfleet.wire.amqp import queue_arguments
 
 KINDS = (ServicesChoice.EMBEDDED, ServicesChoice.NATIVE, ServicesChoice.DOCKER)
 PATIENCE_S = 10.0
@@ -21,8 +25,17 @@ PATIENCE_S = 10.0
 Publish = Callable[..., Awaitable[Any]]
 
 
-@pytest.fixture(scope="session", params=KINDS)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "contract_services" in metafunc.fixturenames:
+        kinds = matrix_cells(metafunc.config) or KINDS
+        metafunc.parametrize("contract_services", kinds, ids=str, indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
 def contract_services(request: pytest.FixtureRequest) -> Iterator[Services]:
+    if isinstance(request.param, Cell):
+        yield cell_services(request)
+        return
     kind: ServicesChoice = request.param
     if (obstacle := source_of(kind).obstacle()) is not None:
         report = pytest.fail if kind in request.config.getoption("--require-services") else pytest.skip
@@ -58,9 +71,24 @@ def name() -> str:
 
 
 @pytest.fixture
-async def queue(channel: AbstractChannel, name: str) -> AbstractQueue:
-    """A priority queue like that of a pool."""
-    return await channel.declare_queue(name, durable=True, arguments={"x-max-priority": 10})
+async def queue(channel: AbstractChannel, name: str, arguments: dict[str, Any]) -> AbstractQueue:
+    """A queue like that of a pool."""
+    return await channel.declare_queue(name, durable=True, arguments=arguments)
+
+
+@pytest.fixture
+async def priority_queue(channel: AbstractChannel, name: str) -> AbstractQueue:
+    """A classic queue with priorities, in every cell of the matrix."""
+    arguments = {"x-queue-type": "classic", "x-max-priority": 10}
+    return await channel.declare_queue(f"{name}.classic", durable=True, arguments=arguments)
+
+
+@pytest.fixture
+async def arguments(channel: AbstractChannel) -> dict[str, Any]:
+    """The arguments of a queue like that of a pool."""
+    connection = (await channel.get_underlay_channel()).connection
+    version = str(connection.server_properties.get("version", ""))
+    return queue_arguments(ServiceSettings(), broker_version=version)
 
 
 async def publish(channel: AbstractChannel, queue: AbstractQueue, *bodies: str, **properties: Any) -> None:

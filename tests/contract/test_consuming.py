@@ -10,6 +10,8 @@ from tests.contract.conftest import PATIENCE_S, Inbox, publish, ready, take, tak
 
 from inferfleet.local.services import Services
 
+pytestmark = pytest.mark.matrix
+
 
 async def test_a_consumer_holds_no_more_than_its_prefetch(
     channel: AbstractChannel, queue: AbstractQueue
@@ -40,14 +42,14 @@ async def test_consumers_with_credit_take_turns(channel: AbstractChannel, queue:
 
 
 async def test_an_urgent_message_overtakes_what_no_consumer_has_taken_yet(
-    channel: AbstractChannel, queue: AbstractQueue
+    channel: AbstractChannel, priority_queue: AbstractQueue
 ) -> None:
-    await publish(channel, queue, "running", "batch 1", "batch 2", priority=1)
+    await publish(channel, priority_queue, "running", "batch 1", "batch 2", priority=1)
     inbox = Inbox()
     await channel.set_qos(prefetch_count=1)
-    await queue.consume(inbox)
+    await priority_queue.consume(inbox)
     await inbox.wait_for(1)
-    await publish(channel, queue, "urgent", priority=9)
+    await publish(channel, priority_queue, "urgent", priority=9)
     for count in (2, 3, 4):
         await inbox.messages[-1].ack()
         await inbox.wait_for(count)
@@ -55,19 +57,19 @@ async def test_an_urgent_message_overtakes_what_no_consumer_has_taken_yet(
 
 
 async def test_after_a_cancel_nothing_new_comes_and_what_is_held_can_be_acked(
-    channel: AbstractChannel, queue: AbstractQueue
+    channel: AbstractChannel, priority_queue: AbstractQueue
 ) -> None:
-    await publish(channel, queue, "done", "given back")
+    await publish(channel, priority_queue, "done", "given back")
     inbox = Inbox()
-    tag = await queue.consume(inbox)
+    tag = await priority_queue.consume(inbox)
     await inbox.wait_for(2)
-    await queue.cancel(tag)
-    await publish(channel, queue, "new")
+    await priority_queue.cancel(tag)
+    await publish(channel, priority_queue, "new")
     await inbox.messages[0].ack()
     await inbox.messages[1].nack(requeue=True)
-    await until_ready(channel, queue, 2)
+    await until_ready(channel, priority_queue, 2)
     assert len(inbox.messages) == 2
-    assert await take_bodies(queue) == ["given back", "new"]
+    assert await take_bodies(priority_queue) == ["given back", "new"]
 
 
 async def test_a_multiple_ack_settles_everything_up_to_its_tag(

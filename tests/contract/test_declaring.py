@@ -13,6 +13,8 @@ from tests.contract.conftest import PATIENCE_S, Inbox, publish, ready, take
 
 from inferfleet.local.services import Services
 
+pytestmark = pytest.mark.matrix
+
 
 async def test_a_passive_declaration_counts_what_waits_and_not_what_is_held(
     channel: AbstractChannel, queue: AbstractQueue
@@ -33,10 +35,10 @@ async def test_a_passive_declaration_of_an_unknown_queue_closes_the_channel_only
 
 
 async def test_a_queue_can_be_declared_again_with_the_same_arguments_only(
-    connection: AbstractConnection, queue: AbstractQueue
+    connection: AbstractConnection, priority_queue: AbstractQueue
 ) -> None:
     async with connection.channel() as same:
-        await same.declare_queue(queue.name, durable=True, arguments={"x-max-priority": 10})
+        await same.declare_queue(priority_queue.name, durable=True, arguments={"x-max-priority": 10})
     for durable, arguments in (
         (True, {"x-max-priority": 5}),
         (True, {"x-max-priority": 10, "x-max-length": 100}),
@@ -45,7 +47,7 @@ async def test_a_queue_can_be_declared_again_with_the_same_arguments_only(
     ):
         async with connection.channel() as other:
             with pytest.raises(ChannelPreconditionFailed, match="inequivalent arg"):
-                await other.declare_queue(queue.name, durable=durable, arguments=arguments)
+                await other.declare_queue(priority_queue.name, durable=durable, arguments=arguments)
 
 
 async def test_an_exchange_cannot_change_its_type(
@@ -91,16 +93,16 @@ async def test_an_auto_delete_queue_goes_with_its_last_consumer(
 
 
 async def test_a_purge_and_a_deletion_say_how_much_they_removed(
-    connection: AbstractConnection, channel: AbstractChannel, queue: AbstractQueue
+    connection: AbstractConnection, channel: AbstractChannel, priority_queue: AbstractQueue
 ) -> None:
-    await publish(channel, queue, *"abc")
-    assert (await queue.purge()).message_count == 3
-    await publish(channel, queue, "d")
+    await publish(channel, priority_queue, *"abc")
+    assert (await priority_queue.purge()).message_count == 3
+    await publish(channel, priority_queue, "d")
     async with connection.channel() as other:
         with pytest.raises(ChannelPreconditionFailed, match="not empty"):
-            await (await other.get_queue(queue.name)).delete(if_empty=True)
-    assert (await queue.delete(if_empty=False)).message_count == 1
-    await _until_gone(connection, queue.name)
+            await (await other.get_queue(priority_queue.name)).delete(if_empty=True)
+    assert (await priority_queue.delete(if_empty=False)).message_count == 1
+    await _until_gone(connection, priority_queue.name)
 
 
 async def _until_gone(connection: AbstractConnection, name: str) -> None:

@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 import aio_pika
+import pytest
 from aio_pika.abc import AbstractChannel, AbstractQueue
 from tests.contract.conftest import Inbox, publish, take, take_bodies, until_ready
 
 from inferfleet.local.services import Services
 
+pytestmark = pytest.mark.matrix
+
 
 async def test_higher_priorities_come_first_and_equal_ones_in_order_of_publishing(
-    channel: AbstractChannel, queue: AbstractQueue
+    channel: AbstractChannel, priority_queue: AbstractQueue
 ) -> None:
-    await publish(channel, queue, "batch 1", "batch 2", priority=1)
-    await publish(channel, queue, "urgent 1", "urgent 2", priority=9)
-    await publish(channel, queue, "normal", priority=4)
-    assert await take_bodies(queue) == ["urgent 1", "urgent 2", "normal", "batch 1", "batch 2"]
+    await publish(channel, priority_queue, "batch 1", "batch 2", priority=1)
+    await publish(channel, priority_queue, "urgent 1", "urgent 2", priority=9)
+    await publish(channel, priority_queue, "normal", priority=4)
+    assert await take_bodies(priority_queue) == ["urgent 1", "urgent 2", "normal", "batch 1", "batch 2"]
 
 
 async def test_no_priority_is_the_lowest_and_one_above_the_maximum_counts_as_the_maximum(
-    channel: AbstractChannel, queue: AbstractQueue
+    channel: AbstractChannel, priority_queue: AbstractQueue
 ) -> None:
-    await publish(channel, queue, "none")
-    await publish(channel, queue, "ten", priority=10)
-    await publish(channel, queue, "two hundred", priority=200)
-    await publish(channel, queue, "nine", priority=9)
-    assert await take_bodies(queue) == ["ten", "two hundred", "nine", "none"]
+    await publish(channel, priority_queue, "none")
+    await publish(channel, priority_queue, "ten", priority=10)
+    await publish(channel, priority_queue, "two hundred", priority=200)
+    await publish(channel, priority_queue, "nine", priority=9)
+    assert await take_bodies(priority_queue) == ["ten", "two hundred", "nine", "none"]
 
 
 async def test_without_x_max_priority_the_order_is_that_of_publishing(
@@ -38,19 +41,19 @@ async def test_without_x_max_priority_the_order_is_that_of_publishing(
 
 
 async def test_a_requeued_message_keeps_its_priority_and_its_place(
-    channel: AbstractChannel, queue: AbstractQueue
+    channel: AbstractChannel, priority_queue: AbstractQueue
 ) -> None:
-    await publish(channel, queue, "a", "b", priority=5)
-    await publish(channel, queue, "low", priority=1)
-    first = await take(queue)
+    await publish(channel, priority_queue, "a", "b", priority=5)
+    await publish(channel, priority_queue, "low", priority=1)
+    first = await take(priority_queue)
     assert not first.redelivered
     await first.nack(requeue=True)
-    await until_ready(channel, queue, 3)
-    again = await take(queue)
+    await until_ready(channel, priority_queue, 3)
+    again = await take(priority_queue)
     assert (again.body, again.redelivered, again.priority) == (b"a", True, 5)
     await again.reject(requeue=True)
-    await until_ready(channel, queue, 3)
-    assert await take_bodies(queue) == ["a", "b", "low"]
+    await until_ready(channel, priority_queue, 3)
+    assert await take_bodies(priority_queue) == ["a", "b", "low"]
 
 
 async def test_what_a_lost_connection_had_comes_back_first_and_marked_as_redelivered(

@@ -21,6 +21,7 @@ import aiormq
 import aiormq.abc
 import pytest
 import redis.asyncio as aioredis
+from tests.matrix import Cell
 
 from inferfleet.local.services import Services, ServicesChoice
 from inferfleet.producer import Fleet, JournalLine
@@ -64,9 +65,11 @@ async def eventually(condition: Callable[[], Awaitable[bool]], *, within_s: floa
 
 
 @pytest.fixture
-def environment(services: Services, pool: str) -> dict[str, str]:
+def environment(services: Services, pool: str, cell: Cell | None) -> dict[str, str]:
     """The environment of a child process: this one's, without settings, and with the test's services."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("INFERFLEET_")}
+    if cell is not None:
+        inherited["INFERFLEET_QUEUE_TYPE"] = cell.queue_type
     return inherited | {"INFERFLEET_AMQP_URL": services.amqp_url, "INFERFLEET_REDIS_URL": services.redis_url}
 
 

@@ -18,6 +18,8 @@ from inferfleet.wire.pipeline import CommandPipeline
 from inferfleet.wire.records import JobRecords
 from inferfleet.wire.redis import open_redis
 
+pytestmark = pytest.mark.matrix
+
 
 @pytest.fixture
 async def records(services: Services) -> AsyncIterator[JobRecords]:

@@ -38,6 +38,8 @@ from inferfleet.schemas.names import job_key
 from inferfleet.schemas.session import SessionExport
 from inferfleet.worker.engines.simulated import expected_text
 
+pytestmark = pytest.mark.matrix
+
 SLOW = {"simulated": {"tokens": 400, "step_delay_s": 0.02}}
 TOOLS = [{"type": "function", "function": {"name": "clock"}}]
 
@@ -393,14 +395,16 @@ async def test_a_turn_refused_by_a_full_queue_leaves_its_session_free(
     connect: Connect, start_worker: StartWorker, services: Any, pool: str
 ) -> None:
     limited = f"{pool}-limited"
-    async with connect(queue_max_length=1) as fleet:
+    # The limit of a quorum queue is not exact.
+    exact: dict[str, Any] = {"queue_max_length": 1, "queue_type": "classic"}
+    async with connect(**exact) as fleet:
         await fleet.declare_pool(limited)
         session = fleet.session(f"s-{uuid4()}")
         filler = await fleet.submit("filler", pool=limited)
         for _ in range(2):
             with pytest.raises(QueueFullError):
                 await session.send("refused", pool=limited)
-        await start_worker(pool=limited, queue_max_length=1)
+        await start_worker(pool=limited, **exact)
         await finished(fleet, filler)
         job = await session.send("first", pool=limited)
         await finished(fleet, job)

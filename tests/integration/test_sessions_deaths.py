@@ -21,6 +21,8 @@ from inferfleet.schemas.errors import SessionBusyError
 from inferfleet.schemas.journal import FinishedEntry
 from inferfleet.wire.sessions import Sessions
 
+pytestmark = pytest.mark.matrix
+
 DYING_WORKER = """
 import os, signal, sys
 from importlib import import_module

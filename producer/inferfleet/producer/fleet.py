@@ -122,6 +122,7 @@ class Fleet:
             SessionBusyError: The session has an unfinished turn, and ``on_busy`` is ``reject``.
             SessionTooLargeError: The session's history is at its size limit.
             PublishUnconfirmedError: The broker may or may not have it; the same idempotency key is safe.
+            ServiceRefusedError: The broker refuses it: it is too large, or a permission is missing.
             ServiceUnreachableError: RabbitMQ or Redis does not answer.
 
         """

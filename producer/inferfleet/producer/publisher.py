@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 
 from aio_pika import Message
@@ -12,6 +14,7 @@ from inferfleet.schemas.control import Control
 from inferfleet.schemas.errors import (
     PublishUnconfirmedError,
     QueueFullError,
+    ServiceRefusedError,
     ServiceUnreachableError,
     UnknownPoolError,
 )
@@ -20,8 +23,14 @@ from inferfleet.schemas.names import CONTROL_EXCHANGE, JOBS_EXCHANGE, job_queue
 from inferfleet.schemas.request import job_error
 from inferfleet.schemas.settings import ProducerSettings
 from inferfleet.wire.amqp import declare_pool, job_message
-from inferfleet.wire.confirms import RefusedError, UnroutableError
+from inferfleet.wire.confirms import NackedError, RefusedError, UnroutableError
 from inferfleet.wire.publishing import ConfirmChannel, Outgoing
+
+NACK_PATIENCE_S = 5.0
+"""How long a nacked job is published again, even without patience: about as long as a new leader takes."""
+
+FULL_AFTER_NACKS = 3
+"""After so many nacks, a queue in which jobs wait is taken for full, though not by the limit that we know."""
 
 
 class Publisher:
@@ -43,19 +52,20 @@ class Publisher:
         Raises:
             UnknownPoolError: No queue is bound for the pool.
             QueueFullError: The queue is at its limit.
-            PublishUnconfirmedError: The connection broke, or the broker did not confirm in time.
+            ServiceRefusedError: The broker refuses this job: it is too large, or a permission is missing.
+            PublishUnconfirmedError: The connection broke, the queue has no leader, or no confirm came.
             ServiceUnreachableError: There is no connection to be had.
 
         """
         message = job_message(job, reply_to=reply_to or self._settings.client_id)
+        publish = partial(self._publish, JOBS_EXCHANGE, message, routing_key=job.pool, mandatory=True)
         try:
-            await self._publish(JOBS_EXCHANGE, message, routing_key=job.pool, mandatory=True)
+            try:
+                await publish()
+            except NackedError:
+                await self._publish_nacked(job, publish)
         except UnroutableError as error:
             raise _unknown_pool(job.pool) from error
-        except RefusedError as error:
-            raise QueueFullError(
-                f"the queue of pool {job.pool!r} is full (INFERFLEET_QUEUE_MAX_LENGTH); try again later"
-            ) from error
 
     async def require_pool(self, pool: str) -> None:
         """Make sure that a pool has its queue, for a job that is published later.
@@ -71,7 +81,7 @@ class Publisher:
             return
         async for attempt in self._patiently():
             with attempt:
-                if not await self._confirm_channel.queue_exists(job_queue(pool)):
+                if await self._confirm_channel.waiting(job_queue(pool)) is None:
                     raise _unknown_pool(pool)
         self._known_pools.add(pool)
 
@@ -86,17 +96,50 @@ class Publisher:
             InvalidJobError: No pool may have this name.
             ConfigurationError: The pool's queue exists with other arguments.
             ServiceUnreachableError: There is no connection to be had.
+            ServiceRefusedError: The broker refuses, for lack of a permission perhaps.
 
         """
         try:
             Job(pool=pool, body={})
         except ValidationError as error:
             raise job_error(error) from error
-        await declare_pool(await self._confirm_channel.channel(), pool, self._settings)
+        await self._confirm_channel.on_own_channel(partial(declare_pool, pool=pool, settings=self._settings))
 
     async def aclose(self) -> None:
         """Close the connection, if there is one."""
         await self._confirm_channel.aclose()
+
+    async def _publish_nacked(self, job: Job, publish: Callable[[], Awaitable[None]]) -> None:
+        """Publish a job that was nacked again, unless its queue is full.
+
+        A queue at its limit nacks, be it ours or that of a policy. So does one whose leader or process has
+        just died: that one takes the same message a moment later.
+        """
+        limit, nacks = self._settings.queue_max_length, 1
+        try:
+            async for attempt in AsyncRetrying(
+                retry=retry_if_exception_type(NackedError),
+                wait=wait_random_exponential(multiplier=0.05, max=1.0),
+                stop=stop_after_delay(max(NACK_PATIENCE_S, self._settings.patience_s)),
+                reraise=True,
+            ):
+                with attempt:
+                    waiting = None
+                    with suppress(ServiceUnreachableError, ServiceRefusedError):
+                        waiting = await self._confirm_channel.waiting(job_queue(job.pool))
+                    if waiting and (nacks >= FULL_AFTER_NACKS or (limit is not None and waiting >= limit)):
+                        raise QueueFullError(
+                            f"the queue of pool {job.pool!r} is full with {waiting:,} jobs "
+                            "(INFERFLEET_QUEUE_MAX_LENGTH, or a policy at the broker); try again later"
+                        )
+                    nacks += 1
+                    await publish()
+        except NackedError as error:
+            raise PublishUnconfirmedError(
+                f"the queue of pool {job.pool!r} nacked job {job.id} {nacks} times and is not full: its "
+                "leader may be away. The job may be queued or not; submitting it again with the same "
+                "idempotency key is safe"
+            ) from error
 
     async def _publish(
         self, exchange: str, message: Outgoing, *, routing_key: str = "", mandatory: bool = False
@@ -126,7 +169,7 @@ class Publisher:
                 except PublishUnconfirmedError as error:
                     unconfirmed = error
                     raise
-                except (ServiceUnreachableError, RefusedError) as error:
+                except (ServiceUnreachableError, ServiceRefusedError, RefusedError) as error:
                     if unconfirmed is not None:
                         raise unconfirmed from error
                     raise

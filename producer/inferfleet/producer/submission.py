@@ -18,6 +18,7 @@ from inferfleet.schemas.errors import (
     PartialSubmitError,
     PublishUnconfirmedError,
     QueueFullError,
+    ServiceRefusedError,
     ServiceUnreachableError,
     SessionBusyError,
     SessionTooLargeError,
@@ -42,6 +43,7 @@ FRONT_POLL_S = 0.02
 _REFUSED = (
     UnknownPoolError,
     QueueFullError,
+    ServiceRefusedError,
     ServiceUnreachableError,
     SessionBusyError,
     SessionTooLargeError,
@@ -137,7 +139,7 @@ class Submission:
         if state is JobState.RUNNING or (state is JobState.CANCELLED and record.attempt):
             try:
                 await self._publisher.send(CancelJob(job_id=job_id, keep=keep))
-            except (PublishUnconfirmedError, ServiceUnreachableError) as error:
+            except (PublishUnconfirmedError, ServiceRefusedError, ServiceUnreachableError) as error:
                 # The order only makes it quicker: the worker finds the mark with its next write.
                 logger.warning("cannot order a worker to cancel job %s (%s)", job_id, error)
         return state

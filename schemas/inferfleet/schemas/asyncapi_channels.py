@@ -38,7 +38,7 @@ def amqp_channels() -> dict[str, Any]:
                 "quorum queue; if it is limited, with `x-max-length` and `x-overflow: reject-publish`."
             ),
             parameters=_POOL,
-            arguments={"x-max-priority": names.MAX_PRIORITY},
+            arguments={"x-queue-type": "classic", "x-max-priority": names.MAX_PRIORITY},
         ),
         "deadLetters": _exchange(
             names.DEAD_EXCHANGE,

@@ -15,7 +15,8 @@ InferfleetError
 ├── JobDataLostError           Redis no longer has the result or the journal of a job
 ├── JobFailedError             the job ended, and not well
 ├── WaitTimeoutError           the caller's patience ended first; the job goes on
-├── ServiceUnreachableError    RabbitMQ or Redis does not answer, or refuses us
+├── ServiceUnreachableError    RabbitMQ or Redis does not answer, or does not let us in
+├── ServiceRefusedError        RabbitMQ or Redis refuses what was asked; nothing was accepted
 └── ConfigurationError         a setting is wrong or an extra is missing
 """
 
@@ -130,6 +131,13 @@ class WaitTimeoutError(InferfleetError, TimeoutError):
 
 class ServiceUnreachableError(InferfleetError, ConnectionError):
     """RabbitMQ or Redis does not answer, or refuses the credentials. The URL's password is left out."""
+
+
+class ServiceRefusedError(InferfleetError):
+    """RabbitMQ or Redis is there, and refuses what was asked: too large a message, a missing permission.
+
+    The message has its own reason. Nothing was accepted, and repeating does not help before that has changed.
+    """
 
 
 class ConfigurationError(InferfleetError):

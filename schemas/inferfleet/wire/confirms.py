@@ -6,9 +6,20 @@ import asyncio
 from typing import Any, cast
 
 import aiormq.abc
+from aio_pika.exceptions import AMQPChannelError
 from pamqp.commands import Basic
 
-from inferfleet.wire.frames import ACK, METHOD, NACK, RETURN, Contents, Properties, confirmation, publishing
+from inferfleet.wire.frames import (
+    ACK,
+    CONNECTION_FORCED,
+    METHOD,
+    NACK,
+    RETURN,
+    Contents,
+    Properties,
+    confirmation,
+    publishing,
+)
 from inferfleet.wire.stream import FrameStream
 
 
@@ -16,8 +27,25 @@ class RefusedError(Exception):
     """The broker did not queue a message."""
 
 
+class NackedError(RefusedError):
+    """The broker does not vouch for a message: the queue is full, or its leader or process has just died."""
+
+
 class UnroutableError(RefusedError):
     """No queue is bound for a message's routing key."""
+
+
+class ChannelEndedError(ConnectionError):
+    """The channel is no more. If the message was ``sent``, it may be queued or not.
+
+    ``refusal`` is the broker's reason, if it ended the channel or the connection because of something that
+    was sent: this message, or another one.
+    """
+
+    def __init__(self, why: BaseException | None, *, refusal: BaseException | None, sent: bool) -> None:
+        super().__init__(str(why) or type(why).__name__)
+        self.refusal = refusal
+        self.sent = sent
 
 
 class Confirms:
@@ -38,6 +66,11 @@ class Confirms:
         self._closing.add_done_callback(self._on_closing)
         stream.take(channel.number, self._take)
 
+    @property
+    def open(self) -> bool:
+        """Whether the channel is open, as far as this end knows."""
+        return not self._closing.done() and not self._stream.closing
+
     async def publish(
         self, exchange: str, body: bytes, properties: Basic.Properties, *, routing_key: str, mandatory: bool
     ) -> None:
@@ -47,8 +80,8 @@ class Confirms:
 
         Raises:
             UnroutableError: ``mandatory``, and no queue is bound for the routing key.
-            RefusedError: The queue is full.
-            ConnectionError: The channel is no more. The message may be queued or not.
+            NackedError: The queue is full, or its leader or process has just died.
+            ChannelEndedError: The channel is no more.
 
         """
         frames = publishing(
@@ -61,9 +94,12 @@ class Confirms:
             frame_max=self._frame_max,
         )
         # First: while the broker does not read, nothing is written that nobody waits for any more.
-        await self._stream.drain()
+        try:
+            await self._stream.drain()
+        except ConnectionError as error:
+            raise self._ended(error, sent=False) from error
         if self._closing.done():
-            raise _broken(self._closing)
+            raise self._ended(_reason(self._closing), sent=False)
         confirmed: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
         self._last_tag = tag = self._last_tag + 1
         self._unconfirmed[tag] = confirmed
@@ -94,7 +130,9 @@ class Confirms:
                 # Nobody waits any more, or it came back just before.
                 continue
             confirmed.set_result(
-                RefusedError("the broker refused the message: the queue is full") if refused else None
+                NackedError("the broker nacked the message: its queue is full, or has lost its leader")
+                if refused
+                else None
             )
 
     def _on_return(self, method: bytes, properties: Properties, _: bytes) -> None:
@@ -110,9 +148,14 @@ class Confirms:
     def _on_closing(self, closing: asyncio.Future[None]) -> None:
         for confirmed in self._unconfirmed.values():
             if not confirmed.done():
-                confirmed.set_result(_broken(closing))
+                confirmed.set_result(self._ended(_reason(closing), sent=True))
+
+    def _ended(self, why: BaseException | None, *, sent: bool) -> ChannelEndedError:
+        goodbye = self._stream.closed_with
+        forced = goodbye is not None and goodbye[0] == CONNECTION_FORCED
+        blamed = isinstance(why, AMQPChannelError) or (goodbye is not None and not forced)
+        return ChannelEndedError(why, refusal=why if blamed else None, sent=sent)
 
 
-def _broken(closing: asyncio.Future[Any]) -> ConnectionError:
-    why = None if closing.cancelled() else closing.exception()
-    return ConnectionError(str(why) or type(why).__name__)
+def _reason(closing: asyncio.Future[Any]) -> BaseException | None:
+    return None if closing.cancelled() else closing.exception()

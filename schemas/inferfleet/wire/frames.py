@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from pamqp import decode
 from pamqp.base import Frame
-from pamqp.commands import Basic, Channel
+from pamqp.commands import Basic, Channel, Connection
 from pamqp.header import ContentHeader
 
 METHOD: Final = 1
@@ -82,6 +82,11 @@ RETURN: Final = _method(Basic.Return)
 ACK: Final = _method(Basic.Ack)
 NACK: Final = _method(Basic.Nack)
 CHANNEL_ENDS: Final = (_method(Channel.Close), _method(Channel.CloseOk))
+CONNECTION_ENDS: Final = _method(Connection.Close)
+
+
+CONNECTION_FORCED: Final = 320
+"""The code for a connection that an operator, or a broker that shuts down, closes (1.2)."""
 
 
 def delivery(method: bytes) -> tuple[int, str]:
@@ -94,6 +99,11 @@ def confirmation(method: bytes) -> tuple[int, bool]:
     """Read the tag of a ``Basic.Ack`` or ``Basic.Nack``, and whether it is meant for all up to it."""
     tag, bits = _TAG_AND_BITS.unpack_from(method, 4)
     return tag, bool(bits & 1)
+
+
+def close_reason(method: bytes) -> tuple[int, str]:
+    """Read the code and the text of a ``Connection.Close``."""
+    return int.from_bytes(method[4:6], "big"), _short_text(method[6:])[1]
 
 
 def acknowledgement(channel: int, tag: int, *, multiple: bool) -> bytes:

@@ -8,6 +8,7 @@ and write some. aiormq does not know of them; all the rest of the protocol is it
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -15,7 +16,15 @@ from aiormq.connection import SSLContextProvider, TransportFactory
 from aiormq.exceptions import AMQPConnectionError
 from yarl import URL
 
-from inferfleet.wire.frames import CHANNEL_ENDS, FRAME_OVERHEAD, FRAME_START, HEARTBEAT, METHOD
+from inferfleet.wire.frames import (
+    CHANNEL_ENDS,
+    CONNECTION_ENDS,
+    FRAME_OVERHEAD,
+    FRAME_START,
+    HEARTBEAT,
+    METHOD,
+    close_reason,
+)
 
 Taker = Callable[[int, bytes], bool]
 """Is shown a frame's type and payload. True if it took the frame."""
@@ -23,13 +32,54 @@ Taker = Callable[[int, bytes], bool]
 LIFE_SIGN_S: Final = 1.0
 """How often aiormq hears that the connection is alive, while it gets no other frame."""
 
+SILENT_TICKS: Final = 2
+"""Halves of a heartbeat in which a broker that is there has sent something."""
+
+DEAD_TICKS: Final = 4
+"""Halves of a heartbeat after which a silent broker is taken for gone: two whole ones (AMQP 0-9-1, 4.2.7)."""
+
+KEEPALIVE_S: Final = 20
+"""After so long without traffic TCP asks whether the other end is there. Helps where heartbeats are off."""
+
+KEEPALIVE_PROBES: Final = 3
+KEEPALIVE_PROBE_S: Final = 5
+
 
 class FrameStream(TransportFactory):
     """The stream of one connection."""
 
     def __init__(self) -> None:
-        self._takers: dict[int, Taker] = {}
+        self._takers: dict[int, Taker] = {0: self._look_for_the_end}
         self._writer: asyncio.StreamWriter | None = None
+        self._reader: FrameReader | None = None
+        self._silent_ticks = 0
+        self.closed_with: tuple[int, str] | None = None
+        """Code and text with which the broker has closed the connection, if it said goodbye."""
+
+    @property
+    def closing(self) -> bool:
+        """Whether this end knows that the connection is at its end."""
+        return self._writer is None or self._writer.is_closing()
+
+    @property
+    def silent(self) -> bool:
+        """Whether the broker, if it is there, has missed a heartbeat."""
+        return self._silent_ticks >= SILENT_TICKS
+
+    def watch(self, heartbeat_s: float) -> None:
+        """Break the connection when nothing has come for two heartbeats; aiormq waits for more than three.
+
+        A broker that has nothing else to say says so at least once in ``heartbeat_s``. Counted in ticks of
+        our own, because a process that was stopped finds the clock far ahead.
+        """
+        if not heartbeat_s or self._reader is None or self._writer is None or self._writer.is_closing():
+            return
+        self._silent_ticks = 0 if self._reader.heard else self._silent_ticks + 1
+        self._reader.heard = False
+        if self._silent_ticks >= DEAD_TICKS:
+            self.abort()
+        else:
+            asyncio.get_running_loop().call_later(heartbeat_s / 2, self.watch, heartbeat_s)
 
     def take(self, channel: int, taker: Taker) -> None:
         """From now on, show a channel's frames to ``taker`` first."""
@@ -78,8 +128,29 @@ class FrameStream(TransportFactory):
             transport, _ = await loop.create_connection(lambda: protocol, **options)
         except OSError as error:
             raise AMQPConnectionError(*error.args) from error
+        _keep_alive(transport.get_extra_info("socket"))
+        self._reader = reader
         self._writer = asyncio.StreamWriter(transport, protocol, reader, loop)
         return reader, self._writer
+
+    def _look_for_the_end(self, kind: int, payload: bytes) -> bool:
+        # aiormq does not tell why it was not let in.
+        if kind == METHOD and payload.startswith(CONNECTION_ENDS):
+            self.closed_with = close_reason(payload)
+        return False
+
+
+def _keep_alive(connection: socket.socket) -> None:
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    # The names are Linux'; macOS calls the first one TCP_KEEPALIVE.
+    for name, value in (
+        ("TCP_KEEPIDLE", KEEPALIVE_S),
+        ("TCP_KEEPALIVE", KEEPALIVE_S),
+        ("TCP_KEEPINTVL", KEEPALIVE_PROBE_S),
+        ("TCP_KEEPCNT", KEEPALIVE_PROBES),
+    ):
+        if hasattr(socket, name):
+            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 class FrameReader(asyncio.StreamReader):
@@ -91,9 +162,12 @@ class FrameReader(asyncio.StreamReader):
         self._clock = loop.time
         self._rest = b""
         self._alive_at = 0.0
+        self.heard = True
+        """Whether something has come since this was last made false."""
 
     def feed_data(self, data: bytes) -> None:  # type: ignore[override]  # typeshed has an iterable of numbers
         """Sort what came in: frames to their takers, the others to aiormq."""
+        self.heard = True
         if self._rest:
             data = self._rest + data
         passed_on = start = 0

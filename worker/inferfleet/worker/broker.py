@@ -16,12 +16,12 @@ from typing import Any, cast
 
 import aiormq.abc
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage, AbstractQueue
-from aiormq.exceptions import ChannelLockedResource
+from aiormq.exceptions import ChannelAccessRefused, ChannelLockedResource
 
 from inferfleet.schemas.errors import ServiceUnreachableError
 from inferfleet.schemas.names import CONTROL_EXCHANGE, control_queue
 from inferfleet.schemas.settings import WorkerSettings
-from inferfleet.wire.amqp import connection_errors, declare_pool, open_amqp
+from inferfleet.wire.amqp import connection_errors, declare_pool, exclusive_arguments, open_amqp, refused
 from inferfleet.wire.frames import DELIVER, Contents, Properties, delivery
 from inferfleet.wire.stream import FrameStream
 from inferfleet.worker.acknowledger import BROKEN, Acknowledger
@@ -110,6 +110,10 @@ class Session:
         RabbitMQ counts prefetch for each consumer from its start. So a higher limit is one more consumer for
         what is missing, and a lower one ends the newest. What those have taken frees no room as it is
         settled: call this again, with the same limit, and it is filled.
+
+        Raises:
+            ServiceRefusedError: The permission to read the queue is missing.
+
         """
         async with self._changing:
             try:
@@ -122,6 +126,8 @@ class Session:
                     answer = await self._channel.basic_consume(self._queue, _not_here)
                     self._consumers[str(answer.consumer_tag)] = missing
                 self._limit = sum(self._consumers.values())
+            except ChannelAccessRefused as error:
+                raise refused("RabbitMQ lets this worker take no jobs", error) from error
             except BROKEN as error:
                 logger.info("the session broke before it could consume (%s)", error)
 
@@ -184,7 +190,9 @@ async def _not_here(message: aiormq.abc.DeliveredMessage) -> None:
 
 async def _declare_control(channel: AbstractChannel, worker_id: str) -> AbstractQueue:
     try:
-        return await channel.declare_queue(control_queue(worker_id), exclusive=True, auto_delete=True)
+        return await channel.declare_queue(
+            control_queue(worker_id), exclusive=True, auto_delete=True, arguments=exclusive_arguments()
+        )
     except ChannelLockedResource as error:
         # After a cut, RabbitMQ takes some time to notice that the old connection is gone.
         raise ServiceUnreachableError(

@@ -16,7 +16,11 @@ from typing import assert_never
 from aio_pika import DeliveryMode, Message
 
 from inferfleet.schemas import Failure, JobState, Result, Timings, Usage, names
-from inferfleet.schemas.errors import PublishUnconfirmedError, ServiceUnreachableError
+from inferfleet.schemas.errors import (
+    PublishUnconfirmedError,
+    ServiceRefusedError,
+    ServiceUnreachableError,
+)
 from inferfleet.schemas.journal import QueuedEntry
 from inferfleet.schemas.settings import WorkerSettings
 from inferfleet.wire.attempts import Written
@@ -35,7 +39,13 @@ from inferfleet.worker.slots import Slots
 
 logger = logging.getLogger(__name__)
 
-_UNPUBLISHED = (ServiceUnreachableError, PublishUnconfirmedError, RefusedError, OSError)
+_UNPUBLISHED = (
+    ServiceUnreachableError,
+    ServiceRefusedError,
+    PublishUnconfirmedError,
+    RefusedError,
+    OSError,
+)
 
 REQUEUE_PAUSE_S = 1.0
 """A pause before a message goes straight back to its queue because the way round was closed."""

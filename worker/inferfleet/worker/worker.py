@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from tenacity import AsyncRetrying, before_sleep_log, retry_if_exception_type, wait_random_exponential
 
 from inferfleet.schemas.control import CancelJob, DrainWorker, control
-from inferfleet.schemas.errors import InferfleetError, ServiceUnreachableError
+from inferfleet.schemas.errors import InferfleetError, ServiceRefusedError, ServiceUnreachableError
 from inferfleet.schemas.heartbeat import Heartbeat, WorkerPhase
 from inferfleet.schemas.settings import WorkerSettings
 from inferfleet.wire.eviction import refuse_eviction
@@ -363,7 +363,8 @@ async def _reconnect(
 ) -> Session:
     await broker.aclose()
     async for attempt in AsyncRetrying(
-        retry=retry_if_exception_type(ServiceUnreachableError),
+        # What is refused now, a permission for example, was given once: what runs goes on until it is again.
+        retry=retry_if_exception_type((ServiceUnreachableError, ServiceRefusedError)),
         wait=wait_random_exponential(multiplier=0.2, max=5.0),
         before_sleep=before_sleep_log(logger, logging.WARNING),
     ):

@@ -42,7 +42,11 @@ class Proxy:
         self._open = {direction: asyncio.Event() for direction in Direction}
         self._delay_s = dict.fromkeys(Direction, 0.0)
         self._connections: dict[asyncio.Task[None], tuple[asyncio.StreamWriter, ...]] = {}
+        self._awaited: bytes | None = None
+        self._passing = asyncio.Event()
+        """What connections are given that come now. Cleared for those that are stranded."""
         self._stack = AsyncExitStack()
+        self._passing.set()
         self.heal()
 
     async def __aenter__(self) -> Self:
@@ -60,15 +64,29 @@ class Proxy:
         for direction in directions:
             self._open[direction].clear()
 
+    def hold_answers_to(self, request: bytes) -> None:
+        """Let nothing pass to the client any more, once it has sent these bytes."""
+        self._awaited = request
+
     def delay(self, direction: Direction, delay_s: float) -> None:
         """Let everything in this direction take so much longer."""
         self._delay_s[direction] = delay_s
 
     def heal(self) -> None:
         """Let everything pass again, first what was held."""
+        self._awaited = None
         for direction in Direction:
             self._open[direction].set()
             self._delay_s[direction] = 0.0
+
+    def strand(self) -> None:
+        """Let nothing pass on the connections that there are, and tell nobody. New ones work.
+
+        As when a firewall on the way has forgotten them.
+        """
+        self._passing.clear()
+        self._passing = asyncio.Event()
+        self._passing.set()
 
     def reset(self) -> None:
         """Break all connections and drop what was held, as when the machine at one end loses power."""
@@ -82,12 +100,13 @@ class Proxy:
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - asyncio runs this as a task
         self._connections[task] = (writer,)
+        passing = self._passing
         try:
             upstream, service = await asyncio.open_connection(*self._target)
             self._connections[task] = (writer, service)
             async with asyncio.TaskGroup() as pumps:
-                pumps.create_task(self._pump(reader, service, Direction.TO_SERVICE))
-                pumps.create_task(self._pump(upstream, writer, Direction.TO_CLIENT))
+                pumps.create_task(self._pump(reader, service, Direction.TO_SERVICE, passing))
+                pumps.create_task(self._pump(upstream, writer, Direction.TO_CLIENT, passing))
         except (OSError, asyncio.CancelledError):
             # The service is down, or the link was broken on purpose: for the client it is the same.
             pass
@@ -96,23 +115,30 @@ class Proxy:
                 each.transport.abort()
 
     async def _pump(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, direction: Direction
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        direction: Direction,
+        passing: asyncio.Event,
     ) -> None:
         try:
             while data := await reader.read(CHUNK_BYTES):
-                await self._pass(direction)
+                await self._pass(direction, passing)
+                if direction is Direction.TO_SERVICE and self._awaited is not None and self._awaited in data:
+                    self.hold(Direction.TO_CLIENT)
                 writer.write(data)
                 await writer.drain()
         except OSError:
             pass
-        await self._pass(direction)
+        await self._pass(direction, passing)
         with suppress(OSError, RuntimeError):
             writer.write_eof()
 
-    async def _pass(self, direction: Direction) -> None:
+    async def _pass(self, direction: Direction, passing: asyncio.Event) -> None:
         if self._delay_s[direction]:
             await asyncio.sleep(self._delay_s[direction])
         await self._open[direction].wait()
+        await passing.wait()
 
     async def _close(self, server: asyncio.Server) -> None:
         server.close()

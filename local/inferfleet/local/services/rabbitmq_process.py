@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -69,10 +70,12 @@ class RabbitMQProcess:
             log=folder / "epmd.log",
             reaper=reaper,
         )
+        self._command = server
+        self._settings = _environment() | _settings(folder, self._data, self.port, port_mapper_port)
         self._server = ChildProcess(
             name="rabbitmq-server",
             command=[server],
-            environment=_environment() | _settings(folder, self._data, self.port, port_mapper_port),
+            environment=self._settings,
             log=folder / "rabbitmq.log",
             reaper=reaper,
         )
@@ -136,6 +139,19 @@ class RabbitMQProcess:
     def stop(self) -> None:
         """End it as an operator would: clients are told, data is written. Takes a second."""
         self._server.stop()
+
+    def control(self, *arguments: str) -> str:
+        """Run ``rabbitmqctl`` on it, and return what that printed.
+
+        Raises:
+            subprocess.CalledProcessError: It failed.
+
+        """
+        command = [str(Path(self._command).with_name("rabbitmqctl")), "--silent", *arguments]
+        answer = subprocess.run(  # noqa: S603
+            command, env=self._settings, check=True, capture_output=True, text=True
+        )
+        return answer.stdout
 
     def close(self) -> None:
         """Kill everything that belongs to it."""

@@ -1,0 +1,95 @@
+"""Settings that no other test on real servers sets to something else than its default."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+from pathlib import Path
+
+import pytest
+import redis.asyncio as aioredis
+from tests.integration.conftest import (
+    PATIENCE_S,
+    Connect,
+    StartWorker,
+    chat,
+    journal_of,
+    slow_chat,
+)
+
+from inferfleet.local.chaos.proxy import Direction, Proxy
+from inferfleet.local.services import Services
+from inferfleet.producer import Fleet
+from inferfleet.schemas import Job
+from inferfleet.schemas.errors import InvalidJobError, PublishUnconfirmedError, ServiceUnreachableError
+from inferfleet.schemas.journal import TokensEntry
+from inferfleet.schemas.names import session_key
+from inferfleet.schemas.settings import ProducerSettings, WorkerSettings
+
+TESTS = Path(__file__).parents[1]
+REAL = ("integration", "chaos", "contract", "deploy")
+
+
+async def test_connect_timeout_s_ends_an_attempt_to_connect(
+    connect: Connect, services: Services, pool: str
+) -> None:
+    async with Proxy(services.amqp_url) as link:
+        link.hold(Direction.TO_CLIENT)
+        async with connect(amqp_url=link.url, connect_timeout_s=0.2) as fleet:
+            with pytest.raises(ServiceUnreachableError, match="does not answer"):
+                await asyncio.wait_for(fleet.submit("hello", pool=pool), PATIENCE_S)
+
+
+async def test_publish_timeout_s_ends_the_wait_for_a_confirm(
+    connect: Connect, services: Services, pool: str
+) -> None:
+    async with (
+        Proxy(services.amqp_url) as link,
+        connect(amqp_url=link.url, publish_timeout_s=0.5) as fleet,
+    ):
+        await fleet.declare_pool(pool)
+        await fleet.submit("hello", pool=pool)
+        link.hold(Direction.TO_CLIENT)
+        with pytest.raises(PublishUnconfirmedError, match=r"within 0\.5 s"):
+            await asyncio.wait_for(fleet.submit("hello", pool=pool), PATIENCE_S)
+
+
+async def test_session_ttl_s_is_how_long_an_idle_session_is_kept(
+    connect: Connect, start_worker: StartWorker, store: aioredis.Redis, pool: str
+) -> None:
+    await start_worker(session_ttl_s=100)
+    async with connect(session_ttl_s=100) as fleet:
+        await fleet.declare_pool(pool)
+        turn = await fleet.submit(Job(pool=pool, body=chat(), session_id=pool))
+        (await fleet.wait(turn, timeout_s=PATIENCE_S)).raise_for_state()
+    assert 0 < await store.ttl(session_key(pool)) <= 100
+
+
+async def test_max_body_bytes_refuses_larger_requests(connect: Connect, fleet: Fleet, pool: str) -> None:
+    async with connect(max_body_bytes=1000) as careful:
+        with pytest.raises(InvalidJobError, match=r"1,?000"):
+            await careful.submit("x" * 1000, pool=pool)
+    assert await fleet.submit("x" * 1000, pool=pool)
+
+
+async def test_journal_flush_streamed_s_is_how_often_tokens_of_a_stream_are_written(
+    fleet: Fleet, start_worker: StartWorker, store: aioredis.Redis, pool: str
+) -> None:
+    await start_worker(journal_flush_streamed_s=PATIENCE_S)
+    job = await fleet.submit(slow_chat(tokens=30, step_s=0.02), pool=pool, stream=True)
+    (await fleet.wait(job, timeout_s=PATIENCE_S)).raise_for_state()
+    written = [entry for entry in await journal_of(store, job) if isinstance(entry, TokensEntry)]
+    # The first at once, and all others with the end.
+    assert len(written) == 2
+
+
+def test_every_setting_is_set_in_a_test_on_real_servers() -> None:
+    used: set[str] = set()
+    for path in (path for folder in REAL for path in (TESTS / folder).glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.keyword) and node.arg is not None:
+                used.add(node.arg)
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                used.add(node.value.removeprefix("INFERFLEET_").removeprefix("--").replace("-", "_").lower())
+    used.add("queue_type")  # by the matrix
+    assert {*ProducerSettings.model_fields, *WorkerSettings.model_fields} <= used

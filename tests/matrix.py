@@ -1,0 +1,188 @@
+"""The matrix: RabbitMQ servers and queue types that the tests of broker behaviour run on.
+
+``pytest --matrix all`` runs the tests marked ``matrix``, and only those, once for each cell. One server a
+version serves the whole run. ``scripts/test-matrix`` runs several cells at once.
+``docs/reference/support.md`` shows the same table.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+from uuid import uuid4
+
+from inferfleet.local.services import Services, ServicesChoice, running_services
+from inferfleet.local.services.amqp_handshake import amqp_version
+from inferfleet.local.services.free_port import free_port
+from inferfleet.local.services.launcher import source_of
+from inferfleet.local.services.reaper import Reaper
+from inferfleet.local.services.redis_process import RedisProcess, redis_binary
+from inferfleet.schemas.settings import QueueType
+
+NATIVE = "native"
+SERVERS = {"3.10": NATIVE, "4.0": "rabbitmq:4-management", "4.3": "rabbitmq:4.3-management"}
+"""Each version and where it comes from: the binaries of this machine, or an image."""
+
+USER = PASSWORD = "matrix"
+START_TIMEOUT_S = 120.0
+
+
+@dataclass(frozen=True, order=True)
+class Cell:
+    """One version of RabbitMQ with one type of queues."""
+
+    version: str
+    queue_type: QueueType
+
+    def __str__(self) -> str:
+        return f"{self.version}-{self.queue_type}"
+
+    @property
+    def priorities(self) -> int:
+        """How many priorities a pool's queue tells apart."""
+        if self.queue_type is QueueType.CLASSIC:
+            return 10
+        return {"3.10": 1, "4.0": 2}.get(self.version, 10)
+
+    @property
+    def returns(self) -> str:
+        """What becomes of a job that a worker returns."""
+        behind = self.queue_type is QueueType.QUORUM and self.version in {"3.10", "4.0"}
+        return "goes to the end" if behind else "goes back to its place"
+
+
+BASELINE = Cell("3.10", QueueType.CLASSIC)
+"""What all tests run on that are given nothing else, where the native servers are."""
+
+CELLS = tuple(Cell(version, queue_type) for version in SERVERS for queue_type in QueueType)
+
+
+def obstacle(version: str) -> str | None:
+    """Say why this version cannot run here; ``None`` if it can."""
+    image = SERVERS[version]
+    if image == NATIVE:
+        return source_of(ServicesChoice.NATIVE).obstacle()
+    import docker
+    from docker.errors import DockerException, ImageNotFound
+
+    try:
+        client = docker.from_env(timeout=5)
+    except DockerException as error:
+        return f"no Docker engine answers ({error})"
+    try:
+        client.images.get(image)
+    except ImageNotFound:
+        return f"the image {image} is not here"
+    except DockerException as error:
+        return str(error)
+    finally:
+        client.close()
+    return source_of(ServicesChoice.NATIVE).obstacle()  # for Redis
+
+
+class ContainerBroker:
+    """RabbitMQ in a container, always on the same port. Can be killed and started as the native one can."""
+
+    def __init__(self, container: Any, port: int) -> None:
+        self._container = container
+        self.port = port
+        self.version = ""
+
+    @property
+    def url(self) -> str:
+        return f"amqp://{USER}:{PASSWORD}@127.0.0.1:{self.port}/"
+
+    def kill(self) -> None:
+        self._container.kill()
+
+    def start(self) -> None:
+        self._container.start()
+        self.wait_until_ready()
+
+    def control(self, *arguments: str) -> str:
+        code, output = self._container.exec_run(["rabbitmqctl", "--silent", *arguments])
+        assert code == 0, output.decode()
+        return output.decode()
+
+    def wait_until_ready(self) -> None:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while True:
+            try:
+                self.version = amqp_version("127.0.0.1", self.port, user=USER, password=PASSWORD)
+            except OSError:
+                assert time.monotonic() < deadline, self._container.logs(tail=25).decode()
+                time.sleep(0.1)
+            else:
+                return
+
+
+@contextmanager
+def _container(image: str, reaper: Reaper) -> Iterator[ContainerBroker]:
+    import docker
+
+    port = free_port()
+    name = f"inferfleet-matrix-{uuid4().hex[:8]}"
+    client = docker.from_env()
+    reaper.add("container", name)
+    try:
+        container = client.containers.run(
+            image,
+            name=name,
+            detach=True,
+            ports={"5672/tcp": ("127.0.0.1", port)},
+            environment={"RABBITMQ_DEFAULT_USER": USER, "RABBITMQ_DEFAULT_PASS": PASSWORD},
+        )
+        try:
+            broker = ContainerBroker(container, port)
+            broker.wait_until_ready()
+            yield broker
+        finally:
+            container.remove(force=True, v=True)
+            reaper.strike("container", name)
+    finally:
+        client.close()
+
+
+class Servers:
+    """The one server that runs at a time. Another version's start ends it."""
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+        self._version: str | None = None
+        self._services: Services | None = None
+
+    def services(self, cell: Cell) -> Services:
+        if self._services is None or self._version != cell.version:
+            self.close()
+            self._services = self._start(SERVERS[cell.version])
+            self._version = cell.version
+        return self._services
+
+    def close(self) -> None:
+        self._services = None
+        self._stack.close()
+
+    def _start(self, image: str) -> Services:
+        if image == NATIVE:
+            return self._stack.enter_context(running_services(ServicesChoice.NATIVE))
+        reaper = self._stack.enter_context(Reaper())
+        folder = Path(self._stack.enter_context(TemporaryDirectory(prefix="inferfleet-")))
+        server = redis_binary()
+        assert server is not None
+        store = RedisProcess(server=server, folder=folder, reaper=reaper)
+        self._stack.callback(store.close)
+        store.start()
+        broker = self._stack.enter_context(_container(image, reaper))
+        return Services(
+            kind=ServicesChoice.NATIVE,
+            amqp_url=broker.url,
+            redis_url=store.url,
+            description=f"RabbitMQ {broker.version} in a container, native Redis {store.version}",
+            broker=broker,
+            store=store,
+        )
