@@ -18,6 +18,7 @@ from inferfleet.schemas.errors import (
     PartialSubmitError,
     PublishUnconfirmedError,
     QueueFullError,
+    ServiceRefusedError,
     ServiceUnreachableError,
     SessionBusyError,
     SessionTooLargeError,
@@ -241,6 +242,9 @@ def _uncertain_without_redis() -> Generator[None]:
     """A turn is in its lane or not: an outage of Redis in between leaves that open."""
     try:
         yield
+    except ServiceRefusedError:
+        # It answered: nothing was written.
+        raise
     except ServiceUnreachableError as error:
         raise PublishUnconfirmedError(
             f"Redis went away while a turn asked for its place, so it may run or not ({error}). "

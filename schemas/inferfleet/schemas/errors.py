@@ -16,6 +16,8 @@ InferfleetError
 ├── JobFailedError             the job ended, and not well
 ├── WaitTimeoutError           the caller's patience ended first; the job goes on
 ├── ServiceUnreachableError    RabbitMQ or Redis does not answer, or refuses us
+│   └── ServiceRefusedError        it answers, and says why it does not do what we need
+├── ClientUnusableError        this client belongs to another process or event loop
 └── ConfigurationError         a setting is wrong or an extra is missing
 """
 
@@ -130,6 +132,21 @@ class WaitTimeoutError(InferfleetError, TimeoutError):
 
 class ServiceUnreachableError(InferfleetError, ConnectionError):
     """RabbitMQ or Redis does not answer, or refuses the credentials. The URL's password is left out."""
+
+
+class ServiceRefusedError(ServiceUnreachableError):
+    """The service answers, and refuses what is needed. The message holds its own reason.
+
+    ``passing`` says that the same may be granted in a while, without anybody's doing.
+    """
+
+    def __init__(self, message: str, *, passing: bool = False) -> None:
+        super().__init__(message)
+        self.passing = passing
+
+
+class ClientUnusableError(InferfleetError, RuntimeError):
+    """The client belongs to another process or event loop. The message says what to do."""
 
 
 class ConfigurationError(InferfleetError):
