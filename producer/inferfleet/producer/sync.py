@@ -48,7 +48,11 @@ class SyncFleet:
             target=_run, args=(settings, opened), name="inferfleet-client", daemon=True
         )
         self._thread.start()
-        self._portal, self._fleet = opened.result()
+        try:
+            self._portal, self._fleet = opened.result()
+        except Exception:
+            self._thread.join()
+            raise
         atexit.register(self._close_at_exit)
 
     @classmethod
