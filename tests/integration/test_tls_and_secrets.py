@@ -146,20 +146,23 @@ async def test_urls_are_read_from_files(secured: Secured, tmp_path: Path) -> Non
         assert await fleet.submit("hello", pool="files")
 
 
-async def test_a_rotated_redis_password_is_used_by_the_next_connection(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "form", ["redis://worker:{}@127.0.0.1:{}/0", "redis://127.0.0.1:{1}/0?username=worker&password={0}"]
+)
+async def test_a_rotated_redis_password_is_used_by_the_next_connection(tmp_path: Path, form: str) -> None:
     server = redis_binary()
     assert server is not None
     with Reaper() as reaper:
         store = RedisProcess(server=server, folder=tmp_path / "redis", reaper=reaper)
         store.start()
         file = tmp_path / "redis-url"
-        file.write_text(f"redis://worker:first@127.0.0.1:{store.port}/0")
+        file.write_text(form.format("first", store.port))
         async with aioredis.Redis.from_url(store.url) as admin:
             await admin.execute_command("ACL", "SETUSER", "worker", "on", ">first", "~*", "&*", "+@all")
             async with open_redis(file.as_uri()) as client:
                 await client.set("key", "before")
                 await admin.execute_command("ACL", "SETUSER", "worker", "resetpass", ">second")
-                file.write_text(f"redis://worker:second@127.0.0.1:{store.port}/0")
+                file.write_text(form.format("second", store.port))
                 await admin.execute_command("CLIENT", "KILL", "USER", "worker")
                 with pytest.raises(aioredis.ConnectionError):
                     await client.get("key")

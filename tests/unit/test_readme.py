@@ -99,7 +99,8 @@ def exposed_metrics() -> dict[str, tuple[str, str]]:
             version="0",
             started_at=now,
             seen_at=now,
-        )
+        ),
+        ready=True,
     )
     text = metrics.exposition().decode()
     kinds: dict[str, str] = dict(re.findall(r"^# TYPE (\w+) (\w+)$", text, re.MULTILINE))

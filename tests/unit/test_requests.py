@@ -79,7 +79,12 @@ GOOD_CONVERSATIONS: list[list[dict[str, Any]]] = [
     [{"role": "user", "content": []}],
     [{"role": "user"}],
     [*HELLO, {"role": "function", "name": "f", "content": None}],
-    [{"role": "user", "content": [{"type": "text", "text": ""}, {"type": "video_url", "video_url": {"url": "x"}}]}],
+    [
+        {
+            "role": "user",
+            "content": [{"type": "text", "text": ""}, {"type": "video_url", "video_url": {"url": "x"}}],
+        }
+    ],
     [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "https://a/b.png"}}]}],
     [{"role": "user", "content": [{"type": "input_audio", "input_audio": {"data": "AA", "format": "wav"}}]}],
 ]

@@ -10,6 +10,7 @@ from inferfleet.schemas import Endpoint, Failure, FailureCode, Job, JobState, Us
 from inferfleet.schemas.journal import TokenChunk
 from inferfleet.schemas.session import Turn
 from inferfleet.wire.attempts import Fence
+from inferfleet.wire.clock import RedisClock
 from inferfleet.wire.sessions import Appended, Begin, Begun, Sessions
 from inferfleet.worker.broker import Delivery, Session
 from inferfleet.worker.job_run import JobRun
@@ -25,6 +26,7 @@ class ScriptedSessions:
     """Answers as it is told, and remembers what was added."""
 
     def __init__(self) -> None:
+        self.clock = RedisClock()
         self.begin_with = Begin.BEGUN
         self.append_with = [Appended.OK]
         self.past: tuple[Turn, ...] = ()

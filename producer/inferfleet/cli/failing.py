@@ -32,12 +32,13 @@ def exit_code(error: Exception) -> int:
     from inferfleet.schemas.errors import (
         ConfigurationError,
         InvalidJobError,
+        ServiceRefusedError,
         ServiceUnreachableError,
         UnknownPoolError,
     )
 
     match error:
-        case ServiceUnreachableError():
+        case ServiceUnreachableError() | ServiceRefusedError():
             return 3
         case ConfigurationError() | InvalidJobError() | UnknownPoolError():
             return 2

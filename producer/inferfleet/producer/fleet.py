@@ -24,16 +24,22 @@ from inferfleet.schemas.heartbeat import Heartbeat
 from inferfleet.schemas.job import Job, JobState
 from inferfleet.schemas.result import JobRecord, Result
 from inferfleet.schemas.settings import ProducerSettings, read_settings
+from inferfleet.wire.clock import RedisClock
 from inferfleet.wire.eviction import refuse_eviction
 from inferfleet.wire.health import read_heartbeats
+from inferfleet.wire.home import Home
 from inferfleet.wire.pipeline import CommandPipeline
 from inferfleet.wire.records import JobRecords
-from inferfleet.wire.redis import SOCKET_TIMEOUT_S, check_redis, redis_client
+from inferfleet.wire.redis import SOCKET_TIMEOUT_S, reach_redis, redis_client
+from inferfleet.wire.redis_access import PRODUCER
 from inferfleet.wire.sessions import Sessions
 
 
 class Fleet:
-    """A client of the fleet. Make one with ``Fleet.connect`` and share it between tasks."""
+    """A client of the fleet. Make one with ``Fleet.connect`` and share it between tasks of one event loop.
+
+    Each call raises ``ClientUnusableError`` in another event loop, and in a process that was forked since.
+    """
 
     def __init__(
         self,
@@ -66,8 +72,9 @@ class Fleet:
         """Connect to Redis now and to RabbitMQ on the first publish; without settings, from the environment.
 
         Raises:
-            ServiceUnreachableError: Redis does not answer.
-            ConfigurationError: A setting in the environment is wrong.
+            ServiceUnreachableError: Redis does not answer, for longer than ``patience_s``.
+            ServiceRefusedError: Redis answers, and refuses what a client needs.
+            ConfigurationError: A setting is wrong.
 
         """
         settings = settings or read_settings(ProducerSettings)
@@ -77,9 +84,12 @@ class Fleet:
                 settings.redis_url, connections=1, socket_timeout_s=BLOCK_S + SOCKET_TIMEOUT_S
             ) as blocking_client,
         ):
-            await check_redis(client, settings.redis_url)
+            home, clock = Home(), RedisClock()
+            await reach_redis(
+                client, settings.redis_url, access=PRODUCER, clock=clock, patience_s=settings.patience_s
+            )
             await refuse_eviction(client, allowed=settings.allow_eviction)
-            pipeline = CommandPipeline(client, patience_s=settings.patience_s)
+            pipeline = CommandPipeline(client, patience_s=settings.patience_s, clock=clock, home=home)
             records = JobRecords(
                 pipeline=pipeline,
                 result_ttl_s=settings.result_ttl_s,
@@ -92,7 +102,7 @@ class Fleet:
                 client_id=settings.client_id,
                 state_check_interval_s=settings.state_check_interval_s,
             )
-            publisher = Publisher(settings)
+            publisher = Publisher(settings, home=home)
             async with background(pipeline.run()):
                 await reader.start()
                 async with background(reader.read_for_ever(), reader.check_for_ever()):
@@ -106,6 +116,7 @@ class Fleet:
                         )
                     finally:
                         reader.close()
+                        home.close()
                         await publisher.aclose()
 
     async def submit(self, work: str | Mapping[str, Any] | Job, **options: Unpack[JobOptions]) -> Job:
@@ -138,6 +149,7 @@ class Fleet:
             PartialSubmitError: Some were not accepted; it says which, and why.
 
         """
+        self._pipeline.check_home()
         jobs = [self._job(item, options) for item in work]
         return await self._submission.accept_many(jobs)
 
@@ -246,7 +258,9 @@ class Fleet:
         return await read_heartbeats(self._pipeline)
 
     def _job(self, work: str | Mapping[str, Any] | Job, options: JobOptions) -> Job:
-        return make_job(work, options, max_body_bytes=self._settings.max_body_bytes)
+        return make_job(
+            work, options, max_body_bytes=self._settings.max_body_bytes, now=self._pipeline.clock.now()
+        )
 
 
 def _id(job: Job | str) -> str:

@@ -31,8 +31,12 @@ class JobOptions(TypedDict, total=False):
     metadata: dict[str, str]
 
 
-def make_job(work: str | Mapping[str, Any] | Job, options: JobOptions, *, max_body_bytes: int) -> Job:
+def make_job(
+    work: str | Mapping[str, Any] | Job, options: JobOptions, *, max_body_bytes: int, now: datetime
+) -> Job:
     """Make a job from a prompt, a request body or another job, and check it.
+
+    It was submitted ``now``, unless the caller says otherwise.
 
     Raises:
         InvalidJobError: It breaks the contract; the message names each field and what is allowed.
@@ -42,10 +46,15 @@ def make_job(work: str | Mapping[str, Any] | Job, options: JobOptions, *, max_bo
         raise TypeError(f"a job has no option {', '.join(map(repr, sorted(misspelt)))}")
     try:
         if isinstance(work, Job):
-            job = Job.model_validate(work.model_dump() | options)
+            said = work.model_dump() | options
+            if "submitted_at" not in work.model_fields_set:
+                said["submitted_at"] = now
+            job = Job.model_validate(said)
         else:
             endpoint = _endpoint(options.get("endpoint", Endpoint.CHAT))
-            job = Job.model_validate({**options, "endpoint": endpoint, "body": _body(work, endpoint)})
+            job = Job.model_validate(
+                {**options, "endpoint": endpoint, "body": _body(work, endpoint), "submitted_at": now}
+            )
     except ValidationError as error:
         raise job_error(error) from error
     if job.session_id is not None and job.endpoint is not Endpoint.CHAT:

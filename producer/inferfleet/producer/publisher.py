@@ -24,6 +24,7 @@ from inferfleet.schemas.request import job_error
 from inferfleet.schemas.settings import ProducerSettings
 from inferfleet.wire.amqp import declare_pool, job_message
 from inferfleet.wire.confirms import NackedError, RefusedError, UnroutableError
+from inferfleet.wire.home import Home
 from inferfleet.wire.publishing import ConfirmChannel, Outgoing
 
 NACK_PATIENCE_S = 5.0
@@ -36,8 +37,9 @@ FULL_AFTER_NACKS = 3
 class Publisher:
     """The way to RabbitMQ for one client. Safe for many tasks at once."""
 
-    def __init__(self, settings: ProducerSettings) -> None:
+    def __init__(self, settings: ProducerSettings, *, home: Home | None = None) -> None:
         self._settings = settings
+        self._home = home or Home()
         self._known_pools: set[str] = set()
         self._confirm_channel = ConfirmChannel(
             settings.amqp_url,
@@ -77,6 +79,7 @@ class Publisher:
             ServiceUnreachableError: There is no connection to be had.
 
         """
+        self._home.check()
         if pool in self._known_pools:
             return
         async for attempt in self._patiently():
@@ -99,6 +102,7 @@ class Publisher:
             ServiceRefusedError: The broker refuses, for lack of a permission perhaps.
 
         """
+        self._home.check()
         try:
             Job(pool=pool, body={})
         except ValidationError as error:
@@ -144,6 +148,7 @@ class Publisher:
     async def _publish(
         self, exchange: str, message: Outgoing, *, routing_key: str = "", mandatory: bool = False
     ) -> None:
+        self._home.check()
         publish = partial(
             self._confirm_channel.publish, exchange, message, routing_key=routing_key, mandatory=mandatory
         )

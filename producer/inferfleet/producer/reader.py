@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
 from collections import defaultdict
 from collections.abc import AsyncGenerator
@@ -17,18 +18,19 @@ from typing import Any
 
 import redis.asyncio as aioredis
 from redis.exceptions import RedisError
-from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
 
 from inferfleet.producer.journal_view import BEGINNING, JournalLine, JournalView
 from inferfleet.schemas.errors import (
     InferfleetError,
     JobDataLostError,
     JobNotFoundError,
+    ServiceRefusedError,
     ServiceUnreachableError,
 )
 from inferfleet.schemas.journal import FinishedEntry
 from inferfleet.schemas.names import journal_key, reply_key
 from inferfleet.schemas.result import Result
+from inferfleet.wire import refusals
 from inferfleet.wire.journal_lines import parse_line
 from inferfleet.wire.pipeline import CommandPipeline
 from inferfleet.wire.records import JobRecords
@@ -42,6 +44,10 @@ BLOCK_S = 5.0
 RECORD_GRACE_S = 300.0
 """How long a record may be missing before those who wait are told. When Redis has lost its data, the worker
 that runs a job writes its record again; one that waits in RabbitMQ has one again once its turn comes."""
+
+PAUSE_S = 0.05
+PAUSE_CAP_S = 2.0
+"""A pause before a read that failed is repeated: the first, and the longest."""
 
 Line = tuple[bytes, dict[bytes, bytes]]
 
@@ -69,7 +75,7 @@ class Reader:
         self._reply_key = reply_key(client_id).encode()
         self._state_check_interval_s = state_check_interval_s
         self._waiters: defaultdict[str, set[asyncio.Future[bytes]]] = defaultdict(set)
-        self._followers: dict[bytes, set[asyncio.Queue[Line | InferfleetError | None]]] = {}
+        self._followers: dict[bytes, set[asyncio.Queue[Line | InferfleetError]]] = {}
         self._followed: dict[str, bytes] = {}
         self._positions: dict[bytes, bytes] = {}
         self._missing_since: dict[str, float] = {}
@@ -118,7 +124,7 @@ class Reader:
         key = journal_key(job_id).encode()
         view = JournalView.at(after)
         # What is there already comes from a read of our own; the shared read brings the rest.
-        arriving: asyncio.Queue[Line | InferfleetError | None] = asyncio.Queue()
+        arriving: asyncio.Queue[Line | InferfleetError] = asyncio.Queue()
         self._followers.setdefault(key, set()).add(arriving)
         self._followed[job_id] = key
         try:
@@ -138,8 +144,6 @@ class Reader:
             while True:
                 arrived = await arriving.get()
                 match arrived:
-                    case None:
-                        raise ServiceUnreachableError("the client was closed while it read a journal")
                     case JobDataLostError():
                         # It has ended. If the journal has all the rest, nothing of that is lost.
                         behind = await self._records.lines(job_id, after=view.line_id)
@@ -166,18 +170,26 @@ class Reader:
         self._positions[self._reply_key] = last[0][0] if last else b"0-0"
 
     async def read_for_ever(self) -> None:
-        """Read until cancelled; an outage of Redis is waited out."""
-        async for attempt in AsyncRetrying(
-            retry=retry_if_exception_type((RedisError, OSError)),
-            wait=wait_random_exponential(multiplier=0.05, max=2.0),
-        ):
-            with attempt:
-                while True:
-                    streams: dict[Any, Any] = dict(self._positions)
-                    answer: Any = await self._blocking_client.xread(
-                        streams, block=int(BLOCK_S * 1000), count=1000
-                    )
-                    await self._take(answer or [])
+        """Read until cancelled. What passes is waited out; of all else, whoever waits is told."""
+        failures = 0
+        while True:
+            try:
+                streams: dict[Any, Any] = dict(self._positions)
+                answer: Any = await self._blocking_client.xread(
+                    streams, block=int(BLOCK_S * 1000), count=1000
+                )
+                await self._take(answer or [])
+            except Exception as error:
+                failures += 1
+                if failures == 2:
+                    # The first may be a connection that was closed while nothing happened.
+                    logger.warning("cannot read what was finished, trying again (%s)", refusals.reason(error))
+                self._tell_unless_it_passes(error)
+                await asyncio.sleep(min(PAUSE_CAP_S, PAUSE_S * 2.0**failures) * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
+            else:
+                if failures > 1:
+                    logger.info("reading what was finished again")
+                failures = 0
 
     async def check_for_ever(self) -> None:
         """Look at the records themselves now and then: a worker may die between commit and reply line.
@@ -187,26 +199,45 @@ class Reader:
         while True:
             await asyncio.sleep(self._state_check_interval_s)
             try:
+                await self._pipeline.learn_time()
                 await self._check()
-            except (RedisError, OSError) as error:
-                logger.warning("cannot check waiting jobs: Redis does not answer (%s)", error)
+            except Exception as error:
+                logger.warning("cannot check waiting jobs (%s)", error)
+                self._tell_unless_it_passes(error)
 
     def close(self) -> None:
         """Tell everybody who still waits that no answer will come."""
+        self._tell("the client was closed while it waited for a job")
+
+    def _tell_unless_it_passes(self, error: Exception) -> None:
+        told: InferfleetError
+        if refusals.is_refusal(error):
+            told = refusals.refused(error, what="XREAD")
+        elif isinstance(error, (ServiceUnreachableError, ServiceRefusedError)):
+            told = error
+        elif isinstance(error, (RedisError, OSError)):
+            return
+        else:
+            logger.error("cannot read what was finished", exc_info=error)
+            told = ServiceRefusedError(f"cannot read what was finished: {error!r}")
+        if isinstance(told, ServiceRefusedError) and not told.passing:
+            self._tell(str(told), ServiceRefusedError)
+
+    def _tell(self, message: str, kind: type[InferfleetError] = ServiceUnreachableError) -> None:
         for waiters in self._waiters.values():
             for waiter in waiters:
                 if not waiter.done():
-                    waiter.set_exception(
-                        ServiceUnreachableError("the client was closed while it waited for a job")
-                    )
+                    waiter.set_exception(kind(message))
         for followers in self._followers.values():
             for follower in followers:
-                follower.put_nowait(None)
+                follower.put_nowait(kind(message))
 
     async def _take(self, answer: list[tuple[bytes, list[Line]]]) -> None:
         for key, lines in answer:
             if key == self._reply_key:
-                finished = [fields[b"job"].decode() for _, fields in lines if b"job" in fields]
+                finished = [
+                    fields[b"job"].decode(errors="replace") for _, fields in lines if b"job" in fields
+                ]
                 await self._resolve([job_id for job_id in finished if job_id in self._waiters])
                 # Only now: should the results be out of reach, these lines are read again.
                 self._positions[key] = lines[-1][0]

@@ -234,7 +234,7 @@ class Submission:
     async def _publish_turn(self, payload: Payload) -> None:
         await self._publisher.publish(payload.job, reply_to=payload.reply_to)
         # Only a note: the worker that gets the message makes the same one.
-        with suppress(ServiceUnreachableError):
+        with suppress(ServiceUnreachableError, ServiceRefusedError):
             await self._sessions.published(payload.job)
 
 

@@ -1,16 +1,22 @@
-"""The same client for code that does not await: Django, Flask, scripts.
+"""The same client for code that does not await: Django, Flask, Celery, scripts.
 
 One background thread runs the event loop; each call here runs there and waits for its answer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Mapping, Sequence
-from contextlib import contextmanager
+import atexit
+import os
+import threading
+from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import AsyncExitStack
 from functools import partial
-from typing import Any, Unpack
+from types import TracebackType
+from typing import Any, Self, TypeVar, Unpack
 
-from anyio.from_thread import BlockingPortal, start_blocking_portal
+import anyio
+from anyio.from_thread import BlockingPortal
 
 from inferfleet.producer.fleet import Fleet
 from inferfleet.producer.job_making import JobOptions
@@ -18,56 +24,128 @@ from inferfleet.producer.journal_view import BEGINNING, JournalLine
 from inferfleet.schemas.job import Job, JobState
 from inferfleet.schemas.result import JobRecord, Result
 from inferfleet.schemas.settings import ProducerSettings
+from inferfleet.wire.home import check_process, closed
+
+T = TypeVar("T")
+
+EXIT_PATIENCE_S = 5.0
+"""How long a process that ends waits for a client that nobody closed."""
 
 
 class SyncFleet:
-    """A blocking client. Safe for many threads at once; errors are those of ``Fleet``."""
+    """A blocking client. Safe for many threads at once; errors are those of ``Fleet``.
 
-    def __init__(self, fleet: Fleet, portal: BlockingPortal) -> None:
-        self._fleet = fleet
-        self._portal = portal
+    It may be kept for the life of a process: what nobody closed is closed when the process ends. A process
+    that was forked needs one of its own; there each call raises ``ClientUnusableError``.
+    """
+
+    def __init__(self, settings: ProducerSettings | None) -> None:
+        self._pid = os.getpid()
+        self._closed = False
+        opened: Future[tuple[BlockingPortal, Fleet]] = Future()
+        # A daemon: a process that ends would wait for any other thread before it runs what closes this one.
+        self._thread = threading.Thread(
+            target=_run, args=(settings, opened), name="inferfleet-client", daemon=True
+        )
+        self._thread.start()
+        try:
+            self._portal, self._fleet = opened.result()
+        except Exception:
+            self._thread.join()
+            raise
+        atexit.register(self._close_at_exit)
 
     @classmethod
-    @contextmanager
-    def connect(cls, settings: ProducerSettings | None = None) -> Generator[SyncFleet]:
-        """Connect as ``Fleet.connect`` does. Keep it open for the life of the process."""
-        with (
-            start_blocking_portal("asyncio") as portal,
-            portal.wrap_async_context_manager(Fleet.connect(settings)) as fleet,
-        ):
-            yield cls(fleet, portal)
+    def connect(cls, settings: ProducerSettings | None = None) -> Self:
+        """Connect as ``Fleet.connect`` does, until ``close`` or the end of a ``with`` block."""
+        return cls(settings)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections. Whoever still waits gets an error. Closed twice, the second does nothing.
+
+        In a process that was forked this does nothing either: the connections belong to its parent.
+        """
+        atexit.unregister(self._close_at_exit)
+        self._close(patience_s=None)
 
     def submit(self, work: str | Mapping[str, Any] | Job, **options: Unpack[JobOptions]) -> Job:
         """Submit one job; see ``Fleet.submit``."""
-        return self._portal.call(partial(self._fleet.submit, work, **options))
+        return self._call(partial(self._fleet.submit, work, **options))
 
     def submit_many(
         self, work: Iterable[str | Mapping[str, Any] | Job], **options: Unpack[JobOptions]
     ) -> list[Job]:
         """Submit many jobs; see ``Fleet.submit_many``."""
-        return self._portal.call(partial(self._fleet.submit_many, list(work), **options))
+        return self._call(partial(self._fleet.submit_many, list(work), **options))
 
     def get(self, job: Job | str) -> JobRecord:
         """Read what is known of a job now; see ``Fleet.get``."""
-        return self._portal.call(self._fleet.get, job)
+        return self._call(partial(self._fleet.get, job))
 
     def wait(self, job: Job | str, *, timeout_s: float | None = None) -> Result:
         """Wait for a job's result; see ``Fleet.wait``."""
-        return self._portal.call(partial(self._fleet.wait, job, timeout_s=timeout_s))
+        return self._call(partial(self._fleet.wait, job, timeout_s=timeout_s))
 
     def wait_many(self, jobs: Sequence[Job | str], *, timeout_s: float | None = None) -> list[Result]:
         """Wait for many jobs; see ``Fleet.wait_many``."""
-        return self._portal.call(partial(self._fleet.wait_many, jobs, timeout_s=timeout_s))
+        return self._call(partial(self._fleet.wait_many, jobs, timeout_s=timeout_s))
 
     def stream(self, job: Job | str, *, after: str = BEGINNING) -> Generator[JournalLine]:
         """Read a job's journal as it grows; see ``Fleet.stream``."""
         lines = self._fleet.stream(job, after=after)
         try:
-            while (line := self._portal.call(partial(anext, lines, None))) is not None:
+            while (line := self._call(partial(anext, lines, None))) is not None:
                 yield line
         finally:
-            self._portal.call(lines.aclose)
+            if not self._closed and os.getpid() == self._pid:
+                self._call(lines.aclose)
 
     def cancel(self, job: Job | str) -> JobState:
         """Cancel a job; see ``Fleet.cancel``."""
-        return self._portal.call(self._fleet.cancel, job)
+        return self._call(partial(self._fleet.cancel, job))
+
+    def _call(self, function: Callable[[], Awaitable[T]]) -> T:
+        check_process(self._pid)
+        if self._closed:
+            raise closed()
+        try:
+            return self._portal.call(function)
+        except RuntimeError as error:
+            # Another thread has closed the client meanwhile.
+            if self._closed:
+                raise closed() from error
+            raise
+
+    def _close_at_exit(self) -> None:
+        self._close(patience_s=EXIT_PATIENCE_S)
+
+    def _close(self, *, patience_s: float | None) -> None:
+        if self._closed or os.getpid() != self._pid:
+            return
+        self._closed = True
+        self._portal.start_task_soon(self._portal.stop)
+        self._thread.join(patience_s)
+
+
+def _run(settings: ProducerSettings | None, opened: Future[tuple[BlockingPortal, Fleet]]) -> None:
+    """Keep a client until its portal is told to stop. An error is one of whoever opens it."""
+
+    async def serve() -> None:
+        async with BlockingPortal() as portal, AsyncExitStack() as stack:
+            try:
+                fleet = await stack.enter_async_context(Fleet.connect(settings))
+            except BaseException as error:
+                opened.set_exception(error)
+                return
+            opened.set_result((portal, fleet))
+            await portal.sleep_until_stopped()
+
+    anyio.run(serve)

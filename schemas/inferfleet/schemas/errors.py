@@ -16,7 +16,8 @@ InferfleetError
 ├── JobFailedError             the job ended, and not well
 ├── WaitTimeoutError           the caller's patience ended first; the job goes on
 ├── ServiceUnreachableError    RabbitMQ or Redis does not answer, or does not let us in
-├── ServiceRefusedError        RabbitMQ or Redis refuses what was asked; nothing was accepted
+├── ServiceRefusedError        RabbitMQ or Redis answers, and refuses what was asked, in its own words
+├── ClientUnusableError        this client belongs to another process or event loop
 └── ConfigurationError         a setting is wrong or an extra is missing
 """
 
@@ -134,10 +135,19 @@ class ServiceUnreachableError(InferfleetError, ConnectionError):
 
 
 class ServiceRefusedError(InferfleetError):
-    """RabbitMQ or Redis is there, and refuses what was asked: too large a message, a missing permission.
+    """RabbitMQ or Redis is there, and refuses what was asked. The message has its own reason.
 
-    The message has its own reason. Nothing was accepted, and repeating does not help before that has changed.
+    Nothing was accepted. ``passing`` says that the same may be granted in a while, without anybody's doing;
+    otherwise repeating does not help before that reason is gone: too large a message, a missing permission.
     """
+
+    def __init__(self, message: str, *, passing: bool = False) -> None:
+        super().__init__(message)
+        self.passing = passing
+
+
+class ClientUnusableError(InferfleetError, RuntimeError):
+    """The client belongs to another process or event loop. The message says what to do."""
 
 
 class ConfigurationError(InferfleetError):

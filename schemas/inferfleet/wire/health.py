@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import Any
 
 from inferfleet.schemas.heartbeat import Heartbeat
 from inferfleet.schemas.names import WORKERS_KEY, worker_key
+from inferfleet.wire import scripts
 from inferfleet.wire.pipeline import CommandPipeline
 from inferfleet.wire.scripts import Argument
 
@@ -16,17 +16,16 @@ LISTED_S = 3600
 
 
 async def write_heartbeat(pipeline: CommandPipeline, heartbeat: Heartbeat, *, ttl_s: float) -> None:
-    """Write a worker's entry; it stays for ``ttl_s`` seconds."""
+    """Write a worker's entry; it stays for ``ttl_s`` seconds. Brings the clock up to date as well."""
     key = worker_key(heartbeat.worker_id)
-    now = time.time()
     fields: list[Argument] = []
     for name, value in heartbeat.model_dump(mode="json").items():
         fields += (name, value)
     await asyncio.gather(
         pipeline.enqueue("HSET", key, *fields),
         pipeline.enqueue("PEXPIRE", key, int(ttl_s * 1000)),
-        pipeline.enqueue("ZADD", WORKERS_KEY, now, heartbeat.worker_id),
-        pipeline.enqueue("ZREMRANGEBYSCORE", WORKERS_KEY, "-inf", now - LISTED_S),
+        pipeline.enqueue(*scripts.call(scripts.WORKER_SEEN, (WORKERS_KEY,), heartbeat.worker_id, LISTED_S)),
+        pipeline.learn_time(),
     )
 
 

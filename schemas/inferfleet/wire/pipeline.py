@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
 from collections import deque
 from contextlib import AsyncExitStack
@@ -16,20 +17,21 @@ from dataclasses import dataclass
 from typing import Any
 
 import redis.asyncio as aioredis
-from redis.exceptions import (
-    ClusterDownError,
-    NoScriptError,
-    OutOfMemoryError,
-    ReadOnlyError,
-    ResponseError,
-    TryAgainError,
-)
+from redis.exceptions import AuthenticationError, NoScriptError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
-from inferfleet.schemas.errors import ServiceUnreachableError
+from inferfleet.schemas.errors import (
+    ConfigurationError,
+    InferfleetError,
+    ServiceRefusedError,
+    ServiceUnreachableError,
+)
+from inferfleet.wire import refusals
 from inferfleet.wire.breaker import Breaker
+from inferfleet.wire.clock import RedisClock
+from inferfleet.wire.home import Home
 from inferfleet.wire.redis_line import RedisLine, pack
 from inferfleet.wire.scripts import Argument
 from inferfleet.wire.tasks import cancel_and_wait
@@ -41,24 +43,29 @@ WRITE_LIMIT = 512
 
 _OUTAGE = (RedisConnectionError, RedisTimeoutError, OSError)
 
-_AWAY = (*_OUTAGE, ServiceUnreachableError)
-"""What a conversation with Redis ends with, our own circuit breaker included."""
-
-_NOT_NOW = (ClusterDownError, OutOfMemoryError, ReadOnlyError, TryAgainError)
-"""Redis answers, but cannot do it now: a failover, no memory. (redis-py has LOADING among the outages.)"""
-
-_NOT_NOW_CODES = ("BUSY ", "MISCONF ", "NOREPLICAS ")
-"""The same, where redis-py has no exception of its own and leaves the code in the text."""
-
-
-_BACKOFF = wait_random_exponential(multiplier=0.05, max=2.0)
+_BACKOFF_S = 0.05
+_BACKOFF_CAP_S = 2.0
+_BACKOFF = wait_random_exponential(multiplier=_BACKOFF_S, max=_BACKOFF_CAP_S)
 
 
 class _ScriptsForgottenError(RedisConnectionError):
     """A restarted Redis does not know our scripts."""
 
 
-@dataclass(slots=True)
+class _RefusedError(RedisError):
+    """Redis is there and refuses us. Not an outage: it does not open the circuit."""
+
+    def __init__(self, refusal: BaseException, *, what: str = "") -> None:
+        self.told = refusals.refused(refusal, what=what)
+        self.lasts = refusals.lasts(refusal)
+        super().__init__(str(self.told))
+
+
+_AWAY = (*_OUTAGE, ServiceUnreachableError, ServiceRefusedError, _RefusedError)
+"""What a conversation with Redis ends with, our own circuit breaker included."""
+
+
+@dataclass(slots=True, eq=False)
 class _Waiting:
     """A command, and who waits for its answer since when."""
 
@@ -66,19 +73,32 @@ class _Waiting:
     packed: bytes
     answer: asyncio.Future[Any]
     since: float
+    refusals: int = 0
 
 
 class CommandPipeline:
     """Runs commands for many tasks at once, in the order given.
 
     Every command given to it must be safe to send twice: after an outage those that have no answer yet are
-    sent again, in the same order. ``patience_s`` is how long a command waits for an outage to end, ``None``
-    for ever.
+    sent again, in the same order. ``patience_s`` is how long a command waits for an outage to end, or for a
+    refusal that passes, ``None`` for ever. Whatever the patience, no command fails for a connection that was
+    there before it: that one may have died while it was idle.
+
+    A refusal that lasts (missing rights, a wrong password) is an error at once for the commands it is about.
+    With endless patience it is waited out like all else, and ``refused`` says so meanwhile.
     """
 
-    def __init__(self, client: aioredis.Redis, *, patience_s: float | None) -> None:
+    def __init__(
+        self,
+        client: aioredis.Redis,
+        *,
+        patience_s: float | None,
+        clock: RedisClock | None = None,
+        home: Home | None = None,
+    ) -> None:
         self._client = client
         self._patience_s = patience_s
+        self._home = home
         self._breaker = Breaker("Redis", *_OUTAGE)
         self._unsent: deque[_Waiting] = deque()
         self._unanswered: deque[_Waiting] = deque()
@@ -91,21 +111,46 @@ class CommandPipeline:
         self._scripts_missing = False
         self._answers_at_load = -1
         """How many answers had come when the scripts were last loaded."""
+        self._tried_at = 0.0
+        """When the last connection began to be made."""
+        self._refused: set[_Waiting] = set()
+        """What is sent again in a while, because Redis refused it for now."""
         self._closed = False
+        self.clock = clock or RedisClock()
+        """Redis' time."""
+        self.refused: ServiceRefusedError | None = None
+        """Why Redis does not do what is needed, while it says so."""
 
     async def execute(self, *command: Argument) -> Any:
         """Run one command and return its answer.
 
         Raises:
             ServiceUnreachableError: Redis stayed away for longer than ``patience_s``.
-            redis.exceptions.ResponseError: Redis refused this command.
+            ServiceRefusedError: Redis refused this command, and went on to for longer than ``patience_s``.
             TypeError, ValueError: An argument is none that Redis could be given.
 
         """
         return await self.enqueue(*command)
 
+    def check_home(self) -> None:
+        """Make sure that the caller is where the pipeline runs.
+
+        Raises:
+            ClientUnusableError: It is not.
+            ServiceUnreachableError: The client was closed.
+
+        """
+        if self._home is not None:
+            self._home.check()
+
     def enqueue(self, *command: Argument) -> asyncio.Future[Any]:
-        """Have one command sent; the future holds its answer."""
+        """Have one command sent; the future holds its answer.
+
+        Raises:
+            ClientUnusableError, ServiceUnreachableError: See ``check_home``.
+
+        """
+        self.check_home()
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         if self._closed:
             answer.set_exception(_closed())
@@ -118,6 +163,11 @@ class CommandPipeline:
         self._unsent.append(_Waiting(command[0], packed, answer, time.monotonic()))
         self._arrived.set()
         return answer
+
+    async def learn_time(self) -> None:
+        """Ask Redis for its time. Each new connection does so by itself."""
+        asked = time.monotonic()
+        self.clock.learn(await self.execute("TIME"), asked=asked, answered=time.monotonic())
 
     async def run(self) -> None:
         """Send and receive until cancelled. The owner's task group runs this."""
@@ -139,14 +189,15 @@ class CommandPipeline:
         except _ScriptsForgottenError:
             return
         except _AWAY as error:
-            if not self._give_up(error):
+            if not self._give_up(error) or not self._tried(self._unsent[0]):
                 return
-            logger.warning("Redis does not answer, trying again (%s)", error)
+            logger.warning("%s; trying again", _unreachable(error))
         await self._outlast()
 
     async def _converse(self) -> None:
         """Write commands and read answers until the connection breaks, which is an error."""
         async with AsyncExitStack() as stack:
+            self._tried_at = time.monotonic()
             with self._breaker.guarded():
                 line = await self._open(stack)
             both_ways = [
@@ -165,13 +216,16 @@ class CommandPipeline:
     async def _open(self, stack: AsyncExitStack) -> RedisLine:
         try:
             line = await stack.enter_async_context(RedisLine.opened(self._client))
+            await line.learn_time(self.clock)
             if self._scripts_missing:
                 await line.load_scripts()
                 self._scripts_missing = False
                 self._answers_at_load = self._answers
-        except ResponseError as refusal:
-            self._check(refusal)
-            raise
+        except (ResponseError, AuthenticationError) as refusal:
+            raise _RefusedError(refusal) from refusal
+        except ConfigurationError as error:
+            # The file with the URL is about to be written anew.
+            raise RedisConnectionError(str(error)) from error
         return line
 
     async def _write(self, line: RedisLine) -> None:
@@ -193,7 +247,11 @@ class CommandPipeline:
             waiting = self._unanswered.popleft()
             self._answers += 1
             self._heard_at = time.monotonic()
+            self.refused = None
             if waiting.answer.done():
+                continue
+            if isinstance(answer, ResponseError):
+                self._refuse(waiting, answer)
                 continue
             try:
                 waiting.answer.set_result(line.readable(waiting.verb, answer))
@@ -207,8 +265,29 @@ class CommandPipeline:
             if self._answers == self._answers_at_load:
                 raise RedisConnectionError(f"it forgets its scripts at once ({refusal})")
             raise _ScriptsForgottenError(str(refusal))
-        if isinstance(refusal, _NOT_NOW) or str(refusal).startswith(_NOT_NOW_CODES):
-            raise RedisConnectionError(str(refusal))
+        if self._patience_s is None and (refusals.passes(refusal) or refusals.lasts(refusal)):
+            raise _RefusedError(refusal, what=_name(self._unanswered[0]))
+
+    def _refuse(self, waiting: _Waiting, refusal: ResponseError) -> None:
+        """Tell whoever waits for a command that it is refused, or send it again if that may help.
+
+        The commands of others are not touched: Redis may well read while it does not write.
+        """
+        if refusals.passes(refusal) and self._patience_s is not None:
+            rest_s = waiting.since + self._patience_s - time.monotonic()
+            if rest_s > 0:
+                waiting.refusals += 1
+                pause_s = min(_BACKOFF_CAP_S, _BACKOFF_S * 2.0**waiting.refusals) * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
+                self._refused.add(waiting)
+                asyncio.get_running_loop().call_later(min(rest_s, pause_s), self._send_again, waiting)
+                return
+        waiting.answer.set_exception(refusals.refused(refusal, what=_name(waiting)))
+
+    def _send_again(self, waiting: _Waiting) -> None:
+        if waiting in self._refused:
+            self._refused.discard(waiting)
+            self._unsent.append(waiting)
+            self._arrived.set()
 
     async def _watch(self, line: RedisLine) -> None:
         """Break the conversation off when Redis owes an answer for too long."""
@@ -244,36 +323,54 @@ class CommandPipeline:
         pause_s = _BACKOFF(attempt)
         if self._patience_s is None or not self._unsent:
             return pause_s
-        return max(0.0, min(pause_s, self._unsent[0].since + self._patience_s - time.monotonic()))
+        oldest = min(waiting.since for waiting in self._unsent)
+        return max(0.0, min(pause_s, oldest + self._patience_s - time.monotonic()))
 
     def _give_up(self, error: Exception) -> bool:
-        """Fail the commands whose patience is over. Returns whether others still wait."""
+        """Fail the commands that were tried and whose patience is over. Returns whether others still wait."""
+        if not isinstance(error, _RefusedError) and refusals.is_refusal(error):
+            # redis-py has some among the outages: a wrong password, and a Redis that loads its data.
+            error = _RefusedError(error)
+        if isinstance(error, _RefusedError):
+            self.refused = error.told
         if self._patience_s is not None:
-            deadline = time.monotonic() - self._patience_s
-            while self._unsent and self._unsent[0].since <= deadline:
-                _fail(self._unsent.popleft(), _unreachable(error))
+            lasts = isinstance(error, _RefusedError) and error.lasts
+            deadline = time.monotonic() - (0.0 if lasts else self._patience_s)
+            still: deque[_Waiting] = deque()
+            for waiting in self._unsent:
+                if waiting.since <= deadline and self._tried(waiting):
+                    _fail(waiting, _unreachable(error))
+                else:
+                    still.append(waiting)
+            self._unsent = still
         if not self._unsent:
             self._arrived.clear()
         return bool(self._unsent)
 
-    def _fail(self, error: ServiceUnreachableError) -> None:
-        for waiting in (*self._unanswered, *self._unsent):
+    def _tried(self, waiting: _Waiting) -> bool:
+        """Whether a connection was made, or could not be, since the command is there."""
+        return waiting.since <= self._tried_at
+
+    def _fail(self, error: InferfleetError) -> None:
+        for waiting in (*self._unanswered, *self._unsent, *self._refused):
             _fail(waiting, error)
         self._unanswered.clear()
         self._unsent.clear()
+        self._refused.clear()
         self._arrived.clear()
 
 
 def _log_retry(attempt: RetryCallState) -> None:
     assert attempt.outcome is not None  # noqa: S101 - an attempt that is repeated has failed
-    logger.warning(
-        "Redis does not answer, trying again in %.1f s (%s)",
-        attempt.upcoming_sleep,
-        attempt.outcome.exception(),
-    )
+    error = attempt.outcome.exception()
+    if isinstance(error, _RefusedError) and error.lasts:
+        logger.error("%s; trying again in %.1f s", error, attempt.upcoming_sleep)
+    else:
+        assert isinstance(error, Exception)  # noqa: S101 - nothing else is tried again
+        logger.warning("%s; trying again in %.1f s", _unreachable(error), attempt.upcoming_sleep)
 
 
-def _fail(waiting: _Waiting, error: ServiceUnreachableError) -> None:
+def _fail(waiting: _Waiting, error: InferfleetError) -> None:
     if not waiting.answer.done():
         waiting.answer.set_exception(error)
 
@@ -282,7 +379,15 @@ def _closed() -> ServiceUnreachableError:
     return ServiceUnreachableError("this connection to Redis was closed")
 
 
-def _unreachable(error: Exception) -> ServiceUnreachableError:
-    if isinstance(error, ServiceUnreachableError):
+def _name(waiting: _Waiting) -> str:
+    return waiting.verb.decode() if isinstance(waiting.verb, bytes) else str(waiting.verb)
+
+
+def _unreachable(error: Exception) -> InferfleetError:
+    if isinstance(error, (ServiceUnreachableError, ServiceRefusedError)):
         return error
+    if isinstance(error, _RefusedError):
+        return error.told
+    if refusals.is_refusal(error):
+        return refusals.refused(error)
     return ServiceUnreachableError(f"Redis does not answer ({error}); check INFERFLEET_REDIS_URL")

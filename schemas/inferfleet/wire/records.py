@@ -50,6 +50,8 @@ class JobRecords:
         queued_ttl_s: int,
     ) -> None:
         self._pipeline = pipeline
+        self.clock = pipeline.clock
+        """Redis' time."""
         self._replies = Replies(pipeline)
         self._result_ttl_s = result_ttl_s
         self._queued_ttl_s = queued_ttl_s
@@ -85,7 +87,7 @@ class JobRecords:
             JobNotFoundError: There is no record of the job.
 
         """
-        now = datetime.now(UTC)
+        now = self.clock.now()
         verdict, _, reply_to = await self._call(
             scripts.CANCEL,
             (job_key(job_id), journal_key(job_id), result_key(job_id)),
@@ -125,7 +127,7 @@ class JobRecords:
         ``alone`` says that no other suspect runs beside it (see ``SUSPECT_AFTER``). ``model_identity`` is the
         caller's; whoever only ends the job has none.
         """
-        now = datetime.now(UTC)
+        now = self.clock.now()
         verdict, attempt, tokens, restart, charged, waiting, identity = await self._call(
             scripts.START,
             (job_key(job.id), journal_key(job.id)),
@@ -170,7 +172,7 @@ class JobRecords:
         tokens_wasted: int,
     ) -> Written:
         """Begin the answer of a running attempt again. From then on the attempt has ``fence.restarted()``."""
-        now = datetime.now(UTC)
+        now = self.clock.now()
         restarted = RestartedEntry(at=now, attempt=fence.attempt, reason=reason, tokens_wasted=tokens_wasted)
         running = RunningEntry(
             at=now, attempt=fence.attempt, worker_id=worker_id, model_identity=model_identity or None
@@ -188,7 +190,7 @@ class JobRecords:
 
     async def append(self, job_id: str, *, fence: Fence, lease_s: float, unflushed: Unflushed) -> Written:
         """Add tokens to the journal and renew the lease; without tokens, only renew."""
-        now = datetime.now(UTC)
+        now = self.clock.now()
         return Written(
             (
                 await self._call(
@@ -203,7 +205,7 @@ class JobRecords:
 
     async def finish(self, result: Result, *, fence: Fence, unflushed: Unflushed, reply_to: str) -> Written:
         """Commit the terminal result and tell the waiting client. Exactly one commit of a job succeeds."""
-        now = datetime.now(UTC)
+        now = self.clock.now()
         job_id = result.job_id
         committed = self._call(
             scripts.FINISH,
@@ -243,7 +245,7 @@ class JobRecords:
 
         With ``refund`` the attempt does not count against the limit.
         """
-        now = datetime.now(UTC)
+        now = self.clock.now()
         return Written(
             (
                 await self._call(
@@ -276,7 +278,7 @@ class JobRecords:
 
         False if somebody else has the job.
         """
-        now = datetime.now(UTC)
+        now = self.clock.now()
         everything = Unflushed(0, chunks)
         # ``resumed_from`` tells readers that the tokens that follow are the ones they have seen.
         running = RunningEntry(

@@ -8,19 +8,32 @@ blocking reads get a client of their own.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 import redis.asyncio as aioredis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.credentials import CredentialProvider
-from redis.exceptions import AuthenticationError, AuthorizationError, RedisError
+from redis.exceptions import RedisError
+from tenacity import (
+    AsyncRetrying,
+    before_sleep_log,
+    retry_if_exception,
+    stop_after_delay,
+    wait_random_exponential,
+)
 
-from inferfleet.schemas.errors import ConfigurationError, ServiceUnreachableError
+from inferfleet.schemas.errors import ConfigurationError, ServiceRefusedError, ServiceUnreachableError
+from inferfleet.wire import refusals
 from inferfleet.wire.address import current_url, is_file
+from inferfleet.wire.clock import RedisClock
+from inferfleet.wire.redis_access import Access, check_access
+from inferfleet.wire.redis_url import check_connection, connection_options
+
+logger = logging.getLogger(__name__)
 
 SOCKET_TIMEOUT_S = 5.0
 """How long one answer may take before the connection counts as broken."""
@@ -37,9 +50,9 @@ def redis_client(
         ConfigurationError: The URL cannot be one.
 
     """
-    options: dict[str, Any] = {}
     address = current_url(url)
-    if is_file(url) and urlsplit(address).password is not None:
+    options = connection_options(address)
+    if is_file(url) and _credentials(address)[1] is not None:
         options["credential_provider"] = _FileCredentials(url)
         address = _without_credentials(address)
     try:
@@ -49,7 +62,6 @@ def redis_client(
             timeout=None,
             socket_timeout=socket_timeout_s,
             socket_connect_timeout=SOCKET_TIMEOUT_S,
-            socket_keepalive=True,
             health_check_interval=0,
             retry=Retry(NoBackoff(), 0),
             **options,
@@ -58,34 +70,81 @@ def redis_client(
         raise ConfigurationError(
             "INFERFLEET_REDIS_URL is not an address like redis://:password@host:6379/0"
         ) from error
+    check_connection(pool)
     return aioredis.Redis.from_pool(pool)
 
 
 @asynccontextmanager
-async def open_redis(url: str, *, connections: int = 8) -> AsyncGenerator[aioredis.Redis]:
-    """Connect and check that Redis answers.
-
-    Raises:
-        ServiceUnreachableError: Nothing answers at the address, or the password is refused.
-
-    """
+async def open_redis(
+    url: str,
+    *,
+    connections: int = 8,
+    access: Access | None = None,
+    clock: RedisClock | None = None,
+    patience_s: float = 0.0,
+) -> AsyncGenerator[aioredis.Redis]:
+    """Connect, and go on once Redis answers and allows what is needed; see ``reach_redis``."""
     client = redis_client(url, connections=connections)
     try:
-        await check_redis(client, url)
+        await reach_redis(client, url, access=access, clock=clock, patience_s=patience_s)
         yield client
     finally:
         await client.aclose()
 
 
-async def check_redis(client: aioredis.Redis, url: str) -> None:
-    """Ping, and say plainly what is wrong when there is no answer."""
+async def reach_redis(
+    client: aioredis.Redis,
+    url: str,
+    *,
+    access: Access | None = None,
+    clock: RedisClock | None = None,
+    patience_s: float,
+) -> None:
+    """Make sure that Redis answers and allows what is needed. What passes may take ``patience_s``.
+
+    Raises:
+        ServiceUnreachableError: Nothing answers at the address.
+        ServiceRefusedError: Redis answers, and refuses what is needed.
+
+    """
+    async for attempt in AsyncRetrying(
+        retry=retry_if_exception(_passes),
+        wait=wait_random_exponential(multiplier=0.1, max=2.0),
+        stop=stop_after_delay(patience_s),
+        before_sleep=before_sleep_log(logger, logging.WARNING),
+        reraise=True,
+    ):
+        with attempt:
+            await check_redis(client, url, access=access, clock=clock)
+
+
+def _passes(error: BaseException) -> bool:
+    if isinstance(error, ServiceRefusedError):
+        return error.passing
+    return isinstance(error, ServiceUnreachableError)
+
+
+async def check_redis(
+    client: aioredis.Redis, url: str, *, access: Access | None = None, clock: RedisClock | None = None
+) -> None:
+    """Ask for an answer, and for what a process needs if that is given; teach the clock Redis' time.
+
+    Raises:
+        ServiceUnreachableError: Nothing answers at the address.
+        ServiceRefusedError: Redis answers, and refuses what is needed.
+
+    """
+    where = f"Redis at {redacted(url)}"
     try:
-        await client.ping()
-    except (AuthenticationError, AuthorizationError) as error:
-        raise ServiceUnreachableError(
-            f"Redis at {redacted(url)} refuses the credentials; check the password in INFERFLEET_REDIS_URL"
-        ) from error
+        if access is None:
+            await client.ping()
+        else:
+            await check_access(client, access, clock=clock or RedisClock(), where=where)
+    except ServiceRefusedError:
+        raise
     except (RedisError, OSError) as error:
+        if refusals.is_refusal(error):
+            raise refusals.refused(error, where=where) from error
         raise ServiceUnreachableError(
             f"Redis at {redacted(url)} does not answer ({error}); check INFERFLEET_REDIS_URL, "
             "or start local services with `inferfleet local up`"
@@ -100,14 +159,24 @@ class _FileCredentials(CredentialProvider):
 
     def get_credentials(self) -> tuple[str] | tuple[str, str]:
         """User, if there is one, and password."""
-        parts = urlsplit(current_url(self._url))
-        password = unquote(parts.password or "")
-        return (unquote(parts.username), password) if parts.username else (password,)
+        user, password = _credentials(current_url(self._url))
+        return (user, password or "") if user else (password or "",)
+
+
+def _credentials(url: str) -> tuple[str, str | None]:
+    """User and password, from before the host or from the options, as redis-py looks for them."""
+    parts = urlsplit(url)
+    options = dict(parse_qsl(parts.query))
+    user = unquote(parts.username or "") or options.get("username", "")
+    return user, unquote(parts.password) if parts.password else options.get("password")
 
 
 def _without_credentials(url: str) -> str:
     parts = urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+    options = [
+        (name, value) for name, value in parse_qsl(parts.query) if name not in {"username", "password"}
+    ]
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query=urlencode(options)).geturl()
 
 
 def redacted(url: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Self, cast
@@ -16,8 +17,10 @@ import hiredis
 import redis.asyncio as aioredis
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from inferfleet.wire import scripts
+from inferfleet.wire.clock import RedisClock
 from inferfleet.wire.scripts import Argument
 
 # hiredis' stub has a command of one word, and says nothing of the result.
@@ -88,16 +91,39 @@ class RedisLine:
         read = self._readable.get(verb)
         return answer if read is None else read(answer)
 
+    async def learn_time(self, clock: RedisClock) -> None:
+        """Ask Redis for its time, before anything else is written.
+
+        Raises:
+            redis.exceptions.TimeoutError: No answer came in time.
+            redis.exceptions.ResponseError: Redis refused to say.
+
+        """
+        async with self._in_time():
+            asked = time.monotonic()
+            await self.write([pack(("TIME",))])
+            if isinstance(answer := await self.answer(), ResponseError):
+                raise answer
+            clock.learn(answer, asked=asked, answered=time.monotonic())
+
     async def load_scripts(self) -> None:
         """Teach Redis all scripts, before anything else is written.
 
         Raises:
-            TimeoutError: No answer came in time.
+            redis.exceptions.TimeoutError: No answer came in time.
             redis.exceptions.ResponseError: Redis refused one.
 
         """
-        async with asyncio.timeout(self.timeout_s):
+        async with self._in_time():
             await self.write([pack(("SCRIPT", "LOAD", script.text)) for script in scripts.ALL])
             for _ in scripts.ALL:
                 if isinstance(answer := await self.answer(), ResponseError):
                     raise answer
+
+    @asynccontextmanager
+    async def _in_time(self) -> AsyncGenerator[None]:
+        try:
+            async with asyncio.timeout(self.timeout_s):
+                yield
+        except TimeoutError as error:
+            raise RedisTimeoutError(f"no answer for {self.timeout_s:g} s") from error

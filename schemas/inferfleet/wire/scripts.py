@@ -49,11 +49,15 @@ SESSION_STATE: Final = Script.load("session_state")
 SESSION_CONFIGURE: Final = Script.load("session_configure")
 SESSION_IMPORT: Final = Script.load("session_import")
 SESSION_DELETE: Final = Script.load("session_delete")
+WORKER_SEEN: Final = Script.load("worker_seen")
+
+ACCESS: Final = Script.load("access")
+"""Not among ``ALL``: it runs once, at the start, and is loaded then."""
 
 ALL: Final = (
     *(CREATE, DISCARD, CANCEL, START, RESTART, APPEND, FINISH, RELEASE, RESTORE, REPLY),
     *(SESSION_ENTER, SESSION_FRONT, SESSION_PUBLISHED, SESSION_ADVANCE, SESSION_BEGIN, SESSION_APPEND),
-    *(SESSION_STATE, SESSION_CONFIGURE, SESSION_IMPORT, SESSION_DELETE),
+    *(SESSION_STATE, SESSION_CONFIGURE, SESSION_IMPORT, SESSION_DELETE, WORKER_SEEN),
 )
 
 

@@ -137,6 +137,8 @@ class Sessions:
 
     def __init__(self, *, pipeline: CommandPipeline, settings: ServiceSettings) -> None:
         self._pipeline = pipeline
+        self.clock = pipeline.clock
+        """Redis' time."""
         self._settings = settings
         self._records = JobRecords(
             pipeline=pipeline, result_ttl_s=settings.result_ttl_s, queued_ttl_s=settings.queued_ttl_s
@@ -153,7 +155,6 @@ class Sessions:
             payload.job.id,
             payload.encode(),
             payload.job.on_busy.value,
-            _now_ms(),
             self._settings.queued_ttl_s,
             int(self._settings.turn_publish_grace_s * 1000),
             _NO_LIMIT if admitted else self._settings.max_session_bytes,
@@ -182,7 +183,6 @@ class Sessions:
             scripts.SESSION_ADVANCE,
             _all_keys(_session(job)),
             job.id,
-            _now_ms(),
             self._settings.session_ttl_s,
             (witness or job).id,
         )
@@ -207,7 +207,6 @@ class Sessions:
             (session_key(session_id), turns_key(session_id), state_key(session_id)),
             job.id,
             fence.token,
-            _now_ms(),
             self._settings.queued_ttl_s,
             fence.attempt,
         )
@@ -226,7 +225,7 @@ class Sessions:
             fence.token,
             turn.model_dump_json(exclude_none=True),
             answer,
-            _now_ms(),
+            self.clock.now_ms(),
             version,
             value,
             self._settings.queued_ttl_s,
@@ -292,7 +291,7 @@ class Sessions:
             (session_key(session_id), turns_key(session_id), state_key(session_id)),
             version,
             orjson.dumps(state),
-            _now_ms(),
+            self.clock.now_ms(),
             self._settings.session_ttl_s,
             self._settings.max_session_bytes,
             _new_token(),
@@ -313,7 +312,7 @@ class Sessions:
         made = await self._call(
             scripts.SESSION_IMPORT,
             (session_key(session_id), turns_key(session_id), state_key(session_id)),
-            _now_ms(),
+            self.clock.now_ms(),
             idle_ttl_s or self._settings.session_ttl_s,
             "" if idle_ttl_s is None else idle_ttl_s,
             "" if max_history_tokens is None else max_history_tokens,
@@ -371,13 +370,15 @@ class Sessions:
             (session_key(session_id), turns_key(session_id), state_key(session_id)),
             "" if idle_ttl_s is None else idle_ttl_s,
             "" if max_history_tokens is None else max_history_tokens,
-            _now_ms(),
+            self.clock.now_ms(),
             self._settings.session_ttl_s,
         )
 
     async def delete(self, session_id: str) -> bool:
         """Delete history and state. A turn that runs or waits goes on in an empty session."""
-        return bool(await self._call(scripts.SESSION_DELETE, _all_keys(session_id)))
+        # Asked before, since a script that was sent twice finds nothing the second time.
+        existed = await self._pipeline.execute("EXISTS", session_key(session_id))
+        return bool(await self._call(scripts.SESSION_DELETE, _all_keys(session_id))) or bool(existed)
 
     def _call(self, script: scripts.Script, keys: tuple[str, ...], *arguments: scripts.Argument) -> Any:
         return self._pipeline.enqueue(*scripts.call(script, keys, *arguments))
@@ -409,7 +410,3 @@ def _moment(milliseconds: str | None) -> datetime | None:
 def _new_token() -> str:
     """A name for one call, by which its script knows it when it is sent twice."""
     return os.urandom(8).hex()
-
-
-def _now_ms() -> int:
-    return int(datetime.now(UTC).timestamp() * 1000)

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from aiohttp import web
 
 from inferfleet.schemas.errors import ConfigurationError
-from inferfleet.schemas.heartbeat import Heartbeat, WorkerPhase
+from inferfleet.schemas.heartbeat import Heartbeat
 from inferfleet.worker.metrics import WorkerMetrics
 
 logger = logging.getLogger(__name__)
@@ -21,13 +21,19 @@ METRICS_PATH = "/metrics"
 
 @asynccontextmanager
 async def serve_http(
-    *, host: str, port: int, heartbeat: Callable[[], Heartbeat], metrics: WorkerMetrics
+    *,
+    host: str,
+    port: int,
+    heartbeat: Callable[[], Heartbeat],
+    ready: Callable[[], bool],
+    metrics: WorkerMetrics,
 ) -> AsyncGenerator[int]:
     """Serve while the block runs; yields the port, which is a free one if ``port`` is 0.
 
     ``/health/live`` answers 200 as long as the event loop turns. ``/health/ready`` answers 200 from when the
     model is warm and the first jobs may come until the worker drains, else 503: a broker that is away makes
-    no worker unready, for what runs goes on. Both show the worker's own heartbeat.
+    no worker unready, for what runs goes on. A Redis that refuses what the worker needs does, for as long as
+    it does: no job gets anywhere then. Both show the worker's own heartbeat.
 
     Raises:
         ConfigurationError: The port is taken.
@@ -42,18 +48,18 @@ async def serve_http(
     async def live(_: web.Request) -> web.Response:
         return answer(200)
 
-    async def ready(_: web.Request) -> web.Response:
-        return answer(200 if heartbeat().phase is WorkerPhase.READY else 503)
+    async def is_ready(_: web.Request) -> web.Response:
+        return answer(200 if ready() else 503)
 
     async def scrape(_: web.Request) -> web.Response:
-        metrics.observe(heartbeat())
+        metrics.observe(heartbeat(), ready=ready())
         return web.Response(
             body=metrics.exposition(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
         )
 
     app = web.Application()
     app.router.add_get(LIVE_PATH, live)
-    app.router.add_get(READY_PATH, ready)
+    app.router.add_get(READY_PATH, is_ready)
     app.router.add_get(METRICS_PATH, scrape)
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()

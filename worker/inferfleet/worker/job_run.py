@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager, suppress
-from datetime import UTC, datetime
+from datetime import datetime
 from enum import StrEnum
 
 from inferfleet.schemas import Job
 from inferfleet.schemas.journal import TokenChunk
 from inferfleet.wire.attempts import Fence
+from inferfleet.wire.clock import RedisClock
 from inferfleet.wire.journal_lines import Unflushed
 from inferfleet.worker.broker import Delivery
 
@@ -29,7 +30,7 @@ class Interruption(StrEnum):
 class JobRun:
     """An attempt of a job. The broker's delivery may change under it, when the connection was lost."""
 
-    def __init__(self, *, job: Job, delivery: Delivery) -> None:
+    def __init__(self, *, job: Job, delivery: Delivery, now: Callable[[], datetime] | None = None) -> None:
         self.job = job
         self.delivery = delivery
         self.fence = Fence("", 0)
@@ -37,7 +38,8 @@ class JobRun:
         self.reply_to = delivery.reply_to
         self.model_identity: str | None = None
         """That of the model which generates, or generated, the answer."""
-        self.started_at = datetime.now(UTC)
+        self._now = now or RedisClock().now
+        self.started_at = self._now()
         self.started = time.monotonic()
         """When the attempt was granted; until then, when the job was delivered."""
         self.first_token_s: float | None = None
@@ -67,7 +69,7 @@ class JobRun:
         self.model_identity = model_identity
         self.charged = charged
         self.reply_to = reply_to
-        self.started_at = datetime.now(UTC)
+        self.started_at = self._now()
         self.started = time.monotonic()
 
     def restart(self, *, model_identity: str) -> None:

@@ -7,7 +7,7 @@ from functools import cache, partial
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from inferfleet.schemas import FailureCode, Result
-from inferfleet.schemas.heartbeat import Heartbeat, WorkerPhase
+from inferfleet.schemas.heartbeat import Heartbeat
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
 
@@ -55,7 +55,7 @@ class WorkerMetrics:
         self._kv_usage = gauge(
             "inferfleet_engine_kv_cache_usage_ratio", "Share of the KV cache in use, 0 to 1"
         )
-        self._ready = gauge("inferfleet_worker_ready", "1 while the model is warm and jobs are taken")
+        self._ready = gauge("inferfleet_worker_ready", "1 while /health/ready answers 200")
 
         # Looking labels up costs as much as counting.
         self._finished_as = cache(partial(self._finished.labels, pool))
@@ -94,7 +94,7 @@ class WorkerMetrics:
         if tokens:
             self._wasted.labels(self._pool, reason).inc(tokens)
 
-    def observe(self, heartbeat: Heartbeat) -> None:
+    def observe(self, heartbeat: Heartbeat, *, ready: bool) -> None:
         """Take over the engine's load as the heartbeat reports it, before the metrics are read."""
         generated, self._exposed = self.tokens_generated - self._exposed, self.tokens_generated
         self._generated.labels(self._pool).inc(generated)
@@ -102,7 +102,7 @@ class WorkerMetrics:
         self._waiting.labels(self._pool).set(heartbeat.waiting)
         self._held.labels(self._pool).set(heartbeat.held)
         self._kv_usage.labels(self._pool).set(heartbeat.kv_cache_usage)
-        self._ready.labels(self._pool).set(heartbeat.phase is WorkerPhase.READY)
+        self._ready.labels(self._pool).set(ready)
 
     def exposition(self) -> bytes:
         """The metrics in Prometheus' text format."""

@@ -9,6 +9,7 @@ import random
 from collections.abc import Mapping
 from contextlib import aclosing
 from dataclasses import replace
+from datetime import datetime
 from functools import cached_property
 from itertools import count
 from typing import assert_never
@@ -101,7 +102,7 @@ class Processor:
 
         """
         try:
-            job = _decode(delivery.body)
+            job = _decode(delivery.body, now=self._records.clock.now())
         except InvalidJobError as error:
             failure = Failure(code=FailureCode.INVALID_REQUEST, message=f"not a job: {error}"[:4096])
             await self._settlement.bury_undecodable(delivery, failure)
@@ -116,7 +117,7 @@ class Processor:
             # If the job pauses, it does so behind the new delivery now.
             known.wake()
             return
-        run = JobRun(job=job, delivery=delivery)
+        run = JobRun(job=job, delivery=delivery, now=self._records.clock.now)
         self._runs[job.id] = run
         try:
             settled = await self._run(run)
@@ -377,7 +378,7 @@ def _cancelled(message: str) -> Finish:
     return Finish(JobState.CANCELLED, failure=Failure(code=FailureCode.CANCELLED, message=message))
 
 
-def _decode(body: bytes) -> Job:
+def _decode(body: bytes, *, now: datetime) -> Job:
     try:
         job = Job.model_validate_json(body)
     except ValidationError as error:
@@ -385,4 +386,6 @@ def _decode(body: bytes) -> Job:
     if "id" not in job.model_fields_set:
         # Our own default would make it another job at every delivery.
         raise InvalidJobError("id: missing; the publisher must give each job a UUID")
+    if "submitted_at" not in job.model_fields_set:
+        return job.model_copy(update={"submitted_at": now})
     return job

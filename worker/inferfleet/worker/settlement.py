@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from datetime import UTC, datetime
 from typing import assert_never
 
 from aio_pika import DeliveryMode, Message
@@ -83,7 +82,9 @@ class Settlement:
             case Retry(failure, delay_s):
                 written = await self._release(
                     run,
-                    QueuedEntry(at=datetime.now(UTC), attempt=run.attempt, reason="retry", failure=failure),
+                    QueuedEntry(
+                        at=self._records.clock.now(), attempt=run.attempt, reason="retry", failure=failure
+                    ),
                     refund=False,
                     pause_s=delay_s,
                 )
@@ -98,7 +99,7 @@ class Settlement:
             case HandOver(refund):
                 await self._release(
                     run,
-                    QueuedEntry(at=datetime.now(UTC), attempt=run.attempt, reason="handed_over"),
+                    QueuedEntry(at=self._records.clock.now(), attempt=run.attempt, reason="handed_over"),
                     refund=refund,
                 )
                 self._metrics.handed_over()
@@ -146,7 +147,7 @@ class Settlement:
 
     async def _park(self, run: JobRun, delivery: Delivery) -> None:
         """Put a turn into its session's lane. Needed when Redis lost the lane it was in."""
-        entry = QueuedEntry(at=datetime.now(UTC), attempt=run.attempt, reason="handed_over")
+        entry = QueuedEntry(at=self._records.clock.now(), attempt=run.attempt, reason="handed_over")
         if await self._release(run, entry, refund=True) is Written.FENCED:
             await self._keep(run, delivery)
             return
@@ -229,7 +230,7 @@ class Settlement:
                 names.HEADER_MESSAGE: failure.message,
                 names.HEADER_ATTEMPTS: attempts,
                 names.HEADER_WORKER: self._settings.worker_id,
-                names.HEADER_DIED_AT: datetime.now(UTC).isoformat(),
+                names.HEADER_DIED_AT: self._records.clock.now().isoformat(),
             },
         )
         try:
@@ -251,7 +252,7 @@ class Settlement:
         self, run: JobRun, state: JobState, failure: Failure | None, completion: Completion | None = None
     ) -> Result:
         generation_s = time.monotonic() - run.started
-        total_s = max(0.0, (datetime.now(UTC) - run.job.submitted_at).total_seconds())
+        total_s = max(0.0, (self._records.clock.now() - run.job.submitted_at).total_seconds())
         return Result(
             job_id=run.job.id,
             state=state,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import Any, assert_never
 
 import orjson
@@ -95,7 +94,7 @@ class Turns:
         turn = Turn(
             job_id=job.id,
             messages=(*job.body["messages"], said),
-            at=datetime.now(UTC),
+            at=self._sessions.clock.now(),
             model=completion.response.get("model") or "",
             usage=completion.usage,
             tokens=max(0, tokens),

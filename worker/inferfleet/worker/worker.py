@@ -8,7 +8,6 @@ import signal
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager, suppress
 from dataclasses import asdict
-from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
 from typing import Any, TypeVar
@@ -21,12 +20,14 @@ from inferfleet.schemas.control import CancelJob, DrainWorker, control
 from inferfleet.schemas.errors import InferfleetError, ServiceRefusedError, ServiceUnreachableError
 from inferfleet.schemas.heartbeat import Heartbeat, WorkerPhase
 from inferfleet.schemas.settings import WorkerSettings
+from inferfleet.wire.clock import RedisClock
 from inferfleet.wire.eviction import refuse_eviction
 from inferfleet.wire.health import forget_heartbeat, write_heartbeat
 from inferfleet.wire.pipeline import CommandPipeline
 from inferfleet.wire.publishing import ConfirmChannel
 from inferfleet.wire.records import JobRecords
 from inferfleet.wire.redis import open_redis
+from inferfleet.wire.redis_access import WORKER
 from inferfleet.wire.sessions import Sessions
 from inferfleet.wire.tasks import cancel_and_wait
 from inferfleet.worker.broker import Delivery, Session, open_session
@@ -72,9 +73,11 @@ class Worker:
         self._on_warm = on_warm
         self._metrics = WorkerMetrics(pool=settings.pool)
         self._slots = Slots(settings.max_running)
+        self._pipeline: CommandPipeline | None = None
         self._phase = WorkerPhase.LOADING
         self._phase_changed = asyncio.Event()
-        self._started_at = datetime.now(UTC)
+        self._clock = RedisClock()
+        self._started_at = self._clock.now()
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = asyncio.Event()
         self._hurrying = asyncio.Event()
@@ -100,13 +103,14 @@ class Worker:
         )
         async with (
             self._signals(),
-            _open_store(settings) as client,
+            _open_store(settings, self._clock) as client,
             aclosing(confirm_channel),
             self._http(),
             AsyncExitStack() as broker,
             asyncio.TaskGroup() as background,
         ):
-            pipeline = CommandPipeline(client, patience_s=None)
+            self._started_at = self._clock.now()
+            self._pipeline = pipeline = CommandPipeline(client, patience_s=None, clock=self._clock)
             records = JobRecords(
                 pipeline=pipeline,
                 result_ttl_s=settings.result_ttl_s,
@@ -313,7 +317,7 @@ class Worker:
             kv_cache_usage=stats.kv_cache_usage,
             tokens_generated=self._metrics.tokens_generated,
             started_at=self._started_at,
-            seen_at=datetime.now(UTC),
+            seen_at=self._clock.now(),
         )
 
     def _identity(self) -> dict[str, str]:
@@ -342,18 +346,26 @@ class Worker:
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.remove_signal_handler(number)
 
+    @property
+    def _refused(self) -> ServiceRefusedError | None:
+        """Why Redis does not do what is needed, while it says so."""
+        return None if self._pipeline is None else self._pipeline.refused
+
     def _http(self) -> AbstractAsyncContextManager[int]:
         return serve_http(
             host=self._settings.http_host,
             port=self._settings.http_port,
             heartbeat=self._heartbeat,
+            ready=lambda: self._phase is WorkerPhase.READY and self._refused is None,
             metrics=self._metrics,
         )
 
 
 @asynccontextmanager
-async def _open_store(settings: WorkerSettings) -> AsyncGenerator[aioredis.Redis]:
-    async with open_redis(settings.redis_url) as client:
+async def _open_store(settings: WorkerSettings, clock: RedisClock) -> AsyncGenerator[aioredis.Redis]:
+    async with open_redis(
+        settings.redis_url, access=WORKER, clock=clock, patience_s=settings.connect_timeout_s
+    ) as client:
         await refuse_eviction(client, allowed=settings.allow_eviction)
         yield client
 

@@ -10,7 +10,7 @@ from aio_pika.abc import AbstractConnection
 from aio_pika.exceptions import AMQPError, ChannelNotFoundEntity
 
 from inferfleet.producer.exporter.queues import QueueCounts
-from inferfleet.schemas.errors import ServiceUnreachableError
+from inferfleet.schemas.errors import ServiceRefusedError, ServiceUnreachableError
 from inferfleet.schemas.names import dead_queue, job_queue
 from inferfleet.wire.amqp import open_amqp
 from inferfleet.wire.redis import redacted
@@ -18,7 +18,7 @@ from inferfleet.wire.redis import redacted
 TIMEOUT_S = 4.0
 
 # aio-pika raises a bare RuntimeError for a connection that has closed meanwhile.
-_OUTAGES = (AMQPError, OSError, RuntimeError)
+_OUTAGES = (AMQPError, OSError, RuntimeError, ServiceRefusedError)
 
 
 class PassiveQueues:
@@ -36,7 +36,7 @@ class PassiveQueues:
                 counted = {pool: await self._pool(pool) for pool in sorted(pools)}
         except _OUTAGES as error:
             await self.aclose()
-            if isinstance(error, ServiceUnreachableError):
+            if isinstance(error, (ServiceUnreachableError, ServiceRefusedError)):
                 raise
             raise ServiceUnreachableError(
                 f"RabbitMQ at {redacted(self._url)} does not answer ({str(error) or type(error).__name__})"

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from inferfleet.producer.exporter.estimates import OldestAge, Throughput
 from inferfleet.producer.exporter.queues import QueueCounts, Queues
 from inferfleet.producer.exporter.snapshot import PoolNumbers, Snapshot
-from inferfleet.schemas.errors import ConfigurationError, ServiceUnreachableError
+from inferfleet.schemas.errors import ConfigurationError, ServiceRefusedError, ServiceUnreachableError
 from inferfleet.schemas.heartbeat import Heartbeat, WorkerPhase
 from inferfleet.wire.health import read_heartbeats
 from inferfleet.wire.pipeline import CommandPipeline
@@ -97,7 +97,7 @@ class Sampler:
     async def _heartbeats(self) -> list[Heartbeat] | None:
         try:
             heartbeats = await read_heartbeats(self._pipeline)
-        except (ServiceUnreachableError, ValidationError) as error:
+        except (ServiceUnreachableError, ServiceRefusedError, ValidationError) as error:
             self._tell("Redis", error)
             return None
         self._tell("Redis", None)
@@ -106,7 +106,7 @@ class Sampler:
     async def _counts(self) -> Mapping[str, QueueCounts] | None:
         try:
             counts = await self._queues.counts(self._pools)
-        except (ServiceUnreachableError, ConfigurationError) as error:
+        except (ServiceUnreachableError, ServiceRefusedError, ConfigurationError) as error:
             # The latter is about a file, of a URL or a certificate, that has been there before.
             self._tell("RabbitMQ", error)
             return None

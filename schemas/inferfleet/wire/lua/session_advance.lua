@@ -1,6 +1,6 @@
 -- A turn is over, or was never accepted: let the next one run.
 -- KEYS session, lane, payloads, turns, state
--- ARGV job, now_ms, default_idle_ttl_s, witness (the job whose message comes again until the next is published)
+-- ARGV job, default_idle_ttl_s, witness (the job whose message comes again until the next is published)
 -- Returns {payload of the turn to publish or '', turns whose payload Redis has lost...}. Sent twice, the second gives
 -- the same.
 local s = redis.call('HMGET', KEYS[1], 'owner', 'witness', 'published', 'idle_ttl_s', 'lost')
@@ -10,7 +10,7 @@ if owner ~= ARGV[1] then
   if redis.call('LREM', KEYS[2], 0, ARGV[1]) + redis.call('HDEL', KEYS[3], ARGV[1]) > 0 then
     return {''}
   end
-  if s[2] ~= ARGV[4] or s[3] ~= '0' then
+  if s[2] ~= ARGV[3] or s[3] ~= '0' then
     return {''}
   end
   for job in string.gmatch(s[5] or '', '%S+') do
@@ -25,6 +25,9 @@ if owner ~= ARGV[1] then
 end
 redis.call('HDEL', KEYS[3], ARGV[1])
 redis.call('HDEL', KEYS[1], 'answer')
+-- Redis' clock, because the clocks of two machines differ.
+local time = redis.call('TIME')
+local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 local next = redis.call('LPOP', KEYS[2])
 local payload = next and redis.call('HGET', KEYS[3], next) or ''
 while next and payload == '' do
@@ -41,11 +44,11 @@ if not next then
     payload = redis.call('HGET', KEYS[3], next)
   end
 end
-redis.call('HSET', KEYS[1], 'owner', next or '', 'witness', ARGV[4], 'published', 0, 'owner_since', ARGV[2],
+redis.call('HSET', KEYS[1], 'owner', next or '', 'witness', ARGV[3], 'published', 0, 'owner_since', now,
   'fence', '', 'attempt', 0, 'lost', table.concat(lost, ' '))
 if not next then
   for _, key in ipairs(KEYS) do
-    redis.call('EXPIRE', key, s[4] or ARGV[3])
+    redis.call('EXPIRE', key, s[4] or ARGV[2])
   end
 end
 return {payload, unpack(lost)}

@@ -1,6 +1,6 @@
 -- An attempt of the owner's turn begins: it takes the session's fence.
 -- KEYS session, turns, state
--- ARGV job, fence, now_ms, ttl_s, attempt
+-- ARGV job, fence, ttl_s, attempt
 -- Returns {verdict, answer, turns, state_version, max_history_tokens}.
 -- Verdicts: 'begun', 'answered' (an earlier attempt added the turn and died; 'answer' is its answer),
 --           'taken' (another turn owns the session), 'fenced' (a later attempt of this turn has begun),
@@ -10,16 +10,19 @@ local s = redis.call('HMGET', KEYS[1], 'owner', 'last_turn', 'answer', 'turns', 
 local owner = s[1] or ''
 if owner == '' then
   -- Redis lost the session, or the job came from another AMQP client: the turn owns it from here on.
-  redis.call('HSET', KEYS[1], 'owner', ARGV[1], 'owner_since', ARGV[3])
-  redis.call('HSETNX', KEYS[1], 'created_at', ARGV[3])
+  -- Redis' clock, because the clocks of two machines differ.
+  local time = redis.call('TIME')
+  local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+  redis.call('HSET', KEYS[1], 'owner', ARGV[1], 'owner_since', now)
+  redis.call('HSETNX', KEYS[1], 'created_at', now)
 elseif owner ~= ARGV[1] then
   return {'taken', '', 0, 0, ''}
-elseif tonumber(s[7] or 0) > tonumber(ARGV[5]) then
+elseif tonumber(s[7] or 0) > tonumber(ARGV[4]) then
   return {'fenced', '', 0, 0, ''}
 end
-redis.call('HSET', KEYS[1], 'fence', ARGV[2], 'attempt', ARGV[5], 'published', 1)
+redis.call('HSET', KEYS[1], 'fence', ARGV[2], 'attempt', ARGV[4], 'published', 1)
 for _, key in ipairs(KEYS) do
-  redis.call('EXPIRE', key, ARGV[4])
+  redis.call('EXPIRE', key, ARGV[3])
 end
 if s[2] == ARGV[1] and s[3] then
   return {'answered', s[3], 0, 0, ''}

@@ -1,10 +1,13 @@
 -- A turn asks to run in its session.
 -- KEYS session, lane, payloads, turns, state
--- ARGV job, payload, on_busy, now_ms, ttl_s (of a busy session), stale_ms, max_bytes
+-- ARGV job, payload, on_busy, ttl_s (of a busy session), stale_ms, max_bytes
 -- Returns {verdict, owner, payload, unpublished}.
 -- Verdicts: 'run' (the session is ours: publish), 'wait' (in the lane), 'busy' (refused), 'too_large'.
 -- The payload, if any, is the owner's: its publisher died before it could publish; publish it again.
 -- 'unpublished' is 1 while nobody has said that the owner's message is in the queue.
+-- Redis' clock, because the clocks of two machines differ.
+local time = redis.call('TIME')
+local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 local s = redis.call('HMGET', KEYS[1], 'owner', 'published', 'owner_since', 'bytes', 'state_bytes')
 local owner = s[1] or ''
 if owner == ARGV[1] then
@@ -13,30 +16,30 @@ end
 local unpublished, again = 0, ''
 if owner ~= '' and s[2] == '0' then
   unpublished = 1
-  if tonumber(s[3]) + tonumber(ARGV[6]) < tonumber(ARGV[4]) then
+  if tonumber(s[3]) + tonumber(ARGV[5]) < now then
     again = redis.call('HGET', KEYS[3], owner) or ''
   end
 end
 if redis.call('HEXISTS', KEYS[3], ARGV[1]) == 1 then
   return {'wait', owner, again, unpublished}
 end
-if tonumber(s[4] or 0) + tonumber(s[5] or 0) + #ARGV[2] > tonumber(ARGV[7]) then
+if tonumber(s[4] or 0) + tonumber(s[5] or 0) + #ARGV[2] > tonumber(ARGV[6]) then
   return {'too_large', owner, again, unpublished}
 end
 if owner ~= '' and ARGV[3] == 'reject' then
   return {'busy', owner, again, unpublished}
 end
-redis.call('HSETNX', KEYS[1], 'created_at', ARGV[4])
+redis.call('HSETNX', KEYS[1], 'created_at', now)
 redis.call('HSET', KEYS[3], ARGV[1], ARGV[2])
 local verdict = 'wait'
 if owner == '' then
   verdict = 'run'
-  redis.call('HSET', KEYS[1], 'owner', ARGV[1], 'published', 0, 'owner_since', ARGV[4], 'fence', '', 'attempt', 0)
+  redis.call('HSET', KEYS[1], 'owner', ARGV[1], 'published', 0, 'owner_since', now, 'fence', '', 'attempt', 0)
 else
   redis.call('RPUSH', KEYS[2], ARGV[1])
 end
 -- History and state too: a turn may wait for longer than an idle session lives.
 for _, key in ipairs(KEYS) do
-  redis.call('EXPIRE', key, ARGV[5])
+  redis.call('EXPIRE', key, ARGV[4])
 end
 return {verdict, owner, again, unpublished}

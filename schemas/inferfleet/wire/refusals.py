@@ -1,0 +1,121 @@
+"""What a refusal by Redis means: whether it passes, and how a caller is told, in Redis' own words."""
+
+from __future__ import annotations
+
+from redis.exceptions import (
+    AskError,
+    AuthenticationError,
+    AuthorizationError,
+    BusyLoadingError,
+    ClusterCrossSlotError,
+    ClusterDownError,
+    MasterDownError,
+    MovedError,
+    NoPermissionError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+    TryAgainError,
+)
+
+from inferfleet.schemas.errors import ServiceRefusedError
+
+_PASSING = (
+    BusyLoadingError,
+    ClusterDownError,
+    MasterDownError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    TryAgainError,
+)
+
+_PASSING_TEXTS = ("BUSY ", "MISCONF ", "NOREPLICAS ", "max number of clients reached")
+"""The same, where redis-py has no exception of its own and leaves the code in the text."""
+
+_NO_WRITES = (OutOfMemoryError, ReadOnlyError)
+
+_NO_WRITES_TEXTS = ("MISCONF ", "NOREPLICAS ")
+
+_CLUSTER = (AskError, ClusterCrossSlotError, MovedError)
+
+_RIGHTS_TEXTS = ("The user executing the script can't", "ACL failure in script", "NOPERM ")
+"""How a script is told of a missing right, by Redis 6 and 7, from 7.2 on, and from where it is passed on."""
+
+_LASTING = (*_CLUSTER, AuthenticationError, AuthorizationError, NoPermissionError)
+
+_LASTING_TEXTS = (*_RIGHTS_TEXTS, "unknown command", "Unknown Redis command", "DB index is out of range")
+
+_NEEDS_MEMORY = "make room or raise its maxmemory"
+
+_ADVICE: tuple[tuple[tuple[type[Exception], ...], tuple[str, ...], str], ...] = (
+    (
+        (AuthenticationError, AuthorizationError),
+        (),
+        "it refuses the credentials; check user and password in INFERFLEET_REDIS_URL",
+    ),
+    (
+        (NoPermissionError,),
+        _RIGHTS_TEXTS,
+        "docs/reference/redis.md lists the rights that the user in INFERFLEET_REDIS_URL needs",
+    ),
+    (_CLUSTER, (), "it is a node of a Redis Cluster, and inferfleet needs one that is not in cluster mode"),
+    ((ClusterDownError,), (), "it is a node of a Redis Cluster that is down"),
+    ((OutOfMemoryError,), (), _NEEDS_MEMORY),
+    ((ReadOnlyError,), (), "it is a replica: INFERFLEET_REDIS_URL should lead to the master"),
+    ((MasterDownError,), (), "it is a replica that has lost its master"),
+    ((), ("MISCONF ",), "it cannot save its data to disk; its log says why"),
+    ((), ("NOREPLICAS ",), "it has fewer replicas than it must write to"),
+    ((), ("max number of clients reached",), "raise its maxclients, or close other clients"),
+    ((), ("unknown command", "Unknown Redis command"), "the command is disabled there, or Redis is too old"),
+    ((), ("DB index is out of range",), "check the number of the database in INFERFLEET_REDIS_URL"),
+)
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Whether Redis itself said this, so that it is there."""
+    return isinstance(error, (ResponseError, *_PASSING, *_LASTING)) or passes(error)
+
+
+def passes(error: BaseException) -> bool:
+    """Whether it may be over in a while: a failover, no memory, a start, too many clients."""
+    return isinstance(error, _PASSING) or str(error).startswith(_PASSING_TEXTS)
+
+
+def only_writes(error: BaseException) -> bool:
+    """Whether Redis refuses writes for now, but answers whoever reads."""
+    return isinstance(error, _NO_WRITES) or str(error).startswith(_NO_WRITES_TEXTS)
+
+
+def lasts(error: BaseException) -> bool:
+    """Whether Redis refuses us until somebody changes rights, password, mode or address.
+
+    What is left is about one command alone, like a key that holds something of another type.
+    """
+    return isinstance(error, _LASTING) or any(text in str(error) for text in _LASTING_TEXTS)
+
+
+def reason(error: BaseException) -> str:
+    """What Redis said, with the code that redis-py cuts off."""
+    code: str | None = getattr(error, "status_code", None)
+    text = str(error)
+    if isinstance(error, BusyLoadingError):
+        code = code or "LOADING"
+    return text if not isinstance(error, RedisError) or code in {None, "ERR"} else f"{code} {text}"
+
+
+def refused(error: BaseException, *, where: str = "Redis", what: str = "") -> ServiceRefusedError:
+    """The error for a caller: who refused what, why, and what to do."""
+    subject = f" {what}" if what else ""
+    now = " for now" if passes(error) else ""
+    advice = next(
+        (
+            f"; {advice}"
+            for kinds, texts, advice in _ADVICE
+            if isinstance(error, kinds) or any(text in str(error) for text in texts)
+        ),
+        "",
+    )
+    return ServiceRefusedError(
+        f"{where} refuses{subject}{now} ({reason(error)}){advice}", passing=passes(error)
+    )

@@ -1,0 +1,603 @@
+"""What Redis refuses is an error of ours, with its own words, for whoever asks or waits.
+
+These tests change their Redis, so each has one of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiohttp
+import hiredis
+import pytest
+import redis.asyncio as aioredis
+from tests.integration.conftest import (
+    PATIENCE_S,
+    Connect,
+    RunCommand,
+    StartWorker,
+    StartWorkerProcess,
+    answer_to,
+    eventually,
+    kinds_of,
+    read_all,
+)
+
+from inferfleet.local.services.free_port import free_port
+from inferfleet.local.services.reaper import Reaper
+from inferfleet.local.services.redis_process import RedisProcess, redis_binary
+from inferfleet.schemas.errors import (
+    ConfigurationError,
+    ServiceRefusedError,
+    ServiceUnreachableError,
+)
+from inferfleet.wire.redis import open_redis
+from inferfleet.wire.redis_access import PRODUCER, WORKER, Access
+
+pytestmark = pytest.mark.skipif(redis_binary() is None, reason="no redis-server here")
+
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "redis.md"
+
+StartRedis = Callable[..., RedisProcess]
+
+
+@pytest.fixture
+def start_redis() -> Iterator[StartRedis]:
+    with tempfile.TemporaryDirectory() as folder, Reaper() as reaper:
+        started: list[RedisProcess] = []
+
+        def start(**configuration: str) -> RedisProcess:
+            server = redis_binary()
+            assert server is not None
+            process = RedisProcess(
+                server=server,
+                folder=Path(folder) / str(len(started)),
+                reaper=reaper,
+                configuration={name.replace("_", "-"): value for name, value in configuration.items()},
+            )
+            started.append(process)
+            process.start()
+            return process
+
+        yield start
+        for process in started:
+            process.close()
+
+
+@pytest.fixture
+def own_redis(start_redis: StartRedis) -> RedisProcess:
+    return start_redis()
+
+
+@pytest.fixture
+async def operator(own_redis: RedisProcess) -> AsyncIterator[aioredis.Redis]:
+    """Whoever administers that Redis."""
+    client = aioredis.Redis.from_url(own_redis.url)
+    yield client
+    await client.aclose()
+
+
+def as_user(url: str, user: str) -> str:
+    parts = urlsplit(url)
+    return parts._replace(netloc=f"{user}:secret@{parts.hostname}:{parts.port}").geturl()
+
+
+async def set_user(operator: aioredis.Redis, *rules: str, user: str = "someone") -> None:
+    await operator.execute_command("ACL", "SETUSER", user, "reset", "on", ">secret", *rules)
+
+
+# Addresses
+
+
+async def test_a_whole_fleet_works_over_a_unix_socket(
+    start_redis: StartRedis,
+    connect: Connect,
+    inferfleet: RunCommand,
+    start_worker_process: StartWorkerProcess,
+    pool: str,
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        server = start_redis(unixsocket=f"{folder}/redis.sock")
+        async with aioredis.Redis.from_url(server.url) as client:
+            await client.config_set("requirepass", "secret")
+        url = f"unix://:secret@{folder}/redis.sock?db=3"
+        async with connect(redis_url=url) as fleet:
+            await fleet.declare_pool(pool)
+            worker = await start_worker_process(redis_url=url, worker_id=f"{pool}-w")
+            job = await fleet.submit("hello", pool=pool, stream=True)
+            assert kinds_of(await read_all(fleet.stream(job)))[-1] == "finished"
+            assert (await fleet.wait(job, timeout_s=PATIENCE_S)).text == answer_to(job)
+            shown = await inferfleet("get", job.id, environment={"INFERFLEET_REDIS_URL": url})
+            assert shown.code == 0
+            assert [it.worker_id for it in await fleet.workers()] == [f"{pool}-w"]
+            assert await worker.stop() == 0
+        async with aioredis.Redis.from_url(url) as client:
+            assert await client.exists(f"inferfleet:job:{{{job.id}}}")
+
+
+WRONG = [
+    ("redis://127.0.0.1/0?decode_responses=true", "'decode_responses'"),
+    ("redis://127.0.0.1/0?socket_timeout=1", "'socket_timeout'"),
+    ("redis://127.0.0.1/0?colour=blue", "'colour'"),
+    ("redis://127.0.0.1/0?max_connections=many", "'max_connections'"),
+    ("redis://127.0.0.1/?db=first", "'first'"),
+    ("redis://127.0.0.1/?db=-1", "'-1'"),
+    ("redis://127.0.0.1/?db=", "without a value"),
+    ("redis://127.0.0.1/first", "'first'"),
+    ("redis://127.0.0.1/0/1", "'0/1'"),
+    ("redis://127.0.0.1:99999/0", "not an address"),
+    ("redis://127.0.0.1/0?ssl_ca_certs=/etc/hosts", "needs rediss://"),
+    ("rediss://127.0.0.1/0?ssl_ca_certs=/nowhere/ca.pem", "'/nowhere/ca.pem'"),
+    ("rediss://127.0.0.1/0?ssl_ca_certs=/etc/hosts", "cannot be used"),
+    ("rediss://127.0.0.1/0?ssl_cert_reqs=maybe", "maybe"),
+    ("rediss://127.0.0.1/0?ssl_min_version=high", "ssl_min_version"),
+    ("unix://run/redis.sock", "unix:///run/redis/redis.sock"),
+    ("unix://", "unix:///run/redis/redis.sock"),
+]
+
+
+@pytest.mark.parametrize(("url", "told"), WRONG)
+async def test_an_address_that_cannot_be_is_a_clear_error(connect: Connect, url: str, told: str) -> None:
+    with pytest.raises(ConfigurationError, match=re.escape(told)) as caught:
+        async with connect(redis_url=url):
+            pass
+    assert "INFERFLEET_REDIS_URL" in str(caught.value)
+
+
+async def test_a_wrong_address_in_a_file_is_told_in_the_same_way(connect: Connect, tmp_path: Path) -> None:
+    file = tmp_path / "redis-url"
+    file.write_text("redis://:hunter2@127.0.0.1/0?colour=blue")
+    with pytest.raises(ConfigurationError, match="'colour'") as caught:
+        async with connect(redis_url=file.as_uri()):
+            pass
+    assert "hunter2" not in str(caught.value)
+
+
+async def test_a_command_and_a_worker_end_with_code_2_at_a_wrong_address(
+    inferfleet: RunCommand, start_worker_process: StartWorkerProcess
+) -> None:
+    url = "redis://127.0.0.1/0?colour=blue"
+    ended = await inferfleet("get", "x", environment={"INFERFLEET_REDIS_URL": url})
+    assert (ended.code, ended.err.count("\n")) == (2, 1)
+    worker = await start_worker_process(redis_url=url)
+    assert await worker.ended() == 2
+    assert "Traceback" not in worker.log
+
+
+# Rights
+
+
+def every_need() -> list[Any]:
+    return [
+        pytest.param(access, command, id=f"{name}-{command}")
+        for name, access in (("producer", PRODUCER), ("worker", WORKER))
+        for command in sorted(
+            {command for commands in access.commands.values() for command in commands}
+            | {"EVALSHA", "SCRIPT"}
+            | ({"XREAD"} if access.reads_blocked else set())
+        )
+    ]
+
+
+async def enter(url: str, access: Access) -> None:
+    async with open_redis(url, access=access):
+        pass
+
+
+@pytest.mark.parametrize("access", [PRODUCER, WORKER], ids=["producer", "worker"])
+async def test_every_right_that_is_missing_is_named_at_the_start(
+    own_redis: RedisProcess, operator: aioredis.Redis, access: Access
+) -> None:
+    url = as_user(own_redis.url, "someone")
+    await set_user(operator, "~inferfleet:*", "+@all")
+    await enter(url, access)
+    needed = {command for commands in access.commands.values() for command in commands}
+    needed |= {"EVALSHA", "SCRIPT"} | ({"XREAD"} if access.reads_blocked else set())
+    for command in sorted(needed):
+        await set_user(operator, "~inferfleet:*", "+@all", f"-{command.lower()}")
+        with pytest.raises(
+            ServiceRefusedError, match=rf"refuses .*\b{command}\b.* permission|can't run"
+        ) as caught:
+            await enter(url, access)
+        assert "docs/reference/redis.md" in str(caught.value)
+    for pattern in access.commands:
+        others = [f"~{other}" for other in access.commands if other != pattern]
+        await set_user(operator, *others, "+@all")
+        with pytest.raises(ServiceRefusedError, match=re.escape(pattern)):
+            await enter(url, access)
+
+
+async def test_the_check_leaves_nothing_behind_and_nobody_out(
+    own_redis: RedisProcess, operator: aioredis.Redis
+) -> None:
+    await operator.zadd("inferfleet:workers", {"somebody": 0})
+    for access in (PRODUCER, WORKER):
+        await enter(own_redis.url, access)
+    assert await operator.keys("*") == [b"inferfleet:workers"]
+    assert await operator.zrange("inferfleet:workers", 0, -1) == [b"somebody"]
+
+
+def documented_rules() -> dict[str, list[str]]:
+    """The users that the page tells to make, each with its rules."""
+    commands = re.findall(r"^ACL SETUSER (\S+) on >\S+ ((?:.*\\\n)*.*)$", PAGE.read_text(), re.MULTILINE)
+    return {user: rules.replace("\\\n", " ").split() for user, rules in commands}
+
+
+async def test_the_rights_on_the_page_are_enough_for_all_that_a_fleet_does(
+    own_redis: RedisProcess,
+    operator: aioredis.Redis,
+    connect: Connect,
+    start_worker: StartWorker,
+    pool: str,
+) -> None:
+    rules = documented_rules()
+    for user in ("producer", "worker"):
+        await set_user(operator, *rules[user], user=user)
+    await operator.execute_command("ACL", "LOG", "RESET")
+    async with connect(redis_url=as_user(own_redis.url, "producer")) as fleet:
+        await fleet.declare_pool(pool)
+        queued = await fleet.submit("never runs", pool=pool)
+        assert await fleet.cancel(queued) == "cancelled"
+        worker = await start_worker(redis_url=as_user(own_redis.url, "worker"))
+        one = await fleet.submit("hello", pool=pool, stream=True, idempotency_key=f"{pool}-key")
+        again = await fleet.submit("hello", pool=pool, stream=True, idempotency_key=f"{pool}-key")
+        assert again.id == one.id
+        assert kinds_of(await read_all(fleet.stream(one)))[-1] == "finished"
+        many = await fleet.submit_many(["a", "b"], pool=pool)
+        assert len(await fleet.wait_many(many, timeout_s=PATIENCE_S)) == 2
+        assert all((await fleet.get_many(many)).values())
+        session = fleet.session(f"{pool}-s")
+        await session.configure(idle_ttl_s=60)
+        turns = [await session.send(text, pool=pool) for text in ("one", "two")]
+        await fleet.wait_many(turns, timeout_s=PATIENCE_S)
+        assert len(await session.history()) == 4
+        assert await session.patch_state({"a": 1}) == 1
+        forked = await session.fork(f"{pool}-f")
+        assert sorted(await fleet.sessions()) == sorted((session.id, forked.id))
+        assert await session.delete()
+        assert [it.worker_id for it in await fleet.workers()]
+        # Redis forgets its scripts: both may teach it again.
+        await operator.script_flush()
+        again = await fleet.submit("again", pool=pool)
+        assert (await fleet.wait(again, timeout_s=PATIENCE_S)).text == answer_to(again)
+        await worker.stop()
+        assert await fleet.workers() == []
+    assert await operator.execute_command("ACL", "LOG") == []
+
+
+async def test_a_user_who_may_not_run_scripts_is_told_at_the_start(
+    own_redis: RedisProcess,
+    operator: aioredis.Redis,
+    inferfleet: RunCommand,
+    start_worker_process: StartWorkerProcess,
+) -> None:
+    await set_user(operator, "~inferfleet:*", "+@all", "-evalsha")
+    url = as_user(own_redis.url, "someone")
+    ended = await inferfleet("get", "x", environment={"INFERFLEET_REDIS_URL": url})
+    assert (ended.code, ended.out, ended.err.count("\n")) == (3, "", 1)
+    assert "EVALSHA" in ended.err
+    worker = await start_worker_process(redis_url=url)
+    assert await worker.ended() == 3
+    assert "EVALSHA" in worker.log
+    assert "Traceback" not in worker.log + ended.err
+    assert "secret" not in worker.log + ended.err
+
+
+# Mode
+
+
+@pytest.mark.parametrize("covered", ["no slots", "all slots"])
+async def test_a_node_of_a_cluster_is_refused_at_once(
+    start_redis: StartRedis,
+    connect: Connect,
+    start_worker_process: StartWorkerProcess,
+    covered: str,
+) -> None:
+    node = start_redis(cluster_enabled="yes", cluster_port=str(free_port()), appendonly="no")
+    async with aioredis.Redis.from_url(node.url) as client:
+        if covered == "all slots":
+            await client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+
+            async def is_up() -> bool:
+                state: dict[str, str] = await client.execute_command("CLUSTER INFO")
+                return state["cluster_state"] == "ok"
+
+            await eventually(is_up)
+    with pytest.raises(ServiceRefusedError, match=r"Redis Cluster"):
+        async with connect(redis_url=node.url):
+            pass
+    if covered == "all slots":
+        worker = await start_worker_process(redis_url=node.url)
+        assert await worker.ended() == 3
+        assert "Redis Cluster" in worker.log
+
+
+# Refusals of everything
+
+
+class Refusing:
+    """A port at which each command is refused, until ``let`` is set; then it leads to Redis."""
+
+    def __init__(self, url: str, text: str) -> None:
+        self._to = urlsplit(url)
+        self._text = text
+        self.let = False
+        self.refused = asyncio.Event()
+        self.port = free_port()
+        self._writers: set[asyncio.StreamWriter] = set()
+
+    @property
+    def url(self) -> str:
+        return self._to._replace(netloc=f"127.0.0.1:{self.port}").geturl()
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.add(writer)
+        with suppress(ConnectionError):
+            if self.let:
+                back, on = await asyncio.open_connection(self._to.hostname, self._to.port)
+                self._writers.add(on)
+                await asyncio.gather(_copy(reader, on), _copy(back, writer))
+                return
+            commands = hiredis.Reader()
+            while data := await reader.read(65536):
+                commands.feed(data)
+                while commands.gets() is not False:
+                    writer.write(f"-{self._text}\r\n".encode())
+                    self.refused.set()
+                if self.let:
+                    writer.close()
+
+    async def close(self) -> None:
+        for writer in self._writers:
+            writer.close()
+            with suppress(ConnectionError):
+                await writer.wait_closed()
+
+
+async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with suppress(ConnectionError):
+        while data := await reader.read(65536):
+            writer.write(data)
+            await writer.drain()
+    writer.close()
+
+
+@asynccontextmanager
+async def refusing(url: str, text: str) -> AsyncIterator[Refusing]:
+    port = Refusing(url, text)
+    async with await asyncio.start_server(port.serve, "127.0.0.1", port.port):
+        try:
+            yield port
+        finally:
+            await port.close()
+
+
+PASSING = [
+    "LOADING Redis is loading the dataset in memory",
+    "MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.",
+    "ERR max number of clients reached",
+    "BUSY Redis is busy running a script. You can only call SCRIPT KILL or SHUTDOWN NOSAVE.",
+]
+
+LASTING = [
+    ("NOAUTH Authentication required.", "credentials"),
+    ("WRONGPASS invalid username-password pair or user is disabled.", "credentials"),
+    ("NOPERM this user has no permissions to run the 'get' command", "docs/reference/redis.md"),
+    ("MOVED 3999 127.0.0.1:6381", "Redis Cluster"),
+    ("ERR unknown command 'EVALSHA', with args beginning with:", "disabled"),
+    ("ERR DB index is out of range", "number of the database"),
+]
+
+
+@pytest.mark.parametrize("text", PASSING, ids=lambda text: text.split()[0])
+async def test_what_passes_is_told_in_the_words_of_redis_and_waited_out(
+    connect: Connect, own_redis: RedisProcess, pool: str, text: str
+) -> None:
+    async with refusing(own_redis.url, text) as port:
+        with pytest.raises(ServiceRefusedError, match=re.escape(text.removeprefix("ERR "))) as caught:
+            async with connect(redis_url=port.url):
+                pass
+        assert "for now" in str(caught.value)
+        port.refused.clear()
+
+        async def come_in() -> str:
+            async with connect(redis_url=port.url, patience_s=PATIENCE_S) as fleet:
+                await fleet.declare_pool(pool)
+                return (await fleet.submit("hello", pool=pool)).id
+
+        coming = asyncio.create_task(come_in())
+        await asyncio.wait_for(port.refused.wait(), PATIENCE_S)
+        assert not coming.done()
+        port.let = True
+        assert await asyncio.wait_for(coming, PATIENCE_S)
+
+
+@pytest.mark.parametrize(("text", "advice"), LASTING, ids=lambda text: text.split()[0])
+async def test_what_lasts_is_told_at_once_whatever_the_patience(
+    connect: Connect, own_redis: RedisProcess, text: str, advice: str
+) -> None:
+    async with refusing(own_redis.url, text) as port:
+        with pytest.raises(ServiceRefusedError, match=re.escape(text.split(maxsplit=1)[1])) as caught:
+            async with asyncio.timeout(PATIENCE_S), connect(redis_url=port.url, patience_s=10 * PATIENCE_S):
+                pass
+        assert advice in str(caught.value)
+        assert "for now" not in str(caught.value)
+
+
+async def test_a_worker_waits_for_a_redis_that_loads_its_data(
+    own_redis: RedisProcess, start_worker_process: StartWorkerProcess
+) -> None:
+    async with refusing(own_redis.url, PASSING[0]) as port:
+        worker = await start_worker_process(redis_url=port.url, connect_timeout_s=str(PATIENCE_S))
+        await asyncio.wait_for(port.refused.wait(), PATIENCE_S)
+        port.let = True
+        await worker.logged("ready")
+        assert await worker.stop() == 0
+
+
+# Refusals at work
+
+
+async def refuse_writes(operator: aioredis.Redis) -> None:
+    await operator.config_set("maxmemory", 1)
+
+
+async def test_full_memory_is_told_in_the_words_of_redis_and_whoever_reads_goes_on(
+    own_redis: RedisProcess, operator: aioredis.Redis, connect: Connect, inferfleet: RunCommand, pool: str
+) -> None:
+    async with (
+        connect(redis_url=own_redis.url) as fleet,
+        connect(redis_url=own_redis.url, patience_s=PATIENCE_S) as patient,
+    ):
+        await fleet.declare_pool(pool)
+        job = await fleet.submit("hello", pool=pool)
+        await refuse_writes(operator)
+        for work in (
+            lambda: fleet.submit("hello", pool=pool),
+            lambda: fleet.session("s").update_state({}, version=0),
+            lambda: fleet.submit("hello", pool=pool, idempotency_key="k"),
+        ):
+            with pytest.raises(ServiceRefusedError, match=r"OOM command not allowed .*maxmemory"):
+                await asyncio.wait_for(work(), PATIENCE_S)
+        # A turn needs its record first, so that its session is not touched.
+        with pytest.raises(ServiceRefusedError, match="OOM"):
+            await asyncio.wait_for(fleet.session("s").send("hello", pool=pool), PATIENCE_S)
+        # A patient submit waits; those who read beside it do not.
+        submitting = asyncio.create_task(patient.submit("hello", pool=pool))
+        for _ in range(3):
+            assert (await asyncio.wait_for(patient.get(job), PATIENCE_S)).id == job.id
+        async with connect(redis_url=own_redis.url) as newcomer:
+            assert (await newcomer.get(job)).id == job.id
+        shown = await inferfleet("get", job.id, environment={"INFERFLEET_REDIS_URL": own_redis.url})
+        assert shown.code == 0
+        assert not submitting.done()
+        await operator.config_set("maxmemory", 0)
+        assert await asyncio.wait_for(submitting, PATIENCE_S)
+
+
+async def test_a_right_that_is_taken_away_reaches_whoever_waits_or_streams(
+    own_redis: RedisProcess, operator: aioredis.Redis, connect: Connect, start_worker: StartWorker, pool: str
+) -> None:
+    await set_user(operator, "~inferfleet:*", "+@all")
+    async with connect(redis_url=as_user(own_redis.url, "someone"), patience_s=PATIENCE_S) as fleet:
+        await fleet.declare_pool(pool)
+        job = await fleet.submit("hello", pool=pool)
+        lines = fleet.stream(job)
+        assert (await anext(lines)).entry.kind == "queued"
+        waiting: list[asyncio.Future[Any]] = [
+            asyncio.ensure_future(fleet.wait(job)),
+            asyncio.ensure_future(anext(lines)),
+        ]
+        await fleet.get(job)
+        await operator.execute_command("ACL", "SETUSER", "someone", "-xread")
+        # A blocked read goes on until something wakes it.
+        await fleet._reader._wake()
+        for it in waiting:
+            with pytest.raises(ServiceRefusedError, match=r"XREAD .*'xread'"):
+                await asyncio.wait_for(it, PATIENCE_S)
+        # Once it is given back, so is the service.
+        await operator.execute_command("ACL", "SETUSER", "someone", "+xread")
+        await start_worker(redis_url=own_redis.url)
+
+        async def is_answered() -> bool:
+            with suppress(ServiceRefusedError):
+                return (await fleet.wait(job, timeout_s=PATIENCE_S)).text == answer_to(job)
+            return False
+
+        await eventually(is_answered)
+
+
+async def health(port: int, path: str) -> tuple[int, str]:
+    async with (
+        aiohttp.ClientSession() as client,
+        client.get(f"http://127.0.0.1:{port}{path}") as answer,
+    ):
+        return answer.status, await answer.text()
+
+
+async def test_a_worker_that_loses_its_rights_says_so_and_goes_on_when_it_has_them_again(
+    own_redis: RedisProcess,
+    operator: aioredis.Redis,
+    connect: Connect,
+    start_worker_process: StartWorkerProcess,
+    pool: str,
+) -> None:
+    await set_user(operator, "~inferfleet:*", "+@all")
+    async with connect(redis_url=own_redis.url) as fleet:
+        worker = await start_worker_process(redis_url=as_user(own_redis.url, "someone"))
+        port: int = (await worker.logged("serving health"))["port"]
+        await worker.logged("ready")
+        assert (await health(port, "/health/ready"))[0] == 200
+        await operator.execute_command("ACL", "SETUSER", "someone", "-evalsha")
+        job = await fleet.submit("hello", pool=pool)
+        line = await worker.logged("Redis refuses EVALSHA")
+        assert "NOPERM" in line["message"]
+
+        async def is_unready() -> bool:
+            return (await health(port, "/health/ready"))[0] == 503
+
+        await eventually(is_unready)
+        assert (await health(port, "/health/live"))[0] == 200
+        assert re.search(
+            r"^inferfleet_worker_ready\S* 0\.0$", (await health(port, "/metrics"))[1], re.MULTILINE
+        )
+        # The job waits here, and does not go round.
+        assert "could not be settled" not in worker.log
+        await operator.execute_command("ACL", "SETUSER", "someone", "+evalsha")
+        result = await fleet.wait(job, timeout_s=PATIENCE_S)
+        assert (result.text, result.attempts) == (answer_to(job), 1)
+        assert (await health(port, "/health/ready"))[0] == 200
+        assert await worker.stop() == 0
+
+
+async def test_a_password_that_is_changed_under_a_worker_is_told_and_waited_out(
+    own_redis: RedisProcess,
+    operator: aioredis.Redis,
+    connect: Connect,
+    start_worker_process: StartWorkerProcess,
+    pool: str,
+) -> None:
+    await set_user(operator, "~inferfleet:*", "+@all")
+    async with connect(redis_url=own_redis.url) as fleet:
+        worker = await start_worker_process(redis_url=as_user(own_redis.url, "someone"))
+        await worker.logged("ready")
+        await operator.execute_command("ACL", "SETUSER", "someone", "resetpass", ">other")
+        await operator.execute_command("CLIENT", "KILL", "USER", "someone")
+        job = await fleet.submit("hello", pool=pool)
+        await worker.logged("Redis refuses (WRONGPASS")
+        assert "secret" not in worker.log
+        await operator.execute_command("ACL", "SETUSER", "someone", ">secret")
+        assert (await fleet.wait(job, timeout_s=PATIENCE_S)).text == answer_to(job)
+        assert await worker.stop() == 0
+
+
+async def test_a_replica_is_told_apart_from_a_redis_that_is_away(
+    start_redis: StartRedis, connect: Connect, pool: str, start_worker_process: StartWorkerProcess
+) -> None:
+    replica = start_redis()
+    async with aioredis.Redis.from_url(replica.url) as client:
+        await client.replicaof("127.0.0.1", free_port())
+    async with connect(redis_url=replica.url) as fleet:
+        await fleet.declare_pool(pool)
+        with pytest.raises(ServiceRefusedError, match=r"READONLY .*master"):
+            await fleet.submit("hello", pool=pool)
+    worker = await start_worker_process(redis_url=replica.url, connect_timeout_s="0.1")
+    assert await worker.ended() == 3
+    assert "READONLY" in worker.log
+
+
+async def test_too_many_clients_are_told_as_such(
+    own_redis: RedisProcess, operator: aioredis.Redis, connect: Connect
+) -> None:
+    await operator.ping()
+    await operator.config_set("maxclients", 1)
+    with pytest.raises(ServiceUnreachableError, match="max number of clients reached"):
+        async with connect(redis_url=own_redis.url):
+            pass

@@ -1,0 +1,37 @@
+"""The rights that are asked for are those that are used, and those that the page tells to grant."""
+
+from __future__ import annotations
+
+import re
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+
+from inferfleet.wire.redis_access import PRODUCER, WORKER, Access
+
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "redis.md"
+
+
+def needed(access: Access) -> set[str]:
+    return {command for commands in access.commands.values() for command in commands}
+
+
+def test_all_that_scripts_do_is_asked_for() -> None:
+    folder = files("inferfleet.wire").joinpath("lua")
+    used = {
+        command
+        for script in folder.iterdir()
+        if script.name != "access.lua"
+        for command in re.findall(r"redis\.p?call\('([A-Z]+)'", script.read_text())
+    }
+    assert used
+    assert used - (needed(PRODUCER) | needed(WORKER)) == set()
+
+
+@pytest.mark.parametrize(("user", "access"), [("producer", PRODUCER), ("worker", WORKER)])
+def test_the_page_grants_what_is_asked_for_and_no_more(user: str, access: Access) -> None:
+    (rules,) = re.findall(rf"^ACL SETUSER {user} ((?:.*\\\n)*.*)$", PAGE.read_text(), re.MULTILINE)
+    granted = {rule.upper() for rule in re.findall(r"\+(\S+)", rules)}
+    always = {"SELECT", "TIME", "EVALSHA", "SCRIPT|LOAD", "EXISTS", "INFO"}
+    assert granted == needed(access) | always | ({"XREAD"} if access.reads_blocked else set())
