@@ -10,7 +10,6 @@ import socket
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
-from urllib.parse import urlsplit
 
 import uuid_utils
 from pydantic import Field, ValidationError, field_validator
@@ -118,7 +117,7 @@ class WorkerSettings(ServiceSettings):
     pool: PoolName = DEFAULT_POOL
     engine: EngineKind = EngineKind.VLLM
     model: str = ""
-    engine_args: dict[str, Any] = Field(default_factory=dict)
+    engine_args: Annotated[dict[str, Any], Field(repr=False)] = Field(default_factory=dict)
     max_running: Annotated[int, Field(ge=1, le=60_000)] = 64
     look_ahead: Annotated[int, Field(ge=0, le=5_000)] = 8
     http_host: str = "0.0.0.0"  # noqa: S104 - probes come from the kubelet, outside the pod
@@ -168,7 +167,8 @@ def read_settings(settings: type[SettingsT], **options: Any) -> SettingsT:
 
 
 def _require_scheme(url: str, schemes: tuple[str, ...], example: str) -> str:
-    scheme = urlsplit(url).scheme
+    # Not by urlsplit: what it raises may quote the password.
+    scheme = url.partition("://")[0].lower() if "://" in url else ""
     if scheme not in schemes:
         raise ValueError(f"the scheme {scheme!r} is not one of {', '.join(schemes)}; write it as {example}")
     return url

@@ -20,7 +20,7 @@ from redis.credentials import CredentialProvider
 from redis.exceptions import AuthenticationError, AuthorizationError, RedisError
 
 from inferfleet.schemas.errors import ConfigurationError, ServiceUnreachableError
-from inferfleet.wire.address import current_url, is_file
+from inferfleet.wire.address import current_url, is_file, redacted, without_secrets
 
 SOCKET_TIMEOUT_S = 5.0
 """How long one answer may take before the connection counts as broken."""
@@ -39,10 +39,10 @@ def redis_client(
     """
     options: dict[str, Any] = {}
     address = current_url(url)
-    if is_file(url) and urlsplit(address).password is not None:
-        options["credential_provider"] = _FileCredentials(url)
-        address = _without_credentials(address)
     try:
+        if is_file(url) and urlsplit(address).password is not None:
+            options["credential_provider"] = _FileCredentials(url)
+            address = _without_credentials(address)
         pool = aioredis.BlockingConnectionPool.from_url(
             address,
             max_connections=connections,
@@ -54,10 +54,11 @@ def redis_client(
             retry=Retry(NoBackoff(), 0),
             **options,
         )
-    except ValueError as error:
+    except ValueError:
+        # Not chained: it may quote a part of the password.
         raise ConfigurationError(
             "INFERFLEET_REDIS_URL is not an address like redis://:password@host:6379/0"
-        ) from error
+        ) from None
     return aioredis.Redis.from_pool(pool)
 
 
@@ -87,8 +88,8 @@ async def check_redis(client: aioredis.Redis, url: str) -> None:
         ) from error
     except (RedisError, OSError) as error:
         raise ServiceUnreachableError(
-            f"Redis at {redacted(url)} does not answer ({error}); check INFERFLEET_REDIS_URL, "
-            "or start local services with `inferfleet local up`"
+            f"Redis at {redacted(url)} does not answer ({without_secrets(str(error), url)}); "
+            "check INFERFLEET_REDIS_URL, or start local services with `inferfleet local up`"
         ) from error
 
 
@@ -108,13 +109,3 @@ class _FileCredentials(CredentialProvider):
 def _without_credentials(url: str) -> str:
     parts = urlsplit(url)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
-
-
-def redacted(url: str) -> str:
-    """The URL without its password."""
-    parts = urlsplit(url)
-    if parts.password is None:
-        return url
-    host = parts.hostname or ""
-    port = f":{parts.port}" if parts.port else ""
-    return parts._replace(netloc=f"{parts.username or ''}:***@{host}{port}").geturl()

@@ -75,6 +75,8 @@ def worker(
 @app.command()
 def drain(worker_id: Annotated[str, typer.Argument(metavar="WORKER", help="The worker's id.")]) -> None:
     """Tell a worker, wherever it runs, to finish or hand over what it runs, and exit."""
+    if not worker_id.strip():
+        raise typer.BadParameter("WORKER is empty")
     asyncio.run(_drain(read_settings(ServiceSettings), worker_id))
 
 
