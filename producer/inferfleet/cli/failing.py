@@ -31,15 +31,12 @@ def plain_errors() -> Generator[None]:
         if isinstance(error, BrokenPipeError) and _silence_broken():
             sys.exit(READER_GONE)
         # Only now: importing the contract takes longer than printing a help page.
-        from inferfleet.cli.terminal import err
+        from inferfleet.cli.terminal import last_words
         from inferfleet.schemas.errors import InferfleetError
 
         if not isinstance(error, InferfleetError):
             raise
-        try:
-            err(f"inferfleet: {error}\n")
-        except BrokenPipeError:
-            _silence_broken()
+        last_words(f"inferfleet: {error}\n")
         sys.exit(exit_code(error))
 
 

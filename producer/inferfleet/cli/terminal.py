@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TextIO
+from contextlib import suppress
+from threading import Thread
+from typing import Final, TextIO
 
 from inferfleet.schemas.printable import printable
+
+LAST_WORDS_S: Final = 2.0
+"""How long whoever reads stderr may take to read why the process ends."""
 
 
 def out(text: str) -> None:
@@ -23,6 +28,24 @@ def err(text: str) -> None:
 def line(text: str) -> str:
     """Text from outside as a part of one line for a person."""
     return printable(" ".join(text.split()), one_line=True)
+
+
+def last_words(text: str) -> None:
+    """Write to stderr at the end of the process, which a reader that has stopped must not keep from ending.
+
+    Past Python's own stderr, whose lock would be held then.
+    """
+    shown = (printable(text) if sys.stderr.isatty() else text).encode(errors="backslashreplace")
+    fd = sys.stderr.fileno()
+    sys.stderr.flush()
+
+    def write() -> None:
+        with suppress(OSError):
+            os.write(fd, shown)
+
+    writing = Thread(target=write, daemon=True)
+    writing.start()
+    writing.join(LAST_WORDS_S)
 
 
 def silence(stream: TextIO) -> None:

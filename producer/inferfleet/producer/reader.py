@@ -29,6 +29,7 @@ from inferfleet.schemas.journal import FinishedEntry
 from inferfleet.schemas.names import journal_key, reply_key
 from inferfleet.schemas.result import Result
 from inferfleet.wire.journal_lines import parse_line
+from inferfleet.wire.outage import Outage
 from inferfleet.wire.pipeline import CommandPipeline
 from inferfleet.wire.records import JobRecords
 from inferfleet.wire.replies import REPLY_STREAM_LENGTH, REPLY_TTL_S
@@ -63,6 +64,7 @@ class Reader:
         self._client_id = client_id
         self._reply_key = reply_key(client_id).encode()
         self._state_check_interval_s = state_check_interval_s
+        self._unchecked = Outage()
         self._waiters: defaultdict[str, set[asyncio.Future[bytes]]] = defaultdict(set)
         self._followers: dict[bytes, set[asyncio.Queue[Line | InferfleetError | None]]] = {}
         self._followed: dict[str, bytes] = {}
@@ -184,7 +186,11 @@ class Reader:
             try:
                 await self._check()
             except (RedisError, OSError) as error:
-                logger.warning("cannot check waiting jobs: Redis does not answer (%s)", error)
+                if self._unchecked.began():
+                    logger.warning("cannot check waiting jobs: Redis does not answer (%s)", error)
+            else:
+                if (lasted_s := self._unchecked.ended()) is not None:
+                    logger.warning("waiting jobs are checked again, after %.1f s", lasted_s)
 
     def close(self) -> None:
         """Tell everybody who still waits that no answer will come."""

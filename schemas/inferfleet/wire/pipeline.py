@@ -30,6 +30,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wai
 
 from inferfleet.schemas.errors import ServiceUnreachableError
 from inferfleet.wire.breaker import Breaker
+from inferfleet.wire.outage import Outage
 from inferfleet.wire.redis_line import RedisLine, pack
 from inferfleet.wire.scripts import Argument
 from inferfleet.wire.tasks import cancel_and_wait
@@ -80,6 +81,8 @@ class CommandPipeline:
         self._client = client
         self._patience_s = patience_s
         self._breaker = Breaker("Redis", *_OUTAGE)
+        self.outage = Outage()
+        """The times during which commands waited for Redis to come back."""
         self._unsent: deque[_Waiting] = deque()
         self._unanswered: deque[_Waiting] = deque()
         """What was written, in order, which is the order of the answers."""
@@ -141,7 +144,8 @@ class CommandPipeline:
         except _AWAY as error:
             if not self._give_up(error):
                 return
-            logger.warning("Redis does not answer, trying again (%s)", error)
+            if self.outage.began():
+                logger.warning("Redis does not answer, trying again until it does (%s)", error)
         await self._outlast()
 
     async def _converse(self) -> None:
@@ -193,6 +197,8 @@ class CommandPipeline:
             waiting = self._unanswered.popleft()
             self._answers += 1
             self._heard_at = time.monotonic()
+            if self.outage.lasts:
+                logger.warning("Redis answers again, after %.1f s", self.outage.ended() or 0.0)
             if waiting.answer.done():
                 continue
             try:
@@ -227,9 +233,7 @@ class CommandPipeline:
     async def _outlast(self) -> None:
         """Try again and again, until an answer comes or nobody waits any more."""
         answers = self._answers
-        async for attempt in AsyncRetrying(
-            retry=retry_if_exception_type(_AWAY), wait=self._pause, before_sleep=_log_retry
-        ):
+        async for attempt in AsyncRetrying(retry=retry_if_exception_type(_AWAY), wait=self._pause):
             with attempt:
                 try:
                     await self._converse()
@@ -262,15 +266,6 @@ class CommandPipeline:
         self._unanswered.clear()
         self._unsent.clear()
         self._arrived.clear()
-
-
-def _log_retry(attempt: RetryCallState) -> None:
-    assert attempt.outcome is not None  # noqa: S101 - an attempt that is repeated has failed
-    logger.warning(
-        "Redis does not answer, trying again in %.1f s (%s)",
-        attempt.upcoming_sleep,
-        attempt.outcome.exception(),
-    )
 
 
 def _fail(waiting: _Waiting, error: ServiceUnreachableError) -> None:

@@ -9,7 +9,7 @@ import uvloop
 
 from inferfleet.schemas.settings import WorkerSettings
 from inferfleet.worker.engine_choice import make_engine
-from inferfleet.worker.log import configure_logging
+from inferfleet.worker.log import logging_to_stderr
 from inferfleet.worker.ports import Engine
 from inferfleet.worker.worker import Worker
 
@@ -25,8 +25,14 @@ def run_process(settings: WorkerSettings, make: Callable[[WorkerSettings], Engin
         EngineDeadError: The engine died.
 
     """
-    configure_logging(settings)
-    uvloop.run(Worker(settings=settings, engine=make(settings), on_warm=_spare_the_heap).run())
+    with logging_to_stderr(settings) as log:
+        worker = Worker(
+            settings=settings,
+            engine=make(settings),
+            on_warm=_spare_the_heap,
+            lines_dropped=lambda: log.dropped,
+        )
+        uvloop.run(worker.run())
 
 
 def _spare_the_heap() -> None:
