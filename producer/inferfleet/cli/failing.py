@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -10,6 +11,17 @@ from typing import TextIO
 INTERRUPTED = 130
 READER_GONE = 141
 """What a shell reports for a program that SIGPIPE ended."""
+
+
+class Remarks(logging.Formatter):
+    """What is logged while a command runs, as lines like those of errors."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Write the line, such that a terminal obeys nothing in it."""
+        from inferfleet.schemas.printable import printable
+
+        text = f"inferfleet: {super().format(record)}"
+        return printable(text) if sys.stderr.isatty() else text
 
 
 @contextmanager

@@ -10,7 +10,9 @@ from pydantic import ValidationError
 
 from inferfleet.schemas.errors import InvalidJobError
 from inferfleet.schemas.job import Endpoint, Job, OnBusy
+from inferfleet.schemas.near_match import did_you_mean
 from inferfleet.schemas.request import check_request, job_error
+from inferfleet.schemas.request_members import warn_of_misspelt_members
 
 
 class JobOptions(TypedDict, total=False):
@@ -39,7 +41,9 @@ def make_job(work: str | Mapping[str, Any] | Job, options: JobOptions, *, max_bo
 
     """
     if misspelt := options.keys() - JobOptions.__annotations__.keys():
-        raise TypeError(f"a job has no option {', '.join(map(repr, sorted(misspelt)))}")
+        known = JobOptions.__annotations__
+        spelt = ", ".join(repr(name) + did_you_mean(name, known) for name in sorted(misspelt))
+        raise TypeError(f"a job has no option {spelt}")
     try:
         if isinstance(work, Job):
             job = Job.model_validate(work.model_dump() | options)
@@ -51,6 +55,7 @@ def make_job(work: str | Mapping[str, Any] | Job, options: JobOptions, *, max_bo
     if job.session_id is not None and job.endpoint is not Endpoint.CHAT:
         raise InvalidJobError(f"session_id: only {Endpoint.CHAT} has sessions, not {job.endpoint}")
     check_request(job.endpoint, job.body, max_body_bytes=max_body_bytes)
+    warn_of_misspelt_members(job.body)
     return job
 
 

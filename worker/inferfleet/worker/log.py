@@ -98,6 +98,10 @@ class Log(QueueHandler):
         self.setFormatter(formatter)
         self.dropped = 0
 
+    def say(self, text: str) -> None:
+        """Take a line that is no log record."""
+        self.handle(logging.makeLogRecord({"msg": text}))
+
     def prepare(self, record: logging.LogRecord) -> Any:
         """Write the line here: what it is about may have changed when it is its turn."""
         line = copy(record)

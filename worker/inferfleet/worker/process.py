@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterable
 
 import uvloop
 
@@ -13,12 +14,19 @@ from inferfleet.worker.log import logging_to_stderr
 from inferfleet.worker.ports import Engine
 from inferfleet.worker.worker import Worker
 
+logger = logging.getLogger(__name__)
+
 GC_THRESHOLD = 20_000
 """New objects between two collections. A job makes a few hundred that free themselves, and hardly a cycle."""
 
 
-def run_process(settings: WorkerSettings, make: Callable[[WorkerSettings], Engine] = make_engine) -> None:
-    """Run a worker until SIGTERM, and give this process what suits it.
+def run_process(
+    settings: WorkerSettings,
+    make: Callable[[WorkerSettings], Engine] = make_engine,
+    *,
+    remarks: Iterable[str] = (),
+) -> None:
+    """Run a worker until SIGTERM, and give this process what suits it. ``remarks`` go to its log.
 
     Raises:
         InferfleetError: A setting is wrong, or a service did not answer at the start.
@@ -26,6 +34,8 @@ def run_process(settings: WorkerSettings, make: Callable[[WorkerSettings], Engin
 
     """
     with logging_to_stderr(settings) as log:
+        for remark in remarks:
+            logger.warning("%s", remark)
         worker = Worker(
             settings=settings,
             engine=make(settings),
