@@ -11,7 +11,7 @@ import orjson
 import typer
 
 from inferfleet.cli.options import JsonFlag, none_empty, not_empty, producer_settings
-from inferfleet.cli.terminal import err, line, out
+from inferfleet.cli.terminal import err, line, out, shown_id
 from inferfleet.producer.dead_letters import DeadLetters
 from inferfleet.producer.fleet import Fleet
 from inferfleet.schemas.job import DEFAULT_POOL
@@ -56,7 +56,7 @@ def list_(
         died_at = f"{letter.died_at:%Y-%m-%d %H:%M:%S}" if letter.died_at else "-"
         attempts = f"{letter.attempts} attempt{'' if letter.attempts == 1 else 's'}"
         why = " ".join(letter.message.split())
-        out(f"{letter.message_id or '-'}  {died_at}  {letter.code}  {attempts}  {why}\n")
+        out(f"{shown_id(letter.message_id or '-')}  {died_at}  {letter.code}  {attempts}  {why}\n")
 
 
 @app.command()

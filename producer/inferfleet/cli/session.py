@@ -11,11 +11,11 @@ from typing import Annotated, Any, TypeVar
 import orjson
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from inferfleet.cli.options import JsonFlag, not_empty, producer_settings
-from inferfleet.cli.terminal import err, line, out
+from inferfleet.cli.terminal import err, line, out, shown_id
 from inferfleet.producer.fleet import Fleet
 from inferfleet.schemas.errors import SessionError
 from inferfleet.schemas.session import SessionExport, SessionRecord, read_export
@@ -74,12 +74,14 @@ def list_(*, limit: int = 1000, as_json: JsonFlag = False) -> None:
         _print_json([record.model_dump(mode="json") for record in records])
         return
     console = Console()
-    table = Table("session", "turns", "bytes", "unfinished", "changed at")
+    # Folded: ids are there to be copied.
+    table = Table(Column("session", overflow="fold"), "turns", "bytes", "unfinished", "changed at")
     for record in records:
         unfinished = str(len(record.waiting) + 1) if record.owner else ""
         changed_at = f"{record.updated_at:%Y-%m-%d %H:%M:%S}" if record.updated_at else ""
-        shown_id = Text(line(record.id) if console.is_terminal else record.id)
-        table.add_row(shown_id, str(record.turns), f"{record.bytes:,}", unfinished, changed_at)
+        table.add_row(
+            Text(shown_id(record.id)), str(record.turns), f"{record.bytes:,}", unfinished, changed_at
+        )
     console.print(table)
 
 

@@ -25,6 +25,11 @@ def err(text: str) -> None:
     sys.stderr.flush()
 
 
+def shown_id(text: str) -> str:
+    """An id, to be copied from a pipe or looked at on a terminal, where it cannot begin another line."""
+    return printable(text, one_line=True) if sys.stdout.isatty() else text
+
+
 def line(text: str) -> str:
     """Text from outside as a part of one line for a person."""
     return printable(" ".join(text.split()), one_line=True)
