@@ -13,11 +13,10 @@ import sys
 import traceback
 from collections.abc import Generator
 from contextlib import contextmanager
-from copy import copy
 from logging.handlers import QueueHandler, QueueListener
 from queue import Empty, SimpleQueue
 from types import TracebackType
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from pythonjsonlogger.orjson import OrjsonFormatter
 
@@ -99,18 +98,15 @@ class Log(QueueHandler):
         self.dropped = 0
 
     def say(self, text: str) -> None:
-        """Take a line that is no log record."""
+        """Take a line that is no log record, without a time or a level."""
         self.handle(logging.makeLogRecord({"msg": text}))
 
-    def prepare(self, record: logging.LogRecord) -> Any:
-        """Write the line here: what it is about may have changed when it is its turn."""
-        line = copy(record)
-        line.msg, line.args = self.format(record), None
-        line.exc_info = line.exc_text = line.stack_info = None
-        return line
+    def prepare(self, record: logging.LogRecord) -> str:
+        """Make the line here: what it is about may have changed when it is its turn."""
+        return self.format(record)
 
-    def enqueue(self, record: logging.LogRecord) -> None:
-        """Take the line if there is room."""
+    def enqueue(self, record: Any) -> None:
+        """Take a line, which ``prepare`` has made, if there is room."""
         if self.lines.qsize() < LINES_WAITING:
             self.lines.put_nowait(record)
         else:
@@ -120,11 +116,7 @@ class Log(QueueHandler):
         """Say which line has a mistake in it; logging's own way is to write a traceback to stderr."""
         where = f"{record.pathname}:{record.lineno}"
         error = sys.exc_info()[1]
-        self.enqueue(
-            logging.makeLogRecord(
-                {"msg": f"the log line at {where} cannot be written: {type(error).__name__}"}
-            )
-        )
+        self.enqueue(f"the log line at {where} cannot be written: {type(error).__name__}")
 
 
 class _Writer(QueueListener):
@@ -140,21 +132,21 @@ class _Writer(QueueListener):
         self._told = 0
         self._fd = None if sys.__stderr__ is None else sys.__stderr__.fileno()
 
-    def dequeue(self, block: bool) -> logging.LogRecord:
+    def dequeue(self, block: bool) -> Any:
         """Take the next line; first write those that were taken, if it has to be waited for."""
         try:
-            record = self._log.lines.get_nowait()
+            line = self._log.lines.get_nowait()
         except Empty:
             self._write()
-            record = self._log.lines.get(block)
-        if not isinstance(record, logging.LogRecord):
+            line = self._log.lines.get(block)
+        if not isinstance(line, str):
             # The mark of the end.
             self._write()
-        return cast("logging.LogRecord", record)
+        return line
 
-    def handle(self, record: logging.LogRecord) -> None:
+    def handle(self, record: Any) -> None:
         """Collect a line."""
-        self._batch.append(record.getMessage())
+        self._batch.append(record)
         if len(self._batch) >= LINES_AT_ONCE:
             self._write()
 
