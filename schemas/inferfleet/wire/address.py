@@ -9,12 +9,13 @@ connection on. TLS is in the URL: ``amqps://…?cafile=…&certfile=…&keyfile=
 
 from __future__ import annotations
 
+import errno
 import re
 from pathlib import Path
 from typing import Final
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from inferfleet.schemas.errors import ConfigurationError
+from inferfleet.schemas.errors import ConfigurationError, ServiceUnreachableError
 
 _URL: Final = re.compile(
     r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<authority>[^/?#]*)(?P<path>[^?#]*)(?P<rest>.*)", re.DOTALL
@@ -23,6 +24,9 @@ _USER: Final = re.compile(r"[\w.%-]*", re.ASCII)
 _HOST: Final = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[\w.-]*)(:\d*)?", re.ASCII)
 _PATH: Final = re.compile(r"[\w./%~+-]*", re.ASCII)
 _HIDDEN: Final = "***"
+
+_PASSING: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.EINTR})
+"""What is wrong with the process or the machine, not with the file."""
 
 
 def is_file(url: str) -> bool:
@@ -35,6 +39,7 @@ def current_url(url: str) -> str:
 
     Raises:
         ConfigurationError: The file cannot be read, or is empty.
+        ServiceUnreachableError: No file can be read now.
 
     """
     if not is_file(url):
@@ -43,7 +48,10 @@ def current_url(url: str) -> str:
     try:
         content = path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"cannot read the URL of a service from {path}: {error}") from error
+        if isinstance(error, OSError) and error.errno in _PASSING:
+            raise ServiceUnreachableError(f"cannot read the URL of a service now ({error})") from error
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise ConfigurationError(f"cannot read the URL of a service from {path}: {reason}") from None
     if not content:
         raise ConfigurationError(f"{path} should hold the URL of a service, and is empty")
     return content
