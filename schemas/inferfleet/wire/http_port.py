@@ -40,7 +40,8 @@ async def listening(app: web.Application, *, host: str, port: int) -> AsyncGener
     await runner.setup()
     handlers = runner.server
     assert handlers is not None  # noqa: S101 - setup has made it
-    most = min(CONNECTIONS, max(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4))
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = CONNECTIONS if files == resource.RLIM_INFINITY else min(CONNECTIONS, max(1, files // 4))
 
     def accepted() -> asyncio.Protocol:
         # In the order in which they were opened.
