@@ -229,7 +229,7 @@ async def test_dead_letters_are_listed_shown_replayed_and_purged(
     again = (await inferfleet("dead", "replay", job.id, "--pool", pool)).out.strip()
     assert again != job.id
     await fleet.wait(again, timeout_s=PATIENCE_S)
-    ended = await inferfleet("dead", "purge", "--pool", pool, "--json")
+    ended = await inferfleet("dead", "purge", "--all", "--yes", "--pool", pool, "--json")
     assert json.loads(ended.out) == {"pool": pool, "purged": 1}
     ended = await inferfleet("dead", "show", job.id, "--pool", pool)
     assert (ended.code, ended.out) == (1, "")

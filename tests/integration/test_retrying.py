@@ -106,10 +106,10 @@ async def test_the_dead_letters_can_be_read_and_submitted_again(
     await fleet.wait(job, timeout_s=PATIENCE_S)
     (letter,) = await fleet.dead_letters.read(pool)
     assert (letter.job, letter.code, letter.attempts) == (job, FailureCode.TOO_MANY_ATTEMPTS, 1)
-    (again,) = await fleet.dead_letters.replay(pool)
+    (again,) = await fleet.dead_letters.replay(pool, everything=True)
     assert again.id != job.id
     assert (await fleet.wait(again, timeout_s=PATIENCE_S)).state is JobState.FAILED
-    assert await fleet.dead_letters.purge(pool) == 1
+    assert await fleet.dead_letters.purge(pool, everything=True) == 1
     assert await fleet.dead_letters.read(pool) == []
 
 

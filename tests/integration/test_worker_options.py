@@ -55,7 +55,7 @@ async def test_an_engine_argument_that_does_not_exist_is_exit_code_2(
 ) -> None:
     worker = await start_worker_process("--engine-args", '{"sped": 1}')
     assert await worker.ended() == 2, worker.log
-    assert "the simulated engine has no argument 'sped'; it has load_s" in worker.log
+    assert "the simulated engine has no argument 'sped' (did you mean 'speed'?); it has load_s" in worker.log
     assert "Traceback" not in worker.log
 
 

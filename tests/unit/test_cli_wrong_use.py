@@ -156,3 +156,57 @@ def test_autoscale_refuses_an_option_of_simulations_alone(inferfleet: Run, optio
     manifest = Path(__file__).parents[2] / "deploy/keda/base/pool/scaledobject.yaml"
     ended = inferfleet("autoscale", "--scaledobject", str(manifest), *option)
     assert_refused(ended, "give --simulate TRACE.csv too")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "get",
+        "stream",
+        "cancel",
+        "dead show",
+        "dead purge",
+        "dead replay",
+        "dead purge some",
+        "session show",
+        "session delete",
+        "session export",
+        "session fork some",
+        "session import --session",
+        "chat --session",
+        "submit hello --session",
+        "submit hello --idempotency-key",
+        "pool declare",
+        "pool declare some",
+        "worker drain",
+        "schema export",
+    ],
+)
+@pytest.mark.parametrize("empty", ["", " "])
+def test_an_empty_argument_is_a_variable_that_was_not_set(inferfleet: Run, command: str, empty: str) -> None:
+    assert_refused(inferfleet(*command.split(), empty), "is empty")
+
+
+@pytest.mark.parametrize("command", ["purge", "replay"])
+def test_all_dead_letters_are_meant_only_by_saying_so(inferfleet: Run, command: str) -> None:
+    for arguments in ((), ("some", "--all"), ("some", "--all", "--yes"), ("--yes",)):
+        assert_refused(inferfleet("dead", command, *arguments), "give the ids of dead letters, or --all")
+    # Nobody is at the keyboard.
+    assert_refused(inferfleet("dead", command, "--all"), "give --yes too")
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        ("heartbeet=10", "a parameter 'heartbeet' (did you mean 'heartbeat'?)"),
+        ("cafle=/ca.pem", "a parameter 'cafle' (did you mean 'cafile'?)"),
+        ("nonsense=1", "a parameter 'nonsense'; there are auth, cadata"),
+        ("heartbeat=", "heartbeat must be a whole number of seconds"),
+        ("heartbeat=soon", "heartbeat must be a whole number of seconds"),
+        ("timeout=-1", "timeout must be a whole number of seconds"),
+    ],
+)
+def test_a_misspelt_parameter_of_an_amqp_address_is_named(inferfleet: Run, query: str, message: str) -> None:
+    url = f"{NOWHERE['INFERFLEET_AMQP_URL']}?{query}"
+    ended = inferfleet("pool", "declare", "somewhere", variables={"INFERFLEET_AMQP_URL": url})
+    assert_refused(ended, message)

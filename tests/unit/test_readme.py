@@ -113,7 +113,7 @@ def labels(exposition: str, metric: str) -> str:
     found = re.search(rf"^{metric}(?:_count)?{{(.*?)}}", exposition, re.MULTILINE)
     assert found, f"{metric} has no value"
     present = re.findall(r'(\w+)="', found[1])
-    return ", ".join(sorted(present, key=["pool", "state", "code", "reason"].index))
+    return ", ".join(sorted(present, key=["pool", "state", "code", "reason", "service"].index))
 
 
 def test_each_health_endpoint_is_in_the_table() -> None:

@@ -14,17 +14,21 @@ from uuid import uuid4
 import typer
 from rich.console import Console
 
-from inferfleet.cli.options import producer_settings
+from inferfleet.cli.failing import INTERRUPTED
+from inferfleet.cli.options import not_empty, producer_settings
 from inferfleet.cli.printing import print_stream
+from inferfleet.cli.terminal import err, line, out
 from inferfleet.producer.fleet import Fleet
 from inferfleet.schemas.errors import JobFailedError
 from inferfleet.schemas.job import DEFAULT_POOL, Job
+from inferfleet.schemas.printable import printable
 
 
 def command(
     *,
     session: Annotated[
-        str | None, typer.Option(help="The session to go on with; a new one by default.")
+        str | None,
+        typer.Option(help="The session to go on with; a new one by default.", callback=not_empty),
     ] = None,
     pool: Annotated[str, typer.Option(help="The pool of workers to run on.")] = DEFAULT_POOL,
     system: Annotated[str | None, typer.Option(help="Instructions, for a session that begins.")] = None,
@@ -33,10 +37,17 @@ def command(
     """Talk to the fleet: a line is a turn, and the answer is printed as it comes.
 
     Ctrl-C stops an answer, which leaves no trace in the session; at the prompt it leaves, like Ctrl-D and
-    /exit. From a pipe every line is a turn, and stdout has the answers only.
+    /exit. From a pipe every line is a turn, stdout has the answers only, and Ctrl-C ends it all. At the end
+    stderr has the command that goes on with the session.
     """
     chat = Chat(session_id=session or str(uuid4()), pool=pool, max_tokens=max_tokens)
-    asyncio.run(chat.run(system))
+    try:
+        asyncio.run(chat.run(system))
+    finally:
+        if chat.begun and (chat.interactive or chat.interrupted or sys.exc_info()[0] is not None):
+            err(f"inferfleet: `inferfleet chat --session {line(chat.session_id)}` goes on\n")
+    if chat.interrupted and not chat.interactive:
+        raise typer.Exit(INTERRUPTED)
     if chat.failed and not chat.interactive:
         raise typer.Exit(1)
 
@@ -47,7 +58,11 @@ class Chat:
     def __init__(self, *, session_id: str, pool: str, max_tokens: int | None) -> None:
         self.interactive = sys.stdin.isatty()
         self.failed = False
-        self._session_id = session_id
+        self.begun = False
+        """Whether there is a session to go on with."""
+        self.interrupted = False
+        """Whether Ctrl-C was pressed while an answer, or a line of a pipe, was awaited."""
+        self.session_id = session_id
         self._pool = pool
         self._body: dict[str, Any] = {} if max_tokens is None else {"max_tokens": max_tokens}
         self._console = Console(stderr=True)
@@ -56,31 +71,35 @@ class Chat:
     async def run(self, system: str | None) -> None:
         """Take turns until the input ends."""
         async with Fleet.connect(producer_settings()) as fleet:
-            session = fleet.session(self._session_id)
+            session = fleet.session(self.session_id)
             record = await session.get()
-            begun = record is not None and record.turns > 0
+            begun = self.begun = record is not None and record.turns > 0
             if self.interactive:
                 turns = record.turns if record else 0
-                self._console.print(f"session {self._session_id}, {turns} turns; /exit leaves", style="dim")
+                greeting = f"session {line(self.session_id)}, {turns} turns; /exit leaves"
+                self._console.print(greeting, style="dim", markup=False, highlight=False)
             instructions = [{"role": "system", "content": system}] if system and not begun else []
             with self._interrupts():
                 lines = _lines_of_stdin()
-                while (line := await self._next(lines)) is not None and line.strip() != "/exit":
-                    if not line.strip():
+                while (words := await self._next(lines)) is not None and words.strip() != "/exit":
+                    if not words.strip():
                         continue
-                    messages = [*instructions, {"role": "user", "content": line.strip()}]
+                    messages = [*instructions, {"role": "user", "content": words.strip()}]
+                    self.begun = True
                     job = await session.send(messages, body=self._body, stream=True, pool=self._pool)
                     instructions = [] if await self._answer(fleet, job) else instructions
+                    if self.interrupted and not self.interactive:
+                        break
 
     async def _next(self, lines: asyncio.Queue[str | None]) -> str | None:
         """The next line; ``None`` at the end of the input, or when the user leaves."""
         if self.interactive:
             self._console.print("[bold]you>[/bold] ", end="")
         reading = asyncio.create_task(lines.get())
-        line = reading.result() if await self._finished(reading) else None
-        if line is None and self.interactive:
+        words = reading.result() if await self._finished(reading) else None
+        if words is None and self.interactive:
             self._console.print()
-        return line
+        return words
 
     async def _answer(self, fleet: Fleet, job: Job) -> bool:
         """Print the answer as it comes. False if there is none."""
@@ -91,9 +110,10 @@ class Chat:
             await printing
         except JobFailedError as error:
             self.failed = True
-            sys.stdout.write("\n")
+            out("\n")
             sys.stdout.flush()
-            self._console.print(str(error), style="red", markup=False)
+            words = printable(str(error)) if self._console.is_terminal else str(error)
+            self._console.print(words, style="red", markup=False, highlight=False)
             return False
         return True
 
@@ -102,6 +122,7 @@ class Chat:
         self._interrupted.clear()
         interrupted = asyncio.create_task(self._interrupted.wait())
         await asyncio.wait({task, interrupted}, return_when=asyncio.FIRST_COMPLETED)
+        self.interrupted = self.interrupted or self._interrupted.is_set()
         interrupted.cancel()
         if not task.done() and give_up:
             task.cancel()

@@ -4,21 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from typing import Annotated
+from collections.abc import Awaitable, Callable
+from typing import Annotated, TypeVar
 
 import orjson
 import typer
 
-from inferfleet.cli.options import JsonFlag, producer_settings
+from inferfleet.cli.options import JsonFlag, none_empty, not_empty, producer_settings
+from inferfleet.cli.terminal import err, line, out, shown_id
+from inferfleet.producer.dead_letters import DeadLetters
 from inferfleet.producer.fleet import Fleet
-from inferfleet.schemas.dead_letter import DeadLetter
-from inferfleet.schemas.errors import JobNotFoundError
-from inferfleet.schemas.job import DEFAULT_POOL, Job
+from inferfleet.schemas.job import DEFAULT_POOL
+
+T = TypeVar("T")
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
-PoolOption = Annotated[str, typer.Option("--pool", help="The pool whose dead letters are meant.")]
-IdsArgument = Annotated[list[str] | None, typer.Argument(metavar="[JOB]...", help="Job ids; none means all.")]
+PoolOption = Annotated[
+    str, typer.Option("--pool", help="The pool whose dead letters are meant.", callback=not_empty)
+]
+IdArgument = Annotated[
+    str, typer.Argument(metavar="JOB", help="The id, as `dead list` prints it.", callback=not_empty)
+]
+IdsArgument = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[JOB]...", help="Ids, as `dead list` prints them.", callback=none_empty),
+]
+AllFlag = Annotated[bool, typer.Option("--all", help="All of the pool's dead letters.")]
+YesFlag = Annotated[bool, typer.Option("--yes", "-y", help="With --all: do not ask.")]
 
 
 @app.callback()
@@ -27,9 +40,14 @@ def dead() -> None:
 
 
 @app.command("list")
-def list_(*, pool: PoolOption = DEFAULT_POOL, limit: int = 100, as_json: JsonFlag = False) -> None:
+def list_(
+    *,
+    pool: PoolOption = DEFAULT_POOL,
+    limit: Annotated[int, typer.Option(min=1, help="The most to list.")] = 100,
+    as_json: JsonFlag = False,
+) -> None:
     """List a pool's dead letters, the oldest first. Prompts are not shown."""
-    letters = asyncio.run(_list(pool, [], limit))
+    letters = _run(lambda dead_letters: dead_letters.read(pool, limit=limit))
     if as_json:
         _print_json([letter.model_dump(mode="json", exclude={"job"}) for letter in letters])
         return
@@ -38,53 +56,78 @@ def list_(*, pool: PoolOption = DEFAULT_POOL, limit: int = 100, as_json: JsonFla
         died_at = f"{letter.died_at:%Y-%m-%d %H:%M:%S}" if letter.died_at else "-"
         attempts = f"{letter.attempts} attempt{'' if letter.attempts == 1 else 's'}"
         why = " ".join(letter.message.split())
-        sys.stdout.write(f"{letter.message_id or '-'}  {died_at}  {letter.code}  {attempts}  {why}\n")
+        out(f"{shown_id(letter.message_id or '-')}  {died_at}  {letter.code}  {attempts}  {why}\n")
 
 
 @app.command()
-def show(job: str, *, pool: PoolOption = DEFAULT_POOL) -> None:
+def show(job: IdArgument, *, pool: PoolOption = DEFAULT_POOL) -> None:
     """Show one dead letter whole, with its request, as JSON."""
-    letters = asyncio.run(_list(pool, [job], 1_000_000))
-    if not letters:
-        raise JobNotFoundError(job)
+    letters = _run(lambda dead_letters: dead_letters.read(pool, ids=[job]))
     _print_json(letters[0].model_dump(mode="json"))
 
 
 @app.command()
-def replay(jobs: IdsArgument = None, *, pool: PoolOption = DEFAULT_POOL, as_json: JsonFlag = False) -> None:
-    """Submit dead letters again, as new jobs. Prints the new ids; the old ones are in their metadata."""
-    again = asyncio.run(_replay(pool, jobs or []))
+def replay(
+    jobs: IdsArgument = None,
+    *,
+    everything: AllFlag = False,
+    yes: YesFlag = False,
+    pool: PoolOption = DEFAULT_POOL,
+    as_json: JsonFlag = False,
+) -> None:
+    """Submit dead letters again, as new jobs. Prints the new ids; the old ones are in their metadata.
+
+    Messages that are no job stay among the dead letters.
+    """
+    _require_meant("submit again", jobs, everything=everything, yes=yes, pool=pool)
+    again = _run(lambda dead_letters: dead_letters.replay(pool, ids=jobs, everything=everything))
     if as_json:
         _print_json([job.model_dump(mode="json", exclude={"body"}) for job in again])
         return
     for job in again:
-        sys.stdout.write(f"{job.id}\n")
+        out(f"{job.id}\n")
 
 
 @app.command()
-def purge(jobs: IdsArgument = None, *, pool: PoolOption = DEFAULT_POOL, as_json: JsonFlag = False) -> None:
+def purge(
+    jobs: IdsArgument = None,
+    *,
+    everything: AllFlag = False,
+    yes: YesFlag = False,
+    pool: PoolOption = DEFAULT_POOL,
+    as_json: JsonFlag = False,
+) -> None:
     """Throw dead letters away, for good."""
-    count = asyncio.run(_purge(pool, jobs or []))
+    _require_meant("throw away for good", jobs, everything=everything, yes=yes, pool=pool)
+    count = _run(lambda dead_letters: dead_letters.purge(pool, ids=jobs, everything=everything))
     if as_json:
         _print_json({"pool": pool, "purged": count})
     else:
-        sys.stdout.write(f"{count} purged\n")
+        out(f"{count} purged\n")
 
 
-async def _list(pool: str, ids: list[str], limit: int) -> list[DeadLetter]:
-    async with Fleet.connect(producer_settings()) as fleet:
-        return await fleet.dead_letters.read(pool, ids=ids, limit=limit)
+def _require_meant(what: str, jobs: list[str] | None, *, everything: bool, yes: bool, pool: str) -> None:
+    """Make sure that all are meant where all would be taken: it is asked for, and agreed to."""
+    if everything is bool(jobs):
+        raise typer.BadParameter("give the ids of dead letters, or --all, and not both")
+    if not everything or yes:
+        return
+    if not sys.stdin.isatty():
+        raise typer.BadParameter("--all asks first, and nobody is here to answer: give --yes too")
+    count = _run(lambda dead_letters: dead_letters.count(pool))
+    # Not by typer.confirm, which writes to stdout, too.
+    err(f"{what}: {count} dead letter{'' if count == 1 else 's'} of pool {line(pool)}? [y/N] ")
+    if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
+        raise typer.Exit(1)
 
 
-async def _replay(pool: str, ids: list[str]) -> list[Job]:
-    async with Fleet.connect(producer_settings()) as fleet:
-        return await fleet.dead_letters.replay(pool, ids=ids)
+def _run(work: Callable[[DeadLetters], Awaitable[T]]) -> T:
+    async def connected() -> T:
+        async with Fleet.connect(producer_settings()) as fleet:
+            return await work(fleet.dead_letters)
 
-
-async def _purge(pool: str, ids: list[str]) -> int:
-    async with Fleet.connect(producer_settings()) as fleet:
-        return await fleet.dead_letters.purge(pool, ids=ids)
+    return asyncio.run(connected())
 
 
 def _print_json(value: object) -> None:
-    sys.stdout.write(orjson.dumps(value).decode() + "\n")
+    out(orjson.dumps(value).decode() + "\n")

@@ -11,6 +11,7 @@ import typer
 from inferfleet.producer.exporter.server import run_exporter
 from inferfleet.producer.exporter.settings import ExporterSettings
 from inferfleet.schemas.settings import read_settings
+from inferfleet.worker.log import Text, lines_to_stderr
 
 
 def command(
@@ -28,13 +29,13 @@ def command(
     INFERFLEET_MANAGEMENT_URL, RabbitMQ's HTTP API, is needed for the oldest job's age and the backlog.
     """
     settings = read_settings(ExporterSettings, http_port=http_port, pools=pools)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)-7s %(message)s")
-    for name in ("aio_pika", "aiormq", "aiormq.connection"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    log = logging.getLogger(__name__)
-    if settings.management_url is None:
-        log.warning(
-            "without INFERFLEET_MANAGEMENT_URL there is no age of the oldest job and no backlog, and unacked "
-            "jobs are those inside engines, as the heartbeats say"
-        )
-    asyncio.run(run_exporter(settings))
+    with lines_to_stderr(Text("%(asctime)s %(levelname)-7s %(message)s")) as log:
+        logging.basicConfig(level=logging.INFO, handlers=[log], force=True)
+        for name in ("aio_pika", "aiormq", "aiormq.connection"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        if settings.management_url is None:
+            logging.getLogger(__name__).warning(
+                "without INFERFLEET_MANAGEMENT_URL there is no age of the oldest job and no backlog, and "
+                "unacked jobs are those inside engines, as the heartbeats say"
+            )
+        asyncio.run(run_exporter(settings))

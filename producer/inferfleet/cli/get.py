@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from typing import Annotated
 
 import typer
 
+from inferfleet.cli.going_on import goes_on
 from inferfleet.cli.options import JobArgument, JsonFlag, producer_settings
 from inferfleet.cli.printing import print_answer, print_json
+from inferfleet.cli.terminal import err
 from inferfleet.producer.fleet import Fleet
 
 
@@ -26,14 +27,15 @@ def command(
 async def _get(job: str, *, wait: bool, as_json: bool) -> None:
     async with Fleet.connect(producer_settings()) as fleet:
         if wait:
-            await fleet.wait(job)
+            with goes_on(job, "get --wait"):
+                await fleet.wait(job)
         record = await fleet.get(job)
     if as_json:
         print_json(record)
     else:
         where = f" on {record.worker_id}" if record.worker_id else ""
         model = f" of model {record.model_identity}" if record.model_identity else ""
-        sys.stderr.write(f"{record.state}, attempt {record.attempt}{where}, {record.tokens} tokens{model}\n")
+        err(f"{record.state}, attempt {record.attempt}{where}, {record.tokens} tokens{model}\n")
     if record.result is not None:
         if as_json:
             record.result.raise_for_state()

@@ -11,7 +11,24 @@ from inferfleet.schemas.settings import ProducerSettings, read_settings
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
 
-JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="The job's id, as `submit` printed it.")]
+
+def not_empty(value: str | None) -> str | None:
+    """Refuse an empty value: it is a variable that was not set, and means neither nothing nor everything."""
+    if value is not None and not value.strip():
+        raise typer.BadParameter("is empty")
+    return value
+
+
+def none_empty(values: list[str] | None) -> list[str] | None:
+    """Refuse empty values in a list of them."""
+    for value in values or ():
+        not_empty(value)
+    return values
+
+
+JobArgument = Annotated[
+    str, typer.Argument(metavar="JOB", help="The job's id, as `submit` printed it.", callback=not_empty)
+]
 
 
 def producer_settings() -> ProducerSettings:

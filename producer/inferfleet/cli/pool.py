@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from typing import Annotated
 
 import typer
 
-from inferfleet.cli.options import producer_settings
+from inferfleet.cli.options import none_empty, producer_settings
+from inferfleet.cli.terminal import out
 from inferfleet.producer.publisher import Publisher
 from inferfleet.schemas.names import job_queue
 
@@ -21,7 +21,7 @@ def pools() -> None:
 
 
 @app.command()
-def declare(pools: Annotated[list[str], typer.Argument(metavar="POOL...")]) -> None:
+def declare(pools: Annotated[list[str], typer.Argument(metavar="POOL...", callback=none_empty)]) -> None:
     """Declare the queues of pools, so that jobs are accepted before the first worker starts."""
     asyncio.run(_declare(pools))
 
@@ -31,6 +31,6 @@ async def _declare(pools: list[str]) -> None:
     try:
         for pool in pools:
             await publisher.declare_pool(pool)
-            sys.stdout.write(f"{job_queue(pool)}\n")
+            out(f"{job_queue(pool)}\n")
     finally:
         await publisher.aclose()

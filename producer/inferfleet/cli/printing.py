@@ -6,6 +6,7 @@ import sys
 
 import orjson
 
+from inferfleet.cli.terminal import err, out
 from inferfleet.producer.fleet import Fleet
 from inferfleet.schemas import Result
 from inferfleet.schemas.journal import (
@@ -20,7 +21,7 @@ from inferfleet.schemas.wire_model import WireModel
 
 def print_json(model: WireModel) -> None:
     """Print a model as one line of JSON."""
-    sys.stdout.write(model.model_dump_json(exclude_none=True) + "\n")
+    out(model.model_dump_json(exclude_none=True) + "\n")
     sys.stdout.flush()
 
 
@@ -33,7 +34,7 @@ def print_answer(result: Result) -> None:
     """
     response = result.raise_for_state().response or {}
     text = result.text
-    sys.stdout.write((text or orjson.dumps(response).decode()) + "\n")
+    out((text or orjson.dumps(response).decode()) + "\n")
 
 
 async def print_stream(fleet: Fleet, job_id: str, *, as_json: bool) -> None:
@@ -52,17 +53,17 @@ async def print_stream(fleet: Fleet, job_id: str, *, as_json: bool) -> None:
             case TokensEntry(chunks=chunks):
                 for chunk in chunks:
                     streamed = True
-                    sys.stdout.write(chunk.text if chunk.index == 0 else "")
+                    out(chunk.text if chunk.index == 0 else "")
                 sys.stdout.flush()
             case RestartedEntry(reason=reason):
-                sys.stdout.write("\n")
-                sys.stderr.write(f"inferfleet: the answer starts again ({reason})\n")
+                out("\n")
+                err(f"inferfleet: the answer starts again ({reason})\n")
             case FinishedEntry() | QueuedEntry() | RunningEntry():
                 pass
     result = await fleet.wait(job_id)
     if not as_json:
         if streamed:
-            sys.stdout.write("\n")
+            out("\n")
         else:
             print_answer(result)
     result.raise_for_state()

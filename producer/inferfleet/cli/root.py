@@ -55,8 +55,11 @@ COMMANDS: Mapping[str, Place] = MappingProxyType(
 
 def main() -> None:
     """Run the command line. Errors of ours are one line on stderr, without a traceback."""
-    from inferfleet.cli.failing import plain_errors
+    from inferfleet.cli.failing import Remarks, plain_errors
 
+    remarks = logging.StreamHandler()
+    remarks.setFormatter(Remarks())
+    logging.basicConfig(handlers=[remarks])
     # What goes wrong with a connection is told once, as the error that it becomes.
     logging.getLogger("aiormq").setLevel(logging.CRITICAL)
     with plain_errors():

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from inferfleet.cli.options import not_empty
+from inferfleet.cli.terminal import out
 from inferfleet.schemas.documents import drift
 from inferfleet.schemas.documents import export as export_documents
 
@@ -21,15 +22,18 @@ def schema() -> None:
 
 @app.command()
 def export(
-    folder: Annotated[Path, typer.Argument(file_okay=False)] = Path("schemas"),
+    folder_name: Annotated[str, typer.Argument(metavar="[FOLDER]", callback=not_empty)] = "schemas",
     *,
     check: Annotated[bool, typer.Option("--check", help="Write nothing; exit 1 if files differ.")] = False,
 ) -> None:
     """Write JSON Schema for each wire type, and an AsyncAPI document, into a folder."""
+    folder = Path(folder_name)
+    if folder.exists() and not folder.is_dir():
+        raise typer.BadParameter(f"{folder} is no folder")
     if check:
         different = drift(folder)
         for name in different:
-            sys.stdout.write(f"{folder / name}\n")
+            out(f"{folder / name}\n")
         raise typer.Exit(1 if different else 0)
     for path in export_documents(folder):
-        sys.stdout.write(f"{path}\n")
+        out(f"{path}\n")

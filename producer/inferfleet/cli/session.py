@@ -11,9 +11,11 @@ from typing import Annotated, Any, TypeVar
 import orjson
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
+from rich.text import Text
 
-from inferfleet.cli.options import JsonFlag, producer_settings
+from inferfleet.cli.options import JsonFlag, not_empty, producer_settings
+from inferfleet.cli.terminal import err, line, out, shown_id
 from inferfleet.producer.fleet import Fleet
 from inferfleet.schemas.errors import SessionError
 from inferfleet.schemas.session import SessionExport, SessionRecord, read_export
@@ -22,7 +24,9 @@ T = TypeVar("T")
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
-SessionArgument = Annotated[str, typer.Argument(metavar="SESSION", help="The session's id.")]
+SessionArgument = Annotated[
+    str, typer.Argument(metavar="SESSION", help="The session's id.", callback=not_empty)
+]
 FileArgument = Annotated[Path, typer.Argument(metavar="[FILE]", help="The file; `-` is stdout or stdin.")]
 STANDARD = Path("-")
 
@@ -47,13 +51,13 @@ def show(session_id: SessionArgument, *, as_json: JsonFlag = False) -> None:
         _print_json({**known, "state": export.state, "messages": messages})
         return
     if record is not None:
-        sys.stderr.write(
+        err(
             f"{record.turns} turns, {record.bytes:,} bytes, running {record.owner or 'nothing'}, "
             f"{len(record.waiting)} waiting, state {record.state_version}: "
             f"{orjson.dumps(export.state).decode()}\n"
         )
     for message in messages:
-        sys.stdout.write(f"{message.get('role')}: {_words(message)}\n")
+        out(f"{line(str(message.get('role')))}: {_words(message)}\n")
 
 
 @app.command("list")
@@ -69,18 +73,22 @@ def list_(*, limit: int = 1000, as_json: JsonFlag = False) -> None:
     if as_json:
         _print_json([record.model_dump(mode="json") for record in records])
         return
-    table = Table("session", "turns", "bytes", "unfinished", "changed at")
+    console = Console()
+    # Folded: ids are there to be copied.
+    table = Table(Column("session", overflow="fold"), "turns", "bytes", "unfinished", "changed at")
     for record in records:
         unfinished = str(len(record.waiting) + 1) if record.owner else ""
         changed_at = f"{record.updated_at:%Y-%m-%d %H:%M:%S}" if record.updated_at else ""
-        table.add_row(record.id, str(record.turns), f"{record.bytes:,}", unfinished, changed_at)
-    Console().print(table)
+        table.add_row(
+            Text(shown_id(record.id)), str(record.turns), f"{record.bytes:,}", unfinished, changed_at
+        )
+    console.print(table)
 
 
 @app.command()
 def fork(
     session_id: SessionArgument,
-    new_id: Annotated[str, typer.Argument(metavar="NEW", help="The id of the copy.")],
+    new_id: Annotated[str, typer.Argument(metavar="NEW", help="The id of the copy.", callback=not_empty)],
     *,
     turns: Annotated[int | None, typer.Option(help="How many turns to copy; all by default.")] = None,
     as_json: JsonFlag = False,
@@ -115,9 +123,12 @@ def export(session_id: SessionArgument, file: FileArgument = STANDARD, *, as_jso
 
     document = _run(read).model_dump_json() + "\n"
     if file == STANDARD:
-        sys.stdout.write(document)
+        out(document)
     else:
-        file.write_text(document)
+        try:
+            file.write_text(document)
+        except OSError as error:
+            raise typer.BadParameter(f"cannot write {str(file)!r}: {error.strerror}") from error
         _print_id(session_id, as_json=as_json)
 
 
@@ -126,7 +137,10 @@ def import_(
     file: FileArgument = STANDARD,
     *,
     session_id: Annotated[
-        str | None, typer.Option("--session", help="Its id here; the one in the document by default.")
+        str | None,
+        typer.Option(
+            "--session", help="Its id here; the one in the document by default.", callback=not_empty
+        ),
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -168,8 +182,8 @@ def _print_id(session_id: str, *, as_json: bool) -> None:
     if as_json:
         _print_json({"id": session_id})
     else:
-        sys.stdout.write(f"{session_id}\n")
+        out(f"{session_id}\n")
 
 
 def _print_json(value: object) -> None:
-    sys.stdout.write(orjson.dumps(value).decode() + "\n")
+    out(orjson.dumps(value).decode() + "\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from inferfleet.cli.going_on import goes_on
 from inferfleet.cli.options import JobArgument, JsonFlag, producer_settings
 from inferfleet.cli.printing import print_stream
 from inferfleet.producer.fleet import Fleet
@@ -14,6 +15,7 @@ def command(job: JobArgument, *, as_json: JsonFlag = False) -> None:
 
     async def follow() -> None:
         async with Fleet.connect(producer_settings()) as fleet:
-            await print_stream(fleet, job, as_json=as_json)
+            with goes_on(job, "stream"):
+                await print_stream(fleet, job, as_json=as_json)
 
     asyncio.run(follow())

@@ -10,10 +10,12 @@ from typing import Annotated, Any, cast
 import orjson
 import typer
 
-from inferfleet.cli.options import JsonFlag, parse_metadata, parse_priority, producer_settings
+from inferfleet.cli.going_on import goes_on, submitting
+from inferfleet.cli.options import JsonFlag, not_empty, parse_metadata, parse_priority, producer_settings
 from inferfleet.cli.printing import print_answer, print_json, print_stream
+from inferfleet.cli.terminal import out
 from inferfleet.producer.fleet import Fleet
-from inferfleet.producer.job_making import JobOptions
+from inferfleet.producer.job_making import JobOptions, make_job
 from inferfleet.schemas.job import DEFAULT_POOL, Endpoint
 
 
@@ -31,10 +33,12 @@ def command(
         str, typer.Option(help="0 to 9, 9 most urgent; or batch, normal, high, urgent.")
     ] = "normal",
     max_tokens: Annotated[int | None, typer.Option(help="The most tokens to generate, for a prompt.")] = None,
-    session: Annotated[str | None, typer.Option(help="The session this is a turn of.")] = None,
+    session: Annotated[
+        str | None, typer.Option(help="The session this is a turn of.", callback=not_empty)
+    ] = None,
     timeout: Annotated[float | None, typer.Option(help="The most seconds it may run.")] = None,
     idempotency_key: Annotated[
-        str | None, typer.Option(help="The same key and body give the same job.")
+        str | None, typer.Option(help="The same key and body give the same job.", callback=not_empty)
     ] = None,
     metadata: Annotated[list[str] | None, typer.Option(help="key=value, kept with the job.")] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait, and print the answer.")] = False,
@@ -56,12 +60,18 @@ def command(
 
 
 async def _submit(work: dict[str, Any], options: JobOptions, *, wait: bool, as_json: bool) -> None:
-    async with Fleet.connect(producer_settings()) as fleet:
-        job = await fleet.submit(work, **options)
+    settings = producer_settings()
+    # Made here, so that its id is known whatever happens while it is submitted.
+    job = make_job(work, options, max_body_bytes=settings.max_body_bytes)
+    async with Fleet.connect(settings) as fleet:
+        with submitting(job.id):
+            job = await fleet.submit(job)
         if options.get("stream"):
-            await print_stream(fleet, job.id, as_json=as_json)
+            with goes_on(job.id, "stream"):
+                await print_stream(fleet, job.id, as_json=as_json)
         elif wait:
-            result = await fleet.wait(job)
+            with goes_on(job.id, "get --wait"):
+                result = await fleet.wait(job)
             if as_json:
                 print_json(result)
                 result.raise_for_state()
@@ -70,7 +80,7 @@ async def _submit(work: dict[str, Any], options: JobOptions, *, wait: bool, as_j
         elif as_json:
             print_json(job)
         else:
-            sys.stdout.write(f"{job.id}\n")
+            out(f"{job.id}\n")
 
 
 def _work(

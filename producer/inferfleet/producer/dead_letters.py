@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from inferfleet.schemas import names
 from inferfleet.schemas.dead_letter import DeadLetter
-from inferfleet.schemas.errors import UnknownPoolError
+from inferfleet.schemas.errors import DeadLetterNotFoundError, InvalidJobError, UnknownPoolError
 from inferfleet.schemas.failures import FailureCode
 from inferfleet.schemas.job import Job, new_job_id
 from inferfleet.schemas.settings import ProducerSettings
@@ -33,59 +33,95 @@ class DeadLetters:
         self._settings = settings
         self._submit = submit
 
-    async def read(self, pool: str, *, ids: Collection[str] = (), limit: int = 1000) -> list[DeadLetter]:
+    async def read(
+        self, pool: str, *, ids: Collection[str] | None = None, limit: int = 1000
+    ) -> list[DeadLetter]:
         """Read a pool's dead letters, the oldest first, and leave them where they are.
 
         Raises:
             UnknownPoolError: The pool has no dead-letter queue.
+            DeadLetterNotFoundError: It has none with one of the ``ids``.
 
         """
+        wanted = None if ids is None else _wanted(ids)
         async with self._queue(pool) as queue:
-            return [letter async for _, letter in _letters(queue, pool, ids, limit)]
+            if wanted is not None:
+                return [letter for _, letter in await _named(queue, pool, wanted)]
+            return [letter async for _, letter in _letters(queue, pool, limit)]
 
-    async def replay(self, pool: str, *, ids: Collection[str] = (), limit: int = 1000) -> list[Job]:
-        """Submit dead letters again as new jobs; without ``ids`` all of them. Returns the new jobs.
-
-        Each is taken off the dead letters once its new job is accepted. Messages that are not a job stay.
+    async def count(self, pool: str) -> int:
+        """Count a pool's dead letters.
 
         Raises:
             UnknownPoolError: The pool has no dead-letter queue.
 
         """
-        jobs: list[Job] = []
         async with self._queue(pool) as queue:
-            async for message, letter in _letters(queue, pool, ids, limit):
-                if letter.job is None:
-                    continue
-                again = letter.job.model_copy(
-                    update={
-                        "id": new_job_id(),
-                        "metadata": {**letter.job.metadata, REPLAYED_FROM: letter.job.id},
-                        # The old key belongs to the old job; this one makes a repeated replay harmless.
-                        "idempotency_key": f"replay:{letter.job.id}",
-                        "expires_at": None,
-                    }
+            return queue.declaration_result.message_count or 0
+
+    async def replay(
+        self, pool: str, *, ids: Collection[str] | None = None, everything: bool = False
+    ) -> list[Job]:
+        """Submit dead letters again as new jobs: those with these ``ids``, or ``everything``.
+
+        Returns the new jobs. Each dead letter is taken off once its new job is accepted. Messages that are
+        not a job stay.
+
+        Raises:
+            InvalidJobError: Neither or both were given, an id is empty, or one is that of a message that is
+                no job.
+            UnknownPoolError: The pool has no dead-letter queue.
+            DeadLetterNotFoundError: It has none with one of the ids; nothing was submitted.
+
+        """
+        wanted = _meant(ids, everything=everything)
+        async with self._queue(pool) as queue:
+            if wanted is None:
+                return [
+                    await self._again(message, letter.job)
+                    async for message, letter in _letters(queue, pool)
+                    if letter.job is not None
+                ]
+            named = await _named(queue, pool, wanted)
+            if no_jobs := [letter.message_id for _, letter in named if letter.job is None]:
+                raise InvalidJobError(
+                    f"{', '.join(map(repr, no_jobs))}: not a job, so it cannot be submitted again. "
+                    "Nothing was submitted"
                 )
-                jobs.append(await self._submit(again))
-                await message.ack()
-        return jobs
+            return [await self._again(message, letter.job) for message, letter in named if letter.job]
 
-    async def purge(self, pool: str, *, ids: Collection[str] = (), limit: int = 1_000_000) -> int:
-        """Throw dead letters away; without ``ids`` all of them. Returns how many.
+    async def purge(self, pool: str, *, ids: Collection[str] | None = None, everything: bool = False) -> int:
+        """Throw dead letters away: those with these ``ids``, or ``everything``. Returns how many.
 
         Raises:
+            InvalidJobError: Neither or both were given, or an id is empty.
             UnknownPoolError: The pool has no dead-letter queue.
+            DeadLetterNotFoundError: It has none with one of the ids; nothing was thrown away.
 
         """
+        wanted = _meant(ids, everything=everything)
         async with self._queue(pool) as queue:
-            if not ids:
+            if wanted is None:
                 purged: Any = await queue.purge()
                 return int(purged.message_count or 0)
-            count = 0
-            async for message, _ in _letters(queue, pool, ids, limit):
+            named = await _named(queue, pool, wanted)
+            for message, _ in named:
                 await message.ack()
-                count += 1
-            return count
+            return len(named)
+
+    async def _again(self, message: AbstractIncomingMessage, job: Job) -> Job:
+        again = job.model_copy(
+            update={
+                "id": new_job_id(),
+                "metadata": {**job.metadata, REPLAYED_FROM: job.id},
+                # The old key belongs to the old job; this one makes a repeated replay harmless.
+                "idempotency_key": f"replay:{job.id}",
+                "expires_at": None,
+            }
+        )
+        accepted = await self._submit(again)
+        await message.ack()
+        return accepted
 
     @asynccontextmanager
     async def _queue(self, pool: str) -> AsyncGenerator[AbstractQueue]:
@@ -103,26 +139,44 @@ class DeadLetters:
             yield queue
 
 
+def _meant(ids: Collection[str] | None, *, everything: bool) -> frozenset[str] | None:
+    """The ids that are meant; ``None`` for everything, which nobody means by leaving something out."""
+    if (ids is None) is not everything:
+        raise InvalidJobError("ids: give the ids of dead letters, or everything=True, and not both")
+    return None if ids is None else _wanted(ids)
+
+
+def _wanted(ids: Collection[str]) -> frozenset[str]:
+    if isinstance(ids, str) or not all(ids):
+        raise InvalidJobError("ids: must be a collection of ids, none of them empty")
+    return frozenset(ids)
+
+
 async def _letters(
-    queue: AbstractQueue, pool: str, ids: Collection[str], limit: int
+    queue: AbstractQueue, pool: str, limit: int | None = None
 ) -> AsyncGenerator[tuple[AbstractIncomingMessage, DeadLetter]]:
-    """Read what is in the queue now, or until all the wanted ones were found.
+    """Read what is in the queue now, at most ``limit``.
 
     What comes in meanwhile is left: a job that is replayed and fails at once would never let this end.
     """
-    missing = set(ids)
-    for _ in range(min(limit, queue.declaration_result.message_count or 0)):
+    count = queue.declaration_result.message_count or 0
+    for _ in range(count if limit is None else min(limit, count)):
         message = await queue.get(fail=False)
         if message is None:
             return
-        letter = _letter(message, pool)
-        if not ids:
-            yield message, letter
-        elif letter.message_id in missing:
-            missing.discard(letter.message_id)
-            yield message, letter
-            if not missing:
-                return
+        yield message, _letter(message, pool)
+
+
+async def _named(
+    queue: AbstractQueue, pool: str, ids: frozenset[str]
+) -> list[tuple[AbstractIncomingMessage, DeadLetter]]:
+    """Find every letter with one of these ids: after a crash there may be two with the same."""
+    if not ids:
+        return []
+    found = [pair async for pair in _letters(queue, pool) if pair[1].message_id in ids]
+    if missing := sorted(ids - {letter.message_id for _, letter in found}):
+        raise DeadLetterNotFoundError(pool, missing)
+    return found
 
 
 def _letter(message: AbstractIncomingMessage, pool: str) -> DeadLetter:

@@ -10,7 +10,9 @@ from pydantic import ValidationError
 
 from inferfleet.schemas.errors import InvalidJobError
 from inferfleet.schemas.job import Endpoint, Job, OnBusy
+from inferfleet.schemas.near_match import did_you_mean
 from inferfleet.schemas.request import check_request, job_error
+from inferfleet.schemas.request_members import warn_of_misspelt_members
 
 
 class JobOptions(TypedDict, total=False):
@@ -32,34 +34,42 @@ class JobOptions(TypedDict, total=False):
 
 
 def make_job(
-    work: str | Mapping[str, Any] | Job, options: JobOptions, *, max_body_bytes: int, now: datetime
+    work: str | Mapping[str, Any] | Job,
+    options: JobOptions,
+    *,
+    max_body_bytes: int,
+    now: datetime | None = None,
 ) -> Job:
     """Make a job from a prompt, a request body or another job, and check it.
 
-    It was submitted ``now``, unless the caller says otherwise.
+    It was submitted ``now``, unless the caller says otherwise; without ``now`` whoever submits it says that.
 
     Raises:
         InvalidJobError: It breaks the contract; the message names each field and what is allowed.
 
     """
     if misspelt := options.keys() - JobOptions.__annotations__.keys():
-        raise TypeError(f"a job has no option {', '.join(map(repr, sorted(misspelt)))}")
+        known = JobOptions.__annotations__
+        spelt = ", ".join(repr(name) + did_you_mean(name, known) for name in sorted(misspelt))
+        raise TypeError(f"a job has no option {spelt}")
+    submitted = {} if now is None else {"submitted_at": now}
     try:
         if isinstance(work, Job):
-            said = work.model_dump() | options
+            said = work.model_dump(exclude_unset=True) | options
             if "submitted_at" not in work.model_fields_set:
-                said["submitted_at"] = now
+                said |= submitted
             job = Job.model_validate(said)
         else:
             endpoint = _endpoint(options.get("endpoint", Endpoint.CHAT))
             job = Job.model_validate(
-                {**options, "endpoint": endpoint, "body": _body(work, endpoint), "submitted_at": now}
+                {**options, "endpoint": endpoint, "body": _body(work, endpoint), **submitted}
             )
     except ValidationError as error:
         raise job_error(error) from error
     if job.session_id is not None and job.endpoint is not Endpoint.CHAT:
         raise InvalidJobError(f"session_id: only {Endpoint.CHAT} has sessions, not {job.endpoint}")
     check_request(job.endpoint, job.body, max_body_bytes=max_body_bytes)
+    warn_of_misspelt_members(job.body)
     return job
 
 

@@ -32,6 +32,7 @@ from inferfleet.schemas.names import journal_key, reply_key
 from inferfleet.schemas.result import Result
 from inferfleet.wire import refusals
 from inferfleet.wire.journal_lines import parse_line
+from inferfleet.wire.outage import Outage
 from inferfleet.wire.pipeline import CommandPipeline
 from inferfleet.wire.records import JobRecords
 from inferfleet.wire.replies import REPLY_STREAM_LENGTH, REPLY_TTL_S
@@ -74,6 +75,7 @@ class Reader:
         self._client_id = client_id
         self._reply_key = reply_key(client_id).encode()
         self._state_check_interval_s = state_check_interval_s
+        self._unchecked = Outage()
         self._waiters: defaultdict[str, set[asyncio.Future[bytes]]] = defaultdict(set)
         self._followers: dict[bytes, set[asyncio.Queue[Line | InferfleetError]]] = {}
         self._followed: dict[str, bytes] = {}
@@ -202,8 +204,12 @@ class Reader:
                 await self._pipeline.learn_time()
                 await self._check()
             except Exception as error:
-                logger.warning("cannot check waiting jobs (%s)", error)
+                if self._unchecked.began():
+                    logger.warning("cannot check waiting jobs (%s)", error)
                 self._tell_unless_it_passes(error)
+            else:
+                if (lasted_s := self._unchecked.ended()) is not None:
+                    logger.warning("waiting jobs are checked again, after %.1f s", lasted_s)
 
     def close(self) -> None:
         """Tell everybody who still waits that no answer will come."""

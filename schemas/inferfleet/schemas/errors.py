@@ -13,6 +13,7 @@ InferfleetError
 ├── PartialSubmitError         of many jobs, some were not accepted
 ├── JobNotFoundError           no record of the job: never accepted, or past its retention
 ├── JobDataLostError           Redis no longer has the result or the journal of a job
+├── DeadLetterNotFoundError    a pool has no dead letter with this id
 ├── JobFailedError             the job ended, and not well
 ├── WaitTimeoutError           the caller's patience ended first; the job goes on
 ├── ServiceUnreachableError    RabbitMQ or Redis does not answer, or does not let us in
@@ -114,6 +115,17 @@ class JobDataLostError(InferfleetError):
         )
         self.job_id = job_id
         self.missing = missing
+
+
+class DeadLetterNotFoundError(InferfleetError):
+    """The pool has no dead letters with these ids. None of those that were named with them was touched."""
+
+    def __init__(self, pool: str, ids: Sequence[str]) -> None:
+        super().__init__(
+            f"pool {pool!r} has no dead letter {', '.join(map(repr, ids))}; `inferfleet dead list --pool "
+            f"{pool}` shows those it has. Nothing was changed"
+        )
+        self.ids = tuple(ids)
 
 
 class JobFailedError(InferfleetError):

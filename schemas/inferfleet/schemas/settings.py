@@ -5,12 +5,15 @@ Command-line options override variables, variables override the defaults here.
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 import socket
+from collections.abc import Callable, Iterator, Mapping
 from enum import StrEnum
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
-from urllib.parse import urlsplit
 
 import uuid_utils
 from pydantic import Field, ValidationError, field_validator
@@ -18,6 +21,18 @@ from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from inferfleet.schemas.errors import ConfigurationError
 from inferfleet.schemas.job import DEFAULT_POOL, PoolName
+from inferfleet.schemas.near_match import near_match
+
+logger = logging.getLogger(__name__)
+
+PREFIX = "INFERFLEET_"
+
+_ELSEWHERE = frozenset({"management_url", "pools", "sample_interval_s", "vllm_worker_pid"})
+"""What other processes read: the exporter, the autoscaler, an engine core."""
+
+_OF_A_SERVICE = re.compile(
+    r"_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)$"
+)
 
 Positive = Annotated[float, Field(gt=0)]
 
@@ -57,7 +72,7 @@ class ServiceSettings(BaseSettings):
     """
 
     model_config = SettingsConfigDict(
-        env_prefix="INFERFLEET_", frozen=True, extra="ignore", hide_input_in_errors=True
+        env_prefix=PREFIX, frozen=True, extra="ignore", hide_input_in_errors=True
     )
 
     amqp_url: Annotated[str, Field(repr=False)] = "amqp://guest:guest@127.0.0.1:5672/"
@@ -118,7 +133,7 @@ class WorkerSettings(ServiceSettings):
     pool: PoolName = DEFAULT_POOL
     engine: EngineKind = EngineKind.VLLM
     model: str = ""
-    engine_args: dict[str, Any] = Field(default_factory=dict)
+    engine_args: Annotated[dict[str, Any], Field(repr=False)] = Field(default_factory=dict)
     max_running: Annotated[int, Field(ge=1, le=60_000)] = 64
     look_ahead: Annotated[int, Field(ge=0, le=5_000)] = 8
     http_host: str = "0.0.0.0"  # noqa: S104 - probes come from the kubelet, outside the pod
@@ -143,13 +158,43 @@ class WorkerSettings(ServiceSettings):
 SettingsT = TypeVar("SettingsT", bound=BaseSettings)
 
 
-def read_settings(settings: type[SettingsT], **options: Any) -> SettingsT:
+def misspelt_variables(environment: Mapping[str, str]) -> Iterator[str]:
+    """Say of each ``INFERFLEET_`` variable that no process of ours reads what may be meant by it.
+
+    One process does not mind another's variables. Those that Kubernetes makes for a service are not settings.
+    """
+    known = _ELSEWHERE.union(
+        *(each.model_fields for each in (ServiceSettings, ProducerSettings, WorkerSettings))
+    )
+    variables = {PREFIX + name.upper() for name in known}
+    for spelt in environment:
+        name = spelt.upper()
+        of_a_service = _OF_A_SERVICE.search(name)
+        if name in variables or (
+            of_a_service and f"{name[: of_a_service.start()]}_SERVICE_HOST" in environment
+        ):
+            continue
+        if name.startswith(PREFIX):
+            near = near_match(name.removeprefix(PREFIX), known)
+            meant = "" if near is None else f" (did you mean {PREFIX}{near.upper()}?)"
+            yield f"{spelt} is no setting{meant}: it has no effect"
+        elif name.startswith(PREFIX[:5]) and (whole := near_match(name, variables, cutoff=0.9)):
+            yield f"{spelt} is no setting (did you mean {whole}?): it has no effect"
+
+
+def read_settings(
+    settings: type[SettingsT], tell: Callable[[str], None] | None = None, /, **options: Any
+) -> SettingsT:
     """Read settings from the environment; options that are not ``None`` override it.
+
+    ``tell`` is told of variables that are probably misspelt; by default they are logged, once.
 
     Raises:
         ConfigurationError: A value is wrong. It says which variable and why, and does not repeat a URL.
 
     """
+    for problem in misspelt_variables(os.environ):
+        (tell or _warn)(problem)
     try:
         return settings(**{name: value for name, value in options.items() if value is not None})
     except ValidationError as error:
@@ -167,8 +212,15 @@ def read_settings(settings: type[SettingsT], **options: Any) -> SettingsT:
         ) from error
 
 
+@cache
+def _warn(problem: str) -> None:
+    logger.warning("%s", problem)
+
+
 def _require_scheme(url: str, schemes: tuple[str, ...], example: str) -> str:
-    scheme = urlsplit(url).scheme
+    # Not by urlsplit: what it raises may quote the password, and so would what stands before a mere colon.
+    found = re.match(r"([a-z][a-z0-9+.-]*):(?=/|\d+$)", url, re.IGNORECASE)
+    scheme = found[1].lower() if found else ""
     if scheme not in schemes:
         raise ValueError(f"the scheme {scheme!r} is not one of {', '.join(schemes)}; write it as {example}")
     return url

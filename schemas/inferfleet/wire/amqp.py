@@ -37,14 +37,24 @@ from inferfleet.schemas.errors import (
     ServiceUnreachableError,
 )
 from inferfleet.schemas.job import Job
+from inferfleet.schemas.near_match import did_you_mean
 from inferfleet.schemas.settings import QueueType, ServiceSettings
-from inferfleet.wire.address import current_url
+from inferfleet.wire.address import current_url, redacted, without_secrets
 from inferfleet.wire.frames import CONNECTION_FORCED
-from inferfleet.wire.redis import redacted
 from inferfleet.wire.stream import FrameStream
 
 HEARTBEAT_S = 20
 """How soon a cut-off peer is noticed: after two missed heartbeats. A ``heartbeat`` in the URL wins."""
+
+_SECONDS = frozenset({"heartbeat", "timeout"})
+
+MAX_SECONDS = 65_534
+
+PARAMETERS = frozenset(
+    {"auth", "cadata", "cafile", "capath", "certfile", "keyfile", "name", "no_verify_ssl", *_SECONDS}
+    | {"happy_eyeballs_delay", "interleave"}
+)
+"""What may stand in the query of an AMQP URL: what aiormq and aio-pika look at."""
 
 CLOSE_TIMEOUT_S = 10.0
 """How long the broker may take to let us go. Out of memory or disk, it reads nothing from publishers."""
@@ -79,17 +89,24 @@ def connection_errors(url: str) -> Generator[None]:
         raise _not_let_in(url, str(error)) from error
     except _NO_ANSWER as error:
         raise ServiceUnreachableError(
-            f"RabbitMQ at {redacted(url)} does not answer ({str(error) or type(error).__name__}); "
+            f"RabbitMQ at {redacted(url)} does not answer ({_words(error, url)}); "
             "check INFERFLEET_AMQP_URL, or start local services with `inferfleet local up`"
         ) from error
     except AMQPChannelError as error:
         raise refused(f"RabbitMQ at {redacted(url)} refuses", error) from error
     except AMQPError as error:
-        raise ServiceUnreachableError(f"RabbitMQ at {redacted(url)} breaks the protocol: {error}") from error
-    except ValueError as error:
+        raise ServiceUnreachableError(
+            f"RabbitMQ at {redacted(url)} breaks the protocol: {_words(error, url)}"
+        ) from error
+    except ValueError:
+        # Not chained: it may quote a part of the password.
         raise ConfigurationError(
             "INFERFLEET_AMQP_URL is not an address like amqp://user:password@host:5672/vhost"
-        ) from error
+        ) from None
+
+
+def _words(error: BaseException, url: str) -> str:
+    return without_secrets(str(error), url) or type(error).__name__
 
 
 def _not_let_in(url: str, reason: str) -> ServiceUnreachableError:
@@ -147,7 +164,7 @@ async def open_amqp(url: str, *, timeout_s: float, name: str) -> AsyncGenerator[
     """
     url = current_url(url)
     with connection_errors(url):
-        address = URL(url)
+        address = _checked(URL(url))
         if "heartbeat" not in address.query:
             address = address.update_query(heartbeat=HEARTBEAT_S)
         connection = Connection(address, client_properties={"connection_name": name})
@@ -173,6 +190,29 @@ async def open_amqp(url: str, *, timeout_s: float, name: str) -> AsyncGenerator[
                 await connection.close()
         except TimeoutError:
             connection.stream.abort()
+
+
+def _checked(address: URL) -> URL:
+    """The address itself. What aio-pika would not look at must not be taken for a setting that works.
+
+    Raises:
+        ConfigurationError: It has a parameter that means nothing, or one that should be a number.
+
+    """
+    for name, value in address.query.items():
+        if name not in PARAMETERS:
+            # A name that is none may be the rest of a password with a question mark in it.
+            named = repr(name) if name.isidentifier() else "that is no name"
+            raise ConfigurationError(
+                f"INFERFLEET_AMQP_URL has a parameter {named}{did_you_mean(name, PARAMETERS)}; "
+                f"there are {', '.join(sorted(PARAMETERS))}"
+            )
+        if name in _SECONDS and not (value.isdecimal() and int(value) <= MAX_SECONDS):
+            # aiormq would switch the heartbeat off.
+            raise ConfigurationError(
+                f"INFERFLEET_AMQP_URL: {name} must be a whole number of seconds up to {MAX_SECONDS}"
+            )
+    return address
 
 
 async def declare_exchanges(channel: AbstractChannel) -> None:

@@ -18,8 +18,7 @@ import aiohttp
 from yarl import URL
 
 from inferfleet.schemas.errors import ConfigurationError, ServiceUnreachableError
-from inferfleet.wire.address import current_url
-from inferfleet.wire.redis import redacted
+from inferfleet.wire.address import current_url, redacted, without_secrets
 
 TLS_PARAMETERS = frozenset({"cafile", "capath", "certfile", "keyfile", "no_verify_ssl"})
 """As in an AMQP URL."""
@@ -57,7 +56,7 @@ class ManagementApi:
     async def _get(self, path: str, query: Mapping[str, str]) -> dict[str, Any]:
         url, amqp_url = self._addresses()
         asked = URL(f"{queues_url(url, amqp_url=amqp_url)}{path}", encoded=True).update_query(query)
-        shown = redacted(urlsplit(url)._replace(query="").geturl())
+        shown = redacted(url)
         # Made outside of the loop: it reads the system's certificates, unless there is a file of its own.
         context = await asyncio.to_thread(_tls_context, tls_parameters(url, amqp_url=amqp_url))
         try:
@@ -80,14 +79,22 @@ class ManagementApi:
         except ServiceUnreachableError:
             raise
         except (aiohttp.ClientError, OSError) as error:
+            words = without_secrets(str(error), url) or type(error).__name__
             raise ServiceUnreachableError(
-                f"RabbitMQ's API at {shown} does not answer ({str(error) or type(error).__name__}); check "
+                f"RabbitMQ's API at {shown} does not answer ({words}); check "
                 "INFERFLEET_MANAGEMENT_URL and that the plugin rabbitmq_management is enabled"
             ) from error
 
     def _addresses(self) -> tuple[str, str]:
         """Both URLs as they are now."""
-        return _address(current_url(self._url)), current_url(self._amqp_url)
+        amqp_url = current_url(self._amqp_url)
+        try:
+            urlsplit(amqp_url)
+        except ValueError:
+            raise ConfigurationError(
+                "INFERFLEET_AMQP_URL is not an address like amqp://user:password@host:5672/vhost"
+            ) from None
+        return _address(current_url(self._url)), amqp_url
 
 
 def queues_url(url: str, *, amqp_url: str) -> str:
@@ -145,7 +152,7 @@ def _tls_context(parameters: Mapping[str, str] | None) -> ssl.SSLContext | bool:
 def _address(url: str) -> str:
     """The URL itself, if it can be one. What is wrong with it is not repeated: it may be the password."""
     try:
-        usable = URL(url).scheme in {"http", "https"} and URL(url).host is not None
+        usable = urlsplit(url).scheme in {"http", "https"} and URL(url).host is not None
     except ValueError:
         usable = False
     if not usable:

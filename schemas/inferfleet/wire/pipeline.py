@@ -32,6 +32,7 @@ from inferfleet.wire import refusals
 from inferfleet.wire.breaker import Breaker
 from inferfleet.wire.clock import RedisClock
 from inferfleet.wire.home import Home
+from inferfleet.wire.outage import Outage
 from inferfleet.wire.redis_line import RedisLine, pack
 from inferfleet.wire.scripts import Argument
 from inferfleet.wire.tasks import cancel_and_wait
@@ -100,6 +101,8 @@ class CommandPipeline:
         self._patience_s = patience_s
         self._home = home
         self._breaker = Breaker("Redis", *_OUTAGE)
+        self.outage = Outage()
+        """The times during which commands waited for Redis to come back."""
         self._unsent: deque[_Waiting] = deque()
         self._unanswered: deque[_Waiting] = deque()
         """What was written, in order, which is the order of the answers."""
@@ -191,7 +194,8 @@ class CommandPipeline:
         except _AWAY as error:
             if not self._give_up(error) or not self._tried(self._unsent[0]):
                 return
-            logger.warning("%s; trying again", _unreachable(error))
+            if self.outage.began():
+                logger.warning("%s; trying again until it does", _unreachable(error))
         await self._outlast()
 
     async def _converse(self) -> None:
@@ -248,6 +252,8 @@ class CommandPipeline:
             self._answers += 1
             self._heard_at = time.monotonic()
             self.refused = None
+            if self.outage.lasts:
+                logger.warning("Redis answers again, after %.1f s", self.outage.ended() or 0.0)
             if waiting.answer.done():
                 continue
             if isinstance(answer, ResponseError):
@@ -306,9 +312,7 @@ class CommandPipeline:
     async def _outlast(self) -> None:
         """Try again and again, until an answer comes or nobody waits any more."""
         answers = self._answers
-        async for attempt in AsyncRetrying(
-            retry=retry_if_exception_type(_AWAY), wait=self._pause, before_sleep=_log_retry
-        ):
+        async for attempt in AsyncRetrying(retry=retry_if_exception_type(_AWAY), wait=self._pause):
             with attempt:
                 try:
                     await self._converse()
@@ -358,16 +362,6 @@ class CommandPipeline:
         self._unsent.clear()
         self._refused.clear()
         self._arrived.clear()
-
-
-def _log_retry(attempt: RetryCallState) -> None:
-    assert attempt.outcome is not None  # noqa: S101 - an attempt that is repeated has failed
-    error = attempt.outcome.exception()
-    if isinstance(error, _RefusedError) and error.lasts:
-        logger.error("%s; trying again in %.1f s", error, attempt.upcoming_sleep)
-    else:
-        assert isinstance(error, Exception)  # noqa: S101 - nothing else is tried again
-        logger.warning("%s; trying again in %.1f s", _unreachable(error), attempt.upcoming_sleep)
 
 
 def _fail(waiting: _Waiting, error: InferfleetError) -> None:

@@ -20,7 +20,7 @@ from redis.credentials import CredentialProvider
 from redis.exceptions import RedisError
 from tenacity import (
     AsyncRetrying,
-    before_sleep_log,
+    RetryCallState,
     retry_if_exception,
     stop_after_delay,
     wait_random_exponential,
@@ -28,7 +28,7 @@ from tenacity import (
 
 from inferfleet.schemas.errors import ConfigurationError, ServiceRefusedError, ServiceUnreachableError
 from inferfleet.wire import refusals
-from inferfleet.wire.address import current_url, is_file
+from inferfleet.wire.address import current_url, is_file, redacted, without_secrets
 from inferfleet.wire.clock import RedisClock
 from inferfleet.wire.redis_access import Access, check_access
 from inferfleet.wire.redis_url import check_connection, connection_options
@@ -51,11 +51,11 @@ def redis_client(
 
     """
     address = current_url(url)
-    options = connection_options(address)
-    if is_file(url) and _credentials(address)[1] is not None:
-        options["credential_provider"] = _FileCredentials(url)
-        address = _without_credentials(address)
     try:
+        options = connection_options(address)
+        if is_file(url) and _credentials(address)[1] is not None:
+            options["credential_provider"] = _FileCredentials(url)
+            address = _without_credentials(address)
         pool = aioredis.BlockingConnectionPool.from_url(
             address,
             max_connections=connections,
@@ -66,10 +66,11 @@ def redis_client(
             retry=Retry(NoBackoff(), 0),
             **options,
         )
-    except ValueError as error:
+    except ValueError:
+        # Not chained: it may quote a part of the password.
         raise ConfigurationError(
             "INFERFLEET_REDIS_URL is not an address like redis://:password@host:6379/0"
-        ) from error
+        ) from None
     check_connection(pool)
     return aioredis.Redis.from_pool(pool)
 
@@ -111,11 +112,17 @@ async def reach_redis(
         retry=retry_if_exception(_passes),
         wait=wait_random_exponential(multiplier=0.1, max=2.0),
         stop=stop_after_delay(patience_s),
-        before_sleep=before_sleep_log(logger, logging.WARNING),
+        before_sleep=_log_first,
         reraise=True,
     ):
         with attempt:
             await check_redis(client, url, access=access, clock=clock)
+
+
+def _log_first(attempt: RetryCallState) -> None:
+    """One line for an outage, however many attempts it takes."""
+    if attempt.attempt_number == 1 and attempt.outcome is not None:
+        logger.warning("%s; trying again", attempt.outcome.exception())
 
 
 def _passes(error: BaseException) -> bool:
@@ -146,8 +153,8 @@ async def check_redis(
         if refusals.is_refusal(error):
             raise refusals.refused(error, where=where) from error
         raise ServiceUnreachableError(
-            f"Redis at {redacted(url)} does not answer ({error}); check INFERFLEET_REDIS_URL, "
-            "or start local services with `inferfleet local up`"
+            f"Redis at {redacted(url)} does not answer ({without_secrets(str(error), url)}); "
+            "check INFERFLEET_REDIS_URL, or start local services with `inferfleet local up`"
         ) from error
 
 
@@ -177,13 +184,3 @@ def _without_credentials(url: str) -> str:
         (name, value) for name, value in parse_qsl(parts.query) if name not in {"username", "password"}
     ]
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query=urlencode(options)).geturl()
-
-
-def redacted(url: str) -> str:
-    """The URL without its password."""
-    parts = urlsplit(url)
-    if parts.password is None:
-        return url
-    host = parts.hostname or ""
-    port = f":{parts.port}" if parts.port else ""
-    return parts._replace(netloc=f"{parts.username or ''}:***@{host}{port}").geturl()

@@ -54,8 +54,10 @@ def worker(
     """
     if context.invoked_subcommand is not None:
         return
+    remarks: list[str] = []
     settings = read_settings(
         WorkerSettings,
+        remarks.append,
         pool=pool,
         engine=engine,
         model=model,
@@ -67,7 +69,7 @@ def worker(
         log_format=log_format or (LogFormat.CONSOLE if sys.stderr.isatty() else None),
     )
     try:
-        run_process(settings)
+        run_process(settings, remarks=remarks)
     except EngineDeadError as error:
         raise WorkerEndedError(f"the engine died: {error}") from error
 
@@ -75,6 +77,8 @@ def worker(
 @app.command()
 def drain(worker_id: Annotated[str, typer.Argument(metavar="WORKER", help="The worker's id.")]) -> None:
     """Tell a worker, wherever it runs, to finish or hand over what it runs, and exit."""
+    if not worker_id.strip():
+        raise typer.BadParameter("WORKER is empty")
     asyncio.run(_drain(read_settings(ServiceSettings), worker_id))
 
 
@@ -100,5 +104,7 @@ def _json_object(text: str | None) -> dict[str, Any] | None:
     except json.JSONDecodeError as error:
         raise ConfigurationError(f"--engine-args is not JSON: {error}") from error
     if not isinstance(value, dict):
-        raise ConfigurationError(f'--engine-args is not a JSON object like {{"max_model_len": 8192}}: {text}')
+        raise ConfigurationError(
+            f'--engine-args is not a JSON object like {{"max_model_len": 8192}}, but a {type(value).__name__}'
+        )
     return cast("dict[str, Any]", value)

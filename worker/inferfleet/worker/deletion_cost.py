@@ -99,6 +99,8 @@ async def keep_deletion_cost(settings: WorkerSettings, *, cost: Callable[[], int
                 )
                 reachable = False
             else:
+                if not reachable:
+                    logger.info("Kubernetes is told this worker's deletion cost again")
                 written, reachable = now, True
 
 

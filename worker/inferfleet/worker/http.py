@@ -8,8 +8,8 @@ from contextlib import asynccontextmanager
 
 from aiohttp import web
 
-from inferfleet.schemas.errors import ConfigurationError
 from inferfleet.schemas.heartbeat import Heartbeat
+from inferfleet.wire.http_port import listening
 from inferfleet.worker.metrics import WorkerMetrics
 
 logger = logging.getLogger(__name__)
@@ -27,6 +27,7 @@ async def serve_http(
     heartbeat: Callable[[], Heartbeat],
     ready: Callable[[], bool],
     metrics: WorkerMetrics,
+    lines_dropped: Callable[[], int] = lambda: 0,
 ) -> AsyncGenerator[int]:
     """Serve while the block runs; yields the port, which is a free one if ``port`` is 0.
 
@@ -53,6 +54,7 @@ async def serve_http(
 
     async def scrape(_: web.Request) -> web.Response:
         metrics.observe(heartbeat(), ready=ready())
+        metrics.dropped(lines_dropped())
         return web.Response(
             body=metrics.exposition(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
         )
@@ -61,19 +63,6 @@ async def serve_http(
     app.router.add_get(LIVE_PATH, live)
     app.router.add_get(READY_PATH, is_ready)
     app.router.add_get(METRICS_PATH, scrape)
-    runner = web.AppRunner(app, access_log=None)
-    await runner.setup()
-    try:
-        site = web.TCPSite(runner, host, port)
-        try:
-            await site.start()
-        except OSError as error:
-            raise ConfigurationError(
-                f"cannot listen on {host}:{port} ({error.strerror}); choose another --http-port, "
-                "or 0 for any free one"
-            ) from error
-        bound: int = runner.addresses[0][1]
+    async with listening(app, host=host, port=port) as bound:
         logger.info("serving health and metrics on port %d", bound, extra={"port": bound})
         yield bound
-    finally:
-        await runner.cleanup()

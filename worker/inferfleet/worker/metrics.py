@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from inferfleet.schemas import FailureCode, Result
 from inferfleet.schemas.heartbeat import Heartbeat
+from inferfleet.wire.outage import Outage
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
 
@@ -57,6 +58,18 @@ class WorkerMetrics:
         )
         self._ready = gauge("inferfleet_worker_ready", "1 while /health/ready answers 200")
 
+        self._outages = counter("inferfleet_outages", "Times that a service did not answer", "service")
+        self._outage_seconds = counter(
+            "inferfleet_outage_seconds", "How long a service did not answer", "service"
+        )
+        self._lines_dropped = counter(
+            "inferfleet_log_lines_dropped", "Log lines that were dropped, since nobody read them"
+        )
+        self._lines_dropped.labels(pool)
+        self._watched: dict[str, Outage] = {"redis": Outage(), "rabbitmq": Outage()}
+        self._outages_exposed: dict[str, tuple[int, float]] = {}
+        self._dropped = 0
+
         # Looking labels up costs as much as counting.
         self._finished_as = cache(partial(self._finished.labels, pool))
 
@@ -94,6 +107,15 @@ class WorkerMetrics:
         if tokens:
             self._wasted.labels(self._pool, reason).inc(tokens)
 
+    def watch(self, service: str, outage: Outage) -> None:
+        """Show how often a service was away, and for how long."""
+        self._watched[service] = outage
+
+    def dropped(self, lines: int) -> None:
+        """Take over how many log lines were dropped."""
+        self._lines_dropped.labels(self._pool).inc(lines - self._dropped)
+        self._dropped = lines
+
     def observe(self, heartbeat: Heartbeat, *, ready: bool) -> None:
         """Take over the engine's load as the heartbeat reports it, before the metrics are read."""
         generated, self._exposed = self.tokens_generated - self._exposed, self.tokens_generated
@@ -103,6 +125,11 @@ class WorkerMetrics:
         self._held.labels(self._pool).set(heartbeat.held)
         self._kv_usage.labels(self._pool).set(heartbeat.kv_cache_usage)
         self._ready.labels(self._pool).set(ready)
+        for service, outage in self._watched.items():
+            count, seconds = self._outages_exposed.get(service, (0, 0.0))
+            self._outages_exposed[service] = now = (outage.count, outage.seconds)
+            self._outages.labels(self._pool, service).inc(now[0] - count)
+            self._outage_seconds.labels(self._pool, service).inc(now[1] - seconds)
 
     def exposition(self) -> bytes:
         """The metrics in Prometheus' text format."""

@@ -3,30 +3,46 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterable
 
 import uvloop
 
 from inferfleet.schemas.settings import WorkerSettings
 from inferfleet.worker.engine_choice import make_engine
-from inferfleet.worker.log import configure_logging
+from inferfleet.worker.log import logging_to_stderr
 from inferfleet.worker.ports import Engine
 from inferfleet.worker.worker import Worker
+
+logger = logging.getLogger(__name__)
 
 GC_THRESHOLD = 20_000
 """New objects between two collections. A job makes a few hundred that free themselves, and hardly a cycle."""
 
 
-def run_process(settings: WorkerSettings, make: Callable[[WorkerSettings], Engine] = make_engine) -> None:
-    """Run a worker until SIGTERM, and give this process what suits it.
+def run_process(
+    settings: WorkerSettings,
+    make: Callable[[WorkerSettings], Engine] = make_engine,
+    *,
+    remarks: Iterable[str] = (),
+) -> None:
+    """Run a worker until SIGTERM, and give this process what suits it. ``remarks`` go to its log.
 
     Raises:
         InferfleetError: A setting is wrong, or a service did not answer at the start.
         EngineDeadError: The engine died.
 
     """
-    configure_logging(settings)
-    uvloop.run(Worker(settings=settings, engine=make(settings), on_warm=_spare_the_heap).run())
+    with logging_to_stderr(settings) as log:
+        for remark in remarks:
+            logger.warning("%s", remark)
+        worker = Worker(
+            settings=settings,
+            engine=make(settings),
+            on_warm=_spare_the_heap,
+            lines_dropped=lambda: log.dropped,
+        )
+        uvloop.run(worker.run())
 
 
 def _spare_the_heap() -> None:

@@ -25,6 +25,7 @@ from inferfleet.schemas.settings import WorkerSettings
 from inferfleet.wire.attempts import Written
 from inferfleet.wire.confirms import RefusedError
 from inferfleet.wire.journal_lines import Unflushed
+from inferfleet.wire.outage import Outage
 from inferfleet.wire.publishing import ConfirmChannel
 from inferfleet.wire.records import JobRecords
 from inferfleet.worker.broker import Delivery
@@ -73,6 +74,7 @@ class Settlement:
         self._slots = slots
         self._metrics = metrics
         self._leaving = leaving
+        self._unpublished = Outage()
 
     async def settle(self, run: JobRun, delivery: Delivery, outcome: Outcome) -> None:
         """Carry out what was decided about a job."""
@@ -138,11 +140,10 @@ class Settlement:
                 await self._lanes.let_next_run(job)
             except _UNPUBLISHED as error:
                 # The job that ended comes again, and with it another chance to publish the next turn.
-                logger.warning(
-                    "cannot publish a session's next turn yet (%s)", error, extra={"job_id": job.id}
-                )
+                self._cannot("publish a session's next turn", error)
                 await self._keep(run, delivery, REQUEUE_PAUSE_S)
                 return
+            self._can()
         delivery.ack()
 
     async def _park(self, run: JobRun, delivery: Delivery) -> None:
@@ -154,9 +155,10 @@ class Settlement:
         try:
             waits = await self._lanes.wait(run.job, reply_to=run.reply_to)
         except _UNPUBLISHED as error:
-            logger.warning("cannot park a turn yet (%s)", error, extra={"job_id": run.job.id})
+            self._cannot("park a turn", error)
             await self._keep(run, delivery, REQUEUE_PAUSE_S)
             return
+        self._can()
         if waits:
             delivery.ack()
         else:
@@ -238,8 +240,9 @@ class Settlement:
                 names.DEAD_EXCHANGE, message, routing_key=self._settings.pool, mandatory=True
             )
         except _UNPUBLISHED as error:
-            logger.warning("cannot write a dead letter, so the message goes back (%s)", error)
+            self._cannot("write a dead letter", error)
             return False
+        self._can()
         self._metrics.dead_lettered(failure.code)
         # Why is in the letter's headers. It may quote the message, so it is in no log.
         logger.warning(
@@ -247,6 +250,15 @@ class Settlement:
             extra={"message_id": delivery.message_id, "code": failure.code, "attempts": attempts},
         )
         return True
+
+    def _cannot(self, what: str, error: Exception) -> None:
+        """Tell once, and not for each message every second, that nothing can be published."""
+        if self._unpublished.began():
+            logger.warning("cannot %s; trying again until it works (%s)", what, error)
+
+    def _can(self) -> None:
+        if (lasted_s := self._unpublished.ended()) is not None:
+            logger.warning("publishing works again, after %.1f s", lasted_s)
 
     def _result(
         self, run: JobRun, state: JobState, failure: Failure | None, completion: Completion | None = None

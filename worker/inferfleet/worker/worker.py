@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import redis.asyncio as aioredis
 from pydantic import ValidationError
-from tenacity import AsyncRetrying, before_sleep_log, retry_if_exception_type, wait_random_exponential
+from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
 
 from inferfleet.schemas.control import CancelJob, DrainWorker, control
 from inferfleet.schemas.errors import InferfleetError, ServiceRefusedError, ServiceUnreachableError
@@ -23,6 +23,7 @@ from inferfleet.schemas.settings import WorkerSettings
 from inferfleet.wire.clock import RedisClock
 from inferfleet.wire.eviction import refuse_eviction
 from inferfleet.wire.health import forget_heartbeat, write_heartbeat
+from inferfleet.wire.outage import Outage
 from inferfleet.wire.pipeline import CommandPipeline
 from inferfleet.wire.publishing import ConfirmChannel
 from inferfleet.wire.records import JobRecords
@@ -66,11 +67,17 @@ class Worker:
     """One process, one event loop, one engine."""
 
     def __init__(
-        self, *, settings: WorkerSettings, engine: Engine, on_warm: Callable[[], None] = lambda: None
+        self,
+        *,
+        settings: WorkerSettings,
+        engine: Engine,
+        on_warm: Callable[[], None] = lambda: None,
+        lines_dropped: Callable[[], int] = lambda: 0,
     ) -> None:
         self._settings = settings
         self._engine = engine
         self._on_warm = on_warm
+        self._lines_dropped = lines_dropped
         self._metrics = WorkerMetrics(pool=settings.pool)
         self._slots = Slots(settings.max_running)
         self._pipeline: CommandPipeline | None = None
@@ -83,6 +90,11 @@ class Worker:
         self._hurrying = asyncio.Event()
         self._was_signalled = False
         self._failure: InferfleetError | EngineDeadError | None = None
+        # Read once: it is in files, and there may be none to open later.
+        self._version = version("inferfleet")
+        self._broker_outage = Outage()
+        self._settling = Outage()
+        self._beating = Outage()
 
     async def run(self) -> None:
         """Work until told to stop.
@@ -111,6 +123,8 @@ class Worker:
         ):
             self._started_at = self._clock.now()
             self._pipeline = pipeline = CommandPipeline(client, patience_s=None, clock=self._clock)
+            self._metrics.watch("redis", pipeline.outage)
+            self._metrics.watch("rabbitmq", self._broker_outage)
             records = JobRecords(
                 pipeline=pipeline,
                 result_ttl_s=settings.result_ttl_s,
@@ -196,8 +210,11 @@ class Worker:
             await session.hold(self._slots.limit + self._settings.look_ahead)
             await self._unless_stopped(self._until_closed(session))
             if not self._stopping.is_set():
+                self._broker_outage.began()
                 logger.warning("lost the broker; what runs goes on", extra={"running": len(self._tasks)})
                 session = await self._unless_stopped(_reconnect(broker, opened))
+                if session is not None and (lasted_s := self._broker_outage.ended()) is not None:
+                    logger.warning("the broker is back, after %.1f s", lasted_s)
         self._enter(WorkerPhase.DRAINING)
         if session is not None:
             await session.stop_consuming()
@@ -260,9 +277,14 @@ class Worker:
                 self._failure = error
                 self.stop()
         except Exception:
-            logger.exception("a job could not be settled; its message goes back")
+            # Once, and not every second for each of them, for as long as it lasts.
+            if self._settling.began():
+                logger.exception("a job could not be settled; its message goes back")
             await asyncio.sleep(ERROR_PAUSE_S)
             await delivery.requeue()
+        else:
+            if (lasted_s := self._settling.ended()) is not None:
+                logger.warning("jobs are settled again, after %.1f s", lasted_s)
 
     def _open_session(self, processor: Processor) -> AbstractAsyncContextManager[Session]:
         return open_session(
@@ -288,11 +310,21 @@ class Worker:
                     self.stop()
 
     async def _beat(self, pipeline: CommandPipeline) -> None:
-        """Write the heartbeat at every interval, and at once when the phase changes."""
+        """Write the heartbeat at every interval, and at once when the phase changes.
+
+        One that fails is missed for a moment by who looks at the map; that is no reason to end.
+        """
         interval_s = self._settings.heartbeat_interval_s
         while True:
             self._phase_changed.clear()
-            await write_heartbeat(pipeline, self._heartbeat(), ttl_s=interval_s * HEARTBEATS_MISSED)
+            try:
+                await write_heartbeat(pipeline, self._heartbeat(), ttl_s=interval_s * HEARTBEATS_MISSED)
+            except Exception:
+                if self._beating.began():
+                    logger.exception("cannot write the heartbeat; trying again until it works")
+            else:
+                if (lasted_s := self._beating.ended()) is not None:
+                    logger.warning("the heartbeat is written again, after %.1f s", lasted_s)
             with suppress(TimeoutError):
                 async with asyncio.timeout(interval_s):
                     await self._phase_changed.wait()
@@ -310,7 +342,7 @@ class Worker:
             engine=self._settings.engine,
             model=self._engine.model,
             model_identity=identity.short if (identity := self._engine.identity) else "",
-            version=version("inferfleet"),
+            version=self._version,
             running=stats.running,
             waiting=stats.waiting,
             held=self._slots.waiting,
@@ -358,6 +390,7 @@ class Worker:
             heartbeat=self._heartbeat,
             ready=lambda: self._phase is WorkerPhase.READY and self._refused is None,
             metrics=self._metrics,
+            lines_dropped=self._lines_dropped,
         )
 
 
@@ -378,7 +411,6 @@ async def _reconnect(
         # What is refused now, a permission for example, was given once: what runs goes on until it is again.
         retry=retry_if_exception_type((ServiceUnreachableError, ServiceRefusedError)),
         wait=wait_random_exponential(multiplier=0.2, max=5.0),
-        before_sleep=before_sleep_log(logger, logging.WARNING),
     ):
         with attempt:
             return await broker.enter_async_context(opened())

@@ -19,6 +19,7 @@ from aiormq.abc import AbstractChannel
 from inferfleet.local.autoscaler.decision import Reading, Readings
 from inferfleet.local.autoscaler.triggers import PrometheusTrigger, Protocol, RabbitMQTrigger, Trigger
 from inferfleet.schemas.errors import ConfigurationError
+from inferfleet.wire.address import without_secrets
 from inferfleet.wire.amqp import connection_errors, open_amqp
 from inferfleet.wire.management import ManagementApi
 
@@ -63,7 +64,10 @@ class Measurer:
                 case PrometheusTrigger():
                     return await self._prometheus(trigger)
         except (aiohttp.ClientError, ConfigurationError, *_OUTAGES) as error:
-            return Reading(None, str(error) or type(error).__name__)
+            words = str(error)
+            if isinstance(trigger, PrometheusTrigger):
+                words = without_secrets(words, self._prometheus_url or trigger.server)
+            return Reading(None, words or type(error).__name__)
 
     async def _counted(self, trigger: RabbitMQTrigger) -> Reading:
         if self._management is None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import cast
 
 import orjson
 
+from inferfleet.cli.terminal import out
 from inferfleet.local.autoscaler.replicas import Drained
 
 
@@ -25,10 +26,11 @@ class Change:
 
 
 class Reporter:
-    """Prints changes and drains on stdout, and everything else on stderr."""
+    """Prints changes and drains on stdout, and says everything else, on stderr for example."""
 
-    def __init__(self, *, as_json: bool) -> None:
+    def __init__(self, *, as_json: bool, say: Callable[[str], None]) -> None:
         self._as_json = as_json
+        self._say = say
         self._failing: dict[str, str] = {}
 
     def changed(self, change: Change) -> None:
@@ -80,12 +82,11 @@ class Reporter:
 
     def say(self, text: str) -> None:
         """Print what is no decision."""
-        sys.stderr.write(f"{text}\n")
-        sys.stderr.flush()
+        self._say(text)
 
     def _print_json(self, event: str, fields: Mapping[str, object]) -> None:
         self._print(orjson.dumps({"event": event, **fields}).decode())
 
     def _print(self, line: str) -> None:
-        sys.stdout.write(f"{line}\n")
+        out(f"{line}\n")
         sys.stdout.flush()

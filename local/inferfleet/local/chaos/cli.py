@@ -13,6 +13,7 @@ import orjson
 import typer
 
 from inferfleet.cli.failing import plain_errors
+from inferfleet.cli.terminal import err, out
 from inferfleet.local.chaos.soak import SoakOptions, SoakReport, soak
 from inferfleet.schemas.settings import QueueType
 
@@ -24,7 +25,7 @@ def command(
     seed: Annotated[int | None, typer.Option(help="What the faults and jobs are drawn from.")] = None,
     minutes: Annotated[float, typer.Option(help="How long things go wrong.")] = 10.0,
     jobs: Annotated[
-        int | None, typer.Option(help=f"Jobs in all; by default {JOBS_PER_MINUTE} a minute.")
+        int | None, typer.Option(min=1, help=f"Jobs in all; by default {JOBS_PER_MINUTE} a minute.")
     ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Worker processes.")] = 4,
     empty_redis: Annotated[
@@ -54,7 +55,7 @@ def command(
     options = SoakOptions(
         seed=random.SystemRandom().randrange(1_000_000) if seed is None else seed,
         minutes=minutes,
-        jobs=jobs or max(1, round(JOBS_PER_MINUTE * minutes)),
+        jobs=max(1, round(JOBS_PER_MINUTE * minutes)) if jobs is None else jobs,
         workers=workers,
         empty_redis=empty_redis,
         queue_type=queue_type,
@@ -82,8 +83,7 @@ def main() -> None:
 
 
 def _say(line: str) -> None:
-    sys.stderr.write(f"{line}\n")
-    sys.stderr.flush()
+    err(f"{line}\n")
 
 
 def _print(report: SoakReport) -> None:
@@ -102,4 +102,4 @@ def _print(report: SoakReport) -> None:
         f"nothing ({report.waste.ratio:.1%})\n"
     )
     for finding in report.findings[:50]:
-        sys.stdout.write(f"  {finding.violation}  {finding.subject}  {finding.detail}\n")
+        out(f"  {finding.violation}  {finding.subject}  {finding.detail}\n")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -22,6 +24,7 @@ from inferfleet.local.cli.options import ServicesOption, sigterm_as_interrupt
 from inferfleet.local.services import Services, ServicesChoice, running_services
 from inferfleet.producer.publisher import Publisher
 from inferfleet.schemas.errors import ConfigurationError
+from inferfleet.schemas.printable import printable
 from inferfleet.schemas.settings import (
     EngineKind,
     ProducerSettings,
@@ -29,6 +32,7 @@ from inferfleet.schemas.settings import (
     WorkerSettings,
     read_settings,
 )
+from inferfleet.worker.log import lines_to_stderr
 
 
 def command(
@@ -82,52 +86,63 @@ def command(
     manifest's queue. With --simulate nothing is started: the same decisions are made for a trace of arrivals,
     whose columns are time_s, priority, prompt_tokens, output_tokens and, if there are several, pool.
     """
-    wanted = read_scaled_object(scaledobject, name=name)
-    reporter = Reporter(as_json=as_json)
-    for remark in wanted.remarks:
-        reporter.say(remark)
-    if simulate_trace is not None:
-        _simulate(
-            wanted,
-            trace=simulate_trace,
-            profile=read_profile(engine_profile),
-            startup_s=startup_s,
-            plot=plot,
-            reporter=reporter,
-        )
-        return
-    if plot is not None or startup_s is not None:
-        raise ConfigurationError(
-            "--plot and --startup-s are about a simulation: give --simulate TRACE.csv too"
-        )
-    worker = read_settings(WorkerSettings, engine=engine, model=model).model_copy(
-        update={"pool": wanted.pool, "worker_id": f"{wanted.target or wanted.name}-{os.getpid()}"}
-    )
-    given = read_settings(ServiceSettings)
-    running = running_services(
-        services,
-        amqp_url=given.amqp_url if "amqp_url" in given.model_fields_set else None,
-        redis_url=given.redis_url if "redis_url" in given.model_fields_set else None,
-        management=needs_management(wanted.triggers),
-    )
-    with sigterm_as_interrupt(), running as chosen:
-        reporter.say(chosen.announcement)
-        if chosen.kind is not ServicesChoice.URLS:
-            reporter.say(f"export INFERFLEET_AMQP_URL={chosen.amqp_url}")
-            reporter.say(f"export INFERFLEET_REDIS_URL={chosen.redis_url}")
-        usage = asyncio.run(
-            _autoscale(
+    with lines_to_stderr(_ToRead("%(message)s")) as log:
+        logging.basicConfig(handlers=[log], force=True)
+        wanted = read_scaled_object(scaledobject, name=name)
+        reporter = Reporter(as_json=as_json, say=log.say)
+        for remark in wanted.remarks:
+            reporter.say(remark)
+        if simulate_trace is not None:
+            _simulate(
                 wanted,
-                worker=worker,
-                services=chosen,
-                management_url=management_url or chosen.management_url,
-                prometheus_url=prometheus_url,
+                trace=simulate_trace,
+                profile=read_profile(engine_profile),
+                startup_s=startup_s,
+                plot=plot,
                 reporter=reporter,
-                speedup=speedup,
-                until_idle=until_idle,
             )
+            return
+        if plot is not None or startup_s is not None:
+            raise ConfigurationError(
+                "--plot and --startup-s are about a simulation: give --simulate TRACE.csv too"
+            )
+        worker = read_settings(WorkerSettings, engine=engine, model=model).model_copy(
+            update={"pool": wanted.pool, "worker_id": f"{wanted.target or wanted.name}-{os.getpid()}"}
         )
-    reporter.ended(most=usage.most, changes=usage.changes, worker_s=usage.worker_s)
+        given = read_settings(ServiceSettings)
+        running = running_services(
+            services,
+            amqp_url=given.amqp_url if "amqp_url" in given.model_fields_set else None,
+            redis_url=given.redis_url if "redis_url" in given.model_fields_set else None,
+            management=needs_management(wanted.triggers),
+        )
+        with sigterm_as_interrupt(), running as chosen:
+            reporter.say(chosen.announcement)
+            if chosen.kind is not ServicesChoice.URLS:
+                reporter.say(f"export INFERFLEET_AMQP_URL={chosen.amqp_url}")
+                reporter.say(f"export INFERFLEET_REDIS_URL={chosen.redis_url}")
+            usage = asyncio.run(
+                _autoscale(
+                    wanted,
+                    worker=worker,
+                    services=chosen,
+                    management_url=management_url or chosen.management_url,
+                    prometheus_url=prometheus_url,
+                    reporter=reporter,
+                    speedup=speedup,
+                    until_idle=until_idle,
+                )
+            )
+        reporter.ended(most=usage.most, changes=usage.changes, worker_s=usage.worker_s)
+
+
+class _ToRead(logging.Formatter):
+    """Lines such that a terminal obeys nothing in them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Write the line."""
+        text = super().format(record)
+        return printable(text) if sys.stderr.isatty() else text
 
 
 def _simulate(

@@ -10,6 +10,7 @@ import orjson
 import typer
 
 from inferfleet.cli.options import JsonFlag
+from inferfleet.cli.terminal import err
 from inferfleet.local.cli.options import ServicesOption, chosen_services, sigterm_as_interrupt
 from inferfleet.local.services import Services, ServicesChoice
 from inferfleet.schemas.errors import ServiceUnreachableError
@@ -32,7 +33,7 @@ def up(*, services: ServicesOption = ServicesChoice.AUTO, as_json: JsonFlag = Fa
     """
     try:
         with sigterm_as_interrupt(), chosen_services(services) as running:
-            sys.stderr.write(f"{running.announcement}\n")
+            err(f"{running.announcement}\n")
             _print_urls(running, as_json=as_json)
             sys.stderr.write("Ctrl-C ends them\n")
             while True:

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from inferfleet.schemas.job import Job, JobState, Priority
+from inferfleet.schemas.printable import printable
 from inferfleet.schemas.result import JobRecord
 
 
@@ -82,7 +83,7 @@ class Report:
             table.add_column(heading, justify="right")
         for name, waits in self.waits.items():
             table.add_row(name, f"{waits.count:,}", f"{waits.p50:.2f}", f"{waits.p99:.2f}")
-        return Group(table, Text("\n".join(self._sentences())))
+        return Group(table, Text(printable("\n".join(self._sentences()))))
 
     def _sentences(self) -> list[str]:
         sentences = [

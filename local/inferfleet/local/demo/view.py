@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from textwrap import shorten
 from types import TracebackType
@@ -15,8 +14,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from inferfleet.cli.terminal import err, line
 from inferfleet.local.demo.progress import Progress, UrgentStream
 from inferfleet.schemas.heartbeat import Heartbeat
+from inferfleet.schemas.printable import printable
 
 PLAIN_INTERVAL_S = 3.0
 PLAIN_TEXT_WIDTH = 300
@@ -62,8 +63,7 @@ class PlainLines:
 
     def say(self, text: str) -> None:
         """Print to stderr."""
-        sys.stderr.write(f"{text}\n")
-        sys.stderr.flush()
+        err(f"{text}\n")
 
     def show(self, progress: Progress) -> None:
         """Print a line if it is time for one, and the urgent job once it has its answer."""
@@ -96,7 +96,7 @@ class LivePicture:
 
     def say(self, text: str) -> None:
         """Print above the picture."""
-        self._live.console.print(text, markup=False, highlight=False)
+        self._live.console.print(printable(text), markup=False, highlight=False)
 
     def show(self, progress: Progress) -> None:
         """Draw."""
@@ -140,7 +140,7 @@ def _worker(worker: Heartbeat | None) -> tuple[str, ...]:
 def _urgent(urgent: UrgentStream | None) -> RenderableType:
     if urgent is None:
         return Text("An urgent job comes when a third is done.", style="dim")
-    return Panel(Text(_one_line(urgent.text)), title=_urgent_title(urgent), title_align="left")
+    return Panel(Text(line(urgent.text)), title=_urgent_title(urgent), title_align="left")
 
 
 def _urgent_title(urgent: UrgentStream) -> str:
@@ -148,10 +148,6 @@ def _urgent_title(urgent: UrgentStream) -> str:
         return "urgent job, streamed: waiting for its first token"
     title = f"urgent job, streamed: first token after {urgent.first_token_s:.2f} s"
     return title if urgent.finished_s is None else f"{title}, finished after {urgent.finished_s:.2f} s"
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
 
 
 def _number(value: int | None) -> str:

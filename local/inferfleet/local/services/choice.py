@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -51,11 +51,11 @@ class Services:
     """
 
     kind: ServicesChoice
-    amqp_url: str
-    redis_url: str
+    amqp_url: str = field(repr=False)
+    redis_url: str = field(repr=False)
     description: str
     advice: str | None = None
-    management_url: str | None = None
+    management_url: str | None = field(default=None, repr=False)
     broker: RabbitMQProcess | None = None
     store: RedisProcess | None = None
 

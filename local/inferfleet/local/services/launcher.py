@@ -105,7 +105,7 @@ class RunningServices:
                 return stack.enter_context(source.run(self._options))
 
     def _given(self) -> Services:
-        from inferfleet.wire.redis import redacted
+        from inferfleet.wire.address import redacted
 
         if self._amqp_url is None or self._redis_url is None:
             raise ConfigurationError(

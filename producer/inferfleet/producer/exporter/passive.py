@@ -12,8 +12,8 @@ from aio_pika.exceptions import AMQPError, ChannelNotFoundEntity
 from inferfleet.producer.exporter.queues import QueueCounts
 from inferfleet.schemas.errors import ServiceRefusedError, ServiceUnreachableError
 from inferfleet.schemas.names import dead_queue, job_queue
+from inferfleet.wire.address import redacted, without_secrets
 from inferfleet.wire.amqp import open_amqp
-from inferfleet.wire.redis import redacted
 
 TIMEOUT_S = 4.0
 
@@ -39,7 +39,8 @@ class PassiveQueues:
             if isinstance(error, (ServiceUnreachableError, ServiceRefusedError)):
                 raise
             raise ServiceUnreachableError(
-                f"RabbitMQ at {redacted(self._url)} does not answer ({str(error) or type(error).__name__})"
+                f"RabbitMQ at {redacted(self._url)} does not answer "
+                f"({without_secrets(str(error), self._url) or type(error).__name__})"
             ) from error
         return {pool: counts for pool, counts in counted.items() if counts.ready is not None}
 

@@ -16,6 +16,7 @@ from inferfleet.producer.exporter.snapshot import PoolNumbers, Snapshot
 from inferfleet.schemas.errors import ConfigurationError, ServiceRefusedError, ServiceUnreachableError
 from inferfleet.schemas.heartbeat import Heartbeat, WorkerPhase
 from inferfleet.wire.health import read_heartbeats
+from inferfleet.wire.outage import Outage
 from inferfleet.wire.pipeline import CommandPipeline
 
 logger = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ class Sampler:
         self._pools = set(pools)
         self._ages: defaultdict[str, OldestAge] = defaultdict(OldestAge)
         self._throughputs: defaultdict[str, Throughput] = defaultdict(Throughput)
-        self._missing: set[str] = set()
+        self._outages: defaultdict[str, Outage] = defaultdict(Outage)
 
     async def run(self, *, interval_s: float) -> None:
         """Take a snapshot every ``interval_s``, until cancelled. An outage of either service is survived."""
@@ -115,9 +116,8 @@ class Sampler:
 
     def _tell(self, service: str, error: Exception | None) -> None:
         """Log when a service goes away and when it is back, and not every few seconds."""
-        if error is not None and service not in self._missing:
-            self._missing.add(service)
+        outage = self._outages[service]
+        if error is not None and outage.began():
             logger.warning("%s cannot be read, its metrics are left out: %s", service, error)
-        elif error is None and service in self._missing:
-            self._missing.discard(service)
-            logger.info("%s can be read again", service)
+        elif error is None and (lasted_s := outage.ended()) is not None:
+            logger.warning("%s can be read again, after %.1f s", service, lasted_s)

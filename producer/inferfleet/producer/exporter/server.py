@@ -16,7 +16,7 @@ from inferfleet.producer.exporter.passive import PassiveQueues
 from inferfleet.producer.exporter.queues import Queues
 from inferfleet.producer.exporter.sampler import Sampler
 from inferfleet.producer.exporter.settings import ExporterSettings
-from inferfleet.schemas.errors import ConfigurationError
+from inferfleet.wire.http_port import listening
 from inferfleet.wire.pipeline import CommandPipeline
 from inferfleet.wire.redis import redis_client
 from inferfleet.wire.tasks import cancel_and_wait
@@ -85,16 +85,5 @@ async def _http(settings: ExporterSettings, collector: FleetCollector) -> AsyncG
     app = web.Application()
     app.router.add_get(LIVE_PATH, live)
     app.router.add_get(METRICS_PATH, scrape)
-    runner = web.AppRunner(app, access_log=None)
-    await runner.setup()
-    try:
-        try:
-            await web.TCPSite(runner, settings.http_host, settings.http_port).start()
-        except OSError as error:
-            raise ConfigurationError(
-                f"cannot listen on {settings.http_host}:{settings.http_port} ({error.strerror}); choose "
-                "another --http-port, or 0 for any free one"
-            ) from error
-        yield runner.addresses[0][1]
-    finally:
-        await runner.cleanup()
+    async with listening(app, host=settings.http_host, port=settings.http_port) as port:
+        yield port

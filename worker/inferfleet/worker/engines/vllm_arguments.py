@@ -22,6 +22,7 @@ from vllm.renderers.chat_utils import load_chat_template
 from vllm.tool_parsers import ToolParserManager
 
 from inferfleet.schemas.errors import ConfigurationError
+from inferfleet.schemas.near_match import did_you_mean
 
 try:
     from vllm.entrypoints.common.cli_args import BaseFrontendArgs, FrontendArgs
@@ -57,8 +58,10 @@ def read_arguments(
     front_end_options = {field.name for field in fields(BaseFrontendArgs)}
     unknown = sorted(set(engine_args) - engine_options - front_end_options)
     if unknown:
+        known = engine_options | front_end_options
         raise ConfigurationError(
-            f"engine_args: vLLM has no option {', '.join(map(repr, unknown))}; they are those of "
+            "engine_args: vLLM has no option "
+            f"{', '.join(repr(name) + did_you_mean(name, known) for name in unknown)}; they are those of "
             "'vllm serve --help=all', written with underscores"
         )
     chosen: dict[str, Any] = {

@@ -33,11 +33,13 @@ class VllmEngine:
     """An ``Engine`` that generates with vLLM's ``AsyncLLM``.
 
     ``model`` is a folder or a name on the Hugging Face hub. ``engine_args`` are options of ``vllm serve``
-    with underscores, and win over what is chosen here. An engine with ``runner="pooling"`` answers
+    with underscores, and win over what is chosen here, unless they contradict a setting of the worker or what
+    it relies on: then nothing starts. An engine with ``runner="pooling"`` answers
     embeddings, any other chat and completions.
     """
 
     def __init__(self, *, model: str, max_running: int, engine_args: Mapping[str, Any]) -> None:
+        _require_agreement(engine_args, model=model, max_running=max_running)
         if find_spec("vllm") is None:
             raise ConfigurationError(
                 "the vllm engine needs the package 'vllm': pip install 'inferfleet[vllm]', "
@@ -171,3 +173,24 @@ class VllmEngine:
             return Generation(id="warm-up", endpoint=Endpoint.EMBEDDINGS, body={"input": [0]}, priority=9)
         body = {"prompt": [0], "max_tokens": 1}
         return Generation(id="warm-up", endpoint=Endpoint.COMPLETIONS, body=body, priority=9)
+
+
+def _require_agreement(engine_args: Mapping[str, Any], *, model: str, max_running: int) -> None:
+    """Refuse arguments by which the engine would not be what the worker says and relies on.
+
+    Raises:
+        ConfigurationError: One contradicts a setting.
+
+    """
+    relied_on: dict[str, tuple[object, str]] = {
+        "max_num_seqs": (max_running, "that is --max-running (INFERFLEET_MAX_RUNNING)"),
+        "model": (model, "that is --model (INFERFLEET_MODEL)"),
+        "scheduling_policy": ("priority", "otherwise vLLM ignores the priority of jobs"),
+        "disable_log_stats": (False, "otherwise nobody knows how loaded the engine is"),
+    }
+    for name, (value, why) in relied_on.items():
+        if engine_args.get(name, value) != value:
+            raise ConfigurationError(
+                f"engine_args: {name} is {engine_args[name]!r} and should be {value!r}: {why}. "
+                f"Leave {name} out of INFERFLEET_ENGINE_ARGS"
+            )

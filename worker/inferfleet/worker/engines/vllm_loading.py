@@ -10,6 +10,7 @@ OpenAI response. Using vLLM's own means that a job is answered just as ``vllm se
 from __future__ import annotations
 
 import asyncio
+import logging
 import multiprocessing
 import os
 import threading
@@ -128,6 +129,10 @@ class ModelLoader:
         from inferfleet.worker.engines.vllm_arguments import configuration_error, read_arguments
         from inferfleet.worker.engines.vllm_stats import SchedulerReports
 
+        # Its lines go the way of ours, which never makes the event loop wait.
+        log = logging.getLogger("vllm")
+        log.handlers.clear()
+        log.propagate = True
         arguments = read_arguments(
             model=self._model,
             served_names=self._served_names,

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from inferfleet.schemas.errors import ConfigurationError
+from inferfleet.schemas.near_match import did_you_mean
 
 Seconds = Annotated[float, Field(ge=0)]
 Tokens = Annotated[int, Field(ge=1)]
@@ -80,7 +81,8 @@ class SimulatedParameters(BaseModel):
             first = error.errors(include_url=False, include_input=False)[0]
             name = ".".join(map(str, first["loc"]))
             if first["type"] == "extra_forbidden":
-                problem = f"has no argument {name!r}; it has {', '.join(cls.model_fields)}"
+                meant = did_you_mean(name, cls.model_fields)
+                problem = f"has no argument {name!r}{meant}; it has {', '.join(cls.model_fields)}"
             elif name:
                 problem = f"cannot use its argument {name!r}: {first['msg']}"
             else:

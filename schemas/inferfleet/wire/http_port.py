@@ -1,0 +1,65 @@
+"""A port for health and metrics that nobody can use up.
+
+Needs aiohttp, which an install for producers does not have.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Final
+
+from aiohttp import web
+
+from inferfleet.schemas.errors import ConfigurationError
+
+CONNECTIONS: Final = 64
+"""Connections at most, and never more than a quarter of the files that the process may open."""
+
+BACKLOG: Final = 16
+"""Connections that may wait to be accepted: all are accepted at once, before one of them is looked at."""
+
+KEEP_ALIVE_S: Final = 75.0
+"""How long a connection may be idle after a request. Prometheus asks every 15 to 60 s on the same one."""
+
+
+@asynccontextmanager
+async def listening(app: web.Application, *, host: str, port: int) -> AsyncGenerator[int]:
+    """Serve while the block runs; yields the port, which is a free one if ``port`` is 0.
+
+    When there are too many connections, the one that was opened first gives way: somebody who only opens them
+    cannot keep a probe out, nor take the files that the process needs for other things.
+
+    Raises:
+        ConfigurationError: The port is taken.
+
+    """
+    runner = web.AppRunner(app, access_log=None, keepalive_timeout=KEEP_ALIVE_S)
+    await runner.setup()
+    handlers = runner.server
+    assert handlers is not None  # noqa: S101 - setup has made it
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = CONNECTIONS if files == resource.RLIM_INFINITY else min(CONNECTIONS, max(1, files // 4))
+
+    def accepted() -> asyncio.Protocol:
+        # In the order in which they were opened.
+        for oldest in handlers.connections[: max(0, len(handlers.connections) + 1 - most)]:
+            oldest.force_close()
+        return handlers()
+
+    try:
+        try:
+            server = await asyncio.get_running_loop().create_server(accepted, host, port, backlog=BACKLOG)
+        except OSError as error:
+            raise ConfigurationError(
+                f"cannot listen on {host}:{port} ({error.strerror}); choose another --http-port, "
+                "or 0 for any free one"
+            ) from error
+        try:
+            yield server.sockets[0].getsockname()[1]
+        finally:
+            server.close()
+    finally:
+        await runner.cleanup()

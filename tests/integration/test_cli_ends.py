@@ -1,0 +1,285 @@
+"""How commands end that throw things away, are interrupted, or lose their reader."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pty
+import re
+import signal
+import sys
+from asyncio.subprocess import DEVNULL, PIPE, Process
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+from tests.integration.conftest import (
+    PATIENCE_S,
+    ForeignClient,
+    RunCommand,
+    StartWorker,
+    answer_to,
+    chat,
+    eventually,
+    slow_chat,
+    until_running,
+)
+
+from inferfleet.producer import Fleet
+from inferfleet.schemas import Job, JobState
+from inferfleet.schemas.errors import DeadLetterNotFoundError, InvalidJobError
+from inferfleet.schemas.job import new_job_id
+
+INTERRUPTED = 130
+
+
+class Start(Protocol):
+    def __call__(self, *arguments: str, stdin: int = DEVNULL, stdout: int = PIPE) -> Awaitable[Process]: ...
+
+
+@pytest.fixture
+async def start(environment: dict[str, str]) -> AsyncIterator[Start]:
+    """Start the command line as a process of its own, which the test need not end."""
+    async with AsyncExitStack() as stack:
+
+        async def started(*arguments: str, stdin: int = DEVNULL, stdout: int = PIPE) -> Process:
+            process = await asyncio.create_subprocess_exec(
+                *[sys.executable, "-m", "inferfleet.cli", *arguments],
+                env=environment,
+                stdin=stdin,
+                stdout=stdout,
+                stderr=PIPE,
+            )
+            stack.push_async_callback(process.communicate)
+            stack.callback(lambda: process.returncode is None and process.kill())
+            return process
+
+        yield started
+
+
+async def until_dead(fleet: Fleet, pool: str, count: int) -> list[Job]:
+    body = chat(simulated={"fail": "engine_error"})
+    jobs = [await fleet.submit(body, pool=pool, max_attempts=1) for _ in range(count)]
+    await fleet.wait_many(jobs, timeout_s=PATIENCE_S)
+    return jobs
+
+
+async def ids_of_the_dead(fleet: Fleet, pool: str) -> list[str | None]:
+    return [letter.message_id for letter in await fleet.dead_letters.read(pool)]
+
+
+# Dead letters
+
+
+async def test_without_ids_nothing_is_purged_and_nothing_replayed(
+    inferfleet: RunCommand, fleet: Fleet, start_worker: StartWorker, pool: str
+) -> None:
+    await start_worker()
+    jobs = await until_dead(fleet, pool, 2)
+    for command in ("purge", "replay"):
+        for arguments in ((), ("",), ("--all",), (jobs[0].id, ""), (jobs[0].id, "--all", "--yes")):
+            ended = await inferfleet("dead", command, "--pool", pool, *arguments)
+            assert (ended.code, ended.out) == (2, ""), arguments
+    with pytest.raises(InvalidJobError, match="everything=True"):
+        await fleet.dead_letters.purge(pool)
+    with pytest.raises(InvalidJobError, match="everything=True"):
+        await fleet.dead_letters.replay(pool)
+    with pytest.raises(InvalidJobError, match="none of them empty"):
+        await fleet.dead_letters.purge(pool, ids=[""])
+    with pytest.raises(InvalidJobError, match="a collection of ids"):
+        await fleet.dead_letters.purge(pool, ids=jobs[0].id)
+    assert await fleet.dead_letters.purge(pool, ids=[]) == 0
+    assert await fleet.dead_letters.replay(pool, ids=[]) == []
+    assert await ids_of_the_dead(fleet, pool) == [job.id for job in jobs]
+
+
+async def test_an_unknown_id_is_named_and_nothing_is_touched(
+    inferfleet: RunCommand, fleet: Fleet, start_worker: StartWorker, pool: str
+) -> None:
+    await start_worker()
+    (job,) = await until_dead(fleet, pool, 1)
+    unknown = new_job_id()
+    for command in ("purge", "replay", "show"):
+        ids = (unknown,) if command == "show" else (job.id, unknown)
+        ended = await inferfleet("dead", command, "--pool", pool, *ids)
+        assert (ended.code, ended.out) == (1, "")
+        assert ended.err.startswith(f"inferfleet: pool {pool!r} has no dead letter {unknown!r}; `inferfleet")
+    with pytest.raises(DeadLetterNotFoundError) as raised:
+        await fleet.dead_letters.read(pool, ids=[unknown])
+    assert raised.value.ids == (unknown,)
+    assert await ids_of_the_dead(fleet, pool) == [job.id]
+
+
+async def test_a_message_that_is_no_job_cannot_be_replayed_by_its_name(
+    inferfleet: RunCommand, fleet: Fleet, foreign: ForeignClient, start_worker: StartWorker, pool: str
+) -> None:
+    await start_worker()
+    (job,) = await until_dead(fleet, pool, 1)
+    await foreign.publish(b"garbage", message_id="m-1")
+
+    async def buried() -> bool:
+        return len(await ids_of_the_dead(fleet, pool)) == 2
+
+    await eventually(buried)
+    (name,) = {*await ids_of_the_dead(fleet, pool)} - {job.id}
+    assert name is not None
+    ended = await inferfleet("dead", "replay", "--pool", pool, job.id, name)
+    assert (ended.code, ended.out) == (2, "")
+    assert f"{name!r}: not a job" in ended.err
+    assert await ids_of_the_dead(fleet, pool) == [job.id, name]
+    ended = await inferfleet("dead", "purge", "--pool", pool, name)
+    assert (ended.code, ended.out) == (0, "1 purged\n")
+    assert await ids_of_the_dead(fleet, pool) == [job.id]
+
+
+@pytest.mark.parametrize(("answer", "left"), [(b"n\n", 2), (b"y\n", 0)])
+async def test_all_are_purged_once_somebody_has_agreed_to_their_number(
+    fleet: Fleet, start_worker: StartWorker, start: Start, pool: str, answer: bytes, left: int
+) -> None:
+    await start_worker()
+    await until_dead(fleet, pool, 2)
+    terminal, child = pty.openpty()
+    try:
+        process = await start("dead", "purge", "--all", "--pool", pool, stdin=child)
+        assert process.stderr is not None
+        async with asyncio.timeout(PATIENCE_S):
+            question = await process.stderr.readuntil(b"[y/N] ")
+            assert f"throw away for good: 2 dead letters of pool {pool}?" in question.decode()
+            os.write(terminal, answer)
+            code = await process.wait()
+        assert (code == 0) is (left == 0)
+    finally:
+        os.close(child)
+        os.close(terminal)
+    assert len(await ids_of_the_dead(fleet, pool)) == left
+
+
+async def test_all_are_replayed_however_many_there_are(
+    inferfleet: RunCommand, fleet: Fleet, start_worker: StartWorker, pool: str
+) -> None:
+    worker = await start_worker()
+    jobs = await until_dead(fleet, pool, 3)
+    await worker.stop()
+    ended = await inferfleet("dead", "replay", "--all", "--yes", "--pool", pool)
+    assert ended.code == 0
+    again = await fleet.get_many(ended.out.split())
+    assert [record is not None and record.state for record in again.values()] == [JobState.QUEUED] * 3
+    assert await ids_of_the_dead(fleet, pool) == []
+    assert not set(again) & {job.id for job in jobs}
+
+
+# Ctrl-C
+
+
+def _goes_on(err: bytes) -> tuple[str, str]:
+    """The job and the command that stderr names, which is all that it says."""
+    found = re.fullmatch(
+        r"inferfleet: job (\S+) (?:goes on: `inferfleet (.+) \1` goes on with it"
+        r"|may be accepted or not: `inferfleet (get) \1` tells)\n",
+        err.decode(),
+    )
+    assert found is not None, err.decode()
+    return found[1], found[2] or found[3]
+
+
+async def test_ctrl_c_on_a_submit_that_waits_names_the_job_that_goes_on(
+    fleet: Fleet, foreign: ForeignClient, start_worker: StartWorker, start: Start, pool: str
+) -> None:
+    process = await start("submit", "hello", "--pool", pool, "--wait")
+
+    async def submitted() -> bool:
+        return await foreign.waiting() == 1
+
+    await eventually(submitted)
+    process.send_signal(signal.SIGINT)
+    out, err = await asyncio.wait_for(process.communicate(), PATIENCE_S)
+    assert (process.returncode, out) == (INTERRUPTED, b"")
+    job_id, command = _goes_on(err)
+    assert command in {"get --wait", "get"}
+    await start_worker()
+    assert (await fleet.wait(job_id, timeout_s=PATIENCE_S)).state is JobState.SUCCEEDED
+
+
+@pytest.mark.parametrize("command", ["submit", "stream", "get"])
+async def test_ctrl_c_in_the_midst_of_an_answer_names_the_job_that_goes_on(
+    fleet: Fleet,
+    start_worker: StartWorker,
+    start: Start,
+    pool: str,
+    command: str,
+) -> None:
+    await start_worker(engine_args={"decode_step_base_s": 0.02, "decode_step_per_sequence_s": 0.0})
+    if command == "submit":
+        process = await start("submit", "a long question", "--pool", pool, "--stream")
+    else:
+        job = await fleet.submit(slow_chat(tokens=200, step_s=0.02), pool=pool, stream=True)
+        await until_running(fleet, job)
+        process = await start(command, job.id, *(["--wait"] if command == "get" else []))
+    assert process.stdout is not None
+    if command == "get":
+        # Nothing tells that it waits by now, but its record is there: any moment will do.
+        await eventually(lambda: _is_waiting(process))
+    else:
+        assert await asyncio.wait_for(process.stdout.read(1), PATIENCE_S)
+    process.send_signal(signal.SIGINT)
+    _, err = await asyncio.wait_for(process.communicate(), PATIENCE_S)
+    assert process.returncode == INTERRUPTED
+    if command == "get" and not err:
+        # It came before the wait began.
+        return
+    job_id, goes_on = _goes_on(err)
+    assert goes_on == ("get --wait" if command == "get" else "stream")
+    assert (await fleet.wait(job_id, timeout_s=PATIENCE_S)).state is JobState.SUCCEEDED
+
+
+async def _is_waiting(process: Process) -> bool:
+    """Whether the process has begun to talk to somebody."""
+    try:
+        links = [str(fd.readlink()) for fd in Path(f"/proc/{process.pid}/fd").iterdir()]
+    except FileNotFoundError:
+        return False
+    return sum(link.startswith("socket:") for link in links) >= 4
+
+
+async def test_ctrl_c_ends_a_chat_through_a_pipe_and_names_its_session(
+    fleet: Fleet, start_worker: StartWorker, start: Start, pool: str
+) -> None:
+    await start_worker(engine_args={"decode_step_base_s": 0.05, "decode_step_per_sequence_s": 0.0})
+    process = await start("chat", "--session", f"s-{pool}", "--pool", pool, stdin=PIPE)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(b"first\nsecond\n")
+    assert await asyncio.wait_for(process.stdout.read(1), PATIENCE_S)
+    process.send_signal(signal.SIGINT)
+    _, err = await asyncio.wait_for(process.communicate(), PATIENCE_S)
+    assert process.returncode == INTERRUPTED
+    assert f"`inferfleet chat --session s-{pool}` goes on" in err.decode()
+    assert "Traceback" not in err.decode()
+
+
+# A reader that has gone
+
+
+@pytest.mark.parametrize("what", ["stream", "list", "get"])
+async def test_a_reader_that_has_gone_is_no_traceback(
+    fleet: Fleet, start_worker: StartWorker, start: Start, pool: str, what: str
+) -> None:
+    await start_worker()
+    await until_dead(fleet, pool, 1)
+    job = await fleet.submit("hello", pool=pool, stream=True)
+    assert (await fleet.wait(job, timeout_s=PATIENCE_S)).text == answer_to(job)
+    reading, writing = os.pipe()
+    os.close(reading)
+    arguments = {
+        "stream": ("stream", job.id),
+        "list": ("dead", "list", "--pool", pool),
+        "get": ("get", job.id, "--json"),
+    }
+    try:
+        process = await start(*arguments[what], stdout=writing)
+    finally:
+        os.close(writing)
+    _, err = await asyncio.wait_for(process.communicate(), PATIENCE_S)
+    assert (process.returncode in {1, 141}, err) == (True, b"")
