@@ -55,10 +55,9 @@ def make_job(
     submitted = {} if now is None else {"submitted_at": now}
     try:
         if isinstance(work, Job):
-            said = work.model_dump(exclude_unset=True) | options
-            if "submitted_at" not in work.model_fields_set:
-                said |= submitted
-            job = Job.model_validate(said)
+            unsaid = {"submitted_at"} - work.model_fields_set
+            said = work.model_dump(exclude=unsaid)
+            job = Job.model_validate((submitted | said) | options)
         else:
             endpoint = _endpoint(options.get("endpoint", Endpoint.CHAT))
             job = Job.model_validate(

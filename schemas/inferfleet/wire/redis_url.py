@@ -16,6 +16,7 @@ from redis.asyncio.connection import URL_QUERY_ARGUMENT_PARSERS
 from redis.exceptions import RedisError
 
 from inferfleet.schemas.errors import ConfigurationError
+from inferfleet.schemas.near_match import did_you_mean
 
 _OPTIONS: Final = ("db", "username", "password", "client_name")
 
@@ -79,7 +80,9 @@ def _check_place(parts: SplitResult) -> None:
 
 def _check_database(name: str) -> None:
     if not (name.isascii() and name.isdecimal()):
-        raise _wrong(f"names the database {name!r}, which is not a number")
+        # Behind a slash in an unquoted password comes the rest of it.
+        shown = "what is no number" if "@" in name else f"{name!r}, which is not a number"
+        raise _wrong(f"names the database {shown}")
 
 
 def _check_options(parts: SplitResult) -> None:
@@ -88,7 +91,9 @@ def _check_options(parts: SplitResult) -> None:
         if name in _TLS_OPTIONS and name not in known:
             raise _wrong(f"has the option {name!r}, which needs rediss://")
         if name not in known:
-            raise _wrong(f"has an option {name!r}; possible are {', '.join(known)}")
+            # A name that is none may be the rest of a password with a question mark in it.
+            shown = f"{name!r}{did_you_mean(name, known)}" if name.isidentifier() else "that is no name"
+            raise _wrong(f"has an option {shown}; possible are {', '.join(known)}")
         if not value:
             raise _wrong(f"has the option {name!r} without a value")
         if name == "db":
