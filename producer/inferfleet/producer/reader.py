@@ -47,8 +47,8 @@ RECORD_GRACE_S = 300.0
 that runs a job writes its record again; one that waits in RabbitMQ has one again once its turn comes."""
 
 PAUSE_S = 0.05
-PAUSE_CAP_S = 2.0
-"""A pause before a read that failed is repeated: the first, and the longest."""
+PAUSE_STEPS = 5
+"""The pause before a read that failed is repeated, and how often it doubles."""
 
 Line = tuple[bytes, dict[bytes, bytes]]
 
@@ -183,11 +183,12 @@ class Reader:
                 await self._take(answer or [])
             except Exception as error:
                 failures += 1
+                steps = min(failures, PAUSE_STEPS)
                 if failures == 2:
                     # The first may be a connection that was closed while nothing happened.
                     logger.warning("cannot read what was finished, trying again (%s)", refusals.reason(error))
                 self._tell_unless_it_passes(error)
-                await asyncio.sleep(min(PAUSE_CAP_S, PAUSE_S * 2.0**failures) * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
+                await asyncio.sleep(PAUSE_S * 2.0**steps * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
             else:
                 if failures > 1:
                     logger.info("reading what was finished again")

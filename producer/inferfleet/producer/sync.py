@@ -42,6 +42,7 @@ class SyncFleet:
     def __init__(self, settings: ProducerSettings | None) -> None:
         self._pid = os.getpid()
         self._closed = False
+        self._closing = threading.Lock()
         opened: Future[tuple[BlockingPortal, Fleet]] = Future()
         # A daemon: a process that ends would wait for any other thread before it runs what closes this one.
         self._thread = threading.Thread(
@@ -128,10 +129,12 @@ class SyncFleet:
         self._close(patience_s=EXIT_PATIENCE_S)
 
     def _close(self, *, patience_s: float | None) -> None:
-        if self._closed or os.getpid() != self._pid:
+        if os.getpid() != self._pid:
             return
-        self._closed = True
-        self._portal.start_task_soon(self._portal.stop)
+        with self._closing:
+            if not self._closed:
+                self._closed = True
+                self._portal.start_task_soon(self._portal.stop)
         self._thread.join(patience_s)
 
 

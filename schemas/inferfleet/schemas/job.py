@@ -102,5 +102,5 @@ class Job(WireModel):
     idempotency_key: Annotated[str, Field(min_length=1, max_length=255)] | None = None
     tenant: Annotated[str, Field(min_length=1, max_length=128)] = DEFAULT_TENANT
     metadata: Annotated[dict[str, str], Field(max_length=64)] = Field(default_factory=dict)
-    # What no client of ours sent. A client gives the time by Redis' clock.
+    # For a job that no client of ours makes; a client takes Redis' time.
     submitted_at: AwareDatetime = Field(default_factory=lambda: datetime.now(UTC))  # noqa: TID251

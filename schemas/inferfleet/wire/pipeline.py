@@ -45,8 +45,9 @@ WRITE_LIMIT = 512
 _OUTAGE = (RedisConnectionError, RedisTimeoutError, OSError)
 
 _BACKOFF_S = 0.05
-_BACKOFF_CAP_S = 2.0
-_BACKOFF = wait_random_exponential(multiplier=_BACKOFF_S, max=_BACKOFF_CAP_S)
+_BACKOFF_STEPS = 5
+"""How often the pause doubles."""
+_BACKOFF = wait_random_exponential(multiplier=_BACKOFF_S, max=2.0)
 
 
 class _ScriptsForgottenError(RedisConnectionError):
@@ -282,8 +283,8 @@ class CommandPipeline:
         if refusals.passes(refusal) and self._patience_s is not None:
             rest_s = waiting.since + self._patience_s - time.monotonic()
             if rest_s > 0:
-                waiting.refusals += 1
-                pause_s = min(_BACKOFF_CAP_S, _BACKOFF_S * 2.0**waiting.refusals) * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
+                pause_s = _BACKOFF_S * 2.0**waiting.refusals * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
+                waiting.refusals = min(waiting.refusals + 1, _BACKOFF_STEPS)
                 self._refused.add(waiting)
                 asyncio.get_running_loop().call_later(min(rest_s, pause_s), self._send_again, waiting)
                 return
