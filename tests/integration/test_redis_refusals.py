@@ -36,7 +36,6 @@ from inferfleet.local.services.redis_process import RedisProcess, redis_binary
 from inferfleet.schemas.errors import (
     ConfigurationError,
     ServiceRefusedError,
-    ServiceUnreachableError,
 )
 from inferfleet.wire.redis import open_redis
 from inferfleet.wire.redis_access import PRODUCER, WORKER, Access
@@ -598,6 +597,6 @@ async def test_too_many_clients_are_told_as_such(
 ) -> None:
     await operator.ping()
     await operator.config_set("maxclients", 1)
-    with pytest.raises(ServiceUnreachableError, match="max number of clients reached"):
+    with pytest.raises(ServiceRefusedError, match="max number of clients reached"):
         async with connect(redis_url=own_redis.url):
             pass
