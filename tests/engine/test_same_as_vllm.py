@@ -163,12 +163,8 @@ async def _all(asked: list[tuple[Shape, Awaitable[T]]]) -> dict[str, T]:
 
     told: dict[str, T] = {}
     # vLLM 0.32 mixes up the logprobs in a batch if one of its requests names the tokens that it wants.
-    for names_tokens in (False, True):
-        part = [
-            (shape, telling)
-            for shape, telling in asked
-            if ("logprob_token_ids" in shape.body) is names_tokens
-        ]
+    for named in (False, True):
+        part = [pair for pair in asked if ("logprob_token_ids" in pair[0].body) is named]
         answers = await asyncio.gather(*(ask(telling) for _, telling in part))
         told |= {shape.name: answer for (shape, _), answer in zip(part, answers, strict=True)}
     return told
