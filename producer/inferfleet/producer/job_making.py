@@ -79,7 +79,7 @@ def _body(work: str | Mapping[str, Any], endpoint: Endpoint) -> object:
     match endpoint:
         case Endpoint.CHAT:
             if not work:
-                # vLLM answers an empty message, but an empty string is more likely a variable that is not set.
+                # vLLM answers an empty message. An empty string is more likely a variable that is not set.
                 raise InvalidJobError(
                     "body.messages[0].content: is empty; to ask an empty question, give the whole body"
                 )
