@@ -109,6 +109,33 @@ ONLY_THE_WORKER_KNOWS: Final = (
 """What is accepted, and refused by the worker with ``invalid_request`` or ``prompt_too_long``."""
 
 
+PENDING: Final = (
+    Kind(
+        what="The stream of an echo lacks the prompt",
+        shapes=(
+            "completion: echo",
+            "completion: echo ids",
+            "completion: echo texts",
+            "completion: echo two choices",
+            "completion: echo logprobs",
+            "completion: echo logprobs 0",
+            "completion: echo stop",
+            "completion: score a prompt*",
+            "completion: score prompts",
+            "completion: score ids",
+            "completion: score in a string",
+            "chat: prefill with echo",
+            "chat: echo of an assistant",
+        ),
+    ),
+    Kind(
+        what="A grammar that vLLM's engine core cannot compile is tried again",
+        shapes=("*: structured_outputs grammar twice the root",),
+    ),
+)
+"""Differences that are to go. Their tests are expected to fail, and fail when they don't."""
+
+
 def among(kinds: tuple[Kind, ...], shape: Shape) -> bool:
     """Whether a request is of one of these kinds."""
     return any(kind.covers(shape) for kind in kinds)

@@ -113,7 +113,29 @@ def comparable_response(response: dict[str, Any]) -> dict[str, Any]:
     del response["id"], response["created"]
     # How much of the prompt was cached depends on who asked before.
     response["usage"].pop("prompt_tokens_details", None)
+    _untie(response.get("prompt_logprobs"))
     for choice in response.get("choices", ()):
+        logprobs = choice.get("logprobs") or {}
+        for entry in logprobs.get("content") or ():
+            entry["top_logprobs"] = _distinct(top["logprob"] for top in entry["top_logprobs"])
+        if logprobs.get("top_logprobs"):
+            logprobs["top_logprobs"] = [top and _distinct(top.values()) for top in logprobs["top_logprobs"]]
+        _untie(choice.get("prompt_logprobs"))
         for call in (choice.get("message") or {}).get("tool_calls") or ():
             call["id"] = bool(call["id"])
     return response
+
+
+def _untie(prompt_logprobs: list[Any] | None) -> None:
+    for position, entry in enumerate(prompt_logprobs or ()):
+        if entry:
+            prompt_logprobs[position] = _distinct(top["logprob"] for top in entry.values())
+
+
+def _distinct(logprobs: Iterable[float]) -> list[float]:
+    """Keep the values only: of tokens that are equally likely, and many are, any may be among the best."""
+    values: list[float] = []
+    for value in sorted(logprobs, reverse=True):
+        if not values or values[-1] - value > TOLERANCE:
+            values.append(value)
+    return values

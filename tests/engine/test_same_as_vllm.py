@@ -7,7 +7,7 @@ What the fleet refuses it refuses on submit, unless only the model can know. Whe
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Iterable
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -17,7 +17,7 @@ import httpx
 import pytest
 import pytest_asyncio
 from tests.engine.conftest import MAX_RUNNING, ON_CPU
-from tests.engine.deliberate import DIFFERENT, ONLY_THE_WORKER_KNOWS, among
+from tests.engine.deliberate import DIFFERENT, ONLY_THE_WORKER_KNOWS, PENDING, among
 from tests.engine.shapes import Shape, all_shapes, sweep
 from tests.engine.telling import (
     Outcome,
@@ -109,8 +109,8 @@ async def theirs(tiny_model, tmp_path_factory) -> AsyncIterator[asyncio.Task[Ser
             def server_of(shape: Shape) -> httpx.AsyncClient:
                 return embedding if shape.endpoint is Endpoint.EMBEDDINGS else chatting
 
-            told = await _all((shape, _told_by_server(server_of(shape), shape)) for shape in SHAPES)
-            swept = await _all((shape, _refused(server_of(shape), shape)) for shape in SWEEP)
+            told = await _all([(shape, _told_by_server(server_of(shape), shape)) for shape in SHAPES])
+            swept = await _all([(shape, _refused(server_of(shape), shape)) for shape in SWEEP])
             return ServersTelling(told=told, swept=[(shape, swept[shape.name]) for shape in SWEEP])
 
     # It goes on while the engines of the fleet load.
@@ -147,23 +147,27 @@ async def ours(theirs, engine, make_engine) -> Tellings:
                     await asyncio.sleep(0.1)
                 for pool in ("chat", "embed"):
                     await fleet.declare_pool(pool)
-                tellings = await _all((shape, _told_by_fleet(fleet, shape)) for shape in SHAPES)
+                tellings = await _all([(shape, _told_by_fleet(fleet, shape)) for shape in SHAPES])
             for worker in workers:
                 worker.stop()
             await asyncio.gather(*running)
     return tellings
 
 
-async def _all(asked: Iterable[tuple[Shape, Awaitable[T]]]) -> dict[str, T]:
+async def _all(asked: list[tuple[Shape, Awaitable[T]]]) -> dict[str, T]:
     slots = asyncio.Semaphore(AT_ONCE)
 
     async def ask(telling: Awaitable[T]) -> T:
         async with slots:
             return await telling
 
-    shapes, tellings = zip(*asked, strict=True)
-    told = await asyncio.gather(*map(ask, tellings))
-    return {shape.name: telling for shape, telling in zip(shapes, told, strict=True)}
+    told: dict[str, T] = {}
+    # vLLM 0.32 mixes up the logprobs in a batch if one of its requests names the tokens that it wants.
+    for named in (False, True):
+        part = [pair for pair in asked if ("logprob_token_ids" in pair[0].body) is named]
+        answers = await asyncio.gather(*(ask(telling) for _, telling in part))
+        told |= {shape.name: answer for (shape, _), answer in zip(part, answers, strict=True)}
+    return told
 
 
 async def _refused(client: httpx.AsyncClient, shape: Shape) -> str | None:
@@ -184,6 +188,8 @@ async def _told_by_server(client: httpx.AsyncClient, shape: Shape) -> Telling:
     streamed = None
     if shape.endpoint is not Endpoint.EMBEDDINGS:
         events = await stream_of_server(client, shape.endpoint, shape.body)
+        if events is None and asks_for_stream:
+            return Telling(outcome=Outcome.REFUSED, words="the stream is refused")
         streamed = None if events is None else streamed_by_server(events)
     if response.headers["content-type"] != "application/json":
         return Telling(outcome=Outcome.ANSWERED, words=response.headers["content-type"])
@@ -213,7 +219,13 @@ async def _told_by_fleet(fleet: Fleet, shape: Shape) -> Telling:
     return Telling(outcome=Outcome.ANSWERED, response=result.response, streamed=streamed_by_fleet(chunks))
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.name)
+def _marked(shape: Shape) -> Any:
+    pending = [kind.what for kind in PENDING if kind.covers(shape)]
+    marks = [pytest.mark.xfail(reason=reason) for reason in pending]
+    return pytest.param(shape, id=shape.name, marks=marks)
+
+
+@pytest.mark.parametrize("shape", [_marked(shape) for shape in SHAPES])
 async def test_a_request_is_answered_or_refused_as_vllm_does_it(shape, ours, theirs):
     found = _compare(shape, ours[shape.name], (await theirs).told[shape.name])
 

@@ -87,6 +87,11 @@ def _body(work: str | Mapping[str, Any], endpoint: Endpoint) -> object:
         return work
     match endpoint:
         case Endpoint.CHAT:
+            if not work:
+                # vLLM answers an empty message. An empty string is more likely a variable that is not set.
+                raise InvalidJobError(
+                    "body.messages[0].content: is empty; to ask an empty question, give the whole body"
+                )
             return {"messages": [{"role": "user", "content": work}]}
         case Endpoint.COMPLETIONS:
             return {"prompt": work}
