@@ -17,6 +17,7 @@ from pydantic_core import to_json
 from inferfleet.schemas.errors import JobDataLostError, JobNotFoundError
 from inferfleet.schemas.job import Job, JobState
 from inferfleet.schemas.journal import (
+    AnswerHead,
     FinishedEntry,
     JournalEntry,
     QueuedEntry,
@@ -273,13 +274,14 @@ class JobRecords:
         chunks: tuple[TokenChunk, ...],
         reply_to: str,
         model_identity: str = "",
+        head: AnswerHead | None = None,
     ) -> bool:
         """Write record and journal of a running job back after Redis lost one of them.
 
         False if somebody else has the job.
         """
         now = self.clock.now()
-        everything = Unflushed(0, chunks)
+        everything = Unflushed(0, chunks, head)
         # ``resumed_from`` tells readers that the tokens that follow are the ones they have seen.
         running = RunningEntry(
             at=started_at,
@@ -420,7 +422,9 @@ def _tokens(unflushed: Unflushed, attempt: int, now: datetime) -> tuple[int, int
     """The three arguments ``offset, count, entry`` of every script that may add tokens."""
     if not unflushed.chunks:
         return unflushed.offset, 0, b""
-    entry = TokensEntry(at=now, attempt=attempt, offset=unflushed.offset, chunks=unflushed.chunks)
+    entry = TokensEntry(
+        at=now, attempt=attempt, offset=unflushed.offset, chunks=unflushed.chunks, head=unflushed.head
+    )
     return unflushed.offset, unflushed.count, _json(entry)
 
 

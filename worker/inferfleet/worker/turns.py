@@ -144,20 +144,8 @@ def _said(completion: Completion) -> dict[str, Any]:
 
 
 def _partial(run: JobRun) -> Completion:
-    """A chat response of what an interrupted run has said so far."""
-    message = {"role": "assistant", "content": run.text}
-    choice = {"index": 0, "message": message, "finish_reason": "interrupted"}
-    usage = Usage(completion_tokens=run.tokens)
-    return Completion(
-        response={
-            "id": f"chatcmpl-{run.job.id}",
-            "object": "chat.completion",
-            "created": int(run.started_at.timestamp()),
-            "choices": [choice],
-            "usage": {"prompt_tokens": 0, "completion_tokens": run.tokens, "total_tokens": run.tokens},
-        },
-        usage=usage,
-    )
+    """What an interrupted run has said so far, which may be nothing."""
+    return Completion(response=run.cut_response(), usage=run.usage)
 
 
 def _encode(finish: Finish) -> bytes:

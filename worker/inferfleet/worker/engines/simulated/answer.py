@@ -12,9 +12,10 @@ from typing import Any, Final
 
 from inferfleet.schemas.journal import TokenChunk
 from inferfleet.worker.engines.simulated.prompt import Prompt
-from inferfleet.worker.engines.simulated.refusal import prompt_too_long, refusal
+from inferfleet.worker.engines.simulated.refusal import prompt_too_long
 from inferfleet.worker.engines.simulated.request import SimulatedRequest
 from inferfleet.worker.engines.simulated.vocabulary import PIECES, Detokenizer, decode, token_ids
+from inferfleet.worker.ports import NotContinuableError
 
 _SHORTEST_ANSWER: Final = 8
 _ANSWER_LENGTHS: Final = 57
@@ -52,7 +53,7 @@ def plan_answers(
     """
     require_room(request, max_model_len=max_model_len)
     if resume_token_ids and not 0 <= min(resume_token_ids) <= max(resume_token_ids) < len(PIECES):
-        raise refusal("the tokens to continue from are not of its vocabulary: another engine made them")
+        raise NotContinuableError("its tokens are not of this engine's vocabulary")
     return [
         _plan(request, _choice_key(prompt, choice, weights), max_model_len - prompt.tokens, resume_token_ids)
         for prompt in request.prompts

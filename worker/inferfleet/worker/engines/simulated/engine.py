@@ -32,6 +32,7 @@ from inferfleet.worker.ports import (
     Generation,
     GenerationError,
     ModelIdentity,
+    NotContinuableError,
 )
 
 _log: Final = logging.getLogger(__name__)
@@ -167,7 +168,7 @@ class SimulatedEngine:
         if request.model not in (None, self._model):
             raise refusal(f"model: this worker serves {self._model!r}, not {request.model!r}")
         if generation.resume_token_ids and not self.resumable(generation):
-            raise refusal("an answer of this kind cannot be continued; start it again")
+            raise NotContinuableError("its kind has more state than its tokens")
         return request
 
     def _plan(self, generation: Generation, request: SimulatedRequest) -> tuple[list[Answer], Completion]:
