@@ -47,7 +47,7 @@ class TokenChunk(WireModel):
 
 
 class AnswerHead(WireModel):
-    """What an answer begins with: ``model`` as the response names it, and the prompt as the engine counted it."""
+    """What an answer begins with: the model's name, and the prompt as the engine counted it."""
 
     endpoint: Endpoint
     model: str

@@ -38,7 +38,8 @@ class Said:
                 part["index"], {"id": "", "type": "function", "function": {"name": "", "arguments": ""}}
             )
             call["id"] = part.get("id") or call["id"]
-            for field, piece in (part.get("function") or {}).items():
+            function: dict[str, str | None] = part.get("function") or {}
+            for field, piece in function.items():
                 call["function"][field] = call["function"].get(field, "") + (piece or "")
 
     @property
@@ -76,6 +77,13 @@ class Said:
         if calls:
             message["tool_calls"] = calls
         return message
+
+
+def text_of(content: str | list[dict[str, Any]] | None) -> str:
+    """The text of a message that an answer goes on with, as vLLM joins its parts."""
+    if isinstance(content, list):
+        return "\n".join(part.get("text") or "" for part in content)
+    return content or ""
 
 
 def cut_response(

@@ -77,10 +77,12 @@ class JobRecords:
         """Forget a job that the broker refused."""
         await self._call(scripts.DISCARD, (job_key(job_id), journal_key(job_id)))
 
-    async def cancel(self, job_id: str, result: Result, *, attempt: int = 0, keep: bool = False) -> JobState:
+    async def cancel(
+        self, job_id: str, result: Result, *, attempt: int = 0, keep: bool = False, tokens: int | None = None
+    ) -> JobState | None:
         """End a queued job, last tried by ``attempt``, with ``result``; mark a running one.
 
-        Returns the state it is in now.
+        Returns the state it is in now; ``None`` if it waits with another number of tokens than ``tokens``.
 
         With ``keep`` the worker that ends it adds what was generated to its session.
 
@@ -98,12 +100,15 @@ class JobRecords:
             _json(result),
             "interrupt" if keep else "cancel",
             result.state.value,
+            "" if tokens is None else tokens,
         )
         match verdict.decode():
             case "missing":
                 raise JobNotFoundError(job_id)
             case "requested":
                 return JobState.RUNNING
+            case "changed":
+                return None
             case state:
                 if reply_to:
                     await self._replies.tell(reply_to.decode(), job_id, JobState(state))

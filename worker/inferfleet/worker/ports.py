@@ -19,7 +19,9 @@ from inferfleet.schemas.journal import TokenChunk
 class PromptReader(Protocol):
     """Hears what an engine answers, and as which model."""
 
-    def __call__(self, *, model: str, tokens: int) -> None: ...
+    def __call__(self, *, model: str, tokens: int) -> None:
+        """Take the model's name and the number of the prompt's tokens, of all prompts so far."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

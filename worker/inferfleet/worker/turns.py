@@ -12,7 +12,7 @@ import orjson
 from inferfleet.schemas import Endpoint, Failure, FailureCode, JobState, Usage
 from inferfleet.schemas.errors import SessionError
 from inferfleet.schemas.merge_patch import merge_patch
-from inferfleet.schemas.session import Turn, estimated_tokens, history, tool_problem
+from inferfleet.schemas.session import Turn, estimated_tokens, history, tool_problem, with_answer
 from inferfleet.wire.sessions import Appended, Begin, Sessions, turns_lost
 from inferfleet.worker.job_run import JobRun
 from inferfleet.worker.outcomes import DeadLetter, Defer, Finish, HandOver, Outcome, Park
@@ -20,8 +20,17 @@ from inferfleet.worker.ports import Completion
 
 logger = logging.getLogger(__name__)
 
-KEPT_FIELDS = ("role", "content", "tool_calls", "refusal", "reasoning_content", "name", "audio")
-"""What a history keeps of an assistant's message."""
+KEPT_FIELDS = (
+    "role",
+    "content",
+    "tool_calls",
+    "refusal",
+    "reasoning",
+    "reasoning_content",
+    "name",
+    "audio",
+)
+"""What a history keeps of an assistant's message. ``reasoning_content`` is an older name of ``reasoning``."""
 
 
 class Turns:
@@ -84,7 +93,6 @@ class Turns:
         job = run.job
         if job.session_id is None:
             return finish
-        said = _said(completion)
         # The engine counts a prompt only when it completes the answer.
         tokens = (
             estimated_tokens(job.body["messages"]) + completion.usage.completion_tokens
@@ -93,7 +101,7 @@ class Turns:
         )
         turn = Turn(
             job_id=job.id,
-            messages=(*job.body["messages"], said),
+            messages=with_answer(job.body, _said(completion)),
             at=self._sessions.clock.now(),
             model=completion.response.get("model") or "",
             usage=completion.usage,
@@ -140,7 +148,18 @@ def _said(completion: Completion) -> dict[str, Any]:
     """The assistant's message as the history keeps it. Without a text or a call, the text is empty."""
     message: dict[str, Any] = completion.response["choices"][0]["message"]
     said = {field: message[field] for field in KEPT_FIELDS if message.get(field)}
-    return said if "tool_calls" in said else {"role": "assistant", "content": "", **said}
+    # A call that was cut cannot be run, and no later prompt can be made with it.
+    calls = [call for call in said.pop("tool_calls", ()) if _is_whole(call)]
+    return {**said, "tool_calls": calls} if calls else {"role": "assistant", "content": "", **said}
+
+
+def _is_whole(call: Mapping[str, Any]) -> bool:
+    if call.get("type") != "function":
+        return True
+    try:
+        return isinstance(orjson.loads(call["function"]["arguments"] or b"{}"), dict)
+    except orjson.JSONDecodeError:
+        return False
 
 
 def _partial(run: JobRun) -> Completion:

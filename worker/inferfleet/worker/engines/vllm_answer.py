@@ -20,6 +20,7 @@ from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 
 from inferfleet.schemas import Endpoint, Usage
 from inferfleet.schemas.journal import TokenChunk
+from inferfleet.schemas.said import text_of
 from inferfleet.worker.engines.vllm_errors import from_response, refusal, translate
 from inferfleet.worker.engines.vllm_loading import LoadedModel
 from inferfleet.worker.engines.vllm_tap import ChatParsers, ParsedAlready, RequestTap
@@ -71,8 +72,7 @@ async def _respond(loaded: LoadedModel, generation: Generation, emit: Callable[[
                 echo=lambda _: echoed,
             )
             handler.engine_client = tap
-            already = ParsedAlready(tap)
-            handler._make_parser = lambda *options: already.instead_of(loaded.chat._make_parser(*options))
+            handler._make_parser = partial(ParsedAlready(tap).parser, loaded.chat._make_parser)
             response = await handler.create_chat_completion(request)
             return response if isinstance(response, ErrorResponse) else _chat_as_streamed(response, tap)
         case Endpoint.COMPLETIONS:
@@ -120,10 +120,7 @@ def _text_as_streamed(response: Any, tap: RequestTap) -> Any:
 def _beginning(body: Mapping[str, Any], *, role: str) -> str:
     """What an answer to ``echo`` begins with: the message that it goes on with, if there is one."""
     last = body["messages"][-1]
-    content = last.get("content") if last["role"] == role else None
-    if isinstance(content, list):
-        return "\n".join(part["text"] for part in content)
-    return content or ""
+    return text_of(last.get("content")) if last["role"] == role else ""
 
 
 def _vllm_body(generation: Generation) -> dict[str, Any]:

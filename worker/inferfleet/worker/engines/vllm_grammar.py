@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from copy import copy
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, Final
 
@@ -38,17 +39,19 @@ def _compile(config: Any, sampling_params: Any) -> GenerationError | None:
         params._backend = backend
         request = StructuredOutputRequest(params=params)
         manager = StructuredOutputManager(config)
+        # Its own would log the failure, with a traceback.
+        manager._create_grammar = partial(_create_grammar, manager)
         manager._use_async_grammar_compilation = False
         manager.grammar_init(
             SimpleNamespace(
-                request_id="",
-                structured_output_request=request,
-                sampling_params=SimpleNamespace(
-                    structured_outputs=params, all_stop_token_ids=sampling_params.all_stop_token_ids
-                ),
+                structured_output_request=request, sampling_params=SimpleNamespace(structured_outputs=params)
             )
         )
         if isinstance(request.grammar, Exception):
             words = " ".join(str(request.grammar).split())[:_LONGEST_REASON]
             return refusal(f"vLLM cannot compile the grammar that the answer has to follow: {words}")
     return None
+
+
+def _create_grammar(manager: Any, request: Any) -> Any:
+    return manager.backend.compile_grammar(*request.structured_output_request.structured_output_key)

@@ -187,8 +187,9 @@ class ParsedAlready:
         self._tap = tap
         self._next_choice = 0
 
-    def instead_of(self, parser: Any) -> Any:
-        """Make a parser of one choice answer with what was streamed."""
+    def parser(self, make: Callable[..., Any], *options: Any) -> Any:
+        """Make a parser of one choice that answers with what was streamed."""
+        parser = make(*options)
         parser.parse = self._parse
         return parser
 

@@ -122,6 +122,8 @@ class SimulatedEngine:
         self._require_alive()
         request = self._read(generation)
         answers, completion = self._plan(generation, request)
+        if generation.on_prompt is not None:
+            generation.on_prompt(model=self._model, tokens=request.prompt_tokens)
         cutters = [AnswerCutter(answer, index=index) for index, answer in enumerate(answers)]
         hooks = request.hooks
         fault = hooks.fault and not self._failed_enough(generation.id, hooks)
