@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from functools import partial
 from operator import attrgetter
 from typing import Any
 
@@ -190,15 +191,18 @@ class ParsedAlready:
     def parser(self, make: Callable[..., Any], *options: Any) -> Any:
         """Make a parser of one choice that answers with what was streamed."""
         parser = make(*options)
-        parser.parse = self._parse
+        # Behind a thought there is either a text or none; else a text may be empty.
+        without_text = None if parser.reasoning_parser is not None else ""
+        parser.parse = partial(self._parse, without_text)
         return parser
 
-    def _parse(self, *_: Any, **__: Any) -> tuple[str | None, str | None, list[Any]]:
+    def _parse(
+        self, without_text: str | None, *_: Any, **__: Any
+    ) -> tuple[str | None, str | None, list[Any]]:
         said = self._tap.said[self._next_choice]
         self._next_choice += 1
-        message = said.message()
         calls = [FunctionCall(id=call["id"], **call["function"]) for call in said.tool_calls]
-        return message.get("reasoning"), message["content"], calls
+        return said.reasoning or None, said.text or (None if calls else without_text), calls
 
 
 def _joined(answer: Any, output: Any) -> Any:
