@@ -274,6 +274,18 @@ async def test_a_call_keeps_its_id_and_spelling_wherever_it_was_cut(
     assert "<tool_call>" not in (choice["message"]["content"] or "")
 
 
+@pytest.mark.parametrize("said", SCRIPTS.values(), ids=SCRIPTS.keys())
+async def test_a_call_is_the_same_however_many_tokens_came_at_once(engine, a_generation, said):
+    loaded = engine._loaded
+    script = loaded.engine.get_tokenizer().encode(said)
+    body = chat(tools=FREE_TOOLS, max_tokens=len(script))
+
+    answers = [await scripted(loaded, a_generation(body), script, at_once=number) for number in (1, 2, 5, 99)]
+
+    first, *others = [essence(response) for _, response in answers]
+    assert others == [first] * 3
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def thinker(make_engine):
     async with make_engine(

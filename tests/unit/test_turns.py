@@ -211,6 +211,16 @@ async def test_a_last_message_that_is_not_continued_stays_a_message(
     assert sessions.added.messages == (QUESTION, PREFILL, {"role": "assistant", "content": "yes"})
 
 
+async def test_a_call_that_ended_before_its_arguments_is_not_in_the_history(
+    turns: Turns, sessions: ScriptedSessions
+) -> None:
+    cut = completion({"content": None, "tool_calls": [a_call("")]})
+    cut.response["choices"][0]["finish_reason"] = "length"
+    await turns.complete(run_of(), cut)
+    assert sessions.added is not None
+    assert sessions.added.messages[-1] == {"role": "assistant", "content": ""}
+
+
 async def test_an_interrupted_turn_keeps_no_half_of_a_call(turns: Turns, sessions: ScriptedSessions) -> None:
     run = run_of()
     delta = {"tool_calls": [{"index": 0, **a_call('{"city": ')}]}

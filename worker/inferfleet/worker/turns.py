@@ -12,6 +12,7 @@ import orjson
 from inferfleet.schemas import Endpoint, Failure, FailureCode, JobState, Usage
 from inferfleet.schemas.errors import SessionError
 from inferfleet.schemas.merge_patch import merge_patch
+from inferfleet.schemas.said import CUT_SHORT
 from inferfleet.schemas.session import Turn, estimated_tokens, history, tool_problem, with_answer
 from inferfleet.wire.sessions import Appended, Begin, Sessions, turns_lost
 from inferfleet.worker.job_run import JobRun
@@ -146,18 +147,24 @@ def _lost(message: str) -> Finish:
 
 def _said(completion: Completion) -> dict[str, Any]:
     """The assistant's message as the history keeps it. Without a text or a call, the text is empty."""
-    message: dict[str, Any] = completion.response["choices"][0]["message"]
+    choice: dict[str, Any] = completion.response["choices"][0]
+    message: dict[str, Any] = choice["message"]
     said = {field: message[field] for field in KEPT_FIELDS if message.get(field)}
     # A call that was cut cannot be run, and no later prompt can be made with it.
-    calls = [call for call in said.pop("tool_calls", ()) if _is_whole(call)]
+    cut = choice.get("finish_reason") in {"length", CUT_SHORT}
+    calls = [call for call in said.pop("tool_calls", ()) if _is_whole(call, cut=cut)]
     return {**said, "tool_calls": calls} if calls else {"role": "assistant", "content": "", **said}
 
 
-def _is_whole(call: Mapping[str, Any]) -> bool:
+def _is_whole(call: Mapping[str, Any], *, cut: bool) -> bool:
     if call.get("type") != "function":
         return True
+    arguments: str = call["function"]["arguments"]
+    if not arguments:
+        # A call may have none, or the answer ended before them.
+        return not cut
     try:
-        return isinstance(orjson.loads(call["function"]["arguments"] or b"{}"), dict)
+        return isinstance(orjson.loads(arguments), dict)
     except orjson.JSONDecodeError:
         return False
 

@@ -62,8 +62,6 @@ async def _respond(loaded: LoadedModel, generation: Generation, emit: Callable[[
             _require_supported(request)
             handler = copy(loaded.chat)
             echoed = _beginning(body, role=handler.get_chat_request_role(request)) if request.echo else ""
-            # What is echoed is in the stream, from which the response is made.
-            request.echo = False
             tap = RequestTap(
                 loaded.engine,
                 generation,
@@ -104,6 +102,7 @@ def _chat_as_streamed(response: Any, tap: RequestTap) -> Any:
     """
     for choice in response.choices:
         said = tap.said[choice.index]
+        # With what is echoed, which vLLM would put in front itself.
         choice.message.content = said.text or choice.message.content
         ended = tap.finish_reasons.get(choice.index)
         if choice.finish_reason == "tool_calls" and (ended != "stop" or not said.tool_calls):

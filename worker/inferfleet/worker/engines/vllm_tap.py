@@ -163,7 +163,10 @@ class ChatParsers:
     ) -> tuple[str, dict[str, Any] | None]:
         """Split new tokens into plain text, and OpenAI's ``delta`` of what is not plain text."""
         if index not in self._parsers:
-            self._parsers[index] = self._make()
+            self._parsers[index] = parser = self._make()
+            # vLLM would complete the arguments of a call whose name came with the last tokens. Whether a
+            # call that was cut has any would then depend on how many tokens came at once.
+            parser._append_unstreamed_tool_args = _leave_as_it_is
         message = self._parsers[index].parse_delta(
             delta_text=part.text,
             delta_token_ids=list(part.token_ids),
@@ -176,6 +179,10 @@ class ChatParsers:
         message = maybe_filter_parallel_tool_calls(message, self._request)
         delta = message.model_dump(mode="json", exclude={"content", "role"}, exclude_none=True)
         return message.content or "", {name: value for name, value in delta.items() if value} or None
+
+
+def _leave_as_it_is(_: Any) -> None:
+    pass
 
 
 class ParsedAlready:
