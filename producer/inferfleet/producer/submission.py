@@ -7,7 +7,6 @@ import logging
 import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
 from typing import Any, assert_never
 
 from inferfleet.producer import idempotency
@@ -153,7 +152,7 @@ class Submission:
         if record.tokens and record.state is JobState.QUEUED:
             entries = await self._records.journal(record.id)
             if (head := head_of(entries)) is not None:
-                created = int((record.started_at or datetime.now(UTC)).timestamp())
+                created = int((record.started_at or self._records.clock.now()).timestamp())
                 response = cut_response(record.id, head, generated(entries), created=created)
                 usage = Usage(prompt_tokens=head.prompt_tokens, completion_tokens=record.tokens)
         return Result(
