@@ -45,3 +45,35 @@ def test_an_error_of_vllm_has_a_code_that_says_whether_to_try_again(error, code)
 
 def test_a_dead_engine_core_is_the_end_for_all_requests():
     assert isinstance(translate(VllmEngineDeadError(), BODY, max_model_len=1024), EngineDeadError)
+
+
+MESSAGES = [
+    {"role": "system", "content": SECRET},
+    {"role": "narrator", "content": "tokens"},
+    {"role": "assistant", "content": "assistant", "tool_calls": [{"id": "call_123456"}]},
+    {"role": "user", "content": "max_tokens"},
+    {"role": "user", "content": "100000"},
+    {"role": "user", "content": "swordfish"},
+]
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("the last message is from the assistant", "the last message is from the assistant"),
+        ("unexpected role 'narrator'", "unexpected role 'narrator'"),
+        ("max_tokens='x' has 2000 tokens too many", "max_tokens='x' has 2000 tokens too many"),
+        ("the limit is 100000, not (100000)", "the limit is 100000, not (100000)"),
+        ("no result for 'call_123456'", "no result for 'call_123456'"),
+        (f"cannot read '{SECRET}'", "cannot read '[…]'"),
+        (f"cannot read{SECRET}here", "cannot read[…]here"),
+        ("cannot read 'swordfish'", "cannot read '[…]'"),
+        ("cannot read: swordfish", "cannot read: […]"),
+        ('{"content":"swordfish"}', '{"content":"[…]"}'),
+    ],
+)
+def test_an_error_hides_what_was_said_and_names_roles_fields_and_limits(said, shown):
+    translated = translate(ValueError(said), {"messages": MESSAGES}, max_model_len=1024)
+
+    assert shown in str(translated)
+    assert SECRET not in str(translated)

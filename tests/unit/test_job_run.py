@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from inferfleet.schemas import Job
-from inferfleet.schemas.journal import TokenChunk
+from inferfleet.schemas import Endpoint, Job, Usage
+from inferfleet.schemas.journal import AnswerHead, TokenChunk
 from inferfleet.wire.attempts import Fence
 from inferfleet.wire.journal_lines import Unflushed
 from inferfleet.worker.broker import Delivery
@@ -177,3 +177,21 @@ async def test_a_cancelled_task_is_cancelled_and_not_interrupted() -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert run.interruption is None
+
+
+def test_the_head_of_an_answer_is_written_once_in_an_attempt_and_not_with_its_end() -> None:
+    run = make_run()
+    assert run.take_unflushed() == Unflushed(0)
+    run.read_prompt(model="m", tokens=7)
+    run.add(chunk(1))
+    written = run.take_unflushed()
+    assert written.head == AnswerHead(endpoint=Endpoint.CHAT, model="m", prompt_tokens=7)
+    run.add(chunk(2))
+    assert run.take_unflushed().head is None
+
+    later = make_run()
+    later.resume(written.chunks, written.head)
+    assert later.usage == Usage(prompt_tokens=7, completion_tokens=1)
+    later.read_prompt(model="m", tokens=7)
+    later.add(chunk(3))
+    assert later.take_unflushed(ended=True).head is None

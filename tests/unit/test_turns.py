@@ -75,6 +75,10 @@ def completion(message: dict[str, Any], *, prompt: int = 7, answer: int = 5) -> 
     )
 
 
+def a_call(arguments: str) -> dict[str, Any]:
+    return {"id": "c", "type": "function", "function": {"name": "f", "arguments": arguments}}
+
+
 async def test_a_job_without_a_session_passes_unchanged(turns: Turns) -> None:
     run = run_of(session_id=None)
     answer = completion({"content": "yes"})
@@ -152,6 +156,11 @@ async def test_a_state_patch_is_worked_out_again_when_the_state_has_changed(
         ({"content": ""}, {"content": ""}),
         ({"content": None, "tool_calls": [{"id": "c"}]}, {"tool_calls": [{"id": "c"}]}),
         ({"content": None, "refusal": "no"}, {"content": "", "refusal": "no"}),
+        ({"content": "yes", "reasoning": "hm"}, {"content": "yes", "reasoning": "hm"}),
+        ({"content": "yes", "reasoning_content": "hm"}, {"content": "yes", "reasoning_content": "hm"}),
+        ({"content": None, "tool_calls": [a_call("{}"), a_call('{"a": ')]}, {"tool_calls": [a_call("{}")]}),
+        ({"content": "so", "tool_calls": [a_call("")]}, {"content": "so", "tool_calls": [a_call("")]}),
+        ({"content": None, "tool_calls": [a_call('{"a"')]}, {"content": ""}),
     ],
 )
 async def test_the_history_keeps_what_a_prompt_needs_of_an_answer(
@@ -160,6 +169,69 @@ async def test_the_history_keeps_what_a_prompt_needs_of_an_answer(
     await turns.complete(run_of(), completion(message))
     assert sessions.added is not None
     assert sessions.added.messages == (QUESTION, {"role": "assistant", **kept})
+
+
+PREFILL: dict[str, Any] = {"role": "assistant", "content": "The sea"}
+
+
+@pytest.mark.parametrize(
+    ("prefill", "echo", "said"),
+    [
+        (PREFILL, False, " is"),
+        (PREFILL, True, "The sea is"),
+        ({"role": "assistant", "content": [{"type": "text", "text": "The sea"}]}, False, " is"),
+    ],
+    ids=["text", "echoed", "parts"],
+)
+@pytest.mark.parametrize("interrupted", [False, True])
+async def test_a_prefill_and_what_goes_on_with_it_are_one_message(
+    turns: Turns,
+    sessions: ScriptedSessions,
+    prefill: dict[str, Any],
+    echo: bool,
+    said: str,
+    interrupted: bool,
+) -> None:
+    body = {"messages": [QUESTION, prefill], "continue_final_message": True, "add_generation_prompt": False}
+    run = run_of(body=body | ({"echo": True} if echo else {}))
+    if interrupted:
+        run.add(TokenChunk(token_ids=(1,), text=said))
+        await turns.interrupt(run, CANCELLED)
+    else:
+        await turns.complete(run, completion({"content": said}))
+    assert sessions.added is not None
+    assert sessions.added.messages == (QUESTION, {"role": "assistant", "content": "The sea is"})
+
+
+async def test_a_last_message_that_is_not_continued_stays_a_message(
+    turns: Turns, sessions: ScriptedSessions
+) -> None:
+    await turns.complete(run_of(body={"messages": [QUESTION, PREFILL]}), completion({"content": "yes"}))
+    assert sessions.added is not None
+    assert sessions.added.messages == (QUESTION, PREFILL, {"role": "assistant", "content": "yes"})
+
+
+async def test_a_call_that_ended_before_its_arguments_is_not_in_the_history(
+    turns: Turns, sessions: ScriptedSessions
+) -> None:
+    cut = completion({"content": None, "tool_calls": [a_call("")]})
+    cut.response["choices"][0]["finish_reason"] = "length"
+    await turns.complete(run_of(), cut)
+    assert sessions.added is not None
+    assert sessions.added.messages[-1] == {"role": "assistant", "content": ""}
+
+
+async def test_an_interrupted_turn_keeps_no_half_of_a_call(turns: Turns, sessions: ScriptedSessions) -> None:
+    run = run_of()
+    delta = {"tool_calls": [{"index": 0, **a_call('{"city": ')}]}
+    run.add(TokenChunk(token_ids=(1, 2), text="let me", delta=delta))
+    finish = await turns.interrupt(run, CANCELLED)
+    assert sessions.added is not None
+    assert sessions.added.messages[-1] == {"role": "assistant", "content": "let me"}
+    assert isinstance(finish, Finish)
+    assert finish.completion is not None
+    message = finish.completion.response["choices"][0]["message"]
+    assert message["tool_calls"] == [a_call('{"city": ')]
 
 
 async def test_an_interrupted_turn_keeps_what_it_said_and_an_estimate_of_its_tokens(

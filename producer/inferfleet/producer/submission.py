@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
-from typing import assert_never
+from typing import Any, assert_never
 
 from inferfleet.producer import idempotency
 from inferfleet.producer.publisher import Publisher
@@ -26,8 +26,10 @@ from inferfleet.schemas.errors import (
 )
 from inferfleet.schemas.failures import Failure, FailureCode
 from inferfleet.schemas.job import Job, JobState, OnBusy
-from inferfleet.schemas.result import Result, Usage
+from inferfleet.schemas.result import JobRecord, Result, Usage
+from inferfleet.schemas.said import cut_response
 from inferfleet.schemas.settings import ProducerSettings
+from inferfleet.wire.journal_lines import generated, head_of
 from inferfleet.wire.pipeline import CommandPipeline
 from inferfleet.wire.records import JobRecords
 from inferfleet.wire.sessions import Entered, Entry, Payload, Sessions
@@ -121,20 +123,15 @@ class Submission:
 
     async def cancel(self, job_id: str, *, keep: bool = False) -> JobState:
         """Cancel a job; with ``keep``, what it said so far stays in its session."""
-        # What an earlier attempt has left. Should the job be running by now, its worker makes the result.
-        record = await self._records.get(job_id)
-        if keep:
-            why = "interrupted by the session's next turn"
-        else:
-            why = "cancelled before it ran again" if record.attempt else "cancelled before it ran"
-        result = Result(
-            job_id=job_id,
-            state=JobState.CANCELLED,
-            error=Failure(code=FailureCode.CANCELLED, message=why),
-            usage=Usage(completion_tokens=record.tokens),
-            attempts=record.attempts,
-        )
-        state = await self._records.cancel(job_id, result, attempt=record.attempt, keep=keep)
+        while True:
+            # What an earlier attempt has left. Should the job be running by now, its worker makes the result.
+            record = await self._records.get(job_id)
+            result = await self._cancelled(record, keep=keep)
+            state = await self._records.cancel(
+                job_id, result, attempt=record.attempt, keep=keep, tokens=record.tokens
+            )
+            if state is not None:
+                break
         # A worker runs it, or keeps its message until the pause before its next attempt is over.
         if state is JobState.RUNNING or (state is JobState.CANCELLED and record.attempt):
             try:
@@ -143,6 +140,29 @@ class Submission:
                 # The order only makes it quicker: the worker finds the mark with its next write.
                 logger.warning("cannot order a worker to cancel job %s (%s)", job_id, error)
         return state
+
+    async def _cancelled(self, record: JobRecord, *, keep: bool) -> Result:
+        """Make the result of a job that is cancelled while it waits, with the part that was generated."""
+        if keep:
+            why = "interrupted by the session's next turn"
+        else:
+            why = "cancelled before it ran again" if record.attempt else "cancelled before it ran"
+        response: dict[str, Any] | None = None
+        usage = Usage(completion_tokens=record.tokens)
+        if record.tokens and record.state is JobState.QUEUED:
+            entries = await self._records.journal(record.id)
+            if (head := head_of(entries)) is not None:
+                created = int((record.started_at or self._records.clock.now()).timestamp())
+                response = cut_response(record.id, head, generated(entries), created=created)
+                usage = Usage(prompt_tokens=head.prompt_tokens, completion_tokens=record.tokens)
+        return Result(
+            job_id=record.id,
+            state=JobState.CANCELLED,
+            response=response,
+            error=Failure(code=FailureCode.CANCELLED, message=why),
+            usage=usage,
+            attempts=record.attempts,
+        )
 
     async def _take_turn(self, job: Job, *, new: bool) -> None:
         """Publish the job if its session is free; else it waits in the lane, as ``on_busy`` says."""

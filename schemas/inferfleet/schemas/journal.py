@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AwareDatetime, Field, TypeAdapter
 
 from inferfleet.schemas.failures import Failure
-from inferfleet.schemas.job import JobState
+from inferfleet.schemas.job import Endpoint, JobState
 from inferfleet.schemas.result import Count
 from inferfleet.schemas.wire_model import WireModel
 
@@ -46,6 +46,14 @@ class TokenChunk(WireModel):
     delta: dict[str, Any] | None = None
 
 
+class AnswerHead(WireModel):
+    """What an answer begins with: the model's name, and the prompt as the engine counted it."""
+
+    endpoint: Endpoint
+    model: str
+    prompt_tokens: Count
+
+
 class QueuedEntry(WireModel):
     """The job waits: newly accepted, to be retried, or handed over by a worker that leaves."""
 
@@ -71,13 +79,17 @@ class RunningEntry(WireModel):
 
 
 class TokensEntry(WireModel):
-    """Tokens were generated. ``offset`` counts the tokens of all choices before this entry."""
+    """Tokens were generated. ``offset`` counts the tokens of all choices before this entry.
+
+    ``head`` is in the first entry of an attempt, unless the answer ends with it.
+    """
 
     kind: Literal["tokens"] = "tokens"
     at: AwareDatetime
     attempt: Count
     offset: Count
     chunks: tuple[TokenChunk, ...]
+    head: AnswerHead | None = None
 
     @property
     def count(self) -> int:

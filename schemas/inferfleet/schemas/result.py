@@ -44,9 +44,10 @@ class Timings(WireModel):
 class Result(WireModel):
     """The terminal outcome of a job.
 
-    ``response`` is the OpenAI response body. It is there for a job that succeeded; one that was cut
-    short (cancelled, timed out) has the part that was generated, or ``None``. ``model_identity`` is the short
-    hash of the model that generated all of it.
+    ``response`` is the OpenAI response body. It is there for a job that succeeded. One that was cut short
+    (cancelled, timed out, failed, given up) has what its stream has said, each choice with the
+    ``finish_reason`` ``abort``; without a token it is ``None``. ``model_identity`` is the short hash of the
+    model that generated all of it.
     """
 
     job_id: JobId

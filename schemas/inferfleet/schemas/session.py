@@ -13,6 +13,7 @@ from inferfleet.schemas.errors import InvalidJobError
 from inferfleet.schemas.job import JobId, SessionId
 from inferfleet.schemas.problems import describe
 from inferfleet.schemas.result import Count, Usage
+from inferfleet.schemas.said import text_of
 from inferfleet.schemas.wire_model import WireModel
 
 _session_id: TypeAdapter[str] = TypeAdapter(SessionId)
@@ -122,6 +123,22 @@ def history(
     if first:
         return History(instructions.messages + kept.messages, instructions.tokens + kept.tokens)
     return kept
+
+
+def with_answer(body: Mapping[str, Any], said: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
+    """The messages of a turn: those of its request and the answer ``said``.
+
+    An answer that goes on with the request's last message (``continue_final_message``) becomes one message
+    with it, whether or not it was to ``echo`` its beginning.
+    """
+    *before, last = body["messages"]
+    if not (body.get("continue_final_message") and last.get("role") == "assistant"):
+        return (*before, last, dict(said))
+    begun = text_of(last.get("content"))
+    text = said.get("content") or ""
+    if not (body.get("echo") and text.startswith(begun)):
+        text = begun + text
+    return (*before, {**last, **said, "content": text})
 
 
 def continues(turn: Turn) -> bool:

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from inferfleet.schemas.journal import (
     ENTRY_FIELD,
+    AnswerHead,
     FinishedEntry,
     JournalEntry,
     QueuedEntry,
@@ -22,10 +23,14 @@ from inferfleet.schemas.journal import (
 
 @dataclass(frozen=True, slots=True)
 class Unflushed:
-    """Tokens that the journal does not have yet: ``count`` of them, after ``offset`` others."""
+    """Tokens that the journal does not have yet: ``count`` of them, after ``offset`` others.
+
+    ``head`` is written with the first of an attempt.
+    """
 
     offset: int
     chunks: tuple[TokenChunk, ...] = ()
+    head: AnswerHead | None = None
 
     @property
     def count(self) -> int:
@@ -36,6 +41,12 @@ class Unflushed:
 def parse_line(fields: dict[bytes, bytes]) -> JournalEntry:
     """Read one line of a journal as Redis gives it."""
     return journal_entry.validate_json(fields[ENTRY_FIELD.encode()])
+
+
+def head_of(entries: Iterable[JournalEntry]) -> AnswerHead | None:
+    """What the answer begins with, as the last attempt that said so has it."""
+    heads = [entry.head for entry in entries if isinstance(entry, TokensEntry) and entry.head is not None]
+    return heads[-1] if heads else None
 
 
 def generated(entries: Iterable[JournalEntry]) -> tuple[TokenChunk, ...]:

@@ -17,6 +17,7 @@ from pydantic_core import to_json
 from inferfleet.schemas.errors import JobDataLostError, JobNotFoundError
 from inferfleet.schemas.job import Job, JobState
 from inferfleet.schemas.journal import (
+    AnswerHead,
     FinishedEntry,
     JournalEntry,
     QueuedEntry,
@@ -76,10 +77,12 @@ class JobRecords:
         """Forget a job that the broker refused."""
         await self._call(scripts.DISCARD, (job_key(job_id), journal_key(job_id)))
 
-    async def cancel(self, job_id: str, result: Result, *, attempt: int = 0, keep: bool = False) -> JobState:
+    async def cancel(
+        self, job_id: str, result: Result, *, attempt: int = 0, keep: bool = False, tokens: int | None = None
+    ) -> JobState | None:
         """End a queued job, last tried by ``attempt``, with ``result``; mark a running one.
 
-        Returns the state it is in now.
+        Returns the state it is in now; ``None`` if it waits with another number of tokens than ``tokens``.
 
         With ``keep`` the worker that ends it adds what was generated to its session.
 
@@ -97,12 +100,15 @@ class JobRecords:
             _json(result),
             "interrupt" if keep else "cancel",
             result.state.value,
+            "" if tokens is None else tokens,
         )
         match verdict.decode():
             case "missing":
                 raise JobNotFoundError(job_id)
             case "requested":
                 return JobState.RUNNING
+            case "changed":
+                return None
             case state:
                 if reply_to:
                     await self._replies.tell(reply_to.decode(), job_id, JobState(state))
@@ -273,13 +279,14 @@ class JobRecords:
         chunks: tuple[TokenChunk, ...],
         reply_to: str,
         model_identity: str = "",
+        head: AnswerHead | None = None,
     ) -> bool:
         """Write record and journal of a running job back after Redis lost one of them.
 
         False if somebody else has the job.
         """
         now = self.clock.now()
-        everything = Unflushed(0, chunks)
+        everything = Unflushed(0, chunks, head)
         # ``resumed_from`` tells readers that the tokens that follow are the ones they have seen.
         running = RunningEntry(
             at=started_at,
@@ -420,7 +427,9 @@ def _tokens(unflushed: Unflushed, attempt: int, now: datetime) -> tuple[int, int
     """The three arguments ``offset, count, entry`` of every script that may add tokens."""
     if not unflushed.chunks:
         return unflushed.offset, 0, b""
-    entry = TokensEntry(at=now, attempt=attempt, offset=unflushed.offset, chunks=unflushed.chunks)
+    entry = TokensEntry(
+        at=now, attempt=attempt, offset=unflushed.offset, chunks=unflushed.chunks, head=unflushed.head
+    )
     return unflushed.offset, unflushed.count, _json(entry)
 
 

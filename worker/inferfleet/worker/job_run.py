@@ -8,9 +8,11 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 from enum import StrEnum
+from typing import Any
 
-from inferfleet.schemas import Job
-from inferfleet.schemas.journal import TokenChunk
+from inferfleet.schemas import Job, Usage
+from inferfleet.schemas.journal import AnswerHead, TokenChunk
+from inferfleet.schemas.said import cut_response
 from inferfleet.wire.attempts import Fence
 from inferfleet.wire.clock import RedisClock
 from inferfleet.wire.journal_lines import Unflushed
@@ -48,6 +50,9 @@ class JobRun:
         self.history_tokens = 0
         """Tokens of the session's earlier turns in the prompt."""
         self.interruption: Interruption | None = None
+        self.head: AnswerHead | None = None
+        """What the answer begins with, once the engine has read the prompt."""
+        self._head_is_written = False
         self._journaled: list[TokenChunk] = []
         self._offset = 0
         self._resumed_tokens = 0
@@ -77,8 +82,10 @@ class JobRun:
         self.fence = self.fence.restarted()
         self.model_identity = model_identity
 
-    def resume(self, chunks: tuple[TokenChunk, ...]) -> None:
+    def resume(self, chunks: tuple[TokenChunk, ...], head: AnswerHead | None = None) -> None:
         """Go on behind what earlier attempts left in the journal."""
+        self.head = head
+        self._head_is_written = True
         self._journaled = list(chunks)
         self._offset = self._resumed_tokens = sum(len(chunk.token_ids) for chunk in chunks)
 
@@ -93,9 +100,19 @@ class JobRun:
         return self.tokens - self._resumed_tokens
 
     @property
-    def text(self) -> str:
-        """The text of choice 0 so far."""
-        return "".join(chunk.text for chunk in (*self._journaled, *self._fresh) if chunk.index == 0)
+    def usage(self) -> Usage:
+        """What the answer has used so far."""
+        prompt_tokens = self.head.prompt_tokens if self.head is not None else 0
+        return Usage(prompt_tokens=prompt_tokens, completion_tokens=self.tokens)
+
+    def cut_response(self) -> dict[str, Any]:
+        """Make the response of what was said so far."""
+        head = self.head or AnswerHead(
+            endpoint=self.job.endpoint, model=str(self.job.body.get("model") or ""), prompt_tokens=0
+        )
+        return cut_response(
+            self.job.id, head, (*self._journaled, *self._fresh), created=int(self.started_at.timestamp())
+        )
 
     @property
     def resume_token_ids(self) -> tuple[int, ...]:
@@ -118,9 +135,20 @@ class JobRun:
             self.first_token_s = time.monotonic() - self.started
         self._fresh.append(chunk)
 
-    def take_unflushed(self) -> Unflushed:
-        """Hand out what the journal does not have. The caller must write it."""
-        unflushed = Unflushed(self._offset, _merge(self._fresh))
+    def read_prompt(self, *, model: str, tokens: int) -> None:
+        """Hear from the engine what it answers, and as which model."""
+        self.head = AnswerHead(endpoint=self.job.endpoint, model=model, prompt_tokens=tokens)
+        self._head_is_written = False
+
+    def take_unflushed(self, *, ended: bool = False) -> Unflushed:
+        """Hand out what the journal does not have. The caller must write it.
+
+        An answer that has ``ended`` needs no head any more: its response has it all.
+        """
+        head = None
+        if self._fresh and not self._head_is_written and not ended:
+            head, self._head_is_written = self.head, True
+        unflushed = Unflushed(self._offset, _merge(self._fresh), head)
         self._fresh.clear()
         self._journaled.extend(unflushed.chunks)
         self._offset += unflushed.count

@@ -98,6 +98,7 @@ class JournalWriter:
                 lease_s=self._settings.lease_s,
                 started_at=run.started_at,
                 chunks=run.journaled,
+                head=run.head,
                 reply_to=run.reply_to,
                 model_identity=run.model_identity or "",
             )

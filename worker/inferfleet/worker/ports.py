@@ -16,13 +16,23 @@ from inferfleet.schemas import Endpoint, FailureCode, Usage
 from inferfleet.schemas.journal import TokenChunk
 
 
+class PromptReader(Protocol):
+    """Hears what an engine answers, and as which model."""
+
+    def __call__(self, *, model: str, tokens: int) -> None:
+        """Take the model's name and the number of the prompt's tokens, of all prompts so far."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generation:
     """What an engine is asked to do.
 
     ``priority`` is ours (9 most urgent). ``resume_token_ids`` are the tokens of choice 0 that an earlier
     attempt generated: the answer continues after them, and the completed response contains them.
-    ``tenant`` keeps prefix caches of tenants apart. ``trace_headers`` are W3C trace context.
+    ``resume_chunks`` are the same as they were streamed: what was said already stays said in the same words.
+    ``on_prompt`` is called with the name of the model and the number of the prompt's tokens, once
+    they are known. ``tenant`` keeps prefix caches of tenants apart. ``trace_headers`` are W3C trace context.
     """
 
     id: str
@@ -31,6 +41,8 @@ class Generation:
     priority: int
     tenant: str = "default"
     resume_token_ids: tuple[int, ...] = ()
+    resume_chunks: tuple[TokenChunk, ...] = ()
+    on_prompt: PromptReader | None = None
     trace_headers: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
@@ -130,6 +142,13 @@ class GenerationError(Exception):
     def __init__(self, code: FailureCode, message: str) -> None:
         super().__init__(message)
         self.code = code
+
+
+class NotContinuableError(GenerationError):
+    """The answer cannot go on from the tokens that there are, but it can start again."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(FailureCode.INVALID_REQUEST, f"this answer cannot be continued: {why}")
 
 
 class EngineDeadError(Exception):

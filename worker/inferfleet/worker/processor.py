@@ -22,6 +22,7 @@ from inferfleet.schemas.journal import RestartReason, TokenChunk
 from inferfleet.schemas.request import check_request, job_error
 from inferfleet.schemas.settings import WorkerSettings
 from inferfleet.wire.attempts import Started, Verdict, Written
+from inferfleet.wire.journal_lines import generated, head_of
 from inferfleet.wire.records import JobRecords
 from inferfleet.worker.broker import Delivery
 from inferfleet.worker.job_run import Interruption, JobRun
@@ -37,7 +38,14 @@ from inferfleet.worker.outcomes import (
     RetryPolicy,
     after_failure,
 )
-from inferfleet.worker.ports import Completion, Engine, EngineDeadError, Generation, GenerationError
+from inferfleet.worker.ports import (
+    Completion,
+    Engine,
+    EngineDeadError,
+    Generation,
+    GenerationError,
+    NotContinuableError,
+)
 from inferfleet.worker.settlement import Settlement
 from inferfleet.worker.slots import Slots
 from inferfleet.worker.turns import Turns
@@ -229,12 +237,14 @@ class Processor:
         refused = self._refused(job, started)
         match refused:
             case Finish() | DeadLetter():
+                await self._recall(run, started)
                 return await self._turns.unless_answered(run, refused)
             case None:
                 pass
             case _:
                 return refused
         if problem is not None:
+            await self._recall(run, started)
             return Finish(JobState.FAILED, failure=problem)
         restart = started.restart
         if started.tokens and restart is None:
@@ -253,12 +263,19 @@ class Processor:
         if not isinstance(body, dict):
             return body
         if started.verdict is Verdict.INTERRUPTED:
+            if restart is None:
+                await self._recall(run, started)
             return await self._turns.interrupt(run, _cancelled("interrupted by the session's next turn"))
         self._journal.follow(run)
         if self._settings.log_prompts:
             logger.info("job starts", extra={"job_id": job.id, "body": body})
         if body is not job.body or run.resume_token_ids:
-            generation = replace(generation, body=body, resume_token_ids=run.resume_token_ids)
+            generation = replace(
+                generation,
+                body=body,
+                resume_token_ids=run.resume_token_ids,
+                resume_chunks=run.journaled,
+            )
         return await self._generate(run, generation)
 
     async def _restart(self, run: JobRun, reason: RestartReason, *, tokens_wasted: int) -> bool:
@@ -326,11 +343,36 @@ class Processor:
                             self._metrics.generated(len(event.token_ids))
                         case Completion():
                             completion = event
+        except NotContinuableError as error:
+            return await self._start_again(run, generation, error)
         except GenerationError as error:
             return self._after(run, Failure(code=error.code, message=str(error)[:4096]))
         if completion is not None:
             return await self._turns.complete(run, completion)
         return await self._interrupted(run)
+
+    async def _start_again(self, run: JobRun, generation: Generation, why: NotContinuableError) -> Outcome:
+        """Begin the answer again, as the engine cannot go on with it after all."""
+        logger.warning("%s", why, extra={"job_id": run.job.id})
+        tokens = run.tokens
+        self._journal.release(run)
+        run.resume(())
+        if not await self._restart(run, RestartReason.NOT_RESUMABLE, tokens_wasted=tokens):
+            return Defer()
+        # The session has to know the new fence.
+        body = await self._turns.begin(run)
+        if not isinstance(body, dict):
+            return body
+        self._journal.follow(run)
+        return await self._generate(
+            run, replace(generation, body=body, resume_token_ids=(), resume_chunks=())
+        )
+
+    async def _recall(self, run: JobRun, started: Started) -> None:
+        """Learn what an answer that will not go on has said, since its result says so, too."""
+        if started.tokens:
+            entries = await self._records.journal(run.job.id)
+            run.resume(generated(entries), head_of(entries))
 
     async def _interrupted(self, run: JobRun) -> Outcome:
         match run.interruption:
@@ -370,6 +412,7 @@ def _generation(run: JobRun) -> Generation:
         body=job.body,
         priority=job.priority,
         tenant=job.tenant,
+        on_prompt=run.read_prompt,
         trace_headers={name: str(headers[name]) for name in TRACE_HEADERS if name in headers},
     )
 

@@ -14,7 +14,7 @@ from typing import assert_never
 
 from aio_pika import DeliveryMode, Message
 
-from inferfleet.schemas import Failure, JobState, Result, Timings, Usage, names
+from inferfleet.schemas import Failure, JobState, Result, Timings, names
 from inferfleet.schemas.errors import (
     PublishUnconfirmedError,
     ServiceRefusedError,
@@ -166,7 +166,7 @@ class Settlement:
 
     async def _commit(self, run: JobRun, result: Result) -> bool:
         """Write the result; False if the job belongs to another attempt."""
-        unflushed = run.take_unflushed()
+        unflushed = run.take_unflushed(ended=True)
         written = await self._journal.write(
             run,
             lambda: self._records.finish(result, fence=run.fence, unflushed=unflushed, reply_to=run.reply_to),
@@ -265,12 +265,15 @@ class Settlement:
     ) -> Result:
         generation_s = time.monotonic() - run.started
         total_s = max(0.0, (self._records.clock.now() - run.job.submitted_at).total_seconds())
+        if completion is None and run.tokens:
+            # Whatever ended the answer, its readers have seen this much of it.
+            completion = Completion(response=run.cut_response(), usage=run.usage)
         return Result(
             job_id=run.job.id,
             state=state,
             response=completion.response if completion else None,
             error=failure,
-            usage=completion.usage if completion else Usage(completion_tokens=run.tokens),
+            usage=completion.usage if completion else run.usage,
             timings=Timings(
                 queue_wait_s=max(0.0, total_s - generation_s),
                 time_to_first_token_s=run.first_token_s,

@@ -12,7 +12,8 @@ import orjson
 from inferfleet.schemas import Endpoint, Failure, FailureCode, JobState, Usage
 from inferfleet.schemas.errors import SessionError
 from inferfleet.schemas.merge_patch import merge_patch
-from inferfleet.schemas.session import Turn, estimated_tokens, history, tool_problem
+from inferfleet.schemas.said import CUT_SHORT
+from inferfleet.schemas.session import Turn, estimated_tokens, history, tool_problem, with_answer
 from inferfleet.wire.sessions import Appended, Begin, Sessions, turns_lost
 from inferfleet.worker.job_run import JobRun
 from inferfleet.worker.outcomes import DeadLetter, Defer, Finish, HandOver, Outcome, Park
@@ -20,8 +21,17 @@ from inferfleet.worker.ports import Completion
 
 logger = logging.getLogger(__name__)
 
-KEPT_FIELDS = ("role", "content", "tool_calls", "refusal", "reasoning_content", "name", "audio")
-"""What a history keeps of an assistant's message."""
+KEPT_FIELDS = (
+    "role",
+    "content",
+    "tool_calls",
+    "refusal",
+    "reasoning",
+    "reasoning_content",
+    "name",
+    "audio",
+)
+"""What a history keeps of an assistant's message. ``reasoning_content`` is an older name of ``reasoning``."""
 
 
 class Turns:
@@ -84,7 +94,6 @@ class Turns:
         job = run.job
         if job.session_id is None:
             return finish
-        said = _said(completion)
         # The engine counts a prompt only when it completes the answer.
         tokens = (
             estimated_tokens(job.body["messages"]) + completion.usage.completion_tokens
@@ -93,7 +102,7 @@ class Turns:
         )
         turn = Turn(
             job_id=job.id,
-            messages=(*job.body["messages"], said),
+            messages=with_answer(job.body, _said(completion)),
             at=self._sessions.clock.now(),
             model=completion.response.get("model") or "",
             usage=completion.usage,
@@ -138,26 +147,31 @@ def _lost(message: str) -> Finish:
 
 def _said(completion: Completion) -> dict[str, Any]:
     """The assistant's message as the history keeps it. Without a text or a call, the text is empty."""
-    message: dict[str, Any] = completion.response["choices"][0]["message"]
+    choice: dict[str, Any] = completion.response["choices"][0]
+    message: dict[str, Any] = choice["message"]
     said = {field: message[field] for field in KEPT_FIELDS if message.get(field)}
-    return said if "tool_calls" in said else {"role": "assistant", "content": "", **said}
+    # A call that was cut cannot be run, and no later prompt can be made with it.
+    cut = choice.get("finish_reason") in {"length", CUT_SHORT}
+    calls = [call for call in said.pop("tool_calls", ()) if _is_whole(call, cut=cut)]
+    return {**said, "tool_calls": calls} if calls else {"role": "assistant", "content": "", **said}
+
+
+def _is_whole(call: Mapping[str, Any], *, cut: bool) -> bool:
+    if call.get("type") != "function":
+        return True
+    arguments: str = call["function"]["arguments"]
+    if not arguments:
+        # A call may have none, or the answer ended before them.
+        return not cut
+    try:
+        return isinstance(orjson.loads(arguments), dict)
+    except orjson.JSONDecodeError:
+        return False
 
 
 def _partial(run: JobRun) -> Completion:
-    """A chat response of what an interrupted run has said so far."""
-    message = {"role": "assistant", "content": run.text}
-    choice = {"index": 0, "message": message, "finish_reason": "interrupted"}
-    usage = Usage(completion_tokens=run.tokens)
-    return Completion(
-        response={
-            "id": f"chatcmpl-{run.job.id}",
-            "object": "chat.completion",
-            "created": int(run.started_at.timestamp()),
-            "choices": [choice],
-            "usage": {"prompt_tokens": 0, "completion_tokens": run.tokens, "total_tokens": run.tokens},
-        },
-        usage=usage,
-    )
+    """What an interrupted run has said so far, which may be nothing."""
+    return Completion(response=run.cut_response(), usage=run.usage)
 
 
 def _encode(finish: Finish) -> bytes:

@@ -130,6 +130,10 @@ def _check_text(history: JobHistory) -> Iterator[tuple[Violation, str]]:
         if result.state is JobState.SUCCEEDED and result.text != _right_text(history, result):
             yield Violation.WRONG_TEXT, f"{result.text!r} is not {_right_text(history, result)!r}"
             return
+    cut = history.stored
+    streamed = _streamed_text(history.journal)
+    if cut is not None and cut.state is not JobState.SUCCEEDED and streamed and cut.text != streamed:
+        yield Violation.WRONG_TEXT, f"it was cut after {cut.text!r}, and the journal says {streamed!r}"
 
 
 def _check_models(history: JobHistory) -> Iterator[tuple[Violation, str]]:

@@ -1,7 +1,9 @@
 -- Cancel: a queued job ends here and now; a running one is marked, and its worker ends it.
 -- KEYS record, journal, result
--- ARGV now_ms, ttl_s, finished_entry, result, mode ('cancel'; or 'interrupt': keep what was generated), state to end in
--- Returns {what ('missing', 'requested', or a terminal state), attempt, reply_to}.
+-- ARGV now_ms, ttl_s, finished_entry, result, mode ('cancel'; or 'interrupt': keep what was generated), state to end in,
+--      tokens ('' for any; the result has the text of so many)
+-- Returns {what ('missing', 'requested', 'changed', or a terminal state), attempt, reply_to}. With 'changed' nothing was
+-- done: other tokens were generated meanwhile.
 local record = redis.call('HMGET', KEYS[1], 'state', 'attempt', 'reply_to', 'tokens')
 local state = record[1]
 if not state then
@@ -11,6 +13,9 @@ if state == 'running' or (state == 'queued' and ARGV[5] == 'interrupt' and tonum
   -- The first request counts, as it does in the worker that hears of both.
   redis.call('HSETNX', KEYS[1], 'cancel', ARGV[5])
   return {'requested', tonumber(record[2]), record[3]}
+end
+if state == 'queued' and ARGV[7] ~= '' and ARGV[7] ~= record[4] then
+  return {'changed', tonumber(record[2]), record[3]}
 end
 if state == 'queued' then
   redis.call('HSET', KEYS[1], 'state', ARGV[6], 'cancel', ARGV[5], 'finished_at', ARGV[1])

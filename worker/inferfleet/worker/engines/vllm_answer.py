@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import copy, deepcopy
 from functools import partial
 from typing import Any, Final
@@ -20,9 +20,10 @@ from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 
 from inferfleet.schemas import Endpoint, Usage
 from inferfleet.schemas.journal import TokenChunk
+from inferfleet.schemas.said import text_of
 from inferfleet.worker.engines.vllm_errors import from_response, refusal, translate
 from inferfleet.worker.engines.vllm_loading import LoadedModel
-from inferfleet.worker.engines.vllm_tap import ChatParsers, RequestTap
+from inferfleet.worker.engines.vllm_tap import ChatParsers, ParsedAlready, RequestTap
 from inferfleet.worker.ports import Completion, EngineDeadError, Generation, GenerationError
 
 _EMBEDDINGS: Final[TypeAdapter[Any]] = TypeAdapter(EmbeddingRequest)
@@ -60,22 +61,65 @@ async def _respond(loaded: LoadedModel, generation: Generation, emit: Callable[[
             request = ChatCompletionRequest.model_validate(body)
             _require_supported(request)
             handler = copy(loaded.chat)
-            handler.engine_client = RequestTap(
-                loaded.engine, generation, emit=emit, parse=_chat_parsers(loaded, request)
+            echoed = _beginning(body, role=handler.get_chat_request_role(request)) if request.echo else ""
+            tap = RequestTap(
+                loaded.engine,
+                generation,
+                emit=emit,
+                parse=_chat_parsers(loaded, request),
+                echo=lambda _: echoed,
             )
-            return await handler.create_chat_completion(request)
+            handler.engine_client = tap
+            handler._make_parser = partial(ParsedAlready(tap).parser, loaded.chat._make_parser)
+            response = await handler.create_chat_completion(request)
+            return response if isinstance(response, ErrorResponse) else _chat_as_streamed(response, tap)
         case Endpoint.COMPLETIONS:
             request = CompletionRequest.model_validate(body)
             _require_supported(request)
             handler = copy(loaded.completions)
-            handler.engine_client = RequestTap(loaded.engine, generation, emit=emit, parse=None)
-            return await handler.create_completion(request)
+            tap = RequestTap(
+                loaded.engine,
+                generation,
+                emit=emit,
+                echo=handler._extract_prompt_text if request.echo and not request.return_token_ids else None,
+                echo_only=request.echo and request.max_tokens == 0,
+            )
+            handler.engine_client = tap
+            response = await handler.create_completion(request)
+            return response if isinstance(response, ErrorResponse) else _text_as_streamed(response, tap)
         case Endpoint.EMBEDDINGS:
             request = _EMBEDDINGS.validate_python(body)
             if request.encoding_format not in ("float", "base64"):
                 raise refusal("encoding_format: a result is JSON, so it is float or base64")
             response = await loaded.embeddings(request)
             return orjson.loads(response.body)
+
+
+def _chat_as_streamed(response: Any, tap: RequestTap) -> Any:
+    """Let the response say what the stream said, and end as vLLM's stream would.
+
+    A call of a tool that was cut is no reason to run it: its ``finish_reason`` stays ``length``.
+    """
+    for choice in response.choices:
+        said = tap.said[choice.index]
+        # With what is echoed, which vLLM would put in front itself.
+        choice.message.content = said.text or choice.message.content
+        ended = tap.finish_reasons.get(choice.index)
+        if choice.finish_reason == "tool_calls" and (ended != "stop" or not said.tool_calls):
+            choice.finish_reason = ended
+    return response
+
+
+def _text_as_streamed(response: Any, tap: RequestTap) -> Any:
+    for choice in response.choices:
+        choice.text = tap.said[choice.index].text
+    return response
+
+
+def _beginning(body: Mapping[str, Any], *, role: str) -> str:
+    """What an answer to ``echo`` begins with: the message that it goes on with, if there is one."""
+    last = body["messages"][-1]
+    return text_of(last.get("content")) if last["role"] == role else ""
 
 
 def _vllm_body(generation: Generation) -> dict[str, Any]:
@@ -101,16 +145,10 @@ def _cache_salt(generation: Generation) -> str:
 
 
 def _chat_parsers(loaded: LoadedModel, request: Any) -> ChatParsers | None:
-    parser_class = loaded.chat.parser_cls
-    if parser_class is None:
+    if loaded.chat.parser_cls is None:
         return None
-    make = partial(
-        parser_class,
-        loaded.engine.get_tokenizer(),
-        request.tools,
-        chat_template_kwargs=loaded.chat._effective_chat_template_kwargs(request),
-        model_config=loaded.engine.model_config,
-    )
+    kwargs = loaded.chat._effective_chat_template_kwargs(request)
+    make = partial(loaded.chat._make_parser, request, loaded.engine.get_tokenizer(), kwargs)
     return ChatParsers(make, request)
 
 

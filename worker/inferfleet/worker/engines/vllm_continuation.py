@@ -10,27 +10,39 @@ text, which must not be cut inside a character, and stop strings, which may begi
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Final
 
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.v1.engine.detokenizer import IncrementalDetokenizer
+
+_REPLAYED_AT_ONCE: Final = 64
+"""Tokens of an answer that is there that are handed out before other tasks have a turn."""
 
 
 class Continuation:
     """The answer to one prompt, of which ``token_ids`` are there.
 
-    ``sampling_params`` are those of the whole answer.
+    ``sampling_params`` are those of the whole answer. ``one_by_one`` hands out also what there is in outputs
+    of one token each, as it was generated.
     """
 
     def __init__(
-        self, engine: Any, *, engine_input: Mapping[str, Any], sampling_params: Any, token_ids: Sequence[int]
+        self,
+        engine: Any,
+        *,
+        engine_input: Mapping[str, Any],
+        sampling_params: Any,
+        token_ids: Sequence[int],
+        one_by_one: bool,
     ) -> None:
         self._engine = engine
         self._engine_input = engine_input
         self._token_ids = list(token_ids)
+        self._one_by_one = one_by_one
         self._prompt_token_ids: list[int] = engine_input["prompt_token_ids"]
         self._params = sampling_params.clone()
         # Adds the tokens with which this model ends an answer, as vLLM does for every request.
@@ -39,7 +51,7 @@ class Continuation:
         )
 
     async def outputs(self, request_id: str, **options: Any) -> AsyncGenerator[Any]:
-        """Yield what there is as one output, then each new one, as ``AsyncLLM.generate`` would."""
+        """Yield what there is, then each new output, as ``AsyncLLM.generate`` would."""
         detokenizer = IncrementalDetokenizer.from_new_request(
             self._engine.get_tokenizer(),
             SimpleNamespace(
@@ -49,15 +61,21 @@ class Continuation:
                 prompt_embeds=None,
             ),
         )
+        for position, token_id in enumerate(self._token_ids[:-1] if self._one_by_one else ()):
+            detokenizer.update([token_id], False)
+            yield self._output(request_id, detokenizer, position, None, None)
+            if position % _REPLAYED_AT_ONCE == 0:
+                await asyncio.sleep(0)
+        seen = detokenizer.num_output_tokens()
         last = self._token_ids[-1]
         ended = last == self._params.eos_token_id or last in self._params.stop_token_ids
-        stop: int | str | None = detokenizer.update(self._token_ids, ended)
+        stop: int | str | None = detokenizer.update(self._token_ids[seen:], ended)
         finish_reason = "stop" if ended or stop is not None else None
         if finish_reason is None and len(self._token_ids) >= self._params.max_tokens:
             finish_reason = "length"
         if stop is None and ended and last != self._params.eos_token_id:
             stop = last
-        yield self._output(request_id, detokenizer, 0, finish_reason, stop)
+        yield self._output(request_id, detokenizer, seen, finish_reason, stop)
         if finish_reason is not None:
             return
         rest = self._engine.generate(self._longer_input(), self._remaining_params(), request_id, **options)

@@ -16,7 +16,14 @@ from inferfleet.schemas.errors import ConfigurationError
 from inferfleet.schemas.journal import TokenChunk
 from inferfleet.worker.engines.vllm_loading import LoadedModel, ModelLoader
 from inferfleet.worker.engines.vllm_resumable import resumable
-from inferfleet.worker.ports import Completion, EngineDeadError, EngineStats, Generation, ModelIdentity
+from inferfleet.worker.ports import (
+    Completion,
+    EngineDeadError,
+    EngineStats,
+    Generation,
+    ModelIdentity,
+    NotContinuableError,
+)
 
 _PAUSE_TIMEOUT_S: Final = 5.0
 """How long a healthy engine core may take to abort what it runs; one that hangs is killed after it."""
@@ -119,7 +126,7 @@ class VllmEngine:
             offered = " and ".join(sorted(self.endpoints))
             raise refusal(f"this worker's model answers {offered}, not {generation.endpoint}")
         if generation.resume_token_ids and not self.resumable(generation):
-            raise refusal("an answer of this kind cannot be continued; start it again")
+            raise NotContinuableError("its kind has more state than its tokens")
         chunks: asyncio.Queue[TokenChunk | None] = asyncio.Queue()
         task = asyncio.create_task(answer(loaded, generation, chunks.put_nowait))
         self._answers.add(task)

@@ -8,12 +8,15 @@ vLLM sorts its errors itself: into the client's (4xx), which no retry mends, and
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from http import HTTPStatus
 from typing import Any, Final
 
 import torch
 from pydantic import ValidationError
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.serve import create_error_response
 from vllm.exceptions import VLLMValidationError
 from vllm.v1.engine.exceptions import EngineDeadError as VllmEngineDeadError
@@ -27,6 +30,18 @@ _LENGTH_PARAMETERS: Final = frozenset({"input_tokens", "input_text"})
 
 _PROBLEMS_SHOWN: Final = 3
 _SHORTEST_REDACTED: Final = 6
+
+_NAMING: Final = frozenset({"role", "type", "name", "id", "tool_call_id"})
+"""Fields of a message that hold names, which an error must be able to say."""
+
+_WORD: Final = re.compile(r"[\w.-]{1,32}")
+
+_WORDS_OF_ERRORS: Final = frozenset(
+    {"system", "developer", "user", "assistant", "tool", "function"}
+    | ChatCompletionRequest.model_fields.keys()
+    | CompletionRequest.model_fields.keys()
+)
+"""Roles and fields. Somebody who says just one of them has not said a secret."""
 
 
 def refusal(problem: str) -> GenerationError:
@@ -103,10 +118,18 @@ def _asks_for_nothing(body: Mapping[str, Any]) -> bool:
 
 
 def _without_prompt(message: str, body: Mapping[str, Any]) -> str:
-    """Cut out what the caller said, should a library have quoted it."""
-    for text in _texts([body.get(field) for field in ("messages", "prompt", "input")]):
-        if len(text) >= _SHORTEST_REDACTED:
+    """Cut out what the caller said, should a library have quoted it.
+
+    A single word may stand in any error by chance, like "tokens". It is cut where it looks quoted.
+    """
+    said = set(_texts([body.get(field) for field in ("messages", "prompt", "input")]))
+    for text in sorted(said, key=len, reverse=True):
+        if len(text) < _SHORTEST_REDACTED:
+            continue
+        if not _WORD.fullmatch(text):
             message = message.replace(text, "[…]")
+        elif text not in _WORDS_OF_ERRORS and not text.isdigit():
+            message = re.sub(rf"(?<=['\"`=:(\[{{])( ?){re.escape(text)}(?!\w)", r"\1[…]", message)
     return message
 
 
@@ -118,7 +141,8 @@ def _texts(value: Any) -> Iterator[str]:
             for each in value:
                 yield from _texts(each)
         case dict():
-            for each in value.values():
-                yield from _texts(each)
+            for field, each in value.items():
+                if not (field in _NAMING and isinstance(each, str) and _WORD.fullmatch(each)):
+                    yield from _texts(each)
         case _:
             return

@@ -7,19 +7,21 @@ from typing import Any, Final
 
 from inferfleet.schemas import Endpoint
 
-_LOOK_BACK: Final = (
-    "bad_words",
-    "echo",
-    "frequency_penalty",
-    "logprob_token_ids",
-    "presence_penalty",
-    "prompt_embeds",
-    "prompt_logprobs",
-    "repetition_detection",
-    "structured_outputs",
-    "thinking_token_budget",
-)
-"""Fields that need more of the earlier answer than its tokens, or count what is answer and what is prompt."""
+_LOOK_BACK: Final[Mapping[str, tuple[Any, ...]]] = {
+    "bad_words": ([],),
+    "echo": (False,),
+    "frequency_penalty": (0,),
+    "logprob_token_ids": ([],),
+    "logprobs": (False,),
+    "presence_penalty": (0,),
+    "prompt_embeds": ([],),
+    "prompt_logprobs": (),
+    "repetition_detection": (),
+    "structured_outputs": (),
+    "thinking_token_budget": (),
+}
+"""Fields that need more of the earlier answer than its tokens, or count what is answer and what is prompt.
+Each with the values that are as good as none: a 0 often is not."""
 
 
 def resumable(endpoint: Endpoint, body: Mapping[str, Any]) -> bool:
@@ -30,9 +32,7 @@ def resumable(endpoint: Endpoint, body: Mapping[str, Any]) -> bool:
     """
     if endpoint is Endpoint.EMBEDDINGS or body.get("n") not in (None, 1):
         return False
-    if body.get("logprobs") is not None and body["logprobs"] is not False:
-        return False
-    if any(body.get(field) for field in _LOOK_BACK):
+    if any(_says_something(body.get(field), neutral) for field, neutral in _LOOK_BACK.items()):
         return False
     if body.get("response_format") not in (None, {"type": "text"}):
         return False
@@ -41,6 +41,13 @@ def resumable(endpoint: Endpoint, body: Mapping[str, Any]) -> bool:
             return False
         case _:
             return not _forces_tools(body)
+
+
+def _says_something(value: Any, neutral: tuple[Any, ...]) -> bool:
+    # To Python, False is 0: here, one is a wish and the other is none.
+    return value is not None and not any(
+        value == each and isinstance(value, bool) is isinstance(each, bool) for each in neutral
+    )
 
 
 def _forces_tools(body: Mapping[str, Any]) -> bool:

@@ -12,13 +12,15 @@ from typing import Any, Final
 
 from inferfleet.schemas.journal import TokenChunk
 from inferfleet.worker.engines.simulated.prompt import Prompt
-from inferfleet.worker.engines.simulated.refusal import prompt_too_long, refusal
+from inferfleet.worker.engines.simulated.refusal import prompt_too_long
 from inferfleet.worker.engines.simulated.request import SimulatedRequest
 from inferfleet.worker.engines.simulated.vocabulary import PIECES, Detokenizer, decode, token_ids
+from inferfleet.worker.ports import NotContinuableError
 
 _SHORTEST_ANSWER: Final = 8
 _ANSWER_LENGTHS: Final = 57
 _TOOL_CALL_TOKENS: Final = 8
+_ARGUMENTS: Final = "{}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +54,7 @@ def plan_answers(
     """
     require_room(request, max_model_len=max_model_len)
     if resume_token_ids and not 0 <= min(resume_token_ids) <= max(resume_token_ids) < len(PIECES):
-        raise refusal("the tokens to continue from are not of its vocabulary: another engine made them")
+        raise NotContinuableError("its tokens are not of this engine's vocabulary")
     return [
         _plan(request, _choice_key(prompt, choice, weights), max_model_len - prompt.tokens, resume_token_ids)
         for prompt in request.prompts
@@ -73,9 +75,9 @@ def require_room(request: SimulatedRequest, *, max_model_len: int) -> None:
 
 
 def _plan(request: SimulatedRequest, key: bytes, room: int, resumed: tuple[int, ...]) -> Answer:
-    allowed = min(request.max_tokens or room, room)
-    if request.forced_tool is not None and allowed >= _TOOL_CALL_TOKENS:
-        return _plan_tool_call(request, key)
+    allowed = room if request.max_tokens is None else min(request.max_tokens, room)
+    if request.forced_tool is not None:
+        return _plan_tool_call(request, key, min(allowed, _TOOL_CALL_TOKENS))
     if request.ignore_eos:
         natural = allowed
     else:
@@ -99,17 +101,21 @@ def _plan(request: SimulatedRequest, key: bytes, room: int, resumed: tuple[int, 
     )
 
 
-def _plan_tool_call(request: SimulatedRequest, key: bytes) -> Answer:
-    """A call without arguments. Its finish reason is OpenAI's: ``stop`` when the caller named the tool."""
+def _plan_tool_call(request: SimulatedRequest, key: bytes, length: int) -> Answer:
+    """A call without arguments, or the first tokens of it.
+
+    Its finish reason is OpenAI's: ``stop`` when the caller named the tool, ``length`` when it was cut.
+    """
+    whole = length == _TOOL_CALL_TOKENS
     return Answer(
-        token_ids=tuple(token_ids(key, _TOOL_CALL_TOKENS)),
+        token_ids=tuple(token_ids(key, length)),
         resumed=0,
         text="",
-        finish_reason="tool_calls" if request.tool_required else "stop",
+        finish_reason="length" if not whole else "tool_calls" if request.tool_required else "stop",
         tool_call={
             "id": f"call_{key[:12].hex()}",
             "type": "function",
-            "function": {"name": request.forced_tool, "arguments": "{}"},
+            "function": {"name": request.forced_tool, "arguments": _ARGUMENTS},
         },
     )
 
@@ -137,6 +143,19 @@ def _tokens_until(ids: tuple[int, ...], length: int) -> int:
     return len(ids)
 
 
+def _tool_call_delta(call: dict[str, Any], before: int, position: int) -> dict[str, Any] | None:
+    """What the tokens from ``before`` to ``position`` tell of a call: first its name, last its arguments."""
+    arguments = _arguments_after(position)[len(_arguments_after(before)) :]
+    if before == 0:
+        function = {**call["function"], "arguments": arguments}
+        return {"tool_calls": [{"index": 0, **call, "function": function}]}
+    return {"tool_calls": [{"index": 0, "function": {"arguments": arguments}}]} if arguments else None
+
+
+def _arguments_after(tokens: int) -> str:
+    return _ARGUMENTS[: max(0, tokens - _TOOL_CALL_TOKENS + len(_ARGUMENTS))]
+
+
 class AnswerCutter:
     """Cuts one answer into chunks that join to its text, beginning after the resumed tokens."""
 
@@ -156,15 +175,15 @@ class AnswerCutter:
     def cut(self, position: int) -> TokenChunk:
         """Return the tokens from the last cut up to ``position``, with the text they make visible."""
         ids = self._answer.token_ids[self._position : position]
-        self._position = position
+        before, self._position = self._position, position
+        if self._answer.tool_call is not None:
+            delta = _tool_call_delta(self._answer.tool_call, before, position)
+            return TokenChunk(index=self._index, token_ids=ids, delta=delta)
         ended = position == len(self._answer.token_ids)
         if not ended:
             self._complete += len(self._detokenizer.feed(ids))
         visible = self._visible()
         text, self._said = self._answer.text[self._said : visible], visible
-        if ended and self._answer.tool_call is not None:
-            call = {"index": 0, **self._answer.tool_call}
-            return TokenChunk(index=self._index, token_ids=ids, delta={"tool_calls": [call]})
         return TokenChunk(index=self._index, token_ids=ids, text=text)
 
     def _visible(self) -> int:

@@ -32,6 +32,7 @@ from inferfleet.worker.ports import (
     Generation,
     GenerationError,
     ModelIdentity,
+    NotContinuableError,
 )
 
 _log: Final = logging.getLogger(__name__)
@@ -121,6 +122,8 @@ class SimulatedEngine:
         self._require_alive()
         request = self._read(generation)
         answers, completion = self._plan(generation, request)
+        if generation.on_prompt is not None:
+            generation.on_prompt(model=self._model, tokens=request.prompt_tokens)
         cutters = [AnswerCutter(answer, index=index) for index, answer in enumerate(answers)]
         hooks = request.hooks
         fault = hooks.fault and not self._failed_enough(generation.id, hooks)
@@ -167,7 +170,7 @@ class SimulatedEngine:
         if request.model not in (None, self._model):
             raise refusal(f"model: this worker serves {self._model!r}, not {request.model!r}")
         if generation.resume_token_ids and not self.resumable(generation):
-            raise refusal("an answer of this kind cannot be continued; start it again")
+            raise NotContinuableError("its kind has more state than its tokens")
         return request
 
     def _plan(self, generation: Generation, request: SimulatedRequest) -> tuple[list[Answer], Completion]:

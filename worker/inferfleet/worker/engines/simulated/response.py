@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from inferfleet.schemas import Endpoint, Usage
-from inferfleet.worker.engines.simulated.answer import Answer, plan_answers, require_room
+from inferfleet.schemas.said import Said
+from inferfleet.worker.engines.simulated.answer import Answer, AnswerCutter, plan_answers, require_room
 from inferfleet.worker.engines.simulated.embedding import as_base64, unit_vector
 from inferfleet.worker.engines.simulated.parameters import SimulatedParameters
 from inferfleet.worker.engines.simulated.refusal import refusal
@@ -72,11 +74,11 @@ def text_completion(
         "choices": [
             {
                 "index": index,
-                **({"message": _message(answer)} if chat else {"text": answer.text}),
+                **({"message": said.message()} if chat else {"text": said.text}),
                 "logprobs": None,
                 "finish_reason": answer.finish_reason,
             }
-            for index, answer in enumerate(answers)
+            for index, (answer, said) in enumerate(zip(answers, map(_streamed, answers), strict=True))
         ],
         "usage": {
             "prompt_tokens": usage.prompt_tokens,
@@ -119,8 +121,7 @@ def embeddings_completion(
     return Completion(response=response, usage=usage)
 
 
-def _message(answer: Answer) -> dict[str, Any]:
-    message: dict[str, Any] = {"role": "assistant", "content": answer.text}
-    if answer.tool_call is not None:
-        message |= {"content": None, "tool_calls": [answer.tool_call]}
-    return message
+def _streamed(answer: Answer) -> Said:
+    """Put together what the stream of an answer says from its beginning."""
+    whole = replace(answer, resumed=0)
+    return Said([AnswerCutter(whole, index=0).cut(len(whole.token_ids))])

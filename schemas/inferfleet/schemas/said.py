@@ -1,0 +1,122 @@
+"""What an answer has said so far: the chunks of its stream, put together.
+
+The completed response, the part of one that was cut short, and what a reader of the stream has seen are
+all made by this. So they say the same, down to the ids of tool calls.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+from inferfleet.schemas.job import Endpoint
+from inferfleet.schemas.journal import AnswerHead, TokenChunk
+
+CUT_SHORT = "abort"
+"""The ``finish_reason`` of an answer that was stopped from outside; vLLM's own word."""
+
+
+class Said:
+    """One choice of an answer."""
+
+    def __init__(self, chunks: Iterable[TokenChunk] = ()) -> None:
+        self._text: list[str] = []
+        self._reasoning: list[str] = []
+        self._calls: dict[int, dict[str, Any]] = {}
+        for chunk in chunks:
+            self.add(chunk)
+
+    def add(self, chunk: TokenChunk) -> None:
+        """Take the next chunk of the choice."""
+        self._text.append(chunk.text)
+        if chunk.delta is None:
+            return
+        self._reasoning.append(chunk.delta.get("reasoning") or "")
+        for part in chunk.delta.get("tool_calls") or ():
+            call = self._calls.setdefault(
+                part["index"], {"id": "", "type": "function", "function": {"name": "", "arguments": ""}}
+            )
+            call["id"] = part.get("id") or call["id"]
+            function: dict[str, str | None] = part.get("function") or {}
+            for field, piece in function.items():
+                call["function"][field] = call["function"].get(field, "") + (piece or "")
+
+    @property
+    def text(self) -> str:
+        """The plain text."""
+        return "".join(self._text)
+
+    @property
+    def reasoning(self) -> str:
+        """The reasoning, if the model's is told from its answer."""
+        return "".join(self._reasoning)
+
+    @property
+    def tool_calls(self) -> list[dict[str, Any]]:
+        """The calls of tools, the last perhaps not whole."""
+        return [self._calls[index] for index in sorted(self._calls)]
+
+    def agrees_with(self, other: Said) -> bool:
+        """Whether both said the same. The ids of tool calls are drawn by chance, so they may differ."""
+        return (self.text, self.reasoning, [call["function"] for call in self.tool_calls]) == (
+            other.text,
+            other.reasoning,
+            [call["function"] for call in other.tool_calls],
+        )
+
+    def message(self) -> dict[str, Any]:
+        """Make the assistant's message of a chat."""
+        text, reasoning, calls = self.text, self.reasoning, self.tool_calls
+        message: dict[str, Any] = {
+            "role": "assistant",
+            "content": text or (None if reasoning or calls else ""),
+        }
+        if reasoning:
+            message["reasoning"] = reasoning
+        if calls:
+            message["tool_calls"] = calls
+        return message
+
+
+def text_of(content: str | list[dict[str, Any]] | None) -> str:
+    """The text of a message that an answer goes on with, as vLLM joins its parts."""
+    if isinstance(content, list):
+        return "\n".join(part.get("text") or "" for part in content)
+    return content or ""
+
+
+def cut_response(
+    job_id: str, head: AnswerHead, chunks: Iterable[TokenChunk], *, created: int
+) -> dict[str, Any]:
+    """Make the OpenAI response of an answer that was cut short, from its chunks.
+
+    It has each choice that had begun, at least the first, all with ``CUT_SHORT`` for a finish reason, and
+    no logprobs. ``created`` is in Unix seconds.
+    """
+    choices: defaultdict[int, Said] = defaultdict(Said, {0: Said()})
+    tokens = 0
+    for chunk in chunks:
+        choices[chunk.index].add(chunk)
+        tokens += len(chunk.token_ids)
+    chat = head.endpoint is Endpoint.CHAT
+    return {
+        "id": f"{'chatcmpl' if chat else 'cmpl'}-{job_id}",
+        "object": "chat.completion" if chat else "text_completion",
+        "created": created,
+        "model": head.model,
+        "choices": [
+            {
+                "index": index,
+                **({"message": said.message()} if chat else {"text": said.text}),
+                "logprobs": None,
+                "finish_reason": CUT_SHORT,
+            }
+            for index, said in sorted(choices.items())
+        ],
+        "usage": {
+            "prompt_tokens": head.prompt_tokens,
+            "completion_tokens": tokens,
+            "total_tokens": head.prompt_tokens + tokens,
+        },
+    }
