@@ -22,7 +22,7 @@ from inferfleet.schemas.names import job_key, journal_key, reply_key, result_key
 from inferfleet.wire.attempts import Fence, Started, Verdict, Written
 from inferfleet.wire.journal_lines import Unflushed, generated
 from inferfleet.wire.pipeline import CommandPipeline
-from inferfleet.wire.records import JobRecords
+from inferfleet.wire.records import Closed, JobRecords, Recorded
 
 TTL_S = 300
 
@@ -40,8 +40,9 @@ async def records(store: aioredis.Redis) -> AsyncIterator[JobRecords]:
 async def job(records: JobRecords, pool: str) -> Job:
     """A job that was accepted; its client is called ``client``."""
     job = Job(pool=pool, body=chat(), max_attempts=3)
-    assert await records.create(job, reply_to="client") == (True, JobState.QUEUED, 0)
-    assert await records.create(job, reply_to="client") == (False, JobState.QUEUED, 0)
+    for created in (True, False):
+        recorded = await records.create(job, reply_to="client", call="call")
+        assert recorded == Recorded(created=created, state=JobState.QUEUED, attempt=0, closed=False)
     return job
 
 
@@ -360,8 +361,11 @@ async def test_a_terminal_state_never_changes(records: JobRecords, job: Job, sto
     failed = Result(job_id=job.id, state=JobState.FAILED)
     written = await records.finish(failed, fence=started.fence, unflushed=Unflushed(0), reply_to="")
     assert written is Written.FENCED
-    await records.discard(job.id)
-    assert await records.create(job, reply_to="x") == (False, JobState.SUCCEEDED, 1)
+    assert await records.close(job.id, call="call") is Closed.BEGUN
+    assert not await records.discard(job.id)
+    assert await records.create(job, reply_to="x", call="other") == Recorded(
+        created=False, state=JobState.SUCCEEDED, attempt=1, closed=False
+    )
     assert (await records.get(job.id), await journal_of(store, job)) == before
 
 
@@ -390,10 +394,10 @@ async def test_a_running_job_is_marked_and_its_worker_told_with_its_next_write(
 async def test_a_job_expires_only_if_it_never_started(records: JobRecords, pool: str) -> None:
     past = datetime.now(UTC) - timedelta(seconds=1)
     late = Job(pool=pool, body=chat(), expires_at=past)
-    await records.create(late, reply_to="")
+    await records.create(late, reply_to="", call="call")
     assert (await start(records, late)).verdict is Verdict.EXPIRED
     begun = Job(pool=pool, body=chat())
-    await records.create(begun, reply_to="")
+    await records.create(begun, reply_to="", call="call")
     started = await start(records, begun)
     await release(records, begun, started.fence)
     begun = begun.model_copy(update={"expires_at": past})
@@ -403,14 +407,52 @@ async def test_a_job_expires_only_if_it_never_started(records: JobRecords, pool:
 async def test_a_refused_job_is_forgotten_unless_somebody_runs_it(records: JobRecords, pool: str) -> None:
     refused, running = Job(pool=pool, body=chat()), Job(pool=pool, body=chat())
     for job in (refused, running):
-        await records.create(job, reply_to="")
+        await records.create(job, reply_to="", call="call")
     await start(records, running)
-    for job in (refused, running):
-        await records.discard(job.id)
-        await records.discard(job.id)
+    for _ in range(2):
+        assert await records.close(refused.id, call="call") is Closed.CLOSED
+        assert await records.close(running.id, call="call") is Closed.BEGUN
+    for _ in range(2):
+        assert await records.discard(refused.id)
+        assert not await records.discard(running.id)
+    assert await records.close(refused.id, call="call") is Closed.MISSING
     with pytest.raises(JobNotFoundError):
         await records.get(refused.id)
     assert (await records.get(running.id)).state is JobState.RUNNING
+
+
+async def test_a_job_that_two_submit_is_taken_back_by_the_last_of_them_to_be_refused(
+    records: JobRecords, job: Job
+) -> None:
+    await records.create(job, reply_to="client", call="second")
+    for _ in range(2):
+        assert await records.close(job.id, call="call") is Closed.SHARED
+    assert not await records.discard(job.id)
+    assert await records.close(job.id, call="second") is Closed.CLOSED
+    assert await records.discard(job.id)
+
+
+async def test_nobody_joins_a_job_that_is_taken_back_unless_it_is_to_stay(
+    records: JobRecords, job: Job
+) -> None:
+    assert await records.close(job.id, call="call") is Closed.CLOSED
+    for _ in range(2):
+        assert (await records.create(job, reply_to="client", call="late")).closed
+    for _ in range(2):
+        assert not (await records.create(job, reply_to="client", call="late", keep=True)).closed
+    assert not await records.discard(job.id)
+    assert await records.close(job.id, call="call") is Closed.SHARED
+
+
+async def test_a_submission_is_not_taken_for_another_whose_name_begins_the_same(
+    records: JobRecords, pool: str
+) -> None:
+    job = Job(pool=pool, body=chat())
+    for call in ("c:11", "c:1"):
+        await records.create(job, reply_to="client", call=call)
+    assert await records.close(job.id, call="c:1") is Closed.SHARED
+    assert await records.close(job.id, call="c:1") is Closed.SHARED
+    assert await records.close(job.id, call="c:11") is Closed.CLOSED
 
 
 async def test_there_is_nothing_to_cancel_where_there_is_no_record(records: JobRecords, pool: str) -> None:
@@ -492,7 +534,7 @@ async def test_a_replica_that_lagged_leaves_no_gap_in_the_journal(
 
 async def test_many_records_are_read_in_any_number(records: JobRecords, pool: str) -> None:
     jobs = [Job(pool=pool, body=chat()) for _ in range(1201)]
-    await asyncio.gather(*(records.create(job, reply_to="") for job in jobs))
+    await asyncio.gather(*(records.create(job, reply_to="", call="call") for job in jobs))
     started = await start(records, jobs[0])
     await finish(records, jobs[0], started.fence)
     found = await records.get_many([job.id for job in [*jobs, jobs[3]]])

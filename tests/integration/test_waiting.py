@@ -205,7 +205,7 @@ async def test_waiting_for_ten_thousand_jobs_takes_one_blocked_read(
         pipeline = CommandPipeline(store, patience_s=0)
         records = JobRecords(pipeline=pipeline, result_ttl_s=60, queued_ttl_s=60)
         sending = asyncio.create_task(pipeline.run())
-        await asyncio.gather(*(records.create(job, reply_to=f"{pool}-c") for job in jobs))
+        await asyncio.gather(*(records.create(job, reply_to=f"{pool}-c", call="call") for job in jobs))
         waiting = asyncio.create_task(fleet.wait_many(jobs))
         await eventually(lambda: _has_blocked_once(opened))
         at_ten_thousand = len(await opened())

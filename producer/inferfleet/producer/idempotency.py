@@ -11,51 +11,64 @@ import orjson
 from inferfleet.schemas.errors import IdempotencyConflictError
 from inferfleet.schemas.job import Job
 from inferfleet.schemas.names import idempotency_key
+from inferfleet.wire import scripts
 from inferfleet.wire.pipeline import CommandPipeline
+
+_ACCEPTED = " accepted"
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """Who has a key. ``accepted`` says that the broker has the job, so that nothing is left to do."""
+    """Who has a key: ``holder`` is what it says. ``accepted`` tells that the broker has the job."""
 
     job: Job
+    holder: str
     accepted: bool
 
 
-async def claim(pipeline: CommandPipeline, job: Job, *, ttl_s: int) -> Claim:
+async def claim(pipeline: CommandPipeline, job: Job, *, call: str, ttl_s: int) -> Claim:
     """Bind the job's key to its id, or find the job that has the key already.
 
-    The claimed job has the id that holds the key.
+    The claimed job has the id that holds the key. ``call`` is unique to this submission: should it be taken
+    back, it frees its own claim and no later one.
 
     Raises:
         IdempotencyConflictError: The key belongs to a job with another pool, endpoint, body or session.
 
     """
     if (key := _key(job)) is None:
-        return Claim(job, accepted=False)
-    # Two commands, and not one with ``GET``: sent again after an outage, they still say who was first.
-    tried = pipeline.enqueue("SET", key, _held(job), "NX", "EX", ttl_s)
-    holder: bytes = await pipeline.execute("GET", key)
-    await tried
-    job_id, digest, *accepted = holder.decode().split()
-    if digest != _digest(job):
+        return Claim(job, "", accepted=False)
+    digest = _digest(job)
+    answer: bytes = await pipeline.execute(
+        *scripts.call(scripts.KEY_CLAIM, (key,), f"{job.id} {digest} {call}", ttl_s)
+    )
+    holder = answer.decode()
+    job_id, present, *_ = holder.split()
+    if digest != present:
         raise IdempotencyConflictError(
             f"the idempotency key {job.idempotency_key!r} belongs to job {job_id}, which has another pool, "
             "endpoint, body or session: send the same request again, or use a new key"
         )
-    return Claim(job.model_copy(update={"id": job_id}), accepted=bool(accepted))
+    return Claim(job.model_copy(update={"id": job_id}), holder, accepted=holder.endswith(_ACCEPTED))
 
 
-async def accept(pipeline: CommandPipeline, job: Job, *, ttl_s: int) -> None:
+async def accept(pipeline: CommandPipeline, claimed: Claim, *, ttl_s: int) -> None:
     """Note that the broker has the job: from here on the key alone answers for it."""
-    if (key := _key(job)) is not None:
-        await pipeline.execute("SET", key, f"{_held(job)} accepted", "XX", "EX", ttl_s)
+    if (key := _key(claimed.job)) is not None:
+        holder = claimed.holder + _ACCEPTED
+        await pipeline.execute(*scripts.call(scripts.KEY_CHANGE, (key,), claimed.holder, holder, ttl_s))
 
 
-async def forget(pipeline: CommandPipeline, job: Job) -> None:
-    """Free the key of a job that was not accepted."""
-    if (key := _key(job)) is not None:
-        await pipeline.execute("DEL", key)
+async def accepted(pipeline: CommandPipeline, claimed: Claim) -> bool:
+    """Whether somebody has had the claimed job accepted meanwhile."""
+    key = _key(claimed.job)
+    return key is not None and await pipeline.execute("GET", key) == (claimed.holder + _ACCEPTED).encode()
+
+
+async def forget(pipeline: CommandPipeline, claimed: Claim) -> None:
+    """Free the key of a job that is taken back, unless somebody has claimed it anew."""
+    if (key := _key(claimed.job)) is not None:
+        await pipeline.execute(*scripts.call(scripts.KEY_CHANGE, (key,), claimed.holder, "", 0))
 
 
 def _key(job: Job) -> str | None:
@@ -63,10 +76,6 @@ def _key(job: Job) -> str | None:
         return None
     # With its length before it, a tenant cannot be spelt so that its keys look like another's.
     return idempotency_key(f"{len(job.tenant)}:{job.tenant}", job.idempotency_key)
-
-
-def _held(job: Job) -> str:
-    return f"{job.id} {_digest(job)}"
 
 
 def _digest(job: Job) -> str:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
+from enum import Enum, auto
+from itertools import count
 from typing import Any, assert_never
 
 from inferfleet.producer import idempotency
+from inferfleet.producer.idempotency import Claim
 from inferfleet.producer.publisher import Publisher
 from inferfleet.schemas.control import CancelJob
 from inferfleet.schemas.errors import (
@@ -17,7 +21,6 @@ from inferfleet.schemas.errors import (
     JobNotFoundError,
     PartialSubmitError,
     PublishUnconfirmedError,
-    QueueFullError,
     ServiceRefusedError,
     ServiceUnreachableError,
     SessionBusyError,
@@ -31,8 +34,8 @@ from inferfleet.schemas.said import cut_response
 from inferfleet.schemas.settings import ProducerSettings
 from inferfleet.wire.journal_lines import generated, head_of
 from inferfleet.wire.pipeline import CommandPipeline
-from inferfleet.wire.records import JobRecords
-from inferfleet.wire.sessions import Entered, Entry, Payload, Sessions
+from inferfleet.wire.records import Closed, JobRecords, Recorded
+from inferfleet.wire.sessions import Entered, Entry, Payload, Sessions, Withdrawn
 
 logger = logging.getLogger(__name__)
 
@@ -42,15 +45,21 @@ SUBMIT_WINDOW = 1024
 FRONT_POLL_S = 0.02
 """How often a turn that enters a lane looks whether the turn in front is in the queue by now."""
 
-_REFUSED = (
-    UnknownPoolError,
-    QueueFullError,
-    ServiceRefusedError,
-    ServiceUnreachableError,
-    SessionBusyError,
-    SessionTooLargeError,
-)
-"""After these the job is not in the queue, for sure."""
+
+_ACCEPTED_BEFORE = Recorded(created=False, state=JobState.QUEUED, attempt=0, closed=False)
+
+
+class TakenBack(Enum):
+    """What became of a job that its producer could not publish."""
+
+    GONE = auto()
+    """There is nothing left of it."""
+
+    ACCEPTED = auto()
+    """It is not this producer's alone any more: it is queued, runs, or has ended."""
+
+    UNCERTAIN = auto()
+    """Somebody else may have published it."""
 
 
 class Submission:
@@ -70,29 +79,119 @@ class Submission:
         self._records = records
         self._sessions = sessions
         self._publisher = publisher
+        self._name = os.urandom(4).hex()
+        self._calls = count()
+        """Together they name a submission."""
 
     async def accept(self, job: Job) -> Job:
-        """Record first, then publish: what is in the queue always has a record."""
-        claim = await idempotency.claim(self._pipeline, job, ttl_s=self._settings.queued_ttl_s)
-        job = claim.job
-        if claim.accepted:
-            return job
-        created, state, attempt = await self._records.create(job, reply_to=self._settings.client_id)
+        """Record first, then publish: what is in the queue always has a record.
+
+        A refusal says that the job was not accepted, whoever submits it. So it is raised only by the last one
+        that submits the job, once it is taken back.
+        """
+        call = f"{self._name}:{next(self._calls)}"
+        claimed, recorded = await self._claim_and_record(job, call)
+        if claimed.accepted:
+            return claimed.job
         # A record that is queued and was never started may lack its message, if its producer died in
         # between. A second message does no harm: the fence lets one of them run.
-        if created or (state is JobState.QUEUED and attempt == 0):
+        if recorded.state is JobState.QUEUED and recorded.attempt == 0:
             try:
                 if job.session_id is None:
-                    await self._publisher.publish(job)
+                    await self._publisher.publish(claimed.job)
                 else:
-                    await self._take_turn(job, new=created)
-            except _REFUSED:
-                if created:
-                    await self._records.discard(job.id)
-                    await idempotency.forget(self._pipeline, job)
+                    await self._take_turn(claimed.job)
+            except PublishUnconfirmedError:
                 raise
-        await idempotency.accept(self._pipeline, job, ttl_s=self._settings.queued_ttl_s)
-        return job
+            except InferfleetError as refusal:
+                await self._accepted_all_the_same(claimed, call, refusal)
+        # Only a note, and the broker has the job already.
+        with suppress(ServiceUnreachableError):
+            await idempotency.accept(self._pipeline, claimed, ttl_s=self._settings.queued_ttl_s)
+        return claimed.job
+
+    async def _claim_and_record(self, job: Job, call: str) -> tuple[Claim, Recorded]:
+        """Find the job that the key stands for, and have its record. An accepted one is left as it is."""
+        keep = False
+        while True:
+            claimed = await idempotency.claim(
+                self._pipeline, job, call=call, ttl_s=self._settings.queued_ttl_s
+            )
+            if claimed.accepted:
+                return claimed, _ACCEPTED_BEFORE
+            recorded = await self._records.create(
+                claimed.job, reply_to=self._settings.client_id, call=call, keep=keep
+            )
+            if not recorded.closed:
+                return claimed, recorded
+            # Somebody who was refused takes it back. Helped, that comes to an end even if its producer died.
+            with _uncertain_without_redis():
+                keep = await self._take_back(claimed) is not TakenBack.GONE
+
+    async def _accepted_all_the_same(self, claimed: Claim, call: str, refusal: InferfleetError) -> None:
+        """Return if a job that this client cannot publish was accepted for somebody else, or runs.
+
+        Otherwise the job is taken back, and the refusal is raised.
+        """
+        job = claimed.job
+        try:
+            outcome = await self._undo(claimed, call)
+        except ServiceUnreachableError:
+            # Without a key or a session nobody else can have come across it.
+            alone = job.idempotency_key is None and job.session_id is None
+            outcome = TakenBack.GONE if alone else TakenBack.UNCERTAIN
+        match outcome:
+            case TakenBack.GONE:
+                raise refusal
+            case TakenBack.ACCEPTED:
+                return
+            case TakenBack.UNCERTAIN:
+                raise PublishUnconfirmedError(
+                    f"job {job.id} was refused this time ({refusal}), but another call may have had it "
+                    "accepted: it may be queued or not. Submitting it again with the same key is safe"
+                ) from refusal
+            case _:
+                assert_never(outcome)
+
+    async def _undo(self, claimed: Claim, call: str) -> TakenBack:
+        """Take a refused job back, unless it is somebody else's, too."""
+        deadline = time.monotonic() + self._settings.turn_publish_grace_s
+        while True:
+            match await self._records.close(claimed.job.id, call=call):
+                case Closed.CLOSED:
+                    return await self._take_back(claimed)
+                case Closed.MISSING:
+                    return TakenBack.GONE
+                case Closed.BEGUN:
+                    return TakenBack.ACCEPTED
+                case Closed.SHARED:
+                    # They are told what becomes of it, and so shall we be.
+                    if await idempotency.accepted(self._pipeline, claimed):
+                        return TakenBack.ACCEPTED
+                    if time.monotonic() > deadline:
+                        return TakenBack.UNCERTAIN
+                    await asyncio.sleep(FRONT_POLL_S)
+
+    async def _take_back(self, claimed: Claim) -> TakenBack:
+        """Undo all that was done for a closed job. Safe to be done by several at once.
+
+        The record goes last: until then it keeps others from using the key.
+        """
+        job = claimed.job
+        following: Payload | None = None
+        if job.session_id is not None:
+            withdrawn, following = await self._sessions.withdraw(job)
+            if withdrawn is Withdrawn.PUBLISHED:
+                return TakenBack.ACCEPTED
+            if withdrawn is Withdrawn.OFFERED:
+                return TakenBack.UNCERTAIN
+        await idempotency.forget(self._pipeline, claimed)
+        gone = await self._records.discard(job.id)
+        if following is not None:
+            # Whoever submitted the one behind it still sees to that.
+            with suppress(InferfleetError):
+                await self._publish_turn(following)
+        return TakenBack.GONE if gone else TakenBack.ACCEPTED
 
     async def accept_many(self, jobs: Sequence[Job]) -> list[Job]:
         """Accept many jobs, a window of them at the same time.
@@ -164,22 +263,15 @@ class Submission:
             attempts=record.attempts,
         )
 
-    async def _take_turn(self, job: Job, *, new: bool) -> None:
+    async def _take_turn(self, job: Job) -> None:
         """Publish the job if its session is free; else it waits in the lane, as ``on_busy`` says."""
         with _uncertain_without_redis():
             entered = await self._sessions.enter(Payload(job, self._settings.client_id))
         match entered.entry:
-            case Entry.RUN | Entry.WAIT:
-                try:
-                    if entered.entry is Entry.RUN:
-                        await self._publish_turn(Payload(job, self._settings.client_id))
-                    else:
-                        await self._wait_in_lane(job, entered)
-                except _REFUSED:
-                    if new:
-                        await self._withdraw(job)
-                    # Otherwise an earlier call may have published it, and it may be running.
-                    raise
+            case Entry.RUN:
+                await self._publish_turn(Payload(job, self._settings.client_id))
+            case Entry.WAIT:
+                await self._wait_in_lane(job, entered)
             case Entry.BUSY:
                 if entered.again is not None:
                     await self._publish_front(job, entered.again)
@@ -219,7 +311,9 @@ class Submission:
                 awaited, deadline = owner, time.monotonic() + grace_s
             if time.monotonic() < deadline:
                 await asyncio.sleep(FRONT_POLL_S)
-            else:
+                continue
+            owner, payload = await self._sessions.front(job, take=owner)
+            if payload is not None and owner == awaited:
                 await self._publish_front(job, payload)
 
     async def _publish_front(self, job: Job, front: Payload) -> None:
@@ -241,14 +335,6 @@ class Submission:
         if over:
             following = await self._sessions.advance(job.model_copy(update={"id": owner}))
             if following is not None:
-                await self._publish_turn(following)
-
-    async def _withdraw(self, job: Job) -> None:
-        """Take a refused turn back. Whoever submitted the one behind it still sees to that."""
-        with _uncertain_without_redis():
-            following = await self._sessions.advance(job)
-        if following is not None:
-            with suppress(*_REFUSED, PublishUnconfirmedError):
                 await self._publish_turn(following)
 
     async def _publish_turn(self, payload: Payload) -> None:

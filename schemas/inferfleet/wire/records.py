@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from enum import StrEnum
 from typing import Any
 
 from pydantic_core import to_json
@@ -40,6 +42,35 @@ READ_BATCH = 500
 """Records read in one round trip."""
 
 
+class Closed(StrEnum):
+    """What came of a refused submission's wish to take its job back."""
+
+    CLOSED = "closed"
+    """Nobody else has submitted it."""
+
+    SHARED = "shared"
+    """Somebody else is submitting it, or has."""
+
+    BEGUN = "begun"
+    """A worker has it, or it has ended."""
+
+    MISSING = "missing"
+    """Somebody else has taken it back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """The record of a job that is submitted. ``attempt`` is how often it was started.
+
+    While it is ``closed``, a refused submission takes it back.
+    """
+
+    created: bool
+    state: JobState
+    attempt: int
+    closed: bool
+
+
 class JobRecords:
     """The records of all jobs. What many tasks do at once goes through one pipeline."""
 
@@ -59,9 +90,12 @@ class JobRecords:
 
     # A producer's side
 
-    async def create(self, job: Job, *, reply_to: str) -> tuple[bool, JobState, int]:
-        """Record an accepted job. Returns whether it is new, its state, and how often it was started."""
-        created, state, attempt = await self._call(
+    async def create(self, job: Job, *, reply_to: str, call: str, keep: bool = False) -> Recorded:
+        """Record a job, or join those who submit it too. ``call`` is unique to this submission.
+
+        ``keep`` makes a job whose other submissions were refused, and which is taken back, stay.
+        """
+        created, state, attempt, closed = await self._call(
             scripts.CREATE,
             (job_key(job.id), journal_key(job.id)),
             _milliseconds(job.submitted_at),
@@ -70,12 +104,18 @@ class JobRecords:
             job.pool,
             int(job.priority),
             reply_to,
+            call,
+            int(keep),
         )
-        return created == 1, JobState(state.decode()), attempt
+        return Recorded(created == 1, JobState(state.decode()), attempt, closed == 1)
 
-    async def discard(self, job_id: str) -> None:
-        """Forget a job that the broker refused."""
-        await self._call(scripts.DISCARD, (job_key(job_id), journal_key(job_id)))
+    async def close(self, job_id: str, *, call: str) -> Closed:
+        """Ask whether a job whose submission ``call`` was refused may be taken back; then nobody joins it."""
+        return Closed((await self._call(scripts.CLOSE, (job_key(job_id),), call)).decode())
+
+    async def discard(self, job_id: str) -> bool:
+        """Forget a job that was closed. False if it has got on all the same."""
+        return bool(await self._call(scripts.DISCARD, (job_key(job_id), journal_key(job_id))))
 
     async def cancel(
         self, job_id: str, result: Result, *, attempt: int = 0, keep: bool = False, tokens: int | None = None

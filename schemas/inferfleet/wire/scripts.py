@@ -30,6 +30,7 @@ class Script:
 
 
 CREATE: Final = Script.load("create")
+CLOSE: Final = Script.load("close")
 DISCARD: Final = Script.load("discard")
 CANCEL: Final = Script.load("cancel")
 START: Final = Script.load("start")
@@ -39,6 +40,8 @@ FINISH: Final = Script.load("finish")
 RELEASE: Final = Script.load("release")
 RESTORE: Final = Script.load("restore")
 REPLY: Final = Script.load("reply")
+KEY_CLAIM: Final = Script.load("key_claim")
+KEY_CHANGE: Final = Script.load("key_change")
 SESSION_ENTER: Final = Script.load("session_enter")
 SESSION_FRONT: Final = Script.load("session_front")
 SESSION_PUBLISHED: Final = Script.load("session_published")
@@ -55,7 +58,8 @@ ACCESS: Final = Script.load("access")
 """Not among ``ALL``: it runs once, at the start, and is loaded then."""
 
 ALL: Final = (
-    *(CREATE, DISCARD, CANCEL, START, RESTART, APPEND, FINISH, RELEASE, RESTORE, REPLY),
+    *(CREATE, CLOSE, DISCARD, CANCEL, START, RESTART, APPEND, FINISH, RELEASE, RESTORE, REPLY),
+    *(KEY_CLAIM, KEY_CHANGE),
     *(SESSION_ENTER, SESSION_FRONT, SESSION_PUBLISHED, SESSION_ADVANCE, SESSION_BEGIN, SESSION_APPEND),
     *(SESSION_STATE, SESSION_CONFIGURE, SESSION_IMPORT, SESSION_DELETE, WORKER_SEEN),
 )

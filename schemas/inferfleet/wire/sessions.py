@@ -58,6 +58,19 @@ class Entry(StrEnum):
     TOO_LARGE = "too_large"
 
 
+class Withdrawn(StrEnum):
+    """What came of a producer's wish to take its turn back."""
+
+    OVER = "over"
+    """It has no place any more."""
+
+    PUBLISHED = "published"
+    """Somebody else has published it: it runs."""
+
+    OFFERED = "offered"
+    """Somebody else was told to publish it, and may have."""
+
+
 class Begin(StrEnum):
     """What came of an attempt's wish to begin a turn."""
 
@@ -161,11 +174,14 @@ class Sessions:
         )
         return Entered(Entry(entry.decode()), owner.decode(), Payload.decode(again), bool(unpublished))
 
-    async def front(self, job: Job) -> tuple[str, Payload | None]:
-        """The owner of the job's session while its message is not known to be in the queue, else ``""``."""
+    async def front(self, job: Job, *, take: str = "") -> tuple[str, Payload | None]:
+        """The owner of the job's session while its message is not known to be in the queue, else ``""``.
+
+        The caller is going to publish the owner ``take``, which its producer can no longer take back then.
+        """
         session_id = _session(job)
         owner, payload = await self._call(
-            scripts.SESSION_FRONT, (session_key(session_id), payloads_key(session_id))
+            scripts.SESSION_FRONT, (session_key(session_id), payloads_key(session_id)), take
         )
         return owner.decode(), Payload.decode(payload)
 
@@ -179,16 +195,28 @@ class Sessions:
         ``witness`` is the job whose message comes again until that is done; by default the ended one. Turns
         that waited and whose requests Redis has lost end here, as failed.
         """
-        payload, *lost = await self._call(
+        return (await self._advance(job, witness or job, undo=False))[1]
+
+    async def withdraw(self, job: Job) -> tuple[Withdrawn, Payload | None]:
+        """Take a turn back, unless somebody else may have published it.
+
+        With ``OVER`` the turn has no place in the session, whether it had one or not. Returns the next turn,
+        too, which the caller must publish.
+        """
+        return await self._advance(job, job, undo=True)
+
+    async def _advance(self, job: Job, witness: Job, *, undo: bool) -> tuple[Withdrawn, Payload | None]:
+        verdict, payload, *lost = await self._call(
             scripts.SESSION_ADVANCE,
             _all_keys(_session(job)),
             job.id,
             self._settings.session_ttl_s,
-            (witness or job).id,
+            witness.id,
+            int(undo),
         )
         for job_id in lost:
             await self._end_lost(job_id.decode())
-        return Payload.decode(payload)
+        return Withdrawn(verdict.decode()), Payload.decode(payload)
 
     async def _end_lost(self, job_id: str) -> None:
         failure = Failure(

@@ -1,14 +1,27 @@
--- A job is accepted: make its record, unless it is there.
+-- A job is accepted: make its record, or join those who submit it too.
 -- KEYS record, journal
--- ARGV now_ms, ttl_s, entry, pool, priority, reply_to
--- Returns {created (1 or 0), state, attempt}.
-local state = redis.call('HGET', KEYS[1], 'state')
-if state then
-  return {0, state, tonumber(redis.call('HGET', KEYS[1], 'attempt'))}
+-- ARGV now_ms, ttl_s, entry, pool, priority, reply_to, call (unique to this submission),
+--      keep (1: do not let it be taken back, should somebody be about to)
+-- Returns {created (1 or 0), state, attempt, closed (1: whoever made it takes it back)}.
+local r = redis.call('HMGET', KEYS[1], 'state', 'attempt', 'calls', 'closed')
+if not r[1] then
+  redis.call('HSET', KEYS[1], 'state', 'queued', 'attempt', 0, 'charged', 0, 'tokens', 0,
+    'pool', ARGV[4], 'priority', ARGV[5], 'reply_to', ARGV[6], 'submitted_at', ARGV[1], 'calls', ARGV[7] .. ' ')
+  redis.call('XADD', KEYS[2], '*', 'entry', ARGV[3])
+  redis.call('EXPIRE', KEYS[1], ARGV[2])
+  redis.call('EXPIRE', KEYS[2], ARGV[2])
+  return {1, 'queued', 0, 0}
 end
-redis.call('HSET', KEYS[1], 'state', 'queued', 'attempt', 0, 'charged', 0, 'tokens', 0,
-  'pool', ARGV[4], 'priority', ARGV[5], 'reply_to', ARGV[6], 'submitted_at', ARGV[1])
-redis.call('XADD', KEYS[2], '*', 'entry', ARGV[3])
-redis.call('EXPIRE', KEYS[1], ARGV[2])
-redis.call('EXPIRE', KEYS[2], ARGV[2])
-return {1, 'queued', 0}
+local attempt = tonumber(r[2])
+if r[1] ~= 'queued' or attempt > 0 then
+  return {0, r[1], attempt, 0}
+end
+if r[4] and ARGV[8] == '0' then
+  return {0, 'queued', 0, 1}
+end
+redis.call('HDEL', KEYS[1], 'closed')
+local calls = r[3] or ''
+if not string.find(calls, ARGV[7] .. ' ', 1, true) then
+  redis.call('HSET', KEYS[1], 'calls', calls .. ARGV[7] .. ' ')
+end
+return {0, 'queued', 0, 0}

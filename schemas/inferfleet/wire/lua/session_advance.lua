@@ -1,27 +1,33 @@
--- A turn is over, or was never accepted: let the next one run.
+-- A turn is over, or its producer takes it back: let the next one run.
 -- KEYS session, lane, payloads, turns, state
--- ARGV job, default_idle_ttl_s, witness (the job whose message comes again until the next is published)
--- Returns {payload of the turn to publish or '', turns whose payload Redis has lost...}. Sent twice, the second gives
--- the same.
-local s = redis.call('HMGET', KEYS[1], 'owner', 'witness', 'published', 'idle_ttl_s', 'lost')
+-- ARGV job, default_idle_ttl_s, witness (the job whose message comes again until the next is published),
+--      undo (1: only if nobody else has published the turn, or was told to)
+-- Returns {verdict, payload of the turn to publish or '', turns whose payload Redis has lost...}. Sent twice, the
+-- second gives the same.
+-- Verdicts: 'over'; with undo also 'published' and 'offered', and nothing is done then.
+local s = redis.call('HMGET', KEYS[1], 'owner', 'witness', 'published', 'idle_ttl_s', 'lost', 'offered', 'attempt')
 local owner = s[1] or ''
 local lost = {}
 if owner ~= ARGV[1] then
   if redis.call('LREM', KEYS[2], 0, ARGV[1]) + redis.call('HDEL', KEYS[3], ARGV[1]) > 0 then
-    return {''}
+    return {'over', ''}
   end
   if s[2] ~= ARGV[3] or s[3] ~= '0' then
-    return {''}
+    return {'over', ''}
   end
   for job in string.gmatch(s[5] or '', '%S+') do
     table.insert(lost, job)
   end
   local payload = owner ~= '' and redis.call('HGET', KEYS[3], owner) or ''
   if owner == '' or payload ~= '' then
-    return {payload, unpack(lost)}
+    return {'over', payload, unpack(lost)}
   end
   -- Nobody has published the owner, and nobody can.
   table.insert(lost, owner)
+elseif ARGV[4] == '1' and (s[3] ~= '0' or tonumber(s[7] or 0) > 0) then
+  return {'published', ''}
+elseif ARGV[4] == '1' and s[6] == '1' then
+  return {'offered', ''}
 end
 redis.call('HDEL', KEYS[3], ARGV[1])
 redis.call('HDEL', KEYS[1], 'answer')
@@ -45,10 +51,10 @@ if not next then
   end
 end
 redis.call('HSET', KEYS[1], 'owner', next or '', 'witness', ARGV[3], 'published', 0, 'owner_since', now,
-  'fence', '', 'attempt', 0, 'lost', table.concat(lost, ' '))
+  'fence', '', 'attempt', 0, 'lost', table.concat(lost, ' '), 'offered', next and 1 or 0)
 if not next then
   for _, key in ipairs(KEYS) do
     redis.call('EXPIRE', key, s[4] or ARGV[2])
   end
 end
-return {payload, unpack(lost)}
+return {'over', payload, unpack(lost)}

@@ -3,7 +3,8 @@
 -- ARGV job, payload, on_busy, ttl_s (of a busy session), stale_ms, max_bytes
 -- Returns {verdict, owner, payload, unpublished}.
 -- Verdicts: 'run' (the session is ours: publish), 'wait' (in the lane), 'busy' (refused), 'too_large'.
--- The payload, if any, is the owner's: its publisher died before it could publish; publish it again.
+-- The payload, if any, is the owner's: its publisher died before it could publish; publish it again. From then
+-- on it is 'offered': others than its producer may have published it, so its producer cannot take it back.
 -- 'unpublished' is 1 while nobody has said that the owner's message is in the queue.
 -- Redis' clock, because the clocks of two machines differ.
 local time = redis.call('TIME')
@@ -18,6 +19,7 @@ if owner ~= '' and s[2] == '0' then
   unpublished = 1
   if tonumber(s[3]) + tonumber(ARGV[5]) < now then
     again = redis.call('HGET', KEYS[3], owner) or ''
+    redis.call('HSET', KEYS[1], 'offered', 1)
   end
 end
 if redis.call('HEXISTS', KEYS[3], ARGV[1]) == 1 then
@@ -34,7 +36,8 @@ redis.call('HSET', KEYS[3], ARGV[1], ARGV[2])
 local verdict = 'wait'
 if owner == '' then
   verdict = 'run'
-  redis.call('HSET', KEYS[1], 'owner', ARGV[1], 'published', 0, 'owner_since', now, 'fence', '', 'attempt', 0)
+  redis.call('HSET', KEYS[1], 'owner', ARGV[1], 'published', 0, 'owner_since', now, 'fence', '', 'attempt', 0,
+    'offered', 0)
 else
   redis.call('RPUSH', KEYS[2], ARGV[1])
 end

@@ -1,0 +1,411 @@
+"""One job that several submit, and what a refusal of one of them may take back: nothing of the others."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import redis.asyncio as aioredis
+from tests.integration.conftest import (
+    PATIENCE_S,
+    Connect,
+    ForeignClient,
+    StartWorker,
+    answer_to,
+    chat,
+    eventually,
+    slow_chat,
+    until_running,
+)
+
+from inferfleet.local.chaos.proxy import Direction, Proxy
+from inferfleet.local.services import Services
+from inferfleet.producer import Fleet, idempotency
+from inferfleet.schemas import Job, JobState
+from inferfleet.schemas.errors import (
+    InferfleetError,
+    JobNotFoundError,
+    PublishUnconfirmedError,
+    QueueFullError,
+    ServiceUnreachableError,
+    SessionBusyError,
+    UnknownPoolError,
+)
+from inferfleet.schemas.settings import ServiceSettings
+from inferfleet.wire.pipeline import CommandPipeline
+from inferfleet.wire.records import Closed, JobRecords
+from inferfleet.wire.sessions import Entry, Payload, Sessions, Withdrawn
+from inferfleet.wire.tasks import cancel_and_wait
+
+DEAD_CALL = "a-call-of-a-dead-producer"
+
+
+@pytest.fixture
+async def silent(services: Services) -> AsyncIterator[Proxy]:
+    """A way to RabbitMQ on which nothing arrives."""
+    async with Proxy(services.amqp_url) as link:
+        link.hold(Direction.TO_SERVICE)
+        yield link
+
+
+@pytest.fixture
+async def pipeline(store: aioredis.Redis) -> AsyncIterator[CommandPipeline]:
+    pipeline = CommandPipeline(store, patience_s=None)
+    running = asyncio.create_task(pipeline.run())
+    yield pipeline
+    await cancel_and_wait(running)
+
+
+@pytest.fixture
+def records(pipeline: CommandPipeline) -> JobRecords:
+    return JobRecords(pipeline=pipeline, result_ttl_s=600, queued_ttl_s=600)
+
+
+@pytest.fixture
+def sessions(pipeline: CommandPipeline) -> Sessions:
+    return Sessions(pipeline=pipeline, settings=ServiceSettings())
+
+
+async def outcome(submitting: asyncio.Task[Job]) -> Job | InferfleetError:
+    try:
+        return await submitting
+    except InferfleetError as error:
+        return error
+
+
+async def recorded(store: aioredis.Redis, pool: str) -> list[str]:
+    """The ids of the jobs of a pool that have a record."""
+    return [
+        key.decode().partition("{")[2].removesuffix("}")
+        async for key in store.scan_iter("inferfleet:job:{*}")
+        if await store.hget(key, "pool") == pool.encode()
+    ]
+
+
+# Two callers, one key
+
+
+@pytest.mark.parametrize("session", [None, "shared"])
+async def test_a_refusal_takes_nothing_back_from_another_caller_with_the_same_key(
+    connect: Connect,
+    fleet: Fleet,
+    store: aioredis.Redis,
+    start_worker: StartWorker,
+    silent: Proxy,
+    pool: str,
+    session: str | None,
+) -> None:
+    # Given a caller whose broker never answers, and another one that submits the same
+    options: dict[str, Any] = {"pool": pool, "idempotency_key": pool}
+    if session is not None:
+        options["session_id"] = f"{session}-{pool}"
+    async with connect(amqp_url=silent.url, connect_timeout_s=1.0) as unlucky:
+        refused = asyncio.create_task(unlucky.submit("hello", **options))
+        await eventually(lambda: _is_recorded(store, pool))
+        job = await fleet.submit("hello", **options)
+
+        # When the first one gives up
+        told = await outcome(refused)
+
+    # Then the second one's job is there, can be waited for, and is what the key stands for
+    assert isinstance(told, Job)
+    assert told.id == job.id
+    assert (await fleet.get(job)).state is JobState.QUEUED
+    assert (await fleet.submit("hello", **options)).id == job.id
+    await start_worker()
+    assert (await fleet.wait(job, timeout_s=PATIENCE_S)).text == answer_to(job)
+    assert await recorded(store, pool) == [job.id]
+
+
+async def test_a_refusal_beside_a_caller_that_is_not_done_is_told_as_a_doubt(
+    connect: Connect, fleet: Fleet, records: JobRecords, store: aioredis.Redis, pool: str
+) -> None:
+    async with connect(turn_publish_grace_s=0.1) as hasty:
+        nowhere = f"{pool}-x"
+        job = Job(pool=nowhere, body=chat(), idempotency_key=pool)
+        await records.create(job, reply_to="", call=DEAD_CALL)
+        with pytest.raises(PublishUnconfirmedError, match="another call"):
+            await hasty.submit(job)
+    assert (await fleet.get(job)).state is JobState.QUEUED
+    # The other one is the last then, and takes it back.
+    assert await records.close(job.id, call=DEAD_CALL) is Closed.CLOSED
+
+
+async def test_of_many_callers_with_one_key_none_leaves_anything_when_all_are_refused(
+    fleet: Fleet, connect: Connect, store: aioredis.Redis, pool: str
+) -> None:
+    nowhere = f"{pool}-x"
+    async with connect() as other:
+        for _ in range(5):
+            outcomes = await asyncio.gather(
+                *(
+                    client.submit("hello", pool=nowhere, idempotency_key=pool)
+                    for client in (fleet, other, fleet, other)
+                ),
+                return_exceptions=True,
+            )
+            assert {type(each) for each in outcomes} == {UnknownPoolError}
+    assert await recorded(store, nowhere) == []
+    assert await fleet.submit("something else", pool=pool, idempotency_key=pool)
+
+
+async def test_callers_that_share_keys_are_told_the_truth_whatever_the_order(
+    connect: Connect, fleet: Fleet, start_worker: StartWorker, pool: str
+) -> None:
+    """A pool with hardly any room: whoever is told of a job has it, and the key stands for one job."""
+    async with connect(queue_max_length=3) as one, connect(queue_max_length=3) as other:
+        small = f"{pool}-small"
+        await one.declare_pool(small)
+        keys = [f"{pool}-{number}" for number in range(20)]
+        told = await asyncio.gather(
+            *(
+                outcome(asyncio.create_task(client.submit("hello", pool=small, idempotency_key=key)))
+                for key in keys
+                for client in (one, other, one)
+            )
+        )
+        accepted: dict[str, set[str]] = {}
+        for key, each in zip((key for key in keys for _ in range(3)), told, strict=True):
+            if isinstance(each, Job):
+                accepted.setdefault(key, set()).add(each.id)
+            else:
+                assert isinstance(each, QueueFullError | PublishUnconfirmedError)
+        assert accepted
+        await start_worker(pool=small, queue_max_length=3)
+        for key, ids in accepted.items():
+            (job_id,) = ids
+            assert (await one.wait(job_id, timeout_s=PATIENCE_S)).state is JobState.SUCCEEDED
+            assert (await other.submit("hello", pool=small, idempotency_key=key)).id == job_id
+
+
+async def test_a_job_that_a_dead_producer_was_taking_back_does_not_keep_its_key(
+    fleet: Fleet, records: JobRecords, pipeline: CommandPipeline, store: aioredis.Redis, pool: str
+) -> None:
+    lost = Job(pool=pool, body=chat(), idempotency_key=pool)
+    await idempotency.claim(pipeline, lost, call=DEAD_CALL, ttl_s=600)
+    await records.create(lost, reply_to="", call=DEAD_CALL)
+    assert await records.close(lost.id, call=DEAD_CALL) is Closed.CLOSED
+    job = await fleet.submit(chat(), pool=pool, idempotency_key=pool)
+    assert job.id != lost.id
+    assert await recorded(store, pool) == [job.id]
+
+
+async def test_a_key_that_was_claimed_anew_is_not_freed_with_the_old_claim(
+    fleet: Fleet, pipeline: CommandPipeline, pool: str
+) -> None:
+    job = Job(pool=pool, body=chat(), idempotency_key=pool)
+    old = await idempotency.claim(pipeline, job, call=DEAD_CALL, ttl_s=600)
+    await idempotency.forget(pipeline, old)
+    new = await fleet.submit(job)
+    await idempotency.forget(pipeline, old)
+    await idempotency.accept(pipeline, old, ttl_s=600)
+    assert (await fleet.submit(job.model_copy(update={"id": Job(body={}).id}))).id == new.id
+
+
+# One caller, twice
+
+
+async def test_a_retry_that_is_refused_says_nothing_about_the_call_before(
+    services: Services, connect: Connect, foreign: ForeignClient, start_worker: StartWorker, pool: str
+) -> None:
+    # Given a job that is queued, though its producer never heard of it
+    async with Proxy(services.amqp_url) as link:
+        options: dict[str, Any] = {"queue_max_length": 1, "turn_publish_grace_s": 0.2}
+        async with connect(**options) as fleet:
+            await fleet.declare_pool(pool)
+            async with connect(**options, amqp_url=link.url, publish_timeout_s=2.0) as cut_off:
+                await cut_off.declare_pool(pool)
+                link.hold(Direction.TO_CLIENT)
+                with pytest.raises(PublishUnconfirmedError):
+                    await cut_off.submit("only once", pool=pool, idempotency_key=pool)
+                link.heal()
+            assert await foreign.waiting() == 1
+
+            # When it is submitted again, and its pool is full, then that is no "not accepted"
+            with pytest.raises(PublishUnconfirmedError, match="is full"):
+                await fleet.submit("only once", pool=pool, idempotency_key=pool)
+
+            # And the key still stands for it
+            await start_worker(queue_max_length=1)
+            await eventually(lambda: _is_empty(foreign))
+            job = await fleet.submit("only once", pool=pool, idempotency_key=pool)
+            assert (await fleet.wait(job, timeout_s=PATIENCE_S)).attempts == 1
+
+
+async def test_a_job_that_the_broker_has_is_accepted_though_redis_goes_away_then(
+    services: Services, connect: Connect, fleet: Fleet, foreign: ForeignClient, pool: str
+) -> None:
+    async with (
+        Proxy(services.amqp_url) as broker,
+        Proxy(services.redis_url) as redis,
+        connect(amqp_url=broker.url, redis_url=redis.url) as cut_off,
+    ):
+        await cut_off.declare_pool(pool)
+        broker.hold(Direction.TO_CLIENT)
+        submitting = asyncio.create_task(cut_off.submit("hello", pool=pool, idempotency_key=pool))
+        await eventually(lambda: _is_waiting(foreign))
+        redis.hold(Direction.TO_SERVICE)
+        redis.reset()
+        broker.heal()
+        job = await asyncio.wait_for(submitting, PATIENCE_S)
+        redis.heal()
+    assert (await fleet.submit("hello", pool=pool, idempotency_key=pool)).id == job.id
+
+
+# Turns, which others publish too
+
+
+async def test_a_refused_turn_that_a_worker_has_published_meanwhile_is_accepted(
+    connect: Connect, fleet: Fleet, start_worker: StartWorker, silent: Proxy, pool: str
+) -> None:
+    # Given a turn that runs, and one behind it whose producer cannot reach RabbitMQ
+    await start_worker()
+    session = fleet.session(f"s-{pool}")
+    first = await session.send("one", body=_lasting(0.6), pool=pool)
+    await until_running(fleet, first)
+    options: dict[str, Any] = {"pool": pool, "idempotency_key": pool}
+    async with connect(amqp_url=silent.url, connect_timeout_s=3.0) as unlucky:
+        charge = asyncio.create_task(unlucky.session(session.id).send("charge my card", **options))
+
+        # When the worker publishes it, before its producer has given up
+        told = await outcome(charge)
+
+    # Then it was accepted, and submitting it again does not run it again
+    assert isinstance(told, Job)
+    again = await session.send("charge my card", **options)
+    assert again.id == told.id
+    await fleet.wait(again, timeout_s=PATIENCE_S)
+    assert [turn.job_id for turn in await session.turns()] == [first.id, again.id]
+
+
+async def test_a_turn_that_the_next_ones_producer_has_published_stays_in_front(
+    connect: Connect, fleet: Fleet, start_worker: StartWorker, silent: Proxy, pool: str, store: aioredis.Redis
+) -> None:
+    # Given a turn in front whose producer cannot reach RabbitMQ
+    session_id = f"s-{pool}"
+    async with (
+        connect(amqp_url=silent.url, connect_timeout_s=3.0) as unlucky,
+        connect(turn_publish_grace_s=0.2) as hasty,
+    ):
+        first = asyncio.create_task(unlucky.session(session_id).send("one", pool=pool))
+        await eventually(lambda: _is_recorded(store, pool))
+
+        # When the next one's producer has published it
+        second = await hasty.session(session_id).send("two", pool=pool)
+        told = await outcome(first)
+
+    # Then it is accepted, and both run in their order
+    assert isinstance(told, Job)
+    await start_worker()
+    for job in (told, second):
+        assert (await fleet.wait(job, timeout_s=PATIENCE_S)).state is JobState.SUCCEEDED
+    turns = await fleet.session(session_id).turns()
+    assert [turn.job_id for turn in turns] == [told.id, second.id]
+
+
+@pytest.mark.parametrize("on_busy", ["enqueue", "reject", "interrupt", "rollback"])
+async def test_a_refused_turn_that_nobody_has_seen_leaves_nothing(
+    connect: Connect, fleet: Fleet, silent: Proxy, store: aioredis.Redis, pool: str, on_busy: str
+) -> None:
+    async with connect(amqp_url=silent.url, connect_timeout_s=0.5) as unlucky:
+        session = unlucky.session(f"s-{pool}")
+        with pytest.raises(ServiceUnreachableError):
+            await session.send("one", pool=pool, on_busy=on_busy, idempotency_key=pool)
+    assert await recorded(store, pool) == []
+    assert not await store.exists(f"inferfleet:session:{{{session.id}}}:payloads")
+    record = await session_record(fleet, session.id)
+    assert (record.owner, record.waiting) == (None, ())
+    assert await fleet.session(session.id).send("another", pool=pool, idempotency_key=pool)
+
+
+async def test_a_busy_session_refuses_a_turn_without_a_trace(
+    fleet: Fleet, store: aioredis.Redis, pool: str
+) -> None:
+    session = fleet.session(f"s-{pool}")
+    first = await session.send("one", pool=pool)
+    with pytest.raises(SessionBusyError):
+        await session.send("two", pool=pool, on_busy="reject", idempotency_key=pool)
+    assert await recorded(store, pool) == [first.id]
+    assert (await session.send("three", pool=pool, idempotency_key=pool)).id != first.id
+
+
+async def test_a_turn_that_was_offered_to_somebody_else_is_not_taken_back(
+    sessions: Sessions, pipeline: CommandPipeline, pool: str
+) -> None:
+    """A worker that ends a turn, or the producer of a later turn, may have published it by now."""
+    hasty = Sessions(pipeline=pipeline, settings=ServiceSettings(turn_publish_grace_s=0.001))
+
+    def turn() -> Job:
+        return Job(pool=pool, session_id=f"s-{pool}", body=chat())
+
+    one, two, three = turn(), turn(), turn()
+    assert (await sessions.enter(Payload(one, ""))).entry is Entry.RUN
+    assert (await sessions.enter(Payload(two, ""))).entry is Entry.WAIT
+    # Nobody but its producer knows of it, so it can be taken back; the next one is its producer's to publish.
+    for _ in range(2):
+        withdrawn, following = await sessions.withdraw(one)
+        assert (withdrawn, following and following.job) == (Withdrawn.OVER, two)
+    assert (await sessions.withdraw(two))[0] is Withdrawn.OFFERED
+    await sessions.published(two)
+    assert (await sessions.withdraw(two))[0] is Withdrawn.PUBLISHED
+    await sessions.advance(two)
+    # One in front whose producer seems dead is given to whoever comes next, or waits behind it.
+    await sessions.enter(Payload(one, ""))
+
+    async def offered() -> bool:
+        return (await hasty.enter(Payload(three, ""))).again is not None
+
+    await eventually(offered)
+    assert (await sessions.withdraw(one))[0] is Withdrawn.OFFERED
+    await sessions.advance(one)
+    assert (await sessions.front(three, take=three.id))[0] == three.id
+    assert (await sessions.withdraw(three))[0] is Withdrawn.OFFERED
+
+
+async def test_a_turn_that_a_dead_producer_was_taking_back_does_not_run(
+    fleet: Fleet,
+    records: JobRecords,
+    sessions: Sessions,
+    pipeline: CommandPipeline,
+    start_worker: StartWorker,
+    pool: str,
+) -> None:
+    # Given a turn that was refused, in its session's front, and a producer that died as it took it back
+    options: dict[str, Any] = {"pool": pool, "session_id": f"s-{pool}", "idempotency_key": pool}
+    lost = Job(body=chat(), **options)
+    await idempotency.claim(pipeline, lost, call=DEAD_CALL, ttl_s=600)
+    await records.create(lost, reply_to="", call=DEAD_CALL)
+    assert (await sessions.enter(Payload(lost, ""))).entry is Entry.RUN
+    assert await records.close(lost.id, call=DEAD_CALL) is Closed.CLOSED
+
+    # When it is submitted again
+    job = await fleet.submit(chat(), **options)
+
+    # Then it runs once
+    await start_worker()
+    assert (await fleet.wait(job, timeout_s=PATIENCE_S)).state is JobState.SUCCEEDED
+    assert [turn.job_id for turn in await fleet.session(f"s-{pool}").turns()] == [job.id]
+    with pytest.raises(JobNotFoundError):
+        await fleet.get(lost)
+
+
+def _lasting(seconds: float) -> dict[str, Any]:
+    return {"simulated": slow_chat(tokens=10, step_s=seconds / 10)["simulated"]}
+
+
+async def session_record(fleet: Fleet, session_id: str) -> Any:
+    return await fleet.session(session_id).get()
+
+
+async def _is_recorded(store: aioredis.Redis, pool: str) -> bool:
+    return bool(await recorded(store, pool))
+
+
+async def _is_waiting(foreign: ForeignClient) -> bool:
+    return await foreign.waiting() == 1
+
+
+async def _is_empty(foreign: ForeignClient) -> bool:
+    return await foreign.waiting() == 0
