@@ -144,8 +144,16 @@ def test_the_size_counts_bytes_and_the_limit_itself_is_allowed() -> None:
         (b"a", "body.extra[0].x: the type bytes has no form in JSON"),
         (datetime(2026, 1, 1), "body.extra[0].x: the type datetime has no form in JSON"),  # noqa: DTZ001
         ({1: 2}, "body.extra[0].x: has a key that is not a string"),
-        (2**64, "body: is not JSON (Integer exceeds 64-bit range)"),
-        ("\ud800", "body: is not JSON (str is not valid UTF-8: surrogates not allowed)"),
+        (
+            2**64,
+            "body.extra[0].x: has a whole number of more than 64 bits, which engines and other languages cannot "
+            "read; send it as a string",
+        ),
+        (
+            "\ud800",
+            "body.extra[0].x: has half a surrogate pair ('\\ud800') at character 0, which no UTF-8 text can have; "
+            "decode the text with the encoding that it came in",
+        ),
     ],
     ids=repr,
 )
@@ -156,7 +164,9 @@ def test_what_json_cannot_say_is_refused(value: object, words: str) -> None:
 def test_a_body_that_contains_itself_is_refused() -> None:
     body: dict[str, Any] = {"messages": HELLO}
     body["self"] = body
-    assert refusal(body) == "body: is nested too deeply"
+    assert refusal(body) == (
+        "body.self: is nested too deeply: at most 198 levels of objects and lists are read"
+    )
 
 
 @pytest.mark.parametrize(("body", "kind"), [([], "a list"), (None, "null"), ("x", "a string")])

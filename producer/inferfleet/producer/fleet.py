@@ -19,9 +19,10 @@ from inferfleet.producer.reader import BLOCK_S, Reader
 from inferfleet.producer.sessions import Session
 from inferfleet.producer.submission import Submission
 from inferfleet.schemas.control import DrainWorker
-from inferfleet.schemas.errors import JobNotFoundError, WaitTimeoutError
+from inferfleet.schemas.errors import InvalidJobError, JobNotFoundError, WaitTimeoutError
 from inferfleet.schemas.heartbeat import Heartbeat
 from inferfleet.schemas.job import Job, JobState
+from inferfleet.schemas.problems import printable
 from inferfleet.schemas.result import JobRecord, Result
 from inferfleet.schemas.settings import ProducerSettings, read_settings
 from inferfleet.wire.clock import RedisClock
@@ -145,12 +146,17 @@ class Fleet:
         """Submit many jobs; much faster than one by one. All are checked before the first is sent.
 
         Raises:
-            InvalidJobError: One of them breaks the contract; nothing was sent.
+            InvalidJobError: One of them breaks the contract; it says which, counted from 0. Nothing was sent.
             PartialSubmitError: Some were not accepted; it says which, and why.
 
         """
         self._pipeline.check_home()
-        jobs = [self._job(item, options) for item in work]
+        jobs: list[Job] = []
+        for position, item in enumerate(work):
+            try:
+                jobs.append(self._job(item, options))
+            except InvalidJobError as error:
+                raise InvalidJobError(f"number {position} of the jobs: {error}") from error
         return await self._submission.accept_many(jobs)
 
     async def get(self, job: Job | str) -> JobRecord:
@@ -164,7 +170,7 @@ class Fleet:
         return await self._records.get(_id(job))
 
     async def get_many(self, jobs: Iterable[Job | str]) -> dict[str, JobRecord | None]:
-        """Read many jobs at once, by id. A job without a record is ``None``."""
+        """Read many jobs at once, by id. A job without a readable record is ``None``."""
         return await self._records.get_many(map(_id, jobs))
 
     async def wait(self, job: Job | str, *, timeout_s: float | None = None) -> Result:
@@ -264,4 +270,4 @@ class Fleet:
 
 
 def _id(job: Job | str) -> str:
-    return job.id if isinstance(job, Job) else job
+    return job.id if isinstance(job, Job) else printable(job)

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
-from typing import Any, TypedDict
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, TypedDict, cast
 
 from pydantic import ValidationError
 
 from inferfleet.schemas.errors import InvalidJobError
 from inferfleet.schemas.job import Endpoint, Job, OnBusy
+from inferfleet.schemas.json_values import plain_json
 from inferfleet.schemas.near_match import did_you_mean
 from inferfleet.schemas.request import check_request, job_error
 from inferfleet.schemas.request_members import warn_of_misspelt_members
+
+_JSON: Final = ("body", "state_patch", "metadata")
+
+_MINUTE = timedelta(minutes=1)
 
 
 class JobOptions(TypedDict, total=False):
@@ -52,24 +58,46 @@ def make_job(
         known = JobOptions.__annotations__
         spelt = ", ".join(repr(name) + did_you_mean(name, known) for name in sorted(misspelt))
         raise TypeError(f"a job has no option {spelt}")
-    submitted = {} if now is None else {"submitted_at": now}
+    fields: dict[str, Any] = {} if now is None else {"submitted_at": now}
+    if isinstance(work, Job):
+        said = dict(work)
+        if "submitted_at" not in work.model_fields_set:
+            del said["submitted_at"]
+        fields |= {**said, **options}
+    else:
+        endpoint = _endpoint(options.get("endpoint", Endpoint.CHAT))
+        fields |= {**options, "endpoint": endpoint, "body": _body(work, endpoint)}
+    sizes = _make_plain(fields)
     try:
-        if isinstance(work, Job):
-            unsaid = {"submitted_at"} - work.model_fields_set
-            said = work.model_dump(exclude=unsaid)
-            job = Job.model_validate((submitted | said) | options)
-        else:
-            endpoint = _endpoint(options.get("endpoint", Endpoint.CHAT))
-            job = Job.model_validate(
-                {**options, "endpoint": endpoint, "body": _body(work, endpoint), **submitted}
-            )
+        job = Job.model_validate(fields)
     except ValidationError as error:
         raise job_error(error) from error
     if job.session_id is not None and job.endpoint is not Endpoint.CHAT:
         raise InvalidJobError(f"session_id: only {Endpoint.CHAT} has sessions, not {job.endpoint}")
-    check_request(job.endpoint, job.body, max_body_bytes=max_body_bytes)
+    check_request(job.endpoint, job.body, max_body_bytes=max_body_bytes, size=sizes["body"])
+    if (size := sum(sizes.values())) > max_body_bytes:
+        raise InvalidJobError(
+            f"{', '.join(sizes)} are {size:,} bytes together; the limit is {max_body_bytes:,} "
+            "(INFERFLEET_MAX_BODY_BYTES)"
+        )
     warn_of_misspelt_members(job.body)
     return job
+
+
+def _make_plain(fields: dict[str, Any]) -> dict[str, int]:
+    """Replace what is JSON by what a worker will read. Returns how many bytes each of it has."""
+    sizes: dict[str, int] = {}
+    for name in _JSON:
+        value = fields.get(name)
+        if isinstance(value, Mapping) and (value or name == "body"):
+            fields[name], sizes[name] = plain_json(dict(cast("Mapping[str, Any]", value)), name)
+    for name in ("expires_at", "submitted_at"):
+        moment = fields.get(name)
+        if isinstance(moment, datetime) and (offset := moment.utcoffset()) and offset % _MINUTE:
+            # The notation for times has no seconds in its offset.
+            with suppress(OverflowError):
+                fields[name] = moment.astimezone(UTC)
+    return sizes
 
 
 def _endpoint(name: str) -> Endpoint:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Protocol, Unpack, assert_never
+from typing import Any, Protocol, Unpack, assert_never, cast
 
 from inferfleet.producer.job_making import JobOptions
 from inferfleet.schemas.errors import (
@@ -14,8 +14,17 @@ from inferfleet.schemas.errors import (
     StateConflictError,
 )
 from inferfleet.schemas.job import Job
+from inferfleet.schemas.json_values import plain_json
 from inferfleet.schemas.merge_patch import merge_patch
-from inferfleet.schemas.session import SessionExport, SessionRecord, Turn, check_session_id
+from inferfleet.schemas.problems import kind
+from inferfleet.schemas.session import (
+    SessionExport,
+    SessionRecord,
+    Turn,
+    check_export,
+    check_limits,
+    check_session_id,
+)
 from inferfleet.wire.sessions import Replaced, Sessions
 
 
@@ -53,9 +62,8 @@ class Session:
             SessionTooLargeError: The history is at its size limit.
 
         """
-        new = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
         options["session_id"] = self.id
-        return await self._submit({**(body or {}), "messages": new}, **options)
+        return await self._submit({**_fields(body), "messages": _messages(messages)}, **options)
 
     async def configure(
         self, *, idle_ttl_s: int | None = None, max_history_tokens: int | None = None
@@ -64,10 +72,12 @@ class Session:
 
         ``None`` keeps what is set. Beyond ``max_history_tokens`` the oldest whole turns are left out of the
         prompt; they stay in the history.
+
+        Raises:
+            InvalidJobError: No session may have such limits.
+
         """
-        for name, value in (("idle_ttl_s", idle_ttl_s), ("max_history_tokens", max_history_tokens)):
-            if value is not None and value < 1:
-                raise InvalidJobError(f"{name}: {value} is below the minimum 1")
+        check_limits(idle_ttl_s=idle_ttl_s, max_history_tokens=max_history_tokens)
         await self._sessions.configure(self.id, idle_ttl_s=idle_ttl_s, max_history_tokens=max_history_tokens)
 
     async def get(self) -> SessionRecord | None:
@@ -100,10 +110,12 @@ class Session:
         """Replace the state, if it is still at ``version``. Returns the new version.
 
         Raises:
+            InvalidJobError: The state is not JSON; the message names the place.
             StateConflictError: Somebody else changed it meanwhile.
             SessionTooLargeError: With this state the session would exceed its size limit.
 
         """
+        state, _ = plain_json(state, "state")
         replaced, present = await self._sessions.replace_state(self.id, state, version=version)
         match replaced:
             case Replaced.OK:
@@ -122,9 +134,11 @@ class Session:
         """Apply a JSON Merge Patch (RFC 7396) to the state, as it is by then. Returns the new version.
 
         Raises:
+            InvalidJobError: The patch is not JSON; the message names the place.
             SessionTooLargeError: With this state the session would exceed its size limit.
 
         """
+        patch, _ = plain_json(patch, "patch")
         while True:
             version, state = await self._sessions.state(self.id)
             with suppress(StateConflictError):
@@ -172,9 +186,11 @@ class Session:
         """Make this session from an exported one.
 
         Raises:
+            InvalidJobError: A worker could not read it; the message names the place.
             SessionError: A session of this id exists.
 
         """
+        export = check_export(export)
         made = await self._sessions.create(
             self.id,
             export.turns,
@@ -184,3 +200,22 @@ class Session:
         )
         if not made:
             raise SessionError(f"session {self.id!r} exists: delete it first, or choose another id")
+
+
+def _fields(body: object) -> Mapping[str, Any]:
+    if body is None:
+        return {}
+    if not isinstance(body, Mapping):
+        raise InvalidJobError(f"body: must be an object, not {kind(body)}")
+    return cast("Mapping[str, Any]", body)
+
+
+def _messages(messages: object) -> object:
+    """The messages as a request has them. What is none, the check of the request says."""
+    match messages:
+        case str():
+            return [{"role": "user", "content": messages}]
+        case Sequence():
+            return list(cast("Sequence[object]", messages))
+        case _:
+            return messages

@@ -21,6 +21,11 @@ PoolName = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9_.-]{0,61}[a-z0-9])?$
 JobId = Annotated[str, Field(pattern=r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$")]
 """A UUID in its canonical lower-case form. Ours are UUIDv7, so they sort by time of submission."""
 
+Moment = Annotated[
+    AwareDatetime, Field(ge=datetime(1970, 1, 1, tzinfo=UTC), lt=datetime(9999, 1, 1, tzinfo=UTC))
+]
+"""A time with its time zone, from 1970 to 9998: what every reader of a record can calculate with."""
+
 SessionId = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[^\s{}]+$")]
 
 
@@ -96,11 +101,11 @@ class Job(WireModel):
     on_busy: OnBusy = OnBusy.ENQUEUE
     state_patch: dict[str, Any] | None = None
     stream: bool = False
-    expires_at: AwareDatetime | None = None
+    expires_at: Moment | None = None
     timeout_s: Annotated[float, Field(gt=0, le=86_400)] | None = None
     max_attempts: Annotated[int, Field(ge=1, le=100, strict=True)] = DEFAULT_MAX_ATTEMPTS
     idempotency_key: Annotated[str, Field(min_length=1, max_length=255)] | None = None
     tenant: Annotated[str, Field(min_length=1, max_length=128)] = DEFAULT_TENANT
     metadata: Annotated[dict[str, str], Field(max_length=64)] = Field(default_factory=dict)
     # For a job that no client of ours makes; a client takes Redis' time.
-    submitted_at: AwareDatetime = Field(default_factory=lambda: datetime.now(UTC))  # noqa: TID251
+    submitted_at: Moment = Field(default_factory=lambda: datetime.now(UTC))  # noqa: TID251

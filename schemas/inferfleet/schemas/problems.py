@@ -115,6 +115,8 @@ def _sentence(problem: ErrorDetails) -> str:
             return f"{_number(value)} is below the minimum {_number(limits['ge'])}"
         case "greater_than":
             return f"{_number(value)} is too low; it must be above {_number(limits['gt'])}"
+        case "less_than":
+            return f"{_number(value)} is too high; it must be below {_number(limits['lt'])}"
         case "less_than_equal":
             return f"{_number(value)} is above the maximum {_number(limits['le'])}"
         case "finite_number":
@@ -148,9 +150,17 @@ def _given(wanted: str, value: object) -> str:
     return kind(value)
 
 
+def printable(text: str) -> str:
+    """The text without what cannot be written as UTF-8."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 def _number(value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
+    if isinstance(value, int) and value.bit_length() > 2 * QUOTED:
+        # Python itself refuses to spell long ones.
+        return f"a number of {value.bit_length():,} bits"
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 

@@ -10,13 +10,21 @@ import orjson
 from pydantic import AwareDatetime, Field, TypeAdapter, ValidationError
 
 from inferfleet.schemas.errors import InvalidJobError
-from inferfleet.schemas.job import JobId, SessionId
-from inferfleet.schemas.problems import describe
+from inferfleet.schemas.job import Endpoint, JobId, SessionId
+from inferfleet.schemas.json_values import plain_json
+from inferfleet.schemas.problems import describe, kind
+from inferfleet.schemas.request import MODELS
 from inferfleet.schemas.result import Count, Usage
 from inferfleet.schemas.said import text_of
 from inferfleet.schemas.wire_model import WireModel
 
 _session_id: TypeAdapter[str] = TypeAdapter(SessionId)
+
+IdleTtl = Annotated[int, Field(ge=1, le=100 * 366 * 24 * 3600, strict=True)]
+"""Seconds, up to a hundred years: Redis refuses times that it cannot add to its own."""
+
+HistoryTokens = Annotated[int, Field(ge=1, le=2**53, strict=True)]
+"""Tokens; a script in Redis has no whole numbers beyond that."""
 
 
 class Turn(WireModel):
@@ -57,8 +65,13 @@ class SessionExport(WireModel):
     id: SessionId
     turns: tuple[Turn, ...]
     state: Any = None
-    idle_ttl_s: int | None = None
-    max_history_tokens: int | None = None
+    idle_ttl_s: IdleTtl | None = None
+    max_history_tokens: HistoryTokens | None = None
+
+
+class _Limits(WireModel):
+    idle_ttl_s: IdleTtl | None
+    max_history_tokens: HistoryTokens | None
 
 
 def read_export(document: bytes | str) -> SessionExport:
@@ -74,7 +87,41 @@ def read_export(document: bytes | str) -> SessionExport:
         raise InvalidJobError(f"this is no exported session: {describe(error)}") from None
 
 
-def check_session_id(session_id: str) -> None:
+def check_export(export: SessionExport) -> SessionExport:
+    """Judge a session that is to be imported; return it as a worker will read it.
+
+    Raises:
+        InvalidJobError: It breaks the contract; the message names the place.
+
+    """
+    state, _ = plain_json(export.state, "state")
+    turns: list[Turn] = []
+    for number, turn in enumerate(export.turns):
+        place = f"turns[{number}]"
+        said, _ = plain_json({"messages": turn.messages}, place)
+        try:
+            MODELS[Endpoint.CHAT].validate_python(said)
+        except ValidationError as error:
+            raise InvalidJobError(describe(error, root=place, data=said)) from None
+        plain_json(turn.model, f"{place}.model")
+        turns.append(turn.model_copy(update=said))
+    return export.model_copy(update={"turns": tuple(turns), "state": state})
+
+
+def check_limits(*, idle_ttl_s: int | None, max_history_tokens: int | None) -> None:
+    """Refuse limits that no session may have.
+
+    Raises:
+        InvalidJobError: One is below 1, too high for Redis, or no whole number.
+
+    """
+    try:
+        _Limits(idle_ttl_s=idle_ttl_s, max_history_tokens=max_history_tokens)
+    except ValidationError as error:
+        raise InvalidJobError(describe(error)) from None
+
+
+def check_session_id(session_id: object) -> None:
     """Refuse an id that no session may have.
 
     Raises:
@@ -84,8 +131,9 @@ def check_session_id(session_id: str) -> None:
     try:
         _session_id.validate_python(session_id)
     except ValidationError:
+        given = ascii(session_id[:64]) if isinstance(session_id, str) else kind(session_id)
         raise InvalidJobError(
-            f"{session_id[:64]!r} is not a session id: 1 to 128 characters without spaces and braces"
+            f"{given} is not a session id: 1 to 128 characters without spaces and braces"
         ) from None
 
 

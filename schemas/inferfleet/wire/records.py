@@ -8,6 +8,7 @@ that a worker that lost its job, and does not know it yet, can do no harm.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,7 +17,7 @@ from typing import Any
 
 from pydantic_core import to_json
 
-from inferfleet.schemas.errors import JobDataLostError, JobNotFoundError
+from inferfleet.schemas.errors import InferfleetError, JobDataLostError, JobNotFoundError
 from inferfleet.schemas.job import Job, JobState
 from inferfleet.schemas.journal import (
     AnswerHead,
@@ -40,6 +41,12 @@ from inferfleet.wire.scripts import Argument
 
 READ_BATCH = 500
 """Records read in one round trip."""
+
+
+_UNREADABLE = (LookupError, ValueError)
+"""What a record or result leads to that is not as this version writes it."""
+
+logger = logging.getLogger(__name__)
 
 
 class Closed(StrEnum):
@@ -372,7 +379,13 @@ class JobRecords:
         )
         if not fields:
             raise JobNotFoundError(job_id)
-        record = _record(job_id, fields, result)
+        try:
+            record = _record(job_id, fields, result)
+        except _UNREADABLE as error:
+            raise InferfleetError(
+                f"the record of job {job_id} cannot be read ({type(error).__name__}): another version of "
+                "inferfleet, or another program, wrote it"
+            ) from error
         if record.state.terminal and record.result is None:
             raise JobDataLostError(job_id, missing="result")
         return record
@@ -411,7 +424,7 @@ class JobRecords:
         return states
 
     async def get_many(self, job_ids: Iterable[str]) -> dict[str, JobRecord | None]:
-        """Read many jobs, some hundred in one round trip. A job without a record is ``None``.
+        """Read many jobs, some hundred in one round trip. A job without a readable record is ``None``.
 
         A record that is terminal and has no ``result`` has lost it.
         """
@@ -421,7 +434,12 @@ class JobRecords:
             results = [self._pipeline.enqueue("GET", result_key(job_id)) for job_id in some]
             answers: list[Any] = await asyncio.gather(*fields, *results)
             for job_id, found, result in zip(some, answers, answers[len(some) :], strict=False):
-                records[job_id] = _record(job_id, found, result) if found else None
+                try:
+                    records[job_id] = _record(job_id, found, result) if found else None
+                except _UNREADABLE as error:
+                    # It must not keep the others from their reader.
+                    logger.warning("cannot read the record of job %s (%s)", job_id, type(error).__name__)
+                    records[job_id] = None
         return records
 
     async def results(self, job_ids: Iterable[str]) -> dict[str, bytes]:
@@ -476,7 +494,11 @@ def _tokens(unflushed: Unflushed, attempt: int, now: datetime) -> tuple[int, int
 def _record(job_id: str, fields: dict[bytes, bytes], result: bytes | None) -> JobRecord:
     def moment(name: bytes) -> datetime | None:
         value = fields.get(name)
-        return datetime.fromtimestamp(int(value) / 1000, UTC) if value else None
+        try:
+            return datetime.fromtimestamp(int(value) / 1000, UTC) if value else None
+        except (ValueError, OverflowError):
+            # An older producer let such times pass.
+            return None
 
     return JobRecord(
         id=job_id,

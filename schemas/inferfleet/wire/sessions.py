@@ -314,11 +314,15 @@ class Sessions:
 
     async def replace_state(self, session_id: str, state: Any, *, version: int) -> tuple[Replaced, int]:
         """Replace the state if it is at ``version``. Returns what came of it, and the version now."""
+        value = orjson.dumps(state)
+        if len(value) > self._settings.max_session_bytes:
+            # Redis itself refuses values of more than 512 MB, and ends the connection.
+            return Replaced.TOO_LARGE, version
         replaced, now = await self._call(
             scripts.SESSION_STATE,
             (session_key(session_id), turns_key(session_id), state_key(session_id)),
             version,
-            orjson.dumps(state),
+            value,
             self.clock.now_ms(),
             self._settings.session_ttl_s,
             self._settings.max_session_bytes,

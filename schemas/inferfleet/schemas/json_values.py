@@ -1,0 +1,125 @@
+"""The one check of what a caller hands over as JSON: is it read as it was meant, by the parser that reads it?
+
+A job, a session's state and an exported session are read by pydantic's JSON parser, which has limits of its
+own. What it would not read is refused at the caller, before anything is recorded.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from enum import Enum
+from typing import Any, Final, cast
+from uuid import UUID
+
+import orjson
+from pydantic_core import from_json
+
+from inferfleet.schemas.errors import InvalidJobError
+from inferfleet.schemas.problems import QUOTED, printable
+
+MAX_LEVELS: Final = 198
+"""How deep a value may be nested. The parser reads 200 levels, and two are for what is around the value: a
+body is a member of its job, and a message is one level deeper in an exported session than in a job."""
+
+STRICTLY_JSON: Final = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME
+
+_LONGEST_PLACE = 3 * QUOTED
+
+_FIRST_STEP = re.compile(r"\[\d+\]|\.[^.\[]*")
+
+
+def plain_json(value: Any, place: str) -> tuple[Any, int]:
+    """Return the value as its reader will have it, and its length as JSON in bytes.
+
+    A tuple becomes a list, a UUID its text, and a member of an enumeration its value. Costs some two
+    microseconds for a short chat.
+
+    Raises:
+        InvalidJobError: It is not JSON, or no reader would have it equal. The message names the place.
+
+    """
+    try:
+        text = orjson.dumps(value, option=STRICTLY_JSON)
+        # As deep as the value can be where it is read.
+        read: Any = from_json(b"[[" + text + b"]]")[0][0]
+        equal: bool = read == value
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidJobError(json_problem(value, place) or f"{place}: is not JSON ({error})") from None
+    # orjson writes NaN and infinity as null.
+    if not equal and (problem := json_problem(value, place)):
+        raise InvalidJobError(problem)
+    return read, len(text)
+
+
+def json_problem(value: Any, place: str) -> str | None:
+    """Find the first value that JSON has no form for, or that no reader could have."""
+    # No recursion: how deep it goes is one of the questions.
+    unseen: list[tuple[Any, str, int]] = [(value, place, 1)]
+    while unseen:
+        value, path, level = unseen.pop()
+        problem: str | None = None
+        match value:
+            case None | bool() | UUID():
+                pass
+            case Enum():
+                unseen.append((value.value, path, level))
+            case str() | int() | float():
+                problem = _scalar_problem(value)
+            case dict() | list() | tuple() if level > MAX_LEVELS:
+                # What is deep in there has a path of as many steps; the member that holds it says more.
+                path = place + _FIRST_STEP.findall(path[len(place) :])[0]
+                problem = f"is nested too deeply: at most {MAX_LEVELS} levels of objects and lists are read"
+            case dict():
+                items = cast("dict[object, Any]", value)
+                problem = next(filter(None, map(_key_problem, items)), None)
+                below = [(child, f"{path}.{str(key)[:QUOTED]}", level + 1) for key, child in items.items()]
+                unseen.extend(reversed(below))
+            case list() | tuple():
+                entries = cast("Sequence[Any]", value)
+                below = [(child, f"{path}[{number}]", level + 1) for number, child in enumerate(entries)]
+                unseen.extend(reversed(below))
+            case _:
+                problem = f"the type {type(value).__name__} has no form in JSON"
+        if problem:
+            return f"{_shortened(path)}: {problem}"
+    return None
+
+
+def _scalar_problem(value: str | int | float) -> str | None:
+    match value:
+        case str():
+            return _text_problem(value)
+        case int():
+            if -(2**63) <= value < 2**64:
+                return None
+            return (
+                "has a whole number of more than 64 bits, which engines and other languages cannot read; "
+                "send it as a string"
+            )
+        case float():
+            return None if math.isfinite(value) else f"{value} is not a JSON number"
+
+
+def _text_problem(text: str) -> str | None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return (
+            f"has half a surrogate pair ({text[error.start]!a}) at character {error.start}, which no UTF-8 "
+            "text can have; decode the text with the encoding that it came in"
+        )
+    return None
+
+
+def _key_problem(key: object) -> str | None:
+    if not isinstance(key, str):
+        return "has a key that is not a string"
+    problem = _text_problem(key)
+    return problem and f"has a key that {problem}"
+
+
+def _shortened(path: str) -> str:
+    path = printable(path)
+    return path if len(path) <= _LONGEST_PLACE else f"{path[:_LONGEST_PLACE]}…"
