@@ -98,6 +98,28 @@ async def test_submit_takes_a_whole_request(
     assert (ended.code, ended.out, ended.err) == (0, said("from a file", max_tokens=7) + "\n", "")
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be", "utf-32"])
+async def test_submit_reads_a_request_in_each_encoding_that_editors_write(
+    inferfleet: RunCommand, fleet: Fleet, pool: str, tmp_path: Path, encoding: str
+) -> None:
+    request = chat("grüß Gott 😀", seed=2**62 + 1, big=2**64 - 1)
+    file = tmp_path / "request.json"
+    file.write_text(json.dumps(request, ensure_ascii=False), encoding=encoding)
+    ended = await inferfleet("submit", "--body", str(file), "--pool", pool, "--json")
+    assert (ended.code, ended.err) == (0, "")
+    assert json.loads(ended.out)["body"] == request
+
+
+async def test_submit_refuses_what_it_would_change(
+    inferfleet: RunCommand, fleet: Fleet, pool: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "request.json"
+    file.write_text(json.dumps(chat(big=2**64)))
+    ended = await inferfleet("submit", "--body", str(file), "--pool", pool)
+    assert (ended.code, ended.out) == (2, "")
+    assert "body.big: has a whole number of more than 64 bits" in ended.err
+
+
 async def test_an_embedding_is_printed_as_the_response_that_it_is(
     inferfleet: RunCommand, start_worker: StartWorker, fleet: Fleet, pool: str
 ) -> None:

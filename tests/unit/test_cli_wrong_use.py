@@ -81,10 +81,28 @@ def test_submit_refuses_what_it_cannot_read(
         ("", "- is not JSON"),
         ("[1]", "- holds a list; a request body is a JSON object"),
         ('{"temperature": NaN}', "- is not JSON"),
+        ('{"messages": []}\n{"messages": []}', "- is not JSON: trailing characters at line 2"),
     ],
 )
 def test_submit_refuses_a_body_that_is_none(inferfleet: Run, stdin: str, message: str) -> None:
     assert_refused(inferfleet("submit", "--body", "-", stdin=stdin), message)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"user": "Andr\xe9"}', "is not UTF-8 text: byte 0xe9 at position 14"),
+        ('{"user": "x"}'.encode("utf-16")[:-1], "is not UTF-16 text"),
+        (b'{"a":' * 300, "recursion limit exceeded"),
+    ],
+)
+@pytest.mark.parametrize("command", [("submit", "--body"), ("session", "import")])
+def test_a_file_that_is_no_json_in_a_known_encoding_is_refused(
+    inferfleet: Run, tmp_path: Path, command: tuple[str, ...], content: bytes, message: str
+) -> None:
+    file = tmp_path / "file.json"
+    file.write_bytes(content)
+    assert_refused(inferfleet(*command, str(file)), message)
 
 
 @pytest.mark.parametrize("command", ["submit", "get", "cancel", "stream", "worker"])

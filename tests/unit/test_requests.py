@@ -146,13 +146,13 @@ def test_the_size_counts_bytes_and_the_limit_itself_is_allowed() -> None:
         ({1: 2}, "body.extra[0].x: has a key that is not a string"),
         (
             2**64,
-            "body.extra[0].x: has a whole number of more than 64 bits, which engines and other languages cannot "
-            "read; send it as a string",
+            "body.extra[0].x: has a whole number of more than 64 bits, which engines and other languages "
+            "cannot read; send it as a string",
         ),
         (
             "\ud800",
-            "body.extra[0].x: has half a surrogate pair ('\\ud800') at character 0, which no UTF-8 text can have; "
-            "decode the text with the encoding that it came in",
+            "body.extra[0].x: has half a surrogate pair ('\\ud800') at character 0, which no UTF-8 text can "
+            "have; decode the text with the encoding that it came in",
         ),
     ],
     ids=repr,

@@ -150,8 +150,10 @@ def _lines_of_stdin() -> asyncio.Queue[str | None]:
     def read() -> None:
         # RuntimeError: the loop is closed, for the user has left.
         with suppress(RuntimeError), open(sys.stdin.fileno(), "rb", buffering=0, closefd=False) as stdin:
-            for line in stdin:
-                loop.call_soon_threadsafe(lines.put_nowait, line.decode(errors="replace"))
+            for number, line in enumerate(stdin):
+                # Editors on Windows begin a file with a mark.
+                encoding = "utf-8" if number else "utf-8-sig"
+                loop.call_soon_threadsafe(lines.put_nowait, line.decode(encoding, errors="replace"))
             loop.call_soon_threadsafe(lines.put_nowait, None)
 
     Thread(target=read, daemon=True).start()

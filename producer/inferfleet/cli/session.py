@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -15,6 +14,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from inferfleet.cli.options import JsonFlag, not_empty, producer_settings
+from inferfleet.cli.reading import STANDARD, read_text
 from inferfleet.cli.terminal import err, line, out, shown_id
 from inferfleet.producer.fleet import Fleet
 from inferfleet.schemas.errors import SessionError
@@ -28,7 +28,6 @@ SessionArgument = Annotated[
     str, typer.Argument(metavar="SESSION", help="The session's id.", callback=not_empty)
 ]
 FileArgument = Annotated[Path, typer.Argument(metavar="[FILE]", help="The file; `-` is stdout or stdin.")]
-STANDARD = Path("-")
 
 
 @app.callback()
@@ -126,7 +125,7 @@ def export(session_id: SessionArgument, file: FileArgument = STANDARD, *, as_jso
         out(document)
     else:
         try:
-            file.write_text(document)
+            file.write_text(document, encoding="utf-8")
         except OSError as error:
             raise typer.BadParameter(f"cannot write {str(file)!r}: {error.strerror}") from error
         _print_id(session_id, as_json=as_json)
@@ -145,7 +144,7 @@ def import_(
     as_json: JsonFlag = False,
 ) -> None:
     """Make a session from an exported one. There must be none with its id."""
-    document = read_export(sys.stdin.buffer.read() if file == STANDARD else _read(file))
+    document = read_export(read_text(file))
     new_id = session_id or document.id
 
     async def make(fleet: Fleet) -> None:
@@ -161,13 +160,6 @@ def _run(work: Callable[[Fleet], Awaitable[T]]) -> T:
             return await work(fleet)
 
     return asyncio.run(connected())
-
-
-def _read(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise typer.BadParameter(f"cannot read {str(file)!r}: {error.strerror}") from error
 
 
 def _words(message: dict[str, Any]) -> str:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from pathlib import Path
 from typing import Annotated, Any, cast
 
-import orjson
 import typer
+from pydantic_core import from_json
 
 from inferfleet.cli.going_on import goes_on, submitting
 from inferfleet.cli.options import JsonFlag, not_empty, parse_metadata, parse_priority, producer_settings
 from inferfleet.cli.printing import print_answer, print_json, print_stream
+from inferfleet.cli.reading import read_text
 from inferfleet.cli.terminal import out
 from inferfleet.producer.fleet import Fleet
 from inferfleet.producer.job_making import JobOptions, make_job
@@ -102,11 +102,9 @@ def _work(
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        content = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
-        body: object = orjson.loads(content)
-    except OSError as error:
-        raise typer.BadParameter(f"cannot read {file}: {error.strerror}") from error
-    except orjson.JSONDecodeError as error:
+        # Not by orjson, which makes floats of whole numbers past 64 bits.
+        body: object = from_json(read_text(file), allow_inf_nan=False)
+    except ValueError as error:
         raise typer.BadParameter(f"{file} is not JSON: {error}") from error
     if not isinstance(body, dict):
         raise typer.BadParameter(f"{file} holds a {type(body).__name__}; a request body is a JSON object")

@@ -104,7 +104,7 @@ def check_export(export: SessionExport) -> SessionExport:
         except ValidationError as error:
             raise InvalidJobError(describe(error, root=place, data=said)) from None
         plain_json(turn.model, f"{place}.model")
-        turns.append(turn.model_copy(update=said))
+        turns.append(turn.model_copy(update={"messages": tuple(said["messages"])}))
     return export.model_copy(update={"turns": tuple(turns), "state": state})
 
 
