@@ -192,6 +192,34 @@ async def test_a_job_that_a_dead_producer_was_taking_back_does_not_keep_its_key(
     assert await recorded(store, pool) == [job.id]
 
 
+async def test_a_job_that_was_taken_back_before_the_second_caller_had_its_record_is_not_revived(
+    fleet: Fleet,
+    records: JobRecords,
+    pipeline: CommandPipeline,
+    store: aioredis.Redis,
+    pool: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Given a caller that finds a job under its key, which is refused and gone by the time of its record
+    refused = Job(pool=pool, body=chat(), idempotency_key=pool)
+    claimed = await idempotency.claim(pipeline, refused, call=DEAD_CALL, ttl_s=600)
+    await records.create(refused, reply_to="", call=DEAD_CALL)
+    create = JobRecords.create
+
+    async def create_late(self: JobRecords, job: Job, **more: Any) -> Any:
+        if await records.close(refused.id, call=DEAD_CALL) is Closed.CLOSED:
+            await idempotency.forget(pipeline, claimed)
+            assert await records.discard(refused.id)
+        return await create(self, job, **more)
+
+    monkeypatch.setattr(JobRecords, "create", create_late)
+
+    # When it is accepted, then with a key that stands for its job
+    job = await fleet.submit(chat(), pool=pool, idempotency_key=pool)
+    assert (await fleet.submit(chat(), pool=pool, idempotency_key=pool)).id == job.id
+    assert await recorded(store, pool) == [job.id]
+
+
 async def test_a_key_that_was_claimed_anew_is_not_freed_with_the_old_claim(
     fleet: Fleet, pipeline: CommandPipeline, pool: str
 ) -> None:

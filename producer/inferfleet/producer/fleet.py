@@ -125,17 +125,18 @@ class Fleet:
 
         ``work`` is a prompt, an OpenAI request body, or a whole ``Job``. When this returns, the job will
         reach exactly one terminal result. When it raises anything but ``PublishUnconfirmedError``, the
-        job was not accepted.
+        job was not accepted, nor for another caller with its idempotency key.
 
         Raises:
-            InvalidJobError: The job breaks the contract; nothing was sent.
+            InvalidJobError: The job breaks the contract, or no worker could read it; nothing was sent.
             UnknownPoolError: No queue is bound for the pool.
             QueueFullError: The pool is at its limit.
             SessionBusyError: The session has an unfinished turn, and ``on_busy`` is ``reject``.
             SessionTooLargeError: The session's history is at its size limit.
             PublishUnconfirmedError: The broker may or may not have it; the same idempotency key is safe.
             ServiceRefusedError: The broker refuses it: it is too large, or a permission is missing.
-            ServiceUnreachableError: RabbitMQ or Redis does not answer.
+            ServiceUnreachableError: RabbitMQ or Redis does not answer. Without Redis nobody knows what
+                became of earlier calls with the same key.
 
         """
         return await self._submission.accept(self._job(work, options))

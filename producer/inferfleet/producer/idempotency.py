@@ -59,6 +59,14 @@ async def accept(pipeline: CommandPipeline, claimed: Claim, *, ttl_s: int) -> No
         await pipeline.execute(*scripts.call(scripts.KEY_CHANGE, (key,), claimed.holder, holder, ttl_s))
 
 
+async def holds(pipeline: CommandPipeline, claimed: Claim) -> bool:
+    """Whether the claim still stands."""
+    if (key := _key(claimed.job)) is None:
+        return True
+    holder: bytes | None = await pipeline.execute("GET", key)
+    return holder is not None and holder.startswith(claimed.holder.encode())
+
+
 async def accepted(pipeline: CommandPipeline, claimed: Claim) -> bool:
     """Whether somebody has had the claimed job accepted meanwhile."""
     key = _key(claimed.job)

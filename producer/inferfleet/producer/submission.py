@@ -119,14 +119,24 @@ class Submission:
             )
             if claimed.accepted:
                 return claimed, _ACCEPTED_BEFORE
-            recorded = await self._records.create(
+            recording = self._records.create(
                 claimed.job, reply_to=self._settings.client_id, call=call, keep=keep
             )
-            if not recorded.closed:
-                return claimed, recorded
-            # Somebody who was refused takes it back. Helped, that comes to an end even if its producer died.
+            if job.idempotency_key is None:
+                recorded, holds = await recording, True
+            else:
+                # Sent at once, and in this order: a key is freed before its record goes.
+                recorded, holds = await asyncio.gather(recording, idempotency.holds(self._pipeline, claimed))
             with _uncertain_without_redis():
-                keep = await self._take_back(claimed) is not TakenBack.GONE
+                if recorded.closed:
+                    # Somebody who was refused takes it back. With help that ends, even if its producer died.
+                    keep = await self._take_back(claimed) is not TakenBack.GONE
+                elif recorded.created and not holds:
+                    # It was taken back before this call's record: the key is free, or stands for another job.
+                    if await self._records.close(claimed.job.id, call=call) is Closed.CLOSED:
+                        await self._take_back(claimed)
+                else:
+                    return claimed, recorded
 
     async def _accepted_all_the_same(self, claimed: Claim, call: str, refusal: InferfleetError) -> None:
         """Return if a job that this client cannot publish was accepted for somebody else, or runs.
