@@ -204,15 +204,16 @@ async def test_a_job_that_was_taken_back_before_the_second_caller_had_its_record
     refused = Job(pool=pool, body=chat(), idempotency_key=pool)
     claimed = await idempotency.claim(pipeline, refused, call=DEAD_CALL, ttl_s=600)
     await records.create(refused, reply_to="", call=DEAD_CALL)
-    create = JobRecords.create
+    claim = idempotency.claim
 
-    async def create_late(self: JobRecords, job: Job, **more: Any) -> Any:
+    async def claim_and_be_late(*arguments: Any, **more: Any) -> idempotency.Claim:
+        found = await claim(*arguments, **more)
         if await records.close(refused.id, call=DEAD_CALL) is Closed.CLOSED:
             await idempotency.forget(pipeline, claimed)
             assert await records.discard(refused.id)
-        return await create(self, job, **more)
+        return found
 
-    monkeypatch.setattr(JobRecords, "create", create_late)
+    monkeypatch.setattr(idempotency, "claim", claim_and_be_late)
 
     # When it is accepted, then with a key that stands for its job
     job = await fleet.submit(chat(), pool=pool, idempotency_key=pool)
