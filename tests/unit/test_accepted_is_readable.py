@@ -289,10 +289,3 @@ def test_the_member_that_is_nested_too_deeply_is_named(levels: int) -> None:
 def test_the_place_of_a_value_that_nobody_could_read_is_named(options: JobOptions, words: str) -> None:
     with pytest.raises(InvalidJobError, match=words):
         make_job({"messages": HELLO}, options, max_body_bytes=LIMIT)
-
-
-def test_what_a_caller_changes_after_the_submit_does_not_change_the_job() -> None:
-    messages = [{"role": "user", "content": "hello"}]
-    job = make_job({"messages": messages}, {}, max_body_bytes=LIMIT)
-    messages[0]["content"] = "good bye"
-    assert job.body == {"messages": HELLO}

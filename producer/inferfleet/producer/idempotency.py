@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -17,11 +16,14 @@ from inferfleet.wire.pipeline import CommandPipeline
 _ACCEPTED = " accepted"
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """Who has a key: ``holder`` is what it says. ``accepted`` tells that the broker has the job."""
+class Claim(NamedTuple):
+    """Who has a key: ``holder`` is what it says. ``accepted`` tells that the broker has the job.
+
+    ``key`` is its key in Redis; ``""`` for a job without one.
+    """
 
     job: Job
+    key: str
     holder: str
     accepted: bool
 
@@ -37,7 +39,7 @@ async def claim(pipeline: CommandPipeline, job: Job, *, call: str, ttl_s: int) -
 
     """
     if (key := _key(job)) is None:
-        return Claim(job, "", accepted=False)
+        return Claim(job, "", "", accepted=False)
     digest = _digest(job)
     answer: bytes = await pipeline.execute(
         *scripts.call(scripts.KEY_CLAIM, (key,), f"{job.id} {digest} {call}", ttl_s)
@@ -49,34 +51,30 @@ async def claim(pipeline: CommandPipeline, job: Job, *, call: str, ttl_s: int) -
             f"the idempotency key {job.idempotency_key!r} belongs to job {job_id}, which has another pool, "
             "endpoint, body or session: send the same request again, or use a new key"
         )
-    return Claim(job.model_copy(update={"id": job_id}), holder, accepted=holder.endswith(_ACCEPTED))
+    return Claim(job.model_copy(update={"id": job_id}), key, holder, accepted=holder.endswith(_ACCEPTED))
 
 
 async def accept(pipeline: CommandPipeline, claimed: Claim, *, ttl_s: int) -> None:
     """Note that the broker has the job: from here on the key alone answers for it."""
-    if (key := _key(claimed.job)) is not None:
+    if claimed.key:
         holder = claimed.holder + _ACCEPTED
-        await pipeline.execute(*scripts.call(scripts.KEY_CHANGE, (key,), claimed.holder, holder, ttl_s))
-
-
-async def holds(pipeline: CommandPipeline, claimed: Claim) -> bool:
-    """Whether the claim still stands."""
-    if (key := _key(claimed.job)) is None:
-        return True
-    holder: bytes | None = await pipeline.execute("GET", key)
-    return holder is not None and holder.startswith(claimed.holder.encode())
+        await pipeline.execute(
+            *scripts.call(scripts.KEY_CHANGE, (claimed.key,), claimed.holder, holder, ttl_s)
+        )
 
 
 async def accepted(pipeline: CommandPipeline, claimed: Claim) -> bool:
     """Whether somebody has had the claimed job accepted meanwhile."""
-    key = _key(claimed.job)
-    return key is not None and await pipeline.execute("GET", key) == (claimed.holder + _ACCEPTED).encode()
+    if not claimed.key:
+        return False
+    holder: bytes | None = await pipeline.execute("GET", claimed.key)
+    return holder == (claimed.holder + _ACCEPTED).encode()
 
 
 async def forget(pipeline: CommandPipeline, claimed: Claim) -> None:
     """Free the key of a job that is taken back, unless somebody has claimed it anew."""
-    if (key := _key(claimed.job)) is not None:
-        await pipeline.execute(*scripts.call(scripts.KEY_CHANGE, (key,), claimed.holder, "", 0))
+    if claimed.key:
+        await pipeline.execute(*scripts.call(scripts.KEY_CHANGE, (claimed.key,), claimed.holder, "", 0))
 
 
 def _key(job: Job) -> str | None:

@@ -18,7 +18,9 @@ from inferfleet.schemas.request_members import warn_of_misspelt_members
 
 _JSON: Final = ("body", "state_patch", "metadata")
 
-_MINUTE = timedelta(minutes=1)
+_MOMENTS: Final = frozenset({"expires_at", "submitted_at"})
+
+_MINUTE: Final = timedelta(minutes=1)
 
 
 class JobOptions(TypedDict, total=False):
@@ -75,7 +77,7 @@ def make_job(
     if job.session_id is not None and job.endpoint is not Endpoint.CHAT:
         raise InvalidJobError(f"session_id: only {Endpoint.CHAT} has sessions, not {job.endpoint}")
     check_request(job.endpoint, job.body, max_body_bytes=max_body_bytes, size=sizes["body"])
-    if (size := sum(sizes.values())) > max_body_bytes:
+    if len(sizes) > 1 and (size := sum(sizes.values())) > max_body_bytes:
         raise InvalidJobError(
             f"{', '.join(sizes)} are {size:,} bytes together; the limit is {max_body_bytes:,} "
             "(INFERFLEET_MAX_BODY_BYTES)"
@@ -89,10 +91,15 @@ def _make_plain(fields: dict[str, Any]) -> dict[str, int]:
     sizes: dict[str, int] = {}
     for name in _JSON:
         value = fields.get(name)
-        if isinstance(value, Mapping) and (value or name == "body"):
-            fields[name], sizes[name] = plain_json(dict(cast("Mapping[str, Any]", value)), name)
-    for name in ("expires_at", "submitted_at"):
-        moment = fields.get(name)
+        if value is None or (not value and name != "body"):
+            continue
+        if not isinstance(value, dict):
+            if not isinstance(value, Mapping):
+                continue
+            value = dict(cast("Mapping[str, Any]", value))
+        fields[name], sizes[name] = plain_json(value, name)
+    for name in _MOMENTS & fields.keys():
+        moment = fields[name]
         if isinstance(moment, datetime) and (offset := moment.utcoffset()) and offset % _MINUTE:
             # The notation for times has no seconds in its offset.
             with suppress(OverflowError):

@@ -105,9 +105,10 @@ class Submission:
                 raise
             except InferfleetError as refusal:
                 await self._accepted_all_the_same(claimed, call, refusal)
-        # Only a note, and the broker has the job already.
-        with suppress(ServiceUnreachableError):
-            await idempotency.accept(self._pipeline, claimed, ttl_s=self._settings.queued_ttl_s)
+        if claimed.key:
+            # Only a note, and the broker has the job already.
+            with suppress(ServiceUnreachableError):
+                await idempotency.accept(self._pipeline, claimed, ttl_s=self._settings.queued_ttl_s)
         return claimed.job
 
     async def _claim_and_record(self, job: Job, call: str) -> tuple[Claim, Recorded]:
@@ -119,24 +120,19 @@ class Submission:
             )
             if claimed.accepted:
                 return claimed, _ACCEPTED_BEFORE
-            recording = self._records.create(
-                claimed.job, reply_to=self._settings.client_id, call=call, keep=keep
+            recorded = await self._records.create(
+                claimed.job, reply_to=self._settings.client_id, call=call, key=claimed.key, keep=keep
             )
-            if job.idempotency_key is None:
-                recorded, holds = await recording, True
-            else:
-                # Sent at once, and in this order: a key is freed before its record goes.
-                recorded, holds = await asyncio.gather(recording, idempotency.holds(self._pipeline, claimed))
+            # If the key does not say so any more, the job was taken back before this call had its record.
+            revived = recorded.created and not recorded.holder.startswith(claimed.holder)
+            if not recorded.closed and not revived:
+                return claimed, recorded
             with _uncertain_without_redis():
                 if recorded.closed:
                     # Somebody who was refused takes it back. With help that ends, even if its producer died.
                     keep = await self._take_back(claimed) is not TakenBack.GONE
-                elif recorded.created and not holds:
-                    # It was taken back before this call's record: the key is free, or stands for another job.
-                    if await self._records.close(claimed.job.id, call=call) is Closed.CLOSED:
-                        await self._take_back(claimed)
-                else:
-                    return claimed, recorded
+                elif await self._records.close(claimed.job.id, call=call) is Closed.CLOSED:
+                    await self._take_back(claimed)
 
     async def _accepted_all_the_same(self, claimed: Claim, call: str, refusal: InferfleetError) -> None:
         """Return if a job that this client cannot publish was accepted for somebody else, or runs.

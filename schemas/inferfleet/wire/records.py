@@ -10,10 +10,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic_core import to_json
 
@@ -65,17 +64,18 @@ class Closed(StrEnum):
     """Somebody else has taken it back."""
 
 
-@dataclass(frozen=True, slots=True)
-class Recorded:
+class Recorded(NamedTuple):
     """The record of a job that is submitted. ``attempt`` is how often it was started.
 
-    While it is ``closed``, a refused submission takes it back.
+    While it is ``closed``, a refused submission takes it back. ``holder`` is what its idempotency key said
+    just after.
     """
 
     created: bool
     state: JobState
     attempt: int
     closed: bool
+    holder: str = ""
 
 
 class JobRecords:
@@ -97,12 +97,15 @@ class JobRecords:
 
     # A producer's side
 
-    async def create(self, job: Job, *, reply_to: str, call: str, keep: bool = False) -> Recorded:
+    async def create(
+        self, job: Job, *, reply_to: str, call: str, key: str = "", keep: bool = False
+    ) -> Recorded:
         """Record a job, or join those who submit it too. ``call`` is unique to this submission.
 
-        ``keep`` makes a job whose other submissions were refused, and which is taken back, stay.
+        ``key`` is the idempotency key that it was found under. ``keep`` makes a job stay whose other
+        submissions were refused, and which is taken back.
         """
-        created, state, attempt, closed = await self._call(
+        recorded = self._call(
             scripts.CREATE,
             (job_key(job.id), journal_key(job.id)),
             _milliseconds(job.submitted_at),
@@ -114,7 +117,11 @@ class JobRecords:
             call,
             int(keep),
         )
-        return Recorded(created == 1, JobState(state.decode()), attempt, closed == 1)
+        # In this order: whoever takes a job back frees its key before the record goes.
+        holder = self._pipeline.enqueue("GET", key) if key else None
+        created, state, attempt, closed = await recorded
+        held = (holder and await holder) or b""
+        return Recorded(created == 1, JobState(state.decode()), attempt, closed == 1, held.decode())
 
     async def close(self, job_id: str, *, call: str) -> Closed:
         """Ask whether a job whose submission ``call`` was refused may be taken back; then nobody joins it."""
