@@ -45,6 +45,8 @@ READ_BATCH = 500
 _UNREADABLE = (LookupError, ValueError)
 """What a record or result leads to that is not as this version writes it."""
 
+_STATES = frozenset(state.encode() for state in JobState)
+
 logger = logging.getLogger(__name__)
 
 
@@ -424,8 +426,9 @@ class JobRecords:
             found = await asyncio.gather(
                 *(self._pipeline.enqueue("HGET", job_key(job_id), "state") for job_id in some)
             )
+            # One that no version of ours has written is nobody's end, and must not keep others from theirs.
             states |= {
-                job_id: JobState(state.decode()) if state is not None else None
+                job_id: JobState(state.decode()) if state in _STATES else None
                 for job_id, state in zip(some, found, strict=True)
             }
         return states
