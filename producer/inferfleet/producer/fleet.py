@@ -271,4 +271,4 @@ class Fleet:
 
 
 def _id(job: Job | str) -> str:
-    return job.id if isinstance(job, Job) else printable(job)
+    return job.id if isinstance(job, Job) else printable(str(job))
