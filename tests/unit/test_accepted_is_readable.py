@@ -17,7 +17,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from inferfleet.producer.job_making import JobOptions, make_job
+from inferfleet.producer import job_making
+from inferfleet.producer.job_making import JobOptions
 from inferfleet.schemas import Job
 from inferfleet.schemas.errors import InvalidJobError
 from inferfleet.schemas.job import new_job_id
@@ -148,6 +149,10 @@ OPTIONS = st.fixed_dictionaries(
 often = settings(
     max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
 )
+
+
+def make_job(work: Any, options: Any, *, max_body_bytes: int) -> Job:
+    return job_making.make_job(work, options, max_body_bytes=max_body_bytes, now=datetime.now(UTC))
 
 
 def attempt(call: Callable[[], Any]) -> tuple[Any, str]:

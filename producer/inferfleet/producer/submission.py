@@ -107,7 +107,7 @@ class Submission:
                 await self._accepted_all_the_same(claimed, call, refusal)
         if claimed.key:
             # Only a note, and the broker has the job already.
-            with suppress(ServiceUnreachableError):
+            with suppress(ServiceUnreachableError, ServiceRefusedError):
                 await idempotency.accept(self._pipeline, claimed, ttl_s=self._settings.queued_ttl_s)
         return claimed.job
 
@@ -142,7 +142,7 @@ class Submission:
         job = claimed.job
         try:
             outcome = await self._undo(claimed, call)
-        except ServiceUnreachableError:
+        except (ServiceUnreachableError, ServiceRefusedError):
             # Without a key or a session nobody else can have come across it.
             alone = job.idempotency_key is None and job.session_id is None
             outcome = TakenBack.GONE if alone else TakenBack.UNCERTAIN
