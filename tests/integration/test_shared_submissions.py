@@ -68,6 +68,12 @@ def sessions(pipeline: CommandPipeline) -> Sessions:
     return Sessions(pipeline=pipeline, settings=ServiceSettings())
 
 
+async def open_the_way(fleet: Fleet, pool: str) -> None:
+    """Have all that a client opens before its first message."""
+    with pytest.raises(UnknownPoolError):
+        await fleet.submit("hello", pool=f"{pool}-nowhere")
+
+
 async def outcome(submitting: asyncio.Task[Job]) -> Job | InferfleetError:
     try:
         return await submitting
@@ -245,7 +251,7 @@ async def test_a_retry_that_is_refused_says_nothing_about_the_call_before(
         async with connect(**options) as fleet:
             await fleet.declare_pool(pool)
             async with connect(**options, amqp_url=link.url, publish_timeout_s=2.0) as cut_off:
-                await cut_off.declare_pool(pool)
+                await open_the_way(cut_off, pool)
                 link.hold(Direction.TO_CLIENT)
                 with pytest.raises(PublishUnconfirmedError):
                     await cut_off.submit("only once", pool=pool, idempotency_key=pool)
@@ -271,7 +277,7 @@ async def test_a_job_that_the_broker_has_is_accepted_though_redis_goes_away_then
         Proxy(services.redis_url) as redis,
         connect(amqp_url=broker.url, redis_url=redis.url) as cut_off,
     ):
-        await cut_off.declare_pool(pool)
+        await open_the_way(cut_off, pool)
         broker.hold(Direction.TO_CLIENT)
         submitting = asyncio.create_task(cut_off.submit("hello", pool=pool, idempotency_key=pool))
         await eventually(lambda: _is_waiting(foreign))

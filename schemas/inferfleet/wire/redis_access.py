@@ -52,7 +52,7 @@ def _all(key: str) -> str:
 
 PRODUCER: Final = Access(
     {
-        _all(job_key("*")): (*_JOB, "HGETALL", "HSETNX", "XREVRANGE"),
+        _all(job_key("*")): (*_JOB, "HGETALL", "HSETNX", "HDEL", "XREVRANGE"),
         _all(session_key("*")): (*_SESSION, "HGETALL", "SCAN"),
         _all(idempotency_key("*", "*")): ("SET", "GET", "DEL"),
         _all(reply_key("*")): ("XADD", "XREVRANGE", "EXPIRE"),
