@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from uuid import uuid4
 
 import pytest
+from aio_pika.exceptions import ChannelNotFoundEntity
 from tests.conftest import Control
 from tests.integration.conftest import (
     PATIENCE_S,
@@ -243,7 +244,9 @@ async def connection(services: Services) -> AsyncIterator[Connection]:
         yield connection
 
 
-@pytest.mark.parametrize("how", ["the queue", "the binding", "the exchange", "the channel", "nothing"])
+@pytest.mark.parametrize(
+    "how", ["the queue", "the binding", "the exchange", "the channel", "a refusal", "nothing"]
+)
 async def test_orders_are_heard_again_whatever_was_deleted(
     services: Services,
     connection: Connection,
@@ -254,7 +257,7 @@ async def test_orders_are_heard_again_whatever_was_deleted(
     how: str,
 ) -> None:
     # The end of a consumer or of a channel is noticed at once.
-    at_once = how in {"the queue", "the channel", "nothing"}
+    at_once = how not in {"the binding", "the exchange"}
     monkeypatch.setattr(topology, "WATCH_INTERVAL_S", 3600.0 if at_once else 0.1)
     settings = WorkerSettings(amqp_url=services.amqp_url, pool=pool, worker_id=f"{pool}-w")
     heard: asyncio.Queue[bytes] = asyncio.Queue()
@@ -273,6 +276,11 @@ async def test_orders_are_heard_again_whatever_was_deleted(
             case "the channel":
                 assert watched._listening is not None
                 await watched._listening.close()
+            case "a refusal":
+                # RabbitMQ answers it by closing the channel.
+                assert watched._listening is not None
+                with pytest.raises(ChannelNotFoundEntity):
+                    await watched._listening.declare_queue(f"{pool}-nowhere", passive=True)
             case _:
                 pass
     order = CancelJob(job_id=new_job_id())

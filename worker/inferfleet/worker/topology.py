@@ -15,7 +15,7 @@ import aiormq.abc
 from aio_pika.abc import AbstractChannel
 from aiormq.exceptions import ChannelLockedResource
 
-from inferfleet.schemas.errors import InferfleetError, ServiceUnreachableError
+from inferfleet.schemas.errors import ServiceUnreachableError
 from inferfleet.schemas.names import CONTROL_EXCHANGE, control_queue
 from inferfleet.schemas.settings import WorkerSettings
 from inferfleet.wire.amqp import Connection, connection_errors, declare_pool, exclusive_arguments
@@ -70,13 +70,14 @@ class Topology:
             try:
                 await self.declare()
                 complaint = ""
-            except InferfleetError as error:
+            except Exception as error:
+                # Whatever it is, a later look may find it mended. A broken session is noticed elsewhere.
                 if str(error) != complaint:
                     complaint = str(error)
                     logger.warning("cannot declare the pool's queues again (%s)", complaint)
 
     async def _listen(self) -> None:
-        if self._listening is None or (await self._listening.get_underlay_channel()).is_closed:
+        if self._listening is None or self._listening.is_closed:
             self._listening = await self._connection.channel(publisher_confirms=False)
             channel = await self._listening.get_underlay_channel()
             channel.on_consumer_cancel_callbacks.add(self._on_cancel)
