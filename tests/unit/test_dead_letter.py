@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from datetime import UTC, datetime
 from typing import Any, cast
 
 import pytest
@@ -18,6 +19,7 @@ from inferfleet.wire.frames import content_header, publishing
 from inferfleet.worker.broker import Delivery, Session
 from inferfleet.worker.dead_letter import dead_letter
 
+NOW = datetime.now(UTC)
 FRAMES = (4096, 8192, 131_072)
 
 short_texts = st.one_of(st.binary(max_size=255), st.text(max_size=60).map(lambda text: text.encode()[:255]))
@@ -98,7 +100,9 @@ def test_any_message_becomes_a_letter_that_every_client_reads(
     header: bytes, frame_max: int, why: str
 ) -> None:
     failure = Failure(code=FailureCode.INVALID_REQUEST, message=why)
-    letter = dead_letter(delivered(header), failure, attempts=0, worker_id="w" * 128, frame_max=frame_max)
+    letter = dead_letter(
+        delivered(header), failure, attempts=0, worker_id="w" * 128, died_at=NOW, frame_max=frame_max
+    )
     head, body = published(letter, frame_max=frame_max)
     assert body == b"no job."
     properties = head.properties
@@ -117,7 +121,9 @@ def header_of(entries: bytes) -> bytes:
 def letter_of(header: bytes, *, frame_max: int = 131_072) -> dict[str, Any]:
     """The headers of a letter, without ours but for what was left out."""
     failure = Failure(code=FailureCode.INVALID_REQUEST, message="why")
-    letter = dead_letter(delivered(header), failure, attempts=0, worker_id="w", frame_max=frame_max)
+    letter = dead_letter(
+        delivered(header), failure, attempts=0, worker_id="w", died_at=NOW, frame_max=frame_max
+    )
     head, _ = published(letter, frame_max=frame_max)
     headers = dict(head.properties.headers or {})
     for name in ("code", "message", "attempts", "worker", "died-at"):
@@ -155,5 +161,7 @@ def test_headers_that_do_not_fit_are_left_out_and_the_others_carried() -> None:
 def test_a_message_without_an_id_gets_one_that_is_always_the_same() -> None:
     header = header_of(b"")
     failure = Failure(code=FailureCode.INVALID_REQUEST, message="why")
-    letter = dead_letter(delivered(header), failure, attempts=0, worker_id="w", frame_max=131_072)
+    letter = dead_letter(
+        delivered(header), failure, attempts=0, worker_id="w", died_at=NOW, frame_max=131_072
+    )
     assert letter.properties.message_id == derived_id(b"no job.", None)

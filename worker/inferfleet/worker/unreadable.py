@@ -53,7 +53,13 @@ class UnreadableMessages:
             if is_running(job_id) or reply_to != delivery.reply_to:
                 logger.warning("a message that is no job has the id of another's", extra={"job_id": job_id})
                 continue
-            job = Job(id=job_id, pool=self._settings.pool, body={}, session_id=session_id or known.session_id)
+            job = Job(
+                id=job_id,
+                pool=self._settings.pool,
+                body={},
+                session_id=session_id or known.session_id,
+                submitted_at=self._records.clock.now(),
+            )
             failed = await self._records.fail(
                 job,
                 failure,
