@@ -10,6 +10,7 @@ import asyncio
 import json
 import os
 import signal
+import struct
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
@@ -19,6 +20,7 @@ from uuid import uuid4
 
 import aiormq
 import aiormq.abc
+import aiormq.exceptions
 import pytest
 import redis.asyncio as aioredis
 from tests.matrix import Cell
@@ -29,6 +31,7 @@ from inferfleet.schemas import Endpoint, Job, JobRecord
 from inferfleet.schemas.journal import FinishedEntry, JournalEntry, RunningEntry, TokensEntry
 from inferfleet.schemas.names import dead_queue, job_queue, journal_key
 from inferfleet.schemas.settings import EngineKind, ProducerSettings, WorkerSettings
+from inferfleet.wire.amqp import open_amqp
 from inferfleet.wire.journal_lines import parse_line
 from inferfleet.worker.engines.simulated import SimulatedEngine, expected_text
 from inferfleet.worker.ports import Engine
@@ -97,6 +100,23 @@ class ForeignClient:
         answer = await self.channel.queue_declare(queue or job_queue(self.pool), passive=True)
         return answer.message_count or 0
 
+    async def letters(self) -> list[aiormq.abc.DeliveredMessage]:
+        """Take all dead letters that are there now; none if they have no queue."""
+        letters: list[aiormq.abc.DeliveredMessage] = []
+        while True:
+            try:
+                letter = await self.channel.basic_get(dead_queue(self.pool), no_ack=True)
+            except aiormq.exceptions.ChannelNotFoundEntity:
+                await self.reopen()
+                return letters
+            if letter.delivery_tag is None:
+                return letters
+            letters.append(letter)
+
+    async def reopen(self) -> None:
+        """Go on with a new channel after the broker has closed this one."""
+        self.channel = await self.channel.connection.channel()
+
     async def dead_letter(self) -> aiormq.abc.DeliveredMessage:
         """Take the next dead letter of the pool as soon as there is one."""
         arrived: asyncio.Queue[aiormq.abc.DeliveredMessage] = asyncio.Queue()
@@ -131,6 +151,47 @@ async def aiormq_channel(url: str) -> AsyncIterator[aiormq.abc.AbstractChannel]:
         yield await connection.channel()
     finally:
         await connection.close()
+
+
+class RawPublisher:
+    """Publishes bytes that no client library would write. The broker may refuse them."""
+
+    def __init__(self, url: str, pool: str) -> None:
+        self._url = url
+        self._pool = pool
+
+    async def publish(
+        self, flags: int, properties: bytes, body: bytes, *, exchange: str = "inferfleet.jobs"
+    ) -> bool:
+        """Publish on a connection of its own. Returns whether the broker took it."""
+        async with open_amqp(self._url, timeout_s=PATIENCE_S, name="poison") as connection:
+            channel = await connection.channel(publisher_confirms=False)
+            number = (await channel.get_underlay_channel()).number
+            connection.stream.take(number, lambda kind, payload: False)
+            method = struct.pack(">HHH", 60, 40, 0) + _short(exchange) + _short(self._pool) + b"\x00"
+            header = struct.pack(">HHQH", 60, 0, len(body), flags) + properties
+            frames = [_frame(1, number, method), _frame(2, number, header)]
+            frames += [_frame(3, number, body[at : at + 100_000]) for at in range(0, len(body), 100_000)]
+            connection.stream.write(number, b"".join(frames))
+            try:
+                # Answered behind the message, or not at all.
+                await channel.declare_queue(job_queue(self._pool), passive=True)
+            except Exception:
+                return False
+            return True
+
+
+def _frame(kind: int, channel: int, payload: bytes) -> bytes:
+    return struct.pack(">BHI", kind, channel, len(payload)) + payload + b"\xce"
+
+
+def _short(text: str) -> bytes:
+    return bytes([len(text)]) + text.encode()
+
+
+@pytest.fixture
+def raw(services: Services, pool: str) -> RawPublisher:
+    return RawPublisher(services.amqp_url, pool)
 
 
 @pytest.fixture

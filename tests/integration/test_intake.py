@@ -30,7 +30,7 @@ class Desk:
                 await asyncio.sleep(0.005)
 
 
-async def ignore(order: bytes) -> None:
+def ignore(order: bytes) -> None:
     """Orders are for workers."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import struct
 from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Any
@@ -105,12 +106,20 @@ def test_a_content_header_is_read(size: int, properties: dict[str, Any]) -> None
     [
         pytest.param(b"\x00\x00\x00\x03\x01aZ", id="a type that does not exist"),
         pytest.param(b"\x00\x00\x00\x04\x02\xff\xfet", id="a name that is not UTF-8"),
-        pytest.param(b"\x00\x00\xff\xff" + b"\x00F\x00\x00\xff\xff" * 10_000, id="tables in tables"),
+        pytest.param(struct.pack(">I", 60_000) + b"\x00F\x00\x00\xea\x00" * 10_000, id="tables in tables"),
     ],
 )
 def test_headers_that_cannot_be_read_are_left_out(table: bytes) -> None:
     flags = (1 << 15 | 1 << 13 | 1 << 7).to_bytes(2, "big")
     spelling = b"\x00\x3c\x00\x00" + (9).to_bytes(8, "big") + flags + b"\x01a" + table + b"\x01m"
+    assert content_header(spelling) == (9, {"content_type": "a", "headers": {}, "message_id": "m"})
+
+
+def test_headers_without_an_end_are_left_out_with_what_is_behind_them() -> None:
+    flags = (1 << 15 | 1 << 13 | 1 << 7).to_bytes(2, "big")
+    spelling = (
+        b"\x00\x3c\x00\x00" + (9).to_bytes(8, "big") + flags + b"\x01a" + b"\x00\x00\xff\xff" + b"\x01m"
+    )
     assert content_header(spelling) == (9, {"content_type": "a"})
 
 

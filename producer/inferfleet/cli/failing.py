@@ -79,12 +79,13 @@ def exit_code(error: Exception) -> int:
         ServiceRefusedError,
         ServiceUnreachableError,
         UnknownPoolError,
+        UnknownWorkerError,
     )
 
     match error:
         case ServiceUnreachableError() | ServiceRefusedError():
             return 3
-        case ConfigurationError() | InvalidJobError() | UnknownPoolError():
+        case ConfigurationError() | InvalidJobError() | UnknownPoolError() | UnknownWorkerError():
             return 2
         case _:
             return 1

@@ -6,21 +6,22 @@ request as a new job, which names the old one in its metadata.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
+from datetime import datetime
 from typing import Any
 
-from aio_pika.abc import AbstractIncomingMessage, AbstractQueue
 from aio_pika.exceptions import ChannelNotFoundEntity
-from pydantic import ValidationError
 
 from inferfleet.schemas import names
 from inferfleet.schemas.dead_letter import DeadLetter
 from inferfleet.schemas.errors import DeadLetterNotFoundError, InvalidJobError, UnknownPoolError
 from inferfleet.schemas.failures import FailureCode
 from inferfleet.schemas.job import Job, new_job_id
+from inferfleet.schemas.message import letter_id, read_job
 from inferfleet.schemas.settings import ProducerSettings
-from inferfleet.wire.amqp import open_amqp
+from inferfleet.wire.amqp import Connection, connection_errors, declare_dead_letters, open_amqp
+from inferfleet.wire.reading import QueueReader, ReadMessage
 
 REPLAYED_FROM = "replayed_from"
 """The metadata key under which a replayed job names the one it repeats."""
@@ -57,7 +58,7 @@ class DeadLetters:
 
         """
         async with self._queue(pool) as queue:
-            return queue.declaration_result.message_count or 0
+            return queue.count
 
     async def replay(
         self, pool: str, *, ids: Collection[str] | None = None, everything: bool = False
@@ -78,7 +79,7 @@ class DeadLetters:
         async with self._queue(pool) as queue:
             if wanted is None:
                 return [
-                    await self._again(message, letter.job)
+                    await self._again(pool, queue, message, letter.job)
                     async for message, letter in _letters(queue, pool)
                     if letter.job is not None
                 ]
@@ -88,7 +89,9 @@ class DeadLetters:
                     f"{', '.join(map(repr, no_jobs))}: not a job, so it cannot be submitted again. "
                     "Nothing was submitted"
                 )
-            return [await self._again(message, letter.job) for message, letter in named if letter.job]
+            return [
+                await self._again(pool, queue, message, letter.job) for message, letter in named if letter.job
+            ]
 
     async def purge(self, pool: str, *, ids: Collection[str] | None = None, everything: bool = False) -> int:
         """Throw dead letters away: those with these ``ids``, or ``everything``. Returns how many.
@@ -102,14 +105,13 @@ class DeadLetters:
         wanted = _meant(ids, everything=everything)
         async with self._queue(pool) as queue:
             if wanted is None:
-                purged: Any = await queue.purge()
-                return int(purged.message_count or 0)
+                return await queue.purge()
             named = await _named(queue, pool, wanted)
             for message, _ in named:
-                await message.ack()
+                queue.ack(message)
             return len(named)
 
-    async def _again(self, message: AbstractIncomingMessage, job: Job) -> Job:
+    async def _again(self, pool: str, queue: QueueReader, message: ReadMessage, job: Job) -> Job:
         again = job.model_copy(
             update={
                 "id": new_job_id(),
@@ -117,26 +119,43 @@ class DeadLetters:
                 # The old key belongs to the old job; this one makes a repeated replay harmless.
                 "idempotency_key": f"replay:{job.id}",
                 "expires_at": None,
+                # The one it was in, if it says none itself.
+                **({} if "pool" in job.model_fields_set else {"pool": pool}),
             }
         )
         accepted = await self._submit(again)
-        await message.ack()
+        queue.ack(message)
         return accepted
 
     @asynccontextmanager
-    async def _queue(self, pool: str) -> AsyncGenerator[AbstractQueue]:
-        """The pool's dead-letter queue. What was read and not acked goes back when the block ends."""
+    async def _queue(self, pool: str) -> AsyncGenerator[QueueReader]:
+        """The pool's dead-letter queue. What was read and not acked goes back when the block ends.
+
+        One that was deleted while the pool has its queue of jobs is declared again, empty.
+        """
         async with open_amqp(
             self._settings.amqp_url,
             timeout_s=self._settings.connect_timeout_s,
             name=f"{self._settings.client_id} (dead letters)",
         ) as connection:
-            channel = await connection.channel()
-            try:
+            with connection_errors(self._settings.amqp_url):
+                if not await _exists(connection, names.dead_queue(pool)):
+                    if not await _exists(connection, names.job_queue(pool)):
+                        raise UnknownPoolError(f"there is no pool {pool!r}: it has no dead-letter queue")
+                    async with connection.channel() as declaring:
+                        await declare_dead_letters(declaring, pool, self._settings)
+                channel = await connection.channel(publisher_confirms=False)
                 queue = await channel.declare_queue(names.dead_queue(pool), passive=True)
-            except ChannelNotFoundEntity as error:
-                raise UnknownPoolError(f"there is no pool {pool!r}: it has no dead-letter queue") from error
-            yield queue
+            yield QueueReader(connection.stream, await channel.get_underlay_channel(), queue)
+
+
+async def _exists(connection: Connection, queue: str) -> bool:
+    try:
+        async with connection.channel() as channel:
+            await channel.declare_queue(queue, passive=True)
+    except ChannelNotFoundEntity:
+        return False
+    return True
 
 
 def _meant(ids: Collection[str] | None, *, everything: bool) -> frozenset[str] | None:
@@ -153,23 +172,20 @@ def _wanted(ids: Collection[str]) -> frozenset[str]:
 
 
 async def _letters(
-    queue: AbstractQueue, pool: str, limit: int | None = None
-) -> AsyncGenerator[tuple[AbstractIncomingMessage, DeadLetter]]:
+    queue: QueueReader, pool: str, limit: int | None = None
+) -> AsyncGenerator[tuple[ReadMessage, DeadLetter]]:
     """Read what is in the queue now, at most ``limit``.
 
     What comes in meanwhile is left: a job that is replayed and fails at once would never let this end.
     """
-    count = queue.declaration_result.message_count or 0
-    for _ in range(count if limit is None else min(limit, count)):
-        message = await queue.get(fail=False)
+    for _ in range(queue.count if limit is None else min(limit, queue.count)):
+        message = await queue.get()
         if message is None:
             return
         yield message, _letter(message, pool)
 
 
-async def _named(
-    queue: AbstractQueue, pool: str, ids: frozenset[str]
-) -> list[tuple[AbstractIncomingMessage, DeadLetter]]:
+async def _named(queue: QueueReader, pool: str, ids: frozenset[str]) -> list[tuple[ReadMessage, DeadLetter]]:
     """Find every letter with one of these ids: after a crash there may be two with the same."""
     if not ids:
         return []
@@ -179,22 +195,31 @@ async def _named(
     return found
 
 
-def _letter(message: AbstractIncomingMessage, pool: str) -> DeadLetter:
-    headers = message.headers
+def _letter(message: ReadMessage, pool: str) -> DeadLetter:
+    """Read a dead letter. RabbitMQ itself puts messages here, by a policy, and other clients may."""
+    properties = message.properties
+    headers: Mapping[str, Any] = properties.get("headers", {})
     try:
-        job = Job.model_validate_json(message.body)
-    except ValidationError:
+        job = read_job(message.body, message_type=properties.get("message_type", ""))
+    except InvalidJobError:
         job = None
-    return DeadLetter.model_validate(
-        {
-            "message_id": job.id if job else message.message_id,
-            "pool": pool,
-            # A message that RabbitMQ itself put here, by a policy, has none of our headers.
-            "code": headers.get(names.HEADER_CODE, FailureCode.INTERNAL),
-            "message": headers.get(names.HEADER_MESSAGE, "no reason was recorded"),
-            "attempts": headers.get(names.HEADER_ATTEMPTS, 0),
-            "worker_id": headers.get(names.HEADER_WORKER),
-            "died_at": headers.get(names.HEADER_DIED_AT),
-            "job": job,
-        }
+    code, why = headers.get(names.HEADER_CODE), headers.get(names.HEADER_MESSAGE)
+    attempts, worker_id = headers.get(names.HEADER_ATTEMPTS), headers.get(names.HEADER_WORKER)
+    return DeadLetter(
+        message_id=letter_id(message.body, properties.get("message_id")),
+        pool=pool,
+        code=FailureCode(code) if code in list(FailureCode) else FailureCode.INTERNAL,
+        message=why if isinstance(why, str) else "no reason was recorded",
+        attempts=attempts if isinstance(attempts, int) and attempts >= 0 else 0,
+        worker_id=worker_id if isinstance(worker_id, str) else None,
+        died_at=_moment(headers.get(names.HEADER_DIED_AT)),
+        job=job,
     )
+
+
+def _moment(text: object) -> datetime | None:
+    try:
+        moment = datetime.fromisoformat(text) if isinstance(text, str) else None
+    except ValueError:
+        return None
+    return moment if moment is not None and moment.tzinfo is not None else None

@@ -18,7 +18,6 @@ from inferfleet.producer.publisher import Publisher
 from inferfleet.producer.reader import BLOCK_S, Reader
 from inferfleet.producer.sessions import Session
 from inferfleet.producer.submission import Submission
-from inferfleet.schemas.control import DrainWorker
 from inferfleet.schemas.errors import InvalidJobError, JobNotFoundError, WaitTimeoutError
 from inferfleet.schemas.heartbeat import Heartbeat
 from inferfleet.schemas.job import Job, JobState
@@ -26,6 +25,7 @@ from inferfleet.schemas.problems import printable
 from inferfleet.schemas.result import JobRecord, Result
 from inferfleet.schemas.settings import ProducerSettings, read_settings
 from inferfleet.wire.clock import RedisClock
+from inferfleet.wire.draining import drain_worker
 from inferfleet.wire.eviction import refuse_eviction
 from inferfleet.wire.health import read_heartbeats
 from inferfleet.wire.home import Home
@@ -256,9 +256,16 @@ class Fleet:
         """Make sure that a pool has its queues, so that jobs are accepted before its first worker starts."""
         await self._publisher.declare_pool(pool)
 
-    async def drain(self, worker_id: str) -> None:
-        """Tell a worker to finish or hand over what it runs, and exit."""
-        await self._publisher.send(DrainWorker(worker_id=worker_id))
+    async def drain(self, worker_id: str, *, timeout_s: float = 30.0) -> None:
+        """Tell a worker to finish or hand over what it runs, and exit. Returns once it has begun to.
+
+        Raises:
+            UnknownWorkerError: No worker of this name is alive.
+            WaitTimeoutError: It did not answer within ``timeout_s``.
+            ServiceUnreachableError: RabbitMQ or Redis does not answer.
+
+        """
+        await drain_worker(self._pipeline, self._publisher.send, worker_id, timeout_s=timeout_s)
 
     async def workers(self) -> list[Heartbeat]:
         """The workers that are alive, as they say of themselves."""

@@ -66,6 +66,10 @@ class Publisher:
                 await publish()
             except NackedError:
                 await self._publish_nacked(job, publish)
+            except UnroutableError:
+                if not await self._confirm_channel.bind_again(JOBS_EXCHANGE, job_queue(job.pool), job.pool):
+                    raise
+                await publish()
         except UnroutableError as error:
             raise _unknown_pool(job.pool) from error
 

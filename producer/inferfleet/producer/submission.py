@@ -244,6 +244,8 @@ class Submission:
             except (PublishUnconfirmedError, ServiceRefusedError, ServiceUnreachableError) as error:
                 # The order only makes it quicker: the worker finds the mark with its next write.
                 logger.warning("cannot order a worker to cancel job %s (%s)", job_id, error)
+        if state is JobState.CANCELLED and record.session_id is not None:
+            await self._leave_lane(job_id, record.session_id)
         return state
 
     async def _cancelled(self, record: JobRecord, *, keep: bool) -> Result:
@@ -268,6 +270,18 @@ class Submission:
             usage=usage,
             attempts=record.attempts,
         )
+
+    async def _leave_lane(self, job_id: str, session_id: str) -> None:
+        """Let the next turn run now: the cancelled one's message may be far behind in the queue, or lost.
+
+        If that fails, that message does it, or whoever enters the lane next.
+        """
+        try:
+            following = await self._sessions.advance(Job(id=job_id, body={}, session_id=session_id))
+            if following is not None:
+                await self._publish_turn(following)
+        except InferfleetError as error:
+            logger.warning("cannot let the turn behind job %s run yet (%s)", job_id, error)
 
     async def _take_turn(self, job: Job) -> None:
         """Publish the job if its session is free; else it waits in the lane, as ``on_busy`` says."""

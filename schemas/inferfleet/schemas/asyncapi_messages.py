@@ -59,6 +59,13 @@ _DEAD_HEADERS: Final[dict[str, Any]] = {
     names.HEADER_DIED_AT: {"type": "string", "format": "date-time"},
 }
 
+_LEFT_OUT_HEADER: Final[dict[str, Any]] = {
+    names.HEADER_LEFT_OUT: {
+        "type": "string",
+        "description": "Properties and headers of the message that could not be carried.",
+    },
+}
+
 
 def messages() -> dict[str, Any]:
     """Every message by its name in the document."""
@@ -76,7 +83,7 @@ def messages() -> dict[str, Any]:
             "title": "A message that was given up",
             "headers": {
                 "type": "object",
-                "properties": _TRACE_HEADERS | _DEAD_HEADERS,
+                "properties": _TRACE_HEADERS | _DEAD_HEADERS | _LEFT_OUT_HEADER,
                 "required": list(_DEAD_HEADERS),
             },
             "payload": {"description": "The body as it came: a job, or whatever could not be read as one."},

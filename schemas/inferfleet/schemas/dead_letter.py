@@ -11,9 +11,13 @@ from inferfleet.schemas.wire_model import WireModel
 
 
 class DeadLetter(WireModel):
-    """One dead letter. ``job`` is ``None`` for a message that could not be read as a job."""
+    """One dead letter. ``job`` is ``None`` for a message that could not be read as a job.
 
-    message_id: str | None
+    ``message_id`` is its job's id. A message without a valid one has an id that follows from its body and
+    from what it has instead.
+    """
+
+    message_id: str
     pool: PoolName
     code: FailureCode
     message: str

@@ -11,11 +11,12 @@ InferfleetError
 │   └── StateConflictError         the state was changed by somebody else meanwhile
 ├── PublishUnconfirmedError    the broker may or may not have the job
 ├── PartialSubmitError         of many jobs, some were not accepted
+├── UnknownWorkerError         no worker of that name is alive
 ├── JobNotFoundError           no record of the job: never accepted, or past its retention
 ├── JobDataLostError           Redis no longer has the result or the journal of a job
 ├── DeadLetterNotFoundError    a pool has no dead letter with this id
 ├── JobFailedError             the job ended, and not well
-├── WaitTimeoutError           the caller's patience ended first; the job goes on
+├── WaitTimeoutError           the caller's patience ended first; what it waited for goes on
 ├── ServiceUnreachableError    RabbitMQ or Redis does not answer, or does not let us in
 ├── ServiceRefusedError        RabbitMQ or Redis answers, and refuses what was asked, in its own words
 ├── ClientUnusableError        this client belongs to another process or event loop
@@ -25,6 +26,9 @@ InferfleetError
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+
+LISTED_WORKERS = 20
+"""Workers that are named when one is not found; of the others only the number is told."""
 
 
 class InferfleetError(Exception):
@@ -94,6 +98,17 @@ class PartialSubmitError(InferfleetError):
         self.rejected = dict(rejected)
 
 
+class UnknownWorkerError(InferfleetError):
+    """No worker of that name is alive."""
+
+    def __init__(self, worker_id: str, *, alive: Sequence[str]) -> None:
+        those = ", ".join(alive[:LISTED_WORKERS]) or "none"
+        more = f" and {len(alive) - LISTED_WORKERS} more" if len(alive) > LISTED_WORKERS else ""
+        super().__init__(f"no worker {worker_id!r} is alive; those that are: {those}{more}")
+        self.worker_id = worker_id
+        self.alive = tuple(alive)
+
+
 class JobNotFoundError(InferfleetError):
     """There is no record of the job: it was never accepted, or its retention has passed."""
 
@@ -139,7 +154,7 @@ class JobFailedError(InferfleetError):
 
 
 class WaitTimeoutError(InferfleetError, TimeoutError):
-    """The caller's time limit passed first. The job goes on and can be waited for again."""
+    """The caller's time limit passed first. What it waited for goes on and can be waited for again."""
 
 
 class ServiceUnreachableError(InferfleetError, ConnectionError):

@@ -36,6 +36,9 @@ HEADER_WORKER = "x-inferfleet-worker"
 HEADER_DIED_AT = "x-inferfleet-died-at"
 """On a dead letter: when, as an ISO 8601 time."""
 
+HEADER_LEFT_OUT = "x-inferfleet-left-out"
+"""On a dead letter: properties and headers of the message that could not be carried, if there were any."""
+
 WORKERS_KEY = "inferfleet:workers"
 """The sorted set of workers that have a heartbeat, by the time of their last one."""
 

@@ -104,6 +104,7 @@ class JobRecord(WireModel):
     tokens: Count = 0
     cancel_requested: bool = False
     reply_to: str | None = None
+    session_id: str | None = None
     submitted_at: AwareDatetime | None = None
     started_at: AwareDatetime | None = None
     finished_at: AwareDatetime | None = None

@@ -253,6 +253,15 @@ async def declare_pool(channel: AbstractChannel, pool: str, settings: ServiceSet
     return queue
 
 
+async def declare_dead_letters(channel: AbstractChannel, pool: str, settings: ServiceSettings) -> None:
+    """Declare a pool's dead-letter queue, and bind it, as ``declare_pool`` does."""
+    connection = (await channel.get_underlay_channel()).connection
+    version = str(connection.server_properties.get("version", ""))
+    await declare_exchanges(channel)
+    with _declaration_errors():
+        await _declare_dead_queue(connection, pool, settings.queue_type, version)
+
+
 async def _declare_dead_queue(
     connection: aiormq.abc.AbstractConnection, pool: str, queue_type: QueueType, version: str
 ) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from inferfleet.schemas.journal import RestartReason
+from inferfleet.schemas.result import Result
 
 
 class Verdict(StrEnum):
@@ -75,3 +76,15 @@ class Started:
     restart: RestartReason | None = None
     model_identity: str | None = None
     busy_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """What came of the wish to end a job that nobody runs.
+
+    ``result`` is what was committed. Without one, the job has ended before, or ``busy_s`` is after how long
+    to ask again, because somebody has it.
+    """
+
+    result: Result | None
+    busy_s: float

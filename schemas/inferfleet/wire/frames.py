@@ -12,10 +12,11 @@ from contextlib import suppress
 from functools import lru_cache
 from typing import Any, Final
 
-from pamqp import decode
 from pamqp.base import Frame
 from pamqp.commands import Basic, Channel, Connection
 from pamqp.header import ContentHeader
+
+from inferfleet.wire.tables import field_table, spelled
 
 METHOD: Final = 1
 HEADER: Final = 2
@@ -33,6 +34,9 @@ FRAME_OVERHEAD: Final = FRAME_START.size + len(FRAME_END)
 UNLIMITED_FRAME: Final = 131_072
 """The frames that we write when the broker sets no limit, which is a ``frame_max`` of 0."""
 
+SMALLEST_FRAME_MAX: Final = 4096
+"""What everybody takes (4.2.3)."""
+
 HEARTBEAT: Final = b"\x08\x00\x00\x00\x00\x00\x00" + FRAME_END
 """A sign of life (4.2.7)."""
 
@@ -40,25 +44,29 @@ _TAG_AND_BITS: Final = struct.Struct(">QB")
 
 _CONTENT_HEADER: Final = struct.Struct(">4xQH")
 
-Read = Callable[[bytes], tuple[int, Any]]
-"""Reads a value from where it begins: how long it is, and the value."""
+Read = Callable[[bytes, int], tuple[int, Any]]
+"""Reads a value that begins at a position: where it ends, and the value."""
 
 
-def _short_text(data: bytes) -> tuple[int, str]:
-    end = 1 + data[0]
-    return end, data[1:end].decode(errors="replace")
+def _short_text(data: bytes, start: int) -> tuple[int, str]:
+    end = start + 1 + data[start]
+    return end, data[start + 1 : end].decode(errors="replace")
 
 
-def _seconds(data: bytes) -> tuple[int, int]:
-    return 8, int.from_bytes(data[:8], "big")
+def _octet(data: bytes, start: int) -> tuple[int, int]:
+    return start + 1, data[start]
+
+
+def _seconds(data: bytes, start: int) -> tuple[int, int]:
+    return start + 8, int.from_bytes(data[start : start + 8], "big")
 
 
 _PROPERTIES: Final[tuple[tuple[str, Read], ...]] = (
     ("content_type", _short_text),
     ("content_encoding", _short_text),
-    ("headers", decode.field_table),
-    ("delivery_mode", decode.octet),
-    ("priority", decode.octet),
+    ("headers", field_table),
+    ("delivery_mode", _octet),
+    ("priority", _octet),
     ("correlation_id", _short_text),
     ("reply_to", _short_text),
     ("expiration", _short_text),
@@ -79,6 +87,8 @@ def _method(frame: type[Frame]) -> bytes:
 
 DELIVER: Final = _method(Basic.Deliver)
 RETURN: Final = _method(Basic.Return)
+GET_OK: Final = _method(Basic.GetOk)
+GET_EMPTY: Final = _method(Basic.GetEmpty)
 ACK: Final = _method(Basic.Ack)
 NACK: Final = _method(Basic.Nack)
 CHANNEL_ENDS: Final = (_method(Channel.Close), _method(Channel.CloseOk))
@@ -103,12 +113,17 @@ def confirmation(method: bytes) -> tuple[int, bool]:
 
 def close_reason(method: bytes) -> tuple[int, str]:
     """Read the code and the text of a ``Connection.Close``."""
-    return int.from_bytes(method[4:6], "big"), _short_text(method[6:])[1]
+    return int.from_bytes(method[4:6], "big"), _short_text(method, 6)[1]
 
 
 def acknowledgement(channel: int, tag: int, *, multiple: bool) -> bytes:
     """Spell a ``Basic.Ack``."""
     return _frame(METHOD, channel, ACK + _TAG_AND_BITS.pack(tag, multiple))
+
+
+def get(channel: int, queue: str) -> bytes:
+    """Spell a ``Basic.Get``."""
+    return _frame(METHOD, channel, _method(Basic.Get) + Basic.Get(queue=queue).marshal())
 
 
 def publishing(
@@ -124,11 +139,15 @@ def publishing(
     """Spell a message: the method, the header, and the body in frames of at most ``frame_max`` bytes.
 
     Raises:
-        ValueError: A property, the exchange or the routing key cannot be spelled.
+        ValueError: A property, the exchange or the routing key cannot be spelled, or the properties do not
+            fit into a frame.
 
     """
     header = ContentHeader(body_size=len(body), properties=properties).marshal()
     most = (frame_max or UNLIMITED_FRAME) - FRAME_OVERHEAD
+    if frame_max and len(header) > max(most, SMALLEST_FRAME_MAX - FRAME_OVERHEAD):
+        # Written all the same, it would break the connection, for all who publish on it.
+        raise ValueError(f"the properties take {len(header):,} bytes, and the broker takes {most:,}")
     bodies = (body[start : start + most] for start in range(0, len(body), most))
     return b"".join(
         (
@@ -145,19 +164,33 @@ def _publish_frame(channel: int, exchange: str, routing_key: str, mandatory: boo
     return _frame(METHOD, channel, _method(Basic.Publish) + publish.marshal())
 
 
+class SpelledProperties(Basic.Properties):
+    """Properties of a message whose headers are spelled already: the entries of their table."""
+
+    def __init__(self, headers: bytes, **properties: Any) -> None:
+        super().__init__(headers={"spelled": True}, **properties)
+        self._spelled = spelled(headers)
+
+    def encode_property(self, name: str, value: Any) -> bytes:
+        """Spell one property."""
+        return self._spelled if name == "headers" else super().encode_property(name, value)
+
+
 def content_header(payload: bytes) -> tuple[int, Properties]:
     """Read the size of the body and the properties from a content header (4.2.6.1).
 
-    Headers that cannot be read are left out, with the properties behind them. An error here would break the
-    connection, and the broker would deliver the same message again.
+    A property that breaks off is left out, with those behind it. An error here would break the connection,
+    and the broker would deliver the same message again.
     """
     size, flags = _CONTENT_HEADER.unpack_from(payload)
     properties: Properties = {}
     position = _CONTENT_HEADER.size
-    with suppress(ValueError, RecursionError):
+    with suppress(ValueError, IndexError):
         for name, read in _present(flags):
-            consumed, properties[name] = read(payload[position:])
-            position += consumed
+            end, value = read(payload, position)
+            if end > len(payload):
+                break
+            properties[name], position = value, end
     return size, properties
 
 

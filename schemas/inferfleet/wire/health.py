@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from inferfleet.schemas.heartbeat import Heartbeat
+from inferfleet.schemas.heartbeat import Heartbeat, WorkerPhase
 from inferfleet.schemas.names import WORKERS_KEY, worker_key
 from inferfleet.wire import scripts
 from inferfleet.wire.pipeline import CommandPipeline
@@ -34,6 +34,12 @@ async def forget_heartbeat(pipeline: CommandPipeline, worker_id: str) -> None:
     await asyncio.gather(
         pipeline.enqueue("DEL", worker_key(worker_id)), pipeline.enqueue("ZREM", WORKERS_KEY, worker_id)
     )
+
+
+async def read_phase(pipeline: CommandPipeline, worker_id: str) -> tuple[WorkerPhase, str] | None:
+    """Read where a worker is in its life, and when that began; ``None`` if it is not alive."""
+    phase, started_at = await pipeline.execute("HMGET", worker_key(worker_id), "phase", "started_at")
+    return None if phase is None else (WorkerPhase(phase.decode()), started_at.decode())
 
 
 async def read_heartbeats(pipeline: CommandPipeline) -> list[Heartbeat]:

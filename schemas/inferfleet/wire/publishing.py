@@ -26,6 +26,7 @@ from inferfleet.schemas.errors import (
 from inferfleet.wire.amqp import Connection, connection_errors, declare_exchanges, open_amqp, refused
 from inferfleet.wire.breaker import Breaker
 from inferfleet.wire.confirms import ChannelEndedError, Confirms, RefusedError
+from inferfleet.wire.frames import UNLIMITED_FRAME
 
 T = TypeVar("T")
 
@@ -127,6 +128,40 @@ class ConfirmChannel:
                 return await work(channel)
 
         return await self._shared.on_connection(on)
+
+    async def bind_again(self, exchange: str, queue: str, routing_key: str) -> bool:
+        """Bind a queue whose binding, or exchange, somebody has deleted. False if there is no such queue.
+
+        Raises:
+            ServiceUnreachableError: There is no connection to be had, or it broke.
+            ServiceRefusedError: The broker refuses.
+
+        """
+
+        async def bind(channel: AbstractChannel) -> bool:
+            await declare_exchanges(channel)
+            try:
+                declared = await channel.declare_queue(queue, passive=True)
+            except ChannelNotFoundEntity:
+                return False
+            await declared.bind(exchange, routing_key=routing_key)
+            return True
+
+        return await self.on_own_channel(bind)
+
+    async def frame_max(self) -> int:
+        """The size of the largest frame, in bytes, that the broker takes.
+
+        Raises:
+            ServiceUnreachableError: There is no connection to be had.
+            ServiceRefusedError: The broker refuses.
+
+        """
+
+        async def ask(connection: Connection) -> int:
+            return connection.frame_max or UNLIMITED_FRAME
+
+        return await self._shared.on_connection(ask)
 
     async def aclose(self) -> None:
         """Close the connections, if there are any. None is opened any more."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 from pydantic_core import to_json
 
 from inferfleet.schemas.errors import InferfleetError, JobDataLostError, JobNotFoundError
+from inferfleet.schemas.failures import Failure
 from inferfleet.schemas.job import Job, JobState
 from inferfleet.schemas.journal import (
     AnswerHead,
@@ -30,9 +32,17 @@ from inferfleet.schemas.journal import (
     TokensEntry,
 )
 from inferfleet.schemas.names import job_key, journal_key, result_key
-from inferfleet.schemas.result import JobRecord, Result
+from inferfleet.schemas.result import JobRecord, Result, Usage
 from inferfleet.wire import scripts
-from inferfleet.wire.attempts import DEATHS_PER_ATTEMPT, SUSPECT_AFTER, Fence, Started, Verdict, Written
+from inferfleet.wire.attempts import (
+    DEATHS_PER_ATTEMPT,
+    SUSPECT_AFTER,
+    Failed,
+    Fence,
+    Started,
+    Verdict,
+    Written,
+)
 from inferfleet.wire.journal_lines import Unflushed, parse_line, whole_answer
 from inferfleet.wire.pipeline import CommandPipeline
 from inferfleet.wire.replies import Replies
@@ -40,6 +50,9 @@ from inferfleet.wire.scripts import Argument
 
 READ_BATCH = 500
 """Records read in one round trip."""
+
+MIN_BUSY_S = 1.0
+"""How long to leave a job alone, at least, that cannot be ended now because somebody else has it."""
 
 
 _UNREADABLE = (LookupError, ValueError)
@@ -118,6 +131,7 @@ class JobRecords:
             reply_to,
             call,
             int(keep),
+            job.session_id or "",
         )
         # In this order: whoever takes a job back frees its key before the record goes.
         holder = self._pipeline.enqueue("GET", key) if key else None
@@ -222,6 +236,55 @@ class JobRecords:
             restart=RestartReason(restart.decode()) if restart else None,
             model_identity=identity.decode() or None,
         )
+
+    async def fail(
+        self, job: Job, failure: Failure, *, worker_id: str, lease_s: float, reply_to: str
+    ) -> Failed:
+        """End a job that no worker can run, unless it runs, or has ended.
+
+        It takes the fence as an attempt does, so that one of two ends counts.
+        """
+        started = await self.start(
+            job,
+            token=f"{worker_id}:{os.urandom(8).hex()}",
+            worker_id=worker_id,
+            lease_s=lease_s,
+            resumable=True,
+            alone=True,
+            reply_to=reply_to,
+        )
+        match started.verdict:
+            case Verdict.DONE:
+                return Failed(None, 0.0)
+            case Verdict.BUSY | Verdict.SUSPECT:
+                return Failed(None, max(started.busy_s, MIN_BUSY_S))
+            case _:
+                pass
+        result = Result(
+            job_id=job.id,
+            state=JobState.FAILED,
+            error=failure,
+            usage=Usage(completion_tokens=started.tokens),
+            model_identity=started.model_identity,
+            worker_id=worker_id,
+            attempts=started.charged,
+        )
+        fence, client = started.fence, started.reply_to
+        written = await self.finish(result, fence=fence, unflushed=Unflushed(started.tokens), reply_to=client)
+        if written is Written.MISSING and await self.restore(
+            job,
+            fence=fence,
+            charged=started.charged,
+            worker_id=worker_id,
+            lease_s=lease_s,
+            started_at=self.clock.now(),
+            chunks=(),
+            reply_to=client,
+        ):
+            # Redis lost the journal or the record. What was generated is gone with it.
+            nothing = result.model_copy(update={"usage": Usage(), "model_identity": None})
+            written = await self.finish(nothing, fence=fence, unflushed=Unflushed(0), reply_to=client)
+        return Failed(result, 0.0) if written is Written.OK else Failed(None, MIN_BUSY_S)
 
     async def restart(
         self,
@@ -433,6 +496,11 @@ class JobRecords:
             }
         return states
 
+    async def belonging(self, job_id: str) -> tuple[str, str] | None:
+        """Read who is told of a job's end and which session it is a turn of; ``None`` without a record."""
+        reply_to, session = await self._pipeline.execute("HMGET", job_key(job_id), "reply_to", "session")
+        return None if reply_to is None else (reply_to.decode(), (session or b"").decode())
+
     async def get_many(self, job_ids: Iterable[str]) -> dict[str, JobRecord | None]:
         """Read many jobs, some hundred in one round trip. A job without a readable record is ``None``.
 
@@ -522,6 +590,7 @@ def _record(job_id: str, fields: dict[bytes, bytes], result: bytes | None) -> Jo
         tokens=int(fields[b"tokens"]),
         cancel_requested=b"cancel" in fields,
         reply_to=fields[b"reply_to"].decode() or None,
+        session_id=fields[b"session"].decode() if b"session" in fields else None,
         submitted_at=moment(b"submitted_at"),
         started_at=moment(b"started_at"),
         finished_at=moment(b"finished_at"),

@@ -9,22 +9,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import aiormq.abc
-from aio_pika.abc import AbstractChannel, AbstractIncomingMessage, AbstractQueue
-from aiormq.exceptions import ChannelAccessRefused, ChannelLockedResource
+from aiormq.exceptions import ChannelAccessRefused
 
-from inferfleet.schemas.errors import ServiceUnreachableError
-from inferfleet.schemas.names import CONTROL_EXCHANGE, control_queue
 from inferfleet.schemas.settings import WorkerSettings
-from inferfleet.wire.amqp import connection_errors, declare_pool, exclusive_arguments, open_amqp, refused
+from inferfleet.wire.amqp import connection_errors, open_amqp, refused
 from inferfleet.wire.frames import DELIVER, Contents, Properties, delivery
 from inferfleet.wire.stream import FrameStream
+from inferfleet.wire.tasks import cancel_and_wait
 from inferfleet.worker.acknowledger import BROKEN, Acknowledger
+from inferfleet.worker.topology import Topology, not_here
 
 logger = logging.getLogger(__name__)
 
@@ -42,10 +41,16 @@ class Delivery:
     message_id: str | None
     reply_to: str
     headers: Mapping[str, Any]
+    properties: Properties = field(default_factory=dict[str, Any])
 
     def ack(self) -> None:
         """Take the message off the queue. Joins the next batch; on a broken session it does nothing."""
         self.session.acknowledger.ack(self.tag)
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether its session is broken, so that the broker has given it out again, or will."""
+        return self.session.is_closed
 
     @contextmanager
     def parked(self) -> Generator[None]:
@@ -104,6 +109,11 @@ class Session:
         """Expect no delivery until the session is full again."""
         self._backlog = False
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether the channel is no more."""
+        return self._channel.closing.done()
+
     async def hold(self, limit: int) -> None:
         """Have messages delivered until ``limit`` are unsettled. May be called again with another limit.
 
@@ -123,7 +133,7 @@ class Session:
                 missing = limit - sum(self._consumers.values()) - self._orphans()
                 if missing > 0:
                     await self._channel.basic_qos(prefetch_count=missing)
-                    answer = await self._channel.basic_consume(self._queue, _not_here)
+                    answer = await self._channel.basic_consume(self._queue, not_here)
                     self._consumers[str(answer.consumer_tag)] = missing
                 self._limit = sum(self._consumers.values())
             except ChannelAccessRefused as error:
@@ -151,6 +161,7 @@ class Session:
                 message_id=properties.get("message_id"),
                 reply_to=properties.get("reply_to", ""),
                 headers=properties.get("headers", {}),
+                properties=properties,
             )
         )
 
@@ -184,55 +195,32 @@ class Session:
         self._cancelled.set()
 
 
-async def _not_here(message: aiormq.abc.DeliveredMessage) -> None:
-    raise AssertionError("deliveries are taken from the stream")
-
-
-async def _declare_control(channel: AbstractChannel, worker_id: str) -> AbstractQueue:
-    try:
-        return await channel.declare_queue(
-            control_queue(worker_id), exclusive=True, auto_delete=True, arguments=exclusive_arguments()
-        )
-    except ChannelLockedResource as error:
-        # After a cut, RabbitMQ takes some time to notice that the old connection is gone.
-        raise ServiceUnreachableError(
-            f"another worker named {worker_id!r} is connected, or was until a moment ago; "
-            "wait a minute, or choose another --worker-id"
-        ) from error
-
-
 @asynccontextmanager
 async def open_session(
     settings: WorkerSettings,
     *,
     on_delivery: Callable[[Delivery], None],
-    on_control: Callable[[bytes], Awaitable[None]],
+    on_control: Callable[[bytes], None],
 ) -> AsyncGenerator[Session]:
     """Connect, declare the pool and listen on the control exchange; consuming starts later.
 
     Raises:
-        ServiceUnreachableError: Nothing answers, or the credentials are refused.
+        ServiceUnreachableError: Nothing answers, the credentials are refused, or another worker has the name.
+        ServiceRefusedError: The broker refuses.
         ConfigurationError: The pool's queue exists with other arguments.
 
     """
-
-    async def hear(message: AbstractIncomingMessage) -> None:
-        await on_control(message.body)
-
     async with open_amqp(
         settings.amqp_url, timeout_s=settings.connect_timeout_s, name=f"{settings.worker_id} (consume)"
     ) as connection:
+        topology = Topology(connection, settings, on_control)
+        queue = await topology.declare()
         with connection_errors(settings.amqp_url):
-            declaring = await connection.channel()
-            queue = await declare_pool(declaring, settings.pool, settings)
-            control = await _declare_control(declaring, settings.worker_id)
-            await control.bind(CONTROL_EXCHANGE)
-            await control.consume(hear, no_ack=True)
             channel = await connection.channel(publisher_confirms=False)
-            session = Session(
-                await channel.get_underlay_channel(), connection.stream, queue.name, on_delivery
-            )
+            session = Session(await channel.get_underlay_channel(), connection.stream, queue, on_delivery)
+        watching = asyncio.create_task(topology.watch())
         try:
             yield session
         finally:
+            await cancel_and_wait(watching)
             session.acknowledger.flush()

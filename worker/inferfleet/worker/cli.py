@@ -13,10 +13,13 @@ from aio_pika import Message
 
 from inferfleet.schemas.control import DrainWorker
 from inferfleet.schemas.errors import ConfigurationError, InferfleetError
-from inferfleet.schemas.names import CONTROL_EXCHANGE, worker_key
+from inferfleet.schemas.names import CONTROL_EXCHANGE
 from inferfleet.schemas.settings import EngineKind, LogFormat, ServiceSettings, WorkerSettings, read_settings
+from inferfleet.wire.draining import drain_worker
+from inferfleet.wire.pipeline import CommandPipeline
 from inferfleet.wire.publishing import ConfirmChannel
 from inferfleet.wire.redis import open_redis
+from inferfleet.wire.tasks import cancel_and_wait
 from inferfleet.worker.ports import EngineDeadError
 from inferfleet.worker.process import run_process
 
@@ -75,25 +78,38 @@ def worker(
 
 
 @app.command()
-def drain(worker_id: Annotated[str, typer.Argument(metavar="WORKER", help="The worker's id.")]) -> None:
-    """Tell a worker, wherever it runs, to finish or hand over what it runs, and exit."""
+def drain(
+    worker_id: Annotated[str, typer.Argument(metavar="WORKER", help="The worker's id.")],
+    *,
+    timeout_s: Annotated[float, typer.Option(min=0.1, help="How long it may take to answer.")] = 30.0,
+) -> None:
+    """Tell a worker, wherever it runs, to finish or hand over what it runs, and exit.
+
+    Returns once the worker has begun to, and fails with 1 if it does not answer in time.
+    """
     if not worker_id.strip():
         raise typer.BadParameter("WORKER is empty")
-    asyncio.run(_drain(read_settings(ServiceSettings), worker_id))
+    asyncio.run(_drain(read_settings(ServiceSettings), worker_id, timeout_s))
 
 
-async def _drain(settings: ServiceSettings, worker_id: str) -> None:
+async def _drain(settings: ServiceSettings, worker_id: str, timeout_s: float) -> None:
     channel = ConfirmChannel(
         settings.amqp_url,
         connect_timeout_s=settings.connect_timeout_s,
         confirm_timeout_s=settings.publish_timeout_s,
         name="inferfleet worker drain",
     )
-    async with open_redis(settings.redis_url) as client, aclosing(channel):
-        if not await client.exists(worker_key(worker_id)):
-            raise ConfigurationError(f"no worker {worker_id!r} is alive: look at the health map for its id")
-        order = DrainWorker(worker_id=worker_id)
+
+    async def send(order: DrainWorker) -> None:
         await channel.publish(CONTROL_EXCHANGE, Message(order.model_dump_json().encode()))
+
+    async with open_redis(settings.redis_url) as client, aclosing(channel):
+        pipeline = CommandPipeline(client, patience_s=0)
+        running = asyncio.create_task(pipeline.run())
+        try:
+            await drain_worker(pipeline, send, worker_id, timeout_s=timeout_s)
+        finally:
+            await cancel_and_wait(running)
 
 
 def _json_object(text: str | None) -> dict[str, Any] | None:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import logging
-import os
+from functools import partial
 
-from inferfleet.schemas import Failure, FailureCode, Job, JobState, Result, names
+from inferfleet.schemas import Failure, FailureCode, Job, names
 from inferfleet.schemas.job import OnBusy
 from inferfleet.schemas.settings import WorkerSettings
 from inferfleet.wire.amqp import job_message
-from inferfleet.wire.attempts import Verdict
 from inferfleet.wire.confirms import UnroutableError
-from inferfleet.wire.journal_lines import Unflushed
 from inferfleet.wire.publishing import ConfirmChannel
 from inferfleet.wire.records import JobRecords
 from inferfleet.wire.sessions import Entry, Payload, Sessions
@@ -68,34 +66,32 @@ class Lanes:
         return entered.entry is Entry.WAIT
 
     async def _publish(self, payload: Payload) -> None:
-        message = job_message(payload.job, reply_to=payload.reply_to)
-        await self._confirm_channel.publish(
-            names.JOBS_EXCHANGE, message, routing_key=payload.job.pool, mandatory=True
+        pool = payload.job.pool
+        publish = partial(
+            self._confirm_channel.publish,
+            names.JOBS_EXCHANGE,
+            job_message(payload.job, reply_to=payload.reply_to),
+            routing_key=pool,
+            mandatory=True,
         )
+        try:
+            await publish()
+        except UnroutableError:
+            if not await self._confirm_channel.bind_again(names.JOBS_EXCHANGE, names.job_queue(pool), pool):
+                raise
+            await publish()
         await self._sessions.published(payload.job)
 
     async def _fail(self, payload: Payload) -> None:
         """Commit that no worker can have the job."""
         job = payload.job
-        started = await self._records.start(
+        message = f"no queue is bound for the pool {job.pool!r} any more"
+        failed = await self._records.fail(
             job,
-            token=f"{self._settings.worker_id}:{os.urandom(8).hex()}",
+            Failure(code=FailureCode.MODEL_UNAVAILABLE, message=message),
             worker_id=self._settings.worker_id,
             lease_s=self._settings.lease_s,
-            resumable=True,
-            alone=True,
             reply_to=payload.reply_to,
         )
-        if started.verdict in {Verdict.DONE, Verdict.BUSY, Verdict.SUSPECT}:
-            return
-        message = f"no queue is bound for the pool {job.pool!r} any more"
-        result = Result(
-            job_id=job.id,
-            state=JobState.FAILED,
-            error=Failure(code=FailureCode.MODEL_UNAVAILABLE, message=message),
-            attempts=started.charged,
-        )
-        logger.warning("a session's next turn cannot run: %s", message, extra={"job_id": job.id})
-        await self._records.finish(
-            result, fence=started.fence, unflushed=Unflushed(started.tokens), reply_to=started.reply_to
-        )
+        if failed.result is not None:
+            logger.warning("a session's next turn cannot run: %s", message, extra={"job_id": job.id})

@@ -9,17 +9,15 @@ import random
 from collections.abc import Mapping
 from contextlib import aclosing
 from dataclasses import replace
-from datetime import datetime
 from functools import cached_property
 from itertools import count
 from typing import assert_never
 
-from pydantic import ValidationError
-
 from inferfleet.schemas import Failure, FailureCode, Job, JobState
 from inferfleet.schemas.errors import InvalidJobError
 from inferfleet.schemas.journal import RestartReason, TokenChunk
-from inferfleet.schemas.request import check_request, job_error
+from inferfleet.schemas.message import read_job
+from inferfleet.schemas.request import check_request
 from inferfleet.schemas.settings import WorkerSettings
 from inferfleet.wire.attempts import Started, Verdict, Written
 from inferfleet.wire.journal_lines import generated, head_of
@@ -110,10 +108,18 @@ class Processor:
 
         """
         try:
-            job = _decode(delivery.body, now=self._records.clock.now())
+            job = read_job(
+                delivery.body,
+                message_type=delivery.properties.get("message_type", ""),
+                content_encoding=delivery.properties.get("content_encoding", ""),
+            )
+            if "submitted_at" not in job.model_fields_set:
+                job = job.model_copy(update={"submitted_at": self._records.clock.now()})
         except InvalidJobError as error:
             failure = Failure(code=FailureCode.INVALID_REQUEST, message=f"not a job: {error}"[:4096])
-            await self._settlement.bury_undecodable(delivery, failure)
+            await self._settlement.bury_unreadable(
+                delivery, failure, is_running=lambda job_id: job_id in self._runs
+            )
             return
         known = self._runs.get(job.id)
         if known is not None:
@@ -419,16 +425,3 @@ def _generation(run: JobRun) -> Generation:
 
 def _cancelled(message: str) -> Finish:
     return Finish(JobState.CANCELLED, failure=Failure(code=FailureCode.CANCELLED, message=message))
-
-
-def _decode(body: bytes, *, now: datetime) -> Job:
-    try:
-        job = Job.model_validate_json(body)
-    except ValidationError as error:
-        raise job_error(error) from error
-    if "id" not in job.model_fields_set:
-        # Our own default would make it another job at every delivery.
-        raise InvalidJobError("id: missing; the publisher must give each job a UUID")
-    if "submitted_at" not in job.model_fields_set:
-        return job.model_copy(update={"submitted_at": now})
-    return job

@@ -10,25 +10,29 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from typing import assert_never
-
-from aio_pika import DeliveryMode, Message
 
 from inferfleet.schemas import Failure, JobState, Result, Timings, names
 from inferfleet.schemas.errors import (
+    ConfigurationError,
     PublishUnconfirmedError,
     ServiceRefusedError,
     ServiceUnreachableError,
 )
 from inferfleet.schemas.journal import QueuedEntry
 from inferfleet.schemas.settings import WorkerSettings
+from inferfleet.wire.amqp import declare_dead_letters
 from inferfleet.wire.attempts import Written
-from inferfleet.wire.confirms import RefusedError
+from inferfleet.wire.confirms import RefusedError, UnroutableError
 from inferfleet.wire.journal_lines import Unflushed
 from inferfleet.wire.outage import Outage
 from inferfleet.wire.publishing import ConfirmChannel
 from inferfleet.wire.records import JobRecords
 from inferfleet.worker.broker import Delivery
+from inferfleet.worker.dead_letter import dead_letter
 from inferfleet.worker.job_run import JobRun
 from inferfleet.worker.journal import JournalWriter
 from inferfleet.worker.lanes import Lanes
@@ -36,6 +40,7 @@ from inferfleet.worker.metrics import WorkerMetrics
 from inferfleet.worker.outcomes import DeadLetter, Defer, Drop, Finish, HandOver, Outcome, Park, Retry
 from inferfleet.worker.ports import Completion
 from inferfleet.worker.slots import Slots
+from inferfleet.worker.unreadable import UnreadableMessages
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +54,9 @@ _UNPUBLISHED = (
 
 REQUEUE_PAUSE_S = 1.0
 """A pause before a message goes straight back to its queue because the way round was closed."""
+
+BURY_PAUSE_CAP_S = 30.0
+"""The longest pause between two tries to write a dead letter."""
 
 
 class Settlement:
@@ -75,6 +83,9 @@ class Settlement:
         self._metrics = metrics
         self._leaving = leaving
         self._unpublished = Outage()
+        self._unreadable = UnreadableMessages(
+            settings=settings, records=records, lanes=lanes, metrics=metrics
+        )
 
     async def settle(self, run: JobRun, delivery: Delivery, outcome: Outcome) -> None:
         """Carry out what was decided about a job."""
@@ -94,10 +105,10 @@ class Settlement:
                 stopped = written in {Written.CANCEL, Written.INTERRUPT}
                 await self._keep(run, delivery, 0.0 if stopped else delay_s)
             case DeadLetter(failure):
+                # It may take long, and needs no engine.
+                self._slots.leave(run)
                 if await self._bury(delivery, failure, attempts=run.charged):
                     await self._end(run, delivery, self._result(run, JobState.FAILED, failure))
-                else:
-                    await self._keep(run, delivery, REQUEUE_PAUSE_S)
             case HandOver(refund):
                 await self._release(
                     run,
@@ -115,15 +126,21 @@ class Settlement:
             case _:
                 assert_never(outcome)
 
-    async def bury_undecodable(self, delivery: Delivery, failure: Failure) -> None:
-        """Put a message that is not a job among the dead letters, as it came."""
+    async def bury_unreadable(
+        self, delivery: Delivery, failure: Failure, *, is_running: Callable[[str], bool]
+    ) -> None:
+        """End what a message belongs to that is no job, and put it among the dead letters, as it came."""
         self._metrics.undecodable()
-        if await self._bury(delivery, failure, attempts=0):
+        try:
+            busy_s = await self._unreadable.end(delivery, failure, is_running=is_running)
+        except _UNPUBLISHED as error:
+            logger.warning("cannot publish a session's next turn yet (%s)", error)
+            busy_s = REQUEUE_PAUSE_S
+        if busy_s:
+            await self._wait(delivery, busy_s)
+            await delivery.requeue()
+        elif await self._bury(delivery, failure, attempts=0):
             delivery.ack()
-            return
-        with delivery.parked():
-            await asyncio.sleep(REQUEUE_PAUSE_S)
-        await delivery.requeue()
 
     async def _end(self, run: JobRun, delivery: Delivery, result: Result) -> None:
         """End the job. If it belongs to another attempt, the message stays until that has ended it."""
@@ -218,30 +235,23 @@ class Settlement:
         await delivery.requeue()
 
     async def _bury(self, delivery: Delivery, failure: Failure, *, attempts: int) -> bool:
-        """Publish a dead letter. False if that is not possible now."""
-        message = Message(
-            delivery.body,
-            message_id=delivery.message_id,
-            type=names.JOB_MESSAGE_TYPE,
-            content_type="application/json",
-            delivery_mode=DeliveryMode.PERSISTENT,
-            reply_to=delivery.reply_to or None,
-            headers={
-                **delivery.headers,
-                names.HEADER_CODE: failure.code.value,
-                names.HEADER_MESSAGE: failure.message,
-                names.HEADER_ATTEMPTS: attempts,
-                names.HEADER_WORKER: self._settings.worker_id,
-                names.HEADER_DIED_AT: self._records.clock.now().isoformat(),
-            },
-        )
-        try:
-            await self._confirm_channel.publish(
-                names.DEAD_EXCHANGE, message, routing_key=self._settings.pool, mandatory=True
-            )
-        except _UNPUBLISHED as error:
-            self._cannot("write a dead letter", error)
-            return False
+        """Publish a dead letter, however long that takes. False if the message is back in its queue instead.
+
+        While the broker does not take it, the message waits here and takes no place of another. In its queue
+        it would be the first again.
+        """
+        pause_s = REQUEUE_PAUSE_S
+        while True:
+            try:
+                await self._publish_letter(delivery, failure, attempts=attempts)
+                break
+            except (*_UNPUBLISHED, ConfigurationError) as error:
+                self._cannot("write a dead letter", error)
+            await self._wait(delivery, pause_s)
+            if self._leaving.is_set() or delivery.is_lost:
+                await delivery.requeue()
+                return False
+            pause_s = min(2 * pause_s, BURY_PAUSE_CAP_S)
         self._can()
         self._metrics.dead_lettered(failure.code)
         # Why is in the letter's headers. It may quote the message, so it is in no log.
@@ -259,6 +269,30 @@ class Settlement:
     def _can(self) -> None:
         if (lasted_s := self._unpublished.ended()) is not None:
             logger.warning("publishing works again, after %.1f s", lasted_s)
+
+    async def _publish_letter(self, delivery: Delivery, failure: Failure, *, attempts: int) -> None:
+        channel, pool = self._confirm_channel, self._settings.pool
+        letter = dead_letter(
+            delivery,
+            failure,
+            attempts=attempts,
+            worker_id=self._settings.worker_id,
+            died_at=self._records.clock.now(),
+            frame_max=await channel.frame_max(),
+        )
+        try:
+            await channel.publish(names.DEAD_EXCHANGE, letter, routing_key=pool, mandatory=True)
+        except UnroutableError:
+            # Somebody deleted the queue or its binding.
+            logger.warning("the dead letters of pool %s have no queue any more; it is declared again", pool)
+            await channel.on_own_channel(partial(declare_dead_letters, pool=pool, settings=self._settings))
+            await channel.publish(names.DEAD_EXCHANGE, letter, routing_key=pool, mandatory=True)
+
+    async def _wait(self, delivery: Delivery, delay_s: float) -> None:
+        """Let a message wait here, where it takes no place, until the time is over or the worker leaves."""
+        with delivery.parked(), suppress(TimeoutError):
+            async with asyncio.timeout(delay_s):
+                await self._leaving.wait()
 
     def _result(
         self, run: JobRun, state: JobState, failure: Failure | None, completion: Completion | None = None

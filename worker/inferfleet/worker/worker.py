@@ -188,6 +188,8 @@ class Worker:
     def stop(self) -> None:
         """Begin to drain, if that has not begun."""
         self._stopping.set()
+        # Whoever gave the order waits for the answer, also while the model still loads.
+        self._enter(WorkerPhase.DRAINING)
 
     def _signalled(self) -> None:
         """Begin to drain; at the second signal, stop waiting for running jobs and hand them over."""
@@ -293,7 +295,7 @@ class Worker:
             on_control=partial(self._obey, processor),
         )
 
-    async def _obey(self, processor: Processor, body: bytes) -> None:
+    def _obey(self, processor: Processor, body: bytes) -> None:
         """Follow an order from the control exchange, if it is for us."""
         try:
             order = control.validate_json(body)

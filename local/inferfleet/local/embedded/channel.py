@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import struct
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -135,6 +136,12 @@ class Channel:
         properties, method = incoming.header.properties, incoming.method
         if properties.expiration is not None:
             raise precondition_failed("the embedded broker does not support 'expiration'")
+        if properties.headers:
+            try:
+                properties.marshal()
+            except (TypeError, ValueError, ArithmeticError, struct.error) as error:
+                # Kept, it would break the connection of whoever is to get it, and come again.
+                raise precondition_failed(f"the embedded broker cannot keep a header: {error}") from error
         message = Message(
             exchange=method.exchange,
             routing_key=method.routing_key,

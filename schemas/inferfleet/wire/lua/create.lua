@@ -1,12 +1,15 @@
 -- A job is accepted: make its record, or join those who submit it too.
 -- KEYS record, journal
 -- ARGV now_ms, ttl_s, entry, pool, priority, reply_to, call (unique to this submission),
---      keep (1: do not let it be taken back, should somebody be about to)
+--      keep (1: do not let it be taken back, should somebody be about to), session ('' for none)
 -- Returns {created (1 or 0), state, attempt, closed (1: whoever made it takes it back)}.
 local r = redis.call('HMGET', KEYS[1], 'state', 'attempt', 'calls', 'closed')
 if not r[1] then
   redis.call('HSET', KEYS[1], 'state', 'queued', 'attempt', 0, 'charged', 0, 'tokens', 0,
     'pool', ARGV[4], 'priority', ARGV[5], 'reply_to', ARGV[6], 'submitted_at', ARGV[1], 'calls', ARGV[7] .. ' ')
+  if ARGV[9] ~= '' then
+    redis.call('HSET', KEYS[1], 'session', ARGV[9])
+  end
   redis.call('XADD', KEYS[2], '*', 'entry', ARGV[3])
   redis.call('EXPIRE', KEYS[1], ARGV[2])
   redis.call('EXPIRE', KEYS[2], ARGV[2])

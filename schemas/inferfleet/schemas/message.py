@@ -1,0 +1,100 @@
+"""Reading a message as a job, and what is known of one that is none."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any, Final, cast
+from uuid import UUID, uuid5
+
+import orjson
+from pydantic import TypeAdapter, ValidationError
+
+from inferfleet.schemas.errors import InvalidJobError
+from inferfleet.schemas.job import Job, JobId, SessionId
+from inferfleet.schemas.names import JOB_MESSAGE_TYPE
+from inferfleet.schemas.request import job_error
+
+_OURS: Final = JOB_MESSAGE_TYPE.partition(".")[0] + "."
+"""How the types of all our messages begin, also of those that are not invented yet."""
+
+_PLAIN: Final = frozenset({"", "utf-8", "utf8", "identity", "binary", "7bit", "8bit"})
+"""Content encodings of a body that is JSON as it stands."""
+
+_NAMESPACE: Final = UUID("5b8f1c1e-0f0a-5d0c-9a52-7f1d7c3c1c55")
+"""Of the ids that messages get that have none."""
+
+_job_id: Final[TypeAdapter[str]] = TypeAdapter(JobId)
+_session_id: Final[TypeAdapter[str]] = TypeAdapter(SessionId)
+
+
+def read_job(body: bytes, *, message_type: str = "", content_encoding: str = "") -> Job:
+    """Read a message's body as a job. Many foreign clients set neither a type nor an encoding.
+
+    Raises:
+        InvalidJobError: It is none, or one of a later contract.
+
+    """
+    if message_type.startswith(_OURS) and message_type != JOB_MESSAGE_TYPE:
+        raise InvalidJobError(
+            f"type: {message_type!r} is not {JOB_MESSAGE_TYPE!r}, which is what this version reads; "
+            "run workers of the version that the publisher has, or a later one"
+        )
+    try:
+        job = Job.model_validate_json(body)
+    except ValidationError as error:
+        problem = job_error(error)
+        if content_encoding.lower() not in _PLAIN:
+            problem = InvalidJobError(
+                f"{problem}; its content_encoding is {content_encoding!r}, but a body must be plain JSON"
+            )
+        raise problem from error
+    if "id" not in job.model_fields_set:
+        # Our own default would make it another job at every delivery.
+        raise InvalidJobError("id: missing; the publisher must give each job a UUID")
+    return job
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is known of a message that could not be read as a job.
+
+    ``ids`` are the jobs that it may be the message of, the likeliest first.
+    """
+
+    ids: tuple[str, ...]
+    session_id: str | None
+
+
+def known_of(body: bytes, message_id: str | None) -> Known:
+    """Look for what a message says of its job, although the rest of it cannot be read."""
+    try:
+        fields: Any = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        fields = None
+    said = cast("dict[str, Any]", fields) if isinstance(fields, dict) else {}
+    ids = dict.fromkeys(each for each in (_valid(_job_id, said.get("id")), job_id(message_id)) if each)
+    return Known(tuple(ids), _valid(_session_id, said.get("session_id")))
+
+
+def letter_id(body: bytes, message_id: str | None) -> str:
+    """The id by which a dead letter is called, the same whoever asks: its job's, if that is known."""
+    known = known_of(body, message_id).ids
+    return known[0] if known else derived_id(body, message_id)
+
+
+def derived_id(body: bytes, message_id: str | None) -> str:
+    """An id for a message that has no valid one: always the same (UUIDv5, RFC 9562)."""
+    return str(uuid5(_NAMESPACE, f"{hashlib.sha256(body).hexdigest()} {message_id or ''}"))
+
+
+def job_id(text: str | None) -> str | None:
+    """The text, if a job may have it as its id."""
+    return _valid(_job_id, text)
+
+
+def _valid(kind: TypeAdapter[str], value: object) -> str | None:
+    try:
+        return kind.validate_python(value)
+    except ValidationError:
+        return None

@@ -1,0 +1,106 @@
+"""The dead letters of a pool can be read whatever is among them, and each has one name."""
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+from tests.integration.conftest import (
+    PATIENCE_S,
+    ForeignClient,
+    RawPublisher,
+    StartWorker,
+    answer_to,
+    chat,
+    eventually,
+)
+
+from inferfleet.local.services import Services, ServicesChoice
+from inferfleet.producer import Fleet
+from inferfleet.schemas import FailureCode, Job
+from inferfleet.schemas.message import derived_id
+from inferfleet.schemas.names import DEAD_EXCHANGE, dead_queue
+
+HEADERS = 1 << 13
+
+
+def table(entries: bytes) -> bytes:
+    return struct.pack(">I", len(entries)) + entries
+
+
+def short(text: bytes) -> bytes:
+    return bytes([len(text)]) + text
+
+
+async def test_letters_that_clients_cannot_read_hide_no_others(
+    fleet: Fleet, raw: RawPublisher, foreign: ForeignClient, services: Services, pool: str
+) -> None:
+    """RabbitMQ's own dead-lettering, by a policy, brings messages here with all of their properties."""
+    if services.kind is ServicesChoice.EMBEDDED:
+        pytest.skip("the embedded broker refuses at once what pamqp cannot read")
+    unreadable = [
+        table(short(b"k") + b"T" + b"\xff" * 8),
+        table(short(b"\xff\xfe") + b"t\x01"),
+        table(short(b"k") + b"B\xfa"),
+        *(
+            table(short(f"x-inferfleet-{name}".encode()) + b"S" + table(b"nonsense"))
+            for name in ("code", "attempts", "died-at")
+        ),
+        table(short(b"x-inferfleet-message") + b"t\x01"),
+    ]
+    bodies = [b"letter %d" % number for number in range(len(unreadable))]
+    for properties, body in zip(unreadable, bodies, strict=True):
+        assert await raw.publish(HEADERS, properties, body, exchange=DEAD_EXCHANGE)
+    letters = await fleet.dead_letters.read(pool)
+    assert [letter.message_id for letter in letters] == [derived_id(body, None) for body in bodies]
+    assert {letter.code for letter in letters} == {FailureCode.INTERNAL}
+    assert await fleet.dead_letters.purge(pool, ids=[letters[2].message_id]) == 1
+    left = [letter.message_id for letter in await fleet.dead_letters.read(pool)]
+    assert left == [derived_id(body, None) for body in bodies if body != bodies[2]]
+
+
+async def test_a_letter_without_an_id_has_the_same_name_whenever_it_is_read(
+    fleet: Fleet, raw: RawPublisher, foreign: ForeignClient, start_worker: StartWorker, pool: str
+) -> None:
+    await start_worker()
+    bodies = [b"garbage 1", b"garbage 2", b'{"body": {}}', b'{"body": {"messages": []}}']
+    for body in bodies:
+        assert await raw.publish(0, b"", body)
+    await foreign.publish(b"garbage 3", message_id="from-afar")
+
+    async def buried() -> bool:
+        return await foreign.waiting(dead_queue(pool)) == len(bodies) + 1
+
+    await eventually(buried)
+    first, second = [await fleet.dead_letters.read(pool) for _ in range(2)]
+    assert first == second
+    assert {letter.message_id for letter in first} == {
+        *(derived_id(body, None) for body in bodies),
+        derived_id(b"garbage 3", "from-afar"),
+    }
+    for letter in first:
+        found = await fleet.dead_letters.read(pool, ids=[letter.message_id])
+        assert found == [letter]
+
+
+async def test_a_job_without_a_pool_is_replayed_in_the_one_that_it_was_in(
+    fleet: Fleet, foreign: ForeignClient, start_worker: StartWorker, pool: str
+) -> None:
+    job = Job(body=chat("again"))
+    await foreign.publish(
+        job.model_dump_json(include={"id", "body"}).encode(), exchange=DEAD_EXCHANGE, message_id=job.id
+    )
+    await start_worker()
+    (again,) = await fleet.dead_letters.replay(pool, ids=[job.id])
+    assert (again.pool, again.metadata["replayed_from"]) == (pool, job.id)
+    assert (await fleet.wait(again, timeout_s=PATIENCE_S)).text == answer_to(again)
+    assert await fleet.dead_letters.read(pool) == []
+
+
+async def test_dead_letters_whose_queue_was_deleted_are_none(
+    fleet: Fleet, foreign: ForeignClient, pool: str
+) -> None:
+    await foreign.channel.queue_delete(dead_queue(pool))
+    assert await fleet.dead_letters.read(pool) == []
+    await foreign.publish(b"bound again", exchange=DEAD_EXCHANGE)
+    assert len(await fleet.dead_letters.read(pool)) == 1

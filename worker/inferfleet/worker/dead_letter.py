@@ -1,0 +1,140 @@
+"""A dead letter: the message as it came, why it was given up, and what of it could not be carried.
+
+The body is carried byte for byte. Of the rest goes over what every reader of the dead letters can read, what
+the broker takes, and what means the same there as it did in the queue of jobs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from aio_pika import DeliveryMode
+from pamqp import encode
+
+from inferfleet.schemas import Failure, names
+from inferfleet.schemas.message import derived_id
+from inferfleet.wire.amqp import OutgoingMessage
+from inferfleet.wire.frames import FRAME_OVERHEAD, SpelledProperties
+from inferfleet.wire.tables import Entry, FieldTable
+from inferfleet.worker.broker import Delivery
+
+_TEXTS: Final = ("content_type", "content_encoding", "correlation_id", "reply_to", "message_type", "app_id")
+"""Properties that are carried as they came. Priority and delivery mode are the letter's own."""
+
+_ACTING: Final = ("expiration", "user_id", "cluster_id")
+"""Properties that would do something: end the letter, or have the broker refuse it."""
+
+_NOT_CARRIED: Final = frozenset(
+    name.encode()
+    for name in (
+        # These would send the letter elsewhere as well, or count as a turn of a circle.
+        *("CC", "BCC", "x-death"),
+        names.HEADER_CODE,
+        names.HEADER_MESSAGE,
+        names.HEADER_ATTEMPTS,
+        names.HEADER_WORKER,
+        names.HEADER_DIED_AT,
+        names.HEADER_LEFT_OUT,
+    )
+)
+"""Headers that would do something, or are ours."""
+
+_LEFT_OUT_LENGTH: Final = 512
+"""How long the list of what was left out may be, in characters, each of which is ASCII."""
+
+_NAME_LENGTH: Final = 64
+"""How much of a header's name is quoted in it."""
+
+_FIXED: Final = 2560
+"""Room in the frame for all that is always there: the properties, and our own headers but for the reason."""
+
+_REPLACED: Final = "\N{REPLACEMENT CHARACTER}"
+"""What stands where a property was not UTF-8."""
+
+
+def dead_letter(
+    delivery: Delivery,
+    failure: Failure,
+    *,
+    attempts: int,
+    worker_id: str,
+    died_at: datetime,
+    frame_max: int,
+) -> OutgoingMessage:
+    """Make the dead letter of a message. Whatever the message is, this gives one that can be published.
+
+    ``frame_max`` is the size of the broker's largest frame in bytes: all but the body must fit into one.
+    """
+    properties, left_out = _properties(delivery.properties)
+    message_id = delivery.message_id
+    if not message_id or _REPLACED in message_id:
+        if message_id:
+            left_out.append("message_id")
+        message_id = derived_id(delivery.body, message_id)
+    room = frame_max - FRAME_OVERHEAD
+    # A quarter for the reason: a whole one of 4,096 characters in frames of any usual size.
+    reason = failure.message.encode(errors="replace")[: room // 4].decode(errors="ignore")
+    headers: dict[str, Any] = {
+        names.HEADER_CODE: failure.code.value,
+        names.HEADER_MESSAGE: reason,
+        names.HEADER_ATTEMPTS: attempts,
+        names.HEADER_WORKER: worker_id,
+        names.HEADER_DIED_AT: died_at.isoformat(),
+    }
+    room -= len(reason.encode()) + _FIXED + _LEFT_OUT_LENGTH
+    carried = bytearray()
+    for entry in _entries(delivery.headers):
+        fits = len(carried) + len(entry.spelling) <= room
+        if entry.sound and fits and entry.name not in _NOT_CARRIED:
+            carried += entry.spelling
+        else:
+            left_out.append(_named(entry))
+    if left_out:
+        headers[names.HEADER_LEFT_OUT] = _listed(left_out)
+    return OutgoingMessage(
+        delivery.body,
+        SpelledProperties(
+            encode.field_table(headers)[4:] + carried,
+            message_id=message_id,
+            delivery_mode=DeliveryMode.PERSISTENT.value,
+            **properties,
+        ),
+    )
+
+
+def _properties(came: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Split a message's properties into those that are carried and the names of those that are left out."""
+    carried: dict[str, Any] = {
+        name: came[name] for name in _TEXTS if _REPLACED not in came.get(name, _REPLACED)
+    }
+    left_out = [name for name in (*_TEXTS, *_ACTING) if came.get(name) and name not in carried]
+    if "timestamp" in came:
+        try:
+            carried["timestamp"] = datetime.fromtimestamp(came["timestamp"], UTC)
+        except (ValueError, OverflowError, OSError):
+            left_out.append("timestamp")
+    return carried, left_out
+
+
+def _entries(headers: Mapping[str, Any]) -> Iterator[Entry]:
+    return headers.entries() if isinstance(headers, FieldTable) else iter(())
+
+
+def _named(entry: Entry) -> str:
+    if not entry.name and not entry.sound:
+        return "headers behind one without an end"
+    name = entry.name[:_NAME_LENGTH].decode(errors="backslashreplace")
+    return f"header {name!a}"
+
+
+def _listed(left_out: list[str]) -> str:
+    """All that was left out, or as much of it as has room, and how much more there was."""
+    text = ""
+    for count, name in enumerate(left_out):
+        longer = f"{text}, {name}" if text else name
+        if len(longer) > _LEFT_OUT_LENGTH - len(", and 65,536 more"):
+            return f"{text}, and {len(left_out) - count:,} more"
+        text = longer
+    return text

@@ -1,0 +1,125 @@
+"""The exchanges and queues that a worker lives on: declared at the start of a session, and watched from then.
+
+An operator, a policy or a script may delete any of them while workers run. RabbitMQ tells of the end of a
+consumer and of nothing else, so all are declared again now and then. What is there is not changed by that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+
+import aiormq.abc
+from aio_pika.abc import AbstractChannel
+from aiormq.exceptions import ChannelLockedResource
+
+from inferfleet.schemas.errors import ServiceUnreachableError
+from inferfleet.schemas.names import CONTROL_EXCHANGE, control_queue
+from inferfleet.schemas.settings import WorkerSettings
+from inferfleet.wire.amqp import Connection, connection_errors, declare_pool, exclusive_arguments
+from inferfleet.wire.frames import DELIVER, Contents, Properties
+
+logger = logging.getLogger(__name__)
+
+WATCH_INTERVAL_S = 15.0
+"""How often what may be lost without a word is declared again."""
+
+
+class Topology:
+    """What a session declares. Orders are heard from the first declaration on."""
+
+    def __init__(
+        self, connection: Connection, settings: WorkerSettings, on_control: Callable[[bytes], None]
+    ) -> None:
+        self._connection = connection
+        self._settings = settings
+        self._on_control = on_control
+        self._listening: AbstractChannel | None = None
+        """The channel that orders come in on."""
+        self._hears = False
+        """Whether the queue of orders has our consumer."""
+        self._deaf = asyncio.Event()
+        """Set when it has lost it."""
+
+    async def declare(self) -> str:
+        """Declare the pool and the worker's own queue of orders. Returns the name of the pool's queue.
+
+        Raises:
+            ServiceUnreachableError: Nothing answers, or another worker has the name.
+            ServiceRefusedError: The broker refuses.
+            ConfigurationError: A queue exists with other arguments.
+
+        """
+        with connection_errors(self._settings.amqp_url):
+            # On a channel of its own, since the broker closes it with every refusal.
+            async with self._connection.channel(publisher_confirms=False) as channel:
+                queue = await declare_pool(channel, self._settings.pool, self._settings)
+            await self._listen()
+        return queue.name
+
+    async def watch(self) -> None:
+        """Declare again what was lost, until cancelled."""
+        complaint = ""
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(WATCH_INTERVAL_S):
+                    await self._deaf.wait()
+            self._deaf.clear()
+            try:
+                await self.declare()
+                complaint = ""
+            except Exception as error:
+                # Whatever it is, a later look may find it mended. A broken session is noticed elsewhere.
+                if str(error) != complaint:
+                    complaint = str(error)
+                    logger.warning("cannot declare the pool's queues again (%s)", complaint)
+
+    async def _listen(self) -> None:
+        if self._listening is None or self._listening.is_closed:
+            self._listening = await self._connection.channel(publisher_confirms=False)
+            channel = await self._listening.get_underlay_channel()
+            channel.on_consumer_cancel_callbacks.add(self._on_cancel)
+            channel.closing.add_done_callback(self._on_closing)
+            # Read here, because aiormq breaks the connection over properties that it cannot read.
+            self._connection.stream.take(channel.number, Contents(DELIVER, self._hear).take)
+            self._hears = False
+        worker_id = self._settings.worker_id
+        try:
+            queue = await self._listening.declare_queue(
+                control_queue(worker_id), exclusive=True, auto_delete=True, arguments=exclusive_arguments()
+            )
+        except ChannelLockedResource as error:
+            # After a cut, RabbitMQ takes some time to notice that the old connection is gone.
+            raise ServiceUnreachableError(
+                f"another worker named {worker_id!r} is connected, or was until a moment ago; "
+                "wait a minute, or choose another --worker-id"
+            ) from error
+        await queue.bind(CONTROL_EXCHANGE)
+        if not self._hears:
+            channel = await self._listening.get_underlay_channel()
+            # Before the answer: the end of the consumer may come with it.
+            self._hears = True
+            try:
+                await channel.basic_consume(queue.name, not_here, no_ack=True)
+            except BaseException:
+                self._hears = False
+                raise
+
+    def _hear(self, _: bytes, __: Properties, body: bytes) -> None:
+        self._on_control(body)
+
+    def _on_cancel(self, _: object) -> None:
+        logger.warning("the queue of this worker's orders was deleted; it is declared again")
+        self._hears = False
+        self._deaf.set()
+
+    def _on_closing(self, _: object) -> None:
+        self._hears = False
+        self._deaf.set()
+
+
+async def not_here(message: aiormq.abc.DeliveredMessage) -> None:
+    """Stand in for the consumer of a channel whose deliveries are taken from the stream."""
+    raise AssertionError("deliveries are taken from the stream")

@@ -1,0 +1,77 @@
+"""Ends what a message belongs to that cannot be read as a job.
+
+Its publisher may have been told that the job was accepted, a client may wait for it, and turns of its session
+may wait behind it. So whatever can be known of the job ends with it, under the same fence as any other end.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from inferfleet.schemas import Failure, Job
+from inferfleet.schemas.message import derived_id, known_of
+from inferfleet.schemas.settings import WorkerSettings
+from inferfleet.wire.records import JobRecords
+from inferfleet.worker.broker import Delivery
+from inferfleet.worker.lanes import Lanes
+from inferfleet.worker.metrics import WorkerMetrics
+
+logger = logging.getLogger(__name__)
+
+
+class UnreadableMessages:
+    """Messages that are no job, and the jobs that they were to be."""
+
+    def __init__(
+        self, *, settings: WorkerSettings, records: JobRecords, lanes: Lanes, metrics: WorkerMetrics
+    ) -> None:
+        self._settings = settings
+        self._records = records
+        self._lanes = lanes
+        self._metrics = metrics
+
+    async def end(self, delivery: Delivery, failure: Failure, *, is_running: Callable[[str], bool]) -> float:
+        """End the message's job as failed, tell its publisher, and let its session's next turn run.
+
+        A job of the same id that has ended is left as it is, and so is one that waits for another client:
+        any message may repeat its id. Returns 0, or after how many seconds to ask again: another worker runs
+        a job that this may be the message of.
+
+        Raises:
+            ServiceUnreachableError, PublishUnconfirmedError, RefusedError: The next turn is not published.
+
+        """
+        known = known_of(delivery.body, delivery.message_id)
+        ids = list(known.ids)
+        if delivery.reply_to:
+            # Somebody waits for an answer, under whatever name.
+            ids.append(derived_id(delivery.body, delivery.message_id))
+        for job_id in ids:
+            belonging = await self._records.belonging(job_id)
+            reply_to, session_id = belonging or (delivery.reply_to, "")
+            if is_running(job_id) or reply_to != delivery.reply_to:
+                logger.warning("a message that is no job has the id of another's", extra={"job_id": job_id})
+                continue
+            job = Job(
+                id=job_id,
+                pool=self._settings.pool,
+                body={},
+                session_id=session_id or known.session_id,
+                submitted_at=self._records.clock.now(),
+            )
+            failed = await self._records.fail(
+                job,
+                failure,
+                worker_id=self._settings.worker_id,
+                lease_s=self._settings.lease_s,
+                reply_to=reply_to,
+            )
+            if failed.busy_s:
+                return failed.busy_s
+            if failed.result is not None:
+                self._metrics.finished(failed.result)
+            if job.session_id is not None:
+                await self._lanes.let_next_run(job)
+            break
+        return 0.0
