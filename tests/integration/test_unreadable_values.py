@@ -137,9 +137,7 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 async def test_a_history_that_no_engine_could_take_is_not_imported(fleet: Fleet, pool: str) -> None:
     turn = Turn(job_id=new_job_id(), messages=({"role": "assistant", "tool_calls": [{}]},), at=NOW)
-    with pytest.raises(
-        InvalidJobError, match=r"^turns\[0\]\.messages\[0\]\.tool_calls\[0\]\.id: is missing"
-    ):
+    with pytest.raises(InvalidJobError, match=r"^turns\[0\]\.messages\[0\]\.tool_calls\[0\]\.id: is missing"):
         await fleet.session(f"s-{pool}").import_(SessionExport(id="x", turns=(turn,)))
 
 
