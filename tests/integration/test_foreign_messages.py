@@ -112,7 +112,7 @@ async def until_known(fleet: Fleet, job: Job) -> None:
     ("body", "why"),
     [
         ({}, "body.messages: is missing"),
-        (chat(""), r"body.messages[0].content: is empty"),
+        ({"messages": [{"content": "hello"}]}, "body.messages[0].role: is missing"),
         (chat(temperature=-1), "body.temperature: -1 is below the minimum 0"),
         ({"messages": 5}, "body.messages: must be a list, not a number"),
     ],
