@@ -113,4 +113,6 @@ def constraint_of_format(wanted: AnyResponseFormat | None) -> str | None:
 
 def constraint_of_outputs(wanted: AnyStructuredOutputs | None) -> str | None:
     """Name the kind of structured outputs that is wanted."""
-    return next((name for name in _CONSTRAINTS if wanted and wanted.get(name) is not None), None)
+    if not wanted:
+        return None
+    return next((name for name in _CONSTRAINTS if wanted.get(name) is not None), None)

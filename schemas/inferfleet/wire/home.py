@@ -32,7 +32,8 @@ class Home:
             ServiceUnreachableError: The client was closed.
 
         """
-        check_process(self._pid)
+        if os.getpid() != self._pid:
+            check_process(self._pid)
         if self._closed:
             raise closed()
         if asyncio.get_running_loop() is not self._loop:
