@@ -18,7 +18,7 @@ from inferfleet.schemas.request_members import warn_of_misspelt_members
 
 _JSON: Final = ("body", "state_patch", "metadata")
 
-_MOMENTS: Final = frozenset({"expires_at", "submitted_at"})
+_MOMENTS: Final = ("expires_at", "submitted_at")
 
 _MINUTE: Final = timedelta(minutes=1)
 
@@ -98,9 +98,11 @@ def _make_plain(fields: dict[str, Any]) -> dict[str, int]:
                 continue
             value = dict(cast("Mapping[str, Any]", value))
         fields[name], sizes[name] = plain_json(value, name)
-    for name in _MOMENTS & fields.keys():
-        moment = fields[name]
-        if isinstance(moment, datetime) and (offset := moment.utcoffset()) and offset % _MINUTE:
+    for name in _MOMENTS:
+        moment = fields.get(name)
+        if moment is None or not isinstance(moment, datetime) or moment.tzinfo is UTC:
+            continue
+        if (offset := moment.utcoffset()) and offset % _MINUTE:
             # The notation for times has no seconds in its offset.
             with suppress(OverflowError):
                 fields[name] = moment.astimezone(UTC)

@@ -344,7 +344,9 @@ def _choice_is_among_the_tools(chat: AnyChat) -> None:
 
 
 def _one_format(request: GenerationRequest) -> None:
-    given = constraint_of_outputs(request.get("structured_outputs"))
+    if "structured_outputs" not in request:
+        return
+    given = constraint_of_outputs(request["structured_outputs"])
     if given is None:
         return
     if constraint_of_format(request.get("response_format")) not in {None, given}:

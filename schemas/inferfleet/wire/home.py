@@ -12,11 +12,25 @@ import os
 from inferfleet.schemas.errors import ClientUnusableError, ServiceUnreachableError
 
 
+_forks = 0
+"""How often this process was forked from another one since this module is here. Cheaper to compare than its id."""
+
+
+def _forked() -> None:
+    global _forks
+    _forks += 1
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
+
+
 class Home:
     """The process and the event loop that it was made in."""
 
     def __init__(self) -> None:
         self._pid = os.getpid()
+        self._forks = _forks
         self._loop = asyncio.get_running_loop()
         self._closed = False
 
@@ -32,7 +46,7 @@ class Home:
             ServiceUnreachableError: The client was closed.
 
         """
-        if os.getpid() != self._pid:
+        if _forks != self._forks:
             check_process(self._pid)
         if self._closed:
             raise closed()
