@@ -11,9 +11,8 @@ import os
 
 from inferfleet.schemas.errors import ClientUnusableError, ServiceUnreachableError
 
-
 _forks = 0
-"""How often this process was forked from another one since this module is here. Cheaper to compare than its id."""
+"""How many forks lie between the process that imported this module and this one. Asking for its id costs more."""
 
 
 def _forked() -> None:

@@ -24,7 +24,7 @@ from inferfleet.local.chaos.ledger import Accepted, CancelAsked, Intent, Ledger,
 from inferfleet.local.chaos.workload import Kind, kind_of, make_job
 from inferfleet.producer.fleet import Fleet
 from inferfleet.schemas import Job
-from inferfleet.schemas.errors import InferfleetError, JobNotFoundError
+from inferfleet.schemas.errors import InferfleetError, InvalidJobError, JobNotFoundError
 from inferfleet.schemas.journal import FinishedEntry
 from inferfleet.schemas.settings import ProducerSettings, QueueType
 
@@ -110,6 +110,9 @@ class Producer:
                 try:
                     job = await self._fleet.submit(wanted)
                     break
+                except InvalidJobError:
+                    # No outage: the soak's own jobs are wrong.
+                    raise
                 except _OUTAGE:
                     await asyncio.sleep(PAUSE_S)
             self._ledger.write(Accepted(number=number, job=job))

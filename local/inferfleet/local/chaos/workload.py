@@ -95,7 +95,8 @@ def make_job(*, seed: int, number: int, pool: str) -> Job:
         "simulated": {"tokens": tokens, **_fault(kind, chance.randint(0, tokens))},
     }
     if kind is Kind.CHOICES:
-        body["n"] = 2
+        # At temperature 0 they would be the same, and the job is refused.
+        body |= {"n": 2, "temperature": 1}
     if kind is Kind.INVALID:
         body["logprobs"] = True
     return Job(
