@@ -17,6 +17,7 @@ from pamqp.commands import Basic, Channel
 from pamqp.header import ContentHeader
 from pamqp.heartbeat import Heartbeat
 
+from inferfleet.wire import frames
 from inferfleet.wire.frames import (
     DELIVER,
     HEARTBEAT,
@@ -155,6 +156,35 @@ def test_a_message_is_spelled(exchange: str, routing_key: str, size: int) -> Non
     assert dict(head.properties) == dict(properties)
     assert b"".join(part.value for _, part in bodies) == body
     assert all(0 < len(part.value) <= 16 for _, part in bodies)
+
+
+SHORT_TEXTS = (
+    *("content_type", "content_encoding", "correlation_id", "reply_to", "expiration", "message_id"),
+    *("message_type", "user_id", "app_id"),
+)
+
+
+@given(
+    texts=st.dictionaries(st.sampled_from(SHORT_TEXTS), st.text(max_size=60)),
+    octets=st.dictionaries(st.sampled_from(["delivery_mode", "priority"]), st.integers(0, 255)),
+    size=st.integers(0, 2**40),
+)
+def test_short_properties_are_spelled_as_pamqp_spells_them(
+    texts: dict[str, str], octets: dict[str, int], size: int
+) -> None:
+    properties = Basic.Properties()
+    for name, value in (texts | octets).items():
+        setattr(properties, name, value)
+    spelling = ContentHeader(body_size=size, properties=properties).marshal()
+    assert frames._content_header(properties, size) == spelling
+
+
+@pytest.mark.parametrize(("name", "value"), [("message_id", "é" * 128), ("priority", 256), ("priority", -1)])
+def test_a_short_property_that_does_not_fit_is_an_error(name: str, value: object) -> None:
+    properties = Basic.Properties()
+    setattr(properties, name, value)
+    with pytest.raises(ValueError, match=name if name == "message_id" else "range"):
+        frames._content_header(properties, 0)
 
 
 def test_a_broker_without_a_limit_gets_the_whole_body() -> None:

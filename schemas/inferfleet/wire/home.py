@@ -12,7 +12,7 @@ import os
 from inferfleet.schemas.errors import ClientUnusableError, ServiceUnreachableError
 
 _forks = 0
-"""How many forks lie between the process that imported this module and this one. Asking for its id costs more."""
+"""How many forks lie between the process that imported this module and this one. Its id costs more to ask."""
 
 
 def _forked() -> None:

@@ -65,7 +65,8 @@ class ConfirmChannel:
         """How many messages are published one by one, or wait for that."""
         self._refused_bytes: int | None = None
         """The size of the smallest message that was too large. Others like it are published alone at once."""
-        self._under_way: dict[str, asyncio.Future[None]] = {}
+        self._under_way: dict[str, asyncio.Future[None] | None] = {}
+        """The ids of messages that are published now, and what is waited for by others of the same id."""
 
     async def publish(
         self, exchange: str, message: Outgoing, *, routing_key: str = "", mandatory: bool = False
@@ -83,14 +84,16 @@ class ConfirmChannel:
         properties = message.properties
         # A returned message says its id, and not which of two it is.
         properties.message_id = message_id = properties.message_id or uuid4().hex
-        while (other := self._under_way.get(message_id)) is not None:
+        while message_id in self._under_way:
+            other = self._under_way[message_id] or asyncio.get_running_loop().create_future()
+            self._under_way[message_id] = other
             await asyncio.wait([other])
-        self._under_way[message_id] = ended = asyncio.get_running_loop().create_future()
+        self._under_way[message_id] = None
         try:
             await self._publish(_Publication(exchange, message.body, properties, routing_key, mandatory))
         finally:
-            del self._under_way[message_id]
-            ended.set_result(None)
+            if (awaited := self._under_way.pop(message_id)) is not None:
+                awaited.set_result(None)
 
     async def waiting(self, queue: str) -> int | None:
         """Count the messages that are ready in a queue; ``None`` if there is no such queue.
