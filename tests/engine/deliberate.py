@@ -14,11 +14,15 @@ from tests.engine.shapes import Shape
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kind:
-    """A kind of request. ``shapes`` are patterns of names, ``fields`` those of the sweep."""
+    """A kind of request. ``shapes`` are patterns of names, ``fields`` those of the sweep.
+
+    With ``stream_decides`` the one difference is that the fleet's response says what vLLM's own stream says.
+    """
 
     what: str
     shapes: tuple[str, ...]
     fields: tuple[str, ...] = ()
+    stream_decides: bool = False
 
     def covers(self, shape: Shape) -> bool:
         """Whether this request is of the kind."""
@@ -39,6 +43,21 @@ DIFFERENT: Final = (
     Kind(
         what="`encoding_format` is `float` or `base64`",
         shapes=("embedding: encoding_format bytes*",),
+    ),
+    Kind(
+        what="A response has the tool calls of its stream",
+        shapes=(
+            "chat: tool_choice required",
+            "chat: tool_choice required of two",
+            "chat: tool_choice required cut",
+            "chat: tool_choice required cut early",
+            "chat: tool_choice named",
+            "chat: tool_choice named cut",
+            "chat: tool_choice named without a type",
+            "chat: parallel_tool_calls false",
+            "chat: tools of two choices",
+        ),
+        stream_decides=True,
     ),
     Kind(
         what="An empty object is no list",
@@ -109,31 +128,7 @@ ONLY_THE_WORKER_KNOWS: Final = (
 """What is accepted, and refused by the worker with ``invalid_request`` or ``prompt_too_long``."""
 
 
-PENDING: Final = (
-    Kind(
-        what="The stream of an echo lacks the prompt",
-        shapes=(
-            "completion: echo",
-            "completion: echo ids",
-            "completion: echo texts",
-            "completion: echo two choices",
-            "completion: echo logprobs",
-            "completion: echo logprobs 0",
-            "completion: echo stop",
-            "completion: score a prompt*",
-            "completion: score prompts",
-            "completion: score ids",
-            "completion: score in a string",
-            "chat: prefill with echo",
-            "chat: echo of an assistant",
-        ),
-    ),
-    Kind(
-        what="A grammar that vLLM's engine core cannot compile is tried again",
-        shapes=("*: structured_outputs grammar twice the root",),
-    ),
-)
-"""Differences that are to go. Their tests are expected to fail, and fail when they don't."""
+STREAM_DECIDES: Final = tuple(kind for kind in DIFFERENT if kind.stream_decides)
 
 
 def among(kinds: tuple[Kind, ...], shape: Shape) -> bool:

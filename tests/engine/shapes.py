@@ -488,6 +488,23 @@ CHATS: Final[dict[str, dict[str, Any]]] = {
         "continue_final_message": True,
         "echo": True,
     },
+    "prefill of parts with echo": {
+        "messages": [
+            *HELLO,
+            {
+                "role": "assistant",
+                "content": [
+                    {"type": "text", "text": "the sea"},
+                    {"type": "text", "text": ""},
+                    {"type": "refusal", "refusal": "is"},
+                    {"type": "thinking", "thinking": "hm"},
+                ],
+            },
+        ],
+        "add_generation_prompt": "false",
+        "continue_final_message": "true",
+        "echo": 1,
+    },
     "echo": {"echo": True},
     "echo null": {"echo": None},
     "echo of an assistant": {

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Final
 
@@ -58,6 +58,23 @@ class Telling:
     words: str = ""
     response: dict[str, Any] | None = None
     streamed: dict[int, Streamed] | None = None
+
+    def as_streamed(self) -> Telling:
+        """What would be told if the messages of a chat's response were made from its stream."""
+        assert self.response is not None
+        assert self.streamed is not None
+        response = deepcopy(self.response)
+        for choice in response["choices"]:
+            streamed, message = self.streamed[choice["index"]], choice["message"]
+            # Whether there is no content or an empty one, a stream does not say.
+            message["content"] = streamed.text or (message["content"] and "")
+            message.pop("tool_calls", None)
+            if streamed.calls:
+                message["tool_calls"] = [
+                    {"id": call.pop("id"), "type": "function", "function": call}
+                    for _, call in sorted(deepcopy(streamed.calls).items())
+                ]
+        return replace(self, response=response)
 
 
 def streamed_by_server(events: Iterable[dict[str, Any]]) -> dict[int, Streamed]:

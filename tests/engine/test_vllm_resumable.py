@@ -62,6 +62,11 @@ def test_what_a_grammar_or_a_penalty_shapes_cannot(fields):
     assert not resumable(Endpoint.CHAT, {"messages": []} | fields)
 
 
+@pytest.mark.parametrize("logprobs", [False, True, 0, 1])
+def test_a_completion_with_logprobs_cannot_whatever_their_number(logprobs):
+    assert not resumable(Endpoint.COMPLETIONS, {"prompt": "x", "logprobs": logprobs})
+
+
 def test_an_embedding_cannot_be_continued():
     assert not resumable(Endpoint.EMBEDDINGS, {"input": "x"})
 

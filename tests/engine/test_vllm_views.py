@@ -76,6 +76,7 @@ SHAPES = {
     "logprobs": chat(logprobs=True, top_logprobs=2),
     "logprobs 0": chat(logprobs=True, top_logprobs=0),
     "logprobs of a completion": text(logprobs=0),
+    "logprobs false of a completion": text(logprobs=False),
     "prompt_logprobs": chat(prompt_logprobs=1),
     "prompt_logprobs 0": chat(prompt_logprobs=0),
     "prompt_logprobs 0 of a completion": text(prompt_logprobs=0),

@@ -100,6 +100,51 @@ async def test_a_batch_of_turns_keeps_its_order(
     assert await session.history() == conversation(*texts)
 
 
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [{"role": "user"}],
+        [user("")],
+        [{"role": "user", "content": []}],
+        [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": ""}]}],
+        [{"role": "critic", "content": ["worse", {"type": "input_text", "text": " than before"}]}],
+        [{"role": "critic", "content": [{"type": "text", "text": None}]}],
+        [{"role": "assistant", "content": None}, user("go on")],
+        [{"role": "assistant", "content": [{"type": "refusal", "refusal": "no"}]}, user("why?")],
+        [{"role": "assistant", "content": [{"type": "thinking", "thinking": "hm"}]}, user("what?")],
+        [
+            {
+                "role": "assistant",
+                "content": None,
+                "tool_calls": [
+                    {"id": "c1", "type": "function", "function": {"name": "clock", "arguments": "{}"}}
+                ],
+            },
+            {"role": "tool", "tool_call_id": "c1", "content": [{"type": "text", "text": "noon"}]},
+        ],
+        [{"role": "function", "name": "clock", "content": None}],
+    ],
+    ids=repr,
+)
+async def test_whatever_messages_vllm_takes_the_turns_behind_them_have_them(
+    fleet: Fleet, session: Session, start_worker: StartWorker, pool: str, messages: list[dict[str, Any]]
+) -> None:
+    await start_worker()
+    body = {"max_tokens": "12", "n": 1.0, "stream": "no", "echo": "false"}
+    turns: list[list[dict[str, Any]]] = [[user("hello")], messages, [user("and?")]]
+    jobs = [await session.send(turn, pool=pool, body=body) for turn in turns]
+    results = await finished(fleet, *jobs)
+    expected: list[Mapping[str, Any]] = []
+    for turn, result in zip(turns, results, strict=True):
+        expected += turn
+        assert result.error is None
+        assert result.text == expected_text(Endpoint.CHAT, {"messages": expected, **body})
+        expected.append({"role": "assistant", "content": result.text})
+    assert await session.history() == expected
+    copy = await session.fork(f"{session.id}-copy")
+    assert await copy.history() == expected
+
+
 async def test_a_turn_that_waits_takes_no_slot_and_holds_up_nobody_else(
     fleet: Fleet, session: Session, start_worker: StartWorker, pool: str, foreign: ForeignClient
 ) -> None:

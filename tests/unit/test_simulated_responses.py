@@ -88,6 +88,9 @@ def test_prompt_tokens_are_a_quarter_of_the_bytes_and_the_frame_of_the_chat() ->
     assert count({"role": "user", "content": "世世"}) == 3 + (4 + 2)
     assert count({"role": "user", "content": "1234"}, {"role": "assistant", "content": None}) == 3 + 5 + 4
     assert count({"role": "user", "content": [{"type": "text", "text": "12345"}]}) == 3 + (4 + 2)
+    assert count({"role": "assistant", "content": [{"type": "refusal", "refusal": "12345"}]}) == 3 + (4 + 2)
+    assert count({"role": "critic", "content": ["123", {"type": "input_text", "text": "45"}]}) == 3 + (4 + 2)
+    assert count({"role": "critic", "content": [{"type": "text", "text": None}]}) == 3 + 4
 
 
 def test_each_of_n_choices_is_another_and_the_prompt_counts_once() -> None:
@@ -187,6 +190,7 @@ def test_a_tool_that_may_be_called_is_not(tool_choice: str | None) -> None:
         (Endpoint.COMPLETIONS, {"prompt": ""}, "empty"),
         (Endpoint.COMPLETIONS, {"prompt": [SECRET, ""]}, "empty"),
         (Endpoint.COMPLETIONS, {"prompt": SECRET, "logprobs": 0}, "logprobs"),
+        (Endpoint.COMPLETIONS, {"prompt": SECRET, "logprobs": False}, "logprobs"),
         (Endpoint.COMPLETIONS, {"prompt": SECRET, "echo": True}, "echo"),
         (Endpoint.EMBEDDINGS, {"input": []}, "empty"),
         (Endpoint.EMBEDDINGS, {"input": SECRET, "dimensions": 5000}, "dimensions"),
@@ -206,7 +210,14 @@ def test_what_it_cannot_answer_is_refused_by_name_and_without_the_prompt(
 
 @pytest.mark.parametrize(
     "harmless",
-    [{"logprobs": False}, {"response_format": {"type": "text"}}, {"stop": None, "n": None}, {"top_p": 0.5}],
+    [
+        {"logprobs": False},
+        {"logprobs": 0, "echo": "false"},
+        {"model": ""},
+        {"response_format": {"type": "text"}},
+        {"stop": None, "n": None},
+        {"top_p": 0.5},
+    ],
 )
 def test_fields_that_ask_for_nothing_special_are_fine(harmless: dict[str, Any]) -> None:
     assert respond(Endpoint.CHAT, chat(**harmless)) == respond(Endpoint.CHAT, chat())

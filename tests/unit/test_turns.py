@@ -179,21 +179,31 @@ PREFILL: dict[str, Any] = {"role": "assistant", "content": "The sea"}
     [
         (PREFILL, False, " is"),
         (PREFILL, True, "The sea is"),
+        (PREFILL, "true", "The sea is"),
+        (PREFILL, "false", " is"),
         ({"role": "assistant", "content": [{"type": "text", "text": "The sea"}]}, False, " is"),
+        (
+            {
+                "role": "assistant",
+                "content": [{"type": "text", "text": ""}, {"type": "refusal", "refusal": "The sea"}],
+            },
+            True,
+            "The sea is",
+        ),
     ],
-    ids=["text", "echoed", "parts"],
+    ids=["text", "echoed", "echoed by a word", "not echoed by a word", "parts", "parts of other kinds"],
 )
 @pytest.mark.parametrize("interrupted", [False, True])
 async def test_a_prefill_and_what_goes_on_with_it_are_one_message(
     turns: Turns,
     sessions: ScriptedSessions,
     prefill: dict[str, Any],
-    echo: bool,
+    echo: bool | str,
     said: str,
     interrupted: bool,
 ) -> None:
     body = {"messages": [QUESTION, prefill], "continue_final_message": True, "add_generation_prompt": False}
-    run = run_of(body=body | ({"echo": True} if echo else {}))
+    run = run_of(body=body | {"echo": echo})
     if interrupted:
         run.add(TokenChunk(token_ids=(1,), text=said))
         await turns.interrupt(run, CANCELLED)
@@ -203,10 +213,12 @@ async def test_a_prefill_and_what_goes_on_with_it_are_one_message(
     assert sessions.added.messages == (QUESTION, {"role": "assistant", "content": "The sea is"})
 
 
+@pytest.mark.parametrize("flag", [None, False, 0, "false", "no"])
 async def test_a_last_message_that_is_not_continued_stays_a_message(
-    turns: Turns, sessions: ScriptedSessions
+    turns: Turns, sessions: ScriptedSessions, flag: Any
 ) -> None:
-    await turns.complete(run_of(body={"messages": [QUESTION, PREFILL]}), completion({"content": "yes"}))
+    body = {"messages": [QUESTION, PREFILL], "continue_final_message": flag}
+    await turns.complete(run_of(body=body), completion({"content": "yes"}))
     assert sessions.added is not None
     assert sessions.added.messages == (QUESTION, PREFILL, {"role": "assistant", "content": "yes"})
 

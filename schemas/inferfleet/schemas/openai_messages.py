@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Required, TypeAlias, cast
 
-from pydantic import Discriminator, Field, GetJsonSchemaHandler, Strict, Tag
+from pydantic import Discriminator, Field, GetJsonSchemaHandler, Strict, Tag, TypeAdapter
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 from typing_extensions import TypedDict
@@ -34,6 +34,14 @@ Whole: TypeAlias = Annotated[int, AlsoAs(("string", "boolean"))]
 Number: TypeAlias = Annotated[float, AlsoAs(("string", "boolean")), Field(allow_inf_nan=False)]
 Flag: TypeAlias = Annotated[bool, AlsoAs(("string", "number"))]
 """Scalars that may be spelt in other ways, as vLLM reads them: ``12.0`` and ``"12"`` are whole numbers."""
+
+
+_flag: TypeAdapter[bool] = TypeAdapter(bool)
+
+
+def is_set(flag: Any) -> bool:
+    """Say whether a flag of a checked body is set, however it is spelt: ``"false"`` and ``0`` are not."""
+    return flag is not None and _flag.validate_python(flag)
 
 
 def known_type(*types: str) -> Discriminator:

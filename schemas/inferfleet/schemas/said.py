@@ -7,14 +7,23 @@ all made by this. So they say the same, down to the ids of tool calls.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
 
 from inferfleet.schemas.job import Endpoint
 from inferfleet.schemas.journal import AnswerHead, TokenChunk
 
 CUT_SHORT = "abort"
 """The ``finish_reason`` of an answer that was stopped from outside; vLLM's own word."""
+
+_TEXT_PARTS: Final[Mapping[str, str]] = {
+    "input_text": "text",
+    "output_text": "text",
+    "refusal": "refusal",
+    "text": "text",
+    "thinking": "thinking",
+}
+"""The kinds of parts that are text to vLLM, each with the field that has it."""
 
 
 class Said:
@@ -82,8 +91,14 @@ class Said:
 def text_of(content: str | list[dict[str, Any]] | None) -> str:
     """The text of a message that an answer goes on with, as vLLM joins its parts."""
     if isinstance(content, list):
-        return "\n".join(part.get("text") or "" for part in content)
+        return "\n".join(text for part in content if (text := text_of_part(part)))
     return content or ""
+
+
+def text_of_part(part: Mapping[str, Any]) -> str | None:
+    """The text of one part of a message: empty if it has none, ``None`` if it is of another kind."""
+    field = _TEXT_PARTS.get(part.get("type", ""))
+    return None if field is None else part.get(field) or ""
 
 
 def cut_response(

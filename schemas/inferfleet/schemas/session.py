@@ -12,6 +12,7 @@ from pydantic import AwareDatetime, Field, TypeAdapter, ValidationError
 from inferfleet.schemas.errors import InvalidJobError
 from inferfleet.schemas.job import Endpoint, JobId, SessionId
 from inferfleet.schemas.json_values import plain_json
+from inferfleet.schemas.openai_messages import is_set
 from inferfleet.schemas.problems import describe, kind
 from inferfleet.schemas.request import MODELS
 from inferfleet.schemas.result import Count, Usage
@@ -180,11 +181,11 @@ def with_answer(body: Mapping[str, Any], said: Mapping[str, Any]) -> tuple[dict[
     with it, whether or not it was to ``echo`` its beginning.
     """
     *before, last = body["messages"]
-    if not (body.get("continue_final_message") and last.get("role") == "assistant"):
+    if not (is_set(body.get("continue_final_message")) and last.get("role") == "assistant"):
         return (*before, last, dict(said))
     begun = text_of(last.get("content"))
     text = said.get("content") or ""
-    if not (body.get("echo") and text.startswith(begun)):
+    if not (is_set(body.get("echo")) and text.startswith(begun)):
         text = begun + text
     return (*before, {**last, **said, "content": text})
 

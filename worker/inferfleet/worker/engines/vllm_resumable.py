@@ -12,7 +12,6 @@ _LOOK_BACK: Final[Mapping[str, tuple[Any, ...]]] = {
     "echo": (False,),
     "frequency_penalty": (0,),
     "logprob_token_ids": ([],),
-    "logprobs": (False,),
     "presence_penalty": (0,),
     "prompt_embeds": ([],),
     "prompt_logprobs": (),
@@ -31,6 +30,9 @@ def resumable(endpoint: Endpoint, body: Mapping[str, Any]) -> bool:
     a response format or of a forced tool call; penalties would forget what was said.
     """
     if endpoint is Endpoint.EMBEDDINGS or body.get("n") not in (None, 1):
+        return False
+    # In a completion logprobs is a number, and to vLLM false is 0.
+    if _says_something(body.get("logprobs"), (False,) if endpoint is Endpoint.CHAT else ()):
         return False
     if any(_says_something(body.get(field), neutral) for field, neutral in _LOOK_BACK.items()):
         return False

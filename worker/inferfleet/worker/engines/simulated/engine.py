@@ -167,7 +167,7 @@ class SimulatedEngine:
 
     def _read(self, generation: Generation) -> SimulatedRequest:
         request = read_request(generation.endpoint, generation.body)
-        if request.model not in (None, self._model):
+        if request.model not in (None, "", self._model):
             raise refusal(f"model: this worker serves {self._model!r}, not {request.model!r}")
         if generation.resume_token_ids and not self.resumable(generation):
             raise NotContinuableError("its kind has more state than its tokens")

@@ -14,6 +14,7 @@ from typing import Any, Final
 import orjson
 
 from inferfleet.schemas import Endpoint
+from inferfleet.schemas.said import text_of_part
 from inferfleet.worker.engines.simulated.refusal import refusal
 
 _BYTES_PER_TOKEN: Final = 4
@@ -82,8 +83,8 @@ def _message_tokens(message: Mapping[str, Any]) -> int:
 def _part_text(part: Mapping[str, Any] | str) -> str:
     if isinstance(part, str):
         return part
-    text = part.get("text")
-    if part.get("type") != "text" or not isinstance(text, str):
+    text = text_of_part(part)
+    if text is None:
         raise refusal(f"it reads only text, and a message has a part of type {part.get('type')!r}")
     return text
 

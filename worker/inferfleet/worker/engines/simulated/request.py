@@ -15,6 +15,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, StrictStr, ValidationError
 
 from inferfleet.schemas import Endpoint
+from inferfleet.schemas.openai_messages import is_set
 from inferfleet.worker.engines.simulated.hooks import Hooks
 from inferfleet.worker.engines.simulated.prompt import Prompt, chat_prompt, plain_prompts
 from inferfleet.worker.engines.simulated.refusal import refusal
@@ -33,6 +34,13 @@ _REFUSED: Final = (
     "structured_outputs",
     "suffix",
 )
+
+_FLAGS: Final[Mapping[Endpoint, tuple[str, ...]]] = {
+    Endpoint.CHAT: ("echo", "logprobs"),
+    Endpoint.COMPLETIONS: ("echo",),
+    Endpoint.EMBEDDINGS: (),
+}
+"""Of these, the ones that ask for nothing when they are false. A completion's ``logprobs`` is a number."""
 
 _Prompts = StrictStr | list[int] | list[StrictStr] | list[list[int]]
 
@@ -142,10 +150,10 @@ def read_request(endpoint: Endpoint, body: Mapping[str, Any]) -> SimulatedReques
         GenerationError: ``invalid_request``; the message names the field and never quotes the prompt.
 
     """
-    for field in _REFUSED:
-        if body.get(field) is not None and body[field] is not False:
-            raise refusal(f"it does not support {field!r}; leave the field out, or use a real engine")
     try:
+        for field in _REFUSED:
+            if body.get(field) is not None and (field not in _FLAGS[endpoint] or is_set(body[field])):
+                raise refusal(f"it does not support {field!r}; leave the field out, or use a real engine")
         match endpoint:
             case Endpoint.CHAT:
                 return _read_chat(body)
