@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from tests.integration.conftest import PATIENCE_S, StartWorker, eventually, slow_chat
+from tests.integration.conftest import PATIENCE_S, StartWorker, StartWorkerProcess, eventually, slow_chat
 
 from inferfleet.producer import Fleet
 from inferfleet.schemas import Job, JobState, Priority
@@ -13,6 +13,9 @@ from inferfleet.worker import slots
 LOOK_AHEAD = 8
 
 STEP_S = 0.02
+
+WITHOUT_PATIENCE = "import inferfleet.worker.slots as slots; slots.REFILL_PATIENCE_S = 0"
+"""A free slot is given away at once, even if a delivery is due."""
 
 
 def long_chat(name: str) -> dict[str, object]:
@@ -134,3 +137,19 @@ async def test_what_a_worker_holds_is_taken_in_order_of_priority(
     await fleet.wait_many([first, *mixed], timeout_s=PATIENCE_S)
     priorities = {job.id: job.priority for job in [first, *mixed]}
     assert [priorities[job_id] for job_id in await starts(fleet, [first, *mixed])] == [4, 8, 5, 2, 0]
+
+
+async def test_an_engine_that_dies_costs_the_jobs_that_wait_no_attempt(
+    fleet: Fleet, pool: str, start_worker_process: StartWorkerProcess
+) -> None:
+    killer = await fleet.submit(
+        slow_chat("killer", tokens=5, step_s=STEP_S, after_tokens=2, kill_engine=True), pool=pool, priority=9
+    )
+    jobs = await fleet.submit_many([long_chat(str(i)) for i in range(4)], pool=pool, max_attempts=1)
+    worker = await start_worker_process(
+        "--max-running", "1", "--look-ahead", str(LOOK_AHEAD), preamble=WITHOUT_PATIENCE
+    )
+    assert await worker.ended() != 0
+    assert (await fleet.get(killer)).attempt == 1
+    records = [record for record in (await fleet.get_many(jobs)).values() if record]
+    assert [record.attempt for record in records] == [0] * 4

@@ -152,7 +152,9 @@ class Processor:
         try:
             outcome = await self._attempt(run)
         except EngineDeadError as error:
-            # It counts as an attempt: a job that kills its engine must not do so for ever.
+            # It counts as an attempt: a job that kills its engine must not do so for ever. Those that wait
+            # for a slot have no part in it, and must not start on a dead engine.
+            self._slots.close()
             engine_died = error
             outcome = HandOver(refund=False)
         except Exception as error:
