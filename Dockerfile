@@ -34,8 +34,9 @@ RUN ./install-dependencies .
 
 FROM ${PRODUCER_BASE} AS producer-code
 COPY schemas/inferfleet producer/inferfleet worker/inferfleet local/inferfleet /app/inferfleet/
-# The user of the image cannot write bytecode there, so each start would compile everything again.
-RUN python3 -m compileall -q --invalidation-mode unchecked-hash /app
+# The user of the image cannot write bytecode there, so each start would compile everything again. What runs a
+# fleet on one machine is there, and compiled when it is used.
+RUN python3 -m compileall -q --invalidation-mode unchecked-hash -x /inferfleet/local/ /app
 
 FROM ${PRODUCER_BASE} AS producer
 LABEL org.opencontainers.image.title="inferfleet producer" \
@@ -71,7 +72,7 @@ FROM ${WEIGHTS} AS weights
 FROM ${BASE} AS worker-code
 USER root
 COPY schemas/inferfleet producer/inferfleet worker/inferfleet local/inferfleet /app/inferfleet/
-RUN python3 -m compileall -q --invalidation-mode unchecked-hash /app
+RUN python3 -m compileall -q --invalidation-mode unchecked-hash -x /inferfleet/local/ /app
 
 FROM ${BASE} AS worker
 LABEL org.opencontainers.image.title="inferfleet worker" \

@@ -14,7 +14,12 @@ from inferfleet.local.services import Services
 from inferfleet.local.services.free_port import free_port
 from inferfleet.producer import Fleet
 from inferfleet.schemas import Job
-from inferfleet.schemas.errors import ConfigurationError, JobNotFoundError, ServiceUnreachableError
+from inferfleet.schemas.errors import (
+    ConfigurationError,
+    JobNotFoundError,
+    ServiceRefusedError,
+    ServiceUnreachableError,
+)
 
 SECRET = "hunter2"
 
@@ -49,7 +54,7 @@ async def test_a_client_is_told_at_once_that_redis_is_away(connect: Connect, nob
 async def test_a_client_is_told_that_redis_refuses_its_password(
     connect: Connect, locked_redis_url: str
 ) -> None:
-    with pytest.raises(ServiceUnreachableError, match="refuses the credentials") as caught:
+    with pytest.raises(ServiceRefusedError, match="refuses the credentials") as caught:
         async with connect(redis_url=locked_redis_url):
             pass
     assert SECRET not in str(caught.value)

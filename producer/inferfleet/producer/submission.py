@@ -268,6 +268,7 @@ class Submission:
             response=response,
             error=Failure(code=FailureCode.CANCELLED, message=why),
             usage=usage,
+            model_identity=record.model_identity,
             attempts=record.attempts,
         )
 

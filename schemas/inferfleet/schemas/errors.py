@@ -17,7 +17,7 @@ InferfleetError
 ├── DeadLetterNotFoundError    a pool has no dead letter with this id
 ├── JobFailedError             the job ended, and not well
 ├── WaitTimeoutError           the caller's patience ended first; what it waited for goes on
-├── ServiceUnreachableError    RabbitMQ or Redis does not answer, or does not let us in
+├── ServiceUnreachableError    RabbitMQ or Redis does not answer, or RabbitMQ does not let us in
 ├── ServiceRefusedError        RabbitMQ or Redis answers, and refuses what was asked, in its own words
 ├── ClientUnusableError        this client belongs to another process or event loop
 └── ConfigurationError         a setting is wrong or an extra is missing
