@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 from aio_pika import DeliveryMode, Message
 from aio_pika.abc import AbstractExchange
-from aio_pika.exceptions import AMQPError
+from aio_pika.exceptions import AMQPError, ChannelInvalidStateError
 
 from inferfleet.local.chaos.harness import PATIENCE_S, Harness
 from inferfleet.schemas.errors import ServiceUnreachableError
@@ -24,7 +24,7 @@ EVERY_S = (0.2, 0.8)
 PAUSE_S = 0.5
 """Between two tries while the broker is away."""
 
-_OUTAGE = (AMQPError, ServiceUnreachableError, OSError, TimeoutError)
+_OUTAGE = (AMQPError, ChannelInvalidStateError, ServiceUnreachableError, OSError)
 
 
 class Garbage:
