@@ -18,6 +18,7 @@ from tests.integration.conftest import (
 from inferfleet.local.services import Services, ServicesChoice
 from inferfleet.producer import Fleet
 from inferfleet.schemas import FailureCode, Job
+from inferfleet.schemas.errors import InvalidJobError
 from inferfleet.schemas.message import derived_id
 from inferfleet.schemas.names import DEAD_EXCHANGE, dead_queue
 
@@ -104,3 +105,15 @@ async def test_dead_letters_whose_queue_was_deleted_are_none(
     assert await fleet.dead_letters.read(pool) == []
     await foreign.publish(b"bound again", exchange=DEAD_EXCHANGE)
     assert len(await fleet.dead_letters.read(pool)) == 1
+
+
+@pytest.mark.parametrize("name", ["ä", "a%2f", "a\x1b[31m", "A B", ""])
+async def test_the_name_of_no_pool_is_said_to_be_none(fleet: Fleet, name: str) -> None:
+    for look in (
+        fleet.dead_letters.read(name),
+        fleet.dead_letters.count(name),
+        fleet.dead_letters.replay(name, everything=True),
+        fleet.dead_letters.purge(name, everything=True),
+    ):
+        with pytest.raises(InvalidJobError, match="is not a pool name"):
+            await look

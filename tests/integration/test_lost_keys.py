@@ -353,6 +353,22 @@ async def test_a_sessions_key_that_is_gone_leaves_no_turn_without_an_end(
         assert [result.state for result in results[1:3]] == [JobState.FAILED] * 2
 
 
+@pytest.mark.parametrize("key", SESSION_KEYS)
+async def test_a_sessions_key_that_is_gone_needs_no_later_turn_to_end_those_that_wait(
+    watchful: Fleet, start_worker: StartWorker, store: aioredis.Redis, pool: str, key: str
+) -> None:
+    await start_worker()
+    session = watchful.session(f"s-{uuid4()}")
+    body = {"simulated": {"tokens": 30, "step_delay_s": 0.01}}
+    turns = [await session.send(f"turn {n}", pool=pool, body=body, stream=True) for n in range(3)]
+    await until_tokens(watchful, turns[0], 2)
+    await store.delete(SESSION_KEYS[key](session.id))
+    results = await asyncio.wait_for(watchful.wait_many(turns), PATIENCE_S)
+    expected = JobState.FAILED if key == "payloads" else JobState.SUCCEEDED
+    assert [result.state for result in results] == [JobState.SUCCEEDED, expected, expected]
+    assert len(await session.turns()) == (1 if key == "payloads" else 3)
+
+
 async def test_a_session_that_lost_its_turns_works_again_once_it_is_deleted(
     fleet: Fleet, start_worker: StartWorker, store: aioredis.Redis, pool: str
 ) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from aio_pika.exceptions import ChannelNotFoundEntity
 
+from inferfleet.producer.job_making import check_pool
 from inferfleet.schemas import names
 from inferfleet.schemas.dead_letter import DeadLetter
 from inferfleet.schemas.errors import DeadLetterNotFoundError, InvalidJobError, UnknownPoolError
@@ -40,6 +41,7 @@ class DeadLetters:
         """Read a pool's dead letters, the oldest first, and leave them where they are.
 
         Raises:
+            InvalidJobError: No pool may have this name.
             UnknownPoolError: The pool has no dead-letter queue.
             DeadLetterNotFoundError: It has none with one of the ``ids``.
 
@@ -54,6 +56,7 @@ class DeadLetters:
         """Count a pool's dead letters.
 
         Raises:
+            InvalidJobError: No pool may have this name.
             UnknownPoolError: The pool has no dead-letter queue.
 
         """
@@ -69,8 +72,8 @@ class DeadLetters:
         not a job stay.
 
         Raises:
-            InvalidJobError: Neither or both were given, an id is empty, or one is that of a message that is
-                no job.
+            InvalidJobError: No pool may have this name, neither or both were given, an id is empty, or one
+                is that of a message that is no job.
             UnknownPoolError: The pool has no dead-letter queue.
             DeadLetterNotFoundError: It has none with one of the ids; nothing was submitted.
 
@@ -97,7 +100,7 @@ class DeadLetters:
         """Throw dead letters away: those with these ``ids``, or ``everything``. Returns how many.
 
         Raises:
-            InvalidJobError: Neither or both were given, or an id is empty.
+            InvalidJobError: No pool may have this name, neither or both were given, or an id is empty.
             UnknownPoolError: The pool has no dead-letter queue.
             DeadLetterNotFoundError: It has none with one of the ids; nothing was thrown away.
 
@@ -133,6 +136,7 @@ class DeadLetters:
 
         One that was deleted while the pool has its queue of jobs is declared again, empty.
         """
+        check_pool(pool)
         async with open_amqp(
             self._settings.amqp_url,
             timeout_s=self._settings.connect_timeout_s,

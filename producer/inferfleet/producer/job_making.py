@@ -86,6 +86,14 @@ def make_job(
     return job
 
 
+def check_pool(pool: str) -> None:
+    """Raise ``InvalidJobError`` if no pool may have this name."""
+    try:
+        Job(pool=pool, body={})
+    except ValidationError as error:
+        raise job_error(error) from error
+
+
 def _make_plain(fields: dict[str, Any]) -> dict[str, int]:
     """Replace what is JSON by what a worker will read. Returns how many bytes each of it has."""
     sizes: dict[str, int] = {}

@@ -7,9 +7,9 @@ from contextlib import suppress
 from functools import partial
 
 from aio_pika import Message
-from pydantic import ValidationError
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
+from inferfleet.producer.job_making import check_pool
 from inferfleet.schemas.control import Control
 from inferfleet.schemas.errors import (
     PublishUnconfirmedError,
@@ -20,7 +20,6 @@ from inferfleet.schemas.errors import (
 )
 from inferfleet.schemas.job import Job
 from inferfleet.schemas.names import CONTROL_EXCHANGE, JOBS_EXCHANGE, job_queue
-from inferfleet.schemas.request import job_error
 from inferfleet.schemas.settings import ProducerSettings
 from inferfleet.wire.amqp import declare_pool, job_message
 from inferfleet.wire.confirms import NackedError, RefusedError, UnroutableError
@@ -107,10 +106,7 @@ class Publisher:
 
         """
         self._home.check()
-        try:
-            Job(pool=pool, body={})
-        except ValidationError as error:
-            raise job_error(error) from error
+        check_pool(pool)
         await self._confirm_channel.on_own_channel(partial(declare_pool, pool=pool, settings=self._settings))
 
     async def aclose(self) -> None:

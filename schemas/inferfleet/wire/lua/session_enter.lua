@@ -23,7 +23,11 @@ if owner ~= '' and s[2] == '0' then
   end
 end
 if redis.call('HEXISTS', KEYS[3], ARGV[1]) == 1 then
-  return {'wait', owner, again, unpublished}
+  if owner ~= '' then
+    return {'wait', owner, again, unpublished}
+  end
+  -- Redis lost the session, and not its lane: without an owner nobody would ever let this turn run.
+  redis.call('LREM', KEYS[2], 0, ARGV[1])
 end
 if tonumber(s[4] or 0) + tonumber(s[5] or 0) + #ARGV[2] > tonumber(ARGV[6]) then
   return {'too_large', owner, again, unpublished}
