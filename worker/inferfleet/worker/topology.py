@@ -71,8 +71,8 @@ class Topology:
                 await self.declare()
                 complaint = ""
             except Exception as error:
-                # Whatever it is, a later look may find it mended. A broken session is noticed elsewhere.
-                if str(error) != complaint:
+                # Whatever it is, a later look may find it mended. A broken session is told elsewhere.
+                if str(error) != complaint and not self._connection.stream.closing:
                     complaint = str(error)
                     logger.warning("cannot declare the pool's queues again (%s)", complaint)
 
