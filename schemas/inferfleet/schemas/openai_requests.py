@@ -276,11 +276,10 @@ class AnyCompletion(GenerationRequest, total=False):
 
 def _spelling_agrees(chat: Any) -> Any:
     """Judge what vLLM compares before it reads it: there, the words "false" and "no" are set flags."""
-    if isinstance(chat, dict):
-        spelt = cast("dict[str, Any]", chat)
-        if spelt.get("continue_final_message") and spelt.get("add_generation_prompt"):
-            raise disagreement("continue_final_message", "needs add_generation_prompt: false beside it")
-    return chat
+    spelt = cast("dict[str, Any]", chat) if isinstance(chat, dict) else {}
+    if spelt.get("continue_final_message") and spelt.get("add_generation_prompt"):
+        raise disagreement("continue_final_message", "needs add_generation_prompt: false beside it")
+    return cast("Any", chat)
 
 
 def _chat_agrees(chat: AnyChat) -> AnyChat:
