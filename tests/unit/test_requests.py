@@ -61,6 +61,8 @@ GOOD_CHATS: list[dict[str, Any]] = [
     {"temperature": "0.5", "n": 1.0, "max_tokens": "12", "seed": True, "stream": "yes", "logprobs": 1},
     {"structured_outputs": {"json_object": True}, "response_format": {"type": "json_object"}},
     {"continue_final_message": True, "add_generation_prompt": False},
+    {"continue_final_message": "true", "add_generation_prompt": 0},
+    {"continue_final_message": "false"},
     {"top_k": 5, "min_p": 0.1, "chat_template_kwargs": {"enable_thinking": None}, "guided": [None]},
 ]
 

@@ -102,6 +102,14 @@ def refusal(body: object, endpoint: Endpoint = Endpoint.CHAT) -> str:
             "body.continue_final_message: needs add_generation_prompt: false beside it",
         ),
         (
+            {"continue_final_message": "true", "add_generation_prompt": "false"},
+            "body.continue_final_message: needs add_generation_prompt: false beside it",
+        ),
+        (
+            {"continue_final_message": "false", "add_generation_prompt": "true"},
+            "body.continue_final_message: needs add_generation_prompt: false beside it",
+        ),
+        (
             {"truncate_prompt_tokens": 0},
             "body.truncate_prompt_tokens: 0 leaves nothing of the prompt; leave the field out",
         ),

@@ -8,7 +8,7 @@ limit of vLLM's defaults.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Required, TypeAlias
+from typing import Annotated, Any, Literal, Required, TypeAlias, cast
 
 from pydantic import (
     AfterValidator,
@@ -274,6 +274,14 @@ class AnyCompletion(GenerationRequest, total=False):
     prompt_embeds: str | list[str] | None
 
 
+def _spelling_agrees(chat: Any) -> Any:
+    """Judge what vLLM compares before it reads it: there, the words "false" and "no" are set flags."""
+    spelt = cast("dict[str, Any]", chat) if isinstance(chat, dict) else {}
+    if spelt.get("continue_final_message") and spelt.get("add_generation_prompt"):
+        raise disagreement("continue_final_message", "needs add_generation_prompt: false beside it")
+    return cast("Any", chat)
+
+
 def _chat_agrees(chat: AnyChat) -> AnyChat:
     _choices_differ(chat, chat.get("n"))
     total = chat.get("max_completion_tokens")
@@ -356,5 +364,7 @@ def _one_format(request: GenerationRequest) -> None:
         raise disagreement("structured_outputs", "has no effect on the call of a tool; keep one")
 
 
-ChatCompletionRequest: TypeAlias = Annotated[AnyChat, AfterValidator(_chat_agrees)]
+ChatCompletionRequest: TypeAlias = Annotated[
+    AnyChat, BeforeValidator(_spelling_agrees), AfterValidator(_chat_agrees)
+]
 CompletionRequest: TypeAlias = Annotated[AnyCompletion, AfterValidator(_completion_agrees)]
