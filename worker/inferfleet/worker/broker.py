@@ -132,6 +132,8 @@ class Session:
                     self._consumers.popitem()
                 missing = limit - sum(self._consumers.values()) - self._orphans()
                 if missing > 0:
+                    # Before the broker is asked: it delivers before it answers.
+                    self._limit = sum(self._consumers.values()) + missing
                     await self._channel.basic_qos(prefetch_count=missing)
                     answer = await self._channel.basic_consume(self._queue, not_here)
                     self._consumers[str(answer.consumer_tag)] = missing
