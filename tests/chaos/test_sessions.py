@@ -32,7 +32,7 @@ PRODUCERS = 4
 WORKERS = 4
 KILL_EVERY_S = float(os.environ.get("INFERFLEET_SOAK_KILL_EVERY_S", "0.5"))
 WORKER: dict[str, Any] = {"engine_args": {"speed": 0.5}, "max_running": 32, "look_ahead": 4, "lease_s": 1.5}
-WAIT_S = 60.0 + SESSIONS * TURNS / 10
+WAIT_S = 180.0 + SESSIONS * TURNS / 10
 
 
 @pytest.fixture

@@ -127,7 +127,8 @@ async def test_an_unknown_pool_is_an_error_that_says_what_to_do_and_leaves_no_re
 async def test_a_full_pool_refuses_and_accepts_again_when_there_is_room(
     connect: Connect, foreign: ForeignClient, pool: str
 ) -> None:
-    async with connect(queue_max_length=2) as fleet:
+    # The limit of a quorum queue is inexact.
+    async with connect(queue_max_length=2, queue_type="classic") as fleet:
         await fleet.declare_pool(pool)
         await fleet.submit_many(["one", "two"], pool=pool)
         third = Job(pool=pool, body=chat("three"))
@@ -141,7 +142,7 @@ async def test_a_full_pool_refuses_and_accepts_again_when_there_is_room(
 
 
 async def test_submit_many_says_which_jobs_were_not_accepted(connect: Connect, pool: str) -> None:
-    async with connect(queue_max_length=3) as fleet:
+    async with connect(queue_max_length=3, queue_type="classic") as fleet:
         await fleet.declare_pool(pool)
         jobs = [Job(pool=pool, body=chat(str(number))) for number in range(5)]
         with pytest.raises(PartialSubmitError, match="2 of 5 jobs were not accepted") as caught:
