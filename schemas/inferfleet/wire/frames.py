@@ -216,11 +216,11 @@ def content_header(payload: bytes) -> tuple[int, Properties]:
     """
     size, flags = _CONTENT_HEADER.unpack_from(payload)
     properties: Properties = {}
-    position = _CONTENT_HEADER.size
+    position, most = _CONTENT_HEADER.size, len(payload)
     with suppress(ValueError, IndexError):
         for name, read in _present(flags):
             end, value = read(payload, position)
-            if end > len(payload):
+            if end > most:
                 break
             properties[name], position = value, end
     return size, properties

@@ -332,6 +332,7 @@ class JobRecords:
         """Commit the terminal result and tell the waiting client. Exactly one commit of a job succeeds."""
         now = self.clock.now()
         job_id = result.job_id
+        offset, count, tokens = _tokens(unflushed, fence.attempt, now)
         committed = self._call(
             scripts.FINISH,
             (job_key(job_id), journal_key(job_id), result_key(job_id)),
@@ -339,14 +340,16 @@ class JobRecords:
             _milliseconds(now),
             self._result_ttl_s,
             result.state.value,
-            *_tokens(unflushed, fence.attempt, now),
+            offset,
+            count,
+            tokens,
             _json(
                 FinishedEntry(
                     at=now,
                     attempt=fence.attempt,
                     state=result.state,
                     failure=result.error,
-                    tokens=unflushed.offset + unflushed.count,
+                    tokens=offset + count,
                 )
             ),
             _json(result),

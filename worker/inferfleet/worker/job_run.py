@@ -41,7 +41,8 @@ class JobRun:
         self.model_identity: str | None = None
         """That of the model which generates, or generated, the answer."""
         self._now = now or RedisClock().now
-        self.started_at = self._now()
+        self.started_at = job.submitted_at
+        """When the attempt was granted; until then, when the job was submitted."""
         self.started = time.monotonic()
         """When the attempt was granted; until then, when the job was delivered."""
         self.first_token_s: float | None = None

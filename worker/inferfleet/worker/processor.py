@@ -277,7 +277,7 @@ class Processor:
         self._journal.follow(run)
         if self._settings.log_prompts:
             logger.info("job starts", extra={"job_id": job.id, "body": body})
-        if body is not job.body or run.resume_token_ids:
+        if body is not job.body or run.journaled:
             generation = replace(
                 generation,
                 body=body,
