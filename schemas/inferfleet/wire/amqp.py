@@ -106,6 +106,9 @@ def connection_errors(url: str) -> Generator[None]:
 
 
 def _words(error: BaseException, url: str) -> str:
+    if isinstance(error, StopAsyncIteration):
+        # What aiormq makes of an end in the middle of the handshake.
+        return "it closed the connection"
     return without_secrets(str(error), url) or type(error).__name__
 
 
