@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 from inferfleet.schemas import Endpoint, FailureCode, Usage
@@ -63,7 +64,7 @@ class EngineStats:
     kv_cache_usage: float = 0.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelIdentity:
     """What the tokens of an answer belong to: a worker with another model begins the answer again.
 
@@ -84,9 +85,12 @@ class ModelIdentity:
     adapter: str = ""
     options: str = ""
 
-    @property
+    @cached_property
     def short(self) -> str:
-        """All parts as 16 hexadecimal digits: what stands in records, journals, results and heartbeats."""
+        """All parts as 16 hexadecimal digits: what stands in records, journals, results and heartbeats.
+
+        Every attempt asks for it, so it is worked out once.
+        """
         parts = json.dumps(asdict(self), sort_keys=True)
         return hashlib.blake2b(parts.encode(), digest_size=8).hexdigest()
 

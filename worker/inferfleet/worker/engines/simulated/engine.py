@@ -60,6 +60,9 @@ class SimulatedEngine:
         """
         self._model = model
         self._parameters = SimulatedParameters.from_engine_args(engine_args)
+        self._identity = ModelIdentity(
+            engine=EngineKind.SIMULATED, name=model, weights=str(self._parameters.weights)
+        )
         self._batch = Batch(parameters=self._parameters, max_running=max_running)
         self._work = asyncio.Event()
         self._watchers: set[asyncio.Event] = set()
@@ -75,9 +78,7 @@ class SimulatedEngine:
     @property
     def identity(self) -> ModelIdentity:
         """Its name and its ``weights``; all other parameters change only the timing, or where a text ends."""
-        return ModelIdentity(
-            engine=EngineKind.SIMULATED, name=self._model, weights=str(self._parameters.weights)
-        )
+        return self._identity
 
     @property
     def endpoints(self) -> frozenset[Endpoint]:
