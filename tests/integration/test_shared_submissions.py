@@ -33,6 +33,8 @@ from inferfleet.schemas.errors import (
     SessionBusyError,
     UnknownPoolError,
 )
+from inferfleet.schemas.job import DEFAULT_TENANT
+from inferfleet.schemas.names import idempotency_key, session_key
 from inferfleet.schemas.settings import ServiceSettings
 from inferfleet.wire.pipeline import CommandPipeline
 from inferfleet.wire.records import Closed, JobRecords
@@ -107,9 +109,9 @@ async def test_a_refusal_takes_nothing_back_from_another_caller_with_the_same_ke
     options: dict[str, Any] = {"pool": pool, "idempotency_key": pool}
     if session is not None:
         options["session_id"] = f"{session}-{pool}"
-    async with connect(amqp_url=silent.url, connect_timeout_s=1.0) as unlucky:
+    async with connect(amqp_url=silent.url, connect_timeout_s=3.0) as unlucky:
         refused = asyncio.create_task(unlucky.submit("hello", **options))
-        await eventually(lambda: _is_recorded(store, pool))
+        await eventually(lambda: _is_claimed(store, pool))
         job = await fleet.submit("hello", **options)
 
         # When the first one gives up
@@ -325,7 +327,7 @@ async def test_a_turn_that_the_next_ones_producer_has_published_stays_in_front(
         connect(turn_publish_grace_s=0.2) as hasty,
     ):
         first = asyncio.create_task(unlucky.session(session_id).send("one", pool=pool))
-        await eventually(lambda: _is_recorded(store, pool))
+        await eventually(lambda: _has_owner(store, session_id))
 
         # When the next one's producer has published it
         second = await hasty.session(session_id).send("two", pool=pool)
@@ -434,8 +436,13 @@ async def session_record(fleet: Fleet, session_id: str) -> Any:
     return await fleet.session(session_id).get()
 
 
-async def _is_recorded(store: aioredis.Redis, pool: str) -> bool:
-    return bool(await recorded(store, pool))
+async def _has_owner(store: aioredis.Redis, session_id: str) -> bool:
+    return bool(await store.hget(session_key(session_id), "owner"))
+
+
+async def _is_claimed(store: aioredis.Redis, key: str) -> bool:
+    """Whether somebody submits under the key. One look: other tests have left thousands of records."""
+    return bool(await store.exists(idempotency_key(f"{len(DEFAULT_TENANT)}:{DEFAULT_TENANT}", key)))
 
 
 async def _is_waiting(foreign: ForeignClient) -> bool:
