@@ -70,7 +70,7 @@ async def test_a_value_that_no_worker_could_read_leaves_nothing_behind(
             await fleet.submit(chat(**body), pool=pool, **{"idempotency_key": key, **options})
         with pytest.raises(InvalidJobError, match=place):
             await session.send("hello", body=body, pool=pool, **{"idempotency_key": key, **options})
-    assert await keys_of(store) == before
+    assert await keys_of(store) <= before  # What other tests have left may expire meanwhile.
     # The key is free, and the session goes on.
     assert await session.send("good bye", pool=pool, idempotency_key=pool)
 
@@ -129,7 +129,7 @@ async def test_a_state_that_nobody_could_read_is_refused_and_the_old_one_stays(
         with pytest.raises(InvalidJobError, match=problem.partition(": ")[2]):
             await other.import_(export)
     assert await session.state() == (1, {"x": 1})
-    assert await keys_of(store) == before
+    assert await keys_of(store) <= before  # What other tests have left may expire meanwhile.
 
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -166,7 +166,7 @@ async def test_of_many_jobs_the_one_that_is_bad_is_named(
     before = await keys_of(store)
     with pytest.raises(InvalidJobError, match=r"^number 2 of the jobs: body\.temperature: 3 is above"):
         await fleet.submit_many(["one", chat("two"), chat("three", temperature=3), ""], pool=pool)
-    assert await keys_of(store) == before
+    assert await keys_of(store) <= before  # What other tests have left may expire meanwhile.
 
 
 @pytest.mark.parametrize(
