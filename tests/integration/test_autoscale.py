@@ -164,9 +164,10 @@ async def test_a_burst_of_3000_jobs_goes_from_zero_to_the_maximum_and_back_by_th
 ) -> None:
     """No job is lost, no token is generated twice, and workers are drained in the middle of answers."""
     wanted = read_scaled_object(BASE_MANIFEST)
-    # Most take 3 s, and the last ones 20 s: those are in the workers when fewer are wanted.
-    jobs = [job_of(wanted.pool, tokens=15, step_s=0.2) for _ in range(2700)]
-    jobs += [job_of(wanted.pool, tokens=100, step_s=0.2, priority=Priority.BATCH) for _ in range(300)]
+    # Most take 3 s. The last ones are few enough that fewer workers are wanted, and they take 30 s: the first
+    # worker goes after 10 s of that, and one more every 2 s.
+    jobs = [job_of(wanted.pool, tokens=15, step_s=0.2) for _ in range(2850)]
+    jobs += [job_of(wanted.pool, tokens=150, step_s=0.2, priority=Priority.BATCH) for _ in range(150)]
 
     async with (
         autoscaler(
