@@ -34,12 +34,14 @@ test-engine: engine-venv ## Run the tests of the vLLM engine, on the CPU
 chaos: venv services ## Break everything at random for MINUTES= from SEED=, and check that no job suffered
 	@$(VENV)/bin/inferfleet-chaos --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
-check: venv ## Lint, formatting, types, import contracts, schema drift
+check: venv ## Lint, formatting, types, import contracts, dependencies, spelling, schema drift
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/mypy $(PACKAGES:%=-p inferfleet.%)
 	@$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
 	@$(VENV)/bin/lint-imports
+	@$(VENV)/bin/deptry schemas producer worker local
+	@$(VENV)/bin/codespell
 	@$(VENV)/bin/inferfleet schema export --check schemas
 
 bench: bench-venv services ## Measure ours and hand-written aio-pika
