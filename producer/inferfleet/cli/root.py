@@ -56,7 +56,9 @@ COMMANDS: Mapping[str, Place] = MappingProxyType(
 def main() -> None:
     """Run the command line. Errors of ours are one line on stderr, without a traceback."""
     from inferfleet.cli.failing import Remarks, plain_errors
+    from inferfleet.cli.standard_streams import open_standard_streams
 
+    open_standard_streams()
     remarks = logging.StreamHandler()
     remarks.setFormatter(Remarks())
     logging.basicConfig(handlers=[remarks])

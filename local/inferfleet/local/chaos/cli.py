@@ -13,6 +13,7 @@ import orjson
 import typer
 
 from inferfleet.cli.failing import plain_errors
+from inferfleet.cli.standard_streams import open_standard_streams
 from inferfleet.cli.terminal import err, out
 from inferfleet.local.chaos.soak import SoakOptions, SoakReport, soak
 from inferfleet.schemas.settings import QueueType
@@ -76,6 +77,7 @@ def command(
 
 def main() -> None:
     """Run the command line."""
+    open_standard_streams()
     app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
     app.command()(command)
     with plain_errors():
