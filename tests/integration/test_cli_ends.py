@@ -29,7 +29,7 @@ from tests.integration.conftest import (
 
 from inferfleet.producer import Fleet
 from inferfleet.schemas import Job, JobState
-from inferfleet.schemas.errors import DeadLetterNotFoundError, InvalidJobError
+from inferfleet.schemas.errors import DeadLetterNotFoundError, DeadLettersGoneError, InvalidJobError
 from inferfleet.schemas.job import new_job_id
 
 INTERRUPTED = 130
@@ -154,6 +154,51 @@ async def test_all_are_purged_once_somebody_has_agreed_to_their_number(
         os.close(child)
         os.close(terminal)
     assert len(await ids_of_the_dead(fleet, pool)) == left
+
+
+@pytest.mark.parametrize("command", ["purge", "replay"])
+async def test_only_those_are_taken_that_were_counted(
+    fleet: Fleet, start_worker: StartWorker, start: Start, pool: str, command: str
+) -> None:
+    worker = await start_worker()
+    await until_dead(fleet, pool, 2)
+    terminal, child = pty.openpty()
+    try:
+        process = await start("dead", command, "--all", "--pool", pool, stdin=child)
+        assert process.stderr is not None
+        async with asyncio.timeout(PATIENCE_S):
+            assert b": 2 dead letters" in await process.stderr.readuntil(b"[y/N] ")
+            late = await until_dead(fleet, pool, 2)
+            # What is replayed stays, to be counted.
+            await worker.stop()
+            os.write(terminal, b"y\n")
+            out, _ = await process.communicate()
+    finally:
+        os.close(child)
+        os.close(terminal)
+    assert process.returncode == 0
+    assert await ids_of_the_dead(fleet, pool) == [job.id for job in late]
+    if command == "purge":
+        assert out == b"2 purged\n"
+    else:
+        again = await fleet.get_many(out.decode().split())
+        assert [record is not None and record.state for record in again.values()] == [JobState.QUEUED] * 2
+
+
+async def test_letters_that_somebody_else_took_are_not_made_up_for_by_others(
+    fleet: Fleet, start_worker: StartWorker, pool: str
+) -> None:
+    await start_worker()
+    jobs = await until_dead(fleet, pool, 2)
+    for take in (fleet.dead_letters.purge, fleet.dead_letters.replay):
+        with pytest.raises(DeadLettersGoneError, match="has 2 dead letters, and 3 were counted"):
+            await take(pool, oldest=3)
+        with pytest.raises(InvalidJobError, match="only one of these"):
+            await take(pool, everything=True, oldest=2)
+    assert await ids_of_the_dead(fleet, pool) == [job.id for job in jobs]
+    assert await fleet.dead_letters.purge(pool, oldest=0) == 0
+    assert await fleet.dead_letters.purge(pool, oldest=1) == 1
+    assert await ids_of_the_dead(fleet, pool) == [jobs[1].id]
 
 
 async def test_all_are_replayed_however_many_there_are(

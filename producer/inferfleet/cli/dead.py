@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Awaitable, Callable
-from typing import Annotated, TypeVar
+from typing import Annotated, TypedDict, TypeVar
 
 import orjson
 import typer
@@ -30,7 +30,7 @@ IdsArgument = Annotated[
     list[str] | None,
     typer.Argument(metavar="[JOB]...", help="Ids, as `dead list` prints them.", callback=none_empty),
 ]
-AllFlag = Annotated[bool, typer.Option("--all", help="All of the pool's dead letters.")]
+AllFlag = Annotated[bool, typer.Option("--all", help="All of the pool's dead letters that there are now.")]
 YesFlag = Annotated[bool, typer.Option("--yes", "-y", help="With --all: do not ask.")]
 
 
@@ -79,8 +79,8 @@ def replay(
 
     Messages that are no job stay among the dead letters.
     """
-    _require_meant("submit again", jobs, everything=everything, yes=yes, pool=pool)
-    again = _run(lambda dead_letters: dead_letters.replay(pool, ids=jobs, everything=everything))
+    meant = _meant("submit again", jobs, everything=everything, yes=yes, pool=pool)
+    again = _run(lambda dead_letters: dead_letters.replay(pool, **meant))
     if as_json:
         _print_json([job.model_dump(mode="json", exclude={"body"}) for job in again])
         return
@@ -98,20 +98,33 @@ def purge(
     as_json: JsonFlag = False,
 ) -> None:
     """Throw dead letters away, for good."""
-    _require_meant("throw away for good", jobs, everything=everything, yes=yes, pool=pool)
-    count = _run(lambda dead_letters: dead_letters.purge(pool, ids=jobs, everything=everything))
+    meant = _meant("throw away for good", jobs, everything=everything, yes=yes, pool=pool)
+    count = _run(lambda dead_letters: dead_letters.purge(pool, **meant))
     if as_json:
         _print_json({"pool": pool, "purged": count})
     else:
         out(f"{count} purged\n")
 
 
-def _require_meant(what: str, jobs: list[str] | None, *, everything: bool, yes: bool, pool: str) -> None:
-    """Make sure that all are meant where all would be taken: it is asked for, and agreed to."""
+class _Meant(TypedDict, total=False):
+    """Which dead letters are meant, as arguments of ``purge`` and ``replay``."""
+
+    ids: list[str] | None
+    everything: bool
+    oldest: int
+
+
+def _meant(what: str, jobs: list[str] | None, *, everything: bool, yes: bool, pool: str) -> _Meant:
+    """Make sure that all are meant where all would be taken: it is asked for, and agreed to.
+
+    What is agreed to is a number. Letters that come in during the question are behind those counted.
+    """
     if everything is bool(jobs):
         raise typer.BadParameter("give the ids of dead letters, or --all, and not both")
-    if not everything or yes:
-        return
+    if not everything:
+        return {"ids": jobs}
+    if yes:
+        return {"everything": True}
     if not sys.stdin.isatty():
         raise typer.BadParameter("--all asks first, and nobody is here to answer: give --yes too")
     count = _run(lambda dead_letters: dead_letters.count(pool))
@@ -119,6 +132,7 @@ def _require_meant(what: str, jobs: list[str] | None, *, everything: bool, yes: 
     err(f"{what}: {count} dead letter{'' if count == 1 else 's'} of pool {line(pool)}? [y/N] ")
     if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
         raise typer.Exit(1)
+    return {"oldest": count}
 
 
 def _run(work: Callable[[DeadLetters], Awaitable[T]]) -> T:

@@ -16,7 +16,12 @@ from aio_pika.exceptions import ChannelNotFoundEntity
 from inferfleet.producer.job_making import check_pool
 from inferfleet.schemas import names
 from inferfleet.schemas.dead_letter import DeadLetter
-from inferfleet.schemas.errors import DeadLetterNotFoundError, InvalidJobError, UnknownPoolError
+from inferfleet.schemas.errors import (
+    DeadLetterNotFoundError,
+    DeadLettersGoneError,
+    InvalidJobError,
+    UnknownPoolError,
+)
 from inferfleet.schemas.failures import FailureCode
 from inferfleet.schemas.job import Job, new_job_id
 from inferfleet.schemas.message import letter_id, read_job
@@ -64,26 +69,33 @@ class DeadLetters:
             return queue.count
 
     async def replay(
-        self, pool: str, *, ids: Collection[str] | None = None, everything: bool = False
+        self,
+        pool: str,
+        *,
+        ids: Collection[str] | None = None,
+        everything: bool = False,
+        oldest: int | None = None,
     ) -> list[Job]:
-        """Submit dead letters again as new jobs: those with these ``ids``, or ``everything``.
+        """Submit dead letters again: those with these ``ids``, ``everything``, or so many of the ``oldest``.
 
         Returns the new jobs. Each dead letter is taken off once its new job is accepted. Messages that are
         not a job stay.
 
         Raises:
-            InvalidJobError: No pool may have this name, neither or both were given, an id is empty, or one
-                is that of a message that is no job.
+            InvalidJobError: No pool may have this name, not exactly one of the three was given, an id is
+                empty, or one is that of a message that is no job.
             UnknownPoolError: The pool has no dead-letter queue.
             DeadLetterNotFoundError: It has none with one of the ids; nothing was submitted.
+            DeadLettersGoneError: It has fewer than ``oldest``; nothing was submitted.
 
         """
-        wanted = _meant(ids, everything=everything)
+        wanted = _meant(ids, everything=everything, oldest=oldest)
         async with self._queue(pool) as queue:
             if wanted is None:
+                _require_all_there(queue, pool, oldest)
                 return [
                     await self._again(pool, queue, message, letter.job)
-                    async for message, letter in _letters(queue, pool)
+                    async for message, letter in _letters(queue, pool, oldest)
                     if letter.job is not None
                 ]
             named = await _named(queue, pool, wanted)
@@ -96,23 +108,38 @@ class DeadLetters:
                 await self._again(pool, queue, message, letter.job) for message, letter in named if letter.job
             ]
 
-    async def purge(self, pool: str, *, ids: Collection[str] | None = None, everything: bool = False) -> int:
-        """Throw dead letters away: those with these ``ids``, or ``everything``. Returns how many.
+    async def purge(
+        self,
+        pool: str,
+        *,
+        ids: Collection[str] | None = None,
+        everything: bool = False,
+        oldest: int | None = None,
+    ) -> int:
+        """Throw dead letters away: those with these ``ids``, ``everything``, or so many of the ``oldest``.
+
+        Returns how many. Whoever has counted them first gives ``oldest``: what has come in since stays.
 
         Raises:
-            InvalidJobError: No pool may have this name, neither or both were given, or an id is empty.
+            InvalidJobError: No pool may have this name, not exactly one of the three was given, or an id is
+                empty.
             UnknownPoolError: The pool has no dead-letter queue.
             DeadLetterNotFoundError: It has none with one of the ids; nothing was thrown away.
+            DeadLettersGoneError: It has fewer than ``oldest``; nothing was thrown away.
 
         """
-        wanted = _meant(ids, everything=everything)
+        wanted = _meant(ids, everything=everything, oldest=oldest)
         async with self._queue(pool) as queue:
-            if wanted is None:
+            if everything:
                 return await queue.purge()
-            named = await _named(queue, pool, wanted)
-            for message, _ in named:
+            if wanted is None:
+                _require_all_there(queue, pool, oldest)
+                messages = [message async for message, _ in _letters(queue, pool, oldest)]
+            else:
+                messages = [message for message, _ in await _named(queue, pool, wanted)]
+            for message in messages:
                 queue.ack(message)
-            return len(named)
+            return len(messages)
 
     async def _again(self, pool: str, queue: QueueReader, message: ReadMessage, job: Job) -> Job:
         again = job.model_copy(
@@ -162,11 +189,19 @@ async def _exists(connection: Connection, queue: str) -> bool:
     return True
 
 
-def _meant(ids: Collection[str] | None, *, everything: bool) -> frozenset[str] | None:
-    """The ids that are meant; ``None`` for everything, which nobody means by leaving something out."""
-    if (ids is None) is not everything:
-        raise InvalidJobError("ids: give the ids of dead letters, or everything=True, and not both")
+def _meant(ids: Collection[str] | None, *, everything: bool, oldest: int | None) -> frozenset[str] | None:
+    """The ids that are meant; ``None`` for a number, or for all, which nobody means by leaving one out."""
+    if (ids is not None) + everything + (oldest is not None) != 1:
+        raise InvalidJobError(
+            "ids: give the ids of dead letters, everything=True or how many of the oldest; only one of these"
+        )
     return None if ids is None else _wanted(ids)
+
+
+def _require_all_there(queue: QueueReader, pool: str, oldest: int | None) -> None:
+    """Refuse to take letters that have come in in place of those that were counted."""
+    if oldest is not None and queue.count < oldest:
+        raise DeadLettersGoneError(pool, counted=oldest, present=queue.count)
 
 
 def _wanted(ids: Collection[str]) -> frozenset[str]:

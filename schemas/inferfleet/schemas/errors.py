@@ -15,6 +15,7 @@ InferfleetError
 ├── JobNotFoundError           no record of the job: never accepted, or past its retention
 ├── JobDataLostError           Redis no longer has the result or the journal of a job
 ├── DeadLetterNotFoundError    a pool has no dead letter with this id
+├── DeadLettersGoneError       a pool has fewer dead letters than were counted
 ├── JobFailedError             the job ended, and not well
 ├── WaitTimeoutError           the caller's patience ended first; what it waited for goes on
 ├── ServiceUnreachableError    RabbitMQ or Redis does not answer, or RabbitMQ does not let us in
@@ -141,6 +142,18 @@ class DeadLetterNotFoundError(InferfleetError):
             f"{pool}` shows those it has. Nothing was changed"
         )
         self.ids = tuple(ids)
+
+
+class DeadLettersGoneError(InferfleetError):
+    """The pool has fewer dead letters than were counted: somebody took some. None was touched since."""
+
+    def __init__(self, pool: str, *, counted: int, present: int) -> None:
+        super().__init__(
+            f"pool {pool!r} has {present} dead letters, and {counted} were counted: somebody else has taken "
+            "some meanwhile. Nothing was changed; count again"
+        )
+        self.counted = counted
+        self.present = present
 
 
 class JobFailedError(InferfleetError):
