@@ -304,6 +304,64 @@ async def test_ctrl_c_ends_a_chat_through_a_pipe_and_names_its_session(
     assert "Traceback" not in err.decode()
 
 
+class AtPrompt:
+    """``inferfleet chat`` at a terminal, whose answers stdout has."""
+
+    def __init__(self, process: Process, terminal: int) -> None:
+        self.process = process
+        self._terminal = terminal
+
+    async def prompted(self) -> None:
+        """Wait for the next prompt."""
+        assert self.process.stderr is not None
+        await asyncio.wait_for(self.process.stderr.readuntil(b"you> "), PATIENCE_S)
+
+    def type(self, text: str) -> None:
+        os.write(self._terminal, text.encode())
+
+    async def answering(self) -> None:
+        """Wait until an answer has begun."""
+        assert self.process.stdout is not None
+        assert await asyncio.wait_for(self.process.stdout.read(1), PATIENCE_S)
+
+    async def ended(self) -> int:
+        await asyncio.wait_for(self.process.communicate(), PATIENCE_S)
+        assert self.process.returncode is not None
+        return self.process.returncode
+
+
+@pytest.fixture
+async def at_prompt(start: Start, start_worker: StartWorker, pool: str) -> AsyncIterator[AtPrompt]:
+    await start_worker(engine_args={"decode_step_base_s": 0.05, "decode_step_per_sequence_s": 0.0})
+    terminal, child = pty.openpty()
+    try:
+        arguments = ("--session", f"s-{pool}", "--pool", pool, "--max-tokens", "400")
+        yield AtPrompt(await start("chat", *arguments, stdin=child), terminal)
+    finally:
+        os.close(child)
+        os.close(terminal)
+
+
+async def test_ctrl_c_at_the_prompt_of_a_chat_ends_it_as_interrupted(at_prompt: AtPrompt) -> None:
+    await at_prompt.prompted()
+    at_prompt.process.send_signal(signal.SIGINT)
+    assert await at_prompt.ended() == INTERRUPTED
+
+
+@pytest.mark.parametrize("leave", ["/exit\n", "\x04"])
+async def test_ctrl_c_in_an_answer_of_a_chat_brings_the_prompt_back(
+    at_prompt: AtPrompt, fleet: Fleet, pool: str, leave: str
+) -> None:
+    await at_prompt.prompted()
+    at_prompt.type("first\n")
+    await at_prompt.answering()
+    at_prompt.process.send_signal(signal.SIGINT)
+    await at_prompt.prompted()
+    at_prompt.type(leave)
+    assert await at_prompt.ended() == 0
+    assert await fleet.session(f"s-{pool}").history() == []
+
+
 # A reader that has gone
 
 

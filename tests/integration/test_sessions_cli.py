@@ -143,7 +143,7 @@ async def test_ctrl_c_stops_an_answer_and_then_leaves(
             await process.stderr.readuntil(b"you> ")
             # And at the prompt Ctrl-C leaves.
             process.send_signal(signal.SIGINT)
-            assert await process.wait() == 0
+            assert await process.wait() == 130
     finally:
         if process.returncode is None:
             process.kill()

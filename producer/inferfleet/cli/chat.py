@@ -36,9 +36,10 @@ def command(
 ) -> None:
     """Talk to the fleet: a line is a turn, and the answer is printed as it comes.
 
-    Ctrl-C stops an answer, which leaves no trace in the session; at the prompt it leaves, like Ctrl-D and
-    /exit. From a pipe every line is a turn, stdout has the answers only, and Ctrl-C ends it all. At the end
-    stderr has the command that goes on with the session.
+    Ctrl-C stops an answer, which leaves no trace in the session, and the prompt comes back; at the prompt it
+    ends the chat with exit code 130. Ctrl-D and /exit end it with 0. From a pipe every line is a turn, stdout
+    has the answers only, and Ctrl-C ends it all, with 130. At the end stderr has the command that goes on
+    with the session.
     """
     chat = Chat(session_id=session or str(uuid4()), pool=pool, max_tokens=max_tokens)
     try:
@@ -46,7 +47,7 @@ def command(
     finally:
         if chat.begun and (chat.interactive or chat.interrupted or sys.exc_info()[0] is not None):
             err(f"inferfleet: `inferfleet chat --session {line(chat.session_id)}` goes on\n")
-    if chat.interrupted and not chat.interactive:
+    if chat.interrupted:
         raise typer.Exit(INTERRUPTED)
     if chat.failed and not chat.interactive:
         raise typer.Exit(1)
@@ -61,12 +62,12 @@ class Chat:
         self.begun = False
         """Whether there is a session to go on with."""
         self.interrupted = False
-        """Whether Ctrl-C was pressed while an answer, or a line of a pipe, was awaited."""
+        """Whether Ctrl-C ended it. At a terminal, one in the midst of an answer stops only that."""
         self.session_id = session_id
         self._pool = pool
         self._body: dict[str, Any] = {} if max_tokens is None else {"max_tokens": max_tokens}
         self._console = Console(stderr=True)
-        self._interrupted = asyncio.Event()
+        self._interrupt = asyncio.Event()
 
     async def run(self, system: str | None) -> None:
         """Take turns until the input ends."""
@@ -88,15 +89,21 @@ class Chat:
                     self.begun = True
                     job = await session.send(messages, body=self._body, stream=True, pool=self._pool)
                     instructions = [] if await self._answer(fleet, job) else instructions
-                    if self.interrupted and not self.interactive:
+                    if self.interrupted:
                         break
 
     async def _next(self, lines: asyncio.Queue[str | None]) -> str | None:
         """The next line; ``None`` at the end of the input, or when the user leaves."""
         if self.interactive:
             self._console.print("[bold]you>[/bold] ", end="")
+            self._interrupt.clear()
         reading = asyncio.create_task(lines.get())
-        words = reading.result() if await self._finished(reading) else None
+        if await self._came_before_ctrl_c(reading):
+            words = reading.result()
+        else:
+            reading.cancel()
+            self.interrupted = True
+            words = None
         if words is None and self.interactive:
             self._console.print()
         return words
@@ -104,7 +111,8 @@ class Chat:
     async def _answer(self, fleet: Fleet, job: Job) -> bool:
         """Print the answer as it comes. False if there is none."""
         printing = asyncio.create_task(print_stream(fleet, job.id, as_json=False))
-        if not await self._finished(printing, give_up=False):
+        if not await self._came_before_ctrl_c(printing):
+            self.interrupted = not self.interactive
             await fleet.cancel(job)
         try:
             await printing
@@ -117,22 +125,18 @@ class Chat:
             return False
         return True
 
-    async def _finished(self, task: asyncio.Task[Any], *, give_up: bool = True) -> bool:
-        """Wait for a task; False if Ctrl-C came first."""
-        self._interrupted.clear()
-        interrupted = asyncio.create_task(self._interrupted.wait())
-        await asyncio.wait({task, interrupted}, return_when=asyncio.FIRST_COMPLETED)
-        self.interrupted = self.interrupted or self._interrupted.is_set()
-        interrupted.cancel()
-        if not task.done() and give_up:
-            task.cancel()
+    async def _came_before_ctrl_c(self, task: asyncio.Task[Any]) -> bool:
+        """Wait for a task or Ctrl-C. One that was pressed before counts, unless a prompt came since."""
+        interrupt = asyncio.create_task(self._interrupt.wait())
+        await asyncio.wait({task, interrupt}, return_when=asyncio.FIRST_COMPLETED)
+        interrupt.cancel()
         return task.done()
 
     @contextmanager
     def _interrupts(self) -> Generator[None]:
         """Make Ctrl-C an event, instead of the end of the process."""
         loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGINT, self._interrupted.set)
+        loop.add_signal_handler(signal.SIGINT, self._interrupt.set)
         try:
             yield
         finally:
