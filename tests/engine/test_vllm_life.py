@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
+import signal
 import time
 from typing import Any
 
@@ -20,7 +21,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def thinker(make_engine):
-    """An engine for a model that thinks aloud, with two slots. The last test here stops it."""
+    """An engine for a model that thinks aloud, with two slots. The last tests here stop it."""
     async with make_engine(max_running=2, reasoning_parser="deepseek_r1") as thinker:
         yield thinker
 
@@ -140,6 +141,18 @@ async def test_stopping_ends_what_runs_and_frees_the_process(thinker, asking, a_
         assert isinstance(result, EngineDeadError)
     assert took_s < 4
     assert len(multiprocessing.active_children()) == before - 1
-    await thinker.stop()
     with pytest.raises(EngineDeadError):
         await ask(body)
+
+
+async def test_an_engine_that_is_stopped_again_leaves_alone_what_others_have_started_since(thinker):
+    await thinker.stop()
+    other = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(3600,))
+    other.start()
+
+    await thinker.stop()
+
+    # Had it been killed, this would come too late.
+    other.terminate()
+    other.join()
+    assert other.exitcode == -signal.SIGTERM

@@ -85,6 +85,13 @@ class ModelLoader:
 
         """
         self._children_before = {child.pid for child in multiprocessing.active_children()}
+        try:
+            return await self._load()
+        finally:
+            # What is started from here on is somebody else's, and not for ``give_up`` to end.
+            self._children_before = None
+
+    async def _load(self) -> LoadedModel:
         engine, arguments, reports = await _in_thread(self._start_engine)
         try:
             identity = await _in_thread(partial(_identity, self._served_names[0], engine, arguments))
@@ -105,7 +112,7 @@ class ModelLoader:
         )
 
     def give_up(self) -> None:
-        """End a load that is under way."""
+        """End a load that is under way, or yet to come. One that has ended is not touched."""
         self._given_up = True
         for child in self._children():
             # Until it is ready, an engine core does not obey SIGTERM.
