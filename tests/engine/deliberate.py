@@ -64,6 +64,10 @@ DIFFERENT: Final = (
         shapes=("*: messages user empty object",),
     ),
     Kind(
+        what="A number of logprobs that vLLM does not use has its bounds all the same",
+        shapes=("chat: top_logprobs 21 that nobody asks for", "*: logprob_token_ids in place of *"),
+    ),
+    Kind(
         what="Integers have 64 bits",
         shapes=("*: top_k past 64 bits",),
     ),

@@ -252,6 +252,27 @@ def test_limits_of_completions_are_told(fields: dict[str, Any], words: str) -> N
     assert refusal({"prompt": "a", **fields}, Endpoint.COMPLETIONS) == words
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"logprobs": "false", "top_logprobs": 2},
+        {"logprobs": "0", "top_logprobs": 2},
+        {"logprobs": "no", "logprob_token_ids": [7]},
+    ],
+    ids=str,
+)
+def test_what_vllm_compares_before_it_reads_it_agrees_as_it_is_spelt(fields: dict[str, Any]) -> None:
+    check_request(Endpoint.CHAT, {"messages": HELLO, **fields}, max_body_bytes=1024)
+    unset = fields | {"logprobs": 0}
+    assert "needs logprobs: true beside it" in refusal({"messages": HELLO, **unset})
+
+
+def test_a_score_of_named_tokens_is_refused_only_where_vllm_sees_the_zero() -> None:
+    body = {"prompt": "a", "max_tokens": "0", "echo": True, "logprobs": 1, "logprob_token_ids": [7]}
+    check_request(Endpoint.COMPLETIONS, body, max_body_bytes=1024)
+    assert "needs an answer" in refusal(body | {"max_tokens": 0.0}, Endpoint.COMPLETIONS)
+
+
 def test_a_prompt_is_scored_without_an_answer() -> None:
     body = {"prompt": "a", "max_tokens": 0, "echo": True, "logprobs": 1}
     check_request(Endpoint.COMPLETIONS, body, max_body_bytes=1024)

@@ -8,7 +8,7 @@ limit of vLLM's defaults.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Required, TypeAlias, cast
+from typing import Annotated, Any, Literal, Required, TypeAlias
 
 from pydantic import (
     AfterValidator,
@@ -17,6 +17,8 @@ from pydantic import (
     Field,
     Strict,
     Tag,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
     with_config,
 )
 from pydantic_core import PydanticCustomError
@@ -274,25 +276,26 @@ class AnyCompletion(GenerationRequest, total=False):
     prompt_embeds: str | list[str] | None
 
 
-def _spelling_agrees(chat: Any) -> Any:
+def _spelling_agrees(spelt: dict[str, Any]) -> None:
     """Judge what vLLM compares before it reads it: there, the words "false" and "no" are set flags."""
-    spelt = cast("dict[str, Any]", chat) if isinstance(chat, dict) else {}
     if spelt.get("continue_final_message") and spelt.get("add_generation_prompt"):
         raise disagreement("continue_final_message", "needs add_generation_prompt: false beside it")
-    return cast("Any", chat)
+    if not spelt.get("logprobs"):
+        if spelt.get("logprob_token_ids"):
+            raise disagreement("logprob_token_ids", "needs logprobs: true beside it")
+        if top := spelt.get("top_logprobs"):
+            raise disagreement("top_logprobs", "{value} needs logprobs: true beside it", value=top)
 
 
-def _chat_agrees(chat: AnyChat) -> AnyChat:
+def _chat_agrees(spelt: Any, read: ValidatorFunctionWrapHandler) -> AnyChat:
+    chat: AnyChat = read(spelt)
+    _spelling_agrees(spelt)
     _choices_differ(chat, chat.get("n"))
     total = chat.get("max_completion_tokens")
     if total is None:
         _length_is_possible(chat, "max_tokens", chat.get("max_tokens"))
     else:
         _length_is_possible(chat, "max_completion_tokens", total)
-    if chat.get("logprob_token_ids") and not chat.get("logprobs"):
-        raise disagreement("logprob_token_ids", "needs logprobs: true beside it")
-    if (top := chat.get("top_logprobs")) and not chat.get("logprobs"):
-        raise disagreement("top_logprobs", "{value} needs logprobs: true beside it", value=top)
     if chat.get("continue_final_message") and chat.get("add_generation_prompt", True):
         raise disagreement("continue_final_message", "needs add_generation_prompt: false beside it")
     if "tool_choice" in chat:
@@ -301,7 +304,8 @@ def _chat_agrees(chat: AnyChat) -> AnyChat:
     return chat
 
 
-def _completion_agrees(completion: AnyCompletion) -> AnyCompletion:
+def _completion_agrees(spelt: Any, read: ValidatorFunctionWrapHandler) -> AnyCompletion:
+    completion: AnyCompletion = read(spelt)
     if completion.get("prompt") is None and not completion.get("prompt_embeds"):
         raise disagreement("prompt", "is missing")
     _choices_differ(completion, completion.get("n"))
@@ -314,7 +318,8 @@ def _completion_agrees(completion: AnyCompletion) -> AnyCompletion:
     if completion.get("logprob_token_ids"):
         if completion.get("logprobs") is None:
             raise disagreement("logprob_token_ids", "needs logprobs beside it")
-        if scoring:
+        # vLLM compares this, too, before it reads it: "0" is not 0.
+        if scoring and spelt["max_tokens"] == 0:
             raise disagreement("logprob_token_ids", "needs an answer, and max_tokens is 0")
     _one_format(completion)
     return completion
@@ -364,7 +369,5 @@ def _one_format(request: GenerationRequest) -> None:
         raise disagreement("structured_outputs", "has no effect on the call of a tool; keep one")
 
 
-ChatCompletionRequest: TypeAlias = Annotated[
-    AnyChat, BeforeValidator(_spelling_agrees), AfterValidator(_chat_agrees)
-]
-CompletionRequest: TypeAlias = Annotated[AnyCompletion, AfterValidator(_completion_agrees)]
+ChatCompletionRequest: TypeAlias = Annotated[AnyChat, WrapValidator(_chat_agrees)]
+CompletionRequest: TypeAlias = Annotated[AnyCompletion, WrapValidator(_completion_agrees)]
