@@ -80,8 +80,9 @@ COMPLETION = {"prompt": "go on", "simulated": {"tokens": SLOW_TOKENS, "step_dela
         slow_chat(tokens=SLOW_TOKENS, step_s=0.01) | {"n": 2},
         slow_chat(tokens=SLOW_TOKENS, step_s=0.01) | {"stop": ["no such words in it"]},
         COMPLETION,
+        COMPLETION | {"echo": True},
     ],
-    ids=["a chat", "two choices", "a stop string", "a completion"],
+    ids=["a chat", "two choices", "a stop string", "a completion", "an echo"],
 )
 async def test_a_job_cancelled_while_it_runs_has_what_it_said(
     fleet: Fleet, start_worker: StartWorker, pool: str, body: Mapping[str, Any]
@@ -174,6 +175,67 @@ async def test_a_tool_call_is_the_same_in_stream_and_result_also_where_it_was_cu
     assert choice["message"]["content"] is None
     ended = "tool_calls" if tool_choice == "required" else "stop"
     assert choice["finish_reason"] == (ended if whole else "length")
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"prompt": "one word of", "max_tokens": 5}, ["one word of"]),
+        ({"prompt": ["one", "two"], "n": 2, "max_tokens": 5}, ["one", "one", "two", "two"]),
+        ({"prompt": "one word of", "stop": "e"}, ["one word of"]),
+        ({"prompt": [1, 2, 999_999]}, [" able about"]),
+        ({"prompt": ["one", "two"], "max_tokens": 0}, ["one", "two"]),
+    ],
+    ids=["text", "choices", "a stop string in the prompt", "token ids", "nothing else"],
+)
+async def test_an_echo_begins_with_the_prompt_in_stream_and_result(
+    fleet: Fleet, start_worker: StartWorker, pool: str, fields: dict[str, Any], said: list[str]
+) -> None:
+    await start_worker()
+    slow = {"simulated": {"step_delay_s": 0.06}}
+    plain = await fleet.submit(
+        fields | slow | {"max_tokens": fields.get("max_tokens", 16) or 1},
+        pool=pool,
+        endpoint=Endpoint.COMPLETIONS,
+    )
+    job = await fleet.submit(
+        {"echo": "true", "max_tokens": 16} | fields | slow,
+        pool=pool,
+        endpoint=Endpoint.COMPLETIONS,
+        stream=True,
+    )
+
+    result = await require_one_view(fleet, job)
+
+    answers = (await fleet.wait(plain, timeout_s=PATIENCE_S)).response
+    assert answers is not None
+    assert result.response is not None
+    behind = [choice["text"] if fields.get("max_tokens") != 0 else "" for choice in answers["choices"]]
+    assert [choice["text"] for choice in result.response["choices"]] == [
+        prompt + text for prompt, text in zip(said, behind, strict=True)
+    ]
+    assert result.response["usage"] == answers["usage"]
+
+
+async def test_an_echo_that_was_cut_off_begins_again(
+    fleet: Fleet, start_worker: StartWorker, pool: str
+) -> None:
+    worker = await start_worker()
+    body = {"prompt": "go on", "echo": True, "max_tokens": 60, "ignore_eos": True}
+    slow = body | {"simulated": {"step_delay_s": 0.02}}
+    job = await fleet.submit(slow, pool=pool, stream=True, endpoint=Endpoint.COMPLETIONS)
+    await until_tokens(fleet, job)
+    await worker.stop()
+
+    await start_worker()
+
+    result = await require_one_view(fleet, job)
+    assert result.text == answer_to(job)
+    assert result.text.startswith("go on")
+    reasons = [
+        line.entry.reason async for line in fleet.stream(job) if isinstance(line.entry, RestartedEntry)
+    ]
+    assert reasons == ["not_resumable"]
 
 
 class ForgetfulEngine(SimulatedEngine):

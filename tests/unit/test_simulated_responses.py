@@ -191,7 +191,7 @@ def test_a_tool_that_may_be_called_is_not(tool_choice: str | None) -> None:
         (Endpoint.COMPLETIONS, {"prompt": [SECRET, ""]}, "empty"),
         (Endpoint.COMPLETIONS, {"prompt": SECRET, "logprobs": 0}, "logprobs"),
         (Endpoint.COMPLETIONS, {"prompt": SECRET, "logprobs": False}, "logprobs"),
-        (Endpoint.COMPLETIONS, {"prompt": SECRET, "echo": True}, "echo"),
+        (Endpoint.CHAT, chat(echo=True), "echo"),
         (Endpoint.EMBEDDINGS, {"input": []}, "empty"),
         (Endpoint.EMBEDDINGS, {"input": SECRET, "dimensions": 5000}, "dimensions"),
         (Endpoint.EMBEDDINGS, {"input": SECRET, "encoding_format": "hex"}, "encoding_format"),

@@ -16,6 +16,7 @@ import orjson
 from inferfleet.schemas import Endpoint
 from inferfleet.schemas.said import text_of_part
 from inferfleet.worker.engines.simulated.refusal import refusal
+from inferfleet.worker.engines.simulated.vocabulary import PIECES, decode
 
 _BYTES_PER_TOKEN: Final = 4
 _MESSAGE_OVERHEAD_TOKENS: Final = 4
@@ -26,10 +27,14 @@ TextOrTokens = str | Sequence[int]
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One prompt. ``key`` is a digest of all that the answer depends on: history, tools, seed."""
+    """One prompt. ``key`` is a digest of all that the answer depends on: history, tools, seed.
+
+    ``text`` is what ``echo`` says first; a chat has none.
+    """
 
     key: bytes
     tokens: int
+    text: str = ""
 
 
 def chat_prompt(
@@ -62,10 +67,17 @@ def plain_prompts(
         raise refusal("a prompt must not be empty")
     return tuple(
         Prompt(
-            _key(endpoint, item, (), seed), _tokens_of(item.encode()) if isinstance(item, str) else len(item)
+            key=_key(endpoint, item, (), seed),
+            tokens=_tokens_of(item.encode()) if isinstance(item, str) else len(item),
+            text=item if isinstance(item, str) else _text_of_ids(item),
         )
         for item in items
     )
+
+
+def _text_of_ids(ids: Sequence[int]) -> str:
+    """Decode a prompt of token ids. Those that are not in the vocabulary say nothing."""
+    return decode(tuple(id_ for id_ in ids if 0 <= id_ < len(PIECES)))
 
 
 def _is_token_ids(value: Sequence[object]) -> bool:

@@ -19,10 +19,10 @@ from inferfleet.schemas.openai_messages import is_set
 from inferfleet.worker.engines.simulated.hooks import Hooks
 from inferfleet.worker.engines.simulated.prompt import Prompt, chat_prompt, plain_prompts
 from inferfleet.worker.engines.simulated.refusal import refusal
+from inferfleet.worker.ports import GenerationError
 
 _REFUSED: Final = (
     "audio",
-    "echo",
     "function_call",
     "functions",
     "guided_choice",
@@ -34,13 +34,6 @@ _REFUSED: Final = (
     "structured_outputs",
     "suffix",
 )
-
-_FLAGS: Final[Mapping[Endpoint, tuple[str, ...]]] = {
-    Endpoint.CHAT: ("echo", "logprobs"),
-    Endpoint.COMPLETIONS: ("echo",),
-    Endpoint.EMBEDDINGS: (),
-}
-"""Of these, the ones that ask for nothing when they are false. A completion's ``logprobs`` is a number."""
 
 _Prompts = StrictStr | list[int] | list[StrictStr] | list[list[int]]
 
@@ -83,12 +76,14 @@ class _GeneratingBody(_Body):
 class _ChatBody(_GeneratingBody):
     messages: Annotated[list[_Message], Field(min_length=1)]
     max_completion_tokens: int | None = None
+    echo: bool | None = None
     tools: list[_Tool] | None = None
     tool_choice: Literal["none", "auto", "required"] | _Tool | None = None
 
 
 class _CompletionsBody(_GeneratingBody):
     prompt: _Prompts
+    echo: bool | None = None
 
 
 class _EmbeddingsOptions(_Body):
@@ -106,7 +101,10 @@ class _ChatEmbeddingsBody(_EmbeddingsOptions):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SimulatedRequest:
-    """A request as this engine understands it. ``forced_tool`` is a function that must be called."""
+    """A request as this engine understands it. ``forced_tool`` is a function that must be called.
+
+    With ``echo`` an answer begins with its prompt; with ``echo_only`` it is that, and one token is not shown.
+    """
 
     endpoint: Endpoint
     prompts: tuple[Prompt, ...]
@@ -115,6 +113,8 @@ class SimulatedRequest:
     n: int = 1
     max_tokens: int | None = None
     ignore_eos: bool = False
+    echo: bool = False
+    echo_only: bool = False
     stop: tuple[str, ...] = ()
     forced_tool: str | None = None
     tool_required: bool = False
@@ -130,10 +130,10 @@ class SimulatedRequest:
 def resumable(endpoint: Endpoint, body: Mapping[str, Any]) -> bool:
     """Say whether the answer is one plain text, which can go on from the tokens of an earlier attempt.
 
-    A worker asks this for every job, before the body is checked: so it looks at four fields only, and
+    A worker asks this for every job, before the body is checked: so it looks at five fields only, and
     says something for any body.
     """
-    if endpoint is Endpoint.EMBEDDINGS or body.get("n") not in (None, 1):
+    if endpoint is Endpoint.EMBEDDINGS or body.get("n") not in (None, 1) or body.get("echo"):
         return False
     match body.get("prompt"):
         case [str() | list(), _, *_]:
@@ -152,8 +152,10 @@ def read_request(endpoint: Endpoint, body: Mapping[str, Any]) -> SimulatedReques
     """
     try:
         for field in _REFUSED:
-            if body.get(field) is not None and (field not in _FLAGS[endpoint] or is_set(body[field])):
-                raise refusal(f"it does not support {field!r}; leave the field out, or use a real engine")
+            # A completion's logprobs is a number, and 0 asks for some.
+            flag = field == "logprobs" and endpoint is Endpoint.CHAT
+            if is_set(body.get(field)) if flag else body.get(field) is not None:
+                raise _unsupported(field)
         match endpoint:
             case Endpoint.CHAT:
                 return _read_chat(body)
@@ -168,8 +170,14 @@ def read_request(endpoint: Endpoint, body: Mapping[str, Any]) -> SimulatedReques
         raise refusal("the body has a value that JSON cannot carry") from error
 
 
+def _unsupported(field: str) -> GenerationError:
+    return refusal(f"it does not support {field!r}; leave the field out, or use a real engine")
+
+
 def _read_chat(body: Mapping[str, Any]) -> SimulatedRequest:
     chat = _ChatBody.model_validate(body)
+    if chat.echo:
+        raise _unsupported("echo")
     _require_free_text(chat.response_format)
     return SimulatedRequest(
         endpoint=Endpoint.CHAT,
@@ -190,14 +198,18 @@ def _read_chat(body: Mapping[str, Any]) -> SimulatedRequest:
 def _read_completions(body: Mapping[str, Any]) -> SimulatedRequest:
     completions = _CompletionsBody.model_validate(body)
     _require_free_text(completions.response_format)
+    echo = bool(completions.echo)
+    echo_only = echo and completions.max_tokens == 0
     return SimulatedRequest(
         endpoint=Endpoint.COMPLETIONS,
         prompts=plain_prompts(Endpoint.COMPLETIONS, completions.prompt, completions.seed),
         model=completions.model,
         hooks=completions.simulated,
         n=completions.n or 1,
-        max_tokens=_limit(completions.max_tokens),
+        max_tokens=1 if echo_only else _limit(completions.max_tokens),
         ignore_eos=completions.ignore_eos,
+        echo=echo,
+        echo_only=echo_only,
         stop=_stop_strings(completions.stop),
     )
 

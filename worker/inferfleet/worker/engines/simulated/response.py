@@ -29,7 +29,7 @@ def expected_text(
     """
     request = read_request(endpoint, body)
     answers = plan_answers(request, max_model_len=parameters.max_model_len, weights=parameters.weights)
-    return answers[0].text
+    return answers[0].echoed + answers[0].text
 
 
 def expected_response(
