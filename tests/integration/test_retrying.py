@@ -26,6 +26,7 @@ from tests.integration.conftest import (
 from inferfleet.producer import Fleet
 from inferfleet.schemas import FailureCode, Job, JobState
 from inferfleet.schemas.journal import QueuedEntry, RunningEntry, TokensEntry
+from inferfleet.schemas.names import job_key, journal_key
 from inferfleet.worker.intake import INTERVAL_S, PARKED_PER_PLACE
 
 pytestmark = pytest.mark.matrix
@@ -61,6 +62,25 @@ async def test_the_least_pause_before_a_retry_doubles(
     pauses = [(start - end).total_seconds() for end, start in zip(ends, starts[1:], strict=True)]
     # At least half of what the backoff allows: the other half is chance.
     assert all(pause > 0.24 * 2**number / 2 for number, pause in enumerate(pauses))
+
+
+async def test_a_pause_is_as_long_as_the_backoff_allows_and_no_longer(
+    fleet: Fleet, start_worker: StartWorker, store: aioredis.Redis, pool: str
+) -> None:
+    job = await fleet.submit(failing(), pool=pool, max_attempts=4)
+    for failed in (1, 2, 3):
+        worker = await start_worker(retry_base_s=60.0, retry_cap_s=200.0)
+        while len(written := await store.xrange(journal_key(job.id))) < 1 + 2 * failed:
+            await asyncio.sleep(0.01)
+        # Both are Redis' time, of the same script.
+        failed_at_ms = int(written[-1][0].partition(b"-")[0])
+        begins_at_ms = int(await store.hget(job_key(job.id), "lease") or 0)
+        full_s = min(200.0, 60.0 * 2 ** (failed - 1))
+        assert full_s / 2 <= (begins_at_ms - failed_at_ms) / 1000 <= full_s
+        await worker.stop()
+        # Nobody has to wait for it.
+        await store.hset(job_key(job.id), "lease", 0)
+    assert (await fleet.get(job)).attempt == 3
 
 
 async def test_what_was_generated_before_a_failure_is_not_generated_again(

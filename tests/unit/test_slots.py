@@ -9,7 +9,7 @@ import pytest
 
 from inferfleet.schemas import Endpoint, Job
 from inferfleet.worker.job_run import JobRun
-from inferfleet.worker.slots import Slots
+from inferfleet.worker.slots import REFILL_PATIENCE_S, Slots
 
 
 class Undelivered:
@@ -119,6 +119,29 @@ async def test_a_slot_does_not_wait_for_a_queue_that_is_empty() -> None:
     await broker.dry.wait()
     await turns()
     assert crowd.order == [4, 1]
+
+
+async def test_a_slot_waits_as_long_as_the_patience_says_and_no_longer() -> None:
+    """Timers of one loop go off in the order of their times, however late it is."""
+    slots, broker = Slots(1), Broker()
+    slots.supply_from(broker)
+    crowd = Crowd(slots)
+    first, waits = await crowd.come(4, 1)
+    broker.refilling = True
+    served_before: list[bool] = []
+    over = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    slots.leave(first)
+    loop.call_soon(lambda: loop.call_later(0.9 * REFILL_PATIENCE_S, note))
+    loop.call_soon(lambda: loop.call_later(2 * REFILL_PATIENCE_S, lambda: (note(), over.set())))
+
+    def note() -> None:
+        served_before.append(broker.dry.is_set())
+
+    await over.wait()
+    assert served_before == [False, True]
+    await turns()
+    assert crowd.served == [first, waits]
 
 
 async def test_nothing_is_more_urgent_than_the_most_urgent() -> None:
