@@ -386,3 +386,17 @@ async def test_a_reader_that_has_gone_is_no_traceback(
         os.close(writing)
     _, err = await asyncio.wait_for(process.communicate(), PATIENCE_S)
     assert (process.returncode in {1, 141}, err) == (True, b"")
+
+
+async def test_output_that_has_no_room_is_told_in_a_line(
+    fleet: Fleet, start_worker: StartWorker, start: Start, pool: str
+) -> None:
+    await start_worker()
+    job = await fleet.submit("hello", pool=pool, stream=True)
+    await fleet.wait(job, timeout_s=PATIENCE_S)
+    for arguments in (("stream", job.id), ("get", job.id, "--json"), ("--version",)):
+        with Path("/dev/full").open("wb") as full:
+            process = await start(*arguments, stdout=full.fileno())
+        _, err = await asyncio.wait_for(process.communicate(), PATIENCE_S)
+        told = "inferfleet: the output cannot be written: No space left on device\n"
+        assert (process.returncode, err.decode().endswith(told), b"Traceback" in err) == (1, True, False)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TextIO
 
 INTERRUPTED = 130
+OUTPUT_LOST = 1
 READER_GONE = 141
 """What a shell reports for a program that SIGPIPE ended."""
 
@@ -29,7 +30,7 @@ def plain_errors() -> Generator[None]:
     """Turn errors of ours into a line and an exit code; leave bugs their traceback.
 
     1 is for a job that failed, 2 for wrong use, 3 for services out of reach. When whoever reads the output
-    has gone (``| head``), the command ends quietly.
+    has gone (``| head``), the command ends quietly; a full disk is told.
     """
     try:
         try:
@@ -47,13 +48,16 @@ def plain_errors() -> Generator[None]:
         from inferfleet.schemas.errors import InferfleetError
 
         if not isinstance(error, InferfleetError):
+            if isinstance(error, OSError) and _silence_broken():
+                last_words(f"inferfleet: the output cannot be written: {error.strerror}\n")
+                sys.exit(OUTPUT_LOST)
             raise
         last_words(f"inferfleet: {error}\n")
         sys.exit(exit_code(error))
 
 
 def _silence_broken() -> bool:
-    """Whether nobody reads our output any more; what is left of it is thrown away then."""
+    """Whether our output goes nowhere any more; what is left of it is thrown away then."""
     from inferfleet.cli.terminal import silence
 
     broken = [stream for stream in (sys.stdout, sys.stderr) if _is_broken(stream)]
@@ -66,7 +70,7 @@ def _is_broken(stream: TextIO) -> bool:
     try:
         stream.write("")
         stream.flush()
-    except BrokenPipeError:
+    except OSError:
         return True
     return False
 
