@@ -6,6 +6,9 @@ ENGINE_VENV ?= .venv-vllm
 # Handed on to the command behind a target: make test ARGS="-k drain", make demo ARGS="--jobs 50".
 ARGS ?=
 
+# Processes that share the tests: they wait most of the time. 0 is for -s and the debugger.
+TEST_JOBS ?= 3
+
 SEED ?=
 MINUTES ?= 10
 
@@ -23,7 +26,7 @@ demo: venv services ## Run a whole fleet on this machine and watch it work
 	@$(VENV)/bin/inferfleet demo $(ARGS)
 
 test: venv services ## Run all tests but those that need vLLM
-	@$(VENV)/bin/pytest --ignore=tests/engine $(ARGS)
+	@$(VENV)/bin/pytest --ignore=tests/engine -n $(TEST_JOBS) --dist loadgroup --no-loadscope-reorder $(ARGS)
 
 test-matrix: venv services ## Run the tests of broker behaviour on each RabbitMQ with each type of queue
 	@scripts/test-matrix $(VENV) $(ARGS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
 
 import pytest
 from tests.matrix import BASELINE, CELLS, Cell, Servers, obstacle
@@ -21,15 +22,16 @@ ANNOUNCEMENT = pytest.StashKey[str]()
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--services",
-        type=ServicesChoice,
-        default=ServicesChoice.AUTO,
+        # Words, and not what they stand for, since they are handed on to other processes.
+        type=lambda name: ServicesChoice(name).value,
+        default=ServicesChoice.AUTO.value,
         help="where RabbitMQ and Redis come from: auto (INFERFLEET_…_URL if set, else the first of native, "
         "docker, embedded that works here), urls, native, docker, embedded",
     )
     parser.addoption(
         "--require-services",
-        type=lambda names: frozenset(ServicesChoice(name) for name in names.split(",")),
-        default=frozenset(),
+        type=lambda names: [ServicesChoice(name).value for name in names.split(",")],
+        default=[],
         help="kinds, separated by commas, that the contract suite must not skip",
     )
     parser.addoption(
@@ -48,6 +50,33 @@ def matrix_cells(config: pytest.Config) -> list[Cell]:
             f"--matrix: no cell {', '.join(unknown)}; there are {', '.join(map(str, CELLS))}"
         )
     return [cell for cell in CELLS if "all" in wanted or str(cell) in wanted]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Known where pytest-xdist is not, too.
+    config.addinivalue_line("markers", "xdist_group(name): these tests run one after the other")
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Let the tests of a file run in one process, and those of the contract suite by their kind of services.
+
+    Then services start once for each process, and for the contract suite once for each kind.
+    """
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    item.add_marker(pytest.mark.xdist_group(str(parameters.get("contract_services", item.path))))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    """Take over what a process says of its services."""
+    if announcement := getattr(node, "workeroutput", {}).get("services"):
+        node.config.stash[ANNOUNCEMENT] = announcement
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Hand over to pytest-xdist, if it runs this process, which services the tests had."""
+    output = getattr(session.config, "workeroutput", {})
+    output["services"] = session.config.stash.get(ANNOUNCEMENT, None)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -107,7 +136,7 @@ def services(request: pytest.FixtureRequest, pytestconfig: pytest.Config) -> Ite
         return
     amqp_url = os.environ.get("INFERFLEET_AMQP_URL")
     redis_url = os.environ.get("INFERFLEET_REDIS_URL")
-    choice: ServicesChoice = pytestconfig.getoption("--services")
+    choice = ServicesChoice(pytestconfig.getoption("--services"))
     if choice is ServicesChoice.AUTO and amqp_url is None and redis_url is None:
         choice = next(kind for kind in PREFERRED if source_of(kind).obstacle() is None)
     with running_services(choice, amqp_url=amqp_url, redis_url=redis_url) as running:

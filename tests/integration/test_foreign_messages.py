@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 from datetime import UTC, datetime
 from typing import Any
@@ -47,6 +48,8 @@ async def still_works(fleet: Fleet, pool: str) -> None:
         (message(priority=11), "not a job: priority: 11 is above the maximum 9"),
         (message(endpoint="/v1/images"), "not a job: endpoint: '/v1/images' is not one of"),
     ],
+    # Every process that collects the tests must give them the same names.
+    ids=itertools.count(),
 )
 async def test_what_is_not_a_job_is_dead_lettered_as_it_came(
     fleet: Fleet, foreign: ForeignClient, start_worker: StartWorker, pool: str, body: bytes, why: str
