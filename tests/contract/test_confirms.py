@@ -38,7 +38,7 @@ async def publishing(connection: Connection) -> AbstractChannel:
 @pytest.fixture
 async def confirms(connection: Connection, publishing: AbstractChannel) -> Confirms:
     underlay = await publishing.get_underlay_channel()
-    return Confirms(connection.stream, underlay, frame_max=connection.frame_max)
+    return Confirms(connection.stream, underlay, frame_max=connection.frame_max, timeout_s=10)
 
 
 async def publish(confirms: Confirms, key: str, body: bytes = b"x", **properties: Any) -> None:
@@ -134,7 +134,7 @@ async def test_a_broken_connection_fails_what_waits(
         open_amqp(link.url, timeout_s=10, name="confirms") as connection,
     ):
         channel = await (await connection.channel()).get_underlay_channel()
-        confirms = Confirms(connection.stream, channel, frame_max=connection.frame_max)
+        confirms = Confirms(connection.stream, channel, frame_max=connection.frame_max, timeout_s=10)
         link.hold(Direction.TO_CLIENT)
         waiting = [
             asyncio.create_task(publish(confirms, queue.name, message_id=str(number))) for number in range(3)

@@ -51,8 +51,16 @@ class ChannelEndedError(ConnectionError):
 class Confirms:
     """The messages of one channel that nothing else publishes on."""
 
-    def __init__(self, stream: FrameStream, channel: aiormq.abc.AbstractChannel, *, frame_max: int) -> None:
+    def __init__(
+        self,
+        stream: FrameStream,
+        channel: aiormq.abc.AbstractChannel,
+        *,
+        frame_max: int,
+        timeout_s: float,
+    ) -> None:
         self._stream = stream
+        self._timeout_s = timeout_s
         self._number = channel.number
         self._frame_max = frame_max
         self._last_tag = 0
@@ -82,6 +90,7 @@ class Confirms:
             UnroutableError: ``mandatory``, and no queue is bound for the routing key.
             NackedError: The queue is full, or its leader or process has just died.
             ChannelEndedError: The channel is no more.
+            TimeoutError: The broker did not answer within ``timeout_s``. The message may be queued or not.
 
         """
         frames = publishing(
@@ -93,28 +102,38 @@ class Confirms:
             body=body,
             frame_max=self._frame_max,
         )
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._timeout_s
         # First: while the broker does not read, nothing is written that nobody waits for any more.
-        try:
-            await self._stream.drain()
-        except ConnectionError as error:
-            raise self._ended(error, sent=False) from error
+        if not self._stream.flows:
+            await self._drain(deadline)
         if self._closing.done():
             raise self._ended(_reason(self._closing), sent=False)
-        confirmed: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
+        confirmed: asyncio.Future[Exception | None] = loop.create_future()
         self._last_tag = tag = self._last_tag + 1
         self._unconfirmed[tag] = confirmed
         message_id = str(properties.message_id)
         if mandatory:
             self._mandatory[message_id] = confirmed
         self._stream.write(self._number, frames)
+        # Not asyncio.timeout, which costs three times as much, for each message.
+        timer = loop.call_at(deadline, _expire, confirmed)
         try:
             problem = await confirmed
         finally:
+            timer.cancel()
             self._unconfirmed.pop(tag, None)
             if mandatory:
                 self._mandatory.pop(message_id, None)
         if problem is not None:
             raise problem
+
+    async def _drain(self, deadline: float) -> None:
+        try:
+            async with asyncio.timeout_at(deadline):
+                await self._stream.drain()
+        except ConnectionError as error:
+            raise self._ended(error, sent=False) from error
 
     def _take(self, kind: int, payload: bytes) -> bool:
         if kind == METHOD and payload.startswith((ACK, NACK)):
@@ -155,6 +174,11 @@ class Confirms:
         forced = goodbye is not None and goodbye[0] == CONNECTION_FORCED
         blamed = isinstance(why, AMQPChannelError) or (goodbye is not None and not forced)
         return ChannelEndedError(why, refusal=why if blamed else None, sent=sent)
+
+
+def _expire(confirmed: asyncio.Future[Exception | None]) -> None:
+    if not confirmed.done():
+        confirmed.set_result(TimeoutError())
 
 
 def _reason(closing: asyncio.Future[Any]) -> BaseException | None:

@@ -217,14 +217,13 @@ class ConfirmChannel:
     async def _send(self, link: _Link, publication: _Publication) -> None:
         confirms = await link.confirms()
         try:
-            async with asyncio.timeout(self._confirm_timeout_s):
-                await confirms.publish(
-                    publication.exchange,
-                    publication.body,
-                    publication.properties,
-                    routing_key=publication.routing_key,
-                    mandatory=publication.mandatory,
-                )
+            await confirms.publish(
+                publication.exchange,
+                publication.body,
+                publication.properties,
+                routing_key=publication.routing_key,
+                mandatory=publication.mandatory,
+            )
         except TimeoutError as error:
             if link.abort_if_silent():
                 raise ChannelEndedError(error, refusal=None, sent=True) from error
@@ -332,7 +331,12 @@ class _Link:
             await declare_exchanges(declaring)
         self._channel = await connection.channel()
         underlay = await self._channel.get_underlay_channel()
-        return Confirms(connection.stream, underlay, frame_max=connection.frame_max)
+        return Confirms(
+            connection.stream,
+            underlay,
+            frame_max=connection.frame_max,
+            timeout_s=self._answer_timeout_s,
+        )
 
     async def _on(self, connection: Connection, work: Callable[[Connection], Awaitable[T]]) -> T:
         try:

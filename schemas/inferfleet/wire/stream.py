@@ -97,6 +97,15 @@ class FrameStream(TransportFactory):
         if channel in self._takers and self._writer is not None and not self._writer.is_closing():
             self._writer.write(frames)
 
+    @property
+    def flows(self) -> bool:
+        """Whether the connection is there and the other end reads as fast as we write: no need to drain."""
+        if self._writer is None:
+            return False
+        transport = self._writer.transport
+        least, _ = transport.get_write_buffer_limits()
+        return transport.get_write_buffer_size() <= least and not transport.is_closing()
+
     async def drain(self) -> None:
         """Wait while the other end reads more slowly than we write.
 
