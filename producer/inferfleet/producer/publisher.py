@@ -59,16 +59,11 @@ class Publisher:
 
         """
         message = job_message(job, reply_to=reply_to or self._settings.client_id)
-        publish = partial(self._publish, JOBS_EXCHANGE, message, routing_key=job.pool, mandatory=True)
         try:
             try:
-                await publish()
-            except NackedError:
-                await self._publish_nacked(job, publish)
-            except UnroutableError:
-                if not await self._confirm_channel.bind_again(JOBS_EXCHANGE, job_queue(job.pool), job.pool):
-                    raise
-                await publish()
+                await self._publish(JOBS_EXCHANGE, message, routing_key=job.pool, mandatory=True)
+            except (NackedError, UnroutableError) as refusal:
+                await self._publish_again(job, message, refusal)
         except UnroutableError as error:
             raise _unknown_pool(job.pool) from error
 
@@ -113,6 +108,18 @@ class Publisher:
         """Close the connection, if there is one."""
         await self._confirm_channel.aclose()
 
+    async def _publish_again(
+        self, job: Job, message: Outgoing, refusal: NackedError | UnroutableError
+    ) -> None:
+        """Publish a refused job again, where that can help."""
+        publish = partial(self._publish, JOBS_EXCHANGE, message, routing_key=job.pool, mandatory=True)
+        if isinstance(refusal, NackedError):
+            await self._publish_nacked(job, publish)
+        elif await self._confirm_channel.bind_again(JOBS_EXCHANGE, job_queue(job.pool), job.pool):
+            await publish()
+        else:
+            raise refusal
+
     async def _publish_nacked(self, job: Job, publish: Callable[[], Awaitable[None]]) -> None:
         """Publish a job that was nacked again, unless its queue is full.
 
@@ -149,15 +156,14 @@ class Publisher:
         self, exchange: str, message: Outgoing, *, routing_key: str = "", mandatory: bool = False
     ) -> None:
         self._home.check()
-        publish = partial(
-            self._confirm_channel.publish, exchange, message, routing_key=routing_key, mandatory=mandatory
-        )
         # A repeat may publish a job twice. That does no harm: the fence lets one of them run. But once the
         # broker may have the message, no later refusal can say that it has not.
         unconfirmed: PublishUnconfirmedError | None = None
         try:
             # By itself: what it takes to repeat costs a tenth of a submission.
-            await publish()
+            await self._confirm_channel.publish(
+                exchange, message, routing_key=routing_key, mandatory=mandatory
+            )
         except PublishUnconfirmedError as error:
             if not self._settings.patience_s:
                 raise
@@ -170,7 +176,9 @@ class Publisher:
         async for attempt in self._patiently():
             with attempt:
                 try:
-                    await publish()
+                    await self._confirm_channel.publish(
+                        exchange, message, routing_key=routing_key, mandatory=mandatory
+                    )
                 except PublishUnconfirmedError as error:
                     unconfirmed = error
                     raise
