@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from functools import lru_cache
-from itertools import islice
 from typing import Final
 
 from inferfleet.schemas.near_match import near_match
@@ -48,7 +47,8 @@ LONGEST: Final = 64
 def warn_of_misspelt_members(body: Iterable[str]) -> None:
     """Log each member whose name is nearly a known one, once for each set of unknown names."""
     if not KNOWN_MEMBERS.issuperset(body):
-        _warn(frozenset(islice((name for name in body if name not in KNOWN_MEMBERS), LOOKED_AT)))
+        unknown = [name for name in body if name not in KNOWN_MEMBERS]
+        _warn(frozenset(unknown[:LOOKED_AT]))
 
 
 @lru_cache(maxsize=256)

@@ -56,6 +56,8 @@ PARAMETERS = frozenset(
 )
 """What may stand in the query of an AMQP URL: what aiormq and aio-pika look at."""
 
+_PERSISTENT = aio_pika.DeliveryMode.PERSISTENT.value
+
 CLOSE_TIMEOUT_S = 10.0
 """How long the broker may take to let us go. Out of memory or disk, it reads nothing from publishers."""
 
@@ -366,7 +368,7 @@ def job_message(job: Job, *, reply_to: str) -> OutgoingMessage:
             priority=int(job.priority),
             message_type=names.JOB_MESSAGE_TYPE,
             content_type="application/json",
-            delivery_mode=aio_pika.DeliveryMode.PERSISTENT.value,
+            delivery_mode=_PERSISTENT,
             reply_to=reply_to,
         ),
     )

@@ -10,13 +10,10 @@ class Outage:
 
     def __init__(self) -> None:
         self.count = 0
+        self.lasts = False
+        """Whether it does not work at present."""
         self._since: float | None = None
         self._past_s = 0.0
-
-    @property
-    def lasts(self) -> bool:
-        """Whether it does not work at present."""
-        return self._since is not None
 
     @property
     def seconds(self) -> float:
@@ -28,6 +25,7 @@ class Outage:
         if self._since is not None:
             return False
         self._since = time.monotonic()
+        self.lasts = True
         self.count += 1
         return True
 
@@ -38,4 +36,5 @@ class Outage:
         lasted_s = time.monotonic() - self._since
         self._past_s += lasted_s
         self._since = None
+        self.lasts = False
         return lasted_s

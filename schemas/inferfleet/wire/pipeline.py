@@ -154,7 +154,8 @@ class CommandPipeline:
             ClientUnusableError, ServiceUnreachableError: See ``check_home``.
 
         """
-        self.check_home()
+        if self._home is not None:
+            self._home.check()
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         if self._closed:
             answer.set_exception(_closed())

@@ -58,7 +58,7 @@ MIN_BUSY_S = 1.0
 _UNREADABLE = (LookupError, ValueError)
 """What a record or result leads to that is not as this version writes it."""
 
-_STATES = frozenset(state.encode() for state in JobState)
+_STATES = {state.encode(): state for state in JobState}
 
 logger = logging.getLogger(__name__)
 
@@ -137,7 +137,7 @@ class JobRecords:
         holder = self._pipeline.enqueue("GET", key) if key else None
         created, state, attempt, closed = await recorded
         held = (holder and await holder) or b""
-        return Recorded(created == 1, JobState(state.decode()), attempt, closed == 1, held.decode())
+        return Recorded(created == 1, _STATES[state], attempt, closed == 1, held.decode())
 
     async def close(self, job_id: str, *, call: str) -> Closed:
         """Ask whether a job whose submission ``call`` was refused may be taken back; then nobody joins it."""
@@ -493,10 +493,7 @@ class JobRecords:
                 *(self._pipeline.enqueue("HGET", job_key(job_id), "state") for job_id in some)
             )
             # One that no version of ours has written is nobody's end, and must not keep others from theirs.
-            states |= {
-                job_id: JobState(state.decode()) if state in _STATES else None
-                for job_id, state in zip(some, found, strict=True)
-            }
+            states |= {job_id: _STATES.get(state) for job_id, state in zip(some, found, strict=True)}
         return states
 
     async def belonging(self, job_id: str) -> tuple[str, str] | None:
