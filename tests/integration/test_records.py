@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import redis.asyncio as aioredis
-from tests.integration.conftest import assert_whole, chat, journal_of, kinds_of
+from tests.integration.conftest import assert_whole, chat, eventually, journal_of, kinds_of
 
 from inferfleet.schemas import Failure, FailureCode, Job, JobState, Result
 from inferfleet.schemas.errors import JobNotFoundError
@@ -22,7 +22,7 @@ from inferfleet.schemas.names import job_key, journal_key, reply_key, result_key
 from inferfleet.wire.attempts import Fence, Started, Verdict, Written
 from inferfleet.wire.journal_lines import Unflushed, generated
 from inferfleet.wire.pipeline import CommandPipeline
-from inferfleet.wire.records import Closed, JobRecords, Recorded
+from inferfleet.wire.records import Closed, JobRecords, Recorded, Standing
 
 TTL_S = 300
 
@@ -98,11 +98,13 @@ async def restart(
     return started.fence.restarted()
 
 
-async def append(records: JobRecords, job: Job, fence: Fence, offset: int, *tokens: int) -> Written:
+async def append(
+    records: JobRecords, job: Job, fence: Fence, offset: int, *tokens: int, lease_s: float = 60
+) -> Written:
     chunks = (TokenChunk(token_ids=tokens, text="x" * len(tokens)),) if tokens else ()
     unflushed = Unflushed(offset, chunks)
-    written = await records.append(job.id, fence=fence, lease_s=60, unflushed=unflushed)
-    assert await records.append(job.id, fence=fence, lease_s=60, unflushed=unflushed) is written
+    written = await records.append(job.id, fence=fence, lease_s=lease_s, unflushed=unflushed)
+    assert await records.append(job.id, fence=fence, lease_s=lease_s, unflushed=unflushed) is written
     return written
 
 
@@ -389,6 +391,84 @@ async def test_a_running_job_is_marked_and_its_worker_told_with_its_next_write(
     assert await append(records, job, started.fence, 0, 1) is Written.CANCEL
     assert await release(records, job, started.fence, 1) is Written.CANCEL
     assert (await start(records, job)).verdict is Verdict.CANCELLED
+
+
+async def until_stalled(records: JobRecords, job: Job) -> None:
+    async def stalled() -> bool:
+        return await records.standing(job.id) is Standing.STALLED
+
+    await eventually(stalled)
+
+
+async def test_a_job_stands_as_its_record_says_until_nobody_holds_it(records: JobRecords, job: Job) -> None:
+    assert await records.standing(job.id) is Standing.QUEUED
+    first = await start(records, job)
+    assert await records.standing(job.id) is Standing.RUNNING
+    await release(records, job, first.fence)
+    second = await start(records, job, lease_s=0.01)
+    await until_stalled(records, job)
+    assert not Standing.STALLED.over
+    # A worker that was only slow has it again with its next write.
+    assert await append(records, job, second.fence, 0) is Written.OK
+    assert await records.standing(job.id) is Standing.RUNNING
+    await finish(records, job, second.fence)
+    assert (await records.standing(job.id)).over
+    assert await records.standing(Job(pool=job.pool, body=chat()).id) is Standing.MISSING
+
+
+async def test_a_job_that_nobody_holds_any_more_is_cancelled_at_once(
+    records: JobRecords, job: Job, store: aioredis.Redis
+) -> None:
+    started = await start(records, job, lease_s=0.01)
+    assert await append(records, job, started.fence, 0, 1, lease_s=0.01) is Written.OK
+    await until_stalled(records, job)
+    assert await cancel(records, job) is JobState.CANCELLED
+    # Its worker may be there after all. Whatever it writes is refused, also if it was to end it like that.
+    assert await append(records, job, started.fence, 1, 2) is Written.FENCED
+    assert await release(records, job, started.fence, 1) is Written.FENCED
+    result = Result(job_id=job.id, state=JobState.CANCELLED, worker_id="w-1")
+    written = await records.finish(result, fence=started.fence, unflushed=Unflushed(1), reply_to="")
+    assert written is Written.FENCED
+    assert await restore(records, job, started.fence, 1, 2) is False
+    record = await records.get(job.id)
+    assert (record.state, record.result and record.result.worker_id) == ("cancelled", None)
+    assert kinds_of(await journal_of(store, job.id)) == ["queued", "running", "tokens", "finished"]
+    assert (await start(records, job, "w-2")).verdict is Verdict.DONE
+
+
+async def test_a_worker_is_to_keep_what_a_job_that_nobody_holds_has_said(
+    records: JobRecords, job: Job
+) -> None:
+    started = await start(records, job, lease_s=0.01)
+    assert await append(records, job, started.fence, 0, 1, lease_s=0.01) is Written.OK
+    await until_stalled(records, job)
+    result = Result(job_id=job.id, state=JobState.CANCELLED)
+    assert await records.cancel(job.id, result, keep=True) is JobState.RUNNING
+    assert (await start(records, job, "w-2")).verdict is Verdict.INTERRUPTED
+
+
+async def test_a_result_is_made_anew_for_a_job_that_got_on_meanwhile(records: JobRecords, job: Job) -> None:
+    """Whoever cancels reads first what the job has come to, and then ends it."""
+    result = Result(job_id=job.id, state=JobState.CANCELLED)
+    started = await start(records, job)
+    await release(records, job, started.fence)
+    assert await records.cancel(job.id, result, attempt=0, tokens=0) is None
+    assert await records.cancel(job.id, result, attempt=1, tokens=0) is JobState.CANCELLED
+
+
+async def test_whoever_submits_a_job_that_nobody_holds_is_told_so(records: JobRecords, job: Job) -> None:
+    async def submit() -> Recorded:
+        return await records.create(job, reply_to="client", call="other")
+
+    assert (await submit()).may_lack_message
+    first = await start(records, job)
+    assert not (await submit()).may_lack_message
+    await release(records, job, first.fence)
+    started = await start(records, job, lease_s=0.01)
+    await until_stalled(records, job)
+    assert (await submit()).stalled
+    await finish(records, job, started.fence)
+    assert not (await submit()).may_lack_message
 
 
 async def test_a_job_expires_only_if_it_never_started(records: JobRecords, pool: str) -> None:

@@ -34,7 +34,7 @@ from inferfleet.schemas.said import cut_response
 from inferfleet.schemas.settings import ProducerSettings
 from inferfleet.wire.journal_lines import generated, head_of
 from inferfleet.wire.pipeline import CommandPipeline
-from inferfleet.wire.records import Closed, JobRecords, Recorded
+from inferfleet.wire.records import Closed, JobRecords, Recorded, Standing
 from inferfleet.wire.sessions import Entered, Entry, Payload, Sessions, Withdrawn
 
 logger = logging.getLogger(__name__)
@@ -46,7 +46,10 @@ FRONT_POLL_S = 0.02
 """How often a turn that enters a lane looks whether the turn in front is in the queue by now."""
 
 
-_ACCEPTED_BEFORE = Recorded(created=False, state=JobState.QUEUED, attempt=0, closed=False)
+_ACCEPTED_BEFORE = Recorded(created=False, state=JobState.RUNNING, attempt=0, closed=False)
+
+_OF_NO_JOB = -1
+"""A number of tokens that no record has."""
 
 
 class TakenBack(Enum):
@@ -91,11 +94,8 @@ class Submission:
         """
         call = f"{self._name}:{next(self._calls)}"
         claimed, recorded = await self._claim_and_record(job, call)
-        if claimed.accepted:
-            return claimed.job
-        # A record that is queued and was never started may lack its message, if its producer died in
-        # between. A second message does no harm: the fence lets one of them run.
-        if recorded.state is JobState.QUEUED and recorded.attempt == 0:
+        if recorded.may_lack_message:
+            # A second message does no harm: the fence lets one of them run.
             try:
                 if job.session_id is None:
                     await self._publisher.publish(claimed.job)
@@ -104,8 +104,10 @@ class Submission:
             except PublishUnconfirmedError:
                 raise
             except InferfleetError as refusal:
+                if recorded.stalled:
+                    raise _uncertain(claimed.job, refusal) from refusal
                 await self._accepted_all_the_same(claimed, call, refusal)
-        if claimed.key:
+        if claimed.key and not claimed.accepted:
             # Only a note, and the broker has the job already.
             with suppress(ServiceUnreachableError, ServiceRefusedError):
                 await idempotency.accept(self._pipeline, claimed, ttl_s=self._settings.queued_ttl_s)
@@ -118,7 +120,7 @@ class Submission:
             claimed = await idempotency.claim(
                 self._pipeline, job, call=call, ttl_s=self._settings.queued_ttl_s
             )
-            if claimed.accepted:
+            if claimed.accepted and await self._records.standing(claimed.job.id) is not Standing.STALLED:
                 return claimed, _ACCEPTED_BEFORE
             recorded = await self._records.create(
                 claimed.job, reply_to=self._settings.client_id, call=call, key=claimed.key, keep=keep
@@ -152,10 +154,7 @@ class Submission:
             case TakenBack.ACCEPTED:
                 return
             case TakenBack.UNCERTAIN:
-                raise PublishUnconfirmedError(
-                    f"job {job.id} was refused this time ({refusal}), but another call may have had it "
-                    "accepted: it may be queued or not. Submitting it again with the same key is safe"
-                ) from refusal
+                raise _uncertain(job, refusal) from refusal
             case _:
                 assert_never(outcome)
 
@@ -231,9 +230,15 @@ class Submission:
         while True:
             # What an earlier attempt has left. Should the job be running by now, its worker makes the result.
             record = await self._records.get(job_id)
-            result = await self._cancelled(record, keep=keep)
+            running = record.state is JobState.RUNNING
+            waits = not running or await self._records.standing(job_id) is Standing.STALLED
+            result = await self._cancelled(record, keep=keep, waits=waits)
             state = await self._records.cancel(
-                job_id, result, attempt=record.attempt, keep=keep, tokens=record.tokens
+                job_id,
+                result,
+                attempt=record.attempt,
+                keep=keep,
+                tokens=record.tokens if waits else _OF_NO_JOB,
             )
             if state is not None:
                 break
@@ -248,7 +253,7 @@ class Submission:
             await self._leave_lane(job_id, record.session_id)
         return state
 
-    async def _cancelled(self, record: JobRecord, *, keep: bool) -> Result:
+    async def _cancelled(self, record: JobRecord, *, keep: bool, waits: bool) -> Result:
         """Make the result of a job that is cancelled while it waits, with the part that was generated."""
         if keep:
             why = "interrupted by the session's next turn"
@@ -256,7 +261,7 @@ class Submission:
             why = "cancelled before it ran again" if record.attempt else "cancelled before it ran"
         response: dict[str, Any] | None = None
         usage = Usage(completion_tokens=record.tokens)
-        if record.tokens and record.state is JobState.QUEUED:
+        if record.tokens and waits and not record.state.terminal:
             entries = await self._records.journal(record.id)
             if (head := head_of(entries)) is not None:
                 created = int((record.started_at or self._records.clock.now()).timestamp())
@@ -363,6 +368,13 @@ class Submission:
         # Only a note: the worker that gets the message makes the same one.
         with suppress(ServiceUnreachableError, ServiceRefusedError):
             await self._sessions.published(payload.job)
+
+
+def _uncertain(job: Job, refusal: InferfleetError) -> PublishUnconfirmedError:
+    return PublishUnconfirmedError(
+        f"job {job.id} was refused this time ({refusal}), but another call may have had it accepted: "
+        "it may be queued or not. Submitting it again with the same key is safe"
+    )
 
 
 @contextmanager

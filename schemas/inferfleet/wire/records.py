@@ -79,11 +79,35 @@ class Closed(StrEnum):
     """Somebody else has taken it back."""
 
 
+class Standing(StrEnum):
+    """How a job stands: its state, that it has no record, or that nobody can be seen to have it."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+    MISSING = "missing"
+
+    STALLED = "stalled"
+    """An attempt has begun it, and for longer than its lease nobody has held it.
+
+    Its message may wait in the queue. Or it was acked, and Redis has lost the end of the job since: then it
+    has to be published again, which does no harm in any case.
+    """
+
+    @property
+    def over(self) -> bool:
+        """Whether it has ended, or there is nothing of it."""
+        return self not in {Standing.QUEUED, Standing.RUNNING, Standing.STALLED}
+
+
 class Recorded(NamedTuple):
     """The record of a job that is submitted. ``attempt`` is how often it was started.
 
     While it is ``closed``, a refused submission takes it back. ``holder`` is what its idempotency key said
-    just after.
+    just after. ``stalled`` is as in ``Standing``.
     """
 
     created: bool
@@ -91,6 +115,12 @@ class Recorded(NamedTuple):
     attempt: int
     closed: bool
     holder: str = ""
+    stalled: bool = False
+
+    @property
+    def may_lack_message(self) -> bool:
+        """Whether it may have no message: its producer died before, or Redis lost the end of the job."""
+        return self.stalled or (self.state is JobState.QUEUED and self.attempt == 0)
 
 
 class JobRecords:
@@ -135,9 +165,13 @@ class JobRecords:
         )
         # In this order: whoever takes a job back frees its key before the record goes.
         holder = self._pipeline.enqueue("GET", key) if key else None
-        created, state, attempt, closed = await recorded
+        created, state, attempt, closed, stalled = await recorded
         held = (holder and await holder) or b""
-        return Recorded(created == 1, _STATES[state], attempt, closed == 1, held.decode())
+        return Recorded(created == 1, _STATES[state], attempt, closed == 1, held.decode(), stalled == 1)
+
+    async def standing(self, job_id: str) -> Standing:
+        """Learn how a job stands, by Redis' clock."""
+        return Standing((await self._call(scripts.STANDING, (job_key(job_id),))).decode())
 
     async def close(self, job_id: str, *, call: str) -> Closed:
         """Ask whether a job whose submission ``call`` was refused may be taken back; then nobody joins it."""
@@ -150,9 +184,10 @@ class JobRecords:
     async def cancel(
         self, job_id: str, result: Result, *, attempt: int = 0, keep: bool = False, tokens: int | None = None
     ) -> JobState | None:
-        """End a queued job, last tried by ``attempt``, with ``result``; mark a running one.
+        """End a job that waits or is stalled, last tried by ``attempt``, with ``result``; mark a running one.
 
-        Returns the state it is in now; ``None`` if it waits with another number of tokens than ``tokens``.
+        Returns the state it is in now. With ``tokens``, the result is made of so many tokens and that
+        attempt: ``None`` says that they are others by now, and that nothing was done.
 
         With ``keep`` the worker that ends it adds what was generated to its session.
 
@@ -170,7 +205,9 @@ class JobRecords:
             _json(result),
             "interrupt" if keep else "cancel",
             result.state.value,
+            attempt,
             "" if tokens is None else tokens,
+            max(self._result_ttl_s, self._queued_ttl_s),
         )
         match verdict.decode():
             case "missing":

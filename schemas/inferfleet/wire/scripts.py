@@ -30,6 +30,7 @@ class Script:
 
 
 CREATE: Final = Script.load("create")
+STANDING: Final = Script.load("standing")
 CLOSE: Final = Script.load("close")
 DISCARD: Final = Script.load("discard")
 CANCEL: Final = Script.load("cancel")
@@ -58,7 +59,7 @@ ACCESS: Final = Script.load("access")
 """Not among ``ALL``: it runs once, at the start, and is loaded then."""
 
 ALL: Final = (
-    *(CREATE, CLOSE, DISCARD, CANCEL, START, RESTART, APPEND, FINISH, RELEASE, RESTORE, REPLY),
+    *(CREATE, STANDING, CLOSE, DISCARD, CANCEL, START, RESTART, APPEND, FINISH, RELEASE, RESTORE, REPLY),
     *(KEY_CLAIM, KEY_CHANGE),
     *(SESSION_ENTER, SESSION_FRONT, SESSION_PUBLISHED, SESSION_ADVANCE, SESSION_BEGIN, SESSION_APPEND),
     *(SESSION_STATE, SESSION_CONFIGURE, SESSION_IMPORT, SESSION_DELETE, WORKER_SEEN),

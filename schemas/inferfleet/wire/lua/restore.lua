@@ -12,7 +12,7 @@ end
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 redis.call('HSET', KEYS[1], 'state', 'running', 'fence', ARGV[1], 'verdict', 'started', 'attempt', ARGV[2], 'charged', ARGV[6], 'tokens', ARGV[7],
-  'worker', ARGV[5], 'lease', now + tonumber(ARGV[3]), 'pool', ARGV[10], 'priority', ARGV[11], 'reply_to', ARGV[12],
+  'worker', ARGV[5], 'lease', now + tonumber(ARGV[3]), 'lease_ms', ARGV[3], 'pool', ARGV[10], 'priority', ARGV[11], 'reply_to', ARGV[12],
   'submitted_at', ARGV[13], 'started_at', ARGV[14],
   'model_identity', ARGV[15])
 redis.call('DEL', KEYS[2])

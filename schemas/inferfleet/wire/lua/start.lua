@@ -82,7 +82,7 @@ else
   restart = ''
 end
 redis.call('HSET', KEYS[1], 'state', 'running', 'attempt', attempt, 'charged', charged, 'tokens', tokens,
-  'worker', ARGV[4], 'lease', now + tonumber(ARGV[2]), 'started_at', ARGV[1],
+  'worker', ARGV[4], 'lease', now + tonumber(ARGV[2]), 'lease_ms', ARGV[2], 'started_at', ARGV[1],
   'fence', ARGV[13], 'verdict', verdict, 'deaths', deaths, 'tokens_at_start', tokens, 'model_identity', identity)
 -- The journal's too: if it was lost, it is a new one by now.
 if math.min(redis.call('TTL', KEYS[1]), redis.call('TTL', KEYS[2])) < ARGV[3] / 2 then

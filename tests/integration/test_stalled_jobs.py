@@ -1,0 +1,109 @@
+"""Jobs that run by their record and have no message: Redis has come back without their end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+import redis.asyncio as aioredis
+from tests.integration.conftest import (
+    PATIENCE_S,
+    Connect,
+    ForeignClient,
+    StartWorker,
+    answer_to,
+    chat,
+    eventually,
+)
+
+from inferfleet.producer import Fleet
+from inferfleet.schemas import Job, JobState
+from inferfleet.schemas.errors import PublishUnconfirmedError
+from inferfleet.schemas.journal import AnswerHead, TokenChunk
+from inferfleet.schemas.names import job_queue
+from inferfleet.wire.journal_lines import Unflushed
+from inferfleet.wire.pipeline import CommandPipeline
+from inferfleet.wire.records import JobRecords, Standing
+from inferfleet.wire.tasks import cancel_and_wait
+
+
+@pytest.fixture
+async def records(store: aioredis.Redis) -> AsyncIterator[JobRecords]:
+    pipeline = CommandPipeline(store, patience_s=None)
+    running = asyncio.create_task(pipeline.run())
+    yield JobRecords(pipeline=pipeline, result_ttl_s=600, queued_ttl_s=600)
+    await cancel_and_wait(running)
+
+
+async def stall(records: JobRecords, foreign: ForeignClient, job: Job) -> None:
+    """Begin a submitted job, and lose its message, its worker, and whatever that wrote at the end."""
+    message = await foreign.channel.basic_get(job_queue(foreign.pool), no_ack=True)
+    assert message.header.properties.message_id == job.id
+    started = await records.start(
+        job,
+        token=job.id,
+        worker_id="forgotten",
+        lease_s=0.01,
+        resumable=True,
+        alone=True,
+        reply_to="",
+        model_identity="",
+    )
+    said = Unflushed(
+        0,
+        (TokenChunk(token_ids=(1, 2), text="so far"),),
+        AnswerHead(endpoint=job.endpoint, model="m", prompt_tokens=3),
+    )
+    await records.append(job.id, fence=started.fence, lease_s=0.01, unflushed=said)
+
+    async def is_stalled() -> bool:
+        return await records.standing(job.id) is Standing.STALLED
+
+    await eventually(is_stalled)
+
+
+async def test_a_job_that_no_worker_has_ends_when_it_is_cancelled_with_what_it_said(
+    fleet: Fleet, records: JobRecords, foreign: ForeignClient, pool: str
+) -> None:
+    job = await fleet.submit("hello", pool=pool)
+    await stall(records, foreign, job)
+    assert await fleet.cancel(job) is JobState.CANCELLED
+    result = await fleet.wait(job, timeout_s=PATIENCE_S)
+    assert (result.state, result.text, result.usage.completion_tokens) == ("cancelled", "so far", 2)
+
+
+@pytest.mark.parametrize("key", [None, "key"])
+async def test_a_job_that_no_worker_has_runs_when_it_is_submitted_again(
+    fleet: Fleet,
+    records: JobRecords,
+    foreign: ForeignClient,
+    start_worker: StartWorker,
+    pool: str,
+    key: str | None,
+) -> None:
+    job = await fleet.submit(Job(pool=pool, body=chat(), idempotency_key=key and f"{key}-{pool}"))
+    assert (await fleet.submit(job)).id == job.id
+    while await foreign.waiting() > 1:
+        await foreign.channel.basic_get(job_queue(pool), no_ack=True)
+    await stall(records, foreign, job)
+    assert (await fleet.submit(job)).id == job.id
+    assert await foreign.waiting() == 1
+    await start_worker()
+    assert (await fleet.wait(job, timeout_s=PATIENCE_S)).text == answer_to(job)
+    # Its end is known from here on.
+    await fleet.submit(job)
+    assert await foreign.waiting() == 0
+
+
+async def test_it_is_left_open_whether_such_a_job_runs_if_it_cannot_be_published(
+    fleet: Fleet, connect: Connect, records: JobRecords, foreign: ForeignClient, pool: str
+) -> None:
+    """It was accepted before, so nobody may be told that it was not."""
+    job = await fleet.submit("hello", pool=pool)
+    await stall(records, foreign, job)
+    await foreign.channel.queue_delete(job_queue(pool))
+    async with connect() as other:
+        with pytest.raises(PublishUnconfirmedError):
+            await other.submit(job)
+    assert (await fleet.get(job)).state is JobState.RUNNING
