@@ -16,13 +16,21 @@ import redis.asyncio as aioredis
 from tests.integration.conftest import assert_whole, chat, eventually, journal_of, kinds_of
 
 from inferfleet.schemas import Failure, FailureCode, Job, JobState, Result
-from inferfleet.schemas.errors import JobNotFoundError
-from inferfleet.schemas.journal import QueuedEntry, RestartedEntry, RestartReason, RunningEntry, TokenChunk
+from inferfleet.schemas.errors import JobDataLostError, JobNotFoundError
+from inferfleet.schemas.journal import (
+    AnswerHead,
+    QueuedEntry,
+    RestartedEntry,
+    RestartReason,
+    RunningEntry,
+    TokenChunk,
+)
 from inferfleet.schemas.names import job_key, journal_key, reply_key, result_key
 from inferfleet.wire.attempts import Fence, Started, Verdict, Written
 from inferfleet.wire.journal_lines import Unflushed, generated
 from inferfleet.wire.pipeline import CommandPipeline
 from inferfleet.wire.records import Closed, JobRecords, Recorded, Standing
+from inferfleet.wire.tasks import cancel_and_wait
 
 TTL_S = 300
 
@@ -476,6 +484,11 @@ async def test_a_job_expires_only_if_it_never_started(records: JobRecords, pool:
     late = Job(pool=pool, body=chat(), expires_at=past)
     await records.create(late, reply_to="", call="call")
     assert (await start(records, late)).verdict is Verdict.EXPIRED
+    # Nor is it run by the next worker, if the first one dies before it has written that down.
+    assert (await start(records, late, "w-1")).verdict is Verdict.EXPIRED
+    again = await start(records, late, "w-1")
+    await release(records, late, again.fence)
+    assert (await start(records, late, "w-2")).verdict is Verdict.EXPIRED
     begun = Job(pool=pool, body=chat())
     await records.create(begun, reply_to="", call="call")
     started = await start(records, begun)
@@ -550,6 +563,190 @@ async def test_the_message_is_the_record_where_there_is_none(records: JobRecords
     assert (started.verdict, started.fence.attempt, started.reply_to) == (Verdict.STARTED, 1, "somebody")
     record = await records.get(job.id)
     assert (record.pool, record.priority, record.reply_to) == (pool, 7, "somebody")
+
+
+# How long a record stays
+
+
+QUEUED_TTL_S = 10_000
+
+
+@pytest.fixture
+async def patient(store: aioredis.Redis) -> AsyncIterator[JobRecords]:
+    """Records of which a message may be in the queue for longer than a result is kept."""
+    pipeline = CommandPipeline(store, patience_s=0)
+    running = asyncio.create_task(pipeline.run())
+    yield JobRecords(pipeline=pipeline, result_ttl_s=TTL_S, queued_ttl_s=QUEUED_TTL_S)
+    await cancel_and_wait(running)
+
+
+async def expired_results(store: aioredis.Redis, job: Job) -> None:
+    """Let the time pass after which results, and all that goes with them, are forgotten."""
+    for key in (job_key(job.id), journal_key(job.id), result_key(job.id)):
+        if 0 < await store.ttl(key) <= TTL_S:
+            await store.delete(key)
+
+
+@pytest.mark.parametrize("begun", ["never begun", "given back", "stalled"])
+async def test_a_job_that_was_cancelled_is_not_run_however_late_its_message_comes(
+    patient: JobRecords, store: aioredis.Redis, pool: str, begun: str
+) -> None:
+    job = Job(pool=pool, body=chat())
+    await patient.create(job, reply_to="client", call="call")
+    if begun != "never begun":
+        started = await start(patient, job, lease_s=0.01)
+        if begun == "given back":
+            await release(patient, job, started.fence)
+        else:
+            await until_stalled(patient, job)
+    assert await cancel(patient, job) is JobState.CANCELLED
+    await expired_results(store, job)
+    assert (await start(patient, job)).verdict is Verdict.DONE
+    with pytest.raises(JobDataLostError, match="expired"):
+        await patient.get(job.id)
+
+
+async def published_by_two_calls(records: JobRecords, job: Job) -> None:
+    await records.create(job, reply_to="client", call="another")
+
+
+async def published_again(records: JobRecords, job: Job) -> None:
+    await records.copied(job.id)
+    await records.copied(job.id)
+
+
+@pytest.mark.parametrize("published", [published_by_two_calls, published_again])
+@pytest.mark.parametrize("ends_first", [False, True])
+async def test_a_job_that_has_ended_is_not_run_by_a_second_message_however_late_it_comes(
+    patient: JobRecords, store: aioredis.Redis, pool: str, published: Any, ends_first: bool
+) -> None:
+    job = Job(pool=pool, body=chat())
+    await patient.create(job, reply_to="client", call="call")
+    if published is published_by_two_calls or not ends_first:
+        await published(patient, job)
+    started = await start(patient, job)
+    assert await finish(patient, job, started.fence) is Written.OK
+    if ends_first:
+        await published(patient, job)
+    await expired_results(store, job)
+    assert (await start(patient, job)).verdict is Verdict.DONE
+
+
+async def test_a_turn_that_has_ended_is_not_run_by_a_second_message_however_late_it_comes(
+    patient: JobRecords, store: aioredis.Redis, pool: str
+) -> None:
+    """Whoever enters a session may publish the turn in front once more."""
+    job = Job(pool=pool, body=chat(), session_id=pool)
+    await patient.create(job, reply_to="client", call="call")
+    started = await start(patient, job)
+    # Redis has lost it meanwhile.
+    await store.delete(job_key(job.id))
+    assert await restore(patient, job, started.fence)
+    assert await finish(patient, job, started.fence) is Written.OK
+    await expired_results(store, job)
+    assert (await start(patient, job)).verdict is Verdict.DONE
+
+
+async def test_a_job_with_one_message_is_forgotten_with_its_result(
+    patient: JobRecords, store: aioredis.Redis, pool: str
+) -> None:
+    job = Job(pool=pool, body=chat())
+    await patient.create(job, reply_to="client", call="call")
+    await finish(patient, job, (await start(patient, job)).fence)
+    await expired_results(store, job)
+    with pytest.raises(JobNotFoundError):
+        await patient.get(job.id)
+
+
+async def test_a_job_that_runs_for_long_keeps_its_record_and_its_journal(
+    patient: JobRecords, store: aioredis.Redis, pool: str
+) -> None:
+    job = Job(pool=pool, body=chat())
+    await patient.create(job, reply_to="client", call="call")
+    fence = (await start(patient, job)).fence
+    for key in (job_key(job.id), journal_key(job.id)):
+        await store.expire(key, QUEUED_TTL_S // 3)
+    assert await append(patient, job, fence, 0) is Written.OK
+    for key in (job_key(job.id), journal_key(job.id)):
+        assert await store.ttl(key) > QUEUED_TTL_S // 2
+
+
+# What is held up on its way, and comes after others have acted
+
+
+async def test_a_copy_of_a_start_that_comes_after_a_later_one_starts_nothing(
+    records: JobRecords, job: Job, store: aioredis.Redis
+) -> None:
+    first = {**START, "token": "w-1:first", "worker_id": "w-1"}
+    started = await records.start(job, **first)
+    for _ in range(3):
+        await release(records, job, started.fence)
+        started = await start(records, job, "w-1")
+        before = await store.hgetall(job_key(job.id))
+        assert (await records.start(job, **first)).verdict is Verdict.BUSY
+        assert await store.hgetall(job_key(job.id)) == before
+    # Nor when its attempt has begun its answer again.
+    fence = await restart(records, job, started, RestartReason.NOT_RESUMABLE)
+    await release(records, job, fence)
+    await start(records, job, "w-1")
+    late = await records.start(job, **{**first, "token": started.fence.token})
+    assert late.verdict is Verdict.BUSY
+
+
+@pytest.mark.parametrize("end", [finish, release])
+async def test_a_copy_of_a_restore_that_comes_late_does_not_bring_a_job_back(
+    records: JobRecords, job: Job, store: aioredis.Redis, end: Any
+) -> None:
+    started = await start(records, job)
+    await store.delete(job_key(job.id), journal_key(job.id))
+    assert await restore(records, job, started.fence, 1)
+    assert await end(records, job, started.fence, 1, 2) is Written.OK
+    before = await store.hgetall(job_key(job.id))
+    assert not await restore(records, job, started.fence, 1)
+    assert await store.hgetall(job_key(job.id)) == before
+    assert len(await records.journal(job.id)) == len(await journal_of(store, job.id))
+
+
+async def test_a_copy_of_a_restore_that_comes_late_takes_no_tokens_back(
+    records: JobRecords, job: Job, store: aioredis.Redis
+) -> None:
+    started = await start(records, job)
+    await store.delete(job_key(job.id), journal_key(job.id))
+    assert await restore(records, job, started.fence, 1)
+    assert await append(records, job, started.fence, 1, 2, 3) is Written.OK
+    assert await restore(records, job, started.fence, 1)
+    assert await records.whole_answer(job.id, tokens=3) is not None
+
+
+async def test_a_restored_turn_still_belongs_to_its_session(
+    records: JobRecords, store: aioredis.Redis, pool: str
+) -> None:
+    job = Job(pool=pool, body=chat(), session_id=pool)
+    started = await start(records, job)
+    assert (await records.get(job.id)).session_id == pool
+    await store.delete(job_key(job.id), journal_key(job.id))
+    assert await restore(records, job, started.fence)
+    assert (await records.get(job.id)).session_id == pool
+
+
+# What Redis has lost
+
+
+async def test_a_job_that_no_worker_can_run_ends_with_what_it_has_said(records: JobRecords, job: Job) -> None:
+    started = await start(records, job)
+    said = Unflushed(
+        0,
+        (TokenChunk(token_ids=(1, 2), text="so far"),),
+        AnswerHead(endpoint=job.endpoint, model="m", prompt_tokens=3),
+    )
+    await records.append(job.id, fence=started.fence, lease_s=60, unflushed=said)
+    await release(records, job, started.fence, 2)
+    failure = Failure(code=FailureCode.MODEL_UNAVAILABLE, message="no pool")
+    await records.fail(job, failure, worker_id="w-2", lease_s=60, reply_to="client")
+    result = (await records.get(job.id)).result
+    assert result is not None
+    assert (result.state, result.text, result.usage.prompt_tokens) == ("failed", "so far", 3)
+    assert result.usage.completion_tokens == 2
 
 
 async def restore(records: JobRecords, job: Job, fence: Fence, *tokens: int) -> bool:

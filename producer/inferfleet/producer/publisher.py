@@ -47,8 +47,10 @@ class Publisher:
             name=f"{settings.client_id} (publish)",
         )
 
-    async def publish(self, job: Job, *, reply_to: str | None = None) -> None:
+    async def publish(self, job: Job, *, reply_to: str | None = None) -> bool:
         """Publish a job and wait until the broker has it. ``reply_to`` is this client, if not given.
+
+        Returns whether it may be queued twice.
 
         Raises:
             UnknownPoolError: No queue is bound for the pool.
@@ -61,9 +63,9 @@ class Publisher:
         message = job_message(job, reply_to=reply_to or self._settings.client_id)
         try:
             try:
-                await self._publish(JOBS_EXCHANGE, message, routing_key=job.pool, mandatory=True)
+                return await self._publish(JOBS_EXCHANGE, message, routing_key=job.pool, mandatory=True)
             except (NackedError, UnroutableError) as refusal:
-                await self._publish_again(job, message, refusal)
+                return await self._publish_again(job, message, refusal)
         except UnroutableError as error:
             raise _unknown_pool(job.pool) from error
 
@@ -110,17 +112,18 @@ class Publisher:
 
     async def _publish_again(
         self, job: Job, message: Outgoing, refusal: NackedError | UnroutableError
-    ) -> None:
-        """Publish a refused job again, where that can help."""
+    ) -> bool:
+        """Publish a refused job again, where that can help. Returns whether it may be queued twice."""
         publish = partial(self._publish, JOBS_EXCHANGE, message, routing_key=job.pool, mandatory=True)
         if isinstance(refusal, NackedError):
             await self._publish_nacked(job, publish)
-        elif await self._confirm_channel.bind_again(JOBS_EXCHANGE, job_queue(job.pool), job.pool):
-            await publish()
-        else:
-            raise refusal
+            # What nacked may have kept it, if it was no full queue.
+            return True
+        if await self._confirm_channel.bind_again(JOBS_EXCHANGE, job_queue(job.pool), job.pool):
+            return await publish()
+        raise refusal
 
-    async def _publish_nacked(self, job: Job, publish: Callable[[], Awaitable[None]]) -> None:
+    async def _publish_nacked(self, job: Job, publish: Callable[[], Awaitable[bool]]) -> None:
         """Publish a job that was nacked again, unless its queue is full.
 
         A queue at its limit nacks, be it ours or that of a policy. So does one whose leader or process has
@@ -154,14 +157,14 @@ class Publisher:
 
     async def _publish(
         self, exchange: str, message: Outgoing, *, routing_key: str = "", mandatory: bool = False
-    ) -> None:
+    ) -> bool:
         self._home.check()
         # A repeat may publish a job twice. That does no harm: the fence lets one of them run. But once the
         # broker may have the message, no later refusal can say that it has not.
         unconfirmed: PublishUnconfirmedError | None = None
         try:
             # By itself: what it takes to repeat costs a tenth of a submission.
-            await self._confirm_channel.publish(
+            return await self._confirm_channel.publish(
                 exchange, message, routing_key=routing_key, mandatory=mandatory
             )
         except PublishUnconfirmedError as error:
@@ -171,21 +174,21 @@ class Publisher:
         except ServiceUnreachableError:
             if not self._settings.patience_s:
                 raise
-        else:
-            return
+        twice = unconfirmed is not None
         async for attempt in self._patiently():
             with attempt:
                 try:
-                    await self._confirm_channel.publish(
+                    twice |= await self._confirm_channel.publish(
                         exchange, message, routing_key=routing_key, mandatory=mandatory
                     )
                 except PublishUnconfirmedError as error:
-                    unconfirmed = error
+                    unconfirmed, twice = error, True
                     raise
                 except (ServiceUnreachableError, ServiceRefusedError, RefusedError) as error:
                     if unconfirmed is not None:
                         raise unconfirmed from error
                     raise
+        return twice
 
     def _patiently(self) -> AsyncRetrying:
         return AsyncRetrying(

@@ -10,7 +10,7 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from enum import Enum, auto
 from itertools import count
-from typing import Any, assert_never
+from typing import assert_never
 
 from inferfleet.producer import idempotency
 from inferfleet.producer.idempotency import Claim
@@ -29,10 +29,8 @@ from inferfleet.schemas.errors import (
 )
 from inferfleet.schemas.failures import Failure, FailureCode
 from inferfleet.schemas.job import Job, JobState, OnBusy
-from inferfleet.schemas.result import JobRecord, Result, Usage
-from inferfleet.schemas.said import cut_response
+from inferfleet.schemas.result import JobRecord, Result
 from inferfleet.schemas.settings import ProducerSettings
-from inferfleet.wire.journal_lines import generated, head_of
 from inferfleet.wire.pipeline import CommandPipeline
 from inferfleet.wire.records import Closed, JobRecords, Recorded, Standing
 from inferfleet.wire.sessions import Entered, Entry, Payload, Sessions, Withdrawn
@@ -98,7 +96,7 @@ class Submission:
             # A second message does no harm: the fence lets one of them run.
             try:
                 if job.session_id is None:
-                    await self._publisher.publish(claimed.job)
+                    await self._publish(claimed.job)
                 else:
                     await self._take_turn(claimed.job)
             except PublishUnconfirmedError:
@@ -259,14 +257,12 @@ class Submission:
             why = "interrupted by the session's next turn"
         else:
             why = "cancelled before it ran again" if record.attempt else "cancelled before it ran"
-        response: dict[str, Any] | None = None
-        usage = Usage(completion_tokens=record.tokens)
-        if record.tokens and waits and not record.state.terminal:
-            entries = await self._records.journal(record.id)
-            if (head := head_of(entries)) is not None:
-                created = int((record.started_at or self._records.clock.now()).timestamp())
-                response = cut_response(record.id, head, generated(entries), created=created)
-                usage = Usage(prompt_tokens=head.prompt_tokens, completion_tokens=record.tokens)
+        ended = not waits or record.state.terminal
+        response, usage = await self._records.cut_answer(
+            record.id,
+            tokens=0 if ended else record.tokens,
+            began_at=record.started_at or self._records.clock.now(),
+        )
         return Result(
             job_id=record.id,
             state=JobState.CANCELLED,
@@ -362,6 +358,12 @@ class Submission:
             following = await self._sessions.advance(job.model_copy(update={"id": owner}))
             if following is not None:
                 await self._publish_turn(following)
+
+    async def _publish(self, job: Job) -> None:
+        if await self._publisher.publish(job):
+            # Only for a message that comes days later. The broker has the job already.
+            with suppress(ServiceUnreachableError, ServiceRefusedError):
+                await self._records.copied(job.id)
 
     async def _publish_turn(self, payload: Payload) -> None:
         await self._publisher.publish(payload.job, reply_to=payload.reply_to)

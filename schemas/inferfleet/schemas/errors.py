@@ -122,12 +122,16 @@ class JobNotFoundError(InferfleetError):
 
 
 class JobDataLostError(InferfleetError):
-    """Redis no longer has all that it was given of a job. ``missing`` is ``result`` or ``journal``."""
+    """Redis no longer has all that it was given of a job. ``missing`` is ``result`` or ``journal``.
+
+    Of a job that was cancelled before it ran, and of a turn, the record stays when its result has expired.
+    """
 
     def __init__(self, job_id: str, *, missing: str) -> None:
         super().__init__(
-            f"the {missing} of job {job_id} is gone, or a part of it: Redis evicted or lost it, or somebody "
-            "deleted it (keep maxmemory-policy at noeviction). Submit the job again if you need its answer"
+            f"the {missing} of job {job_id} is gone, or a part of it: it has expired "
+            "(INFERFLEET_RESULT_TTL_S), Redis evicted or lost it (keep maxmemory-policy at noeviction), or "
+            "somebody deleted it. Submit the job again if you need its answer"
         )
         self.job_id = job_id
         self.missing = missing

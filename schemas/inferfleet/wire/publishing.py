@@ -70,8 +70,10 @@ class ConfirmChannel:
 
     async def publish(
         self, exchange: str, message: Outgoing, *, routing_key: str = "", mandatory: bool = False
-    ) -> None:
+    ) -> bool:
         """Publish and wait for the confirm. Messages with the same id go one after the other.
+
+        Returns whether the message may be queued twice.
 
         Raises:
             UnroutableError: ``mandatory``, and no queue is bound for the routing key.
@@ -90,7 +92,9 @@ class ConfirmChannel:
             await asyncio.wait([other])
         self._under_way[message_id] = None
         try:
-            await self._publish(_Publication(exchange, message.body, properties, routing_key, mandatory))
+            return await self._publish(
+                _Publication(exchange, message.body, properties, routing_key, mandatory)
+            )
         finally:
             if (awaited := self._under_way.pop(message_id)) is not None:
                 awaited.set_result(None)
@@ -168,11 +172,12 @@ class ConfirmChannel:
 
     async def aclose(self) -> None:
         """Close the connections, if there are any. None is opened any more."""
-        for link in (self._lone, self._shared):
-            link.retired = True
-            await link.aclose()
+        async with AsyncExitStack() as stack:
+            for link in (self._shared, self._lone):
+                link.retired = True
+                stack.push_async_callback(link.aclose)
 
-    async def _publish(self, publication: _Publication) -> None:
+    async def _publish(self, publication: _Publication) -> bool:
         sent = False
         broken = False
         refusal: BaseException | None = None
@@ -183,7 +188,7 @@ class ConfirmChannel:
                     await self._publish_alone(publication)
                 else:
                     await self._send(self._shared, publication)
-                return
+                return sent
             except ChannelEndedError as error:
                 if error.refusal is None:
                     if broken:

@@ -33,6 +33,7 @@ from inferfleet.schemas.journal import (
 )
 from inferfleet.schemas.names import job_key, journal_key, result_key
 from inferfleet.schemas.result import JobRecord, Result, Usage
+from inferfleet.schemas.said import cut_response
 from inferfleet.wire import scripts
 from inferfleet.wire.attempts import (
     DEATHS_PER_ATTEMPT,
@@ -43,7 +44,7 @@ from inferfleet.wire.attempts import (
     Verdict,
     Written,
 )
-from inferfleet.wire.journal_lines import Unflushed, parse_line, whole_answer
+from inferfleet.wire.journal_lines import Unflushed, generated, head_of, parse_line, whole_answer
 from inferfleet.wire.pipeline import CommandPipeline
 from inferfleet.wire.replies import Replies
 from inferfleet.wire.scripts import Argument
@@ -139,6 +140,8 @@ class JobRecords:
         self._replies = Replies(pipeline)
         self._result_ttl_s = result_ttl_s
         self._queued_ttl_s = queued_ttl_s
+        # How long a message may be in the queue at least, which must not run a job that has ended.
+        self._tombstone_ttl_s = max(queued_ttl_s, result_ttl_s)
 
     # A producer's side
 
@@ -207,7 +210,7 @@ class JobRecords:
             result.state.value,
             attempt,
             "" if tokens is None else tokens,
-            max(self._result_ttl_s, self._queued_ttl_s),
+            self._tombstone_ttl_s,
         )
         match verdict.decode():
             case "missing":
@@ -220,6 +223,10 @@ class JobRecords:
                 if reply_to:
                     await self._replies.tell(reply_to.decode(), job_id, JobState(state))
                 return JobState(state)
+
+    async def copied(self, job_id: str) -> None:
+        """Note that a job may be queued twice: its record stays for as long as one of the messages may."""
+        await self._call(scripts.COPIED, (job_key(job_id),), self._tombstone_ttl_s)
 
     # A worker's side
 
@@ -261,6 +268,7 @@ class JobRecords:
             SUSPECT_AFTER,
             job.max_attempts * DEATHS_PER_ATTEMPT,
             model_identity,
+            job.session_id or "",
         )
         if verdict == b"busy":
             return Started(Verdict.BUSY, Fence(token, 0), 0, charged, waiting.decode(), busy_s=attempt / 1000)
@@ -273,6 +281,17 @@ class JobRecords:
             restart=RestartReason(restart.decode()) if restart else None,
             model_identity=identity.decode() or None,
         )
+
+    async def cut_answer(
+        self, job_id: str, *, tokens: int, began_at: datetime
+    ) -> tuple[dict[str, Any] | None, Usage]:
+        """Make the response and the usage of a job that will not go on behind these many tokens."""
+        if tokens:
+            entries = await self.journal(job_id)
+            if (head := head_of(entries)) is not None:
+                response = cut_response(job_id, head, generated(entries), created=int(began_at.timestamp()))
+                return response, Usage(prompt_tokens=head.prompt_tokens, completion_tokens=tokens)
+        return None, Usage(completion_tokens=tokens)
 
     async def fail(
         self, job: Job, failure: Failure, *, worker_id: str, lease_s: float, reply_to: str
@@ -297,11 +316,13 @@ class JobRecords:
                 return Failed(None, max(started.busy_s, MIN_BUSY_S))
             case _:
                 pass
+        response, usage = await self.cut_answer(job.id, tokens=started.tokens, began_at=self.clock.now())
         result = Result(
             job_id=job.id,
             state=JobState.FAILED,
+            response=response,
             error=failure,
-            usage=Usage(completion_tokens=started.tokens),
+            usage=usage,
             model_identity=started.model_identity,
             worker_id=worker_id,
             attempts=started.charged,
@@ -319,7 +340,7 @@ class JobRecords:
             reply_to=client,
         ):
             # Redis lost the journal or the record. What was generated is gone with it.
-            nothing = result.model_copy(update={"usage": Usage(), "model_identity": None})
+            nothing = result.model_copy(update={"response": None, "usage": Usage(), "model_identity": None})
             written = await self.finish(nothing, fence=fence, unflushed=Unflushed(0), reply_to=client)
         return Failed(result, 0.0) if written is Written.OK else Failed(None, MIN_BUSY_S)
 
@@ -361,6 +382,7 @@ class JobRecords:
                     fence.token,
                     int(lease_s * 1000),
                     *_tokens(unflushed, fence.attempt, now),
+                    self._queued_ttl_s,
                 )
             ).decode()
         )
@@ -390,6 +412,7 @@ class JobRecords:
                 )
             ),
             _json(result),
+            self._tombstone_ttl_s,
         )
         if reply_to:
             # Behind the commit. Should that be refused, the client only looks at the record for nothing.
@@ -472,6 +495,7 @@ class JobRecords:
             _milliseconds(job.submitted_at),
             _milliseconds(started_at),
             model_identity,
+            job.session_id or "",
         )
         return bool(answer)
 

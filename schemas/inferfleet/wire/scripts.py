@@ -34,6 +34,7 @@ STANDING: Final = Script.load("standing")
 CLOSE: Final = Script.load("close")
 DISCARD: Final = Script.load("discard")
 CANCEL: Final = Script.load("cancel")
+COPIED: Final = Script.load("copied")
 START: Final = Script.load("start")
 RESTART: Final = Script.load("restart")
 APPEND: Final = Script.load("append")
@@ -60,7 +61,7 @@ ACCESS: Final = Script.load("access")
 
 ALL: Final = (
     *(CREATE, STANDING, CLOSE, DISCARD, CANCEL, START, RESTART, APPEND, FINISH, RELEASE, RESTORE, REPLY),
-    *(KEY_CLAIM, KEY_CHANGE),
+    *(COPIED, KEY_CLAIM, KEY_CHANGE),
     *(SESSION_ENTER, SESSION_FRONT, SESSION_PUBLISHED, SESSION_ADVANCE, SESSION_BEGIN, SESSION_APPEND),
     *(SESSION_STATE, SESSION_CONFIGURE, SESSION_IMPORT, SESSION_DELETE, WORKER_SEEN),
 )

@@ -1,6 +1,6 @@
 -- Append generated tokens to the journal and renew the lease. With a count of 0, only renew.
 -- KEYS record, journal
--- ARGV fence, lease_ms, offset, count, entry
+-- ARGV fence, lease_ms, offset, count, entry, ttl_s
 -- Returns 'ok', 'cancel' or 'interrupt' (written, and somebody asked for that), 'fenced' or 'missing'.
 -- Sent twice, the second changes nothing: the tokens up to offset + count are there already.
 local r = redis.call('HMGET', KEYS[1], 'state', 'fence', 'tokens', 'cancel')
@@ -23,5 +23,9 @@ if last > tonumber(r[3]) then
   redis.call('HSET', KEYS[1], 'tokens', last, 'lease', now + tonumber(ARGV[2]))
 else
   redis.call('HSET', KEYS[1], 'lease', now + tonumber(ARGV[2]))
+end
+if redis.call('TTL', KEYS[1]) < ARGV[6] / 2 then
+  redis.call('EXPIRE', KEYS[1], ARGV[6])
+  redis.call('EXPIRE', KEYS[2], ARGV[6])
 end
 return r[4] or 'ok'

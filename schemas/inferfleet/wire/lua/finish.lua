@@ -1,8 +1,9 @@
 -- Commit: write the one terminal result, if the job is still ours and has none.
 -- KEYS record, journal, result
--- ARGV fence, now_ms, ttl_s, state, offset, count, tokens_entry, finished_entry, result
+-- ARGV fence, now_ms, ttl_s, state, offset, count, tokens_entry, finished_entry, result,
+--      ttl_s of a record of whose messages one may be in the queue
 -- Returns 'ok', 'fenced' or 'missing'. Sent twice, the second answers 'ok' and changes nothing.
-local r = redis.call('HMGET', KEYS[1], 'state', 'fence', 'tokens')
+local r = redis.call('HMGET', KEYS[1], 'state', 'fence', 'tokens', 'calls', 'session', 'copied')
 if not r[1] then
   return 'missing'
 end
@@ -24,6 +25,9 @@ end
 redis.call('XADD', KEYS[2], '*', 'entry', ARGV[8])
 redis.call('SET', KEYS[3], ARGV[9], 'EX', ARGV[3])
 redis.call('HSET', KEYS[1], 'state', ARGV[4], 'tokens', last, 'finished_at', ARGV[2])
-redis.call('EXPIRE', KEYS[1], ARGV[3])
+-- A second message must find that the job has ended. There may be one if several have submitted the job, or if it is a
+-- turn, which others publish as well.
+local copied = r[6] or (r[5] and r[5] ~= '') or string.find(r[4] or '', '%S %S')
+redis.call('EXPIRE', KEYS[1], copied and ARGV[10] or ARGV[3])
 redis.call('EXPIRE', KEYS[2], ARGV[3])
 return 'ok'
