@@ -151,6 +151,27 @@ async def test_an_interruption_after_the_block_has_ended_comes_too_late() -> Non
     run.interrupt(Interruption.CANCELLED)
 
 
+@pytest.mark.parametrize("reason", [Interruption.CANCELLED, Interruption.INTERRUPTED])
+async def test_an_order_that_comes_before_the_pause_does_not_get_lost(reason: Interruption) -> None:
+    run = make_run()
+    async with run.interruptible():
+        pass
+    run.interrupt(reason)
+    await asyncio.wait_for(run.pause(3600), 60)
+
+
+async def test_a_pause_behind_a_generation_that_was_stopped_lasts() -> None:
+    run = make_run()
+    async with run.interruptible():
+        run.interrupt(Interruption.SUPERSEDED)
+        await asyncio.sleep(3600)
+    pausing = asyncio.create_task(run.pause(3600))
+    await asyncio.sleep(0)
+    assert run.paused
+    run.wake()
+    await asyncio.wait_for(pausing, 60)
+
+
 async def test_errors_in_the_block_pass_through() -> None:
     run = make_run()
     with pytest.raises(ZeroDivisionError):

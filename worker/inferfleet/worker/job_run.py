@@ -60,6 +60,8 @@ class JobRun:
         self._fresh: list[TokenChunk] = []
         self._scope: asyncio.Timeout | None = None
         self._woken: asyncio.Event | None = None
+        self._ordered = False
+        """Whether somebody has asked for an end, and nothing was generated any more."""
 
     @property
     def attempt(self) -> int:
@@ -181,6 +183,8 @@ class JobRun:
             self.interruption = reason
             if self._scope is not None and not self._scope.expired():
                 self._scope.reschedule(0)
+        if self._scope is None and reason in {Interruption.CANCELLED, Interruption.INTERRUPTED}:
+            self._ordered = True
         self.wake()
 
     @property
@@ -189,7 +193,9 @@ class JobRun:
         return self._woken is not None
 
     async def pause(self, delay_s: float) -> None:
-        """Wait so long, or until somebody wakes the run."""
+        """Wait so long, or until somebody wakes the run. Behind an order to end it, there is no wait."""
+        if self._ordered:
+            return
         self._woken = asyncio.Event()
         with suppress(TimeoutError):
             async with asyncio.timeout(delay_s):
