@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
+from inferfleet.schemas.limits import LONGEST_S, MOST
 from inferfleet.schemas.settings import (
     EngineKind,
     ProducerSettings,
@@ -88,3 +89,23 @@ def test_every_client_and_every_worker_gets_a_name_of_its_own() -> None:
 def test_a_pool_that_is_no_name_is_refused() -> None:
     with pytest.raises(ValidationError):
         WorkerSettings(pool="My Pool")
+
+
+@pytest.mark.parametrize("settings", CLASSES)
+def test_a_time_that_a_service_or_a_timer_cannot_count_is_refused_before_it_comes_to_that(
+    settings: type[ServiceSettings],
+) -> None:
+    times = [name for name in settings.model_fields if name.endswith("_s")]
+    assert times
+    for name in times:
+        for value in (10**16, float("inf"), float("nan")):
+            with pytest.raises(ValidationError, match=name):
+                settings(**{name: value})
+        settings(**{name: LONGEST_S})
+
+
+def test_a_number_that_a_script_cannot_count_to_is_refused() -> None:
+    for name in ("queue_max_length", "max_session_bytes", "max_body_bytes"):
+        with pytest.raises(ValidationError, match=name):
+            ProducerSettings(**{name: MOST + 1})
+        ProducerSettings(**{name: MOST})

@@ -12,6 +12,7 @@ from pydantic import AwareDatetime, Field, TypeAdapter, ValidationError
 from inferfleet.schemas.errors import InvalidJobError
 from inferfleet.schemas.job import Endpoint, JobId, SessionId
 from inferfleet.schemas.json_values import plain_json
+from inferfleet.schemas.limits import LONGEST_S, MOST
 from inferfleet.schemas.openai_messages import is_set
 from inferfleet.schemas.problems import describe, kind
 from inferfleet.schemas.request import MODELS
@@ -21,11 +22,11 @@ from inferfleet.schemas.wire_model import WireModel
 
 _session_id: TypeAdapter[str] = TypeAdapter(SessionId)
 
-IdleTtl = Annotated[int, Field(ge=1, le=100 * 366 * 24 * 3600, strict=True)]
-"""Seconds, up to a hundred years: Redis refuses times that it cannot add to its own."""
+IdleTtl = Annotated[int, Field(ge=1, le=LONGEST_S, strict=True)]
+"""Seconds."""
 
-HistoryTokens = Annotated[int, Field(ge=1, le=2**53, strict=True)]
-"""Tokens; a script in Redis has no whole numbers beyond that."""
+HistoryTokens = Annotated[int, Field(ge=1, le=MOST, strict=True)]
+"""Tokens."""
 
 
 class Turn(WireModel):

@@ -21,6 +21,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from inferfleet.schemas.errors import ConfigurationError
 from inferfleet.schemas.job import DEFAULT_POOL, PoolName
+from inferfleet.schemas.limits import LONGEST_S, MOST
 from inferfleet.schemas.near_match import near_match
 
 logger = logging.getLogger(__name__)
@@ -34,7 +35,9 @@ _OF_A_SERVICE = re.compile(
     r"_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)$"
 )
 
-Positive = Annotated[float, Field(gt=0)]
+Seconds = Annotated[float, Field(gt=0, le=LONGEST_S)]
+WholeSeconds = Annotated[int, Field(ge=1, le=LONGEST_S)]
+Bytes = Annotated[int, Field(ge=1, le=MOST)]
 
 
 class QueueType(StrEnum):
@@ -77,15 +80,15 @@ class ServiceSettings(BaseSettings):
 
     amqp_url: Annotated[str, Field(repr=False)] = "amqp://guest:guest@127.0.0.1:5672/"
     redis_url: Annotated[str, Field(repr=False)] = "redis://127.0.0.1:6379/0"
-    connect_timeout_s: Positive = 10.0
-    publish_timeout_s: Positive = 30.0
+    connect_timeout_s: Seconds = 10.0
+    publish_timeout_s: Seconds = 30.0
     queue_type: QueueType = QueueType.CLASSIC
-    queue_max_length: Annotated[int, Field(ge=1)] | None = None
-    result_ttl_s: Annotated[int, Field(ge=1)] = 24 * 3600
-    queued_ttl_s: Annotated[int, Field(ge=1)] = 7 * 24 * 3600
-    session_ttl_s: Annotated[int, Field(ge=1)] = 30 * 60
-    max_session_bytes: Annotated[int, Field(ge=1)] = 16 * 1024 * 1024
-    turn_publish_grace_s: Positive = 5.0
+    queue_max_length: Annotated[int, Field(ge=1, le=MOST)] | None = None
+    result_ttl_s: WholeSeconds = 24 * 3600
+    queued_ttl_s: WholeSeconds = 7 * 24 * 3600
+    session_ttl_s: WholeSeconds = 30 * 60
+    max_session_bytes: Bytes = 16 * 1024 * 1024
+    turn_publish_grace_s: Seconds = 5.0
     allow_eviction: bool = False
 
     @field_validator("amqp_url")
@@ -109,9 +112,9 @@ class ProducerSettings(ServiceSettings):
     client_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,128}$")] = Field(
         default_factory=lambda: f"client-{uuid_utils.uuid7()}"
     )
-    max_body_bytes: Annotated[int, Field(ge=1)] = 1024 * 1024
-    patience_s: Annotated[float, Field(ge=0)] = 0.0
-    state_check_interval_s: Positive = 15.0
+    max_body_bytes: Bytes = 1024 * 1024
+    patience_s: Annotated[float, Field(ge=0, le=LONGEST_S)] = 0.0
+    state_check_interval_s: Seconds = 15.0
     """How often a waiter looks at the record itself, in case its reply line was lost with a worker."""
 
 
@@ -138,16 +141,16 @@ class WorkerSettings(ServiceSettings):
     look_ahead: Annotated[int, Field(ge=0, le=5_000)] = 8
     http_host: str = "0.0.0.0"  # noqa: S104 - probes come from the kubelet, outside the pod
     http_port: Annotated[int, Field(ge=0, le=65_535)] = 9100
-    drain_timeout_s: Annotated[float, Field(ge=0)] = 30.0
-    journal_flush_streamed_s: Positive = 0.05
-    journal_flush_s: Positive = 1.0
-    heartbeat_interval_s: Positive = 2.0
-    lease_s: Annotated[float, Field(ge=1)] = 15.0
-    retry_base_s: Positive = 1.0
-    retry_cap_s: Positive = 60.0
+    drain_timeout_s: Annotated[float, Field(ge=0, le=LONGEST_S)] = 30.0
+    journal_flush_streamed_s: Seconds = 0.05
+    journal_flush_s: Seconds = 1.0
+    heartbeat_interval_s: Seconds = 2.0
+    lease_s: Annotated[float, Field(ge=1, le=LONGEST_S)] = 15.0
+    retry_base_s: Seconds = 1.0
+    retry_cap_s: Seconds = 60.0
     pod_name: str = ""
     pod_namespace: str = ""
-    deletion_cost_interval_s: Positive = 10.0
+    deletion_cost_interval_s: Seconds = 10.0
     kubernetes_url: str = "https://kubernetes.default.svc"
     service_account_dir: Path = Path("/var/run/secrets/kubernetes.io/serviceaccount")
     log_format: LogFormat = LogFormat.JSON

@@ -8,7 +8,7 @@ from pydantic import Field, field_validator
 from pydantic_settings import NoDecode
 
 from inferfleet.schemas.job import PoolName
-from inferfleet.schemas.settings import Positive, ServiceSettings
+from inferfleet.schemas.settings import Seconds, ServiceSettings
 
 
 class ExporterSettings(ServiceSettings):
@@ -24,7 +24,7 @@ class ExporterSettings(ServiceSettings):
     """Pools to report also while no worker of theirs is alive. In the environment, separated by commas."""
     http_host: str = "0.0.0.0"  # noqa: S104 - Prometheus comes from outside the pod
     http_port: Annotated[int, Field(ge=0, le=65_535)] = 9101
-    sample_interval_s: Positive = 5.0
+    sample_interval_s: Seconds = 5.0
     """RabbitMQ renews its statistics every 5 s; to look more often shows nothing new."""
 
     @field_validator("pools", mode="before")
