@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Any
 from uuid import uuid4
 
@@ -17,6 +19,7 @@ from tests.integration.conftest import (
     StartWorker,
     answer_to,
     chat,
+    eventually,
     journal_of,
     read_all,
     slow_chat,
@@ -24,7 +27,7 @@ from tests.integration.conftest import (
     until_tokens,
 )
 
-from inferfleet.producer import Fleet, reader
+from inferfleet.producer import Fleet, JournalLine, reader
 from inferfleet.producer.sessions import Session
 from inferfleet.schemas import Job, JobState, Result
 from inferfleet.schemas.errors import (
@@ -34,7 +37,7 @@ from inferfleet.schemas.errors import (
     JobNotFoundError,
     SessionError,
 )
-from inferfleet.schemas.journal import ENTRY_FIELD, FinishedEntry, JournalEntry, RestartedEntry
+from inferfleet.schemas.journal import ENTRY_FIELD, FinishedEntry, JournalEntry, QueuedEntry, RestartedEntry
 from inferfleet.schemas.names import (
     job_key,
     journal_key,
@@ -467,3 +470,62 @@ async def test_a_redis_that_does_not_say_is_taken_with_a_warning(caplog: pytest.
     await refuse_eviction(Managed(info=False, config=False), allowed=False)  # type: ignore[arg-type]
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "noeviction" in caplog.text
+
+
+# A Redis that comes back with a clock behind that of the one before: ids of lines are times
+
+FAR_AHEAD = "99999999999999-0"
+
+
+async def test_a_stream_goes_on_where_the_clock_of_redis_has_gone_back(
+    watchful: Fleet, connect: Connect, start_worker: StartWorker, store: aioredis.Redis, pool: str
+) -> None:
+    await start_worker()
+    job = await watchful.submit(slow_chat(tokens=80, step_s=0.03), pool=pool, stream=True)
+    seen: list[JournalLine] = []
+
+    async def follow() -> None:
+        async with aclosing(watchful.stream(job)) as lines:
+            async for line in lines:
+                seen.append(line)  # noqa: PERF401 - they are looked at as they come
+
+    following = asyncio.create_task(follow())
+    await until_tokens(watchful, job, 10)
+    queued = QueuedEntry(at=job.submitted_at)
+    await store.xadd(journal_key(job.id), {ENTRY_FIELD: queued.model_dump_json()}, id=FAR_AHEAD)
+
+    async def has_seen_it() -> bool:
+        return any(line.id.startswith(FAR_AHEAD) for line in seen)
+
+    await eventually(has_seen_it)
+    await store.delete(journal_key(job.id), job_key(job.id))
+    await asyncio.wait_for(following, PATIENCE_S)
+    entries = [line.entry for line in seen]
+    assert text_of(entries) == answer_to(job)
+    assert isinstance(entries[-1], FinishedEntry)
+    # Whoever comes back with a place of the journal before gets the rest, too.
+    position = next(number for number, line in enumerate(seen) if line.id.startswith(FAR_AHEAD))
+    async with connect() as other:
+        rest = await read_all(other.stream(job, after=seen[position].id))
+    assert text_of(rest) == text_of(entries[position + 1 :])
+    assert isinstance(rest[-1], FinishedEntry)
+
+
+async def test_waits_are_told_again_where_the_clock_of_redis_has_gone_back(
+    connect: Connect, start_worker: StartWorker, store: aioredis.Redis, pool: str
+) -> None:
+    """They end with a look at the record in any case; sooner when the line that tells of the end is read."""
+    await start_worker()
+    async with connect(client_id=f"{pool}-c", state_check_interval_s=3.0) as client:
+        await client.declare_pool(pool)
+        await store.xadd(reply_key(f"{pool}-c"), {"wake": ""}, id=FAR_AHEAD)
+        await client.wait(await client.submit("hello", pool=pool), timeout_s=PATIENCE_S)
+        await store.delete(reply_key(f"{pool}-c"))
+
+        async def soon() -> bool:
+            began = time.monotonic()
+            for _ in range(3):
+                await client.wait(await client.submit("hello", pool=pool), timeout_s=PATIENCE_S)
+            return time.monotonic() - began < 3.0
+
+        await eventually(soon)

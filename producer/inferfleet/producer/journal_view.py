@@ -23,6 +23,9 @@ from inferfleet.schemas.journal import (
 BEGINNING = "0-0:0"
 """The cursor of a reader who has seen nothing."""
 
+NO_LINE = b"0-0"
+"""The id before that of any line."""
+
 
 @dataclass(frozen=True, slots=True)
 class JournalLine:
@@ -61,6 +64,17 @@ class JournalView:
             raise ValueError(
                 f"after: {cursor!r} is not the id of a journal line, like {BEGINNING!r}"
             ) from error
+
+    def is_beyond(self, line_id: bytes) -> bool:
+        """Whether the reader has seen lines behind this last one of a journal: it is another one then."""
+        return is_before(line_id, self.line_id)
+
+    def begin_anew(self) -> None:
+        """Read from the first line, because Redis has lost the one that the reader knows.
+
+        The new one's ids may be lower. It has the tokens again that were seen, and those are left out.
+        """
+        self.line_id = NO_LINE
 
     def is_past(self, line_id: bytes) -> bool:
         """Whether the reader has seen this line, or one behind it."""
@@ -130,6 +144,11 @@ def _after(chunks: tuple[TokenChunk, ...], seen: int) -> tuple[TokenChunk, ...]:
             kept.append(chunk)
         seen -= len(chunk.token_ids)
     return tuple(kept)
+
+
+def is_before(one: bytes, other: bytes) -> bool:
+    """Whether a line comes before another one of the same stream."""
+    return _order(one) < _order(other)
 
 
 def _order(line_id: bytes) -> tuple[int, int]:

@@ -19,7 +19,7 @@ from typing import Any
 import redis.asyncio as aioredis
 from redis.exceptions import RedisError
 
-from inferfleet.producer.journal_view import BEGINNING, JournalLine, JournalView
+from inferfleet.producer.journal_view import BEGINNING, NO_LINE, JournalLine, JournalView, is_before
 from inferfleet.schemas.errors import (
     InferfleetError,
     JobDataLostError,
@@ -53,6 +53,10 @@ PAUSE_STEPS = 5
 Line = tuple[bytes, dict[bytes, bytes]]
 
 
+class _Replaced:
+    """The journal that a follower knows is gone, and perhaps there is another one, with lower ids."""
+
+
 class Reader:
     """Reads the client's reply stream and all journals that are followed, through one blocked ``XREAD``.
 
@@ -77,7 +81,7 @@ class Reader:
         self._state_check_interval_s = state_check_interval_s
         self._unchecked = Outage()
         self._waiters: defaultdict[str, set[asyncio.Future[bytes]]] = defaultdict(set)
-        self._followers: dict[bytes, set[asyncio.Queue[Line | InferfleetError]]] = {}
+        self._followers: dict[bytes, set[asyncio.Queue[Line | _Replaced | InferfleetError]]] = {}
         self._followed: dict[str, bytes] = {}
         self._positions: dict[bytes, bytes] = {}
         self._missing_since: dict[str, float] = {}
@@ -126,13 +130,13 @@ class Reader:
         key = journal_key(job_id).encode()
         view = JournalView.at(after)
         # What is there already comes from a read of our own; the shared read brings the rest.
-        arriving: asyncio.Queue[Line | InferfleetError] = asyncio.Queue()
+        arriving: asyncio.Queue[Line | _Replaced | InferfleetError] = asyncio.Queue()
         self._followers.setdefault(key, set()).add(arriving)
         self._followed[job_id] = key
         try:
-            present = await self._records.lines(job_id, after=view.line_id)
-            for line_id, fields in present:
-                for line in _see(job_id, view, (line_id, fields)):
+            present = await self._present(job_id, view)
+            for one in present:
+                for line in await self._see(job_id, view, one):
                     yield line
                     if isinstance(line.entry, FinishedEntry):
                         return
@@ -151,10 +155,13 @@ class Reader:
                         behind = await self._records.lines(job_id, after=view.line_id)
                     case InferfleetError():
                         raise arrived
+                    case _Replaced():
+                        view.begin_anew()
+                        behind = await self._records.lines(job_id)
                     case _:
                         behind = [arrived]
                 for one in behind:
-                    for line in _see(job_id, view, one):
+                    for line in await self._see(job_id, view, one):
                         yield line
                         if isinstance(line.entry, FinishedEntry):
                             return
@@ -169,7 +176,7 @@ class Reader:
     async def start(self) -> None:
         """Find the place to read replies from. Jobs that are submitted later cannot finish before it."""
         last: Any = await self._pipeline.execute("XREVRANGE", self._reply_key, "+", "-", "COUNT", 1)
-        self._positions[self._reply_key] = last[0][0] if last else b"0-0"
+        self._positions[self._reply_key] = last[0][0] if last else NO_LINE
 
     async def read_for_ever(self) -> None:
         """Read until cancelled. What passes is waited out; of all else, whoever waits is told."""
@@ -261,6 +268,7 @@ class Reader:
             await self._look_at([job_id for job_id in job_ids if job_id not in results])
 
     async def _check(self) -> None:
+        await self._look_for_other_streams()
         gone = await self._look_at([*self._waiters, *self._followed])
         now = time.monotonic()
         self._missing_since = {job_id: self._missing_since.get(job_id, now) for job_id in gone}
@@ -268,6 +276,52 @@ class Reader:
             if now - since >= RECORD_GRACE_S:
                 lost = JobNotFoundError(job_id)
                 self._fail(job_id, waiting=lost, reading=lost)
+
+    async def _look_for_other_streams(self) -> None:
+        """Read streams from their beginning that Redis has lost: the ids of what comes now may be lower.
+
+        They are if Redis' clock is behind the one of before, as after a failover.
+        """
+        positions = dict(self._positions)
+        lasts: list[Any] = await asyncio.gather(
+            *(self._pipeline.enqueue("XREVRANGE", key, "+", "-", "COUNT", 1) for key in positions)
+        )
+        for (key, position), last in zip(positions.items(), lasts, strict=True):
+            lost = position != NO_LINE if not last else is_before(last[0][0], position)
+            if lost and self._positions.get(key) == position:
+                self._positions[key] = NO_LINE
+                for follower in self._followers.get(key, ()):
+                    follower.put_nowait(_Replaced())
+
+    async def _present(self, job_id: str, view: JournalView) -> list[Line]:
+        """The lines behind the one that the view is at; all, if that one is of a journal that was lost."""
+        lines = await self._records.lines(job_id, after=view.line_id)
+        if not lines and view.line_id != NO_LINE:
+            last = await self._records.last_line(job_id)
+            if last is None or view.is_beyond(last[0]):
+                view.begin_anew()
+                return await self._records.lines(job_id)
+        return lines
+
+    async def _see(self, job_id: str, view: JournalView, line: Line) -> list[JournalLine]:
+        """What the reader should see of one more line.
+
+        Raises:
+            JobDataLostError: Tokens before it are missing.
+
+        """
+        line_id, entry = line[0], parse_line(line[1])
+        if view.is_past(line_id) or not view.lacks(entry):
+            return view.see(line_id, entry)
+        # They may be in a journal that has begun anew since, with lower ids.
+        view.begin_anew()
+        seen: list[JournalLine] = []
+        for line_id, fields in await self._records.lines(job_id):
+            entry = parse_line(fields)
+            if view.lacks(entry):
+                raise JobDataLostError(job_id, missing="journal")
+            seen += view.see(line_id, entry)
+        return seen
 
     async def _look_at(self, job_ids: list[str]) -> set[str]:
         """Hand out results, and tell of those that are gone. Returns the jobs without a record."""
@@ -310,16 +364,3 @@ class Reader:
             ),
             self._pipeline.enqueue("EXPIRE", self._reply_key, REPLY_TTL_S),
         )
-
-
-def _see(job_id: str, view: JournalView, line: Line) -> list[JournalLine]:
-    """What the reader should see of one more line.
-
-    Raises:
-        JobDataLostError: Tokens before it are missing.
-
-    """
-    line_id, entry = line[0], parse_line(line[1])
-    if not view.is_past(line_id) and view.lacks(entry):
-        raise JobDataLostError(job_id, missing="journal")
-    return view.see(line_id, entry)
