@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis.asyncio as aioredis
@@ -20,11 +21,12 @@ from tests.integration.conftest import (
 from inferfleet.local.chaos.proxy import Direction, Proxy
 from inferfleet.local.services import Services
 from inferfleet.producer import Fleet
-from inferfleet.schemas import Job
+from inferfleet.schemas import Job, JobState
 from inferfleet.schemas.errors import InvalidJobError, PublishUnconfirmedError, ServiceUnreachableError
 from inferfleet.schemas.journal import TokensEntry
-from inferfleet.schemas.names import session_key
-from inferfleet.schemas.settings import ProducerSettings, WorkerSettings
+from inferfleet.schemas.limits import LONGEST_S, MOST
+from inferfleet.schemas.names import job_key, session_key
+from inferfleet.schemas.settings import ProducerSettings, ServiceSettings, WorkerSettings
 
 TESTS = Path(__file__).parents[1]
 REAL = ("integration", "chaos", "contract", "deploy")
@@ -81,6 +83,31 @@ async def test_journal_flush_streamed_s_is_how_often_tokens_of_a_stream_are_writ
     written = [entry for entry in await journal_of(store, job) if isinstance(entry, TokensEntry)]
     # The first at once, and all others with the end.
     assert len(written) == 2
+
+
+async def test_the_longest_times_and_the_largest_numbers_work(
+    connect: Connect, start_worker: StartWorker, store: aioredis.Redis, pool: str
+) -> None:
+    def longest(settings: type[ServiceSettings]) -> dict[str, Any]:
+        times = {name: LONGEST_S for name in settings.model_fields if name.endswith("_s")}
+        return {**times, "queue_max_length": MOST, "max_session_bytes": MOST}
+
+    async with connect(**longest(ProducerSettings)) as fleet:
+        await fleet.declare_pool(pool)
+        session = fleet.session(pool)
+        await session.configure(idle_ttl_s=LONGEST_S, max_history_tokens=MOST)
+        cancelled = await fleet.submit("hello", pool=pool)
+        assert await fleet.cancel(cancelled) is JobState.CANCELLED
+        turns = [await session.send("hello", pool=pool) for _ in range(2)]
+        await start_worker(**longest(WorkerSettings))
+        for turn in turns:
+            (await fleet.wait(turn, timeout_s=PATIENCE_S)).raise_for_state()
+        await session.update_state({"a": 1}, version=0)
+        for key in (session_key(pool), job_key(turns[0].id), job_key(cancelled.id)):
+            assert await store.ttl(key) > LONGEST_S / 2
+        # They would outlive the services.
+        await session.delete()
+        await store.delete(*(job_key(job.id) for job in (*turns, cancelled)))
 
 
 def test_every_setting_is_set_in_a_test_on_real_servers() -> None:
