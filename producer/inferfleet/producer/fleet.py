@@ -31,7 +31,7 @@ from inferfleet.wire.health import read_heartbeats
 from inferfleet.wire.home import Home
 from inferfleet.wire.pipeline import CommandPipeline
 from inferfleet.wire.records import JobRecords
-from inferfleet.wire.redis import SOCKET_TIMEOUT_S, reach_redis, redis_client
+from inferfleet.wire.redis import SOCKET_TIMEOUT_S, closing_redis, reach_redis, redis_client
 from inferfleet.wire.redis_access import PRODUCER
 from inferfleet.wire.sessions import Sessions
 
@@ -80,9 +80,9 @@ class Fleet:
         """
         settings = settings or read_settings(ProducerSettings)
         async with (
-            redis_client(settings.redis_url) as client,
-            redis_client(
-                settings.redis_url, connections=1, socket_timeout_s=BLOCK_S + SOCKET_TIMEOUT_S
+            closing_redis(redis_client(settings.redis_url)) as client,
+            closing_redis(
+                redis_client(settings.redis_url, connections=1, socket_timeout_s=BLOCK_S + SOCKET_TIMEOUT_S)
             ) as blocking_client,
         ):
             home, clock = Home(), RedisClock()

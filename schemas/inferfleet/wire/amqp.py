@@ -175,8 +175,10 @@ async def open_amqp(url: str, *, timeout_s: float, name: str) -> AsyncGenerator[
         connection = Connection(address, client_properties={"connection_name": name})
         try:
             await connection.connect(timeout=timeout_s)
-        except AMQPError as error:
-            if connection.stream.closed_with is None:
+        except BaseException as error:
+            # It may be open all the same: aio-pika forgets a connection that is cancelled as it is made.
+            connection.stream.abort()
+            if not isinstance(error, AMQPError) or connection.stream.closed_with is None:
                 raise
             # aiormq does not pass the reason on, and takes some for an invalid frame.
             code, reason = connection.stream.closed_with
@@ -195,6 +197,10 @@ async def open_amqp(url: str, *, timeout_s: float, name: str) -> AsyncGenerator[
                 await connection.close()
         except TimeoutError:
             connection.stream.abort()
+        except BaseException:
+            # Whoever closes it was cancelled: nobody waits for the broker's goodbye.
+            connection.stream.abort()
+            raise
 
 
 def _checked(address: URL) -> URL:

@@ -32,6 +32,7 @@ from inferfleet.wire.address import current_url, is_file, redacted, without_secr
 from inferfleet.wire.clock import RedisClock
 from inferfleet.wire.redis_access import Access, check_access
 from inferfleet.wire.redis_url import check_connection, connection_options
+from inferfleet.wire.tasks import to_its_end
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +77,15 @@ def redis_client(
 
 
 @asynccontextmanager
+async def closing_redis(client: aioredis.Redis) -> AsyncGenerator[aioredis.Redis]:
+    """Close the client at the end of the block, also if that is cancelled meanwhile."""
+    try:
+        yield client
+    finally:
+        await to_its_end(client.aclose())
+
+
+@asynccontextmanager
 async def open_redis(
     url: str,
     *,
@@ -85,12 +95,9 @@ async def open_redis(
     patience_s: float = 0.0,
 ) -> AsyncGenerator[aioredis.Redis]:
     """Connect, and go on once Redis answers and allows what is needed; see ``reach_redis``."""
-    client = redis_client(url, connections=connections)
-    try:
+    async with closing_redis(redis_client(url, connections=connections)) as client:
         await reach_redis(client, url, access=access, clock=clock, patience_s=patience_s)
         yield client
-    finally:
-        await client.aclose()
 
 
 async def reach_redis(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from typing import Any
 
 AGAIN_S = 0.2
@@ -14,7 +15,29 @@ async def cancel_and_wait(*tasks: asyncio.Task[Any]) -> None:
 
     A cancellation can get lost: before Python 3.12 ``asyncio.wait_for`` swallows one that arrives as its
     own wait ends, and libraries use it. So a task that goes on is cancelled again.
+
+    All have ended when this returns, and also when it is cancelled itself.
     """
+    await to_its_end(_cancel_and_wait(*tasks))
+
+
+async def to_its_end(closing: Coroutine[Any, Any, None]) -> None:
+    """Await what has to be done completely, and must not take long; a cancellation counts afterwards."""
+    task = asyncio.create_task(closing)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        # What went wrong as well is of no interest any more.
+        _ = task.cancelled() or task.exception()
+        raise cancelled
+    await task
+
+
+async def _cancel_and_wait(*tasks: asyncio.Task[Any]) -> None:
     pending = set(tasks)
     while pending:
         for task in pending:

@@ -18,7 +18,7 @@ from inferfleet.producer.exporter.sampler import Sampler
 from inferfleet.producer.exporter.settings import ExporterSettings
 from inferfleet.wire.http_port import listening
 from inferfleet.wire.pipeline import CommandPipeline
-from inferfleet.wire.redis import redis_client
+from inferfleet.wire.redis import closing_redis, redis_client
 from inferfleet.wire.tasks import cancel_and_wait
 
 logger = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ async def serving(settings: ExporterSettings) -> AsyncGenerator[int]:
         if settings.management_url is not None
         else PassiveQueues(settings.amqp_url)
     )
-    async with aclosing(queues), redis_client(settings.redis_url, connections=2) as client:
+    async with aclosing(queues), closing_redis(redis_client(settings.redis_url, connections=2)) as client:
         pipeline = CommandPipeline(client, patience_s=0.0)
         sampler = Sampler(queues=queues, pipeline=pipeline, pools=settings.pools)
         collector = FleetCollector(
