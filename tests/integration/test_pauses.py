@@ -6,9 +6,12 @@ import asyncio
 from typing import Any
 from uuid import uuid4
 
+import aiormq.abc
+import pytest
 import redis.asyncio as aioredis
 from tests.integration.conftest import (
     PATIENCE_S,
+    ForeignClient,
     StartWorker,
     chat,
     journal_of,
@@ -18,10 +21,11 @@ from tests.integration.conftest import (
 )
 
 from inferfleet.producer import Fleet
-from inferfleet.schemas import Job, JobState
+from inferfleet.schemas import Job, JobRecord, JobState
 from inferfleet.schemas.job import OnBusy
 from inferfleet.schemas.journal import QueuedEntry
-from inferfleet.schemas.names import job_key
+from inferfleet.schemas.names import CONTROL_EXCHANGE, job_key
+from inferfleet.wire.records import JobRecords
 
 LONG = {"retry_base_s": 3600.0, "retry_cap_s": 3600.0}
 
@@ -61,6 +65,41 @@ async def test_an_interrupted_turn_lets_the_next_one_run_behind_what_it_said(
     assert (await fleet.wait(second, timeout_s=PATIENCE_S)).state is JobState.SUCCEEDED
     interrupted = await fleet.wait(first, timeout_s=PATIENCE_S)
     assert (interrupted.state, interrupted.usage.completion_tokens) == (JobState.CANCELLED, 10)
+
+
+async def test_a_cancel_is_of_the_job_as_it_is_and_not_as_it_was(
+    fleet: Fleet,
+    start_worker: StartWorker,
+    store: aioredis.Redis,
+    foreign: ForeignClient,
+    pool: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The client reads the record before a first attempt that fails, and cancels behind it."""
+    job = await fleet.submit(chat(simulated={"fail": "engine_error", "fail_times": 1}), pool=pool)
+    read = JobRecords.get
+    reads: list[JobState] = []
+
+    async def read_and_wait(records: JobRecords, job_id: str) -> JobRecord:
+        record = await read(records, job_id)
+        if not reads:
+            await start_worker(**LONG)
+            await until_paused(store, job)
+        reads.append(record.state)
+        return record
+
+    orders: asyncio.Queue[aiormq.abc.DeliveredMessage] = asyncio.Queue()
+    queue = (await foreign.channel.queue_declare(exclusive=True)).queue
+    assert queue is not None
+    await foreign.channel.queue_bind(queue, CONTROL_EXCHANGE)
+    await foreign.channel.basic_consume(queue, orders.put, no_ack=True)
+    monkeypatch.setattr(JobRecords, "get", read_and_wait)
+    assert await fleet.cancel(job) is JobState.CANCELLED
+    assert (await fleet.wait(job, timeout_s=PATIENCE_S)).attempts == 1
+    # Its worker is told, and keeps its message no longer.
+    async with asyncio.timeout(PATIENCE_S):
+        while job.id.encode() not in (await orders.get()).body:
+            pass
 
 
 async def test_a_job_that_fails_when_it_is_to_be_cancelled_does_not_pause_first(
