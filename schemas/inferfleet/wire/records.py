@@ -11,6 +11,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, NamedTuple
@@ -285,13 +286,17 @@ class JobRecords:
     async def cut_answer(
         self, job_id: str, *, tokens: int, began_at: datetime
     ) -> tuple[dict[str, Any] | None, Usage]:
-        """Make the response and the usage of a job that will not go on behind these many tokens."""
-        if tokens:
-            entries = await self.journal(job_id)
-            if (head := head_of(entries)) is not None:
-                response = cut_response(job_id, head, generated(entries), created=int(began_at.timestamp()))
-                return response, Usage(prompt_tokens=head.prompt_tokens, completion_tokens=tokens)
-        return None, Usage(completion_tokens=tokens)
+        """Make the response and the usage of a job that will not go on behind these many tokens.
+
+        There is no response if the journal does not say what was generated.
+        """
+        entries: list[JournalEntry] = []
+        with suppress(*_UNREADABLE):
+            entries = await self.journal(job_id) if tokens else []
+        if (head := head_of(entries)) is None:
+            return None, Usage(completion_tokens=tokens)
+        response = cut_response(job_id, head, generated(entries), created=int(began_at.timestamp()))
+        return response, Usage(prompt_tokens=head.prompt_tokens, completion_tokens=tokens)
 
     async def fail(
         self, job: Job, failure: Failure, *, worker_id: str, lease_s: float, reply_to: str
