@@ -1,4 +1,4 @@
-"""Jobs that run by their record and have no message: Redis has come back without their end."""
+"""A record without a message, since Redis has come back without the end of a job; and one with two."""
 
 from __future__ import annotations
 
@@ -17,11 +17,13 @@ from tests.integration.conftest import (
     eventually,
 )
 
+from inferfleet.local.chaos.proxy import Direction, Proxy
+from inferfleet.local.services import Services
 from inferfleet.producer import Fleet
 from inferfleet.schemas import Job, JobState
 from inferfleet.schemas.errors import PublishUnconfirmedError
 from inferfleet.schemas.journal import AnswerHead, TokenChunk
-from inferfleet.schemas.names import job_queue
+from inferfleet.schemas.names import job_key, job_queue
 from inferfleet.wire.journal_lines import Unflushed
 from inferfleet.wire.pipeline import CommandPipeline
 from inferfleet.wire.records import JobRecords, Standing
@@ -107,3 +109,30 @@ async def test_it_is_left_open_whether_such_a_job_runs_if_it_cannot_be_published
         with pytest.raises(PublishUnconfirmedError):
             await other.submit(job)
     assert (await fleet.get(job)).state is JobState.RUNNING
+
+
+async def test_a_job_that_is_queued_twice_is_remembered_for_as_long_as_its_second_message_may_wait(
+    services: Services,
+    connect: Connect,
+    foreign: ForeignClient,
+    start_worker: StartWorker,
+    store: aioredis.Redis,
+    pool: str,
+) -> None:
+    async with Proxy(services.amqp_url) as link, connect(amqp_url=link.url, patience_s=PATIENCE_S) as fleet:
+        await fleet.declare_pool(pool)
+        once = await fleet.submit("once", pool=pool)
+        link.hold(Direction.TO_CLIENT)
+        submitting = asyncio.create_task(fleet.submit("twice", pool=pool))
+
+        async def is_queued() -> bool:
+            return await foreign.waiting() == 2
+
+        await eventually(is_queued)
+        link.reset()
+        link.heal()
+        twice = await submitting
+        assert await foreign.waiting() == 3
+        await start_worker()
+        await fleet.wait_many([once, twice], timeout_s=PATIENCE_S)
+    assert await store.ttl(job_key(once.id)) <= 600 < await store.ttl(job_key(twice.id))

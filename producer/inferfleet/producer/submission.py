@@ -45,9 +45,10 @@ FRONT_POLL_S = 0.02
 
 
 _ACCEPTED_BEFORE = Recorded(created=False, state=JobState.RUNNING, attempt=0, closed=False)
+"""The record of a job that the broker has, whatever became of it."""
 
 _OF_NO_JOB = -1
-"""A number of tokens that no record has."""
+"""A number of tokens that no record has: the result is made again, should the job wait after all."""
 
 
 class TakenBack(Enum):
