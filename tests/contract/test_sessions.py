@@ -11,13 +11,33 @@ import pytest
 import redis.asyncio as aioredis
 
 from inferfleet.schemas import Job, Usage
+from inferfleet.schemas.errors import ServiceUnreachableError
 from inferfleet.schemas.job import OnBusy, new_job_id
-from inferfleet.schemas.names import lane_key, payloads_key, session_key, state_key, turns_key
+from inferfleet.schemas.names import (
+    job_key,
+    lane_key,
+    payloads_key,
+    pool_key,
+    session_key,
+    state_key,
+    turns_key,
+    waiting_turns_key,
+)
 from inferfleet.schemas.session import Turn
 from inferfleet.schemas.settings import ServiceSettings
 from inferfleet.wire.attempts import Fence
 from inferfleet.wire.pipeline import CommandPipeline
-from inferfleet.wire.sessions import Appended, Begin, Entered, Entry, Payload, Replaced, Sessions
+from inferfleet.wire.sessions import (
+    Appended,
+    Begin,
+    Begun,
+    Entered,
+    Entry,
+    Payload,
+    Replaced,
+    Sessions,
+    Withdrawn,
+)
 from inferfleet.wire.tasks import cancel_and_wait
 
 SESSION = "s"
@@ -39,15 +59,26 @@ class Conversation:
     def with_settings(self, **settings: Any) -> Conversation:
         return Conversation(self._store, self._pipeline, **settings)
 
-    async def enter(self, job: Job) -> Entered:
-        return await self.sessions.enter(Payload(job, "client"))
+    async def record(self, job: Job, state: str, **fields: Any) -> None:
+        """Have the job's record say this, as its own scripts would."""
+        await self._store.hset(job_key(job.id), mapping={"state": state, "attempt": 0, **fields})
+
+    async def enter(self, job: Job, **more: Any) -> Entered:
+        await self.record(job, "queued")
+        return await self.sessions.enter(Payload(job, "client"), **more)
 
     async def advance(self, job: Job, **more: Any) -> str | None:
+        await self.record(job, "succeeded")
         following = await self.sessions.advance(job, **more)
         return following.job.id if following else None
 
-    async def begin(self, job: Job, attempt: int = 1) -> Begin:
-        return (await self.sessions.begin(job, fence=_fence(job, attempt))).begin
+    async def begin(self, job: Job, attempt: int = 1, **more: Any) -> Begin:
+        return (await self.begun(job, attempt, **more)).begin
+
+    async def begun(self, job: Job, attempt: int = 1, **more: Any) -> Begun:
+        fence = _fence(job, attempt)
+        await self.record(job, "running", fence=fence.token)
+        return await self.sessions.begin(job, fence=fence, **more)
 
     async def append(self, job: Job, attempt: int = 1, state: Any = None) -> Appended:
         return await self.sessions.append(
@@ -166,11 +197,13 @@ async def test_whoever_waits_can_see_that_the_turn_in_front_is_not_published(tal
     first, second = turn(), turn()
     await talk.enter(first)
     assert (await talk.enter(second)).unpublished
-    owner, payload = await talk.sessions.front(second)
+    front = await talk.sessions.front(second)
+    assert (front.owner, front.unpublished, front.placed, front.payload) == (first.id, True, True, None)
+    payload = (await talk.sessions.front(second, take=first.id)).payload
     assert payload is not None
-    assert (owner, payload.job, payload.reply_to) == (first.id, first, "client")
+    assert (payload.job, payload.reply_to) == (first, "client")
     await talk.sessions.published(first)
-    assert await talk.sessions.front(second) == ("", None)
+    assert not (await talk.sessions.front(second)).unpublished
     assert not (await talk.enter(turn())).unpublished
 
 
@@ -186,6 +219,154 @@ async def test_a_turn_that_was_never_published_is_handed_to_whoever_comes_after_
     assert again is not None
     assert again.job == first
     assert (await talk.enter(turn(on_busy=on_busy))).again is None
+
+
+async def test_a_turn_that_another_jobs_message_carries_is_named_by_it_until_it_ends(
+    talk: Conversation,
+) -> None:
+    first, second, third = turn(), turn(), turn()
+    for job in (first, second, third):
+        await talk.enter(job)
+    assert await talk.run(first) == second.id
+    await talk.sessions.published(second, witness=first)
+    # Nobody needs to publish it, and nobody can take it back.
+    assert not (await talk.enter(turn())).unpublished
+    await talk.record(second, "queued", closed="call")
+    assert (await talk.sessions.withdraw(second))[0] is Withdrawn.PUBLISHED
+    assert await talk.advance(first) == second.id
+    assert await talk.begin(second, witness=first) is Begin.BEGUN
+    assert await talk.advance(first) == second.id
+    assert await talk.append(second) is Appended.OK
+    assert await talk.advance(second, witness=first) == third.id
+    assert await talk.advance(first) == third.id
+    await talk.sessions.published(third)
+    assert await talk.advance(first) is None
+
+
+async def test_a_turn_with_a_message_of_its_own_needs_no_other(talk: Conversation) -> None:
+    first, second = turn(), turn()
+    await talk.enter(first)
+    await talk.enter(second)
+    await talk.run(first)
+    await talk.sessions.published(second, witness=first)
+    assert await talk.begin(second) is Begin.BEGUN
+    assert await talk.advance(first) is None
+
+
+async def test_the_job_whose_message_carries_the_turn_in_front_does_not_wait_behind_it(
+    talk: Conversation,
+) -> None:
+    """Its message would be acked, and the turn in front would have none."""
+    first, second = turn(), turn()
+    await talk.enter(first)
+    await talk.enter(second)
+    await talk.run(first)
+    await talk.sessions.published(second, witness=first)
+    entered = await talk.enter(first, admitted=True)
+    assert (entered.entry, entered.again and entered.again.job) == (Entry.WAIT, second)
+
+
+async def test_a_lane_moves_on_only_past_a_turn_that_has_ended(talk: Conversation) -> None:
+    first, second = turn(), turn()
+    await talk.enter(first)
+    await talk.enter(second)
+    for state in ("queued", "running"):
+        await talk.record(first, state)
+        with pytest.raises(ServiceUnreachableError, match="has not ended"):
+            await talk.sessions.advance(first)
+    assert await talk.advance(first) == second.id
+
+
+async def test_an_end_that_was_sent_twice_does_not_move_a_later_turn(talk: Conversation) -> None:
+    first, second = turn(), turn()
+    await talk.enter(first)
+    assert await talk.run(first) is None
+    await talk.enter(second)
+    assert await talk.advance(first) is None
+    assert await talk.begin(second) is Begin.BEGUN
+
+
+@pytest.mark.parametrize("fields", [{"state": "succeeded"}, {"state": "running"}, {"closed": "call"}])
+async def test_a_wish_to_run_that_was_held_up_on_its_way_changes_nothing(
+    talk: Conversation, store: aioredis.Redis, fields: dict[str, str]
+) -> None:
+    late = turn()
+    await talk.record(late, **{"state": "queued", **fields})
+    entered = await talk.sessions.enter(Payload(late, "client"))
+    assert entered.entry is Entry.BEGUN
+    await store.delete(job_key(late.id))
+    assert (await talk.sessions.enter(Payload(late, "client"))).entry is Entry.MISSING
+    assert await talk.sessions.get(SESSION) is None
+
+
+async def test_a_worker_that_does_not_run_the_turn_any_more_cannot_begin_it(talk: Conversation) -> None:
+    """Its command was held up on its way, and the session is idle by now."""
+    job, later = turn(), turn()
+    await talk.enter(job)
+    await talk.run(job)
+    for state, fence in (("succeeded", _fence(job, 1)), ("running", _fence(job, 2))):
+        await talk.record(job, state, fence=fence.token)
+        assert (await talk.sessions.begin(job, fence=_fence(job, 1))).begin is Begin.FENCED
+    assert (await talk.enter(later)).entry is Entry.RUN
+
+
+# Limits of what waits
+
+
+async def test_as_many_turns_of_a_pool_wait_as_its_queue_may_hold_jobs(
+    talk: Conversation, store: aioredis.Redis
+) -> None:
+    pool = "limited"
+    await store.hset(pool_key(pool), "queue_max_length", 2)
+    sessions = ("a", "b", "c")
+
+    def of(session: str) -> Job:
+        return turn(pool=pool).model_copy(update={"session_id": session})
+
+    first, *_ = running = [of(session) for session in sessions]
+    assert [(await talk.enter(job)).entry for job in running] == [Entry.RUN] * 3
+    waiting = [of("a"), of("b")]
+    assert [(await talk.enter(job)).entry for job in waiting] == [Entry.WAIT] * 2
+    assert [(await talk.enter(of(session))).entry for session in sessions] == [Entry.FULL] * 3
+    record = await talk.sessions.get("c")
+    assert record is not None
+    assert record.waiting == ()
+    # Those that wait may ask again, and other pools have limits of their own.
+    assert [(await talk.enter(job)).entry for job in waiting] == [Entry.WAIT] * 2
+    assert (await talk.enter(of("a").model_copy(update={"pool": "other"}))).entry is Entry.WAIT
+    # What was admitted before is not refused.
+    admitted = of("c")
+    assert (await talk.enter(admitted, admitted=True)).entry is Entry.WAIT
+    # A place is free when a turn leaves its lane: cancelled there, or because its time has come.
+    await talk.advance(admitted)
+    assert (await talk.enter(of("c"))).entry is Entry.FULL
+    assert await talk.advance(first) == waiting[0].id
+    await talk.sessions.published(waiting[0])
+    assert (await talk.enter(of("c"))).entry is Entry.WAIT
+    assert (await talk.enter(of("c"))).entry is Entry.FULL
+
+
+async def test_a_turn_whose_lane_has_expired_takes_no_place_of_another(
+    talk: Conversation, store: aioredis.Redis
+) -> None:
+    await store.hset(pool_key("limited"), "queue_max_length", 1)
+    await store.zadd(waiting_turns_key("limited"), {"forgotten": 1})
+    await talk.enter(turn(pool="limited"))
+    assert (await talk.enter(turn(pool="limited"))).entry is Entry.WAIT
+
+
+async def test_requests_that_wait_count_towards_the_size_limit_until_their_turns_end(
+    talk: Conversation,
+) -> None:
+    first, second, third = turn(), turn(), turn()
+    small = talk.with_settings(max_session_bytes=5 * len(Payload(first, "client").encode()) // 2)
+    assert [(await small.enter(job)).entry for job in (first, second)] == [Entry.RUN, Entry.WAIT]
+    assert (await small.enter(third)).entry is Entry.TOO_LARGE
+    assert (await small.enter(second)).entry is Entry.WAIT
+    # Neither adds anything to the history.
+    for job in (second, first):
+        await small.advance(job)
+    assert [(await small.enter(job)).entry for job in (third, turn())] == [Entry.RUN, Entry.WAIT]
 
 
 # Attempts
@@ -238,7 +419,7 @@ async def test_the_next_attempt_finds_the_answer_of_one_that_added_its_turn_and_
     await talk.enter(job)
     await talk.begin(job, attempt=1)
     await talk.append(job, attempt=1)
-    begun = await talk.sessions.begin(job, fence=_fence(job, 2))
+    begun = await talk.begun(job, attempt=2)
     assert (begun.begin, begun.answer) == (Begin.ANSWERED, b"answer")
     await talk.advance(job)
     following = turn()
@@ -289,7 +470,7 @@ async def test_a_turn_beyond_the_size_limit_is_refused(talk: Conversation) -> No
     await talk.run(first)
     small = talk.with_settings(max_session_bytes=300)
     assert (await small.enter(second)).entry is Entry.TOO_LARGE
-    assert (await small.sessions.enter(Payload(second, ""), admitted=True)).entry is Entry.RUN
+    assert (await small.enter(second, admitted=True)).entry is Entry.RUN
 
 
 async def test_the_state_counts_towards_the_size_limit(talk: Conversation) -> None:
@@ -370,7 +551,87 @@ async def test_every_use_of_an_idle_session_gives_all_of_it_its_whole_life_again
     assert 490 < min(await talk.lifetimes()) <= 500
 
 
+async def test_no_step_of_a_turn_shortens_the_life_of_its_session(
+    talk: Conversation, store: aioredis.Redis
+) -> None:
+    long_s = 10 * BUSY_TTL_S
+    job = turn()
+    await talk.sessions.replace_state(SESSION, 1, version=0)
+    await talk.enter(job)
+    await talk.run(job)
+    await talk.sessions.configure(SESSION, idle_ttl_s=long_s, max_history_tokens=None)
+    again = turn()
+    await talk.enter(again)
+    assert min(await talk.lifetimes()) > BUSY_TTL_S + 10
+    await talk.begin(again)
+    assert min(await talk.lifetimes()) > BUSY_TTL_S + 10
+    await talk.append(again)
+    assert min(await talk.lifetimes()) > BUSY_TTL_S + 10
+    await talk.advance(again)
+    assert long_s - 100 < min(await talk.lifetimes()) <= long_s
+
+
+async def test_a_turn_that_runs_keeps_its_session_and_the_record_of_its_message_alive(
+    talk: Conversation, store: aioredis.Redis
+) -> None:
+    first, second = turn(), turn()
+    await talk.sessions.replace_state(SESSION, 1, version=0)
+    await talk.enter(first)
+    await talk.enter(second)
+    await talk.run(first)
+    await talk.begin(second, witness=first)
+    kept = [key(SESSION) for key in (session_key, payloads_key, turns_key, state_key)]
+    for key in (*kept, job_key(first.id)):
+        await store.expire(key, 5)
+    await talk.sessions.renew(second, fence=_fence(second, 2), witness=first)
+    assert max(await talk.lifetimes()) <= 5
+    await talk.sessions.renew(second, fence=_fence(second, 1), witness=first)
+    assert min([await store.ttl(key) for key in (*kept, job_key(first.id))]) > BUSY_TTL_S - 100
+
+
 # Whole sessions
+
+
+@pytest.fixture
+def resent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each call has the name of the first, as if it were sent again after all that others did meanwhile."""
+    monkeypatch.setattr("inferfleet.wire.sessions._new_token", lambda: "the call")
+
+
+@pytest.mark.usefixtures("resent")
+async def test_a_deletion_that_is_sent_twice_leaves_what_was_made_since(talk: Conversation) -> None:
+    job, later = turn(), turn()
+    await talk.enter(job)
+    await talk.run(job)
+    assert await talk.sessions.delete(SESSION)
+    await talk.enter(later)
+    await talk.run(later)
+    assert await talk.sessions.delete(SESSION)
+    assert await talk.history() == [later.id]
+
+
+@pytest.mark.usefixtures("resent")
+async def test_an_import_that_is_sent_twice_does_not_bring_a_deleted_session_back(
+    talk: Conversation, store: aioredis.Redis
+) -> None:
+    made: dict[str, Any] = {"state": None, "idle_ttl_s": None, "max_history_tokens": None}
+    assert await talk.sessions.create(SESSION, [turn_of(turn())], **made)
+    assert await talk.sessions.create(SESSION, [turn_of(turn())], **made)
+    await store.delete(session_key(SESSION), turns_key(SESSION))
+    assert await talk.sessions.create(SESSION, [turn_of(turn())], **made)
+    assert await talk.sessions.get(SESSION) is None
+
+
+@pytest.mark.usefixtures("resent")
+async def test_settings_that_are_sent_twice_do_not_undo_later_ones(
+    talk: Conversation, store: aioredis.Redis
+) -> None:
+    await talk.sessions.configure(SESSION, idle_ttl_s=10, max_history_tokens=None)
+    await store.hset(session_key(SESSION), "idle_ttl_s", 20)
+    await talk.sessions.configure(SESSION, idle_ttl_s=10, max_history_tokens=None)
+    record = await talk.sessions.get(SESSION)
+    assert record is not None
+    assert record.idle_ttl_s == 20
 
 
 async def test_a_deleted_session_is_gone(talk: Conversation, store: aioredis.Redis) -> None:
@@ -381,7 +642,8 @@ async def test_a_deleted_session_is_gone(talk: Conversation, store: aioredis.Red
     assert await talk.sessions.delete(SESSION)
     assert not await talk.sessions.delete(SESSION)
     assert await talk.sessions.get(SESSION) is None
-    assert await store.keys("*") == []
+    left = (key(SESSION) for key in (session_key, lane_key, payloads_key, turns_key, state_key))
+    assert not await store.exists(*left)
 
 
 async def test_turns_that_run_and_wait_go_on_in_the_session_that_was_emptied(

@@ -233,7 +233,7 @@ async def test_a_producer_that_died_after_its_publish_leaves_nothing_to_repair(
     pool: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async def die(*_: Any) -> None:
+    async def die(*_: Any, **__: Any) -> None:
         raise DeadProducerError
 
     with monkeypatch.context() as patch:

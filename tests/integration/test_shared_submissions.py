@@ -34,7 +34,7 @@ from inferfleet.schemas.errors import (
     UnknownPoolError,
 )
 from inferfleet.schemas.job import DEFAULT_TENANT
-from inferfleet.schemas.names import idempotency_key, session_key
+from inferfleet.schemas.names import idempotency_key, job_key, session_key
 from inferfleet.schemas.settings import ServiceSettings
 from inferfleet.wire.pipeline import CommandPipeline
 from inferfleet.wire.records import Closed, JobRecords
@@ -369,36 +369,46 @@ async def test_a_busy_session_refuses_a_turn_without_a_trace(
 
 
 async def test_a_turn_that_was_offered_to_somebody_else_is_not_taken_back(
-    sessions: Sessions, pipeline: CommandPipeline, pool: str
+    sessions: Sessions, pipeline: CommandPipeline, store: aioredis.Redis, pool: str
 ) -> None:
     """A worker that ends a turn, or the producer of a later turn, may have published it by now."""
     hasty = Sessions(pipeline=pipeline, settings=ServiceSettings(turn_publish_grace_s=0.001))
 
-    def turn() -> Job:
-        return Job(pool=pool, session_id=f"s-{pool}", body=chat())
+    async def submitted(job: Job) -> Job:
+        await store.hset(job_key(job.id), mapping={"state": "queued", "attempt": 0})
+        await store.hdel(job_key(job.id), "closed")
+        return job
 
-    one, two, three = turn(), turn(), turn()
+    async def refused(job: Job) -> Job:
+        await store.hset(job_key(job.id), "closed", "call")
+        return job
+
+    one, two, three = [await submitted(Job(pool=pool, session_id=f"s-{pool}", body=chat())) for _ in range(3)]
     assert (await sessions.enter(Payload(one, ""))).entry is Entry.RUN
     assert (await sessions.enter(Payload(two, ""))).entry is Entry.WAIT
     # Nobody but its producer knows of it, so it can be taken back; the next one is its producer's to publish.
     for _ in range(2):
-        withdrawn, following = await sessions.withdraw(one)
+        withdrawn, following = await sessions.withdraw(await refused(one))
         assert (withdrawn, following and following.job) == (Withdrawn.OVER, two)
-    assert (await sessions.withdraw(two))[0] is Withdrawn.OFFERED
+    assert (await sessions.withdraw(await refused(two)))[0] is Withdrawn.OFFERED
     await sessions.published(two)
     assert (await sessions.withdraw(two))[0] is Withdrawn.PUBLISHED
+    await store.hset(job_key(two.id), "state", "cancelled")
     await sessions.advance(two)
     # One in front whose producer seems dead is given to whoever comes next, or waits behind it.
-    await sessions.enter(Payload(one, ""))
+    assert (await sessions.enter(Payload(await submitted(one), ""))).entry is Entry.RUN
+    # It is submitted anew, so whoever was to take it back before leaves it.
+    assert (await sessions.withdraw(one))[0] is Withdrawn.OFFERED
 
     async def offered() -> bool:
         return (await hasty.enter(Payload(three, ""))).again is not None
 
     await eventually(offered)
-    assert (await sessions.withdraw(one))[0] is Withdrawn.OFFERED
+    assert (await sessions.withdraw(await refused(one)))[0] is Withdrawn.OFFERED
+    await store.hset(job_key(one.id), "state", "cancelled")
     await sessions.advance(one)
-    assert (await sessions.front(three, take=three.id))[0] == three.id
-    assert (await sessions.withdraw(three))[0] is Withdrawn.OFFERED
+    assert (await sessions.front(three, take=three.id)).owner == three.id
+    assert (await sessions.withdraw(await refused(three)))[0] is Withdrawn.OFFERED
 
 
 async def test_a_turn_that_a_dead_producer_was_taking_back_does_not_run(

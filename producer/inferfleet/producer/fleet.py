@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Any, Unpack
 
 from inferfleet.producer.background import background
@@ -18,7 +18,13 @@ from inferfleet.producer.publisher import Publisher
 from inferfleet.producer.reader import BLOCK_S, Reader
 from inferfleet.producer.sessions import Session
 from inferfleet.producer.submission import Submission
-from inferfleet.schemas.errors import InvalidJobError, JobNotFoundError, WaitTimeoutError
+from inferfleet.schemas.errors import (
+    InvalidJobError,
+    JobNotFoundError,
+    ServiceRefusedError,
+    ServiceUnreachableError,
+    WaitTimeoutError,
+)
 from inferfleet.schemas.heartbeat import Heartbeat
 from inferfleet.schemas.job import Job, JobState
 from inferfleet.schemas.problems import printable
@@ -29,6 +35,7 @@ from inferfleet.wire.draining import drain_worker
 from inferfleet.wire.eviction import refuse_eviction
 from inferfleet.wire.health import read_heartbeats
 from inferfleet.wire.home import Home
+from inferfleet.wire.limits import note_limit
 from inferfleet.wire.pipeline import CommandPipeline
 from inferfleet.wire.records import JobRecords
 from inferfleet.wire.redis import SOCKET_TIMEOUT_S, closing_redis, reach_redis, redis_client
@@ -253,8 +260,14 @@ class Fleet:
         return await self._sessions.list(limit=limit)
 
     async def declare_pool(self, pool: str) -> None:
-        """Make sure that a pool has its queues, so that jobs are accepted before its first worker starts."""
+        """Make sure that a pool has its queues, so that jobs are accepted before its first worker starts.
+
+        Tells Redis the queue's limit, too, which holds for turns that wait in lanes.
+        """
         await self._publisher.declare_pool(pool)
+        # Only a note: each worker of the pool makes the same one.
+        with suppress(ServiceUnreachableError, ServiceRefusedError):
+            await note_limit(self._pipeline, pool, self._settings.queue_max_length)
 
     async def drain(self, worker_id: str, *, timeout_s: float = 30.0) -> None:
         """Tell a worker to finish or hand over what it runs, and exit. Returns once it has begun to.

@@ -21,6 +21,7 @@ from inferfleet.schemas.errors import (
     JobNotFoundError,
     PartialSubmitError,
     PublishUnconfirmedError,
+    QueueFullError,
     ServiceRefusedError,
     ServiceUnreachableError,
     SessionBusyError,
@@ -41,7 +42,7 @@ SUBMIT_WINDOW = 1024
 """Jobs of one ``submit_many`` that wait for their confirm at the same time."""
 
 FRONT_POLL_S = 0.02
-"""How often a turn that enters a lane looks whether the turn in front is in the queue by now."""
+"""How often a turn that enters a lane looks whether the turn in front goes on by now."""
 
 
 _ACCEPTED_BEFORE = Recorded(created=False, state=JobState.RUNNING, attempt=0, closed=False)
@@ -98,12 +99,14 @@ class Submission:
             try:
                 if job.session_id is None:
                     await self._publish(claimed.job)
+                elif recorded.stalled:
+                    await self._publish_turn(Payload(claimed.job, self._settings.client_id))
                 else:
                     await self._take_turn(claimed.job)
             except PublishUnconfirmedError:
                 raise
             except InferfleetError as refusal:
-                if recorded.stalled:
+                if recorded.stalled or claimed.accepted:
                     raise _uncertain(claimed.job, refusal) from refusal
                 await self._accepted_all_the_same(claimed, call, refusal)
         if claimed.key and not claimed.accepted:
@@ -119,7 +122,7 @@ class Submission:
             claimed = await idempotency.claim(
                 self._pipeline, job, call=call, ttl_s=self._settings.queued_ttl_s
             )
-            if claimed.accepted and await self._records.standing(claimed.job.id) is not Standing.STALLED:
+            if claimed.accepted and not await self._is_nowhere(claimed.job):
                 return claimed, _ACCEPTED_BEFORE
             recorded = await self._records.create(
                 claimed.job, reply_to=self._settings.client_id, call=call, key=claimed.key, keep=keep
@@ -134,6 +137,16 @@ class Submission:
                     keep = await self._take_back(claimed) is not TakenBack.GONE
                 elif await self._records.close(claimed.job.id, call=call) is Closed.CLOSED:
                     await self._take_back(claimed)
+
+    async def _is_nowhere(self, job: Job) -> bool:
+        """Whether the message of an accepted job may be lost, or its turn has no place in its session."""
+        match await self._records.standing(job.id):
+            case Standing.STALLED:
+                return True
+            case Standing.QUEUED:
+                return job.session_id is not None and not (await self._sessions.front(job)).placed
+            case _:
+                return False
 
     async def _accepted_all_the_same(self, claimed: Claim, call: str, refusal: InferfleetError) -> None:
         """Return if a job that this client cannot publish was accepted for somebody else, or runs.
@@ -249,7 +262,7 @@ class Submission:
                 # The order only makes it quicker: the worker finds the mark with its next write.
                 logger.warning("cannot order a worker to cancel job %s (%s)", job_id, error)
         if state is JobState.CANCELLED and record.session_id is not None:
-            await self._leave_lane(job_id, record.session_id)
+            await self._leave_lane(record)
         return state
 
     async def _cancelled(self, record: JobRecord, *, keep: bool, waits: bool) -> Result:
@@ -274,79 +287,128 @@ class Submission:
             attempts=record.attempts,
         )
 
-    async def _leave_lane(self, job_id: str, session_id: str) -> None:
+    async def _leave_lane(self, record: JobRecord) -> None:
         """Let the next turn run now: the cancelled one's message may be far behind in the queue, or lost.
 
         If that fails, that message does it, or whoever enters the lane next.
         """
         try:
-            following = await self._sessions.advance(Job(id=job_id, body={}, session_id=session_id))
+            following = await self._sessions.advance(
+                Job(id=record.id, pool=record.pool, body={}, session_id=record.session_id)
+            )
             if following is not None:
                 await self._publish_turn(following)
         except InferfleetError as error:
-            logger.warning("cannot let the turn behind job %s run yet (%s)", job_id, error)
+            logger.warning("cannot let the turn behind job %s run yet (%s)", record.id, error)
 
     async def _take_turn(self, job: Job) -> None:
         """Publish the job if its session is free; else it waits in the lane, as ``on_busy`` says."""
-        with _uncertain_without_redis():
-            entered = await self._sessions.enter(Payload(job, self._settings.client_id))
-        match entered.entry:
-            case Entry.RUN:
-                await self._publish_turn(Payload(job, self._settings.client_id))
-            case Entry.WAIT:
-                await self._wait_in_lane(job, entered)
-            case Entry.BUSY:
-                if entered.again is not None:
-                    await self._publish_front(job, entered.again)
-                raise SessionBusyError(
-                    f"session {job.session_id!r} has an unfinished turn, job {entered.owner}: wait, or "
-                    "submit with on_busy=enqueue, interrupt or rollback"
-                )
-            case Entry.TOO_LARGE:
-                raise SessionTooLargeError(
-                    f"session {job.session_id!r} would exceed {self._settings.max_session_bytes:,} bytes "
-                    "(INFERFLEET_MAX_SESSION_BYTES): fork it from an earlier turn, or start a new one"
-                )
-            case _:
-                assert_never(entered.entry)
-
-    async def _wait_in_lane(self, job: Job, entered: Entered) -> None:
-        """Make sure that the job's turn will come."""
-        await self._publisher.require_pool(job.pool)
         stop = job.on_busy in {OnBusy.INTERRUPT, OnBusy.ROLLBACK}
+        looked_after = ""
+        while True:
+            with _uncertain_without_redis():
+                entered = await self._sessions.enter(Payload(job, self._settings.client_id))
+            match entered.entry:
+                case Entry.RUN:
+                    await self._publish_turn(Payload(job, self._settings.client_id))
+                    return
+                case Entry.WAIT:
+                    if await self._wait_in_lane(job, entered, stop=stop):
+                        return
+                    stop = False
+                case Entry.BUSY:
+                    # It may be over, and whoever was to let the next one run be dead.
+                    if looked_after == entered.owner or not await self._may_be_stuck(entered):
+                        raise SessionBusyError(
+                            f"session {job.session_id!r} has an unfinished turn, job {entered.owner}: wait, "
+                            "or submit with on_busy=enqueue, interrupt or rollback"
+                        )
+                    looked_after = entered.owner
+                    await self._until_front_goes_on(job, entered)
+                case Entry.BEGUN:
+                    # Under its key, others have submitted it.
+                    return
+                case Entry.TOO_LARGE:
+                    raise SessionTooLargeError(
+                        f"session {job.session_id!r}, with the turns that wait, would exceed "
+                        f"{self._settings.max_session_bytes:,} bytes (INFERFLEET_MAX_SESSION_BYTES): wait "
+                        "for them, fork the session from an earlier turn, or start a new one"
+                    )
+                case Entry.FULL:
+                    raise QueueFullError(
+                        f"as many turns of pool {job.pool!r} wait for their sessions as its queue may hold "
+                        "jobs (INFERFLEET_QUEUE_MAX_LENGTH); try again later"
+                    )
+                case Entry.MISSING:
+                    raise PublishUnconfirmedError(
+                        f"Redis lost the record of job {job.id} while it was submitted: it may run or not. "
+                        "Submitting again with the same idempotency key is safe"
+                    )
+                case _:
+                    assert_never(entered.entry)
+
+    async def _wait_in_lane(self, job: Job, entered: Entered, *, stop: bool) -> bool:
+        """Make sure that the job's turn will come. False if it has no place in the lane any more."""
+        await self._publisher.require_pool(job.pool)
         if stop:
             await self._stop_turn(job, entered.owner, keep=job.on_busy is OnBusy.INTERRUPT)
-        if stop or entered.unpublished:
-            grace_s = 0.0 if entered.again else self._settings.turn_publish_grace_s
-            await self._until_front_is_published(job, grace_s=grace_s)
+        if stop or entered.unpublished or await self._may_be_stuck(entered):
+            return await self._until_front_goes_on(job, entered)
+        return True
 
-    async def _until_front_is_published(self, job: Job, *, grace_s: float) -> None:
-        """Wait until the turn in front is in the queue. If its own publisher is dead, publish it.
+    async def _may_be_stuck(self, entered: Entered) -> bool:
+        """Whether nobody can be seen to bring the turn in front to its end."""
+        if entered.again is not None:
+            return True
+        standing = await self._records.standing(entered.owner)
+        return standing.over or standing is Standing.STALLED
 
-        Otherwise this job would be accepted, and wait behind one that nobody ever publishes.
+    async def _until_front_goes_on(self, job: Job, entered: Entered) -> bool:
+        """Wait until the turn in front is in the queue or runs. Whatever keeps it from that is mended.
+
+        It may never have been published, have lost its message together with the latest of what Redis knew,
+        or be over without a successor. Otherwise this job would be accepted, and wait for ever. Returns
+        whether the job has its place in the lane.
         """
+        grace_s = 0.0 if entered.again else self._settings.turn_publish_grace_s
         awaited, deadline = "", 0.0
         while True:
-            owner, payload = await self._sessions.front(job)
-            if payload is None:
-                return
-            if owner != awaited:
-                awaited, deadline = owner, time.monotonic() + grace_s
+            front = await self._sessions.front(job)
+            if not front.owner or (front.owner == job.id and not front.unpublished):
+                return front.placed
+            standing = await self._records.standing(front.owner)
+            stalled = standing is Standing.STALLED and not front.revived
+            if not (front.unpublished or standing.over or stalled):
+                return front.placed
+            if front.owner != awaited:
+                awaited, deadline = front.owner, time.monotonic() + (0.0 if stalled else grace_s)
             if time.monotonic() < deadline:
                 await asyncio.sleep(FRONT_POLL_S)
-                continue
-            owner, payload = await self._sessions.front(job, take=owner)
-            if payload is not None and owner == awaited:
-                await self._publish_front(job, payload)
+            elif standing.over:
+                await self._pass_over(job, front.owner)
+            else:
+                await self._publish_front(job, front.owner, again=stalled)
 
-    async def _publish_front(self, job: Job, front: Payload) -> None:
+    async def _publish_front(self, job: Job, owner: str, *, again: bool) -> None:
+        """Publish the turn in front, whose own publisher is dead; ``again``, if it had a message before."""
+        front = await self._sessions.front(job, take=owner)
+        if front.owner != owner:
+            return
+        payload = Payload(job, self._settings.client_id) if owner == job.id else front.payload
         try:
-            await self._publish_turn(front)
+            if payload is not None:
+                await self._publish_turn(payload, again=again)
+            elif again:
+                # It came from another AMQP client, which has published it.
+                await self._sessions.published(job.model_copy(update={"id": owner}), again=True)
+            else:
+                await self._sessions.end_lost(owner)
+                await self._pass_over(job, owner)
         except UnknownPoolError:
-            if front.job.id == job.id:
+            if owner == job.id:
                 raise
             # No worker can run it, and nobody was told that it was accepted.
-            await self._stop_turn(job, front.job.id, keep=False)
+            await self._stop_turn(job, owner, keep=False)
 
     async def _stop_turn(self, job: Job, owner: str, *, keep: bool) -> None:
         """Stop the turn that is in the way. One that never ran ends at once, without its message's help."""
@@ -356,9 +418,13 @@ class Submission:
             # Its producer took it back meanwhile.
             over = True
         if over:
-            following = await self._sessions.advance(job.model_copy(update={"id": owner}))
-            if following is not None:
-                await self._publish_turn(following)
+            await self._pass_over(job, owner)
+
+    async def _pass_over(self, job: Job, owner: str) -> None:
+        """Let the turn run that is behind one that is over."""
+        following = await self._sessions.advance(job.model_copy(update={"id": owner}))
+        if following is not None:
+            await self._publish_turn(following)
 
     async def _publish(self, job: Job) -> None:
         if await self._publisher.publish(job):
@@ -366,11 +432,11 @@ class Submission:
             with suppress(ServiceUnreachableError, ServiceRefusedError):
                 await self._records.copied(job.id)
 
-    async def _publish_turn(self, payload: Payload) -> None:
+    async def _publish_turn(self, payload: Payload, *, again: bool = False) -> None:
         await self._publisher.publish(payload.job, reply_to=payload.reply_to)
         # Only a note: the worker that gets the message makes the same one.
         with suppress(ServiceUnreachableError, ServiceRefusedError):
-            await self._sessions.published(payload.job)
+            await self._sessions.published(payload.job, again=again)
 
 
 def _uncertain(job: Job, refusal: InferfleetError) -> PublishUnconfirmedError:

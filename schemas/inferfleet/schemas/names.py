@@ -108,6 +108,21 @@ def state_key(session_id: str) -> str:
     return f"inferfleet:session:{{{session_id}}}:state"
 
 
+def session_call_key(session_id: str, token: str) -> str:
+    """Key that says for a while that a change of a session, which the token names, has been made."""
+    return f"inferfleet:session:{{{session_id}}}:call:{token}"
+
+
+def pool_key(pool: str) -> str:
+    """Key of what all who use a pool know of it: a hash, with its ``queue_max_length`` if it has one."""
+    return f"inferfleet:pool:{{{pool}}}"
+
+
+def waiting_turns_key(pool: str) -> str:
+    """Key of the sorted set of a pool's turns that wait in lanes, by the time when their lane expires."""
+    return f"inferfleet:pool:{{{pool}}}:waiting_turns"
+
+
 def worker_key(worker_id: str) -> str:
     """Key of a worker's heartbeat: a hash that expires when the worker is gone."""
     return f"inferfleet:worker:{worker_id}"

@@ -20,6 +20,7 @@ from inferfleet.schemas.names import (
     WORKERS_KEY,
     idempotency_key,
     job_key,
+    pool_key,
     reply_key,
     session_key,
     worker_key,
@@ -33,6 +34,8 @@ _SESSION: Final = (
     *("HSET", "HSETNX", "HGET", "HMGET", "HDEL", "HINCRBY", "HEXISTS", "HKEYS", "RPUSH", "LPOP", "LREM"),
     *("LLEN", "LRANGE", "SET", "GET", "EXISTS", "EXPIRE", "TTL", "DEL", "TIME"),
 )
+
+_POOL: Final = ("HSET", "HGET", "HDEL", "ZADD", "ZREM", "ZCARD", "ZREMRANGEBYSCORE", "EXPIRE", "TTL")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,7 @@ PRODUCER: Final = Access(
     {
         _all(job_key("*")): (*_JOB, "HGETALL", "HSETNX", "HDEL", "XREVRANGE"),
         _all(session_key("*")): (*_SESSION, "HGETALL", "SCAN"),
+        _all(pool_key("*")): _POOL,
         _all(idempotency_key("*", "*")): ("SET", "GET", "DEL"),
         _all(reply_key("*")): ("XADD", "XREVRANGE", "EXPIRE"),
         worker_key("*"): ("HGETALL",),
@@ -67,6 +71,7 @@ WORKER: Final = Access(
     {
         _all(job_key("*")): (*_JOB, "HDEL", "EXISTS", "TTL"),
         _all(session_key("*")): _SESSION,
+        _all(pool_key("*")): _POOL,
         _all(reply_key("*")): ("XADD", "EXPIRE"),
         worker_key("*"): ("HSET", "PEXPIRE", "DEL"),
         WORKERS_KEY: ("ZADD", "ZREM", "ZREMRANGEBYSCORE", "TIME"),

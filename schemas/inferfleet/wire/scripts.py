@@ -1,8 +1,8 @@
 """The Lua scripts that change a job's record, and the calls to them.
 
-Each script touches the keys of one job only, so it runs in one Redis Cluster slot, and each may be
-sent twice: the second run changes nothing. That is what makes it safe to repeat a pipeline whose
-answer got lost.
+Each may be sent twice: the second run changes nothing, whoever has acted since. That is what makes it
+safe to repeat a pipeline whose answer got lost. A script touches the keys of one job, one session or one
+client; those that move a session's turns look at the turn's record and its pool besides.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ SESSION_FRONT: Final = Script.load("session_front")
 SESSION_PUBLISHED: Final = Script.load("session_published")
 SESSION_ADVANCE: Final = Script.load("session_advance")
 SESSION_BEGIN: Final = Script.load("session_begin")
+SESSION_RENEW: Final = Script.load("session_renew")
 SESSION_APPEND: Final = Script.load("session_append")
 SESSION_STATE: Final = Script.load("session_state")
 SESSION_CONFIGURE: Final = Script.load("session_configure")
@@ -63,7 +64,7 @@ ALL: Final = (
     *(CREATE, STANDING, CLOSE, DISCARD, CANCEL, START, RESTART, APPEND, FINISH, RELEASE, RESTORE, REPLY),
     *(COPIED, KEY_CLAIM, KEY_CHANGE),
     *(SESSION_ENTER, SESSION_FRONT, SESSION_PUBLISHED, SESSION_ADVANCE, SESSION_BEGIN, SESSION_APPEND),
-    *(SESSION_STATE, SESSION_CONFIGURE, SESSION_IMPORT, SESSION_DELETE, WORKER_SEEN),
+    *(SESSION_RENEW, SESSION_STATE, SESSION_CONFIGURE, SESSION_IMPORT, SESSION_DELETE, WORKER_SEEN),
 )
 
 

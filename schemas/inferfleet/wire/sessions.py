@@ -1,8 +1,8 @@
 """Sessions in Redis: the history, the state, and the lane that lets one turn run at a time.
 
 A turn that waits is nowhere but in its session's lane: it takes no worker slot and is not in the broker.
-The worker that ends a turn publishes the next one before it acks its own, so a worker that dies in
-between leaves a message that brings another worker to do it.
+The worker that ends a turn publishes the next one before it acks its own, or runs it under that, so a worker
+that dies in between leaves a message that brings another worker to do it.
 """
 
 from __future__ import annotations
@@ -18,10 +18,20 @@ from typing import Any
 
 import orjson
 
-from inferfleet.schemas.errors import JobNotFoundError, SessionError
+from inferfleet.schemas.errors import JobNotFoundError, ServiceUnreachableError, SessionError
 from inferfleet.schemas.failures import Failure, FailureCode
 from inferfleet.schemas.job import Job, JobState
-from inferfleet.schemas.names import lane_key, payloads_key, session_key, state_key, turns_key
+from inferfleet.schemas.names import (
+    job_key,
+    lane_key,
+    payloads_key,
+    pool_key,
+    session_call_key,
+    session_key,
+    state_key,
+    turns_key,
+    waiting_turns_key,
+)
 from inferfleet.schemas.result import Result
 from inferfleet.schemas.session import SessionRecord, Turn, continues
 from inferfleet.schemas.settings import ServiceSettings
@@ -30,7 +40,8 @@ from inferfleet.wire.attempts import Fence
 from inferfleet.wire.pipeline import CommandPipeline
 from inferfleet.wire.records import JobRecords
 
-_NO_LIMIT = 2**53
+CALL_TTL_S = 3600
+"""How long a change of a session is known as made. Nothing that was sent twice arrives later than that."""
 
 LOOKS = 2
 """A session that is deleted between two reads seems to have lost something; at the second look it has not."""
@@ -57,6 +68,15 @@ class Entry(StrEnum):
     BUSY = "busy"
     TOO_LARGE = "too_large"
 
+    FULL = "full"
+    """As many turns of its pool wait as its queue may hold."""
+
+    BEGUN = "begun"
+    """The job is not one that waits: it runs, or has ended."""
+
+    MISSING = "missing"
+    """The job has no record."""
+
 
 class Withdrawn(StrEnum):
     """What came of a producer's wish to take its turn back."""
@@ -68,7 +88,7 @@ class Withdrawn(StrEnum):
     """Somebody else has published it: it runs."""
 
     OFFERED = "offered"
-    """Somebody else was told to publish it, and may have."""
+    """Somebody else was told to publish it, and may have, or submits it anew."""
 
 
 class Begin(StrEnum):
@@ -132,6 +152,22 @@ class Entered:
 
 
 @dataclass(frozen=True, slots=True)
+class Front:
+    """The turn that owns a session, as another one's producer sees it; ``owner`` is ``""`` if none does.
+
+    While ``unpublished``, nobody has said that it has a message. ``revived`` says that it was published again
+    since its last attempt began, ``placed`` that the other turn still has a place in the session. ``payload``
+    is there for who is going to publish the owner, unless Redis has lost it.
+    """
+
+    owner: str
+    unpublished: bool
+    revived: bool
+    placed: bool
+    payload: Payload | None
+
+
+@dataclass(frozen=True, slots=True)
 class Begun:
     """The answer to an attempt that begins. ``answer`` is what an earlier attempt left: its completion.
 
@@ -160,40 +196,56 @@ class Sessions:
     async def enter(self, payload: Payload, *, admitted: bool = False) -> Entered:
         """Ask for a turn. With ``RUN`` the caller must publish it; with ``WAIT`` it is in the lane.
 
-        The size limit does not count for a turn that was ``admitted`` before.
+        A turn that was ``admitted`` before is not refused, and is given the owner at once while that has no
+        message: its own may be the last that anybody has.
         """
+        job = payload.job
         entry, owner, again, unpublished = await self._call(
             scripts.SESSION_ENTER,
-            _all_keys(_session(payload.job)),
-            payload.job.id,
+            (*_lane_keys(job), pool_key(job.pool)),
+            job.id,
             payload.encode(),
-            payload.job.on_busy.value,
+            job.on_busy.value,
             self._settings.queued_ttl_s,
-            int(self._settings.turn_publish_grace_s * 1000),
-            _NO_LIMIT if admitted else self._settings.max_session_bytes,
+            0 if admitted else int(self._settings.turn_publish_grace_s * 1000),
+            self._settings.max_session_bytes,
+            int(admitted),
         )
         return Entered(Entry(entry.decode()), owner.decode(), Payload.decode(again), bool(unpublished))
 
-    async def front(self, job: Job, *, take: str = "") -> tuple[str, Payload | None]:
-        """The owner of the job's session while its message is not known to be in the queue, else ``""``.
+    async def front(self, job: Job, *, take: str = "") -> Front:
+        """Look at the turn that owns the job's session.
 
         The caller is going to publish the owner ``take``, which its producer can no longer take back then.
         """
         session_id = _session(job)
-        owner, payload = await self._call(
-            scripts.SESSION_FRONT, (session_key(session_id), payloads_key(session_id)), take
+        owner, unpublished, revived, placed, payload = await self._call(
+            scripts.SESSION_FRONT, (session_key(session_id), payloads_key(session_id)), job.id, take
         )
-        return owner.decode(), Payload.decode(payload)
+        return Front(owner.decode(), bool(unpublished), bool(revived), bool(placed), Payload.decode(payload))
 
-    async def published(self, job: Job) -> None:
-        """Note that the owner's message is in the queue."""
-        await self._call(scripts.SESSION_PUBLISHED, (session_key(_session(job)),), job.id)
+    async def published(self, job: Job, *, witness: Job | None = None, again: bool = False) -> None:
+        """Note that the owner's message is in the queue, or that the message of ``witness`` carries it.
+
+        ``again`` says that it had one, and that its attempt may have lost it.
+        """
+        await self._call(
+            scripts.SESSION_PUBLISHED,
+            (session_key(_session(job)), waiting_turns_key(job.pool)),
+            job.id,
+            (witness or job).id,
+            int(again),
+        )
 
     async def advance(self, job: Job, *, witness: Job | None = None) -> Payload | None:
         """End a turn, whatever came of it. Returns the next turn, which the caller must publish.
 
         ``witness`` is the job whose message comes again until that is done; by default the ended one. Turns
         that waited and whose requests Redis has lost end here, as failed.
+
+        Raises:
+            ServiceUnreachableError: Redis no longer knows that the turn has ended.
+
         """
         return (await self._advance(job, witness or job, undo=False))[1]
 
@@ -208,17 +260,23 @@ class Sessions:
     async def _advance(self, job: Job, witness: Job, *, undo: bool) -> tuple[Withdrawn, Payload | None]:
         verdict, payload, *lost = await self._call(
             scripts.SESSION_ADVANCE,
-            _all_keys(_session(job)),
+            _lane_keys(job),
             job.id,
             self._settings.session_ttl_s,
             witness.id,
             int(undo),
         )
+        if verdict == b"unfinished":
+            # In a failover, perhaps. Whoever let the next turn run now would have two of them run.
+            raise ServiceUnreachableError(
+                f"Redis says that job {job.id} has not ended, and so its session's next turn cannot run yet"
+            )
         for job_id in lost:
-            await self._end_lost(job_id.decode())
+            await self.end_lost(job_id.decode())
         return Withdrawn(verdict.decode()), Payload.decode(payload)
 
-    async def _end_lost(self, job_id: str) -> None:
+    async def end_lost(self, job_id: str) -> None:
+        """End a turn that nobody can publish, since its request is gone."""
         failure = Failure(
             code=FailureCode.SESSION_CONFLICT,
             message="the request of this turn is gone: Redis evicted or lost the session's payloads while it "
@@ -227,18 +285,32 @@ class Sessions:
         with suppress(JobNotFoundError):
             await self._records.cancel(job_id, Result(job_id=job_id, state=JobState.FAILED, error=failure))
 
-    async def begin(self, job: Job, *, fence: Fence) -> Begun:
-        """Begin an attempt of the turn."""
+    async def begin(self, job: Job, *, fence: Fence, witness: Job | None = None) -> Begun:
+        """Begin an attempt of the turn, under its own message or that of the job ``witness``."""
         session_id = _session(job)
         begin, answer, turns, state_version, limit = await self._call(
             scripts.SESSION_BEGIN,
-            (session_key(session_id), turns_key(session_id), state_key(session_id)),
+            (
+                *(session_key(session_id), turns_key(session_id), state_key(session_id)),
+                *(job_key(job.id), waiting_turns_key(job.pool)),
+            ),
             job.id,
             fence.token,
             self._settings.queued_ttl_s,
             fence.attempt,
+            (witness or job).id,
         )
         return Begun(Begin(begin.decode()), answer, turns, state_version, int(limit) if limit else None)
+
+    async def renew(self, job: Job, *, fence: Fence, witness: Job | None = None) -> None:
+        """Let the session of a turn that runs live on, and the record of the job whose message it has."""
+        await self._call(
+            scripts.SESSION_RENEW,
+            (*_all_keys(_session(job)), job_key((witness or job).id)),
+            job.id,
+            fence.token,
+            self._settings.queued_ttl_s,
+        )
 
     async def append(
         self, job: Job, *, fence: Fence, turn: Turn, answer: bytes, state: tuple[int, Any] | None
@@ -343,14 +415,14 @@ class Sessions:
         lines = [turn.model_dump_json(exclude_none=True) for turn in turns]
         made = await self._call(
             scripts.SESSION_IMPORT,
-            (session_key(session_id), turns_key(session_id), state_key(session_id)),
+            _with_call(session_id),
             self.clock.now_ms(),
             idle_ttl_s or self._settings.session_ttl_s,
             "" if idle_ttl_s is None else idle_ttl_s,
             "" if max_history_tokens is None else max_history_tokens,
             "" if state is None else orjson.dumps(state),
             sum(len(line.encode()) for line in lines),
-            _new_token(),
+            CALL_TTL_S,
             *lines,
         )
         return bool(made)
@@ -399,18 +471,18 @@ class Sessions:
         """Set how long an idle session stays and how much history goes into a prompt; ``None`` keeps it."""
         await self._call(
             scripts.SESSION_CONFIGURE,
-            (session_key(session_id), turns_key(session_id), state_key(session_id)),
+            _with_call(session_id),
             "" if idle_ttl_s is None else idle_ttl_s,
             "" if max_history_tokens is None else max_history_tokens,
             self.clock.now_ms(),
             self._settings.session_ttl_s,
+            CALL_TTL_S,
         )
 
     async def delete(self, session_id: str) -> bool:
         """Delete history and state. A turn that runs or waits goes on in an empty session."""
-        # Asked before, since a script that was sent twice finds nothing the second time.
-        existed = await self._pipeline.execute("EXISTS", session_key(session_id))
-        return bool(await self._call(scripts.SESSION_DELETE, _all_keys(session_id))) or bool(existed)
+        keys = (*_all_keys(session_id), session_call_key(session_id, _new_token()))
+        return bool(await self._call(scripts.SESSION_DELETE, keys, CALL_TTL_S))
 
     def _call(self, script: scripts.Script, keys: tuple[str, ...], *arguments: scripts.Argument) -> Any:
         return self._pipeline.enqueue(*scripts.call(script, keys, *arguments))
@@ -424,6 +496,17 @@ def _all_keys(session_id: str) -> tuple[str, ...]:
         turns_key(session_id),
         state_key(session_id),
     )
+
+
+def _lane_keys(job: Job) -> tuple[str, ...]:
+    """All that moves when a turn enters its lane or leaves it."""
+    return (*_all_keys(_session(job)), job_key(job.id), waiting_turns_key(job.pool))
+
+
+def _with_call(session_id: str) -> tuple[str, ...]:
+    """A session's record, turns and state, and the call that changes them."""
+    call = session_call_key(session_id, _new_token())
+    return (session_key(session_id), turns_key(session_id), state_key(session_id), call)
 
 
 def _session(job: Job) -> str:

@@ -26,7 +26,8 @@ redis.call('HINCRBY', KEYS[1], 'turns', 1)
 redis.call('HINCRBY', KEYS[1], 'version', 1)
 redis.call('HINCRBY', KEYS[1], 'bytes', #ARGV[3])
 redis.call('HSET', KEYS[1], 'last_turn', ARGV[1], 'answer', ARGV[4], 'updated_at', ARGV[5])
+local ttl = math.max(redis.call('TTL', KEYS[1]), tonumber(ARGV[8]))
 for _, key in ipairs(KEYS) do
-  redis.call('EXPIRE', key, ARGV[8])
+  redis.call('EXPIRE', key, ttl)
 end
 return 'ok'

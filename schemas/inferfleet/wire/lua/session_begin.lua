@@ -1,10 +1,15 @@
 -- An attempt of the owner's turn begins: it takes the session's fence.
--- KEYS session, turns, state
--- ARGV job, fence, ttl_s, attempt
+-- KEYS session, turns, state, record of the job, turns of its pool that wait in lanes
+-- ARGV job, fence, ttl_s, attempt, witness (the job whose message this is; another's carries the turn)
 -- Returns {verdict, answer, turns, state_version, max_history_tokens}.
 -- Verdicts: 'begun', 'answered' (an earlier attempt added the turn and died; 'answer' is its answer),
---           'taken' (another turn owns the session), 'fenced' (a later attempt of this turn has begun),
+--           'taken' (another turn owns the session), 'fenced' (the record does not say that this attempt runs),
 --           'lost' (the record counts other turns than there are; 'answer' is how many there are).
+local r = redis.call('HMGET', KEYS[4], 'state', 'fence')
+if r[1] ~= 'running' or r[2] ~= ARGV[2] then
+  -- A copy of this call that was held up on its way, or Redis lost the record.
+  return {'fenced', '', 0, 0, ''}
+end
 local s = redis.call('HMGET', KEYS[1], 'owner', 'last_turn', 'answer', 'turns', 'state_version', 'max_history_tokens',
   'attempt')
 local owner = s[1] or ''
@@ -13,16 +18,19 @@ if owner == '' then
   -- Redis' clock, because the clocks of two machines differ.
   local time = redis.call('TIME')
   local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
-  redis.call('HSET', KEYS[1], 'owner', ARGV[1], 'owner_since', now)
+  redis.call('HSET', KEYS[1], 'owner', ARGV[1], 'owner_since', now, 'offered', 0, 'lost', '', 'revived', '')
   redis.call('HSETNX', KEYS[1], 'created_at', now)
 elseif owner ~= ARGV[1] then
   return {'taken', '', 0, 0, ''}
 elseif tonumber(s[7] or 0) > tonumber(ARGV[4]) then
   return {'fenced', '', 0, 0, ''}
 end
-redis.call('HSET', KEYS[1], 'fence', ARGV[2], 'attempt', ARGV[4], 'published', 1)
-for _, key in ipairs(KEYS) do
-  redis.call('EXPIRE', key, ARGV[3])
+redis.call('HSET', KEYS[1], 'fence', ARGV[2], 'attempt', ARGV[4], 'published', ARGV[1] == ARGV[5] and 1 or 2,
+  'witness', ARGV[5])
+redis.call('ZREM', KEYS[5], ARGV[1])
+local ttl = math.max(redis.call('TTL', KEYS[1]), tonumber(ARGV[3]))
+for key = 1, 3 do
+  redis.call('EXPIRE', KEYS[key], ttl)
 end
 if s[2] == ARGV[1] and s[3] then
   return {'answered', s[3], 0, 0, ''}
