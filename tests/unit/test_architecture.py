@@ -81,6 +81,8 @@ def test_the_keys_in_redis_are_those_of_the_contract() -> None:
         names.reply_key("client"),
         names.idempotency_key("tenant", "key"),
         names.session_key("sid"),
+        names.pool_key("pool"),
+        names.waiting_turns_key("pool"),
         names.worker_key("<id>"),
         names.WORKERS_KEY,
     ]

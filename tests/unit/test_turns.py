@@ -35,7 +35,7 @@ class ScriptedSessions:
         self.added: Turn | None = None
         self.added_state: tuple[int, Any] | None = None
 
-    async def begin(self, job: Job, *, fence: Fence) -> Begun:
+    async def begin(self, job: Job, *, fence: Fence, witness: Job | None = None) -> Begun:
         return Begun(self.begin_with, self.answer, len(self.past), 0, None)
 
     async def turns(self, session_id: str, *, max_tokens: int | None = None) -> tuple[Turn, ...]:
@@ -132,7 +132,9 @@ async def test_a_turn_that_was_added_ends_as_it_would_have_whoever_commits_it(
     assert first.state is (JobState.CANCELLED if interrupted else JobState.SUCCEEDED)
 
 
-@pytest.mark.parametrize(("appended", "outcome"), [(Appended.TAKEN, Park()), (Appended.FENCED, Defer())])
+@pytest.mark.parametrize(
+    ("appended", "outcome"), [(Appended.TAKEN, Park(refund=False)), (Appended.FENCED, Defer())]
+)
 async def test_a_turn_that_cannot_be_added_is_not_lost(
     turns: Turns, sessions: ScriptedSessions, appended: Appended, outcome: Park | Defer
 ) -> None:

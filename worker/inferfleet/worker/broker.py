@@ -10,15 +10,16 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import aiormq.abc
 from aiormq.exceptions import ChannelAccessRefused
 
+from inferfleet.schemas import Job
 from inferfleet.schemas.settings import WorkerSettings
-from inferfleet.wire.amqp import connection_errors, open_amqp, refused
+from inferfleet.wire.amqp import connection_errors, job_message, open_amqp, refused
 from inferfleet.wire.frames import DELIVER, Contents, Properties, delivery
 from inferfleet.wire.stream import FrameStream
 from inferfleet.wire.tasks import cancel_and_wait
@@ -33,7 +34,11 @@ CANCEL_TIMEOUT_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """One message as the broker gave it out, and the session it must be settled on."""
+    """One message as the broker gave it out, and the session it must be settled on.
+
+    The message of a turn that has ended may carry the next one of its session (decision 16). Then that one is
+    delivered, and ``witness`` is the job that the message itself is of.
+    """
 
     session: Session
     tag: int
@@ -42,6 +47,20 @@ class Delivery:
     reply_to: str
     headers: Mapping[str, Any]
     properties: Properties = field(default_factory=dict[str, Any])
+    witness: Job | None = None
+
+    def carrying(self, job: Job, *, reply_to: str, witness: Job) -> Delivery:
+        """The same message as that of another job: it is acked when that has ended."""
+        message = job_message(job, reply_to=reply_to)
+        return replace(
+            self,
+            body=message.body,
+            message_id=job.id,
+            reply_to=reply_to,
+            headers={},
+            properties={name: value for name, value in message.properties if value is not None},
+            witness=None if witness.id == job.id else witness,
+        )
 
     def ack(self) -> None:
         """Take the message off the queue. Joins the next batch; on a broken session it does nothing."""
@@ -51,6 +70,13 @@ class Delivery:
     def is_lost(self) -> bool:
         """Whether its session is broken, so that the broker has given it out again, or will."""
         return self.session.is_closed
+
+    def waiting_for_slot(self) -> AbstractContextManager[None]:
+        """While the block runs, a message that carries another job takes none of the worker's places.
+
+        A more urgent one may wait in the queue, and would have come with the ack that did not leave.
+        """
+        return nullcontext() if self.witness is None else self.parked()
 
     @contextmanager
     def parked(self) -> Generator[None]:

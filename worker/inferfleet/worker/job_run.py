@@ -45,6 +45,8 @@ class JobRun:
         """When the attempt was granted; until then, when the job was submitted."""
         self.started = time.monotonic()
         """When the attempt was granted; until then, when the job was delivered."""
+        self.session_renewed = self.started
+        """When the turn's session was last given the life of a busy one."""
         self.first_token_s: float | None = None
         self.tokens_refused = 0
         """Tokens that the journal did not take, because a later attempt has the job."""

@@ -2,18 +2,20 @@
 
 Streamed jobs are written every 50 ms or so, and their first tokens at once; the others about once a second.
 All that are due go out in one pipeline. What a write reveals (the job was cancelled, another worker has it,
-Redis lost it) is acted on here.
+Redis lost it) is acted on here. A turn's session is kept alive with it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
 
 from inferfleet.schemas.settings import WorkerSettings
 from inferfleet.wire.attempts import Written
 from inferfleet.wire.records import JobRecords
+from inferfleet.wire.sessions import Sessions
 from inferfleet.worker.job_run import Interruption, JobRun
 
 logger = logging.getLogger(__name__)
@@ -22,8 +24,9 @@ logger = logging.getLogger(__name__)
 class JournalWriter:
     """The journals of the runs it was given."""
 
-    def __init__(self, *, records: JobRecords, settings: WorkerSettings) -> None:
+    def __init__(self, *, records: JobRecords, sessions: Sessions, settings: WorkerSettings) -> None:
         self._records = records
+        self._sessions = sessions
         self._settings = settings
         self._runs: set[JobRun] = set()
         self._begun: list[JobRun] = []
@@ -63,6 +66,15 @@ class JournalWriter:
         while True:
             await asyncio.sleep(interval_s)
             await self._write(list(self._runs))
+            await self._renew_sessions()
+
+    async def _renew_sessions(self) -> None:
+        """Keep the sessions of running turns from expiring: no other write does it before a turn ends."""
+        now = time.monotonic()
+        due = now - self._settings.queued_ttl_s / 4
+        for run in [run for run in self._runs if run.job.session_id and run.session_renewed <= due]:
+            run.session_renewed = now
+            await self._sessions.renew(run.job, fence=run.fence, witness=run.delivery.witness)
 
     async def _write(self, runs: list[JobRun]) -> None:
         await asyncio.gather(*(self._append(run) for run in runs))

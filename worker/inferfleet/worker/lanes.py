@@ -9,7 +9,7 @@ from inferfleet.schemas import Failure, FailureCode, Job, names
 from inferfleet.schemas.job import OnBusy
 from inferfleet.schemas.settings import WorkerSettings
 from inferfleet.wire.amqp import job_message
-from inferfleet.wire.confirms import UnroutableError
+from inferfleet.wire.confirms import RefusedError, UnroutableError
 from inferfleet.wire.publishing import ConfirmChannel
 from inferfleet.wire.records import JobRecords
 from inferfleet.wire.sessions import Entry, Payload, Sessions
@@ -33,37 +33,64 @@ class Lanes:
         self._sessions = sessions
         self._confirm_channel = confirm_channel
 
-    async def let_next_run(self, ended: Job) -> None:
+    async def let_next_run(self, ended: Job, *, witness: Job) -> Payload | None:
         """End a turn and publish the next one, if there is one. To be repeated until it returns.
+
+        Returns the next turn if its queue is full, and it is this worker's to run: the message of ``witness``
+        vouches for it, and stays unacked until it has ended, too.
 
         Raises:
             ServiceUnreachableError, PublishUnconfirmedError, RefusedError: The next turn is not published.
 
         """
         over = ended
-        # The message of ``ended`` vouches for all that follows, until one of them is in the queue.
-        while (following := await self._sessions.advance(over, witness=ended)) is not None:
+        # One message vouches for all that follows, until one of them is in the queue.
+        while (following := await self._sessions.advance(over, witness=witness)) is not None:
             try:
-                await self._publish(following)
+                return await self._let_run(following, witness)
             except UnroutableError:
                 # Its pool is gone. No worker will ever see it, so it ends here.
-                await self._fail(following)
+                if not await self._fail(following):
+                    raise
                 over = following.job
-            else:
-                return
+        return None
 
-    async def wait(self, job: Job, *, reply_to: str) -> bool:
-        """Put a turn into its session's lane. False if it is its turn by now.
+    async def wait(self, job: Job, *, reply_to: str, witness: Job) -> tuple[bool, Payload | None]:
+        """Put a turn into its session's lane. False if it does not wait there: it may have its turn by now.
+
+        Returns also a turn that has to run first, if it has no message and its queue is full. That of
+        ``witness`` vouches for it, as in ``let_next_run``.
 
         Raises:
             ServiceUnreachableError, PublishUnconfirmedError, RefusedError: Its place is not safe yet.
 
         """
-        waiting = job.model_copy(update={"on_busy": OnBusy.ENQUEUE})
-        entered = await self._sessions.enter(Payload(waiting, reply_to), admitted=True)
+        waiting = Payload(job.model_copy(update={"on_busy": OnBusy.ENQUEUE}), reply_to)
+        entered = await self._sessions.enter(waiting, admitted=True)
+        if entered.entry is Entry.RUN and witness.id != job.id:
+            # It has no message of its own.
+            return True, await self._let_run(waiting, witness)
         if entered.again is not None:
-            await self._publish(entered.again)
-        return entered.entry is Entry.WAIT
+            return True, await self._let_run(entered.again, witness)
+        if entered.entry is Entry.WAIT and entered.unpublished:
+            await self._sessions.end_lost(entered.owner)
+            front = job.model_copy(update={"id": entered.owner})
+            return True, await self.let_next_run(front, witness=witness)
+        return entered.entry is Entry.WAIT, None
+
+    async def _let_run(self, turn: Payload, witness: Job) -> Payload | None:
+        """Publish the turn that owns its session. Returns it if it has to run under the witness' message."""
+        try:
+            await self._publish(turn)
+        except UnroutableError:
+            raise
+        except RefusedError:
+            # It was admitted long ago, and waiting for room it would keep those from moving that make room.
+            if turn.job.pool != self._settings.pool:
+                raise
+            await self._sessions.published(turn.job, witness=witness)
+            return turn
+        return None
 
     async def _publish(self, payload: Payload) -> None:
         pool = payload.job.pool
@@ -82,8 +109,8 @@ class Lanes:
             await publish()
         await self._sessions.published(payload.job)
 
-    async def _fail(self, payload: Payload) -> None:
-        """Commit that no worker can have the job."""
+    async def _fail(self, payload: Payload) -> bool:
+        """Commit that no worker can have the job. False if one has it."""
         job = payload.job
         message = f"no queue is bound for the pool {job.pool!r} any more"
         failed = await self._records.fail(
@@ -95,3 +122,4 @@ class Lanes:
         )
         if failed.result is not None:
             logger.warning("a session's next turn cannot run: %s", message, extra={"job_id": job.id})
+        return not failed.busy_s

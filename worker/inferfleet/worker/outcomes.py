@@ -61,7 +61,12 @@ class Drop:
 
 @dataclass(frozen=True, slots=True)
 class Park:
-    """Another turn owns the job's session: let it wait in the session's lane."""
+    """Another turn owns the job's session: let it wait in the session's lane.
+
+    With ``refund`` the attempt does not count against the job's limit.
+    """
+
+    refund: bool = True
 
 
 Outcome = Finish | Retry | DeadLetter | HandOver | Defer | Drop | Park

@@ -101,12 +101,18 @@ class Processor:
             self._slots.skip(run)
 
     async def process(self, delivery: Delivery) -> None:
-        """Take a delivery to its end. Only a dead engine makes this raise.
+        """Take a delivery, and the turns that it carries, to its end. Only a dead engine makes this raise.
 
         Raises:
             EngineDeadError: The job is back in the queue; this process should end.
 
         """
+        unsettled: Delivery | None = delivery
+        while unsettled is not None:
+            unsettled = await self._process(unsettled)
+
+    async def _process(self, delivery: Delivery) -> Delivery | None:
+        """Run a delivery's job. Returns the delivery if it carries another one now."""
         try:
             job = read_job(
                 delivery.body,
@@ -117,24 +123,27 @@ class Processor:
                 job = job.model_copy(update={"submitted_at": self._records.clock.now()})
         except InvalidJobError as error:
             failure = Failure(code=FailureCode.INVALID_REQUEST, message=f"not a job: {error}"[:4096])
-            await self._settlement.bury_unreadable(
+            return await self._settlement.bury_unreadable(
                 delivery, failure, is_running=lambda job_id: job_id in self._runs
             )
-            return
         known = self._runs.get(job.id)
         if known is not None:
             # The connection was lost, or the job was published twice, while it runs here. It goes on,
             # and the newest delivery is the one to settle.
             logger.info("job is running here already", extra={"job_id": job.id})
+            if delivery.witness is not None and known.delivery.witness is None:
+                # It has a message of its own, and needs no other to carry it.
+                delivery.ack()
+                return None
             known.delivery.ack()
             known.delivery = delivery
             # If the job pauses, it does so behind the new delivery now.
             known.wake()
-            return
+            return None
         run = JobRun(job=job, delivery=delivery, now=self._records.clock.now)
         self._runs[job.id] = run
         try:
-            settled = await self._run(run)
+            settled, carrying = await self._run(run)
         except Exception:
             # The caller gives back the delivery it knows of; one that came since is ours to give back.
             if run.delivery is not delivery:
@@ -146,8 +155,10 @@ class Processor:
         if run.delivery is not settled:
             # It came again while the settling was under way; the record says what to do with it.
             await self.process(run.delivery)
+        return carrying
 
-    async def _run(self, run: JobRun) -> Delivery:
+    async def _run(self, run: JobRun) -> tuple[Delivery, Delivery | None]:
+        """Returns the delivery that was settled, and the same if it carries another job now."""
         engine_died: EngineDeadError | None = None
         try:
             outcome = await self._attempt(run)
@@ -163,10 +174,10 @@ class Processor:
         finally:
             self._journal.release(run)
         delivery = run.delivery
-        await self._settlement.settle(run, delivery, outcome)
+        carrying = await self._settlement.settle(run, delivery, outcome)
         if engine_died is not None:
             raise engine_died
-        return delivery
+        return delivery, carrying
 
     async def _attempt(self, run: JobRun) -> Outcome:
         job = run.job
@@ -174,8 +185,9 @@ class Processor:
         # Checked before the engine sees it, carried out once the job is ours.
         problem = self._problem(job)
         resumable = problem is None and self._resumable(generation)
-        if not await self._slots.take(run):
-            return Defer()
+        with run.delivery.waiting_for_slot():
+            if not await self._slots.take(run):
+                return Defer()
         started = await self._start(run, resumable=resumable, alone=False)
         if started.verdict is not Verdict.SUSPECT:
             return await self._granted(run, generation, started, problem)

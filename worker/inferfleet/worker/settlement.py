@@ -15,7 +15,7 @@ from contextlib import suppress
 from functools import partial
 from typing import assert_never
 
-from inferfleet.schemas import Failure, JobState, Result, Timings, names
+from inferfleet.schemas import Failure, Job, JobState, Result, Timings, names
 from inferfleet.schemas.errors import (
     ConfigurationError,
     PublishUnconfirmedError,
@@ -31,6 +31,7 @@ from inferfleet.wire.journal_lines import Unflushed
 from inferfleet.wire.outage import Outage
 from inferfleet.wire.publishing import ConfirmChannel
 from inferfleet.wire.records import JobRecords
+from inferfleet.wire.sessions import Payload
 from inferfleet.worker.broker import Delivery
 from inferfleet.worker.dead_letter import dead_letter
 from inferfleet.worker.job_run import JobRun
@@ -40,7 +41,7 @@ from inferfleet.worker.metrics import WorkerMetrics
 from inferfleet.worker.outcomes import DeadLetter, Defer, Drop, Finish, HandOver, Outcome, Park, Retry
 from inferfleet.worker.ports import Completion
 from inferfleet.worker.slots import Slots
-from inferfleet.worker.unreadable import UnreadableMessages
+from inferfleet.worker.unreadable import EndedUnreadable, UnreadableMessages
 
 logger = logging.getLogger(__name__)
 
@@ -87,11 +88,14 @@ class Settlement:
             settings=settings, records=records, lanes=lanes, metrics=metrics
         )
 
-    async def settle(self, run: JobRun, delivery: Delivery, outcome: Outcome) -> None:
-        """Carry out what was decided about a job."""
+    async def settle(self, run: JobRun, delivery: Delivery, outcome: Outcome) -> Delivery | None:
+        """Carry out what was decided about a job.
+
+        Returns the delivery if it is not settled, since it carries the session's next turn now.
+        """
         match outcome:
             case Finish(state, completion, failure):
-                await self._end(run, delivery, self._result(run, state, failure, completion))
+                return await self._end(run, delivery, self._result(run, state, failure, completion))
             case Retry(failure, delay_s):
                 written = await self._release(
                     run,
@@ -108,7 +112,7 @@ class Settlement:
                 # It may take long, and needs no engine.
                 self._slots.leave(run)
                 if await self._bury(delivery, failure, attempts=run.charged):
-                    await self._end(run, delivery, self._result(run, JobState.FAILED, failure))
+                    return await self._end(run, delivery, self._result(run, JobState.FAILED, failure))
             case HandOver(refund):
                 await self._release(
                     run,
@@ -120,66 +124,72 @@ class Settlement:
             case Defer(delay_s):
                 await self._keep(run, delivery, delay_s)
             case Drop():
-                await self._end_turn(run, delivery)
-            case Park():
-                await self._park(run, delivery)
+                return await self._end_turn(run, delivery)
+            case Park(refund):
+                return await self._park(run, delivery, refund=refund)
             case _:
                 assert_never(outcome)
+        return None
 
     async def bury_unreadable(
         self, delivery: Delivery, failure: Failure, *, is_running: Callable[[str], bool]
-    ) -> None:
-        """End what a message belongs to that is no job, and put it among the dead letters, as it came."""
+    ) -> Delivery | None:
+        """End what a message belongs to that is no job, and put it among the dead letters, as it came.
+
+        Returns the delivery if it is not settled, since it carries a session's next turn now.
+        """
         self._metrics.undecodable()
         try:
-            busy_s = await self._unreadable.end(delivery, failure, is_running=is_running)
+            ended = await self._unreadable.end(delivery, failure, is_running=is_running)
         except _UNPUBLISHED as error:
             logger.warning("cannot publish a session's next turn yet (%s)", error)
-            busy_s = REQUEUE_PAUSE_S
-        if busy_s:
-            await self._wait(delivery, busy_s)
+            ended = EndedUnreadable(REQUEUE_PAUSE_S)
+        if ended.busy_s:
+            await self._wait(delivery, ended.busy_s)
             await delivery.requeue()
         elif await self._bury(delivery, failure, attempts=0):
-            delivery.ack()
+            return _ack_or_carry(delivery, ended.job, ended.following)
+        return None
 
-    async def _end(self, run: JobRun, delivery: Delivery, result: Result) -> None:
+    async def _end(self, run: JobRun, delivery: Delivery, result: Result) -> Delivery | None:
         """End the job. If it belongs to another attempt, the message stays until that has ended it."""
         if await self._commit(run, result):
-            await self._end_turn(run, delivery)
-        else:
-            await self._keep(run, delivery)
+            return await self._end_turn(run, delivery)
+        await self._keep(run, delivery)
+        return None
 
-    async def _end_turn(self, run: JobRun, delivery: Delivery) -> None:
+    async def _end_turn(self, run: JobRun, delivery: Delivery) -> Delivery | None:
         """Let the session's next turn run, if there is one, and ack."""
-        job = run.job
+        job, following = run.job, None
         if job.session_id is not None:
             try:
-                await self._lanes.let_next_run(job)
+                following = await self._lanes.let_next_run(job, witness=delivery.witness or job)
             except _UNPUBLISHED as error:
                 # The job that ended comes again, and with it another chance to publish the next turn.
                 self._cannot("publish a session's next turn", error)
                 await self._keep(run, delivery, REQUEUE_PAUSE_S)
-                return
+                return None
             self._can()
-        delivery.ack()
+        return _ack_or_carry(delivery, job, following)
 
-    async def _park(self, run: JobRun, delivery: Delivery) -> None:
+    async def _park(self, run: JobRun, delivery: Delivery, *, refund: bool) -> Delivery | None:
         """Put a turn into its session's lane. Needed when Redis lost the lane it was in."""
+        job = run.job
         entry = QueuedEntry(at=self._records.clock.now(), attempt=run.attempt, reason="handed_over")
-        if await self._release(run, entry, refund=True) is Written.FENCED:
+        if await self._release(run, entry, refund=refund) is Written.FENCED:
             await self._keep(run, delivery)
-            return
+            return None
         try:
-            waits = await self._lanes.wait(run.job, reply_to=run.reply_to)
+            waits, first = await self._lanes.wait(job, reply_to=run.reply_to, witness=delivery.witness or job)
         except _UNPUBLISHED as error:
             self._cannot("park a turn", error)
             await self._keep(run, delivery, REQUEUE_PAUSE_S)
-            return
+            return None
         self._can()
         if waits:
-            delivery.ack()
-        else:
-            await delivery.requeue()
+            return _ack_or_carry(delivery, job, first)
+        await delivery.requeue()
+        return None
 
     async def _commit(self, run: JobRun, result: Result) -> bool:
         """Write the result; False if the job belongs to another attempt."""
@@ -318,3 +328,11 @@ class Settlement:
             model_identity=run.model_identity,
             attempts=run.charged,
         )
+
+
+def _ack_or_carry(delivery: Delivery, ended: Job | None, following: Payload | None) -> Delivery | None:
+    """Ack, unless the message has to carry the turn ``following``."""
+    if ended is None or following is None:
+        delivery.ack()
+        return None
+    return delivery.carrying(following.job, reply_to=following.reply_to, witness=delivery.witness or ended)

@@ -47,12 +47,12 @@ class Turns:
             return job.body
         if job.endpoint is not Endpoint.CHAT:
             return _invalid(f"session_id: only {Endpoint.CHAT} has sessions, not {job.endpoint}")
-        begun = await self._sessions.begin(job, fence=run.fence)
+        begun = await self._sessions.begin(job, fence=run.fence, witness=run.delivery.witness)
         match begun.begin:
             case Begin.TAKEN:
                 return Park()
             case Begin.FENCED:
-                # Should there be no later attempt after all, since Redis lost the record, a next one is.
+                # Should there be no later attempt, since Redis lost the record, the next one is.
                 return HandOver(refund=True)
             case Begin.ANSWERED:
                 return _decode(begun.answer)
@@ -76,7 +76,7 @@ class Turns:
         """End a job that may not run again. If its turn is in the history, it has succeeded all the same."""
         if run.job.session_id is None or run.job.endpoint is not Endpoint.CHAT:
             return refusal
-        begun = await self._sessions.begin(run.job, fence=run.fence)
+        begun = await self._sessions.begin(run.job, fence=run.fence, witness=run.delivery.witness)
         return _decode(begun.answer) if begun.begin is Begin.ANSWERED else refusal
 
     async def complete(self, run: JobRun, completion: Completion) -> Outcome:
@@ -125,8 +125,9 @@ class Turns:
                     return finish
                 case Appended.TAKEN:
                     # Redis lost the session, and perhaps another turn has it now: begin again behind that.
+                    # The attempt counts: what loses the session may do so each time.
                     logger.warning("the session was lost, so its turn begins again", extra={"job_id": job.id})
-                    return Park()
+                    return Park(refund=False)
                 case Appended.FENCED:
                     logger.warning("another attempt has the turn", extra={"job_id": job.id})
                     return Defer()

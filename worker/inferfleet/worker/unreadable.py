@@ -8,16 +8,31 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from inferfleet.schemas import Failure, Job
 from inferfleet.schemas.message import derived_id, known_of
 from inferfleet.schemas.settings import WorkerSettings
 from inferfleet.wire.records import JobRecords
+from inferfleet.wire.sessions import Payload
 from inferfleet.worker.broker import Delivery
 from inferfleet.worker.lanes import Lanes
 from inferfleet.worker.metrics import WorkerMetrics
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class EndedUnreadable:
+    """What came of ending a message's job.
+
+    ``busy_s`` is 0, or after how many seconds to ask again: another worker runs a job that this may be the
+    message of. The message has to carry ``following``, the turn behind its ``job``, if there is one.
+    """
+
+    busy_s: float = 0.0
+    job: Job | None = None
+    following: Payload | None = None
 
 
 class UnreadableMessages:
@@ -31,12 +46,13 @@ class UnreadableMessages:
         self._lanes = lanes
         self._metrics = metrics
 
-    async def end(self, delivery: Delivery, failure: Failure, *, is_running: Callable[[str], bool]) -> float:
+    async def end(
+        self, delivery: Delivery, failure: Failure, *, is_running: Callable[[str], bool]
+    ) -> EndedUnreadable:
         """End the message's job as failed, tell its publisher, and let its session's next turn run.
 
         A job of the same id that has ended is left as it is, and so is one that waits for another client:
-        any message may repeat its id. Returns 0, or after how many seconds to ask again: another worker runs
-        a job that this may be the message of.
+        any message may repeat its id.
 
         Raises:
             ServiceUnreachableError, PublishUnconfirmedError, RefusedError: The next turn is not published.
@@ -68,10 +84,10 @@ class UnreadableMessages:
                 reply_to=reply_to,
             )
             if failed.busy_s:
-                return failed.busy_s
+                return EndedUnreadable(failed.busy_s)
             if failed.result is not None:
                 self._metrics.finished(failed.result)
             if job.session_id is not None:
-                await self._lanes.let_next_run(job)
+                return EndedUnreadable(job=job, following=await self._lanes.let_next_run(job, witness=job))
             break
-        return 0.0
+        return EndedUnreadable()

@@ -23,6 +23,7 @@ from inferfleet.schemas.settings import WorkerSettings
 from inferfleet.wire.clock import RedisClock
 from inferfleet.wire.eviction import refuse_eviction
 from inferfleet.wire.health import forget_heartbeat, write_heartbeat
+from inferfleet.wire.limits import note_limit
 from inferfleet.wire.outage import Outage
 from inferfleet.wire.pipeline import CommandPipeline
 from inferfleet.wire.publishing import ConfirmChannel
@@ -130,8 +131,8 @@ class Worker:
                 result_ttl_s=settings.result_ttl_s,
                 queued_ttl_s=settings.queued_ttl_s,
             )
-            journal = JournalWriter(records=records, settings=settings)
             sessions = Sessions(pipeline=pipeline, settings=settings)
+            journal = JournalWriter(records=records, sessions=sessions, settings=settings)
             processor = Processor(
                 settings=settings,
                 engine=self._engine,
@@ -321,6 +322,7 @@ class Worker:
             self._phase_changed.clear()
             try:
                 await write_heartbeat(pipeline, self._heartbeat(), ttl_s=interval_s * HEARTBEATS_MISSED)
+                await note_limit(pipeline, self._settings.pool, self._settings.queue_max_length)
             except Exception:
                 if self._beating.began():
                     logger.exception("cannot write the heartbeat; trying again until it works")
