@@ -10,7 +10,16 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from tests.integration.conftest import PATIENCE_S, Connect, StartWorker, eventually, journal_of
+from tests.integration.conftest import (
+    PATIENCE_S,
+    Connect,
+    StartWorker,
+    assert_whole,
+    eventually,
+    journal_of,
+    kinds_of,
+    text_of,
+)
 from tests.integration.test_sessions import conversation, finished
 
 from inferfleet.producer import Fleet
@@ -18,7 +27,7 @@ from inferfleet.producer.publisher import Publisher
 from inferfleet.producer.sessions import Session
 from inferfleet.schemas import Job, JobState
 from inferfleet.schemas.errors import SessionBusyError
-from inferfleet.schemas.journal import FinishedEntry
+from inferfleet.schemas.journal import FinishedEntry, TokensEntry
 from inferfleet.wire.sessions import Sessions
 
 pytestmark = pytest.mark.matrix
@@ -121,6 +130,35 @@ async def test_a_turn_that_is_in_the_history_has_succeeded_also_if_its_worker_di
     results = await finished(fleet, first, second)
     assert [result.state for result in results] == [JobState.SUCCEEDED] * 2
     assert await session.history() == conversation("first", "second")
+
+
+@pytest.mark.parametrize(
+    "more", [{}, {"tools": [{"type": "function", "function": {"name": "clock"}}], "tool_choice": "required"}]
+)
+async def test_a_turn_whose_worker_died_before_the_commit_is_the_same_to_all_who_look(
+    fleet: Fleet,
+    session: Session,
+    environment: dict[str, str],
+    start_worker: StartWorker,
+    store: Any,
+    pool: str,
+    more: dict[str, Any],
+) -> None:
+    """Also one that could not be resumed: it has its answer already."""
+    async with dying_worker(DEATHS["between the turn and the commit"], environment, pool) as process:
+        body = {"simulated": {"tokens": 20, "step_delay_s": 0.1}, **more}
+        job = await session.send("first", body=body, stream=True, pool=pool)
+        assert await asyncio.wait_for(process.wait(), PATIENCE_S) == -9
+    await start_worker(lease_s=1)
+    (result,) = await finished(fleet, job)
+    assert result.state is JobState.SUCCEEDED
+    entries = await journal_of(store, job)
+    assert "restarted" not in kinds_of(entries)
+    assert_whole(entries)
+    assert text_of(entries) == result.text
+    tokens = [chunk for entry in entries if isinstance(entry, TokensEntry) for chunk in entry.chunks]
+    counts = (sum(len(chunk.token_ids) for chunk in tokens), (await fleet.get(job)).tokens)
+    assert counts == (result.usage.completion_tokens, result.usage.completion_tokens)
 
 
 async def test_an_interrupted_turn_whose_worker_died_before_the_commit_is_still_cancelled(

@@ -140,6 +140,17 @@ class JobRun:
             self.first_token_s = time.monotonic() - self.started
         self._fresh.append(chunk)
 
+    @property
+    def unwritten(self) -> tuple[int, tuple[TokenChunk, ...]]:
+        """How many tokens the journal was given, and those behind them that it was not."""
+        return self._offset, _merge(self._fresh)
+
+    def recall(self, offset: int, unwritten: tuple[TokenChunk, ...]) -> None:
+        """Take what an earlier attempt could not write down, if the journal ends where that begins."""
+        if self.tokens == offset:
+            self._fresh = list(unwritten)
+            self._resumed_tokens = self.tokens
+
     def read_prompt(self, *, model: str, tokens: int) -> None:
         """Hear from the engine what it answers, and as which model."""
         self.head = AnswerHead(endpoint=self.job.endpoint, model=model, prompt_tokens=tokens)

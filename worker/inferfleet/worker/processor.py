@@ -274,8 +274,11 @@ class Processor:
             else:
                 run.resume(chunks)
         # Before the restart: a turn that an earlier attempt has completed keeps the tokens that it has.
+        if restart is not None and job.session_id is not None:
+            await self._recall(run, started)
         body = await self._turns.begin(run)
         if isinstance(body, dict) and restart is not None:
+            run.resume(())
             if not await self._restart(run, restart, tokens_wasted=started.tokens):
                 return Defer()
             # The session has to know the new fence.

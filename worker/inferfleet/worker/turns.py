@@ -11,6 +11,7 @@ import orjson
 
 from inferfleet.schemas import Endpoint, Failure, FailureCode, JobState, Usage
 from inferfleet.schemas.errors import SessionError
+from inferfleet.schemas.journal import TokenChunk
 from inferfleet.schemas.merge_patch import merge_patch
 from inferfleet.schemas.said import CUT_SHORT
 from inferfleet.schemas.session import Turn, estimated_tokens, history, tool_problem, with_answer
@@ -55,7 +56,7 @@ class Turns:
                 # Should there be no later attempt, since Redis lost the record, the next one is.
                 return HandOver(refund=True)
             case Begin.ANSWERED:
-                return _decode(begun.answer)
+                return _recalled(run, begun.answer)
             case Begin.LOST:
                 return _lost(
                     turns_lost(job.session_id, counted=begun.turns, present=int(begun.answer or b"0"))
@@ -77,7 +78,7 @@ class Turns:
         if run.job.session_id is None or run.job.endpoint is not Endpoint.CHAT:
             return refusal
         begun = await self._sessions.begin(run.job, fence=run.fence, witness=run.delivery.witness)
-        return _decode(begun.answer) if begun.begin is Begin.ANSWERED else refusal
+        return _recalled(run, begun.answer) if begun.begin is Begin.ANSWERED else refusal
 
     async def complete(self, run: JobRun, completion: Completion) -> Outcome:
         """Add an answered turn to its session."""
@@ -118,7 +119,7 @@ class Turns:
                     return _lost(str(error))
                 state = version, merge_patch(value, job.state_patch)
             appended = await self._sessions.append(
-                job, fence=run.fence, turn=turn, answer=_encode(finish), state=state
+                job, fence=run.fence, turn=turn, answer=_encode(finish, run), state=state
             )
             match appended:
                 case Appended.OK:
@@ -175,21 +176,27 @@ def _partial(run: JobRun) -> Completion:
     return Completion(response=run.cut_response(), usage=run.usage)
 
 
-def _encode(finish: Finish) -> bytes:
+def _encode(finish: Finish, run: JobRun) -> bytes:
     """What the next attempt needs to commit a turn whose worker died before it could."""
     assert finish.completion is not None  # noqa: S101 - what is added to a history is an answer
+    journaled, unwritten = run.unwritten
     return orjson.dumps(
         {
             "state": finish.state,
             "failure": finish.failure.model_dump(mode="json") if finish.failure else None,
             "response": finish.completion.response,
             "usage": finish.completion.usage.model_dump(),
+            "journaled": journaled,
+            "unwritten": [chunk.model_dump(exclude_none=True) for chunk in unwritten],
         }
     )
 
 
-def _decode(answer: bytes) -> Finish:
+def _recalled(run: JobRun, answer: bytes) -> Finish:
+    """The end that an earlier attempt could not commit, and with it the tokens that only that knew."""
     value: Mapping[str, Any] = orjson.loads(answer)
+    chunks = tuple(TokenChunk.model_validate(chunk) for chunk in value.get("unwritten", ()))
+    run.recall(value.get("journaled", 0), chunks)
     return Finish(
         JobState(value["state"]),
         Completion(response=value["response"], usage=Usage.model_validate(value["usage"])),
