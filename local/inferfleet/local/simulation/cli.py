@@ -1,0 +1,172 @@
+"""``inferfleet-explore``: play schedules of a simulated fleet, and print those that break a promise."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import Annotated
+
+import orjson
+import typer
+
+from inferfleet.cli.failing import plain_errors
+from inferfleet.local.simulation.explore import (
+    EACH_FAULT,
+    Tally,
+    at_random,
+    kind_of,
+    one_by_one,
+    search,
+    shortened,
+)
+from inferfleet.local.simulation.forks import Players, players
+from inferfleet.local.simulation.mutations import MUTATIONS
+from inferfleet.local.simulation.plan import FAULTS, LOSSES, Plan
+from inferfleet.local.simulation.play import Played
+from inferfleet.local.simulation.scenarios import SCENARIOS
+
+
+def command(
+    *,
+    minutes: Annotated[float, typer.Option(help="How long to look, for all scenarios together.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="What the schedules are drawn from.")] = 1,
+    schedules: Annotated[int | None, typer.Option(help="At most so many of each scenario.")] = None,
+    scenario: Annotated[list[str] | None, typer.Option(help="Only these; may be given several times.")] = None,
+    losses: Annotated[bool, typer.Option("--losses", help="Redis may lose data, too.")] = False,
+    one_event: Annotated[
+        bool, typer.Option("--one-event", help="Not at random: each single event at each step.")
+    ] = False,
+    at_once: Annotated[int, typer.Option(min=1, help="Processes.")] = os.cpu_count() or 1,
+    stop_after: Annotated[int, typer.Option(help="Stop a scenario after so many kinds of findings.")] = 3,
+    replay: Annotated[str | None, typer.Option(help="Play this one schedule, and say what comes of it.")] = None,
+    trace: Annotated[bool, typer.Option("--trace", help="With --replay: print each step.")] = False,
+    mutation: Annotated[str | None, typer.Option(help="Put this fault into the product first.")] = None,
+    mutations: Annotated[bool, typer.Option("--mutations", help="Say for each fault how soon it is found.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
+) -> None:
+    """Play schedules of a simulated fleet: who goes on when, what breaks, which bytes come late.
+
+    The product's own code runs, in virtual time. Exits with 1 if a promise was broken.
+    """
+    found: list[Played] = []
+    with plain_errors():
+        if mutations:
+            raise typer.Exit(0 if _try_mutations(seed, at_once) else 1)
+        with players(at_once=at_once, mutation=mutation) as ready:
+            if replay is not None:
+                found = [_replayed(ready, Plan.parse(replay), trace=trace, as_json=as_json)]
+            else:
+                names = scenario or list(SCENARIOS)
+                for name in names:
+                    found += _explored(
+                        ready,
+                        name,
+                        seed=seed,
+                        seconds=minutes * 60 / len(names),
+                        schedules=schedules,
+                        faults={**FAULTS, **(LOSSES if losses else {})},
+                        one_event=one_event,
+                        stop_after=stop_after,
+                        quiet=as_json,
+                    )
+    if as_json:
+        sys.stdout.buffer.write(orjson.dumps([_as_json(played) for played in found]) + b"\n")
+    raise typer.Exit(1 if any(played.findings for played in found) else 0)
+
+
+def _replayed(ready: Players, plan: Plan, *, trace: bool, as_json: bool) -> Played:
+    if trace:
+        ready.trace(plan)
+    played = ready.play(plan)
+    if not as_json:
+        _say(f"{played.all_steps} steps, trace {played.trace}")
+        for finding in played.findings:
+            _say(f"  {finding}")
+    return played
+
+
+def _explored(
+    ready: Players,
+    name: str,
+    *,
+    seed: int,
+    seconds: float,
+    schedules: int | None,
+    faults: dict[str, int],
+    one_event: bool,
+    stop_after: int,
+    quiet: bool,
+) -> list[Played]:
+    tally, kinds = Tally(), dict[str, Played]()
+    deadline = time.perf_counter() + seconds
+    if one_event:
+        plans = (
+            plan
+            for variant in range(SCENARIOS[name].variants)
+            for plan in one_by_one(ready, Plan(name, variant), faults=EACH_FAULT)
+        )
+    else:
+        plans = at_random(ready, name, seed=seed, faults=faults)  # type: ignore[arg-type]
+
+    def until() -> bool:
+        over = time.perf_counter() > deadline or len(kinds) >= stop_after
+        return over or (schedules is not None and tally.schedules >= schedules)
+
+    for played in search(ready, plans, tally, until=until):
+        if kind_of(played) not in kinds:
+            kinds[kind_of(played)] = played
+    shortest = [shortened(ready, played) for played in kinds.values()]
+    if not quiet:
+        rate = tally.schedules / max(tally.seconds, 0.001)
+        _say(
+            f"{name}: {tally.schedules} schedules ({len(tally.different)} different), {tally.steps} steps, "
+            f"{rate:.0f} a second, {len(shortest)} kinds of findings"
+        )
+        for played in shortest:
+            _say(f"  {played.plan}")
+            for finding in played.findings:
+                _say(f"    {finding}")
+    return shortest
+
+
+def _try_mutations(seed: int, at_once: int) -> bool:
+    """Say of each mutation after how many schedules it is found."""
+    good = True
+    for name, mutation in MUTATIONS.items():
+        after = found_after(name, seed=seed, at_once=at_once)
+        good &= after is not None
+        _say(f"{name}: " + ("not found" if after is None else f"found after {after}") + f" of {mutation.within}")
+    return good
+
+
+def found_after(name: str, *, seed: int, at_once: int) -> int | None:
+    """How many schedules it takes to find a mutation; ``None`` if more than it may take."""
+    mutation, tally = MUTATIONS[name], Tally()
+    faults = {**FAULTS, **(LOSSES if mutation.losses else {})}
+    with players(at_once=at_once, mutation=name) as ready:
+        plans = at_random(ready, mutation.scenario, seed=seed, faults=faults)
+        for _ in search(ready, plans, tally, until=lambda: tally.schedules >= mutation.within):
+            return tally.schedules
+    return None
+
+
+def _as_json(played: Played) -> dict[str, object]:
+    return {
+        "plan": str(played.plan),
+        "findings": played.findings,
+        "steps": played.all_steps,
+        "trace": played.trace,
+    }
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def main() -> None:
+    """Run the command line."""
+    app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+    app.command()(command)
+    app()

@@ -1,0 +1,82 @@
+"""All that makes two runs of one schedule differ, made the same: clocks, random numbers, names, hashes.
+
+This is the whole list. It holds for the whole process, which does nothing else.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import secrets
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from datetime import UTC, datetime, tzinfo
+from typing import Any
+
+import circuitbreaker
+import uuid_utils
+
+import inferfleet.schemas.job
+import inferfleet.worker.intake
+import inferfleet.worker.worker
+from inferfleet.worker.job_run import JobRun
+
+EPOCH_S = 1_800_000_000.0
+"""The time at which every run begins."""
+
+INTAKE_INTERVAL_S = 30.0
+"""Workers look at their engine's load this seldom: it never changes here, and each look costs a step."""
+
+
+class _SeededRandom(random.Random):
+    """What is made without a seed has one."""
+
+    def __init__(self, seed: Any = 0) -> None:
+        super().__init__(seed)
+
+
+def make_deterministic(now: Callable[[], float]) -> None:
+    """Replace what differs from run to run. ``now`` is the virtual time in seconds since the start."""
+    numbers = itertools.count(1)
+    chance = random.Random(0)  # noqa: S311 - a repeatable run
+
+    class Datetime(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> Any:  # type: ignore[override]
+            return datetime.fromtimestamp(EPOCH_S + now(), tz or UTC)
+
+    def uuid7(*_: Any) -> str:
+        return f"01900000-0000-7000-8000-{next(numbers):012x}"
+
+    replaced: Any
+    for place, name, replaced in (
+        (time, "time", lambda: EPOCH_S + now()),
+        (time, "monotonic", now),
+        (circuitbreaker, "monotonic", now),
+        (os, "urandom", chance.randbytes),
+        (os, "getpid", lambda: 1),
+        (random, "Random", _SeededRandom),
+        (secrets, "token_urlsafe", lambda *_: f"token-{next(numbers)}"),  # type: ignore[misc]
+        (uuid_utils, "uuid7", uuid7),
+        (inferfleet.schemas.job, "datetime", Datetime),
+        (inferfleet.worker.intake, "ROOM_INTERVAL_S", INTAKE_INTERVAL_S),
+        # The one thing that listens: nobody asks it anything.
+        (inferfleet.worker.worker, "serve_http", lambda **_: nullcontext(0)),  # type: ignore[misc]
+        (inferfleet.worker.worker, "version", lambda _: "simulated"),  # type: ignore[misc]
+        (JobRun, "__hash__", _numbered(numbers)),
+    ):
+        setattr(place, name, replaced)
+    random.seed(0)
+
+
+def _numbered(numbers: itertools.count[int]) -> Callable[[Any], int]:
+    """A hash by number: sets of runs are walked through, in the order of their hashes."""
+
+    def number(run: Any) -> int:
+        if (known := run.__dict__.get("_number")) is None:
+            known = run.__dict__["_number"] = next(numbers)
+        return int(known)
+
+    return number

@@ -1,0 +1,144 @@
+"""Looks for schedules that break a promise: at random, or one event after the other; and makes them short."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+
+from inferfleet.local.simulation.forks import Players
+from inferfleet.local.simulation.plan import ACTORS, FAULTS, Event, Kind, Plan, draw
+from inferfleet.local.simulation.play import Played
+from inferfleet.local.simulation.scenarios import SCENARIOS
+
+
+@dataclass(slots=True)
+class Tally:
+    """How much was explored."""
+
+    schedules: int = 0
+    steps: int = 0
+    different: set[str] = field(default_factory=set[str])
+    """The traces that were seen: schedules that came to the same are one."""
+    seconds: float = 0.0
+
+    def add(self, played: Played) -> None:
+        """Count one schedule."""
+        self.schedules += 1
+        self.steps += played.all_steps
+        self.different.add(played.trace)
+
+
+def lengths(players: Players, scenario: str) -> dict[int, int]:
+    """The steps of each variant's undisturbed run."""
+    plans = [Plan(scenario, variant) for variant in range(SCENARIOS[scenario].variants)]
+    found = {played.plan.variant: played.steps for played in players.play_all(plans)}
+    return dict(sorted(found.items()))
+
+
+def at_random(
+    players: Players, scenario: str, *, seed: int, first: int = 0, faults: Mapping[Kind, int] = FAULTS
+) -> Iterator[Plan]:
+    """Draw schedules for ever. The number of a schedule and the seed say all of it."""
+    longest = max(lengths(players, scenario).values())
+    number = first
+    while True:
+        yield draw(
+            f"{seed}:{number}",
+            scenario=scenario,
+            variants=SCENARIOS[scenario].variants,
+            steps=longest,
+            faults=faults,
+        )
+        number += 1
+
+
+def one_by_one(players: Players, plan: Plan, *, faults: Iterable[Event]) -> Iterator[Plan]:
+    """The schedules with one event more, behind those that are there: a delay or a fault at each step.
+
+    A fault of a process is put only before its own steps: before those of others it comes to the same.
+    """
+    sources = players.play(plan).sources
+    first = max((event.step for event in plan.events), default=0)
+    events = list(faults)
+    for step, source in islice(enumerate(sources), first, None):
+        # One turn later of a process that goes on anyway is no other schedule.
+        new = [Event(step, Kind.DELAY)] if not step or sources[step - 1] != source else []
+        new += [
+            Event(step, event.kind, event.target, event.late, event.seconds)
+            for event in events
+            if not event.target or _concerns(event.target, source)
+        ]
+        for event in new:
+            yield Plan(plan.scenario, plan.variant, (*plan.events, event))
+
+
+def _concerns(target: str, source: str) -> bool:
+    """Whether a step of this source has to do with a process or a link."""
+    ends = set(source.partition(".")[0].split(">"))
+    actor, _, service = target.partition("-")
+    return actor in ends and (not service or len(ends) == 1 or service in ends)
+
+
+EACH_FAULT = tuple(
+    Event(0, kind, target, late, seconds)
+    for actor in ACTORS
+    for kind, target, late, seconds in (
+        (Kind.CRASH, actor, False, 0.0),
+        (Kind.CRASH, actor, True, 0.0),
+        (Kind.STALL, actor, False, 20.0),
+        *(
+            fault
+            for service in ("redis", "broker")
+            for fault in (
+                (Kind.REPEAT, f"{actor}-{service}", False, 0.0),
+                (Kind.CUT, f"{actor}-{service}", False, 6.0),
+                (Kind.CUT, f"{actor}-{service}", True, 6.0),
+                (Kind.HOLE, f"{actor}-{service}", False, 20.0),
+            )
+        ),
+    )
+)
+"""One of each kind for each process and link."""
+
+
+def search(
+    players: Players, plans: Iterable[Plan], tally: Tally, *, until: Callable[[], bool]
+) -> Iterator[Played]:
+    """Play schedules until it is time; give those that break a promise."""
+    began = time.perf_counter()
+
+    def some() -> Iterator[Plan]:
+        for plan in plans:
+            if until():
+                return
+            yield plan
+
+    for played in players.play_all(some()):
+        tally.add(played)
+        tally.seconds = time.perf_counter() - began
+        if played.findings:
+            yield played
+
+
+def shortened(players: Players, played: Played) -> Played:
+    """The shortest schedule to be had that breaks the same promise: faults are left out, then delays, then time."""
+    kind = kind_of(played)
+    changed = True
+    while changed:
+        changed = False
+        for event in sorted(played.plan.events, key=lambda event: event.kind is Kind.DELAY):
+            tried = players.play(played.plan.without(event))
+            if kind in map(_kind, tried.findings):
+                played, changed = tried, True
+    return played
+
+
+def kind_of(played: Played) -> str:
+    """The first promise that it breaks."""
+    return _kind(played.findings[0])
+
+
+def _kind(finding: str) -> str:
+    return finding.partition(" ")[0]

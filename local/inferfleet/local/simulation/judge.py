@@ -1,0 +1,169 @@
+"""Looks at what came of a schedule. What the chaos suite checks, and what only a small world can know."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import orjson
+
+from inferfleet.local.chaos import checker
+from inferfleet.local.chaos.history import History as ChaosHistory
+from inferfleet.local.chaos.history import JobHistory
+from inferfleet.local.simulation.scenarios import KEY, SESSION
+from inferfleet.local.simulation.world import Call, World
+from inferfleet.schemas import Job, JobState, Result
+from inferfleet.schemas.errors import JobDataLostError, JobNotFoundError, PublishUnconfirmedError
+from inferfleet.schemas.errors import ServiceUnreachableError
+from inferfleet.schemas.names import journal_key, result_key, turns_key
+from inferfleet.schemas.session import Turn
+from inferfleet.wire.journal_lines import parse_line
+
+
+def findings(world: World) -> Iterator[str]:
+    """Say all that must not be: kind, subject, detail."""
+    names = {job.id: str(job.metadata["name"]) for job in _jobs(world)}
+    found = [*world.history.problems, *_checked(world), *_refused(world), *_turns(world), *_clients(world)]
+    for kind, subject, detail in found:
+        for job_id, name in names.items():
+            detail = detail.replace(job_id, name)
+        yield f"{kind} {names.get(subject, subject)}: {detail}"
+
+
+def _jobs(world: World) -> list[Job]:
+    return [call.got or call.job for call in world.history.calls]
+
+
+def _accepted(world: World) -> dict[str, Job]:
+    return {call.got.id: call.got for call in world.history.calls if call.got is not None}
+
+
+def _checked(world: World) -> Iterator[tuple[str, str, str]]:
+    """What the checker of the chaos suite says."""
+    history, store = world.history, world.redis.store
+    past = dict(_past(world))
+    jobs: list[JobHistory] = []
+    for job_id, job in _accepted(world).items():
+        seen = [each for each in history.seen if each.job_id == job_id]
+        read = tuple(tuple(each.entries) for each in seen if each.result is not None or each.error is not None)
+        lines: Any = store.run([b"XRANGE", journal_key(job_id).encode(), b"-", b"+"])
+        stored: Any = store.run([b"GET", result_key(job_id).encode()])
+        jobs.append(
+            JobHistory(
+                job=job.model_copy(
+                    update={
+                        "body": {**job.body, "messages": [*past.get(job_id, ()), *job.body["messages"]]},
+                        # A reader that died with its process has seen no end.
+                        "stream": job.stream and bool(read),
+                    }
+                ),
+                journal=tuple(
+                    parse_line(dict(zip(fields[::2], fields[1::2], strict=True))) for _, fields in lines
+                ),
+                stored=Result.model_validate_json(stored) if stored else None,
+                seen=tuple(each.result for each in seen if each.result is not None),
+                streams=read if job.stream else (),
+                cancel_asked=job_id in history.cancels or job.metadata["chaos"] == "cancelled",
+                lost_result=job_id in history.finished_before_loss,
+            )
+        )
+    verdict = checker.check(
+        ChaosHistory(jobs=tuple(jobs), dead_letters=tuple(world.dead_letters()), keys_lost=history.lost)
+    )
+    for finding in verdict.findings:
+        if not (history.lost and finding.violation in _EXCUSED_BY_A_LOSS):
+            yield finding.violation.value, finding.subject, finding.detail
+
+
+_EXCUSED_BY_A_LOSS = {
+    checker.Violation.TWO_TERMINAL_RESULTS,
+    checker.Violation.WRITE_AFTER_FENCE,
+    checker.Violation.WRONG_TEXT,
+    checker.Violation.STREAM_WITHOUT_END,
+}
+
+
+def _refused(world: World) -> Iterator[tuple[str, str, str]]:
+    """A job that was refused never runs, and nobody has been told the contrary."""
+    ran = {job_id for _, job_id in world.history.runs}
+    for call in world.history.calls:
+        if call.error is None or isinstance(call.error, PublishUnconfirmedError):
+            continue
+        others = [
+            other
+            for other in world.history.calls
+            if other is not call and (other.job.id == call.job.id or _same_key(other.job, call.job))
+        ]
+        if not others and call.job.id in ran:
+            yield "refused_job_ran", call.job.id, repr(call.error)
+        before = [other for other in others if other.got and other.ended < call.began]
+        if before and not isinstance(call.error, ServiceUnreachableError) and not world.history.lost:
+            yield "refused_though_accepted", call.job.id, repr(call.error)
+        if all(_is_refusal(other) and other.ended < call.ended for other in others) and call.job.id in ran:
+            yield "refused_job_ran", call.job.id, repr(call.error)
+
+
+def _same_key(one: Job, other: Job) -> bool:
+    return one.idempotency_key is not None and one.idempotency_key == other.idempotency_key
+
+
+def _is_refusal(call: Call) -> bool:
+    return call.error is not None and not isinstance(call.error, PublishUnconfirmedError)
+
+
+def turns(world: World) -> list[Turn]:
+    """The session's history as it is stored."""
+    lines: Any = world.redis.store.run([b"LRANGE", turns_key(SESSION).encode(), b"0", b"-1"])
+    return [Turn.model_validate(orjson.loads(line)) for line in lines]
+
+
+def _past(world: World) -> Iterator[tuple[str, list[Any]]]:
+    """What each turn of the history has had before it."""
+    before: list[Any] = []
+    for turn in turns(world):
+        yield turn.job_id, list(before)
+        before += turn.messages
+
+
+def _turns(world: World) -> Iterator[tuple[str, str, str]]:
+    """Each turn that succeeded is in the history, once, in the order in which they were accepted."""
+    if world.history.lost:
+        return
+    history = turns(world)
+    for job_id, times in Counter(turn.job_id for turn in history).items():
+        if times > 1:
+            yield "turn_twice", job_id, f"it is {times} times in the history"
+    place = {turn.job_id: number for number, turn in enumerate(history)}
+    calls = [call for call in world.history.calls if call.got is not None and call.got.session_id]
+    for call in calls:
+        assert call.got is not None  # noqa: S101 - as above
+        stored: Any = world.redis.store.run([b"GET", result_key(call.got.id).encode()])
+        result = Result.model_validate_json(stored) if stored else None
+        if result is not None and result.state is JobState.SUCCEEDED and call.got.id not in place:
+            yield "turn_lost", call.got.id, "it succeeded and is not in the history"
+        if result is not None and call.got.id in place:
+            said = history[place[call.got.id]].messages[-1].get("content")
+            if said != (result.text or ""):
+                yield "turn_differs", call.got.id, f"history {said!r}, result {result.text!r}"
+    # Several may submit the same turn: the first of them counts.
+    began, ended = {}, {}
+    for call in reversed(calls):
+        began[call.got.id], ended[call.got.id] = call.began, call.ended
+    for one in place:
+        for other in place:
+            if one in ended and other in began and ended[one] < began[other] and place[one] > place[other]:
+                yield "turn_order", other, f"it is before {one}, accepted earlier"
+    refused = {call.job.id for call in world.history.calls if _is_refusal(call)} - set(_accepted(world))
+    for job_id in place:
+        if job_id in refused and not any(c.job.idempotency_key == KEY for c in world.history.calls if c.job.id == job_id):
+            yield "refused_turn_in_history", job_id, "its call was refused"
+
+
+def _clients(world: World) -> Iterator[tuple[str, str, str]]:
+    """Whoever follows an accepted job is told how it ended."""
+    for seen in world.history.seen:
+        if seen.error is not None and not world.history.lost:
+            yield "reader_failed", seen.job_id, repr(seen.error)
+        elif seen.error is not None and not isinstance(seen.error, (JobDataLostError, JobNotFoundError)):
+            yield "reader_failed", seen.job_id, repr(seen.error)

@@ -1,0 +1,273 @@
+"""An event loop without a clock and without sockets: time is a number, and a plan says who goes next.
+
+Each simulated process is an ``Actor`` with a queue of its own. As in a real one, what its loop has ready runs
+in order, in one turn. Between turns anything may happen: another process goes on, bytes arrive, or neither.
+What can go next are *sources*: actors that have something ready, and flows that have bytes under way. By default
+they take turns. A ``Plan`` may hold one back, or break something, at any step; so the plan is the whole schedule.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from collections import deque
+from collections.abc import Callable
+from contextvars import Context, ContextVar, copy_context
+from itertools import count
+from typing import Any, Protocol
+
+LIMIT = 200_000
+"""Steps after which a run counts as one that never ends."""
+
+FOR_NOW = 0.0
+"""Held back until all others have come to rest."""
+
+
+class Source(Protocol):
+    """What may go next."""
+
+    name: str
+
+    @property
+    def ready(self) -> bool:
+        """Whether it has something to do, and is able to."""
+        ...
+
+    @property
+    def process(self) -> Actor:
+        """Whose turn it is: this process has to run for it."""
+        ...
+
+    @property
+    def what(self) -> str:
+        """What it does next, for the trace."""
+        ...
+
+    def step(self) -> None:
+        """Do the next thing."""
+        ...
+
+
+class Actor:
+    """A simulated process: what its event loop has ready."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.alive = True
+        self.handles: deque[asyncio.Handle] = deque()
+        self.context: Context = copy_context()
+        self.context.run(ACTOR.set, self)
+
+    @property
+    def ready(self) -> bool:
+        """Whether its loop has something to run."""
+        return bool(self.handles)
+
+    @property
+    def process(self) -> Actor:
+        """Itself."""
+        return self
+
+    @property
+    def what(self) -> str:
+        """How much its loop has ready."""
+        return f"{self.name} {len(self.handles)}"
+
+    def step(self) -> None:
+        """One turn of its loop: all that is ready now, and nothing that becomes ready by that."""
+        for _ in range(len(self.handles)):
+            if not self.handles:
+                return
+            handle = self.handles.popleft()
+            if not handle._cancelled:  # type: ignore[attr-defined]  # noqa: SLF001 - as the loop of asyncio does
+                handle._run()  # noqa: SLF001
+
+    def die(self) -> None:
+        """Be gone at once. Nothing is cleaned up."""
+        self.alive = False
+        self.handles.clear()
+
+
+ACTOR: ContextVar[Actor] = ContextVar("actor")
+
+
+def _no_network(_: Actor, port: int, __: Any) -> Any:
+    raise ConnectionRefusedError(port)
+
+
+class StuckError(Exception):
+    """Nothing is ready, and no timer will change that; or it never comes to an end."""
+
+
+class VirtualLoop(asyncio.BaseEventLoop):
+    """The loop of all actors. ``on_step`` is asked before each step, and may change what is ready."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+        self.steps = 0
+        self.on_step: Callable[[int], None] = lambda _: None
+        self.on_time: Callable[[], None] = lambda: None
+        self.connect: Callable[[Actor, int, Any], Any] = _no_network
+        self.trace: list[str] | None = None
+        self.main = Actor("main")
+        self.main.context.run(lambda: None)
+        self._sources: dict[Source, None] = {}
+        """Those that have something to do, in the order in which they got it."""
+        self._held: dict[Source | Actor, float] = {}
+        """Until when each is held back."""
+        self._timers: list[tuple[float, int, asyncio.TimerHandle, Actor]] = []
+        self._numbers = count()
+        self._tasks = count()
+        self.set_task_factory(self._task)
+
+    # What asyncio asks of a loop
+
+    def time(self) -> float:
+        """The virtual time, in seconds."""
+        return self.now
+
+    def call_soon(self, callback: Any, *args: Any, context: Context | None = None) -> asyncio.Handle:
+        """Run it in the next turn of the actor that asks."""
+        handle = asyncio.Handle(callback, args, self, context)
+        self._add(self._owner(handle), handle)
+        return handle
+
+    call_soon_threadsafe = call_soon  # type: ignore[assignment]
+
+    def call_at(
+        self, when: float, callback: Any, *args: Any, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        """Run it at a time."""
+        timer = asyncio.TimerHandle(when, callback, args, self, context)
+        heapq.heappush(self._timers, (when, next(self._numbers), timer, self._owner(timer)))
+        return timer
+
+    def call_later(
+        self, delay: float, callback: Any, *args: Any, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        """Run it in a while."""
+        return self.call_at(self.now + delay, callback, *args, context=context)
+
+    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
+        """It is skipped when its time comes."""
+
+    def _write_to_self(self) -> None:
+        """There are no other threads to wake this one."""
+
+    def _process_events(self, event_list: Any) -> None:
+        """There are none."""
+
+    async def create_connection(  # type: ignore[override]  # of all that asyncio offers, what is used here
+        self, protocol_factory: Callable[[], Any], host: Any = None, port: int = 0, **_: Any
+    ) -> Any:
+        """Connect to a port of the simulated network."""
+        protocol = protocol_factory()
+        return self.connect(ACTOR.get(), port, protocol), protocol
+
+    def run_in_executor(self, executor: Any, func: Any, *args: Any) -> asyncio.Future[Any]:
+        """Run it at once: there are no threads."""
+        future = self.create_future()
+        try:
+            future.set_result(func(*args))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+    def add_signal_handler(self, sig: int, callback: Any, *args: Any) -> None:
+        """No simulated process gets signals; to be told to stop, one is asked to."""
+
+    def remove_signal_handler(self, sig: int) -> bool:
+        """There are none."""
+        return False
+
+    def _run_once(self) -> None:
+        if self.steps > LIMIT:
+            raise StuckError(f"no end after {LIMIT} steps")
+        self.on_step(self.steps)
+        source = self._next()
+        if source is None:
+            self._pass_time()
+            return
+        self.steps += 1
+        if self.trace is not None:
+            self.trace.append(f"{self.now:.3f} {source.what}")
+        source.step()
+        self.offer(source)
+
+    # What the plan asks
+
+    def offer(self, source: Source) -> None:
+        """Let a source take its turn behind all others, if it has something to do."""
+        self._sources.pop(source, None)
+        if source.ready and source.process.alive:
+            self._sources[source] = None
+
+    def head(self) -> Source | None:
+        """The source that goes next."""
+        return next((source for source in self._sources if self._free(source)), None)
+
+    def hold(self, source: Source | Actor, seconds: float) -> None:
+        """Hold a source back until so much time has passed; ``FOR_NOW`` until nothing else can go on."""
+        self._held[source] = max(self._held.get(source, 0.0), self.now + seconds)
+
+    def release(self) -> None:
+        """Hold nothing back any more."""
+        self._held.clear()
+
+    def _free(self, source: Source) -> bool:
+        return source not in self._held and source.process not in self._held
+
+    def _next(self) -> Source | None:
+        while True:
+            for source in list(self._sources):
+                if not source.ready or not source.process.alive:
+                    del self._sources[source]
+                elif not self._held or self._free(source):
+                    return source
+            # All others have come to rest.
+            over = [source for source, until in self._held.items() if until <= self.now]
+            if not over:
+                return None
+            for source in over:
+                del self._held[source]
+
+    def _pass_time(self) -> None:
+        while self._timers and (self._timers[0][2]._cancelled or not self._timers[0][3].alive):  # type: ignore[attr-defined]  # noqa: SLF001
+            heapq.heappop(self._timers)
+        times = [*self._held.values(), *(when for when, *_ in self._timers[:1])]
+        if not times:
+            raise StuckError("nothing is ready, and nothing ever will be")
+        if (earliest := min(times)) > self.now:
+            self.now = earliest
+            self.on_time()
+        while self._timers and self._timers[0][0] <= self.now:
+            _, _, timer, actor = heapq.heappop(self._timers)
+            if not timer._cancelled:  # type: ignore[attr-defined]  # noqa: SLF001
+                self._add(actor, timer)
+
+    def _add(self, actor: Actor, handle: asyncio.Handle) -> None:
+        if actor.alive:
+            actor.handles.append(handle)
+            if len(actor.handles) == 1:
+                self._sources.setdefault(actor)
+
+    def _owner(self, handle: asyncio.Handle) -> Actor:
+        return handle._context.get(ACTOR, self.main)  # type: ignore[attr-defined]  # noqa: SLF001
+
+    def _task(self, loop: asyncio.AbstractEventLoop, coro: Any, **options: Any) -> asyncio.Task[Any]:
+        return _Task(coro, loop=loop, number=next(self._tasks), **options)
+
+    def call_exception_handler(self, context: dict[str, Any]) -> None:
+        """What nobody has asked for is of no interest here: the checker looks at what came of it."""
+
+
+class _Task(asyncio.Task[Any]):
+    """A task whose place in a set does not depend on where it lies in memory."""
+
+    def __init__(self, coro: Any, *, number: int, **options: Any) -> None:
+        self._number = number
+        super().__init__(coro, **options)
+
+    def __hash__(self) -> int:
+        return self._number

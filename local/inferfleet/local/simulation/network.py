@@ -1,0 +1,237 @@
+"""Connections in memory, whose bytes are under way until the schedule lets them arrive.
+
+A connection is two flows. A cut may lose what is under way, or let it arrive later, when its client has long made
+another connection: late copies of commands come about like that, as they do behind a real network.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from collections import deque
+from collections.abc import Callable
+from itertools import count
+from typing import Any
+
+from inferfleet.local.simulation.loop import Actor, VirtualLoop
+
+_EOF = None
+
+
+class Flow:
+    """One direction of a connection. ``to`` gets what it carries."""
+
+    def __init__(self, name: str, loop: VirtualLoop) -> None:
+        self.name = name
+        self._loop = loop
+        self.chunks: deque[bytes | None] = deque()
+        self.to: Transport
+
+    @property
+    def ready(self) -> bool:
+        """Whether something is under way."""
+        return bool(self.chunks)
+
+    @property
+    def process(self) -> Actor:
+        """The process that the bytes go to."""
+        return self.to.actor
+
+    @property
+    def what(self) -> str:
+        """What arrives next."""
+        chunk = self.chunks[0]
+        return f"{self.name} end" if chunk is None else f"{self.name} {len(chunk)} {zlib.crc32(chunk)}"
+
+    def step(self) -> None:
+        """Let the next bytes arrive, or the end."""
+        chunk = self.chunks.popleft()
+        self.to.actor.context.copy().run(self.to.arrive, chunk)
+
+    def carry(self, chunk: bytes | None) -> None:
+        """Send bytes on their way, or the end."""
+        self.chunks.append(chunk)
+        if len(self.chunks) == 1:
+            self._loop.offer(self)
+
+
+class _Socket:
+    """What is asked of a socket's options."""
+
+    def setsockopt(self, *_: Any) -> None:
+        """Every option is fine."""
+
+    def fileno(self) -> int:
+        """It has none."""
+        return -1
+
+
+class Transport(asyncio.Transport):
+    """One end of a connection, as its protocol sees it."""
+
+    def __init__(self, actor: Actor, protocol: asyncio.Protocol, loop: VirtualLoop, out: Flow) -> None:
+        super().__init__({"socket": _Socket(), "peername": ("simulated", 1), "sockname": ("simulated", 2)})
+        self.actor = actor
+        self._protocol = protocol
+        self._loop = loop
+        self.out = out
+        self._closing = False
+        self._lost = False
+
+    def arrive(self, chunk: bytes | None) -> None:
+        """Give the protocol what has come."""
+        if self._lost or not self.actor.alive:
+            return
+        if chunk is not _EOF:
+            if not self._closing:
+                self._protocol.data_received(chunk)
+        else:
+            self._protocol.eof_received()
+            self.lose(None)
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Send bytes on their way."""
+        if not self._closing and data:
+            self.out.carry(bytes(data))
+
+    def writelines(self, list_of_data: Any) -> None:
+        """Send bytes on their way, together."""
+        self.write(b"".join(list_of_data))
+
+    def close(self) -> None:
+        """Send the end behind all else."""
+        if not self._closing:
+            self.out.carry(_EOF)
+            self.lose(None)
+
+    def abort(self) -> None:
+        """Be gone; what was not sent yet is dropped."""
+        self.out.chunks.clear()
+        self.close()
+
+    def lose(self, error: Exception | None) -> None:
+        """The connection is no more, at this end."""
+        self._closing = True
+        if not self._lost:
+            self._lost = True
+            if self.actor.alive:
+                self._loop.call_soon(
+                    self._protocol.connection_lost, error, context=self.actor.context.copy()
+                )
+
+    def is_closing(self) -> bool:
+        """Whether nothing can be written any more."""
+        return self._closing
+
+    def get_protocol(self) -> asyncio.BaseProtocol:
+        """What reads here."""
+        return self._protocol
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        """Let another one read."""
+        assert isinstance(protocol, asyncio.Protocol)  # noqa: S101 - there are no datagrams
+        self._protocol = protocol
+
+    def pause_reading(self) -> None:
+        """Nothing here is so long."""
+
+    def resume_reading(self) -> None:
+        """It was never paused."""
+
+    def is_reading(self) -> bool:
+        """Always."""
+        return not self._closing
+
+    def can_write_eof(self) -> bool:
+        """A half-closed connection is not simulated."""
+        return False
+
+    def get_write_buffer_size(self) -> int:
+        """Writing never waits."""
+        return 0
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        """Writing never waits."""
+
+
+class Connection:
+    """Both ends of one connection."""
+
+    def __init__(self, client: Transport, server: Transport) -> None:
+        self.client = client
+        self.server = server
+
+    @property
+    def over(self) -> bool:
+        """Whether neither end can still be reached."""
+        return self.client._lost and self.server._lost and not self.client.out.chunks  # noqa: SLF001
+
+    def flows(self) -> tuple[Flow, Flow]:
+        """To the server, and to the client."""
+        return self.client.out, self.server.out
+
+    def cut(self, *, late: bool) -> None:
+        """Break it. What the client has sent is lost, or arrives all the same."""
+        up, down = self.flows()
+        down.chunks.clear()
+        if not late:
+            up.chunks.clear()
+        self.client.lose(ConnectionResetError("cut"))
+        up.carry(_EOF)
+
+
+class Network:
+    """Who listens, who is connected, and which links are broken."""
+
+    def __init__(self, loop: VirtualLoop) -> None:
+        self._loop = loop
+        self._listening: dict[int, tuple[Actor, Callable[[], asyncio.Protocol]]] = {}
+        self._connections: dict[tuple[Actor, Actor], list[Connection]] = {}
+        self._refused_until: dict[tuple[Actor, Actor], float] = {}
+        self._numbers = count()
+
+    def listen(self, port: int, server: Actor, protocol: Callable[[], asyncio.Protocol]) -> None:
+        """Let clients connect to a port."""
+        self._listening[port] = (server, protocol)
+
+    def connect(self, client: Actor, port: int, protocol: asyncio.Protocol) -> Transport:
+        """Connect. It takes no time.
+
+        Raises:
+            ConnectionRefusedError: The link is broken.
+
+        """
+        server, make = self._listening[port]
+        if self._refused_until.get((client, server), -1.0) > self._loop.now:
+            raise ConnectionRefusedError("the link is broken")
+        number = next(self._numbers)
+        up = Flow(f"{client.name}>{server.name}.{number}", self._loop)
+        down = Flow(f"{server.name}>{client.name}.{number}", self._loop)
+        here = Transport(client, protocol, self._loop, up)
+        there_protocol = server.context.run(make)
+        there = Transport(server, there_protocol, self._loop, down)
+        up.to, down.to = there, here
+        connections = self._connections.setdefault((client, server), [])
+        connections[:] = [connection for connection in connections if not connection.over]
+        connections.append(Connection(here, there))
+        server.context.copy().run(there_protocol.connection_made, there)
+        client.context.copy().run(protocol.connection_made, here)
+        return here
+
+    def between(self, client: Actor, server: Actor) -> list[Connection]:
+        """Their connections."""
+        return [
+            connection for connection in self._connections.get((client, server), ()) if not connection.over
+        ]
+
+    def of(self, actor: Actor) -> list[Connection]:
+        """All connections of an actor."""
+        return [one for pair in list(self._connections) if actor in pair for one in self.between(*pair)]
+
+    def refuse(self, client: Actor, server: Actor, seconds: float) -> None:
+        """Refuse new connections for a while."""
+        self._refused_until[client, server] = self._loop.now + seconds
+
+    def heal(self) -> None:
+        """Refuse nothing any more."""
+        self._refused_until.clear()

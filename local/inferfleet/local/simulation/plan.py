@@ -1,0 +1,168 @@
+"""A schedule: which world, and what happens at which step beyond the ordinary taking of turns.
+
+``session.2/40:delay/52:crash=w1/60:cut=w2-redis,late,6`` is the whole of one, and plays the same each time.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+
+class Kind(StrEnum):
+    """What may happen."""
+
+    DELAY = "delay"
+    """Whatever would go next waits until nothing else can go on."""
+
+    STALL = "stall"
+    """A process is stopped for so many seconds, and wakes up."""
+
+    CRASH = "crash"
+    """A process dies. What it has sent is lost, or ``late``: it arrives all the same."""
+
+    CUT = "cut"
+    """The connections of a process to a service break, and no new one comes about for so many seconds. What it has
+    sent is lost, or ``late``: it arrives in so many seconds, when it may have sent the same again."""
+
+    REPEAT = "repeat"
+    """The connections break behind what was sent: it is carried out, its answers are lost, and it is sent again."""
+
+    HOLE = "hole"
+    """Nothing gets through between a process and a service for so many seconds; then all of it does."""
+
+    JUMP = "jump"
+    """So many seconds pass in which nobody runs."""
+
+    FULL = "full"
+    """The pool's queue refuses what is published, for so many seconds."""
+
+    EMPTY = "empty"
+    """Redis loses all its data."""
+
+    ROLLBACK = "rollback"
+    """Redis comes back with the data that it had a second before."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Event:
+    """One thing that happens, before step ``step``."""
+
+    step: int
+    kind: Kind
+    target: str = ""
+    late: bool = False
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        words = [self.target] if self.target else []
+        words += ["late"] if self.late else []
+        words += [f"{self.seconds:g}"] if self.seconds else []
+        return f"{self.step}:{self.kind}" + ("=" if words else "") + ",".join(words)
+
+    @classmethod
+    def parse(cls, text: str) -> Event:
+        """Read what ``str`` writes.
+
+        Raises:
+            ValueError: It is something else.
+
+        """
+        step, _, rest = text.partition(":")
+        kind, _, given = rest.partition("=")
+        event = cls(int(step), Kind(kind))
+        for word in filter(None, given.split(",")):
+            if word == "late":
+                event = replace(event, late=True)
+            elif word[0].isdigit():
+                event = replace(event, seconds=float(word))
+            else:
+                event = replace(event, target=word)
+        return event
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A schedule of a scenario."""
+
+    scenario: str
+    variant: int = 0
+    events: tuple[Event, ...] = ()
+
+    def __str__(self) -> str:
+        return "/".join([f"{self.scenario}.{self.variant}", *map(str, self.events)])
+
+    @classmethod
+    def parse(cls, text: str) -> Plan:
+        """Read what ``str`` writes.
+
+        Raises:
+            ValueError: It is something else.
+
+        """
+        world, *events = text.split("/")
+        scenario, _, variant = world.partition(".")
+        return cls(scenario, int(variant or 0), tuple(map(Event.parse, events)))
+
+    def without(self, event: Event) -> Plan:
+        """The same without one event."""
+        return replace(self, events=tuple(each for each in self.events if each is not event))
+
+
+ACTORS = ("p1", "p2", "w1", "w2")
+SERVICES = ("redis", "broker")
+SECONDS = (0.0, 1.0, 6.0, 20.0)
+"""Around nothing, a time limit, and a lease."""
+
+FAULTS: Mapping[Kind, int] = {
+    Kind.STALL: 2,
+    Kind.CRASH: 4,
+    Kind.CUT: 5,
+    Kind.REPEAT: 3,
+    Kind.HOLE: 2,
+    Kind.JUMP: 1,
+    Kind.FULL: 1,
+}
+"""How often each is drawn."""
+
+LOSSES: Mapping[Kind, int] = {Kind.EMPTY: 1, Kind.ROLLBACK: 1}
+"""Drawn only if asked for: they cost what nobody else has."""
+
+
+def draw(
+    seed: str, *, scenario: str, variants: int, steps: int, faults: Mapping[Kind, int] = FAULTS
+) -> Plan:
+    """Draw a schedule of a few events in about so many steps: most faults need only two or three."""
+    chance = random.Random(seed)  # noqa: S311 - a repeatable schedule
+    kinds, weights = list(faults), list(faults.values())
+    events = [Event(chance.randrange(steps), Kind.DELAY) for _ in range(chance.choice((0, 1, 2, 4, 8)))]
+    events += [
+        _fault(chance, chance.randrange(steps), chance.choices(kinds, weights)[0])
+        for _ in range(chance.choice((0, 1, 1, 2, 2, 3)))
+        if kinds
+    ]
+    return Plan(scenario, chance.randrange(variants), tuple(sorted(events)))
+
+
+def _fault(chance: random.Random, step: int, kind: Kind) -> Event:
+    actor = chance.choice(ACTORS)
+    link = f"{actor}-{chance.choice(SERVICES)}"
+    match kind:
+        case Kind.STALL:
+            return Event(step, kind, actor, seconds=chance.choice(SECONDS[1:]))
+        case Kind.CRASH:
+            return Event(step, kind, actor, late=chance.random() < 0.5)
+        case Kind.CUT:
+            return Event(step, kind, link, late=chance.random() < 0.5, seconds=chance.choice(SECONDS))
+        case Kind.REPEAT:
+            return Event(step, kind, link)
+        case Kind.HOLE:
+            return Event(step, kind, link, seconds=chance.choice(SECONDS[1:]))
+        case Kind.JUMP:
+            return Event(step, kind, seconds=chance.choice(SECONDS[2:]))
+        case Kind.FULL:
+            return Event(step, kind, seconds=chance.choice(SECONDS[1:]))
+        case Kind.EMPTY | Kind.ROLLBACK | Kind.DELAY:
+            return Event(step, kind)

@@ -1,0 +1,135 @@
+"""Redis' wire protocol (RESP 3) in front of the store: one command in each turn, so that others come in between."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import Any, cast
+
+import hiredis
+
+from inferfleet.local.simulation.store import Answer, RedisError, Status, Store, xread_arguments
+
+BLOCKING = b"XREAD"
+
+
+class RedisServer:
+    """One Redis: a store and its clients. ``log`` gets each command with its answer, if there is one."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.blocked: list[RedisClient] = []
+        self.log: list[tuple[int, list[bytes], Answer]] | None = None
+        self.commands = 0
+
+    def run(self, command: list[bytes]) -> Answer:
+        """Run a command, and let those go on whom it wakes."""
+        self.commands += 1
+        answer = self.store.run(command)
+        if self.log is not None:
+            self.log.append((self.store.now_us(), command, answer))
+        if self.store.grown:
+            self.store.grown.clear()
+            for client in self.blocked.copy():
+                client.look()
+        return answer
+
+
+class RedisClient(asyncio.Protocol):
+    """One client's connection."""
+
+    def __init__(self, server: RedisServer) -> None:
+        self._server = server
+        self._reader = hiredis.Reader()
+        self._waiting: deque[list[bytes]] = deque()
+        self._blocked: tuple[list[bytes], list[bytes], int | None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._running = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """A client is there."""
+        self._transport = cast("asyncio.Transport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Queue the commands that are whole."""
+        self._reader.feed(data)
+        while (command := cast("Any", self._reader.gets())) is not False:
+            self._waiting.append(command)
+        self._go_on()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """What it has sent is run all the same."""
+        if self._blocked is not None:
+            self._unblock()
+
+    def look(self) -> None:
+        """See whether what a blocked read waits for is there."""
+        assert self._blocked is not None  # noqa: S101 - it is on the list
+        keys, positions, count = self._blocked
+        if (answer := self._server.store.xread(keys, positions, count)) is not None:
+            self._unblock()
+            self._reply(answer)
+
+    def _go_on(self) -> None:
+        if self._waiting and not self._running and self._blocked is None:
+            self._running = True
+            asyncio.get_running_loop().call_soon(self._one)
+
+    def _one(self) -> None:
+        self._running = False
+        command = self._waiting.popleft()
+        answer = self._server.run(command)
+        if answer is None and command[0].upper() == BLOCKING:
+            count, block_ms, keys, positions = xread_arguments(tuple(command[1:]))
+            if block_ms is not None:
+                self._block(keys, positions, count, block_ms)
+                return
+        self._reply(answer)
+        self._go_on()
+
+    def _block(self, keys: list[bytes], positions: list[bytes], count: int | None, block_ms: int) -> None:
+        self._blocked = (keys, positions, count)
+        self._server.blocked.append(self)
+        self._timer = asyncio.get_running_loop().call_later(block_ms / 1000, self._timed_out)
+
+    def _timed_out(self) -> None:
+        if self._blocked is not None:
+            self._unblock()
+            self._reply(None)
+
+    def _unblock(self) -> None:
+        self._blocked = None
+        self._server.blocked.remove(self)
+        if self._timer is not None:
+            self._timer.cancel()
+        self._go_on()
+
+    def _reply(self, answer: Answer) -> None:
+        parts: list[bytes] = []
+        _encode(answer, parts)
+        self._transport.write(b"".join(parts))
+
+
+def _encode(answer: Answer, parts: list[bytes]) -> None:
+    match answer:
+        case None:
+            parts.append(b"_\r\n")
+        case bool() | int():
+            parts.append(b":%d\r\n" % answer)
+        case Status():
+            parts.append(b"+%s\r\n" % answer.encode())
+        case RedisError():
+            parts.append(b"-%s\r\n" % str(answer).replace("\n", " ").encode())
+        case bytes():
+            parts += (b"$%d\r\n" % len(answer), answer, b"\r\n")
+        case dict():
+            pairs = cast("dict[bytes, Answer]", answer)
+            parts.append(b"%%%d\r\n" % len(pairs))
+            for key, value in pairs.items():
+                _encode(key, parts)
+                _encode(value, parts)
+        case _:
+            items = cast("list[Answer]", answer)
+            parts.append(b"*%d\r\n" % len(items))
+            for item in items:
+                _encode(item, parts)

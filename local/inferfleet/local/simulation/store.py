@@ -1,0 +1,545 @@
+"""Redis in memory, as much of it as the product uses: one command at a time, in virtual time, with Lua.
+
+Not fakeredis, because a script costs it a new Lua state each time, and a schedule runs some hundred scripts.
+``tests/simulation`` replays what a simulation sent on a real Redis and compares the answers.
+"""
+
+from __future__ import annotations
+
+import bisect
+import hashlib
+from collections.abc import Callable, Iterator
+from typing import Any, Final, cast
+
+from lupa import lua51
+
+Answer = Any
+"""``None``, ``int``, ``bytes``, ``Status``, ``RedisError``, or a list or a dict of these."""
+
+
+class RedisError(Exception):
+    """An error that Redis answers with."""
+
+
+class Status(str):
+    """A status reply, like ``OK``."""
+
+    __slots__ = ()
+
+
+OK: Final = Status("OK")
+
+
+class Stream:
+    """Lines in the order of their ids."""
+
+    def __init__(self) -> None:
+        self.lines: list[tuple[tuple[int, int], list[bytes]]] = []
+        self.last = (0, 0)
+
+    def copy(self) -> Stream:
+        """A copy that does not change with this one."""
+        new = Stream()
+        new.lines, new.last = self.lines.copy(), self.last
+        return new
+
+    def between(self, first: tuple[int, int], last: tuple[int, int]) -> list[Answer]:
+        """The lines with these ids and all in between."""
+        low = bisect.bisect_left(self.lines, (first,))
+        high = bisect.bisect_right(self.lines, last, key=lambda line: line[0])
+        return [[b"%d-%d" % line_id, fields] for line_id, fields in self.lines[low:high]]
+
+
+class Scores(dict[bytes, float]):
+    """A sorted set."""
+
+    def copy(self) -> Scores:
+        """A copy that does not change with this one."""
+        return Scores(self)
+
+
+Snapshot = tuple[dict[bytes, Any], dict[bytes, int]]
+
+
+class Store:
+    """All keys. ``now_us`` tells the time in microseconds."""
+
+    def __init__(self, now_us: Callable[[], int]) -> None:
+        self.now_us = now_us
+        self._data: dict[bytes, Any] = {}
+        self._expires: dict[bytes, int] = {}
+        self._scripts: dict[bytes, Any] = {}
+        self._commands: dict[bytes, Callable[..., Answer]] = {
+            name.removeprefix("_do_").replace("_", " ").upper().encode(): getattr(self, name)
+            for name in dir(self)
+            if name.startswith("_do_")
+        }
+        self._lua = lua51.LuaRuntime(encoding=None, unpack_returned_tuples=False)
+        self._table = self._lua.table_from
+        self._wrap = self._lua.execute(_PRELUDE, self._call)
+        self.grown: set[bytes] = set()
+        """Streams that have grown since somebody last looked."""
+
+    def run(self, command: list[bytes]) -> Answer:
+        """Run one command, and give its answer; an error is an answer like any other."""
+        try:
+            return self._run(command)
+        except RedisError as error:
+            return error
+
+    def snapshot(self) -> Snapshot:
+        """All that is stored now."""
+        return (
+            {key: value if isinstance(value, bytes) else value.copy() for key, value in self._data.items()},
+            self._expires.copy(),
+        )
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Be as it was; scripts are forgotten, as after a restart."""
+        data, expires = snapshot
+        self._data = {k: v if isinstance(v, bytes) else v.copy() for k, v in data.items()}
+        self._expires = expires.copy()
+        self._scripts.clear()
+
+    def clear(self) -> None:
+        """Forget all keys."""
+        self._data.clear()
+        self._expires.clear()
+
+    def _run(self, command: list[bytes]) -> Answer:
+        name = command[0].upper()
+        do = self._commands.get(name)
+        if do is None:
+            raise RedisError(f"ERR unknown command '{name.decode()}'")
+        return do(*command[1:])
+
+    # Keys
+
+    def _get(self, key: bytes, kind: type[Any]) -> Any:
+        expires = self._expires.get(key)
+        if expires is not None and expires <= self.now_us() // 1000:
+            self._drop(key)
+        value = self._data.get(key)
+        if value is not None and not isinstance(value, kind):
+            raise RedisError("WRONGTYPE Operation against a key holding the wrong kind of value")
+        return value
+
+    def _made(self, key: bytes, kind: type[Any]) -> Any:
+        value = self._get(key, kind)
+        if value is None:
+            value = self._data[key] = kind()
+        return value
+
+    def _drop(self, key: bytes) -> None:
+        self._data.pop(key, None)
+        self._expires.pop(key, None)
+
+    def _tidy(self, key: bytes) -> None:
+        if not self._data[key]:
+            self._drop(key)
+
+    def _do_del(self, *keys: bytes) -> int:
+        there = [key for key in dict.fromkeys(keys) if self._get(key, object) is not None]
+        for key in there:
+            self._drop(key)
+        return len(there)
+
+    def _do_exists(self, *keys: bytes) -> int:
+        return sum(self._get(key, object) is not None for key in keys)
+
+    def _do_expire(self, key: bytes, seconds: bytes) -> int:
+        return self._do_pexpire(key, b"%d" % (int(seconds) * 1000))
+
+    def _do_pexpire(self, key: bytes, milliseconds: bytes) -> int:
+        if self._get(key, object) is None:
+            return 0
+        self._expires[key] = self.now_us() // 1000 + int(milliseconds)
+        return 1
+
+    def _do_ttl(self, key: bytes) -> int:
+        left = self._do_pttl(key)
+        return left if left < 0 else (left + 500) // 1000
+
+    def _do_pttl(self, key: bytes) -> int:
+        if self._get(key, object) is None:
+            return -2
+        return -1 if key not in self._expires else self._expires[key] - self.now_us() // 1000
+
+    def _do_type(self, key: bytes) -> Status:
+        kinds = {bytes: "string", dict: "hash", list: "list", Stream: "stream", Scores: "zset"}
+        return Status(kinds.get(type(self._get(key, object)), "none"))
+
+    def _do_scan(self, _cursor: bytes, *_options: bytes) -> Answer:
+        return [b"0", [key for key in list(self._data) if self._get(key, object) is not None]]
+
+    # Strings
+
+    def _do_get(self, key: bytes) -> Answer:
+        return self._get(key, bytes)
+
+    def _do_set(self, key: bytes, value: bytes, *options: bytes) -> Answer:
+        words = [option.upper() for option in options]
+        there = self._get(key, object)
+        if (b"NX" in words and there is not None) or (b"XX" in words and there is None):
+            return there if b"GET" in words else None
+        self._drop(key)
+        self._data[key] = value
+        if b"EX" in words:
+            self._do_expire(key, options[words.index(b"EX") + 1])
+        if b"PX" in words:
+            self._do_pexpire(key, options[words.index(b"PX") + 1])
+        return there if b"GET" in words else OK
+
+    # Hashes
+
+    def _do_hset(self, key: bytes, *pairs: bytes) -> int:
+        if not pairs or len(pairs) % 2:
+            raise RedisError("ERR wrong number of arguments for 'hset' command")
+        fields = self._made(key, dict)
+        before = len(fields)
+        fields.update(zip(pairs[::2], pairs[1::2], strict=True))
+        return len(fields) - before
+
+    def _do_hsetnx(self, key: bytes, field: bytes, value: bytes) -> int:
+        fields = self._made(key, dict)
+        if field in fields:
+            return 0
+        fields[field] = value
+        return 1
+
+    def _do_hget(self, key: bytes, field: bytes) -> Answer:
+        return (self._get(key, dict) or {}).get(field)
+
+    def _do_hmget(self, key: bytes, *fields: bytes) -> Answer:
+        there = self._get(key, dict) or {}
+        return [there.get(field) for field in fields]
+
+    def _do_hgetall(self, key: bytes) -> Answer:
+        return dict(self._get(key, dict) or {})
+
+    def _do_hkeys(self, key: bytes) -> Answer:
+        return list(self._get(key, dict) or ())
+
+    def _do_hlen(self, key: bytes) -> int:
+        return len(self._get(key, dict) or ())
+
+    def _do_hexists(self, key: bytes, field: bytes) -> int:
+        return int(field in (self._get(key, dict) or {}))
+
+    def _do_hdel(self, key: bytes, *fields: bytes) -> int:
+        there = self._get(key, dict)
+        if there is None:
+            return 0
+        gone = sum(there.pop(field, None) is not None for field in fields)
+        self._tidy(key)
+        return gone
+
+    def _do_hincrby(self, key: bytes, field: bytes, by: bytes) -> int:
+        fields = self._made(key, dict)
+        try:
+            new = int(fields.get(field, b"0")) + int(by)
+        except ValueError:
+            raise RedisError("ERR hash value is not an integer") from None
+        fields[field] = b"%d" % new
+        return new
+
+    # Lists
+
+    def _do_rpush(self, key: bytes, *values: bytes) -> int:
+        items = self._made(key, list)
+        items.extend(values)
+        return len(items)
+
+    def _do_lpush(self, key: bytes, *values: bytes) -> int:
+        items = self._made(key, list)
+        items[:0] = reversed(values)
+        return len(items)
+
+    def _do_lpop(self, key: bytes) -> Answer:
+        items = self._get(key, list)
+        if items is None:
+            return None
+        first = items.pop(0)
+        self._tidy(key)
+        return first
+
+    def _do_llen(self, key: bytes) -> int:
+        return len(self._get(key, list) or ())
+
+    def _do_lindex(self, key: bytes, index: bytes) -> Answer:
+        items = self._get(key, list) or []
+        return items[int(index)] if -len(items) <= int(index) < len(items) else None
+
+    def _do_lrange(self, key: bytes, first: bytes, last: bytes) -> Answer:
+        return _slice(self._get(key, list) or [], int(first), int(last))
+
+    def _do_ltrim(self, key: bytes, first: bytes, last: bytes) -> Status:
+        items = self._get(key, list)
+        if items is not None:
+            items[:] = _slice(items, int(first), int(last))
+            self._tidy(key)
+        return OK
+
+    def _do_lrem(self, key: bytes, count: bytes, value: bytes) -> int:
+        items = self._get(key, list)
+        if items is None:
+            return 0
+        if int(count):
+            raise RedisError("ERR LREM with a count is not simulated")
+        gone = items.count(value)
+        items[:] = [item for item in items if item != value]
+        self._tidy(key)
+        return gone
+
+    # Streams
+
+    def _do_xadd(self, key: bytes, *rest: bytes) -> bytes:
+        words = list(rest)
+        keep = None
+        if words[0].upper() == b"MAXLEN":
+            about = 2 if words[1] in {b"~", b"="} else 1
+            # "About" keeps whole nodes in Redis: nothing of the few lines here is dropped.
+            keep = None if words[1] == b"~" else int(words[about])
+            words = words[about + 1 :]
+        stream: Stream = self._made(key, Stream)
+        line_id, fields = words[0], words[1:]
+        now = self.now_us() // 1000
+        if line_id == b"*":
+            new = (now, 0) if now > stream.last[0] else (stream.last[0], stream.last[1] + 1)
+        else:
+            new = _id(line_id, 0)
+            if new <= stream.last:
+                raise RedisError("ERR The ID specified in XADD is equal or smaller than the target stream top item")
+        stream.lines.append((new, fields))
+        stream.last = new
+        if keep is not None:
+            del stream.lines[: max(0, len(stream.lines) - keep)]
+        self.grown.add(key)
+        return b"%d-%d" % new
+
+    def _do_xlen(self, key: bytes) -> int:
+        stream = self._get(key, Stream)
+        return 0 if stream is None else len(stream.lines)
+
+    def _do_xrange(self, key: bytes, first: bytes, last: bytes, *options: bytes) -> Answer:
+        stream = self._get(key, Stream)
+        lines = [] if stream is None else stream.between(_first(first), _last(last))
+        return lines[: int(options[1])] if options else lines
+
+    def _do_xrevrange(self, key: bytes, last: bytes, first: bytes, *options: bytes) -> Answer:
+        lines = self._do_xrange(key, first, last)[::-1]
+        return lines[: int(options[1])] if options else lines
+
+    def xread(self, keys: list[bytes], positions: list[bytes], count: int | None) -> Answer:
+        """What has come behind these positions; ``None`` if nothing has."""
+        found: dict[bytes, Answer] = {}
+        for key, position in zip(keys, positions, strict=True):
+            stream = self._get(key, Stream)
+            if stream is not None and (lines := stream.between(_first(b"(" + position), _LAST)):
+                found[key] = lines[:count]
+        return found or None
+
+    def _do_xread(self, *words: bytes) -> Answer:
+        count, _, keys, positions = xread_arguments(words)
+        return self.xread(keys, positions, count)
+
+    # Sorted sets
+
+    def _do_zadd(self, key: bytes, *words: bytes) -> int:
+        only_present = words[0].upper() == b"XX"
+        score, member = words[-2:]
+        scores: Scores = self._get(key, Scores) if only_present else self._made(key, Scores)
+        if scores is None or (only_present and member not in scores):
+            return 0
+        new = member not in scores
+        scores[member] = float(score)
+        return int(new)
+
+    def _do_zrem(self, key: bytes, *members: bytes) -> int:
+        scores = self._get(key, Scores)
+        if scores is None:
+            return 0
+        gone = sum(scores.pop(member, None) is not None for member in members)
+        self._tidy(key)
+        return gone
+
+    def _ranked(self, key: bytes) -> list[tuple[float, bytes]]:
+        return sorted((score, member) for member, score in (self._get(key, Scores) or {}).items())
+
+    def _do_zrange(self, key: bytes, first: bytes, last: bytes) -> Answer:
+        return _slice([member for _, member in self._ranked(key)], int(first), int(last))
+
+    def _do_zcard(self, key: bytes) -> int:
+        return len(self._get(key, Scores) or ())
+
+    def _do_zscore(self, key: bytes, member: bytes) -> Answer:
+        score = (self._get(key, Scores) or {}).get(member)
+        return None if score is None else b"%.17g" % score
+
+    def _do_zremrangebyscore(self, key: bytes, low: bytes, high: bytes) -> int:
+        gone = [
+            member
+            for score, member in self._ranked(key)
+            if _above(score, low) and _above(-score, b"(-" + high[1:] if high[:1] == b"(" else _minus(high))
+        ]
+        return self._do_zrem(key, *gone) if gone else 0
+
+    # The server
+
+    def _do_time(self) -> Answer:
+        now = self.now_us()
+        return [b"%d" % (now // 1_000_000), b"%d" % (now % 1_000_000)]
+
+    def _do_hello(self, *_: bytes) -> Answer:
+        return {b"server": b"redis", b"version": b"7.4.0", b"proto": 3, b"mode": b"standalone", b"role": b"master"}
+
+    def _do_ping(self) -> Status:
+        return Status("PONG")
+
+    def _do_client(self, *_: bytes) -> Status:
+        return OK
+
+    def _do_info(self, *_: bytes) -> bytes:
+        return b"# Memory\r\nmaxmemory:0\r\nmaxmemory_policy:noeviction\r\n"
+
+    # Scripts
+
+    def _do_script(self, what: bytes, text: bytes) -> bytes:
+        if what.upper() != b"LOAD":
+            raise RedisError("ERR only SCRIPT LOAD is simulated")
+        sha = hashlib.sha1(text, usedforsecurity=False).hexdigest().encode()
+        self._scripts[sha] = self._compiled(text)
+        return sha
+
+    def _compiled(self, text: bytes) -> Any:
+        if text not in _functions:
+            # Kept over restarts of the store, for its own Lua state only.
+            _functions[text] = (self._lua, self._wrap(text))
+        owner, function = _functions[text]
+        if owner is not self._lua:
+            function = self._wrap(text)
+            _functions[text] = (self._lua, function)
+        return function
+
+    def _do_evalsha(self, sha: bytes, count: bytes, *rest: bytes) -> Answer:
+        function = self._scripts.get(sha)
+        if function is None:
+            raise RedisError("NOSCRIPT No matching script. Please use EVAL.")
+        keys, arguments = rest[: int(count)], rest[int(count) :]
+        try:
+            return _from_lua(function(self._table(keys), self._table(arguments)))
+        except lua51.LuaError as error:
+            raise RedisError(f"ERR {error}") from None
+
+    def _call(self, protected: bool, *words: Any) -> Any:
+        try:
+            return self._to_lua(self._run([_argument(word) for word in words]))
+        except RedisError as error:
+            if protected:
+                return self._table({b"err": str(error).encode()})
+            raise
+
+    def _to_lua(self, answer: Answer) -> Any:
+        match answer:
+            case None:
+                return False
+            case Status():
+                return self._table({b"ok": answer.encode()})
+            case list():
+                return self._table([self._to_lua(part) for part in cast("list[Answer]", answer)])
+            case _:
+                return answer
+
+
+_functions: dict[bytes, tuple[Any, Any]] = {}
+
+_PRELUDE: Final = b"""
+local python_call = ...
+redis = {
+  call = function(...) return python_call(false, ...) end,
+  pcall = function(...) return python_call(true, ...) end,
+}
+return function(text)
+  local compiled, problem = loadstring('local KEYS, ARGV = ...\\n' .. text)
+  if not compiled then error(problem) end
+  return compiled
+end
+"""
+
+
+def _argument(word: Any) -> bytes:
+    """Spell what a script gives to a command as Redis does."""
+    if isinstance(word, bytes):
+        return word
+    if isinstance(word, (int, float)) and not isinstance(word, bool):
+        return b"%.17g" % word
+    raise RedisError("ERR Lua redis lib command arguments must be strings or integers")
+
+
+def _from_lua(value: Any) -> Answer:
+    if value is None or value is False:
+        return None
+    if value is True:
+        return 1
+    if isinstance(value, (int, float)):
+        return int(value)
+    if isinstance(value, bytes):
+        return value
+    if (error := value[b"err"]) is not None:
+        raise RedisError(error.decode())
+    if (status := value[b"ok"]) is not None:
+        return Status(status.decode())
+    return list(_items(value))
+
+
+def _items(table: Any) -> Iterator[Answer]:
+    index = 1
+    while (item := table[index]) is not None:
+        yield _from_lua(item)
+        index += 1
+
+
+def xread_arguments(words: tuple[bytes, ...]) -> tuple[int | None, int | None, list[bytes], list[bytes]]:
+    """Take ``XREAD``'s arguments apart: count, how long to block in ms, keys, and positions."""
+    upper = [word.upper() for word in words]
+    streams = upper.index(b"STREAMS")
+    options = dict(zip(upper[:streams:2], words[1:streams:2], strict=True))
+    rest = list(words[streams + 1 :])
+    half = len(rest) // 2
+    count, block = options.get(b"COUNT"), options.get(b"BLOCK")
+    return count and int(count), block and int(block), rest[:half], rest[half:]  # type: ignore[return-value]
+
+
+def _slice(items: list[bytes], first: int, last: int) -> list[bytes]:
+    size = len(items)
+    first = max(0, first + size if first < 0 else first)
+    return items[first : (last + size if last < 0 else last) + 1]
+
+
+_LAST: Final = (1 << 63, 1 << 63)
+
+
+def _id(text: bytes, sequence: int) -> tuple[int, int]:
+    time, _, rest = text.partition(b"-")
+    return int(time), int(rest) if rest else sequence
+
+
+def _first(text: bytes) -> tuple[int, int]:
+    if text == b"-":
+        return (0, 0)
+    if text[:1] == b"(":
+        time, sequence = _id(text[1:], 0)
+        return time, sequence + 1
+    return _id(text, 0)
+
+
+def _last(text: bytes) -> tuple[int, int]:
+    return _LAST if text == b"+" else _id(text, 1 << 63)
+
+
+def _minus(bound: bytes) -> bytes:
+    return bound[1:] if bound[:1] == b"-" else b"-" + bound
+
+
+def _above(score: float, bound: bytes) -> bool:
+    return score > float(bound[1:]) if bound[:1] == b"(" else score >= float(bound)

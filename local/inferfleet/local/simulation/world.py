@@ -1,0 +1,335 @@
+"""A whole fleet in one process: two producers, two workers, a broker and a Redis, and what may happen to them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any, assert_never
+
+from inferfleet.local.embedded.connection import ClientConnection
+from inferfleet.local.embedded.queues import Message
+from inferfleet.local.embedded.virtual_host import Outcome, VirtualHost
+from inferfleet.local.simulation.determinism import EPOCH_S, make_deterministic
+from inferfleet.local.simulation.loop import ACTOR, FOR_NOW, Actor, VirtualLoop
+from inferfleet.local.simulation.network import Network
+from inferfleet.local.simulation.plan import Event, Kind, Plan
+from inferfleet.local.simulation.resp import RedisClient, RedisServer
+from inferfleet.local.simulation.store import Snapshot, Store
+from inferfleet.producer import Fleet
+from inferfleet.schemas import Job, JournalEntry, Result
+from inferfleet.schemas.names import JOBS_EXCHANGE, dead_queue, job_queue
+from inferfleet.schemas.settings import EngineKind, ProducerSettings, WorkerSettings
+from inferfleet.worker.engines.simulated import SimulatedEngine
+from inferfleet.worker.ports import Generation
+from inferfleet.worker.worker import Worker
+
+POOL = "default"
+AMQP_PORT, REDIS_PORT = 5672, 6379
+
+PRODUCERS = ("p1", "p2", "p3")
+"""Nothing ever happens to the last one: it looks at what the others have left."""
+
+WORKERS = ("w1", "w2")
+
+PATIENCE_S = {"p1": 0.0, "p2": 15.0, "p3": 60.0}
+
+SNAPSHOT_S = 0.5
+"""How far apart the states are that Redis may fall back to."""
+
+
+@dataclass(slots=True)
+class Call:
+    """One submission. ``error`` says why it was not accepted; without one and without ``got`` it never returned."""
+
+    actor: str
+    job: Job
+    began: int
+    ended: int = 0
+    got: Job | None = None
+    error: Exception | None = None
+
+
+@dataclass(slots=True)
+class Seen:
+    """What a client was given of one job."""
+
+    job_id: str
+    entries: list[JournalEntry] = field(default_factory=list[JournalEntry])
+    result: Result | None = None
+    error: Exception | None = None
+
+
+@dataclass(slots=True)
+class History:
+    """What happened, as the clients know it, and what only the simulation knows."""
+
+    calls: list[Call] = field(default_factory=list[Call])
+    seen: list[Seen] = field(default_factory=list[Seen])
+    cancels: set[str] = field(default_factory=set[str])
+    runs: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
+    """Who generated which job, in order."""
+    problems: list[tuple[str, str, str]] = field(default_factory=list[tuple[str, str, str]])
+    """What was seen to be wrong on the way: kind, subject, detail."""
+    lost: bool = False
+    """Redis lost something."""
+    finished_before_loss: set[str] = field(default_factory=set[str])
+
+
+class World:
+    """Everything there is. Made once in a process; each schedule plays in a fork of it."""
+
+    def __init__(self, **worker_settings: Any) -> None:
+        self.loop = VirtualLoop()
+        make_deterministic(self.loop.time)
+        self.network = Network(self.loop)
+        self.loop.connect = self.network.connect
+        self.redis = RedisServer(Store(lambda: int((EPOCH_S + self.loop.now) * 1e6)))
+        self.broker = _Broker(self.loop.time)
+        self.history = History()
+        self.actors = {"redis": Actor("redis"), "broker": Actor("broker")}
+        self.fleets: dict[str, Fleet] = {}
+        self.applied = 0
+        """How many events of the plan have come about."""
+        self._worker_settings = worker_settings
+        self._tasks: list[asyncio.Task[Any]] = []
+        self._ready: set[str] = set()
+        self._restarts = 0
+        self._snapshots: list[tuple[float, Snapshot]] = []
+        connections: set[ClientConnection] = set()
+        self.network.listen(REDIS_PORT, self.actors["redis"], lambda: RedisClient(self.redis))
+        self.network.listen(
+            AMQP_PORT, self.actors["broker"], lambda: ClientConnection(self.broker, connections=connections)
+        )
+
+    # Building it
+
+    def build(self) -> None:
+        """Start everybody, and wait until they are ready."""
+        self.loop.run_until_complete(self._build())
+
+    async def _build(self) -> None:
+        for name in WORKERS:
+            self.start_worker(name)
+        await self._until(lambda: len(self._ready) == len(WORKERS))
+        for name in PRODUCERS:
+            self.spawn(name, self._produce(name))
+        await self._until(lambda: len(self.fleets) == len(PRODUCERS))
+        for name, fleet in self.fleets.items():
+            # A connection to the broker is made at the first publish.
+            await self.run_in(name, fleet.submit("warm up"))
+        await asyncio.sleep(1.0)
+        self.history = History()
+
+    async def _until(self, done: Callable[[], bool]) -> None:
+        while not done():
+            await asyncio.sleep(0.01)
+
+    def spawn(self, name: str, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Start a process under a name."""
+        self.actors[name] = Actor(name)
+        return self.run_in(name, work)
+
+    def run_in(self, name: str, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Start something in a process that is there."""
+        task = self.actors[name].context.run(self.loop.create_task, work)
+        # Those of the dead, too: nothing of them may be cleaned up.
+        self._tasks.append(task)
+        return task
+
+    def start_worker(self, name: str) -> None:
+        """Start a worker process."""
+        self._restarts += 1
+        settings = WorkerSettings(
+            **_SERVICES,
+            worker_id=f"{name}.{self._restarts}",
+            engine=EngineKind.SIMULATED,
+            model="simulated",
+            max_running=2,
+            look_ahead=1,
+            journal_flush_s=0.5,
+            journal_flush_streamed_s=0.3,
+            heartbeat_interval_s=10.0,
+            **self._worker_settings,
+        )
+        engine = _Engine(lambda job_id: self.history.runs.append((name, job_id)))
+        self.spawn(name, self._work(name, settings, engine))
+
+    async def _work(self, name: str, settings: WorkerSettings, engine: SimulatedEngine) -> None:
+        try:
+            await Worker(settings=settings, engine=engine, on_warm=lambda: self._ready.add(name)).run()
+        except Exception as error:
+            self.history.problems.append(("worker_crashed", name, repr(error)))
+
+    async def _produce(self, name: str) -> None:
+        settings = ProducerSettings(**_SERVICES, client_id=name, patience_s=PATIENCE_S[name])
+        async with Fleet.connect(settings) as fleet:
+            self.fleets[name] = fleet
+            await asyncio.Event().wait()
+
+    # What the plan may do to it
+
+    def follow(self, plan: Plan) -> None:
+        """Let the plan's events come about from here on, at steps counted from here."""
+        first = self.loop.steps
+        events = sorted(plan.events)
+        if any(event.kind is Kind.ROLLBACK for event in events):
+            self.loop.on_time = self._remember
+            self._remember()
+
+        def on_step(step: int) -> None:
+            while self.applied < len(events) and events[self.applied].step <= step - first:
+                self.applied += 1
+                self._apply(events[self.applied - 1])
+
+        self.loop.on_step = on_step
+
+    def heal(self) -> None:
+        """Let nothing go wrong any more, and start those again that are dead."""
+        self.loop.on_step = lambda _: None
+        self.loop.release()
+        self.network.heal()
+        self.broker.full_until = 0.0
+        for name in WORKERS:
+            if not self.actors[name].alive:
+                self.start_worker(name)
+
+    def _apply(self, event: Event) -> None:
+        match event.kind:
+            case Kind.DELAY:
+                if (head := self.loop.head()) is not None and head.process.name != "main":
+                    self.loop.hold(head, FOR_NOW)
+            case Kind.STALL:
+                self.loop.hold(self.actors[event.target], event.seconds)
+            case Kind.CRASH:
+                self.crash(event.target, late=event.late)
+            case Kind.CUT:
+                self._cut(event, late=event.late)
+            case Kind.REPEAT:
+                self._cut(event, late=True)
+            case Kind.HOLE:
+                self._hole(event)
+            case Kind.JUMP:
+                self.loop.now += event.seconds
+            case Kind.FULL:
+                self.broker.full_until = self.loop.now + event.seconds
+            case Kind.EMPTY:
+                self._lose()
+                self.redis.store.clear()
+            case Kind.ROLLBACK:
+                self._lose()
+                self.redis.store.restore(self._snapshots[0][1])
+                for name in list(self.actors):
+                    for connection in self.network.between(self.actors[name], self.actors["redis"]):
+                        connection.cut(late=False)
+            case _:
+                assert_never(event.kind)
+
+    def crash(self, name: str, *, late: bool) -> None:
+        """A process dies."""
+        actor = self.actors[name]
+        if not actor.alive:
+            return
+        actor.die()
+        for connection in self.network.of(actor):
+            connection.cut(late=late)
+
+    def _link(self, event: Event) -> tuple[Actor, Actor]:
+        client, _, service = event.target.partition("-")
+        return self.actors[client], self.actors[service]
+
+    def _cut(self, event: Event, *, late: bool) -> None:
+        client, service = self._link(event)
+        for connection in self.network.between(client, service):
+            connection.cut(late=late)
+            if late and event.kind is Kind.CUT:
+                self.loop.hold(connection.client.out, event.seconds)
+        self.network.refuse(client, service, event.seconds if not late else 0.0)
+
+    def _hole(self, event: Event) -> None:
+        client, service = self._link(event)
+        for connection in self.network.between(client, service):
+            for flow in connection.flows():
+                self.loop.hold(flow, event.seconds)
+        self.network.refuse(client, service, event.seconds)
+
+    def _lose(self) -> None:
+        self.history.lost = True
+        self.history.finished_before_loss |= {
+            job_id for job_id in self.job_ids() if self.redis.run([b"EXISTS", b"%b:result" % _record(job_id)])
+        }
+
+    def _remember(self) -> None:
+        if not self._snapshots or self.loop.now - self._snapshots[-1][0] >= SNAPSHOT_S:
+            self._snapshots.append((self.loop.now, self.redis.store.snapshot()))
+            # The last but one is between half a second and a second old, or older.
+            del self._snapshots[:-3]
+
+    # What can be seen of it from outside
+
+    def job_ids(self) -> list[str]:
+        """The jobs that anybody has submitted."""
+        return [call.got.id if call.got else call.job.id for call in self.history.calls]
+
+    def waiting(self) -> int:
+        """How many messages the pool's queue has, those with workers included."""
+        queue = self.broker.queue(job_queue(POOL), owner=None)
+        return queue.ready_count + sum(consumer.unacked for consumer in queue._consumers)  # type: ignore[attr-defined]  # noqa: SLF001 - nobody else asks
+
+    def dead_letters(self) -> list[str]:
+        """The ids of the dead letters."""
+        queue = self.broker.queue(dead_queue(POOL), owner=None)
+        return [str(entry.message.properties.message_id) for entry in queue._ready]  # noqa: SLF001
+
+    async def in_time(self, done: Callable[[], bool], seconds: float, pause_s: float = 0.5) -> bool:
+        """Wait until something is so."""
+        until = self.loop.now + seconds
+        while not done():
+            if self.loop.now >= until:
+                return False
+            await asyncio.sleep(pause_s)
+        return True
+
+
+def _record(job_id: str) -> bytes:
+    return b"inferfleet:job:{%b}" % job_id.encode()
+
+
+_SERVICES: dict[str, Any] = {
+    "amqp_url": f"amqp://guest:guest@broker:{AMQP_PORT}/",
+    "redis_url": f"redis://redis:{REDIS_PORT}/0",
+}
+
+Script = Callable[[World], Awaitable[None]]
+
+
+class _Broker(VirtualHost):
+    """The embedded broker, whose pool may be full for a while."""
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        super().__init__()
+        self._now = now
+        self.full_until = 0.0
+
+    def publish(self, message: Message) -> Outcome:
+        if message.exchange == JOBS_EXCHANGE and self.full_until > self._now():
+            return Outcome(routed=1, accepted=False)
+        return super().publish(message)
+
+
+class _Engine(SimulatedEngine):
+    """The simulated engine, which tells what it is asked to generate."""
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        super().__init__(model="simulated", max_running=2, engine_args={})
+        self._tell = tell
+
+    async def generate(self, generation: Generation) -> Any:
+        self._tell(generation.id)
+        async for event in super().generate(generation):
+            yield event
+
+
+def actor_name() -> str:
+    """The name of the process that this runs in."""
+    return ACTOR.get().name
