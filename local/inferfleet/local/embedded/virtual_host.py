@@ -209,4 +209,5 @@ class VirtualHost:
             names = exchange.targets(message.routing_key)
         else:
             raise not_found("exchange", message.exchange)
-        return [self._queues[name] for name in names]
+        # In an order of its own: that of a set differs from process to process.
+        return [self._queues[name] for name in sorted(names)]

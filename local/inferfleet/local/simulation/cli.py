@@ -134,19 +134,23 @@ def _try_mutations(seed: int, at_once: int) -> bool:
     """Say of each mutation after how many schedules it is found."""
     good = True
     for name, mutation in MUTATIONS.items():
-        after = found_after(name, seed=seed, at_once=at_once)
+        after = found_after(name, seed=seed, at_once=at_once, show=True)
         good &= after is not None
         _say(f"{name}: " + ("not found" if after is None else f"found after {after}") + f" of {mutation.within}")
     return good
 
 
-def found_after(name: str, *, seed: int, at_once: int) -> int | None:
+def found_after(name: str, *, seed: int, at_once: int, show: bool = False) -> int | None:
     """How many schedules it takes to find a mutation; ``None`` if more than it may take."""
     mutation, tally = MUTATIONS[name], Tally()
-    faults = {**FAULTS, **(LOSSES if mutation.losses else {})}
-    with players(at_once=at_once, mutation=name) as ready:
+    faults = dict.fromkeys(mutation.kinds, 1)
+    with players() as unchanged, players(at_once=at_once, mutation=name) as ready:
         plans = at_random(ready, mutation.scenario, seed=seed, faults=faults)
-        for _ in search(ready, plans, tally, until=lambda: tally.schedules >= mutation.within):
+        for played in search(ready, plans, tally, until=lambda: tally.schedules >= mutation.within):
+            if unchanged.play(played.plan).findings:
+                continue
+            if show:
+                _say(f"  {played.plan} {played.findings[0]}")
             return tally.schedules
     return None
 

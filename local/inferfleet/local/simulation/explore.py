@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import count, islice
 
 from inferfleet.local.simulation.forks import Players
 from inferfleet.local.simulation.plan import ACTORS, FAULTS, Event, Kind, Plan, draw
@@ -30,28 +30,20 @@ class Tally:
         self.different.add(played.trace)
 
 
-def lengths(players: Players, scenario: str) -> dict[int, int]:
-    """The steps of each variant's undisturbed run."""
+def undisturbed(players: Players, scenario: str) -> list[tuple[str, ...]]:
+    """Whose turn each step is in a run in which nothing happens, for each variant."""
     plans = [Plan(scenario, variant) for variant in range(SCENARIOS[scenario].variants)]
-    found = {played.plan.variant: played.steps for played in players.play_all(plans)}
-    return dict(sorted(found.items()))
+    found = {played.plan.variant: played.sources for played in players.play_all(plans)}
+    return [found[variant] for variant in sorted(found)]
 
 
 def at_random(
     players: Players, scenario: str, *, seed: int, first: int = 0, faults: Mapping[Kind, int] = FAULTS
 ) -> Iterator[Plan]:
     """Draw schedules for ever. The number of a schedule and the seed say all of it."""
-    longest = max(lengths(players, scenario).values())
-    number = first
-    while True:
-        yield draw(
-            f"{seed}:{number}",
-            scenario=scenario,
-            variants=SCENARIOS[scenario].variants,
-            steps=longest,
-            faults=faults,
-        )
-        number += 1
+    sources = undisturbed(players, scenario)
+    for number in count(first):
+        yield draw(f"{seed}:{number}", scenario=scenario, sources=sources, faults=faults)
 
 
 def one_by_one(players: Players, plan: Plan, *, faults: Iterable[Event]) -> Iterator[Plan]:

@@ -105,6 +105,9 @@ def _leave_after(work: Callable[[], None]) -> Any:
     try:
         work()
         status = 0
+    except BrokenPipeError:
+        # Nobody wants to know any more.
+        status = 0
     except BaseException:
         traceback.print_exc()
     finally:
@@ -114,12 +117,10 @@ def _leave_after(work: Callable[[], None]) -> Any:
 def _serve(mutation: str | None, plans_in: int, results_out: int) -> None:
     logging.disable(logging.CRITICAL)
     gc.disable()
-    settings: dict[str, Any] = {}
     if mutation is not None:
         MUTATIONS[mutation].apply()
-    world = World(**settings)
+    world = World()
     world.build()
-    gc.collect()
     gc.freeze()
     with os.fdopen(plans_in, "rb") as plans, os.fdopen(results_out, "wb") as results:
         while True:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from itertools import combinations
 from typing import Any
 
 import orjson
@@ -11,6 +12,9 @@ import orjson
 from inferfleet.local.chaos import checker
 from inferfleet.local.chaos.history import History as ChaosHistory
 from inferfleet.local.chaos.history import JobHistory
+from inferfleet.local.chaos.workload import KIND, Kind
+from inferfleet.local.simulation.plan import Kind as PlanKind
+from inferfleet.local.simulation.plan import Plan
 from inferfleet.local.simulation.scenarios import KEY, SESSION
 from inferfleet.local.simulation.world import Call, World
 from inferfleet.schemas import Job, JobState, Result
@@ -18,13 +22,17 @@ from inferfleet.schemas.errors import JobDataLostError, JobNotFoundError, Publis
 from inferfleet.schemas.errors import ServiceUnreachableError
 from inferfleet.schemas.names import journal_key, result_key, turns_key
 from inferfleet.schemas.session import Turn
+from inferfleet.schemas.settings import WorkerSettings
 from inferfleet.wire.journal_lines import parse_line
 
 
-def findings(world: World) -> Iterator[str]:
+LEASE_S = WorkerSettings.model_fields["lease_s"].default
+
+
+def findings(world: World, plan: Plan) -> Iterator[str]:
     """Say all that must not be: kind, subject, detail."""
     names = {job.id: str(job.metadata["name"]) for job in _jobs(world)}
-    found = [*world.history.problems, *_checked(world), *_refused(world), *_turns(world), *_clients(world)]
+    found = [*world.history.problems, *_checked(world), *_refused(world), *_turns(world), *_clients(world), *_runs(world, plan), *_buried(world)]
     for kind, subject, detail in found:
         for job_id, name in names.items():
             detail = detail.replace(job_id, name)
@@ -64,7 +72,7 @@ def _checked(world: World) -> Iterator[tuple[str, str, str]]:
                 stored=Result.model_validate_json(stored) if stored else None,
                 seen=tuple(each.result for each in seen if each.result is not None),
                 streams=read if job.stream else (),
-                cancel_asked=job_id in history.cancels or job.metadata["chaos"] == "cancelled",
+                cancel_asked=job_id in history.cancels or job.metadata[KIND] == Kind.CANCELLED,
                 lost_result=job_id in history.finished_before_loss,
             )
         )
@@ -86,7 +94,7 @@ _EXCUSED_BY_A_LOSS = {
 
 def _refused(world: World) -> Iterator[tuple[str, str, str]]:
     """A job that was refused never runs, and nobody has been told the contrary."""
-    ran = {job_id for _, job_id in world.history.runs}
+    ran = {run.job_id for run in world.history.runs}
     for call in world.history.calls:
         if call.error is None or isinstance(call.error, PublishUnconfirmedError):
             continue
@@ -167,3 +175,32 @@ def _clients(world: World) -> Iterator[tuple[str, str, str]]:
             yield "reader_failed", seen.job_id, repr(seen.error)
         elif seen.error is not None and not isinstance(seen.error, (JobDataLostError, JobNotFoundError)):
             yield "reader_failed", seen.job_id, repr(seen.error)
+
+
+def _runs(world: World, plan: Plan) -> Iterator[tuple[str, str, str]]:
+    """Without anything that lasts as long as a lease, no two workers run a job, and no start is counted twice."""
+    if world.history.lost or any(event.seconds >= LEASE_S - 1 for event in plan.events):
+        return
+    runs = world.history.runs
+    for one, other in combinations(runs, 2):
+        if one.job_id == other.job_id and one.began_s <= other.began_s < one.ended_s:
+            yield "two_at_once", one.job_id, f"{one.worker} and {other.worker} at {other.began_s:.1f} s"
+    if any(event.kind in _MAY_DIE for event in plan.events):
+        return
+    for job_id, times in Counter(run.job_id for run in runs).items():
+        lines: Any = world.redis.store.run([b"XRANGE", journal_key(job_id).encode(), b"-", b"+"])
+        entries = [orjson.loads(fields[1]) for _, fields in lines]
+        if (begun := sum(entry["kind"] == "running" for entry in entries)) > times:
+            yield "counted_twice", job_id, f"{begun} attempts, and {times} runs"
+
+
+_MAY_DIE = {PlanKind.CRASH, PlanKind.DRAIN, PlanKind.JUMP, PlanKind.STALL}
+
+
+def _buried(world: World) -> Iterator[tuple[str, str, str]]:
+    """What was given up is among the dead letters."""
+    letters = world.dead_letters()
+    for job_id, job in _accepted(world).items():
+        stored: Any = world.redis.store.run([b"GET", result_key(job_id).encode()])
+        if job.metadata[KIND] == Kind.DOOMED and stored and job_id not in letters:
+            yield "no_dead_letter", job_id, "it was given up, and its message is nowhere"

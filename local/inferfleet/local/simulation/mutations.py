@@ -12,10 +12,11 @@ import hashlib
 import importlib
 import inspect
 import textwrap
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import FunctionType
 from typing import Any
 
+from inferfleet.local.simulation.plan import Kind
 from inferfleet.wire import scripts
 
 
@@ -27,17 +28,15 @@ class MutationError(Exception):
 class Mutation:
     """``where`` is ``lua:script`` or ``module:Class.method``; each pair of ``changes`` is old and new text.
 
-    ``scenario`` is where it shows; ``within`` in how many schedules it must be found; ``variants`` those in which it
-    can show, all by default.
+    ``scenario`` is where it shows; ``within`` in how many schedules of it it must be found.
     """
 
     where: str
     changes: tuple[tuple[str, str], ...]
     scenario: str
     within: int
-    also: tuple[Mutation, ...] = field(default=())
-    losses: bool = False
-    """Only a Redis that loses data shows it."""
+    kinds: tuple[Kind, ...] = ()
+    """What shows it; nothing needs to happen if empty."""
 
     def apply(self) -> None:
         """Put it into this process.
@@ -51,8 +50,6 @@ class Mutation:
             self._change_script(name)
         else:
             self._change_function(place, name)
-        for other in self.also:
-            other.apply()
 
     def _changed(self, text: str) -> str:
         for old, new in self.changes:
@@ -87,4 +84,68 @@ class Mutation:
         setattr(owner, last, names[last])
 
 
-MUTATIONS: dict[str, Mutation] = {}
+def _lua(script: str, old: str, new: str, scenario: str, within: int, *kinds: Kind) -> Mutation:
+    return Mutation(f"lua:{script}", ((old, new),), scenario, within, kinds)
+
+
+def _python(where: str, old: str, new: str, scenario: str, within: int, *kinds: Kind) -> Mutation:
+    return Mutation(where, ((old, new),), scenario, within, kinds)
+
+
+_SETTLEMENT = "inferfleet.worker.settlement:Settlement"
+_SUBMISSION = "inferfleet.producer.submission:Submission"
+
+MUTATIONS: dict[str, Mutation] = {
+    "append_without_fence": _lua(
+        "append", "if r[1] ~= 'running' or r[2] ~= ARGV[1] then", "if r[1] ~= 'running' then", "plain", 400, Kind.STALL
+    ),
+    "finish_without_fence": _lua("finish", "if r[2] ~= ARGV[1] then", "if false then", "plain", 400, Kind.STALL),
+    "tokens_twice": _lua("append", "if last > tonumber(r[3]) then", "if ARGV[5] ~= '' then", "plain", 400, Kind.REPEAT),
+    "lease_forgotten": _lua("start", "'lease', now + tonumber(ARGV[2])", "'lease', 0", "plain", 400, Kind.CUT),
+    "start_not_idempotent": _lua("start", "if begun then\n    return {r[9]", "if false then\n    return {r[9]", "plain", 400, Kind.REPEAT),
+    "ack_before_commit": _python(
+        f"{_SETTLEMENT}._end",
+        "if await self._commit(run, result):",
+        "delivery.ack()\n    if await self._commit(run, result):",
+        "plain",
+        400, Kind.CRASH,
+    ),
+    "ack_before_dead_letter": _python(
+        f"{_SETTLEMENT}.settle",
+        "if await self._bury(delivery, failure, attempts=run.charged):",
+        "delivery.ack()\n            if await self._bury(delivery, failure, attempts=run.charged):",
+        "plain",
+        400, Kind.CRASH,
+    ),
+    "acked_at_drain": _python(
+        f"{_SETTLEMENT}.settle",
+        "self._metrics.handed_over()\n            await delivery.requeue()",
+        "self._metrics.handed_over()\n            delivery.ack()",
+        "plain",
+        400, Kind.DRAIN,
+    ),
+    "second_message_kept": _python(
+        "inferfleet.worker.processor:Processor.process", "known.delivery.ack()", "pass", "key", 400
+    ),
+    "undo_without_asking": _lua("close", "if others ~= '' then", "if false then", "key", 400, Kind.CUT, Kind.HOLE),
+    "key_freed_without_compare": _lua(
+        "key_change", "if redis.call('GET', KEYS[1]) == ARGV[1] then", "if true then", "key", 1000, Kind.CUT
+    ),
+    "turn_added_twice": _lua("session_append", "if s[3] == ARGV[1] then", "if false then", "session", 400, Kind.REPEAT),
+    "turn_without_fence": _lua("session_append", "if s[2] ~= ARGV[2] then", "if false then", "session", 400, Kind.STALL),
+    "advance_forgets_the_next": _lua(
+        "session_advance", "return {'over', payload, unpack(lost)}\n  end", "return {'over', ''}\n  end", "session", 400, Kind.REPEAT
+    ),
+    "published_without_compare": _lua(
+        "session_published", "if redis.call('HGET', KEYS[1], 'owner') == ARGV[1] then", "if true then", "session", 1000, Kind.CRASH, Kind.STALL
+    ),
+    "dead_front_forgotten": _python(
+        f"{_SUBMISSION}._wait_in_lane", "if stop or entered.unpublished:", "if False:", "session", 400, Kind.CRASH
+    ),
+    "answer_forgotten": _lua(
+        "session_begin", "if s[2] == ARGV[1] and s[3] then", "if false then", "session", 400, Kind.CRASH
+    ),
+    "turn_before_history": _python(
+        f"{_SETTLEMENT}._end_turn", "await self._lanes.let_next_run(job)", "pass", "session", 50
+    ),
+}

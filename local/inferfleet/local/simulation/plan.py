@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -35,6 +35,9 @@ class Kind(StrEnum):
 
     JUMP = "jump"
     """So many seconds pass in which nobody runs."""
+
+    DRAIN = "drain"
+    """A worker is told to leave."""
 
     FULL = "full"
     """The pool's queue refuses what is published, for so many seconds."""
@@ -116,6 +119,9 @@ SERVICES = ("redis", "broker")
 SECONDS = (0.0, 1.0, 6.0, 20.0)
 """Around nothing, a time limit, and a lease."""
 
+STOPPED_S = (1.0, 20.0, 60.0)
+"""A process that is stopped for a minute has lost its connection to the broker when it wakes up."""
+
 FAULTS: Mapping[Kind, int] = {
     Kind.STALL: 2,
     Kind.CRASH: 4,
@@ -124,6 +130,7 @@ FAULTS: Mapping[Kind, int] = {
     Kind.HOLE: 2,
     Kind.JUMP: 1,
     Kind.FULL: 1,
+    Kind.DRAIN: 1,
 }
 """How often each is drawn."""
 
@@ -131,29 +138,41 @@ LOSSES: Mapping[Kind, int] = {Kind.EMPTY: 1, Kind.ROLLBACK: 1}
 """Drawn only if asked for: they cost what nobody else has."""
 
 
-def draw(
-    seed: str, *, scenario: str, variants: int, steps: int, faults: Mapping[Kind, int] = FAULTS
-) -> Plan:
-    """Draw a schedule of a few events in about so many steps: most faults need only two or three."""
+def draw(seed: str, *, scenario: str, sources: Sequence[Sequence[str]], faults: Mapping[Kind, int]) -> Plan:
+    """Draw a schedule of a few events: most faults need only two or three.
+
+    ``sources`` says for each variant whose turn each step of its undisturbed run is. What happens, happens while
+    bytes are under way, and mostly to one of their ends.
+    """
     chance = random.Random(seed)  # noqa: S311 - a repeatable schedule
+    variant = chance.randrange(len(sources))
+    under_way = [(step, source) for step, source in enumerate(sources[variant]) if ">" in source]
     kinds, weights = list(faults), list(faults.values())
-    events = [Event(chance.randrange(steps), Kind.DELAY) for _ in range(chance.choice((0, 1, 2, 4, 8)))]
-    events += [
-        _fault(chance, chance.randrange(steps), chance.choices(kinds, weights)[0])
-        for _ in range(chance.choice((0, 1, 1, 2, 2, 3)))
-        if kinds
-    ]
-    return Plan(scenario, chance.randrange(variants), tuple(sorted(events)))
+    events = [Event(chance.randrange(len(sources[variant])), Kind.DELAY) for _ in range(chance.choice(_DELAYS))]
+    for _ in range(chance.choice(_FAULTS) if kinds else 0):
+        step, source = chance.choice(under_way)
+        ends = source.partition(".")[0].split(">")
+        client, service = ends if ends[1] in SERVICES else reversed(ends)
+        if client not in ACTORS or chance.random() < _ELSEWHERE:
+            client, service = chance.choice(ACTORS), chance.choice(SERVICES)
+        # Before these bytes arrive, or a little later.
+        step += chance.choice((0, 0, 1, 1, 2, 5))
+        events.append(_fault(chance, step, chance.choices(kinds, weights)[0], client, service))
+    return Plan(scenario, variant, tuple(sorted(events)))
 
 
-def _fault(chance: random.Random, step: int, kind: Kind) -> Event:
-    actor = chance.choice(ACTORS)
-    link = f"{actor}-{chance.choice(SERVICES)}"
+_DELAYS = (0, 0, 1, 2, 4, 8)
+_FAULTS = (0, 1, 1, 2, 2, 3)
+_ELSEWHERE = 0.2
+
+
+def _fault(chance: random.Random, step: int, kind: Kind, client: str, service: str) -> Event:
+    link = f"{client}-{service}"
     match kind:
         case Kind.STALL:
-            return Event(step, kind, actor, seconds=chance.choice(SECONDS[1:]))
+            return Event(step, kind, client, seconds=chance.choice(STOPPED_S))
         case Kind.CRASH:
-            return Event(step, kind, actor, late=chance.random() < 0.5)
+            return Event(step, kind, client, late=chance.random() < 0.5)
         case Kind.CUT:
             return Event(step, kind, link, late=chance.random() < 0.5, seconds=chance.choice(SECONDS))
         case Kind.REPEAT:
@@ -161,8 +180,10 @@ def _fault(chance: random.Random, step: int, kind: Kind) -> Event:
         case Kind.HOLE:
             return Event(step, kind, link, seconds=chance.choice(SECONDS[1:]))
         case Kind.JUMP:
-            return Event(step, kind, seconds=chance.choice(SECONDS[2:]))
+            return Event(step, kind, seconds=chance.choice(STOPPED_S[1:]))
         case Kind.FULL:
             return Event(step, kind, seconds=chance.choice(SECONDS[1:]))
+        case Kind.DRAIN:
+            return Event(step, kind, client if client.startswith("w") else chance.choice(("w1", "w2")))
         case Kind.EMPTY | Kind.ROLLBACK | Kind.DELAY:
             return Event(step, kind)

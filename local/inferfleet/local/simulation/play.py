@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import random
 from dataclasses import dataclass, field
 
 from inferfleet.local.simulation import judge
@@ -13,7 +14,7 @@ from inferfleet.local.simulation.scenarios import KEY, SCENARIOS, SESSION, insis
 from inferfleet.local.simulation.world import Call, World
 from inferfleet.schemas.names import result_key
 
-FAULTS_S = 40.0
+FAULTS_S = 90.0
 """How long things go wrong, at most."""
 
 HEALED_S = 300.0
@@ -39,6 +40,8 @@ class Played:
 
 def play(world: World, plan: Plan, *, trace: bool = False) -> Played:
     """Play a schedule in a world that was built, and is of no use afterwards."""
+    # A fork has seeded it anew.
+    random.seed(0)
     world.loop.trace = []
     first = world.loop.steps
     steps = 0
@@ -57,7 +60,7 @@ def play(world: World, plan: Plan, *, trace: bool = False) -> Played:
         print("\n".join(world.loop.trace))  # noqa: T201
     return Played(
         plan=plan,
-        findings=tuple(judge.findings(world)),
+        findings=tuple(judge.findings(world, plan)),
         steps=steps,
         all_steps=world.loop.steps - first,
         sources=tuple(line.split()[1] for line in world.loop.trace[:steps]),

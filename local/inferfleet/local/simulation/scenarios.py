@@ -122,14 +122,15 @@ def _plain(world: World, variant: int) -> dict[str, Coroutine[Any, Any, None]]:
     whole = {"n": 2, "temperature": 1} if variant & 4 else {}
     extra = {"simulated": {"tokens": TOKENS, "step_delay_s": STEP_S, **fails}, **whole}
     streamed = job("a", stream=True, body=extra)
-    stopped = job("b", kind=Kind.CANCELLED)
+    doomed = {"simulated": {"tokens": TOKENS, "fail": "out_of_memory", "after_tokens": 1}}
+    stopped = job("b", kind=Kind.DOOMED, max_attempts=1, body=doomed) if variant & 8 else job("b", kind=Kind.CANCELLED)
 
     async def first() -> None:
         await submit(world, "p1", streamed)
 
     async def second() -> None:
         call = await submit(world, "p2", stopped)
-        if call.got is not None and variant & 1:
+        if call.got is not None and variant & 1 and not variant & 8:
             await asyncio.sleep(0.6)
             await cancel(world, "p2", stopped)
 
@@ -218,7 +219,7 @@ def _session_key(world: World, variant: int) -> dict[str, Coroutine[Any, Any, No
 
 
 SCENARIOS = {
-    "plain": Scenario(8, _plain),
+    "plain": Scenario(16, _plain),
     "expires": Scenario(4, _expires),
     "key": Scenario(4, _key),
     "session": Scenario(16, _session),

@@ -74,9 +74,8 @@ class Store:
             for name in dir(self)
             if name.startswith("_do_")
         }
-        self._lua = lua51.LuaRuntime(encoding=None, unpack_returned_tuples=False)
-        self._table = self._lua.table_from
-        self._wrap = self._lua.execute(_PRELUDE, self._call)
+        _lua.globals()[b"python_call"] = self._call
+        self._table = _lua.table_from
         self.grown: set[bytes] = set()
         """Streams that have grown since somebody last looked."""
 
@@ -408,18 +407,10 @@ class Store:
         if what.upper() != b"LOAD":
             raise RedisError("ERR only SCRIPT LOAD is simulated")
         sha = hashlib.sha1(text, usedforsecurity=False).hexdigest().encode()
-        self._scripts[sha] = self._compiled(text)
+        if text not in _compiled:
+            _compiled[text] = _lua.compile(b"local KEYS, ARGV = ...\n" + text)
+        self._scripts[sha] = _compiled[text]
         return sha
-
-    def _compiled(self, text: bytes) -> Any:
-        if text not in _functions:
-            # Kept over restarts of the store, for its own Lua state only.
-            _functions[text] = (self._lua, self._wrap(text))
-        owner, function = _functions[text]
-        if owner is not self._lua:
-            function = self._wrap(text)
-            _functions[text] = (self._lua, function)
-        return function
 
     def _do_evalsha(self, sha: bytes, count: bytes, *rest: bytes) -> Answer:
         function = self._scripts.get(sha)
@@ -451,20 +442,18 @@ class Store:
                 return answer
 
 
-_functions: dict[bytes, tuple[Any, Any]] = {}
+_lua: Final = lua51.LuaRuntime(encoding=None, unpack_returned_tuples=False)
+"""One for all stores of a process, of which the last one made is used."""
 
-_PRELUDE: Final = b"""
-local python_call = ...
+_lua.execute(b"""
 redis = {
   call = function(...) return python_call(false, ...) end,
   pcall = function(...) return python_call(true, ...) end,
 }
-return function(text)
-  local compiled, problem = loadstring('local KEYS, ARGV = ...\\n' .. text)
-  if not compiled then error(problem) end
-  return compiled
-end
-"""
+""")
+
+_compiled: dict[bytes, Any] = {}
+"""Scripts by their text: they keep nothing."""
 
 
 def _argument(word: Any) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from math import inf
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, assert_never
@@ -11,7 +12,7 @@ from inferfleet.local.embedded.connection import ClientConnection
 from inferfleet.local.embedded.queues import Message
 from inferfleet.local.embedded.virtual_host import Outcome, VirtualHost
 from inferfleet.local.simulation.determinism import EPOCH_S, make_deterministic
-from inferfleet.local.simulation.loop import ACTOR, FOR_NOW, Actor, VirtualLoop
+from inferfleet.local.simulation.loop import FOR_NOW, Actor, VirtualLoop
 from inferfleet.local.simulation.network import Network
 from inferfleet.local.simulation.plan import Event, Kind, Plan
 from inferfleet.local.simulation.resp import RedisClient, RedisServer
@@ -61,14 +62,23 @@ class Seen:
 
 
 @dataclass(slots=True)
+class Run:
+    """One generation. ``ended_s`` is infinite as long as it goes on."""
+
+    worker: str
+    job_id: str
+    began_s: float
+    ended_s: float = inf
+
+
+@dataclass(slots=True)
 class History:
     """What happened, as the clients know it, and what only the simulation knows."""
 
     calls: list[Call] = field(default_factory=list[Call])
     seen: list[Seen] = field(default_factory=list[Seen])
     cancels: set[str] = field(default_factory=set[str])
-    runs: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
-    """Who generated which job, in order."""
+    runs: list[Run] = field(default_factory=list[Run])
     problems: list[tuple[str, str, str]] = field(default_factory=list[tuple[str, str, str]])
     """What was seen to be wrong on the way: kind, subject, detail."""
     lost: bool = False
@@ -79,7 +89,7 @@ class History:
 class World:
     """Everything there is. Made once in a process; each schedule plays in a fork of it."""
 
-    def __init__(self, **worker_settings: Any) -> None:
+    def __init__(self) -> None:
         self.loop = VirtualLoop()
         make_deterministic(self.loop.time)
         self.network = Network(self.loop)
@@ -89,9 +99,9 @@ class World:
         self.history = History()
         self.actors = {"redis": Actor("redis"), "broker": Actor("broker")}
         self.fleets: dict[str, Fleet] = {}
+        self.workers: dict[str, Worker] = {}
         self.applied = 0
         """How many events of the plan have come about."""
-        self._worker_settings = worker_settings
         self._tasks: list[asyncio.Task[Any]] = []
         self._ready: set[str] = set()
         self._restarts = 0
@@ -115,10 +125,12 @@ class World:
         for name in PRODUCERS:
             self.spawn(name, self._produce(name))
         await self._until(lambda: len(self.fleets) == len(PRODUCERS))
-        for name, fleet in self.fleets.items():
-            # A connection to the broker is made at the first publish.
-            await self.run_in(name, fleet.submit("warm up"))
-        await asyncio.sleep(1.0)
+        # Connections to the broker are made at the first publish, those of workers at that of a session's next turn.
+        messages = [{"role": "user", "content": "warm up"}]
+        for _ in range(2):
+            for name, fleet in self.fleets.items():
+                await self.run_in(name, fleet.submit({"messages": messages}, session_id="warm-up"))
+        await asyncio.sleep(3.0)
         self.history = History()
 
     async def _until(self, done: Callable[[], bool]) -> None:
@@ -150,14 +162,22 @@ class World:
             journal_flush_s=0.5,
             journal_flush_streamed_s=0.3,
             heartbeat_interval_s=10.0,
-            **self._worker_settings,
+            drain_timeout_s=1.0,
         )
-        engine = _Engine(lambda job_id: self.history.runs.append((name, job_id)))
+        engine = _Engine(lambda job_id: self._run_began(name, job_id), self.loop.time)
         self.spawn(name, self._work(name, settings, engine))
 
+    def _run_began(self, name: str, job_id: str) -> Run:
+        run = Run(name, job_id, self.loop.now)
+        self.history.runs.append(run)
+        return run
+
     async def _work(self, name: str, settings: WorkerSettings, engine: SimulatedEngine) -> None:
+        worker = Worker(settings=settings, engine=engine, on_warm=lambda: self._ready.add(name))
+        self.workers[name] = worker
         try:
-            await Worker(settings=settings, engine=engine, on_warm=lambda: self._ready.add(name)).run()
+            await worker.run()
+            self.actors[name].alive = False
         except Exception as error:
             self.history.problems.append(("worker_crashed", name, repr(error)))
 
@@ -211,6 +231,9 @@ class World:
                 self._hole(event)
             case Kind.JUMP:
                 self.loop.now += event.seconds
+            case Kind.DRAIN:
+                if self.actors[event.target].alive:
+                    self.workers[event.target].stop()
             case Kind.FULL:
                 self.broker.full_until = self.loop.now + event.seconds
             case Kind.EMPTY:
@@ -231,6 +254,9 @@ class World:
         if not actor.alive:
             return
         actor.die()
+        for run in self.history.runs:
+            if run.worker == name and run.ended_s == inf:
+                run.ended_s = self.loop.now
         for connection in self.network.of(actor):
             connection.cut(late=late)
 
@@ -318,18 +344,17 @@ class _Broker(VirtualHost):
 
 
 class _Engine(SimulatedEngine):
-    """The simulated engine, which tells what it is asked to generate."""
+    """The simulated engine, which tells what it generates."""
 
-    def __init__(self, tell: Callable[[str], None]) -> None:
+    def __init__(self, began: Callable[[str], Run], now: Callable[[], float]) -> None:
         super().__init__(model="simulated", max_running=2, engine_args={})
-        self._tell = tell
+        self._began = began
+        self._now = now
 
     async def generate(self, generation: Generation) -> Any:
-        self._tell(generation.id)
-        async for event in super().generate(generation):
-            yield event
-
-
-def actor_name() -> str:
-    """The name of the process that this runs in."""
-    return ACTOR.get().name
+        run = self._began(generation.id)
+        try:
+            async for event in super().generate(generation):
+                yield event
+        finally:
+            run.ended_s = self._now()
