@@ -15,7 +15,7 @@ MINUTES ?= 10
 PACKAGES = schemas wire producer worker cli local
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-matrix test-engine chaos check bench bench-engine bench-peers build clean venv bench-venv engine-venv services
+.PHONY: help demo test test-matrix test-engine chaos explore check bench bench-engine bench-peers build clean venv bench-venv engine-venv services
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ test-engine: engine-venv ## Run the tests of the vLLM engine, on the CPU
 
 chaos: venv services ## Break everything at random for MINUTES= from SEED=, and check that no job suffered
 	@$(VENV)/bin/inferfleet-chaos --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+explore: venv ## Play schedules of a simulated fleet for MINUTES= from SEED=, and print those that break a promise
+	@$(VENV)/bin/inferfleet-explore --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 check: venv ## Lint, formatting, types, import contracts, dependencies, spelling, schema drift
 	@$(VENV)/bin/ruff check .
