@@ -58,7 +58,16 @@ def test_a_fault_that_was_put_in_is_found(mutation: str) -> None:
     each = MUTATIONS[mutation]
 
     found = explore(
-        *("--mutation", mutation, "--scenario", each.scenario, "--schedules", str(each.within), "--stop-after", "1"),
+        *(
+            "--mutation",
+            mutation,
+            "--scenario",
+            each.scenario,
+            "--schedules",
+            str(each.within),
+            "--stop-after",
+            "1",
+        ),
         *("--minutes", "4"),
     )
 

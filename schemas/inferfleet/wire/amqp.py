@@ -62,8 +62,8 @@ CLOSE_TIMEOUT_S = 10.0
 """How long the broker may take to let us go. Out of memory or disk, it reads nothing from publishers."""
 
 # StopAsyncIteration is what aiormq raises when the other end hangs up during the handshake: a broker that
-# is just starting, or a load balancer with nothing behind it. RuntimeError is what it and aio-pika raise when the
-# connection has ended between two calls.
+# is just starting, or a load balancer with nothing behind it. RuntimeError is what it and aio-pika raise
+# when the connection has ended between two calls.
 _NO_ANSWER = (
     AMQPConnectionError,
     ChannelInvalidStateError,

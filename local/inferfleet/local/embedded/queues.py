@@ -41,6 +41,11 @@ class Consumer(Protocol):
     """Who takes messages from a queue."""
 
     @property
+    def unacked(self) -> int:
+        """How many messages it has and has not acked."""
+        ...
+
+    @property
     def has_credit(self) -> bool:
         """Whether it may be given one more message now."""
         ...
@@ -87,6 +92,16 @@ class Queue:
     def consumer_count(self) -> int:
         """Consumers, with or without credit."""
         return len(self._consumers)
+
+    @property
+    def ready(self) -> tuple[Message, ...]:
+        """The messages that wait, the next one first."""
+        return tuple(entry.message for entry in sorted(self._ready))
+
+    @property
+    def unacked_count(self) -> int:
+        """Messages that present consumers have and have not acked."""
+        return sum(consumer.unacked for consumer in self._consumers)
 
     def publish(self, message: Message) -> bool:
         """Take a message. ``False``: the queue is full and refuses it."""

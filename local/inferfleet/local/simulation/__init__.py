@@ -1,4 +1,4 @@
-"""Deterministic simulation: the product's own code in one process, in virtual time, on a schedule that can be repeated.
+"""Deterministic simulation: the product's own code in virtual time, on a schedule that can be repeated.
 
 loop          who goes next: an event loop without a clock
 network       connections, whose bytes are under way until the schedule lets them arrive

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Iterator, Mapping
 from typing import Annotated
 
 import orjson
@@ -22,7 +23,7 @@ from inferfleet.local.simulation.explore import (
 )
 from inferfleet.local.simulation.forks import Players, players
 from inferfleet.local.simulation.mutations import MUTATIONS
-from inferfleet.local.simulation.plan import FAULTS, LOSSES, Plan
+from inferfleet.local.simulation.plan import FAULTS, LOSSES, Kind, Plan
 from inferfleet.local.simulation.play import Played
 from inferfleet.local.simulation.scenarios import SCENARIOS
 
@@ -32,17 +33,23 @@ def command(
     minutes: Annotated[float, typer.Option(help="How long to look, for all scenarios together.")] = 1.0,
     seed: Annotated[int, typer.Option(help="What the schedules are drawn from.")] = 1,
     schedules: Annotated[int | None, typer.Option(help="At most so many of each scenario.")] = None,
-    scenario: Annotated[list[str] | None, typer.Option(help="Only these; may be given several times.")] = None,
+    scenario: Annotated[
+        list[str] | None, typer.Option(help="Only these; may be given several times.")
+    ] = None,
     losses: Annotated[bool, typer.Option("--losses", help="Redis may lose data, too.")] = False,
     one_event: Annotated[
         bool, typer.Option("--one-event", help="Not at random: each single event at each step.")
     ] = False,
     at_once: Annotated[int, typer.Option(min=1, help="Processes.")] = os.cpu_count() or 1,
     stop_after: Annotated[int, typer.Option(help="Stop a scenario after so many kinds of findings.")] = 3,
-    replay: Annotated[str | None, typer.Option(help="Play this one schedule, and say what comes of it.")] = None,
+    replay: Annotated[
+        str | None, typer.Option(help="Play this one schedule, and say what comes of it.")
+    ] = None,
     trace: Annotated[bool, typer.Option("--trace", help="With --replay: print each step.")] = False,
     mutation: Annotated[str | None, typer.Option(help="Put this fault into the product first.")] = None,
-    mutations: Annotated[bool, typer.Option("--mutations", help="Say for each fault how soon it is found.")] = False,
+    mutations: Annotated[
+        bool, typer.Option("--mutations", help="Say for each fault how soon it is found.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
 ) -> None:
     """Play schedules of a simulated fleet: who goes on when, what breaks, which bytes come late.
@@ -93,13 +100,14 @@ def _explored(
     seed: int,
     seconds: float,
     schedules: int | None,
-    faults: dict[str, int],
+    faults: Mapping[Kind, int],
     one_event: bool,
     stop_after: int,
     quiet: bool,
 ) -> list[Played]:
     tally, kinds = Tally(), dict[str, Played]()
     deadline = time.perf_counter() + seconds
+    plans: Iterator[Plan]
     if one_event:
         plans = (
             plan
@@ -107,7 +115,7 @@ def _explored(
             for plan in one_by_one(ready, Plan(name, variant), faults=EACH_FAULT)
         )
     else:
-        plans = at_random(ready, name, seed=seed, faults=faults)  # type: ignore[arg-type]
+        plans = at_random(ready, name, seed=seed, faults=faults)
 
     def until() -> bool:
         over = time.perf_counter() > deadline or len(kinds) >= stop_after
@@ -136,7 +144,11 @@ def _try_mutations(seed: int, at_once: int) -> bool:
     for name, mutation in MUTATIONS.items():
         after = found_after(name, seed=seed, at_once=at_once, show=True)
         good &= after is not None
-        _say(f"{name}: " + ("not found" if after is None else f"found after {after}") + f" of {mutation.within}")
+        _say(
+            f"{name}: "
+            + ("not found" if after is None else f"found after {after}")
+            + f" of {mutation.within}"
+        )
     return good
 
 

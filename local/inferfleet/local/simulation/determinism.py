@@ -15,7 +15,7 @@ from contextlib import nullcontext
 from datetime import UTC, datetime, tzinfo
 from typing import Any
 
-import circuitbreaker
+import circuitbreaker  # pyright: ignore[reportMissingTypeStubs]
 import uuid_utils
 
 import inferfleet.schemas.job
@@ -44,31 +44,42 @@ def make_deterministic(now: Callable[[], float]) -> None:
 
     class Datetime(datetime):
         @classmethod
-        def now(cls, tz: tzinfo | None = None) -> Any:  # type: ignore[override]
+        def now(cls, tz: tzinfo | None = None) -> Any:
             return datetime.fromtimestamp(EPOCH_S + now(), tz or UTC)
 
     def uuid7(*_: Any) -> str:
         return f"01900000-0000-7000-8000-{next(numbers):012x}"
 
-    replaced: Any
-    for place, name, replaced in (
+    def token_urlsafe(_: int | None = None) -> str:
+        return f"token-{next(numbers)}"
+
+    replacements: tuple[tuple[Any, str, Any], ...] = (
         (time, "time", lambda: EPOCH_S + now()),
         (time, "monotonic", now),
         (circuitbreaker, "monotonic", now),
         (os, "urandom", chance.randbytes),
         (os, "getpid", lambda: 1),
         (random, "Random", _SeededRandom),
-        (secrets, "token_urlsafe", lambda *_: f"token-{next(numbers)}"),  # type: ignore[misc]
+        (secrets, "token_urlsafe", token_urlsafe),
         (uuid_utils, "uuid7", uuid7),
         (inferfleet.schemas.job, "datetime", Datetime),
         (inferfleet.worker.intake, "ROOM_INTERVAL_S", INTAKE_INTERVAL_S),
         # The one thing that listens: nobody asks it anything.
-        (inferfleet.worker.worker, "serve_http", lambda **_: nullcontext(0)),  # type: ignore[misc]
-        (inferfleet.worker.worker, "version", lambda _: "simulated"),  # type: ignore[misc]
+        (inferfleet.worker.worker, "serve_http", _serve_nothing),
+        (inferfleet.worker.worker, "version", _no_version),
         (JobRun, "__hash__", _numbered(numbers)),
-    ):
+    )
+    for place, name, replaced in replacements:
         setattr(place, name, replaced)
     random.seed(0)
+
+
+def _serve_nothing(**_: Any) -> nullcontext[int]:
+    return nullcontext(0)
+
+
+def _no_version(_: str) -> str:
+    return "simulated"
 
 
 def _numbered(numbers: itertools.count[int]) -> Callable[[Any], int]:

@@ -115,7 +115,7 @@ def search(
 
 
 def shortened(players: Players, played: Played) -> Played:
-    """The shortest schedule to be had that breaks the same promise: faults are left out, then delays, then time."""
+    """The shortest schedule to be had that breaks the same promise: faults are left out, then delays."""
     kind = kind_of(played)
     changed = True
     while changed:

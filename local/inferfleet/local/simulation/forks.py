@@ -1,6 +1,7 @@
 """Plays many schedules: a world is built once, and each schedule plays in a fork of it.
 
-A fork takes some milliseconds where connecting a fleet takes fifty, and nothing of one schedule is left for the next.
+A fork takes some milliseconds where connecting a fleet takes a hundred, and nothing of one schedule is left
+for the next.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ import os
 import pickle
 import selectors
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, NoReturn
 
 from inferfleet.local.simulation.mutations import MUTATIONS
 from inferfleet.local.simulation.plan import Plan
@@ -69,7 +71,7 @@ class Players:
 
 
 @contextmanager
-def players(*, at_once: int = 1, mutation: str | None = None) -> Iterator[Players]:
+def players(*, at_once: int = 1, mutation: str | None = None) -> Generator[Players]:
     """Have processes that play schedules while the block runs."""
     bases = [_start(mutation) for _ in range(at_once)]
     try:
@@ -96,10 +98,10 @@ def _start(mutation: str | None) -> _Base:
         return _Base(pid, os.fdopen(plans_out, "wb"), os.fdopen(results_in, "rb"))
     os.close(plans_out)
     os.close(results_in)
-    _leave_after(lambda: _serve(mutation, plans_in, results_out))
+    return _leave_after(partial(_serve, mutation, plans_in, results_out))
 
 
-def _leave_after(work: Callable[[], None]) -> Any:
+def _leave_after(work: Callable[[], None]) -> NoReturn:
     """Be of no use for anything else: not even cleaning up."""
     status = 1
     try:
@@ -110,8 +112,7 @@ def _leave_after(work: Callable[[], None]) -> Any:
         status = 0
     except BaseException:
         traceback.print_exc()
-    finally:
-        os._exit(status)
+    os._exit(status)
 
 
 def _serve(mutation: str | None, plans_in: int, results_out: int) -> None:
@@ -130,5 +131,9 @@ def _serve(mutation: str | None, plans_in: int, results_out: int) -> None:
             show = isinstance(plan, tuple)
             pid = os.fork()
             if not pid:
-                _leave_after(lambda: _send(results, play(world, plan[0] if show else plan, trace=show)))
+                _leave_after(partial(_play, results, world, plan[0] if show else plan, trace=show))
             os.waitpid(pid, 0)
+
+
+def _play(results: Any, world: World, plan: Plan, *, trace: bool) -> None:
+    _send(results, play(world, plan, trace=trace))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from itertools import combinations
+from itertools import combinations, permutations
 from typing import Any
 
 import orjson
@@ -15,16 +15,19 @@ from inferfleet.local.chaos.history import JobHistory
 from inferfleet.local.chaos.workload import KIND, Kind
 from inferfleet.local.simulation.plan import Kind as PlanKind
 from inferfleet.local.simulation.plan import Plan
-from inferfleet.local.simulation.scenarios import KEY, SESSION
+from inferfleet.local.simulation.scenarios import SESSION
 from inferfleet.local.simulation.world import Call, World
 from inferfleet.schemas import Job, JobState, Result
-from inferfleet.schemas.errors import JobDataLostError, JobNotFoundError, PublishUnconfirmedError
-from inferfleet.schemas.errors import ServiceUnreachableError
+from inferfleet.schemas.errors import (
+    JobDataLostError,
+    JobNotFoundError,
+    PublishUnconfirmedError,
+    ServiceUnreachableError,
+)
 from inferfleet.schemas.names import journal_key, result_key, turns_key
 from inferfleet.schemas.session import Turn
 from inferfleet.schemas.settings import WorkerSettings
 from inferfleet.wire.journal_lines import parse_line
-
 
 LEASE_S = WorkerSettings.model_fields["lease_s"].default
 
@@ -32,11 +35,24 @@ LEASE_S = WorkerSettings.model_fields["lease_s"].default
 def findings(world: World, plan: Plan) -> Iterator[str]:
     """Say all that must not be: kind, subject, detail."""
     names = {job.id: str(job.metadata["name"]) for job in _jobs(world)}
-    found = [*world.history.problems, *_checked(world), *_refused(world), *_turns(world), *_clients(world), *_runs(world, plan), *_buried(world)]
+    found = [
+        *world.history.problems,
+        *_checked(world),
+        *_refused(world),
+        *_turns(world),
+        *_clients(world),
+        *_runs(world, plan),
+        *_buried(world),
+    ]
     for kind, subject, detail in found:
         for job_id, name in names.items():
             detail = detail.replace(job_id, name)
         yield f"{kind} {names.get(subject, subject)}: {detail}"
+
+
+def _stored(world: World, job_id: str) -> Result | None:
+    stored: Any = world.redis.store.run([b"GET", result_key(job_id).encode()])
+    return Result.model_validate_json(stored) if stored else None
 
 
 def _jobs(world: World) -> list[Job]:
@@ -54,9 +70,10 @@ def _checked(world: World) -> Iterator[tuple[str, str, str]]:
     jobs: list[JobHistory] = []
     for job_id, job in _accepted(world).items():
         seen = [each for each in history.seen if each.job_id == job_id]
-        read = tuple(tuple(each.entries) for each in seen if each.result is not None or each.error is not None)
+        read = tuple(
+            tuple(each.entries) for each in seen if each.result is not None or each.error is not None
+        )
         lines: Any = store.run([b"XRANGE", journal_key(job_id).encode(), b"-", b"+"])
-        stored: Any = store.run([b"GET", result_key(job_id).encode()])
         jobs.append(
             JobHistory(
                 job=job.model_copy(
@@ -69,7 +86,7 @@ def _checked(world: World) -> Iterator[tuple[str, str, str]]:
                 journal=tuple(
                     parse_line(dict(zip(fields[::2], fields[1::2], strict=True))) for _, fields in lines
                 ),
-                stored=Result.model_validate_json(stored) if stored else None,
+                stored=_stored(world, job_id),
                 seen=tuple(each.result for each in seen if each.result is not None),
                 streams=read if job.stream else (),
                 cancel_asked=job_id in history.cancels or job.metadata[KIND] == Kind.CANCELLED,
@@ -143,42 +160,43 @@ def _turns(world: World) -> Iterator[tuple[str, str, str]]:
         if times > 1:
             yield "turn_twice", job_id, f"it is {times} times in the history"
     place = {turn.job_id: number for number, turn in enumerate(history)}
-    calls = [call for call in world.history.calls if call.got is not None and call.got.session_id]
-    for call in calls:
-        assert call.got is not None  # noqa: S101 - as above
-        stored: Any = world.redis.store.run([b"GET", result_key(call.got.id).encode()])
-        result = Result.model_validate_json(stored) if stored else None
-        if result is not None and result.state is JobState.SUCCEEDED and call.got.id not in place:
-            yield "turn_lost", call.got.id, "it succeeded and is not in the history"
-        if result is not None and call.got.id in place:
-            said = history[place[call.got.id]].messages[-1].get("content")
+    for job_id, job in _accepted(world).items():
+        result = _stored(world, job_id)
+        if job.session_id is None or result is None:
+            continue
+        if result.state is JobState.SUCCEEDED and job_id not in place:
+            yield "turn_lost", job_id, "it succeeded and is not in the history"
+        elif job_id in place:
+            said = history[place[job_id]].messages[-1].get("content")
             if said != (result.text or ""):
-                yield "turn_differs", call.got.id, f"history {said!r}, result {result.text!r}"
+                yield "turn_differs", job_id, f"history {said!r}, result {result.text!r}"
     # Several may submit the same turn: the first of them counts.
-    began, ended = {}, {}
-    for call in reversed(calls):
-        began[call.got.id], ended[call.got.id] = call.began, call.ended
-    for one in place:
-        for other in place:
-            if one in ended and other in began and ended[one] < began[other] and place[one] > place[other]:
-                yield "turn_order", other, f"it is before {one}, accepted earlier"
+    began: dict[str, int] = {}
+    ended: dict[str, int] = {}
+    for call in world.history.calls:
+        if call.got is not None:
+            began.setdefault(call.got.id, call.began)
+            ended.setdefault(call.got.id, call.ended)
+    for one, other in permutations(place, 2):
+        if one in ended and other in began and ended[one] < began[other] and place[one] > place[other]:
+            yield "turn_order", other, f"it is before {one}, accepted earlier"
     refused = {call.job.id for call in world.history.calls if _is_refusal(call)} - set(_accepted(world))
-    for job_id in place:
-        if job_id in refused and not any(c.job.idempotency_key == KEY for c in world.history.calls if c.job.id == job_id):
+    for job_id in refused & set(place):
+        if all(call.job.idempotency_key is None for call in world.history.calls if call.job.id == job_id):
             yield "refused_turn_in_history", job_id, "its call was refused"
 
 
 def _clients(world: World) -> Iterator[tuple[str, str, str]]:
     """Whoever follows an accepted job is told how it ended."""
     for seen in world.history.seen:
-        if seen.error is not None and not world.history.lost:
-            yield "reader_failed", seen.job_id, repr(seen.error)
-        elif seen.error is not None and not isinstance(seen.error, (JobDataLostError, JobNotFoundError)):
+        if (seen.error is not None and not world.history.lost) or (
+            seen.error is not None and not isinstance(seen.error, (JobDataLostError, JobNotFoundError))
+        ):
             yield "reader_failed", seen.job_id, repr(seen.error)
 
 
 def _runs(world: World, plan: Plan) -> Iterator[tuple[str, str, str]]:
-    """Without anything that lasts as long as a lease, no two workers run a job, and no start is counted twice."""
+    """While nothing lasts as long as a lease, no two workers run a job, and no start is counted twice."""
     if world.history.lost or any(event.seconds >= LEASE_S - 1 for event in plan.events):
         return
     runs = world.history.runs
@@ -201,6 +219,5 @@ def _buried(world: World) -> Iterator[tuple[str, str, str]]:
     """What was given up is among the dead letters."""
     letters = world.dead_letters()
     for job_id, job in _accepted(world).items():
-        stored: Any = world.redis.store.run([b"GET", result_key(job_id).encode()])
-        if job.metadata[KIND] == Kind.DOOMED and stored and job_id not in letters:
+        if job.metadata[KIND] == Kind.DOOMED and _stored(world, job_id) and job_id not in letters:
             yield "no_dead_letter", job_id, "it was given up, and its message is nowhere"

@@ -1,9 +1,10 @@
 """An event loop without a clock and without sockets: time is a number, and a plan says who goes next.
 
-Each simulated process is an ``Actor`` with a queue of its own. As in a real one, what its loop has ready runs
-in order, in one turn. Between turns anything may happen: another process goes on, bytes arrive, or neither.
-What can go next are *sources*: actors that have something ready, and flows that have bytes under way. By default
-they take turns. A ``Plan`` may hold one back, or break something, at any step; so the plan is the whole schedule.
+Each simulated process is an ``Actor`` with a queue of its own. As in a real one, what its loop has ready
+runs in order, in one turn. Between turns anything may happen: another process goes on, bytes arrive, or
+neither. What can go next are *sources*: actors that have something ready, and flows that have bytes under
+way. By default they take turns. A ``Plan`` may hold one back, or break something, at any step; so the plan
+is the whole schedule.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections import deque
 from collections.abc import Callable
 from contextvars import Context, ContextVar, copy_context
 from itertools import count
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 LIMIT = 200_000
 """Steps after which a run counts as one that never ends."""
@@ -79,8 +80,8 @@ class Actor:
             if not self.handles:
                 return
             handle = self.handles.popleft()
-            if not handle._cancelled:  # type: ignore[attr-defined]  # noqa: SLF001 - as the loop of asyncio does
-                handle._run()  # noqa: SLF001
+            if not handle._cancelled:
+                handle._run()
 
     def die(self) -> None:
         """Be gone at once. Nothing is cleaned up."""
@@ -127,7 +128,9 @@ class VirtualLoop(asyncio.BaseEventLoop):
         """The virtual time, in seconds."""
         return self.now
 
-    def call_soon(self, callback: Any, *args: Any, context: Context | None = None) -> asyncio.Handle:
+    def call_soon(  # type: ignore[override]
+        self, callback: Any, *args: Any, context: Context | None = None
+    ) -> asyncio.Handle:
         """Run it in the next turn of the actor that asks."""
         handle = asyncio.Handle(callback, args, self, context)
         self._add(self._owner(handle), handle)
@@ -135,7 +138,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     call_soon_threadsafe = call_soon  # type: ignore[assignment]
 
-    def call_at(
+    def call_at(  # type: ignore[override]
         self, when: float, callback: Any, *args: Any, context: Context | None = None
     ) -> asyncio.TimerHandle:
         """Run it at a time."""
@@ -143,7 +146,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         heapq.heappush(self._timers, (when, next(self._numbers), timer, self._owner(timer)))
         return timer
 
-    def call_later(
+    def call_later(  # type: ignore[override]
         self, delay: float, callback: Any, *args: Any, context: Context | None = None
     ) -> asyncio.TimerHandle:
         """Run it in a while."""
@@ -165,7 +168,9 @@ class VirtualLoop(asyncio.BaseEventLoop):
         protocol = protocol_factory()
         return self.connect(ACTOR.get(), port, protocol), protocol
 
-    def run_in_executor(self, executor: Any, func: Any, *args: Any) -> asyncio.Future[Any]:
+    def run_in_executor(  # type: ignore[override]
+        self, executor: Any, func: Any, *args: Any
+    ) -> asyncio.Future[Any]:
         """Run it at once: there are no threads."""
         future = self.create_future()
         try:
@@ -174,7 +179,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
             future.set_exception(error)
         return future
 
-    def add_signal_handler(self, sig: int, callback: Any, *args: Any) -> None:
+    def add_signal_handler(self, sig: int, callback: Any, *args: Any) -> None:  # type: ignore[override]
         """No simulated process gets signals; to be told to stop, one is asked to."""
 
     def remove_signal_handler(self, sig: int) -> bool:
@@ -233,7 +238,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
                 del self._held[source]
 
     def _pass_time(self) -> None:
-        while self._timers and (self._timers[0][2]._cancelled or not self._timers[0][3].alive):  # type: ignore[attr-defined]  # noqa: SLF001
+        while self._timers and (self._timers[0][2]._cancelled or not self._timers[0][3].alive):
             heapq.heappop(self._timers)
         times = [*self._held.values(), *(when for when, *_ in self._timers[:1])]
         if not times:
@@ -243,7 +248,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
             self.on_time()
         while self._timers and self._timers[0][0] <= self.now:
             _, _, timer, actor = heapq.heappop(self._timers)
-            if not timer._cancelled:  # type: ignore[attr-defined]  # noqa: SLF001
+            if not timer._cancelled:
                 self._add(actor, timer)
 
     def _add(self, actor: Actor, handle: asyncio.Handle) -> None:
@@ -253,7 +258,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
                 self._sources.setdefault(actor)
 
     def _owner(self, handle: asyncio.Handle) -> Actor:
-        return handle._context.get(ACTOR, self.main)  # type: ignore[attr-defined]  # noqa: SLF001
+        return cast("Actor", handle._context.get(ACTOR, self.main))  # type: ignore[attr-defined]
 
     def _task(self, loop: asyncio.AbstractEventLoop, coro: Any, **options: Any) -> asyncio.Task[Any]:
         return _Task(coro, loop=loop, number=next(self._tasks), **options)

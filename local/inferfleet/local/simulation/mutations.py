@@ -1,11 +1,10 @@
 """Faults put into the product on purpose: an explorer that does not find them would not find others.
 
-Each is a change of the text of a script or of a function, made when a process begins. The text must be there, else
-the mutation fails: whoever changes that text says here what the fault would be in the new one.
+Each is a change of the text of a script or of a function, made when a process begins. The text must be there,
+else the mutation fails: whoever changes that text says here what the fault would be in the new one.
 """
 
 from __future__ import annotations
-
 import __future__
 
 import hashlib
@@ -77,7 +76,9 @@ class Mutation:
             owner = getattr(owner, part)
         old = inspect.getattr_static(owner, last)
         text = self._changed(textwrap.dedent(inspect.getsource(old)))
-        code = compile(text, f"<mutation of {self.where}>", "exec", flags=__future__.annotations.compiler_flag)
+        code = compile(
+            text, f"<mutation of {self.where}>", "exec", flags=__future__.annotations.compiler_flag
+        )
         names: dict[str, Any] = {}
         exec(code, vars(module), names)  # noqa: S102 - it is the product's own text, changed
         assert isinstance(names[last], FunctionType)  # noqa: S101 - nothing else is changed so far
@@ -97,50 +98,93 @@ _SUBMISSION = "inferfleet.producer.submission:Submission"
 
 MUTATIONS: dict[str, Mutation] = {
     "append_without_fence": _lua(
-        "append", "if r[1] ~= 'running' or r[2] ~= ARGV[1] then", "if r[1] ~= 'running' then", "plain", 400, Kind.STALL
+        "append",
+        "if r[1] ~= 'running' or r[2] ~= ARGV[1] then",
+        "if r[1] ~= 'running' then",
+        "plain",
+        400,
+        Kind.STALL,
     ),
-    "finish_without_fence": _lua("finish", "if r[2] ~= ARGV[1] then", "if false then", "plain", 400, Kind.STALL),
-    "tokens_twice": _lua("append", "if last > tonumber(r[3]) then", "if ARGV[5] ~= '' then", "plain", 400, Kind.REPEAT),
-    "lease_forgotten": _lua("start", "'lease', now + tonumber(ARGV[2])", "'lease', 0", "plain", 400, Kind.CUT),
-    "start_not_idempotent": _lua("start", "if begun then\n    return {r[9]", "if false then\n    return {r[9]", "plain", 400, Kind.REPEAT),
+    "finish_without_fence": _lua(
+        "finish", "if r[2] ~= ARGV[1] then", "if false then", "plain", 400, Kind.STALL
+    ),
+    "tokens_twice": _lua(
+        "append", "if last > tonumber(r[3]) then", "if ARGV[5] ~= '' then", "plain", 400, Kind.REPEAT
+    ),
+    "lease_forgotten": _lua(
+        "start", "'lease', now + tonumber(ARGV[2])", "'lease', 0", "plain", 400, Kind.CUT
+    ),
+    "start_not_idempotent": _lua(
+        "start",
+        "if begun then\n    return {r[9]",
+        "if false then\n    return {r[9]",
+        "plain",
+        400,
+        Kind.REPEAT,
+    ),
     "ack_before_commit": _python(
         f"{_SETTLEMENT}._end",
         "if await self._commit(run, result):",
         "delivery.ack()\n    if await self._commit(run, result):",
         "plain",
-        400, Kind.CRASH,
+        400,
+        Kind.CRASH,
     ),
     "ack_before_dead_letter": _python(
         f"{_SETTLEMENT}.settle",
         "if await self._bury(delivery, failure, attempts=run.charged):",
         "delivery.ack()\n            if await self._bury(delivery, failure, attempts=run.charged):",
         "plain",
-        400, Kind.CRASH,
+        400,
+        Kind.CRASH,
     ),
     "acked_at_drain": _python(
         f"{_SETTLEMENT}.settle",
         "self._metrics.handed_over()\n            await delivery.requeue()",
         "self._metrics.handed_over()\n            delivery.ack()",
         "plain",
-        400, Kind.DRAIN,
+        400,
+        Kind.DRAIN,
     ),
     "second_message_kept": _python(
         "inferfleet.worker.processor:Processor.process", "known.delivery.ack()", "pass", "key", 400
     ),
-    "undo_without_asking": _lua("close", "if others ~= '' then", "if false then", "key", 400, Kind.CUT, Kind.HOLE),
+    "undo_without_asking": _lua(
+        "close", "if others ~= '' then", "if false then", "key", 400, Kind.CUT, Kind.HOLE
+    ),
     "key_freed_without_compare": _lua(
         "key_change", "if redis.call('GET', KEYS[1]) == ARGV[1] then", "if true then", "key", 1000, Kind.CUT
     ),
-    "turn_added_twice": _lua("session_append", "if s[3] == ARGV[1] then", "if false then", "session", 400, Kind.REPEAT),
-    "turn_without_fence": _lua("session_append", "if s[2] ~= ARGV[2] then", "if false then", "session", 400, Kind.STALL),
+    "turn_added_twice": _lua(
+        "session_append", "if s[3] == ARGV[1] then", "if false then", "session", 400, Kind.REPEAT
+    ),
+    "turn_without_fence": _lua(
+        "session_append", "if s[2] ~= ARGV[2] then", "if false then", "session", 400, Kind.STALL
+    ),
     "advance_forgets_the_next": _lua(
-        "session_advance", "return {'over', payload, unpack(lost)}\n  end", "return {'over', ''}\n  end", "session", 400, Kind.REPEAT
+        "session_advance",
+        "return {'over', payload, unpack(lost)}\n  end",
+        "return {'over', ''}\n  end",
+        "session",
+        400,
+        Kind.REPEAT,
     ),
     "published_without_compare": _lua(
-        "session_published", "if redis.call('HGET', KEYS[1], 'owner') == ARGV[1] then", "if true then", "session", 1000, Kind.CRASH, Kind.STALL
+        "session_published",
+        "if redis.call('HGET', KEYS[1], 'owner') == ARGV[1] then",
+        "if true then",
+        "session",
+        1000,
+        Kind.CRASH,
+        Kind.STALL,
     ),
     "dead_front_forgotten": _python(
-        f"{_SUBMISSION}._wait_in_lane", "if stop or entered.unpublished:", "if False:", "session", 400, Kind.CRASH
+        f"{_SUBMISSION}._wait_in_lane",
+        "if stop or entered.unpublished:",
+        "if False:",
+        "session",
+        400,
+        Kind.CRASH,
     ),
     "answer_forgotten": _lua(
         "session_begin", "if s[2] == ARGV[1] and s[3] then", "if false then", "session", 400, Kind.CRASH

@@ -1,7 +1,7 @@
 """Connections in memory, whose bytes are under way until the schedule lets them arrive.
 
-A connection is two flows. A cut may lose what is under way, or let it arrive later, when its client has long made
-another connection: late copies of commands come about like that, as they do behind a real network.
+A connection is two flows. A cut may lose what is under way, or let it arrive later, when its client has long
+made another connection: late copies of commands come about like that, as they do behind a real network.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ from itertools import count
 from typing import Any
 
 from inferfleet.local.simulation.loop import Actor, VirtualLoop
-
-_EOF = None
 
 
 class Flow:
@@ -76,13 +74,14 @@ class Transport(asyncio.Transport):
         self._loop = loop
         self.out = out
         self._closing = False
-        self._lost = False
+        self.lost = False
+        """Whether the connection is no more, at this end."""
 
     def arrive(self, chunk: bytes | None) -> None:
         """Give the protocol what has come."""
-        if self._lost or not self.actor.alive:
+        if self.lost or not self.actor.alive:
             return
-        if chunk is not _EOF:
+        if chunk is not None:
             if not self._closing:
                 self._protocol.data_received(chunk)
         else:
@@ -101,7 +100,7 @@ class Transport(asyncio.Transport):
     def close(self) -> None:
         """Send the end behind all else."""
         if not self._closing:
-            self.out.carry(_EOF)
+            self.out.carry(None)
             self.lose(None)
 
     def abort(self) -> None:
@@ -112,12 +111,10 @@ class Transport(asyncio.Transport):
     def lose(self, error: Exception | None) -> None:
         """The connection is no more, at this end."""
         self._closing = True
-        if not self._lost:
-            self._lost = True
+        if not self.lost:
+            self.lost = True
             if self.actor.alive:
-                self._loop.call_soon(
-                    self._protocol.connection_lost, error, context=self.actor.context.copy()
-                )
+                self._loop.call_soon(self._protocol.connection_lost, error, context=self.actor.context.copy())
 
     def is_closing(self) -> bool:
         """Whether nothing can be written any more."""
@@ -164,7 +161,7 @@ class Connection:
     @property
     def over(self) -> bool:
         """Whether neither end can still be reached."""
-        return self.client._lost and self.server._lost and not self.client.out.chunks  # noqa: SLF001
+        return self.client.lost and self.server.lost and not self.client.out.chunks
 
     def flows(self) -> tuple[Flow, Flow]:
         """To the server, and to the client."""
@@ -177,7 +174,7 @@ class Connection:
         if not late:
             up.chunks.clear()
         self.client.lose(ConnectionResetError("cut"))
-        up.carry(_EOF)
+        up.carry(None)
 
 
 class Network:

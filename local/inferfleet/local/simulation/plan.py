@@ -24,11 +24,12 @@ class Kind(StrEnum):
     """A process dies. What it has sent is lost, or ``late``: it arrives all the same."""
 
     CUT = "cut"
-    """The connections of a process to a service break, and no new one comes about for so many seconds. What it has
-    sent is lost, or ``late``: it arrives in so many seconds, when it may have sent the same again."""
+    """The connections of a process to a service break. What it has sent is lost, and no new one is made for
+    so many seconds; or ``late``: it arrives in so many seconds, when it may have been sent again."""
 
     REPEAT = "repeat"
-    """The connections break behind what was sent: it is carried out, its answers are lost, and it is sent again."""
+    """The connections break behind what was sent: it is carried out, its answers are lost, and it is sent
+    again."""
 
     HOLE = "hole"
     """Nothing gets through between a process and a service for so many seconds; then all of it does."""
@@ -141,14 +142,16 @@ LOSSES: Mapping[Kind, int] = {Kind.EMPTY: 1, Kind.ROLLBACK: 1}
 def draw(seed: str, *, scenario: str, sources: Sequence[Sequence[str]], faults: Mapping[Kind, int]) -> Plan:
     """Draw a schedule of a few events: most faults need only two or three.
 
-    ``sources`` says for each variant whose turn each step of its undisturbed run is. What happens, happens while
-    bytes are under way, and mostly to one of their ends.
+    ``sources`` says for each variant whose turn each step of its undisturbed run is. What happens, happens
+    while bytes are under way, and mostly to one of their ends.
     """
     chance = random.Random(seed)  # noqa: S311 - a repeatable schedule
     variant = chance.randrange(len(sources))
     under_way = [(step, source) for step, source in enumerate(sources[variant]) if ">" in source]
     kinds, weights = list(faults), list(faults.values())
-    events = [Event(chance.randrange(len(sources[variant])), Kind.DELAY) for _ in range(chance.choice(_DELAYS))]
+    events = [
+        Event(chance.randrange(len(sources[variant])), Kind.DELAY) for _ in range(chance.choice(_DELAYS))
+    ]
     for _ in range(chance.choice(_FAULTS) if kinds else 0):
         step, source = chance.choice(under_way)
         ends = source.partition(".")[0].split(">")

@@ -116,9 +116,7 @@ def _over(world: World, tasks: dict[str, asyncio.Task[None]]) -> bool:
 
 
 def _ended(world: World) -> bool:
-    return all(
-        world.redis.store.run([b"EXISTS", result_key(job_id).encode()]) for job_id in accepted(world)
-    )
+    return all(world.redis.store.run([b"EXISTS", result_key(job_id).encode()]) for job_id in accepted(world))
 
 
 def accepted(world: World) -> dict[str, Call]:

@@ -1,10 +1,10 @@
-"""Redis' wire protocol (RESP 3) in front of the store: one command in each turn, so that others come in between."""
+"""Redis' wire protocol (RESP 3) before the store: a command in each turn, so that others come in between."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import Any, cast
+from typing import cast
 
 import hiredis
 
@@ -53,7 +53,7 @@ class RedisClient(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Queue the commands that are whole."""
         self._reader.feed(data)
-        while (command := cast("Any", self._reader.gets())) is not False:
+        while (command := self._reader.gets()) is not False:
             self._waiting.append(command)
         self._go_on()
 

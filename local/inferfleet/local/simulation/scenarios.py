@@ -123,7 +123,11 @@ def _plain(world: World, variant: int) -> dict[str, Coroutine[Any, Any, None]]:
     extra = {"simulated": {"tokens": TOKENS, "step_delay_s": STEP_S, **fails}, **whole}
     streamed = job("a", stream=True, body=extra)
     doomed = {"simulated": {"tokens": TOKENS, "fail": "out_of_memory", "after_tokens": 1}}
-    stopped = job("b", kind=Kind.DOOMED, max_attempts=1, body=doomed) if variant & 8 else job("b", kind=Kind.CANCELLED)
+    stopped = (
+        job("b", kind=Kind.DOOMED, max_attempts=1, body=doomed)
+        if variant & 8
+        else job("b", kind=Kind.CANCELLED)
+    )
 
     async def first() -> None:
         await submit(world, "p1", streamed)
@@ -138,7 +142,9 @@ def _plain(world: World, variant: int) -> dict[str, Coroutine[Any, Any, None]]:
 
 
 def _expires(world: World, variant: int) -> dict[str, Coroutine[Any, Any, None]]:
-    expires_at = datetime.fromtimestamp(EPOCH_S + world.loop.now, UTC) + timedelta(seconds=(0.3, 1.0)[variant & 1])
+    expires_at = datetime.fromtimestamp(EPOCH_S + world.loop.now, UTC) + timedelta(
+        seconds=(0.3, 1.0)[variant & 1]
+    )
     late = job("a", kind=Kind.EXPIRING, expires_at=expires_at)
     other = job("b")
 

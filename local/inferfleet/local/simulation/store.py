@@ -35,7 +35,7 @@ class Stream:
 
     def __init__(self) -> None:
         self.lines: list[tuple[tuple[int, int], list[bytes]]] = []
-        self.last = (0, 0)
+        self.last: tuple[int, int] = (0, 0)
 
     def copy(self) -> Stream:
         """A copy that does not change with this one."""
@@ -129,6 +129,15 @@ class Store:
             value = self._data[key] = kind()
         return value
 
+    def _fields(self, key: bytes) -> dict[bytes, bytes]:
+        return cast("dict[bytes, bytes]", self._get(key, dict) or {})
+
+    def _items(self, key: bytes) -> list[bytes]:
+        return cast("list[bytes]", self._get(key, list) or [])
+
+    def _scores(self, key: bytes) -> dict[bytes, float]:
+        return cast("dict[bytes, float]", self._get(key, Scores) or {})
+
     def _drop(self, key: bytes) -> None:
         self._data.pop(key, None)
         self._expires.pop(key, None)
@@ -165,8 +174,14 @@ class Store:
         return -1 if key not in self._expires else self._expires[key] - self.now_us() // 1000
 
     def _do_type(self, key: bytes) -> Status:
-        kinds = {bytes: "string", dict: "hash", list: "list", Stream: "stream", Scores: "zset"}
-        return Status(kinds.get(type(self._get(key, object)), "none"))
+        kinds: dict[Any, str] = {
+            bytes: "string",
+            dict: "hash",
+            list: "list",
+            Stream: "stream",
+            Scores: "zset",
+        }
+        return Status(kinds.get(cast("Any", type(self._get(key, object))), "none"))
 
     def _do_scan(self, _cursor: bytes, *_options: bytes) -> Answer:
         return [b"0", [key for key in list(self._data) if self._get(key, object) is not None]]
@@ -178,7 +193,7 @@ class Store:
 
     def _do_set(self, key: bytes, value: bytes, *options: bytes) -> Answer:
         words = [option.upper() for option in options]
-        there = self._get(key, object)
+        there: Any = self._get(key, object)
         if (b"NX" in words and there is not None) or (b"XX" in words and there is None):
             return there if b"GET" in words else None
         self._drop(key)
@@ -207,27 +222,27 @@ class Store:
         return 1
 
     def _do_hget(self, key: bytes, field: bytes) -> Answer:
-        return (self._get(key, dict) or {}).get(field)
+        return self._fields(key).get(field)
 
     def _do_hmget(self, key: bytes, *fields: bytes) -> Answer:
-        there = self._get(key, dict) or {}
+        there = self._fields(key)
         return [there.get(field) for field in fields]
 
     def _do_hgetall(self, key: bytes) -> Answer:
-        return dict(self._get(key, dict) or {})
+        return dict(self._fields(key))
 
     def _do_hkeys(self, key: bytes) -> Answer:
-        return list(self._get(key, dict) or ())
+        return list(self._fields(key))
 
     def _do_hlen(self, key: bytes) -> int:
-        return len(self._get(key, dict) or ())
+        return len(self._fields(key))
 
     def _do_hexists(self, key: bytes, field: bytes) -> int:
-        return int(field in (self._get(key, dict) or {}))
+        return int(field in self._fields(key))
 
     def _do_hdel(self, key: bytes, *fields: bytes) -> int:
-        there = self._get(key, dict)
-        if there is None:
+        there = self._fields(key)
+        if not there:
             return 0
         gone = sum(there.pop(field, None) is not None for field in fields)
         self._tidy(key)
@@ -255,33 +270,33 @@ class Store:
         return len(items)
 
     def _do_lpop(self, key: bytes) -> Answer:
-        items = self._get(key, list)
-        if items is None:
+        items = self._items(key)
+        if not items:
             return None
         first = items.pop(0)
         self._tidy(key)
         return first
 
     def _do_llen(self, key: bytes) -> int:
-        return len(self._get(key, list) or ())
+        return len(self._items(key))
 
     def _do_lindex(self, key: bytes, index: bytes) -> Answer:
-        items = self._get(key, list) or []
+        items = self._items(key)
         return items[int(index)] if -len(items) <= int(index) < len(items) else None
 
     def _do_lrange(self, key: bytes, first: bytes, last: bytes) -> Answer:
-        return _slice(self._get(key, list) or [], int(first), int(last))
+        return _slice(self._items(key), int(first), int(last))
 
     def _do_ltrim(self, key: bytes, first: bytes, last: bytes) -> Status:
-        items = self._get(key, list)
-        if items is not None:
+        items = self._items(key)
+        if items:
             items[:] = _slice(items, int(first), int(last))
             self._tidy(key)
         return OK
 
     def _do_lrem(self, key: bytes, count: bytes, value: bytes) -> int:
-        items = self._get(key, list)
-        if items is None:
+        items = self._items(key)
+        if not items:
             return 0
         if int(count):
             raise RedisError("ERR LREM with a count is not simulated")
@@ -308,7 +323,9 @@ class Store:
         else:
             new = _id(line_id, 0)
             if new <= stream.last:
-                raise RedisError("ERR The ID specified in XADD is equal or smaller than the target stream top item")
+                raise RedisError(
+                    "ERR The ID specified in XADD is equal or smaller than the target stream top item"
+                )
         stream.lines.append((new, fields))
         stream.last = new
         if keep is not None:
@@ -317,12 +334,12 @@ class Store:
         return b"%d-%d" % new
 
     def _do_xlen(self, key: bytes) -> int:
-        stream = self._get(key, Stream)
+        stream: Stream | None = self._get(key, Stream)
         return 0 if stream is None else len(stream.lines)
 
     def _do_xrange(self, key: bytes, first: bytes, last: bytes, *options: bytes) -> Answer:
-        stream = self._get(key, Stream)
-        lines = [] if stream is None else stream.between(_first(first), _last(last))
+        stream: Stream | None = self._get(key, Stream)
+        lines: list[Answer] = [] if stream is None else stream.between(_first(first), _last(last))
         return lines[: int(options[1])] if options else lines
 
     def _do_xrevrange(self, key: bytes, last: bytes, first: bytes, *options: bytes) -> Answer:
@@ -333,7 +350,7 @@ class Store:
         """What has come behind these positions; ``None`` if nothing has."""
         found: dict[bytes, Answer] = {}
         for key, position in zip(keys, positions, strict=True):
-            stream = self._get(key, Stream)
+            stream: Stream | None = self._get(key, Stream)
             if stream is not None and (lines := stream.between(_first(b"(" + position), _LAST)):
                 found[key] = lines[:count]
         return found or None
@@ -345,34 +362,33 @@ class Store:
     # Sorted sets
 
     def _do_zadd(self, key: bytes, *words: bytes) -> int:
-        only_present = words[0].upper() == b"XX"
         score, member = words[-2:]
-        scores: Scores = self._get(key, Scores) if only_present else self._made(key, Scores)
-        if scores is None or (only_present and member not in scores):
+        if words[0].upper() == b"XX" and member not in self._scores(key):
             return 0
+        scores: Scores = self._made(key, Scores)
         new = member not in scores
         scores[member] = float(score)
         return int(new)
 
     def _do_zrem(self, key: bytes, *members: bytes) -> int:
-        scores = self._get(key, Scores)
-        if scores is None:
+        scores = self._scores(key)
+        if not scores:
             return 0
         gone = sum(scores.pop(member, None) is not None for member in members)
         self._tidy(key)
         return gone
 
     def _ranked(self, key: bytes) -> list[tuple[float, bytes]]:
-        return sorted((score, member) for member, score in (self._get(key, Scores) or {}).items())
+        return sorted((score, member) for member, score in self._scores(key).items())
 
     def _do_zrange(self, key: bytes, first: bytes, last: bytes) -> Answer:
         return _slice([member for _, member in self._ranked(key)], int(first), int(last))
 
     def _do_zcard(self, key: bytes) -> int:
-        return len(self._get(key, Scores) or ())
+        return len(self._scores(key))
 
     def _do_zscore(self, key: bytes, member: bytes) -> Answer:
-        score = (self._get(key, Scores) or {}).get(member)
+        score = self._scores(key).get(member)
         return None if score is None else b"%.17g" % score
 
     def _do_zremrangebyscore(self, key: bytes, low: bytes, high: bytes) -> int:
@@ -390,7 +406,13 @@ class Store:
         return [b"%d" % (now // 1_000_000), b"%d" % (now % 1_000_000)]
 
     def _do_hello(self, *_: bytes) -> Answer:
-        return {b"server": b"redis", b"version": b"7.4.0", b"proto": 3, b"mode": b"standalone", b"role": b"master"}
+        return {
+            b"server": b"redis",
+            b"version": b"7.4.0",
+            b"proto": 3,
+            b"mode": b"standalone",
+            b"role": b"master",
+        }
 
     def _do_ping(self) -> Status:
         return Status("PONG")
@@ -437,12 +459,12 @@ class Store:
             case Status():
                 return self._table({b"ok": answer.encode()})
             case list():
-                return self._table([self._to_lua(part) for part in cast("list[Answer]", answer)])
+                return self._table([self._to_lua(part) for part in _parts(answer)])
             case _:
                 return answer
 
 
-_lua: Final = lua51.LuaRuntime(encoding=None, unpack_returned_tuples=False)
+_lua: Final[Any] = cast("Any", lua51.LuaRuntime)(encoding=None, unpack_returned_tuples=False)
 """One for all stores of a process, of which the last one made is used."""
 
 _lua.execute(b"""
@@ -454,6 +476,10 @@ redis = {
 
 _compiled: dict[bytes, Any] = {}
 """Scripts by their text: they keep nothing."""
+
+
+def _parts(answer: Answer) -> list[Answer]:
+    return cast("list[Answer]", answer)
 
 
 def _argument(word: Any) -> bytes:

@@ -1,11 +1,11 @@
-"""A whole fleet in one process: two producers, two workers, a broker and a Redis, and what may happen to them."""
+"""A whole fleet in one process: producers, workers, a broker and a Redis, and what may happen to them."""
 
 from __future__ import annotations
 
 import asyncio
-from math import inf
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any, assert_never
 
 from inferfleet.local.embedded.connection import ClientConnection
@@ -19,10 +19,11 @@ from inferfleet.local.simulation.resp import RedisClient, RedisServer
 from inferfleet.local.simulation.store import Snapshot, Store
 from inferfleet.producer import Fleet
 from inferfleet.schemas import Job, JournalEntry, Result
+from inferfleet.schemas.journal import TokenChunk
 from inferfleet.schemas.names import JOBS_EXCHANGE, dead_queue, job_queue
 from inferfleet.schemas.settings import EngineKind, ProducerSettings, WorkerSettings
 from inferfleet.worker.engines.simulated import SimulatedEngine
-from inferfleet.worker.ports import Generation
+from inferfleet.worker.ports import Completion, Generation
 from inferfleet.worker.worker import Worker
 
 POOL = "default"
@@ -41,7 +42,7 @@ SNAPSHOT_S = 0.5
 
 @dataclass(slots=True)
 class Call:
-    """One submission. ``error`` says why it was not accepted; without one and without ``got`` it never returned."""
+    """One submission. ``error`` says why it was not accepted; without it and ``got`` it never returned."""
 
     actor: str
     job: Job
@@ -121,21 +122,17 @@ class World:
     async def _build(self) -> None:
         for name in WORKERS:
             self.start_worker(name)
-        await self._until(lambda: len(self._ready) == len(WORKERS))
+        await self.in_time(lambda: len(self._ready) == len(WORKERS), 60, pause_s=0.01)
         for name in PRODUCERS:
             self.spawn(name, self._produce(name))
-        await self._until(lambda: len(self.fleets) == len(PRODUCERS))
-        # Connections to the broker are made at the first publish, those of workers at that of a session's next turn.
+        await self.in_time(lambda: len(self.fleets) == len(PRODUCERS), 60, pause_s=0.01)
+        # Connections to the broker are made at the first publish; those of workers, at that of a next turn.
         messages = [{"role": "user", "content": "warm up"}]
         for _ in range(2):
             for name, fleet in self.fleets.items():
                 await self.run_in(name, fleet.submit({"messages": messages}, session_id="warm-up"))
         await asyncio.sleep(3.0)
         self.history = History()
-
-    async def _until(self, done: Callable[[], bool]) -> None:
-        while not done():
-            await asyncio.sleep(0.01)
 
     def spawn(self, name: str, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Start a process under a name."""
@@ -300,12 +297,12 @@ class World:
     def waiting(self) -> int:
         """How many messages the pool's queue has, those with workers included."""
         queue = self.broker.queue(job_queue(POOL), owner=None)
-        return queue.ready_count + sum(consumer.unacked for consumer in queue._consumers)  # type: ignore[attr-defined]  # noqa: SLF001 - nobody else asks
+        return queue.ready_count + queue.unacked_count
 
     def dead_letters(self) -> list[str]:
         """The ids of the dead letters."""
         queue = self.broker.queue(dead_queue(POOL), owner=None)
-        return [str(entry.message.properties.message_id) for entry in queue._ready]  # noqa: SLF001
+        return [str(message.properties.message_id) for message in queue.ready]
 
     async def in_time(self, done: Callable[[], bool], seconds: float, pause_s: float = 0.5) -> bool:
         """Wait until something is so."""
@@ -325,8 +322,6 @@ _SERVICES: dict[str, Any] = {
     "amqp_url": f"amqp://guest:guest@broker:{AMQP_PORT}/",
     "redis_url": f"redis://redis:{REDIS_PORT}/0",
 }
-
-Script = Callable[[World], Awaitable[None]]
 
 
 class _Broker(VirtualHost):
@@ -351,7 +346,7 @@ class _Engine(SimulatedEngine):
         self._began = began
         self._now = now
 
-    async def generate(self, generation: Generation) -> Any:
+    async def generate(self, generation: Generation) -> AsyncGenerator[TokenChunk | Completion]:
         run = self._began(generation.id)
         try:
             async for event in super().generate(generation):
