@@ -17,6 +17,7 @@ from typing import Any
 
 import circuitbreaker  # pyright: ignore[reportMissingTypeStubs]
 import uuid_utils
+from aiormq.abc import TaskWrapper
 
 import inferfleet.schemas.job
 import inferfleet.worker.intake
@@ -67,7 +68,9 @@ def make_deterministic(now: Callable[[], float]) -> None:
         # The one thing that listens: nobody asks it anything.
         (inferfleet.worker.worker, "serve_http", _serve_nothing),
         (inferfleet.worker.worker, "version", _no_version),
+        # Sets of these are walked through, in the order of their hashes.
         (JobRun, "__hash__", _numbered(numbers)),
+        (TaskWrapper, "__hash__", lambda wrapper: hash(wrapper.task)),
     )
     for place, name, replaced in replacements:
         setattr(place, name, replaced)
@@ -83,11 +86,11 @@ def _no_version(_: str) -> str:
 
 
 def _numbered(numbers: itertools.count[int]) -> Callable[[Any], int]:
-    """A hash by number: sets of runs are walked through, in the order of their hashes."""
+    """A hash by number instead of by address."""
 
-    def number(run: Any) -> int:
-        if (known := run.__dict__.get("_number")) is None:
-            known = run.__dict__["_number"] = next(numbers)
+    def number(one: Any) -> int:
+        if (known := one.__dict__.get("_number")) is None:
+            known = one.__dict__["_number"] = next(numbers)
         return int(known)
 
     return number

@@ -263,6 +263,10 @@ class VirtualLoop(asyncio.BaseEventLoop):
     def _task(self, loop: asyncio.AbstractEventLoop, coro: Any, **options: Any) -> asyncio.Task[Any]:
         return _Task(coro, loop=loop, number=next(self._tasks), **options)
 
+    def create_future(self) -> asyncio.Future[Any]:
+        """A future with a number."""
+        return _Future(loop=self, number=next(self._tasks))
+
     def call_exception_handler(self, context: dict[str, Any]) -> None:
         """What nobody has asked for is of no interest here: the checker looks at what came of it."""
 
@@ -273,6 +277,17 @@ class _Task(asyncio.Task[Any]):
     def __init__(self, coro: Any, *, number: int, **options: Any) -> None:
         self._number = number
         super().__init__(coro, **options)
+
+    def __hash__(self) -> int:
+        return self._number
+
+
+class _Future(asyncio.Future[Any]):
+    """A future of which the same is true."""
+
+    def __init__(self, *, loop: asyncio.AbstractEventLoop, number: int) -> None:
+        super().__init__(loop=loop)
+        self._number = number
 
     def __hash__(self) -> int:
         return self._number
