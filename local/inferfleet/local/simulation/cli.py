@@ -124,6 +124,8 @@ def _explored(
     for played in search(ready, plans, tally, until=until):
         if kind_of(played) not in kinds:
             kinds[kind_of(played)] = played
+            if not quiet:
+                _say(f"{name}: {played.plan} {played.findings[0]}")
     shortest = [shortened(ready, played) for played in kinds.values()]
     if not quiet:
         rate = tally.schedules / max(tally.seconds, 0.001)

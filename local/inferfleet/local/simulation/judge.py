@@ -24,7 +24,7 @@ from inferfleet.schemas.errors import (
     PublishUnconfirmedError,
     ServiceUnreachableError,
 )
-from inferfleet.schemas.names import journal_key, result_key, turns_key
+from inferfleet.schemas.names import job_key, journal_key, result_key, turns_key
 from inferfleet.schemas.session import Turn
 from inferfleet.schemas.settings import WorkerSettings
 from inferfleet.wire.journal_lines import parse_line
@@ -97,8 +97,15 @@ def _checked(world: World) -> Iterator[tuple[str, str, str]]:
         ChaosHistory(jobs=tuple(jobs), dead_letters=tuple(world.dead_letters()), keys_lost=history.lost)
     )
     for finding in verdict.findings:
-        if not (history.lost and finding.violation in _EXCUSED_BY_A_LOSS):
+        waited = finding.violation is checker.Violation.NO_TERMINAL_RESULT and _waited(world, finding.subject)
+        if not history.lost or not (waited or finding.violation in _EXCUSED_BY_A_LOSS):
             yield finding.violation.value, finding.subject, finding.detail
+
+
+def _waited(world: World, job_id: str) -> bool:
+    """Whether a turn waited in its lane, which is in Redis and nowhere else."""
+    has_session = any(job.id == job_id and job.session_id for job in _jobs(world))
+    return has_session and not world.redis.store.run([b"EXISTS", job_key(job_id).encode()])
 
 
 _EXCUSED_BY_A_LOSS = {
@@ -122,6 +129,11 @@ def _refused(world: World) -> Iterator[tuple[str, str, str]]:
         ]
         if not others and call.job.id in ran:
             yield "refused_job_ran", call.job.id, repr(call.error)
+        # Whoever claims a key anew does so with an id of its own. Without Redis nobody knows who has it.
+        if "Redis" not in str(call.error):
+            told = [other for other in others if other.got and call.job.id == other.got.id != other.job.id]
+            if told:
+                yield "refused_though_accepted", call.job.id, repr(call.error)
         before = [other for other in others if other.got and other.ended < call.began]
         if before and not isinstance(call.error, ServiceUnreachableError) and not world.history.lost:
             yield "refused_though_accepted", call.job.id, repr(call.error)

@@ -147,7 +147,12 @@ MUTATIONS: dict[str, Mutation] = {
         Kind.DRAIN,
     ),
     "second_message_kept": _python(
-        "inferfleet.worker.processor:Processor.process", "known.delivery.ack()", "pass", "key", 400
+        "inferfleet.worker.processor:Processor.process",
+        "known.delivery.ack()",
+        "pass",
+        "key",
+        400,
+        Kind.CRASH,
     ),
     "undo_without_asking": _lua(
         "close", "if others ~= '' then", "if false then", "key", 400, Kind.CUT, Kind.HOLE

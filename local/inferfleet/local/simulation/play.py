@@ -12,6 +12,7 @@ from inferfleet.local.simulation.loop import StuckError
 from inferfleet.local.simulation.plan import Plan
 from inferfleet.local.simulation.scenarios import KEY, SCENARIOS, SESSION, insist, job, probe
 from inferfleet.local.simulation.world import Call, World
+from inferfleet.schemas.job import new_job_id
 from inferfleet.schemas.names import result_key
 
 FAULTS_S = 90.0
@@ -99,7 +100,8 @@ async def _probe(world: World) -> None:
     works = [job("probe")]
     jobs = [call.job for call in world.history.calls]
     if any(each.idempotency_key for each in jobs):
-        works.append(next(each for each in jobs if each.idempotency_key == KEY))
+        keyed = next(each for each in jobs if each.idempotency_key == KEY)
+        works.append(keyed.model_copy(update={"id": new_job_id()}))
     if any(each.session_id for each in jobs):
         works.append(job("probe-turn", session_id=SESSION))
     for work in works:

@@ -237,5 +237,5 @@ async def probe(world: World, work: Job) -> Call:
     """Submit something afterwards, when all is well."""
     with suppress(TimeoutError):
         async with asyncio.timeout(200):
-            return await submit(world, "p3", work)
+            return await world.run_in("p3", submit(world, "p3", work))
     return world.history.calls[-1]
