@@ -39,6 +39,7 @@ def findings(world: World, plan: Plan) -> Iterator[str]:
         *world.history.problems,
         *_checked(world),
         *_refused(world),
+        *_cancelled(world),
         *_turns(world),
         *_clients(world),
         *_runs(world, plan),
@@ -139,6 +140,14 @@ def _refused(world: World) -> Iterator[tuple[str, str, str]]:
             yield "refused_though_accepted", call.job.id, repr(call.error)
         if all(_is_refusal(other) and other.ended < call.ended for other in others) and call.job.id in ran:
             yield "refused_job_ran", call.job.id, repr(call.error)
+
+
+def _cancelled(world: World) -> Iterator[tuple[str, str, str]]:
+    """What has ended does not run any more."""
+    for run in world.history.runs:
+        told_s = world.history.cancelled.get(run.job_id)
+        if told_s is not None and run.began_s > told_s and not world.history.lost:
+            yield "cancelled_job_ran", run.job_id, f"cancelled at {told_s:.1f} s, ran at {run.began_s:.1f} s"
 
 
 def _same_key(one: Job, other: Job) -> bool:

@@ -194,6 +194,27 @@ MUTATIONS: dict[str, Mutation] = {
     "answer_forgotten": _lua(
         "session_begin", "if s[2] == ARGV[1] and s[3] then", "if false then", "session", 400, Kind.CRASH
     ),
+    "expired_forgotten": _lua(
+        "start",
+        "(attempt == 0 or r[9] == 'expired')",
+        "attempt == 0",
+        "expires",
+        1000,
+        Kind.CRASH,
+        Kind.REPEAT,
+    ),
+    "record_expires_first": _lua(
+        "cancel", "redis.call('EXPIRE', KEYS[1], ARGV[9])", "redis.call('EXPIRE', KEYS[1], 1)", "expires", 60
+    ),
+    "restored_over_an_end": _lua(
+        "restore",
+        "if r[1] ~= 'running' or r[2] ~= ARGV[1] then",
+        "if r[2] ~= ARGV[1] then",
+        "plain",
+        1000,
+        Kind.EMPTY,
+        Kind.CUT,
+    ),
     "turn_before_history": _python(
         f"{_SETTLEMENT}._end_turn", "await self._lanes.let_next_run(job)", "pass", "session", 50
     ),

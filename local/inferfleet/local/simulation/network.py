@@ -147,6 +147,10 @@ class Transport(asyncio.Transport):
         """Writing never waits."""
         return 0
 
+    def get_write_buffer_limits(self) -> tuple[int, int]:
+        """Writing never waits."""
+        return 0, 0
+
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         """Writing never waits."""
 

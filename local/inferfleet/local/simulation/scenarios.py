@@ -16,7 +16,7 @@ from inferfleet.local.chaos.workload import KIND, Kind
 from inferfleet.local.simulation.determinism import EPOCH_S
 from inferfleet.local.simulation.world import POOL, Call, Seen, World
 from inferfleet.producer.journal_view import BEGINNING
-from inferfleet.schemas import Job
+from inferfleet.schemas import Job, JobState
 from inferfleet.schemas.errors import (
     InferfleetError,
     JobNotFoundError,
@@ -109,7 +109,8 @@ async def cancel(world: World, producer: str, work: Job) -> None:
     world.history.cancels.add(work.id)
     while True:
         try:
-            await world.fleets[producer].cancel(work)
+            if await world.fleets[producer].cancel(work) is JobState.CANCELLED:
+                world.history.cancelled[work.id] = world.loop.now
             return
         except JobNotFoundError:
             return
@@ -146,7 +147,7 @@ def _expires(world: World, variant: int) -> dict[str, Coroutine[Any, Any, None]]
         seconds=(0.3, 1.0)[variant & 1]
     )
     late = job("a", kind=Kind.EXPIRING, expires_at=expires_at)
-    other = job("b")
+    other = job("b", kind=Kind.CANCELLED if variant & 4 else Kind.PLAIN)
 
     async def first() -> None:
         if not variant & 2:
@@ -156,7 +157,11 @@ def _expires(world: World, variant: int) -> dict[str, Coroutine[Any, Any, None]]
         await submit(world, "p1", late)
 
     async def second() -> None:
-        await submit(world, "p2", other)
+        # Behind all of p1's.
+        await asyncio.sleep(0.1)
+        call = await submit(world, "p2", other)
+        if call.got is not None and variant & 4:
+            await cancel(world, "p2", other)
 
     return {"p1": first(), "p2": second()}
 
@@ -226,7 +231,7 @@ def _session_key(world: World, variant: int) -> dict[str, Coroutine[Any, Any, No
 
 SCENARIOS = {
     "plain": Scenario(16, _plain),
-    "expires": Scenario(4, _expires),
+    "expires": Scenario(8, _expires),
     "key": Scenario(4, _key),
     "session": Scenario(16, _session),
     "sessionkey": Scenario(8, _session_key),

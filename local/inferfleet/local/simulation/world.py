@@ -79,6 +79,8 @@ class History:
     calls: list[Call] = field(default_factory=list[Call])
     seen: list[Seen] = field(default_factory=list[Seen])
     cancels: set[str] = field(default_factory=set[str])
+    cancelled: dict[str, float] = field(default_factory=dict[str, float])
+    """When a client was told that a job has ended as cancelled."""
     runs: list[Run] = field(default_factory=list[Run])
     problems: list[tuple[str, str, str]] = field(default_factory=list[tuple[str, str, str]])
     """What was seen to be wrong on the way: kind, subject, detail."""
