@@ -49,7 +49,7 @@ def play(world: World, plan: Plan, *, trace: bool = False) -> Played:
 
     async def whole() -> None:
         nonlocal steps
-        calls = await _go_wrong(world, plan)
+        calls = await _go_wrong(world, plan, first)
         steps = world.loop.steps - first
         await _heal(world, calls)
 
@@ -69,9 +69,9 @@ def play(world: World, plan: Plan, *, trace: bool = False) -> Played:
     )
 
 
-async def _go_wrong(world: World, plan: Plan) -> dict[str, asyncio.Task[None]]:
+async def _go_wrong(world: World, plan: Plan, first: int) -> dict[str, asyncio.Task[None]]:
     scripts = SCENARIOS[plan.scenario].scripts(world, plan.variant)
-    world.follow(plan)
+    world.follow(plan, first=first)
     tasks = {name: world.run_in(name, script) for name, script in scripts.items()}
     await world.in_time(lambda: _over(world, tasks), FAULTS_S)
     # What was accepted is under way; let the plan go on until it has ended, or the time is over.

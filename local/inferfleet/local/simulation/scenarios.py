@@ -242,5 +242,6 @@ async def probe(world: World, work: Job) -> Call:
     """Submit something afterwards, when all is well."""
     with suppress(TimeoutError):
         async with asyncio.timeout(200):
-            return await world.run_in("p3", submit(world, "p3", work))
+            call: Call = await world.run_in("p3", submit(world, "p3", work))
+            return call
     return world.history.calls[-1]

@@ -188,9 +188,8 @@ class World:
 
     # What the plan may do to it
 
-    def follow(self, plan: Plan) -> None:
-        """Let the plan's events come about from here on, at steps counted from here."""
-        first = self.loop.steps
+    def follow(self, plan: Plan, *, first: int) -> None:
+        """Let the plan's events come about, at steps counted from ``first``."""
         events = sorted(plan.events)
         if any(event.kind is Kind.ROLLBACK for event in events):
             self.loop.on_time = self._remember
