@@ -32,7 +32,9 @@ def command(
     *,
     minutes: Annotated[float, typer.Option(help="How long to look, for all scenarios together.")] = 1.0,
     seed: Annotated[int, typer.Option(help="What the schedules are drawn from.")] = 1,
-    schedules: Annotated[int | None, typer.Option(help="At most so many of each scenario.")] = None,
+    schedules: Annotated[
+        int | None, typer.Option(help="At most so many of each scenario, or for each mutation.")
+    ] = None,
     scenario: Annotated[
         list[str] | None, typer.Option(help="Only these; may be given several times.")
     ] = None,
@@ -59,7 +61,10 @@ def command(
     found: list[Played] = []
     with plain_errors():
         if mutations:
-            raise typer.Exit(0 if _try_mutations(seed, at_once) else 1)
+            after = _try_mutations(seed, at_once, within=schedules, quiet=as_json)
+            if as_json:
+                sys.stdout.buffer.write(orjson.dumps(after) + b"\n")
+            raise typer.Exit(1 if None in after.values() else 0)
         with players(at_once=at_once, mutation=mutation) as ready:
             if replay is not None:
                 found = [_replayed(ready, Plan.parse(replay), trace=trace, as_json=as_json)]
@@ -140,18 +145,17 @@ def _explored(
     return shortest
 
 
-def _try_mutations(seed: int, at_once: int) -> bool:
-    """Say of each mutation after how many schedules it is found."""
-    good = True
+def _try_mutations(seed: int, at_once: int, *, within: int | None, quiet: bool) -> dict[str, int | None]:
+    """Say of each mutation after how many schedules it is found; only of those found ``within`` so many."""
+    found: dict[str, int | None] = {}
     for name, mutation in MUTATIONS.items():
-        after = found_after(name, seed=seed, at_once=at_once, show=True)
-        good &= after is not None
-        _say(
-            f"{name}: "
-            + ("not found" if after is None else f"found after {after}")
-            + f" of {mutation.within}"
-        )
-    return good
+        if within is None or mutation.within <= within:
+            found[name] = after = found_after(name, seed=seed, at_once=at_once, show=not quiet)
+            if not quiet:
+                _say(
+                    f"{name}: " + ("not found in" if after is None else f"{after} of") + f" {mutation.within}"
+                )
+    return found
 
 
 def found_after(name: str, *, seed: int, at_once: int, show: bool = False) -> int | None:

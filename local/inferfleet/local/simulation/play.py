@@ -89,7 +89,13 @@ async def _heal(world: World, tasks: dict[str, asyncio.Task[None]]) -> None:
     for name, task in tasks.items():
         if task.done() and not task.cancelled() and (error := task.exception()) is not None:
             problems.append(("raw_error", name, repr(error)))
-    await world.in_time(lambda: _ended(world), HEALED_S)
+    # Without anybody's help; but after a loss somebody may have to touch what was lost.
+    if not await world.in_time(lambda: _ended(world), HEALED_S) and not world.history.lost:
+        problems += [
+            ("stuck", job_id, "it was accepted, and does not end by itself")
+            for job_id in accepted(world)
+            if not _has_ended(world, job_id)
+        ]
     await _probe(world)
     if not await world.in_time(lambda: not world.waiting(), REST_S):
         problems.append(("leftover_message", "queue", f"{world.waiting()} messages are left"))
@@ -118,7 +124,11 @@ def _over(world: World, tasks: dict[str, asyncio.Task[None]]) -> bool:
 
 
 def _ended(world: World) -> bool:
-    return all(world.redis.store.run([b"EXISTS", result_key(job_id).encode()]) for job_id in accepted(world))
+    return all(_has_ended(world, job_id) for job_id in accepted(world))
+
+
+def _has_ended(world: World, job_id: str) -> bool:
+    return bool(world.redis.store.run([b"EXISTS", result_key(job_id).encode()]))
 
 
 def accepted(world: World) -> dict[str, Call]:
