@@ -18,7 +18,16 @@ from inferfleet.local.simulation.plan import FAULTS, Plan, draw
 from inferfleet.local.simulation.scenarios import SCENARIOS
 
 RUN = "from inferfleet.local.simulation.cli import main; main()"
-MODULE = "inferfleet.local.simulation.mutations"
+
+APPLY = """
+import os
+from inferfleet.local.simulation.mutations import MUTATIONS
+for mutation in MUTATIONS.values():
+    if not os.fork():
+        mutation.apply()
+        os._exit(0)
+    assert os.wait()[1] == 0, mutation.where
+"""
 
 QUICK = 100
 """Faults that are found in so many schedules; ``inferfleet-explore --mutations`` looks for all."""
@@ -46,7 +55,9 @@ def test_a_schedule_plays_the_same_in_every_process() -> None:
 
 
 def test_another_schedule_plays_differently() -> None:
-    one, other = (explore("--replay", plan)[0] for plan in (EVENTFUL, EVENTFUL.replace("300", "301")))
+    one, other = (
+        explore("--replay", plan)[0] for plan in (EVENTFUL, EVENTFUL.replace("200:crash", "150:crash"))
+    )
 
     assert one["trace"] != other["trace"]
 
@@ -63,14 +74,8 @@ def test_faults_that_are_put_in_are_found() -> None:
     assert None not in after.values()
 
 
-@pytest.mark.parametrize("mutation", MUTATIONS)
-def test_what_a_mutation_changes_is_there(mutation: str) -> None:
-    run = subprocess.run(
-        [sys.executable, "-c", f"from {MODULE} import MUTATIONS; MUTATIONS[{mutation!r}].apply()"],
-        check=False,
-    )
-
-    assert run.returncode == 0
+def test_what_each_mutation_changes_is_there() -> None:
+    subprocess.run([sys.executable, "-c", APPLY], check=True)
 
 
 def test_a_mutation_of_a_text_that_is_not_there_fails() -> None:

@@ -70,7 +70,7 @@ def make_deterministic(now: Callable[[], float]) -> None:
         (inferfleet.worker.worker, "version", _no_version),
         # Sets of these are walked through, in the order of their hashes.
         (JobRun, "__hash__", _numbered(numbers)),
-        (TaskWrapper, "__hash__", lambda wrapper: hash(wrapper.task)),
+        (TaskWrapper, "__hash__", _hash_of_the_task),
     )
     for place, name, replaced in replacements:
         setattr(place, name, replaced)
@@ -83,6 +83,10 @@ def _serve_nothing(**_: Any) -> nullcontext[int]:
 
 def _no_version(_: str) -> str:
     return "simulated"
+
+
+def _hash_of_the_task(wrapper: Any) -> int:
+    return hash(wrapper.task)
 
 
 def _numbered(numbers: itertools.count[int]) -> Callable[[Any], int]:

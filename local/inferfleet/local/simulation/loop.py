@@ -20,6 +20,9 @@ from typing import Any, Protocol, cast
 LIMIT = 200_000
 """Steps after which a run counts as one that never ends."""
 
+STEP_S = 1e-6
+"""How long a step takes. Whoever asks again and again whether a time is over must see it pass."""
+
 FOR_NOW = 0.0
 """Held back until all others have come to rest."""
 
@@ -190,11 +193,13 @@ class VirtualLoop(asyncio.BaseEventLoop):
         if self.steps > LIMIT:
             raise StuckError(f"no end after {LIMIT} steps")
         self.on_step(self.steps)
+        self._ring()
         source = self._next()
         if source is None:
             self._pass_time()
             return
         self.steps += 1
+        self.now += STEP_S
         if self.trace is not None:
             self.trace.append(f"{self.now:.3f} {source.what}")
         source.step()
@@ -246,6 +251,9 @@ class VirtualLoop(asyncio.BaseEventLoop):
         if (earliest := min(times)) > self.now:
             self.now = earliest
             self.on_time()
+
+    def _ring(self) -> None:
+        """Let those timers go off whose time has come."""
         while self._timers and self._timers[0][0] <= self.now:
             _, _, timer, actor = heapq.heappop(self._timers)
             if not timer._cancelled:
