@@ -147,7 +147,7 @@ MUTATIONS: dict[str, Mutation] = {
         Kind.DRAIN,
     ),
     "second_message_kept": _python(
-        "inferfleet.worker.processor:Processor.process",
+        "inferfleet.worker.processor:Processor._process",
         "known.delivery.ack()",
         "pass",
         "key",
@@ -176,7 +176,7 @@ MUTATIONS: dict[str, Mutation] = {
     ),
     "published_without_compare": _lua(
         "session_published",
-        "if redis.call('HGET', KEYS[1], 'owner') == ARGV[1] then",
+        "if s[1] == ARGV[1] then",
         "if true then",
         "session",
         1000,
@@ -185,7 +185,7 @@ MUTATIONS: dict[str, Mutation] = {
     ),
     "dead_front_forgotten": _python(
         f"{_SUBMISSION}._wait_in_lane",
-        "if stop or entered.unpublished:",
+        "if stop or entered.unpublished or await self._may_be_stuck(entered):",
         "if False:",
         "session",
         400,
@@ -215,7 +215,19 @@ MUTATIONS: dict[str, Mutation] = {
         Kind.EMPTY,
         Kind.CUT,
     ),
-    "turn_before_history": _python(
-        f"{_SETTLEMENT}._end_turn", "await self._lanes.let_next_run(job)", "pass", "session", 50
+    "begun_by_an_ended_turn": _lua(
+        "session_begin",
+        "if r[1] ~= 'running' or r[2] ~= ARGV[2] then",
+        "if false then",
+        "session",
+        400,
+        Kind.CUT,
+    ),
+    "next_turn_forgotten": _python(
+        f"{_SETTLEMENT}._end_turn",
+        "await self._lanes.let_next_run(job, witness=delivery.witness or job)",
+        "None",
+        "session",
+        50,
     ),
 }
