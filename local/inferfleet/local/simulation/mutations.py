@@ -11,7 +11,7 @@ import hashlib
 import importlib
 import inspect
 import textwrap
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import FunctionType
 from typing import Any
 
@@ -36,6 +36,8 @@ class Mutation:
     within: int
     kinds: tuple[Kind, ...] = ()
     """What shows it; nothing needs to happen if empty."""
+    also: tuple[Mutation, ...] = ()
+    """What would hide it otherwise, because it mends what comes of it."""
 
     def apply(self) -> None:
         """Put it into this process.
@@ -49,6 +51,8 @@ class Mutation:
             self._change_script(name)
         else:
             self._change_function(place, name)
+        for other in self.also:
+            other.apply()
 
     def _changed(self, text: str) -> str:
         for old, new in self.changes:
@@ -215,13 +219,24 @@ MUTATIONS: dict[str, Mutation] = {
         Kind.EMPTY,
         Kind.CUT,
     ),
-    "begun_by_an_ended_turn": _lua(
-        "session_begin",
-        "if r[1] ~= 'running' or r[2] ~= ARGV[2] then",
-        "if false then",
-        "session",
-        400,
-        Kind.CUT,
+    "begun_by_an_ended_turn": replace(
+        _lua(
+            "session_begin",
+            "if r[1] ~= 'running' or r[2] ~= ARGV[2] then",
+            "if false then",
+            "session",
+            400,
+            Kind.CUT,
+        ),
+        also=(
+            _python(
+                f"{_SUBMISSION}._may_be_stuck",
+                "return standing.over or standing is Standing.STALLED",
+                "return False",
+                "session",
+                400,
+            ),
+        ),
     ),
     "next_turn_forgotten": _python(
         f"{_SETTLEMENT}._end_turn",
