@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 import pytest
 
-from inferfleet.local.simulation.mutations import MUTATIONS, Mutation, MutationError
+from inferfleet.local.simulation.mutations import Mutation, MutationError
 from inferfleet.local.simulation.plan import FAULTS, Plan, draw
 from inferfleet.local.simulation.scenarios import SCENARIOS
 
@@ -21,15 +21,15 @@ RUN = "from inferfleet.local.simulation.cli import main; main()"
 
 APPLY = """
 import os
-from inferfleet.local.simulation.mutations import MUTATIONS
-for mutation in MUTATIONS.values():
+from inferfleet.local.simulation.mutations import HARD_TO_FIND, MUTATIONS
+for mutation in (MUTATIONS | HARD_TO_FIND).values():
     if not os.fork():
         mutation.apply()
         os._exit(0)
     assert os.wait()[1] == 0, mutation.where
 """
 
-QUICK = 100
+QUICK = 80
 """Faults that are found in so many schedules; ``inferfleet-explore --mutations`` looks for all."""
 
 EVENTFUL = "session.2/120:cut=w1-redis,late,6/200:crash=p2/260:repeat=w2-redis/300:stall=w2,60"

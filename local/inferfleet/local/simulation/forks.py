@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NoReturn
 
-from inferfleet.local.simulation.mutations import MUTATIONS
+from inferfleet.local.simulation.mutations import HARD_TO_FIND, MUTATIONS
 from inferfleet.local.simulation.plan import Plan
 from inferfleet.local.simulation.play import Played, play
 from inferfleet.local.simulation.world import World
@@ -119,7 +119,7 @@ def _serve(mutation: str | None, plans_in: int, results_out: int) -> None:
     logging.disable(logging.CRITICAL)
     gc.disable()
     if mutation is not None:
-        MUTATIONS[mutation].apply()
+        (MUTATIONS | HARD_TO_FIND)[mutation].apply()
     world = World()
     world.build()
     gc.freeze()
