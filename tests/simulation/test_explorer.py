@@ -29,7 +29,7 @@ for mutation in (MUTATIONS | HARD_TO_FIND).values():
     assert os.wait()[1] == 0, mutation.where
 """
 
-QUICK = 80
+QUICK = 40
 """Faults that are found in so many schedules; ``inferfleet-explore --mutations`` looks for all."""
 
 EVENTFUL = "session.2/120:cut=w1-redis,late,6/200:crash=p2/260:repeat=w2-redis/300:stall=w2,60"

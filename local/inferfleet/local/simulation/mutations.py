@@ -115,7 +115,7 @@ MUTATIONS: dict[str, Mutation] = {
     "tokens_twice": _lua(
         "append", "if last > tonumber(r[3]) then", "if ARGV[5] ~= '' then", "plain", 80, Kind.REPEAT
     ),
-    "lease_forgotten": _lua("start", "'lease', now + tonumber(ARGV[2])", "'lease', 0", "plain", 80, Kind.CUT),
+    "lease_forgotten": _lua("start", "'lease', now + tonumber(ARGV[2])", "'lease', 0", "plain", 40, Kind.CUT),
     "start_not_idempotent": _lua(
         "start",
         "if begun then\n    return {r[9]",
@@ -152,7 +152,7 @@ MUTATIONS: dict[str, Mutation] = {
         "close", "if others ~= '' then", "if false then", "key", 800, Kind.CUT, Kind.HOLE
     ),
     "turn_added_twice": _lua(
-        "session_append", "if s[3] == ARGV[1] then", "if false then", "session", 60, Kind.REPEAT
+        "session_append", "if s[3] == ARGV[1] then", "if false then", "session", 40, Kind.REPEAT
     ),
     "advance_forgets_the_next": _lua(
         "session_advance",
@@ -171,7 +171,7 @@ MUTATIONS: dict[str, Mutation] = {
         Kind.CRASH,
     ),
     "answer_forgotten": _lua(
-        "session_begin", "if s[2] == ARGV[1] and s[3] then", "if false then", "session", 80, Kind.CRASH
+        "session_begin", "if s[2] == ARGV[1] and s[3] then", "if false then", "session", 40, Kind.CRASH
     ),
     "record_expires_first": _lua(
         "cancel", "redis.call('EXPIRE', KEYS[1], ARGV[9])", "redis.call('EXPIRE', KEYS[1], 1)", "expires", 20
