@@ -200,7 +200,7 @@ MUTATIONS: dict[str, Mutation] = {
         "await self._lanes.let_next_run(job, witness=delivery.witness or job)",
         "None",
         "session",
-        20,
+        50,
     ),
 }
 
