@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
@@ -27,6 +28,8 @@ from inferfleet.schemas.session import Turn
 from inferfleet.schemas.settings import ServiceSettings
 from inferfleet.wire.attempts import Fence
 from inferfleet.wire.pipeline import CommandPipeline
+from inferfleet.wire.records import Held, JobRecords
+from inferfleet.wire.scripts import Argument
 from inferfleet.wire.sessions import (
     Appended,
     Begin,
@@ -56,6 +59,36 @@ class Conversation:
             settings=ServiceSettings(queued_ttl_s=BUSY_TTL_S, session_ttl_s=IDLE_TTL_S, **settings),
         )
 
+    @contextmanager
+    def copies(self) -> Generator[list[tuple[Argument, ...]]]:
+        """Keep what is sent meanwhile."""
+        sent: list[tuple[Argument, ...]] = []
+        enqueue = self._pipeline.enqueue
+
+        def keep(*command: Argument) -> asyncio.Future[Any]:
+            sent.append(command)
+            return enqueue(*command)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(self._pipeline, "enqueue", keep)
+            yield sent
+
+    async def resend(self, sent: list[tuple[Argument, ...]]) -> None:
+        """Have copies of scripts arrive that were held up on their way."""
+        for command in sent:
+            if command[0] == "EVALSHA":
+                await self._pipeline.execute(*command)
+
+    async def places(self) -> tuple[str, tuple[str, ...]]:
+        """The turn that owns the session, and those that wait."""
+        record = await self.sessions.get(SESSION)
+        return ("", ()) if record is None else (record.owner or "", record.waiting)
+
+    async def take_back(self, job: Job) -> Withdrawn:
+        """What the producer of a turn does whose submission was refused."""
+        await self.record(job, "queued", closed="call")
+        return (await self.sessions.withdraw(job))[0]
+
     def with_settings(self, **settings: Any) -> Conversation:
         return Conversation(self._store, self._pipeline, **settings)
 
@@ -65,6 +98,7 @@ class Conversation:
 
     async def enter(self, job: Job, **more: Any) -> Entered:
         await self.record(job, "queued")
+        await self._store.hdel(job_key(job.id), "closed")
         return await self.sessions.enter(Payload(job, "client"), **more)
 
     async def advance(self, job: Job, **more: Any) -> str | None:
@@ -97,6 +131,9 @@ class Conversation:
     async def lifetimes(self) -> list[int]:
         """The rest of life in seconds of the session's record, turns and state."""
         return [await self._store.ttl(key(SESSION)) for key in (session_key, turns_key, state_key)]
+
+
+Leave = Callable[[Conversation, Job], Awaitable[None]]
 
 
 @pytest.fixture
@@ -286,17 +323,127 @@ async def test_an_end_that_was_sent_twice_does_not_move_a_later_turn(talk: Conve
     assert await talk.begin(second) is Begin.BEGUN
 
 
+# Copies of commands that were held up on their way
+
+
+async def _ended(talk: Conversation, job: Job) -> None:
+    await talk.run(job)
+
+
+async def _taken_back(talk: Conversation, job: Job) -> None:
+    assert await talk.take_back(job) is Withdrawn.OVER
+
+
+LEAVE = pytest.mark.parametrize("leave", [_ended, _taken_back])
+
+
+@LEAVE
+async def test_a_wish_to_run_that_arrives_once_its_turn_has_left_changes_nothing(
+    talk: Conversation, leave: Leave
+) -> None:
+    job = turn()
+    with talk.copies() as late:
+        await talk.enter(job)
+    await leave(talk, job)
+    await talk.resend(late)
+    assert await talk.places() == ("", ())
+    # Nor behind another one.
+    other = turn()
+    await talk.enter(other)
+    await talk.resend(late)
+    assert await talk.places() == (other.id, ())
+
+
+async def test_a_wish_to_run_that_was_refused_and_arrives_again_changes_nothing(talk: Conversation) -> None:
+    first, refused = turn(), turn(on_busy=OnBusy.REJECT)
+    await talk.enter(first)
+    with talk.copies() as late:
+        assert (await talk.enter(refused)).entry is Entry.BUSY
+    await _taken_back(talk, refused)
+    await talk.run(first)
+    await talk.resend(late)
+    assert await talk.places() == ("", ())
+
+
+@LEAVE
+async def test_a_turn_that_has_left_enters_again_if_its_job_waits(talk: Conversation, leave: Leave) -> None:
+    """It was submitted anew, or Redis has come back without its last second."""
+    job = turn()
+    for _ in range(3):
+        assert (await talk.enter(job)).entry is Entry.RUN
+        await leave(talk, job)
+
+
 @pytest.mark.parametrize("fields", [{"state": "succeeded"}, {"state": "running"}, {"closed": "call"}])
-async def test_a_wish_to_run_that_was_held_up_on_its_way_changes_nothing(
+async def test_a_turn_that_has_left_enters_only_if_its_job_waits(
     talk: Conversation, store: aioredis.Redis, fields: dict[str, str]
 ) -> None:
-    late = turn()
-    await talk.record(late, **{"state": "queued", **fields})
-    entered = await talk.sessions.enter(Payload(late, "client"))
-    assert entered.entry is Entry.BEGUN
-    await store.delete(job_key(late.id))
-    assert (await talk.sessions.enter(Payload(late, "client"))).entry is Entry.MISSING
-    assert await talk.sessions.get(SESSION) is None
+    job = turn()
+    await talk.enter(job)
+    await talk.run(job)
+    await talk.record(job, **{"state": "queued", **fields})
+    assert (await talk.sessions.enter(Payload(job, "client"))).entry is Entry.BEGUN
+    await store.delete(job_key(job.id))
+    assert (await talk.sessions.enter(Payload(job, "client"))).entry is Entry.MISSING
+    assert await talk.places() == ("", ())
+
+
+async def test_an_attempt_whose_beginning_arrives_once_its_turn_is_over_does_not_take_the_session(
+    talk: Conversation,
+) -> None:
+    job, later = turn(), turn()
+    await talk.enter(job)
+    with talk.copies() as late:
+        await talk.begin(job)
+    await talk.append(job)
+    await talk.advance(job)
+    await talk.resend(late)
+    assert (await talk.enter(later)).entry is Entry.RUN
+    await talk.resend(late)
+    assert await talk.places() == (later.id, ())
+
+
+async def test_a_parked_turn_does_not_begin_by_what_was_sent_before(talk: Conversation) -> None:
+    """Its message was acked, and the turn before it vouches for it until it has another one."""
+    first, second = turn(), turn()
+    await talk.enter(first)
+    with talk.copies() as late:
+        assert await talk.begin(second) is Begin.TAKEN
+    assert (await talk.enter(second, admitted=True)).entry is Entry.WAIT
+    assert await talk.run(first) == second.id
+    await talk.resend(late)
+    assert await talk.advance(first) == second.id
+    assert await talk.begin(second, attempt=2) is Begin.BEGUN
+
+
+async def test_taking_a_turn_back_twice_leaves_the_place_that_it_was_given_since(talk: Conversation) -> None:
+    first, job = turn(), turn()
+    await talk.enter(first)
+    await talk.enter(job)
+    with talk.copies() as late:
+        await _taken_back(talk, job)
+    await talk.enter(job)
+    await talk.resend(late)
+    assert await talk.places() == (first.id, (job.id,))
+
+
+async def test_a_turn_that_is_submitted_anew_while_it_is_taken_back_keeps_its_place(
+    talk: Conversation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, job = turn(), turn()
+    await talk.enter(first)
+    await talk.enter(job)
+    held = JobRecords.held
+
+    async def held_before_it_enters_again(records: JobRecords, job_id: str) -> Held:
+        monkeypatch.setattr(JobRecords, "held", held)
+        closed = await records.held(job_id)
+        await talk.enter(job)
+        return closed
+
+    monkeypatch.setattr(JobRecords, "held", held_before_it_enters_again)
+    assert await talk.take_back(job) is Withdrawn.OFFERED
+    assert await talk.places() == (first.id, (job.id,))
 
 
 async def test_a_worker_that_does_not_run_the_turn_any_more_cannot_begin_it(talk: Conversation) -> None:

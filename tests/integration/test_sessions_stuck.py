@@ -29,6 +29,7 @@ from inferfleet.schemas.names import (
     job_key,
     journal_key,
     lane_key,
+    left_key,
     payloads_key,
     result_key,
     session_key,
@@ -68,7 +69,7 @@ def session(fleet: Fleet) -> Session:
 
 
 def keys_of(session: Session) -> list[str]:
-    return [key(session.id) for key in (session_key, lane_key, payloads_key, turns_key, state_key)]
+    return [key(session.id) for key in (session_key, lane_key, payloads_key, turns_key, state_key, left_key)]
 
 
 def keys_of_job(job: Job) -> list[str]:

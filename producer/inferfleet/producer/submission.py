@@ -340,12 +340,14 @@ class Submission:
                         "jobs (INFERFLEET_QUEUE_MAX_LENGTH); try again later"
                     )
                 case Entry.MISSING:
-                    raise PublishUnconfirmedError(
-                        f"Redis lost the record of job {job.id} while it was submitted: it may run or not. "
-                        "Submitting again with the same idempotency key is safe"
-                    )
+                    raise _forgotten(job)
                 case _:
                     assert_never(entered.entry)
+            held = await self._records.held(job.id)
+            if held.state is None:
+                raise _forgotten(job)
+            if not held.waits:
+                return
 
     async def _wait_in_lane(self, job: Job, entered: Entered, *, stop: bool) -> bool:
         """Make sure that the job's turn will come. False if it has no place in the lane any more."""
@@ -437,6 +439,13 @@ class Submission:
         # Only a note: the worker that gets the message makes the same one.
         with suppress(ServiceUnreachableError, ServiceRefusedError):
             await self._sessions.published(payload.job, again=again)
+
+
+def _forgotten(job: Job) -> PublishUnconfirmedError:
+    return PublishUnconfirmedError(
+        f"Redis lost the record of job {job.id} while it was submitted: it may run or not. "
+        "Submitting again with the same idempotency key is safe"
+    )
 
 
 def _uncertain(job: Job, refusal: InferfleetError) -> PublishUnconfirmedError:

@@ -108,6 +108,11 @@ def state_key(session_id: str) -> str:
     return f"inferfleet:session:{{{session_id}}}:state"
 
 
+def left_key(session_id: str) -> str:
+    """Key of the sorted set of a session's turns that have left their place, by when, in ms."""
+    return f"inferfleet:session:{{{session_id}}}:left"
+
+
 def session_call_key(session_id: str, token: str) -> str:
     """Key that says for a while that a change of a session, which the token names, has been made."""
     return f"inferfleet:session:{{{session_id}}}:call:{token}"

@@ -1,8 +1,13 @@
-"""The admission limit of a pool, where those can see it who admit what does not go to its queue at once."""
+"""The admission limit of a pool, for what does not go to its queue at once: turns that wait in lanes."""
 
 from __future__ import annotations
 
-from inferfleet.schemas.names import pool_key
+import asyncio
+from typing import Any
+
+from inferfleet.schemas.job import Job
+from inferfleet.schemas.names import pool_key, waiting_turns_key
+from inferfleet.wire import scripts
 from inferfleet.wire.pipeline import CommandPipeline
 
 
@@ -15,3 +20,26 @@ async def note_limit(pipeline: CommandPipeline, pool: str, queue_max_length: int
         await pipeline.execute("HDEL", pool_key(pool), "queue_max_length")
     else:
         await pipeline.execute("HSET", pool_key(pool), "queue_max_length", queue_max_length)
+
+
+class WaitingTurns:
+    """Counts the turns of each pool that wait in lanes.
+
+    A turn is counted before it enters its lane, and no longer once it has left. What dies in between, or
+    comes late, leaves the count wrong by one, for the life of a lane at most.
+    """
+
+    def __init__(self, pipeline: CommandPipeline, *, lane_ttl_s: int) -> None:
+        self._pipeline = pipeline
+        self._lane_ttl_s = lane_ttl_s
+
+    def count(self, job: Job, *, admitted: bool = False) -> asyncio.Future[Any]:
+        """Count a turn that is going to wait. 0 if there are too many, unless it was ``admitted`` before."""
+        keys = (pool_key(job.pool), waiting_turns_key(job.pool))
+        return self._pipeline.enqueue(
+            *scripts.call(scripts.WAITING_TURN, keys, job.id, self._lane_ttl_s, int(admitted))
+        )
+
+    def forget(self, job: Job) -> asyncio.Future[Any]:
+        """Count a turn no longer."""
+        return self._pipeline.enqueue("ZREM", waiting_turns_key(job.pool), job.id)

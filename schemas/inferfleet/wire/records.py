@@ -125,6 +125,22 @@ class Recorded(NamedTuple):
         return self.stalled or (self.state is JobState.QUEUED and self.attempt == 0)
 
 
+class Held(NamedTuple):
+    """Who has a job, by its record: ``fence`` is that of the last attempt, ``""`` if there is none.
+
+    ``state`` is ``None`` without a record. While it is ``closed``, a refused submission takes it back.
+    """
+
+    state: JobState | None
+    closed: bool
+    fence: str
+
+    @property
+    def waits(self) -> bool:
+        """Whether it is to be started, and nobody takes it back."""
+        return self.state is JobState.QUEUED and not self.closed
+
+
 class JobRecords:
     """The records of all jobs. What many tasks do at once goes through one pipeline."""
 
@@ -176,6 +192,15 @@ class JobRecords:
     async def standing(self, job_id: str) -> Standing:
         """Learn how a job stands, by Redis' clock."""
         return Standing((await self._call(scripts.STANDING, (job_key(job_id),))).decode())
+
+    async def held(self, job_id: str) -> Held:
+        """Learn who has a job."""
+        state, attempt, closed, fence = await self._pipeline.execute(
+            "HMGET", job_key(job_id), "state", "attempt", "closed", "fence"
+        )
+        return Held(
+            _STATES.get(state), closed is not None and int(attempt or 0) == 0, (fence or b"").decode()
+        )
 
     async def close(self, job_id: str, *, call: str) -> Closed:
         """Ask whether a job whose submission ``call`` was refused may be taken back; then nobody joins it."""

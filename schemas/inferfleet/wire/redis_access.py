@@ -33,9 +33,12 @@ _JOB: Final = ("HSET", "HGET", "HMGET", "XADD", "SET", "GET", "EXPIRE", "DEL", "
 _SESSION: Final = (
     *("HSET", "HSETNX", "HGET", "HMGET", "HDEL", "HINCRBY", "HEXISTS", "HKEYS", "RPUSH", "LPOP", "LREM"),
     *("LLEN", "LRANGE", "SET", "GET", "EXISTS", "EXPIRE", "TTL", "DEL", "TIME"),
+    *("ZADD", "ZSCORE", "ZREMRANGEBYSCORE"),
 )
 
-_POOL: Final = ("HSET", "HGET", "HDEL", "ZADD", "ZREM", "ZCARD", "ZREMRANGEBYSCORE", "EXPIRE", "TTL")
+_POOL: Final = (
+    *("HSET", "HGET", "HDEL", "ZADD", "ZREM", "ZCARD", "ZSCORE", "ZREMRANGEBYSCORE", "EXPIRE", "TTL", "TIME"),
+)
 
 
 @dataclass(frozen=True, slots=True)

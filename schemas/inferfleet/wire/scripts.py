@@ -1,8 +1,8 @@
 """The Lua scripts that change a job's record, and the calls to them.
 
-Each may be sent twice: the second run changes nothing, whoever has acted since. That is what makes it
-safe to repeat a pipeline whose answer got lost. A script touches the keys of one job, one session or one
-client; those that move a session's turns look at the turn's record and its pool besides.
+Each touches keys of one job, one session, one pool or one client only, so it runs in one Redis Cluster slot.
+And each may be sent twice: the second run changes nothing, whoever has acted since. That is what makes it
+safe to repeat a pipeline whose answer got lost.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ RESTORE: Final = Script.load("restore")
 REPLY: Final = Script.load("reply")
 KEY_CLAIM: Final = Script.load("key_claim")
 KEY_CHANGE: Final = Script.load("key_change")
+WAITING_TURN: Final = Script.load("waiting_turn")
 SESSION_ENTER: Final = Script.load("session_enter")
 SESSION_FRONT: Final = Script.load("session_front")
 SESSION_PUBLISHED: Final = Script.load("session_published")
@@ -62,7 +63,7 @@ ACCESS: Final = Script.load("access")
 
 ALL: Final = (
     *(CREATE, STANDING, CLOSE, DISCARD, CANCEL, START, RESTART, APPEND, FINISH, RELEASE, RESTORE, REPLY),
-    *(COPIED, KEY_CLAIM, KEY_CHANGE),
+    *(COPIED, KEY_CLAIM, KEY_CHANGE, WAITING_TURN),
     *(SESSION_ENTER, SESSION_FRONT, SESSION_PUBLISHED, SESSION_ADVANCE, SESSION_BEGIN, SESSION_APPEND),
     *(SESSION_RENEW, SESSION_STATE, SESSION_CONFIGURE, SESSION_IMPORT, SESSION_DELETE, WORKER_SEEN),
 )

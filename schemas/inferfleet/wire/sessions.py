@@ -22,21 +22,20 @@ from inferfleet.schemas.errors import JobNotFoundError, ServiceUnreachableError,
 from inferfleet.schemas.failures import Failure, FailureCode
 from inferfleet.schemas.job import Job, JobState
 from inferfleet.schemas.names import (
-    job_key,
     lane_key,
+    left_key,
     payloads_key,
-    pool_key,
     session_call_key,
     session_key,
     state_key,
     turns_key,
-    waiting_turns_key,
 )
 from inferfleet.schemas.result import Result
 from inferfleet.schemas.session import SessionRecord, Turn, continues
 from inferfleet.schemas.settings import ServiceSettings
 from inferfleet.wire import scripts
 from inferfleet.wire.attempts import Fence
+from inferfleet.wire.limits import WaitingTurns
 from inferfleet.wire.pipeline import CommandPipeline
 from inferfleet.wire.records import JobRecords
 
@@ -192,6 +191,7 @@ class Sessions:
         self._records = JobRecords(
             pipeline=pipeline, result_ttl_s=settings.result_ttl_s, queued_ttl_s=settings.queued_ttl_s
         )
+        self._waiting = WaitingTurns(pipeline, lane_ttl_s=settings.queued_ttl_s)
 
     async def enter(self, payload: Payload, *, admitted: bool = False) -> Entered:
         """Ask for a turn. With ``RUN`` the caller must publish it; with ``WAIT`` it is in the lane.
@@ -199,10 +199,34 @@ class Sessions:
         A turn that was ``admitted`` before is not refused, and is given the owner at once while that has no
         message: its own may be the last that anybody has.
         """
+        job, left = payload.job, b""
+        # It is counted before it waits, so that nobody forgets it before.
+        counted = admitted and bool(await self._waiting.count(job, admitted=True))
+        while True:
+            entered, left_at = await self._enter(payload, admitted=admitted, counted=counted, left=left)
+            if entered is None:
+                held = await self._records.held(job.id)
+                if held.waits:
+                    left = left_at
+                    continue
+                entered = Entered(Entry.BEGUN if held.state else Entry.MISSING, "", None, unpublished=False)
+            elif entered.entry is Entry.FULL and not counted:
+                # Only a turn that has to wait pays for that.
+                counted = bool(await self._waiting.count(job))
+                if counted:
+                    continue
+            if counted and entered.entry is not Entry.WAIT:
+                await self._waiting.forget(job)
+            return entered
+
+    async def _enter(
+        self, payload: Payload, *, admitted: bool, counted: bool, left: bytes
+    ) -> tuple[Entered | None, bytes]:
+        """Ask for a turn that ``left`` its place then. If that is not so: nothing, and when it did."""
         job = payload.job
         entry, owner, again, unpublished = await self._call(
             scripts.SESSION_ENTER,
-            (*_lane_keys(job), pool_key(job.pool)),
+            _lane_keys(job),
             job.id,
             payload.encode(),
             job.on_busy.value,
@@ -210,8 +234,17 @@ class Sessions:
             0 if admitted else int(self._settings.turn_publish_grace_s * 1000),
             self._settings.max_session_bytes,
             int(admitted),
+            int(counted),
+            left,
+            _new_token(),
+            CALL_TTL_S,
         )
-        return Entered(Entry(entry.decode()), owner.decode(), Payload.decode(again), bool(unpublished))
+        if entry == b"left":
+            return None, again
+        return (
+            Entered(Entry(entry.decode()), owner.decode(), Payload.decode(again), bool(unpublished)),
+            left,
+        )
 
     async def front(self, job: Job, *, take: str = "") -> Front:
         """Look at the turn that owns the job's session.
@@ -229,12 +262,15 @@ class Sessions:
 
         ``again`` says that it had one, and that its attempt may have lost it.
         """
-        await self._call(
-            scripts.SESSION_PUBLISHED,
-            (session_key(_session(job)), waiting_turns_key(job.pool)),
-            job.id,
-            (witness or job).id,
-            int(again),
+        await asyncio.gather(
+            self._call(
+                scripts.SESSION_PUBLISHED,
+                (session_key(_session(job)),),
+                job.id,
+                (witness or job).id,
+                int(again),
+            ),
+            self._waiting.forget(job),
         )
 
     async def advance(self, job: Job, *, witness: Job | None = None) -> Payload | None:
@@ -247,7 +283,13 @@ class Sessions:
             ServiceUnreachableError: Redis no longer knows that the turn has ended.
 
         """
-        return (await self._advance(job, witness or job, undo=False))[1]
+        if not (await self._records.standing(job.id)).over:
+            # In a failover, perhaps. Whoever let the next turn run now would have two of them run.
+            raise ServiceUnreachableError(
+                f"Redis says that job {job.id} has not ended, and so its session's next turn cannot run yet"
+            )
+        (_, following), _ = await asyncio.gather(self._leave(job, witness or job), self._waiting.forget(job))
+        return following
 
     async def withdraw(self, job: Job) -> tuple[Withdrawn, Payload | None]:
         """Take a turn back, unless somebody else may have published it.
@@ -255,25 +297,35 @@ class Sessions:
         With ``OVER`` the turn has no place in the session, whether it had one or not. Returns the next turn,
         too, which the caller must publish.
         """
-        return await self._advance(job, job, undo=True)
+        while True:
+            # In this order: whoever submits the job anew has it opened before its turn enters.
+            entry = await self._pipeline.execute("HGET", session_key(_session(job)), "entry") or b""
+            held = await self._records.held(job.id)
+            if held.state is not None and not held.closed:
+                return Withdrawn.OFFERED, None
+            verdict, following = await self._leave(job, job, entry=entry)
+            if verdict == Withdrawn.OVER:
+                await self._waiting.forget(job)
+            if verdict != "entered":
+                return Withdrawn(verdict), following
 
-    async def _advance(self, job: Job, witness: Job, *, undo: bool) -> tuple[Withdrawn, Payload | None]:
+    async def _leave(
+        self, job: Job, witness: Job, *, entry: bytes | None = None
+    ) -> tuple[str, Payload | None]:
+        """Give up a turn's place; with ``entry`` only if that is still the last call that entered."""
         verdict, payload, *lost = await self._call(
             scripts.SESSION_ADVANCE,
             _lane_keys(job),
             job.id,
             self._settings.session_ttl_s,
             witness.id,
-            int(undo),
+            int(entry is not None),
+            entry or b"",
+            CALL_TTL_S,
         )
-        if verdict == b"unfinished":
-            # In a failover, perhaps. Whoever let the next turn run now would have two of them run.
-            raise ServiceUnreachableError(
-                f"Redis says that job {job.id} has not ended, and so its session's next turn cannot run yet"
-            )
         for job_id in lost:
             await self.end_lost(job_id.decode())
-        return Withdrawn(verdict.decode()), Payload.decode(payload)
+        return verdict.decode(), Payload.decode(payload)
 
     async def end_lost(self, job_id: str) -> None:
         """End a turn that nobody can publish, since its request is gone."""
@@ -287,30 +339,54 @@ class Sessions:
 
     async def begin(self, job: Job, *, fence: Fence, witness: Job | None = None) -> Begun:
         """Begin an attempt of the turn, under its own message or that of the job ``witness``."""
+        left = b""
+        while True:
+            begun, left = await self._begin(job, fence=fence, witness=witness or job, left=left)
+            if begun is not None:
+                return begun
+            held = await self._records.held(job.id)
+            if held.state is not JobState.RUNNING or held.fence != fence.token:
+                return Begun(Begin.FENCED, b"", 0, 0, None)
+
+    async def _begin(
+        self, job: Job, *, fence: Fence, witness: Job, left: bytes
+    ) -> tuple[Begun | None, bytes]:
+        """Begin a turn that ``left`` its place then. If that is not so: nothing, and when it did."""
         session_id = _session(job)
-        begin, answer, turns, state_version, limit = await self._call(
-            scripts.SESSION_BEGIN,
-            (
-                *(session_key(session_id), turns_key(session_id), state_key(session_id)),
-                *(job_key(job.id), waiting_turns_key(job.pool)),
+        (begin, answer, turns, state_version, limit), _ = await asyncio.gather(
+            self._call(
+                scripts.SESSION_BEGIN,
+                (
+                    *(session_key(session_id), turns_key(session_id), state_key(session_id)),
+                    left_key(session_id),
+                ),
+                job.id,
+                fence.token,
+                self._settings.queued_ttl_s,
+                fence.attempt,
+                witness.id,
+                left,
             ),
-            job.id,
-            fence.token,
-            self._settings.queued_ttl_s,
-            fence.attempt,
-            (witness or job).id,
+            self._waiting.forget(job),
         )
-        return Begun(Begin(begin.decode()), answer, turns, state_version, int(limit) if limit else None)
+        if begin == b"left":
+            return None, answer
+        return (
+            Begun(Begin(begin.decode()), answer, turns, state_version, int(limit) if limit else None),
+            left,
+        )
 
     async def renew(self, job: Job, *, fence: Fence, witness: Job | None = None) -> None:
         """Let the session of a turn that runs live on, and the record of the job whose message it has."""
-        await self._call(
+        renewed = await self._call(
             scripts.SESSION_RENEW,
-            (*_all_keys(_session(job)), job_key((witness or job).id)),
+            _all_keys(_session(job)),
             job.id,
             fence.token,
             self._settings.queued_ttl_s,
         )
+        if renewed and witness is not None:
+            await self._records.copied(witness.id)
 
     async def append(
         self, job: Job, *, fence: Fence, turn: Turn, answer: bytes, state: tuple[int, Any] | None
@@ -484,7 +560,9 @@ class Sessions:
         keys = (*_all_keys(session_id), session_call_key(session_id, _new_token()))
         return bool(await self._call(scripts.SESSION_DELETE, keys, CALL_TTL_S))
 
-    def _call(self, script: scripts.Script, keys: tuple[str, ...], *arguments: scripts.Argument) -> Any:
+    def _call(
+        self, script: scripts.Script, keys: tuple[str, ...], *arguments: scripts.Argument
+    ) -> asyncio.Future[Any]:
         return self._pipeline.enqueue(*scripts.call(script, keys, *arguments))
 
 
@@ -500,7 +578,8 @@ def _all_keys(session_id: str) -> tuple[str, ...]:
 
 def _lane_keys(job: Job) -> tuple[str, ...]:
     """All that moves when a turn enters its lane or leaves it."""
-    return (*_all_keys(_session(job)), job_key(job.id), waiting_turns_key(job.pool))
+    session_id = _session(job)
+    return (*_all_keys(session_id), left_key(session_id))
 
 
 def _with_call(session_id: str) -> tuple[str, ...]:

@@ -1,28 +1,37 @@
 -- A turn is over, or its producer takes it back: let the next one run.
--- KEYS session, lane, payloads, turns, state, record of the job, turns of its pool that wait in lanes
+-- KEYS session, lane, payloads, turns, state, turns that have left
 -- ARGV job, default_idle_ttl_s, witness (the job whose message comes again until the next has one of its own),
---      undo (1: only if nobody else has published the turn, or was told to)
+--      undo (1: only if nobody else has published the turn, or was told to), the session's last entry that the caller
+--      knows of (with undo: done only if nobody has entered since), how long it is known in s that a turn has left
 -- Returns {verdict, payload of the turn to publish or '', turns whose payload Redis has lost...}. Sent twice, the
 -- second gives the same.
--- Verdicts: 'over'; 'unfinished' (by its record the job has not ended); with undo also 'published' and 'offered'.
---           Nothing is done but with 'over'.
-local r = redis.call('HMGET', KEYS[6], 'state', 'closed')
+-- Verdicts: 'over'; with undo also 'published', 'offered' and 'entered' (somebody has entered since). Nothing is done
+--           but with 'over'.
+local s = redis.call('HMGET', KEYS[1], 'owner', 'witness', 'published', 'idle_ttl_s', 'lost', 'offered', 'attempt', 'entry')
+local owner = s[1] or ''
 if ARGV[4] == '1' then
-  if r[1] and not r[2] then
-    -- Somebody submits it anew.
+  if (s[8] or '') ~= ARGV[5] then
+    return {'entered', ''}
+  end
+  if owner == ARGV[1] and (s[3] ~= '0' or tonumber(s[7] or 0) > 0) then
+    return {'published', ''}
+  end
+  if owner == ARGV[1] and s[6] == '1' then
     return {'offered', ''}
   end
-elseif r[1] == 'queued' or r[1] == 'running' then
-  return {'unfinished', ''}
 end
-local s = redis.call('HMGET', KEYS[1], 'owner', 'witness', 'published', 'idle_ttl_s', 'lost', 'offered', 'attempt')
-local owner = s[1] or ''
+-- Redis' clock, because the clocks of two machines differ.
+local time = redis.call('TIME')
+local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+-- A copy of an earlier call, held up on its way, does not know this moment, and brings the turn back no more.
+redis.call('ZADD', KEYS[6], math.max(now, tonumber(redis.call('ZSCORE', KEYS[6], ARGV[1]) or 0) + 1), ARGV[1])
+redis.call('ZREMRANGEBYSCORE', KEYS[6], '-inf', now - ARGV[6] * 1000)
+redis.call('EXPIRE', KEYS[6], ARGV[6])
 local lost = {}
 local kept = redis.call('HGET', KEYS[3], ARGV[1])
 if owner ~= ARGV[1] then
   if redis.call('LREM', KEYS[2], 0, ARGV[1]) > 0 or kept then
     redis.call('HDEL', KEYS[3], ARGV[1])
-    redis.call('ZREM', KEYS[7], ARGV[1])
     if kept and s[1] then
       redis.call('HINCRBY', KEYS[1], 'waiting_bytes', -#kept)
     end
@@ -40,19 +49,12 @@ if owner ~= ARGV[1] then
   end
   -- Nobody has published the owner, and nobody can.
   table.insert(lost, owner)
-elseif ARGV[4] == '1' and (s[3] ~= '0' or tonumber(s[7] or 0) > 0) then
-  return {'published', ''}
-elseif ARGV[4] == '1' and s[6] == '1' then
-  return {'offered', ''}
 end
 if kept then
   redis.call('HDEL', KEYS[3], ARGV[1])
   redis.call('HINCRBY', KEYS[1], 'waiting_bytes', -#kept)
 end
 redis.call('HDEL', KEYS[1], 'answer')
--- Redis' clock, because the clocks of two machines differ.
-local time = redis.call('TIME')
-local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 local next = redis.call('LPOP', KEYS[2])
 local payload = next and redis.call('HGET', KEYS[3], next) or ''
 while next and payload == '' do

@@ -1,14 +1,16 @@
 -- An attempt of the owner's turn begins: it takes the session's fence.
--- KEYS session, turns, state, record of the job, turns of its pool that wait in lanes
--- ARGV job, fence, ttl_s, attempt, witness (the job whose message this is; another's carries the turn)
+-- KEYS session, turns, state, turns that have left
+-- ARGV job, fence, ttl_s, attempt, witness (the job whose message this is; another's carries the turn),
+--      left (when the turn last left its place, as far as the caller knows; '' for never)
 -- Returns {verdict, answer, turns, state_version, max_history_tokens}.
 -- Verdicts: 'begun', 'answered' (an earlier attempt added the turn and died; 'answer' is its answer),
---           'taken' (another turn owns the session), 'fenced' (the record does not say that this attempt runs),
+--           'taken' (another turn owns the session), 'fenced' (a later attempt has the turn),
+--           'left' (the turn has left, 'answer' says when: whoever still runs it may say so and ask again),
 --           'lost' (the record counts other turns than there are; 'answer' is how many there are).
-local r = redis.call('HMGET', KEYS[4], 'state', 'fence')
-if r[1] ~= 'running' or r[2] ~= ARGV[2] then
-  -- A copy of this call that was held up on its way, or Redis lost the record.
-  return {'fenced', '', 0, 0, ''}
+local left = redis.call('ZSCORE', KEYS[4], ARGV[1]) or ''
+if left ~= ARGV[6] then
+  -- Most likely a copy of this call that was held up on its way, and the turn is over.
+  return {'left', left, 0, 0, ''}
 end
 local s = redis.call('HMGET', KEYS[1], 'owner', 'last_turn', 'answer', 'turns', 'state_version', 'max_history_tokens',
   'attempt')
@@ -27,7 +29,6 @@ elseif tonumber(s[7] or 0) > tonumber(ARGV[4]) then
 end
 redis.call('HSET', KEYS[1], 'fence', ARGV[2], 'attempt', ARGV[4], 'published', ARGV[1] == ARGV[5] and 1 or 2,
   'witness', ARGV[5])
-redis.call('ZREM', KEYS[5], ARGV[1])
 local ttl = math.max(redis.call('TTL', KEYS[1]), tonumber(ARGV[3]))
 for key = 1, 3 do
   redis.call('EXPIRE', KEYS[key], ttl)

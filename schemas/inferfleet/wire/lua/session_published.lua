@@ -1,8 +1,7 @@
 -- The owner has a message.
--- KEYS session, turns of the owner's pool that wait in lanes
+-- KEYS session
 -- ARGV job, witness (the job that the message is of: this one if it is in the queue, another if its message carries it),
 --      again (1: its attempt may have lost it, and should lose it only once)
-redis.call('ZREM', KEYS[2], ARGV[1])
 local s = redis.call('HMGET', KEYS[1], 'owner', 'attempt')
 if s[1] == ARGV[1] then
   redis.call('HSET', KEYS[1], 'published', ARGV[1] == ARGV[2] and 1 or 2, 'witness', ARGV[2])

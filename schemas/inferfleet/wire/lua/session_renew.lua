@@ -1,5 +1,5 @@
--- A turn still runs: its session, and the record of the job whose message it has, live on.
--- KEYS session, lane, payloads, turns, state, record of the witness
+-- A turn still runs: its session lives on.
+-- KEYS session, lane, payloads, turns, state
 -- ARGV job, fence, ttl_s
 -- Returns 1 if the turn owns the session.
 local s = redis.call('HMGET', KEYS[1], 'owner', 'fence')

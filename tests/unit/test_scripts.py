@@ -1,0 +1,135 @@
+"""Every script touches keys of one hash slot of a Redis Cluster, and no others than it is given."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import suppress
+from datetime import UTC, datetime
+from importlib.resources import files
+from typing import Any, cast
+
+from inferfleet.producer import idempotency
+from inferfleet.schemas import Job, JobState, Result
+from inferfleet.schemas.heartbeat import Heartbeat
+from inferfleet.schemas.job import new_job_id
+from inferfleet.schemas.journal import QueuedEntry, RestartReason
+from inferfleet.schemas.session import Turn
+from inferfleet.schemas.settings import ServiceSettings
+from inferfleet.wire import scripts
+from inferfleet.wire.attempts import Fence
+from inferfleet.wire.clock import RedisClock
+from inferfleet.wire.health import write_heartbeat
+from inferfleet.wire.journal_lines import Unflushed
+from inferfleet.wire.limits import WaitingTurns
+from inferfleet.wire.pipeline import CommandPipeline
+from inferfleet.wire.records import JobRecords
+from inferfleet.wire.replies import Replies
+from inferfleet.wire.scripts import Argument
+from inferfleet.wire.sessions import Payload, Sessions
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+JOB = Job(session_id="s", body={"messages": []}, idempotency_key="k", submitted_at=NOW)
+WITNESS = JOB.model_copy(update={"id": new_job_id()})
+FENCE = Fence("f", 1)
+
+ANSWERS: dict[str, Any] = {"HGET": None, "HMGET": [None] * 4, scripts.STANDING.sha: b"missing"}
+"""What lets a method get to its script."""
+
+
+class NotAnsweredError(Exception):
+    """The test needs no more than the question."""
+
+
+class Recorder:
+    """Notes which keys scripts are called with."""
+
+    def __init__(self) -> None:
+        self.clock = RedisClock()
+        self.calls: list[tuple[str, tuple[str, ...]]] = []
+
+    def enqueue(self, *command: Argument) -> asyncio.Future[Any]:
+        name = str(command[0])
+        if name == "EVALSHA":
+            name = str(command[1])
+            self.calls.append((name, tuple(str(key) for key in command[3 : 3 + int(command[2])])))
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        if name in ANSWERS:
+            answer.set_result(ANSWERS[name])
+        else:
+            answer.set_exception(NotAnsweredError)
+        return answer
+
+    async def execute(self, *command: Argument) -> Any:
+        return await self.enqueue(*command)
+
+    async def learn_time(self) -> None:
+        pass
+
+
+async def all_that_calls_scripts(pipeline: CommandPipeline) -> AsyncIterator[Awaitable[Any]]:
+    records = JobRecords(pipeline=pipeline, result_ttl_s=1, queued_ttl_s=1)
+    sessions = Sessions(pipeline=pipeline, settings=ServiceSettings())
+    result = Result(job_id=JOB.id, state=JobState.SUCCEEDED)
+    entry = QueuedEntry(at=NOW)
+    turn = Turn(job_id=JOB.id, messages=({"role": "user", "content": "hi"},), at=NOW)
+    by: dict[str, Any] = {"worker_id": "w", "lease_s": 1}
+    written: dict[str, Any] = {"fence": FENCE, "unflushed": Unflushed(0)}
+    yield records.create(JOB, reply_to="c", call="call", key="k")
+    yield records.standing(JOB.id)
+    yield records.close(JOB.id, call="call")
+    yield records.discard(JOB.id)
+    yield records.cancel(JOB.id, result)
+    yield records.copied(JOB.id)
+    yield records.start(JOB, token="t", resumable=True, alone=True, reply_to="c", **by)
+    yield records.restart(
+        JOB.id,
+        fence=FENCE,
+        worker_id="w",
+        model_identity="",
+        reason=RestartReason.NOT_RESUMABLE,
+        tokens_wasted=0,
+    )
+    yield records.append(JOB.id, lease_s=1, **written)
+    yield records.finish(result, reply_to="", **written)
+    yield records.release(JOB.id, entry=entry, refund=True, **written)
+    yield records.restore(JOB, fence=FENCE, charged=1, started_at=NOW, chunks=(), reply_to="c", **by)
+    yield Replies(pipeline).tell("c", JOB.id, JobState.SUCCEEDED)
+    yield idempotency.claim(pipeline, JOB, call="call", ttl_s=1)
+    yield idempotency.forget(pipeline, idempotency.Claim(JOB, "key", "holder", accepted=False))
+    yield write_heartbeat(pipeline, Heartbeat.model_construct(worker_id="w"), ttl_s=1)
+    yield WaitingTurns(pipeline, lane_ttl_s=1).count(JOB)
+    yield sessions.enter(Payload(JOB, "c"))
+    yield sessions.front(JOB)
+    yield sessions.published(JOB, witness=WITNESS)
+    yield sessions.advance(JOB, witness=WITNESS)
+    yield sessions.withdraw(JOB)
+    yield sessions.begin(JOB, fence=FENCE)
+    yield sessions.renew(JOB, fence=FENCE, witness=WITNESS)
+    yield sessions.append(JOB, fence=FENCE, turn=turn, answer=b"", state=None)
+    yield sessions.replace_state("s", 1, version=0)
+    yield sessions.create("s", (), state=1, idle_ttl_s=None, max_history_tokens=None)
+    yield sessions.configure("s", idle_ttl_s=1, max_history_tokens=None)
+    yield sessions.delete("s")
+
+
+async def test_each_call_of_a_script_is_about_one_slot() -> None:
+    recorder = Recorder()
+    async for call in all_that_calls_scripts(cast("CommandPipeline", recorder)):
+        with suppress(NotAnsweredError):
+            await call
+    assert {sha for sha, _ in recorder.calls} == {script.sha for script in scripts.ALL}
+    several = [keys for _, keys in recorder.calls if len({slot_of(key) for key in keys}) != 1]
+    assert several == []
+
+
+def slot_of(key: str) -> str:
+    """What Redis Cluster makes a key's slot of."""
+    tag = re.search(r"\{(.+?)\}", key)
+    return tag[1] if tag else key
+
+
+def test_scripts_have_all_their_keys_from_their_callers() -> None:
+    folder = files("inferfleet.wire").joinpath("lua")
+    assert [script.name for script in folder.iterdir() if "inferfleet:" in script.read_text()] == []
