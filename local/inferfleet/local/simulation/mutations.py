@@ -152,7 +152,7 @@ MUTATIONS: dict[str, Mutation] = {
         "close", "if others ~= '' then", "if false then", "key", 800, Kind.CUT, Kind.HOLE
     ),
     "turn_added_twice": _lua(
-        "session_append", "if s[3] == ARGV[1] then", "if false then", "session", 40, Kind.REPEAT
+        "session_append", "if s[3] == ARGV[1] then", "if false then", "session", 100, Kind.REPEAT
     ),
     "advance_forgets_the_next": _lua(
         "session_advance",
@@ -176,10 +176,20 @@ MUTATIONS: dict[str, Mutation] = {
     "record_expires_first": _lua(
         "cancel", "redis.call('EXPIRE', KEYS[1], ARGV[9])", "redis.call('EXPIRE', KEYS[1], 1)", "expires", 20
     ),
+    "next_turn_forgotten": _python(
+        f"{_SETTLEMENT}._end_turn",
+        "await self._lanes.let_next_run(job, witness=delivery.witness or job)",
+        "None",
+        "session",
+        50,
+    ),
+}
+
+HARD_TO_FIND: dict[str, Mutation] = {
     "begun_by_an_ended_turn": replace(
         _lua(
             "session_begin",
-            "if r[1] ~= 'running' or r[2] ~= ARGV[2] then",
+            "if left ~= ARGV[6] then",
             "if false then",
             "session",
             400,
@@ -195,16 +205,6 @@ MUTATIONS: dict[str, Mutation] = {
             ),
         ),
     ),
-    "next_turn_forgotten": _python(
-        f"{_SETTLEMENT}._end_turn",
-        "await self._lanes.let_next_run(job, witness=delivery.witness or job)",
-        "None",
-        "session",
-        50,
-    ),
-}
-
-HARD_TO_FIND: dict[str, Mutation] = {
     "second_message_kept": _python(
         "inferfleet.worker.processor:Processor._process",
         "known.delivery.ack()",
