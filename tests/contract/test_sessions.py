@@ -27,6 +27,7 @@ from inferfleet.schemas.names import (
 from inferfleet.schemas.session import Turn
 from inferfleet.schemas.settings import ServiceSettings
 from inferfleet.wire.attempts import Fence
+from inferfleet.wire.limits import ENTERING_S, WaitingTurns
 from inferfleet.wire.pipeline import CommandPipeline
 from inferfleet.wire.records import Held, JobRecords
 from inferfleet.wire.scripts import Argument
@@ -118,6 +119,10 @@ class Conversation:
         return await self.sessions.append(
             job, fence=_fence(job, attempt), turn=turn_of(job), answer=b"answer", state=state
         )
+
+    async def counted(self, job: Job) -> bool:
+        """Count a turn among those that wait, and no more."""
+        return bool(await WaitingTurns(self._pipeline, lane_ttl_s=BUSY_TTL_S).count(job))
 
     async def run(self, job: Job) -> str | None:
         """A whole turn, from the message in the queue to its end. Returns what runs next."""
@@ -278,6 +283,52 @@ async def test_a_turn_that_another_jobs_message_carries_is_named_by_it_until_it_
     assert await talk.advance(first) == third.id
     await talk.sessions.published(third)
     assert await talk.advance(first) is None
+
+
+async def test_a_carried_turn_that_another_ends_leaves_its_follower_to_the_message_that_carried_it(
+    talk: Conversation,
+) -> None:
+    """Whoever ended it has no room to publish the next one either."""
+    first, second, third, fourth = jobs = [turn() for _ in range(4)]
+    for job in jobs:
+        await talk.enter(job)
+    await talk.run(first)
+    await talk.sessions.published(second, witness=first)
+    assert await talk.advance(second) == third.id
+    assert await talk.advance(third) == fourth.id
+    assert await talk.advance(second, witness=first) == fourth.id
+    assert await talk.advance(first) == fourth.id
+
+
+async def test_a_turn_that_got_a_message_of_its_own_while_it_ran_under_another_leaves_its_follower_to_it(
+    talk: Conversation,
+) -> None:
+    """The worker that runs it has lost the message that carried it, and does not know."""
+    first, second, third = jobs = [turn() for _ in range(3)]
+    for job in jobs:
+        await talk.enter(job)
+    await talk.run(first)
+    await talk.begin(second, witness=first)
+    assert await talk.advance(first) == second.id
+    await talk.sessions.published(second)
+    assert await talk.advance(second, witness=first) == third.id
+    assert await talk.advance(second) == third.id
+    # Also if that worker has gone on under the message that it does not have.
+    await talk.sessions.published(third, witness=first)
+    assert await talk.advance(second) == third.id
+
+
+async def test_a_turn_that_enters_a_session_that_redis_lost_is_named_by_the_message_that_carries_it(
+    talk: Conversation, store: aioredis.Redis
+) -> None:
+    first, second = turn(), turn()
+    await talk.enter(first)
+    await talk.enter(second)
+    await talk.run(first)
+    await talk.sessions.published(second, witness=first)
+    await store.delete(*(key(SESSION) for key in (session_key, lane_key, payloads_key, turns_key, state_key)))
+    assert (await talk.enter(second, admitted=True, witness=first)).entry is Entry.RUN
+    assert await talk.advance(first) == second.id
 
 
 async def test_a_turn_with_a_message_of_its_own_needs_no_other(talk: Conversation) -> None:
@@ -491,6 +542,48 @@ async def test_as_many_turns_of_a_pool_wait_as_its_queue_may_hold_jobs(
     await talk.sessions.published(waiting[0])
     assert (await talk.enter(of("c"))).entry is Entry.WAIT
     assert (await talk.enter(of("c"))).entry is Entry.FULL
+
+
+async def test_who_gives_up_before_its_turn_waits_takes_no_place_for_long(
+    talk: Conversation, store: aioredis.Redis
+) -> None:
+    pool = "given-up"
+    await store.hset(pool_key(pool), "queue_max_length", 2)
+    owner, waiting, abandoned = turn(pool=pool), turn(pool=pool), turn(pool=pool)
+    await talk.enter(owner)
+    await talk.enter(waiting)
+    await talk.counted(abandoned)
+    lives = dict(await store.zrange(waiting_turns_key(pool), 0, -1, withscores=True))
+    assert lives[abandoned.id.encode()] + (BUSY_TTL_S - 2 * ENTERING_S) * 1000 < lives[waiting.id.encode()]
+    assert (await talk.enter(turn(pool=pool))).entry is Entry.FULL
+
+
+async def test_a_turn_that_leaves_while_it_is_noted_that_it_waits_is_counted_no_more(
+    talk: Conversation, store: aioredis.Redis
+) -> None:
+    pool = "leaving"
+    first, second = turn(pool=pool), turn(pool=pool)
+    await talk.enter(first)
+    with talk.copies() as sent:
+        await talk.enter(second)
+    await talk.run(first)
+    await talk.sessions.published(second)
+    # The last of them.
+    await talk.resend(sent[-1:])
+    assert await store.zcard(waiting_turns_key(pool)) == 0
+
+
+async def test_a_turn_whose_request_is_lost_is_counted_no_more(
+    talk: Conversation, store: aioredis.Redis
+) -> None:
+    pool = "lost-request"
+    first, second = turn(pool=pool), turn(pool=pool)
+    await talk.enter(first)
+    await talk.enter(second)
+    await talk.record(second, "queued", pool=pool)
+    await store.delete(payloads_key(SESSION))
+    assert await talk.run(first) is None
+    assert await store.zcard(waiting_turns_key(pool)) == 0
 
 
 async def test_a_turn_whose_lane_has_expired_takes_no_place_of_another(

@@ -22,11 +22,15 @@ async def note_limit(pipeline: CommandPipeline, pool: str, queue_max_length: int
         await pipeline.execute("HSET", pool_key(pool), "queue_max_length", queue_max_length)
 
 
+ENTERING_S = 60
+"""How long a turn counts that is not known to wait yet."""
+
+
 class WaitingTurns:
     """Counts the turns of each pool that wait in lanes.
 
-    A turn is counted before it enters its lane, and no longer once it has left. What dies in between, or
-    comes late, leaves the count wrong by one, for the life of a lane at most.
+    A turn is counted before it enters its lane, and no longer once it has left. Until it is known to wait it
+    counts for a minute only, since its producer may give up, or lose Redis, in between.
     """
 
     def __init__(self, pipeline: CommandPipeline, *, lane_ttl_s: int) -> None:
@@ -37,9 +41,14 @@ class WaitingTurns:
         """Count a turn that is going to wait. 0 if there are too many, unless it was ``admitted`` before."""
         keys = (pool_key(job.pool), waiting_turns_key(job.pool))
         return self._pipeline.enqueue(
-            *scripts.call(scripts.WAITING_TURN, keys, job.id, self._lane_ttl_s, int(admitted))
+            *scripts.call(scripts.WAITING_TURN, keys, job.id, ENTERING_S, int(admitted))
         )
 
-    def forget(self, job: Job) -> asyncio.Future[Any]:
+    def keep(self, job: Job) -> asyncio.Future[Any]:
+        """Count a turn for as long as its lane lives: it waits, or has left meanwhile."""
+        keys = (pool_key(job.pool), waiting_turns_key(job.pool))
+        return self._pipeline.enqueue(*scripts.call(scripts.WAITING_TURN, keys, job.id, self._lane_ttl_s, 2))
+
+    def forget(self, job_id: str, pool: str) -> asyncio.Future[Any]:
         """Count a turn no longer."""
-        return self._pipeline.enqueue("ZREM", waiting_turns_key(job.pool), job.id)
+        return self._pipeline.enqueue("ZREM", waiting_turns_key(pool), job_id)

@@ -193,17 +193,19 @@ class Sessions:
         )
         self._waiting = WaitingTurns(pipeline, lane_ttl_s=settings.queued_ttl_s)
 
-    async def enter(self, payload: Payload, *, admitted: bool = False) -> Entered:
+    async def enter(self, payload: Payload, *, admitted: bool = False, witness: Job | None = None) -> Entered:
         """Ask for a turn. With ``RUN`` the caller must publish it; with ``WAIT`` it is in the lane.
 
         A turn that was ``admitted`` before is not refused, and is given the owner at once while that has no
-        message: its own may be the last that anybody has.
+        message: its own, or that of the job ``witness``, may be the last that anybody has.
         """
         job, left = payload.job, b""
         # It is counted before it waits, so that nobody forgets it before.
         counted = admitted and bool(await self._waiting.count(job, admitted=True))
         while True:
-            entered, left_at = await self._enter(payload, admitted=admitted, counted=counted, left=left)
+            entered, left_at = await self._enter(
+                payload, admitted=admitted, counted=counted, left=left, witness=witness
+            )
             if entered is None:
                 held = await self._records.held(job.id)
                 if held.waits:
@@ -215,12 +217,15 @@ class Sessions:
                 counted = bool(await self._waiting.count(job))
                 if counted:
                     continue
-            if counted and entered.entry is not Entry.WAIT:
-                await self._waiting.forget(job)
+            if counted:
+                if entered.entry is Entry.WAIT:
+                    await self._waiting.keep(job)
+                else:
+                    await self._waiting.forget(job.id, job.pool)
             return entered
 
     async def _enter(
-        self, payload: Payload, *, admitted: bool, counted: bool, left: bytes
+        self, payload: Payload, *, admitted: bool, counted: bool, left: bytes, witness: Job | None
     ) -> tuple[Entered | None, bytes]:
         """Ask for a turn that ``left`` its place then. If that is not so: nothing, and when it did."""
         job = payload.job
@@ -238,6 +243,7 @@ class Sessions:
             left,
             _new_token(),
             CALL_TTL_S,
+            witness.id if witness is not None else "",
         )
         if entry == b"left":
             return None, again
@@ -245,6 +251,11 @@ class Sessions:
             Entered(Entry(entry.decode()), owner.decode(), Payload.decode(again), bool(unpublished)),
             left,
         )
+
+    async def has_turn(self, job_id: str, session_id: str) -> bool:
+        """Whether the last turn of a session's history is this job's."""
+        last = await self._pipeline.execute("HGET", session_key(session_id), "last_turn")
+        return last is not None and last.decode() == job_id
 
     async def front(self, job: Job, *, take: str = "") -> Front:
         """Look at the turn that owns the job's session.
@@ -270,7 +281,7 @@ class Sessions:
                 (witness or job).id,
                 int(again),
             ),
-            self._waiting.forget(job),
+            self._waiting.forget(job.id, job.pool),
         )
 
     async def advance(self, job: Job, *, witness: Job | None = None) -> Payload | None:
@@ -283,12 +294,15 @@ class Sessions:
             ServiceUnreachableError: Redis no longer knows that the turn has ended.
 
         """
-        if not (await self._records.standing(job.id)).over:
+        standing, pool = await asyncio.gather(self._records.standing(job.id), self._records.pool(job.id))
+        if not standing.over:
             # In a failover, perhaps. Whoever let the next turn run now would have two of them run.
             raise ServiceUnreachableError(
                 f"Redis says that job {job.id} has not ended, and so its session's next turn cannot run yet"
             )
-        (_, following), _ = await asyncio.gather(self._leave(job, witness or job), self._waiting.forget(job))
+        (_, following), _ = await asyncio.gather(
+            self._leave(job, witness or job), self._waiting.forget(job.id, pool or job.pool)
+        )
         return following
 
     async def withdraw(self, job: Job) -> tuple[Withdrawn, Payload | None]:
@@ -305,7 +319,7 @@ class Sessions:
                 return Withdrawn.OFFERED, None
             verdict, following = await self._leave(job, job, entry=entry)
             if verdict == Withdrawn.OVER:
-                await self._waiting.forget(job)
+                await self._waiting.forget(job.id, job.pool)
             if verdict != "entered":
                 return Withdrawn(verdict), following
 
@@ -334,6 +348,8 @@ class Sessions:
             message="the request of this turn is gone: Redis evicted or lost the session's payloads while it "
             "waited, or somebody deleted them; submit it again",
         )
+        if (pool := await self._records.pool(job_id)) is not None:
+            await self._waiting.forget(job_id, pool)
         with suppress(JobNotFoundError):
             await self._records.cancel(job_id, Result(job_id=job_id, state=JobState.FAILED, error=failure))
 
@@ -352,14 +368,10 @@ class Sessions:
         self, job: Job, *, fence: Fence, witness: Job, left: bytes
     ) -> tuple[Begun | None, bytes]:
         """Begin a turn that ``left`` its place then. If that is not so: nothing, and when it did."""
-        session_id = _session(job)
         (begin, answer, turns, state_version, limit), _ = await asyncio.gather(
             self._call(
                 scripts.SESSION_BEGIN,
-                (
-                    *(session_key(session_id), turns_key(session_id), state_key(session_id)),
-                    left_key(session_id),
-                ),
+                _lane_keys(job),
                 job.id,
                 fence.token,
                 self._settings.queued_ttl_s,
@@ -367,7 +379,7 @@ class Sessions:
                 witness.id,
                 left,
             ),
-            self._waiting.forget(job),
+            self._waiting.forget(job.id, job.pool),
         )
         if begin == b"left":
             return None, answer

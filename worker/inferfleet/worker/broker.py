@@ -76,7 +76,7 @@ class Delivery:
 
         A more urgent one may wait in the queue, and would have come with the ack that did not leave.
         """
-        return nullcontext() if self.witness is None else self.parked()
+        return nullcontext() if self.witness is None else self.session.carries()
 
     @contextmanager
     def parked(self) -> Generator[None]:
@@ -118,6 +118,9 @@ class Session:
         self.acknowledger = Acknowledger(channel, stream)
         self.parked = 0
         """Deliveries that only wait here, and for which others may be taken."""
+        self.carrying = 0
+        """Deliveries that carry a turn which waits for a slot. They take no place either, so that the queue
+        moves on; lanes limit how many there are."""
         channel.on_consumer_cancel_callbacks.add(self._on_cancel)
         stream.take(channel.number, Contents(DELIVER, self._receive).take)
 
@@ -125,6 +128,15 @@ class Session:
     def held(self) -> int:
         """How many deliveries are not settled yet."""
         return self.acknowledger.unsettled
+
+    @contextmanager
+    def carries(self) -> Generator[None]:
+        """While the block runs, one delivery more takes none of the worker's places."""
+        self.carrying += 1
+        try:
+            yield
+        finally:
+            self.carrying -= 1
 
     @property
     def refilling(self) -> bool:

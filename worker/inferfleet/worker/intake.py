@@ -67,4 +67,4 @@ async def adapt_intake(
                     slots.resize(new)
         parked = min(session.parked, PARKED_PER_PLACE * (max_running + look_ahead))
         # Shielded: cancelled in the middle, it would close the channel.
-        await asyncio.shield(session.hold(slots.limit + look_ahead + parked))
+        await asyncio.shield(session.hold(slots.limit + look_ahead + parked + session.carrying))

@@ -66,7 +66,7 @@ class Lanes:
 
         """
         waiting = Payload(job.model_copy(update={"on_busy": OnBusy.ENQUEUE}), reply_to)
-        entered = await self._sessions.enter(waiting, admitted=True)
+        entered = await self._sessions.enter(waiting, admitted=True, witness=witness)
         if entered.entry is Entry.RUN and witness.id != job.id:
             # It has no message of its own.
             return True, await self._let_run(waiting, witness)

@@ -171,7 +171,7 @@ MUTATIONS: dict[str, Mutation] = {
         Kind.CRASH,
     ),
     "answer_forgotten": _lua(
-        "session_begin", "if s[2] == ARGV[1] and s[3] then", "if false then", "session", 40, Kind.CRASH
+        "session_begin", "if s[2] == ARGV[1] and s[3] then", "if false then", "session", 150, Kind.CRASH
     ),
     "record_expires_first": _lua(
         "cancel", "redis.call('EXPIRE', KEYS[1], ARGV[9])", "redis.call('EXPIRE', KEYS[1], 1)", "expires", 20

@@ -7,7 +7,8 @@
 -- second gives the same.
 -- Verdicts: 'over'; with undo also 'published', 'offered' and 'entered' (somebody has entered since). Nothing is done
 --           but with 'over'.
-local s = redis.call('HMGET', KEYS[1], 'owner', 'witness', 'published', 'idle_ttl_s', 'lost', 'offered', 'attempt', 'entry')
+local s = redis.call('HMGET', KEYS[1], 'owner', 'witness', 'published', 'idle_ttl_s', 'lost', 'offered', 'attempt', 'entry',
+  'ended', 'former')
 local owner = s[1] or ''
 if ARGV[4] == '1' then
   if (s[8] or '') ~= ARGV[5] then
@@ -37,7 +38,9 @@ if owner ~= ARGV[1] then
     end
     return {'over', ''}
   end
-  if s[2] ~= ARGV[3] or s[3] == '1' then
+  -- Each of these may be the last message that brings the owner: which of them are acked, nobody knows.
+  local carriers = {[s[2] or ''] = true, [s[9] or ''] = true, [s[10] or ''] = true}
+  if s[3] == '1' or not (carriers[ARGV[1]] or carriers[ARGV[3]]) then
     return {'over', ''}
   end
   for job in string.gmatch(s[5] or '', '%S+') do
@@ -71,7 +74,13 @@ if not next then
     payload = redis.call('HGET', KEYS[3], next)
   end
 end
-redis.call('HSET', KEYS[1], 'owner', next or '', 'witness', ARGV[3], 'published', 0, 'owner_since', now,
+-- Who lets the next turn run may not be who has the message that carried this one.
+local former = ''
+if s[3] ~= '1' then
+  former = s[10] and s[10] ~= '' and s[10] or s[2] or ''
+end
+redis.call('HSET', KEYS[1], 'owner', next or '', 'witness', ARGV[3], 'ended', ARGV[1], 'former', former,
+  'published', 0, 'owner_since', now,
   'fence', '', 'attempt', 0, 'lost', table.concat(lost, ' '), 'offered', next and 1 or 0, 'revived', '')
 if not next then
   for key = 1, 5 do

@@ -2,7 +2,8 @@
 -- KEYS session, lane, payloads, turns, state, turns that have left
 -- ARGV job, payload, on_busy, ttl_s (of a busy session), stale_ms, max_bytes, admitted (1: no limit counts),
 --      counted (1: among the turns of its pool that wait), left (when the turn last left its place, as far as the
---      caller knows; '' for never), entry (names this call), how long it is known in s that a turn has left
+--      caller knows; '' for never), entry (names this call), how long it is known in s that a turn has left,
+--      witness (the job whose message this is; '' if it has none yet)
 -- Returns {verdict, owner, payload, unpublished}.
 -- Verdicts: 'run' (the session is ours: publish), 'wait' (in the lane), 'busy', 'too_large' (refused),
 --           'full' (it would wait, and is not counted: whoever has it counted may ask again),
@@ -19,7 +20,8 @@ if left ~= ARGV[9] then
   -- Most likely a copy of this call that was held up on its way, and the turn is over, or was taken back.
   return {'left', '', left, 0}
 end
-local s = redis.call('HMGET', KEYS[1], 'owner', 'published', 'owner_since', 'bytes', 'state_bytes', 'witness', 'waiting_bytes')
+local s = redis.call('HMGET', KEYS[1], 'owner', 'published', 'owner_since', 'bytes', 'state_bytes', 'witness', 'waiting_bytes',
+  'former')
 local owner = s[1] or ''
 if owner == ARGV[1] then
   redis.call('HSET', KEYS[1], 'entry', ARGV[10])
@@ -32,6 +34,9 @@ if owner ~= '' and (s[2] == '0' or (s[2] == '2' and s[6] == ARGV[1])) then
   if tonumber(s[3]) + tonumber(ARGV[5]) <= now then
     again = redis.call('HGET', KEYS[3], owner) or ''
     redis.call('HSET', KEYS[1], 'offered', 1)
+    if ARGV[12] ~= '' and (s[8] or '') == '' then
+      redis.call('HSET', KEYS[1], 'former', ARGV[12])
+    end
   end
 end
 local waiting = redis.call('EXISTS', KEYS[3]) == 1 and tonumber(s[7] or 0) or 0
@@ -69,7 +74,7 @@ local verdict = 'wait'
 if owner == '' then
   verdict = 'run'
   redis.call('HSET', KEYS[1], 'owner', ARGV[1], 'published', 0, 'owner_since', now, 'fence', '', 'attempt', 0,
-    'offered', 0, 'witness', '', 'lost', '', 'revived', '')
+    'offered', 0, 'witness', ARGV[12], 'former', '', 'ended', '', 'lost', '', 'revived', '')
 else
   redis.call('RPUSH', KEYS[2], ARGV[1])
 end
