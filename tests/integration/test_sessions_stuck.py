@@ -118,6 +118,37 @@ async def forgotten_end(
     return job
 
 
+async def test_a_turn_that_is_in_the_history_cannot_be_cancelled_when_its_worker_died_before_it_said_so(
+    fleet: Fleet,
+    session: Session,
+    start_worker: StartWorker,
+    records: JobRecords,
+    store: aioredis.Redis,
+    pool: str,
+) -> None:
+    await start_worker(lease_s=1)
+    job = await session.send("first", body=STEADY, stream=True, pool=pool)
+    await until_tokens(fleet, job, 3)
+    snapshot = await Snapshot.of(store, keys_of_job(job))
+    owned = await store.hgetall(session_key(session.id))
+    payloads = await store.hgetall(payloads_key(session.id))
+    await finished(fleet, job)
+    await until_idle(session)
+    # Redis has the turn, and neither the end of its job nor that its lane has moved on.
+    answer = await store.hgetall(session_key(session.id))
+    said = {name: answer[name] for name in (b"turns", b"version", b"bytes", b"last_turn")}
+    await store.hset(session_key(session.id), mapping=owned | said | {b"answer": b""})
+    await store.hset(payloads_key(session.id), mapping=payloads)
+    await store.delete(left_key(session.id))
+    await snapshot.come_back()
+
+    async def is_stalled() -> bool:
+        return await records.standing(job.id) is Standing.STALLED
+
+    await eventually(is_stalled)
+    assert await fleet.cancel(job) is JobState.RUNNING
+
+
 @pytest.mark.parametrize("on_busy", OnBusy)
 async def test_a_session_goes_on_whose_turn_has_lost_its_end_and_its_message(
     fleet: Fleet,

@@ -22,8 +22,9 @@ from inferfleet.local.services import Services
 from inferfleet.producer import Fleet
 from inferfleet.schemas import Job, JobState
 from inferfleet.schemas.errors import PublishUnconfirmedError
+from inferfleet.schemas.job import new_job_id
 from inferfleet.schemas.journal import AnswerHead, TokenChunk
-from inferfleet.schemas.names import job_key, job_queue
+from inferfleet.schemas.names import job_key, job_queue, result_key
 from inferfleet.wire.journal_lines import Unflushed
 from inferfleet.wire.pipeline import CommandPipeline
 from inferfleet.wire.records import JobRecords, Standing
@@ -44,7 +45,7 @@ async def stall(records: JobRecords, foreign: ForeignClient, job: Job) -> None:
     assert message.header.properties.message_id == job.id
     started = await records.start(
         job,
-        token=job.id,
+        token=new_job_id(),
         worker_id="forgotten",
         lease_s=0.01,
         resumable=True,
@@ -96,6 +97,32 @@ async def test_a_job_that_no_worker_has_runs_when_it_is_submitted_again(
     # Its end is known from here on.
     await fleet.submit(job)
     assert await foreign.waiting() == 0
+
+
+async def test_however_often_such_a_job_is_submitted_again_it_is_published_once_for_each_attempt(
+    fleet: Fleet, records: JobRecords, foreign: ForeignClient, start_worker: StartWorker, pool: str
+) -> None:
+    job = await fleet.submit(Job(pool=pool, body=chat(), idempotency_key=pool))
+    await stall(records, foreign, job)
+    for _ in range(3):
+        assert (await fleet.submit(job)).id == job.id
+    assert await foreign.waiting() == 1
+    # Its next attempt is lost, too.
+    await stall(records, foreign, job)
+    for _ in range(3):
+        await fleet.submit(job)
+    assert await foreign.waiting() == 1
+    await start_worker()
+    assert (await fleet.wait(job, timeout_s=PATIENCE_S)).state is JobState.SUCCEEDED
+
+
+async def test_a_job_that_ended_longer_ago_than_its_result_is_kept_stays_as_it_was_when_it_is_cancelled(
+    fleet: Fleet, store: aioredis.Redis, pool: str
+) -> None:
+    job = await fleet.submit("hello", pool=pool)
+    await fleet.cancel(job)
+    await store.delete(result_key(job.id))
+    assert await fleet.cancel(job) is JobState.CANCELLED
 
 
 async def test_it_is_left_open_whether_such_a_job_runs_if_it_cannot_be_published(

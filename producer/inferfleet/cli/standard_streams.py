@@ -17,6 +17,6 @@ def open_standard_streams() -> None:
             # The lowest free number, which is that of the closed stream.
             number = os.open(os.devnull, os.O_RDWR)
             os.set_inheritable(number, True)
-            stream = open(number, mode, encoding="utf-8", closefd=False)  # noqa: SIM115 - until the end
+            stream = open(number, mode, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115 - until the end
             setattr(sys, name, stream)
             setattr(sys, f"__{name}__", stream)

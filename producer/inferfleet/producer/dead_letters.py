@@ -118,7 +118,8 @@ class DeadLetters:
     ) -> int:
         """Throw dead letters away: those with these ``ids``, ``everything``, or so many of the ``oldest``.
 
-        Returns how many. Whoever has counted them first gives ``oldest``: what has come in since stays.
+        Returns how many. Whoever has counted them first gives ``oldest``: what has come in since stays,
+        unless somebody else has taken as many away.
 
         Raises:
             InvalidJobError: No pool may have this name, not exactly one of the three was given, or an id is

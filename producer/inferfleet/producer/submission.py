@@ -18,6 +18,7 @@ from inferfleet.producer.publisher import Publisher
 from inferfleet.schemas.control import CancelJob
 from inferfleet.schemas.errors import (
     InferfleetError,
+    JobDataLostError,
     JobNotFoundError,
     PartialSubmitError,
     PublishUnconfirmedError,
@@ -98,9 +99,10 @@ class Submission:
             # A second message does no harm: the fence lets one of them run.
             try:
                 if job.session_id is None:
-                    await self._publish(claimed.job)
+                    await self._publish(claimed.job, again=recorded.stalled)
                 elif recorded.stalled:
                     await self._publish_turn(Payload(claimed.job, self._settings.client_id))
+                    await self._note_copy(claimed.job)
                 else:
                     await self._take_turn(claimed.job)
             except PublishUnconfirmedError:
@@ -241,15 +243,27 @@ class Submission:
         """Cancel a job; with ``keep``, what it said so far stays in its session."""
         while True:
             # What an earlier attempt has left. Should the job be running by now, its worker makes the result.
-            record = await self._records.get(job_id)
+            try:
+                record = await self._records.get(job_id)
+            except JobDataLostError:
+                # It has ended, and longer ago than its result is kept.
+                return await self._records.state(job_id)
             running = record.state is JobState.RUNNING
             waits = not running or await self._records.standing(job_id) is Standing.STALLED
+            # A worker that died behind that has left it in the history.
+            said = (
+                running
+                and waits
+                and record.session_id is not None
+                and await self._sessions.has_turn(record.id, record.session_id)
+            )
             result = await self._cancelled(record, keep=keep, waits=waits)
             state = await self._records.cancel(
                 job_id,
                 result,
                 attempt=record.attempt,
                 keep=keep,
+                said=said,
                 tokens=record.tokens if waits else _OF_NO_JOB,
             )
             if state is not None:
@@ -389,7 +403,13 @@ class Submission:
             elif standing.over:
                 await self._pass_over(job, front.owner)
             else:
-                await self._publish_front(job, front.owner, again=stalled)
+                try:
+                    await self._publish_front(job, front.owner, again=stalled)
+                except QueueFullError:
+                    if not stalled:
+                        raise
+                    # Its message is in there, most likely.
+                    return front.placed
 
     async def _publish_front(self, job: Job, owner: str, *, again: bool) -> None:
         """Publish the turn in front, whose own publisher is dead; ``again``, if it had a message before."""
@@ -428,11 +448,14 @@ class Submission:
         if following is not None:
             await self._publish_turn(following)
 
-    async def _publish(self, job: Job) -> None:
-        if await self._publisher.publish(job):
-            # Only for a message that comes days later. The broker has the job already.
-            with suppress(ServiceUnreachableError, ServiceRefusedError):
-                await self._records.copied(job.id)
+    async def _publish(self, job: Job, *, again: bool = False) -> None:
+        if await self._publisher.publish(job) or again:
+            await self._note_copy(job)
+
+    async def _note_copy(self, job: Job) -> None:
+        # Only for a message that comes days later. The broker has the job already.
+        with suppress(ServiceUnreachableError, ServiceRefusedError):
+            await self._records.copied(job.id)
 
     async def _publish_turn(self, payload: Payload, *, again: bool = False) -> None:
         await self._publisher.publish(payload.job, reply_to=payload.reply_to)

@@ -109,7 +109,7 @@ class Recorded(NamedTuple):
     """The record of a job that is submitted. ``attempt`` is how often it was started.
 
     While it is ``closed``, a refused submission takes it back. ``holder`` is what its idempotency key said
-    just after. ``stalled`` is as in ``Standing``.
+    just after. ``stalled`` is as in ``Standing``, unless it has been published again since its last attempt.
     """
 
     created: bool
@@ -211,32 +211,48 @@ class JobRecords:
         return bool(await self._call(scripts.DISCARD, (job_key(job_id), journal_key(job_id))))
 
     async def cancel(
-        self, job_id: str, result: Result, *, attempt: int = 0, keep: bool = False, tokens: int | None = None
+        self,
+        job_id: str,
+        result: Result,
+        *,
+        attempt: int = 0,
+        keep: bool = False,
+        said: bool = False,
+        tokens: int | None = None,
     ) -> JobState | None:
         """End a job that waits or is stalled, last tried by ``attempt``, with ``result``; mark a running one.
 
         Returns the state it is in now. With ``tokens``, the result is made of so many tokens and that
         attempt: ``None`` says that they are others by now, and that nothing was done.
 
-        With ``keep`` the worker that ends it adds what was generated to its session.
+        With ``keep`` the worker that ends it adds what was generated to its session. A job that has ``said``
+        its answer there already is marked, too.
 
         Raises:
             JobNotFoundError: There is no record of the job.
 
         """
         now = self.clock.now()
+        end = FinishedEntry(
+            at=now,
+            attempt=attempt,
+            state=result.state,
+            failure=result.error,
+            tokens=result.usage.completion_tokens,
+        )
         verdict, _, reply_to = await self._call(
             scripts.CANCEL,
             (job_key(job_id), journal_key(job_id), result_key(job_id)),
             _milliseconds(now),
             self._result_ttl_s,
-            _json(FinishedEntry(at=now, attempt=attempt, state=result.state, failure=result.error)),
+            _json(end),
             _json(result),
             "interrupt" if keep else "cancel",
             result.state.value,
             attempt,
             "" if tokens is None else tokens,
             self._tombstone_ttl_s,
+            int(said),
         )
         match verdict.decode():
             case "missing":
@@ -586,6 +602,23 @@ class JobRecords:
             # One that no version of ours has written is nobody's end, and must not keep others from theirs.
             states |= {job_id: _STATES.get(state) for job_id, state in zip(some, found, strict=True)}
         return states
+
+    async def state(self, job_id: str) -> JobState:
+        """Read the state of a job.
+
+        Raises:
+            JobNotFoundError: There is no readable record of it.
+
+        """
+        state = (await self.states([job_id]))[job_id]
+        if state is None:
+            raise JobNotFoundError(job_id)
+        return state
+
+    async def pool(self, job_id: str) -> str | None:
+        """Read which pool a job is of; ``None`` without a record."""
+        pool = await self._pipeline.execute("HGET", job_key(job_id), "pool")
+        return None if pool is None else pool.decode()
 
     async def belonging(self, job_id: str) -> tuple[str, str] | None:
         """Read who is told of a job's end and which session it is a turn of; ``None`` without a record."""

@@ -2,7 +2,8 @@
 -- its lease no worker has held ends as a queued one does: its message may be gone, and the fence refuses its worker.
 -- KEYS record, journal, result
 -- ARGV now_ms, ttl_s, finished_entry, result, mode ('cancel'; or 'interrupt': keep what was generated), state to end in,
---      attempt and tokens that the result is made of ('' for any), ttl_s of a record whose message is in the queue
+--      attempt and tokens that the result is made of ('' for any), ttl_s of a record whose message is in the queue,
+--      said (1: what the last attempt said is in its session, so its worker, or the next one, has to end it)
 -- Returns {what ('missing', 'requested', 'changed', or a terminal state), attempt, reply_to}. With 'changed' nothing was
 -- done: the job got on meanwhile. Sent twice, the second answers as the first, or as it is by then.
 local record = redis.call('HMGET', KEYS[1], 'state', 'attempt', 'reply_to', 'tokens', 'lease', 'lease_ms')
@@ -18,7 +19,8 @@ if state == 'running' then
   local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
   waits = tonumber(record[5] or 0) + tonumber(record[6] or 0) < now
 end
-if state == 'running' and not waits or waits and ARGV[5] == 'interrupt' and tonumber(record[4]) > 0 then
+local kept = ARGV[10] == '1' or ARGV[5] == 'interrupt' and tonumber(record[4]) > 0
+if state == 'running' and not waits or waits and kept then
   -- The first request counts, as it does in the worker that hears of both.
   redis.call('HSETNX', KEYS[1], 'cancel', ARGV[5])
   return {'requested', attempt, reply_to}

@@ -2,12 +2,13 @@
 -- KEYS record
 -- ARGV ttl_s
 -- Returns 1 if there is a record.
-local state = redis.call('HGET', KEYS[1], 'state')
-if not state then
+local r = redis.call('HMGET', KEYS[1], 'state', 'attempt')
+if not r[1] then
   return 0
 end
-redis.call('HSET', KEYS[1], 'copied', 1)
-if state ~= 'queued' and state ~= 'running' then
+-- By which attempt, since who finds it stalled publishes it once for each.
+redis.call('HSET', KEYS[1], 'copied', r[2] or 0)
+if r[1] ~= 'queued' and r[1] ~= 'running' then
   redis.call('EXPIRE', KEYS[1], ARGV[1])
 end
 return 1
