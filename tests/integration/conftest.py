@@ -33,6 +33,9 @@ from inferfleet.schemas.names import dead_queue, job_queue, journal_key
 from inferfleet.schemas.settings import EngineKind, ProducerSettings, WorkerSettings
 from inferfleet.wire.amqp import open_amqp
 from inferfleet.wire.journal_lines import parse_line
+from inferfleet.wire.pipeline import CommandPipeline
+from inferfleet.wire.records import JobRecords
+from inferfleet.wire.tasks import cancel_and_wait
 from inferfleet.worker.engines.simulated import SimulatedEngine, expected_text
 from inferfleet.worker.ports import Engine
 from inferfleet.worker.worker import Worker
@@ -500,3 +503,16 @@ def record_of(records: dict[str, JobRecord | None], job: Job) -> JobRecord:
     record = records[job.id]
     assert record is not None
     return record
+
+
+@pytest.fixture
+async def pipeline(store: aioredis.Redis) -> AsyncIterator[CommandPipeline]:
+    pipeline = CommandPipeline(store, patience_s=None)
+    running = asyncio.create_task(pipeline.run())
+    yield pipeline
+    await cancel_and_wait(running)
+
+
+@pytest.fixture
+def records(pipeline: CommandPipeline) -> JobRecords:
+    return JobRecords(pipeline=pipeline, result_ttl_s=600, queued_ttl_s=600)

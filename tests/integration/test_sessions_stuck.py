@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any, cast
 from uuid import uuid4
 
@@ -42,25 +41,11 @@ from inferfleet.wire.pipeline import CommandPipeline
 from inferfleet.wire.publishing import ConfirmChannel
 from inferfleet.wire.records import JobRecords, Standing
 from inferfleet.wire.sessions import Payload, Sessions
-from inferfleet.wire.tasks import cancel_and_wait
 from inferfleet.worker.lanes import Lanes
 
 WAITS = {OnBusy.ENQUEUE, OnBusy.REJECT}
 
 STEADY = {"simulated": {"tokens": 40, "step_delay_s": 0.02}}
-
-
-@pytest.fixture
-async def pipeline(store: aioredis.Redis) -> AsyncIterator[CommandPipeline]:
-    pipeline = CommandPipeline(store, patience_s=None)
-    running = asyncio.create_task(pipeline.run())
-    yield pipeline
-    await cancel_and_wait(running)
-
-
-@pytest.fixture
-def records(pipeline: CommandPipeline) -> JobRecords:
-    return JobRecords(pipeline=pipeline, result_ttl_s=600, queued_ttl_s=600)
 
 
 @pytest.fixture

@@ -39,7 +39,6 @@ from inferfleet.schemas.settings import ServiceSettings
 from inferfleet.wire.pipeline import CommandPipeline
 from inferfleet.wire.records import Closed, JobRecords
 from inferfleet.wire.sessions import Entry, Payload, Sessions, Withdrawn
-from inferfleet.wire.tasks import cancel_and_wait
 
 DEAD_CALL = "a-call-of-a-dead-producer"
 
@@ -50,19 +49,6 @@ async def silent(services: Services) -> AsyncIterator[Proxy]:
     async with Proxy(services.amqp_url) as link:
         link.hold(Direction.TO_SERVICE)
         yield link
-
-
-@pytest.fixture
-async def pipeline(store: aioredis.Redis) -> AsyncIterator[CommandPipeline]:
-    pipeline = CommandPipeline(store, patience_s=None)
-    running = asyncio.create_task(pipeline.run())
-    yield pipeline
-    await cancel_and_wait(running)
-
-
-@pytest.fixture
-def records(pipeline: CommandPipeline) -> JobRecords:
-    return JobRecords(pipeline=pipeline, result_ttl_s=600, queued_ttl_s=600)
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import pytest
 import redis.asyncio as aioredis
@@ -26,17 +25,7 @@ from inferfleet.schemas.job import new_job_id
 from inferfleet.schemas.journal import AnswerHead, TokenChunk
 from inferfleet.schemas.names import job_key, job_queue, result_key
 from inferfleet.wire.journal_lines import Unflushed
-from inferfleet.wire.pipeline import CommandPipeline
 from inferfleet.wire.records import JobRecords, Standing
-from inferfleet.wire.tasks import cancel_and_wait
-
-
-@pytest.fixture
-async def records(store: aioredis.Redis) -> AsyncIterator[JobRecords]:
-    pipeline = CommandPipeline(store, patience_s=None)
-    running = asyncio.create_task(pipeline.run())
-    yield JobRecords(pipeline=pipeline, result_ttl_s=600, queued_ttl_s=600)
-    await cancel_and_wait(running)
 
 
 async def stall(records: JobRecords, foreign: ForeignClient, job: Job) -> None:
