@@ -30,7 +30,7 @@ IdsArgument = Annotated[
     list[str] | None,
     typer.Argument(metavar="[JOB]...", help="Ids, as `dead list` prints them.", callback=none_empty),
 ]
-AllFlag = Annotated[bool, typer.Option("--all", help="All of the pool's dead letters that there are now.")]
+AllFlag = Annotated[bool, typer.Option("--all", help="All dead letters that the pool has now.")]
 YesFlag = Annotated[bool, typer.Option("--yes", "-y", help="With --all: do not ask.")]
 
 

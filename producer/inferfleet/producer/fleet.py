@@ -236,7 +236,8 @@ class Fleet:
                 yield line
 
     async def cancel(self, job: Job | str) -> JobState:
-        """Cancel a job. A queued one is ``cancelled`` on return; for a running one this is a request.
+        """Cancel a job. A queued one is ``cancelled`` on return; for a running one this is a request,
+        unless no worker has held the job for longer than its lease: then it is ``cancelled``, too.
 
         Returns the state the job is in now: a job that had finished stays as it was.
 

@@ -10,6 +10,9 @@ from inferfleet.schemas.names import pool_key, waiting_turns_key
 from inferfleet.wire import scripts
 from inferfleet.wire.pipeline import CommandPipeline
 
+ENTERING_S = 60
+"""How long a turn counts that is not known to wait yet."""
+
 
 async def note_limit(pipeline: CommandPipeline, pool: str, queue_max_length: int | None) -> None:
     """Say how many jobs the pool's queue may hold; ``None`` is no limit.
@@ -20,10 +23,6 @@ async def note_limit(pipeline: CommandPipeline, pool: str, queue_max_length: int
         await pipeline.execute("HDEL", pool_key(pool), "queue_max_length")
     else:
         await pipeline.execute("HSET", pool_key(pool), "queue_max_length", queue_max_length)
-
-
-ENTERING_S = 60
-"""How long a turn counts that is not known to wait yet."""
 
 
 class WaitingTurns:
