@@ -321,7 +321,8 @@ async def test_a_sessions_key_that_is_gone_leaves_no_turn_without_an_end(
     said = (await watchful.wait(told, timeout_s=PATIENCE_S)).text
     if stage == "queued":
         await worker.stop()
-    body = {"simulated": {"tokens": 30, "step_delay_s": 0.01}}
+    # Slow where the first turn must still run when the key goes.
+    body = {"simulated": {"tokens": 30, "step_delay_s": 0.1 if stage == "running" else 0.01}}
     turns = [await session.send(f"turn {n}", pool=pool, body=body, stream=True) for n in range(3)]
     if stage == "running":
         await until_tokens(watchful, turns[0], 2)

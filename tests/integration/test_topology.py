@@ -349,7 +349,7 @@ async def test_drain_returns_once_the_worker_drains(
     worker = await start_worker(worker_id=f"{pool}-w")
     await run_a_job(fleet, pool)
     await fleet.drain(f"{pool}-w", timeout_s=PATIENCE_S)
-    assert worker.worker._phase is WorkerPhase.DRAINING
+    assert worker.worker.phase is WorkerPhase.DRAINING
     await asyncio.wait_for(worker.running, PATIENCE_S)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from inferfleet.schemas import Endpoint, Job
 from inferfleet.schemas.journal import TokenChunk
-from inferfleet.wire.attempts import Fence
+from inferfleet.wire.attempts import Fence, Started, Verdict
 from inferfleet.worker.deletion_cost import HIGHEST_COST, deletion_cost, worth_writing
 from inferfleet.worker.job_run import JobRun
 
@@ -22,7 +22,7 @@ class Undelivered:
 def run_with(tokens: int) -> JobRun:
     job = Job(endpoint=Endpoint.CHAT, body={"messages": [{"role": "user", "content": "hello"}]})
     run = JobRun(job=job, delivery=cast("Any", Undelivered()))
-    run.start(fence=Fence("a start", 1), charged=1, reply_to="")
+    run.start(Started(Verdict.STARTED, Fence("a start", 1), tokens=0, charged=1, reply_to=""))
     if tokens:
         run.add(TokenChunk(token_ids=(1,) * tokens, text="x" * tokens))
     return run
@@ -44,7 +44,7 @@ def test_a_job_that_has_not_started_costs_nothing() -> None:
 
 def test_tokens_of_earlier_attempts_count_too() -> None:
     run = run_with(0)
-    run.resume((TokenChunk(token_ids=(1, 2, 3), text="abc"),))
+    run.answer.resume((TokenChunk(token_ids=(1, 2, 3), text="abc"),))
     assert deletion_cost([run]) == 4
 
 

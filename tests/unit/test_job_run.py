@@ -9,10 +9,11 @@ import pytest
 
 from inferfleet.schemas import Endpoint, Job, Usage
 from inferfleet.schemas.journal import AnswerHead, TokenChunk
-from inferfleet.wire.attempts import Fence
+from inferfleet.wire.attempts import Fence, Started, Verdict
 from inferfleet.wire.journal_lines import Unflushed
 from inferfleet.worker.broker import Delivery
-from inferfleet.worker.job_run import Interruption, JobRun
+from inferfleet.worker.job_run import JobRun
+from inferfleet.worker.stop_switch import Interruption
 
 
 def chunk(*tokens: int, text: str = "", index: int = 0, delta: dict[str, Any] | None = None) -> TokenChunk:
@@ -38,13 +39,13 @@ def test_tokens_are_handed_out_once_and_joined() -> None:
     run = make_run()
     for part in (chunk(1, 2, text="a"), chunk(3, text="b")):
         run.add(part)
-    assert (run.tokens, run.has_fresh_tokens) == (3, True)
-    assert run.take_unflushed() == Unflushed(0, (chunk(1, 2, 3, text="ab"),))
-    assert run.take_unflushed() == Unflushed(3)
+    assert (run.answer.tokens, run.answer.has_fresh_tokens) == (3, True)
+    assert run.answer.take_unflushed() == Unflushed(0, (chunk(1, 2, 3, text="ab"),))
+    assert run.answer.take_unflushed() == Unflushed(3)
     run.add(chunk(4, text="c"))
-    assert run.take_unflushed() == Unflushed(3, (chunk(4, text="c"),))
-    assert (run.tokens, run.has_fresh_tokens) == (4, False)
-    assert run.journaled == (chunk(1, 2, 3, text="ab"), chunk(4, text="c"))
+    assert run.answer.take_unflushed() == Unflushed(3, (chunk(4, text="c"),))
+    assert (run.answer.tokens, run.answer.has_fresh_tokens) == (4, False)
+    assert run.answer.journaled == (chunk(1, 2, 3, text="ab"), chunk(4, text="c"))
 
 
 def test_only_neighbours_of_one_choice_are_joined() -> None:
@@ -52,7 +53,7 @@ def test_only_neighbours_of_one_choice_are_joined() -> None:
     parts = [chunk(1, text="a"), chunk(2, text="x", index=1), chunk(3, text="y", index=1), chunk(4, text="b")]
     for part in parts:
         run.add(part)
-    assert run.take_unflushed().chunks == (
+    assert run.answer.take_unflushed().chunks == (
         chunk(1, text="a"),
         chunk(2, 3, text="xy", index=1),
         chunk(4, text="b"),
@@ -65,7 +66,7 @@ def test_a_delta_stands_by_itself() -> None:
     call = chunk(2, delta={"tool_calls": [{"index": 0}]})
     for part in (chunk(1, text="a"), call, call, chunk(3, text="b"), chunk(4, text="c")):
         run.add(part)
-    assert run.take_unflushed().chunks == (
+    assert run.answer.take_unflushed().chunks == (
         chunk(1, text="a"),
         call,
         call,
@@ -75,18 +76,18 @@ def test_a_delta_stands_by_itself() -> None:
 
 def test_a_resumed_run_counts_on_from_what_the_journal_has() -> None:
     run = make_run()
-    run.resume((chunk(1, 2), chunk(3)))
-    assert (run.tokens, run.tokens_generated, run.resume_token_ids) == (3, 0, (1, 2, 3))
+    run.answer.resume((chunk(1, 2), chunk(3)))
+    assert (run.answer.tokens, run.answer.tokens_generated, run.answer.token_ids) == (3, 0, (1, 2, 3))
     run.add(chunk(4, 5, text="de"))
-    assert (run.tokens, run.tokens_generated) == (5, 2)
-    assert run.take_unflushed() == Unflushed(3, (chunk(4, 5, text="de"),))
-    assert [token for part in run.journaled for token in part.token_ids] == [1, 2, 3, 4, 5]
+    assert (run.answer.tokens, run.answer.tokens_generated) == (5, 2)
+    assert run.answer.take_unflushed() == Unflushed(3, (chunk(4, 5, text="de"),))
+    assert [token for part in run.answer.journaled for token in part.token_ids] == [1, 2, 3, 4, 5]
 
 
 def test_a_granted_start_names_the_fence_and_whom_to_tell() -> None:
     run = make_run()
     assert (run.attempt, run.reply_to) == (0, "from-the-message")
-    run.start(fence=Fence("t", 3), charged=2, reply_to="from-the-record")
+    run.start(Started(Verdict.STARTED, Fence("t", 3), tokens=0, charged=2, reply_to="from-the-record"))
     assert (run.attempt, run.charged, run.reply_to) == (3, 2, "from-the-record")
 
 
@@ -108,7 +109,7 @@ async def test_an_interruption_ends_the_block_and_says_why(reason: Interruption)
     run = make_run()
 
     async def work() -> None:
-        async with run.interruptible():
+        async with run.stop_switch.armed(run.job.timeout_s):
             running.set()
             await asyncio.sleep(3600)
 
@@ -117,36 +118,36 @@ async def test_an_interruption_ends_the_block_and_says_why(reason: Interruption)
     await running.wait()
     run.interrupt(reason)
     await asyncio.wait_for(task, 10)
-    assert run.interruption is reason
+    assert run.stop_switch.reason is reason
 
 
 async def test_an_interruption_before_the_block_keeps_it_from_starting_to_wait() -> None:
     run = make_run()
     run.interrupt(Interruption.HAND_OVER)
-    async with asyncio.timeout(10), run.interruptible():
+    async with asyncio.timeout(10), run.stop_switch.armed(run.job.timeout_s):
         await asyncio.sleep(3600)
-    assert run.interruption is Interruption.HAND_OVER
+    assert run.stop_switch.reason is Interruption.HAND_OVER
 
 
 async def test_the_jobs_own_limit_ends_the_block() -> None:
     run = make_run(timeout_s=0.01)
-    async with asyncio.timeout(10), run.interruptible():
+    async with asyncio.timeout(10), run.stop_switch.armed(run.job.timeout_s):
         await asyncio.sleep(3600)
-    assert run.interruption is Interruption.TIMEOUT
+    assert run.stop_switch.reason is Interruption.TIMEOUT
 
 
 async def test_the_first_reason_counts() -> None:
     run = make_run()
     run.interrupt(Interruption.CANCELLED)
     run.interrupt(Interruption.HAND_OVER)
-    async with asyncio.timeout(10), run.interruptible():
+    async with asyncio.timeout(10), run.stop_switch.armed(run.job.timeout_s):
         await asyncio.sleep(3600)
-    assert run.interruption is Interruption.CANCELLED
+    assert run.stop_switch.reason is Interruption.CANCELLED
 
 
 async def test_an_interruption_after_the_block_has_ended_comes_too_late() -> None:
     run = make_run()
-    async with run.interruptible():
+    async with run.stop_switch.armed(run.job.timeout_s):
         pass
     run.interrupt(Interruption.CANCELLED)
 
@@ -154,7 +155,7 @@ async def test_an_interruption_after_the_block_has_ended_comes_too_late() -> Non
 @pytest.mark.parametrize("reason", [Interruption.CANCELLED, Interruption.INTERRUPTED])
 async def test_an_order_that_comes_before_the_pause_does_not_get_lost(reason: Interruption) -> None:
     run = make_run()
-    async with run.interruptible():
+    async with run.stop_switch.armed(run.job.timeout_s):
         pass
     run.interrupt(reason)
     await asyncio.wait_for(run.pause(3600), 60)
@@ -162,7 +163,7 @@ async def test_an_order_that_comes_before_the_pause_does_not_get_lost(reason: In
 
 async def test_a_pause_behind_a_generation_that_was_stopped_lasts() -> None:
     run = make_run()
-    async with run.interruptible():
+    async with run.stop_switch.armed(run.job.timeout_s):
         run.interrupt(Interruption.SUPERSEDED)
         await asyncio.sleep(3600)
     pausing = asyncio.create_task(run.pause(3600))
@@ -175,19 +176,19 @@ async def test_a_pause_behind_a_generation_that_was_stopped_lasts() -> None:
 async def test_errors_in_the_block_pass_through() -> None:
     run = make_run()
     with pytest.raises(ZeroDivisionError):
-        async with run.interruptible():
+        async with run.stop_switch.armed(run.job.timeout_s):
             raise ZeroDivisionError
     with pytest.raises(TimeoutError):
-        async with run.interruptible():
+        async with run.stop_switch.armed(run.job.timeout_s):
             raise TimeoutError("not ours")
-    assert run.interruption is None
+    assert run.stop_switch.reason is None
 
 
 async def test_a_cancelled_task_is_cancelled_and_not_interrupted() -> None:
     run = make_run(timeout_s=60)
 
     async def work() -> None:
-        async with run.interruptible():
+        async with run.stop_switch.armed(run.job.timeout_s):
             running.set()
             await asyncio.sleep(3600)
 
@@ -197,22 +198,22 @@ async def test_a_cancelled_task_is_cancelled_and_not_interrupted() -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert run.interruption is None
+    assert run.stop_switch.reason is None
 
 
 def test_the_head_of_an_answer_is_written_once_in_an_attempt_and_not_with_its_end() -> None:
     run = make_run()
-    assert run.take_unflushed() == Unflushed(0)
-    run.read_prompt(model="m", tokens=7)
+    assert run.answer.take_unflushed() == Unflushed(0)
+    run.answer.read_prompt(model="m", tokens=7)
     run.add(chunk(1))
-    written = run.take_unflushed()
+    written = run.answer.take_unflushed()
     assert written.head == AnswerHead(endpoint=Endpoint.CHAT, model="m", prompt_tokens=7)
     run.add(chunk(2))
-    assert run.take_unflushed().head is None
+    assert run.answer.take_unflushed().head is None
 
     later = make_run()
-    later.resume(written.chunks, written.head)
-    assert later.usage == Usage(prompt_tokens=7, completion_tokens=1)
-    later.read_prompt(model="m", tokens=7)
+    later.answer.resume(written.chunks, written.head)
+    assert later.answer.usage == Usage(prompt_tokens=7, completion_tokens=1)
+    later.answer.read_prompt(model="m", tokens=7)
     later.add(chunk(3))
-    assert later.take_unflushed(ended=True).head is None
+    assert later.answer.take_unflushed(ended=True).head is None

@@ -22,7 +22,7 @@ def outcome(code: FailureCode, *, attempts: int, max_attempts: int = 5, message:
         attempts=attempts,
         max_attempts=max_attempts,
         policy=POLICY,
-        chance=random.Random(7),
+        rng=random.Random(7),
     )
 
 
@@ -68,10 +68,10 @@ def test_a_message_of_any_length_fits_into_the_dead_letter() -> None:
 @given(attempts=st.integers(1, 100), seed=st.integers())
 def test_the_pause_doubles_up_to_its_cap_with_half_of_it_left_to_chance(attempts: int, seed: int) -> None:
     full = min(60.0, 2.0 ** (attempts - 1))
-    delay = POLICY.delay_s(attempts, chance=random.Random(seed))
+    delay = POLICY.delay_s(attempts, rng=random.Random(seed))
     assert full / 2 <= delay <= full
 
 
 def test_pauses_differ_so_that_jobs_that_failed_together_do_not_come_back_together() -> None:
-    chance = random.Random(1)
-    assert len({POLICY.delay_s(5, chance=chance) for _ in range(100)}) > 5
+    rng = random.Random(1)
+    assert len({POLICY.delay_s(5, rng=rng) for _ in range(100)}) > 5

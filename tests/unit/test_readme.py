@@ -6,6 +6,7 @@ import re
 import tomllib
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic_settings import BaseSettings
@@ -23,6 +24,7 @@ from inferfleet.schemas.errors import (
 )
 from inferfleet.schemas.heartbeat import Heartbeat, WorkerPhase
 from inferfleet.schemas.job import new_job_id
+from inferfleet.schemas.journal import QueuedEntry
 from inferfleet.schemas.settings import ProducerSettings, ServiceSettings, WorkerSettings
 from inferfleet.worker import http
 from inferfleet.worker.cli import app as worker_command
@@ -79,16 +81,16 @@ def test_each_metric_is_in_the_table_with_its_type_and_labels() -> None:
 def exposed_metrics() -> dict[str, tuple[str, str]]:
     """Every metric, its type and labels, as a scrape shows them once each has a value."""
     metrics = WorkerMetrics(pool="default")
+    now = datetime.now(UTC)
     failure = Failure(code=FailureCode.TIMEOUT, message="too long")
     timings = Timings(queue_wait_s=1, time_to_first_token_s=1, generation_s=1, total_s=2)
-    metrics.finished(Result(job_id=new_job_id(), state=JobState.FAILED, error=failure, timings=timings))
-    metrics.retried(FailureCode.ENGINE_ERROR)
-    metrics.handed_over()
-    metrics.dead_lettered(FailureCode.TOO_MANY_ATTEMPTS)
-    metrics.undecodable()
-    metrics.generated(1)
-    metrics.wasted(1, "fenced")
-    now = datetime.now(UTC)
+    run: Any = None
+    metrics.on_end(None, Result(job_id=new_job_id(), state=JobState.FAILED, error=failure, timings=timings))
+    metrics.on_requeue(run, QueuedEntry(at=now, attempt=1, reason="retry", failure=failure))
+    metrics.on_requeue(run, QueuedEntry(at=now, attempt=1, reason="handed_over"))
+    metrics.on_dead_letter(None, run, failure)
+    metrics.on_tokens(run, 1)
+    metrics.on_waste(run, 1, "fenced")
     metrics.observe(
         Heartbeat(
             worker_id="a",

@@ -16,7 +16,7 @@ from inferfleet.worker.broker import Delivery, Session
 from inferfleet.worker.job_run import JobRun
 from inferfleet.worker.outcomes import DeadLetter, Defer, Finish, HandOver, Park
 from inferfleet.worker.ports import Completion
-from inferfleet.worker.turns import Turns
+from inferfleet.worker.turns import Prompt, Turns
 
 CANCELLED = Finish(JobState.CANCELLED, failure=Failure(code=FailureCode.CANCELLED, message="stop"))
 QUESTION = {"role": "user", "content": "hi"}
@@ -82,7 +82,7 @@ def a_call(arguments: str) -> dict[str, Any]:
 async def test_a_job_without_a_session_passes_unchanged(turns: Turns) -> None:
     run = run_of(session_id=None)
     answer = completion({"content": "yes"})
-    assert await turns.begin(run) is run.job.body
+    assert await turns.begin(run) == Prompt(run.job.body)
     assert await turns.complete(run, answer) == Finish(JobState.SUCCEEDED, answer)
     assert await turns.unless_answered(run, CANCELLED) is CANCELLED
 
@@ -92,7 +92,7 @@ async def test_the_history_comes_before_the_new_messages(turns: Turns, sessions:
     job = run_of().job
     sessions.past = (Turn(job_id=job.id, messages=(QUESTION, said), at=job.submitted_at, tokens=9),)
     run = run_of()
-    assert await turns.begin(run) == {"messages": [QUESTION, said, QUESTION]}
+    assert await turns.begin(run) == Prompt({"messages": [QUESTION, said, QUESTION]})
     await turns.complete(run, completion({"content": "yes"}, prompt=14))
     assert sessions.added is not None
     assert sessions.added.tokens == 14 + 5 - 9

@@ -41,6 +41,10 @@ class RedisClock:
         """The time now."""
         return datetime.fromtimestamp(time.monotonic() + self._distance_s, UTC)
 
+    def at(self, monotonic_s: float) -> datetime:
+        """The time at a reading of ``time.monotonic``."""
+        return datetime.fromtimestamp(monotonic_s + self._distance_s, UTC)
+
     def now_ms(self) -> int:
         """The time now, in milliseconds since 1970."""
         return int((time.monotonic() + self._distance_s) * 1000)

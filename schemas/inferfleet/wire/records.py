@@ -39,6 +39,8 @@ from inferfleet.wire import scripts
 from inferfleet.wire.attempts import (
     DEATHS_PER_ATTEMPT,
     SUSPECT_AFTER,
+    VERDICTS,
+    WRITTEN,
     Failed,
     Fence,
     Started,
@@ -315,7 +317,7 @@ class JobRecords:
         if verdict == b"busy":
             return Started(Verdict.BUSY, Fence(token, 0), 0, charged, waiting.decode(), busy_s=attempt / 1000)
         return Started(
-            Verdict(verdict.decode()),
+            VERDICTS[verdict],
             Fence(token, attempt),
             tokens,
             charged,
@@ -415,23 +417,21 @@ class JobRecords:
             _json(restarted),
             _json(running),
         )
-        return Written(written.decode())
+        return WRITTEN[written]
 
     async def append(self, job_id: str, *, fence: Fence, lease_s: float, unflushed: Unflushed) -> Written:
         """Add tokens to the journal and renew the lease; without tokens, only renew."""
         now = self.clock.now()
-        return Written(
-            (
-                await self._call(
-                    scripts.APPEND,
-                    (job_key(job_id), journal_key(job_id)),
-                    fence.token,
-                    int(lease_s * 1000),
-                    *_tokens(unflushed, fence.attempt, now),
-                    self._queued_ttl_s,
-                )
-            ).decode()
-        )
+        return WRITTEN[
+            await self._call(
+                scripts.APPEND,
+                (job_key(job_id), journal_key(job_id)),
+                fence.token,
+                int(lease_s * 1000),
+                *_tokens(unflushed, fence.attempt, now),
+                self._queued_ttl_s,
+            )
+        ]
 
     async def finish(self, result: Result, *, fence: Fence, unflushed: Unflushed, reply_to: str) -> Written:
         """Commit the terminal result and tell the waiting client. Exactly one commit of a job succeeds."""
@@ -463,7 +463,7 @@ class JobRecords:
         if reply_to:
             # Behind the commit. Should that be refused, the client only looks at the record for nothing.
             self._replies.add(reply_to, job_id, result.state)
-        return Written((await committed).decode())
+        return WRITTEN[await committed]
 
     async def release(
         self,
@@ -480,20 +480,18 @@ class JobRecords:
         With ``refund`` the attempt does not count against the limit.
         """
         now = self.clock.now()
-        return Written(
-            (
-                await self._call(
-                    scripts.RELEASE,
-                    (job_key(job_id), journal_key(job_id)),
-                    fence.token,
-                    self._queued_ttl_s,
-                    *_tokens(unflushed, fence.attempt, now),
-                    _json(entry),
-                    int(refund),
-                    int(pause_s * 1000),
-                )
-            ).decode()
-        )
+        return WRITTEN[
+            await self._call(
+                scripts.RELEASE,
+                (job_key(job_id), journal_key(job_id)),
+                fence.token,
+                self._queued_ttl_s,
+                *_tokens(unflushed, fence.attempt, now),
+                _json(entry),
+                int(refund),
+                int(pause_s * 1000),
+            )
+        ]
 
     async def restore(
         self,

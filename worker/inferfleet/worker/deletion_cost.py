@@ -40,7 +40,7 @@ def deletion_cost(runs: Iterable[JobRun]) -> int:
 
     They are what another worker would have to take in again before it could go on.
     """
-    return min(sum(1 + run.tokens for run in runs if run.attempt and not run.paused), HIGHEST_COST)
+    return min(sum(1 + run.answer.tokens for run in runs if run.attempt and not run.paused), HIGHEST_COST)
 
 
 def worth_writing(*, written: int | None, cost: int) -> bool:

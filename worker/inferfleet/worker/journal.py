@@ -16,7 +16,8 @@ from inferfleet.schemas.settings import WorkerSettings
 from inferfleet.wire.attempts import Written
 from inferfleet.wire.records import JobRecords
 from inferfleet.wire.sessions import Sessions
-from inferfleet.worker.job_run import Interruption, JobRun
+from inferfleet.worker.job_run import JobRun
+from inferfleet.worker.stop_switch import Interruption
 
 logger = logging.getLogger(__name__)
 
@@ -52,13 +53,13 @@ class JournalWriter:
             await self._first_tokens.wait()
             self._first_tokens.clear()
             begun, self._begun = self._begun, []
-            await self._write([run for run in begun if run in self._runs and run.has_fresh_tokens])
+            await self._write([run for run in begun if run in self._runs and run.answer.has_fresh_tokens])
 
     async def write_streamed(self) -> None:
         """Write the streamed runs at their short interval, until cancelled."""
         while True:
             await asyncio.sleep(self._settings.journal_flush_streamed_s)
-            await self._write([run for run in self._runs if run.job.stream and run.has_fresh_tokens])
+            await self._write([run for run in self._runs if run.job.stream and run.answer.has_fresh_tokens])
 
     async def write_all(self) -> None:
         """Write every run at the long interval, until cancelled. One without new tokens renews its lease."""
@@ -80,7 +81,7 @@ class JournalWriter:
         await asyncio.gather(*(self._append(run) for run in runs))
 
     async def _append(self, run: JobRun) -> None:
-        unflushed = run.take_unflushed()
+        unflushed = run.answer.take_unflushed()
         written = await self.write(
             run,
             lambda: self._records.append(
@@ -109,13 +110,13 @@ class JournalWriter:
                 worker_id=self._settings.worker_id,
                 lease_s=self._settings.lease_s,
                 started_at=run.started_at,
-                chunks=run.journaled,
-                head=run.head,
+                chunks=run.answer.journaled,
+                head=run.answer.head,
                 reply_to=run.reply_to,
                 model_identity=run.model_identity or "",
             )
             logger.warning(
                 "Redis lost the record or the journal of a running job",
-                extra={"job_id": run.job.id, "restored": restored, "tokens": run.tokens_generated},
+                extra={"job_id": run.job.id, "restored": restored, "tokens": run.answer.tokens_generated},
             )
         return written

@@ -5,15 +5,20 @@ from __future__ import annotations
 from functools import cache, partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from typing_extensions import override
 
-from inferfleet.schemas import FailureCode, Result
+from inferfleet.schemas import Failure, Result
 from inferfleet.schemas.heartbeat import Heartbeat
+from inferfleet.schemas.journal import QueuedEntry
 from inferfleet.wire.outage import Outage
+from inferfleet.worker.broker import Delivery
+from inferfleet.worker.hooks import Hooks
+from inferfleet.worker.job_run import JobRun
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
 
 
-class WorkerMetrics:
+class WorkerMetrics(Hooks):
     """One worker's metrics, in a registry of its own, all labelled with its pool."""
 
     def __init__(self, *, pool: str) -> None:
@@ -73,8 +78,24 @@ class WorkerMetrics:
         # Looking labels up costs as much as counting.
         self._finished_as = cache(partial(self._finished.labels, pool))
 
-    def finished(self, result: Result) -> None:
-        """Count a committed result and its times."""
+    @override
+    def on_tokens(self, run: JobRun, tokens: int) -> None:
+        self.tokens_generated += tokens
+
+    @override
+    def on_waste(self, run: JobRun, tokens: int, reason: str) -> None:
+        if tokens:
+            self._wasted.labels(self._pool, reason).inc(tokens)
+
+    @override
+    def on_requeue(self, run: JobRun, entry: QueuedEntry) -> None:
+        if entry.failure is not None:
+            self._retried.labels(self._pool, entry.failure.code).inc()
+        else:
+            self._handed_over.labels(self._pool).inc()
+
+    @override
+    def on_end(self, run: JobRun | None, result: Result) -> None:
         self._finished_as(result.state, result.error.code if result.error else "").inc()
         if result.timings is not None:
             self._queue_wait.observe(result.timings.queue_wait_s)
@@ -82,30 +103,11 @@ class WorkerMetrics:
             if result.timings.time_to_first_token_s is not None:
                 self._first_token.observe(result.timings.time_to_first_token_s)
 
-    def retried(self, code: FailureCode) -> None:
-        """Count an attempt that failed and will be repeated."""
-        self._retried.labels(self._pool, code).inc()
-
-    def handed_over(self) -> None:
-        """Count a running job that was given back."""
-        self._handed_over.labels(self._pool).inc()
-
-    def dead_lettered(self, code: FailureCode) -> None:
-        """Count a dead letter."""
-        self._dead.labels(self._pool, code).inc()
-
-    def undecodable(self) -> None:
-        """Count a message that was not a job."""
-        self._undecodable.labels(self._pool).inc()
-
-    def generated(self, tokens: int) -> None:
-        """Count tokens the engine generated."""
-        self.tokens_generated += tokens
-
-    def wasted(self, tokens: int, reason: str) -> None:
-        """Count tokens that somebody has to generate again."""
-        if tokens:
-            self._wasted.labels(self._pool, reason).inc(tokens)
+    @override
+    def on_dead_letter(self, run: JobRun | None, delivery: Delivery, failure: Failure) -> None:
+        self._dead.labels(self._pool, failure.code).inc()
+        if run is None:
+            self._undecodable.labels(self._pool).inc()
 
     def watch(self, service: str, outage: Outage) -> None:
         """Show how often a service was away, and for how long."""

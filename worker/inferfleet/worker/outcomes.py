@@ -79,19 +79,19 @@ class RetryPolicy:
     base_s: float
     cap_s: float
 
-    def delay_s(self, attempts: int, *, chance: random.Random) -> float:
+    def delay_s(self, attempts: int, *, rng: random.Random) -> float:
         """The delay after ``attempts`` attempts have failed."""
         full = min(self.cap_s, self.base_s * 2.0 ** (attempts - 1))
-        return full * chance.uniform(0.5, 1.0)
+        return full * rng.uniform(0.5, 1.0)
 
 
 def after_failure(
-    failure: Failure, *, attempts: int, max_attempts: int, policy: RetryPolicy, chance: random.Random
+    failure: Failure, *, attempts: int, max_attempts: int, policy: RetryPolicy, rng: random.Random
 ) -> Finish | Retry | DeadLetter:
     """Decide what follows a failed attempt. ``attempts`` counts this one."""
     if not failure.code.retryable:
         return Finish(JobState.FAILED, failure=failure)
     if attempts < max_attempts:
-        return Retry(failure, policy.delay_s(attempts, chance=chance))
+        return Retry(failure, policy.delay_s(attempts, rng=rng))
     message = f"gave up after {attempts} attempts; the last failed with {failure.code}: {failure.message}"
     return DeadLetter(Failure(code=FailureCode.TOO_MANY_ATTEMPTS, message=message[:4096]))

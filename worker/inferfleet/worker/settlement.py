@@ -27,17 +27,16 @@ from inferfleet.schemas.settings import WorkerSettings
 from inferfleet.wire.amqp import declare_dead_letters
 from inferfleet.wire.attempts import Written
 from inferfleet.wire.confirms import RefusedError, UnroutableError
-from inferfleet.wire.journal_lines import Unflushed
 from inferfleet.wire.outage import Outage
 from inferfleet.wire.publishing import ConfirmChannel
 from inferfleet.wire.records import JobRecords
 from inferfleet.wire.sessions import Payload
 from inferfleet.worker.broker import Delivery
 from inferfleet.worker.dead_letter import dead_letter
+from inferfleet.worker.hooks import Hooks
 from inferfleet.worker.job_run import JobRun
 from inferfleet.worker.journal import JournalWriter
 from inferfleet.worker.lanes import Lanes
-from inferfleet.worker.metrics import WorkerMetrics
 from inferfleet.worker.outcomes import DeadLetter, Defer, Drop, Finish, HandOver, Outcome, Park, Retry
 from inferfleet.worker.ports import Completion
 from inferfleet.worker.slots import Slots
@@ -72,7 +71,7 @@ class Settlement:
         journal: JournalWriter,
         confirm_channel: ConfirmChannel,
         slots: Slots,
-        metrics: WorkerMetrics,
+        hooks: Hooks,
         leaving: asyncio.Event,
     ) -> None:
         self._settings = settings
@@ -81,12 +80,10 @@ class Settlement:
         self._journal = journal
         self._confirm_channel = confirm_channel
         self._slots = slots
-        self._metrics = metrics
+        self._hooks = hooks
         self._leaving = leaving
         self._unpublished = Outage()
-        self._unreadable = UnreadableMessages(
-            settings=settings, records=records, lanes=lanes, metrics=metrics
-        )
+        self._unreadable = UnreadableMessages(settings=settings, records=records, lanes=lanes, hooks=hooks)
 
     async def settle(self, run: JobRun, delivery: Delivery, outcome: Outcome) -> Delivery | None:
         """Carry out what was decided about a job.
@@ -105,13 +102,12 @@ class Settlement:
                     refund=False,
                     pause_s=delay_s,
                 )
-                self._metrics.retried(failure.code)
                 stopped = written in {Written.CANCEL, Written.INTERRUPT}
                 await self._keep(run, delivery, 0.0 if stopped else delay_s)
             case DeadLetter(failure):
                 # It may take long, and needs no engine.
                 self._slots.leave(run)
-                if await self._bury(delivery, failure, attempts=run.charged):
+                if await self._bury(run, delivery, failure):
                     return await self._end(run, delivery, self._result(run, JobState.FAILED, failure))
             case HandOver(refund):
                 await self._release(
@@ -119,7 +115,6 @@ class Settlement:
                     QueuedEntry(at=self._records.clock.now(), attempt=run.attempt, reason="handed_over"),
                     refund=refund,
                 )
-                self._metrics.handed_over()
                 await delivery.requeue()
             case Defer(delay_s):
                 await self._keep(run, delivery, delay_s)
@@ -138,7 +133,6 @@ class Settlement:
 
         Returns the delivery if it is not settled, since it carries a session's next turn now.
         """
-        self._metrics.undecodable()
         try:
             ended = await self._unreadable.end(delivery, failure, is_running=is_running)
         except _UNPUBLISHED as error:
@@ -147,7 +141,7 @@ class Settlement:
         if ended.busy_s:
             await self._wait(delivery, ended.busy_s)
             await delivery.requeue()
-        elif await self._bury(delivery, failure, attempts=0):
+        elif await self._bury(None, delivery, failure):
             return _ack_or_carry(delivery, ended.job, ended.following)
         return None
 
@@ -193,44 +187,29 @@ class Settlement:
 
     async def _commit(self, run: JobRun, result: Result) -> bool:
         """Write the result; False if the job belongs to another attempt."""
-        unflushed = run.take_unflushed(ended=True)
+        unflushed = run.answer.take_unflushed(ended=True)
         written = await self._journal.write(
             run,
             lambda: self._records.finish(result, fence=run.fence, unflushed=unflushed, reply_to=run.reply_to),
         )
-        self._report(run, result, written, unflushed)
-        return written is Written.OK
-
-    def _report(self, run: JobRun, result: Result, written: Written, unflushed: Unflushed) -> None:
-        fields = {"job_id": run.job.id, "attempt": run.attempt, "tokens": result.usage.completion_tokens}
         if written is Written.FENCED:
             # Somebody else generates, or generated, what this attempt could not write down.
-            self._metrics.wasted(unflushed.count, "fenced")
-            logger.warning("another attempt has the job; this result is dropped", extra=fields)
-            return
-        self._metrics.finished(result)
-        code = result.error.code if result.error else None
-        logger.info("job %s", result.state.value, extra={**fields, "code": code})
+            self._hooks.on_waste(run, unflushed.count, "fenced")
+            return False
+        self._hooks.on_end(run, result)
+        return written is Written.OK
 
     async def _release(
         self, run: JobRun, entry: QueuedEntry, *, refund: bool, pause_s: float = 0.0
     ) -> Written:
-        unflushed = run.take_unflushed()
+        unflushed = run.answer.take_unflushed()
         written = await self._journal.write(
             run,
             lambda: self._records.release(
                 run.job.id, fence=run.fence, unflushed=unflushed, entry=entry, refund=refund, pause_s=pause_s
             ),
         )
-        logger.info(
-            "job back in the queue",
-            extra={
-                "job_id": run.job.id,
-                "attempt": run.attempt,
-                "reason": entry.reason,
-                "code": entry.failure.code if entry.failure else None,
-            },
-        )
+        self._hooks.on_requeue(run, entry)
         return written
 
     async def _keep(self, run: JobRun, delivery: Delivery, delay_s: float | None = None) -> None:
@@ -244,7 +223,7 @@ class Settlement:
                 await run.pause(self._settings.lease_s if delay_s is None else delay_s)
         await delivery.requeue()
 
-    async def _bury(self, delivery: Delivery, failure: Failure, *, attempts: int) -> bool:
+    async def _bury(self, run: JobRun | None, delivery: Delivery, failure: Failure) -> bool:
         """Publish a dead letter, however long that takes. False if the message is back in its queue instead.
 
         While the broker does not take it, the message waits here and takes no place of another. In its queue
@@ -253,7 +232,7 @@ class Settlement:
         pause_s = REQUEUE_PAUSE_S
         while True:
             try:
-                await self._publish_letter(delivery, failure, attempts=attempts)
+                await self._publish_letter(delivery, failure, attempts=run.charged if run else 0)
                 break
             except (*_UNPUBLISHED, ConfigurationError) as error:
                 self._cannot("write a dead letter", error)
@@ -263,12 +242,7 @@ class Settlement:
                 return False
             pause_s = min(2 * pause_s, BURY_PAUSE_CAP_S)
         self._can()
-        self._metrics.dead_lettered(failure.code)
-        # Why is in the letter's headers. It may quote the message, so it is in no log.
-        logger.warning(
-            "message is among the dead letters",
-            extra={"message_id": delivery.message_id, "code": failure.code, "attempts": attempts},
-        )
+        self._hooks.on_dead_letter(run, delivery, failure)
         return True
 
     def _cannot(self, what: str, error: Exception) -> None:
@@ -309,15 +283,15 @@ class Settlement:
     ) -> Result:
         generation_s = time.monotonic() - run.started
         total_s = max(0.0, (self._records.clock.now() - run.job.submitted_at).total_seconds())
-        if completion is None and run.tokens:
+        if completion is None and run.answer.tokens:
             # Whatever ended the answer, its readers have seen this much of it.
-            completion = Completion(response=run.cut_response(), usage=run.usage)
+            completion = Completion(response=run.cut_response(), usage=run.answer.usage)
         return Result(
             job_id=run.job.id,
             state=state,
             response=completion.response if completion else None,
             error=failure,
-            usage=completion.usage if completion else run.usage,
+            usage=completion.usage if completion else run.answer.usage,
             timings=Timings(
                 queue_wait_s=max(0.0, total_s - generation_s),
                 time_to_first_token_s=run.first_token_s,

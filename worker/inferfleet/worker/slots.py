@@ -71,13 +71,19 @@ class Slots:
         """Wait for this supply's deliveries from now on, before a slot goes to a job that waits here."""
         self._supply = supply
 
+    def take_free(self, run: JobRun) -> bool:
+        """Take a slot if one is free and nobody waits for it."""
+        if self._closed or self._waiters or len(self._holders) >= self._limit:
+            return False
+        self._holders.add(run)
+        return True
+
     async def take(self, run: JobRun) -> bool:
         """Wait for a slot. False if the worker is leaving, and the job must not start any more."""
+        if self.take_free(run):
+            return True
         if self._closed:
             return False
-        if not self._waiters and len(self._holders) < self._limit:
-            self._holders.add(run)
-            return True
         waiter: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._waiters[run] = waiter
         heapq.heappush(self._queue, (-run.job.priority, next(self._arrivals), run))

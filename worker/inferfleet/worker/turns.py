@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, assert_never
 
 import orjson
@@ -35,17 +35,24 @@ KEPT_FIELDS = (
 """What a history keeps of an assistant's message. ``reasoning_content`` is an older name of ``reasoning``."""
 
 
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What a job asks of the engine: its request's body, with the history of its session in front."""
+
+    body: dict[str, Any]
+
+
 class Turns:
     """Turns that run here. Without a session a job passes through unchanged."""
 
     def __init__(self, sessions: Sessions) -> None:
         self._sessions = sessions
 
-    async def begin(self, run: JobRun) -> dict[str, Any] | Outcome:
-        """Begin an attempt: the body with the history before its new messages, or what to do instead."""
+    async def begin(self, run: JobRun) -> Prompt | Outcome:
+        """Begin an attempt: the prompt, or what to do instead."""
         job = run.job
         if job.session_id is None:
-            return job.body
+            return Prompt(job.body)
         if job.endpoint is not Endpoint.CHAT:
             return _invalid(f"session_id: only {Endpoint.CHAT} has sessions, not {job.endpoint}")
         begun = await self._sessions.begin(job, fence=run.fence, witness=run.delivery.witness)
@@ -71,7 +78,7 @@ class Turns:
         run.history_tokens = past.tokens
         if problem := tool_problem(past.messages, messages):
             return _invalid(problem)
-        return {**job.body, "messages": [*past.messages, *messages]}
+        return Prompt({**job.body, "messages": [*past.messages, *messages]})
 
     async def unless_answered(self, run: JobRun, refusal: Finish | DeadLetter) -> Outcome:
         """End a job that may not run again. If its turn is in the history, it has succeeded all the same."""
@@ -82,7 +89,10 @@ class Turns:
 
     async def complete(self, run: JobRun, completion: Completion) -> Outcome:
         """Add an answered turn to its session."""
-        return await self._append(run, completion, Finish(JobState.SUCCEEDED, completion), interrupted=False)
+        finish = Finish(JobState.SUCCEEDED, completion)
+        if run.job.session_id is None:
+            return finish
+        return await self._append(run, completion, finish, interrupted=False)
 
     async def interrupt(self, run: JobRun, finish: Finish) -> Outcome:
         """Add a turn that was stopped, with what it had said, to its session."""
@@ -173,13 +183,13 @@ def _is_whole(call: Mapping[str, Any], *, cut: bool) -> bool:
 
 def _partial(run: JobRun) -> Completion:
     """What an interrupted run has said so far, which may be nothing."""
-    return Completion(response=run.cut_response(), usage=run.usage)
+    return Completion(response=run.cut_response(), usage=run.answer.usage)
 
 
 def _encode(finish: Finish, run: JobRun) -> bytes:
     """What the next attempt needs to commit a turn whose worker died before it could."""
     assert finish.completion is not None  # noqa: S101 - what is added to a history is an answer
-    journaled, unwritten = run.unwritten
+    journaled, unwritten = run.answer.unwritten
     return orjson.dumps(
         {
             "state": finish.state,
@@ -196,7 +206,7 @@ def _recalled(run: JobRun, answer: bytes) -> Finish:
     """The end that an earlier attempt could not commit, and with it the tokens that only that knew."""
     value: Mapping[str, Any] = orjson.loads(answer)
     chunks = tuple(TokenChunk.model_validate(chunk) for chunk in value.get("unwritten", ()))
-    run.recall(value.get("journaled", 0), chunks)
+    run.answer.recall(value.get("journaled", 0), chunks)
     return Finish(
         JobState(value["state"]),
         Completion(response=value["response"], usage=Usage.model_validate(value["usage"])),

@@ -16,8 +16,8 @@ from inferfleet.schemas.settings import WorkerSettings
 from inferfleet.wire.records import JobRecords
 from inferfleet.wire.sessions import Payload
 from inferfleet.worker.broker import Delivery
+from inferfleet.worker.hooks import Hooks
 from inferfleet.worker.lanes import Lanes
-from inferfleet.worker.metrics import WorkerMetrics
 
 logger = logging.getLogger(__name__)
 
@@ -38,13 +38,11 @@ class EndedUnreadable:
 class UnreadableMessages:
     """Messages that are no job, and the jobs that they were to be."""
 
-    def __init__(
-        self, *, settings: WorkerSettings, records: JobRecords, lanes: Lanes, metrics: WorkerMetrics
-    ) -> None:
+    def __init__(self, *, settings: WorkerSettings, records: JobRecords, lanes: Lanes, hooks: Hooks) -> None:
         self._settings = settings
         self._records = records
         self._lanes = lanes
-        self._metrics = metrics
+        self._hooks = hooks
 
     async def end(
         self, delivery: Delivery, failure: Failure, *, is_running: Callable[[str], bool]
@@ -86,7 +84,7 @@ class UnreadableMessages:
             if failed.busy_s:
                 return EndedUnreadable(failed.busy_s)
             if failed.result is not None:
-                self._metrics.finished(failed.result)
+                self._hooks.on_end(None, failed.result)
             if job.session_id is not None:
                 return EndedUnreadable(job=job, following=await self._lanes.let_next_run(job, witness=job))
             break

@@ -6,10 +6,9 @@ import asyncio
 import logging
 import signal
 from collections.abc import AsyncGenerator, Callable, Coroutine
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import asdict
 from functools import partial
-from importlib.metadata import version
 from typing import Any, TypeVar
 
 import redis.asyncio as aioredis
@@ -18,47 +17,31 @@ from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponen
 
 from inferfleet.schemas.control import CancelJob, DrainWorker, control
 from inferfleet.schemas.errors import InferfleetError, ServiceRefusedError, ServiceUnreachableError
-from inferfleet.schemas.heartbeat import Heartbeat, WorkerPhase
+from inferfleet.schemas.heartbeat import WorkerPhase
 from inferfleet.schemas.settings import WorkerSettings
 from inferfleet.wire.clock import RedisClock
 from inferfleet.wire.eviction import refuse_eviction
-from inferfleet.wire.health import forget_heartbeat, write_heartbeat
-from inferfleet.wire.limits import note_limit
 from inferfleet.wire.outage import Outage
 from inferfleet.wire.pipeline import CommandPipeline
 from inferfleet.wire.publishing import ConfirmChannel
-from inferfleet.wire.records import JobRecords
 from inferfleet.wire.redis import open_redis
 from inferfleet.wire.redis_access import WORKER
-from inferfleet.wire.sessions import Sessions
 from inferfleet.wire.tasks import cancel_and_wait
+from inferfleet.worker.assembly import assemble
 from inferfleet.worker.broker import Delivery, Session, open_session
 from inferfleet.worker.deletion_cost import deletion_cost, keep_deletion_cost
+from inferfleet.worker.heartbeat import HeartbeatWriter
 from inferfleet.worker.http import serve_http
 from inferfleet.worker.intake import adapt_intake
-from inferfleet.worker.job_run import Interruption
-from inferfleet.worker.journal import JournalWriter
-from inferfleet.worker.lanes import Lanes
 from inferfleet.worker.metrics import WorkerMetrics
 from inferfleet.worker.ports import Engine, EngineDeadError
 from inferfleet.worker.processor import Processor
-from inferfleet.worker.settlement import Settlement
 from inferfleet.worker.slots import Slots
-from inferfleet.worker.turns import Turns
+from inferfleet.worker.stop_switch import Interruption
 
 T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
-
-HEARTBEATS_MISSED = 5
-"""A worker is off the health map after so many heartbeats that did not come."""
-
-ERROR_PAUSE_S = 1.0
-"""A pause before a message goes back after an error that nobody foresaw, so that it does not spin."""
-
-
-FORGET_TIMEOUT_S = 1.0
-"""How long a worker that leaves tries to take itself off the health map."""
 
 SETTLE_GRACE_S = 10.0
 """How long a drain waits for the last writes after it has stopped the last job."""
@@ -82,20 +65,21 @@ class Worker:
         self._metrics = WorkerMetrics(pool=settings.pool)
         self._slots = Slots(settings.max_running)
         self._pipeline: CommandPipeline | None = None
-        self._phase = WorkerPhase.LOADING
-        self._phase_changed = asyncio.Event()
         self._clock = RedisClock()
-        self._started_at = self._clock.now()
+        self._heartbeats = HeartbeatWriter(
+            settings=settings, engine=engine, slots=self._slots, metrics=self._metrics, clock=self._clock
+        )
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = asyncio.Event()
         self._hurrying = asyncio.Event()
         self._was_signalled = False
         self._failure: InferfleetError | EngineDeadError | None = None
-        # Read once: it is in files, and there may be none to open later.
-        self._version = version("inferfleet")
         self._broker_outage = Outage()
-        self._settling = Outage()
-        self._beating = Outage()
+
+    @property
+    def phase(self) -> WorkerPhase:
+        """Where the worker is in its life."""
+        return self._heartbeats.phase
 
     async def run(self) -> None:
         """Work until told to stop.
@@ -122,42 +106,21 @@ class Worker:
             AsyncExitStack() as broker,
             asyncio.TaskGroup() as background,
         ):
-            self._started_at = self._clock.now()
+            self._heartbeats.started_at = self._clock.now()
             self._pipeline = pipeline = CommandPipeline(client, patience_s=None, clock=self._clock)
             self._metrics.watch("redis", pipeline.outage)
             self._metrics.watch("rabbitmq", self._broker_outage)
-            records = JobRecords(
-                pipeline=pipeline,
-                result_ttl_s=settings.result_ttl_s,
-                queued_ttl_s=settings.queued_ttl_s,
-            )
-            sessions = Sessions(pipeline=pipeline, settings=settings)
-            journal = JournalWriter(records=records, sessions=sessions, settings=settings)
-            processor = Processor(
+            processor, journal = assemble(
                 settings=settings,
                 engine=self._engine,
-                records=records,
-                journal=journal,
-                turns=Turns(sessions),
-                settlement=Settlement(
-                    settings=settings,
-                    records=records,
-                    lanes=Lanes(
-                        settings=settings,
-                        records=records,
-                        sessions=sessions,
-                        confirm_channel=confirm_channel,
-                    ),
-                    journal=journal,
-                    confirm_channel=confirm_channel,
-                    slots=self._slots,
-                    metrics=self._metrics,
-                    leaving=self._stopping,
-                ),
                 slots=self._slots,
                 metrics=self._metrics,
+                pipeline=pipeline,
+                confirm_channel=confirm_channel,
+                leaving=self._stopping,
+                on_engine_death=self._on_engine_death,
             )
-            beating = background.create_task(self._beat(pipeline))
+            beating = background.create_task(self._heartbeats.write(pipeline))
             chores = [
                 beating,
                 background.create_task(pipeline.run()),
@@ -172,10 +135,7 @@ class Worker:
                 await self._serve(processor, broker)
                 # First: a heartbeat that is under way would put back what is taken off.
                 await cancel_and_wait(beating)
-                with suppress(TimeoutError):
-                    # With Redis away, the heartbeat expires by itself.
-                    async with asyncio.timeout(FORGET_TIMEOUT_S):
-                        await forget_heartbeat(pipeline, settings.worker_id)
+                await self._heartbeats.forget(pipeline)
             except (InferfleetError, EngineDeadError) as error:
                 # Raised after the task group, which would wrap it.
                 self._failure = error
@@ -190,7 +150,7 @@ class Worker:
         """Begin to drain, if that has not begun."""
         self._stopping.set()
         # Whoever gave the order waits for the answer, also while the model still loads.
-        self._enter(WorkerPhase.DRAINING)
+        self._heartbeats.enter(WorkerPhase.DRAINING)
 
     def _signalled(self) -> None:
         """Begin to drain; at the second signal, stop waiting for running jobs and hand them over."""
@@ -207,18 +167,21 @@ class Worker:
         await self._unless_stopped(self._engine.start())
         self._on_warm()
         while session is not None and not self._stopping.is_set():
-            self._enter(WorkerPhase.READY)
+            self._heartbeats.enter(WorkerPhase.READY)
             logger.info("ready", extra={"model": self._engine.model, "identity": self._identity()})
             self._slots.supply_from(session)
             await session.hold(self._slots.limit + self._settings.look_ahead)
             await self._unless_stopped(self._until_closed(session))
             if not self._stopping.is_set():
                 self._broker_outage.began()
-                logger.warning("lost the broker; what runs goes on", extra={"running": len(self._tasks)})
+                logger.warning(
+                    "lost the connection to RabbitMQ; running jobs continue",
+                    extra={"running": len(self._tasks)},
+                )
                 session = await self._unless_stopped(_reconnect(broker, opened))
                 if session is not None and (lasted_s := self._broker_outage.ended()) is not None:
                     logger.warning("the broker is back, after %.1f s", lasted_s)
-        self._enter(WorkerPhase.DRAINING)
+        self._heartbeats.enter(WorkerPhase.DRAINING)
         if session is not None:
             await session.stop_consuming()
         await self._drain(processor)
@@ -264,30 +227,15 @@ class Worker:
 
     def _take(self, processor: Processor, delivery: Delivery) -> None:
         """Start on a delivery."""
-        task = asyncio.create_task(self._process(processor, delivery))
+        task = asyncio.create_task(processor.process(delivery))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _process(self, processor: Processor, delivery: Delivery) -> None:
-        if self._stopping.is_set():
-            await delivery.requeue()
-            return
-        try:
-            await processor.process(delivery)
-        except EngineDeadError as error:
-            if self._failure is None:
-                logger.error("the engine is dead; all jobs go back: %s", error)
-                self._failure = error
-                self.stop()
-        except Exception:
-            # Once, and not every second for each of them, for as long as it lasts.
-            if self._settling.began():
-                logger.exception("a job could not be settled; its message goes back")
-            await asyncio.sleep(ERROR_PAUSE_S)
-            await delivery.requeue()
-        else:
-            if (lasted_s := self._settling.ended()) is not None:
-                logger.warning("jobs are settled again, after %.1f s", lasted_s)
+    def _on_engine_death(self, error: EngineDeadError) -> None:
+        if self._failure is None:
+            logger.error("the engine is dead; requeueing all jobs: %s", error)
+            self._failure = error
+            self.stop()
 
     def _open_session(self, processor: Processor) -> AbstractAsyncContextManager[Session]:
         return open_session(
@@ -311,50 +259,6 @@ class Worker:
             case DrainWorker(worker_id=worker_id):
                 if worker_id == self._settings.worker_id:
                     self.stop()
-
-    async def _beat(self, pipeline: CommandPipeline) -> None:
-        """Write the heartbeat at every interval, and at once when the phase changes.
-
-        One that fails is missed for a moment by who looks at the map; that is no reason to end.
-        """
-        interval_s = self._settings.heartbeat_interval_s
-        while True:
-            self._phase_changed.clear()
-            try:
-                await write_heartbeat(pipeline, self._heartbeat(), ttl_s=interval_s * HEARTBEATS_MISSED)
-                await note_limit(pipeline, self._settings.pool, self._settings.queue_max_length)
-            except Exception:
-                if self._beating.began():
-                    logger.exception("cannot write the heartbeat; trying again until it works")
-            else:
-                if (lasted_s := self._beating.ended()) is not None:
-                    logger.warning("the heartbeat is written again, after %.1f s", lasted_s)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(interval_s):
-                    await self._phase_changed.wait()
-
-    def _enter(self, phase: WorkerPhase) -> None:
-        self._phase = phase
-        self._phase_changed.set()
-
-    def _heartbeat(self) -> Heartbeat:
-        stats = self._engine.stats()
-        return Heartbeat(
-            worker_id=self._settings.worker_id,
-            pool=self._settings.pool,
-            phase=self._phase,
-            engine=self._settings.engine,
-            model=self._engine.model,
-            model_identity=identity.short if (identity := self._engine.identity) else "",
-            version=self._version,
-            running=stats.running,
-            waiting=stats.waiting,
-            held=self._slots.waiting,
-            kv_cache_usage=stats.kv_cache_usage,
-            tokens_generated=self._metrics.tokens_generated,
-            started_at=self._started_at,
-            seen_at=self._clock.now(),
-        )
 
     def _identity(self) -> dict[str, str]:
         """All parts of the model's identity: why two workers differ is in their logs."""
@@ -391,8 +295,8 @@ class Worker:
         return serve_http(
             host=self._settings.http_host,
             port=self._settings.http_port,
-            heartbeat=self._heartbeat,
-            ready=lambda: self._phase is WorkerPhase.READY and self._refused is None,
+            heartbeat=self._heartbeats.heartbeat,
+            ready=lambda: self.phase is WorkerPhase.READY and self._refused is None,
             metrics=self._metrics,
             lines_dropped=self._lines_dropped,
         )

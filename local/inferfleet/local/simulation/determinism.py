@@ -20,6 +20,7 @@ import uuid_utils
 from aiormq.abc import TaskWrapper
 
 import inferfleet.schemas.job
+import inferfleet.worker.heartbeat
 import inferfleet.worker.intake
 import inferfleet.worker.worker
 from inferfleet.worker.job_run import JobRun
@@ -67,7 +68,7 @@ def make_deterministic(now: Callable[[], float]) -> None:
         (inferfleet.worker.intake, "ROOM_INTERVAL_S", INTAKE_INTERVAL_S),
         # The one thing that listens: nobody asks it anything.
         (inferfleet.worker.worker, "serve_http", _serve_nothing),
-        (inferfleet.worker.worker, "version", _no_version),
+        (inferfleet.worker.heartbeat, "version", _no_version),
         # Sets of these are walked through, in the order of their hashes.
         (JobRun, "__hash__", _numbered(numbers)),
         (TaskWrapper, "__hash__", _hash_of_the_task),

@@ -26,7 +26,7 @@ local identity = r[13] or ''
 local begun = r[8] == ARGV[13] or r[8] == ARGV[13] .. '+restarted'
 -- A copy of this call that was held up on its way: the attempt it began is over.
 local past = r[14] or ' '
-local late = string.find(past, ' ' .. ARGV[13] .. ' ', 1, true)
+local late = r[14] and string.find(past, ' ' .. ARGV[13] .. ' ', 1, true)
 local restart = ''
 if tokens > 0 then
   if ARGV[8] == '0' then
@@ -93,8 +93,8 @@ if r[8] then
   -- Only the last of them: a copy is not held up for longer.
   redis.call('HSET', KEYS[1], 'past', string.sub(past .. string.gsub(r[8], '%+restarted$', '') .. ' ', -2000))
 end
--- The journal's too: if it was lost, it is a new one by now.
-if math.min(redis.call('TTL', KEYS[1]), redis.call('TTL', KEYS[2])) < ARGV[3] / 2 then
+-- The two expire together, unless one of them was lost and is a new one by now.
+if not state or redis.call('TTL', KEYS[2]) < ARGV[3] / 2 then
   redis.call('EXPIRE', KEYS[1], ARGV[3])
   redis.call('EXPIRE', KEYS[2], ARGV[3])
 end

@@ -1,0 +1,135 @@
+"""The answer of one job as far as it is known here: its tokens, and which of them the journal has."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from inferfleet.schemas import Job, Usage
+from inferfleet.schemas.journal import AnswerHead, TokenChunk
+from inferfleet.schemas.said import cut_response
+from inferfleet.wire.journal_lines import Unflushed
+
+
+class Answer:
+    """Tokens of all choices, those of earlier attempts included."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self.head: AnswerHead | None = None
+        """What the answer begins with, once the engine has read the prompt."""
+        self._head_is_written = False
+        self._journaled: list[TokenChunk] = []
+        self._offset = 0
+        """How many tokens the journal was given."""
+        self._resumed_tokens = 0
+        self._fresh: list[TokenChunk] = []
+        self._fresh_tokens = 0
+
+    @property
+    def tokens(self) -> int:
+        """The number of tokens so far, all choices and attempts together."""
+        return self._offset + self._fresh_tokens
+
+    @property
+    def tokens_generated(self) -> int:
+        """The number of tokens that this attempt generated itself."""
+        return self.tokens - self._resumed_tokens
+
+    @property
+    def usage(self) -> Usage:
+        """What the answer has used so far."""
+        prompt_tokens = self.head.prompt_tokens if self.head is not None else 0
+        return Usage(prompt_tokens=prompt_tokens, completion_tokens=self.tokens)
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """The tokens that were given to the journal."""
+        return tuple(token for chunk in self._journaled for token in chunk.token_ids)
+
+    @property
+    def journaled(self) -> tuple[TokenChunk, ...]:
+        """The same in the portions they were given in."""
+        return tuple(self._journaled)
+
+    @property
+    def has_fresh_tokens(self) -> bool:
+        """Whether there are tokens that the journal was not given yet."""
+        return bool(self._fresh)
+
+    @property
+    def unwritten(self) -> tuple[int, tuple[TokenChunk, ...]]:
+        """How many tokens the journal was given, and those behind them that it was not."""
+        return self._offset, _merge(self._fresh)
+
+    def resume(self, chunks: tuple[TokenChunk, ...], head: AnswerHead | None = None) -> None:
+        """Go on behind what earlier attempts left in the journal."""
+        self.head = head
+        self._head_is_written = True
+        self._journaled = list(chunks)
+        self._offset = self._resumed_tokens = sum(len(chunk.token_ids) for chunk in chunks)
+
+    def recall(self, offset: int, unwritten: tuple[TokenChunk, ...]) -> None:
+        """Take what an earlier attempt could not write down, if the journal ends where that begins."""
+        if self.tokens == offset:
+            self._fresh = list(unwritten)
+            self._fresh_tokens = sum(len(chunk.token_ids) for chunk in unwritten)
+            self._resumed_tokens = self.tokens
+
+    def read_prompt(self, *, model: str, tokens: int) -> None:
+        """Hear from the engine what it answers, and as which model."""
+        self.head = AnswerHead(endpoint=self._job.endpoint, model=model, prompt_tokens=tokens)
+        self._head_is_written = False
+
+    def add(self, chunk: TokenChunk) -> None:
+        """Take a chunk from the engine."""
+        self._fresh.append(chunk)
+        self._fresh_tokens += len(chunk.token_ids)
+
+    def take_unflushed(self, *, ended: bool = False) -> Unflushed:
+        """Hand out what the journal does not have. The caller must write it.
+
+        An answer that has ``ended`` needs no head any more: its response has it all.
+        """
+        head = None
+        if self._fresh and not self._head_is_written and not ended:
+            head, self._head_is_written = self.head, True
+        unflushed = Unflushed(self._offset, _merge(self._fresh), head)
+        self._journaled.extend(unflushed.chunks)
+        self._offset += self._fresh_tokens
+        self._fresh, self._fresh_tokens = [], 0
+        return unflushed
+
+    def cut_response(self, *, created: int) -> dict[str, Any]:
+        """Make the response of what was said so far. ``created`` is in seconds since 1970."""
+        head = self.head or AnswerHead(
+            endpoint=self._job.endpoint, model=str(self._job.body.get("model") or ""), prompt_tokens=0
+        )
+        return cut_response(self._job.id, head, (*self._journaled, *self._fresh), created=created)
+
+
+def _merge(chunks: list[TokenChunk]) -> tuple[TokenChunk, ...]:
+    """Join neighbouring chunks of the same choice, so that the journal holds few and large ones."""
+    if len(chunks) < 2:
+        return tuple(chunks)
+    merged: list[TokenChunk] = []
+    start = 0
+    for end in range(1, len(chunks) + 1):
+        first = chunks[start]
+        if (
+            end < len(chunks)
+            and chunks[end].index == first.index
+            and chunks[end].delta is None is first.delta
+        ):
+            continue
+        group = chunks[start:end]
+        if len(group) == 1:
+            merged.append(first)
+        else:
+            token_ids = tuple(token for chunk in group for token in chunk.token_ids)
+            merged.append(
+                TokenChunk(
+                    index=first.index, token_ids=token_ids, text="".join(chunk.text for chunk in group)
+                )
+            )
+        start = end
+    return tuple(merged)

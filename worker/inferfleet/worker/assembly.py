@@ -1,0 +1,81 @@
+"""What a worker is made of: the one place where its parts are put together."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import NamedTuple
+
+from inferfleet.schemas.settings import WorkerSettings
+from inferfleet.wire.pipeline import CommandPipeline
+from inferfleet.wire.publishing import ConfirmChannel
+from inferfleet.wire.records import JobRecords
+from inferfleet.wire.sessions import Sessions
+from inferfleet.worker.attempt import Attempts
+from inferfleet.worker.attempt_log import AttemptLog
+from inferfleet.worker.hooks import AllHooks
+from inferfleet.worker.journal import JournalWriter
+from inferfleet.worker.lanes import Lanes
+from inferfleet.worker.metrics import WorkerMetrics
+from inferfleet.worker.ports import Engine, EngineDeadError
+from inferfleet.worker.processor import Processor
+from inferfleet.worker.settlement import Settlement
+from inferfleet.worker.slots import Slots
+from inferfleet.worker.turns import Turns
+
+
+class Parts(NamedTuple):
+    """What the worker itself talks to."""
+
+    processor: Processor
+    journal: JournalWriter
+
+
+def assemble(
+    *,
+    settings: WorkerSettings,
+    engine: Engine,
+    slots: Slots,
+    metrics: WorkerMetrics,
+    pipeline: CommandPipeline,
+    confirm_channel: ConfirmChannel,
+    leaving: asyncio.Event,
+    on_engine_death: Callable[[EngineDeadError], None],
+) -> Parts:
+    """Put together what answers jobs. Commands go to ``pipeline``, messages to ``confirm_channel``."""
+    hooks = AllHooks((metrics, AttemptLog(prompts=settings.log_prompts)))
+    records = JobRecords(
+        pipeline=pipeline, result_ttl_s=settings.result_ttl_s, queued_ttl_s=settings.queued_ttl_s
+    )
+    sessions = Sessions(pipeline=pipeline, settings=settings)
+    journal = JournalWriter(records=records, sessions=sessions, settings=settings)
+    lanes = Lanes(settings=settings, records=records, sessions=sessions, confirm_channel=confirm_channel)
+    settlement = Settlement(
+        settings=settings,
+        records=records,
+        lanes=lanes,
+        journal=journal,
+        confirm_channel=confirm_channel,
+        slots=slots,
+        hooks=hooks,
+        leaving=leaving,
+    )
+    attempts = Attempts(
+        settings=settings,
+        engine=engine,
+        records=records,
+        journal=journal,
+        turns=Turns(sessions),
+        settlement=settlement,
+        slots=slots,
+        hooks=hooks,
+    )
+    processor = Processor(
+        attempts=attempts,
+        settlement=settlement,
+        slots=slots,
+        clock=records.clock,
+        leaving=leaving,
+        on_engine_death=on_engine_death,
+    )
+    return Parts(processor, journal)

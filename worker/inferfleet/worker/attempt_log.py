@@ -1,0 +1,69 @@
+"""One log line for each thing that becomes of an attempt."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from typing_extensions import override
+
+from inferfleet.schemas import Failure, Result
+from inferfleet.schemas.journal import QueuedEntry
+from inferfleet.worker.broker import Delivery
+from inferfleet.worker.hooks import Hooks
+from inferfleet.worker.job_run import JobRun
+
+logger = logging.getLogger(__name__)
+
+
+class AttemptLog(Hooks):
+    """Writes what became of attempts to the log. Prompts only if ``prompts`` says so."""
+
+    def __init__(self, *, prompts: bool) -> None:
+        self._prompts = prompts
+
+    @override
+    def on_start(self, run: JobRun, body: Mapping[str, Any]) -> None:
+        if self._prompts:
+            logger.info("job starts", extra={"job_id": run.job.id, "body": body})
+
+    @override
+    def on_waste(self, run: JobRun, tokens: int, reason: str) -> None:
+        logger.warning(
+            "another attempt has the job" if reason == "fenced" else "restarting the answer",
+            extra={"job_id": run.job.id, "attempt": run.attempt, "reason": reason, "tokens": tokens},
+        )
+
+    @override
+    def on_requeue(self, run: JobRun, entry: QueuedEntry) -> None:
+        code = entry.failure.code if entry.failure else None
+        logger.info(
+            "requeueing a job",
+            extra={"job_id": run.job.id, "attempt": run.attempt, "reason": entry.reason, "code": code},
+        )
+
+    @override
+    def on_end(self, run: JobRun | None, result: Result) -> None:
+        logger.info(
+            "job %s",
+            result.state.value,
+            extra={
+                "job_id": result.job_id,
+                "attempt": run.attempt if run else 0,
+                "tokens": result.usage.completion_tokens,
+                "code": result.error.code if result.error else None,
+            },
+        )
+
+    @override
+    def on_dead_letter(self, run: JobRun | None, delivery: Delivery, failure: Failure) -> None:
+        # Why is in the letter's headers. It may quote the message, so it is in no log.
+        logger.warning(
+            "message dead-lettered",
+            extra={
+                "message_id": delivery.message_id,
+                "code": failure.code,
+                "attempts": run.charged if run else 0,
+            },
+        )

@@ -1,0 +1,106 @@
+"""A worker's heartbeat: what it says of itself, on the health map in Redis and on its HTTP port."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import suppress
+from importlib.metadata import version
+
+from inferfleet.schemas.heartbeat import Heartbeat, WorkerPhase
+from inferfleet.schemas.settings import WorkerSettings
+from inferfleet.wire.clock import RedisClock
+from inferfleet.wire.health import forget_heartbeat, write_heartbeat
+from inferfleet.wire.limits import note_limit
+from inferfleet.wire.outage import Outage
+from inferfleet.wire.pipeline import CommandPipeline
+from inferfleet.worker.metrics import WorkerMetrics
+from inferfleet.worker.ports import Engine
+from inferfleet.worker.slots import Slots
+
+logger = logging.getLogger(__name__)
+
+HEARTBEATS_MISSED = 5
+"""A worker is off the health map after so many heartbeats that did not come."""
+
+FORGET_TIMEOUT_S = 1.0
+"""How long a worker that leaves tries to take itself off the health map."""
+
+
+class HeartbeatWriter:
+    """Knows the phase that the worker is in, and tells it with the engine's load."""
+
+    def __init__(
+        self,
+        *,
+        settings: WorkerSettings,
+        engine: Engine,
+        slots: Slots,
+        metrics: WorkerMetrics,
+        clock: RedisClock,
+    ) -> None:
+        self._settings = settings
+        self._engine = engine
+        self._slots = slots
+        self._metrics = metrics
+        self._clock = clock
+        self.started_at = clock.now()
+        """When the worker started, by Redis' clock once that is known."""
+        self.phase = WorkerPhase.LOADING
+        self._phase_changed = asyncio.Event()
+        self._outage = Outage()
+        # Read once: it is in files, and there may be none to open later.
+        self._version = version("inferfleet")
+
+    def enter(self, phase: WorkerPhase) -> None:
+        """Change the phase, which is written at once."""
+        self.phase = phase
+        self._phase_changed.set()
+
+    def heartbeat(self) -> Heartbeat:
+        """What the worker says of itself now."""
+        stats = self._engine.stats()
+        identity = self._engine.identity
+        return Heartbeat(
+            worker_id=self._settings.worker_id,
+            pool=self._settings.pool,
+            phase=self.phase,
+            engine=self._settings.engine,
+            model=self._engine.model,
+            model_identity=identity.short if identity is not None else "",
+            version=self._version,
+            running=stats.running,
+            waiting=stats.waiting,
+            held=self._slots.waiting,
+            kv_cache_usage=stats.kv_cache_usage,
+            tokens_generated=self._metrics.tokens_generated,
+            started_at=self.started_at,
+            seen_at=self._clock.now(),
+        )
+
+    async def write(self, pipeline: CommandPipeline) -> None:
+        """Write the heartbeat at every interval, and at once when the phase changes, until cancelled.
+
+        One that fails is missed for a moment by whoever looks at the map; that is no reason to end.
+        """
+        interval_s = self._settings.heartbeat_interval_s
+        while True:
+            self._phase_changed.clear()
+            try:
+                await write_heartbeat(pipeline, self.heartbeat(), ttl_s=interval_s * HEARTBEATS_MISSED)
+                await note_limit(pipeline, self._settings.pool, self._settings.queue_max_length)
+            except Exception:
+                if self._outage.began():
+                    logger.exception("cannot write the heartbeat; trying again until it works")
+            else:
+                if (lasted_s := self._outage.ended()) is not None:
+                    logger.warning("the heartbeat is written again, after %.1f s", lasted_s)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(interval_s):
+                    await self._phase_changed.wait()
+
+    async def forget(self, pipeline: CommandPipeline) -> None:
+        """Take the worker off the health map. With Redis away, its heartbeat expires by itself."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(FORGET_TIMEOUT_S):
+                await forget_heartbeat(pipeline, self._settings.worker_id)

@@ -1,0 +1,89 @@
+"""What watches attempts: metrics, log lines, and what comes later. One concern a file, none in the way.
+
+Whoever watches derives from ``Hooks`` and overrides what it wants to hear of; ``assembly.py`` lists them all.
+A hook runs inside the attempt: it must be quick, must not raise, and decides nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+from typing_extensions import override
+
+from inferfleet.schemas import Failure, Result
+from inferfleet.schemas.journal import QueuedEntry
+from inferfleet.worker.broker import Delivery
+from inferfleet.worker.job_run import JobRun
+
+F = TypeVar("F", bound=Callable[..., None])
+
+
+class Hooks:
+    """Hears of everything and does nothing."""
+
+    def on_start(self, run: JobRun, body: Mapping[str, Any]) -> None:
+        """Hear that a job is given to the engine, with this request."""
+
+    def on_tokens(self, run: JobRun, tokens: int) -> None:
+        """Hear that the engine has generated so many tokens."""
+
+    def on_waste(self, run: JobRun, tokens: int, reason: str) -> None:
+        """Hear that so many tokens, perhaps none, have to be generated again."""
+
+    def on_requeue(self, run: JobRun, entry: QueuedEntry) -> None:
+        """Hear that an attempt gave its job back: for a retry, or to another worker."""
+
+    def on_end(self, run: JobRun | None, result: Result) -> None:
+        """Hear that a terminal result is committed. There is no run if no message of the job was readable."""
+
+    def on_dead_letter(self, run: JobRun | None, delivery: Delivery, failure: Failure) -> None:
+        """Hear that a message is dead-lettered. There is no run if it could not be read as a job."""
+
+
+class AllHooks(Hooks):
+    """Tells several, in their order."""
+
+    def __init__(self, hooks: Iterable[Hooks]) -> None:
+        hooks = tuple(hooks)
+        # Bound once, and only what is overridden: tokens come thousands of times a second.
+        self._on_start = _overriding(Hooks.on_start, (hook.on_start for hook in hooks))
+        self._on_tokens = _overriding(Hooks.on_tokens, (hook.on_tokens for hook in hooks))
+        self._on_waste = _overriding(Hooks.on_waste, (hook.on_waste for hook in hooks))
+        self._on_requeue = _overriding(Hooks.on_requeue, (hook.on_requeue for hook in hooks))
+        self._on_end = _overriding(Hooks.on_end, (hook.on_end for hook in hooks))
+        self._on_dead_letter = _overriding(Hooks.on_dead_letter, (hook.on_dead_letter for hook in hooks))
+
+    @override
+    def on_start(self, run: JobRun, body: Mapping[str, Any]) -> None:
+        for hook in self._on_start:
+            hook(run, body)
+
+    @override
+    def on_tokens(self, run: JobRun, tokens: int) -> None:
+        for hook in self._on_tokens:
+            hook(run, tokens)
+
+    @override
+    def on_waste(self, run: JobRun, tokens: int, reason: str) -> None:
+        for hook in self._on_waste:
+            hook(run, tokens, reason)
+
+    @override
+    def on_requeue(self, run: JobRun, entry: QueuedEntry) -> None:
+        for hook in self._on_requeue:
+            hook(run, entry)
+
+    @override
+    def on_end(self, run: JobRun | None, result: Result) -> None:
+        for hook in self._on_end:
+            hook(run, result)
+
+    @override
+    def on_dead_letter(self, run: JobRun | None, delivery: Delivery, failure: Failure) -> None:
+        for hook in self._on_dead_letter:
+            hook(run, delivery, failure)
+
+
+def _overriding(nothing: Callable[..., None], hooks: Iterable[F]) -> tuple[F, ...]:
+    return tuple(hook for hook in hooks if getattr(hook, "__func__", None) is not nothing)

@@ -1,0 +1,70 @@
+"""What stops an answer before it is complete: somebody's order, or the job's own time limit."""
+
+from __future__ import annotations
+
+import asyncio
+from enum import StrEnum
+from types import TracebackType
+from typing import Self
+
+
+class Interruption(StrEnum):
+    """Why an answer was stopped before it was complete."""
+
+    TIMEOUT = "timeout"
+    CANCELLED = "cancelled"
+    HAND_OVER = "hand_over"
+    INTERRUPTED = "interrupted"
+    SUPERSEDED = "superseded"
+
+
+class StopSwitch:
+    """Guards a block, ``async with switch.armed(timeout_s):``, and can end it from outside.
+
+    The block ends early without an exception; ``reason`` then says why. The first reason counts.
+    """
+
+    def __init__(self) -> None:
+        self.reason: Interruption | None = None
+        """Why the block was, or is to be, stopped."""
+        self._timeout_s: float | None = None
+        self._scope: asyncio.Timeout | None = None
+
+    @property
+    def is_guarding(self) -> bool:
+        """Whether the block is running."""
+        return self._scope is not None
+
+    def armed(self, timeout_s: float | None) -> Self:
+        """Set the time limit of the block that follows, in seconds."""
+        self._timeout_s = timeout_s
+        return self
+
+    def stop(self, reason: Interruption) -> None:
+        """End the block, or keep it from starting. Once it has ended, only the reason is noted."""
+        if self.reason is None:
+            self.reason = reason
+            if self._scope is not None and not self._scope.expired():
+                self._scope.reschedule(0)
+
+    async def __aenter__(self) -> Self:
+        self._scope = scope = asyncio.timeout(self._timeout_s)
+        await scope.__aenter__()
+        if self.reason is not None:
+            scope.reschedule(0)
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool:
+        scope, self._scope = self._scope, None
+        assert scope is not None  # noqa: S101 - entered before
+        try:
+            await scope.__aexit__(kind, error, traceback)
+        except TimeoutError:
+            self.reason = self.reason or Interruption.TIMEOUT
+            return True
+        return False
