@@ -6,8 +6,10 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
+from aiormq.exceptions import ConnectionResourceError
 from tests.conftest import Control
 from tests.integration.conftest import Connect, StartWorker, chat
 from tests.matrix import Cell
@@ -16,17 +18,19 @@ from yarl import URL
 from inferfleet.local.services import Services
 from inferfleet.producer import Fleet
 from inferfleet.producer.publisher import Publisher
-from inferfleet.schemas import Job
+from inferfleet.schemas import Job, JobState
 from inferfleet.schemas.errors import (
     ConfigurationError,
     InferfleetError,
     JobNotFoundError,
+    PublishUnconfirmedError,
     QueueFullError,
     ServiceRefusedError,
     ServiceUnreachableError,
 )
 from inferfleet.schemas.names import job_queue
 from inferfleet.schemas.settings import QueueType, ServiceSettings
+from inferfleet.wire.confirms import ChannelEndedError, Confirms, NackedError
 
 SMALL, LARGEST = 10, 100_000
 
@@ -212,9 +216,9 @@ def nacks(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     nacked: list[object] = []
     publish_nacked = Publisher._publish_nacked
 
-    async def counting(self: Publisher, job: Job, publish: object) -> None:
+    async def counting(self: Publisher, job: Job, publish: Any, *, in_doubt: bool) -> None:
         nacked.append(job)
-        await publish_nacked(self, job, publish)  # type: ignore[arg-type]
+        await publish_nacked(self, job, publish, in_doubt=in_doubt)
 
     monkeypatch.setattr(Publisher, "_publish_nacked", counting)
     return lambda: len(nacked)
@@ -240,6 +244,52 @@ async def test_a_queue_whose_process_dies_is_not_full_and_takes_the_job_a_moment
     assert len({job.id for job in jobs}) == 20
     # The client side of a quorum queue, in RabbitMQ, mostly asks again by itself.
     assert nacks() or quorum
+
+
+@pytest.fixture
+def dying_queue(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
+    """Let the first two publishes fare as on a queue whose process dies.
+
+    The broker takes the message, ends the connection with an error, and nacks the second copy.
+    """
+    done: list[str] = []
+    publish = Confirms.publish
+
+    async def dying(self: Confirms, *arguments: Any, **keywords: Any) -> None:
+        done.append("taken" if not done else "nacked" if len(done) == 1 else "published")
+        if done[-1] != "nacked":
+            await publish(self, *arguments, **keywords)
+        if done[-1] == "taken":
+            died = ConnectionResourceError("RESOURCE_ERROR - failed to deliver message")
+            raise ChannelEndedError(died, refusal=died, sent=True)
+        if done[-1] == "nacked":
+            raise NackedError
+
+    monkeypatch.setattr(Confirms, "publish", dying)
+    return lambda: done
+
+
+async def test_a_job_that_is_nacked_behind_a_broken_connection_is_published_again(
+    fleet: Fleet, start_worker: StartWorker, dying_queue: Callable[[], list[str]], pool: str
+) -> None:
+    job = await fleet.submit("hello", pool=pool)
+    assert dying_queue() == ["taken", "nacked", "published"]
+    await start_worker()
+    assert (await fleet.wait(job, timeout_s=60)).state is JobState.SUCCEEDED
+
+
+async def test_a_full_queue_behind_a_broken_connection_may_have_the_job(
+    fleet: Fleet, control: Control, dying_queue: Callable[[], list[str]], pool: str
+) -> None:
+    # Full with the copy that the broker took before the connection broke.
+    await control(
+        "set_policy", pool, f"^{job_queue(pool)}$", '{"max-length": 1, "overflow": "reject-publish"}'
+    )
+    try:
+        with pytest.raises(PublishUnconfirmedError, match="is full with 1 jobs"):
+            await fleet.submit("hello", pool=pool)
+    finally:
+        await control("clear_policy", pool)
 
 
 async def attempt(fleet: Fleet, pool: str) -> InferfleetError | None:

@@ -116,18 +116,21 @@ class Publisher:
         """Publish a refused job again, where that can help. Returns whether it may be queued twice."""
         publish = partial(self._publish, JOBS_EXCHANGE, message, routing_key=job.pool, mandatory=True)
         if isinstance(refusal, NackedError):
-            await self._publish_nacked(job, publish)
+            await self._publish_nacked(job, publish, in_doubt=refusal.in_doubt)
             # What nacked may have kept it, if it was no full queue.
             return True
         if await self._confirm_channel.bind_again(JOBS_EXCHANGE, job_queue(job.pool), job.pool):
             return await publish()
         raise refusal
 
-    async def _publish_nacked(self, job: Job, publish: Callable[[], Awaitable[bool]]) -> None:
+    async def _publish_nacked(
+        self, job: Job, publish: Callable[[], Awaitable[bool]], *, in_doubt: bool
+    ) -> None:
         """Publish a job that was nacked again, unless its queue is full.
 
         A queue at its limit nacks, be it ours or that of a policy. So does one whose leader or process has
-        just died: that one takes the same message a moment later.
+        just died: that one takes the same message a moment later. ``in_doubt`` says that the job may be
+        queued all the same.
         """
         limit, nacks = self._settings.queue_max_length, 1
         try:
@@ -142,12 +145,13 @@ class Publisher:
                     with suppress(ServiceUnreachableError, ServiceRefusedError):
                         waiting = await self._confirm_channel.waiting(job_queue(job.pool))
                     if waiting and (nacks >= FULL_AFTER_NACKS or (limit is not None and waiting >= limit)):
-                        raise QueueFullError(
-                            f"the queue of pool {job.pool!r} is full with {waiting:,} jobs "
-                            "(INFERFLEET_QUEUE_MAX_LENGTH, or a policy at the broker); try again later"
-                        )
+                        raise _full(job, waiting, in_doubt=in_doubt)
                     nacks += 1
-                    await publish()
+                    try:
+                        await publish()
+                    except NackedError as error:
+                        in_doubt |= error.in_doubt
+                        raise
         except NackedError as error:
             raise PublishUnconfirmedError(
                 f"the queue of pool {job.pool!r} nacked job {job.id} {nacks} times and is not full: its "
@@ -184,6 +188,9 @@ class Publisher:
                 except PublishUnconfirmedError as error:
                     unconfirmed, twice = error, True
                     raise
+                except NackedError as error:
+                    error.in_doubt |= unconfirmed is not None
+                    raise
                 except (ServiceUnreachableError, ServiceRefusedError, RefusedError) as error:
                     if unconfirmed is not None:
                         raise unconfirmed from error
@@ -197,6 +204,16 @@ class Publisher:
             stop=stop_after_delay(self._settings.patience_s),
             reraise=True,
         )
+
+
+def _full(job: Job, waiting: int, *, in_doubt: bool) -> QueueFullError | PublishUnconfirmedError:
+    full = f"the queue of pool {job.pool!r} is full with {waiting:,} jobs"
+    if in_doubt:
+        return PublishUnconfirmedError(
+            f"{full}, and job {job.id} may be among them: the connection to RabbitMQ broke before it confirmed "
+            "the job. Submitting it again with the same idempotency key is safe"
+        )
+    return QueueFullError(f"{full} (INFERFLEET_QUEUE_MAX_LENGTH, or a policy at the broker); try again later")
 
 
 def _unknown_pool(pool: str) -> UnknownPoolError:

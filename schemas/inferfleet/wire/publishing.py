@@ -25,7 +25,7 @@ from inferfleet.schemas.errors import (
 )
 from inferfleet.wire.amqp import Connection, connection_errors, declare_exchanges, open_amqp, refused
 from inferfleet.wire.breaker import Breaker
-from inferfleet.wire.confirms import ChannelEndedError, Confirms, RefusedError
+from inferfleet.wire.confirms import ChannelEndedError, Confirms, NackedError, RefusedError
 from inferfleet.wire.frames import UNLIMITED_FRAME
 
 T = TypeVar("T")
@@ -202,6 +202,10 @@ class ConfirmChannel:
             except RefusedError as error:
                 # Without its exchange, it went nowhere the first time either.
                 if sent and not isinstance(refusal, ChannelNotFoundEntity):
+                    if isinstance(error, NackedError):
+                        # A queue whose process dies may end the connection first, and then nack.
+                        error.in_doubt = True
+                        raise
                     raise self._unconfirmed(publication, error, sent=True) from error
                 raise
             except (ServiceUnreachableError, ServiceRefusedError, ConfigurationError) as error:
