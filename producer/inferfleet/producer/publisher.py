@@ -210,8 +210,8 @@ def _full(job: Job, waiting: int, *, in_doubt: bool) -> QueueFullError | Publish
     full = f"the queue of pool {job.pool!r} is full with {waiting:,} jobs"
     if in_doubt:
         return PublishUnconfirmedError(
-            f"{full}, and job {job.id} may be among them: the connection to RabbitMQ broke before it confirmed "
-            "the job. Submitting it again with the same idempotency key is safe"
+            f"{full}, and job {job.id} may be among them: the connection broke before RabbitMQ "
+            "confirmed the job. Submitting it again with the same idempotency key is safe"
         )
     return QueueFullError(f"{full} (INFERFLEET_QUEUE_MAX_LENGTH, or a policy at the broker); try again later")
 
