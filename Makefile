@@ -12,7 +12,7 @@ TEST_JOBS ?= 3
 SEED ?=
 MINUTES ?= 10
 
-PACKAGES = schemas wire producer worker cli local
+PACKAGES = schemas wire producer exporter worker cli local
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-matrix test-engine chaos explore check bench bench-engine bench-peers build clean venv bench-venv engine-venv services
@@ -46,7 +46,7 @@ check: venv ## Lint, formatting, types, import contracts, dependencies, spelling
 	@$(VENV)/bin/mypy $(PACKAGES:%=-p inferfleet.%)
 	@$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
 	@$(VENV)/bin/lint-imports
-	@$(VENV)/bin/deptry schemas producer worker local
+	@$(VENV)/bin/deptry $(PACKAGES)
 	@$(VENV)/bin/codespell
 	@$(VENV)/bin/inferfleet schema export --check schemas
 

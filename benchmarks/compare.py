@@ -24,7 +24,6 @@ from rounds import Figures, Sizes, interleaved
 from statistic import spread
 
 REPOSITORY = Path(__file__).parent.parent
-ROOTS = ("schemas", "producer", "worker", "local")
 
 
 def main() -> None:
@@ -46,7 +45,7 @@ def main() -> None:
                 OURS,
                 name=name,
                 cases=cases,
-                source_roots=tuple(folder / root for root in ROOTS),
+                source_roots=tuple(package.parent for package in sorted(folder.glob("*/inferfleet"))),
                 # Each with its own script: that of today need not fit the code of then.
                 scripts=folder / "benchmarks" / "contenders",
             )

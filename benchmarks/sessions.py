@@ -22,10 +22,10 @@ from inferfleet.schemas import Job, Usage
 from inferfleet.schemas.job import new_job_id
 from inferfleet.schemas.session import Turn
 from inferfleet.schemas.settings import ServiceSettings
-from inferfleet.wire.attempts import Fence
-from inferfleet.wire.pipeline import CommandPipeline
-from inferfleet.wire.redis import open_redis
-from inferfleet.wire.sessions import Appended, Begin, Entry, Payload, Sessions
+from inferfleet.wire.redis.attempts import Fence
+from inferfleet.wire.redis.connection import open_redis
+from inferfleet.wire.redis.pipeline import CommandPipeline
+from inferfleet.wire.redis.sessions import Appended, Begin, Entry, Payload, Sessions
 from inferfleet.wire.tasks import cancel_and_wait
 
 TEXT = "what a person or a model says in a turn, some two hundred characters of it, " * 3

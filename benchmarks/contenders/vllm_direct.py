@@ -15,7 +15,7 @@ from plan import prompt, report, steps
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from inferfleet.worker.engines.vllm_arguments import read_arguments
+from inferfleet.worker.engines.vllm.arguments import read_arguments
 
 
 async def main() -> None:

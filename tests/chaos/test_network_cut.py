@@ -11,7 +11,7 @@ from inferfleet.local.chaos.harness import AMQP_HEARTBEAT_S, LEASE_S, Harness
 from inferfleet.local.chaos.proxy import Direction
 from inferfleet.producer.fleet import Fleet
 from inferfleet.schemas import Job
-from inferfleet.wire.redis import SOCKET_TIMEOUT_S
+from inferfleet.wire.redis.connection import SOCKET_TIMEOUT_S
 
 
 @pytest.mark.parametrize("direction", Direction)

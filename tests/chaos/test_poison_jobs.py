@@ -14,7 +14,7 @@ from inferfleet.local.chaos.members import Place
 from inferfleet.producer.fleet import Fleet
 from inferfleet.schemas import FailureCode, JobState
 from inferfleet.schemas.names import dead_queue
-from inferfleet.wire.attempts import DEATHS_PER_ATTEMPT
+from inferfleet.wire.redis.attempts import DEATHS_PER_ATTEMPT
 
 pytestmark = pytest.mark.matrix
 

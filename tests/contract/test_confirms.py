@@ -16,9 +16,9 @@ from tests.contract.conftest import take, take_bodies
 from inferfleet.local.chaos.proxy import Direction, Proxy
 from inferfleet.local.services import Services
 from inferfleet.schemas.errors import ServiceUnreachableError
-from inferfleet.wire.amqp import Connection, open_amqp
-from inferfleet.wire.confirms import Confirms, RefusedError, UnroutableError
-from inferfleet.wire.publishing import ConfirmChannel
+from inferfleet.wire.rabbitmq.confirms import Confirms, RefusedError, UnroutableError
+from inferfleet.wire.rabbitmq.connection import Connection, open_amqp
+from inferfleet.wire.rabbitmq.publishing import ConfirmChannel
 
 pytestmark = pytest.mark.matrix
 

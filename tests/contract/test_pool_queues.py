@@ -17,7 +17,7 @@ from inferfleet.local.services import Services, ServicesChoice
 from inferfleet.schemas import names
 from inferfleet.schemas.errors import ConfigurationError
 from inferfleet.schemas.settings import QueueType, ServiceSettings
-from inferfleet.wire.amqp import Connection, declare_pool, open_amqp, queue_arguments
+from inferfleet.wire.rabbitmq.connection import Connection, declare_pool, open_amqp, queue_arguments
 
 pytestmark = pytest.mark.matrix
 

@@ -10,7 +10,7 @@ from redis.exceptions import NoScriptError, ResponseError
 from tests.contract.conftest import PATIENCE_S
 
 from inferfleet.local.services import Services
-from inferfleet.wire import scripts
+from inferfleet.wire.redis import scripts
 
 CLAIM = """
 local attempt = redis.call('HINCRBY', KEYS[1], 'attempt', 1)

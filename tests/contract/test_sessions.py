@@ -26,12 +26,12 @@ from inferfleet.schemas.names import (
 )
 from inferfleet.schemas.session import Turn
 from inferfleet.schemas.settings import ServiceSettings
-from inferfleet.wire.attempts import Fence
-from inferfleet.wire.limits import ENTERING_S, WaitingTurns
-from inferfleet.wire.pipeline import CommandPipeline
-from inferfleet.wire.records import Held, JobRecords
-from inferfleet.wire.scripts import Argument
-from inferfleet.wire.sessions import (
+from inferfleet.wire.redis.attempts import Fence
+from inferfleet.wire.redis.pipeline import CommandPipeline
+from inferfleet.wire.redis.pool_limits import ENTERING_S, WaitingTurns
+from inferfleet.wire.redis.records import Held, JobRecords
+from inferfleet.wire.redis.scripts import Argument
+from inferfleet.wire.redis.sessions import (
     Appended,
     Begin,
     Begun,
@@ -835,7 +835,7 @@ async def test_a_turn_that_runs_keeps_its_session_and_the_record_of_its_message_
 @pytest.fixture
 def resent(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each call has the name of the first, as if it were sent again after all that others did meanwhile."""
-    monkeypatch.setattr("inferfleet.wire.sessions._new_token", lambda: "the call")
+    monkeypatch.setattr("inferfleet.wire.redis.sessions._new_token", lambda: "the call")
 
 
 @pytest.mark.usefixtures("resent")

@@ -13,8 +13,8 @@ import pytest
 import yaml
 from tests.deploy.conftest import ROOT
 
-from inferfleet.producer.exporter.server import LIVE_PATH
-from inferfleet.producer.exporter.settings import ExporterSettings
+from inferfleet.exporter.server import LIVE_PATH
+from inferfleet.exporter.settings import ExporterSettings
 from inferfleet.schemas.settings import EngineKind, ProducerSettings, WorkerSettings
 from inferfleet.worker.http import METRICS_PATH, READY_PATH
 from inferfleet.worker.worker import SETTLE_GRACE_S

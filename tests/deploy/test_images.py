@@ -29,8 +29,11 @@ CONTEXT = (
     "pyproject.toml",
     "deploy/docker",
     "schemas/inferfleet",
+    "wire/inferfleet",
     "producer/inferfleet",
+    "exporter/inferfleet",
     "worker/inferfleet",
+    "cli/inferfleet",
     "local/inferfleet",
 )
 BASE = "python:3.13-slim"

@@ -14,8 +14,8 @@ from tests.deploy.conftest import (
     pod,
 )
 
+from inferfleet.exporter.settings import ExporterSettings
 from inferfleet.local.autoscaler.scaled_object import parse_scaled_object, read_scaled_object
-from inferfleet.producer.exporter.settings import ExporterSettings
 from inferfleet.schemas.names import job_queue
 from inferfleet.schemas.settings import EngineKind, ProducerSettings, WorkerSettings
 from inferfleet.worker.http import LIVE_PATH, METRICS_PATH, READY_PATH

@@ -25,10 +25,10 @@ from tests.deploy.conftest import (
     selects,
 )
 
-from inferfleet.producer.exporter.metrics import FleetCollector
-from inferfleet.producer.exporter.server import LIVE_PATH as EXPORTER_LIVE_PATH
-from inferfleet.producer.exporter.server import METRICS_PATH as EXPORTER_METRICS_PATH
-from inferfleet.producer.exporter.settings import ExporterSettings
+from inferfleet.exporter.metrics import FleetCollector
+from inferfleet.exporter.server import LIVE_PATH as EXPORTER_LIVE_PATH
+from inferfleet.exporter.server import METRICS_PATH as EXPORTER_METRICS_PATH
+from inferfleet.exporter.settings import ExporterSettings
 from inferfleet.schemas.heartbeat import WorkerPhase
 from inferfleet.schemas.settings import WorkerSettings
 

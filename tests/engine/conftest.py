@@ -19,7 +19,7 @@ import pytest_asyncio
 from inferfleet.local.tiny_model import build_tiny_model
 from inferfleet.schemas import Endpoint, Usage
 from inferfleet.schemas.journal import TokenChunk
-from inferfleet.worker.engines.vllm_engine import VllmEngine
+from inferfleet.worker.engines.vllm.engine import VllmEngine
 from inferfleet.worker.ports import Completion, Engine, Generation
 
 # vLLM reads these when it is imported.

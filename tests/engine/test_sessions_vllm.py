@@ -13,7 +13,7 @@ from inferfleet.local.services import ServicesChoice, running_services
 from inferfleet.producer import Fleet
 from inferfleet.schemas.heartbeat import WorkerPhase
 from inferfleet.schemas.settings import EngineKind, ProducerSettings, WorkerSettings
-from inferfleet.worker.engines.vllm_engine import VllmEngine
+from inferfleet.worker.engines.vllm.engine import VllmEngine
 from inferfleet.worker.worker import Worker
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(900)]

@@ -9,7 +9,7 @@ from vllm.v1.engine.exceptions import EngineDeadError as VllmEngineDeadError
 from vllm.v1.engine.exceptions import EngineGenerateError
 
 from inferfleet.schemas import FailureCode
-from inferfleet.worker.engines.vllm_errors import translate
+from inferfleet.worker.engines.vllm.errors import translate
 from inferfleet.worker.ports import EngineDeadError, GenerationError
 
 SECRET = "my secret word"

@@ -9,7 +9,7 @@ import pytest
 from tests.engine.conftest import ON_CPU, MakeEngine
 
 from inferfleet.local.tiny_model import build_tiny_model
-from inferfleet.worker.engines.vllm_engine import VllmEngine
+from inferfleet.worker.engines.vllm.engine import VllmEngine
 from inferfleet.worker.ports import ModelIdentity
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")

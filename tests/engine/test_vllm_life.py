@@ -13,7 +13,7 @@ import pytest_asyncio
 
 from inferfleet.schemas import Endpoint
 from inferfleet.schemas.errors import ConfigurationError
-from inferfleet.worker.engines.vllm_engine import VllmEngine
+from inferfleet.worker.engines.vllm.engine import VllmEngine
 from inferfleet.worker.ports import EngineDeadError, EngineStats
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")

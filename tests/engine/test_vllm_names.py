@@ -9,7 +9,7 @@ from vllm.entrypoints.pooling.embed.protocol import EmbeddingCompletionRequest
 
 from inferfleet.schemas.errors import ConfigurationError
 from inferfleet.schemas.request_members import KNOWN_MEMBERS
-from inferfleet.worker.engines.vllm_arguments import read_arguments
+from inferfleet.worker.engines.vllm.arguments import read_arguments
 
 
 @pytest.mark.parametrize("model", [ChatCompletionRequest, CompletionRequest, EmbeddingCompletionRequest])

@@ -11,11 +11,11 @@ from textwrap import dedent
 
 import pytest
 
-from inferfleet.worker.engines.vllm_plugin import WORKER_PID_VARIABLE, follow_the_worker
+from inferfleet.worker.engines.vllm.plugin import WORKER_PID_VARIABLE, follow_the_worker
 
 A_WORKER = """
     import multiprocessing, os, signal, time
-    from inferfleet.worker.engines.vllm_plugin import WORKER_PID_VARIABLE, follow_the_worker
+    from inferfleet.worker.engines.vllm.plugin import WORKER_PID_VARIABLE, follow_the_worker
 
     def core():
         follow_the_worker()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from inferfleet.schemas import Endpoint
-from inferfleet.worker.engines.vllm_resumable import resumable
+from inferfleet.worker.engines.vllm.resumable import resumable
 
 TOOLS = [{"type": "function", "function": {"name": "get_weather"}}]
 

@@ -20,7 +20,7 @@ from vllm.v1.engine.detokenizer import IncrementalDetokenizer
 from inferfleet.schemas import FailureCode
 from inferfleet.schemas.journal import TokenChunk
 from inferfleet.schemas.said import Said
-from inferfleet.worker.engines.vllm_answer import answer
+from inferfleet.worker.engines.vllm.answer import answer
 from inferfleet.worker.ports import GenerationError, NotContinuableError
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")

@@ -31,10 +31,10 @@ from inferfleet.schemas import Endpoint, Job, JobRecord
 from inferfleet.schemas.journal import FinishedEntry, JournalEntry, RunningEntry, TokensEntry
 from inferfleet.schemas.names import dead_queue, job_queue, journal_key
 from inferfleet.schemas.settings import EngineKind, ProducerSettings, WorkerSettings
-from inferfleet.wire.amqp import open_amqp
-from inferfleet.wire.journal_lines import parse_line
-from inferfleet.wire.pipeline import CommandPipeline
-from inferfleet.wire.records import JobRecords
+from inferfleet.wire.rabbitmq.connection import open_amqp
+from inferfleet.wire.redis.journal_lines import parse_line
+from inferfleet.wire.redis.pipeline import CommandPipeline
+from inferfleet.wire.redis.records import JobRecords
 from inferfleet.wire.tasks import cancel_and_wait
 from inferfleet.worker.engines.simulated import SimulatedEngine, expected_text
 from inferfleet.worker.ports import Engine

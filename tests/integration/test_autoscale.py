@@ -24,7 +24,7 @@ from inferfleet.schemas.job import Priority
 from inferfleet.schemas.journal import JournalEntry, QueuedEntry, TokensEntry
 from inferfleet.schemas.names import journal_key
 from inferfleet.schemas.settings import ProducerSettings
-from inferfleet.wire.journal_lines import parse_line
+from inferfleet.wire.redis.journal_lines import parse_line
 
 pytestmark = pytest.mark.skipif(obstacle() is not None, reason=f"native services: {obstacle()}")
 

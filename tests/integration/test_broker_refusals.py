@@ -30,7 +30,7 @@ from inferfleet.schemas.errors import (
 )
 from inferfleet.schemas.names import job_queue
 from inferfleet.schemas.settings import QueueType, ServiceSettings
-from inferfleet.wire.confirms import ChannelEndedError, Confirms, NackedError
+from inferfleet.wire.rabbitmq.confirms import ChannelEndedError, Confirms, NackedError
 
 SMALL, LARGEST = 10, 100_000
 

@@ -14,8 +14,8 @@ from aio_pika.abc import UnderlayConnection
 from tests.integration.conftest import PATIENCE_S, Connect, eventually
 
 from inferfleet.local.services import Services
-from inferfleet.wire.amqp import open_amqp
-from inferfleet.wire.redis import open_redis
+from inferfleet.wire.rabbitmq.connection import open_amqp
+from inferfleet.wire.redis.connection import open_redis
 
 STEPS = 60
 """So many turns of the event loop a close is cancelled after: 0, 1, 2 and so on. It takes fewer."""

@@ -12,11 +12,11 @@ from inferfleet.local.services import Services
 from inferfleet.producer.background import background
 from inferfleet.schemas import Job
 from inferfleet.schemas.journal import TokenChunk
-from inferfleet.wire.attempts import DEATHS_PER_ATTEMPT, Started, Verdict
-from inferfleet.wire.journal_lines import Unflushed
-from inferfleet.wire.pipeline import CommandPipeline
-from inferfleet.wire.records import JobRecords
-from inferfleet.wire.redis import open_redis
+from inferfleet.wire.redis.attempts import DEATHS_PER_ATTEMPT, Started, Verdict
+from inferfleet.wire.redis.connection import open_redis
+from inferfleet.wire.redis.journal_lines import Unflushed
+from inferfleet.wire.redis.pipeline import CommandPipeline
+from inferfleet.wire.redis.records import JobRecords
 
 pytestmark = pytest.mark.matrix
 

@@ -16,11 +16,11 @@ import aiohttp
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from inferfleet.exporter.server import serving
+from inferfleet.exporter.settings import ExporterSettings
 from inferfleet.local.services import Services, ServicesChoice, running_services
 from inferfleet.local.services.native import obstacle
 from inferfleet.producer import Fleet
-from inferfleet.producer.exporter.server import serving
-from inferfleet.producer.exporter.settings import ExporterSettings
 from inferfleet.schemas import Job
 from inferfleet.schemas.settings import EngineKind, ProducerSettings, WorkerSettings
 from inferfleet.worker.engines.simulated import SimulatedEngine

@@ -16,7 +16,7 @@ from inferfleet.local.services import Services
 from inferfleet.producer import Fleet
 from inferfleet.schemas import Job, JobState
 from inferfleet.schemas.job import OnBusy
-from inferfleet.wire.amqp import open_amqp
+from inferfleet.wire.rabbitmq.connection import open_amqp
 
 Call = Callable[[Fleet, str], Awaitable[Any]]
 

@@ -16,9 +16,9 @@ from inferfleet.local.chaos.proxy import Direction, Proxy
 from inferfleet.local.services import Services
 from inferfleet.producer.background import background
 from inferfleet.schemas.errors import ServiceUnreachableError
-from inferfleet.wire.pipeline import CommandPipeline
-from inferfleet.wire.redis import redis_client
-from inferfleet.wire.redis_line import RedisLine
+from inferfleet.wire.redis.connection import redis_client
+from inferfleet.wire.redis.pipeline import CommandPipeline
+from inferfleet.wire.redis.pipelined_connection import RedisLine
 
 SOCKET_TIMEOUT_S = 0.5
 

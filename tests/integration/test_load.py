@@ -30,7 +30,7 @@ from inferfleet.producer import Fleet
 from inferfleet.schemas import Job, JobState, Priority
 from inferfleet.schemas.journal import FinishedEntry, RunningEntry
 from inferfleet.schemas.names import journal_key
-from inferfleet.wire.journal_lines import parse_line
+from inferfleet.wire.redis.journal_lines import parse_line
 
 INSTANT = ("--engine-args", '{"speed": 0}')
 

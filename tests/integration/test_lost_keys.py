@@ -49,7 +49,7 @@ from inferfleet.schemas.names import (
     state_key,
     turns_key,
 )
-from inferfleet.wire.eviction import refuse_eviction
+from inferfleet.wire.redis.eviction import refuse_eviction
 from inferfleet.worker.engines.simulated import expected_text
 
 CHECK_S = 0.2

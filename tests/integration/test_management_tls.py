@@ -18,6 +18,8 @@ import pytest
 from tests.integration.certificates import Certificates, write_certificates
 from yarl import URL
 
+from inferfleet.exporter.server import serving
+from inferfleet.exporter.settings import ExporterSettings
 from inferfleet.local.autoscaler.decision import Reading
 from inferfleet.local.autoscaler.measure import open_measurer
 from inferfleet.local.autoscaler.triggers import Protocol, RabbitMQTrigger
@@ -25,11 +27,9 @@ from inferfleet.local.services import native
 from inferfleet.local.services.free_port import free_port
 from inferfleet.local.services.rabbitmq_process import RabbitMQProcess, port_mapper_binary, server_binary
 from inferfleet.local.services.reaper import Reaper
-from inferfleet.producer.exporter.server import serving
-from inferfleet.producer.exporter.settings import ExporterSettings
 from inferfleet.schemas.errors import ConfigurationError, ServiceUnreachableError
 from inferfleet.schemas.names import job_queue
-from inferfleet.wire.management import ManagementApi
+from inferfleet.wire.rabbitmq.management import ManagementApi
 
 PATIENCE_S = 60.0
 IMAGE = "rabbitmq:4-management"

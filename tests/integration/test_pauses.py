@@ -25,7 +25,7 @@ from inferfleet.schemas import Job, JobRecord, JobState
 from inferfleet.schemas.job import OnBusy
 from inferfleet.schemas.journal import QueuedEntry
 from inferfleet.schemas.names import CONTROL_EXCHANGE, job_key
-from inferfleet.wire.records import JobRecords
+from inferfleet.wire.redis.records import JobRecords
 
 LONG = {"retry_base_s": 3600.0, "retry_cap_s": 3600.0}
 

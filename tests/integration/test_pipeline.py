@@ -13,8 +13,8 @@ from tests.integration.conftest import PATIENCE_S
 from inferfleet.local.chaos.proxy import Direction, Proxy
 from inferfleet.local.services import Services
 from inferfleet.schemas.errors import ServiceRefusedError, ServiceUnreachableError
-from inferfleet.wire.pipeline import WRITE_LIMIT, CommandPipeline
-from inferfleet.wire.redis import redis_client
+from inferfleet.wire.redis.connection import redis_client
+from inferfleet.wire.redis.pipeline import WRITE_LIMIT, CommandPipeline
 from inferfleet.wire.tasks import cancel_and_wait
 
 SOCKET_TIMEOUT_S = 0.3

@@ -23,8 +23,8 @@ from inferfleet.producer import Fleet
 from inferfleet.producer.background import background
 from inferfleet.schemas import Job
 from inferfleet.schemas.errors import ServiceRefusedError, ServiceUnreachableError
-from inferfleet.wire.pipeline import CommandPipeline
-from inferfleet.wire.redis import redis_client
+from inferfleet.wire.redis.connection import redis_client
+from inferfleet.wire.redis.pipeline import CommandPipeline
 
 pytestmark = pytest.mark.skipif(redis_binary() is None, reason="no redis-server here")
 

@@ -37,8 +37,8 @@ from inferfleet.schemas.errors import (
     ConfigurationError,
     ServiceRefusedError,
 )
-from inferfleet.wire.redis import open_redis
-from inferfleet.wire.redis_access import PRODUCER, WORKER, Access
+from inferfleet.wire.redis.access import PRODUCER, WORKER, Access
+from inferfleet.wire.redis.connection import open_redis
 
 pytestmark = pytest.mark.skipif(redis_binary() is None, reason="no redis-server here")
 

@@ -28,7 +28,7 @@ from inferfleet.producer.sessions import Session
 from inferfleet.schemas import Job, JobState
 from inferfleet.schemas.errors import SessionBusyError
 from inferfleet.schemas.journal import FinishedEntry, TokensEntry
-from inferfleet.wire.sessions import Sessions
+from inferfleet.wire.redis.sessions import Sessions
 
 pytestmark = pytest.mark.matrix
 
@@ -48,11 +48,11 @@ main()
 """
 
 DEATHS = {
-    "before the turn is added": "inferfleet.wire.sessions:Sessions:append",
-    "between the turn and the commit": "inferfleet.wire.records:JobRecords:finish",
-    "between the commit and the lane": "inferfleet.wire.sessions:Sessions:advance",
+    "before the turn is added": "inferfleet.wire.redis.sessions:Sessions:append",
+    "between the turn and the commit": "inferfleet.wire.redis.records:JobRecords:finish",
+    "between the commit and the lane": "inferfleet.wire.redis.sessions:Sessions:advance",
     "between the lane and the publish": "inferfleet.worker.lanes:Lanes:_publish",
-    "between the publish and its note": "inferfleet.wire.sessions:Sessions:published",
+    "between the publish and its note": "inferfleet.wire.redis.sessions:Sessions:published",
     "before the ack": "inferfleet.worker.acknowledger:Acknowledger:ack",
 }
 

@@ -36,11 +36,11 @@ from inferfleet.schemas.names import (
     turns_key,
 )
 from inferfleet.schemas.settings import WorkerSettings
-from inferfleet.wire.confirms import UnroutableError
-from inferfleet.wire.pipeline import CommandPipeline
-from inferfleet.wire.publishing import ConfirmChannel
-from inferfleet.wire.records import JobRecords, Standing
-from inferfleet.wire.sessions import Payload, Sessions
+from inferfleet.wire.rabbitmq.confirms import UnroutableError
+from inferfleet.wire.rabbitmq.publishing import ConfirmChannel
+from inferfleet.wire.redis.pipeline import CommandPipeline
+from inferfleet.wire.redis.records import JobRecords, Standing
+from inferfleet.wire.redis.sessions import Payload, Sessions
 from inferfleet.worker.lanes import Lanes
 
 WAITS = {OnBusy.ENQUEUE, OnBusy.REJECT}

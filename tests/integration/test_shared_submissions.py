@@ -36,9 +36,9 @@ from inferfleet.schemas.errors import (
 from inferfleet.schemas.job import DEFAULT_TENANT
 from inferfleet.schemas.names import idempotency_key, job_key, session_key
 from inferfleet.schemas.settings import ServiceSettings
-from inferfleet.wire.pipeline import CommandPipeline
-from inferfleet.wire.records import Closed, JobRecords
-from inferfleet.wire.sessions import Entry, Payload, Sessions, Withdrawn
+from inferfleet.wire.redis.pipeline import CommandPipeline
+from inferfleet.wire.redis.records import Closed, JobRecords
+from inferfleet.wire.redis.sessions import Entry, Payload, Sessions, Withdrawn
 
 DEAD_CALL = "a-call-of-a-dead-producer"
 

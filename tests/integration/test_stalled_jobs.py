@@ -24,8 +24,8 @@ from inferfleet.schemas.errors import PublishUnconfirmedError
 from inferfleet.schemas.job import new_job_id
 from inferfleet.schemas.journal import AnswerHead, TokenChunk
 from inferfleet.schemas.names import job_key, job_queue, result_key
-from inferfleet.wire.journal_lines import Unflushed
-from inferfleet.wire.records import JobRecords, Standing
+from inferfleet.wire.redis.journal_lines import Unflushed
+from inferfleet.wire.redis.records import JobRecords, Standing
 
 
 async def stall(records: JobRecords, foreign: ForeignClient, job: Job) -> None:

@@ -28,8 +28,8 @@ from inferfleet.local.services.redis_process import RedisProcess, redis_binary
 from inferfleet.producer import Fleet
 from inferfleet.schemas.errors import ConfigurationError, ServiceUnreachableError
 from inferfleet.schemas.settings import ProducerSettings
-from inferfleet.wire.amqp import open_amqp
-from inferfleet.wire.redis import open_redis
+from inferfleet.wire.rabbitmq.connection import open_amqp
+from inferfleet.wire.redis.connection import open_redis
 
 pytestmark = pytest.mark.skipif(obstacle() is not None, reason=f"native services: {obstacle()}")
 

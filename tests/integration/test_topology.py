@@ -38,10 +38,10 @@ from inferfleet.schemas.names import (
     job_queue,
 )
 from inferfleet.schemas.settings import WorkerSettings
-from inferfleet.wire.amqp import Connection, open_amqp
-from inferfleet.wire.health import write_heartbeat
-from inferfleet.wire.pipeline import CommandPipeline
-from inferfleet.wire.redis import open_redis
+from inferfleet.wire.rabbitmq.connection import Connection, open_amqp
+from inferfleet.wire.redis.connection import open_redis
+from inferfleet.wire.redis.heartbeats import write_heartbeat
+from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.tasks import cancel_and_wait
 from inferfleet.worker import topology
 from inferfleet.worker.topology import Topology

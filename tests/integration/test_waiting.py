@@ -33,8 +33,8 @@ from inferfleet.schemas.errors import (
 )
 from inferfleet.schemas.job import new_job_id
 from inferfleet.schemas.settings import ProducerSettings
-from inferfleet.wire.pipeline import CommandPipeline
-from inferfleet.wire.records import JobRecords
+from inferfleet.wire.redis.pipeline import CommandPipeline
+from inferfleet.wire.redis.records import JobRecords
 
 NEVER_S = 3600.0
 """An interval of looking at the records that no test lives to see: results must come by themselves."""

@@ -146,7 +146,7 @@ async def test_the_exporter_answers_while_nobody_reads_its_log(
 ) -> None:
     noise = """
 import logging, threading
-import inferfleet.producer.exporter.sampler as sampler
+import inferfleet.exporter.sampler as sampler
 sample = sampler.Sampler.sample
 async def noisy(self):
     for _ in range(1000):

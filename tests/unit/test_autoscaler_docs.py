@@ -9,9 +9,9 @@ import pytest
 from typer.testing import CliRunner
 
 from inferfleet.cli.root import build
+from inferfleet.exporter.metrics import GAUGES
 from inferfleet.local.autoscaler.profile import EngineProfile
 from inferfleet.local.autoscaler.scaled_object import read_scaled_object
-from inferfleet.producer.exporter.metrics import GAUGES
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = (ROOT / "docs" / "autoscaling.md").read_text(encoding="utf-8")

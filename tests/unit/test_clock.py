@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from inferfleet.wire.clock import RedisClock
+from inferfleet.wire.redis.clock import RedisClock
 
 REDIS_S = 1_000_000_000.0
 """Redis' time when the tests begin: in 2001."""

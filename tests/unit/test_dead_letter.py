@@ -15,7 +15,7 @@ from pamqp.header import ContentHeader
 
 from inferfleet.schemas import Failure, FailureCode
 from inferfleet.schemas.message import derived_id
-from inferfleet.wire.frames import content_header, publishing
+from inferfleet.wire.rabbitmq.frames import content_header, publishing
 from inferfleet.worker.broker import Delivery, Session
 from inferfleet.worker.dead_letter import dead_letter
 

@@ -8,7 +8,7 @@ import pytest
 
 from inferfleet.schemas import Endpoint, Job
 from inferfleet.schemas.journal import TokenChunk
-from inferfleet.wire.attempts import Fence, Started, Verdict
+from inferfleet.wire.redis.attempts import Fence, Started, Verdict
 from inferfleet.worker.deletion_cost import HIGHEST_COST, deletion_cost, worth_writing
 from inferfleet.worker.job_run import JobRun
 

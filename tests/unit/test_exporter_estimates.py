@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from inferfleet.producer.exporter.estimates import OldestAge, Throughput
-from inferfleet.producer.exporter.settings import ExporterSettings
+from inferfleet.exporter.estimates import OldestAge, Throughput
+from inferfleet.exporter.settings import ExporterSettings
 from inferfleet.schemas.errors import ConfigurationError
 from inferfleet.schemas.settings import read_settings
 

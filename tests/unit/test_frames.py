@@ -17,8 +17,8 @@ from pamqp.commands import Basic, Channel
 from pamqp.header import ContentHeader
 from pamqp.heartbeat import Heartbeat
 
-from inferfleet.wire import frames
-from inferfleet.wire.frames import (
+from inferfleet.wire.rabbitmq import frames
+from inferfleet.wire.rabbitmq.frames import (
     DELIVER,
     HEARTBEAT,
     Contents,
@@ -29,7 +29,7 @@ from inferfleet.wire.frames import (
     delivery,
     publishing,
 )
-from inferfleet.wire.stream import FrameReader
+from inferfleet.wire.rabbitmq.stream import FrameReader
 
 OURS = 3
 OTHER = 4

@@ -9,8 +9,8 @@ import pytest
 
 from inferfleet.schemas import Endpoint, Job, Usage
 from inferfleet.schemas.journal import AnswerHead, TokenChunk
-from inferfleet.wire.attempts import Fence, Started, Verdict
-from inferfleet.wire.journal_lines import Unflushed
+from inferfleet.wire.redis.attempts import Fence, Started, Verdict
+from inferfleet.wire.redis.journal_lines import Unflushed
 from inferfleet.worker.broker import Delivery
 from inferfleet.worker.job_run import JobRun
 from inferfleet.worker.stop_switch import Interruption

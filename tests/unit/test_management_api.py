@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from inferfleet.schemas.errors import ConfigurationError
-from inferfleet.wire.management import ManagementApi, queues_url, tls_parameters
+from inferfleet.wire.rabbitmq.management import ManagementApi, queues_url, tls_parameters
 
 AMQPS = "amqps://host/?cafile=/ca.crt&certfile=/tls.crt&keyfile=/tls.key&heartbeat=30"
 

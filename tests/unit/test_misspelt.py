@@ -9,8 +9,6 @@ from typing import Any, cast
 import pytest
 from pydantic_settings import BaseSettings
 
-import inferfleet.local.cli.autoscale
-import inferfleet.producer.exporter.settings  # noqa: F401 - so that all settings classes are there
 from inferfleet.producer.job_making import JobOptions, make_job
 from inferfleet.schemas import request_members, settings
 from inferfleet.schemas.errors import ConfigurationError
@@ -22,7 +20,7 @@ from inferfleet.schemas.settings import (
     misspelt_variables,
     read_settings,
 )
-from inferfleet.worker.engines.vllm_engine import VllmEngine
+from inferfleet.worker.engines.vllm.engine import VllmEngine
 
 
 @pytest.fixture(autouse=True)

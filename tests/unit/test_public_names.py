@@ -44,7 +44,7 @@ def test_an_engine_loads_no_network_library() -> None:
     assert not {"aio_pika", "redis", "aiohttp"} & loaded
 
 
-@pytest.mark.parametrize("package", ["producer", "worker", "schemas", "wire", "cli", "local"])
+@pytest.mark.parametrize("package", ["schemas", "wire", "producer", "exporter", "worker", "cli", "local"])
 def test_every_package_tells_type_checkers_that_it_is_typed(package: str) -> None:
     from importlib.resources import files
 

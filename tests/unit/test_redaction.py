@@ -6,14 +6,14 @@ import traceback
 
 import pytest
 
+from inferfleet.exporter.settings import ExporterSettings
 from inferfleet.local.services import Services, ServicesChoice
-from inferfleet.producer.exporter.settings import ExporterSettings
 from inferfleet.schemas.errors import ConfigurationError, InferfleetError
 from inferfleet.schemas.settings import ProducerSettings, ServiceSettings, WorkerSettings, read_settings
 from inferfleet.wire.address import redacted, without_secrets
-from inferfleet.wire.amqp import open_amqp
-from inferfleet.wire.management import ManagementApi
-from inferfleet.wire.redis import redis_client
+from inferfleet.wire.rabbitmq.connection import open_amqp
+from inferfleet.wire.rabbitmq.management import ManagementApi
+from inferfleet.wire.redis.connection import redis_client
 
 SECRET = "hunter2-xyzzy"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from inferfleet.wire.redis_access import PRODUCER, WORKER, Access
+from inferfleet.wire.redis.access import PRODUCER, WORKER, Access
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "redis.md"
 
@@ -18,7 +18,7 @@ def needed(access: Access) -> set[str]:
 
 
 def test_all_that_scripts_do_is_asked_for() -> None:
-    folder = files("inferfleet.wire").joinpath("lua")
+    folder = files("inferfleet.wire.redis").joinpath("lua")
     used = {
         command
         for script in folder.iterdir()

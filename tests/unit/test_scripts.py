@@ -17,17 +17,17 @@ from inferfleet.schemas.job import new_job_id
 from inferfleet.schemas.journal import QueuedEntry, RestartReason
 from inferfleet.schemas.session import Turn
 from inferfleet.schemas.settings import ServiceSettings
-from inferfleet.wire import scripts
-from inferfleet.wire.attempts import Fence
-from inferfleet.wire.clock import RedisClock
-from inferfleet.wire.health import write_heartbeat
-from inferfleet.wire.journal_lines import Unflushed
-from inferfleet.wire.limits import WaitingTurns
-from inferfleet.wire.pipeline import CommandPipeline
-from inferfleet.wire.records import JobRecords
-from inferfleet.wire.replies import Replies
-from inferfleet.wire.scripts import Argument
-from inferfleet.wire.sessions import Payload, Sessions
+from inferfleet.wire.redis import scripts
+from inferfleet.wire.redis.attempts import Fence
+from inferfleet.wire.redis.clock import RedisClock
+from inferfleet.wire.redis.heartbeats import write_heartbeat
+from inferfleet.wire.redis.journal_lines import Unflushed
+from inferfleet.wire.redis.pipeline import CommandPipeline
+from inferfleet.wire.redis.pool_limits import WaitingTurns
+from inferfleet.wire.redis.records import JobRecords
+from inferfleet.wire.redis.replies import Replies
+from inferfleet.wire.redis.scripts import Argument
+from inferfleet.wire.redis.sessions import Payload, Sessions
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 JOB = Job(session_id="s", body={"messages": []}, idempotency_key="k", submitted_at=NOW)
@@ -131,5 +131,5 @@ def slot_of(key: str) -> str:
 
 
 def test_scripts_have_all_their_keys_from_their_callers() -> None:
-    folder = files("inferfleet.wire").joinpath("lua")
+    folder = files("inferfleet.wire.redis").joinpath("lua")
     assert [script.name for script in folder.iterdir() if "inferfleet:" in script.read_text()] == []

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pamqp import decode, encode
 
-from inferfleet.wire.frames import SpelledProperties, content_header, publishing
-from inferfleet.wire.tables import FieldTable, field_table
+from inferfleet.wire.rabbitmq.frames import SpelledProperties, content_header, publishing
+from inferfleet.wire.rabbitmq.headers import FieldTable, field_table
 
 texts = st.text(max_size=10)
 values = st.recursive(

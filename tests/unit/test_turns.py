@@ -9,9 +9,9 @@ import pytest
 from inferfleet.schemas import Endpoint, Failure, FailureCode, Job, JobState, Usage
 from inferfleet.schemas.journal import TokenChunk
 from inferfleet.schemas.session import Turn
-from inferfleet.wire.attempts import Fence
-from inferfleet.wire.clock import RedisClock
-from inferfleet.wire.sessions import Appended, Begin, Begun, Sessions
+from inferfleet.wire.redis.attempts import Fence
+from inferfleet.wire.redis.clock import RedisClock
+from inferfleet.wire.redis.sessions import Appended, Begin, Begun, Sessions
 from inferfleet.worker.broker import Delivery, Session
 from inferfleet.worker.job_run import JobRun
 from inferfleet.worker.outcomes import DeadLetter, Defer, Finish, HandOver, Park

@@ -30,17 +30,17 @@ from inferfleet.schemas.job import Job, JobState
 from inferfleet.schemas.problems import printable
 from inferfleet.schemas.result import JobRecord, Result
 from inferfleet.schemas.settings import ProducerSettings, read_settings
-from inferfleet.wire.clock import RedisClock
 from inferfleet.wire.draining import drain_worker
-from inferfleet.wire.eviction import refuse_eviction
-from inferfleet.wire.health import read_heartbeats
 from inferfleet.wire.home import Home
-from inferfleet.wire.limits import note_limit
-from inferfleet.wire.pipeline import CommandPipeline
-from inferfleet.wire.records import JobRecords
-from inferfleet.wire.redis import SOCKET_TIMEOUT_S, closing_redis, reach_redis, redis_client
-from inferfleet.wire.redis_access import PRODUCER
-from inferfleet.wire.sessions import Sessions
+from inferfleet.wire.redis.access import PRODUCER
+from inferfleet.wire.redis.clock import RedisClock
+from inferfleet.wire.redis.connection import SOCKET_TIMEOUT_S, closing_redis, reach_redis, redis_client
+from inferfleet.wire.redis.eviction import refuse_eviction
+from inferfleet.wire.redis.heartbeats import read_heartbeats
+from inferfleet.wire.redis.pipeline import CommandPipeline
+from inferfleet.wire.redis.pool_limits import note_limit
+from inferfleet.wire.redis.records import JobRecords
+from inferfleet.wire.redis.sessions import Sessions
 
 
 class Fleet:

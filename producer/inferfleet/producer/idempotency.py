@@ -10,8 +10,8 @@ import orjson
 from inferfleet.schemas.errors import IdempotencyConflictError
 from inferfleet.schemas.job import Job
 from inferfleet.schemas.names import idempotency_key
-from inferfleet.wire import scripts
-from inferfleet.wire.pipeline import CommandPipeline
+from inferfleet.wire.redis import scripts
+from inferfleet.wire.redis.pipeline import CommandPipeline
 
 _ACCEPTED = " accepted"
 

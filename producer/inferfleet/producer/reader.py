@@ -30,12 +30,12 @@ from inferfleet.schemas.errors import (
 from inferfleet.schemas.journal import FinishedEntry
 from inferfleet.schemas.names import journal_key, reply_key
 from inferfleet.schemas.result import Result
-from inferfleet.wire import refusals
-from inferfleet.wire.journal_lines import parse_line
 from inferfleet.wire.outage import Outage
-from inferfleet.wire.pipeline import CommandPipeline
-from inferfleet.wire.records import JobRecords
-from inferfleet.wire.replies import REPLY_STREAM_LENGTH, REPLY_TTL_S
+from inferfleet.wire.redis import refusals
+from inferfleet.wire.redis.journal_lines import parse_line
+from inferfleet.wire.redis.pipeline import CommandPipeline
+from inferfleet.wire.redis.records import JobRecords
+from inferfleet.wire.redis.replies import REPLY_STREAM_LENGTH, REPLY_TTL_S
 
 logger = logging.getLogger(__name__)
 

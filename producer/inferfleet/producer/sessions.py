@@ -25,7 +25,7 @@ from inferfleet.schemas.session import (
     check_limits,
     check_session_id,
 )
-from inferfleet.wire.sessions import Replaced, Sessions
+from inferfleet.wire.redis.sessions import Replaced, Sessions
 
 
 class Submit(Protocol):

@@ -33,9 +33,9 @@ from inferfleet.schemas.failures import Failure, FailureCode
 from inferfleet.schemas.job import Job, JobState, OnBusy
 from inferfleet.schemas.result import JobRecord, Result
 from inferfleet.schemas.settings import ProducerSettings
-from inferfleet.wire.pipeline import CommandPipeline
-from inferfleet.wire.records import Closed, JobRecords, Recorded, Standing
-from inferfleet.wire.sessions import Entered, Entry, Payload, Sessions, Withdrawn
+from inferfleet.wire.redis.pipeline import CommandPipeline
+from inferfleet.wire.redis.records import Closed, JobRecords, Recorded, Standing
+from inferfleet.wire.redis.sessions import Entered, Entry, Payload, Sessions, Withdrawn
 
 logger = logging.getLogger(__name__)
 

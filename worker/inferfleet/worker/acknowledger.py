@@ -12,8 +12,8 @@ import logging
 import aiormq.abc
 from aio_pika.exceptions import AMQPError, ChannelInvalidStateError
 
-from inferfleet.wire.frames import acknowledgement
-from inferfleet.wire.stream import FrameStream
+from inferfleet.wire.rabbitmq.frames import acknowledgement
+from inferfleet.wire.rabbitmq.stream import FrameStream
 
 logger = logging.getLogger(__name__)
 

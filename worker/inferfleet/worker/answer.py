@@ -7,7 +7,7 @@ from typing import Any
 from inferfleet.schemas import Job, Usage
 from inferfleet.schemas.journal import AnswerHead, TokenChunk
 from inferfleet.schemas.said import cut_response
-from inferfleet.wire.journal_lines import Unflushed
+from inferfleet.wire.redis.journal_lines import Unflushed
 
 
 class Answer:

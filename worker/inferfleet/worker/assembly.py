@@ -7,10 +7,10 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from inferfleet.schemas.settings import WorkerSettings
-from inferfleet.wire.pipeline import CommandPipeline
-from inferfleet.wire.publishing import ConfirmChannel
-from inferfleet.wire.records import JobRecords
-from inferfleet.wire.sessions import Sessions
+from inferfleet.wire.rabbitmq.publishing import ConfirmChannel
+from inferfleet.wire.redis.pipeline import CommandPipeline
+from inferfleet.wire.redis.records import JobRecords
+from inferfleet.wire.redis.sessions import Sessions
 from inferfleet.worker.attempt import Attempts
 from inferfleet.worker.attempt_log import AttemptLog
 from inferfleet.worker.hooks import AllHooks

@@ -20,9 +20,9 @@ from inferfleet.schemas.errors import InvalidJobError
 from inferfleet.schemas.journal import RestartReason, TokenChunk
 from inferfleet.schemas.request import check_request
 from inferfleet.schemas.settings import WorkerSettings
-from inferfleet.wire.attempts import Started, Verdict, Written
-from inferfleet.wire.journal_lines import generated, head_of
-from inferfleet.wire.records import JobRecords
+from inferfleet.wire.redis.attempts import Started, Verdict, Written
+from inferfleet.wire.redis.journal_lines import generated, head_of
+from inferfleet.wire.redis.records import JobRecords
 from inferfleet.worker.broker import Delivery
 from inferfleet.worker.hooks import Hooks
 from inferfleet.worker.job_run import JobRun

@@ -19,9 +19,9 @@ from aiormq.exceptions import ChannelAccessRefused
 
 from inferfleet.schemas import Job
 from inferfleet.schemas.settings import WorkerSettings
-from inferfleet.wire.amqp import connection_errors, job_message, open_amqp, refused
-from inferfleet.wire.frames import DELIVER, Contents, Properties, delivery
-from inferfleet.wire.stream import FrameStream
+from inferfleet.wire.rabbitmq.connection import connection_errors, job_message, open_amqp, refused
+from inferfleet.wire.rabbitmq.frames import DELIVER, Contents, Properties, delivery
+from inferfleet.wire.rabbitmq.stream import FrameStream
 from inferfleet.wire.tasks import cancel_and_wait
 from inferfleet.worker.acknowledger import BROKEN, Acknowledger
 from inferfleet.worker.topology import Topology, not_here

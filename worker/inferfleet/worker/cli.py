@@ -16,9 +16,9 @@ from inferfleet.schemas.errors import ConfigurationError, InferfleetError
 from inferfleet.schemas.names import CONTROL_EXCHANGE
 from inferfleet.schemas.settings import EngineKind, LogFormat, ServiceSettings, WorkerSettings, read_settings
 from inferfleet.wire.draining import drain_worker
-from inferfleet.wire.pipeline import CommandPipeline
-from inferfleet.wire.publishing import ConfirmChannel
-from inferfleet.wire.redis import open_redis
+from inferfleet.wire.rabbitmq.publishing import ConfirmChannel
+from inferfleet.wire.redis.connection import open_redis
+from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.tasks import cancel_and_wait
 from inferfleet.worker.ports import EngineDeadError
 from inferfleet.worker.process import run_process

@@ -31,7 +31,7 @@ def make_engine(settings: WorkerSettings) -> Engine:
                     "the vllm engine needs a model: give --model, a folder or a name (INFERFLEET_MODEL)"
                 )
             try:
-                from inferfleet.worker.engines.vllm_engine import VllmEngine
+                from inferfleet.worker.engines.vllm.engine import VllmEngine
             except ModuleNotFoundError as error:
                 if (error.name or "").startswith("inferfleet"):
                     raise

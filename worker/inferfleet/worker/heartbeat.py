@@ -9,11 +9,11 @@ from importlib.metadata import version
 
 from inferfleet.schemas.heartbeat import Heartbeat, WorkerPhase
 from inferfleet.schemas.settings import WorkerSettings
-from inferfleet.wire.clock import RedisClock
-from inferfleet.wire.health import forget_heartbeat, write_heartbeat
-from inferfleet.wire.limits import note_limit
 from inferfleet.wire.outage import Outage
-from inferfleet.wire.pipeline import CommandPipeline
+from inferfleet.wire.redis.clock import RedisClock
+from inferfleet.wire.redis.heartbeats import forget_heartbeat, write_heartbeat
+from inferfleet.wire.redis.pipeline import CommandPipeline
+from inferfleet.wire.redis.pool_limits import note_limit
 from inferfleet.worker.metrics import WorkerMetrics
 from inferfleet.worker.ports import Engine
 from inferfleet.worker.slots import Slots

@@ -10,8 +10,8 @@ from typing import Any
 
 from inferfleet.schemas import Job
 from inferfleet.schemas.journal import TokenChunk
-from inferfleet.wire.attempts import Fence, Started
-from inferfleet.wire.clock import RedisClock
+from inferfleet.wire.redis.attempts import Fence, Started
+from inferfleet.wire.redis.clock import RedisClock
 from inferfleet.worker.answer import Answer
 from inferfleet.worker.broker import Delivery
 from inferfleet.worker.stop_switch import Interruption, StopSwitch

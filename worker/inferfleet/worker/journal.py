@@ -13,9 +13,9 @@ import time
 from collections.abc import Awaitable, Callable
 
 from inferfleet.schemas.settings import WorkerSettings
-from inferfleet.wire.attempts import Written
-from inferfleet.wire.records import JobRecords
-from inferfleet.wire.sessions import Sessions
+from inferfleet.wire.redis.attempts import Written
+from inferfleet.wire.redis.records import JobRecords
+from inferfleet.wire.redis.sessions import Sessions
 from inferfleet.worker.job_run import JobRun
 from inferfleet.worker.stop_switch import Interruption
 

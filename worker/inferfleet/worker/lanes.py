@@ -8,11 +8,11 @@ from functools import partial
 from inferfleet.schemas import Failure, FailureCode, Job, names
 from inferfleet.schemas.job import OnBusy
 from inferfleet.schemas.settings import WorkerSettings
-from inferfleet.wire.amqp import job_message
-from inferfleet.wire.confirms import RefusedError, UnroutableError
-from inferfleet.wire.publishing import ConfirmChannel
-from inferfleet.wire.records import JobRecords
-from inferfleet.wire.sessions import Entry, Payload, Sessions
+from inferfleet.wire.rabbitmq.confirms import RefusedError, UnroutableError
+from inferfleet.wire.rabbitmq.connection import job_message
+from inferfleet.wire.rabbitmq.publishing import ConfirmChannel
+from inferfleet.wire.redis.records import JobRecords
+from inferfleet.wire.redis.sessions import Entry, Payload, Sessions
 
 logger = logging.getLogger(__name__)
 

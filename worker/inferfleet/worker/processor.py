@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from inferfleet.schemas import Failure, FailureCode
 from inferfleet.schemas.errors import InvalidJobError
 from inferfleet.schemas.message import read_job
-from inferfleet.wire.clock import RedisClock
 from inferfleet.wire.outage import Outage
+from inferfleet.wire.redis.clock import RedisClock
 from inferfleet.worker.attempt import Attempts
 from inferfleet.worker.broker import Delivery
 from inferfleet.worker.job_run import JobRun

@@ -24,13 +24,13 @@ from inferfleet.schemas.errors import (
 )
 from inferfleet.schemas.journal import QueuedEntry
 from inferfleet.schemas.settings import WorkerSettings
-from inferfleet.wire.amqp import declare_dead_letters
-from inferfleet.wire.attempts import Written
-from inferfleet.wire.confirms import RefusedError, UnroutableError
 from inferfleet.wire.outage import Outage
-from inferfleet.wire.publishing import ConfirmChannel
-from inferfleet.wire.records import JobRecords
-from inferfleet.wire.sessions import Payload
+from inferfleet.wire.rabbitmq.confirms import RefusedError, UnroutableError
+from inferfleet.wire.rabbitmq.connection import declare_dead_letters
+from inferfleet.wire.rabbitmq.publishing import ConfirmChannel
+from inferfleet.wire.redis.attempts import Written
+from inferfleet.wire.redis.records import JobRecords
+from inferfleet.wire.redis.sessions import Payload
 from inferfleet.worker.broker import Delivery
 from inferfleet.worker.dead_letter import dead_letter
 from inferfleet.worker.hooks import Hooks

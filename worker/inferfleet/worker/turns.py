@@ -15,7 +15,7 @@ from inferfleet.schemas.journal import TokenChunk
 from inferfleet.schemas.merge_patch import merge_patch
 from inferfleet.schemas.said import CUT_SHORT
 from inferfleet.schemas.session import Turn, estimated_tokens, history, tool_problem, with_answer
-from inferfleet.wire.sessions import Appended, Begin, Sessions, turns_lost
+from inferfleet.wire.redis.sessions import Appended, Begin, Sessions, turns_lost
 from inferfleet.worker.job_run import JobRun
 from inferfleet.worker.outcomes import DeadLetter, Defer, Finish, HandOver, Outcome, Park
 from inferfleet.worker.ports import Completion

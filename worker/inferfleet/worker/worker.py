@@ -19,13 +19,13 @@ from inferfleet.schemas.control import CancelJob, DrainWorker, control
 from inferfleet.schemas.errors import InferfleetError, ServiceRefusedError, ServiceUnreachableError
 from inferfleet.schemas.heartbeat import WorkerPhase
 from inferfleet.schemas.settings import WorkerSettings
-from inferfleet.wire.clock import RedisClock
-from inferfleet.wire.eviction import refuse_eviction
 from inferfleet.wire.outage import Outage
-from inferfleet.wire.pipeline import CommandPipeline
-from inferfleet.wire.publishing import ConfirmChannel
-from inferfleet.wire.redis import open_redis
-from inferfleet.wire.redis_access import WORKER
+from inferfleet.wire.rabbitmq.publishing import ConfirmChannel
+from inferfleet.wire.redis.access import WORKER
+from inferfleet.wire.redis.clock import RedisClock
+from inferfleet.wire.redis.connection import open_redis
+from inferfleet.wire.redis.eviction import refuse_eviction
+from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.tasks import cancel_and_wait
 from inferfleet.worker.assembly import assemble
 from inferfleet.worker.broker import Delivery, Session, open_session

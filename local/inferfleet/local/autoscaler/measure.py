@@ -20,8 +20,8 @@ from inferfleet.local.autoscaler.decision import Reading, Readings
 from inferfleet.local.autoscaler.triggers import PrometheusTrigger, Protocol, RabbitMQTrigger, Trigger
 from inferfleet.schemas.errors import ConfigurationError
 from inferfleet.wire.address import without_secrets
-from inferfleet.wire.amqp import connection_errors, open_amqp
-from inferfleet.wire.management import ManagementApi
+from inferfleet.wire.rabbitmq.connection import connection_errors, open_amqp
+from inferfleet.wire.rabbitmq.management import ManagementApi
 
 TIMEOUT_S = 3.0
 """KEDA_HTTP_DEFAULT_TIMEOUT."""

@@ -15,8 +15,8 @@ from inferfleet.local.chaos.history import History, JobHistory, WorkerLife
 from inferfleet.local.chaos.ledger import Accepted, CancelAsked, Intent, Seen, Streamed, read_ledger
 from inferfleet.schemas import Job, JobState, JournalEntry, Result
 from inferfleet.schemas.names import dead_queue, job_queue, journal_key, result_key
-from inferfleet.wire.amqp import open_amqp
-from inferfleet.wire.journal_lines import parse_line
+from inferfleet.wire.rabbitmq.connection import open_amqp
+from inferfleet.wire.redis.journal_lines import parse_line
 
 BATCH = 200
 

@@ -17,7 +17,7 @@ from inferfleet.local.chaos.harness import PATIENCE_S, Harness
 from inferfleet.schemas.errors import ServiceUnreachableError
 from inferfleet.schemas.job import new_job_id
 from inferfleet.schemas.names import JOBS_EXCHANGE
-from inferfleet.wire.amqp import open_amqp
+from inferfleet.wire.rabbitmq.connection import open_amqp
 
 EVERY_S = (0.2, 0.8)
 

@@ -30,8 +30,8 @@ from inferfleet.schemas.errors import ConfigurationError, ServiceUnreachableErro
 from inferfleet.schemas.journal import JournalEntry
 from inferfleet.schemas.names import job_queue, journal_key
 from inferfleet.schemas.settings import EngineKind, WorkerSettings
-from inferfleet.wire.amqp import open_amqp
-from inferfleet.wire.journal_lines import parse_line
+from inferfleet.wire.rabbitmq.connection import open_amqp
+from inferfleet.wire.redis.journal_lines import parse_line
 
 AMQP_HEARTBEAT_S = 2
 """How often a peer must be heard of. After two misses its connection counts as broken."""

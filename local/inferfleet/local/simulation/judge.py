@@ -27,7 +27,7 @@ from inferfleet.schemas.errors import (
 from inferfleet.schemas.names import job_key, journal_key, result_key, turns_key
 from inferfleet.schemas.session import Turn
 from inferfleet.schemas.settings import WorkerSettings
-from inferfleet.wire.journal_lines import parse_line
+from inferfleet.wire.redis.journal_lines import parse_line
 
 LEASE_S = WorkerSettings.model_fields["lease_s"].default
 

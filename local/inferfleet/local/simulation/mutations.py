@@ -16,7 +16,7 @@ from types import FunctionType
 from typing import Any
 
 from inferfleet.local.simulation.plan import Kind
-from inferfleet.wire import scripts
+from inferfleet.wire.redis import scripts
 
 
 class MutationError(Exception):

@@ -1,0 +1,41 @@
+"""``inferfleet exporter``."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Annotated
+
+import typer
+
+from inferfleet.exporter.server import run_exporter
+from inferfleet.exporter.settings import ExporterSettings
+from inferfleet.schemas.settings import read_settings
+from inferfleet.worker.log import Text, lines_to_stderr
+
+
+def command(
+    *,
+    http_port: Annotated[
+        int | None, typer.Option(help="Port for metrics and health, 9101 by default; 0 for a free one.")
+    ] = None,
+    pools: Annotated[
+        str | None,
+        typer.Option(metavar="POOL,...", help="Pools to report also while no worker of theirs is alive."),
+    ] = None,
+) -> None:
+    """Serve metrics of the whole fleet for Prometheus, until SIGTERM. One for a cluster is enough.
+
+    INFERFLEET_MANAGEMENT_URL, RabbitMQ's HTTP API, is needed for the oldest job's age and the backlog.
+    """
+    settings = read_settings(ExporterSettings, http_port=http_port, pools=pools)
+    with lines_to_stderr(Text("%(asctime)s %(levelname)-7s %(message)s")) as log:
+        logging.basicConfig(level=logging.INFO, handlers=[log], force=True)
+        for name in ("aio_pika", "aiormq", "aiormq.connection"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        if settings.management_url is None:
+            logging.getLogger(__name__).warning(
+                "without INFERFLEET_MANAGEMENT_URL there is no age of the oldest job and no backlog, and "
+                "unacked jobs are those inside engines, as the heartbeats say"
+            )
+        asyncio.run(run_exporter(settings))

@@ -1,0 +1,71 @@
+"""Counts from RabbitMQ's HTTP API: everything, up to 5 s old."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any, cast
+
+from inferfleet.exporter.queues import QueueCounts
+from inferfleet.schemas.names import dead_queue, job_queue
+from inferfleet.wire.rabbitmq.management import ManagementApi
+
+TIMEOUT_S = 4.0
+PAGE = 500
+COLUMNS = "name,messages_ready,messages_unacknowledged,message_stats.publish,message_stats.ack"
+NAMES = "^inferfleet[.](jobs|dead)[.]"
+
+
+class ManagementQueues:
+    """Asks for all pools of the AMQP URL's virtual host at once, so it finds pools that nobody named.
+
+    Raises ``ConfigurationError`` if an address cannot be one.
+    """
+
+    def __init__(self, management_url: str, *, amqp_url: str) -> None:
+        self._api = ManagementApi(management_url, amqp_url=amqp_url, timeout_s=TIMEOUT_S)
+        self._api.check()
+
+    async def counts(self, pools: Collection[str]) -> Mapping[str, QueueCounts]:
+        """Count for every pool there is. See ``Queues``."""
+        found = {str(queue["name"]): queue for queue in await self._all()}
+        prefix = job_queue("")
+        named = {name.removeprefix(prefix) for name in found if name.startswith(prefix)}
+        return {
+            pool: _counts(found[job_queue(pool)], found.get(dead_queue(pool)))
+            for pool in sorted(named | {pool for pool in pools if job_queue(pool) in found})
+        }
+
+    async def aclose(self) -> None:
+        """Nothing is held between two counts."""
+
+    async def _all(self) -> list[dict[str, Any]]:
+        queues: list[dict[str, Any]] = []
+        page = pages = 1
+        while page <= pages:
+            answer = await self._api.queues(
+                {
+                    "page": str(page),
+                    "page_size": str(PAGE),
+                    "name": NAMES,
+                    "use_regex": "true",
+                    "columns": COLUMNS,
+                }
+            )
+            queues += cast("list[dict[str, Any]]", answer["items"])
+            pages = int(answer["page_count"])
+            page += 1
+        return queues
+
+
+def _counts(jobs: Mapping[str, Any], dead: Mapping[str, Any] | None) -> QueueCounts:
+    stats = cast("Mapping[str, Any]", jobs.get("message_stats") or {})
+    ready = jobs.get("messages_ready")
+    # Before its first message a queue has no statistics; a queue that is counted has had none, then.
+    nothing_yet = 0 if ready == 0 else None
+    return QueueCounts(
+        ready=ready,
+        unacked=jobs.get("messages_unacknowledged"),
+        dead=dead.get("messages_ready") if dead else None,
+        published=stats.get("publish", nothing_yet),
+        acked=stats.get("ack", 0 if "publish" in stats else nothing_yet),
+    )

@@ -1,0 +1,68 @@
+"""The metrics as Prometheus gets them: gauges, by pool."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from inferfleet.exporter.snapshot import PoolNumbers, Snapshot
+
+GAUGES: tuple[tuple[str, str, Callable[[PoolNumbers], float | None]], ...] = (
+    ("inferfleet_queue_ready", "Jobs that wait in the queue", lambda pool: pool.ready),
+    ("inferfleet_queue_unacked", "Jobs that workers have taken and not finished", lambda pool: pool.unacked),
+    (
+        "inferfleet_queue_oldest_age_seconds",
+        "How long the oldest waiting job has waited, estimated from counters",
+        lambda pool: pool.oldest_age_s,
+    ),
+    (
+        "inferfleet_queue_backlog_seconds",
+        "How long waiting and taken jobs will last at present throughput",
+        lambda pool: pool.backlog_s,
+    ),
+    ("inferfleet_dead_letters_ready", "Jobs among the dead letters", lambda pool: pool.dead),
+)
+
+
+class FleetCollector(Collector):
+    """Shows the latest snapshot, or only that there is none, if it is older than ``stale_after_s``."""
+
+    def __init__(self, latest: Callable[[], Snapshot | None], *, stale_after_s: float) -> None:
+        self._latest = latest
+        self._stale_after_s = stale_after_s
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """Yield every metric family; those without a known value are empty."""
+        snapshot = self._latest()
+        if snapshot is None or time.monotonic() - snapshot.at > self._stale_after_s:
+            snapshot = Snapshot(at=0.0, rabbitmq=False, redis=False)
+        up = GaugeMetricFamily(
+            "inferfleet_exporter_up", "1 if the service could be read last time", labels=("service",)
+        )
+        up.add_metric(("rabbitmq",), snapshot.rabbitmq)
+        up.add_metric(("redis",), snapshot.redis)
+        yield up
+        for name, what, value_of in GAUGES:
+            family = GaugeMetricFamily(name, what, labels=("pool",))
+            for pool, numbers in snapshot.pools.items():
+                if (value := value_of(numbers)) is not None:
+                    family.add_metric((pool,), value)
+            yield family
+        workers = GaugeMetricFamily(
+            "inferfleet_workers", "Workers on the health map", labels=("pool", "phase")
+        )
+        for pool, numbers in snapshot.pools.items():
+            for phase, number in (numbers.workers or {}).items():
+                workers.add_metric((pool, phase), number)
+        yield workers
+
+
+def exposition(collector: FleetCollector) -> bytes:
+    """The metrics in Prometheus' text format."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(collector)
+    return generate_latest(registry)

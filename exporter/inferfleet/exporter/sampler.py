@@ -1,0 +1,123 @@
+"""Looks at RabbitMQ and Redis every few seconds, and keeps what the estimates need."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+
+from pydantic import ValidationError
+
+from inferfleet.exporter.estimates import OldestAge, Throughput
+from inferfleet.exporter.queues import QueueCounts, Queues
+from inferfleet.exporter.snapshot import PoolNumbers, Snapshot
+from inferfleet.schemas.errors import ConfigurationError, ServiceRefusedError, ServiceUnreachableError
+from inferfleet.schemas.heartbeat import Heartbeat, WorkerPhase
+from inferfleet.wire.outage import Outage
+from inferfleet.wire.redis.heartbeats import read_heartbeats
+from inferfleet.wire.redis.pipeline import CommandPipeline
+
+logger = logging.getLogger(__name__)
+
+
+class Sampler:
+    """Takes snapshots. ``latest`` is the newest, ``None`` before the first."""
+
+    def __init__(self, *, queues: Queues, pipeline: CommandPipeline, pools: tuple[str, ...]) -> None:
+        self.latest: Snapshot | None = None
+        self._queues = queues
+        self._pipeline = pipeline
+        self._pools = set(pools)
+        self._ages: defaultdict[str, OldestAge] = defaultdict(OldestAge)
+        self._throughputs: defaultdict[str, Throughput] = defaultdict(Throughput)
+        self._outages: defaultdict[str, Outage] = defaultdict(Outage)
+
+    async def run(self, *, interval_s: float) -> None:
+        """Take a snapshot every ``interval_s``, until cancelled. An outage of either service is survived."""
+        while True:
+            started = time.monotonic()
+            self.latest = await self.sample()
+            await asyncio.sleep(max(0.0, started + interval_s - time.monotonic()))
+
+    async def sample(self) -> Snapshot:
+        """Look once."""
+        heartbeats = await self._heartbeats()
+        # Once seen, a pool is reported also with nobody left: zero workers is a number too.
+        self._pools |= {heartbeat.pool for heartbeat in heartbeats or ()}
+        counts = await self._counts()
+        self._pools |= set(counts or ())
+        now = time.monotonic()
+        return Snapshot(
+            at=now,
+            rabbitmq=counts is not None,
+            redis=heartbeats is not None,
+            pools={
+                pool: self._pool(
+                    pool,
+                    now=now,
+                    counts=(counts or {}).get(pool, QueueCounts()),
+                    heartbeats=None if heartbeats is None else [it for it in heartbeats if it.pool == pool],
+                )
+                for pool in sorted(self._pools)
+            },
+        )
+
+    def _pool(
+        self, pool: str, *, now: float, counts: QueueCounts, heartbeats: list[Heartbeat] | None
+    ) -> PoolNumbers:
+        ready, unacked = counts.ready, counts.unacked
+        if ready is not None and unacked is None and heartbeats is not None:
+            unacked = sum(it.running + it.waiting for it in heartbeats)
+        workers = None
+        if heartbeats is not None:
+            phases = Counter(it.phase for it in heartbeats)
+            workers = {phase: phases[phase] for phase in WorkerPhase}
+        age_s = backlog_s = None
+        if ready is not None and counts.published is not None:
+            age_s = self._ages[pool].observe(now=now, published=counts.published, ready=ready)
+        if ready is not None and unacked is not None and counts.acked is not None:
+            work = ready + unacked
+            rate = self._throughputs[pool].observe(
+                now=now,
+                acked=counts.acked,
+                work=work,
+                ready_workers=0 if workers is None else workers[WorkerPhase.READY],
+            )
+            backlog_s = 0.0 if not work else work / rate if rate else None
+        return PoolNumbers(
+            ready=ready,
+            unacked=unacked,
+            oldest_age_s=age_s,
+            backlog_s=backlog_s,
+            dead=counts.dead,
+            workers=workers,
+        )
+
+    async def _heartbeats(self) -> list[Heartbeat] | None:
+        try:
+            heartbeats = await read_heartbeats(self._pipeline)
+        except (ServiceUnreachableError, ServiceRefusedError, ValidationError) as error:
+            self._tell("Redis", error)
+            return None
+        self._tell("Redis", None)
+        return heartbeats
+
+    async def _counts(self) -> Mapping[str, QueueCounts] | None:
+        try:
+            counts = await self._queues.counts(self._pools)
+        except (ServiceUnreachableError, ServiceRefusedError, ConfigurationError) as error:
+            # The latter is about a file, of a URL or a certificate, that has been there before.
+            self._tell("RabbitMQ", error)
+            return None
+        self._tell("RabbitMQ", None)
+        return counts
+
+    def _tell(self, service: str, error: Exception | None) -> None:
+        """Log when a service goes away and when it is back, and not every few seconds."""
+        outage = self._outages[service]
+        if error is not None and outage.began():
+            logger.warning("%s cannot be read, its metrics are left out: %s", service, error)
+        elif error is None and (lasted_s := outage.ended()) is not None:
+            logger.warning("%s can be read again, after %.1f s", service, lasted_s)

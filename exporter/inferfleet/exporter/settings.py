@@ -1,0 +1,46 @@
+"""Settings of the exporter."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field, field_validator
+from pydantic_settings import NoDecode
+
+from inferfleet.schemas.job import PoolName
+from inferfleet.schemas.settings import Seconds, ServiceSettings
+
+
+class ExporterSettings(ServiceSettings):
+    """Settings of the exporter.
+
+    ``management_url`` is RabbitMQ's HTTP API, ``http://user:password@host:15672``, or a file that holds it;
+    ``wire.rabbitmq.management`` says how it has TLS. The user needs the tag ``monitoring``. Without it some
+    metrics are missing, and only pools with a worker or in ``pools`` are seen.
+    """
+
+    management_url: Annotated[str | None, Field(repr=False)] = None
+    pools: Annotated[tuple[PoolName, ...], NoDecode] = ()
+    """Pools to report also while no worker of theirs is alive. In the environment, separated by commas."""
+    http_host: str = "0.0.0.0"  # noqa: S104 - Prometheus comes from outside the pod
+    http_port: Annotated[int, Field(ge=0, le=65_535)] = 9101
+    sample_interval_s: Seconds = 5.0
+    """RabbitMQ renews its statistics every 5 s; to look more often shows nothing new."""
+
+    @field_validator("pools", mode="before")
+    @classmethod
+    def _by_commas(cls, value: Any) -> Any:
+        return (
+            [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
+        )
+
+    @field_validator("management_url")
+    @classmethod
+    def _http_scheme(cls, url: str | None) -> str | None:
+        if not url:
+            return None
+        if not url.startswith(("http://", "https://", "file:///")):
+            raise ValueError(
+                "it must start with http://, https:// or file:///, as http://user:password@host:15672"
+            )
+        return url

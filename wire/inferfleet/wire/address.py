@@ -1,0 +1,103 @@
+"""Where a service is: a URL, or a file that holds it.
+
+``file:///run/secrets/amqp-url`` stands for the content of that file, read anew for every connection. So
+a password in a mounted Secret never is in the environment, and a rotated one is used from the next
+connection on. TLS is in the URL: ``amqps://…?cafile=…&certfile=…&keyfile=…`` for RabbitMQ and
+``rediss://…?ssl_ca_certs=…&ssl_certfile=…&ssl_keyfile=…`` for Redis, as aio-pika and redis-py have it.
+``wire.rabbitmq.management`` takes the former's for RabbitMQ's HTTP API.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+from pathlib import Path
+from typing import Final
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from inferfleet.schemas.errors import ConfigurationError, ServiceUnreachableError
+
+_URL: Final = re.compile(
+    r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<authority>[^/?#]*)(?P<path>[^?#]*)(?P<rest>.*)", re.DOTALL
+)
+_USER: Final = re.compile(r"[\w.%-]*", re.ASCII)
+_HOST: Final = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[\w.-]*)(:\d*)?", re.ASCII)
+_PATH: Final = re.compile(r"[\w./%~+-]*", re.ASCII)
+_HIDDEN: Final = "***"
+
+_PASSING: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.EINTR})
+"""What is wrong with the process or the machine, not with the file."""
+
+
+def is_file(url: str) -> bool:
+    """Whether the URL names a file that holds the real one."""
+    return url[:5].lower() == "file:"
+
+
+def current_url(url: str) -> str:
+    """The URL to connect to now.
+
+    Raises:
+        ConfigurationError: The file cannot be read, or is empty.
+        ServiceUnreachableError: No file can be read now.
+
+    """
+    if not is_file(url):
+        return url
+    path = Path(unquote(urlsplit(url).path))
+    try:
+        content = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        if isinstance(error, OSError) and error.errno in _PASSING:
+            raise ServiceUnreachableError(f"cannot read the URL of a service now ({error})") from error
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise ConfigurationError(f"cannot read the URL of a service from {path}: {reason}") from None
+    if not content:
+        raise ConfigurationError(f"{path} should hold the URL of a service, and is empty")
+    return content
+
+
+def redacted(url: str) -> str:
+    """The URL as it may be shown: scheme, users, hosts and path. Never raises.
+
+    No password of any host, no parameter (Redis takes passwords there, too), and nothing that could be part
+    of a password which was not quoted as it has to be.
+    """
+    parts = _URL.fullmatch(url)
+    if parts is None:
+        return _HIDDEN
+    path = parts["path"]
+    if "@" in path + parts["rest"] or not _PATH.fullmatch(path):
+        # Where the password ends is not certain: it may hold a slash or a question mark.
+        return f"{parts['scheme']}://{_HIDDEN}"
+    hosts = parts["authority"].split(",")
+    last = max((place for place, host in enumerate(hosts) if "@" in host), default=0)
+    shown = [
+        # What stands before a later @ may be the beginning of a password with a comma in it.
+        _host(host) if place >= last or "@" in host else _HIDDEN
+        for place, host in enumerate(hosts)
+    ]
+    return f"{parts['scheme']}://{','.join(shown)}{path}"
+
+
+def without_secrets(text: str, url: str) -> str:
+    """A library's words about a URL, without the passwords in it."""
+    parts = _URL.fullmatch(url)
+    if parts is None:
+        return text.replace(url, _HIDDEN)
+    secrets = {url, *(value for _, value in parse_qsl(parts["rest"].lstrip("?")))}
+    for host in parts["authority"].split(","):
+        secrets.add(host.rpartition("@")[0].partition(":")[2])
+    secrets |= {unquote(secret) for secret in secrets}
+    for secret in sorted(secrets - {""}, key=len, reverse=True):
+        text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", _HIDDEN, text)
+    return text
+
+
+def _host(text: str) -> str:
+    userinfo, at, host = text.rpartition("@")
+    user, colon, _ = userinfo.partition(":")
+    # Without a colon it may be a token, or a password whose colon was forgotten.
+    user = user if colon and _USER.fullmatch(user) else _HIDDEN
+    host = host if _HOST.fullmatch(host) else _HIDDEN
+    return f"{user}{colon and colon + _HIDDEN}{at}{host}" if at else host

@@ -1,0 +1,58 @@
+"""The order to a worker to drain, and its answer: the phase that its heartbeat reports."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+
+from inferfleet.schemas.control import DrainWorker
+from inferfleet.schemas.errors import PublishUnconfirmedError, UnknownWorkerError, WaitTimeoutError
+from inferfleet.schemas.heartbeat import WorkerPhase
+from inferfleet.wire.redis.heartbeats import read_heartbeats, read_phase
+from inferfleet.wire.redis.pipeline import CommandPipeline
+
+POLL_S = 0.05
+"""How often the worker's heartbeat is looked at. It is written at once when the phase changes."""
+
+REPEAT_S = 1.0
+"""How often the order is repeated. One that comes while the worker's queue is declared again gets lost."""
+
+
+async def drain_worker(
+    pipeline: CommandPipeline,
+    send: Callable[[DrainWorker], Awaitable[None]],
+    worker_id: str,
+    *,
+    timeout_s: float,
+) -> None:
+    """Order a worker to drain, by ``send``, and wait until it says that it does, or is gone.
+
+    Raises:
+        UnknownWorkerError: No worker of this name is alive.
+        WaitTimeoutError: It did not answer in time.
+
+    """
+    ordered = await read_phase(pipeline, worker_id)
+    if ordered is None:
+        alive = [heartbeat.worker_id for heartbeat in await read_heartbeats(pipeline)]
+        raise UnknownWorkerError(worker_id, alive=alive)
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(timeout_s):
+            while True:
+                # In doubt it is repeated, which does no harm.
+                with suppress(PublishUnconfirmedError):
+                    await send(DrainWorker(worker_id=worker_id))
+                repeat_at = loop.time() + REPEAT_S
+                while loop.time() < repeat_at:
+                    now = await read_phase(pipeline, worker_id)
+                    # Another start is another worker that has the same name.
+                    if now is None or now[0] is WorkerPhase.DRAINING or now[1] != ordered[1]:
+                        return
+                    await asyncio.sleep(POLL_S)
+    except TimeoutError as error:
+        raise WaitTimeoutError(
+            f"worker {worker_id!r} did not answer the order to drain within {timeout_s:g} s. It is alive, so "
+            "it may have lost its connection to RabbitMQ: look at its log, or send it SIGTERM"
+        ) from error

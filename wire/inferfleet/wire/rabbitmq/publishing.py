@@ -1,0 +1,383 @@
+"""A connection for publishing: opened when first needed, and again after it broke; every message confirmed.
+
+Used for publishing only, because RabbitMQ blocks publishing connections when it runs out of memory or
+disk, and what is consumed must still be acknowledged then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from functools import partial
+from typing import NamedTuple, Protocol, TypeVar
+from uuid import uuid4
+
+from aio_pika.abc import AbstractChannel
+from aio_pika.exceptions import ChannelNotFoundEntity, ChannelPreconditionFailed
+from pamqp.commands import Basic
+
+from inferfleet.schemas.errors import (
+    ConfigurationError,
+    PublishUnconfirmedError,
+    ServiceRefusedError,
+    ServiceUnreachableError,
+)
+from inferfleet.wire.breaker import Breaker
+from inferfleet.wire.rabbitmq.confirms import ChannelEndedError, Confirms, NackedError, RefusedError
+from inferfleet.wire.rabbitmq.connection import (
+    Connection,
+    connection_errors,
+    declare_exchanges,
+    open_amqp,
+    refused,
+)
+from inferfleet.wire.rabbitmq.frames import UNLIMITED_FRAME
+
+T = TypeVar("T")
+
+
+class Outgoing(Protocol):
+    """What can be published: an ``OutgoingMessage``, or aio-pika's ``Message``."""
+
+    @property
+    def body(self) -> bytes:
+        """What the message carries."""
+        ...
+
+    @property
+    def properties(self) -> Basic.Properties:
+        """What it says of itself."""
+        ...
+
+
+class ConfirmChannel:
+    """A channel in confirm mode that heals itself. Safe for many tasks at once.
+
+    A connection that turns out to be dead is replaced once before anybody hears of it. What the broker
+    refuses ends the channel for all that is under way on it, so those messages are published again one by
+    one, on a connection of their own, where the broker refuses only the one that it means. A repeat may queue
+    a message twice.
+    """
+
+    def __init__(self, url: str, *, connect_timeout_s: float, confirm_timeout_s: float, name: str) -> None:
+        self._confirm_timeout_s = confirm_timeout_s
+        link = partial(_Link, url, connect_timeout_s=connect_timeout_s, answer_timeout_s=confirm_timeout_s)
+        self._shared = link(name=name)
+        self._lone = link(name=f"{name}, one by one")
+        self._alone = asyncio.Lock()
+        self._asking = asyncio.Lock()
+        self._queueing = 0
+        """How many messages are published one by one, or wait for that."""
+        self._refused_bytes: int | None = None
+        """The size of the smallest message that was too large. Others like it are published alone at once."""
+        self._under_way: dict[str, asyncio.Future[None] | None] = {}
+        """The ids of messages that are published now, and what is waited for by others of the same id."""
+
+    async def publish(
+        self, exchange: str, message: Outgoing, *, routing_key: str = "", mandatory: bool = False
+    ) -> bool:
+        """Publish and wait for the confirm. Messages with the same id go one after the other.
+
+        Returns whether the message may be queued twice.
+
+        Raises:
+            UnroutableError: ``mandatory``, and no queue is bound for the routing key.
+            RefusedError: The broker nacked the message.
+            ServiceRefusedError: The broker refuses the message. It is not queued.
+            PublishUnconfirmedError: The connection broke, or no confirm came in time.
+            ServiceUnreachableError: There is no connection to be had. The message is not queued.
+
+        """
+        properties = message.properties
+        # A returned message says its id, and not which of two it is.
+        properties.message_id = message_id = properties.message_id or uuid4().hex
+        while message_id in self._under_way:
+            other = self._under_way[message_id] or asyncio.get_running_loop().create_future()
+            self._under_way[message_id] = other
+            await asyncio.wait([other])
+        self._under_way[message_id] = None
+        try:
+            return await self._publish(
+                _Publication(exchange, message.body, properties, routing_key, mandatory)
+            )
+        finally:
+            if (awaited := self._under_way.pop(message_id)) is not None:
+                awaited.set_result(None)
+
+    async def waiting(self, queue: str) -> int | None:
+        """Count the messages that are ready in a queue; ``None`` if there is no such queue.
+
+        Raises:
+            ServiceUnreachableError: There is no connection to be had, or it broke.
+            ServiceRefusedError: The broker does not tell.
+
+        """
+
+        async def ask(channel: AbstractChannel) -> int | None:
+            try:
+                declared = await channel.declare_queue(queue, passive=True)
+            except ChannelNotFoundEntity:
+                return None
+            return declared.declaration_result.message_count or 0
+
+        # One at a time: when a queue is full, everybody asks at once.
+        async with self._asking:
+            return await self.on_own_channel(ask)
+
+    async def on_own_channel(self, work: Callable[[AbstractChannel], Awaitable[T]]) -> T:
+        """Declare or ask something, on a channel that the broker may close without harm to any message.
+
+        It may be done twice: when the connection turns out to be dead, it is tried once more on a new one.
+
+        Raises:
+            ServiceUnreachableError: There is no connection to be had, or it broke.
+            ServiceRefusedError: The broker refuses.
+
+        """
+
+        async def on(connection: Connection) -> T:
+            async with connection.channel(publisher_confirms=False) as channel:
+                return await work(channel)
+
+        return await self._shared.on_connection(on)
+
+    async def bind_again(self, exchange: str, queue: str, routing_key: str) -> bool:
+        """Bind a queue whose binding, or exchange, somebody has deleted. False if there is no such queue.
+
+        Raises:
+            ServiceUnreachableError: There is no connection to be had, or it broke.
+            ServiceRefusedError: The broker refuses.
+
+        """
+
+        async def bind(channel: AbstractChannel) -> bool:
+            await declare_exchanges(channel)
+            try:
+                declared = await channel.declare_queue(queue, passive=True)
+            except ChannelNotFoundEntity:
+                return False
+            await declared.bind(exchange, routing_key=routing_key)
+            return True
+
+        return await self.on_own_channel(bind)
+
+    async def frame_max(self) -> int:
+        """The size of the largest frame, in bytes, that the broker takes.
+
+        Raises:
+            ServiceUnreachableError: There is no connection to be had.
+            ServiceRefusedError: The broker refuses.
+
+        """
+
+        async def ask(connection: Connection) -> int:
+            return connection.frame_max or UNLIMITED_FRAME
+
+        return await self._shared.on_connection(ask)
+
+    async def aclose(self) -> None:
+        """Close the connections, if there are any. None is opened any more."""
+        async with AsyncExitStack() as stack:
+            for link in (self._shared, self._lone):
+                link.retired = True
+                stack.push_async_callback(link.aclose)
+
+    async def _publish(self, publication: _Publication) -> bool:
+        sent = False
+        broken = False
+        refusal: BaseException | None = None
+        alone = self._refused_bytes is not None and len(publication.body) >= self._refused_bytes
+        while True:
+            try:
+                if alone:
+                    await self._publish_alone(publication)
+                else:
+                    await self._send(self._shared, publication)
+                return sent
+            except ChannelEndedError as error:
+                if error.refusal is None:
+                    if broken:
+                        raise self._unconfirmed(publication, error, sent=sent or error.sent) from error
+                    broken = True
+                elif alone:
+                    raise self._verdict(publication, error.refusal, sent=sent, before=refusal) from error
+                else:
+                    alone, refusal = True, error.refusal
+                sent = sent or error.sent
+            except RefusedError as error:
+                # Without its exchange, it went nowhere the first time either.
+                if sent and not isinstance(refusal, ChannelNotFoundEntity):
+                    if isinstance(error, NackedError):
+                        # A queue whose process dies may end the connection first, and then nack.
+                        error.in_doubt = True
+                        raise
+                    raise self._unconfirmed(publication, error, sent=True) from error
+                raise
+            except (ServiceUnreachableError, ServiceRefusedError, ConfigurationError) as error:
+                if sent:
+                    raise self._unconfirmed(publication, error, sent=True) from error
+                raise
+
+    async def _publish_alone(self, publication: _Publication) -> None:
+        self._queueing += 1
+        try:
+            async with self._alone:
+                await self._send(self._lone, publication)
+        finally:
+            self._queueing -= 1
+            if not self._queueing:
+                await self._lone.aclose()
+
+    async def _send(self, link: _Link, publication: _Publication) -> None:
+        confirms = await link.confirms()
+        try:
+            await confirms.publish(
+                publication.exchange,
+                publication.body,
+                publication.properties,
+                routing_key=publication.routing_key,
+                mandatory=publication.mandatory,
+            )
+        except TimeoutError as error:
+            if link.abort_if_silent():
+                raise ChannelEndedError(error, refusal=None, sent=True) from error
+            raise PublishUnconfirmedError(
+                f"RabbitMQ did not confirm message {publication.properties.message_id} within "
+                f"{self._confirm_timeout_s:g} s: it may be queued or not. "
+                "A broker that is out of memory or disk blocks publishers; look at its alarms"
+            ) from error
+
+    def _verdict(
+        self, publication: _Publication, refusal: BaseException, *, sent: bool, before: BaseException | None
+    ) -> Exception:
+        """What it means that the broker ended the channel which nothing but this message was published on.
+
+        It was not queued then. Nor was it before, if that channel had ended for the same kind of reason: if
+        not because of this message, then of one before it, and the broker ignores what comes behind.
+        """
+        if isinstance(refusal, ChannelPreconditionFailed) and "message size" in str(refusal):
+            size = len(publication.body)
+            self._refused_bytes = size if self._refused_bytes is None else min(size, self._refused_bytes)
+        if sent and type(before) is not type(refusal):
+            return self._unconfirmed(publication, refusal, sent=True)
+        return refused(
+            f"RabbitMQ refuses message {publication.properties.message_id} ({len(publication.body):,} bytes)",
+            refusal,
+        )
+
+    def _unconfirmed(self, publication: _Publication, error: BaseException, *, sent: bool) -> Exception:
+        if not sent:
+            return ServiceUnreachableError(f"the connection to RabbitMQ broke ({error})")
+        return PublishUnconfirmedError(
+            "the connection to RabbitMQ broke before it confirmed message "
+            f"{publication.properties.message_id} ({error}): it may be queued or not. Submitting again with "
+            "the same idempotency key is safe"
+        )
+
+
+class _Publication(NamedTuple):
+    """One message and where it goes."""
+
+    exchange: str
+    body: bytes
+    properties: Basic.Properties
+    routing_key: str
+    mandatory: bool
+
+
+class _Link:
+    """A connection with a channel in confirm mode, each opened when first needed and again after it ended."""
+
+    def __init__(self, url: str, *, connect_timeout_s: float, answer_timeout_s: float, name: str) -> None:
+        self._url = url
+        self._connect_timeout_s = connect_timeout_s
+        self._answer_timeout_s = answer_timeout_s
+        self._name = name
+        self._stack = AsyncExitStack()
+        self._breaker = Breaker("RabbitMQ", ServiceUnreachableError)
+        self._connecting = asyncio.Lock()
+        self._opening = asyncio.Lock()
+        self._connection: Connection | None = None
+        self._channel: AbstractChannel | None = None
+        self._confirms: Confirms | None = None
+        """What publishes on that channel."""
+        self.retired = False
+        """Whether no connection is to be opened any more."""
+
+    async def confirms(self) -> Confirms:
+        """What publishes on the open channel, exchanges declared. Raises as ``on_connection`` does."""
+        if self._confirms is not None and self._confirms.open:
+            return self._confirms
+        async with self._opening:
+            if self._confirms is None or not self._confirms.open:
+                self._confirms = await self.on_connection(self._open)
+            return self._confirms
+
+    async def on_connection(self, work: Callable[[Connection], Awaitable[T]]) -> T:
+        """Do something on the connection; once more on a new one, if it turns out to be dead.
+
+        Raises:
+            ServiceUnreachableError: There is no connection to be had, or it broke again.
+            ServiceRefusedError: The broker refuses.
+            ConfigurationError: Something exists with other arguments.
+
+        """
+        try:
+            return await self._on(await self._connected(), work)
+        except _DeadConnectionError:
+            return await self._on(await self._connected(), work)
+
+    def abort_if_silent(self) -> bool:
+        """Break the connection if the broker has missed a heartbeat. True if so."""
+        silent = self._connection is not None and self._connection.stream.silent
+        if silent and self._connection is not None:
+            self._connection.stream.abort()
+        return silent
+
+    async def aclose(self) -> None:
+        """Close the connection, if there is one."""
+        async with self._connecting:
+            self._connection = self._channel = self._confirms = None
+            await self._stack.aclose()
+
+    async def _open(self, connection: Connection) -> Confirms:
+        async with connection.channel(publisher_confirms=False) as declaring:
+            await declare_exchanges(declaring)
+        self._channel = await connection.channel()
+        underlay = await self._channel.get_underlay_channel()
+        return Confirms(
+            connection.stream,
+            underlay,
+            frame_max=connection.frame_max,
+            timeout_s=self._answer_timeout_s,
+        )
+
+    async def _on(self, connection: Connection, work: Callable[[Connection], Awaitable[T]]) -> T:
+        try:
+            async with asyncio.timeout(self._answer_timeout_s):
+                with connection_errors(self._url):
+                    return await work(connection)
+        except TimeoutError as error:
+            kind = _DeadConnectionError if self.abort_if_silent() else ServiceUnreachableError
+            raise kind(f"RabbitMQ did not answer within {self._answer_timeout_s:g} s") from error
+        except ServiceUnreachableError as error:
+            connection.stream.abort()
+            raise _DeadConnectionError(*error.args) from error
+
+    async def _connected(self) -> Connection:
+        async with self._connecting:
+            if self.retired:
+                raise ServiceUnreachableError("this client was closed, and its connections with it")
+            if self._connection is None or not self._connection.alive:
+                self._connection = None
+                await self._stack.aclose()
+                with self._breaker.guarded():
+                    self._connection = await self._stack.enter_async_context(
+                        open_amqp(self._url, timeout_s=self._connect_timeout_s, name=self._name)
+                    )
+            return self._connection
+
+
+class _DeadConnectionError(ServiceUnreachableError):
+    """A connection that was open turned out to be of no use."""

@@ -1,0 +1,163 @@
+"""Whether Redis lets us do our work, asked once at the start and in one round trip.
+
+Each command that a client or a worker needs is tried on a key that nobody uses, in the way it will be used:
+by a script or directly. So a missing right is an error that names it, before a job is accepted or taken.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, cast
+
+import redis.asyncio as aioredis
+from redis.asyncio.connection import DefaultParser
+from redis.exceptions import NoScriptError, ResponseError
+
+from inferfleet.schemas.names import (
+    WORKERS_KEY,
+    idempotency_key,
+    job_key,
+    pool_key,
+    reply_key,
+    session_key,
+    worker_key,
+)
+from inferfleet.wire.redis import refusals, scripts
+from inferfleet.wire.redis.clock import RedisClock
+
+_JOB: Final = ("HSET", "HGET", "HMGET", "XADD", "SET", "GET", "EXPIRE", "DEL", "XRANGE", "TIME")
+
+_SESSION: Final = (
+    *("HSET", "HSETNX", "HGET", "HMGET", "HDEL", "HINCRBY", "HEXISTS", "HKEYS", "RPUSH", "LPOP", "LREM"),
+    *("LLEN", "LRANGE", "SET", "GET", "EXISTS", "EXPIRE", "TTL", "DEL", "TIME"),
+    *("ZADD", "ZSCORE", "ZREMRANGEBYSCORE"),
+)
+
+_POOL: Final = (
+    *("HSET", "HGET", "HDEL", "ZADD", "ZREM", "ZCARD", "ZSCORE", "ZREMRANGEBYSCORE", "EXPIRE", "TTL", "TIME"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """What a process needs: commands by the pattern of the keys that they are used on."""
+
+    commands: Mapping[str, tuple[str, ...]]
+    reads_blocked: bool
+    """It waits for lines of streams."""
+    only_writes: bool
+    """Without writes it is of no use."""
+
+
+def _all(key: str) -> str:
+    return key.replace("{*}", "*").replace("{*:*}", "*")
+
+
+PRODUCER: Final = Access(
+    {
+        _all(job_key("*")): (*_JOB, "HGETALL", "HSETNX", "HDEL", "XREVRANGE"),
+        _all(session_key("*")): (*_SESSION, "HGETALL", "SCAN"),
+        _all(pool_key("*")): _POOL,
+        _all(idempotency_key("*", "*")): ("SET", "GET", "DEL"),
+        _all(reply_key("*")): ("XADD", "XREVRANGE", "EXPIRE"),
+        worker_key("*"): ("HGETALL",),
+        WORKERS_KEY: ("ZRANGE",),
+    },
+    reads_blocked=True,
+    only_writes=False,
+)
+
+WORKER: Final = Access(
+    {
+        _all(job_key("*")): (*_JOB, "HDEL", "EXISTS", "TTL"),
+        _all(session_key("*")): _SESSION,
+        _all(pool_key("*")): _POOL,
+        _all(reply_key("*")): ("XADD", "EXPIRE"),
+        worker_key("*"): ("HSET", "PEXPIRE", "DEL"),
+        WORKERS_KEY: ("ZADD", "ZREM", "ZREMRANGEBYSCORE", "TIME"),
+    },
+    reads_blocked=False,
+    only_writes=True,
+)
+
+
+async def check_access(client: aioredis.Redis, access: Access, *, clock: RedisClock, where: str) -> None:
+    """Try what is needed, and learn Redis' time.
+
+    A process that also reads is let in while Redis only refuses writes, and only for now.
+
+    Raises:
+        ServiceRefusedError: Redis refuses something; the message names commands and keys.
+        redis.exceptions.RedisError, OSError: There is no talking to it.
+
+    """
+    name = f"access-{os.urandom(8).hex()}"
+    async with client.pipeline(transaction=False) as pipeline:
+        asked = time.monotonic()
+        pipeline.execute_command("TIME")
+        pipeline.execute_command("SCRIPT", "LOAD", scripts.ACCESS.text)
+        for pattern, commands in access.commands.items():
+            key = pattern.replace("*", f"{{{name}}}")
+            pipeline.execute_command(*scripts.call(scripts.ACCESS, (key,), *commands))
+        # Keys that a cluster has in different slots: no node of one takes that.
+        pipeline.execute_command("EXISTS", *(job_key(name + end) for end in "abc"))
+        if access.reads_blocked:
+            pipeline.execute_command("XREAD", "COUNT", 1, "STREAMS", job_key(name), "0")
+        answers: list[Any] = await pipeline.execute(raise_on_error=False)
+    answered = time.monotonic()
+    time_now, loaded, *tried = answers
+    if not isinstance(time_now, ResponseError):
+        clock.learn(time_now, asked=asked, answered=answered)
+    problems = [*_direct("TIME", time_now), *_direct("SCRIPT LOAD", loaded)]
+    for pattern, answer in zip(access.commands, tried, strict=False):
+        problems += _by_script(pattern, answer)
+    for command, answer in zip(("EXISTS", "XREAD"), tried[len(access.commands) :], strict=False):
+        problems += _direct(command, answer)
+    _raise_worst(problems, writes_matter=access.only_writes, where=where)
+
+
+_parse_error = cast("Callable[[str], ResponseError]", DefaultParser.parse_error)
+
+
+@dataclass(frozen=True, slots=True)
+class _Problem:
+    """What is refused, on which keys if that matters, and Redis' own words."""
+
+    command: str
+    error: ResponseError
+    pattern: str = ""
+
+
+def _direct(command: str, answer: Any) -> list[_Problem]:
+    return [_Problem(command, answer)] if isinstance(answer, ResponseError) else []
+
+
+def _by_script(pattern: str, answer: Any) -> list[_Problem]:
+    if isinstance(answer, NoScriptError):
+        # Redis refused to load it, which is a problem already.
+        return []
+    if isinstance(answer, ResponseError):
+        return [_Problem("EVALSHA", answer, pattern if "key" in str(answer) else "")]
+    texts = [text.decode() for text in answer]
+    return [
+        _Problem(command, _parse_error(text), pattern)
+        for command, text in zip(texts[::2], texts[1::2], strict=True)
+    ]
+
+
+def _raise_worst(problems: list[_Problem], *, writes_matter: bool, where: str) -> None:
+    """Raise what lasts before what passes, with all that it is about."""
+    if not writes_matter:
+        problems = [problem for problem in problems if not refusals.only_writes(problem.error)]
+    problems = [problem for problem in problems if refusals.lasts(problem.error)] or problems
+    if not problems:
+        return
+    keys: dict[str, list[str]] = {}
+    for problem in problems:
+        keys.setdefault(problem.command, []).extend([problem.pattern] if problem.pattern else [])
+    about = ", ".join(f"{command} on {' '.join(on)}" if on else command for command, on in keys.items())
+    error = problems[0].error
+    raise refusals.refused(error, where=where, what=about) from error

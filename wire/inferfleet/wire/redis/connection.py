@@ -1,0 +1,193 @@
+"""Connections to Redis, with the defaults that bite switched off.
+
+redis-py re-sends a command up to ten times after a timeout, which doubles an ``XADD``; its pool raises
+at once when it is exhausted; its 5 s socket timeout kills a longer blocking read. Here nothing is
+re-sent behind the caller's back (``wire.redis.pipeline`` repeats what is safe to repeat), the pool waits, and
+blocking reads get a client of their own.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
+
+import redis.asyncio as aioredis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.credentials import CredentialProvider
+from redis.exceptions import RedisError
+from tenacity import (
+    AsyncRetrying,
+    RetryCallState,
+    retry_if_exception,
+    stop_after_delay,
+    wait_random_exponential,
+)
+
+from inferfleet.schemas.errors import ConfigurationError, ServiceRefusedError, ServiceUnreachableError
+from inferfleet.wire.address import current_url, is_file, redacted, without_secrets
+from inferfleet.wire.redis import refusals
+from inferfleet.wire.redis.access import Access, check_access
+from inferfleet.wire.redis.clock import RedisClock
+from inferfleet.wire.redis.url import check_connection, connection_options
+from inferfleet.wire.tasks import to_its_end
+
+logger = logging.getLogger(__name__)
+
+SOCKET_TIMEOUT_S = 5.0
+"""How long one answer may take before the connection counts as broken."""
+
+
+def redis_client(
+    url: str, *, connections: int = 8, socket_timeout_s: float = SOCKET_TIMEOUT_S
+) -> aioredis.Redis:
+    """Make a client. It connects on first use.
+
+    A client for blocking reads needs a ``socket_timeout_s`` longer than they block.
+
+    Raises:
+        ConfigurationError: The URL cannot be one.
+
+    """
+    address = current_url(url)
+    try:
+        options = connection_options(address)
+        if is_file(url) and _credentials(address)[1] is not None:
+            options["credential_provider"] = _FileCredentials(url)
+            address = _without_credentials(address)
+        pool = aioredis.BlockingConnectionPool.from_url(
+            address,
+            max_connections=connections,
+            timeout=None,
+            socket_timeout=socket_timeout_s,
+            socket_connect_timeout=SOCKET_TIMEOUT_S,
+            health_check_interval=0,
+            retry=Retry(NoBackoff(), 0),
+            **options,
+        )
+    except ValueError:
+        # Not chained: it may quote a part of the password.
+        raise ConfigurationError(
+            "INFERFLEET_REDIS_URL is not an address like redis://:password@host:6379/0"
+        ) from None
+    check_connection(pool)
+    return aioredis.Redis.from_pool(pool)
+
+
+@asynccontextmanager
+async def closing_redis(client: aioredis.Redis) -> AsyncGenerator[aioredis.Redis]:
+    """Close the client at the end of the block, also if that is cancelled meanwhile."""
+    try:
+        yield client
+    finally:
+        await to_its_end(client.aclose())
+
+
+@asynccontextmanager
+async def open_redis(
+    url: str,
+    *,
+    connections: int = 8,
+    access: Access | None = None,
+    clock: RedisClock | None = None,
+    patience_s: float = 0.0,
+) -> AsyncGenerator[aioredis.Redis]:
+    """Connect, and go on once Redis answers and allows what is needed; see ``reach_redis``."""
+    async with closing_redis(redis_client(url, connections=connections)) as client:
+        await reach_redis(client, url, access=access, clock=clock, patience_s=patience_s)
+        yield client
+
+
+async def reach_redis(
+    client: aioredis.Redis,
+    url: str,
+    *,
+    access: Access | None = None,
+    clock: RedisClock | None = None,
+    patience_s: float,
+) -> None:
+    """Make sure that Redis answers and allows what is needed. What passes may take ``patience_s``.
+
+    Raises:
+        ServiceUnreachableError: Nothing answers at the address.
+        ServiceRefusedError: Redis answers, and refuses what is needed.
+
+    """
+    async for attempt in AsyncRetrying(
+        retry=retry_if_exception(_passes),
+        wait=wait_random_exponential(multiplier=0.1, max=2.0),
+        stop=stop_after_delay(patience_s),
+        before_sleep=_log_first,
+        reraise=True,
+    ):
+        with attempt:
+            await check_redis(client, url, access=access, clock=clock)
+
+
+def _log_first(attempt: RetryCallState) -> None:
+    """One line for an outage, however many attempts it takes."""
+    if attempt.attempt_number == 1 and attempt.outcome is not None:
+        logger.warning("%s; trying again", attempt.outcome.exception())
+
+
+def _passes(error: BaseException) -> bool:
+    if isinstance(error, ServiceRefusedError):
+        return error.passing
+    return isinstance(error, ServiceUnreachableError)
+
+
+async def check_redis(
+    client: aioredis.Redis, url: str, *, access: Access | None = None, clock: RedisClock | None = None
+) -> None:
+    """Ask for an answer, and for what a process needs if that is given; teach the clock Redis' time.
+
+    Raises:
+        ServiceUnreachableError: Nothing answers at the address.
+        ServiceRefusedError: Redis answers, and refuses what is needed.
+
+    """
+    where = f"Redis at {redacted(url)}"
+    try:
+        if access is None:
+            await client.ping()
+        else:
+            await check_access(client, access, clock=clock or RedisClock(), where=where)
+    except ServiceRefusedError:
+        raise
+    except (RedisError, OSError) as error:
+        if refusals.is_refusal(error):
+            raise refusals.refused(error, where=where) from error
+        raise ServiceUnreachableError(
+            f"Redis at {redacted(url)} does not answer ({without_secrets(str(error), url)}); "
+            "check INFERFLEET_REDIS_URL, or start local services with `inferfleet local up`"
+        ) from error
+
+
+class _FileCredentials(CredentialProvider):
+    """The credentials in a file that holds a URL, as they are when a connection is made."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    def get_credentials(self) -> tuple[str] | tuple[str, str]:
+        """User, if there is one, and password."""
+        user, password = _credentials(current_url(self._url))
+        return (user, password or "") if user else (password or "",)
+
+
+def _credentials(url: str) -> tuple[str, str | None]:
+    """User and password, from before the host or from the options, as redis-py looks for them."""
+    parts = urlsplit(url)
+    options = dict(parse_qsl(parts.query))
+    user = unquote(parts.username or "") or options.get("username", "")
+    return user, unquote(parts.password) if parts.password else options.get("password")
+
+
+def _without_credentials(url: str) -> str:
+    parts = urlsplit(url)
+    options = [
+        (name, value) for name, value in parse_qsl(parts.query) if name not in {"username", "password"}
+    ]
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query=urlencode(options)).geturl()

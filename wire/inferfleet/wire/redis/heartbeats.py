@@ -1,0 +1,55 @@
+"""The health map: each worker's heartbeat under a key that expires, and a list of who has one."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from inferfleet.schemas.heartbeat import Heartbeat, WorkerPhase
+from inferfleet.schemas.names import WORKERS_KEY, worker_key
+from inferfleet.wire.redis import scripts
+from inferfleet.wire.redis.pipeline import CommandPipeline
+from inferfleet.wire.redis.scripts import Argument
+
+LISTED_S = 3600
+"""How long a worker without a heartbeat stays on the list, where nobody sees it."""
+
+
+async def write_heartbeat(pipeline: CommandPipeline, heartbeat: Heartbeat, *, ttl_s: float) -> None:
+    """Write a worker's entry; it stays for ``ttl_s`` seconds. Brings the clock up to date as well."""
+    key = worker_key(heartbeat.worker_id)
+    fields: list[Argument] = []
+    for name, value in heartbeat.model_dump(mode="json").items():
+        fields += (name, value)
+    await asyncio.gather(
+        pipeline.enqueue("HSET", key, *fields),
+        pipeline.enqueue("PEXPIRE", key, int(ttl_s * 1000)),
+        pipeline.enqueue(*scripts.call(scripts.WORKER_SEEN, (WORKERS_KEY,), heartbeat.worker_id, LISTED_S)),
+        pipeline.learn_time(),
+    )
+
+
+async def forget_heartbeat(pipeline: CommandPipeline, worker_id: str) -> None:
+    """Take a worker that leaves off the map."""
+    await asyncio.gather(
+        pipeline.enqueue("DEL", worker_key(worker_id)), pipeline.enqueue("ZREM", WORKERS_KEY, worker_id)
+    )
+
+
+async def read_phase(pipeline: CommandPipeline, worker_id: str) -> tuple[WorkerPhase, str] | None:
+    """Read where a worker is in its life, and when that began; ``None`` if it is not alive."""
+    phase, started_at = await pipeline.execute("HMGET", worker_key(worker_id), "phase", "started_at")
+    return None if phase is None else (WorkerPhase(phase.decode()), started_at.decode())
+
+
+async def read_heartbeats(pipeline: CommandPipeline) -> list[Heartbeat]:
+    """Read the whole map, ordered by pool and worker. What it costs does not depend on how many jobs wait."""
+    listed: Any = await pipeline.execute("ZRANGE", WORKERS_KEY, 0, -1)
+    answers = [pipeline.enqueue("HGETALL", worker_key(worker_id.decode())) for worker_id in listed]
+    entries: list[dict[bytes, bytes]] = [await answer for answer in answers]
+    heartbeats = [
+        Heartbeat.model_validate({name.decode(): value.decode() for name, value in fields.items()})
+        for fields in entries
+        if fields
+    ]
+    return sorted(heartbeats, key=lambda heartbeat: (heartbeat.pool, heartbeat.worker_id))

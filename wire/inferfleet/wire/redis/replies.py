@@ -1,0 +1,60 @@
+"""Lines in the reply streams of clients: which of their jobs have ended.
+
+Jobs that end within one turn of the event loop cost one command for each client that waits for them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+from inferfleet.schemas.job import JobState
+from inferfleet.schemas.names import reply_key
+from inferfleet.wire.redis import scripts
+from inferfleet.wire.redis.pipeline import CommandPipeline
+
+logger = logging.getLogger(__name__)
+
+REPLY_STREAM_LENGTH = 20_000
+"""Lines a reply stream keeps, roughly. A client that falls further behind finds its results by the record."""
+
+REPLY_TTL_S = 3600
+"""How long a reply stream outlives its last line."""
+
+
+class Replies:
+    """Writes lines behind the commits that they tell of."""
+
+    def __init__(self, pipeline: CommandPipeline) -> None:
+        self._pipeline = pipeline
+        self._lines: dict[str, list[str]] = {}
+
+    def add(self, reply_to: str, job_id: str, state: JobState) -> None:
+        """Have a client told, by a command behind those that are enqueued in this turn of the loop.
+
+        Nobody waits for it: should the line get lost, the client finds the result by a look at the record.
+        More than one line for a job does no harm.
+        """
+        if not self._lines:
+            asyncio.get_running_loop().call_soon(self._send)
+        self._lines.setdefault(reply_to, []).extend((job_id, state.value))
+
+    def _send(self) -> None:
+        lines, self._lines = self._lines, {}
+        for reply_to, pairs in lines.items():
+            self._write(reply_to, *pairs).add_done_callback(_report)
+
+    async def tell(self, reply_to: str, job_id: str, state: JobState) -> None:
+        """Tell a client now."""
+        await self._write(reply_to, job_id, state.value)
+
+    def _write(self, reply_to: str, *pairs: str) -> asyncio.Future[Any]:
+        return self._pipeline.enqueue(
+            *scripts.call(scripts.REPLY, (reply_key(reply_to),), REPLY_STREAM_LENGTH, REPLY_TTL_S, *pairs)
+        )
+
+
+def _report(written: asyncio.Future[Any]) -> None:
+    if not written.cancelled() and (error := written.exception()) is not None:
+        logger.warning("cannot tell a client that jobs have ended (%s)", error)

@@ -1,0 +1,178 @@
+"""One request from its OpenAI body to its OpenAI response, by vLLM's own request handlers."""
+
+# vLLM is not installed where types are checked.
+# pyright: reportMissingImports=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from copy import copy, deepcopy
+from functools import partial
+from typing import Any, Final
+
+import orjson
+from pydantic import TypeAdapter
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+from vllm.entrypoints.pooling.embed.protocol import EmbeddingRequest
+from vllm.entrypoints.serve.engine.protocol import ErrorResponse
+
+from inferfleet.schemas import Endpoint, Usage
+from inferfleet.schemas.journal import TokenChunk
+from inferfleet.schemas.said import text_of
+from inferfleet.worker.engines.vllm.errors import from_response, refusal, translate
+from inferfleet.worker.engines.vllm.loading import LoadedModel
+from inferfleet.worker.engines.vllm.tap import ChatParsers, ParsedAlready, RequestTap
+from inferfleet.worker.ports import Completion, EngineDeadError, Generation, GenerationError
+
+_EMBEDDINGS: Final[TypeAdapter[Any]] = TypeAdapter(EmbeddingRequest)
+
+
+async def answer(
+    loaded: LoadedModel, generation: Generation, emit: Callable[[TokenChunk], None]
+) -> Completion:
+    """Answer one request, and give each new token to ``emit``. Cancelling aborts it in the engine.
+
+    Raises:
+        GenerationError: This request cannot be answered. The message does not quote the prompt.
+        EngineDeadError: The engine is gone.
+
+    """
+    try:
+        _require_served(loaded, generation)
+        response = await _respond(loaded, generation, emit)
+    except (GenerationError, EngineDeadError):
+        raise
+    except Exception as error:
+        limit = loaded.engine.model_config.max_model_len
+        # Not "from error": a vendor's message may quote the prompt, and a traceback would log it.
+        raise translate(error, generation.body, max_model_len=limit) from None
+    if isinstance(response, ErrorResponse):
+        raise from_response(response, generation.body)
+    body = response if isinstance(response, dict) else response.model_dump(mode="json")
+    return Completion(response=body, usage=_usage(body))
+
+
+async def _respond(loaded: LoadedModel, generation: Generation, emit: Callable[[TokenChunk], None]) -> Any:
+    body = _vllm_body(generation)
+    match generation.endpoint:
+        case Endpoint.CHAT:
+            request = ChatCompletionRequest.model_validate(body)
+            _require_supported(request)
+            handler = copy(loaded.chat)
+            echoed = _beginning(body, role=handler.get_chat_request_role(request)) if request.echo else ""
+            tap = RequestTap(
+                loaded.engine,
+                generation,
+                emit=emit,
+                parse=_chat_parsers(loaded, request),
+                echo=lambda _: echoed,
+            )
+            handler.engine_client = tap
+            handler._make_parser = partial(ParsedAlready(tap).parser, loaded.chat._make_parser)
+            response = await handler.create_chat_completion(request)
+            return response if isinstance(response, ErrorResponse) else _chat_as_streamed(response, tap)
+        case Endpoint.COMPLETIONS:
+            request = CompletionRequest.model_validate(body)
+            _require_supported(request)
+            handler = copy(loaded.completions)
+            tap = RequestTap(
+                loaded.engine,
+                generation,
+                emit=emit,
+                echo=handler._extract_prompt_text if request.echo and not request.return_token_ids else None,
+                echo_only=request.echo and request.max_tokens == 0,
+            )
+            handler.engine_client = tap
+            response = await handler.create_completion(request)
+            return response if isinstance(response, ErrorResponse) else _text_as_streamed(response, tap)
+        case Endpoint.EMBEDDINGS:
+            request = _EMBEDDINGS.validate_python(body)
+            if request.encoding_format not in ("float", "base64"):
+                raise refusal("encoding_format: a result is JSON, so it is float or base64")
+            response = await loaded.embeddings(request)
+            return orjson.loads(response.body)
+
+
+def _chat_as_streamed(response: Any, tap: RequestTap) -> Any:
+    """Let the response say what the stream said, and end as vLLM's stream would.
+
+    A call of a tool that was cut is no reason to run it: its ``finish_reason`` stays ``length``.
+    """
+    for choice in response.choices:
+        said = tap.said[choice.index]
+        # With what is echoed, which vLLM would put in front itself.
+        choice.message.content = said.text or choice.message.content
+        ended = tap.finish_reasons.get(choice.index)
+        if choice.finish_reason == "tool_calls" and (ended != "stop" or not said.tool_calls):
+            choice.finish_reason = ended
+    return response
+
+
+def _text_as_streamed(response: Any, tap: RequestTap) -> Any:
+    for choice in response.choices:
+        choice.text = tap.said[choice.index].text
+    return response
+
+
+def _beginning(body: Mapping[str, Any], *, role: str) -> str:
+    """What an answer to ``echo`` begins with: the message that it goes on with, if there is one."""
+    last = body["messages"][-1]
+    return text_of(last.get("content")) if last["role"] == role else ""
+
+
+def _vllm_body(generation: Generation) -> dict[str, Any]:
+    """Make the body that vLLM gets: tokens are taken at the tap, and who goes first is the job's to say.
+
+    It is a copy, because vLLM normalizes messages in place.
+    """
+    body = deepcopy(dict(generation.body))
+    body.pop("stream", None)
+    body.pop("stream_options", None)
+    return body | {
+        "request_id": generation.id,
+        # In vLLM the lowest number goes first.
+        "priority": -generation.priority,
+        "cache_salt": _cache_salt(generation),
+    }
+
+
+def _cache_salt(generation: Generation) -> str:
+    """Keep the prefix cache of each tenant to itself, and within it that of each salt of the caller's."""
+    source = orjson.dumps([generation.tenant, generation.body.get("cache_salt")])
+    return hashlib.sha256(source).hexdigest()
+
+
+def _chat_parsers(loaded: LoadedModel, request: Any) -> ChatParsers | None:
+    if loaded.chat.parser_cls is None:
+        return None
+    kwargs = loaded.chat._effective_chat_template_kwargs(request)
+    make = partial(loaded.chat._make_parser, request, loaded.engine.get_tokenizer(), kwargs)
+    return ChatParsers(make, request)
+
+
+def _require_served(loaded: LoadedModel, generation: Generation) -> None:
+    name = generation.body.get("model")
+    models = loaded.served_models
+    if name in (None, "") or (
+        isinstance(name, str) and (models.is_base_model(name) or name in models.lora_requests)
+    ):
+        return
+    served = [path.name for path in models.base_model_paths]
+    raise refusal(f"model: this worker serves {', '.join(map(repr, served))}, not {name!r}")
+
+
+def _require_supported(request: Any) -> None:
+    if request.use_beam_search:
+        raise refusal("use_beam_search: a job's tokens come in order, so beam search is not offered")
+
+
+def _usage(body: dict[str, Any]) -> Usage:
+    usage = body["usage"]
+    details = usage.get("prompt_tokens_details") or {}
+    return Usage(
+        prompt_tokens=usage["prompt_tokens"],
+        completion_tokens=usage.get("completion_tokens") or 0,
+        cached_tokens=details.get("cached_tokens") or 0,
+    )

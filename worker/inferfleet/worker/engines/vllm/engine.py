@@ -1,0 +1,203 @@
+"""vLLM in this process, behind the worker's engine port.
+
+This module holds the engine's life and the requests that run; vLLM itself is imported when it starts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing, suppress
+from importlib.util import find_spec
+from typing import Any, Final
+
+from inferfleet.schemas import Endpoint
+from inferfleet.schemas.errors import ConfigurationError
+from inferfleet.schemas.journal import TokenChunk
+from inferfleet.worker.engines.vllm.loading import LoadedModel, ModelLoader
+from inferfleet.worker.engines.vllm.resumable import resumable
+from inferfleet.worker.ports import (
+    Completion,
+    EngineDeadError,
+    EngineStats,
+    Generation,
+    ModelIdentity,
+    NotContinuableError,
+)
+
+_PAUSE_TIMEOUT_S: Final = 5.0
+"""How long a healthy engine core may take to abort what it runs; one that hangs is killed after it."""
+
+_ABORT_TIMEOUT_S: Final = 1.0
+"""How long the aborted requests may take to end here."""
+
+_EXIT_TIMEOUT_S: Final = 1.0
+"""How long an engine core may take to end on its own. Nothing runs in it any more, so nothing is lost when it
+is killed, and on the CPU it always has to be."""
+
+
+class VllmEngine:
+    """An ``Engine`` that generates with vLLM's ``AsyncLLM``.
+
+    ``model`` is a folder or a name on the Hugging Face hub. ``engine_args`` are options of ``vllm serve``
+    with underscores, and win over what is chosen here, unless they contradict a setting of the worker or what
+    it relies on: then nothing starts. An engine with ``runner="pooling"`` answers
+    embeddings, any other chat and completions.
+    """
+
+    def __init__(self, *, model: str, max_running: int, engine_args: Mapping[str, Any]) -> None:
+        _require_agreement(engine_args, model=model, max_running=max_running)
+        if find_spec("vllm") is None:
+            raise ConfigurationError(
+                "the vllm engine needs the package 'vllm': pip install 'inferfleet[vllm]', "
+                "or try --engine simulated"
+            )
+        names = engine_args.get("served_model_name") or model
+        self._served_names: list[str] = [names] if isinstance(names, str) else list(names)
+        self._pooling = engine_args.get("runner") == "pooling"
+        self._loader = ModelLoader(
+            model=model, served_names=self._served_names, max_running=max_running, engine_args=engine_args
+        )
+        self._loaded: LoadedModel | None = None
+        self._identity: ModelIdentity | None = None
+        self._answers: set[asyncio.Task[Completion]] = set()
+        self._stopped = False
+
+    @property
+    def model(self) -> str:
+        """The model's served name, the first if it has several."""
+        return self._served_names[0]
+
+    @property
+    def identity(self) -> ModelIdentity | None:
+        """What was loaded, with fingerprints of its files; known once ``start`` has returned."""
+        return self._identity
+
+    @property
+    def endpoints(self) -> frozenset[Endpoint]:
+        """What a model of this kind can answer."""
+        if self._pooling:
+            return frozenset({Endpoint.EMBEDDINGS})
+        return frozenset({Endpoint.CHAT, Endpoint.COMPLETIONS})
+
+    async def start(self) -> None:
+        """Load the model and run it once. Takes seconds to minutes; the event loop stays free.
+
+        Raises:
+            ConfigurationError: An engine argument is unknown to vLLM, or refused by it.
+            EngineDeadError: vLLM could not load the model, and has logged why; or ``stop`` was called.
+
+        """
+        try:
+            self._loaded = await self._loader.load()
+            self._identity = self._loaded.identity
+            if self._stopped:
+                raise EngineDeadError("the engine was stopped while it started")
+            async with aclosing(self.generate(self._warm_up())) as events:
+                async for _ in events:
+                    pass
+        except (ConfigurationError, EngineDeadError):
+            raise
+        except Exception as error:
+            raise EngineDeadError(f"vLLM could not start: {error}") from error
+
+    def stats(self) -> EngineStats:
+        """Count sequences: a request with ``n`` choices, or several prompts, is several."""
+        return EngineStats() if self._loaded is None else self._loaded.stats()
+
+    def resumable(self, generation: Generation) -> bool:
+        """Say yes to a request for one text that no grammar or penalty shapes."""
+        if (
+            generation.endpoint is Endpoint.CHAT
+            and self._loaded is not None
+            and self._loaded.chat_has_grammar
+        ):
+            return False
+        return resumable(generation.endpoint, generation.body)
+
+    async def generate(self, generation: Generation) -> AsyncGenerator[TokenChunk | Completion]:
+        """Answer one request; ``Engine.generate`` says what is guaranteed."""
+        loaded = self._require_running()
+        # These need vLLM, which is there once a model is loaded.
+        from inferfleet.worker.engines.vllm.answer import answer
+        from inferfleet.worker.engines.vllm.errors import refusal
+
+        if generation.endpoint not in self.endpoints:
+            offered = " and ".join(sorted(self.endpoints))
+            raise refusal(f"this worker's model answers {offered}, not {generation.endpoint}")
+        if generation.resume_token_ids and not self.resumable(generation):
+            raise NotContinuableError("its kind has more state than its tokens")
+        chunks: asyncio.Queue[TokenChunk | None] = asyncio.Queue()
+        task = asyncio.create_task(answer(loaded, generation, chunks.put_nowait))
+        self._answers.add(task)
+        task.add_done_callback(self._answers.discard)
+        task.add_done_callback(lambda _: chunks.put_nowait(None))
+        try:
+            while (chunk := await chunks.get()) is not None:
+                yield chunk
+            completion = self._result(task)
+        finally:
+            # vLLM's handlers end quietly when they are cancelled, and abort the request first.
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        yield completion
+
+    async def stop(self) -> None:
+        """Abort what runs and release the device. Safe to call twice, and before or during ``start``."""
+        self._stopped = True
+        loaded, self._loaded = self._loaded, None
+        if loaded is None:
+            self._loader.give_up()
+            return
+        engine = loaded.engine
+        # shutdown() alone would leave running requests waiting for ever.
+        if not engine.errored:
+            with suppress(Exception):
+                async with asyncio.timeout(_PAUSE_TIMEOUT_S):
+                    await engine.pause_generation(mode="abort", clear_cache=False)
+        if self._answers:
+            _, hanging = await asyncio.wait(self._answers, timeout=_ABORT_TIMEOUT_S)
+            for task in hanging:
+                task.cancel()
+        if engine.output_handler is not None:
+            # Else it logs the end of the core as a failure, with a traceback.
+            engine.output_handler.cancel()
+        await asyncio.to_thread(loaded.release, timeout_s=_EXIT_TIMEOUT_S)
+
+    def _require_running(self) -> LoadedModel:
+        if self._loaded is None:
+            raise EngineDeadError("the engine is not running")
+        return self._loaded
+
+    def _result(self, task: asyncio.Task[Completion]) -> Completion:
+        if self._stopped and (task.cancelled() or task.exception() is not None):
+            raise EngineDeadError("the engine was stopped while it answered")
+        return task.result()
+
+    def _warm_up(self) -> Generation:
+        """Make a request of one token that any model takes."""
+        if self._pooling:
+            return Generation(id="warm-up", endpoint=Endpoint.EMBEDDINGS, body={"input": [0]}, priority=9)
+        body = {"prompt": [0], "max_tokens": 1}
+        return Generation(id="warm-up", endpoint=Endpoint.COMPLETIONS, body=body, priority=9)
+
+
+def _require_agreement(engine_args: Mapping[str, Any], *, model: str, max_running: int) -> None:
+    """Refuse arguments by which the engine would not be what the worker says and relies on.
+
+    Raises:
+        ConfigurationError: One contradicts a setting.
+
+    """
+    relied_on: dict[str, tuple[object, str]] = {
+        "max_num_seqs": (max_running, "that is --max-running (INFERFLEET_MAX_RUNNING)"),
+        "model": (model, "that is --model (INFERFLEET_MODEL)"),
+        "scheduling_policy": ("priority", "otherwise vLLM ignores the priority of jobs"),
+        "disable_log_stats": (False, "otherwise nobody knows how loaded the engine is"),
+    }
+    for name, (value, why) in relied_on.items():
+        if engine_args.get(name, value) != value:
+            raise ConfigurationError(
+                f"engine_args: {name} is {engine_args[name]!r} and should be {value!r}: {why}. "
+                f"Leave {name} out of INFERFLEET_ENGINE_ARGS"
+            )

@@ -1,0 +1,226 @@
+"""Loading a model: vLLM's engine and, in front of it, the request handlers of ``vllm serve`` without HTTP.
+
+The handlers turn an OpenAI body into a prompt and sampling parameters, and what was generated into an
+OpenAI response. Using vLLM's own means that a job is answered just as ``vllm serve`` would.
+"""
+
+# vLLM is not installed where types are checked.
+# pyright: reportMissingImports=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing.process import BaseProcess
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from inferfleet.worker.engines.vllm.identity import model_identity
+from inferfleet.worker.engines.vllm.plugin import WORKER_PID_VARIABLE
+from inferfleet.worker.ports import EngineStats, ModelIdentity
+
+if TYPE_CHECKING:
+    from inferfleet.worker.engines.vllm.arguments import VllmArguments
+    from inferfleet.worker.engines.vllm.stats import SchedulerReports
+
+T = TypeVar("T")
+
+_KILL_TIMEOUT_S: Final = 5.0
+"""How long a process that was killed may take to be gone: a GPU's driver has memory to release."""
+
+_GIVEN_UP: Final = "the worker was told to stop while the model was loading"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedModel:
+    """What answers requests. A handler is ``None`` when the model cannot do its task."""
+
+    engine: Any
+    identity: ModelIdentity
+    processes: tuple[BaseProcess, ...]
+    served_models: Any
+    chat: Any
+    completions: Any
+    embeddings: Any
+    chat_has_grammar: bool
+    reports: SchedulerReports
+
+    def stats(self) -> EngineStats:
+        """Say how loaded the engine is."""
+        return self.reports.stats(self.engine.get_num_unfinished_requests())
+
+    def release(self, *, timeout_s: float) -> None:
+        """End the engine core, by force after the timeout, and wait until it has let go of the device."""
+        self.engine.shutdown(timeout=timeout_s)
+        for process in self.processes:
+            process.join(_KILL_TIMEOUT_S)
+
+
+class ModelLoader:
+    """Loads a model once, in a thread, so that the process can say meanwhile that it lives."""
+
+    def __init__(
+        self, *, model: str, served_names: list[str], max_running: int, engine_args: Mapping[str, Any]
+    ) -> None:
+        self._model = model
+        self._served_names = served_names
+        self._max_running = max_running
+        self._engine_args = engine_args
+        self._given_up = False
+        self._children_before: set[int | None] | None = None
+
+    async def load(self) -> LoadedModel:
+        """Start vLLM's engine core, which loads the model, and make the handlers.
+
+        Raises:
+            ConfigurationError: vLLM has no such option, or refuses its value.
+            RuntimeError: The engine core could not start, or ``give_up`` was called. vLLM has logged why.
+
+        """
+        self._children_before = {child.pid for child in multiprocessing.active_children()}
+        try:
+            return await self._load()
+        finally:
+            # What is started from here on is somebody else's, and not for ``give_up`` to end.
+            self._children_before = None
+
+    async def _load(self) -> LoadedModel:
+        engine, arguments, reports = await _in_thread(self._start_engine)
+        try:
+            identity = await _in_thread(partial(_identity, self._served_names[0], engine, arguments))
+            state = await _handlers(engine, arguments)
+        except BaseException:
+            engine.shutdown(timeout=0)
+            raise
+        return LoadedModel(
+            engine=engine,
+            identity=identity,
+            processes=tuple(self._children()),
+            served_models=state.openai_serving_models,
+            chat=getattr(state, "openai_serving_chat", None),
+            completions=getattr(state, "openai_serving_completion", None),
+            embeddings=getattr(state, "serving_embedding", None),
+            chat_has_grammar=_chat_has_grammar(state, arguments),
+            reports=reports,
+        )
+
+    def give_up(self) -> None:
+        """End a load that is under way, or yet to come. One that has ended is not touched."""
+        self._given_up = True
+        for child in self._children():
+            # Until it is ready, an engine core does not obey SIGTERM.
+            child.kill()
+
+    def _children(self) -> list[BaseProcess]:
+        """List the processes that were started since the load began."""
+        if self._children_before is None:
+            return []
+        children: list[BaseProcess] = list(multiprocessing.active_children())
+        return [child for child in children if child.pid not in self._children_before]
+
+    def _start_engine(self) -> tuple[Any, VllmArguments, SchedulerReports]:
+        # vLLM reads these when it is imported, here and in its own processes.
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
+        os.environ[WORKER_PID_VARIABLE] = str(os.getpid())
+        from vllm.v1.engine.async_llm import AsyncLLM
+        from vllm.v1.executor import Executor
+
+        from inferfleet.worker.engines.vllm.arguments import configuration_error, read_arguments
+        from inferfleet.worker.engines.vllm.stats import SchedulerReports
+
+        # Its lines go the way of ours, which never makes the event loop wait.
+        log = logging.getLogger("vllm")
+        log.handlers.clear()
+        log.propagate = True
+        arguments = read_arguments(
+            model=self._model,
+            served_names=self._served_names,
+            max_running=self._max_running,
+            engine_args=self._engine_args,
+        )
+        try:
+            config = arguments.engine.create_engine_config()
+        except Exception as error:
+            raise configuration_error(error, model=self._model) from error
+        if self._given_up:
+            raise RuntimeError(_GIVEN_UP)
+        reports = SchedulerReports()
+        # No variable here holds the engine: vLLM keeps a traceback with this frame, and an engine that is
+        # still there when Python ends fails noisily in its __del__.
+        return (
+            self._unless_given_up(
+                AsyncLLM(
+                    config,
+                    Executor.get_class(config),
+                    log_stats=not arguments.engine.disable_log_stats,
+                    log_requests=arguments.engine.enable_log_requests,
+                    stat_loggers=[reports.logger],
+                )
+            ),
+            arguments,
+            reports,
+        )
+
+    def _unless_given_up(self, engine: Any) -> Any:
+        if self._given_up:
+            engine.shutdown(timeout=0)
+            raise RuntimeError(_GIVEN_UP)
+        return engine
+
+
+def _identity(name: str, engine: Any, arguments: VllmArguments) -> ModelIdentity:
+    from vllm.renderers.chat_utils import load_chat_template
+
+    template = load_chat_template(arguments.front_end.chat_template)
+    return model_identity(name, engine, vars(arguments.namespace()), chat_template=template)
+
+
+async def _handlers(engine: Any, arguments: VllmArguments) -> Any:
+    """Make everything that ``vllm serve`` puts behind its routes."""
+    from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+
+    state = SimpleNamespace()
+    await init_app_state(engine, state, arguments.namespace(), await engine.get_supported_tasks())
+    return state
+
+
+def _chat_has_grammar(state: Any, arguments: VllmArguments) -> bool:
+    """Whether chats are held to a grammar of tool calls even when the request itself asks for none."""
+    from vllm.utils.mistral import is_mistral_tool_parser
+
+    chat = getattr(state, "openai_serving_chat", None)
+    parser = getattr(getattr(chat, "parser_cls", None), "tool_parser_cls", None)
+    if parser is None:
+        return False
+    return (
+        arguments.front_end.tool_strict_level not in (None, "auto")
+        or bool(parser.default_tool_strict_level)
+        or is_mistral_tool_parser(parser)
+    )
+
+
+async def _in_thread(function: Callable[[], T]) -> T:
+    """Run a function that takes minutes, in a thread that an exit of the process need not wait for."""
+    done: Future[None] = Future()
+    done.set_running_or_notify_cancel()
+    # Not through the future, which outlives the call.
+    result: list[T] = []
+
+    def run() -> None:
+        try:
+            result.append(function())
+            done.set_result(None)
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=run, name="load-model", daemon=True).start()
+    await asyncio.wrap_future(done)
+    return result.pop()
