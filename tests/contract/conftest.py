@@ -17,7 +17,7 @@ from tests.matrix import Cell
 from inferfleet.local.services import Services, ServicesChoice, running_services
 from inferfleet.local.services.launcher import source_of
 from inferfleet.schemas.settings import ServiceSettings
-from inferfleet.wire.rabbitmq.connection import queue_arguments
+from inferfleet.wire.rabbitmq.topology import queue_arguments
 
 KINDS = (ServicesChoice.EMBEDDED, ServicesChoice.NATIVE, ServicesChoice.DOCKER)
 PATIENCE_S = 10.0

@@ -17,7 +17,8 @@ from inferfleet.local.services import Services, ServicesChoice
 from inferfleet.schemas import names
 from inferfleet.schemas.errors import ConfigurationError
 from inferfleet.schemas.settings import QueueType, ServiceSettings
-from inferfleet.wire.rabbitmq.connection import Connection, declare_pool, open_amqp, queue_arguments
+from inferfleet.wire.rabbitmq.connection import Connection, open_amqp
+from inferfleet.wire.rabbitmq.topology import declare_pool, queue_arguments
 
 pytestmark = pytest.mark.matrix
 

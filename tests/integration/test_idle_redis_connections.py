@@ -18,7 +18,7 @@ from inferfleet.producer.background import background
 from inferfleet.schemas.errors import ServiceUnreachableError
 from inferfleet.wire.redis.connection import redis_client
 from inferfleet.wire.redis.pipeline import CommandPipeline
-from inferfleet.wire.redis.pipelined_connection import RedisLine
+from inferfleet.wire.redis.pipelined_connection import PipelinedConnection
 
 SOCKET_TIMEOUT_S = 0.5
 
@@ -141,8 +141,8 @@ async def test_a_session_that_was_deleted_although_the_answer_got_lost_is_said_t
 
 async def test_connections_are_tried_while_nothing_happens(services: Services) -> None:
     client = redis_client(services.redis_url)
-    async with RedisLine.opened(client) as line:
-        sock: socket.socket = line._connection._writer.transport.get_extra_info("socket")  # type: ignore[attr-defined]
+    async with PipelinedConnection.opened(client) as connection:
+        sock: socket.socket = connection._connection._writer.transport.get_extra_info("socket")  # type: ignore[attr-defined]
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) <= 30
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL) <= 10

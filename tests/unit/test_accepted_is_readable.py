@@ -26,7 +26,7 @@ from inferfleet.schemas.json_values import MAX_LEVELS, plain_json
 from inferfleet.schemas.merge_patch import merge_patch
 from inferfleet.schemas.request import check_request
 from inferfleet.schemas.session import SessionExport, Turn, check_export, check_limits, read_export
-from inferfleet.wire.rabbitmq.connection import job_message
+from inferfleet.wire.rabbitmq.messages import job_message
 from inferfleet.wire.redis.sessions import Payload
 
 HELLO: list[dict[str, Any]] = [{"role": "user", "content": "hello"}]

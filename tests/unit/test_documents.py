@@ -43,7 +43,8 @@ from inferfleet.schemas.journal import (
 from inferfleet.schemas.request import check_request
 from inferfleet.schemas.settings import QueueType, ServiceSettings
 from inferfleet.schemas.wire_model import WireModel
-from inferfleet.wire.rabbitmq.connection import job_message, queue_arguments
+from inferfleet.wire.rabbitmq.messages import job_message
+from inferfleet.wire.rabbitmq.topology import queue_arguments
 
 COMMITTED = Path(__file__).parents[2] / "schemas"
 MADE: dict[str, Any] = {name: orjson.loads(text) for name, text in documents().items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from inferfleet.schemas.settings import QueueType, ServiceSettings
-from inferfleet.wire.rabbitmq.connection import queue_arguments
+from inferfleet.wire.rabbitmq.topology import queue_arguments
 
 
 @pytest.mark.parametrize("version", ["3.8.0", "3.10.8", "3.13.7+1.gdeadbee", "", "unknown"])

@@ -26,8 +26,10 @@ from inferfleet.schemas.failures import FailureCode
 from inferfleet.schemas.job import Job, new_job_id
 from inferfleet.schemas.message import letter_id, read_job
 from inferfleet.schemas.settings import ProducerSettings
-from inferfleet.wire.rabbitmq.connection import Connection, connection_errors, declare_dead_letters, open_amqp
+from inferfleet.wire.rabbitmq.connection import Connection, open_amqp
+from inferfleet.wire.rabbitmq.errors import connection_errors
 from inferfleet.wire.rabbitmq.queue_reader import QueueReader, ReadMessage
+from inferfleet.wire.rabbitmq.topology import declare_dead_letters
 
 REPLAYED_FROM = "replayed_from"
 """The metadata key under which a replayed job names the one it repeats."""

@@ -23,8 +23,9 @@ from inferfleet.schemas.names import CONTROL_EXCHANGE, JOBS_EXCHANGE, job_queue
 from inferfleet.schemas.settings import ProducerSettings
 from inferfleet.wire.home import Home
 from inferfleet.wire.rabbitmq.confirms import NackedError, RefusedError, UnroutableError
-from inferfleet.wire.rabbitmq.connection import declare_pool, job_message
+from inferfleet.wire.rabbitmq.messages import job_message
 from inferfleet.wire.rabbitmq.publishing import ConfirmChannel, Outgoing
+from inferfleet.wire.rabbitmq.topology import declare_pool
 
 NACK_PATIENCE_S = 5.0
 """How long a nacked job is published again, even without patience: about as long as a new leader takes."""

@@ -19,8 +19,10 @@ from aiormq.exceptions import ChannelAccessRefused
 
 from inferfleet.schemas import Job
 from inferfleet.schemas.settings import WorkerSettings
-from inferfleet.wire.rabbitmq.connection import connection_errors, job_message, open_amqp, refused
+from inferfleet.wire.rabbitmq.connection import open_amqp
+from inferfleet.wire.rabbitmq.errors import connection_errors, refused
 from inferfleet.wire.rabbitmq.frames import DELIVER, Contents, Properties, delivery
+from inferfleet.wire.rabbitmq.messages import job_message
 from inferfleet.wire.rabbitmq.stream import FrameStream
 from inferfleet.wire.tasks import cancel_and_wait
 from inferfleet.worker.acknowledger import BROKEN, Acknowledger

@@ -15,9 +15,9 @@ from pamqp import encode
 
 from inferfleet.schemas import Failure, names
 from inferfleet.schemas.message import derived_id
-from inferfleet.wire.rabbitmq.connection import OutgoingMessage
 from inferfleet.wire.rabbitmq.frames import FRAME_OVERHEAD, SpelledProperties
 from inferfleet.wire.rabbitmq.headers import Entry, FieldTable
+from inferfleet.wire.rabbitmq.messages import OutgoingMessage
 from inferfleet.worker.broker import Delivery
 
 _TEXTS: Final = ("content_type", "content_encoding", "correlation_id", "reply_to", "message_type", "app_id")

@@ -9,7 +9,7 @@ from inferfleet.schemas import Failure, FailureCode, Job, names
 from inferfleet.schemas.job import OnBusy
 from inferfleet.schemas.settings import WorkerSettings
 from inferfleet.wire.rabbitmq.confirms import RefusedError, UnroutableError
-from inferfleet.wire.rabbitmq.connection import job_message
+from inferfleet.wire.rabbitmq.messages import job_message
 from inferfleet.wire.rabbitmq.publishing import ConfirmChannel
 from inferfleet.wire.redis.records import JobRecords
 from inferfleet.wire.redis.sessions import Entry, Payload, Sessions

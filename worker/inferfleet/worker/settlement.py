@@ -26,8 +26,8 @@ from inferfleet.schemas.journal import QueuedEntry
 from inferfleet.schemas.settings import WorkerSettings
 from inferfleet.wire.outage import Outage
 from inferfleet.wire.rabbitmq.confirms import RefusedError, UnroutableError
-from inferfleet.wire.rabbitmq.connection import declare_dead_letters
 from inferfleet.wire.rabbitmq.publishing import ConfirmChannel
+from inferfleet.wire.rabbitmq.topology import declare_dead_letters
 from inferfleet.wire.redis.attempts import Written
 from inferfleet.wire.redis.records import JobRecords
 from inferfleet.wire.redis.sessions import Payload

@@ -18,13 +18,10 @@ from aiormq.exceptions import ChannelLockedResource
 from inferfleet.schemas.errors import ServiceUnreachableError
 from inferfleet.schemas.names import CONTROL_EXCHANGE, control_queue
 from inferfleet.schemas.settings import WorkerSettings
-from inferfleet.wire.rabbitmq.connection import (
-    Connection,
-    connection_errors,
-    declare_pool,
-    exclusive_arguments,
-)
+from inferfleet.wire.rabbitmq.connection import Connection
+from inferfleet.wire.rabbitmq.errors import connection_errors
 from inferfleet.wire.rabbitmq.frames import DELIVER, Contents, Properties
+from inferfleet.wire.rabbitmq.topology import declare_pool, exclusive_arguments
 
 logger = logging.getLogger(__name__)
 

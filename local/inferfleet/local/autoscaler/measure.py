@@ -20,7 +20,8 @@ from inferfleet.local.autoscaler.decision import Reading, Readings
 from inferfleet.local.autoscaler.triggers import PrometheusTrigger, Protocol, RabbitMQTrigger, Trigger
 from inferfleet.schemas.errors import ConfigurationError
 from inferfleet.wire.address import without_secrets
-from inferfleet.wire.rabbitmq.connection import connection_errors, open_amqp
+from inferfleet.wire.rabbitmq.connection import open_amqp
+from inferfleet.wire.rabbitmq.errors import connection_errors
 from inferfleet.wire.rabbitmq.management import ManagementApi
 
 TIMEOUT_S = 3.0

@@ -9,7 +9,8 @@ from contextlib import asynccontextmanager
 from aio_pika.exceptions import AMQPError, ChannelInvalidStateError
 
 from inferfleet.schemas.names import job_queue
-from inferfleet.wire.rabbitmq.connection import connection_errors, open_amqp
+from inferfleet.wire.rabbitmq.connection import open_amqp
+from inferfleet.wire.rabbitmq.errors import connection_errors
 
 logger = logging.getLogger(__name__)
 

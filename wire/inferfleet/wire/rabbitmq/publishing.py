@@ -25,14 +25,10 @@ from inferfleet.schemas.errors import (
 )
 from inferfleet.wire.breaker import Breaker
 from inferfleet.wire.rabbitmq.confirms import ChannelEndedError, Confirms, NackedError, RefusedError
-from inferfleet.wire.rabbitmq.connection import (
-    Connection,
-    connection_errors,
-    declare_exchanges,
-    open_amqp,
-    refused,
-)
+from inferfleet.wire.rabbitmq.connection import Connection, open_amqp
+from inferfleet.wire.rabbitmq.errors import connection_errors, refused
 from inferfleet.wire.rabbitmq.frames import UNLIMITED_FRAME
+from inferfleet.wire.rabbitmq.topology import declare_exchanges
 
 T = TypeVar("T")
 

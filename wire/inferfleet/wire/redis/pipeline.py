@@ -33,7 +33,7 @@ from inferfleet.wire.home import Home
 from inferfleet.wire.outage import Outage
 from inferfleet.wire.redis import refusals
 from inferfleet.wire.redis.clock import RedisClock
-from inferfleet.wire.redis.pipelined_connection import RedisLine, pack
+from inferfleet.wire.redis.pipelined_connection import PipelinedConnection, pack
 from inferfleet.wire.redis.scripts import Argument
 from inferfleet.wire.tasks import cancel_and_wait
 
@@ -205,11 +205,11 @@ class CommandPipeline:
         async with AsyncExitStack() as stack:
             self._tried_at = time.monotonic()
             with self._breaker.guarded():
-                line = await self._open(stack)
+                connection = await self._open(stack)
             both_ways = [
-                asyncio.create_task(self._write(line)),
-                asyncio.create_task(self._read(line)),
-                asyncio.create_task(self._watch(line)),
+                asyncio.create_task(self._write(connection)),
+                asyncio.create_task(self._read(connection)),
+                asyncio.create_task(self._watch(connection)),
             ]
             try:
                 broken, _ = await asyncio.wait(both_ways, return_when=asyncio.FIRST_EXCEPTION)
@@ -219,12 +219,12 @@ class CommandPipeline:
             for task in broken:
                 task.result()
 
-    async def _open(self, stack: AsyncExitStack) -> RedisLine:
+    async def _open(self, stack: AsyncExitStack) -> PipelinedConnection:
         try:
-            line = await stack.enter_async_context(RedisLine.opened(self._client))
-            await line.learn_time(self.clock)
+            connection = await stack.enter_async_context(PipelinedConnection.opened(self._client))
+            await connection.learn_time(self.clock)
             if self._scripts_missing:
-                await line.load_scripts()
+                await connection.load_scripts()
                 self._scripts_missing = False
                 self._answers_at_load = self._answers
         except (ResponseError, AuthenticationError) as refusal:
@@ -232,9 +232,9 @@ class CommandPipeline:
         except ConfigurationError as error:
             # The file with the URL is about to be written anew.
             raise RedisConnectionError(str(error)) from error
-        return line
+        return connection
 
-    async def _write(self, line: RedisLine) -> None:
+    async def _write(self, connection: PipelinedConnection) -> None:
         while True:
             await self._arrived.wait()
             batch = [self._unsent.popleft() for _ in range(min(len(self._unsent), WRITE_LIMIT))]
@@ -243,11 +243,11 @@ class CommandPipeline:
             if not self._unanswered:
                 self._heard_at = time.monotonic()
             self._unanswered.extend(batch)
-            await line.write([waiting.packed for waiting in batch])
+            await connection.write([waiting.packed for waiting in batch])
 
-    async def _read(self, line: RedisLine) -> None:
+    async def _read(self, connection: PipelinedConnection) -> None:
         while True:
-            answer = await line.answer()
+            answer = await connection.answer()
             if isinstance(answer, ResponseError):
                 self._check(answer)
             waiting = self._unanswered.popleft()
@@ -262,7 +262,7 @@ class CommandPipeline:
                 self._refuse(waiting, answer)
                 continue
             try:
-                waiting.answer.set_result(line.readable(waiting.verb, answer))
+                waiting.answer.set_result(connection.readable(waiting.verb, answer))
             except Exception as error:
                 waiting.answer.set_exception(error)
 
@@ -297,12 +297,12 @@ class CommandPipeline:
             self._unsent.append(waiting)
             self._arrived.set()
 
-    async def _watch(self, line: RedisLine) -> None:
+    async def _watch(self, connection: PipelinedConnection) -> None:
         """Break the conversation off when Redis owes an answer for too long."""
-        while line.timeout_s is not None:
-            await asyncio.sleep(line.timeout_s / 4)
-            if self._unanswered and time.monotonic() - self._heard_at > line.timeout_s:
-                raise RedisTimeoutError(f"no answer for {line.timeout_s:g} s")
+        while connection.timeout_s is not None:
+            await asyncio.sleep(connection.timeout_s / 4)
+            if self._unanswered and time.monotonic() - self._heard_at > connection.timeout_s:
+                raise RedisTimeoutError(f"no answer for {connection.timeout_s:g} s")
 
     def _take_back(self) -> None:
         """What has no answer is sent again, before all else."""

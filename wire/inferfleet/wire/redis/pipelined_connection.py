@@ -27,7 +27,7 @@ from inferfleet.wire.redis.scripts import Argument
 pack = cast("Callable[[tuple[Argument, ...]], bytes]", hiredis.pack_command)
 
 
-class RedisLine:
+class PipelinedConnection:
     """A connection that its owner writes to and reads from at the same time."""
 
     def __init__(

@@ -1,0 +1,102 @@
+"""What RabbitMQ and aio-pika raise, as errors of ours, and in words that say what to do."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Generator
+from contextlib import contextmanager
+
+from aio_pika.exceptions import (
+    AMQPChannelError,
+    AMQPConnectionError,
+    AMQPError,
+    AuthenticationError,
+    ChannelInvalidStateError,
+    InvalidFrameError,
+    ProbableAuthenticationError,
+)
+
+from inferfleet.schemas.errors import (
+    ConfigurationError,
+    InferfleetError,
+    ServiceRefusedError,
+    ServiceUnreachableError,
+)
+from inferfleet.wire.address import redacted, without_secrets
+
+# StopAsyncIteration is what aiormq raises when the other end hangs up during the handshake: a broker that
+# is just starting, or a load balancer with nothing behind it. RuntimeError is what it and aio-pika raise
+# when the connection has ended between two calls.
+_NO_ANSWER = (
+    AMQPConnectionError,
+    ChannelInvalidStateError,
+    OSError,
+    asyncio.IncompleteReadError,
+    RuntimeError,
+    StopAsyncIteration,
+)
+
+
+@contextmanager
+def connection_errors(url: str) -> Generator[None]:
+    """Turn what aio-pika raises while connecting and declaring into errors of ours.
+
+    Raises:
+        ServiceUnreachableError: RabbitMQ does not answer, or does not let us in.
+        ServiceRefusedError: RabbitMQ let us in, and refuses what was asked.
+        ConfigurationError: The URL cannot be one.
+
+    """
+    try:
+        yield
+    except InferfleetError:
+        # Told already; some are connection errors to Python as well.
+        raise
+    except (AuthenticationError, ProbableAuthenticationError, InvalidFrameError) as error:
+        raise not_let_in(url, str(error)) from error
+    except _NO_ANSWER as error:
+        raise ServiceUnreachableError(
+            f"RabbitMQ at {redacted(url)} does not answer ({_words(error, url)}); "
+            "check INFERFLEET_AMQP_URL, or start local services with `inferfleet local up`"
+        ) from error
+    except AMQPChannelError as error:
+        raise refused(f"RabbitMQ at {redacted(url)} refuses", error) from error
+    except AMQPError as error:
+        raise ServiceUnreachableError(
+            f"RabbitMQ at {redacted(url)} breaks the protocol: {_words(error, url)}"
+        ) from error
+    except ValueError:
+        # Not chained: it may quote a part of the password.
+        raise ConfigurationError(
+            "INFERFLEET_AMQP_URL is not an address like amqp://user:password@host:5672/vhost"
+        ) from None
+
+
+def _words(error: BaseException, url: str) -> str:
+    if isinstance(error, StopAsyncIteration):
+        # What aiormq makes of an end in the middle of the handshake.
+        return "it closed the connection"
+    return without_secrets(str(error), url) or type(error).__name__
+
+
+def not_let_in(url: str, reason: str) -> ServiceUnreachableError:
+    """Say why the broker closed the connection before it was open."""
+    return ServiceUnreachableError(
+        f"RabbitMQ at {redacted(url)} refuses the credentials or the virtual host ({reason}); check user, "
+        "password and vhost in INFERFLEET_AMQP_URL, and the broker's permissions and limits for them"
+    )
+
+
+def refused(what: str, error: BaseException) -> ServiceRefusedError:
+    """Pass on the broker's reason for a refusal, and what to do if that can be known."""
+    reason = ": ".join(str(part) for part in error.args if part is not None) or type(error).__name__
+    advice = next((advice for word, advice in _ADVICE.items() if word in reason), "look at the broker's log")
+    return ServiceRefusedError(f"{what}: {reason}; {advice}")
+
+
+_ADVICE = {
+    "message size": "send less, or raise max_message_size at the broker",
+    "ACCESS_REFUSED": "give the user of INFERFLEET_AMQP_URL this permission (rabbitmqctl set_permissions)",
+    "limit": "raise that limit at the broker",
+}
+"""What to do, by a word of the reason."""

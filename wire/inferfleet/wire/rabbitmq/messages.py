@@ -1,0 +1,37 @@
+"""Messages as they go out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import aio_pika
+from pamqp.commands import Basic
+from pydantic_core import to_json
+
+from inferfleet.schemas import names
+from inferfleet.schemas.job import Job
+
+_PERSISTENT = aio_pika.DeliveryMode.PERSISTENT.value
+
+
+@dataclass(frozen=True, slots=True)
+class OutgoingMessage:
+    """A message as it goes out. aio-pika's own message objects cost more than all of the rest of it."""
+
+    body: bytes
+    properties: Basic.Properties
+
+
+def job_message(job: Job, *, reply_to: str) -> OutgoingMessage:
+    """Wrap a job as the AMQP message that the contract describes."""
+    return OutgoingMessage(
+        to_json(job, exclude_none=True, inf_nan_mode="null"),
+        Basic.Properties(
+            message_id=job.id,
+            priority=int(job.priority),
+            message_type=names.JOB_MESSAGE_TYPE,
+            content_type="application/json",
+            delivery_mode=_PERSISTENT,
+            reply_to=reply_to,
+        ),
+    )

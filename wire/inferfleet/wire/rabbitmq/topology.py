@@ -1,0 +1,149 @@
+"""The exchanges and queues of the fleet: declares what ``schemas.names`` names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any
+
+import aio_pika
+import aiormq.abc
+from aio_pika.abc import AbstractChannel, AbstractQueue
+from aio_pika.exceptions import ChannelPreconditionFailed
+
+from inferfleet.schemas import names
+from inferfleet.schemas.errors import ConfigurationError
+from inferfleet.schemas.settings import QueueType, ServiceSettings
+from inferfleet.wire.rabbitmq.errors import refused
+
+
+async def declare_exchanges(channel: AbstractChannel) -> None:
+    """Declare the three exchanges.
+
+    Raises:
+        ConfigurationError: One exists with another type.
+
+    """
+    with _declaration_errors():
+        for name, kind in (
+            (names.JOBS_EXCHANGE, aio_pika.ExchangeType.DIRECT),
+            (names.DEAD_EXCHANGE, aio_pika.ExchangeType.DIRECT),
+            (names.CONTROL_EXCHANGE, aio_pika.ExchangeType.FANOUT),
+        ):
+            await channel.declare_exchange(name, kind, durable=True)
+
+
+async def declare_pool(channel: AbstractChannel, pool: str, settings: ServiceSettings) -> AbstractQueue:
+    """Declare a pool's queue and its dead-letter queue, and bind both. Idempotent.
+
+    When this raises, the broker has closed the channel.
+
+    Raises:
+        ConfigurationError: A queue or an exchange exists with other arguments.
+        ServiceRefusedError: The broker refuses: a permission is missing, or there are too many queues.
+
+    """
+    connection = (await channel.get_underlay_channel()).connection
+    version = str(connection.server_properties.get("version", ""))
+    await declare_exchanges(channel)
+    with _declaration_errors():
+        queue = await channel.declare_queue(
+            names.job_queue(pool), durable=True, arguments=queue_arguments(settings, broker_version=version)
+        )
+        await queue.bind(names.JOBS_EXCHANGE, routing_key=pool)
+        await _declare_dead_queue(connection, pool, settings.queue_type, version)
+    return queue
+
+
+async def declare_dead_letters(channel: AbstractChannel, pool: str, settings: ServiceSettings) -> None:
+    """Declare a pool's dead-letter queue, and bind it, as ``declare_pool`` does."""
+    connection = (await channel.get_underlay_channel()).connection
+    version = str(connection.server_properties.get("version", ""))
+    await declare_exchanges(channel)
+    with _declaration_errors():
+        await _declare_dead_queue(connection, pool, settings.queue_type, version)
+
+
+async def _declare_dead_queue(
+    connection: aiormq.abc.AbstractConnection, pool: str, queue_type: QueueType, version: str
+) -> None:
+    """Declare the dead-letter queue of a pool. A classic one that is there already is as good."""
+    name, arguments = names.dead_queue(pool), _type_arguments(queue_type, version)
+    channel = await connection.channel()
+    try:
+        await channel.queue_declare(name, durable=True, arguments=arguments)
+    except ChannelPreconditionFailed as error:
+        differs = _DIFFERENCE.search(str(error))
+        if queue_type is QueueType.CLASSIC or differs is None or differs["argument"] != "x-queue-type":
+            raise
+        # Pools of quorum queues had classic ones for their dead letters at first.
+        channel = await connection.channel()
+        await channel.queue_declare(name, durable=True, arguments=_type_arguments(QueueType.CLASSIC, version))
+    await channel.queue_bind(name, names.DEAD_EXCHANGE, routing_key=pool)
+    await channel.close()
+
+
+def queue_arguments(settings: ServiceSettings, *, broker_version: str) -> dict[str, Any]:
+    """The arguments of a pool's queue, at a broker that says to have this version."""
+    arguments = _type_arguments(settings.queue_type, broker_version)
+    if settings.queue_type is QueueType.CLASSIC:
+        # A quorum queue refuses it. It has two priorities in RabbitMQ 4.0 to 4.2, and all ten from 4.3 on.
+        arguments["x-max-priority"] = names.MAX_PRIORITY
+    if settings.queue_max_length is not None:
+        arguments |= {"x-max-length": settings.queue_max_length, "x-overflow": "reject-publish"}
+    return arguments
+
+
+def _type_arguments(queue_type: QueueType, broker_version: str) -> dict[str, Any]:
+    """What makes a queue one of this type, wherever it is declared.
+
+    The type is always said: without it, the default of the virtual host or of the node counts. Attempts are
+    counted by us, so a quorum queue must not count returns and drop a job: 20 are the limit from RabbitMQ 4
+    on, unless it is -1. RabbitMQ 3 has no limit, and takes -1 as none at all.
+    """
+    arguments: dict[str, Any] = {"x-queue-type": queue_type.value}
+    major, _, _ = broker_version.partition(".")
+    if queue_type is QueueType.QUORUM and major.isdecimal() and int(major) >= 4:
+        arguments["x-delivery-limit"] = -1
+    return arguments
+
+
+_DIFFERENCE = re.compile(
+    r"inequivalent arg '(?P<argument>[^']+)' for (?P<kind>queue|exchange) '(?P<name>[^']*)'"
+)
+
+
+@contextmanager
+def _declaration_errors() -> Generator[None]:
+    """Say which queue or exchange has which other argument, and which setting it belongs to."""
+    try:
+        yield
+    except ChannelPreconditionFailed as error:
+        differs = _DIFFERENCE.search(str(error))
+        if differs is None:
+            raise refused("RabbitMQ refuses to declare a queue", error) from error
+        argument, kind, name = differs["argument"], differs["kind"], differs["name"]
+        setting = _SETTING_OF.get(argument)
+        remedies = [f"set {setting} as it was"] if setting else []
+        remedies.append(
+            f"delete the {kind}{' once it is empty' if kind == 'queue' else ''}, so that it is made anew"
+        )
+        raise ConfigurationError(
+            f"the {kind} {name} exists with other arguments than ours, {argument} (RabbitMQ says: {error}): "
+            f"{', or '.join(remedies)}"
+        ) from error
+
+
+_SETTING_OF = {
+    "x-queue-type": "INFERFLEET_QUEUE_TYPE",
+    "x-max-priority": "INFERFLEET_QUEUE_TYPE",
+    "x-max-length": "INFERFLEET_QUEUE_MAX_LENGTH",
+    "x-overflow": "INFERFLEET_QUEUE_MAX_LENGTH",
+}
+"""Where an argument of a queue comes from."""
+
+
+def exclusive_arguments() -> dict[str, Any]:
+    """The arguments of a queue that belongs to one connection: it can only be classic."""
+    return {"x-queue-type": QueueType.CLASSIC.value}
