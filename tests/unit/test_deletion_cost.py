@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -50,7 +51,7 @@ def test_tokens_of_earlier_attempts_count_too() -> None:
 
 def test_the_cost_fits_in_what_kubernetes_can_read() -> None:
     class Endless:
-        tokens = 2**40
+        answer = SimpleNamespace(tokens=2**40)
         attempt = 1
         paused = False
 
