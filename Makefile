@@ -12,7 +12,7 @@ TEST_JOBS ?= 3
 SEED ?=
 MINUTES ?= 10
 
-PACKAGES = schemas wire producer exporter worker cli local
+PACKAGES = schemas wire producer exporter worker cli local testing
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-matrix test-engine chaos explore check bench bench-engine bench-peers build clean venv bench-venv engine-venv services

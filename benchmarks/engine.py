@@ -33,7 +33,7 @@ from inferfleet.local.worker_processes import WorkerProcesses, wait_until_ready
 from inferfleet.producer import Fleet
 from inferfleet.schemas import Endpoint
 from inferfleet.schemas.journal import TokensEntry
-from inferfleet.schemas.settings import EngineKind, ProducerSettings, WorkerSettings
+from inferfleet.schemas.settings import ProducerSettings, WorkerSettings
 
 POOL = "bench-engine"
 LOAD_TIMEOUT_S = 300
@@ -68,7 +68,7 @@ async def main() -> None:
             amqp_url=services.amqp_url,
             redis_url=services.redis_url,
             pool=POOL,
-            engine=EngineKind.VLLM,
+            engine="vllm",
             model=engine["model"],
             engine_args=engine["engine_args"],
             max_running=engine["max_running"],

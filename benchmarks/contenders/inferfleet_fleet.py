@@ -20,7 +20,7 @@ from inferfleet.producer import Fleet
 from inferfleet.schemas import Endpoint, Job, Usage
 from inferfleet.schemas.job import Priority
 from inferfleet.schemas.journal import TokenChunk, TokensEntry
-from inferfleet.schemas.settings import EngineKind, ProducerSettings, WorkerSettings
+from inferfleet.schemas.settings import ProducerSettings, WorkerSettings
 from inferfleet.worker.ports import Completion, EngineStats, Generation, ModelIdentity
 from inferfleet.worker.process import run_process
 
@@ -145,7 +145,7 @@ def work() -> None:
         amqp_url=os.environ["BENCH_AMQP_URL"],
         redis_url=os.environ["BENCH_REDIS_URL"],
         pool=POOL,
-        engine=EngineKind.SIMULATED,
+        engine="simulated",
         max_running=int(os.environ["BENCH_CONCURRENCY"]),
         look_ahead=0,
         http_port=0,

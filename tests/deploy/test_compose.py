@@ -15,7 +15,7 @@ from tests.deploy.conftest import ROOT
 
 from inferfleet.exporter.server import LIVE_PATH
 from inferfleet.exporter.settings import ExporterSettings
-from inferfleet.schemas.settings import EngineKind, ProducerSettings, WorkerSettings
+from inferfleet.schemas.settings import ProducerSettings, WorkerSettings
 from inferfleet.worker.http import METRICS_PATH, READY_PATH
 from inferfleet.worker.worker import SETTLE_GRACE_S
 
@@ -54,7 +54,7 @@ def test_two_workers_reach_both_services(services: dict[str, Any], monkeypatch: 
         assert name.removeprefix("INFERFLEET_").lower() in WorkerSettings.model_fields
         monkeypatch.setenv(name, value)
     settings = WorkerSettings()
-    assert worker["command"] == ["--engine", EngineKind.SIMULATED]
+    assert worker["command"] == ["--engine", "simulated"]
     for url, port in ((settings.amqp_url, 5672), (settings.redis_url, 6379)):
         assert urlsplit(url).port == port
         assert urlsplit(url).hostname in services

@@ -35,6 +35,7 @@ CONTEXT = (
     "worker/inferfleet",
     "cli/inferfleet",
     "local/inferfleet",
+    "testing/inferfleet",
 )
 BASE = "python:3.13-slim"
 USER_ID = "10001"

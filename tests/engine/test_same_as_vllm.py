@@ -39,7 +39,7 @@ from inferfleet.schemas.errors import InvalidJobError, WaitTimeoutError
 from inferfleet.schemas.heartbeat import WorkerPhase
 from inferfleet.schemas.journal import TokensEntry
 from inferfleet.schemas.request import check_request
-from inferfleet.schemas.settings import EngineKind, ProducerSettings, WorkerSettings
+from inferfleet.schemas.settings import ProducerSettings, WorkerSettings
 from inferfleet.worker.worker import Worker
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(1200)]
@@ -131,7 +131,7 @@ async def ours(theirs, engine, make_engine) -> Tellings:
                     settings=WorkerSettings(
                         **urls,
                         pool=pool,
-                        engine=EngineKind.VLLM,
+                        engine="vllm",
                         max_running=MAX_RUNNING,
                         http_host="127.0.0.1",
                         http_port=0,

@@ -12,7 +12,7 @@ from tests.engine.conftest import ON_CPU
 from inferfleet.local.services import ServicesChoice, running_services
 from inferfleet.producer import Fleet
 from inferfleet.schemas.heartbeat import WorkerPhase
-from inferfleet.schemas.settings import EngineKind, ProducerSettings, WorkerSettings
+from inferfleet.schemas.settings import ProducerSettings, WorkerSettings
 from inferfleet.worker.engines.vllm.engine import VllmEngine
 from inferfleet.worker.worker import Worker
 
@@ -40,7 +40,7 @@ async def fleet(tiny_model):
             settings = WorkerSettings(
                 **urls,
                 pool=pool,
-                engine=EngineKind.VLLM,
+                engine="vllm",
                 http_host="127.0.0.1",
                 http_port=0,
                 drain_timeout_s=0,

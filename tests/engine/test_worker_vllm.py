@@ -14,7 +14,7 @@ from inferfleet.local.tiny_model import build_tiny_model
 from inferfleet.local.worker_processes import WorkerProcesses, wait_until_ready
 from inferfleet.producer import Fleet
 from inferfleet.schemas.journal import RunningEntry, TokensEntry
-from inferfleet.schemas.settings import EngineKind, ProducerSettings, WorkerSettings
+from inferfleet.schemas.settings import ProducerSettings, WorkerSettings
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(900)]
 
@@ -41,7 +41,7 @@ async def test_an_answer_goes_on_where_a_killed_worker_left_it_and_reads_the_sam
         settings = WorkerSettings(
             **urls,
             pool=pool,
-            engine=EngineKind.VLLM,
+            engine="vllm",
             model=str(model),
             engine_args=ON_CPU | {"max_model_len": MAX_MODEL_LEN},
             max_running=4,

@@ -30,7 +30,7 @@ from inferfleet.producer import Fleet, JournalLine
 from inferfleet.schemas import Endpoint, Job, JobRecord
 from inferfleet.schemas.journal import FinishedEntry, JournalEntry, RunningEntry, TokensEntry
 from inferfleet.schemas.names import dead_queue, job_queue, journal_key
-from inferfleet.schemas.settings import EngineKind, ProducerSettings, WorkerSettings
+from inferfleet.schemas.settings import ProducerSettings, WorkerSettings
 from inferfleet.wire.rabbitmq.connection import open_amqp
 from inferfleet.wire.redis.journal_lines import parse_line
 from inferfleet.wire.redis.pipeline import CommandPipeline
@@ -281,7 +281,7 @@ async def start_worker(services: Services, pool: str) -> AsyncIterator[StartWork
                 "amqp_url": services.amqp_url,
                 "redis_url": services.redis_url,
                 "pool": pool,
-                "engine": EngineKind.SIMULATED,
+                "engine": "simulated",
                 "worker_id": f"worker-{uuid4().hex[:8]}",
                 "http_host": "127.0.0.1",
                 "http_port": 0,

@@ -22,7 +22,7 @@ from inferfleet.local.services import Services, ServicesChoice, running_services
 from inferfleet.local.services.native import obstacle
 from inferfleet.producer import Fleet
 from inferfleet.schemas import Job
-from inferfleet.schemas.settings import EngineKind, ProducerSettings, WorkerSettings
+from inferfleet.schemas.settings import ProducerSettings, WorkerSettings
 from inferfleet.worker.engines.simulated import SimulatedEngine
 from inferfleet.worker.worker import Worker
 
@@ -115,7 +115,7 @@ async def worker(services: Services, pool: str, **settings: Any) -> AsyncIterato
         "amqp_url": services.amqp_url,
         "redis_url": services.redis_url,
         "pool": pool,
-        "engine": EngineKind.SIMULATED,
+        "engine": "simulated",
         "worker_id": f"worker-{uuid4().hex[:8]}",
         "http_host": "127.0.0.1",
         "http_port": 0,

@@ -17,7 +17,7 @@ from yarl import URL
 from inferfleet.local.services import Services, ServicesChoice, running_services
 from inferfleet.local.services.native import obstacle
 from inferfleet.producer import Fleet
-from inferfleet.schemas.settings import EngineKind, ProducerSettings, WorkerSettings
+from inferfleet.schemas.settings import ProducerSettings, WorkerSettings
 from inferfleet.worker.engines.simulated import SimulatedEngine
 from inferfleet.worker.worker import Worker
 
@@ -92,7 +92,7 @@ async def test_a_running_worker_uses_a_rotated_password_from_its_next_connection
             amqp_url=files.amqp.as_uri(),
             redis_url=files.redis.as_uri(),
             pool=pool,
-            engine=EngineKind.SIMULATED,
+            engine="simulated",
             http_host="127.0.0.1",
             http_port=0,
         ),

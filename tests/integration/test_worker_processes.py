@@ -21,7 +21,7 @@ from inferfleet.local.worker_processes import (
 from inferfleet.producer import Fleet
 from inferfleet.schemas.errors import ConfigurationError, ServiceUnreachableError
 from inferfleet.schemas.heartbeat import WorkerPhase
-from inferfleet.schemas.settings import EngineKind, WorkerSettings
+from inferfleet.schemas.settings import WorkerSettings
 
 PATIENCE_S = 30.0
 
@@ -36,7 +36,7 @@ def settings(services: Services, pool: str) -> MakeSettings:
                 "amqp_url": services.amqp_url,
                 "redis_url": services.redis_url,
                 "pool": pool,
-                "engine": EngineKind.SIMULATED,
+                "engine": "simulated",
                 "worker_id": f"worker-{uuid4().hex[:8]}",
                 **changes,
             }

@@ -134,7 +134,7 @@ def test_a_pool_must_have_a_pools_name(inferfleet: Run) -> None:
     [
         (("--engine-args", "{nonsense"), "--engine-args is not JSON"),
         (("--engine-args", "[1, 2]"), '--engine-args is not a JSON object like {"max_model_len": 8192}'),
-        (("--engine", "magic"), "'magic' is not one of"),
+        (("--engine", "magic"), "no engine is named 'magic'; installed are: "),
         (("--max-running", "0"), "INFERFLEET_MAX_RUNNING: Input should be greater than or equal to 1"),
         (("--max-running", "many"), "Invalid value for '--max-running'"),
         (("--look-ahead", "-1"), "INFERFLEET_LOOK_AHEAD: Input should be greater than or equal to 0"),

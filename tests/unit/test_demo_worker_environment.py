@@ -7,7 +7,7 @@ import os
 import pytest
 
 from inferfleet.local.worker_processes import environment
-from inferfleet.schemas.settings import EngineKind, LogFormat, QueueType, WorkerSettings
+from inferfleet.schemas.settings import LogFormat, QueueType, WorkerSettings
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def test_a_worker_reads_the_settings_it_was_given(monkeypatch: pytest.MonkeyPatc
     settings = WorkerSettings(
         worker_id="w-1",
         pool="a.pool",
-        engine=EngineKind.SIMULATED,
+        engine="simulated",
         engine_args={"speed": 0, "nested": {"text": 'a "b"'}},
         queue_type=QueueType.QUORUM,
         queue_max_length=7,

@@ -13,7 +13,19 @@ import inferfleet.worker as worker
 
 NAMES = {
     producer: ["Fleet", "JobOptions", "JournalLine", "Session", "SyncFleet"],
-    worker: ["Completion", "Engine", "EngineDeadError", "EngineStats", "Generation", "GenerationError"],
+    worker: [
+        "Completion",
+        "Engine",
+        "EngineDeadError",
+        "EngineStats",
+        "Generation",
+        "GenerationError",
+        "ModelIdentity",
+        "NotContinuableError",
+        "PromptReader",
+        "TokenChunk",
+        "text_completion",
+    ],
 }
 
 
@@ -44,7 +56,9 @@ def test_an_engine_loads_no_network_library() -> None:
     assert not {"aio_pika", "redis", "aiohttp"} & loaded
 
 
-@pytest.mark.parametrize("package", ["schemas", "wire", "producer", "exporter", "worker", "cli", "local"])
+@pytest.mark.parametrize(
+    "package", ["schemas", "wire", "producer", "exporter", "worker", "cli", "local", "testing"]
+)
 def test_every_package_tells_type_checkers_that_it_is_typed(package: str) -> None:
     from importlib.resources import files
 

@@ -104,10 +104,17 @@ def text_of_part(part: Mapping[str, Any]) -> str | None:
 def cut_response(
     job_id: str, head: AnswerHead, chunks: Iterable[TokenChunk], *, created: int
 ) -> dict[str, Any]:
-    """Make the OpenAI response of an answer that was cut short, from its chunks.
+    """Make the OpenAI response of an answer that was cut short, from its chunks."""
+    return text_response(job_id, head, chunks, created=created, finish_reason=CUT_SHORT)
 
-    It has each choice that had begun, at least the first, all with ``CUT_SHORT`` for a finish reason, and
-    no logprobs. ``created`` is in Unix seconds.
+
+def text_response(
+    job_id: str, head: AnswerHead, chunks: Iterable[TokenChunk], *, created: int, finish_reason: str
+) -> dict[str, Any]:
+    """Make the OpenAI response of an answer to a chat or completion, from its chunks.
+
+    It has each choice that had begun, at least the first, all with the same finish reason, and no logprobs.
+    ``created`` is in Unix seconds.
     """
     choices: defaultdict[int, Said] = defaultdict(Said, {0: Said()})
     tokens = 0
@@ -125,7 +132,7 @@ def cut_response(
                 "index": index,
                 **({"message": said.message()} if chat else {"text": said.text}),
                 "logprobs": None,
-                "finish_reason": CUT_SHORT,
+                "finish_reason": finish_reason,
             }
             for index, said in sorted(choices.items())
         ],

@@ -47,13 +47,6 @@ class QueueType(StrEnum):
     QUORUM = "quorum"
 
 
-class EngineKind(StrEnum):
-    """The engine adapters a worker can run."""
-
-    SIMULATED = "simulated"
-    VLLM = "vllm"
-
-
 class LogFormat(StrEnum):
     """How log lines look: one JSON object each, or text for a person."""
 
@@ -121,6 +114,7 @@ class ProducerSettings(ServiceSettings):
 class WorkerSettings(ServiceSettings):
     """Settings of one worker process.
 
+    ``engine`` is the name of an installed engine, and ``engine_args`` are that engine's own arguments.
     ``max_running`` is the number of jobs the engine runs at once, ``look_ahead`` how many more the
     worker takes so that a slot never stands empty. ``lease_s`` is how long other workers leave a
     running job alone after its worker was last heard of.
@@ -134,7 +128,7 @@ class WorkerSettings(ServiceSettings):
         default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}-{os.urandom(2).hex()}"
     )
     pool: PoolName = DEFAULT_POOL
-    engine: EngineKind = EngineKind.VLLM
+    engine: str = "vllm"
     model: str = ""
     engine_args: Annotated[dict[str, Any], Field(repr=False)] = Field(default_factory=dict)
     max_running: Annotated[int, Field(ge=1, le=60_000)] = 64

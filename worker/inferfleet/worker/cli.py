@@ -14,7 +14,7 @@ from aio_pika import Message
 from inferfleet.schemas.control import DrainWorker
 from inferfleet.schemas.errors import ConfigurationError, InferfleetError
 from inferfleet.schemas.names import CONTROL_EXCHANGE
-from inferfleet.schemas.settings import EngineKind, LogFormat, ServiceSettings, WorkerSettings, read_settings
+from inferfleet.schemas.settings import LogFormat, ServiceSettings, WorkerSettings, read_settings
 from inferfleet.wire.draining import drain_worker
 from inferfleet.wire.rabbitmq.publishing import ConfirmChannel
 from inferfleet.wire.redis.connection import open_redis
@@ -36,7 +36,10 @@ def worker(
     context: typer.Context,
     *,
     pool: Annotated[str | None, typer.Option(help="The pool whose jobs to run.")] = None,
-    engine: Annotated[EngineKind | None, typer.Option(help="What generates.")] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Engine to run: vllm, simulated, or an installed one."),
+    ] = None,
     model: Annotated[str | None, typer.Option(help="The model: a folder or a name.")] = None,
     max_running: Annotated[int | None, typer.Option(help="Jobs in the batch at once.")] = None,
     look_ahead: Annotated[int | None, typer.Option(help="Jobs to hold ready beyond those.")] = None,

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 import uvloop
 
 from inferfleet.schemas.settings import WorkerSettings
-from inferfleet.worker.engine_choice import make_engine
+from inferfleet.worker.engine_factory import make_engine
 from inferfleet.worker.log import logging_to_stderr
 from inferfleet.worker.ports import Engine
 from inferfleet.worker.worker import Worker

@@ -29,7 +29,7 @@ from inferfleet.local.worker_processes import WorkerProcess, WorkerProcesses, wa
 from inferfleet.schemas.errors import ConfigurationError, ServiceUnreachableError
 from inferfleet.schemas.journal import JournalEntry
 from inferfleet.schemas.names import job_queue, journal_key
-from inferfleet.schemas.settings import EngineKind, WorkerSettings
+from inferfleet.schemas.settings import WorkerSettings
 from inferfleet.wire.rabbitmq.connection import open_amqp
 from inferfleet.wire.redis.journal_lines import parse_line
 
@@ -157,7 +157,7 @@ class Harness:
             "redis_url": link.store.url,
             "worker_id": f"{self.pool}-{uuid4().hex[:8]}",
             "pool": self.pool,
-            "engine": EngineKind.SIMULATED,
+            "engine": "simulated",
             "engine_args": ENGINE_ARGS,
             "lease_s": LEASE_S,
             "heartbeat_interval_s": 0.5,

@@ -26,7 +26,6 @@ from inferfleet.producer.publisher import Publisher
 from inferfleet.schemas.errors import ConfigurationError
 from inferfleet.schemas.printable import printable
 from inferfleet.schemas.settings import (
-    EngineKind,
     ProducerSettings,
     ServiceSettings,
     WorkerSettings,
@@ -41,7 +40,7 @@ def command(
         Path, typer.Option(metavar="FILE", help="The manifest; other kinds in it are skipped.")
     ],
     name: Annotated[str | None, typer.Option(help="Which ScaledObject, if the file has several.")] = None,
-    engine: Annotated[EngineKind | None, typer.Option(help="What generates.")] = None,
+    engine: Annotated[str | None, typer.Option(metavar="NAME", help="Engine that the workers run.")] = None,
     model: Annotated[str | None, typer.Option(help="The model: a folder or a name.")] = None,
     services: ServicesOption = ServicesChoice.AUTO,
     management_url: Annotated[

@@ -16,14 +16,13 @@ from inferfleet.local.demo.run import run_demo
 from inferfleet.local.demo.view import LivePicture, PlainLines, View
 from inferfleet.local.demo.worker_settings import worker_settings
 from inferfleet.local.services import ServicesChoice
-from inferfleet.schemas.settings import EngineKind
 
 
 def command(
     *,
     jobs: Annotated[int, typer.Option(min=1, max=100_000, help="Jobs in all, one of them urgent.")] = 300,
     workers: Annotated[int, typer.Option(min=1, max=64, help="Worker processes.")] = 2,
-    engine: Annotated[EngineKind, typer.Option(help="What generates.")] = EngineKind.SIMULATED,
+    engine: Annotated[str, typer.Option(metavar="NAME", help="Engine that the workers run.")] = "simulated",
     model: Annotated[
         str | None, typer.Option(help="The model: a folder or a name. The simulated engine needs none.")
     ] = None,

@@ -19,7 +19,6 @@ from inferfleet.schemas.journal import (
     RunningEntry,
     TokensEntry,
 )
-from inferfleet.schemas.settings import EngineKind
 
 URGENT_COMES_AT = 1 / 3
 """The share of the jobs that have finished when the urgent one is submitted: in the middle of the load."""
@@ -28,7 +27,7 @@ URGENT_COMES_AT = 1 / 3
 class Load:
     """``progress.total`` jobs, one of them urgent."""
 
-    def __init__(self, *, fleet: Fleet, engine: EngineKind, seed: int, progress: Progress) -> None:
+    def __init__(self, *, fleet: Fleet, engine: str, seed: int, progress: Progress) -> None:
         self._fleet = fleet
         self._engine = engine
         self._seed = seed

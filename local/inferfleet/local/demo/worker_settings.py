@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from inferfleet.schemas.errors import ConfigurationError
-from inferfleet.schemas.settings import EngineKind, LogFormat, WorkerSettings, read_settings
+from inferfleet.schemas.settings import LogFormat, WorkerSettings, read_settings
+from inferfleet.worker.engine_factory import find_engine
 
 DEFAULTS: dict[str, Any] = {
     # So few that jobs queue up, and priorities matter.
@@ -21,19 +22,20 @@ MEMORY_SHARE = 0.8
 """The share of the device's memory for all vLLM workers together. Alone, each would take nine tenths."""
 
 
-def worker_settings(engine: EngineKind, model: str | None, *, workers: int) -> WorkerSettings:
+def worker_settings(engine: str, model: str | None, *, workers: int) -> WorkerSettings:
     """Read the environment, and add the demo's own defaults for ``workers`` workers on one machine.
 
     Raises:
-        ConfigurationError: A variable is wrong, or a real engine has no model.
+        ConfigurationError: A variable is wrong, no engine has this name, or vLLM has no model.
 
     """
     given = read_settings(WorkerSettings).model_fields_set
     chosen = {name: value for name, value in DEFAULTS.items() if name not in given}
     settings = read_settings(WorkerSettings, engine=engine, model=model, **chosen)
-    if settings.engine is EngineKind.SIMULATED:
-        return settings
     # Each worker would find out by itself, but only once the services run.
+    find_engine(settings.engine)
+    if settings.engine != "vllm":
+        return settings
     if not settings.model:
         raise ConfigurationError("--engine vllm needs --model, a folder or a name (INFERFLEET_MODEL)")
     memory = {"gpu_memory_utilization": round(MEMORY_SHARE / workers, 3)}

@@ -9,7 +9,6 @@ from types import MappingProxyType
 from typing import Any
 
 from inferfleet.schemas.job import Job, Priority
-from inferfleet.schemas.settings import EngineKind
 
 POOL = "demo"
 
@@ -42,7 +41,7 @@ REAL_ENGINE_SHRINKS = 4
 """A real engine gets answers this much shorter: without a GPU, too, the demo shall end in a minute."""
 
 
-def mixed_jobs(count: int, *, seed: int, engine: EngineKind) -> list[Job]:
+def mixed_jobs(count: int, *, seed: int, engine: str) -> list[Job]:
     """Make jobs of all kinds but the urgent one. Their waiting time counts from this moment on."""
     chance = random.Random(seed)  # noqa: S311 - the same load again is what it is for
     jobs: list[Job] = []
@@ -55,17 +54,15 @@ def mixed_jobs(count: int, *, seed: int, engine: EngineKind) -> list[Job]:
     return jobs
 
 
-def urgent_job(*, engine: EngineKind) -> Job:
+def urgent_job(*, engine: str) -> Job:
     """Make the one urgent job, whose tokens are streamed."""
     body = _body(URGENT_PROMPT, URGENT_TOKENS, engine)
     return Job(pool=POOL, body=body, priority=Priority.URGENT, stream=True)
 
 
-def _body(prompt: str, tokens: int, engine: EngineKind) -> dict[str, Any]:
+def _body(prompt: str, tokens: int, engine: str) -> dict[str, Any]:
     body: dict[str, Any] = {"messages": [{"role": "user", "content": prompt}]}
-    match engine:
-        case EngineKind.SIMULATED:
-            # Left to itself it would never say more than 64 tokens.
-            return {**body, "max_tokens": tokens, "ignore_eos": True}
-        case EngineKind.VLLM:
-            return {**body, "max_tokens": tokens // REAL_ENGINE_SHRINKS}
+    if engine == "simulated":
+        # Left to itself it would never say more than 64 tokens.
+        return {**body, "max_tokens": tokens, "ignore_eos": True}
+    return {**body, "max_tokens": tokens // REAL_ENGINE_SHRINKS}

@@ -21,7 +21,7 @@ from inferfleet.producer import Fleet
 from inferfleet.schemas import Job, JournalEntry, Result
 from inferfleet.schemas.journal import TokenChunk
 from inferfleet.schemas.names import JOBS_EXCHANGE, dead_queue, job_queue
-from inferfleet.schemas.settings import EngineKind, ProducerSettings, WorkerSettings
+from inferfleet.schemas.settings import ProducerSettings, WorkerSettings
 from inferfleet.worker.engines.simulated import SimulatedEngine
 from inferfleet.worker.ports import Completion, Generation
 from inferfleet.worker.worker import Worker
@@ -154,7 +154,7 @@ class World:
         settings = WorkerSettings(
             **_SERVICES,
             worker_id=f"{name}.{self._restarts}",
-            engine=EngineKind.SIMULATED,
+            engine="simulated",
             model="simulated",
             max_running=2,
             look_ahead=1,

@@ -13,11 +13,11 @@ import signal
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Mapping
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from inferfleet.schemas import Endpoint
 from inferfleet.schemas.journal import TokenChunk
-from inferfleet.schemas.settings import EngineKind
+from inferfleet.schemas.settings import WorkerSettings
 from inferfleet.worker.engines.simulated.answer import Answer, AnswerCutter, plan_answers
 from inferfleet.worker.engines.simulated.batch import Batch, Phase, Sequence
 from inferfleet.worker.engines.simulated.hooks import Hooks
@@ -60,15 +60,27 @@ class SimulatedEngine:
         """
         self._model = model
         self._parameters = SimulatedParameters.from_engine_args(engine_args)
-        self._identity = ModelIdentity(
-            engine=EngineKind.SIMULATED, name=model, weights=str(self._parameters.weights)
-        )
+        self._identity = ModelIdentity(engine="simulated", name=model, weights=str(self._parameters.weights))
         self._batch = Batch(parameters=self._parameters, max_running=max_running)
         self._work = asyncio.Event()
         self._watchers: set[asyncio.Event] = set()
         self._failures: Counter[str] = Counter()
         self._loop: asyncio.Task[None] | None = None
         self._death: str | None = None
+
+    @classmethod
+    def from_settings(cls, settings: WorkerSettings) -> Self:
+        """Make the engine that a worker runs; without a name the model is called ``simulated``.
+
+        Raises:
+            ConfigurationError: An engine argument is unknown or has an impossible value.
+
+        """
+        return cls(
+            model=settings.model or "simulated",
+            max_running=settings.max_running,
+            engine_args=settings.engine_args,
+        )
 
     @property
     def model(self) -> str:

@@ -9,11 +9,12 @@ import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing, suppress
 from importlib.util import find_spec
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from inferfleet.schemas import Endpoint
 from inferfleet.schemas.errors import ConfigurationError
 from inferfleet.schemas.journal import TokenChunk
+from inferfleet.schemas.settings import WorkerSettings
 from inferfleet.worker.engines.vllm.loading import LoadedModel, ModelLoader
 from inferfleet.worker.engines.vllm.resumable import resumable
 from inferfleet.worker.ports import (
@@ -62,6 +63,21 @@ class VllmEngine:
         self._identity: ModelIdentity | None = None
         self._answers: set[asyncio.Task[Completion]] = set()
         self._stopped = False
+
+    @classmethod
+    def from_settings(cls, settings: WorkerSettings) -> Self:
+        """Make the engine that a worker runs.
+
+        Raises:
+            ConfigurationError: No model is named, vLLM is not installed, or an engine argument contradicts
+                a setting.
+
+        """
+        if not settings.model:
+            raise ConfigurationError(
+                "the vllm engine needs a model: give --model, a folder or a name (INFERFLEET_MODEL)"
+            )
+        return cls(model=settings.model, max_running=settings.max_running, engine_args=settings.engine_args)
 
     @property
     def model(self) -> str:

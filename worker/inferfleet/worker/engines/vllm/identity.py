@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Final
 
-from inferfleet.schemas.settings import EngineKind
 from inferfleet.worker.engines.fingerprint import commit_of, digest, fingerprint
 from inferfleet.worker.ports import ModelIdentity
 
@@ -55,7 +54,7 @@ def model_identity(
     tokenizer = None if config.skip_tokenizer_init else engine.get_tokenizer()
     commit: str = commit_of(config.model) or getattr(config.hf_config, "_commit_hash", None) or ""
     return ModelIdentity(
-        engine=EngineKind.VLLM,
+        engine="vllm",
         name=name,
         # A commit of the hub says it all; a branch's name would not.
         revision=commit or config.revision or "",
