@@ -149,8 +149,9 @@ class Stage:
 @asynccontextmanager
 async def _patience(suite: EngineSuite) -> AsyncGenerator[None]:
     """Let a block take as long as the suite allows."""
+    scope = asyncio.timeout(suite.patience_s)
     try:
-        async with asyncio.timeout(suite.patience_s) as scope:
+        async with scope:
             yield
     except TimeoutError as error:
         if not scope.expired():
@@ -165,7 +166,7 @@ def scenario(
 
     # Not by functools.wraps: pytest would take the engine for a fixture.
     def run(self: SuiteT) -> None:
-        stage = self._stage()
+        stage = self.stage()
         try:
             stage.play(self, lambda engine: test(self, engine))
         finally:
@@ -271,9 +272,11 @@ class EngineSuite:
     @scenario
     async def test_the_prompt_is_told_before_the_first_token(self, engine: Engine) -> None:
         told: list[tuple[str, int]] = []
-        generation = self._text(
-            engine, "hello", tokens=SHORT, on_prompt=lambda *, model, tokens: told.append((model, tokens))
-        )
+
+        def hear(*, model: str, tokens: int) -> None:
+            told.append((model, tokens))
+
+        generation = self._text(engine, "hello", tokens=SHORT, on_prompt=hear)
         completion: Completion | None = None
         async with aclosing(engine.generate(generation)) as events:
             async for event in events:
@@ -404,7 +407,7 @@ class EngineSuite:
         async def note(engine: Engine) -> None:
             identities.append(engine.identity)
 
-        stage = self._stage()
+        stage = self.stage()
         stage.play(self, note)
         stage.clear(self)
         stage.play(self, note)
@@ -432,7 +435,7 @@ class EngineSuite:
                 await engine.stop()
                 await engine.stop()
 
-        self._stage().clear(self)
+        self.stage().clear(self)
         asyncio.run(stop())
 
     @last_scenario
@@ -458,7 +461,8 @@ class EngineSuite:
         if (stage := cls._stages.pop(cls, None)) is not None:
             stage.close(cls())
 
-    def _stage(self) -> Stage:
+    def stage(self) -> Stage:
+        """Where the engine of this class runs."""
         return self._stages.setdefault(type(self), Stage())
 
     def _text_endpoints(self, engine: Engine) -> list[Endpoint]:
