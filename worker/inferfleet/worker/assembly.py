@@ -13,11 +13,13 @@ from inferfleet.wire.redis.records import JobRecords
 from inferfleet.wire.redis.sessions import Sessions
 from inferfleet.worker.attempt import Attempts
 from inferfleet.worker.attempt_log import AttemptLog
+from inferfleet.worker.claim import Claims
 from inferfleet.worker.hooks import AllHooks
 from inferfleet.worker.journal import JournalWriter
 from inferfleet.worker.lanes import Lanes
 from inferfleet.worker.metrics import WorkerMetrics
 from inferfleet.worker.ports import Engine, EngineDeadError
+from inferfleet.worker.preparation import Preparation
 from inferfleet.worker.processor import Processor
 from inferfleet.worker.settlement import Settlement
 from inferfleet.worker.slots import Slots
@@ -60,12 +62,25 @@ def assemble(
         hooks=hooks,
         leaving=leaving,
     )
-    attempts = Attempts(
+    turns = Turns(sessions)
+    preparation = Preparation(
+        settings=settings, engine=engine, records=records, journal=journal, turns=turns, hooks=hooks
+    )
+    claims = Claims(
         settings=settings,
         engine=engine,
         records=records,
+        preparation=preparation,
+        turns=turns,
+        slots=slots,
+    )
+    attempts = Attempts(
+        settings=settings,
+        engine=engine,
+        claims=claims,
+        preparation=preparation,
         journal=journal,
-        turns=Turns(sessions),
+        turns=turns,
         settlement=settlement,
         slots=slots,
         hooks=hooks,

@@ -95,3 +95,8 @@ def after_failure(
         return Retry(failure, policy.delay_s(attempts, rng=rng))
     message = f"gave up after {attempts} attempts; the last failed with {failure.code}: {failure.message}"
     return DeadLetter(Failure(code=FailureCode.TOO_MANY_ATTEMPTS, message=message[:4096]))
+
+
+def cancelled(message: str) -> Finish:
+    """End a job because somebody asked for it."""
+    return Finish(JobState.CANCELLED, failure=Failure(code=FailureCode.CANCELLED, message=message))

@@ -1,0 +1,153 @@
+"""Claiming a job for this worker: check its request, wait for a slot, take its fence."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from itertools import count
+from typing import assert_never
+
+from inferfleet.schemas import Failure, FailureCode, Job, JobState
+from inferfleet.schemas.errors import InvalidJobError
+from inferfleet.schemas.request import check_request
+from inferfleet.schemas.settings import WorkerSettings
+from inferfleet.wire.redis.attempts import Started, Verdict
+from inferfleet.wire.redis.records import JobRecords
+from inferfleet.worker.job_run import JobRun
+from inferfleet.worker.outcomes import DeadLetter, Defer, Drop, Finish, Outcome, cancelled
+from inferfleet.worker.ports import Engine, Generation
+from inferfleet.worker.preparation import Preparation
+from inferfleet.worker.slots import Slots
+from inferfleet.worker.turns import Turns
+
+logger = logging.getLogger(__name__)
+
+MAX_BODY_BYTES = 16 * 1024 * 1024
+"""What a worker accepts at most: RabbitMQ's own limit. The producers' limit is a setting of theirs."""
+
+DEFER_MIN_S = 0.05
+"""A message that has to wait comes again no sooner than this, so that it does not spin."""
+
+
+class Claims:
+    """The claims of this worker. At most one of them is on a suspect."""
+
+    def __init__(
+        self,
+        *,
+        settings: WorkerSettings,
+        engine: Engine,
+        records: JobRecords,
+        preparation: Preparation,
+        turns: Turns,
+        slots: Slots,
+    ) -> None:
+        self._settings = settings
+        self._engine = engine
+        self._records = records
+        self._preparation = preparation
+        self._turns = turns
+        self._slots = slots
+        self._incarnation = f"{settings.worker_id}:{os.urandom(4).hex()}"
+        self._starts = count()
+        self._suspects = asyncio.Lock()
+
+    def problem(self, job: Job) -> Failure | None:
+        """Say why this worker cannot answer the request, whoever tries."""
+        try:
+            check_request(job.endpoint, job.body, max_body_bytes=MAX_BODY_BYTES)
+        except InvalidJobError as error:
+            return Failure(code=FailureCode.INVALID_REQUEST, message=str(error)[:4096])
+        if job.endpoint not in self._engine.endpoints:
+            offered = ", ".join(sorted(self._engine.endpoints))
+            message = (
+                f"endpoint: the model {self._engine.model!r} of pool {self._settings.pool!r} "
+                f"does not answer {job.endpoint}, but {offered}"
+            )
+            return Failure(code=FailureCode.INVALID_REQUEST, message=message)
+        return None
+
+    def resumable(self, generation: Generation) -> bool:
+        """Whether the answer may be resumed by another attempt."""
+        try:
+            return self._engine.resumable(generation)
+        except Exception:
+            # Before the start nothing is counted: raised here, it would bring the job back for ever.
+            logger.exception("cannot tell whether a job can be resumed", extra={"job_id": generation.id})
+            return False
+
+    async def claim(self, run: JobRun, *, resumable: bool) -> Started | Outcome:
+        """Wait for a slot and take the fence. ``release`` the run once its attempt has ended."""
+        if not self._slots.take_free(run):
+            with run.delivery.waiting_for_slot():
+                if not await self._slots.take(run):
+                    return Defer()
+        started = await self._start(run, resumable=resumable)
+        if started.verdict is Verdict.SUSPECT:
+            logger.warning(
+                "job may have killed its workers; it runs beside no other such job",
+                extra={"job_id": run.job.id},
+            )
+            self._slots.leave(run)
+            await self._suspects.acquire()
+            run.runs_alone = True
+            if not await self._slots.take(run):
+                return Defer()
+            started = await self._start(run, resumable=resumable)
+        match self._refused(run.job, started):
+            case None:
+                return started
+            case Finish() | DeadLetter() as end:
+                await self._preparation.recall(run, started)
+                return await self._turns.unless_answered(run, end)
+            case outcome:
+                return outcome
+
+    def release(self, run: JobRun) -> None:
+        """Let the next suspect run."""
+        if run.runs_alone:
+            self._suspects.release()
+
+    async def _start(self, run: JobRun, *, resumable: bool) -> Started:
+        started = await self._records.start(
+            run.job,
+            token=f"{self._incarnation}:{next(self._starts)}",
+            worker_id=self._settings.worker_id,
+            lease_s=self._settings.lease_s,
+            resumable=resumable,
+            alone=run.runs_alone,
+            reply_to=run.delivery.reply_to,
+            model_identity=self._preparation.model_identity,
+        )
+        run.start(started)
+        return started
+
+    def _refused(self, job: Job, started: Started) -> Outcome | None:
+        """What to do when the start was not granted; ``None`` when it was."""
+        match started.verdict:
+            case Verdict.STARTED | Verdict.INTERRUPTED:
+                return None
+            case Verdict.DONE:
+                return Drop()
+            case Verdict.BUSY | Verdict.SUSPECT:
+                return Defer(max(started.busy_s, DEFER_MIN_S))
+            case Verdict.CANCELLED:
+                return cancelled("cancelled before it ran again")
+            case Verdict.EXPIRED:
+                return Finish(
+                    JobState.EXPIRED,
+                    failure=Failure(
+                        code=FailureCode.EXPIRED,
+                        message=f"not started before its expires_at, {job.expires_at}",
+                    ),
+                )
+            case Verdict.EXHAUSTED:
+                return DeadLetter(
+                    Failure(
+                        code=FailureCode.TOO_MANY_ATTEMPTS,
+                        message=f"started {started.charged} times without an end: its workers died",
+                    )
+                )
+            case _:
+                assert_never(started.verdict)

@@ -1,0 +1,112 @@
+"""Preparing an attempt: what earlier attempts have left of the answer, and the history of a session."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cached_property
+
+from inferfleet.schemas.journal import RestartReason
+from inferfleet.schemas.settings import WorkerSettings
+from inferfleet.wire.redis.attempts import Started, Verdict, Written
+from inferfleet.wire.redis.journal_lines import generated, head_of
+from inferfleet.wire.redis.records import JobRecords
+from inferfleet.worker.hooks import Hooks
+from inferfleet.worker.job_run import JobRun
+from inferfleet.worker.journal import JournalWriter
+from inferfleet.worker.outcomes import Defer, Outcome, cancelled
+from inferfleet.worker.ports import Engine, EngineDeadError, Generation
+from inferfleet.worker.turns import Prompt, Turns
+
+
+class Preparation:
+    """Makes a granted job ready for the engine."""
+
+    def __init__(
+        self,
+        *,
+        settings: WorkerSettings,
+        engine: Engine,
+        records: JobRecords,
+        journal: JournalWriter,
+        turns: Turns,
+        hooks: Hooks,
+    ) -> None:
+        self._settings = settings
+        self._engine = engine
+        self._records = records
+        self._journal = journal
+        self._turns = turns
+        self._hooks = hooks
+
+    @cached_property
+    def model_identity(self) -> str:
+        """The short identity of this worker's model.
+
+        Raises:
+            EngineDeadError: There is none.
+
+        """
+        identity = self._engine.identity
+        if identity is None:
+            raise EngineDeadError("the engine has no model")
+        return identity.short
+
+    async def prepare(self, run: JobRun, started: Started, generation: Generation) -> Generation | Outcome:
+        """Give the generation that goes on where the last attempt stopped."""
+        restart = started.restart
+        if started.tokens and restart is None:
+            chunks = await self._records.whole_answer(run.job.id, tokens=started.tokens)
+            if chunks is None:
+                restart = RestartReason.JOURNAL_INCOMPLETE
+            else:
+                run.answer.resume(chunks)
+        # Before the restart: a turn that an earlier attempt has completed keeps the tokens that it has.
+        if restart is not None and run.job.session_id is not None:
+            await self.recall(run, started)
+        begun = await self._turns.begin(run)
+        if isinstance(begun, Prompt) and restart is not None:
+            begun = await self.restart(run, restart, tokens_wasted=started.tokens)
+        if not isinstance(begun, Prompt):
+            return begun
+        if started.verdict is Verdict.INTERRUPTED:
+            if restart is None:
+                await self.recall(run, started)
+            return await self._turns.interrupt(run, cancelled("interrupted by the session's next turn"))
+        self._journal.follow(run)
+        self._hooks.on_start(run, begun.body)
+        if not run.answer.tokens and begun.body is run.job.body:
+            return generation
+        return replace(
+            generation,
+            body=begun.body,
+            resume_token_ids=run.answer.token_ids,
+            resume_chunks=run.answer.journaled,
+        )
+
+    async def restart(self, run: JobRun, reason: RestartReason, *, tokens_wasted: int) -> Prompt | Outcome:
+        """Begin the answer again, unless another attempt has the job."""
+        identity, fence = self.model_identity, run.fence
+        run.answer.resume(())
+        run.restart(model_identity=identity)
+        written = await self._journal.write(
+            run,
+            lambda: self._records.restart(
+                run.job.id,
+                fence=fence,
+                worker_id=self._settings.worker_id,
+                model_identity=identity,
+                reason=reason,
+                tokens_wasted=tokens_wasted,
+            ),
+        )
+        if written is Written.FENCED:
+            return Defer()
+        self._hooks.on_waste(run, tokens_wasted, reason)
+        # The session has to know the new fence.
+        return await self._turns.begin(run)
+
+    async def recall(self, run: JobRun, started: Started) -> None:
+        """Learn what an answer that will not go on has said, since its result says so, too."""
+        if started.tokens:
+            entries = await self._records.journal(run.job.id)
+            run.answer.resume(generated(entries), head_of(entries))
