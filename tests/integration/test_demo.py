@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from inferfleet.local.demo.workload import SIMULATED
 from inferfleet.local.services import Services, ServicesChoice
 from inferfleet.local.services.launcher import source_of
 
@@ -54,7 +55,8 @@ def test_every_job_succeeds_and_json_is_one_object(kind: ServicesChoice) -> None
     assert ended.returncode == 0, ended.stderr
     report: dict[str, Any] = json.loads(ended.stdout)
     assert list(report) == [
-        *("services", "jobs", "succeeded", "failed", "lost", "duration_s", "tokens_per_s", "wait_s")
+        *("services", "jobs", "succeeded", "failed", "lost", "duration_s", "tokens", "tokens_per_s"),
+        *("tokens_paid_twice", "killed", "wait_s"),
     ]
     assert kind in report["services"]
     assert (report["jobs"], report["succeeded"], report["failed"], report["lost"]) == (40, 40, 0, 0)
@@ -66,6 +68,32 @@ def test_every_job_succeeds_and_json_is_one_object(kind: ServicesChoice) -> None
     assert all(0 <= waits["p50"] <= waits["p99"] for waits in report["wait_s"].values())
     assert f"services: {report['services']}\n" in ended.stderr
     assert "urgent job, streamed: first token after" in ended.stderr
+    assert "cannot ask Redis" not in ended.stderr
+
+
+def test_a_worker_is_killed_and_its_answer_goes_on_from_the_same_word(urls: Mapping[str, str]) -> None:
+    # Slow enough to be killed in mid-answer, however busy the machine is.
+    ended = demo("--json", "--jobs", "5", engine_args='{"speed": 0.3}', **urls)
+
+    assert ended.returncode == 0, ended.stderr
+    killed = json.loads(ended.stdout)["killed"]
+    assert killed["tokens_seen"] >= SIMULATED.kill_after_tokens
+    assert killed["tokens_seen_twice"] == 0
+    assert killed["pause_s"] > 0
+    assert killed["jobs_resumed"] >= 1
+    assert killed["tokens_kept"] >= killed["tokens_seen"]
+    victim, heir, *_ = re.findall(r"^    \[worker (\d)\]", ended.stderr, re.MULTILINE)
+    assert victim != heir
+    assert killed["worker"] == f"worker {victim}"
+    assert f"worker {victim} killed with SIGKILL" in ended.stderr
+    assert f"worker {heir} went on behind token" in ended.stderr
+
+
+def test_a_single_worker_is_left_alive(urls: Mapping[str, str]) -> None:
+    ended = demo("--json", "--jobs", "10", "--workers", "1", **urls)
+
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(ended.stdout)["killed"] is None
 
 
 def test_without_json_it_names_the_services_and_prints_a_table(urls: Mapping[str, str]) -> None:
@@ -76,6 +104,7 @@ def test_without_json_it_names_the_services_and_prints_a_table(urls: Mapping[str
     assert re.search(r"priority +jobs +p50 s +p99 s", ended.stdout)
     assert re.search(r"urgent +1 +\d+\.\d\d +\d+\.\d\d", ended.stdout)
     assert "10 of 10 jobs succeeded, 0 failed; nothing lost" in ended.stdout
+    assert "worker 1 was killed" not in ended.stdout
 
 
 def test_urgent_work_overtakes_what_waits(urls: Mapping[str, str]) -> None:
@@ -103,7 +132,10 @@ def test_on_a_terminal_it_is_a_live_picture(urls: Mapping[str, str]) -> None:
         assert process.wait(PATIENCE_S) == 0, screen
     os.close(terminal)
 
-    for seen in ("queued", "tokens/s", "30 of 30 jobs", "worker 2", "urgent job, streamed", "nothing lost"):
+    for seen in (
+        *("queued", "tokens/s", "30 of 30 jobs", "worker 2", "urgent job, streamed"),
+        *("killed with SIGKILL", "went on behind token", "tokens paid twice", "nothing lost"),
+    ):
         assert seen in screen
     assert screen.count("queued") > 3
     assert screen.rfind("\x1b[?25h") > screen.rfind("\x1b[?25l"), "the cursor is visible again"

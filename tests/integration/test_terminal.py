@@ -25,7 +25,7 @@ from tests.integration.conftest import (
     slow_chat,
 )
 
-from inferfleet.local.demo.progress import Progress, UrgentStream
+from inferfleet.local.demo.progress import Passage, Progress, UrgentStream
 from inferfleet.local.demo.view import LivePicture, picture
 from inferfleet.producer import Fleet
 from inferfleet.schemas.names import result_key
@@ -191,7 +191,7 @@ def test_markup_and_escapes_in_an_answer_are_not_drawn_in_the_demo() -> None:
         drawn = io.StringIO()
         console = Console(file=drawn, force_terminal=False, width=300)
         if draw == "picture":
-            urgent = UrgentStream(text=ESCAPES, first_token_s=1.0)
+            urgent = UrgentStream(passages=[Passage("a", text=ESCAPES)], first_token_s=1.0)
             console.print(picture(Progress(total=1, urgent=urgent)))
         else:
             LivePicture(console).say(ESCAPES)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from io import StringIO
 
 import pytest
 from rich.console import Console
 
+from inferfleet.local.demo.progress import Kill, Passage, UrgentStream
 from inferfleet.local.demo.report import Report, percentile, report_on
 from inferfleet.schemas import Failure, FailureCode, Result, Timings, Usage
 from inferfleet.schemas.job import Job, JobState, Priority
+from inferfleet.schemas.journal import JournalEntry, QueuedEntry, RunningEntry
 from inferfleet.schemas.result import JobRecord
 
 
@@ -35,11 +39,21 @@ def record(job: Job, state: JobState, *, waited_s: float = 1.0, tokens: int = 10
     )
 
 
-def report(*records: tuple[Job, JobRecord | None], total: int | None = None) -> Report:
+def report(
+    *records: tuple[Job, JobRecord | None],
+    total: int | None = None,
+    urgent: UrgentStream | None = None,
+    journals: Mapping[str, Sequence[JournalEntry]] | None = None,
+    tokens_generated: int = 0,
+) -> Report:
     return report_on(
         [job for job, _ in records],
         {job.id: record for job, record in records},
+        journals=journals or {},
+        urgent=urgent,
+        killed="worker 1",
         total=len(records) if total is None else total,
+        tokens_generated=tokens_generated,
         duration_s=4.0,
         services="two tins and a string",
     )
@@ -68,7 +82,10 @@ def test_all_well() -> None:
         "failed": 0,
         "lost": 0,
         "duration_s": 4.0,
+        "tokens": 40,
         "tokens_per_s": 10.0,
+        "tokens_paid_twice": 0,
+        "killed": None,
         "wait_s": {
             "urgent": {"count": 1, "p50": 0.25, "p99": 0.25},
             "batch": {"count": 1, "p50": 3.0, "p99": 3.0},
@@ -113,6 +130,90 @@ def test_a_job_without_a_record_is_lost() -> None:
 
 def test_a_job_that_was_never_submitted_is_lost() -> None:
     assert report(total=3).lost == 3
+
+
+def interrupted(*, resumed_from: int, began_again: bool = False) -> UrgentStream:
+    """A stream of which a reader had seen 30 tokens when its worker was killed."""
+    return UrgentStream(
+        passages=[Passage("a"), Passage("b", resumed_from)],
+        tokens=100,
+        kill=Kill("a", tokens_seen=30, at_s=1.0),
+        resumed_s=4.5,
+        began_again=began_again,
+    )
+
+
+def journal(*, resumed_from: int) -> list[JournalEntry]:
+    """The journal of a job that started after 2 s, and again on another worker after 9 s."""
+    at = datetime(2026, 1, 1, tzinfo=UTC)
+    return [
+        QueuedEntry(at=at),
+        RunningEntry(at=at + timedelta(seconds=2), attempt=1, worker_id="a"),
+        RunningEntry(at=at + timedelta(seconds=9), attempt=2, worker_id="b", resumed_from=resumed_from),
+    ]
+
+
+def test_after_a_kill_the_table_says_what_was_kept_and_what_was_paid_twice() -> None:
+    urgent, batch = job(Priority.URGENT), job(Priority.BATCH)
+
+    outcome = report(
+        (urgent, record(urgent, JobState.SUCCEEDED, tokens=100)),
+        (batch, record(batch, JobState.SUCCEEDED, tokens=1900)),
+        urgent=interrupted(resumed_from=33),
+        journals={urgent.id: journal(resumed_from=33), batch.id: journal(resumed_from=500)},
+        tokens_generated=2045,
+    )
+
+    assert outcome.flawless
+    assert outcome.as_json()["tokens_paid_twice"] == 45
+    assert outcome.as_json()["killed"] == {
+        "worker": "worker 1",
+        "tokens_seen": 30,
+        "tokens_seen_twice": 0,
+        "pause_s": 3.5,
+        "jobs_resumed": 2,
+        "tokens_kept": 533,
+    }
+    text = " ".join(text_of(outcome).split())
+    assert "worker 1 was killed in mid-answer" in text
+    assert "answers that another worker finished 2" in text
+    assert "tokens kept in their journals 533" in text
+    assert "tokens paid twice 45 of 2,045" in text
+    assert "of those that a reader had seen 0 of 30" in text
+
+
+def test_a_job_that_ran_twice_waited_until_its_first_start() -> None:
+    only = job(Priority.NORMAL)
+
+    outcome = report(
+        (only, record(only, JobState.SUCCEEDED, waited_s=9.0)), journals={only.id: journal(resumed_from=1)}
+    )
+
+    assert outcome.waits["normal"].p50 == 2.0
+
+
+@pytest.mark.parametrize(
+    ("urgent", "twice"),
+    [(interrupted(resumed_from=29), 1), (interrupted(resumed_from=0, began_again=True), 30)],
+)
+def test_an_answer_that_loses_what_its_reader_had_seen_is_no_success(
+    urgent: UrgentStream, twice: int
+) -> None:
+    only = job(Priority.URGENT)
+
+    outcome = report((only, record(only, JobState.SUCCEEDED)), urgent=urgent)
+
+    assert outcome.takeover is not None
+    assert outcome.takeover.seen_twice == twice
+    assert not outcome.flawless
+    assert "did NOT go on" in text_of(outcome)
+
+
+def test_a_worker_that_is_killed_behind_the_last_token_takes_nothing_with_it() -> None:
+    only = job(Priority.URGENT)
+    ended = UrgentStream(passages=[Passage("a")], tokens=30, kill=Kill("a", tokens_seen=30, at_s=1.0))
+
+    assert report((only, record(only, JobState.SUCCEEDED)), urgent=ended).flawless
 
 
 @pytest.mark.parametrize(

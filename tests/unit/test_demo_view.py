@@ -7,17 +7,17 @@ from datetime import UTC, datetime
 import pytest
 from rich.console import Console
 
-from inferfleet.local.demo.progress import Progress, UrgentStream
+from inferfleet.local.demo.progress import Kill, Passage, Progress, UrgentStream, WorkerView
 from inferfleet.local.demo.view import PlainLines, picture
 from inferfleet.schemas import Result, Usage
 from inferfleet.schemas.heartbeat import Heartbeat, WorkerPhase
 from inferfleet.schemas.job import JobState, new_job_id
 
 
-def heartbeat(running: int) -> Heartbeat:
+def worker(number: int, *, running: int) -> WorkerView:
     now = datetime.now(UTC)
-    return Heartbeat(
-        worker_id="demo-1",
+    heartbeat = Heartbeat(
+        worker_id=f"demo-{number}",
         pool="demo",
         phase=WorkerPhase.READY,
         engine="simulated",
@@ -29,6 +29,20 @@ def heartbeat(running: int) -> Heartbeat:
         started_at=now,
         seen_at=now,
     )
+    return WorkerView(heartbeat.worker_id, heartbeat)
+
+
+def killed_in_mid_answer() -> UrgentStream:
+    """An answer that worker 1 began and worker 2 ended."""
+    return UrgentStream(
+        question="What now?",
+        passages=[Passage("demo-1", 0, "Switch it\n"), Passage("demo-2", 3, "off at once")],
+        tokens=6,
+        first_token_s=0.25,
+        kill=Kill("demo-1", tokens_seen=3, at_s=0.5),
+        resumed_s=3.75,
+        finished_s=4.5,
+    )
 
 
 def drawn(progress: Progress) -> str:
@@ -39,7 +53,9 @@ def drawn(progress: Progress) -> str:
 
 
 def test_the_picture_has_the_queue_the_workers_and_how_far_it_is() -> None:
-    progress = Progress(total=300, finished=120, queued=77, workers=[heartbeat(16), heartbeat(15)])
+    progress = Progress(
+        total=300, finished=120, queued=77, workers=[worker(1, running=16), worker(2, running=15)]
+    )
 
     text = drawn(progress)
 
@@ -49,19 +65,32 @@ def test_the_picture_has_the_queue_the_workers_and_how_far_it_is() -> None:
 
 
 def test_what_is_not_known_is_not_made_up() -> None:
-    text = drawn(Progress(total=300, queued=None, workers=[None]))
+    text = drawn(Progress(total=300, queued=None, workers=[WorkerView("demo-1")]))
 
     assert "seconds ? 0" in text
     assert "worker 1 does not answer" in text
 
 
 def test_the_urgent_jobs_text_grows_in_the_picture() -> None:
-    stream = UrgentStream(text="Switch it\noff", first_token_s=0.25)
+    stream = UrgentStream("What now?", [Passage("demo-1", text="Switch it\noff")], first_token_s=0.25)
 
     text = drawn(Progress(total=2, urgent=stream))
 
     assert "first token after 0.25 s" in text
+    assert "What now?" in text
     assert "Switch it off" in text
+
+
+def test_a_kill_shows_in_the_picture_and_so_does_who_went_on() -> None:
+    workers = [worker(1, running=16), worker(2, running=16)]
+    workers[0].killed = True
+
+    text = drawn(Progress(total=2, urgent=killed_in_mid_answer(), workers=workers))
+
+    assert "worker 1 killed with SIGKILL worker 2 16 running" in text
+    assert "Switch it off at once" in text
+    assert "worker 1 killed with SIGKILL, 3 tokens into its answer" in text
+    assert "worker 2 went on behind token 3, 3.2 s later" in text
 
 
 def test_the_rate_is_that_of_the_last_seconds() -> None:
@@ -75,7 +104,7 @@ def test_the_rate_is_that_of_the_last_seconds() -> None:
 
 def test_plain_lines_are_few_and_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     view = PlainLines()
-    progress = Progress(total=300, finished=120, queued=77, workers=[heartbeat(16)])
+    progress = Progress(total=300, finished=120, queued=77, workers=[worker(1, running=16)])
 
     for _ in range(20):
         view.show(progress)
@@ -85,14 +114,19 @@ def test_plain_lines_are_few_and_on_stderr(capsys: pytest.CaptureFixture[str]) -
     assert err.splitlines() == ["  0.0 s  120 of 300 done, 77 queued, 16 running, 0 tokens/s"]
 
 
-def test_plain_lines_tell_the_urgent_answer_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_plain_lines_tell_the_urgent_jobs_story_once(capsys: pytest.CaptureFixture[str]) -> None:
     view = PlainLines()
-    stream = UrgentStream(text="Switch it\noff", first_token_s=0.25, finished_s=1.5)
+    workers = [worker(1, running=16), worker(2, running=16)]
 
     for _ in range(2):
-        view.show(Progress(total=2, urgent=stream))
+        view.show(Progress(total=2, urgent=killed_in_mid_answer(), workers=workers))
 
     assert capsys.readouterr().err.splitlines()[1:] == [
-        "urgent job, streamed: first token after 0.25 s, finished after 1.50 s:",
-        "    Switch it off",
+        "  urgent job, streamed: first token after 0.25 s",
+        "  worker 1 killed with SIGKILL, 3 tokens into its answer",
+        "  worker 2 went on behind token 3, 3.2 s later",
+        "  urgent job finished after 4.50 s",
+        "  What now?",
+        "    [worker 1] Switch it",
+        "    [worker 2] off at once",
     ]

@@ -15,25 +15,36 @@ from inferfleet.local.cli.options import ServicesOption, chosen_services, sigter
 from inferfleet.local.demo.run import run_demo
 from inferfleet.local.demo.view import LivePicture, PlainLines, View
 from inferfleet.local.demo.worker_settings import worker_settings
+from inferfleet.local.demo.workload import QUESTIONS, SIMULATED, workload_for
 from inferfleet.local.services import ServicesChoice
 
 
 def command(
     *,
-    jobs: Annotated[int, typer.Option(min=1, max=100_000, help="Jobs in all, one of them urgent.")] = 300,
-    workers: Annotated[int, typer.Option(min=1, max=64, help="Worker processes.")] = 2,
-    engine: Annotated[str, typer.Option(metavar="NAME", help="Engine that the workers run.")] = "simulated",
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=100_000,
+            help="Total number of jobs, including the urgent one. "
+            f"[default: {SIMULATED.jobs}, or {QUESTIONS.jobs} questions for a real engine]",
+            show_default=False,
+        ),
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, max=64, help="Number of worker processes.")] = 2,
+    engine: Annotated[str, typer.Option(metavar="NAME", help="Inference engine to run.")] = "simulated",
     model: Annotated[
         str | None, typer.Option(help="The model: a folder or a name. The simulated engine needs none.")
     ] = None,
     services: ServicesOption = ServicesChoice.AUTO,
-    seed: Annotated[int, typer.Option(help="Another seed, another mix of jobs.")] = 1,
+    seed: Annotated[int, typer.Option(help="Random seed for the workload.")] = 1,
     as_json: JsonFlag = False,
 ) -> None:
-    """See a whole fleet at work: services, workers, a mixed load, and an urgent job in the middle of it.
+    """Watch a fleet at work: services, workers, a mixed load, and an urgent job whose worker is killed.
 
     Workers take every INFERFLEET_ variable that `inferfleet worker` takes, such as INFERFLEET_MAX_RUNNING
-    and INFERFLEET_ENGINE_ARGS. Exits with 1 if a job failed or was lost.
+    and INFERFLEET_ENGINE_ARGS. Exits with 1 if a job failed or was lost, or if the urgent answer began again.
+    With one worker, no worker is killed.
     """
     worker = worker_settings(engine, model, workers=workers)
     console = Console()
@@ -42,7 +53,14 @@ def command(
         print(running.announcement, file=sys.stderr if as_json else sys.stdout, flush=True)
         with view:
             report = asyncio.run(
-                run_demo(services=running, worker=worker, workers=workers, jobs=jobs, seed=seed, view=view)
+                run_demo(
+                    services=running,
+                    worker=worker,
+                    workers=workers,
+                    jobs=jobs or workload_for(engine).jobs,
+                    seed=seed,
+                    view=view,
+                )
             )
     if as_json:
         sys.stdout.write(orjson.dumps(report.as_json()).decode() + "\n")

@@ -4,42 +4,48 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing, suppress
 
-from inferfleet.local.demo.progress import Progress, UrgentStream
-from inferfleet.local.demo.workload import mixed_jobs, urgent_job
+from inferfleet.local.demo.progress import Kill, Progress, UrgentStream
+from inferfleet.local.demo.workload import Workload
 from inferfleet.producer import Fleet
 from inferfleet.schemas.errors import JobNotFoundError
 from inferfleet.schemas.job import Job
-from inferfleet.schemas.journal import (
-    FinishedEntry,
-    JournalEntry,
-    QueuedEntry,
-    RestartedEntry,
-    RunningEntry,
-    TokensEntry,
-)
 
 URGENT_COMES_AT = 1 / 3
 """The share of the jobs that have finished when the urgent one is submitted: in the middle of the load."""
 
 
 class Load:
-    """``progress.total`` jobs, one of them urgent."""
+    """``progress.total`` jobs, one of them urgent.
 
-    def __init__(self, *, fleet: Fleet, engine: str, seed: int, progress: Progress) -> None:
+    ``kill`` kills a worker by its id. It is called in the middle of the urgent answer, with the worker that
+    generates it; without it no worker dies.
+    """
+
+    def __init__(
+        self,
+        *,
+        fleet: Fleet,
+        workload: Workload,
+        seed: int,
+        progress: Progress,
+        kill: Callable[[str], Awaitable[None]] | None,
+    ) -> None:
         self._fleet = fleet
-        self._engine = engine
+        self._workload = workload
         self._seed = seed
         self._progress = progress
+        self._kill = kill
         self._middle = asyncio.Event()
         self.submitted: list[Job] = []
 
     async def run(self) -> None:
         """Return when every job has its result, or turns out to have no record."""
-        jobs = mixed_jobs(self._progress.total - 1, seed=self._seed, engine=self._engine)
+        jobs = self._workload.mixed_jobs(self._progress.total - 1, seed=self._seed)
         self.submitted += await self._fleet.submit_many(jobs)
-        self._look_for_the_middle()
+        self._submit_urgent_in_the_middle()
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._stream_urgent())
@@ -53,33 +59,28 @@ class Load:
         # A job without a record is a lost one. The count at the end says so.
         with suppress(JobNotFoundError):
             self._progress.add(await self._fleet.wait(job))
-            self._look_for_the_middle()
+            self._submit_urgent_in_the_middle()
 
     async def _stream_urgent(self) -> None:
         await self._middle.wait()
-        stream = self._progress.urgent = UrgentStream()
+        stream = self._progress.urgent = UrgentStream(self._workload.urgent_prompt)
         started = time.monotonic()
-        job = await self._fleet.submit(urgent_job(engine=self._engine))
+        job = await self._fleet.submit(self._workload.urgent_job())
         self.submitted.append(job)
         async with aclosing(self._fleet.stream(job)) as lines:
             async for line in lines:
-                if isinstance(line.entry, TokensEntry) and stream.first_token_s is None:
-                    stream.first_token_s = time.monotonic() - started
-                stream.text = _text_after(stream.text, line.entry)
+                stream.read(line.entry, at_s=time.monotonic() - started)
+                if (
+                    self._kill is not None
+                    and stream.kill is None
+                    and stream.tokens >= self._workload.kill_after_tokens
+                ):
+                    worker_id = stream.passages[-1].worker_id
+                    stream.kill = Kill(worker_id, stream.tokens, time.monotonic() - started)
+                    await self._kill(worker_id)
         await self._wait(job)
         stream.finished_s = time.monotonic() - started
 
-    def _look_for_the_middle(self) -> None:
+    def _submit_urgent_in_the_middle(self) -> None:
         if self._progress.finished >= (self._progress.total - 1) * URGENT_COMES_AT:
             self._middle.set()
-
-
-def _text_after(text: str, entry: JournalEntry) -> str:
-    """The answer's text once this entry has been read."""
-    match entry:
-        case TokensEntry(chunks=chunks):
-            return text + "".join(chunk.text for chunk in chunks)
-        case RestartedEntry():
-            return ""
-        case QueuedEntry() | RunningEntry() | FinishedEntry():
-            return text

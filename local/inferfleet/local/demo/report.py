@@ -1,4 +1,4 @@
-"""What the demo says at the end, worked out from the records of its jobs."""
+"""What the demo says at the end, worked out from the records and journals of its jobs."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from inferfleet.local.demo.progress import UrgentStream
 from inferfleet.schemas.job import Job, JobState, Priority
+from inferfleet.schemas.journal import JournalEntry, RunningEntry
 from inferfleet.schemas.printable import printable
 from inferfleet.schemas.result import JobRecord
 
 
 @dataclass(frozen=True, slots=True)
 class Waits:
-    """How long the finished jobs of one priority waited for their start, in seconds."""
+    """How long the finished jobs of one priority waited for their first start, in seconds."""
 
     count: int
     p50: float
@@ -33,10 +35,43 @@ class Waits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Takeover:
+    """What became of the answers of the worker that was killed.
+
+    ``tokens_kept`` were in the journals of the ``jobs`` that went on elsewhere, behind them. Of the
+    ``tokens_seen`` that the reader of the urgent answer had, ``seen_twice`` were generated again.
+    """
+
+    killed: str
+    tokens_seen: int
+    seen_twice: int
+    pause_s: float | None
+    jobs: int
+    tokens_kept: int
+
+    @property
+    def kept_promise(self) -> bool:
+        """Whether the urgent answer went on behind all that its reader had seen."""
+        return self.seen_twice == 0
+
+    def as_json(self) -> dict[str, Any]:
+        """The object that ``--json`` prints."""
+        return {
+            "worker": self.killed,
+            "tokens_seen": self.tokens_seen,
+            "tokens_seen_twice": self.seen_twice,
+            "pause_s": None if self.pause_s is None else round(self.pause_s, 3),
+            "jobs_resumed": self.jobs,
+            "tokens_kept": self.tokens_kept,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
     """The outcome. ``failed`` is every end but success; ``lost`` are jobs without a terminal result.
 
-    ``tokens`` are generated ones, prompts not counted. ``waits`` begins with the most urgent.
+    ``tokens`` are those of the answers, prompts not counted; ``paid_twice`` were generated besides.
+    ``waits`` begins with the most urgent. ``takeover`` is ``None`` if no worker was killed.
     """
 
     services: str
@@ -46,13 +81,15 @@ class Report:
     lost: int
     duration_s: float
     tokens: int
+    paid_twice: int
     waits: Mapping[str, Waits]
+    takeover: Takeover | None
     first_failure: str | None
 
     @property
     def flawless(self) -> bool:
-        """Whether every job succeeded."""
-        return self.succeeded == self.jobs
+        """Whether every job succeeded, and the urgent answer went on where it was."""
+        return self.succeeded == self.jobs and (self.takeover is None or self.takeover.kept_promise)
 
     @property
     def tokens_per_s(self) -> float:
@@ -68,7 +105,10 @@ class Report:
             "failed": self.failed,
             "lost": self.lost,
             "duration_s": round(self.duration_s, 3),
+            "tokens": self.tokens,
             "tokens_per_s": round(self.tokens_per_s, 1),
+            "tokens_paid_twice": self.paid_twice,
+            "killed": None if self.takeover is None else self.takeover.as_json(),
             "wait_s": {
                 name: {"count": waits.count, "p50": round(waits.p50, 4), "p99": round(waits.p99, 4)}
                 for name, waits in self.waits.items()
@@ -83,7 +123,8 @@ class Report:
             table.add_column(heading, justify="right")
         for name, waits in self.waits.items():
             table.add_row(name, f"{waits.count:,}", f"{waits.p50:.2f}", f"{waits.p99:.2f}")
-        return Group(table, Text(printable("\n".join(self._sentences()))))
+        tables = [table] if self.takeover is None else [table, _takeover_table(self.takeover, self)]
+        return Group(*tables, Text(printable("\n".join(self._sentences()))))
 
     def _sentences(self) -> list[str]:
         sentences = [
@@ -91,20 +132,46 @@ class Report:
             f"{self.succeeded:,} of {self.jobs:,} jobs succeeded, {self.failed:,} failed; "
             + (f"{self.lost:,} LOST" if self.lost else "nothing lost"),
         ]
+        if self.takeover is not None and not self.takeover.kept_promise:
+            sentences.append("the urgent answer did NOT go on behind what its reader had seen")
         if self.first_failure is not None:
             sentences.append(f"the first failure: {self.first_failure}")
         return sentences
+
+
+def _takeover_table(takeover: Takeover, report: Report) -> Table:
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        show_header=False,
+        title=f"{takeover.killed} was killed in mid-answer",
+        title_justify="left",
+    )
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_row("answers that another worker finished", f"{takeover.jobs:,}")
+    table.add_row("tokens kept in their journals", f"{takeover.tokens_kept:,}")
+    table.add_row("tokens paid twice", f"{report.paid_twice:,} of {report.tokens + report.paid_twice:,}")
+    table.add_row("of those that a reader had seen", f"{takeover.seen_twice:,} of {takeover.tokens_seen:,}")
+    return table
 
 
 def report_on(
     jobs: Sequence[Job],
     records: Mapping[str, JobRecord | None],
     *,
+    journals: Mapping[str, Sequence[JournalEntry]],
+    urgent: UrgentStream | None,
+    killed: str,
     total: int,
+    tokens_generated: int,
     duration_s: float,
     services: str,
 ) -> Report:
-    """Report on ``total`` jobs, of which those in ``jobs`` were accepted."""
+    """Report on ``total`` jobs, of which those in ``jobs`` were accepted.
+
+    ``journals`` are of those jobs that more than one attempt ran. ``tokens_generated`` is the sum of what all
+    workers counted; ``killed`` is what a person calls the one that ``urgent`` says was killed.
+    """
     waits_s: defaultdict[int, list[float]] = defaultdict(list)
     succeeded = failed = tokens = 0
     first_failure: str | None = None
@@ -114,7 +181,9 @@ def report_on(
             continue
         result = record.result
         tokens += result.usage.completion_tokens
-        if result.timings is not None:
+        if job.id in journals:
+            waits_s[job.priority].append(_first_wait_s(journals[job.id]))
+        elif result.timings is not None:
             waits_s[job.priority].append(result.timings.queue_wait_s)
         if result.state is JobState.SUCCEEDED:
             succeeded += 1
@@ -131,12 +200,45 @@ def report_on(
         lost=total - succeeded - failed,
         duration_s=duration_s,
         tokens=tokens,
+        # The killed worker may have generated a few more in the instant between its last word and its end.
+        paid_twice=max(0, tokens_generated - tokens),
         waits={
             Priority(priority).name.lower(): Waits.of(waits_s[priority])
             for priority in sorted(waits_s, reverse=True)
         },
+        takeover=_takeover(urgent, killed, journals),
         first_failure=first_failure,
     )
+
+
+def _takeover(
+    urgent: UrgentStream | None, killed: str, journals: Mapping[str, Sequence[JournalEntry]]
+) -> Takeover | None:
+    if urgent is None or urgent.kill is None:
+        return None
+    resumed = [
+        entry.resumed_from
+        for journal in journals.values()
+        for entry in journal
+        if isinstance(entry, RunningEntry) and entry.resumed_from
+    ]
+    last = urgent.passages[-1]
+    # The kill may have come behind the last token of all: then the answer just ended.
+    kept = 0 if urgent.began_again else last.resumed_from if len(urgent.passages) > 1 else urgent.tokens
+    return Takeover(
+        killed=killed,
+        tokens_seen=urgent.kill.tokens_seen,
+        seen_twice=max(0, urgent.kill.tokens_seen - kept),
+        pause_s=None if urgent.resumed_s is None else urgent.resumed_s - urgent.kill.at_s,
+        jobs=len(resumed),
+        tokens_kept=sum(resumed),
+    )
+
+
+def _first_wait_s(journal: Sequence[JournalEntry]) -> float:
+    """The time from the first line of a journal to the start of the first attempt."""
+    started = next(entry.at for entry in journal if isinstance(entry, RunningEntry))
+    return (started - journal[0].at).total_seconds()
 
 
 def percentile(values: Sequence[float], share: float) -> float:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 
 from inferfleet.local.demo.load import Load
-from inferfleet.local.demo.progress import Progress
+from inferfleet.local.demo.progress import Progress, WorkerView
 from inferfleet.local.demo.queue_depth import queue_depth
 from inferfleet.local.demo.report import Report, report_on
 from inferfleet.local.demo.view import View
-from inferfleet.local.demo.workload import POOL
+from inferfleet.local.demo.workload import POOL, workload_for
 from inferfleet.local.services import Services
 from inferfleet.local.worker_processes import (
     WorkerProcess,
@@ -21,6 +21,8 @@ from inferfleet.local.worker_processes import (
     wait_until_ready,
 )
 from inferfleet.producer import Fleet
+from inferfleet.schemas.journal import JournalEntry
+from inferfleet.schemas.result import JobRecord
 from inferfleet.schemas.settings import ProducerSettings, WorkerSettings, read_settings
 
 READY_TIMEOUT_S = 900.0
@@ -37,7 +39,8 @@ async def run_demo(
 ) -> Report:
     """Start ``workers`` workers, put ``jobs`` jobs through them, and report.
 
-    A worker that dies under the load is a message, not an end, as long as there is another one.
+    In the middle of the urgent answer the worker that generates it is killed, if there is another one. A
+    worker that dies by itself is a message, not an end, as long as there is another one.
 
     Raises:
         ConfigurationError: A worker ended before it was ready, because a setting is wrong.
@@ -59,29 +62,54 @@ async def run_demo(
             Fleet.connect(read_settings(ProducerSettings, **urls)) as fleet,
             queue_depth(services.amqp_url, POOL) as depth,
         ):
-            progress = Progress(total=jobs)
-            load = Load(fleet=fleet, engine=worker.engine, seed=seed, progress=progress)
-            await _watch(load, progress, workers=started, depth=depth, view=view)
+            progress = Progress(total=jobs, workers=[WorkerView(each.id) for each in started])
+            processes_by_id = {each.id: each for each in started}
+            load = Load(
+                fleet=fleet,
+                workload=workload_for(worker.engine),
+                seed=seed,
+                progress=progress,
+                kill=_killing(processes_by_id, progress) if workers > 1 else None,
+            )
+            await _watch(load, progress, workers=processes_by_id, depth=depth, view=view)
+            records = await fleet.get_many(load.submitted)
             return report_on(
                 load.submitted,
-                await fleet.get_many(load.submitted),
+                records,
+                journals=await _journals(fleet, records),
+                urgent=progress.urgent,
+                killed=", ".join(
+                    f"worker {number}" for number, each in enumerate(progress.workers, start=1) if each.killed
+                ),
                 total=jobs,
+                tokens_generated=sum(each.tokens_generated for each in progress.workers),
                 duration_s=progress.changed - progress.started,
                 services=services.description,
             )
+
+
+def _killing(workers: Mapping[str, WorkerProcess], progress: Progress) -> Callable[[str], Awaitable[None]]:
+    async def kill(worker_id: str) -> None:
+        view = progress.workers[progress.number(worker_id) - 1]
+        # How much it has generated, nobody can ask afterwards.
+        view.hear(await workers[worker_id].heartbeat())
+        view.killed = True
+        await workers[worker_id].kill()
+
+    return kill
 
 
 async def _watch(
     load: Load,
     progress: Progress,
     *,
-    workers: Sequence[WorkerProcess],
+    workers: Mapping[str, WorkerProcess],
     depth: Callable[[], Awaitable[int | None]],
     view: View,
 ) -> None:
     """Show the load as it runs, until it has ended or has come to a stop."""
     running = asyncio.create_task(load.run())
-    alive = list(workers)
+    alive = list(workers.values())
     try:
         while not running.done():
             await asyncio.wait({running}, timeout=LOOK_INTERVAL_S)
@@ -89,14 +117,34 @@ async def _watch(
                 alive.remove(worker)
                 if not alive:
                     raise WorkerProcessError(f"no worker is left: {worker.describe_end()}")
-                view.say(f"{worker.describe_end()}\nthe other workers take over")
+                if not progress.workers[progress.number(worker.id) - 1].killed:
+                    view.say(f"{worker.describe_end()}\nthe other workers take over")
             progress.queued = await depth()
-            progress.workers = list(await asyncio.gather(*(worker.heartbeat() for worker in workers)))
+            await _ask(workers, progress)
             view.show(progress)
             if time.monotonic() - progress.changed > STALL_S:
                 view.say(f"no job has finished for {STALL_S:g} s; not waiting any longer")
                 return
         await running
+        # For the last tokens that they counted.
+        await _ask(workers, progress)
     finally:
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
+
+
+async def _ask(workers: Mapping[str, WorkerProcess], progress: Progress) -> None:
+    """Ask all workers how they are."""
+    heartbeats = await asyncio.gather(*(workers[each.id].heartbeat() for each in progress.workers))
+    for each, heartbeat in zip(progress.workers, heartbeats, strict=True):
+        each.hear(heartbeat)
+
+
+async def _journals(fleet: Fleet, records: Mapping[str, JobRecord | None]) -> dict[str, list[JournalEntry]]:
+    """Read the journals of the finished jobs that more than one attempt ran."""
+
+    async def read(job_id: str) -> list[JournalEntry]:
+        return [line.entry async for line in fleet.stream(job_id)]
+
+    ids = [id_ for id_, record in records.items() if record and record.result and record.attempt > 1]
+    return dict(zip(ids, await asyncio.gather(*map(read, ids)), strict=True))

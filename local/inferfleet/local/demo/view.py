@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import time
-from textwrap import shorten
+from textwrap import indent
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -14,14 +15,14 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from inferfleet.cli.terminal import err, line
-from inferfleet.local.demo.progress import Progress, UrgentStream
-from inferfleet.schemas.heartbeat import Heartbeat
+from inferfleet.cli.terminal import err
+from inferfleet.local.demo.progress import Progress, UrgentStream, WorkerView
 from inferfleet.schemas.printable import printable
 
 PLAIN_INTERVAL_S = 3.0
-PLAIN_TEXT_WIDTH = 300
 BAR_WIDTH = 40
+SPACE = re.compile(r"\s+")
+COLOURS = ("magenta", "cyan", "green", "yellow", "blue")
 
 
 class View(Protocol):
@@ -51,7 +52,8 @@ class PlainLines:
 
     def __init__(self) -> None:
         self._next_line = 0.0
-        self._urgent_told = False
+        self._told: list[str] = []
+        self._text_told = False
 
     def __enter__(self) -> Self:
         return self
@@ -66,7 +68,7 @@ class PlainLines:
         err(f"{text}\n")
 
     def show(self, progress: Progress) -> None:
-        """Print a line if it is time for one, and the urgent job once it has its answer."""
+        """Print a line if it is time for one, and what happens to the urgent job."""
         if time.monotonic() >= self._next_line:
             self._next_line = time.monotonic() + PLAIN_INTERVAL_S
             self.say(
@@ -75,9 +77,14 @@ class PlainLines:
                 f"{progress.tokens_per_s:,.0f} tokens/s"
             )
         urgent = progress.urgent
-        if urgent is not None and urgent.finished_s is not None and not self._urgent_told:
-            self._urgent_told = True
-            self.say(f"{_urgent_title(urgent)}:\n    {shorten(urgent.text, PLAIN_TEXT_WIDTH)}")
+        if urgent is None:
+            return
+        told, self._told = self._told, _story(progress, urgent)
+        for sentence in self._told[len(told) :]:
+            self.say(f"  {sentence}")
+        if urgent.finished_s is not None and not self._text_told:
+            self._text_told = True
+            self.say(f"  {urgent.question}\n{_plain(progress, urgent)}")
 
 
 class LivePicture:
@@ -123,31 +130,71 @@ def picture(progress: Progress) -> RenderableType:
     )
     workers = Table.grid(padding=(0, 4))
     for number, worker in enumerate(progress.workers, start=1):
-        workers.add_row(f"worker {number}", *_worker(worker))
-    return Group("", numbers, "", bar, "", workers, "", _urgent(progress.urgent))
+        workers.add_row(Text(f"worker {number}", style=_colour(number)), *_worker(worker))
+    return Group("", numbers, "", bar, "", workers, "", _urgent(progress))
 
 
-def _worker(worker: Heartbeat | None) -> tuple[str, ...]:
-    if worker is None:
+def _worker(worker: WorkerView) -> tuple[RenderableType, ...]:
+    if worker.killed:
+        return (Text("killed with SIGKILL", style="bold red"),)
+    if worker.heartbeat is None:
         return ("does not answer",)
     return (
-        f"{worker.running} running",
-        f"{worker.waiting} waiting in the engine",
-        f"KV memory {worker.kv_cache_usage:.0%}",
+        f"{worker.heartbeat.running} running",
+        f"{worker.heartbeat.waiting} waiting in the engine",
+        f"KV memory {worker.heartbeat.kv_cache_usage:.0%}",
     )
 
 
-def _urgent(urgent: UrgentStream | None) -> RenderableType:
+def _urgent(progress: Progress) -> RenderableType:
+    urgent = progress.urgent
     if urgent is None:
         return Text("An urgent job comes when a third is done.", style="dim")
-    return Panel(Text(line(urgent.text)), title=_urgent_title(urgent), title_align="left")
+    answer = Text()
+    for passage in urgent.passages:
+        # In the colour of the worker that generated it.
+        answer.append(_flowing(passage.text), _colour(progress.number(passage.worker_id)))
+    return Group(
+        Panel(Group(Text(urgent.question, style="dim"), answer), title="urgent job", title_align="left"),
+        *(Text(sentence) for sentence in _story(progress, urgent)),
+    )
 
 
-def _urgent_title(urgent: UrgentStream) -> str:
-    if urgent.first_token_s is None:
-        return "urgent job, streamed: waiting for its first token"
-    title = f"urgent job, streamed: first token after {urgent.first_token_s:.2f} s"
-    return title if urgent.finished_s is None else f"{title}, finished after {urgent.finished_s:.2f} s"
+def _flowing(text: str) -> str:
+    """Text from outside as a part of one line: unlike ``line`` it keeps the space at its ends."""
+    return printable(SPACE.sub(" ", text), one_line=True)
+
+
+def _colour(number: int) -> str:
+    return COLOURS[number % len(COLOURS)]
+
+
+def _story(progress: Progress, urgent: UrgentStream) -> list[str]:
+    """What has happened to the urgent job so far, a sentence each."""
+    story: list[str] = []
+    if urgent.first_token_s is not None:
+        story.append(f"urgent job, streamed: first token after {urgent.first_token_s:.2f} s")
+    if urgent.kill is not None:
+        victim = progress.number(urgent.kill.worker_id)
+        story.append(f"worker {victim} killed with SIGKILL, {urgent.kill.tokens_seen} tokens into its answer")
+        if urgent.resumed_s is not None:
+            passage = urgent.passages[-1]
+            story.append(
+                f"worker {progress.number(passage.worker_id)} went on behind token {passage.resumed_from}, "
+                f"{urgent.resumed_s - urgent.kill.at_s:.1f} s later"
+            )
+    if urgent.finished_s is not None:
+        story.append(f"urgent job finished after {urgent.finished_s:.2f} s")
+    return story
+
+
+def _plain(progress: Progress, urgent: UrgentStream) -> str:
+    """The urgent answer with a mark where another worker went on."""
+    parts = [
+        f"[worker {progress.number(passage.worker_id)}] {' '.join(passage.text.split())}"
+        for passage in urgent.passages
+    ]
+    return indent("\n".join(parts), "    ")
 
 
 def _number(value: int | None) -> str:

@@ -12,6 +12,11 @@ DEFAULTS: dict[str, Any] = {
     # So few that jobs queue up, and priorities matter.
     "max_running": 16,
     "look_ahead": 4,
+    # How long the others leave the jobs of the killed worker alone: long enough to be seen, and no longer.
+    "lease_s": 3.0,
+    "heartbeat_interval_s": 1.0,
+    # What a killed worker has not written down is paid twice. Answers take seconds here, not minutes.
+    "journal_flush_s": 0.2,
     # Ctrl-C should not take long, and nobody needs the answers that are cut off.
     "drain_timeout_s": 2.0,
     "log_format": LogFormat.CONSOLE,

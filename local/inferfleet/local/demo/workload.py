@@ -16,53 +16,114 @@ SHARES: Mapping[Priority, float] = MappingProxyType(
     {Priority.BATCH: 0.5, Priority.NORMAL: 0.35, Priority.HIGH: 0.15}
 )
 
-URGENT_PROMPT = "A pump in hall 3 is over 90 degrees. Say in a few sentences what to do first, and why."
-URGENT_TOKENS = 160
-
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A kind of work: its share of the jobs, and the range its answers' lengths are from, in tokens."""
+    """A kind of work: its share of the jobs, and the range its answers' lengths are from, in tokens.
+
+    A job takes one of the prompts, in turn. ``{number}`` in it becomes the job's number.
+    """
 
     share: float
-    prompt: str
+    prompts: tuple[str, ...]
     shortest: int
     longest: int
 
 
-TASKS = (
-    Task(0.50, "Answer ticket {number} in one sentence.", 16, 64),
-    Task(0.35, "Write a reply to letter {number}, friendly and complete.", 128, 320),
-    Task(0.15, "Write a report on site {number} with causes, costs and next steps.", 512, 1024),
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """What an engine gets to do. ``jobs`` is how many if nobody says how many.
+
+    ``parameters`` are those that each request has besides its prompt and ``max_tokens``. The worker that
+    generates the urgent answer is killed when its reader has seen ``kill_after_tokens`` of it.
+    """
+
+    jobs: int
+    tasks: tuple[Task, ...]
+    urgent_prompt: str
+    urgent_tokens: int
+    kill_after_tokens: int
+    parameters: Mapping[str, Any]
+
+    def mixed_jobs(self, count: int, *, seed: int) -> list[Job]:
+        """Make jobs of all kinds but the urgent one. Their waiting time counts from this moment on."""
+        rng = random.Random(seed)  # noqa: S311 - the same load again is what it is for
+        jobs: list[Job] = []
+        for number in range(1, count + 1):
+            task = rng.choices(self.tasks, weights=[task.share for task in self.tasks])[0]
+            priority = rng.choices(list(SHARES), weights=list(SHARES.values()))[0]
+            prompt = task.prompts[number % len(task.prompts)].format(number=number)
+            body = self._body(prompt, rng.randint(task.shortest, task.longest))
+            jobs.append(Job(pool=POOL, body=body, priority=priority))
+        return jobs
+
+    def urgent_job(self) -> Job:
+        """Make the one urgent job, whose tokens are streamed."""
+        body = self._body(self.urgent_prompt, self.urgent_tokens)
+        return Job(pool=POOL, body=body, priority=Priority.URGENT, stream=True)
+
+    def _body(self, prompt: str, tokens: int) -> dict[str, Any]:
+        messages = [{"role": "user", "content": prompt}]
+        return {"messages": messages, "max_tokens": tokens, **self.parameters}
+
+
+SIMULATED = Workload(
+    jobs=180,
+    # Mostly short answers and a few long ones, as real traffic has them. 213 tokens on average.
+    tasks=(
+        Task(0.50, ("Answer ticket {number} in one sentence.",), 16, 64),
+        Task(0.35, ("Write a reply to letter {number}, friendly and complete.",), 128, 320),
+        Task(0.15, ("Write a report on site {number} with causes, costs and next steps.",), 512, 1024),
+    ),
+    urgent_prompt="A pump in hall 3 is over 90 degrees. Say in a few sentences what to do first, and why.",
+    urgent_tokens=200,
+    kill_after_tokens=80,
+    # Left to itself it would never say more than 64 tokens.
+    parameters=MappingProxyType({"ignore_eos": True}),
 )
-"""Mostly short answers and a few long ones, as real traffic has them. 213 tokens on average."""
 
-REAL_ENGINE_SHRINKS = 4
-"""A real engine gets answers this much shorter: without a GPU, too, the demo shall end in a minute."""
+QUESTIONS = Workload(
+    jobs=24,
+    tasks=(
+        Task(
+            0.6,
+            (
+                "What is the capital of France? Answer in one sentence.",
+                "Why is the sky blue? Answer in one sentence.",
+                "Who wrote Romeo and Juliet? Answer in one sentence.",
+                "What is the largest planet of the solar system? Answer in one sentence.",
+                "Why do cats purr? Answer in one sentence.",
+                "What does a bee do with nectar? Answer in one sentence.",
+                "How many continents are there? Answer in one sentence.",
+                "What is an atom? Answer in one sentence.",
+            ),
+            24,
+            40,
+        ),
+        Task(
+            0.4,
+            (
+                "Explain how a rainbow forms.",
+                "Write a short poem about the sea.",
+                "How does a bicycle stay upright?",
+                "What is photosynthesis, and why does it matter?",
+                "Explain to a child why we have seasons.",
+                "How do vaccines work?",
+                "Give three tips for learning a language.",
+            ),
+            64,
+            112,
+        ),
+    ),
+    urgent_prompt="What should I do first when somebody has fainted, and why?",
+    urgent_tokens=160,
+    kill_after_tokens=40,
+    # So that an answer that goes on elsewhere is, to the letter, the one it would have been.
+    parameters=MappingProxyType({"temperature": 0}),
+)
+"""Short enough for a small model on a CPU: it answers all of them in a minute or so."""
 
 
-def mixed_jobs(count: int, *, seed: int, engine: str) -> list[Job]:
-    """Make jobs of all kinds but the urgent one. Their waiting time counts from this moment on."""
-    chance = random.Random(seed)  # noqa: S311 - the same load again is what it is for
-    jobs: list[Job] = []
-    for number in range(1, count + 1):
-        task = chance.choices(TASKS, weights=[task.share for task in TASKS])[0]
-        priority = chance.choices(list(SHARES), weights=list(SHARES.values()))[0]
-        tokens = chance.randint(task.shortest, task.longest)
-        body = _body(task.prompt.format(number=number), tokens, engine)
-        jobs.append(Job(pool=POOL, body=body, priority=priority))
-    return jobs
-
-
-def urgent_job(*, engine: str) -> Job:
-    """Make the one urgent job, whose tokens are streamed."""
-    body = _body(URGENT_PROMPT, URGENT_TOKENS, engine)
-    return Job(pool=POOL, body=body, priority=Priority.URGENT, stream=True)
-
-
-def _body(prompt: str, tokens: int, engine: str) -> dict[str, Any]:
-    body: dict[str, Any] = {"messages": [{"role": "user", "content": prompt}]}
-    if engine == "simulated":
-        # Left to itself it would never say more than 64 tokens.
-        return {**body, "max_tokens": tokens, "ignore_eos": True}
-    return {**body, "max_tokens": tokens // REAL_ENGINE_SHRINKS}
+def workload_for(engine: str) -> Workload:
+    """Choose questions worth reading for an engine that can answer, and a lot of work for one that cannot."""
+    return SIMULATED if engine == "simulated" else QUESTIONS

@@ -11,6 +11,9 @@ from typing import Any, Self
 from fakeredis import TcpFakeServer
 from redis.exceptions import ResponseError
 
+MEMORY = "# Memory\r\nmaxmemory:0\r\nmaxmemory_policy:noeviction\r\n"
+"""The answer to INFO: nothing is ever evicted."""
+
 
 class EmbeddedRedis:
     """A Redis look-alike that lives as long as its ``with`` block. Everything in it is in memory."""
@@ -49,10 +52,11 @@ class EmbeddedRedis:
 
 
 def _improved(handler: Any, connections: set[socket.socket]) -> Any:
-    """Mend two things in the connection handler of fakeredis (2.40), and keep a list of connections.
+    """Mend three things in the connection handler of fakeredis (2.40), and keep a list of connections.
 
-    The handler closes the connection after a command that failed, which loses the rest of a pipeline. And it
-    leaves Nagle's algorithm on, so that each pipeline waits 40 ms for the client's delayed TCP ACK.
+    The handler closes the connection after a command that failed, which loses the rest of a pipeline. It
+    leaves Nagle's algorithm on, so that each pipeline waits 40 ms for the client's delayed TCP ACK. And it
+    has no INFO, which clients ask whether keys may be evicted.
     """
 
     class Handler(handler):  # type: ignore[misc]  # the class is private to fakeredis
@@ -67,7 +71,7 @@ def _improved(handler: Any, connections: set[socket.socket]) -> Any:
                 try:
                     return read_response()
                 except ResponseError as error:
-                    return error
+                    return MEMORY if "unknown command 'info'" in str(error).lower() else error
 
             self.current_client.read_response = read_response_or_error
             connections.add(self.connection)
