@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 ENGINE_VENV ?= .venv-vllm
+DOCS_VENV ?= .venv-docs
 # Handed on to the command behind a target: make test ARGS="-k drain", make demo ARGS="--jobs 50".
 ARGS ?=
 
@@ -15,7 +16,7 @@ MINUTES ?= 10
 PACKAGES = schemas wire producer exporter worker cli local testing
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-matrix test-engine chaos explore check bench bench-engine bench-peers build clean venv bench-venv engine-venv services
+.PHONY: help demo demo-llm test test-matrix test-engine chaos explore check bench bench-engine bench-peers docs build clean venv bench-venv docs-venv engine-venv services
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,6 +25,9 @@ help: ## List the commands
 
 demo: venv services ## Run a whole fleet on this machine and watch it work
 	@$(VENV)/bin/inferfleet demo $(ARGS)
+
+demo-llm: engine-venv services ## The same with a real language model, on the CPU
+	@scripts/demo-llm $(ENGINE_VENV) $(ARGS)
 
 test: venv services ## Run all tests but those that need vLLM
 	@$(VENV)/bin/pytest --ignore=tests/engine -n $(TEST_JOBS) --dist loadgroup --no-loadscope-reorder $(ARGS)
@@ -60,6 +64,10 @@ bench-peers: bench-venv services ## Measure the other libraries too, in the same
 bench-engine: engine-venv services ## Measure what the queue costs vLLM, on the CPU
 	@VLLM_CPU_KVCACHE_SPACE=1 $(ENGINE_VENV)/bin/python benchmarks/engine.py $(ARGS)
 
+docs: docs-venv ## Build the site of the documentation, into build/site
+	@NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build $(ARGS)
+	@echo build/site/index.html
+
 build: venv ## Build the wheel, into dist/
 	@$(VENV)/bin/pip wheel -qq --no-deps --wheel-dir dist .
 	@ls dist/*.whl
@@ -74,6 +82,9 @@ venv:
 
 bench-venv:
 	@scripts/setup-venv .venv-bench $(PYTHON) '.[local,worker]' matplotlib
+
+docs-venv:
+	@scripts/setup-docs $(DOCS_VENV) $(PYTHON)
 
 engine-venv:
 	@scripts/setup-engine-venv $(ENGINE_VENV) $(PYTHON)

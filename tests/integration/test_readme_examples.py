@@ -10,9 +10,11 @@ and ``tests/unit/test_readme.py`` checks what they name.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -55,6 +57,8 @@ async def main() -> None:
 
 asyncio.run(main())
 """
+
+OTHER_LANGUAGES = (ROOT / "docs/how-to/publish-from-another-language.md").read_text(encoding="utf-8")
 
 END = "--- end of output ---"
 """What the shell prints behind each command, so that its output is known to be whole."""
@@ -182,11 +186,10 @@ def test_the_examples_of_a_page_print_what_it_says(
 
 
 @pytest.mark.usefixtures("fleet")  # declares the pool
-async def test_a_job_published_as_the_readme_says_is_answered_where_it_says(
+async def test_a_job_published_as_the_page_says_is_answered_where_it_says(
     foreign: ForeignClient, start_worker: StartWorker, store: aioredis.Redis
 ) -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    (message,) = (block["text"] for block in BLOCK.finditer(readme) if block["language"] == "json")
+    (message,) = (block["text"] for block in BLOCK.finditer(OTHER_LANGUAGES) if block["language"] == "json")
     job = json.loads(message) | {"id": new_job_id()}
     reply_to = f"reader-{job['id']}"
     await start_worker()
@@ -205,3 +208,35 @@ async def test_a_job_published_as_the_readme_says_is_answered_where_it_says(
     result = json.loads(await store.get(f"inferfleet:job:{{{job['id']}}}:result"))
     assert result["state"] == "succeeded"
     assert result["response"]["object"] == "chat.completion"
+
+
+@pytest.mark.usefixtures("fleet")  # declares the pool
+@pytest.mark.skipif(shutil.which("npm") is None, reason="there is no Node.js with npm")
+async def test_the_program_for_node_prints_what_the_page_says(
+    readers_environment: dict[str, str], start_worker: StartWorker, tmp_path: Path
+) -> None:
+    program = re.search(r"^```js\n(.*?)^```\n+```text\n(.*?)^```$", OTHER_LANGUAGES, re.MULTILINE | re.DOTALL)
+    (packages,) = re.findall(r"`npm install (.*?)`", OTHER_LANGUAGES)
+    assert program
+    installed = subprocess.run(
+        ["npm", "install", "--no-audit", "--no-fund", "--prefix", tmp_path, *packages.split()],
+        capture_output=True,
+        check=False,
+    )
+    if installed.returncode:
+        pytest.skip(f"npm cannot install {packages}")
+    (tmp_path / "program.mjs").write_text(program[1])
+    await start_worker()
+
+    ended = await asyncio.to_thread(
+        subprocess.run,
+        ["node", "program.mjs"],
+        cwd=tmp_path,
+        env=readers_environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert (ended.returncode, ended.stdout) == (0, program[2]), ended.stderr

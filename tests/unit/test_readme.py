@@ -1,4 +1,4 @@
-"""The tables of README.md say what the code says, and what it tells people to type exists."""
+"""README and the reference pages say what the code says, and what they tell people to type exists."""
 
 from __future__ import annotations
 
@@ -32,6 +32,9 @@ from inferfleet.worker.metrics import WorkerMetrics
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+SETTINGS = (ROOT / "docs/reference/settings.md").read_text(encoding="utf-8")
+METRICS = (ROOT / "docs/reference/metrics.md").read_text(encoding="utf-8")
+WORKERS = (ROOT / "docs/how-to/run-workers.md").read_text(encoding="utf-8")
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -40,10 +43,10 @@ MADE_UP_AT_START = {"client_id": "a new one", "worker_id": "host and process"}
 """Defaults that are no constants, as the table words them."""
 
 
-def tables(heading: str) -> list[list[list[str]]]:
-    """The tables with this heading row: the cells of their rows, without the code marks."""
-    found = re.findall(rf"^{re.escape(heading)}\n\|[-|]+\|\n((?:\|.*\n)+)", README, re.MULTILINE)
-    assert found, f"README.md has no table {heading}"
+def tables(page: str, heading: str) -> list[list[list[str]]]:
+    """The tables of a page with this heading row: the cells of their rows, without the code marks."""
+    found = re.findall(rf"^{re.escape(heading)}\n\|[-|]+\|\n((?:\|.*\n)+)", page, re.MULTILINE)
+    assert found, f"there is no table {heading}"
     return [
         [[cell.strip().replace("`", "") for cell in row.strip("|").split("|")] for row in table.splitlines()]
         for table in found
@@ -67,13 +70,13 @@ def test_each_setting_is_in_its_table_with_its_default(position: int, settings: 
     shared = set() if settings is ServiceSettings else set(ServiceSettings.model_fields)
     own = [name for name in settings.model_fields if name not in shared]
 
-    documented = [row[:2] for row in tables("| variable | default | meaning |")[position]]
+    documented = [row[:2] for row in tables(SETTINGS, "| variable | default | meaning |")[position]]
 
     assert documented == [[f"INFERFLEET_{name.upper()}", default(settings, name)] for name in own]
 
 
 def test_each_metric_is_in_the_table_with_its_type_and_labels() -> None:
-    (table,) = tables("| metric | type | labels | meaning |")
+    (table,) = tables(METRICS, "| metric | type | labels | meaning |")
 
     assert {row[0]: (row[1], row[2]) for row in table} == exposed_metrics()
 
@@ -119,7 +122,7 @@ def labels(exposition: str, metric: str) -> str:
 
 
 def test_each_health_endpoint_is_in_the_table() -> None:
-    (table,) = tables("| path | answers |")
+    (table,) = tables(METRICS, "| path | answers |")
 
     assert [row[0] for row in table] == [http.LIVE_PATH, http.READY_PATH, http.METRICS_PATH]
 
@@ -135,7 +138,7 @@ def test_each_health_endpoint_is_in_the_table() -> None:
     ],
 )
 def test_the_exit_codes_are_those_of_the_table(error: Exception, code: int) -> None:
-    (table,) = tables("| exit code | meaning |")
+    (table,) = tables(README, "| exit code | meaning |")
 
     assert exit_code(error) == code
     assert str(code) in [row[0] for row in table]
@@ -157,18 +160,30 @@ def test_each_extra_that_is_named_exists() -> None:
 
 
 def test_each_image_that_is_named_can_be_built() -> None:
-    named = set(re.findall(r"^docker build --target (\w+)", README, re.MULTILINE))
+    named = set(re.findall(r"^docker build --target (\w+)", WORKERS, re.MULTILINE))
     targets = set(re.findall(r"^FROM .* AS ([a-z-]+)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE))
 
     assert named == {"producer", "worker"}
     assert named <= targets
 
 
-def test_each_option_of_the_worker_that_is_named_exists() -> None:
-    (example,) = re.findall(r"^inferfleet worker ((?:.*\\\n)*.*)$", README, re.MULTILINE)
+@pytest.mark.parametrize("page", [README, WORKERS])
+def test_each_option_of_the_worker_that_is_named_exists(page: str) -> None:
+    (example,) = re.findall(r"^inferfleet worker ((?:.*\\\n)*.*)$", page, re.MULTILINE)
     said = CliRunner().invoke(worker_command, ["--help"]).output
 
     assert set(re.findall(r"--[a-z-]+", example)) <= set(re.findall(r"--[a-z-]+", said))
+
+
+def test_the_site_has_every_page_of_the_documentation() -> None:
+    """A page that is missing here fails `make docs`: add it to `nav` in mkdocs.yml."""
+    listed = set(
+        re.findall(r"(\S+\.md)\]?$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE)
+    )
+    pages = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
+
+    # scripts/docs_hooks.py adds the records.
+    assert {page.lstrip("[") for page in listed} == {p for p in pages if not p.startswith("decisions/0")}
 
 
 def test_each_file_that_is_linked_exists() -> None:

@@ -153,7 +153,8 @@ def _urgent(progress: Progress) -> RenderableType:
     answer = Text()
     for passage in urgent.passages:
         # In the colour of the worker that generated it.
-        answer.append(_flowing(passage.text), _colour(progress.number(passage.worker_id)))
+        text = _flowing(passage.text)
+        answer.append(text if answer else text.lstrip(), _colour(progress.number(passage.worker_id)))
     return Group(
         Panel(Group(Text(urgent.question, style="dim"), answer), title="urgent job", title_align="left"),
         *(Text(sentence) for sentence in _story(progress, urgent)),

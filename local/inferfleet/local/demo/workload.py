@@ -83,7 +83,7 @@ SIMULATED = Workload(
 )
 
 QUESTIONS = Workload(
-    jobs=24,
+    jobs=20,
     tasks=(
         Task(
             0.6,
@@ -115,7 +115,7 @@ QUESTIONS = Workload(
             112,
         ),
     ),
-    urgent_prompt="What should I do first when somebody has fainted, and why?",
+    urgent_prompt="My guests come in ten minutes. How do I make a good pot of tea, step by step?",
     urgent_tokens=160,
     kill_after_tokens=40,
     # So that an answer that goes on elsewhere is, to the letter, the one it would have been.

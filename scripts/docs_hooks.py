@@ -1,0 +1,47 @@
+"""What mkdocs.yml cannot say: the list of decisions, and that the site fetches nothing from elsewhere."""
+
+import re
+from pathlib import Path
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
+from mkdocs.structure.files import File, Files
+from mkdocs.utils import get_relative_url
+
+FETCHED = ("mermaid.min.js", "iframe-worker.js")
+"""Scripts that ``scripts/setup-docs`` gets, for those that the theme would load from elsewhere."""
+
+SHIM = "https://unpkg.com/iframe-worker/shim"
+ELSEWHERE = re.compile(
+    r"""<(?:script|img|iframe)[^>]* src="?(https?:[^" >]*)|<link rel="?stylesheet"? href="?(https?:[^" >]*)"""
+)
+
+
+def on_config(config: MkDocsConfig) -> None:
+    """Add each decision to the navigation, in its order."""
+    records = sorted(path.name for path in Path(config.docs_dir, "decisions").glob("0*.md"))
+    for section in config.nav or []:
+        for page in section.get("Explanation", []):
+            page.get("Decisions", []).extend(f"decisions/{name}" for name in records)
+
+
+def on_files(files: Files, config: MkDocsConfig) -> None:
+    """Put the scripts into the site."""
+    for name in FETCHED:
+        source = Path(config.config_file_path).parent / "build" / "docs" / name
+        if not source.exists():
+            raise PluginError(f"{source} is missing; scripts/setup-docs fetches it")
+        files.append(File.generated(config, f"javascripts/{name}", abs_src_path=str(source)))
+
+
+def on_post_build(config: MkDocsConfig) -> None:
+    """Take the scripts that are here, and refuse a site that needs others."""
+    site = Path(config.site_dir)
+    for page in site.rglob("*.html"):
+        html = page.read_text(encoding="utf-8")
+        shim = get_relative_url("javascripts/iframe-worker.js", page.relative_to(site).as_posix())
+        if SHIM in html:
+            html = html.replace(SHIM, shim)
+            page.write_text(html, encoding="utf-8")
+        if found := ELSEWHERE.search(html):
+            raise PluginError(f"{page.relative_to(site)} would fetch {found[0]}")
