@@ -10,7 +10,6 @@ and ``tests/unit/test_readme.py`` checks what they name.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import re
@@ -40,6 +39,9 @@ BLOCK = re.compile(
 COMMAND = re.compile(r"^\$ (?P<command>.*)\n(?P<output>(?:(?!\$ ).*\n)*)", re.MULTILINE)
 STAYS = re.compile(r"inferfleet (local up|worker --)")
 """Commands that run until they are told to end; each has a terminal of its own."""
+
+WORKER = "inferfleet worker --engine simulated"
+WORKER_SAYS = "…\n… INFO    ready…\n"
 
 AROUND_PIECE = """\
 import asyncio
@@ -170,7 +172,7 @@ def test_the_examples_of_a_page_print_what_it_says(
         shell = Shell(folder=tmp_path, environment=readers_environment)
         stack.callback(shell.close)
         if any(block["language"] in {"python", "py"} for block in blocks):
-            leave_running("inferfleet worker --engine simulated", "…\n… INFO    ready…\n")
+            leave_running(WORKER, WORKER_SAYS)
         for block in blocks:
             match block["language"]:
                 case "console":
@@ -210,33 +212,26 @@ async def test_a_job_published_as_the_page_says_is_answered_where_it_says(
     assert result["response"]["object"] == "chat.completion"
 
 
-@pytest.mark.usefixtures("fleet")  # declares the pool
 @pytest.mark.skipif(shutil.which("npm") is None, reason="there is no Node.js with npm")
-async def test_the_program_for_node_prints_what_the_page_says(
-    readers_environment: dict[str, str], start_worker: StartWorker, tmp_path: Path
+def test_the_program_for_node_prints_what_the_page_says(
+    readers_environment: dict[str, str], tmp_path: Path
 ) -> None:
     program = re.search(r"^```js\n(.*?)^```\n+```text\n(.*?)^```$", OTHER_LANGUAGES, re.MULTILINE | re.DOTALL)
     (packages,) = re.findall(r"`npm install (.*?)`", OTHER_LANGUAGES)
     assert program
-    installed = subprocess.run(
-        ["npm", "install", "--no-audit", "--no-fund", "--prefix", tmp_path, *packages.split()],
-        capture_output=True,
-        check=False,
-    )
-    if installed.returncode:
+    if subprocess.run(["npm", "install", "--silent", "--prefix", tmp_path, *packages.split()]).returncode:
         pytest.skip(f"npm cannot install {packages}")
     (tmp_path / "program.mjs").write_text(program[1])
-    await start_worker()
 
-    ended = await asyncio.to_thread(
-        subprocess.run,
-        ["node", "program.mjs"],
-        cwd=tmp_path,
-        env=readers_environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    with staying(WORKER, WORKER_SAYS, folder=tmp_path, environment=readers_environment):
+        ended = subprocess.run(
+            ["node", "program.mjs"],
+            cwd=tmp_path,
+            env=readers_environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
 
     assert (ended.returncode, ended.stdout) == (0, program[2]), ended.stderr
