@@ -1,4 +1,4 @@
-"""What mkdocs.yml cannot say: the list of decisions, and that the site fetches nothing from elsewhere."""
+"""What mkdocs.yml cannot say: decisions, links to files of the repository, and no fetching from elsewhere."""
 
 import re
 from pathlib import Path
@@ -6,11 +6,13 @@ from pathlib import Path
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 from mkdocs.utils import get_relative_url
 
 FETCHED = ("mermaid.min.js", "iframe-worker.js")
 """Scripts that ``scripts/setup-docs`` gets, for those that the theme would load from elsewhere."""
 
+LINK = re.compile(r"\[(?P<text>[^]]+)\]\((?P<target>\.\./[^)#]+)\)")
 SHIM = "https://unpkg.com/iframe-worker/shim"
 ELSEWHERE = re.compile(
     r"""<(?:script|img|iframe)[^>]* src="?(https?:[^" >]*)|<link rel="?stylesheet"? href="?(https?:[^" >]*)"""
@@ -32,6 +34,18 @@ def on_files(files: Files, config: MkDocsConfig) -> None:
         if not source.exists():
             raise PluginError(f"{source} is missing; scripts/setup-docs fetches it")
         files.append(File.generated(config, f"javascripts/{name}", abs_src_path=str(source)))
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Leave of a link to a file of the repository, which is not on the site, its text."""
+    docs = Path(config.docs_dir).resolve()
+    folder = docs / Path(page.file.src_uri).parent
+
+    def text_or_link(link: re.Match[str]) -> str:
+        target = (folder / link["target"]).resolve()
+        return link["text"] if target.exists() and not target.is_relative_to(docs) else link[0]
+
+    return LINK.sub(text_or_link, markdown)
 
 
 def on_post_build(config: MkDocsConfig) -> None:
