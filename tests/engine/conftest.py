@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from inferfleet.local.tiny_model import build_tiny_model
+from inferfleet.local.tiny_model import build_tiny_model, build_tiny_reranker
 from inferfleet.schemas import Endpoint, Usage
 from inferfleet.schemas.journal import TokenChunk
 from inferfleet.worker.engines.vllm.engine import VllmEngine
@@ -99,14 +99,16 @@ MakeEngine = Callable[..., AbstractAsyncContextManager[VllmEngine]]
 
 @pytest.fixture(scope="session")
 def a_generation() -> Callable[..., Generation]:
-    """A chat if the body has messages, an embedding if it has an input, else a completion."""
+    """A request of the endpoint that the body looks like: with messages it is a chat."""
 
     def a_generation(body: dict[str, Any], **fields: Any) -> Generation:
-        endpoint = Endpoint.COMPLETIONS
-        if "messages" in body:
-            endpoint = Endpoint.CHAT
-        if "input" in body:
-            endpoint = Endpoint.EMBEDDINGS
+        tellers = {
+            "messages": Endpoint.CHAT,
+            "input": Endpoint.EMBEDDINGS,
+            "query": Endpoint.RERANK,
+            "queries": Endpoint.SCORE,
+        }
+        endpoint = next((each for field, each in tellers.items() if field in body), Endpoint.COMPLETIONS)
         defaults = {"id": str(uuid.uuid4()), "endpoint": endpoint, "body": body, "priority": 4}
         return Generation(**defaults | fields)
 
@@ -143,12 +145,19 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="session")
+def tiny_reranker(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(build_tiny_reranker(tmp_path_factory.mktemp("tiny-reranker")))
+
+
+@pytest.fixture(scope="session")
 def make_engine(tiny_model: str) -> MakeEngine:
     """``async with make_engine(max_running=2, runner="pooling") as engine``: the tiny model, loaded."""
 
     @asynccontextmanager
-    async def make_engine(*, max_running: int = MAX_RUNNING, **engine_args: Any) -> AsyncIterator[VllmEngine]:
-        engine = VllmEngine(model=tiny_model, max_running=max_running, engine_args=ON_CPU | engine_args)
+    async def make_engine(
+        *, model: str = tiny_model, max_running: int = MAX_RUNNING, **engine_args: Any
+    ) -> AsyncIterator[VllmEngine]:
+        engine = VllmEngine(model=model, max_running=max_running, engine_args=ON_CPU | engine_args)
         try:
             await engine.start()
             yield engine

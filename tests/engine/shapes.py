@@ -15,11 +15,15 @@ from inferfleet.schemas import Endpoint
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """One request body, with a name that says what is special about it."""
+    """One request body, with a name that says what is special about it.
+
+    ``model`` is the kind of model that it is for: one that generates, one that embeds, or one that ranks.
+    """
 
     name: str
     endpoint: Endpoint
     body: dict[str, Any]
+    model: str
 
 
 SAY: Final = "say a word of the sea"
@@ -938,6 +942,157 @@ CHAT_EMBEDDINGS: Final[dict[str, dict[str, Any]]] = {
 """Bodies of embeddings requests that have messages instead of an input."""
 
 
+SCORING: Final[dict[str, dict[str, Any]]] = {
+    "nothing more": {},
+    "documents a text": {"documents": "oil"},
+    "documents of one": {"documents": ["oil"]},
+    "documents with an empty one": {"documents": ["", "oil"]},
+    "documents empty list": {"documents": []},
+    "documents null": {"documents": None},
+    "documents a number": {"documents": 5},
+    "documents with a number": {"documents": ["oil", 5]},
+    "documents with a null": {"documents": ["oil", None]},
+    "documents with a list": {"documents": ["oil", ["oil"]]},
+    "documents an object": {"documents": {"text": "oil"}},
+    "documents with an object": {"documents": [{"text": "oil"}]},
+    "documents of parts": {"documents": {"content": [{"type": "text", "text": "oil"}]}},
+    "documents with parts": {"documents": ["oil", {"content": [{"type": "text", "text": "oil"}]}]},
+    "documents with an image": {
+        "documents": [{"content": [{"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}]}]
+    },
+    "documents with an embedded image": {
+        "documents": [{"content": [{"type": "image_embeds", "image_embeds": "AAAA"}]}]
+    },
+    "documents with a film": {
+        "documents": [{"content": [{"type": "video_url", "video_url": {"url": "https://example.com/a.mp4"}}]}]
+    },
+    "documents with sound": {
+        "documents": [{"content": [{"type": "input_audio", "input_audio": {"data": "AA", "format": "wav"}}]}]
+    },
+    "documents with no parts": {"documents": [{"content": []}]},
+    "documents with parts in a text": {"documents": [{"content": "oil"}]},
+    "documents with a part of no type": {"documents": [{"content": [{"text": "oil"}]}]},
+    "documents with a part of no text": {"documents": [{"content": [{"type": "text"}]}]},
+    "documents longer than the context": {"documents": ["oil", " the" * 1200]},
+    "max_tokens_per_query": {"max_tokens_per_query": 1},
+    "max_tokens_per_query 0": {"max_tokens_per_query": 0},
+    "max_tokens_per_query -1": {"max_tokens_per_query": -1},
+    "max_tokens_per_query null": {"max_tokens_per_query": None},
+    "max_tokens_per_query beyond the context": {"max_tokens_per_query": 1024},
+    "max_tokens_per_doc": {"max_tokens_per_doc": 3},
+    "max_tokens_per_doc string": {"max_tokens_per_doc": "3"},
+    "max_tokens_per_doc half": {"max_tokens_per_doc": 3.5},
+    "max_tokens_per_doc -1": {"max_tokens_per_doc": -1},
+    "max_tokens_per_doc beyond the context": {"max_tokens_per_doc": 5000},
+    "instruction": {"instruction": "find what is wet"},
+    "instruction null": {"instruction": None},
+    "instruction a number": {"instruction": 1},
+    "chat_template_kwargs": {"chat_template_kwargs": {"greeting": "hi", "tools": 1}},
+    "chat_template_kwargs a list": {"chat_template_kwargs": [1]},
+    "use_activation false": {"use_activation": False},
+    "use_activation null": {"use_activation": None},
+    "use_activation word": {"use_activation": "maybe"},
+    "truncate_prompt_tokens": {"truncate_prompt_tokens": 6},
+    "truncate_prompt_tokens 0": {"truncate_prompt_tokens": 0},
+    "truncate_prompt_tokens -1": {"truncate_prompt_tokens": -1},
+    "truncate_prompt_tokens -2": {"truncate_prompt_tokens": -2},
+    "truncate_prompt_tokens beyond the context": {"truncate_prompt_tokens": 100_000},
+    "truncation_side left": {"truncate_prompt_tokens": 3, "truncation_side": "left"},
+    "truncation_side middle": {"truncation_side": "middle"},
+    "padding max_length": {"padding": "max_length"},
+    "padding unknown": {"padding": "longest"},
+    "mm_processor_kwargs": {"mm_processor_kwargs": {"a": 1}},
+    "model": {"model": "tiny"},
+    "model empty": {"model": ""},
+    "model of somebody else": {"model": "rerank-v3.5"},
+    "user": {"user": "me"},
+    "priority": {"priority": 3},
+    "priority word": {"priority": "high"},
+    "request_id": {"request_id": "mine"},
+    "cache_salt": {"cache_salt": "salt"},
+    "cache_salt empty": {"cache_salt": ""},
+    "normalize": {"normalize": True},
+    "task": {"task": "score"},
+    "return_documents": {"return_documents": False},
+    "stream": {"stream": True},
+    "add_special_tokens": {"add_special_tokens": False},
+}
+"""Fields that rerank and score share. Each document is another one, so that no two scores are the same."""
+
+RERANKS: Final[dict[str, dict[str, Any]]] = {
+    "query empty": {"query": ""},
+    "query and documents empty": {"query": "", "documents": ["oil", ""]},
+    "query null": {"query": None},
+    "query a number": {"query": 5},
+    "query a list": {"query": ["the water"]},
+    "query an object": {"query": {"text": "the water"}},
+    "query of parts": {"query": {"content": [{"type": "text", "text": "the water"}]}},
+    "top_n 1": {"top_n": 1},
+    "top_n 2": {"top_n": 2},
+    "top_n 0": {"top_n": 0},
+    "top_n -1": {"top_n": -1},
+    "top_n more than there are": {"top_n": 30},
+    "top_n string": {"top_n": "1"},
+    "top_n half": {"top_n": 1.5},
+    "top_n true": {"top_n": True},
+    "top_n null": {"top_n": None},
+}
+"""Fields of a rerank request; it has a short query and three documents unless a shape has others."""
+
+SCORES: Final[dict[str, dict[str, Any]]] = {
+    "queries of one": {"queries": ["the water"]},
+    "queries, one each": {"queries": ["the water", "the people", "oil"]},
+    "queries, fewer": {"queries": ["the water", "the people"]},
+    "queries, more": {"queries": ["the water", "the people", "oil", "go"]},
+    "queries for one document": {"queries": ["the water", "the people"], "documents": "oil"},
+    "queries empty": {"queries": ""},
+    "queries and documents empty": {"queries": "", "documents": ""},
+    "queries empty list": {"queries": []},
+    "queries null": {"queries": None},
+    "queries of parts": {"queries": {"content": [{"type": "text", "text": "the water"}]}},
+    "two spellings": {"text_1": "go", "text_2": ["oil", "number"]},
+    "two spellings, half of one": {"text_1": "go"},
+    "two second sides": {"items": ["go", "see"]},
+    "top_n": {"top_n": 1},
+}
+"""Fields of a score request; it has a short query and three documents unless a shape has others."""
+
+SPELT: Final[dict[str, dict[str, Any]]] = {
+    "nothing": {},
+    "items": {"queries": "the water", "items": ["oil", "go"]},
+    "items, fewer": {"queries": ["the water", "go", "see"], "items": ["oil", "go"]},
+    "data": {"data_1": "the water", "data_2": ["oil", "go"]},
+    "data, one each": {"data_1": ["the water", "see"], "data_2": ["oil", "go"]},
+    "data, more": {"data_1": ["the water", "see"], "data_2": "oil"},
+    "texts": {"text_1": "the water", "text_2": "oil"},
+    "texts a number": {"text_1": "the water", "text_2": 5},
+    "half a spelling": {"text_1": "the water"},
+    "halves of two": {"queries": "the water", "text_2": "oil"},
+    "another endpoint's": {"query": "the water", "documents": "oil"},
+}
+"""Bodies of score requests, whole."""
+
+BY_EMBEDDINGS: Final = (
+    "nothing more",
+    "documents a text",
+    "documents with an empty one",
+    "documents with parts",
+    "documents longer than the context",
+    "max_tokens_per_doc",
+    "max_tokens_per_query",
+    "truncate_prompt_tokens",
+    "padding max_length",
+    "use_activation false",
+    "cache_salt",
+    "top_n 2",
+    "query empty",
+    "queries empty",
+    "queries, one each",
+    "queries, fewer",
+)
+"""Those of these shapes that an embedding model is asked, too."""
+
+
 def all_shapes() -> list[Shape]:
     """Make every body of the tables above, each with its endpoint and a name of its own."""
     chats = {
@@ -946,6 +1101,7 @@ def all_shapes() -> list[Shape]:
         **{f"messages {name}": {"messages": messages} for name, messages in CONVERSATIONS.items()},
     }
     completions = GENERATING | COMPLETIONS
+    reranks, scores = SCORING | RERANKS, SCORING | SCORES
     return [
         *(_shape("chat", Endpoint.CHAT, name, CHAT | fields) for name, fields in chats.items()),
         *(
@@ -957,12 +1113,36 @@ def all_shapes() -> list[Shape]:
             for name, fields in EMBEDDINGS.items()
         ),
         *(_shape("embedding", Endpoint.EMBEDDINGS, name, fields) for name, fields in CHAT_EMBEDDINGS.items()),
+        *(_shape("rerank", Endpoint.RERANK, name, RERANK | fields) for name, fields in reranks.items()),
+        *(_shape("score", Endpoint.SCORE, name, SCORE | fields) for name, fields in scores.items()),
+        *(_shape("score", Endpoint.SCORE, f"spelt {name}", body) for name, body in SPELT.items()),
+        *(
+            _shape(f"{kind} by embeddings", endpoint, name, body | fields[name], model="embeds")
+            for kind, endpoint, body, fields in (
+                ("rerank", Endpoint.RERANK, RERANK, reranks),
+                ("score", Endpoint.SCORE, SCORE, scores),
+            )
+            for name in BY_EMBEDDINGS
+            if name in fields
+        ),
     ]
 
 
 CHAT: Final[dict[str, Any]] = {"messages": HELLO, "max_tokens": 12, "temperature": 0}
 COMPLETION: Final[dict[str, Any]] = {"prompt": "one word of", "max_tokens": 12, "temperature": 0}
 EMBEDDING: Final[dict[str, Any]] = {"input": "one word"}
+DOCUMENTS: Final = ["one word of the sea", "call the people", "oil"]
+RERANK: Final[dict[str, Any]] = {"query": "the water", "documents": DOCUMENTS}
+SCORE: Final[dict[str, Any]] = {"queries": "the water", "documents": DOCUMENTS}
+
+MODELS: Final = {
+    Endpoint.CHAT: "generates",
+    Endpoint.COMPLETIONS: "generates",
+    Endpoint.EMBEDDINGS: "embeds",
+    Endpoint.RERANK: "ranks",
+    Endpoint.SCORE: "ranks",
+}
+"""What a model does that answers an endpoint, if a shape does not say otherwise."""
 
 
 VALUES: Final[dict[str, Any]] = {
@@ -982,14 +1162,18 @@ def sweep(fields: Mapping[Endpoint, Collection[str]], *, but: Collection[str]) -
         Endpoint.CHAT: CHAT | {"max_tokens": 1},
         Endpoint.COMPLETIONS: COMPLETION | {"max_tokens": 1},
         Endpoint.EMBEDDINGS: EMBEDDING,
+        Endpoint.RERANK: RERANK,
+        Endpoint.SCORE: SCORE,
     }
     return [
-        Shape(name=f"{endpoint} {field}: {name}", endpoint=endpoint, body=bodies[endpoint] | {field: value})
+        _shape(f"{endpoint} {field}", endpoint, name, bodies[endpoint] | {field: value})
         for endpoint, names in fields.items()
         for field in sorted(set(names) - set(but))
         for name, value in VALUES.items()
     ]
 
 
-def _shape(kind: str, endpoint: Endpoint, name: str, body: dict[str, Any]) -> Shape:
-    return Shape(name=f"{kind}: {name}", endpoint=endpoint, body=body)
+def _shape(
+    kind: str, endpoint: Endpoint, name: str, body: dict[str, Any], *, model: str | None = None
+) -> Shape:
+    return Shape(name=f"{kind}: {name}", endpoint=endpoint, body=body, model=model or MODELS[endpoint])

@@ -127,7 +127,9 @@ def differences(ours: Any, theirs: Any, path: str = "") -> list[str]:
 def comparable_response(response: dict[str, Any]) -> dict[str, Any]:
     """Leave out what no two answers share."""
     response = deepcopy(response)
-    del response["id"], response["created"]
+    del response["id"]
+    # A ranking has no time.
+    response.pop("created", None)
     # How much of the prompt was cached depends on who asked before.
     response["usage"].pop("prompt_tokens_details", None)
     _untie(response.get("prompt_logprobs"))

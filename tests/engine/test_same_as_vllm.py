@@ -31,10 +31,18 @@ from tests.engine.vllm_server import stream_of_server, vllm_server
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.pooling.embed.protocol import EmbeddingChatRequest, EmbeddingCompletionRequest
+from vllm.entrypoints.pooling.scoring.protocol import (
+    RerankRequest,
+    ScoreDataRequest,
+    ScoreQueriesDocumentsRequest,
+    ScoreQueriesItemsRequest,
+    ScoreTextRequest,
+)
 
 from inferfleet.local.services import ServicesChoice, running_services
 from inferfleet.producer import Fleet
 from inferfleet.schemas import Endpoint, FailureCode, JobState
+from inferfleet.schemas.endpoints import ENDPOINTS
 from inferfleet.schemas.errors import InvalidJobError, WaitTimeoutError
 from inferfleet.schemas.heartbeat import WorkerPhase
 from inferfleet.schemas.journal import TokensEntry
@@ -54,6 +62,13 @@ SWEEP = sweep(
         Endpoint.CHAT: set(ChatCompletionRequest.model_fields),
         Endpoint.COMPLETIONS: set(CompletionRequest.model_fields),
         Endpoint.EMBEDDINGS: {*EmbeddingCompletionRequest.model_fields, *EmbeddingChatRequest.model_fields},
+        Endpoint.RERANK: set(RerankRequest.model_fields),
+        Endpoint.SCORE: {
+            *ScoreQueriesDocumentsRequest.model_fields,
+            *ScoreQueriesItemsRequest.model_fields,
+            *ScoreDataRequest.model_fields,
+            *ScoreTextRequest.model_fields,
+        },
     },
     but={field for kind in (*DIFFERENT, *ONLY_THE_WORKER_KNOWS) for field in kind.fields},
 )
@@ -95,37 +110,45 @@ class Borrowed:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def theirs(tiny_model, tmp_path_factory) -> AsyncIterator[asyncio.Task[ServersTelling]]:
-    """What vLLM's servers tell; two are needed, since one cannot do embeddings and the rest."""
+async def theirs(tiny_model, tiny_reranker, tmp_path_factory) -> AsyncIterator[asyncio.Task[ServersTelling]]:
+    """What vLLM's servers tell; there is one for each kind of model."""
     logs = tmp_path_factory.mktemp("vllm-server")
+    kinds = {
+        "generates": (tiny_model, CHAT_SERVER),
+        "embeds": (tiny_model, EMBEDDING_SERVER),
+        "ranks": (tiny_reranker, SERVER),
+    }
 
-    async def ask_both() -> ServersTelling:
-        async with AsyncExitStack() as servers:
-            chatting, embedding = await asyncio.gather(
-                servers.enter_async_context(vllm_server(tiny_model, CHAT_SERVER, log=logs / "chat")),
-                servers.enter_async_context(vllm_server(tiny_model, EMBEDDING_SERVER, log=logs / "embed")),
+    async def ask_all() -> ServersTelling:
+        async with AsyncExitStack() as stack:
+            clients = await asyncio.gather(
+                *(
+                    stack.enter_async_context(vllm_server(model, arguments, log=logs / kind))
+                    for kind, (model, arguments) in kinds.items()
+                )
             )
-
-            def server_of(shape: Shape) -> httpx.AsyncClient:
-                return embedding if shape.endpoint is Endpoint.EMBEDDINGS else chatting
-
-            told = await _all([(shape, _told_by_server(server_of(shape), shape)) for shape in SHAPES])
-            swept = await _all([(shape, _refused(server_of(shape), shape)) for shape in SWEEP])
+            servers = dict(zip(kinds, clients, strict=True))
+            told = await _all([(shape, _told_by_server(servers[shape.model], shape)) for shape in SHAPES])
+            swept = await _all([(shape, _refused(servers[shape.model], shape)) for shape in SWEEP])
             return ServersTelling(told=told, swept=[(shape, swept[shape.name]) for shape in SWEEP])
 
     # It goes on while the engines of the fleet load.
-    asking = asyncio.create_task(ask_both())
+    asking = asyncio.create_task(ask_all())
     yield asking
     asking.cancel()
     await asyncio.wait([asking])
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def ours(theirs, engine, make_engine) -> Tellings:
+async def ours(theirs, engine, make_engine, tiny_reranker) -> Tellings:
     """What a fleet tells: a real queue, and a worker for each kind of engine."""
     with running_services(ServicesChoice.EMBEDDED) as services:
         urls = {"amqp_url": services.amqp_url, "redis_url": services.redis_url}
-        async with make_engine(runner="pooling", convert="embed") as embedder:
+        async with (
+            make_engine(runner="pooling", convert="embed") as embedder,
+            make_engine(model=tiny_reranker) as reranker,
+        ):
+            engines = {"generates": engine, "embeds": embedder, "ranks": reranker}
             workers = [
                 Worker(
                     settings=WorkerSettings(
@@ -139,13 +162,13 @@ async def ours(theirs, engine, make_engine) -> Tellings:
                     ),
                     engine=Borrowed(one),
                 )
-                for pool, one in (("chat", engine), ("embed", embedder))
+                for pool, one in engines.items()
             ]
             running = [asyncio.create_task(worker.run()) for worker in workers]
             async with Fleet.connect(ProducerSettings(**urls)) as fleet:
                 while {one.phase for one in await fleet.workers()} != {WorkerPhase.READY}:
                     await asyncio.sleep(0.1)
-                for pool in ("chat", "embed"):
+                for pool in engines:
                     await fleet.declare_pool(pool)
                 tellings = await _all([(shape, _told_by_fleet(fleet, shape)) for shape in SHAPES])
             for worker in workers:
@@ -178,7 +201,8 @@ async def _refused(client: httpx.AsyncClient, shape: Shape) -> str | None:
 async def _told_by_server(client: httpx.AsyncClient, shape: Shape) -> Telling:
     body = shape.body
     asks_for_stream = body.get("stream") is True
-    if asks_for_stream and shape.endpoint is not Endpoint.EMBEDDINGS:
+    streams = ENDPOINTS[shape.endpoint].generated is not None
+    if asks_for_stream and streams:
         # The result of a job is that of a request without a stream.
         body = {name: value for name, value in body.items() if name not in {"stream", "stream_options"}}
     response = await client.post(shape.endpoint, json=body)
@@ -186,7 +210,7 @@ async def _told_by_server(client: httpx.AsyncClient, shape: Shape) -> Telling:
         outcome = Outcome.REFUSED if response.is_client_error else Outcome.FAILED
         return Telling(outcome=outcome, words=response.text)
     streamed = None
-    if shape.endpoint is not Endpoint.EMBEDDINGS:
+    if streams:
         events = await stream_of_server(client, shape.endpoint, shape.body)
         if events is None and asks_for_stream:
             return Telling(outcome=Outcome.REFUSED, words="the stream is refused")
@@ -197,9 +221,8 @@ async def _told_by_server(client: httpx.AsyncClient, shape: Shape) -> Telling:
 
 
 async def _told_by_fleet(fleet: Fleet, shape: Shape) -> Telling:
-    pool = "embed" if shape.endpoint is Endpoint.EMBEDDINGS else "chat"
     try:
-        job = await fleet.submit(shape.body, endpoint=shape.endpoint, pool=pool, tenant=str(uuid4()))
+        job = await fleet.submit(shape.body, endpoint=shape.endpoint, pool=shape.model, tenant=str(uuid4()))
     except InvalidJobError as error:
         return Telling(outcome=Outcome.REFUSED, words=str(error))
     try:

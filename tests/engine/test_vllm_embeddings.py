@@ -57,9 +57,9 @@ async def test_a_vector_can_come_as_base64(embed):
     assert isinstance(answer.response["data"][0]["embedding"], str)
 
 
-async def test_it_answers_embeddings_and_nothing_else(embedder, embed):
-    assert embedder[0].endpoints == {Endpoint.EMBEDDINGS}
-    with pytest.raises(GenerationError, match="answers /v1/embeddings, not /v1/completions") as error:
+async def test_it_generates_nothing(embedder, embed):
+    assert embedder[0].endpoints == {Endpoint.EMBEDDINGS, Endpoint.RERANK, Endpoint.SCORE}
+    with pytest.raises(GenerationError, match="/v1/completions needs a model that generates text") as error:
         await embed({"prompt": "x"})
     assert error.value.code is FailureCode.INVALID_REQUEST
 

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.pooling.embed.protocol import EmbeddingCompletionRequest
+from vllm.entrypoints.pooling.scoring.protocol import RerankRequest, ScoreRequest
 
 from inferfleet.schemas.errors import ConfigurationError
 from inferfleet.schemas.request_members import KNOWN_MEMBERS
 from inferfleet.worker.engines.vllm.arguments import read_arguments
 
 
-@pytest.mark.parametrize("model", [ChatCompletionRequest, CompletionRequest, EmbeddingCompletionRequest])
+@pytest.mark.parametrize(
+    "model",
+    [
+        ChatCompletionRequest,
+        CompletionRequest,
+        EmbeddingCompletionRequest,
+        RerankRequest,
+        *get_args(ScoreRequest),
+    ],
+)
 def test_no_member_that_vllm_knows_is_taken_for_a_misspelt_one(model):
     assert set(model.model_fields) <= KNOWN_MEMBERS
 

@@ -129,6 +129,27 @@ async def test_an_embedding_is_printed_as_the_response_that_it_is(
     assert len(json.loads(ended.out)["data"][0]["embedding"]) == 384
 
 
+async def test_a_ranking_is_printed_as_the_response_that_it_is(
+    inferfleet: RunCommand, start_worker: StartWorker, fleet: Fleet, pool: str, tmp_path: Path
+) -> None:
+    await start_worker()
+    file = tmp_path / "request.json"
+    file.write_text(json.dumps({"query": "the sea", "documents": ["oil", "water"], "top_n": 1}))
+    for way in ("--wait", "--stream"):
+        ended = await inferfleet(
+            "submit", "--body", str(file), "--endpoint", "/v1/rerank", "--pool", pool, way
+        )
+        assert ended.code == 0
+        (best,) = json.loads(ended.out)["results"]
+        assert best["document"]["text"] in {"oil", "water"}
+
+
+async def test_a_prompt_alone_is_no_request_for_a_ranking(inferfleet: RunCommand, pool: str) -> None:
+    ended = await inferfleet("submit", "the sea", "--endpoint", "/v1/rerank", "--pool", pool)
+    assert (ended.code, ended.out) == (2, "")
+    assert "/v1/rerank needs more than a prompt" in ended.err
+
+
 async def test_a_job_that_fails_is_exit_code_1(
     inferfleet: RunCommand, start_worker: StartWorker, fleet: Fleet, pool: str, tmp_path: Path
 ) -> None:

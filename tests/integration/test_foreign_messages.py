@@ -156,9 +156,8 @@ async def test_a_job_for_an_endpoint_that_the_engine_lacks_fails_with_what_it_ha
     assert result.state is JobState.FAILED
     assert result.error is not None
     assert result.error.code is FailureCode.INVALID_REQUEST
-    assert "/v1/embeddings" in result.error.message
-    assert "chatty" in result.error.message
-    assert "/v1/chat/completions" in result.error.message
+    assert "/v1/embeddings needs an embedding model" in result.error.message
+    assert "'chatty' answers only /v1/chat/completions; submit the job to a pool" in result.error.message
     await still_works(fleet, pool)
 
 

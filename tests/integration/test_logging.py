@@ -62,9 +62,10 @@ async def test_no_prompt_and_no_answer_is_in_the_log_whatever_becomes_of_the_job
         await fleet.submit(chat(SENTINEL, logprobs=True), pool=pool),
         await fleet.submit(slow_chat(SENTINEL, tokens=500, step_s=0.02), pool=pool, timeout_s=0.05),
         await fleet.submit(SENTINEL, pool=pool, endpoint=Endpoint.EMBEDDINGS),
+        await fleet.submit({"query": SENTINEL, "documents": [SENTINEL]}, pool=pool, endpoint=Endpoint.RERANK),
     ]
     results = await fleet.wait_many(jobs, timeout_s=PATIENCE_S)
-    assert [result.state is JobState.SUCCEEDED for result in results] == [True, *[False] * 5, True]
+    assert [result.state is JobState.SUCCEEDED for result in results] == [True, *[False] * 5, True, True]
     for garbage in (
         SENTINEL,
         json.dumps({"id": SENTINEL, "body": chat(SENTINEL)}),

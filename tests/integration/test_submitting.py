@@ -72,6 +72,8 @@ NAIVE = datetime(2026, 1, 1)  # noqa: DTZ001 - that is what is wrong with it
         ("", {}, r"messages\[0\].content: is empty"),
         ("", {"endpoint": "/v1/completions"}, "prompt: is empty"),
         ("", {"endpoint": "/v1/embeddings"}, "input: is empty"),
+        ("hello", {"endpoint": "/v1/rerank"}, "/v1/rerank needs more than a prompt; give the whole body"),
+        ({"query": "hello"}, {"endpoint": "/v1/rerank"}, "documents: is missing"),
         (chat(temperature=-0.5), {}, "temperature: -0.5 is below the minimum 0"),
         (chat(max_tokens="many"), {}, "max_tokens: must be a whole number"),
         ({"messages": "hello"}, {}, "messages: must be a list"),

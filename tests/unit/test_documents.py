@@ -205,9 +205,14 @@ BODY_SCHEMAS = {
     Endpoint.CHAT: "chat-completion-request.schema.json",
     Endpoint.COMPLETIONS: "completion-request.schema.json",
     Endpoint.EMBEDDINGS: "embedding-request.schema.json",
+    Endpoint.RERANK: "rerank-request.schema.json",
+    Endpoint.SCORE: "score-request.schema.json",
 }
 KEYS = st.sampled_from(
-    ["messages", "prompt", "input", "temperature", "n", "stop", "tools", "type", "role", "content"]
+    [
+        *("messages", "prompt", "input", "temperature", "n", "stop", "tools", "type", "role", "content"),
+        *("query", "queries", "documents", "items", "top_n"),
+    ]
 )
 BODIES = st.dictionaries(
     KEYS,
@@ -224,7 +229,8 @@ BODIES = st.dictionaries(
 def test_a_body_that_is_accepted_follows_its_published_schema(
     endpoint: Endpoint, body: dict[str, Any]
 ) -> None:
-    body = {"messages": [{"role": "user", "content": "hi"}], "prompt": "hi", "input": "hi"} | body
+    good = {"messages": [{"role": "user", "content": "hi"}], "prompt": "hi", "input": "hi"}
+    body = good | {"query": "hi", "queries": "hi", "documents": ["hi"]} | body
     try:
         check_request(endpoint, body, max_body_bytes=10_000)
     except InvalidJobError:

@@ -11,9 +11,9 @@ from pydantic_settings import BaseSettings
 
 from inferfleet.producer.job_making import JobOptions, make_job
 from inferfleet.schemas import request_members, settings
+from inferfleet.schemas.endpoints import ENDPOINTS
 from inferfleet.schemas.errors import ConfigurationError
 from inferfleet.schemas.near_match import near_match
-from inferfleet.schemas.request import MODELS
 from inferfleet.schemas.settings import (
     ProducerSettings,
     WorkerSettings,
@@ -135,7 +135,7 @@ def members(schema: dict[str, Any]) -> set[str]:
 
 
 def test_what_the_engine_may_know_is_no_mistake(caplog: pytest.LogCaptureFixture) -> None:
-    known = {name for model in MODELS.values() for name in members(model.json_schema())}
+    known = {name for spec in ENDPOINTS.values() for name in members(spec.request.json_schema())}
     assert "temperature" in known
     assert "input" in known
     assert known <= request_members.KNOWN_MEMBERS

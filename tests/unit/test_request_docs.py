@@ -9,12 +9,14 @@ import pytest
 from tests.engine.deliberate import DIFFERENT, ONLY_THE_WORKER_KNOWS
 from tests.engine.shapes import VALUES, all_shapes
 
+from inferfleet.schemas.endpoints import ENDPOINTS
 from inferfleet.schemas.openai_requests import (
     MOST_CHOICES,
     MOST_LOGPROBS,
     MOST_PROMPTS,
     MOST_STOP_STRINGS,
 )
+from inferfleet.schemas.scoring_requests import SPELLINGS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "requests.md").read_text()
 
@@ -41,6 +43,17 @@ def test_all_that_only_a_worker_knows_is_told() -> None:
 def test_each_exception_has_a_request_that_shows_it(kind) -> None:
     for pattern in kind.shapes:
         assert any(kind.covers(shape) for shape in all_shapes()), pattern
+
+
+def test_each_endpoint_is_told_with_what_it_needs() -> None:
+    section = PAGE.partition("## Endpoints\n")[2].partition("\n## ")[0]
+    told = re.findall(r"^\| `(\S+)` \| (.+?) \| (.*?) ?\|$", section, flags=re.MULTILINE)
+    assert told == [
+        (endpoint, spec.model, ", ".join(f"`{path}`" for path in spec.other_paths))
+        for endpoint, spec in ENDPOINTS.items()
+    ]
+    for first, second in SPELLINGS:
+        assert f"`{first}` and\n`{second}`" in section or f"`{first}` and `{second}`" in section
 
 
 def test_the_page_counts_as_the_suite_does() -> None:

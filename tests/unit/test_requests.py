@@ -191,6 +191,9 @@ SECRETIVE: list[tuple[Endpoint, dict[str, Any]]] = [
     (Endpoint.COMPLETIONS, {"prompt": [1, SECRET]}),
     (Endpoint.EMBEDDINGS, {"input": [[SECRET]]}),
     (Endpoint.EMBEDDINGS, {"input": SECRET, "dimensions": 0, "model": {1, 2}}),
+    (Endpoint.RERANK, {"query": [SECRET], "documents": {SECRET: SECRET}}),
+    (Endpoint.SCORE, {"text_1": [SECRET, SECRET], "text_2": [SECRET, {"content": [SECRET]}, SECRET]}),
+    (Endpoint.SCORE, {"queries": [SECRET, SECRET], "items": [SECRET]}),
 ]
 
 

@@ -309,3 +309,65 @@ def test_limits_of_embeddings_are_told(fields: dict[str, Any], words: str) -> No
 )
 def test_a_conversation_can_be_embedded(body: dict[str, Any]) -> None:
     check_request(Endpoint.EMBEDDINGS, body, max_body_bytes=1024)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "body", "words"),
+    [
+        (Endpoint.RERANK, {}, "body.query: is missing\nbody.documents: is missing"),
+        (
+            Endpoint.RERANK,
+            {"query": ["a"], "documents": "b"},
+            "body.query: must be a string or an object with content parts, not a list",
+        ),
+        (
+            Endpoint.RERANK,
+            {"query": "a", "documents": []},
+            "body.documents: is empty; at least 1 item is needed",
+        ),
+        (
+            Endpoint.RERANK,
+            {"query": "a", "documents": ["b", 5]},
+            "body.documents[1]: must be a string or an object with content parts, not a number",
+        ),
+        (
+            Endpoint.RERANK,
+            {"query": "a", "documents": [{"content": [{"type": "input_audio"}]}]},
+            "body.documents[0].content[0].type: 'input_audio' is not one of 'text', 'image_url', "
+            "'image_embeds', 'video_url'",
+        ),
+        (
+            Endpoint.RERANK,
+            {"query": "a", "documents": "b", "top_n": -1},
+            "body.top_n: -1 is below the minimum 0",
+        ),
+        (Endpoint.SCORE, {"text_2": "a"}, "body.text_1: is missing"),
+        (Endpoint.SCORE, {"queries": "a"}, "body.documents: is missing"),
+        (
+            Endpoint.SCORE,
+            {"data_1": ["a", "b"], "data_2": ["c", "d", "e"]},
+            "body.data_2: has 3, and data_1 has 2; give as many of both, or only one in data_1",
+        ),
+        (
+            Endpoint.SCORE,
+            {"queries": ["a", "b"], "items": "c"},
+            "body.items: has 1, and queries has 2; give as many of both, or only one in queries",
+        ),
+        (
+            Endpoint.SCORE,
+            {"queries": "a", "documents": "b", "max_tokens_per_doc": -1},
+            "body.max_tokens_per_doc: -1 is below the minimum 0",
+        ),
+    ],
+    ids=str,
+)
+def test_limits_of_scores_are_told(endpoint: Endpoint, body: dict[str, Any], words: str) -> None:
+    assert refusal(body, endpoint) == words
+
+
+@pytest.mark.parametrize("first", ["queries", "data_1", "text_1"])
+def test_one_text_is_compared_with_many_and_many_with_as_many(first: str) -> None:
+    second = {"queries": "items", "data_1": "data_2", "text_1": "text_2"}[first]
+    picture = {"content": [{"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}]}
+    for one, other in (("a", "b"), ("a", ["b", picture]), (["a"], ["b", "c"]), (["a", "b"], ["c", ""])):
+        check_request(Endpoint.SCORE, {first: one, second: other}, max_body_bytes=1024)

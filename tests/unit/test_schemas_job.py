@@ -90,8 +90,8 @@ def test_exactly_four_states_are_terminal() -> None:
         ({"metadata": {"k": 1}}, "metadata.k: must be a string, not a number"),
         (
             {"endpoint": "/v1/images"},
-            "endpoint: '/v1/images' is not one of '/v1/chat/completions', '/v1/completions' or "
-            "'/v1/embeddings'",
+            "endpoint: '/v1/images' is not one of '/v1/chat/completions', '/v1/completions', "
+            "'/v1/embeddings', '/v1/rerank' or '/v1/score'",
         ),
         ({"body": [1]}, "body: must be an object, not a list"),
     ],

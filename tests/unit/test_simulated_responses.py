@@ -5,12 +5,15 @@ from __future__ import annotations
 import base64
 import math
 import struct
+from operator import itemgetter
 from typing import Any
 
 import pytest
 
 from inferfleet.schemas import Endpoint, FailureCode
+from inferfleet.schemas.endpoints import ENDPOINTS
 from inferfleet.schemas.errors import ConfigurationError
+from inferfleet.schemas.scoring_requests import SPELLINGS
 from inferfleet.worker.engines.simulated import (
     SimulatedParameters,
     expected_response,
@@ -195,6 +198,11 @@ def test_a_tool_that_may_be_called_is_not(tool_choice: str | None) -> None:
         (Endpoint.EMBEDDINGS, {"input": []}, "empty"),
         (Endpoint.EMBEDDINGS, {"input": SECRET, "dimensions": 5000}, "dimensions"),
         (Endpoint.EMBEDDINGS, {"input": SECRET, "encoding_format": "hex"}, "encoding_format"),
+        (Endpoint.RERANK, {"query": SECRET, "documents": [{"content": [SECRET]}]}, "documents"),
+        (Endpoint.RERANK, {"documents": [SECRET]}, "query"),
+        (Endpoint.RERANK, {"query": SECRET, "documents": []}, "documents"),
+        (Endpoint.SCORE, {"text_1": [SECRET, SECRET], "text_2": [SECRET]}, "2 texts"),
+        (Endpoint.SCORE, {"queries": "", "documents": ""}, "empty"),
     ],
 )
 def test_what_it_cannot_answer_is_refused_by_name_and_without_the_prompt(
@@ -206,6 +214,38 @@ def test_what_it_cannot_answer_is_refused_by_name_and_without_the_prompt(
     assert refused.value.code is FailureCode.INVALID_REQUEST
     assert named in str(refused.value)
     assert SECRET not in str(refused.value)
+
+
+def test_documents_are_ranked_by_scores_that_depend_on_both_texts_alone() -> None:
+    documents = ["one", "two", "one", "four"]
+    response = respond(Endpoint.RERANK, {"query": "a", "documents": documents})
+
+    scores = {result["index"]: result["relevance_score"] for result in response["results"]}
+    assert list(scores.values()) == sorted(scores.values(), reverse=True)
+    assert all(0 <= score <= 1 for score in scores.values())
+    assert scores[0] == scores[2] != scores[1]
+    assert [result["document"]["text"] for result in response["results"]] == [documents[at] for at in scores]
+    # The query is read with each document.
+    assert response["usage"] == {"prompt_tokens": 8, "total_tokens": 8}
+    assert respond(Endpoint.RERANK, {"query": "b", "documents": documents})["results"] != response["results"]
+
+    best = respond(Endpoint.RERANK, {"query": "a", "documents": documents, "top_n": 2})
+    assert best == response | {"results": response["results"][:2]}
+
+
+@pytest.mark.parametrize("sides", SPELLINGS)
+def test_a_score_is_that_of_the_ranking_in_each_spelling(sides: tuple[str, str]) -> None:
+    documents = ["one", "two"]
+    ranking = respond(Endpoint.RERANK, {"query": "a", "documents": documents})["results"]
+    response = respond(Endpoint.SCORE, dict(zip(sides, ("a", documents), strict=True)))
+
+    assert response["data"] == [
+        {"index": result["index"], "object": "score", "score": result["relevance_score"]}
+        for result in sorted(ranking, key=itemgetter("index"))
+    ]
+    assert response["object"] == "list"
+    one_each = respond(Endpoint.SCORE, dict(zip(sides, (["a", "a"], documents), strict=True)))
+    assert one_each == response
 
 
 @pytest.mark.parametrize(
@@ -227,9 +267,12 @@ def test_fields_that_ask_for_nothing_special_are_fine(harmless: dict[str, Any]) 
 def test_a_prompt_that_fills_the_context_is_too_long_and_the_message_has_both_numbers(
     endpoint: Endpoint,
 ) -> None:
-    field = {Endpoint.COMPLETIONS: "prompt", Endpoint.EMBEDDINGS: "input"}.get(endpoint)
     text = "x" * 400
-    body = {field: text} if field else {"messages": [{"role": "user", "content": text}]}
+    ask = ENDPOINTS[endpoint].ask
+    short = (
+        {"query": "", "documents": text} if endpoint is Endpoint.RERANK else {"text_1": text, "text_2": ""}
+    )
+    body = short if ask is None else ask(text)
 
     with pytest.raises(GenerationError, match=r"has 10[07] tokens.* takes 100 ") as refused:
         respond(endpoint, body, max_model_len=100)

@@ -16,7 +16,8 @@ from inferfleet.cli.reading import read_text
 from inferfleet.cli.terminal import out
 from inferfleet.producer.fleet import Fleet
 from inferfleet.producer.job_making import JobOptions, make_job
-from inferfleet.schemas.job import DEFAULT_POOL, Endpoint
+from inferfleet.schemas.endpoints import ENDPOINTS, Endpoint
+from inferfleet.schemas.job import DEFAULT_POOL
 
 
 def command(
@@ -86,18 +87,21 @@ async def _submit(work: dict[str, Any], options: JobOptions, *, wait: bool, as_j
 def _work(
     prompt: str | None, body: Path | None, endpoint: Endpoint, max_tokens: int | None
 ) -> dict[str, Any]:
-    if (prompt is None) == (body is None):
-        raise typer.BadParameter("give either a prompt or --body FILE")
-    if body is not None:
-        return _read(body)
-    limit = {} if max_tokens is None else {"max_tokens": max_tokens}
-    match endpoint:
-        case Endpoint.CHAT:
-            return {"messages": [{"role": "user", "content": prompt}], **limit}
-        case Endpoint.COMPLETIONS:
-            return {"prompt": prompt, **limit}
-        case Endpoint.EMBEDDINGS:
-            return {"input": prompt}
+    match prompt, body:
+        case None, Path():
+            return _read(body)
+        case str(), None:
+            return _ask(prompt, endpoint, max_tokens)
+        case _:
+            raise typer.BadParameter("give either a prompt or --body FILE")
+
+
+def _ask(prompt: str, endpoint: Endpoint, max_tokens: int | None) -> dict[str, Any]:
+    spec = ENDPOINTS[endpoint]
+    if spec.ask is None:
+        raise typer.BadParameter(f"{endpoint} needs more than a prompt: give the whole request with --body")
+    limit = {} if max_tokens is None or spec.generated is None else {"max_tokens": max_tokens}
+    return spec.ask(prompt) | limit
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from torch import Tensor
     from torch.nn import ModuleList
+    from transformers import LlamaConfig
 
 WORDS: Final = (
     "the of and a to in is you that it he was for on are as with his they at be this have from or one had by "
@@ -59,9 +60,42 @@ def build_tiny_model(path: Path, *, max_model_len: int = 2048, seed: int = 0) ->
     Needs ``torch`` and ``transformers``, which come with vLLM. Takes well under a second after import.
     """
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import LlamaForCausalLM
 
     tokenizer = _tokenizer()
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(_written(tokenizer, path, max_model_len=max_model_len)).to(torch.float32)
+    with torch.no_grad():
+        _choose_what_it_says(
+            tokenizer, model.model.layers, model.model.embed_tokens.weight, model.lm_head.weight
+        )
+    model.save_pretrained(path)
+    return path
+
+
+def build_tiny_reranker(path: Path, *, labels: int = 1, max_model_len: int = 2048, seed: int = 0) -> Path:
+    """Write a classifier of the same size and vocabulary into ``path``, and return it.
+
+    With one label it is a cross-encoder: it scores how well two texts go together, from 0 to 1.
+    """
+    import torch
+    from transformers import LlamaForSequenceClassification
+
+    config = _written(_tokenizer(), path, max_model_len=max_model_len)
+    config.num_labels = labels
+    torch.manual_seed(seed)
+    model = LlamaForSequenceClassification(config).to(torch.float32)
+    with torch.no_grad():
+        # Otherwise most scores would be so near to 0 or 1 that they are all the same.
+        model.score.weight *= 0.3
+    model.save_pretrained(path)
+    return path
+
+
+def _written(tokenizer: Tokenizer, path: Path, *, max_model_len: int) -> LlamaConfig:
+    """Write the tokenizer, and return what the model is made of."""
+    from transformers import LlamaConfig, PreTrainedTokenizerFast
+
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token=_END,
@@ -70,32 +104,22 @@ def build_tiny_model(path: Path, *, max_model_len: int = 2048, seed: int = 0) ->
         model_max_length=max_model_len,
         clean_up_tokenization_spaces=False,
     ).save_pretrained(path)
-
-    torch.manual_seed(seed)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=tokenizer.get_vocab_size(),
-            hidden_size=128,
-            intermediate_size=256,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-            head_dim=64,  # the smallest that vLLM's attention on CPU takes
-            max_position_embeddings=max_model_len,
-            # Far above the usual 0.02, so that attention to the prompt weighs as much as the last token.
-            initializer_range=0.2,
-            tie_word_embeddings=False,
-            eos_token_id=tokenizer.token_to_id(_END),
-            bos_token_id=None,
-            pad_token_id=tokenizer.token_to_id(_PADDING),
-        )
-    ).to(torch.float32)
-    with torch.no_grad():
-        _choose_what_it_says(
-            tokenizer, model.model.layers, model.model.embed_tokens.weight, model.lm_head.weight
-        )
-    model.save_pretrained(path)
-    return path
+    return LlamaConfig(
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=64,  # the smallest that vLLM's attention on CPU takes
+        max_position_embeddings=max_model_len,
+        # Far above the usual 0.02, so that attention to the prompt weighs as much as the last token.
+        initializer_range=0.2,
+        tie_word_embeddings=False,
+        eos_token_id=tokenizer.token_to_id(_END),
+        bos_token_id=None,
+        pad_token_id=tokenizer.token_to_id(_PADDING),
+    )
 
 
 def _tokenizer() -> Tokenizer:

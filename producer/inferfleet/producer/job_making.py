@@ -9,8 +9,9 @@ from typing import Any, Final, TypedDict, cast
 
 from pydantic import ValidationError
 
+from inferfleet.schemas.endpoints import ENDPOINTS, Endpoint, session_problem
 from inferfleet.schemas.errors import InvalidJobError
-from inferfleet.schemas.job import Endpoint, Job, OnBusy
+from inferfleet.schemas.job import Job, OnBusy
 from inferfleet.schemas.json_values import plain_json
 from inferfleet.schemas.near_match import did_you_mean
 from inferfleet.schemas.request import check_request, job_error
@@ -74,8 +75,8 @@ def make_job(
         job = Job.model_validate(fields)
     except ValidationError as error:
         raise job_error(error) from error
-    if job.session_id is not None and job.endpoint is not Endpoint.CHAT:
-        raise InvalidJobError(f"session_id: only {Endpoint.CHAT} has sessions, not {job.endpoint}")
+    if job.session_id is not None and (problem := session_problem(job.endpoint)):
+        raise InvalidJobError(problem)
     check_request(job.endpoint, job.body, max_body_bytes=max_body_bytes, size=sizes["body"])
     if len(sizes) > 1 and (size := sum(sizes.values())) > max_body_bytes:
         raise InvalidJobError(
@@ -130,15 +131,12 @@ def _body(work: str | Mapping[str, Any], endpoint: Endpoint) -> object:
     if not isinstance(work, str):  # pyright: ignore[reportUnnecessaryIsInstance]
         # Callers without a type checker; ``Job`` says what is wrong with it.
         return work
-    match endpoint:
-        case Endpoint.CHAT:
-            if not work:
-                # vLLM answers an empty message. An empty string is more likely a variable that is not set.
-                raise InvalidJobError(
-                    "body.messages[0].content: is empty; to ask an empty question, give the whole body"
-                )
-            return {"messages": [{"role": "user", "content": work}]}
-        case Endpoint.COMPLETIONS:
-            return {"prompt": work}
-        case Endpoint.EMBEDDINGS:
-            return {"input": work}
+    ask = ENDPOINTS[endpoint].ask
+    if ask is None:
+        raise InvalidJobError(f"body: {endpoint} needs more than a prompt; give the whole body")
+    if endpoint is Endpoint.CHAT and not work:
+        # vLLM answers an empty message. An empty string is more likely a variable that is not set.
+        raise InvalidJobError(
+            "body.messages[0].content: is empty; to ask an empty question, give the whole body"
+        )
+    return ask(work)

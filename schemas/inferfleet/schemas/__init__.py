@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from inferfleet.schemas.endpoints import Endpoint
 from inferfleet.schemas.failures import Failure, FailureCode
-from inferfleet.schemas.job import Endpoint, Job, JobState, Priority
+from inferfleet.schemas.job import Job, JobState, Priority
 from inferfleet.schemas.journal import JournalEntry
 from inferfleet.schemas.result import JobRecord, Result, Timings, Usage
 

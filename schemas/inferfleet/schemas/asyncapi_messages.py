@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import Any, Final
 
 from inferfleet.schemas import names
+from inferfleet.schemas.endpoints import Endpoint
 from inferfleet.schemas.failures import FailureCode
-from inferfleet.schemas.job import DEFAULT_POOL, Endpoint, JobState, Priority
+from inferfleet.schemas.job import DEFAULT_POOL, JobState, Priority
 from inferfleet.schemas.journal import ENTRY_FIELD
 
 EXAMPLE_ID: Final = "01890a5d-ac96-774b-bcce-b302099a8057"

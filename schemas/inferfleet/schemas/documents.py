@@ -17,11 +17,10 @@ from pydantic_core import core_schema
 
 from inferfleet.schemas.asyncapi import asyncapi_document
 from inferfleet.schemas.control import control
+from inferfleet.schemas.endpoints import ENDPOINTS
 from inferfleet.schemas.heartbeat import Heartbeat
 from inferfleet.schemas.job import Job
 from inferfleet.schemas.journal import journal_entry
-from inferfleet.schemas.openai_embeddings import EmbeddingRequest
-from inferfleet.schemas.openai_requests import ChatCompletionRequest, CompletionRequest
 from inferfleet.schemas.result import JobRecord, Result
 
 ASYNCAPI_FILE: Final = "asyncapi.json"
@@ -33,9 +32,7 @@ MODELS: Final[Mapping[str, TypeAdapter[Any]]] = {
     "jobRecord": TypeAdapter(JobRecord),
     "control": control,
     "heartbeat": TypeAdapter(Heartbeat),
-    "chatCompletionRequest": TypeAdapter(ChatCompletionRequest),
-    "completionRequest": TypeAdapter(CompletionRequest),
-    "embeddingRequest": TypeAdapter(EmbeddingRequest),
+    **{spec.schema: spec.request for spec in ENDPOINTS.values()},
 }
 """What is published, by its name in the AsyncAPI document."""
 

@@ -1,4 +1,4 @@
-"""A job: an OpenAI request that can wait."""
+"""A job: a request that can wait."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Annotated, Any, Final
 import uuid_utils
 from pydantic import AwareDatetime, Field
 
+from inferfleet.schemas.endpoints import Endpoint
 from inferfleet.schemas.wire_model import WireModel
 
 DEFAULT_POOL: Final = "default"
@@ -36,14 +37,6 @@ class Priority(IntEnum):
     NORMAL = 4
     HIGH = 7
     URGENT = 9
-
-
-class Endpoint(StrEnum):
-    """The OpenAI endpoint whose request body the job carries."""
-
-    CHAT = "/v1/chat/completions"
-    COMPLETIONS = "/v1/completions"
-    EMBEDDINGS = "/v1/embeddings"
 
 
 class JobState(StrEnum):
@@ -86,7 +79,7 @@ def new_job_id() -> str:
 class Job(WireModel):
     """One unit of work, as it travels in the queue.
 
-    ``body`` is the request body of ``endpoint``, in OpenAI's own terms. ``expires_at`` is the last
+    ``body`` is the request body of ``endpoint``, in its own terms. ``expires_at`` is the last
     moment at which the job may start; ``timeout_s`` limits one attempt's running time in seconds.
     A turn of a session carries only the new messages; ``state_patch`` (JSON Merge Patch, RFC 7396) is
     applied to the session's state when the turn is added.

@@ -11,8 +11,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AwareDatetime, Field, TypeAdapter
 
+from inferfleet.schemas.endpoints import Endpoint
 from inferfleet.schemas.failures import Failure
-from inferfleet.schemas.job import Endpoint, JobState
+from inferfleet.schemas.job import JobState
 from inferfleet.schemas.result import Count
 from inferfleet.schemas.wire_model import WireModel
 

@@ -1,31 +1,21 @@
-"""The check of an OpenAI request body before its job is accepted.
+"""The check of a request body before its job is accepted.
 
-Known fields are typed and bounded as OpenAI's reference has them; unknown ones pass through to the
+Known fields are typed and bounded as vLLM and OpenAI's reference have them; unknown ones pass through to the
 engine untouched, so that vLLM's own extensions work. The body itself is never rewritten: the models
 only judge it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Final, cast
+from typing import Any, cast
 
 import orjson
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
+from inferfleet.schemas.endpoints import ENDPOINTS, Endpoint
 from inferfleet.schemas.errors import InvalidJobError
-from inferfleet.schemas.job import Endpoint
 from inferfleet.schemas.json_values import STRICTLY_JSON, json_problem
-from inferfleet.schemas.openai_embeddings import EmbeddingRequest
-from inferfleet.schemas.openai_requests import ChatCompletionRequest, CompletionRequest
 from inferfleet.schemas.problems import describe, kind
-
-MODELS: Final[Mapping[Endpoint, TypeAdapter[Any]]] = {
-    Endpoint.CHAT: TypeAdapter(ChatCompletionRequest),
-    Endpoint.COMPLETIONS: TypeAdapter(CompletionRequest),
-    Endpoint.EMBEDDINGS: TypeAdapter(EmbeddingRequest),
-}
-"""The body that each endpoint takes."""
 
 
 def check_request(
@@ -37,7 +27,7 @@ def check_request(
     if the caller knows that the body is JSON.
 
     Raises:
-        InvalidJobError: The body breaks OpenAI's contract, is not JSON, or is too long. The message has
+        InvalidJobError: The body breaks its endpoint's contract, is not JSON, or is too long. The message has
             a line for each problem, and no text of a prompt.
 
     """
@@ -51,7 +41,7 @@ def check_request(
             f"the request body is {size:,} bytes; the limit is {max_body_bytes:,} (INFERFLEET_MAX_BODY_BYTES)"
         )
     try:
-        MODELS[endpoint].validate_python(body)
+        ENDPOINTS[endpoint].request.validate_python(body)
     except ValidationError as error:
         # Not chained: pydantic's own words may quote a field that holds text by mistake.
         raise InvalidJobError(describe(error, root="body", data=body)) from None

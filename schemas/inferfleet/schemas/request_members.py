@@ -11,30 +11,22 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import Final
 
+from inferfleet.schemas.endpoints import ENDPOINTS
 from inferfleet.schemas.near_match import near_match
 
 logger = logging.getLogger(__name__)
 
-_NAMES: Final = """
-add_generation_prompt add_special_tokens allowed_token_ids audio bad_words best_of cache_salt
-chat_template chat_template_kwargs continue_final_message dimensions documents ec_transfer_params
-echo embed_dtype encoding_format endianness frequency_penalty function_call functions guided_choice
-guided_grammar guided_json guided_regex ignore_eos include_reasoning include_stop_str_in_output input
-kv_transfer_params length_penalty logit_bias logprob_token_ids logprobs max_completion_tokens
-max_tokens media_io_kwargs messages metadata min_p min_tokens mm_payload mm_processor_kwargs
-modalities model n normalize padding parallel_tool_calls prediction presence_penalty priority prompt
-prompt_cache_key prompt_cache_retention prompt_embeds prompt_logprobs reasoning_effort
-repetition_detection repetition_penalty request_id response_format return_mm_kwargs
-return_prompt_text return_token_ids return_token_offsets return_tokens_as_token_ids
-routed_experts_prompt_start safety_identifier seed service_tier session_id simulated
-skip_special_tokens spaces_between_special_tokens stop stop_token_ids store stream stream_interval
-stream_options structured_outputs suffix temperature thinking_token_budget tool_choice tools top_k
-top_logprobs top_p truncate_prompt_tokens truncation_side use_activation use_beam_search user
-verbosity vllm_xargs watermarking web_search_options
+_WITHOUT_A_MODEL: Final = """
+audio best_of function_call functions guided_choice guided_grammar guided_json guided_regex metadata
+modalities prediction prompt_cache_key prompt_cache_retention safety_identifier service_tier simulated
+store verbosity web_search_options
 """
+"""OpenAI's and vLLM's that nothing is checked of, and the simulated engine's own."""
 
-KNOWN_MEMBERS: Final = frozenset(_NAMES.split())
-"""Of OpenAI's endpoints and of vLLM's, and the simulated engine's own."""
+KNOWN_MEMBERS: Final = frozenset(_WITHOUT_A_MODEL.split()).union(
+    *(spec.fields for spec in ENDPOINTS.values())
+)
+"""Of all endpoints together."""
 
 CUTOFF: Final = 0.8
 LOOKED_AT: Final = 16

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import AwareDatetime, Field
 
+from inferfleet.schemas.endpoints import text_of_response
 from inferfleet.schemas.errors import JobFailedError
 from inferfleet.schemas.failures import Failure
 from inferfleet.schemas.job import JobId, JobState, PoolName
@@ -44,7 +45,7 @@ class Timings(WireModel):
 class Result(WireModel):
     """The terminal outcome of a job.
 
-    ``response`` is the OpenAI response body. It is there for a job that succeeded. One that was cut short
+    ``response`` is the endpoint's response body. It is there for a job that succeeded. One that was cut short
     (cancelled, timed out, failed, given up) has what its stream has said, each choice with the
     ``finish_reason`` ``abort``; without a token it is ``None``. ``model_identity`` is the short hash of the
     model that generated all of it.
@@ -63,11 +64,7 @@ class Result(WireModel):
     @property
     def text(self) -> str:
         """The text of the first choice; empty when there is none."""
-        choices: list[dict[str, Any]] = (self.response or {}).get("choices") or []
-        if not choices:
-            return ""
-        message: dict[str, Any] | None = choices[0].get("message")
-        return (message.get("content") if message is not None else choices[0].get("text")) or ""
+        return text_of_response(self.response or {})
 
     def raise_for_state(self) -> Result:
         """Return the result if the job succeeded.

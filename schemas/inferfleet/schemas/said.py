@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from inferfleet.schemas.job import Endpoint
+from inferfleet.schemas.endpoints import ENDPOINTS
 from inferfleet.schemas.journal import AnswerHead, TokenChunk
 
 CUT_SHORT = "abort"
@@ -104,14 +104,14 @@ def text_of_part(part: Mapping[str, Any]) -> str | None:
 def cut_response(
     job_id: str, head: AnswerHead, chunks: Iterable[TokenChunk], *, created: int
 ) -> dict[str, Any]:
-    """Make the OpenAI response of an answer that was cut short, from its chunks."""
+    """Make the response of an answer that was cut short, from its chunks."""
     return text_response(job_id, head, chunks, created=created, finish_reason=CUT_SHORT)
 
 
 def text_response(
     job_id: str, head: AnswerHead, chunks: Iterable[TokenChunk], *, created: int, finish_reason: str
 ) -> dict[str, Any]:
-    """Make the OpenAI response of an answer to a chat or completion, from its chunks.
+    """Make the response of an answer to a chat or completion, from its chunks.
 
     It has each choice that had begun, at least the first, all with the same finish reason, and no logprobs.
     ``created`` is in Unix seconds.
@@ -121,16 +121,17 @@ def text_response(
     for chunk in chunks:
         choices[chunk.index].add(chunk)
         tokens += len(chunk.token_ids)
-    chat = head.endpoint is Endpoint.CHAT
+    answer = ENDPOINTS[head.endpoint].generated
+    assert answer is not None  # noqa: S101 - what is not generated has no tokens, and is not cut
     return {
-        "id": f"{'chatcmpl' if chat else 'cmpl'}-{job_id}",
-        "object": "chat.completion" if chat else "text_completion",
+        "id": f"{answer.id_prefix}-{job_id}",
+        "object": answer.object,
         "created": created,
         "model": head.model,
         "choices": [
             {
                 "index": index,
-                **({"message": said.message()} if chat else {"text": said.text}),
+                **answer.choice(said),
                 "logprobs": None,
                 "finish_reason": finish_reason,
             }

@@ -9,13 +9,13 @@ from typing import Annotated, Any, Literal
 import orjson
 from pydantic import AwareDatetime, Field, TypeAdapter, ValidationError
 
+from inferfleet.schemas.endpoints import ENDPOINTS, Endpoint
 from inferfleet.schemas.errors import InvalidJobError
-from inferfleet.schemas.job import Endpoint, JobId, SessionId
+from inferfleet.schemas.job import JobId, SessionId
 from inferfleet.schemas.json_values import plain_json
 from inferfleet.schemas.limits import LONGEST_S, MOST
 from inferfleet.schemas.openai_messages import is_set
 from inferfleet.schemas.problems import describe, kind
-from inferfleet.schemas.request import MODELS
 from inferfleet.schemas.result import Count, Usage
 from inferfleet.schemas.said import text_of
 from inferfleet.schemas.wire_model import WireModel
@@ -102,7 +102,7 @@ def check_export(export: SessionExport) -> SessionExport:
         place = f"turns[{number}]"
         said, _ = plain_json({"messages": turn.messages}, place)
         try:
-            MODELS[Endpoint.CHAT].validate_python(said)
+            ENDPOINTS[Endpoint.CHAT].request.validate_python(said)
         except ValidationError as error:
             raise InvalidJobError(describe(error, root=place, data=said)) from None
         plain_json(turn.model, f"{place}.model")

@@ -21,6 +21,7 @@ from typing import Any, ClassVar, TypeVar
 import pytest
 
 from inferfleet.schemas import Endpoint
+from inferfleet.schemas.endpoints import ENDPOINTS
 from inferfleet.worker import (
     Completion,
     Engine,
@@ -33,7 +34,7 @@ from inferfleet.worker import (
 
 __all__ = ["EngineSuite"]
 
-TEXT_ENDPOINTS = (Endpoint.CHAT, Endpoint.COMPLETIONS)
+TEXT_ENDPOINTS = tuple(endpoint for endpoint, spec in ENDPOINTS.items() if spec.generated is not None)
 
 START_PATIENCE_S = 1800.0
 """How long an engine may take to load."""
@@ -230,10 +231,10 @@ class EngineSuite:
     @scenario
     async def test_every_endpoint_that_it_offers_is_answered(self, engine: Engine) -> None:
         for endpoint in engine.endpoints:
-            if endpoint is Endpoint.EMBEDDINGS:
-                body: dict[str, Any] = {"input": ["one", "two"]}
-            else:
+            if endpoint in TEXT_ENDPOINTS:
                 body = self.body(endpoint, "hello", tokens=SHORT)
+            else:
+                body = dict(ENDPOINTS[endpoint].example)
             answer = await self._ask(engine, self._generation(endpoint, body))
             assert answer.completion.usage.prompt_tokens > 0, f"{endpoint}: the usage has no prompt tokens"
 

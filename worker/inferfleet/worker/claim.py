@@ -9,6 +9,7 @@ from itertools import count
 from typing import assert_never
 
 from inferfleet.schemas import Failure, FailureCode, Job, JobState
+from inferfleet.schemas.endpoints import not_answered
 from inferfleet.schemas.errors import InvalidJobError
 from inferfleet.schemas.request import check_request
 from inferfleet.schemas.settings import WorkerSettings
@@ -60,11 +61,7 @@ class Claims:
         except InvalidJobError as error:
             return Failure(code=FailureCode.INVALID_REQUEST, message=str(error)[:4096])
         if job.endpoint not in self._engine.endpoints:
-            offered = ", ".join(sorted(self._engine.endpoints))
-            message = (
-                f"endpoint: the model {self._engine.model!r} of pool {self._settings.pool!r} "
-                f"does not answer {job.endpoint}, but {offered}"
-            )
+            message = not_answered(job.endpoint, model=self._engine.model, answers=self._engine.endpoints)
             return Failure(code=FailureCode.INVALID_REQUEST, message=message)
         return None
 

@@ -9,7 +9,8 @@ from typing import Any, assert_never
 
 import orjson
 
-from inferfleet.schemas import Endpoint, Failure, FailureCode, JobState, Usage
+from inferfleet.schemas import Failure, FailureCode, JobState, Usage
+from inferfleet.schemas.endpoints import session_problem
 from inferfleet.schemas.errors import SessionError
 from inferfleet.schemas.journal import TokenChunk
 from inferfleet.schemas.merge_patch import merge_patch
@@ -53,8 +54,8 @@ class Turns:
         job = run.job
         if job.session_id is None:
             return Prompt(job.body)
-        if job.endpoint is not Endpoint.CHAT:
-            return _invalid(f"session_id: only {Endpoint.CHAT} has sessions, not {job.endpoint}")
+        if problem := session_problem(job.endpoint):
+            return _invalid(problem)
         begun = await self._sessions.begin(job, fence=run.fence, witness=run.delivery.witness)
         match begun.begin:
             case Begin.TAKEN:
@@ -82,7 +83,7 @@ class Turns:
 
     async def unless_answered(self, run: JobRun, refusal: Finish | DeadLetter) -> Outcome:
         """End a job that may not run again. If its turn is in the history, it has succeeded all the same."""
-        if run.job.session_id is None or run.job.endpoint is not Endpoint.CHAT:
+        if run.job.session_id is None or session_problem(run.job.endpoint):
             return refusal
         begun = await self._sessions.begin(run.job, fence=run.fence, witness=run.delivery.witness)
         return _recalled(run, begun.answer) if begun.begin is Begin.ANSWERED else refusal

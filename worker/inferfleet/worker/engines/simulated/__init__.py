@@ -6,13 +6,14 @@ in ``docs/simulated-engine.md``. It answers nothing that anyone would want to re
     engine       the ``Engine`` itself: one batch loop, one iterator per request
     batch        the scheduler: who runs, who waits, who is preempted; no clock of its own
     parameters   the engine's arguments and how long a step takes
-    request      what is read of an OpenAI body, and what is refused (``refusal``)
+    request      what is read of a body, and what is refused (``refusal``)
     hooks        faults and lengths that a body can order, for tests
     prompt       how many tokens a prompt has, and what the answer depends on
     answer       what will be said, known before the first token, and how it is cut into chunks
     vocabulary   token ids and their bytes
     embedding    vectors
-    response     the OpenAI response bodies, and what tests should expect of them
+    scoring      how well two texts go together
+    response     the response bodies, and what tests should expect of them
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any, Final
 
+from inferfleet.schemas.endpoints import ENDPOINTS
 from inferfleet.schemas.journal import TokenChunk
 from inferfleet.worker.engines.simulated.prompt import Prompt
 from inferfleet.worker.engines.simulated.refusal import prompt_too_long
@@ -47,14 +48,19 @@ def plan_answers(
     weights: int = 0,
     resume_token_ids: tuple[int, ...] = (),
 ) -> list[Answer]:
-    """Work out every choice of a text request, ``n`` for each prompt.
+    """Work out every choice of the answer, ``n`` for each prompt; none where no text is generated.
 
     Raises:
         GenerationError: A prompt leaves no room for an answer, or the tokens to continue from are not
             this engine's.
 
     """
-    require_room(request, max_model_len=max_model_len)
+    for prompt in request.prompts:
+        # vLLM, too, refuses a prompt of exactly that length.
+        if prompt.tokens >= max_model_len:
+            raise prompt_too_long(prompt.tokens, max_model_len=max_model_len)
+    if ENDPOINTS[request.endpoint].generated is None:
+        return []
     if resume_token_ids and not 0 <= min(resume_token_ids) <= max(resume_token_ids) < len(PIECES):
         raise NotContinuableError("its tokens are not of this engine's vocabulary")
     return [
@@ -68,18 +74,6 @@ def plan_answers(
         for prompt in request.prompts
         for choice in range(request.n)
     ]
-
-
-def require_room(request: SimulatedRequest, *, max_model_len: int) -> None:
-    """Refuse a prompt that fills the whole context. vLLM, too, refuses one of exactly that length.
-
-    Raises:
-        GenerationError: ``prompt_too_long``; the message has both numbers.
-
-    """
-    for prompt in request.prompts:
-        if prompt.tokens >= max_model_len:
-            raise prompt_too_long(prompt.tokens, max_model_len=max_model_len)
 
 
 def _plan(

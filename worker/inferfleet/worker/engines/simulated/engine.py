@@ -24,7 +24,7 @@ from inferfleet.worker.engines.simulated.hooks import Hooks
 from inferfleet.worker.engines.simulated.parameters import SimulatedParameters
 from inferfleet.worker.engines.simulated.refusal import refusal
 from inferfleet.worker.engines.simulated.request import SimulatedRequest, read_request, resumable
-from inferfleet.worker.engines.simulated.response import embeddings_completion, text_completion
+from inferfleet.worker.engines.simulated.response import completion_of
 from inferfleet.worker.ports import (
     Completion,
     EngineDeadError,
@@ -160,7 +160,7 @@ class SimulatedEngine:
             self._work.set()
             while True:
                 watcher.clear()
-                # An embedding has a sequence, but nothing to cut.
+                # What is not generated has a sequence, but nothing to cut.
                 for cutter, sequence in zip(cutters, sequences, strict=False):
                     if sequence.generated > cutter.position:
                         yield cutter.cut(sequence.generated)
@@ -187,18 +187,20 @@ class SimulatedEngine:
         return request
 
     def _plan(self, generation: Generation, request: SimulatedRequest) -> tuple[list[Answer], Completion]:
-        """Work out everything that will be said. An embedding says nothing before its end."""
-        if request.endpoint is Endpoint.EMBEDDINGS:
-            return [], embeddings_completion(request, model=self._model, parameters=self._parameters)
+        """Work out everything that will be said."""
         answers = plan_answers(
             request,
             max_model_len=self._parameters.max_model_len,
             weights=self._parameters.weights,
             resume_token_ids=generation.resume_token_ids,
         )
-        created = int(time.time())  # noqa: TID251 - an engine knows of no Redis
-        return answers, text_completion(
-            request, answers, job_id=generation.id, model=self._model, created=created
+        return answers, completion_of(
+            request,
+            answers,
+            job_id=generation.id,
+            model=self._model,
+            created=int(time.time()),  # noqa: TID251 - an engine knows of no Redis
+            parameters=self._parameters,
         )
 
     def _failed_enough(self, generation_id: str, hooks: Hooks) -> bool:
@@ -250,7 +252,7 @@ class SimulatedEngine:
 
 
 def _spans(request: SimulatedRequest, answers: list[Answer]) -> list[tuple[int, int]]:
-    """Say for each sequence how many tokens it begins and ends with. An embedding takes one step."""
+    """Say for each sequence how many tokens it begins and ends with. What is not generated takes one step."""
     if answers:
         return [(answer.resumed, len(answer.token_ids)) for answer in answers]
     return [(0, 1) for _ in request.prompts]

@@ -75,6 +75,28 @@ def plain_prompts(
     )
 
 
+def pair_prompts(queries: Sequence[str], documents: Sequence[str]) -> tuple[Prompt, ...]:
+    """Render each document with its query as one prompt; a single query is that of all documents.
+
+    Raises:
+        GenerationError: A pair is empty, or there are not as many queries as documents.
+
+    """
+    if len(queries) not in {1, len(documents)}:
+        raise refusal(f"{len(queries)} texts cannot be compared with {len(documents)}")
+    if len(queries) == 1:
+        queries = [*queries] * len(documents)
+    pairs = list(zip(queries, documents, strict=True))
+    if not all(map(any, pairs)):
+        raise refusal("a prompt must not be empty")
+    return tuple(
+        Prompt(
+            key=_key(Endpoint.SCORE, pair, (), None), tokens=sum(_tokens_of(text.encode()) for text in pair)
+        )
+        for pair in pairs
+    )
+
+
 def _text_of_ids(ids: Sequence[int]) -> str:
     """Decode a prompt of token ids. Those that are not in the vocabulary say nothing."""
     return decode(tuple(id_ for id_ in ids if 0 <= id_ < len(PIECES)))

@@ -1,4 +1,4 @@
-"""What the simulated engine reads of an OpenAI request body, and what it refuses.
+"""What the simulated engine reads of a request body, and what it refuses.
 
 Fields that would change the shape of the answer and that it cannot produce are refused, so that nobody
 takes silence for support. All other unknown fields (``temperature``, ``top_p``, ``user``, …) are
@@ -15,9 +15,11 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, StrictStr, ValidationError
 
 from inferfleet.schemas import Endpoint
+from inferfleet.schemas.endpoints import ENDPOINTS
 from inferfleet.schemas.openai_messages import is_set
+from inferfleet.schemas.scoring_requests import spelling_of
 from inferfleet.worker.engines.simulated.hooks import Hooks
-from inferfleet.worker.engines.simulated.prompt import Prompt, chat_prompt, plain_prompts
+from inferfleet.worker.engines.simulated.prompt import Prompt, chat_prompt, pair_prompts, plain_prompts
 from inferfleet.worker.engines.simulated.refusal import refusal
 from inferfleet.worker.ports import GenerationError
 
@@ -99,11 +101,16 @@ class _ChatEmbeddingsBody(_EmbeddingsOptions):
     messages: list[list[_Message]]
 
 
+class _RerankBody(_Body):
+    top_n: Annotated[int, Field(ge=0)] = 0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SimulatedRequest:
     """A request as this engine understands it. ``forced_tool`` is a function that must be called.
 
     With ``echo`` an answer begins with its prompt; with ``echo_only`` it is that, and one token is not shown.
+    ``documents`` are what is ranked, each with a prompt of its own; of more than 0 ``top_n`` are told.
     """
 
     endpoint: Endpoint
@@ -120,6 +127,8 @@ class SimulatedRequest:
     tool_required: bool = False
     base64: bool = False
     dimensions: int | None = None
+    documents: tuple[str, ...] = ()
+    top_n: int = 0
 
     @property
     def prompt_tokens(self) -> int:
@@ -133,7 +142,7 @@ def resumable(endpoint: Endpoint, body: Mapping[str, Any]) -> bool:
     A worker asks this for every job, before the body is checked: so it looks at five fields only, and
     says something for any body.
     """
-    if endpoint is Endpoint.EMBEDDINGS or body.get("n") not in (None, 1) or body.get("echo"):
+    if ENDPOINTS[endpoint].generated is None or body.get("n") not in (None, 1) or body.get("echo"):
         return False
     match body.get("prompt"):
         case [str() | list(), _, *_]:
@@ -163,6 +172,10 @@ def read_request(endpoint: Endpoint, body: Mapping[str, Any]) -> SimulatedReques
                 return _read_completions(body)
             case Endpoint.EMBEDDINGS:
                 return _read_embeddings(body)
+            case Endpoint.RERANK:
+                return _read_rerank(body)
+            case Endpoint.SCORE:
+                return _read_score(body)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         raise refusal(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
@@ -231,6 +244,38 @@ def _read_embeddings(body: Mapping[str, Any]) -> SimulatedRequest:
         base64=embeddings.encoding_format == "base64",
         dimensions=embeddings.dimensions,
     )
+
+
+def _read_rerank(body: Mapping[str, Any]) -> SimulatedRequest:
+    rerank = _RerankBody.model_validate(body)
+    documents = _texts(body, "documents")
+    return SimulatedRequest(
+        endpoint=Endpoint.RERANK,
+        prompts=pair_prompts(_texts(body, "query"), documents),
+        model=rerank.model,
+        hooks=rerank.simulated,
+        documents=documents,
+        top_n=rerank.top_n or len(documents),
+    )
+
+
+def _read_score(body: Mapping[str, Any]) -> SimulatedRequest:
+    score = _Body.model_validate(body)
+    queries, documents = (_texts(body, side) for side in spelling_of(body))
+    return SimulatedRequest(
+        endpoint=Endpoint.SCORE,
+        prompts=pair_prompts(queries, documents),
+        model=score.model,
+        hooks=score.simulated,
+    )
+
+
+def _texts(body: Mapping[str, Any], field: str) -> tuple[str, ...]:
+    value: object = body.get(field)
+    texts = cast("list[object]", value) if isinstance(value, list) else [value]
+    if not texts or not all(isinstance(text, str) for text in texts):
+        raise refusal(f"{field}: it reads only text, or a list of texts")
+    return cast("tuple[str, ...]", tuple(texts))
 
 
 def _conversations(body: Mapping[str, Any]) -> list[list[dict[str, Any]]] | None:

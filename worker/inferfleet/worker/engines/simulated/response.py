@@ -1,18 +1,21 @@
-"""The OpenAI response bodies of the simulated engine, and what a test should expect of them."""
+"""The response bodies of the simulated engine, and what a test should expect of them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from operator import itemgetter
 from typing import Any, Final
 
 from inferfleet.schemas import Endpoint, Usage
+from inferfleet.schemas.endpoints import ENDPOINTS
 from inferfleet.schemas.said import Said
-from inferfleet.worker.engines.simulated.answer import Answer, AnswerCutter, plan_answers, require_room
+from inferfleet.worker.engines.simulated.answer import Answer, AnswerCutter, plan_answers
 from inferfleet.worker.engines.simulated.embedding import as_base64, unit_vector
 from inferfleet.worker.engines.simulated.parameters import SimulatedParameters
 from inferfleet.worker.engines.simulated.refusal import refusal
 from inferfleet.worker.engines.simulated.request import SimulatedRequest, read_request
+from inferfleet.worker.engines.simulated.scoring import score
 from inferfleet.worker.ports import Completion
 
 _DEFAULTS: Final = SimulatedParameters()
@@ -48,64 +51,81 @@ def expected_response(
 
     """
     request = read_request(endpoint, body)
-    if endpoint is Endpoint.EMBEDDINGS:
-        return embeddings_completion(request, model=model, parameters=parameters).response
     answers = plan_answers(request, max_model_len=parameters.max_model_len, weights=parameters.weights)
-    return text_completion(request, answers, job_id=job_id, model=model, created=created).response
+    return completion_of(
+        request, answers, job_id=job_id, model=model, created=created, parameters=parameters
+    ).response
 
 
-def text_completion(
-    request: SimulatedRequest, answers: Sequence[Answer], *, job_id: str, model: str, created: int
+def completion_of(
+    request: SimulatedRequest,
+    answers: Sequence[Answer],
+    *,
+    job_id: str,
+    model: str,
+    created: int,
+    parameters: SimulatedParameters,
 ) -> Completion:
-    """Build the response to a chat or completions request.
+    """Build the response to any request.
 
     A prompt counts once in ``usage``, however many choices it has. Nothing is ever cached.
+
+    Raises:
+        GenerationError: More dimensions are wanted than there are.
+
     """
     usage = Usage(
         prompt_tokens=request.prompt_tokens,
         completion_tokens=sum(len(answer.token_ids) for answer in answers),
     )
-    chat = request.endpoint is Endpoint.CHAT
-    response: dict[str, Any] = {
-        "id": f"chatcmpl-{job_id}" if chat else f"cmpl-{job_id}",
-        "object": "chat.completion" if chat else "text_completion",
+    counted: dict[str, Any] = {"prompt_tokens": usage.prompt_tokens, "total_tokens": usage.total_tokens}
+    match request.endpoint:
+        case Endpoint.CHAT | Endpoint.COMPLETIONS:
+            answered = _text(request.endpoint, answers, job_id=job_id, created=created)
+            counted["completion_tokens"] = usage.completion_tokens
+            counted["prompt_tokens_details"] = {"cached_tokens": usage.cached_tokens}
+        case Endpoint.EMBEDDINGS:
+            answered = _embeddings(request, most_dimensions=parameters.embedding_dimensions)
+        case Endpoint.RERANK:
+            answered = {"id": f"score-{job_id}", "results": _ranking(request)}
+        case Endpoint.SCORE:
+            answered = {
+                "id": f"score-{job_id}",
+                "object": "list",
+                "created": created,
+                "data": [
+                    {"index": index, "object": "score", "score": score(pair)}
+                    for index, pair in enumerate(request.prompts)
+                ],
+            }
+    return Completion(response={"model": model, **answered, "usage": counted}, usage=usage)
+
+
+def _text(endpoint: Endpoint, answers: Sequence[Answer], *, job_id: str, created: int) -> dict[str, Any]:
+    answer_of = ENDPOINTS[endpoint].generated
+    assert answer_of is not None  # noqa: S101 - its answers are text
+    return {
+        "id": f"{answer_of.id_prefix}-{job_id}",
+        "object": answer_of.object,
         "created": created,
-        "model": model,
         "choices": [
             {
                 "index": index,
-                **({"message": said.message()} if chat else {"text": said.text}),
+                **answer_of.choice(_streamed(answer)),
                 "logprobs": None,
                 "finish_reason": answer.finish_reason,
             }
-            for index, (answer, said) in enumerate(zip(answers, map(_streamed, answers), strict=True))
+            for index, answer in enumerate(answers)
         ],
-        "usage": {
-            "prompt_tokens": usage.prompt_tokens,
-            "completion_tokens": usage.completion_tokens,
-            "total_tokens": usage.total_tokens,
-            "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
-        },
     }
-    return Completion(response=response, usage=usage)
 
 
-def embeddings_completion(
-    request: SimulatedRequest, *, model: str, parameters: SimulatedParameters
-) -> Completion:
-    """Build the response to an embeddings request.
-
-    Raises:
-        GenerationError: A text is too long, or more dimensions are wanted than there are.
-
-    """
-    require_room(request, max_model_len=parameters.max_model_len)
-    dimensions = request.dimensions or parameters.embedding_dimensions
-    if dimensions > parameters.embedding_dimensions:
-        raise refusal(f"dimensions: {dimensions} asked for, the model has {parameters.embedding_dimensions}")
+def _embeddings(request: SimulatedRequest, *, most_dimensions: int) -> dict[str, Any]:
+    dimensions = request.dimensions or most_dimensions
+    if dimensions > most_dimensions:
+        raise refusal(f"dimensions: {dimensions} asked for, the model has {most_dimensions}")
     vectors = [unit_vector(prompt, dimensions) for prompt in request.prompts]
-    usage = Usage(prompt_tokens=request.prompt_tokens)
-    response: dict[str, Any] = {
+    return {
         "object": "list",
         "data": [
             {
@@ -115,10 +135,20 @@ def embeddings_completion(
             }
             for index, vector in enumerate(vectors)
         ],
-        "model": model,
-        "usage": {"prompt_tokens": usage.prompt_tokens, "total_tokens": usage.total_tokens},
     }
-    return Completion(response=response, usage=usage)
+
+
+def _ranking(request: SimulatedRequest) -> list[dict[str, Any]]:
+    """The best documents, the best one first."""
+    results = [
+        {
+            "index": index,
+            "document": {"text": document, "multi_modal": None},
+            "relevance_score": score(pair),
+        }
+        for index, (document, pair) in enumerate(zip(request.documents, request.prompts, strict=True))
+    ]
+    return sorted(results, key=itemgetter("relevance_score"), reverse=True)[: request.top_n]
 
 
 def _streamed(answer: Answer) -> Said:

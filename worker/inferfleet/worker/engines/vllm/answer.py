@@ -1,4 +1,4 @@
-"""One request from its OpenAI body to its OpenAI response, by vLLM's own request handlers."""
+"""One request from its body to its response, by vLLM's own request handlers."""
 
 # vLLM is not installed where types are checked.
 # pyright: reportMissingImports=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -16,6 +16,7 @@ from pydantic import TypeAdapter
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.pooling.embed.protocol import EmbeddingRequest
+from vllm.entrypoints.pooling.scoring.protocol import RerankRequest, ScoreRequest
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 
 from inferfleet.schemas import Endpoint, Usage
@@ -26,7 +27,8 @@ from inferfleet.worker.engines.vllm.loading import LoadedModel
 from inferfleet.worker.engines.vllm.tap import ChatParsers, ParsedAlready, RequestTap
 from inferfleet.worker.ports import Completion, EngineDeadError, Generation, GenerationError
 
-_EMBEDDINGS: Final[TypeAdapter[Any]] = TypeAdapter(EmbeddingRequest)
+_EMBEDDING: Final[TypeAdapter[Any]] = TypeAdapter(EmbeddingRequest)
+_SCORE: Final[TypeAdapter[Any]] = TypeAdapter(ScoreRequest)
 
 
 async def answer(
@@ -56,43 +58,65 @@ async def answer(
 
 async def _respond(loaded: LoadedModel, generation: Generation, emit: Callable[[TokenChunk], None]) -> Any:
     body = _vllm_body(generation)
+    handler = loaded.handlers[generation.endpoint]
     match generation.endpoint:
         case Endpoint.CHAT:
-            request = ChatCompletionRequest.model_validate(body)
-            _require_supported(request)
-            handler = copy(loaded.chat)
-            echoed = _beginning(body, role=handler.get_chat_request_role(request)) if request.echo else ""
-            tap = RequestTap(
-                loaded.engine,
-                generation,
-                emit=emit,
-                parse=_chat_parsers(loaded, request),
-                echo=lambda _: echoed,
-            )
-            handler.engine_client = tap
-            handler._make_parser = partial(ParsedAlready(tap).parser, loaded.chat._make_parser)
-            response = await handler.create_chat_completion(request)
-            return response if isinstance(response, ErrorResponse) else _chat_as_streamed(response, tap)
+            return await _chat(loaded, generation, body, emit)
         case Endpoint.COMPLETIONS:
-            request = CompletionRequest.model_validate(body)
-            _require_supported(request)
-            handler = copy(loaded.completions)
-            tap = RequestTap(
-                loaded.engine,
-                generation,
-                emit=emit,
-                echo=handler._extract_prompt_text if request.echo and not request.return_token_ids else None,
-                echo_only=request.echo and request.max_tokens == 0,
-            )
-            handler.engine_client = tap
-            response = await handler.create_completion(request)
-            return response if isinstance(response, ErrorResponse) else _text_as_streamed(response, tap)
+            return await _completion(loaded, generation, body, emit)
         case Endpoint.EMBEDDINGS:
-            request = _EMBEDDINGS.validate_python(body)
-            if request.encoding_format not in ("float", "base64"):
+            embedding = _EMBEDDING.validate_python(body)
+            if embedding.encoding_format not in ("float", "base64"):
                 raise refusal("encoding_format: a result is JSON, so it is float or base64")
-            response = await loaded.embeddings(request)
-            return orjson.loads(response.body)
+            return await _in_one_piece(handler, embedding)
+        case Endpoint.RERANK:
+            return await _in_one_piece(handler, RerankRequest.model_validate(body))
+        case Endpoint.SCORE:
+            return await _in_one_piece(handler, _SCORE.validate_python(body))
+
+
+async def _chat(
+    loaded: LoadedModel, generation: Generation, body: dict[str, Any], emit: Callable[[TokenChunk], None]
+) -> Any:
+    request = ChatCompletionRequest.model_validate(body)
+    _require_supported(request)
+    serving = loaded.handlers[Endpoint.CHAT]
+    handler = copy(serving)
+    echoed = _beginning(body, role=handler.get_chat_request_role(request)) if request.echo else ""
+    tap = RequestTap(
+        loaded.engine,
+        generation,
+        emit=emit,
+        parse=_chat_parsers(loaded, request),
+        echo=lambda _: echoed,
+    )
+    handler.engine_client = tap
+    handler._make_parser = partial(ParsedAlready(tap).parser, serving._make_parser)
+    response = await handler.create_chat_completion(request)
+    return response if isinstance(response, ErrorResponse) else _chat_as_streamed(response, tap)
+
+
+async def _completion(
+    loaded: LoadedModel, generation: Generation, body: dict[str, Any], emit: Callable[[TokenChunk], None]
+) -> Any:
+    request = CompletionRequest.model_validate(body)
+    _require_supported(request)
+    handler = copy(loaded.handlers[Endpoint.COMPLETIONS])
+    tap = RequestTap(
+        loaded.engine,
+        generation,
+        emit=emit,
+        echo=handler._extract_prompt_text if request.echo and not request.return_token_ids else None,
+        echo_only=request.echo and request.max_tokens == 0,
+    )
+    handler.engine_client = tap
+    response = await handler.create_completion(request)
+    return response if isinstance(response, ErrorResponse) else _text_as_streamed(response, tap)
+
+
+async def _in_one_piece(handler: Any, request: Any) -> Any:
+    response = await handler(request)
+    return orjson.loads(response.body)
 
 
 def _chat_as_streamed(response: Any, tap: RequestTap) -> Any:
@@ -145,10 +169,11 @@ def _cache_salt(generation: Generation) -> str:
 
 
 def _chat_parsers(loaded: LoadedModel, request: Any) -> ChatParsers | None:
-    if loaded.chat.parser_cls is None:
+    chat = loaded.handlers[Endpoint.CHAT]
+    if chat.parser_cls is None:
         return None
-    kwargs = loaded.chat._effective_chat_template_kwargs(request)
-    make = partial(loaded.chat._make_parser, request, loaded.engine.get_tokenizer(), kwargs)
+    kwargs = chat._effective_chat_template_kwargs(request)
+    make = partial(chat._make_parser, request, loaded.engine.get_tokenizer(), kwargs)
     return ChatParsers(make, request)
 
 

@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from typing import Any, Final, Self
 
 from inferfleet.schemas import Endpoint
+from inferfleet.schemas.endpoints import ENDPOINTS, not_answered
 from inferfleet.schemas.errors import ConfigurationError
 from inferfleet.schemas.journal import TokenChunk
 from inferfleet.schemas.settings import WorkerSettings
@@ -37,13 +38,21 @@ _EXIT_TIMEOUT_S: Final = 1.0
 is killed, and on the CPU it always has to be."""
 
 
+_WARM_UPS: Final[Mapping[Endpoint, Mapping[str, Any]]] = {
+    Endpoint.COMPLETIONS: {"prompt": [0], "max_tokens": 1},
+    Endpoint.EMBEDDINGS: {"input": [0]},
+    Endpoint.SCORE: {"text_1": "a", "text_2": "a"},
+}
+"""The first of them that the model answers is its first request."""
+
+
 class VllmEngine:
     """An ``Engine`` that generates with vLLM's ``AsyncLLM``.
 
     ``model`` is a folder or a name on the Hugging Face hub. ``engine_args`` are options of ``vllm serve``
     with underscores, and win over what is chosen here, unless they contradict a setting of the worker or what
-    it relies on: then nothing starts. An engine with ``runner="pooling"`` answers
-    embeddings, any other chat and completions.
+    it relies on: then nothing starts. The model's task decides which endpoints it answers: to generate, to
+    embed, to classify.
     """
 
     def __init__(self, *, model: str, max_running: int, engine_args: Mapping[str, Any]) -> None:
@@ -55,12 +64,12 @@ class VllmEngine:
             )
         names = engine_args.get("served_model_name") or model
         self._served_names: list[str] = [names] if isinstance(names, str) else list(names)
-        self._pooling = engine_args.get("runner") == "pooling"
         self._loader = ModelLoader(
             model=model, served_names=self._served_names, max_running=max_running, engine_args=engine_args
         )
         self._loaded: LoadedModel | None = None
         self._identity: ModelIdentity | None = None
+        self._endpoints: frozenset[Endpoint] = frozenset()
         self._answers: set[asyncio.Task[Completion]] = set()
         self._stopped = False
 
@@ -91,25 +100,25 @@ class VllmEngine:
 
     @property
     def endpoints(self) -> frozenset[Endpoint]:
-        """What a model of this kind can answer."""
-        if self._pooling:
-            return frozenset({Endpoint.EMBEDDINGS})
-        return frozenset({Endpoint.CHAT, Endpoint.COMPLETIONS})
+        """What a model of this kind can answer; known once ``start`` has returned."""
+        return self._endpoints
 
     async def start(self) -> None:
         """Load the model and run it once. Takes seconds to minutes; the event loop stays free.
 
         Raises:
-            ConfigurationError: An engine argument is unknown to vLLM, or refused by it.
+            ConfigurationError: An engine argument is unknown to vLLM, or refused by it; or the model can do
+                nothing that a job may ask for.
             EngineDeadError: vLLM could not load the model, and has logged why; or ``stop`` was called.
 
         """
         try:
             self._loaded = await self._loader.load()
             self._identity = self._loaded.identity
+            self._endpoints = frozenset(self._loaded.handlers)
             if self._stopped:
                 raise EngineDeadError("the engine was stopped while it started")
-            async with aclosing(self.generate(self._warm_up())) as events:
+            async with aclosing(self.generate(self._warm_up(self._loaded))) as events:
                 async for _ in events:
                     pass
         except (ConfigurationError, EngineDeadError):
@@ -139,8 +148,7 @@ class VllmEngine:
         from inferfleet.worker.engines.vllm.errors import refusal
 
         if generation.endpoint not in self.endpoints:
-            offered = " and ".join(sorted(self.endpoints))
-            raise refusal(f"this worker's model answers {offered}, not {generation.endpoint}")
+            raise refusal(not_answered(generation.endpoint, model=self.model, answers=self.endpoints))
         if generation.resume_token_ids and not self.resumable(generation):
             raise NotContinuableError("its kind has more state than its tokens")
         chunks: asyncio.Queue[TokenChunk | None] = asyncio.Queue()
@@ -190,12 +198,16 @@ class VllmEngine:
             raise EngineDeadError("the engine was stopped while it answered")
         return task.result()
 
-    def _warm_up(self) -> Generation:
-        """Make a request of one token that any model takes."""
-        if self._pooling:
-            return Generation(id="warm-up", endpoint=Endpoint.EMBEDDINGS, body={"input": [0]}, priority=9)
-        body = {"prompt": [0], "max_tokens": 1}
-        return Generation(id="warm-up", endpoint=Endpoint.COMPLETIONS, body=body, priority=9)
+    def _warm_up(self, loaded: LoadedModel) -> Generation:
+        """Make a request of one token or two that any model of its kind takes."""
+        for endpoint, body in _WARM_UPS.items():
+            if endpoint in loaded.handlers:
+                return Generation(id="warm-up", endpoint=endpoint, body=body, priority=9)
+        needed = "; ".join(f"{endpoint} needs {spec.model}" for endpoint, spec in ENDPOINTS.items())
+        raise ConfigurationError(
+            f"vLLM runs the model {self.model!r} for the task {loaded.task!r}, with which it answers no "
+            f"endpoint: {needed}. Another 'runner' or 'convert' in INFERFLEET_ENGINE_ARGS may help"
+        )
 
 
 def _require_agreement(engine_args: Mapping[str, Any], *, model: str, max_running: int) -> None:

@@ -15,14 +15,14 @@ from typing import Any, Final
 
 import torch
 from pydantic import ValidationError
-from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
-from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.serve import create_error_response
 from vllm.exceptions import VLLMValidationError
 from vllm.v1.engine.exceptions import EngineDeadError as VllmEngineDeadError
 from vllm.v1.engine.exceptions import EngineGenerateError
 
 from inferfleet.schemas import FailureCode
+from inferfleet.schemas.endpoints import ENDPOINTS
+from inferfleet.schemas.request_members import KNOWN_MEMBERS
 from inferfleet.worker.ports import EngineDeadError, GenerationError
 
 _LENGTH_PARAMETERS: Final = frozenset({"input_tokens", "input_text"})
@@ -36,10 +36,10 @@ _NAMING: Final = frozenset({"role", "type", "name", "id", "tool_call_id"})
 
 _WORD: Final = re.compile(r"[\w.-]{1,32}")
 
+_TEXTS: Final = frozenset(field for spec in ENDPOINTS.values() for field in spec.texts)
+
 _WORDS_OF_ERRORS: Final = frozenset(
-    {"system", "developer", "user", "assistant", "tool", "function"}
-    | ChatCompletionRequest.model_fields.keys()
-    | CompletionRequest.model_fields.keys()
+    {"system", "developer", "user", "assistant", "tool", "function"} | KNOWN_MEMBERS
 )
 """Roles and fields. Somebody who says just one of them has not said a secret."""
 
@@ -122,7 +122,7 @@ def _without_prompt(message: str, body: Mapping[str, Any]) -> str:
 
     A single word may stand in any error by chance, like "tokens". It is cut where it looks quoted.
     """
-    said = set(_texts([body.get(field) for field in ("messages", "prompt", "input")]))
+    said = set(_texts([body.get(field) for field in _TEXTS]))
     for text in sorted(said, key=len, reverse=True):
         if len(text) < _SHORTEST_REDACTED:
             continue

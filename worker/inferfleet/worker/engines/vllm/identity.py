@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
@@ -66,12 +67,21 @@ def model_identity(
         dtype=str(config.dtype).removeprefix("torch."),
         quantization=str(config.quantization or ""),
         adapter=_adapters(options.get("lora_modules") or ()),
-        options=digest(_chosen(options, ANSWER_OPTIONS)),
+        options=digest(_chosen(options, ANSWER_OPTIONS) | _pooling(config)),
     )
 
 
 def _chosen(options: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
     return {name: options.get(name) for name in names}
+
+
+def _pooling(config: Any) -> dict[str, Any]:
+    """How a model that embeds or classifies makes one answer of many tokens. Others have nothing of it."""
+    return (
+        {}
+        if config.pooler_config is None
+        else {"pooling": [config.convert_type, asdict(config.pooler_config)]}
+    )
 
 
 def _tokenizer(tokenizer: Any) -> str:

@@ -22,6 +22,7 @@ from multiprocessing.process import BaseProcess
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from inferfleet.schemas import Endpoint
 from inferfleet.worker.engines.vllm.identity import model_identity
 from inferfleet.worker.engines.vllm.plugin import WORKER_PID_VARIABLE
 from inferfleet.worker.ports import EngineStats, ModelIdentity
@@ -32,6 +33,15 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_HANDLERS: Final[Mapping[Endpoint, str]] = {
+    Endpoint.CHAT: "openai_serving_chat",
+    Endpoint.COMPLETIONS: "openai_serving_completion",
+    Endpoint.EMBEDDINGS: "serving_embedding",
+    Endpoint.RERANK: "serving_scores",
+    Endpoint.SCORE: "serving_scores",
+}
+"""What vLLM calls that which answers each endpoint. A model that cannot do the task has none."""
+
 _KILL_TIMEOUT_S: Final = 5.0
 """How long a process that was killed may take to be gone: a GPU's driver has memory to release."""
 
@@ -40,15 +50,14 @@ _GIVEN_UP: Final = "the worker was told to stop while the model was loading"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedModel:
-    """What answers requests. A handler is ``None`` when the model cannot do its task."""
+    """What answers requests: a handler for each endpoint of the model's ``task``, which is vLLM's word."""
 
     engine: Any
     identity: ModelIdentity
     processes: tuple[BaseProcess, ...]
     served_models: Any
-    chat: Any
-    completions: Any
-    embeddings: Any
+    task: str
+    handlers: Mapping[Endpoint, Any]
     chat_has_grammar: bool
     reports: SchedulerReports
 
@@ -95,7 +104,8 @@ class ModelLoader:
         engine, arguments, reports = await _in_thread(self._start_engine)
         try:
             identity = await _in_thread(partial(_identity, self._served_names[0], engine, arguments))
-            state = await _handlers(engine, arguments)
+            tasks = await engine.get_supported_tasks()
+            state = await _handlers(engine, arguments, tasks)
         except BaseException:
             engine.shutdown(timeout=0)
             raise
@@ -104,9 +114,12 @@ class ModelLoader:
             identity=identity,
             processes=tuple(self._children()),
             served_models=state.openai_serving_models,
-            chat=getattr(state, "openai_serving_chat", None),
-            completions=getattr(state, "openai_serving_completion", None),
-            embeddings=getattr(state, "serving_embedding", None),
+            task=engine.model_config.get_pooling_task(tasks) or "generate",
+            handlers={
+                endpoint: handler
+                for endpoint, name in _HANDLERS.items()
+                if (handler := getattr(state, name, None)) is not None
+            },
             chat_has_grammar=_chat_has_grammar(state, arguments),
             reports=reports,
         )
@@ -183,12 +196,12 @@ def _identity(name: str, engine: Any, arguments: VllmArguments) -> ModelIdentity
     return model_identity(name, engine, vars(arguments.namespace()), chat_template=template)
 
 
-async def _handlers(engine: Any, arguments: VllmArguments) -> Any:
+async def _handlers(engine: Any, arguments: VllmArguments, tasks: Any) -> Any:
     """Make everything that ``vllm serve`` puts behind its routes."""
     from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 
     state = SimpleNamespace()
-    await init_app_state(engine, state, arguments.namespace(), await engine.get_supported_tasks())
+    await init_app_state(engine, state, arguments.namespace(), tasks)
     return state
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from inferfleet.schemas import Endpoint
+from inferfleet.schemas.endpoints import ENDPOINTS, Endpoint
 
 _LOOK_BACK: Final[Mapping[str, tuple[Any, ...]]] = {
     "bad_words": ([],),
@@ -29,7 +29,7 @@ def resumable(endpoint: Endpoint, body: Mapping[str, Any]) -> bool:
     It can when it is one text that depends on the tokens alone. A grammar would start again, be it that of
     a response format or of a forced tool call; penalties would forget what was said.
     """
-    if endpoint is Endpoint.EMBEDDINGS or body.get("n") not in (None, 1):
+    if ENDPOINTS[endpoint].generated is None or body.get("n") not in (None, 1):
         return False
     # In a completion logprobs is a number, and to vLLM false is 0.
     if _says_something(body.get("logprobs"), (False,) if endpoint is Endpoint.CHAT else ()):
