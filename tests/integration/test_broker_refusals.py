@@ -246,50 +246,91 @@ async def test_a_queue_whose_process_dies_is_not_full_and_takes_the_job_a_moment
     assert nacks() or quorum
 
 
-@pytest.fixture
-def dying_queue(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
-    """Let the first two publishes fare as on a queue whose process dies.
+Fates = Callable[..., Callable[[], int]]
 
-    The broker takes the message, ends the connection with an error, and nacks the second copy.
+
+@pytest.fixture
+def publishes_fare(monkeypatch: pytest.MonkeyPatch) -> Fates:
+    """Let the next publishes fare as on a queue whose process dies; returns how many did.
+
+    ``taken``: the broker takes the message, and ends the connection with an error. ``gone``: it does not
+    answer.
     """
-    done: list[str] = []
     publish = Confirms.publish
 
-    async def dying(self: Confirms, *arguments: Any, **keywords: Any) -> None:
-        done.append("taken" if not done else "nacked" if len(done) == 1 else "published")
-        if done[-1] != "nacked":
-            await publish(self, *arguments, **keywords)
-        if done[-1] == "taken":
-            died = ConnectionResourceError("RESOURCE_ERROR - failed to deliver message")
-            raise ChannelEndedError(died, refusal=died, sent=True)
-        if done[-1] == "nacked":
-            raise NackedError
+    def publishes_fare(*fates: str) -> Callable[[], int]:
+        left = list(fates)
 
-    monkeypatch.setattr(Confirms, "publish", dying)
-    return lambda: done
+        async def fare(self: Confirms, *arguments: Any, **keywords: Any) -> None:
+            fate = left.pop(0) if left else "published"
+            if fate in {"taken", "published"}:
+                await publish(self, *arguments, **keywords)
+            died = ConnectionResourceError("RESOURCE_ERROR - failed to deliver message")
+            match fate:
+                case "taken":
+                    raise ChannelEndedError(died, refusal=died, sent=True)
+                case "nacked":
+                    raise NackedError
+                case "gone":
+                    raise ServiceUnreachableError("RabbitMQ does not answer")
+                case _:
+                    pass
+
+        monkeypatch.setattr(Confirms, "publish", fare)
+        return lambda: len(fates) - len(left)
+
+    return publishes_fare
 
 
 async def test_a_job_that_is_nacked_behind_a_broken_connection_is_published_again(
-    fleet: Fleet, start_worker: StartWorker, dying_queue: Callable[[], list[str]], pool: str
+    fleet: Fleet, start_worker: StartWorker, publishes_fare: Fates, pool: str
 ) -> None:
+    fared = publishes_fare("taken", "nacked")
     job = await fleet.submit("hello", pool=pool)
-    assert dying_queue() == ["taken", "nacked", "published"]
+    assert fared() == 2
     await start_worker()
     assert (await fleet.wait(job, timeout_s=60)).state is JobState.SUCCEEDED
 
 
 async def test_a_full_queue_behind_a_broken_connection_may_have_the_job(
-    fleet: Fleet, control: Control, dying_queue: Callable[[], list[str]], pool: str
+    fleet: Fleet, control: Control, publishes_fare: Fates, pool: str
 ) -> None:
     # Full with the copy that the broker took before the connection broke.
     await control(
         "set_policy", pool, f"^{job_queue(pool)}$", '{"max-length": 1, "overflow": "reject-publish"}'
     )
+    publishes_fare("taken", "nacked")
     try:
         with pytest.raises(PublishUnconfirmedError, match="is full with 1 jobs"):
             await fleet.submit("hello", pool=pool)
     finally:
         await control("clear_policy", pool)
+
+
+@pytest.mark.parametrize("fates", [("taken", "nacked", "gone"), ("nacked", "gone")])
+async def test_a_job_that_was_nacked_and_meets_no_broker_then_is_not_taken_back(
+    fleet: Fleet, start_worker: StartWorker, publishes_fare: Fates, pool: str, fates: tuple[str, ...]
+) -> None:
+    job = Job(pool=pool, body=chat("hello"))
+    publishes_fare(*fates)
+    with pytest.raises(PublishUnconfirmedError, match="nacked it before"):
+        await fleet.submit(job)
+    assert (await fleet.get(job)).state is JobState.QUEUED
+    await fleet.submit(job)
+    await start_worker()
+    assert (await fleet.wait(job, timeout_s=60)).state is JobState.SUCCEEDED
+
+
+async def test_a_command_that_is_nacked_is_unconfirmed(
+    fleet: Fleet, start_worker: StartWorker, publishes_fare: Fates, pool: str
+) -> None:
+    worker = await start_worker(worker_id=f"{pool}-w")
+    await fleet.wait(await fleet.submit("hello", pool=pool), timeout_s=60)
+    fared = publishes_fare("nacked")
+    # Repeated until the worker drains.
+    await fleet.drain(f"{pool}-w", timeout_s=60)
+    assert fared() == 1
+    await asyncio.wait_for(worker.running, 60)
 
 
 async def attempt(fleet: Fleet, pool: str) -> InferfleetError | None:

@@ -184,6 +184,16 @@ async def test_errors_in_the_block_pass_through() -> None:
     assert run.stop_switch.reason is None
 
 
+async def test_a_block_that_times_out_while_it_is_stopped_is_stopped() -> None:
+    run = make_run(timeout_s=0.01)
+    async with asyncio.timeout(10), run.stop_switch.armed(run.job.timeout_s):
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            raise TimeoutError("the engine's own, while it aborted") from None
+    assert run.stop_switch.reason is Interruption.TIMEOUT
+
+
 async def test_a_cancelled_task_is_cancelled_and_not_interrupted() -> None:
     run = make_run(timeout_s=60)
 

@@ -90,8 +90,20 @@ class Publisher:
         self._known_pools.add(pool)
 
     async def send(self, order: Control) -> None:
-        """Send an order to every worker."""
-        await self._publish(CONTROL_EXCHANGE, Message(order.model_dump_json().encode()))
+        """Send an order to every worker.
+
+        Raises:
+            PublishUnconfirmedError: Some worker may not have got it.
+            ServiceRefusedError: The broker refuses it.
+            ServiceUnreachableError: There is no connection to be had.
+
+        """
+        try:
+            await self._publish(CONTROL_EXCHANGE, Message(order.model_dump_json().encode()))
+        except RefusedError as error:
+            raise PublishUnconfirmedError(
+                f"RabbitMQ did not confirm an order to the workers ({error})"
+            ) from error
 
     async def declare_pool(self, pool: str) -> None:
         """Make sure that the pool has its queues.
@@ -121,7 +133,11 @@ class Publisher:
             # What nacked may have kept it, if it was no full queue.
             return True
         if await self._confirm_channel.bind_again(JOBS_EXCHANGE, job_queue(job.pool), job.pool):
-            return await publish()
+            try:
+                return await publish()
+            except NackedError as nack:
+                await self._publish_nacked(job, publish, in_doubt=nack.in_doubt)
+                return True
         raise refusal
 
     async def _publish_nacked(
@@ -153,12 +169,12 @@ class Publisher:
                     except NackedError as error:
                         in_doubt |= error.in_doubt
                         raise
+                    except (ServiceUnreachableError, ServiceRefusedError, UnroutableError) as error:
+                        # What nacked before may have kept it.
+                        raise _unconfirmed(job, f"RabbitMQ nacked it before ({error})") from error
         except NackedError as error:
-            raise PublishUnconfirmedError(
-                f"the queue of pool {job.pool!r} nacked job {job.id} {nacks} times and is not full: its "
-                "leader may be away. The job may be queued or not; submitting it again with the same "
-                "idempotency key is safe"
-            ) from error
+            why = f"its queue nacked it {nacks} times and is not full, so that its leader may be away"
+            raise _unconfirmed(job, why) from error
 
     async def _publish(
         self, exchange: str, message: Outgoing, *, routing_key: str = "", mandatory: bool = False
@@ -210,11 +226,14 @@ class Publisher:
 def _full(job: Job, waiting: int, *, in_doubt: bool) -> QueueFullError | PublishUnconfirmedError:
     full = f"the queue of pool {job.pool!r} is full with {waiting:,} jobs"
     if in_doubt:
-        return PublishUnconfirmedError(
-            f"{full}, and job {job.id} may be among them: the connection broke before RabbitMQ "
-            "confirmed the job. Submitting it again with the same idempotency key is safe"
-        )
+        return _unconfirmed(job, f"an earlier try was not confirmed, and {full}")
     return QueueFullError(f"{full} (INFERFLEET_QUEUE_MAX_LENGTH, or a policy at the broker); try again later")
+
+
+def _unconfirmed(job: Job, why: str) -> PublishUnconfirmedError:
+    return PublishUnconfirmedError(
+        f"job {job.id} may be queued or not: {why}. Submitting it again with the same idempotency key is safe"
+    )
 
 
 def _unknown_pool(pool: str) -> UnknownPoolError:

@@ -9,6 +9,7 @@ from contextlib import suppress
 from inferfleet.schemas.control import DrainWorker
 from inferfleet.schemas.errors import PublishUnconfirmedError, UnknownWorkerError, WaitTimeoutError
 from inferfleet.schemas.heartbeat import WorkerPhase
+from inferfleet.wire.rabbitmq.confirms import RefusedError
 from inferfleet.wire.redis.heartbeats import read_heartbeats, read_phase
 from inferfleet.wire.redis.pipeline import CommandPipeline
 
@@ -42,7 +43,7 @@ async def drain_worker(
         async with asyncio.timeout(timeout_s):
             while True:
                 # In doubt it is repeated, which does no harm.
-                with suppress(PublishUnconfirmedError):
+                with suppress(PublishUnconfirmedError, RefusedError):
                     await send(DrainWorker(worker_id=worker_id))
                 repeat_at = loop.time() + REPEAT_S
                 while loop.time() < repeat_at:

@@ -100,7 +100,13 @@ class Attempts:
             self._journal.release(run)
             self._claims.release(run)
         delivery = run.delivery
-        carrying = await self._settlement.settle(run, delivery, outcome)
+        try:
+            carrying = await self._settlement.settle(run, delivery, outcome)
+        except Exception as error:
+            if engine_died is not None:
+                # The broker gives the message out again when this process ends.
+                raise engine_died from error
+            raise
         if engine_died is not None:
             raise engine_died
         return delivery, carrying

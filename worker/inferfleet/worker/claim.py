@@ -104,6 +104,7 @@ class Claims:
     def release(self, run: JobRun) -> None:
         """Let the next suspect run."""
         if run.runs_alone:
+            run.runs_alone = False
             self._suspects.release()
 
     async def _start(self, run: JobRun, *, resumable: bool) -> Started:

@@ -60,7 +60,7 @@ BURY_PAUSE_CAP_S = 30.0
 
 
 class Settlement:
-    """Settles what the processor decided."""
+    """Settles what attempts end in."""
 
     def __init__(
         self,
@@ -94,14 +94,11 @@ class Settlement:
             case Finish(state, completion, failure):
                 return await self._end(run, delivery, self._result(run, state, failure, completion))
             case Retry(failure, delay_s):
-                written = await self._release(
-                    run,
-                    QueuedEntry(
-                        at=self._records.clock.now(), attempt=run.attempt, reason="retry", failure=failure
-                    ),
-                    refund=False,
-                    pause_s=delay_s,
+                entry = QueuedEntry(
+                    at=self._records.clock.now(), attempt=run.attempt, reason="retry", failure=failure
                 )
+                written = await self._release(run, entry, refund=False, pause_s=delay_s)
+                self._hooks.on_requeue(run, entry)
                 stopped = written in {Written.CANCEL, Written.INTERRUPT}
                 await self._keep(run, delivery, 0.0 if stopped else delay_s)
             case DeadLetter(failure):
@@ -110,11 +107,9 @@ class Settlement:
                 if await self._bury(run, delivery, failure):
                     return await self._end(run, delivery, self._result(run, JobState.FAILED, failure))
             case HandOver(refund):
-                await self._release(
-                    run,
-                    QueuedEntry(at=self._records.clock.now(), attempt=run.attempt, reason="handed_over"),
-                    refund=refund,
-                )
+                entry = QueuedEntry(at=self._records.clock.now(), attempt=run.attempt, reason="handed_over")
+                await self._release(run, entry, refund=refund)
+                self._hooks.on_requeue(run, entry)
                 await delivery.requeue()
             case Defer(delay_s):
                 await self._keep(run, delivery, delay_s)
@@ -209,7 +204,6 @@ class Settlement:
                 run.job.id, fence=run.fence, unflushed=unflushed, entry=entry, refund=refund, pause_s=pause_s
             ),
         )
-        self._hooks.on_requeue(run, entry)
         return written
 
     async def _keep(self, run: JobRun, delivery: Delivery, delay_s: float | None = None) -> None:

@@ -64,7 +64,9 @@ class StopSwitch:
         assert scope is not None  # noqa: S101 - entered before
         try:
             await scope.__aexit__(kind, error, traceback)
-        except TimeoutError:
+        except TimeoutError as expired:
+            error = expired
+        if scope.expired() and isinstance(error, TimeoutError):
             self.reason = self.reason or Interruption.TIMEOUT
             return True
         return False

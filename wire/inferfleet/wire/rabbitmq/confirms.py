@@ -30,7 +30,7 @@ class RefusedError(Exception):
 class NackedError(RefusedError):
     """The broker does not vouch for a message: the queue is full, or its leader or process has just died.
 
-    ``in_doubt`` says that an earlier copy of it, whose confirm was lost, may be queued.
+    ``in_doubt`` says that an earlier copy of it, which was not confirmed, may be queued.
     """
 
     in_doubt = False

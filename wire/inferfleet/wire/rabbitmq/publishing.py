@@ -79,7 +79,7 @@ class ConfirmChannel:
 
         Raises:
             UnroutableError: ``mandatory``, and no queue is bound for the routing key.
-            RefusedError: The broker nacked the message.
+            RefusedError: The broker nacked the message. An earlier copy may be queued, if it is ``in_doubt``.
             ServiceRefusedError: The broker refuses the message. It is not queued.
             PublishUnconfirmedError: The connection broke, or no confirm came in time.
             ServiceUnreachableError: There is no connection to be had. The message is not queued.
