@@ -102,7 +102,7 @@ class Publisher:
             await self._publish(CONTROL_EXCHANGE, Message(order.model_dump_json().encode()))
         except RefusedError as error:
             raise PublishUnconfirmedError(
-                f"RabbitMQ did not confirm an order to the workers ({error})"
+                f"RabbitMQ did not confirm a command to the workers ({error})"
             ) from error
 
     async def declare_pool(self, pool: str) -> None:

@@ -198,13 +198,12 @@ class Settlement:
         self, run: JobRun, entry: QueuedEntry, *, refund: bool, pause_s: float = 0.0
     ) -> Written:
         unflushed = run.answer.take_unflushed()
-        written = await self._journal.write(
+        return await self._journal.write(
             run,
             lambda: self._records.release(
                 run.job.id, fence=run.fence, unflushed=unflushed, entry=entry, refund=refund, pause_s=pause_s
             ),
         )
-        return written
 
     async def _keep(self, run: JobRun, delivery: Delivery, delay_s: float | None = None) -> None:
         """Let the message come again later, by default after a lease.
