@@ -16,7 +16,7 @@ MINUTES ?= 10
 PACKAGES = schemas wire producer exporter worker cli local testing
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-llm test test-matrix test-engine chaos explore check bench bench-engine bench-peers docs build clean venv bench-venv docs-venv engine-venv services
+.PHONY: help demo demo-llm test test-matrix mutate test-engine chaos explore check bench bench-engine bench-peers docs build clean venv bench-venv docs-venv engine-venv services
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ test: venv services ## Run all tests but those that need vLLM
 
 test-matrix: venv services ## Run the tests of broker behaviour on each RabbitMQ with each type of queue
 	@scripts/test-matrix $(VENV) $(ARGS)
+
+mutate: venv services ## See that each test that injects a fault fails where the fault does not happen
+	@scripts/mutate $(VENV) $(ARGS)
 
 test-engine: engine-venv ## Run the tests of the vLLM engine, on the CPU
 	@$(ENGINE_VENV)/bin/pytest tests/engine $(ARGS)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from tests.matrix import BASELINE, CELLS, Cell, Servers, obstacle
+from tests.mutations import MUTATIONS, Without
 
 from inferfleet.local.services import Services, ServicesChoice, running_services
 from inferfleet.local.services.launcher import source_of
@@ -40,6 +41,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="run the tests marked `matrix` alone, on these RabbitMQs and types of queues: all, or some of "
         f"{', '.join(map(str, CELLS))}, separated by commas",
     )
+    parser.addoption(
+        "--without",
+        choices=MUTATIONS,
+        help="let this kind of fault not happen, and see that every test that injects it fails",
+    )
 
 
 def matrix_cells(config: pytest.Config) -> list[Cell]:
@@ -55,6 +61,8 @@ def matrix_cells(config: pytest.Config) -> list[Cell]:
 def pytest_configure(config: pytest.Config) -> None:
     # Known where pytest-xdist is not, too.
     config.addinivalue_line("markers", "xdist_group(name): these tests run one after the other")
+    if fault := config.getoption("--without"):
+        config.pluginmanager.register(Without(MUTATIONS[fault]))
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

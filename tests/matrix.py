@@ -101,6 +101,8 @@ class ContainerBroker:
         self._container.kill()
 
     def start(self) -> None:
+        self._container.reload()
+        assert self._container.status != "running"
         self._container.start()
         self.wait_until_ready()
 

@@ -55,12 +55,15 @@ async def test_a_worker_that_is_cut_off_from_redis_still_leaves_when_told_to(
     job = await fleet.submit(prompt("unreachable", tokens=150), pool=harness.pool, stream=True)
     await harness.until_tokens([job.id], at_least=10)
     leaving.link.store.hold(*Direction)
+    await leaving.link.store.until_held(Direction.TO_SERVICE)
 
     # When it is told to go
     leaving.process.send_signal(signal.SIGTERM)
 
     # Then it goes, and the next worker continues its job
     assert await leaving.exit_code() == 0
+    record = await fleet.get(job)
+    assert (record.state, record.worker_id) == (JobState.RUNNING, leaving.id)  # nobody could be told
     await harness.worker()
     result = await fleet.wait(job, timeout_s=WAIT_S)
     journal = await require_whole(harness, job, result)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
+from collections.abc import Awaitable, Callable
+from functools import partial
 
 import pytest
 from tests.chaos.conftest import WAIT_S, attempts, prompt, require_whole
 
-from inferfleet.local.chaos.harness import AMQP_HEARTBEAT_S, LEASE_S, Harness
-from inferfleet.local.chaos.proxy import Direction
+from inferfleet.local.chaos.harness import Harness, Member
+from inferfleet.local.chaos.proxy import Direction, Proxy
 from inferfleet.producer.fleet import Fleet
 from inferfleet.schemas import Job
-from inferfleet.wire.redis.connection import SOCKET_TIMEOUT_S
+from inferfleet.schemas.names import job_key
 
 
 @pytest.mark.parametrize("direction", Direction)
@@ -22,9 +23,10 @@ async def test_a_worker_cut_off_from_redis_keeps_what_it_generates(
     cut_off, _ = await harness.workers(2)
     jobs = await _submit(harness, fleet, 6, tokens=300)
 
-    # When one direction to Redis is cut for longer than its lease and its socket timeout last
+    # When one direction to Redis is cut for longer than its leases and its patience with a connection last
     cut_off.link.store.hold(direction)
-    await asyncio.sleep(max(LEASE_S, SOCKET_TIMEOUT_S) + 1)
+    await harness.until(partial(_leases_have_run_out, harness, cut_off, jobs), what="its leases run out")
+    await harness.until(_tries_again(cut_off.link.store), what="it gives the connection up")
     cut_off.link.store.heal()
 
     # Then every job ends once and whole, and those on the worker were not started again
@@ -45,7 +47,8 @@ async def test_a_worker_cut_off_from_the_broker_finishes_what_it_runs(
 
     # When one direction to the broker is cut until both sides have given the connection up
     cut_off.link.broker.hold(direction)
-    await asyncio.sleep(3 * AMQP_HEARTBEAT_S + 1)
+    await harness.until(_tries_again(cut_off.link.broker), what="the worker gives the connection up")
+    await harness.until(partial(_has_one_worker, harness), what="so does the broker")
     cut_off.link.broker.heal()
 
     # Then every job ends once and whole, in the one attempt that it had
@@ -57,6 +60,29 @@ async def test_a_worker_cut_off_from_the_broker_finishes_what_it_runs(
     more = await _submit(harness, fleet, 16, tokens=20)
     results = await fleet.wait_many(more, timeout_s=WAIT_S)
     assert cut_off.id in {result.worker_id for result in results}
+
+
+async def _leases_have_run_out(harness: Harness, worker: Member, jobs: list[Job]) -> bool:
+    records = [await harness.redis.hgetall(job_key(job.id)) for job in jobs]
+    seconds, _ = await harness.redis.time()
+    own = [record for record in records if record[b"worker"].decode() == worker.id]
+    assert own
+    assert all(record[b"state"] == b"running" for record in own), "they have ended before the cut was felt"
+    return all(int(record[b"lease"]) < seconds * 1000 for record in own)
+
+
+def _tries_again(link: Proxy) -> Callable[[], Awaitable[bool]]:
+    """Whether the client has made another connection than those that it had before."""
+    before = link.accepted
+
+    async def tries_again() -> bool:
+        return link.accepted > before
+
+    return tries_again
+
+
+async def _has_one_worker(harness: Harness) -> bool:
+    return await harness.consumers() == 1
 
 
 async def _submit(harness: Harness, fleet: Fleet, count: int, *, tokens: int) -> list[Job]:

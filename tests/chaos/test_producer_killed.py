@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import AsyncIterator
 from itertools import count
 from pathlib import Path
@@ -55,9 +56,10 @@ async def test_a_job_whose_producer_died_before_it_was_published_runs_once_when_
     producer.link.broker.hold(Direction.TO_SERVICE)
     producer.start()
     await harness.until(lambda: _recorded(harness), what="the job is recorded")
+    await producer.link.broker.until_held(Direction.TO_SERVICE)
 
     # When it is killed, and another producer submits the same job under the same idempotency key
-    await producer.crash()
+    assert await producer.crash() == -signal.SIGKILL
     assert [type(event) for event in read_ledger(producer.ledger)] == [Intent]
     assert await harness.waiting() == 0
     (recorded,) = await _records(harness)
@@ -86,9 +88,10 @@ async def test_a_producer_that_died_before_the_confirm_goes_on_with_the_same_job
 
     await harness.until(runs, what="the job runs")
     (job_id,) = await _records(harness)
+    await producer.link.broker.until_held(Direction.TO_CLIENT)
 
     # When it is killed and started again
-    await producer.crash()
+    assert await producer.crash() == -signal.SIGKILL
     assert not any(isinstance(event, Accepted) for event in read_ledger(producer.ledger))
     producer.start()
 

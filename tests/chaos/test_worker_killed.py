@@ -7,7 +7,7 @@ import signal
 import time
 
 import pytest
-from tests.chaos.conftest import WAIT_S, attempts, prompt, require_whole
+from tests.chaos.conftest import WAIT_S, attempts, ends, prompt, require_whole
 
 from inferfleet.local.chaos.harness import LEASE_S, Harness, Member
 from inferfleet.local.chaos.proxy import Direction
@@ -25,6 +25,7 @@ async def test_a_worker_killed_after_delivery_and_before_its_start_is_recorded_c
     doomed.link.store.hold(Direction.TO_SERVICE)
     job = await fleet.submit(prompt("delivered", tokens=20), pool=harness.pool)
     await harness.until_empty()
+    await doomed.link.store.until_held(Direction.TO_SERVICE)
     assert (await fleet.get(job)).state is JobState.QUEUED
 
     # When it is killed, and another is there
@@ -68,6 +69,7 @@ async def test_a_worker_killed_after_the_commit_and_before_the_ack_leaves_one_re
     await harness.until_tokens([job.id])
     doomed.link.broker.hold(Direction.TO_SERVICE)
     committed = await fleet.wait(job, timeout_s=WAIT_S)
+    await doomed.link.broker.until_held(Direction.TO_SERVICE)
 
     # When it is killed
     await doomed.crash()
@@ -115,6 +117,8 @@ async def test_a_worker_killed_between_the_hand_over_in_redis_and_in_the_broker_
     doomed.link.broker.hold(Direction.TO_SERVICE)
     doomed.process.send_signal(signal.SIGTERM)
     await harness.until(lambda: _is_queued(fleet, job.id), what="the record says queued")
+    await doomed.link.broker.until_held(Direction.TO_SERVICE)
+    assert not await harness.waiting()
 
     # When it is killed, and another is there
     await doomed.crash()
@@ -138,7 +142,9 @@ async def test_a_paused_worker_that_wakes_up_after_its_job_was_taken_over_change
     await harness.worker()
 
     async def taken_over() -> bool:
-        return len(attempts(await harness.journal(job.id))) == 2
+        journal = await harness.journal(job.id)
+        assert not ends(journal), "it goes on by itself"
+        return len(attempts(journal)) == 2
 
     await harness.until(taken_over, what="another worker has the job")
 

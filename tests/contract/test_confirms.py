@@ -139,8 +139,8 @@ async def test_a_broken_connection_fails_what_waits(
         waiting = [
             asyncio.create_task(publish(confirms, queue.name, message_id=str(number))) for number in range(3)
         ]
-        await asyncio.sleep(0)
-        link.reset()
+        await link.until_held(Direction.TO_CLIENT)
+        assert link.reset()
         outcomes = await asyncio.gather(*waiting, return_exceptions=True)
         assert all(isinstance(outcome, ConnectionError) for outcome in outcomes), outcomes
 

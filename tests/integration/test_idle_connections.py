@@ -58,7 +58,7 @@ async def idle(connect: Connect, link: Proxy, pool: str) -> AsyncIterator[Fleet]
 
 @CALLS
 async def test_after_a_reset_the_first_call_works(idle: Fleet, link: Proxy, pool: str, call: Call) -> None:
-    link.reset()
+    assert link.reset()
     await call(idle, pool)
 
 
@@ -66,7 +66,7 @@ async def test_after_a_reset_the_first_call_works(idle: Fleet, link: Proxy, pool
 async def test_after_a_reset_that_has_been_noticed_the_first_call_works(
     idle: Fleet, link: Proxy, pool: str, call: Call
 ) -> None:
-    link.reset()
+    assert link.reset()
     for _ in range(20):
         await asyncio.sleep(0)
     await call(idle, pool)
@@ -76,7 +76,7 @@ async def test_after_a_reset_that_has_been_noticed_the_first_call_works(
 async def test_on_a_connection_that_a_firewall_forgot_the_first_call_works(
     idle: Fleet, link: Proxy, pool: str, call: Call
 ) -> None:
-    link.strand()
+    assert link.strand()
     async with asyncio.timeout(PATIENCE_S):
         await call(idle, pool)
 
@@ -107,7 +107,7 @@ async def test_an_order_to_a_worker_gets_through_on_a_dead_connection(
     await start_worker()
     job = await idle.submit(chat(simulated={"tokens": 100_000, "step_delay_s": 0.05}), pool=pool)
     await until_running(idle, job)
-    link.reset()
+    assert link.reset()
     await idle.cancel(job)
     assert (await idle.wait(job, timeout_s=PATIENCE_S)).state is JobState.CANCELLED
 
@@ -116,7 +116,7 @@ async def test_an_order_to_a_worker_gets_through_on_a_dead_connection(
 async def test_a_silent_broker_is_noticed_by_missed_heartbeats(link: Proxy) -> None:
     async with open_amqp(link.url, timeout_s=10, name="silent") as connection:
         assert connection.transport is not None
-        link.strand()
+        assert link.strand()
         with pytest.raises(ConnectionError):
             await asyncio.wait_for(connection.transport.connection.closing, PATIENCE_S)
 

@@ -71,8 +71,9 @@ async def impatient(url: str) -> AsyncIterator[CommandPipeline]:
 
 async def test_a_connection_that_was_reset_while_idle(services: Services) -> None:
     async with Proxy(services.redis_url) as link, impatient(link.url) as pipeline:
+        await pipeline.execute("PING")
         for number in range(5):
-            link.reset()
+            assert link.reset()
             assert await pipeline.execute("ECHO", str(number)) == str(number).encode()
 
 
@@ -81,7 +82,7 @@ async def test_a_connection_that_an_operator_killed(services: Services, store: a
     async with impatient(services.redis_url) as pipeline:
         for number in range(5):
             ours: int = await pipeline.execute("CLIENT", "ID")
-            await store.execute_command("CLIENT", "KILL", "ID", ours)
+            assert await store.execute_command("CLIENT", "KILL", "ID", ours) == 1
             assert await pipeline.execute("ECHO", str(number)) == str(number).encode()
 
 
@@ -99,7 +100,7 @@ async def test_many_connections_in_a_row_that_die_at_once_are_an_error_soon(serv
     async with Proxy(services.redis_url) as link, impatient(link.url) as pipeline:
         await pipeline.execute("PING")
         link.hold(Direction.TO_CLIENT)
-        link.reset()
+        assert link.reset()
         with pytest.raises(ServiceUnreachableError, match="does not answer"):
             await asyncio.wait_for(pipeline.execute("PING"), PATIENCE_S)
 
@@ -114,7 +115,7 @@ async def test_a_client_and_its_waits_outlive_all_connections_being_killed(
         waiting = asyncio.create_task(fleet.wait(job))
         await fleet.get(job)
         for kind in ("normal", "normal"):
-            await store.execute_command("CLIENT", "KILL", "TYPE", kind, "SKIPME", "yes")
+            assert await store.execute_command("CLIENT", "KILL", "TYPE", kind, "SKIPME", "yes")
             assert (await fleet.get(job)).id == job.id
         await start_worker()
         assert (await asyncio.wait_for(waiting, PATIENCE_S)).text == answer_to(job)
@@ -126,14 +127,15 @@ async def test_a_session_that_was_deleted_although_the_answer_got_lost_is_said_t
     async with Proxy(services.redis_url) as link, connect(redis_url=link.url) as fleet:
         session = fleet.session(f"{pool}-s")
         await session.update_state({"a": 1}, version=0)
-        link.delay(Direction.TO_CLIENT, 0.2)
+        link.hold_answers_to(session.id.encode())
         deleting = asyncio.create_task(session.delete())
 
         async def is_gone() -> bool:
             return not await store.exists(f"inferfleet:session:{{{session.id}}}")
 
         await eventually(is_gone)
-        link.reset()
+        await link.until_held(Direction.TO_CLIENT)
+        assert link.reset()
         link.heal()
         assert await asyncio.wait_for(deleting, PATIENCE_S) is True
         assert await session.delete() is False

@@ -130,6 +130,7 @@ async def test_a_worker_that_was_killed_is_followed_by_one_with_another_model(
     job = await fleet.submit(body, pool=pool)
     await until_tokens(fleet, job)
     first.signal(signal.SIGKILL)
+    assert await first.ended() == -signal.SIGKILL
     second = await start_worker_process("--model", "model-B", lease_s="1")
     result = await fleet.wait(job, timeout_s=PATIENCE_S)
     ready = await second.logged("ready")

@@ -142,7 +142,7 @@ async def test_a_turn_that_is_carried_goes_on_when_its_worker_ends(
     await crowd.end_the_first()
     await until_tokens(crowd.fleet, second, 3)
     ending.signal(end)
-    await ending.ended()
+    assert await ending.ended() == (-end if end is signal.SIGKILL else 0)
     await start_worker(**TWO_SLOTS | {"max_running": 8})
     results = await finished(crowd.fleet, second, third)
     assert {result.state for result in results} == {JobState.SUCCEEDED}

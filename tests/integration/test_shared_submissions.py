@@ -49,6 +49,7 @@ async def silent(services: Services) -> AsyncIterator[Proxy]:
     async with Proxy(services.amqp_url) as link:
         link.hold(Direction.TO_SERVICE)
         yield link
+        await link.until_held(Direction.TO_SERVICE)
 
 
 @pytest.fixture
@@ -269,9 +270,11 @@ async def test_a_job_that_the_broker_has_is_accepted_though_redis_goes_away_then
         broker.hold(Direction.TO_CLIENT)
         submitting = asyncio.create_task(cut_off.submit("hello", pool=pool, idempotency_key=pool))
         await eventually(lambda: _is_waiting(foreign))
+        await broker.until_held(Direction.TO_CLIENT)
         redis.hold(Direction.TO_SERVICE)
-        redis.reset()
+        assert redis.reset()
         broker.heal()
+        await redis.until_held(Direction.TO_SERVICE)
         job = await asyncio.wait_for(submitting, PATIENCE_S)
         redis.heal()
     assert (await fleet.submit("hello", pool=pool, idempotency_key=pool)).id == job.id

@@ -145,7 +145,8 @@ async def test_a_job_that_is_queued_twice_is_remembered_for_as_long_as_its_secon
             return await foreign.waiting() == 2
 
         await eventually(is_queued)
-        link.reset()
+        await link.until_held(Direction.TO_CLIENT)
+        assert link.reset()
         link.heal()
         twice = await submitting
         assert await foreign.waiting() == 3

@@ -248,7 +248,7 @@ class Gate(Proxy):
 
     def shut(self) -> None:
         self.is_shut = True
-        self.reset()
+        assert self.reset()
 
 
 @pytest.mark.parametrize("service", ["redis", "rabbitmq"])

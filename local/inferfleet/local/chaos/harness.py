@@ -6,6 +6,7 @@ Both the window tests and the soak stand on this. Nothing here injects a fault b
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -77,8 +78,14 @@ class Member:
         return self.process.id
 
     async def crash(self) -> None:
-        """End it as a power cut would: SIGKILL, and nothing that it sent is still on its way."""
-        await self.process.kill()
+        """End it as a power cut would: SIGKILL, and nothing that it sent is still on its way.
+
+        Raises:
+            RuntimeError: It had ended before.
+
+        """
+        if await self.process.kill() != -signal.SIGKILL:
+            raise RuntimeError(f"there was nothing to kill: {self.process.describe_end()}")
         self.link.reset()
         self.link.heal()
 
@@ -193,6 +200,13 @@ class Harness:
         """Count the messages that wait in the pool's queue: those that no worker holds."""
         queue = job_queue(self.pool)
         return (await self.depths(queue))[queue]
+
+    async def consumers(self) -> int:
+        """Count the workers whose connection to the broker is there, by what the broker says."""
+        async with open_amqp(self.services.amqp_url, timeout_s=PATIENCE_S, name="chaos") as connection:
+            channel = await connection.channel()
+            declared = await channel.declare_queue(job_queue(self.pool), passive=True)
+            return declared.declaration_result.consumer_count or 0
 
     async def depths(self, *queues: str) -> dict[str, int]:
         """Count the messages that wait in each of these queues. One that is not there has none."""

@@ -57,14 +57,23 @@ class ProducerProcess:
             await asyncio.sleep(POLL_INTERVAL_S)
         return code
 
-    async def crash(self) -> None:
-        """End it as a power cut would: SIGKILL, and nothing that it sent is still on its way."""
+    async def kill(self) -> int | None:
+        """Kill it at once. Returns its exit code, ``None`` if it never started."""
         if self._process is not None and self.poll() is None:
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             await self.wait()
+        return self.poll()
+
+    async def crash(self) -> int | None:
+        """End it as a power cut would: SIGKILL, and nothing that it sent is still on its way.
+
+        Returns its exit code, ``None`` if it never started.
+        """
+        code = await self.kill()
         self.link.reset()
         self.link.heal()
+        return code
 
     def log_tail(self) -> str:
         """The end of its log."""

@@ -19,6 +19,7 @@ from inferfleet.local.services.free_port import free_port
 
 HOST = "127.0.0.1"
 CHUNK_BYTES = 64 * 1024
+PATIENCE_S = 60.0
 
 
 class Direction(StrEnum):
@@ -40,11 +41,14 @@ class Proxy:
         self._target = (target.host or HOST, target.port or 0)
         self.url = str(target.with_host(HOST).with_port(self._port))
         self._open = {direction: asyncio.Event() for direction in Direction}
+        self._caught = {direction: asyncio.Event() for direction in Direction}
         self._delay_s = dict.fromkeys(Direction, 0.0)
         self._connections: dict[asyncio.Task[None], tuple[asyncio.StreamWriter, ...]] = {}
         self._awaited: bytes | None = None
         self._passing = asyncio.Event()
         """What connections are given that come now. Cleared for those that are stranded."""
+        self.accepted = 0
+        """How many connections clients have made."""
         self._stack = AsyncExitStack()
         self._passing.set()
         self.heal()
@@ -62,7 +66,21 @@ class Proxy:
     def hold(self, *directions: Direction) -> None:
         """Let nothing pass in these directions."""
         for direction in directions:
-            self._open[direction].clear()
+            if self._open[direction].is_set():
+                self._open[direction].clear()
+                self._caught[direction].clear()
+
+    async def until_held(self, direction: Direction) -> None:
+        """Wait until bytes were held back in this direction: from then on the cut is felt.
+
+        Raises:
+            RuntimeError: Nothing is to be held in this direction.
+            TimeoutError: Nothing came that could be held.
+
+        """
+        if self._open[direction].is_set() and self._awaited is None:
+            raise RuntimeError(f"nothing holds what goes {direction}")
+        await asyncio.wait_for(self._caught[direction].wait(), PATIENCE_S)
 
     def hold_answers_to(self, request: bytes) -> None:
         """Let nothing pass to the client any more, once it has sent these bytes."""
@@ -79,26 +97,37 @@ class Proxy:
             self._open[direction].set()
             self._delay_s[direction] = 0.0
 
-    def strand(self) -> None:
+    @property
+    def connections(self) -> int:
+        """How many connections there are."""
+        return len(self._connections)
+
+    def strand(self) -> int:
         """Let nothing pass on the connections that there are, and tell nobody. New ones work.
 
-        As when a firewall on the way has forgotten them.
+        As when a firewall on the way has forgotten them. Returns how many there are.
         """
         self._passing.clear()
         self._passing = asyncio.Event()
         self._passing.set()
+        return self.connections
 
-    def reset(self) -> None:
-        """Break all connections and drop what was held, as when the machine at one end loses power."""
+    def reset(self) -> int:
+        """Break all connections and drop what was held, as when the machine at one end loses power.
+
+        Returns how many it broke.
+        """
         for writers in self._connections.values():
             for writer in writers:
                 writer.transport.abort()
         for task in self._connections:
             task.cancel()
+        return self.connections
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - asyncio runs this as a task
+        self.accepted += 1
         self._connections[task] = (writer,)
         passing = self._passing
         try:
@@ -123,6 +152,8 @@ class Proxy:
     ) -> None:
         try:
             while data := await reader.read(CHUNK_BYTES):
+                if not self._open[direction].is_set():
+                    self._caught[direction].set()
                 await self._pass(direction, passing)
                 if direction is Direction.TO_SERVICE and self._awaited is not None and self._awaited in data:
                     self.hold(Direction.TO_CLIENT)
