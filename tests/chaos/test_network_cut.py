@@ -25,6 +25,7 @@ async def test_a_worker_cut_off_from_redis_keeps_what_it_generates(
 
     # When one direction to Redis is cut for longer than its leases and its patience with a connection last
     cut_off.link.store.hold(direction)
+    await cut_off.link.store.until_held(direction)
     await harness.until(partial(_leases_have_run_out, harness, cut_off, jobs), what="its leases run out")
     await harness.until(_tries_again(cut_off.link.store), what="it gives the connection up")
     cut_off.link.store.heal()
@@ -47,6 +48,7 @@ async def test_a_worker_cut_off_from_the_broker_finishes_what_it_runs(
 
     # When one direction to the broker is cut until both sides have given the connection up
     cut_off.link.broker.hold(direction)
+    await cut_off.link.broker.until_held(direction)
     await harness.until(_tries_again(cut_off.link.broker), what="the worker gives the connection up")
     await harness.until(partial(_has_one_worker, harness), what="so does the broker")
     cut_off.link.broker.heal()

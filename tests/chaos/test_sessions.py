@@ -69,6 +69,7 @@ async def workers_that_are_killed(harness: Harness) -> AsyncIterator[list[int]]:
     killing = asyncio.create_task(kill_now_and_then())
     try:
         yield victims
+        assert len(victims) >= 2
     finally:
         killing.cancel()
         await asyncio.gather(killing, return_exceptions=True)
@@ -94,7 +95,6 @@ async def test_conversations_stay_exact_while_workers_are_killed(
 
     # Then all have succeeded, once, and every history is its turns in order
     print(f"{len(jobs)} turns, {len(victims)} kills")  # noqa: T201 - what a soak has done
-    assert len(victims) >= 2
     assert {result.state for result in results} == {JobState.SUCCEEDED}
     for number in range(SESSIONS):
         session = fleets[0].session(_session_id(harness, number))

@@ -36,6 +36,7 @@ async def test_a_robust_connection_consumes(contract_services: Services, name: s
         await queue.consume(inbox)
         await channel.default_exchange.publish(aio_pika.Message(b"x"), name, mandatory=True)
         (message,) = await inbox.wait_for(1)
+        assert message.body == b"x"
         await message.ack()
 
 

@@ -11,6 +11,7 @@ from tests.contract.conftest import PATIENCE_S
 
 from inferfleet.local.services import Services
 from inferfleet.wire.redis import scripts
+from inferfleet.wire.redis.eviction import refuse_eviction
 
 CLAIM = """
 local attempt = redis.call('HINCRBY', KEYS[1], 'attempt', 1)
@@ -46,6 +47,13 @@ async def test_a_script_gives_its_keys_a_time_to_live(store: aioredis.Redis) -> 
     await store.eval(CLAIM, 2, RECORD, JOURNAL, "w")
     assert 0 < await store.ttl(RECORD) <= 60
     assert 0 < await store.ttl(JOURNAL) <= 60
+
+
+async def test_it_says_that_it_evicts_no_keys(
+    store: aioredis.Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    await refuse_eviction(store, allowed=False)
+    assert not caplog.records
 
 
 async def test_an_unknown_script_is_reported_as_such_and_can_be_loaded(store: aioredis.Redis) -> None:

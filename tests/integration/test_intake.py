@@ -120,6 +120,8 @@ async def test_a_session_ends_when_its_queue_is_deleted(
     session: Session, desk: Desk, foreign: ForeignClient
 ) -> None:
     await session.hold(3)
+    ending = asyncio.create_task(session.wait_closed())
     await desk.until_taken(3)
+    assert not ending.done()
     await foreign.channel.queue_delete(f"inferfleet.jobs.{foreign.pool}")
-    await asyncio.wait_for(session.wait_closed(), PATIENCE_S)
+    await asyncio.wait_for(ending, PATIENCE_S)

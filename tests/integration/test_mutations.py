@@ -23,7 +23,7 @@ async def test_that_would_pass_without_its_fault(services):
 def run_without(fault: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
     options = ["--services", "embedded", "--tb=no", "-q", "-p", "no:cacheprovider", "-c", "pyproject.toml"]
     # A test that fails may leave something open.
-    options += ["-W", "default"]
+    options += ["-W", "default", "-p", "no:hypothesispytest"]
     return subprocess.run(
         [sys.executable, "-m", "pytest", "--without", fault, *options, *map(str, arguments)],
         cwd=ROOT,

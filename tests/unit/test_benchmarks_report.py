@@ -2,35 +2,17 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
-
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-
-
-@pytest.fixture(autouse=True)
-def benchmarks_importable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    before = set(sys.modules)
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    yield
-    for name in set(sys.modules) - before:
-        if str(BENCHMARKS) in (getattr(sys.modules[name], "__file__", None) or ""):
-            del sys.modules[name]
+from report import medians, ratio_to_ours
+from statistic import spread
 
 
 def test_a_ratio_above_one_means_that_ours_is_better_whatever_the_unit() -> None:
-    from report import ratio_to_ours
-
     assert ratio_to_ours("drain, jobs/s", 3000, 1000) == 3
     assert ratio_to_ours("round trip, 1 outstanding, p50 ms", 1, 3) == 3
 
 
 def test_the_best_comes_first_and_a_figure_that_one_does_not_have_leaves_it_out() -> None:
-    from report import medians
-
     figures = {
         "inferfleet": [{"drain, jobs/s": 5.0, "first streamed token, p50 ms": 3.0}],
         "peer": [{"drain, jobs/s": 7.0}, {"drain, jobs/s": 9.0}, {"drain, jobs/s": 8.0}],
@@ -40,7 +22,5 @@ def test_the_best_comes_first_and_a_figure_that_one_does_not_have_leaves_it_out(
 
 
 def test_the_spread_is_the_largest_distance_from_the_median() -> None:
-    from statistic import spread
-
     assert spread([90, 100, 130]) == pytest.approx(0.3)
     assert spread([5.0]) == 0

@@ -145,13 +145,6 @@ async def test_the_first_reason_counts() -> None:
     assert run.stop_switch.reason is Interruption.CANCELLED
 
 
-async def test_an_interruption_after_the_block_has_ended_comes_too_late() -> None:
-    run = make_run()
-    async with run.stop_switch.armed(run.job.timeout_s):
-        pass
-    run.interrupt(Interruption.CANCELLED)
-
-
 @pytest.mark.parametrize("reason", [Interruption.CANCELLED, Interruption.INTERRUPTED])
 async def test_an_order_that_comes_before_the_pause_does_not_get_lost(reason: Interruption) -> None:
     run = make_run()

@@ -1,4 +1,4 @@
-"""What the packages for producers and workers offer: few names, sorted, and cheap to import."""
+"""What the packages for users offer: few names, sorted, and cheap to import."""
 
 from __future__ import annotations
 
@@ -9,9 +9,23 @@ from types import ModuleType
 import pytest
 
 import inferfleet.producer as producer
+import inferfleet.schemas as schemas
 import inferfleet.worker as worker
 
 NAMES = {
+    schemas: [
+        "Endpoint",
+        "Failure",
+        "FailureCode",
+        "Job",
+        "JobRecord",
+        "JobState",
+        "JournalEntry",
+        "Priority",
+        "Result",
+        "Timings",
+        "Usage",
+    ],
     producer: ["Fleet", "JobOptions", "JournalLine", "Session", "SyncFleet"],
     worker: [
         "Completion",
@@ -42,6 +56,12 @@ def test_the_public_names_are_these(package: ModuleType) -> None:
     for name in package.__all__:
         assert hasattr(package, name)
     assert package.__doc__
+
+
+def test_the_contract_loads_no_network_library() -> None:
+    modules = ("documents", "request", "settings")
+    loaded = loaded_by("import " + ", ".join(f"inferfleet.schemas.{module}" for module in modules))
+    assert not {"aio_pika", "redis", "aiohttp"} & loaded
 
 
 def test_a_client_loads_nothing_of_the_worker() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 
 import pytest
@@ -11,28 +12,45 @@ from inferfleet.schemas import names
 JOB = "01890a5d-ac96-774b-bcce-b302099a8057"
 
 
-@pytest.mark.parametrize(
-    ("name", "spelt"),
-    [
-        (names.JOBS_EXCHANGE, "inferfleet.jobs"),
-        (names.DEAD_EXCHANGE, "inferfleet.dead"),
-        (names.CONTROL_EXCHANGE, "inferfleet.control"),
-        (names.JOB_MESSAGE_TYPE, "inferfleet.job.v1"),
-        (names.job_queue("chat"), "inferfleet.jobs.chat"),
-        (names.dead_queue("chat"), "inferfleet.dead.chat"),
-        (names.control_queue("w1"), "inferfleet.control.w1"),
-        (names.job_key(JOB), f"inferfleet:job:{{{JOB}}}"),
-        (names.journal_key(JOB), f"inferfleet:job:{{{JOB}}}:journal"),
-        (names.result_key(JOB), f"inferfleet:job:{{{JOB}}}:result"),
-        (names.reply_key("c1"), "inferfleet:reply:{c1}"),
-        (names.session_key("s1"), "inferfleet:session:{s1}"),
-        (names.lane_key("s1"), "inferfleet:session:{s1}:lane"),
-        (names.idempotency_key("acme", "k1"), "inferfleet:idempotency:{acme:k1}"),
-        (names.worker_key("w1"), "inferfleet:worker:w1"),
-    ],
-)
+SPELT = [
+    (names.JOBS_EXCHANGE, "inferfleet.jobs"),
+    (names.DEAD_EXCHANGE, "inferfleet.dead"),
+    (names.CONTROL_EXCHANGE, "inferfleet.control"),
+    (names.JOB_MESSAGE_TYPE, "inferfleet.job.v1"),
+    (names.job_queue("chat"), "inferfleet.jobs.chat"),
+    (names.dead_queue("chat"), "inferfleet.dead.chat"),
+    (names.control_queue("w1"), "inferfleet.control.w1"),
+    (names.job_key(JOB), f"inferfleet:job:{{{JOB}}}"),
+    (names.journal_key(JOB), f"inferfleet:job:{{{JOB}}}:journal"),
+    (names.result_key(JOB), f"inferfleet:job:{{{JOB}}}:result"),
+    (names.reply_key("c1"), "inferfleet:reply:{c1}"),
+    (names.session_key("s1"), "inferfleet:session:{s1}"),
+    (names.lane_key("s1"), "inferfleet:session:{s1}:lane"),
+    (names.payloads_key("s1"), "inferfleet:session:{s1}:payloads"),
+    (names.turns_key("s1"), "inferfleet:session:{s1}:turns"),
+    (names.state_key("s1"), "inferfleet:session:{s1}:state"),
+    (names.left_key("s1"), "inferfleet:session:{s1}:left"),
+    (names.session_call_key("s1", "t1"), "inferfleet:session:{s1}:call:t1"),
+    (names.pool_key("chat"), "inferfleet:pool:{chat}"),
+    (names.waiting_turns_key("chat"), "inferfleet:pool:{chat}:waiting_turns"),
+    (names.WORKERS_KEY, "inferfleet:workers"),
+    (names.idempotency_key("acme", "k1"), "inferfleet:idempotency:{acme:k1}"),
+    (names.worker_key("w1"), "inferfleet:worker:w1"),
+]
+
+
+@pytest.mark.parametrize(("name", "spelt"), SPELT)
 def test_a_name_is_spelt_as_the_contract_has_it(name: str, spelt: str) -> None:
     assert name == spelt
+
+
+def test_every_queue_exchange_and_key_is_spelt_here() -> None:
+    functions = inspect.getmembers(names, inspect.isfunction)
+    made = {function(*"xy"[: len(inspect.signature(function).parameters)]) for _, function in functions}
+    constants = {
+        value for name, value in vars(names).items() if name.isupper() and str(value).startswith("inferfleet")
+    }
+    assert len(SPELT) == len(made | constants)
 
 
 def test_all_keys_of_one_job_share_a_hash_tag_so_that_one_script_may_touch_them() -> None:
@@ -41,5 +59,13 @@ def test_all_keys_of_one_job_share_a_hash_tag_so_that_one_script_may_touch_them(
 
 
 def test_all_keys_of_one_session_share_a_hash_tag() -> None:
-    keys = [names.session_key("s1"), names.lane_key("s1")]
+    keys = [
+        names.session_key("s1"),
+        names.lane_key("s1"),
+        names.payloads_key("s1"),
+        names.turns_key("s1"),
+        names.state_key("s1"),
+        names.left_key("s1"),
+        names.session_call_key("s1", "t1"),
+    ]
     assert {tag for key in keys for tag in re.findall(r"\{(.*?)\}", key)} == {"s1"}
