@@ -51,6 +51,7 @@ check: venv ## Lint, formatting, types, import contracts, dependencies, spelling
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/mypy $(PACKAGES:%=-p inferfleet.%)
+	@$(VENV)/bin/mypy tests benchmarks examples
 	@$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
 	@$(VENV)/bin/lint-imports
 	@$(VENV)/bin/deptry $(PACKAGES)

@@ -13,13 +13,14 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 from uuid import uuid4
 
 from inferfleet.local.services import Services, ServicesChoice, running_services
 from inferfleet.local.services.amqp_handshake import amqp_version
 from inferfleet.local.services.free_port import free_port
 from inferfleet.local.services.launcher import source_of
+from inferfleet.local.services.rabbitmq_process import RabbitMQProcess
 from inferfleet.local.services.reaper import Reaper
 from inferfleet.local.services.redis_process import RedisProcess, redis_binary
 from inferfleet.schemas.settings import QueueType
@@ -185,6 +186,7 @@ class Servers:
             amqp_url=broker.url,
             redis_url=store.url,
             description=f"RabbitMQ {broker.version} in a container, native Redis {store.version}",
-            broker=broker,
+            # What a test does with it is what a container can do, too.
+            broker=cast("RabbitMQProcess", broker),
             store=store,
         )

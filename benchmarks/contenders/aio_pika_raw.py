@@ -5,6 +5,7 @@ was under way, both to Redis and as acks. A caller that waits gets its answer th
 reply-to. Neither has a record, a fence, a journal, retries or a way to reconnect.
 """
 
+from typing import Any
 import asyncio
 import os
 import sys
@@ -129,7 +130,7 @@ async def main(role: str) -> None:
     connection = await aio_pika.connect(os.environ["BENCH_AMQP_URL"])
     channel = await connection.channel(publisher_confirms=role == "client")
     await channel.set_qos(PREFETCH)
-    arguments = {"x-max-priority": 10} if PRIORITIES else None
+    arguments: Any = {"x-max-priority": 10} if PRIORITIES else None
     queue = await channel.declare_queue(QUEUE, durable=True, arguments=arguments)
     if role == "client":
         client = Client(channel)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from functools import partial
+from typing import Any
 
 import pytest
 from tests.chaos.conftest import WAIT_S, attempts, prompt, require_whole
@@ -65,7 +66,7 @@ async def test_a_worker_cut_off_from_the_broker_finishes_what_it_runs(
 
 
 async def _leases_have_run_out(harness: Harness, worker: Member, jobs: list[Job]) -> bool:
-    records = [await harness.redis.hgetall(job_key(job.id)) for job in jobs]
+    records: list[Any] = [await harness.redis.hgetall(job_key(job.id)) for job in jobs]
     seconds, _ = await harness.redis.time()
     own = [record for record in records if record[b"worker"].decode() == worker.id]
     assert own

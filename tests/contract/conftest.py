@@ -79,7 +79,7 @@ async def queue(channel: AbstractChannel, name: str, arguments: dict[str, Any]) 
 @pytest.fixture
 async def priority_queue(channel: AbstractChannel, name: str) -> AbstractQueue:
     """A classic queue with priorities, in every cell of the matrix."""
-    arguments = {"x-queue-type": "classic", "x-max-priority": 10}
+    arguments: dict[str, Any] = {"x-queue-type": "classic", "x-max-priority": 10}
     return await channel.declare_queue(f"{name}.classic", durable=True, arguments=arguments)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import aio_pika
 import pytest
@@ -39,12 +40,13 @@ async def test_a_queue_can_be_declared_again_with_the_same_arguments_only(
 ) -> None:
     async with connection.channel() as same:
         await same.declare_queue(priority_queue.name, durable=True, arguments={"x-max-priority": 10})
-    for durable, arguments in (
+    others: tuple[tuple[bool, dict[str, Any] | None], ...] = (
         (True, {"x-max-priority": 5}),
         (True, {"x-max-priority": 10, "x-max-length": 100}),
         (True, None),
         (False, {"x-max-priority": 10}),
-    ):
+    )
+    for durable, arguments in others:
         async with connection.channel() as other:
             with pytest.raises(ChannelPreconditionFailed, match="inequivalent arg"):
                 await other.declare_queue(priority_queue.name, durable=durable, arguments=arguments)

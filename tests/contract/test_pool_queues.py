@@ -67,7 +67,7 @@ async def test_a_job_is_kept_however_many_workers_die_with_it(
     await publish(channel, jobs, "job")
     for _ in range(RETURNS):
         async with open_amqp(contract_services.amqp_url, timeout_s=10, name="doomed") as doomed:
-            taken = asyncio.get_running_loop().create_future()
+            taken: Any = asyncio.get_running_loop().create_future()
             queue = await (await doomed.channel()).get_queue(jobs.name)
             await queue.consume(taken.set_result)
             await asyncio.wait_for(taken, PATIENCE_S)

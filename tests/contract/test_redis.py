@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 import redis.asyncio as aioredis
@@ -33,7 +34,8 @@ async def test_a_script_runs_as_one_step_for_many_clients(
     for client in clients:
         await client.aclose()
     assert sorted(attempt for attempt, _ in answers) == list(range(1, 41))
-    entries = [fields[b"entry"].split(b":")[1] for _, fields in await store.xrange(JOURNAL)]
+    journal: Any = await store.xrange(JOURNAL)
+    entries = [fields[b"entry"].split(b":")[1] for _, fields in journal]
     assert entries == [b"%d" % attempt for attempt in range(1, 41)]
 
 
@@ -95,8 +97,9 @@ async def test_a_blocked_read_of_many_streams_wakes_when_one_grows(
     contract_services: Services, store: aioredis.Redis
 ) -> None:
     reader = aioredis.Redis.from_url(contract_services.redis_url)
-    streams = {f"stream:{i}": "0" for i in range(50)}
-    reading = asyncio.create_task(reader.xread(streams, block=int(PATIENCE_S * 1000)))
+    streams: dict[Any, Any] = {f"stream:{i}": "0" for i in range(50)}
+    read: Any = reader.xread(streams, block=int(PATIENCE_S * 1000))
+    reading = asyncio.create_task(read)
     await _until_blocked(reading)
     await store.xadd("stream:7", {"entry": "{}"})
     ((stream, entries),) = dict(await reading).items()
@@ -108,7 +111,8 @@ async def test_a_read_from_the_last_id_misses_nothing(store: aioredis.Redis) -> 
     first = await store.xadd("journal", {"entry": "1"})
     await store.xadd("journal", {"entry": "2"})
     await store.xadd("journal", {"entry": "3"})
-    ((_, entries),) = dict(await store.xread({"journal": first}, block=1000)).items()
+    answer: Any = await store.xread({"journal": first}, block=1000)
+    ((_, entries),) = dict(answer).items()
     assert [fields[b"entry"] for _, fields in entries] == [b"2", b"3"]
 
 
@@ -119,7 +123,8 @@ async def test_a_blocked_read_gives_up_after_its_time(store: aioredis.Redis) -> 
 async def test_a_trimmed_stream_keeps_its_latest_entries(store: aioredis.Redis) -> None:
     for number in range(10):
         await store.xadd("replies", {"n": number}, maxlen=3, approximate=False)
-    assert [fields[b"n"] for _, fields in await store.xrange("replies")] == [b"7", b"8", b"9"]
+    replies: Any = await store.xrange("replies")
+    assert [fields[b"n"] for _, fields in replies] == [b"7", b"8", b"9"]
 
 
 async def test_a_sorted_set_forgets_what_is_too_old(store: aioredis.Redis) -> None:

@@ -95,7 +95,8 @@ class Conversation:
 
     async def record(self, job: Job, state: str, **fields: Any) -> None:
         """Have the job's record say this, as its own scripts would."""
-        await self._store.hset(job_key(job.id), mapping={"state": state, "attempt": 0, **fields})
+        values: dict[Any, Any] = {"state": state, "attempt": 0, **fields}
+        await self._store.hset(job_key(job.id), mapping=values)
 
     async def enter(self, job: Job, **more: Any) -> Entered:
         await self.record(job, "queued")
@@ -553,7 +554,8 @@ async def test_who_gives_up_before_its_turn_waits_takes_no_place_for_long(
     await talk.enter(owner)
     await talk.enter(waiting)
     await talk.counted(abandoned)
-    lives = dict(await store.zrange(waiting_turns_key(pool), 0, -1, withscores=True))
+    scores: Any = await store.zrange(waiting_turns_key(pool), 0, -1, withscores=True)
+    lives = dict(scores)
     assert lives[abandoned.id.encode()] + (BUSY_TTL_S - 2 * ENTERING_S) * 1000 < lives[waiting.id.encode()]
     assert (await talk.enter(turn(pool=pool))).entry is Entry.FULL
 
@@ -907,7 +909,7 @@ async def test_turns_that_run_and_wait_go_on_in_the_session_that_was_emptied(
 
 async def test_a_session_is_made_once_from_its_turns(talk: Conversation) -> None:
     turns = tuple(turn_of(turn(), content=str(number)) for number in range(2500))
-    made = {"state": {"a": [1]}, "idle_ttl_s": 60, "max_history_tokens": 7}
+    made: dict[str, Any] = {"state": {"a": [1]}, "idle_ttl_s": 60, "max_history_tokens": 7}
     assert await talk.sessions.create(SESSION, turns, **made)
     assert not await talk.sessions.create(SESSION, turns, **made)
     assert await talk.sessions.turns(SESSION) == turns

@@ -11,6 +11,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -177,7 +178,7 @@ def start_worker(worker: str, containers: Services) -> Iterator[Callable[..., st
 
 @pytest.fixture
 async def fleet(containers: Services) -> AsyncIterator[Fleet]:
-    urls = {"amqp_url": containers.amqp_url, "redis_url": containers.redis_url}
+    urls: dict[str, Any] = {"amqp_url": containers.amqp_url, "redis_url": containers.redis_url}
     async with Fleet.connect(ProducerSettings(**urls)) as fleet:
         yield fleet
 

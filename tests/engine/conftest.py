@@ -109,8 +109,8 @@ def a_generation() -> Callable[..., Generation]:
             "queries": Endpoint.SCORE,
         }
         endpoint = next((each for field, each in tellers.items() if field in body), Endpoint.COMPLETIONS)
-        defaults = {"id": str(uuid.uuid4()), "endpoint": endpoint, "body": body, "priority": 4}
-        return Generation(**defaults | fields)
+        defaults: dict[str, Any] = {"id": str(uuid.uuid4()), "endpoint": endpoint, "body": body}
+        return Generation(**{"priority": 4, **defaults, **fields})
 
     return a_generation
 

@@ -1145,14 +1145,13 @@ MODELS: Final = {
 """What a model does that answers an endpoint, if a shape does not say otherwise."""
 
 
+LISTS: Final[list[Any]] = [[], [1], ["x"], [None], ["1"], [1.0], [-1], [True], [[1]], [{}]]
+OBJECTS: Final[list[Any]] = [{}, {"x": 1}, {"1": 1}, {"x": "y"}, {"1": "x"}, {"x": {}}, {"x": None}]
 VALUES: Final[dict[str, Any]] = {
     **{repr(value): value for value in (None, True, False, 0, 1, -1, -2, 2, 21, 1.0, 0.5, 2**63)},
     **{repr(value): value for value in ("1", "0", "-1", "1.0", "0.5", "x", "", "true", "no", "nan", " 1 ")},
-    **{repr(value): value for value in ([], [1], ["x"], [None], ["1"], [1.0], [-1], [True], [[1]], [{}])},
-    **{
-        repr(value): value
-        for value in ({}, {"x": 1}, {"1": 1}, {"x": "y"}, {"1": "x"}, {"x": {}}, {"x": None})
-    },
+    **{repr(value): value for value in LISTS},
+    **{repr(value): value for value in OBJECTS},
 }
 
 

@@ -146,9 +146,10 @@ def comparable_response(response: dict[str, Any]) -> dict[str, Any]:
 
 
 def _untie(prompt_logprobs: list[Any] | None) -> None:
-    for position, entry in enumerate(prompt_logprobs or ()):
+    known = prompt_logprobs or []
+    for position, entry in enumerate(known):
         if entry:
-            prompt_logprobs[position] = _distinct(top["logprob"] for top in entry.values())
+            known[position] = _distinct(top["logprob"] for top in entry.values())
 
 
 def _distinct(logprobs: Iterable[float]) -> list[float]:

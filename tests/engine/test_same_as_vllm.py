@@ -143,7 +143,7 @@ async def theirs(tiny_model, tiny_reranker, tmp_path_factory) -> AsyncIterator[a
 async def ours(theirs, engine, make_engine, tiny_reranker) -> Tellings:
     """What a fleet tells: a real queue, and a worker for each kind of engine."""
     with running_services(ServicesChoice.EMBEDDED) as services:
-        urls = {"amqp_url": services.amqp_url, "redis_url": services.redis_url}
+        urls: dict[str, Any] = {"amqp_url": services.amqp_url, "redis_url": services.redis_url}
         async with (
             make_engine(runner="pooling", convert="embed") as embedder,
             make_engine(model=tiny_reranker) as reranker,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -34,7 +35,7 @@ TEXTS = (
 async def fleet(tiny_model):
     """Two workers with an engine each, in pools of their own, so that a turn can choose its worker."""
     with running_services(ServicesChoice.EMBEDDED) as services:
-        urls = {"amqp_url": services.amqp_url, "redis_url": services.redis_url}
+        urls: dict[str, Any] = {"amqp_url": services.amqp_url, "redis_url": services.redis_url}
         workers = []
         for pool in (HERE, THERE):
             settings = WorkerSettings(

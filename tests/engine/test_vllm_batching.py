@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -108,11 +109,14 @@ async def test_of_those_that_wait_the_most_urgent_goes_first(engine, fill, ask):
         await ask({"prompt": "x", "max_tokens": 1}, priority=priority)
         order.append(priority)
 
+    def is_waiting(place: int) -> bool:
+        return engine.stats().waiting == place
+
     async with fill() as running:
         line = []
         for place, priority in enumerate((1, 9, 4), start=1):
             line.append(asyncio.create_task(wait_in_line(priority)))
-            await until(lambda place=place: engine.stats().waiting == place)
+            await until(partial(is_waiting, place))
         await running[0].aclose()
         await asyncio.gather(*line)
 

@@ -63,4 +63,4 @@ async def test_ctrl_c_does_not_reach_the_engine_core(engine):
     cores = [child for child in multiprocessing.active_children() if child.name.startswith("EngineCore")]
 
     assert cores
-    assert all(os.getpgid(core.pid) != os.getpgid(0) for core in cores)
+    assert all(os.getpgid(core.pid or 0) != os.getpgid(0) for core in cores)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -37,7 +38,7 @@ async def test_an_answer_goes_on_where_a_killed_worker_left_it_and_reads_the_sam
     model = build_tiny_model(tmp_path / "model", max_model_len=MAX_MODEL_LEN)
     choice = ServicesChoice.EMBEDDED if obstacle() else ServicesChoice.NATIVE
     with running_services(choice) as services:
-        urls = {"amqp_url": services.amqp_url, "redis_url": services.redis_url}
+        urls: dict[str, Any] = {"amqp_url": services.amqp_url, "redis_url": services.redis_url}
         settings = WorkerSettings(
             **urls,
             pool=pool,

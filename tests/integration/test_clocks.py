@@ -177,7 +177,11 @@ async def test_a_message_that_does_not_say_when_it_was_submitted_was_so_in_redis
     await foreign.publish(
         json.dumps({"id": job_id, "pool": pool, "body": chat()}).encode(), message_id=job_id
     )
-    await eventually(lambda: store.exists(job_key(job_id)))
+
+    async def exists() -> bool:
+        return bool(await store.exists(job_key(job_id)))
+
+    await eventually(exists)
     await fleet.wait(job_id, timeout_s=PATIENCE_S)
     record = await fleet.get(job_id)
     assert_in_order([record.submitted_at, record.started_at], now=await time_of(store))
@@ -215,8 +219,8 @@ async def test_the_turns_of_a_session_are_timed_by_redis(
     assert record is not None
     assert_in_order([record.created_at, record.updated_at], now=now)
     assert_in_order([turn.at for turn in await session.turns()], now=now)
-    since = await store.hget(session_key(session.id), "owner_since")  # type: ignore[misc]
-    assert_in_order([datetime.fromtimestamp(int(since) / 1000, UTC)], now=now)
+    since = await store.hget(session_key(session.id), "owner_since")
+    assert_in_order([datetime.fromtimestamp(int(since or 0) / 1000, UTC)], now=now)
 
 
 async def test_two_clients_whose_clocks_differ_do_not_take_each_others_turns_for_dead(
@@ -226,7 +230,7 @@ async def test_two_clients_whose_clocks_differ_do_not_take_each_others_turns_for
     session = fleet.session(f"{pool}-s")
     first = await session.send("one", pool=pool)
     # As if its publisher had not come to publish it yet.
-    await store.hset(session_key(session.id), "published", 0)  # type: ignore[misc]
+    await store.hset(session_key(session.id), "published", 0)
     program = f"""
 {SKEW.format(hours=3)}
 import asyncio
@@ -246,6 +250,6 @@ asyncio.run(main())
     _, told = await asyncio.wait_for(process.communicate(), PATIENCE_S)
     assert b"unfinished turn" in told
     # It would have noted that it had published the other's turn.
-    assert await store.hget(session_key(session.id), "published") == b"0"  # type: ignore[misc]
+    assert await store.hget(session_key(session.id), "published") == b"0"
     await start_worker()
     assert (await fleet.wait(first, timeout_s=PATIENCE_S)).text == answer_to(first)

@@ -6,6 +6,7 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -143,8 +144,9 @@ async def test_a_session_that_was_deleted_although_the_answer_got_lost_is_said_t
 
 async def test_connections_are_tried_while_nothing_happens(services: Services) -> None:
     client = redis_client(services.redis_url)
-    async with PipelinedConnection.opened(client) as connection:
-        sock: socket.socket = connection._connection._writer.transport.get_extra_info("socket")  # type: ignore[attr-defined]
+    async with PipelinedConnection.opened(client) as line:
+        connection: Any = line._connection
+        sock: socket.socket = connection._writer.transport.get_extra_info("socket")
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) <= 30
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL) <= 10

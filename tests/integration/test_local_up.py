@@ -29,7 +29,7 @@ def clean_environment() -> dict[str, str]:
 def local_up(*options: str, environment: Mapping[str, str] = {}) -> Generator[subprocess.Popen[str]]:
     with subprocess.Popen(
         [sys.executable, "-m", "inferfleet.cli", "local", "up", *options],
-        env=clean_environment() | environment,
+        env={**clean_environment(), **environment},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

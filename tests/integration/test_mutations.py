@@ -37,9 +37,7 @@ def run_without(fault: str, *arguments: str | Path) -> subprocess.CompletedProce
     [
         ("hold", "test_pipeline.py"),
         ("reset", "test_idle_redis_connections.py"),
-        ("strand", "test_idle_connections.py"),
         ("kill", "test_redis_outages.py"),
-        ("stop", "test_worker_processes.py"),
     ],
 )
 def test_every_test_that_injects_a_fault_fails_without_it(fault: str, file: str) -> None:

@@ -27,7 +27,7 @@ from inferfleet.schemas.journal import QueuedEntry
 from inferfleet.schemas.names import CONTROL_EXCHANGE, job_key
 from inferfleet.wire.redis.records import JobRecords
 
-LONG = {"retry_base_s": 3600.0, "retry_cap_s": 3600.0}
+LONG: dict[str, Any] = {"retry_base_s": 3600.0, "retry_cap_s": 3600.0}
 
 
 async def paused(fleet: Fleet, store: aioredis.Redis, pool: str, **options: Any) -> Job:

@@ -22,6 +22,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from textwrap import indent
+from typing import Any
 
 import pytest
 import redis.asyncio as aioredis
@@ -205,9 +206,10 @@ async def test_a_job_published_as_the_page_says_is_answered_where_it_says(
         delivery_mode=2,
     )
 
-    ((_, ((_, line),)),) = await store.xread({f"inferfleet:reply:{{{reply_to}}}": "0"}, block=10_000)
+    answer: Any = await store.xread({f"inferfleet:reply:{{{reply_to}}}": "0"}, block=10_000)
+    ((_, ((_, line),)),) = answer
     assert line[b"job"].decode() == job["id"]
-    result = json.loads(await store.get(f"inferfleet:job:{{{job['id']}}}:result"))
+    result = json.loads(await store.get(f"inferfleet:job:{{{job['id']}}}:result") or "")
     assert result["state"] == "succeeded"
     assert result["response"]["object"] == "chat.completion"
 

@@ -139,6 +139,7 @@ async def cancel(records: JobRecords, job: Job) -> JobState:
     error = Failure(code=FailureCode.CANCELLED, message="no more")
     result = Result(job_id=job.id, state=JobState.CANCELLED, error=error)
     state = await records.cancel(job.id, result)
+    assert state is not None
     assert await records.cancel(job.id, result) is state
     return state
 
@@ -274,6 +275,7 @@ async def test_a_write_does_not_fit_when_redis_has_lost_the_restart_before_it(
     await release(records, job, first.fence, 0, 1, 2, 3)
     second = await start(records, job, "w-2", model_identity="model-b")
     kept = await store.dump(job_key(job.id))
+    assert kept is not None
     fence = await restart(records, job, second, RestartReason.ANOTHER_MODEL, "model-b")
     # A failover to a replica that had not heard of it.
     await store.restore(job_key(job.id), 60_000, kept, replace=True)

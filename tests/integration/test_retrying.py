@@ -71,7 +71,9 @@ async def test_a_pause_is_as_long_as_the_backoff_allows_and_no_longer(
     job = await fleet.submit(failing(), pool=pool, max_attempts=4)
     for failed in (1, 2, 3):
         worker = await start_worker(retry_base_s=60.0, retry_cap_s=200.0)
-        while len(written := await store.xrange(journal_key(job.id))) < 1 + 2 * failed:
+        written: Any = []
+        while len(written) < 1 + 2 * failed:
+            written = await store.xrange(journal_key(job.id))
             await asyncio.sleep(0.01)
         # Both are Redis' time, of the same script.
         failed_at_ms = int(written[-1][0].partition(b"-")[0])

@@ -14,10 +14,9 @@ from typing import Protocol
 from uuid import uuid4
 
 import pytest
-from click.testing import Result
 from tests.integration.conftest import PATIENCE_S, RunCommand, StartWorker, eventually
 from tests.integration.test_sessions import conversation, finished
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from inferfleet.cli.session import app
 from inferfleet.producer import Fleet
@@ -40,7 +39,7 @@ def at_prompt(environment: dict[str, str]) -> Prompt:
 
     async def run(*arguments: str, stdin: str = "") -> Result:
         runner = CliRunner(env=environment)
-        return await asyncio.to_thread(runner.invoke, app, arguments, input=stdin)
+        return await asyncio.to_thread(lambda: runner.invoke(app, arguments, input=stdin))
 
     return run
 

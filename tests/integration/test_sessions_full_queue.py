@@ -37,7 +37,7 @@ EXACT: dict[str, Any] = {"queue_max_length": LIMIT, "queue_type": "classic"}
 TWO_SLOTS: dict[str, Any] = {**EXACT, "max_running": 2, "look_ahead": 0, "lease_s": 1}
 
 FOR_LONG = slow_chat("long", tokens=2000, step_s=0.1)
-STEADY = {"simulated": {"tokens": 60, "step_delay_s": 0.05}}
+STEADY: dict[str, Any] = {"simulated": {"tokens": 60, "step_delay_s": 0.05}}
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, cast
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -70,7 +70,7 @@ class Snapshot:
 
     @classmethod
     async def of(cls, store: aioredis.Redis, keys: list[str]) -> Snapshot:
-        return cls(store, {key: cast("bytes | None", await store.dump(key)) for key in keys})
+        return cls(store, {key: await store.dump(key) for key in keys})
 
     async def come_back(self) -> None:
         async with self._store.pipeline() as together:
@@ -115,8 +115,8 @@ async def test_a_turn_that_is_in_the_history_cannot_be_cancelled_when_its_worker
     job = await session.send("first", body=STEADY, stream=True, pool=pool)
     await until_tokens(fleet, job, 3)
     snapshot = await Snapshot.of(store, keys_of_job(job))
-    owned = await store.hgetall(session_key(session.id))
-    payloads = await store.hgetall(payloads_key(session.id))
+    owned: dict[Any, Any] = await store.hgetall(session_key(session.id))
+    payloads: dict[Any, Any] = await store.hgetall(payloads_key(session.id))
     await finished(fleet, job)
     await until_idle(session)
     # Redis has the turn, and neither the end of its job nor that its lane has moved on.

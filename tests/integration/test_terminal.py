@@ -9,9 +9,9 @@ import os
 import pty
 import sys
 from asyncio.subprocess import DEVNULL
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from contextlib import AsyncExitStack
-from typing import Any, Protocol
+from typing import Protocol
 
 import pytest
 import redis.asyncio as aioredis
@@ -28,6 +28,7 @@ from tests.integration.conftest import (
 from inferfleet.local.demo.progress import Passage, Progress, UrgentStream
 from inferfleet.local.demo.view import LivePicture, picture
 from inferfleet.producer import Fleet
+from inferfleet.schemas.journal import TokenChunk
 from inferfleet.schemas.names import result_key
 from inferfleet.worker.engines.simulated import SimulatedEngine
 from inferfleet.worker.ports import Completion, Generation
@@ -87,7 +88,7 @@ def assert_shown(shown: str) -> None:
 class Parrot(SimulatedEngine):
     """Says what it was asked to say."""
 
-    async def generate(self, generation: Generation) -> AsyncIterator[Any]:  # type: ignore[override]
+    async def generate(self, generation: Generation) -> AsyncGenerator[TokenChunk | Completion]:
         async for event in super().generate(generation):
             if isinstance(event, Completion):
                 response = json.loads(json.dumps(event.response))

@@ -19,6 +19,10 @@ class Reader:
         self.ended = False
 
     @property
+    def unacked(self) -> int:
+        return len(self.entries)
+
+    @property
     def has_credit(self) -> bool:
         return self.credit > 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.engine.deliberate import DIFFERENT, ONLY_THE_WORKER_KNOWS
@@ -40,7 +41,7 @@ def test_all_that_only_a_worker_knows_is_told() -> None:
 
 
 @pytest.mark.parametrize("kind", [*DIFFERENT, *ONLY_THE_WORKER_KNOWS], ids=lambda kind: kind.what)
-def test_each_exception_has_a_request_that_shows_it(kind) -> None:
+def test_each_exception_has_a_request_that_shows_it(kind: Any) -> None:
     for pattern in kind.shapes:
         assert any(kind.covers(shape) for shape in all_shapes()), pattern
 

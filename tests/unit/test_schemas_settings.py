@@ -99,12 +99,12 @@ def test_a_time_that_a_service_or_a_timer_cannot_count_is_refused_before_it_come
     for name in times:
         for value in (10**16, float("inf"), float("nan")):
             with pytest.raises(ValidationError, match=name):
-                settings(**{name: value})
-        settings(**{name: LONGEST_S})
+                settings.model_validate({name: value})
+        settings.model_validate({name: LONGEST_S})
 
 
 def test_a_number_that_a_script_cannot_count_to_is_refused() -> None:
     for name in ("queue_max_length", "max_session_bytes", "max_body_bytes"):
         with pytest.raises(ValidationError, match=name):
-            ProducerSettings(**{name: MOST + 1})
-        ProducerSettings(**{name: MOST})
+            ProducerSettings.model_validate({name: MOST + 1})
+        ProducerSettings.model_validate({name: MOST})

@@ -98,7 +98,7 @@ async def all_that_calls_scripts(pipeline: CommandPipeline) -> AsyncIterator[Awa
     yield Replies(pipeline).tell("c", JOB.id, JobState.SUCCEEDED)
     yield idempotency.claim(pipeline, JOB, call="call", ttl_s=1)
     yield idempotency.forget(pipeline, idempotency.Claim(JOB, "key", "holder", accepted=False))
-    yield write_heartbeat(pipeline, Heartbeat.model_construct(worker_id="w"), ttl_s=1)
+    yield write_heartbeat(pipeline, cast("Any", Heartbeat).model_construct(worker_id="w"), ttl_s=1)
     yield WaitingTurns(pipeline, lane_ttl_s=1).count(JOB)
     yield sessions.enter(Payload(JOB, "c"))
     yield sessions.front(JOB)

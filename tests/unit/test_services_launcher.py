@@ -9,6 +9,7 @@ import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import aio_pika
 import pytest
@@ -72,7 +73,7 @@ def test_given_urls_are_taken_before_anything_else_and_shown_without_their_passw
         ({"redis_url": REDIS_URL}, "missing: INFERFLEET_AMQP_URL"),
     ],
 )
-def test_one_url_alone_is_an_error_that_names_the_other(urls: dict[str, str], missing: str) -> None:
+def test_one_url_alone_is_an_error_that_names_the_other(urls: dict[str, Any], missing: str) -> None:
     with pytest.raises(ConfigurationError, match=missing), running_services(**urls):
         pass
 
@@ -173,7 +174,8 @@ async def test_closed_embedded_services_leave_no_client_waiting() -> None:
     running = running_services(ServicesChoice.EMBEDDED)
     services = await running.__aenter__()
     store = redis.asyncio.Redis.from_url(services.redis_url, socket_timeout=None)
-    reading = asyncio.create_task(store.xread({"stream": "$"}, block=60_000))
+    blocked: Any = store.xread({"stream": "$"}, block=60_000)
+    reading = asyncio.create_task(blocked)
     await asyncio.sleep(0.1)
     async with asyncio.timeout(5):
         await running.__aexit__(None, None, None)
