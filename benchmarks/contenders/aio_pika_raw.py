@@ -5,11 +5,11 @@ was under way, both to Redis and as acks. A caller that waits gets its answer th
 reply-to. Neither has a record, a fence, a journal, retries or a way to reconnect.
 """
 
-from typing import Any
 import asyncio
 import os
 import sys
 import uuid
+from typing import Any
 
 import aio_pika
 import orjson
