@@ -16,8 +16,8 @@ from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager, suppress
 from typing import cast
 
-import docker  # type: ignore[import-untyped]  # it has no type information
-from docker.errors import DockerException, ImageNotFound, NotFound  # type: ignore[import-untyped]  # as above
+import docker
+from docker.errors import DockerException, ImageNotFound, NotFound
 from testcontainers.core.config import testcontainers_config
 from testcontainers.core.container import DockerContainer
 from testcontainers.core.docker_client import DockerClient
