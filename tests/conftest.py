@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
@@ -66,12 +67,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Let the tests of a file run in one process, and those of the contract suite by their kind of services.
+    """Let the tests of a file that share a fixture run in one process, and those of one kind of services.
 
-    Then services start once for each process, and for the contract suite once for each kind.
+    Then what they share starts once. All others run wherever there is time.
     """
     parameters = item.callspec.params if hasattr(item, "callspec") else {}
-    item.add_marker(pytest.mark.xdist_group(str(parameters.get("contract_services", item.path))))
+    group = str(item.path) if 'scope="module"' in item.path.read_text(encoding="utf-8") else item.nodeid
+    item.add_marker(pytest.mark.xdist_group(str(parameters.get("contract_services", group))))
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -151,6 +153,16 @@ def services(request: pytest.FixtureRequest, pytestconfig: pytest.Config) -> Ite
         print(running.announcement)  # noqa: T201 - pytest shows it with -s and when a test fails
         pytestconfig.stash[ANNOUNCEMENT] = running.announcement
         yield running
+
+
+@pytest.fixture(autouse=True)
+def leaks() -> Iterator[None]:
+    """Let a socket or task that a test leaves open be the error of that test, and not of a later one.
+
+    Only what is young is collected: all of it would take longer than most tests.
+    """
+    yield
+    gc.collect(1)
 
 
 Control = Callable[..., Awaitable[str]]
