@@ -22,13 +22,14 @@ async def test_a_worker_cut_off_from_redis_keeps_what_it_generates(
 ) -> None:
     # Given a worker in mid-answer, and another that could take over
     cut_off, _ = await harness.workers(2)
-    jobs = await _submit(harness, fleet, 6, tokens=300)
+    jobs = await _submit(harness, fleet, 6, tokens=500)
 
     # When one direction to Redis is cut for longer than its leases and its patience with a connection last
+    tries_again = _tries_again(cut_off.link.store)
     cut_off.link.store.hold(direction)
     await cut_off.link.store.until_held(direction)
     await harness.until(partial(_leases_have_run_out, harness, cut_off, jobs), what="its leases run out")
-    await harness.until(_tries_again(cut_off.link.store), what="it gives the connection up")
+    await harness.until(tries_again, what="it gives the connection up")
     cut_off.link.store.heal()
 
     # Then every job ends once and whole, and those on the worker were not started again
@@ -48,10 +49,11 @@ async def test_a_worker_cut_off_from_the_broker_finishes_what_it_runs(
     jobs = await _submit(harness, fleet, 6, tokens=500)
 
     # When one direction to the broker is cut until both sides have given the connection up
+    tries_again = _tries_again(cut_off.link.broker)
     cut_off.link.broker.hold(direction)
     await cut_off.link.broker.until_held(direction)
-    await harness.until(_tries_again(cut_off.link.broker), what="the worker gives the connection up")
-    await harness.until(partial(_has_one_worker, harness), what="so does the broker")
+    await harness.until(tries_again, what="the worker gives the connection up")
+    await harness.until(partial(_has_workers, harness, 1), what="so does the broker")
     cut_off.link.broker.heal()
 
     # Then every job ends once and whole, in the one attempt that it had
@@ -60,6 +62,7 @@ async def test_a_worker_cut_off_from_the_broker_finishes_what_it_runs(
         assert len(attempts(journal)) == 1
     await harness.until_empty()
     # And the worker takes jobs again.
+    await harness.until(partial(_has_workers, harness, 2), what="it is back")
     more = await _submit(harness, fleet, 16, tokens=20)
     results = await fleet.wait_many(more, timeout_s=WAIT_S)
     assert cut_off.id in {result.worker_id for result in results}
@@ -84,8 +87,8 @@ def _tries_again(link: Proxy) -> Callable[[], Awaitable[bool]]:
     return tries_again
 
 
-async def _has_one_worker(harness: Harness) -> bool:
-    return await harness.consumers() == 1
+async def _has_workers(harness: Harness, count: int) -> bool:
+    return await harness.consumers() == count
 
 
 async def _submit(harness: Harness, fleet: Fleet, count: int, *, tokens: int) -> list[Job]:

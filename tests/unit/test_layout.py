@@ -55,7 +55,8 @@ def test_every_root_is_a_layer_and_is_told_to_every_tool() -> None:
 
     assert sorted(ROOTS) == sorted(re.findall(r"inferfleet\.(\w+)", " ".join(layers)))
     assert tool["hatch"]["build"]["targets"]["wheel"]["packages"] == [f"{root}/inferfleet" for root in ROOTS]
-    assert tool["mypy"]["mypy_path"] == tool["pyright"]["include"] == tool["pyright"]["extraPaths"] == ROOTS
+    assert tool["mypy"]["mypy_path"] == [*ROOTS, "benchmarks"]
+    assert tool["pyright"]["include"] == tool["pyright"]["extraPaths"] == ROOTS
     assert tool["ruff"]["src"] == ROOTS
     assert tool["importlinter"]["root_packages"] == [f"inferfleet.{root}" for root in ROOTS]
     for page in ("Dockerfile", ".dockerignore", "deploy/docker/install-dependencies", "Makefile"):
