@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from tests.integration.conftest import PATIENCE_S, StartWorker, until_running
 
 from inferfleet.producer import Fleet
@@ -9,7 +11,11 @@ from inferfleet.schemas import Endpoint, FailureCode, JobState
 from inferfleet.schemas.journal import TokensEntry
 from inferfleet.worker.engines.simulated import expected_response
 
-WATER = {"query": "the water", "documents": ["a word of the sea", "call the people", "oil"], "top_n": 2}
+WATER: dict[str, Any] = {
+    "query": "the water",
+    "documents": ["a word of the sea", "call the people", "oil"],
+    "top_n": 2,
+}
 
 
 async def test_a_ranking_is_the_result_and_the_journal_has_its_end_alone(

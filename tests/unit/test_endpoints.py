@@ -23,7 +23,8 @@ each_endpoint = pytest.mark.parametrize(("endpoint", "spec"), ENDPOINTS.items())
 
 
 def make(work: Any, endpoint: str, **options: Any) -> Job:
-    return make_job(work, {"endpoint": endpoint, **options}, max_body_bytes=10_000)
+    chosen: Any = {"endpoint": endpoint, **options}
+    return make_job(work, chosen, max_body_bytes=10_000)
 
 
 def test_each_endpoint_has_an_entry_and_the_simulated_engine_answers_it() -> None:
