@@ -9,6 +9,7 @@ from vllm.v1.engine.exceptions import EngineDeadError as VllmEngineDeadError
 from vllm.v1.engine.exceptions import EngineGenerateError
 
 from inferfleet.schemas import FailureCode
+from inferfleet.schemas.endpoints import ENDPOINTS
 from inferfleet.worker.engines.vllm.errors import translate
 from inferfleet.worker.ports import EngineDeadError, GenerationError
 
@@ -77,3 +78,10 @@ def test_an_error_hides_what_was_said_and_names_roles_fields_and_limits(said, sh
 
     assert shown in str(translated)
     assert SECRET not in str(translated)
+
+
+@pytest.mark.parametrize("field", sorted({field for spec in ENDPOINTS.values() for field in spec.texts}))
+def test_an_error_hides_what_was_said_in_any_field_that_an_endpoint_has_for_it(field):
+    body = {field: [{"content": [{"type": "text", "text": SECRET}]}]}
+
+    assert SECRET not in str(translate(ValueError(f"cannot read '{SECRET}'"), body, max_model_len=1024))
