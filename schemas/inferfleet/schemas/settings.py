@@ -28,8 +28,8 @@ logger = logging.getLogger(__name__)
 
 PREFIX = "INFERFLEET_"
 
-_ELSEWHERE = frozenset({"management_url", "pools", "sample_interval_s", "vllm_worker_pid"})
-"""What other processes read: the exporter, the autoscaler, an engine core."""
+_ELSEWHERE = frozenset({"management_url", "pools", "sample_interval_s", "test_services", "vllm_worker_pid"})
+"""What other processes read: the exporter, the autoscaler, an engine core, pytest."""
 
 _OF_A_SERVICE = re.compile(
     r"_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)$"
