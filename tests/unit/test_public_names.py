@@ -10,6 +10,7 @@ import pytest
 
 import inferfleet.producer as producer
 import inferfleet.schemas as schemas
+import inferfleet.testing as testing
 import inferfleet.worker as worker
 
 NAMES = {
@@ -27,6 +28,7 @@ NAMES = {
         "Usage",
     ],
     producer: ["Fleet", "JobOptions", "JournalLine", "Session", "SyncFleet"],
+    testing: ["RunningWorker", "SyncRunningWorker", "SyncWorkers", "Workers"],
     worker: [
         "Completion",
         "Engine",
@@ -91,3 +93,13 @@ def test_the_namespace_has_no_init_of_its_own() -> None:
 
     assert inferfleet.__file__ is None
     assert len(list(inferfleet.__path__)) >= 1
+
+
+def test_the_pytest_plugin_loads_nothing_that_no_test_uses() -> None:
+    """pytest loads it in every project that has this package installed."""
+    loaded = loaded_by("import inferfleet.testing.plugin")
+    assert not {"pydantic", "redis", "aio_pika", "aiohttp", "docker", "fakeredis", "testcontainers"} & loaded
+    assert {name for name in loaded if name.startswith("inferfleet.")} == {
+        "inferfleet.testing",
+        "inferfleet.testing.plugin",
+    }
