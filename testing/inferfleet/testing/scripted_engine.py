@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final, Self, cast
 
 from inferfleet.schemas import Endpoint, FailureCode
+from inferfleet.schemas.endpoints import ENDPOINTS
 from inferfleet.schemas.errors import ConfigurationError
 from inferfleet.schemas.said import text_of
 from inferfleet.schemas.settings import WorkerSettings
@@ -30,8 +31,6 @@ from inferfleet.worker import (
     text_completion,
 )
 from inferfleet.worker.engines.simulated import SimulatedEngine
-
-_TEXT: Final = frozenset({Endpoint.CHAT, Endpoint.COMPLETIONS})
 
 _MOST_TOKENS: Final = 1 << 16
 """The tokens of one answer: a token's id is its rule's number times this, and its place."""
@@ -103,12 +102,12 @@ class ScriptedEngine:
 
     def resumable(self, generation: Generation) -> bool:
         """Say yes to a text."""
-        return generation.endpoint in _TEXT
+        return ENDPOINTS[generation.endpoint].generated is not None
 
     async def generate(self, generation: Generation) -> AsyncGenerator[TokenChunk | Completion]:
         """Answer one request; ``Engine.generate`` says what is guaranteed."""
         self._require_alive()
-        if generation.endpoint not in _TEXT:
+        if ENDPOINTS[generation.endpoint].generated is None:
             async with aclosing(self._others.generate(generation)) as events:
                 async for event in events:
                     yield event
