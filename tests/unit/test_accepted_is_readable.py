@@ -14,7 +14,7 @@ from uuid import UUID
 
 import orjson
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from inferfleet.producer import job_making
@@ -193,6 +193,7 @@ def test_a_chat_is_refused_or_read_back_equal(extra: Any, options: Any) -> None:
 
 @often
 @given(key=KEYS, value=VALUES)
+@example(key="user", value=Number.ONE)
 def test_a_body_is_refused_or_read_back_equal(key: Any, value: Any) -> None:
     made_or_refused({"messages": [{**HELLO[0], "name": value, key: value}], key: value}, {})
 

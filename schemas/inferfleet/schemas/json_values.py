@@ -31,10 +31,10 @@ _FIRST_STEP = re.compile(r"\[\d+\]|\.[^.\[]*")
 
 
 def plain_json(value: Any, place: str) -> tuple[Any, int]:
-    """Return a value that equals what its reader will have, and its length as JSON in bytes.
+    """Return what a reader of the value will have, and the value's length as JSON in bytes.
 
-    That is the value itself, if it can be: a tuple becomes a list, a UUID its text, and a member of an
-    enumeration its value. Costs a microsecond for a short chat.
+    It has plain types only: a tuple becomes a list, a UUID its text, and a member of an enumeration its
+    value. Costs a microsecond for a short chat.
 
     Raises:
         InvalidJobError: It is not JSON, or no reader would have it equal. The message names the place.
@@ -47,10 +47,8 @@ def plain_json(value: Any, place: str) -> tuple[Any, int]:
         equal: bool = read == value
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidJobError(json_problem(value, place) or f"{place}: is not JSON ({error})") from None
-    if equal:
-        return value, len(text)
     # orjson writes NaN and infinity as null.
-    if problem := json_problem(value, place):
+    if not equal and (problem := json_problem(value, place)):
         raise InvalidJobError(problem)
     return read, len(text)
 
