@@ -146,9 +146,7 @@ OPTIONS = st.fixed_dictionaries(
     },
 )
 
-often = settings(
-    max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
-)
+often = settings(max_examples=400, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 
 
 def make_job(work: Any, options: Any, *, max_body_bytes: int) -> Job:

@@ -119,7 +119,6 @@ JOBS = st.builds(
 
 
 @given(job=JOBS)
-@settings(deadline=None)
 def test_any_job_survives_the_journey_as_json_and_follows_its_schema(job: Job) -> None:
     message = job_message(job, reply_to="client").body
     assert Job.model_validate_json(message) == job
