@@ -40,6 +40,7 @@ mutate: venv services ## See that each test that injects a fault fails where the
 	@scripts/mutate $(VENV) $(ARGS)
 
 test-engine: engine-venv ## Run the tests of the vLLM engine, on the CPU
+	@scripts/setup-demo-model $(ENGINE_VENV) >/dev/null
 	@$(ENGINE_VENV)/bin/pytest tests/engine $(ARGS)
 
 chaos: venv services ## Break everything at random for MINUTES= from SEED=, and check that no job suffered

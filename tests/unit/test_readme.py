@@ -193,6 +193,14 @@ def test_each_file_that_is_linked_exists() -> None:
     assert [name for name in linked if not (ROOT / name).exists()] == []
 
 
+@pytest.mark.parametrize("picture", sorted((ROOT / "docs/images").glob("*.svg")), ids=lambda path: path.name)
+def test_a_picture_fetches_nothing(picture: Path) -> None:
+    text = picture.read_text(encoding="utf-8")
+
+    assert f"docs/images/{picture.name}" in README
+    assert re.findall(r"url\([\"']?http|href=[\"']http|src=[\"']http", text) == []
+
+
 def test_the_changelog_names_every_command() -> None:
     changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 

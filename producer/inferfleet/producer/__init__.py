@@ -1,4 +1,4 @@
-"""Everything that publishes: the client, asynchronous and blocking, and the command line."""
+"""Everything that publishes: the client, asynchronous and blocking."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The client: submit jobs, wait for them, read their tokens as they come, cancel them.
 
-The gateway and the command line are this same client behind other doors.
+The command line is this same client behind another door.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The journal of a job: everything that happened to it, in order.
 
-One stream per job, one entry per line, each entry one of the kinds below. Polling, streaming,
-webhooks and batch files are all views of it.
+One stream per job, one entry per line, each entry one of the kinds below. Polling and streaming are views
+of it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The turns of sessions, as a worker sees them: bring the history, add the answer, let the next one run."""
+"""The turns of sessions, as a worker sees them: bring the history, add the answer."""
 
 from __future__ import annotations
 

@@ -14,8 +14,7 @@ class JobHistory:
     """One accepted job.
 
     ``stored`` is the result in Redis at the end, ``seen`` are those that clients were given, before and
-    after. ``streams`` holds for each stream reader what it was given. ``lost_at`` are the times at which
-    Redis lost a result of this job, together with all its data.
+    after. ``streams`` holds for each stream reader what it was given.
     """
 
     job: Job

@@ -1,1 +1,1 @@
-"""The commands ``inferfleet demo`` and ``inferfleet local``: services and a fleet on this machine."""
+"""The commands ``inferfleet demo``, ``autoscale`` and ``local``: services and a fleet on this machine."""

@@ -1,4 +1,4 @@
-"""The Lua scripts that change a job's record, and the calls to them.
+"""The Lua scripts that change records of jobs and sessions, and the calls to them.
 
 Each touches keys of one job, one session, one pool or one client only, so it runs in one Redis Cluster slot.
 And each may be sent twice: the second run changes nothing, whoever has acted since. That is what makes it
