@@ -30,16 +30,20 @@ class JournalWriter:
         self._sessions = sessions
         self._settings = settings
         self._runs: set[JobRun] = set()
+        self._running = asyncio.Event()
         self._begun: list[JobRun] = []
         self._first_tokens = asyncio.Event()
 
     def follow(self, run: JobRun) -> None:
         """Start writing a run's tokens."""
         self._runs.add(run)
+        self._running.set()
 
     def release(self, run: JobRun) -> None:
         """Stop writing a run's tokens; what is left of them goes with its last write."""
         self._runs.discard(run)
+        if not self._runs:
+            self._running.clear()
 
     def begin(self, run: JobRun) -> None:
         """Note that a run has its first tokens: whoever follows a streamed job should see them now."""
@@ -57,14 +61,14 @@ class JournalWriter:
 
     async def write_streamed(self) -> None:
         """Write the streamed runs at their short interval, until cancelled."""
-        while True:
+        while await self._running.wait():
             await asyncio.sleep(self._settings.journal_flush_streamed_s)
             await self._write([run for run in self._runs if run.job.stream and run.answer.has_fresh_tokens])
 
     async def write_all(self) -> None:
         """Write every run at the long interval, until cancelled. One without new tokens renews its lease."""
         interval_s = min(self._settings.journal_flush_s, self._settings.lease_s / 3)
-        while True:
+        while await self._running.wait():
             await asyncio.sleep(interval_s)
             await self._write(list(self._runs))
             await self._renew_sessions()
