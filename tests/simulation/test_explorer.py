@@ -62,6 +62,15 @@ def test_another_schedule_plays_differently() -> None:
     assert one["trace"] != other["trace"]
 
 
+def test_schedules_in_a_row_play_the_same_again() -> None:
+    row = f"{EVENTFUL}+plain.1/80:crash=w1+{EVENTFUL}"
+
+    one, other = (explore("--replay", row), explore("--replay", row))
+
+    assert one == other
+    assert one[0]["trace"] != explore("--replay", EVENTFUL)[0]["trace"]
+
+
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_nothing_is_found_in_some_schedules_of_each_scenario(scenario: str) -> None:
     assert explore("--scenario", scenario, "--minutes", "0.2") == []

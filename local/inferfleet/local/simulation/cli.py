@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Annotated
 
 import orjson
@@ -23,7 +24,7 @@ from inferfleet.local.simulation.explore import (
 )
 from inferfleet.local.simulation.forks import Players, players
 from inferfleet.local.simulation.mutations import MUTATIONS
-from inferfleet.local.simulation.plan import FAULTS, LOSSES, Kind, Plan
+from inferfleet.local.simulation.plan import FAULTS, LOSSES, Kind, Plan, parse_row
 from inferfleet.local.simulation.play import Played
 from inferfleet.local.simulation.scenarios import SCENARIOS
 
@@ -67,7 +68,7 @@ def command(
             raise typer.Exit(1 if None in after.values() else 0)
         with players(at_once=at_once, mutation=mutation) as ready:
             if replay is not None:
-                found = [_replayed(ready, Plan.parse(replay), trace=trace, as_json=as_json)]
+                found = [_replayed(ready, parse_row(replay), trace=trace, as_json=as_json)]
             else:
                 names = scenario or list(SCENARIOS)
                 for name in names:
@@ -87,10 +88,10 @@ def command(
     raise typer.Exit(1 if any(played.findings for played in found) else 0)
 
 
-def _replayed(ready: Players, plan: Plan, *, trace: bool, as_json: bool) -> Played:
+def _replayed(ready: Players, plans: tuple[Plan, ...], *, trace: bool, as_json: bool) -> Played:
     if trace:
-        ready.trace(plan)
-    played = ready.play(plan)
+        _say("\n".join(ready.trace(*plans)))
+    played = ready.play(*plans)
     if not as_json:
         _say(f"{played.all_steps} steps, trace {played.trace}")
         for finding in played.findings:
@@ -122,15 +123,17 @@ def _explored(
     else:
         plans = at_random(ready, name, seed=seed, faults=faults)
 
-    def until() -> bool:
-        over = time.perf_counter() > deadline or len(kinds) >= stop_after
-        return over or (schedules is not None and tally.schedules >= schedules)
+    def in_time(plans: Iterator[Plan]) -> Iterator[Plan]:
+        for plan in plans:
+            if time.perf_counter() > deadline or len(kinds) >= stop_after:
+                return
+            yield plan
 
-    for played in search(ready, plans, tally, until=until):
+    for played in search(ready, in_time(islice(plans, schedules)), tally):
         if kind_of(played) not in kinds:
             kinds[kind_of(played)] = played
             if not quiet:
-                _say(f"{name}: {played.plan} {played.findings[0]}")
+                _say(f"{name}: {played.schedule} {played.findings[0]}")
     shortest = [shortened(ready, played) for played in kinds.values()]
     if not quiet:
         rate = tally.schedules / max(tally.seconds, 0.001)
@@ -139,7 +142,7 @@ def _explored(
             f"{rate:.0f} a second, {len(shortest)} kinds of findings"
         )
         for played in shortest:
-            _say(f"  {played.plan}")
+            _say(f"  {played.schedule}")
             for finding in played.findings:
                 _say(f"    {finding}")
     return shortest
@@ -164,18 +167,18 @@ def found_after(name: str, *, seed: int, at_once: int, show: bool = False) -> in
     faults = dict.fromkeys(mutation.kinds, 1)
     with players() as unchanged, players(at_once=at_once, mutation=name) as ready:
         plans = at_random(ready, mutation.scenario, seed=seed, faults=faults)
-        for played in search(ready, plans, tally, until=lambda: tally.schedules >= mutation.within):
-            if unchanged.play(played.plan).findings:
+        for played in search(ready, islice(plans, mutation.within), tally):
+            if unchanged.play(*played.before, played.plan).findings:
                 continue
             if show:
-                _say(f"  {played.plan} {played.findings[0]}")
+                _say(f"  {played.schedule} {played.findings[0]}")
             return tally.schedules
     return None
 
 
 def _as_json(played: Played) -> dict[str, object]:
     return {
-        "plan": str(played.plan),
+        "schedule": played.schedule,
         "findings": played.findings,
         "steps": played.all_steps,
         "trace": played.trace,

@@ -22,7 +22,9 @@ from aiormq.abc import TaskWrapper
 import inferfleet.schemas.job
 import inferfleet.worker.heartbeat
 import inferfleet.worker.intake
+import inferfleet.worker.topology
 import inferfleet.worker.worker
+from inferfleet.local.simulation.loop import hash_by_number
 from inferfleet.worker.job_run import JobRun
 
 EPOCH_S = 1_800_000_000.0
@@ -30,6 +32,9 @@ EPOCH_S = 1_800_000_000.0
 
 INTAKE_INTERVAL_S = 30.0
 """Workers look at their engine's load this seldom: it never changes here, and each look costs a step."""
+
+WATCH_INTERVAL_S = 300.0
+"""Workers declare their queues again this seldom: the broker does not lose them, and it costs 170 steps."""
 
 
 class _SeededRandom(random.Random):
@@ -66,11 +71,12 @@ def make_deterministic(now: Callable[[], float]) -> None:
         (uuid_utils, "uuid7", uuid7),
         (inferfleet.schemas.job, "datetime", Datetime),
         (inferfleet.worker.intake, "ROOM_INTERVAL_S", INTAKE_INTERVAL_S),
+        (inferfleet.worker.topology, "WATCH_INTERVAL_S", WATCH_INTERVAL_S),
         # The one thing that listens: nobody asks it anything.
         (inferfleet.worker.worker, "serve_http", _serve_nothing),
         (inferfleet.worker.heartbeat, "version", _no_version),
         # Sets of these are walked through, in the order of their hashes.
-        (JobRun, "__hash__", _numbered(numbers)),
+        (JobRun, "__hash__", hash_by_number),
         (TaskWrapper, "__hash__", _hash_of_the_task),
     )
     for place, name, replaced in replacements:
@@ -88,14 +94,3 @@ def _no_version(_: str) -> str:
 
 def _hash_of_the_task(wrapper: Any) -> int:
     return hash(wrapper.task)
-
-
-def _numbered(numbers: itertools.count[int]) -> Callable[[Any], int]:
-    """A hash by number instead of by address."""
-
-    def number(one: Any) -> int:
-        if (known := one.__dict__.get("_number")) is None:
-            known = one.__dict__["_number"] = next(numbers)
-        return int(known)
-
-    return number

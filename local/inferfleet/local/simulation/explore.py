@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import count, islice
 
@@ -32,15 +32,17 @@ class Tally:
 
 def undisturbed(players: Players, scenario: str) -> list[tuple[str, ...]]:
     """Whose turn each step is in a run in which nothing happens, for each variant."""
-    plans = [Plan(scenario, variant) for variant in range(SCENARIOS[scenario].variants)]
-    found = {played.plan.variant: played.sources for played in players.play_all(plans)}
-    return [found[variant] for variant in sorted(found)]
+    return [_sources(players, Plan(scenario, variant)) for variant in range(SCENARIOS[scenario].variants)]
+
+
+def _sources(players: Players, plan: Plan) -> tuple[str, ...]:
+    return tuple(line.split()[1] for line in players.trace(plan))
 
 
 def at_random(
     players: Players, scenario: str, *, seed: int, first: int = 0, faults: Mapping[Kind, int] = FAULTS
 ) -> Iterator[Plan]:
-    """Draw schedules for ever. The number of a schedule and the seed say all of it."""
+    """Draw schedules for ever. The number of a schedule and the seed say all of each."""
     sources = undisturbed(players, scenario)
     for number in count(first):
         yield draw(f"{seed}:{number}", scenario=scenario, sources=sources, faults=faults)
@@ -51,7 +53,7 @@ def one_by_one(players: Players, plan: Plan, *, faults: Iterable[Event]) -> Iter
 
     A fault of a process is put only before its own steps: before those of others it comes to the same.
     """
-    sources = players.play(plan).sources
+    sources = _sources(players, plan)
     first = max((event.step for event in plan.events), default=0)
     events = list(faults)
     for step, source in islice(enumerate(sources), first, None):
@@ -95,19 +97,10 @@ EACH_FAULT = tuple(
 """One of each kind for each process and link."""
 
 
-def search(
-    players: Players, plans: Iterable[Plan], tally: Tally, *, until: Callable[[], bool]
-) -> Iterator[Played]:
-    """Play schedules until it is time; give those that break a promise."""
+def search(players: Players, plans: Iterable[Plan], tally: Tally) -> Iterator[Played]:
+    """Play schedules; give those that break a promise."""
     began = time.perf_counter()
-
-    def some() -> Iterator[Plan]:
-        for plan in plans:
-            if until():
-                return
-            yield plan
-
-    for played in players.play_all(some()):
+    for played in players.play_all(plans):
         tally.add(played)
         tally.seconds = time.perf_counter() - began
         if played.findings:
@@ -115,16 +108,29 @@ def search(
 
 
 def shortened(players: Players, played: Played) -> Played:
-    """The shortest schedule to be had that breaks the same promise: faults are left out, then delays."""
+    """The shortest schedule to be had that breaks the same promise.
+
+    What was played before it is left out, then faults, then delays.
+    """
     kind = kind_of(played)
-    changed = True
-    while changed:
-        changed = False
-        for event in sorted(played.plan.events, key=lambda event: event.kind is Kind.DELAY):
-            tried = players.play(played.plan.without(event))
-            if kind in map(_kind, tried.findings):
-                played, changed = tried, True
+    shorter: Played | None = played
+    while shorter is not None:
+        played = shorter
+        tried = (players.play(*plans) for plans in _shorter((*played.before, played.plan)))
+        shorter = next((each for each in tried if kind in map(_kind, each.findings)), None)
     return played
+
+
+def _shorter(plans: tuple[Plan, ...]) -> Iterator[tuple[Plan, ...]]:
+    """All that is shorter by one thing, or by all that was played before."""
+    *before, last = plans
+    if before:
+        yield (last,)
+    for place in range(len(before)):
+        yield (*before[:place], *before[place + 1 :], last)
+    for place, plan in enumerate(plans):
+        for event in sorted(plan.events, key=lambda event: event.kind is Kind.DELAY):
+            yield (*plans[:place], plan.without(event), *plans[place + 1 :])
 
 
 def kind_of(played: Played) -> str:

@@ -15,7 +15,6 @@ from inferfleet.local.chaos.history import JobHistory
 from inferfleet.local.chaos.workload import KIND, Kind
 from inferfleet.local.simulation.plan import Kind as PlanKind
 from inferfleet.local.simulation.plan import Plan
-from inferfleet.local.simulation.scenarios import SESSION
 from inferfleet.local.simulation.world import Call, World
 from inferfleet.schemas import Job, JobState, Result
 from inferfleet.schemas.errors import (
@@ -160,7 +159,7 @@ def _is_refusal(call: Call) -> bool:
 
 def turns(world: World) -> list[Turn]:
     """The session's history as it is stored."""
-    lines: Any = world.redis.store.run([b"LRANGE", turns_key(SESSION).encode(), b"0", b"-1"])
+    lines: Any = world.redis.store.run([b"LRANGE", turns_key(world.session).encode(), b"0", b"-1"])
     return [Turn.model_validate(orjson.loads(line)) for line in lines]
 
 

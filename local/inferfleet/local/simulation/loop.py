@@ -15,10 +15,11 @@ from collections import deque
 from collections.abc import Callable
 from contextvars import Context, ContextVar, copy_context
 from itertools import count
+from math import inf
 from typing import Any, Protocol, cast
 
 LIMIT = 200_000
-"""Steps after which a run counts as one that never ends."""
+"""Steps after which a schedule counts as one that never ends."""
 
 STEP_S = 1e-6
 """How long a step takes. Whoever asks again and again whether a time is over must see it pass."""
@@ -31,16 +32,10 @@ class Source(Protocol):
     """What may go next."""
 
     name: str
-
-    @property
-    def ready(self) -> bool:
-        """Whether it has something to do, and is able to."""
-        ...
-
-    @property
-    def process(self) -> Actor:
-        """Whose turn it is: this process has to run for it."""
-        ...
+    queue: deque[Any]
+    """What it has to do."""
+    process: Actor
+    """Whose turn it is: this process has to run for it."""
 
     @property
     def what(self) -> str:
@@ -58,38 +53,29 @@ class Actor:
     def __init__(self, name: str) -> None:
         self.name = name
         self.alive = True
-        self.handles: deque[asyncio.Handle] = deque()
+        self.process = self
+        self.queue: deque[asyncio.Handle] = deque()
         self.context: Context = copy_context()
         self.context.run(ACTOR.set, self)
 
     @property
-    def ready(self) -> bool:
-        """Whether its loop has something to run."""
-        return bool(self.handles)
-
-    @property
-    def process(self) -> Actor:
-        """Itself."""
-        return self
-
-    @property
     def what(self) -> str:
         """How much its loop has ready."""
-        return f"{self.name} {len(self.handles)}"
+        return f"{self.name} {len(self.queue)}"
 
     def step(self) -> None:
         """One turn of its loop: all that is ready now, and nothing that becomes ready by that."""
-        for _ in range(len(self.handles)):
-            if not self.handles:
+        for _ in range(len(self.queue)):
+            if not self.queue:
                 return
-            handle = self.handles.popleft()
+            handle = self.queue.popleft()
             if not handle._cancelled:
                 handle._run()
 
     def die(self) -> None:
         """Be gone at once. Nothing is cleaned up."""
         self.alive = False
-        self.handles.clear()
+        self.queue.clear()
 
 
 ACTOR: ContextVar[Actor] = ContextVar("actor")
@@ -104,13 +90,16 @@ class StuckError(Exception):
 
 
 class VirtualLoop(asyncio.BaseEventLoop):
-    """The loop of all actors. ``on_step`` is asked before each step, and may change what is ready."""
+    """The loop of all actors. ``on_step`` is called before step ``next_event``, and says the one after it."""
 
     def __init__(self) -> None:
         super().__init__()
         self.now = 0.0
         self.steps = 0
-        self.on_step: Callable[[int], None] = lambda _: None
+        self.last_step = LIMIT
+        """Beyond it nothing goes on."""
+        self.next_event = inf
+        self.on_step: Callable[[], float] = lambda: inf
         self.on_time: Callable[[], None] = lambda: None
         self.connect: Callable[[Actor, int, Any], Any] = _no_network
         self.trace: list[str] | None = None
@@ -122,7 +111,6 @@ class VirtualLoop(asyncio.BaseEventLoop):
         """Until when each is held back."""
         self._timers: list[tuple[float, int, asyncio.TimerHandle, Actor]] = []
         self._numbers = count()
-        self._tasks = count()
         self.set_task_factory(self._task)
 
     # What asyncio asks of a loop
@@ -190,10 +178,12 @@ class VirtualLoop(asyncio.BaseEventLoop):
         return False
 
     def _run_once(self) -> None:
-        if self.steps > LIMIT:
-            raise StuckError(f"no end after {LIMIT} steps")
-        self.on_step(self.steps)
-        self._ring()
+        if self.steps >= self.next_event:
+            self.next_event = self.on_step()
+        if self.steps > self.last_step:
+            raise StuckError(f"no end before step {self.last_step}")
+        if self._timers and self._timers[0][0] <= self.now:
+            self._ring()
         source = self._next()
         if source is None:
             self._pass_time()
@@ -210,7 +200,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
     def offer(self, source: Source) -> None:
         """Let a source take its turn behind all others, if it has something to do."""
         self._sources.pop(source, None)
-        if source.ready and source.process.alive:
+        if source.queue and source.process.alive:
             self._sources[source] = None
 
     def head(self) -> Source | None:
@@ -230,11 +220,16 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     def _next(self) -> Source | None:
         while True:
-            for source in list(self._sources):
-                if not source.ready or not source.process.alive:
+            idle: list[Source] = []
+            try:
+                for source in self._sources:
+                    if not source.queue or not source.process.alive:
+                        idle.append(source)
+                    elif not self._held or self._free(source):
+                        return source
+            finally:
+                for source in idle:
                     del self._sources[source]
-                elif not self._held or self._free(source):
-                    return source
             # All others have come to rest.
             over = [source for source, until in self._held.items() if until <= self.now]
             if not over:
@@ -261,41 +256,43 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     def _add(self, actor: Actor, handle: asyncio.Handle) -> None:
         if actor.alive:
-            actor.handles.append(handle)
-            if len(actor.handles) == 1:
+            actor.queue.append(handle)
+            if len(actor.queue) == 1:
                 self._sources.setdefault(actor)
 
     def _owner(self, handle: asyncio.Handle) -> Actor:
         return cast("Actor", handle._context.get(ACTOR, self.main))  # type: ignore[attr-defined]
 
     def _task(self, loop: asyncio.AbstractEventLoop, coro: Any, **options: Any) -> asyncio.Task[Any]:
-        return _Task(coro, loop=loop, number=next(self._tasks), **options)
+        return _Task(coro, loop=loop, **options)
 
     def create_future(self) -> asyncio.Future[Any]:
-        """A future with a number."""
-        return _Future(loop=self, number=next(self._tasks))
+        """A future whose place in a set does not depend on where it lies in memory."""
+        return _Future(loop=self)
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
         """What nobody has asked for is of no interest here: the checker looks at what came of it."""
 
 
+_hashes = count()
+
+
+def hash_by_number(self: Any) -> int:
+    """A hash that says how many others were hashed before, and not where in memory it is."""
+    try:
+        return int(self._hash)
+    except AttributeError:
+        self._hash = next(_hashes)
+        return int(self._hash)
+
+
 class _Task(asyncio.Task[Any]):
     """A task whose place in a set does not depend on where it lies in memory."""
 
-    def __init__(self, coro: Any, *, number: int, **options: Any) -> None:
-        self._number = number
-        super().__init__(coro, **options)
-
-    def __hash__(self) -> int:
-        return self._number
+    __hash__ = hash_by_number
 
 
 class _Future(asyncio.Future[Any]):
     """A future of which the same is true."""
 
-    def __init__(self, *, loop: asyncio.AbstractEventLoop, number: int) -> None:
-        super().__init__(loop=loop)
-        self._number = number
-
-    def __hash__(self) -> int:
-        return self._number
+    __hash__ = hash_by_number

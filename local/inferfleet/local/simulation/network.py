@@ -22,34 +22,25 @@ class Flow:
     def __init__(self, name: str, loop: VirtualLoop) -> None:
         self.name = name
         self._loop = loop
-        self.chunks: deque[bytes | None] = deque()
+        self.queue: deque[bytes | None] = deque()
         self.to: Transport
-
-    @property
-    def ready(self) -> bool:
-        """Whether something is under way."""
-        return bool(self.chunks)
-
-    @property
-    def process(self) -> Actor:
-        """The process that the bytes go to."""
-        return self.to.actor
+        self.process: Actor
 
     @property
     def what(self) -> str:
         """What arrives next."""
-        chunk = self.chunks[0]
+        chunk = self.queue[0]
         return f"{self.name} end" if chunk is None else f"{self.name} {len(chunk)} {zlib.crc32(chunk)}"
 
     def step(self) -> None:
         """Let the next bytes arrive, or the end."""
-        chunk = self.chunks.popleft()
+        chunk = self.queue.popleft()
         self.to.actor.context.copy().run(self.to.arrive, chunk)
 
     def carry(self, chunk: bytes | None) -> None:
         """Send bytes on their way, or the end."""
-        self.chunks.append(chunk)
-        if len(self.chunks) == 1:
+        self.queue.append(chunk)
+        if len(self.queue) == 1:
             self._loop.offer(self)
 
 
@@ -105,7 +96,7 @@ class Transport(asyncio.Transport):
 
     def abort(self) -> None:
         """Be gone; what was not sent yet is dropped."""
-        self.out.chunks.clear()
+        self.out.queue.clear()
         self.close()
 
     def lose(self, error: Exception | None) -> None:
@@ -165,7 +156,7 @@ class Connection:
     @property
     def over(self) -> bool:
         """Whether neither end can still be reached."""
-        return self.client.lost and self.server.lost and not self.client.out.chunks
+        return self.client.lost and self.server.lost and not self.client.out.queue
 
     def flows(self) -> tuple[Flow, Flow]:
         """To the server, and to the client."""
@@ -174,9 +165,9 @@ class Connection:
     def cut(self, *, late: bool) -> None:
         """Break it. What the client has sent is lost, or arrives all the same."""
         up, down = self.flows()
-        down.chunks.clear()
+        down.queue.clear()
         if not late:
-            up.chunks.clear()
+            up.queue.clear()
         self.client.lose(ConnectionResetError("cut"))
         up.carry(None)
 
@@ -212,6 +203,7 @@ class Network:
         there_protocol = server.context.run(make)
         there = Transport(server, there_protocol, self._loop, down)
         up.to, down.to = there, here
+        up.process, down.process = server, client
         connections = self._connections.setdefault((client, server), [])
         connections[:] = [connection for connection in connections if not connection.over]
         connections.append(Connection(here, there))

@@ -115,6 +115,16 @@ class Plan:
         return replace(self, events=tuple(each for each in self.events if each is not event))
 
 
+def parse_row(text: str) -> tuple[Plan, ...]:
+    """Read schedules that are played in a row, joined by ``+``.
+
+    Raises:
+        ValueError: It is something else.
+
+    """
+    return tuple(map(Plan.parse, text.split("+")))
+
+
 ACTORS = ("p1", "p2", "w1", "w2")
 SERVICES = ("redis", "broker")
 SECONDS = (0.0, 1.0, 6.0, 20.0)

@@ -1,17 +1,20 @@
-"""Plays one schedule: the scenario with its faults, then a world that heals, then the judgement."""
+"""Plays a schedule: the scenario with its faults, then a world that heals, then the judgement."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
 import random
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
 from inferfleet.local.simulation import judge
 from inferfleet.local.simulation.loop import StuckError
 from inferfleet.local.simulation.plan import Plan
-from inferfleet.local.simulation.scenarios import KEY, SCENARIOS, SESSION, insist, job, probe
+from inferfleet.local.simulation.scenarios import SCENARIOS, job, probe
 from inferfleet.local.simulation.world import Call, World
+from inferfleet.schemas import Job
 from inferfleet.schemas.errors import SessionBusyError
 from inferfleet.schemas.job import OnBusy, new_job_id
 from inferfleet.schemas.names import result_key
@@ -31,25 +34,42 @@ class Played:
     """What came of a schedule. ``steps`` are those in which the plan could act, ``all_steps`` all."""
 
     plan: Plan
+    before: tuple[Plan, ...]
+    """What was played before it in the same world."""
     findings: tuple[str, ...]
     steps: int
     all_steps: int
     trace: str
     """A hash of every step: equal for equal runs."""
-    sources: tuple[str, ...] = field(default=(), repr=False)
-    """Whose turn each step was, while the plan could act."""
+
+    @property
+    def schedule(self) -> str:
+        """All that plays it again."""
+        return "+".join(map(str, (*self.before, self.plan)))
 
 
-def play(world: World, plan: Plan, *, trace: bool = False) -> Played:
-    """Play a schedule in a world that was built, and is of no use afterwards."""
+def play_in_a_row(world: World, plans: Iterable[Plan]) -> Iterator[Played]:
+    """Play schedules in a world that was built. One that breaks a promise is the last."""
+    before: tuple[Plan, ...] = ()
+    for plan in plans:
+        played = play(world, plan, before=before)
+        yield played
+        if played.findings:
+            return
+        before = (*before, plan)
+
+
+def play(world: World, plan: Plan, *, before: tuple[Plan, ...] = ()) -> Played:
+    """Play a schedule in a world that was built, or in which others were played ``before``."""
     # A fork has seeded it anew.
     random.seed(0)
-    world.loop.trace = []
-    first = world.loop.steps
-    steps = 0
+    steps = first = 0
 
     async def whole() -> None:
-        nonlocal steps
+        nonlocal steps, first
+        await world.begin()
+        world.loop.trace = []
+        first = world.loop.steps
         calls = await _go_wrong(world, plan, first)
         steps = world.loop.steps - first
         await _heal(world, calls)
@@ -58,25 +78,25 @@ def play(world: World, plan: Plan, *, trace: bool = False) -> Played:
         world.loop.run_until_complete(whole())
     except StuckError as error:
         world.history.problems.append(("no_end", "world", str(error)))
-    if trace:
-        print("\n".join(world.loop.trace))  # noqa: T201
+    trace = world.loop.trace or []
     return Played(
         plan=plan,
+        before=before,
         findings=tuple(judge.findings(world, plan)),
         steps=steps,
         all_steps=world.loop.steps - first,
-        sources=tuple(line.split()[1] for line in world.loop.trace[:steps]),
-        trace=hashlib.sha256("\n".join(world.loop.trace).encode()).hexdigest()[:16],
+        trace=hashlib.sha256("\n".join(trace).encode()).hexdigest()[:16],
     )
 
 
 async def _go_wrong(world: World, plan: Plan, first: int) -> dict[str, asyncio.Task[None]]:
+    until = world.loop.now + FAULTS_S
     scripts = SCENARIOS[plan.scenario].scripts(world, plan.variant)
     world.follow(plan, first=first)
     tasks = {name: world.run_in(name, script) for name, script in scripts.items()}
     await world.in_time(lambda: _over(world, tasks), FAULTS_S)
     # What was accepted is under way; let the plan go on until it has ended, or the time is over.
-    await world.in_time(lambda: _ended(world), max(0.0, FAULTS_S - world.loop.now))
+    await world.in_time(lambda: _ended(world), max(0.0, until - world.loop.now))
     return tasks
 
 
@@ -100,18 +120,20 @@ async def _heal(world: World, tasks: dict[str, asyncio.Task[None]]) -> None:
     await _probe(world)
     if not await world.in_time(lambda: not world.waiting(), REST_S):
         problems.append(("leftover_message", "queue", f"{world.waiting()} messages are left"))
+    if not await world.settled():
+        problems.append(("not_ready", "world", "a process is not connected again"))
 
 
 async def _probe(world: World) -> None:
     """What the others have left must work for somebody new."""
-    works = [job("probe")]
+    works: list[Job] = []
     jobs = [call.job for call in world.history.calls]
     if any(each.idempotency_key for each in jobs):
-        keyed = next(each for each in jobs if each.idempotency_key == KEY)
+        keyed = next(each for each in jobs if each.idempotency_key == world.key)
         works.append(keyed.model_copy(update={"id": new_job_id()}))
     if any(each.session_id for each in jobs):
-        works.append(job("probe-turn", session_id=SESSION))
-    for work in works:
+        works.append(job("probe-turn", session_id=world.session, body=_AT_ONCE))
+    for work in works or [job("probe", body=_AT_ONCE)]:
         call = await probe(world, work)
         # Somebody's turn may run still, of whom nobody knows what he was told. The last probe waits for it.
         busy = work.on_busy is OnBusy.REJECT and isinstance(call.error, SessionBusyError)
@@ -120,6 +142,9 @@ async def _probe(world: World) -> None:
                 ("probe_refused", work.metadata["name"], repr(call.error or "no answer"))
             )
     await world.in_time(lambda: _ended(world), HEALED_S)
+
+
+_AT_ONCE: dict[str, Any] = {"max_tokens": 1, "simulated": {"tokens": 1}}
 
 
 def _over(world: World, tasks: dict[str, asyncio.Task[None]]) -> bool:
@@ -143,4 +168,4 @@ def accepted(world: World) -> dict[str, Call]:
     return calls
 
 
-__all__ = ["Played", "accepted", "insist", "play"]
+__all__ = ["Played", "accepted", "play", "play_in_a_row"]

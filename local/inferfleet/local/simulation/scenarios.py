@@ -29,9 +29,6 @@ TOKENS = 3
 STEP_S = 0.4
 """Longer than a flush of the journal, so that each token is a write of its own."""
 
-SESSION = "the-session"
-KEY = "the-key"
-
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
@@ -168,7 +165,7 @@ def _expires(world: World, variant: int) -> dict[str, Coroutine[Any, Any, None]]
 
 def _key(world: World, variant: int) -> dict[str, Coroutine[Any, Any, None]]:
     def mine() -> Job:
-        return job("a", idempotency_key=KEY)
+        return job("a", idempotency_key=world.key)
 
     async def first() -> None:
         await (insist if variant & 1 else submit)(world, "p1", mine())
@@ -198,7 +195,7 @@ def _session(world: World, variant: int) -> dict[str, Coroutine[Any, Any, None]]
     def turn(name: str, on_busy: OnBusy = OnBusy.ENQUEUE, body: Any = None, **fields: Any) -> Job:
         # Whoever is behind may stop it.
         kind = Kind.CANCELLED if variant & 2 else Kind.PLAIN
-        return job(name, kind=kind, session_id=SESSION, on_busy=on_busy, body=body or {}, **fields)
+        return job(name, kind=kind, session_id=world.session, on_busy=on_busy, body=body or {}, **fields)
 
     async def first() -> None:
         await submit(world, "p1", turn("t1", body=forced, stream=True))
@@ -216,15 +213,15 @@ def _session_key(world: World, variant: int) -> dict[str, Coroutine[Any, Any, No
     kind = Kind.CANCELLED if variant & 2 else Kind.PLAIN
 
     def shared() -> Job:
-        return job("t2", kind=kind, session_id=SESSION, on_busy=on_busy, idempotency_key=KEY)
+        return job("t2", kind=kind, session_id=world.session, on_busy=on_busy, idempotency_key=world.key)
 
     async def first() -> None:
-        await submit(world, "p1", job("t1", kind=kind, session_id=SESSION))
+        await submit(world, "p1", job("t1", kind=kind, session_id=world.session))
         await (insist if variant & 4 else submit)(world, "p1", shared())
 
     async def second() -> None:
         await insist(world, "p2", shared())
-        await submit(world, "p2", job("t3", kind=kind, session_id=SESSION))
+        await submit(world, "p2", job("t3", kind=kind, session_id=world.session))
 
     return {"p1": first(), "p2": second()}
 

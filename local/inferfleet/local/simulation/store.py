@@ -446,7 +446,9 @@ class Store:
 
     def _call(self, protected: bool, *words: Any) -> Any:
         try:
-            return self._to_lua(self._run([_argument(word) for word in words]))
+            return self._to_lua(
+                self._run([word if type(word) is bytes else _argument(word) for word in words])
+            )
         except RedisError as error:
             if protected:
                 return self._table({b"err": str(error).encode()})
@@ -484,8 +486,6 @@ def _parts(answer: Answer) -> list[Answer]:
 
 def _argument(word: Any) -> bytes:
     """Spell what a script gives to a command as Redis does."""
-    if isinstance(word, bytes):
-        return word
     if isinstance(word, (int, float)) and not isinstance(word, bool):
         return b"%.17g" % word
     raise RedisError("ERR Lua redis lib command arguments must be strings or integers")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from dataclasses import dataclass, field
 from math import inf
@@ -12,7 +13,7 @@ from inferfleet.local.embedded.connection import ClientConnection
 from inferfleet.local.embedded.queues import Message
 from inferfleet.local.embedded.virtual_host import Outcome, VirtualHost
 from inferfleet.local.simulation.determinism import EPOCH_S, make_deterministic
-from inferfleet.local.simulation.loop import FOR_NOW, Actor, VirtualLoop
+from inferfleet.local.simulation.loop import FOR_NOW, LIMIT, Actor, VirtualLoop
 from inferfleet.local.simulation.network import Network
 from inferfleet.local.simulation.plan import Event, Kind, Plan
 from inferfleet.local.simulation.resp import RedisClient, RedisServer
@@ -90,7 +91,7 @@ class History:
 
 
 class World:
-    """Everything there is. Made once in a process; each schedule plays in a fork of it."""
+    """Everything there is. Made once in a process; schedules play in forks of it, a few in a row in each."""
 
     def __init__(self) -> None:
         self.loop = VirtualLoop()
@@ -100,14 +101,15 @@ class World:
         self.redis = RedisServer(Store(lambda: int((EPOCH_S + self.loop.now) * 1e6)))
         self.broker = _Broker(self.loop.time)
         self.history = History()
+        self.session = self.key = ""
+        """The names that the clients of a schedule share."""
         self.actors = {"redis": Actor("redis"), "broker": Actor("broker")}
         self.fleets: dict[str, Fleet] = {}
         self.workers: dict[str, Worker] = {}
-        self.applied = 0
-        """How many events of the plan have come about."""
         self._tasks: list[asyncio.Task[Any]] = []
         self._ready: set[str] = set()
         self._restarts = 0
+        self._schedules = 0
         self._snapshots: list[tuple[float, Snapshot]] = []
         connections: set[ClientConnection] = set()
         self.network.listen(REDIS_PORT, self.actors["redis"], lambda: RedisClient(self.redis))
@@ -124,17 +126,40 @@ class World:
     async def _build(self) -> None:
         for name in WORKERS:
             self.start_worker(name)
-        await self.in_time(lambda: len(self._ready) == len(WORKERS), 60, pause_s=0.01)
         for name in PRODUCERS:
-            self.spawn(name, self._produce(name))
-        await self.in_time(lambda: len(self.fleets) == len(PRODUCERS), 60, pause_s=0.01)
+            self.start_producer(name)
+        await self.settled()
         # Connections to the broker are made at the first publish; those of workers, at that of a next turn.
         messages = [{"role": "user", "content": "warm up"}]
         for _ in range(2):
             for name, fleet in self.fleets.items():
                 await self.run_in(name, fleet.submit({"messages": messages}, session_id="warm-up"))
         await asyncio.sleep(3.0)
+
+    async def begin(self) -> None:
+        """Be ready for a schedule, also behind another one, of which nobody remembers anything."""
+        self._schedules += 1
+        self.session, self.key = f"session-{self._schedules}", f"key-{self._schedules}"
+        self.loop.last_step = self.loop.steps + LIMIT
+        for name in PRODUCERS:
+            if not self.actors[name].alive:
+                self.start_producer(name)
+        await self.settled()
+        self.broker.queue(dead_queue(POOL), owner=None).purge()
+        self.loop.on_time = lambda: None
+        self._snapshots.clear()
         self.history = History()
+
+    async def settled(self) -> bool:
+        """Wait until everybody is connected."""
+        return await self.in_time(
+            lambda: len(self._ready) == len(WORKERS) and len(self.fleets) == len(PRODUCERS), 60, pause_s=0.01
+        )
+
+    def start_producer(self, name: str) -> None:
+        """Start a producer process."""
+        self.fleets.pop(name, None)
+        self.spawn(name, self._produce(name))
 
     def spawn(self, name: str, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Start a process under a name."""
@@ -150,6 +175,7 @@ class World:
 
     def start_worker(self, name: str) -> None:
         """Start a worker process."""
+        self._ready.discard(name)
         self._restarts += 1
         settings = WorkerSettings(
             **_SERVICES,
@@ -190,21 +216,21 @@ class World:
 
     def follow(self, plan: Plan, *, first: int) -> None:
         """Let the plan's events come about, at steps counted from ``first``."""
-        events = sorted(plan.events)
+        events = deque(sorted(plan.events))
         if any(event.kind is Kind.ROLLBACK for event in events):
             self.loop.on_time = self._remember
             self._remember()
 
-        def on_step(step: int) -> None:
-            while self.applied < len(events) and events[self.applied].step <= step - first:
-                self.applied += 1
-                self._apply(events[self.applied - 1])
+        def on_step() -> float:
+            while events and events[0].step <= self.loop.steps - first:
+                self._apply(events.popleft())
+            return first + events[0].step if events else inf
 
-        self.loop.on_step = on_step
+        self.loop.on_step, self.loop.next_event = on_step, first
 
     def heal(self) -> None:
         """Let nothing go wrong any more, and start those again that are dead."""
-        self.loop.on_step = lambda _: None
+        self.loop.next_event = inf
         self.loop.release()
         self.network.heal()
         self.broker.full_until = 0.0
