@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
+from aio_pika.abc import AbstractChannel
 from tests.conftest import Control
 from tests.integration.conftest import PATIENCE_S, Connect, StartWorker, chat, until_running
 
@@ -16,7 +18,9 @@ from inferfleet.local.services import Services
 from inferfleet.producer import Fleet
 from inferfleet.schemas import Job, JobState
 from inferfleet.schemas.job import OnBusy
+from inferfleet.wire.rabbitmq import publishing
 from inferfleet.wire.rabbitmq.connection import open_amqp
+from inferfleet.wire.rabbitmq.topology import declare_exchanges
 
 Call = Callable[[Fleet, str], Awaitable[Any]]
 
@@ -79,6 +83,28 @@ async def test_on_a_connection_that_a_firewall_forgot_the_first_call_works(
     assert link.strand()
     async with asyncio.timeout(PATIENCE_S):
         await call(idle, pool)
+
+
+async def test_on_a_connection_that_ends_between_its_channels_the_first_call_works(
+    connect: Connect, link: Proxy, pool: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client opens one channel to declare the exchanges, and the next one to publish."""
+    declared: list[AbstractChannel] = []
+
+    async def declare_and_lose_the_connection(channel: AbstractChannel) -> None:
+        await declare_exchanges(channel)
+        declared.append(channel)
+        if len(declared) == 1:
+            ended = (await channel.get_underlay_channel()).connection.closing
+            link.reset()
+            with suppress(ConnectionError):
+                await ended
+
+    async with connect(amqp_url=link.url, patience_s=0) as fleet:
+        await fleet.declare_pool(pool)
+        monkeypatch.setattr(publishing, "declare_exchanges", declare_and_lose_the_connection)
+        await submit(fleet, pool)
+    assert len(declared) == 2
 
 
 @pytest.mark.matrix
