@@ -2,7 +2,8 @@
 
 loop          who goes next: an event loop without a clock
 network       connections, whose bytes are under way until the schedule lets them arrive
-store, resp   Redis
+store         Redis: its keys; beside it streams, scripts, and answers as they are spelt
+resp          what Redis' clients talk to
 determinism   the list of what is made the same for each run
 world         a fleet: producers, workers, broker and Redis, and what may happen to them
 scenarios     what the clients do

@@ -17,12 +17,12 @@ from inferfleet.local.simulation.explore import (
     EACH_FAULT,
     Tally,
     at_random,
+    depth_first,
     kind_of,
-    one_by_one,
     search,
     shortened,
 )
-from inferfleet.local.simulation.forks import Players, players
+from inferfleet.local.simulation.forks import IN_A_ROW, Players, players
 from inferfleet.local.simulation.mutations import MUTATIONS
 from inferfleet.local.simulation.plan import FAULTS, LOSSES, Kind, Plan, parse_row
 from inferfleet.local.simulation.play import Played
@@ -40,9 +40,9 @@ def command(
         list[str] | None, typer.Option(help="Only these; may be given several times.")
     ] = None,
     losses: Annotated[bool, typer.Option("--losses", help="Redis may lose data, too.")] = False,
-    one_event: Annotated[
-        bool, typer.Option("--one-event", help="Not at random: each single event at each step.")
-    ] = False,
+    depth: Annotated[
+        int, typer.Option(min=0, help="Not at random: every event at every step, up to so many of them.")
+    ] = 0,
     at_once: Annotated[int, typer.Option(min=1, help="Processes.")] = os.cpu_count() or 1,
     stop_after: Annotated[int, typer.Option(help="Stop a scenario after so many kinds of findings.")] = 3,
     replay: Annotated[
@@ -79,7 +79,7 @@ def command(
                         seconds=minutes * 60 / len(names),
                         schedules=schedules,
                         faults={**FAULTS, **(LOSSES if losses else {})},
-                        one_event=one_event,
+                        depth=depth,
                         stop_after=stop_after,
                         quiet=as_json,
                     )
@@ -107,18 +107,18 @@ def _explored(
     seconds: float,
     schedules: int | None,
     faults: Mapping[Kind, int],
-    one_event: bool,
+    depth: int,
     stop_after: int,
     quiet: bool,
 ) -> list[Played]:
     tally, kinds = Tally(), dict[str, Played]()
     deadline = time.perf_counter() + seconds
     plans: Iterator[Plan]
-    if one_event:
+    if depth:
         plans = (
             plan
             for variant in range(SCENARIOS[name].variants)
-            for plan in one_by_one(ready, Plan(name, variant), faults=EACH_FAULT)
+            for plan in depth_first(ready, Plan(name, variant), faults=EACH_FAULT, depth=depth)
         )
     else:
         plans = at_random(ready, name, seed=seed, faults=faults)
@@ -129,7 +129,9 @@ def _explored(
                 return
             yield plan
 
-    for played in search(ready, in_time(islice(plans, schedules)), tally):
+    # Which step is which is known of a fresh world only.
+    in_a_row = 1 if depth else IN_A_ROW
+    for played in search(ready, in_time(islice(plans, schedules)), tally, in_a_row=in_a_row):
         if kind_of(played) not in kinds:
             kinds[kind_of(played)] = played
             if not quiet:

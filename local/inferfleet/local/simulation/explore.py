@@ -1,13 +1,13 @@
-"""Looks for schedules that break a promise: at random, or one event after the other; and makes them short."""
+"""Looks for schedules that break a promise: at random, or depth first; and makes them short."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count, islice
 
-from inferfleet.local.simulation.forks import Players
+from inferfleet.local.simulation.forks import IN_A_ROW, Players
 from inferfleet.local.simulation.plan import ACTORS, FAULTS, Event, Kind, Plan, draw
 from inferfleet.local.simulation.play import Played
 from inferfleet.local.simulation.scenarios import SCENARIOS
@@ -48,24 +48,37 @@ def at_random(
         yield draw(f"{seed}:{number}", scenario=scenario, sources=sources, faults=faults)
 
 
-def one_by_one(players: Players, plan: Plan, *, faults: Iterable[Event]) -> Iterator[Plan]:
-    """The schedules with one event more, behind those that are there: a delay or a fault at each step.
+def depth_first(players: Players, plan: Plan, *, faults: Iterable[Event], depth: int) -> Iterator[Plan]:
+    """The schedules with up to ``depth`` events more, each behind those that are there.
 
     A fault of a process is put only before its own steps: before those of others it comes to the same.
+    Nothing is put behind an event that changed nothing.
     """
-    sources = _sources(players, plan)
-    first = max((event.step for event in plan.events), default=0)
+    seen: set[tuple[str, ...]] = set()
     events = list(faults)
-    for step, source in islice(enumerate(sources), first, None):
-        # One turn later of a process that goes on anyway is no other schedule.
-        new = [Event(step, Kind.DELAY)] if not step or sources[step - 1] != source else []
-        new += [
-            Event(step, event.kind, event.target, event.late, event.seconds)
-            for event in events
-            if not event.target or _concerns(event.target, source)
-        ]
-        for event in new:
-            yield Plan(plan.scenario, plan.variant, (*plan.events, event))
+
+    def behind(plan: Plan, left: int) -> Iterator[Plan]:
+        lines = tuple(players.trace(plan))
+        if lines in seen:
+            return
+        seen.add(lines)
+        sources = [line.split()[1] for line in lines]
+        first = max((event.step for event in plan.events), default=0)
+        for step, source in islice(enumerate(sources), first, None):
+            # One turn later of a process that goes on anyway is no other schedule.
+            new = [Event(step, Kind.DELAY)] if not step or sources[step - 1] != source else []
+            new += [
+                replace(event, step=step)
+                for event in events
+                if not event.target or _concerns(event.target, source)
+            ]
+            for event in new:
+                more = replace(plan, events=(*plan.events, event))
+                yield more
+                if left > 1:
+                    yield from behind(more, left - 1)
+
+    yield from behind(plan, depth)
 
 
 def _concerns(target: str, source: str) -> bool:
@@ -97,10 +110,12 @@ EACH_FAULT = tuple(
 """One of each kind for each process and link."""
 
 
-def search(players: Players, plans: Iterable[Plan], tally: Tally) -> Iterator[Played]:
+def search(
+    players: Players, plans: Iterable[Plan], tally: Tally, *, in_a_row: int = IN_A_ROW
+) -> Iterator[Played]:
     """Play schedules; give those that break a promise."""
     began = time.perf_counter()
-    for played in players.play_all(plans):
+    for played in players.play_all(plans, in_a_row=in_a_row):
         tally.add(played)
         tally.seconds = time.perf_counter() - began
         if played.findings:

@@ -50,25 +50,23 @@ class _Base:
 
 
 class Players:
-    """``at_once`` processes that play schedules of the product, or of a mutation of it."""
+    """Processes that play schedules of the product, or of a mutation of it, one of them in between."""
 
     def __init__(self, bases: list[_Base]) -> None:
-        self._bases = bases
+        self._aside, *self._bases = bases
 
     def play(self, *plans: Plan) -> Played:
         """Play schedules in a row, up to one that breaks a promise, and give what came of the last."""
-        base = self._bases[0]
-        _send(base.asked, _Asked(plans))
-        return _received(base)[-1]
+        _send(self._aside.asked, _Asked(plans))
+        return _received(self._aside)[-1]
 
     def trace(self, *plans: Plan) -> list[str]:
         """Play schedules in a row, and say what happened in each step in which the last plan could act."""
-        base = self._bases[0]
-        _send(base.asked, _Asked(plans, trace=True))
-        return cast("list[str]", pickle.load(base.answers))  # noqa: S301 - as below
+        _send(self._aside.asked, _Asked(plans, trace=True))
+        return cast("list[str]", pickle.load(self._aside.answers))  # noqa: S301 - as below
 
-    def play_all(self, plans: Iterable[Plan]) -> Iterator[Played]:
-        """Play schedules, ``IN_A_ROW`` at a time, and give what came of each, in any order.
+    def play_all(self, plans: Iterable[Plan], *, in_a_row: int = IN_A_ROW) -> Iterator[Played]:
+        """Play schedules, some in a row, and give what came of each, in any order.
 
         What is behind one that breaks a promise is played in a new world.
         """
@@ -76,7 +74,7 @@ class Players:
         rests = deque[Plans]()
 
         def some() -> Plans:
-            return rests.popleft() if rests else tuple(islice(waiting, IN_A_ROW))
+            return rests.popleft() if rests else tuple(islice(waiting, in_a_row))
 
         with selectors.DefaultSelector() as selector:
             idle, asked = deque(self._bases), dict[int, Plans]()
@@ -101,7 +99,7 @@ class Players:
 @contextmanager
 def players(*, at_once: int = 1, mutation: str | None = None) -> Generator[Players]:
     """Have processes that play schedules while the block runs."""
-    bases = [_start(mutation) for _ in range(at_once)]
+    bases = [_start(mutation) for _ in range(1 + at_once)]
     try:
         yield Players(bases)
     finally:

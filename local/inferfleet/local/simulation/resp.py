@@ -8,7 +8,8 @@ from typing import cast
 
 import hiredis
 
-from inferfleet.local.simulation.store import Answer, RedisError, Status, Store, xread_arguments
+from inferfleet.local.simulation.answers import Answer, encode
+from inferfleet.local.simulation.store import Store, xread_arguments
 
 BLOCKING = b"XREAD"
 
@@ -106,30 +107,5 @@ class RedisClient(asyncio.Protocol):
 
     def _reply(self, answer: Answer) -> None:
         parts: list[bytes] = []
-        _encode(answer, parts)
+        encode(answer, parts)
         self._transport.write(b"".join(parts))
-
-
-def _encode(answer: Answer, parts: list[bytes]) -> None:
-    match answer:
-        case None:
-            parts.append(b"_\r\n")
-        case bool() | int():
-            parts.append(b":%d\r\n" % answer)
-        case Status():
-            parts.append(b"+%s\r\n" % answer.encode())
-        case RedisError():
-            parts.append(b"-%s\r\n" % str(answer).replace("\n", " ").encode())
-        case bytes():
-            parts += (b"$%d\r\n" % len(answer), answer, b"\r\n")
-        case dict():
-            pairs = cast("dict[bytes, Answer]", answer)
-            parts.append(b"%%%d\r\n" % len(pairs))
-            for key, value in pairs.items():
-                _encode(key, parts)
-                _encode(value, parts)
-        case _:
-            items = cast("list[Answer]", answer)
-            parts.append(b"*%d\r\n" % len(items))
-            for item in items:
-                _encode(item, parts)

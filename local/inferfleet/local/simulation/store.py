@@ -1,53 +1,16 @@
-"""Redis in memory, as much of it as the product uses: one command at a time, in virtual time, with Lua.
+"""Redis in memory, as much of it as the product uses: one command at a time, in virtual time.
 
-Not fakeredis, because a script costs it a new Lua state each time, and a schedule runs some hundred scripts.
 ``tests/simulation`` replays what a simulation sent on a real Redis and compares the answers.
 """
 
 from __future__ import annotations
 
-import bisect
-import hashlib
-from collections.abc import Callable, Iterator
-from typing import Any, Final, cast
+from collections.abc import Callable
+from typing import Any, cast
 
-from lupa import lua51
-
-Answer = Any
-"""``None``, ``int``, ``bytes``, ``Status``, ``RedisError``, or a list or a dict of these."""
-
-
-class RedisError(Exception):
-    """An error that Redis answers with."""
-
-
-class Status(str):
-    """A status reply, like ``OK``."""
-
-    __slots__ = ()
-
-
-OK: Final = Status("OK")
-
-
-class Stream:
-    """Lines in the order of their ids."""
-
-    def __init__(self) -> None:
-        self.lines: list[tuple[tuple[int, int], list[bytes]]] = []
-        self.last: tuple[int, int] = (0, 0)
-
-    def copy(self) -> Stream:
-        """A copy that does not change with this one."""
-        new = Stream()
-        new.lines, new.last = self.lines.copy(), self.last
-        return new
-
-    def between(self, first: tuple[int, int], last: tuple[int, int]) -> list[Answer]:
-        """The lines with these ids and all in between."""
-        low = bisect.bisect_left(self.lines, (first,))
-        high = bisect.bisect_right(self.lines, last, key=lambda line: line[0])
-        return [[b"%d-%d" % line_id, fields] for line_id, fields in self.lines[low:high]]
+from inferfleet.local.simulation.answers import OK, Answer, RedisError, Status
+from inferfleet.local.simulation.scripts import Scripts
+from inferfleet.local.simulation.streams import LAST, Stream, first_id, last_id, parse_id
 
 
 class Scores(dict[bytes, float]):
@@ -68,14 +31,12 @@ class Store:
         self.now_us = now_us
         self._data: dict[bytes, Any] = {}
         self._expires: dict[bytes, int] = {}
-        self._scripts: dict[bytes, Any] = {}
+        self._scripts = Scripts(self._run)
         self._commands: dict[bytes, Callable[..., Answer]] = {
             name.removeprefix("_do_").replace("_", " ").upper().encode(): getattr(self, name)
             for name in dir(self)
             if name.startswith("_do_")
         }
-        _lua.globals()[b"python_call"] = self._call
-        self._table = _lua.table_from
         self.grown: set[bytes] = set()
         """Streams that have grown since somebody last looked."""
 
@@ -98,7 +59,7 @@ class Store:
         data, expires = snapshot
         self._data = {k: v if isinstance(v, bytes) else v.copy() for k, v in data.items()}
         self._expires = expires.copy()
-        self._scripts.clear()
+        self._scripts.forget()
 
     def clear(self) -> None:
         """Forget all keys."""
@@ -321,7 +282,7 @@ class Store:
         if line_id == b"*":
             new = (now, 0) if now > stream.last[0] else (stream.last[0], stream.last[1] + 1)
         else:
-            new = _id(line_id, 0)
+            new = parse_id(line_id, 0)
             if new <= stream.last:
                 raise RedisError(
                     "ERR The ID specified in XADD is equal or smaller than the target stream top item"
@@ -339,7 +300,7 @@ class Store:
 
     def _do_xrange(self, key: bytes, first: bytes, last: bytes, *options: bytes) -> Answer:
         stream: Stream | None = self._get(key, Stream)
-        lines: list[Answer] = [] if stream is None else stream.between(_first(first), _last(last))
+        lines: list[Answer] = [] if stream is None else stream.between(first_id(first), last_id(last))
         return lines[: int(options[1])] if options else lines
 
     def _do_xrevrange(self, key: bytes, last: bytes, first: bytes, *options: bytes) -> Answer:
@@ -351,7 +312,7 @@ class Store:
         found: dict[bytes, Answer] = {}
         for key, position in zip(keys, positions, strict=True):
             stream: Stream | None = self._get(key, Stream)
-            if stream is not None and (lines := stream.between(_first(b"(" + position), _LAST)):
+            if stream is not None and (lines := stream.between(first_id(b"(" + position), LAST)):
                 found[key] = lines[:count]
         return found or None
 
@@ -428,90 +389,10 @@ class Store:
     def _do_script(self, what: bytes, text: bytes) -> bytes:
         if what.upper() != b"LOAD":
             raise RedisError("ERR only SCRIPT LOAD is simulated")
-        sha = hashlib.sha1(text, usedforsecurity=False).hexdigest().encode()
-        if text not in _compiled:
-            _compiled[text] = _lua.compile(b"local KEYS, ARGV = ...\n" + text)
-        self._scripts[sha] = _compiled[text]
-        return sha
+        return self._scripts.load(text)
 
     def _do_evalsha(self, sha: bytes, count: bytes, *rest: bytes) -> Answer:
-        function = self._scripts.get(sha)
-        if function is None:
-            raise RedisError("NOSCRIPT No matching script. Please use EVAL.")
-        keys, arguments = rest[: int(count)], rest[int(count) :]
-        try:
-            return _from_lua(function(self._table(keys), self._table(arguments)))
-        except lua51.LuaError as error:
-            raise RedisError(f"ERR {error}") from None
-
-    def _call(self, protected: bool, *words: Any) -> Any:
-        try:
-            return self._to_lua(
-                self._run([word if type(word) is bytes else _argument(word) for word in words])
-            )
-        except RedisError as error:
-            if protected:
-                return self._table({b"err": str(error).encode()})
-            raise
-
-    def _to_lua(self, answer: Answer) -> Any:
-        match answer:
-            case None:
-                return False
-            case Status():
-                return self._table({b"ok": answer.encode()})
-            case list():
-                return self._table([self._to_lua(part) for part in _parts(answer)])
-            case _:
-                return answer
-
-
-_lua: Final[Any] = cast("Any", lua51.LuaRuntime)(encoding=None, unpack_returned_tuples=False)
-"""One for all stores of a process, of which the last one made is used."""
-
-_lua.execute(b"""
-redis = {
-  call = function(...) return python_call(false, ...) end,
-  pcall = function(...) return python_call(true, ...) end,
-}
-""")
-
-_compiled: dict[bytes, Any] = {}
-"""Scripts by their text: they keep nothing."""
-
-
-def _parts(answer: Answer) -> list[Answer]:
-    return cast("list[Answer]", answer)
-
-
-def _argument(word: Any) -> bytes:
-    """Spell what a script gives to a command as Redis does."""
-    if isinstance(word, (int, float)) and not isinstance(word, bool):
-        return b"%.17g" % word
-    raise RedisError("ERR Lua redis lib command arguments must be strings or integers")
-
-
-def _from_lua(value: Any) -> Answer:
-    if value is None or value is False:
-        return None
-    if value is True:
-        return 1
-    if isinstance(value, (int, float)):
-        return int(value)
-    if isinstance(value, bytes):
-        return value
-    if (error := value[b"err"]) is not None:
-        raise RedisError(error.decode())
-    if (status := value[b"ok"]) is not None:
-        return Status(status.decode())
-    return list(_items(value))
-
-
-def _items(table: Any) -> Iterator[Answer]:
-    index = 1
-    while (item := table[index]) is not None:
-        yield _from_lua(item)
-        index += 1
+        return self._scripts.run(sha, rest[: int(count)], rest[int(count) :])
 
 
 def xread_arguments(words: tuple[bytes, ...]) -> tuple[int | None, int | None, list[bytes], list[bytes]]:
@@ -529,27 +410,6 @@ def _slice(items: list[bytes], first: int, last: int) -> list[bytes]:
     size = len(items)
     first = max(0, first + size if first < 0 else first)
     return items[first : (last + size if last < 0 else last) + 1]
-
-
-_LAST: Final = (1 << 63, 1 << 63)
-
-
-def _id(text: bytes, sequence: int) -> tuple[int, int]:
-    time, _, rest = text.partition(b"-")
-    return int(time), int(rest) if rest else sequence
-
-
-def _first(text: bytes) -> tuple[int, int]:
-    if text == b"-":
-        return (0, 0)
-    if text[:1] == b"(":
-        time, sequence = _id(text[1:], 0)
-        return time, sequence + 1
-    return _id(text, 0)
-
-
-def _last(text: bytes) -> tuple[int, int]:
-    return _LAST if text == b"+" else _id(text, 1 << 63)
 
 
 def _minus(bound: bytes) -> bytes:
