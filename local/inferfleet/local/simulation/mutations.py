@@ -113,9 +113,9 @@ MUTATIONS: dict[str, Mutation] = {
         "finish", "if r[2] ~= ARGV[1] then", "if false then", "plain", 400, Kind.STALL
     ),
     "tokens_twice": _lua(
-        "append", "if last > tonumber(r[3]) then", "if ARGV[5] ~= '' then", "plain", 80, Kind.REPEAT
+        "append", "if last > tonumber(r[3]) then", "if ARGV[5] ~= '' then", "plain", 40, Kind.REPEAT
     ),
-    "lease_forgotten": _lua("start", "'lease', now + tonumber(ARGV[2])", "'lease', 0", "plain", 40, Kind.CUT),
+    "lease_forgotten": _lua("start", "'lease', now + tonumber(ARGV[2])", "'lease', 0", "plain", 200, Kind.CUT),
     "start_not_idempotent": _lua(
         "start",
         "if begun then\n    return {r[9]",
@@ -129,7 +129,7 @@ MUTATIONS: dict[str, Mutation] = {
         "if await self._commit(run, result):",
         "delivery.ack()\n    if await self._commit(run, result):",
         "plain",
-        80,
+        1000,
         Kind.CRASH,
     ),
     "ack_before_dead_letter": _python(

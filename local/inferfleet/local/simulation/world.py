@@ -131,9 +131,9 @@ class World:
         await self.settled()
         # Connections to the broker are made at the first publish; those of workers, at that of a next turn.
         messages = [{"role": "user", "content": "warm up"}]
-        for _ in range(2):
+        for session in (None, "warm-up", "warm-up"):
             for name, fleet in self.fleets.items():
-                await self.run_in(name, fleet.submit({"messages": messages}, session_id="warm-up"))
+                await self.run_in(name, fleet.submit({"messages": messages}, session_id=session))
         await asyncio.sleep(3.0)
 
     async def begin(self) -> None:
