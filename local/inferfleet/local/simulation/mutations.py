@@ -106,16 +106,18 @@ MUTATIONS: dict[str, Mutation] = {
         "if r[1] ~= 'running' or r[2] ~= ARGV[1] then",
         "if r[1] ~= 'running' then",
         "plain",
-        250,
+        1000,
         Kind.STALL,
     ),
     "finish_without_fence": _lua(
-        "finish", "if r[2] ~= ARGV[1] then", "if false then", "plain", 400, Kind.STALL
+        "finish", "if r[2] ~= ARGV[1] then", "if false then", "plain", 1000, Kind.STALL
     ),
     "tokens_twice": _lua(
         "append", "if last > tonumber(r[3]) then", "if ARGV[5] ~= '' then", "plain", 40, Kind.REPEAT
     ),
-    "lease_forgotten": _lua("start", "'lease', now + tonumber(ARGV[2])", "'lease', 0", "plain", 200, Kind.CUT),
+    "lease_forgotten": _lua(
+        "start", "'lease', now + tonumber(ARGV[2])", "'lease', 0", "plain", 200, Kind.CUT
+    ),
     "start_not_idempotent": _lua(
         "start",
         "if begun then\n    return {r[9]",

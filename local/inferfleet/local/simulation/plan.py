@@ -52,18 +52,20 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True, order=True)
 class Event:
-    """One thing that happens, before step ``step``."""
+    """One thing that happens, before step ``step``; if ``busy``, once bytes are under way on that link."""
 
     step: int
     kind: Kind
     target: str = ""
     late: bool = False
     seconds: float = 0.0
+    busy: bool = False
 
     def __str__(self) -> str:
         words = [self.target] if self.target else []
         words += ["late"] if self.late else []
         words += [f"{self.seconds:g}"] if self.seconds else []
+        words += ["busy"] if self.busy else []
         return f"{self.step}:{self.kind}" + ("=" if words else "") + ",".join(words)
 
     @classmethod
@@ -80,6 +82,8 @@ class Event:
         for word in filter(None, given.split(",")):
             if word == "late":
                 event = replace(event, late=True)
+            elif word == "busy":
+                event = replace(event, busy=True)
             elif word[0].isdigit():
                 event = replace(event, seconds=float(word))
             else:
@@ -170,13 +174,17 @@ def draw(seed: str, *, scenario: str, sources: Sequence[Sequence[str]], faults: 
             client, service = chance.choice(ACTORS), chance.choice(SERVICES)
         # Before these bytes arrive, or a little later.
         step += chance.choice((0, 0, 1, 1, 2, 5))
-        events.append(_fault(chance, step, chance.choices(kinds, weights)[0], client, service))
+        event = _fault(chance, step, chance.choices(kinds, weights)[0], client, service)
+        events.append(replace(event, busy=event.kind in _OF_LINKS and chance.random() < _BUSY))
     return Plan(scenario, variant, tuple(sorted(events)))
 
 
 _DELAYS = (0, 0, 1, 2, 4, 8)
 _FAULTS = (0, 1, 1, 2, 2, 3)
 _ELSEWHERE = 0.2
+_OF_LINKS = frozenset({Kind.CRASH, Kind.CUT, Kind.REPEAT, Kind.HOLE})
+_BUSY = 0.5
+"""Steps have other numbers as soon as anything has gone differently."""
 
 
 def _fault(chance: random.Random, step: int, kind: Kind, client: str, service: str) -> Event:

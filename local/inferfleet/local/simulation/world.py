@@ -221,9 +221,16 @@ class World:
             self.loop.on_time = self._remember
             self._remember()
 
+        waiting: list[Event] = []
+
         def on_step() -> float:
-            while events and events[0].step <= self.loop.steps - first:
-                self._apply(events.popleft())
+            while events and first + events[0].step <= self.loop.steps:
+                waiting.append(events.popleft())
+            for event in [each for each in waiting if not each.busy or self._is_busy(each.target)]:
+                waiting.remove(event)
+                self._apply(event)
+            if waiting:
+                return self.loop.steps + 1
             return first + events[0].step if events else inf
 
         self.loop.on_step, self.loop.next_event = on_step, first
@@ -271,6 +278,15 @@ class World:
                         connection.cut(late=False)
             case _:
                 assert_never(event.kind)
+
+    def _is_busy(self, target: str) -> bool:
+        """Whether bytes are under way on a link, or on one link only of what a process has sent."""
+        client, _, service = target.partition("-")
+        actor = self.actors[client]
+        if service:
+            links = self.network.between(actor, self.actors[service])
+            return any(flow.queue for link in links for flow in link.flows())
+        return sum(bool(link.client.out.queue) for link in self.network.of(actor)) == 1
 
     def crash(self, name: str, *, late: bool) -> None:
         """A process dies."""
