@@ -113,7 +113,7 @@ MUTATIONS: dict[str, Mutation] = {
         "finish", "if r[2] ~= ARGV[1] then", "if false then", "plain", 1000, Kind.STALL
     ),
     "tokens_twice": _lua(
-        "append", "if last > tonumber(r[3]) then", "if ARGV[5] ~= '' then", "plain", 40, Kind.REPEAT
+        "append", "if last > tonumber(r[3]) then", "if ARGV[5] ~= '' then", "plain", 200, Kind.REPEAT
     ),
     "lease_forgotten": _lua(
         "start", "'lease', now + tonumber(ARGV[2])", "'lease', 0", "plain", 200, Kind.CUT
@@ -183,7 +183,7 @@ MUTATIONS: dict[str, Mutation] = {
         "await self._lanes.let_next_run(job, witness=delivery.witness or job)",
         "None",
         "session",
-        50,
+        20,
     ),
 }
 
