@@ -116,7 +116,7 @@ MUTATIONS: dict[str, Mutation] = {
         "append", "if last > tonumber(r[3]) then", "if ARGV[5] ~= '' then", "plain", 200, Kind.REPEAT
     ),
     "lease_forgotten": _lua(
-        "start", "'lease', now + tonumber(ARGV[2])", "'lease', 0", "plain", 200, Kind.CUT
+        "start", "'lease', now + tonumber(ARGV[2])", "'lease', 0", "plain", 400, Kind.CUT
     ),
     "start_not_idempotent": _lua(
         "start",
@@ -144,8 +144,8 @@ MUTATIONS: dict[str, Mutation] = {
     ),
     "acked_at_drain": _python(
         f"{_SETTLEMENT}.settle",
-        "refund=refund,\n            )\n            await delivery.requeue()",
-        "refund=refund,\n            )\n            delivery.ack()",
+        "on_requeue(run, entry)\n            await delivery.requeue()",
+        "on_requeue(run, entry)\n            delivery.ack()",
         "plain",
         30,
         Kind.DRAIN,
