@@ -151,7 +151,7 @@ MUTATIONS: dict[str, Mutation] = {
         Kind.DRAIN,
     ),
     "undo_without_asking": _lua(
-        "close", "if others ~= '' then", "if false then", "key", 800, Kind.CUT, Kind.HOLE
+        "close", "if others ~= '' then", "if false then", "key", 2000, Kind.CUT, Kind.HOLE
     ),
     "turn_added_twice": _lua(
         "session_append", "if s[3] == ARGV[1] then", "if false then", "session", 100, Kind.REPEAT
