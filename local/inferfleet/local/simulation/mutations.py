@@ -150,9 +150,6 @@ MUTATIONS: dict[str, Mutation] = {
         30,
         Kind.DRAIN,
     ),
-    "undo_without_asking": _lua(
-        "close", "if others ~= '' then", "if false then", "key", 2000, Kind.CUT, Kind.HOLE
-    ),
     "turn_added_twice": _lua(
         "session_append", "if s[3] == ARGV[1] then", "if false then", "session", 100, Kind.REPEAT
     ),
@@ -188,6 +185,9 @@ MUTATIONS: dict[str, Mutation] = {
 }
 
 HARD_TO_FIND: dict[str, Mutation] = {
+    "undo_without_asking": _lua(
+        "close", "if others ~= '' then", "if false then", "key", 2000, Kind.CUT, Kind.HOLE
+    ),
     "begun_by_an_ended_turn": replace(
         _lua(
             "session_begin",
