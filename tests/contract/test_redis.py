@@ -11,8 +11,8 @@ from redis.exceptions import NoScriptError, ResponseError
 from tests.contract.conftest import PATIENCE_S
 
 from inferfleet.local.services import Services
-from inferfleet.wire.redis import scripts
 from inferfleet.wire.redis.eviction import refuse_eviction
+from inferfleet.wire.redis.script import LOADED
 
 CLAIM = """
 local attempt = redis.call('HINCRBY', KEYS[1], 'attempt', 1)
@@ -67,7 +67,7 @@ async def test_an_unknown_script_is_reported_as_such_and_can_be_loaded(store: ai
 
 
 async def test_redis_knows_our_scripts_by_the_name_that_we_calculate(store: aioredis.Redis) -> None:
-    for script in scripts.ALL:
+    for script in LOADED:
         assert await store.script_load(script.text) == script.sha
 
 

@@ -30,7 +30,7 @@ from inferfleet.wire.redis.attempts import Fence
 from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.redis.pool_limits import ENTERING_S, WaitingTurns
 from inferfleet.wire.redis.records import Held, JobRecords
-from inferfleet.wire.redis.scripts import Argument
+from inferfleet.wire.redis.script import Argument
 from inferfleet.wire.redis.sessions import (
     Appended,
     Begin,

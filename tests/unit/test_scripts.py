@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import re
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from datetime import UTC, datetime
-from importlib.resources import files
 from typing import Any, cast
+
+import pytest
 
 from inferfleet.producer import idempotency
 from inferfleet.schemas import Job, JobState, Result
@@ -17,7 +19,7 @@ from inferfleet.schemas.job import new_job_id
 from inferfleet.schemas.journal import QueuedEntry, RestartReason
 from inferfleet.schemas.session import Turn
 from inferfleet.schemas.settings import ServiceSettings
-from inferfleet.wire.redis import scripts
+from inferfleet.wire.redis import job_scripts, process_scripts, session_scripts
 from inferfleet.wire.redis.attempts import Fence
 from inferfleet.wire.redis.clock import RedisClock
 from inferfleet.wire.redis.heartbeats import write_heartbeat
@@ -26,7 +28,7 @@ from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.redis.pool_limits import WaitingTurns
 from inferfleet.wire.redis.records import JobRecords
 from inferfleet.wire.redis.replies import Replies
-from inferfleet.wire.redis.scripts import Argument
+from inferfleet.wire.redis.script import LOADED, SCRIPTS, Argument, Command
 from inferfleet.wire.redis.sessions import Payload, Sessions
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -34,7 +36,7 @@ JOB = Job(session_id="s", body={"messages": []}, idempotency_key="k", submitted_
 WITNESS = JOB.model_copy(update={"id": new_job_id()})
 FENCE = Fence("f", 1)
 
-ANSWERS: dict[str, Any] = {"HGET": None, "HMGET": [None] * 4, scripts.STANDING.sha: b"missing"}
+ANSWERS: dict[str, Any] = {"HGET": None, "HMGET": [None] * 4, SCRIPTS["standing"].sha: b"missing"}
 """What lets a method get to its script."""
 
 
@@ -119,7 +121,7 @@ async def test_each_call_of_a_script_is_about_one_slot() -> None:
     async for call in all_that_calls_scripts(cast("CommandPipeline", recorder)):
         with suppress(NotAnsweredError):
             await call
-    assert {sha for sha, _ in recorder.calls} == {script.sha for script in scripts.ALL}
+    assert {sha for sha, _ in recorder.calls} == {script.sha for script in LOADED}
     several = [keys for _, keys in recorder.calls if len({slot_of(key) for key in keys}) != 1]
     assert several == []
 
@@ -131,5 +133,37 @@ def slot_of(key: str) -> str:
 
 
 def test_scripts_have_all_their_keys_from_their_callers() -> None:
-    folder = files("inferfleet.wire.redis").joinpath("lua")
-    assert [script.name for script in folder.iterdir() if "inferfleet:" in script.read_text()] == []
+    assert [script.name for script in SCRIPTS.values() if "inferfleet:" in script.text] == []
+
+
+CALLS = {
+    function: parameters
+    for module in (job_scripts, session_scripts, process_scripts)
+    for function in vars(module).values()
+    if inspect.isfunction(function)
+    for parameters in [inspect.signature(function).parameters.values()]
+}
+"""What makes a call of a script, and what it is given."""
+
+
+@pytest.mark.parametrize("function", CALLS, ids=lambda function: function.__name__)
+def test_a_text_begins_with_the_names_that_it_is_called_with(function: Callable[..., Command]) -> None:
+    keys = [each.name for each in CALLS[function] if each.kind is each.POSITIONAL_ONLY]
+    arguments = [each.name for each in CALLS[function] if each.kind is each.KEYWORD_ONLY]
+    rest = [each.name for each in CALLS[function] if each.kind is each.VAR_POSITIONAL]
+
+    command = function(*keys, *rest, **{name: name for name in arguments})
+
+    assert command[:1] + command[2:] == ("EVALSHA", len(keys), *keys, *arguments, *rest)
+    (script,) = [script for script in SCRIPTS.values() if script.sha == command[1]]
+    head, _, code = script.text.partition("\n\n")
+    header = [line.partition(" -- ")[0] for line in head.splitlines() if not line.startswith("--")]
+    assert header == [
+        f"local {', '.join(keys)} = {', '.join(f'KEYS[{number}]' for number in range(1, len(keys) + 1))}",
+        *(f"local {name} = ARGV[{number}]" for number, name in enumerate(arguments, 1)),
+    ]
+    assert not re.search(r"(KEYS|ARGV)\[\d", code)
+
+
+def test_every_script_has_a_function_that_calls_it() -> None:
+    assert len(CALLS) == len(SCRIPTS)

@@ -10,7 +10,7 @@ import orjson
 from inferfleet.schemas.errors import IdempotencyConflictError
 from inferfleet.schemas.job import Job
 from inferfleet.schemas.names import idempotency_key
-from inferfleet.wire.redis import scripts
+from inferfleet.wire.redis import job_scripts
 from inferfleet.wire.redis.pipeline import CommandPipeline
 
 _ACCEPTED = " accepted"
@@ -42,7 +42,7 @@ async def claim(pipeline: CommandPipeline, job: Job, *, call: str, ttl_s: int) -
         return Claim(job, "", "", accepted=False)
     digest = _digest(job)
     answer: bytes = await pipeline.execute(
-        *scripts.call(scripts.KEY_CLAIM, (key,), f"{job.id} {digest} {call}", ttl_s)
+        *job_scripts.key_claim(key, holder=f"{job.id} {digest} {call}", ttl_s=ttl_s)
     )
     holder = answer.decode()
     job_id, present, *_ = holder.split()
@@ -59,7 +59,9 @@ async def accept(pipeline: CommandPipeline, claimed: Claim, *, ttl_s: int) -> No
     if claimed.key:
         holder = claimed.holder + _ACCEPTED
         await pipeline.execute(
-            *scripts.call(scripts.KEY_CHANGE, (claimed.key,), claimed.holder, holder, ttl_s)
+            *job_scripts.key_change(
+                claimed.key, present_holder=claimed.holder, new_holder=holder, ttl_s=ttl_s
+            )
         )
 
 
@@ -74,7 +76,9 @@ async def accepted(pipeline: CommandPipeline, claimed: Claim) -> bool:
 async def forget(pipeline: CommandPipeline, claimed: Claim) -> None:
     """Free the key of a job that is taken back, unless somebody has claimed it anew."""
     if claimed.key:
-        await pipeline.execute(*scripts.call(scripts.KEY_CHANGE, (claimed.key,), claimed.holder, "", 0))
+        await pipeline.execute(
+            *job_scripts.key_change(claimed.key, present_holder=claimed.holder, new_holder="", ttl_s=0)
+        )
 
 
 def _key(job: Job) -> str | None:

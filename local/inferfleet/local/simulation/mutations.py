@@ -7,7 +7,6 @@ else the mutation fails: whoever changes that text says here what the fault woul
 from __future__ import annotations
 import __future__
 
-import hashlib
 import importlib
 import inspect
 import textwrap
@@ -16,7 +15,7 @@ from types import FunctionType
 from typing import Any
 
 from inferfleet.local.simulation.plan import Kind
-from inferfleet.wire.redis import scripts
+from inferfleet.wire.redis.script import SCRIPTS
 
 
 class MutationError(Exception):
@@ -62,15 +61,8 @@ class Mutation:
         return text
 
     def _change_script(self, name: str) -> None:
-        old: scripts.Script = getattr(scripts, name.upper())
-        text = self._changed(old.text)
-        sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
-        new = scripts.Script(text, sha)
-        for module_name, value in list(vars(scripts).items()):
-            if value is old:
-                setattr(scripts, module_name, new)
-        replaced: Any = tuple(new if script is old else script for script in scripts.ALL)
-        scripts.ALL = replaced  # type: ignore[misc]  # final for everybody else
+        script = SCRIPTS[name]
+        script.load(self._changed(script.text))
 
     def _change_function(self, module_name: str, name: str) -> None:
         module = importlib.import_module(module_name)
@@ -103,20 +95,20 @@ _SUBMISSION = "inferfleet.producer.submission:Submission"
 MUTATIONS: dict[str, Mutation] = {
     "append_without_fence": _lua(
         "append",
-        "if r[1] ~= 'running' or r[2] ~= ARGV[1] then",
+        "if r[1] ~= 'running' or r[2] ~= fence then",
         "if r[1] ~= 'running' then",
         "plain",
         1000,
         Kind.STALL,
     ),
     "finish_without_fence": _lua(
-        "finish", "if r[2] ~= ARGV[1] then", "if false then", "plain", 1000, Kind.STALL
+        "finish", "if r[2] ~= fence then", "if false then", "plain", 1000, Kind.STALL
     ),
     "tokens_twice": _lua(
-        "append", "if last > tonumber(r[3]) then", "if ARGV[5] ~= '' then", "plain", 200, Kind.REPEAT
+        "append", "if last > tonumber(r[3]) then", "if tokens_entry ~= '' then", "plain", 200, Kind.REPEAT
     ),
     "lease_forgotten": _lua(
-        "start", "'lease', now + tonumber(ARGV[2])", "'lease', 0", "plain", 400, Kind.CUT
+        "start", "'lease', now + tonumber(lease_ms)", "'lease', 0", "plain", 400, Kind.CUT
     ),
     "start_not_idempotent": _lua(
         "start",
@@ -151,7 +143,7 @@ MUTATIONS: dict[str, Mutation] = {
         Kind.DRAIN,
     ),
     "turn_added_twice": _lua(
-        "session_append", "if s[3] == ARGV[1] then", "if false then", "session", 100, Kind.REPEAT
+        "session_append", "if s[3] == job then", "if false then", "session", 100, Kind.REPEAT
     ),
     "advance_forgets_the_next": _lua(
         "session_advance",
@@ -170,10 +162,14 @@ MUTATIONS: dict[str, Mutation] = {
         Kind.CRASH,
     ),
     "answer_forgotten": _lua(
-        "session_begin", "if s[2] == ARGV[1] and s[3] then", "if false then", "session", 150, Kind.CRASH
+        "session_begin", "if s[2] == job and s[3] then", "if false then", "session", 150, Kind.CRASH
     ),
     "record_expires_first": _lua(
-        "cancel", "redis.call('EXPIRE', KEYS[1], ARGV[9])", "redis.call('EXPIRE', KEYS[1], 1)", "expires", 20
+        "cancel",
+        "redis.call('EXPIRE', job_key, tombstone_ttl_s)",
+        "redis.call('EXPIRE', job_key, 1)",
+        "expires",
+        20,
     ),
     "next_turn_forgotten": _python(
         f"{_SETTLEMENT}._end_turn",
@@ -191,7 +187,7 @@ HARD_TO_FIND: dict[str, Mutation] = {
     "begun_by_an_ended_turn": replace(
         _lua(
             "session_begin",
-            "if left ~= ARGV[6] then",
+            "if left ~= known_left then",
             "if false then",
             "session",
             400,
@@ -216,11 +212,16 @@ HARD_TO_FIND: dict[str, Mutation] = {
         Kind.CRASH,
     ),
     "key_freed_without_compare": _lua(
-        "key_change", "if redis.call('GET', KEYS[1]) == ARGV[1] then", "if true then", "key", 1000, Kind.CUT
+        "key_change",
+        "if redis.call('GET', idempotency_key) == present_holder then",
+        "if true then",
+        "key",
+        1000,
+        Kind.CUT,
     ),
     "published_without_compare": _lua(
         "session_published",
-        "if s[1] == ARGV[1] then",
+        "if s[1] == job then",
         "if true then",
         "session",
         1000,
@@ -228,12 +229,12 @@ HARD_TO_FIND: dict[str, Mutation] = {
         Kind.STALL,
     ),
     "turn_without_fence": _lua(
-        "session_append", "if s[2] ~= ARGV[2] then", "if false then", "session", 400, Kind.STALL
+        "session_append", "if s[2] ~= fence then", "if false then", "session", 400, Kind.STALL
     ),
     "restored_over_an_end": _lua(
         "restore",
-        "if r[1] ~= 'running' or r[2] ~= ARGV[1] then",
-        "if r[2] ~= ARGV[1] then",
+        "if r[1] ~= 'running' or r[2] ~= fence then",
+        "if r[2] ~= fence then",
         "plain",
         1000,
         Kind.EMPTY,

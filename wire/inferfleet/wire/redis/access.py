@@ -25,8 +25,9 @@ from inferfleet.schemas.names import (
     session_key,
     worker_key,
 )
-from inferfleet.wire.redis import refusals, scripts
+from inferfleet.wire.redis import process_scripts, refusals
 from inferfleet.wire.redis.clock import RedisClock
+from inferfleet.wire.redis.script import SCRIPTS
 
 _JOB: Final = ("HSET", "HGET", "HMGET", "XADD", "SET", "GET", "EXPIRE", "DEL", "XRANGE", "TIME")
 
@@ -98,10 +99,10 @@ async def check_access(client: aioredis.Redis, access: Access, *, clock: RedisCl
     async with client.pipeline(transaction=False) as pipeline:
         asked = time.monotonic()
         pipeline.execute_command("TIME")
-        pipeline.execute_command("SCRIPT", "LOAD", scripts.ACCESS.text)
+        pipeline.execute_command("SCRIPT", "LOAD", SCRIPTS["access"].text)
         for pattern, commands in access.commands.items():
             key = pattern.replace("*", f"{{{name}}}")
-            pipeline.execute_command(*scripts.call(scripts.ACCESS, (key,), *commands))
+            pipeline.execute_command(*process_scripts.access(key, *commands))
         # Keys that a cluster has in different slots: no node of one takes that.
         pipeline.execute_command("EXISTS", *(job_key(name + end) for end in "abc"))
         if access.reads_blocked:

@@ -7,9 +7,9 @@ from typing import Any
 
 from inferfleet.schemas.heartbeat import Heartbeat, WorkerPhase
 from inferfleet.schemas.names import WORKERS_KEY, worker_key
-from inferfleet.wire.redis import scripts
+from inferfleet.wire.redis import process_scripts
 from inferfleet.wire.redis.pipeline import CommandPipeline
-from inferfleet.wire.redis.scripts import Argument
+from inferfleet.wire.redis.script import Argument
 
 LISTED_S = 3600
 """How long a worker without a heartbeat stays on the list, where nobody sees it."""
@@ -24,7 +24,9 @@ async def write_heartbeat(pipeline: CommandPipeline, heartbeat: Heartbeat, *, tt
     await asyncio.gather(
         pipeline.enqueue("HSET", key, *fields),
         pipeline.enqueue("PEXPIRE", key, int(ttl_s * 1000)),
-        pipeline.enqueue(*scripts.call(scripts.WORKER_SEEN, (WORKERS_KEY,), heartbeat.worker_id, LISTED_S)),
+        pipeline.enqueue(
+            *process_scripts.worker_seen(WORKERS_KEY, worker=heartbeat.worker_id, listed_s=LISTED_S)
+        ),
         pipeline.learn_time(),
     )
 

@@ -34,7 +34,7 @@ from inferfleet.wire.outage import Outage
 from inferfleet.wire.redis import refusals
 from inferfleet.wire.redis.clock import RedisClock
 from inferfleet.wire.redis.pipelined_connection import PipelinedConnection, pack
-from inferfleet.wire.redis.scripts import Argument
+from inferfleet.wire.redis.script import Argument
 from inferfleet.wire.tasks import cancel_and_wait
 
 logger = logging.getLogger(__name__)

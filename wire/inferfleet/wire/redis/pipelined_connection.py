@@ -19,9 +19,8 @@ from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from inferfleet.wire.redis import scripts
 from inferfleet.wire.redis.clock import RedisClock
-from inferfleet.wire.redis.scripts import Argument
+from inferfleet.wire.redis.script import LOADED, Argument
 
 # hiredis' stub has a command of one word, and says nothing of the result.
 pack = cast("Callable[[tuple[Argument, ...]], bytes]", hiredis.pack_command)
@@ -115,8 +114,8 @@ class PipelinedConnection:
 
         """
         async with self._in_time():
-            await self.write([pack(("SCRIPT", "LOAD", script.text)) for script in scripts.ALL])
-            for _ in scripts.ALL:
+            await self.write([pack(("SCRIPT", "LOAD", script.text)) for script in LOADED])
+            for _ in LOADED:
                 if isinstance(answer := await self.answer(), ResponseError):
                     raise answer
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from inferfleet.schemas.job import Job
 from inferfleet.schemas.names import pool_key, waiting_turns_key
-from inferfleet.wire.redis import scripts
+from inferfleet.wire.redis import session_scripts
 from inferfleet.wire.redis.pipeline import CommandPipeline
 
 ENTERING_S = 60
@@ -40,13 +40,15 @@ class WaitingTurns:
         """Count a turn that is going to wait. 0 if there are too many, unless it was ``admitted`` before."""
         keys = (pool_key(job.pool), waiting_turns_key(job.pool))
         return self._pipeline.enqueue(
-            *scripts.call(scripts.WAITING_TURN, keys, job.id, ENTERING_S, int(admitted))
+            *session_scripts.waiting_turn(*keys, job=job.id, ttl_s=ENTERING_S, admitted=int(admitted))
         )
 
     def keep(self, job: Job) -> asyncio.Future[Any]:
         """Count a turn for as long as its lane lives: it waits, or has left meanwhile."""
         keys = (pool_key(job.pool), waiting_turns_key(job.pool))
-        return self._pipeline.enqueue(*scripts.call(scripts.WAITING_TURN, keys, job.id, self._lane_ttl_s, 2))
+        return self._pipeline.enqueue(
+            *session_scripts.waiting_turn(*keys, job=job.id, ttl_s=self._lane_ttl_s, admitted=2)
+        )
 
     def forget(self, job_id: str, pool: str) -> asyncio.Future[Any]:
         """Count a turn no longer."""

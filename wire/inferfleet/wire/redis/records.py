@@ -35,7 +35,7 @@ from inferfleet.schemas.journal import (
 from inferfleet.schemas.names import job_key, journal_key, result_key
 from inferfleet.schemas.result import JobRecord, Result, Usage
 from inferfleet.schemas.said import cut_response
-from inferfleet.wire.redis import scripts
+from inferfleet.wire.redis import job_scripts
 from inferfleet.wire.redis.attempts import (
     DEATHS_PER_ATTEMPT,
     SUSPECT_AFTER,
@@ -50,7 +50,6 @@ from inferfleet.wire.redis.attempts import (
 from inferfleet.wire.redis.journal_lines import Unflushed, generated, head_of, parse_line, whole_answer
 from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.redis.replies import Replies
-from inferfleet.wire.redis.scripts import Argument
 
 READ_BATCH = 500
 """Records read in one round trip."""
@@ -172,18 +171,20 @@ class JobRecords:
         ``key`` is the idempotency key that it was found under. ``keep`` makes a job stay whose other
         submissions were refused, and which is taken back.
         """
-        recorded = self._call(
-            scripts.CREATE,
-            (job_key(job.id), journal_key(job.id)),
-            _milliseconds(job.submitted_at),
-            self._queued_ttl_s,
-            _json(QueuedEntry(at=job.submitted_at)),
-            job.pool,
-            int(job.priority),
-            reply_to,
-            call,
-            int(keep),
-            job.session_id or "",
+        recorded = self._pipeline.enqueue(
+            *job_scripts.create(
+                job_key(job.id),
+                journal_key(job.id),
+                now_ms=_milliseconds(job.submitted_at),
+                ttl_s=self._queued_ttl_s,
+                queued_entry=_json(QueuedEntry(at=job.submitted_at)),
+                pool=job.pool,
+                priority=int(job.priority),
+                reply_to=reply_to,
+                call=call,
+                keep=int(keep),
+                session=job.session_id or "",
+            )
         )
         # In this order: whoever takes a job back frees its key before the record goes.
         holder = self._pipeline.enqueue("GET", key) if key else None
@@ -193,7 +194,7 @@ class JobRecords:
 
     async def standing(self, job_id: str) -> Standing:
         """Learn how a job stands, by Redis' clock."""
-        return Standing((await self._call(scripts.STANDING, (job_key(job_id),))).decode())
+        return Standing((await self._pipeline.enqueue(*job_scripts.standing(job_key(job_id)))).decode())
 
     async def held(self, job_id: str) -> Held:
         """Learn who has a job."""
@@ -206,11 +207,11 @@ class JobRecords:
 
     async def close(self, job_id: str, *, call: str) -> Closed:
         """Ask whether a job whose submission ``call`` was refused may be taken back; then nobody joins it."""
-        return Closed((await self._call(scripts.CLOSE, (job_key(job_id),), call)).decode())
+        return Closed((await self._pipeline.enqueue(*job_scripts.close(job_key(job_id), call=call))).decode())
 
     async def discard(self, job_id: str) -> bool:
         """Forget a job that was closed. False if it has got on all the same."""
-        return bool(await self._call(scripts.DISCARD, (job_key(job_id), journal_key(job_id))))
+        return bool(await self._pipeline.enqueue(*job_scripts.discard(job_key(job_id), journal_key(job_id))))
 
     async def cancel(
         self,
@@ -242,19 +243,22 @@ class JobRecords:
             failure=result.error,
             tokens=result.usage.completion_tokens,
         )
-        verdict, _, reply_to = await self._call(
-            scripts.CANCEL,
-            (job_key(job_id), journal_key(job_id), result_key(job_id)),
-            _milliseconds(now),
-            self._result_ttl_s,
-            _json(end),
-            _json(result),
-            "interrupt" if keep else "cancel",
-            result.state.value,
-            attempt,
-            "" if tokens is None else tokens,
-            self._tombstone_ttl_s,
-            int(said),
+        verdict, _, reply_to = await self._pipeline.enqueue(
+            *job_scripts.cancel(
+                job_key(job_id),
+                journal_key(job_id),
+                result_key(job_id),
+                now_ms=_milliseconds(now),
+                ttl_s=self._result_ttl_s,
+                finished_entry=_json(end),
+                result=_json(result),
+                mode="interrupt" if keep else "cancel",
+                end_state=result.state.value,
+                of_attempt=attempt,
+                of_tokens="" if tokens is None else tokens,
+                tombstone_ttl_s=self._tombstone_ttl_s,
+                said=int(said),
+            )
         )
         match verdict.decode():
             case "missing":
@@ -270,7 +274,7 @@ class JobRecords:
 
     async def copied(self, job_id: str) -> None:
         """Note that a job may be queued twice: its record stays for as long as one of the messages may."""
-        await self._call(scripts.COPIED, (job_key(job_id),), self._tombstone_ttl_s)
+        await self._pipeline.enqueue(*job_scripts.copied(job_key(job_id), ttl_s=self._tombstone_ttl_s))
 
     # A worker's side
 
@@ -292,27 +296,29 @@ class JobRecords:
         caller's; whoever only ends the job has none.
         """
         now = self.clock.now()
-        verdict, attempt, tokens, restart, charged, waiting, identity = await self._call(
-            scripts.START,
-            (job_key(job.id), journal_key(job.id)),
-            _milliseconds(now),
-            int(lease_s * 1000),
-            self._queued_ttl_s,
-            worker_id,
-            now.isoformat(),
-            job.max_attempts,
-            _milliseconds(job.expires_at) if job.expires_at else "",
-            int(resumable),
-            job.pool,
-            int(job.priority),
-            reply_to,
-            _milliseconds(job.submitted_at),
-            token,
-            int(alone),
-            SUSPECT_AFTER,
-            job.max_attempts * DEATHS_PER_ATTEMPT,
-            model_identity,
-            job.session_id or "",
+        verdict, attempt, tokens, restart, charged, waiting, identity = await self._pipeline.enqueue(
+            *job_scripts.start(
+                job_key(job.id),
+                journal_key(job.id),
+                started_ms=_milliseconds(now),
+                lease_ms=int(lease_s * 1000),
+                ttl_s=self._queued_ttl_s,
+                worker=worker_id,
+                at=now.isoformat(),
+                max_attempts=job.max_attempts,
+                expires_ms=_milliseconds(job.expires_at) if job.expires_at else "",
+                resumable=int(resumable),
+                pool=job.pool,
+                priority=int(job.priority),
+                message_reply_to=reply_to,
+                submitted_ms=_milliseconds(job.submitted_at),
+                fence=token,
+                alone=int(alone),
+                suspect_after=SUSPECT_AFTER,
+                max_deaths=job.max_attempts * DEATHS_PER_ATTEMPT,
+                model_identity=model_identity,
+                session=job.session_id or "",
+            )
         )
         if verdict == b"busy":
             return Started(Verdict.BUSY, Fence(token, 0), 0, charged, waiting.decode(), busy_s=attempt / 1000)
@@ -408,28 +414,35 @@ class JobRecords:
         running = RunningEntry(
             at=now, attempt=fence.attempt, worker_id=worker_id, model_identity=model_identity or None
         )
-        written = await self._call(
-            scripts.RESTART,
-            (job_key(job_id), journal_key(job_id)),
-            fence.token,
-            fence.restarted().token,
-            model_identity,
-            _json(restarted),
-            _json(running),
+        written = await self._pipeline.enqueue(
+            *job_scripts.restart(
+                job_key(job_id),
+                journal_key(job_id),
+                fence=fence.token,
+                new_fence=fence.restarted().token,
+                model_identity=model_identity,
+                restarted_entry=_json(restarted),
+                running_entry=_json(running),
+            )
         )
         return WRITTEN[written]
 
     async def append(self, job_id: str, *, fence: Fence, lease_s: float, unflushed: Unflushed) -> Written:
         """Add tokens to the journal and renew the lease; without tokens, only renew."""
         now = self.clock.now()
+        offset, count, tokens = _tokens(unflushed, fence.attempt, now)
         return WRITTEN[
-            await self._call(
-                scripts.APPEND,
-                (job_key(job_id), journal_key(job_id)),
-                fence.token,
-                int(lease_s * 1000),
-                *_tokens(unflushed, fence.attempt, now),
-                self._queued_ttl_s,
+            await self._pipeline.enqueue(
+                *job_scripts.append(
+                    job_key(job_id),
+                    journal_key(job_id),
+                    fence=fence.token,
+                    lease_ms=int(lease_s * 1000),
+                    offset=offset,
+                    count=count,
+                    tokens_entry=tokens,
+                    ttl_s=self._queued_ttl_s,
+                )
             )
         ]
 
@@ -438,27 +451,30 @@ class JobRecords:
         now = self.clock.now()
         job_id = result.job_id
         offset, count, tokens = _tokens(unflushed, fence.attempt, now)
-        committed = self._call(
-            scripts.FINISH,
-            (job_key(job_id), journal_key(job_id), result_key(job_id)),
-            fence.token,
-            _milliseconds(now),
-            self._result_ttl_s,
-            result.state.value,
-            offset,
-            count,
-            tokens,
-            _json(
-                FinishedEntry(
-                    at=now,
-                    attempt=fence.attempt,
-                    state=result.state,
-                    failure=result.error,
-                    tokens=offset + count,
-                )
-            ),
-            _json(result),
-            self._tombstone_ttl_s,
+        committed = self._pipeline.enqueue(
+            *job_scripts.finish(
+                job_key(job_id),
+                journal_key(job_id),
+                result_key(job_id),
+                fence=fence.token,
+                now_ms=_milliseconds(now),
+                ttl_s=self._result_ttl_s,
+                end_state=result.state.value,
+                offset=offset,
+                count=count,
+                tokens_entry=tokens,
+                finished_entry=_json(
+                    FinishedEntry(
+                        at=now,
+                        attempt=fence.attempt,
+                        state=result.state,
+                        failure=result.error,
+                        tokens=offset + count,
+                    )
+                ),
+                result=_json(result),
+                tombstone_ttl_s=self._tombstone_ttl_s,
+            )
         )
         if reply_to:
             # Behind the commit. Should that be refused, the client only looks at the record for nothing.
@@ -480,16 +496,21 @@ class JobRecords:
         With ``refund`` the attempt does not count against the limit.
         """
         now = self.clock.now()
+        offset, count, tokens = _tokens(unflushed, fence.attempt, now)
         return WRITTEN[
-            await self._call(
-                scripts.RELEASE,
-                (job_key(job_id), journal_key(job_id)),
-                fence.token,
-                self._queued_ttl_s,
-                *_tokens(unflushed, fence.attempt, now),
-                _json(entry),
-                int(refund),
-                int(pause_s * 1000),
+            await self._pipeline.enqueue(
+                *job_scripts.release(
+                    job_key(job_id),
+                    journal_key(job_id),
+                    fence=fence.token,
+                    ttl_s=self._queued_ttl_s,
+                    offset=offset,
+                    count=count,
+                    tokens_entry=tokens,
+                    queued_entry=_json(entry),
+                    refund=int(refund),
+                    pause_ms=int(pause_s * 1000),
+                )
             )
         ]
 
@@ -521,25 +542,27 @@ class JobRecords:
             resumed_from=everything.count,
             model_identity=model_identity or None,
         )
-        answer = await self._call(
-            scripts.RESTORE,
-            (job_key(job.id), journal_key(job.id)),
-            fence.token,
-            fence.attempt,
-            int(lease_s * 1000),
-            self._queued_ttl_s,
-            worker_id,
-            charged,
-            everything.count,
-            _json(running),
-            _tokens(everything, fence.attempt, now)[2],
-            job.pool,
-            int(job.priority),
-            reply_to,
-            _milliseconds(job.submitted_at),
-            _milliseconds(started_at),
-            model_identity,
-            job.session_id or "",
+        answer = await self._pipeline.enqueue(
+            *job_scripts.restore(
+                job_key(job.id),
+                journal_key(job.id),
+                fence=fence.token,
+                attempt=fence.attempt,
+                lease_ms=int(lease_s * 1000),
+                ttl_s=self._queued_ttl_s,
+                worker=worker_id,
+                charged=charged,
+                tokens=everything.count,
+                running_entry=_json(running),
+                tokens_entry=_tokens(everything, fence.attempt, now)[2],
+                pool=job.pool,
+                priority=int(job.priority),
+                reply_to=reply_to,
+                submitted_ms=_milliseconds(job.submitted_at),
+                started_ms=_milliseconds(started_at),
+                model_identity=model_identity,
+                session=job.session_id or "",
+            )
         )
         return bool(answer)
 
@@ -667,11 +690,6 @@ class JobRecords:
         """Read the last line of a job's journal, with its id."""
         lines: Any = await self._pipeline.execute("XREVRANGE", journal_key(job_id), "+", "-", "COUNT", 1)
         return (lines[0][0], parse_line(lines[0][1])) if lines else None
-
-    def _call(
-        self, script: scripts.Script, keys: tuple[str, ...], *arguments: Argument
-    ) -> asyncio.Future[Any]:
-        return self._pipeline.enqueue(*scripts.call(script, keys, *arguments))
 
 
 def _portions(job_ids: Iterable[str]) -> Iterator[list[str]]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from inferfleet.schemas.job import JobState
 from inferfleet.schemas.names import reply_key
-from inferfleet.wire.redis import scripts
+from inferfleet.wire.redis import process_scripts
 from inferfleet.wire.redis.pipeline import CommandPipeline
 
 logger = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class Replies:
 
     def _write(self, reply_to: str, *pairs: str) -> asyncio.Future[Any]:
         return self._pipeline.enqueue(
-            *scripts.call(scripts.REPLY, (reply_key(reply_to),), REPLY_STREAM_LENGTH, REPLY_TTL_S, *pairs)
+            *process_scripts.reply(reply_key(reply_to), *pairs, length=REPLY_STREAM_LENGTH, ttl_s=REPLY_TTL_S)
         )
 
 

@@ -33,7 +33,7 @@ from inferfleet.schemas.names import (
 from inferfleet.schemas.result import Result
 from inferfleet.schemas.session import SessionRecord, Turn, continues
 from inferfleet.schemas.settings import ServiceSettings
-from inferfleet.wire.redis import scripts
+from inferfleet.wire.redis import session_scripts
 from inferfleet.wire.redis.attempts import Fence
 from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.redis.pool_limits import WaitingTurns
@@ -229,21 +229,22 @@ class Sessions:
     ) -> tuple[Entered | None, bytes]:
         """Ask for a turn that ``left`` its place then. If that is not so: nothing, and when it did."""
         job = payload.job
-        entry, owner, again, unpublished = await self._call(
-            scripts.SESSION_ENTER,
-            _lane_keys(job),
-            job.id,
-            payload.encode(),
-            job.on_busy.value,
-            self._settings.queued_ttl_s,
-            0 if admitted else int(self._settings.turn_publish_grace_s * 1000),
-            self._settings.max_session_bytes,
-            int(admitted),
-            int(counted),
-            left,
-            _new_token(),
-            CALL_TTL_S,
-            witness.id if witness is not None else "",
+        entry, owner, again, unpublished = await self._pipeline.enqueue(
+            *session_scripts.enter(
+                *_lane_keys(job),
+                job=job.id,
+                payload=payload.encode(),
+                on_busy=job.on_busy.value,
+                ttl_s=self._settings.queued_ttl_s,
+                stale_ms=0 if admitted else int(self._settings.turn_publish_grace_s * 1000),
+                max_bytes=self._settings.max_session_bytes,
+                admitted=int(admitted),
+                counted=int(counted),
+                known_left=left,
+                entry=_new_token(),
+                left_ttl_s=CALL_TTL_S,
+                witness=witness.id if witness is not None else "",
+            )
         )
         if entry == b"left":
             return None, again
@@ -263,8 +264,8 @@ class Sessions:
         The caller is going to publish the owner ``take``, which its producer can no longer take back then.
         """
         session_id = _session(job)
-        owner, unpublished, revived, placed, payload = await self._call(
-            scripts.SESSION_FRONT, (session_key(session_id), payloads_key(session_id)), job.id, take
+        owner, unpublished, revived, placed, payload = await self._pipeline.enqueue(
+            *session_scripts.front(session_key(session_id), payloads_key(session_id), job=job.id, take=take)
         )
         return Front(owner.decode(), bool(unpublished), bool(revived), bool(placed), Payload.decode(payload))
 
@@ -274,12 +275,10 @@ class Sessions:
         ``again`` says that it had one, and that its attempt may have lost it.
         """
         await asyncio.gather(
-            self._call(
-                scripts.SESSION_PUBLISHED,
-                (session_key(_session(job)),),
-                job.id,
-                (witness or job).id,
-                int(again),
+            self._pipeline.enqueue(
+                *session_scripts.published(
+                    session_key(_session(job)), job=job.id, witness=(witness or job).id, again=int(again)
+                )
             ),
             self._waiting.forget(job.id, job.pool),
         )
@@ -327,15 +326,16 @@ class Sessions:
         self, job: Job, witness: Job, *, entry: bytes | None = None
     ) -> tuple[str, Payload | None]:
         """Give up a turn's place; with ``entry`` only if that is still the last call that entered."""
-        verdict, payload, *lost = await self._call(
-            scripts.SESSION_ADVANCE,
-            _lane_keys(job),
-            job.id,
-            self._settings.session_ttl_s,
-            witness.id,
-            int(entry is not None),
-            entry or b"",
-            CALL_TTL_S,
+        verdict, payload, *lost = await self._pipeline.enqueue(
+            *session_scripts.advance(
+                *_lane_keys(job),
+                job=job.id,
+                default_idle_ttl_s=self._settings.session_ttl_s,
+                witness=witness.id,
+                undo=int(entry is not None),
+                known_entry=entry or b"",
+                left_ttl_s=CALL_TTL_S,
+            )
         )
         for job_id in lost:
             await self.end_lost(job_id.decode())
@@ -369,15 +369,16 @@ class Sessions:
     ) -> tuple[Begun | None, bytes]:
         """Begin a turn that ``left`` its place then. If that is not so: nothing, and when it did."""
         (begin, answer, turns, state_version, limit), _ = await asyncio.gather(
-            self._call(
-                scripts.SESSION_BEGIN,
-                _lane_keys(job),
-                job.id,
-                fence.token,
-                self._settings.queued_ttl_s,
-                fence.attempt,
-                witness.id,
-                left,
+            self._pipeline.enqueue(
+                *session_scripts.begin(
+                    *_lane_keys(job),
+                    job=job.id,
+                    fence=fence.token,
+                    ttl_s=self._settings.queued_ttl_s,
+                    attempt=fence.attempt,
+                    witness=witness.id,
+                    known_left=left,
+                )
             ),
             self._waiting.forget(job.id, job.pool),
         )
@@ -390,12 +391,10 @@ class Sessions:
 
     async def renew(self, job: Job, *, fence: Fence, witness: Job | None = None) -> None:
         """Let the session of a turn that runs live on, and the record of the job whose message it has."""
-        renewed = await self._call(
-            scripts.SESSION_RENEW,
-            _all_keys(_session(job)),
-            job.id,
-            fence.token,
-            self._settings.queued_ttl_s,
+        renewed = await self._pipeline.enqueue(
+            *session_scripts.renew(
+                *_all_keys(_session(job)), job=job.id, fence=fence.token, ttl_s=self._settings.queued_ttl_s
+            )
         )
         if renewed and witness is not None:
             await self._records.copied(witness.id)
@@ -406,17 +405,20 @@ class Sessions:
         """Add the turn to the history and, with ``state``, replace the state of that version."""
         session_id = _session(job)
         version, value = ("", b"") if state is None else (state[0], orjson.dumps(state[1]))
-        appended = await self._call(
-            scripts.SESSION_APPEND,
-            (session_key(session_id), turns_key(session_id), state_key(session_id)),
-            job.id,
-            fence.token,
-            turn.model_dump_json(exclude_none=True),
-            answer,
-            self.clock.now_ms(),
-            version,
-            value,
-            self._settings.queued_ttl_s,
+        appended = await self._pipeline.enqueue(
+            *session_scripts.append(
+                session_key(session_id),
+                turns_key(session_id),
+                state_key(session_id),
+                job=job.id,
+                fence=fence.token,
+                turn=turn.model_dump_json(exclude_none=True),
+                answer=answer,
+                now_ms=self.clock.now_ms(),
+                expected_version=version,
+                state=value,
+                ttl_s=self._settings.queued_ttl_s,
+            )
         )
         return Appended(appended.decode())
 
@@ -478,15 +480,18 @@ class Sessions:
         if len(value) > self._settings.max_session_bytes:
             # Redis itself refuses values of more than 512 MB, and ends the connection.
             return Replaced.TOO_LARGE, version
-        replaced, now = await self._call(
-            scripts.SESSION_STATE,
-            (session_key(session_id), turns_key(session_id), state_key(session_id)),
-            version,
-            value,
-            self.clock.now_ms(),
-            self._settings.session_ttl_s,
-            self._settings.max_session_bytes,
-            _new_token(),
+        replaced, now = await self._pipeline.enqueue(
+            *session_scripts.replace_state(
+                session_key(session_id),
+                turns_key(session_id),
+                state_key(session_id),
+                expected_version=version,
+                state=value,
+                now_ms=self.clock.now_ms(),
+                default_idle_ttl_s=self._settings.session_ttl_s,
+                max_bytes=self._settings.max_session_bytes,
+                token=_new_token(),
+            )
         )
         return Replaced(replaced.decode()), now
 
@@ -501,17 +506,18 @@ class Sessions:
     ) -> bool:
         """Make a session from turns and a state. False if it exists."""
         lines = [turn.model_dump_json(exclude_none=True) for turn in turns]
-        made = await self._call(
-            scripts.SESSION_IMPORT,
-            _with_call(session_id),
-            self.clock.now_ms(),
-            idle_ttl_s or self._settings.session_ttl_s,
-            "" if idle_ttl_s is None else idle_ttl_s,
-            "" if max_history_tokens is None else max_history_tokens,
-            "" if state is None else orjson.dumps(state),
-            sum(len(line.encode()) for line in lines),
-            CALL_TTL_S,
-            *lines,
+        made = await self._pipeline.enqueue(
+            *session_scripts.import_turns(
+                *_with_call(session_id),
+                *lines,
+                now_ms=self.clock.now_ms(),
+                ttl_s=idle_ttl_s or self._settings.session_ttl_s,
+                idle_ttl_s="" if idle_ttl_s is None else idle_ttl_s,
+                max_history_tokens="" if max_history_tokens is None else max_history_tokens,
+                state="" if state is None else orjson.dumps(state),
+                history_bytes=sum(len(line.encode()) for line in lines),
+                call_ttl_s=CALL_TTL_S,
+            )
         )
         return bool(made)
 
@@ -557,28 +563,24 @@ class Sessions:
         self, session_id: str, *, idle_ttl_s: int | None, max_history_tokens: int | None
     ) -> None:
         """Set how long an idle session stays and how much history goes into a prompt; ``None`` keeps it."""
-        await self._call(
-            scripts.SESSION_CONFIGURE,
-            _with_call(session_id),
-            "" if idle_ttl_s is None else idle_ttl_s,
-            "" if max_history_tokens is None else max_history_tokens,
-            self.clock.now_ms(),
-            self._settings.session_ttl_s,
-            CALL_TTL_S,
+        await self._pipeline.enqueue(
+            *session_scripts.configure(
+                *_with_call(session_id),
+                idle_ttl_s="" if idle_ttl_s is None else idle_ttl_s,
+                max_history_tokens="" if max_history_tokens is None else max_history_tokens,
+                now_ms=self.clock.now_ms(),
+                default_idle_ttl_s=self._settings.session_ttl_s,
+                call_ttl_s=CALL_TTL_S,
+            )
         )
 
     async def delete(self, session_id: str) -> bool:
         """Delete history and state. A turn that runs or waits goes on in an empty session."""
         keys = (*_all_keys(session_id), session_call_key(session_id, _new_token()))
-        return bool(await self._call(scripts.SESSION_DELETE, keys, CALL_TTL_S))
-
-    def _call(
-        self, script: scripts.Script, keys: tuple[str, ...], *arguments: scripts.Argument
-    ) -> asyncio.Future[Any]:
-        return self._pipeline.enqueue(*scripts.call(script, keys, *arguments))
+        return bool(await self._pipeline.enqueue(*session_scripts.delete(*keys, call_ttl_s=CALL_TTL_S)))
 
 
-def _all_keys(session_id: str) -> tuple[str, ...]:
+def _all_keys(session_id: str) -> tuple[str, str, str, str, str]:
     return (
         session_key(session_id),
         lane_key(session_id),
@@ -588,13 +590,13 @@ def _all_keys(session_id: str) -> tuple[str, ...]:
     )
 
 
-def _lane_keys(job: Job) -> tuple[str, ...]:
+def _lane_keys(job: Job) -> tuple[str, str, str, str, str, str]:
     """All that moves when a turn enters its lane or leaves it."""
     session_id = _session(job)
     return (*_all_keys(session_id), left_key(session_id))
 
 
-def _with_call(session_id: str) -> tuple[str, ...]:
+def _with_call(session_id: str) -> tuple[str, str, str, str]:
     """A session's record, turns and state, and the call that changes them."""
     call = session_call_key(session_id, _new_token())
     return (session_key(session_id), turns_key(session_id), state_key(session_id), call)

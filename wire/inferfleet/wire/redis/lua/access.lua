@@ -1,8 +1,9 @@
 -- Try commands on a key that nobody uses, to learn which of them Redis refuses.
--- KEYS the key
--- ARGV names of commands
 -- Returns {command, what Redis said, ...} for those that it refused. Leaves nothing behind. On the list of
 -- workers, which is one key for all, it changes nothing.
+local any_key = KEYS[1]
+-- The rest of ARGV: names of commands.
+
 local creating = {
   HSET = {'f', 'v'}, HSETNX = {'f', 'v'}, HINCRBY = {'f', 1}, SET = {'v'}, RPUSH = {'v'}, XADD = {'*', 'f', 'v'},
 }
@@ -26,10 +27,10 @@ for _, name in ipairs(ARGV) do
   elseif name == 'SCAN' then
     try(name, 0, 'COUNT', 1)
   elseif creating[name] then
-    try(name, KEYS[1], unpack(creating[name]))
-    redis.pcall('DEL', KEYS[1])
+    try(name, any_key, unpack(creating[name]))
+    redis.pcall('DEL', any_key)
   else
-    try(name, KEYS[1], unpack(harmless[name]))
+    try(name, any_key, unpack(harmless[name]))
   end
 end
 return refused

@@ -1,40 +1,48 @@
 -- Cancel: a queued job ends here and now; a running one is marked, and its worker ends it. One that for longer than
 -- its lease no worker has held ends as a queued one does: its message may be gone, and the fence refuses its worker.
--- KEYS record, journal, result
--- ARGV now_ms, ttl_s, finished_entry, result, mode ('cancel'; or 'interrupt': keep what was generated), state to end in,
---      attempt and tokens that the result is made of ('' for any), ttl_s of a record whose message is in the queue,
---      said (1: what the last attempt said is in its session, so its worker, or the next one, has to end it)
 -- Returns {what ('missing', 'requested', 'changed', or a terminal state), attempt, reply_to}. With 'changed' nothing was
 -- done: the job got on meanwhile. Sent twice, the second answers as the first, or as it is by then.
-local record = redis.call('HMGET', KEYS[1], 'state', 'attempt', 'reply_to', 'tokens', 'lease', 'lease_ms')
-local state = record[1]
+local job_key, journal_key, result_key = KEYS[1], KEYS[2], KEYS[3]
+local now_ms = ARGV[1]
+local ttl_s = ARGV[2]
+local finished_entry = ARGV[3]
+local result = ARGV[4]
+local mode = ARGV[5] -- 'cancel'; or 'interrupt': keep what was generated
+local end_state = ARGV[6]
+local of_attempt = ARGV[7] -- the result is made of this attempt and these tokens
+local of_tokens = ARGV[8] -- '' for any
+local tombstone_ttl_s = ARGV[9] -- of a record whose message is in the queue
+local said = ARGV[10] -- 1: what the last attempt said is in its session, so its worker, or the next one, has to end it
+
+local r = redis.call('HMGET', job_key, 'state', 'attempt', 'reply_to', 'tokens', 'lease', 'lease_ms')
+local state = r[1]
 if not state then
   return {'missing', 0, ''}
 end
-local attempt, reply_to = tonumber(record[2]), record[3]
+local attempt, reply_to = tonumber(r[2]), r[3]
 local waits = state == 'queued'
 if state == 'running' then
   -- Redis' clock, because the clocks of two machines differ.
   local time = redis.call('TIME')
   local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
-  waits = tonumber(record[5] or 0) + tonumber(record[6] or 0) < now
+  waits = tonumber(r[5] or 0) + tonumber(r[6] or 0) < now
 end
-local kept = ARGV[10] == '1' or ARGV[5] == 'interrupt' and tonumber(record[4]) > 0
+local kept = said == '1' or mode == 'interrupt' and tonumber(r[4]) > 0
 if state == 'running' and not waits or waits and kept then
   -- The first request counts, as it does in the worker that hears of both.
-  redis.call('HSETNX', KEYS[1], 'cancel', ARGV[5])
+  redis.call('HSETNX', job_key, 'cancel', mode)
   return {'requested', attempt, reply_to}
 end
 if not waits then
   return {state, attempt, reply_to}
 end
-if ARGV[8] ~= '' and (ARGV[7] ~= record[2] or ARGV[8] ~= record[4]) then
+if of_tokens ~= '' and (of_attempt ~= r[2] or of_tokens ~= r[4]) then
   return {'changed', attempt, reply_to}
 end
-redis.call('HSET', KEYS[1], 'state', ARGV[6], 'cancel', ARGV[5], 'finished_at', ARGV[1])
-redis.call('HDEL', KEYS[1], 'fence')
-redis.call('SET', KEYS[3], ARGV[4], 'EX', ARGV[2])
-redis.call('XADD', KEYS[2], '*', 'entry', ARGV[3])
-redis.call('EXPIRE', KEYS[1], ARGV[9])
-redis.call('EXPIRE', KEYS[2], ARGV[2])
-return {ARGV[6], attempt, reply_to}
+redis.call('HSET', job_key, 'state', end_state, 'cancel', mode, 'finished_at', now_ms)
+redis.call('HDEL', job_key, 'fence')
+redis.call('SET', result_key, result, 'EX', ttl_s)
+redis.call('XADD', journal_key, '*', 'entry', finished_entry)
+redis.call('EXPIRE', job_key, tombstone_ttl_s)
+redis.call('EXPIRE', journal_key, ttl_s)
+return {end_state, attempt, reply_to}

@@ -1,12 +1,13 @@
 -- Forget a job that was closed, unless it has got on meanwhile.
--- KEYS record, journal
 -- Returns 1 if there is no record of it any more.
-local r = redis.call('HMGET', KEYS[1], 'state', 'attempt', 'closed')
+local job_key, journal_key = KEYS[1], KEYS[2]
+
+local r = redis.call('HMGET', job_key, 'state', 'attempt', 'closed')
 if not r[1] then
   return 1
 end
 if r[3] and r[1] == 'queued' and r[2] == '0' then
-  redis.call('DEL', KEYS[1], KEYS[2])
+  redis.call('DEL', job_key, journal_key)
   return 1
 end
 return 0

@@ -1,11 +1,14 @@
 -- Change what an idempotency key says, or free it, unless somebody else has changed it meanwhile.
--- KEYS key
--- ARGV present holder, new holder ('' frees it), ttl_s
-if redis.call('GET', KEYS[1]) == ARGV[1] then
-  if ARGV[2] == '' then
-    redis.call('DEL', KEYS[1])
+local idempotency_key = KEYS[1]
+local present_holder = ARGV[1]
+local new_holder = ARGV[2] -- '' frees it
+local ttl_s = ARGV[3]
+
+if redis.call('GET', idempotency_key) == present_holder then
+  if new_holder == '' then
+    redis.call('DEL', idempotency_key)
   else
-    redis.call('SET', KEYS[1], ARGV[2], 'EX', ARGV[3])
+    redis.call('SET', idempotency_key, new_holder, 'EX', ttl_s)
   end
 end
 return 1

@@ -1,10 +1,12 @@
 -- Claim an idempotency key.
--- KEYS key
--- ARGV holder, ttl_s
 -- Returns who holds it: the caller, if nobody did.
-local held = redis.call('GET', KEYS[1])
+local idempotency_key = KEYS[1]
+local holder = ARGV[1]
+local ttl_s = ARGV[2]
+
+local held = redis.call('GET', idempotency_key)
 if held then
   return held
 end
-redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2])
-return ARGV[1]
+redis.call('SET', idempotency_key, holder, 'EX', ttl_s)
+return holder

@@ -1,32 +1,40 @@
 -- A turn is complete: add it to the history, and its state.
--- KEYS session, turns, state
--- ARGV job, fence, turn, answer, now_ms, expected_state_version ('' for no new state), state, ttl_s
 -- Returns 'ok', 'taken' (the session is not this turn's: Redis lost it), 'fenced' (a later attempt has the turn),
 -- or 'state_conflict'; only with 'ok' something was written. Sent twice, the second answers 'ok'.
-local s = redis.call('HMGET', KEYS[1], 'owner', 'fence', 'last_turn', 'state_version')
-if s[1] ~= ARGV[1] then
+local session_key, turns_key, state_key = KEYS[1], KEYS[2], KEYS[3]
+local job = ARGV[1]
+local fence = ARGV[2]
+local turn = ARGV[3]
+local answer = ARGV[4]
+local now_ms = ARGV[5]
+local expected_version = ARGV[6] -- of the state; '' for no new state
+local state = ARGV[7]
+local ttl_s = ARGV[8]
+
+local s = redis.call('HMGET', session_key, 'owner', 'fence', 'last_turn', 'state_version')
+if s[1] ~= job then
   return 'taken'
 end
-if s[2] ~= ARGV[2] then
+if s[2] ~= fence then
   return 'fenced'
 end
-if s[3] == ARGV[1] then
+if s[3] == job then
   return 'ok'
 end
-if ARGV[6] ~= '' then
-  if tonumber(s[4] or 0) ~= tonumber(ARGV[6]) then
+if expected_version ~= '' then
+  if tonumber(s[4] or 0) ~= tonumber(expected_version) then
     return 'state_conflict'
   end
-  redis.call('SET', KEYS[3], ARGV[7])
-  redis.call('HINCRBY', KEYS[1], 'state_version', 1)
-  redis.call('HSET', KEYS[1], 'state_bytes', #ARGV[7])
+  redis.call('SET', state_key, state)
+  redis.call('HINCRBY', session_key, 'state_version', 1)
+  redis.call('HSET', session_key, 'state_bytes', #state)
 end
-redis.call('RPUSH', KEYS[2], ARGV[3])
-redis.call('HINCRBY', KEYS[1], 'turns', 1)
-redis.call('HINCRBY', KEYS[1], 'version', 1)
-redis.call('HINCRBY', KEYS[1], 'bytes', #ARGV[3])
-redis.call('HSET', KEYS[1], 'last_turn', ARGV[1], 'answer', ARGV[4], 'updated_at', ARGV[5])
-local ttl = math.max(redis.call('TTL', KEYS[1]), tonumber(ARGV[8]))
+redis.call('RPUSH', turns_key, turn)
+redis.call('HINCRBY', session_key, 'turns', 1)
+redis.call('HINCRBY', session_key, 'version', 1)
+redis.call('HINCRBY', session_key, 'bytes', #turn)
+redis.call('HSET', session_key, 'last_turn', job, 'answer', answer, 'updated_at', now_ms)
+local ttl = math.max(redis.call('TTL', session_key), tonumber(ttl_s))
 for _, key in ipairs(KEYS) do
   redis.call('EXPIRE', key, ttl)
 end

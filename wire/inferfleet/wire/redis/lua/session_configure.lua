@@ -1,19 +1,24 @@
 -- Set how long an idle session stays, and how much of its history goes into a prompt.
--- KEYS session, turns, state, this call
--- ARGV idle_ttl_s ('' keeps it), max_history_tokens ('' keeps it), now_ms, default_idle_ttl_s, ttl_s of the call
 -- Sent twice, the second knows the call and changes nothing, whoever has changed the session since.
-if not redis.call('SET', KEYS[4], 1, 'NX', 'EX', ARGV[5]) then
+local session_key, turns_key, state_key, call_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local idle_ttl_s = ARGV[1] -- '' keeps it
+local max_history_tokens = ARGV[2] -- '' keeps it
+local now_ms = ARGV[3]
+local default_idle_ttl_s = ARGV[4]
+local call_ttl_s = ARGV[5]
+
+if not redis.call('SET', call_key, 1, 'NX', 'EX', call_ttl_s) then
   return 1
 end
-redis.call('HSETNX', KEYS[1], 'created_at', ARGV[3])
-if ARGV[1] ~= '' then
-  redis.call('HSET', KEYS[1], 'idle_ttl_s', ARGV[1])
+redis.call('HSETNX', session_key, 'created_at', now_ms)
+if idle_ttl_s ~= '' then
+  redis.call('HSET', session_key, 'idle_ttl_s', idle_ttl_s)
 end
-if ARGV[2] ~= '' then
-  redis.call('HSET', KEYS[1], 'max_history_tokens', ARGV[2])
+if max_history_tokens ~= '' then
+  redis.call('HSET', session_key, 'max_history_tokens', max_history_tokens)
 end
-if (redis.call('HGET', KEYS[1], 'owner') or '') == '' then
-  local ttl = redis.call('HGET', KEYS[1], 'idle_ttl_s') or ARGV[4]
+if (redis.call('HGET', session_key, 'owner') or '') == '' then
+  local ttl = redis.call('HGET', session_key, 'idle_ttl_s') or default_idle_ttl_s
   for key = 1, 3 do
     redis.call('EXPIRE', KEYS[key], ttl)
   end

@@ -1,14 +1,17 @@
 -- A turn still runs: its session lives on.
--- KEYS session, lane, payloads, turns, state
--- ARGV job, fence, ttl_s
 -- Returns 1 if the turn owns the session.
-local s = redis.call('HMGET', KEYS[1], 'owner', 'fence')
-if s[1] ~= ARGV[1] or s[2] ~= ARGV[2] then
+local session_key, lane_key, payloads_key, turns_key, state_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local job = ARGV[1]
+local fence = ARGV[2]
+local ttl_s = ARGV[3]
+
+local s = redis.call('HMGET', session_key, 'owner', 'fence')
+if s[1] ~= job or s[2] ~= fence then
   return 0
 end
 for _, key in ipairs(KEYS) do
-  if redis.call('TTL', key) < tonumber(ARGV[3]) then
-    redis.call('EXPIRE', key, ARGV[3])
+  if redis.call('TTL', key) < tonumber(ttl_s) then
+    redis.call('EXPIRE', key, ttl_s)
   end
 end
 return 1

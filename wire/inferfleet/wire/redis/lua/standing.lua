@@ -1,8 +1,9 @@
 -- How a job stands. Changes nothing.
--- KEYS record
 -- Returns its state, 'missing', or 'stalled': an attempt has begun it, and for longer than its lease nobody has held
 -- it. Its message may wait in the queue; or it was acked, and Redis has lost the end of the job since.
-local r = redis.call('HMGET', KEYS[1], 'state', 'attempt', 'lease', 'lease_ms')
+local job_key = KEYS[1]
+
+local r = redis.call('HMGET', job_key, 'state', 'attempt', 'lease', 'lease_ms')
 if not r[1] then
   return 'missing'
 end

@@ -1,0 +1,349 @@
+"""Scripts about one job: its record, its journal, its result and its idempotency key.
+
+``script`` says what all of them have in common; what one does and answers, its text in ``lua`` says.
+"""
+
+from __future__ import annotations
+
+from inferfleet.wire.redis.script import SCRIPTS, Command
+
+_CREATE = SCRIPTS["create"]
+_STANDING = SCRIPTS["standing"]
+_CLOSE = SCRIPTS["close"]
+_DISCARD = SCRIPTS["discard"]
+_CANCEL = SCRIPTS["cancel"]
+_COPIED = SCRIPTS["copied"]
+_START = SCRIPTS["start"]
+_RESTART = SCRIPTS["restart"]
+_APPEND = SCRIPTS["append"]
+_FINISH = SCRIPTS["finish"]
+_RELEASE = SCRIPTS["release"]
+_RESTORE = SCRIPTS["restore"]
+_KEY_CLAIM = SCRIPTS["key_claim"]
+_KEY_CHANGE = SCRIPTS["key_change"]
+
+
+def create(
+    job_key: str,
+    journal_key: str,
+    /,
+    *,
+    now_ms: int,
+    ttl_s: int,
+    queued_entry: bytes,
+    pool: str,
+    priority: int,
+    reply_to: str,
+    call: str,
+    keep: int,
+    session: str,
+) -> Command:
+    """A job is accepted: make its record, or join those who submit it too."""
+    return (
+        "EVALSHA",
+        _CREATE.sha,
+        2,
+        job_key,
+        journal_key,
+        now_ms,
+        ttl_s,
+        queued_entry,
+        pool,
+        priority,
+        reply_to,
+        call,
+        keep,
+        session,
+    )
+
+
+def standing(job_key: str, /) -> Command:
+    """How a job stands."""
+    return ("EVALSHA", _STANDING.sha, 1, job_key)
+
+
+def close(job_key: str, /, *, call: str) -> Command:
+    """The broker refused this submission of a job: may the job be taken back?"""
+    return ("EVALSHA", _CLOSE.sha, 1, job_key, call)
+
+
+def discard(job_key: str, journal_key: str, /) -> Command:
+    """Forget a job that was closed, unless it has got on meanwhile."""
+    return ("EVALSHA", _DISCARD.sha, 2, job_key, journal_key)
+
+
+def cancel(
+    job_key: str,
+    journal_key: str,
+    result_key: str,
+    /,
+    *,
+    now_ms: int,
+    ttl_s: int,
+    finished_entry: bytes,
+    result: bytes,
+    mode: str,
+    end_state: str,
+    of_attempt: int,
+    of_tokens: int | str,
+    tombstone_ttl_s: int,
+    said: int,
+) -> Command:
+    """Cancel: a queued job ends here and now; a running one is marked, and its worker ends it."""
+    return (
+        "EVALSHA",
+        _CANCEL.sha,
+        3,
+        job_key,
+        journal_key,
+        result_key,
+        now_ms,
+        ttl_s,
+        finished_entry,
+        result,
+        mode,
+        end_state,
+        of_attempt,
+        of_tokens,
+        tombstone_ttl_s,
+        said,
+    )
+
+
+def copied(job_key: str, /, *, ttl_s: int) -> Command:
+    """A job has been published once more: its record stays for as long as a message may be in the queue."""
+    return ("EVALSHA", _COPIED.sha, 1, job_key, ttl_s)
+
+
+def start(
+    job_key: str,
+    journal_key: str,
+    /,
+    *,
+    started_ms: int,
+    lease_ms: int,
+    ttl_s: int,
+    worker: str,
+    at: str,
+    max_attempts: int,
+    expires_ms: int | str,
+    resumable: int,
+    pool: str,
+    priority: int,
+    message_reply_to: str,
+    submitted_ms: int,
+    fence: str,
+    alone: int,
+    suspect_after: int,
+    max_deaths: int,
+    model_identity: str,
+    session: str,
+) -> Command:
+    """Begin an attempt: take the fence, or learn why not."""
+    return (
+        "EVALSHA",
+        _START.sha,
+        2,
+        job_key,
+        journal_key,
+        started_ms,
+        lease_ms,
+        ttl_s,
+        worker,
+        at,
+        max_attempts,
+        expires_ms,
+        resumable,
+        pool,
+        priority,
+        message_reply_to,
+        submitted_ms,
+        fence,
+        alone,
+        suspect_after,
+        max_deaths,
+        model_identity,
+        session,
+    )
+
+
+def restart(
+    job_key: str,
+    journal_key: str,
+    /,
+    *,
+    fence: str,
+    new_fence: str,
+    model_identity: str,
+    restarted_entry: bytes,
+    running_entry: bytes,
+) -> Command:
+    """The tokens in the journal cannot be continued: the running attempt begins the answer again."""
+    return (
+        "EVALSHA",
+        _RESTART.sha,
+        2,
+        job_key,
+        journal_key,
+        fence,
+        new_fence,
+        model_identity,
+        restarted_entry,
+        running_entry,
+    )
+
+
+def append(
+    job_key: str,
+    journal_key: str,
+    /,
+    *,
+    fence: str,
+    lease_ms: int,
+    offset: int,
+    count: int,
+    tokens_entry: bytes,
+    ttl_s: int,
+) -> Command:
+    """Append generated tokens to the journal and renew the lease."""
+    return (
+        "EVALSHA",
+        _APPEND.sha,
+        2,
+        job_key,
+        journal_key,
+        fence,
+        lease_ms,
+        offset,
+        count,
+        tokens_entry,
+        ttl_s,
+    )
+
+
+def finish(
+    job_key: str,
+    journal_key: str,
+    result_key: str,
+    /,
+    *,
+    fence: str,
+    now_ms: int,
+    ttl_s: int,
+    end_state: str,
+    offset: int,
+    count: int,
+    tokens_entry: bytes,
+    finished_entry: bytes,
+    result: bytes,
+    tombstone_ttl_s: int,
+) -> Command:
+    """Commit: write the one terminal result, if the job is still ours and has none."""
+    return (
+        "EVALSHA",
+        _FINISH.sha,
+        3,
+        job_key,
+        journal_key,
+        result_key,
+        fence,
+        now_ms,
+        ttl_s,
+        end_state,
+        offset,
+        count,
+        tokens_entry,
+        finished_entry,
+        result,
+        tombstone_ttl_s,
+    )
+
+
+def release(
+    job_key: str,
+    journal_key: str,
+    /,
+    *,
+    fence: str,
+    ttl_s: int,
+    offset: int,
+    count: int,
+    tokens_entry: bytes,
+    queued_entry: bytes,
+    refund: int,
+    pause_ms: int,
+) -> Command:
+    """Give a running job back to the queue: for a retry, or because its worker leaves."""
+    return (
+        "EVALSHA",
+        _RELEASE.sha,
+        2,
+        job_key,
+        journal_key,
+        fence,
+        ttl_s,
+        offset,
+        count,
+        tokens_entry,
+        queued_entry,
+        refund,
+        pause_ms,
+    )
+
+
+def restore(
+    job_key: str,
+    journal_key: str,
+    /,
+    *,
+    fence: str,
+    attempt: int,
+    lease_ms: int,
+    ttl_s: int,
+    worker: str,
+    charged: int,
+    tokens: int,
+    running_entry: bytes,
+    tokens_entry: bytes,
+    pool: str,
+    priority: int,
+    reply_to: str,
+    submitted_ms: int,
+    started_ms: int,
+    model_identity: str,
+    session: str,
+) -> Command:
+    """Redis lost its data, or the latest of them, while the job ran: write back what its worker knows."""
+    return (
+        "EVALSHA",
+        _RESTORE.sha,
+        2,
+        job_key,
+        journal_key,
+        fence,
+        attempt,
+        lease_ms,
+        ttl_s,
+        worker,
+        charged,
+        tokens,
+        running_entry,
+        tokens_entry,
+        pool,
+        priority,
+        reply_to,
+        submitted_ms,
+        started_ms,
+        model_identity,
+        session,
+    )
+
+
+def key_claim(idempotency_key: str, /, *, holder: str, ttl_s: int) -> Command:
+    """Claim an idempotency key."""
+    return ("EVALSHA", _KEY_CLAIM.sha, 1, idempotency_key, holder, ttl_s)
+
+
+def key_change(idempotency_key: str, /, *, present_holder: str, new_holder: str, ttl_s: int) -> Command:
+    """Change what an idempotency key says, or free it, unless somebody else has changed it meanwhile."""
+    return ("EVALSHA", _KEY_CHANGE.sha, 1, idempotency_key, present_holder, new_holder, ttl_s)

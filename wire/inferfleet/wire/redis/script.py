@@ -1,0 +1,45 @@
+"""The Lua scripts, as Redis knows them.
+
+Each has a function of its name in ``job_scripts``, ``session_scripts`` or ``process_scripts``, which makes a
+command of keys and arguments; its text in ``lua`` begins with the same names, in the same order.
+
+Each touches keys of one job, one session, one pool or one client only, so it runs in one Redis Cluster slot.
+And each may be sent twice: the second run changes nothing, whoever has acted since. That is what makes it
+safe to repeat a pipeline whose answer got lost.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from importlib.resources import files
+from typing import Final
+
+Argument = str | int | float | bytes
+
+Command = tuple[Argument, ...]
+"""What a pipeline sends."""
+
+
+class Script:
+    """One Lua script: its name, its text and the SHA-1 that Redis knows it by."""
+
+    __slots__ = ("name", "sha", "text")
+
+    def __init__(self, name: str, text: str) -> None:
+        self.name = name
+        self.load(text)
+
+    def load(self, text: str) -> None:
+        """Make this the text of the script."""
+        self.text = text
+        self.sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+
+
+SCRIPTS: Final = {
+    text.name.removesuffix(".lua"): Script(text.name.removesuffix(".lua"), text.read_text())
+    for text in sorted(files("inferfleet.wire.redis").joinpath("lua").iterdir(), key=lambda text: text.name)
+}
+"""All of them, by name."""
+
+LOADED: Final = tuple(script for script in SCRIPTS.values() if script.name != "access")
+"""Those that a connection teaches Redis. ``access`` runs once, at the start, and is loaded then."""

@@ -1,0 +1,339 @@
+"""Scripts about one session, and about the turns of a pool that wait in lanes.
+
+``script`` says what all of them have in common; what one does and answers, its text in ``lua`` says.
+"""
+
+from __future__ import annotations
+
+from inferfleet.wire.redis.script import SCRIPTS, Command
+
+_ENTER = SCRIPTS["session_enter"]
+_FRONT = SCRIPTS["session_front"]
+_PUBLISHED = SCRIPTS["session_published"]
+_ADVANCE = SCRIPTS["session_advance"]
+_BEGIN = SCRIPTS["session_begin"]
+_APPEND = SCRIPTS["session_append"]
+_RENEW = SCRIPTS["session_renew"]
+_REPLACE_STATE = SCRIPTS["session_state"]
+_CONFIGURE = SCRIPTS["session_configure"]
+_IMPORT_TURNS = SCRIPTS["session_import"]
+_DELETE = SCRIPTS["session_delete"]
+_WAITING_TURN = SCRIPTS["waiting_turn"]
+
+
+def enter(
+    session_key: str,
+    lane_key: str,
+    payloads_key: str,
+    turns_key: str,
+    state_key: str,
+    left_key: str,
+    /,
+    *,
+    job: str,
+    payload: bytes,
+    on_busy: str,
+    ttl_s: int,
+    stale_ms: int,
+    max_bytes: int,
+    admitted: int,
+    counted: int,
+    known_left: bytes,
+    entry: str,
+    left_ttl_s: int,
+    witness: str,
+) -> Command:
+    """A turn asks to run in its session."""
+    return (
+        "EVALSHA",
+        _ENTER.sha,
+        6,
+        session_key,
+        lane_key,
+        payloads_key,
+        turns_key,
+        state_key,
+        left_key,
+        job,
+        payload,
+        on_busy,
+        ttl_s,
+        stale_ms,
+        max_bytes,
+        admitted,
+        counted,
+        known_left,
+        entry,
+        left_ttl_s,
+        witness,
+    )
+
+
+def front(session_key: str, payloads_key: str, /, *, job: str, take: str) -> Command:
+    """Look at the turn that owns a session, for another one's producer."""
+    return ("EVALSHA", _FRONT.sha, 2, session_key, payloads_key, job, take)
+
+
+def published(session_key: str, /, *, job: str, witness: str, again: int) -> Command:
+    """The owner has a message."""
+    return ("EVALSHA", _PUBLISHED.sha, 1, session_key, job, witness, again)
+
+
+def advance(
+    session_key: str,
+    lane_key: str,
+    payloads_key: str,
+    turns_key: str,
+    state_key: str,
+    left_key: str,
+    /,
+    *,
+    job: str,
+    default_idle_ttl_s: int,
+    witness: str,
+    undo: int,
+    known_entry: bytes,
+    left_ttl_s: int,
+) -> Command:
+    """A turn is over, or its producer takes it back: let the next one run."""
+    return (
+        "EVALSHA",
+        _ADVANCE.sha,
+        6,
+        session_key,
+        lane_key,
+        payloads_key,
+        turns_key,
+        state_key,
+        left_key,
+        job,
+        default_idle_ttl_s,
+        witness,
+        undo,
+        known_entry,
+        left_ttl_s,
+    )
+
+
+def begin(
+    session_key: str,
+    lane_key: str,
+    payloads_key: str,
+    turns_key: str,
+    state_key: str,
+    left_key: str,
+    /,
+    *,
+    job: str,
+    fence: str,
+    ttl_s: int,
+    attempt: int,
+    witness: str,
+    known_left: bytes,
+) -> Command:
+    """An attempt of the owner's turn begins: it takes the session's fence."""
+    return (
+        "EVALSHA",
+        _BEGIN.sha,
+        6,
+        session_key,
+        lane_key,
+        payloads_key,
+        turns_key,
+        state_key,
+        left_key,
+        job,
+        fence,
+        ttl_s,
+        attempt,
+        witness,
+        known_left,
+    )
+
+
+def append(
+    session_key: str,
+    turns_key: str,
+    state_key: str,
+    /,
+    *,
+    job: str,
+    fence: str,
+    turn: str,
+    answer: bytes,
+    now_ms: int,
+    expected_version: int | str,
+    state: bytes,
+    ttl_s: int,
+) -> Command:
+    """A turn is complete: add it to the history, and its state."""
+    return (
+        "EVALSHA",
+        _APPEND.sha,
+        3,
+        session_key,
+        turns_key,
+        state_key,
+        job,
+        fence,
+        turn,
+        answer,
+        now_ms,
+        expected_version,
+        state,
+        ttl_s,
+    )
+
+
+def renew(
+    session_key: str,
+    lane_key: str,
+    payloads_key: str,
+    turns_key: str,
+    state_key: str,
+    /,
+    *,
+    job: str,
+    fence: str,
+    ttl_s: int,
+) -> Command:
+    """A turn still runs: its session lives on."""
+    return (
+        "EVALSHA",
+        _RENEW.sha,
+        5,
+        session_key,
+        lane_key,
+        payloads_key,
+        turns_key,
+        state_key,
+        job,
+        fence,
+        ttl_s,
+    )
+
+
+def replace_state(
+    session_key: str,
+    turns_key: str,
+    state_key: str,
+    /,
+    *,
+    expected_version: int,
+    state: bytes,
+    now_ms: int,
+    default_idle_ttl_s: int,
+    max_bytes: int,
+    token: str,
+) -> Command:
+    """Replace the state, if it is at the version the caller knows."""
+    return (
+        "EVALSHA",
+        _REPLACE_STATE.sha,
+        3,
+        session_key,
+        turns_key,
+        state_key,
+        expected_version,
+        state,
+        now_ms,
+        default_idle_ttl_s,
+        max_bytes,
+        token,
+    )
+
+
+def configure(
+    session_key: str,
+    turns_key: str,
+    state_key: str,
+    call_key: str,
+    /,
+    *,
+    idle_ttl_s: int | str,
+    max_history_tokens: int | str,
+    now_ms: int,
+    default_idle_ttl_s: int,
+    call_ttl_s: int,
+) -> Command:
+    """Set how long an idle session stays, and how much of its history goes into a prompt."""
+    return (
+        "EVALSHA",
+        _CONFIGURE.sha,
+        4,
+        session_key,
+        turns_key,
+        state_key,
+        call_key,
+        idle_ttl_s,
+        max_history_tokens,
+        now_ms,
+        default_idle_ttl_s,
+        call_ttl_s,
+    )
+
+
+def import_turns(
+    session_key: str,
+    turns_key: str,
+    state_key: str,
+    call_key: str,
+    /,
+    *turns: str,
+    now_ms: int,
+    ttl_s: int,
+    idle_ttl_s: int | str,
+    max_history_tokens: int | str,
+    state: bytes | str,
+    history_bytes: int,
+    call_ttl_s: int,
+) -> Command:
+    """Make a session from turns and a state, unless it exists."""
+    return (
+        "EVALSHA",
+        _IMPORT_TURNS.sha,
+        4,
+        session_key,
+        turns_key,
+        state_key,
+        call_key,
+        now_ms,
+        ttl_s,
+        idle_ttl_s,
+        max_history_tokens,
+        state,
+        history_bytes,
+        call_ttl_s,
+        *turns,
+    )
+
+
+def delete(
+    session_key: str,
+    lane_key: str,
+    payloads_key: str,
+    turns_key: str,
+    state_key: str,
+    call_key: str,
+    /,
+    *,
+    call_ttl_s: int,
+) -> Command:
+    """Forget history and state."""
+    return (
+        "EVALSHA",
+        _DELETE.sha,
+        6,
+        session_key,
+        lane_key,
+        payloads_key,
+        turns_key,
+        state_key,
+        call_key,
+        call_ttl_s,
+    )
+
+
+def waiting_turn(pool_key: str, waiting_turns_key: str, /, *, job: str, ttl_s: int, admitted: int) -> Command:
+    """A turn is going to wait in its session's lane, or does: count it, unless too many wait."""
+    return ("EVALSHA", _WAITING_TURN.sha, 2, pool_key, waiting_turns_key, job, ttl_s, admitted)
