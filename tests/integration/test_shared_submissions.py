@@ -22,7 +22,7 @@ from tests.integration.conftest import (
 
 from inferfleet.local.chaos.proxy import Direction, Proxy
 from inferfleet.local.services import Services
-from inferfleet.producer import Fleet, idempotency
+from inferfleet.producer import Fleet
 from inferfleet.schemas import Job, JobState
 from inferfleet.schemas.errors import (
     InferfleetError,
@@ -36,6 +36,7 @@ from inferfleet.schemas.errors import (
 from inferfleet.schemas.job import DEFAULT_TENANT
 from inferfleet.schemas.names import idempotency_key, job_key, session_key
 from inferfleet.schemas.settings import ServiceSettings
+from inferfleet.wire.redis import idempotency
 from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.redis.records import Closed, JobRecords
 from inferfleet.wire.redis.sessions import Entry, Payload, Sessions, Withdrawn

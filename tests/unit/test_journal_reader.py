@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -37,11 +38,11 @@ class AnsweringPipeline:
 
 
 class OneJournal:
-    """A blocking client that has the whole journal for whoever is still before its end."""
+    """Has the whole journal for whoever is still before its end."""
 
-    async def xread(self, streams: dict[bytes, bytes], **_: object) -> list[Any]:
+    async def read(self, positions: Mapping[bytes, bytes]) -> list[Any]:
         key = journal_key(JOB_ID).encode()
-        if streams.get(key) == BEGINNING.partition(":")[0].encode():
+        if positions.get(key) == BEGINNING.partition(":")[0].encode():
             return [(key, [(LINE_ID, {b"entry": END.model_dump_json().encode()})])]
         await asyncio.sleep(0)
         return []
@@ -49,7 +50,7 @@ class OneJournal:
 
 async def test_a_reader_that_looked_while_the_journal_was_lost_still_gets_its_end() -> None:
     reader = Reader(
-        blocking_client=OneJournal(),  # type: ignore[arg-type]
+        blocked=OneJournal(),  # type: ignore[arg-type]
         pipeline=AnsweringPipeline(),  # type: ignore[arg-type]
         records=EmptiedThenWritten(),  # type: ignore[arg-type]
         client_id="client",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import tomllib
 from pathlib import Path
@@ -62,3 +63,18 @@ def test_every_root_is_a_layer_and_is_told_to_every_tool() -> None:
     for page in ("Dockerfile", ".dockerignore", "deploy/docker/install-dependencies", "Makefile"):
         text = (ROOT / page).read_text(encoding="utf-8")
         assert [root for root in ROOTS if not re.search(rf"\b{root}\b", text)] == [], page
+
+
+@pytest.mark.parametrize("layer", ["producer", "worker", "exporter", "cli"])
+def test_only_the_wire_says_a_command_to_redis(layer: str) -> None:
+    said = [
+        f"{module.relative_to(ROOT)}:{call.lineno}"
+        for module in (ROOT / layer).rglob("*.py")
+        for call in ast.walk(ast.parse(module.read_text(encoding="utf-8")))
+        if isinstance(call, ast.Call)
+        and isinstance(call.func, ast.Attribute)
+        and call.func.attr in {"enqueue", "execute", "execute_command"}
+        and isinstance(call.args[0], (ast.Constant, ast.Starred))
+    ]
+
+    assert said == []

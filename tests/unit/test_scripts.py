@@ -12,14 +12,13 @@ from typing import Any, cast
 
 import pytest
 
-from inferfleet.producer import idempotency
 from inferfleet.schemas import Job, JobState, Result
 from inferfleet.schemas.heartbeat import Heartbeat
 from inferfleet.schemas.job import new_job_id
 from inferfleet.schemas.journal import QueuedEntry, RestartReason
 from inferfleet.schemas.session import Turn
 from inferfleet.schemas.settings import ServiceSettings
-from inferfleet.wire.redis import job_scripts, process_scripts, session_scripts
+from inferfleet.wire.redis import idempotency, job_scripts, process_scripts, session_scripts
 from inferfleet.wire.redis.attempts import Fence
 from inferfleet.wire.redis.clock import RedisClock
 from inferfleet.wire.redis.heartbeats import write_heartbeat

@@ -15,7 +15,7 @@ from inferfleet.producer.dead_letters import DeadLetters
 from inferfleet.producer.job_making import JobOptions, make_job
 from inferfleet.producer.journal_view import BEGINNING, JournalLine
 from inferfleet.producer.publisher import Publisher
-from inferfleet.producer.reader import BLOCK_S, Reader
+from inferfleet.producer.reader import Reader
 from inferfleet.producer.sessions import Session
 from inferfleet.producer.submission import Submission
 from inferfleet.schemas.errors import (
@@ -34,13 +34,13 @@ from inferfleet.wire.draining import drain_worker
 from inferfleet.wire.home import Home
 from inferfleet.wire.redis.access import PRODUCER
 from inferfleet.wire.redis.clock import RedisClock
-from inferfleet.wire.redis.connection import SOCKET_TIMEOUT_S, closing_redis, reach_redis, redis_client
-from inferfleet.wire.redis.eviction import refuse_eviction
+from inferfleet.wire.redis.connection import open_store
 from inferfleet.wire.redis.heartbeats import read_heartbeats
 from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.redis.pool_limits import note_limit
 from inferfleet.wire.redis.records import JobRecords
 from inferfleet.wire.redis.sessions import Sessions
+from inferfleet.wire.redis.streams import BlockedReader
 
 
 class Fleet:
@@ -86,17 +86,17 @@ class Fleet:
 
         """
         settings = settings or read_settings(ProducerSettings)
+        home, clock = Home(), RedisClock()
         async with (
-            closing_redis(redis_client(settings.redis_url)) as client,
-            closing_redis(
-                redis_client(settings.redis_url, connections=1, socket_timeout_s=BLOCK_S + SOCKET_TIMEOUT_S)
-            ) as blocking_client,
+            open_store(
+                settings.redis_url,
+                access=PRODUCER,
+                clock=clock,
+                patience_s=settings.patience_s,
+                allow_eviction=settings.allow_eviction,
+            ) as client,
+            BlockedReader.opened(settings.redis_url) as blocked,
         ):
-            home, clock = Home(), RedisClock()
-            await reach_redis(
-                client, settings.redis_url, access=PRODUCER, clock=clock, patience_s=settings.patience_s
-            )
-            await refuse_eviction(client, allowed=settings.allow_eviction)
             pipeline = CommandPipeline(client, patience_s=settings.patience_s, clock=clock, home=home)
             records = JobRecords(
                 pipeline=pipeline,
@@ -104,7 +104,7 @@ class Fleet:
                 queued_ttl_s=settings.queued_ttl_s,
             )
             reader = Reader(
-                blocking_client=blocking_client,
+                blocked=blocked,
                 pipeline=pipeline,
                 records=records,
                 client_id=settings.client_id,

@@ -19,12 +19,10 @@ from inferfleet.schemas.journal import (
     TokenChunk,
     TokensEntry,
 )
+from inferfleet.wire.redis.streams import NO_LINE
 
 BEGINNING = "0-0:0"
 """The cursor of a reader who has seen nothing."""
-
-NO_LINE = b"0-0"
-"""The id before that of any line."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,12 +14,8 @@ import time
 from collections import defaultdict
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Any
 
-import redis.asyncio as aioredis
-from redis.exceptions import RedisError
-
-from inferfleet.producer.journal_view import BEGINNING, NO_LINE, JournalLine, JournalView, is_before
+from inferfleet.producer.journal_view import BEGINNING, JournalLine, JournalView, is_before
 from inferfleet.schemas.errors import (
     InferfleetError,
     JobDataLostError,
@@ -35,12 +31,10 @@ from inferfleet.wire.redis import refusals
 from inferfleet.wire.redis.journal_lines import parse_line
 from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.redis.records import JobRecords
-from inferfleet.wire.redis.replies import REPLY_STREAM_LENGTH, REPLY_TTL_S
+from inferfleet.wire.redis.replies import wake
+from inferfleet.wire.redis.streams import NO_LINE, BlockedReader, Line, last_lines
 
 logger = logging.getLogger(__name__)
-
-BLOCK_S = 5.0
-"""How long one read blocks at most, so that a dead connection is noticed."""
 
 RECORD_GRACE_S = 300.0
 """How long a record may be missing before those who wait are told. When Redis has lost its data, the worker
@@ -49,8 +43,6 @@ that runs a job writes its record again; one that waits in RabbitMQ has one agai
 PAUSE_S = 0.05
 PAUSE_STEPS = 5
 """The pause before a read that failed is repeated, and how often it doubles."""
-
-Line = tuple[bytes, dict[bytes, bytes]]
 
 
 class _Replaced:
@@ -67,13 +59,13 @@ class Reader:
     def __init__(
         self,
         *,
-        blocking_client: aioredis.Redis,
+        blocked: BlockedReader,
         pipeline: CommandPipeline,
         records: JobRecords,
         client_id: str,
         state_check_interval_s: float,
     ) -> None:
-        self._blocking_client = blocking_client
+        self._blocked = blocked
         self._pipeline = pipeline
         self._records = records
         self._client_id = client_id
@@ -146,7 +138,7 @@ class Reader:
                 raise JobDataLostError(job_id, missing="journal")
             if key not in self._positions:
                 self._positions[key] = view.line_id
-                await self._wake()
+                await wake(self._pipeline, self._client_id)
             while True:
                 arrived = await arriving.get()
                 match arrived:
@@ -175,19 +167,15 @@ class Reader:
 
     async def start(self) -> None:
         """Find the place to read replies from. Jobs that are submitted later cannot finish before it."""
-        last: Any = await self._pipeline.execute("XREVRANGE", self._reply_key, "+", "-", "COUNT", 1)
-        self._positions[self._reply_key] = last[0][0] if last else NO_LINE
+        (last,) = await last_lines(self._pipeline, [self._reply_key])
+        self._positions[self._reply_key] = last or NO_LINE
 
     async def read_for_ever(self) -> None:
         """Read until cancelled. What passes is waited out; of all else, whoever waits is told."""
         failures = 0
         while True:
             try:
-                streams: dict[Any, Any] = dict(self._positions)
-                answer: Any = await self._blocking_client.xread(
-                    streams, block=int(BLOCK_S * 1000), count=1000
-                )
-                await self._take(answer or [])
+                await self._take(await self._blocked.read(self._positions))
             except Exception as error:
                 failures += 1
                 steps = min(failures, PAUSE_STEPS)
@@ -229,7 +217,7 @@ class Reader:
             told = refusals.refused(error, what="XREAD")
         elif isinstance(error, (ServiceUnreachableError, ServiceRefusedError)):
             told = error
-        elif isinstance(error, (RedisError, OSError)):
+        elif refusals.is_trouble(error):
             return
         else:
             logger.error("cannot read what was finished", exc_info=error)
@@ -283,11 +271,9 @@ class Reader:
         They are if Redis' clock is behind the one of before, as after a failover.
         """
         positions = dict(self._positions)
-        lasts: list[Any] = await asyncio.gather(
-            *(self._pipeline.enqueue("XREVRANGE", key, "+", "-", "COUNT", 1) for key in positions)
-        )
+        lasts = await last_lines(self._pipeline, positions)
         for (key, position), last in zip(positions.items(), lasts, strict=True):
-            lost = position != NO_LINE if not last else is_before(last[0][0], position)
+            lost = position != NO_LINE if not last else is_before(last, position)
             if lost and self._positions.get(key) == position:
                 self._positions[key] = NO_LINE
                 for follower in self._followers.get(key, ()):
@@ -356,11 +342,3 @@ class Reader:
         """Whether the reader has seen the last line of a journal that is complete."""
         last = await self._records.last_line(job_id)
         return last is not None and isinstance(last[1], FinishedEntry) and view.is_past(last[0])
-
-    async def _wake(self) -> None:
-        await asyncio.gather(
-            self._pipeline.enqueue(
-                "XADD", self._reply_key, "MAXLEN", "~", REPLY_STREAM_LENGTH, "*", "wake", ""
-            ),
-            self._pipeline.enqueue("EXPIRE", self._reply_key, REPLY_TTL_S),
-        )

@@ -12,8 +12,6 @@ from enum import Enum, auto
 from itertools import count
 from typing import assert_never
 
-from inferfleet.producer import idempotency
-from inferfleet.producer.idempotency import Claim
 from inferfleet.producer.publisher import Publisher
 from inferfleet.schemas.control import CancelJob
 from inferfleet.schemas.errors import (
@@ -33,6 +31,8 @@ from inferfleet.schemas.failures import Failure, FailureCode
 from inferfleet.schemas.job import Job, JobState, OnBusy
 from inferfleet.schemas.result import JobRecord, Result
 from inferfleet.schemas.settings import ProducerSettings
+from inferfleet.wire.redis import idempotency
+from inferfleet.wire.redis.idempotency import Claim
 from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.redis.records import Closed, JobRecords, Recorded, Standing
 from inferfleet.wire.redis.sessions import Entered, Entry, Payload, Sessions, Withdrawn

@@ -11,7 +11,6 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any, TypeVar
 
-import redis.asyncio as aioredis
 from pydantic import ValidationError
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
 
@@ -23,8 +22,7 @@ from inferfleet.wire.outage import Outage
 from inferfleet.wire.rabbitmq.publishing import ConfirmChannel
 from inferfleet.wire.redis.access import WORKER
 from inferfleet.wire.redis.clock import RedisClock
-from inferfleet.wire.redis.connection import open_redis
-from inferfleet.wire.redis.eviction import refuse_eviction
+from inferfleet.wire.redis.connection import open_store
 from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.tasks import cancel_and_wait
 from inferfleet.worker.assembly import assemble
@@ -100,7 +98,13 @@ class Worker:
         )
         async with (
             self._signals(),
-            _open_store(settings, self._clock) as client,
+            open_store(
+                settings.redis_url,
+                access=WORKER,
+                clock=self._clock,
+                patience_s=settings.connect_timeout_s,
+                allow_eviction=settings.allow_eviction,
+            ) as client,
             aclosing(confirm_channel),
             self._http(),
             AsyncExitStack() as broker,
@@ -300,15 +304,6 @@ class Worker:
             metrics=self._metrics,
             lines_dropped=self._lines_dropped,
         )
-
-
-@asynccontextmanager
-async def _open_store(settings: WorkerSettings, clock: RedisClock) -> AsyncGenerator[aioredis.Redis]:
-    async with open_redis(
-        settings.redis_url, access=WORKER, clock=clock, patience_s=settings.connect_timeout_s
-    ) as client:
-        await refuse_eviction(client, allowed=settings.allow_eviction)
-        yield client
 
 
 async def _reconnect(

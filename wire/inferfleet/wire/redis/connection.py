@@ -31,6 +31,7 @@ from inferfleet.wire.address import current_url, is_file, redacted, without_secr
 from inferfleet.wire.redis import refusals
 from inferfleet.wire.redis.access import Access, check_access
 from inferfleet.wire.redis.clock import RedisClock
+from inferfleet.wire.redis.eviction import refuse_eviction
 from inferfleet.wire.redis.url import check_connection, connection_options
 from inferfleet.wire.tasks import to_its_end
 
@@ -97,6 +98,23 @@ async def open_redis(
     """Connect, and go on once Redis answers and allows what is needed; see ``reach_redis``."""
     async with closing_redis(redis_client(url, connections=connections)) as client:
         await reach_redis(client, url, access=access, clock=clock, patience_s=patience_s)
+        yield client
+
+
+@asynccontextmanager
+async def open_store(
+    url: str, *, access: Access, clock: RedisClock, patience_s: float, allow_eviction: bool
+) -> AsyncGenerator[aioredis.Redis]:
+    """Connect a process that relies on Redis: it allows what is needed, and evicts nothing.
+
+    Raises:
+        ServiceUnreachableError: Nothing answers at the address.
+        ServiceRefusedError: Redis answers, and refuses what is needed.
+        ConfigurationError: It may evict keys, and that is not allowed.
+
+    """
+    async with open_redis(url, access=access, clock=clock, patience_s=patience_s) as client:
+        await refuse_eviction(client, allowed=allow_eviction)
         yield client
 
 

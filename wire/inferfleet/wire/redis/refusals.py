@@ -77,6 +77,11 @@ def is_refusal(error: BaseException) -> bool:
     return isinstance(error, (ResponseError, *_PASSING, *_LASTING)) or passes(error)
 
 
+def is_trouble(error: BaseException) -> bool:
+    """Whether it is about Redis or the way there, and no mistake of ours."""
+    return isinstance(error, (RedisError, OSError))
+
+
 def passes(error: BaseException) -> bool:
     """Whether it may be over in a while: a failover, no memory, a start, too many clients."""
     return isinstance(error, _PASSING) or str(error).startswith(_PASSING_TEXTS)

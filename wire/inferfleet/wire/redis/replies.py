@@ -55,6 +55,15 @@ class Replies:
         )
 
 
+async def wake(pipeline: CommandPipeline, client: str) -> None:
+    """Let whoever waits for a line of a client's stream look up."""
+    key = reply_key(client)
+    await asyncio.gather(
+        pipeline.enqueue("XADD", key, "MAXLEN", "~", REPLY_STREAM_LENGTH, "*", "wake", ""),
+        pipeline.enqueue("EXPIRE", key, REPLY_TTL_S),
+    )
+
+
 def _report(written: asyncio.Future[Any]) -> None:
     if not written.cancelled() and (error := written.exception()) is not None:
         logger.warning("cannot tell a client that jobs have ended (%s)", error)
