@@ -27,9 +27,10 @@ from inferfleet.schemas.names import (
 from inferfleet.schemas.session import Turn
 from inferfleet.schemas.settings import ServiceSettings
 from inferfleet.wire.redis.attempts import Fence
+from inferfleet.wire.redis.job_reading import Held
 from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.redis.pool_limits import ENTERING_S, WaitingTurns
-from inferfleet.wire.redis.records import Held, JobRecords
+from inferfleet.wire.redis.records import JobRecords
 from inferfleet.wire.redis.script import Argument
 from inferfleet.wire.redis.sessions import (
     Appended,

@@ -27,9 +27,10 @@ from inferfleet.schemas.journal import (
 )
 from inferfleet.schemas.names import job_key, journal_key, reply_key, result_key
 from inferfleet.wire.redis.attempts import Fence, Started, Verdict, Written
+from inferfleet.wire.redis.job_reading import Standing
 from inferfleet.wire.redis.journal_lines import Unflushed, generated
 from inferfleet.wire.redis.pipeline import CommandPipeline
-from inferfleet.wire.redis.records import Closed, JobRecords, Recorded, Standing
+from inferfleet.wire.redis.records import Closed, JobRecords, Recorded
 from inferfleet.wire.tasks import cancel_and_wait
 
 TTL_S = 300

@@ -49,7 +49,7 @@ main()
 
 DEATHS = {
     "before the turn is added": "inferfleet.wire.redis.sessions:Sessions:append",
-    "between the turn and the commit": "inferfleet.wire.redis.records:JobRecords:finish",
+    "between the turn and the commit": "inferfleet.wire.redis.job_endings:JobEndings:finish",
     "between the commit and the lane": "inferfleet.wire.redis.sessions:Sessions:advance",
     "between the lane and the publish": "inferfleet.worker.lanes:Lanes:_publish",
     "between the publish and its note": "inferfleet.wire.redis.sessions:Sessions:published",

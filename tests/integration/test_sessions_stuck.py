@@ -38,8 +38,9 @@ from inferfleet.schemas.names import (
 from inferfleet.schemas.settings import WorkerSettings
 from inferfleet.wire.rabbitmq.confirms import UnroutableError
 from inferfleet.wire.rabbitmq.publishing import ConfirmChannel
+from inferfleet.wire.redis.job_reading import Standing
 from inferfleet.wire.redis.pipeline import CommandPipeline
-from inferfleet.wire.redis.records import JobRecords, Standing
+from inferfleet.wire.redis.records import JobRecords
 from inferfleet.wire.redis.sessions import Payload, Sessions
 from inferfleet.worker.lanes import Lanes
 

@@ -24,8 +24,9 @@ from inferfleet.schemas.errors import PublishUnconfirmedError
 from inferfleet.schemas.job import new_job_id
 from inferfleet.schemas.journal import AnswerHead, TokenChunk
 from inferfleet.schemas.names import job_key, job_queue, result_key
+from inferfleet.wire.redis.job_reading import Standing
 from inferfleet.wire.redis.journal_lines import Unflushed
-from inferfleet.wire.redis.records import JobRecords, Standing
+from inferfleet.wire.redis.records import JobRecords
 
 
 async def stall(records: JobRecords, foreign: ForeignClient, job: Job) -> None:

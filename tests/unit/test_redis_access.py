@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from importlib.resources import files
 from pathlib import Path
 
 import pytest
 
 from inferfleet.wire.redis.access import PRODUCER, WORKER, Access
+from inferfleet.wire.redis.script import LOADED
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "redis.md"
 
@@ -18,13 +18,7 @@ def needed(access: Access) -> set[str]:
 
 
 def test_all_that_scripts_do_is_asked_for() -> None:
-    folder = files("inferfleet.wire.redis").joinpath("lua")
-    used = {
-        command
-        for script in folder.iterdir()
-        if script.name != "access.lua"
-        for command in re.findall(r"redis\.p?call\('([A-Z]+)'", script.read_text())
-    }
+    used = {command for script in LOADED for command in re.findall(r"redis\.p?call\('([A-Z]+)'", script.text)}
     assert used
     assert used - (needed(PRODUCER) | needed(WORKER)) == set()
 

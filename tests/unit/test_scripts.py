@@ -8,6 +8,7 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -18,7 +19,7 @@ from inferfleet.schemas.job import new_job_id
 from inferfleet.schemas.journal import QueuedEntry, RestartReason
 from inferfleet.schemas.session import Turn
 from inferfleet.schemas.settings import ServiceSettings
-from inferfleet.wire.redis import idempotency, job_scripts, process_scripts, session_scripts
+from inferfleet.wire.redis import idempotency, job_endings, job_scripts, process_scripts, session_scripts
 from inferfleet.wire.redis.attempts import Fence
 from inferfleet.wire.redis.clock import RedisClock
 from inferfleet.wire.redis.heartbeats import write_heartbeat
@@ -30,6 +31,8 @@ from inferfleet.wire.redis.replies import Replies
 from inferfleet.wire.redis.script import LOADED, SCRIPTS, Argument, Command
 from inferfleet.wire.redis.sessions import Payload, Sessions
 
+ROOT = Path(__file__).parents[2]
+LUA = ROOT / "wire" / "inferfleet" / "wire" / "redis" / "lua"
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 JOB = Job(session_id="s", body={"messages": []}, idempotency_key="k", submitted_at=NOW)
 WITNESS = JOB.model_copy(update={"id": new_job_id()})
@@ -166,3 +169,29 @@ def test_a_text_begins_with_the_names_that_it_is_called_with(function: Callable[
 
 def test_every_script_has_a_function_that_calls_it() -> None:
     assert len(CALLS) == len(SCRIPTS)
+
+
+def test_every_end_of_a_job_is_written_in_one_place() -> None:
+    texts = {path.name: path.read_text() for path in LUA.rglob("*.lua")}
+    written = {
+        (name, state)
+        for name, text in texts.items()
+        for state in re.findall(r"'HSET', job_key, 'state', ([\w']+)", text)
+    }
+
+    assert [name for name, text in texts.items() if "'finished_at'" in text] == ["end_job.lua"]
+    assert {state for name, state in written if name != "end_job.lua"} == {"'queued'", "'running'"}
+    ends = {name for name, text in texts.items() if "-- part: end_job" in text}
+    assert ends == {"finish.lua", "cancel.lua"}
+
+
+def test_every_end_of_a_job_comes_by_one_function() -> None:
+    callers = {
+        path.name
+        for layer in ("wire", "producer", "worker", "cli", "exporter")
+        for path in (ROOT / layer).rglob("*.py")
+        if re.search(r"job_scripts\.(finish|cancel)\b", path.read_text())
+    }
+
+    assert callers == {"job_endings.py"}
+    assert inspect.getsource(job_endings).count("self._pipeline.enqueue") == 1

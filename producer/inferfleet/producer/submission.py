@@ -33,8 +33,9 @@ from inferfleet.schemas.result import JobRecord, Result
 from inferfleet.schemas.settings import ProducerSettings
 from inferfleet.wire.redis import idempotency
 from inferfleet.wire.redis.idempotency import Claim
+from inferfleet.wire.redis.job_reading import Standing
 from inferfleet.wire.redis.pipeline import CommandPipeline
-from inferfleet.wire.redis.records import Closed, JobRecords, Recorded, Standing
+from inferfleet.wire.redis.records import Closed, JobRecords, Recorded
 from inferfleet.wire.redis.sessions import Entered, Entry, Payload, Sessions, Withdrawn
 
 logger = logging.getLogger(__name__)

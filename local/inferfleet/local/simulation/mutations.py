@@ -166,8 +166,8 @@ MUTATIONS: dict[str, Mutation] = {
     ),
     "record_expires_first": _lua(
         "cancel",
-        "redis.call('EXPIRE', job_key, tombstone_ttl_s)",
-        "redis.call('EXPIRE', job_key, 1)",
+        "result_ttl_s, tombstone_ttl_s)\nreturn",
+        "result_ttl_s, 1)\nreturn",
         "expires",
         20,
     ),

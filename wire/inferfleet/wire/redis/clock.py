@@ -48,3 +48,8 @@ class RedisClock:
     def now_ms(self) -> int:
         """The time now, in milliseconds since 1970."""
         return int((time.monotonic() + self._distance_s) * 1000)
+
+
+def milliseconds(moment: datetime) -> int:
+    """A time in milliseconds since 1970."""
+    return int(moment.timestamp() * 1000)

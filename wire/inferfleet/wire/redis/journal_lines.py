@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import datetime
 
 from pydantic import ValidationError
+from pydantic_core import to_json
 
 from inferfleet.schemas.journal import (
     ENTRY_FIELD,
@@ -19,6 +21,7 @@ from inferfleet.schemas.journal import (
     TokensEntry,
     journal_entry,
 )
+from inferfleet.schemas.result import Result
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,3 +88,21 @@ def _counting(entries: Iterable[JournalEntry]) -> list[TokensEntry]:
             case QueuedEntry() | RunningEntry() | FinishedEntry():
                 pass
     return counting
+
+
+def to_append(unflushed: Unflushed, attempt: int, now: datetime) -> tuple[int, int, bytes]:
+    """The arguments ``offset``, ``count`` and ``tokens_entry`` of every script that may add tokens."""
+    if not unflushed.chunks:
+        return unflushed.offset, 0, b""
+    entry = TokensEntry(
+        at=now, attempt=attempt, offset=unflushed.offset, chunks=unflushed.chunks, head=unflushed.head
+    )
+    return unflushed.offset, unflushed.count, encoded(entry)
+
+
+def encoded(
+    model: QueuedEntry | RunningEntry | RestartedEntry | TokensEntry | FinishedEntry | Result,
+) -> bytes:
+    """A line of a journal, or a result, as JSON."""
+    # Bytes at once: a text would only be encoded again for Redis.
+    return to_json(model, exclude_none=True, inf_nan_mode="null")

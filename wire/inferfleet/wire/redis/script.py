@@ -11,6 +11,7 @@ safe to repeat a pipeline whose answer got lost.
 from __future__ import annotations
 
 import hashlib
+import re
 from importlib.resources import files
 from typing import Final
 
@@ -35,9 +36,20 @@ class Script:
         self.sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
 
 
+_FOLDER: Final = files("inferfleet.wire.redis").joinpath("lua")
+
+_PART: Final = re.compile(r"^-- part: (\w+)\n", re.MULTILINE)
+"""Stands for ``lua/parts/NAME.lua``, which several scripts share."""
+
+
+def _text(name: str) -> str:
+    text = _FOLDER.joinpath(f"{name}.lua").read_text()
+    return _PART.sub(lambda part: _FOLDER.joinpath("parts", f"{part[1]}.lua").read_text(), text)
+
+
 SCRIPTS: Final = {
-    text.name.removesuffix(".lua"): Script(text.name.removesuffix(".lua"), text.read_text())
-    for text in sorted(files("inferfleet.wire.redis").joinpath("lua").iterdir(), key=lambda text: text.name)
+    name: Script(name, _text(name))
+    for name in sorted(text.name.removesuffix(".lua") for text in _FOLDER.iterdir() if text.is_file())
 }
 """All of them, by name."""
 

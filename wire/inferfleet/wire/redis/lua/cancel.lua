@@ -3,8 +3,8 @@
 -- Returns {what ('missing', 'requested', 'changed', or a terminal state), attempt, reply_to}. With 'changed' nothing was
 -- done: the job got on meanwhile. Sent twice, the second answers as the first, or as it is by then.
 local job_key, journal_key, result_key = KEYS[1], KEYS[2], KEYS[3]
-local now_ms = ARGV[1]
-local ttl_s = ARGV[2]
+local ended_ms = ARGV[1]
+local result_ttl_s = ARGV[2]
 local finished_entry = ARGV[3]
 local result = ARGV[4]
 local mode = ARGV[5] -- 'cancel'; or 'interrupt': keep what was generated
@@ -14,6 +14,7 @@ local of_tokens = ARGV[8] -- '' for any
 local tombstone_ttl_s = ARGV[9] -- of a record whose message is in the queue
 local said = ARGV[10] -- 1: what the last attempt said is in its session, so its worker, or the next one, has to end it
 
+-- part: end_job
 local r = redis.call('HMGET', job_key, 'state', 'attempt', 'reply_to', 'tokens', 'lease', 'lease_ms')
 local state = r[1]
 if not state then
@@ -39,10 +40,7 @@ end
 if of_tokens ~= '' and (of_attempt ~= r[2] or of_tokens ~= r[4]) then
   return {'changed', attempt, reply_to}
 end
-redis.call('HSET', job_key, 'state', end_state, 'cancel', mode, 'finished_at', now_ms)
+redis.call('HSET', job_key, 'cancel', mode)
 redis.call('HDEL', job_key, 'fence')
-redis.call('SET', result_key, result, 'EX', ttl_s)
-redis.call('XADD', journal_key, '*', 'entry', finished_entry)
-redis.call('EXPIRE', job_key, tombstone_ttl_s)
-redis.call('EXPIRE', journal_key, ttl_s)
+end_job(job_key, journal_key, result_key, end_state, ended_ms, result, finished_entry, result_ttl_s, tombstone_ttl_s)
 return {end_state, attempt, reply_to}

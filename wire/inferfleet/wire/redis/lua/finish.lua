@@ -2,8 +2,8 @@
 -- Returns 'ok', 'fenced' or 'missing'. Sent twice, the second answers 'ok' and changes nothing.
 local job_key, journal_key, result_key = KEYS[1], KEYS[2], KEYS[3]
 local fence = ARGV[1]
-local now_ms = ARGV[2]
-local ttl_s = ARGV[3]
+local ended_ms = ARGV[2]
+local result_ttl_s = ARGV[3]
 local end_state = ARGV[4]
 local offset = ARGV[5]
 local count = ARGV[6]
@@ -12,6 +12,7 @@ local finished_entry = ARGV[8]
 local result = ARGV[9]
 local tombstone_ttl_s = ARGV[10] -- of a record of whose messages one may be in the queue
 
+-- part: end_job
 local r = redis.call('HMGET', job_key, 'state', 'fence', 'tokens', 'calls', 'session', 'copied')
 if not r[1] then
   return 'missing'
@@ -28,15 +29,11 @@ end
 local last = tonumber(offset) + tonumber(count)
 if last > tonumber(r[3]) then
   redis.call('XADD', journal_key, '*', 'entry', tokens_entry)
-else
-  last = tonumber(r[3])
+  redis.call('HSET', job_key, 'tokens', last)
 end
-redis.call('XADD', journal_key, '*', 'entry', finished_entry)
-redis.call('SET', result_key, result, 'EX', ttl_s)
-redis.call('HSET', job_key, 'state', end_state, 'tokens', last, 'finished_at', now_ms)
 -- A second message must find that the job has ended. There may be one if several have submitted the job, or if it is a
 -- turn, which others publish as well.
 local copied = r[6] or (r[5] and r[5] ~= '') or string.find(r[4] or '', '%S %S')
-redis.call('EXPIRE', job_key, copied and tombstone_ttl_s or ttl_s)
-redis.call('EXPIRE', journal_key, ttl_s)
+end_job(job_key, journal_key, result_key, end_state, ended_ms, result, finished_entry, result_ttl_s,
+  copied and tombstone_ttl_s or result_ttl_s)
 return 'ok'

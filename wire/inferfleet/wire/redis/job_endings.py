@@ -1,0 +1,129 @@
+"""How jobs end. Whoever ends one, and for whatever reason, it comes by ``JobEndings._end``, and in Redis by
+``lua/parts/end_job.lua``: what has to happen at each end hangs there.
+
+    finish    by an attempt that holds the fence: its answer, a failure, a cancellation, or its expiry
+    cancel    without an attempt: a job that waits, or that nobody has held for long; also a turn that is lost
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from inferfleet.schemas.errors import JobNotFoundError
+from inferfleet.schemas.job import JobState
+from inferfleet.schemas.journal import (
+    FinishedEntry,
+)
+from inferfleet.schemas.names import job_key, journal_key, result_key
+from inferfleet.schemas.result import Result
+from inferfleet.wire.redis import job_scripts
+from inferfleet.wire.redis.attempts import (
+    WRITTEN,
+    Fence,
+    Written,
+)
+from inferfleet.wire.redis.clock import milliseconds
+from inferfleet.wire.redis.job_reading import JobReading
+from inferfleet.wire.redis.journal_lines import Unflushed, encoded, to_append
+from inferfleet.wire.redis.pipeline import CommandPipeline
+from inferfleet.wire.redis.replies import Replies
+from inferfleet.wire.redis.script import Command
+
+
+class JobEndings(JobReading):
+    """Ends jobs, each once: a terminal state never changes."""
+
+    def __init__(self, pipeline: CommandPipeline, *, result_ttl_s: int, queued_ttl_s: int) -> None:
+        super().__init__(pipeline)
+        self._replies = Replies(pipeline)
+        self._result_ttl_s = result_ttl_s
+        # How long a message may be in the queue at least, which must not run a job that has ended.
+        self._tombstone_ttl_s = max(queued_ttl_s, result_ttl_s)
+
+    async def finish(self, result: Result, *, fence: Fence, unflushed: Unflushed, reply_to: str) -> Written:
+        """Commit the terminal result and tell the waiting client. Exactly one commit of a job succeeds."""
+        offset, count, tokens = to_append(unflushed, fence.attempt, self.clock.now())
+        committed = self._end(
+            result,
+            attempt=fence.attempt,
+            tokens=offset + count,
+            spell=partial(
+                job_scripts.finish, fence=fence.token, offset=offset, count=count, tokens_entry=tokens
+            ),
+        )
+        if reply_to:
+            # Behind the commit. Should that be refused, the client only looks at the record for nothing.
+            self._replies.add(reply_to, result.job_id, result.state)
+        return WRITTEN[await committed]
+
+    async def cancel(
+        self,
+        job_id: str,
+        result: Result,
+        *,
+        attempt: int = 0,
+        keep: bool = False,
+        said: bool = False,
+        tokens: int | None = None,
+    ) -> JobState | None:
+        """End a job that waits or is stalled, last tried by ``attempt``, with ``result``; mark a running one.
+
+        Returns the state it is in now. With ``tokens``, the result is made of so many tokens and that
+        attempt: ``None`` says that they are others by now, and that nothing was done.
+
+        With ``keep`` the worker that ends it adds what was generated to its session. A job that has ``said``
+        its answer there already is marked, too.
+
+        Raises:
+            JobNotFoundError: There is no record of the job.
+
+        """
+        verdict, _, reply_to = await self._end(
+            result,
+            attempt=attempt,
+            tokens=result.usage.completion_tokens,
+            spell=partial(
+                job_scripts.cancel,
+                mode="interrupt" if keep else "cancel",
+                of_attempt=attempt,
+                of_tokens="" if tokens is None else tokens,
+                said=int(said),
+            ),
+        )
+        match verdict.decode():
+            case "missing":
+                raise JobNotFoundError(job_id)
+            case "requested":
+                return JobState.RUNNING
+            case "changed":
+                return None
+            case state:
+                if reply_to:
+                    await self._replies.tell(reply_to.decode(), job_id, JobState(state))
+                return JobState(state)
+
+    def _end(
+        self, result: Result, *, attempt: int, tokens: int, spell: Callable[..., Command]
+    ) -> asyncio.Future[Any]:
+        """Ask Redis to end a job, by the script that ``spell`` calls; only that says whether it ends now."""
+        now = self.clock.now()
+        job_id = result.job_id
+        last_line = FinishedEntry(
+            at=now, attempt=attempt, state=result.state, failure=result.error, tokens=tokens
+        )
+        return self._pipeline.enqueue(
+            *spell(
+                job_key(job_id),
+                journal_key(job_id),
+                result_key(job_id),
+                ended_ms=milliseconds(now),
+                end_state=result.state.value,
+                finished_entry=encoded(last_line),
+                result=encoded(result),
+                result_ttl_s=self._result_ttl_s,
+                tombstone_ttl_s=self._tombstone_ttl_s,
+            )
+        )

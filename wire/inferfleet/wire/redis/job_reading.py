@@ -1,0 +1,271 @@
+"""Reading jobs: their records, results and journals."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any, NamedTuple
+
+from inferfleet.schemas.errors import InferfleetError, JobDataLostError, JobNotFoundError
+from inferfleet.schemas.job import JobState
+from inferfleet.schemas.journal import (
+    JournalEntry,
+    TokenChunk,
+)
+from inferfleet.schemas.names import job_key, journal_key, result_key
+from inferfleet.schemas.result import JobRecord, Result, Usage
+from inferfleet.schemas.said import cut_response
+from inferfleet.wire.redis import job_scripts
+from inferfleet.wire.redis.journal_lines import generated, head_of, parse_line, whole_answer
+from inferfleet.wire.redis.pipeline import CommandPipeline
+
+READ_BATCH = 500
+"""Records read in one round trip."""
+
+
+_UNREADABLE = (LookupError, ValueError)
+"""What a record or result leads to that is not as this version writes it."""
+
+
+STATES = {state.encode(): state for state in JobState}
+
+
+logger = logging.getLogger(__name__)
+
+
+class Standing(StrEnum):
+    """How a job stands: its state, that it has no record, or that nobody can be seen to have it."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+    MISSING = "missing"
+
+    STALLED = "stalled"
+    """An attempt has begun it, and for longer than its lease nobody has held it.
+
+    Its message may wait in the queue. Or it was acked, and Redis has lost the end of the job since: then it
+    has to be published again, which does no harm in any case.
+    """
+
+    @property
+    def over(self) -> bool:
+        """Whether it has ended, or there is nothing of it."""
+        return self not in {Standing.QUEUED, Standing.RUNNING, Standing.STALLED}
+
+
+class Held(NamedTuple):
+    """Who has a job, by its record: ``fence`` is that of the last attempt, ``""`` if there is none.
+
+    ``state`` is ``None`` without a record. While it is ``closed``, a refused submission takes it back.
+    """
+
+    state: JobState | None
+    closed: bool
+    fence: str
+
+    @property
+    def waits(self) -> bool:
+        """Whether it is to be started, and nobody takes it back."""
+        return self.state is JobState.QUEUED and not self.closed
+
+
+class JobReading:
+    """What is known of jobs. What many tasks ask at once goes through one pipeline."""
+
+    def __init__(self, pipeline: CommandPipeline) -> None:
+        self._pipeline = pipeline
+        self.clock = pipeline.clock
+        """Redis' time."""
+
+    async def get(self, job_id: str) -> JobRecord:
+        """Read one job.
+
+        Raises:
+            JobNotFoundError: There is no record of the job.
+            JobDataLostError: It has ended, and its result is gone.
+
+        """
+        fields, result = await asyncio.gather(
+            self._pipeline.enqueue("HGETALL", job_key(job_id)),
+            self._pipeline.enqueue("GET", result_key(job_id)),
+        )
+        if not fields:
+            raise JobNotFoundError(job_id)
+        try:
+            record = _record(job_id, fields, result)
+        except _UNREADABLE as error:
+            raise InferfleetError(
+                f"the record of job {job_id} cannot be read ({type(error).__name__}): another version of "
+                "inferfleet, or another program, wrote it"
+            ) from error
+        if record.state.terminal and record.result is None:
+            raise JobDataLostError(job_id, missing="result")
+        return record
+
+    async def glance(self, job_id: str) -> tuple[str, bytes | None]:
+        """Read only who is told of a job's end, and its result, as JSON, once it has one.
+
+        Raises:
+            JobNotFoundError: There is no record of the job.
+            JobDataLostError: It has ended, and its result is gone.
+
+        """
+        (state, reply_to), result = await asyncio.gather(
+            self._pipeline.enqueue("HMGET", job_key(job_id), "state", "reply_to"),
+            self._pipeline.enqueue("GET", result_key(job_id)),
+        )
+        if result is not None:
+            return "", result
+        if state is None:
+            raise JobNotFoundError(job_id)
+        if JobState(state.decode()).terminal:
+            raise JobDataLostError(job_id, missing="result")
+        return (reply_to or b"").decode(), None
+
+    async def standing(self, job_id: str) -> Standing:
+        """Learn how a job stands, by Redis' clock."""
+        return Standing((await self._pipeline.enqueue(*job_scripts.standing(job_key(job_id)))).decode())
+
+    async def held(self, job_id: str) -> Held:
+        """Learn who has a job."""
+        state, attempt, closed, fence = await self._pipeline.execute(
+            "HMGET", job_key(job_id), "state", "attempt", "closed", "fence"
+        )
+        return Held(STATES.get(state), closed is not None and int(attempt or 0) == 0, (fence or b"").decode())
+
+    async def states(self, job_ids: Iterable[str]) -> dict[str, JobState | None]:
+        """Read the states of many jobs. A job without a record is ``None``."""
+        states: dict[str, JobState | None] = {}
+        for some in _batches(job_ids):
+            found = await asyncio.gather(
+                *(self._pipeline.enqueue("HGET", job_key(job_id), "state") for job_id in some)
+            )
+            # One that no version of ours has written is nobody's end, and must not keep others from theirs.
+            states |= {job_id: STATES.get(state) for job_id, state in zip(some, found, strict=True)}
+        return states
+
+    async def state(self, job_id: str) -> JobState:
+        """Read the state of a job.
+
+        Raises:
+            JobNotFoundError: There is no readable record of it.
+
+        """
+        state = (await self.states([job_id]))[job_id]
+        if state is None:
+            raise JobNotFoundError(job_id)
+        return state
+
+    async def pool(self, job_id: str) -> str | None:
+        """Read which pool a job is of; ``None`` without a record."""
+        pool = await self._pipeline.execute("HGET", job_key(job_id), "pool")
+        return None if pool is None else pool.decode()
+
+    async def belonging(self, job_id: str) -> tuple[str, str] | None:
+        """Read who is told of a job's end and which session it is a turn of; ``None`` without a record."""
+        reply_to, session = await self._pipeline.execute("HMGET", job_key(job_id), "reply_to", "session")
+        return None if reply_to is None else (reply_to.decode(), (session or b"").decode())
+
+    async def get_many(self, job_ids: Iterable[str]) -> dict[str, JobRecord | None]:
+        """Read many jobs, some hundred in one round trip. A job without a readable record is ``None``.
+
+        A record that is terminal and has no ``result`` has lost it.
+        """
+        records: dict[str, JobRecord | None] = {}
+        for some in _batches(job_ids):
+            fields = [self._pipeline.enqueue("HGETALL", job_key(job_id)) for job_id in some]
+            results = [self._pipeline.enqueue("GET", result_key(job_id)) for job_id in some]
+            answers: list[Any] = await asyncio.gather(*fields, *results)
+            for job_id, found, result in zip(some, answers, answers[len(some) :], strict=False):
+                try:
+                    records[job_id] = _record(job_id, found, result) if found else None
+                except _UNREADABLE as error:
+                    # It must not keep the others from their reader.
+                    logger.warning("cannot read the record of job %s (%s)", job_id, type(error).__name__)
+                    records[job_id] = None
+        return records
+
+    async def results(self, job_ids: Iterable[str]) -> dict[str, bytes]:
+        """Read the results, as JSON, of those jobs that have one."""
+        results: dict[str, bytes] = {}
+        for some in _batches(job_ids):
+            texts = await asyncio.gather(*(self._pipeline.enqueue("GET", result_key(id_)) for id_ in some))
+            results |= {job_id: text for job_id, text in zip(some, texts, strict=True) if text is not None}
+        return results
+
+    async def lines(self, job_id: str, *, after: bytes = b"0-0") -> list[tuple[bytes, dict[bytes, bytes]]]:
+        """Read the lines of a job's journal that are behind the line ``after``, each with its id."""
+        lines: Any = await self._pipeline.execute("XRANGE", journal_key(job_id), b"(" + after, "+")
+        return lines or []
+
+    async def journal(self, job_id: str) -> list[JournalEntry]:
+        """Read a job's whole journal."""
+        return [parse_line(fields) for _, fields in await self.lines(job_id)]
+
+    async def whole_answer(self, job_id: str, *, tokens: int) -> tuple[TokenChunk, ...] | None:
+        """Read the tokens to continue from; ``None`` if the journal does not hold exactly these many."""
+        return whole_answer((fields for _, fields in await self.lines(job_id)), tokens=tokens)
+
+    async def last_line(self, job_id: str) -> tuple[bytes, JournalEntry] | None:
+        """Read the last line of a job's journal, with its id."""
+        lines: Any = await self._pipeline.execute("XREVRANGE", journal_key(job_id), "+", "-", "COUNT", 1)
+        return (lines[0][0], parse_line(lines[0][1])) if lines else None
+
+    async def cut_answer(
+        self, job_id: str, *, tokens: int, began_at: datetime
+    ) -> tuple[dict[str, Any] | None, Usage]:
+        """Make the response and the usage of a job that will not go on behind these many tokens.
+
+        There is no response if the journal does not say what was generated.
+        """
+        entries: list[JournalEntry] = []
+        with suppress(*_UNREADABLE):
+            entries = await self.journal(job_id) if tokens else []
+        if (head := head_of(entries)) is None:
+            return None, Usage(completion_tokens=tokens)
+        response = cut_response(job_id, head, generated(entries), created=int(began_at.timestamp()))
+        return response, Usage(prompt_tokens=head.prompt_tokens, completion_tokens=tokens)
+
+
+def _batches(job_ids: Iterable[str]) -> Iterator[list[str]]:
+    """Cut them into portions that do not hold up the commands of others, each id once."""
+    ids = list(dict.fromkeys(job_ids))
+    for first in range(0, len(ids), READ_BATCH):
+        yield ids[first : first + READ_BATCH]
+
+
+def _record(job_id: str, fields: dict[bytes, bytes], result: bytes | None) -> JobRecord:
+    def moment(name: bytes) -> datetime | None:
+        value = fields.get(name)
+        try:
+            return datetime.fromtimestamp(int(value) / 1000, UTC) if value else None
+        except (ValueError, OverflowError):
+            # An older producer let such times pass.
+            return None
+
+    return JobRecord(
+        id=job_id,
+        state=JobState(fields[b"state"].decode()),
+        pool=fields[b"pool"].decode(),
+        priority=int(fields[b"priority"]),
+        attempt=int(fields[b"attempt"]),
+        attempts=int(fields[b"charged"]),
+        worker_id=fields[b"worker"].decode() if b"worker" in fields else None,
+        model_identity=fields.get(b"model_identity", b"").decode() or None,
+        tokens=int(fields[b"tokens"]),
+        cancel_requested=b"cancel" in fields,
+        reply_to=fields[b"reply_to"].decode() or None,
+        session_id=fields[b"session"].decode() if b"session" in fields else None,
+        submitted_at=moment(b"submitted_at"),
+        started_at=moment(b"started_at"),
+        finished_at=moment(b"finished_at"),
+        result=Result.model_validate_json(result) if result else None,
+    )
