@@ -39,6 +39,7 @@ from inferfleet.schemas.errors import (
 )
 from inferfleet.wire.redis.access import PRODUCER, WORKER, Access
 from inferfleet.wire.redis.connection import open_redis
+from inferfleet.wire.redis.replies import wake
 
 pytestmark = pytest.mark.skipif(redis_binary() is None, reason="no redis-server here")
 
@@ -497,7 +498,7 @@ async def test_a_right_that_is_taken_away_reaches_whoever_waits_or_streams(
         await fleet.get(job)
         await operator.execute_command("ACL", "SETUSER", "someone", "-xread")
         # A blocked read goes on until something wakes it.
-        await fleet._reader._wake()
+        await wake(fleet._pipeline, fleet._settings.client_id)
         for it in waiting:
             with pytest.raises(ServiceRefusedError, match=r"XREAD .*'xread'"):
                 await asyncio.wait_for(it, PATIENCE_S)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -138,7 +138,7 @@ def test_scripts_have_all_their_keys_from_their_callers() -> None:
     assert [script.name for script in SCRIPTS.values() if "inferfleet:" in script.text] == []
 
 
-CALLS = {
+CALLS: dict[Callable[..., Command], Iterable[inspect.Parameter]] = {
     function: parameters
     for module in (job_scripts, session_scripts, process_scripts)
     for function in vars(module).values()
