@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from datetime import datetime
 from functools import partial
 from typing import Any
 
@@ -45,9 +46,11 @@ class JobEndings(JobReading):
 
     async def finish(self, result: Result, *, fence: Fence, unflushed: Unflushed, reply_to: str) -> Written:
         """Commit the terminal result and tell the waiting client. Exactly one commit of a job succeeds."""
-        offset, count, tokens = to_append(unflushed, fence.attempt, self.clock.now())
+        now = self.clock.now()
+        offset, count, tokens = to_append(unflushed, fence.attempt, now)
         committed = self._end(
             result,
+            at=now,
             attempt=fence.attempt,
             tokens=offset + count,
             spell=partial(
@@ -83,6 +86,7 @@ class JobEndings(JobReading):
         """
         verdict, _, reply_to = await self._end(
             result,
+            at=self.clock.now(),
             attempt=attempt,
             tokens=result.usage.completion_tokens,
             spell=partial(
@@ -106,20 +110,19 @@ class JobEndings(JobReading):
                 return JobState(state)
 
     def _end(
-        self, result: Result, *, attempt: int, tokens: int, spell: Callable[..., Command]
+        self, result: Result, *, at: datetime, attempt: int, tokens: int, spell: Callable[..., Command]
     ) -> asyncio.Future[Any]:
         """Ask Redis to end a job, by the script that ``spell`` calls; only that says whether it ends now."""
-        now = self.clock.now()
         job_id = result.job_id
         last_line = FinishedEntry(
-            at=now, attempt=attempt, state=result.state, failure=result.error, tokens=tokens
+            at=at, attempt=attempt, state=result.state, failure=result.error, tokens=tokens
         )
         return self._pipeline.enqueue(
             *spell(
                 job_key(job_id),
                 journal_key(job_id),
                 result_key(job_id),
-                ended_ms=milliseconds(now),
+                ended_ms=milliseconds(at),
                 end_state=result.state.value,
                 finished_entry=encoded(last_line),
                 result=encoded(result),
