@@ -34,7 +34,7 @@ def benchmark_services(*, management: bool = False) -> AbstractContextManager[Se
 
     A container's network would be measured along; given URLs may be in use by others.
     """
-    native = source_of(ServicesChoice.NATIVE).obstacle() is None
+    native = source_of(ServicesChoice.NATIVE).unavailable_reason() is None
     choice = ServicesChoice.NATIVE if native else ServicesChoice.AUTO
     return running_services(choice, management=management)
 

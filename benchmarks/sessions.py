@@ -25,7 +25,7 @@ from inferfleet.schemas.settings import ServiceSettings
 from inferfleet.wire.redis.attempts import Fence
 from inferfleet.wire.redis.connection import open_redis
 from inferfleet.wire.redis.pipeline import CommandPipeline
-from inferfleet.wire.redis.sessions import Appended, Begin, Entry, Payload, Sessions
+from inferfleet.wire.redis.sessions import AppendStatus, BeginStatus, EnterStatus, Payload, Sessions
 from inferfleet.wire.tasks import cancel_and_wait
 
 TEXT = "what a person or a model says in a turn, some two hundred characters of it, " * 3
@@ -57,13 +57,13 @@ class Length:
             )
         job = Job(session_id=self._session_id, body={"messages": [{"role": "user", "content": TEXT}]})
         started = time.perf_counter()
-        assert (await self._sessions.enter(Payload(job, "bench"))).entry is Entry.RUN
+        assert (await self._sessions.enter(Payload(job, "bench"))).status is EnterStatus.RUN
         await self._sessions.published(job)
         fence = Fence(job.id, 1)
-        assert (await self._sessions.begin(job, fence=fence)).begin is Begin.BEGUN
+        assert (await self._sessions.begin(job, fence=fence)).status is BeginStatus.BEGUN
         turn = _turn(job.id)
         append = self._sessions.append(job, fence=fence, turn=turn, answer=b"{}", state=None)
-        assert await self._timed("append", append) is Appended.OK
+        assert await self._timed("append", append) is AppendStatus.OK
         assert await self._sessions.advance(job) is None
         self._note("whole turn", time.perf_counter() - started)
         if read:

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
-from tests.matrix import BASELINE, CELLS, Cell, Servers, obstacle
+from tests.matrix import BASELINE, CELLS, Cell, Servers, unavailable_reason
 from tests.mutations import MUTATIONS, Without
 
 from inferfleet.local.services import Services, ServicesChoice, running_services
@@ -120,7 +120,7 @@ def servers() -> Iterator[Servers]:
 
 def cell_services(request: pytest.FixtureRequest) -> Services:
     """Running services of the cell that a fixture was given."""
-    if (reason := obstacle(request.param.version)) is not None:
+    if (reason := unavailable_reason(request.param.version)) is not None:
         needed = ServicesChoice.NATIVE if request.param.version == BASELINE.version else ServicesChoice.DOCKER
         report = pytest.fail if needed in request.config.getoption("--require-services") else pytest.skip
         report(f"RabbitMQ {request.param.version} cannot run here: {reason}")
@@ -148,7 +148,7 @@ def services(request: pytest.FixtureRequest, pytestconfig: pytest.Config) -> Ite
     redis_url = os.environ.get("INFERFLEET_REDIS_URL")
     choice = ServicesChoice(pytestconfig.getoption("--services"))
     if choice is ServicesChoice.AUTO and amqp_url is None and redis_url is None:
-        choice = next(kind for kind in PREFERRED if source_of(kind).obstacle() is None)
+        choice = next(kind for kind in PREFERRED if source_of(kind).unavailable_reason() is None)
     with running_services(choice, amqp_url=amqp_url, redis_url=redis_url) as running:
         print(running.announcement)  # noqa: T201 - pytest shows it with -s and when a test fails
         pytestconfig.stash[ANNOUNCEMENT] = running.announcement

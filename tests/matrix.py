@@ -63,11 +63,11 @@ BASELINE = Cell("3.10", QueueType.CLASSIC)
 CELLS = tuple(Cell(version, queue_type) for version in SERVERS for queue_type in QueueType)
 
 
-def obstacle(version: str) -> str | None:
+def unavailable_reason(version: str) -> str | None:
     """Say why this version cannot run here; ``None`` if it can."""
     image = SERVERS[version]
     if image == NATIVE:
-        return source_of(ServicesChoice.NATIVE).obstacle()
+        return source_of(ServicesChoice.NATIVE).unavailable_reason()
     import docker
     from docker.errors import DockerException, ImageNotFound
 
@@ -83,7 +83,7 @@ def obstacle(version: str) -> str | None:
         return str(error)
     finally:
         client.close()
-    return source_of(ServicesChoice.NATIVE).obstacle()  # for Redis
+    return source_of(ServicesChoice.NATIVE).unavailable_reason()  # for Redis
 
 
 class ContainerBroker:

@@ -10,7 +10,7 @@ import pytest
 from tests.chaos.conftest import WAIT_S, attempts, prompt, require_whole
 
 from inferfleet.local.chaos.harness import Harness
-from inferfleet.local.chaos.members import Place
+from inferfleet.local.chaos.members import WorkerSlot
 from inferfleet.producer.fleet import Fleet
 from inferfleet.schemas import FailureCode, JobState
 from inferfleet.schemas.names import dead_queue
@@ -85,9 +85,9 @@ async def test_a_worker_whose_engine_dies_hands_everything_over_and_exits_with_a
 
 
 @asynccontextmanager
-async def _replaced_workers(harness: Harness, count: int) -> AsyncGenerator[list[Place]]:
+async def _replaced_workers(harness: Harness, count: int) -> AsyncGenerator[list[WorkerSlot]]:
     """Workers that are started again when they die, as Kubernetes would."""
-    places = [Place(harness, await harness.link()) for _ in range(count)]
+    places = [WorkerSlot(harness, await harness.link()) for _ in range(count)]
     keepers = [asyncio.create_task(place.keep()) for place in places]
     try:
         yield places

@@ -58,10 +58,10 @@ async def workers_that_are_killed(harness: Harness) -> AsyncIterator[list[int]]:
     victims: list[int] = []
 
     async def kill_now_and_then() -> None:
-        chance = random.Random(4)
+        rng = random.Random(4)
         while True:
             await asyncio.sleep(KILL_EVERY_S)
-            victim = chance.randrange(WORKERS)
+            victim = rng.randrange(WORKERS)
             await members[victim].crash()
             victims.append(victim)
             members[victim] = harness.launch(await harness.link(), **WORKER)
@@ -112,21 +112,21 @@ async def test_a_history_is_what_its_turns_ended_as_whatever_is_stopped_or_kille
 ) -> None:
     # When turns are submitted with every manner of double texting, and some are cancelled
     async def talk(number: int) -> list[Job]:
-        chance = random.Random(number)
+        rng = random.Random(number)
         jobs: list[Job] = []
         for turn in range(TURNS):
-            await asyncio.sleep(chance.choice((0, 0, 0.1, 0.4)))
+            await asyncio.sleep(rng.choice((0, 0, 0.1, 0.4)))
             with suppress(SessionBusyError):
                 job = await fleets[(number + turn) % PRODUCERS].submit(
                     _request(number, turn),
                     session_id=_session_id(harness, number),
-                    on_busy=chance.choice(list(OnBusy)),
+                    on_busy=rng.choice(list(OnBusy)),
                     pool=harness.pool,
                     stream=True,
                     metadata={"turn": str(turn)},
                 )
                 jobs.append(job)
-                if chance.random() < 0.15:
+                if rng.random() < 0.15:
                     await fleets[0].cancel(job)
         return jobs
 

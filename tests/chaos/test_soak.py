@@ -16,8 +16,8 @@ SEED = 7
 @pytest.mark.parametrize("another_model", [False, True], ids=["one model", "two models"])
 async def test_no_promise_is_broken_while_everything_breaks(tmp_path: Path, *, another_model: bool) -> None:
     # Given services that can be killed
-    if (obstacle := source_of(ServicesChoice.NATIVE).obstacle()) is not None:
-        pytest.skip(obstacle)
+    if (unavailable_reason := source_of(ServicesChoice.NATIVE).unavailable_reason()) is not None:
+        pytest.skip(unavailable_reason)
     options = SoakOptions(
         seed=SEED,
         minutes=0.4,

@@ -37,9 +37,9 @@ def contract_services(request: pytest.FixtureRequest) -> Iterator[Services]:
         yield cell_services(request)
         return
     kind: ServicesChoice = request.param
-    if (obstacle := source_of(kind).obstacle()) is not None:
+    if (unavailable_reason := source_of(kind).unavailable_reason()) is not None:
         report = pytest.fail if kind in request.config.getoption("--require-services") else pytest.skip
-        report(f"{kind} services cannot run here: {obstacle}")
+        report(f"{kind} services cannot run here: {unavailable_reason}")
     with running_services(kind) as services:
         yield services
 

@@ -39,9 +39,9 @@ with running_services(ServicesChoice.NATIVE) as services:
 
 @pytest.fixture(scope="module")
 def native(pytestconfig: pytest.Config) -> Iterator[Services]:
-    if (obstacle := source_of(ServicesChoice.NATIVE).obstacle()) is not None:
+    if (unavailable_reason := source_of(ServicesChoice.NATIVE).unavailable_reason()) is not None:
         required = ServicesChoice.NATIVE in pytestconfig.getoption("--require-services")
-        (pytest.fail if required else pytest.skip)(obstacle)
+        (pytest.fail if required else pytest.skip)(unavailable_reason)
     with running_services(ServicesChoice.NATIVE, management=True, fsync=Fsync.ALWAYS) as services:
         yield services
 

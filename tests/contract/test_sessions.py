@@ -33,13 +33,13 @@ from inferfleet.wire.redis.pool_limits import ENTERING_S, WaitingTurns
 from inferfleet.wire.redis.records import JobRecords
 from inferfleet.wire.redis.script import Argument
 from inferfleet.wire.redis.sessions import (
-    Appended,
-    Begin,
-    Begun,
-    Entered,
-    Entry,
+    AppendStatus,
+    BeginResult,
+    BeginStatus,
+    EnterResult,
+    EnterStatus,
     Payload,
-    Replaced,
+    ReplaceStatus,
     Sessions,
     Withdrawn,
 )
@@ -99,7 +99,7 @@ class Conversation:
         values: dict[Any, Any] = {"state": state, "attempt": 0, **fields}
         await self._store.hset(job_key(job.id), mapping=values)
 
-    async def enter(self, job: Job, **more: Any) -> Entered:
+    async def enter(self, job: Job, **more: Any) -> EnterResult:
         await self.record(job, "queued")
         await self._store.hdel(job_key(job.id), "closed")
         return await self.sessions.enter(Payload(job, "client"), **more)
@@ -109,15 +109,15 @@ class Conversation:
         following = await self.sessions.advance(job, **more)
         return following.job.id if following else None
 
-    async def begin(self, job: Job, attempt: int = 1, **more: Any) -> Begin:
-        return (await self.begun(job, attempt, **more)).begin
+    async def begin(self, job: Job, attempt: int = 1, **more: Any) -> BeginStatus:
+        return (await self.begun(job, attempt, **more)).status
 
-    async def begun(self, job: Job, attempt: int = 1, **more: Any) -> Begun:
+    async def begun(self, job: Job, attempt: int = 1, **more: Any) -> BeginResult:
         fence = _fence(job, attempt)
         await self.record(job, "running", fence=fence.token)
         return await self.sessions.begin(job, fence=fence, **more)
 
-    async def append(self, job: Job, attempt: int = 1, state: Any = None) -> Appended:
+    async def append(self, job: Job, attempt: int = 1, state: Any = None) -> AppendStatus:
         return await self.sessions.append(
             job, fence=_fence(job, attempt), turn=turn_of(job), answer=b"answer", state=state
         )
@@ -128,8 +128,8 @@ class Conversation:
 
     async def run(self, job: Job) -> str | None:
         """A whole turn, from the message in the queue to its end. Returns what runs next."""
-        assert await self.begin(job) is Begin.BEGUN
-        assert await self.append(job) is Appended.OK
+        assert await self.begin(job) is BeginStatus.BEGUN
+        assert await self.append(job) is AppendStatus.OK
         return await self.advance(job)
 
     async def history(self) -> list[str]:
@@ -177,7 +177,7 @@ async def test_the_first_turn_runs_and_the_others_follow_in_their_order(
     talk: Conversation,
 ) -> None:
     turns = [turn() for _ in range(4)]
-    assert [(await talk.enter(job)).entry for job in turns] == [Entry.RUN, *[Entry.WAIT] * 3]
+    assert [(await talk.enter(job)).status for job in turns] == [EnterStatus.RUN, *[EnterStatus.WAIT] * 3]
     followers = [await talk.run(job) for job in turns]
     assert followers == [*(job.id for job in turns[1:]), None]
     assert await talk.history() == [job.id for job in turns]
@@ -189,13 +189,13 @@ async def test_the_first_turn_runs_and_the_others_follow_in_their_order(
 async def test_turns_of_other_sessions_are_not_held_up(talk: Conversation) -> None:
     await talk.enter(turn())
     other = turn().model_copy(update={"session_id": "other"})
-    assert (await talk.enter(other)).entry is Entry.RUN
+    assert (await talk.enter(other)).status is EnterStatus.RUN
 
 
 async def test_entering_twice_changes_nothing(talk: Conversation) -> None:
     first, second = turn(), turn()
-    assert [(await talk.enter(first)).entry for _ in range(2)] == [Entry.RUN] * 2
-    assert [(await talk.enter(second)).entry for _ in range(2)] == [Entry.WAIT] * 2
+    assert [(await talk.enter(first)).status for _ in range(2)] == [EnterStatus.RUN] * 2
+    assert [(await talk.enter(second)).status for _ in range(2)] == [EnterStatus.WAIT] * 2
     record = await talk.sessions.get(SESSION)
     assert record is not None
     assert record.waiting == (second.id,)
@@ -205,9 +205,9 @@ async def test_a_turn_that_is_not_to_wait_is_refused_and_leaves_nothing(talk: Co
     first = turn()
     await talk.enter(first)
     refused = await talk.enter(turn(on_busy=OnBusy.REJECT))
-    assert (refused.entry, refused.owner) == (Entry.BUSY, first.id)
+    assert (refused.status, refused.owner) == (EnterStatus.BUSY, first.id)
     assert await talk.run(first) is None
-    assert (await talk.enter(turn(on_busy=OnBusy.REJECT))).entry is Entry.RUN
+    assert (await talk.enter(turn(on_busy=OnBusy.REJECT))).status is EnterStatus.RUN
 
 
 async def test_a_turn_that_gives_up_its_place_is_passed_over(talk: Conversation) -> None:
@@ -278,9 +278,9 @@ async def test_a_turn_that_another_jobs_message_carries_is_named_by_it_until_it_
     await talk.record(second, "queued", closed="call")
     assert (await talk.sessions.withdraw(second))[0] is Withdrawn.PUBLISHED
     assert await talk.advance(first) == second.id
-    assert await talk.begin(second, witness=first) is Begin.BEGUN
+    assert await talk.begin(second, witness=first) is BeginStatus.BEGUN
     assert await talk.advance(first) == second.id
-    assert await talk.append(second) is Appended.OK
+    assert await talk.append(second) is AppendStatus.OK
     assert await talk.advance(second, witness=first) == third.id
     assert await talk.advance(first) == third.id
     await talk.sessions.published(third)
@@ -329,7 +329,7 @@ async def test_a_turn_that_enters_a_session_that_redis_lost_is_named_by_the_mess
     await talk.run(first)
     await talk.sessions.published(second, witness=first)
     await store.delete(*(key(SESSION) for key in (session_key, lane_key, payloads_key, turns_key, state_key)))
-    assert (await talk.enter(second, admitted=True, witness=first)).entry is Entry.RUN
+    assert (await talk.enter(second, admitted=True, witness=first)).status is EnterStatus.RUN
     assert await talk.advance(first) == second.id
 
 
@@ -339,7 +339,7 @@ async def test_a_turn_with_a_message_of_its_own_needs_no_other(talk: Conversatio
     await talk.enter(second)
     await talk.run(first)
     await talk.sessions.published(second, witness=first)
-    assert await talk.begin(second) is Begin.BEGUN
+    assert await talk.begin(second) is BeginStatus.BEGUN
     assert await talk.advance(first) is None
 
 
@@ -353,7 +353,7 @@ async def test_the_job_whose_message_carries_the_turn_in_front_does_not_wait_beh
     await talk.run(first)
     await talk.sessions.published(second, witness=first)
     entered = await talk.enter(first, admitted=True)
-    assert (entered.entry, entered.again and entered.again.job) == (Entry.WAIT, second)
+    assert (entered.status, entered.again and entered.again.job) == (EnterStatus.WAIT, second)
 
 
 async def test_a_lane_moves_on_only_past_a_turn_that_has_ended(talk: Conversation) -> None:
@@ -373,7 +373,7 @@ async def test_an_end_that_was_sent_twice_does_not_move_a_later_turn(talk: Conve
     assert await talk.run(first) is None
     await talk.enter(second)
     assert await talk.advance(first) is None
-    assert await talk.begin(second) is Begin.BEGUN
+    assert await talk.begin(second) is BeginStatus.BEGUN
 
 
 # Copies of commands that were held up on their way
@@ -411,7 +411,7 @@ async def test_a_wish_to_run_that_was_refused_and_arrives_again_changes_nothing(
     first, refused = turn(), turn(on_busy=OnBusy.REJECT)
     await talk.enter(first)
     with talk.copies() as late:
-        assert (await talk.enter(refused)).entry is Entry.BUSY
+        assert (await talk.enter(refused)).status is EnterStatus.BUSY
     await _taken_back(talk, refused)
     await talk.run(first)
     await talk.resend(late)
@@ -423,7 +423,7 @@ async def test_a_turn_that_has_left_enters_again_if_its_job_waits(talk: Conversa
     """It was submitted anew, or Redis has come back without its last second."""
     job = turn()
     for _ in range(3):
-        assert (await talk.enter(job)).entry is Entry.RUN
+        assert (await talk.enter(job)).status is EnterStatus.RUN
         await leave(talk, job)
 
 
@@ -435,9 +435,9 @@ async def test_a_turn_that_has_left_enters_only_if_its_job_waits(
     await talk.enter(job)
     await talk.run(job)
     await talk.record(job, **{"state": "queued", **fields})
-    assert (await talk.sessions.enter(Payload(job, "client"))).entry is Entry.BEGUN
+    assert (await talk.sessions.enter(Payload(job, "client"))).status is EnterStatus.BEGUN
     await store.delete(job_key(job.id))
-    assert (await talk.sessions.enter(Payload(job, "client"))).entry is Entry.MISSING
+    assert (await talk.sessions.enter(Payload(job, "client"))).status is EnterStatus.MISSING
     assert await talk.places() == ("", ())
 
 
@@ -451,7 +451,7 @@ async def test_an_attempt_whose_beginning_arrives_once_its_turn_is_over_does_not
     await talk.append(job)
     await talk.advance(job)
     await talk.resend(late)
-    assert (await talk.enter(later)).entry is Entry.RUN
+    assert (await talk.enter(later)).status is EnterStatus.RUN
     await talk.resend(late)
     assert await talk.places() == (later.id, ())
 
@@ -461,12 +461,12 @@ async def test_a_parked_turn_does_not_begin_by_what_was_sent_before(talk: Conver
     first, second = turn(), turn()
     await talk.enter(first)
     with talk.copies() as late:
-        assert await talk.begin(second) is Begin.TAKEN
-    assert (await talk.enter(second, admitted=True)).entry is Entry.WAIT
+        assert await talk.begin(second) is BeginStatus.TAKEN
+    assert (await talk.enter(second, admitted=True)).status is EnterStatus.WAIT
     assert await talk.run(first) == second.id
     await talk.resend(late)
     assert await talk.advance(first) == second.id
-    assert await talk.begin(second, attempt=2) is Begin.BEGUN
+    assert await talk.begin(second, attempt=2) is BeginStatus.BEGUN
 
 
 async def test_taking_a_turn_back_twice_leaves_the_place_that_it_was_given_since(talk: Conversation) -> None:
@@ -506,8 +506,8 @@ async def test_a_worker_that_does_not_run_the_turn_any_more_cannot_begin_it(talk
     await talk.run(job)
     for state, fence in (("succeeded", _fence(job, 1)), ("running", _fence(job, 2))):
         await talk.record(job, state, fence=fence.token)
-        assert (await talk.sessions.begin(job, fence=_fence(job, 1))).begin is Begin.FENCED
-    assert (await talk.enter(later)).entry is Entry.RUN
+        assert (await talk.sessions.begin(job, fence=_fence(job, 1))).status is BeginStatus.FENCED
+    assert (await talk.enter(later)).status is EnterStatus.RUN
 
 
 # Limits of what waits
@@ -524,26 +524,26 @@ async def test_as_many_turns_of_a_pool_wait_as_its_queue_may_hold_jobs(
         return turn(pool=pool).model_copy(update={"session_id": session})
 
     first, *_ = running = [of(session) for session in sessions]
-    assert [(await talk.enter(job)).entry for job in running] == [Entry.RUN] * 3
+    assert [(await talk.enter(job)).status for job in running] == [EnterStatus.RUN] * 3
     waiting = [of("a"), of("b")]
-    assert [(await talk.enter(job)).entry for job in waiting] == [Entry.WAIT] * 2
-    assert [(await talk.enter(of(session))).entry for session in sessions] == [Entry.FULL] * 3
+    assert [(await talk.enter(job)).status for job in waiting] == [EnterStatus.WAIT] * 2
+    assert [(await talk.enter(of(session))).status for session in sessions] == [EnterStatus.FULL] * 3
     record = await talk.sessions.get("c")
     assert record is not None
     assert record.waiting == ()
     # Those that wait may ask again, and other pools have limits of their own.
-    assert [(await talk.enter(job)).entry for job in waiting] == [Entry.WAIT] * 2
-    assert (await talk.enter(of("a").model_copy(update={"pool": "other"}))).entry is Entry.WAIT
+    assert [(await talk.enter(job)).status for job in waiting] == [EnterStatus.WAIT] * 2
+    assert (await talk.enter(of("a").model_copy(update={"pool": "other"}))).status is EnterStatus.WAIT
     # What was admitted before is not refused.
     admitted = of("c")
-    assert (await talk.enter(admitted, admitted=True)).entry is Entry.WAIT
+    assert (await talk.enter(admitted, admitted=True)).status is EnterStatus.WAIT
     # A place is free when a turn leaves its lane: cancelled there, or because its time has come.
     await talk.advance(admitted)
-    assert (await talk.enter(of("c"))).entry is Entry.FULL
+    assert (await talk.enter(of("c"))).status is EnterStatus.FULL
     assert await talk.advance(first) == waiting[0].id
     await talk.sessions.published(waiting[0])
-    assert (await talk.enter(of("c"))).entry is Entry.WAIT
-    assert (await talk.enter(of("c"))).entry is Entry.FULL
+    assert (await talk.enter(of("c"))).status is EnterStatus.WAIT
+    assert (await talk.enter(of("c"))).status is EnterStatus.FULL
 
 
 async def test_who_gives_up_before_its_turn_waits_takes_no_place_for_long(
@@ -558,7 +558,7 @@ async def test_who_gives_up_before_its_turn_waits_takes_no_place_for_long(
     scores: Any = await store.zrange(waiting_turns_key(pool), 0, -1, withscores=True)
     lives = dict(scores)
     assert lives[abandoned.id.encode()] + (BUSY_TTL_S - 2 * ENTERING_S) * 1000 < lives[waiting.id.encode()]
-    assert (await talk.enter(turn(pool=pool))).entry is Entry.FULL
+    assert (await talk.enter(turn(pool=pool))).status is EnterStatus.FULL
 
 
 async def test_a_turn_that_leaves_while_it_is_noted_that_it_waits_is_counted_no_more(
@@ -595,7 +595,7 @@ async def test_a_turn_whose_lane_has_expired_takes_no_place_of_another(
     await store.hset(pool_key("limited"), "queue_max_length", 1)
     await store.zadd(waiting_turns_key("limited"), {"forgotten": 1})
     await talk.enter(turn(pool="limited"))
-    assert (await talk.enter(turn(pool="limited"))).entry is Entry.WAIT
+    assert (await talk.enter(turn(pool="limited"))).status is EnterStatus.WAIT
 
 
 async def test_requests_that_wait_count_towards_the_size_limit_until_their_turns_end(
@@ -603,13 +603,13 @@ async def test_requests_that_wait_count_towards_the_size_limit_until_their_turns
 ) -> None:
     first, second, third = turn(), turn(), turn()
     small = talk.with_settings(max_session_bytes=5 * len(Payload(first, "client").encode()) // 2)
-    assert [(await small.enter(job)).entry for job in (first, second)] == [Entry.RUN, Entry.WAIT]
-    assert (await small.enter(third)).entry is Entry.TOO_LARGE
-    assert (await small.enter(second)).entry is Entry.WAIT
+    assert [(await small.enter(job)).status for job in (first, second)] == [EnterStatus.RUN, EnterStatus.WAIT]
+    assert (await small.enter(third)).status is EnterStatus.TOO_LARGE
+    assert (await small.enter(second)).status is EnterStatus.WAIT
     # Neither adds anything to the history.
     for job in (second, first):
         await small.advance(job)
-    assert [(await small.enter(job)).entry for job in (third, turn())] == [Entry.RUN, Entry.WAIT]
+    assert [(await small.enter(job)).status for job in (third, turn())] == [EnterStatus.RUN, EnterStatus.WAIT]
 
 
 # Attempts
@@ -619,14 +619,14 @@ async def test_a_turn_may_not_begin_while_another_owns_the_session(talk: Convers
     first, second = turn(), turn()
     await talk.enter(first)
     await talk.enter(second)
-    assert await talk.begin(second) is Begin.TAKEN
-    assert await talk.append(second) is Appended.TAKEN
+    assert await talk.begin(second) is BeginStatus.TAKEN
+    assert await talk.append(second) is AppendStatus.TAKEN
 
 
 async def test_a_turn_from_another_client_owns_the_session_from_its_beginning(talk: Conversation) -> None:
     foreign = turn()
-    assert await talk.begin(foreign) is Begin.BEGUN
-    assert (await talk.enter(turn())).entry is Entry.WAIT
+    assert await talk.begin(foreign) is BeginStatus.BEGUN
+    assert (await talk.enter(turn())).status is EnterStatus.WAIT
 
 
 async def test_only_the_latest_attempt_adds_the_turn(talk: Conversation) -> None:
@@ -634,8 +634,8 @@ async def test_only_the_latest_attempt_adds_the_turn(talk: Conversation) -> None
     await talk.enter(job)
     await talk.begin(job, attempt=1)
     await talk.begin(job, attempt=2)
-    assert await talk.append(job, attempt=1) is Appended.FENCED
-    assert await talk.append(job, attempt=2) is Appended.OK
+    assert await talk.append(job, attempt=1) is AppendStatus.FENCED
+    assert await talk.append(job, attempt=2) is AppendStatus.OK
     assert await talk.history() == [job.id]
 
 
@@ -643,15 +643,15 @@ async def test_an_attempt_that_slept_cannot_take_the_session_from_a_later_one(ta
     job = turn()
     await talk.enter(job)
     await talk.begin(job, attempt=2)
-    assert await talk.begin(job, attempt=1) is Begin.FENCED
-    assert await talk.append(job, attempt=2) is Appended.OK
+    assert await talk.begin(job, attempt=1) is BeginStatus.FENCED
+    assert await talk.append(job, attempt=2) is AppendStatus.OK
 
 
 async def test_a_turn_is_added_once_however_often_it_is_sent(talk: Conversation) -> None:
     job = turn()
     await talk.enter(job)
     await talk.begin(job)
-    assert [await talk.append(job) for _ in range(3)] == [Appended.OK] * 3
+    assert [await talk.append(job) for _ in range(3)] == [AppendStatus.OK] * 3
     assert await talk.history() == [job.id]
 
 
@@ -663,11 +663,11 @@ async def test_the_next_attempt_finds_the_answer_of_one_that_added_its_turn_and_
     await talk.begin(job, attempt=1)
     await talk.append(job, attempt=1)
     begun = await talk.begun(job, attempt=2)
-    assert (begun.begin, begun.answer) == (Begin.ANSWERED, b"answer")
+    assert (begun.status, begun.answer) == (BeginStatus.ANSWERED, b"answer")
     await talk.advance(job)
     following = turn()
     await talk.enter(following)
-    assert await talk.begin(following) is Begin.BEGUN
+    assert await talk.begin(following) is BeginStatus.BEGUN
 
 
 async def test_a_worker_whose_session_redis_lost_adds_nothing_to_what_is_there_now(
@@ -677,10 +677,10 @@ async def test_a_worker_whose_session_redis_lost_adds_nothing_to_what_is_there_n
     await talk.enter(lost)
     await talk.begin(lost)
     await store.flushall()
-    assert await talk.append(lost) is Appended.TAKEN
+    assert await talk.append(lost) is AppendStatus.TAKEN
     await talk.enter(new)
-    assert await talk.append(lost) is Appended.TAKEN
-    assert (await talk.enter(lost)).entry is Entry.WAIT
+    assert await talk.append(lost) is AppendStatus.TAKEN
+    assert (await talk.enter(lost)).status is EnterStatus.WAIT
     assert await talk.run(new) == lost.id
 
 
@@ -712,15 +712,15 @@ async def test_a_turn_beyond_the_size_limit_is_refused(talk: Conversation) -> No
     await talk.enter(first)
     await talk.run(first)
     small = talk.with_settings(max_session_bytes=300)
-    assert (await small.enter(second)).entry is Entry.TOO_LARGE
-    assert (await small.enter(second, admitted=True)).entry is Entry.RUN
+    assert (await small.enter(second)).status is EnterStatus.TOO_LARGE
+    assert (await small.enter(second, admitted=True)).status is EnterStatus.RUN
 
 
 async def test_the_state_counts_towards_the_size_limit(talk: Conversation) -> None:
     small = talk.with_settings(max_session_bytes=2000)
-    assert await small.sessions.replace_state(SESSION, "x" * 2100, version=0) == (Replaced.TOO_LARGE, 0)
-    assert await small.sessions.replace_state(SESSION, "x" * 1900, version=0) == (Replaced.OK, 1)
-    assert (await small.enter(turn())).entry is Entry.TOO_LARGE
+    assert await small.sessions.replace_state(SESSION, "x" * 2100, version=0) == (ReplaceStatus.TOO_LARGE, 0)
+    assert await small.sessions.replace_state(SESSION, "x" * 1900, version=0) == (ReplaceStatus.OK, 1)
+    assert (await small.enter(turn())).status is EnterStatus.TOO_LARGE
 
 
 # State
@@ -728,8 +728,8 @@ async def test_the_state_counts_towards_the_size_limit(talk: Conversation) -> No
 
 async def test_a_state_is_replaced_only_at_the_version_its_writer_knows(talk: Conversation) -> None:
     assert await talk.sessions.state(SESSION) == (0, None)
-    assert await talk.sessions.replace_state(SESSION, {"a": 1}, version=0) == (Replaced.OK, 1)
-    assert await talk.sessions.replace_state(SESSION, {"a": 2}, version=0) == (Replaced.CONFLICT, 1)
+    assert await talk.sessions.replace_state(SESSION, {"a": 1}, version=0) == (ReplaceStatus.OK, 1)
+    assert await talk.sessions.replace_state(SESSION, {"a": 2}, version=0) == (ReplaceStatus.CONFLICT, 1)
     assert await talk.sessions.state(SESSION) == (1, {"a": 1})
 
 
@@ -737,7 +737,7 @@ async def test_of_many_writers_at_once_one_wins_also_if_they_write_the_same(talk
     outcomes = await asyncio.gather(
         *(talk.sessions.replace_state(SESSION, {"n": 1}, version=0) for _ in range(5))
     )
-    assert sorted(outcomes) == [*[(Replaced.CONFLICT, 1)] * 4, (Replaced.OK, 1)]
+    assert sorted(outcomes) == [*[(ReplaceStatus.CONFLICT, 1)] * 4, (ReplaceStatus.OK, 1)]
 
 
 async def test_a_state_and_its_turn_are_written_together_or_not_at_all(talk: Conversation) -> None:
@@ -745,9 +745,9 @@ async def test_a_state_and_its_turn_are_written_together_or_not_at_all(talk: Con
     await talk.enter(job)
     await talk.begin(job)
     await talk.sessions.replace_state(SESSION, "theirs", version=0)
-    assert await talk.append(job, state=(0, "ours")) is Appended.STATE_CONFLICT
+    assert await talk.append(job, state=(0, "ours")) is AppendStatus.STATE_CONFLICT
     assert await talk.history() == []
-    assert await talk.append(job, state=(1, "ours")) is Appended.OK
+    assert await talk.append(job, state=(1, "ours")) is AppendStatus.OK
     assert await talk.sessions.state(SESSION) == (2, "ours")
     assert await talk.history() == [job.id]
 
@@ -899,7 +899,7 @@ async def test_turns_that_run_and_wait_go_on_in_the_session_that_was_emptied(
     await talk.enter(third)
     await talk.begin(second)
     assert await talk.sessions.delete(SESSION)
-    assert await talk.append(second) is Appended.OK
+    assert await talk.append(second) is AppendStatus.OK
     assert await talk.advance(second) == third.id
     assert await talk.run(third) is None
     record = await talk.sessions.get(SESSION)

@@ -11,14 +11,14 @@ from textwrap import dedent
 
 import pytest
 
-from inferfleet.worker.engines.vllm.plugin import WORKER_PID_VARIABLE, follow_the_worker
+from inferfleet.worker.engines.vllm.plugin import WORKER_PID_VARIABLE, exit_with_parent
 
 A_WORKER = """
     import multiprocessing, os, signal, time
-    from inferfleet.worker.engines.vllm.plugin import WORKER_PID_VARIABLE, follow_the_worker
+    from inferfleet.worker.engines.vllm.plugin import WORKER_PID_VARIABLE, exit_with_parent
 
     def core():
-        follow_the_worker()
+        exit_with_parent()
         print(os.getpgid(0) != os.getpgid(os.getppid()), flush=True)
         time.sleep(60)
 
@@ -47,14 +47,14 @@ def test_other_processes_are_left_alone(monkeypatch):
     monkeypatch.setenv(WORKER_PID_VARIABLE, str(os.getpid()))
     group = os.getpgid(0)
 
-    follow_the_worker()
+    exit_with_parent()
 
     assert os.getpgid(0) == group
 
 
 @pytest.mark.skipif(
     not any(
-        point.value.endswith(":follow_the_worker") for point in entry_points(group="vllm.general_plugins")
+        point.value.endswith(":exit_with_parent") for point in entry_points(group="vllm.general_plugins")
     ),
     reason="inferfleet was installed before it had this entry point; install it again",
 )

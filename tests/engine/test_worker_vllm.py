@@ -10,7 +10,7 @@ import pytest
 from tests.engine.conftest import ON_CPU
 
 from inferfleet.local.services import ServicesChoice, running_services
-from inferfleet.local.services.native import obstacle
+from inferfleet.local.services.native import unavailable_reason
 from inferfleet.local.tiny_model import build_tiny_model
 from inferfleet.local.worker_processes import WorkerProcesses, wait_until_ready
 from inferfleet.producer import Fleet
@@ -36,7 +36,7 @@ async def test_an_answer_goes_on_where_a_killed_worker_left_it_and_reads_the_sam
         "temperature": 0,
     }
     model = build_tiny_model(tmp_path / "model", max_model_len=MAX_MODEL_LEN)
-    choice = ServicesChoice.EMBEDDED if obstacle() else ServicesChoice.NATIVE
+    choice = ServicesChoice.EMBEDDED if unavailable_reason() else ServicesChoice.NATIVE
     with running_services(choice) as services:
         urls: dict[str, Any] = {"amqp_url": services.amqp_url, "redis_url": services.redis_url}
         settings = WorkerSettings(

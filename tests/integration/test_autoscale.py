@@ -17,7 +17,7 @@ import redis.asyncio as aioredis
 
 from inferfleet.local.autoscaler.scaled_object import read_scaled_object
 from inferfleet.local.services import Services, ServicesChoice, running_services
-from inferfleet.local.services.native import obstacle
+from inferfleet.local.services.native import unavailable_reason
 from inferfleet.producer import Fleet, JournalLine
 from inferfleet.schemas import Job
 from inferfleet.schemas.job import Priority
@@ -26,7 +26,9 @@ from inferfleet.schemas.names import journal_key
 from inferfleet.schemas.settings import ProducerSettings
 from inferfleet.wire.redis.journal_lines import parse_line
 
-pytestmark = pytest.mark.skipif(obstacle() is not None, reason=f"native services: {obstacle()}")
+pytestmark = pytest.mark.skipif(
+    unavailable_reason() is not None, reason=f"native services: {unavailable_reason()}"
+)
 
 PATIENCE_S = 150.0
 SPEEDUP = 30

@@ -12,9 +12,9 @@ from inferfleet.local.services import Services
 from inferfleet.producer.background import background
 from inferfleet.schemas import Job
 from inferfleet.schemas.journal import TokenChunk
-from inferfleet.wire.redis.attempts import DEATHS_PER_ATTEMPT, Started, Verdict
+from inferfleet.wire.redis.attempts import DEATHS_PER_ATTEMPT, Started, StartStatus
 from inferfleet.wire.redis.connection import open_redis
-from inferfleet.wire.redis.journal_lines import Unflushed
+from inferfleet.wire.redis.journal_lines import PendingTokens
 from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.redis.records import JobRecords
 
@@ -62,21 +62,21 @@ async def start_after_a_death(
 
 async def bring_on(records: JobRecords, job: Job, started: Started, *, tokens: int = 3) -> None:
     chunk = TokenChunk(token_ids=tuple(range(tokens)), text="x" * tokens)
-    unflushed = Unflushed(started.tokens, (chunk,))
-    assert await records.append(job.id, fence=started.fence, lease_s=1, unflushed=unflushed) == "ok"
+    pending = PendingTokens(started.tokens, (chunk,))
+    assert await records.append(job.id, fence=started.fence, lease_s=1, pending=pending) == "ok"
 
 
 async def test_a_job_that_never_gets_on_is_exhausted_after_its_attempts(records: JobRecords) -> None:
     job = a_job(3)
-    verdicts = [(await start_after_a_death(records, job)).verdict for _ in range(4)]
-    assert verdicts == [Verdict.STARTED] * 3 + [Verdict.EXHAUSTED]
+    verdicts = [(await start_after_a_death(records, job)).status for _ in range(4)]
+    assert verdicts == [StartStatus.STARTED] * 3 + [StartStatus.EXHAUSTED]
 
 
 async def test_a_death_that_had_brought_the_answer_on_does_not_count(records: JobRecords) -> None:
     job = a_job(2)
     for _ in range(5):
         started = await start_after_a_death(records, job)
-        assert (started.verdict, started.charged) == (Verdict.STARTED, 1)
+        assert (started.status, started.charged) == (StartStatus.STARTED, 1)
         await bring_on(records, job, started)
 
 
@@ -84,19 +84,19 @@ async def test_tokens_that_have_to_be_generated_again_are_no_progress(records: J
     job = a_job(2)
     for _ in range(2):
         started = await start_after_a_death(records, job, resumable=False)
-        assert started.verdict is Verdict.STARTED
+        assert started.status is StartStatus.STARTED
         await bring_on(records, job, started)
-    assert (await start_after_a_death(records, job, resumable=False)).verdict is Verdict.EXHAUSTED
+    assert (await start_after_a_death(records, job, resumable=False)).status is StartStatus.EXHAUSTED
 
 
 async def test_tokens_of_another_model_are_no_progress(records: JobRecords) -> None:
     job = a_job(2)
     for model in ("model-a", "model-b"):
         started = await start_after_a_death(records, job, model_identity=model)
-        assert started.verdict is Verdict.STARTED
+        assert started.status is StartStatus.STARTED
         await bring_on(records, job, started)
     exhausted = await start_after_a_death(records, job, model_identity="model-a")
-    assert exhausted.verdict is Verdict.EXHAUSTED
+    assert exhausted.status is StartStatus.EXHAUSTED
 
 
 async def test_progress_counts_from_where_the_answer_began_again(records: JobRecords) -> None:
@@ -104,15 +104,15 @@ async def test_progress_counts_from_where_the_answer_began_again(records: JobRec
     await bring_on(records, job, await start_after_a_death(records, job), tokens=9)
     for charged in (2, 2, 2):
         started = await start_after_a_death(records, job, model_identity="model-b")
-        assert (started.verdict, started.charged) == (Verdict.STARTED, charged)
+        assert (started.status, started.charged) == (StartStatus.STARTED, charged)
         await bring_on(records, job, started, tokens=2)
 
 
 async def test_even_with_progress_a_job_may_not_kill_for_ever(records: JobRecords) -> None:
     job = a_job(1)
     deaths = 0
-    while (started := await start_after_a_death(records, job)).verdict is Verdict.STARTED:
+    while (started := await start_after_a_death(records, job)).status is StartStatus.STARTED:
         await bring_on(records, job, started)
         deaths += 1
-    assert started.verdict is Verdict.EXHAUSTED
+    assert started.status is StartStatus.EXHAUSTED
     assert deaths == DEATHS_PER_ATTEMPT

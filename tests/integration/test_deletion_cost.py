@@ -176,7 +176,7 @@ async def test_only_the_clusters_own_api_server_gets_the_token(
         await _certificate(account / "ca.crt", account / "other.key")
 
     async def complained() -> bool:
-        return "could not tell Kubernetes" in caplog.text
+        return "cannot update this worker's deletion cost" in caplog.text
 
     api = ApiServer()
     async with serving(api, context) as url:

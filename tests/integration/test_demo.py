@@ -47,8 +47,8 @@ def urls(services: Services) -> Mapping[str, str]:
 
 @pytest.mark.parametrize("kind", [ServicesChoice.NATIVE, ServicesChoice.EMBEDDED])
 def test_every_job_succeeds_and_json_is_one_object(kind: ServicesChoice) -> None:
-    if (obstacle := source_of(kind).obstacle()) is not None:
-        pytest.skip(f"{kind} services cannot run here: {obstacle}")
+    if (unavailable_reason := source_of(kind).unavailable_reason()) is not None:
+        pytest.skip(f"{kind} services cannot run here: {unavailable_reason}")
 
     ended = demo("--json", "--jobs", "40", "--services", kind)
 

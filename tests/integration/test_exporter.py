@@ -19,14 +19,16 @@ from prometheus_client.parser import text_string_to_metric_families
 from inferfleet.exporter.server import serving
 from inferfleet.exporter.settings import ExporterSettings
 from inferfleet.local.services import Services, ServicesChoice, running_services
-from inferfleet.local.services.native import obstacle
+from inferfleet.local.services.native import unavailable_reason
 from inferfleet.producer import Fleet
 from inferfleet.schemas import Job
 from inferfleet.schemas.settings import ProducerSettings, WorkerSettings
 from inferfleet.worker.engines.simulated import SimulatedEngine
 from inferfleet.worker.worker import Worker
 
-pytestmark = pytest.mark.skipif(obstacle() is not None, reason=f"native services: {obstacle()}")
+pytestmark = pytest.mark.skipif(
+    unavailable_reason() is not None, reason=f"native services: {unavailable_reason()}"
+)
 
 PATIENCE_S = 40.0
 """RabbitMQ's statistics alone are up to 5 s late."""
@@ -249,9 +251,9 @@ async def test_the_command_serves_without_any_service_and_ends_on_sigterm() -> N
     try:
         async with asyncio.timeout(PATIENCE_S):
             lines: list[str] = []
-            while not lines or "metrics are at port" not in lines[-1]:
+            while not lines or "serving metrics on port" not in lines[-1]:
                 lines.append((await process.stderr.readline()).decode())
-        port = int(lines[-1].partition("at port ")[2].partition(",")[0])
+        port = int(lines[-1].partition("on port ")[2].partition(" ")[0])
         async with aiohttp.ClientSession() as http:
             metrics = Metrics(http, port)
             seen = await metrics.until(lambda seen: ("exporter_up", "redis") in seen)

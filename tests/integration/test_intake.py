@@ -11,7 +11,7 @@ from tests.integration.conftest import PATIENCE_S, ForeignClient
 from inferfleet.local.services import Services
 from inferfleet.producer import Fleet
 from inferfleet.schemas.settings import WorkerSettings
-from inferfleet.worker.broker import Delivery, Session, open_session
+from inferfleet.worker.broker import Delivery, Subscription, subscribe
 
 
 class Desk:
@@ -42,17 +42,19 @@ def desk() -> Desk:
 @pytest.fixture
 async def session(
     services: Services, foreign: ForeignClient, fleet: Fleet, pool: str, desk: Desk
-) -> AsyncIterator[Session]:
+) -> AsyncIterator[Subscription]:
     """A session on a queue with 100 messages."""
     for _ in range(100):
         await foreign.publish(b"{}")
     settings = WorkerSettings(amqp_url=services.amqp_url, redis_url=services.redis_url, pool=pool)
-    async with open_session(settings, on_delivery=desk.take, on_control=ignore) as session:
+    async with subscribe(settings, on_delivery=desk.take, on_control=ignore) as session:
         yield session
 
 
-async def test_a_session_holds_up_to_its_limit(session: Session, desk: Desk, foreign: ForeignClient) -> None:
-    await session.hold(10)
+async def test_a_session_holds_up_to_its_limit(
+    session: Subscription, desk: Desk, foreign: ForeignClient
+) -> None:
+    await session.prefetch(10)
     await desk.until_taken(10)
     assert (session.held, await foreign.waiting()) == (10, 90)
     for delivery in desk.taken[:4]:
@@ -62,45 +64,45 @@ async def test_a_session_holds_up_to_its_limit(session: Session, desk: Desk, for
 
 
 async def test_a_lower_limit_lets_the_surplus_run_out(
-    session: Session, desk: Desk, foreign: ForeignClient
+    session: Subscription, desk: Desk, foreign: ForeignClient
 ) -> None:
-    await session.hold(10)
+    await session.prefetch(10)
     await desk.until_taken(10)
-    await session.hold(4)
+    await session.prefetch(4)
     for delivery in desk.taken[:5]:
         delivery.ack()
     session.acknowledger.flush()
-    await session.hold(4)
+    await session.prefetch(4)
     assert (session.held, len(desk.taken)) == (5, 10)
     for delivery in desk.taken[5:9]:
         delivery.ack()
     session.acknowledger.flush()
-    await session.hold(4)
+    await session.prefetch(4)
     await desk.until_taken(13)
     assert (session.held, await foreign.waiting()) == (4, 87)
 
 
 async def test_a_higher_limit_is_reached_again_after_everything_older_is_settled(
-    session: Session, desk: Desk
+    session: Subscription, desk: Desk
 ) -> None:
     """Otherwise a worker that was overloaded once would stay half empty for ever."""
-    await session.hold(10)
+    await session.prefetch(10)
     await desk.until_taken(10)
-    await session.hold(8)
-    await session.hold(10)
+    await session.prefetch(8)
+    await session.prefetch(10)
     for taken in (10, 20, 30):
         for delivery in desk.taken[taken - 10 : taken]:
             delivery.ack()
         session.acknowledger.flush()
-        await session.hold(10)
+        await session.prefetch(10)
         await desk.until_taken(taken + 10)
         assert session.held == 10
 
 
 async def test_a_message_that_is_given_back_is_given_out_again_and_settled_once(
-    session: Session, desk: Desk, foreign: ForeignClient
+    session: Subscription, desk: Desk, foreign: ForeignClient
 ) -> None:
-    await session.hold(3)
+    await session.prefetch(3)
     await desk.until_taken(3)
     first, second, third = desk.taken
     await first.requeue()
@@ -117,9 +119,9 @@ async def test_a_message_that_is_given_back_is_given_out_again_and_settled_once(
 
 
 async def test_a_session_ends_when_its_queue_is_deleted(
-    session: Session, desk: Desk, foreign: ForeignClient
+    session: Subscription, desk: Desk, foreign: ForeignClient
 ) -> None:
-    await session.hold(3)
+    await session.prefetch(3)
     ending = asyncio.create_task(session.wait_closed())
     await desk.until_taken(3)
     assert not ending.done()

@@ -13,11 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from inferfleet.local.services.native import obstacle
+from inferfleet.local.services.native import unavailable_reason
 
 PATIENCE_S = 60.0
 
-needs_native = pytest.mark.skipif(obstacle() is not None, reason=f"native services: {obstacle()}")
+needs_native = pytest.mark.skipif(
+    unavailable_reason() is not None, reason=f"native services: {unavailable_reason()}"
+)
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads processes from /proc")
 
 

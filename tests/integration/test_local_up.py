@@ -48,8 +48,8 @@ def lines(process: subprocess.Popen[str], count: int) -> str:
 
 @pytest.mark.parametrize("kind", [ServicesChoice.NATIVE, ServicesChoice.EMBEDDED])
 def test_a_shell_that_evaluates_its_lines_can_submit_a_job(kind: ServicesChoice) -> None:
-    if (obstacle := source_of(kind).obstacle()) is not None:
-        pytest.skip(f"{kind} services cannot run here: {obstacle}")
+    if (unavailable_reason := source_of(kind).unavailable_reason()) is not None:
+        pytest.skip(f"{kind} services cannot run here: {unavailable_reason}")
     with local_up("--services", kind) as process:
         exports = lines(process, 2)
         assert [line.partition("=")[0] for line in exports.splitlines()] == [

@@ -99,7 +99,7 @@ async def test_prompts_are_in_the_log_if_somebody_asks_for_them(
     worker = await start_worker_process(log_prompts="true")
     job = await fleet.submit(SENTINEL, pool=pool)
     await fleet.wait(job, timeout_s=PATIENCE_S)
-    line = await worker.logged("job starts")
+    line = await worker.logged("starting job")
     assert (line["job_id"], line["body"]) == (job.id, job.body)
 
 

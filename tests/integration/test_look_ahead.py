@@ -9,7 +9,7 @@ from inferfleet.producer import Fleet
 from inferfleet.schemas import Job, JobState, Priority
 from inferfleet.schemas.journal import RunningEntry
 from inferfleet.worker import slots
-from inferfleet.worker.broker import Session
+from inferfleet.worker.broker import Subscription
 
 LOOK_AHEAD = 8
 
@@ -50,10 +50,10 @@ async def test_an_urgent_job_waits_for_the_one_that_runs_and_for_no_other(
 ) -> None:
     """A full look-ahead: the broker can give the urgent jobs out only when the one that runs has ended."""
     # The broker of a busy machine may take longer to deliver than a worker waits, who says so.
-    dry: list[Session] = []
-    ran_dry = Session.ran_dry
+    dry: list[Subscription] = []
+    ran_dry = Subscription.ran_dry
     monkeypatch.setattr(slots, "REFILL_PATIENCE_S", patience_s)
-    monkeypatch.setattr(Session, "ran_dry", lambda session: (dry.append(session), ran_dry(session)))
+    monkeypatch.setattr(Subscription, "ran_dry", lambda session: (dry.append(session), ran_dry(session)))
     first = await fleet.submit(slow_chat("first", tokens=10, step_s=STEP_S, hang=True), pool=pool)
     await start_worker(max_running=1, look_ahead=LOOK_AHEAD, heartbeat_interval_s=0.05)
     await until_full(fleet, held=0)

@@ -81,7 +81,7 @@ def configuration(files: Certificates, *, port: int) -> list[str]:
 @contextmanager
 def process(files: Certificates, folder: Path) -> Generator[int]:
     """RabbitMQ's binaries; yields the port."""
-    if (reason := native.obstacle()) is not None:
+    if (reason := native.unavailable_reason()) is not None:
         pytest.skip(f"native services: {reason}")
     server, port_mapper, port = server_binary(), port_mapper_binary(), free_port()
     assert server is not None

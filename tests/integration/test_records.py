@@ -26,9 +26,9 @@ from inferfleet.schemas.journal import (
     TokenChunk,
 )
 from inferfleet.schemas.names import job_key, journal_key, reply_key, result_key
-from inferfleet.wire.redis.attempts import Fence, Started, Verdict, Written
+from inferfleet.wire.redis.attempts import Fence, Started, StartStatus, WriteStatus
 from inferfleet.wire.redis.job_reading import Standing
-from inferfleet.wire.redis.journal_lines import Unflushed, generated
+from inferfleet.wire.redis.journal_lines import PendingTokens, generated
 from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.redis.records import Closed, JobRecords, Recorded
 from inferfleet.wire.tasks import cancel_and_wait
@@ -77,9 +77,9 @@ async def start(records: JobRecords, job: Job, worker: str = "w-1", **options: A
     }
     started = await records.start(job, **arguments)
     again = await records.start(job, **arguments)
-    if started.verdict not in {Verdict.BUSY, Verdict.DONE, Verdict.SUSPECT}:
-        assert (again.verdict, again.fence, again.charged) == (
-            started.verdict,
+    if started.status not in {StartStatus.BUSY, StartStatus.DONE, StartStatus.SUSPECT}:
+        assert (again.status, again.fence, again.charged) == (
+            started.status,
             started.fence,
             started.charged,
         )
@@ -102,35 +102,35 @@ async def restart(
         "reason": reason,
         "tokens_wasted": started.tokens,
     }
-    assert await records.restart(job.id, **arguments) is Written.OK
-    assert await records.restart(job.id, **arguments) is Written.OK
+    assert await records.restart(job.id, **arguments) is WriteStatus.OK
+    assert await records.restart(job.id, **arguments) is WriteStatus.OK
     return started.fence.restarted()
 
 
 async def append(
     records: JobRecords, job: Job, fence: Fence, offset: int, *tokens: int, lease_s: float = 60
-) -> Written:
+) -> WriteStatus:
     chunks = (TokenChunk(token_ids=tokens, text="x" * len(tokens)),) if tokens else ()
-    unflushed = Unflushed(offset, chunks)
-    written = await records.append(job.id, fence=fence, lease_s=lease_s, unflushed=unflushed)
-    assert await records.append(job.id, fence=fence, lease_s=lease_s, unflushed=unflushed) is written
+    pending = PendingTokens(offset, chunks)
+    written = await records.append(job.id, fence=fence, lease_s=lease_s, pending=pending)
+    assert await records.append(job.id, fence=fence, lease_s=lease_s, pending=pending) is written
     return written
 
 
-async def finish(records: JobRecords, job: Job, fence: Fence, offset: int = 0, *tokens: int) -> Written:
+async def finish(records: JobRecords, job: Job, fence: Fence, offset: int = 0, *tokens: int) -> WriteStatus:
     result = Result(job_id=job.id, state=JobState.SUCCEEDED, worker_id=fence.token)
-    unflushed = Unflushed(offset, (TokenChunk(token_ids=tokens),) if tokens else ())
-    written = await records.finish(result, fence=fence, unflushed=unflushed, reply_to="client")
-    assert await records.finish(result, fence=fence, unflushed=unflushed, reply_to="client") is written
+    pending = PendingTokens(offset, (TokenChunk(token_ids=tokens),) if tokens else ())
+    written = await records.finish(result, fence=fence, pending=pending, reply_to="client")
+    assert await records.finish(result, fence=fence, pending=pending, reply_to="client") is written
     return written
 
 
 async def release(
     records: JobRecords, job: Job, fence: Fence, offset: int = 0, *tokens: int, refund: bool = False
-) -> Written:
-    unflushed = Unflushed(offset, (TokenChunk(token_ids=tokens),) if tokens else ())
+) -> WriteStatus:
+    pending = PendingTokens(offset, (TokenChunk(token_ids=tokens),) if tokens else ())
     entry = QueuedEntry(at=datetime.now(UTC), attempt=fence.attempt, reason="handed_over")
-    arguments: dict[str, Any] = {"fence": fence, "unflushed": unflushed, "entry": entry, "refund": refund}
+    arguments: dict[str, Any] = {"fence": fence, "pending": pending, "entry": entry, "refund": refund}
     written = await records.release(job.id, **arguments)
     assert await records.release(job.id, **arguments) is written
     return written
@@ -152,14 +152,14 @@ async def test_a_job_runs_from_its_start_to_its_result(
     records: JobRecords, job: Job, store: aioredis.Redis
 ) -> None:
     started = await start(records, job)
-    assert (started.verdict, started.fence.attempt, started.charged) == (Verdict.STARTED, 1, 1)
+    assert (started.status, started.fence.attempt, started.charged) == (StartStatus.STARTED, 1, 1)
     assert (started.tokens, started.restart, started.reply_to) == (0, None, "client")
-    assert await append(records, job, started.fence, 0, 1, 2, 3) is Written.OK
-    assert await append(records, job, started.fence, 3) is Written.OK
-    assert await append(records, job, started.fence, 3, 4, 5) is Written.OK
+    assert await append(records, job, started.fence, 0, 1, 2, 3) is WriteStatus.OK
+    assert await append(records, job, started.fence, 3) is WriteStatus.OK
+    assert await append(records, job, started.fence, 3, 4, 5) is WriteStatus.OK
     record = await records.get(job.id)
     assert (record.state, record.attempt, record.worker_id, record.tokens) == ("running", 1, "w-1", 5)
-    assert await finish(records, job, started.fence, 5, 6) is Written.OK
+    assert await finish(records, job, started.fence, 5, 6) is WriteStatus.OK
     record = await records.get(job.id)
     assert (record.state, record.tokens) == (JobState.SUCCEEDED, 6)
     assert record.result is not None
@@ -190,9 +190,9 @@ async def test_a_copy_of_a_start_that_comes_after_the_release_starts_nothing(
     first = await start(records, job, token="held up")
     await release(records, job, first.fence, 0)
     late = await start(records, job, token="held up")
-    assert late.verdict is Verdict.BUSY
+    assert late.status is StartStatus.BUSY
     assert (await records.get(job.id)).state is JobState.QUEUED
-    assert (await start(records, job)).verdict is Verdict.STARTED
+    assert (await start(records, job)).status is StartStatus.STARTED
 
 
 async def test_a_released_job_is_continued_from_its_tokens(
@@ -200,11 +200,11 @@ async def test_a_released_job_is_continued_from_its_tokens(
 ) -> None:
     first = await start(records, job)
     await append(records, job, first.fence, 0, 1, 2)
-    assert await release(records, job, first.fence, 2, 3) is Written.OK
+    assert await release(records, job, first.fence, 2, 3) is WriteStatus.OK
     record = await records.get(job.id)
     assert (record.state, record.worker_id, record.tokens) == (JobState.QUEUED, None, 3)
     second = await start(records, job, "w-2")
-    assert (second.verdict, second.fence.attempt, second.tokens) == (Verdict.STARTED, 2, 3)
+    assert (second.status, second.fence.attempt, second.tokens) == (StartStatus.STARTED, 2, 3)
     await finish(records, job, second.fence, 3, 4)
     entries = await journal_of(store, job)
     assert_whole(entries)
@@ -224,7 +224,7 @@ async def test_what_cannot_be_continued_starts_again_and_says_what_it_cost(
     assert [entry.tokens_wasted for entry in entries if isinstance(entry, RestartedEntry)] == [3]
     assert generated(entries) == ()
     assert (await records.get(job.id)).tokens == 0
-    assert await append(records, job, fence, 0, 4) is Written.OK
+    assert await append(records, job, fence, 0, 4) is WriteStatus.OK
 
 
 async def test_another_model_does_not_go_on_with_an_answer(
@@ -241,7 +241,7 @@ async def test_another_model_does_not_go_on_with_an_answer(
     )
     assert (await records.get(job.id)).model_identity == "model-a"
     fence = await restart(records, job, second, RestartReason.ANOTHER_MODEL, "model-b")
-    assert await append(records, job, fence, 0, 7) is Written.OK
+    assert await append(records, job, fence, 0, 7) is WriteStatus.OK
     record = await records.get(job.id)
     assert (record.model_identity, record.tokens) == ("model-b", 1)
     entries = await journal_of(store, job)
@@ -280,8 +280,8 @@ async def test_a_write_does_not_fit_when_redis_has_lost_the_restart_before_it(
     fence = await restart(records, job, second, RestartReason.ANOTHER_MODEL, "model-b")
     # A failover to a replica that had not heard of it.
     await store.restore(job_key(job.id), 60_000, kept, replace=True)
-    assert await append(records, job, fence, 0, 7) is Written.FENCED
-    assert await finish(records, job, fence, 0, 7) is Written.FENCED
+    assert await append(records, job, fence, 0, 7) is WriteStatus.FENCED
+    assert await finish(records, job, fence, 0, 7) is WriteStatus.FENCED
 
 
 async def test_a_late_copy_of_a_start_or_a_restart_changes_nothing(records: JobRecords, job: Job) -> None:
@@ -290,38 +290,38 @@ async def test_a_late_copy_of_a_start_or_a_restart_changes_nothing(records: JobR
     arguments: dict[str, Any] = {"token": "late", "model_identity": "model-b"}
     second = await start(records, job, "w-2", **arguments)
     fence = await restart(records, job, second, RestartReason.ANOTHER_MODEL, "model-b")
-    assert await append(records, job, fence, 0, 7) is Written.OK
+    assert await append(records, job, fence, 0, 7) is WriteStatus.OK
     again = await start(records, job, "w-2", **arguments)
     assert (again.fence.attempt, again.restart) == (2, None)
     await restart(records, job, second, RestartReason.ANOTHER_MODEL, "model-b")
     assert (await records.get(job.id)).tokens == 1
-    assert await release(records, job, fence, 1) is Written.OK
-    assert (await records.start(job, **{**START, **arguments, "worker_id": "w-2"})).verdict is Verdict.BUSY
+    assert await release(records, job, fence, 1) is WriteStatus.OK
+    assert (await records.start(job, **{**START, **arguments, "worker_id": "w-2"})).status is StartStatus.BUSY
 
 
 async def test_an_attempt_that_is_refunded_does_not_count(records: JobRecords, job: Job) -> None:
     for attempt in range(1, 8):
         started = await start(records, job)
-        assert (started.verdict, started.fence.attempt, started.charged) == (Verdict.STARTED, attempt, 1)
+        assert (started.status, started.fence.attempt, started.charged) == (StartStatus.STARTED, attempt, 1)
         await release(records, job, started.fence, refund=True)
 
 
 async def test_after_its_last_attempt_a_job_is_exhausted(records: JobRecords, job: Job) -> None:
     for charged in (1, 2, 3):
         started = await start(records, job)
-        assert (started.verdict, started.charged) == (Verdict.STARTED, charged)
+        assert (started.status, started.charged) == (StartStatus.STARTED, charged)
         await release(records, job, started.fence)
-    assert (await start(records, job)).verdict is Verdict.EXHAUSTED
+    assert (await start(records, job)).status is StartStatus.EXHAUSTED
 
 
 async def test_a_job_that_may_have_killed_its_workers_runs_alone(records: JobRecords, job: Job) -> None:
     for _ in range(2):
         started = await start(records, job, alone=False)
-        assert started.verdict is Verdict.STARTED
+        assert started.status is StartStatus.STARTED
         await release(records, job, started.fence)
-    assert (await start(records, job, alone=False)).verdict is Verdict.SUSPECT
+    assert (await start(records, job, alone=False)).status is StartStatus.SUSPECT
     assert (await records.get(job.id)).state is JobState.QUEUED
-    assert (await start(records, job, alone=True)).verdict is Verdict.STARTED
+    assert (await start(records, job, alone=True)).status is StartStatus.STARTED
 
 
 # The fence
@@ -330,16 +330,16 @@ async def test_a_job_that_may_have_killed_its_workers_runs_alone(records: JobRec
 async def test_while_its_lease_lives_nobody_else_starts_a_job(records: JobRecords, job: Job) -> None:
     started = await start(records, job, lease_s=60)
     busy = await start(records, job, "w-2")
-    assert busy.verdict is Verdict.BUSY
+    assert busy.status is StartStatus.BUSY
     assert 55 < busy.busy_s <= 60
-    assert await finish(records, job, started.fence) is Written.OK
+    assert await finish(records, job, started.fence) is WriteStatus.OK
 
 
 async def test_a_worker_may_take_its_own_job_again(records: JobRecords, job: Job) -> None:
     """It was killed and came back under its name, before its lease was over."""
     await start(records, job)
     again = await start(records, job)
-    assert (again.verdict, again.fence.attempt) == (Verdict.STARTED, 2)
+    assert (again.status, again.fence.attempt) == (StartStatus.STARTED, 2)
 
 
 async def test_whoever_lost_a_job_can_change_nothing(
@@ -349,15 +349,15 @@ async def test_whoever_lost_a_job_can_change_nothing(
     await append(records, job, lost.fence, 0, 1, 2)
     await store.hset(job_key(job.id), "lease", 1)
     taken = await start(records, job, "w-2")
-    assert taken.verdict is Verdict.STARTED
+    assert taken.status is StartStatus.STARTED
     before = await journal_of(store, job)
-    assert await append(records, job, lost.fence, 2, 3) is Written.FENCED
-    assert await release(records, job, lost.fence, 2, 3) is Written.FENCED
-    assert await finish(records, job, lost.fence, 2, 3) is Written.FENCED
+    assert await append(records, job, lost.fence, 2, 3) is WriteStatus.FENCED
+    assert await release(records, job, lost.fence, 2, 3) is WriteStatus.FENCED
+    assert await finish(records, job, lost.fence, 2, 3) is WriteStatus.FENCED
     assert await journal_of(store, job) == before
     assert (await records.get(job.id)).worker_id == "w-2"
-    assert await finish(records, job, taken.fence, 2, 9) is Written.OK
-    assert await finish(records, job, lost.fence, 2, 3) is Written.FENCED
+    assert await finish(records, job, taken.fence, 2, 9) is WriteStatus.OK
+    assert await finish(records, job, lost.fence, 2, 3) is WriteStatus.FENCED
     result = (await records.get(job.id)).result
     assert result is not None
     assert result.worker_id == taken.fence.token
@@ -367,13 +367,13 @@ async def test_a_terminal_state_never_changes(records: JobRecords, job: Job, sto
     started = await start(records, job)
     await finish(records, job, started.fence)
     before = (await records.get(job.id), await journal_of(store, job))
-    assert (await start(records, job)).verdict is Verdict.DONE
+    assert (await start(records, job)).status is StartStatus.DONE
     assert await cancel(records, job) is JobState.SUCCEEDED
-    assert await append(records, job, started.fence, 0, 1) is Written.FENCED
-    assert await release(records, job, started.fence) is Written.FENCED
+    assert await append(records, job, started.fence, 0, 1) is WriteStatus.FENCED
+    assert await release(records, job, started.fence) is WriteStatus.FENCED
     failed = Result(job_id=job.id, state=JobState.FAILED)
-    written = await records.finish(failed, fence=started.fence, unflushed=Unflushed(0), reply_to="")
-    assert written is Written.FENCED
+    written = await records.finish(failed, fence=started.fence, pending=PendingTokens(0), reply_to="")
+    assert written is WriteStatus.FENCED
     assert await records.close(job.id, call="call") is Closed.BEGUN
     assert not await records.discard(job.id)
     assert await records.create(job, reply_to="x", call="other") == Recorded(
@@ -390,7 +390,7 @@ async def test_a_queued_job_that_is_cancelled_ends_at_once(
 ) -> None:
     assert await cancel(records, job) is JobState.CANCELLED
     assert kinds_of(await journal_of(store, job)) == ["queued", "finished"]
-    assert (await start(records, job)).verdict is Verdict.DONE
+    assert (await start(records, job)).status is StartStatus.DONE
 
 
 async def test_a_running_job_is_marked_and_its_worker_told_with_its_next_write(
@@ -399,9 +399,9 @@ async def test_a_running_job_is_marked_and_its_worker_told_with_its_next_write(
     started = await start(records, job)
     assert await cancel(records, job) is JobState.RUNNING
     assert (await records.get(job.id)).cancel_requested
-    assert await append(records, job, started.fence, 0, 1) is Written.CANCEL
-    assert await release(records, job, started.fence, 1) is Written.CANCEL
-    assert (await start(records, job)).verdict is Verdict.CANCELLED
+    assert await append(records, job, started.fence, 0, 1) is WriteStatus.CANCEL
+    assert await release(records, job, started.fence, 1) is WriteStatus.CANCEL
+    assert (await start(records, job)).status is StartStatus.CANCELLED
 
 
 async def until_stalled(records: JobRecords, job: Job) -> None:
@@ -420,7 +420,7 @@ async def test_a_job_stands_as_its_record_says_until_nobody_holds_it(records: Jo
     await until_stalled(records, job)
     assert not Standing.STALLED.over
     # A worker that was only slow has it again with its next write.
-    assert await append(records, job, second.fence, 0) is Written.OK
+    assert await append(records, job, second.fence, 0) is WriteStatus.OK
     assert await records.standing(job.id) is Standing.RUNNING
     await finish(records, job, second.fence)
     assert (await records.standing(job.id)).over
@@ -431,31 +431,31 @@ async def test_a_job_that_nobody_holds_any_more_is_cancelled_at_once(
     records: JobRecords, job: Job, store: aioredis.Redis
 ) -> None:
     started = await start(records, job, lease_s=0.01)
-    assert await append(records, job, started.fence, 0, 1, lease_s=0.01) is Written.OK
+    assert await append(records, job, started.fence, 0, 1, lease_s=0.01) is WriteStatus.OK
     await until_stalled(records, job)
     assert await cancel(records, job) is JobState.CANCELLED
     # Its worker may be there after all. Whatever it writes is refused, also if it was to end it like that.
-    assert await append(records, job, started.fence, 1, 2) is Written.FENCED
-    assert await release(records, job, started.fence, 1) is Written.FENCED
+    assert await append(records, job, started.fence, 1, 2) is WriteStatus.FENCED
+    assert await release(records, job, started.fence, 1) is WriteStatus.FENCED
     result = Result(job_id=job.id, state=JobState.CANCELLED, worker_id="w-1")
-    written = await records.finish(result, fence=started.fence, unflushed=Unflushed(1), reply_to="")
-    assert written is Written.FENCED
+    written = await records.finish(result, fence=started.fence, pending=PendingTokens(1), reply_to="")
+    assert written is WriteStatus.FENCED
     assert await restore(records, job, started.fence, 1, 2) is False
     record = await records.get(job.id)
     assert (record.state, record.result and record.result.worker_id) == ("cancelled", None)
     assert kinds_of(await journal_of(store, job.id)) == ["queued", "running", "tokens", "finished"]
-    assert (await start(records, job, "w-2")).verdict is Verdict.DONE
+    assert (await start(records, job, "w-2")).status is StartStatus.DONE
 
 
 async def test_a_worker_is_to_keep_what_a_job_that_nobody_holds_has_said(
     records: JobRecords, job: Job
 ) -> None:
     started = await start(records, job, lease_s=0.01)
-    assert await append(records, job, started.fence, 0, 1, lease_s=0.01) is Written.OK
+    assert await append(records, job, started.fence, 0, 1, lease_s=0.01) is WriteStatus.OK
     await until_stalled(records, job)
     result = Result(job_id=job.id, state=JobState.CANCELLED)
     assert await records.cancel(job.id, result, keep=True) is JobState.RUNNING
-    assert (await start(records, job, "w-2")).verdict is Verdict.INTERRUPTED
+    assert (await start(records, job, "w-2")).status is StartStatus.INTERRUPTED
 
 
 async def test_a_result_is_made_anew_for_a_job_that_got_on_meanwhile(records: JobRecords, job: Job) -> None:
@@ -486,18 +486,18 @@ async def test_a_job_expires_only_if_it_never_started(records: JobRecords, pool:
     past = datetime.now(UTC) - timedelta(seconds=1)
     late = Job(pool=pool, body=chat(), expires_at=past)
     await records.create(late, reply_to="", call="call")
-    assert (await start(records, late)).verdict is Verdict.EXPIRED
+    assert (await start(records, late)).status is StartStatus.EXPIRED
     # Nor is it run by the next worker, if the first one dies before it has written that down.
-    assert (await start(records, late, "w-1")).verdict is Verdict.EXPIRED
+    assert (await start(records, late, "w-1")).status is StartStatus.EXPIRED
     again = await start(records, late, "w-1")
     await release(records, late, again.fence)
-    assert (await start(records, late, "w-2")).verdict is Verdict.EXPIRED
+    assert (await start(records, late, "w-2")).status is StartStatus.EXPIRED
     begun = Job(pool=pool, body=chat())
     await records.create(begun, reply_to="", call="call")
     started = await start(records, begun)
     await release(records, begun, started.fence)
     begun = begun.model_copy(update={"expires_at": past})
-    assert (await start(records, begun)).verdict is Verdict.STARTED
+    assert (await start(records, begun)).status is StartStatus.STARTED
 
 
 async def test_a_refused_job_is_forgotten_unless_somebody_runs_it(records: JobRecords, pool: str) -> None:
@@ -563,7 +563,7 @@ async def test_there_is_nothing_to_cancel_where_there_is_no_record(records: JobR
 async def test_the_message_is_the_record_where_there_is_none(records: JobRecords, pool: str) -> None:
     job = Job(pool=pool, body=chat(), priority=7)
     started = await start(records, job, reply_to="somebody")
-    assert (started.verdict, started.fence.attempt, started.reply_to) == (Verdict.STARTED, 1, "somebody")
+    assert (started.status, started.fence.attempt, started.reply_to) == (StartStatus.STARTED, 1, "somebody")
     record = await records.get(job.id)
     assert (record.pool, record.priority, record.reply_to) == (pool, 7, "somebody")
 
@@ -604,7 +604,7 @@ async def test_a_job_that_was_cancelled_is_not_run_however_late_its_message_come
             await until_stalled(patient, job)
     assert await cancel(patient, job) is JobState.CANCELLED
     await expired_results(store, job)
-    assert (await start(patient, job)).verdict is Verdict.DONE
+    assert (await start(patient, job)).status is StartStatus.DONE
     with pytest.raises(JobDataLostError, match="expired"):
         await patient.get(job.id)
 
@@ -628,11 +628,11 @@ async def test_a_job_that_has_ended_is_not_run_by_a_second_message_however_late_
     if published is published_by_two_calls or not ends_first:
         await published(patient, job)
     started = await start(patient, job)
-    assert await finish(patient, job, started.fence) is Written.OK
+    assert await finish(patient, job, started.fence) is WriteStatus.OK
     if ends_first:
         await published(patient, job)
     await expired_results(store, job)
-    assert (await start(patient, job)).verdict is Verdict.DONE
+    assert (await start(patient, job)).status is StartStatus.DONE
 
 
 async def test_a_turn_that_has_ended_is_not_run_by_a_second_message_however_late_it_comes(
@@ -645,9 +645,9 @@ async def test_a_turn_that_has_ended_is_not_run_by_a_second_message_however_late
     # Redis has lost it meanwhile.
     await store.delete(job_key(job.id))
     assert await restore(patient, job, started.fence)
-    assert await finish(patient, job, started.fence) is Written.OK
+    assert await finish(patient, job, started.fence) is WriteStatus.OK
     await expired_results(store, job)
-    assert (await start(patient, job)).verdict is Verdict.DONE
+    assert (await start(patient, job)).status is StartStatus.DONE
 
 
 async def test_a_job_with_one_message_is_forgotten_with_its_result(
@@ -669,7 +669,7 @@ async def test_a_job_that_runs_for_long_keeps_its_record_and_its_journal(
     fence = (await start(patient, job)).fence
     for key in (job_key(job.id), journal_key(job.id)):
         await store.expire(key, QUEUED_TTL_S // 3)
-    assert await append(patient, job, fence, 0) is Written.OK
+    assert await append(patient, job, fence, 0) is WriteStatus.OK
     for key in (job_key(job.id), journal_key(job.id)):
         assert await store.ttl(key) > QUEUED_TTL_S // 2
 
@@ -686,14 +686,14 @@ async def test_a_copy_of_a_start_that_comes_after_a_later_one_starts_nothing(
         await release(records, job, started.fence)
         started = await start(records, job, "w-1")
         before = await store.hgetall(job_key(job.id))
-        assert (await records.start(job, **first)).verdict is Verdict.BUSY
+        assert (await records.start(job, **first)).status is StartStatus.BUSY
         assert await store.hgetall(job_key(job.id)) == before
     # Nor when its attempt has begun its answer again.
     fence = await restart(records, job, started, RestartReason.NOT_RESUMABLE)
     await release(records, job, fence)
     await start(records, job, "w-1")
     late = await records.start(job, **{**first, "token": started.fence.token})
-    assert late.verdict is Verdict.BUSY
+    assert late.status is StartStatus.BUSY
 
 
 @pytest.mark.parametrize("end", [finish, release])
@@ -703,7 +703,7 @@ async def test_a_copy_of_a_restore_that_comes_late_does_not_bring_a_job_back(
     started = await start(records, job)
     await store.delete(job_key(job.id), journal_key(job.id))
     assert await restore(records, job, started.fence, 1)
-    assert await end(records, job, started.fence, 1, 2) is Written.OK
+    assert await end(records, job, started.fence, 1, 2) is WriteStatus.OK
     before = await store.hgetall(job_key(job.id))
     assert not await restore(records, job, started.fence, 1)
     assert await store.hgetall(job_key(job.id)) == before
@@ -716,7 +716,7 @@ async def test_a_copy_of_a_restore_that_comes_late_takes_no_tokens_back(
     started = await start(records, job)
     await store.delete(job_key(job.id), journal_key(job.id))
     assert await restore(records, job, started.fence, 1)
-    assert await append(records, job, started.fence, 1, 2, 3) is Written.OK
+    assert await append(records, job, started.fence, 1, 2, 3) is WriteStatus.OK
     assert await restore(records, job, started.fence, 1)
     assert await records.whole_answer(job.id, tokens=3) is not None
 
@@ -737,12 +737,12 @@ async def test_a_restored_turn_still_belongs_to_its_session(
 
 async def test_a_job_that_no_worker_can_run_ends_with_what_it_has_said(records: JobRecords, job: Job) -> None:
     started = await start(records, job)
-    said = Unflushed(
+    said = PendingTokens(
         0,
         (TokenChunk(token_ids=(1, 2), text="so far"),),
         AnswerHead(endpoint=job.endpoint, model="m", prompt_tokens=3),
     )
-    await records.append(job.id, fence=started.fence, lease_s=60, unflushed=said)
+    await records.append(job.id, fence=started.fence, lease_s=60, pending=said)
     await release(records, job, started.fence, 2)
     failure = Failure(code=FailureCode.MODEL_UNAVAILABLE, message="no pool")
     await records.fail(job, failure, worker_id="w-2", lease_s=60, reply_to="client")
@@ -771,10 +771,10 @@ async def test_a_worker_brings_back_what_redis_lost(
     started = await start(records, job)
     await append(records, job, started.fence, 0, 1, 2)
     await store.delete(job_key(job.id), journal_key(job.id))
-    assert await append(records, job, started.fence, 2, 3) is Written.MISSING
+    assert await append(records, job, started.fence, 2, 3) is WriteStatus.MISSING
     assert await restore(records, job, started.fence, 1, 2, 3)
-    assert await append(records, job, started.fence, 2, 3) is Written.OK
-    assert await finish(records, job, started.fence, 3, 4) is Written.OK
+    assert await append(records, job, started.fence, 2, 3) is WriteStatus.OK
+    assert await finish(records, job, started.fence, 3, 4) is WriteStatus.OK
     entries = await journal_of(store, job)
     assert [token for chunk in generated(entries) for token in chunk.token_ids] == [1, 2, 3, 4]
     assert (await records.get(job.id)).reply_to == "client"
@@ -787,8 +787,8 @@ async def test_a_worker_that_comes_too_late_does_not_bring_its_state_back(
     await store.delete(job_key(job.id), journal_key(job.id))
     taken = await start(records, job, "w-2")
     assert not await restore(records, job, lost.fence, 1, 2)
-    assert await append(records, job, lost.fence, 2, 3) is Written.FENCED
-    assert await append(records, job, taken.fence, 0, 1) is Written.OK
+    assert await append(records, job, lost.fence, 2, 3) is WriteStatus.FENCED
+    assert await append(records, job, taken.fence, 0, 1) is WriteStatus.OK
 
 
 @pytest.mark.parametrize("write", [append, release, finish])
@@ -802,9 +802,9 @@ async def test_a_replica_that_lagged_leaves_no_gap_in_the_journal(
     lines: Any = await store.xrange(journal_key(job.id))
     await store.xdel(journal_key(job.id), lines[-1][0])
     await store.hset(job_key(job.id), "tokens", 2)
-    assert await write(records, job, started.fence, 4, 5) is Written.MISSING
+    assert await write(records, job, started.fence, 4, 5) is WriteStatus.MISSING
     assert await restore(records, job, started.fence, 1, 2, 3, 4, 5)
-    assert await write(records, job, started.fence, 4, 5) is Written.OK
+    assert await write(records, job, started.fence, 4, 5) is WriteStatus.OK
     tokens = [token for chunk in generated(await journal_of(store, job)) for token in chunk.token_ids]
     assert tokens == [1, 2, 3, 4, 5]
 

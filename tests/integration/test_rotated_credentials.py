@@ -15,13 +15,15 @@ import redis.asyncio as aioredis
 from yarl import URL
 
 from inferfleet.local.services import Services, ServicesChoice, running_services
-from inferfleet.local.services.native import obstacle
+from inferfleet.local.services.native import unavailable_reason
 from inferfleet.producer import Fleet
 from inferfleet.schemas.settings import ProducerSettings, WorkerSettings
 from inferfleet.worker.engines.simulated import SimulatedEngine
 from inferfleet.worker.worker import Worker
 
-pytestmark = pytest.mark.skipif(obstacle() is not None, reason=f"native services: {obstacle()}")
+pytestmark = pytest.mark.skipif(
+    unavailable_reason() is not None, reason=f"native services: {unavailable_reason()}"
+)
 
 PATIENCE_S = 60.0
 USER = "rotating"

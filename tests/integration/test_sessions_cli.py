@@ -92,7 +92,7 @@ async def test_a_session_that_is_not_there_is_one_line_on_stderr(inferfleet: Run
 async def test_a_document_of_another_format_is_refused(at_prompt: Prompt, document: str) -> None:
     ended = await at_prompt("import", stdin=document)
     assert isinstance(ended.exception, InvalidJobError)
-    assert str(ended.exception).startswith("this is no exported session: ")
+    assert str(ended.exception).startswith("not a session export: ")
 
 
 async def test_a_chat_through_a_pipe_prints_the_answers_and_keeps_the_session(

@@ -39,7 +39,7 @@ from inferfleet.schemas.settings import ServiceSettings
 from inferfleet.wire.redis import idempotency
 from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.redis.records import Closed, JobRecords
-from inferfleet.wire.redis.sessions import Entry, Payload, Sessions, Withdrawn
+from inferfleet.wire.redis.sessions import EnterStatus, Payload, Sessions, Withdrawn
 
 DEAD_CALL = "a-call-of-a-dead-producer"
 
@@ -374,8 +374,8 @@ async def test_a_turn_that_was_offered_to_somebody_else_is_not_taken_back(
         return job
 
     one, two, three = [await submitted(Job(pool=pool, session_id=f"s-{pool}", body=chat())) for _ in range(3)]
-    assert (await sessions.enter(Payload(one, ""))).entry is Entry.RUN
-    assert (await sessions.enter(Payload(two, ""))).entry is Entry.WAIT
+    assert (await sessions.enter(Payload(one, ""))).status is EnterStatus.RUN
+    assert (await sessions.enter(Payload(two, ""))).status is EnterStatus.WAIT
     # Nobody but its producer knows of it, so it can be taken back; the next one is its producer's to publish.
     for _ in range(2):
         withdrawn, following = await sessions.withdraw(await refused(one))
@@ -386,7 +386,7 @@ async def test_a_turn_that_was_offered_to_somebody_else_is_not_taken_back(
     await store.hset(job_key(two.id), "state", "cancelled")
     await sessions.advance(two)
     # One in front whose producer seems dead is given to whoever comes next, or waits behind it.
-    assert (await sessions.enter(Payload(await submitted(one), ""))).entry is Entry.RUN
+    assert (await sessions.enter(Payload(await submitted(one), ""))).status is EnterStatus.RUN
     # It is submitted anew, so whoever was to take it back before leaves it.
     assert (await sessions.withdraw(one))[0] is Withdrawn.OFFERED
 
@@ -414,7 +414,7 @@ async def test_a_turn_that_a_dead_producer_was_taking_back_does_not_run(
     lost = Job(body=chat(), **options)
     await idempotency.claim(pipeline, lost, call=DEAD_CALL, ttl_s=600)
     await records.create(lost, reply_to="", call=DEAD_CALL)
-    assert (await sessions.enter(Payload(lost, ""))).entry is Entry.RUN
+    assert (await sessions.enter(Payload(lost, ""))).status is EnterStatus.RUN
     assert await records.close(lost.id, call=DEAD_CALL) is Closed.CLOSED
 
     # When it is submitted again

@@ -25,7 +25,7 @@ from inferfleet.schemas.job import new_job_id
 from inferfleet.schemas.journal import AnswerHead, TokenChunk
 from inferfleet.schemas.names import job_key, job_queue, result_key
 from inferfleet.wire.redis.job_reading import Standing
-from inferfleet.wire.redis.journal_lines import Unflushed
+from inferfleet.wire.redis.journal_lines import PendingTokens
 from inferfleet.wire.redis.records import JobRecords
 
 
@@ -43,12 +43,12 @@ async def stall(records: JobRecords, foreign: ForeignClient, job: Job) -> None:
         reply_to="",
         model_identity="",
     )
-    said = Unflushed(
+    said = PendingTokens(
         0,
         (TokenChunk(token_ids=(1, 2), text="so far"),),
         AnswerHead(endpoint=job.endpoint, model="m", prompt_tokens=3),
     )
-    await records.append(job.id, fence=started.fence, lease_s=0.01, unflushed=said)
+    await records.append(job.id, fence=started.fence, lease_s=0.01, pending=said)
 
     async def is_stalled() -> bool:
         return await records.standing(job.id) is Standing.STALLED

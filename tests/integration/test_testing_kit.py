@@ -118,7 +118,7 @@ def assert_passed(ended: subprocess.CompletedProcess[str], count: int) -> None:
 
 @pytest.mark.parametrize("services", [ServicesChoice.EMBEDDED, ServicesChoice.NATIVE])
 def test_the_tests_of_the_page_pass(services: ServicesChoice, tmp_path: Path) -> None:
-    if (reason := source_of(services).obstacle()) is not None:
+    if (reason := source_of(services).unavailable_reason()) is not None:
         pytest.skip(f"{services}: {reason}")
     write_files_of("how-to/test-your-application.md", tmp_path)
 

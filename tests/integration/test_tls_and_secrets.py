@@ -15,7 +15,7 @@ import trustme
 from tests.integration.certificates import Certificates, write_certificates
 
 from inferfleet.local.services.free_port import free_port
-from inferfleet.local.services.native import obstacle
+from inferfleet.local.services.native import unavailable_reason
 from inferfleet.local.services.rabbitmq_process import (
     PASSWORD,
     USER,
@@ -31,7 +31,9 @@ from inferfleet.schemas.settings import ProducerSettings
 from inferfleet.wire.rabbitmq.connection import open_amqp
 from inferfleet.wire.redis.connection import open_redis
 
-pytestmark = pytest.mark.skipif(obstacle() is not None, reason=f"native services: {obstacle()}")
+pytestmark = pytest.mark.skipif(
+    unavailable_reason() is not None, reason=f"native services: {unavailable_reason()}"
+)
 
 
 @dataclass(frozen=True)

@@ -222,7 +222,7 @@ async def write_heartbeat(*arguments, **options):
 worker.write_heartbeat = write_heartbeat
 """
     worker = await start_worker_process(preamble=failing, heartbeat_interval_s="0.05")
-    await worker.logged("the heartbeat is written again")
+    await worker.logged("writing the heartbeat works again")
     assert worker.log.count("cannot write the heartbeat") == 1
     job = await fleet.submit("hello", pool=pool)
     assert (await fleet.wait(job, timeout_s=PATIENCE_S)).text == answer_to(job)
@@ -281,7 +281,7 @@ async def test_an_outage_is_two_lines_and_a_metric_however_often_the_worker_trie
             True,
         )
         gate.is_shut = False
-        back = await worker.logged("Redis answers again" if service == "redis" else "the broker is back")
+        back = await worker.logged("Redis answers again" if service == "redis" else "reconnected to RabbitMQ")
         # Then its log says when that began, and how long it lasted.
         assert re.search(r"after \d+\.\d s", back["message"])
         lines = worker.log.splitlines()[lines_before:]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 import tomllib
 from pathlib import Path
+from typing import get_args
 
 from inferfleet.schemas import JobState, names
+from inferfleet.worker.outcomes import Outcome
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
@@ -86,3 +88,16 @@ def test_the_keys_in_redis_are_those_of_the_contract() -> None:
         names.worker_key("<id>"),
         names.WORKERS_KEY,
     ]
+
+
+def test_the_glossary_has_each_state_and_each_outcome() -> None:
+    glossary = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
+    entries = dict(re.findall(r"^- \*\*(.+?)\*\*: ((?:.|\n  )+)", glossary, re.MULTILINE))
+
+    assert set(re.findall(r"`(\w+)`", entries["State"])) == {state.value for state in JobState}
+    named = set(
+        re.findall(r"\w+", entries["Outcome"].replace("hand over", "HandOver").replace("give up", "GiveUp"))
+    )
+    assert {outcome.__name__ for outcome in get_args(Outcome)} <= {
+        word[0].upper() + word[1:] for word in named
+    }

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from inferfleet.local.autoscaler.outcome import Outcome
+from inferfleet.local.autoscaler.outcome import SimulationResult
 from inferfleet.local.autoscaler.profile import PROFILES, EngineProfile, read_profile
 from inferfleet.local.autoscaler.scaled_object import ScaledObject, parse_scaled_object
 from inferfleet.local.autoscaler.simulate import simulate
@@ -49,7 +49,7 @@ def burst(jobs: int, *, at_s: float = 0.0, output_tokens: int = 200, priority: i
     ]
 
 
-def replicas(outcome: Outcome) -> list[int]:
+def replicas(outcome: SimulationResult) -> list[int]:
     return [change.after for change in outcome.changes]
 
 

@@ -16,7 +16,7 @@ from pamqp.header import ContentHeader
 from inferfleet.schemas import Failure, FailureCode
 from inferfleet.schemas.message import derived_id
 from inferfleet.wire.rabbitmq.frames import content_header, publishing
-from inferfleet.worker.broker import Delivery, Session
+from inferfleet.worker.broker import Delivery, Subscription
 from inferfleet.worker.dead_letter import dead_letter
 
 NOW = datetime.now(UTC)
@@ -61,7 +61,7 @@ def content_headers(draw: st.DrawFn) -> bytes:
 def delivered(header: bytes, body: bytes = b"no job.") -> Delivery:
     _, properties = content_header(header)
     return Delivery(
-        session=cast("Session", None),
+        subscription=cast("Subscription", None),
         tag=1,
         body=body,
         message_id=properties.get("message_id"),

@@ -9,7 +9,7 @@ import pytest
 
 from inferfleet.schemas import Endpoint, Job
 from inferfleet.schemas.journal import TokenChunk
-from inferfleet.wire.redis.attempts import Fence, Started, Verdict
+from inferfleet.wire.redis.attempts import Fence, Started, StartStatus
 from inferfleet.worker.deletion_cost import HIGHEST_COST, deletion_cost, worth_writing
 from inferfleet.worker.job_run import JobRun
 
@@ -23,7 +23,7 @@ class Undelivered:
 def run_with(tokens: int) -> JobRun:
     job = Job(endpoint=Endpoint.CHAT, body={"messages": [{"role": "user", "content": "hello"}]})
     run = JobRun(job=job, delivery=cast("Any", Undelivered()))
-    run.start(Started(Verdict.STARTED, Fence("a start", 1), tokens=0, charged=1, reply_to=""))
+    run.start(Started(StartStatus.STARTED, Fence("a start", 1), tokens=0, charged=1, reply_to=""))
     if tokens:
         run.add(TokenChunk(token_ids=(1,) * tokens, text="x" * tokens))
     return run

@@ -7,7 +7,7 @@ from pamqp.commands import Basic
 
 from inferfleet.local.embedded.amqp_errors import SoftError
 from inferfleet.local.embedded.queue_arguments import QueueArguments
-from inferfleet.local.embedded.queues import Entry, Message, Queue
+from inferfleet.local.embedded.queues import Message, Queue, QueuedMessage
 
 
 class Reader:
@@ -15,7 +15,7 @@ class Reader:
 
     def __init__(self, credit: int) -> None:
         self.credit = credit
-        self.entries: list[Entry] = []
+        self.entries: list[QueuedMessage] = []
         self.ended = False
 
     @property
@@ -30,7 +30,7 @@ class Reader:
     def bodies(self) -> list[bytes]:
         return [entry.message.body for entry in self.entries]
 
-    def deliver(self, entry: Entry) -> None:
+    def deliver(self, entry: QueuedMessage) -> None:
         self.credit -= 1
         self.entries.append(entry)
 

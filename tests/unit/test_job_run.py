@@ -9,8 +9,8 @@ import pytest
 
 from inferfleet.schemas import Endpoint, Job, Usage
 from inferfleet.schemas.journal import AnswerHead, TokenChunk
-from inferfleet.wire.redis.attempts import Fence, Started, Verdict
-from inferfleet.wire.redis.journal_lines import Unflushed
+from inferfleet.wire.redis.attempts import Fence, Started, StartStatus
+from inferfleet.wire.redis.journal_lines import PendingTokens
 from inferfleet.worker.broker import Delivery
 from inferfleet.worker.job_run import JobRun
 from inferfleet.worker.stop_switch import Interruption
@@ -22,7 +22,7 @@ def chunk(*tokens: int, text: str = "", index: int = 0, delta: dict[str, Any] | 
 
 def make_run(**options: Any) -> JobRun:
     delivery = Delivery(
-        session=None,  # type: ignore[arg-type]
+        subscription=None,  # type: ignore[arg-type]
         tag=1,
         body=b"",
         message_id=None,
@@ -40,10 +40,10 @@ def test_tokens_are_handed_out_once_and_joined() -> None:
     for part in (chunk(1, 2, text="a"), chunk(3, text="b")):
         run.add(part)
     assert (run.answer.tokens, run.answer.has_fresh_tokens) == (3, True)
-    assert run.answer.take_unflushed() == Unflushed(0, (chunk(1, 2, 3, text="ab"),))
-    assert run.answer.take_unflushed() == Unflushed(3)
+    assert run.answer.take_pending() == PendingTokens(0, (chunk(1, 2, 3, text="ab"),))
+    assert run.answer.take_pending() == PendingTokens(3)
     run.add(chunk(4, text="c"))
-    assert run.answer.take_unflushed() == Unflushed(3, (chunk(4, text="c"),))
+    assert run.answer.take_pending() == PendingTokens(3, (chunk(4, text="c"),))
     assert (run.answer.tokens, run.answer.has_fresh_tokens) == (4, False)
     assert run.answer.journaled == (chunk(1, 2, 3, text="ab"), chunk(4, text="c"))
 
@@ -53,7 +53,7 @@ def test_only_neighbours_of_one_choice_are_joined() -> None:
     parts = [chunk(1, text="a"), chunk(2, text="x", index=1), chunk(3, text="y", index=1), chunk(4, text="b")]
     for part in parts:
         run.add(part)
-    assert run.answer.take_unflushed().chunks == (
+    assert run.answer.take_pending().chunks == (
         chunk(1, text="a"),
         chunk(2, 3, text="xy", index=1),
         chunk(4, text="b"),
@@ -66,7 +66,7 @@ def test_a_delta_stands_by_itself() -> None:
     call = chunk(2, delta={"tool_calls": [{"index": 0}]})
     for part in (chunk(1, text="a"), call, call, chunk(3, text="b"), chunk(4, text="c")):
         run.add(part)
-    assert run.answer.take_unflushed().chunks == (
+    assert run.answer.take_pending().chunks == (
         chunk(1, text="a"),
         call,
         call,
@@ -80,14 +80,14 @@ def test_a_resumed_run_counts_on_from_what_the_journal_has() -> None:
     assert (run.answer.tokens, run.answer.tokens_generated, run.answer.token_ids) == (3, 0, (1, 2, 3))
     run.add(chunk(4, 5, text="de"))
     assert (run.answer.tokens, run.answer.tokens_generated) == (5, 2)
-    assert run.answer.take_unflushed() == Unflushed(3, (chunk(4, 5, text="de"),))
+    assert run.answer.take_pending() == PendingTokens(3, (chunk(4, 5, text="de"),))
     assert [token for part in run.answer.journaled for token in part.token_ids] == [1, 2, 3, 4, 5]
 
 
 def test_a_granted_start_names_the_fence_and_whom_to_tell() -> None:
     run = make_run()
     assert (run.attempt, run.reply_to) == (0, "from-the-message")
-    run.start(Started(Verdict.STARTED, Fence("t", 3), tokens=0, charged=2, reply_to="from-the-record"))
+    run.start(Started(StartStatus.STARTED, Fence("t", 3), tokens=0, charged=2, reply_to="from-the-record"))
     assert (run.attempt, run.charged, run.reply_to) == (3, 2, "from-the-record")
 
 
@@ -206,17 +206,17 @@ async def test_a_cancelled_task_is_cancelled_and_not_interrupted() -> None:
 
 def test_the_head_of_an_answer_is_written_once_in_an_attempt_and_not_with_its_end() -> None:
     run = make_run()
-    assert run.answer.take_unflushed() == Unflushed(0)
+    assert run.answer.take_pending() == PendingTokens(0)
     run.answer.read_prompt(model="m", tokens=7)
     run.add(chunk(1))
-    written = run.answer.take_unflushed()
+    written = run.answer.take_pending()
     assert written.head == AnswerHead(endpoint=Endpoint.CHAT, model="m", prompt_tokens=7)
     run.add(chunk(2))
-    assert run.answer.take_unflushed().head is None
+    assert run.answer.take_pending().head is None
 
     later = make_run()
     later.answer.resume(written.chunks, written.head)
     assert later.answer.usage == Usage(prompt_tokens=7, completion_tokens=1)
     later.answer.read_prompt(model="m", tokens=7)
     later.add(chunk(3))
-    assert later.answer.take_unflushed(ended=True).head is None
+    assert later.answer.take_pending(ended=True).head is None

@@ -56,7 +56,7 @@ async def test_a_reader_that_looked_while_the_journal_was_lost_still_gets_its_en
         client_id="client",
         state_check_interval_s=60.0,
     )
-    reading = asyncio.create_task(reader.read_for_ever())
+    reading = asyncio.create_task(reader.run())
     try:
         async with asyncio.timeout(5):
             entries = [line.entry async for line in reader.follow(JOB_ID, after=BEGINNING)]

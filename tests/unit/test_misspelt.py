@@ -121,8 +121,7 @@ def test_a_misspelt_member_of_a_request_is_logged_once_and_passed_on(
     for _ in range(3):
         submit(**{member: 1})
     assert caplog.messages == [
-        f"body.{member} is no member of a request that we know (did you mean {meant!r}?); "
-        "it is passed on as it is"
+        f"body.{member} is not a known request field (did you mean {meant!r}?); passing it on unchanged"
     ]
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inferfleet.schemas import Failure, FailureCode, JobState
-from inferfleet.worker.outcomes import DeadLetter, Finish, Outcome, Retry, RetryPolicy, after_failure
+from inferfleet.worker.outcomes import Finish, GiveUp, Outcome, Retry, RetryPolicy, after_failure
 
 RETRYABLE = [code for code in FailureCode if code.retryable]
 FINAL = [code for code in FailureCode if not code.retryable]
@@ -49,7 +49,7 @@ def test_the_last_attempt_is_followed_by_a_dead_letter_that_says_why(
     code: FailureCode, attempts: int
 ) -> None:
     decided = outcome(code, attempts=attempts)
-    assert isinstance(decided, DeadLetter)
+    assert isinstance(decided, GiveUp)
     assert decided.failure.code is FailureCode.TOO_MANY_ATTEMPTS
     assert decided.failure.message == f"gave up after {attempts} attempts; the last failed with {code}: oh"
 
@@ -61,7 +61,7 @@ def test_what_cannot_go_better_is_final_at_once(code: FailureCode) -> None:
 
 def test_a_message_of_any_length_fits_into_the_dead_letter() -> None:
     decided = outcome(FailureCode.ENGINE_ERROR, attempts=5, message="x" * 4096)
-    assert isinstance(decided, DeadLetter)
+    assert isinstance(decided, GiveUp)
     assert len(decided.failure.message) == 4096
 
 

@@ -111,7 +111,7 @@ def refusal(body: object, endpoint: Endpoint = Endpoint.CHAT) -> str:
         ),
         (
             {"truncate_prompt_tokens": 0},
-            "body.truncate_prompt_tokens: 0 leaves nothing of the prompt; leave the field out",
+            "body.truncate_prompt_tokens: 0 leaves nothing of the prompt; omit the field",
         ),
         (
             {"repetition_detection": {"max_pattern_size": 1}},
@@ -285,7 +285,7 @@ def test_a_prompt_is_scored_without_an_answer() -> None:
             {"input": "a", "encoding_format": "bytes"},
             "body.encoding_format: 'bytes' is not one of 'float' or 'base64'",
         ),
-        ({"input": "a", "normalize": True}, "body.normalize: vLLM has it no longer; use use_activation"),
+        ({"input": "a", "normalize": True}, "body.normalize: vLLM no longer has it; use use_activation"),
         ({"messages": []}, "body.messages: is empty; at least 1 item is needed"),
         ({"messages": [[]]}, "body.messages[0]: is empty; at least 1 item is needed"),
         ({"messages": [{"content": "x"}]}, "body.messages[0].role: is missing"),

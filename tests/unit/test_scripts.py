@@ -23,7 +23,7 @@ from inferfleet.wire.redis import idempotency, job_endings, job_scripts, process
 from inferfleet.wire.redis.attempts import Fence
 from inferfleet.wire.redis.clock import RedisClock
 from inferfleet.wire.redis.heartbeats import write_heartbeat
-from inferfleet.wire.redis.journal_lines import Unflushed
+from inferfleet.wire.redis.journal_lines import PendingTokens
 from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.redis.pool_limits import WaitingTurns
 from inferfleet.wire.redis.records import JobRecords
@@ -79,7 +79,7 @@ async def all_that_calls_scripts(pipeline: CommandPipeline) -> AsyncIterator[Awa
     entry = QueuedEntry(at=NOW)
     turn = Turn(job_id=JOB.id, messages=({"role": "user", "content": "hi"},), at=NOW)
     by: dict[str, Any] = {"worker_id": "w", "lease_s": 1}
-    written: dict[str, Any] = {"fence": FENCE, "unflushed": Unflushed(0)}
+    written: dict[str, Any] = {"fence": FENCE, "pending": PendingTokens(0)}
     yield records.create(JOB, reply_to="c", call="call", key="k")
     yield records.standing(JOB.id)
     yield records.close(JOB.id, call="call")

@@ -28,10 +28,10 @@ class Stub:
     """A kind of services that only says that it runs."""
 
     def __init__(
-        self, kind: ServicesChoice, *, obstacle: str | None = None, error: str | None = None
+        self, kind: ServicesChoice, *, unavailable_reason: str | None = None, error: str | None = None
     ) -> None:
         self._kind = kind
-        self._obstacle = obstacle
+        self._obstacle = unavailable_reason
         self._error = error
         self.begun = threading.Event()
         self.go_on = threading.Event()
@@ -92,7 +92,7 @@ def test_auto_prefers_docker(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_auto_goes_on_to_what_is_possible_here(monkeypatch: pytest.MonkeyPatch) -> None:
     use(
         monkeypatch,
-        docker=Stub(ServicesChoice.DOCKER, obstacle="no engine"),
+        docker=Stub(ServicesChoice.DOCKER, unavailable_reason="no engine"),
         native=Stub(ServicesChoice.NATIVE),
     )
     with running_services() as services:
@@ -104,7 +104,7 @@ def test_auto_says_aloud_that_a_kind_failed_before_it_goes_on(
 ) -> None:
     use(
         monkeypatch,
-        docker=Stub(ServicesChoice.DOCKER, obstacle="no engine"),
+        docker=Stub(ServicesChoice.DOCKER, unavailable_reason="no engine"),
         native=Stub(ServicesChoice.NATIVE, error="rabbitmq-server ended with code 1"),
         embedded=Stub(ServicesChoice.EMBEDDED),
     )
@@ -115,7 +115,7 @@ def test_auto_says_aloud_that_a_kind_failed_before_it_goes_on(
 
 def test_auto_lists_every_reason_when_nothing_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
     kinds = (ServicesChoice.DOCKER, ServicesChoice.NATIVE, ServicesChoice.EMBEDDED)
-    use(monkeypatch, **{kind.value: Stub(kind, obstacle=f"no {kind} today") for kind in kinds})
+    use(monkeypatch, **{kind.value: Stub(kind, unavailable_reason=f"no {kind} today") for kind in kinds})
     with pytest.raises(ConfigurationError) as error, running_services():
         pass
     for kind in kinds:

@@ -11,10 +11,10 @@ from inferfleet.schemas.journal import TokenChunk
 from inferfleet.schemas.session import Turn
 from inferfleet.wire.redis.attempts import Fence
 from inferfleet.wire.redis.clock import RedisClock
-from inferfleet.wire.redis.sessions import Appended, Begin, Begun, Sessions
-from inferfleet.worker.broker import Delivery, Session
+from inferfleet.wire.redis.sessions import AppendStatus, BeginResult, BeginStatus, Sessions
+from inferfleet.worker.broker import Delivery, Subscription
 from inferfleet.worker.job_run import JobRun
-from inferfleet.worker.outcomes import DeadLetter, Defer, Finish, HandOver, Park
+from inferfleet.worker.outcomes import Defer, Finish, GiveUp, HandOver, Park
 from inferfleet.worker.ports import Completion
 from inferfleet.worker.turns import Prompt, Turns
 
@@ -27,16 +27,16 @@ class ScriptedSessions:
 
     def __init__(self) -> None:
         self.clock = RedisClock()
-        self.begin_with = Begin.BEGUN
-        self.append_with = [Appended.OK]
+        self.begin_with = BeginStatus.BEGUN
+        self.append_with = [AppendStatus.OK]
         self.past: tuple[Turn, ...] = ()
         self.states: list[tuple[int, Any]] = [(0, None)]
         self.answer = b""
         self.added: Turn | None = None
         self.added_state: tuple[int, Any] | None = None
 
-    async def begin(self, job: Job, *, fence: Fence, witness: Job | None = None) -> Begun:
-        return Begun(self.begin_with, self.answer, len(self.past), 0, None)
+    async def begin(self, job: Job, *, fence: Fence, witness: Job | None = None) -> BeginResult:
+        return BeginResult(self.begin_with, self.answer, len(self.past), 0, None)
 
     async def turns(self, session_id: str, *, max_tokens: int | None = None) -> tuple[Turn, ...]:
         return self.past
@@ -46,9 +46,9 @@ class ScriptedSessions:
 
     async def append(
         self, job: Job, *, fence: Fence, turn: Turn, answer: bytes, state: tuple[int, Any] | None
-    ) -> Appended:
+    ) -> AppendStatus:
         outcome = self.append_with.pop(0)
-        if outcome is Appended.OK:
+        if outcome is AppendStatus.OK:
             self.added, self.answer, self.added_state = turn, answer, state
         return outcome
 
@@ -64,7 +64,7 @@ def turns(sessions: ScriptedSessions) -> Turns:
 
 
 def run_of(**job: Any) -> JobRun:
-    delivery = Delivery(cast("Session", None), 1, b"", None, "", {})
+    delivery = Delivery(cast("Subscription", None), 1, b"", None, "", {})
     return JobRun(job=Job(**{"session_id": "s", "body": {"messages": [QUESTION]}, **job}), delivery=delivery)
 
 
@@ -98,11 +98,13 @@ async def test_the_history_comes_before_the_new_messages(turns: Turns, sessions:
     assert sessions.added.tokens == 14 + 5 - 9
 
 
-@pytest.mark.parametrize(("begin", "outcome"), [(Begin.TAKEN, Park()), (Begin.FENCED, HandOver(refund=True))])
+@pytest.mark.parametrize(
+    ("status", "outcome"), [(BeginStatus.TAKEN, Park()), (BeginStatus.FENCED, HandOver(refund=True))]
+)
 async def test_a_turn_that_may_not_begin_goes_elsewhere(
-    turns: Turns, sessions: ScriptedSessions, begin: Begin, outcome: Park | HandOver
+    turns: Turns, sessions: ScriptedSessions, status: BeginStatus, outcome: Park | HandOver
 ) -> None:
-    sessions.begin_with = begin
+    sessions.begin_with = status
     assert await turns.begin(run_of()) == outcome
     assert await turns.unless_answered(run_of(), CANCELLED) is CANCELLED
 
@@ -124,19 +126,19 @@ async def test_a_turn_that_was_added_ends_as_it_would_have_whoever_commits_it(
         if interrupted
         else await turns.complete(run, completion({"content": "yes"}))
     )
-    sessions.begin_with = Begin.ANSWERED
+    sessions.begin_with = BeginStatus.ANSWERED
     assert await turns.begin(run_of()) == first
-    refusal = DeadLetter(Failure(code=FailureCode.TOO_MANY_ATTEMPTS, message="died"))
+    refusal = GiveUp(Failure(code=FailureCode.TOO_MANY_ATTEMPTS, message="died"))
     assert await turns.unless_answered(run_of(), refusal) == first
     assert isinstance(first, Finish)
     assert first.state is (JobState.CANCELLED if interrupted else JobState.SUCCEEDED)
 
 
 @pytest.mark.parametrize(
-    ("appended", "outcome"), [(Appended.TAKEN, Park(refund=False)), (Appended.FENCED, Defer())]
+    ("appended", "outcome"), [(AppendStatus.TAKEN, Park(refund=False)), (AppendStatus.FENCED, Defer())]
 )
 async def test_a_turn_that_cannot_be_added_is_not_lost(
-    turns: Turns, sessions: ScriptedSessions, appended: Appended, outcome: Park | Defer
+    turns: Turns, sessions: ScriptedSessions, appended: AppendStatus, outcome: Park | Defer
 ) -> None:
     sessions.append_with = [appended]
     assert await turns.complete(run_of(), completion({"content": "yes"})) == outcome
@@ -145,7 +147,7 @@ async def test_a_turn_that_cannot_be_added_is_not_lost(
 async def test_a_state_patch_is_worked_out_again_when_the_state_has_changed(
     turns: Turns, sessions: ScriptedSessions
 ) -> None:
-    sessions.append_with = [Appended.STATE_CONFLICT, Appended.OK]
+    sessions.append_with = [AppendStatus.STATE_CONFLICT, AppendStatus.OK]
     sessions.states = [(1, {"a": 1}), (2, {"a": 2})]
     await turns.complete(run_of(state_patch={"b": 3}), completion({"content": "yes"}))
     assert sessions.added_state == (2, {"a": 2, "b": 3})

@@ -28,11 +28,11 @@ def command(
     *,
     session: Annotated[
         str | None,
-        typer.Option(help="The session to go on with; a new one by default.", callback=not_empty),
+        typer.Option(help="Session to continue; a new one by default.", callback=not_empty),
     ] = None,
-    pool: Annotated[str, typer.Option(help="The pool of workers to run on.")] = DEFAULT_POOL,
-    system: Annotated[str | None, typer.Option(help="Instructions, for a session that begins.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="The most tokens of one answer.")] = None,
+    pool: Annotated[str, typer.Option(help="Pool of workers to run on.")] = DEFAULT_POOL,
+    system: Annotated[str | None, typer.Option(help="System prompt for a new session.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Maximum number of tokens per answer.")] = None,
 ) -> None:
     """Talk to the fleet: a line is a turn, and the answer is printed as it comes.
 

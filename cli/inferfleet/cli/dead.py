@@ -21,17 +21,17 @@ T = TypeVar("T")
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
 PoolOption = Annotated[
-    str, typer.Option("--pool", help="The pool whose dead letters are meant.", callback=not_empty)
+    str, typer.Option("--pool", help="Pool whose dead letters to use.", callback=not_empty)
 ]
 IdArgument = Annotated[
-    str, typer.Argument(metavar="JOB", help="The id, as `dead list` prints it.", callback=not_empty)
+    str, typer.Argument(metavar="JOB", help="Id, as printed by `dead list`.", callback=not_empty)
 ]
 IdsArgument = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[JOB]...", help="Ids, as `dead list` prints them.", callback=none_empty),
+    typer.Argument(metavar="[JOB]...", help="Ids, as printed by `dead list`.", callback=none_empty),
 ]
 AllFlag = Annotated[bool, typer.Option("--all", help="All dead letters that the pool has now.")]
-YesFlag = Annotated[bool, typer.Option("--yes", "-y", help="With --all: do not ask.")]
+YesFlag = Annotated[bool, typer.Option("--yes", "-y", help="With --all, do not ask for confirmation.")]
 
 
 @app.callback()
@@ -43,7 +43,7 @@ def dead() -> None:
 def list_(
     *,
     pool: PoolOption = DEFAULT_POOL,
-    limit: Annotated[int, typer.Option(min=1, help="The most to list.")] = 100,
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number to list.")] = 100,
     as_json: JsonFlag = False,
 ) -> None:
     """List a pool's dead letters, the oldest first. Prompts are not shown."""

@@ -17,11 +17,11 @@ from inferfleet.worker.log import Text, lines_to_stderr
 def command(
     *,
     http_port: Annotated[
-        int | None, typer.Option(help="Port for metrics and health, 9101 by default; 0 for a free one.")
+        int | None, typer.Option(help="Port for metrics and health, 9101 by default; 0 picks a free one.")
     ] = None,
     pools: Annotated[
         str | None,
-        typer.Option(metavar="POOL,...", help="Pools to report also while no worker of theirs is alive."),
+        typer.Option(metavar="POOL,...", help="Pools to report even while they have no live worker."),
     ] = None,
 ) -> None:
     """Serve metrics of the whole fleet for Prometheus, until SIGTERM. One for a cluster is enough.

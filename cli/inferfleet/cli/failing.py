@@ -26,11 +26,11 @@ class Remarks(logging.Formatter):
 
 
 @contextmanager
-def plain_errors() -> Generator[None]:
+def report_errors() -> Generator[None]:
     """Turn errors of ours into a line and an exit code; leave bugs their traceback.
 
-    1 is for a job that failed, 2 for wrong use, 3 for services out of reach. When whoever reads the output
-    has gone (``| head``), the command ends quietly; a full disk is told.
+    1 is for a job that failed, 2 for invalid usage, 3 for services out of reach. When whoever reads the
+    output has gone (``| head``), the command ends quietly; a full disk is told.
     """
     try:
         try:

@@ -17,7 +17,7 @@ from inferfleet.producer.fleet import Fleet
 def command(
     job: JobArgument,
     *,
-    wait: Annotated[bool, typer.Option("--wait", help="Wait until it has finished.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until the job has finished.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Show where a job stands, and its answer once it has one."""

@@ -9,7 +9,7 @@ import typer
 from inferfleet.schemas.job import Priority
 from inferfleet.schemas.settings import ProducerSettings, read_settings
 
-JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print only JSON on stdout.")]
 
 
 def not_empty(value: str | None) -> str | None:
@@ -27,7 +27,7 @@ def none_empty(values: list[str] | None) -> list[str] | None:
 
 
 JobArgument = Annotated[
-    str, typer.Argument(metavar="JOB", help="The job's id, as `submit` printed it.", callback=not_empty)
+    str, typer.Argument(metavar="JOB", help="Job id, as printed by `submit`.", callback=not_empty)
 ]
 
 

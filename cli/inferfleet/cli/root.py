@@ -16,7 +16,7 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 
-class Place(NamedTuple):
+class CommandModule(NamedTuple):
     """Where a command lives, and what the overview says of it.
 
     The module has either ``command``, a function, or ``app``, a group of commands.
@@ -27,35 +27,41 @@ class Place(NamedTuple):
     extra: str = ""
 
 
-COMMANDS: Mapping[str, Place] = MappingProxyType(
+COMMANDS: Mapping[str, CommandModule] = MappingProxyType(
     {
-        "submit": Place("inferfleet.cli.submit", "Submit a job; print its id, its answer, or its tokens."),
-        "get": Place("inferfleet.cli.get", "Show what is known of a job."),
-        "stream": Place("inferfleet.cli.stream", "Print a job's tokens as they come."),
-        "cancel": Place("inferfleet.cli.cancel", "Cancel a job."),
-        "chat": Place("inferfleet.cli.chat", "Talk to the fleet; the session is kept."),
-        "session": Place(
+        "submit": CommandModule(
+            "inferfleet.cli.submit", "Submit a job; print its id, its answer, or its tokens."
+        ),
+        "get": CommandModule("inferfleet.cli.get", "Show what is known of a job."),
+        "stream": CommandModule("inferfleet.cli.stream", "Print a job's tokens as they come."),
+        "cancel": CommandModule("inferfleet.cli.cancel", "Cancel a job."),
+        "chat": CommandModule("inferfleet.cli.chat", "Talk to the fleet; the session is kept."),
+        "session": CommandModule(
             "inferfleet.cli.session", "Show, list, fork, delete, export or import conversations."
         ),
-        "dead": Place("inferfleet.cli.dead", "List, show, replay or purge the dead letters."),
-        "pool": Place("inferfleet.cli.pool", "Declare the queues of a pool."),
-        "schema": Place("inferfleet.cli.schema", "Export the contract as JSON Schema and AsyncAPI."),
-        "worker": Place("inferfleet.worker.cli", "Run a worker, or drain one.", "worker"),
-        "exporter": Place(
+        "dead": CommandModule("inferfleet.cli.dead", "List, show, replay or purge the dead letters."),
+        "pool": CommandModule("inferfleet.cli.pool", "Declare the queues of a pool."),
+        "schema": CommandModule("inferfleet.cli.schema", "Export the contract as JSON Schema and AsyncAPI."),
+        "worker": CommandModule("inferfleet.worker.cli", "Run a worker, or drain one.", "worker"),
+        "exporter": CommandModule(
             "inferfleet.cli.exporter", "Serve metrics of the whole fleet for Prometheus.", "worker"
         ),
-        "demo": Place("inferfleet.local.cli.demo", "See a whole fleet at work on this machine.", "local"),
-        "autoscale": Place(
+        "demo": CommandModule(
+            "inferfleet.local.cli.demo", "See a whole fleet at work on this machine.", "local"
+        ),
+        "autoscale": CommandModule(
             "inferfleet.local.cli.autoscale", "Scale local workers as KEDA and the HPA would.", "local"
         ),
-        "local": Place("inferfleet.local.cli.services", "Start RabbitMQ and Redis on this machine.", "local"),
+        "local": CommandModule(
+            "inferfleet.local.cli.services", "Start RabbitMQ and Redis on this machine.", "local"
+        ),
     }
 )
 
 
 def main() -> None:
     """Run the command line. Errors of ours are one line on stderr, without a traceback."""
-    from inferfleet.cli.failing import Remarks, plain_errors
+    from inferfleet.cli.failing import Remarks, report_errors
     from inferfleet.cli.standard_streams import open_standard_streams
 
     open_standard_streams()
@@ -64,7 +70,7 @@ def main() -> None:
     logging.basicConfig(handlers=[remarks])
     # What goes wrong with a connection is told once, as the error that it becomes.
     logging.getLogger("aiormq").setLevel(logging.CRITICAL)
-    with plain_errors():
+    with report_errors():
         build(sys.argv[1:])(prog_name="inferfleet")
 
 
@@ -112,7 +118,7 @@ def _not_called() -> None:
     """Stand for a command in the overview."""
 
 
-def _import(name: str, place: Place) -> Any:
+def _import(name: str, place: CommandModule) -> Any:
     try:
         return import_module(place.module)
     except ModuleNotFoundError as error:

@@ -29,7 +29,7 @@ def export(
     """Write JSON Schema for each wire type, and an AsyncAPI document, into a folder."""
     folder = Path(folder_name)
     if folder.exists() and not folder.is_dir():
-        raise typer.BadParameter(f"{folder} is no folder")
+        raise typer.BadParameter(f"{folder} is not a folder")
     if check:
         different = drift(folder)
         for name in different:

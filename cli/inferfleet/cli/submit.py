@@ -21,29 +21,32 @@ from inferfleet.schemas.job import DEFAULT_POOL
 
 
 def command(
-    prompt: Annotated[
-        str | None, typer.Argument(help="The prompt. Or give a whole request with --body.")
-    ] = None,
+    prompt: Annotated[str | None, typer.Argument(help="Prompt; or give a whole request with --body.")] = None,
     *,
     body: Annotated[
-        Path | None, typer.Option(help="A file with an OpenAI request body; `-` reads stdin.", dir_okay=False)
+        Path | None, typer.Option(help="File with an OpenAI request body; `-` reads stdin.", dir_okay=False)
     ] = None,
-    endpoint: Annotated[Endpoint, typer.Option(help="The endpoint the body is for.")] = Endpoint.CHAT,
-    pool: Annotated[str, typer.Option(help="The pool of workers to run on.")] = DEFAULT_POOL,
+    endpoint: Annotated[Endpoint, typer.Option(help="Endpoint of the request body.")] = Endpoint.CHAT,
+    pool: Annotated[str, typer.Option(help="Pool of workers to run on.")] = DEFAULT_POOL,
     priority: Annotated[
         str, typer.Option(help="0 to 9, 9 most urgent; or batch, normal, high, urgent.")
     ] = "normal",
-    max_tokens: Annotated[int | None, typer.Option(help="The most tokens to generate, for a prompt.")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Maximum number of tokens to generate, for a prompt.")
+    ] = None,
     session: Annotated[
-        str | None, typer.Option(help="The session this is a turn of.", callback=not_empty)
+        str | None, typer.Option(help="Session that this job is a turn of.", callback=not_empty)
     ] = None,
-    timeout: Annotated[float | None, typer.Option(help="The most seconds it may run.")] = None,
+    timeout: Annotated[float | None, typer.Option(help="Time limit in seconds.")] = None,
     idempotency_key: Annotated[
-        str | None, typer.Option(help="The same key and body give the same job.", callback=not_empty)
+        str | None,
+        typer.Option(help="Idempotency key: the same key and body give the same job.", callback=not_empty),
     ] = None,
-    metadata: Annotated[list[str] | None, typer.Option(help="key=value, kept with the job.")] = None,
-    wait: Annotated[bool, typer.Option("--wait", help="Wait, and print the answer.")] = False,
-    stream: Annotated[bool, typer.Option("--stream", help="Print tokens as they come.")] = False,
+    metadata: Annotated[
+        list[str] | None, typer.Option(help="Metadata kept with the job, as key=value; repeatable.")
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for the answer and print it.")] = False,
+    stream: Annotated[bool, typer.Option("--stream", help="Print tokens as they arrive.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Submit a job and print its id; with --wait its answer, with --stream its tokens."""

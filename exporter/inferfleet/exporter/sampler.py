@@ -118,6 +118,6 @@ class Sampler:
         """Log when a service goes away and when it is back, and not every few seconds."""
         outage = self._outages[service]
         if error is not None and outage.began():
-            logger.warning("%s cannot be read, its metrics are left out: %s", service, error)
+            logger.warning("cannot read %s; omitting its metrics: %s", service, error)
         elif error is None and (lasted_s := outage.ended()) is not None:
-            logger.warning("%s can be read again, after %.1f s", service, lasted_s)
+            logger.warning("reading %s works again after %.1f s", service, lasted_s)

@@ -42,7 +42,7 @@ async def run_exporter(settings: ExporterSettings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     async with serving(settings) as port:
-        logger.info("metrics are at port %d, %s", port, METRICS_PATH)
+        logger.info("serving metrics on port %d at %s", port, METRICS_PATH)
         await stopping.wait()
 
 

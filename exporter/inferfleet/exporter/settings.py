@@ -21,7 +21,7 @@ class ExporterSettings(ServiceSettings):
 
     management_url: Annotated[str | None, Field(repr=False)] = None
     pools: Annotated[tuple[PoolName, ...], NoDecode] = ()
-    """Pools to report also while no worker of theirs is alive. In the environment, separated by commas."""
+    """Pools to report even while they have no live worker. In the environment, separated by commas."""
     http_host: str = "0.0.0.0"  # noqa: S104 - Prometheus comes from outside the pod
     http_port: Annotated[int, Field(ge=0, le=65_535)] = 9101
     sample_interval_s: Seconds = 5.0

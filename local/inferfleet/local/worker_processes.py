@@ -67,7 +67,7 @@ class WorkerProcess:
 
     @property
     def id(self) -> str:
-        """The worker's id."""
+        """Worker id."""
         return self.settings.worker_id
 
     @property

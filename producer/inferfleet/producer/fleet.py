@@ -113,7 +113,7 @@ class Fleet:
             publisher = Publisher(settings, home=home)
             async with background(pipeline.run()):
                 await reader.start()
-                async with background(reader.read_for_ever(), reader.check_for_ever()):
+                async with background(reader.run(), reader.poll_states()):
                     try:
                         yield cls(
                             settings=settings,
@@ -197,7 +197,7 @@ class Fleet:
                 return await self._reader.wait(_id(job))
         except TimeoutError as error:
             raise WaitTimeoutError(
-                f"job {_id(job)} did not finish within {timeout_s:g} s; it goes on"
+                f"job {_id(job)} did not finish within {timeout_s:g} s; it continues"
             ) from error
 
     async def wait_many(self, jobs: Sequence[Job | str], *, timeout_s: float | None = None) -> list[Result]:
@@ -213,7 +213,7 @@ class Fleet:
                 return await asyncio.gather(*(self._reader.wait(_id(job)) for job in jobs))
         except TimeoutError as error:
             raise WaitTimeoutError(
-                f"not all of the {len(jobs)} jobs finished within {timeout_s:g} s; they go on"
+                f"not all of the {len(jobs)} jobs finished within {timeout_s:g} s; they continue"
             ) from error
 
     async def stream(self, job: Job | str, *, after: str = BEGINNING) -> AsyncGenerator[JournalLine]:

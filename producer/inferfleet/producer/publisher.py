@@ -58,7 +58,7 @@ class Publisher:
             QueueFullError: The queue is at its limit.
             ServiceRefusedError: The broker refuses this job: it is too large, or a permission is missing.
             PublishUnconfirmedError: The connection broke, the queue has no leader, or no confirm came.
-            ServiceUnreachableError: There is no connection to be had.
+            ServiceUnreachableError: RabbitMQ cannot be reached.
 
         """
         message = job_message(job, reply_to=reply_to or self._settings.client_id)
@@ -77,7 +77,7 @@ class Publisher:
 
         Raises:
             UnknownPoolError: It has none.
-            ServiceUnreachableError: There is no connection to be had.
+            ServiceUnreachableError: RabbitMQ cannot be reached.
 
         """
         self._home.check()
@@ -95,7 +95,7 @@ class Publisher:
         Raises:
             PublishUnconfirmedError: Some worker may not have got it.
             ServiceRefusedError: The broker refuses it.
-            ServiceUnreachableError: There is no connection to be had.
+            ServiceUnreachableError: RabbitMQ cannot be reached.
 
         """
         try:
@@ -111,7 +111,7 @@ class Publisher:
         Raises:
             InvalidJobError: No pool may have this name.
             ConfigurationError: The pool's queue exists with other arguments.
-            ServiceUnreachableError: There is no connection to be had.
+            ServiceUnreachableError: RabbitMQ cannot be reached.
             ServiceRefusedError: The broker refuses, for lack of a permission perhaps.
 
         """
@@ -232,7 +232,8 @@ def _full(job: Job, waiting: int, *, in_doubt: bool) -> QueueFullError | Publish
 
 def _unconfirmed(job: Job, why: str) -> PublishUnconfirmedError:
     return PublishUnconfirmedError(
-        f"job {job.id} may be queued or not: {why}. Submitting it again with the same idempotency key is safe"
+        f"job {job.id} may or may not be queued: {why}. Submitting it again with the same idempotency key "
+        "is safe"
     )
 
 

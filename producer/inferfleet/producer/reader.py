@@ -91,7 +91,7 @@ class Reader:
         self._waiters[job_id].add(waiter)
         try:
             # It may have finished before we looked; from here on its line cannot be missed.
-            reply_to, result = await self._records.glance(job_id)
+            reply_to, result = await self._records.peek(job_id)
             if result is not None:
                 return Result.model_validate_json(result)
             if reply_to == self._client_id:
@@ -170,7 +170,7 @@ class Reader:
         (last,) = await last_lines(self._pipeline, [self._reply_key])
         self._positions[self._reply_key] = last or NO_LINE
 
-    async def read_for_ever(self) -> None:
+    async def run(self) -> None:
         """Read until cancelled. What passes is waited out; of all else, whoever waits is told."""
         failures = 0
         while True:
@@ -181,15 +181,15 @@ class Reader:
                 steps = min(failures, PAUSE_STEPS)
                 if failures == 2:
                     # The first may be a connection that was closed while nothing happened.
-                    logger.warning("cannot read what was finished, trying again (%s)", refusals.reason(error))
+                    logger.warning("cannot read replies; retrying (%s)", refusals.reason(error))
                 self._tell_unless_it_passes(error)
                 await asyncio.sleep(PAUSE_S * 2.0**steps * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
             else:
                 if failures > 1:
-                    logger.info("reading what was finished again")
+                    logger.info("reading replies works again")
                 failures = 0
 
-    async def check_for_ever(self) -> None:
+    async def poll_states(self) -> None:
         """Look at the records themselves now and then: a worker may die between commit and reply line.
 
         Redis may also have lost what somebody waits for.
@@ -205,7 +205,7 @@ class Reader:
                 self._tell_unless_it_passes(error)
             else:
                 if (lasted_s := self._unchecked.ended()) is not None:
-                    logger.warning("waiting jobs are checked again, after %.1f s", lasted_s)
+                    logger.warning("checking waiting jobs works again after %.1f s", lasted_s)
 
     def close(self) -> None:
         """Tell everybody who still waits that no answer will come."""
@@ -220,8 +220,8 @@ class Reader:
         elif refusals.is_trouble(error):
             return
         else:
-            logger.error("cannot read what was finished", exc_info=error)
-            told = ServiceRefusedError(f"cannot read what was finished: {error!r}")
+            logger.error("cannot read replies", exc_info=error)
+            told = ServiceRefusedError(f"cannot read replies: {error!r}")
         if isinstance(told, ServiceRefusedError) and not told.passing:
             self._tell(str(told), ServiceRefusedError)
 

@@ -25,7 +25,7 @@ from inferfleet.schemas.session import (
     check_limits,
     check_session_id,
 )
-from inferfleet.wire.redis.sessions import Replaced, Sessions
+from inferfleet.wire.redis.sessions import ReplaceStatus, Sessions
 
 
 class Submit(Protocol):
@@ -118,11 +118,11 @@ class Session:
         state, _ = plain_json(state, "state")
         replaced, present = await self._sessions.replace_state(self.id, state, version=version)
         match replaced:
-            case Replaced.OK:
+            case ReplaceStatus.OK:
                 return present
-            case Replaced.CONFLICT:
+            case ReplaceStatus.CONFLICT:
                 raise StateConflictError(self.id, expected=version, present=present)
-            case Replaced.TOO_LARGE:
+            case ReplaceStatus.TOO_LARGE:
                 raise SessionTooLargeError(
                     f"with this state the session {self.id!r} would exceed its size limit "
                     "(INFERFLEET_MAX_SESSION_BYTES): keep less in it"

@@ -36,7 +36,7 @@ from inferfleet.wire.redis.idempotency import Claim
 from inferfleet.wire.redis.job_reading import Standing
 from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.redis.records import Closed, JobRecords, Recorded
-from inferfleet.wire.redis.sessions import Entered, Entry, Payload, Sessions, Withdrawn
+from inferfleet.wire.redis.sessions import EnterResult, EnterStatus, Payload, Sessions, Withdrawn
 
 logger = logging.getLogger(__name__)
 
@@ -275,7 +275,7 @@ class Submission:
                 await self._publisher.send(CancelJob(job_id=job_id, keep=keep))
             except (PublishUnconfirmedError, ServiceRefusedError, ServiceUnreachableError) as error:
                 # The order only makes it quicker: the worker finds the mark with its next write.
-                logger.warning("cannot order a worker to cancel job %s (%s)", job_id, error)
+                logger.warning("cannot tell the worker to cancel job %s (%s)", job_id, error)
         if state is JobState.CANCELLED and record.session_id is not None:
             await self._leave_lane(record)
         return state
@@ -314,7 +314,7 @@ class Submission:
             if following is not None:
                 await self._publish_turn(following)
         except InferfleetError as error:
-            logger.warning("cannot let the turn behind job %s run yet (%s)", record.id, error)
+            logger.warning("cannot publish the turn behind job %s yet (%s)", record.id, error)
 
     async def _take_turn(self, job: Job) -> None:
         """Publish the job if its session is free; else it waits in the lane, as ``on_busy`` says."""
@@ -323,15 +323,15 @@ class Submission:
         while True:
             with _uncertain_without_redis():
                 entered = await self._sessions.enter(Payload(job, self._settings.client_id))
-            match entered.entry:
-                case Entry.RUN:
+            match entered.status:
+                case EnterStatus.RUN:
                     await self._publish_turn(Payload(job, self._settings.client_id))
                     return
-                case Entry.WAIT:
+                case EnterStatus.WAIT:
                     if await self._wait_in_lane(job, entered, stop=stop):
                         return
                     stop = False
-                case Entry.BUSY:
+                case EnterStatus.BUSY:
                     # It may be over, and whoever was to let the next one run be dead.
                     if looked_after == entered.owner or not await self._may_be_stuck(entered):
                         raise SessionBusyError(
@@ -340,31 +340,31 @@ class Submission:
                         )
                     looked_after = entered.owner
                     await self._until_front_goes_on(job, entered)
-                case Entry.BEGUN:
+                case EnterStatus.BEGUN:
                     # Under its key, others have submitted it.
                     return
-                case Entry.TOO_LARGE:
+                case EnterStatus.TOO_LARGE:
                     raise SessionTooLargeError(
                         f"session {job.session_id!r}, with the turns that wait, would exceed "
                         f"{self._settings.max_session_bytes:,} bytes (INFERFLEET_MAX_SESSION_BYTES): wait "
                         "for them, fork the session from an earlier turn, or start a new one"
                     )
-                case Entry.FULL:
+                case EnterStatus.FULL:
                     raise QueueFullError(
                         f"as many turns of pool {job.pool!r} wait for their sessions as its queue may hold "
                         "jobs (INFERFLEET_QUEUE_MAX_LENGTH); try again later"
                     )
-                case Entry.MISSING:
+                case EnterStatus.MISSING:
                     raise _forgotten(job)
                 case _:
-                    assert_never(entered.entry)
+                    assert_never(entered.status)
             held = await self._records.held(job.id)
             if held.state is None:
                 raise _forgotten(job)
             if not held.waits:
                 return
 
-    async def _wait_in_lane(self, job: Job, entered: Entered, *, stop: bool) -> bool:
+    async def _wait_in_lane(self, job: Job, entered: EnterResult, *, stop: bool) -> bool:
         """Make sure that the job's turn will come. False if it has no place in the lane any more."""
         await self._publisher.require_pool(job.pool)
         if stop:
@@ -373,14 +373,14 @@ class Submission:
             return await self._until_front_goes_on(job, entered)
         return True
 
-    async def _may_be_stuck(self, entered: Entered) -> bool:
+    async def _may_be_stuck(self, entered: EnterResult) -> bool:
         """Whether nobody can be seen to bring the turn in front to its end."""
         if entered.again is not None:
             return True
         standing = await self._records.standing(entered.owner)
         return standing.over or standing is Standing.STALLED
 
-    async def _until_front_goes_on(self, job: Job, entered: Entered) -> bool:
+    async def _until_front_goes_on(self, job: Job, entered: EnterResult) -> bool:
         """Wait until the turn in front is in the queue or runs. Whatever keeps it from that is mended.
 
         It may never have been published, have lost its message together with the latest of what Redis knew,
@@ -475,7 +475,7 @@ def _forgotten(job: Job) -> PublishUnconfirmedError:
 def _uncertain(job: Job, refusal: InferfleetError) -> PublishUnconfirmedError:
     return PublishUnconfirmedError(
         f"job {job.id} was refused this time ({refusal}), but another call may have had it accepted: "
-        "it may be queued or not. Submitting it again with the same key is safe"
+        "it may or may not be queued. Submitting it again with the same key is safe"
     )
 
 
@@ -486,6 +486,6 @@ def _uncertain_without_redis() -> Generator[None]:
         yield
     except ServiceUnreachableError as error:
         raise PublishUnconfirmedError(
-            f"Redis went away while a turn asked for its place, so it may run or not ({error}). "
+            f"Redis went away while a turn asked for its place, so it may or may not run ({error}). "
             "Submitting again with the same idempotency key is safe"
         ) from error

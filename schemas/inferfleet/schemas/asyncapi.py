@@ -81,10 +81,10 @@ def _operations() -> dict[str, Any]:
         "takeJob": _operation(
             "receive", "jobQueue", "A worker takes a job; its ack comes last.", acknowledged
         ),
-        "buryMessage": _operation("send", "deadLetters", "A worker gives a message up.", published),
+        "deadLetterMessage": _operation("send", "deadLetters", "A worker gives a message up.", published),
         "readDeadLetters": _operation("receive", "deadLetterQueue", "A person looks at what failed."),
-        "giveOrder": _operation("send", "control", "A producer cancels a job or drains a worker."),
-        "hearOrders": _operation("receive", "controlQueue", "A worker hears every order."),
+        "sendCommand": _operation("send", "control", "A producer cancels a job or drains a worker."),
+        "receiveCommands": _operation("receive", "controlQueue", "A worker hears every order."),
         "writeJournal": _operation("send", "journal", "A worker writes down what happens."),
         "followJournal": _operation("receive", "journal", "A client reads tokens as they come."),
         "commitResult": _operation("send", "result", "A worker ends a job, once."),

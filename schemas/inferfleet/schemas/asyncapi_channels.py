@@ -14,7 +14,7 @@ from inferfleet.schemas.asyncapi_messages import EXAMPLE_CLIENT, EXAMPLE_ID
 from inferfleet.schemas.job import DEFAULT_POOL
 
 _POOL = {"pool": {"description": "The pool of workers that runs the job.", "default": DEFAULT_POOL}}
-_WORKER = {"workerId": {"description": "The worker's id."}}
+_WORKER = {"workerId": {"description": "Worker id."}}
 _JOB = {"jobTag": {"description": "The job's id in braces.", "examples": [f"{{{EXAMPLE_ID}}}"]}}
 _CLIENT = {"clientTag": {"description": "`reply_to` in braces.", "examples": [f"{{{EXAMPLE_CLIENT}}}"]}}
 
@@ -38,7 +38,7 @@ def amqp_channels() -> dict[str, Any]:
                 "quorum queue; if it is limited, with `x-max-length` and `x-overflow: reject-publish`."
             ),
             parameters=_POOL,
-            arguments={"x-queue-type": "classic", "x-max-priority": names.MAX_PRIORITY},
+            arguments={"x-queue-type": "classic", "x-max-priority": names.PRIORITY_LEVELS},
         ),
         "deadLetters": _exchange(
             names.DEAD_EXCHANGE,

@@ -131,7 +131,7 @@ def _job_properties() -> dict[str, Any]:
             "priority": {
                 "type": "integer",
                 "minimum": 0,
-                "maximum": names.MAX_PRIORITY - 1,
+                "maximum": names.PRIORITY_LEVELS - 1,
                 "description": "The job's `priority`, once more: the broker sorts by this one.",
             },
             "reply_to": {

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import TypeAdapter
@@ -67,19 +68,19 @@ class GeneratedAnswer:
     text: Callable[[Mapping[str, Any]], str]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class EndpointSpec:
     """What an endpoint is.
 
-    ``request`` judges a body; its JSON Schema is published as ``schema``. ``fields`` are the members of a
-    body that it knows, ``texts`` those with the caller's words, which no error may quote. ``ask`` makes the
-    body that asks one prompt; ``None`` where a prompt alone is no request. ``generated`` is ``None`` where an
-    answer comes in one piece: nothing is streamed, continued or cut short. ``sessions`` says whether a
-    session may have such turns. ``model`` is the kind of model that answers, in words. ``example`` is a small
-    body. ``other_paths`` are vLLM's other routes to the same.
+    ``body`` is the type of its request, whose JSON Schema is published as ``schema``. ``fields`` are the
+    members of a body that it knows, ``texts`` those with the caller's words, which no error may quote.
+    ``ask`` makes the body that asks one prompt; ``None`` where a prompt alone is no request. ``generated``
+    is ``None`` where an answer comes in one piece: nothing is streamed, continued or cut short. ``sessions``
+    says whether a session may have such turns. ``model`` is the kind of model that answers, in words.
+    ``example`` is a small body. ``other_paths`` are vLLM's other routes to the same.
     """
 
-    request: TypeAdapter[Any]
+    body: Any
     schema: str
     fields: frozenset[str]
     texts: tuple[str, ...]
@@ -89,6 +90,11 @@ class EndpointSpec:
     generated: GeneratedAnswer | None = None
     sessions: bool = False
     other_paths: tuple[str, ...] = ()
+
+    @cached_property
+    def request(self) -> TypeAdapter[Any]:
+        """Judges a body. Made when it is first asked for: it takes some 40 ms and megabytes."""
+        return TypeAdapter(self.body)
 
 
 _GENERATOR: Final = "a model that generates text"
@@ -106,7 +112,7 @@ def _content(choice: Mapping[str, Any]) -> str:
 
 ENDPOINTS: Final[Mapping[Endpoint, EndpointSpec]] = {
     Endpoint.CHAT: EndpointSpec(
-        request=TypeAdapter(ChatCompletionRequest),
+        body=ChatCompletionRequest,
         schema="chatCompletionRequest",
         fields=_fields(AnyChat),
         texts=("messages",),
@@ -122,7 +128,7 @@ ENDPOINTS: Final[Mapping[Endpoint, EndpointSpec]] = {
         sessions=True,
     ),
     Endpoint.COMPLETIONS: EndpointSpec(
-        request=TypeAdapter(CompletionRequest),
+        body=CompletionRequest,
         schema="completionRequest",
         fields=_fields(AnyCompletion),
         texts=("prompt",),
@@ -137,7 +143,7 @@ ENDPOINTS: Final[Mapping[Endpoint, EndpointSpec]] = {
         ),
     ),
     Endpoint.EMBEDDINGS: EndpointSpec(
-        request=TypeAdapter(EmbeddingRequest),
+        body=EmbeddingRequest,
         schema="embeddingRequest",
         fields=_fields(EmbeddingOfInput, EmbeddingOfMessages),
         texts=("input", "messages"),
@@ -146,7 +152,7 @@ ENDPOINTS: Final[Mapping[Endpoint, EndpointSpec]] = {
         ask=lambda prompt: {"input": prompt},
     ),
     Endpoint.RERANK: EndpointSpec(
-        request=TypeAdapter(RerankRequest),
+        body=RerankRequest,
         schema="rerankRequest",
         fields=_fields(RerankRequest),
         texts=("query", "documents", "instruction"),
@@ -155,7 +161,7 @@ ENDPOINTS: Final[Mapping[Endpoint, EndpointSpec]] = {
         other_paths=("/rerank", "/v2/rerank"),
     ),
     Endpoint.SCORE: EndpointSpec(
-        request=TypeAdapter(ScoreRequest),
+        body=ScoreRequest,
         schema="scoreRequest",
         fields=_fields(ScoreOfDocuments, ScoreOfItems, ScoreOfData, ScoreOfTexts),
         texts=(*dict.fromkeys(side for pair in SPELLINGS for side in pair), "instruction"),

@@ -17,7 +17,7 @@ import orjson
 from pydantic_core import from_json
 
 from inferfleet.schemas.errors import InvalidJobError
-from inferfleet.schemas.problems import QUOTED, printable
+from inferfleet.schemas.problems import MAX_QUOTED_CHARS, printable
 
 MAX_LEVELS: Final = 198
 """How deep a value may be nested. The parser reads 200 levels, and two are for what is around the value: a
@@ -25,7 +25,7 @@ body is a member of its job, and a message is one level deeper in an exported se
 
 STRICTLY_JSON: Final = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME
 
-_LONGEST_PLACE = 3 * QUOTED
+_LONGEST_PLACE = 3 * MAX_QUOTED_CHARS
 
 _FIRST_STEP = re.compile(r"\[\d+\]|\.[^.\[]*")
 
@@ -74,7 +74,10 @@ def json_problem(value: Any, place: str) -> str | None:
             case dict():
                 items = cast("dict[object, Any]", value)
                 problem = next(filter(None, map(_key_problem, items)), None)
-                below = [(child, f"{path}.{str(key)[:QUOTED]}", level + 1) for key, child in items.items()]
+                below = [
+                    (child, f"{path}.{str(key)[:MAX_QUOTED_CHARS]}", level + 1)
+                    for key, child in items.items()
+                ]
                 unseen.extend(reversed(below))
             case list() | tuple():
                 entries = cast("Sequence[Any]", value)

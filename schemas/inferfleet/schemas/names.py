@@ -18,7 +18,7 @@ CONTROL_EXCHANGE = "inferfleet.control"
 JOB_MESSAGE_TYPE = "inferfleet.job.v1"
 """The AMQP ``type`` property of a job message."""
 
-MAX_PRIORITY = 10
+PRIORITY_LEVELS = 10
 """``x-max-priority`` of a pool's queue. Jobs use 0 to 9."""
 
 HEADER_CODE = "x-inferfleet-code"

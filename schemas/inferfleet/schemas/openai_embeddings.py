@@ -47,7 +47,7 @@ Conversations: TypeAlias = Annotated[
 
 
 def _removed(_: object) -> None:
-    raise PydanticCustomError("removed", "vLLM has it no longer; use use_activation")
+    raise PydanticCustomError("removed", "vLLM no longer has it; use use_activation")
 
 
 class EmbeddingOptions(TypedDict, total=False):

@@ -50,7 +50,7 @@ CacheSalt: TypeAlias = Annotated[str, Field(min_length=1, max_length=128), After
 
 def _leaves_a_token(tokens: int) -> int:
     if tokens == 0:
-        raise PydanticCustomError("empty_prompt", "0 leaves nothing of the prompt; leave the field out")
+        raise PydanticCustomError("empty_prompt", "0 leaves nothing of the prompt; omit the field")
     return tokens
 
 

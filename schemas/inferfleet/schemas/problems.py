@@ -12,10 +12,10 @@ from typing import Any, LiteralString
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-LISTED = 10
+MAX_PROBLEMS = 10
 """Problems that are spelled out; of the others only the number is told."""
 
-QUOTED = 64
+MAX_QUOTED_CHARS = 64
 """Characters of the longest string that is quoted."""
 
 WRONG_SHAPE = "wrong_shape"
@@ -68,9 +68,11 @@ def describe(error: ValidationError, *, root: str = "", data: object = None) -> 
     location of an error, and what is not in the data is left out of the path.
     """
     found = error.errors(include_url=False)
-    lines = [f"{_path(problem, root, data) or 'the job'}: {_sentence(problem)}" for problem in found[:LISTED]]
-    if len(found) > LISTED:
-        lines.append(f"and {len(found) - LISTED:,} more problems")
+    lines = [
+        f"{_path(problem, root, data) or 'the job'}: {_sentence(problem)}" for problem in found[:MAX_PROBLEMS]
+    ]
+    if len(found) > MAX_PROBLEMS:
+        lines.append(f"and {len(found) - MAX_PROBLEMS:,} more problems")
     return "\n".join(lines)
 
 
@@ -97,7 +99,7 @@ def _path(problem: ErrorDetails, root: str, data: object) -> str:
         if isinstance(step, int):
             path += f"[{step}]"
         elif step != _KEY:
-            path += f".{step[:QUOTED]}" if path else step[:QUOTED]
+            path += f".{step[:MAX_QUOTED_CHARS]}" if path else step[:MAX_QUOTED_CHARS]
     if problem["type"] in {"union_tag_invalid", "union_tag_not_found"}:
         path += "." + problem.get("ctx", {})["discriminator"].strip("'")
     if problem["type"] == _DISAGREEMENT:
@@ -158,7 +160,7 @@ def printable(text: str) -> str:
 def _number(value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, int) and value.bit_length() > 2 * QUOTED:
+    if isinstance(value, int) and value.bit_length() > 2 * MAX_QUOTED_CHARS:
         # Python itself refuses to spell long ones.
         return f"a number of {value.bit_length():,} bits"
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
@@ -177,11 +179,15 @@ def _count(value: object, number: int) -> str:
 def _not_a_choice(value: object, choices: str) -> str:
     if not isinstance(value, str):
         return f"must be one of {choices}, not {kind(value)}"
-    if len(value) > QUOTED:
+    if len(value) > MAX_QUOTED_CHARS:
         return f"must be one of {choices}"
     return f"{value!r} is not one of {choices}"
 
 
 def _misspelt(value: str, field: str) -> str:
     wanted = _SPELLING.get(field, "spelt this way")
-    return f"must be {wanted}" if field == _KEY or len(value) > QUOTED else f"{value!r} is not {wanted}"
+    return (
+        f"must be {wanted}"
+        if field == _KEY or len(value) > MAX_QUOTED_CHARS
+        else f"{value!r} is not {wanted}"
+    )

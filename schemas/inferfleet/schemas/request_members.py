@@ -49,7 +49,7 @@ def _warn(unknown: frozenset[str]) -> None:
         near = near_match(name, KNOWN_MEMBERS, cutoff=CUTOFF) if len(name) <= LONGEST else None
         if near is not None:
             logger.warning(
-                "body.%s is no member of a request that we know (did you mean %r?); it is passed on as it is",
+                "body.%s is not a known request field (did you mean %r?); passing it on unchanged",
                 name,
                 near,
             )

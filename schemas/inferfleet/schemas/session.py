@@ -86,7 +86,7 @@ def read_export(document: bytes | str) -> SessionExport:
     try:
         return SessionExport.model_validate_json(document)
     except ValidationError as error:
-        raise InvalidJobError(f"this is no exported session: {describe(error)}") from None
+        raise InvalidJobError(f"not a session export: {describe(error)}") from None
 
 
 def check_export(export: SessionExport) -> SessionExport:

@@ -200,12 +200,12 @@ def read_settings(
             f"{problem['msg'].removeprefix('Value error, ')}"
             for problem in error.errors(include_input=False, include_url=False)
         )
-        raise ConfigurationError(f"wrong setting: {problems}") from error
+        raise ConfigurationError(f"invalid setting: {problems}") from error
     except SettingsError as error:
         # A variable that should hold JSON; pydantic-settings names the field, and the cause what is wrong.
         field = next(name for name in settings.model_fields if f'"{name}"' in str(error))
         raise ConfigurationError(
-            f"wrong setting: INFERFLEET_{field.upper()}: is not JSON ({error.__cause__})"
+            f"invalid setting: INFERFLEET_{field.upper()}: is not JSON ({error.__cause__})"
         ) from error
 
 

@@ -12,7 +12,7 @@ from circuitbreaker import CircuitBreaker  # pyright: ignore[reportMissingTypeSt
 
 from inferfleet.schemas.errors import ServiceUnreachableError
 
-FAILURES = 5
+FAILURE_THRESHOLD = 5
 """Failures in a row that open the circuit."""
 
 RECOVERY_S = 1.0
@@ -25,7 +25,7 @@ class Breaker:
     def __init__(self, service: str, *failures: type[Exception]) -> None:
         self._service = service
         self._circuit = CircuitBreaker(
-            failure_threshold=FAILURES, recovery_timeout=RECOVERY_S, expected_exception=failures
+            failure_threshold=FAILURE_THRESHOLD, recovery_timeout=RECOVERY_S, expected_exception=failures
         )
 
     @contextmanager
@@ -39,7 +39,7 @@ class Breaker:
         if self._circuit.opened:
             raise ServiceUnreachableError(
                 f"{self._service} failed {self._circuit.failure_count} times in a row "
-                f"(last: {self._circuit.last_failure}); it is tried again within {RECOVERY_S:g} s"
+                f"(last: {self._circuit.last_failure}); retrying within {RECOVERY_S:g} s"
             )
         with self._circuit:
             yield

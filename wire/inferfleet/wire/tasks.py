@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any
 
-AGAIN_S = 0.2
+RECANCEL_INTERVAL_S = 0.2
 """How long a cancelled task has to end before it is cancelled again."""
 
 
@@ -42,7 +42,7 @@ async def _cancel_and_wait(*tasks: asyncio.Task[Any]) -> None:
     while pending:
         for task in pending:
             task.cancel()
-        _, pending = await asyncio.wait(pending, timeout=AGAIN_S)
+        _, pending = await asyncio.wait(pending, timeout=RECANCEL_INTERVAL_S)
     for task in tasks:
         if not task.cancelled():
             task.exception()

@@ -56,7 +56,7 @@ class Acknowledger:
             del self._unsettled[tag]
         except BROKEN as error:
             # A broken session has requeued it already.
-            logger.debug("delivery %d is back in the queue by itself (%s)", tag, error)
+            logger.debug("RabbitMQ has requeued delivery %d itself (%s)", tag, error)
         finally:
             self._returning.discard(tag)
 

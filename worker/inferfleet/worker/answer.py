@@ -7,7 +7,7 @@ from typing import Any
 from inferfleet.schemas import Job, Usage
 from inferfleet.schemas.journal import AnswerHead, TokenChunk
 from inferfleet.schemas.said import cut_response
-from inferfleet.wire.redis.journal_lines import Unflushed
+from inferfleet.wire.redis.journal_lines import PendingTokens
 
 
 class Answer:
@@ -85,7 +85,7 @@ class Answer:
         self._fresh.append(chunk)
         self._fresh_tokens += len(chunk.token_ids)
 
-    def take_unflushed(self, *, ended: bool = False) -> Unflushed:
+    def take_pending(self, *, ended: bool = False) -> PendingTokens:
         """Hand out what the journal does not have. The caller must write it.
 
         An answer that has ``ended`` needs no head any more: its response has it all.
@@ -93,11 +93,11 @@ class Answer:
         head = None
         if self._fresh and not self._head_is_written and not ended:
             head, self._head_is_written = self.head, True
-        unflushed = Unflushed(self._offset, _merge(self._fresh), head)
-        self._journaled.extend(unflushed.chunks)
+        pending = PendingTokens(self._offset, _merge(self._fresh), head)
+        self._journaled.extend(pending.chunks)
         self._offset += self._fresh_tokens
         self._fresh, self._fresh_tokens = [], 0
-        return unflushed
+        return pending
 
     def cut_response(self, *, created: int) -> dict[str, Any]:
         """Make the response of what was said so far. ``created`` is in seconds since 1970."""

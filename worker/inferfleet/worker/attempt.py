@@ -183,7 +183,7 @@ class Attempts:
             case Interruption.HAND_OVER:
                 return HandOver(refund=True)
             case Interruption.SUPERSEDED:
-                fresh = run.answer.take_unflushed().count
+                fresh = run.answer.take_pending().count
                 self._hooks.on_waste(run, run.tokens_refused + fresh, "fenced")
                 return Defer()
             case None:

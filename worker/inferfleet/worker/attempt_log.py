@@ -26,7 +26,7 @@ class AttemptLog(Hooks):
     @override
     def on_start(self, run: JobRun, body: Mapping[str, Any]) -> None:
         if self._prompts:
-            logger.info("job starts", extra={"job_id": run.job.id, "body": body})
+            logger.info("starting job", extra={"job_id": run.job.id, "body": body})
 
     @override
     def on_waste(self, run: JobRun, tokens: int, reason: str) -> None:

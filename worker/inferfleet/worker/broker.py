@@ -1,7 +1,7 @@
-"""The worker's side of RabbitMQ: a session that delivers jobs, and the settling of each delivery.
+"""The worker's side of RabbitMQ: a subscription that delivers jobs, and the settling of each delivery.
 
-A session is one connection with one consumer. When it breaks, the broker gives everything unsettled
-out again; the consumer opens the next session, and jobs that still run here go on running. What to do
+A subscription is one connection with one consumer. When it breaks, the broker gives everything unsettled
+out again; the consumer opens the next subscription, and jobs that still run here go on running. What to do
 with a delivery is decided elsewhere.
 """
 
@@ -36,13 +36,13 @@ CANCEL_TIMEOUT_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """One message as the broker gave it out, and the session it must be settled on.
+    """One message as the broker gave it out, and the subscription it must be settled on.
 
     The message of a turn that has ended may carry the next one of its session (decision 16). Then that one is
     delivered, and ``witness`` is the job that the message itself is of.
     """
 
-    session: Session
+    subscription: Subscription
     tag: int
     body: bytes
     message_id: str | None
@@ -65,36 +65,36 @@ class Delivery:
         )
 
     def ack(self) -> None:
-        """Take the message off the queue. Joins the next batch; on a broken session it does nothing."""
-        self.session.acknowledger.ack(self.tag)
+        """Take the message off the queue. Joins the next batch; on a broken subscription it does nothing."""
+        self.subscription.acknowledger.ack(self.tag)
 
     @property
     def is_lost(self) -> bool:
-        """Whether its session is broken, so that the broker has given it out again, or will."""
-        return self.session.is_closed
+        """Whether its subscription is broken, so that the broker has given it out again, or will."""
+        return self.subscription.is_closed
 
     def waiting_for_slot(self) -> AbstractContextManager[None]:
         """While the block runs, a message that carries another job takes none of the worker's places.
 
         A more urgent one may wait in the queue, and would have come with the ack that did not leave.
         """
-        return nullcontext() if self.witness is None else self.session.carries()
+        return nullcontext() if self.witness is None else self.subscription.carries()
 
     @contextmanager
     def parked(self) -> Generator[None]:
         """While the block runs, the message takes none of the worker's places."""
-        self.session.parked += 1
+        self.subscription.parked += 1
         try:
             yield
         finally:
-            self.session.parked -= 1
+            self.subscription.parked -= 1
 
     async def requeue(self) -> None:
-        """Give the message back to its place in the queue. On a broken session it does nothing."""
-        await self.session.acknowledger.requeue(self.tag)
+        """Give the message back to its place in the queue. On a broken subscription it does nothing."""
+        await self.subscription.acknowledger.requeue(self.tag)
 
 
-class Session:
+class Subscription:
     """One connection to the broker with consumers on a pool's queue."""
 
     def __init__(
@@ -146,7 +146,7 @@ class Session:
         return self._backlog and self.held < self._limit
 
     def ran_dry(self) -> None:
-        """Expect no delivery until the session is full again."""
+        """Expect no delivery until the subscription is full again."""
         self._backlog = False
 
     @property
@@ -154,7 +154,7 @@ class Session:
         """Whether the channel is no more."""
         return self._channel.closing.done()
 
-    async def hold(self, limit: int) -> None:
+    async def prefetch(self, limit: int) -> None:
         """Have messages delivered until ``limit`` are unsettled. May be called again with another limit.
 
         RabbitMQ counts prefetch for each consumer from its start. So a higher limit is one more consumer for
@@ -179,9 +179,9 @@ class Session:
                     self._consumers[str(answer.consumer_tag)] = missing
                 self._limit = sum(self._consumers.values())
             except ChannelAccessRefused as error:
-                raise refused("RabbitMQ lets this worker take no jobs", error) from error
+                raise refused("RabbitMQ does not let this worker consume jobs", error) from error
             except BROKEN as error:
-                logger.info("the session broke before it could consume (%s)", error)
+                logger.info("the connection broke before consuming began (%s)", error)
 
     def _orphans(self) -> int:
         """How many deliveries are held that were taken by consumers that are no more."""
@@ -197,7 +197,7 @@ class Session:
             self._backlog = True
         self._on_delivery(
             Delivery(
-                session=self,
+                subscription=self,
                 tag=tag,
                 body=body,
                 message_id=properties.get("message_id"),
@@ -208,7 +208,7 @@ class Session:
         )
 
     async def wait_closed(self) -> None:
-        """Wait until the session is broken: the connection, the channel or a consumer is no more.
+        """Wait until the subscription is broken: the connection, the channel or a consumer is no more.
 
         A consumer goes when its queue is deleted, or moves to another node of a cluster.
         """
@@ -228,22 +228,22 @@ class Session:
         except TimeoutError:
             # The channel is closed with that, and what is unsettled is back in the queue.
             self._stream.leave(self._channel.number)
-            logger.warning("the broker does not answer, so the session is given up")
+            logger.warning("RabbitMQ does not answer; giving up the connection")
         except BROKEN as error:
-            logger.info("the broker is gone, so nothing is delivered any more (%s)", error)
+            logger.info("lost the connection to RabbitMQ; nothing more is delivered (%s)", error)
 
     def _on_cancel(self, _: object) -> None:
-        logger.warning("the broker ended the consumer: its queue was deleted, or moves")
+        logger.warning("RabbitMQ cancelled the consumer: its queue was deleted or moved")
         self._cancelled.set()
 
 
 @asynccontextmanager
-async def open_session(
+async def subscribe(
     settings: WorkerSettings,
     *,
     on_delivery: Callable[[Delivery], None],
     on_control: Callable[[bytes], None],
-) -> AsyncGenerator[Session]:
+) -> AsyncGenerator[Subscription]:
     """Connect, declare the pool and listen on the control exchange; consuming starts later.
 
     Raises:
@@ -259,10 +259,12 @@ async def open_session(
         queue = await topology.declare()
         with connection_errors(settings.amqp_url):
             channel = await connection.channel(publisher_confirms=False)
-            session = Session(await channel.get_underlay_channel(), connection.stream, queue, on_delivery)
+            subscription = Subscription(
+                await channel.get_underlay_channel(), connection.stream, queue, on_delivery
+            )
         watching = asyncio.create_task(topology.watch())
         try:
-            yield session
+            yield subscription
         finally:
             await cancel_and_wait(watching)
-            session.acknowledger.flush()
+            subscription.acknowledger.flush()

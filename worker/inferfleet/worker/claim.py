@@ -13,10 +13,10 @@ from inferfleet.schemas.endpoints import not_answered
 from inferfleet.schemas.errors import InvalidJobError
 from inferfleet.schemas.request import check_request
 from inferfleet.schemas.settings import WorkerSettings
-from inferfleet.wire.redis.attempts import Started, Verdict
+from inferfleet.wire.redis.attempts import Started, StartStatus
 from inferfleet.wire.redis.records import JobRecords
 from inferfleet.worker.job_run import JobRun
-from inferfleet.worker.outcomes import DeadLetter, Defer, Drop, Finish, Outcome, cancelled
+from inferfleet.worker.outcomes import Defer, Drop, Finish, GiveUp, Outcome, cancelled
 from inferfleet.worker.ports import Engine, Generation
 from inferfleet.worker.preparation import Preparation
 from inferfleet.worker.slots import Slots
@@ -81,9 +81,9 @@ class Claims:
                 if not await self._slots.take(run):
                     return Defer()
         started = await self._start(run, resumable=resumable)
-        if started.verdict is Verdict.SUSPECT:
+        if started.status is StartStatus.SUSPECT:
             logger.warning(
-                "job may have killed its workers; it runs beside no other such job",
+                "job may have killed its workers; running it beside no other such job",
                 extra={"job_id": run.job.id},
             )
             self._slots.leave(run)
@@ -95,7 +95,7 @@ class Claims:
         match self._refused(run.job, started):
             case None:
                 return started
-            case Finish() | DeadLetter() as end:
+            case Finish() | GiveUp() as end:
                 await self._preparation.recall(run, started)
                 return await self._turns.unless_answered(run, end)
             case outcome:
@@ -123,16 +123,16 @@ class Claims:
 
     def _refused(self, job: Job, started: Started) -> Outcome | None:
         """What to do when the start was not granted; ``None`` when it was."""
-        match started.verdict:
-            case Verdict.STARTED | Verdict.INTERRUPTED:
+        match started.status:
+            case StartStatus.STARTED | StartStatus.INTERRUPTED:
                 return None
-            case Verdict.DONE:
+            case StartStatus.DONE:
                 return Drop()
-            case Verdict.BUSY | Verdict.SUSPECT:
+            case StartStatus.BUSY | StartStatus.SUSPECT:
                 return Defer(max(started.busy_s, DEFER_MIN_S))
-            case Verdict.CANCELLED:
+            case StartStatus.CANCELLED:
                 return cancelled("cancelled before it ran again")
-            case Verdict.EXPIRED:
+            case StartStatus.EXPIRED:
                 return Finish(
                     JobState.EXPIRED,
                     failure=Failure(
@@ -140,12 +140,12 @@ class Claims:
                         message=f"not started before its expires_at, {job.expires_at}",
                     ),
                 )
-            case Verdict.EXHAUSTED:
-                return DeadLetter(
+            case StartStatus.EXHAUSTED:
+                return GiveUp(
                     Failure(
                         code=FailureCode.TOO_MANY_ATTEMPTS,
                         message=f"started {started.charged} times without an end: its workers died",
                     )
                 )
             case _:
-                assert_never(started.verdict)
+                assert_never(started.status)

@@ -35,24 +35,24 @@ app = typer.Typer(rich_markup_mode=None)
 def worker(
     context: typer.Context,
     *,
-    pool: Annotated[str | None, typer.Option(help="The pool whose jobs to run.")] = None,
+    pool: Annotated[str | None, typer.Option(help="Pool to take jobs from.")] = None,
     engine: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="Engine to run: vllm, simulated, or an installed one."),
     ] = None,
-    model: Annotated[str | None, typer.Option(help="The model: a folder or a name.")] = None,
-    max_running: Annotated[int | None, typer.Option(help="Jobs in the batch at once.")] = None,
-    look_ahead: Annotated[int | None, typer.Option(help="Jobs to hold ready beyond those.")] = None,
+    model: Annotated[str | None, typer.Option(help="Model folder or name.")] = None,
+    max_running: Annotated[int | None, typer.Option(help="Maximum number of concurrent jobs.")] = None,
+    look_ahead: Annotated[int | None, typer.Option(help="Number of jobs to prefetch beyond those.")] = None,
     http_port: Annotated[
-        int | None, typer.Option(help="Port for health and metrics; 0 for a free one.")
+        int | None, typer.Option(help="Port for health and metrics; 0 picks a free one.")
     ] = None,
     engine_args: Annotated[
-        str | None, typer.Option(metavar="JSON", help="The engine's own arguments.")
+        str | None, typer.Option(metavar="JSON", help="Engine arguments as a JSON object.")
     ] = None,
-    worker_id: Annotated[
-        str | None, typer.Option(help="The worker's name; by default host and process.")
+    worker_id: Annotated[str | None, typer.Option(help="Worker id; by default host and process id.")] = None,
+    log_format: Annotated[
+        LogFormat | None, typer.Option(help="Log format: JSON lines or console text.")
     ] = None,
-    log_format: Annotated[LogFormat | None, typer.Option(help="JSON lines, or text to read.")] = None,
 ) -> None:
     """Run a worker until SIGTERM, then finish or hand over what runs.
 
@@ -82,9 +82,9 @@ def worker(
 
 @app.command()
 def drain(
-    worker_id: Annotated[str, typer.Argument(metavar="WORKER", help="The worker's id.")],
+    worker_id: Annotated[str, typer.Argument(metavar="WORKER", help="Worker id.")],
     *,
-    timeout_s: Annotated[float, typer.Option(min=0.1, help="How long it may take to answer.")] = 30.0,
+    timeout_s: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for its answer.")] = 30.0,
 ) -> None:
     """Tell a worker, wherever it runs, to finish or hand over what it runs, and exit.
 

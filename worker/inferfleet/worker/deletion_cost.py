@@ -26,7 +26,7 @@ ANNOTATION = "controller.kubernetes.io/pod-deletion-cost"
 HIGHEST_COST = 2**31 - 1
 """The annotation is an int32; a pod with anything else in it counts as 0."""
 
-CHANGE = 0.1
+SIGNIFICANT_CHANGE = 0.1
 """A cost that differs by less than this share is not written: every write goes to all who watch pods."""
 
 REQUEST_TIMEOUT_S = 5.0
@@ -45,7 +45,7 @@ def deletion_cost(runs: Iterable[JobRun]) -> int:
 
 def worth_writing(*, written: int | None, cost: int) -> bool:
     """Whether the cost differs enough from the one that Kubernetes knows. Idle or not always does."""
-    return written is None or abs(cost - written) > CHANGE * written
+    return written is None or abs(cost - written) > SIGNIFICANT_CHANGE * written
 
 
 async def keep_deletion_cost(settings: WorkerSettings, *, cost: Callable[[], int]) -> None:
@@ -94,13 +94,13 @@ async def keep_deletion_cost(settings: WorkerSettings, *, cost: Callable[[], int
                 # TimeoutError is an OSError, and so is what ssl raises.
                 logger.log(
                     logging.WARNING if reachable else logging.DEBUG,
-                    "could not tell Kubernetes this worker's deletion cost: %s",
+                    "cannot update this worker's deletion cost: %s",
                     str(error) or type(error).__name__,
                 )
                 reachable = False
             else:
                 if not reachable:
-                    logger.info("Kubernetes is told this worker's deletion cost again")
+                    logger.info("updating this worker's deletion cost works again")
                 written, reachable = now, True
 
 

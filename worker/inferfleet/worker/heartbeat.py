@@ -91,10 +91,10 @@ class HeartbeatWriter:
                 await note_limit(pipeline, self._settings.pool, self._settings.queue_max_length)
             except Exception:
                 if self._outage.began():
-                    logger.exception("cannot write the heartbeat; trying again until it works")
+                    logger.exception("cannot write the heartbeat; retrying")
             else:
                 if (lasted_s := self._outage.ended()) is not None:
-                    logger.warning("the heartbeat is written again, after %.1f s", lasted_s)
+                    logger.warning("writing the heartbeat works again after %.1f s", lasted_s)
             with suppress(TimeoutError):
                 async with asyncio.timeout(interval_s):
                     await self._phase_changed.wait()

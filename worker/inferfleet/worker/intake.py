@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 
-from inferfleet.worker.broker import Session
+from inferfleet.worker.broker import Subscription
 from inferfleet.worker.ports import Engine, EngineStats
 from inferfleet.worker.slots import Slots
 
@@ -46,9 +46,9 @@ def wanted(stats: EngineStats, *, limit: int, taken: int, max_running: int) -> i
 
 
 async def adapt_intake(
-    session: Session, engine: Engine, slots: Slots, *, max_running: int, look_ahead: int
+    subscription: Subscription, engine: Engine, slots: Slots, *, max_running: int, look_ahead: int
 ) -> None:
-    """Keep the slots, and what the session holds, in step with the engine, until cancelled."""
+    """Keep the slots, and what the subscription holds, in step with the engine, until cancelled."""
     overloaded = False
     looked_at = time.monotonic()
     while True:
@@ -65,6 +65,6 @@ async def adapt_intake(
                         "intake", extra={"slots": new, "taken": slots.taken, "waiting": stats.waiting}
                     )
                     slots.resize(new)
-        parked = min(session.parked, PARKED_PER_PLACE * (max_running + look_ahead))
+        parked = min(subscription.parked, PARKED_PER_PLACE * (max_running + look_ahead))
         # Shielded: cancelled in the middle, it would close the channel.
-        await asyncio.shield(session.hold(slots.limit + look_ahead + parked + session.carrying))
+        await asyncio.shield(subscription.prefetch(slots.limit + look_ahead + parked + subscription.carrying))

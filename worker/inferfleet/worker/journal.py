@@ -13,7 +13,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 from inferfleet.schemas.settings import WorkerSettings
-from inferfleet.wire.redis.attempts import Written
+from inferfleet.wire.redis.attempts import WriteStatus
 from inferfleet.wire.redis.records import JobRecords
 from inferfleet.wire.redis.sessions import Sessions
 from inferfleet.worker.job_run import JobRun
@@ -85,28 +85,28 @@ class JournalWriter:
         await asyncio.gather(*(self._append(run) for run in runs))
 
     async def _append(self, run: JobRun) -> None:
-        unflushed = run.answer.take_unflushed()
+        pending = run.answer.take_pending()
         written = await self.write(
             run,
             lambda: self._records.append(
-                run.job.id, fence=run.fence, lease_s=self._settings.lease_s, unflushed=unflushed
+                run.job.id, fence=run.fence, lease_s=self._settings.lease_s, pending=pending
             ),
         )
         match written:
-            case Written.CANCEL:
+            case WriteStatus.CANCEL:
                 run.interrupt(Interruption.CANCELLED)
-            case Written.INTERRUPT:
+            case WriteStatus.INTERRUPT:
                 run.interrupt(Interruption.INTERRUPTED)
-            case Written.FENCED:
-                run.tokens_refused += unflushed.count
+            case WriteStatus.FENCED:
+                run.tokens_refused += pending.count
                 if run in self._runs:
                     run.interrupt(Interruption.SUPERSEDED)
-            case Written.OK | Written.MISSING:
+            case WriteStatus.OK | WriteStatus.MISSING:
                 pass
 
-    async def write(self, run: JobRun, write: Callable[[], Awaitable[Written]]) -> Written:
+    async def write(self, run: JobRun, write: Callable[[], Awaitable[WriteStatus]]) -> WriteStatus:
         """Do one write for a run. If Redis lost the job's record, bring it back first."""
-        while (written := await write()) is Written.MISSING:
+        while (written := await write()) is WriteStatus.MISSING:
             restored = await self._records.restore(
                 run.job,
                 fence=run.fence,

@@ -12,7 +12,7 @@ from inferfleet.wire.rabbitmq.confirms import RefusedError, UnroutableError
 from inferfleet.wire.rabbitmq.messages import job_message
 from inferfleet.wire.rabbitmq.publishing import ConfirmChannel
 from inferfleet.wire.redis.records import JobRecords
-from inferfleet.wire.redis.sessions import Entry, Payload, Sessions
+from inferfleet.wire.redis.sessions import EnterStatus, Payload, Sessions
 
 logger = logging.getLogger(__name__)
 
@@ -67,16 +67,16 @@ class Lanes:
         """
         waiting = Payload(job.model_copy(update={"on_busy": OnBusy.ENQUEUE}), reply_to)
         entered = await self._sessions.enter(waiting, admitted=True, witness=witness)
-        if entered.entry is Entry.RUN and witness.id != job.id:
+        if entered.status is EnterStatus.RUN and witness.id != job.id:
             # It has no message of its own.
             return True, await self._let_run(waiting, witness)
         if entered.again is not None:
             return True, await self._let_run(entered.again, witness)
-        if entered.entry is Entry.WAIT and entered.unpublished:
+        if entered.status is EnterStatus.WAIT and entered.unpublished:
             await self._sessions.end_lost(entered.owner)
             front = job.model_copy(update={"id": entered.owner})
             return True, await self.let_next_run(front, witness=witness)
-        return entered.entry is Entry.WAIT, None
+        return entered.status is EnterStatus.WAIT, None
 
     async def _let_run(self, turn: Payload, witness: Job) -> Payload | None:
         """Publish the turn that owns its session. Returns it if it has to run under the witness' message."""

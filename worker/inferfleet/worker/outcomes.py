@@ -27,7 +27,7 @@ class Retry:
 
 
 @dataclass(frozen=True, slots=True)
-class DeadLetter:
+class GiveUp:
     """Put the message where a person will look at it, commit the failure, then ack."""
 
     failure: Failure
@@ -69,7 +69,7 @@ class Park:
     refund: bool = True
 
 
-Outcome = Finish | Retry | DeadLetter | HandOver | Defer | Drop | Park
+Outcome = Finish | Retry | GiveUp | HandOver | Defer | Drop | Park
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,14 +87,14 @@ class RetryPolicy:
 
 def after_failure(
     failure: Failure, *, attempts: int, max_attempts: int, policy: RetryPolicy, rng: random.Random
-) -> Finish | Retry | DeadLetter:
+) -> Finish | Retry | GiveUp:
     """Decide what follows a failed attempt. ``attempts`` counts this one."""
     if not failure.code.retryable:
         return Finish(JobState.FAILED, failure=failure)
     if attempts < max_attempts:
         return Retry(failure, policy.delay_s(attempts, rng=rng))
     message = f"gave up after {attempts} attempts; the last failed with {failure.code}: {failure.message}"
-    return DeadLetter(Failure(code=FailureCode.TOO_MANY_ATTEMPTS, message=message[:4096]))
+    return GiveUp(Failure(code=FailureCode.TOO_MANY_ATTEMPTS, message=message[:4096]))
 
 
 def cancelled(message: str) -> Finish:

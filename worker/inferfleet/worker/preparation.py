@@ -7,7 +7,7 @@ from functools import cached_property
 
 from inferfleet.schemas.journal import RestartReason
 from inferfleet.schemas.settings import WorkerSettings
-from inferfleet.wire.redis.attempts import Started, Verdict, Written
+from inferfleet.wire.redis.attempts import Started, StartStatus, WriteStatus
 from inferfleet.wire.redis.journal_lines import generated, head_of
 from inferfleet.wire.redis.records import JobRecords
 from inferfleet.worker.hooks import Hooks
@@ -68,7 +68,7 @@ class Preparation:
             begun = await self.restart(run, restart, tokens_wasted=started.tokens)
         if not isinstance(begun, Prompt):
             return begun
-        if started.verdict is Verdict.INTERRUPTED:
+        if started.status is StartStatus.INTERRUPTED:
             if restart is None:
                 await self.recall(run, started)
             return await self._turns.interrupt(run, cancelled("interrupted by the session's next turn"))
@@ -99,7 +99,7 @@ class Preparation:
                 tokens_wasted=tokens_wasted,
             ),
         )
-        if written is Written.FENCED:
+        if written is WriteStatus.FENCED:
             return Defer()
         self._hooks.on_waste(run, tokens_wasted, reason)
         # The session has to know the new fence.

@@ -39,13 +39,13 @@ def run_process(
         worker = Worker(
             settings=settings,
             engine=make(settings),
-            on_warm=_spare_the_heap,
+            on_warm=_freeze_gc,
             lines_dropped=lambda: log.dropped,
         )
         uvloop.run(worker.run())
 
 
-def _spare_the_heap() -> None:
+def _freeze_gc() -> None:
     """Keep the collector away from what stays for good, as vLLM's server does: libraries and the model."""
     gc.collect()
     gc.freeze()

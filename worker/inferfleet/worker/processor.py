@@ -77,7 +77,7 @@ class Processor:
             await delivery.requeue()
         else:
             if (lasted_s := self._settling.ended()) is not None:
-                logger.warning("jobs are settled again, after %.1f s", lasted_s)
+                logger.warning("settling jobs works again after %.1f s", lasted_s)
 
     async def _process(self, delivery: Delivery) -> Delivery | None:
         """Run a delivery's job. Returns the delivery if it carries another one now."""
@@ -91,7 +91,7 @@ class Processor:
                 job = job.model_copy(update={"submitted_at": self._clock.now()})
         except InvalidJobError as error:
             failure = Failure(code=FailureCode.INVALID_REQUEST, message=f"not a job: {error}"[:4096])
-            return await self._settlement.bury_unreadable(
+            return await self._settlement.dead_letter_unreadable(
                 delivery, failure, is_running=lambda job_id: job_id in self._runs
             )
         if (known := self._runs.get(job.id)) is not None:
@@ -118,7 +118,7 @@ class Processor:
 
         The connection was lost, or the job was published twice, while it runs here. It goes on.
         """
-        logger.info("job is running here already", extra={"job_id": run.job.id})
+        logger.info("job is already running here", extra={"job_id": run.job.id})
         if delivery.witness is not None and run.delivery.witness is None:
             # It has a message of its own, and needs no other to carry it.
             delivery.ack()

@@ -28,7 +28,7 @@ from inferfleet.wire.outage import Outage
 from inferfleet.wire.rabbitmq.confirms import RefusedError, UnroutableError
 from inferfleet.wire.rabbitmq.publishing import ConfirmChannel
 from inferfleet.wire.rabbitmq.topology import declare_dead_letters
-from inferfleet.wire.redis.attempts import Written
+from inferfleet.wire.redis.attempts import WriteStatus
 from inferfleet.wire.redis.records import JobRecords
 from inferfleet.wire.redis.sessions import Payload
 from inferfleet.worker.broker import Delivery
@@ -37,7 +37,7 @@ from inferfleet.worker.hooks import Hooks
 from inferfleet.worker.job_run import JobRun
 from inferfleet.worker.journal import JournalWriter
 from inferfleet.worker.lanes import Lanes
-from inferfleet.worker.outcomes import DeadLetter, Defer, Drop, Finish, HandOver, Outcome, Park, Retry
+from inferfleet.worker.outcomes import Defer, Drop, Finish, GiveUp, HandOver, Outcome, Park, Retry
 from inferfleet.worker.ports import Completion
 from inferfleet.worker.slots import Slots
 from inferfleet.worker.unreadable import EndedUnreadable, UnreadableMessages
@@ -55,7 +55,7 @@ _UNPUBLISHED = (
 REQUEUE_PAUSE_S = 1.0
 """A pause before a message goes straight back to its queue because the way round was closed."""
 
-BURY_PAUSE_CAP_S = 30.0
+DEAD_LETTER_PAUSE_CAP_S = 30.0
 """The longest pause between two tries to write a dead letter."""
 
 
@@ -99,12 +99,12 @@ class Settlement:
                 )
                 written = await self._release(run, entry, refund=False, pause_s=delay_s)
                 self._hooks.on_requeue(run, entry)
-                stopped = written in {Written.CANCEL, Written.INTERRUPT}
+                stopped = written in {WriteStatus.CANCEL, WriteStatus.INTERRUPT}
                 await self._keep(run, delivery, 0.0 if stopped else delay_s)
-            case DeadLetter(failure):
+            case GiveUp(failure):
                 # It may take long, and needs no engine.
                 self._slots.leave(run)
-                if await self._bury(run, delivery, failure):
+                if await self._dead_letter(run, delivery, failure):
                     return await self._end(run, delivery, self._result(run, JobState.FAILED, failure))
             case HandOver(refund):
                 entry = QueuedEntry(at=self._records.clock.now(), attempt=run.attempt, reason="handed_over")
@@ -121,7 +121,7 @@ class Settlement:
                 assert_never(outcome)
         return None
 
-    async def bury_unreadable(
+    async def dead_letter_unreadable(
         self, delivery: Delivery, failure: Failure, *, is_running: Callable[[str], bool]
     ) -> Delivery | None:
         """End what a message belongs to that is no job, and put it among the dead letters, as it came.
@@ -136,7 +136,7 @@ class Settlement:
         if ended.busy_s:
             await self._wait(delivery, ended.busy_s)
             await delivery.requeue()
-        elif await self._bury(None, delivery, failure):
+        elif await self._dead_letter(None, delivery, failure):
             return _ack_or_carry(delivery, ended.job, ended.following)
         return None
 
@@ -165,7 +165,7 @@ class Settlement:
         """Put a turn into its session's lane. Needed when Redis lost the lane it was in."""
         job = run.job
         entry = QueuedEntry(at=self._records.clock.now(), attempt=run.attempt, reason="handed_over")
-        if await self._release(run, entry, refund=refund) is Written.FENCED:
+        if await self._release(run, entry, refund=refund) is WriteStatus.FENCED:
             await self._keep(run, delivery)
             return None
         try:
@@ -182,26 +182,26 @@ class Settlement:
 
     async def _commit(self, run: JobRun, result: Result) -> bool:
         """Write the result; False if the job belongs to another attempt."""
-        unflushed = run.answer.take_unflushed(ended=True)
+        pending = run.answer.take_pending(ended=True)
         written = await self._journal.write(
             run,
-            lambda: self._records.finish(result, fence=run.fence, unflushed=unflushed, reply_to=run.reply_to),
+            lambda: self._records.finish(result, fence=run.fence, pending=pending, reply_to=run.reply_to),
         )
-        if written is Written.FENCED:
+        if written is WriteStatus.FENCED:
             # Somebody else generates, or generated, what this attempt could not write down.
-            self._hooks.on_waste(run, unflushed.count, "fenced")
+            self._hooks.on_waste(run, pending.count, "fenced")
             return False
         self._hooks.on_end(run, result)
-        return written is Written.OK
+        return written is WriteStatus.OK
 
     async def _release(
         self, run: JobRun, entry: QueuedEntry, *, refund: bool, pause_s: float = 0.0
-    ) -> Written:
-        unflushed = run.answer.take_unflushed()
+    ) -> WriteStatus:
+        pending = run.answer.take_pending()
         return await self._journal.write(
             run,
             lambda: self._records.release(
-                run.job.id, fence=run.fence, unflushed=unflushed, entry=entry, refund=refund, pause_s=pause_s
+                run.job.id, fence=run.fence, pending=pending, entry=entry, refund=refund, pause_s=pause_s
             ),
         )
 
@@ -216,7 +216,7 @@ class Settlement:
                 await run.pause(self._settings.lease_s if delay_s is None else delay_s)
         await delivery.requeue()
 
-    async def _bury(self, run: JobRun | None, delivery: Delivery, failure: Failure) -> bool:
+    async def _dead_letter(self, run: JobRun | None, delivery: Delivery, failure: Failure) -> bool:
         """Publish a dead letter, however long that takes. False if the message is back in its queue instead.
 
         While the broker does not take it, the message waits here and takes no place of another. In its queue
@@ -233,7 +233,7 @@ class Settlement:
             if self._leaving.is_set() or delivery.is_lost:
                 await delivery.requeue()
                 return False
-            pause_s = min(2 * pause_s, BURY_PAUSE_CAP_S)
+            pause_s = min(2 * pause_s, DEAD_LETTER_PAUSE_CAP_S)
         self._can()
         self._hooks.on_dead_letter(run, delivery, failure)
         return True
@@ -241,11 +241,11 @@ class Settlement:
     def _cannot(self, what: str, error: Exception) -> None:
         """Tell once, and not for each message every second, that nothing can be published."""
         if self._unpublished.began():
-            logger.warning("cannot %s; trying again until it works (%s)", what, error)
+            logger.warning("cannot %s; retrying (%s)", what, error)
 
     def _can(self) -> None:
         if (lasted_s := self._unpublished.ended()) is not None:
-            logger.warning("publishing works again, after %.1f s", lasted_s)
+            logger.warning("publishing works again after %.1f s", lasted_s)
 
     async def _publish_letter(self, delivery: Delivery, failure: Failure, *, attempts: int) -> None:
         channel, pool = self._confirm_channel, self._settings.pool
@@ -261,7 +261,7 @@ class Settlement:
             await channel.publish(names.DEAD_EXCHANGE, letter, routing_key=pool, mandatory=True)
         except UnroutableError:
             # Somebody deleted the queue or its binding.
-            logger.warning("the dead letters of pool %s have no queue any more; it is declared again", pool)
+            logger.warning("the dead-letter queue of pool %s is gone; declaring it again", pool)
             await channel.on_own_channel(partial(declare_dead_letters, pool=pool, settings=self._settings))
             await channel.publish(names.DEAD_EXCHANGE, letter, routing_key=pool, mandatory=True)
 

@@ -113,7 +113,7 @@ class Topology:
         self._on_control(body)
 
     def _on_cancel(self, _: object) -> None:
-        logger.warning("the queue of this worker's orders was deleted; it is declared again")
+        logger.warning("this worker's control queue was deleted; declaring it again")
         self._hears = False
         self._deaf.set()
 

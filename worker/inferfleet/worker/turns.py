@@ -16,9 +16,9 @@ from inferfleet.schemas.journal import TokenChunk
 from inferfleet.schemas.merge_patch import merge_patch
 from inferfleet.schemas.said import CUT_SHORT
 from inferfleet.schemas.session import Turn, estimated_tokens, history, tool_problem, with_answer
-from inferfleet.wire.redis.sessions import Appended, Begin, Sessions, turns_lost
+from inferfleet.wire.redis.sessions import AppendStatus, BeginStatus, Sessions, turns_lost
 from inferfleet.worker.job_run import JobRun
-from inferfleet.worker.outcomes import DeadLetter, Defer, Finish, HandOver, Outcome, Park
+from inferfleet.worker.outcomes import Defer, Finish, GiveUp, HandOver, Outcome, Park
 from inferfleet.worker.ports import Completion
 
 logger = logging.getLogger(__name__)
@@ -50,29 +50,29 @@ class Turns:
         self._sessions = sessions
 
     async def begin(self, run: JobRun) -> Prompt | Outcome:
-        """Begin an attempt: the prompt, or what to do instead."""
+        """BeginStatus an attempt: the prompt, or what to do instead."""
         job = run.job
         if job.session_id is None:
             return Prompt(job.body)
         if problem := session_problem(job.endpoint):
             return _invalid(problem)
         begun = await self._sessions.begin(job, fence=run.fence, witness=run.delivery.witness)
-        match begun.begin:
-            case Begin.TAKEN:
+        match begun.status:
+            case BeginStatus.TAKEN:
                 return Park()
-            case Begin.FENCED:
+            case BeginStatus.FENCED:
                 # Should there be no later attempt, since Redis lost the record, the next one is.
                 return HandOver(refund=True)
-            case Begin.ANSWERED:
+            case BeginStatus.ANSWERED:
                 return _recalled(run, begun.answer)
-            case Begin.LOST:
+            case BeginStatus.LOST:
                 return _lost(
                     turns_lost(job.session_id, counted=begun.turns, present=int(begun.answer or b"0"))
                 )
-            case Begin.BEGUN:
+            case BeginStatus.BEGUN:
                 pass
             case _:
-                assert_never(begun.begin)
+                assert_never(begun.status)
         turns = await self._sessions.turns(job.session_id, max_tokens=begun.max_history_tokens)
         messages: list[dict[str, Any]] = job.body["messages"]
         past = history(turns, max_tokens=begun.max_history_tokens, new_messages=messages)
@@ -81,12 +81,12 @@ class Turns:
             return _invalid(problem)
         return Prompt({**job.body, "messages": [*past.messages, *messages]})
 
-    async def unless_answered(self, run: JobRun, refusal: Finish | DeadLetter) -> Outcome:
+    async def unless_answered(self, run: JobRun, refusal: Finish | GiveUp) -> Outcome:
         """End a job that may not run again. If its turn is in the history, it has succeeded all the same."""
         if run.job.session_id is None or session_problem(run.job.endpoint):
             return refusal
         begun = await self._sessions.begin(run.job, fence=run.fence, witness=run.delivery.witness)
-        return _recalled(run, begun.answer) if begun.begin is Begin.ANSWERED else refusal
+        return _recalled(run, begun.answer) if begun.status is BeginStatus.ANSWERED else refusal
 
     async def complete(self, run: JobRun, completion: Completion) -> Outcome:
         """Add an answered turn to its session."""
@@ -133,17 +133,17 @@ class Turns:
                 job, fence=run.fence, turn=turn, answer=_encode(finish, run), state=state
             )
             match appended:
-                case Appended.OK:
+                case AppendStatus.OK:
                     return finish
-                case Appended.TAKEN:
+                case AppendStatus.TAKEN:
                     # Redis lost the session, and perhaps another turn has it now: begin again behind that.
                     # The attempt counts: what loses the session may do so each time.
-                    logger.warning("the session was lost, so its turn begins again", extra={"job_id": job.id})
+                    logger.warning("Redis lost the session; restarting its turn", extra={"job_id": job.id})
                     return Park(refund=False)
-                case Appended.FENCED:
+                case AppendStatus.FENCED:
                     logger.warning("another attempt has the turn", extra={"job_id": job.id})
                     return Defer()
-                case Appended.STATE_CONFLICT:
+                case AppendStatus.STATE_CONFLICT:
                     continue
                 case _:
                     assert_never(appended)

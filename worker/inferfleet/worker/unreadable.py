@@ -65,7 +65,9 @@ class UnreadableMessages:
             belonging = await self._records.belonging(job_id)
             reply_to, session_id = belonging or (delivery.reply_to, "")
             if is_running(job_id) or reply_to != delivery.reply_to:
-                logger.warning("a message that is no job has the id of another's", extra={"job_id": job_id})
+                logger.warning(
+                    "an unreadable message has the id of another client's job", extra={"job_id": job_id}
+                )
                 continue
             job = Job(
                 id=job_id,

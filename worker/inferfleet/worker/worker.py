@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
 
 from inferfleet.schemas.control import CancelJob, DrainWorker, control
+from inferfleet.schemas.endpoints import ENDPOINTS
 from inferfleet.schemas.errors import InferfleetError, ServiceRefusedError, ServiceUnreachableError
 from inferfleet.schemas.heartbeat import WorkerPhase
 from inferfleet.schemas.settings import WorkerSettings
@@ -26,7 +27,7 @@ from inferfleet.wire.redis.connection import open_store
 from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.tasks import cancel_and_wait
 from inferfleet.worker.assembly import assemble
-from inferfleet.worker.broker import Delivery, Session, open_session
+from inferfleet.worker.broker import Delivery, Subscription, subscribe
 from inferfleet.worker.deletion_cost import deletion_cost, keep_deletion_cost
 from inferfleet.worker.heartbeat import HeartbeatWriter
 from inferfleet.worker.http import serve_http
@@ -166,34 +167,37 @@ class Worker:
     async def _serve(self, processor: Processor, broker: AsyncExitStack) -> None:
         # The broker comes first: a wrong password should not wait for the model, and jobs are accepted
         # as soon as the pool has its queues.
-        opened = partial(self._open_session, processor)
-        session: Session | None = await broker.enter_async_context(opened())
+        opened = partial(self._subscribe, processor)
+        subscription: Subscription | None = await broker.enter_async_context(opened())
         await self._unless_stopped(self._engine.start())
+        for endpoint in self._engine.endpoints:
+            # Made now, so that the first job does not wait for it.
+            _ = ENDPOINTS[endpoint].request
         self._on_warm()
-        while session is not None and not self._stopping.is_set():
+        while subscription is not None and not self._stopping.is_set():
             self._heartbeats.enter(WorkerPhase.READY)
             logger.info("ready", extra={"model": self._engine.model, "identity": self._identity()})
-            self._slots.supply_from(session)
-            await session.hold(self._slots.limit + self._settings.look_ahead)
-            await self._unless_stopped(self._until_closed(session))
+            self._slots.supply_from(subscription)
+            await subscription.prefetch(self._slots.limit + self._settings.look_ahead)
+            await self._unless_stopped(self._until_closed(subscription))
             if not self._stopping.is_set():
                 self._broker_outage.began()
                 logger.warning(
                     "lost the connection to RabbitMQ; running jobs continue",
                     extra={"running": len(self._tasks)},
                 )
-                session = await self._unless_stopped(_reconnect(broker, opened))
-                if session is not None and (lasted_s := self._broker_outage.ended()) is not None:
-                    logger.warning("the broker is back, after %.1f s", lasted_s)
+                subscription = await self._unless_stopped(_reconnect(broker, opened))
+                if subscription is not None and (lasted_s := self._broker_outage.ended()) is not None:
+                    logger.warning("reconnected to RabbitMQ after %.1f s", lasted_s)
         self._heartbeats.enter(WorkerPhase.DRAINING)
-        if session is not None:
-            await session.stop_consuming()
+        if subscription is not None:
+            await subscription.stop_consuming()
         await self._drain(processor)
 
-    async def _until_closed(self, session: Session) -> None:
+    async def _until_closed(self, subscription: Subscription) -> None:
         adapting = asyncio.create_task(
             adapt_intake(
-                session,
+                subscription,
                 self._engine,
                 self._slots,
                 max_running=self._settings.max_running,
@@ -201,7 +205,7 @@ class Worker:
             )
         )
         try:
-            await session.wait_closed()
+            await subscription.wait_closed()
         finally:
             await cancel_and_wait(adapting)
 
@@ -226,7 +230,7 @@ class Worker:
             _, left = await asyncio.wait(self._tasks, timeout=SETTLE_GRACE_S)
             for task in left:
                 # The store is away. The broker will deliver these again once we are gone.
-                logger.error("a job could not be settled before the exit")
+                logger.error("exiting before a job was settled")
                 task.cancel()
 
     def _take(self, processor: Processor, delivery: Delivery) -> None:
@@ -241,20 +245,20 @@ class Worker:
             self._failure = error
             self.stop()
 
-    def _open_session(self, processor: Processor) -> AbstractAsyncContextManager[Session]:
-        return open_session(
+    def _subscribe(self, processor: Processor) -> AbstractAsyncContextManager[Subscription]:
+        return subscribe(
             self._settings,
             on_delivery=partial(self._take, processor),
-            on_control=partial(self._obey, processor),
+            on_control=partial(self._handle_command, processor),
         )
 
-    def _obey(self, processor: Processor, body: bytes) -> None:
+    def _handle_command(self, processor: Processor, body: bytes) -> None:
         """Follow an order from the control exchange, if it is for us."""
         try:
             order = control.validate_json(body)
         except ValidationError as error:
             logger.warning(
-                "an order on the control exchange is not understood", extra={"problems": error.error_count()}
+                "cannot understand a command on the control exchange", extra={"problems": error.error_count()}
             )
             return
         match order:
@@ -307,8 +311,8 @@ class Worker:
 
 
 async def _reconnect(
-    broker: AsyncExitStack, opened: Callable[[], AbstractAsyncContextManager[Session]]
-) -> Session:
+    broker: AsyncExitStack, opened: Callable[[], AbstractAsyncContextManager[Subscription]]
+) -> Subscription:
     await broker.aclose()
     async for attempt in AsyncRetrying(
         # What is refused now, a permission for example, was given once: what runs goes on until it is again.

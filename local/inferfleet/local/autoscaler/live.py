@@ -49,7 +49,7 @@ async def autoscale(
     try:
         async with WorkerProcesses() as processes, asyncio.TaskGroup() as tasks:
             replicas = Replicas(
-                processes=processes, settings=worker, tasks=tasks, told=reporter.drained, say=reporter.say
+                processes=processes, settings=worker, tasks=tasks, on_drain=reporter.drained, say=reporter.say
             )
             loop = _Loop(scaled_object, measurer, replicas, reporter, speedup)
             return await loop.run(until_idle=until_idle)
@@ -83,7 +83,7 @@ class _Loop:
             now = self._now()
             self._usage.worker_s += self._replicas.wanted * (now - looked) / self._speedup
             looked = now
-            await self._replicas.tend()
+            await self._replicas.reconcile()
             if now >= next_poll:
                 next_poll = now + self._object.polling_interval_s
                 await self._decide("keda")

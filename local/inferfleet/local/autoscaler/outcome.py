@@ -25,7 +25,7 @@ class Sample:
 
 
 @dataclass(slots=True, kw_only=True)
-class Outcome:
+class SimulationResult:
     """All that happened, and its summary."""
 
     arrivals: Sequence[Arrival]

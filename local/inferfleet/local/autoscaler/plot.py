@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from inferfleet.local.autoscaler.outcome import Outcome
+from inferfleet.local.autoscaler.outcome import SimulationResult
 from inferfleet.schemas.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def check_plot(path: Path) -> None:
         raise ConfigurationError("--plot needs matplotlib: pip install 'inferfleet[plot]'")
 
 
-def draw(outcome: Outcome, path: Path, *, title: str) -> None:
+def draw(outcome: SimulationResult, path: Path, *, title: str) -> None:
     """Draw arrivals, queue, replicas, waits and GPU hours over time, as PNG or SVG by the name's ending."""
     from matplotlib.figure import Figure
 
@@ -55,7 +55,7 @@ def draw(outcome: Outcome, path: Path, *, title: str) -> None:
     figure.savefig(path)
 
 
-def _arrivals(axes: Axes, outcome: Outcome) -> None:
+def _arrivals(axes: Axes, outcome: SimulationResult) -> None:
     width = max(outcome.duration_s, 1.0) / BINS
     counts = Counter(int(arrival.time_s / width) for arrival in outcome.arrivals)
     axes.bar(
@@ -68,7 +68,7 @@ def _arrivals(axes: Axes, outcome: Outcome) -> None:
     _finish(axes, "jobs / s")
 
 
-def _waits(axes: Axes, outcome: Outcome) -> None:
+def _waits(axes: Axes, outcome: SimulationResult) -> None:
     started = [job for job in outcome.finished if job.started_at is not None]
     axes.plot(
         [job.arrival.time_s / 60 for job in started],

@@ -24,7 +24,7 @@ REPLACEMENTS = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drained:
-    """A worker that was told to end, and what it ran at that moment. Later: how it ended."""
+    """A worker that was on_drain to end, and what it ran at that moment. Later: how it ended."""
 
     worker: str
     jobs: int
@@ -35,7 +35,7 @@ class Replicas:
     """A number of workers with the same settings.
 
     As a Deployment does it counts those that it wants, not those that are ready, and forgets a worker as
-    soon as it drains. ``told`` hears of each drain twice: at its start and at its end.
+    soon as it drains. ``on_drain`` hears of each drain twice: at its start and at its end.
     """
 
     def __init__(
@@ -44,13 +44,13 @@ class Replicas:
         processes: WorkerProcesses,
         settings: WorkerSettings,
         tasks: asyncio.TaskGroup,
-        told: Callable[[Drained], None],
+        on_drain: Callable[[Drained], None],
         say: Callable[[str], None],
     ) -> None:
         self._processes = processes
         self._settings = settings
         self._tasks = tasks
-        self._told = told
+        self._told = on_drain
         self._say = say
         self._workers: list[WorkerProcess] = []
         self._draining: dict[str, asyncio.Task[None]] = {}
@@ -80,7 +80,7 @@ class Replicas:
                 self._workers.remove(worker)
                 self._drain(worker, heartbeat)
 
-    async def tend(self) -> None:
+    async def reconcile(self) -> None:
         """Replace workers that have ended by themselves.
 
         Raises:

@@ -59,9 +59,9 @@ class Reporter:
         if error is not None:
             self._failing[trigger] = error
         if error is not None and before is None:
-            self.say(f"{trigger} cannot be read: {error}")
+            self.say(f"cannot read {trigger}: {error}")
         elif error is None and before is not None:
-            self.say(f"{trigger} can be read again")
+            self.say(f"reading {trigger} works again")
 
     def ended(self, *, most: int, changes: int, worker_s: float) -> None:
         """Print what the whole run came to."""

@@ -15,7 +15,7 @@ from itertools import count
 
 from inferfleet.local.autoscaler.decision import Decision, Readings
 from inferfleet.local.autoscaler.hpa import SYNC_S
-from inferfleet.local.autoscaler.outcome import Outcome, Sample
+from inferfleet.local.autoscaler.outcome import Sample, SimulationResult
 from inferfleet.local.autoscaler.profile import EngineProfile
 from inferfleet.local.autoscaler.report import Change
 from inferfleet.local.autoscaler.scaled_object import ScaledObject
@@ -33,7 +33,9 @@ STALL_S = 3600.0
 """Jobs that are left when nothing has run or finished for so long never will."""
 
 
-def simulate(scaled_object: ScaledObject, arrivals: Sequence[Arrival], profile: EngineProfile) -> Outcome:
+def simulate(
+    scaled_object: ScaledObject, arrivals: Sequence[Arrival], profile: EngineProfile
+) -> SimulationResult:
     """Run the trace until all jobs have finished and the fleet is back at rest.
 
     The same input gives the same outcome. An hour of a busy replica takes about six seconds of CPU.
@@ -67,10 +69,10 @@ class _Simulation:
         self._draining: list[SimulatedReplica] = []
         self._scaler = Scaler(scaled_object, now=0.0)
         self._metrics = SimulatedMetrics(scaled_object.triggers)
-        self._outcome = Outcome(arrivals=arrivals)
+        self._outcome = SimulationResult(arrivals=arrivals)
         self._last_news = arrivals[-1].time_s
 
-    def run(self) -> Outcome:
+    def run(self) -> SimulationResult:
         for number, arrival in enumerate(self._arrivals):
             job = SimulatedJob(arrival=arrival, number=number)
             self._at(arrival.time_s, partial(self._arrive, job))

@@ -12,7 +12,7 @@ from typing import Annotated
 import orjson
 import typer
 
-from inferfleet.cli.failing import plain_errors
+from inferfleet.cli.failing import report_errors
 from inferfleet.cli.standard_streams import open_standard_streams
 from inferfleet.cli.terminal import err, out
 from inferfleet.local.chaos.soak import SoakOptions, SoakReport, soak
@@ -23,29 +23,31 @@ JOBS_PER_MINUTE = 900
 
 def command(
     *,
-    seed: Annotated[int | None, typer.Option(help="What the faults and jobs are drawn from.")] = None,
-    minutes: Annotated[float, typer.Option(help="How long things go wrong.")] = 10.0,
+    seed: Annotated[int | None, typer.Option(help="Random seed for the faults and jobs.")] = None,
+    minutes: Annotated[float, typer.Option(help="Minutes during which faults are injected.")] = 10.0,
     jobs: Annotated[
-        int | None, typer.Option(min=1, help=f"Jobs in all; by default {JOBS_PER_MINUTE} a minute.")
+        int | None,
+        typer.Option(min=1, help=f"Total number of jobs; by default {JOBS_PER_MINUTE} per minute."),
     ] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Worker processes.")] = 4,
+    workers: Annotated[int, typer.Option(min=1, help="Number of worker processes.")] = 4,
     empty_redis: Annotated[
-        bool, typer.Option("--empty-redis", help="Let Redis lose all its data now and then, too.")
+        bool, typer.Option("--empty-redis", help="Also empty Redis now and then.")
     ] = False,
-    queue_type: Annotated[
-        QueueType, typer.Option(help="The kind of queue that the pool has.")
-    ] = QueueType.CLASSIC,
+    queue_type: Annotated[QueueType, typer.Option(help="Queue type of the pool.")] = QueueType.CLASSIC,
     shared_keys: Annotated[
-        bool, typer.Option("--shared-keys", help="Let all producers submit every job, under the same key.")
+        bool,
+        typer.Option(
+            "--shared-keys", help="Have all producers submit every job with the same idempotency key."
+        ),
     ] = False,
     garbage: Annotated[
-        bool, typer.Option("--garbage", help="Let another client publish messages that are no jobs.")
+        bool, typer.Option("--garbage", help="Have a foreign client publish messages that are not jobs.")
     ] = False,
     another_model: Annotated[
-        bool, typer.Option("--another-model", help="Give the next worker another model now and then.")
+        bool, typer.Option("--another-model", help="Start some workers with another model.")
     ] = False,
     folder: Annotated[
-        Path | None, typer.Option(help="Where logs and ledgers go; without it they are thrown away.")
+        Path | None, typer.Option(help="Folder for logs and ledgers; discarded by default.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
@@ -80,7 +82,7 @@ def main() -> None:
     open_standard_streams()
     app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
     app.command()(command)
-    with plain_errors():
+    with report_errors():
         app(prog_name="inferfleet-chaos")
 
 

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 
 from inferfleet.local.chaos.harness import Harness, Link
-from inferfleet.local.chaos.members import Place
+from inferfleet.local.chaos.members import WorkerSlot
 from inferfleet.local.chaos.producers import ProducerProcess
 from inferfleet.local.chaos.proxy import Direction
 
@@ -59,22 +59,22 @@ LASTS_S = (0.5, 8.0)
 
 
 class Faults:
-    """Draws faults from the chance it is given, and lets them happen."""
+    """Draws faults from the rng it is given, and lets them happen."""
 
     def __init__(
         self,
         *,
         harness: Harness,
-        places: Sequence[Place],
+        places: Sequence[WorkerSlot],
         producers: Sequence[ProducerProcess],
-        chance: random.Random,
+        rng: random.Random,
         empty_redis: bool,
         shared_keys: bool,
     ) -> None:
         self._harness = harness
         self._places = places
         self._producers = producers
-        self._chance = chance
+        self._chance = rng
         self._small = SHARED_KEYS if shared_keys else SMALL
         self._services = {Fault.REDIS_RESTART: 4, Fault.BROKER_RESTART: 2}
         if empty_redis:
@@ -129,7 +129,7 @@ class Faults:
             self.happened[fault] += 1
             await self._disturb_worker(fault, place, lasts_s=lasts_s)
 
-    async def _disturb_worker(self, fault: Fault, place: Place, *, lasts_s: float) -> None:
+    async def _disturb_worker(self, fault: Fault, place: WorkerSlot, *, lasts_s: float) -> None:
         match fault:
             case Fault.WORKER_KILL:
                 place.expect_end()
@@ -144,7 +144,7 @@ class Faults:
             case _:
                 await _cut(place.link, fault, lasts_s=lasts_s)
 
-    async def _pause(self, place: Place, *, lasts_s: float) -> None:
+    async def _pause(self, place: WorkerSlot, *, lasts_s: float) -> None:
         member, asleep_at = place.member, datetime.now(UTC)
         member.process.send_signal(signal.SIGSTOP)
         try:

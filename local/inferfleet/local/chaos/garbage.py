@@ -34,9 +34,9 @@ class Garbage:
     the message lets one know, although it cannot be run.
     """
 
-    def __init__(self, harness: Harness, *, chance: random.Random) -> None:
+    def __init__(self, harness: Harness, *, rng: random.Random) -> None:
         self._harness = harness
-        self._chance = chance
+        self._chance = rng
         self.sent: set[bytes] = set()
         self.named: set[str] = set()
 

@@ -74,7 +74,7 @@ class Member:
 
     @property
     def id(self) -> str:
-        """The worker's id."""
+        """Worker id."""
         return self.process.id
 
     async def crash(self) -> None:
@@ -238,7 +238,7 @@ class Harness:
                         pass
                     await asyncio.sleep(POLL_INTERVAL_S)
         except TimeoutError as error:
-            raise TimeoutError(f"waited {patience_s:g} s in vain until {what}") from error
+            raise TimeoutError(f"waited {patience_s:g} s waiting until {what}") from error
 
     async def until_empty(self) -> None:
         """Wait until nothing waits in the pool's queue."""

@@ -15,7 +15,7 @@ from inferfleet.local.chaos.workload import MODELS
 logger = logging.getLogger(__name__)
 
 
-class Place:
+class WorkerSlot:
     """One place in the fleet. A fault that concerns it holds ``busy`` for as long as it lasts."""
 
     def __init__(self, harness: Harness, link: Link, *, models: random.Random | None = None) -> None:

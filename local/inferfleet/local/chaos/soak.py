@@ -19,7 +19,7 @@ from inferfleet.local.chaos.garbage import Garbage
 from inferfleet.local.chaos.harness import PATIENCE_S, Harness
 from inferfleet.local.chaos.history import History
 from inferfleet.local.chaos.ledger import whole_line
-from inferfleet.local.chaos.members import Place
+from inferfleet.local.chaos.members import WorkerSlot
 from inferfleet.local.chaos.producer import Plan
 from inferfleet.local.chaos.producers import ProducerProcess
 from inferfleet.local.chaos.waste import Waste, measure
@@ -137,13 +137,13 @@ class _Run:
         self._options = options
         self._folder = folder
         self._say = say
-        self._places: list[Place] = []
+        self._places: list[WorkerSlot] = []
 
     async def run(self) -> tuple[History, dict[str, int]]:
         await self._declare_pool()
         models = random.Random(self._options.seed) if self._options.another_model else None  # noqa: S311
         self._places = [
-            Place(self._harness, await self._harness.link(), models=models)
+            WorkerSlot(self._harness, await self._harness.link(), models=models)
             for _ in range(self._options.workers)
         ]
         await wait_until_ready([place.member.process for place in self._places], timeout_s=PATIENCE_S)
@@ -155,7 +155,7 @@ class _Run:
                 producer.start()
             keepers = [asyncio.create_task(place.keep()) for place in self._places]
             reporting = asyncio.create_task(self._report(producers))
-            garbage = Garbage(self._harness, chance=random.Random(self._options.seed))  # noqa: S311 - repeatable
+            garbage = Garbage(self._harness, rng=random.Random(self._options.seed))  # noqa: S311 - repeatable
             try:
                 faults = await self._disturb(producers, garbage)
                 await self._settle(producers, faults.lost_results)
@@ -219,7 +219,7 @@ class _Run:
             harness=self._harness,
             places=self._places,
             producers=producers,
-            chance=random.Random(self._options.seed),  # noqa: S311 - repeatable
+            rng=random.Random(self._options.seed),  # noqa: S311 - repeatable
             empty_redis=self._options.empty_redis,
             shared_keys=self._options.shared_keys,
         )

@@ -85,14 +85,14 @@ _MAY_DIE = _HOPELESS | {Kind.FLAKY}
 
 def make_job(*, seed: int, number: int, pool: str) -> Job:
     """Make job ``number`` of this seed. Its id is a new one each time; its idempotency key is not."""
-    chance = random.Random(f"{seed}:{number}")  # noqa: S311 - a repeatable workload
-    kind = chance.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
-    tokens = chance.choice((chance.randint(5, 30), chance.randint(30, 100), chance.randint(100, 250)))
+    rng = random.Random(f"{seed}:{number}")  # noqa: S311 - a repeatable workload
+    kind = rng.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
+    tokens = rng.choice((rng.randint(5, 30), rng.randint(30, 100), rng.randint(100, 250)))
     body: dict[str, Any] = {
         "messages": [{"role": "user", "content": f"question {number} of seed {seed}"}],
         "max_tokens": tokens,
         "temperature": 0,
-        "simulated": {"tokens": tokens, **_fault(kind, chance.randint(0, tokens))},
+        "simulated": {"tokens": tokens, **_fault(kind, rng.randint(0, tokens))},
     }
     if kind is Kind.CHOICES:
         # At temperature 0 they would be the same, and the job is refused.
@@ -102,11 +102,11 @@ def make_job(*, seed: int, number: int, pool: str) -> Job:
     return Job(
         body=body,
         pool=pool,
-        priority=chance.choice((1, 4, 4, 4, 7, 9)),
+        priority=rng.choice((1, 4, 4, 4, 7, 9)),
         stream=kind is Kind.STREAMED,
         max_attempts=_ATTEMPTS if kind in _HOPELESS else _PATIENT_ATTEMPTS,
         idempotency_key=f"chaos-{seed}-{number}",
-        expires_at=datetime.now(UTC) + timedelta(seconds=chance.uniform(0.05, 2.0))
+        expires_at=datetime.now(UTC) + timedelta(seconds=rng.uniform(0.05, 2.0))
         if kind is Kind.EXPIRING
         else None,
         metadata={KIND: kind},

@@ -37,11 +37,13 @@ from inferfleet.worker.log import lines_to_stderr
 def command(
     *,
     scaledobject: Annotated[
-        Path, typer.Option(metavar="FILE", help="The manifest; other kinds in it are skipped.")
+        Path, typer.Option(metavar="FILE", help="Manifest file; objects of other kinds are skipped.")
     ],
-    name: Annotated[str | None, typer.Option(help="Which ScaledObject, if the file has several.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the ScaledObject, if the file has several.")
+    ] = None,
     engine: Annotated[str | None, typer.Option(metavar="NAME", help="Engine that the workers run.")] = None,
-    model: Annotated[str | None, typer.Option(help="The model: a folder or a name.")] = None,
+    model: Annotated[str | None, typer.Option(help="Model folder or name.")] = None,
     services: ServicesOption = ServicesChoice.AUTO,
     management_url: Annotated[
         str | None,
@@ -59,23 +61,23 @@ def command(
         typer.Option(
             "--simulate",
             metavar="TRACE.csv",
-            help="Run a trace of arrivals in simulated time instead, without any server.",
+            help="Simulate a trace of arrivals instead, without any server.",
         ),
     ] = None,
     engine_profile: Annotated[
-        str, typer.Option(help="How fast a simulated replica is: a name, or a JSON file.")
+        str, typer.Option(help="Speed of a simulated replica: a profile name or a JSON file.")
     ] = "llama-3.1-8b-h100",
     startup_s: Annotated[
-        float | None, typer.Option(min=0, help="Simulated seconds from the decision to a ready replica.")
+        float | None, typer.Option(min=0, help="Simulated seconds until a new replica is ready.")
     ] = None,
     plot: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Draw the simulation, as .png or .svg.")
+        Path | None, typer.Option(metavar="FILE", help="Plot the simulation to a .png or .svg file.")
     ] = None,
     speedup: Annotated[
-        float, typer.Option(min=0.1, max=100, help="Make the manifest's seconds so many times shorter.")
+        float, typer.Option(min=0.1, max=100, help="Divide the manifest's times by this factor.")
     ] = 1.0,
     until_idle: Annotated[
-        bool, typer.Option("--until-idle", help="End at the first return to rest, instead of Ctrl-C.")
+        bool, typer.Option("--until-idle", help="Exit when the fleet first returns to idle.")
     ] = False,
     as_json: JsonFlag = False,
 ) -> None:
@@ -103,7 +105,7 @@ def command(
             return
         if plot is not None or startup_s is not None:
             raise ConfigurationError(
-                "--plot and --startup-s are about a simulation: give --simulate TRACE.csv too"
+                "--plot and --startup-s apply only to a simulation: give --simulate TRACE.csv too"
             )
         worker = read_settings(WorkerSettings, engine=engine, model=model).model_copy(
             update={"pool": wanted.pool, "worker_id": f"{wanted.target or wanted.name}-{os.getpid()}"}

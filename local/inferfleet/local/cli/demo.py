@@ -34,7 +34,7 @@ def command(
     workers: Annotated[int, typer.Option(min=1, max=64, help="Number of worker processes.")] = 2,
     engine: Annotated[str, typer.Option(metavar="NAME", help="Inference engine to run.")] = "simulated",
     model: Annotated[
-        str | None, typer.Option(help="The model: a folder or a name. The simulated engine needs none.")
+        str | None, typer.Option(help="Model folder or name. The simulated engine needs none.")
     ] = None,
     services: ServicesOption = ServicesChoice.AUTO,
     seed: Annotated[int, typer.Option(help="Random seed for the workload.")] = 1,

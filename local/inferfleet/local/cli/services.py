@@ -62,6 +62,4 @@ def _require_alive(services: Services) -> None:
     servers = {"RabbitMQ": services.broker, "Redis": services.store}
     for name, server in servers.items():
         if server is not None and not server.running:
-            raise ServiceUnreachableError(
-                f"{name} has ended by itself; start again with `inferfleet local up`"
-            )
+            raise ServiceUnreachableError(f"{name} exited unexpectedly; restart with `inferfleet local up`")

@@ -24,7 +24,7 @@ async def queue_depth(amqp_url: str, pool: str) -> AsyncGenerator[Callable[[], A
     It gives ``None`` once the connection is lost: a view that lacks a number is no reason to end.
 
     Raises:
-        ServiceUnreachableError: There is no connection to be had.
+        ServiceUnreachableError: RabbitMQ cannot be reached.
 
     """
     async with open_amqp(amqp_url, timeout_s=CONNECT_TIMEOUT_S, name="inferfleet demo (view)") as connection:
@@ -35,7 +35,7 @@ async def queue_depth(amqp_url: str, pool: str) -> AsyncGenerator[Callable[[], A
             try:
                 return (await channel.queue_declare(job_queue(pool), passive=True)).message_count
             except (AMQPError, ChannelInvalidStateError, ConnectionError) as error:
-                logger.debug("the queue's length is not to be had (%s)", error)
+                logger.debug("cannot read the queue's length (%s)", error)
                 return None
 
         yield ask

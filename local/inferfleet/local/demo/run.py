@@ -116,7 +116,7 @@ async def _watch(
             for worker in [worker for worker in alive if worker.poll() is not None]:
                 alive.remove(worker)
                 if not alive:
-                    raise WorkerProcessError(f"no worker is left: {worker.describe_end()}")
+                    raise WorkerProcessError(f"no workers are left: {worker.describe_end()}")
                 if not progress.workers[progress.number(worker.id) - 1].killed:
                     view.say(f"{worker.describe_end()}\nthe other workers take over")
             progress.queued = await depth()

@@ -21,7 +21,7 @@ from inferfleet.local.embedded.amqp_errors import (
     unexpected_frame,
 )
 from inferfleet.local.embedded.deliveries import ChannelConsumer, Delivered, Ledger, queues_of
-from inferfleet.local.embedded.queues import Entry, Message
+from inferfleet.local.embedded.queues import Message, QueuedMessage
 from inferfleet.local.embedded.virtual_host import VirtualHost
 
 
@@ -187,7 +187,7 @@ class Channel:
             self._send(Basic.ConsumeOk(consumer_tag=tag))
         queue.add_consumer(consumer)
 
-    def _deliver(self, consumer: ChannelConsumer, entry: Entry) -> None:
+    def _deliver(self, consumer: ChannelConsumer, entry: QueuedMessage) -> None:
         tag = self._ledger.record(Delivered(consumer.queue, entry, consumer), acked=consumer.no_ack)
         self._send(
             Basic.Deliver(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from inferfleet.local.embedded.amqp_errors import precondition_failed
-from inferfleet.local.embedded.queues import Entry, Queue
+from inferfleet.local.embedded.queues import Queue, QueuedMessage
 
 
 class ChannelConsumer:
@@ -23,7 +23,7 @@ class ChannelConsumer:
         queue: Queue,
         no_ack: bool,
         prefetch: int,
-        send: Callable[[ChannelConsumer, Entry], None],
+        send: Callable[[ChannelConsumer, QueuedMessage], None],
         ended: Callable[[ChannelConsumer], None],
     ) -> None:
         self.tag = tag
@@ -39,7 +39,7 @@ class ChannelConsumer:
         """Whether it may be given one more message now."""
         return self.no_ack or self._prefetch == 0 or self.unacked < self._prefetch
 
-    def deliver(self, entry: Entry) -> None:
+    def deliver(self, entry: QueuedMessage) -> None:
         """Pass a message on."""
         self._send(self, entry)
 
@@ -53,7 +53,7 @@ class Delivered:
     """A message that the client has. ``consumer`` is ``None`` if it was fetched by ``basic.get``."""
 
     queue: Queue
-    entry: Entry
+    entry: QueuedMessage
     consumer: ChannelConsumer | None
 
 

@@ -8,7 +8,7 @@ from enum import StrEnum
 
 from inferfleet.local.embedded.amqp_errors import precondition_failed
 
-MAX_PRIORITY = 255
+PRIORITY_LEVELS = 255
 MAX_LENGTH = 2**32 - 1
 
 
@@ -42,7 +42,7 @@ class QueueArguments:
         for name in sorted(_UNSUPPORTED & table.keys()):
             raise precondition_failed(f"the embedded broker does not support '{name}'")
         return cls(
-            max_priority=_integer(table, "x-max-priority", MAX_PRIORITY),
+            max_priority=_integer(table, "x-max-priority", PRIORITY_LEVELS),
             max_length=_integer(table, "x-max-length", MAX_LENGTH),
             overflow=_overflow(table),
         )

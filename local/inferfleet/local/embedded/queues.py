@@ -28,7 +28,7 @@ class Message:
 
 
 @dataclass(slots=True, order=True)
-class Entry:
+class QueuedMessage:
     """A message's place in one queue. Sorts by what is delivered first."""
 
     rank: int
@@ -50,7 +50,7 @@ class Consumer(Protocol):
         """Whether it may be given one more message now."""
         ...
 
-    def deliver(self, entry: Entry) -> None:
+    def deliver(self, entry: QueuedMessage) -> None:
         """Take the message. It is no longer in the queue."""
         ...
 
@@ -78,7 +78,7 @@ class Queue:
         self.auto_delete = auto_delete
         self.owner = owner
         self.deleted = False
-        self._ready: list[Entry] = []
+        self._ready: list[QueuedMessage] = []
         self._consumers: deque[Consumer] = deque()
         self._positions = itertools.count()
         self._vanish = vanish
@@ -108,7 +108,7 @@ class Queue:
         limit, overflow = self.arguments.max_length, self.arguments.overflow
         if limit is not None and overflow is Overflow.REJECT_PUBLISH and len(self._ready) >= limit:
             return False
-        entry = Entry(
+        entry = QueuedMessage(
             rank=-min(message.properties.priority or 0, self.arguments.max_priority or 0),
             position=next(self._positions),
             message=message,
@@ -118,11 +118,11 @@ class Queue:
         self._drop_overflow()
         return True
 
-    def get(self) -> Entry | None:
+    def get(self) -> QueuedMessage | None:
         """Take the message at the head, if there is one."""
         return heapq.heappop(self._ready) if self._ready else None
 
-    def requeue(self, entries: Iterable[Entry]) -> None:
+    def requeue(self, entries: Iterable[QueuedMessage]) -> None:
         """Take messages back that were delivered, each to its old place."""
         if self.deleted:
             return

@@ -50,7 +50,7 @@ class Exchange:
                 return {queue for queue, _ in self.bindings}
 
 
-class Outcome(NamedTuple):
+class PublishOutcome(NamedTuple):
     """What became of a publish: how many queues it was meant for, and whether all of them took it."""
 
     routed: int
@@ -172,10 +172,10 @@ class VirtualHost:
         exchange = self._exchange_to_bind(exchange_name)
         self._discard(exchange, {(self.queue(queue_name, owner=owner).name, routing_key)})
 
-    def publish(self, message: Message) -> Outcome:
+    def publish(self, message: Message) -> PublishOutcome:
         """Give a message to every queue it is meant for."""
         taken = [queue.publish(message) for queue in self._targets(message)]
-        return Outcome(routed=len(taken), accepted=all(taken))
+        return PublishOutcome(routed=len(taken), accepted=all(taken))
 
     def disown(self, owner: object) -> None:
         """A connection is gone, and its exclusive queues with it."""

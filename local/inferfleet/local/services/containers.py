@@ -42,7 +42,7 @@ POLL_INTERVAL_S = 0.1
 LOG_TAIL_LINES = 25
 
 
-def obstacle() -> str | None:
+def unavailable_reason() -> str | None:
     """Say why containers cannot run here; ``None`` if they can. Pulls the images if they are not here."""
     # docker-py forgets to close its socket when nobody answers. Without this, the warning about it would
     # come up in whatever code happens to run when the garbage is collected.
@@ -128,7 +128,7 @@ def _container(container: DockerContainer, name: str, reaper: Reaper) -> Generat
             container.start()
         yield container
     except DockerException as error:
-        raise ServiceUnreachableError(f"Docker does not run {container.image}: {error}") from error
+        raise ServiceUnreachableError(f"Docker cannot run {container.image}: {error}") from error
     finally:
         # One that somebody else has removed is as gone as it should be.
         with suppress(NotFound):
@@ -169,7 +169,7 @@ def _wait_until_ready(container: DockerContainer, version: Callable[[], str]) ->
 
 
 def _pull(client: docker.DockerClient, image: str) -> None:
-    logger.warning("pulling the image %s, for at most %g s", image, PULL_TIMEOUT_S)
+    logger.warning("pulling image %s (timeout %g s)", image, PULL_TIMEOUT_S)
     deadline = time.monotonic() + PULL_TIMEOUT_S
     repository, _, tag = image.partition(":")
     steps = cast("Iterable[dict[str, str]]", client.api.pull(repository, tag=tag, stream=True, decode=True))

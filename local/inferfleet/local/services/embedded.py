@@ -12,7 +12,7 @@ from inferfleet.schemas.errors import ConfigurationError
 ADVICE = "for the real ones: apt-get install rabbitmq-server redis-server, or start Docker"
 
 
-def obstacle() -> str | None:
+def unavailable_reason() -> str | None:
     """Nothing is ever in the way."""
     return None
 

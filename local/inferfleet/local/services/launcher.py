@@ -100,7 +100,7 @@ class RunningServices:
                 return self._given()
             case ServicesChoice.DOCKER | ServicesChoice.NATIVE | ServicesChoice.EMBEDDED as kind:
                 source = source_of(kind)
-                if (reason := source.obstacle()) is not None:
+                if (reason := source.unavailable_reason()) is not None:
                     raise ConfigurationError(f"{kind} services cannot run here: {reason}")
                 return stack.enter_context(source.run(self._options))
 
@@ -123,13 +123,13 @@ class RunningServices:
         reasons: list[str] = []
         for kind in (ServicesChoice.DOCKER, ServicesChoice.NATIVE, ServicesChoice.EMBEDDED):
             source = source_of(kind)
-            reason = source.obstacle()
+            reason = source.unavailable_reason()
             if reason is None:
                 try:
                     return stack.enter_context(source.run(self._options))
                 except ServiceUnreachableError as error:
                     # Somebody expects this kind here, so that it failed must not go unseen.
-                    logger.warning("%s services did not start, trying the next kind: %s", kind, error)
+                    logger.warning("%s services failed to start; trying the next kind: %s", kind, error)
                     reason = "did not start"
             reasons.append(f"{kind}: {reason}")
         raise ConfigurationError("no services can run here; " + "; ".join(reasons))
@@ -138,7 +138,7 @@ class RunningServices:
 class Source(NamedTuple):
     """One kind of services: what is in the way of running it here, and how to run it."""
 
-    obstacle: Callable[[], str | None]
+    unavailable_reason: Callable[[], str | None]
     run: Callable[[ServicesOptions], AbstractContextManager[Services]]
 
 
@@ -149,15 +149,15 @@ def source_of(kind: ServicesChoice) -> Source:
             case ServicesChoice.DOCKER:
                 from inferfleet.local.services import containers
 
-                return Source(containers.obstacle, containers.container_services)
+                return Source(containers.unavailable_reason, containers.container_services)
             case ServicesChoice.NATIVE:
                 from inferfleet.local.services import native
 
-                return Source(native.obstacle, native.native_services)
+                return Source(native.unavailable_reason, native.native_services)
             case ServicesChoice.EMBEDDED:
                 from inferfleet.local.services import embedded
 
-                return Source(embedded.obstacle, embedded.embedded_services)
+                return Source(embedded.unavailable_reason, embedded.embedded_services)
             case ServicesChoice.AUTO | ServicesChoice.URLS:
                 raise ValueError(f"{kind} is not something to run")
     except ModuleNotFoundError as error:

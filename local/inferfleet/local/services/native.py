@@ -14,7 +14,7 @@ from inferfleet.local.services.redis_process import RedisProcess, redis_binary
 from inferfleet.schemas.errors import ConfigurationError
 
 
-def obstacle() -> str | None:
+def unavailable_reason() -> str | None:
     """Say what is missing for native services; ``None`` if nothing is."""
     binaries = {
         "rabbitmq-server": server_binary(),
@@ -40,7 +40,7 @@ def native_services(options: ServicesOptions) -> Generator[Services]:
     """
     rabbitmq_server, port_mapper, redis_server = server_binary(), port_mapper_binary(), redis_binary()
     if rabbitmq_server is None or port_mapper is None or redis_server is None:
-        raise ConfigurationError(f"native services cannot run: {obstacle()}")
+        raise ConfigurationError(f"native services cannot run: {unavailable_reason()}")
     with ExitStack() as stack:
         reaper = stack.enter_context(Reaper())
         folder = stack.enter_context(_temporary_folder(reaper))

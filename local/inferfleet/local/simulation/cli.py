@@ -12,7 +12,7 @@ from typing import Annotated
 import orjson
 import typer
 
-from inferfleet.cli.failing import plain_errors
+from inferfleet.cli.failing import report_errors
 from inferfleet.local.simulation.explore import (
     EACH_FAULT,
     Tally,
@@ -31,36 +31,34 @@ from inferfleet.local.simulation.scenarios import SCENARIOS
 
 def command(
     *,
-    minutes: Annotated[float, typer.Option(help="How long to look, for all scenarios together.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="What the schedules are drawn from.")] = 1,
+    minutes: Annotated[float, typer.Option(help="Minutes for all scenarios together.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Random seed for the schedules.")] = 1,
     schedules: Annotated[
-        int | None, typer.Option(help="At most so many of each scenario, or for each mutation.")
+        int | None, typer.Option(help="Maximum number of schedules per scenario or mutation.")
     ] = None,
-    scenario: Annotated[
-        list[str] | None, typer.Option(help="Only these; may be given several times.")
-    ] = None,
-    losses: Annotated[bool, typer.Option("--losses", help="Redis may lose data, too.")] = False,
+    scenario: Annotated[list[str] | None, typer.Option(help="Play only this scenario; repeatable.")] = None,
+    losses: Annotated[bool, typer.Option("--losses", help="Also let Redis lose data.")] = False,
     depth: Annotated[
         int, typer.Option(min=0, help="Not at random: every event at every step, up to so many of them.")
     ] = 0,
-    at_once: Annotated[int, typer.Option(min=1, help="Processes.")] = os.cpu_count() or 1,
-    stop_after: Annotated[int, typer.Option(help="Stop a scenario after so many kinds of findings.")] = 3,
+    at_once: Annotated[int, typer.Option(min=1, help="Number of processes.")] = os.cpu_count() or 1,
+    stop_after: Annotated[int, typer.Option(help="Stop a scenario after this many kinds of findings.")] = 3,
     replay: Annotated[
-        str | None, typer.Option(help="Play this one schedule, and say what comes of it.")
+        str | None, typer.Option(help="Replay one schedule and report what comes of it.")
     ] = None,
-    trace: Annotated[bool, typer.Option("--trace", help="With --replay: print each step.")] = False,
-    mutation: Annotated[str | None, typer.Option(help="Put this fault into the product first.")] = None,
+    trace: Annotated[bool, typer.Option("--trace", help="With --replay, print each step.")] = False,
+    mutation: Annotated[str | None, typer.Option(help="Apply this mutation first.")] = None,
     mutations: Annotated[
-        bool, typer.Option("--mutations", help="Say for each fault how soon it is found.")
+        bool, typer.Option("--mutations", help="Report how soon each mutation is found.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print findings as JSON.")] = False,
 ) -> None:
     """Play schedules of a simulated fleet: who goes on when, what breaks, which bytes come late.
 
     The product's own code runs, in virtual time. Exits with 1 if a promise was broken.
     """
     found: list[Played] = []
-    with plain_errors():
+    with report_errors():
         if mutations:
             after = _try_mutations(seed, at_once, within=schedules, quiet=as_json)
             if as_json:

@@ -128,8 +128,8 @@ MUTATIONS: dict[str, Mutation] = {
     ),
     "ack_before_dead_letter": _python(
         f"{_SETTLEMENT}.settle",
-        "if await self._bury(run, delivery, failure):",
-        "delivery.ack()\n            if await self._bury(run, delivery, failure):",
+        "if await self._dead_letter(run, delivery, failure):",
+        "delivery.ack()\n            if await self._dead_letter(run, delivery, failure):",
         "plain",
         100,
         Kind.CRASH,

@@ -11,7 +11,7 @@ from typing import Any, assert_never
 
 from inferfleet.local.embedded.connection import ClientConnection
 from inferfleet.local.embedded.queues import Message
-from inferfleet.local.embedded.virtual_host import Outcome, VirtualHost
+from inferfleet.local.embedded.virtual_host import PublishOutcome, VirtualHost
 from inferfleet.local.simulation.determinism import EPOCH_S, make_deterministic
 from inferfleet.local.simulation.loop import FOR_NOW, LIMIT, Actor, VirtualLoop
 from inferfleet.local.simulation.network import Network
@@ -375,9 +375,9 @@ class _Broker(VirtualHost):
         self._now = now
         self.full_until = 0.0
 
-    def publish(self, message: Message) -> Outcome:
+    def publish(self, message: Message) -> PublishOutcome:
         if message.exchange == JOBS_EXCHANGE and self.full_until > self._now():
-            return Outcome(routed=1, accepted=False)
+            return PublishOutcome(routed=1, accepted=False)
         return super().publish(message)
 
 

@@ -41,7 +41,7 @@ class UnroutableError(RefusedError):
 
 
 class ChannelEndedError(ConnectionError):
-    """The channel is no more. If the message was ``sent``, it may be queued or not.
+    """The channel is no more. If the message was ``sent``, it may or may not be queued.
 
     ``refusal`` is the broker's reason, if it ended the channel or the connection because of something that
     was sent: this message, or another one.
@@ -95,7 +95,7 @@ class Confirms:
             UnroutableError: ``mandatory``, and no queue is bound for the routing key.
             NackedError: The queue is full, or its leader or process has just died.
             ChannelEndedError: The channel is no more.
-            TimeoutError: The broker did not answer within ``timeout_s``. The message may be queued or not.
+            TimeoutError: The broker did not answer within ``timeout_s``. The message may be queued.
 
         """
         frames = publishing(

@@ -63,7 +63,7 @@ def connection_errors(url: str) -> Generator[None]:
         raise refused(f"RabbitMQ at {redacted(url)} refuses", error) from error
     except AMQPError as error:
         raise ServiceUnreachableError(
-            f"RabbitMQ at {redacted(url)} breaks the protocol: {_words(error, url)}"
+            f"RabbitMQ at {redacted(url)} violates the protocol: {_words(error, url)}"
         ) from error
     except ValueError:
         # Not chained: it may quote a part of the password.

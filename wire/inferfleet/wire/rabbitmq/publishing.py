@@ -82,7 +82,7 @@ class ConfirmChannel:
             RefusedError: The broker nacked the message. An earlier copy may be queued, if it is ``in_doubt``.
             ServiceRefusedError: The broker refuses the message. It is not queued.
             PublishUnconfirmedError: The connection broke, or no confirm came in time.
-            ServiceUnreachableError: There is no connection to be had. The message is not queued.
+            ServiceUnreachableError: RabbitMQ cannot be reached. The message is not queued.
 
         """
         properties = message.properties
@@ -105,7 +105,7 @@ class ConfirmChannel:
         """Count the messages that are ready in a queue; ``None`` if there is no such queue.
 
         Raises:
-            ServiceUnreachableError: There is no connection to be had, or it broke.
+            ServiceUnreachableError: RabbitMQ cannot be reached, or it broke.
             ServiceRefusedError: The broker does not tell.
 
         """
@@ -127,7 +127,7 @@ class ConfirmChannel:
         It may be done twice: when the connection turns out to be dead, it is tried once more on a new one.
 
         Raises:
-            ServiceUnreachableError: There is no connection to be had, or it broke.
+            ServiceUnreachableError: RabbitMQ cannot be reached, or it broke.
             ServiceRefusedError: The broker refuses.
 
         """
@@ -142,7 +142,7 @@ class ConfirmChannel:
         """Bind a queue whose binding, or exchange, somebody has deleted. False if there is no such queue.
 
         Raises:
-            ServiceUnreachableError: There is no connection to be had, or it broke.
+            ServiceUnreachableError: RabbitMQ cannot be reached, or it broke.
             ServiceRefusedError: The broker refuses.
 
         """
@@ -162,7 +162,7 @@ class ConfirmChannel:
         """The size of the largest frame, in bytes, that the broker takes.
 
         Raises:
-            ServiceUnreachableError: There is no connection to be had.
+            ServiceUnreachableError: RabbitMQ cannot be reached.
             ServiceRefusedError: The broker refuses.
 
         """
@@ -240,7 +240,7 @@ class ConfirmChannel:
                 raise ChannelEndedError(error, refusal=None, sent=True) from error
             raise PublishUnconfirmedError(
                 f"RabbitMQ did not confirm message {publication.properties.message_id} within "
-                f"{self._confirm_timeout_s:g} s: it may be queued or not. "
+                f"{self._confirm_timeout_s:g} s: it may or may not be queued. "
                 "A broker that is out of memory or disk blocks publishers; look at its alarms"
             ) from error
 
@@ -267,8 +267,8 @@ class ConfirmChannel:
             return ServiceUnreachableError(f"the connection to RabbitMQ broke ({error})")
         return PublishUnconfirmedError(
             "the connection to RabbitMQ broke before it confirmed message "
-            f"{publication.properties.message_id} ({error}): it may be queued or not. Submitting again with "
-            "the same idempotency key is safe"
+            f"{publication.properties.message_id} ({error}): it may or may not be queued. Submitting again "
+            "with the same idempotency key is safe"
         )
 
 
@@ -314,7 +314,7 @@ class _Link:
         """Do something on the connection; once more on a new one, if it turns out to be dead.
 
         Raises:
-            ServiceUnreachableError: There is no connection to be had, or it broke again.
+            ServiceUnreachableError: RabbitMQ cannot be reached, or it broke again.
             ServiceRefusedError: The broker refuses.
             ConfigurationError: Something exists with other arguments.
 

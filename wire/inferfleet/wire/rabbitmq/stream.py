@@ -26,7 +26,7 @@ from inferfleet.wire.rabbitmq.frames import (
     close_reason,
 )
 
-Taker = Callable[[int, bytes], bool]
+FrameHandler = Callable[[int, bytes], bool]
 """Is shown a frame's type and payload. True if it took the frame."""
 
 LIFE_SIGN_S: Final = 1.0
@@ -49,7 +49,7 @@ class FrameStream(TransportFactory):
     """The stream of one connection."""
 
     def __init__(self) -> None:
-        self._takers: dict[int, Taker] = {0: self._look_for_the_end}
+        self._takers: dict[int, FrameHandler] = {0: self._look_for_the_end}
         self._writer: asyncio.StreamWriter | None = None
         self._reader: FrameReader | None = None
         self._silent_ticks = 0
@@ -81,7 +81,7 @@ class FrameStream(TransportFactory):
         else:
             asyncio.get_running_loop().call_later(heartbeat_s / 2, self.watch, heartbeat_s)
 
-    def take(self, channel: int, taker: Taker) -> None:
+    def take(self, channel: int, taker: FrameHandler) -> None:
         """From now on, show a channel's frames to ``taker`` first."""
         self._takers[channel] = taker
 
@@ -165,7 +165,7 @@ def _keep_alive(connection: socket.socket) -> None:
 class FrameReader(asyncio.StreamReader):
     """What aiormq reads: the stream without the frames that were taken."""
 
-    def __init__(self, takers: dict[int, Taker], loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, takers: dict[int, FrameHandler], loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop=loop)
         self._takers = takers
         self._clock = loop.time

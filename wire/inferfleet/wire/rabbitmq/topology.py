@@ -89,7 +89,7 @@ def queue_arguments(settings: ServiceSettings, *, broker_version: str) -> dict[s
     arguments = _type_arguments(settings.queue_type, broker_version)
     if settings.queue_type is QueueType.CLASSIC:
         # A quorum queue refuses it. It has two priorities in RabbitMQ 4.0 to 4.2, and all ten from 4.3 on.
-        arguments["x-max-priority"] = names.MAX_PRIORITY
+        arguments["x-max-priority"] = names.PRIORITY_LEVELS
     if settings.queue_max_length is not None:
         arguments |= {"x-max-length": settings.queue_max_length, "x-overflow": "reject-publish"}
     return arguments

@@ -10,7 +10,7 @@ from inferfleet.schemas.journal import RestartReason
 from inferfleet.schemas.result import Result
 
 
-class Verdict(StrEnum):
+class StartStatus(StrEnum):
     """What came of the wish to start an attempt."""
 
     STARTED = "started"
@@ -33,7 +33,7 @@ DEATHS_PER_ATTEMPT = 4
 this limit a job that kills its worker a few tokens later each time would kill hundreds."""
 
 
-class Written(StrEnum):
+class WriteStatus(StrEnum):
     """What came of a write by a worker."""
 
     OK = "ok"
@@ -43,8 +43,8 @@ class Written(StrEnum):
     MISSING = "missing"
 
 
-VERDICTS: Final = {verdict.encode(): verdict for verdict in Verdict}
-WRITTEN: Final = {written.encode(): written for written in Written}
+START_STATUSES: Final = {verdict.encode(): verdict for verdict in StartStatus}
+WRITE_STATUSES: Final = {written.encode(): written for written in WriteStatus}
 """By what the scripts answer. Calling an enumeration costs three times as much."""
 
 
@@ -74,7 +74,7 @@ class Started:
     count towards the job's limit. ``reply_to`` is the client to tell of the end.
     """
 
-    verdict: Verdict
+    status: StartStatus
     fence: Fence
     tokens: int
     charged: int

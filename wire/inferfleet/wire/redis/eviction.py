@@ -33,7 +33,7 @@ async def refuse_eviction(client: aioredis.Redis, *, allowed: bool) -> None:
     policy = await _policy(client)
     if policy is None:
         logger.warning(
-            "cannot ask Redis whether it evicts keys: neither INFO nor CONFIG GET is allowed; "
+            "cannot ask Redis whether it evicts keys: it allows neither INFO nor CONFIG GET; "
             "make sure that its maxmemory-policy is noeviction"
         )
     elif policy != KEEPS_EVERYTHING:

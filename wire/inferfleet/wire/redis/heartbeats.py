@@ -11,7 +11,7 @@ from inferfleet.wire.redis import process_scripts
 from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.redis.script import Argument
 
-LISTED_S = 3600
+FORGOTTEN_AFTER_S = 3600
 """How long a worker without a heartbeat stays on the list, where nobody sees it."""
 
 
@@ -25,7 +25,7 @@ async def write_heartbeat(pipeline: CommandPipeline, heartbeat: Heartbeat, *, tt
         pipeline.enqueue("HSET", key, *fields),
         pipeline.enqueue("PEXPIRE", key, int(ttl_s * 1000)),
         pipeline.enqueue(
-            *process_scripts.worker_seen(WORKERS_KEY, worker=heartbeat.worker_id, listed_s=LISTED_S)
+            *process_scripts.worker_seen(WORKERS_KEY, worker=heartbeat.worker_id, listed_s=FORGOTTEN_AFTER_S)
         ),
         pipeline.learn_time(),
     )

@@ -22,13 +22,13 @@ from inferfleet.schemas.names import job_key, journal_key, result_key
 from inferfleet.schemas.result import Result
 from inferfleet.wire.redis import job_scripts
 from inferfleet.wire.redis.attempts import (
-    WRITTEN,
+    WRITE_STATUSES,
     Fence,
-    Written,
+    WriteStatus,
 )
 from inferfleet.wire.redis.clock import milliseconds
 from inferfleet.wire.redis.job_reading import JobReading
-from inferfleet.wire.redis.journal_lines import Unflushed, encoded, to_append
+from inferfleet.wire.redis.journal_lines import PendingTokens, encoded, to_append
 from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.redis.replies import Replies
 from inferfleet.wire.redis.script import Command
@@ -44,10 +44,12 @@ class JobEndings(JobReading):
         # How long a message may be in the queue at least, which must not run a job that has ended.
         self._tombstone_ttl_s = max(queued_ttl_s, result_ttl_s)
 
-    async def finish(self, result: Result, *, fence: Fence, unflushed: Unflushed, reply_to: str) -> Written:
+    async def finish(
+        self, result: Result, *, fence: Fence, pending: PendingTokens, reply_to: str
+    ) -> WriteStatus:
         """Commit the terminal result and tell the waiting client. Exactly one commit of a job succeeds."""
         now = self.clock.now()
-        offset, count, tokens = to_append(unflushed, fence.attempt, now)
+        offset, count, tokens = to_append(pending, fence.attempt, now)
         committed = self._end(
             result,
             at=now,
@@ -60,7 +62,7 @@ class JobEndings(JobReading):
         if reply_to:
             # Behind the commit. Should that be refused, the client only looks at the record for nothing.
             self._replies.add(reply_to, result.job_id, result.state)
-        return WRITTEN[await committed]
+        return WRITE_STATUSES[await committed]
 
     async def cancel(
         self,

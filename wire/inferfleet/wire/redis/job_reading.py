@@ -110,7 +110,7 @@ class JobReading:
             raise JobDataLostError(job_id, missing="result")
         return record
 
-    async def glance(self, job_id: str) -> tuple[str, bytes | None]:
+    async def peek(self, job_id: str) -> tuple[str, bytes | None]:
         """Read only who is told of a job's end, and its result, as JSON, once it has one.
 
         Raises:

@@ -25,7 +25,7 @@ from inferfleet.schemas.result import Result
 
 
 @dataclass(frozen=True, slots=True)
-class Unflushed:
+class PendingTokens:
     """Tokens that the journal does not have yet: ``count`` of them, after ``offset`` others.
 
     ``head`` is written with the first of an attempt.
@@ -90,14 +90,14 @@ def _counting(entries: Iterable[JournalEntry]) -> list[TokensEntry]:
     return counting
 
 
-def to_append(unflushed: Unflushed, attempt: int, now: datetime) -> tuple[int, int, bytes]:
+def to_append(pending: PendingTokens, attempt: int, now: datetime) -> tuple[int, int, bytes]:
     """The arguments ``offset``, ``count`` and ``tokens_entry`` of every script that may add tokens."""
-    if not unflushed.chunks:
-        return unflushed.offset, 0, b""
+    if not pending.chunks:
+        return pending.offset, 0, b""
     entry = TokensEntry(
-        at=now, attempt=attempt, offset=unflushed.offset, chunks=unflushed.chunks, head=unflushed.head
+        at=now, attempt=attempt, offset=pending.offset, chunks=pending.chunks, head=pending.head
     )
-    return unflushed.offset, unflushed.count, encoded(entry)
+    return pending.offset, pending.count, encoded(entry)
 
 
 def encoded(

@@ -197,7 +197,7 @@ class CommandPipeline:
             if not self._give_up(error) or not self._tried(self._unsent[0]):
                 return
             if self.outage.began():
-                logger.warning("%s; trying again until it does", _unreachable(error))
+                logger.warning("%s; retrying until it does", _unreachable(error))
         await self._outlast()
 
     async def _converse(self) -> None:
@@ -255,7 +255,7 @@ class CommandPipeline:
             self._heard_at = time.monotonic()
             self.refused = None
             if self.outage.lasts:
-                logger.warning("Redis answers again, after %.1f s", self.outage.ended() or 0.0)
+                logger.warning("Redis answers again after %.1f s", self.outage.ended() or 0.0)
             if waiting.answer.done():
                 continue
             if isinstance(answer, ResponseError):

@@ -27,19 +27,19 @@ from inferfleet.schemas.result import Result, Usage
 from inferfleet.wire.redis import job_scripts
 from inferfleet.wire.redis.attempts import (
     DEATHS_PER_ATTEMPT,
+    START_STATUSES,
     SUSPECT_AFTER,
-    VERDICTS,
-    WRITTEN,
+    WRITE_STATUSES,
     Failed,
     Fence,
     Started,
-    Verdict,
-    Written,
+    StartStatus,
+    WriteStatus,
 )
 from inferfleet.wire.redis.clock import milliseconds
 from inferfleet.wire.redis.job_endings import JobEndings
 from inferfleet.wire.redis.job_reading import STATES
-from inferfleet.wire.redis.journal_lines import Unflushed, encoded, to_append
+from inferfleet.wire.redis.journal_lines import PendingTokens, encoded, to_append
 from inferfleet.wire.redis.pipeline import CommandPipeline
 
 MIN_BUSY_S = 1.0
@@ -177,9 +177,11 @@ class JobRecords(JobEndings):
             )
         )
         if verdict == b"busy":
-            return Started(Verdict.BUSY, Fence(token, 0), 0, charged, waiting.decode(), busy_s=attempt / 1000)
+            return Started(
+                StartStatus.BUSY, Fence(token, 0), 0, charged, waiting.decode(), busy_s=attempt / 1000
+            )
         return Started(
-            VERDICTS[verdict],
+            START_STATUSES[verdict],
             Fence(token, attempt),
             tokens,
             charged,
@@ -204,10 +206,10 @@ class JobRecords(JobEndings):
             alone=True,
             reply_to=reply_to,
         )
-        match started.verdict:
-            case Verdict.DONE:
+        match started.status:
+            case StartStatus.DONE:
                 return Failed(None, 0.0)
-            case Verdict.BUSY | Verdict.SUSPECT:
+            case StartStatus.BUSY | StartStatus.SUSPECT:
                 return Failed(None, max(started.busy_s, MIN_BUSY_S))
             case _:
                 pass
@@ -223,8 +225,10 @@ class JobRecords(JobEndings):
             attempts=started.charged,
         )
         fence, client = started.fence, started.reply_to
-        written = await self.finish(result, fence=fence, unflushed=Unflushed(started.tokens), reply_to=client)
-        if written is Written.MISSING and await self.restore(
+        written = await self.finish(
+            result, fence=fence, pending=PendingTokens(started.tokens), reply_to=client
+        )
+        if written is WriteStatus.MISSING and await self.restore(
             job,
             fence=fence,
             charged=started.charged,
@@ -236,8 +240,8 @@ class JobRecords(JobEndings):
         ):
             # Redis lost the journal or the record. What was generated is gone with it.
             nothing = result.model_copy(update={"response": None, "usage": Usage(), "model_identity": None})
-            written = await self.finish(nothing, fence=fence, unflushed=Unflushed(0), reply_to=client)
-        return Failed(result, 0.0) if written is Written.OK else Failed(None, MIN_BUSY_S)
+            written = await self.finish(nothing, fence=fence, pending=PendingTokens(0), reply_to=client)
+        return Failed(result, 0.0) if written is WriteStatus.OK else Failed(None, MIN_BUSY_S)
 
     async def restart(
         self,
@@ -248,7 +252,7 @@ class JobRecords(JobEndings):
         model_identity: str,
         reason: RestartReason,
         tokens_wasted: int,
-    ) -> Written:
+    ) -> WriteStatus:
         """Begin the answer of a running attempt again. From then on the attempt has ``fence.restarted()``."""
         now = self.clock.now()
         restarted = RestartedEntry(at=now, attempt=fence.attempt, reason=reason, tokens_wasted=tokens_wasted)
@@ -266,13 +270,15 @@ class JobRecords(JobEndings):
                 running_entry=encoded(running),
             )
         )
-        return WRITTEN[written]
+        return WRITE_STATUSES[written]
 
-    async def append(self, job_id: str, *, fence: Fence, lease_s: float, unflushed: Unflushed) -> Written:
+    async def append(
+        self, job_id: str, *, fence: Fence, lease_s: float, pending: PendingTokens
+    ) -> WriteStatus:
         """Add tokens to the journal and renew the lease; without tokens, only renew."""
         now = self.clock.now()
-        offset, count, tokens = to_append(unflushed, fence.attempt, now)
-        return WRITTEN[
+        offset, count, tokens = to_append(pending, fence.attempt, now)
+        return WRITE_STATUSES[
             await self._pipeline.enqueue(
                 *job_scripts.append(
                     job_key(job_id),
@@ -292,18 +298,18 @@ class JobRecords(JobEndings):
         job_id: str,
         *,
         fence: Fence,
-        unflushed: Unflushed,
+        pending: PendingTokens,
         entry: QueuedEntry,
         refund: bool,
         pause_s: float = 0.0,
-    ) -> Written:
+    ) -> WriteStatus:
         """Give the job back to the queue: nobody may start it for ``pause_s`` seconds.
 
         With ``refund`` the attempt does not count against the limit.
         """
         now = self.clock.now()
-        offset, count, tokens = to_append(unflushed, fence.attempt, now)
-        return WRITTEN[
+        offset, count, tokens = to_append(pending, fence.attempt, now)
+        return WRITE_STATUSES[
             await self._pipeline.enqueue(
                 *job_scripts.release(
                     job_key(job_id),
@@ -339,7 +345,7 @@ class JobRecords(JobEndings):
         False if somebody else has the job.
         """
         now = self.clock.now()
-        everything = Unflushed(0, chunks, head)
+        everything = PendingTokens(0, chunks, head)
         # ``resumed_from`` tells readers that the tokens that follow are the ones they have seen.
         running = RunningEntry(
             at=started_at,

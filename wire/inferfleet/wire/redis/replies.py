@@ -66,4 +66,4 @@ async def wake(pipeline: CommandPipeline, client: str) -> None:
 
 def _report(written: asyncio.Future[Any]) -> None:
     if not written.cancelled() and (error := written.exception()) is not None:
-        logger.warning("cannot tell a client that jobs have ended (%s)", error)
+        logger.warning("cannot notify a client of finished jobs (%s)", error)

@@ -59,7 +59,7 @@ def turns_lost(session_id: str, *, counted: int, present: int) -> str:
     )
 
 
-class Entry(StrEnum):
+class EnterStatus(StrEnum):
     """What came of a turn's wish to run."""
 
     RUN = "run"
@@ -90,7 +90,7 @@ class Withdrawn(StrEnum):
     """Somebody else was told to publish it, and may have, or submits it anew."""
 
 
-class Begin(StrEnum):
+class BeginStatus(StrEnum):
     """What came of an attempt's wish to begin a turn."""
 
     BEGUN = "begun"
@@ -100,7 +100,7 @@ class Begin(StrEnum):
     LOST = "lost"
 
 
-class Appended(StrEnum):
+class AppendStatus(StrEnum):
     """What came of adding a turn to the history."""
 
     OK = "ok"
@@ -109,7 +109,7 @@ class Appended(StrEnum):
     STATE_CONFLICT = "state_conflict"
 
 
-class Replaced(StrEnum):
+class ReplaceStatus(StrEnum):
     """What came of replacing a state."""
 
     OK = "ok"
@@ -138,13 +138,13 @@ class Payload:
 
 
 @dataclass(frozen=True, slots=True)
-class Entered:
+class EnterResult:
     """The answer to a turn that asked to run. ``again`` is the owner, if it has to be published again.
 
     While ``unpublished``, nobody has said that the owner's message is in the queue.
     """
 
-    entry: Entry
+    status: EnterStatus
     owner: str
     again: Payload | None
     unpublished: bool
@@ -167,13 +167,13 @@ class Front:
 
 
 @dataclass(frozen=True, slots=True)
-class Begun:
+class BeginResult:
     """The answer to an attempt that begins. ``answer`` is what an earlier attempt left: its completion.
 
     With ``LOST`` it is how many turns there are, where the record counts ``turns``.
     """
 
-    begin: Begin
+    status: BeginStatus
     answer: bytes
     turns: int
     state_version: int
@@ -193,7 +193,9 @@ class Sessions:
         )
         self._waiting = WaitingTurns(pipeline, lane_ttl_s=settings.queued_ttl_s)
 
-    async def enter(self, payload: Payload, *, admitted: bool = False, witness: Job | None = None) -> Entered:
+    async def enter(
+        self, payload: Payload, *, admitted: bool = False, witness: Job | None = None
+    ) -> EnterResult:
         """Ask for a turn. With ``RUN`` the caller must publish it; with ``WAIT`` it is in the lane.
 
         A turn that was ``admitted`` before is not refused, and is given the owner at once while that has no
@@ -211,14 +213,16 @@ class Sessions:
                 if held.waits:
                     left = left_at
                     continue
-                entered = Entered(Entry.BEGUN if held.state else Entry.MISSING, "", None, unpublished=False)
-            elif entered.entry is Entry.FULL and not counted:
+                entered = EnterResult(
+                    EnterStatus.BEGUN if held.state else EnterStatus.MISSING, "", None, unpublished=False
+                )
+            elif entered.status is EnterStatus.FULL and not counted:
                 # Only a turn that has to wait pays for that.
                 counted = bool(await self._waiting.count(job))
                 if counted:
                     continue
             if counted:
-                if entered.entry is Entry.WAIT:
+                if entered.status is EnterStatus.WAIT:
                     await self._waiting.keep(job)
                 else:
                     await self._waiting.forget(job.id, job.pool)
@@ -226,7 +230,7 @@ class Sessions:
 
     async def _enter(
         self, payload: Payload, *, admitted: bool, counted: bool, left: bytes, witness: Job | None
-    ) -> tuple[Entered | None, bytes]:
+    ) -> tuple[EnterResult | None, bytes]:
         """Ask for a turn that ``left`` its place then. If that is not so: nothing, and when it did."""
         job = payload.job
         entry, owner, again, unpublished = await self._pipeline.enqueue(
@@ -249,7 +253,9 @@ class Sessions:
         if entry == b"left":
             return None, again
         return (
-            Entered(Entry(entry.decode()), owner.decode(), Payload.decode(again), bool(unpublished)),
+            EnterResult(
+                EnterStatus(entry.decode()), owner.decode(), Payload.decode(again), bool(unpublished)
+            ),
             left,
         )
 
@@ -353,8 +359,8 @@ class Sessions:
         with suppress(JobNotFoundError):
             await self._records.cancel(job_id, Result(job_id=job_id, state=JobState.FAILED, error=failure))
 
-    async def begin(self, job: Job, *, fence: Fence, witness: Job | None = None) -> Begun:
-        """Begin an attempt of the turn, under its own message or that of the job ``witness``."""
+    async def begin(self, job: Job, *, fence: Fence, witness: Job | None = None) -> BeginResult:
+        """BeginStatus an attempt of the turn, under its own message or that of the job ``witness``."""
         left = b""
         while True:
             begun, left = await self._begin(job, fence=fence, witness=witness or job, left=left)
@@ -362,12 +368,12 @@ class Sessions:
                 return begun
             held = await self._records.held(job.id)
             if held.state is not JobState.RUNNING or held.fence != fence.token:
-                return Begun(Begin.FENCED, b"", 0, 0, None)
+                return BeginResult(BeginStatus.FENCED, b"", 0, 0, None)
 
     async def _begin(
         self, job: Job, *, fence: Fence, witness: Job, left: bytes
-    ) -> tuple[Begun | None, bytes]:
-        """Begin a turn that ``left`` its place then. If that is not so: nothing, and when it did."""
+    ) -> tuple[BeginResult | None, bytes]:
+        """BeginStatus a turn that ``left`` its place then. If that is not so: nothing, and when it did."""
         (begin, answer, turns, state_version, limit), _ = await asyncio.gather(
             self._pipeline.enqueue(
                 *session_scripts.begin(
@@ -385,7 +391,9 @@ class Sessions:
         if begin == b"left":
             return None, answer
         return (
-            Begun(Begin(begin.decode()), answer, turns, state_version, int(limit) if limit else None),
+            BeginResult(
+                BeginStatus(begin.decode()), answer, turns, state_version, int(limit) if limit else None
+            ),
             left,
         )
 
@@ -401,7 +409,7 @@ class Sessions:
 
     async def append(
         self, job: Job, *, fence: Fence, turn: Turn, answer: bytes, state: tuple[int, Any] | None
-    ) -> Appended:
+    ) -> AppendStatus:
         """Add the turn to the history and, with ``state``, replace the state of that version."""
         session_id = _session(job)
         version, value = ("", b"") if state is None else (state[0], orjson.dumps(state[1]))
@@ -420,7 +428,7 @@ class Sessions:
                 ttl_s=self._settings.queued_ttl_s,
             )
         )
-        return Appended(appended.decode())
+        return AppendStatus(appended.decode())
 
     async def turns(self, session_id: str, *, max_tokens: int | None = None) -> tuple[Turn, ...]:
         """Read the turns, the oldest first; with ``max_tokens`` only as much of the past as it needs."""
@@ -474,12 +482,12 @@ class Sessions:
                 return _parse(lines)
         raise SessionError(turns_lost(session_id, counted=int(counted or 0), present=len(lines)))
 
-    async def replace_state(self, session_id: str, state: Any, *, version: int) -> tuple[Replaced, int]:
+    async def replace_state(self, session_id: str, state: Any, *, version: int) -> tuple[ReplaceStatus, int]:
         """Replace the state if it is at ``version``. Returns what came of it, and the version now."""
         value = orjson.dumps(state)
         if len(value) > self._settings.max_session_bytes:
             # Redis itself refuses values of more than 512 MB, and ends the connection.
-            return Replaced.TOO_LARGE, version
+            return ReplaceStatus.TOO_LARGE, version
         replaced, now = await self._pipeline.enqueue(
             *session_scripts.replace_state(
                 session_key(session_id),
@@ -493,7 +501,7 @@ class Sessions:
                 token=_new_token(),
             )
         )
-        return Replaced(replaced.decode()), now
+        return ReplaceStatus(replaced.decode()), now
 
     async def create(
         self,

@@ -22,7 +22,7 @@ WORKER_PID_VARIABLE: Final = "INFERFLEET_VLLM_WORKER_PID"
 """Set by the worker to its own process id, so that no other user of vLLM is affected."""
 
 
-def follow_the_worker() -> None:
+def exit_with_parent() -> None:
     """Leave the worker's process group and end when the worker ends. Safe to call in any process."""
     parent = multiprocessing.parent_process()
     if parent is None or str(parent.pid) != os.environ.get(WORKER_PID_VARIABLE):
