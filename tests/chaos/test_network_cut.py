@@ -22,6 +22,7 @@ async def test_a_worker_cut_off_from_redis_keeps_what_it_generates(
 ) -> None:
     # Given a worker in mid-answer, and another that could take over
     cut_off, _ = await harness.workers(2)
+    await harness.until(partial(_has_workers, harness, 2), what="both take jobs")
     jobs = await _submit(harness, fleet, 6, tokens=500)
 
     # When one direction to Redis is cut for longer than its leases and its patience with a connection last
@@ -46,6 +47,7 @@ async def test_a_worker_cut_off_from_the_broker_finishes_what_it_runs(
 ) -> None:
     # Given a worker in mid-answer, and another that will be given its messages
     cut_off, _ = await harness.workers(2)
+    await harness.until(partial(_has_workers, harness, 2), what="both take jobs")
     jobs = await _submit(harness, fleet, 6, tokens=500)
 
     # When one direction to the broker is cut until both sides have given the connection up

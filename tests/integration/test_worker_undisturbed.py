@@ -211,15 +211,15 @@ async def test_a_heartbeat_that_fails_is_told_once_and_does_not_end_the_worker(
     fleet: Fleet, start_worker_process: StartWorkerProcess, pool: str
 ) -> None:
     failing = """
-import inferfleet.worker.worker as worker
-write, failures = worker.write_heartbeat, 5
+import inferfleet.worker.heartbeat as heartbeat
+write, failures = heartbeat.write_heartbeat, 5
 async def write_heartbeat(*arguments, **options):
     global failures
     if failures:
         failures -= 1
         raise OSError(24, "Too many open files")
     await write(*arguments, **options)
-worker.write_heartbeat = write_heartbeat
+heartbeat.write_heartbeat = write_heartbeat
 """
     worker = await start_worker_process(preamble=failing, heartbeat_interval_s="0.05")
     await worker.logged("writing the heartbeat works again")
