@@ -25,7 +25,9 @@ from inferfleet.schemas.settings import ServiceSettings
 from inferfleet.wire.redis.attempts import Fence
 from inferfleet.wire.redis.connection import open_redis
 from inferfleet.wire.redis.pipeline import CommandPipeline
-from inferfleet.wire.redis.sessions import AppendStatus, BeginStatus, EnterStatus, Payload, Sessions
+from inferfleet.wire.redis.session_histories import AppendStatus, BeginStatus, SessionHistories
+from inferfleet.wire.redis.session_lanes import EnterStatus, Payload, SessionLanes
+from inferfleet.wire.redis.session_records import SessionRecords
 from inferfleet.wire.tasks import cancel_and_wait
 
 TEXT = "what a person or a model says in a turn, some two hundred characters of it, " * 3
@@ -41,8 +43,11 @@ Timings = dict[str, list[float]]
 class Length:
     """Sessions of one length. A short one is made anew for each turn, so that it stays short."""
 
-    def __init__(self, sessions: Sessions, turns: int) -> None:
-        self._sessions = sessions
+    def __init__(self, pipeline: CommandPipeline, turns: int) -> None:
+        settings = ServiceSettings(max_session_bytes=2**40)
+        self._lanes = SessionLanes(pipeline=pipeline, settings=settings)
+        self._histories = SessionHistories(pipeline=pipeline, settings=settings)
+        self._records = SessionRecords(pipeline=pipeline, settings=settings)
         self._turns = turns
         self._past = [_turn(new_job_id()) for _ in range(turns)]
         self._session_id = ""
@@ -52,23 +57,23 @@ class Length:
         """One turn at the end of a session; with ``read``, also the reads of a prompt."""
         if not self._session_id or self._turns < REUSED_FROM:
             self._session_id = f"bench-{new_job_id()}"
-            await self._sessions.create(
+            await self._records.create(
                 self._session_id, self._past, state=None, idle_ttl_s=600, max_history_tokens=None
             )
         job = Job(session_id=self._session_id, body={"messages": [{"role": "user", "content": TEXT}]})
         started = time.perf_counter()
-        assert (await self._sessions.enter(Payload(job, "bench"))).status is EnterStatus.RUN
-        await self._sessions.published(job)
+        assert (await self._lanes.enter(Payload(job, "bench"))).status is EnterStatus.RUN
+        await self._lanes.published(job)
         fence = Fence(job.id, 1)
-        assert (await self._sessions.begin(job, fence=fence)).status is BeginStatus.BEGUN
+        assert (await self._histories.begin(job, fence=fence)).status is BeginStatus.BEGUN
         turn = _turn(job.id)
-        append = self._sessions.append(job, fence=fence, turn=turn, answer=b"{}", state=None)
+        append = self._histories.append(job, fence=fence, turn=turn, answer=b"{}", state=None)
         assert await self._timed("append", append) is AppendStatus.OK
-        assert await self._sessions.advance(job) is None
+        assert await self._lanes.advance(job) is None
         self._note("whole turn", time.perf_counter() - started)
         if read:
-            await self._timed("read all", self._sessions.turns(self._session_id))
-            limited = self._sessions.turns(self._session_id, max_tokens=LIMIT_TOKENS)
+            await self._timed("read all", self._histories.turns(self._session_id))
+            limited = self._histories.turns(self._session_id, max_tokens=LIMIT_TOKENS)
             await self._timed(f"read {LIMIT_TOKENS} tokens", limited)
 
     async def _timed(self, step: str, work: Awaitable[T]) -> T:
@@ -86,8 +91,7 @@ async def run(url: str, turns: list[int], rounds: int) -> None:
     async with open_redis(url) as client:
         pipeline = CommandPipeline(client, patience_s=None)
         running = asyncio.create_task(pipeline.run())
-        sessions = Sessions(pipeline=pipeline, settings=ServiceSettings(max_session_bytes=2**40))
-        lengths = {count: Length(sessions, count) for count in turns}
+        lengths = {count: Length(pipeline, count) for count in turns}
         for number in range(rounds + WARM_UP):
             for length in lengths.values():
                 await length.take_turn(read=number % 10 == 0)

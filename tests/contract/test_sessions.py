@@ -32,17 +32,9 @@ from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.redis.pool_limits import ENTERING_S, WaitingTurns
 from inferfleet.wire.redis.records import JobRecords
 from inferfleet.wire.redis.script import Argument
-from inferfleet.wire.redis.sessions import (
-    AppendStatus,
-    BeginResult,
-    BeginStatus,
-    EnterResult,
-    EnterStatus,
-    Payload,
-    ReplaceStatus,
-    Sessions,
-    Withdrawn,
-)
+from inferfleet.wire.redis.session_histories import AppendStatus, BeginResult, BeginStatus, SessionHistories
+from inferfleet.wire.redis.session_lanes import EnterResult, EnterStatus, Payload, SessionLanes, Withdrawn
+from inferfleet.wire.redis.session_records import ReplaceStatus, SessionRecords
 from inferfleet.wire.tasks import cancel_and_wait
 
 SESSION = "s"
@@ -56,10 +48,13 @@ class Conversation:
     def __init__(self, store: aioredis.Redis, pipeline: CommandPipeline, **settings: Any) -> None:
         self._store = store
         self._pipeline = pipeline
-        self.sessions = Sessions(
-            pipeline=pipeline,
-            settings=ServiceSettings(queued_ttl_s=BUSY_TTL_S, session_ttl_s=IDLE_TTL_S, **settings),
-        )
+        having: dict[str, Any] = {
+            "pipeline": pipeline,
+            "settings": ServiceSettings(queued_ttl_s=BUSY_TTL_S, session_ttl_s=IDLE_TTL_S, **settings),
+        }
+        self.lanes = SessionLanes(**having)
+        self.histories = SessionHistories(**having)
+        self.records = SessionRecords(**having)
 
     @contextmanager
     def copies(self) -> Generator[list[tuple[Argument, ...]]]:
@@ -83,13 +78,13 @@ class Conversation:
 
     async def places(self) -> tuple[str, tuple[str, ...]]:
         """The turn that owns the session, and those that wait."""
-        record = await self.sessions.get(SESSION)
+        record = await self.records.get(SESSION)
         return ("", ()) if record is None else (record.owner or "", record.waiting)
 
     async def take_back(self, job: Job) -> Withdrawn:
         """What the producer of a turn does whose submission was refused."""
         await self.record(job, "queued", closed="call")
-        return (await self.sessions.withdraw(job))[0]
+        return (await self.lanes.withdraw(job))[0]
 
     def with_settings(self, **settings: Any) -> Conversation:
         return Conversation(self._store, self._pipeline, **settings)
@@ -102,11 +97,11 @@ class Conversation:
     async def enter(self, job: Job, **more: Any) -> EnterResult:
         await self.record(job, "queued")
         await self._store.hdel(job_key(job.id), "closed")
-        return await self.sessions.enter(Payload(job, "client"), **more)
+        return await self.lanes.enter(Payload(job, "client"), **more)
 
     async def advance(self, job: Job, **more: Any) -> str | None:
         await self.record(job, "succeeded")
-        following = await self.sessions.advance(job, **more)
+        following = await self.lanes.advance(job, **more)
         return following.job.id if following else None
 
     async def begin(self, job: Job, attempt: int = 1, **more: Any) -> BeginStatus:
@@ -115,10 +110,10 @@ class Conversation:
     async def begun(self, job: Job, attempt: int = 1, **more: Any) -> BeginResult:
         fence = _fence(job, attempt)
         await self.record(job, "running", fence=fence.token)
-        return await self.sessions.begin(job, fence=fence, **more)
+        return await self.histories.begin(job, fence=fence, **more)
 
     async def append(self, job: Job, attempt: int = 1, state: Any = None) -> AppendStatus:
-        return await self.sessions.append(
+        return await self.histories.append(
             job, fence=_fence(job, attempt), turn=turn_of(job), answer=b"answer", state=state
         )
 
@@ -133,7 +128,7 @@ class Conversation:
         return await self.advance(job)
 
     async def history(self) -> list[str]:
-        return [turn.job_id for turn in await self.sessions.turns(SESSION)]
+        return [turn.job_id for turn in await self.histories.turns(SESSION)]
 
     async def lifetimes(self) -> list[int]:
         """The rest of life in seconds of the session's record, turns and state."""
@@ -181,7 +176,7 @@ async def test_the_first_turn_runs_and_the_others_follow_in_their_order(
     followers = [await talk.run(job) for job in turns]
     assert followers == [*(job.id for job in turns[1:]), None]
     assert await talk.history() == [job.id for job in turns]
-    record = await talk.sessions.get(SESSION)
+    record = await talk.records.get(SESSION)
     assert record is not None
     assert (record.owner, record.waiting, record.turns, record.version) == (None, (), 4, 4)
 
@@ -196,7 +191,7 @@ async def test_entering_twice_changes_nothing(talk: Conversation) -> None:
     first, second = turn(), turn()
     assert [(await talk.enter(first)).status for _ in range(2)] == [EnterStatus.RUN] * 2
     assert [(await talk.enter(second)).status for _ in range(2)] == [EnterStatus.WAIT] * 2
-    record = await talk.sessions.get(SESSION)
+    record = await talk.records.get(SESSION)
     assert record is not None
     assert record.waiting == (second.id,)
 
@@ -224,7 +219,7 @@ async def test_until_the_next_turn_is_published_its_predecessor_names_it_again(t
     await talk.enter(second)
     assert await talk.run(first) == second.id
     assert await talk.advance(first) == second.id
-    await talk.sessions.published(second)
+    await talk.lanes.published(second)
     assert await talk.advance(first) is None
 
 
@@ -241,13 +236,13 @@ async def test_whoever_waits_can_see_that_the_turn_in_front_is_not_published(tal
     first, second = turn(), turn()
     await talk.enter(first)
     assert (await talk.enter(second)).unpublished
-    front = await talk.sessions.front(second)
+    front = await talk.lanes.front(second)
     assert (front.owner, front.unpublished, front.placed, front.payload) == (first.id, True, True, None)
-    payload = (await talk.sessions.front(second, take=first.id)).payload
+    payload = (await talk.lanes.front(second, take=first.id)).payload
     assert payload is not None
     assert (payload.job, payload.reply_to) == (first, "client")
-    await talk.sessions.published(first)
-    assert not (await talk.sessions.front(second)).unpublished
+    await talk.lanes.published(first)
+    assert not (await talk.lanes.front(second)).unpublished
     assert not (await talk.enter(turn())).unpublished
 
 
@@ -272,18 +267,18 @@ async def test_a_turn_that_another_jobs_message_carries_is_named_by_it_until_it_
     for job in (first, second, third):
         await talk.enter(job)
     assert await talk.run(first) == second.id
-    await talk.sessions.published(second, witness=first)
+    await talk.lanes.published(second, witness=first)
     # Nobody needs to publish it, and nobody can take it back.
     assert not (await talk.enter(turn())).unpublished
     await talk.record(second, "queued", closed="call")
-    assert (await talk.sessions.withdraw(second))[0] is Withdrawn.PUBLISHED
+    assert (await talk.lanes.withdraw(second))[0] is Withdrawn.PUBLISHED
     assert await talk.advance(first) == second.id
     assert await talk.begin(second, witness=first) is BeginStatus.BEGUN
     assert await talk.advance(first) == second.id
     assert await talk.append(second) is AppendStatus.OK
     assert await talk.advance(second, witness=first) == third.id
     assert await talk.advance(first) == third.id
-    await talk.sessions.published(third)
+    await talk.lanes.published(third)
     assert await talk.advance(first) is None
 
 
@@ -295,7 +290,7 @@ async def test_a_carried_turn_that_another_ends_leaves_its_follower_to_the_messa
     for job in jobs:
         await talk.enter(job)
     await talk.run(first)
-    await talk.sessions.published(second, witness=first)
+    await talk.lanes.published(second, witness=first)
     assert await talk.advance(second) == third.id
     assert await talk.advance(third) == fourth.id
     assert await talk.advance(second, witness=first) == fourth.id
@@ -312,11 +307,11 @@ async def test_a_turn_that_got_a_message_of_its_own_while_it_ran_under_another_l
     await talk.run(first)
     await talk.begin(second, witness=first)
     assert await talk.advance(first) == second.id
-    await talk.sessions.published(second)
+    await talk.lanes.published(second)
     assert await talk.advance(second, witness=first) == third.id
     assert await talk.advance(second) == third.id
     # Also if that worker has gone on under the message that it does not have.
-    await talk.sessions.published(third, witness=first)
+    await talk.lanes.published(third, witness=first)
     assert await talk.advance(second) == third.id
 
 
@@ -327,7 +322,7 @@ async def test_a_turn_that_enters_a_session_that_redis_lost_is_named_by_the_mess
     await talk.enter(first)
     await talk.enter(second)
     await talk.run(first)
-    await talk.sessions.published(second, witness=first)
+    await talk.lanes.published(second, witness=first)
     await store.delete(*(key(SESSION) for key in (session_key, lane_key, payloads_key, turns_key, state_key)))
     assert (await talk.enter(second, admitted=True, witness=first)).status is EnterStatus.RUN
     assert await talk.advance(first) == second.id
@@ -338,7 +333,7 @@ async def test_a_turn_with_a_message_of_its_own_needs_no_other(talk: Conversatio
     await talk.enter(first)
     await talk.enter(second)
     await talk.run(first)
-    await talk.sessions.published(second, witness=first)
+    await talk.lanes.published(second, witness=first)
     assert await talk.begin(second) is BeginStatus.BEGUN
     assert await talk.advance(first) is None
 
@@ -351,7 +346,7 @@ async def test_the_job_whose_message_carries_the_turn_in_front_does_not_wait_beh
     await talk.enter(first)
     await talk.enter(second)
     await talk.run(first)
-    await talk.sessions.published(second, witness=first)
+    await talk.lanes.published(second, witness=first)
     entered = await talk.enter(first, admitted=True)
     assert (entered.status, entered.again and entered.again.job) == (EnterStatus.WAIT, second)
 
@@ -363,7 +358,7 @@ async def test_a_lane_moves_on_only_past_a_turn_that_has_ended(talk: Conversatio
     for state in ("queued", "running"):
         await talk.record(first, state)
         with pytest.raises(ServiceUnreachableError, match="has not ended"):
-            await talk.sessions.advance(first)
+            await talk.lanes.advance(first)
     assert await talk.advance(first) == second.id
 
 
@@ -435,9 +430,9 @@ async def test_a_turn_that_has_left_enters_only_if_its_job_waits(
     await talk.enter(job)
     await talk.run(job)
     await talk.record(job, **{"state": "queued", **fields})
-    assert (await talk.sessions.enter(Payload(job, "client"))).status is EnterStatus.BEGUN
+    assert (await talk.lanes.enter(Payload(job, "client"))).status is EnterStatus.BEGUN
     await store.delete(job_key(job.id))
-    assert (await talk.sessions.enter(Payload(job, "client"))).status is EnterStatus.MISSING
+    assert (await talk.lanes.enter(Payload(job, "client"))).status is EnterStatus.MISSING
     assert await talk.places() == ("", ())
 
 
@@ -506,7 +501,7 @@ async def test_a_worker_that_does_not_run_the_turn_any_more_cannot_begin_it(talk
     await talk.run(job)
     for state, fence in (("succeeded", _fence(job, 1)), ("running", _fence(job, 2))):
         await talk.record(job, state, fence=fence.token)
-        assert (await talk.sessions.begin(job, fence=_fence(job, 1))).status is BeginStatus.FENCED
+        assert (await talk.histories.begin(job, fence=_fence(job, 1))).status is BeginStatus.FENCED
     assert (await talk.enter(later)).status is EnterStatus.RUN
 
 
@@ -528,7 +523,7 @@ async def test_as_many_turns_of_a_pool_wait_as_its_queue_may_hold_jobs(
     waiting = [of("a"), of("b")]
     assert [(await talk.enter(job)).status for job in waiting] == [EnterStatus.WAIT] * 2
     assert [(await talk.enter(of(session))).status for session in sessions] == [EnterStatus.FULL] * 3
-    record = await talk.sessions.get("c")
+    record = await talk.records.get("c")
     assert record is not None
     assert record.waiting == ()
     # Those that wait may ask again, and other pools have limits of their own.
@@ -541,7 +536,7 @@ async def test_as_many_turns_of_a_pool_wait_as_its_queue_may_hold_jobs(
     await talk.advance(admitted)
     assert (await talk.enter(of("c"))).status is EnterStatus.FULL
     assert await talk.advance(first) == waiting[0].id
-    await talk.sessions.published(waiting[0])
+    await talk.lanes.published(waiting[0])
     assert (await talk.enter(of("c"))).status is EnterStatus.WAIT
     assert (await talk.enter(of("c"))).status is EnterStatus.FULL
 
@@ -570,7 +565,7 @@ async def test_a_turn_that_leaves_while_it_is_noted_that_it_waits_is_counted_no_
     with talk.copies() as sent:
         await talk.enter(second)
     await talk.run(first)
-    await talk.sessions.published(second)
+    await talk.lanes.published(second)
     # The last of them.
     await talk.resend(sent[-1:])
     assert await store.zcard(waiting_turns_key(pool)) == 0
@@ -689,22 +684,22 @@ async def test_a_worker_whose_session_redis_lost_adds_nothing_to_what_is_there_n
 
 async def test_only_so_much_of_the_past_is_read_as_the_limit_needs(talk: Conversation) -> None:
     turns = [turn_of(turn(), content=str(number)) for number in range(300)]
-    await talk.sessions.create(SESSION, turns, state=None, idle_ttl_s=None, max_history_tokens=None)
-    everything = await talk.sessions.turns(SESSION)
+    await talk.records.create(SESSION, turns, state=None, idle_ttl_s=None, max_history_tokens=None)
+    everything = await talk.histories.turns(SESSION)
     assert everything == tuple(turns)
-    some = await talk.sessions.turns(SESSION, max_tokens=100)
+    some = await talk.histories.turns(SESSION, max_tokens=100)
     assert some == (turns[0], *turns[-64:])
-    assert await talk.sessions.turns(SESSION, max_tokens=1_000_000) == everything
+    assert await talk.histories.turns(SESSION, max_tokens=1_000_000) == everything
 
 
 async def test_a_chain_of_tool_calls_is_read_from_its_beginning(talk: Conversation) -> None:
     first = turn_of(turn())
     results = [{"role": "tool", "tool_call_id": "c", "content": "1"}]
     chain = [turn_of(turn().model_copy(update={"body": {"messages": results}})) for _ in range(100)]
-    await talk.sessions.create(
+    await talk.records.create(
         SESSION, [first, first, *chain], state=None, idle_ttl_s=None, max_history_tokens=None
     )
-    assert await talk.sessions.turns(SESSION, max_tokens=50) == (first, first, *chain)
+    assert await talk.histories.turns(SESSION, max_tokens=50) == (first, first, *chain)
 
 
 async def test_a_turn_beyond_the_size_limit_is_refused(talk: Conversation) -> None:
@@ -718,8 +713,8 @@ async def test_a_turn_beyond_the_size_limit_is_refused(talk: Conversation) -> No
 
 async def test_the_state_counts_towards_the_size_limit(talk: Conversation) -> None:
     small = talk.with_settings(max_session_bytes=2000)
-    assert await small.sessions.replace_state(SESSION, "x" * 2100, version=0) == (ReplaceStatus.TOO_LARGE, 0)
-    assert await small.sessions.replace_state(SESSION, "x" * 1900, version=0) == (ReplaceStatus.OK, 1)
+    assert await small.records.replace_state(SESSION, "x" * 2100, version=0) == (ReplaceStatus.TOO_LARGE, 0)
+    assert await small.records.replace_state(SESSION, "x" * 1900, version=0) == (ReplaceStatus.OK, 1)
     assert (await small.enter(turn())).status is EnterStatus.TOO_LARGE
 
 
@@ -727,15 +722,15 @@ async def test_the_state_counts_towards_the_size_limit(talk: Conversation) -> No
 
 
 async def test_a_state_is_replaced_only_at_the_version_its_writer_knows(talk: Conversation) -> None:
-    assert await talk.sessions.state(SESSION) == (0, None)
-    assert await talk.sessions.replace_state(SESSION, {"a": 1}, version=0) == (ReplaceStatus.OK, 1)
-    assert await talk.sessions.replace_state(SESSION, {"a": 2}, version=0) == (ReplaceStatus.CONFLICT, 1)
-    assert await talk.sessions.state(SESSION) == (1, {"a": 1})
+    assert await talk.records.state(SESSION) == (0, None)
+    assert await talk.records.replace_state(SESSION, {"a": 1}, version=0) == (ReplaceStatus.OK, 1)
+    assert await talk.records.replace_state(SESSION, {"a": 2}, version=0) == (ReplaceStatus.CONFLICT, 1)
+    assert await talk.records.state(SESSION) == (1, {"a": 1})
 
 
 async def test_of_many_writers_at_once_one_wins_also_if_they_write_the_same(talk: Conversation) -> None:
     outcomes = await asyncio.gather(
-        *(talk.sessions.replace_state(SESSION, {"n": 1}, version=0) for _ in range(5))
+        *(talk.records.replace_state(SESSION, {"n": 1}, version=0) for _ in range(5))
     )
     assert sorted(outcomes) == [*[(ReplaceStatus.CONFLICT, 1)] * 4, (ReplaceStatus.OK, 1)]
 
@@ -744,11 +739,11 @@ async def test_a_state_and_its_turn_are_written_together_or_not_at_all(talk: Con
     job = turn()
     await talk.enter(job)
     await talk.begin(job)
-    await talk.sessions.replace_state(SESSION, "theirs", version=0)
+    await talk.records.replace_state(SESSION, "theirs", version=0)
     assert await talk.append(job, state=(0, "ours")) is AppendStatus.STATE_CONFLICT
     assert await talk.history() == []
     assert await talk.append(job, state=(1, "ours")) is AppendStatus.OK
-    assert await talk.sessions.state(SESSION) == (2, "ours")
+    assert await talk.records.state(SESSION) == (2, "ours")
     assert await talk.history() == [job.id]
 
 
@@ -759,11 +754,11 @@ async def test_a_busy_session_keeps_its_history_and_state_until_the_turn_is_done
     first, second = turn(), turn()
     await talk.enter(first)
     await talk.run(first)
-    await talk.sessions.replace_state(SESSION, 1, version=0)
+    await talk.records.replace_state(SESSION, 1, version=0)
     assert max(await talk.lifetimes()) <= IDLE_TTL_S
     await talk.enter(second)
     assert min(await talk.lifetimes()) > BUSY_TTL_S - 10
-    await talk.sessions.replace_state(SESSION, 2, version=1)
+    await talk.records.replace_state(SESSION, 2, version=1)
     assert min(await talk.lifetimes()) > BUSY_TTL_S - 10
     await talk.run(second)
     assert IDLE_TTL_S - 10 < min(await talk.lifetimes()) <= max(await talk.lifetimes()) <= IDLE_TTL_S
@@ -775,17 +770,17 @@ async def test_every_use_of_an_idle_session_gives_all_of_it_its_whole_life_again
     job = turn()
     await talk.enter(job)
     await talk.run(job)
-    await talk.sessions.replace_state(SESSION, 1, version=0)
+    await talk.records.replace_state(SESSION, 1, version=0)
 
     async def age() -> None:
         for key in (session_key, turns_key, state_key):
             await store.expire(key(SESSION), 5)
 
     await age()
-    await talk.sessions.replace_state(SESSION, 2, version=1)
+    await talk.records.replace_state(SESSION, 2, version=1)
     assert min(await talk.lifetimes()) > IDLE_TTL_S - 10
     await age()
-    await talk.sessions.configure(SESSION, idle_ttl_s=500, max_history_tokens=None)
+    await talk.records.configure(SESSION, idle_ttl_s=500, max_history_tokens=None)
     assert min(await talk.lifetimes()) > 490
     await age()
     again = turn()
@@ -799,10 +794,10 @@ async def test_no_step_of_a_turn_shortens_the_life_of_its_session(
 ) -> None:
     long_s = 10 * BUSY_TTL_S
     job = turn()
-    await talk.sessions.replace_state(SESSION, 1, version=0)
+    await talk.records.replace_state(SESSION, 1, version=0)
     await talk.enter(job)
     await talk.run(job)
-    await talk.sessions.configure(SESSION, idle_ttl_s=long_s, max_history_tokens=None)
+    await talk.records.configure(SESSION, idle_ttl_s=long_s, max_history_tokens=None)
     again = turn()
     await talk.enter(again)
     assert min(await talk.lifetimes()) > BUSY_TTL_S + 10
@@ -818,7 +813,7 @@ async def test_a_turn_that_runs_keeps_its_session_and_the_record_of_its_message_
     talk: Conversation, store: aioredis.Redis
 ) -> None:
     first, second = turn(), turn()
-    await talk.sessions.replace_state(SESSION, 1, version=0)
+    await talk.records.replace_state(SESSION, 1, version=0)
     await talk.enter(first)
     await talk.enter(second)
     await talk.run(first)
@@ -826,9 +821,9 @@ async def test_a_turn_that_runs_keeps_its_session_and_the_record_of_its_message_
     kept = [key(SESSION) for key in (session_key, payloads_key, turns_key, state_key)]
     for key in (*kept, job_key(first.id)):
         await store.expire(key, 5)
-    await talk.sessions.renew(second, fence=_fence(second, 2), witness=first)
+    await talk.histories.renew(second, fence=_fence(second, 2), witness=first)
     assert max(await talk.lifetimes()) <= 5
-    await talk.sessions.renew(second, fence=_fence(second, 1), witness=first)
+    await talk.histories.renew(second, fence=_fence(second, 1), witness=first)
     assert min([await store.ttl(key) for key in (*kept, job_key(first.id))]) > BUSY_TTL_S - 100
 
 
@@ -838,7 +833,7 @@ async def test_a_turn_that_runs_keeps_its_session_and_the_record_of_its_message_
 @pytest.fixture
 def resent(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each call has the name of the first, as if it were sent again after all that others did meanwhile."""
-    monkeypatch.setattr("inferfleet.wire.redis.sessions._new_token", lambda: "the call")
+    monkeypatch.setattr("inferfleet.wire.redis.session_keys.new_token", lambda: "the call")
 
 
 @pytest.mark.usefixtures("resent")
@@ -846,10 +841,10 @@ async def test_a_deletion_that_is_sent_twice_leaves_what_was_made_since(talk: Co
     job, later = turn(), turn()
     await talk.enter(job)
     await talk.run(job)
-    assert await talk.sessions.delete(SESSION)
+    assert await talk.records.delete(SESSION)
     await talk.enter(later)
     await talk.run(later)
-    assert await talk.sessions.delete(SESSION)
+    assert await talk.records.delete(SESSION)
     assert await talk.history() == [later.id]
 
 
@@ -858,21 +853,21 @@ async def test_an_import_that_is_sent_twice_does_not_bring_a_deleted_session_bac
     talk: Conversation, store: aioredis.Redis
 ) -> None:
     made: dict[str, Any] = {"state": None, "idle_ttl_s": None, "max_history_tokens": None}
-    assert await talk.sessions.create(SESSION, [turn_of(turn())], **made)
-    assert await talk.sessions.create(SESSION, [turn_of(turn())], **made)
+    assert await talk.records.create(SESSION, [turn_of(turn())], **made)
+    assert await talk.records.create(SESSION, [turn_of(turn())], **made)
     await store.delete(session_key(SESSION), turns_key(SESSION))
-    assert await talk.sessions.create(SESSION, [turn_of(turn())], **made)
-    assert await talk.sessions.get(SESSION) is None
+    assert await talk.records.create(SESSION, [turn_of(turn())], **made)
+    assert await talk.records.get(SESSION) is None
 
 
 @pytest.mark.usefixtures("resent")
 async def test_settings_that_are_sent_twice_do_not_undo_later_ones(
     talk: Conversation, store: aioredis.Redis
 ) -> None:
-    await talk.sessions.configure(SESSION, idle_ttl_s=10, max_history_tokens=None)
+    await talk.records.configure(SESSION, idle_ttl_s=10, max_history_tokens=None)
     await store.hset(session_key(SESSION), "idle_ttl_s", 20)
-    await talk.sessions.configure(SESSION, idle_ttl_s=10, max_history_tokens=None)
-    record = await talk.sessions.get(SESSION)
+    await talk.records.configure(SESSION, idle_ttl_s=10, max_history_tokens=None)
+    record = await talk.records.get(SESSION)
     assert record is not None
     assert record.idle_ttl_s == 20
 
@@ -881,10 +876,10 @@ async def test_a_deleted_session_is_gone(talk: Conversation, store: aioredis.Red
     job = turn()
     await talk.enter(job)
     await talk.run(job)
-    await talk.sessions.replace_state(SESSION, 1, version=0)
-    assert await talk.sessions.delete(SESSION)
-    assert not await talk.sessions.delete(SESSION)
-    assert await talk.sessions.get(SESSION) is None
+    await talk.records.replace_state(SESSION, 1, version=0)
+    assert await talk.records.delete(SESSION)
+    assert not await talk.records.delete(SESSION)
+    assert await talk.records.get(SESSION) is None
     left = (key(SESSION) for key in (session_key, lane_key, payloads_key, turns_key, state_key))
     assert not await store.exists(*left)
 
@@ -898,11 +893,11 @@ async def test_turns_that_run_and_wait_go_on_in_the_session_that_was_emptied(
     await talk.enter(second)
     await talk.enter(third)
     await talk.begin(second)
-    assert await talk.sessions.delete(SESSION)
+    assert await talk.records.delete(SESSION)
     assert await talk.append(second) is AppendStatus.OK
     assert await talk.advance(second) == third.id
     assert await talk.run(third) is None
-    record = await talk.sessions.get(SESSION)
+    record = await talk.records.get(SESSION)
     assert record is not None
     assert (await talk.history(), record.turns) == ([second.id, third.id], 2)
     assert not await store.exists(lane_key(SESSION), payloads_key(SESSION))
@@ -911,11 +906,11 @@ async def test_turns_that_run_and_wait_go_on_in_the_session_that_was_emptied(
 async def test_a_session_is_made_once_from_its_turns(talk: Conversation) -> None:
     turns = tuple(turn_of(turn(), content=str(number)) for number in range(2500))
     made: dict[str, Any] = {"state": {"a": [1]}, "idle_ttl_s": 60, "max_history_tokens": 7}
-    assert await talk.sessions.create(SESSION, turns, **made)
-    assert not await talk.sessions.create(SESSION, turns, **made)
-    assert await talk.sessions.turns(SESSION) == turns
-    assert await talk.sessions.state(SESSION) == (1, {"a": [1]})
-    record = await talk.sessions.get(SESSION)
+    assert await talk.records.create(SESSION, turns, **made)
+    assert not await talk.records.create(SESSION, turns, **made)
+    assert await talk.histories.turns(SESSION) == turns
+    assert await talk.records.state(SESSION) == (1, {"a": [1]})
+    record = await talk.records.get(SESSION)
     assert record is not None
     assert (record.turns, record.idle_ttl_s, record.max_history_tokens) == (2500, 60, 7)
 
@@ -924,5 +919,5 @@ async def test_sessions_are_listed_up_to_a_limit(talk: Conversation, store: aior
     for number in range(5):
         await talk.enter(turn().model_copy(update={"session_id": f"s-{number}", "id": new_job_id()}))
     await store.set("inferfleet:session:{not}:state", 1)
-    assert await talk.sessions.list(limit=100) == [f"s-{number}" for number in range(5)]
-    assert len(await talk.sessions.list(limit=3)) == 3
+    assert await talk.records.list(limit=100) == [f"s-{number}" for number in range(5)]
+    assert len(await talk.records.list(limit=3)) == 3

@@ -28,7 +28,7 @@ from inferfleet.producer.sessions import Session
 from inferfleet.schemas import Job, JobState
 from inferfleet.schemas.errors import SessionBusyError
 from inferfleet.schemas.journal import FinishedEntry, TokensEntry
-from inferfleet.wire.redis.sessions import Sessions
+from inferfleet.wire.redis.session_lanes import SessionLanes
 
 pytestmark = pytest.mark.matrix
 
@@ -48,11 +48,11 @@ main()
 """
 
 DEATHS = {
-    "before the turn is added": "inferfleet.wire.redis.sessions:Sessions:append",
+    "before the turn is added": "inferfleet.wire.redis.session_histories:SessionHistories:append",
     "between the turn and the commit": "inferfleet.wire.redis.job_endings:JobEndings:finish",
-    "between the commit and the lane": "inferfleet.wire.redis.sessions:Sessions:advance",
+    "between the commit and the lane": "inferfleet.wire.redis.session_lanes:SessionLanes:advance",
     "between the lane and the publish": "inferfleet.worker.lanes:Lanes:_publish",
-    "between the publish and its note": "inferfleet.wire.redis.sessions:Sessions:published",
+    "between the publish and its note": "inferfleet.wire.redis.session_lanes:SessionLanes:published",
     "before the ack": "inferfleet.worker.acknowledger:Acknowledger:ack",
 }
 
@@ -275,7 +275,7 @@ async def test_a_producer_that_died_after_its_publish_leaves_nothing_to_repair(
         raise DeadProducerError
 
     with monkeypatch.context() as patch:
-        patch.setattr(Sessions, "published", die)
+        patch.setattr(SessionLanes, "published", die)
         with pytest.raises(DeadProducerError):
             await session.send("first", pool=pool)
     await start_worker()

@@ -41,7 +41,8 @@ from inferfleet.wire.rabbitmq.publishing import ConfirmChannel
 from inferfleet.wire.redis.job_reading import Standing
 from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.redis.records import JobRecords
-from inferfleet.wire.redis.sessions import Payload, Sessions
+from inferfleet.wire.redis.session_histories import SessionHistories
+from inferfleet.wire.redis.session_lanes import Payload, SessionLanes
 from inferfleet.worker.lanes import Lanes
 
 WAITS = {OnBusy.ENQUEUE, OnBusy.REJECT}
@@ -201,7 +202,7 @@ async def test_a_turn_that_redis_forgets_while_it_is_submitted_is_not_said_to_be
         await store.hset(job_key(front.id), mapping={"state": "queued", "attempt": 0})
         await store.expire(job_key(front.id), 600)
         settings = WorkerSettings(pool=pool)
-        await Sessions(pipeline=pipeline, settings=settings).enter(Payload(front, ""))
+        await SessionLanes(pipeline=pipeline, settings=settings).enter(Payload(front, ""))
         turn = Job(pool=pool, session_id=session.id, body=chat())
         submitting = asyncio.create_task(fleet.submit(turn))
 
@@ -243,13 +244,13 @@ async def test_a_turn_that_loses_its_session_each_time_ends(
     pool: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    append = Sessions.append
+    append = SessionHistories.append
 
-    async def lose_it(self: Sessions, *arguments: Any, **options: Any) -> Any:
+    async def lose_it(self: SessionHistories, *arguments: Any, **options: Any) -> Any:
         await store.delete(*keys_of(session))
         return await append(self, *arguments, **options)
 
-    monkeypatch.setattr(Sessions, "append", lose_it)
+    monkeypatch.setattr(SessionHistories, "append", lose_it)
     await start_worker()
     (result,) = await finished(fleet, await session.send("first", max_attempts=2, pool=pool))
     assert result.error is not None
@@ -266,17 +267,17 @@ async def test_a_turn_that_runs_is_not_passed_over_because_its_pool_is_gone(
     pool: str,
 ) -> None:
     settings = WorkerSettings(pool=pool, worker_id="w")
-    sessions = Sessions(pipeline=pipeline, settings=settings)
+    session_lanes = SessionLanes(pipeline=pipeline, settings=settings)
     first, second = (Job(pool=f"{pool}-gone", session_id=session.id, body=chat()) for _ in range(2))
     for job in (first, second):
         await records.create(job, reply_to="", call="call")
-        await sessions.enter(Payload(job, ""))
+        await session_lanes.enter(Payload(job, ""))
     await records.cancel(first.id, Result(job_id=first.id, state=JobState.CANCELLED))
     await records.start(
         second, token="t", worker_id="other", lease_s=60, resumable=True, alone=True, reply_to=""
     )
     channel = ConfirmChannel(services.amqp_url, connect_timeout_s=30, confirm_timeout_s=30, name="lanes")
-    lanes = Lanes(settings=settings, records=records, sessions=sessions, confirm_channel=channel)
+    lanes = Lanes(settings=settings, records=records, session_lanes=session_lanes, confirm_channel=channel)
     with pytest.raises(UnroutableError):
         await lanes.let_next_run(first, witness=first)
     await channel.aclose()

@@ -39,7 +39,7 @@ from inferfleet.schemas.settings import ServiceSettings
 from inferfleet.wire.redis import idempotency
 from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.redis.records import Closed, JobRecords
-from inferfleet.wire.redis.sessions import EnterStatus, Payload, Sessions, Withdrawn
+from inferfleet.wire.redis.session_lanes import EnterStatus, Payload, SessionLanes, Withdrawn
 
 DEAD_CALL = "a-call-of-a-dead-producer"
 
@@ -54,8 +54,8 @@ async def silent(services: Services) -> AsyncIterator[Proxy]:
 
 
 @pytest.fixture
-def sessions(pipeline: CommandPipeline) -> Sessions:
-    return Sessions(pipeline=pipeline, settings=ServiceSettings())
+def lanes(pipeline: CommandPipeline) -> SessionLanes:
+    return SessionLanes(pipeline=pipeline, settings=ServiceSettings())
 
 
 async def open_the_way(fleet: Fleet, pool: str) -> None:
@@ -359,10 +359,10 @@ async def test_a_busy_session_refuses_a_turn_without_a_trace(
 
 
 async def test_a_turn_that_was_offered_to_somebody_else_is_not_taken_back(
-    sessions: Sessions, pipeline: CommandPipeline, store: aioredis.Redis, pool: str
+    lanes: SessionLanes, pipeline: CommandPipeline, store: aioredis.Redis, pool: str
 ) -> None:
     """A worker that ends a turn, or the producer of a later turn, may have published it by now."""
-    hasty = Sessions(pipeline=pipeline, settings=ServiceSettings(turn_publish_grace_s=0.001))
+    hasty = SessionLanes(pipeline=pipeline, settings=ServiceSettings(turn_publish_grace_s=0.001))
 
     async def submitted(job: Job) -> Job:
         await store.hset(job_key(job.id), mapping={"state": "queued", "attempt": 0})
@@ -374,37 +374,37 @@ async def test_a_turn_that_was_offered_to_somebody_else_is_not_taken_back(
         return job
 
     one, two, three = [await submitted(Job(pool=pool, session_id=f"s-{pool}", body=chat())) for _ in range(3)]
-    assert (await sessions.enter(Payload(one, ""))).status is EnterStatus.RUN
-    assert (await sessions.enter(Payload(two, ""))).status is EnterStatus.WAIT
+    assert (await lanes.enter(Payload(one, ""))).status is EnterStatus.RUN
+    assert (await lanes.enter(Payload(two, ""))).status is EnterStatus.WAIT
     # Nobody but its producer knows of it, so it can be taken back; the next one is its producer's to publish.
     for _ in range(2):
-        withdrawn, following = await sessions.withdraw(await refused(one))
+        withdrawn, following = await lanes.withdraw(await refused(one))
         assert (withdrawn, following and following.job) == (Withdrawn.OVER, two)
-    assert (await sessions.withdraw(await refused(two)))[0] is Withdrawn.OFFERED
-    await sessions.published(two)
-    assert (await sessions.withdraw(two))[0] is Withdrawn.PUBLISHED
+    assert (await lanes.withdraw(await refused(two)))[0] is Withdrawn.OFFERED
+    await lanes.published(two)
+    assert (await lanes.withdraw(two))[0] is Withdrawn.PUBLISHED
     await store.hset(job_key(two.id), "state", "cancelled")
-    await sessions.advance(two)
+    await lanes.advance(two)
     # One in front whose producer seems dead is given to whoever comes next, or waits behind it.
-    assert (await sessions.enter(Payload(await submitted(one), ""))).status is EnterStatus.RUN
+    assert (await lanes.enter(Payload(await submitted(one), ""))).status is EnterStatus.RUN
     # It is submitted anew, so whoever was to take it back before leaves it.
-    assert (await sessions.withdraw(one))[0] is Withdrawn.OFFERED
+    assert (await lanes.withdraw(one))[0] is Withdrawn.OFFERED
 
     async def offered() -> bool:
         return (await hasty.enter(Payload(three, ""))).again is not None
 
     await eventually(offered)
-    assert (await sessions.withdraw(await refused(one)))[0] is Withdrawn.OFFERED
+    assert (await lanes.withdraw(await refused(one)))[0] is Withdrawn.OFFERED
     await store.hset(job_key(one.id), "state", "cancelled")
-    await sessions.advance(one)
-    assert (await sessions.front(three, take=three.id)).owner == three.id
-    assert (await sessions.withdraw(await refused(three)))[0] is Withdrawn.OFFERED
+    await lanes.advance(one)
+    assert (await lanes.front(three, take=three.id)).owner == three.id
+    assert (await lanes.withdraw(await refused(three)))[0] is Withdrawn.OFFERED
 
 
 async def test_a_turn_that_a_dead_producer_was_taking_back_does_not_run(
     fleet: Fleet,
     records: JobRecords,
-    sessions: Sessions,
+    lanes: SessionLanes,
     pipeline: CommandPipeline,
     start_worker: StartWorker,
     pool: str,
@@ -414,7 +414,7 @@ async def test_a_turn_that_a_dead_producer_was_taking_back_does_not_run(
     lost = Job(body=chat(), **options)
     await idempotency.claim(pipeline, lost, call=DEAD_CALL, ttl_s=600)
     await records.create(lost, reply_to="", call=DEAD_CALL)
-    assert (await sessions.enter(Payload(lost, ""))).status is EnterStatus.RUN
+    assert (await lanes.enter(Payload(lost, ""))).status is EnterStatus.RUN
     assert await records.close(lost.id, call=DEAD_CALL) is Closed.CLOSED
 
     # When it is submitted again

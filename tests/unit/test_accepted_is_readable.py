@@ -27,7 +27,7 @@ from inferfleet.schemas.merge_patch import merge_patch
 from inferfleet.schemas.request import check_request
 from inferfleet.schemas.session import SessionExport, Turn, check_export, check_limits, read_export
 from inferfleet.wire.rabbitmq.messages import job_message
-from inferfleet.wire.redis.sessions import Payload
+from inferfleet.wire.redis.session_lanes import Payload
 
 HELLO: list[dict[str, Any]] = [{"role": "user", "content": "hello"}]
 LIMIT = 64 * 1024

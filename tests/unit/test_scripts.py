@@ -29,7 +29,9 @@ from inferfleet.wire.redis.pool_limits import WaitingTurns
 from inferfleet.wire.redis.records import JobRecords
 from inferfleet.wire.redis.replies import Replies
 from inferfleet.wire.redis.script import LOADED, SCRIPTS, Argument, Command
-from inferfleet.wire.redis.sessions import Payload, Sessions
+from inferfleet.wire.redis.session_histories import SessionHistories
+from inferfleet.wire.redis.session_lanes import Payload, SessionLanes
+from inferfleet.wire.redis.session_records import SessionRecords
 
 ROOT = Path(__file__).parents[2]
 LUA = ROOT / "wire" / "inferfleet" / "wire" / "redis" / "lua"
@@ -74,7 +76,9 @@ class Recorder:
 
 async def all_that_calls_scripts(pipeline: CommandPipeline) -> AsyncIterator[Awaitable[Any]]:
     records = JobRecords(pipeline=pipeline, result_ttl_s=1, queued_ttl_s=1)
-    sessions = Sessions(pipeline=pipeline, settings=ServiceSettings())
+    lanes = SessionLanes(pipeline=pipeline, settings=ServiceSettings())
+    histories = SessionHistories(pipeline=pipeline, settings=ServiceSettings())
+    session_records = SessionRecords(pipeline=pipeline, settings=ServiceSettings())
     result = Result(job_id=JOB.id, state=JobState.SUCCEEDED)
     entry = QueuedEntry(at=NOW)
     turn = Turn(job_id=JOB.id, messages=({"role": "user", "content": "hi"},), at=NOW)
@@ -104,18 +108,18 @@ async def all_that_calls_scripts(pipeline: CommandPipeline) -> AsyncIterator[Awa
     yield idempotency.forget(pipeline, idempotency.Claim(JOB, "key", "holder", accepted=False))
     yield write_heartbeat(pipeline, cast("Any", Heartbeat).model_construct(worker_id="w"), ttl_s=1)
     yield WaitingTurns(pipeline, lane_ttl_s=1).count(JOB)
-    yield sessions.enter(Payload(JOB, "c"))
-    yield sessions.front(JOB)
-    yield sessions.published(JOB, witness=WITNESS)
-    yield sessions.advance(JOB, witness=WITNESS)
-    yield sessions.withdraw(JOB)
-    yield sessions.begin(JOB, fence=FENCE)
-    yield sessions.renew(JOB, fence=FENCE, witness=WITNESS)
-    yield sessions.append(JOB, fence=FENCE, turn=turn, answer=b"", state=None)
-    yield sessions.replace_state("s", 1, version=0)
-    yield sessions.create("s", (), state=1, idle_ttl_s=None, max_history_tokens=None)
-    yield sessions.configure("s", idle_ttl_s=1, max_history_tokens=None)
-    yield sessions.delete("s")
+    yield lanes.enter(Payload(JOB, "c"))
+    yield lanes.front(JOB)
+    yield lanes.published(JOB, witness=WITNESS)
+    yield lanes.advance(JOB, witness=WITNESS)
+    yield lanes.withdraw(JOB)
+    yield histories.begin(JOB, fence=FENCE)
+    yield histories.renew(JOB, fence=FENCE, witness=WITNESS)
+    yield histories.append(JOB, fence=FENCE, turn=turn, answer=b"", state=None)
+    yield session_records.replace_state("s", 1, version=0)
+    yield session_records.create("s", (), state=1, idle_ttl_s=None, max_history_tokens=None)
+    yield session_records.configure("s", idle_ttl_s=1, max_history_tokens=None)
+    yield session_records.delete("s")
 
 
 async def test_each_call_of_a_script_is_about_one_slot() -> None:

@@ -11,7 +11,8 @@ from inferfleet.schemas.journal import TokenChunk
 from inferfleet.schemas.session import Turn
 from inferfleet.wire.redis.attempts import Fence
 from inferfleet.wire.redis.clock import RedisClock
-from inferfleet.wire.redis.sessions import AppendStatus, BeginResult, BeginStatus, Sessions
+from inferfleet.wire.redis.session_histories import AppendStatus, BeginResult, BeginStatus, SessionHistories
+from inferfleet.wire.redis.session_records import SessionRecords
 from inferfleet.worker.broker import Delivery, Subscription
 from inferfleet.worker.job_run import JobRun
 from inferfleet.worker.outcomes import Defer, Finish, GiveUp, HandOver, Park
@@ -60,7 +61,7 @@ def sessions() -> ScriptedSessions:
 
 @pytest.fixture
 def turns(sessions: ScriptedSessions) -> Turns:
-    return Turns(cast("Sessions", sessions))
+    return Turns(cast("SessionHistories", sessions), cast("SessionRecords", sessions))
 
 
 def run_of(**job: Any) -> JobRun:

@@ -39,7 +39,9 @@ from inferfleet.wire.redis.heartbeats import read_heartbeats
 from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.redis.pool_limits import note_limit
 from inferfleet.wire.redis.records import JobRecords
-from inferfleet.wire.redis.sessions import Sessions
+from inferfleet.wire.redis.session_histories import SessionHistories
+from inferfleet.wire.redis.session_lanes import SessionLanes
+from inferfleet.wire.redis.session_records import SessionRecords
 from inferfleet.wire.redis.streams import BlockedReader
 
 
@@ -63,12 +65,14 @@ class Fleet:
         self._pipeline = pipeline
         self._records = records
         self._reader = reader
-        self._sessions = Sessions(pipeline=pipeline, settings=settings)
+        self._session_records = SessionRecords(pipeline=pipeline, settings=settings)
+        self._histories = SessionHistories(pipeline=pipeline, settings=settings)
         self._submission = Submission(
             settings=settings,
             pipeline=pipeline,
             records=records,
-            sessions=self._sessions,
+            lanes=SessionLanes(pipeline=pipeline, settings=settings),
+            histories=self._histories,
             publisher=publisher,
         )
         self.dead_letters = DeadLetters(settings, self.submit)
@@ -254,11 +258,13 @@ class Fleet:
             InvalidJobError: No session may have this id.
 
         """
-        return Session(session_id, sessions=self._sessions, submit=self.submit)
+        return Session(
+            session_id, records=self._session_records, histories=self._histories, submit=self.submit
+        )
 
     async def sessions(self, *, limit: int = 1000) -> list[str]:
         """The ids of sessions, at most ``limit``."""
-        return await self._sessions.list(limit=limit)
+        return await self._session_records.list(limit=limit)
 
     async def declare_pool(self, pool: str) -> None:
         """Make sure that a pool has its queues, so that jobs are accepted before its first worker starts.

@@ -25,7 +25,8 @@ from inferfleet.schemas.session import (
     check_limits,
     check_session_id,
 )
-from inferfleet.wire.redis.sessions import ReplaceStatus, Sessions
+from inferfleet.wire.redis.session_histories import SessionHistories
+from inferfleet.wire.redis.session_records import ReplaceStatus, SessionRecords
 
 
 class Submit(Protocol):
@@ -39,10 +40,13 @@ class Submit(Protocol):
 class Session:
     """A handle on one session. Turns of a session run one at a time, in the order they were submitted."""
 
-    def __init__(self, session_id: str, *, sessions: Sessions, submit: Submit) -> None:
+    def __init__(
+        self, session_id: str, *, records: SessionRecords, histories: SessionHistories, submit: Submit
+    ) -> None:
         check_session_id(session_id)
         self.id = session_id
-        self._sessions = sessions
+        self._records = records
+        self._histories = histories
         self._submit = submit
 
     async def send(
@@ -78,11 +82,11 @@ class Session:
 
         """
         check_limits(idle_ttl_s=idle_ttl_s, max_history_tokens=max_history_tokens)
-        await self._sessions.configure(self.id, idle_ttl_s=idle_ttl_s, max_history_tokens=max_history_tokens)
+        await self._records.configure(self.id, idle_ttl_s=idle_ttl_s, max_history_tokens=max_history_tokens)
 
     async def get(self) -> SessionRecord | None:
         """Read what is known of the session; ``None`` if there is none."""
-        return await self._sessions.get(self.id)
+        return await self._records.get(self.id)
 
     async def turns(self) -> tuple[Turn, ...]:
         """The finished turns, the oldest first.
@@ -91,7 +95,7 @@ class Session:
             SessionError: Redis no longer has all of them.
 
         """
-        return await self._sessions.whole_history(self.id)
+        return await self._histories.whole_history(self.id)
 
     async def history(self) -> list[dict[str, Any]]:
         """All messages of the finished turns, in order, as OpenAI chat messages."""
@@ -104,7 +108,7 @@ class Session:
             SessionError: There has been a state, and Redis no longer has it.
 
         """
-        return await self._sessions.state(self.id)
+        return await self._records.state(self.id)
 
     async def update_state(self, state: Any, *, version: int) -> int:
         """Replace the state, if it is still at ``version``. Returns the new version.
@@ -116,7 +120,7 @@ class Session:
 
         """
         state, _ = plain_json(state, "state")
-        replaced, present = await self._sessions.replace_state(self.id, state, version=version)
+        replaced, present = await self._records.replace_state(self.id, state, version=version)
         match replaced:
             case ReplaceStatus.OK:
                 return present
@@ -140,7 +144,7 @@ class Session:
         """
         patch, _ = plain_json(patch, "patch")
         while True:
-            version, state = await self._sessions.state(self.id)
+            version, state = await self._records.state(self.id)
             with suppress(StateConflictError):
                 return await self.update_state(merge_patch(state, patch), version=version)
 
@@ -156,13 +160,13 @@ class Session:
             raise SessionError(
                 f"session {self.id!r} has {len(export.turns)} turns; it cannot fork after {turns}"
             )
-        forked = Session(new_id, sessions=self._sessions, submit=self._submit)
+        forked = Session(new_id, records=self._records, histories=self._histories, submit=self._submit)
         await forked.import_(export.model_copy(update={"turns": export.turns[:turns]}))
         return forked
 
     async def delete(self) -> bool:
         """Delete history and state. A turn that runs or waits goes on, in an empty session."""
-        return await self._sessions.delete(self.id)
+        return await self._records.delete(self.id)
 
     async def export(self) -> SessionExport:
         """The whole session as one document.
@@ -171,13 +175,13 @@ class Session:
             SessionError: There is no such session.
 
         """
-        record = await self._sessions.get(self.id)
+        record = await self._records.get(self.id)
         if record is None:
             raise SessionError(f"there is no session {self.id!r}: it was never used, or it has expired")
         return SessionExport(
             id=self.id,
-            turns=await self._sessions.whole_history(self.id),
-            state=(await self._sessions.state(self.id))[1],
+            turns=await self._histories.whole_history(self.id),
+            state=(await self._records.state(self.id))[1],
             idle_ttl_s=record.idle_ttl_s,
             max_history_tokens=record.max_history_tokens,
         )
@@ -191,7 +195,7 @@ class Session:
 
         """
         export = check_export(export)
-        made = await self._sessions.create(
+        made = await self._records.create(
             self.id,
             export.turns,
             state=export.state,

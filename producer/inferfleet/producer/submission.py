@@ -36,7 +36,8 @@ from inferfleet.wire.redis.idempotency import Claim
 from inferfleet.wire.redis.job_reading import Standing
 from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.redis.records import Closed, JobRecords, Recorded
-from inferfleet.wire.redis.sessions import EnterResult, EnterStatus, Payload, Sessions, Withdrawn
+from inferfleet.wire.redis.session_histories import SessionHistories
+from inferfleet.wire.redis.session_lanes import EnterResult, EnterStatus, Payload, SessionLanes, Withdrawn
 
 logger = logging.getLogger(__name__)
 
@@ -76,13 +77,15 @@ class Submission:
         settings: ProducerSettings,
         pipeline: CommandPipeline,
         records: JobRecords,
-        sessions: Sessions,
+        lanes: SessionLanes,
+        histories: SessionHistories,
         publisher: Publisher,
     ) -> None:
         self._settings = settings
         self._pipeline = pipeline
         self._records = records
-        self._sessions = sessions
+        self._lanes = lanes
+        self._histories = histories
         self._publisher = publisher
         self._name = os.urandom(4).hex()
         self._calls = count()
@@ -147,7 +150,7 @@ class Submission:
             case Standing.STALLED:
                 return True
             case Standing.QUEUED:
-                return job.session_id is not None and not (await self._sessions.front(job)).placed
+                return job.session_id is not None and not (await self._lanes.front(job)).placed
             case _:
                 return False
 
@@ -200,7 +203,7 @@ class Submission:
         job = claimed.job
         following: Payload | None = None
         if job.session_id is not None:
-            withdrawn, following = await self._sessions.withdraw(job)
+            withdrawn, following = await self._lanes.withdraw(job)
             if withdrawn is Withdrawn.PUBLISHED:
                 return TakenBack.ACCEPTED
             if withdrawn is Withdrawn.OFFERED:
@@ -256,7 +259,7 @@ class Submission:
                 running
                 and waits
                 and record.session_id is not None
-                and await self._sessions.has_turn(record.id, record.session_id)
+                and await self._histories.has_turn(record.id, record.session_id)
             )
             result = await self._cancelled(record, keep=keep, waits=waits)
             state = await self._records.cancel(
@@ -308,7 +311,7 @@ class Submission:
         If that fails, that message does it, or whoever enters the lane next.
         """
         try:
-            following = await self._sessions.advance(
+            following = await self._lanes.advance(
                 Job(id=record.id, pool=record.pool, body={}, session_id=record.session_id)
             )
             if following is not None:
@@ -322,7 +325,7 @@ class Submission:
         looked_after = ""
         while True:
             with _uncertain_without_redis():
-                entered = await self._sessions.enter(Payload(job, self._settings.client_id))
+                entered = await self._lanes.enter(Payload(job, self._settings.client_id))
             match entered.status:
                 case EnterStatus.RUN:
                     await self._publish_turn(Payload(job, self._settings.client_id))
@@ -390,7 +393,7 @@ class Submission:
         grace_s = 0.0 if entered.again else self._settings.turn_publish_grace_s
         awaited, deadline = "", 0.0
         while True:
-            front = await self._sessions.front(job)
+            front = await self._lanes.front(job)
             if not front.owner or (front.owner == job.id and not front.unpublished):
                 return front.placed
             standing = await self._records.standing(front.owner)
@@ -414,7 +417,7 @@ class Submission:
 
     async def _publish_front(self, job: Job, owner: str, *, again: bool) -> None:
         """Publish the turn in front, whose own publisher is dead; ``again``, if it had a message before."""
-        front = await self._sessions.front(job, take=owner)
+        front = await self._lanes.front(job, take=owner)
         if front.owner != owner:
             return
         payload = Payload(job, self._settings.client_id) if owner == job.id else front.payload
@@ -423,9 +426,9 @@ class Submission:
                 await self._publish_turn(payload, again=again)
             elif again:
                 # It came from another AMQP client, which has published it.
-                await self._sessions.published(job.model_copy(update={"id": owner}), again=True)
+                await self._lanes.published(job.model_copy(update={"id": owner}), again=True)
             else:
-                await self._sessions.end_lost(owner)
+                await self._lanes.end_lost(owner)
                 await self._pass_over(job, owner)
         except UnknownPoolError:
             if owner == job.id:
@@ -445,7 +448,7 @@ class Submission:
 
     async def _pass_over(self, job: Job, owner: str) -> None:
         """Let the turn run that is behind one that is over."""
-        following = await self._sessions.advance(job.model_copy(update={"id": owner}))
+        following = await self._lanes.advance(job.model_copy(update={"id": owner}))
         if following is not None:
             await self._publish_turn(following)
 
@@ -462,7 +465,7 @@ class Submission:
         await self._publisher.publish(payload.job, reply_to=payload.reply_to)
         # Only a note: the worker that gets the message makes the same one.
         with suppress(ServiceUnreachableError, ServiceRefusedError):
-            await self._sessions.published(payload.job, again=again)
+            await self._lanes.published(payload.job, again=again)
 
 
 def _forgotten(job: Job) -> PublishUnconfirmedError:

@@ -10,7 +10,9 @@ from inferfleet.schemas.settings import WorkerSettings
 from inferfleet.wire.rabbitmq.publishing import ConfirmChannel
 from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.redis.records import JobRecords
-from inferfleet.wire.redis.sessions import Sessions
+from inferfleet.wire.redis.session_histories import SessionHistories
+from inferfleet.wire.redis.session_lanes import SessionLanes
+from inferfleet.wire.redis.session_records import SessionRecords
 from inferfleet.worker.attempt import Attempts
 from inferfleet.worker.attempt_log import AttemptLog
 from inferfleet.worker.claim import Claims
@@ -49,9 +51,12 @@ def assemble(
     records = JobRecords(
         pipeline=pipeline, result_ttl_s=settings.result_ttl_s, queued_ttl_s=settings.queued_ttl_s
     )
-    sessions = Sessions(pipeline=pipeline, settings=settings)
-    journal = JournalWriter(records=records, sessions=sessions, settings=settings)
-    lanes = Lanes(settings=settings, records=records, sessions=sessions, confirm_channel=confirm_channel)
+    histories = SessionHistories(pipeline=pipeline, settings=settings)
+    journal = JournalWriter(records=records, histories=histories, settings=settings)
+    session_lanes = SessionLanes(pipeline=pipeline, settings=settings)
+    lanes = Lanes(
+        settings=settings, records=records, session_lanes=session_lanes, confirm_channel=confirm_channel
+    )
     settlement = Settlement(
         settings=settings,
         records=records,
@@ -62,7 +67,7 @@ def assemble(
         hooks=hooks,
         leaving=leaving,
     )
-    turns = Turns(sessions)
+    turns = Turns(histories, SessionRecords(pipeline=pipeline, settings=settings))
     preparation = Preparation(
         settings=settings, engine=engine, records=records, journal=journal, turns=turns, hooks=hooks
     )

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable
 from inferfleet.schemas.settings import WorkerSettings
 from inferfleet.wire.redis.attempts import WriteStatus
 from inferfleet.wire.redis.records import JobRecords
-from inferfleet.wire.redis.sessions import Sessions
+from inferfleet.wire.redis.session_histories import SessionHistories
 from inferfleet.worker.job_run import JobRun
 from inferfleet.worker.stop_switch import Interruption
 
@@ -25,9 +25,9 @@ logger = logging.getLogger(__name__)
 class JournalWriter:
     """The journals of the runs it was given."""
 
-    def __init__(self, *, records: JobRecords, sessions: Sessions, settings: WorkerSettings) -> None:
+    def __init__(self, *, records: JobRecords, histories: SessionHistories, settings: WorkerSettings) -> None:
         self._records = records
-        self._sessions = sessions
+        self._histories = histories
         self._settings = settings
         self._runs: set[JobRun] = set()
         self._running = asyncio.Event()
@@ -79,7 +79,7 @@ class JournalWriter:
         due = now - self._settings.queued_ttl_s / 4
         for run in [run for run in self._runs if run.job.session_id and run.session_renewed <= due]:
             run.session_renewed = now
-            await self._sessions.renew(run.job, fence=run.fence, witness=run.delivery.witness)
+            await self._histories.renew(run.job, fence=run.fence, witness=run.delivery.witness)
 
     async def _write(self, runs: list[JobRun]) -> None:
         await asyncio.gather(*(self._append(run) for run in runs))

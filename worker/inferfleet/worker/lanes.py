@@ -12,7 +12,7 @@ from inferfleet.wire.rabbitmq.confirms import RefusedError, UnroutableError
 from inferfleet.wire.rabbitmq.messages import job_message
 from inferfleet.wire.rabbitmq.publishing import ConfirmChannel
 from inferfleet.wire.redis.records import JobRecords
-from inferfleet.wire.redis.sessions import EnterStatus, Payload, Sessions
+from inferfleet.wire.redis.session_lanes import EnterStatus, Payload, SessionLanes
 
 logger = logging.getLogger(__name__)
 
@@ -25,12 +25,12 @@ class Lanes:
         *,
         settings: WorkerSettings,
         records: JobRecords,
-        sessions: Sessions,
+        session_lanes: SessionLanes,
         confirm_channel: ConfirmChannel,
     ) -> None:
         self._settings = settings
         self._records = records
-        self._sessions = sessions
+        self._session_lanes = session_lanes
         self._confirm_channel = confirm_channel
 
     async def let_next_run(self, ended: Job, *, witness: Job) -> Payload | None:
@@ -45,7 +45,7 @@ class Lanes:
         """
         over = ended
         # One message vouches for all that follows, until one of them is in the queue.
-        while (following := await self._sessions.advance(over, witness=witness)) is not None:
+        while (following := await self._session_lanes.advance(over, witness=witness)) is not None:
             try:
                 return await self._let_run(following, witness)
             except UnroutableError:
@@ -66,14 +66,14 @@ class Lanes:
 
         """
         waiting = Payload(job.model_copy(update={"on_busy": OnBusy.ENQUEUE}), reply_to)
-        entered = await self._sessions.enter(waiting, admitted=True, witness=witness)
+        entered = await self._session_lanes.enter(waiting, admitted=True, witness=witness)
         if entered.status is EnterStatus.RUN and witness.id != job.id:
             # It has no message of its own.
             return True, await self._let_run(waiting, witness)
         if entered.again is not None:
             return True, await self._let_run(entered.again, witness)
         if entered.status is EnterStatus.WAIT and entered.unpublished:
-            await self._sessions.end_lost(entered.owner)
+            await self._session_lanes.end_lost(entered.owner)
             front = job.model_copy(update={"id": entered.owner})
             return True, await self.let_next_run(front, witness=witness)
         return entered.status is EnterStatus.WAIT, None
@@ -88,7 +88,7 @@ class Lanes:
             # It was admitted long ago, and waiting for room it would keep those from moving that make room.
             if turn.job.pool != self._settings.pool:
                 raise
-            await self._sessions.published(turn.job, witness=witness)
+            await self._session_lanes.published(turn.job, witness=witness)
             return turn
         return None
 
@@ -107,7 +107,7 @@ class Lanes:
             if not await self._confirm_channel.bind_again(names.JOBS_EXCHANGE, names.job_queue(pool), pool):
                 raise
             await publish()
-        await self._sessions.published(payload.job)
+        await self._session_lanes.published(payload.job)
 
     async def _fail(self, payload: Payload) -> bool:
         """Commit that no worker can have the job. False if one has it."""

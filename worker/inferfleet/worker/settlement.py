@@ -30,7 +30,7 @@ from inferfleet.wire.rabbitmq.publishing import ConfirmChannel
 from inferfleet.wire.rabbitmq.topology import declare_dead_letters
 from inferfleet.wire.redis.attempts import WriteStatus
 from inferfleet.wire.redis.records import JobRecords
-from inferfleet.wire.redis.sessions import Payload
+from inferfleet.wire.redis.session_lanes import Payload
 from inferfleet.worker.broker import Delivery
 from inferfleet.worker.dead_letter import dead_letter
 from inferfleet.worker.hooks import Hooks

@@ -16,7 +16,8 @@ from inferfleet.schemas.journal import TokenChunk
 from inferfleet.schemas.merge_patch import merge_patch
 from inferfleet.schemas.said import CUT_SHORT
 from inferfleet.schemas.session import Turn, estimated_tokens, history, tool_problem, with_answer
-from inferfleet.wire.redis.sessions import AppendStatus, BeginStatus, Sessions, turns_lost
+from inferfleet.wire.redis.session_histories import AppendStatus, BeginStatus, SessionHistories, turns_lost
+from inferfleet.wire.redis.session_records import SessionRecords
 from inferfleet.worker.job_run import JobRun
 from inferfleet.worker.outcomes import Defer, Finish, GiveUp, HandOver, Outcome, Park
 from inferfleet.worker.ports import Completion
@@ -46,8 +47,9 @@ class Prompt:
 class Turns:
     """Turns that run here. Without a session a job passes through unchanged."""
 
-    def __init__(self, sessions: Sessions) -> None:
-        self._sessions = sessions
+    def __init__(self, histories: SessionHistories, session_records: SessionRecords) -> None:
+        self._histories = histories
+        self._session_records = session_records
 
     async def begin(self, run: JobRun) -> Prompt | Outcome:
         """BeginStatus an attempt: the prompt, or what to do instead."""
@@ -56,7 +58,7 @@ class Turns:
             return Prompt(job.body)
         if problem := session_problem(job.endpoint):
             return _invalid(problem)
-        begun = await self._sessions.begin(job, fence=run.fence, witness=run.delivery.witness)
+        begun = await self._histories.begin(job, fence=run.fence, witness=run.delivery.witness)
         match begun.status:
             case BeginStatus.TAKEN:
                 return Park()
@@ -73,7 +75,7 @@ class Turns:
                 pass
             case _:
                 assert_never(begun.status)
-        turns = await self._sessions.turns(job.session_id, max_tokens=begun.max_history_tokens)
+        turns = await self._histories.turns(job.session_id, max_tokens=begun.max_history_tokens)
         messages: list[dict[str, Any]] = job.body["messages"]
         past = history(turns, max_tokens=begun.max_history_tokens, new_messages=messages)
         run.history_tokens = past.tokens
@@ -85,7 +87,7 @@ class Turns:
         """End a job that may not run again. If its turn is in the history, it has succeeded all the same."""
         if run.job.session_id is None or session_problem(run.job.endpoint):
             return refusal
-        begun = await self._sessions.begin(run.job, fence=run.fence, witness=run.delivery.witness)
+        begun = await self._histories.begin(run.job, fence=run.fence, witness=run.delivery.witness)
         return _recalled(run, begun.answer) if begun.status is BeginStatus.ANSWERED else refusal
 
     async def complete(self, run: JobRun, completion: Completion) -> Outcome:
@@ -115,7 +117,7 @@ class Turns:
         turn = Turn(
             job_id=job.id,
             messages=with_answer(job.body, _said(completion)),
-            at=self._sessions.clock.now(),
+            at=self._histories.clock.now(),
             model=completion.response.get("model") or "",
             usage=completion.usage,
             tokens=max(0, tokens),
@@ -125,11 +127,11 @@ class Turns:
             state: tuple[int, Any] | None = None
             if job.state_patch is not None and not interrupted:
                 try:
-                    version, value = await self._sessions.state(job.session_id)
+                    version, value = await self._session_records.state(job.session_id)
                 except SessionError as error:
                     return _lost(str(error))
                 state = version, merge_patch(value, job.state_patch)
-            appended = await self._sessions.append(
+            appended = await self._histories.append(
                 job, fence=run.fence, turn=turn, answer=_encode(finish, run), state=state
             )
             match appended:

@@ -14,7 +14,7 @@ from inferfleet.schemas import Failure, Job
 from inferfleet.schemas.message import derived_id, known_of
 from inferfleet.schemas.settings import WorkerSettings
 from inferfleet.wire.redis.records import JobRecords
-from inferfleet.wire.redis.sessions import Payload
+from inferfleet.wire.redis.session_lanes import Payload
 from inferfleet.worker.broker import Delivery
 from inferfleet.worker.hooks import Hooks
 from inferfleet.worker.lanes import Lanes

@@ -1,0 +1,283 @@
+"""The lanes of sessions in Redis: each lets one turn run at a time.
+
+A turn that waits is nowhere but in its session's lane: it takes no worker slot and is not in the broker.
+The worker that ends a turn publishes the next one before it acks its own, or runs it under that, so a worker
+that dies in between leaves a message that brings another worker to do it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import StrEnum
+
+import orjson
+
+from inferfleet.schemas.errors import JobNotFoundError, ServiceUnreachableError
+from inferfleet.schemas.failures import Failure, FailureCode
+from inferfleet.schemas.job import Job, JobState
+from inferfleet.schemas.names import payloads_key, session_key
+from inferfleet.schemas.result import Result
+from inferfleet.schemas.settings import ServiceSettings
+from inferfleet.wire.redis import session_scripts
+from inferfleet.wire.redis.pipeline import CommandPipeline
+from inferfleet.wire.redis.pool_limits import WaitingTurns
+from inferfleet.wire.redis.records import JobRecords
+from inferfleet.wire.redis.session_keys import CALL_TTL_S, lane_keys, new_token, session_of
+
+
+class EnterStatus(StrEnum):
+    """What came of a turn's wish to run."""
+
+    RUN = "run"
+    WAIT = "wait"
+    BUSY = "busy"
+    TOO_LARGE = "too_large"
+
+    FULL = "full"
+    """As many turns of its pool wait as its queue may hold."""
+
+    BEGUN = "begun"
+    """The job is not one that waits: it runs, or has ended."""
+
+    MISSING = "missing"
+    """The job has no record."""
+
+
+class Withdrawn(StrEnum):
+    """What came of a producer's wish to take its turn back."""
+
+    OVER = "over"
+    """It has no place any more."""
+
+    PUBLISHED = "published"
+    """Somebody else has published it: it runs."""
+
+    OFFERED = "offered"
+    """Somebody else was told to publish it, and may have, or submits it anew."""
+
+
+@dataclass(frozen=True, slots=True)
+class Payload:
+    """A turn as it will be published."""
+
+    job: Job
+    reply_to: str
+
+    def encode(self) -> bytes:
+        """As JSON."""
+        return orjson.dumps({"reply_to": self.reply_to, "job": self.job.model_dump(mode="json")})
+
+    @classmethod
+    def decode(cls, data: bytes) -> Payload | None:
+        """From JSON; ``None`` from nothing."""
+        if not data:
+            return None
+        value = orjson.loads(data)
+        return cls(Job.model_validate(value["job"]), value["reply_to"])
+
+
+@dataclass(frozen=True, slots=True)
+class EnterResult:
+    """The answer to a turn that asked to run. ``again`` is the owner, if it has to be published again.
+
+    While ``unpublished``, nobody has said that the owner's message is in the queue.
+    """
+
+    status: EnterStatus
+    owner: str
+    again: Payload | None
+    unpublished: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Front:
+    """The turn that owns a session, as another one's producer sees it; ``owner`` is ``""`` if none does.
+
+    While ``unpublished``, nobody has said that it has a message. ``revived`` says that it was published again
+    since its last attempt began, ``placed`` that the other turn still has a place in the session. ``payload``
+    is there for who is going to publish the owner, unless Redis has lost it.
+    """
+
+    owner: str
+    unpublished: bool
+    revived: bool
+    placed: bool
+    payload: Payload | None
+
+
+class SessionLanes:
+    """The lanes of all sessions. Changes go through the pipeline and may be sent twice."""
+
+    def __init__(self, *, pipeline: CommandPipeline, settings: ServiceSettings) -> None:
+        self._pipeline = pipeline
+        self._settings = settings
+        self._records = JobRecords(
+            pipeline=pipeline, result_ttl_s=settings.result_ttl_s, queued_ttl_s=settings.queued_ttl_s
+        )
+        self._waiting = WaitingTurns(pipeline, lane_ttl_s=settings.queued_ttl_s)
+
+    async def enter(
+        self, payload: Payload, *, admitted: bool = False, witness: Job | None = None
+    ) -> EnterResult:
+        """Ask for a turn. With ``RUN`` the caller must publish it; with ``WAIT`` it is in the lane.
+
+        A turn that was ``admitted`` before is not refused, and is given the owner at once while that has no
+        message: its own, or that of the job ``witness``, may be the last that anybody has.
+        """
+        job, left = payload.job, b""
+        # It is counted before it waits, so that nobody forgets it before.
+        counted = admitted and bool(await self._waiting.count(job, admitted=True))
+        while True:
+            entered, left_at = await self._enter(
+                payload, admitted=admitted, counted=counted, left=left, witness=witness
+            )
+            if entered is None:
+                held = await self._records.held(job.id)
+                if held.waits:
+                    left = left_at
+                    continue
+                entered = EnterResult(
+                    EnterStatus.BEGUN if held.state else EnterStatus.MISSING, "", None, unpublished=False
+                )
+            elif entered.status is EnterStatus.FULL and not counted:
+                # Only a turn that has to wait pays for that.
+                counted = bool(await self._waiting.count(job))
+                if counted:
+                    continue
+            if counted:
+                if entered.status is EnterStatus.WAIT:
+                    await self._waiting.keep(job)
+                else:
+                    await self._waiting.forget(job.id, job.pool)
+            return entered
+
+    async def _enter(
+        self, payload: Payload, *, admitted: bool, counted: bool, left: bytes, witness: Job | None
+    ) -> tuple[EnterResult | None, bytes]:
+        """Ask for a turn that ``left`` its place then. If that is not so: nothing, and when it did."""
+        job = payload.job
+        entry, owner, again, unpublished = await self._pipeline.enqueue(
+            *session_scripts.enter(
+                *lane_keys(job),
+                job=job.id,
+                payload=payload.encode(),
+                on_busy=job.on_busy.value,
+                ttl_s=self._settings.queued_ttl_s,
+                stale_ms=0 if admitted else int(self._settings.turn_publish_grace_s * 1000),
+                max_bytes=self._settings.max_session_bytes,
+                admitted=int(admitted),
+                counted=int(counted),
+                known_left=left,
+                entry=new_token(),
+                left_ttl_s=CALL_TTL_S,
+                witness=witness.id if witness is not None else "",
+            )
+        )
+        if entry == b"left":
+            return None, again
+        return (
+            EnterResult(
+                EnterStatus(entry.decode()), owner.decode(), Payload.decode(again), bool(unpublished)
+            ),
+            left,
+        )
+
+    async def front(self, job: Job, *, take: str = "") -> Front:
+        """Look at the turn that owns the job's session.
+
+        The caller is going to publish the owner ``take``, which its producer can no longer take back then.
+        """
+        session_id = session_of(job)
+        owner, unpublished, revived, placed, payload = await self._pipeline.enqueue(
+            *session_scripts.front(session_key(session_id), payloads_key(session_id), job=job.id, take=take)
+        )
+        return Front(owner.decode(), bool(unpublished), bool(revived), bool(placed), Payload.decode(payload))
+
+    async def published(self, job: Job, *, witness: Job | None = None, again: bool = False) -> None:
+        """Note that the owner's message is in the queue, or that the message of ``witness`` carries it.
+
+        ``again`` says that it had one, and that its attempt may have lost it.
+        """
+        await asyncio.gather(
+            self._pipeline.enqueue(
+                *session_scripts.published(
+                    session_key(session_of(job)),
+                    job=job.id,
+                    witness=(witness or job).id,
+                    again=int(again),
+                )
+            ),
+            self._waiting.forget(job.id, job.pool),
+        )
+
+    async def advance(self, job: Job, *, witness: Job | None = None) -> Payload | None:
+        """End a turn, whatever came of it. Returns the next turn, which the caller must publish.
+
+        ``witness`` is the job whose message comes again until that is done; by default the ended one. Turns
+        that waited and whose requests Redis has lost end here, as failed.
+
+        Raises:
+            ServiceUnreachableError: Redis no longer knows that the turn has ended.
+
+        """
+        standing, pool = await asyncio.gather(self._records.standing(job.id), self._records.pool(job.id))
+        if not standing.over:
+            # In a failover, perhaps. Whoever let the next turn run now would have two of them run.
+            raise ServiceUnreachableError(
+                f"Redis says that job {job.id} has not ended, and so its session's next turn cannot run yet"
+            )
+        (_, following), _ = await asyncio.gather(
+            self._leave(job, witness or job), self._waiting.forget(job.id, pool or job.pool)
+        )
+        return following
+
+    async def withdraw(self, job: Job) -> tuple[Withdrawn, Payload | None]:
+        """Take a turn back, unless somebody else may have published it.
+
+        With ``OVER`` the turn has no place in the session, whether it had one or not. Returns the next turn,
+        too, which the caller must publish.
+        """
+        while True:
+            # In this order: whoever submits the job anew has it opened before its turn enters.
+            entry = await self._pipeline.execute("HGET", session_key(session_of(job)), "entry") or b""
+            held = await self._records.held(job.id)
+            if held.state is not None and not held.closed:
+                return Withdrawn.OFFERED, None
+            verdict, following = await self._leave(job, job, entry=entry)
+            if verdict == Withdrawn.OVER:
+                await self._waiting.forget(job.id, job.pool)
+            if verdict != "entered":
+                return Withdrawn(verdict), following
+
+    async def _leave(
+        self, job: Job, witness: Job, *, entry: bytes | None = None
+    ) -> tuple[str, Payload | None]:
+        """Give up a turn's place; with ``entry`` only if that is still the last call that entered."""
+        verdict, payload, *lost = await self._pipeline.enqueue(
+            *session_scripts.advance(
+                *lane_keys(job),
+                job=job.id,
+                default_idle_ttl_s=self._settings.session_ttl_s,
+                witness=witness.id,
+                undo=int(entry is not None),
+                known_entry=entry or b"",
+                left_ttl_s=CALL_TTL_S,
+            )
+        )
+        for job_id in lost:
+            await self.end_lost(job_id.decode())
+        return verdict.decode(), Payload.decode(payload)
+
+    async def end_lost(self, job_id: str) -> None:
+        """End a turn that nobody can publish, since its request is gone."""
+        failure = Failure(
+            code=FailureCode.SESSION_CONFLICT,
+            message="the request of this turn is gone: Redis evicted or lost the session's payloads while it "
+            "waited, or somebody deleted them; submit it again",
+        )
+        if (pool := await self._records.pool(job_id)) is not None:
+            await self._waiting.forget(job_id, pool)
+        with suppress(JobNotFoundError):
+            await self._records.cancel(job_id, Result(job_id=job_id, state=JobState.FAILED, error=failure))
