@@ -52,7 +52,7 @@ class Turns:
         self._session_records = session_records
 
     async def begin(self, run: JobRun) -> Prompt | Outcome:
-        """BeginStatus an attempt: the prompt, or what to do instead."""
+        """Begin an attempt: the prompt, or what to do instead."""
         job = run.job
         if job.session_id is None:
             return Prompt(job.body)

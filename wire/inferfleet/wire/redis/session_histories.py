@@ -86,7 +86,7 @@ class SessionHistories:
         self._waiting = WaitingTurns(pipeline, lane_ttl_s=settings.queued_ttl_s)
 
     async def begin(self, job: Job, *, fence: Fence, witness: Job | None = None) -> BeginResult:
-        """BeginStatus an attempt of the turn, under its own message or that of the job ``witness``."""
+        """Begin an attempt of the turn, under its own message or that of the job ``witness``."""
         left = b""
         while True:
             begun, left = await self._begin(job, fence=fence, witness=witness or job, left=left)
@@ -99,7 +99,7 @@ class SessionHistories:
     async def _begin(
         self, job: Job, *, fence: Fence, witness: Job, left: bytes
     ) -> tuple[BeginResult | None, bytes]:
-        """BeginStatus a turn that ``left`` its place then. If that is not so: nothing, and when it did."""
+        """Begin a turn that ``left`` its place then. If that is not so: nothing, and when it did."""
         (begin, answer, turns, state_version, limit), _ = await asyncio.gather(
             self._pipeline.enqueue(
                 *session_scripts.begin(
