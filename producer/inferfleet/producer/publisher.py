@@ -19,12 +19,12 @@ from inferfleet.schemas.errors import (
     UnknownPoolError,
 )
 from inferfleet.schemas.job import Job
-from inferfleet.schemas.names import CONTROL_EXCHANGE, JOBS_EXCHANGE, job_queue
+from inferfleet.schemas.names import CONTROL_EXCHANGE, job_queue
 from inferfleet.schemas.settings import ProducerSettings
 from inferfleet.wire.home import Home
 from inferfleet.wire.rabbitmq.confirms import NackedError, RefusedError, UnroutableError
 from inferfleet.wire.rabbitmq.messages import job_message
-from inferfleet.wire.rabbitmq.publishing import ConfirmChannel, Outgoing
+from inferfleet.wire.rabbitmq.publishing import ConfirmChannel
 from inferfleet.wire.rabbitmq.topology import declare_pool
 
 NACK_PATIENCE_S = 5.0
@@ -62,11 +62,13 @@ class Publisher:
 
         """
         message = job_message(job, reply_to=reply_to or self._settings.client_id)
+        publish = partial(self._publish, partial(self._confirm_channel.publish_job, message, pool=job.pool))
         try:
-            try:
-                return await self._publish(JOBS_EXCHANGE, message, routing_key=job.pool, mandatory=True)
-            except (NackedError, UnroutableError) as refusal:
-                return await self._publish_again(job, message, refusal)
+            return await publish()
+        except NackedError as nack:
+            await self._publish_nacked(job, publish, in_doubt=nack.in_doubt)
+            # What nacked may have kept it, if it was no full queue.
+            return True
         except UnroutableError as error:
             raise _unknown_pool(job.pool) from error
 
@@ -99,7 +101,8 @@ class Publisher:
 
         """
         try:
-            await self._publish(CONTROL_EXCHANGE, Message(order.model_dump_json().encode()))
+            message = Message(order.model_dump_json().encode())
+            await self._publish(partial(self._confirm_channel.publish, CONTROL_EXCHANGE, message))
         except RefusedError as error:
             raise PublishUnconfirmedError(
                 f"RabbitMQ did not confirm a command to the workers ({error})"
@@ -122,23 +125,6 @@ class Publisher:
     async def aclose(self) -> None:
         """Close the connection, if there is one."""
         await self._confirm_channel.aclose()
-
-    async def _publish_again(
-        self, job: Job, message: Outgoing, refusal: NackedError | UnroutableError
-    ) -> bool:
-        """Publish a refused job again, where that can help. Returns whether it may be queued twice."""
-        publish = partial(self._publish, JOBS_EXCHANGE, message, routing_key=job.pool, mandatory=True)
-        if isinstance(refusal, NackedError):
-            await self._publish_nacked(job, publish, in_doubt=refusal.in_doubt)
-            # What nacked may have kept it, if it was no full queue.
-            return True
-        if await self._confirm_channel.bind_again(JOBS_EXCHANGE, job_queue(job.pool), job.pool):
-            try:
-                return await publish()
-            except NackedError as nack:
-                await self._publish_nacked(job, publish, in_doubt=nack.in_doubt)
-                return True
-        raise refusal
 
     async def _publish_nacked(
         self, job: Job, publish: Callable[[], Awaitable[bool]], *, in_doubt: bool
@@ -176,18 +162,15 @@ class Publisher:
             why = f"its queue nacked it {nacks} times and is not full, so that its leader may be away"
             raise _unconfirmed(job, why) from error
 
-    async def _publish(
-        self, exchange: str, message: Outgoing, *, routing_key: str = "", mandatory: bool = False
-    ) -> bool:
+    async def _publish(self, publish: Callable[[], Awaitable[bool]]) -> bool:
+        """Publish, and with patience again and again. Returns whether the message may be queued twice."""
         self._home.check()
         # A repeat may publish a job twice. That does no harm: the fence lets one of them run. But once the
         # broker may have the message, no later refusal can say that it has not.
         unconfirmed: PublishUnconfirmedError | None = None
         try:
             # By itself: what it takes to repeat costs a tenth of a submission.
-            return await self._confirm_channel.publish(
-                exchange, message, routing_key=routing_key, mandatory=mandatory
-            )
+            return await publish()
         except PublishUnconfirmedError as error:
             if not self._settings.patience_s:
                 raise
@@ -199,9 +182,7 @@ class Publisher:
         async for attempt in self._patiently():
             with attempt:
                 try:
-                    twice |= await self._confirm_channel.publish(
-                        exchange, message, routing_key=routing_key, mandatory=mandatory
-                    )
+                    twice |= await publish()
                 except PublishUnconfirmedError as error:
                     unconfirmed, twice = error, True
                     raise

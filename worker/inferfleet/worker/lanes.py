@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-from functools import partial
 
-from inferfleet.schemas import Failure, FailureCode, Job, names
+from inferfleet.schemas import Failure, FailureCode, Job
 from inferfleet.schemas.job import OnBusy
 from inferfleet.schemas.settings import WorkerSettings
 from inferfleet.wire.rabbitmq.confirms import RefusedError, UnroutableError
@@ -93,20 +92,8 @@ class Lanes:
         return None
 
     async def _publish(self, payload: Payload) -> None:
-        pool = payload.job.pool
-        publish = partial(
-            self._confirm_channel.publish,
-            names.JOBS_EXCHANGE,
-            job_message(payload.job, reply_to=payload.reply_to),
-            routing_key=pool,
-            mandatory=True,
-        )
-        try:
-            await publish()
-        except UnroutableError:
-            if not await self._confirm_channel.bind_again(names.JOBS_EXCHANGE, names.job_queue(pool), pool):
-                raise
-            await publish()
+        message = job_message(payload.job, reply_to=payload.reply_to)
+        await self._confirm_channel.publish_job(message, pool=payload.job.pool)
         await self._session_lanes.published(payload.job)
 
     async def _fail(self, payload: Payload) -> bool:

@@ -17,6 +17,7 @@ from aio_pika.abc import AbstractChannel
 from aio_pika.exceptions import ChannelNotFoundEntity, ChannelPreconditionFailed
 from pamqp.commands import Basic
 
+from inferfleet.schemas import names
 from inferfleet.schemas.errors import (
     ConfigurationError,
     PublishUnconfirmedError,
@@ -24,7 +25,13 @@ from inferfleet.schemas.errors import (
     ServiceUnreachableError,
 )
 from inferfleet.wire.breaker import Breaker
-from inferfleet.wire.rabbitmq.confirms import ChannelEndedError, Confirms, NackedError, RefusedError
+from inferfleet.wire.rabbitmq.confirms import (
+    ChannelEndedError,
+    Confirms,
+    NackedError,
+    RefusedError,
+    UnroutableError,
+)
 from inferfleet.wire.rabbitmq.connection import Connection, open_amqp
 from inferfleet.wire.rabbitmq.errors import connection_errors, refused
 from inferfleet.wire.rabbitmq.frames import UNLIMITED_FRAME
@@ -101,6 +108,19 @@ class ConfirmChannel:
             if (awaited := self._under_way.pop(message_id)) is not None:
                 awaited.set_result(None)
 
+    async def publish_job(self, message: Outgoing, *, pool: str) -> bool:
+        """Publish a job to its pool. If somebody has deleted the binding of the pool's queue, bind it again.
+
+        Returns and raises what ``publish`` does.
+        """
+        publish = partial(self.publish, names.JOBS_EXCHANGE, message, routing_key=pool, mandatory=True)
+        try:
+            return await publish()
+        except UnroutableError:
+            if not await self._bind_again(names.JOBS_EXCHANGE, names.job_queue(pool), pool):
+                raise
+        return await publish()
+
     async def waiting(self, queue: str) -> int | None:
         """Count the messages that are ready in a queue; ``None`` if there is no such queue.
 
@@ -138,14 +158,8 @@ class ConfirmChannel:
 
         return await self._shared.on_connection(on)
 
-    async def bind_again(self, exchange: str, queue: str, routing_key: str) -> bool:
-        """Bind a queue whose binding, or exchange, somebody has deleted. False if there is no such queue.
-
-        Raises:
-            ServiceUnreachableError: RabbitMQ cannot be reached, or it broke.
-            ServiceRefusedError: The broker refuses.
-
-        """
+    async def _bind_again(self, exchange: str, queue: str, routing_key: str) -> bool:
+        """Bind a queue whose binding, or exchange, somebody has deleted. False if there is no such queue."""
 
         async def bind(channel: AbstractChannel) -> bool:
             await declare_exchanges(channel)
