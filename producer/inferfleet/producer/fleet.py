@@ -71,7 +71,7 @@ class Fleet:
             settings=settings,
             pipeline=pipeline,
             records=records,
-            lanes=SessionLanes(pipeline=pipeline, settings=settings),
+            session_lanes=SessionLanes(pipeline=pipeline, settings=settings),
             histories=self._histories,
             publisher=publisher,
         )

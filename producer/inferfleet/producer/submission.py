@@ -6,29 +6,25 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from enum import Enum, auto
 from itertools import count
 from typing import assert_never
 
+from inferfleet.producer.lanes import FRONT_POLL_S, Lanes, uncertain_without_redis
 from inferfleet.producer.publisher import Publisher
 from inferfleet.schemas.control import CancelJob
 from inferfleet.schemas.errors import (
     InferfleetError,
     JobDataLostError,
-    JobNotFoundError,
     PartialSubmitError,
     PublishUnconfirmedError,
-    QueueFullError,
     ServiceRefusedError,
     ServiceUnreachableError,
-    SessionBusyError,
-    SessionTooLargeError,
-    UnknownPoolError,
 )
 from inferfleet.schemas.failures import Failure, FailureCode
-from inferfleet.schemas.job import Job, JobState, OnBusy
+from inferfleet.schemas.job import Job, JobState
 from inferfleet.schemas.result import JobRecord, Result
 from inferfleet.schemas.settings import ProducerSettings
 from inferfleet.wire.redis import idempotency
@@ -37,16 +33,12 @@ from inferfleet.wire.redis.job_reading import Standing
 from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.redis.records import Closed, JobRecords, Recorded
 from inferfleet.wire.redis.session_histories import SessionHistories
-from inferfleet.wire.redis.session_lanes import EnterResult, EnterStatus, Payload, SessionLanes, Withdrawn
+from inferfleet.wire.redis.session_lanes import Payload, SessionLanes, Withdrawn
 
 logger = logging.getLogger(__name__)
 
 SUBMIT_WINDOW = 1024
 """Jobs of one ``submit_many`` that wait for their confirm at the same time."""
-
-FRONT_POLL_S = 0.02
-"""How often a turn that enters a lane looks whether the turn in front goes on by now."""
-
 
 _ACCEPTED_BEFORE = Recorded(created=False, state=JobState.RUNNING, attempt=0, closed=False)
 """The record of a job that the broker has, whatever became of it."""
@@ -77,16 +69,23 @@ class Submission:
         settings: ProducerSettings,
         pipeline: CommandPipeline,
         records: JobRecords,
-        lanes: SessionLanes,
+        session_lanes: SessionLanes,
         histories: SessionHistories,
         publisher: Publisher,
     ) -> None:
         self._settings = settings
         self._pipeline = pipeline
         self._records = records
-        self._lanes = lanes
+        self._session_lanes = session_lanes
         self._histories = histories
         self._publisher = publisher
+        self._lanes = Lanes(
+            settings=settings,
+            records=records,
+            session_lanes=session_lanes,
+            publisher=publisher,
+            cancel=self.cancel,
+        )
         self._name = os.urandom(4).hex()
         self._calls = count()
         """Together they name a submission."""
@@ -105,10 +104,10 @@ class Submission:
                 if job.session_id is None:
                     await self._publish(claimed.job, again=recorded.stalled)
                 elif recorded.stalled:
-                    await self._publish_turn(Payload(claimed.job, self._settings.client_id))
+                    await self._lanes.publish(Payload(claimed.job, self._settings.client_id))
                     await self._note_copy(claimed.job)
                 else:
-                    await self._take_turn(claimed.job)
+                    await self._lanes.take_turn(claimed.job)
             except PublishUnconfirmedError:
                 raise
             except InferfleetError as refusal:
@@ -137,7 +136,7 @@ class Submission:
             revived = recorded.created and not recorded.holder.startswith(claimed.holder)
             if not recorded.closed and not revived:
                 return claimed, recorded
-            with _uncertain_without_redis():
+            with uncertain_without_redis():
                 if recorded.closed:
                     # Somebody who was refused takes it back. With help that ends, even if its producer died.
                     keep = await self._take_back(claimed) is not TakenBack.GONE
@@ -150,7 +149,7 @@ class Submission:
             case Standing.STALLED:
                 return True
             case Standing.QUEUED:
-                return job.session_id is not None and not (await self._lanes.front(job)).placed
+                return job.session_id is not None and not (await self._session_lanes.front(job)).placed
             case _:
                 return False
 
@@ -203,7 +202,7 @@ class Submission:
         job = claimed.job
         following: Payload | None = None
         if job.session_id is not None:
-            withdrawn, following = await self._lanes.withdraw(job)
+            withdrawn, following = await self._session_lanes.withdraw(job)
             if withdrawn is Withdrawn.PUBLISHED:
                 return TakenBack.ACCEPTED
             if withdrawn is Withdrawn.OFFERED:
@@ -213,7 +212,7 @@ class Submission:
         if following is not None:
             # Whoever submitted the one behind it still sees to that.
             with suppress(InferfleetError):
-                await self._publish_turn(following)
+                await self._lanes.publish(following)
         return TakenBack.GONE if gone else TakenBack.ACCEPTED
 
     async def accept_many(self, jobs: Sequence[Job]) -> list[Job]:
@@ -311,146 +310,10 @@ class Submission:
         If that fails, that message does it, or whoever enters the lane next.
         """
         try:
-            following = await self._lanes.advance(
-                Job(id=record.id, pool=record.pool, body={}, session_id=record.session_id)
-            )
-            if following is not None:
-                await self._publish_turn(following)
+            ended = Job(id=record.id, pool=record.pool, body={}, session_id=record.session_id)
+            await self._lanes.pass_over(ended)
         except InferfleetError as error:
             logger.warning("cannot publish the turn behind job %s yet (%s)", record.id, error)
-
-    async def _take_turn(self, job: Job) -> None:
-        """Publish the job if its session is free; else it waits in the lane, as ``on_busy`` says."""
-        stop = job.on_busy in {OnBusy.INTERRUPT, OnBusy.ROLLBACK}
-        looked_after = ""
-        while True:
-            with _uncertain_without_redis():
-                entered = await self._lanes.enter(Payload(job, self._settings.client_id))
-            match entered.status:
-                case EnterStatus.RUN:
-                    await self._publish_turn(Payload(job, self._settings.client_id))
-                    return
-                case EnterStatus.WAIT:
-                    if await self._wait_in_lane(job, entered, stop=stop):
-                        return
-                    stop = False
-                case EnterStatus.BUSY:
-                    # It may be over, and whoever was to let the next one run be dead.
-                    if looked_after == entered.owner or not await self._may_be_stuck(entered):
-                        raise SessionBusyError(
-                            f"session {job.session_id!r} has an unfinished turn, job {entered.owner}: wait, "
-                            "or submit with on_busy=enqueue, interrupt or rollback"
-                        )
-                    looked_after = entered.owner
-                    await self._until_front_goes_on(job, entered)
-                case EnterStatus.BEGUN:
-                    # Under its key, others have submitted it.
-                    return
-                case EnterStatus.TOO_LARGE:
-                    raise SessionTooLargeError(
-                        f"session {job.session_id!r}, with the turns that wait, would exceed "
-                        f"{self._settings.max_session_bytes:,} bytes (INFERFLEET_MAX_SESSION_BYTES): wait "
-                        "for them, fork the session from an earlier turn, or start a new one"
-                    )
-                case EnterStatus.FULL:
-                    raise QueueFullError(
-                        f"as many turns of pool {job.pool!r} wait for their sessions as its queue may hold "
-                        "jobs (INFERFLEET_QUEUE_MAX_LENGTH); try again later"
-                    )
-                case EnterStatus.MISSING:
-                    raise _forgotten(job)
-                case _:
-                    assert_never(entered.status)
-            held = await self._records.held(job.id)
-            if held.state is None:
-                raise _forgotten(job)
-            if not held.waits:
-                return
-
-    async def _wait_in_lane(self, job: Job, entered: EnterResult, *, stop: bool) -> bool:
-        """Make sure that the job's turn will come. False if it has no place in the lane any more."""
-        await self._publisher.require_pool(job.pool)
-        if stop:
-            await self._stop_turn(job, entered.owner, keep=job.on_busy is OnBusy.INTERRUPT)
-        if stop or entered.unpublished or await self._may_be_stuck(entered):
-            return await self._until_front_goes_on(job, entered)
-        return True
-
-    async def _may_be_stuck(self, entered: EnterResult) -> bool:
-        """Whether nobody can be seen to bring the turn in front to its end."""
-        if entered.again is not None:
-            return True
-        standing = await self._records.standing(entered.owner)
-        return standing.over or standing is Standing.STALLED
-
-    async def _until_front_goes_on(self, job: Job, entered: EnterResult) -> bool:
-        """Wait until the turn in front is in the queue or runs. Whatever keeps it from that is mended.
-
-        It may never have been published, have lost its message together with the latest of what Redis knew,
-        or be over without a successor. Otherwise this job would be accepted, and wait for ever. Returns
-        whether the job has its place in the lane.
-        """
-        grace_s = 0.0 if entered.again else self._settings.turn_publish_grace_s
-        awaited, deadline = "", 0.0
-        while True:
-            front = await self._lanes.front(job)
-            if not front.owner or (front.owner == job.id and not front.unpublished):
-                return front.placed
-            standing = await self._records.standing(front.owner)
-            stalled = standing is Standing.STALLED and not front.revived
-            if not (front.unpublished or standing.over or stalled):
-                return front.placed
-            if front.owner != awaited:
-                awaited, deadline = front.owner, time.monotonic() + (0.0 if stalled else grace_s)
-            if time.monotonic() < deadline:
-                await asyncio.sleep(FRONT_POLL_S)
-            elif standing.over:
-                await self._pass_over(job, front.owner)
-            else:
-                try:
-                    await self._publish_front(job, front.owner, again=stalled)
-                except QueueFullError:
-                    if not stalled:
-                        raise
-                    # Its message is in there, most likely.
-                    return front.placed
-
-    async def _publish_front(self, job: Job, owner: str, *, again: bool) -> None:
-        """Publish the turn in front, whose own publisher is dead; ``again``, if it had a message before."""
-        front = await self._lanes.front(job, take=owner)
-        if front.owner != owner:
-            return
-        payload = Payload(job, self._settings.client_id) if owner == job.id else front.payload
-        try:
-            if payload is not None:
-                await self._publish_turn(payload, again=again)
-            elif again:
-                # It came from another AMQP client, which has published it.
-                await self._lanes.published(job.model_copy(update={"id": owner}), again=True)
-            else:
-                await self._lanes.end_lost(owner)
-                await self._pass_over(job, owner)
-        except UnknownPoolError:
-            if owner == job.id:
-                raise
-            # No worker can run it, and nobody was told that it was accepted.
-            await self._stop_turn(job, owner, keep=False)
-
-    async def _stop_turn(self, job: Job, owner: str, *, keep: bool) -> None:
-        """Stop the turn that is in the way. One that never ran ends at once, without its message's help."""
-        try:
-            over = (await self.cancel(owner, keep=keep)).terminal
-        except JobNotFoundError:
-            # Its producer took it back meanwhile.
-            over = True
-        if over:
-            await self._pass_over(job, owner)
-
-    async def _pass_over(self, job: Job, owner: str) -> None:
-        """Let the turn run that is behind one that is over."""
-        following = await self._lanes.advance(job.model_copy(update={"id": owner}))
-        if following is not None:
-            await self._publish_turn(following)
 
     async def _publish(self, job: Job, *, again: bool = False) -> None:
         if await self._publisher.publish(job) or again:
@@ -461,34 +324,9 @@ class Submission:
         with suppress(ServiceUnreachableError, ServiceRefusedError):
             await self._records.copied(job.id)
 
-    async def _publish_turn(self, payload: Payload, *, again: bool = False) -> None:
-        await self._publisher.publish(payload.job, reply_to=payload.reply_to)
-        # Only a note: the worker that gets the message makes the same one.
-        with suppress(ServiceUnreachableError, ServiceRefusedError):
-            await self._lanes.published(payload.job, again=again)
-
-
-def _forgotten(job: Job) -> PublishUnconfirmedError:
-    return PublishUnconfirmedError(
-        f"Redis lost the record of job {job.id} while it was submitted: it may run or not. "
-        "Submitting again with the same idempotency key is safe"
-    )
-
 
 def _uncertain(job: Job, refusal: InferfleetError) -> PublishUnconfirmedError:
     return PublishUnconfirmedError(
         f"job {job.id} was refused this time ({refusal}), but another call may have had it accepted: "
         "it may or may not be queued. Submitting it again with the same key is safe"
     )
-
-
-@contextmanager
-def _uncertain_without_redis() -> Generator[None]:
-    """A turn is in its lane or not: an outage of Redis in between leaves that open."""
-    try:
-        yield
-    except ServiceUnreachableError as error:
-        raise PublishUnconfirmedError(
-            f"Redis went away while a turn asked for its place, so it may or may not run ({error}). "
-            "Submitting again with the same idempotency key is safe"
-        ) from error

@@ -1,4 +1,8 @@
-"""The lanes of sessions, as a worker sees them: let the next turn run, and put a turn where it can wait."""
+"""The lanes of sessions, as a worker sees them: let the next turn run, and put a turn where it can wait.
+
+A worker has the message of the turn that ended, the witness, which comes again until the next turn is safe.
+The lane is drawn in ``inferfleet.wire.redis.session_lanes``; the other side is ``inferfleet.producer.lanes``.
+"""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ def _python(where: str, old: str, new: str, scenario: str, within: int, *kinds: 
 
 
 _SETTLEMENT = "inferfleet.worker.settlement:Settlement"
-_SUBMISSION = "inferfleet.producer.submission:Submission"
+_LANES = "inferfleet.producer.lanes:Lanes"
 
 MUTATIONS: dict[str, Mutation] = {
     "append_without_fence": _lua(
@@ -154,7 +154,7 @@ MUTATIONS: dict[str, Mutation] = {
         Kind.REPEAT,
     ),
     "dead_front_forgotten": _python(
-        f"{_SUBMISSION}._wait_in_lane",
+        f"{_LANES}._wait_in_lane",
         "if stop or entered.unpublished or await self._may_be_stuck(entered):",
         "if False:",
         "session",
@@ -195,7 +195,7 @@ HARD_TO_FIND: dict[str, Mutation] = {
         ),
         also=(
             _python(
-                f"{_SUBMISSION}._may_be_stuck",
+                f"{_LANES}._may_be_stuck",
                 "return standing.over or standing is Standing.STALLED",
                 "return False",
                 "session",

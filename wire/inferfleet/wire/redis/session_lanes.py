@@ -1,8 +1,22 @@
 """The lanes of sessions in Redis: each lets one turn run at a time.
 
 A turn that waits is nowhere but in its session's lane: it takes no worker slot and is not in the broker.
-The worker that ends a turn publishes the next one before it acks its own, or runs it under that, so a worker
-that dies in between leaves a message that brings another worker to do it.
+
+    enter, the session is busy --> waits
+                                     |
+                                     | advance: the turn before is over
+                                     v
+    enter, the session is free --> in front --- published ----------> in the queue --- begin --+
+                                     |                                                         v
+                                     +--- published(witness=...) ---> carried --- begin ---> runs --> over
+                                                                                                (advance)
+
+Whoever brings a turn to the front publishes it. The worker that ends a turn does so before it acks its own
+message, or has that message carry the next turn. So if the worker dies in between, the message brings another
+worker to do it (``inferfleet.worker.lanes``). A producer has no such message: whoever enters behind a turn
+looks at that one (``front``), and publishes it or passes over it if nobody else does
+(``inferfleet.producer.lanes``). What the two share is here, and in ``ConfirmChannel.publish_job``; how each
+waits, and what it does when it cannot publish, is its own. docs/sessions.md draws the states of a turn.
 """
 
 from __future__ import annotations

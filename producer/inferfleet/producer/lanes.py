@@ -1,0 +1,220 @@
+"""The lanes of sessions, as a producer sees them: a turn runs, or waits where somebody will let it run.
+
+A producer has no message of its own that would come again. So it returns only once it sees that the turn in
+front goes on. The lane is drawn in
+``inferfleet.wire.redis.session_lanes``; the other side is ``inferfleet.worker.lanes``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from typing import Protocol, assert_never
+
+from inferfleet.producer.publisher import Publisher
+from inferfleet.schemas.errors import (
+    JobNotFoundError,
+    PublishUnconfirmedError,
+    QueueFullError,
+    ServiceRefusedError,
+    ServiceUnreachableError,
+    SessionBusyError,
+    SessionTooLargeError,
+    UnknownPoolError,
+)
+from inferfleet.schemas.job import Job, JobState, OnBusy
+from inferfleet.schemas.settings import ProducerSettings
+from inferfleet.wire.redis.job_reading import Standing
+from inferfleet.wire.redis.records import JobRecords
+from inferfleet.wire.redis.session_lanes import EnterResult, EnterStatus, Payload, SessionLanes
+
+FRONT_POLL_S = 0.02
+"""How often a turn that enters a lane looks whether the turn in front goes on by now."""
+
+
+class Cancel(Protocol):
+    """``Submission.cancel``."""
+
+    async def __call__(self, job_id: str, *, keep: bool) -> JobState:
+        """Cancel a job; with ``keep``, what it said so far stays in its session."""
+        ...
+
+
+class Lanes:
+    """Brings the turns of one client into their lanes, and whatever is in front of them on its way."""
+
+    def __init__(
+        self,
+        *,
+        settings: ProducerSettings,
+        records: JobRecords,
+        session_lanes: SessionLanes,
+        publisher: Publisher,
+        cancel: Cancel,
+    ) -> None:
+        self._settings = settings
+        self._records = records
+        self._session_lanes = session_lanes
+        self._publisher = publisher
+        self._cancel = cancel
+
+    async def take_turn(self, job: Job) -> None:
+        """Publish the job if its session is free; else it waits in the lane, as ``on_busy`` says."""
+        stop = job.on_busy in {OnBusy.INTERRUPT, OnBusy.ROLLBACK}
+        looked_after = ""
+        while True:
+            with uncertain_without_redis():
+                entered = await self._session_lanes.enter(Payload(job, self._settings.client_id))
+            match entered.status:
+                case EnterStatus.RUN:
+                    await self.publish(Payload(job, self._settings.client_id))
+                    return
+                case EnterStatus.WAIT:
+                    if await self._wait_in_lane(job, entered, stop=stop):
+                        return
+                    stop = False
+                case EnterStatus.BUSY:
+                    # It may be over, and whoever was to let the next one run be dead.
+                    if looked_after == entered.owner or not await self._may_be_stuck(entered):
+                        raise SessionBusyError(
+                            f"session {job.session_id!r} has an unfinished turn, job {entered.owner}: wait, "
+                            "or submit with on_busy=enqueue, interrupt or rollback"
+                        )
+                    looked_after = entered.owner
+                    await self._until_front_goes_on(job, entered)
+                case EnterStatus.BEGUN:
+                    # Under its key, others have submitted it.
+                    return
+                case EnterStatus.TOO_LARGE:
+                    raise SessionTooLargeError(
+                        f"session {job.session_id!r}, with the turns that wait, would exceed "
+                        f"{self._settings.max_session_bytes:,} bytes (INFERFLEET_MAX_SESSION_BYTES): wait "
+                        "for them, fork the session from an earlier turn, or start a new one"
+                    )
+                case EnterStatus.FULL:
+                    raise QueueFullError(
+                        f"as many turns of pool {job.pool!r} wait for their sessions as its queue may hold "
+                        "jobs (INFERFLEET_QUEUE_MAX_LENGTH); try again later"
+                    )
+                case EnterStatus.MISSING:
+                    raise _forgotten(job)
+                case _:
+                    assert_never(entered.status)
+            held = await self._records.held(job.id)
+            if held.state is None:
+                raise _forgotten(job)
+            if not held.waits:
+                return
+
+    async def publish(self, payload: Payload, *, again: bool = False) -> None:
+        """Publish the turn that is in front; ``again``, if it had a message before."""
+        await self._publisher.publish(payload.job, reply_to=payload.reply_to)
+        # Only a note: the worker that gets the message makes the same one.
+        with suppress(ServiceUnreachableError, ServiceRefusedError):
+            await self._session_lanes.published(payload.job, again=again)
+
+    async def pass_over(self, ended: Job) -> None:
+        """Let the turn run that is behind one that is over."""
+        following = await self._session_lanes.advance(ended)
+        if following is not None:
+            await self.publish(following)
+
+    async def _wait_in_lane(self, job: Job, entered: EnterResult, *, stop: bool) -> bool:
+        """Make sure that the job's turn will come. False if it has no place in the lane any more."""
+        await self._publisher.require_pool(job.pool)
+        if stop:
+            await self._stop_turn(job, entered.owner, keep=job.on_busy is OnBusy.INTERRUPT)
+        if stop or entered.unpublished or await self._may_be_stuck(entered):
+            return await self._until_front_goes_on(job, entered)
+        return True
+
+    async def _may_be_stuck(self, entered: EnterResult) -> bool:
+        """Whether nobody can be seen to bring the turn in front to its end."""
+        if entered.again is not None:
+            return True
+        standing = await self._records.standing(entered.owner)
+        return standing.over or standing is Standing.STALLED
+
+    async def _until_front_goes_on(self, job: Job, entered: EnterResult) -> bool:
+        """Wait until the turn in front is in the queue or runs. Whatever keeps it from that is mended.
+
+        It may never have been published, have lost its message together with the latest of what Redis knew,
+        or be over without a successor. Otherwise this job would be accepted, and wait for ever. Returns
+        whether the job has its place in the lane.
+        """
+        grace_s = 0.0 if entered.again else self._settings.turn_publish_grace_s
+        awaited, deadline = "", 0.0
+        while True:
+            front = await self._session_lanes.front(job)
+            if not front.owner or (front.owner == job.id and not front.unpublished):
+                return front.placed
+            standing = await self._records.standing(front.owner)
+            stalled = standing is Standing.STALLED and not front.revived
+            if not (front.unpublished or standing.over or stalled):
+                return front.placed
+            if front.owner != awaited:
+                awaited, deadline = front.owner, time.monotonic() + (0.0 if stalled else grace_s)
+            if time.monotonic() < deadline:
+                await asyncio.sleep(FRONT_POLL_S)
+            elif standing.over:
+                await self.pass_over(job.model_copy(update={"id": front.owner}))
+            else:
+                try:
+                    await self._publish_front(job, front.owner, again=stalled)
+                except QueueFullError:
+                    if not stalled:
+                        raise
+                    # Its message is in there, most likely.
+                    return front.placed
+
+    async def _publish_front(self, job: Job, owner: str, *, again: bool) -> None:
+        """Publish the turn in front, whose own publisher is dead; ``again``, if it had a message before."""
+        front = await self._session_lanes.front(job, take=owner)
+        if front.owner != owner:
+            return
+        payload = Payload(job, self._settings.client_id) if owner == job.id else front.payload
+        try:
+            if payload is not None:
+                await self.publish(payload, again=again)
+            elif again:
+                # It came from another AMQP client, which has published it.
+                await self._session_lanes.published(job.model_copy(update={"id": owner}), again=True)
+            else:
+                await self._session_lanes.end_lost(owner)
+                await self.pass_over(job.model_copy(update={"id": owner}))
+        except UnknownPoolError:
+            if owner == job.id:
+                raise
+            # No worker can run it, and nobody was told that it was accepted.
+            await self._stop_turn(job, owner, keep=False)
+
+    async def _stop_turn(self, job: Job, owner: str, *, keep: bool) -> None:
+        """Stop the turn that is in the way. One that never ran ends at once, without its message's help."""
+        try:
+            over = (await self._cancel(owner, keep=keep)).terminal
+        except JobNotFoundError:
+            # Its producer took it back meanwhile.
+            over = True
+        if over:
+            await self.pass_over(job.model_copy(update={"id": owner}))
+
+
+@contextmanager
+def uncertain_without_redis() -> Generator[None]:
+    """A turn is in its lane or not: an outage of Redis in between leaves that open."""
+    try:
+        yield
+    except ServiceUnreachableError as error:
+        raise PublishUnconfirmedError(
+            f"Redis went away while a turn asked for its place, so it may or may not run ({error}). "
+            "Submitting again with the same idempotency key is safe"
+        ) from error
+
+
+def _forgotten(job: Job) -> PublishUnconfirmedError:
+    return PublishUnconfirmedError(
+        f"Redis lost the record of job {job.id} while it was submitted: it may run or not. "
+        "Submitting again with the same idempotency key is safe"
+    )
