@@ -116,13 +116,13 @@ def assert_passed(ended: subprocess.CompletedProcess[str], count: int) -> None:
     assert f"{count} passed" in ended.stdout
 
 
-@pytest.mark.parametrize("services", [ServicesChoice.EMBEDDED, ServicesChoice.NATIVE])
-def test_the_tests_of_the_page_pass(services: ServicesChoice, tmp_path: Path) -> None:
-    if (reason := source_of(services).unavailable_reason()) is not None:
-        pytest.skip(f"{services}: {reason}")
+@pytest.mark.parametrize("kind", [ServicesChoice.EMBEDDED, ServicesChoice.NATIVE])
+def test_the_tests_of_the_page_pass(kind: ServicesChoice, tmp_path: Path) -> None:
+    if (reason := source_of(kind).unavailable_reason()) is not None:
+        pytest.skip(f"{kind}: {reason}")
     write_files_of("how-to/test-your-application.md", tmp_path)
 
-    assert_passed(run_pytest(tmp_path, INFERFLEET_TEST_SERVICES=services), 4)
+    assert_passed(run_pytest(tmp_path, INFERFLEET_TEST_SERVICES=kind), 4)
 
 
 def test_answers_are_scripted_services_emptied_and_workers_drained(tmp_path: Path) -> None:
