@@ -33,7 +33,7 @@ async def fleet(harness: Harness) -> AsyncIterator[Fleet]:
     settings = ProducerSettings(
         amqp_url=harness.services.amqp_url,
         redis_url=harness.services.redis_url,
-        patience_s=30.0,
+        patience_s=WAIT_S,
         state_check_interval_s=1.0,
     )
     async with Fleet.connect(settings) as fleet:
