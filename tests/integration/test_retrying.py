@@ -61,7 +61,7 @@ async def test_the_least_pause_before_a_retry_doubles(
     starts = [entry.at for entry in entries if isinstance(entry, RunningEntry)]
     ends = [entry.at for entry in entries if isinstance(entry, QueuedEntry)][1:]
     pauses = [(start - end).total_seconds() for end, start in zip(ends, starts[1:], strict=True)]
-    # At least half of what the backoff allows: the other half is rng.
+    # At least half of what the backoff allows: the other half is jitter.
     assert all(pause > 0.24 * 2**number / 2 for number, pause in enumerate(pauses))
 
 

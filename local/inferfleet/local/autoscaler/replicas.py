@@ -24,7 +24,7 @@ REPLACEMENTS = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drained:
-    """A worker that was on_drain to end, and what it ran at that moment. Later: how it ended."""
+    """A worker that was told to end, and what it ran at that moment. Later: how it ended."""
 
     worker: str
     jobs: int
@@ -50,7 +50,7 @@ class Replicas:
         self._processes = processes
         self._settings = settings
         self._tasks = tasks
-        self._told = on_drain
+        self._on_drain = on_drain
         self._say = say
         self._workers: list[WorkerProcess] = []
         self._draining: dict[str, asyncio.Task[None]] = {}
@@ -110,13 +110,13 @@ class Replicas:
         )
 
     def _drain(self, worker: WorkerProcess, heartbeat: Heartbeat | None) -> None:
-        self._told(Drained(worker=worker.id, jobs=jobs_in(heartbeat)))
+        self._on_drain(Drained(worker=worker.id, jobs=jobs_in(heartbeat)))
         self._draining[worker.id] = self._tasks.create_task(self._end(worker))
 
     async def _end(self, worker: WorkerProcess) -> None:
         try:
             code = await worker.stop()
-            self._told(Drained(worker=worker.id, jobs=0, exit_code=code))
+            self._on_drain(Drained(worker=worker.id, jobs=0, exit_code=code))
         finally:
             del self._draining[worker.id]
 

@@ -59,7 +59,7 @@ LASTS_S = (0.5, 8.0)
 
 
 class Faults:
-    """Draws faults from the rng it is given, and lets them happen."""
+    """Draws faults from a random generator and injects them."""
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class Faults:
         self._harness = harness
         self._places = places
         self._producers = producers
-        self._chance = rng
+        self._rng = rng
         self._small = SHARED_KEYS if shared_keys else SMALL
         self._services = {Fault.REDIS_RESTART: 4, Fault.BROKER_RESTART: 2}
         if empty_redis:
@@ -87,9 +87,9 @@ class Faults:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._disturb_services())
             while True:
-                await asyncio.sleep(self._chance.uniform(*SMALL_EVERY_S))
+                await asyncio.sleep(self._rng.uniform(*SMALL_EVERY_S))
                 fault = self._draw(self._small)
-                tasks.create_task(self._disturb(fault, lasts_s=self._chance.uniform(*LASTS_S)))
+                tasks.create_task(self._disturb(fault, lasts_s=self._rng.uniform(*LASTS_S)))
 
     async def heal(self) -> None:
         """Let everything run and pass again."""
@@ -106,7 +106,7 @@ class Faults:
 
     async def _disturb_services(self) -> None:
         while True:
-            await asyncio.sleep(self._chance.uniform(*SERVICE_EVERY_S))
+            await asyncio.sleep(self._rng.uniform(*SERVICE_EVERY_S))
             fault = self._draw(self._services)
             self.happened[fault] += 1
             match fault:
@@ -124,7 +124,7 @@ class Faults:
         free = [place for place in self._places if not place.busy.locked()]
         if not free:
             return
-        place = self._chance.choice(free)
+        place = self._rng.choice(free)
         async with place.busy:
             self.happened[fault] += 1
             await self._disturb_worker(fault, place, lasts_s=lasts_s)
@@ -154,7 +154,7 @@ class Faults:
             place.asleep[member.id].append((asleep_at, datetime.now(UTC)))
 
     async def _disturb_producer(self, fault: Fault, *, lasts_s: float) -> None:
-        producer = self._chance.choice(self._producers)
+        producer = self._rng.choice(self._producers)
         if producer.poll() is not None:
             return
         self.happened[fault] += 1
@@ -168,14 +168,14 @@ class Faults:
             await asyncio.sleep(lasts_s)
             producer.link.broker.heal()
         else:
-            direction = self._chance.choice(list(Direction))
-            proxy = self._chance.choice((producer.link.broker, producer.link.store))
+            direction = self._rng.choice(list(Direction))
+            proxy = self._rng.choice((producer.link.broker, producer.link.store))
             proxy.hold(direction)
             await asyncio.sleep(lasts_s)
             proxy.heal()
 
     def _draw(self, weights: dict[Fault, int]) -> Fault:
-        return self._chance.choices(list(weights), list(weights.values()))[0]
+        return self._rng.choices(list(weights), list(weights.values()))[0]
 
 
 async def _cut(link: Link, fault: Fault, *, lasts_s: float) -> None:

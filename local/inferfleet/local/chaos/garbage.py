@@ -36,7 +36,7 @@ class Garbage:
 
     def __init__(self, harness: Harness, *, rng: random.Random) -> None:
         self._harness = harness
-        self._chance = rng
+        self._rng = rng
         self.sent: set[bytes] = set()
         self.named: set[str] = set()
 
@@ -48,7 +48,7 @@ class Garbage:
                 async with AsyncExitStack() as stack:
                     exchange = await self._exchange(stack)
                     while True:
-                        await asyncio.sleep(self._chance.uniform(*EVERY_S))
+                        await asyncio.sleep(self._rng.uniform(*EVERY_S))
                         number += 1
                         await self._publish(exchange, number)
             except _OUTAGE:
@@ -62,7 +62,7 @@ class Garbage:
         return await channel.get_exchange(JOBS_EXCHANGE, ensure=False)
 
     async def _publish(self, exchange: AbstractExchange, number: int) -> None:
-        kind = self._chance.choice(KINDS)
+        kind = self._rng.choice(KINDS)
         job_id = new_job_id()
         message = kind(f"garbage {number}", job_id)
         async with asyncio.timeout(PATIENCE_S):

@@ -66,7 +66,7 @@ class Producer:
         self._fleet = fleet
         self._ledger = ledger
         self._submitting = asyncio.Semaphore(AT_ONCE)
-        self._chance = random.Random()  # noqa: S311 - when to cancel is not part of the seed
+        self._rng = random.Random()  # noqa: S311 - when to cancel is not part of the seed
 
     async def run(self) -> None:
         """Go on where the ledger ends, and watch all jobs to their ends."""
@@ -153,7 +153,7 @@ class Producer:
                 await asyncio.sleep(PAUSE_S)
 
     async def _cancel(self, job: Job) -> None:
-        await asyncio.sleep(self._chance.uniform(0, 1.5))
+        await asyncio.sleep(self._rng.uniform(0, 1.5))
         self._ledger.write(CancelAsked(job_id=job.id))
         for _ in range(20):
             try:

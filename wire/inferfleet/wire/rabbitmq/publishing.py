@@ -125,7 +125,7 @@ class ConfirmChannel:
         """Count the messages that are ready in a queue; ``None`` if there is no such queue.
 
         Raises:
-            ServiceUnreachableError: RabbitMQ cannot be reached, or it broke.
+            ServiceUnreachableError: RabbitMQ cannot be reached, or the connection broke.
             ServiceRefusedError: The broker does not tell.
 
         """
@@ -147,7 +147,7 @@ class ConfirmChannel:
         It may be done twice: when the connection turns out to be dead, it is tried once more on a new one.
 
         Raises:
-            ServiceUnreachableError: RabbitMQ cannot be reached, or it broke.
+            ServiceUnreachableError: RabbitMQ cannot be reached, or the connection broke.
             ServiceRefusedError: The broker refuses.
 
         """
@@ -328,7 +328,7 @@ class _Link:
         """Do something on the connection; once more on a new one, if it turns out to be dead.
 
         Raises:
-            ServiceUnreachableError: RabbitMQ cannot be reached, or it broke again.
+            ServiceUnreachableError: RabbitMQ cannot be reached, or the connection broke again.
             ServiceRefusedError: The broker refuses.
             ConfigurationError: Something exists with other arguments.
 
