@@ -145,6 +145,30 @@ async def test_a_broken_connection_fails_what_waits(
         assert all(isinstance(outcome, ConnectionError) for outcome in outcomes), outcomes
 
 
+async def test_each_of_many_waits_as_long_as_it_may(contract_services: Services, queue: AbstractQueue) -> None:
+    timeout_s = 0.5
+    async with (
+        Proxy(contract_services.amqp_url) as link,
+        open_amqp(link.url, timeout_s=10, name="confirms") as connection,
+    ):
+        channel = await (await connection.channel()).get_underlay_channel()
+        confirms = Confirms(connection.stream, channel, frame_max=connection.frame_max, timeout_s=timeout_s)
+        await publish(confirms, queue.name)
+        link.hold(Direction.TO_CLIENT)
+
+        async def waited_s(number: int) -> float:
+            await asyncio.sleep(number * timeout_s / 3)
+            started = asyncio.get_running_loop().time()
+            with pytest.raises(TimeoutError):
+                await publish(confirms, queue.name, message_id=str(number))
+            return asyncio.get_running_loop().time() - started
+
+        # The timer of the first is still there, and each of the later ones begins while another waits.
+        waits = await asyncio.gather(*(waited_s(number) for number in range(4)))
+        assert link.held(Direction.TO_CLIENT)
+        assert all(wait >= timeout_s for wait in waits), waits
+
+
 async def test_who_stops_waiting_does_not_disturb_the_others(
     confirms: Confirms, queue: AbstractQueue
 ) -> None:

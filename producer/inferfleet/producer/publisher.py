@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from contextlib import suppress
 from functools import partial
 
@@ -24,7 +24,7 @@ from inferfleet.schemas.settings import ProducerSettings
 from inferfleet.wire.home import Home
 from inferfleet.wire.rabbitmq.confirms import NackedError, RefusedError, UnroutableError
 from inferfleet.wire.rabbitmq.messages import job_message
-from inferfleet.wire.rabbitmq.publishing import ConfirmChannel
+from inferfleet.wire.rabbitmq.publishing import ConfirmChannel, Outgoing
 from inferfleet.wire.rabbitmq.topology import declare_pool
 
 NACK_PATIENCE_S = 5.0
@@ -62,11 +62,10 @@ class Publisher:
 
         """
         message = job_message(job, reply_to=reply_to or self._settings.client_id)
-        publish = partial(self._publish, partial(self._confirm_channel.publish_job, message, pool=job.pool))
         try:
-            return await publish()
+            return await self._publish(message, pool=job.pool)
         except NackedError as nack:
-            await self._publish_nacked(job, publish, in_doubt=nack.in_doubt)
+            await self._publish_nacked(job, message, in_doubt=nack.in_doubt)
             # What nacked may have kept it, if it was no full queue.
             return True
         except UnroutableError as error:
@@ -102,7 +101,7 @@ class Publisher:
         """
         try:
             message = Message(order.model_dump_json().encode())
-            await self._publish(partial(self._confirm_channel.publish, CONTROL_EXCHANGE, message))
+            await self._publish(message, pool=None)
         except RefusedError as error:
             raise PublishUnconfirmedError(
                 f"RabbitMQ did not confirm a command to the workers ({error})"
@@ -126,9 +125,7 @@ class Publisher:
         """Close the connection, if there is one."""
         await self._confirm_channel.aclose()
 
-    async def _publish_nacked(
-        self, job: Job, publish: Callable[[], Awaitable[bool]], *, in_doubt: bool
-    ) -> None:
+    async def _publish_nacked(self, job: Job, message: Outgoing, *, in_doubt: bool) -> None:
         """Publish a job that was nacked again, unless its queue is full.
 
         A queue at its limit nacks, be it ours or that of a policy. So does one whose leader or process has
@@ -151,7 +148,7 @@ class Publisher:
                         raise _full(job, waiting, in_doubt=in_doubt)
                     nacks += 1
                     try:
-                        await publish()
+                        await self._publish(message, pool=job.pool)
                     except NackedError as error:
                         in_doubt |= error.in_doubt
                         raise
@@ -162,15 +159,18 @@ class Publisher:
             why = f"its queue nacked it {nacks} times and is not full, so that its leader may be away"
             raise _unconfirmed(job, why) from error
 
-    async def _publish(self, publish: Callable[[], Awaitable[bool]]) -> bool:
-        """Publish, and with patience again and again. Returns whether the message may be queued twice."""
+    async def _publish(self, message: Outgoing, *, pool: str | None) -> bool:
+        """Publish to a pool, or to every worker, and with patience again and again.
+
+        Returns whether the message may be queued twice.
+        """
         self._home.check()
         # A repeat may publish a job twice. That does no harm: the fence lets one of them run. But once the
         # broker may have the message, no later refusal can say that it has not.
         unconfirmed: PublishUnconfirmedError | None = None
         try:
             # By itself: what it takes to repeat costs a tenth of a submission.
-            return await publish()
+            return await self._send(message, pool)
         except PublishUnconfirmedError as error:
             if not self._settings.patience_s:
                 raise
@@ -182,7 +182,7 @@ class Publisher:
         async for attempt in self._patiently():
             with attempt:
                 try:
-                    twice |= await publish()
+                    twice |= await self._send(message, pool)
                 except PublishUnconfirmedError as error:
                     unconfirmed, twice = error, True
                     raise
@@ -194,6 +194,11 @@ class Publisher:
                         raise unconfirmed from error
                     raise
         return twice
+
+    def _send(self, message: Outgoing, pool: str | None) -> Awaitable[bool]:
+        if pool is None:
+            return self._confirm_channel.publish(CONTROL_EXCHANGE, message)
+        return self._confirm_channel.publish_job(message, pool=pool)
 
     def _patiently(self) -> AsyncRetrying:
         return AsyncRetrying(

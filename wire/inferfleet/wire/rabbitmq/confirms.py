@@ -69,9 +69,11 @@ class Confirms:
         self._number = channel.number
         self._frame_max = frame_max
         self._last_tag = 0
-        self._unconfirmed: dict[int, asyncio.Future[Exception | None]] = {}
-        """What waits for its confirm, by its tag: messages of a channel are counted from 1. The future holds
-        what went wrong, as a value, since whoever waited may be gone."""
+        self._unconfirmed: dict[int, tuple[asyncio.Future[Exception | None], float]] = {}
+        """What waits for its confirm, and until when, by its tag: messages of a channel are counted from 1.
+        The future holds what went wrong, as a value, since whoever waited may be gone."""
+        self._expiry: asyncio.TimerHandle | None = None
+        """One timer for all of them: one for each costs as much as its message's frames."""
         self._mandatory: dict[str, asyncio.Future[Exception | None]] = {}
         """Those that may be returned, by the message's id."""
         self._returns = Contents(RETURN, self._on_return)
@@ -116,17 +118,16 @@ class Confirms:
             raise self._ended(_reason(self._closing), sent=False)
         confirmed: asyncio.Future[Exception | None] = loop.create_future()
         self._last_tag = tag = self._last_tag + 1
-        self._unconfirmed[tag] = confirmed
+        self._unconfirmed[tag] = confirmed, deadline
         message_id = str(properties.message_id)
         if mandatory:
             self._mandatory[message_id] = confirmed
         self._stream.write(self._number, frames)
-        # Not asyncio.timeout, which costs three times as much, for each message.
-        timer = loop.call_at(deadline, _expire, confirmed)
+        if self._expiry is None or self._expiry.when() > deadline:
+            self._expire_at(deadline)
         try:
             problem = await confirmed
         finally:
-            timer.cancel()
             self._unconfirmed.pop(tag, None)
             if mandatory:
                 self._mandatory.pop(message_id, None)
@@ -149,7 +150,7 @@ class Confirms:
     def _on_confirmation(self, last: int, multiple: bool, *, refused: bool) -> None:
         tags = [tag for tag in self._unconfirmed if tag <= last] if multiple else [last]
         for tag in tags:
-            confirmed = self._unconfirmed.pop(tag, None)
+            confirmed, _ = self._unconfirmed.pop(tag, (None, 0.0))
             if confirmed is None or confirmed.done():
                 # Nobody waits any more, or it came back just before.
                 continue
@@ -169,8 +170,25 @@ class Confirms:
                 UnroutableError(f"{returned.reply_text}, routing key {returned.routing_key!r}")
             )
 
+    def _expire_at(self, deadline: float) -> None:
+        if self._expiry is not None:
+            self._expiry.cancel()
+        self._expiry = asyncio.get_running_loop().call_at(deadline, self._expire)
+
+    def _expire(self) -> None:
+        self._expiry = None
+        now = asyncio.get_running_loop().time()
+        for confirmed, deadline in self._unconfirmed.values():
+            if deadline <= now and not confirmed.done():
+                confirmed.set_result(TimeoutError())
+        waiting = [deadline for confirmed, deadline in self._unconfirmed.values() if not confirmed.done()]
+        if waiting:
+            self._expire_at(min(waiting))
+
     def _on_closing(self, closing: asyncio.Future[None]) -> None:
-        for confirmed in self._unconfirmed.values():
+        if self._expiry is not None:
+            self._expiry.cancel()
+        for confirmed, _ in self._unconfirmed.values():
             if not confirmed.done():
                 confirmed.set_result(self._ended(_reason(closing), sent=True))
 
@@ -179,11 +197,6 @@ class Confirms:
         forced = goodbye is not None and goodbye[0] == CONNECTION_FORCED
         blamed = isinstance(why, AMQPChannelError) or (goodbye is not None and not forced)
         return ChannelEndedError(why, refusal=why if blamed else None, sent=sent)
-
-
-def _expire(confirmed: asyncio.Future[Exception | None]) -> None:
-    if not confirmed.done():
-        confirmed.set_result(TimeoutError())
 
 
 def _reason(closing: asyncio.Future[Any]) -> BaseException | None:

@@ -113,13 +113,12 @@ class ConfirmChannel:
 
         Returns and raises what ``publish`` does.
         """
-        publish = partial(self.publish, names.JOBS_EXCHANGE, message, routing_key=pool, mandatory=True)
         try:
-            return await publish()
+            return await self.publish(names.JOBS_EXCHANGE, message, routing_key=pool, mandatory=True)
         except UnroutableError:
             if not await self._bind_again(names.JOBS_EXCHANGE, names.job_queue(pool), pool):
                 raise
-        return await publish()
+        return await self.publish(names.JOBS_EXCHANGE, message, routing_key=pool, mandatory=True)
 
     async def waiting(self, queue: str) -> int | None:
         """Count the messages that are ready in a queue; ``None`` if there is no such queue.
