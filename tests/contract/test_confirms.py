@@ -165,7 +165,7 @@ async def test_each_of_many_waits_as_long_as_it_may(contract_services: Services,
 
         # The timer of the first is still there, and each of the later ones begins while another waits.
         waits = await asyncio.gather(*(waited_s(number) for number in range(4)))
-        assert link.held(Direction.TO_CLIENT)
+        await link.until_held(Direction.TO_CLIENT)
         assert all(wait >= timeout_s for wait in waits), waits
 
 
