@@ -6,13 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from inferfleet.local.chaos.soak import SoakOptions, soak
+from inferfleet.local.chaos.soak import SETTLE_S, SoakOptions, soak
 from inferfleet.local.services import ServicesChoice
 from inferfleet.local.services.launcher import source_of
 
 SEED = 7
 
 
+# A job that is lost shows when the wait for its end is over, and then the findings say which.
+@pytest.mark.timeout(120 + 2 * SETTLE_S)
 @pytest.mark.parametrize("another_model", [False, True], ids=["one model", "two models"])
 async def test_no_promise_is_broken_while_everything_breaks(tmp_path: Path, *, another_model: bool) -> None:
     # Given services that can be killed

@@ -6,9 +6,10 @@ import asyncio
 import random
 import signal
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
+from typing import Any
 
 from inferfleet.local.chaos.harness import Harness, Link
 from inferfleet.local.chaos.members import WorkerSlot
@@ -79,6 +80,7 @@ class Faults:
         self._services = {Fault.REDIS_RESTART: 4, Fault.BROKER_RESTART: 2}
         if empty_redis:
             self._services[Fault.REDIS_EMPTIED] = 2
+        self._restarts: set[asyncio.Task[None]] = set()
         self.happened: Counter[Fault] = Counter()
         self.lost_results: set[str] = set()
 
@@ -92,7 +94,13 @@ class Faults:
                 tasks.create_task(self._disturb(fault, lasts_s=self._rng.uniform(*LASTS_S)))
 
     async def heal(self) -> None:
-        """Let everything run and pass again."""
+        """Let everything run and pass again.
+
+        Raises:
+            ServiceUnreachableError: A service does not start any more.
+
+        """
+        await asyncio.gather(*self._restarts)
         for place in self._places:
             place.member.process.send_signal(signal.SIGCONT)
             place.link.heal()
@@ -100,22 +108,32 @@ class Faults:
             producer.link.heal()
             if producer.poll() not in (None, 0):
                 producer.start()
-        for service in (self._harness.store, self._harness.broker):
-            if not service.running:
-                await asyncio.to_thread(service.start)
 
     async def _disturb_services(self) -> None:
         while True:
             await asyncio.sleep(self._rng.uniform(*SERVICE_EVERY_S))
             fault = self._draw(self._services)
             self.happened[fault] += 1
-            match fault:
-                case Fault.BROKER_RESTART:
-                    await self._harness.restart_broker()
-                case Fault.REDIS_EMPTIED:
-                    self.lost_results |= await self._harness.empty_store()
-                case _:
-                    await self._harness.restart_store()
+            await self._to_its_end(self._restart_service(fault))
+
+    async def _to_its_end(self, restart: Coroutine[Any, Any, None]) -> None:
+        """Restart something. ``heal`` waits for the end of it, even if whoever asked for it is cancelled.
+
+        Half a restart would leave a process dead, or forget which results were lost.
+        """
+        task = asyncio.create_task(restart)
+        self._restarts.add(task)
+        await asyncio.shield(task)
+        self._restarts.discard(task)
+
+    async def _restart_service(self, fault: Fault) -> None:
+        match fault:
+            case Fault.BROKER_RESTART:
+                await self._harness.restart_broker()
+            case Fault.REDIS_EMPTIED:
+                self.lost_results |= await self._harness.empty_store()
+            case _:
+                await self._harness.restart_store()
 
     async def _disturb(self, fault: Fault, *, lasts_s: float) -> None:
         if fault in (Fault.PRODUCER_KILL, Fault.PRODUCER_CUT, Fault.PRODUCER_REFUSED):
@@ -159,8 +177,7 @@ class Faults:
             return
         self.happened[fault] += 1
         if fault is Fault.PRODUCER_KILL:
-            await producer.crash()
-            producer.start()
+            await self._to_its_end(_restart_producer(producer))
         elif fault is Fault.PRODUCER_REFUSED:
             # Its connection is gone, and a new one gets no answer.
             producer.link.broker.reset()
@@ -176,6 +193,11 @@ class Faults:
 
     def _draw(self, weights: dict[Fault, int]) -> Fault:
         return self._rng.choices(list(weights), list(weights.values()))[0]
+
+
+async def _restart_producer(producer: ProducerProcess) -> None:
+    await producer.crash()
+    producer.start()
 
 
 async def _cut(link: Link, fault: Fault, *, lasts_s: float) -> None:
