@@ -145,7 +145,9 @@ async def test_a_broken_connection_fails_what_waits(
         assert all(isinstance(outcome, ConnectionError) for outcome in outcomes), outcomes
 
 
-async def test_each_of_many_waits_as_long_as_it_may(contract_services: Services, queue: AbstractQueue) -> None:
+async def test_each_of_many_waits_as_long_as_it_may(
+    contract_services: Services, queue: AbstractQueue
+) -> None:
     timeout_s = 0.5
     async with (
         Proxy(contract_services.amqp_url) as link,

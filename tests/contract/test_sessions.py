@@ -94,6 +94,10 @@ class Conversation:
         values: dict[Any, Any] = {"state": state, "attempt": 0, **fields}
         await self._store.hset(job_key(job.id), mapping=values)
 
+    async def state(self, job: Job) -> str:
+        state: Any = await self._store.hget(job_key(job.id), "state")
+        return state.decode()
+
     async def enter(self, job: Job, **more: Any) -> EnterResult:
         await self.record(job, "queued")
         await self._store.hdel(job_key(job.id), "closed")
@@ -349,6 +353,39 @@ async def test_the_job_whose_message_carries_the_turn_in_front_does_not_wait_beh
     await talk.lanes.published(second, witness=first)
     entered = await talk.enter(first, admitted=True)
     assert (entered.status, entered.again and entered.again.job) == (EnterStatus.WAIT, second)
+
+
+async def test_a_waiting_job_that_ends_while_its_message_carries_the_turn_in_front_still_names_that_turn(
+    talk: Conversation,
+) -> None:
+    """It was cancelled, and the worker that had its message is dead."""
+    first, second = turn(), turn()
+    await talk.enter(first)
+    await talk.enter(second)
+    await talk.run(first)
+    await talk.lanes.published(second, witness=first)
+    await talk.enter(first, admitted=True)
+    assert [await talk.advance(first) for _ in range(2)] == [second.id, second.id]
+    assert await talk.places() == (second.id, ())
+
+
+async def test_a_turn_whose_request_is_lost_ends_also_if_the_one_behind_it_is_published_first(
+    talk: Conversation, store: aioredis.Redis
+) -> None:
+    """The worker that passed over it died before it could say so."""
+    first, lost, third = turn(), turn(), turn()
+    for job in (first, lost, third):
+        await talk.enter(job)
+    await store.hdel(payloads_key(SESSION), lost.id)
+    assert await talk.run(first) == third.id
+    await talk.record(lost, "queued")
+    await talk.lanes.published(third)
+    assert await talk.advance(first) is None
+    assert (await talk.state(lost)) == "failed"
+    # Unless it was submitted again.
+    await talk.enter(lost)
+    assert await talk.advance(first) is None
+    assert (await talk.state(lost)) == "queued"
 
 
 async def test_a_lane_moves_on_only_past_a_turn_that_has_ended(talk: Conversation) -> None:

@@ -253,8 +253,8 @@ Fates = Callable[..., Callable[[], int]]
 def publishes_fare(monkeypatch: pytest.MonkeyPatch) -> Fates:
     """Let the next publishes fare as on a queue whose process dies; returns how many did.
 
-    ``taken``: the broker takes the message, and ends the connection with an error. ``gone``: it does not
-    answer.
+    ``taken``: the broker takes the message, and ends the connection with an error. ``lost``: it takes it, and
+    nobody hears of that. ``gone``: it does not answer. ``no file``: the file with its URL is missing.
     """
     publish = Confirms.publish
 
@@ -263,16 +263,20 @@ def publishes_fare(monkeypatch: pytest.MonkeyPatch) -> Fates:
 
         async def fare(self: Confirms, *arguments: Any, **keywords: Any) -> None:
             fate = left.pop(0) if left else "published"
-            if fate in {"taken", "published"}:
+            if fate in {"taken", "lost", "published"}:
                 await publish(self, *arguments, **keywords)
             died = ConnectionResourceError("RESOURCE_ERROR - failed to deliver message")
             match fate:
                 case "taken":
                     raise ChannelEndedError(died, refusal=died, sent=True)
+                case "lost":
+                    raise TimeoutError
                 case "nacked":
                     raise NackedError
                 case "gone":
                     raise ServiceUnreachableError("RabbitMQ does not answer")
+                case "no file":
+                    raise ConfigurationError("cannot read /secrets/amqp_url")
                 case _:
                     pass
 
@@ -307,7 +311,9 @@ async def test_a_full_queue_behind_a_broken_connection_may_have_the_job(
         await control("clear_policy", pool)
 
 
-@pytest.mark.parametrize("fates", [("taken", "nacked", "gone"), ("nacked", "gone")])
+@pytest.mark.parametrize(
+    "fates", [("taken", "nacked", "gone"), ("nacked", "gone"), ("nacked", "no file")], ids=",".join
+)
 async def test_a_job_that_was_nacked_and_meets_no_broker_then_is_not_taken_back(
     fleet: Fleet, start_worker: StartWorker, publishes_fare: Fates, pool: str, fates: tuple[str, ...]
 ) -> None:
@@ -319,6 +325,19 @@ async def test_a_job_that_was_nacked_and_meets_no_broker_then_is_not_taken_back(
     await fleet.submit(job)
     await start_worker()
     assert (await fleet.wait(job, timeout_s=60)).state is JobState.SUCCEEDED
+
+
+async def test_a_job_that_was_not_confirmed_is_not_taken_back_because_the_next_try_finds_no_url(
+    connect: Connect, start_worker: StartWorker, publishes_fare: Fates, pool: str
+) -> None:
+    async with connect(patience_s=10) as fleet:
+        await fleet.declare_pool(pool)
+        job = Job(pool=pool, body=chat("hello"))
+        fared = publishes_fare("lost", "no file", "no file")
+        await fleet.submit(job)
+        assert fared() == 3
+        await start_worker()
+        assert (await fleet.wait(job, timeout_s=60)).state is JobState.SUCCEEDED
 
 
 async def test_a_command_that_is_nacked_is_unconfirmed(

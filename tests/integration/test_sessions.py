@@ -436,6 +436,33 @@ async def test_a_waiting_turn_whose_pool_is_deleted_fails_and_lets_the_next_run(
     assert await session.history() == conversation("last")
 
 
+async def test_a_turn_is_not_refused_because_the_pool_of_the_turn_before_it_is_deleted(
+    fleet: Fleet,
+    session: Session,
+    start_worker: StartWorker,
+    store: aioredis.Redis,
+    foreign: ForeignClient,
+    pool: str,
+) -> None:
+    # Given a turn that is over, whose worker died before the next one was published
+    doomed_pool = f"{pool}-gone"
+    await fleet.declare_pool(doomed_pool)
+    first = await session.send("first", pool=pool)
+    doomed = await session.send("doomed", pool=doomed_pool)
+    await store.hset(job_key(first.id), mapping={"state": "failed", "attempt": 1})
+    # And the next one's pool is gone
+    for queue in ("jobs", "dead"):
+        await foreign.channel.queue_delete(f"inferfleet.{queue}.{doomed_pool}")
+
+    # When there is one behind it
+    last = await session.send("last", pool=pool)
+
+    # Then that one runs
+    await start_worker()
+    assert (await fleet.wait(last, timeout_s=PATIENCE_S)).state is JobState.SUCCEEDED
+    assert (await fleet.get(doomed)).state is JobState.CANCELLED
+
+
 async def test_a_turn_refused_by_a_full_queue_leaves_its_session_free(
     connect: Connect, start_worker: StartWorker, services: Any, pool: str
 ) -> None:

@@ -8,6 +8,7 @@ front goes on. The lane is drawn in
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
@@ -29,6 +30,8 @@ from inferfleet.schemas.settings import ProducerSettings
 from inferfleet.wire.redis.job_reading import Standing
 from inferfleet.wire.redis.records import JobRecords
 from inferfleet.wire.redis.session_lanes import EnterResult, EnterStatus, Payload, SessionLanes
+
+logger = logging.getLogger(__name__)
 
 FRONT_POLL_S = 0.02
 """How often a turn that enters a lane looks whether the turn in front goes on by now."""
@@ -118,8 +121,13 @@ class Lanes:
     async def pass_over(self, ended: Job) -> None:
         """Let the turn run that is behind one that is over."""
         following = await self._session_lanes.advance(ended)
-        if following is not None:
+        if following is None:
+            return
+        try:
             await self.publish(following)
+        except UnknownPoolError as error:
+            # Whoever looks at the lane next finds it in front, and ends it.
+            logger.warning("cannot publish the turn behind job %s (%s)", ended.id, error)
 
     async def _wait_in_lane(self, job: Job, entered: EnterResult, *, stop: bool) -> bool:
         """Make sure that the job's turn will come. False if it has no place in the lane any more."""

@@ -12,6 +12,7 @@ from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, w
 from inferfleet.producer.job_making import check_pool
 from inferfleet.schemas.control import Control
 from inferfleet.schemas.errors import (
+    ConfigurationError,
     PublishUnconfirmedError,
     QueueFullError,
     ServiceRefusedError,
@@ -32,6 +33,9 @@ NACK_PATIENCE_S = 5.0
 
 FULL_AFTER_NACKS = 3
 """After so many nacks, a queue in which jobs wait is taken for full, though not by the limit that we know."""
+
+_NOT_SENT = (ServiceUnreachableError, ServiceRefusedError, ConfigurationError)
+"""Why a message was not sent this time. The file with the URL may be missing while somebody replaces it."""
 
 
 class Publisher:
@@ -142,7 +146,7 @@ class Publisher:
             ):
                 with attempt:
                     waiting = None
-                    with suppress(ServiceUnreachableError, ServiceRefusedError):
+                    with suppress(*_NOT_SENT):
                         waiting = await self._confirm_channel.waiting(job_queue(job.pool))
                     if waiting and (nacks >= FULL_AFTER_NACKS or (limit is not None and waiting >= limit)):
                         raise _full(job, waiting, in_doubt=in_doubt)
@@ -152,7 +156,7 @@ class Publisher:
                     except NackedError as error:
                         in_doubt |= error.in_doubt
                         raise
-                    except (ServiceUnreachableError, ServiceRefusedError, UnroutableError) as error:
+                    except (*_NOT_SENT, UnroutableError) as error:
                         # What nacked before may have kept it.
                         raise _unconfirmed(job, f"RabbitMQ nacked it before ({error})") from error
         except NackedError as error:
@@ -189,7 +193,7 @@ class Publisher:
                 except NackedError as error:
                     error.in_doubt |= unconfirmed is not None
                     raise
-                except (ServiceUnreachableError, ServiceRefusedError, RefusedError) as error:
+                except (*_NOT_SENT, RefusedError) as error:
                     if unconfirmed is not None:
                         raise unconfirmed from error
                     raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import Any, cast
 
 import aiormq.abc
@@ -74,6 +75,7 @@ class Confirms:
         The future holds what went wrong, as a value, since whoever waited may be gone."""
         self._expiry: asyncio.TimerHandle | None = None
         """One timer for all of them: one for each costs as much as its message's frames."""
+        self._expires_at = math.inf
         self._mandatory: dict[str, asyncio.Future[Exception | None]] = {}
         """Those that may be returned, by the message's id."""
         self._returns = Contents(RETURN, self._on_return)
@@ -123,7 +125,7 @@ class Confirms:
         if mandatory:
             self._mandatory[message_id] = confirmed
         self._stream.write(self._number, frames)
-        if self._expiry is None or self._expiry.when() > deadline:
+        if deadline < self._expires_at:
             self._expire_at(deadline)
         try:
             problem = await confirmed
@@ -173,10 +175,11 @@ class Confirms:
     def _expire_at(self, deadline: float) -> None:
         if self._expiry is not None:
             self._expiry.cancel()
+        self._expires_at = deadline
         self._expiry = asyncio.get_running_loop().call_at(deadline, self._expire)
 
     def _expire(self) -> None:
-        self._expiry = None
+        self._expires_at = math.inf
         now = asyncio.get_running_loop().time()
         for confirmed, deadline in self._unconfirmed.values():
             if deadline <= now and not confirmed.done():

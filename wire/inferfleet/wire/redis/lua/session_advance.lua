@@ -40,15 +40,21 @@ if owner ~= job then
     if kept and s[1] then
       redis.call('HINCRBY', session_key, 'waiting_bytes', -#kept)
     end
-    return {'over', ''}
+    kept = nil
   end
   -- Each of these may be the last message that brings the owner: which of them are acked, nobody knows.
   local carriers = {[s[2] or ''] = true, [s[9] or ''] = true, [s[10] or ''] = true}
-  if s[3] == '1' or not (carriers[job] or carriers[witness]) then
+  if not (carriers[job] or carriers[witness]) then
     return {'over', ''}
   end
   for lost_job in string.gmatch(s[5] or '', '%S+') do
-    table.insert(lost, lost_job)
+    -- Unless it has been submitted again.
+    if lost_job ~= owner and redis.call('HEXISTS', payloads_key, lost_job) == 0 then
+      table.insert(lost, lost_job)
+    end
+  end
+  if s[3] == '1' then
+    return {'over', '', unpack(lost)}
   end
   local payload = owner ~= '' and redis.call('HGET', payloads_key, owner) or ''
   if owner == '' or payload ~= '' then
