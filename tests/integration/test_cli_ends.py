@@ -146,7 +146,7 @@ async def test_all_are_purged_once_somebody_has_agreed_to_their_number(
         assert process.stderr is not None
         async with asyncio.timeout(PATIENCE_S):
             question = await process.stderr.readuntil(b"[y/N] ")
-            assert f"throw away for good: 2 dead letters of pool {pool}?" in question.decode()
+            assert f"delete for good: 2 dead letters of pool {pool}?" in question.decode()
             os.write(terminal, answer)
             code = await process.wait()
         assert (code == 0) is (left == 0)
@@ -221,8 +221,8 @@ async def test_all_are_replayed_however_many_there_are(
 def _goes_on(err: bytes) -> tuple[str, str]:
     """The job and the command that stderr names, which is all that it says."""
     found = re.fullmatch(
-        r"inferfleet: job (\S+) (?:goes on: `inferfleet (.+) \1` goes on with it"
-        r"|may be accepted or not: `inferfleet (get) \1` tells)\n",
+        r"inferfleet: job (\S+) (?:has not ended: continue with `inferfleet (.+) \1`"
+        r"|may have been accepted: check with `inferfleet (get) \1`)\n",
         err.decode(),
     )
     assert found is not None, err.decode()
@@ -300,7 +300,7 @@ async def test_ctrl_c_ends_a_chat_through_a_pipe_and_names_its_session(
     process.send_signal(signal.SIGINT)
     _, err = await asyncio.wait_for(process.communicate(), PATIENCE_S)
     assert process.returncode == INTERRUPTED
-    assert f"`inferfleet chat --session s-{pool}` goes on" in err.decode()
+    assert f"continue with `inferfleet chat --session s-{pool}`" in err.decode()
     assert "Traceback" not in err.decode()
 
 

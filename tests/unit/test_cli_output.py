@@ -42,7 +42,7 @@ def test_a_wait_that_ends_early_names_the_job_and_the_command_that_goes_on(
         raise ended
     assert capsys.readouterr() == (
         "",
-        "inferfleet: job j-1 goes on: `inferfleet get --wait j-1` goes on with it\n",
+        "inferfleet: job j-1 has not ended: continue with `inferfleet get --wait j-1`\n",
     )
 
 
@@ -67,7 +67,7 @@ def test_a_submit_that_ends_in_doubt_names_the_job(capsys: pytest.CaptureFixture
         with pytest.raises(type(doubt)), submitting("j-1"):
             raise doubt
         said = capsys.readouterr().err
-        assert said == "inferfleet: job j-1 may be accepted or not: `inferfleet get j-1` tells\n"
+        assert said == "inferfleet: job j-1 may have been accepted: check with `inferfleet get j-1`\n"
     with pytest.raises(QueueFullError), submitting("j-1"):
         raise QueueFullError("full")
     assert capsys.readouterr().err == ""

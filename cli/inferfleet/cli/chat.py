@@ -34,19 +34,18 @@ def command(
     system: Annotated[str | None, typer.Option(help="System prompt for a new session.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Maximum number of tokens per answer.")] = None,
 ) -> None:
-    """Talk to the fleet: a line is a turn, and the answer is printed as it comes.
+    """Chat with a model: each line that you type is a turn, and its answer is printed as it arrives.
 
-    Ctrl-C stops an answer, which leaves no trace in the session, and the prompt comes back; at the prompt it
-    ends the chat with exit code 130. Ctrl-D and /exit end it with 0. From a pipe every line is a turn, stdout
-    has the answers only, and Ctrl-C ends it all, with 130. At the end stderr has the command that goes on
-    with the session.
+    Ctrl-C during an answer stops it and leaves no trace of the turn in the session. Ctrl-C at the prompt
+    exits with 130; Ctrl-D and /exit exit with 0. When stdin is a pipe, every line is a turn, stdout has only
+    the answers, and Ctrl-C exits with 130. At the end, stderr names the command that continues the session.
     """
     chat = Chat(session_id=session or str(uuid4()), pool=pool, max_tokens=max_tokens)
     try:
         asyncio.run(chat.run(system))
     finally:
         if chat.begun and (chat.interactive or chat.interrupted or sys.exc_info()[0] is not None):
-            err(f"inferfleet: `inferfleet chat --session {line(chat.session_id)}` goes on\n")
+            err(f"inferfleet: continue with `inferfleet chat --session {line(chat.session_id)}`\n")
     if chat.interrupted:
         raise typer.Exit(INTERRUPTED)
     if chat.failed and not chat.interactive:
@@ -60,9 +59,9 @@ class Chat:
         self.interactive = sys.stdin.isatty()
         self.failed = False
         self.begun = False
-        """Whether there is a session to go on with."""
+        """Whether there is a session to continue."""
         self.interrupted = False
-        """Whether Ctrl-C ended it. At a terminal, one in the midst of an answer stops only that."""
+        """Whether Ctrl-C ended the chat. At a terminal, Ctrl-C during an answer stops only that answer."""
         self.session_id = session_id
         self._pool = pool
         self._body: dict[str, Any] = {} if max_tokens is None else {"max_tokens": max_tokens}
@@ -93,7 +92,7 @@ class Chat:
                         break
 
     async def _next(self, lines: asyncio.Queue[str | None]) -> str | None:
-        """The next line; ``None`` at the end of the input, or when the user leaves."""
+        """Return the next line; ``None`` at the end of the input, or after Ctrl-C."""
         if self.interactive:
             self._console.print("[bold]you>[/bold] ", end="")
             self._interrupt.clear()
@@ -109,7 +108,7 @@ class Chat:
         return words
 
     async def _answer(self, fleet: Fleet, job: Job) -> bool:
-        """Print the answer as it comes. False if there is none."""
+        """Print the answer as it arrives. Return false if the turn failed."""
         printing = asyncio.create_task(print_stream(fleet, job.id, as_json=False))
         if not await self._came_before_ctrl_c(printing):
             self.interrupted = not self.interactive
@@ -126,7 +125,7 @@ class Chat:
         return True
 
     async def _came_before_ctrl_c(self, task: asyncio.Task[Any]) -> bool:
-        """Wait for a task or Ctrl-C. One that was pressed before counts, unless a prompt came since."""
+        """Wait for a task or Ctrl-C. An earlier Ctrl-C counts too, unless a prompt was printed since."""
         interrupt = asyncio.create_task(self._interrupt.wait())
         await asyncio.wait({task, interrupt}, return_when=asyncio.FIRST_COMPLETED)
         interrupt.cancel()
@@ -144,18 +143,18 @@ class Chat:
 
 
 def _lines_of_stdin() -> asyncio.Queue[str | None]:
-    """Read lines in a thread, since a terminal, a pipe and a file have no other way in common.
+    """Read lines in a thread: nothing else works for a terminal, a pipe and a file alike.
 
-    The thread ends with the process. It has a file object of its own, so that it holds no lock then.
+    The thread ends with the process. It uses its own file object, so that it holds no lock of ``sys.stdin``.
     """
     loop = asyncio.get_running_loop()
     lines: asyncio.Queue[str | None] = asyncio.Queue()
 
     def read() -> None:
-        # RuntimeError: the loop is closed, for the user has left.
+        # RuntimeError: the loop is closed, because the user has left.
         with suppress(RuntimeError), open(sys.stdin.fileno(), "rb", buffering=0, closefd=False) as stdin:
             for number, line in enumerate(stdin):
-                # Editors on Windows begin a file with a mark.
+                # Editors on Windows begin a file with a byte order mark.
                 encoding = "utf-8" if number else "utf-8-sig"
                 loop.call_soon_threadsafe(lines.put_nowait, line.decode(encoding, errors="replace"))
             loop.call_soon_threadsafe(lines.put_nowait, None)

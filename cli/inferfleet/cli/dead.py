@@ -1,4 +1,4 @@
-"""``inferfleet dead``: the messages that were given up."""
+"""``inferfleet dead``: lists, shows, replays and purges dead letters."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ IdsArgument = Annotated[
     list[str] | None,
     typer.Argument(metavar="[JOB]...", help="Ids, as printed by `dead list`.", callback=none_empty),
 ]
-AllFlag = Annotated[bool, typer.Option("--all", help="All dead letters that the pool has now.")]
+AllFlag = Annotated[bool, typer.Option("--all", help="Use all dead letters that the pool has now.")]
 YesFlag = Annotated[bool, typer.Option("--yes", "-y", help="With --all, do not ask for confirmation.")]
 
 
 @app.callback()
 def dead() -> None:
-    """Messages that were given up: jobs that failed too often, and messages that are no job."""
+    """Dead letters: jobs that failed too often, and messages that are not jobs."""
 
 
 @app.command("list")
@@ -51,7 +51,7 @@ def list_(
     if as_json:
         _print_json([letter.model_dump(mode="json", exclude={"job"}) for letter in letters])
         return
-    # A line each and nothing cut off: ids are there to be copied into the next command.
+    # One line each and nothing cut off, so that ids can be copied into the next command.
     for letter in letters:
         died_at = f"{letter.died_at:%Y-%m-%d %H:%M:%S}" if letter.died_at else "-"
         attempts = f"{letter.attempts} attempt{'' if letter.attempts == 1 else 's'}"
@@ -61,7 +61,7 @@ def list_(
 
 @app.command()
 def show(job: IdArgument, *, pool: PoolOption = DEFAULT_POOL) -> None:
-    """Show one dead letter whole, with its request, as JSON."""
+    """Show one dead letter with its whole request, as JSON."""
     letters = _run(lambda dead_letters: dead_letters.read(pool, ids=[job]))
     _print_json(letters[0].model_dump(mode="json"))
 
@@ -75,9 +75,9 @@ def replay(
     pool: PoolOption = DEFAULT_POOL,
     as_json: JsonFlag = False,
 ) -> None:
-    """Submit dead letters again, as new jobs. Prints the new ids; the old ones are in their metadata.
+    """Submit dead letters again as new jobs. Prints the new ids; each new job's metadata has the old id.
 
-    Messages that are no job stay among the dead letters.
+    Messages that are not jobs stay in the dead-letter queue.
     """
     meant = _meant("submit again", jobs, everything=everything, yes=yes, pool=pool)
     again = _run(lambda dead_letters: dead_letters.replay(pool, **meant))
@@ -97,8 +97,8 @@ def purge(
     pool: PoolOption = DEFAULT_POOL,
     as_json: JsonFlag = False,
 ) -> None:
-    """Throw dead letters away, for good."""
-    meant = _meant("throw away for good", jobs, everything=everything, yes=yes, pool=pool)
+    """Delete dead letters for good."""
+    meant = _meant("delete for good", jobs, everything=everything, yes=yes, pool=pool)
     count = _run(lambda dead_letters: dead_letters.purge(pool, **meant))
     if as_json:
         _print_json({"pool": pool, "purged": count})
@@ -107,7 +107,7 @@ def purge(
 
 
 class _Meant(TypedDict, total=False):
-    """Which dead letters are meant, as arguments of ``purge`` and ``replay``."""
+    """Arguments of ``purge`` and ``replay`` that select dead letters."""
 
     ids: list[str] | None
     everything: bool
@@ -115,9 +115,9 @@ class _Meant(TypedDict, total=False):
 
 
 def _meant(what: str, jobs: list[str] | None, *, everything: bool, yes: bool, pool: str) -> _Meant:
-    """Make sure that all are meant where all would be taken: it is asked for, and agreed to.
+    """Select dead letters by id, or all of them after a confirmation.
 
-    What is agreed to is a number. Letters that come in during the question are behind those counted.
+    The user confirms a number. Letters that arrive during the question are behind those that were counted.
     """
     if everything is bool(jobs):
         raise typer.BadParameter("give the ids of dead letters, or --all, and not both")
@@ -126,9 +126,9 @@ def _meant(what: str, jobs: list[str] | None, *, everything: bool, yes: bool, po
     if yes:
         return {"everything": True}
     if not sys.stdin.isatty():
-        raise typer.BadParameter("--all asks first, and nobody is here to answer: give --yes too")
+        raise typer.BadParameter("--all asks for confirmation, and stdin is not a terminal: add --yes")
     count = _run(lambda dead_letters: dead_letters.count(pool))
-    # Not by typer.confirm, which writes to stdout, too.
+    # Not typer.confirm, which also writes to stdout.
     err(f"{what}: {count} dead letter{'' if count == 1 else 's'} of pool {line(pool)}? [y/N] ")
     if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
         raise typer.Exit(1)

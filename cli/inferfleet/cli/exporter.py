@@ -24,9 +24,9 @@ def command(
         typer.Option(metavar="POOL,...", help="Pools to report even while they have no live worker."),
     ] = None,
 ) -> None:
-    """Serve metrics of the whole fleet for Prometheus, until SIGTERM. One for a cluster is enough.
+    """Serve metrics of the whole fleet for Prometheus, until SIGTERM. One exporter per cluster is enough.
 
-    INFERFLEET_MANAGEMENT_URL, RabbitMQ's HTTP API, is needed for the oldest job's age and the backlog.
+    Set INFERFLEET_MANAGEMENT_URL to RabbitMQ's HTTP API to get the oldest job's age and the backlog.
     """
     settings = read_settings(ExporterSettings, http_port=http_port, pools=pools)
     with lines_to_stderr(Text("%(asctime)s %(levelname)-7s %(message)s")) as log:
@@ -35,7 +35,7 @@ def command(
             logging.getLogger(name).setLevel(logging.CRITICAL)
         if settings.management_url is None:
             logging.getLogger(__name__).warning(
-                "without INFERFLEET_MANAGEMENT_URL there is no age of the oldest job and no backlog, and "
-                "unacked jobs are those inside engines, as the heartbeats say"
+                "INFERFLEET_MANAGEMENT_URL is not set: the oldest job's age and the backlog are missing, and "
+                "unacked jobs are only those inside engines, according to the heartbeats"
             )
         asyncio.run(run_exporter(settings))

@@ -1,4 +1,4 @@
-"""What an error becomes at the prompt: one line on stderr and an exit code."""
+"""Turns an error of a command into one line on stderr and an exit code."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import TextIO
 INTERRUPTED = 130
 OUTPUT_LOST = 1
 READER_GONE = 141
-"""What a shell reports for a program that SIGPIPE ended."""
+"""The exit code that a shell reports for a program that SIGPIPE ended."""
 
 
 class Remarks(logging.Formatter):
-    """What is logged while a command runs, as lines like those of errors."""
+    """Formats what a command logs like the lines of errors."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Write the line, such that a terminal obeys nothing in it."""
+        """Format a record; for a terminal, without control characters."""
         from inferfleet.schemas.printable import printable
 
         text = f"inferfleet: {super().format(record)}"
@@ -27,23 +27,23 @@ class Remarks(logging.Formatter):
 
 @contextmanager
 def report_errors() -> Generator[None]:
-    """Turn errors of ours into a line and an exit code; leave bugs their traceback.
+    """Turn an ``InferfleetError`` into a line and an exit code; leave bugs their traceback.
 
-    1 is for a job that failed, 2 for invalid usage, 3 for services out of reach. When whoever reads the
-    output has gone (``| head``), the command ends quietly; a full disk is told.
+    1 is for a job that failed, 2 for invalid usage, 3 for services that cannot be reached. When the reader
+    of the output has exited (``| head``), the command ends quietly; it reports a full disk.
     """
     try:
         try:
             yield
         finally:
-            # Here and not when Python ends, where an error could only be printed.
+            # Flush here: at the exit of Python an error could only be printed.
             sys.stdout.flush()
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _silence_broken():
             sys.exit(READER_GONE)
-        # Only now: importing the contract takes longer than printing a help page.
+        # Imported late, because the import takes longer than printing a help page.
         from inferfleet.cli.terminal import last_words
         from inferfleet.schemas.errors import InferfleetError
 
@@ -57,7 +57,7 @@ def report_errors() -> Generator[None]:
 
 
 def _silence_broken() -> bool:
-    """Whether our output goes nowhere any more; what is left of it is thrown away then."""
+    """Return whether stdout or stderr is broken; discard what is left to write there."""
     from inferfleet.cli.terminal import silence
 
     broken = [stream for stream in (sys.stdout, sys.stderr) if _is_broken(stream)]
@@ -76,7 +76,7 @@ def _is_broken(stream: TextIO) -> bool:
 
 
 def exit_code(error: Exception) -> int:
-    """The exit code for an error of ours."""
+    """Return the exit code for an ``InferfleetError``."""
     from inferfleet.schemas.errors import (
         ConfigurationError,
         InvalidJobError,

@@ -20,7 +20,7 @@ def command(
     wait: Annotated[bool, typer.Option("--wait", help="Wait until the job has finished.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Show where a job stands, and its answer once it has one."""
+    """Show a job's state, and its answer once it has ended."""
     asyncio.run(_get(job, wait=wait, as_json=as_json))
 
 

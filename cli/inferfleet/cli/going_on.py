@@ -1,4 +1,4 @@
-"""What to say when a wait ends before its job does."""
+"""What a command says when it ends before its job does."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from inferfleet.schemas.errors import (
 
 @contextmanager
 def submitting(job_id: str) -> Generator[None]:
-    """Name the job if the block is interrupted, or ends in doubt: it may be accepted or not."""
+    """Name the job if the block ends without knowing whether the job was accepted."""
     try:
         yield
     except (asyncio.CancelledError, KeyboardInterrupt, PublishUnconfirmedError):
-        err(f"inferfleet: job {job_id} may be accepted or not: `inferfleet get {job_id}` tells\n")
+        err(f"inferfleet: job {job_id} may have been accepted: check with `inferfleet get {job_id}`\n")
         raise
 
 
 @contextmanager
 def goes_on(job_id: str, command: str) -> Generator[None]:
-    """Name the job and the command that goes on if the block ends before the job: by Ctrl-C or an outage."""
+    """If Ctrl-C or an outage ends the block before the job, name the job and the command that continues."""
     try:
         yield
     except (JobFailedError, JobNotFoundError, BrokenPipeError):
         raise
     except (asyncio.CancelledError, KeyboardInterrupt, ServiceUnreachableError):
-        err(f"inferfleet: job {job_id} goes on: `inferfleet {command} {job_id}` goes on with it\n")
+        err(f"inferfleet: job {job_id} has not ended: continue with `inferfleet {command} {job_id}`\n")
         raise

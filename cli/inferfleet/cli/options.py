@@ -1,4 +1,4 @@
-"""Options that several commands share, and what they are read into."""
+"""Options that several commands share, and how they are parsed."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ JsonFlag = Annotated[bool, typer.Option("--json", help="Print only JSON on stdou
 
 
 def not_empty(value: str | None) -> str | None:
-    """Refuse an empty value: it is a variable that was not set, and means neither nothing nor everything."""
+    """Refuse an empty value: most likely the caller's shell variable was not set."""
     if value is not None and not value.strip():
         raise typer.BadParameter("is empty")
     return value
 
 
 def none_empty(values: list[str] | None) -> list[str] | None:
-    """Refuse empty values in a list of them."""
+    """Refuse a list with an empty value."""
     for value in values or ():
         not_empty(value)
     return values
@@ -32,7 +32,7 @@ JobArgument = Annotated[
 
 
 def producer_settings() -> ProducerSettings:
-    """The client's settings."""
+    """Read the client's settings from the environment."""
     return read_settings(ProducerSettings)
 
 

@@ -1,4 +1,4 @@
-"""What the commands print: data on stdout, in one place, so that ``--json`` means the same everywhere."""
+"""Prints results and streams on stdout, so that ``--json`` means the same for every command."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def print_json(model: WireModel) -> None:
 
 
 def print_answer(result: Result) -> None:
-    """Print the answer as text: what a chat or completion says, or the whole body where that is no text.
+    """Print the answer: the text of a chat or completion, or the whole response of other endpoints.
 
     Raises:
         JobFailedError: The job ended in another state than ``succeeded``.
@@ -57,7 +57,7 @@ async def print_stream(fleet: Fleet, job_id: str, *, as_json: bool) -> None:
                 sys.stdout.flush()
             case RestartedEntry(reason=reason):
                 out("\n")
-                err(f"inferfleet: the answer starts again ({reason})\n")
+                err(f"inferfleet: the answer restarts ({reason})\n")
             case FinishedEntry() | QueuedEntry() | RunningEntry():
                 pass
     result = await fleet.wait(job_id)

@@ -1,4 +1,4 @@
-"""What the commands read: files and stdin, in the encodings that editors and shells write."""
+"""Reads files and stdin, in the encodings that editors and shells write."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The root command: which commands there are, where they live, and what an error becomes.
+"""The root command: which commands exist, and which module each is in.
 
-Imports nothing but typer, so that ``--help`` is quick.
+This module imports nothing but typer, so that ``--help`` is quick.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import typer
 
 
 class CommandModule(NamedTuple):
-    """Where a command lives, and what the overview says of it.
+    """The module of a command, and its line in the overview.
 
     The module has either ``command``, a function, or ``app``, a group of commands.
     """
@@ -32,14 +32,14 @@ COMMANDS: Mapping[str, CommandModule] = MappingProxyType(
         "submit": CommandModule(
             "inferfleet.cli.submit", "Submit a job; print its id, its answer, or its tokens."
         ),
-        "get": CommandModule("inferfleet.cli.get", "Show what is known of a job."),
-        "stream": CommandModule("inferfleet.cli.stream", "Print a job's tokens as they come."),
+        "get": CommandModule("inferfleet.cli.get", "Show a job's state and its answer."),
+        "stream": CommandModule("inferfleet.cli.stream", "Print a job's tokens as they arrive."),
         "cancel": CommandModule("inferfleet.cli.cancel", "Cancel a job."),
-        "chat": CommandModule("inferfleet.cli.chat", "Talk to the fleet; the session is kept."),
+        "chat": CommandModule("inferfleet.cli.chat", "Chat with a model in a session."),
         "session": CommandModule(
-            "inferfleet.cli.session", "Show, list, fork, delete, export or import conversations."
+            "inferfleet.cli.session", "Show, list, fork, delete, export or import sessions."
         ),
-        "dead": CommandModule("inferfleet.cli.dead", "List, show, replay or purge the dead letters."),
+        "dead": CommandModule("inferfleet.cli.dead", "List, show, replay or purge dead letters."),
         "pool": CommandModule("inferfleet.cli.pool", "Declare the queues of a pool."),
         "schema": CommandModule("inferfleet.cli.schema", "Export the contract as JSON Schema and AsyncAPI."),
         "worker": CommandModule("inferfleet.worker.cli", "Run a worker, or drain one.", "worker"),
@@ -47,7 +47,7 @@ COMMANDS: Mapping[str, CommandModule] = MappingProxyType(
             "inferfleet.cli.exporter", "Serve metrics of the whole fleet for Prometheus.", "worker"
         ),
         "demo": CommandModule(
-            "inferfleet.local.cli.demo", "See a whole fleet at work on this machine.", "local"
+            "inferfleet.local.cli.demo", "Watch a whole fleet work on this machine.", "local"
         ),
         "autoscale": CommandModule(
             "inferfleet.local.cli.autoscale", "Scale local workers as KEDA and the HPA would.", "local"
@@ -60,7 +60,7 @@ COMMANDS: Mapping[str, CommandModule] = MappingProxyType(
 
 
 def main() -> None:
-    """Run the command line. Errors of ours are one line on stderr, without a traceback."""
+    """Run the command line. Print an ``InferfleetError`` as one line on stderr, without a traceback."""
     from inferfleet.cli.failing import Remarks, report_errors
     from inferfleet.cli.standard_streams import open_standard_streams
 
@@ -68,14 +68,14 @@ def main() -> None:
     remarks = logging.StreamHandler()
     remarks.setFormatter(Remarks())
     logging.basicConfig(handlers=[remarks])
-    # What goes wrong with a connection is told once, as the error that it becomes.
+    # A connection problem is reported once, as the error that it causes.
     logging.getLogger("aiormq").setLevel(logging.CRITICAL)
     with report_errors():
         build(sys.argv[1:])(prog_name="inferfleet")
 
 
 def build(arguments: Sequence[str]) -> typer.Typer:
-    """Make the command line. Only the command that is called is imported; the others are their help line."""
+    """Make the command line. Import only the command that is called; the others have only their help line."""
     app = typer.Typer(
         no_args_is_help=True,
         add_completion=False,
@@ -110,7 +110,7 @@ def root(
 ) -> None:
     """A message-queue worker fleet for LLM inference.
 
-    Services are found through INFERFLEET_AMQP_URL and INFERFLEET_REDIS_URL.
+    INFERFLEET_AMQP_URL and INFERFLEET_REDIS_URL are the addresses of RabbitMQ and Redis.
     """
 
 

@@ -12,12 +12,12 @@ from inferfleet.cli.terminal import out
 from inferfleet.schemas.documents import drift
 from inferfleet.schemas.documents import export as export_documents
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The contract as documents.")
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The contract as files.")
 
 
 @app.callback()
 def schema() -> None:
-    """The contract as documents."""
+    """The contract as files."""
 
 
 @app.command()
@@ -26,7 +26,7 @@ def export(
     *,
     check: Annotated[bool, typer.Option("--check", help="Write nothing; exit 1 if files differ.")] = False,
 ) -> None:
-    """Write JSON Schema for each wire type, and an AsyncAPI document, into a folder."""
+    """Write a JSON Schema for each wire type, and an AsyncAPI document, to a folder."""
     folder = Path(folder_name)
     if folder.exists() and not folder.is_dir():
         raise typer.BadParameter(f"{folder} is not a folder")

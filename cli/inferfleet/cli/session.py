@@ -1,4 +1,4 @@
-"""``inferfleet session``: conversations, as they are kept in Redis."""
+"""``inferfleet session``: shows and changes the sessions in Redis."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ FileArgument = Annotated[Path, typer.Argument(metavar="[FILE]", help="The file; 
 
 @app.callback()
 def session() -> None:
-    """Agents' conversations: their turns and their state."""
+    """Sessions: agents' conversations, with their turns and their state."""
 
 
 @app.command()
 def show(session_id: SessionArgument, *, as_json: JsonFlag = False) -> None:
-    """Show a session: who has the turn, the state, and what was said."""
+    """Show a session: its running turn, its state and its messages."""
 
     async def read(fleet: Fleet) -> tuple[SessionRecord | None, SessionExport]:
         handle = fleet.session(session_id)
@@ -61,7 +61,7 @@ def show(session_id: SessionArgument, *, as_json: JsonFlag = False) -> None:
 
 @app.command("list")
 def list_(*, limit: int = 1000, as_json: JsonFlag = False) -> None:
-    """List the sessions there are."""
+    """List sessions."""
 
     async def read(fleet: Fleet) -> list[SessionRecord]:
         ids = await fleet.sessions(limit=limit)
@@ -73,7 +73,7 @@ def list_(*, limit: int = 1000, as_json: JsonFlag = False) -> None:
         _print_json([record.model_dump(mode="json") for record in records])
         return
     console = Console()
-    # Folded: ids are there to be copied.
+    # Folded, not cut off, so that ids can be copied.
     table = Table(Column("session", overflow="fold"), "turns", "bytes", "unfinished", "changed at")
     for record in records:
         unfinished = str(len(record.waiting) + 1) if record.owner else ""
@@ -92,7 +92,7 @@ def fork(
     turns: Annotated[int | None, typer.Option(help="How many turns to copy; all by default.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Copy a session, or its first turns, with its present state."""
+    """Copy a session, or its first turns, with its current state."""
 
     async def copy(fleet: Fleet) -> None:
         await fleet.session(session_id).fork(new_id, turns=turns)
@@ -103,7 +103,7 @@ def fork(
 
 @app.command()
 def delete(session_id: SessionArgument, *, as_json: JsonFlag = False) -> None:
-    """Delete a session's history and state. Turns that run or wait go on, in an empty session."""
+    """Delete a session's history and state. Running and waiting turns continue in an empty session."""
 
     async def forget(fleet: Fleet) -> bool:
         return await fleet.session(session_id).delete()
@@ -138,12 +138,12 @@ def import_(
     session_id: Annotated[
         str | None,
         typer.Option(
-            "--session", help="Its id here; the one in the document by default.", callback=not_empty
+            "--session", help="Id of the new session; by default the one in the file.", callback=not_empty
         ),
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Make a session from an exported one. There must be none with its id."""
+    """Create a session from an exported one. No session may have its id yet."""
     document = read_export(read_text(file))
     new_id = session_id or document.id
 
@@ -163,7 +163,7 @@ def _run(work: Callable[[Fleet], Awaitable[T]]) -> T:
 
 
 def _words(message: dict[str, Any]) -> str:
-    """What a message says, for a person."""
+    """Return a message as text for a person."""
     content = message.get("content") or ""
     calls = [call["function"] for call in message.get("tool_calls") or ()]
     called = " ".join(f"{function['name']}({function['arguments']})" for function in calls)

@@ -1,4 +1,4 @@
-"""The three standard streams of a command, whoever started it."""
+"""Makes sure that a command has its three standard streams."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import sys
 
 
 def open_standard_streams() -> None:
-    """Open those of stdin, stdout and stderr that are closed on the null device.
+    """Open the null device in place of each closed stream of stdin, stdout and stderr.
 
-    To be called first of all: the next file or socket would get the number of a closed one, and with it what
-    libraries and child processes write to stderr.
+    Call this first: otherwise the next file or socket gets the number of a closed stream, and receives what
+    libraries and child processes write to it.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            # The lowest free number, which is that of the closed stream.
+            # os.open takes the lowest free number, which is that of the closed stream.
             number = os.open(os.devnull, os.O_RDWR)
             os.set_inheritable(number, True)
             stream = open(number, mode, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115 - until the end

@@ -11,7 +11,7 @@ from inferfleet.producer.fleet import Fleet
 
 
 def command(job: JobArgument, *, as_json: JsonFlag = False) -> None:
-    """Print a job's text from its beginning and as it grows; with --json every journal entry."""
+    """Print a job's text from its beginning, as it grows; with --json, print every journal entry."""
 
     async def follow() -> None:
         async with Fleet.connect(producer_settings()) as fleet:

@@ -21,7 +21,7 @@ from inferfleet.schemas.job import DEFAULT_POOL
 
 
 def command(
-    prompt: Annotated[str | None, typer.Argument(help="Prompt; or give a whole request with --body.")] = None,
+    prompt: Annotated[str | None, typer.Argument(help="Prompt; or pass a whole request with --body.")] = None,
     *,
     body: Annotated[
         Path | None, typer.Option(help="File with an OpenAI request body; `-` reads stdin.", dir_okay=False)
@@ -32,10 +32,10 @@ def command(
         str, typer.Option(help="0 to 9, 9 most urgent; or batch, normal, high, urgent.")
     ] = "normal",
     max_tokens: Annotated[
-        int | None, typer.Option(help="Maximum number of tokens to generate, for a prompt.")
+        int | None, typer.Option(help="Maximum number of tokens to generate for a prompt.")
     ] = None,
     session: Annotated[
-        str | None, typer.Option(help="Session that this job is a turn of.", callback=not_empty)
+        str | None, typer.Option(help="Session to which this job adds a turn.", callback=not_empty)
     ] = None,
     timeout: Annotated[float | None, typer.Option(help="Time limit in seconds.")] = None,
     idempotency_key: Annotated[
@@ -43,13 +43,13 @@ def command(
         typer.Option(help="Idempotency key: the same key and body give the same job.", callback=not_empty),
     ] = None,
     metadata: Annotated[
-        list[str] | None, typer.Option(help="Metadata kept with the job, as key=value; repeatable.")
+        list[str] | None, typer.Option(help="Metadata to store with the job, as key=value; repeatable.")
     ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the answer and print it.")] = False,
     stream: Annotated[bool, typer.Option("--stream", help="Print tokens as they arrive.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Submit a job and print its id; with --wait its answer, with --stream its tokens."""
+    """Submit a job and print its id; with --wait, print its answer; with --stream, its tokens."""
     options: JobOptions = {
         "endpoint": endpoint,
         "pool": pool,
@@ -65,7 +65,7 @@ def command(
 
 async def _submit(work: dict[str, Any], options: JobOptions, *, wait: bool, as_json: bool) -> None:
     settings = producer_settings()
-    # Made here, so that its id is known whatever happens while it is submitted.
+    # Made here, so that its id is known even if the submission fails.
     job = make_job(work, options, max_body_bytes=settings.max_body_bytes)
     async with Fleet.connect(settings) as fleet:
         with submitting(job.id):
@@ -109,7 +109,7 @@ def _ask(prompt: str, endpoint: Endpoint, max_tokens: int | None) -> dict[str, A
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        # Not by orjson, which makes floats of whole numbers past 64 bits.
+        # Not orjson, which turns integers of more than 64 bits into floats.
         body: object = from_json(read_text(file), allow_inf_nan=False)
     except ValueError as error:
         raise typer.BadParameter(f"{file} is not JSON: {error}") from error

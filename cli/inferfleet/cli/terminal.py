@@ -1,4 +1,4 @@
-"""Writing for a person: a terminal obeys nothing that comes from outside; a pipe gets everything as it is."""
+"""Writes output: to a terminal without control characters from outside, to a pipe unchanged."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Final, TextIO
 from inferfleet.schemas.printable import printable
 
 LAST_WORDS_S: Final = 2.0
-"""How long whoever reads stderr may take to read why the process ends."""
+"""How long the process waits at its end for stderr to be read."""
 
 
 def out(text: str) -> None:
@@ -20,25 +20,25 @@ def out(text: str) -> None:
 
 
 def err(text: str) -> None:
-    """Write to stderr, at once."""
+    """Write to stderr and flush it."""
     _write(sys.stderr, text)
     sys.stderr.flush()
 
 
 def shown_id(text: str) -> str:
-    """An id, to be copied from a pipe or looked at on a terminal, where it cannot begin another line."""
+    """Return an id as it is for a pipe, and printable on one line for a terminal."""
     return printable(text, one_line=True) if sys.stdout.isatty() else text
 
 
 def line(text: str) -> str:
-    """Text from outside as a part of one line for a person."""
+    """Return text from outside as printable text on one line."""
     return printable(" ".join(text.split()), one_line=True)
 
 
 def last_words(text: str) -> None:
-    """Write to stderr at the end of the process, which a reader that has stopped must not keep from ending.
+    """Write to stderr at the end of the process. A reader that has stopped does not keep the process alive.
 
-    Past Python's own stderr, whose lock would be held then.
+    Bypasses ``sys.stderr``, whose lock a blocked write would hold.
     """
     shown = (printable(text) if sys.stderr.isatty() else text).encode(errors="backslashreplace")
     fd = sys.stderr.fileno()
@@ -54,7 +54,7 @@ def last_words(text: str) -> None:
 
 
 def silence(stream: TextIO) -> None:
-    """Throw away what is still to be written, since nobody reads any more."""
+    """Discard further output of a stream that nobody reads any more."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 

@@ -1,4 +1,4 @@
-"""Everything that publishes: the client, asynchronous and blocking."""
+"""The client: submits jobs and reads their answers, asynchronous (``Fleet``) or blocking (``SyncFleet``)."""
 
 from __future__ import annotations
 

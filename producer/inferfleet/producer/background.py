@@ -1,4 +1,4 @@
-"""Background tasks that belong to a block of code."""
+"""Background tasks that live as long as a block of code."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from inferfleet.wire.tasks import cancel_and_wait
 async def background(*coroutines: Coroutine[Any, Any, None]) -> AsyncGenerator[None]:
     """Run coroutines while the block runs, and cancel them when it ends.
 
-    Unlike a ``TaskGroup`` this leaves the block's own exceptions as they are, so that a caller's
-    ``except`` clauses work.
+    Unlike a ``TaskGroup`` this does not wrap the block's exceptions, so a caller's ``except`` clauses work.
     """
     tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
     try:

@@ -1,7 +1,7 @@
-"""The dead letters: look at them, submit them again, or throw them away.
+"""Reads, replays and deletes dead letters.
 
-A job among them is ``failed`` for good; a terminal state never changes. So replaying one submits its
-request as a new job, which names the old one in its metadata.
+A dead-lettered job is ``failed`` for good, because a terminal state never changes. So replaying it submits
+its request as a new job, which names the old job in its metadata.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from inferfleet.wire.rabbitmq.queue_reader import QueueReader, ReadMessage
 from inferfleet.wire.rabbitmq.topology import declare_dead_letters
 
 REPLAYED_FROM = "replayed_from"
-"""The metadata key under which a replayed job names the one it repeats."""
+"""The metadata key under which a replayed job names the dead-lettered one."""
 
 
 class DeadLetters:
-    """The dead letters of all pools. Each call opens a connection of its own."""
+    """The dead letters of all pools. Each call opens its own connection."""
 
     def __init__(self, settings: ProducerSettings, submit: Callable[[Job], Awaitable[Job]]) -> None:
         self._settings = settings
@@ -45,12 +45,12 @@ class DeadLetters:
     async def read(
         self, pool: str, *, ids: Collection[str] | None = None, limit: int = 1000
     ) -> list[DeadLetter]:
-        """Read a pool's dead letters, the oldest first, and leave them where they are.
+        """Read a pool's dead letters, oldest first, and leave them in their queue.
 
         Raises:
             InvalidJobError: No pool may have this name.
             UnknownPoolError: The pool has no dead-letter queue.
-            DeadLetterNotFoundError: It has none with one of the ``ids``.
+            DeadLetterNotFoundError: The queue has no dead letter with one of the ``ids``.
 
         """
         wanted = None if ids is None else _wanted(ids)
@@ -78,17 +78,17 @@ class DeadLetters:
         everything: bool = False,
         oldest: int | None = None,
     ) -> list[Job]:
-        """Submit dead letters again: those with these ``ids``, ``everything``, or so many of the ``oldest``.
+        """Submit dead letters again as new jobs, and return those jobs.
 
-        Returns the new jobs. Each dead letter is taken off once its new job is accepted. Messages that are
-        not a job stay.
+        Give exactly one of ``ids``, ``everything``, or ``oldest``, the number of letters to take from the
+        front. Each dead letter is removed once its new job is accepted. Messages that are not jobs stay.
 
         Raises:
             InvalidJobError: No pool may have this name, not exactly one of the three was given, an id is
-                empty, or one is that of a message that is no job.
+                empty, or an id belongs to a message that is not a job.
             UnknownPoolError: The pool has no dead-letter queue.
-            DeadLetterNotFoundError: It has none with one of the ids; nothing was submitted.
-            DeadLettersGoneError: It has fewer than ``oldest``; nothing was submitted.
+            DeadLetterNotFoundError: The queue has no dead letter with one of the ids; nothing was submitted.
+            DeadLettersGoneError: The queue has fewer than ``oldest``; nothing was submitted.
 
         """
         wanted = _meant(ids, everything=everything, oldest=oldest)
@@ -118,17 +118,18 @@ class DeadLetters:
         everything: bool = False,
         oldest: int | None = None,
     ) -> int:
-        """Throw dead letters away: those with these ``ids``, ``everything``, or so many of the ``oldest``.
+        """Delete dead letters, and return how many were deleted.
 
-        Returns how many. Whoever has counted them first gives ``oldest``: what has come in since stays,
-        unless somebody else has taken as many away.
+        Give exactly one of ``ids``, ``everything``, or ``oldest``, the number of letters to take from the
+        front. A caller that has counted the letters gives ``oldest``: then letters that have arrived since
+        stay, unless somebody else has removed as many from the front.
 
         Raises:
             InvalidJobError: No pool may have this name, not exactly one of the three was given, or an id is
                 empty.
             UnknownPoolError: The pool has no dead-letter queue.
-            DeadLetterNotFoundError: It has none with one of the ids; nothing was thrown away.
-            DeadLettersGoneError: It has fewer than ``oldest``; nothing was thrown away.
+            DeadLetterNotFoundError: The queue has no dead letter with one of the ids; nothing was deleted.
+            DeadLettersGoneError: The queue has fewer than ``oldest``; nothing was deleted.
 
         """
         wanted = _meant(ids, everything=everything, oldest=oldest)
@@ -149,10 +150,10 @@ class DeadLetters:
             update={
                 "id": new_job_id(),
                 "metadata": {**job.metadata, REPLAYED_FROM: job.id},
-                # The old key belongs to the old job; this one makes a repeated replay harmless.
+                # The old key belongs to the old job; the new one makes a repeated replay harmless.
                 "idempotency_key": f"replay:{job.id}",
                 "expires_at": None,
-                # The one it was in, if it says none itself.
+                # The pool whose dead letter it is, if the job names none.
                 **({} if "pool" in job.model_fields_set else {"pool": pool}),
             }
         )
@@ -162,9 +163,9 @@ class DeadLetters:
 
     @asynccontextmanager
     async def _queue(self, pool: str) -> AsyncGenerator[QueueReader]:
-        """The pool's dead-letter queue. What was read and not acked goes back when the block ends.
+        """Open the pool's dead-letter queue. Letters that were read and not acked return to it at the end.
 
-        One that was deleted while the pool has its queue of jobs is declared again, empty.
+        If the dead-letter queue was deleted but the pool's job queue exists, declare it again, empty.
         """
         check_pool(pool)
         async with open_amqp(
@@ -193,7 +194,7 @@ async def _exists(connection: Connection, queue: str) -> bool:
 
 
 def _meant(ids: Collection[str] | None, *, everything: bool, oldest: int | None) -> frozenset[str] | None:
-    """The ids that are meant; ``None`` for a number, or for all, which nobody means by leaving one out."""
+    """Return the given ids; ``None`` if a number, or explicitly everything, was given."""
     if (ids is not None) + everything + (oldest is not None) != 1:
         raise InvalidJobError(
             "ids: give the ids of dead letters, everything=True or how many of the oldest; only one of these"
@@ -202,7 +203,7 @@ def _meant(ids: Collection[str] | None, *, everything: bool, oldest: int | None)
 
 
 def _require_all_there(queue: QueueReader, pool: str, oldest: int | None) -> None:
-    """Refuse to take letters that have come in in place of those that were counted."""
+    """Refuse to take letters that have arrived in place of those that were counted."""
     if oldest is not None and queue.count < oldest:
         raise DeadLettersGoneError(pool, counted=oldest, present=queue.count)
 
@@ -216,9 +217,9 @@ def _wanted(ids: Collection[str]) -> frozenset[str]:
 async def _letters(
     queue: QueueReader, pool: str, limit: int | None = None
 ) -> AsyncGenerator[tuple[ReadMessage, DeadLetter]]:
-    """Read what is in the queue now, at most ``limit``.
+    """Read the letters that are in the queue now, at most ``limit``.
 
-    What comes in meanwhile is left: a job that is replayed and fails at once would never let this end.
+    Letters that arrive meanwhile are left, because a replayed job that fails at once would make this endless.
     """
     for _ in range(queue.count if limit is None else min(limit, queue.count)):
         message = await queue.get()
@@ -228,7 +229,7 @@ async def _letters(
 
 
 async def _named(queue: QueueReader, pool: str, ids: frozenset[str]) -> list[tuple[ReadMessage, DeadLetter]]:
-    """Find every letter with one of these ids: after a crash there may be two with the same."""
+    """Find every letter with one of these ids. After a crash two letters may have the same id."""
     if not ids:
         return []
     found = [pair async for pair in _letters(queue, pool) if pair[1].message_id in ids]
@@ -238,7 +239,7 @@ async def _named(queue: QueueReader, pool: str, ids: frozenset[str]) -> list[tup
 
 
 def _letter(message: ReadMessage, pool: str) -> DeadLetter:
-    """Read a dead letter. RabbitMQ itself puts messages here, by a policy, and other clients may."""
+    """Read a dead letter. It may come from a worker, from another client, or from RabbitMQ by a policy."""
     properties = message.properties
     headers: Mapping[str, Any] = properties.get("headers", {})
     try:

@@ -1,6 +1,6 @@
-"""The client: submit jobs, wait for them, read their tokens as they come, cancel them.
+"""The client: submits jobs, waits for them, streams their tokens, and cancels them.
 
-The command line is this same client behind another door.
+The command line uses the same client.
 """
 
 from __future__ import annotations
@@ -46,9 +46,10 @@ from inferfleet.wire.redis.streams import BlockedReader
 
 
 class Fleet:
-    """A client of the fleet. Make one with ``Fleet.connect`` and share it between tasks of one event loop.
+    """A client of the fleet. Create one with ``Fleet.connect`` and share it between tasks of one event loop.
 
-    Each call raises ``ClientUnusableError`` in another event loop, and in a process that was forked since.
+    In another event loop, or in a process that was forked afterwards, each call raises
+    ``ClientUnusableError``.
     """
 
     def __init__(
@@ -76,17 +77,19 @@ class Fleet:
             publisher=publisher,
         )
         self.dead_letters = DeadLetters(settings, self.submit)
-        """The messages that were given up."""
+        """The dead letters of all pools."""
 
     @classmethod
     @asynccontextmanager
     async def connect(cls, settings: ProducerSettings | None = None) -> AsyncGenerator[Fleet]:
-        """Connect to Redis now and to RabbitMQ on the first publish; without settings, from the environment.
+        """Connect to Redis now, and to RabbitMQ on the first publish.
+
+        Without ``settings``, read them from the environment.
 
         Raises:
-            ServiceUnreachableError: Redis does not answer, for longer than ``patience_s``.
-            ServiceRefusedError: Redis answers, and refuses what a client needs.
-            ConfigurationError: A setting is wrong.
+            ServiceUnreachableError: Redis has not answered for ``patience_s``.
+            ServiceRefusedError: Redis refuses a right that a client needs.
+            ConfigurationError: A setting is invalid.
 
         """
         settings = settings or read_settings(ProducerSettings)
@@ -132,22 +135,23 @@ class Fleet:
                         await publisher.aclose()
 
     async def submit(self, work: str | Mapping[str, Any] | Job, **options: Unpack[JobOptions]) -> Job:
-        """Submit one job and return once the broker has it.
+        """Submit one job, and return once the broker has confirmed it.
 
-        ``work`` is a prompt, an OpenAI request body, or a whole ``Job``. When this returns, the job will
-        reach exactly one terminal result. When it raises anything but ``PublishUnconfirmedError``, the
-        job was not accepted, nor for another caller with its idempotency key.
+        ``work`` is a prompt, an OpenAI request body, or a whole ``Job``. Once this has returned, the job will
+        reach exactly one terminal result. If this raises anything but ``PublishUnconfirmedError``, the job
+        was not accepted, neither from this caller nor from another one with the same idempotency key.
 
         Raises:
             InvalidJobError: The job breaks the contract, or no worker could read it; nothing was sent.
-            UnknownPoolError: No queue is bound for the pool.
-            QueueFullError: The pool is at its limit.
+            UnknownPoolError: The pool has no queue.
+            QueueFullError: The pool's queue is full.
             SessionBusyError: The session has an unfinished turn, and ``on_busy`` is ``reject``.
             SessionTooLargeError: The session's history is at its size limit.
-            PublishUnconfirmedError: The broker may or may not have it; the same idempotency key is safe.
-            ServiceRefusedError: The broker refuses it: it is too large, or a permission is missing.
-            ServiceUnreachableError: RabbitMQ or Redis does not answer. Without Redis nobody knows what
-                became of earlier calls with the same key.
+            PublishUnconfirmedError: The broker may or may not have the job. Submit it again with the same
+                idempotency key.
+            ServiceRefusedError: The broker refuses the job: it is too large, or a permission is missing.
+            ServiceUnreachableError: RabbitMQ or Redis does not answer. Without Redis, it is unknown whether
+                an earlier call with the same key was accepted.
 
         """
         return await self._submission.accept(self._job(work, options))
@@ -155,11 +159,12 @@ class Fleet:
     async def submit_many(
         self, work: Iterable[str | Mapping[str, Any] | Job], **options: Unpack[JobOptions]
     ) -> list[Job]:
-        """Submit many jobs; much faster than one by one. All are checked before the first is sent.
+        """Submit many jobs, much faster than one by one. All are checked before the first is sent.
 
         Raises:
-            InvalidJobError: One of them breaks the contract; it says which, counted from 0. Nothing was sent.
-            PartialSubmitError: Some were not accepted; it says which, and why.
+            InvalidJobError: A job breaks the contract; the message has its position, counted from 0. Nothing
+                was sent.
+            PartialSubmitError: Some jobs were not accepted; the error says which, and why.
 
         """
         self._pipeline.check_home()
@@ -172,28 +177,28 @@ class Fleet:
         return await self._submission.accept_many(jobs)
 
     async def get(self, job: Job | str) -> JobRecord:
-        """Read what is known of a job now.
+        """Read a job's record.
 
         Raises:
-            JobNotFoundError: There is no record of it.
-            JobDataLostError: It has ended, and its result is gone.
+            JobNotFoundError: There is no record of the job.
+            JobDataLostError: The job has ended, but Redis no longer has its result.
 
         """
         return await self._records.get(_id(job))
 
     async def get_many(self, jobs: Iterable[Job | str]) -> dict[str, JobRecord | None]:
-        """Read many jobs at once, by id. A job without a readable record is ``None``."""
+        """Read the records of many jobs, by id. A job without a readable record maps to ``None``."""
         return await self._records.get_many(map(_id, jobs))
 
     async def wait(self, job: Job | str, *, timeout_s: float | None = None) -> Result:
-        """Wait for a job's terminal result. Many waits at once cost one connection and no polling.
+        """Wait for a job's terminal result. All concurrent waits share one connection, without polling.
 
-        Cancelling the wait, or its timeout, does not touch the job.
+        The job continues if the wait is cancelled or times out.
 
         Raises:
-            WaitTimeoutError: ``timeout_s`` passed first.
-            JobNotFoundError: There is no record of the job, or there is none any more.
-            JobDataLostError: It has ended, and its result is gone.
+            WaitTimeoutError: The job did not end within ``timeout_s``.
+            JobNotFoundError: The record of the job does not exist, or has disappeared.
+            JobDataLostError: The job has ended, but Redis no longer has its result.
 
         """
         try:
@@ -205,11 +210,11 @@ class Fleet:
             ) from error
 
     async def wait_many(self, jobs: Sequence[Job | str], *, timeout_s: float | None = None) -> list[Result]:
-        """Wait for many jobs; the results come in the order of the jobs.
+        """Wait for many jobs, and return their results in the order of the jobs.
 
         Raises:
-            WaitTimeoutError: ``timeout_s`` passed before all had finished.
-            JobNotFoundError: There is no record of one of them.
+            WaitTimeoutError: Not all jobs ended within ``timeout_s``.
+            JobNotFoundError: There is no record of one of the jobs.
 
         """
         try:
@@ -221,14 +226,15 @@ class Fleet:
             ) from error
 
     async def stream(self, job: Job | str, *, after: str = BEGINNING) -> AsyncGenerator[JournalLine]:
-        """Read a job's journal as it grows, from behind the line ``after``, to its end.
+        """Read a job's journal as it grows, from behind the line ``after`` until the job ends.
 
-        Submit the job with ``stream=True`` to have tokens within some 50 ms; otherwise they come in
-        portions, about one a second. A reader that was cut off goes on with the last ``id`` it saw.
+        If the job was submitted with ``stream=True``, its tokens arrive about 50 ms after they were
+        generated; otherwise about once a second. To continue an interrupted stream, pass the last ``id`` that
+        you saw as ``after``.
 
         Raises:
-            JobNotFoundError: There is no record of the job, or there is none any more.
-            JobDataLostError: A part of the journal is gone.
+            JobNotFoundError: The record of the job does not exist, or has disappeared.
+            JobDataLostError: Redis has lost a part of the journal.
 
         """
         job_id = _id(job)
@@ -240,10 +246,11 @@ class Fleet:
                 yield line
 
     async def cancel(self, job: Job | str) -> JobState:
-        """Cancel a job. A queued one is ``cancelled`` on return; for a running one this is a request,
-        unless no worker has held the job for longer than its lease: then it is ``cancelled``, too.
+        """Cancel a job, and return its state.
 
-        Returns the state the job is in now: a job that had finished stays as it was.
+        A queued job is ``cancelled`` when this returns. A running job is asked to stop, and is still
+        ``running``; but if no worker has held it for longer than its lease, it is ``cancelled`` too. A job
+        that has ended keeps its state.
 
         Raises:
             JobNotFoundError: There is no record of the job.
@@ -252,7 +259,7 @@ class Fleet:
         return await self._submission.cancel(_id(job))
 
     def session(self, session_id: str) -> Session:
-        """A session of an agent: its turns, its history and its state. Makes no call.
+        """Return a handle on a session. This calls neither Redis nor RabbitMQ.
 
         Raises:
             InvalidJobError: No session may have this id.
@@ -263,32 +270,32 @@ class Fleet:
         )
 
     async def sessions(self, *, limit: int = 1000) -> list[str]:
-        """The ids of sessions, at most ``limit``."""
+        """Return the ids of at most ``limit`` sessions."""
         return await self._session_records.list(limit=limit)
 
     async def declare_pool(self, pool: str) -> None:
-        """Make sure that a pool has its queues, so that jobs are accepted before its first worker starts.
+        """Declare a pool's queues, so that it accepts jobs before its first worker starts.
 
-        Tells Redis the queue's limit, too, which holds for turns that wait in lanes.
+        Also tells Redis the queue's limit, which turns in lanes have to keep, too.
         """
         await self._publisher.declare_pool(pool)
-        # Only a note: each worker of the pool makes the same one.
+        # No error if this fails: each worker of the pool does the same.
         with suppress(ServiceUnreachableError, ServiceRefusedError):
             await note_limit(self._pipeline, pool, self._settings.queue_max_length)
 
     async def drain(self, worker_id: str, *, timeout_s: float = 30.0) -> None:
-        """Tell a worker to finish or hand over what it runs, and exit. Returns once it has begun to.
+        """Drain a worker: it finishes or hands over its jobs, and exits. Return once it has begun to drain.
 
         Raises:
-            UnknownWorkerError: No worker of this name is alive.
-            WaitTimeoutError: It did not answer within ``timeout_s``.
+            UnknownWorkerError: No worker with this id is alive.
+            WaitTimeoutError: The worker did not answer within ``timeout_s``.
             ServiceUnreachableError: RabbitMQ or Redis does not answer.
 
         """
         await drain_worker(self._pipeline, self._publisher.send, worker_id, timeout_s=timeout_s)
 
     async def workers(self) -> list[Heartbeat]:
-        """The workers that are alive, as they say of themselves."""
+        """Return the heartbeats of all live workers."""
         return await read_heartbeats(self._pipeline)
 
     def _job(self, work: str | Mapping[str, Any] | Job, options: JobOptions) -> Job:

@@ -1,4 +1,4 @@
-"""From what a caller gives to a job that keeps the contract."""
+"""Makes a job that keeps the contract from what a caller passes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _MINUTE: Final = timedelta(minutes=1)
 
 
 class JobOptions(TypedDict, total=False):
-    """What a job may say besides its body. The fields are those of ``Job``."""
+    """The options of a job besides its body: fields of ``Job``."""
 
     endpoint: Endpoint | str
     pool: str
@@ -51,10 +51,10 @@ def make_job(
 ) -> Job:
     """Make a job from a prompt, a request body or another job, and check it.
 
-    It was submitted ``now``, unless the caller says otherwise; without ``now`` whoever submits it says that.
+    ``now`` becomes its ``submitted_at``, unless the caller sets that; without ``now`` the submission sets it.
 
     Raises:
-        InvalidJobError: It breaks the contract; the message names each field and what is allowed.
+        InvalidJobError: The job breaks the contract; the message names each field and what is allowed.
 
     """
     if misspelt := options.keys() - JobOptions.__annotations__.keys():
@@ -96,7 +96,7 @@ def check_pool(pool: str) -> None:
 
 
 def _make_plain(fields: dict[str, Any]) -> dict[str, int]:
-    """Replace what is JSON by what a worker will read. Returns how many bytes each of it has."""
+    """Replace each JSON value by what a worker will read. Return each value's length in bytes."""
     sizes: dict[str, int] = {}
     for name in _JSON:
         value = fields.get(name)

@@ -1,7 +1,7 @@
-"""A reader's view of a journal: every token once, in order, whatever happened to the journal meanwhile.
+"""A reader's view of a journal: every token once, in order, even if Redis has lost the journal meanwhile.
 
-A journal grows only at its end, so most entries pass as they are. The exception is a Redis that lost its
-data: the worker writes all tokens again, and a reader who has seen some of them must not see them twice.
+A journal grows only at its end, so most entries pass unchanged. But if Redis lost its data, the worker writes
+all tokens again, and a reader that has seen some of them must not see them twice.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from inferfleet.schemas.journal import (
 from inferfleet.wire.redis.streams import NO_LINE
 
 BEGINNING = "0-0:0"
-"""The cursor of a reader who has seen nothing."""
+"""The cursor of a reader that has seen nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class JournalLine:
-    """One entry of a journal. Give ``id`` to ``stream(after=…)`` to go on behind it."""
+    """One entry of a journal. Pass its ``id`` to ``stream(after=…)`` to continue behind it."""
 
     id: str
     entry: JournalEntry
 
 
 class JournalView:
-    """What one reader has seen of one journal."""
+    """Tracks what one reader has seen of one journal."""
 
     def __init__(self, *, line_id: bytes, tokens_seen: int, model_identity: str | None = None) -> None:
         self.line_id = line_id
@@ -43,10 +43,10 @@ class JournalView:
 
     @classmethod
     def at(cls, cursor: str) -> Self:
-        """Go on behind the line with this ``id``.
+        """Continue behind the line with this ``id``.
 
         Raises:
-            ValueError: It is not the id of a line.
+            ValueError: ``id`` is not the id of a line.
 
         """
         line_id, _, seen = cursor.partition(":")
@@ -64,22 +64,22 @@ class JournalView:
             ) from error
 
     def is_beyond(self, line_id: bytes) -> bool:
-        """Whether the reader has seen lines behind this last one of a journal: it is another one then."""
+        """Return whether the reader has seen lines behind this last one: then it is another journal."""
         return is_before(line_id, self.line_id)
 
     def begin_anew(self) -> None:
-        """Read from the first line, because Redis has lost the one that the reader knows.
+        """Read from the first line, because Redis has lost the journal that the reader knows.
 
-        The new one's ids may be lower. It has the tokens again that were seen, and those are left out.
+        The ids of the new journal may be lower. It repeats tokens that the reader has seen; skip those.
         """
         self.line_id = NO_LINE
 
     def is_past(self, line_id: bytes) -> bool:
-        """Whether the reader has seen this line, or one behind it."""
+        """Return whether the reader has seen this line, or one behind it."""
         return _order(line_id) <= _order(self.line_id)
 
     def lacks(self, entry: JournalEntry) -> bool:
-        """Whether tokens are missing between what the reader has seen and this entry."""
+        """Return whether tokens are missing between what the reader has seen and this entry."""
         match entry:
             case TokensEntry():
                 return entry.offset > self._tokens_seen
@@ -89,7 +89,7 @@ class JournalView:
                 return False
 
     def see(self, line_id: bytes, entry: JournalEntry) -> list[JournalLine]:
-        """Take the next entry of the journal; return what the reader should see of it."""
+        """Take the next entry of the journal, and return what the reader should see of it."""
         if self.is_past(line_id):
             return []
         self.line_id = line_id
@@ -109,7 +109,7 @@ class JournalView:
                 self._tokens_seen = 0
                 return [entry]
             case RunningEntry() if self._tokens_seen and self._begins_again(entry):
-                # The journal was lost and with it the way to continue, or the word of a restart.
+                # Redis lost the journal, and with it the tokens to resume from, or the entry of a restart.
                 self._model_identity = entry.model_identity
                 wasted, self._tokens_seen = self._tokens_seen, 0
                 restarted = RestartedEntry(
@@ -135,7 +135,7 @@ class JournalView:
 
 
 def _after(chunks: tuple[TokenChunk, ...], seen: int) -> tuple[TokenChunk, ...]:
-    """Drop the chunks that were seen. A journal is written again in the portions it was written in first."""
+    """Drop the chunks that the reader has seen. A rewritten journal has the same chunks as the first one."""
     kept: list[TokenChunk] = []
     for chunk in chunks:
         if seen <= 0:
@@ -145,7 +145,7 @@ def _after(chunks: tuple[TokenChunk, ...], seen: int) -> tuple[TokenChunk, ...]:
 
 
 def is_before(one: bytes, other: bytes) -> bool:
-    """Whether a line comes before another one of the same stream."""
+    """Return whether a line comes before another one of the same stream."""
     return _order(one) < _order(other)
 
 

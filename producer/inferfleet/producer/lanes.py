@@ -1,8 +1,8 @@
-"""The lanes of sessions, as a producer sees them: a turn runs, or waits where somebody will let it run.
+"""The producer's side of session lanes: a turn is published, or waits in its lane with a turn in front.
 
-A producer has no message of its own that would come again. So it returns only once it sees that the turn in
-front goes on. The lane is drawn in
-``inferfleet.wire.redis.session_lanes``; the other side is ``inferfleet.worker.lanes``.
+A producer holds no message that RabbitMQ would deliver again. So it returns only once it has seen that the
+turn in front is queued or runs. ``inferfleet.wire.redis.session_lanes`` has a diagram of the lane;
+``inferfleet.worker.lanes`` is the worker's side.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ from inferfleet.wire.redis.session_lanes import EnterResult, EnterStatus, Payloa
 logger = logging.getLogger(__name__)
 
 FRONT_POLL_S = 0.02
-"""How often a turn that enters a lane looks whether the turn in front goes on by now."""
+"""How often a producer whose turn enters a lane checks whether the turn in front is queued or runs."""
 
 
 class Cancel(Protocol):
     """``Submission.cancel``."""
 
     async def __call__(self, job_id: str, *, keep: bool) -> JobState:
-        """Cancel a job; with ``keep``, what it said so far stays in its session."""
+        """Cancel a job; with ``keep``, its partial answer stays in its session."""
         ...
 
 
 class Lanes:
-    """Brings the turns of one client into their lanes, and whatever is in front of them on its way."""
+    """Puts the turns of one client into their lanes, and makes sure that the turns in front of them run."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class Lanes:
         self._cancel = cancel
 
     async def take_turn(self, job: Job) -> None:
-        """Publish the job if its session is free; else it waits in the lane, as ``on_busy`` says."""
+        """Publish the turn if its session is free; otherwise queue it in the lane, as ``on_busy`` says."""
         stop = job.on_busy in {OnBusy.INTERRUPT, OnBusy.ROLLBACK}
         looked_after = ""
         while True:
@@ -79,7 +79,7 @@ class Lanes:
                         return
                     stop = False
                 case EnterStatus.BUSY:
-                    # It may be over, and whoever was to let the next one run be dead.
+                    # The turn may have ended, and the process that was to publish the next one may have died.
                     if looked_after == entered.owner or not await self._may_be_stuck(entered):
                         raise SessionBusyError(
                             f"session {job.session_id!r} has an unfinished turn, job {entered.owner}: wait, "
@@ -112,14 +112,14 @@ class Lanes:
                 return
 
     async def publish(self, payload: Payload, *, again: bool = False) -> None:
-        """Publish the turn that is in front; ``again``, if it had a message before."""
+        """Publish the turn in front; with ``again``, it has had a message before."""
         await self._publisher.publish(payload.job, reply_to=payload.reply_to)
-        # Only a note: the worker that gets the message makes the same one.
+        # No error if this fails: the worker that gets the message does the same.
         with suppress(ServiceUnreachableError, ServiceRefusedError):
             await self._session_lanes.published(payload.job, again=again)
 
     async def pass_over(self, ended: Job) -> None:
-        """Let the turn run that is behind one that is over."""
+        """Let the turn behind an ended one run."""
         following = await self._session_lanes.advance(ended)
         if following is None:
             return
@@ -130,7 +130,7 @@ class Lanes:
             logger.warning("cannot publish the turn behind job %s (%s)", ended.id, error)
 
     async def _wait_in_lane(self, job: Job, entered: EnterResult, *, stop: bool) -> bool:
-        """Make sure that the job's turn will come. False if it has no place in the lane any more."""
+        """Make sure that the job's turn will come. Return false if it has no place in the lane any more."""
         await self._publisher.require_pool(job.pool)
         if stop:
             await self._stop_turn(job, entered.owner, keep=job.on_busy is OnBusy.INTERRUPT)
@@ -139,18 +139,18 @@ class Lanes:
         return True
 
     async def _may_be_stuck(self, entered: EnterResult) -> bool:
-        """Whether nobody can be seen to bring the turn in front to its end."""
+        """Return whether no process is known to bring the turn in front to its end."""
         if entered.again is not None:
             return True
         standing = await self._records.standing(entered.owner)
         return standing.over or standing is Standing.STALLED
 
     async def _until_front_goes_on(self, job: Job, entered: EnterResult) -> bool:
-        """Wait until the turn in front is in the queue or runs. Whatever keeps it from that is mended.
+        """Wait until the turn in front is queued or runs, and repair what prevents that.
 
-        It may never have been published, have lost its message together with the latest of what Redis knew,
-        or be over without a successor. Otherwise this job would be accepted, and wait for ever. Returns
-        whether the job has its place in the lane.
+        The turn may never have been published, may have lost its message when Redis lost its last second, or
+        may have ended without a successor. Without a repair this job would be accepted and wait for ever.
+        Returns whether the job has its place in the lane.
         """
         grace_s = 0.0 if entered.again else self._settings.turn_publish_grace_s
         awaited, deadline = "", 0.0
@@ -178,7 +178,7 @@ class Lanes:
                     return front.placed
 
     async def _publish_front(self, job: Job, owner: str, *, again: bool) -> None:
-        """Publish the turn in front, whose own publisher is dead; ``again``, if it had a message before."""
+        """Publish the turn in front, whose producer has died; with ``again``, it has had a message before."""
         front = await self._session_lanes.front(job, take=owner)
         if front.owner != owner:
             return
@@ -199,7 +199,7 @@ class Lanes:
             await self._stop_turn(job, owner, keep=False)
 
     async def _stop_turn(self, job: Job, owner: str, *, keep: bool) -> None:
-        """Stop the turn that is in the way. One that never ran ends at once, without its message's help."""
+        """Stop the turn in front. A turn that never ran ends at once, without waiting for its message."""
         try:
             over = (await self._cancel(owner, keep=keep)).terminal
         except JobNotFoundError:
@@ -211,7 +211,7 @@ class Lanes:
 
 @contextmanager
 def uncertain_without_redis() -> Generator[None]:
-    """A turn is in its lane or not: an outage of Redis in between leaves that open."""
+    """Turn an outage of Redis into ``PublishUnconfirmedError``: the turn may or may not be in its lane."""
     try:
         yield
     except ServiceUnreachableError as error:

@@ -1,4 +1,4 @@
-"""Publishing jobs and orders, with errors that a caller can act on."""
+"""Publishes jobs and commands, with errors that a caller can act on."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ from inferfleet.wire.rabbitmq.publishing import ConfirmChannel, Outgoing
 from inferfleet.wire.rabbitmq.topology import declare_pool
 
 NACK_PATIENCE_S = 5.0
-"""How long a nacked job is published again, even without patience: about as long as a new leader takes."""
+"""How long a nacked job is published again, even without patience: about the time to elect a new leader."""
 
 FULL_AFTER_NACKS = 3
-"""After so many nacks, a queue in which jobs wait is taken for full, though not by the limit that we know."""
+"""After this many nacks, a queue with waiting jobs counts as full, even if it is below our own limit."""
 
 _NOT_SENT = (ServiceUnreachableError, ServiceRefusedError, ConfigurationError)
 """Why a message was not sent this time. The file with the URL may be missing while somebody replaces it."""
 
 
 class Publisher:
-    """The way to RabbitMQ for one client. Safe for many tasks at once."""
+    """Publishes the messages of one client. Safe for many concurrent tasks."""
 
     def __init__(self, settings: ProducerSettings, *, home: Home | None = None) -> None:
         self._settings = settings
@@ -53,13 +53,13 @@ class Publisher:
         )
 
     async def publish(self, job: Job, *, reply_to: str | None = None) -> bool:
-        """Publish a job and wait until the broker has it. ``reply_to`` is this client, if not given.
+        """Publish a job and wait for the broker's confirm. ``reply_to`` is this client by default.
 
-        Returns whether it may be queued twice.
+        Returns whether the job may be queued twice.
 
         Raises:
-            UnknownPoolError: No queue is bound for the pool.
-            QueueFullError: The queue is at its limit.
+            UnknownPoolError: The pool has no queue.
+            QueueFullError: The queue is full.
             ServiceRefusedError: The broker refuses this job: it is too large, or a permission is missing.
             PublishUnconfirmedError: The connection broke, the queue has no leader, or no confirm came.
             ServiceUnreachableError: RabbitMQ cannot be reached.
@@ -76,12 +76,12 @@ class Publisher:
             raise _unknown_pool(job.pool) from error
 
     async def require_pool(self, pool: str) -> None:
-        """Make sure that a pool has its queue, for a job that is published later.
+        """Make sure that a pool has a queue, for a job that is published later.
 
         Asks the broker once for each pool.
 
         Raises:
-            UnknownPoolError: It has none.
+            UnknownPoolError: The pool has no queue.
             ServiceUnreachableError: RabbitMQ cannot be reached.
 
         """
@@ -95,11 +95,11 @@ class Publisher:
         self._known_pools.add(pool)
 
     async def send(self, order: Control) -> None:
-        """Send an order to every worker.
+        """Send a command to all workers.
 
         Raises:
-            PublishUnconfirmedError: Some worker may not have got it.
-            ServiceRefusedError: The broker refuses it.
+            PublishUnconfirmedError: Some workers may not have got the command.
+            ServiceRefusedError: The broker refuses the message.
             ServiceUnreachableError: RabbitMQ cannot be reached.
 
         """
@@ -112,13 +112,13 @@ class Publisher:
             ) from error
 
     async def declare_pool(self, pool: str) -> None:
-        """Make sure that the pool has its queues.
+        """Declare the pool's queues.
 
         Raises:
             InvalidJobError: No pool may have this name.
             ConfigurationError: The pool's queue exists with other arguments.
             ServiceUnreachableError: RabbitMQ cannot be reached.
-            ServiceRefusedError: The broker refuses, for lack of a permission perhaps.
+            ServiceRefusedError: The broker refuses, for example because a permission is missing.
 
         """
         self._home.check()
@@ -130,11 +130,11 @@ class Publisher:
         await self._confirm_channel.aclose()
 
     async def _publish_nacked(self, job: Job, message: Outgoing, *, in_doubt: bool) -> None:
-        """Publish a job that was nacked again, unless its queue is full.
+        """Publish a nacked job again, unless its queue is full.
 
-        A queue at its limit nacks, be it ours or that of a policy. So does one whose leader or process has
-        just died: that one takes the same message a moment later. ``in_doubt`` says that the job may be
-        queued all the same.
+        A queue nacks when it is at a limit, ours or that of a policy. It also nacks when its leader or its
+        process has just died; then it accepts the same message a moment later. ``in_doubt`` says that the job
+        may be queued already.
         """
         limit, nacks = self._settings.queue_max_length, 1
         try:
@@ -164,7 +164,7 @@ class Publisher:
             raise _unconfirmed(job, why) from error
 
     async def _publish(self, message: Outgoing, *, pool: str | None) -> bool:
-        """Publish to a pool, or to every worker, and with patience again and again.
+        """Publish to a pool, or to all workers. With patience, repeat it after an outage.
 
         Returns whether the message may be queued twice.
         """

@@ -1,7 +1,7 @@
-"""One blocked read for everything a client waits for.
+"""Serves all waits and streams of a client with one blocked read.
 
-Redis wakes the read when a job of this client finishes (a line in its reply stream) or when a journal
-that somebody follows grows. A new subscription joins by waking the read with a line of its own. So ten
+Redis wakes the read when a job of this client ends (a line in its reply stream) or when a followed journal
+grows. To follow another journal, the client wakes the read by adding a line to its own reply stream. So ten
 thousand waits cost one connection and no polling.
 """
 
@@ -37,23 +37,22 @@ from inferfleet.wire.redis.streams import NO_LINE, BlockedReader, Line, last_lin
 logger = logging.getLogger(__name__)
 
 RECORD_GRACE_S = 300.0
-"""How long a record may be missing before those who wait are told. When Redis has lost its data, the worker
-that runs a job writes its record again; one that waits in RabbitMQ has one again once its turn comes."""
+"""How long a record may be missing before a wait for it fails. When Redis has lost its data, the worker that
+runs a job writes its record again; a job that waits in RabbitMQ gets a new record when a worker starts it."""
 
 PAUSE_S = 0.05
 PAUSE_STEPS = 5
-"""The pause before a read that failed is repeated, and how often it doubles."""
+"""The pause before a failed read is repeated, and how often that pause doubles."""
 
 
 class _Replaced:
-    """The journal that a follower knows is gone, and perhaps there is another one, with lower ids."""
+    """The journal that a follower knows is gone; there may be another one, with lower ids."""
 
 
 class Reader:
-    """Reads the client's reply stream and all journals that are followed, through one blocked ``XREAD``.
+    """Reads the client's reply stream and all followed journals, through one blocked ``XREAD``.
 
-    What it reads is understood by whoever asked for it: a line that cannot be read is an error for them,
-    and for nobody else.
+    Each waiting caller parses its own lines: a line that cannot be parsed is an error only for that caller.
     """
 
     def __init__(
@@ -77,20 +76,20 @@ class Reader:
         self._followed: dict[str, bytes] = {}
         self._positions: dict[bytes, bytes] = {}
         self._missing_since: dict[str, float] = {}
-        """Jobs whose record was missing at the last look, by when it was first."""
+        """Jobs whose record was missing at the last check, with the time when it was first missing."""
 
     async def wait(self, job_id: str) -> Result:
         """Wait for a job's result.
 
         Raises:
-            JobNotFoundError: There is no record of the job, or there is none any more.
-            JobDataLostError: It has ended, and its result is gone.
+            JobNotFoundError: The record of the job does not exist, or has disappeared.
+            JobDataLostError: The job has ended, but Redis no longer has its result.
 
         """
         waiter: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self._waiters[job_id].add(waiter)
         try:
-            # It may have finished before we looked; from here on its line cannot be missed.
+            # The job may have ended before this read; from here on its reply line cannot be missed.
             reply_to, result = await self._records.peek(job_id)
             if result is not None:
                 return Result.model_validate_json(result)
@@ -110,9 +109,9 @@ class Reader:
             _ = waiter.done() and not waiter.cancelled() and waiter.exception()
 
     async def follow(self, job_id: str, *, after: str, ended: bool = False) -> AsyncGenerator[JournalLine]:
-        """Read a job's journal, from behind the line ``after``, until its last line.
+        """Read a job's journal, from behind the line ``after`` to its last line.
 
-        With ``ended`` the job is known to have ended, so that nothing more will come.
+        With ``ended`` the job is known to have ended, so the journal grows no more.
 
         Raises:
             JobNotFoundError: The record of the job is gone.
@@ -166,12 +165,12 @@ class Reader:
                 self._positions.pop(key, None)
 
     async def start(self) -> None:
-        """Find the place to read replies from. Jobs that are submitted later cannot finish before it."""
+        """Find the end of the reply stream. The lines of jobs that are submitted later come behind it."""
         (last,) = await last_lines(self._pipeline, [self._reply_key])
         self._positions[self._reply_key] = last or NO_LINE
 
     async def run(self) -> None:
-        """Read until cancelled. What passes is waited out; of all else, whoever waits is told."""
+        """Read until cancelled. Repeat the read after an error that passes; other errors fail all waits."""
         failures = 0
         while True:
             try:
@@ -180,7 +179,7 @@ class Reader:
                 failures += 1
                 steps = min(failures, PAUSE_STEPS)
                 if failures == 2:
-                    # The first may be a connection that was closed while nothing happened.
+                    # The first error may come from an idle connection that was closed.
                     logger.warning("cannot read replies; retrying (%s)", refusals.reason(error))
                 self._tell_unless_it_passes(error)
                 await asyncio.sleep(PAUSE_S * 2.0**steps * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
@@ -190,9 +189,9 @@ class Reader:
                 failures = 0
 
     async def poll_states(self) -> None:
-        """Look at the records themselves now and then: a worker may die between commit and reply line.
+        """Read the records themselves from time to time: a worker may die between commit and reply line.
 
-        Redis may also have lost what somebody waits for.
+        Redis may also have lost the record of a job that a caller waits for.
         """
         while True:
             await asyncio.sleep(self._state_check_interval_s)
@@ -208,7 +207,7 @@ class Reader:
                     logger.warning("checking waiting jobs works again after %.1f s", lasted_s)
 
     def close(self) -> None:
-        """Tell everybody who still waits that no answer will come."""
+        """Fail all waits and streams that are still open."""
         self._tell("the client was closed while it waited for a job")
 
     def _tell_unless_it_passes(self, error: Exception) -> None:
@@ -250,7 +249,7 @@ class Reader:
                         follower.put_nowait(line)
 
     async def _resolve(self, job_ids: list[str]) -> None:
-        """Hand out the results of jobs of which a line said that they have ended."""
+        """Give waiting callers the results of jobs that have ended according to a reply line."""
         results = await self._hand_out(job_ids)
         if len(results) < len(job_ids):
             await self._look_at([job_id for job_id in job_ids if job_id not in results])
@@ -266,9 +265,9 @@ class Reader:
                 self._fail(job_id, waiting=lost, reading=lost)
 
     async def _look_for_other_streams(self) -> None:
-        """Read streams from their beginning that Redis has lost: the ids of what comes now may be lower.
+        """Read streams that Redis has lost from their beginning, because new lines may have lower ids.
 
-        They are if Redis' clock is behind the one of before, as after a failover.
+        This happens if Redis' clock is behind the previous one, for example after a failover.
         """
         positions = dict(self._positions)
         lasts = await last_lines(self._pipeline, positions)
@@ -280,7 +279,7 @@ class Reader:
                     follower.put_nowait(_Replaced())
 
     async def _present(self, job_id: str, view: JournalView) -> list[Line]:
-        """The lines behind the one that the view is at; all, if that one is of a journal that was lost."""
+        """Return the lines behind the view's position; all lines, if that position is in a lost journal."""
         lines = await self._records.lines(job_id, after=view.line_id)
         if not lines and view.line_id != NO_LINE:
             last = await self._records.last_line(job_id)
@@ -290,7 +289,7 @@ class Reader:
         return lines
 
     async def _see(self, job_id: str, view: JournalView, line: Line) -> list[JournalLine]:
-        """What the reader should see of one more line.
+        """Return what the reader should see of one more line.
 
         Raises:
             JobDataLostError: Tokens before it are missing.
@@ -310,7 +309,7 @@ class Reader:
         return seen
 
     async def _look_at(self, job_ids: list[str]) -> set[str]:
-        """Hand out results, and tell of those that are gone. Returns the jobs without a record."""
+        """Give callers their results, or an error where one is gone. Return the jobs without a record."""
         states = await self._records.states(job_ids)
         # Behind the states: a job that has ended has had a result.
         await self._hand_out(job_ids)
@@ -339,6 +338,6 @@ class Reader:
             follower.put_nowait(reading)
 
     async def _ended(self, job_id: str, view: JournalView) -> bool:
-        """Whether the reader has seen the last line of a journal that is complete."""
+        """Return whether the reader has seen the last line of a complete journal."""
         last = await self._records.last_line(job_id)
         return last is not None and isinstance(last[1], FinishedEntry) and view.is_past(last[0])

@@ -1,4 +1,4 @@
-"""One session of an agent, for a caller: take turns, read what was said, keep state."""
+"""A caller's handle on one session: submit turns, read the history, keep state."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Submit(Protocol):
 
 
 class Session:
-    """A handle on one session. Turns of a session run one at a time, in the order they were submitted."""
+    """A handle on one session. Its turns run one at a time, in the order in which they were submitted."""
 
     def __init__(
         self, session_id: str, *, records: SessionRecords, histories: SessionHistories, submit: Submit
@@ -56,9 +56,9 @@ class Session:
         body: Mapping[str, Any] | None = None,
         **options: Unpack[JobOptions],
     ) -> Job:
-        """Submit a turn: only its new messages, the history comes by itself.
+        """Submit a turn with only its new messages; the worker adds the history.
 
-        ``body`` holds the other fields of the chat request, like ``max_tokens`` or ``tools``.
+        ``body`` holds the other fields of the chat request, such as ``max_tokens`` or ``tools``.
 
         Raises:
             InvalidJobError: The turn breaks the contract.
@@ -72,10 +72,10 @@ class Session:
     async def configure(
         self, *, idle_ttl_s: int | None = None, max_history_tokens: int | None = None
     ) -> None:
-        """Set how long the idle session stays and how much of its history goes into a prompt.
+        """Set how long Redis keeps the idle session, in seconds, and how much of its history enters a prompt.
 
-        ``None`` keeps what is set. Beyond ``max_history_tokens`` the oldest whole turns are left out of the
-        prompt; they stay in the history.
+        ``None`` leaves a limit unchanged. If the history exceeds ``max_history_tokens``, the worker leaves
+        the oldest whole turns out of the prompt; they stay in the history.
 
         Raises:
             InvalidJobError: No session may have such limits.
@@ -85,11 +85,11 @@ class Session:
         await self._records.configure(self.id, idle_ttl_s=idle_ttl_s, max_history_tokens=max_history_tokens)
 
     async def get(self) -> SessionRecord | None:
-        """Read what is known of the session; ``None`` if there is none."""
+        """Read the session's record; ``None`` if there is no such session."""
         return await self._records.get(self.id)
 
     async def turns(self) -> tuple[Turn, ...]:
-        """The finished turns, the oldest first.
+        """Read the finished turns, oldest first.
 
         Raises:
             SessionError: Redis no longer has all of them.
@@ -98,24 +98,24 @@ class Session:
         return await self._histories.whole_history(self.id)
 
     async def history(self) -> list[dict[str, Any]]:
-        """All messages of the finished turns, in order, as OpenAI chat messages."""
+        """Read all messages of the finished turns, in order, as OpenAI chat messages."""
         return [message for turn in await self.turns() for message in turn.messages]
 
     async def state(self) -> tuple[int, Any]:
-        """The state and its version. Version 0 is a session without a state, which is ``None``.
+        """Read the version and the state. A session without a state has version 0 and the state ``None``.
 
         Raises:
-            SessionError: There has been a state, and Redis no longer has it.
+            SessionError: The session has had a state, but Redis no longer has it.
 
         """
         return await self._records.state(self.id)
 
     async def update_state(self, state: Any, *, version: int) -> int:
-        """Replace the state, if it is still at ``version``. Returns the new version.
+        """Replace the state if it still has this ``version``, and return the new version.
 
         Raises:
             InvalidJobError: The state is not JSON; the message names the place.
-            StateConflictError: Somebody else changed it meanwhile.
+            StateConflictError: The state has another version, because somebody else has changed it.
             SessionTooLargeError: With this state the session would exceed its size limit.
 
         """
@@ -135,7 +135,7 @@ class Session:
                 assert_never(replaced)
 
     async def patch_state(self, patch: Any) -> int:
-        """Apply a JSON Merge Patch (RFC 7396) to the state, as it is by then. Returns the new version.
+        """Apply a JSON Merge Patch (RFC 7396) to the current state, and return the new version.
 
         Raises:
             InvalidJobError: The patch is not JSON; the message names the place.
@@ -149,10 +149,10 @@ class Session:
                 return await self.update_state(merge_patch(state, patch), version=version)
 
     async def fork(self, new_id: str, *, turns: int | None = None) -> Session:
-        """Copy the first ``turns`` turns, or all, and the state into a new session.
+        """Copy the first ``turns`` turns, by default all, and the current state into a new session.
 
         Raises:
-            SessionError: ``new_id`` exists, or this session has fewer turns.
+            SessionError: A session with ``new_id`` exists, or this session has fewer turns.
 
         """
         export = await self.export()
@@ -165,11 +165,11 @@ class Session:
         return forked
 
     async def delete(self) -> bool:
-        """Delete history and state. A turn that runs or waits goes on, in an empty session."""
+        """Delete the history and the state. Running and waiting turns continue in an empty session."""
         return await self._records.delete(self.id)
 
     async def export(self) -> SessionExport:
-        """The whole session as one document.
+        """Read the whole session as one document.
 
         Raises:
             SessionError: There is no such session.
@@ -187,11 +187,11 @@ class Session:
         )
 
     async def import_(self, export: SessionExport) -> None:
-        """Make this session from an exported one.
+        """Create this session from an exported one.
 
         Raises:
-            InvalidJobError: A worker could not read it; the message names the place.
-            SessionError: A session of this id exists.
+            InvalidJobError: A worker could not read the document; the message names the place.
+            SessionError: A session with this id exists.
 
         """
         export = check_export(export)

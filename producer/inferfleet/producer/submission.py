@@ -1,4 +1,4 @@
-"""How a job becomes accepted: record first, then its session's lane if it has one, then the queue."""
+"""Accepts a job: first its record, then its session's lane if it has a session, then the queue."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from inferfleet.wire.redis.session_lanes import Payload, SessionLanes, Withdrawn
 logger = logging.getLogger(__name__)
 
 SUBMIT_WINDOW = 1024
-"""Jobs of one ``submit_many`` that wait for their confirm at the same time."""
+"""How many jobs of one ``submit_many`` wait for their confirm at the same time."""
 
 _ACCEPTED_BEFORE = Recorded(created=False, state=JobState.RUNNING, attempt=0, closed=False)
 """The record of a job that the broker has, whatever became of it."""
@@ -51,13 +51,13 @@ class TakenBack(Enum):
     """What became of a job that its producer could not publish."""
 
     GONE = auto()
-    """There is nothing left of it."""
+    """Nothing is left of the job."""
 
     ACCEPTED = auto()
-    """It is not this producer's alone any more: it is queued, runs, or has ended."""
+    """Somebody else has submitted the job, too: it is queued, runs, or has ended."""
 
     UNCERTAIN = auto()
-    """Somebody else may have published it."""
+    """Somebody else may have published the job."""
 
 
 class Submission:
@@ -91,10 +91,10 @@ class Submission:
         """Together they name a submission."""
 
     async def accept(self, job: Job) -> Job:
-        """Record first, then publish: what is in the queue always has a record.
+        """Record a job, then publish it, so that every queued job has a record.
 
-        A refusal says that the job was not accepted, whoever submits it. So it is raised only by the last one
-        that submits the job, once it is taken back.
+        A refusal means that the job was not accepted from any caller. So only the last caller that submits
+        the job raises it, once the job has been taken back.
         """
         call = f"{self._name}:{next(self._calls)}"
         claimed, recorded = await self._claim_and_record(job, call)
@@ -121,7 +121,7 @@ class Submission:
         return claimed.job
 
     async def _claim_and_record(self, job: Job, call: str) -> tuple[Claim, Recorded]:
-        """Find the job that the key stands for, and have its record. An accepted one is left as it is."""
+        """Find the job of the idempotency key, and create its record. Leave an accepted job as it is."""
         keep = False
         while True:
             claimed = await idempotency.claim(
@@ -144,7 +144,7 @@ class Submission:
                     await self._take_back(claimed)
 
     async def _is_nowhere(self, job: Job) -> bool:
-        """Whether the message of an accepted job may be lost, or its turn has no place in its session."""
+        """Return whether an accepted job's message may be lost, or its turn has no place in its session."""
         match await self._records.standing(job.id):
             case Standing.STALLED:
                 return True
@@ -154,9 +154,9 @@ class Submission:
                 return False
 
     async def _accepted_all_the_same(self, claimed: Claim, call: str, refusal: InferfleetError) -> None:
-        """Return if a job that this client cannot publish was accepted for somebody else, or runs.
+        """Return if a job that this client cannot publish was accepted from another caller, or runs.
 
-        Otherwise the job is taken back, and the refusal is raised.
+        Otherwise take the job back, and raise the refusal.
         """
         job = claimed.job
         try:
@@ -176,7 +176,7 @@ class Submission:
                 assert_never(outcome)
 
     async def _undo(self, claimed: Claim, call: str) -> TakenBack:
-        """Take a refused job back, unless it is somebody else's, too."""
+        """Take a refused job back, unless another caller has submitted it, too."""
         deadline = time.monotonic() + self._settings.turn_publish_grace_s
         while True:
             match await self._records.close(claimed.job.id, call=call):
@@ -195,9 +195,9 @@ class Submission:
                     await asyncio.sleep(FRONT_POLL_S)
 
     async def _take_back(self, claimed: Claim) -> TakenBack:
-        """Undo all that was done for a closed job. Safe to be done by several at once.
+        """Undo all that was done for a closed job. Several processes may do this at the same time.
 
-        The record goes last: until then it keeps others from using the key.
+        The record is deleted last: until then it keeps others from using the key.
         """
         job = claimed.job
         following: Payload | None = None
@@ -216,10 +216,10 @@ class Submission:
         return TakenBack.GONE if gone else TakenBack.ACCEPTED
 
     async def accept_many(self, jobs: Sequence[Job]) -> list[Job]:
-        """Accept many jobs, a window of them at the same time.
+        """Accept many jobs, a window of them at a time.
 
         Raises:
-            PartialSubmitError: Some were not accepted.
+            PartialSubmitError: Some jobs were not accepted.
 
         """
         accepted: dict[int, Job] = {}
@@ -243,7 +243,7 @@ class Submission:
         return in_order
 
     async def cancel(self, job_id: str, *, keep: bool = False) -> JobState:
-        """Cancel a job; with ``keep``, what it said so far stays in its session."""
+        """Cancel a job; with ``keep``, its partial answer stays in its session."""
         while True:
             # What an earlier attempt has left. Should the job be running by now, its worker makes the result.
             try:
@@ -283,7 +283,7 @@ class Submission:
         return state
 
     async def _cancelled(self, record: JobRecord, *, keep: bool, waits: bool) -> Result:
-        """Make the result of a job that is cancelled while it waits, with the part that was generated."""
+        """Make the result of a job that is cancelled while it waits, with its partial answer."""
         if keep:
             why = "interrupted by the session's next turn"
         else:
@@ -305,9 +305,9 @@ class Submission:
         )
 
     async def _leave_lane(self, record: JobRecord) -> None:
-        """Let the next turn run now: the cancelled one's message may be far behind in the queue, or lost.
+        """Let the next turn run now: the cancelled turn's message may be far back in the queue, or lost.
 
-        If that fails, that message does it, or whoever enters the lane next.
+        If this fails, the worker that gets that message does it, or the next producer that enters the lane.
         """
         try:
             ended = Job(id=record.id, pool=record.pool, body={}, session_id=record.session_id)

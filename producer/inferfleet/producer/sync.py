@@ -1,6 +1,6 @@
-"""The same client for code that does not await: Django, Flask, Celery, scripts.
+"""The client for blocking code: Django, Flask, Celery, scripts.
 
-One background thread runs the event loop; each call here runs there and waits for its answer.
+A background thread runs the event loop; each call runs there and blocks until it has returned.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from inferfleet.wire.home import check_process, closed
 T = TypeVar("T")
 
 EXIT_PATIENCE_S = 5.0
-"""How long a process that ends waits for a client that nobody closed."""
+"""How long an exiting process waits for a client that nobody closed to close."""
 
 
 class SyncFleet:
-    """A blocking client. Safe for many threads at once; errors are those of ``Fleet``.
+    """A blocking client. Safe for many concurrent threads; its errors are those of ``Fleet``.
 
-    It may be kept for the life of a process: what nobody closed is closed when the process ends. A process
-    that was forked needs one of its own; there each call raises ``ClientUnusableError``.
+    Keep it for the life of the process, which closes it at its end. A forked process has to connect its own
+    client; a client of the parent raises ``ClientUnusableError`` there.
     """
 
     def __init__(self, settings: ProducerSettings | None) -> None:
@@ -44,7 +44,7 @@ class SyncFleet:
         self._closed = False
         self._closing = threading.Lock()
         opened: Future[tuple[BlockingPortal, Fleet]] = Future()
-        # A daemon: a process that ends would wait for any other thread before it runs what closes this one.
+        # A daemon: Python joins all other threads before it runs the exit handler that closes this client.
         self._thread = threading.Thread(
             target=_run, args=(settings, opened), name="inferfleet-client", daemon=True
         )
@@ -70,9 +70,9 @@ class SyncFleet:
         self.close()
 
     def close(self) -> None:
-        """Close the connections. Whoever still waits gets an error. Closed twice, the second does nothing.
+        """Close the connections. Calls that still wait raise an error. Closing twice is harmless.
 
-        In a process that was forked this does nothing either: the connections belong to its parent.
+        In a forked process this does nothing, because the connections belong to the parent.
         """
         atexit.unregister(self._close_at_exit)
         self._close(patience_s=None)
@@ -88,7 +88,7 @@ class SyncFleet:
         return self._call(partial(self._fleet.submit_many, list(work), **options))
 
     def get(self, job: Job | str) -> JobRecord:
-        """Read what is known of a job now; see ``Fleet.get``."""
+        """Read a job's record; see ``Fleet.get``."""
         return self._call(partial(self._fleet.get, job))
 
     def wait(self, job: Job | str, *, timeout_s: float | None = None) -> Result:
@@ -139,7 +139,7 @@ class SyncFleet:
 
 
 def _run(settings: ProducerSettings | None, opened: Future[tuple[BlockingPortal, Fleet]]) -> None:
-    """Keep a client until its portal is told to stop. An error is one of whoever opens it."""
+    """Keep a client until its portal is told to stop. Its errors are raised where the portal was opened."""
 
     async def serve() -> None:
         async with BlockingPortal() as portal, AsyncExitStack() as stack:

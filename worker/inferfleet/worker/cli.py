@@ -25,7 +25,7 @@ from inferfleet.worker.process import run_process
 
 
 class WorkerEndedError(InferfleetError):
-    """The worker had to end. Its jobs are back in the queue; start it again."""
+    """The worker had to exit. Its jobs are back in the queue; start it again."""
 
 
 app = typer.Typer(rich_markup_mode=None)
@@ -42,7 +42,9 @@ def worker(
     ] = None,
     model: Annotated[str | None, typer.Option(help="Model folder or name.")] = None,
     max_running: Annotated[int | None, typer.Option(help="Maximum number of concurrent jobs.")] = None,
-    look_ahead: Annotated[int | None, typer.Option(help="Number of jobs to prefetch beyond those.")] = None,
+    look_ahead: Annotated[
+        int | None, typer.Option(help="Number of jobs to prefetch beyond the running ones.")
+    ] = None,
     http_port: Annotated[
         int | None, typer.Option(help="Port for health and metrics; 0 picks a free one.")
     ] = None,
@@ -54,9 +56,9 @@ def worker(
         LogFormat | None, typer.Option(help="Log format: JSON lines or console text.")
     ] = None,
 ) -> None:
-    """Run a worker until SIGTERM, then finish or hand over what runs.
+    """Run a worker until SIGTERM; then finish or hand over its running jobs.
 
-    Every option is also a variable, INFERFLEET_POOL and so on; an option wins.
+    Each option has an environment variable, such as INFERFLEET_POOL, which the option overrides.
     """
     if context.invoked_subcommand is not None:
         return
@@ -84,11 +86,11 @@ def worker(
 def drain(
     worker_id: Annotated[str, typer.Argument(metavar="WORKER", help="Worker id.")],
     *,
-    timeout_s: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for its answer.")] = 30.0,
+    timeout_s: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for the worker.")] = 30.0,
 ) -> None:
-    """Tell a worker, wherever it runs, to finish or hand over what it runs, and exit.
+    """Drain a worker, wherever it runs: it finishes or hands over its running jobs, and exits.
 
-    Returns once the worker has begun to, and fails with 1 if it does not answer in time.
+    Returns once the worker has begun to drain; exits with 1 if the worker does not answer in time.
     """
     if not worker_id.strip():
         raise typer.BadParameter("WORKER is empty")

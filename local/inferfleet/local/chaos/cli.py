@@ -1,4 +1,4 @@
-"""``inferfleet-chaos``: run a soak, print what came of it, exit 1 if a promise was broken."""
+"""``inferfleet-chaos``: runs a soak, prints its report, and exits with 1 if a promise was broken."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ def command(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    """Submit jobs to a fleet whose every part is killed, cut off and restarted; then check what happened.
+    """Submit jobs to a fleet while killing, cutting off and restarting all its parts; then check the history.
 
-    Runs on services of its own and leaves nothing behind. Exits with 1 if a promise was broken.
+    The command starts its own services and leaves nothing behind. Exits with 1 if a promise was broken.
     """
     options = SoakOptions(
         seed=random.SystemRandom().randrange(1_000_000) if seed is None else seed,

@@ -49,12 +49,12 @@ def command(
         str | None,
         typer.Option(
             envvar="INFERFLEET_MANAGEMENT_URL",
-            help="RabbitMQ's HTTP API, as http://user:password@host:15672 or a file:///… that holds it, if "
-            "URLs are given.",
+            help="RabbitMQ's HTTP API if you give URLs: http://user:password@host:15672, or a file:///… that "
+            "holds it.",
         ),
     ] = None,
     prometheus_url: Annotated[
-        str | None, typer.Option(help="Ask this Prometheus instead of the manifest's serverAddress.")
+        str | None, typer.Option(help="Query this Prometheus instead of the manifest's serverAddress.")
     ] = None,
     simulate_trace: Annotated[
         Path | None,
@@ -83,9 +83,10 @@ def command(
 ) -> None:
     """Scale worker processes on this machine as KEDA and the HPA would scale pods, by the same manifest.
 
-    Workers take every INFERFLEET_ variable that `inferfleet worker` takes; their pool is that of the
-    manifest's queue. With --simulate nothing is started: the same decisions are made for a trace of arrivals,
-    whose columns are time_s, priority, prompt_tokens, output_tokens and, if there are several, pool.
+    Workers read every INFERFLEET_ variable that `inferfleet worker` reads; their pool is that of the
+    manifest's queue. With --simulate the command starts nothing, and makes the same decisions for a trace of
+    arrivals. The trace's columns are time_s, priority, prompt_tokens, output_tokens and, if there are several
+    pools, pool.
     """
     with lines_to_stderr(_ToRead("%(message)s")) as log:
         logging.basicConfig(handlers=[log], force=True)
@@ -138,10 +139,10 @@ def command(
 
 
 class _ToRead(logging.Formatter):
-    """Lines such that a terminal obeys nothing in them."""
+    """Formats lines for a person; for a terminal, without control characters."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Write the line."""
+        """Format a record."""
         text = super().format(record)
         return printable(text) if sys.stderr.isatty() else text
 
@@ -200,7 +201,7 @@ async def _autoscale(
 
 
 async def _declare(pool: str, settings: ProducerSettings) -> None:
-    """Declare the queue, as a Job does in the cluster: with no worker yet, nobody else would."""
+    """Declare the queue, as a Job does in the cluster, because there is no worker yet to do it."""
     publisher = Publisher(settings)
     try:
         await publisher.declare_pool(pool)

@@ -40,11 +40,11 @@ def command(
     seed: Annotated[int, typer.Option(help="Random seed for the workload.")] = 1,
     as_json: JsonFlag = False,
 ) -> None:
-    """Watch a fleet at work: services, workers, a mixed load, and an urgent job whose worker is killed.
+    """Watch a fleet work: services, workers, a mixed load, and an urgent job whose worker is killed.
 
-    Workers take every INFERFLEET_ variable that `inferfleet worker` takes, such as INFERFLEET_MAX_RUNNING
-    and INFERFLEET_ENGINE_ARGS. Exits with 1 if a job failed or was lost, or if the urgent answer began again.
-    With one worker, no worker is killed.
+    Workers read every INFERFLEET_ variable that `inferfleet worker` reads, such as INFERFLEET_MAX_RUNNING
+    and INFERFLEET_ENGINE_ARGS. Exits with 1 if a job failed or was lost, or if the urgent answer restarted.
+    With one worker, the demo kills no worker.
     """
     worker = worker_settings(engine, model, workers=workers)
     console = Console()

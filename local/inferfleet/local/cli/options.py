@@ -1,4 +1,4 @@
-"""What the local commands share: which services to take, and how SIGTERM ends a command."""
+"""What the local commands share: the option for services, and the end by SIGTERM."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ServicesOption = Annotated[
 
 
 def chosen_services(choice: ServicesChoice) -> RunningServices:
-    """Prepare the services; URLs count as given if they are in the environment."""
+    """Prepare the services; use the URLs in the environment, if they are set."""
     settings = read_settings(ServiceSettings)
     given = settings.model_fields_set
     return running_services(
@@ -35,7 +35,7 @@ def chosen_services(choice: ServicesChoice) -> RunningServices:
 
 @contextmanager
 def sigterm_as_interrupt() -> Generator[None]:
-    """Make SIGTERM end the block as Ctrl-C does, with ``KeyboardInterrupt``, so that all is cleaned up."""
+    """Make SIGTERM end the block as Ctrl-C does, with ``KeyboardInterrupt``, so that the block cleans up."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield

@@ -27,9 +27,9 @@ def local() -> None:
 
 @app.command()
 def up(*, services: ServicesOption = ServicesChoice.AUTO, as_json: JsonFlag = False) -> None:
-    """Start RabbitMQ and Redis, print their URLs as two `export` lines, and stay until Ctrl-C.
+    """Start RabbitMQ and Redis, print their URLs as two `export` lines, and run until Ctrl-C.
 
-    Nothing stays behind: what they held is gone with them.
+    The services leave nothing behind: their data is deleted when they stop.
     """
     try:
         with sigterm_as_interrupt(), chosen_services(services) as running:
