@@ -1,13 +1,13 @@
-"""Metrics of the whole fleet, one process for a cluster: what waits, for how long, and who works.
+"""Metrics of the whole fleet from one process per cluster: waiting jobs, their age, and the workers.
 
-    settings     where the services are, and how often to look
-    queues       what is asked of RabbitMQ
-    management   over its HTTP API
-    passive      over AMQP, which tells less
+    settings     the exporter's settings
+    queues       the port for counts from RabbitMQ
+    management   counts over RabbitMQ's HTTP API
+    passive      fewer counts, over AMQP
     estimates    the age of the oldest job and the throughput, from counters
-    sampler      looks every few seconds
-    metrics      what Prometheus gets
-    server       the HTTP port
+    sampler      takes a snapshot every few seconds
+    metrics      a snapshot as Prometheus metrics
+    server       the HTTP server
 
-What cannot be known is left out, never shown as 0: an autoscaler would take 0 for a reason to scale in.
+An unknown value is left out, never shown as 0: an autoscaler would take 0 for a reason to scale in.
 """

@@ -1,6 +1,6 @@
-"""What RabbitMQ does not tell, from what it counts: how old the oldest job is, and how fast jobs end.
+"""Estimates the age of the oldest job and the throughput from RabbitMQ's counters.
 
-Pure: the time is given, in seconds on any clock.
+Pure: the caller passes the time, in seconds of any clock.
 """
 
 from __future__ import annotations
@@ -9,21 +9,21 @@ from bisect import bisect_right
 from collections import deque
 
 REMEMBERED = 20_000
-"""Samples with arrivals to keep: more than a day of one every 5 s."""
+"""How many samples with arrivals to keep: more than a day of one every 5 s."""
 
 WINDOW_S = 60.0
-"""Over how long the throughput is measured."""
+"""The period over which the throughput is measured."""
 
 
 class OldestAge:
     """Estimates how long the oldest ready job has waited.
 
-    Of P jobs published so far R are ready, so P - R have left; if they left in the order they came, the
-    oldest waiting one is number P - R + 1, and it came just after the counter stood at P - R. Exact to one
-    interval for jobs of one priority. With several it is a lower bound: an old job of low priority behind
-    newer ones is older than this says. It starts anew with the exporter and with the broker's counters, and
-    until then says how long it has been looking. A job that was given back, for a retry too, counts as
-    one that never left.
+    If P jobs were published and R are ready, P - R have left. If they left in the order in which they
+    arrived, the oldest waiting job is number P - R + 1, which arrived just after the counter stood at P - R.
+    For jobs of one priority this is exact to one interval. With several priorities it is a lower bound: an
+    old job of low priority behind newer ones is older than that. The estimate starts again with the exporter
+    and with the broker's counters, and is first the time since that start. A job that was requeued, also for
+    a retry, counts as one that never left.
     """
 
     def __init__(self) -> None:
@@ -32,7 +32,7 @@ class OldestAge:
         self._counts: list[int] = []
 
     def observe(self, *, now: float, published: int, ready: int) -> float:
-        """Take in the counters of this moment, and return the age in seconds; 0 if nothing is ready."""
+        """Record the current counters, and return the age in seconds; 0 if no job is ready."""
         if self._counts and published < self._counts[-1]:
             self._times, self._counts = [], []
         if not self._counts:
@@ -50,10 +50,11 @@ class OldestAge:
 
 
 class Throughput:
-    """Measures how many jobs a second end, while there are any.
+    """Measures how many jobs end per second while there is work.
 
-    The mean of the last ``WINDOW_S`` with work. While none ends, the last measured rate of one worker times
-    the workers that are ready, or one: so that a fleet that starts from zero has a prediction too.
+    This is the mean of the last ``WINDOW_S`` with work. While no job ends, it is the last measured rate of
+    one worker times the number of ready workers, at least one, so that a fleet that starts from zero has a
+    prediction too.
     """
 
     def __init__(self) -> None:
@@ -61,7 +62,7 @@ class Throughput:
         self._rate_of_one: float | None = None
 
     def observe(self, *, now: float, acked: int, work: int, ready_workers: int) -> float | None:
-        """Take in the counters of this moment, and return jobs per second; ``None`` before the first."""
+        """Record the current counters, and return jobs per second; ``None`` before the first job ended."""
         if self._samples and (acked < self._samples[-1][1] or not work):
             self._samples.clear()
         self._samples.append((now, acked))

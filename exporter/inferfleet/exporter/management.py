@@ -1,4 +1,4 @@
-"""Counts from RabbitMQ's HTTP API: everything, up to 5 s old."""
+"""Counts from RabbitMQ's HTTP API: all of them, up to 5 s old."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ NAMES = "^inferfleet[.](jobs|dead)[.]"
 
 
 class ManagementQueues:
-    """Asks for all pools of the AMQP URL's virtual host at once, so it finds pools that nobody named.
+    """Queries all queues of the AMQP URL's virtual host at once, and so finds pools that nobody named.
 
-    Raises ``ConfigurationError`` if an address cannot be one.
+    Raises ``ConfigurationError`` if an address is invalid.
     """
 
     def __init__(self, management_url: str, *, amqp_url: str) -> None:
@@ -26,7 +26,7 @@ class ManagementQueues:
         self._api.check()
 
     async def counts(self, pools: Collection[str]) -> Mapping[str, QueueCounts]:
-        """Count for every pool there is. See ``Queues``."""
+        """Return the counts of all existing pools. See ``Queues``."""
         found = {str(queue["name"]): queue for queue in await self._all()}
         prefix = job_queue("")
         named = {name.removeprefix(prefix) for name in found if name.startswith(prefix)}
@@ -36,7 +36,7 @@ class ManagementQueues:
         }
 
     async def aclose(self) -> None:
-        """Nothing is held between two counts."""
+        """Do nothing: no connection stays open between two calls."""
 
     async def _all(self) -> list[dict[str, Any]]:
         queues: list[dict[str, Any]] = []
@@ -60,7 +60,7 @@ class ManagementQueues:
 def _counts(jobs: Mapping[str, Any], dead: Mapping[str, Any] | None) -> QueueCounts:
     stats = cast("Mapping[str, Any]", jobs.get("message_stats") or {})
     ready = jobs.get("messages_ready")
-    # Before its first message a queue has no statistics; a queue that is counted has had none, then.
+    # A queue has no statistics before its first message. If none is ready either, its counters are 0.
     nothing_yet = 0 if ready == 0 else None
     return QueueCounts(
         ready=ready,

@@ -1,4 +1,4 @@
-"""The metrics as Prometheus gets them: gauges, by pool."""
+"""The metrics for Prometheus: gauges by pool."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ GAUGES: tuple[tuple[str, str, Callable[[PoolNumbers], float | None]], ...] = (
 
 
 class FleetCollector(Collector):
-    """Shows the latest snapshot, or only that there is none, if it is older than ``stale_after_s``."""
+    """Collects the latest snapshot. If that is older than ``stale_after_s``, reports no service as up."""
 
     def __init__(self, latest: Callable[[], Snapshot | None], *, stale_after_s: float) -> None:
         self._latest = latest
@@ -62,7 +62,7 @@ class FleetCollector(Collector):
 
 
 def exposition(collector: FleetCollector) -> bytes:
-    """The metrics in Prometheus' text format."""
+    """Return the metrics in Prometheus' text format."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(collector)
     return generate_latest(registry)

@@ -1,4 +1,4 @@
-"""Counts over AMQP, by passive declares: at once, but only the ready messages."""
+"""Counts over AMQP by passive declarations: current, but only of ready messages."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _OUTAGES = (AMQPError, OSError, RuntimeError, ServiceRefusedError)
 
 
 class PassiveQueues:
-    """Asks on one connection, which is opened anew after it broke."""
+    """Queries RabbitMQ on one connection, and reconnects after it broke."""
 
     def __init__(self, amqp_url: str) -> None:
         self._url = amqp_url
@@ -30,7 +30,7 @@ class PassiveQueues:
         self._connection: AbstractConnection | None = None
 
     async def counts(self, pools: Collection[str]) -> Mapping[str, QueueCounts]:
-        """Count for these pools, without those that have no queue. See ``Queues``."""
+        """Return the counts of these pools, without those that have no queue. See ``Queues``."""
         try:
             async with asyncio.timeout(TIMEOUT_S):
                 counted = {pool: await self._pool(pool) for pool in sorted(pools)}
@@ -58,7 +58,7 @@ class PassiveQueues:
             self._connection = await self._stack.enter_async_context(
                 open_amqp(self._url, timeout_s=TIMEOUT_S, name="inferfleet exporter")
             )
-        # A channel each, since asking for a queue that does not exist costs the channel.
+        # A channel for each queue: RabbitMQ closes the channel if the queue does not exist.
         channel = await self._connection.channel()
         try:
             declared = await (await channel.get_underlay_channel()).queue_declare(queue, passive=True)

@@ -1,4 +1,4 @@
-"""What the exporter asks of RabbitMQ."""
+"""The port for counts from RabbitMQ."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueueCounts:
-    """One pool's queues at one moment. ``None`` is not known.
+    """The counts of one pool's queues at one moment. ``None`` is unknown.
 
-    ``published`` and ``acked`` count since the broker's statistics began, and start at 0 again with it.
+    ``published`` and ``acked`` are counters that start at 0 when the broker's statistics start.
     """
 
     ready: int | None = None
@@ -22,10 +22,10 @@ class QueueCounts:
 
 
 class Queues(Protocol):
-    """Where the counts come from."""
+    """A source of counts."""
 
     async def counts(self, pools: Collection[str]) -> Mapping[str, QueueCounts]:
-        """Count for these pools at least.
+        """Return the counts of at least these pools.
 
         Raises:
             ServiceUnreachableError: RabbitMQ does not answer, or refuses.
@@ -34,5 +34,5 @@ class Queues(Protocol):
         ...
 
     async def aclose(self) -> None:
-        """Let go of connections."""
+        """Close all connections."""
         ...

@@ -1,4 +1,4 @@
-"""Looks at RabbitMQ and Redis every few seconds, and keeps what the estimates need."""
+"""Samples RabbitMQ and Redis every few seconds, and keeps the data for the estimates."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 class Sampler:
-    """Takes snapshots. ``latest`` is the newest, ``None`` before the first."""
+    """Takes snapshots. ``latest`` is the newest one, ``None`` before the first."""
 
     def __init__(self, *, queues: Queues, pipeline: CommandPipeline, pools: tuple[str, ...]) -> None:
         self.latest: Snapshot | None = None
@@ -35,16 +35,16 @@ class Sampler:
         self._outages: defaultdict[str, Outage] = defaultdict(Outage)
 
     async def run(self, *, interval_s: float) -> None:
-        """Take a snapshot every ``interval_s``, until cancelled. An outage of either service is survived."""
+        """Take a snapshot every ``interval_s`` until cancelled, also during an outage of a service."""
         while True:
             started = time.monotonic()
             self.latest = await self.sample()
             await asyncio.sleep(max(0.0, started + interval_s - time.monotonic()))
 
     async def sample(self) -> Snapshot:
-        """Look once."""
+        """Take one snapshot."""
         heartbeats = await self._heartbeats()
-        # Once seen, a pool is reported also with nobody left: zero workers is a number too.
+        # A pool that was seen once is always reported: zero workers is a number too.
         self._pools |= {heartbeat.pool for heartbeat in heartbeats or ()}
         counts = await self._counts()
         self._pools |= set(counts or ())
@@ -115,7 +115,7 @@ class Sampler:
         return counts
 
     def _tell(self, service: str, error: Exception | None) -> None:
-        """Log when a service goes away and when it is back, and not every few seconds."""
+        """Log when an outage of a service begins and when it ends, not at every sample."""
         outage = self._outages[service]
         if error is not None and outage.began():
             logger.warning("cannot read %s; omitting its metrics: %s", service, error)

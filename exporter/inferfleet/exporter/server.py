@@ -1,4 +1,4 @@
-"""The exporter as a process: it samples, and serves what it found."""
+"""The exporter's process: it samples the services and serves the metrics."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ LIVE_PATH = "/health/live"
 METRICS_PATH = "/metrics"
 
 STALE_AFTER = 4
-"""Sample intervals after which a snapshot says nothing of the present."""
+"""How many sample intervals a snapshot is valid for."""
 
 
 async def run_exporter(settings: ExporterSettings) -> None:
-    """Serve until SIGTERM or SIGINT. Starts, and goes on, without either service.
+    """Serve until SIGTERM or SIGINT. Starts and continues even if RabbitMQ or Redis is unreachable.
 
     Raises:
         ConfigurationError: The port is taken.
@@ -48,7 +48,7 @@ async def run_exporter(settings: ExporterSettings) -> None:
 
 @asynccontextmanager
 async def serving(settings: ExporterSettings) -> AsyncGenerator[int]:
-    """Sample and serve while the block runs; yields the port, which is a free one if the setting is 0."""
+    """Sample and serve while the block runs. Yield the port, which is a free one if the setting is 0."""
     queues: Queues = (
         ManagementQueues(settings.management_url, amqp_url=settings.amqp_url)
         if settings.management_url is not None
@@ -60,7 +60,7 @@ async def serving(settings: ExporterSettings) -> AsyncGenerator[int]:
         collector = FleetCollector(
             lambda: sampler.latest, stale_after_s=STALE_AFTER * settings.sample_interval_s
         )
-        # A task group, so that a bug in the sampler ends the process instead of leaving an empty page.
+        # With a task group a bug in the sampler ends the process, instead of leaving an empty page.
         async with _http(settings, collector) as port, asyncio.TaskGroup() as tasks:
             running = [
                 tasks.create_task(pipeline.run()),

@@ -14,18 +14,19 @@ from inferfleet.schemas.settings import Seconds, ServiceSettings
 class ExporterSettings(ServiceSettings):
     """Settings of the exporter.
 
-    ``management_url`` is RabbitMQ's HTTP API, ``http://user:password@host:15672``, or a file that holds it;
-    ``wire.rabbitmq.management`` says how it has TLS. The user needs the tag ``monitoring``. Without it some
-    metrics are missing, and only pools with a worker or in ``pools`` are seen.
+    ``management_url`` is the address of RabbitMQ's HTTP API, ``http://user:password@host:15672``, or a file
+    that holds it; ``wire.rabbitmq.management`` documents its options for TLS. The user needs the tag
+    ``monitoring``. Without this address some metrics are missing, and the exporter sees only pools that have
+    a worker or are in ``pools``.
     """
 
     management_url: Annotated[str | None, Field(repr=False)] = None
     pools: Annotated[tuple[PoolName, ...], NoDecode] = ()
-    """Pools to report even while they have no live worker. In the environment, separated by commas."""
+    """Pools to report even while they have no live worker; separated by commas in the environment."""
     http_host: str = "0.0.0.0"  # noqa: S104 - Prometheus comes from outside the pod
     http_port: Annotated[int, Field(ge=0, le=65_535)] = 9101
     sample_interval_s: Seconds = 5.0
-    """RabbitMQ renews its statistics every 5 s; to look more often shows nothing new."""
+    """How often to sample. RabbitMQ updates its statistics every 5 s, so more often shows nothing new."""
 
     @field_validator("pools", mode="before")
     @classmethod

@@ -1,4 +1,4 @@
-"""What the exporter knows at one moment."""
+"""A snapshot: what the exporter knows at one moment."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from inferfleet.schemas.heartbeat import WorkerPhase
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolNumbers:
-    """One pool. ``None`` is not known, and not shown."""
+    """The numbers of one pool. ``None`` is unknown, and not shown."""
 
     ready: int | None = None
     unacked: int | None = None
@@ -22,7 +22,7 @@ class PoolNumbers:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """All pools, and which services answered. ``at`` is a monotonic time in seconds."""
+    """The numbers of all pools, and which services answered. ``at`` is a monotonic time in seconds."""
 
     at: float
     rabbitmq: bool

@@ -1,4 +1,4 @@
-"""The contract: jobs, results, journal entries, settings and names. Pure data, no network."""
+"""The contract: jobs, results, journal entries, settings and names. Pure data without network access."""
 
 from __future__ import annotations
 

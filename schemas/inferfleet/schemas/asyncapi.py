@@ -10,26 +10,26 @@ from inferfleet.schemas.asyncapi_channels import amqp_channels, redis_channels
 from inferfleet.schemas.asyncapi_messages import messages
 
 CONTRACT_VERSION: Final = "1.0.0"
-"""The version of the contract, not of the software. Its first number is that of the message type."""
+"""The version of the contract, not of the software. Its major version is that of the message type."""
 
 _DESCRIPTION: Final = f"""\
 A fleet of inference workers behind a queue.
 
 To submit a job with any AMQP 0-9-1 client, publish it to the exchange `{names.JOBS_EXCHANGE}` with the pool
-as routing key, persistent, `mandatory`, and with publisher confirms. A returned message means that no
-worker ever served the pool, a negative confirm that the pool is full: the job was not accepted. A confirmed
-job reaches exactly one terminal result.
+as routing key, persistent, `mandatory`, and with publisher confirms. If the broker returns the message, no
+worker ever served the pool; if it sends a negative confirm, the pool's queue is full. In both cases the job
+was not accepted. A confirmed job reaches exactly one terminal result.
 
-The body is UTF-8 JSON; unknown fields are ignored. Give each job a new `id`, best a UUIDv7, and keep it when
-you publish the same job again: messages with the same id run once.
+The body is UTF-8 JSON; workers ignore unknown fields. Give each job a new `id`, preferably a UUIDv7, and keep
+it when you publish the same job again: of several messages with the same id, only one runs.
 
-The answer is in Redis: tokens in the journal as they come, the end in the result, and a line for each
-finished job in the stream that `reply_to` names.
+Read the answer from Redis: the journal has the tokens as they are generated, the result says how the job
+ended, and the stream that `reply_to` names gets a line for each finished job.
 """
 
 
 def asyncapi_document(schema_files: Mapping[str, str]) -> dict[str, Any]:
-    """Make the document. ``schema_files`` maps each schema's name in it to the file beside it."""
+    """Make the document. ``schema_files`` maps each schema's name in the document to its file."""
     return {
         "asyncapi": "3.0.0",
         "id": "urn:inferfleet:asyncapi",

@@ -1,7 +1,7 @@
 """The channels of the AsyncAPI document: exchanges and queues in RabbitMQ, keys in Redis.
 
-It says in data what ``wire`` declares in code. Bindings follow AsyncAPI's AMQP binding 0.3.0, which has
-no word for the arguments of a queue: they are in the extension ``x-queue-arguments``.
+This module describes as data what ``wire`` declares in code. Bindings follow AsyncAPI's AMQP binding 0.3.0,
+which cannot express the arguments of a queue: they are in the extension ``x-queue-arguments``.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ _CLIENT = {"clientTag": {"description": "`reply_to` in braces.", "examples": [f"
 
 
 def amqp_channels() -> dict[str, Any]:
-    """The exchanges that are published to, and the queues that are consumed."""
+    """Describe the exchanges to publish to, and the queues to consume from."""
     return {
         "jobs": _exchange(
             names.JOBS_EXCHANGE,
             "direct",
             address="{pool}",
             message="job",
-            description="Jobs to do. The address is the routing key.",
+            description="Jobs to run. The address is the routing key.",
             parameters=_POOL,
         ),
         "jobQueue": _queue(
             names.job_queue("{pool}"),
             message="job",
             description=(
-                "The jobs that wait for a pool, most urgent first. Workers declare it, as shown here or as a "
-                "quorum queue; if it is limited, with `x-max-length` and `x-overflow: reject-publish`."
+                "A pool's waiting jobs, most urgent first. Workers declare this queue, as shown here or as a "
+                "quorum queue; if the pool has a limit, with `x-max-length` and `x-overflow: reject-publish`."
             ),
             parameters=_POOL,
             arguments={"x-queue-type": "classic", "x-max-priority": names.PRIORITY_LEVELS},
@@ -45,13 +45,13 @@ def amqp_channels() -> dict[str, Any]:
             "direct",
             address="{pool}",
             message="deadLetter",
-            description="Messages that were given up. The address is the routing key.",
+            description="Dead letters: messages that were given up. The address is the routing key.",
             parameters=_POOL,
         ),
         "deadLetterQueue": _queue(
             names.dead_queue("{pool}"),
             message="deadLetter",
-            description="A pool's dead letters, for a person to look at.",
+            description="A pool's dead letters, for a person to inspect.",
             parameters=_POOL,
         ),
         "control": _exchange(
@@ -59,12 +59,12 @@ def amqp_channels() -> dict[str, Any]:
             "fanout",
             address=names.CONTROL_EXCHANGE,
             message="control",
-            description="Orders that every worker hears and one obeys.",
+            description="Commands. Every worker receives each command; the one that it concerns acts.",
         ),
         "controlQueue": _queue(
             names.control_queue("{workerId}"),
             message="control",
-            description="A worker's own queue on the orders. It goes with its worker.",
+            description="A worker's own queue of commands. It is deleted when the worker disconnects.",
             parameters=_WORKER,
             durable=False,
         ),
@@ -72,14 +72,14 @@ def amqp_channels() -> dict[str, Any]:
 
 
 def redis_channels() -> dict[str, Any]:
-    """The keys through which answers come back."""
+    """Describe the Redis keys with the answers."""
     return {
         "journal": _key(
             _tagged(names.journal_key, "jobTag"),
             message="journalLine",
             description=(
                 "A stream: everything that happened to a job, in order. The last entry is `finished`. "
-                "Read it with XREAD, and after a break go on from the id of the last line seen."
+                "Read it with XREAD; after an interruption, continue from the id of the last line seen."
             ),
             parameters=_JOB,
         ),
@@ -94,7 +94,7 @@ def redis_channels() -> dict[str, Any]:
             message="reply",
             description=(
                 "A stream with a line for each finished job of one client, so that one blocked XREAD waits "
-                "for thousands of jobs. A line may come twice, or get lost with its worker; the result tells."
+                "for thousands of jobs. A line may arrive twice, or be lost with its worker: read the result."
             ),
             parameters=_CLIENT,
         ),
@@ -157,5 +157,5 @@ def _channel(
 
 
 def _tagged(key: Callable[[str], str], parameter: str) -> str:
-    """The key with its hash tag, braces and all, as one parameter: AsyncAPI uses braces itself."""
+    """Write a key with its hash tag, braces included, as one parameter: AsyncAPI uses braces itself."""
     return key("TAG").replace("{TAG}", f"{{{parameter}}}")

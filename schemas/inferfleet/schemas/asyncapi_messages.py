@@ -1,6 +1,6 @@
 """The messages of the AsyncAPI document: bodies, headers and properties, and a worked example.
 
-AsyncAPI's AMQP binding has no word for a message's properties: they are in the extension
+AsyncAPI's AMQP binding cannot express a message's properties: they are in the extension
 ``x-amqp-properties``, as a JSON Schema.
 """
 
@@ -31,7 +31,7 @@ EXAMPLE_JOB: Final[dict[str, Any]] = {
     "metadata": {"invoice": "2026-0042"},
     "submitted_at": "2026-01-31T12:00:00Z",
 }
-"""What a client in another language puts into the body of a message."""
+"""The body of a message from a client in another language."""
 
 EXAMPLE_PROPERTIES: Final[dict[str, Any]] = {
     "message_id": EXAMPLE_ID,
@@ -46,7 +46,7 @@ EXAMPLE_PROPERTIES: Final[dict[str, Any]] = {
 _TRACE_HEADERS: Final[dict[str, Any]] = {
     "traceparent": {
         "type": "string",
-        "description": "W3C trace context, handed on to the engine.",
+        "description": "W3C trace context, passed to the engine.",
         "pattern": "^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$",
     },
     "tracestate": {"type": "string", "description": "W3C trace state."},
@@ -55,21 +55,21 @@ _TRACE_HEADERS: Final[dict[str, Any]] = {
 _DEAD_HEADERS: Final[dict[str, Any]] = {
     names.HEADER_CODE: {"type": "string", "enum": [code.value for code in FailureCode]},
     names.HEADER_MESSAGE: {"type": "string", "description": "What went wrong, for a person."},
-    names.HEADER_ATTEMPTS: {"type": "integer", "minimum": 0, "description": "How often it was tried."},
-    names.HEADER_WORKER: {"type": "string", "description": "The worker that gave up."},
+    names.HEADER_ATTEMPTS: {"type": "integer", "minimum": 0, "description": "The number of attempts."},
+    names.HEADER_WORKER: {"type": "string", "description": "The worker that gave the message up."},
     names.HEADER_DIED_AT: {"type": "string", "format": "date-time"},
 }
 
 _LEFT_OUT_HEADER: Final[dict[str, Any]] = {
     names.HEADER_LEFT_OUT: {
         "type": "string",
-        "description": "Properties and headers of the message that could not be carried.",
+        "description": "The message's properties and headers that the dead letter could not carry.",
     },
 }
 
 
 def messages() -> dict[str, Any]:
-    """Every message by its name in the document."""
+    """Describe every message, by its name in the document."""
     return {
         "job": {
             "title": "A job",
@@ -87,7 +87,7 @@ def messages() -> dict[str, Any]:
                 "properties": _TRACE_HEADERS | _DEAD_HEADERS | _LEFT_OUT_HEADER,
                 "required": list(_DEAD_HEADERS),
             },
-            "payload": {"description": "The body as it came: a job, or whatever could not be read as one."},
+            "payload": {"description": "The unchanged body: a job, or anything that is not a job."},
         },
         "control": {"title": "An order to workers", "payload": _schema("control")},
         "journalLine": {
@@ -108,7 +108,7 @@ def messages() -> dict[str, Any]:
             },
         },
         "heartbeat": {
-            "title": "What a worker says of itself",
+            "title": "A worker's heartbeat",
             "description": "Each property is a field of the hash, as text.",
             "payload": _schema("heartbeat"),
         },
@@ -132,11 +132,11 @@ def _job_properties() -> dict[str, Any]:
                 "type": "integer",
                 "minimum": 0,
                 "maximum": names.PRIORITY_LEVELS - 1,
-                "description": "The job's `priority`, once more: the broker sorts by this one.",
+                "description": "The job's `priority` again: the broker sorts by this one.",
             },
             "reply_to": {
                 "type": "string",
-                "description": "Names the stream of replies that gets a line when the job finishes.",
+                "description": "The name of the reply stream that gets a line when the job ends.",
             },
         },
         "examples": [EXAMPLE_PROPERTIES],

@@ -1,4 +1,4 @@
-"""What travels on the control exchange: orders that every worker hears and one obeys."""
+"""The commands on the control exchange. Every worker receives each command; the one that it concerns acts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from inferfleet.schemas.wire_model import WireModel
 
 
 class CancelJob(WireModel):
-    """Stop the job if you are running it. With ``keep``, what it said so far stays in its session."""
+    """Stop the job if you are running it. With ``keep``, its partial answer stays in its session."""
 
     kind: Literal["cancel"] = "cancel"
     job_id: JobId
@@ -19,7 +19,7 @@ class CancelJob(WireModel):
 
 
 class DrainWorker(WireModel):
-    """Take no more jobs, finish or hand over what runs, and exit."""
+    """Take no more jobs, finish or hand over the running ones, and exit."""
 
     kind: Literal["drain"] = "drain"
     worker_id: str

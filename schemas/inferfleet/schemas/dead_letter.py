@@ -1,4 +1,4 @@
-"""A message that was given up, and why."""
+"""A dead letter: a message that was given up, and the reason."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from inferfleet.schemas.wire_model import WireModel
 class DeadLetter(WireModel):
     """One dead letter. ``job`` is ``None`` for a message that could not be read as a job.
 
-    ``message_id`` is its job's id. A message without a valid one has an id that follows from its body and
-    from what it has instead.
+    ``message_id`` is its job's id. If the message has no valid id, this one is derived from its body and from
+    the invalid id.
     """
 
     message_id: str

@@ -1,7 +1,7 @@
-"""The contract as files: a JSON Schema for each thing on the wire, and one AsyncAPI document.
+"""The contract as files: a JSON Schema for each wire type, and one AsyncAPI document.
 
-Generated from the models, so that other languages can rely on them. The files are committed; a test
-compares them with what the models say.
+They are generated from the models, so that clients in other languages can rely on them. The files are
+committed; a test compares them with the models.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ MODELS: Final[Mapping[str, TypeAdapter[Any]]] = {
     "heartbeat": TypeAdapter(Heartbeat),
     **{spec.schema: spec.request for spec in ENDPOINTS.values()},
 }
-"""What is published, by its name in the AsyncAPI document."""
+"""The published types, by their names in the AsyncAPI document."""
 
 REQUIRED_ON_THE_WIRE: Final = {"job": ("id",)}
-"""Fields that a model fills in for callers in Python, and that a message must bring along.
+"""Fields that a model fills in for callers in Python, but that a message must have.
 
-A message without an id would be another job each time it is delivered.
+A message without an id would become another job at each delivery.
 """
 
 
 def documents() -> dict[str, str]:
-    """Make every document: file name to content. The same models always give the same bytes."""
+    """Make all documents, as file name to content. The same models always give the same bytes."""
     files = {name: _file(name) for name in MODELS}
     made: dict[str, Any] = {files[name]: _json_schema(name) for name in MODELS}
     made[ASYNCAPI_FILE] = asyncapi_document(files)
@@ -52,7 +52,7 @@ def documents() -> dict[str, str]:
 
 
 def export(folder: Path) -> list[Path]:
-    """Write every document into ``folder``, and return their paths. Other files there stay."""
+    """Write all documents to ``folder``, and return their paths. Leave other files there alone."""
     folder.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
     for name, text in documents().items():
@@ -63,7 +63,7 @@ def export(folder: Path) -> list[Path]:
 
 
 def drift(folder: Path) -> list[str]:
-    """Name the documents that are missing in ``folder`` or say something else than the models."""
+    """Name the documents that are missing in ``folder`` or differ from the models."""
     return [name for name, text in documents().items() if _read(folder / name) != text]
 
 
@@ -94,22 +94,22 @@ def _text(document: dict[str, Any]) -> str:
 
 
 class _Generator(GenerateJsonSchema):
-    """Plain JSON Schema: no titles that only repeat a name, no OpenAPI keywords."""
+    """Generates plain JSON Schema: no titles that only repeat a name, no OpenAPI keywords."""
 
     def field_title_should_be_set(self, schema: object) -> bool:
         return False
 
     def field_is_required(self, field: Any, total: bool) -> bool:
-        # A field with one value tells the members of a union apart; a message cannot go without it.
+        # A field with one value tells the members of a union apart, so a message must have it.
         inner = field["schema"].get("schema", {})
         constant = inner.get("type") == "literal" and len(inner["expected"]) == 1
         return constant or super().field_is_required(field, total)
 
     def tagged_union_schema(self, schema: core_schema.TaggedUnionSchema) -> JsonSchemaValue:
         generated = super().tagged_union_schema(schema)
-        # OpenAPI's keyword. AsyncAPI has one of the same name and another form.
+        # OpenAPI's keyword. AsyncAPI has a keyword of the same name with another form.
         generated.pop("discriminator", None)
         if callable(schema["discriminator"]):
-            # How we choose a branch is no rule for others: a value may fit several.
+            # Others need not choose a branch as we do: a value may match several.
             generated["anyOf"] = generated.pop("oneOf")
         return generated

@@ -1,7 +1,7 @@
-"""What an endpoint is: one entry each, and the only table of them.
+"""The table of endpoints, with one entry each.
 
-To add one: its path in ``Endpoint``, its entry in ``ENDPOINTS`` with the model of its request, and a
-function in each engine that answers it.
+To add an endpoint, add its path to ``Endpoint``, an entry with the model of its request to ``ENDPOINTS``, and
+a function to each engine that answers it.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 
 class Endpoint(StrEnum):
-    """The endpoint whose request body the job carries: OpenAI's, and two that vLLM has besides."""
+    """The endpoint whose request body a job carries: OpenAI's, and two of vLLM's own."""
 
     CHAT = "/v1/chat/completions"
     COMPLETIONS = "/v1/completions"
@@ -58,8 +58,8 @@ class Endpoint(StrEnum):
 class GeneratedAnswer:
     """The response of an endpoint that generates text: its ``object``, its id, and its choices.
 
-    ``choice`` makes of what was said what a choice has of it. ``text`` reads it back, and finds nothing in
-    the choices of other endpoints.
+    ``choice`` makes the endpoint's fields of a choice from what was said. ``text`` reads the text of such a
+    choice, and finds none in the choices of other endpoints.
     """
 
     object: str
@@ -73,11 +73,11 @@ class EndpointSpec:
     """What an endpoint is.
 
     ``body`` is the type of its request, whose JSON Schema is published as ``schema``. ``fields`` are the
-    members of a body that it knows, ``texts`` those with the caller's words, which no error may quote.
-    ``ask`` makes the body that asks one prompt; ``None`` where a prompt alone is no request. ``generated``
-    is ``None`` where an answer comes in one piece: nothing is streamed, continued or cut short. ``sessions``
-    says whether a session may have such turns. ``model`` is the kind of model that answers, in words.
-    ``example`` is a small body. ``other_paths`` are vLLM's other routes to the same.
+    known members of a body, ``texts`` those with the caller's words, which no error may quote. ``ask`` makes
+    the body for one prompt; it is ``None`` where a prompt alone is not a request. ``generated`` is ``None``
+    where an answer comes in one piece and so cannot be streamed, resumed or cut short. ``sessions`` says
+    whether a session may have such turns. ``model`` describes the kind of model that answers. ``example`` is
+    a small body. ``other_paths`` are vLLM's other paths of the same endpoint.
     """
 
     body: Any
@@ -93,7 +93,7 @@ class EndpointSpec:
 
     @cached_property
     def request(self) -> TypeAdapter[Any]:
-        """Judges a body. Made when it is first asked for: it takes some 40 ms and megabytes."""
+        """The validator of a body. Built at the first use, because it takes about 40 ms and megabytes."""
         return TypeAdapter(self.body)
 
 
@@ -173,7 +173,7 @@ ENDPOINTS: Final[Mapping[Endpoint, EndpointSpec]] = {
 
 
 def text_of_response(response: Mapping[str, Any]) -> str:
-    """The text of the first choice of a response, whichever endpoint it is of; empty when there is none."""
+    """Return the text of the first choice of any endpoint's response; empty if there is none."""
     for choice in (response.get("choices") or ())[:1]:
         for spec in ENDPOINTS.values():
             if spec.generated is not None and (text := spec.generated.text(choice)):
@@ -182,7 +182,7 @@ def text_of_response(response: Mapping[str, Any]) -> str:
 
 
 def session_problem(endpoint: Endpoint) -> str | None:
-    """Say why a session has no such turns, if it has none."""
+    """Say why this job cannot be a turn of a session; ``None`` if it can."""
     if ENDPOINTS[endpoint].sessions:
         return None
     having = " and ".join(each for each, spec in ENDPOINTS.items() if spec.sessions)

@@ -1,27 +1,27 @@
-"""What can go wrong for a caller, as one tree.
+"""The tree of all errors that a caller can get.
 
 InferfleetError
 ├── InvalidJobError            the job breaks the contract; nothing was sent
 │   └── IdempotencyConflictError   the key was used before with another body
-├── UnknownPoolError           no queue is bound for the pool; nothing was accepted
-├── QueueFullError             the pool's queue is at its limit; nothing was accepted
+├── UnknownPoolError           the pool has no queue; nothing was accepted
+├── QueueFullError             the pool's queue is full; nothing was accepted
 ├── SessionError               a session cannot do what was asked
-│   ├── SessionBusyError           a turn is unfinished and this one was not to wait
-│   ├── SessionTooLargeError       the history is at its limit; nothing was accepted
-│   └── StateConflictError         the state was changed by somebody else meanwhile
+│   ├── SessionBusyError           a turn is unfinished, and this one was not to wait
+│   ├── SessionTooLargeError       the session is at its size limit; nothing was accepted
+│   └── StateConflictError         somebody else has changed the state
 ├── PublishUnconfirmedError    the broker may or may not have the job
 ├── PartialSubmitError         of many jobs, some were not accepted
-├── UnknownWorkerError         no worker of that name is alive
+├── UnknownWorkerError         no worker with that id is alive
 ├── JobNotFoundError           no record of the job: never accepted, or past its retention
 ├── JobDataLostError           Redis no longer has the result or the journal of a job
 ├── DeadLetterNotFoundError    a pool has no dead letter with this id
 ├── DeadLettersGoneError       a pool has fewer dead letters than were counted
-├── JobFailedError             the job ended, and not well
-├── WaitTimeoutError           the caller's patience ended first; what it waited for goes on
-├── ServiceUnreachableError    RabbitMQ or Redis does not answer, or RabbitMQ does not let us in
-├── ServiceRefusedError        RabbitMQ or Redis answers, and refuses what was asked, in its own words
+├── JobFailedError             the job ended in a state other than succeeded
+├── WaitTimeoutError           the wait timed out; what it waited for continues
+├── ServiceUnreachableError    RabbitMQ or Redis does not answer, or RabbitMQ refuses the login
+├── ServiceRefusedError        RabbitMQ or Redis answers, but refuses the request
 ├── ClientUnusableError        this client belongs to another process or event loop
-└── ConfigurationError         a setting is wrong or an extra is missing
+└── ConfigurationError         a setting is invalid, or an extra is not installed
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 LISTED_WORKERS = 20
-"""Workers that are named when one is not found; of the others only the number is told."""
+"""How many workers the message names when one is not found; it only counts the others."""
 
 
 class InferfleetError(Exception):
-    """Root of every error that inferfleet raises on purpose."""
+    """The root of every error that inferfleet raises on purpose."""
 
 
 class InvalidJobError(InferfleetError):
@@ -45,11 +45,11 @@ class IdempotencyConflictError(InvalidJobError):
 
 
 class UnknownPoolError(InferfleetError):
-    """No queue is bound for the pool. The job was not accepted."""
+    """The pool has no queue. The job was not accepted."""
 
 
 class QueueFullError(InferfleetError):
-    """The pool's queue is at its admission limit. The job was not accepted; try again later."""
+    """The pool's queue is full. The job was not accepted; try again later."""
 
 
 class SessionError(InferfleetError):
@@ -57,15 +57,15 @@ class SessionError(InferfleetError):
 
 
 class SessionBusyError(SessionError):
-    """The session has an unfinished turn, and the job said ``on_busy="reject"``. It was not accepted."""
+    """The session has an unfinished turn, and the job has ``on_busy="reject"``. The job was not accepted."""
 
 
 class SessionTooLargeError(SessionError):
-    """The session's history is at its size limit. The job was not accepted."""
+    """The session is at its size limit. The job was not accepted."""
 
 
 class StateConflictError(SessionError):
-    """The session's state is at another version than the caller knew."""
+    """The session's state has another version than the one that the caller passed."""
 
     def __init__(self, session_id: str, *, expected: int, present: int) -> None:
         super().__init__(
@@ -77,16 +77,16 @@ class StateConflictError(SessionError):
 
 
 class PublishUnconfirmedError(InferfleetError):
-    """The connection broke before the broker confirmed: the job may or may not be queued.
+    """The connection broke before the broker's confirm: the job may or may not be queued.
 
-    Submitting again with the same idempotency key is safe.
+    It is safe to submit the job again with the same idempotency key.
     """
 
 
 class PartialSubmitError(InferfleetError):
     """Of many jobs, some were not accepted.
 
-    ``accepted`` holds the ids that were; ``rejected`` maps the position of each other job to its error.
+    ``accepted`` holds the ids of the accepted jobs; ``rejected`` maps each other job's position to its error.
     """
 
     def __init__(self, *, accepted: Sequence[str], rejected: Mapping[int, InferfleetError]) -> None:
@@ -100,7 +100,7 @@ class PartialSubmitError(InferfleetError):
 
 
 class UnknownWorkerError(InferfleetError):
-    """No worker of that name is alive."""
+    """No worker with that id is alive."""
 
     def __init__(self, worker_id: str, *, alive: Sequence[str]) -> None:
         those = ", ".join(alive[:LISTED_WORKERS]) or "none"
@@ -122,9 +122,10 @@ class JobNotFoundError(InferfleetError):
 
 
 class JobDataLostError(InferfleetError):
-    """Redis no longer has all that it was given of a job. ``missing`` is ``result`` or ``journal``.
+    """Redis no longer has a job's result or journal; ``missing`` is ``result`` or ``journal``.
 
-    Of a job that was cancelled before it ran, and of a turn, the record stays when its result has expired.
+    This also happens to a turn, and to a job that was cancelled before it ran: their records outlive their
+    results.
     """
 
     def __init__(self, job_id: str, *, missing: str) -> None:
@@ -138,7 +139,7 @@ class JobDataLostError(InferfleetError):
 
 
 class DeadLetterNotFoundError(InferfleetError):
-    """The pool has no dead letters with these ids. None of those that were named with them was touched."""
+    """The pool has no dead letters with these ids. The call changed nothing."""
 
     def __init__(self, pool: str, ids: Sequence[str]) -> None:
         super().__init__(
@@ -149,7 +150,7 @@ class DeadLetterNotFoundError(InferfleetError):
 
 
 class DeadLettersGoneError(InferfleetError):
-    """The pool has fewer dead letters than were counted: somebody took some. None was touched since."""
+    """The pool has fewer dead letters than were counted: somebody removed some. The call changed nothing."""
 
     def __init__(self, pool: str, *, counted: int, present: int) -> None:
         super().__init__(
@@ -171,18 +172,18 @@ class JobFailedError(InferfleetError):
 
 
 class WaitTimeoutError(InferfleetError, TimeoutError):
-    """The caller's time limit passed first. What it waited for goes on and can be waited for again."""
+    """The wait timed out. What it waited for continues, and the caller can wait for it again."""
 
 
 class ServiceUnreachableError(InferfleetError, ConnectionError):
-    """RabbitMQ or Redis does not answer, or refuses the credentials. The URL's password is left out."""
+    """RabbitMQ or Redis does not answer, or RabbitMQ refuses the login. The message has no password."""
 
 
 class ServiceRefusedError(InferfleetError):
-    """RabbitMQ or Redis is there, and refuses what was asked. The message has its own reason.
+    """RabbitMQ or Redis answers, but refuses the request. The message quotes its reason.
 
-    Nothing was accepted. ``passing`` says that the same may be granted in a while, without anybody's doing;
-    otherwise repeating does not help before that reason is gone: too large a message, a missing permission.
+    Nothing was accepted. If ``passing`` is true, the same request may succeed later without anybody's help.
+    Otherwise somebody has to remove the reason first: a message that is too large, a missing permission.
     """
 
     def __init__(self, message: str, *, passing: bool = False) -> None:
@@ -195,4 +196,4 @@ class ClientUnusableError(InferfleetError, RuntimeError):
 
 
 class ConfigurationError(InferfleetError):
-    """A setting has a value that cannot work, or an optional part is not installed."""
+    """A setting has an invalid value, or an extra is not installed."""

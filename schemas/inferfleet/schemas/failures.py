@@ -1,4 +1,4 @@
-"""Why a job did not succeed: the closed list of codes that travels in results and dead letters."""
+"""Why a job did not succeed: the closed list of codes in results and dead letters."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from inferfleet.schemas.wire_model import WireModel
 
 
 class FailureCode(StrEnum):
-    """The reason a job failed. Closed: a new reason is a new version of the contract."""
+    """The reason why a job failed. A closed list: a new reason needs a new version of the contract."""
 
     INVALID_REQUEST = "invalid_request"
     PROMPT_TOO_LONG = "prompt_too_long"
@@ -27,7 +27,7 @@ class FailureCode(StrEnum):
 
     @property
     def retryable(self) -> bool:
-        """Whether the same job may succeed elsewhere or later."""
+        """Whether the same job may succeed on another worker or later."""
         return self in _RETRYABLE
 
 
@@ -42,7 +42,7 @@ _RETRYABLE = frozenset(
 
 
 class Failure(WireModel):
-    """What went wrong, for a person (``message``) and for a program (``code``)."""
+    """Why a job failed: ``message`` for a person, ``code`` for a program."""
 
     code: FailureCode
     message: Annotated[str, Field(max_length=4096)]

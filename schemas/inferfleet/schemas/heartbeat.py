@@ -1,4 +1,4 @@
-"""What a worker says of itself every few seconds."""
+"""The heartbeat that a worker writes every few seconds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from inferfleet.schemas.wire_model import WireModel
 
 
 class WorkerPhase(StrEnum):
-    """Where a worker is in its life."""
+    """The phase of a worker's life."""
 
     LOADING = "loading"
     READY = "ready"
@@ -23,10 +23,10 @@ class WorkerPhase(StrEnum):
 class Heartbeat(WireModel):
     """One worker's entry in the health map. It expires when the worker stops renewing it.
 
-    ``running`` and ``waiting`` are the engine's own counts; ``held`` is how many jobs the worker has taken
-    that wait for the engine and have not started. ``kv_cache_usage`` is a share from 0 to 1.
-    ``model_identity`` is the short hash of the loaded model, empty before: workers that differ in it do not
-    continue each other's answers.
+    ``running`` and ``waiting`` are the engine's own counts; ``held`` counts the jobs that the worker holds
+    and that wait for a slot. ``kv_cache_usage`` is a share from 0 to 1. ``model_identity`` is the short hash
+    of the model, empty until it is loaded: workers with different identities do not resume each other's
+    answers.
     """
 
     worker_id: str

@@ -1,4 +1,4 @@
-"""A job: a request that can wait."""
+"""A job: one request to a model, as it travels in the queue."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ PoolName = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9_.-]{0,61}[a-z0-9])?$
 """Lower-case letters, digits, dots, underscores and dashes; 1 to 63 characters."""
 
 JobId = Annotated[str, Field(pattern=r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$")]
-"""A UUID in its canonical lower-case form. Ours are UUIDv7, so they sort by time of submission."""
+"""A UUID in its canonical lower-case form. Our clients make UUIDv7, which sort by time of submission."""
 
 Moment = Annotated[
     AwareDatetime, Field(ge=datetime(1970, 1, 1, tzinfo=UTC), lt=datetime(9999, 1, 1, tzinfo=UTC))
 ]
-"""A time with its time zone, from 1970 to 9998: what every reader of a record can calculate with."""
+"""A time with its time zone, from 1970 to 9998: the range that every reader can calculate with."""
 
 SessionId = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[^\s{}]+$")]
 
 
 class Priority(IntEnum):
-    """Named priorities. Any whole number from 0 to 9 is allowed; 9 is the most urgent."""
+    """Named priorities. Any integer from 0 to 9 is allowed; 9 is the most urgent."""
 
     BATCH = 1
     NORMAL = 4
@@ -40,7 +40,7 @@ class Priority(IntEnum):
 
 
 class JobState(StrEnum):
-    """Where a job stands. A terminal state never changes."""
+    """The state of a job. A terminal state never changes."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -51,24 +51,24 @@ class JobState(StrEnum):
 
     @property
     def terminal(self) -> bool:
-        """Whether the job has reached its one result."""
+        """Whether the job has ended."""
         return self not in {JobState.QUEUED, JobState.RUNNING}
 
 
 class OnBusy(StrEnum):
-    """What a new turn does when its session has an unfinished one."""
+    """What to do with a new turn while its session has an unfinished one."""
 
     ENQUEUE = "enqueue"
-    """Wait for its turn."""
+    """Let the new turn wait in the lane."""
 
     REJECT = "reject"
-    """Refuse: ``SessionBusyError`` at the caller."""
+    """Refuse the new turn: ``submit`` raises ``SessionBusyError``."""
 
     INTERRUPT = "interrupt"
-    """Stop the running turn, keep what it said so far as said, then run."""
+    """Stop the running turn, keep its partial answer in the history, then run the new one."""
 
     ROLLBACK = "rollback"
-    """Stop the running turn without a trace, then run."""
+    """Stop the running turn without a trace in the history, then run the new one."""
 
 
 def new_job_id() -> str:
@@ -77,12 +77,12 @@ def new_job_id() -> str:
 
 
 class Job(WireModel):
-    """One unit of work, as it travels in the queue.
+    """One request to a model, as it travels in the queue.
 
-    ``body`` is the request body of ``endpoint``, in its own terms. ``expires_at`` is the last
-    moment at which the job may start; ``timeout_s`` limits one attempt's running time in seconds.
-    A turn of a session carries only the new messages; ``state_patch`` (JSON Merge Patch, RFC 7396) is
-    applied to the session's state when the turn is added.
+    ``body`` is the request body of ``endpoint``. ``expires_at`` is the last moment at which the job may
+    start; ``timeout_s`` limits the running time of one attempt, in seconds. A turn of a session carries only
+    the new messages; ``state_patch`` (JSON Merge Patch, RFC 7396) is applied to the session's state when the
+    turn is added to the history.
     """
 
     id: JobId = Field(default_factory=new_job_id)
@@ -100,5 +100,5 @@ class Job(WireModel):
     idempotency_key: Annotated[str, Field(min_length=1, max_length=255)] | None = None
     tenant: Annotated[str, Field(min_length=1, max_length=128)] = DEFAULT_TENANT
     metadata: Annotated[dict[str, str], Field(max_length=64)] = Field(default_factory=dict)
-    # For a job that no client of ours makes; a client takes Redis' time.
+    # Only for jobs of foreign clients: our client sets Redis' time.
     submitted_at: Moment = Field(default_factory=lambda: datetime.now(UTC))  # noqa: TID251

@@ -1,7 +1,7 @@
 """The journal of a job: everything that happened to it, in order.
 
-One stream per job, one entry per line, each entry one of the kinds below. Polling and streaming are views
-of it.
+Each job has one stream, with one entry per line, and each entry is of one of the kinds below. Polling and
+streaming both read from it.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ ENTRY_FIELD = "entry"
 
 
 class RestartReason(StrEnum):
-    """Why what was generated does not count any more. Closed, like the codes of failures."""
+    """Why an answer restarts from the prompt. A closed list, like the codes of failures."""
 
     NOT_RESUMABLE = "not_resumable"
-    """An answer of this kind cannot go on from its tokens."""
+    """An answer of this kind cannot be resumed from its tokens."""
     ANOTHER_MODEL = "another_model"
-    """The next attempt has a model of another identity, or nobody knows whose tokens they are."""
+    """The next attempt's model has another identity, or the identity behind the tokens is unknown."""
     JOURNAL_INCOMPLETE = "journal_incomplete"
     """The journal does not hold exactly the tokens that the record counts."""
     JOURNAL_LOST = "journal_lost"
-    """Redis lost record and journal. No journal says so: a reader finds out who had seen more."""
+    """Redis lost the record and the journal. No journal says so: a reader that had seen more infers it."""
 
 
 class TokenChunk(WireModel):
     """Tokens of one choice. ``text`` is what they add to the visible text; it may lag behind the ids.
 
-    ``delta`` is there when the tokens are not plain text: OpenAI's ``delta`` object with
-    ``tool_calls`` or ``reasoning``.
+    If the tokens are not plain text, ``delta`` is OpenAI's ``delta`` object with ``tool_calls`` or
+    ``reasoning``.
     """
 
     index: Count = 0
@@ -48,7 +48,7 @@ class TokenChunk(WireModel):
 
 
 class AnswerHead(WireModel):
-    """What an answer begins with: the model's name, and the prompt as the engine counted it."""
+    """The head of an answer: the model's name, and the number of prompt tokens as the engine counted them."""
 
     endpoint: Endpoint
     model: str
@@ -56,7 +56,7 @@ class AnswerHead(WireModel):
 
 
 class QueuedEntry(WireModel):
-    """The job waits: newly accepted, to be retried, or handed over by a worker that leaves."""
+    """The job waits: it was accepted, will be retried, or was handed over by a draining worker."""
 
     kind: Literal["queued"] = "queued"
     at: AwareDatetime
@@ -66,7 +66,7 @@ class QueuedEntry(WireModel):
 
 
 class RunningEntry(WireModel):
-    """An attempt began. ``resumed_from`` is the number of tokens it continues from.
+    """An attempt began. ``resumed_from`` is the number of tokens after which it resumes the answer.
 
     ``model_identity`` is the short hash of the model that generates from here on.
     """
@@ -99,7 +99,7 @@ class TokensEntry(WireModel):
 
 
 class RestartedEntry(WireModel):
-    """What was generated so far does not count any more; the next tokens start at offset 0."""
+    """The answer restarts: earlier tokens no longer count, and the next ones start at offset 0."""
 
     kind: Literal["restarted"] = "restarted"
     at: AwareDatetime
@@ -109,9 +109,10 @@ class RestartedEntry(WireModel):
 
 
 class FinishedEntry(WireModel):
-    """The job ended. The last line of every journal.
+    """The job ended. This is the last line of every journal.
 
-    ``tokens`` is how many the attempt that ended it had of the answer; a journal with fewer has lost some.
+    ``tokens`` is the length of the answer, as the attempt that ended the job knew it; a journal with fewer
+    tokens has lost some.
     """
 
     kind: Literal["finished"] = "finished"

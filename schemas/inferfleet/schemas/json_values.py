@@ -1,7 +1,7 @@
-"""The one check of what a caller hands over as JSON: is it read as it was meant, by the parser that reads it?
+"""Checks that a reader will read a caller's JSON value as it was meant.
 
-A job, a session's state and an exported session are read by pydantic's JSON parser, which has limits of its
-own. What it would not read is refused at the caller, before anything is recorded.
+Pydantic's JSON parser reads a job, a session's state and an exported session, and it has limits of its own.
+The client refuses a value that this parser would not read, before it records anything.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from inferfleet.schemas.errors import InvalidJobError
 from inferfleet.schemas.problems import MAX_QUOTED_CHARS, printable
 
 MAX_LEVELS: Final = 198
-"""How deep a value may be nested. The parser reads 200 levels, and two are for what is around the value: a
+"""How deep a value may be nested. The parser reads 200 levels, two of which may be around the value: a
 body is a member of its job, and a message is one level deeper in an exported session than in a job."""
 
 STRICTLY_JSON: Final = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME
@@ -32,13 +32,14 @@ _FIRST_STEP = re.compile(r"\[\d+\]|\.[^.\[]*")
 
 
 def plain_json(value: Any, place: str) -> tuple[Any, int]:
-    """Return what a reader of the value will have, and the value's length as JSON in bytes.
+    """Return the value as a reader will get it, and its length as JSON in bytes.
 
-    That is the value itself, if it can be, since many jobs may share one. A tuple becomes a list, a UUID its
-    text, and a member of an enumeration its value. Costs a microsecond or two for a short chat.
+    Returns the value itself where possible, because many jobs may share it. A tuple becomes a list, a UUID
+    its text, and a member of an enumeration its value. Takes a microsecond or two for a short chat.
 
     Raises:
-        InvalidJobError: It is not JSON, or no reader would have it equal. The message names the place.
+        InvalidJobError: The value is not JSON, or no reader would get an equal one. The message names the
+            place.
 
     """
     try:

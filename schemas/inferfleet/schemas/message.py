@@ -1,4 +1,4 @@
-"""Reading a message as a job, and what is known of one that is none."""
+"""Reads a message as a job, or finds out what is known of a message that is not a job."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def read_job(body: bytes, *, message_type: str = "", content_encoding: str = "")
     """Read a message's body as a job. Many foreign clients set neither a type nor an encoding.
 
     Raises:
-        InvalidJobError: It is none, or one of a later contract.
+        InvalidJobError: The message is not a job, or is a job of a later contract.
 
     """
     if message_type.startswith(_OURS) and message_type != JOB_MESSAGE_TYPE:
@@ -50,7 +50,7 @@ def read_job(body: bytes, *, message_type: str = "", content_encoding: str = "")
             )
         raise problem from error
     if "id" not in job.model_fields_set:
-        # Our own default would make it another job at every delivery.
+        # The model's default would make it another job at every delivery.
         raise InvalidJobError("id: missing; the publisher must give each job a UUID")
     return job
 
@@ -59,7 +59,7 @@ def read_job(body: bytes, *, message_type: str = "", content_encoding: str = "")
 class Known:
     """What is known of a message that could not be read as a job.
 
-    ``ids`` are the jobs that it may be the message of, the likeliest first.
+    ``ids`` are the jobs whose message it may be, the likeliest first.
     """
 
     ids: tuple[str, ...]
@@ -67,7 +67,7 @@ class Known:
 
 
 def known_of(body: bytes, message_id: str | None) -> Known:
-    """Look for what a message says of its job, although the rest of it cannot be read."""
+    """Find what a message says about its job, although the rest of it cannot be read."""
     try:
         fields: Any = orjson.loads(body)
     except orjson.JSONDecodeError:
@@ -78,18 +78,18 @@ def known_of(body: bytes, message_id: str | None) -> Known:
 
 
 def letter_id(body: bytes, message_id: str | None) -> str:
-    """The id by which a dead letter is called, the same whoever asks: its job's, if that is known."""
+    """Return a dead letter's id: its job's id if that is known. The same message always has the same id."""
     known = known_of(body, message_id).ids
     return known[0] if known else derived_id(body, message_id)
 
 
 def derived_id(body: bytes, message_id: str | None) -> str:
-    """An id for a message that has no valid one: always the same (UUIDv5, RFC 9562)."""
+    """Derive an id for a message without a valid one: always the same id (UUIDv5, RFC 9562)."""
     return str(uuid5(_NAMESPACE, f"{hashlib.sha256(body).hexdigest()} {message_id or ''}"))
 
 
 def job_id(text: str | None) -> str | None:
-    """The text, if a job may have it as its id."""
+    """Return the text if it is a valid job id."""
     return _valid(_job_id, text)
 
 

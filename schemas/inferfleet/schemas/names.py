@@ -1,7 +1,7 @@
 """Every name that two processes must agree on: exchanges, queues, Redis keys.
 
-Pure string building. Who declares or writes these things is not decided here.
-Keys of one job share the hash tag ``{id}``, so they live in one Redis Cluster slot.
+These functions only build strings. The keys of one job share the hash tag ``{id}``, so they are in one Redis
+Cluster slot.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ DEAD_EXCHANGE = "inferfleet.dead"
 """Direct, durable. The routing key is the pool."""
 
 CONTROL_EXCHANGE = "inferfleet.control"
-"""Fanout: cancel and drain reach every worker."""
+"""Fanout: commands reach every worker."""
 
 JOB_MESSAGE_TYPE = "inferfleet.job.v1"
 """The AMQP ``type`` property of a job message."""
@@ -28,16 +28,16 @@ HEADER_MESSAGE = "x-inferfleet-message"
 """On a dead letter: what went wrong, for a person."""
 
 HEADER_ATTEMPTS = "x-inferfleet-attempts"
-"""On a dead letter: how often it was tried."""
+"""On a dead letter: the number of attempts."""
 
 HEADER_WORKER = "x-inferfleet-worker"
 """On a dead letter: the worker that gave up."""
 
 HEADER_DIED_AT = "x-inferfleet-died-at"
-"""On a dead letter: when, as an ISO 8601 time."""
+"""On a dead letter: when it was dead-lettered, as an ISO 8601 time."""
 
 HEADER_LEFT_OUT = "x-inferfleet-left-out"
-"""On a dead letter: properties and headers of the message that could not be carried, if there were any."""
+"""On a dead letter: the message's properties and headers that it could not carry, if there were any."""
 
 WORKERS_KEY = "inferfleet:workers"
 """The sorted set of workers that have a heartbeat, by the time of their last one."""
@@ -74,7 +74,7 @@ def journal_key(job_id: str) -> str:
 
 
 def idempotency_key(tenant: str, key: str) -> str:
-    """Key that maps a caller's idempotency key to the job it made."""
+    """Key that maps a caller's idempotency key to its job."""
     return f"inferfleet:idempotency:{{{tenant}:{key}}}"
 
 
@@ -89,12 +89,12 @@ def session_key(session_id: str) -> str:
 
 
 def lane_key(session_id: str) -> str:
-    """Key of the list of turns that wait for a session."""
+    """Key of the list of turns that wait in a session's lane."""
     return f"inferfleet:session:{{{session_id}}}:lane"
 
 
 def payloads_key(session_id: str) -> str:
-    """Key of the hash with the messages of a session's turn that runs and of those that wait, by job."""
+    """Key of the hash with the messages of a session's unfinished turns, by job."""
     return f"inferfleet:session:{{{session_id}}}:payloads"
 
 
@@ -109,22 +109,22 @@ def state_key(session_id: str) -> str:
 
 
 def left_key(session_id: str) -> str:
-    """Key of the sorted set of a session's turns that have left their place, by when, in ms."""
+    """Key of the sorted set of the turns that have left a session's lane, by the time of leaving in ms."""
     return f"inferfleet:session:{{{session_id}}}:left"
 
 
 def session_call_key(session_id: str, token: str) -> str:
-    """Key that says for a while that a change of a session, which the token names, has been made."""
+    """Key that records for a while that a change of a session was made; ``token`` names the change."""
     return f"inferfleet:session:{{{session_id}}}:call:{token}"
 
 
 def pool_key(pool: str) -> str:
-    """Key of what all who use a pool know of it: a hash, with its ``queue_max_length`` if it has one."""
+    """Key of a pool's shared settings: a hash with its ``queue_max_length``, if it has one."""
     return f"inferfleet:pool:{{{pool}}}"
 
 
 def waiting_turns_key(pool: str) -> str:
-    """Key of the sorted set of a pool's turns that wait in lanes, by the time when their lane expires."""
+    """Key of the sorted set of a pool's turns that wait in lanes, by the time at which their lane expires."""
     return f"inferfleet:pool:{{{pool}}}:waiting_turns"
 
 

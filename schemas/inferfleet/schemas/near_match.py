@@ -1,4 +1,4 @@
-"""What somebody probably meant who misspelt a name."""
+"""Finds the name that a misspelt one probably means."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from difflib import get_close_matches
 
 
 def near_match(name: str, known: Iterable[str], *, cutoff: float = 0.75) -> str | None:
-    """The known name that is nearest to a misspelt one; ``None`` if none is near.
+    """Return the known name that is nearest to a misspelt one; ``None`` if none is near.
 
-    ``maxTokens`` and ``max-tokens`` are near to ``max_tokens``, too.
+    ``maxTokens`` and ``max-tokens`` are also near to ``max_tokens``.
     """
     spellings = {_plain(each): each for each in known}
     near = get_close_matches(_plain(name), spellings, n=1, cutoff=cutoff)
@@ -17,7 +17,7 @@ def near_match(name: str, known: Iterable[str], *, cutoff: float = 0.75) -> str 
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The question to put behind a misspelt name; empty if no known name is near."""
+    """Return the question to print behind a misspelt name; empty if no known name is near."""
     near = near_match(name, known)
     return "" if near is None else f" (did you mean {near!r}?)"
 

@@ -1,4 +1,4 @@
-"""The body of ``/v1/embeddings``: OpenAI's text and tokens, or conversations, which only vLLM embeds."""
+"""The body of ``/v1/embeddings``: OpenAI's text and tokens, or conversations, which are vLLM's extension."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Inputs: TypeAlias = Annotated[
     | Annotated[list[Tokens], Field(min_length=1), Tag("token lists")],
     TEXT_OR_TOKENS,
 ]
-"""What is to be embedded."""
+"""The inputs to embed."""
 
 Conversation: TypeAlias = Annotated[list[Message], Field(min_length=1), Strict()]
 
@@ -51,14 +51,14 @@ def _removed(_: object) -> None:
 
 
 class EmbeddingOptions(TypedDict, total=False):
-    """What all requests for embeddings share."""
+    """The fields that all requests for embeddings share."""
 
     model: str | None
     dimensions: Annotated[Whole, Field(ge=1)] | None
     encoding_format: Literal["float", "base64"]
     user: str | None
 
-    # What only vLLM has.
+    # vLLM's extensions.
     add_special_tokens: Flag
     cache_salt: CacheSalt | None
     embed_dtype: Literal["float32", "float16", "bfloat16", "fp8_e4m3", "fp8_e5m2"]
@@ -83,7 +83,7 @@ class EmbeddingOfInput(EmbeddingOptions, total=False):
 
 
 class EmbeddingOfChat(EmbeddingOptions, total=False):
-    """A conversation, or several, to be embedded. Only vLLM has it."""
+    """One conversation or several to embed: vLLM's extension."""
 
     add_generation_prompt: Flag
     chat_template: str | None
@@ -93,7 +93,7 @@ class EmbeddingOfChat(EmbeddingOptions, total=False):
 
 @with_config(BODY_CONFIG)
 class EmbeddingOfMessages(EmbeddingOfChat, total=False):
-    """The body of ``/v1/embeddings`` with messages in it, as a chat has them."""
+    """The body of ``/v1/embeddings`` with ``messages``, as a chat has them."""
 
     messages: Required[Conversations]
 

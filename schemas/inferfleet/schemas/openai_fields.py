@@ -1,4 +1,4 @@
-"""What request bodies of all kinds are made of: ids, prompts, salts. Bounds are those of vLLM."""
+"""Fields that several kinds of request bodies share: ids, prompts, salts. Their bounds are vLLM's."""
 
 from __future__ import annotations
 
@@ -55,4 +55,4 @@ def _leaves_a_token(tokens: int) -> int:
 
 
 TruncatedTo: TypeAlias = Annotated[Whole, Field(ge=-1, le=INT64_MAX), AfterValidator(_leaves_a_token)]
-"""To how many tokens a prompt is cut; -1 stands for the context's length."""
+"""The number of tokens to which a prompt is cut; -1 stands for the context's length."""

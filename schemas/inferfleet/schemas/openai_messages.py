@@ -1,7 +1,7 @@
-"""The messages of a chat, as vLLM takes them.
+"""The messages of a chat, as vLLM accepts them.
 
-vLLM takes what OpenAI's API reference allows, and more: roles of a model's own, and messages that say
-nothing. These models judge and are thrown away: nothing is read from them, and fields they don't know pass.
+vLLM accepts what OpenAI's API reference allows, and more: roles that only one model knows, and empty
+messages. These models only validate: nothing reads their fields afterwards, and unknown fields pass.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from inferfleet.schemas.problems import WRONG_SHAPE
 
 @dataclass(frozen=True, slots=True)
 class AlsoAs:
-    """Says in the published JSON Schema that a value may be spelt as another type too."""
+    """Adds to the published JSON Schema that a value may also have other types."""
 
     types: tuple[str, ...]
 
@@ -33,14 +33,14 @@ class AlsoAs:
 Whole: TypeAlias = Annotated[int, AlsoAs(("string", "boolean"))]
 Number: TypeAlias = Annotated[float, AlsoAs(("string", "boolean")), Field(allow_inf_nan=False)]
 Flag: TypeAlias = Annotated[bool, AlsoAs(("string", "number"))]
-"""Scalars that may be spelt in other ways, as vLLM reads them: ``12.0`` and ``"12"`` are whole numbers."""
+"""Scalars that may have other types, as vLLM reads them: ``12.0`` and ``"12"`` are integers."""
 
 
 _flag: TypeAdapter[bool] = TypeAdapter(bool)
 
 
 def is_set(flag: Any) -> bool:
-    """Say whether a flag of a checked body is set, however it is spelt: ``"false"`` and ``0`` are not."""
+    """Return whether a flag of a checked body is set, whatever its type: ``"false"`` and ``0`` are not."""
     return flag is not None and _flag.validate_python(flag)
 
 
@@ -55,7 +55,7 @@ def known_type(*types: str) -> Discriminator:
 
 
 def other_type(*types: str) -> Any:
-    """Describe the field ``type`` of what is none of the known types: it is the engine's to judge."""
+    """Describe the field ``type`` of an unknown type: the engine accepts or refuses it."""
     return Field(json_schema_extra={"not": {"enum": list(types)}})
 
 
@@ -76,7 +76,7 @@ class TextPart(TypedDict, total=False):
 
 
 class ImageUrl(TypedDict, total=False):
-    """Where an image is: an address, or the image itself as a data URL."""
+    """The URL of an image, or the image itself as a data URL."""
 
     url: Required[str]
     detail: Literal["auto", "low", "high", "original"]
@@ -90,14 +90,14 @@ class ImagePart(TypedDict, total=False):
 
 
 class InputAudio(TypedDict, total=False):
-    """Sound, base64-encoded."""
+    """Audio, base64-encoded."""
 
     data: Required[str]
     format: Required[Literal["wav", "mp3"]]
 
 
 class AudioPart(TypedDict, total=False):
-    """Sound as one part of a message."""
+    """Audio as one part of a message."""
 
     type: Required[Literal["input_audio"]]
     input_audio: Required[InputAudio]
@@ -111,27 +111,27 @@ class RefusalPart(TypedDict, total=False):
 
 
 class ThinkingPart(TypedDict, total=False):
-    """The model's reasoning as one part of a message. Only vLLM has it."""
+    """The model's reasoning as one part of a message: vLLM's extension."""
 
     type: Required[Literal["thinking"]]
     thinking: Required[str]
 
 
 class MediaUrl(TypedDict, total=False):
-    """Where sound or a film is."""
+    """The URL of audio or a video."""
 
     url: Required[str]
 
 
 class AudioUrlPart(TypedDict, total=False):
-    """Sound as one part of a message. Only vLLM has it in this form."""
+    """Audio as one part of a message, in vLLM's form."""
 
     type: Required[Literal["audio_url"]]
     audio_url: Required[MediaUrl]
 
 
 class VideoUrlPart(TypedDict, total=False):
-    """A film as one part of a message. Only vLLM has it."""
+    """A video as one part of a message: vLLM's extension."""
 
     type: Required[Literal["video_url"]]
     video_url: Required[MediaUrl]
@@ -149,13 +149,13 @@ _OtherKind: TypeAlias = Literal[
 
 
 class OtherPart(TypedDict, total=False):
-    """A part of another kind that vLLM knows. What is in it is the model's to judge."""
+    """A part of another kind that vLLM knows. The model accepts or refuses its content."""
 
     type: Required[_OtherKind]
 
 
 class LoosePart(TypedDict, total=False):
-    """A part of text, in any of the spellings that vLLM reads where it doesn't know the role."""
+    """A text part, in any of the forms that vLLM reads in a message with an unknown role."""
 
     type: Required[Literal["text", "input_text", "output_text", "refusal", "thinking"] | _OtherKind]
     text: str | None
@@ -216,7 +216,7 @@ class FunctionCall(TypedDict, total=False):
 
 
 class Audio(TypedDict, total=False):
-    """Sound that the model made earlier."""
+    """Audio that the model generated earlier."""
 
     id: Required[str]
 
@@ -230,7 +230,7 @@ class ToolCall(TypedDict, total=False):
 
 
 class PromptMessage(TypedDict, total=False):
-    """What a user or system says. Empty, or nothing at all, is a chat template's to judge."""
+    """A user's or system's message. The chat template accepts or refuses an empty one."""
 
     role: Required[Literal["user", "system", "developer"]]
     content: Content
@@ -238,7 +238,7 @@ class PromptMessage(TypedDict, total=False):
 
 
 class AssistantMessage(TypedDict, total=False):
-    """What the model said earlier, with the tools that it called."""
+    """An earlier message of the model, with its tool calls."""
 
     role: Required[Literal["assistant"]]
     content: Content
@@ -247,7 +247,7 @@ class AssistantMessage(TypedDict, total=False):
 
 
 class SilentMessage(TypedDict, total=False):
-    """What the model did earlier without saying anything. Here vLLM takes no null for the calls."""
+    """An earlier message of the model without content. vLLM accepts no null for its tool calls."""
 
     role: Required[Literal["assistant"]]
     content: Required[None]
@@ -259,7 +259,7 @@ class SilentMessage(TypedDict, total=False):
 
 
 class CustomFields(TypedDict, total=False):
-    """What vLLM knows in messages whose role it doesn't."""
+    """The fields that vLLM knows in messages with an unknown role."""
 
     name: str
     reasoning: str | None
@@ -270,14 +270,14 @@ class CustomFields(TypedDict, total=False):
 
 
 class FunctionMessage(CustomFields, total=False):
-    """The answer of a function. Deprecated by OpenAI in favour of ``tool``."""
+    """The result of a function. OpenAI has deprecated it in favour of ``tool``."""
 
     role: Required[Literal["function"]]
     content: LooseContent
 
 
 class SilentFunctionMessage(TypedDict, total=False):
-    """A function that answered nothing."""
+    """The empty result of a function."""
 
     role: Required[Literal["function"]]
     content: Required[None]
@@ -285,7 +285,7 @@ class SilentFunctionMessage(TypedDict, total=False):
 
 
 class ToolMessage(TypedDict, total=False):
-    """The answer of a tool to a call."""
+    """The result of a tool call."""
 
     role: Required[Literal["tool"]]
     content: Content
@@ -294,7 +294,7 @@ class ToolMessage(TypedDict, total=False):
 
 
 class OtherMessage(CustomFields, total=False):
-    """What somebody in a role of the model's own says."""
+    """A message with a role that only the model knows."""
 
     role: Required[Annotated[str, other_type("user", "system", "developer", "assistant", "function", "tool")]]
     content: LooseContent

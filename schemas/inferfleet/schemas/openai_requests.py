@@ -1,9 +1,9 @@
-"""The bodies that ask for text, a chat's and a completion's, as vLLM takes them.
+"""The bodies of chats and completions, as vLLM accepts them.
 
-A body that vLLM 0.32 answers passes, also where OpenAI's API description (``openapi.yaml`` in
-openai/openai-openapi) allows less; one that it always refuses is refused, as far as the body alone tells.
-``make test-engine`` asks both the same. Where an argument of a worker's engine moves a limit, it is the
-limit of vLLM's defaults.
+A body that vLLM 0.32 answers passes, even if OpenAI's API description (``openapi.yaml`` in
+openai/openai-openapi) allows less. A body that vLLM always refuses is refused, as far as the body alone shows
+it. ``make test-engine`` compares both. If an engine argument can move a limit, this module applies vLLM's
+default.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ MOST_PROMPTS = 1024
 """vLLM's, unless VLLM_MAX_N_SEQUENCES or VLLM_MAX_COMPLETION_PROMPTS raises them."""
 
 DEFAULT_COMPLETION_TOKENS = 16
-"""What a completion's ``max_tokens`` is if the body has none."""
+"""A completion's ``max_tokens`` if the body has none."""
 
 Penalty: TypeAlias = Annotated[Number, Field(ge=-2, le=2)]
 
@@ -79,7 +79,7 @@ def _no_text(value: Any) -> Any:
 Logprobs: TypeAlias = Annotated[
     int, Field(ge=0, le=MOST_LOGPROBS), AlsoAs(("boolean",)), BeforeValidator(_no_text)
 ]
-"""How many. The one kind of number that vLLM does not read from a string."""
+"""A number of logprobs: the one kind of number that vLLM does not read from a string."""
 
 
 Prompts: TypeAlias = Annotated[
@@ -99,7 +99,7 @@ Stop: TypeAlias = Annotated[
 
 
 class StreamOptions(TypedDict, total=False):
-    """Options of a stream. Accepted and ignored: every job can be followed through its journal."""
+    """Options of a stream. Accepted and ignored, because every job can be streamed from its journal."""
 
     include_usage: Flag | None
     continuous_usage_stats: Flag | None
@@ -134,7 +134,7 @@ def _in_order(wanted: bool) -> bool:
 
 
 class GenerationRequest(TypedDict, total=False):
-    """What chats and completions share. ``stream`` is accepted and ignored: the journal streams."""
+    """The fields of both chats and completions. ``stream`` is accepted and ignored: the journal streams."""
 
     model: str | None
     frequency_penalty: Penalty | None
@@ -147,7 +147,7 @@ class GenerationRequest(TypedDict, total=False):
     stream: Flag | None
     stream_options: StreamOptions | None
     temperature: Annotated[Number, Field(ge=0, le=2)] | None
-    # OpenAI's range begins at 0, which vLLM refuses: no token would be left to choose from.
+    # OpenAI's range begins at 0, which vLLM refuses: it would leave no token to sample.
     top_p: Annotated[Number, Field(gt=0, le=1)] | None
     user: str | None
 
@@ -191,7 +191,7 @@ class GenerationRequest(TypedDict, total=False):
 
 
 class FunctionDefinition(TypedDict, total=False):
-    """A function the model may call. OpenAI limits the spelling of names; vLLM doesn't, nor do we."""
+    """A function that the model may call. Like vLLM, and unlike OpenAI, we accept any name."""
 
     name: Required[str]
     description: str | None
@@ -201,7 +201,7 @@ class FunctionDefinition(TypedDict, total=False):
 
 
 class FunctionTool(TypedDict, total=False):
-    """A tool. vLLM has no other kind than functions."""
+    """A tool. vLLM supports only functions."""
 
     type: Literal["function"]
     function: Required[FunctionDefinition]
@@ -277,7 +277,7 @@ class AnyCompletion(GenerationRequest, total=False):
 
 
 def _spelling_agrees(spelt: dict[str, Any]) -> None:
-    """Judge what vLLM compares before it reads it: there, the words "false" and "no" are set flags."""
+    """Check fields that vLLM compares before it parses them: then the strings "false" and "no" are true."""
     if spelt.get("continue_final_message") and spelt.get("add_generation_prompt"):
         raise disagreement("continue_final_message", "needs add_generation_prompt: false beside it")
     if not spelt.get("logprobs"):
@@ -312,13 +312,13 @@ def _completion_agrees(spelt: Any, read: ValidatorFunctionWrapHandler) -> AnyCom
     limit = completion.get("max_tokens")
     if limit is None:
         limit = DEFAULT_COMPLETION_TOKENS
-    # Without an answer, and with echo, the prompt is scored.
+    # With echo and no answer, vLLM scores the prompt.
     scoring = limit == 0 and completion.get("echo")
     _length_is_possible(completion, "max_tokens", 1 if scoring else limit)
     if completion.get("logprob_token_ids"):
         if completion.get("logprobs") is None:
             raise disagreement("logprob_token_ids", "needs logprobs beside it")
-        # vLLM compares this, too, before it reads it: "0" is not 0.
+        # vLLM compares this before it parses it, too: "0" is not 0.
         if scoring and spelt["max_tokens"] == 0:
             raise disagreement("logprob_token_ids", "needs an answer, and max_tokens is 0")
     _one_format(completion)
@@ -331,7 +331,7 @@ def _choices_differ(request: GenerationRequest, n: int | None) -> None:
 
 
 def _length_is_possible(request: GenerationRequest, field: str, limit: int | None) -> None:
-    """Judge the field that limits the answer's length, and the one that asks for more."""
+    """Check the fields for the maximum and minimum length of the answer against each other."""
     if limit is None:
         return
     if limit < 1:

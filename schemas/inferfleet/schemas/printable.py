@@ -1,7 +1,7 @@
-"""Text from outside, made safe for a terminal and for a line of a log.
+"""Makes text from outside safe for a terminal and for a log line.
 
-Ids, metadata, answers and errors come from other programs. What a terminal would obey in them (escape
-sequences, carriage returns, marks that turn the direction of writing) is spelled out instead.
+Ids, metadata, answers and errors come from other programs. Characters that a terminal would interpret (escape
+sequences, carriage returns, marks that change the direction of text) are escaped.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ _IN_LINE = re.compile(f"[{_OBEYED}\\t\\n]")
 
 
 def printable(text: str, *, one_line: bool = False) -> str:
-    r"""Spell out every control character as JSON does, like ``\u001b``; JSON stays JSON.
+    r"""Escape every control character as JSON does, like ``\u001b``; JSON stays JSON.
 
-    Line ends and tabs stay, unless it must be ``one_line``.
+    Line ends and tabs stay, unless ``one_line`` is set.
     """
     return (_IN_LINE if one_line else _IN_TEXT).sub(lambda found: f"\\u{ord(found[0]):04x}", text)

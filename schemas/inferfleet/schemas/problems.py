@@ -1,6 +1,6 @@
-"""Validation errors as sentences for a person: which field, what is wrong with it, what is allowed.
+"""Turns validation errors into sentences: which field, what is wrong with it, what is allowed.
 
-A sentence quotes numbers, and short strings where a choice was wanted. It never quotes text that may be
+A sentence quotes numbers, and short strings for a field with fixed choices. It never quotes text that may be
 a prompt.
 """
 
@@ -13,13 +13,13 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 MAX_PROBLEMS = 10
-"""Problems that are spelled out; of the others only the number is told."""
+"""How many problems the message describes; it only counts the others."""
 
 MAX_QUOTED_CHARS = 64
-"""Characters of the longest string that is quoted."""
+"""The length of the longest string that a message quotes, in characters."""
 
 WRONG_SHAPE = "wrong_shape"
-"""Type of our own errors whose message says what was wanted; what was given instead is added."""
+"""The type of our own errors whose message says what was wanted; ``describe`` adds what was given."""
 
 _DISAGREEMENT = "disagreement"
 
@@ -62,10 +62,10 @@ _SPELLING: Mapping[str, str] = {
 
 
 def describe(error: ValidationError, *, root: str = "", data: object = None) -> str:
-    """Spell out every problem, one a line, each beginning with the path of its field.
+    """Describe every problem, one per line, each beginning with the path of its field.
 
-    ``data`` is what was validated, if its model has unions: pydantic names the branch of a union in the
-    location of an error, and what is not in the data is left out of the path.
+    Pass the validated ``data`` if its model has unions: pydantic puts the branch of a union into the location
+    of an error, and this function leaves steps that are not in the data out of the path.
     """
     found = error.errors(include_url=False)
     lines = [
@@ -77,7 +77,7 @@ def describe(error: ValidationError, *, root: str = "", data: object = None) -> 
 
 
 def disagreement(field: str, problem: LiteralString, /, **values: object) -> PydanticCustomError:
-    """Make the error for one field of a model that does not go with the others. ``problem`` is a template."""
+    """Make the error for a field that contradicts other fields of its model. ``problem`` is a template."""
     return PydanticCustomError(_DISAGREEMENT, problem, {"field_": field, **values})
 
 
@@ -146,14 +146,14 @@ def _sentence(problem: ErrorDetails) -> str:
 
 
 def _given(wanted: str, value: object) -> str:
-    """Quote a number where one was wanted; where text was wanted, it may be part of a prompt."""
+    """Quote the given value if a number was wanted. A value given for text may be part of a prompt."""
     if isinstance(value, int | float) and wanted.startswith(("int", "float", "bool")):
         return _number(value)
     return kind(value)
 
 
 def printable(text: str) -> str:
-    """The text without what cannot be written as UTF-8."""
+    """Return the text without characters that UTF-8 cannot encode."""
     return text.encode(errors="backslashreplace").decode()
 
 

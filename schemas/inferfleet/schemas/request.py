@@ -1,8 +1,7 @@
-"""The check of a request body before its job is accepted.
+"""Checks a request body before its job is accepted.
 
-Known fields are typed and bounded as vLLM and OpenAI's reference have them; unknown ones pass through to the
-engine untouched, so that vLLM's own extensions work. The body itself is never rewritten: the models
-only judge it.
+Known fields have the types and bounds of vLLM and of OpenAI's reference. Unknown fields pass through to the
+engine unchanged, so that vLLM's extensions work. The check never rewrites the body.
 """
 
 from __future__ import annotations
@@ -21,10 +20,10 @@ from inferfleet.schemas.problems import describe, kind
 def check_request(
     endpoint: Endpoint, body: object, *, max_body_bytes: int, size: int | None = None
 ) -> dict[str, Any]:
-    """Judge a request body, and return the same object if it is good.
+    """Check a request body, and return the same object if it is valid.
 
-    Costs some ten microseconds for a short chat. Limits the body's length as JSON in bytes, which is ``size``
-    if the caller knows that the body is JSON.
+    Takes about ten microseconds for a short chat. Also limits the body's length as JSON in bytes; pass that
+    as ``size`` if you know that the body is JSON.
 
     Raises:
         InvalidJobError: The body breaks its endpoint's contract, is not JSON, or is too long. The message has
@@ -43,13 +42,13 @@ def check_request(
     try:
         ENDPOINTS[endpoint].request.validate_python(body)
     except ValidationError as error:
-        # Not chained: pydantic's own words may quote a field that holds text by mistake.
+        # Not chained: pydantic's message may quote a field that holds text by mistake.
         raise InvalidJobError(describe(error, root="body", data=body)) from None
     return body
 
 
 def job_error(error: ValidationError) -> InvalidJobError:
-    """Translate what ``Job`` refuses (a bad pool name, priority 11) into the same kind of sentences."""
+    """Turn errors of the model ``Job`` (a bad pool name, priority 11) into the same kind of sentences."""
     return InvalidJobError(describe(error))
 
 

@@ -1,7 +1,7 @@
-"""The members of request bodies that are known by name, so that a misspelt one can be told from a new one.
+"""The known members of request bodies, to warn of misspelt ones.
 
-What is unknown passes through to the engine, which may know it; a name that is nearly one of these is
-probably that one, and is worth a warning.
+Unknown members pass through to the engine, which may know them. But if a name is nearly a known one, it is
+probably misspelt, and the client logs a warning.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ audio best_of function_call functions guided_choice guided_grammar guided_json g
 modalities prediction prompt_cache_key prompt_cache_retention safety_identifier service_tier simulated
 store verbosity web_search_options
 """
-"""OpenAI's and vLLM's that nothing is checked of, and the simulated engine's own."""
+"""Members of OpenAI and vLLM that are not checked, and the simulated engine's own."""
 
 KNOWN_MEMBERS: Final = frozenset(_WITHOUT_A_MODEL.split()).union(
     *(spec.fields for spec in ENDPOINTS.values())
 )
-"""Of all endpoints together."""
+"""The members of all endpoints together."""
 
 CUTOFF: Final = 0.8
 LOOKED_AT: Final = 16
-"""Unknown members that are looked at. Names are the callers', and comparing them takes time."""
+"""How many unknown members are compared: callers choose their number, and comparing takes time."""
 
 LONGEST: Final = 64
-"""Characters of the longest name that is compared."""
+"""The length of the longest name that is compared, in characters."""
 
 
 def warn_of_misspelt_members(body: Iterable[str]) -> None:
-    """Log each member whose name is nearly a known one, once for each set of unknown names."""
+    """Log a warning for each member whose name is nearly a known one, once per set of unknown names."""
     if not KNOWN_MEMBERS.issuperset(body):
         unknown = [name for name in body if name not in KNOWN_MEMBERS]
         _warn(frozenset(unknown[:LOOKED_AT]))

@@ -30,7 +30,7 @@ class Usage(WireModel):
 
 
 class Timings(WireModel):
-    """How long each part took, in seconds, seen from the worker that finished the job.
+    """How long each part took, in seconds, as measured by the worker that ended the job.
 
     ``queue_wait_s`` runs from submission to the start of the last attempt, ``time_to_first_token_s``
     and ``generation_s`` from the start of that attempt, ``total_s`` from submission to the result.
@@ -43,12 +43,12 @@ class Timings(WireModel):
 
 
 class Result(WireModel):
-    """The terminal outcome of a job.
+    """The result of a job: how it ended.
 
-    ``response`` is the endpoint's response body. It is there for a job that succeeded. One that was cut short
-    (cancelled, timed out, failed, given up) has what its stream has said, each choice with the
-    ``finish_reason`` ``abort``; without a token it is ``None``. ``model_identity`` is the short hash of the
-    model that generated all of it.
+    ``response`` is the endpoint's response body if the job succeeded. If the job was cut short (cancelled,
+    timed out, failed, given up), it is the partial answer that was streamed, each choice with the
+    ``finish_reason`` ``abort``; it is ``None`` if there was no token. ``model_identity`` is the short hash of
+    the model that generated the whole answer.
     """
 
     job_id: JobId
@@ -63,7 +63,7 @@ class Result(WireModel):
 
     @property
     def text(self) -> str:
-        """The text of the first choice; empty when there is none."""
+        """The text of the first choice; empty if there is none."""
         return text_of_response(self.response or {})
 
     def raise_for_state(self) -> Result:
@@ -84,10 +84,10 @@ class Result(WireModel):
 
 
 class JobRecord(WireModel):
-    """What is known of a job now. ``result`` is there once ``state`` is terminal, unless Redis has lost it.
+    """What is known of a job now. Once ``state`` is terminal, it has a ``result``, unless Redis lost that.
 
-    ``attempt`` numbers all attempts, ``attempts`` counts those that count towards ``max_attempts``.
-    ``model_identity`` is the short hash of the model that the answer so far belongs to.
+    ``attempt`` numbers all attempts; ``attempts`` counts the charged ones, which ``max_attempts`` limits.
+    ``model_identity`` is the short hash of the model that has generated the answer so far.
     """
 
     id: JobId

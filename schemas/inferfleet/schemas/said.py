@@ -1,7 +1,7 @@
-"""What an answer has said so far: the chunks of its stream, put together.
+"""Puts the chunks of a stream together to what an answer has said so far.
 
-The completed response, the part of one that was cut short, and what a reader of the stream has seen are
-all made by this. So they say the same, down to the ids of tool calls.
+The complete response, the partial response of an answer that was cut short, and a reader's view of the stream
+are all made here. So they agree, down to the ids of tool calls.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from inferfleet.schemas.endpoints import ENDPOINTS
 from inferfleet.schemas.journal import AnswerHead, TokenChunk
 
 CUT_SHORT = "abort"
-"""The ``finish_reason`` of an answer that was stopped from outside; vLLM's own word."""
+"""The ``finish_reason`` of an answer that was stopped from outside, as vLLM calls it."""
 
 _TEXT_PARTS: Final[Mapping[str, str]] = {
     "input_text": "text",
@@ -23,11 +23,11 @@ _TEXT_PARTS: Final[Mapping[str, str]] = {
     "text": "text",
     "thinking": "thinking",
 }
-"""The kinds of parts that are text to vLLM, each with the field that has it."""
+"""The kinds of parts that vLLM reads as text, each with the field that has the text."""
 
 
 class Said:
-    """One choice of an answer."""
+    """What one choice of an answer has said."""
 
     def __init__(self, chunks: Iterable[TokenChunk] = ()) -> None:
         self._text: list[str] = []
@@ -58,16 +58,16 @@ class Said:
 
     @property
     def reasoning(self) -> str:
-        """The reasoning, if the model's is told from its answer."""
+        """The reasoning, if the engine separates it from the answer."""
         return "".join(self._reasoning)
 
     @property
     def tool_calls(self) -> list[dict[str, Any]]:
-        """The calls of tools, the last perhaps not whole."""
+        """The tool calls, of which the last may be incomplete."""
         return [self._calls[index] for index in sorted(self._calls)]
 
     def agrees_with(self, other: Said) -> bool:
-        """Whether both said the same. The ids of tool calls are drawn by chance, so they may differ."""
+        """Return whether both said the same. The random ids of tool calls may differ."""
         return (self.text, self.reasoning, [call["function"] for call in self.tool_calls]) == (
             other.text,
             other.reasoning,
@@ -89,14 +89,14 @@ class Said:
 
 
 def text_of(content: str | list[dict[str, Any]] | None) -> str:
-    """The text of a message that an answer goes on with, as vLLM joins its parts."""
+    """Return the text of a message that an answer continues, with its parts joined as vLLM does."""
     if isinstance(content, list):
         return "\n".join(text for part in content if (text := text_of_part(part)))
     return content or ""
 
 
 def text_of_part(part: Mapping[str, Any]) -> str | None:
-    """The text of one part of a message: empty if it has none, ``None`` if it is of another kind."""
+    """Return the text of a part of a message: empty if it has none, ``None`` if the part is not text."""
     field = _TEXT_PARTS.get(part.get("type", ""))
     return None if field is None else part.get(field) or ""
 
@@ -111,10 +111,10 @@ def cut_response(
 def text_response(
     job_id: str, head: AnswerHead, chunks: Iterable[TokenChunk], *, created: int, finish_reason: str
 ) -> dict[str, Any]:
-    """Make the response of an answer to a chat or completion, from its chunks.
+    """Make the response of a chat or completion from the chunks of its answer.
 
-    It has each choice that had begun, at least the first, all with the same finish reason, and no logprobs.
-    ``created`` is in Unix seconds.
+    The response has each choice that had begun, at least the first, all with the same finish reason, and no
+    logprobs. ``created`` is in Unix seconds.
     """
     choices: defaultdict[int, Said] = defaultdict(Said, {0: Said()})
     tokens = 0

@@ -1,7 +1,7 @@
-"""The bodies of ``/v1/rerank`` and ``/v1/score``, as vLLM takes them. OpenAI has neither.
+"""The bodies of ``/v1/rerank`` and ``/v1/score``, as vLLM accepts them. OpenAI has neither endpoint.
 
-A model compares two texts: a query with each of the documents. What is not text (``{"content": [...]}``)
-passes, for a model that reads pictures; the others refuse it.
+A model compares two texts: a query with each of the documents. Inputs that are not text
+(``{"content": [...]}``) pass, for models that read images; other models refuse them.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from inferfleet.schemas.problems import WRONG_SHAPE, disagreement
 
 
 class ImageEmbedsPart(TypedDict, total=False):
-    """An image that was embedded already."""
+    """The embedding of an image."""
 
     type: Required[Literal["image_embeds"]]
     image_embeds: str | dict[str, str] | None
 
 
 class Media(TypedDict):
-    """A query or a document with pictures in it."""
+    """A query or document with images."""
 
     content: list[
         Annotated[TextPart | ImagePart | ImageEmbedsPart | VideoUrlPart, Field(discriminator="type")]
@@ -66,7 +66,7 @@ Texts: TypeAlias = Annotated[
 
 
 class ScoringOptions(TypedDict, total=False):
-    """What both endpoints share."""
+    """The fields that both endpoints share."""
 
     model: str | None
     user: str | None
@@ -95,7 +95,7 @@ class RerankRequest(ScoringOptions, total=False):
 
 @with_config(BODY_CONFIG)
 class ScoreOfDocuments(ScoringOptions, total=False):
-    """The body of ``/v1/score``: one query for all documents, or one for each."""
+    """The body of ``/v1/score``: one query for all documents, or one query per document."""
 
     queries: Required[Texts]
     documents: Required[Texts]
@@ -131,11 +131,11 @@ SPELLINGS: Final = (
     ("data_1", "data_2"),
     ("text_1", "text_2"),
 )
-"""What the two sides of ``/v1/score`` are called. Where a body has several pairs, the first one counts."""
+"""The names of the two sides of ``/v1/score``. If a body has several pairs, the first one counts."""
 
 
 def spelling_of(body: Any) -> tuple[str, str]:
-    """The pair that a body of ``/v1/score`` has, or begins to have."""
+    """Return the pair of names of which a body of ``/v1/score`` has both, or at least one."""
     for least in (2, 1):
         for pair in SPELLINGS:
             if sum(side in body for side in pair) >= least:

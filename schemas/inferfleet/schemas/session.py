@@ -1,4 +1,4 @@
-"""A session: an agent's conversation and its state, one turn after the other."""
+"""A session: an agent's conversation and its state."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ HistoryTokens = Annotated[int, Field(ge=1, le=MOST, strict=True)]
 
 
 class Turn(WireModel):
-    """One exchange: the new messages of a job and the answer to them, as OpenAI chat messages.
+    """One turn: the new messages of a job and their answer, as OpenAI chat messages.
 
-    ``tokens`` is how many tokens of prompt the turn adds to later ones, as the engine counted them.
+    ``tokens`` is how many prompt tokens the turn adds to later turns, as the engine counted them.
     """
 
     job_id: JobId
@@ -45,7 +45,7 @@ class Turn(WireModel):
 
 
 class SessionRecord(WireModel):
-    """What is known of a session. ``owner`` is the job whose turn it is; ``waiting`` are those behind it."""
+    """What is known of a session. ``owner`` is the job that may run now; ``waiting`` are those behind it."""
 
     id: SessionId
     turns: Count
@@ -61,7 +61,7 @@ class SessionRecord(WireModel):
 
 
 class SessionExport(WireModel):
-    """A whole session as one document. ``format`` names its version."""
+    """A whole session as one document. ``format`` is the version of the document."""
 
     format: Literal["inferfleet.session.v1"] = "inferfleet.session.v1"
     id: SessionId
@@ -80,7 +80,7 @@ def read_export(document: bytes | str) -> SessionExport:
     """Read an exported session.
 
     Raises:
-        InvalidJobError: It is none, or of a version that is not known here.
+        InvalidJobError: The text is not an exported session, or has an unknown version.
 
     """
     try:
@@ -90,10 +90,10 @@ def read_export(document: bytes | str) -> SessionExport:
 
 
 def check_export(export: SessionExport) -> SessionExport:
-    """Judge a session that is to be imported; return it as a worker will read it.
+    """Check a session to import, and return it as a worker will read it.
 
     Raises:
-        InvalidJobError: It breaks the contract; the message names the place.
+        InvalidJobError: The session breaks the contract; the message names the place.
 
     """
     state, _ = plain_json(export.state, "state")
@@ -114,7 +114,7 @@ def check_limits(*, idle_ttl_s: int | None, max_history_tokens: int | None) -> N
     """Refuse limits that no session may have.
 
     Raises:
-        InvalidJobError: One is below 1, too high for Redis, or no whole number.
+        InvalidJobError: A limit is below 1, too high for Redis, or not an integer.
 
     """
     try:
@@ -127,7 +127,7 @@ def check_session_id(session_id: object) -> None:
     """Refuse an id that no session may have.
 
     Raises:
-        InvalidJobError: It is empty, too long, or has spaces or braces.
+        InvalidJobError: The id is empty, too long, or has spaces or braces.
 
     """
     try:
@@ -141,7 +141,7 @@ def check_session_id(session_id: object) -> None:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """The part of a conversation that goes into a prompt. ``tokens`` is what it costs there."""
+    """The part of a conversation that enters a prompt, and its size there in ``tokens``."""
 
     messages: tuple[dict[str, Any], ...]
     tokens: int
@@ -150,11 +150,10 @@ class History:
 def history(
     turns: tuple[Turn, ...], *, max_tokens: int | None = None, new_messages: Sequence[Mapping[str, Any]] = ()
 ) -> History:
-    """What comes before ``new_messages``: all turns, or as many of the last as fit ``max_tokens``.
+    """Return the history before ``new_messages``: all turns, or as many of the last as fit ``max_tokens``.
 
-    A turn that begins with tool results is never kept without the turn that asked for them, nor are new
-    tool results, whatever the limit. The instructions (system and developer messages) at the beginning
-    always stay.
+    Tool results, in a turn or among the new messages, always keep the turn that asked for them, even above
+    the limit. The instructions (system and developer messages) at the beginning always stay.
     """
     first = 0
     instructions = _instructions(turns)
@@ -176,10 +175,10 @@ def history(
 
 
 def with_answer(body: Mapping[str, Any], said: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
-    """The messages of a turn: those of its request and the answer ``said``.
+    """Return the messages of a turn: those of its request and the answer ``said``.
 
-    An answer that goes on with the request's last message (``continue_final_message``) becomes one message
-    with it, whether or not it was to ``echo`` its beginning.
+    If the answer continues the request's last message (``continue_final_message``), both become one message,
+    with or without ``echo``.
     """
     *before, last = body["messages"]
     if not (is_set(body.get("continue_final_message")) and last.get("role") == "assistant"):
@@ -192,12 +191,12 @@ def with_answer(body: Mapping[str, Any], said: Mapping[str, Any]) -> tuple[dict[
 
 
 def continues(turn: Turn) -> bool:
-    """Whether a turn begins with tool results, so that it needs the turn before it."""
+    """Return whether a turn begins with tool results, so that it needs the turn before it."""
     return bool(turn.messages) and turn.messages[0].get("role") == "tool"
 
 
 def tool_problem(past: Sequence[Mapping[str, Any]], messages: Sequence[Mapping[str, Any]]) -> str | None:
-    """What is wrong with the tool results among new messages; ``None`` if each answers a call before it."""
+    """Say what is wrong with tool results among new messages; ``None`` if each answers an earlier call."""
     expected: set[str] = set()
     for message in past:
         expected = _expected(expected, message)
@@ -214,12 +213,12 @@ def tool_problem(past: Sequence[Mapping[str, Any]], messages: Sequence[Mapping[s
 
 
 def estimated_tokens(messages: Sequence[Mapping[str, Any]]) -> int:
-    """Guess what messages cost: a quarter of their bytes as JSON, about what English does."""
+    """Estimate the tokens of messages: a quarter of their bytes as JSON, about right for English."""
     return sum(len(orjson.dumps(message)) for message in messages) // 4
 
 
 def _expected(expected: set[str], message: Mapping[str, Any]) -> set[str]:
-    """The tool calls that still lack a result, after one more message."""
+    """Return the tool calls that still lack a result after one more message."""
     match message.get("role"):
         case "tool":
             return expected - {message.get("tool_call_id", "")}
@@ -230,7 +229,7 @@ def _expected(expected: set[str], message: Mapping[str, Any]) -> set[str]:
 
 
 def _instructions(turns: Sequence[Turn]) -> History:
-    """The instructions of the first turn, with their share of its tokens by length."""
+    """Return the instructions of the first turn, with their share of its tokens by length."""
     if not turns:
         return History((), 0)
     first = turns[0].messages
@@ -240,7 +239,7 @@ def _instructions(turns: Sequence[Turn]) -> History:
 
 
 def _beginning(turns: Sequence[Turn]) -> int:
-    """Where the last exchange begins: the turn that all later ones continue with tool results."""
+    """Find where the last exchange begins: the turn that all later turns continue with tool results."""
     start = max(0, len(turns) - 1)
     while start > 0 and continues(turns[start]):
         start -= 1

@@ -1,6 +1,6 @@
-"""Settings of each process. Read once in ``main()`` from ``INFERFLEET_…`` variables, then passed down.
+"""Settings of each process. ``main()`` reads them once from ``INFERFLEET_…`` variables and passes them on.
 
-Command-line options override variables, variables override the defaults here.
+Command-line options override variables; variables override the defaults here.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 PREFIX = "INFERFLEET_"
 
 _ELSEWHERE = frozenset({"management_url", "pools", "sample_interval_s", "test_services", "vllm_worker_pid"})
-"""What other processes read: the exporter, the autoscaler, an engine core, pytest."""
+"""Variables that other processes read: the exporter, the autoscaler, an engine core, pytest."""
 
 _OF_A_SERVICE = re.compile(
     r"_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)$"
@@ -48,23 +48,23 @@ class QueueType(StrEnum):
 
 
 class LogFormat(StrEnum):
-    """How log lines look: one JSON object each, or text for a person."""
+    """The format of log lines: a JSON object per line, or text for a person."""
 
     JSON = "json"
     CONSOLE = "console"
 
 
 class ServiceSettings(BaseSettings):
-    """Where the services are, and what everyone who declares a queue must agree on.
+    """The services' addresses, and the settings that all processes of a fleet must agree on.
 
-    ``queue_max_length`` is the admission limit of a pool: beyond so many waiting jobs a submit is
-    refused with ``QueueFullError``. ``None`` is no limit. Both queue settings are fixed once a pool's
-    queue exists; RabbitMQ refuses other values. ``turn_publish_grace_s`` is how long a turn that owns its
-    session may take to be published before somebody else does it, because its producer has died.
-    A Redis that may evict keys is refused unless ``allow_eviction``.
+    ``queue_max_length`` is the admission limit of a pool: when so many jobs wait, ``submit`` raises
+    ``QueueFullError``; ``None`` is no limit. Both queue settings are fixed once a pool's queue exists;
+    RabbitMQ refuses other values. ``turn_publish_grace_s`` is how long a turn may own its session without
+    being published; then its producer counts as dead, and another process publishes the turn. Unless
+    ``allow_eviction`` is set, a process refuses a Redis that may evict keys.
 
-    Both URLs may name a file that holds them, like ``file:///run/secrets/amqp-url``. It is read anew for
-    every connection, so that a rotated password needs no restart.
+    Both URLs may name a file that holds them, such as ``file:///run/secrets/amqp-url``. Each new connection
+    reads the file again, so a rotated password needs no restart.
     """
 
     model_config = SettingsConfigDict(
@@ -96,10 +96,10 @@ class ServiceSettings(BaseSettings):
 
 
 class ProducerSettings(ServiceSettings):
-    """Settings of a client. ``client_id`` names its reply stream; a new one each time by default.
+    """Settings of a client. ``client_id`` names its reply stream; by default each client has a new one.
 
-    ``patience_s`` is how long a call goes on trying while RabbitMQ or Redis is away, before it raises
-    ``ServiceUnreachableError``; 0 raises at once.
+    ``patience_s`` is how long a call keeps trying while RabbitMQ or Redis is unreachable, before it raises
+    ``ServiceUnreachableError``; with 0 it raises at once.
     """
 
     client_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,128}$")] = Field(
@@ -108,20 +108,19 @@ class ProducerSettings(ServiceSettings):
     max_body_bytes: Bytes = 1024 * 1024
     patience_s: Annotated[float, Field(ge=0, le=LONGEST_S)] = 0.0
     state_check_interval_s: Seconds = 15.0
-    """How often a waiter looks at the record itself, in case its reply line was lost with a worker."""
+    """How often a waiting client reads the job's record, in case the reply line was lost with a worker."""
 
 
 class WorkerSettings(ServiceSettings):
     """Settings of one worker process.
 
     ``engine`` is the name of an installed engine, and ``engine_args`` are that engine's own arguments.
-    ``max_running`` is the number of jobs the engine runs at once, ``look_ahead`` how many more the
-    worker takes so that a slot never stands empty. ``lease_s`` is how long other workers leave a
-    running job alone after its worker was last heard of.
+    ``max_running`` is how many jobs the engine runs at once; ``look_ahead`` is how many more the worker
+    prefetches, so that no slot stays empty. ``lease_s`` is how long other workers leave a running job alone
+    after its worker's last sign of life.
 
     ``pod_name`` and ``pod_namespace`` come from Kubernetes' downward API. With them, and a service account
-    that may patch pods, the worker tells Kubernetes at most every ``deletion_cost_interval_s`` what it would
-    cost to delete it; without them it does not.
+    that may patch pods, the worker sets its pod's deletion cost, at most every ``deletion_cost_interval_s``.
     """
 
     worker_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,128}$")] = Field(
@@ -156,9 +155,9 @@ SettingsT = TypeVar("SettingsT", bound=BaseSettings)
 
 
 def misspelt_variables(environment: Mapping[str, str]) -> Iterator[str]:
-    """Say of each ``INFERFLEET_`` variable that no process of ours reads what may be meant by it.
+    """Describe each ``INFERFLEET_`` variable that no process reads, with the name that may be meant.
 
-    One process does not mind another's variables. Those that Kubernetes makes for a service are not settings.
+    A variable of another process is fine. Those that Kubernetes makes for a service are not settings.
     """
     known = _ELSEWHERE.union(
         *(each.model_fields for each in (ServiceSettings, ProducerSettings, WorkerSettings))
@@ -184,10 +183,11 @@ def read_settings(
 ) -> SettingsT:
     """Read settings from the environment; options that are not ``None`` override it.
 
-    ``tell`` is told of variables that are probably misspelt; by default they are logged, once.
+    Calls ``tell`` for each variable that is probably misspelt; by default logs each of them once.
 
     Raises:
-        ConfigurationError: A value is wrong. It says which variable and why, and does not repeat a URL.
+        ConfigurationError: A value is invalid. The message names the variable and the reason, and quotes no
+            URL.
 
     """
     for problem in misspelt_variables(os.environ):
@@ -202,7 +202,7 @@ def read_settings(
         )
         raise ConfigurationError(f"invalid setting: {problems}") from error
     except SettingsError as error:
-        # A variable that should hold JSON; pydantic-settings names the field, and the cause what is wrong.
+        # A variable that should hold JSON. pydantic-settings names the field, and its cause the problem.
         field = next(name for name in settings.model_fields if f'"{name}"' in str(error))
         raise ConfigurationError(
             f"invalid setting: INFERFLEET_{field.upper()}: is not JSON ({error.__cause__})"
@@ -215,7 +215,7 @@ def _warn(problem: str) -> None:
 
 
 def _require_scheme(url: str, schemes: tuple[str, ...], example: str) -> str:
-    # Not by urlsplit: what it raises may quote the password, and so would what stands before a mere colon.
+    # Not urlsplit: its errors may quote the password, and so may the text before a mere colon.
     found = re.match(r"([a-z][a-z0-9+.-]*):(?=/|\d+$)", url, re.IGNORECASE)
     scheme = found[1].lower() if found else ""
     if scheme not in schemes:

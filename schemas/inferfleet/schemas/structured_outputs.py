@@ -1,6 +1,6 @@
-"""What an answer has to look like: OpenAI's ``response_format`` and vLLM's ``structured_outputs``.
+"""The required form of an answer: OpenAI's ``response_format`` and vLLM's ``structured_outputs``.
 
-Whether a schema or grammar can be compiled is the engine's to say.
+Only the engine can say whether a schema or grammar compiles.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class JsonSchemaFormat(TypedDict, total=False):
 
 
 class TagStructure(TypedDict, total=False):
-    """One tag, and the schema of what is in it."""
+    """One tag, and the schema of its content."""
 
     begin: Required[str]
     schema: dict[str, Any] | None
@@ -42,7 +42,7 @@ class TagStructure(TypedDict, total=False):
 
 
 class AnyResponseFormat(TypedDict, total=False):
-    """The format of the answer. ``structural_tag`` is vLLM's own, in one of two spellings."""
+    """The format of the answer. ``structural_tag`` is vLLM's extension, in one of two forms."""
 
     type: Required[Literal["text", "json_object", "json_schema", "structural_tag"]]
     json_schema: JsonSchemaFormat | None
@@ -73,7 +73,7 @@ ResponseFormat: TypeAlias = Annotated[AnyResponseFormat, AfterValidator(_has_its
 
 
 class AnyStructuredOutputs(TypedDict, total=False):
-    """vLLM's own way to say what the answer looks like. It takes one kind at a time."""
+    """vLLM's own constraints for an answer. A request may have only one kind."""
 
     json: NotBlank | dict[str, Any] | None
     regex: str | None
@@ -106,13 +106,13 @@ StructuredOutputs: TypeAlias = Annotated[AnyStructuredOutputs, AfterValidator(_i
 
 
 def constraint_of_format(wanted: AnyResponseFormat | None) -> str | None:
-    """Say what vLLM makes of a response format: a kind of structured outputs."""
+    """Name the kind of structured outputs that vLLM makes of a response format."""
     kind = None if wanted is None else wanted["type"]
     return {"text": None, "json_schema": "json"}.get(kind, kind) if kind else None
 
 
 def constraint_of_outputs(wanted: AnyStructuredOutputs | None) -> str | None:
-    """Name the kind of structured outputs that is wanted."""
+    """Name the kind of structured outputs that a request has."""
     if not wanted:
         return None
     return next((name for name in _CONSTRAINTS if wanted.get(name) is not None), None)

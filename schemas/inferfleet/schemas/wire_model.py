@@ -1,4 +1,4 @@
-"""The base of every model on the wire: frozen, and silent about the values it refuses."""
+"""The base of every model on the wire: frozen, with errors that never quote a refused value."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pydantic import BaseModel, ConfigDict
 class WireModel(BaseModel):
     """A frozen message.
 
-    Unknown fields are ignored, so that a newer producer can talk to an older worker.
-    Validation errors never quote the input: a prompt must not reach a log that way.
+    It ignores unknown fields, so that a newer producer can talk to an older worker. Its validation errors
+    never quote the input, so that no prompt reaches a log.
     """
 
     model_config = ConfigDict(

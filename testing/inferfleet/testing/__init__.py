@@ -1,11 +1,11 @@
-"""For tests of what is built on inferfleet: applications that use a fleet, and engines that a worker runs.
+"""Tools to test applications that use a fleet, and engines that a worker runs.
 
-``inferfleet.testing.plugin`` is a pytest plugin that is loaded by itself: services, clients, and workers
-whose answers the test scripts (docs/how-to/test-your-application.md). ``inferfleet.testing.engine_suite`` is
-what every engine has to pass (docs/how-to/write-an-engine.md).
+``inferfleet.testing.plugin`` is a pytest plugin that pytest loads automatically. It has fixtures for
+services, clients, and workers whose answers the test scripts (docs/how-to/test-your-application.md).
+``inferfleet.testing.engine_suite`` is the conformance suite of engines (docs/how-to/write-an-engine.md).
 
-The names here are for annotations, and imported when they are used: pytest loads this package in every
-project.
+The names here are for annotations. They are imported at their first use, because pytest loads this package in
+every project.
 """
 
 from __future__ import annotations

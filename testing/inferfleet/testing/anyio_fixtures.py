@@ -1,4 +1,4 @@
-"""The client of a test that anyio's plugin runs."""
+"""The fixture of a client for tests that anyio's plugin runs."""
 
 from __future__ import annotations
 

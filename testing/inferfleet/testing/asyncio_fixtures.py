@@ -1,4 +1,4 @@
-"""The client of a test that pytest-asyncio runs, in its strict mode as in its automatic one."""
+"""The fixture of a client for tests that pytest-asyncio runs, in its strict or its automatic mode."""
 
 from __future__ import annotations
 

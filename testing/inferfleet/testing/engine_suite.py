@@ -1,12 +1,12 @@
-"""What a worker relies on in an engine, as tests that the author of an engine runs.
+"""The conformance suite: tests of what a worker requires of an engine, for authors of engines.
 
     class TestMyEngine(EngineSuite):
         def make_engine(self) -> Engine:
             return MyEngine(WorkerSettings(engine="mine", max_running=self.slots))
 
 pytest collects the class with all tests of the suite. They need no plugin for asynchronous tests: the suite
-has an event loop of its own, in which one engine serves most of the tests. Those at the end stop it, and
-start another.
+has its own event loop, in which one engine serves most of the tests. The last tests stop it and start
+another.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ START_PATIENCE_S = 1800.0
 """How long an engine may take to load."""
 
 STATS_POLL_S = 0.001
-"""Nothing announces that an engine's counts have changed."""
+"""How often a test polls an engine's counts, whose changes no event announces."""
 
 SHORT = 4
 LONG = 400
-"""How many tokens a short and a long answer have. A short one ends long before a long one, on any machine."""
+"""The tokens of a short and of a long answer. A short one ends long before a long one, on any machine."""
 
 SuiteT = TypeVar("SuiteT", bound="EngineSuite")
 
@@ -58,7 +58,7 @@ class Answer:
 
     @property
     def token_ids(self) -> tuple[int, ...]:
-        """The tokens of all choices, as they came."""
+        """The tokens of all choices, in the order in which they arrived."""
         return tuple(token for chunk in self.chunks for token in chunk.token_ids)
 
     @property
@@ -76,13 +76,13 @@ class Answer:
         ]
 
     def streamed(self, index: int = 0) -> str:
-        """The text of a choice as its chunks say it."""
+        """Return the text of a choice, from its chunks."""
         return "".join(chunk.text for chunk in self.chunks if chunk.index == index)
 
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """Reads an answer in a task of its own."""
+    """Reads an answer in a background task."""
 
     task: asyncio.Task[Answer]
     began: asyncio.Event
@@ -93,7 +93,7 @@ class Reader:
         return self.task.done()
 
     async def until_first_chunk(self) -> None:
-        """Wait until something of the answer has come. Raises what ended it before."""
+        """Wait for the first chunk of the answer. Raise the error that ended the answer before."""
         began = asyncio.ensure_future(self.began.wait())
         await asyncio.wait({began, self.task}, return_when=asyncio.FIRST_COMPLETED)
         began.cancel()
@@ -101,7 +101,7 @@ class Reader:
             self.task.result()
 
     async def abandon(self) -> None:
-        """Cancel the task that reads."""
+        """Cancel the background task."""
         self.task.cancel()
         with suppress(asyncio.CancelledError, Exception):
             await self.task
@@ -115,7 +115,7 @@ class Stage:
         self._engine: Engine | None = None
 
     def play(self, suite: EngineSuite, scenario: Callable[[Engine], Awaitable[None]]) -> None:
-        """Run a scenario on the engine, which is started first if it has to be."""
+        """Run a scenario on the engine; start the engine first if necessary."""
 
         async def play() -> None:
             if self._engine is None:
@@ -129,7 +129,7 @@ class Stage:
         self._runner.run(play())
 
     def clear(self, suite: EngineSuite) -> None:
-        """Stop the engine, if one runs. The next scenario has another one."""
+        """Stop the engine, if one runs. The next scenario gets a new one."""
         engine, self._engine = self._engine, None
         if engine is not None:
 
@@ -149,7 +149,7 @@ class Stage:
 
 @asynccontextmanager
 async def _patience(suite: EngineSuite) -> AsyncGenerator[None]:
-    """Let a block take as long as the suite allows."""
+    """Fail if the block takes longer than the suite allows."""
     scope = asyncio.timeout(suite.patience_s)
     try:
         async with scope:
@@ -163,9 +163,9 @@ async def _patience(suite: EngineSuite) -> AsyncGenerator[None]:
 def scenario(
     test: Callable[[SuiteT, Engine], Awaitable[None]], *, spoils: bool = False
 ) -> Callable[[SuiteT], None]:
-    """Make a test of a coroutine that needs a started engine. If it ``spoils`` it, no other test gets it."""
+    """Make a test of a coroutine that needs a started engine. If it ``spoils`` that, others get a new one."""
 
-    # Not by functools.wraps: pytest would take the engine for a fixture.
+    # Not functools.wraps: pytest would take the parameter ``engine`` for a fixture.
     def run(self: SuiteT) -> None:
         stage = self.stage()
         try:
@@ -184,7 +184,7 @@ def last_scenario(test: Callable[[SuiteT, Engine], Awaitable[None]]) -> Callable
 
 
 class EngineSuite:
-    """Subclass it and say how your engine is made; the rest has defaults that suit a language model.
+    """The suite. Subclass it and override ``make_engine``; the other defaults suit a language model.
 
     ``slots`` is how many requests your engine should run at once, if it has such a limit. ``patience_s`` is
     how long one test may take.
@@ -197,7 +197,7 @@ class EngineSuite:
     _numbers: ClassVar[count[int]] = count(1)
 
     def make_engine(self) -> Engine:
-        """Make the engine, without starting it. Called several times, with one engine alive at a time."""
+        """Make the engine without starting it. The suite makes several, with one alive at a time."""
         raise NotImplementedError(f"{type(self).__name__} has to say how its engine is made: make_engine()")
 
     def body(self, endpoint: Endpoint, prompt: str, *, tokens: int) -> dict[str, Any]:
@@ -212,7 +212,7 @@ class EngineSuite:
         return {**self.body(endpoint, prompt, tokens=SHORT), "model": "a-model-that-no-engine-has"}
 
     async def kill(self, engine: Engine) -> None:
-        """Let the engine die as it would without being asked to; override it if you can bring that about."""
+        """Make the engine die as it would by accident. Override this if your test can cause that."""
         pytest.skip("this suite does not know how its engine dies: override kill()")
 
     # What the engine says of itself
@@ -458,12 +458,12 @@ class EngineSuite:
 
     @classmethod
     def teardown_class(cls) -> None:
-        """Stop what runs."""
+        """Stop the engine and close the event loop."""
         if (stage := cls._stages.pop(cls, None)) is not None:
             stage.close(cls())
 
     def stage(self) -> Stage:
-        """Where the engine of this class runs."""
+        """Return the stage on which the engine of this class runs."""
         return self._stages.setdefault(type(self), Stage())
 
     def _text_endpoints(self, engine: Engine) -> list[Endpoint]:
@@ -487,7 +487,7 @@ class EngineSuite:
         more: Mapping[str, Any] = {},
         **fields: Any,
     ) -> Generation:
-        """Ask for a text, by default at the first text endpoint that the engine has."""
+        """Request a text, by default at the first text endpoint that the engine serves."""
         endpoint = endpoint or self._text_endpoints(engine)[0]
         return self._generation(endpoint, {**self.body(endpoint, prompt, tokens=tokens), **more}, **fields)
 
@@ -516,7 +516,7 @@ class EngineSuite:
 
     @asynccontextmanager
     async def _reading(self, engine: Engine, prompt: str, *, tokens: int) -> AsyncGenerator[Reader]:
-        """Read an answer in the background, to the end of the block at most."""
+        """Read an answer in the background, at most until the end of the block."""
         began = asyncio.Event()
         generation = self._text(engine, prompt, tokens=tokens)
         reader = Reader(asyncio.create_task(self._ask(engine, generation, began=began)), began)
@@ -537,7 +537,7 @@ class EngineSuite:
             yield readers
 
     async def _expect_a_free_slot(self, engine: Engine, others: Sequence[Reader]) -> None:
-        """A short answer ends before the long ones: it does not wait for the one that was abandoned."""
+        """Expect that a short answer ends before the long ones: it need not wait for the abandoned one."""
         await self._ask_for(engine, "short", tokens=SHORT)
         assert not any(reader.done for reader in others), (
             "the slot of an abandoned answer was not free before the answers beside it had ended"

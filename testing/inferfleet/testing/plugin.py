@@ -1,7 +1,7 @@
-"""The pytest plugin: services for the session, a client and workers for a test.
+"""The pytest plugin: services for a test session, clients and workers for a test.
 
-pytest loads this in every project that has inferfleet installed. So it imports nothing but pytest, and no
-fixture does anything before a test asks for it.
+pytest loads this plugin in every project that has inferfleet installed. So it imports only pytest, and a
+fixture does nothing before a test requests it.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ REDIS_URL = "INFERFLEET_REDIS_URL"
 ENVIRONMENT_VARIABLE = "INFERFLEET_TEST_SERVICES"
 
 _CHOICE_HELP = (
-    "where RabbitMQ and Redis for tests come from: docker, native (servers of this machine), embedded (in "
-    "this process), urls (those of INFERFLEET_AMQP_URL and INFERFLEET_REDIS_URL), or auto: docker, native or "
-    "embedded, the first that works here"
+    "where RabbitMQ and Redis for tests come from: docker, native (this machine's servers), embedded (in "
+    "this process), urls (INFERFLEET_AMQP_URL and INFERFLEET_REDIS_URL), or auto: the first of docker, "
+    "native and embedded that works here"
 )
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Let a project choose its services."""
+    """Add the options that choose the services."""
     group = parser.getgroup("inferfleet")
     group.addoption("--inferfleet-services", choices=KINDS, default=None, help=_CHOICE_HELP)
     parser.addini("inferfleet_services", help=f"{_CHOICE_HELP} ({ENVIRONMENT_VARIABLE})", default="auto")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Offer the client to the plugins for asynchronous tests that are there."""
+    """Register the client's fixture for each installed plugin for asynchronous tests."""
     for plugin in ("asyncio", "anyio"):
         if config.pluginmanager.has_plugin(plugin):
             config.pluginmanager.import_plugin(f"inferfleet.testing.{plugin}_fixtures")
@@ -59,15 +59,15 @@ def _chosen(config: pytest.Config) -> str:
 
 @pytest.fixture(scope="session")
 def inferfleet_services(pytestconfig: pytest.Config) -> Generator[Services]:
-    """RabbitMQ and Redis, for as long as the session lasts.
+    """Run RabbitMQ and Redis for the whole test session.
 
-    Clients that read their settings from the environment find them: INFERFLEET_AMQP_URL and
-    INFERFLEET_REDIS_URL are set.
+    Sets INFERFLEET_AMQP_URL and INFERFLEET_REDIS_URL, so that clients with settings from the environment find
+    the services.
     """
     from inferfleet.local.services import ServicesChoice, running_services
 
     choice = ServicesChoice(_chosen(pytestconfig))
-    # Tests should not run on the services that somebody works with, unless that was said.
+    # Use services that others may work with only if they were chosen explicitly.
     given: Mapping[str, str] = os.environ if choice is ServicesChoice.URLS else {}
     running = running_services(choice, amqp_url=given.get(AMQP_URL), redis_url=given.get(REDIS_URL))
     with running as services, pytest.MonkeyPatch.context() as environment:
@@ -80,9 +80,10 @@ def inferfleet_services(pytestconfig: pytest.Config) -> Generator[Services]:
 def sync_workers(
     inferfleet_services: Services, tmp_path_factory: pytest.TempPathFactory
 ) -> Generator[SyncWorkers]:
-    """Starts workers, and says what they answer, for tests that block.
+    """Start workers, and script their answers, in blocking tests.
 
-    Behind each test that uses a client or workers the services are empty again, unless their URLs were given.
+    After each test that uses a client or workers, the plugin empties the services, unless they were given by
+    their URLs.
     """
     from inferfleet.testing.workers import open_workers
 
@@ -92,7 +93,7 @@ def sync_workers(
 
 @pytest.fixture
 def workers(sync_workers: SyncWorkers) -> Workers:
-    """Starts workers, and says what they answer, for asynchronous tests."""
+    """Start workers, and script their answers, in asynchronous tests."""
     from inferfleet.testing.workers import Workers
 
     return Workers(sync_workers)
@@ -100,7 +101,7 @@ def workers(sync_workers: SyncWorkers) -> Workers:
 
 @pytest.fixture
 def sync_fleet(sync_workers: SyncWorkers) -> Generator[SyncFleet]:
-    """A connected client, for tests that block."""
+    """A connected client for blocking tests."""
     from inferfleet.producer import SyncFleet
 
     with SyncFleet.connect() as fleet:
@@ -109,7 +110,7 @@ def sync_fleet(sync_workers: SyncWorkers) -> Generator[SyncFleet]:
 
 @pytest.fixture
 def fleet(request: pytest.FixtureRequest) -> Fleet:
-    """A connected client, for asynchronous tests with pytest-asyncio or anyio."""
+    """A connected client for asynchronous tests with pytest-asyncio or anyio."""
     plugin = "anyio" if "anyio_backend" in request.fixturenames else "asyncio"
     if not request.config.pluginmanager.has_plugin(plugin):
         raise pytest.UsageError(

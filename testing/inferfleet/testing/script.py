@@ -1,8 +1,8 @@
-"""What the workers of a test should answer: rules in a folder, which the test writes and its workers read.
+"""The script of a test: rules in a folder, which the test writes and its workers read.
 
-Workers are processes of their own, and may be killed. So the rules are a file that is replaced as a whole,
-and what has been used up is a file that exists: each read sees all rules or those before, and of two workers
-one alone gets the last use.
+Workers are separate processes, and may be killed. So the rules are a file that is replaced as a whole: a read
+sees either all rules or all earlier ones. Each use of a rule is a file that its worker creates: if two
+workers compete for the last use, only one gets it.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from inferfleet.schemas import FailureCode
 
 
 class Rule(BaseModel):
-    """What to do with a request whose last message contains ``prompt``, for ``times`` attempts at most.
+    """What to do with a request whose last message contains ``prompt``, for at most ``times`` attempts.
 
-    The attempt says ``text`` or fails with ``failure``. With ``hang_after_tokens`` the first attempt of each
-    job says so many tokens and then nothing more, until it is cancelled or its worker is gone.
+    The attempt answers ``text`` or fails with ``failure``. With ``hang_after_tokens`` the first attempt of
+    each job generates that many tokens and then hangs, until it is cancelled or its worker dies.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -39,7 +39,7 @@ _rules: TypeAdapter[list[Rule]] = TypeAdapter(list[Rule])
 
 
 class Script:
-    """The rules in a folder. Of those that fit a request, the newest one counts."""
+    """The rules in a folder. If several rules match a request, the newest one counts."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -54,7 +54,7 @@ class Script:
         times: int | None = None,
         hang_after_tokens: int | None = None,
     ) -> None:
-        """Add a rule. Every attempt that begins after this returns knows it."""
+        """Add a rule. It applies to every attempt that begins after this returns."""
         rules = self.rules()
         rules.append(
             Rule(
@@ -71,7 +71,7 @@ class Script:
         written.replace(self._file)
 
     def rules(self) -> list[Rule]:
-        """All rules, the oldest first."""
+        """Read all rules, oldest first."""
         try:
             return _rules.validate_json(self._file.read_bytes())
         except FileNotFoundError:
@@ -85,11 +85,11 @@ class Script:
         return None
 
     def hang(self, rule: Rule, job_id: str) -> bool:
-        """Note that an attempt of a job hangs; false if one of its attempts did before."""
+        """Note that an attempt of a job hangs. Return false if an earlier attempt of the job did."""
         return self._claim(f"{rule.number}-hung-{quote(job_id, safe='')}")
 
     def hung(self) -> Iterator[tuple[str, int]]:
-        """The jobs that had an attempt which hangs, each with the number of tokens it hangs behind."""
+        """Return the jobs with a hanging attempt, each with the number of tokens after which it hangs."""
         for rule in self.rules():
             prefix = f"{rule.number}-hung-"
             for claimed in self.folder.glob(f"{prefix}*"):
@@ -99,7 +99,7 @@ class Script:
         return any(self._claim(f"{rule.number}-use-{use}") for use in range(times))
 
     def _claim(self, what: str) -> bool:
-        """Whether this is the first call for it, of all workers."""
+        """Return whether this is the first call with this name in all workers."""
         try:
             os.close(os.open(self.folder / what, os.O_CREAT | os.O_EXCL))
         except FileExistsError:

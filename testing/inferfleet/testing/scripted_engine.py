@@ -1,7 +1,7 @@
-"""An engine that says what a test tells it to say, and repeats the prompt where it was told nothing.
+"""An engine that answers what the test has scripted, and otherwise repeats the prompt.
 
-A token is a word with the blanks behind it, and its id says which rule it is from and where it stands. So an
-answer that another worker began goes on, whatever the test has scripted since.
+A token is a word with the blanks behind it. Its id encodes its rule and its position. So the engine resumes
+an answer that another worker began, whatever the test has scripted since.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from inferfleet.worker import (
 from inferfleet.worker.engines.simulated import SimulatedEngine
 
 _MOST_TOKENS: Final = 1 << 16
-"""The tokens of one answer: a token's id is its rule's number times this, and its place."""
+"""The maximum length of an answer. A token's id is its rule's number times this, plus its position."""
 
 _WORD: Final = re.compile(r"\s*\S+\s*|\s+")
 
 
 class ScriptedEngine:
-    """Answers chats and completions by a script, without delay; all else as the simulated engine does."""
+    """Answers chats and completions by a script, without delay; all others as the simulated engine does."""
 
     def __init__(self, *, model: str, max_running: int, script: Script | None) -> None:
         self._model = model
@@ -57,7 +57,7 @@ class ScriptedEngine:
         """Make the engine that a worker runs. ``engine_args`` may have the folder of a ``script``.
 
         Raises:
-            ConfigurationError: There is an argument besides.
+            ConfigurationError: ``engine_args`` has another argument.
 
         """
         arguments = dict(settings.engine_args)
@@ -77,16 +77,16 @@ class ScriptedEngine:
 
     @property
     def identity(self) -> ModelIdentity:
-        """Its name: the same for every script."""
+        """The identity: the same for every script."""
         return self._identity
 
     @property
     def endpoints(self) -> frozenset[Endpoint]:
-        """All of them."""
+        """All endpoints."""
         return frozenset(Endpoint)
 
     async def start(self) -> None:
-        """Be ready at once."""
+        """Become ready at once."""
         await self._others.start()
         self._started = True
 
@@ -101,7 +101,7 @@ class ScriptedEngine:
         return EngineStats(running=self._running + others.running, waiting=self._waiting + others.waiting)
 
     def resumable(self, generation: Generation) -> bool:
-        """Say yes to a text."""
+        """Return whether the answer is a text."""
         return ENDPOINTS[generation.endpoint].generated is not None
 
     async def generate(self, generation: Generation) -> AsyncGenerator[TokenChunk | Completion]:
@@ -157,7 +157,7 @@ class ScriptedEngine:
             raise GenerationError(FailureCode.INVALID_REQUEST, "n: the scripted engine gives one choice")
 
     def _rule(self, generation: Generation, prompt: str) -> Rule | None:
-        """The rule of an answer: that of its tokens, if an earlier attempt has left some."""
+        """Find the rule of an answer: that of its tokens, if an earlier attempt has left some."""
         if self._script is None:
             return None
         if not generation.resume_token_ids:
@@ -187,7 +187,7 @@ class ScriptedEngine:
 
 
 def _prompt(body: Mapping[str, Any]) -> str:
-    """The text that the answer depends on: of the last message, or of the prompt."""
+    """Return the text that selects the rule: that of the last message, or the prompt."""
     messages: Sequence[Mapping[str, Any]] | None = body.get("messages")
     if messages is not None:
         return text_of(messages[-1].get("content")) if messages else ""
@@ -202,7 +202,7 @@ def _words(text: str) -> list[str]:
 
 
 def _cut(text: str, body: Mapping[str, Any]) -> tuple[list[str], str]:
-    """The words to say, and why they end. With ``ignore_eos`` the text is repeated up to the limit."""
+    """Return the answer's words and its finish reason. ``ignore_eos`` repeats the text up to the limit."""
     words = _words(text)
     limit: int | None = body.get("max_completion_tokens", body.get("max_tokens"))
     if limit is None:

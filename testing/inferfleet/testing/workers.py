@@ -1,7 +1,7 @@
-"""Workers of a test: real worker processes on real queues, whose engine answers as the test says.
+"""Workers for tests: real worker processes on real queues, whose engine answers as the test scripts.
 
-A background thread owns the processes, so that asynchronous tests of any plugin and blocking ones use the
-same.
+A background thread owns the processes, so that asynchronous tests with any plugin and blocking tests can use
+them.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ POLL_INTERVAL_S = 0.02
 SCRIPTED = "scripted"
 
 QUICK: dict[str, Any] = {
-    # After a kill the job waits for the lease to run out.
+    # After a kill a job waits until its lease expires.
     "lease_s": 3.0,
     "journal_flush_s": 0.05,
     "retry_base_s": 0.05,
     "heartbeat_interval_s": 0.5,
     "log_format": "console",
 }
-"""Settings of a test's workers where neither the test nor the environment says anything."""
+"""Settings of a test's workers that neither the test nor the environment sets."""
 
 
 @contextmanager
 def open_workers(services: Services, folder: Path) -> Generator[SyncWorkers]:
-    """Let a test start workers, with its script in ``folder``. Behind it the services are empty again.
+    """Let a test start workers, with its script in ``folder``. Empty the services afterwards.
 
-    Services that somebody gave by their URLs may be others' too, and are left as they are.
+    Services that were given by their URLs may be shared with others, and stay as they are.
     """
     workers = SyncWorkers(services=services, script=Script(folder))
     try:
@@ -62,7 +62,7 @@ def open_workers(services: Services, folder: Path) -> Generator[SyncWorkers]:
 
 
 async def _empty(services: Services, pools: Iterable[str]) -> None:
-    """Delete what Redis has, and the queues of the pools that have had workers or jobs."""
+    """Delete all data in Redis, and the queues of the pools that had workers or jobs."""
     names = {DEFAULT_POOL, *pools}
     async with open_redis(services.redis_url) as client:
         for key in await client.keys(job_key("*")):
@@ -93,22 +93,22 @@ class SyncRunningWorker:
 
     @property
     def pool(self) -> str:
-        """The pool whose jobs it runs."""
+        """The pool whose jobs the worker runs."""
         return self._process.settings.pool
 
     @property
     def log(self) -> str:
-        """What it has logged."""
+        """The worker's log."""
         return self._process.log.read_text(errors="replace")
 
     def kill(self) -> None:
-        """End it with SIGKILL. Its jobs go on elsewhere once their lease is over, from their last tokens."""
+        """Kill the worker with SIGKILL. When their leases expire, other workers resume its jobs."""
         self._portal.call(self._process.kill)
 
     def drain(self) -> int:
-        """End it with SIGTERM, as Kubernetes does; returns its exit code.
+        """End the worker with SIGTERM, as Kubernetes does, and return its exit code.
 
-        It finishes what ends within its ``drain_timeout_s``, and hands over the rest.
+        It finishes the jobs that end within its ``drain_timeout_s``, and hands over the others.
         """
         return self._portal.call(self._process.stop)
 
@@ -126,26 +126,26 @@ class RunningWorker:
 
     @property
     def log(self) -> str:
-        """What it has logged."""
+        """The worker's log."""
         return self._worker.log
 
     async def kill(self) -> None:
-        """End it with SIGKILL. Its jobs go on elsewhere once their lease is over, from their last tokens."""
+        """Kill the worker with SIGKILL. When their leases expire, other workers resume its jobs."""
         await to_thread.run_sync(self._worker.kill)
 
     async def drain(self) -> int:
-        """End it with SIGTERM, as Kubernetes does; returns its exit code.
+        """End the worker with SIGTERM, as Kubernetes does, and return its exit code.
 
-        It finishes what ends within its ``drain_timeout_s``, and hands over the rest.
+        It finishes the jobs that end within its ``drain_timeout_s``, and hands over the others.
         """
         return await to_thread.run_sync(self._worker.drain)
 
 
 class ScriptedAnswers:
-    """What the workers of a test answer. Without a word from the test they repeat the prompt.
+    """Scripts the answers of a test's workers. Without a script they repeat the prompt.
 
-    A request is known by its last message, or by the prompt of a completion. If several answers fit, the one
-    that was scripted last counts. Workers that run already hear of it, too.
+    Answers are selected by a request's last message, or by the prompt of a completion. If several answers
+    match, the one that was scripted last counts. A new script also applies to running workers.
     """
 
     def __init__(self, script: Script) -> None:
@@ -154,23 +154,23 @@ class ScriptedAnswers:
     def reply_to(
         self, prompt: str, *, with_text: str, times: int | None = None, hang_after_tokens: int | None = None
     ) -> None:
-        """Answer requests whose last message contains ``prompt``, for ``times`` attempts at most.
+        """Answer requests whose last message contains ``prompt``, for at most ``times`` attempts.
 
-        With ``hang_after_tokens`` the first attempt of each job stops for good behind so many tokens, which
-        are words here: kill or drain its worker, or cancel the job. The next attempt goes on from there.
+        With ``hang_after_tokens`` the first attempt of each job hangs for good after that many tokens, which
+        are words here: kill or drain its worker, or cancel the job. The next attempt resumes from there.
         """
         self.script.add(prompt=prompt, text=with_text, times=times, hang_after_tokens=hang_after_tokens)
 
     def fail_with(self, code: FailureCode | str, *, prompt: str = "", times: int | None = None) -> None:
-        """Let attempts fail whose last message contains ``prompt``, ``times`` of them at most.
+        """Make attempts fail whose last message contains ``prompt``, at most ``times`` of them.
 
-        Workers try again after a retryable code, such as ``engine_error``, up to the job's ``max_attempts``.
+        After a retryable code, such as ``engine_error``, workers retry up to the job's ``max_attempts``.
         """
         self.script.add(prompt=prompt, failure=FailureCode(code), times=times)
 
 
 class SyncWorkers(ScriptedAnswers):
-    """Starts workers, and says what they answer. They end with the test."""
+    """Starts workers, and scripts their answers, in blocking tests. The workers end with the test."""
 
     def __init__(self, *, services: Services, script: Script) -> None:
         super().__init__(script)
@@ -185,12 +185,12 @@ class SyncWorkers(ScriptedAnswers):
     ) -> Sequence[SyncRunningWorker]:
         """Start ``count`` workers, and return when they take jobs.
 
-        ``settings`` are those of ``WorkerSettings``, such as ``pool`` and ``max_running``. With another
-        engine the script has no say.
+        ``settings`` are those of ``WorkerSettings``, such as ``pool`` and ``max_running``. Another engine
+        than the default ignores the script.
 
         Raises:
-            ConfigurationError: A setting is wrong, or there is no such engine.
-            WorkerProcessError: One ended before it was ready.
+            ConfigurationError: A setting is invalid, or there is no such engine.
+            WorkerProcessError: A worker ended before it was ready.
 
         """
         if engine == SCRIPTED:
@@ -207,12 +207,12 @@ class SyncWorkers(ScriptedAnswers):
         return portal.call(self._start, portal, processes, asked, count)
 
     def until_hung(self, *, timeout_s: float = HANG_TIMEOUT_S) -> SyncRunningWorker:
-        """Wait until one more answer has stopped at its ``hang_after_tokens``, with its words written down.
+        """Wait until one more answer hangs at its ``hang_after_tokens``, with its words in the journal.
 
-        Returns the worker that it hangs on.
+        Returns the worker that runs it.
 
         Raises:
-            TimeoutError: None did within ``timeout_s``.
+            TimeoutError: No further answer hung within ``timeout_s``.
 
         """
         portal, _ = self._open()
@@ -220,11 +220,11 @@ class SyncWorkers(ScriptedAnswers):
 
     @property
     def pools(self) -> set[str]:
-        """The pools that workers were started for."""
+        """Return the pools of all started workers."""
         return {worker.pool for worker in self._started}
 
     def close(self) -> None:
-        """End all workers, without waiting for what they run."""
+        """End all workers, without waiting for their jobs."""
         for worker in self._started:
             worker.kill()
         self._stack.close()
@@ -266,7 +266,7 @@ class SyncWorkers(ScriptedAnswers):
 
 
 class Workers(ScriptedAnswers):
-    """Starts workers, and says what they answer, for asynchronous tests. They end with the test."""
+    """Starts workers, and scripts their answers, in asynchronous tests. The workers end with the test."""
 
     def __init__(self, workers: SyncWorkers) -> None:
         super().__init__(workers.script)
@@ -277,24 +277,24 @@ class Workers(ScriptedAnswers):
     ) -> Sequence[RunningWorker]:
         """Start ``count`` workers, and return when they take jobs.
 
-        ``settings`` are those of ``WorkerSettings``, such as ``pool`` and ``max_running``. With another
-        engine the script has no say.
+        ``settings`` are those of ``WorkerSettings``, such as ``pool`` and ``max_running``. Another engine
+        than the default ignores the script.
 
         Raises:
-            ConfigurationError: A setting is wrong, or there is no such engine.
-            WorkerProcessError: One ended before it was ready.
+            ConfigurationError: A setting is invalid, or there is no such engine.
+            WorkerProcessError: A worker ended before it was ready.
 
         """
         start = partial(self._workers, count, engine=engine, **settings)
         return [RunningWorker(worker) for worker in await to_thread.run_sync(start)]
 
     async def until_hung(self, *, timeout_s: float = HANG_TIMEOUT_S) -> RunningWorker:
-        """Wait until one more answer has stopped at its ``hang_after_tokens``, with its words written down.
+        """Wait until one more answer hangs at its ``hang_after_tokens``, with its words in the journal.
 
-        Returns the worker that it hangs on.
+        Returns the worker that runs it.
 
         Raises:
-            TimeoutError: None did within ``timeout_s``.
+            TimeoutError: No further answer hung within ``timeout_s``.
 
         """
         return RunningWorker(await to_thread.run_sync(partial(self._workers.until_hung, timeout_s=timeout_s)))
