@@ -1,8 +1,8 @@
-"""Everything that consumes: takes jobs from the queue, runs them on an engine, keeps the journal.
+"""The worker: takes jobs from the queue, runs them on an engine, keeps the journal.
 
-What is here is what another engine needs: it implements ``Engine``, and its package offers it as an entry
-point of the group ``inferfleet.engines`` (docs/how-to/write-an-engine.md). The process itself is
-``inferfleet.worker.worker.Worker``, and is not loaded by this.
+This package exports what the author of an engine needs. An engine implements ``Engine``, and its package
+offers it as an entry point in the group ``inferfleet.engines`` (docs/how-to/write-an-engine.md). The worker
+itself is ``inferfleet.worker.worker.Worker``, which this module does not import.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Acknowledgements, batched naturally: what finishes within one turn of the event loop goes out together.
+"""Sends acks in natural batches: those of one turn of the event loop go out in one write.
 
-A contiguous run of finished deliveries is one ``multiple`` ack; the others go singly. Only ``multiple``
-acks would be cheaper still, but then one slow job would hold the prefetch credit of all behind it.
+A contiguous run of finished deliveries becomes one ``multiple`` ack; the others are acked singly. Only
+``multiple`` acks would be cheaper still, but then one slow job would hold the prefetch credit of all
+deliveries behind it.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from inferfleet.wire.rabbitmq.stream import FrameStream
 logger = logging.getLogger(__name__)
 
 BROKEN = (AMQPError, ChannelInvalidStateError, ConnectionError)
-"""What a channel raises that is no more."""
+"""What a closed channel raises."""
 
 
 class Acknowledger:
-    """Acks the deliveries of one channel. It never names a tag twice: RabbitMQ would close the channel."""
+    """Acks the deliveries of one channel. Never settles a tag twice: RabbitMQ would close the channel."""
 
     def __init__(self, channel: aiormq.abc.AbstractChannel, stream: FrameStream) -> None:
         self._channel = channel
@@ -31,7 +32,7 @@ class Acknowledger:
         """Tags in order of delivery, which is ascending."""
         self._finished: set[int] = set()
         self._returning: set[int] = set()
-        """Tags that go back to the queue. Until that is written, no ``multiple`` ack may reach past them."""
+        """Tags that are being requeued. Until that is written, no ``multiple`` ack may cover them."""
 
     @property
     def unsettled(self) -> int:
@@ -39,15 +40,15 @@ class Acknowledger:
         return len(self._unsettled)
 
     def holds(self, tag: int) -> bool:
-        """Whether this delivery still has to be settled, and nobody has begun to."""
+        """Return whether this delivery is unsettled, and nobody has begun to settle it."""
         return tag in self._unsettled and tag not in self._finished and tag not in self._returning
 
     def delivered(self, tag: int) -> None:
-        """Note a delivery that will have to be settled."""
+        """Record a new delivery, which has to be settled."""
         self._unsettled[tag] = None
 
     async def requeue(self, tag: int) -> None:
-        """Give a delivery back. One that is settled already, or about to be, is left alone."""
+        """Requeue a delivery, unless it is settled or somebody has begun to settle it."""
         if not self.holds(tag):
             return
         self._returning.add(tag)
@@ -55,23 +56,23 @@ class Acknowledger:
             await self._channel.basic_nack(tag, requeue=True)
             del self._unsettled[tag]
         except BROKEN as error:
-            # A broken session has requeued it already.
+            # RabbitMQ requeues it by itself when the connection has broken.
             logger.debug("RabbitMQ has requeued delivery %d itself (%s)", tag, error)
         finally:
             self._returning.discard(tag)
 
     def ack(self, tag: int) -> None:
-        """Put an ack into the next batch. A tag that is settled already, or about to be, is left alone."""
+        """Put an ack into the next batch, unless the tag is settled or somebody has begun to settle it."""
         if self.holds(tag):
             if not self._finished:
                 asyncio.get_running_loop().call_soon(self.flush)
             self._finished.add(tag)
 
     def flush(self) -> None:
-        """Write what is finished now.
+        """Write the acks of all finished deliveries.
 
-        On a channel that is no more this does nothing: the broker delivers these again, each is found to have
-        ended, and the ack comes then.
+        On a closed channel this does nothing: the broker delivers these messages again, and the worker that
+        gets one finds that its job has ended, and acks it.
         """
         prefix, singles = self._take()
         acks = [] if prefix is None else [acknowledgement(self._channel.number, prefix, multiple=True)]
@@ -80,7 +81,7 @@ class Acknowledger:
             self._stream.write(self._channel.number, b"".join(acks))
 
     def _take(self) -> tuple[int | None, list[int]]:
-        """Split what is finished into the end of the contiguous prefix and the rest."""
+        """Split the finished tags into the end of the contiguous prefix, and the rest."""
         prefix: int | None = None
         for tag in self._unsettled:
             if tag not in self._finished:

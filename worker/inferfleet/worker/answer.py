@@ -1,4 +1,4 @@
-"""The answer of one job as far as it is known here: its tokens, and which of them the journal has."""
+"""The answer of one job, as this worker knows it: its tokens, and which of them the journal has."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class Answer:
     def __init__(self, job: Job) -> None:
         self._job = job
         self.head: AnswerHead | None = None
-        """What the answer begins with, once the engine has read the prompt."""
+        """The head of the answer, once the engine has read the prompt."""
         self._head_is_written = False
         self._journaled: list[TokenChunk] = []
         self._offset = 0
-        """How many tokens the journal was given."""
+        """How many tokens were given to the journal."""
         self._resumed_tokens = 0
         self._fresh: list[TokenChunk] = []
         self._fresh_tokens = 0
@@ -43,40 +43,40 @@ class Answer:
 
     @property
     def token_ids(self) -> tuple[int, ...]:
-        """The tokens that were given to the journal."""
+        """The ids of the tokens that were given to the journal."""
         return tuple(token for chunk in self._journaled for token in chunk.token_ids)
 
     @property
     def journaled(self) -> tuple[TokenChunk, ...]:
-        """The same in the portions they were given in."""
+        """The chunks that were given to the journal."""
         return tuple(self._journaled)
 
     @property
     def has_fresh_tokens(self) -> bool:
-        """Whether there are tokens that the journal was not given yet."""
+        """Whether there are tokens that were not given to the journal yet."""
         return bool(self._fresh)
 
     @property
     def unwritten(self) -> tuple[int, tuple[TokenChunk, ...]]:
-        """How many tokens the journal was given, and those behind them that it was not."""
+        """How many tokens were given to the journal, and the later tokens that were not."""
         return self._offset, _merge(self._fresh)
 
     def resume(self, chunks: tuple[TokenChunk, ...], head: AnswerHead | None = None) -> None:
-        """Go on behind what earlier attempts left in the journal."""
+        """Resume behind the tokens that earlier attempts left in the journal."""
         self.head = head
         self._head_is_written = True
         self._journaled = list(chunks)
         self._offset = self._resumed_tokens = sum(len(chunk.token_ids) for chunk in chunks)
 
     def recall(self, offset: int, unwritten: tuple[TokenChunk, ...]) -> None:
-        """Take what an earlier attempt could not write down, if the journal ends where that begins."""
+        """Take tokens that an earlier attempt could not write, if they begin where the journal ends."""
         if self.tokens == offset:
             self._fresh = list(unwritten)
             self._fresh_tokens = sum(len(chunk.token_ids) for chunk in unwritten)
             self._resumed_tokens = self.tokens
 
     def read_prompt(self, *, model: str, tokens: int) -> None:
-        """Hear from the engine what it answers, and as which model."""
+        """Take the model's name and the number of prompt tokens from the engine."""
         self.head = AnswerHead(endpoint=self._job.endpoint, model=model, prompt_tokens=tokens)
         self._head_is_written = False
 
@@ -86,9 +86,9 @@ class Answer:
         self._fresh_tokens += len(chunk.token_ids)
 
     def take_pending(self, *, ended: bool = False) -> PendingTokens:
-        """Hand out what the journal does not have. The caller must write it.
+        """Return what was not given to the journal yet. The caller must write it.
 
-        An answer that has ``ended`` needs no head any more: its response has it all.
+        If the answer has ``ended``, this omits the head, because the response has the same data.
         """
         head = None
         if self._fresh and not self._head_is_written and not ended:
@@ -100,7 +100,7 @@ class Answer:
         return pending
 
     def cut_response(self, *, created: int) -> dict[str, Any]:
-        """Make the response of what was said so far. ``created`` is in seconds since 1970."""
+        """Make the response of the partial answer. ``created`` is in Unix seconds."""
         head = self.head or AnswerHead(
             endpoint=self._job.endpoint, model=str(self._job.body.get("model") or ""), prompt_tokens=0
         )
@@ -108,7 +108,7 @@ class Answer:
 
 
 def _merge(chunks: list[TokenChunk]) -> tuple[TokenChunk, ...]:
-    """Join neighbouring chunks of the same choice, so that the journal holds few and large ones."""
+    """Join neighbouring chunks of the same choice, so that the journal has few large ones."""
     if len(chunks) < 2:
         return tuple(chunks)
     merged: list[TokenChunk] = []

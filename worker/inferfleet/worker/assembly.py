@@ -1,4 +1,4 @@
-"""What a worker is made of: the one place where its parts are put together."""
+"""Puts the parts of a worker together."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from inferfleet.worker.turns import Turns
 
 
 class Parts(NamedTuple):
-    """What the worker itself talks to."""
+    """The parts that the worker itself uses."""
 
     processor: Processor
     journal: JournalWriter
@@ -46,7 +46,7 @@ def assemble(
     leaving: asyncio.Event,
     on_engine_death: Callable[[EngineDeadError], None],
 ) -> Parts:
-    """Put together what answers jobs. Commands go to ``pipeline``, messages to ``confirm_channel``."""
+    """Put the parts together. Redis commands go by ``pipeline``, messages by ``confirm_channel``."""
     hooks = AllHooks((metrics, AttemptLog(prompts=settings.log_prompts)))
     records = JobRecords(
         pipeline=pipeline, result_ttl_s=settings.result_ttl_s, queued_ttl_s=settings.queued_ttl_s

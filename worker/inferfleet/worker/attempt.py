@@ -1,6 +1,6 @@
 """The life of one attempt: check, claim, prepare, generate, conclude, settle. Read ``run`` and ``_outcome``.
 
-Each stage gives what the next one needs, or the ``Outcome`` that ends the attempt.
+Each stage returns what the next one needs, or the ``Outcome`` that ends the attempt.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ TRACE_HEADERS = ("traceparent", "tracestate")
 
 
 class Attempts:
-    """Makes attempts: each answers one job, or finds out why not. Many run at the same time."""
+    """Makes attempts: each answers one job, or finds out why it cannot. Many run at the same time."""
 
     def __init__(
         self,
@@ -78,18 +78,18 @@ class Attempts:
     async def run(self, run: JobRun) -> tuple[Delivery, Delivery | None]:
         """Make one attempt, from the slot to the settled message.
 
-        Returns the delivery that was settled, and the same if it carries another job now.
+        Returns the settled delivery, and the delivery that carries another job now, if there is one.
 
         Raises:
-            EngineDeadError: The job is back in the queue; this process should end.
+            EngineDeadError: The engine died. The job is back in the queue, and this process should exit.
 
         """
         engine_died: EngineDeadError | None = None
         try:
             outcome = await self._outcome(run)
         except EngineDeadError as error:
-            # It counts as an attempt: a job that kills its engine must not do so for ever. Those that wait
-            # for a slot have no part in it, and must not start on a dead engine.
+            # The attempt is charged: a job that kills its engine must not do so for ever. Jobs that wait
+            # for a slot did not cause it, and must not start on a dead engine.
             self._slots.close()
             engine_died = error
             outcome = HandOver(refund=False)
@@ -104,7 +104,7 @@ class Attempts:
             carrying = await self._settlement.settle(run, delivery, outcome)
         except Exception as error:
             if engine_died is not None:
-                # The broker gives the message out again when this process ends.
+                # The broker delivers the message again when this process exits.
                 raise engine_died from error
             raise
         if engine_died is not None:
@@ -113,7 +113,7 @@ class Attempts:
 
     async def _outcome(self, run: JobRun) -> Outcome:
         generation = _generation(run)
-        # Checked before the engine sees it, carried out once the job is ours.
+        # Checked before the engine sees the request, carried out once the job is claimed.
         problem = self._claims.problem(run.job)
         resumable = problem is None and self._claims.resumable(generation)
         match await self._claims.claim(run, resumable=resumable):
@@ -158,7 +158,7 @@ class Attempts:
     async def _generate_anew(
         self, run: JobRun, generation: Generation, why: NotContinuableError
     ) -> Completion | Outcome:
-        """Begin the answer again, as the engine cannot go on with it after all."""
+        """Restart the answer, because the engine cannot resume it after all."""
         logger.warning("%s", why, extra={"job_id": run.job.id})
         self._journal.release(run)
         begun = await self._preparation.restart(

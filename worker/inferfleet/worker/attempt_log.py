@@ -1,4 +1,4 @@
-"""One log line for each thing that becomes of an attempt."""
+"""Logs one line for each event of an attempt."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 class AttemptLog(Hooks):
-    """Writes what became of attempts to the log. Prompts only if ``prompts`` says so."""
+    """Logs the events of attempts, with prompts only if ``prompts`` is set."""
 
     def __init__(self, *, prompts: bool) -> None:
         self._prompts = prompts
@@ -58,7 +58,7 @@ class AttemptLog(Hooks):
 
     @override
     def on_dead_letter(self, run: JobRun | None, delivery: Delivery, failure: Failure) -> None:
-        # Why is in the letter's headers. It may quote the message, so it is in no log.
+        # The reason is only in the letter's headers, because it may quote the message.
         logger.warning(
             "message dead-lettered",
             extra={

@@ -1,8 +1,8 @@
 """The worker's side of RabbitMQ: a subscription that delivers jobs, and the settling of each delivery.
 
-A subscription is one connection with one consumer. When it breaks, the broker gives everything unsettled
-out again; the consumer opens the next subscription, and jobs that still run here go on running. What to do
-with a delivery is decided elsewhere.
+A subscription is one connection with its consumers. When it breaks, the broker delivers all unsettled
+messages again; the worker opens another subscription, and jobs that run here keep running. This module does
+not decide what to do with a delivery.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from inferfleet.worker.topology import Topology, not_here
 logger = logging.getLogger(__name__)
 
 CANCEL_TIMEOUT_S = 5.0
-"""How long the broker may take to stop deliveries. One that is cut off must not use up a drain's time."""
+"""How long the broker may take to stop deliveries. An unreachable broker must not use up a drain's time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """One message as the broker gave it out, and the subscription it must be settled on.
+    """One message as the broker delivered it, and the subscription on which to settle it.
 
-    The message of a turn that has ended may carry the next one of its session (decision 16). Then that one is
-    delivered, and ``witness`` is the job that the message itself is of.
+    The message of an ended turn may carry the next turn of its session (decision 16). Then the delivery is of
+    that next turn, and ``witness`` is the job whose message it is.
     """
 
     subscription: Subscription
@@ -52,7 +52,7 @@ class Delivery:
     witness: Job | None = None
 
     def carrying(self, job: Job, *, reply_to: str, witness: Job) -> Delivery:
-        """The same message as that of another job: it is acked when that has ended."""
+        """Return the same message as the message of another job: it is acked when that job has ended."""
         message = job_message(job, reply_to=reply_to)
         return replace(
             self,
@@ -65,24 +65,24 @@ class Delivery:
         )
 
     def ack(self) -> None:
-        """Take the message off the queue. Joins the next batch; on a broken subscription it does nothing."""
+        """Ack the message with the next batch. On a broken subscription this does nothing."""
         self.subscription.acknowledger.ack(self.tag)
 
     @property
     def is_lost(self) -> bool:
-        """Whether its subscription is broken, so that the broker has given it out again, or will."""
+        """Whether the subscription is broken, so that the broker has delivered the message again, or will."""
         return self.subscription.is_closed
 
     def waiting_for_slot(self) -> AbstractContextManager[None]:
-        """While the block runs, a message that carries another job takes none of the worker's places.
+        """Keep a message that carries another job from taking prefetch capacity while the block runs.
 
-        A more urgent one may wait in the queue, and would have come with the ack that did not leave.
+        The ack that was not sent would have let a more urgent job come from the queue.
         """
         return nullcontext() if self.witness is None else self.subscription.carries()
 
     @contextmanager
     def parked(self) -> Generator[None]:
-        """While the block runs, the message takes none of the worker's places."""
+        """Keep the message from taking prefetch capacity while the block runs."""
         self.subscription.parked += 1
         try:
             yield
@@ -90,7 +90,7 @@ class Delivery:
             self.subscription.parked -= 1
 
     async def requeue(self) -> None:
-        """Give the message back to its place in the queue. On a broken subscription it does nothing."""
+        """Requeue the message. On a broken subscription this does nothing."""
         await self.subscription.acknowledger.requeue(self.tag)
 
 
@@ -109,20 +109,20 @@ class Subscription:
         self._queue = queue
         self._on_delivery = on_delivery
         self._consumers: dict[str, int] = {}
-        """What each consumer may hold, the oldest first."""
+        """How many deliveries each consumer may hold, oldest consumer first."""
         self._takers: dict[int, str] = {}
-        """Which consumer took each delivery that is held."""
+        """The consumer of each held delivery."""
         self._limit = 0
         self._backlog = False
-        """Whether the queue had more than we may hold when we last knew."""
+        """Whether the queue had more messages than the worker may hold, as far as is known."""
         self._changing = asyncio.Lock()
         self._cancelled = asyncio.Event()
         self.acknowledger = Acknowledger(channel, stream)
         self.parked = 0
-        """Deliveries that only wait here, and for which others may be taken."""
+        """Deliveries that only wait here, and take no prefetch capacity."""
         self.carrying = 0
-        """Deliveries that carry a turn which waits for a slot. They take no place either, so that the queue
-        moves on; lanes limit how many there are."""
+        """Deliveries that carry a turn that waits for a slot. They take no prefetch capacity either, so that
+        the queue keeps moving; lanes limit their number."""
         channel.on_consumer_cancel_callbacks.add(self._on_cancel)
         stream.take(channel.number, Contents(DELIVER, self._receive).take)
 
@@ -133,7 +133,7 @@ class Subscription:
 
     @contextmanager
     def carries(self) -> Generator[None]:
-        """While the block runs, one delivery more takes none of the worker's places."""
+        """Count one more delivery that takes no prefetch capacity while the block runs."""
         self.carrying += 1
         try:
             yield
@@ -142,7 +142,7 @@ class Subscription:
 
     @property
     def refilling(self) -> bool:
-        """Whether a delivery is due: the queue had more than we may hold, and now there is room."""
+        """Whether a delivery is due: the queue had more jobs than the worker may hold, and there is room."""
         return self._backlog and self.held < self._limit
 
     def ran_dry(self) -> None:
@@ -151,15 +151,15 @@ class Subscription:
 
     @property
     def is_closed(self) -> bool:
-        """Whether the channel is no more."""
+        """Whether the channel is closed."""
         return self._channel.closing.done()
 
     async def prefetch(self, limit: int) -> None:
-        """Have messages delivered until ``limit`` are unsettled. May be called again with another limit.
+        """Let the broker deliver messages until ``limit`` are unsettled. Call it again to change the limit.
 
-        RabbitMQ counts prefetch for each consumer from its start. So a higher limit is one more consumer for
-        what is missing, and a lower one ends the newest. What those have taken frees no room as it is
-        settled: call this again, with the same limit, and it is filled.
+        RabbitMQ fixes the prefetch of a consumer at its start. So a higher limit adds a consumer for the
+        difference, and a lower limit cancels the newest consumers. Settling a delivery of a cancelled
+        consumer frees no room; to fill that room, call this again with the same limit.
 
         Raises:
             ServiceRefusedError: The permission to read the queue is missing.
@@ -172,7 +172,7 @@ class Subscription:
                     self._consumers.popitem()
                 missing = limit - sum(self._consumers.values()) - self._orphans()
                 if missing > 0:
-                    # Before the broker is asked: it delivers before it answers.
+                    # Noted before the request, because the broker delivers before it answers.
                     self._limit = sum(self._consumers.values()) + missing
                     await self._channel.basic_qos(prefetch_count=missing)
                     answer = await self._channel.basic_consume(self._queue, not_here)
@@ -184,7 +184,7 @@ class Subscription:
                 logger.info("the connection broke before consuming began (%s)", error)
 
     def _orphans(self) -> int:
-        """How many deliveries are held that were taken by consumers that are no more."""
+        """Return how many held deliveries belong to cancelled consumers."""
         holds = self.acknowledger.holds
         self._takers = {tag: taker for tag, taker in self._takers.items() if holds(tag)}
         return sum(taker not in self._consumers for taker in self._takers.values())
@@ -208,9 +208,9 @@ class Subscription:
         )
 
     async def wait_closed(self) -> None:
-        """Wait until the subscription is broken: the connection, the channel or a consumer is no more.
+        """Wait until the connection or the channel closes, or the broker cancels a consumer.
 
-        A consumer goes when its queue is deleted, or moves to another node of a cluster.
+        The broker cancels a consumer when its queue is deleted, or moves to another node of a cluster.
         """
         cancelled = asyncio.create_task(self._cancelled.wait())
         ends: set[asyncio.Future[Any]] = {cast("asyncio.Future[None]", self._channel.closing), cancelled}
@@ -220,13 +220,13 @@ class Subscription:
             cancelled.cancel()
 
     async def stop_consuming(self) -> None:
-        """Stop deliveries. What is unsettled stays ours to settle."""
+        """Stop deliveries. Unsettled deliveries stay with this worker."""
         try:
             async with asyncio.timeout(CANCEL_TIMEOUT_S), self._changing:
                 while self._consumers:
                     await self._channel.basic_cancel(self._consumers.popitem()[0])
         except TimeoutError:
-            # The channel is closed with that, and what is unsettled is back in the queue.
+            # This closes the channel, and the broker requeues all unsettled messages.
             self._stream.leave(self._channel.number)
             logger.warning("RabbitMQ does not answer; giving up the connection")
         except BROKEN as error:
@@ -244,11 +244,11 @@ async def subscribe(
     on_delivery: Callable[[Delivery], None],
     on_control: Callable[[bytes], None],
 ) -> AsyncGenerator[Subscription]:
-    """Connect, declare the pool and listen on the control exchange; consuming starts later.
+    """Connect, declare the pool and listen for commands; consuming starts later.
 
     Raises:
-        ServiceUnreachableError: Nothing answers, the credentials are refused, or another worker has the name.
-        ServiceRefusedError: The broker refuses.
+        ServiceUnreachableError: The broker does not answer, refuses the login, or another worker has the id.
+        ServiceRefusedError: The broker refuses a request.
         ConfigurationError: The pool's queue exists with other arguments.
 
     """

@@ -1,4 +1,4 @@
-"""Claiming a job for this worker: check its request, wait for a slot, take its fence."""
+"""Claims a job for this worker: checks its request, waits for a slot, takes its fence."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from inferfleet.worker.turns import Turns
 logger = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 16 * 1024 * 1024
-"""What a worker accepts at most: RabbitMQ's own limit. The producers' limit is a setting of theirs."""
+"""The largest body that a worker accepts: RabbitMQ's own limit. Producers have a setting for theirs."""
 
 DEFER_MIN_S = 0.05
-"""A message that has to wait comes again no sooner than this, so that it does not spin."""
+"""The shortest time before a waiting message is tried again, so that it does not spin."""
 
 
 class Claims:
-    """The claims of this worker. At most one of them is on a suspect."""
+    """The claims of this worker, of which at most one is on a suspect."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class Claims:
         self._suspects = asyncio.Lock()
 
     def problem(self, job: Job) -> Failure | None:
-        """Say why this worker cannot answer the request, whoever tries."""
+        """Say why this worker can never answer the request; ``None`` if it can."""
         try:
             check_request(job.endpoint, job.body, max_body_bytes=MAX_BODY_BYTES)
         except InvalidJobError as error:
@@ -66,11 +66,11 @@ class Claims:
         return None
 
     def resumable(self, generation: Generation) -> bool:
-        """Whether the answer may be resumed by another attempt."""
+        """Return whether another attempt may resume the answer."""
         try:
             return self._engine.resumable(generation)
         except Exception:
-            # Before the start nothing is counted: raised here, it would bring the job back for ever.
+            # No attempt is counted before the start: an error here would requeue the job for ever.
             logger.exception("cannot tell whether a job can be resumed", extra={"job_id": generation.id})
             return False
 
@@ -122,7 +122,7 @@ class Claims:
         return started
 
     def _refused(self, job: Job, started: Started) -> Outcome | None:
-        """What to do when the start was not granted; ``None`` when it was."""
+        """Return the outcome if the start was refused; ``None`` if it was granted."""
         match started.status:
             case StartStatus.STARTED | StartStatus.INTERRUPTED:
                 return None

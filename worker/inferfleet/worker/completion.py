@@ -1,4 +1,4 @@
-"""The completion of an answer, made from what was streamed: for engines without a response of their own."""
+"""Makes the completion of an answer from its chunks, for engines without a response of their own."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def text_completion(
     prompt_tokens: int,
     finish_reason: str = "stop",
 ) -> Completion:
-    """Make the last thing that ``Engine.generate`` yields for a chat or completion.
+    """Make the ``Completion`` that ``Engine.generate`` yields at the end of a chat or completion.
 
-    ``chunks`` are all of the answer's, those that an earlier attempt left (``generation.resume_chunks``) in
-    front. What streamed and whole answer say, and the usage, agree by that.
+    ``chunks`` are all chunks of the answer, beginning with those of earlier attempts
+    (``generation.resume_chunks``). So the streamed answer, the response and the usage agree.
     """
     head = AnswerHead(endpoint=generation.endpoint, model=model, prompt_tokens=prompt_tokens)
     created = int(time.time())  # noqa: TID251 - an engine knows of no Redis

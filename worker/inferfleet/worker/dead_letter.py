@@ -1,7 +1,7 @@
-"""A dead letter: the message as it came, why it was given up, and what of it could not be carried.
+"""Makes a dead letter: the original message, why it was given up, and which parts it could not carry.
 
-The body is carried byte for byte. Of the rest goes over what every reader of the dead letters can read, what
-the broker takes, and what means the same there as it did in the queue of jobs.
+A dead letter carries the body byte for byte. It carries a property or header if every reader of dead letters
+can read it, the broker accepts it, and it means the same there as in the queue of jobs.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from inferfleet.wire.rabbitmq.messages import OutgoingMessage
 from inferfleet.worker.broker import Delivery
 
 _TEXTS: Final = ("content_type", "content_encoding", "correlation_id", "reply_to", "message_type", "app_id")
-"""Properties that are carried as they came. Priority and delivery mode are the letter's own."""
+"""Properties that a dead letter carries unchanged. It has its own priority and delivery mode."""
 
 _ACTING: Final = ("expiration", "user_id", "cluster_id")
-"""Properties that would do something: end the letter, or have the broker refuse it."""
+"""Properties with an effect: they would expire the letter, or make the broker refuse it."""
 
 _NOT_CARRIED: Final = frozenset(
     name.encode()
     for name in (
-        # These would send the letter elsewhere as well, or count as a turn of a circle.
+        # These would route the letter to other queues, too, or make it count as a cycle.
         *("CC", "BCC", "x-death"),
         names.HEADER_CODE,
         names.HEADER_MESSAGE,
@@ -39,19 +39,19 @@ _NOT_CARRIED: Final = frozenset(
         names.HEADER_LEFT_OUT,
     )
 )
-"""Headers that would do something, or are ours."""
+"""Headers with an effect, and our own."""
 
 _LEFT_OUT_LENGTH: Final = 512
-"""How long the list of what was left out may be, in characters, each of which is ASCII."""
+"""The longest list of left-out properties and headers, in ASCII characters."""
 
 _NAME_LENGTH: Final = 64
-"""How much of a header's name is quoted in it."""
+"""How many characters of a header's name the list quotes."""
 
 _FIXED: Final = 2560
-"""Room in the frame for all that is always there: the properties, and our own headers but for the reason."""
+"""Room in the frame for the fixed part: the properties, and our own headers except the reason."""
 
 _REPLACED: Final = "\N{REPLACEMENT CHARACTER}"
-"""What stands where a property was not UTF-8."""
+"""The replacement for text of a property that is not UTF-8."""
 
 
 def dead_letter(
@@ -63,9 +63,9 @@ def dead_letter(
     died_at: datetime,
     frame_max: int,
 ) -> OutgoingMessage:
-    """Make the dead letter of a message. Whatever the message is, this gives one that can be published.
+    """Make the dead letter of a message. The broker accepts the letter of any message.
 
-    ``frame_max`` is the size of the broker's largest frame in bytes: all but the body must fit into one.
+    ``frame_max`` is the size of the broker's largest frame in bytes: everything except the body must fit.
     """
     properties, left_out = _properties(delivery.properties)
     message_id = delivery.message_id
@@ -74,7 +74,7 @@ def dead_letter(
             left_out.append("message_id")
         message_id = derived_id(delivery.body, message_id)
     room = frame_max - FRAME_OVERHEAD
-    # A quarter for the reason: a whole one of 4,096 characters in frames of any usual size.
+    # A quarter of the frame for the reason: enough for 4,096 characters in frames of any usual size.
     reason = failure.message.encode(errors="replace")[: room // 4].decode(errors="ignore")
     headers: dict[str, Any] = {
         names.HEADER_CODE: failure.code.value,
@@ -105,7 +105,7 @@ def dead_letter(
 
 
 def _properties(came: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Split a message's properties into those that are carried and the names of those that are left out."""
+    """Split a message's properties into those to carry, and the names of those to leave out."""
     carried: dict[str, Any] = {
         name: came[name] for name in _TEXTS if _REPLACED not in came.get(name, _REPLACED)
     }
@@ -130,7 +130,7 @@ def _named(entry: Entry) -> str:
 
 
 def _listed(left_out: list[str]) -> str:
-    """All that was left out, or as much of it as has room, and how much more there was."""
+    """List what was left out, as far as there is room, and how many more there were."""
     text = ""
     for count, name in enumerate(left_out):
         longer = f"{text}, {name}" if text else name

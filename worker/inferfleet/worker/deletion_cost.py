@@ -1,9 +1,9 @@
-"""How much it would cost to delete this worker's pod, told to Kubernetes.
+"""Tells Kubernetes what it would cost to delete this worker's pod.
 
-When a ReplicaSet loses replicas, the controller deletes the ready pod with the lowest
-``controller.kubernetes.io/pod-deletion-cost`` first. With the tokens in flight as the cost that is the idlest
-worker. It is a preference and no promise: the journal is what keeps answers whose pod is deleted anyway.
-A StatefulSet does not look at it.
+When a ReplicaSet scales in, its controller first deletes the ready pod with the lowest
+``controller.kubernetes.io/pod-deletion-cost``. With the tokens in flight as the cost, that is the idlest
+worker. This is a preference, not a guarantee: the journal preserves the answers of a pod that is deleted
+anyway. StatefulSets ignore it.
 """
 
 from __future__ import annotations
@@ -27,33 +27,33 @@ HIGHEST_COST = 2**31 - 1
 """The annotation is an int32; a pod with anything else in it counts as 0."""
 
 SIGNIFICANT_CHANGE = 0.1
-"""A cost that differs by less than this share is not written: every write goes to all who watch pods."""
+"""A cost that differs by less than this share is not written: each write notifies all watchers of pods."""
 
 REQUEST_TIMEOUT_S = 5.0
 
 REFUSED = (403, 404)
-"""Not allowed, or no pod of that name: trying again would not help."""
+"""Forbidden, or no pod of that name: a retry would not help."""
 
 
 def deletion_cost(runs: Iterable[JobRun]) -> int:
-    """Say what is in flight: all tokens of all running answers, and one more for each job.
+    """Return the tokens in flight: all tokens of all running answers, plus one for each job.
 
-    They are what another worker would have to take in again before it could go on.
+    Another worker would have to prefill them before it could resume the answers.
     """
     return min(sum(1 + run.answer.tokens for run in runs if run.attempt and not run.paused), HIGHEST_COST)
 
 
 def worth_writing(*, written: int | None, cost: int) -> bool:
-    """Whether the cost differs enough from the one that Kubernetes knows. Idle or not always does."""
+    """Return whether the cost differs enough from Kubernetes' value. A change from or to idle always does."""
     return written is None or abs(cost - written) > SIGNIFICANT_CHANGE * written
 
 
 async def keep_deletion_cost(settings: WorkerSettings, *, cost: Callable[[], int]) -> None:
     """Keep the annotation of this worker's own pod near ``cost()``, until cancelled.
 
-    At most one request in ``deletion_cost_interval_s``. Ends at once outside Kubernetes, and, with one line
-    in the log, when the service account may not do it. A failed request is only repeated at the next
-    interval, so nothing here can disturb the worker.
+    Makes at most one request per ``deletion_cost_interval_s``. Returns at once outside Kubernetes, and, with
+    a log line, if the service account may not patch pods. Repeats a failed request only at the next interval,
+    so that it cannot disturb the worker.
     """
     account = ServiceAccount(settings.service_account_dir)
     if not (settings.pod_name and settings.pod_namespace and account.mounted()):
@@ -62,7 +62,7 @@ async def keep_deletion_cost(settings: WorkerSettings, *, cost: Callable[[], int
         f"{settings.kubernetes_url.rstrip('/')}/api/v1/namespaces/{settings.pod_namespace}"
         f"/pods/{settings.pod_name}"
     )
-    # What the pod has may be left from before its container was restarted.
+    # The pod's value may be from before a restart of its container.
     written: int | None = None
     reachable = True
     timeout = aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_S)
@@ -91,7 +91,7 @@ async def keep_deletion_cost(settings: WorkerSettings, *, cost: Callable[[], int
                         return
                     answer.raise_for_status()
             except (aiohttp.ClientError, OSError) as error:
-                # TimeoutError is an OSError, and so is what ssl raises.
+                # TimeoutError is an OSError, and so are the errors of ssl.
                 logger.log(
                     logging.WARNING if reachable else logging.DEBUG,
                     "cannot update this worker's deletion cost: %s",
@@ -105,20 +105,20 @@ async def keep_deletion_cost(settings: WorkerSettings, *, cost: Callable[[], int
 
 
 class ServiceAccount:
-    """What Kubernetes mounts into a pod. It renews the token in place, so it is read for each request."""
+    """The pod's service account. Kubernetes renews its token in place, so each request reads the file."""
 
     def __init__(self, folder: Path) -> None:
         self._token = folder / "token"
         self._authority = folder / "ca.crt"
 
     def mounted(self) -> bool:
-        """Whether this pod was given any."""
+        """Whether this pod has a service account."""
         return self._token.is_file()
 
     def token(self) -> str:
-        """The bearer token as it is now."""
+        """Read the current bearer token."""
         return self._token.read_text().strip()
 
     def trust(self) -> ssl.SSLContext:
-        """Whom to believe to be the API server."""
+        """Make the TLS context that verifies the API server."""
         return ssl.create_default_context(cafile=str(self._authority) if self._authority.is_file() else None)

@@ -1,8 +1,8 @@
-"""From settings to an engine. An engine is an entry point of an installed package, ours like anybody's.
+"""Makes the engine that the settings name, from the entry points of installed packages, ours included.
 
-A package offers one in its group ``inferfleet.engines``: the entry point's name is what ``--engine`` takes,
-its object a callable that gets the ``WorkerSettings`` and returns an ``Engine``. Only the engine that is
-chosen is imported.
+A package offers an engine in the group ``inferfleet.engines``. The entry point's name is the value of
+``--engine``; its object is a callable that takes the ``WorkerSettings`` and returns an ``Engine``. Only the
+chosen engine is imported.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ def make_engine(settings: WorkerSettings) -> Engine:
 
 
 def find_engine(name: str) -> EntryPoint:
-    """Look for an engine among the installed packages, without importing it.
+    """Find an engine among the installed packages, without importing it.
 
     Raises:
-        ConfigurationError: There is none of this name, or two packages have one.
+        ConfigurationError: No package has an engine of this name, or two packages have one.
 
     """
     installed = entry_points(group=ENTRY_POINT_GROUP)

@@ -1,4 +1,4 @@
-"""A worker's heartbeat: what it says of itself, on the health map in Redis and on its HTTP port."""
+"""A worker's heartbeat, on the health map in Redis and on the HTTP port."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from inferfleet.worker.slots import Slots
 logger = logging.getLogger(__name__)
 
 HEARTBEATS_MISSED = 5
-"""A worker is off the health map after so many heartbeats that did not come."""
+"""After this many missed heartbeats a worker is off the health map."""
 
 FORGET_TIMEOUT_S = 1.0
-"""How long a worker that leaves tries to take itself off the health map."""
+"""How long an exiting worker tries to remove itself from the health map."""
 
 
 class HeartbeatWriter:
-    """Knows the phase that the worker is in, and tells it with the engine's load."""
+    """Keeps the worker's phase, and writes it with the engine's load."""
 
     def __init__(
         self,
@@ -49,16 +49,16 @@ class HeartbeatWriter:
         self.phase = WorkerPhase.LOADING
         self._phase_changed = asyncio.Event()
         self._outage = Outage()
-        # Read once: it is in files, and there may be none to open later.
+        # Read once: the version is in files, and later the process may have no file descriptor left.
         self._version = version("inferfleet")
 
     def enter(self, phase: WorkerPhase) -> None:
-        """Change the phase, which is written at once."""
+        """Change the phase, and write it at once."""
         self.phase = phase
         self._phase_changed.set()
 
     def heartbeat(self) -> Heartbeat:
-        """What the worker says of itself now."""
+        """Return the current heartbeat."""
         stats = self._engine.stats()
         identity = self._engine.identity
         return Heartbeat(
@@ -81,7 +81,7 @@ class HeartbeatWriter:
     async def write(self, pipeline: CommandPipeline) -> None:
         """Write the heartbeat at every interval, and at once when the phase changes, until cancelled.
 
-        One that fails is missed for a moment by whoever looks at the map; that is no reason to end.
+        A failed write does not end the worker: the health map lacks it only for a moment.
         """
         interval_s = self._settings.heartbeat_interval_s
         while True:
@@ -100,7 +100,7 @@ class HeartbeatWriter:
                     await self._phase_changed.wait()
 
     async def forget(self, pipeline: CommandPipeline) -> None:
-        """Take the worker off the health map. With Redis away, its heartbeat expires by itself."""
+        """Remove the worker from the health map. If Redis is unreachable, the heartbeat expires by itself."""
         with suppress(TimeoutError):
             async with asyncio.timeout(FORGET_TIMEOUT_S):
                 await forget_heartbeat(pipeline, self._settings.worker_id)

@@ -1,7 +1,7 @@
-"""What watches attempts: metrics, log lines, and what comes later. One concern a file, none in the way.
+"""Hooks that watch attempts: metrics, log lines, and others, each in a file of its own.
 
-Whoever watches derives from ``Hooks`` and overrides what it wants to hear of; ``assembly.py`` lists them all.
-A hook runs inside the attempt: it must be quick, must not raise, and decides nothing.
+An observer derives from ``Hooks`` and overrides the events that it needs; ``assembly.py`` lists all
+observers. A hook runs inside the attempt: it must be quick, must not raise, and decides nothing.
 """
 
 from __future__ import annotations
@@ -20,33 +20,33 @@ F = TypeVar("F", bound=Callable[..., None])
 
 
 class Hooks:
-    """Hears of everything and does nothing."""
+    """Ignores every event."""
 
     def on_start(self, run: JobRun, body: Mapping[str, Any]) -> None:
-        """Hear that a job is given to the engine, with this request."""
+        """The engine is about to get a job, with this request."""
 
     def on_tokens(self, run: JobRun, tokens: int) -> None:
-        """Hear that the engine has generated so many tokens."""
+        """The engine has generated ``count`` tokens."""
 
     def on_waste(self, run: JobRun, tokens: int, reason: str) -> None:
-        """Hear that so many tokens, perhaps none, have to be generated again."""
+        """``count`` tokens, perhaps 0, have to be generated again."""
 
     def on_requeue(self, run: JobRun, entry: QueuedEntry) -> None:
-        """Hear that an attempt gave its job back: for a retry, or to another worker."""
+        """An attempt requeued its job, for a retry or for another worker."""
 
     def on_end(self, run: JobRun | None, result: Result) -> None:
-        """Hear that a terminal result is committed. There is no run if no message of the job was readable."""
+        """A result was committed. ``run`` is ``None`` if no message of the job was readable."""
 
     def on_dead_letter(self, run: JobRun | None, delivery: Delivery, failure: Failure) -> None:
-        """Hear that a message is dead-lettered. There is no run if it could not be read as a job."""
+        """A message was dead-lettered. ``run`` is ``None`` if it could not be read as a job."""
 
 
 class AllHooks(Hooks):
-    """Tells several, in their order."""
+    """Passes each event to several hooks, in their order."""
 
     def __init__(self, hooks: Iterable[Hooks]) -> None:
         hooks = tuple(hooks)
-        # Bound once, and only what is overridden: tokens come thousands of times a second.
+        # Bound once, and only overridden methods: tokens arrive thousands of times a second.
         self._on_start = _overriding(Hooks.on_start, (hook.on_start for hook in hooks))
         self._on_tokens = _overriding(Hooks.on_tokens, (hook.on_tokens for hook in hooks))
         self._on_waste = _overriding(Hooks.on_waste, (hook.on_waste for hook in hooks))

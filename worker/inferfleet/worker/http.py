@@ -29,12 +29,12 @@ async def serve_http(
     metrics: WorkerMetrics,
     lines_dropped: Callable[[], int] = lambda: 0,
 ) -> AsyncGenerator[int]:
-    """Serve while the block runs; yields the port, which is a free one if ``port`` is 0.
+    """Serve while the block runs. Yield the port, which is a free one if ``port`` is 0.
 
-    ``/health/live`` answers 200 as long as the event loop turns. ``/health/ready`` answers 200 from when the
-    model is warm and the first jobs may come until the worker drains, else 503: a broker that is away makes
-    no worker unready, for what runs goes on. A Redis that refuses what the worker needs does, for as long as
-    it does: no job gets anywhere then. Both show the worker's own heartbeat.
+    ``/health/live`` answers 200 as long as the event loop runs. ``/health/ready`` answers 200 from the moment
+    when the model is warm and the worker takes jobs until it drains, otherwise 503. An unreachable broker
+    does not make a worker unready, because running jobs continue. A Redis that refuses what the worker needs
+    does, because then no job makes progress. Both answers show the worker's heartbeat.
 
     Raises:
         ConfigurationError: The port is taken.

@@ -1,8 +1,8 @@
-"""How many jobs the engine is given at once, and how many more the worker holds ready.
+"""Decides how many jobs the engine gets at once, and how many more the worker prefetches.
 
-What a full worker hoards, a new worker cannot take. An engine that runs out of KV memory, or whose jobs have
-several choices each, runs fewer jobs than it has slots: it is given fewer then, and the worker takes fewer
-from the broker.
+A new worker cannot take the jobs that a full worker holds. An engine that runs out of KV memory, or whose
+jobs have several choices each, runs fewer jobs than it has slots. Then the worker gives it fewer jobs, and
+prefetches fewer from the broker.
 """
 
 from __future__ import annotations
@@ -18,25 +18,24 @@ from inferfleet.worker.slots import Slots
 logger = logging.getLogger(__name__)
 
 INTERVAL_S = 1.0
-"""How often the engine's load is looked at."""
+"""How often the engine's load is checked."""
 
 ROOM_INTERVAL_S = 0.2
-"""How often room is filled that paused jobs, or those of former consumers, have left."""
+"""How often the worker fills the room that paused jobs, or deliveries of former consumers, have left."""
 
 PARKED_PER_PLACE = 4
-"""For each job that the worker may hold, so many others may wait in it for their retry. When more jobs fail
-at once, something is wrong with the worker or what it needs, and it takes in less."""
+"""For each job that the worker may hold, this many others may wait in it for their retry. If more jobs fail
+at once, something is wrong with the worker or with what it needs, and it takes fewer jobs."""
 
 MEMORY_USED_UP = 0.9
-"""With so much of its KV memory in use, an engine gets no more slots: those who run need the rest."""
+"""If so much of its KV memory is in use, an engine gets no more slots: running jobs need the rest."""
 
 
 def wanted(stats: EngineStats, *, limit: int, taken: int, max_running: int) -> int:
-    """How many slots there should be, when there are ``limit`` and ``taken`` of them are in use.
+    """Return how many slots there should be, if there are ``limit`` now, of which ``taken`` are in use.
 
-    What waits inside the engine has come too early: the jobs in it are cut down by the share of its requests
-    that wait. An engine in which nothing waits, and that has memory left, gets half as many slots again,
-    until it has all.
+    Requests that wait inside the engine came too early: the number of slots shrinks by their share of all
+    requests. If none waits, and memory is left, the number grows by half, up to the maximum.
     """
     if not stats.waiting:
         if stats.kv_cache_usage > MEMORY_USED_UP:
@@ -56,7 +55,7 @@ async def adapt_intake(
         if time.monotonic() - looked_at >= INTERVAL_S:
             looked_at = time.monotonic()
             stats = engine.stats()
-            # One look may fall between a new request and the engine's next step; two in a row may not.
+            # One check may fall between a new request and the engine's next step; two in a row cannot.
             was_overloaded, overloaded = overloaded, stats.waiting > 0
             if overloaded is was_overloaded:
                 new = wanted(stats, limit=slots.limit, taken=slots.taken, max_running=max_running)
@@ -66,5 +65,5 @@ async def adapt_intake(
                     )
                     slots.resize(new)
         parked = min(subscription.parked, PARKED_PER_PLACE * (max_running + look_ahead))
-        # Shielded: cancelled in the middle, it would close the channel.
+        # Shielded, because cancelling it halfway would close the channel.
         await asyncio.shield(subscription.prefetch(slots.limit + look_ahead + parked + subscription.carrying))

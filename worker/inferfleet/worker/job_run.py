@@ -1,4 +1,4 @@
-"""One job while it is in this worker, from its delivery until that is settled."""
+"""One job in this worker, from its delivery until that is settled."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from inferfleet.worker.stop_switch import Interruption, StopSwitch
 
 
 class JobRun:
-    """An attempt of a job. The broker's delivery may change under it, when the connection was lost."""
+    """An attempt of a job. Its delivery changes when the broker delivers the message again."""
 
     def __init__(self, *, job: Job, delivery: Delivery, clock: RedisClock | None = None) -> None:
         self.job = job
@@ -27,27 +27,27 @@ class JobRun:
         self.stop_switch = StopSwitch()
         self.fence = Fence("", 0)
         self.charged = 0
-        """How many attempts count towards the job's limit, this one included."""
+        """The job's charged attempts, including this one."""
         self.reply_to = delivery.reply_to
-        """The client to tell of the end."""
+        """The client whose reply stream gets a line at the end."""
         self.model_identity: str | None = None
-        """That of the model which generates, or generated, the answer."""
+        """The identity of the model that generates the answer, or generated it."""
         self._clock = clock or RedisClock()
         self.started = time.monotonic()
-        """When the attempt was granted; until then, when the job was delivered."""
+        """When the attempt was granted; until then, the time of the delivery."""
         self.session_renewed = self.started
-        """When the turn's session was last given the life of a busy one."""
+        """When the expiry of the turn's session was last extended."""
         self.first_token_s: float | None = None
-        """From ``started`` to the first token."""
+        """The time from ``started`` to the first token."""
         self.tokens_refused = 0
-        """Tokens that the journal did not take, because a later attempt has the job."""
+        """Tokens that Redis refused for the journal, because a later attempt has the job."""
         self.history_tokens = 0
         """Tokens of the session's earlier turns in the prompt."""
         self.runs_alone = False
-        """Whether it holds the place of the one suspect that may run (see ``SUSPECT_AFTER``)."""
+        """Whether this is the one suspect that may run here (see ``SUSPECT_AFTER``)."""
         self._woken: asyncio.Event | None = None
         self._end_is_ordered = False
-        """Whether somebody has asked for an end, and nothing was generated any more."""
+        """Whether somebody has ordered the job's end while the engine was not generating."""
 
     @property
     def attempt(self) -> int:
@@ -60,7 +60,7 @@ class JobRun:
         return self._clock.at(self.started)
 
     def start(self, started: Started) -> None:
-        """Note what was granted."""
+        """Record the granted start."""
         self.fence = started.fence
         self.model_identity = started.model_identity
         self.charged = started.charged
@@ -68,7 +68,7 @@ class JobRun:
         self.started = time.monotonic()
 
     def restart(self, *, model_identity: str) -> None:
-        """Begin the answer again, with another fence and perhaps another model."""
+        """Restart the answer, with another fence and perhaps another model."""
         self.fence = self.fence.restarted()
         self.model_identity = model_identity
 
@@ -79,11 +79,11 @@ class JobRun:
         self.answer.add(chunk)
 
     def cut_response(self) -> dict[str, Any]:
-        """Make the response of what was said so far."""
+        """Make the response of the partial answer."""
         return self.answer.cut_response(created=int(self.started_at.timestamp()))
 
     def interrupt(self, reason: Interruption) -> None:
-        """Stop the generation, keep it from starting, or end a pause."""
+        """Stop the generation, prevent its start, or end a pause."""
         self.stop_switch.stop(reason)
         if not self.stop_switch.is_guarding and reason in {Interruption.CANCELLED, Interruption.INTERRUPTED}:
             self._end_is_ordered = True
@@ -91,11 +91,11 @@ class JobRun:
 
     @property
     def paused(self) -> bool:
-        """Whether only its message waits here."""
+        """Whether the job only waits here, for its retry for example."""
         return self._woken is not None
 
     async def pause(self, delay_s: float) -> None:
-        """Wait so long, or until somebody wakes the run. Behind an order to end it, there is no wait."""
+        """Wait for ``delay_s``, or until ``wake``. Return at once if somebody has ordered the job's end."""
         if self._end_is_ordered:
             return
         self._woken = asyncio.Event()

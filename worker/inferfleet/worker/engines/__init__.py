@@ -1,4 +1,4 @@
-"""The engines a worker can run, each an adapter behind ``inferfleet.worker.ports.Engine``.
+"""The engines that a worker can run, each an adapter behind ``inferfleet.worker.ports.Engine``.
 
-Nothing is imported here: a worker loads only the engine it was told to run.
+This module imports nothing, so that a worker loads only its own engine.
 """
