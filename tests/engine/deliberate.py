@@ -60,11 +60,11 @@ DIFFERENT: Final = (
         stream_decides=True,
     ),
     Kind(
-        what="An empty object is no list",
+        what="An empty object is not a list",
         shapes=("*: messages user empty object",),
     ),
     Kind(
-        what="A number of logprobs that vLLM does not use has its bounds all the same",
+        what="The bounds of a number of logprobs hold even if vLLM does not use the number",
         shapes=("chat: top_logprobs 21 that nobody asks for", "*: logprob_token_ids in place of *"),
     ),
     Kind(
@@ -80,7 +80,7 @@ ONLY_THE_WORKER_KNOWS: Final = (
         shapes=("*out of the vocabulary",),
     ),
     Kind(
-        what="A text of no tokens",
+        what="A text without tokens",
         shapes=(
             "*: query and documents empty",
             "*: queries and documents empty",
@@ -90,7 +90,7 @@ ONLY_THE_WORKER_KNOWS: Final = (
         ),
     ),
     Kind(
-        what="A length that the context does not have",
+        what="More tokens than the model's context holds",
         shapes=("*the context", "*: max_tokens huge"),
         fields=(
             "max_completion_tokens",
@@ -111,7 +111,7 @@ ONLY_THE_WORKER_KNOWS: Final = (
         fields=("model",),
     ),
     Kind(
-        what="What this model cannot do",
+        what="A feature that this model does not have",
         shapes=(
             "completion: suffix",
             "completion: suffix empty",
@@ -127,7 +127,7 @@ ONLY_THE_WORKER_KNOWS: Final = (
         fields=("dimensions", "suffix"),
     ),
     Kind(
-        what="What an engine argument has to allow",
+        what="A feature that needs an engine argument",
         shapes=(
             "*: thinking_token_budget 3",
             "chat: chat_template of its own",

@@ -210,7 +210,7 @@ def test_all_dead_letters_are_meant_only_by_saying_so(inferfleet: Run, command: 
     for arguments in ((), ("some", "--all"), ("some", "--all", "--yes"), ("--yes",)):
         assert_refused(inferfleet("dead", command, *arguments), "give the ids of dead letters, or --all")
     # Nobody is at the keyboard.
-    assert_refused(inferfleet("dead", command, "--all"), "give --yes too")
+    assert_refused(inferfleet("dead", command, "--all"), "add --yes")
 
 
 @pytest.mark.parametrize(

@@ -29,14 +29,14 @@ def rows(heading: str) -> dict[str, str]:
 
 
 def test_each_difference_is_told_with_its_reason() -> None:
-    told = rows("Where the fleet differs").keys() - {"what"}
+    told = rows("Differences from vLLM").keys() - {"difference"}
     # The last one shows in no response: ids and times are left out of the comparison.
-    unseen = {"`priority`, `request_id` and `cache_salt` are checked, and replaced"}
+    unseen = {"`priority`, `request_id` and `cache_salt` are checked, and then replaced"}
     assert told - unseen == {kind.what for kind in DIFFERENT}
 
 
 def test_all_that_only_a_worker_knows_is_told() -> None:
-    told = rows("What only a worker can refuse").keys() - {"what"}
+    told = rows("What only a worker can refuse").keys() - {"reason"}
     assert told == {kind.what for kind in ONLY_THE_WORKER_KNOWS}
 
 
@@ -59,12 +59,12 @@ def test_each_endpoint_is_told_with_what_it_needs() -> None:
 
 def test_the_page_counts_as_the_suite_does() -> None:
     number = len(all_shapes())
-    assert f"some {round(number, -2)} bodies" in PAGE
+    assert f"about {round(number, -2)} bodies" in PAGE
     assert f"puts {len(VALUES)} values" in PAGE
 
 
 def test_the_limits_are_those_of_the_check() -> None:
-    limits = " ".join(rows("Limits that vLLM can be told to change"))
+    limits = " ".join(rows("Limits that vLLM can change"))
     for limit in (MOST_STOP_STRINGS, MOST_LOGPROBS, MOST_CHOICES, MOST_PROMPTS):
         assert f"{limit:,} " in limits
 

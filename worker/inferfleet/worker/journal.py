@@ -1,8 +1,9 @@
-"""Writes the tokens of all running jobs to their journals, and keeps their leases alive.
+"""Writes the tokens of all running jobs to their journals, and renews their leases.
 
-Streamed jobs are written every 50 ms or so, and their first tokens at once; the others about once a second.
-All that are due go out in one pipeline. What a write reveals (the job was cancelled, another worker has it,
-Redis lost it) is acted on here. A turn's session is kept alive with it.
+The writer writes streamed jobs about every 50 ms, and their first tokens at once; other jobs about once a
+second. All due writes go out in one pipeline. If a write reveals that the job was cancelled, that another
+worker has it, or that Redis lost it, this module acts on that. It also keeps the sessions of running turns
+from expiring.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 class JournalWriter:
-    """The journals of the runs it was given."""
+    """Writes the journals of the runs that it follows."""
 
     def __init__(self, *, records: JobRecords, histories: SessionHistories, settings: WorkerSettings) -> None:
         self._records = records
@@ -40,19 +41,19 @@ class JournalWriter:
         self._running.set()
 
     def release(self, run: JobRun) -> None:
-        """Stop writing a run's tokens; what is left of them goes with its last write."""
+        """Stop writing a run's tokens; the run's last write contains the rest."""
         self._runs.discard(run)
         if not self._runs:
             self._running.clear()
 
     def begin(self, run: JobRun) -> None:
-        """Note that a run has its first tokens: whoever follows a streamed job should see them now."""
+        """Record that a run has its first tokens, which the readers of a streamed job should see at once."""
         if run.job.stream:
             self._begun.append(run)
             self._first_tokens.set()
 
     async def write_first(self) -> None:
-        """Write the first tokens of streamed runs as they come, until cancelled."""
+        """Write the first tokens of streamed runs at once, until cancelled."""
         while True:
             await self._first_tokens.wait()
             self._first_tokens.clear()
@@ -66,7 +67,7 @@ class JournalWriter:
             await self._write([run for run in self._runs if run.job.stream and run.answer.has_fresh_tokens])
 
     async def write_all(self) -> None:
-        """Write every run at the long interval, until cancelled. One without new tokens renews its lease."""
+        """Write every run at the long interval, until cancelled. Without new tokens this renews the lease."""
         interval_s = min(self._settings.journal_flush_s, self._settings.lease_s / 3)
         while await self._running.wait():
             await asyncio.sleep(interval_s)
@@ -74,7 +75,7 @@ class JournalWriter:
             await self._renew_sessions()
 
     async def _renew_sessions(self) -> None:
-        """Keep the sessions of running turns from expiring: no other write does it before a turn ends."""
+        """Keep the sessions of running turns from expiring. No other write does so before a turn ends."""
         now = time.monotonic()
         due = now - self._settings.queued_ttl_s / 4
         for run in [run for run in self._runs if run.job.session_id and run.session_renewed <= due]:
@@ -105,7 +106,7 @@ class JournalWriter:
                 pass
 
     async def write(self, run: JobRun, write: Callable[[], Awaitable[WriteStatus]]) -> WriteStatus:
-        """Do one write for a run. If Redis lost the job's record, bring it back first."""
+        """Do one write for a run. If Redis lost the job's record, restore it first."""
         while (written := await write()) is WriteStatus.MISSING:
             restored = await self._records.restore(
                 run.job,

@@ -1,7 +1,8 @@
-"""The lanes of sessions, as a worker sees them: let the next turn run, and put a turn where it can wait.
+"""The worker's side of session lanes: publishes the next turn, and parks a turn that came too early.
 
-A worker has the message of the turn that ended, the witness, which comes again until the next turn is safe.
-The lane is drawn in ``inferfleet.wire.redis.session_lanes``; the other side is ``inferfleet.producer.lanes``.
+A worker holds the message of the ended turn, the witness, which RabbitMQ delivers again until the next turn
+is safe. ``inferfleet.wire.redis.session_lanes`` has a diagram of the lane; ``inferfleet.producer.lanes`` is
+the producer's side.
 """
 
 from __future__ import annotations
@@ -37,41 +38,41 @@ class Lanes:
         self._confirm_channel = confirm_channel
 
     async def let_next_run(self, ended: Job, *, witness: Job) -> Payload | None:
-        """End a turn and publish the next one, if there is one. To be repeated until it returns.
+        """End a turn and publish the next one, if there is one. The caller repeats this until it returns.
 
-        Returns the next turn if its queue is full, and it is this worker's to run: the message of ``witness``
-        vouches for it, and stays unacked until it has ended, too.
+        Returns the next turn if its queue is full. Then this worker has to run it: the message of ``witness``
+        carries it, and stays unacked until it has ended, too.
 
         Raises:
             ServiceUnreachableError, PublishUnconfirmedError, RefusedError: The next turn is not published.
 
         """
         over = ended
-        # One message vouches for all that follows, until one of them is in the queue.
+        # One message carries all following turns, until one of them is in the queue.
         while (following := await self._session_lanes.advance(over, witness=witness)) is not None:
             try:
                 return await self._let_run(following, witness)
             except UnroutableError:
-                # Its pool is gone. No worker will ever see it, so it ends here.
+                # The turn's pool is gone, so no worker would ever get the turn: end it here.
                 if not await self._fail(following):
                     raise
                 over = following.job
         return None
 
     async def wait(self, job: Job, *, reply_to: str, witness: Job) -> tuple[bool, Payload | None]:
-        """Put a turn into its session's lane. False if it does not wait there: it may have its turn by now.
+        """Put a turn into its session's lane. False if it does not wait there, but may run.
 
-        Returns also a turn that has to run first, if it has no message and its queue is full. That of
-        ``witness`` vouches for it, as in ``let_next_run``.
+        Also returns a turn that has to run first, if that has no message and its queue is full. The message
+        of ``witness`` carries it, as in ``let_next_run``.
 
         Raises:
-            ServiceUnreachableError, PublishUnconfirmedError, RefusedError: Its place is not safe yet.
+            ServiceUnreachableError, PublishUnconfirmedError, RefusedError: The turn's place is not safe yet.
 
         """
         waiting = Payload(job.model_copy(update={"on_busy": OnBusy.ENQUEUE}), reply_to)
         entered = await self._session_lanes.enter(waiting, admitted=True, witness=witness)
         if entered.status is EnterStatus.RUN and witness.id != job.id:
-            # It has no message of its own.
+            # That turn has no message.
             return True, await self._let_run(waiting, witness)
         if entered.again is not None:
             return True, await self._let_run(entered.again, witness)
@@ -82,13 +83,13 @@ class Lanes:
         return entered.status is EnterStatus.WAIT, None
 
     async def _let_run(self, turn: Payload, witness: Job) -> Payload | None:
-        """Publish the turn that owns its session. Returns it if it has to run under the witness' message."""
+        """Publish the turn that owns its session. Return it if the message of the witness has to carry it."""
         try:
             await self._publish(turn)
         except UnroutableError:
             raise
         except RefusedError:
-            # It was admitted long ago, and waiting for room it would keep those from moving that make room.
+            # It was admitted long ago, and if it waited for room, it would block the turns that make room.
             if turn.job.pool != self._settings.pool:
                 raise
             await self._session_lanes.published(turn.job, witness=witness)
@@ -101,7 +102,7 @@ class Lanes:
         await self._session_lanes.published(payload.job)
 
     async def _fail(self, payload: Payload) -> bool:
-        """Commit that no worker can have the job. False if one has it."""
+        """Commit that no worker can get the job. Return false if a worker has it."""
         job = payload.job
         message = f"no queue is bound for the pool {job.pool!r} any more"
         failed = await self._records.fail(

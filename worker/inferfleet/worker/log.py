@@ -1,7 +1,7 @@
-"""Log lines: one JSON object each for machines, or text for a person at a terminal.
+"""Logging: a JSON object per line for machines, or text for a person at a terminal.
 
-No line has a prompt or an answer in it, unless ``INFERFLEET_LOG_PROMPTS`` asks for that. And no line makes
-the event loop wait: a thread writes them to stderr, and what nobody reads there is dropped and counted.
+No line contains a prompt or an answer, unless ``INFERFLEET_LOG_PROMPTS`` is set. And no line blocks the event
+loop: a thread writes the lines to stderr, and drops and counts those that nobody reads.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from inferfleet.schemas.settings import LogFormat, WorkerSettings
 QUIET: Final = {
     "aio_pika": logging.WARNING,
     "aiormq": logging.WARNING,
-    # It warns of a connection that broke, which is what our own line says.
+    # It warns of a broken connection, as our own line does.
     "aiormq.connection": logging.ERROR,
     "asyncio": logging.WARNING,
 }
-"""From which level on the lines of libraries say something that ours don't."""
+"""The lowest levels at which libraries say something that our own lines do not."""
 
 LINES_WAITING: Final = 10_000
-"""Lines that wait for their reader at most. What is more is dropped."""
+"""The most lines that wait to be written. Further lines are dropped."""
 
 LINES_AT_ONCE: Final = 500
-"""Lines in one write at most."""
+"""The most lines in one write."""
 
 FLUSH_TIMEOUT_S: Final = 2.0
-"""How long the last lines may take at the end of the process."""
+"""How long writing the last lines may take at the end of the process."""
 
 _STANDARD: Final = {*vars(logging.makeLogRecord({})), "message", "asctime"}
 
@@ -49,7 +49,7 @@ ErrorInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tu
 
 @contextmanager
 def logging_to_stderr(settings: WorkerSettings) -> Generator[Log]:
-    """Send all logging of the process to stderr while the block runs.
+    """Log to stderr while the block runs.
 
     Raises:
         ConfigurationError: There is no such level.
@@ -78,7 +78,7 @@ def logging_to_stderr(settings: WorkerSettings) -> Generator[Log]:
 
 @contextmanager
 def lines_to_stderr(formatter: logging.Formatter) -> Generator[Log]:
-    """Make a handler whose lines a thread writes to stderr. It ends, and is flushed, with the block."""
+    """Make a handler whose lines a thread writes to stderr. The end of the block flushes and ends it."""
     log = Log(formatter)
     writer = _Writer(log)
     writer.start()
@@ -89,7 +89,7 @@ def lines_to_stderr(formatter: logging.Formatter) -> Generator[Log]:
 
 
 class Log(QueueHandler):
-    """Takes log records without ever waiting. Lines for which there is no room are counted in ``dropped``."""
+    """Takes log records without ever blocking. ``dropped`` counts the lines for which there was no room."""
 
     def __init__(self, formatter: logging.Formatter) -> None:
         self.lines: SimpleQueue[Any] = SimpleQueue()
@@ -98,31 +98,31 @@ class Log(QueueHandler):
         self.dropped = 0
 
     def say(self, text: str) -> None:
-        """Take a line that is no log record, without a time or a level."""
+        """Write a plain line, without a time or a level."""
         self.handle(logging.makeLogRecord({"msg": text}))
 
     def prepare(self, record: logging.LogRecord) -> str:
-        """Make the line here: what it is about may have changed when it is its turn."""
+        """Format the line now, because its arguments may have changed when the thread writes it."""
         return self.format(record)
 
     def enqueue(self, record: Any) -> None:
-        """Take a line, which ``prepare`` has made, if there is room."""
+        """Queue a line from ``prepare``, if there is room."""
         if self.lines.qsize() < LINES_WAITING:
             self.lines.put_nowait(record)
         else:
             self.dropped += 1
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the name is logging's
-        """Say which line has a mistake in it; logging's own way is to write a traceback to stderr."""
+        """Name the faulty log call. The standard library would write a traceback to stderr."""
         where = f"{record.pathname}:{record.lineno}"
         error = sys.exc_info()[1]
         self.enqueue(f"the log line at {where} cannot be written: {type(error).__name__}")
 
 
 class _Writer(QueueListener):
-    """The thread that writes to stderr, as many lines at once as there are.
+    """The thread that writes to stderr, all waiting lines at once.
 
-    It writes past Python's own stderr, whose lock would be held at the end of the process while nobody reads.
+    It bypasses ``sys.stderr``: if nobody reads, that lock would still be held at the end of the process.
     """
 
     def __init__(self, log: Log) -> None:
@@ -133,14 +133,14 @@ class _Writer(QueueListener):
         self._fd = None if sys.__stderr__ is None else sys.__stderr__.fileno()
 
     def dequeue(self, block: bool) -> Any:
-        """Take the next line; first write those that were taken, if it has to be waited for."""
+        """Take the next line. If none is waiting, write the collected lines first."""
         try:
             line = self._log.lines.get_nowait()
         except Empty:
             self._write()
             line = self._log.lines.get(block)
         if not isinstance(line, str):
-            # The mark of the end.
+            # The marker of the end.
             self._write()
         return line
 
@@ -151,7 +151,7 @@ class _Writer(QueueListener):
             self._write()
 
     def stop(self) -> None:
-        """Write what is left, for a limited time."""
+        """Write the remaining lines, for a limited time."""
         self.enqueue_sentinel()
         if self._thread is not None:
             self._thread.join(FLUSH_TIMEOUT_S)
@@ -174,17 +174,17 @@ def _write_all(fd: int | None, text: str) -> None:
         try:
             data = data[os.write(fd, data) :]
         except BlockingIOError:
-            # Somebody who shares our terminal has set it so.
+            # Another process on the same terminal has made it non-blocking.
             select.select((), (fd,), ())
         except OSError:
-            # Whoever read it has gone. There is nobody to tell.
+            # The reader has gone, so there is nowhere to report this.
             return
 
 
 def without_words(error: BaseException | None) -> str:
-    """Format an error and its causes: of which type and where, but not what they say.
+    """Format the types and places of an error and its causes, without their messages.
 
-    What a library says of a request that it stumbled over may quote the prompt.
+    A library's message about a request that made it fail may quote the prompt.
     """
     parts: list[str] = []
     seen: set[int] = set()
@@ -201,14 +201,14 @@ class _JsonLines(OrjsonFormatter):
 
 
 class Text(logging.Formatter):
-    """Lines to read, with their fields behind the message. What comes from outside cannot add a line."""
+    """Text lines, with their fields behind the message. Text from outside cannot add a line."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the name is logging's
-        """Write the line without its traceback."""
+        """Format the line without its traceback."""
         extra = {name: value for name, value in vars(record).items() if name not in _STANDARD}
         fields = "".join(f" {name}={value}" for name, value in extra.items() if value is not None)
         return printable(super().formatMessage(record) + fields, one_line=True)
 
     def formatException(self, ei: ErrorInfo) -> str:  # noqa: N802 - the name is logging's
-        """Write the traceback without what the errors say."""
+        """Format the traceback without the messages of the errors."""
         return without_words(ei[1])

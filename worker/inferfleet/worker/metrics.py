@@ -19,12 +19,12 @@ SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120,
 
 
 class WorkerMetrics(Hooks):
-    """One worker's metrics, in a registry of its own, all labelled with its pool."""
+    """One worker's metrics in their own registry, all labelled with the worker's pool."""
 
     def __init__(self, *, pool: str) -> None:
         self.registry = registry = CollectorRegistry()
         self.tokens_generated = 0
-        """A plain number, because it is counted for every chunk; the metric takes it over when it is read."""
+        """A plain number, because every chunk changes it; ``exposition`` copies it to the metric."""
         self._exposed = 0
         self._pool = pool
 
@@ -75,7 +75,7 @@ class WorkerMetrics(Hooks):
         self._outages_exposed: dict[str, tuple[int, float]] = {}
         self._dropped = 0
 
-        # Looking labels up costs as much as counting.
+        # Looking up labels takes as long as counting.
         self._finished_as = cache(partial(self._finished.labels, pool))
 
     @override
@@ -110,16 +110,16 @@ class WorkerMetrics(Hooks):
             self._undecodable.labels(self._pool).inc()
 
     def watch(self, service: str, outage: Outage) -> None:
-        """Show how often a service was away, and for how long."""
+        """Count the outages of a service, and their duration."""
         self._watched[service] = outage
 
     def dropped(self, lines: int) -> None:
-        """Take over how many log lines were dropped."""
+        """Set the number of dropped log lines."""
         self._lines_dropped.labels(self._pool).inc(lines - self._dropped)
         self._dropped = lines
 
     def observe(self, heartbeat: Heartbeat, *, ready: bool) -> None:
-        """Take over the engine's load as the heartbeat reports it, before the metrics are read."""
+        """Set the gauges from a heartbeat. Call this before ``exposition``."""
         generated, self._exposed = self.tokens_generated - self._exposed, self.tokens_generated
         self._generated.labels(self._pool).inc(generated)
         self._running.labels(self._pool).set(heartbeat.running)
@@ -134,5 +134,5 @@ class WorkerMetrics(Hooks):
             self._outage_seconds.labels(self._pool, service).inc(now[1] - seconds)
 
     def exposition(self) -> bytes:
-        """The metrics in Prometheus' text format."""
+        """Return the metrics in Prometheus' text format."""
         return generate_latest(self.registry)

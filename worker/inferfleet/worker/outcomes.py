@@ -1,4 +1,4 @@
-"""What is to become of a delivery, as a value. Pure: nothing here talks to a broker or a store."""
+"""The outcomes of an attempt, as values. Pure: nothing here calls RabbitMQ or Redis."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from inferfleet.worker.ports import Completion
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """Commit a terminal result, then ack."""
+    """Commit the result, then ack."""
 
     state: JobState
     completion: Completion | None = None
@@ -20,7 +20,7 @@ class Finish:
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """Give the job back and let it come again after ``delay_s``."""
+    """Put the job back to ``queued``, and try it again after ``delay_s``."""
 
     failure: Failure
     delay_s: float
@@ -28,16 +28,16 @@ class Retry:
 
 @dataclass(frozen=True, slots=True)
 class GiveUp:
-    """Put the message where a person will look at it, commit the failure, then ack."""
+    """Dead-letter the message, commit the failure, then ack."""
 
     failure: Failure
 
 
 @dataclass(frozen=True, slots=True)
 class HandOver:
-    """Give the job back to the queue at once: another worker goes on where this one stopped.
+    """Requeue the job at once, so that another worker resumes it.
 
-    With ``refund`` the attempt does not count against the job's limit.
+    With ``refund`` the attempt is not charged.
     """
 
     refund: bool
@@ -45,10 +45,10 @@ class HandOver:
 
 @dataclass(frozen=True, slots=True)
 class Defer:
-    """Not now: another attempt has the job, or it has to pause. Look again after ``delay_s``, else a lease.
+    """Keep the message: another attempt has the job, or it has to wait. Check again after ``delay_s``.
 
-    The message stays unacked until then. It may be the only one: the other attempt's may have come from a
-    connection that was dead already.
+    Without ``delay_s``, check again after a lease. The message stays unacked until then. It may be the only
+    one: the other attempt may have started from a delivery on a connection that was already dead.
     """
 
     delay_s: float | None = None
@@ -56,14 +56,14 @@ class Defer:
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """Ack: the job has ended."""
+    """Ack the message, because its job has ended."""
 
 
 @dataclass(frozen=True, slots=True)
 class Park:
-    """Another turn owns the job's session: let it wait in the session's lane.
+    """Put the job into its session's lane, because another turn owns the session.
 
-    With ``refund`` the attempt does not count against the job's limit.
+    With ``refund`` the attempt is not charged.
     """
 
     refund: bool = True
@@ -80,7 +80,7 @@ class RetryPolicy:
     cap_s: float
 
     def delay_s(self, attempts: int, *, rng: random.Random) -> float:
-        """The delay after ``attempts`` attempts have failed."""
+        """Return the delay in seconds after ``attempts`` failed attempts."""
         full = min(self.cap_s, self.base_s * 2.0 ** (attempts - 1))
         return full * rng.uniform(0.5, 1.0)
 
@@ -88,7 +88,7 @@ class RetryPolicy:
 def after_failure(
     failure: Failure, *, attempts: int, max_attempts: int, policy: RetryPolicy, rng: random.Random
 ) -> Finish | Retry | GiveUp:
-    """Decide what follows a failed attempt. ``attempts`` counts this one."""
+    """Decide the outcome of a failed attempt. ``attempts`` includes this one."""
     if not failure.code.retryable:
         return Finish(JobState.FAILED, failure=failure)
     if attempts < max_attempts:
@@ -98,5 +98,5 @@ def after_failure(
 
 
 def cancelled(message: str) -> Finish:
-    """End a job because somebody asked for it."""
+    """Make the outcome of a job that somebody has cancelled."""
     return Finish(JobState.CANCELLED, failure=Failure(code=FailureCode.CANCELLED, message=message))

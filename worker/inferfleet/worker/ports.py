@@ -1,7 +1,7 @@
-"""The seam between the worker and the engine that generates.
+"""The port between the worker and its engine.
 
-Everything a worker knows of vLLM, or of any other engine, it knows through ``Engine``. An adapter
-translates its vendor's exceptions into the ones here, and nothing else of the vendor gets out.
+A worker uses vLLM, or any other engine, only through ``Engine``. An adapter translates its vendor's
+exceptions into the ones here, and hides everything else of the vendor.
 """
 
 from __future__ import annotations
@@ -18,22 +18,23 @@ from inferfleet.schemas.journal import TokenChunk
 
 
 class PromptReader(Protocol):
-    """Hears what an engine answers, and as which model."""
+    """A callback for the head of an answer."""
 
     def __call__(self, *, model: str, tokens: int) -> None:
-        """Take the model's name and the number of the prompt's tokens, of all prompts so far."""
+        """Take the model's name and the number of prompt tokens, of all prompts so far."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generation:
-    """What an engine is asked to do.
+    """A request to an engine.
 
-    ``priority`` is ours (9 most urgent). ``resume_token_ids`` are the tokens of choice 0 that an earlier
-    attempt generated: the answer continues after them, and the completed response contains them.
-    ``resume_chunks`` are the same as they were streamed: what was said already stays said in the same words.
-    ``on_prompt`` is called with the name of the model and the number of the prompt's tokens, once
-    they are known. ``tenant`` keeps prefix caches of tenants apart. ``trace_headers`` are W3C trace context.
+    ``priority`` is the job's (9 is the most urgent). ``resume_token_ids`` are the tokens of choice 0 that an
+    earlier attempt generated: the answer continues after them, and the complete response contains them.
+    ``resume_chunks`` are the same tokens as they were streamed, so that the response repeats the streamed
+    text exactly. The engine calls ``on_prompt`` with the model's name and the number of prompt tokens, once
+    it knows them. ``tenant`` keeps the prefix caches of tenants apart. ``trace_headers`` are W3C trace
+    context.
     """
 
     id: str
@@ -49,7 +50,7 @@ class Generation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
-    """The last thing a generation yields: the whole OpenAI response body and what it used."""
+    """The last item that a generation yields: the whole OpenAI response body, and its usage."""
 
     response: dict[str, Any]
     usage: Usage
@@ -57,7 +58,7 @@ class Completion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineStats:
-    """The engine's own counts at this moment. ``kv_cache_usage`` is a share from 0 to 1."""
+    """The engine's current counts. ``kv_cache_usage`` is a share from 0 to 1."""
 
     running: int = 0
     waiting: int = 0
@@ -66,12 +67,12 @@ class EngineStats:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelIdentity:
-    """What the tokens of an answer belong to: a worker with another model begins the answer again.
+    """The identity of a model. A worker whose model has another identity restarts an answer.
 
-    ``engine`` is its kind. ``weights``, ``tokenizer`` and ``adapter`` are fingerprints of their contents,
-    ``prompt`` of what turns a request into a prompt (the chat template), ``options`` of settings that change
-    what an answer says or how it is read. Not in it: what changes only speed or size, and the engine's
-    version (decision 13).
+    ``engine`` is the kind of engine. ``weights``, ``tokenizer`` and ``adapter`` are fingerprints of their
+    contents, ``prompt`` of what turns a request into a prompt (the chat template), and ``options`` of the
+    settings that change what an answer says or how it is read. Settings that change only speed or size, and
+    the engine's version, are not part of the identity (decision 13).
     """
 
     engine: str
@@ -87,21 +88,21 @@ class ModelIdentity:
 
     @cached_property
     def short(self) -> str:
-        """All parts as 16 hexadecimal digits: what stands in records, journals, results and heartbeats.
+        """A hash of all parts, as 16 hexadecimal digits, for records, journals, results and heartbeats.
 
-        Every attempt asks for it, so it is worked out once.
+        Cached, because every attempt needs it.
         """
         parts = json.dumps(asdict(self), sort_keys=True)
         return hashlib.blake2b(parts.encode(), digest_size=8).hexdigest()
 
 
 class Engine(Protocol):
-    """A continuous-batching generator.
+    """An engine with continuous batching.
 
-    ``generate`` yields token chunks as they come and one ``Completion`` at the end. Closing the
-    iterator early, or cancelling the task that reads it, aborts the generation in the engine and frees
-    its slot. It raises ``GenerationError`` when this request cannot be answered and ``EngineDeadError``
-    when the engine is gone for all of them.
+    ``generate`` yields token chunks as soon as they are generated, and one ``Completion`` at the end. When
+    the iterator is closed early, or the task that reads it is cancelled, the engine aborts the generation and
+    frees its slot. It raises ``GenerationError`` if it cannot answer this request, and ``EngineDeadError``
+    if the engine has died for all requests.
     """
 
     @property
@@ -111,16 +112,16 @@ class Engine(Protocol):
 
     @property
     def identity(self) -> ModelIdentity | None:
-        """Whose tokens these are; ``None`` before ``start`` has returned."""
+        """The identity of the loaded model; ``None`` before ``start`` has returned."""
         ...
 
     @property
     def endpoints(self) -> frozenset[Endpoint]:
-        """The endpoints this engine can answer."""
+        """The endpoints that this engine can answer."""
         ...
 
     async def start(self) -> None:
-        """Load the model and run it once, so that the first job finds it warm."""
+        """Load the model and run it once, so that it is warm for the first job."""
         ...
 
     def generate(self, generation: Generation) -> AsyncGenerator[TokenChunk | Completion]:
@@ -128,20 +129,20 @@ class Engine(Protocol):
         ...
 
     def resumable(self, generation: Generation) -> bool:
-        """Whether an interrupted answer to this request may continue from its token ids."""
+        """Return whether an interrupted answer to this request can be resumed from its token ids."""
         ...
 
     def stats(self) -> EngineStats:
-        """Say how loaded the engine is."""
+        """Return the engine's current counts."""
         ...
 
     async def stop(self) -> None:
-        """Abort what runs and release the device. Safe to call twice, and before ``start``."""
+        """Abort all generations and release the device. Safe to call twice, and before ``start``."""
         ...
 
 
 class GenerationError(Exception):
-    """One request failed; the engine is well."""
+    """One request failed; the engine still works."""
 
     def __init__(self, code: FailureCode, message: str) -> None:
         super().__init__(message)
@@ -149,11 +150,11 @@ class GenerationError(Exception):
 
 
 class NotContinuableError(GenerationError):
-    """The answer cannot go on from the tokens that there are, but it can start again."""
+    """The answer cannot be resumed from its tokens, but it can be restarted."""
 
     def __init__(self, why: str) -> None:
         super().__init__(FailureCode.INVALID_REQUEST, f"this answer cannot be continued: {why}")
 
 
 class EngineDeadError(Exception):
-    """The engine is gone. The process should hand its jobs over and exit."""
+    """The engine has died. The process should hand over its jobs and exit."""

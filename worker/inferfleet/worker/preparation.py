@@ -1,4 +1,4 @@
-"""Preparing an attempt: what earlier attempts have left of the answer, and the history of a session."""
+"""Prepares an attempt: reads the tokens that earlier attempts have left, and the history of the session."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from inferfleet.worker.turns import Prompt, Turns
 
 
 class Preparation:
-    """Makes a granted job ready for the engine."""
+    """Prepares claimed jobs for the engine."""
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class Preparation:
         """The short identity of this worker's model.
 
         Raises:
-            EngineDeadError: There is none.
+            EngineDeadError: The engine has no model.
 
         """
         identity = self._engine.identity
@@ -52,7 +52,7 @@ class Preparation:
         return identity.short
 
     async def prepare(self, run: JobRun, started: Started, generation: Generation) -> Generation | Outcome:
-        """Give the generation that goes on where the last attempt stopped."""
+        """Return the generation that resumes the answer where the last attempt stopped."""
         restart = started.restart
         if started.tokens and restart is None:
             chunks = await self._records.whole_answer(run.job.id, tokens=started.tokens)
@@ -60,7 +60,7 @@ class Preparation:
                 restart = RestartReason.JOURNAL_INCOMPLETE
             else:
                 run.answer.resume(chunks)
-        # Before the restart: a turn that an earlier attempt has completed keeps the tokens that it has.
+        # Before a restart: a turn that an earlier attempt has completed keeps its tokens.
         if restart is not None and run.job.session_id is not None:
             await self.recall(run, started)
         begun = await self._turns.begin(run)
@@ -84,7 +84,7 @@ class Preparation:
         )
 
     async def restart(self, run: JobRun, reason: RestartReason, *, tokens_wasted: int) -> Prompt | Outcome:
-        """Begin the answer again, unless another attempt has the job."""
+        """Restart the answer, unless another attempt has the job."""
         identity, fence = self.model_identity, run.fence
         run.answer.resume(())
         run.restart(model_identity=identity)
@@ -102,11 +102,11 @@ class Preparation:
         if written is WriteStatus.FENCED:
             return Defer()
         self._hooks.on_waste(run, tokens_wasted, reason)
-        # The session has to know the new fence.
+        # The session needs the new fence.
         return await self._turns.begin(run)
 
     async def recall(self, run: JobRun, started: Started) -> None:
-        """Learn what an answer that will not go on has said, since its result says so, too."""
+        """Read the tokens of an answer that will not be resumed, for its result."""
         if started.tokens:
             entries = await self._records.journal(run.job.id)
             run.answer.resume(generated(entries), head_of(entries))

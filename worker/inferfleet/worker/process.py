@@ -1,4 +1,4 @@
-"""A worker as a process of its own: its log, its event loop, its garbage collector."""
+"""The process of a worker: its log, its event loop, its garbage collector."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from inferfleet.worker.worker import Worker
 logger = logging.getLogger(__name__)
 
 GC_THRESHOLD = 20_000
-"""New objects between two collections. A job makes a few hundred that free themselves, and hardly a cycle."""
+"""New objects between two collections. A job makes a few hundred objects, and hardly any reference cycle."""
 
 
 def run_process(
@@ -26,10 +26,10 @@ def run_process(
     *,
     remarks: Iterable[str] = (),
 ) -> None:
-    """Run a worker until SIGTERM, and give this process what suits it. ``remarks`` go to its log.
+    """Run a worker until SIGTERM, and set up the process for it. ``remarks`` go to its log.
 
     Raises:
-        InferfleetError: A setting is wrong, or a service did not answer at the start.
+        InferfleetError: A setting is invalid, or a service did not answer at the start.
         EngineDeadError: The engine died.
 
     """
@@ -46,7 +46,7 @@ def run_process(
 
 
 def _freeze_gc() -> None:
-    """Keep the collector away from what stays for good, as vLLM's server does: libraries and the model."""
+    """Exclude permanent objects from collection, as vLLM's server does: libraries and the model."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(GC_THRESHOLD)

@@ -1,4 +1,4 @@
-"""The deliveries of one worker: each is read as a job and attempted, and no job runs here twice."""
+"""Processes the deliveries of one worker: reads each as a job and attempts it, and runs no job here twice."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from inferfleet.worker.stop_switch import Interruption
 logger = logging.getLogger(__name__)
 
 ERROR_PAUSE_S = 1.0
-"""A pause before a job that hit an unexpected error goes back, so that it does not spin."""
+"""A pause before a job with an unexpected error is requeued, so that it does not spin."""
 
 
 class Processor:
-    """Takes deliveries to their end. One call of ``process`` for each, all at the same time."""
+    """Processes deliveries, each by a concurrent call of ``process``."""
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class Processor:
 
     @property
     def runs(self) -> Mapping[str, JobRun]:
-        """The jobs that run here now, or wait for a slot or a retry, by id."""
+        """The jobs that run here, or wait for a slot or a retry, by id."""
         return self._runs
 
     def interrupt(self, job_id: str, reason: Interruption) -> None:
@@ -59,7 +59,7 @@ class Processor:
             self._slots.skip(run)
 
     async def process(self, delivery: Delivery) -> None:
-        """Take a delivery, and the turns that it carries, to its end. Nothing makes this raise."""
+        """Process a delivery, and the turns that it carries, until it is settled. Never raises."""
         if self._leaving.is_set():
             await delivery.requeue()
             return
@@ -70,7 +70,7 @@ class Processor:
         except EngineDeadError as error:
             self._on_engine_death(error)
         except Exception:
-            # Once, and not every second for each of them, for as long as it lasts.
+            # Logged once for the whole outage, not every second for each delivery.
             if self._settling.began():
                 logger.exception("failed to settle a job; requeueing its message")
             await asyncio.sleep(ERROR_PAUSE_S)
@@ -80,7 +80,7 @@ class Processor:
                 logger.warning("settling jobs works again after %.1f s", lasted_s)
 
     async def _process(self, delivery: Delivery) -> Delivery | None:
-        """Run a delivery's job. Returns the delivery if it carries another one now."""
+        """Run a delivery's job. Return the delivery if it carries another job now."""
         try:
             job = read_job(
                 delivery.body,
@@ -101,7 +101,7 @@ class Processor:
         try:
             settled, carrying = await self._attempts.run(run)
         except Exception:
-            # The caller gives back the delivery it knows of; one that came since is ours to give back.
+            # The caller requeues the delivery that it knows; a newer one has to be requeued here.
             if run.delivery is not delivery:
                 await run.delivery.requeue()
             raise
@@ -109,21 +109,21 @@ class Processor:
             self._slots.leave(run)
             del self._runs[job.id]
         if run.delivery is not settled:
-            # It came again while the settling was under way; the record says what to do with it.
+            # The message was delivered again during the settlement; the record says what to do with it.
             await self.process(run.delivery)
         return carrying
 
     def _deliver_again(self, run: JobRun, delivery: Delivery) -> None:
-        """Settle the job with its newest delivery.
+        """Let the newest delivery of a running job be the one that is settled.
 
-        The connection was lost, or the job was published twice, while it runs here. It goes on.
+        The connection was lost, or the job was published twice. The job keeps running.
         """
         logger.info("job is already running here", extra={"job_id": run.job.id})
         if delivery.witness is not None and run.delivery.witness is None:
-            # It has a message of its own, and needs no other to carry it.
+            # The job has its own message now, and needs no other message to carry it.
             delivery.ack()
             return
         run.delivery.ack()
         run.delivery = delivery
-        # If the job pauses, it does so behind the new delivery now.
+        # If the job is paused, it now waits with the new delivery.
         run.wake()

@@ -1,8 +1,8 @@
-"""Carries outcomes out: the one place of the worker that settles deliveries and ends jobs.
+"""Carries out outcomes: the only place in the worker that settles deliveries and ends jobs.
 
-The order within each outcome is what keeps the promises: first the record, then the message that goes
-elsewhere, the ack always last. A crash between any two steps leaves a message that is delivered again,
-and a record that says what to do with it.
+The order of the steps keeps the promises: first the record, then any other message, and always the ack last.
+After a crash between any two steps RabbitMQ delivers the message again, and the record says what to do with
+it.
 """
 
 from __future__ import annotations
@@ -53,14 +53,14 @@ _UNPUBLISHED = (
 )
 
 REQUEUE_PAUSE_S = 1.0
-"""A pause before a message goes straight back to its queue because the way round was closed."""
+"""A pause before a message is requeued because its outcome could not be carried out."""
 
 DEAD_LETTER_PAUSE_CAP_S = 30.0
 """The longest pause between two tries to write a dead letter."""
 
 
 class Settlement:
-    """Settles what attempts end in."""
+    """Settles deliveries by the outcomes of their attempts."""
 
     def __init__(
         self,
@@ -86,9 +86,9 @@ class Settlement:
         self._unreadable = UnreadableMessages(settings=settings, records=records, lanes=lanes, hooks=hooks)
 
     async def settle(self, run: JobRun, delivery: Delivery, outcome: Outcome) -> Delivery | None:
-        """Carry out what was decided about a job.
+        """Carry out the outcome of an attempt.
 
-        Returns the delivery if it is not settled, since it carries the session's next turn now.
+        Returns the delivery if it is not settled, because it carries the session's next turn now.
         """
         match outcome:
             case Finish(state, completion, failure):
@@ -102,7 +102,7 @@ class Settlement:
                 stopped = written in {WriteStatus.CANCEL, WriteStatus.INTERRUPT}
                 await self._keep(run, delivery, 0.0 if stopped else delay_s)
             case GiveUp(failure):
-                # It may take long, and needs no engine.
+                # This may take long, and needs no slot in the engine.
                 self._slots.leave(run)
                 if await self._dead_letter(run, delivery, failure):
                     return await self._end(run, delivery, self._result(run, JobState.FAILED, failure))
@@ -124,9 +124,9 @@ class Settlement:
     async def dead_letter_unreadable(
         self, delivery: Delivery, failure: Failure, *, is_running: Callable[[str], bool]
     ) -> Delivery | None:
-        """End what a message belongs to that is no job, and put it among the dead letters, as it came.
+        """Dead-letter a message that is not a job, unchanged, and end the job that it names.
 
-        Returns the delivery if it is not settled, since it carries a session's next turn now.
+        Returns the delivery if it is not settled, because it carries a session's next turn now.
         """
         try:
             ended = await self._unreadable.end(delivery, failure, is_running=is_running)
@@ -141,7 +141,7 @@ class Settlement:
         return None
 
     async def _end(self, run: JobRun, delivery: Delivery, result: Result) -> Delivery | None:
-        """End the job. If it belongs to another attempt, the message stays until that has ended it."""
+        """End the job. If another attempt has it, keep the message until that attempt has ended it."""
         if await self._commit(run, result):
             return await self._end_turn(run, delivery)
         await self._keep(run, delivery)
@@ -154,7 +154,7 @@ class Settlement:
             try:
                 following = await self._lanes.let_next_run(job, witness=delivery.witness or job)
             except _UNPUBLISHED as error:
-                # The job that ended comes again, and with it another chance to publish the next turn.
+                # RabbitMQ delivers the ended job's message again: another chance to publish the next turn.
                 self._cannot("publish a session's next turn", error)
                 await self._keep(run, delivery, REQUEUE_PAUSE_S)
                 return None
@@ -162,7 +162,7 @@ class Settlement:
         return _ack_or_carry(delivery, job, following)
 
     async def _park(self, run: JobRun, delivery: Delivery, *, refund: bool) -> Delivery | None:
-        """Put a turn into its session's lane. Needed when Redis lost the lane it was in."""
+        """Put a turn into its session's lane. This is needed if Redis lost the lane."""
         job = run.job
         entry = QueuedEntry(at=self._records.clock.now(), attempt=run.attempt, reason="handed_over")
         if await self._release(run, entry, refund=refund) is WriteStatus.FENCED:
@@ -181,14 +181,14 @@ class Settlement:
         return None
 
     async def _commit(self, run: JobRun, result: Result) -> bool:
-        """Write the result; False if the job belongs to another attempt."""
+        """Write the result. Return false if another attempt has the job."""
         pending = run.answer.take_pending(ended=True)
         written = await self._journal.write(
             run,
             lambda: self._records.finish(result, fence=run.fence, pending=pending, reply_to=run.reply_to),
         )
         if written is WriteStatus.FENCED:
-            # Somebody else generates, or generated, what this attempt could not write down.
+            # Another attempt generates the tokens that this attempt could not write.
             self._hooks.on_waste(run, pending.count, "fenced")
             return False
         self._hooks.on_end(run, result)
@@ -206,9 +206,9 @@ class Settlement:
         )
 
     async def _keep(self, run: JobRun, delivery: Delivery, delay_s: float | None = None) -> None:
-        """Let the message come again later, by default after a lease.
+        """Try the message again later, by default after a lease.
 
-        Unacked meanwhile, nothing can lose it (decision 9).
+        Meanwhile it stays unacked, so that it cannot be lost (decision 9).
         """
         if not self._leaving.is_set():
             self._slots.leave(run)
@@ -217,10 +217,10 @@ class Settlement:
         await delivery.requeue()
 
     async def _dead_letter(self, run: JobRun | None, delivery: Delivery, failure: Failure) -> bool:
-        """Publish a dead letter, however long that takes. False if the message is back in its queue instead.
+        """Publish a dead letter, however long that takes. Return false if the message was requeued instead.
 
-        While the broker does not take it, the message waits here and takes no place of another. In its queue
-        it would be the first again.
+        While the broker does not accept the letter, the message waits here without taking prefetch capacity.
+        In its queue it would be the first to be delivered again.
         """
         pause_s = REQUEUE_PAUSE_S
         while True:
@@ -239,7 +239,7 @@ class Settlement:
         return True
 
     def _cannot(self, what: str, error: Exception) -> None:
-        """Tell once, and not for each message every second, that nothing can be published."""
+        """Log once for an outage, not for each message every second, that nothing can be published."""
         if self._unpublished.began():
             logger.warning("cannot %s; retrying (%s)", what, error)
 
@@ -266,7 +266,7 @@ class Settlement:
             await channel.publish(names.DEAD_EXCHANGE, letter, routing_key=pool, mandatory=True)
 
     async def _wait(self, delivery: Delivery, delay_s: float) -> None:
-        """Let a message wait here, where it takes no place, until the time is over or the worker leaves."""
+        """Let a message wait here, without prefetch capacity, for ``delay_s`` or until a drain begins."""
         with delivery.parked(), suppress(TimeoutError):
             async with asyncio.timeout(delay_s):
                 await self._leaving.wait()
@@ -277,7 +277,7 @@ class Settlement:
         generation_s = time.monotonic() - run.started
         total_s = max(0.0, (self._records.clock.now() - run.job.submitted_at).total_seconds())
         if completion is None and run.answer.tokens:
-            # Whatever ended the answer, its readers have seen this much of it.
+            # Whatever ended the answer, its readers have seen this part of it.
             completion = Completion(response=run.cut_response(), usage=run.answer.usage)
         return Result(
             job_id=run.job.id,
@@ -298,7 +298,7 @@ class Settlement:
 
 
 def _ack_or_carry(delivery: Delivery, ended: Job | None, following: Payload | None) -> Delivery | None:
-    """Ack, unless the message has to carry the turn ``following``."""
+    """Ack the message, unless it has to carry the turn ``following``."""
     if ended is None or following is None:
         delivery.ack()
         return None

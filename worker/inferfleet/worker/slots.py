@@ -1,6 +1,6 @@
-"""Who runs next: the engine's slots, and the jobs that wait for one in this worker.
+"""Decides which job runs next: the engine's slots, and the jobs that wait for one in this worker.
 
-Nothing waits inside the engine that can wait here, where a more urgent job overtakes it. A job without a slot
+Jobs wait here instead of inside the engine, so that a more urgent job can overtake them. A job without a slot
 has not started: its record says ``queued``, and none of its time limits runs.
 """
 
@@ -15,25 +15,25 @@ from inferfleet.schemas.job import Priority
 from inferfleet.worker.job_run import JobRun
 
 REFILL_PATIENCE_S = 0.1
-"""How long a free slot waits for the delivery that an ack has made room for: the broker may have a more
+"""How long a free slot waits for the delivery for which an ack has made room: the broker may have a more
 urgent job than any that waits here."""
 
 
 class Supply(Protocol):
-    """Where jobs come from."""
+    """The source of jobs."""
 
     @property
     def refilling(self) -> bool:
-        """Whether a delivery is due: there were more jobs than we might hold, and now there is room."""
+        """Whether a delivery is due: there were more jobs than the worker may hold, and there is room."""
         ...
 
     def ran_dry(self) -> None:
-        """Learn that the delivery did not come."""
+        """Note that the expected delivery did not come."""
         ...
 
 
 class Slots:
-    """At most ``limit`` jobs are given to the engine at once; the others wait, the most urgent first."""
+    """Gives the engine at most ``limit`` jobs at once; the others wait, the most urgent first."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -41,7 +41,7 @@ class Slots:
         self._holders: set[JobRun] = set()
         self._waiters: dict[JobRun, asyncio.Future[bool]] = {}
         self._queue: list[tuple[int, int, JobRun]] = []
-        """A heap of those that wait, the next one first; who went on without a slot is skipped."""
+        """A heap of the waiting jobs, the next one first. Jobs that no longer wait are skipped."""
         self._arrivals = count()
         self._granting = False
         self._patience: asyncio.TimerHandle | None = None
@@ -63,23 +63,23 @@ class Slots:
         return self._limit
 
     def resize(self, limit: int) -> None:
-        """Change the limit. Whoever has a slot keeps it."""
+        """Change the limit. Jobs with a slot keep it."""
         self._limit = limit
         self._grant_soon()
 
     def supply_from(self, supply: Supply) -> None:
-        """Wait for this supply's deliveries from now on, before a slot goes to a job that waits here."""
+        """Wait for this supply's due deliveries before a slot goes to a job that waits here."""
         self._supply = supply
 
     def take_free(self, run: JobRun) -> bool:
-        """Take a slot if one is free and nobody waits for it."""
+        """Take a slot if one is free and no job waits for it."""
         if self._closed or self._waiters or len(self._holders) >= self._limit:
             return False
         self._holders.add(run)
         return True
 
     async def take(self, run: JobRun) -> bool:
-        """Wait for a slot. False if the worker is leaving, and the job must not start any more."""
+        """Wait for a slot. Return false if the worker is draining, so that the job must not start."""
         if self.take_free(run):
             return True
         if self._closed:
@@ -100,13 +100,13 @@ class Slots:
             self._grant_soon()
 
     def skip(self, run: JobRun) -> None:
-        """Let a job that waits go on without a slot: it is to be stopped, and needs no engine for that."""
+        """Let a waiting job continue without a slot, because it is to be stopped and needs no engine."""
         waiter = self._waiters.get(run)
         if waiter is not None and not waiter.done():
             waiter.set_result(True)
 
     def close(self) -> None:
-        """Send everyone away who waits, and who comes from now on."""
+        """Refuse a slot to all waiting and all later jobs."""
         self._closed = True
         if self._patience is not None:
             self._patience.cancel()
@@ -115,7 +115,7 @@ class Slots:
                 waiter.set_result(False)
 
     def _grant_soon(self) -> None:
-        # In the next turn of the loop: the acks of this turn have left by then, and its deliveries are here.
+        # In the next turn of the loop, when this turn's acks have been written and its deliveries taken.
         if self._waiters and not self._granting:
             self._granting = True
             asyncio.get_running_loop().call_soon(self._grant)

@@ -1,4 +1,4 @@
-"""What stops an answer before it is complete: somebody's order, or the job's own time limit."""
+"""Stops an answer before it is complete: by an order, or by the job's time limit."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ class Interruption(StrEnum):
 
 
 class StopSwitch:
-    """Guards a block, ``async with switch.armed(timeout_s):``, and can end it from outside.
+    """Ends a block ``async with switch.armed(timeout_s):`` from outside, or after its time limit.
 
     The block ends early without an exception; ``reason`` then says why. The first reason counts.
     """
 
     def __init__(self) -> None:
         self.reason: Interruption | None = None
-        """Why the block was, or is to be, stopped."""
+        """Why the block was stopped, or is to be stopped."""
         self._timeout_s: float | None = None
         self._scope: asyncio.Timeout | None = None
 
@@ -41,7 +41,7 @@ class StopSwitch:
         return self
 
     def stop(self, reason: Interruption) -> None:
-        """End the block, or keep it from starting. Once it has ended, only the reason is noted."""
+        """End the block, or prevent its start. After its end this only records the reason."""
         if self.reason is None:
             self.reason = reason
             if self._scope is not None and not self._scope.expired():

@@ -1,7 +1,8 @@
-"""The exchanges and queues that a worker lives on: declared at the start of a session, and watched from then.
+"""Declares the exchanges and queues that a worker needs, when it subscribes and regularly afterwards.
 
-An operator, a policy or a script may delete any of them while workers run. RabbitMQ tells of the end of a
-consumer and of nothing else, so all are declared again now and then. What is there is not changed by that.
+An operator, a policy or a script may delete any of them while workers run. RabbitMQ only notifies a worker of
+a cancelled consumer, so the worker declares all of them again from time to time. This does not change those
+that exist.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ from inferfleet.wire.rabbitmq.topology import declare_pool, exclusive_arguments
 logger = logging.getLogger(__name__)
 
 WATCH_INTERVAL_S = 15.0
-"""How often what may be lost without a word is declared again."""
+"""How often exchanges and queues that may vanish without notice are declared again."""
 
 
 class Topology:
-    """What a session declares. Orders are heard from the first declaration on."""
+    """The exchanges and queues of a subscription. The worker gets commands from the first declaration on."""
 
     def __init__(
         self, connection: Connection, settings: WorkerSettings, on_control: Callable[[bytes], None]
@@ -39,30 +40,30 @@ class Topology:
         self._settings = settings
         self._on_control = on_control
         self._listening: AbstractChannel | None = None
-        """The channel that orders come in on."""
+        """The channel on which commands arrive."""
         self._hears = False
-        """Whether the queue of orders has our consumer."""
+        """Whether the command queue has our consumer."""
         self._deaf = asyncio.Event()
-        """Set when it has lost it."""
+        """Set when the command queue has lost our consumer."""
 
     async def declare(self) -> str:
-        """Declare the pool and the worker's own queue of orders. Returns the name of the pool's queue.
+        """Declare the pool and the worker's command queue. Return the name of the pool's queue.
 
         Raises:
-            ServiceUnreachableError: Nothing answers, or another worker has the name.
-            ServiceRefusedError: The broker refuses.
+            ServiceUnreachableError: The broker does not answer, or another worker has the id.
+            ServiceRefusedError: The broker refuses a declaration.
             ConfigurationError: A queue exists with other arguments.
 
         """
         with connection_errors(self._settings.amqp_url):
-            # On a channel of its own, since the broker closes it with every refusal.
+            # On a separate channel, because the broker closes a channel at every refusal.
             async with self._connection.channel(publisher_confirms=False) as channel:
                 queue = await declare_pool(channel, self._settings.pool, self._settings)
             await self._listen()
         return queue.name
 
     async def watch(self) -> None:
-        """Declare again what was lost, until cancelled."""
+        """Declare lost exchanges and queues again, until cancelled."""
         complaint = ""
         while True:
             with suppress(TimeoutError):
@@ -73,7 +74,7 @@ class Topology:
                 await self.declare()
                 complaint = ""
             except Exception as error:
-                # Whatever it is, a later look may find it mended. A broken session is told elsewhere.
+                # A later check may succeed. A broken subscription is reported elsewhere.
                 if str(error) != complaint and not self._connection.stream.closing:
                     complaint = str(error)
                     logger.warning("cannot declare the pool's queues again (%s)", complaint)
@@ -84,7 +85,7 @@ class Topology:
             channel = await self._listening.get_underlay_channel()
             channel.on_consumer_cancel_callbacks.add(self._on_cancel)
             channel.closing.add_done_callback(self._on_closing)
-            # Read here, because aiormq breaks the connection over properties that it cannot read.
+            # Parsed here, because aiormq closes the connection at properties that it cannot parse.
             self._connection.stream.take(channel.number, Contents(DELIVER, self._hear).take)
             self._hears = False
         worker_id = self._settings.worker_id
@@ -93,7 +94,7 @@ class Topology:
                 control_queue(worker_id), exclusive=True, auto_delete=True, arguments=exclusive_arguments()
             )
         except ChannelLockedResource as error:
-            # After a cut, RabbitMQ takes some time to notice that the old connection is gone.
+            # After a network cut, RabbitMQ takes some time to notice that the old connection is dead.
             raise ServiceUnreachableError(
                 f"another worker named {worker_id!r} is connected, or was until a moment ago; "
                 "wait a minute, or choose another --worker-id"
@@ -101,7 +102,7 @@ class Topology:
         await queue.bind(CONTROL_EXCHANGE)
         if not self._hears:
             channel = await self._listening.get_underlay_channel()
-            # Before the answer: the end of the consumer may come with it.
+            # Before the answer, because the cancellation of the consumer may come with it.
             self._hears = True
             try:
                 await channel.basic_consume(queue.name, not_here, no_ack=True)
@@ -123,5 +124,5 @@ class Topology:
 
 
 async def not_here(message: aiormq.abc.DeliveredMessage) -> None:
-    """Stand in for the consumer of a channel whose deliveries are taken from the stream."""
+    """Be the placeholder consumer of a channel whose deliveries are read from the stream."""
     raise AssertionError("deliveries are taken from the stream")

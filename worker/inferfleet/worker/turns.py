@@ -1,4 +1,4 @@
-"""The turns of sessions, as a worker sees them: bring the history, add the answer."""
+"""The worker's side of turns: reads the history, and adds the answer to it."""
 
 from __future__ import annotations
 
@@ -34,25 +34,26 @@ KEPT_FIELDS = (
     "name",
     "audio",
 )
-"""What a history keeps of an assistant's message. ``reasoning_content`` is an older name of ``reasoning``."""
+"""The fields of an assistant's message that a history keeps. ``reasoning_content`` is an older name of
+``reasoning``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What a job asks of the engine: its request's body, with the history of its session in front."""
+    """The body that the engine gets: the job's, with the history of its session in front."""
 
     body: dict[str, Any]
 
 
 class Turns:
-    """Turns that run here. Without a session a job passes through unchanged."""
+    """The turns that run here. A job without a session passes through unchanged."""
 
     def __init__(self, histories: SessionHistories, session_records: SessionRecords) -> None:
         self._histories = histories
         self._session_records = session_records
 
     async def begin(self, run: JobRun) -> Prompt | Outcome:
-        """Begin an attempt: the prompt, or what to do instead."""
+        """Begin an attempt. Return its prompt, or another outcome."""
         job = run.job
         if job.session_id is None:
             return Prompt(job.body)
@@ -63,7 +64,7 @@ class Turns:
             case BeginStatus.TAKEN:
                 return Park()
             case BeginStatus.FENCED:
-                # Should there be no later attempt, since Redis lost the record, the next one is.
+                # A later attempt has the turn. If Redis lost the record, the next attempt becomes that one.
                 return HandOver(refund=True)
             case BeginStatus.ANSWERED:
                 return _recalled(run, begun.answer)
@@ -84,7 +85,7 @@ class Turns:
         return Prompt({**job.body, "messages": [*past.messages, *messages]})
 
     async def unless_answered(self, run: JobRun, refusal: Finish | GiveUp) -> Outcome:
-        """End a job that may not run again. If its turn is in the history, it has succeeded all the same."""
+        """End a job that may not run again. It has succeeded nevertheless if its turn is in the history."""
         if run.job.session_id is None or session_problem(run.job.endpoint):
             return refusal
         begun = await self._histories.begin(run.job, fence=run.fence, witness=run.delivery.witness)
@@ -98,7 +99,7 @@ class Turns:
         return await self._append(run, completion, finish, interrupted=False)
 
     async def interrupt(self, run: JobRun, finish: Finish) -> Outcome:
-        """Add a turn that was stopped, with what it had said, to its session."""
+        """Add a stopped turn with its partial answer to its session."""
         partial = _partial(run)
         return await self._append(run, partial, replace(finish, completion=partial), interrupted=True)
 
@@ -108,7 +109,7 @@ class Turns:
         job = run.job
         if job.session_id is None:
             return finish
-        # The engine counts a prompt only when it completes the answer.
+        # The engine reports the prompt's tokens only when it completes the answer.
         tokens = (
             estimated_tokens(job.body["messages"]) + completion.usage.completion_tokens
             if interrupted
@@ -138,8 +139,8 @@ class Turns:
                 case AppendStatus.OK:
                     return finish
                 case AppendStatus.TAKEN:
-                    # Redis lost the session, and perhaps another turn has it now: begin again behind that.
-                    # The attempt counts: what loses the session may do so each time.
+                    # Redis lost the session, and another turn may own it now: restart behind that turn.
+                    # The attempt is charged, because the session may be lost at each attempt.
                     logger.warning("Redis lost the session; restarting its turn", extra={"job_id": job.id})
                     return Park(refund=False)
                 case AppendStatus.FENCED:
@@ -161,11 +162,11 @@ def _lost(message: str) -> Finish:
 
 
 def _said(completion: Completion) -> dict[str, Any]:
-    """The assistant's message as the history keeps it. Without a text or a call, the text is empty."""
+    """Return the assistant's message as the history keeps it. Without text or calls, its text is empty."""
     choice: dict[str, Any] = completion.response["choices"][0]
     message: dict[str, Any] = choice["message"]
     said = {field: message[field] for field in KEPT_FIELDS if message.get(field)}
-    # A call that was cut cannot be run, and no later prompt can be made with it.
+    # A call that was cut off cannot be run, and no later prompt can contain it.
     cut = choice.get("finish_reason") in {"length", CUT_SHORT}
     calls = [call for call in said.pop("tool_calls", ()) if _is_whole(call, cut=cut)]
     return {**said, "tool_calls": calls} if calls else {"role": "assistant", "content": "", **said}
@@ -176,7 +177,7 @@ def _is_whole(call: Mapping[str, Any], *, cut: bool) -> bool:
         return True
     arguments: str = call["function"]["arguments"]
     if not arguments:
-        # A call may have none, or the answer ended before them.
+        # A call may have no arguments, or the answer ended before them.
         return not cut
     try:
         return isinstance(orjson.loads(arguments), dict)
@@ -185,12 +186,12 @@ def _is_whole(call: Mapping[str, Any], *, cut: bool) -> bool:
 
 
 def _partial(run: JobRun) -> Completion:
-    """What an interrupted run has said so far, which may be nothing."""
+    """Return the partial answer of an interrupted run, which may be empty."""
     return Completion(response=run.cut_response(), usage=run.answer.usage)
 
 
 def _encode(finish: Finish, run: JobRun) -> bytes:
-    """What the next attempt needs to commit a turn whose worker died before it could."""
+    """Encode what the next attempt needs to commit a turn if this worker dies before it has."""
     assert finish.completion is not None  # noqa: S101 - what is added to a history is an answer
     journaled, unwritten = run.answer.unwritten
     return orjson.dumps(
@@ -206,7 +207,7 @@ def _encode(finish: Finish, run: JobRun) -> bytes:
 
 
 def _recalled(run: JobRun, answer: bytes) -> Finish:
-    """The end that an earlier attempt could not commit, and with it the tokens that only that knew."""
+    """Return the end that an earlier attempt could not commit, with the tokens that only it had."""
     value: Mapping[str, Any] = orjson.loads(answer)
     chunks = tuple(TokenChunk.model_validate(chunk) for chunk in value.get("unwritten", ()))
     run.answer.recall(value.get("journaled", 0), chunks)

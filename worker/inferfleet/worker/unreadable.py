@@ -1,7 +1,7 @@
-"""Ends what a message belongs to that cannot be read as a job.
+"""Ends the job that an unreadable message names.
 
-Its publisher may have been told that the job was accepted, a client may wait for it, and turns of its session
-may wait behind it. So whatever can be known of the job ends with it, under the same fence as any other end.
+The broker may have confirmed the job to its publisher, a client may wait for it, and turns of its session may
+wait behind it. So this module ends the job as far as it can be identified, under a fence like any other end.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class EndedUnreadable:
-    """What came of ending a message's job.
+    """The result of ending a message's job.
 
-    ``busy_s`` is 0, or after how many seconds to ask again: another worker runs a job that this may be the
-    message of. The message has to carry ``following``, the turn behind its ``job``, if there is one.
+    If ``busy_s`` is not 0, try again after so many seconds: another worker runs a job whose message this may
+    be. The message has to carry ``following``, the turn behind its ``job``, if there is one.
     """
 
     busy_s: float = 0.0
@@ -36,7 +36,7 @@ class EndedUnreadable:
 
 
 class UnreadableMessages:
-    """Messages that are no job, and the jobs that they were to be."""
+    """Handles messages that are not jobs, and ends the jobs that they name."""
 
     def __init__(self, *, settings: WorkerSettings, records: JobRecords, lanes: Lanes, hooks: Hooks) -> None:
         self._settings = settings
@@ -47,10 +47,10 @@ class UnreadableMessages:
     async def end(
         self, delivery: Delivery, failure: Failure, *, is_running: Callable[[str], bool]
     ) -> EndedUnreadable:
-        """End the message's job as failed, tell its publisher, and let its session's next turn run.
+        """End the message's job as failed, tell its client, and let its session's next turn run.
 
-        A job of the same id that has ended is left as it is, and so is one that waits for another client:
-        any message may repeat its id.
+        A job with the same id stays as it is if it has ended, or if it belongs to another client, because any
+        message may repeat an id.
 
         Raises:
             ServiceUnreachableError, PublishUnconfirmedError, RefusedError: The next turn is not published.
@@ -59,7 +59,7 @@ class UnreadableMessages:
         known = known_of(delivery.body, delivery.message_id)
         ids = list(known.ids)
         if delivery.reply_to:
-            # Somebody waits for an answer, under whatever name.
+            # Somebody waits for an answer, whatever id the message has.
             ids.append(derived_id(delivery.body, delivery.message_id))
         for job_id in ids:
             belonging = await self._records.belonging(job_id)

@@ -77,7 +77,7 @@ class Worker:
 
     @property
     def phase(self) -> WorkerPhase:
-        """Where the worker is in its life."""
+        """The phase of the worker's life."""
         return self._heartbeats.phase
 
     async def run(self) -> None:
@@ -85,8 +85,8 @@ class Worker:
 
         Raises:
             ServiceUnreachableError: RabbitMQ or Redis did not answer at the start.
-            ConfigurationError: The engine, the pool's queue or the HTTP port does not accept a setting,
-                or Redis may evict keys.
+            ConfigurationError: A setting does not fit the engine, the pool's queue or the HTTP port, or Redis
+                may evict keys.
             EngineDeadError: The engine died. All its jobs are back in the queue.
 
         """
@@ -138,11 +138,11 @@ class Worker:
             ]
             try:
                 await self._serve(processor, broker)
-                # First: a heartbeat that is under way would put back what is taken off.
+                # First, because a heartbeat that is being written would put the worker back on the map.
                 await cancel_and_wait(beating)
                 await self._heartbeats.forget(pipeline)
             except (InferfleetError, EngineDeadError) as error:
-                # Raised after the task group, which would wrap it.
+                # Raised behind the task group, which would wrap it.
                 self._failure = error
             finally:
                 await cancel_and_wait(*chores)
@@ -152,9 +152,9 @@ class Worker:
         logger.info("worker has stopped")
 
     def stop(self) -> None:
-        """Begin to drain, if that has not begun."""
+        """Begin to drain, unless the drain has begun."""
         self._stopping.set()
-        # Whoever gave the order waits for the answer, also while the model still loads.
+        # The sender of the command waits for an answer, even while the model still loads.
         self._heartbeats.enter(WorkerPhase.DRAINING)
 
     def _signalled(self) -> None:
@@ -165,13 +165,13 @@ class Worker:
         self.stop()
 
     async def _serve(self, processor: Processor, broker: AsyncExitStack) -> None:
-        # The broker comes first: a wrong password should not wait for the model, and jobs are accepted
-        # as soon as the pool has its queues.
+        # The broker comes first: a wrong password should not wait for the model, and the pool accepts jobs
+        # as soon as it has its queues.
         opened = partial(self._subscribe, processor)
         subscription: Subscription | None = await broker.enter_async_context(opened())
         await self._unless_stopped(self._engine.start())
         for endpoint in self._engine.endpoints:
-            # Made now, so that the first job does not wait for it.
+            # Made here, so that the first job does not wait for it.
             _ = ENDPOINTS[endpoint].request
         self._on_warm()
         while subscription is not None and not self._stopping.is_set():
@@ -210,7 +210,7 @@ class Worker:
             await cancel_and_wait(adapting)
 
     async def _drain(self, processor: Processor) -> None:
-        """Let jobs finish that do so in time, hand the others over, and wait until all is settled."""
+        """Let jobs finish in time, hand over the others, and wait until all deliveries are settled."""
         logger.info("draining", extra={"running": len(self._tasks)})
         self._slots.close()
         for run in processor.runs.values():
@@ -229,12 +229,12 @@ class Worker:
         if self._tasks:
             _, left = await asyncio.wait(self._tasks, timeout=SETTLE_GRACE_S)
             for task in left:
-                # The store is away. The broker will deliver these again once we are gone.
+                # Redis is unreachable. The broker will deliver these messages again after this process.
                 logger.error("exiting before a job was settled")
                 task.cancel()
 
     def _take(self, processor: Processor, delivery: Delivery) -> None:
-        """Start on a delivery."""
+        """Start to process a delivery."""
         task = asyncio.create_task(processor.process(delivery))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -253,7 +253,7 @@ class Worker:
         )
 
     def _handle_command(self, processor: Processor, body: bytes) -> None:
-        """Follow an order from the control exchange, if it is for us."""
+        """Obey a command from the control exchange, if it concerns this worker."""
         try:
             order = control.validate_json(body)
         except ValidationError as error:
@@ -269,12 +269,12 @@ class Worker:
                     self.stop()
 
     def _identity(self) -> dict[str, str]:
-        """All parts of the model's identity: why two workers differ is in their logs."""
+        """Return all parts of the model's identity for the log, which shows why two workers differ."""
         identity = self._engine.identity
         return {} if identity is None else {"short": identity.short, **asdict(identity)}
 
     async def _unless_stopped(self, work: Coroutine[Any, Any, T]) -> T | None:
-        """Wait for the work, or for the order to stop, which cancels it and gives ``None``."""
+        """Wait for the work. If the worker is told to stop first, cancel the work and return ``None``."""
         working = asyncio.create_task(work)
         stopping = asyncio.create_task(self._stopping.wait())
         try:
@@ -296,7 +296,7 @@ class Worker:
 
     @property
     def _refused(self) -> ServiceRefusedError | None:
-        """Why Redis does not do what is needed, while it says so."""
+        """Return why Redis refuses what the worker needs; ``None`` if it does not."""
         return None if self._pipeline is None else self._pipeline.refused
 
     def _http(self) -> AbstractAsyncContextManager[int]:
@@ -315,7 +315,7 @@ async def _reconnect(
 ) -> Subscription:
     await broker.aclose()
     async for attempt in AsyncRetrying(
-        # What is refused now, a permission for example, was given once: what runs goes on until it is again.
+        # RabbitMQ granted at the start what it refuses here: running jobs continue until it does so again.
         retry=retry_if_exception_type((ServiceUnreachableError, ServiceRefusedError)),
         wait=wait_random_exponential(multiplier=0.2, max=5.0),
     ):

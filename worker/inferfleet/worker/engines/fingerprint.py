@@ -1,9 +1,9 @@
-"""Fingerprints of model files, which tell two models apart without reading all of their many gigabytes.
+"""Fingerprints of model files, which distinguish models without reading all of their gigabytes.
 
-Small files are read whole. Of a weight file its name and size count; of a safetensors file also its header
-(name, type, shape and place of every tensor) and a sample from the middle of each tensor, of any other file
-samples at even distances. So two checkpoints of one shape differ as soon as training touched what is sampled.
-A change that leaves every sample as it was goes unseen.
+Small files are read whole. A weight file is represented by its name and size and by samples: for a
+safetensors file by its header (name, type, shape and place of every tensor) and a sample from the middle of
+each tensor, for any other file by samples at even distances. So two checkpoints of one shape differ as soon
+as training has changed a sample. A change that leaves every sample as it was is not detected.
 """
 
 from __future__ import annotations
@@ -19,29 +19,29 @@ READ_WHOLE: Final = frozenset({".json", ".jinja", ".model", ".py", ".tiktoken", 
 
 SAMPLE_BYTES: Final = 1024
 MOST_SAMPLES: Final = 512
-"""Of one file. A 70B model in 30 files comes to some 700 reads."""
+"""The most samples of one file. A 70B model in 30 files takes about 700 reads."""
 
 _HEADER_LENGTH_BYTES: Final = 8
 _LONGEST_HEADER: Final = 100 * 1024 * 1024
-"""What the safetensors format allows."""
+"""The longest header that the safetensors format allows, in bytes."""
 
 _SNAPSHOT: Final = re.compile(r"/snapshots/([0-9a-f]{40})/?$")
 
 
 def digest(value: object) -> str:
-    """A short hash of anything that JSON can spell; functions and classes count by their name."""
+    """Return a short hash of anything that JSON can encode; functions and classes count by their name."""
     text = json.dumps(value, sort_keys=True, default=_spell)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def commit_of(path: str) -> str:
-    """The commit in the path of a Hugging Face snapshot, which stands for all its files; else empty."""
+    """Return the commit in the path of a Hugging Face snapshot, which identifies all files; else empty."""
     found = _SNAPSHOT.search(path)
     return found[1] if found else ""
 
 
 def fingerprint(path: Path) -> str:
-    """The fingerprint of a model: a folder with all that lies in it, or one file. Empty if it is neither."""
+    """Return the fingerprint of a model: a folder with all its files, or one file. Empty if it is neither."""
     commit = commit_of(str(path))
     if commit or not path.exists():
         return commit
@@ -63,7 +63,7 @@ def fingerprint(path: Path) -> str:
 
 
 def _samples(content: BinaryIO, size: int) -> list[tuple[int, int]]:
-    """The parts of a weight file to read, as (start, length)."""
+    """Return the parts of a weight file to read, as (start, length)."""
     header = int.from_bytes(content.read(_HEADER_LENGTH_BYTES), "little")
     if header <= min(size, _LONGEST_HEADER):
         try:

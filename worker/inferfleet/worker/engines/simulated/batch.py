@@ -1,11 +1,11 @@
-"""Continuous batching: who runs, who waits, who is preempted.
+"""Continuous batching: decides which sequences run, wait or are preempted.
 
-One step computes prompts of newly admitted sequences, up to a budget of tokens, and the next token of
-every other running sequence. The order is that of vLLM's priority scheduling: the most urgent first,
-then the oldest; nobody is displaced because the batch is full, only because KV memory has run out.
+One step computes prompts of newly admitted sequences, up to a budget of tokens, and the next token of every
+other running sequence. The order is that of vLLM's priority scheduling: the most urgent first, then the
+oldest. A full batch preempts no sequence; a lack of KV memory does.
 
-There is no clock here. ``schedule`` says how long the step takes, the caller lets that time pass (or
-adds it up), and ``finish`` hands out the tokens. So a test, or a capacity plan, needs no real time.
+The batch has no clock. ``schedule`` returns how long the step takes, the caller lets that time pass (or adds
+it up), and ``finish`` yields the tokens. So a test, or a capacity plan, needs no real time.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from inferfleet.worker.engines.simulated.parameters import SimulatedParameters
 
 
 class Phase(Enum):
-    """Where a sequence stands."""
+    """The phase of a sequence."""
 
     NEW = auto()
     WAITING = auto()
@@ -29,14 +29,15 @@ class Phase(Enum):
 
 
 def _ignore() -> None:
-    """Tell nobody."""
+    """Do nothing."""
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Sequence:
     """One answer being generated: ``generated`` grows to ``target``, both counted from the first attempt.
 
-    ``on_progress`` is called when tokens are there. ``hangs`` keeps it in its slot at the end, for ever.
+    The batch calls ``on_progress`` when there are new tokens. With ``hangs`` the sequence keeps its slot for
+    ever at the end.
     """
 
     prompt_tokens: int
@@ -54,7 +55,7 @@ class Sequence:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """One step of the batch. ``duration_s`` are modelled seconds, ``least_s`` real ones."""
+    """One step of the batch. ``duration_s`` is in modelled seconds, ``least_s`` in real ones."""
 
     duration_s: float
     least_s: float
@@ -63,7 +64,7 @@ class Step:
 
 
 class Batch:
-    """The sequences of one engine. Not a thread-safe thing: one event loop owns it."""
+    """The sequences of one engine. Not thread-safe: one event loop owns it."""
 
     def __init__(self, *, parameters: SimulatedParameters, max_running: int) -> None:
         self._parameters = parameters
@@ -92,11 +93,11 @@ class Batch:
 
     @property
     def preemptions(self) -> int:
-        """How often a running sequence was sent back to wait, its work to be done again."""
+        """How often a running sequence was preempted, so that it has to be computed again."""
         return self._preemptions
 
     def add(self, sequence: Sequence) -> None:
-        """Let a new sequence wait for its turn. One that has nothing left to do ends at once."""
+        """Add a sequence, which waits for its turn. A sequence with nothing left to do ends at once."""
         if sequence.generated >= sequence.target and not sequence.hangs:
             sequence.phase = Phase.ENDED
             return
@@ -104,12 +105,12 @@ class Batch:
         self._wait(sequence)
 
     def remove(self, sequence: Sequence) -> None:
-        """Take a sequence out wherever it is; its slot and memory are free at once. Safe to repeat."""
+        """Remove a sequence in any phase, and free its slot and memory at once. Safe to repeat."""
         match sequence.phase:
             case Phase.RUNNING:
                 self._leave(sequence)
             case Phase.WAITING:
-                # It stays in the heap until it comes up: taking it out would cost a search.
+                # It stays in the heap until it comes up, because removing it would take a search.
                 self._waiting -= 1
             case Phase.NEW | Phase.ENDED:
                 pass
@@ -122,7 +123,7 @@ class Batch:
             sequence.kv_tokens += 1
         self._kv_tokens += len(decodes)
         prefills, budget = self._continue_prefills()
-        # As in vLLM, nobody comes in during the step that threw somebody out.
+        # As in vLLM, a step that preempts a sequence admits none.
         if not (preempted and decodes):
             prefills += self._admit(budget)
         if not prefills and not decodes:
@@ -137,9 +138,9 @@ class Batch:
         )
 
     def finish(self, step: Step, *, report_every: int = 1) -> None:
-        """Hand out the tokens of a step, to those that are still there.
+        """Give the tokens of a step to the sequences that are still in the batch.
 
-        ``report_every`` calls ``on_progress`` only at each so many tokens, and at the last.
+        Calls ``on_progress`` only every ``report_every`` tokens, and at the last one.
         """
         for sequence, tokens in step.prefills:
             if sequence.phase is Phase.RUNNING:
@@ -162,7 +163,7 @@ class Batch:
             sequence.on_progress()
 
     def _make_room(self) -> tuple[list[Sequence], bool]:
-        """Find who gets a token, preempting the least urgent and latest until all their tokens fit."""
+        """Find the sequences that get a token; preempt the least urgent and latest until all tokens fit."""
         decodes = [s for s in self._running if not s.prefill_left and s.generated < s.target]
         preempted = False
         while self._kv_tokens + len(decodes) > self._parameters.kv_cache_tokens:
@@ -175,7 +176,7 @@ class Batch:
         return decodes, preempted
 
     def _continue_prefills(self) -> tuple[list[tuple[Sequence, int]], int]:
-        """Share the step's prompt tokens among long prompts begun earlier; return what is left, too."""
+        """Share the step's prompt tokens among unfinished long prompts; also return what is left."""
         budget = self._parameters.max_num_batched_tokens
         shares: list[tuple[Sequence, int]] = []
         for sequence in self._running:
@@ -186,7 +187,7 @@ class Batch:
         return shares, budget
 
     def _admit(self, budget: int) -> list[tuple[Sequence, int]]:
-        """Start waiting sequences in order, until one does not fit. A smaller one behind it waits too."""
+        """Start waiting sequences in order until one does not fit. A smaller one behind it waits too."""
         shares: list[tuple[Sequence, int]] = []
         while self._heap and budget and len(self._running) < self._max_running:
             sequence = self._heap[0][2]

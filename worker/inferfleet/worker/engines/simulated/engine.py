@@ -1,7 +1,7 @@
-"""The simulated engine: one task runs the batch, one async iterator per request watches its part of it.
+"""The simulated engine: one task runs the batch, and one async iterator per request follows its sequences.
 
-Nothing is queued between the two. The batch counts tokens, the iterator sees how far its sequences have
-come and cuts that much off an answer which was known from the start. A slow reader gets larger chunks.
+There is no queue between the two. The batch counts tokens; the iterator sees how far its sequences have come,
+and yields that much of an answer that was known from the start. A slow reader gets larger chunks.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ from inferfleet.worker.ports import (
 _log: Final = logging.getLogger(__name__)
 
 _MOST_LAG_S: Final = 0.1
-"""How far the batch may fall behind its clock and still catch up. A process that was paused for longer
-goes on where it was: a GPU would not have worked in the meantime either."""
+"""How far the batch may fall behind its clock and still catch up. After a longer pause of the process it
+continues where it was: a GPU would not have worked in the meantime either."""
 
 _TOKENS_PER_REPORT: Final = 16
-"""Where no time passes between tokens, nobody can tell that they come in groups of this many."""
+"""The size of the groups in which tokens are reported when no time passes between them."""
 
 
 class SimulatedEngine:
-    """An engine that computes nothing: the text depends on the request alone, the timing on a model.
+    """An engine without a model: its text depends only on the request, and its timing is simulated.
 
-    See ``docs/simulated-engine.md`` for the parameters, the formulas and the faults it can play.
+    ``docs/simulated-engine.md`` documents the parameters, the formulas and the faults that it can cause.
     """
 
     def __init__(self, *, model: str, max_running: int, engine_args: Mapping[str, Any]) -> None:
@@ -89,16 +89,16 @@ class SimulatedEngine:
 
     @property
     def identity(self) -> ModelIdentity:
-        """Its name and its ``weights``; all other parameters change only the timing, or where a text ends."""
+        """The name and the ``weights``; all other parameters change only the timing, or where a text ends."""
         return self._identity
 
     @property
     def endpoints(self) -> frozenset[Endpoint]:
-        """All of them."""
+        """All endpoints."""
         return frozenset(Endpoint)
 
     async def start(self) -> None:
-        """Pretend to load a model, for ``load_s`` modelled seconds."""
+        """Pretend to load a model for ``load_s`` modelled seconds."""
         await asyncio.sleep(self._parameters.real_s(self._parameters.load_s))
         if self._death is not None:
             raise EngineDeadError(self._death)
@@ -111,7 +111,7 @@ class SimulatedEngine:
             await asyncio.gather(self._loop, return_exceptions=True)
 
     def die(self, reason: str = "the simulated engine died, as it was told to") -> None:
-        """Be gone for all requests, those that run and those to come, as an engine whose GPU fell over."""
+        """Fail all running and all later requests, as an engine does whose GPU has failed."""
         self._death = self._death or reason
         if self._loop is not None:
             self._loop.cancel()
@@ -127,7 +127,7 @@ class SimulatedEngine:
         )
 
     def resumable(self, generation: Generation) -> bool:
-        """Say yes to a request for one plain text."""
+        """Return whether the request is for one plain text."""
         return resumable(generation.endpoint, generation.body)
 
     async def generate(self, generation: Generation) -> AsyncGenerator[TokenChunk | Completion]:
@@ -160,7 +160,7 @@ class SimulatedEngine:
             self._work.set()
             while True:
                 watcher.clear()
-                # What is not generated has a sequence, but nothing to cut.
+                # An answer that is not generated has a sequence, but nothing to cut.
                 for cutter, sequence in zip(cutters, sequences, strict=False):
                     if sequence.generated > cutter.position:
                         yield cutter.cut(sequence.generated)
@@ -187,7 +187,7 @@ class SimulatedEngine:
         return request
 
     def _plan(self, generation: Generation, request: SimulatedRequest) -> tuple[list[Answer], Completion]:
-        """Work out everything that will be said."""
+        """Make the whole answer."""
         answers = plan_answers(
             request,
             max_model_len=self._parameters.max_model_len,
@@ -207,7 +207,7 @@ class SimulatedEngine:
         return hooks.fail_times is not None and self._failures[generation_id] >= hooks.fail_times
 
     def _strike(self, generation_id: str, hooks: Hooks) -> None:
-        """Let the fault happen that the request asks for."""
+        """Cause the fault that the request orders."""
         if hooks.kill_worker:
             os.kill(os.getpid(), signal.SIGKILL)
         if hooks.kill_engine:
@@ -244,15 +244,15 @@ class SimulatedEngine:
                 deadline = loop.time()
                 continue
             pause_s = max(self._parameters.real_s(step.duration_s), step.least_s)
-            # Steps are paced against one running deadline: timers fire a little late, and steps of a few
-            # milliseconds would add that up to several per cent.
+            # Steps are paced against one running deadline: timers fire a little late, which would add up to
+            # several per cent for steps of a few milliseconds.
             deadline = max(deadline, loop.time() - _MOST_LAG_S) + pause_s
             await asyncio.sleep(max(0.0, deadline - loop.time()))
             self._batch.finish(step, report_every=1 if pause_s else _TOKENS_PER_REPORT)
 
 
 def _spans(request: SimulatedRequest, answers: list[Answer]) -> list[tuple[int, int]]:
-    """Say for each sequence how many tokens it begins and ends with. What is not generated takes one step."""
+    """Return for each sequence how many tokens it begins and ends with. Without generation it is one step."""
     if answers:
         return [(answer.resumed, len(answer.token_ids)) for answer in answers]
     return [(0, 1) for _ in request.prompts]

@@ -1,6 +1,6 @@
-"""Orders in a request body that only the simulated engine reads: how long to answer, what to break.
+"""Orders in a request body that only the simulated engine reads: the answer's length, and faults to cause.
 
-They travel with the job, so a chaos test can make a job that kills every worker it meets.
+They travel with the job, so a chaos test can make a job that kills every worker that runs it.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from inferfleet.schemas import FailureCode
 class Hooks(BaseModel):
     """The field ``simulated`` of a body.
 
-    A fault strikes when the answer has ``after_tokens`` tokens, those of earlier attempts included, or
-    all of its tokens when it is shorter. ``fail_times`` is counted per job and worker process.
-    ``step_delay_s`` are real seconds: no batch step with this request in it is shorter.
+    A fault strikes when the answer has ``after_tokens`` tokens, including those of earlier attempts, or at
+    the end of a shorter answer. ``fail_times`` counts per job and worker process. ``step_delay_s`` is the
+    shortest batch step with this request, in real seconds.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
@@ -33,5 +33,5 @@ class Hooks(BaseModel):
 
     @property
     def fault(self) -> bool:
-        """Whether anything is to go wrong."""
+        """Whether a fault is ordered."""
         return self.fail is not None or self.hang or self.kill_engine or self.kill_worker

@@ -1,4 +1,4 @@
-"""The arguments of the simulated engine, and how long it says that a step takes.
+"""The arguments of the simulated engine, and how long a step takes.
 
 The defaults describe Llama 3.1 8B in bfloat16 on one H100 SXM with 80 GB, derived and not measured here:
 
@@ -24,12 +24,12 @@ Tokens = Annotated[int, Field(ge=1)]
 
 
 class SimulatedParameters(BaseModel):
-    """What ``engine_args`` may hold for the simulated engine. Seconds are those of the modelled GPU."""
+    """The simulated engine's ``engine_args``. Seconds are those of the modelled GPU."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
 
     load_s: Seconds = 0.0
-    """Time from start to ready. It depends on disks and caches more than on the model: put in yours."""
+    """Time from start to ready. It depends more on disks and caches than on the model, so set your own."""
 
     prefill_tokens_per_s: Annotated[float, Field(gt=0)] = 30_000.0
     """Prompt tokens computed per second: 989e12 x 0.5 / (2 x 8.03e9)."""
@@ -44,19 +44,19 @@ class SimulatedParameters(BaseModel):
     """Tokens that fit in KV memory: (0.9 x 85.9e9 - 16.06e9 - about 5e9 for activations) / 131,072."""
 
     max_num_batched_tokens: Tokens = 8192
-    """Prompt tokens computed in one step at most. vLLM's default for a server on an H100."""
+    """The most prompt tokens computed in one step. vLLM's default for a server on an H100."""
 
     max_model_len: Annotated[int, Field(ge=2)] = 32_768
-    """Tokens of prompt and answer together at most."""
+    """The most tokens of prompt and answer together."""
 
     speed: Annotated[float, Field(ge=0)] = 1.0
-    """Modelled seconds per real second: 10 is ten times as fast. 0 switches all waiting off."""
+    """Modelled seconds per real second: 10 is ten times as fast. 0 turns all waiting off."""
 
     embedding_dimensions: Annotated[int, Field(ge=1, le=65_536)] = 384
     """Length of an embedding vector."""
 
     weights: Annotated[int, Field(ge=0)] = 0
-    """Which weights it pretends to have: another number says another text, and is another model identity."""
+    """The weights that it pretends to have: another number gives other text, and another model identity."""
 
     @model_validator(mode="after")
     def _one_sequence_fits(self) -> Self:
@@ -90,10 +90,11 @@ class SimulatedParameters(BaseModel):
             raise ConfigurationError(f"the simulated engine {problem} (INFERFLEET_ENGINE_ARGS)") from error
 
     def step_s(self, *, prefill_tokens: int, decoding: int) -> float:
-        """Say how long the modelled GPU takes for one step, in seconds.
+        """Return how long the modelled GPU takes for one step, in seconds.
 
-        ``prefill_tokens`` are the prompt tokens it computes, ``decoding`` the sequences that get their
-        next token. The two parts add up: prefill is bound by arithmetic, decoding by memory.
+        ``prefill_tokens`` is the number of prompt tokens in the step, ``decoding`` the number of sequences
+        that get their next token. The two parts add up: arithmetic limits prefill, and memory limits
+        decoding.
         """
         prefill_s = prefill_tokens / self.prefill_tokens_per_s
         if not decoding:
@@ -101,5 +102,5 @@ class SimulatedParameters(BaseModel):
         return prefill_s + self.decode_step_base_s + decoding * self.decode_step_per_sequence_s
 
     def real_s(self, modelled_s: float) -> float:
-        """Turn modelled seconds into the seconds to wait here."""
+        """Convert modelled seconds to real seconds."""
         return modelled_s / self.speed if self.speed else 0.0

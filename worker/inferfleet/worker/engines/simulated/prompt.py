@@ -1,6 +1,6 @@
 """Prompts: how many tokens they have, and what an answer depends on.
 
-The tokenizer counts a quarter of the UTF-8 bytes, rounded up: about what English costs in common
+The tokenizer counts a quarter of the UTF-8 bytes, rounded up, which is about right for English in common
 vocabularies. A chat message adds 4 tokens for its role and separators, the opening of the answer 3.
 """
 
@@ -29,7 +29,7 @@ TextOrTokens = str | Sequence[int]
 class Prompt:
     """One prompt. ``key`` is a digest of all that the answer depends on: history, tools, seed.
 
-    ``text`` is what ``echo`` says first; a chat has none.
+    ``text`` is what ``echo`` puts before the answer; a chat has none.
     """
 
     key: bytes
@@ -76,10 +76,10 @@ def plain_prompts(
 
 
 def pair_prompts(queries: Sequence[str], documents: Sequence[str]) -> tuple[Prompt, ...]:
-    """Render each document with its query as one prompt; a single query is that of all documents.
+    """Render each document with its query as one prompt; a single query belongs to all documents.
 
     Raises:
-        GenerationError: A pair is empty, or there are not as many queries as documents.
+        GenerationError: A pair is empty, or the numbers of queries and documents differ.
 
     """
     if len(queries) not in {1, len(documents)}:
@@ -98,7 +98,7 @@ def pair_prompts(queries: Sequence[str], documents: Sequence[str]) -> tuple[Prom
 
 
 def _text_of_ids(ids: Sequence[int]) -> str:
-    """Decode a prompt of token ids. Those that are not in the vocabulary say nothing."""
+    """Decode a prompt of token ids. Ids that are not in the vocabulary have no text."""
     return decode(tuple(id_ for id_ in ids if 0 <= id_ < len(PIECES)))
 
 

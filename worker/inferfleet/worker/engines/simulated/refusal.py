@@ -1,4 +1,4 @@
-"""How the simulated engine says no to one request."""
+"""Errors with which the simulated engine refuses a request."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from inferfleet.worker.ports import GenerationError
 
 
 def refusal(problem: str) -> GenerationError:
-    """Make the error for a request that can never be answered here."""
+    """Make the error for a request that this engine can never answer."""
     return GenerationError(
         FailureCode.INVALID_REQUEST, f"the simulated engine refuses the request: {problem}"
     )

@@ -1,7 +1,7 @@
-"""What the simulated engine reads of a request body, and what it refuses.
+"""Reads a request body for the simulated engine, and refuses what the engine cannot do.
 
-Fields that would change the shape of the answer and that it cannot produce are refused, so that nobody
-takes silence for support. All other unknown fields (``temperature``, ``top_p``, ``user``, …) are
+It refuses fields that would change the shape of the answer in a way that the engine cannot produce, so that
+nobody takes silence for support. All other unknown fields (``temperature``, ``top_p``, ``user``, …) are
 accepted and change nothing.
 """
 
@@ -109,8 +109,9 @@ class _RerankBody(_Body):
 class SimulatedRequest:
     """A request as this engine understands it. ``forced_tool`` is a function that must be called.
 
-    With ``echo`` an answer begins with its prompt; with ``echo_only`` it is that, and one token is not shown.
-    ``documents`` are what is ranked, each with a prompt of its own; of more than 0 ``top_n`` are told.
+    With ``echo`` an answer begins with its prompt; with ``echo_only`` it is only the prompt, and one token is
+    not shown. ``documents`` are to be ranked, each with a separate prompt. If ``top_n`` is more than 0, the
+    response has so many of them.
     """
 
     endpoint: Endpoint
@@ -137,10 +138,10 @@ class SimulatedRequest:
 
 
 def resumable(endpoint: Endpoint, body: Mapping[str, Any]) -> bool:
-    """Say whether the answer is one plain text, which can go on from the tokens of an earlier attempt.
+    """Return whether the answer is one plain text, which can be resumed from an earlier attempt's tokens.
 
-    A worker asks this for every job, before the body is checked: so it looks at five fields only, and
-    says something for any body.
+    A worker calls this for every job before the body is checked. So it reads only five fields, and works for
+    any body.
     """
     if ENDPOINTS[endpoint].generated is None or body.get("n") not in (None, 1) or body.get("echo"):
         return False
@@ -161,7 +162,7 @@ def read_request(endpoint: Endpoint, body: Mapping[str, Any]) -> SimulatedReques
     """
     try:
         for field in _REFUSED:
-            # A completion's logprobs is a number, and 0 asks for some.
+            # A completion's ``logprobs`` is a number, and 0 requests some.
             flag = field == "logprobs" and endpoint is Endpoint.CHAT
             if is_set(body.get(field)) if flag else body.get(field) is not None:
                 raise _unsupported(field)
@@ -279,7 +280,7 @@ def _texts(body: Mapping[str, Any], field: str) -> tuple[str, ...]:
 
 
 def _conversations(body: Mapping[str, Any]) -> list[list[dict[str, Any]]] | None:
-    """Find the conversations of an embeddings request, which vLLM takes in either of two fields."""
+    """Find the conversations of an embeddings request, which vLLM reads from either of two fields."""
     value: Any = body.get("input", body.get("messages"))
     match value:
         case [dict(), *_]:
@@ -304,7 +305,7 @@ def _stop_strings(stop: str | list[str] | None) -> tuple[str, ...]:
 
 
 def _forced_tool(chat: _ChatBody) -> str | None:
-    """Name the function that the caller insists on, if any."""
+    """Return the name of the function that the caller requires, if any."""
     names = [tool.function.name for tool in chat.tools or ()]
     match chat.tool_choice:
         case None | "none" | "auto":

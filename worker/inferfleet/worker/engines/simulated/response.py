@@ -24,7 +24,7 @@ _DEFAULTS: Final = SimulatedParameters()
 def expected_text(
     endpoint: Endpoint, body: Mapping[str, Any], *, parameters: SimulatedParameters = _DEFAULTS
 ) -> str:
-    """Return the text of the first choice that the engine gives to a chat or completions body.
+    """Return the text of the engine's first choice for a chat or completion body.
 
     Raises:
         GenerationError: The engine refuses the body.
@@ -66,12 +66,12 @@ def completion_of(
     created: int,
     parameters: SimulatedParameters,
 ) -> Completion:
-    """Build the response to any request.
+    """Make the response to any request.
 
-    A prompt counts once in ``usage``, however many choices it has. Nothing is ever cached.
+    ``usage`` counts a prompt once, however many choices it has, and no cached tokens.
 
     Raises:
-        GenerationError: More dimensions are wanted than there are.
+        GenerationError: The request wants more dimensions than there are.
 
     """
     usage = Usage(
@@ -139,7 +139,7 @@ def _embeddings(request: SimulatedRequest, *, most_dimensions: int) -> dict[str,
 
 
 def _ranking(request: SimulatedRequest) -> list[dict[str, Any]]:
-    """The best documents, the best one first."""
+    """Return the best documents, the best one first."""
     results = [
         {
             "index": index,
@@ -152,6 +152,6 @@ def _ranking(request: SimulatedRequest) -> list[dict[str, Any]]:
 
 
 def _streamed(answer: Answer) -> Said:
-    """Put together what the stream of an answer says from its beginning."""
+    """Put the whole stream of an answer together."""
     whole = replace(answer, resumed=0)
     return Said([AnswerCutter(whole, index=0).cut(len(whole.token_ids))])

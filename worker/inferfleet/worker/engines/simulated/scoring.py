@@ -1,4 +1,4 @@
-"""How well two texts are said to go together: a number drawn from the digest of both."""
+"""The score of two texts: a number drawn from the digest of both."""
 
 from __future__ import annotations
 

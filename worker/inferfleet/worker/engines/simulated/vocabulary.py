@@ -1,7 +1,7 @@
 """The tokens of the simulated engine: 256 words, and characters that take several tokens.
 
-Real tokenizers split a rare character's bytes over two or three tokens, so that the text of some ids
-is not valid by itself. These do too, or a worker that joins texts at a cut would pass its tests.
+Real tokenizers split a rare character's bytes over two or three tokens, so the text of some ids is not valid
+by itself. This vocabulary does the same; otherwise a worker that joins texts at a cut would pass its tests.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ _SPLIT_IDS: Final = _split_character_ids()
 
 
 def token_ids(key: bytes, count: int) -> list[int]:
-    """Make the first ``count`` tokens of the answer to ``key``. Token k depends on the key and k alone.
+    """Make the first ``count`` tokens of the answer to ``key``. Token k depends only on the key and k.
 
     Every 16 tokens hold one character that is split over two or three of them.
     """
@@ -73,7 +73,7 @@ def token_ids(key: bytes, count: int) -> list[int]:
 
 
 class Detokenizer:
-    """Turns ids into text piece by piece, holding an incomplete character back until its last token."""
+    """Turns ids into text piece by piece, and holds back an incomplete character until its last token."""
 
     def __init__(self) -> None:
         self._decoder = _Utf8Decoder(errors="replace")

@@ -1,4 +1,4 @@
-"""vLLM behind the port of an engine. ``plugin`` and ``engine`` are its two entrances.
+"""The adapter for vLLM. ``engine`` and ``plugin`` are its two entry points.
 
-Importing this package imports no vLLM: each engine core that vLLM starts imports ``plugin``.
+Importing this package does not import vLLM, because each engine core that vLLM starts imports ``plugin``.
 """

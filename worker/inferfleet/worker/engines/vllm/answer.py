@@ -1,4 +1,4 @@
-"""One request from its body to its response, by vLLM's own request handlers."""
+"""Answers one request, from its body to its response, with vLLM's own request handlers."""
 
 # vLLM is not installed where types are checked.
 # pyright: reportMissingImports=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -34,11 +34,11 @@ _SCORE: Final[TypeAdapter[Any]] = TypeAdapter(ScoreRequest)
 async def answer(
     loaded: LoadedModel, generation: Generation, emit: Callable[[TokenChunk], None]
 ) -> Completion:
-    """Answer one request, and give each new token to ``emit``. Cancelling aborts it in the engine.
+    """Answer one request, and pass each new token to ``emit``. Cancelling aborts it in the engine.
 
     Raises:
         GenerationError: This request cannot be answered. The message does not quote the prompt.
-        EngineDeadError: The engine is gone.
+        EngineDeadError: The engine has died.
 
     """
     try:
@@ -120,13 +120,13 @@ async def _in_one_piece(handler: Any, request: Any) -> Any:
 
 
 def _chat_as_streamed(response: Any, tap: RequestTap) -> Any:
-    """Let the response say what the stream said, and end as vLLM's stream would.
+    """Make the response say what the stream said, and end as vLLM's stream would.
 
-    A call of a tool that was cut is no reason to run it: its ``finish_reason`` stays ``length``.
+    A tool call that was cut must not run, so its ``finish_reason`` stays ``length``.
     """
     for choice in response.choices:
         said = tap.said[choice.index]
-        # With what is echoed, which vLLM would put in front itself.
+        # Includes the echoed text, which vLLM would put in front itself.
         choice.message.content = said.text or choice.message.content
         ended = tap.finish_reasons.get(choice.index)
         if choice.finish_reason == "tool_calls" and (ended != "stop" or not said.tool_calls):
@@ -141,13 +141,13 @@ def _text_as_streamed(response: Any, tap: RequestTap) -> Any:
 
 
 def _beginning(body: Mapping[str, Any], *, role: str) -> str:
-    """What an answer to ``echo`` begins with: the message that it goes on with, if there is one."""
+    """Return the beginning of an answer with ``echo``: the message that it continues, if there is one."""
     last = body["messages"][-1]
     return text_of(last.get("content")) if last["role"] == role else ""
 
 
 def _vllm_body(generation: Generation) -> dict[str, Any]:
-    """Make the body that vLLM gets: tokens are taken at the tap, and who goes first is the job's to say.
+    """Make the body for vLLM: without streaming, since the tap sees the tokens, and with the job's priority.
 
     It is a copy, because vLLM normalizes messages in place.
     """
@@ -156,14 +156,14 @@ def _vllm_body(generation: Generation) -> dict[str, Any]:
     body.pop("stream_options", None)
     return body | {
         "request_id": generation.id,
-        # In vLLM the lowest number goes first.
+        # In vLLM the lowest number is the most urgent.
         "priority": -generation.priority,
         "cache_salt": _cache_salt(generation),
     }
 
 
 def _cache_salt(generation: Generation) -> str:
-    """Keep the prefix cache of each tenant to itself, and within it that of each salt of the caller's."""
+    """Give each tenant its own prefix cache, divided further by the caller's salt."""
     source = orjson.dumps([generation.tenant, generation.body.get("cache_salt")])
     return hashlib.sha256(source).hexdigest()
 

@@ -1,8 +1,8 @@
-"""From a worker's engine arguments to vLLM's own.
+"""Converts a worker's engine arguments to vLLM's own.
 
-An engine argument is an option of ``vllm serve`` with underscores: one of the engine
-(``max_model_len``, ``runner``) or one of the front end that is not about HTTP (``tool_call_parser``,
-``chat_template``). What is given here wins over what inferfleet chooses.
+An engine argument is an option of ``vllm serve`` with underscores: an option of the engine
+(``max_model_len``, ``runner``), or an option of the front end that is not about HTTP (``tool_call_parser``,
+``chat_template``). It overrides inferfleet's choice.
 """
 
 # vLLM is not installed where types are checked.
@@ -38,17 +38,18 @@ class VllmArguments:
     front_end: Any
 
     def namespace(self) -> Namespace:
-        """Join them as vLLM's own start-up code wants them. Call it once the engine is configured."""
+        """Join both as vLLM's start-up code expects them. Call this once the engine is configured."""
         return Namespace(**vars(self.front_end) | vars(self.engine))
 
 
 def read_arguments(
     *, model: str, served_names: list[str], max_running: int, engine_args: Mapping[str, Any]
 ) -> VllmArguments:
-    """Fill in what inferfleet relies on and leave everything else to vLLM.
+    """Set the options that inferfleet relies on, and leave all others to vLLM.
 
-    ``scheduling_policy`` is ``priority``, without which vLLM ignores a job's priority, and
-    ``generation_config`` is ``vllm``: an answer depends on the request, not on a file in the model's folder.
+    ``scheduling_policy`` is ``priority``, without which vLLM ignores a job's priority.
+    ``generation_config`` is ``vllm``, so that an answer depends on the request, not on a file in the model's
+    folder.
 
     Raises:
         ConfigurationError: vLLM has no such option, or refuses its value.
@@ -68,9 +69,9 @@ def read_arguments(
         "max_num_seqs": max_running,
         "scheduling_policy": "priority",
         "generation_config": "vllm",
-        # The usage then tells how much of the prompt was cached.
+        # With this the usage says how much of the prompt was cached.
         "enable_prompt_tokens_details": True,
-        # A parser that is named is meant to be used.
+        # If a parser is named, use it.
         "enable_auto_tool_choice": bool(engine_args.get("tool_call_parser")),
         **engine_args,
         "model": model,
@@ -81,7 +82,7 @@ def read_arguments(
             engine=AsyncEngineArgs(**{name: chosen[name] for name in engine_options & chosen.keys()}),
             front_end=FrontendArgs(**{name: chosen[name] for name in front_end_options & chosen.keys()}),
         )
-        # vLLM itself looks at this, and at the parsers' names, only after it has loaded the model.
+        # vLLM itself checks this, and the parsers' names, only after it has loaded the model.
         load_chat_template(arguments.front_end.chat_template)
     except Exception as error:
         raise configuration_error(error, model=model) from error
@@ -90,7 +91,7 @@ def read_arguments(
 
 
 def configuration_error(error: Exception, *, model: str) -> ConfigurationError:
-    """Say which option vLLM refuses, as far as it tells."""
+    """Make the error that names the refused option, as far as vLLM names it."""
     problem = str(error)
     if isinstance(error, ValidationError):
         problem = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())

@@ -1,8 +1,8 @@
-"""Going on with an answer that another attempt began.
+"""Resumes an answer that another attempt began.
 
-vLLM is given the prompt and the tokens that there are, as one longer prompt. It cannot know that the last
-part of it is answer, so whatever looks back over the answer is done here, with vLLM's own detokenizer: the
-text, which must not be cut inside a character, and stop strings, which may begin before the cut.
+vLLM gets the prompt and the existing tokens as one longer prompt. It cannot know that the last part of that
+is answer. So everything that looks back over the answer is done here, with vLLM's own detokenizer: the text,
+which must not be cut inside a character, and stop strings, which may begin before the cut.
 """
 
 # vLLM is not installed where types are checked.
@@ -20,14 +20,14 @@ from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.v1.engine.detokenizer import IncrementalDetokenizer
 
 _REPLAYED_AT_ONCE: Final = 64
-"""Tokens of an answer that is there that are handed out before other tasks have a turn."""
+"""How many existing tokens are yielded before other tasks may run."""
 
 
 class Continuation:
-    """The answer to one prompt, of which ``token_ids`` are there.
+    """The answer to one prompt, of which ``token_ids`` exist already.
 
-    ``sampling_params`` are those of the whole answer. ``one_by_one`` hands out also what there is in outputs
-    of one token each, as it was generated.
+    ``sampling_params`` are those of the whole answer. With ``one_by_one`` the existing tokens, too, are
+    yielded in outputs of one token each, as they were generated.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Continuation:
         )
 
     async def outputs(self, request_id: str, **options: Any) -> AsyncGenerator[Any]:
-        """Yield what there is, then each new output, as ``AsyncLLM.generate`` would."""
+        """Yield the existing tokens, then each new output, as ``AsyncLLM.generate`` would."""
         detokenizer = IncrementalDetokenizer.from_new_request(
             self._engine.get_tokenizer(),
             SimpleNamespace(
@@ -102,11 +102,11 @@ class Continuation:
         params = self._params.clone()
         params.max_tokens -= len(self._token_ids)
         params.min_tokens = max(0, params.min_tokens - len(self._token_ids))
-        # Both are done here, over the whole answer.
+        # This class does both, over the whole answer.
         params.stop = []
         params.detokenize = False
         if params.seed is not None:
-            # The same seed would draw the numbers again with which the answer began.
+            # The same seed would draw the same random numbers as at the beginning of the answer.
             params.seed ^= len(self._token_ids)
         return params
 
@@ -118,7 +118,7 @@ class Continuation:
         finish_reason: str | None,
         stop_reason: int | str | None,
     ) -> Any:
-        """Make the output with the tokens from ``seen`` on, and the text that they add."""
+        """Make the output of the tokens from ``seen`` on, with the text that they add."""
         finished = finish_reason is not None
         return RequestOutput(
             request_id=request_id,

@@ -1,6 +1,6 @@
 """vLLM in this process, behind the worker's engine port.
 
-This module holds the engine's life and the requests that run; vLLM itself is imported when it starts.
+This module starts and stops the engine and tracks its running requests. It imports vLLM only at the start.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from inferfleet.worker.ports import (
 )
 
 _PAUSE_TIMEOUT_S: Final = 5.0
-"""How long a healthy engine core may take to abort what it runs; one that hangs is killed after it."""
+"""How long a healthy engine core may take to abort its requests; after that the worker kills it."""
 
 _ABORT_TIMEOUT_S: Final = 1.0
-"""How long the aborted requests may take to end here."""
+"""How long the aborted requests may take to end in this process."""
 
 _EXIT_TIMEOUT_S: Final = 1.0
-"""How long an engine core may take to end on its own. Nothing runs in it any more, so nothing is lost when it
-is killed, and on the CPU it always has to be."""
+"""How long an engine core may take to exit on its own. It runs no request then, so killing it loses nothing;
+on the CPU it always has to be killed."""
 
 
 _WARM_UPS: Final[Mapping[Endpoint, Mapping[str, Any]]] = {
@@ -43,16 +43,16 @@ _WARM_UPS: Final[Mapping[Endpoint, Mapping[str, Any]]] = {
     Endpoint.EMBEDDINGS: {"input": [0]},
     Endpoint.SCORE: {"text_1": "a", "text_2": "a"},
 }
-"""The first of them that the model answers is its first request."""
+"""The requests that warm up a model: the first of these that the model can answer."""
 
 
 class VllmEngine:
     """An ``Engine`` that generates with vLLM's ``AsyncLLM``.
 
     ``model`` is a folder or a name on the Hugging Face hub. ``engine_args`` are options of ``vllm serve``
-    with underscores, and win over what is chosen here, unless they contradict a setting of the worker or what
-    it relies on: then nothing starts. The model's task decides which endpoints it answers: to generate, to
-    embed, to classify.
+    with underscores. They override the choices made here; but if they contradict a setting of the worker, or
+    something that it relies on, the worker does not start. The model's task (to generate, to embed, to
+    classify) decides which endpoints it answers.
     """
 
     def __init__(self, *, model: str, max_running: int, engine_args: Mapping[str, Any]) -> None:
@@ -95,20 +95,20 @@ class VllmEngine:
 
     @property
     def identity(self) -> ModelIdentity | None:
-        """What was loaded, with fingerprints of its files; known once ``start`` has returned."""
+        """The loaded model, with fingerprints of its files; known once ``start`` has returned."""
         return self._identity
 
     @property
     def endpoints(self) -> frozenset[Endpoint]:
-        """What a model of this kind can answer; known once ``start`` has returned."""
+        """The endpoints that this kind of model can answer; known once ``start`` has returned."""
         return self._endpoints
 
     async def start(self) -> None:
-        """Load the model and run it once. Takes seconds to minutes; the event loop stays free.
+        """Load the model and run it once. This takes seconds to minutes, without blocking the event loop.
 
         Raises:
-            ConfigurationError: An engine argument is unknown to vLLM, or refused by it; or the model can do
-                nothing that a job may ask for.
+            ConfigurationError: vLLM does not know an engine argument, or refuses it; or the model can answer
+                no endpoint.
             EngineDeadError: vLLM could not load the model, and has logged why; or ``stop`` was called.
 
         """
@@ -131,7 +131,7 @@ class VllmEngine:
         return EngineStats() if self._loaded is None else self._loaded.stats()
 
     def resumable(self, generation: Generation) -> bool:
-        """Say yes to a request for one text that no grammar or penalty shapes."""
+        """Return whether the request is for one text without a grammar or penalties."""
         if (
             generation.endpoint is Endpoint.CHAT
             and self._loaded is not None
@@ -143,7 +143,7 @@ class VllmEngine:
     async def generate(self, generation: Generation) -> AsyncGenerator[TokenChunk | Completion]:
         """Answer one request; ``Engine.generate`` says what is guaranteed."""
         loaded = self._require_running()
-        # These need vLLM, which is there once a model is loaded.
+        # These import vLLM, which a loaded model implies.
         from inferfleet.worker.engines.vllm.answer import answer
         from inferfleet.worker.engines.vllm.errors import refusal
 
@@ -167,7 +167,7 @@ class VllmEngine:
         yield completion
 
     async def stop(self) -> None:
-        """Abort what runs and release the device. Safe to call twice, and before or during ``start``."""
+        """Abort all requests and release the device. Safe to call twice, and before or during ``start``."""
         self._stopped = True
         loaded, self._loaded = self._loaded, None
         if loaded is None:
@@ -184,7 +184,7 @@ class VllmEngine:
             for task in hanging:
                 task.cancel()
         if engine.output_handler is not None:
-            # Else it logs the end of the core as a failure, with a traceback.
+            # Otherwise vLLM logs the end of the core as a failure, with a traceback.
             engine.output_handler.cancel()
         await asyncio.to_thread(loaded.release, timeout_s=_EXIT_TIMEOUT_S)
 
@@ -199,7 +199,7 @@ class VllmEngine:
         return task.result()
 
     def _warm_up(self, loaded: LoadedModel) -> Generation:
-        """Make a request of one token or two that any model of its kind takes."""
+        """Answer a request of one or two tokens, which any model of its kind accepts."""
         for endpoint, body in _WARM_UPS.items():
             if endpoint in loaded.handlers:
                 return Generation(id="warm-up", endpoint=endpoint, body=body, priority=9)
@@ -211,10 +211,10 @@ class VllmEngine:
 
 
 def _require_agreement(engine_args: Mapping[str, Any], *, model: str, max_running: int) -> None:
-    """Refuse arguments by which the engine would not be what the worker says and relies on.
+    """Refuse engine arguments that contradict the worker's settings, or what the worker relies on.
 
     Raises:
-        ConfigurationError: One contradicts a setting.
+        ConfigurationError: An argument contradicts a setting.
 
     """
     relied_on: dict[str, tuple[object, str]] = {

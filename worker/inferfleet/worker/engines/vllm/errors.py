@@ -1,6 +1,6 @@
-"""What went wrong in vLLM, in the words of the worker's port.
+"""Translates vLLM's errors into those of the engine port.
 
-vLLM sorts its errors itself: into the client's (4xx), which no retry mends, and its own (5xx).
+vLLM itself distinguishes the client's errors (4xx), for which no retry helps, from its own (5xx).
 """
 
 # vLLM is not installed where types are checked.
@@ -26,13 +26,13 @@ from inferfleet.schemas.request_members import KNOWN_MEMBERS
 from inferfleet.worker.ports import EngineDeadError, GenerationError
 
 _LENGTH_PARAMETERS: Final = frozenset({"input_tokens", "input_text"})
-"""What vLLM calls the prompt when it is longer than the model's context."""
+"""vLLM's parameter names in errors about a prompt that is longer than the model's context."""
 
 _PROBLEMS_SHOWN: Final = 3
 _SHORTEST_REDACTED: Final = 6
 
 _NAMING: Final = frozenset({"role", "type", "name", "id", "tool_call_id"})
-"""Fields of a message that hold names, which an error must be able to say."""
+"""Fields of a message that hold names, which an error may quote."""
 
 _WORD: Final = re.compile(r"[\w.-]{1,32}")
 
@@ -41,11 +41,11 @@ _TEXTS: Final = frozenset(field for spec in ENDPOINTS.values() for field in spec
 _WORDS_OF_ERRORS: Final = frozenset(
     {"system", "developer", "user", "assistant", "tool", "function"} | KNOWN_MEMBERS
 )
-"""Roles and fields. Somebody who says just one of them has not said a secret."""
+"""Names of roles and fields. A message that consists of one of them is not a secret."""
 
 
 def refusal(problem: str) -> GenerationError:
-    """Make the error for a request that can never be answered here."""
+    """Make the error for a request that this engine can never answer."""
     return GenerationError(FailureCode.INVALID_REQUEST, problem)
 
 
@@ -61,7 +61,7 @@ def prompt_too_long(tokens: int, *, max_model_len: int) -> GenerationError:
 def translate(
     error: Exception, body: Mapping[str, Any], *, max_model_len: int
 ) -> GenerationError | EngineDeadError:
-    """Turn an exception of vLLM's into one of ours. The message never quotes the prompt."""
+    """Translate an exception of vLLM. The message never quotes the prompt."""
     match error:
         case VllmEngineDeadError():
             return EngineDeadError("vLLM's engine core has died; its log says why")
@@ -74,10 +74,10 @@ def translate(
         case VLLMValidationError(parameter=parameter) if parameter in _LENGTH_PARAMETERS:
             return GenerationError(FailureCode.PROMPT_TOO_LONG, str(error.args[0]))
         case VLLMValidationError(parameter="max_tokens", value=0) if not _asks_for_nothing(body):
-            # vLLM lowers max_tokens to the room that the prompt leaves.
+            # vLLM reduces max_tokens to the room that the prompt leaves.
             return prompt_too_long(max_model_len, max_model_len=max_model_len)
         case VLLMValidationError():
-            # Its str() would quote the value.
+            # str() of the error would quote the value.
             return _refused_by_vllm(str(error.args[0]), body)
         case _ if _out_of_memory(error):
             return GenerationError(FailureCode.OUT_OF_MEMORY, "vLLM ran out of memory for this request")
@@ -86,7 +86,7 @@ def translate(
 
 
 def from_response(response: Any, body: Mapping[str, Any]) -> GenerationError:
-    """Turn vLLM's error response into an exception of ours."""
+    """Translate vLLM's error response into an exception."""
     if response.error.code < HTTPStatus.INTERNAL_SERVER_ERROR:
         return _refused_by_vllm(response.error.message, body)
     message = _without_prompt(response.error.message, body)
@@ -118,9 +118,10 @@ def _asks_for_nothing(body: Mapping[str, Any]) -> bool:
 
 
 def _without_prompt(message: str, body: Mapping[str, Any]) -> str:
-    """Cut out what the caller said, should a library have quoted it.
+    """Remove the caller's text from a message, in case a library has quoted it.
 
-    A single word may stand in any error by chance, like "tokens". It is cut where it looks quoted.
+    A single word, such as "tokens", may be in any error by chance, so it is removed only where it looks
+    quoted.
     """
     said = set(_texts([body.get(field) for field in _TEXTS]))
     for text in sorted(said, key=len, reverse=True):

@@ -1,4 +1,4 @@
-"""Why a grammar could not be compiled: vLLM's engine core only says that the request has failed."""
+"""Finds out why a grammar did not compile: vLLM's engine core only says that the request has failed."""
 
 # vLLM is not installed where types are checked.
 # pyright: reportMissingImports=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -18,16 +18,17 @@ from inferfleet.worker.engines.vllm.errors import refusal
 from inferfleet.worker.ports import GenerationError
 
 _AUTOMATIC: Final = ("xgrammar", "guidance")
-"""What ``auto`` chooses from. vLLM accepts a grammar that either can read, but its engine core has only the
-one that the first grammar of its life got. So it may fail to compile what was accepted."""
+"""The backends that ``auto`` chooses from. vLLM accepts a grammar that either of them can read, but its
+engine core uses only the one that its first grammar selected. So it may fail to compile an accepted
+grammar."""
 
 _LONGEST_REASON: Final = 1000
 
 
 async def grammar_problem(engine: Any, sampling_params: Any) -> GenerationError | None:
-    """Compile the grammar of a request that has failed once more, here, to hear what is wrong with it.
+    """Compile the grammar of a failed request again in this process, and return what is wrong with it.
 
-    ``None`` if nothing is.
+    ``None`` if nothing is wrong.
     """
     return await asyncio.to_thread(_compile, engine.vllm_config, sampling_params)
 
@@ -39,7 +40,7 @@ def _compile(config: Any, sampling_params: Any) -> GenerationError | None:
         params._backend = backend
         request = StructuredOutputRequest(params=params)
         manager = StructuredOutputManager(config)
-        # Its own would log the failure, with a traceback.
+        # vLLM's own function would log the failure with a traceback.
         manager._create_grammar = partial(_create_grammar, manager)
         manager._use_async_grammar_compilation = False
         manager.grammar_init(

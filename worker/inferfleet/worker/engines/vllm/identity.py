@@ -1,4 +1,4 @@
-"""Which model vLLM has loaded, as far as an answer depends on it (decision 13)."""
+"""The identity of the model that vLLM has loaded (decision 13)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PROMPT_OPTIONS: Final = (
     "response_role",
     "trust_request_chat_template",
 )
-"""Options that change the prompt which a request becomes."""
+"""Options that change how a request becomes a prompt."""
 
 ANSWER_OPTIONS: Final = (
     "code_revision",
@@ -40,16 +40,16 @@ ANSWER_OPTIONS: Final = (
     "tool_call_parser",
     "tool_strict_level",
 )
-"""Options that change what the model says or how its tokens are read. All others are about speed and size."""
+"""Options that change what the model says or how its tokens are read. Others affect only speed or size."""
 
 
 def model_identity(
     name: str, engine: Any, options: dict[str, Any], *, chat_template: str | None
 ) -> ModelIdentity:
-    """Say which model this is. Reads from disk, for a large model some megabytes.
+    """Return the model's identity. Reads some megabytes from disk for a large model.
 
-    ``options`` are all options of the engine and the front end, ``chat_template`` the one that overrides the
-    tokenizer's.
+    ``options`` are all options of the engine and the front end; ``chat_template`` is the template that
+    overrides the tokenizer's.
     """
     config = engine.model_config
     tokenizer = None if config.skip_tokenizer_init else engine.get_tokenizer()
@@ -57,7 +57,7 @@ def model_identity(
     return ModelIdentity(
         engine="vllm",
         name=name,
-        # A commit of the hub says it all; a branch's name would not.
+        # A commit on the hub identifies the files; the name of a branch does not.
         revision=commit or config.revision or "",
         weights=commit or fingerprint(Path(config.model)),
         tokenizer=_tokenizer(tokenizer),
@@ -76,7 +76,7 @@ def _chosen(options: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _pooling(config: Any) -> dict[str, Any]:
-    """How a model that embeds or classifies makes one answer of many tokens. Others have nothing of it."""
+    """Return how an embedding or classifying model pools its tokens. Other models do not pool."""
     return (
         {}
         if config.pooler_config is None
@@ -85,7 +85,7 @@ def _pooling(config: Any) -> dict[str, Any]:
 
 
 def _tokenizer(tokenizer: Any) -> str:
-    """The loaded one, wherever it came from: which text has which token id, and how a text is cut."""
+    """Fingerprint the loaded tokenizer, wherever it came from: its vocabulary, and how it splits text."""
     if tokenizer is None:
         return ""
     backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -94,7 +94,7 @@ def _tokenizer(tokenizer: Any) -> str:
 
 
 def _adapters(modules: Any) -> str:
-    """All of them: a request chooses one by its name."""
+    """Fingerprint all adapters, since a request chooses one by its name."""
     if not modules:
         return ""
     return digest([[module.name, fingerprint(Path(module.path)) or module.path] for module in modules])

@@ -1,7 +1,7 @@
-"""Loading a model: vLLM's engine and, in front of it, the request handlers of ``vllm serve`` without HTTP.
+"""Loads a model: vLLM's engine and, in front of it, the request handlers of ``vllm serve`` without HTTP.
 
-The handlers turn an OpenAI body into a prompt and sampling parameters, and what was generated into an
-OpenAI response. Using vLLM's own means that a job is answered just as ``vllm serve`` would.
+The handlers turn an OpenAI body into a prompt and sampling parameters, and the generated tokens into an
+OpenAI response. Because they are vLLM's own, a job gets the same answer as from ``vllm serve``.
 """
 
 # vLLM is not installed where types are checked.
@@ -40,17 +40,17 @@ _HANDLERS: Final[Mapping[Endpoint, str]] = {
     Endpoint.RERANK: "serving_scores",
     Endpoint.SCORE: "serving_scores",
 }
-"""What vLLM calls that which answers each endpoint. A model that cannot do the task has none."""
+"""vLLM's name of the handler for each endpoint. A model that cannot do the task has no such handler."""
 
 _KILL_TIMEOUT_S: Final = 5.0
-"""How long a process that was killed may take to be gone: a GPU's driver has memory to release."""
+"""How long a killed process may take to disappear: the GPU's driver has to release its memory."""
 
 _GIVEN_UP: Final = "the worker was told to stop while the model was loading"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedModel:
-    """What answers requests: a handler for each endpoint of the model's ``task``, which is vLLM's word."""
+    """A loaded model: a handler for each endpoint of its ``task``, as vLLM calls it."""
 
     engine: Any
     identity: ModelIdentity
@@ -62,18 +62,18 @@ class LoadedModel:
     reports: SchedulerReports
 
     def stats(self) -> EngineStats:
-        """Say how loaded the engine is."""
+        """Return the engine's current counts."""
         return self.reports.stats(self.engine.get_num_unfinished_requests())
 
     def release(self, *, timeout_s: float) -> None:
-        """End the engine core, by force after the timeout, and wait until it has let go of the device."""
+        """End the engine core, by force after the timeout, and wait until it has released the device."""
         self.engine.shutdown(timeout=timeout_s)
         for process in self.processes:
             process.join(_KILL_TIMEOUT_S)
 
 
 class ModelLoader:
-    """Loads a model once, in a thread, so that the process can say meanwhile that it lives."""
+    """Loads a model once, in a thread, so that the process can answer health checks meanwhile."""
 
     def __init__(
         self, *, model: str, served_names: list[str], max_running: int, engine_args: Mapping[str, Any]
@@ -97,7 +97,7 @@ class ModelLoader:
         try:
             return await self._load()
         finally:
-            # What is started from here on is somebody else's, and not for ``give_up`` to end.
+            # ``give_up`` must not end processes that are started after the load.
             self._children_before = None
 
     async def _load(self) -> LoadedModel:
@@ -125,10 +125,10 @@ class ModelLoader:
         )
 
     def give_up(self) -> None:
-        """End a load that is under way, or yet to come. One that has ended is not touched."""
+        """End a load that is running or has not begun. Does nothing to a load that has ended."""
         self._given_up = True
         for child in self._children():
-            # Until it is ready, an engine core does not obey SIGTERM.
+            # An engine core ignores SIGTERM until it is ready.
             child.kill()
 
     def _children(self) -> list[BaseProcess]:
@@ -139,7 +139,7 @@ class ModelLoader:
         return [child for child in children if child.pid not in self._children_before]
 
     def _start_engine(self) -> tuple[Any, VllmArguments, SchedulerReports]:
-        # vLLM reads these when it is imported, here and in its own processes.
+        # vLLM reads these at its import, here and in its own processes.
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
         os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
         os.environ[WORKER_PID_VARIABLE] = str(os.getpid())
@@ -149,7 +149,7 @@ class ModelLoader:
         from inferfleet.worker.engines.vllm.arguments import configuration_error, read_arguments
         from inferfleet.worker.engines.vllm.stats import SchedulerReports
 
-        # Its lines go the way of ours, which never makes the event loop wait.
+        # Its lines go through our logging, which never blocks the event loop.
         log = logging.getLogger("vllm")
         log.handlers.clear()
         log.propagate = True
@@ -166,8 +166,8 @@ class ModelLoader:
         if self._given_up:
             raise RuntimeError(_GIVEN_UP)
         reports = SchedulerReports()
-        # No variable here holds the engine: vLLM keeps a traceback with this frame, and an engine that is
-        # still there when Python ends fails noisily in its __del__.
+        # No variable here refers to the engine: vLLM keeps a traceback with this frame, and an engine that
+        # still exists when Python exits fails noisily in its __del__.
         return (
             self._unless_given_up(
                 AsyncLLM(
@@ -197,7 +197,7 @@ def _identity(name: str, engine: Any, arguments: VllmArguments) -> ModelIdentity
 
 
 async def _handlers(engine: Any, arguments: VllmArguments, tasks: Any) -> Any:
-    """Make everything that ``vllm serve`` puts behind its routes."""
+    """Make all request handlers behind the routes of ``vllm serve``."""
     from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 
     state = SimpleNamespace()
@@ -206,7 +206,7 @@ async def _handlers(engine: Any, arguments: VllmArguments, tasks: Any) -> Any:
 
 
 def _chat_has_grammar(state: Any, arguments: VllmArguments) -> bool:
-    """Whether chats are held to a grammar of tool calls even when the request itself asks for none."""
+    """Return whether a grammar of tool calls constrains chats even if the request has no constraint."""
     from vllm.utils.mistral import is_mistral_tool_parser
 
     chat = getattr(state, "openai_serving_chat", None)
@@ -221,10 +221,10 @@ def _chat_has_grammar(state: Any, arguments: VllmArguments) -> bool:
 
 
 async def _in_thread(function: Callable[[], T]) -> T:
-    """Run a function that takes minutes, in a thread that an exit of the process need not wait for."""
+    """Run a function that takes minutes, in a thread that does not keep the process from exiting."""
     done: Future[None] = Future()
     done.set_running_or_notify_cancel()
-    # Not through the future, which outlives the call.
+    # Not passed through the future, which outlives the call.
     result: list[T] = []
 
     def run() -> None:

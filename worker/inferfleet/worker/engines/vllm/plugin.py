@@ -1,12 +1,13 @@
-"""What vLLM's engine core does first when a worker of ours has started it.
+"""Prepares vLLM's engine core when an inferfleet worker has started it.
 
-vLLM loads this in each of its processes (entry point ``vllm.general_plugins``). It does nothing except in
-an engine core whose parent is an inferfleet worker. There it mends two things:
+vLLM loads this plugin in each of its processes (entry point ``vllm.general_plugins``). It does nothing except
+in an engine core whose parent is an inferfleet worker. There it solves two problems:
 
-- Ctrl-C in a terminal, and an init that signals its whole process group, reach the core too, and it aborts
-  every request before the worker can drain. So the core leaves the group. The worker still stops it.
-- A core outlives a worker that was killed, and keeps the GPU's memory. So it ends with its parent, and takes
-  the processes along that it has started itself.
+- Ctrl-C in a terminal, and an init that signals its whole process group, also reach the core, which then
+  aborts every request before the worker can drain. So the core leaves the process group. The worker still
+  stops it.
+- A core outlives a killed worker, and keeps the GPU's memory. So the core exits with its parent, and ends the
+  processes that it has started itself.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from multiprocessing.process import BaseProcess
 from typing import Final
 
 WORKER_PID_VARIABLE: Final = "INFERFLEET_VLLM_WORKER_PID"
-"""Set by the worker to its own process id, so that no other user of vLLM is affected."""
+"""The worker sets this variable to its process id, so that the plugin affects no other user of vLLM."""
 
 
 def exit_with_parent() -> None:

@@ -1,4 +1,4 @@
-"""Which answers can be continued by another attempt from their token ids. Pure, and needs no vLLM."""
+"""Decides which answers another attempt can resume from their token ids. Pure; does not need vLLM."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ _LOOK_BACK: Final[Mapping[str, tuple[Any, ...]]] = {
     "structured_outputs": (),
     "thinking_token_budget": (),
 }
-"""Fields that need more of the earlier answer than its tokens, or count what is answer and what is prompt.
-Each with the values that are as good as none: a 0 often is not."""
+"""Fields that need more of the earlier answer than its tokens, or that distinguish answer and prompt. Each
+has the values that mean the same as no value, which 0 often does not."""
 
 
 def resumable(endpoint: Endpoint, body: Mapping[str, Any]) -> bool:
-    """Say whether an answer can go on from its token ids, for any body, also one that vLLM will refuse.
+    """Return whether an answer can be resumed from its token ids. Works for any body, even a refused one.
 
-    It can when it is one text that depends on the tokens alone. A grammar would start again, be it that of
-    a response format or of a forced tool call; penalties would forget what was said.
+    An answer can be resumed if it is one text that depends only on its tokens. A grammar, of a response
+    format or of a forced tool call, would start again; penalties would forget the earlier tokens.
     """
     if ENDPOINTS[endpoint].generated is None or body.get("n") not in (None, 1):
         return False
-    # In a completion logprobs is a number, and to vLLM false is 0.
+    # In a completion ``logprobs`` is a number, and vLLM reads false as 0.
     if _says_something(body.get("logprobs"), (False,) if endpoint is Endpoint.CHAT else ()):
         return False
     if any(_says_something(body.get(field), neutral) for field, neutral in _LOOK_BACK.items()):
@@ -46,14 +46,14 @@ def resumable(endpoint: Endpoint, body: Mapping[str, Any]) -> bool:
 
 
 def _says_something(value: Any, neutral: tuple[Any, ...]) -> bool:
-    # To Python, False is 0: here, one is a wish and the other is none.
+    # In Python False == 0, but here one of them requests something and the other does not.
     return value is not None and not any(
         value == each and isinstance(value, bool) is isinstance(each, bool) for each in neutral
     )
 
 
 def _forces_tools(body: Mapping[str, Any]) -> bool:
-    """Whether vLLM holds a tool call to a grammar."""
+    """Return whether vLLM constrains a tool call by a grammar."""
     match body.get("tool_choice"):
         case "none":
             return False

@@ -1,7 +1,7 @@
-"""How loaded vLLM is, read without asking it.
+"""vLLM's load, from its own reports.
 
-vLLM reports its scheduler's counts after each step, and is silent between steps. What this process knows
-of its own requests fills the silence, so the numbers are right also after the last request has gone.
+vLLM reports its scheduler's counts after each step, but not between steps. This module adds what the process
+knows about its own requests, so that the numbers are also right after the last request has ended.
 """
 
 # vLLM is not installed where types are checked.
@@ -17,7 +17,7 @@ from inferfleet.worker.ports import EngineStats
 
 
 class SchedulerReports:
-    """Collects the last report of each scheduler. Its ``logger`` goes into ``stat_loggers``."""
+    """Keeps the last report of each scheduler. Pass its ``logger`` as one of vLLM's ``stat_loggers``."""
 
     def __init__(self) -> None:
         self._running: dict[int, int] = {}
@@ -28,12 +28,12 @@ class SchedulerReports:
         return _SchedulerLogger(self, vllm_config, engine_index)
 
     def record(self, engine_index: int, *, running: int, kv_cache_usage: float) -> None:
-        """Take one scheduler's counts after a step."""
+        """Record one scheduler's counts after a step."""
         self._running[engine_index] = running
         self._kv_cache_usage[engine_index] = kv_cache_usage
 
     def stats(self, unfinished: int) -> EngineStats:
-        """Combine the reports with the number of requests that this process has not seen end."""
+        """Combine the reports with the number of this process' unfinished requests."""
         if not unfinished:
             return EngineStats()
         running = min(sum(self._running.values()), unfinished)
@@ -47,7 +47,7 @@ class _SchedulerLogger(StatLoggerBase):  # type: ignore[misc]  # vLLM is untyped
         self._engine_index = engine_index
 
     def record(self, scheduler_stats: Any, iteration_stats: Any, *_: Any, **__: Any) -> None:
-        """Called by vLLM after each step."""
+        """Record the counts; vLLM calls this after each step."""
         if scheduler_stats is not None:
             self._reports.record(
                 self._engine_index,
@@ -56,4 +56,4 @@ class _SchedulerLogger(StatLoggerBase):  # type: ignore[misc]  # vLLM is untyped
             )
 
     def log_engine_initialized(self) -> None:
-        """Nothing to say: the worker reports when it is ready."""
+        """Do nothing: the worker itself reports when it is ready."""

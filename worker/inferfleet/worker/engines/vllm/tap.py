@@ -1,4 +1,4 @@
-"""The place where a request's tokens are seen on their way from vLLM's engine to its request handler."""
+"""Taps a request's tokens on their way from vLLM's engine to its request handler."""
 
 # vLLM is not installed where types are checked.
 # pyright: reportMissingImports=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -25,13 +25,13 @@ from inferfleet.worker.ports import Generation, GenerationError, NotContinuableE
 
 
 class RequestTap:
-    """vLLM's engine as the handler of one request sees it.
+    """Stands in for vLLM's engine towards the handler of one request.
 
-    The handler asks for one final output, and gets it. On the way there each new token goes to ``emit``,
-    and tokens that an earlier attempt generated are put in front. ``parse`` splits text into content, tool
-    calls and reasoning, if the model has parsers for them. ``echo`` tells from a prompt what each choice
-    says first; with ``echo_only`` it says nothing else. ``said`` has for each choice what was emitted: the
-    response is made from that.
+    The handler requests one final output, and gets it. Meanwhile the tap passes each new token to ``emit``,
+    and puts the tokens of earlier attempts in front. ``parse`` splits text into content, tool calls and
+    reasoning, if the model has parsers for them. ``echo`` returns for a prompt the text with which each
+    choice begins; with ``echo_only`` that is the whole text. ``said`` has what was emitted for each choice,
+    from which the response is made.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class RequestTap:
         self.finish_reasons: dict[int, str] = {}
 
     def __getattr__(self, name: str) -> Any:
-        """Everything that is not generating goes to the engine itself."""
+        """Pass everything except ``generate`` to the engine itself."""
         return getattr(self._engine, name)
 
     def generate(
@@ -132,7 +132,7 @@ class RequestTap:
         return TokenChunk(index=index, token_ids=tuple(part.token_ids), text=text, delta=delta)
 
     def _go_on_behind_the_journal(self, index: int) -> None:
-        """Take over what the journal says was said: its readers know tool calls by the ids in it."""
+        """Take over what the journal's readers have seen: they know tool calls by the ids in it."""
         chunks = self._generation.resume_chunks
         if not chunks:
             return
@@ -164,8 +164,8 @@ class ChatParsers:
         """Split new tokens into plain text, and OpenAI's ``delta`` of what is not plain text."""
         if index not in self._parsers:
             self._parsers[index] = parser = self._make()
-            # vLLM would complete the arguments of a call whose name came with the last tokens. Whether a
-            # call that was cut has any would then depend on how many tokens came at once.
+            # vLLM would complete the arguments of a call whose name came with the last tokens. Then it would
+            # depend on the size of the last chunk whether a cut call has arguments.
             parser._append_unstreamed_tool_args = _leave_as_it_is
         message = self._parsers[index].parse_delta(
             delta_text=part.text,
@@ -186,9 +186,9 @@ def _leave_as_it_is(_: Any) -> None:
 
 
 class ParsedAlready:
-    """Stands in for a parser's second look at the whole text: the stream has split it.
+    """Stands in for a parser that would parse the whole text again, although the stream has been parsed.
 
-    The handler asks once for each choice, in order.
+    The handler makes one parser for each choice, in order.
     """
 
     def __init__(self, tap: RequestTap) -> None:
@@ -196,9 +196,9 @@ class ParsedAlready:
         self._next_choice = 0
 
     def parser(self, make: Callable[..., Any], *options: Any) -> Any:
-        """Make a parser of one choice that answers with what was streamed."""
+        """Make a parser of one choice that returns what was streamed."""
         parser = make(*options)
-        # Behind a thought there is either a text or none; else a text may be empty.
+        # With reasoning, an empty text is no text; without, the text may be empty.
         without_text = None if parser.reasoning_parser is not None else ""
         parser.parse = partial(self._parse, without_text)
         return parser
