@@ -1,4 +1,4 @@
-"""The contract on the wire: connections to RabbitMQ and Redis, the queues, and the record of a job.
+"""RabbitMQ and Redis: connections, queues, and the records of jobs and sessions.
 
-Shared by everything that publishes and everything that consumes; knows nothing of either.
+Producers, workers and the exporter share this package, which does not depend on any of them.
 """

@@ -1,10 +1,10 @@
-"""Where a service is: a URL, or a file that holds it.
+"""The address of a service: a URL, or a file that holds it.
 
-``file:///run/secrets/amqp-url`` stands for the content of that file, read anew for every connection. So
-a password in a mounted Secret never is in the environment, and a rotated one is used from the next
-connection on. TLS is in the URL: ``amqps://…?cafile=…&certfile=…&keyfile=…`` for RabbitMQ and
-``rediss://…?ssl_ca_certs=…&ssl_certfile=…&ssl_keyfile=…`` for Redis, as aio-pika and redis-py have it.
-``wire.rabbitmq.management`` takes the former's for RabbitMQ's HTTP API.
+``file:///run/secrets/amqp-url`` stands for the content of that file, which each new connection reads again.
+So a password in a mounted Secret is never in the environment, and a new connection uses a rotated password.
+The URL has the options for TLS: ``amqps://…?cafile=…&certfile=…&keyfile=…`` for RabbitMQ and
+``rediss://…?ssl_ca_certs=…&ssl_certfile=…&ssl_keyfile=…`` for Redis, as in aio-pika and redis-py.
+``wire.rabbitmq.management`` uses the former for RabbitMQ's HTTP API.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ _PATH: Final = re.compile(r"[\w./%~+-]*", re.ASCII)
 _HIDDEN: Final = "***"
 
 _PASSING: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.EINTR})
-"""What is wrong with the process or the machine, not with the file."""
+"""Errors of the process or the machine, not of the file."""
 
 
 def is_file(url: str) -> bool:
-    """Whether the URL names a file that holds the real one."""
+    """Return whether the URL names a file that holds the real one."""
     return url[:5].lower() == "file:"
 
 
 def current_url(url: str) -> str:
-    """The URL to connect to now.
+    """Return the current URL.
 
     Raises:
         ConfigurationError: The file cannot be read, or is empty.
-        ServiceUnreachableError: No file can be read now.
+        ServiceUnreachableError: The process cannot read any file now.
 
     """
     if not is_file(url):
@@ -58,10 +58,10 @@ def current_url(url: str) -> str:
 
 
 def redacted(url: str) -> str:
-    """The URL as it may be shown: scheme, users, hosts and path. Never raises.
+    """Return the URL without secrets: scheme, users, hosts and path. Never raises.
 
-    No password of any host, no parameter (Redis takes passwords there, too), and nothing that could be part
-    of a password which was not quoted as it has to be.
+    It contains no password of any host, no parameter (Redis accepts passwords there, too), and nothing that
+    could be part of an unquoted password.
     """
     parts = _URL.fullmatch(url)
     if parts is None:
@@ -81,7 +81,7 @@ def redacted(url: str) -> str:
 
 
 def without_secrets(text: str, url: str) -> str:
-    """A library's words about a URL, without the passwords in it."""
+    """Remove the passwords of a URL from a library's message."""
     parts = _URL.fullmatch(url)
     if parts is None:
         return text.replace(url, _HIDDEN)

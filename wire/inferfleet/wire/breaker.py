@@ -1,6 +1,6 @@
-"""A circuit breaker for each service: after some failures in a row, callers are told at once.
+"""A circuit breaker for each service: after several failures in a row, calls fail at once.
 
-Otherwise every call of a busy client would wait out a connect timeout of its own while a service is away.
+Otherwise every call of a busy client would wait for its own connect timeout during an outage.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ FAILURE_THRESHOLD = 5
 """Failures in a row that open the circuit."""
 
 RECOVERY_S = 1.0
-"""How long it stays open before one more call may try."""
+"""How long the circuit stays open before another call may try."""
 
 
 class Breaker:
-    """Counts the failures of one service, all callers of the process together."""
+    """Counts the failures of one service, over all callers in the process."""
 
     def __init__(self, service: str, *failures: type[Exception]) -> None:
         self._service = service
@@ -33,7 +33,7 @@ class Breaker:
         """Run the block, unless the circuit is open.
 
         Raises:
-            ServiceUnreachableError: The service failed so often just now that it was not asked again.
+            ServiceUnreachableError: The circuit is open, because the service has just failed several times.
 
         """
         if self._circuit.opened:

@@ -1,4 +1,4 @@
-"""The order to a worker to drain, and its answer: the phase that its heartbeat reports."""
+"""Sends a worker the drain command, and waits for the answer: the phase in its heartbeat."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from inferfleet.wire.redis.heartbeats import read_heartbeats, read_phase
 from inferfleet.wire.redis.pipeline import CommandPipeline
 
 POLL_S = 0.05
-"""How often the worker's heartbeat is looked at. It is written at once when the phase changes."""
+"""How often the worker's heartbeat is polled. The worker writes it at once when its phase changes."""
 
 REPEAT_S = 1.0
-"""How often the order is repeated. One that comes while the worker's queue is declared again gets lost."""
+"""How often the command is repeated. It is lost if the worker's queue is just being declared again."""
 
 
 async def drain_worker(
@@ -27,11 +27,11 @@ async def drain_worker(
     *,
     timeout_s: float,
 ) -> None:
-    """Order a worker to drain, by ``send``, and wait until it says that it does, or is gone.
+    """Send a worker the drain command, and wait until it drains or has gone.
 
     Raises:
-        UnknownWorkerError: No worker of this name is alive.
-        WaitTimeoutError: It did not answer in time.
+        UnknownWorkerError: No worker with this id is alive.
+        WaitTimeoutError: The worker did not answer in time.
 
     """
     ordered = await read_phase(pipeline, worker_id)
@@ -42,13 +42,13 @@ async def drain_worker(
     try:
         async with asyncio.timeout(timeout_s):
             while True:
-                # In doubt it is repeated, which does no harm.
+                # Repeated in doubt, which does no harm.
                 with suppress(PublishUnconfirmedError, RefusedError):
                     await send(DrainWorker(worker_id=worker_id))
                 repeat_at = loop.time() + REPEAT_S
                 while loop.time() < repeat_at:
                     now = await read_phase(pipeline, worker_id)
-                    # Another start is another worker that has the same name.
+                    # Another start time means another worker with the same id.
                     if now is None or now[0] is WorkerPhase.DRAINING or now[1] != ordered[1]:
                         return
                     await asyncio.sleep(POLL_S)

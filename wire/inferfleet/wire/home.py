@@ -1,7 +1,7 @@
-"""Where a client lives: one process and one event loop.
+"""The home of a client: one process and one event loop.
 
-Used from elsewhere it would hang: its connections are read by tasks of that loop, and a forked process has
-neither these tasks nor sockets of its own.
+Used elsewhere the client would hang: tasks of that loop read its connections, and a forked process has
+neither these tasks nor its own sockets.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 from inferfleet.schemas.errors import ClientUnusableError, ServiceUnreachableError
 
 _forks = 0
-"""How many forks lie between the process that imported this module and this one. Its id costs more to ask."""
+"""How many forks are between the process that imported this module and this one. A process id costs more."""
 
 
 def _forked() -> None:
@@ -25,7 +25,7 @@ if hasattr(os, "register_at_fork"):
 
 
 class Home:
-    """The process and the event loop that it was made in."""
+    """The process and the event loop in which it was made."""
 
     def __init__(self) -> None:
         self._pid = os.getpid()
@@ -34,14 +34,14 @@ class Home:
         self._closed = False
 
     def close(self) -> None:
-        """From now on, nothing can be asked here."""
+        """Make ``check`` fail from now on."""
         self._closed = True
 
     def check(self) -> None:
-        """Make sure that the caller is at home.
+        """Make sure that the caller is in this process and event loop.
 
         Raises:
-            ClientUnusableError: It is not. The message says what to do.
+            ClientUnusableError: The caller is elsewhere. The message says what to do.
             ServiceUnreachableError: The client was closed.
 
         """
@@ -57,10 +57,10 @@ class Home:
 
 
 def check_process(pid: int) -> None:
-    """Make sure that this process is that one.
+    """Make sure that this process has not been forked since.
 
     Raises:
-        ClientUnusableError: It is a child of it.
+        ClientUnusableError: This process is a forked child.
 
     """
     if (here := os.getpid()) != pid:
@@ -71,5 +71,5 @@ def check_process(pid: int) -> None:
 
 
 def closed() -> ServiceUnreachableError:
-    """The error of whoever asks a client that was closed."""
+    """Make the error for a call of a closed client."""
     return ServiceUnreachableError("this client was closed: connect another, or keep it open for longer")

@@ -1,6 +1,6 @@
-"""A port for health and metrics that nobody can use up.
+"""An HTTP port for health and metrics whose connections nobody can exhaust.
 
-Needs aiohttp, which an install for producers does not have.
+Needs aiohttp, which a producer's installation does not have.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from aiohttp import web
 from inferfleet.schemas.errors import ConfigurationError
 
 CONNECTIONS: Final = 64
-"""Connections at most, and never more than a quarter of the files that the process may open."""
+"""The most connections. It is never more than a quarter of the files that the process may open."""
 
 BACKLOG: Final = 16
-"""Connections that may wait to be accepted: all are accepted at once, before one of them is looked at."""
+"""How many connections may wait to be accepted. All are accepted at once, before any is read."""
 
 KEEP_ALIVE_S: Final = 75.0
-"""How long a connection may be idle after a request. Prometheus asks every 15 to 60 s on the same one."""
+"""How long a connection may be idle. Prometheus scrapes every 15 to 60 s on the same connection."""
 
 
 @asynccontextmanager
 async def listening(app: web.Application, *, host: str, port: int) -> AsyncGenerator[int]:
-    """Serve while the block runs; yields the port, which is a free one if ``port`` is 0.
+    """Serve while the block runs. Yield the port, which is a free one if ``port`` is 0.
 
-    When there are too many connections, the one that was opened first gives way: somebody who only opens them
-    cannot keep a probe out, nor take the files that the process needs for other things.
+    When there are too many connections, the oldest one is closed. So a client that only opens connections can
+    neither keep a probe out, nor use up the files that the process needs.
 
     Raises:
         ConfigurationError: The port is taken.

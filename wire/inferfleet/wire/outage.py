@@ -1,4 +1,4 @@
-"""The times during which something did not work, so that each is told once and not at every attempt."""
+"""Tracks outages, so that each is logged once and not at every attempt."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ import time
 
 
 class Outage:
-    """One thing that may fail again and again. ``count`` and ``seconds`` are for metrics."""
+    """Something that may fail repeatedly. ``count`` and ``seconds`` are for metrics."""
 
     def __init__(self) -> None:
         self.count = 0
         self.lasts = False
-        """Whether it does not work at present."""
+        """Whether there is an outage now."""
         self._since: float | None = None
         self._past_s = 0.0
 
     @property
     def seconds(self) -> float:
-        """How long it did not work, all times together."""
+        """The total duration of all outages."""
         return self._past_s + (0.0 if self._since is None else time.monotonic() - self._since)
 
     def began(self) -> bool:
-        """Note a failure. True if it is the first since it last worked: tell it."""
+        """Record a failure. Return true if it is the first of an outage, which the caller should log."""
         if self._since is not None:
             return False
         self._since = time.monotonic()
@@ -30,7 +30,7 @@ class Outage:
         return True
 
     def ended(self) -> float | None:
-        """Note that it works. How long it did not, in seconds, if it has just come back: tell that."""
+        """Record a success. If it ends an outage, return its duration in seconds, for the caller to log."""
         if self._since is None:
             return None
         lasted_s = time.monotonic() - self._since

@@ -1,4 +1,4 @@
-"""Ending background tasks for sure."""
+"""Ends background tasks reliably."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from collections.abc import Coroutine
 from typing import Any
 
 RECANCEL_INTERVAL_S = 0.2
-"""How long a cancelled task has to end before it is cancelled again."""
+"""How long a cancelled task may take to end before it is cancelled again."""
 
 
 async def cancel_and_wait(*tasks: asyncio.Task[Any]) -> None:
-    """Cancel tasks and wait until they have ended; their results and errors are dropped.
+    """Cancel tasks and wait until they have ended. Drop their results and errors.
 
-    A cancellation can get lost: before Python 3.12 ``asyncio.wait_for`` swallows one that arrives as its
-    own wait ends, and libraries use it. So a task that goes on is cancelled again.
+    A cancellation can get lost: before Python 3.12, ``asyncio.wait_for``, which libraries use, swallows one
+    that arrives just as its own wait ends. So this cancels a task again that continues.
 
-    All have ended when this returns, and also when it is cancelled itself.
+    All tasks have ended when this returns, and also when it is cancelled itself.
     """
     await to_its_end(_cancel_and_wait(*tasks))
 
 
 async def to_its_end(closing: Coroutine[Any, Any, None]) -> None:
-    """Await what has to be done completely, and must not take long; a cancellation counts afterwards."""
+    """Await something that must complete, and must not take long. Raise a cancellation only afterwards."""
     task = asyncio.create_task(closing)
     cancelled: asyncio.CancelledError | None = None
     while not task.done():
@@ -31,7 +31,7 @@ async def to_its_end(closing: Coroutine[Any, Any, None]) -> None:
         except asyncio.CancelledError as error:
             cancelled = error
     if cancelled is not None:
-        # What went wrong as well is of no interest any more.
+        # The cancellation takes precedence over an error.
         _ = task.cancelled() or task.exception()
         raise cancelled
     await task

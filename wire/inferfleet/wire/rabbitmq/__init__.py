@@ -1,1 +1,1 @@
-"""RabbitMQ: connections, what is declared there, and the frames of messages that come and go."""
+"""RabbitMQ: connections, exchanges and queues, and the frames of messages."""

@@ -1,4 +1,4 @@
-"""Publishing on one channel in confirm mode, and what becomes of each message."""
+"""Publishes on one channel in confirm mode, and tracks the confirm of each message."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ class RefusedError(Exception):
 
 
 class NackedError(RefusedError):
-    """The broker does not vouch for a message: the queue is full, or its leader or process has just died.
+    """The broker nacked a message: the queue is full, or its leader or process has just died.
 
-    ``in_doubt`` says that an earlier copy of it, which was not confirmed, may be queued.
+    ``in_doubt`` says that an earlier copy of the message, which was not confirmed, may be queued.
     """
 
     in_doubt = False
 
 
 class UnroutableError(RefusedError):
-    """No queue is bound for a message's routing key."""
+    """No queue is bound for the message's routing key."""
 
 
 class ChannelEndedError(ConnectionError):
-    """The channel is no more. If the message was ``sent``, it may or may not be queued.
+    """The channel has closed. If the message was ``sent``, it may or may not be queued.
 
-    ``refusal`` is the broker's reason, if it ended the channel or the connection because of something that
-    was sent: this message, or another one.
+    ``refusal`` is the broker's reason, if it closed the channel or the connection because of a message: this
+    one, or another one.
     """
 
     def __init__(self, why: BaseException | None, *, refusal: BaseException | None, sent: bool) -> None:
@@ -55,7 +55,7 @@ class ChannelEndedError(ConnectionError):
 
 
 class Confirms:
-    """The messages of one channel that nothing else publishes on."""
+    """Publishes messages on one channel, on which nothing else publishes."""
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class Confirms:
         """One timer for all of them: one for each costs as much as its message's frames."""
         self._expires_at = math.inf
         self._mandatory: dict[str, asyncio.Future[Exception | None]] = {}
-        """Those that may be returned, by the message's id."""
+        """The futures of mandatory messages, which may be returned, by message id."""
         self._returns = Contents(RETURN, self._on_return)
         self._closing = cast("asyncio.Future[None]", channel.closing)
         self._closing.add_done_callback(self._on_closing)
@@ -85,20 +85,20 @@ class Confirms:
 
     @property
     def open(self) -> bool:
-        """Whether the channel is open, as far as this end knows."""
+        """Whether the channel is open, as far as this side knows."""
         return not self._closing.done() and not self._stream.closing
 
     async def publish(
         self, exchange: str, body: bytes, properties: Basic.Properties, *, routing_key: str, mandatory: bool
     ) -> None:
-        """Publish a message and wait until the broker answers for it.
+        """Publish a message and wait for the broker's confirm.
 
-        A mandatory one needs a ``message_id`` that no other message has which is under way.
+        A mandatory message needs a ``message_id`` that no other message in flight has.
 
         Raises:
             UnroutableError: ``mandatory``, and no queue is bound for the routing key.
             NackedError: The queue is full, or its leader or process has just died.
-            ChannelEndedError: The channel is no more.
+            ChannelEndedError: The channel has closed.
             TimeoutError: The broker did not answer within ``timeout_s``. The message may be queued.
 
         """

@@ -1,4 +1,4 @@
-"""Connections to RabbitMQ: opened once, and not restored when they break."""
+"""Opens connections to RabbitMQ, and does not reopen them when they break."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ from inferfleet.wire.rabbitmq.frames import CONNECTION_FORCED
 from inferfleet.wire.rabbitmq.stream import FrameStream
 
 HEARTBEAT_S = 20
-"""How soon a cut-off peer is noticed: after two missed heartbeats. A ``heartbeat`` in the URL wins."""
+"""The heartbeat interval: an unreachable peer is noticed after two of them. A ``heartbeat`` in the URL
+overrides
+it."""
 
 _SECONDS = frozenset({"heartbeat", "timeout"})
 
@@ -29,14 +31,14 @@ PARAMETERS = frozenset(
     {"auth", "cadata", "cafile", "capath", "certfile", "keyfile", "name", "no_verify_ssl", *_SECONDS}
     | {"happy_eyeballs_delay", "interleave"}
 )
-"""What may stand in the query of an AMQP URL: what aiormq and aio-pika look at."""
+"""The allowed parameters of an AMQP URL: those that aiormq and aio-pika read."""
 
 CLOSE_TIMEOUT_S = 10.0
-"""How long the broker may take to let us go. Out of memory or disk, it reads nothing from publishers."""
+"""How long the broker may take to close a connection. Without memory or disk, it does not read publishers."""
 
 
 class Connection(aio_pika.Connection):
-    """aio-pika's connection, some frames of which its owner reads and writes."""
+    """aio-pika's connection, with direct access to some of its frames."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -45,13 +47,16 @@ class Connection(aio_pika.Connection):
 
     @property
     def frame_max(self) -> int:
-        """The size of the largest frame, in bytes, that was agreed with the broker."""
+        """The largest frame size that was negotiated with the broker, in bytes."""
         assert self.transport is not None  # noqa: S101 - open_amqp gives out connections that are open
         return self.transport.connection.connection_tune.frame_max
 
     @property
     def alive(self) -> bool:
-        """Whether it is open, as far as this end knows. aio-pika's ``is_closed`` is about its owner only."""
+        """Whether the connection is open, as far as this side knows.
+
+        aio-pika's ``is_closed`` only says whether the owner has closed it.
+        """
         return (
             self.transport is not None and not self.transport.connection.is_closed and not self.stream.closing
         )
@@ -59,10 +64,10 @@ class Connection(aio_pika.Connection):
 
 @asynccontextmanager
 async def open_amqp(url: str, *, timeout_s: float, name: str) -> AsyncGenerator[Connection]:
-    """Connect once. The connection is not restored when it breaks: its owner decides what then.
+    """Connect once. When the connection breaks, its owner decides what to do.
 
     Raises:
-        ServiceUnreachableError: Nothing answers, or we are not let in.
+        ServiceUnreachableError: The broker does not answer, or refuses the login.
 
     """
     url = current_url(url)
@@ -74,11 +79,12 @@ async def open_amqp(url: str, *, timeout_s: float, name: str) -> AsyncGenerator[
         try:
             await connection.connect(timeout=timeout_s)
         except BaseException as error:
-            # It may be open all the same: aio-pika forgets a connection that is cancelled as it is made.
+            # The connection may be open nevertheless: aio-pika forgets one that is cancelled while it is
+            # opened.
             connection.stream.abort()
             if not isinstance(error, AMQPError) or connection.stream.closed_with is None:
                 raise
-            # aiormq does not pass the reason on, and takes some for an invalid frame.
+            # aiormq does not pass on the reason, and reports some reasons as an invalid frame.
             code, reason = connection.stream.closed_with
             if code == CONNECTION_FORCED:
                 raise ServiceUnreachableError(
@@ -96,28 +102,28 @@ async def open_amqp(url: str, *, timeout_s: float, name: str) -> AsyncGenerator[
         except TimeoutError:
             connection.stream.abort()
         except BaseException:
-            # Whoever closes it was cancelled: nobody waits for the broker's goodbye.
+            # The caller was cancelled, so do not wait for the broker.
             connection.stream.abort()
             raise
 
 
 def _checked(address: URL) -> URL:
-    """The address itself. What aio-pika would not look at must not be taken for a setting that works.
+    """Check the parameters of an address, because aio-pika ignores unknown ones.
 
     Raises:
-        ConfigurationError: It has a parameter that means nothing, or one that should be a number.
+        ConfigurationError: A parameter is unknown, or should be a number.
 
     """
     for name, value in address.query.items():
         if name not in PARAMETERS:
-            # A name that is none may be the rest of a password with a question mark in it.
+            # An unknown name may be the rest of a password with a question mark in it.
             named = repr(name) if name.isidentifier() else "that is no name"
             raise ConfigurationError(
                 f"INFERFLEET_AMQP_URL has a parameter {named}{did_you_mean(name, PARAMETERS)}; "
                 f"there are {', '.join(sorted(PARAMETERS))}"
             )
         if name in _SECONDS and not (value.isdecimal() and int(value) <= MAX_SECONDS):
-            # aiormq would switch the heartbeat off.
+            # aiormq would turn the heartbeat off.
             raise ConfigurationError(
                 f"INFERFLEET_AMQP_URL: {name} must be a whole number of seconds up to {MAX_SECONDS}"
             )

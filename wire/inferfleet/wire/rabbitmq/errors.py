@@ -1,4 +1,4 @@
-"""What RabbitMQ and aio-pika raise, as errors of ours, and in words that say what to do."""
+"""Translates the errors of RabbitMQ and aio-pika, with messages that say what to do."""
 
 from __future__ import annotations
 
@@ -39,18 +39,18 @@ _NO_ANSWER = (
 
 @contextmanager
 def connection_errors(url: str) -> Generator[None]:
-    """Turn what aio-pika raises while connecting and declaring into errors of ours.
+    """Translate what aio-pika raises while it connects and declares.
 
     Raises:
-        ServiceUnreachableError: RabbitMQ does not answer, or does not let us in.
-        ServiceRefusedError: RabbitMQ let us in, and refuses what was asked.
-        ConfigurationError: The URL cannot be one.
+        ServiceUnreachableError: RabbitMQ does not answer, or refuses the login.
+        ServiceRefusedError: RabbitMQ has accepted the login, but refuses a request.
+        ConfigurationError: The URL is invalid.
 
     """
     try:
         yield
     except InferfleetError:
-        # Told already; some are connection errors to Python as well.
+        # Translated already; some of these are also Python's connection errors.
         raise
     except (AuthenticationError, ProbableAuthenticationError, InvalidFrameError) as error:
         raise not_let_in(url, str(error)) from error
@@ -66,7 +66,7 @@ def connection_errors(url: str) -> Generator[None]:
             f"RabbitMQ at {redacted(url)} violates the protocol: {_words(error, url)}"
         ) from error
     except ValueError:
-        # Not chained: it may quote a part of the password.
+        # Not chained: the error may quote a part of the password.
         raise ConfigurationError(
             "INFERFLEET_AMQP_URL is not an address like amqp://user:password@host:5672/vhost"
         ) from None
@@ -74,7 +74,7 @@ def connection_errors(url: str) -> Generator[None]:
 
 def _words(error: BaseException, url: str) -> str:
     if isinstance(error, StopAsyncIteration):
-        # What aiormq makes of an end in the middle of the handshake.
+        # What aiormq raises if the connection ends during the handshake.
         return "it closed the connection"
     return without_secrets(str(error), url) or type(error).__name__
 
@@ -88,7 +88,7 @@ def not_let_in(url: str, reason: str) -> ServiceUnreachableError:
 
 
 def refused(what: str, error: BaseException) -> ServiceRefusedError:
-    """Pass on the broker's reason for a refusal, and what to do if that can be known."""
+    """Make the error for a refusal: the broker's reason, and what to do about it if that is known."""
     reason = ": ".join(str(part) for part in error.args if part is not None) or type(error).__name__
     advice = next((advice for word, advice in _ADVICE.items() if word in reason), "look at the broker's log")
     return ServiceRefusedError(f"{what}: {reason}; {advice}")
@@ -99,4 +99,4 @@ _ADVICE = {
     "ACCESS_REFUSED": "give the user of INFERFLEET_AMQP_URL this permission (rabbitmqctl set_permissions)",
     "limit": "raise that limit at the broker",
 }
-"""What to do, by a word of the reason."""
+"""What to do about a refusal, by a word of its reason."""

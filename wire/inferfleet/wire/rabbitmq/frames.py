@@ -1,7 +1,7 @@
-"""The AMQP frames of one message: what to write to publish it, and what was read put together again.
+"""Encodes and decodes the AMQP frames of a message.
 
-Only what goes over the wire once for each message is here; aiormq reads and writes everything else. Section
-numbers are those of the AMQP 0-9-1 specification.
+This module handles only the frames that go over the wire once per message; aiormq reads and writes all
+others. Section numbers are those of the AMQP 0-9-1 specification.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ FRAME_START: Final = struct.Struct(">BHI")
 FRAME_END: Final = b"\xce"
 
 FRAME_OVERHEAD: Final = FRAME_START.size + len(FRAME_END)
-"""Bytes of a frame that are not its payload."""
+"""The bytes of a frame besides its payload."""
 
 UNLIMITED_FRAME: Final = 131_072
-"""The frames that we write when the broker sets no limit, which is a ``frame_max`` of 0."""
+"""The largest frame that we write if the broker sets no limit, which is a ``frame_max`` of 0."""
 
 SMALLEST_FRAME_MAX: Final = 4096
-"""What everybody takes (4.2.3)."""
+"""The frame size that every peer accepts (4.2.3)."""
 
 HEARTBEAT: Final = b"\x08\x00\x00\x00\x00\x00\x00" + FRAME_END
-"""A sign of life (4.2.7)."""
+"""A heartbeat frame (4.2.7)."""
 
 _TAG_AND_BITS: Final = struct.Struct(">QB")
 
@@ -47,10 +47,10 @@ _CONTENT_HEADER: Final = struct.Struct(">4xQH")
 _CONTENT_HEADER_START: Final = struct.Struct(">HHQH")
 
 LONGEST_SHORT_TEXT: Final = 255
-"""Bytes of a short string (4.2.5.3)."""
+"""The longest short string, in bytes (4.2.5.3)."""
 
 Read = Callable[[bytes, int], tuple[int, Any]]
-"""Reads a value that begins at a position: where it ends, and the value."""
+"""Reads the value at a position, and returns where it ends and the value."""
 
 
 def _short_text(data: bytes, start: int) -> tuple[int, str]:
@@ -82,18 +82,18 @@ _PROPERTIES: Final[tuple[tuple[str, Read], ...]] = (
     ("app_id", _short_text),
     ("cluster_id", _short_text),
 )
-"""In the order of their flags (4.2.6.1), and how each is read."""
+"""The properties in the order of their flags (4.2.6.1), with the functions that read them."""
 
 _SHORT: Final = tuple(
     (1 << bit, name)
     for bit, (name, read) in zip(range(15, 1, -1), _PROPERTIES, strict=True)
     if read in {_short_text, _octet}
 )
-"""Those that are a short text or an octet, with their flags."""
+"""The properties that are a short string or an octet, with their flags."""
 
 
 def _method(frame: type[Frame]) -> bytes:
-    """The first four bytes of a method's payload: its class and itself."""
+    """Return the first four bytes of a method's payload: the ids of its class and method."""
     return frame.index.to_bytes(4, "big")
 
 
@@ -118,7 +118,7 @@ def delivery(method: bytes) -> tuple[int, str]:
 
 
 def confirmation(method: bytes) -> tuple[int, bool]:
-    """Read the tag of a ``Basic.Ack`` or ``Basic.Nack``, and whether it is meant for all up to it."""
+    """Read the tag of a ``Basic.Ack`` or ``Basic.Nack``, and whether it covers all earlier tags."""
     tag, bits = _TAG_AND_BITS.unpack_from(method, 4)
     return tag, bool(bits & 1)
 
@@ -129,12 +129,12 @@ def close_reason(method: bytes) -> tuple[int, str]:
 
 
 def acknowledgement(channel: int, tag: int, *, multiple: bool) -> bytes:
-    """Spell a ``Basic.Ack``."""
+    """Encode a ``Basic.Ack``."""
     return _frame(METHOD, channel, ACK + _TAG_AND_BITS.pack(tag, multiple))
 
 
 def get(channel: int, queue: str) -> bytes:
-    """Spell a ``Basic.Get``."""
+    """Encode a ``Basic.Get``."""
     return _frame(METHOD, channel, _method(Basic.Get) + Basic.Get(queue=queue).marshal())
 
 
@@ -148,17 +148,17 @@ def publishing(
     body: bytes,
     frame_max: int,
 ) -> bytes:
-    """Spell a message: the method, the header, and the body in frames of at most ``frame_max`` bytes.
+    """Encode a message: the method, the header, and the body in frames of at most ``frame_max`` bytes.
 
     Raises:
-        ValueError: A property, the exchange or the routing key cannot be spelled, or the properties do not
+        ValueError: A property, the exchange or the routing key cannot be encoded, or the properties do not
             fit into a frame.
 
     """
     header = _content_header(properties, len(body))
     most = (frame_max or UNLIMITED_FRAME) - FRAME_OVERHEAD
     if frame_max and len(header) > max(most, SMALLEST_FRAME_MAX - FRAME_OVERHEAD):
-        # Written all the same, it would break the connection, for all who publish on it.
+        # If it were written, the broker would close the connection of all messages on it.
         raise ValueError(f"the properties take {len(header):,} bytes, and the broker takes {most:,}")
     bodies = (body[start : start + most] for start in range(0, len(body), most))
     return b"".join(
@@ -171,7 +171,7 @@ def publishing(
 
 
 def _content_header(properties: Basic.Properties, size: int) -> bytes:
-    """Spell a content header. For texts and octets, which jobs have, this takes a quarter of pamqp's time."""
+    """Encode a content header. For strings and octets, as jobs have, this takes a quarter of pamqp's time."""
     if properties.headers or properties.timestamp is not None:
         return ContentHeader(body_size=size, properties=properties).marshal()
     flags = 0
@@ -197,22 +197,22 @@ def _publish_frame(channel: int, exchange: str, routing_key: str, mandatory: boo
 
 
 class SpelledProperties(Basic.Properties):
-    """Properties of a message whose headers are spelled already: the entries of their table."""
+    """Properties of a message whose headers are encoded already: the entries of their table."""
 
     def __init__(self, headers: bytes, **properties: Any) -> None:
         super().__init__(headers={"spelled": True}, **properties)
         self._spelled = spelled(headers)
 
     def encode_property(self, name: str, value: Any) -> bytes:
-        """Spell one property."""
+        """Encode one property."""
         return self._spelled if name == "headers" else super().encode_property(name, value)
 
 
 def content_header(payload: bytes) -> tuple[int, Properties]:
     """Read the size of the body and the properties from a content header (4.2.6.1).
 
-    A property that breaks off is left out, with those behind it. An error here would break the connection,
-    and the broker would deliver the same message again.
+    Leaves out a truncated property and those behind it. An error here would close the connection, and the
+    broker would deliver the same message again.
     """
     size, flags = _CONTENT_HEADER.unpack_from(payload)
     properties: Properties = {}
@@ -228,7 +228,7 @@ def content_header(payload: bytes) -> tuple[int, Properties]:
 
 @lru_cache(maxsize=128)
 def _present(flags: int) -> tuple[tuple[str, Read], ...]:
-    """The properties that a header has, in order. The highest bit is for the first."""
+    """Return the properties that a header has, in order. The highest bit is the first property."""
     return tuple(each for bit, each in zip(range(15, 1, -1), _PROPERTIES, strict=True) if flags >> bit & 1)
 
 
@@ -237,14 +237,14 @@ def _frame(kind: int, channel: int, payload: bytes) -> bytes:
 
 
 Properties = dict[str, Any]
-"""What a message says of itself: those properties that it has, by their names in the specification."""
+"""The properties of a message, by their names in the specification."""
 
 OnMessage = Callable[[bytes, Properties, bytes], None]
-"""Gets the method that brought a message, the message's properties, and its body."""
+"""A callback that gets the method that brought a message, the message's properties, and its body."""
 
 
 class Contents:
-    """Puts messages together: a method that brings one, its header, and bodies up to the header's size."""
+    """Assembles messages: a method that brings one, its header, and bodies up to the header's size."""
 
     def __init__(self, method: bytes, on_message: OnMessage) -> None:
         self._method = method
@@ -255,7 +255,7 @@ class Contents:
         self._missing = 0
 
     def take(self, kind: int, payload: bytes) -> bool:
-        """Take a frame. False if it does not belong to a message that the method brings."""
+        """Take a frame. Return false if it does not belong to such a message."""
         if kind == METHOD:
             if not payload.startswith(self._method):
                 return False

@@ -1,7 +1,7 @@
-"""Field tables, which is what AMQP calls a message's headers (4.2.5.5), as the bytes that came.
+"""A message's headers, which AMQP calls a field table (4.2.5.5), as the original bytes.
 
-Anything may be in the headers of another client's message: values that no client can read, names that are no
-text. So nothing is read before somebody asks for it, and what was read can be written again byte for byte.
+The headers of another client's message may contain anything: values that no client can read, names that are
+not text. So this module parses nothing before it is needed, and can write all of it again byte for byte.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _SIZES: Final[Mapping[int, int]] = {
     ord("D"): 5,
     ord("V"): 0,
 }
-"""How long the values of a type are, in bytes."""
+"""The length of a value by its type, in bytes."""
 
 _LONG: Final = frozenset(b"SxAF")
 """Types of values that begin with their length."""
@@ -31,17 +31,17 @@ _LONG: Final = frozenset(b"SxAF")
 _LENGTH: Final = struct.Struct(">I")
 
 _MAX_DEPTH: Final = 32
-"""Tables and arrays in each other beyond this are not read, and not written again."""
+"""Tables and arrays that are nested deeper are neither read nor written again."""
 
 _MAX_SECONDS: Final = 253_402_300_799
-"""The last second of the year 9999. Clients have no later one."""
+"""The last second of the year 9999: clients cannot represent a later one."""
 
 _UNREADABLE: Final = (ValueError, LookupError, struct.error)
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One entry of a table. ``spelling`` is its name, its type and its value, as they came."""
+    """One entry of a table. ``spelling`` is its name, its type and its value, as the original bytes."""
 
     name: bytes
     spelling: bytes
@@ -50,10 +50,10 @@ class Entry:
 
     @property
     def value(self) -> Any:
-        """What it holds.
+        """The value of the entry.
 
         Raises:
-            ValueError: It is not sound.
+            ValueError: The entry is not sound.
 
         """
         if not self.sound:
@@ -62,7 +62,7 @@ class Entry:
 
 
 class FieldTable(Mapping[str, Any]):
-    """The headers of a message. As a mapping it has those that can be read."""
+    """The headers of a message. As a mapping it has the headers that can be read."""
 
     def __init__(self, spelling: bytes) -> None:
         self._spelling = spelling
@@ -77,7 +77,7 @@ class FieldTable(Mapping[str, Any]):
         return len(self._readable)
 
     def entries(self) -> Iterator[Entry]:
-        """All entries up to one whose end nobody can tell, which is the last, and not sound."""
+        """All entries up to the first one whose end is unknown, which is not sound."""
         data, position = self._spelling, 0
         while position < len(data):
             start = position
@@ -95,10 +95,10 @@ class FieldTable(Mapping[str, Any]):
 
 
 def field_table(payload: bytes, position: int) -> tuple[int, FieldTable]:
-    """Cut a table out of a content header: where it ends, and the table.
+    """Cut a table out of a content header. Return where it ends, and the table.
 
     Raises:
-        ValueError: It ends behind the header.
+        ValueError: The table ends behind the header.
 
     """
     start = position + _LENGTH.size
@@ -109,22 +109,22 @@ def field_table(payload: bytes, position: int) -> tuple[int, FieldTable]:
 
 
 def spelled(entries: bytes) -> bytes:
-    """Spell a table, given the spelling of its entries."""
+    """Encode a table from its encoded entries."""
     return _LENGTH.pack(len(entries)) + entries
 
 
 def _entry(data: bytes, position: int, end: int) -> tuple[bytes, int, int, int]:
-    """Split an entry of a table: its name, the type, and where its value begins and ends."""
+    """Split an entry of a table. Return its name, its type, and where its value begins and ends."""
     begin = position + 1 + data[position]
     kind = data[begin]
     return data[position + 1 : begin], kind, begin + 1, _end(data, kind, begin + 1, end)
 
 
 def _end(data: bytes, kind: int, start: int, end: int) -> int:
-    """Where a value ends.
+    """Return where a value ends.
 
     Raises:
-        ValueError, KeyError, struct.error: Nobody can tell.
+        ValueError, KeyError, struct.error: The end is unknown.
 
     """
     stop = start + (4 + _LENGTH.unpack_from(data, start)[0] if kind in _LONG else _SIZES[kind])
@@ -134,7 +134,7 @@ def _end(data: bytes, kind: int, start: int, end: int) -> int:
 
 
 def _is_sound(data: bytes, kind: int, start: int, end: int, depth: int) -> bool:
-    """Whether clients can read a value, which none of them can do by halves."""
+    """Return whether clients can read the whole value."""
     if kind == ord("T"):
         return int.from_bytes(data[start:end], "big") <= _MAX_SECONDS
     if kind not in b"AF":

@@ -1,9 +1,9 @@
-"""RabbitMQ's HTTP API: asked on a new connection each time, with the credentials and certificates of then.
+"""RabbitMQ's HTTP API. Each request uses a new connection, with the current credentials and certificates.
 
-The address is written as the others are (see ``wire.address``): a URL or a file that holds it, with TLS in
-the query: ``https://user:password@host:15671/?cafile=…&certfile=…&keyfile=…``. A URL without any of these
-uses those of the AMQP URL, since KEDA, which should share it, takes no query. Which queues to ask for, and
-what their numbers mean, is for the callers to know.
+The address has the form of the others (see ``wire.address``): a URL or a file that holds it, with options for
+TLS in the query: ``https://user:password@host:15671/?cafile=…&certfile=…&keyfile=…``. A URL without such
+options uses those of the AMQP URL, because KEDA, which should share the URL, accepts no query. The callers
+choose the queues, and know what their numbers mean.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from inferfleet.schemas.errors import ConfigurationError, ServiceUnreachableErro
 from inferfleet.wire.address import current_url, redacted, without_secrets
 
 TLS_PARAMETERS = frozenset({"cafile", "capath", "certfile", "keyfile", "no_verify_ssl"})
-"""As in an AMQP URL."""
+"""The options for TLS, as in an AMQP URL."""
 
 
 class ManagementApi:
-    """Reads from the API. Holds no connection and no credentials between two reads.
+    """Reads from the API. Keeps no connection and no credentials between two reads.
 
     Both addresses may be files. The virtual host is that of the AMQP URL.
     """
@@ -36,28 +36,28 @@ class ManagementApi:
         self._timeout = aiohttp.ClientTimeout(total=timeout_s)
 
     def check(self) -> None:
-        """Raise ``ConfigurationError`` now rather than at every read, if an address cannot be one."""
+        """Raise ``ConfigurationError`` now, rather than at every read, if an address is invalid."""
         self._addresses()
 
     async def queues(self, query: Mapping[str, str]) -> dict[str, Any]:
-        """Ask for a page of the virtual host's queues.
+        """Read a page of the virtual host's queues.
 
         Raises:
             ServiceUnreachableError: RabbitMQ does not answer, or refuses.
-            ConfigurationError: An address cannot be one, or its file cannot be read.
+            ConfigurationError: An address is invalid, or its file cannot be read.
 
         """
         return await self._get("", query)
 
     async def queue(self, name: str) -> dict[str, Any]:
-        """Ask for one queue. Raises as ``queues`` does."""
+        """Read one queue. Raises the same errors as ``queues``."""
         return await self._get(f"/{quote(name, safe='')}", {})
 
     async def _get(self, path: str, query: Mapping[str, str]) -> dict[str, Any]:
         url, amqp_url = self._addresses()
         asked = URL(f"{queues_url(url, amqp_url=amqp_url)}{path}", encoded=True).update_query(query)
         shown = redacted(url)
-        # Made outside of the loop: it reads the system's certificates, unless there is a file of its own.
+        # Made in a thread, because it reads the system's certificates unless a file is given.
         context = await asyncio.to_thread(_tls_context, tls_parameters(url, amqp_url=amqp_url))
         try:
             async with (
@@ -86,7 +86,7 @@ class ManagementApi:
             ) from error
 
     def _addresses(self) -> tuple[str, str]:
-        """Both URLs as they are now."""
+        """Return both current URLs."""
         amqp_url = current_url(self._amqp_url)
         try:
             urlsplit(amqp_url)
@@ -98,9 +98,9 @@ class ManagementApi:
 
 
 def queues_url(url: str, *, amqp_url: str) -> str:
-    """Where the queues of the AMQP URL's virtual host are listed.
+    """Return the URL that lists the queues of the AMQP URL's virtual host.
 
-    The address may end in that virtual host, or in a slash for ``/``, because KEDA wants it so.
+    The address may end in that virtual host, or in a slash for ``/``, as KEDA requires.
     """
     parts = urlsplit(url)
     virtual_host = unquote(urlsplit(amqp_url).path.removeprefix("/")) or "/"
@@ -112,10 +112,10 @@ def queues_url(url: str, *, amqp_url: str) -> str:
 
 
 def tls_parameters(url: str, *, amqp_url: str) -> Mapping[str, str] | None:
-    """The certificates to use: the address's own, or those of the AMQP URL; ``None`` without TLS.
+    """Return the options for TLS: the address's own, or those of the AMQP URL; ``None`` without TLS.
 
     Raises:
-        ConfigurationError: The address has a parameter that means nothing here.
+        ConfigurationError: The address has an unknown parameter.
 
     """
     own = dict(URL(url).query)
@@ -138,7 +138,7 @@ def _tls_context(parameters: Mapping[str, str] | None) -> ssl.SSLContext | bool:
         if certificate := parameters.get("certfile"):
             context.load_cert_chain(certificate, parameters.get("keyfile"))
     except OSError as error:
-        # The error itself names no file.
+        # The original error names no file.
         files = ", ".join(f"{name}={value}" for name, value in sorted(parameters.items()))
         raise ConfigurationError(
             f"cannot use the certificates for RabbitMQ's API, {files}: {error}"
@@ -150,7 +150,7 @@ def _tls_context(parameters: Mapping[str, str] | None) -> ssl.SSLContext | bool:
 
 
 def _address(url: str) -> str:
-    """The URL itself, if it can be one. What is wrong with it is not repeated: it may be the password."""
+    """Return the URL if it is valid. The error does not quote the invalid part, which may be the password."""
     try:
         usable = urlsplit(url).scheme in {"http", "https"} and URL(url).host is not None
     except ValueError:

@@ -1,4 +1,4 @@
-"""Messages as they go out."""
+"""Makes AMQP messages of jobs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PERSISTENT = aio_pika.DeliveryMode.PERSISTENT.value
 
 @dataclass(frozen=True, slots=True)
 class OutgoingMessage:
-    """A message as it goes out. aio-pika's own message objects cost more than all of the rest of it."""
+    """A message to publish. Making aio-pika's own message object takes longer than all the rest."""
 
     body: bytes
     properties: Basic.Properties

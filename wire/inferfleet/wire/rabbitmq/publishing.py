@@ -1,7 +1,7 @@
-"""A connection for publishing: opened when first needed, and again after it broke; every message confirmed.
+"""A connection for publishing with confirms, opened when it is first needed and again after it broke.
 
-Used for publishing only, because RabbitMQ blocks publishing connections when it runs out of memory or
-disk, and what is consumed must still be acknowledged then.
+It is used only for publishing: RabbitMQ blocks publishing connections when it runs out of memory or disk, and
+workers must still be able to ack.
 """
 
 from __future__ import annotations
@@ -41,26 +41,25 @@ T = TypeVar("T")
 
 
 class Outgoing(Protocol):
-    """What can be published: an ``OutgoingMessage``, or aio-pika's ``Message``."""
+    """A message to publish: an ``OutgoingMessage``, or aio-pika's ``Message``."""
 
     @property
     def body(self) -> bytes:
-        """What the message carries."""
+        """The body of the message."""
         ...
 
     @property
     def properties(self) -> Basic.Properties:
-        """What it says of itself."""
+        """The properties of the message."""
         ...
 
 
 class ConfirmChannel:
-    """A channel in confirm mode that heals itself. Safe for many tasks at once.
+    """A channel in confirm mode that reconnects by itself. Safe for many concurrent tasks.
 
-    A connection that turns out to be dead is replaced once before anybody hears of it. What the broker
-    refuses ends the channel for all that is under way on it, so those messages are published again one by
-    one, on a connection of their own, where the broker refuses only the one that it means. A repeat may queue
-    a message twice.
+    If a connection turns out to be dead, it is replaced once before a call fails. When the broker refuses a
+    message, it closes the channel for all messages in flight. Those are then published again one by one on a
+    separate connection, where the broker refuses only the one that it meant. This may queue a message twice.
     """
 
     def __init__(self, url: str, *, connect_timeout_s: float, confirm_timeout_s: float, name: str) -> None:
@@ -71,16 +70,16 @@ class ConfirmChannel:
         self._alone = asyncio.Lock()
         self._asking = asyncio.Lock()
         self._queueing = 0
-        """How many messages are published one by one, or wait for that."""
+        """How many messages are being published one by one, or wait for that."""
         self._refused_bytes: int | None = None
-        """The size of the smallest message that was too large. Others like it are published alone at once."""
+        """The size of the smallest message that was too large. Others of that size are published alone."""
         self._under_way: dict[str, asyncio.Future[None] | None] = {}
-        """The ids of messages that are published now, and what is waited for by others of the same id."""
+        """The ids of messages in flight, each with the future for which others of the same id wait."""
 
     async def publish(
         self, exchange: str, message: Outgoing, *, routing_key: str = "", mandatory: bool = False
     ) -> bool:
-        """Publish and wait for the confirm. Messages with the same id go one after the other.
+        """Publish and wait for the confirm. Messages with the same id are published one after the other.
 
         Returns whether the message may be queued twice.
 
@@ -93,7 +92,7 @@ class ConfirmChannel:
 
         """
         properties = message.properties
-        # A returned message says its id, and not which of two it is.
+        # A returned message has only its id, which does not distinguish two of them.
         properties.message_id = message_id = properties.message_id or uuid4().hex
         while message_id in self._under_way:
             other = self._under_way[message_id] or asyncio.get_running_loop().create_future()
@@ -111,7 +110,7 @@ class ConfirmChannel:
     async def publish_job(self, message: Outgoing, *, pool: str) -> bool:
         """Publish a job to its pool. If somebody has deleted the binding of the pool's queue, bind it again.
 
-        Returns and raises what ``publish`` does.
+        Returns and raises the same as ``publish``.
         """
         try:
             return await self.publish(names.JOBS_EXCHANGE, message, routing_key=pool, mandatory=True)
@@ -125,7 +124,7 @@ class ConfirmChannel:
 
         Raises:
             ServiceUnreachableError: RabbitMQ cannot be reached, or the connection broke.
-            ServiceRefusedError: The broker does not tell.
+            ServiceRefusedError: The broker refuses to say.
 
         """
 
@@ -136,14 +135,14 @@ class ConfirmChannel:
                 return None
             return declared.declaration_result.message_count or 0
 
-        # One at a time: when a queue is full, everybody asks at once.
+        # One at a time, because when a queue is full, many tasks ask at once.
         async with self._asking:
             return await self.on_own_channel(ask)
 
     async def on_own_channel(self, work: Callable[[AbstractChannel], Awaitable[T]]) -> T:
-        """Declare or ask something, on a channel that the broker may close without harm to any message.
+        """Run a declaration or query on a channel that the broker may close without harm to any message.
 
-        It may be done twice: when the connection turns out to be dead, it is tried once more on a new one.
+        It may run twice: if the connection turns out to be dead, it is tried once more on a new one.
 
         Raises:
             ServiceUnreachableError: RabbitMQ cannot be reached, or the connection broke.
@@ -158,7 +157,7 @@ class ConfirmChannel:
         return await self._shared.on_connection(on)
 
     async def _bind_again(self, exchange: str, queue: str, routing_key: str) -> bool:
-        """Bind a queue whose binding, or exchange, somebody has deleted. False if there is no such queue."""
+        """Bind a queue whose binding or exchange somebody has deleted. Return false if there is no queue."""
 
         async def bind(channel: AbstractChannel) -> bool:
             await declare_exchanges(channel)
@@ -172,7 +171,7 @@ class ConfirmChannel:
         return await self.on_own_channel(bind)
 
     async def frame_max(self) -> int:
-        """The size of the largest frame, in bytes, that the broker takes.
+        """Return the largest frame size that the broker accepts, in bytes.
 
         Raises:
             ServiceUnreachableError: RabbitMQ cannot be reached.
@@ -186,7 +185,7 @@ class ConfirmChannel:
         return await self._shared.on_connection(ask)
 
     async def aclose(self) -> None:
-        """Close the connections, if there are any. None is opened any more."""
+        """Close all connections, and open none any more."""
         async with AsyncExitStack() as stack:
             for link in (self._shared, self._lone):
                 link.retired = True
@@ -215,7 +214,7 @@ class ConfirmChannel:
                     alone, refusal = True, error.refusal
                 sent = sent or error.sent
             except RefusedError as error:
-                # Without its exchange, it went nowhere the first time either.
+                # The exchange is missing, so the message was not routed the first time either.
                 if sent and not isinstance(refusal, ChannelNotFoundEntity):
                     if isinstance(error, NackedError):
                         # A queue whose process dies may end the connection first, and then nack.
@@ -260,10 +259,11 @@ class ConfirmChannel:
     def _verdict(
         self, publication: _Publication, refusal: BaseException, *, sent: bool, before: BaseException | None
     ) -> Exception:
-        """What it means that the broker ended the channel which nothing but this message was published on.
+        """Decide what it means that the broker closed a channel on which only this message was published.
 
-        It was not queued then. Nor was it before, if that channel had ended for the same kind of reason: if
-        not because of this message, then of one before it, and the broker ignores what comes behind.
+        The message was not queued then. Nor was it queued before, if the earlier channel had been closed for
+        the same kind of reason: either because of this message, or because of an earlier one, after which the
+        broker ignores all others.
         """
         if isinstance(refusal, ChannelPreconditionFailed) and "message size" in str(refusal):
             size = len(publication.body)
@@ -286,7 +286,7 @@ class ConfirmChannel:
 
 
 class _Publication(NamedTuple):
-    """One message and where it goes."""
+    """One message, with its exchange and routing key."""
 
     exchange: str
     body: bytes
@@ -310,12 +310,12 @@ class _Link:
         self._connection: Connection | None = None
         self._channel: AbstractChannel | None = None
         self._confirms: Confirms | None = None
-        """What publishes on that channel."""
+        """The confirms of the channel."""
         self.retired = False
-        """Whether no connection is to be opened any more."""
+        """Whether the link must open no connection any more."""
 
     async def confirms(self) -> Confirms:
-        """What publishes on the open channel, exchanges declared. Raises as ``on_connection`` does."""
+        """Return the confirms of an open channel, with declared exchanges. Raises as ``on_connection``."""
         if self._confirms is not None and self._confirms.open:
             return self._confirms
         async with self._opening:
@@ -324,12 +324,12 @@ class _Link:
             return self._confirms
 
     async def on_connection(self, work: Callable[[Connection], Awaitable[T]]) -> T:
-        """Do something on the connection; once more on a new one, if it turns out to be dead.
+        """Run something on the connection; once more on a new one if the connection turns out to be dead.
 
         Raises:
             ServiceUnreachableError: RabbitMQ cannot be reached, or the connection broke again.
             ServiceRefusedError: The broker refuses.
-            ConfigurationError: Something exists with other arguments.
+            ConfigurationError: An exchange or queue exists with other arguments.
 
         """
         try:
@@ -338,7 +338,7 @@ class _Link:
             return await self._on(await self._connected(), work)
 
     def abort_if_silent(self) -> bool:
-        """Break the connection if the broker has missed a heartbeat. True if so."""
+        """Abort the connection if the broker has missed a heartbeat. Return whether it has."""
         silent = self._connection is not None and self._connection.stream.silent
         if silent and self._connection is not None:
             self._connection.stream.abort()
@@ -389,4 +389,4 @@ class _Link:
 
 
 class _DeadConnectionError(ServiceUnreachableError):
-    """A connection that was open turned out to be of no use."""
+    """An open connection turned out to be dead."""

@@ -1,7 +1,7 @@
-"""Messages taken from a queue one by one, whatever their properties are.
+"""Takes messages from a queue one by one, whatever their properties are.
 
-aiormq breaks the connection over a message with properties that it cannot read, and nobody would get at those
-behind it. So the frames of these messages are read here.
+aiormq closes the connection at a message whose properties it cannot parse, so nobody could read the messages
+behind it. Therefore this module reads the frames of these messages itself.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from inferfleet.wire.rabbitmq.stream import FrameStream
 
 @dataclass(frozen=True, slots=True)
 class ReadMessage:
-    """One message. It goes back to its queue when the channel is closed, unless it was acked."""
+    """One message. Unless it was acked, it returns to its queue when the channel is closed."""
 
     tag: int
     properties: Properties
@@ -36,7 +36,7 @@ class ReadMessage:
 
 
 class QueueReader:
-    """Takes messages from one queue, on a channel that is used for nothing else."""
+    """Takes messages from one queue, on a channel of its own."""
 
     def __init__(
         self, stream: FrameStream, channel: aiormq.abc.AbstractChannel, queue: AbstractQueue
@@ -69,13 +69,13 @@ class QueueReader:
         return await self._answer
 
     def ack(self, message: ReadMessage) -> None:
-        """Take a message off the queue for good."""
+        """Ack a message, which removes it for good."""
         self._stream.write(
             self._channel.number, acknowledgement(self._channel.number, message.tag, multiple=False)
         )
 
     async def purge(self) -> int:
-        """Throw away what waits in the queue. Returns how many messages that were."""
+        """Delete all messages that wait in the queue, and return how many these were."""
         purged: Any = await self._queue.purge()
         return int(purged.message_count or 0)
 

@@ -1,8 +1,8 @@
-"""The bytes under a connection to RabbitMQ, of which some frames are read and written without aiormq.
+"""The byte stream of a connection to RabbitMQ, some frames of which are read and written without aiormq.
 
-aiormq reads each frame with three awaits, and hands it through two queues and a task. For frames that every
-message has, that is a fifth of what a job costs a worker. So a channel's owner may take frames as they come,
-and write some. aiormq does not know of them; all the rest of the protocol is its own.
+aiormq reads each frame with three awaits, and passes it through two queues and a task. For the frames that
+every message has, that is a fifth of a job's CPU time in a worker. So a channel's owner may take frames as
+they arrive, and write some. aiormq does not see these frames; it handles the rest of the protocol.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from inferfleet.wire.rabbitmq.frames import (
 )
 
 FrameHandler = Callable[[int, bytes], bool]
-"""Is shown a frame's type and payload. True if it took the frame."""
+"""Gets a frame's type and payload, and returns true if it took the frame."""
 
 LIFE_SIGN_S: Final = 1.0
-"""How often aiormq hears that the connection is alive, while it gets no other frame."""
+"""How often aiormq gets a heartbeat frame while all other frames are taken."""
 
 SILENT_TICKS: Final = 2
-"""Halves of a heartbeat in which a broker that is there has sent something."""
+"""In so many halves of a heartbeat interval a live broker has sent something."""
 
 DEAD_TICKS: Final = 4
-"""Halves of a heartbeat after which a silent broker is taken for gone: two whole ones (AMQP 0-9-1, 4.2.7)."""
+"""After so many halves of a heartbeat interval a silent broker counts as dead: two intervals (4.2.7)."""
 
 KEEPALIVE_S: Final = 20
-"""After so long without traffic TCP asks whether the other end is there. Helps where heartbeats are off."""
+"""After so long without traffic TCP probes the peer. This helps if heartbeats are off."""
 
 KEEPALIVE_PROBES: Final = 3
 KEEPALIVE_PROBE_S: Final = 5
@@ -54,23 +54,23 @@ class FrameStream(TransportFactory):
         self._reader: FrameReader | None = None
         self._silent_ticks = 0
         self.closed_with: tuple[int, str] | None = None
-        """Code and text with which the broker has closed the connection, if it said goodbye."""
+        """The code and text with which the broker has closed the connection, if it did so properly."""
 
     @property
     def closing(self) -> bool:
-        """Whether this end knows that the connection is at its end."""
+        """Whether this side knows that the connection is ending."""
         return self._writer is None or self._writer.is_closing()
 
     @property
     def silent(self) -> bool:
-        """Whether the broker, if it is there, has missed a heartbeat."""
+        """Whether the broker has missed a heartbeat."""
         return self._silent_ticks >= SILENT_TICKS
 
     def watch(self, heartbeat_s: float) -> None:
-        """Break the connection when nothing has come for two heartbeats; aiormq waits for more than three.
+        """Abort the connection when nothing has arrived for two heartbeats; aiormq waits for more than three.
 
-        A broker that has nothing else to say says so at least once in ``heartbeat_s``. Counted in ticks of
-        our own, because a process that was stopped finds the clock far ahead.
+        An idle broker sends a heartbeat at least every ``heartbeat_s``. The time is counted in ticks, because
+        after a suspension of the process the clock is far ahead.
         """
         if not heartbeat_s or self._reader is None or self._writer is None or self._writer.is_closing():
             return
@@ -82,24 +82,24 @@ class FrameStream(TransportFactory):
             asyncio.get_running_loop().call_later(heartbeat_s / 2, self.watch, heartbeat_s)
 
     def take(self, channel: int, taker: FrameHandler) -> None:
-        """From now on, show a channel's frames to ``taker`` first."""
+        """Pass a channel's frames to ``taker`` first from now on."""
         self._takers[channel] = taker
 
     def leave(self, channel: int) -> None:
-        """Neither take nor write frames of a channel any more, because it is about to be closed."""
+        """Stop taking and writing frames of a channel, because it is about to be closed."""
         self._takers.pop(channel, None)
 
     def write(self, channel: int, frames: bytes) -> None:
-        """Write whole frames of a channel that frames are taken of.
+        """Write whole frames of a channel whose frames are taken.
 
-        On a channel or a connection that is no more, this does nothing.
+        On a closed channel or connection this does nothing.
         """
         if channel in self._takers and self._writer is not None and not self._writer.is_closing():
             self._writer.write(frames)
 
     @property
     def flows(self) -> bool:
-        """Whether the connection is there and the other end reads as fast as we write: no need to drain."""
+        """Whether the connection is open and the peer reads as fast as we write: no drain is needed."""
         if self._writer is None:
             return False
         transport = self._writer.transport
@@ -107,10 +107,10 @@ class FrameStream(TransportFactory):
         return transport.get_write_buffer_size() <= least and not transport.is_closing()
 
     async def drain(self) -> None:
-        """Wait while the other end reads more slowly than we write.
+        """Wait while the peer reads more slowly than we write.
 
         Raises:
-            ConnectionError: The connection is no more.
+            ConnectionError: The connection has closed.
 
         """
         if self._writer is not None:
@@ -120,7 +120,7 @@ class FrameStream(TransportFactory):
                 raise ConnectionError(str(error)) from error
 
     def abort(self) -> None:
-        """Break the connection; what was not sent yet is dropped."""
+        """Abort the connection, and drop data that was not sent yet."""
         if self._writer is not None:
             self._writer.transport.abort()
 
@@ -143,7 +143,7 @@ class FrameStream(TransportFactory):
         return reader, self._writer
 
     def _look_for_the_end(self, kind: int, payload: bytes) -> bool:
-        # aiormq does not tell why it was not let in.
+        # aiormq does not report why the broker refused the login.
         if kind == METHOD and payload.startswith(CONNECTION_ENDS):
             self.closed_with = close_reason(payload)
         return False
@@ -151,7 +151,7 @@ class FrameStream(TransportFactory):
 
 def _keep_alive(connection: socket.socket) -> None:
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    # The names are Linux'; macOS calls the first one TCP_KEEPALIVE.
+    # These are Linux' names; macOS calls the first one TCP_KEEPALIVE.
     for name, value in (
         ("TCP_KEEPIDLE", KEEPALIVE_S),
         ("TCP_KEEPALIVE", KEEPALIVE_S),
@@ -163,7 +163,7 @@ def _keep_alive(connection: socket.socket) -> None:
 
 
 class FrameReader(asyncio.StreamReader):
-    """What aiormq reads: the stream without the frames that were taken."""
+    """The stream that aiormq reads, without the frames that were taken."""
 
     def __init__(self, takers: dict[int, FrameHandler], loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop=loop)
@@ -172,10 +172,10 @@ class FrameReader(asyncio.StreamReader):
         self._rest = b""
         self._alive_at = 0.0
         self.heard = True
-        """Whether something has come since this was last made false."""
+        """Whether data has arrived since this was last set to false."""
 
     def feed_data(self, data: bytes) -> None:  # type: ignore[override]  # typeshed has an iterable of numbers
-        """Sort what came in: frames to their takers, the others to aiormq."""
+        """Pass arrived frames to their takers, and the others to aiormq."""
         self.heard = True
         if self._rest:
             data = self._rest + data
@@ -197,20 +197,20 @@ class FrameReader(asyncio.StreamReader):
         if passed_on < start:
             super().feed_data(data[passed_on:start])
         self._rest = data[start:]
-        # RabbitMQ sends no heartbeats while it sends other frames. Those that were taken count, too.
+        # RabbitMQ sends no heartbeats while it sends other frames, so taken frames count as heartbeats.
         if has_taken and self._clock() - self._alive_at > LIFE_SIGN_S:
             self._alive_at = self._clock()
             super().feed_data(HEARTBEAT)
 
     def _taken(self, channel: int, kind: int, payload: bytes) -> bool:
         if kind == METHOD and payload.startswith(CHANNEL_ENDS):
-            # Before aiormq answers: behind its answer no frame may follow.
+            # Before aiormq answers, because no frame may follow its answer.
             del self._takers[channel]
             return False
         return self._takers[channel](kind, payload)
 
     def feed_eof(self) -> None:
-        """Hand out the half of a frame that will never be whole, for aiormq to complain of."""
+        """Pass an incomplete frame to aiormq, which reports the error."""
         if self._rest:
             super().feed_data(self._rest)
             self._rest = b""

@@ -1,4 +1,4 @@
-"""The exchanges and queues of the fleet: declares what ``schemas.names`` names."""
+"""Declares the exchanges and queues that ``schemas.names`` names."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ async def declare_exchanges(channel: AbstractChannel) -> None:
     """Declare the three exchanges.
 
     Raises:
-        ConfigurationError: One exists with another type.
+        ConfigurationError: An exchange exists with another type.
 
     """
     with _declaration_errors():
@@ -68,7 +68,7 @@ async def declare_dead_letters(channel: AbstractChannel, pool: str, settings: Se
 async def _declare_dead_queue(
     connection: aiormq.abc.AbstractConnection, pool: str, queue_type: QueueType, version: str
 ) -> None:
-    """Declare the dead-letter queue of a pool. A classic one that is there already is as good."""
+    """Declare the dead-letter queue of a pool. Accept an existing classic queue."""
     name, arguments = names.dead_queue(pool), _type_arguments(queue_type, version)
     channel = await connection.channel()
     try:
@@ -77,7 +77,7 @@ async def _declare_dead_queue(
         differs = _DIFFERENCE.search(str(error))
         if queue_type is QueueType.CLASSIC or differs is None or differs["argument"] != "x-queue-type":
             raise
-        # Pools of quorum queues had classic ones for their dead letters at first.
+        # Pools with quorum queues at first had classic queues for their dead letters.
         channel = await connection.channel()
         await channel.queue_declare(name, durable=True, arguments=_type_arguments(QueueType.CLASSIC, version))
     await channel.queue_bind(name, names.DEAD_EXCHANGE, routing_key=pool)
@@ -85,10 +85,10 @@ async def _declare_dead_queue(
 
 
 def queue_arguments(settings: ServiceSettings, *, broker_version: str) -> dict[str, Any]:
-    """The arguments of a pool's queue, at a broker that says to have this version."""
+    """Return the arguments of a pool's queue for a broker of this version."""
     arguments = _type_arguments(settings.queue_type, broker_version)
     if settings.queue_type is QueueType.CLASSIC:
-        # A quorum queue refuses it. It has two priorities in RabbitMQ 4.0 to 4.2, and all ten from 4.3 on.
+        # A quorum queue refuses the argument. It has two priorities in RabbitMQ 4.0 to 4.2, ten from 4.3 on.
         arguments["x-max-priority"] = names.PRIORITY_LEVELS
     if settings.queue_max_length is not None:
         arguments |= {"x-max-length": settings.queue_max_length, "x-overflow": "reject-publish"}
@@ -96,11 +96,11 @@ def queue_arguments(settings: ServiceSettings, *, broker_version: str) -> dict[s
 
 
 def _type_arguments(queue_type: QueueType, broker_version: str) -> dict[str, Any]:
-    """What makes a queue one of this type, wherever it is declared.
+    """Return the arguments that give a queue this type, wherever it is declared.
 
-    The type is always said: without it, the default of the virtual host or of the node counts. Attempts are
-    counted by us, so a quorum queue must not count returns and drop a job: 20 are the limit from RabbitMQ 4
-    on, unless it is -1. RabbitMQ 3 has no limit, and takes -1 as none at all.
+    The type is always explicit, because otherwise the default of the virtual host or of the node applies. The
+    fleet counts attempts itself, so a quorum queue must not drop a job by its own count: from RabbitMQ 4 on
+    its limit is 20 returns unless it is -1. RabbitMQ 3 has no limit, and reads -1 as no return at all.
     """
     arguments: dict[str, Any] = {"x-queue-type": queue_type.value}
     major, _, _ = broker_version.partition(".")
@@ -116,7 +116,7 @@ _DIFFERENCE = re.compile(
 
 @contextmanager
 def _declaration_errors() -> Generator[None]:
-    """Say which queue or exchange has which other argument, and which setting it belongs to."""
+    """Translate errors: name the queue or exchange, its different argument, and the setting of that."""
     try:
         yield
     except ChannelPreconditionFailed as error:
@@ -141,9 +141,9 @@ _SETTING_OF = {
     "x-max-length": "INFERFLEET_QUEUE_MAX_LENGTH",
     "x-overflow": "INFERFLEET_QUEUE_MAX_LENGTH",
 }
-"""Where an argument of a queue comes from."""
+"""The settings that determine a queue's arguments."""
 
 
 def exclusive_arguments() -> dict[str, Any]:
-    """The arguments of a queue that belongs to one connection: it can only be classic."""
+    """Return the arguments of an exclusive queue, which can only be classic."""
     return {"x-queue-type": QueueType.CLASSIC.value}

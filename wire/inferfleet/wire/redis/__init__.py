@@ -1,1 +1,1 @@
-"""Redis: connections, the pipeline of commands, and the records of the fleet with the scripts for them."""
+"""Redis: connections, the pipeline of commands, and the fleet's records with the scripts that change them."""

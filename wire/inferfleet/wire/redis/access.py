@@ -1,6 +1,6 @@
-"""Whether Redis lets us do our work, asked once at the start and in one round trip.
+"""Checks at the start, in one round trip, that Redis grants a process all the rights that it needs.
 
-Each command that a client or a worker needs is tried on a key that nobody uses, in the way it will be used:
+The check tries each command that a client or a worker needs on a key that nobody uses, and in the same way,
 by a script or directly. So a missing right is an error that names it, before a job is accepted or taken.
 """
 
@@ -44,13 +44,13 @@ _POOL: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """What a process needs: commands by the pattern of the keys that they are used on."""
+    """What a process needs: commands, by the pattern of the keys on which it uses them."""
 
     commands: Mapping[str, tuple[str, ...]]
     reads_blocked: bool
-    """It waits for lines of streams."""
+    """Whether the process waits for lines of streams."""
     only_writes: bool
-    """Without writes it is of no use."""
+    """Whether the process is useless without writes."""
 
 
 def _all(key: str) -> str:
@@ -86,13 +86,13 @@ WORKER: Final = Access(
 
 
 async def check_access(client: aioredis.Redis, access: Access, *, clock: RedisClock, where: str) -> None:
-    """Try what is needed, and learn Redis' time.
+    """Try everything that a process needs, and learn Redis' time.
 
-    A process that also reads is let in while Redis only refuses writes, and only for now.
+    If Redis temporarily refuses only writes, a process that also reads passes the check.
 
     Raises:
         ServiceRefusedError: Redis refuses something; the message names commands and keys.
-        redis.exceptions.RedisError, OSError: There is no talking to it.
+        redis.exceptions.RedisError, OSError: Redis does not answer.
 
     """
     name = f"access-{os.urandom(8).hex()}"
@@ -103,7 +103,7 @@ async def check_access(client: aioredis.Redis, access: Access, *, clock: RedisCl
         for pattern, commands in access.commands.items():
             key = pattern.replace("*", f"{{{name}}}")
             pipeline.execute_command(*process_scripts.access(key, *commands))
-        # Keys that a cluster has in different slots: no node of one takes that.
+        # Two keys in different slots: every node of a cluster refuses such a command.
         pipeline.execute_command("EXISTS", *(job_key(name + end) for end in "abc"))
         if access.reads_blocked:
             pipeline.execute_command("XREAD", "COUNT", 1, "STREAMS", job_key(name), "0")
@@ -125,7 +125,7 @@ _parse_error = cast("Callable[[str], ResponseError]", DefaultParser.parse_error)
 
 @dataclass(frozen=True, slots=True)
 class _Problem:
-    """What is refused, on which keys if that matters, and Redis' own words."""
+    """What Redis refuses, on which keys if that matters, and its own message."""
 
     command: str
     error: ResponseError
@@ -138,7 +138,7 @@ def _direct(command: str, answer: Any) -> list[_Problem]:
 
 def _by_script(pattern: str, answer: Any) -> list[_Problem]:
     if isinstance(answer, NoScriptError):
-        # Redis refused to load it, which is a problem already.
+        # Redis refused to load the script, which is reported already.
         return []
     if isinstance(answer, ResponseError):
         return [_Problem("EVALSHA", answer, pattern if "key" in str(answer) else "")]
@@ -150,7 +150,7 @@ def _by_script(pattern: str, answer: Any) -> list[_Problem]:
 
 
 def _raise_worst(problems: list[_Problem], *, writes_matter: bool, where: str) -> None:
-    """Raise what lasts before what passes, with all that it is about."""
+    """Raise lasting problems before passing ones, with all commands that they concern."""
     if not writes_matter:
         problems = [problem for problem in problems if not refusals.only_writes(problem.error)]
     problems = [problem for problem in problems if refusals.lasts(problem.error)] or problems

@@ -1,4 +1,4 @@
-"""An attempt of a job, as a worker and the job's record speak of it."""
+"""An attempt of a job: its fence, and the replies to its start and its writes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from inferfleet.schemas.result import Result
 
 
 class StartStatus(StrEnum):
-    """What came of the wish to start an attempt."""
+    """The reply to the start of an attempt."""
 
     STARTED = "started"
     CANCELLED = "cancelled"
@@ -24,17 +24,17 @@ class StartStatus(StrEnum):
 
 
 SUSPECT_AFTER = 2
-"""Attempts without an end after which a job runs beside no other suspect: its neighbours died with it, and
-must not be counted out for it."""
+"""After so many attempts without an end a job is a suspect, and runs beside no other suspect: its neighbours
+died with it, and must not use up their attempts because of it."""
 
 
 DEATHS_PER_ATTEMPT = 4
-"""So many times ``max_attempts`` a job may lose its worker, although its answer came on each time. Without
+"""A job may lose its worker so many times ``max_attempts``, even if its answer progressed each time. Without
 this limit a job that kills its worker a few tokens later each time would kill hundreds."""
 
 
 class WriteStatus(StrEnum):
-    """What came of a write by a worker."""
+    """The reply to a write of a worker."""
 
     OK = "ok"
     CANCEL = "cancel"
@@ -45,33 +45,33 @@ class WriteStatus(StrEnum):
 
 START_STATUSES: Final = {verdict.encode(): verdict for verdict in StartStatus}
 WRITE_STATUSES: Final = {written.encode(): written for written in WriteStatus}
-"""By what the scripts answer. Calling an enumeration costs three times as much."""
+"""The statuses by the scripts' replies. Calling the enumeration would take three times as long."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fence:
-    """What every write of an attempt carries. ``token`` is unique, also after Redis has lost its data."""
+    """The fence that every write of an attempt carries. ``token`` is unique, even if Redis loses its data."""
 
     token: str
     attempt: int
 
     def restarted(self) -> Fence:
-        """The fence of an attempt that began its answer again.
+        """Return the fence of the attempt after it has restarted its answer.
 
-        A write behind a restart that Redis has lost, in a failover, does not fit the record any more.
+        If Redis loses the restart in a failover, it refuses the writes behind it.
         """
         return Fence(f"{self.token}+restarted", self.attempt)
 
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The answer to a start.
+    """The reply to the start of an attempt.
 
-    ``fence`` belongs to the new attempt, if there is one; with ``BUSY``, ``busy_s`` is what is left of the
-    other worker's lease, or of the pause before a retry. ``tokens`` is how many tokens the journal holds,
-    ``restart`` why this attempt cannot continue them: it has to begin the answer again before it generates.
-    ``model_identity`` is that of the model the tokens belong to, or will. ``charged`` is how many attempts
-    count towards the job's limit. ``reply_to`` is the client to tell of the end.
+    ``fence`` belongs to the new attempt, if there is one. With ``BUSY``, ``busy_s`` is the rest of the other
+    worker's lease, or of the pause before a retry. ``tokens`` is how many tokens the journal holds;
+    ``restart`` is why this attempt cannot resume from them, and has to restart the answer before it
+    generates. ``model_identity`` is that of the model to which the tokens belong or will belong. ``charged``
+    is how many attempts are charged. ``reply_to`` is the client whose reply stream gets a line at the end.
     """
 
     status: StartStatus
@@ -86,10 +86,10 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """What came of the wish to end a job that nobody runs.
+    """The reply to the end of a job that nobody runs.
 
-    ``result`` is what was committed. Without one, the job has ended before, or ``busy_s`` is after how long
-    to ask again, because somebody has it.
+    ``result`` is the committed result. Without one, the job had ended before; or somebody has it, and the
+    caller should try again after ``busy_s``.
     """
 
     result: Result | None

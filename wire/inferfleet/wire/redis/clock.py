@@ -1,7 +1,7 @@
 """Redis' time, as this process knows it.
 
-The machines of a fleet need no clock in common but this one: whatever is compared, or shown beside what
-another process wrote, is in Redis' time. No wall clock of a process has a say in it.
+This is the only clock that the machines of a fleet share: every time that is compared with another process'
+time, or shown beside it, is Redis' time. No process' own wall clock matters.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import Any
 
 
 class RedisClock:
-    """How far Redis' clock is from this process' monotonic one, learnt from answers to ``TIME``.
+    """The offset between Redis' clock and this process' monotonic clock, learnt from replies to ``TIME``.
 
-    Each answer bounds that distance, since Redis read its clock after it was asked and before we had the
-    answer. The bounds of all answers hold together, so that one slow answer makes nothing worse. When they
-    contradict each other, a clock was set or drifted, or another Redis answers: then the newest is believed.
+    Each reply bounds the offset, because Redis read its clock between the request and the reply. The bounds
+    of all replies are combined, so a slow reply makes nothing worse. If they contradict each other, a clock
+    was set or has drifted, or another Redis replies: then only the newest reply counts.
 
-    Until the first answer this is the machine's own clock.
+    Before the first reply this is the machine's own clock.
     """
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class RedisClock:
         self._low, self._high = -math.inf, math.inf
 
     def learn(self, answer: Sequence[Any], *, asked: float, answered: float) -> None:
-        """Take an answer to ``TIME``, asked and answered at these readings of ``time.monotonic``."""
+        """Take a reply to ``TIME``, requested and received at these readings of ``time.monotonic``."""
         redis_s = int(answer[0]) + int(answer[1]) / 1e6
         low, high = max(self._low, redis_s - answered), min(self._high, redis_s - asked)
         if low > high:
@@ -38,18 +38,18 @@ class RedisClock:
         self._distance_s = (low + high) / 2
 
     def now(self) -> datetime:
-        """The time now."""
+        """Return the current time."""
         return datetime.fromtimestamp(time.monotonic() + self._distance_s, UTC)
 
     def at(self, monotonic_s: float) -> datetime:
-        """The time at a reading of ``time.monotonic``."""
+        """Return the time at a reading of ``time.monotonic``."""
         return datetime.fromtimestamp(monotonic_s + self._distance_s, UTC)
 
     def now_ms(self) -> int:
-        """The time now, in milliseconds since 1970."""
+        """Return the current time in Unix milliseconds."""
         return int((time.monotonic() + self._distance_s) * 1000)
 
 
 def milliseconds(moment: datetime) -> int:
-    """A time in milliseconds since 1970."""
+    """Convert a time to Unix milliseconds."""
     return int(moment.timestamp() * 1000)

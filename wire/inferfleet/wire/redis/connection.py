@@ -1,9 +1,9 @@
-"""Connections to Redis, with the defaults that bite switched off.
+"""Connections to Redis, without redis-py's harmful defaults.
 
-redis-py re-sends a command up to ten times after a timeout, which doubles an ``XADD``; its pool raises
-at once when it is exhausted; its 5 s socket timeout kills a longer blocking read. Here nothing is
-re-sent behind the caller's back (``wire.redis.pipeline`` repeats what is safe to repeat), the pool waits, and
-blocking reads get a client of their own.
+redis-py sends a command up to ten times after a timeout, which doubles an ``XADD``; its pool raises at once
+when it is exhausted; its socket timeout of 5 s ends a longer blocking read. Here nothing is sent again
+without the caller's knowledge (``wire.redis.pipeline`` repeats only what is safe to repeat), the pool waits,
+and blocking reads have their own client.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ from inferfleet.wire.tasks import to_its_end
 logger = logging.getLogger(__name__)
 
 SOCKET_TIMEOUT_S = 5.0
-"""How long one answer may take before the connection counts as broken."""
+"""How long a reply may take before the connection counts as broken."""
 
 
 def redis_client(
     url: str, *, connections: int = 8, socket_timeout_s: float = SOCKET_TIMEOUT_S
 ) -> aioredis.Redis:
-    """Make a client. It connects on first use.
+    """Make a client, which connects at its first use.
 
-    A client for blocking reads needs a ``socket_timeout_s`` longer than they block.
+    A client for blocking reads needs a ``socket_timeout_s`` that is longer than they block.
 
     Raises:
-        ConfigurationError: The URL cannot be one.
+        ConfigurationError: The URL is invalid.
 
     """
     address = current_url(url)
@@ -79,7 +79,7 @@ def redis_client(
 
 @asynccontextmanager
 async def closing_redis(client: aioredis.Redis) -> AsyncGenerator[aioredis.Redis]:
-    """Close the client at the end of the block, also if that is cancelled meanwhile."""
+    """Close the client at the end of the block, even if the closing is cancelled."""
     try:
         yield client
     finally:
@@ -95,7 +95,7 @@ async def open_redis(
     clock: RedisClock | None = None,
     patience_s: float = 0.0,
 ) -> AsyncGenerator[aioredis.Redis]:
-    """Connect, and go on once Redis answers and allows what is needed; see ``reach_redis``."""
+    """Connect, and yield the client once Redis answers and grants what is needed; see ``reach_redis``."""
     async with closing_redis(redis_client(url, connections=connections)) as client:
         await reach_redis(client, url, access=access, clock=clock, patience_s=patience_s)
         yield client
@@ -105,12 +105,12 @@ async def open_redis(
 async def open_store(
     url: str, *, access: Access, clock: RedisClock, patience_s: float, allow_eviction: bool
 ) -> AsyncGenerator[aioredis.Redis]:
-    """Connect a process that relies on Redis: it allows what is needed, and evicts nothing.
+    """Connect a process that relies on Redis: require that Redis grants its rights, and evicts no keys.
 
     Raises:
         ServiceUnreachableError: Nothing answers at the address.
-        ServiceRefusedError: Redis answers, and refuses what is needed.
-        ConfigurationError: It may evict keys, and that is not allowed.
+        ServiceRefusedError: Redis refuses a right that the process needs.
+        ConfigurationError: Redis may evict keys, and that is not allowed.
 
     """
     async with open_redis(url, access=access, clock=clock, patience_s=patience_s) as client:
@@ -126,11 +126,11 @@ async def reach_redis(
     clock: RedisClock | None = None,
     patience_s: float,
 ) -> None:
-    """Make sure that Redis answers and allows what is needed. What passes may take ``patience_s``.
+    """Make sure that Redis answers and grants what is needed. Wait for ``patience_s`` if a problem may pass.
 
     Raises:
         ServiceUnreachableError: Nothing answers at the address.
-        ServiceRefusedError: Redis answers, and refuses what is needed.
+        ServiceRefusedError: Redis refuses a right that the process needs.
 
     """
     async for attempt in AsyncRetrying(
@@ -145,7 +145,7 @@ async def reach_redis(
 
 
 def _log_first(attempt: RetryCallState) -> None:
-    """One line for an outage, however many attempts it takes."""
+    """Log an outage once, however many attempts it takes."""
     if attempt.attempt_number == 1 and attempt.outcome is not None:
         logger.warning("%s; trying again", attempt.outcome.exception())
 
@@ -159,11 +159,11 @@ def _passes(error: BaseException) -> bool:
 async def check_redis(
     client: aioredis.Redis, url: str, *, access: Access | None = None, clock: RedisClock | None = None
 ) -> None:
-    """Ask for an answer, and for what a process needs if that is given; teach the clock Redis' time.
+    """Check that Redis answers, and grants ``access`` if that is given; set the clock to Redis' time.
 
     Raises:
         ServiceUnreachableError: Nothing answers at the address.
-        ServiceRefusedError: Redis answers, and refuses what is needed.
+        ServiceRefusedError: Redis refuses a right that the process needs.
 
     """
     where = f"Redis at {redacted(url)}"
@@ -184,19 +184,19 @@ async def check_redis(
 
 
 class _FileCredentials(CredentialProvider):
-    """The credentials in a file that holds a URL, as they are when a connection is made."""
+    """The credentials in a file that holds a URL, which each connection reads again."""
 
     def __init__(self, url: str) -> None:
         self._url = url
 
     def get_credentials(self) -> tuple[str] | tuple[str, str]:
-        """User, if there is one, and password."""
+        """Return the user, if there is one, and the password."""
         user, password = _credentials(current_url(self._url))
         return (user, password or "") if user else (password or "",)
 
 
 def _credentials(url: str) -> tuple[str, str | None]:
-    """User and password, from before the host or from the options, as redis-py looks for them."""
+    """Return the user and password, from before the host or from the options, as redis-py does."""
     parts = urlsplit(url)
     options = dict(parse_qsl(parts.query))
     user = unquote(parts.username or "") or options.get("username", "")

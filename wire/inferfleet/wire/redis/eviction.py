@@ -1,7 +1,7 @@
-"""A Redis that throws keys away when its memory is full breaks every promise of ours, quietly.
+"""Refuses a Redis that evicts keys when its memory is full, because that silently breaks every promise.
 
-All keys expire some day, so the ``volatile-`` policies take them like the ``allkeys-`` ones. What is missed
-later is an error, but nobody gets back what was lost.
+All keys have an expiry, so the ``volatile-`` policies evict them like the ``allkeys-`` ones. A process that
+misses a key later raises an error, but nobody can restore the data.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ async def refuse_eviction(client: aioredis.Redis, *, allowed: bool) -> None:
     """Refuse a Redis that may evict keys, unless that is ``allowed``.
 
     Raises:
-        ConfigurationError: It has a ``maxmemory`` and a policy other than ``noeviction``.
-        ServiceUnreachableError: It does not answer any more.
+        ConfigurationError: Redis has a ``maxmemory`` and a policy other than ``noeviction``.
+        ServiceUnreachableError: Redis does not answer any more.
 
     """
     if allowed:
@@ -44,12 +44,12 @@ async def refuse_eviction(client: aioredis.Redis, *, allowed: bool) -> None:
 
 
 async def _policy(client: aioredis.Redis) -> str | None:
-    """What Redis does when its memory is full; ``None`` if it does not say. Without a limit it never is."""
+    """Return Redis' eviction policy; ``None`` if it does not say. Without a memory limit none applies."""
     for ask in (partial(client.info, "memory"), partial(client.config_get, "maxmemory*")):
         try:
             answer: Any = await ask()
         except ResponseError:
-            # Managed services forbid the one or the other.
+            # Managed services forbid one command or the other.
             continue
         except (RedisError, OSError) as error:
             raise ServiceUnreachableError(f"Redis does not answer ({error})") from error

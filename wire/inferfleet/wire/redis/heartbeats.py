@@ -1,4 +1,4 @@
-"""The health map: each worker's heartbeat under a key that expires, and a list of who has one."""
+"""The health map: each worker's heartbeat under a key that expires, and a list of the workers."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.redis.script import Argument
 
 FORGOTTEN_AFTER_S = 3600
-"""How long a worker without a heartbeat stays on the list, where nobody sees it."""
+"""How long a worker without a heartbeat stays on the list; readers ignore it."""
 
 
 async def write_heartbeat(pipeline: CommandPipeline, heartbeat: Heartbeat, *, ttl_s: float) -> None:
-    """Write a worker's entry; it stays for ``ttl_s`` seconds. Brings the clock up to date as well."""
+    """Write a worker's heartbeat, which expires after ``ttl_s`` seconds. Also update the clock."""
     key = worker_key(heartbeat.worker_id)
     fields: list[Argument] = []
     for name, value in heartbeat.model_dump(mode="json").items():
@@ -32,20 +32,20 @@ async def write_heartbeat(pipeline: CommandPipeline, heartbeat: Heartbeat, *, tt
 
 
 async def forget_heartbeat(pipeline: CommandPipeline, worker_id: str) -> None:
-    """Take a worker that leaves off the map."""
+    """Remove an exiting worker from the map."""
     await asyncio.gather(
         pipeline.enqueue("DEL", worker_key(worker_id)), pipeline.enqueue("ZREM", WORKERS_KEY, worker_id)
     )
 
 
 async def read_phase(pipeline: CommandPipeline, worker_id: str) -> tuple[WorkerPhase, str] | None:
-    """Read where a worker is in its life, and when that began; ``None`` if it is not alive."""
+    """Read a worker's phase and the time of its start; ``None`` if the worker is not alive."""
     phase, started_at = await pipeline.execute("HMGET", worker_key(worker_id), "phase", "started_at")
     return None if phase is None else (WorkerPhase(phase.decode()), started_at.decode())
 
 
 async def read_heartbeats(pipeline: CommandPipeline) -> list[Heartbeat]:
-    """Read the whole map, ordered by pool and worker. What it costs does not depend on how many jobs wait."""
+    """Read the whole map, ordered by pool and worker. Its cost does not depend on the number of jobs."""
     listed: Any = await pipeline.execute("ZRANGE", WORKERS_KEY, 0, -1)
     answers = [pipeline.enqueue("HGETALL", worker_key(worker_id.decode())) for worker_id in listed]
     entries: list[dict[bytes, bytes]] = [await answer for answer in answers]

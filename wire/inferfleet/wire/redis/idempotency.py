@@ -1,4 +1,4 @@
-"""The same idempotency key gives the same job, whoever asks and however often."""
+"""Idempotency keys: the same key gives the same job, for every caller and every call."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _ACCEPTED = " accepted"
 
 
 class Claim(NamedTuple):
-    """Who has a key: ``holder`` is what it says. ``accepted`` tells that the broker has the job.
+    """The job that has a key. ``holder`` is the key's value; ``accepted`` says that the broker has the job.
 
-    ``key`` is its key in Redis; ``""`` for a job without one.
+    ``key`` is the key's name in Redis; ``""`` for a job without an idempotency key.
     """
 
     job: Job
@@ -31,8 +31,8 @@ class Claim(NamedTuple):
 async def claim(pipeline: CommandPipeline, job: Job, *, call: str, ttl_s: int) -> Claim:
     """Bind the job's key to its id, or find the job that has the key already.
 
-    The claimed job has the id that holds the key. ``call`` is unique to this submission: should it be taken
-    back, it frees its own claim and no later one.
+    The claimed job has the id that holds the key. ``call`` is unique to this submission: if the submission is
+    taken back, it frees only its own claim, not a later one.
 
     Raises:
         IdempotencyConflictError: The key belongs to a job with another pool, endpoint, body or session.
@@ -55,7 +55,7 @@ async def claim(pipeline: CommandPipeline, job: Job, *, call: str, ttl_s: int) -
 
 
 async def accept(pipeline: CommandPipeline, claimed: Claim, *, ttl_s: int) -> None:
-    """Note that the broker has the job: from here on the key alone answers for it."""
+    """Record that the broker has the job: from now on the key alone is enough to find it."""
     if claimed.key:
         holder = claimed.holder + _ACCEPTED
         await pipeline.execute(
@@ -66,7 +66,7 @@ async def accept(pipeline: CommandPipeline, claimed: Claim, *, ttl_s: int) -> No
 
 
 async def accepted(pipeline: CommandPipeline, claimed: Claim) -> bool:
-    """Whether somebody has had the claimed job accepted meanwhile."""
+    """Return whether another caller's submission of the claimed job was accepted meanwhile."""
     if not claimed.key:
         return False
     holder: bytes | None = await pipeline.execute("GET", claimed.key)
@@ -74,7 +74,7 @@ async def accepted(pipeline: CommandPipeline, claimed: Claim) -> bool:
 
 
 async def forget(pipeline: CommandPipeline, claimed: Claim) -> None:
-    """Free the key of a job that is taken back, unless somebody has claimed it anew."""
+    """Free the key of a job that is taken back, unless somebody has claimed it again."""
     if claimed.key:
         await pipeline.execute(
             *job_scripts.key_change(claimed.key, present_holder=claimed.holder, new_holder="", ttl_s=0)
@@ -84,7 +84,7 @@ async def forget(pipeline: CommandPipeline, claimed: Claim) -> None:
 def _key(job: Job) -> str | None:
     if job.idempotency_key is None:
         return None
-    # With its length before it, a tenant cannot be spelt so that its keys look like another's.
+    # The length in front keeps one tenant's keys from looking like another's.
     return idempotency_key(f"{len(job.tenant)}:{job.tenant}", job.idempotency_key)
 
 

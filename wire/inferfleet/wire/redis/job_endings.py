@@ -1,8 +1,8 @@
-"""How jobs end. Whoever ends one, and for whatever reason, it comes by ``JobEndings._end``, and in Redis by
-``lua/parts/end_job.lua``: what has to happen at each end hangs there.
+"""Ends jobs. Every end, for whatever reason, goes through ``JobEndings._end``, and in Redis through
+``lua/parts/end_job.lua``, where everything happens that belongs to an end.
 
-    finish    by an attempt that holds the fence: its answer, a failure, a cancellation, or its expiry
-    cancel    without an attempt: a job that waits, or that nobody has held for long; also a turn that is lost
+    finish    ends a job by an attempt that holds the fence: an answer, a failure, a cancellation, an expiry
+    cancel    ends a job without an attempt: one that waits or that nobody has held for long, or a lost turn
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class JobEndings(JobReading):
         super().__init__(pipeline)
         self._replies = Replies(pipeline)
         self._result_ttl_s = result_ttl_s
-        # How long a message may be in the queue at least, which must not run a job that has ended.
+        # The shortest time for which a message may be in the queue; it must not run a job that has ended.
         self._tombstone_ttl_s = max(queued_ttl_s, result_ttl_s)
 
     async def finish(
@@ -60,7 +60,7 @@ class JobEndings(JobReading):
             ),
         )
         if reply_to:
-            # Behind the commit. Should that be refused, the client only looks at the record for nothing.
+            # Sent behind the commit. If Redis refuses that, the client only reads the record in vain.
             self._replies.add(reply_to, result.job_id, result.state)
         return WRITE_STATUSES[await committed]
 
@@ -74,13 +74,13 @@ class JobEndings(JobReading):
         said: bool = False,
         tokens: int | None = None,
     ) -> JobState | None:
-        """End a job that waits or is stalled, last tried by ``attempt``, with ``result``; mark a running one.
+        """End a waiting or stalled job, last tried by ``attempt``, with ``result``; mark a running job.
 
-        Returns the state it is in now. With ``tokens``, the result is made of so many tokens and that
-        attempt: ``None`` says that they are others by now, and that nothing was done.
+        Returns the job's state. With ``tokens``, the result was made from so many tokens of that attempt; if
+        the job has others by now, this does nothing and returns ``None``.
 
-        With ``keep`` the worker that ends it adds what was generated to its session. A job that has ``said``
-        its answer there already is marked, too.
+        With ``keep`` the worker that ends the job adds the partial answer to its session. A job that has
+        ``said`` its answer there already is only marked, too.
 
         Raises:
             JobNotFoundError: There is no record of the job.
@@ -114,7 +114,7 @@ class JobEndings(JobReading):
     def _end(
         self, result: Result, *, at: datetime, attempt: int, tokens: int, spell: Callable[..., Command]
     ) -> asyncio.Future[Any]:
-        """Ask Redis to end a job, by the script that ``spell`` calls; only that says whether it ends now."""
+        """End a job by the script that ``spell`` calls. Only the script knows whether the job ends now."""
         job_id = result.job_id
         last_line = FinishedEntry(
             at=at, attempt=attempt, state=result.state, failure=result.error, tokens=tokens

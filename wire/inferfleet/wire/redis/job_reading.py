@@ -1,4 +1,4 @@
-"""Reading jobs: their records, results and journals."""
+"""Reads jobs: their records, results and journals."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from inferfleet.wire.redis.journal_lines import generated, head_of, parse_line, 
 from inferfleet.wire.redis.pipeline import CommandPipeline
 
 READ_BATCH = 500
-"""Records read in one round trip."""
+"""How many records to read in one round trip."""
 
 
 _UNREADABLE = (LookupError, ValueError)
-"""What a record or result leads to that is not as this version writes it."""
+"""The errors at a record or result that this version cannot parse."""
 
 
 STATES = {state.encode(): state for state in JobState}
@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 
 class Standing(StrEnum):
-    """How a job stands: its state, that it has no record, or that nobody can be seen to have it."""
+    """The standing of a job: its state, or that it has no record, or that no process seems to have it."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -49,22 +49,23 @@ class Standing(StrEnum):
     MISSING = "missing"
 
     STALLED = "stalled"
-    """An attempt has begun it, and for longer than its lease nobody has held it.
+    """An attempt has begun, but no worker has held the job for longer than its lease.
 
-    Its message may wait in the queue. Or it was acked, and Redis has lost the end of the job since: then it
-    has to be published again, which does no harm in any case.
+    Its message may wait in the queue. Or the message was acked, and Redis has lost the end of the job since.
+    Then somebody has to publish the job again, which does no harm in either case.
     """
 
     @property
     def over(self) -> bool:
-        """Whether it has ended, or there is nothing of it."""
+        """Whether the job has ended, or does not exist."""
         return self not in {Standing.QUEUED, Standing.RUNNING, Standing.STALLED}
 
 
 class Held(NamedTuple):
     """Who has a job, by its record: ``fence`` is that of the last attempt, ``""`` if there is none.
 
-    ``state`` is ``None`` without a record. While it is ``closed``, a refused submission takes it back.
+    ``state`` is ``None`` without a record. While the record is ``closed``, a refused submission is taking the
+    job back.
     """
 
     state: JobState | None
@@ -73,12 +74,12 @@ class Held(NamedTuple):
 
     @property
     def waits(self) -> bool:
-        """Whether it is to be started, and nobody takes it back."""
+        """Whether the job waits for its start, and nobody is taking it back."""
         return self.state is JobState.QUEUED and not self.closed
 
 
 class JobReading:
-    """What is known of jobs. What many tasks ask at once goes through one pipeline."""
+    """Reads what is known of jobs. Concurrent reads of many tasks go through one pipeline."""
 
     def __init__(self, pipeline: CommandPipeline) -> None:
         self._pipeline = pipeline
@@ -90,7 +91,7 @@ class JobReading:
 
         Raises:
             JobNotFoundError: There is no record of the job.
-            JobDataLostError: It has ended, and its result is gone.
+            JobDataLostError: The job has ended, but Redis no longer has its result.
 
         """
         fields, result = await asyncio.gather(
@@ -111,11 +112,11 @@ class JobReading:
         return record
 
     async def peek(self, job_id: str) -> tuple[str, bytes | None]:
-        """Read only who is told of a job's end, and its result, as JSON, once it has one.
+        """Read only the client that is told of a job's end, and the result as JSON, if there is one.
 
         Raises:
             JobNotFoundError: There is no record of the job.
-            JobDataLostError: It has ended, and its result is gone.
+            JobDataLostError: The job has ended, but Redis no longer has its result.
 
         """
         (state, reply_to), result = await asyncio.gather(
@@ -131,11 +132,11 @@ class JobReading:
         return (reply_to or b"").decode(), None
 
     async def standing(self, job_id: str) -> Standing:
-        """Learn how a job stands, by Redis' clock."""
+        """Read the standing of a job, by Redis' clock."""
         return Standing((await self._pipeline.enqueue(*job_scripts.standing(job_key(job_id)))).decode())
 
     async def held(self, job_id: str) -> Held:
-        """Learn who has a job."""
+        """Read who has a job."""
         state, attempt, closed, fence = await self._pipeline.execute(
             "HMGET", job_key(job_id), "state", "attempt", "closed", "fence"
         )
@@ -148,7 +149,7 @@ class JobReading:
             found = await asyncio.gather(
                 *(self._pipeline.enqueue("HGET", job_key(job_id), "state") for job_id in some)
             )
-            # One that no version of ours has written is nobody's end, and must not keep others from theirs.
+            # A state that no version has written is not an end, and must not fail the reads of other jobs.
             states |= {job_id: STATES.get(state) for job_id, state in zip(some, found, strict=True)}
         return states
 
@@ -156,7 +157,7 @@ class JobReading:
         """Read the state of a job.
 
         Raises:
-            JobNotFoundError: There is no readable record of it.
+            JobNotFoundError: There is no readable record of the job.
 
         """
         state = (await self.states([job_id]))[job_id]
@@ -165,19 +166,19 @@ class JobReading:
         return state
 
     async def pool(self, job_id: str) -> str | None:
-        """Read which pool a job is of; ``None`` without a record."""
+        """Read a job's pool; ``None`` without a record."""
         pool = await self._pipeline.execute("HGET", job_key(job_id), "pool")
         return None if pool is None else pool.decode()
 
     async def belonging(self, job_id: str) -> tuple[str, str] | None:
-        """Read who is told of a job's end and which session it is a turn of; ``None`` without a record."""
+        """Read the client that is told of a job's end, and the job's session; ``None`` without a record."""
         reply_to, session = await self._pipeline.execute("HMGET", job_key(job_id), "reply_to", "session")
         return None if reply_to is None else (reply_to.decode(), (session or b"").decode())
 
     async def get_many(self, job_ids: Iterable[str]) -> dict[str, JobRecord | None]:
-        """Read many jobs, some hundred in one round trip. A job without a readable record is ``None``.
+        """Read many jobs, hundreds in one round trip. A job without a readable record is ``None``.
 
-        A record that is terminal and has no ``result`` has lost it.
+        If a terminal record has no ``result``, Redis has lost that.
         """
         records: dict[str, JobRecord | None] = {}
         for some in _batches(job_ids):
@@ -188,13 +189,13 @@ class JobReading:
                 try:
                     records[job_id] = _record(job_id, found, result) if found else None
                 except _UNREADABLE as error:
-                    # It must not keep the others from their reader.
+                    # An unreadable record must not fail the read of the others.
                     logger.warning("cannot read the record of job %s (%s)", job_id, type(error).__name__)
                     records[job_id] = None
         return records
 
     async def results(self, job_ids: Iterable[str]) -> dict[str, bytes]:
-        """Read the results, as JSON, of those jobs that have one."""
+        """Read the results of those jobs that have one, as JSON."""
         results: dict[str, bytes] = {}
         for some in _batches(job_ids):
             texts = await asyncio.gather(*(self._pipeline.enqueue("GET", result_key(id_)) for id_ in some))
@@ -202,7 +203,7 @@ class JobReading:
         return results
 
     async def lines(self, job_id: str, *, after: bytes = b"0-0") -> list[tuple[bytes, dict[bytes, bytes]]]:
-        """Read the lines of a job's journal that are behind the line ``after``, each with its id."""
+        """Read the lines of a job's journal behind the line ``after``, each with its id."""
         lines: Any = await self._pipeline.execute("XRANGE", journal_key(job_id), b"(" + after, "+")
         return lines or []
 
@@ -211,7 +212,7 @@ class JobReading:
         return [parse_line(fields) for _, fields in await self.lines(job_id)]
 
     async def whole_answer(self, job_id: str, *, tokens: int) -> tuple[TokenChunk, ...] | None:
-        """Read the tokens to continue from; ``None`` if the journal does not hold exactly these many."""
+        """Read the tokens to resume from; ``None`` if the journal does not hold exactly so many."""
         return whole_answer((fields for _, fields in await self.lines(job_id)), tokens=tokens)
 
     async def last_line(self, job_id: str) -> tuple[bytes, JournalEntry] | None:
@@ -222,9 +223,9 @@ class JobReading:
     async def cut_answer(
         self, job_id: str, *, tokens: int, began_at: datetime
     ) -> tuple[dict[str, Any] | None, Usage]:
-        """Make the response and the usage of a job that will not go on behind these many tokens.
+        """Make the response and the usage of a job that ends after so many tokens.
 
-        There is no response if the journal does not say what was generated.
+        There is no response if the journal does not have the tokens.
         """
         entries: list[JournalEntry] = []
         with suppress(*_UNREADABLE):
@@ -236,7 +237,7 @@ class JobReading:
 
 
 def _batches(job_ids: Iterable[str]) -> Iterator[list[str]]:
-    """Cut them into portions that do not hold up the commands of others, each id once."""
+    """Split ids into batches that do not delay other commands, with each id once."""
     ids = list(dict.fromkeys(job_ids))
     for first in range(0, len(ids), READ_BATCH):
         yield ids[first : first + READ_BATCH]
@@ -248,7 +249,7 @@ def _record(job_id: str, fields: dict[bytes, bytes], result: bytes | None) -> Jo
         try:
             return datetime.fromtimestamp(int(value) / 1000, UTC) if value else None
         except (ValueError, OverflowError):
-            # An older producer let such times pass.
+            # Older producers accepted such times.
             return None
 
     return JobRecord(

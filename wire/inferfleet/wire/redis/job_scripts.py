@@ -1,6 +1,7 @@
-"""Scripts about one job: its record, its journal, its result and its idempotency key.
+"""Calls the scripts about one job: its record, its journal, its result and its idempotency key.
 
-``script`` says what all of them have in common; what one does and answers, its text in ``lua`` says.
+``script`` documents what they have in common; each script's text in ``lua`` documents what it does and
+replies.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def create(
     keep: int,
     session: str,
 ) -> Command:
-    """A job is accepted: make its record, or join those who submit it too."""
+    """Create a job's record, or join the other submissions of the job."""
     return (
         "EVALSHA",
         _CREATE.sha,
@@ -58,17 +59,17 @@ def create(
 
 
 def standing(job_key: str, /) -> Command:
-    """How a job stands."""
+    """Read the standing of a job."""
     return ("EVALSHA", _STANDING.sha, 1, job_key)
 
 
 def close(job_key: str, /, *, call: str) -> Command:
-    """The broker refused this submission of a job: may the job be taken back?"""
+    """Close a job whose submission the broker refused, so that it can be taken back, if that is possible."""
     return ("EVALSHA", _CLOSE.sha, 1, job_key, call)
 
 
 def discard(job_key: str, journal_key: str, /) -> Command:
-    """Forget a job that was closed, unless it has got on meanwhile."""
+    """Delete a closed job, unless it has progressed meanwhile."""
     return ("EVALSHA", _DISCARD.sha, 2, job_key, journal_key)
 
 
@@ -89,7 +90,7 @@ def cancel(
     tombstone_ttl_s: int,
     said: int,
 ) -> Command:
-    """Cancel: a queued job ends here and now; a running one is marked, and its worker ends it."""
+    """Cancel a job: end a queued job, or mark a running one, which its worker then ends."""
     return (
         "EVALSHA",
         _CANCEL.sha,
@@ -111,7 +112,7 @@ def cancel(
 
 
 def copied(job_key: str, /, *, ttl_s: int) -> Command:
-    """A job has been published once more: its record stays for as long as a message may be in the queue."""
+    """Note that a job was published again: keep its record for as long as a message may be in the queue."""
     return ("EVALSHA", _COPIED.sha, 1, job_key, ttl_s)
 
 
@@ -139,7 +140,7 @@ def start(
     model_identity: str,
     session: str,
 ) -> Command:
-    """Begin an attempt: take the fence, or learn why not."""
+    """Begin an attempt: take the fence, or reply why not."""
     return (
         "EVALSHA",
         _START.sha,
@@ -178,7 +179,7 @@ def restart(
     restarted_entry: bytes,
     running_entry: bytes,
 ) -> Command:
-    """The tokens in the journal cannot be continued: the running attempt begins the answer again."""
+    """Restart the answer of the running attempt, which cannot resume from the tokens in the journal."""
     return (
         "EVALSHA",
         _RESTART.sha,
@@ -238,7 +239,7 @@ def finish(
     result: bytes,
     tombstone_ttl_s: int,
 ) -> Command:
-    """Commit: write the one terminal result, if the job is still ours and has none."""
+    """Commit the result, if the attempt still has the job and there is no result."""
     return (
         "EVALSHA",
         _FINISH.sha,
@@ -273,7 +274,7 @@ def release(
     refund: int,
     pause_ms: int,
 ) -> Command:
-    """Give a running job back to the queue: for a retry, or because its worker leaves."""
+    """Put a running job back to ``queued``, for a retry or because its worker drains."""
     return (
         "EVALSHA",
         _RELEASE.sha,
@@ -313,7 +314,7 @@ def restore(
     model_identity: str,
     session: str,
 ) -> Command:
-    """Redis lost its data, or the latest of them, while the job ran: write back what its worker knows."""
+    """Write back what the worker knows of a running job after Redis has lost its data, or the latest part."""
     return (
         "EVALSHA",
         _RESTORE.sha,
@@ -345,5 +346,5 @@ def key_claim(idempotency_key: str, /, *, holder: str, ttl_s: int) -> Command:
 
 
 def key_change(idempotency_key: str, /, *, present_holder: str, new_holder: str, ttl_s: int) -> Command:
-    """Change what an idempotency key says, or free it, unless somebody else has changed it meanwhile."""
+    """Change the value of an idempotency key, or free the key, unless somebody else has changed it."""
     return ("EVALSHA", _KEY_CHANGE.sha, 1, idempotency_key, present_holder, new_holder, ttl_s)

@@ -1,4 +1,4 @@
-"""Lines of a job's journal: those that are to be written, and those that were read."""
+"""Encodes and decodes the lines of a job's journal."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from inferfleet.schemas.result import Result
 
 @dataclass(frozen=True, slots=True)
 class PendingTokens:
-    """Tokens that the journal does not have yet: ``count`` of them, after ``offset`` others.
+    """Tokens that are not in the journal yet: ``count`` of them, after ``offset`` others.
 
-    ``head`` is written with the first of an attempt.
+    ``head`` is written with the first tokens of an attempt.
     """
 
     offset: int
@@ -42,25 +42,25 @@ class PendingTokens:
 
 
 def parse_line(fields: dict[bytes, bytes]) -> JournalEntry:
-    """Read one line of a journal as Redis gives it."""
+    """Decode one line of a journal."""
     return journal_entry.validate_json(fields[ENTRY_FIELD.encode()])
 
 
 def head_of(entries: Iterable[JournalEntry]) -> AnswerHead | None:
-    """What the answer begins with, as the last attempt that said so has it."""
+    """Return the head of the answer, from the last attempt that wrote one."""
     heads = [entry.head for entry in entries if isinstance(entry, TokensEntry) and entry.head is not None]
     return heads[-1] if heads else None
 
 
 def generated(entries: Iterable[JournalEntry]) -> tuple[TokenChunk, ...]:
-    """The chunks of tokens that count: those after the last restart."""
+    """Return the chunks that count: those after the last restart."""
     return tuple(chunk for entry in _counting(entries) for chunk in entry.chunks)
 
 
 def whole_answer(lines: Iterable[dict[bytes, bytes]], *, tokens: int) -> tuple[TokenChunk, ...] | None:
-    """The chunks of tokens that count, if the journal has exactly ``tokens`` of them, without a hole.
+    """Return the chunks that count, if the journal has exactly ``tokens`` tokens without a hole.
 
-    ``None`` if it has not: it was trimmed or lost, or has a line that is not ours.
+    ``None`` if it does not: it was trimmed or lost, or has a foreign line.
     """
     try:
         counting = _counting(map(parse_line, lines))
@@ -83,7 +83,7 @@ def _counting(entries: Iterable[JournalEntry]) -> list[TokensEntry]:
             case RestartedEntry():
                 counting.clear()
             case RunningEntry(resumed_from=0):
-                # It began at the beginning: the record that knew of the tokens before was lost.
+                # This attempt began at token 0, because the record of the earlier tokens was lost.
                 counting.clear()
             case QueuedEntry() | RunningEntry() | FinishedEntry():
                 pass
@@ -91,7 +91,7 @@ def _counting(entries: Iterable[JournalEntry]) -> list[TokensEntry]:
 
 
 def to_append(pending: PendingTokens, attempt: int, now: datetime) -> tuple[int, int, bytes]:
-    """The arguments ``offset``, ``count`` and ``tokens_entry`` of every script that may add tokens."""
+    """Return the arguments ``offset``, ``count`` and ``tokens_entry`` of every script that may add tokens."""
     if not pending.chunks:
         return pending.offset, 0, b""
     entry = TokensEntry(
@@ -103,6 +103,6 @@ def to_append(pending: PendingTokens, attempt: int, now: datetime) -> tuple[int,
 def encoded(
     model: QueuedEntry | RunningEntry | RestartedEntry | TokensEntry | FinishedEntry | Result,
 ) -> bytes:
-    """A line of a journal, or a result, as JSON."""
-    # Bytes at once: a text would only be encoded again for Redis.
+    """Encode a line of a journal, or a result, as JSON."""
+    # Bytes, because a string would only be encoded again for Redis.
     return to_json(model, exclude_none=True, inf_nan_mode="null")

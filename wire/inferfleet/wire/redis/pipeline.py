@@ -1,8 +1,7 @@
-"""Redis commands of many tasks on one connection: written as they come, each answered in its turn.
+"""Sends the Redis commands of many tasks on one connection, without waiting for earlier replies.
 
-Nobody waits for the answers of others: commands that arrive within one turn of the event loop leave
-together, and the answers to earlier ones come in meanwhile. So a busy worker and Redis work at the same time,
-and a lone command leaves at once.
+The commands of one turn of the event loop leave together, and the replies to earlier ones arrive meanwhile.
+So a busy worker and Redis work at the same time, and a lone command leaves at once.
 """
 
 from __future__ import annotations
@@ -40,13 +39,13 @@ from inferfleet.wire.tasks import cancel_and_wait
 logger = logging.getLogger(__name__)
 
 WRITE_LIMIT = 512
-"""Commands in one write at most, so that a backlog does not become one huge write."""
+"""The most commands in one write, so that a backlog does not become one huge write."""
 
 _OUTAGE = (RedisConnectionError, RedisTimeoutError, OSError)
 
 _BACKOFF_S = 0.05
 _BACKOFF_STEPS = 5
-"""How often the pause doubles."""
+"""How often the pause between attempts doubles."""
 _BACKOFF = wait_random_exponential(multiplier=_BACKOFF_S, max=2.0)
 
 
@@ -55,7 +54,7 @@ class _ScriptsForgottenError(RedisConnectionError):
 
 
 class _RefusedError(RedisError):
-    """Redis is there and refuses us. Not an outage: it does not open the circuit."""
+    """Redis answers, but refuses us. This is not an outage, and does not open the circuit."""
 
     def __init__(self, refusal: BaseException, *, what: str = "") -> None:
         self.told = refusals.refused(refusal, what=what)
@@ -64,12 +63,12 @@ class _RefusedError(RedisError):
 
 
 _AWAY = (*_OUTAGE, ServiceUnreachableError, ServiceRefusedError, _RefusedError)
-"""What a conversation with Redis ends with, our own circuit breaker included."""
+"""The errors that end a conversation with Redis, including those of our own circuit breaker."""
 
 
 @dataclass(slots=True, eq=False)
 class _Waiting:
-    """A command, and who waits for its answer since when."""
+    """A command, the future of its reply, and when it was given."""
 
     verb: Argument
     packed: bytes
@@ -79,15 +78,16 @@ class _Waiting:
 
 
 class CommandPipeline:
-    """Runs commands for many tasks at once, in the order given.
+    """Runs the commands of many tasks, in the given order.
 
-    Every command given to it must be safe to send twice: after an outage those that have no answer yet are
-    sent again, in the same order. ``patience_s`` is how long a command waits for an outage to end, or for a
-    refusal that passes, ``None`` for ever. Whatever the patience, no command fails for a connection that was
-    there before it: that one may have died while it was idle.
+    Every command must be safe to send twice: after an outage the pipeline sends the unanswered ones again, in
+    the same order. ``patience_s`` is how long a command waits for the end of an outage, or of a refusal that
+    passes; ``None`` waits for ever. Whatever the patience, no command fails because of a connection that was
+    opened before it, since that one may have died while it was idle.
 
-    A refusal that lasts (missing rights, a wrong password) is an error at once for the commands it is about.
-    With endless patience it is waited out like all else, and ``refused`` says so meanwhile.
+    A lasting refusal (missing rights, a wrong password) is an error at once for the commands that it
+    concerns. With endless patience the pipeline waits for its end, too, and ``refused`` has the error
+    meanwhile.
     """
 
     def __init__(
@@ -103,44 +103,44 @@ class CommandPipeline:
         self._home = home
         self._breaker = Breaker("Redis", *_OUTAGE)
         self.outage = Outage()
-        """The times during which commands waited for Redis to come back."""
+        """The outages of Redis during which commands waited."""
         self._unsent: deque[_Waiting] = deque()
         self._unanswered: deque[_Waiting] = deque()
-        """What was written, in order, which is the order of the answers."""
+        """The written commands in order, which is the order of the replies."""
         self._arrived = asyncio.Event()
-        """There is something to send."""
+        """Set when there is something to send."""
         self._heard_at = 0.0
-        """When the last answer came, or the first command that waits for one was written."""
+        """When the last reply arrived, or the first unanswered command was written."""
         self._answers = 0
         self._scripts_missing = False
         self._answers_at_load = -1
-        """How many answers had come when the scripts were last loaded."""
+        """How many replies had arrived when the scripts were last loaded."""
         self._tried_at = 0.0
-        """When the last connection began to be made."""
+        """When the last attempt to connect began."""
         self._refused: set[_Waiting] = set()
-        """What is sent again in a while, because Redis refused it for now."""
+        """Commands that Redis has refused for now, and that are sent again later."""
         self._closed = False
         self.clock = clock or RedisClock()
         """Redis' time."""
         self.refused: ServiceRefusedError | None = None
-        """Why Redis does not do what is needed, while it says so."""
+        """Why Redis refuses what is needed, while it does."""
 
     async def execute(self, *command: Argument) -> Any:
-        """Run one command and return its answer.
+        """Run one command and return its reply.
 
         Raises:
-            ServiceUnreachableError: Redis stayed away for longer than ``patience_s``.
-            ServiceRefusedError: Redis refused this command, and went on to for longer than ``patience_s``.
-            TypeError, ValueError: An argument is none that Redis could be given.
+            ServiceUnreachableError: Redis was unreachable for longer than ``patience_s``.
+            ServiceRefusedError: Redis refused this command for longer than ``patience_s``.
+            TypeError, ValueError: An argument cannot be encoded for Redis.
 
         """
         return await self.enqueue(*command)
 
     def check_home(self) -> None:
-        """Make sure that the caller is where the pipeline runs.
+        """Make sure that the caller is in the pipeline's process and event loop.
 
         Raises:
-            ClientUnusableError: It is not.
+            ClientUnusableError: The caller is elsewhere.
             ServiceUnreachableError: The client was closed.
 
         """
@@ -148,7 +148,7 @@ class CommandPipeline:
             self._home.check()
 
     def enqueue(self, *command: Argument) -> asyncio.Future[Any]:
-        """Have one command sent; the future holds its answer.
+        """Queue one command; the future gets its reply.
 
         Raises:
             ClientUnusableError, ServiceUnreachableError: See ``check_home``.
@@ -170,7 +170,7 @@ class CommandPipeline:
         return answer
 
     async def learn_time(self) -> None:
-        """Ask Redis for its time. Each new connection does so by itself."""
+        """Ask Redis for its time. Each new connection does this by itself."""
         asked = time.monotonic()
         self.clock.learn(await self.execute("TIME"), asked=asked, answered=time.monotonic())
 
@@ -182,7 +182,7 @@ class CommandPipeline:
                 try:
                     await self._converse_or_outlast()
                 except Exception as error:
-                    # Whatever it was, the waiting tasks must hear of it: a lost error here would hang them.
+                    # The waiting tasks must get every error: a lost one would hang them.
                     self._fail(_unreachable(error))
         finally:
             self._closed = True
@@ -201,7 +201,7 @@ class CommandPipeline:
         await self._outlast()
 
     async def _converse(self) -> None:
-        """Write commands and read answers until the connection breaks, which is an error."""
+        """Write commands and read replies until the connection breaks, which is an error."""
         async with AsyncExitStack() as stack:
             self._tried_at = time.monotonic()
             with self._breaker.guarded():
@@ -230,7 +230,7 @@ class CommandPipeline:
         except (ResponseError, AuthenticationError) as refusal:
             raise _RefusedError(refusal) from refusal
         except ConfigurationError as error:
-            # The file with the URL is about to be written anew.
+            # The file with the URL is just being replaced.
             raise RedisConnectionError(str(error)) from error
         return connection
 
@@ -267,7 +267,7 @@ class CommandPipeline:
                 waiting.answer.set_exception(error)
 
     def _check(self, refusal: ResponseError) -> None:
-        """Break the conversation off if the command should be sent again later, with all behind it."""
+        """End the conversation if the command, with all behind it, should be sent again later."""
         if isinstance(refusal, NoScriptError):
             self._scripts_missing = True
             if self._answers == self._answers_at_load:
@@ -277,9 +277,9 @@ class CommandPipeline:
             raise _RefusedError(refusal, what=_name(self._unanswered[0]))
 
     def _refuse(self, waiting: _Waiting, refusal: ResponseError) -> None:
-        """Tell whoever waits for a command that it is refused, or send it again if that may help.
+        """Fail a refused command, or send it again if that may help.
 
-        The commands of others are not touched: Redis may well read while it does not write.
+        This does not affect other commands: Redis may still read while it refuses writes.
         """
         if refusals.passes(refusal) and self._patience_s is not None:
             rest_s = waiting.since + self._patience_s - time.monotonic()
@@ -298,21 +298,21 @@ class CommandPipeline:
             self._arrived.set()
 
     async def _watch(self, connection: PipelinedConnection) -> None:
-        """Break the conversation off when Redis owes an answer for too long."""
+        """End the conversation when Redis has owed a reply for too long."""
         while connection.timeout_s is not None:
             await asyncio.sleep(connection.timeout_s / 4)
             if self._unanswered and time.monotonic() - self._heard_at > connection.timeout_s:
                 raise RedisTimeoutError(f"no answer for {connection.timeout_s:g} s")
 
     def _take_back(self) -> None:
-        """What has no answer is sent again, before all else."""
+        """Put the unanswered commands in front, to send them again first."""
         self._unsent.extendleft(reversed(self._unanswered))
         self._unanswered.clear()
         if self._unsent:
             self._arrived.set()
 
     async def _outlast(self) -> None:
-        """Try again and again, until an answer comes or nobody waits any more."""
+        """Reconnect repeatedly, until a reply arrives or no command waits any more."""
         answers = self._answers
         async for attempt in AsyncRetrying(retry=retry_if_exception_type(_AWAY), wait=self._pause):
             with attempt:
@@ -325,7 +325,7 @@ class CommandPipeline:
                         raise
 
     def _pause(self, attempt: RetryCallState) -> float:
-        """How long to wait before the next attempt, in seconds: not longer than the oldest command does."""
+        """Return the pause before the next attempt in seconds: no longer than the oldest command waits."""
         pause_s = _BACKOFF(attempt)
         if self._patience_s is None or not self._unsent:
             return pause_s
@@ -333,9 +333,9 @@ class CommandPipeline:
         return max(0.0, min(pause_s, oldest + self._patience_s - time.monotonic()))
 
     def _give_up(self, error: Exception) -> bool:
-        """Fail the commands that were tried and whose patience is over. Returns whether others still wait."""
+        """Fail the tried commands whose patience is over. Return whether others still wait."""
         if not isinstance(error, _RefusedError) and refusals.is_refusal(error):
-            # redis-py has some among the outages: a wrong password, and a Redis that loads its data.
+            # redis-py counts some refusals as outages: a wrong password, and a Redis that loads its data.
             error = _RefusedError(error)
         if isinstance(error, _RefusedError):
             self.refused = error.told
@@ -354,7 +354,7 @@ class CommandPipeline:
         return bool(self._unsent)
 
     def _tried(self, waiting: _Waiting) -> bool:
-        """Whether a connection was made, or could not be, since the command is there."""
+        """Return whether a connection was attempted since the command was given."""
         return waiting.since <= self._tried_at
 
     def _fail(self, error: InferfleetError) -> None:

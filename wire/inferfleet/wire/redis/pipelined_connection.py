@@ -1,7 +1,7 @@
-"""One connection to Redis on which commands are written while answers to earlier ones are still to come.
+"""A connection to Redis that writes commands before the replies to earlier ones have arrived.
 
-It is redis-py's own connection: logging in, TLS and the protocol are redis-py's. Only the order of things is
-ours, and that commands are packed in C, which halves what they cost the client.
+It is redis-py's own connection, with redis-py's login, TLS and protocol. Only the order of writes and reads
+is ours, and the encoding of commands in C, which halves their cost in the client.
 """
 
 from __future__ import annotations
@@ -22,29 +22,29 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from inferfleet.wire.redis.clock import RedisClock
 from inferfleet.wire.redis.script import LOADED, Argument
 
-# hiredis' stub has a command of one word, and says nothing of the result.
+# hiredis' type stub allows only a command of one word, and does not type the result.
 pack = cast("Callable[[tuple[Argument, ...]], bytes]", hiredis.pack_command)
 
 
 class PipelinedConnection:
-    """A connection that its owner writes to and reads from at the same time."""
+    """A connection that its owner writes and reads at the same time."""
 
     def __init__(
         self, client: aioredis.Redis, connection: AbstractConnection, *, timeout_s: float | None
     ) -> None:
         self._connection = connection
-        # What redis-py makes of some answers: a dict of HGETALL's, pairs of XRANGE's.
+        # How redis-py converts some replies: HGETALL's to a dict, XRANGE's to pairs.
         self._readable: dict[Any, Callable[[Any], Any]] = cast("Any", client.response_callbacks)
         self.timeout_s = timeout_s
-        """How long an answer may take before the connection counts as broken. Its owner sees to that."""
+        """How long a reply may take before the connection counts as broken. The owner enforces this."""
 
     @classmethod
     @asynccontextmanager
     async def opened(cls, client: aioredis.Redis) -> AsyncGenerator[Self]:
-        """Take a connection of the client's, and close it in the end.
+        """Take a connection of the client, and close it at the end.
 
         Raises:
-            redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, OSError: There is none to be had.
+            redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, OSError: Connecting failed.
 
         """
         pool: Any = client.connection_pool
@@ -57,7 +57,7 @@ class PipelinedConnection:
             yield cls(client, connection, timeout_s=timeout_s)
         finally:
             connection.socket_timeout = timeout_s
-            # Answers that nobody reads must not be taken for those of others.
+            # Replies that nobody reads must not be mistaken for those of others.
             await connection.disconnect(nowait=True)
             await pool.release(connection)
 
@@ -71,7 +71,7 @@ class PipelinedConnection:
         await self._connection.send_packed_command(packed)
 
     async def answer(self) -> Any:
-        """Wait for the next answer; a refused command's is its ``ResponseError``.
+        """Wait for the next reply; that of a refused command is a ``ResponseError``.
 
         Raises:
             redis.exceptions.ConnectionError: The connection broke.
@@ -84,7 +84,7 @@ class PipelinedConnection:
         return answer
 
     def readable(self, verb: Argument, answer: Any) -> Any:
-        """Give an answer the form that redis-py gives it. A refusal is raised."""
+        """Convert a reply as redis-py does, and raise a refusal."""
         if isinstance(answer, ResponseError):
             raise answer
         read = self._readable.get(verb)
@@ -94,7 +94,7 @@ class PipelinedConnection:
         """Ask Redis for its time, before anything else is written.
 
         Raises:
-            redis.exceptions.TimeoutError: No answer came in time.
+            redis.exceptions.TimeoutError: No reply arrived in time.
             redis.exceptions.ResponseError: Redis refused to say.
 
         """
@@ -106,11 +106,11 @@ class PipelinedConnection:
             clock.learn(answer, asked=asked, answered=time.monotonic())
 
     async def load_scripts(self) -> None:
-        """Teach Redis all scripts, before anything else is written.
+        """Load all scripts into Redis, before anything else is written.
 
         Raises:
-            redis.exceptions.TimeoutError: No answer came in time.
-            redis.exceptions.ResponseError: Redis refused one.
+            redis.exceptions.TimeoutError: No reply arrived in time.
+            redis.exceptions.ResponseError: Redis refused a script.
 
         """
         async with self._in_time():

@@ -1,6 +1,7 @@
-"""Scripts about one client or worker.
+"""Calls the scripts about one client or worker.
 
-``script`` says what all of them have in common; what one does and answers, its text in ``lua`` says.
+``script`` documents what they have in common; each script's text in ``lua`` documents what it does and
+replies.
 """
 
 from __future__ import annotations
@@ -13,15 +14,15 @@ _ACCESS = SCRIPTS["access"]
 
 
 def reply(reply_key: str, /, *lines: str, length: int, ttl_s: int) -> Command:
-    """Tell a client that jobs of its have ended."""
+    """Tell a client that some of its jobs have ended."""
     return ("EVALSHA", _REPLY.sha, 1, reply_key, length, ttl_s, *lines)
 
 
 def worker_seen(workers_key: str, /, *, worker: str, listed_s: int) -> Command:
-    """A worker has a heartbeat: put it on the list, and take off those that had none for long."""
+    """Put a worker with a heartbeat on the list, and remove workers that have had none for long."""
     return ("EVALSHA", _WORKER_SEEN.sha, 1, workers_key, worker, listed_s)
 
 
 def access(any_key: str, /, *commands: str) -> Command:
-    """Try commands on a key that nobody uses, to learn which of them Redis refuses."""
+    """Try commands on a key that nobody uses, to find out which of them Redis refuses."""
     return ("EVALSHA", _ACCESS.sha, 1, any_key, *commands)

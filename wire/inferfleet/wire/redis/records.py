@@ -1,8 +1,8 @@
-"""The record and journal of jobs in Redis: every change on the way of a job, from its submission to its end.
+"""Changes the record and journal of a job in Redis, from its submission until it ends.
 
-A job's record is changed by scripts and by nothing else. Each change by a worker carries the attempt it
-belongs to; a change from an older attempt is refused (``fenced``), so that a worker that lost its job, and
-does not know it yet, can do no harm. ``job_endings`` has the last change.
+Only scripts change a job's record. Each change by a worker carries the attempt to which it belongs, and Redis
+refuses a change of an older attempt (``fenced``). So a worker that has lost its job, and does not know it
+yet, can do no harm. ``job_endings`` makes the last change.
 """
 
 from __future__ import annotations
@@ -43,30 +43,31 @@ from inferfleet.wire.redis.journal_lines import PendingTokens, encoded, to_appen
 from inferfleet.wire.redis.pipeline import CommandPipeline
 
 MIN_BUSY_S = 1.0
-"""How long to leave a job alone, at least, that cannot be ended now because somebody else has it."""
+"""How long to wait, at least, if a job cannot be ended now because somebody else has it."""
 
 
 class Closed(StrEnum):
-    """What came of a refused submission's wish to take its job back."""
+    """Whether a refused submission may take its job back."""
 
     CLOSED = "closed"
-    """Nobody else has submitted it."""
+    """It may: nobody else has submitted the job."""
 
     SHARED = "shared"
-    """Somebody else is submitting it, or has."""
+    """Somebody else is submitting the job, or has submitted it."""
 
     BEGUN = "begun"
-    """A worker has it, or it has ended."""
+    """A worker has the job, or it has ended."""
 
     MISSING = "missing"
-    """Somebody else has taken it back."""
+    """Somebody else has taken the job back."""
 
 
 class Recorded(NamedTuple):
-    """The record of a job that is submitted. ``attempt`` is how often it was started.
+    """The record of a job that is being submitted. ``attempt`` is how often the job was started.
 
-    While it is ``closed``, a refused submission takes it back. ``holder`` is what its idempotency key said
-    just after. ``stalled`` is as in ``Standing``, unless it has been published again since its last attempt.
+    While the record is ``closed``, a refused submission is taking the job back. ``holder`` is the value of
+    the idempotency key just afterwards. ``stalled`` is as in ``Standing``, unless the job has been published
+    again since its last attempt.
     """
 
     created: bool
@@ -78,12 +79,12 @@ class Recorded(NamedTuple):
 
     @property
     def may_lack_message(self) -> bool:
-        """Whether it may have no message: its producer died before, or Redis lost the end of the job."""
+        """Whether the job may have no message: its producer died, or Redis has lost the job's end."""
         return self.stalled or (self.state is JobState.QUEUED and self.attempt == 0)
 
 
 class JobRecords(JobEndings):
-    """The records of all jobs. What many tasks do at once goes through one pipeline."""
+    """The records of all jobs. Concurrent changes of many tasks go through one pipeline."""
 
     def __init__(self, *, pipeline: CommandPipeline, result_ttl_s: int, queued_ttl_s: int) -> None:
         super().__init__(pipeline, result_ttl_s=result_ttl_s, queued_ttl_s=queued_ttl_s)
@@ -94,10 +95,10 @@ class JobRecords(JobEndings):
     async def create(
         self, job: Job, *, reply_to: str, call: str, key: str = "", keep: bool = False
     ) -> Recorded:
-        """Record a job, or join those who submit it too. ``call`` is unique to this submission.
+        """Record a job, or join its other submissions. ``call`` is unique to this submission.
 
-        ``key`` is the idempotency key that it was found under. ``keep`` makes a job stay whose other
-        submissions were refused, and which is taken back.
+        ``key`` is the idempotency key under which the job was found. ``keep`` keeps a job that is being taken
+        back because its other submissions were refused.
         """
         recorded = self._pipeline.enqueue(
             *job_scripts.create(
@@ -114,22 +115,22 @@ class JobRecords(JobEndings):
                 session=job.session_id or "",
             )
         )
-        # In this order: whoever takes a job back frees its key before the record goes.
+        # In this order, because taking a job back frees its key before it deletes the record.
         holder = self._pipeline.enqueue("GET", key) if key else None
         created, state, attempt, closed, stalled = await recorded
         held = (holder and await holder) or b""
         return Recorded(created == 1, STATES[state], attempt, closed == 1, held.decode(), stalled == 1)
 
     async def close(self, job_id: str, *, call: str) -> Closed:
-        """Ask whether a job whose submission ``call`` was refused may be taken back; then nobody joins it."""
+        """Close a job whose submission ``call`` was refused, if it may be taken back, so nobody joins it."""
         return Closed((await self._pipeline.enqueue(*job_scripts.close(job_key(job_id), call=call))).decode())
 
     async def discard(self, job_id: str) -> bool:
-        """Forget a job that was closed. False if it has got on all the same."""
+        """Delete a closed job. Return false if it has progressed nevertheless."""
         return bool(await self._pipeline.enqueue(*job_scripts.discard(job_key(job_id), journal_key(job_id))))
 
     async def copied(self, job_id: str) -> None:
-        """Note that a job may be queued twice: its record stays for as long as one of the messages may."""
+        """Note that a job may be queued twice: keep its record while a message may be in the queue."""
         await self._pipeline.enqueue(*job_scripts.copied(job_key(job_id), ttl_s=self._tombstone_ttl_s))
 
     # A worker's side
@@ -146,10 +147,10 @@ class JobRecords(JobEndings):
         reply_to: str,
         model_identity: str = "",
     ) -> Started:
-        """Begin an attempt. ``token`` is unique to this call, so that a repeated one starts only once.
+        """Begin an attempt. ``token`` is unique to this call, so that a repeated call starts only once.
 
         ``alone`` says that no other suspect runs beside it (see ``SUSPECT_AFTER``). ``model_identity`` is the
-        caller's; whoever only ends the job has none.
+        caller's; a caller that only ends the job has none.
         """
         now = self.clock.now()
         verdict, attempt, tokens, restart, charged, waiting, identity = await self._pipeline.enqueue(
@@ -195,7 +196,7 @@ class JobRecords(JobEndings):
     ) -> Failed:
         """End a job that no worker can run, unless it runs, or has ended.
 
-        It takes the fence as an attempt does, so that one of two ends counts.
+        This takes the fence like an attempt, so that of two ends only one counts.
         """
         started = await self.start(
             job,
@@ -238,7 +239,7 @@ class JobRecords(JobEndings):
             chunks=(),
             reply_to=client,
         ):
-            # Redis lost the journal or the record. What was generated is gone with it.
+            # Redis lost the journal or the record, and the generated tokens with it.
             nothing = result.model_copy(update={"response": None, "usage": Usage(), "model_identity": None})
             written = await self.finish(nothing, fence=fence, pending=PendingTokens(0), reply_to=client)
         return Failed(result, 0.0) if written is WriteStatus.OK else Failed(None, MIN_BUSY_S)
@@ -253,7 +254,7 @@ class JobRecords(JobEndings):
         reason: RestartReason,
         tokens_wasted: int,
     ) -> WriteStatus:
-        """Begin the answer of a running attempt again. From then on the attempt has ``fence.restarted()``."""
+        """Restart the answer of a running attempt, which has the fence ``fence.restarted()`` from then on."""
         now = self.clock.now()
         restarted = RestartedEntry(at=now, attempt=fence.attempt, reason=reason, tokens_wasted=tokens_wasted)
         running = RunningEntry(
@@ -275,7 +276,7 @@ class JobRecords(JobEndings):
     async def append(
         self, job_id: str, *, fence: Fence, lease_s: float, pending: PendingTokens
     ) -> WriteStatus:
-        """Add tokens to the journal and renew the lease; without tokens, only renew."""
+        """Add tokens to the journal and renew the lease; without tokens, only renew the lease."""
         now = self.clock.now()
         offset, count, tokens = to_append(pending, fence.attempt, now)
         return WRITE_STATUSES[
@@ -303,9 +304,9 @@ class JobRecords(JobEndings):
         refund: bool,
         pause_s: float = 0.0,
     ) -> WriteStatus:
-        """Give the job back to the queue: nobody may start it for ``pause_s`` seconds.
+        """Put the job back to ``queued``. No worker may start it for ``pause_s`` seconds.
 
-        With ``refund`` the attempt does not count against the limit.
+        With ``refund`` the attempt is not charged.
         """
         now = self.clock.now()
         offset, count, tokens = to_append(pending, fence.attempt, now)
@@ -340,13 +341,13 @@ class JobRecords(JobEndings):
         model_identity: str = "",
         head: AnswerHead | None = None,
     ) -> bool:
-        """Write record and journal of a running job back after Redis lost one of them.
+        """Restore the record and journal of a running job after Redis has lost one of them.
 
-        False if somebody else has the job.
+        Returns false if somebody else has the job.
         """
         now = self.clock.now()
         everything = PendingTokens(0, chunks, head)
-        # ``resumed_from`` tells readers that the tokens that follow are the ones they have seen.
+        # ``resumed_from`` tells readers that they have seen the tokens that follow.
         running = RunningEntry(
             at=started_at,
             attempt=fence.attempt,

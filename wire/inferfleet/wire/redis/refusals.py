@@ -1,4 +1,4 @@
-"""What a refusal by Redis means: whether it passes, and how a caller is told, in Redis' own words."""
+"""Interprets refusals by Redis: whether they pass, and the error for the caller, with Redis' own message."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _PASSING = (
 )
 
 _PASSING_TEXTS = ("BUSY ", "MISCONF ", "NOREPLICAS ", "max number of clients reached")
-"""The same, where redis-py has no exception of its own and leaves the code in the text."""
+"""The refusals that pass for which redis-py has no exception, and leaves the code in the text."""
 
 _NO_WRITES = (OutOfMemoryError, ReadOnlyError)
 
@@ -40,7 +40,7 @@ _NO_WRITES_TEXTS = ("MISCONF ", "NOREPLICAS ")
 _CLUSTER = (AskError, ClusterCrossSlotError, MovedError)
 
 _RIGHTS_TEXTS = ("The user executing the script can't", "ACL failure in script", "NOPERM ")
-"""How a script is told of a missing right, by Redis 6 and 7, from 7.2 on, and from where it is passed on."""
+"""How scripts report a missing right: in Redis 6 and 7, from 7.2 on, and where they pass it on."""
 
 _LASTING = (*_CLUSTER, AuthenticationError, AuthorizationError, NoPermissionError)
 
@@ -73,35 +73,35 @@ _ADVICE: tuple[tuple[tuple[type[Exception], ...], tuple[str, ...], str], ...] = 
 
 
 def is_refusal(error: BaseException) -> bool:
-    """Whether Redis itself said this, so that it is there."""
+    """Return whether Redis itself has replied this error, and so is reachable."""
     return isinstance(error, (ResponseError, *_PASSING, *_LASTING)) or passes(error)
 
 
 def is_trouble(error: BaseException) -> bool:
-    """Whether it is about Redis or the way there, and no mistake of ours."""
+    """Return whether the error is about Redis or the connection, not a bug of ours."""
     return isinstance(error, (RedisError, OSError))
 
 
 def passes(error: BaseException) -> bool:
-    """Whether it may be over in a while: a failover, no memory, a start, too many clients."""
+    """Return whether the refusal may pass by itself: a failover, no memory, a start, too many clients."""
     return isinstance(error, _PASSING) or str(error).startswith(_PASSING_TEXTS)
 
 
 def only_writes(error: BaseException) -> bool:
-    """Whether Redis refuses writes for now, but answers whoever reads."""
+    """Return whether Redis refuses writes for now, but answers reads."""
     return isinstance(error, _NO_WRITES) or str(error).startswith(_NO_WRITES_TEXTS)
 
 
 def lasts(error: BaseException) -> bool:
-    """Whether Redis refuses us until somebody changes rights, password, mode or address.
+    """Return whether the refusal lasts until somebody changes rights, password, mode or address.
 
-    What is left is about one command alone, like a key that holds something of another type.
+    All other refusals concern only one command, for example a key with a value of another type.
     """
     return isinstance(error, _LASTING) or any(text in str(error) for text in _LASTING_TEXTS)
 
 
 def reason(error: BaseException) -> str:
-    """What Redis said, with the code that redis-py cuts off."""
+    """Return Redis' message, with the code that redis-py removes."""
     code: str | None = getattr(error, "status_code", None)
     text = str(error)
     if isinstance(error, BusyLoadingError):
@@ -110,7 +110,7 @@ def reason(error: BaseException) -> str:
 
 
 def refused(error: BaseException, *, where: str = "Redis", what: str = "") -> ServiceRefusedError:
-    """The error for a caller: who refused what, why, and what to do."""
+    """Make the error for the caller: what Redis refuses, why, and what to do."""
     subject = f" {what}" if what else ""
     now = " for now" if passes(error) else ""
     advice = next(

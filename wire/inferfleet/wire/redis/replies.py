@@ -1,6 +1,6 @@
-"""Lines in the reply streams of clients: which of their jobs have ended.
+"""Writes the lines in clients' reply streams that say which of their jobs have ended.
 
-Jobs that end within one turn of the event loop cost one command for each client that waits for them.
+Jobs that end within one turn of the event loop take one command per waiting client.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from inferfleet.wire.redis.pipeline import CommandPipeline
 logger = logging.getLogger(__name__)
 
 REPLY_STREAM_LENGTH = 20_000
-"""Lines a reply stream keeps, roughly. A client that falls further behind finds its results by the record."""
+"""About how many lines a reply stream keeps. A client that falls further behind finds results by records."""
 
 REPLY_TTL_S = 3600
 """How long a reply stream outlives its last line."""
 
 
 class Replies:
-    """Writes lines behind the commits that they tell of."""
+    """Writes reply lines behind the commits that they announce."""
 
     def __init__(self, pipeline: CommandPipeline) -> None:
         self._pipeline = pipeline
         self._lines: dict[str, list[str]] = {}
 
     def add(self, reply_to: str, job_id: str, state: JobState) -> None:
-        """Have a client told, by a command behind those that are enqueued in this turn of the loop.
+        """Tell a client by a command behind those that are enqueued in this turn of the event loop.
 
-        Nobody waits for it: should the line get lost, the client finds the result by a look at the record.
-        More than one line for a job does no harm.
+        Nobody waits for the reply: if the line is lost, the client finds the result by the record. More than
+        one line for a job does no harm.
         """
         if not self._lines:
             asyncio.get_running_loop().call_soon(self._send)
@@ -46,7 +46,7 @@ class Replies:
             self._write(reply_to, *pairs).add_done_callback(_report)
 
     async def tell(self, reply_to: str, job_id: str, state: JobState) -> None:
-        """Tell a client now."""
+        """Tell a client at once."""
         await self._write(reply_to, job_id, state.value)
 
     def _write(self, reply_to: str, *pairs: str) -> asyncio.Future[Any]:
@@ -56,7 +56,7 @@ class Replies:
 
 
 async def wake(pipeline: CommandPipeline, client: str) -> None:
-    """Let whoever waits for a line of a client's stream look up."""
+    """Wake the blocked read of a client's reply stream."""
     key = reply_key(client)
     await asyncio.gather(
         pipeline.enqueue("XADD", key, "MAXLEN", "~", REPLY_STREAM_LENGTH, "*", "wake", ""),

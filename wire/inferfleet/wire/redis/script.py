@@ -1,11 +1,12 @@
-"""The Lua scripts, as Redis knows them.
+"""The Lua scripts.
 
-Each has a function of its name in ``job_scripts``, ``session_scripts`` or ``process_scripts``, which makes a
-command of keys and arguments; its text in ``lua`` begins with the same names, in the same order.
+Each script has a function of its name in ``job_scripts``, ``session_scripts`` or ``process_scripts``, which
+makes a command of keys and arguments. The script's text in ``lua`` begins with the same names, in the same
+order.
 
-Each touches keys of one job, one session, one pool or one client only, so it runs in one Redis Cluster slot.
-And each may be sent twice: the second run changes nothing, whoever has acted since. That is what makes it
-safe to repeat a pipeline whose answer got lost.
+Each script touches only keys of one job, one session, one pool or one client, so it runs in one Redis Cluster
+slot. And each may be sent twice: the second run changes nothing, even if others have acted in between. So it
+is safe to repeat a pipeline whose replies were lost.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from typing import Final
 Argument = str | int | float | bytes
 
 Command = tuple[Argument, ...]
-"""What a pipeline sends."""
+"""A command that a pipeline sends."""
 
 
 class Script:
-    """One Lua script: its name, its text and the SHA-1 that Redis knows it by."""
+    """One Lua script: its name, its text, and the SHA-1 by which Redis finds it."""
 
     __slots__ = ("name", "sha", "text")
 
@@ -31,7 +32,7 @@ class Script:
         self.load(text)
 
     def load(self, text: str) -> None:
-        """Make this the text of the script."""
+        """Set the text of the script."""
         self.text = text
         self.sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
 
@@ -39,7 +40,7 @@ class Script:
 _FOLDER: Final = files("inferfleet.wire.redis").joinpath("lua")
 
 _PART: Final = re.compile(r"^-- part: (\w+)\n", re.MULTILINE)
-"""Stands for ``lua/parts/NAME.lua``, which several scripts share."""
+"""The placeholder of ``lua/parts/NAME.lua``, which several scripts share."""
 
 
 def _text(name: str) -> str:
@@ -51,7 +52,7 @@ SCRIPTS: Final = {
     name: Script(name, _text(name))
     for name in sorted(text.name.removesuffix(".lua") for text in _FOLDER.iterdir() if text.is_file())
 }
-"""All of them, by name."""
+"""All scripts, by name."""
 
 LOADED: Final = tuple(script for script in SCRIPTS.values() if script.name != "access")
-"""Those that a connection teaches Redis. ``access`` runs once, at the start, and is loaded then."""
+"""The scripts that a new connection loads. ``access`` runs only once, at the start, and is loaded then."""

@@ -1,4 +1,4 @@
-"""A session's history in Redis, which one attempt at a time may add a turn to."""
+"""A session's history in Redis, to which one attempt at a time may add a turn."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from inferfleet.wire.redis.records import JobRecords
 from inferfleet.wire.redis.session_keys import all_keys, lane_keys, session_of
 
 LOOKS = 2
-"""A session that is deleted between two reads seems to have lost something; at the second look it has not."""
+"""How often to read a history: a session that is deleted between two reads seems to have lost data."""
 
 HOW_LOST = (
     "Redis evicted or lost it, or somebody deleted it (keep maxmemory-policy at noeviction). "
@@ -32,7 +32,7 @@ HOW_LOST = (
 
 
 def turns_lost(session_id: str, *, counted: int, present: int) -> str:
-    """Say that a history is not what the session's record says."""
+    """Make the message for a history that differs from the session's record."""
     return (
         f"session {session_id!r} has {counted} turns by its record, and {present} are there; "
         f"the rest is gone: {HOW_LOST}"
@@ -40,7 +40,7 @@ def turns_lost(session_id: str, *, counted: int, present: int) -> str:
 
 
 class BeginStatus(StrEnum):
-    """What came of an attempt's wish to begin a turn."""
+    """The reply to an attempt that begins a turn."""
 
     BEGUN = "begun"
     ANSWERED = "answered"
@@ -50,7 +50,7 @@ class BeginStatus(StrEnum):
 
 
 class AppendStatus(StrEnum):
-    """What came of adding a turn to the history."""
+    """The reply to adding a turn to the history."""
 
     OK = "ok"
     TAKEN = "taken"
@@ -60,9 +60,9 @@ class AppendStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class BeginResult:
-    """The answer to an attempt that begins. ``answer`` is what an earlier attempt left: its completion.
+    """The reply to an attempt that begins a turn. ``answer`` is the completion that an earlier attempt left.
 
-    With ``LOST`` it is how many turns there are, where the record counts ``turns``.
+    With ``LOST``, ``answer`` is how many turns there are, although the record counts ``turns``.
     """
 
     status: BeginStatus
@@ -99,7 +99,7 @@ class SessionHistories:
     async def _begin(
         self, job: Job, *, fence: Fence, witness: Job, left: bytes
     ) -> tuple[BeginResult | None, bytes]:
-        """Begin a turn that ``left`` its place then. If that is not so: nothing, and when it did."""
+        """Begin a turn that ``left`` its lane at this moment. If it left at another, only return that."""
         (begin, answer, turns, state_version, limit), _ = await asyncio.gather(
             self._pipeline.enqueue(
                 *session_scripts.begin(
@@ -124,7 +124,7 @@ class SessionHistories:
         )
 
     async def renew(self, job: Job, *, fence: Fence, witness: Job | None = None) -> None:
-        """Let the session of a turn that runs live on, and the record of the job whose message it has."""
+        """Renew the session of a running turn, and the record of the job whose message carries it."""
         renewed = await self._pipeline.enqueue(
             *session_scripts.renew(
                 *all_keys(session_of(job)),
@@ -139,7 +139,7 @@ class SessionHistories:
     async def append(
         self, job: Job, *, fence: Fence, turn: Turn, answer: bytes, state: tuple[int, Any] | None
     ) -> AppendStatus:
-        """Add the turn to the history and, with ``state``, replace the state of that version."""
+        """Add the turn to the history and, with ``state``, replace the state if it has that version."""
         session_id = session_of(job)
         version, value = ("", b"") if state is None else (state[0], orjson.dumps(state[1]))
         appended = await self._pipeline.enqueue(
@@ -160,7 +160,7 @@ class SessionHistories:
         return AppendStatus(appended.decode())
 
     async def turns(self, session_id: str, *, max_tokens: int | None = None) -> tuple[Turn, ...]:
-        """Read the turns, the oldest first; with ``max_tokens`` only as much of the past as it needs."""
+        """Read the turns, oldest first; with ``max_tokens``, only as many of the last as are needed."""
         key = turns_key(session_id)
         if max_tokens is None:
             return _parse(await self._pipeline.execute("LRANGE", key, 0, -1))
@@ -172,15 +172,15 @@ class SessionHistories:
             last -= 64
             if len(block) < 64:
                 return tuple(turns)
-        # The first turn holds the instructions, which always stay.
+        # The first turn has the instructions, which always stay.
         first = _parse(await self._pipeline.execute("LRANGE", key, 0, 0))
         return tuple(turns) if turns[:1] == [*first] else (*first, *turns)
 
     async def whole_history(self, session_id: str) -> tuple[Turn, ...]:
-        """Read all turns, the oldest first.
+        """Read all turns, oldest first.
 
         Raises:
-            SessionError: There are not as many as the session's record counts.
+            SessionError: The number of turns differs from the session's record.
 
         """
         counted, lines = 0, list[bytes]()
@@ -194,7 +194,7 @@ class SessionHistories:
         raise SessionError(turns_lost(session_id, counted=int(counted or 0), present=len(lines)))
 
     async def has_turn(self, job_id: str, session_id: str) -> bool:
-        """Whether the last turn of a session's history is this job's."""
+        """Return whether the last turn of a session's history is this job's."""
         last = await self._pipeline.execute("HGET", session_key(session_id), "last_turn")
         return last is not None and last.decode() == job_id
 

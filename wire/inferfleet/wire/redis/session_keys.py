@@ -1,4 +1,4 @@
-"""The keys of a session that one script touches, and the names of the calls that do."""
+"""The keys of a session that a script touches, and the names of calls."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from inferfleet.schemas.names import (
 )
 
 CALL_TTL_S = 3600
-"""How long a change of a session is known as made. Nothing that was sent twice arrives later than that."""
+"""How long Redis remembers that a change of a session was made. No repeated command arrives later."""
 
 
 def session_of(job: Job) -> str:
-    """The id of a turn's session."""
+    """Return the id of a turn's session."""
     assert job.session_id is not None  # noqa: S101 - callers have checked
     return job.session_id
 
 
 def all_keys(session_id: str) -> tuple[str, str, str, str, str]:
-    """All that a session is, but for when its turns left their places."""
+    """Return all keys of a session, except the one with the times at which its turns left the lane."""
     return (
         session_key(session_id),
         lane_key(session_id),
@@ -37,21 +37,21 @@ def all_keys(session_id: str) -> tuple[str, str, str, str, str]:
 
 
 def lane_keys(job: Job) -> tuple[str, str, str, str, str, str]:
-    """All that moves when a turn enters its lane or leaves it."""
+    """Return the keys that change when a turn enters or leaves its lane."""
     session_id = session_of(job)
     return (*all_keys(session_id), left_key(session_id))
 
 
 def with_call(session_id: str) -> tuple[str, str, str, str]:
-    """A session's record, turns and state, and the call that changes them."""
+    """Return the keys of a session's record, turns and state, and of the call that changes them."""
     return (session_key(session_id), turns_key(session_id), state_key(session_id), call_key(session_id))
 
 
 def call_key(session_id: str) -> str:
-    """Where a call that changes a session is known as made."""
+    """Return the key that records that a call has changed a session."""
     return session_call_key(session_id, new_token())
 
 
 def new_token() -> str:
-    """A name for one call, by which its script knows it when it is sent twice."""
+    """Make a name for one call, by which its script recognizes a repetition."""
     return os.urandom(8).hex()

@@ -1,6 +1,6 @@
 """The lanes of sessions in Redis: each lets one turn run at a time.
 
-A turn that waits is nowhere but in its session's lane: it takes no worker slot and is not in the broker.
+A waiting turn is only in its session's lane: it takes no slot of a worker, and is not in RabbitMQ.
 
     enter, the session is busy --> waits
                                      |
@@ -11,12 +11,12 @@ A turn that waits is nowhere but in its session's lane: it takes no worker slot 
                                      +--- published(witness=...) ---> carried --- begin ---> runs --> over
                                                                                                 (advance)
 
-Whoever brings a turn to the front publishes it. The worker that ends a turn does so before it acks its own
-message, or has that message carry the next turn. So if the worker dies in between, the message brings another
-worker to do it (``inferfleet.worker.lanes``). A producer has no such message: whoever enters behind a turn
-looks at that one (``front``), and publishes it or passes over it if nobody else does
-(``inferfleet.producer.lanes``). What the two share is here, and in ``ConfirmChannel.publish_job``; how each
-waits, and what it does when it cannot publish, is its own. docs/sessions.md draws the states of a turn.
+The process that brings a turn to the front publishes it. A worker that ends a turn does so before it acks its
+own message, or lets that message carry the next turn. If the worker dies in between, RabbitMQ delivers the
+message to another worker, which does it (``inferfleet.worker.lanes``). A producer has no such message. So a
+producer that enters a turn checks the turn in front (``front``), and publishes it or passes over it if nobody
+else does (``inferfleet.producer.lanes``). This module, and ``ConfirmChannel.publish_job``, have what
+producers and workers share. docs/sessions.md has a diagram of the states of a turn.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from inferfleet.wire.redis.session_keys import CALL_TTL_S, lane_keys, new_token,
 
 
 class EnterStatus(StrEnum):
-    """What came of a turn's wish to run."""
+    """The reply to a turn that asks to run."""
 
     RUN = "run"
     WAIT = "wait"
@@ -50,26 +50,26 @@ class EnterStatus(StrEnum):
     TOO_LARGE = "too_large"
 
     FULL = "full"
-    """As many turns of its pool wait as its queue may hold."""
+    """As many turns of the pool wait as its queue may hold."""
 
     BEGUN = "begun"
-    """The job is not one that waits: it runs, or has ended."""
+    """The job does not wait: it runs, or has ended."""
 
     MISSING = "missing"
     """The job has no record."""
 
 
 class Withdrawn(StrEnum):
-    """What came of a producer's wish to take its turn back."""
+    """The reply to a producer that takes its turn back."""
 
     OVER = "over"
-    """It has no place any more."""
+    """The turn has no place in the session any more."""
 
     PUBLISHED = "published"
-    """Somebody else has published it: it runs."""
+    """Somebody else has published the turn, so it runs."""
 
     OFFERED = "offered"
-    """Somebody else was told to publish it, and may have, or submits it anew."""
+    """Somebody else was told to publish the turn, and may have, or submits it again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +80,12 @@ class Payload:
     reply_to: str
 
     def encode(self) -> bytes:
-        """As JSON."""
+        """Encode the turn as JSON."""
         return orjson.dumps({"reply_to": self.reply_to, "job": self.job.model_dump(mode="json")})
 
     @classmethod
     def decode(cls, data: bytes) -> Payload | None:
-        """From JSON; ``None`` from nothing."""
+        """Decode a turn from JSON; ``None`` from nothing."""
         if not data:
             return None
         value = orjson.loads(data)
@@ -94,9 +94,9 @@ class Payload:
 
 @dataclass(frozen=True, slots=True)
 class EnterResult:
-    """The answer to a turn that asked to run. ``again`` is the owner, if it has to be published again.
+    """The reply to a turn that asks to run. ``again`` is the owner, if it has to be published again.
 
-    While ``unpublished``, nobody has said that the owner's message is in the queue.
+    While ``unpublished``, nobody has recorded that the owner's message is in the queue.
     """
 
     status: EnterStatus
@@ -107,11 +107,11 @@ class EnterResult:
 
 @dataclass(frozen=True, slots=True)
 class Front:
-    """The turn that owns a session, as another one's producer sees it; ``owner`` is ``""`` if none does.
+    """The turn that owns a session, for the producer of another turn; ``owner`` is ``""`` if there is none.
 
-    While ``unpublished``, nobody has said that it has a message. ``revived`` says that it was published again
-    since its last attempt began, ``placed`` that the other turn still has a place in the session. ``payload``
-    is there for who is going to publish the owner, unless Redis has lost it.
+    While ``unpublished``, nobody has recorded that the owner has a message. ``revived`` says that it was
+    published again since its last attempt began, ``placed`` that the other turn still has a place in the
+    session. A caller that is going to publish the owner gets its ``payload``, unless Redis has lost that.
     """
 
     owner: str
@@ -135,13 +135,13 @@ class SessionLanes:
     async def enter(
         self, payload: Payload, *, admitted: bool = False, witness: Job | None = None
     ) -> EnterResult:
-        """Ask for a turn. With ``RUN`` the caller must publish it; with ``WAIT`` it is in the lane.
+        """Ask to run a turn. With ``RUN`` the caller must publish it; with ``WAIT`` it is in the lane.
 
-        A turn that was ``admitted`` before is not refused, and is given the owner at once while that has no
-        message: its own, or that of the job ``witness``, may be the last that anybody has.
+        A turn that was ``admitted`` before is not refused. If the owner has no message, the turn gets the
+        owner at once: its own message, or that of the job ``witness``, may be the last one in the session.
         """
         job, left = payload.job, b""
-        # It is counted before it waits, so that nobody forgets it before.
+        # Counted before it waits, so that every waiting turn is counted.
         counted = admitted and bool(await self._waiting.count(job, admitted=True))
         while True:
             entered, left_at = await self._enter(
@@ -156,7 +156,7 @@ class SessionLanes:
                     EnterStatus.BEGUN if held.state else EnterStatus.MISSING, "", None, unpublished=False
                 )
             elif entered.status is EnterStatus.FULL and not counted:
-                # Only a turn that has to wait pays for that.
+                # Only a turn that has to wait takes this round trip.
                 counted = bool(await self._waiting.count(job))
                 if counted:
                     continue
@@ -170,7 +170,7 @@ class SessionLanes:
     async def _enter(
         self, payload: Payload, *, admitted: bool, counted: bool, left: bytes, witness: Job | None
     ) -> tuple[EnterResult | None, bytes]:
-        """Ask for a turn that ``left`` its place then. If that is not so: nothing, and when it did."""
+        """Ask to run a turn that ``left`` its lane at this moment. If it left at another, only return it."""
         job = payload.job
         entry, owner, again, unpublished = await self._pipeline.enqueue(
             *session_scripts.enter(
@@ -199,9 +199,10 @@ class SessionLanes:
         )
 
     async def front(self, job: Job, *, take: str = "") -> Front:
-        """Look at the turn that owns the job's session.
+        """Read the turn that owns the job's session.
 
-        The caller is going to publish the owner ``take``, which its producer can no longer take back then.
+        If the caller is going to publish the owner, it passes that as ``take``; then the owner's producer can
+        no longer take it back.
         """
         session_id = session_of(job)
         owner, unpublished, revived, placed, payload = await self._pipeline.enqueue(
@@ -210,9 +211,9 @@ class SessionLanes:
         return Front(owner.decode(), bool(unpublished), bool(revived), bool(placed), Payload.decode(payload))
 
     async def published(self, job: Job, *, witness: Job | None = None, again: bool = False) -> None:
-        """Note that the owner's message is in the queue, or that the message of ``witness`` carries it.
+        """Record that the owner's message is in the queue, or that the message of ``witness`` carries it.
 
-        ``again`` says that it had one, and that its attempt may have lost it.
+        ``again`` says that it had a message before, which may have been lost with its attempt.
         """
         await asyncio.gather(
             self._pipeline.enqueue(
@@ -227,10 +228,10 @@ class SessionLanes:
         )
 
     async def advance(self, job: Job, *, witness: Job | None = None) -> Payload | None:
-        """End a turn, whatever came of it. Returns the next turn, which the caller must publish.
+        """End a turn, however its job ended. Return the next turn, which the caller must publish.
 
-        ``witness`` is the job whose message comes again until that is done; by default the ended one. Turns
-        that waited and whose requests Redis has lost end here, as failed.
+        ``witness`` is the job whose message RabbitMQ delivers again until that is done, by default the ended
+        one. Waiting turns whose requests Redis has lost end here as failed.
 
         Raises:
             ServiceUnreachableError: Redis no longer knows that the turn has ended.
@@ -238,7 +239,7 @@ class SessionLanes:
         """
         standing, pool = await asyncio.gather(self._records.standing(job.id), self._records.pool(job.id))
         if not standing.over:
-            # In a failover, perhaps. Whoever let the next turn run now would have two of them run.
+            # After a failover, for example. Publishing the next turn now would let two turns run.
             raise ServiceUnreachableError(
                 f"Redis says that job {job.id} has not ended, and so its session's next turn cannot run yet"
             )
@@ -250,11 +251,11 @@ class SessionLanes:
     async def withdraw(self, job: Job) -> tuple[Withdrawn, Payload | None]:
         """Take a turn back, unless somebody else may have published it.
 
-        With ``OVER`` the turn has no place in the session, whether it had one or not. Returns the next turn,
-        too, which the caller must publish.
+        With ``OVER`` the turn has no place in the session any more, or never had one. Also returns the next
+        turn, which the caller must publish.
         """
         while True:
-            # In this order: whoever submits the job anew has it opened before its turn enters.
+            # In this order: a caller that submits the job again opens the record before its turn enters.
             entry = await self._pipeline.execute("HGET", session_key(session_of(job)), "entry") or b""
             held = await self._records.held(job.id)
             if held.state is not None and not held.closed:
@@ -285,7 +286,7 @@ class SessionLanes:
         return verdict.decode(), Payload.decode(payload)
 
     async def end_lost(self, job_id: str) -> None:
-        """End a turn that nobody can publish, since its request is gone."""
+        """End a turn that nobody can publish, because Redis has lost its request."""
         failure = Failure(
             code=FailureCode.SESSION_CONFLICT,
             message="the request of this turn is gone: Redis evicted or lost the session's payloads while it "

@@ -1,4 +1,4 @@
-"""What Redis knows of a session besides its turns: its state, its limits, and that it is there at all."""
+"""A session's record and state: everything that Redis knows of a session besides its turns."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from inferfleet.wire.redis.session_keys import CALL_TTL_S, all_keys, call_key, n
 
 
 class ReplaceStatus(StrEnum):
-    """What came of replacing a state."""
+    """The reply to replacing a state."""
 
     OK = "ok"
     CONFLICT = "conflict"
@@ -37,10 +37,10 @@ class SessionRecords:
         self._settings = settings
 
     async def state(self, session_id: str) -> tuple[int, Any]:
-        """Read the state and its version; version 0 is a session without one.
+        """Read the state and its version; a session without a state has version 0.
 
         Raises:
-            SessionError: There has been a state, and it is gone.
+            SessionError: The session has had a state, but Redis no longer has it.
 
         """
         value = None
@@ -55,10 +55,10 @@ class SessionRecords:
         raise SessionError(f"session {session_id!r}: its {gone} is gone: {HOW_LOST}")
 
     async def replace_state(self, session_id: str, state: Any, *, version: int) -> tuple[ReplaceStatus, int]:
-        """Replace the state if it is at ``version``. Returns what came of it, and the version now."""
+        """Replace the state if it has this ``version``. Return the status and the current version."""
         value = orjson.dumps(state)
         if len(value) > self._settings.max_session_bytes:
-            # Redis itself refuses values of more than 512 MB, and ends the connection.
+            # Redis refuses values of more than 512 MB, and closes the connection.
             return ReplaceStatus.TOO_LARGE, version
         replaced, now = await self._pipeline.enqueue(
             *session_scripts.replace_state(
@@ -84,7 +84,7 @@ class SessionRecords:
         idle_ttl_s: int | None,
         max_history_tokens: int | None,
     ) -> bool:
-        """Make a session from turns and a state. False if it exists."""
+        """Create a session from turns and a state. Return false if it exists."""
         lines = [turn.model_dump_json(exclude_none=True) for turn in turns]
         made = await self._pipeline.enqueue(
             *session_scripts.import_turns(
@@ -125,7 +125,7 @@ class SessionRecords:
         )
 
     async def list(self, *, limit: int) -> list[str]:
-        """The ids of sessions, in no order, at most ``limit``."""
+        """Return the ids of at most ``limit`` sessions, in no particular order."""
         found: set[str] = set()
         cursor = b"0"
         while len(found) < limit:
@@ -142,7 +142,7 @@ class SessionRecords:
     async def configure(
         self, session_id: str, *, idle_ttl_s: int | None, max_history_tokens: int | None
     ) -> None:
-        """Set how long an idle session stays and how much history goes into a prompt; ``None`` keeps it."""
+        """Set how long an idle session is kept, and how much history enters a prompt; ``None`` keeps one."""
         await self._pipeline.enqueue(
             *session_scripts.configure(
                 *with_call(session_id),
@@ -155,7 +155,7 @@ class SessionRecords:
         )
 
     async def delete(self, session_id: str) -> bool:
-        """Delete history and state. A turn that runs or waits goes on in an empty session."""
+        """Delete the history and the state. Running and waiting turns continue in an empty session."""
         keys = (*all_keys(session_id), call_key(session_id))
         return bool(await self._pipeline.enqueue(*session_scripts.delete(*keys, call_ttl_s=CALL_TTL_S)))
 

@@ -1,6 +1,7 @@
-"""Scripts about one session, and about the turns of a pool that wait in lanes.
+"""Calls the scripts about one session, and about the turns of a pool that wait in lanes.
 
-``script`` says what all of them have in common; what one does and answers, its text in ``lua`` says.
+``script`` documents what they have in common; each script's text in ``lua`` documents what it does and
+replies.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def enter(
     left_ttl_s: int,
     witness: str,
 ) -> Command:
-    """A turn asks to run in its session."""
+    """Ask to run a turn in its session."""
     return (
         "EVALSHA",
         _ENTER.sha,
@@ -70,12 +71,12 @@ def enter(
 
 
 def front(session_key: str, payloads_key: str, /, *, job: str, take: str) -> Command:
-    """Look at the turn that owns a session, for another one's producer."""
+    """Read the turn that owns a session, for the producer of another turn."""
     return ("EVALSHA", _FRONT.sha, 2, session_key, payloads_key, job, take)
 
 
 def published(session_key: str, /, *, job: str, witness: str, again: int) -> Command:
-    """The owner has a message."""
+    """Record that the owner has a message."""
     return ("EVALSHA", _PUBLISHED.sha, 1, session_key, job, witness, again)
 
 
@@ -95,7 +96,7 @@ def advance(
     known_entry: bytes,
     left_ttl_s: int,
 ) -> Command:
-    """A turn is over, or its producer takes it back: let the next one run."""
+    """Let the next turn run, because a turn has ended or its producer takes it back."""
     return (
         "EVALSHA",
         _ADVANCE.sha,
@@ -131,7 +132,7 @@ def begin(
     witness: str,
     known_left: bytes,
 ) -> Command:
-    """An attempt of the owner's turn begins: it takes the session's fence."""
+    """Begin an attempt of the owner's turn: take the session's fence."""
     return (
         "EVALSHA",
         _BEGIN.sha,
@@ -166,7 +167,7 @@ def append(
     state: bytes,
     ttl_s: int,
 ) -> Command:
-    """A turn is complete: add it to the history, and its state."""
+    """Add a complete turn to the history, and its state."""
     return (
         "EVALSHA",
         _APPEND.sha,
@@ -197,7 +198,7 @@ def renew(
     fence: str,
     ttl_s: int,
 ) -> Command:
-    """A turn still runs: its session lives on."""
+    """Renew the session of a running turn."""
     return (
         "EVALSHA",
         _RENEW.sha,
@@ -226,7 +227,7 @@ def replace_state(
     max_bytes: int,
     token: str,
 ) -> Command:
-    """Replace the state, if it is at the version the caller knows."""
+    """Replace the state, if it has the version that the caller knows."""
     return (
         "EVALSHA",
         _REPLACE_STATE.sha,
@@ -256,7 +257,7 @@ def configure(
     default_idle_ttl_s: int,
     call_ttl_s: int,
 ) -> Command:
-    """Set how long an idle session stays, and how much of its history goes into a prompt."""
+    """Set how long Redis keeps an idle session, and how much of its history enters a prompt."""
     return (
         "EVALSHA",
         _CONFIGURE.sha,
@@ -288,7 +289,7 @@ def import_turns(
     history_bytes: int,
     call_ttl_s: int,
 ) -> Command:
-    """Make a session from turns and a state, unless it exists."""
+    """Create a session from turns and a state, unless it exists."""
     return (
         "EVALSHA",
         _IMPORT_TURNS.sha,
@@ -319,7 +320,7 @@ def delete(
     *,
     call_ttl_s: int,
 ) -> Command:
-    """Forget history and state."""
+    """Delete the history and the state."""
     return (
         "EVALSHA",
         _DELETE.sha,
@@ -335,5 +336,5 @@ def delete(
 
 
 def waiting_turn(pool_key: str, waiting_turns_key: str, /, *, job: str, ttl_s: int, admitted: int) -> Command:
-    """A turn is going to wait in its session's lane, or does: count it, unless too many wait."""
+    """Count a turn that waits in its session's lane, or is going to, unless too many wait."""
     return ("EVALSHA", _WAITING_TURN.sha, 2, pool_key, waiting_turns_key, job, ttl_s, admitted)

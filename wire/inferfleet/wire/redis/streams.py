@@ -1,4 +1,4 @@
-"""Reading streams: many with one blocked command, and where each of them ends."""
+"""Reads streams: many with one blocked command, or only the last line of each."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from inferfleet.wire.redis.connection import SOCKET_TIMEOUT_S, closing_redis, re
 from inferfleet.wire.redis.pipeline import CommandPipeline
 
 BLOCK_S = 5.0
-"""How long one read blocks at most, so that a dead connection is noticed."""
+"""The longest blocked read, so that a dead connection is noticed."""
 
 NO_LINE = b"0-0"
 """The place before the first line of a stream."""
@@ -23,7 +23,7 @@ Line = tuple[bytes, dict[bytes, bytes]]
 
 
 class BlockedReader:
-    """Waits for lines of many streams, on a connection that does nothing else."""
+    """Waits for lines of many streams, on a connection of its own."""
 
     def __init__(self, client: aioredis.Redis) -> None:
         self._client = client
@@ -31,10 +31,10 @@ class BlockedReader:
     @classmethod
     @asynccontextmanager
     async def opened(cls, url: str) -> AsyncGenerator[Self]:
-        """Make one; it connects when it is first used.
+        """Make a reader, which connects at its first use.
 
         Raises:
-            ConfigurationError: The URL cannot be one.
+            ConfigurationError: The URL is invalid.
 
         """
         client = redis_client(url, connections=1, socket_timeout_s=BLOCK_S + SOCKET_TIMEOUT_S)
@@ -42,10 +42,10 @@ class BlockedReader:
             yield cls(client)
 
     async def read(self, positions: Mapping[bytes, bytes]) -> list[tuple[bytes, list[Line]]]:
-        """Wait for lines behind these places, for ``BLOCK_S`` at most. Without any, the list is empty.
+        """Wait for lines behind these positions, for at most ``BLOCK_S``. Without lines the list is empty.
 
         Raises:
-            redis.exceptions.RedisError, OSError: The connection broke, or Redis refuses; ``refusals`` tells.
+            redis.exceptions.RedisError, OSError: The connection broke, or Redis refuses; see ``refusals``.
 
         """
         streams: dict[Any, Any] = dict(positions)
@@ -54,7 +54,7 @@ class BlockedReader:
 
 
 async def last_lines(pipeline: CommandPipeline, streams: Iterable[bytes]) -> list[bytes | None]:
-    """The id of the last line of each stream; ``None`` of one that is empty or gone."""
+    """Return the id of each stream's last line; ``None`` for a stream that is empty or gone."""
     found: list[Any] = await asyncio.gather(
         *(pipeline.enqueue("XREVRANGE", stream, "+", "-", "COUNT", 1) for stream in streams)
     )

@@ -1,8 +1,8 @@
-"""What a Redis URL may say, checked before anything is connected.
+"""Checks a Redis URL before connecting.
 
-redis-py takes any option from a URL, and lets it win over what the program asks for: a ``decode_responses``
-or ``socket_timeout`` there would break whoever reads the answers, and a misspelt option is a traceback at
-the first command. So the options are named here.
+redis-py takes any option from a URL, and lets it override the program's: a ``decode_responses`` or
+``socket_timeout`` there would break the readers of replies, and a misspelt option is a traceback at the first
+command. So this module lists the allowed options.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ _TLS_OPTIONS: Final = (
 )
 
 _KEEPALIVE_S: Final = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
-"""An idle connection is tried every 15 s, which also keeps a NAT from forgetting it; a dead one is noticed
-within 30 s."""
+"""TCP keepalive probes an idle connection every 15 s, so that a NAT does not drop it. A dead connection is
+noticed within 30 s."""
 
 
 def connection_options(address: str) -> dict[str, Any]:
-    """What the connection needs besides the URL itself.
+    """Return the options of a connection besides the URL itself.
 
     Raises:
-        ConfigurationError: The URL says something that it cannot say. Values that may be secret are left out.
+        ConfigurationError: The URL is invalid. The message quotes no value that may be secret.
 
     """
     try:
         parts = urlsplit(address)
         _check_place(parts)
     except ValueError:
-        # Not chained: it may quote a part of the password.
+        # Not chained: the error may quote a part of the password.
         raise _wrong("is not an address like redis://:password@host:6379/0") from None
     _check_options(parts)
     if parts.scheme == "unix":
@@ -53,10 +53,10 @@ def connection_options(address: str) -> dict[str, Any]:
 
 
 def check_connection(pool: Any) -> None:
-    """Make a connection without connecting it, so that what redis-py does not take is an error now.
+    """Make a connection without connecting it, so that an option which redis-py refuses is an error now.
 
     Raises:
-        ConfigurationError: An option has a value that cannot be.
+        ConfigurationError: An option has an invalid value.
 
     """
     try:
@@ -80,7 +80,7 @@ def _check_place(parts: SplitResult) -> None:
 
 def _check_database(name: str) -> None:
     if not (name.isascii() and name.isdecimal()):
-        # Behind a slash in an unquoted password comes the rest of it.
+        # Behind a slash may be the rest of an unquoted password.
         shown = "what is no number" if "@" in name else f"{name!r}, which is not a number"
         raise _wrong(f"names the database {shown}")
 
@@ -91,7 +91,7 @@ def _check_options(parts: SplitResult) -> None:
         if name in _TLS_OPTIONS and name not in known:
             raise _wrong(f"has the option {name!r}, which needs rediss://")
         if name not in known:
-            # A name that is none may be the rest of a password with a question mark in it.
+            # An unknown name may be the rest of a password with a question mark in it.
             shown = f"{name!r}{did_you_mean(name, known)}" if name.isidentifier() else "that is no name"
             raise _wrong(f"has an option {shown}; possible are {', '.join(known)}")
         if not value:
