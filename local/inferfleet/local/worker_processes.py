@@ -1,8 +1,8 @@
-"""Worker processes on this machine: start them, see how they are, stop or kill them.
+"""Starts, monitors, stops and kills worker processes on this machine.
 
-Each is ``inferfleet worker`` as an operator would start it, with its output in a log file. It has a
-process group of its own, so that a Ctrl-C at the terminal does not reach it, and it does not outlive its
-owner, however that one ends. How many there should be is decided elsewhere.
+Each is ``inferfleet worker`` as an operator would start it, with its output in a log file. It has its own
+process group, so that a Ctrl-C at the terminal does not reach it, and it does not outlive its owner, however
+that ends. Other modules decide the number of workers.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ PREFIX = "INFERFLEET_"
 POLL_INTERVAL_S = 0.03
 HEARTBEAT_TIMEOUT_S = 2.0
 STOP_GRACE_S = 15.0
-"""How long a worker may take to end after its ``drain_timeout_s``."""
+"""How long a worker may take to exit after its ``drain_timeout_s``."""
 LOG_TAIL_LINES = 15
 
 WRONG_SETTING = 2
@@ -44,11 +44,11 @@ SERVICE_UNREACHABLE = 3
 
 
 class WorkerProcessError(InferfleetError):
-    """A worker process ended before its time, or was not ready in time."""
+    """A worker process ended unexpectedly, or was not ready in time."""
 
 
 class WorkerProcess:
-    """One worker process. ``WorkerProcesses.start`` makes it."""
+    """One worker process. Made by ``WorkerProcesses.start``."""
 
     def __init__(
         self,
@@ -67,12 +67,12 @@ class WorkerProcess:
 
     @property
     def id(self) -> str:
-        """Worker id."""
+        """The worker id."""
         return self.settings.worker_id
 
     @property
     def pid(self) -> int:
-        """Its process id."""
+        """The process id."""
         return self._process.pid
 
     @property
@@ -91,7 +91,7 @@ class WorkerProcess:
         return self._process.returncode
 
     async def heartbeat(self) -> Heartbeat | None:
-        """Ask the worker itself how it is; ``None`` if it does not answer."""
+        """Read the heartbeat from the worker itself; ``None`` if it does not answer."""
         if self.poll() is not None:
             return None
         try:
@@ -103,19 +103,19 @@ class WorkerProcess:
         return heartbeat if heartbeat.worker_id == self.id else None
 
     def send_signal(self, number: signal.Signals) -> None:
-        """Signal the worker alone: its engine's processes would take a SIGTERM as an order to abort."""
+        """Signal only the worker: a SIGTERM would make its engine's processes abort everything."""
         if self.poll() is None:
             self._process.send_signal(number)
 
     async def wait(self) -> int:
-        """Wait until it has ended, and return its exit code."""
+        """Wait until the worker has ended, and return its exit code."""
         # asyncio could tell the end of a child only if it had started it, and would reap it by itself then.
         while (code := self.poll()) is None:  # noqa: ASYNC110
             await asyncio.sleep(POLL_INTERVAL_S)
         return code
 
     async def stop(self) -> int:
-        """Let it drain and end; kill it if that takes longer than it may. Returns its exit code."""
+        """Let the worker drain and exit; kill it if that takes too long. Return its exit code."""
         self.send_signal(signal.SIGTERM)
         try:
             async with asyncio.timeout(self.settings.drain_timeout_s + STOP_GRACE_S):
@@ -124,19 +124,19 @@ class WorkerProcess:
             return await self.kill()
 
     async def kill(self) -> int:
-        """Kill it and its engine's processes at once, with SIGKILL. Returns its exit code."""
+        """Kill the worker and its engine's processes at once with SIGKILL. Return its exit code."""
         if self.poll() is None:
             os.killpg(self.pid, signal.SIGKILL)
         return await self.wait()
 
     @property
     def crashed(self) -> bool:
-        """Whether it has ended by itself, with an error that may need its whole log to understand."""
+        """Whether the worker has ended by itself with an error, whose explanation may need the whole log."""
         code = self.poll()
         return code is not None and code > 0 and code not in (WRONG_SETTING, SERVICE_UNREACHABLE)
 
     def describe_end(self) -> str:
-        """Say for a person how it ended, with the end of its log."""
+        """Describe for a person how the worker ended, with the end of its log."""
         lines = self.log.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:]
         kept = f" (all of it: {self.log})" if self.crashed else ""
         return "\n    ".join(
@@ -145,10 +145,10 @@ class WorkerProcess:
 
 
 class WorkerProcesses:
-    """Owns worker processes: at the end of its ``async with`` block all of them are stopped.
+    """Owns worker processes, and stops all of them at the end of its ``async with`` block.
 
-    Should this process be killed, they are killed too. Without a ``log_folder`` the logs are in a
-    temporary folder, which is gone after the block unless a worker crashed.
+    If this process is killed, they are killed, too. Without a ``log_folder`` the logs are in a temporary
+    folder, which is deleted after the block unless a worker has crashed.
     """
 
     def __init__(self, *, log_folder: Path | None = None) -> None:
@@ -180,7 +180,7 @@ class WorkerProcesses:
     def start(self, settings: WorkerSettings) -> WorkerProcess:
         """Start a worker with exactly these settings, without waiting for it.
 
-        Its HTTP address is chosen here. ``INFERFLEET_`` variables of this process do not reach it.
+        This chooses its HTTP port. The worker does not get this process' ``INFERFLEET_`` variables.
         """
         if self._http is None or self._log_folder is None:
             raise RuntimeError("worker processes start inside the `async with` block only")
@@ -216,10 +216,10 @@ async def wait_until_ready(workers: Sequence[WorkerProcess], *, timeout_s: float
     """Return when all of these workers take jobs.
 
     Raises:
-        ConfigurationError: One ended because a setting is wrong. This message and those below hold the
+        ConfigurationError: A worker ended because a setting is invalid. This message and those below have the
             end of its log.
-        ServiceUnreachableError: One ended because RabbitMQ or Redis does not answer.
-        WorkerProcessError: One ended for another reason, or they were not ready within ``timeout_s``.
+        ServiceUnreachableError: A worker ended because RabbitMQ or Redis does not answer.
+        WorkerProcessError: A worker ended for another reason, or was not ready within ``timeout_s``.
 
     """
     loading = list(workers)
@@ -240,7 +240,7 @@ async def wait_until_ready(workers: Sequence[WorkerProcess], *, timeout_s: float
 
 
 def environment(settings: WorkerSettings) -> dict[str, str]:
-    """Spell settings as the environment of a worker, which also has all that is not ours of this process."""
+    """Make a worker's environment from settings, and from this process' variables other than ours."""
     inherited = {name: value for name, value in os.environ.items() if not name.upper().startswith(PREFIX)}
     ours = {
         PREFIX + name.upper(): value if isinstance(value, str) else json.dumps(value)

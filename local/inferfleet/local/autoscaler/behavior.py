@@ -1,7 +1,7 @@
-"""How fast the HPA may go: stabilization windows, policies, and the older rules where none are set.
+"""How fast the HPA may scale: stabilization windows, policies, and the older rules where none are set.
 
-Follows pkg/controller/podautoscaler/horizontal.go of Kubernetes 1.33. State is a history of recommendations
-and of changes; the time is given.
+Follows pkg/controller/podautoscaler/horizontal.go of Kubernetes 1.33. The state is a history of
+recommendations and changes; the caller passes the time.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ UP_POLICIES = (
     Policy(type="Percent", value=100, period_seconds=15),
 )
 DOWN_POLICIES = (Policy(type="Percent", value=100, period_seconds=15),)
-"""What the API server fills in where a behavior leaves policies out."""
+"""The policies that the API server adds to a behavior without policies."""
 
 UP_FACTOR = 2
 UP_LEAST = 4
-"""Without a behavior: at most doubled in one sync, but always up to 4."""
+"""Without a behavior, one sync at most doubles the replicas, but may always go up to 4."""
 
 LONGEST_S = 3600
 """No window and no period is longer."""
@@ -51,18 +51,18 @@ class Pace:
         self._changes: list[_Change] = []
 
     def begin(self, *, now: float, replicas: int) -> None:
-        """Note the number of replicas found at the first sync: it counts as a recommendation."""
+        """Record the number of replicas at the first sync, which counts as a recommendation."""
         if self._recommendations is None:
             self._recommendations = [_Recommendation(now, replicas)]
 
     def changed(self, *, now: float, before: int, after: int) -> None:
-        """Note a change that this HPA made. Those by others are none of its policies' business."""
+        """Record a change by this HPA. Its policies do not count changes by others."""
         self._changes = [change for change in self._changes if now - change.at < LONGEST_S]
         if after != before:
             self._changes.append(_Change(now, after - before))
 
     def allow(self, recommended: int, *, now: float, replicas: int) -> tuple[int, str]:
-        """Turn what the metrics recommend into what may be done now; say what held it back, if anything."""
+        """Limit a recommendation to what is allowed now; also return what limited it, if anything."""
         history = [it for it in self._recommendations or () if now - it.at <= LONGEST_S]
         self._recommendations = [*history, _Recommendation(now, recommended)]
         if self._behavior is None:
@@ -117,7 +117,7 @@ class Pace:
         )
 
     def _starts(self, policies: Iterable[Policy], now: float, replicas: int) -> list[tuple[Policy, int]]:
-        """Each policy with the number of replicas at the start of its period."""
+        """Return each policy with the number of replicas at the start of its period."""
         return [
             (policy, replicas - sum(it.by for it in self._changes if now - it.at < policy.period_seconds))
             for policy in policies

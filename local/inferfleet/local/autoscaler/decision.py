@@ -1,4 +1,4 @@
-"""What was measured, and what was decided."""
+"""Readings of triggers, and decisions."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What one trigger measured; ``None`` if it could not."""
+    """What one trigger measured; ``None`` if it failed."""
 
     value: float | None
     error: str = ""
 
 
 Readings = Sequence[Reading]
-"""One for each trigger, in their order."""
+"""One reading for each trigger, in their order."""
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """How many replicas there are to be, and why, for a person."""
+    """The number of replicas, and the reason for a person."""
 
     replicas: int
     reason: str

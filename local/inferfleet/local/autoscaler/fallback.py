@@ -1,8 +1,8 @@
-"""What KEDA tells the HPA about a trigger that fails: an error, and after too many of them an invention.
+"""What KEDA tells the HPA about a failing trigger: an error, and after too many failures a substitute value.
 
-Follows keda.sh/docs/2.19/reference/scaledobject-spec, "fallback", and pkg/fallback/fallback.go. Failures
-are counted when the HPA asks, and it does not ask at zero replicas; so a fallback never starts a fleet
-(keda#7239).
+Follows keda.sh/docs/2.19/reference/scaledobject-spec, "fallback", and pkg/fallback/fallback.go. KEDA counts
+failures when the HPA queries it, which the HPA does not do at zero replicas. So a fallback never starts a
+fleet (keda#7239).
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class FailureCounts:
 
 
 def wanted(fallback: Fallback, replicas: int) -> int:
-    """Say how many replicas a fallback wants when there are so many now."""
+    """Return how many replicas a fallback wants if there are ``replicas`` now."""
     match fallback.behavior:
         case "static":
             return fallback.replicas

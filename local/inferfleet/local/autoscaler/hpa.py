@@ -22,7 +22,7 @@ TOLERANCE = 0.1
 
 
 class Hpa:
-    """Decides each ``SYNC_S``. Times are seconds on any clock."""
+    """Decides every ``SYNC_S``. Times are seconds of any clock."""
 
     def __init__(self, scaled_object: ScaledObject) -> None:
         self._object = scaled_object
@@ -31,7 +31,7 @@ class Hpa:
         self._pace = Pace(scaled_object.behavior, min_replicas=self._min, max_replicas=self._max)
 
     def decide(self, *, now: float, readings: Readings, replicas: int) -> Decision:
-        """Decide with one reading for each trigger, of which any may have failed."""
+        """Decide with one reading for each trigger, any of which may have failed."""
         self._pace.begin(now=now, replicas=replicas)
         if self._object.paused:
             return Decision(replicas, "paused")

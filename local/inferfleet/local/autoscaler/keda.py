@@ -1,4 +1,4 @@
-"""KEDA's own part: from zero when there is work, and back to zero when there has been none for long.
+"""KEDA's own part: it scales from zero when there is work, and back to zero after a time without work.
 
 Follows ``RequestScale`` of pkg/scaling/executor/scale_scaledobjects.go, KEDA 2.20. Between one replica and
 the maximum it leaves the number alone, which is why the cooldown holds back only the last step (keda#6844).
@@ -11,7 +11,7 @@ from inferfleet.local.autoscaler.scaled_object import ScaledObject
 
 
 class Activation:
-    """Decides each ``pollingInterval``. Times are seconds on any clock; ``created_at`` starts it."""
+    """Decides every ``pollingInterval``. Times are seconds of any clock; ``created_at`` starts it."""
 
     def __init__(self, scaled_object: ScaledObject, *, created_at: float) -> None:
         self._object = scaled_object
@@ -61,7 +61,7 @@ class Activation:
 
 
 def is_active(scaled_object: ScaledObject, readings: Readings) -> bool:
-    """Say whether any trigger is above its activation value. At the value it is not."""
+    """Return whether any trigger is above its activation value. At the value it is not active."""
     return any(
         reading.value is not None and reading.value > trigger.activation
         for trigger, reading in zip(scaled_object.triggers, readings, strict=True)

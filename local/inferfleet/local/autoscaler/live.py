@@ -1,4 +1,4 @@
-"""The autoscaler at work: KEDA's poll and the HPA's sync in turn, for as long as it is wanted."""
+"""The autoscaler's loop: KEDA's poll and the HPA's sync in turn."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from inferfleet.local.worker_processes import WorkerProcesses
 from inferfleet.schemas.settings import WorkerSettings
 
 TEND_S = 0.5
-"""How often to look for dead workers, in real seconds."""
+"""How often to check for dead workers, in real seconds."""
 
 
 @dataclass(slots=True)
 class Usage:
-    """What a run came to. ``worker_s`` are real seconds of wanted workers, drains not counted."""
+    """The totals of a run. ``worker_s`` is the time of all wanted workers in real seconds, without drains."""
 
     most: int = 0
     changes: int = 0
@@ -37,13 +37,13 @@ async def autoscale(
     speedup: float,
     until_idle: bool,
 ) -> Usage:
-    """Scale until cancelled; with ``until_idle``, until the first return to rest after work.
+    """Scale until cancelled; with ``until_idle``, until the fleet first returns to rest after work.
 
-    ``speedup`` makes all of the manifest's seconds so many times shorter. At the end all workers are drained.
+    ``speedup`` divides all of the manifest's times. At the end all workers drain.
 
     Raises:
-        ConfigurationError: A setting of the workers is wrong.
-        WorkerProcessError: No worker gets ready.
+        ConfigurationError: A setting of the workers is invalid.
+        WorkerProcessError: No worker becomes ready.
 
     """
     try:

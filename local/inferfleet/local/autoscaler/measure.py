@@ -1,7 +1,7 @@
-"""Ask RabbitMQ and Prometheus what KEDA's scalers would ask them.
+"""Queries RabbitMQ and Prometheus as KEDA's scalers would.
 
-The servers are those of this machine, not those of the manifest. A reading that cannot be had is a value
-too: what follows from it is decided elsewhere.
+The servers are those of this machine, not those of the manifest. A failed reading is a value, too; other
+modules decide what follows from it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _OUTAGES = (AMQPError, OSError, RuntimeError)
 
 
 class Measurer:
-    """Reads triggers. ``open_measurer`` makes it."""
+    """Reads triggers. Made by ``open_measurer``."""
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class Measurer:
         self._prometheus_url = prometheus_url
 
     async def measure(self, triggers: Sequence[Trigger]) -> Readings:
-        """Read all of them at once, each with its own failure."""
+        """Read all triggers concurrently. Each may fail separately."""
         return await asyncio.gather(*(self._measure(trigger) for trigger in triggers))
 
     async def aclose(self) -> None:
@@ -95,7 +95,7 @@ class Measurer:
 
 
 class PassiveDeclares:
-    """Counts ready messages over AMQP, on one connection that is opened anew when it breaks."""
+    """Counts ready messages over AMQP, on one connection that is reopened when it breaks."""
 
     def __init__(self, amqp_url: str) -> None:
         self._url = amqp_url
@@ -103,7 +103,7 @@ class PassiveDeclares:
         self._channel: AbstractChannel | None = None
 
     async def ready(self, queue: str) -> int:
-        """Count the messages ready in a queue. Raises what aio-pika raises."""
+        """Count the ready messages in a queue. Raises aio-pika's errors."""
         try:
             async with asyncio.timeout(TIMEOUT_S):
                 channel = self._channel or await self._connect()
@@ -135,7 +135,7 @@ async def open_measurer(
     """Make a measurer for these triggers.
 
     Raises:
-        ConfigurationError: One counts over http, and there is no URL for that, or a wrong one.
+        ConfigurationError: A trigger counts over HTTP, and its URL is missing or invalid.
 
     """
     if management_url is None and needs_management(triggers):
@@ -158,5 +158,5 @@ async def open_measurer(
 
 
 def needs_management(triggers: Sequence[Trigger]) -> bool:
-    """Say whether any trigger counts over RabbitMQ's HTTP API."""
+    """Return whether any trigger counts over RabbitMQ's HTTP API."""
     return any(isinstance(it, RabbitMQTrigger) and it.protocol is Protocol.HTTP for it in triggers)

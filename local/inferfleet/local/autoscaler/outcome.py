@@ -1,4 +1,4 @@
-"""What a simulation came to."""
+"""The result of a simulation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from inferfleet.local.autoscaler.trace import Arrival
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """The fleet at one moment. ``gpus`` are those paid for: loading and draining ones too."""
+    """The fleet at one moment. ``gpus`` counts all GPUs in use, including loading and draining ones."""
 
     time_s: float
     ready: int
@@ -26,7 +26,7 @@ class Sample:
 
 @dataclass(slots=True, kw_only=True)
 class SimulationResult:
-    """All that happened, and its summary."""
+    """The history of a simulation, and its summary."""
 
     arrivals: Sequence[Arrival]
     finished: list[SimulatedJob] = field(default_factory=list["SimulatedJob"])
@@ -37,27 +37,27 @@ class SimulationResult:
     duration_s: float = 0.0
 
     def end(self, now: float) -> None:
-        """Note the end; what still runs is paid for until then."""
+        """Record the end, until which the running replicas count."""
         self.duration_s = now
 
     @property
     def gpu_hours(self) -> float:
-        """What is paid for, from the decision to have a replica until it has ended."""
+        """The GPU hours of all replicas, each from the decision to start it until it has ended."""
         ends = (self.duration_s if it.ended_at is None else it.ended_at for it in self.replicas)
         return sum(end - it.started_at for end, it in zip(ends, self.replicas, strict=True)) / 3600
 
     @property
     def waits_s(self) -> list[float]:
-        """From submission to the engine's first step for it, of each finished job."""
+        """The time from submission to the engine's first step, of each finished job."""
         return [job.started_at - job.arrival.time_s for job in self.finished if job.started_at is not None]
 
     @property
     def latencies_s(self) -> list[float]:
-        """From submission to the last token, of each finished job."""
+        """The time from submission to the last token, of each finished job."""
         return [job.finished_at - job.arrival.time_s for job in self.finished if job.finished_at is not None]
 
     def summary(self) -> dict[str, Any]:
-        """Put it in a few numbers, as JSON has them. Times are seconds."""
+        """Summarise the result in a few numbers for JSON. Times are seconds."""
         busy_hours = self.gpu_hours
         tokens = sum(job.arrival.output_tokens for job in self.finished)
         return {

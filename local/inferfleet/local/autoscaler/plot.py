@@ -1,4 +1,4 @@
-"""A picture of a simulation. Needs matplotlib, the extra ``plot``."""
+"""A plot of a simulation. Needs matplotlib, the extra ``plot``."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 KINDS = (".png", ".svg")
 BINS = 120
-"""Arrivals are counted in so many intervals, and waits shown for each."""
+"""The number of intervals for which arrivals and waits are shown."""
 
 
 def check_plot(path: Path) -> None:
-    """Raise ``ConfigurationError`` now rather than after a long simulation, if no plot can be drawn there."""
+    """Raise ``ConfigurationError`` now, rather than after a long simulation, if the plot cannot be drawn."""
     if path.suffix not in KINDS:
         raise ConfigurationError(f"--plot {path}: the name must end in {' or '.join(KINDS)}")
     if not path.absolute().parent.is_dir():

@@ -15,9 +15,9 @@ from inferfleet.worker.engines.simulated import SimulatedParameters
 
 
 class EngineProfile(SimulatedParameters):
-    """One replica: the simulated engine's arguments and the worker's settings that matter for its speed.
+    """One replica: the simulated engine's arguments, and the worker's settings that affect its speed.
 
-    ``load_s`` is the time from the decision to have it until it takes jobs: node, image, model.
+    ``load_s`` is the time from the decision to start it until it takes jobs: node, image, model.
     """
 
     load_s: Annotated[float, Field(ge=0)] = 60.0
@@ -27,14 +27,14 @@ class EngineProfile(SimulatedParameters):
 
 
 PROFILES: Mapping[str, EngineProfile] = MappingProxyType({"llama-3.1-8b-h100": EngineProfile()})
-"""By name. Derived, not measured: worker/engines/simulated/parameters.py says from what."""
+"""The profiles by name, derived, not measured; worker/engines/simulated/parameters.py has the sources."""
 
 
 def read_profile(name: str) -> EngineProfile:
-    """Take a profile by its name, or read it from a JSON file with any of the fields.
+    """Return a profile by its name, or read it from a JSON file with any of the fields.
 
     Raises:
-        ConfigurationError: There is no such profile or file, or it holds something wrong.
+        ConfigurationError: There is no such profile or file, or the file is invalid.
 
     """
     if name in PROFILES:

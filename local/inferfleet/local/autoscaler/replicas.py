@@ -1,4 +1,4 @@
-"""Worker processes in place of pods: so many of them, the idlest drained first, dead ones replaced."""
+"""Worker processes in place of pods: keeps their number, drains the idlest first, and replaces dead ones."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from inferfleet.schemas.heartbeat import Heartbeat, WorkerPhase
 from inferfleet.schemas.settings import WorkerSettings
 
 REPLACEMENTS = 5
-"""After so many replacements in a row, none of which got ready, something is wrong with all of them."""
+"""After so many replacements in a row that did not become ready, something is wrong with all of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drained:
-    """A worker that was told to end, and what it ran at that moment. Later: how it ended."""
+    """A worker that was told to drain, and the number of jobs that it ran then. Later also how it ended."""
 
     worker: str
     jobs: int
@@ -34,8 +34,8 @@ class Drained:
 class Replicas:
     """A number of workers with the same settings.
 
-    As a Deployment does it counts those that it wants, not those that are ready, and forgets a worker as
-    soon as it drains. ``on_drain`` hears of each drain twice: at its start and at its end.
+    Like a Deployment it counts wanted workers, not ready ones, and forgets a worker as soon as it drains. It
+    calls ``on_drain`` twice for each drain: at its start and at its end.
     """
 
     def __init__(
@@ -59,12 +59,12 @@ class Replicas:
 
     @property
     def wanted(self) -> int:
-        """How many there are to be."""
+        """The number of wanted workers."""
         return len(self._workers)
 
     @property
     def draining(self) -> int:
-        """How many are on their way out."""
+        """The number of draining workers."""
         return len(self._draining)
 
     async def scale(self, replicas: int) -> None:
@@ -84,8 +84,8 @@ class Replicas:
         """Replace workers that have ended by themselves.
 
         Raises:
-            ConfigurationError: One ended because a setting is wrong.
-            WorkerProcessError: One after the other ended before it was ready.
+            ConfigurationError: A worker ended because a setting is invalid.
+            WorkerProcessError: One worker after the other ended before it was ready.
 
         """
         ended = [worker for worker in self._workers if worker.poll() is not None]

@@ -1,4 +1,4 @@
-"""What the autoscaler says while it works: lines to read, or lines of JSON."""
+"""Reports what the autoscaler does, as text lines or as lines of JSON."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Change:
 
 
 class Reporter:
-    """Prints changes and drains on stdout, and says everything else, on stderr for example."""
+    """Prints changes and drains on stdout, and passes everything else to ``say``, for stderr for example."""
 
     def __init__(self, *, as_json: bool, say: Callable[[str], None]) -> None:
         self._as_json = as_json
@@ -54,7 +54,7 @@ class Reporter:
             self.say(f"{drained.worker} ended with code {drained.exit_code} while it drained")
 
     def failing(self, trigger: str, error: str | None) -> None:
-        """Say when a trigger begins to fail, and when it can be read again."""
+        """Report when a trigger begins to fail, and when it works again."""
         before = self._failing.pop(trigger, None)
         if error is not None:
             self._failing[trigger] = error
@@ -64,14 +64,14 @@ class Reporter:
             self.say(f"reading {trigger} works again")
 
     def ended(self, *, most: int, changes: int, worker_s: float) -> None:
-        """Print what the whole run came to."""
+        """Print the totals of the run."""
         if self._as_json:
             self._print_json("end", {"most": most, "changes": changes, "worker_s": round(worker_s, 1)})
         else:
             self._print(f"at most {most} workers, {changes} changes, {worker_s:.0f} worker seconds")
 
     def summed_up(self, summary: Mapping[str, object]) -> None:
-        """Print the summary of a simulation: as JSON the last line, to read a list."""
+        """Print the summary of a simulation: one line of JSON, or a list for a person."""
         if self._as_json:
             self._print_json("summary", summary)
             return
@@ -81,7 +81,7 @@ class Reporter:
             self._print(f"{name:>24}  {text}")
 
     def say(self, text: str) -> None:
-        """Print what is no decision."""
+        """Print a remark."""
         self._say(text)
 
     def _print_json(self, event: str, fields: Mapping[str, object]) -> None:

@@ -1,7 +1,7 @@
-"""Read a KEDA ScaledObject, with KEDA's defaults, from a manifest.
+"""Reads a KEDA ScaledObject, with KEDA's defaults, from a manifest.
 
-What would change a decision and cannot be followed here is an error, never skipped in silence. Whether
-the manifest as a whole is valid is for KEDA's own schema to say.
+A field that would change a decision and is not supported is an error, and never silently skipped. This module
+does not validate the rest of the manifest; KEDA's own schema does.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class _Part(BaseModel):
 
 
 class Policy(_Part):
-    """So many pods, or so many percent of them, in a period."""
+    """A number of pods, or a percentage of them, per period."""
 
     type: Literal["Pods", "Percent"]
     value: Annotated[int, Field(ge=1)]
@@ -102,10 +102,10 @@ class _Spec(_Part):
 
 
 class ScaledObject(BaseModel):
-    """What decides about the number of replicas. Periods are in seconds.
+    """The fields that decide about the number of replicas. Periods are in seconds.
 
-    ``behavior`` is ``None`` where the manifest has none: the HPA then goes its older way.
-    ``paused_replicas`` is the number to stay at; ``paused`` without it, the number there is.
+    ``behavior`` is ``None`` if the manifest has none; then the HPA's older rules apply. ``paused_replicas``
+    is the number to stay at; with ``paused`` alone it is the current number.
     """
 
     model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
@@ -124,14 +124,14 @@ class ScaledObject(BaseModel):
     paused: bool = False
     paused_replicas: int | None = None
     remarks: tuple[str, ...] = ()
-    """What of the manifest means nothing here, a line each."""
+    """Parts of the manifest that have no effect here, one line each."""
 
     @property
     def pool(self) -> str:
-        """The pool whose queue its first RabbitMQ trigger watches.
+        """The pool whose queue the first RabbitMQ trigger watches.
 
         Raises:
-            ConfigurationError: There is none.
+            ConfigurationError: There is no such trigger.
 
         """
         prefix = job_queue("")
@@ -149,8 +149,8 @@ def read_scaled_object(path: Path, *, name: str | None = None) -> ScaledObject:
     """Read the ScaledObject in a YAML file, which may hold other objects too.
 
     Raises:
-        ConfigurationError: There is none, there are several and ``name`` does not say which, or it holds
-            something that is wrong or cannot be followed here.
+        ConfigurationError: There is none, there are several and ``name`` does not select one, or it has an
+            invalid or unsupported field.
 
     """
     try:

@@ -1,4 +1,4 @@
-"""KEDA and the HPA together, on a clock that the caller owns."""
+"""KEDA and the HPA together, on the caller's clock."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from inferfleet.local.autoscaler.scaled_object import ScaledObject
 class Scaler:
     """Decides for one ScaledObject, by ``poll`` and by ``sync``.
 
-    Call ``poll`` each ``pollingInterval`` and ``sync`` each ``hpa.SYNC_S``, both with readings taken at that
-    moment: KEDA measures anew whenever the HPA asks.
+    Call ``poll`` every ``pollingInterval`` and ``sync`` every ``hpa.SYNC_S``, both with current readings:
+    KEDA measures again whenever the HPA queries it.
     """
 
     def __init__(self, scaled_object: ScaledObject, *, now: float) -> None:
@@ -26,7 +26,7 @@ class Scaler:
         return self._activation.decide(now=now, readings=readings, replicas=replicas)
 
     def sync(self, *, now: float, readings: Readings, replicas: int) -> Decision:
-        """Decide as the HPA does, told of failing triggers what KEDA would tell it."""
+        """Decide as the HPA does, with KEDA's fallback for failing triggers."""
         if replicas:
             readings = self._failures.answer(readings, replicas=replicas)
         return self._hpa.decide(now=now, readings=readings, replicas=replicas)

@@ -1,8 +1,8 @@
-"""The autoscaler on a trace of arrivals, in simulated time: a plan before there is a bill.
+"""Runs the autoscaler on a trace of arrivals in simulated time, to plan before you pay.
 
-The decisions are those of the live autoscaler, the engine is the simulated engine's own batch, and between
+The decisions are those of the live autoscaler, and the engine is the simulated engine's own batch. Between
 them is a model of a queue: priorities, round-robin delivery up to what a worker holds, and statistics that
-RabbitMQ's HTTP API updates each 5 s. Not modelled: crashes, retries, sessions, and the time to publish.
+RabbitMQ's HTTP API updates every 5 s. It does not model crashes, retries, sessions, or the time to publish.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from inferfleet.schemas.errors import ConfigurationError
 from inferfleet.schemas.heartbeat import WorkerPhase
 
 STATISTICS_S = 5.0
-"""``collect_statistics_interval`` of RabbitMQ: how old what its HTTP API says can be."""
+"""RabbitMQ's ``collect_statistics_interval``: the highest age of its HTTP API's numbers."""
 
 STALL_S = 3600.0
-"""Jobs that are left when nothing has run or finished for so long never will."""
+"""If nothing has run or finished for so long, the remaining jobs never will."""
 
 
 def simulate(
@@ -107,7 +107,7 @@ class _Simulation:
         self._give([job])
 
     def _observe(self) -> None:
-        """RabbitMQ's statistics, the exporter's numbers and our own picture, all at the same pace."""
+        """Update RabbitMQ's statistics, the exporter's numbers and our samples, at the same interval."""
         held = sum(it.held for it in (*self._replicas, *self._draining))
         ready_workers = sum(it.phase is WorkerPhase.READY for it in self._replicas)
         oldest = min((job.arrival.time_s for _, job in self._queue), default=self._now)
@@ -155,7 +155,7 @@ class _Simulation:
         self._deliver()
 
     def _deliver(self) -> None:
-        """Hand out jobs in turn, as RabbitMQ does, to those who still have room."""
+        """Deliver jobs round-robin, as RabbitMQ does, to the replicas that have room."""
         full = 0
         while self._queue and full < len(self._replicas):
             replica = self._replicas[0]

@@ -1,4 +1,4 @@
-"""What triggers would read in a simulation: RabbitMQ's counts, and the exporter's gauges by their names."""
+"""The metrics that triggers read in a simulation: RabbitMQ's counts, and the exporter's gauges by name."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from inferfleet.local.autoscaler.triggers import PrometheusTrigger, Protocol, Ra
 from inferfleet.schemas.errors import ConfigurationError
 
 WINDOW_S = 60.0
-"""Over how long the exporter measures the throughput."""
+"""The period over which the exporter measures the throughput."""
 
 _FACTOR = re.compile(r"(?:max|min|sum)\(\s*(?P<name>[a-z_]+)\s*(?:\{(?P<labels>[^}]*)\})?\s*\)")
 
 
 class SimulatedMetrics:
-    """The numbers as of the last ``observe``. ``published`` is for the caller to count."""
+    """The numbers as of the last ``observe``. The caller counts ``published``."""
 
     def __init__(self, triggers: Sequence[Trigger]) -> None:
         self.published = 0
@@ -31,7 +31,7 @@ class SimulatedMetrics:
     def observe(
         self, *, now: float, ready: int, unacked: int, oldest_age_s: float, finished: int, ready_workers: int
     ) -> None:
-        """Take over the state of the fleet at this moment."""
+        """Record the current state of the fleet."""
         self._ready, self._unacked = ready, unacked
         self._finished.append((now, finished))
         while now - self._finished[0][0] > WINDOW_S:
@@ -50,7 +50,7 @@ class SimulatedMetrics:
         }
 
     def read(self, *, ready_now: int) -> Readings:
-        """Read all triggers. AMQP knows the ready messages of this moment, all else is as last observed."""
+        """Read all triggers. AMQP has the current ready messages; all other numbers are as last observed."""
         return [read(ready_now) for read in self._readers]
 
     def _reader(self, trigger: Trigger) -> Callable[[int], Reading]:
@@ -73,7 +73,7 @@ class SimulatedMetrics:
 
 
 def _factors(trigger: PrometheusTrigger) -> list[str]:
-    """Take a query apart that multiplies gauges of the exporter."""
+    """Parse a query that multiplies gauges of the exporter."""
     names: list[str] = []
     for factor in trigger.query.split("*"):
         match = _FACTOR.fullmatch(factor.strip())

@@ -13,7 +13,7 @@ from inferfleet.worker.engines.simulated.batch import Batch, Phase, Sequence, St
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class SimulatedJob:
-    """A job on its way. ``generated`` is what its journal holds; times are seconds of the trace."""
+    """A simulated job. ``generated`` counts the tokens in its journal; times are seconds of the trace."""
 
     arrival: Arrival
     number: int
@@ -23,7 +23,7 @@ class SimulatedJob:
 
     @property
     def order(self) -> tuple[int, int]:
-        """Its place in the queue: a job given back gets its old one."""
+        """The job's place in the queue. A requeued job gets its old place."""
         return -self.arrival.priority, self.number
 
 
@@ -31,7 +31,7 @@ class SimulatedJob:
 class SimulatedReplica:
     """A worker. It costs a GPU from ``started_at`` to ``ended_at``.
 
-    ``finished`` is called with each job that ends, when the step that ends it does.
+    It calls ``finished`` with each job, at the end of the step that finishes it.
     """
 
     profile: EngineProfile
@@ -49,24 +49,24 @@ class SimulatedReplica:
 
     @property
     def held(self) -> int:
-        """Jobs taken and not finished: what RabbitMQ calls unacked."""
+        """The number of unfinished jobs that it has taken, which are unacked in RabbitMQ."""
         return len(self._jobs)
 
     @property
     def has_room(self) -> bool:
-        """Whether it takes one more job."""
+        """Whether it can take one more job."""
         return (
             self.phase is WorkerPhase.READY and self.held < self.profile.max_running + self.profile.look_ahead
         )
 
     @property
     def deletion_cost(self) -> tuple[bool, int]:
-        """Its place among the victims: those that load first, then by tokens in flight."""
+        """Its place in the order of deletion: loading replicas first, then by tokens in flight."""
         tokens = sum(1 + sequence.prompt_tokens + sequence.generated for sequence in self._jobs)
         return self.phase is WorkerPhase.READY, tokens
 
     def take(self, job: SimulatedJob) -> None:
-        """Put a job into the engine; it goes on where its journal ends."""
+        """Put a job into the engine, which resumes it where its journal ends."""
         sequence = Sequence(
             prompt_tokens=job.arrival.prompt_tokens,
             target=job.arrival.output_tokens,
@@ -77,7 +77,7 @@ class SimulatedReplica:
         self._batch.add(sequence)
 
     def begin_step(self, now: float) -> float | None:
-        """Start computing the next step; returns how long it takes, or ``None`` with nothing to do."""
+        """Start the next step. Return how long it takes, or ``None`` if there is nothing to do."""
         self.step = self._batch.schedule()
         if self.step is None:
             return None
@@ -88,7 +88,7 @@ class SimulatedReplica:
         return self.step.duration_s
 
     def end_step(self) -> None:
-        """Hand out the tokens of the step."""
+        """Give the tokens of the step to their jobs."""
         step, self.step = self.step, None
         if step is None:
             return
@@ -98,7 +98,7 @@ class SimulatedReplica:
                 self.finished(self._jobs.pop(sequence))
 
     def give_back(self, *, running: bool) -> list[SimulatedJob]:
-        """Take jobs out of the engine: those that wait in it, or all, each with the tokens it has by now."""
+        """Take the waiting jobs, or all jobs, out of the engine, each with its tokens so far."""
         leaving = [it for it in self._jobs if running or it.phase is not Phase.RUNNING]
         for sequence in leaving:
             self._batch.remove(sequence)

@@ -19,7 +19,7 @@ COLUMNS = ("time_s", "priority", "prompt_tokens", "output_tokens")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arrival:
-    """One job: when it is submitted, in seconds, and how much work it is."""
+    """One job: when it is submitted, in seconds, and how many tokens it has."""
 
     time_s: float
     prompt_tokens: int
@@ -28,13 +28,13 @@ class Arrival:
 
 
 def read_trace(path: Path, *, pool: str) -> list[Arrival]:
-    """Read arrivals, ordered by time. With a column ``pool``, those of this pool.
+    """Read arrivals, ordered by time. If there is a column ``pool``, read only those of this pool.
 
-    The first line names the columns: ``time_s,priority,prompt_tokens,output_tokens``, in any order. Times
-    start anywhere; the first arrival is at 0 then. A priority is 0 to 9, 9 most urgent.
+    The first line names the columns: ``time_s,priority,prompt_tokens,output_tokens``, in any order. Times may
+    start anywhere; the first arrival becomes 0. A priority is 0 to 9, 9 most urgent.
 
     Raises:
-        ConfigurationError: The file cannot be read, or a line is wrong; the message says which.
+        ConfigurationError: The file cannot be read, or a line is invalid; the message says which.
 
     """
     try:

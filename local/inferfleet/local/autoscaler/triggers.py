@@ -1,4 +1,4 @@
-"""The triggers of a ScaledObject: what they measure, and what counts as too much of it."""
+"""The triggers of a ScaledObject: what they measure, and their targets."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class MetricType(StrEnum):
 
 
 class Protocol(StrEnum):
-    """How KEDA asks RabbitMQ. ``amqp`` counts ready messages only, ``http`` ready and unacked ones."""
+    """How KEDA queries RabbitMQ. ``amqp`` counts only ready messages, ``http`` ready and unacked ones."""
 
     AMQP = "amqp"
     HTTP = "http"
@@ -44,7 +44,7 @@ class RabbitMQTrigger:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrometheusTrigger:
-    """The value of a query. No data is 0 if ``ignore_null_values``, else an error."""
+    """The value of a query. Missing data is 0 if ``ignore_null_values``, otherwise an error."""
 
     name: str
     server: str
@@ -62,7 +62,7 @@ def parse_trigger(trigger: Mapping[str, Any], *, number: int) -> Trigger:
     """Read one entry of ``triggers``.
 
     Raises:
-        ConfigurationError: KEDA would refuse it, or it cannot be had here.
+        ConfigurationError: KEDA would refuse the trigger, or it is not supported here.
 
     """
     kind = str(trigger.get("type", ""))

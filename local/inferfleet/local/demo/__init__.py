@@ -1,5 +1,5 @@
-"""A whole fleet at work on one machine, for somebody who sees it for the first time.
+"""A demo of a whole fleet on one machine, for people who see it for the first time.
 
-The workers are processes of their own, the jobs go through the broker, and what is reported at the end is
-what the records say: nothing here has a shorter way than a user's program would have.
+The workers are separate processes, the jobs go through the broker, and the report at the end comes from the
+records. The demo has no shortcut that a user's program would not have.
 """

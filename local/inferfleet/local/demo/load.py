@@ -1,4 +1,4 @@
-"""The producer of the demo: submits the jobs, waits for all, and streams an urgent one in between."""
+"""The demo's producer: submits the jobs, waits for all of them, and streams an urgent one in between."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ URGENT_COMES_AT = 1 / 3
 class Load:
     """``progress.total`` jobs, one of them urgent.
 
-    ``kill`` kills a worker by its id. It is called in the middle of the urgent answer, with the worker that
-    generates it; without it no worker dies.
+    ``kill`` kills a worker by its id. In the middle of the urgent answer it is called with the worker that
+    generates the answer. Without ``kill`` no worker dies.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Load:
         self.submitted: list[Job] = []
 
     async def run(self) -> None:
-        """Return when every job has its result, or turns out to have no record."""
+        """Run the load. Return when every job has a result, or turns out to have no record."""
         jobs = self._workload.mixed_jobs(self._progress.total - 1, seed=self._seed)
         self.submitted += await self._fleet.submit_many(jobs)
         self._submit_urgent_in_the_middle()

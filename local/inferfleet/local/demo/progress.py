@@ -1,4 +1,4 @@
-"""How far the demo is: what the views show while it runs."""
+"""The progress of the demo, which the views show while it runs."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ class UrgentStream:
     first_token_s: float | None = None
     kill: Kill | None = None
     resumed_s: float | None = None
-    """When the first token came after the kill."""
+    """When the first token after the kill arrived."""
     finished_s: float | None = None
     began_again: bool = False
-    """Whether an attempt threw away what the reader had seen: what must not happen."""
+    """Whether an attempt restarted an answer that the reader had seen, which must not happen."""
 
     @property
     def text(self) -> str:
@@ -59,7 +59,7 @@ class UrgentStream:
         return "".join(passage.text for passage in self.passages)
 
     def read(self, entry: JournalEntry, *, at_s: float) -> None:
-        """Take in the next line of the journal."""
+        """Process the next line of the journal."""
         match entry:
             case RunningEntry():
                 self.passages.append(Passage(entry.worker_id, entry.resumed_from))
@@ -86,10 +86,10 @@ class WorkerView:
     heartbeat: Heartbeat | None = None
     killed: bool = False
     tokens_generated: int = 0
-    """By its last answer."""
+    """As of its last heartbeat."""
 
     def hear(self, heartbeat: Heartbeat | None) -> None:
-        """Take in what it answered when it was asked how it is."""
+        """Record the worker's heartbeat."""
         self.heartbeat = heartbeat
         if heartbeat is not None:
             self.tokens_generated = max(self.tokens_generated, heartbeat.tokens_generated)
@@ -97,7 +97,7 @@ class WorkerView:
 
 @dataclass(slots=True, kw_only=True)
 class Progress:
-    """Counts at this moment. ``queued`` is ``None`` while it is not known."""
+    """The current counts. ``queued`` is ``None`` while it is unknown."""
 
     total: int
     finished: int = 0
@@ -122,7 +122,7 @@ class Progress:
 
     @property
     def tokens_per_s(self) -> float:
-        """Tokens of the answers that came in the last seconds, per second."""
+        """Tokens per second of the answers that arrived in the last seconds."""
         now = time.monotonic()
         while self._recent and self._recent[0][0] < now - RATE_WINDOW_S:
             self._recent.popleft()
@@ -137,5 +137,5 @@ class Progress:
         self._recent.append((self.changed, result.usage.completion_tokens))
 
     def number(self, worker_id: str) -> int:
-        """The number of a worker, from 1. 0 for one that is none of the demo's."""
+        """Return the number of a worker, from 1; 0 for a worker that is not the demo's."""
         return next((n for n, worker in enumerate(self.workers, start=1) if worker.id == worker_id), 0)

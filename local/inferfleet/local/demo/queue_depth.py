@@ -1,4 +1,4 @@
-"""How many jobs wait in the broker: asked with a passive declare, which answers at once."""
+"""Reads how many jobs wait in the broker, by a passive declaration, which is answered at once."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ CONNECT_TIMEOUT_S = 10.0
 
 @asynccontextmanager
 async def queue_depth(amqp_url: str, pool: str) -> AsyncGenerator[Callable[[], Awaitable[int | None]]]:
-    """Yield a function that asks for the number of jobs ready in the pool's queue.
+    """Yield a function that reads the number of ready jobs in the pool's queue.
 
-    It gives ``None`` once the connection is lost: a view that lacks a number is no reason to end.
+    The function returns ``None`` once the connection is lost, so that the demo continues without the number.
 
     Raises:
         ServiceUnreachableError: RabbitMQ cannot be reached.

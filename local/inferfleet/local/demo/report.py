@@ -1,4 +1,4 @@
-"""What the demo says at the end, worked out from the records and journals of its jobs."""
+"""The demo's final report, computed from the records and journals of its jobs."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ class Waits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Takeover:
-    """What became of the answers of the worker that was killed.
+    """What became of the answers of the killed worker.
 
-    ``tokens_kept`` were in the journals of the ``jobs`` that went on elsewhere, behind them. Of the
-    ``tokens_seen`` that the reader of the urgent answer had, ``seen_twice`` were generated again.
+    ``jobs`` continued on another worker, behind the ``tokens_kept`` tokens in their journals. Of the
+    ``tokens_seen`` that the reader of the urgent answer had seen, ``seen_twice`` were generated again.
     """
 
     killed: str
@@ -51,7 +51,7 @@ class Takeover:
 
     @property
     def kept_promise(self) -> bool:
-        """Whether the urgent answer went on behind all that its reader had seen."""
+        """Whether the urgent answer continued behind everything that its reader had seen."""
         return self.seen_twice == 0
 
     def as_json(self) -> dict[str, Any]:
@@ -68,10 +68,10 @@ class Takeover:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """The outcome. ``failed`` is every end but success; ``lost`` are jobs without a terminal result.
+    """The report. ``failed`` counts every end but success, ``lost`` the jobs without a result.
 
-    ``tokens`` are those of the answers, prompts not counted; ``paid_twice`` were generated besides.
-    ``waits`` begins with the most urgent. ``takeover`` is ``None`` if no worker was killed.
+    ``tokens`` counts those of the answers, without prompts; ``paid_twice`` counts further generated tokens.
+    ``waits`` begins with the most urgent priority. ``takeover`` is ``None`` if no worker was killed.
     """
 
     services: str
@@ -88,7 +88,7 @@ class Report:
 
     @property
     def flawless(self) -> bool:
-        """Whether every job succeeded, and the urgent answer went on where it was."""
+        """Whether every job succeeded, and the urgent answer was resumed where it was."""
         return self.succeeded == self.jobs and (self.takeover is None or self.takeover.kept_promise)
 
     @property
@@ -169,8 +169,8 @@ def report_on(
 ) -> Report:
     """Report on ``total`` jobs, of which those in ``jobs`` were accepted.
 
-    ``journals`` are of those jobs that more than one attempt ran. ``tokens_generated`` is the sum of what all
-    workers counted; ``killed`` is what a person calls the one that ``urgent`` says was killed.
+    ``journals`` are those of the jobs with more than one attempt. ``tokens_generated`` is the sum over all
+    workers; ``killed`` is a person's name for the worker that was killed according to ``urgent``.
     """
     waits_s: defaultdict[int, list[float]] = defaultdict(list)
     succeeded = failed = tokens = 0
@@ -236,11 +236,11 @@ def _takeover(
 
 
 def _first_wait_s(journal: Sequence[JournalEntry]) -> float:
-    """The time from the first line of a journal to the start of the first attempt."""
+    """Return the time from the first line of a journal to the start of the first attempt."""
     started = next(entry.at for entry in journal if isinstance(entry, RunningEntry))
     return (started - journal[0].at).total_seconds()
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The smallest value that at least ``share`` of the values do not exceed (nearest rank)."""
+    """Return the smallest value that at least ``share`` of the values do not exceed (nearest rank)."""
     return sorted(values)[math.ceil(share * len(values)) - 1]

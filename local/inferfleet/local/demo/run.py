@@ -1,4 +1,4 @@
-"""The demo from its workers' start to its report."""
+"""Runs the demo, from the start of its workers to its report."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ READY_TIMEOUT_S = 900.0
 """A large model takes minutes to load."""
 
 STALL_S = 180.0
-"""After so long without any finished job the jobs that are left count as lost. Well above a lease."""
+"""After so long without a finished job the remaining jobs count as lost. Well above a lease."""
 
 LOOK_INTERVAL_S = 0.15
 
@@ -39,11 +39,11 @@ async def run_demo(
 ) -> Report:
     """Start ``workers`` workers, put ``jobs`` jobs through them, and report.
 
-    In the middle of the urgent answer the worker that generates it is killed, if there is another one. A
-    worker that dies by itself is a message, not an end, as long as there is another one.
+    In the middle of the urgent answer, kill the worker that generates it, if there is another one. If a
+    worker dies by itself, report it and continue, as long as there is another one.
 
     Raises:
-        ConfigurationError: A worker ended before it was ready, because a setting is wrong.
+        ConfigurationError: A worker ended before it was ready, because a setting is invalid.
         WorkerProcessError: A worker ended before it was ready for another reason, or all ended.
         ServiceUnreachableError: RabbitMQ or Redis does not answer.
 
@@ -107,7 +107,7 @@ async def _watch(
     depth: Callable[[], Awaitable[int | None]],
     view: View,
 ) -> None:
-    """Show the load as it runs, until it has ended or has come to a stop."""
+    """Show the load while it runs, until it has ended or stalled."""
     running = asyncio.create_task(load.run())
     alive = list(workers.values())
     try:
@@ -134,14 +134,14 @@ async def _watch(
 
 
 async def _ask(workers: Mapping[str, WorkerProcess], progress: Progress) -> None:
-    """Ask all workers how they are."""
+    """Read the heartbeats of all workers."""
     heartbeats = await asyncio.gather(*(workers[each.id].heartbeat() for each in progress.workers))
     for each, heartbeat in zip(progress.workers, heartbeats, strict=True):
         each.hear(heartbeat)
 
 
 async def _journals(fleet: Fleet, records: Mapping[str, JobRecord | None]) -> dict[str, list[JournalEntry]]:
-    """Read the journals of the finished jobs that more than one attempt ran."""
+    """Read the journals of the finished jobs with more than one attempt."""
 
     async def read(job_id: str) -> list[JournalEntry]:
         return [line.entry async for line in fleet.stream(job_id)]

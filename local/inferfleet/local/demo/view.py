@@ -1,4 +1,4 @@
-"""What a person sees while the demo runs: a live picture on a terminal, else a few plain lines."""
+"""Shows the demo while it runs: a live picture on a terminal, otherwise a few plain lines."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ COLOURS = ("magenta", "cyan", "green", "yellow", "blue")
 
 
 class View(Protocol):
-    """Shows how the demo goes. A context manager: at its end the terminal is as it was."""
+    """Shows the demo. A context manager, which restores the terminal at its end."""
 
     def __enter__(self) -> Self:
         """Begin."""
@@ -39,11 +39,11 @@ class View(Protocol):
         ...
 
     def say(self, text: str) -> None:
-        """Print something that stays."""
+        """Print a line that stays."""
         ...
 
     def show(self, progress: Progress) -> None:
-        """Show how far it is. Called some times a second."""
+        """Show the progress. Called several times a second."""
         ...
 
 
@@ -68,7 +68,7 @@ class PlainLines:
         err(f"{text}\n")
 
     def show(self, progress: Progress) -> None:
-        """Print a line if it is time for one, and what happens to the urgent job."""
+        """Print a line if one is due, and the events of the urgent job."""
         if time.monotonic() >= self._next_line:
             self._next_line = time.monotonic() + PLAIN_INTERVAL_S
             self.say(
@@ -88,7 +88,7 @@ class PlainLines:
 
 
 class LivePicture:
-    """A picture on the terminal that is drawn anew some times a second."""
+    """A picture on the terminal that is redrawn several times a second."""
 
     def __init__(self, console: Console) -> None:
         self._live = Live(console=console, auto_refresh=False)
@@ -162,7 +162,7 @@ def _urgent(progress: Progress) -> RenderableType:
 
 
 def _flowing(text: str) -> str:
-    """Text from outside as a part of one line: unlike ``line`` it keeps the space at its ends."""
+    """Return text from outside as a part of one line. Unlike ``line`` it keeps spaces at the ends."""
     return printable(SPACE.sub(" ", text), one_line=True)
 
 
@@ -171,7 +171,7 @@ def _colour(number: int) -> str:
 
 
 def _story(progress: Progress, urgent: UrgentStream) -> list[str]:
-    """What has happened to the urgent job so far, a sentence each."""
+    """Return the events of the urgent job so far, one sentence each."""
     story: list[str] = []
     if urgent.first_token_s is not None:
         story.append(f"urgent job, streamed: first token after {urgent.first_token_s:.2f} s")
@@ -190,7 +190,7 @@ def _story(progress: Progress, urgent: UrgentStream) -> list[str]:
 
 
 def _plain(progress: Progress, urgent: UrgentStream) -> str:
-    """The urgent answer with a mark where another worker went on."""
+    """Return the urgent answer with a mark where another worker resumed it."""
     parts = [
         f"[worker {progress.number(passage.worker_id)}] {' '.join(passage.text.split())}"
         for passage in urgent.passages

@@ -21,7 +21,7 @@ DEFAULTS: dict[str, Any] = {
     "drain_timeout_s": 2.0,
     "log_format": LogFormat.CONSOLE,
 }
-"""What the demo sets where the environment leaves it open."""
+"""The demo's settings, unless the environment overrides them."""
 
 MEMORY_SHARE = 0.8
 """The share of the device's memory for all vLLM workers together. Alone, each would take nine tenths."""
@@ -31,7 +31,7 @@ def worker_settings(engine: str, model: str | None, *, workers: int) -> WorkerSe
     """Read the environment, and add the demo's own defaults for ``workers`` workers on one machine.
 
     Raises:
-        ConfigurationError: A variable is wrong, no engine has this name, or vLLM has no model.
+        ConfigurationError: A variable is invalid, no engine has this name, or vLLM has no model.
 
     """
     given = read_settings(WorkerSettings).model_fields_set

@@ -1,4 +1,4 @@
-"""The demo's jobs: mixed in length and priority, and the same again for the same seed."""
+"""The demo's jobs, of mixed lengths and priorities, and the same for the same seed."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ SHARES: Mapping[Priority, float] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A kind of work: its share of the jobs, and the range its answers' lengths are from, in tokens.
+    """A kind of work: its share of the jobs, and the range of its answers' lengths in tokens.
 
-    A job takes one of the prompts, in turn. ``{number}`` in it becomes the job's number.
+    The jobs take the prompts in turn. ``{number}`` in a prompt becomes the job's number.
     """
 
     share: float
@@ -32,10 +32,10 @@ class Task:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """What an engine gets to do. ``jobs`` is how many if nobody says how many.
+    """The workload of an engine. ``jobs`` is the default number of jobs.
 
-    ``parameters`` are those that each request has besides its prompt and ``max_tokens``. The worker that
-    generates the urgent answer is killed when its reader has seen ``kill_after_tokens`` of it.
+    Each request has these ``parameters`` besides its prompt and ``max_tokens``. The demo kills the worker
+    that generates the urgent answer when the reader has seen ``kill_after_tokens`` of it.
     """
 
     jobs: int
@@ -121,9 +121,9 @@ QUESTIONS = Workload(
     # So that an answer that goes on elsewhere is, to the letter, the one it would have been.
     parameters=MappingProxyType({"temperature": 0}),
 )
-"""Short enough for a small model on a CPU: it answers all of them in a minute or so."""
+"""Short enough for a small model on a CPU, which answers all of them in about a minute."""
 
 
 def workload_for(engine: str) -> Workload:
-    """Choose questions worth reading for an engine that can answer, and a lot of work for one that cannot."""
+    """Choose questions worth reading for a real engine, and many jobs for the simulated one."""
     return SIMULATED if engine == "simulated" else QUESTIONS

@@ -1,7 +1,7 @@
-"""Start RabbitMQ and Redis for one machine, or take the ones whose URLs are given.
+"""Starts RabbitMQ and Redis on one machine, or uses those whose URLs are given.
 
-``with running_services() as services:`` is all that most callers need; it tells where the two are and in
-one line what they are. What runs is told apart by ``ServicesChoice``.
+Most callers only need ``with running_services() as services:``, which yields their URLs and a description in
+one line. ``ServicesChoice`` has the kinds of services.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Ask an AMQP server whether it really serves: one whole handshake on a plain socket, then goodbye."""
+"""Checks whether an AMQP server really serves, by a whole handshake on a plain socket."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ FRAME_END_SIZE = 1
 
 
 def amqp_version(host: str, port: int, *, user: str, password: str) -> str:
-    """Open virtual host ``/`` and return the version that the server says it has.
+    """Open the virtual host ``/`` and return the server's version.
 
     Raises:
-        OSError: Nothing listens, or what listens does not (yet) accept us.
+        OSError: Nothing listens, or the server does not accept connections (yet).
 
     """
     with socket.create_connection((host, port), timeout=TIMEOUT_S) as connection:

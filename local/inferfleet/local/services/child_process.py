@@ -1,4 +1,4 @@
-"""One server as a child process: started in a group of its own, its output in a log file."""
+"""A server as a child process, in its own process group, with its output in a log file."""
 
 from __future__ import annotations
 
@@ -23,8 +23,7 @@ STOP_TIMEOUT_S = 20.0
 class ChildProcess:
     """A process that does not outlive its launcher, and can be killed and started again.
 
-    It gets no signal from the terminal. ``reaper`` kills it if the launcher is killed.
-    Not safe to use from two threads at once.
+    Signals from the terminal do not reach it. ``reaper`` kills it if the launcher is killed. Not thread-safe.
     """
 
     def __init__(
@@ -48,7 +47,7 @@ class ChildProcess:
         """The process id.
 
         Raises:
-            RuntimeError: It does not run.
+            RuntimeError: The process is not running.
 
         """
         if self._process is None:
@@ -57,7 +56,7 @@ class ChildProcess:
 
     @property
     def running(self) -> bool:
-        """Whether the process is alive at this moment."""
+        """Whether the process is alive."""
         return self._process is not None and self._process.poll() is None
 
     def spawn(self) -> None:
@@ -102,7 +101,7 @@ class ChildProcess:
         self._end(signal.SIGKILL)
 
     def stop(self) -> None:
-        """Ask it to end; kill it if it has not within ``STOP_TIMEOUT_S``."""
+        """Ask the process to end, and kill it after ``STOP_TIMEOUT_S``."""
         self._end(signal.SIGTERM)
 
     def _end(self, signal_number: int) -> None:

@@ -1,4 +1,4 @@
-"""The kinds of services there are, and what a caller learns of the ones that run."""
+"""The kinds of services, and what a caller learns about running ones."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class ServicesChoice(StrEnum):
-    """Where RabbitMQ and Redis come from. ``auto`` takes the first of the others that works here."""
+    """Where RabbitMQ and Redis come from. ``auto`` takes the first of the other kinds that works here."""
 
     AUTO = "auto"
     URLS = "urls"
@@ -24,8 +24,8 @@ class ServicesChoice(StrEnum):
 class Fsync(StrEnum):
     """When Redis forces its append-only file to disk.
 
-    With ``ALWAYS`` what Redis has answered survives anything. With ``EVERYSEC`` a busy disk can delay the
-    write itself by up to 2 s, and a kill of the process loses that.
+    With ``ALWAYS`` every write that Redis has answered survives. With ``EVERYSEC`` a busy disk can delay a
+    write by up to 2 s, and killing the process loses it.
     """
 
     EVERYSEC = "everysec"
@@ -34,7 +34,7 @@ class Fsync(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServicesOptions:
-    """Knobs of the services. ``management`` asks for RabbitMQ's HTTP API."""
+    """Options of the services. ``management`` enables RabbitMQ's HTTP API."""
 
     management: bool = False
     fsync: Fsync = Fsync.EVERYSEC
@@ -61,7 +61,7 @@ class Services:
 
     @property
     def announcement(self) -> str:
-        """The line to print at the start, with a second one if there is advice."""
+        """The line to print at the start, and a second line if there is advice."""
         lines = [f"services: {self.description}"]
         if self.advice is not None:
             lines.append(f"          {self.advice}")

@@ -1,8 +1,7 @@
 """RabbitMQ and Redis in Docker containers, through testcontainers.
 
-The modules that testcontainers has for the two need clients of their own (pika); its plain container
-does all that is needed here. Ryuk, its clean-up container, is left out: our reaper does the same without
-another image.
+testcontainers' modules for the two need additional clients (pika), so this module uses its plain container.
+It does not use Ryuk, testcontainers' clean-up container: our reaper does the same without another image.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ LOG_TAIL_LINES = 25
 
 
 def unavailable_reason() -> str | None:
-    """Say why containers cannot run here; ``None`` if they can. Pulls the images if they are not here."""
+    """Say why containers cannot run here; ``None`` if they can. Pulls missing images."""
     # docker-py forgets to close its socket when nobody answers. Without this, the warning about it would
     # come up in whatever code happens to run when the garbage is collected.
     with warnings.catch_warnings():
@@ -74,10 +73,11 @@ def _engine_obstacle() -> str | None:
 
 @contextmanager
 def container_services(options: ServicesOptions) -> Generator[Services]:
-    """Run both until the context ends. RabbitMQ's management API is always there.
+    """Run both until the context ends. RabbitMQ's management API is always enabled.
 
     Raises:
-        ServiceUnreachableError: The engine refused, or one did not start; the message holds its log's end.
+        ServiceUnreachableError: Docker refused, or a container did not start; the message has the end of its
+            log.
 
     """
     suffix = secrets.token_hex(4)

@@ -1,4 +1,4 @@
-"""The embedded broker and fakeredis as services: for machines that have nothing else."""
+"""The embedded broker and fakeredis as services, for machines that have nothing else."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ ADVICE = "for the real ones: apt-get install rabbitmq-server redis-server, or st
 
 
 def unavailable_reason() -> str | None:
-    """Nothing is ever in the way."""
+    """Return ``None``: embedded services can always run."""
     return None
 
 
 @contextmanager
 def embedded_services(options: ServicesOptions) -> Generator[Services]:
-    """Run both in threads of this process until the context ends. Nothing is written to disk.
+    """Run both in threads of this process until the context ends, without writing to disk.
 
     Raises:
-        ConfigurationError: The management API was asked for.
+        ConfigurationError: The caller wants the management API.
 
     """
     if options.management:

@@ -1,4 +1,4 @@
-"""Choose TCP ports for servers that must come back on the same one after a restart."""
+"""Chooses TCP ports for servers that must use the same port again after a restart."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import socket
 
 LOWEST = 20_000
 HIGHEST = 32_000
-"""Below the range that Linux (from 32768) and macOS (from 49152) give to outgoing connections.
+"""Below the range that Linux (from 32768) and macOS (from 49152) use for outgoing connections.
 
-A client that keeps trying to reach a killed server would sooner or later be given that server's own port,
-connect to itself, and keep the server from starting again.
+Otherwise a client that keeps trying to reach a killed server would sooner or later get that server's own
+port, connect to itself, and keep the server from starting again.
 """
 
 

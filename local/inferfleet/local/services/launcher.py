@@ -1,7 +1,7 @@
-"""Choose the services and run them for as long as a ``with`` block lasts.
+"""Chooses the services, and runs them while a ``with`` block lasts.
 
-``auto`` goes by how real and how ready things are: URLs that somebody gave, then Docker, then the server
-binaries of this machine, then the embedded pair, which always works.
+``auto`` prefers the given URLs, then Docker, then the server binaries of this machine, then the embedded
+pair, which always works.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ def running_services(
 ) -> RunningServices:
     """Run services in a ``with`` or ``async with`` block, which yields ``Services``.
 
-    ``amqp_url`` and ``redis_url`` are what the user gave, if anything; other kinds than ``auto`` and
-    ``urls`` ignore them. At the end of the block, and when this process is killed in whatever way, nothing
-    stays behind: no process, container or folder.
+    ``amqp_url`` and ``redis_url`` are the user's URLs, if any; kinds other than ``auto`` and ``urls`` ignore
+    them. After the end of the block, and even if this process is killed, no process, container or folder
+    stays behind.
 
     Raises:
-        ConfigurationError: The kind asked for cannot run here; the message says what is missing.
-        ServiceUnreachableError: It should run here, but did not start.
+        ConfigurationError: The chosen kind cannot run here; the message says what is missing.
+        ServiceUnreachableError: A service should run here, but did not start.
 
     """
     return RunningServices(
@@ -47,7 +47,7 @@ def running_services(
 
 
 class RunningServices:
-    """What ``running_services`` returns. Can be entered once."""
+    """The context manager that ``running_services`` returns. Enter it only once."""
 
     def __init__(
         self,
@@ -136,14 +136,14 @@ class RunningServices:
 
 
 class Source(NamedTuple):
-    """One kind of services: what is in the way of running it here, and how to run it."""
+    """One kind of services: why it cannot run here, and how to run it."""
 
     unavailable_reason: Callable[[], str | None]
     run: Callable[[ServicesOptions], AbstractContextManager[Services]]
 
 
 def source_of(kind: ServicesChoice) -> Source:
-    """Import what runs this kind, and nothing for the others."""
+    """Import only the module that runs this kind."""
     try:
         match kind:
             case ServicesChoice.DOCKER:

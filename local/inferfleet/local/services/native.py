@@ -31,11 +31,11 @@ def unavailable_reason() -> str | None:
 
 @contextmanager
 def native_services(options: ServicesOptions) -> Generator[Services]:
-    """Run both until the context ends. They start side by side; RabbitMQ takes about 4 s.
+    """Run both until the context ends. They start concurrently; RabbitMQ takes about 4 s.
 
     Raises:
         ConfigurationError: A binary is missing.
-        ServiceUnreachableError: One did not start; the message holds the end of its log.
+        ServiceUnreachableError: A server did not start; the message has the end of its log.
 
     """
     rabbitmq_server, port_mapper, redis_server = server_binary(), port_mapper_binary(), redis_binary()

@@ -1,7 +1,7 @@
 """A private RabbitMQ from the binaries on this machine.
 
-It shares nothing with a RabbitMQ that the machine may run as a service: own node name, folder, cookie,
-configuration and ports, and an own ``epmd`` (Erlang's port mapper), which otherwise would stay behind.
+It shares nothing with a RabbitMQ service of the machine: it has its own node name, folder, cookie,
+configuration and ports, and its own ``epmd`` (Erlang's port mapper), which otherwise would stay behind.
 """
 
 from __future__ import annotations
@@ -41,9 +41,8 @@ def port_mapper_binary() -> str | None:
 class RabbitMQProcess:
     """RabbitMQ as a child process on 127.0.0.1, always on the same port.
 
-    ``management`` enables the HTTP API on a port of its own; ``configuration`` are more lines for
-    ``rabbitmq.conf``.
-    Not safe to use from two threads at once.
+    ``management`` enables the HTTP API on another port; ``configuration`` has more lines for
+    ``rabbitmq.conf``. Not thread-safe.
     """
 
     def __init__(
@@ -94,30 +93,30 @@ class RabbitMQProcess:
 
     @property
     def pid(self) -> int:
-        """Process id of the server. Raises ``RuntimeError`` when it does not run."""
+        """The server's process id. Raises ``RuntimeError`` if the server is not running."""
         return self._server.pid
 
     @property
     def port_mapper_pid(self) -> int:
-        """Process id of its ``epmd``."""
+        """The process id of its ``epmd``."""
         return self._port_mapper.pid
 
     @property
     def running(self) -> bool:
-        """Whether the server is alive at this moment."""
+        """Whether the server is alive."""
         return self._server.running
 
     def launch(self) -> None:
-        """Start without waiting until it serves."""
+        """Start the server without waiting until it serves."""
         if not self._port_mapper.running:
             self._port_mapper.spawn()
         self._server.spawn()
 
     def wait_until_ready(self) -> None:
-        """Return when a whole AMQP handshake has worked; about 4 s after the launch on two cores.
+        """Return when a whole AMQP handshake has succeeded, about 4 s after the launch on two cores.
 
         Raises:
-            ServiceUnreachableError: It did not start; the message holds the end of its log.
+            ServiceUnreachableError: The server did not start; the message has the end of its log.
 
         """
         self.version = self._server.wait_until(
@@ -126,25 +125,25 @@ class RabbitMQProcess:
         )
 
     def start(self, *, keep_data: bool = True) -> None:
-        """Start on the same port and wait until it serves, with durable queues or without anything."""
+        """Start on the same port, with the durable queues or empty, and wait until the server serves."""
         if not keep_data:
             shutil.rmtree(self._data, ignore_errors=True)
         self.launch()
         self.wait_until_ready()
 
     def kill(self) -> None:
-        """End it with SIGKILL: no goodbye to clients, and only what is on disk remains."""
+        """Kill the server with SIGKILL. Clients are not told, and only data on disk remains."""
         self._server.kill()
 
     def stop(self) -> None:
-        """End it as an operator would: clients are told, data is written. Takes a second."""
+        """Stop the server as an operator would: it tells its clients, and writes its data. Takes a second."""
         self._server.stop()
 
     def control(self, *arguments: str) -> str:
-        """Run ``rabbitmqctl`` on it, and return what that printed.
+        """Run ``rabbitmqctl`` on the server, and return its output.
 
         Raises:
-            subprocess.CalledProcessError: It failed.
+            subprocess.CalledProcessError: ``rabbitmqctl`` failed.
 
         """
         command = [str(Path(self._command).with_name("rabbitmqctl")), "--silent", *arguments]
@@ -154,7 +153,7 @@ class RabbitMQProcess:
         return answer.stdout
 
     def close(self) -> None:
-        """Kill everything that belongs to it."""
+        """Kill the server and its ``epmd``."""
         self._server.kill()
         self._port_mapper.kill()
 
@@ -173,7 +172,7 @@ def _write_configuration(
 
 
 def _environment() -> dict[str, str]:
-    """What this process has, less what would point at another RabbitMQ."""
+    """Return this process' environment without variables that point at another RabbitMQ."""
     return {name: value for name, value in os.environ.items() if not name.startswith(("RABBITMQ_", "ERL_"))}
 
 

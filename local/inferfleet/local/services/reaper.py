@@ -1,9 +1,9 @@
-"""Cleans up after a launcher that could not do it itself: killed by ``kill -9``, SIGTERM or a crash.
+"""Cleans up after a launcher that could not do so itself, because of ``kill -9``, SIGTERM or a crash.
 
-The launcher starts this file as a process of its own, and tells it through a pipe what there is to clean
-up. When the launcher ends, however it ends, the pipe closes, and what is still listed is removed: process
-groups are killed, containers removed, folders deleted. A launcher that cleaned up properly has struck
-everything off the list before.
+The launcher starts this file as a separate process, and lists through a pipe what to clean up. When the
+launcher ends, for whatever reason, the pipe closes, and the reaper kills the listed process groups, removes
+the listed containers, and deletes the listed folders. A launcher that ends properly has struck everything off
+the list before.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Reaper:
         self._tell("add", kind, name)
 
     def strike(self, kind: str, name: str) -> None:
-        """It is gone. A process group must be struck off at once: its number may be given to another."""
+        """Strike off an item that is gone; a process group at once, because its number may be reused."""
         self._tell("strike", kind, name)
 
     def _tell(self, *line: str) -> None:
@@ -63,7 +63,7 @@ class Reaper:
 
 
 def reap(listed: list[tuple[str, str]]) -> None:
-    """Remove everything in the list, processes first: a running server would write its folder anew."""
+    """Remove everything on the list, processes first, because a running server would recreate its folder."""
     for kind, name in listed:
         if kind == "group":
             with suppress(ProcessLookupError, PermissionError):
@@ -77,7 +77,7 @@ def reap(listed: list[tuple[str, str]]) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Delete a folder in which a server that was killed this moment may still be writing."""
+    """Delete a folder to which a server that was just killed may still be writing."""
     for _ in range(FOLDER_ATTEMPTS):
         shutil.rmtree(folder, ignore_errors=True)
         if not folder.exists():
@@ -93,7 +93,7 @@ def _remove_container(name: str) -> None:
 
 
 def main() -> None:
-    """Read the list until the launcher is gone, then reap."""
+    """Read the list until the launcher has ended, then clean up."""
     # What the launcher's terminal or supervisor sends to everybody is not for this process.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""Ask a Redis server whether it really serves, on a plain socket."""
+"""Checks whether a Redis server really serves, on a plain socket."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def redis_version(host: str, port: int) -> str:
     """Return the version of a Redis that answers ``PING``.
 
     Raises:
-        OSError: Nothing listens, or what listens does not serve (yet): it may be loading its data.
+        OSError: Nothing listens, or the server does not serve yet, because it loads its data for example.
 
     """
     with (

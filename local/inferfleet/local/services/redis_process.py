@@ -24,8 +24,7 @@ def redis_binary() -> str | None:
 class RedisProcess:
     """Redis as a child process on 127.0.0.1, always on the same port, with an append-only file.
 
-    ``configuration`` are more options, by their names in ``redis.conf``.
-    Not safe to use from two threads at once.
+    ``configuration`` has more options, by their names in ``redis.conf``. Not thread-safe.
     """
 
     def __init__(
@@ -65,23 +64,23 @@ class RedisProcess:
 
     @property
     def pid(self) -> int:
-        """Process id. Raises ``RuntimeError`` when it does not run."""
+        """The process id. Raises ``RuntimeError`` if the server is not running."""
         return self._server.pid
 
     @property
     def running(self) -> bool:
-        """Whether the process is alive at this moment."""
+        """Whether the process is alive."""
         return self._server.running
 
     def launch(self) -> None:
-        """Start without waiting until it serves."""
+        """Start the server without waiting until it serves."""
         self._server.spawn()
 
     def wait_until_ready(self) -> None:
         """Return when Redis has loaded its data and answers.
 
         Raises:
-            ServiceUnreachableError: It did not start; the message holds the end of its log.
+            ServiceUnreachableError: The server did not start; the message has the end of its log.
 
         """
         self.version = self._server.wait_until(
@@ -89,7 +88,7 @@ class RedisProcess:
         )
 
     def start(self, *, keep_data: bool = True) -> None:
-        """Start on the same port and wait until it serves, with what it held before or empty."""
+        """Start on the same port, with its earlier data or empty, and wait until the server serves."""
         if not keep_data:
             shutil.rmtree(self._data)
             self._data.mkdir()
@@ -97,13 +96,13 @@ class RedisProcess:
         self.wait_until_ready()
 
     def kill(self) -> None:
-        """End it with SIGKILL."""
+        """Kill the server with SIGKILL."""
         self._server.kill()
 
     def stop(self) -> None:
-        """End it as an operator would."""
+        """Stop the server as an operator would."""
         self._server.stop()
 
     def close(self) -> None:
-        """Kill it for good."""
+        """Kill the server for good."""
         self._server.kill()
