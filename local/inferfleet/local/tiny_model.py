@@ -1,8 +1,8 @@
-"""A very small Llama with made-up weights, to run a real engine without a download or a GPU.
+"""A very small Llama with random weights, to run a real engine without a download or a GPU.
 
-Its answers mean nothing, but they are readable, differ from prompt to prompt, and contain characters of
-two to four bytes that are spread over as many tokens. It never ends an answer on its own. The same seed
-gives the same model, so an answer at temperature 0 is always the same.
+Its answers are meaningless, but readable; they differ from prompt to prompt, and contain characters of two to
+four bytes that are split over as many tokens. It never ends an answer by itself. The same seed gives the same
+model, so an answer at temperature 0 is always the same.
 """
 
 # torch and transformers are not installed where types are checked.
@@ -28,7 +28,7 @@ WORDS: Final = (
     "go see number no way could people my than first water been call who oil its now find long down day did "
     "get come made may part"
 )
-"""What the vocabulary is made of: each word is one token."""
+"""The words of the vocabulary, each of which is one token."""
 
 SPLIT_CHARACTERS: Final = ("é", "€", "🚀")
 """Characters of two, three and four bytes, each byte a token. The model always completes one it begins.
@@ -74,9 +74,9 @@ def build_tiny_model(path: Path, *, max_model_len: int = 2048, seed: int = 0) ->
 
 
 def build_tiny_reranker(path: Path, *, labels: int = 1, max_model_len: int = 2048, seed: int = 0) -> Path:
-    """Write a classifier of the same size and vocabulary into ``path``, and return it.
+    """Write a classifier of the same size and vocabulary to ``path``, and return that.
 
-    With one label it is a cross-encoder: it scores how well two texts go together, from 0 to 1.
+    With one label it is a cross-encoder, which scores the relevance of two texts from 0 to 1.
     """
     import torch
     from transformers import LlamaForSequenceClassification
@@ -142,11 +142,11 @@ def _tokenizer() -> Tokenizer:
 
 
 def _choose_what_it_says(tokenizer: Tokenizer, layers: ModuleList, embedding: Tensor, head: Tensor) -> None:
-    """Edit the weights so that only whole words and whole characters come out.
+    """Edit the weights so that the model generates only whole words and whole characters.
 
-    A token whose row of the output matrix is zero has the logit zero and is never the best. That silences
-    everything but words and the first byte of each split character. Its next bytes get a dimension of
-    their own: set by the byte before, read by the byte after, and written by no layer in between.
+    A token whose row of the output matrix is zero has the logit zero and is never the best. This disables
+    everything but words and the first byte of each split character. The next bytes of a character get their
+    own dimension: the byte before sets it, the byte after reads it, and no layer in between writes it.
     """
     spoken = [tokenizer.token_to_id(f"Ġ{word}") for word in dict.fromkeys(WORDS.split())]
     byte_tokens = [tokenizer.encode(character).ids for character in SPLIT_CHARACTERS]

@@ -1,8 +1,8 @@
-"""Finds in a history what must not be there. Pure: it talks to nobody.
+"""Finds violations in a history. Pure: it does no input or output.
 
-The promises it holds the fleet to: an accepted job reaches exactly one terminal result; its text is that
-of an uninterrupted run of one model; its readers see every token once, in order; an attempt that lost its
-job writes nothing more; what is done leaves no message behind.
+It checks these promises: an accepted job reaches exactly one terminal result; its text is that of an
+uninterrupted run of one model; its readers see every token once, in order; an attempt that has lost its job
+writes nothing more; an ended job leaves no message behind.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What the check found. ``excused`` jobs ended, unread, just before Redis lost all its data."""
+    """The result of the check. ``excused`` jobs ended, unread, just before Redis lost all its data."""
 
     findings: tuple[Finding, ...]
     excused: int
@@ -60,7 +60,7 @@ class Verdict:
 
 
 def check(history: History) -> Verdict:
-    """Read the whole history."""
+    """Check the whole history."""
     findings = [finding for job in history.jobs for finding in _check_job(job)]
     findings += _check_broker(history)
     findings += _check_keys(history)
@@ -73,7 +73,7 @@ def check(history: History) -> Verdict:
 
 
 def stream_problems(entries: Iterable[JournalEntry]) -> Iterator[tuple[Violation, str]]:
-    """Find tokens that are missing from a stream or come twice."""
+    """Find tokens that a stream lacks or has twice."""
     position = 0
     for entry in entries:
         match entry:
@@ -137,7 +137,7 @@ def _check_text(history: JobHistory) -> Iterator[tuple[Violation, str]]:
 
 
 def _check_models(history: JobHistory) -> Iterator[tuple[Violation, str]]:
-    """All tokens of an answer are those of one model, and it is the one that the result names."""
+    """Check that all tokens of an answer are from one model, the one that the result names."""
     for entries in (history.journal, *history.streams):
         yield from _mixed_models(entries)
     generated_by = _model_of(history.journal)
@@ -153,12 +153,12 @@ def _mixed_models(entries: Iterable[JournalEntry]) -> Iterator[tuple[Violation, 
 
 
 def _model_of(entries: Iterable[JournalEntry]) -> str | None:
-    """The model whose tokens count in the end."""
+    """Return the model whose tokens count in the end."""
     return next(reversed(_models_of_tokens(entries)[-1]), None)
 
 
 def _models_of_tokens(entries: Iterable[JournalEntry]) -> list[list[str | None]]:
-    """For each beginning of the answer, the model of each of its portions."""
+    """Return, for each start of the answer, the model of each of its portions."""
     answers: list[list[str | None]] = [[]]
     running: str | None = None
     for entry in entries:
@@ -187,7 +187,7 @@ def _check_stream(history: JobHistory, stream: tuple[JournalEntry, ...]) -> Iter
 
 
 def _check_stream_ends(history: JobHistory) -> Iterator[tuple[Violation, str]]:
-    """Each streamed job has a reader. Nobody can tell it of an end that Redis has lost."""
+    """Check that the reader of each streamed job saw its end, unless Redis has lost the end."""
     if not history.job.stream or history.lost_result or _no_result(history):
         return
     for stream in history.streams or ((),):
@@ -196,9 +196,9 @@ def _check_stream_ends(history: JobHistory) -> Iterator[tuple[Violation, str]]:
 
 
 def _check_fence(history: JobHistory) -> Iterator[tuple[Violation, str]]:
-    """Attempts only grow in a journal. (Not in a stream: a Redis that lost its data counts anew.)
+    """Check that attempts only grow in a journal. (In a stream they may not: an emptied Redis counts from 1.)
 
-    Attempt 0 is a client's: it cancels a job that waits, and there is no fence for that.
+    Attempt 0 is a client's, which cancels a waiting job without a fence.
     """
     newest = 0
     for entry in history.journal:
@@ -221,7 +221,7 @@ def _check_broker(history: History) -> Iterator[Finding]:
 
 
 def _check_keys(history: History) -> Iterator[Finding]:
-    """Whoever submits under a key gets the one job of that key."""
+    """Check that all submissions under a key got the same job."""
     jobs_of: defaultdict[str, list[str]] = defaultdict(list)
     for job in history.jobs:
         if job.job.idempotency_key is not None:
@@ -240,7 +240,7 @@ def _results(history: JobHistory) -> list[Result]:
 
 
 def _essence(history: JobHistory, result: Result) -> str:
-    """What two results must agree on: all of it, or without Redis' memory that each is right."""
+    """Return the parts in which two results must agree: all, or fewer if Redis lost its data in between."""
     if not history.lost_result:
         return result.model_dump_json()
     right = result.state is JobState.SUCCEEDED and result.text == _right_text(history, result)

@@ -1,4 +1,4 @@
-"""Gathers the history of a run from the ledgers, Redis and RabbitMQ."""
+"""Collects the history of a run from the ledgers, Redis and RabbitMQ."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ async def collect(
     garbage: Garbage | None = None,
     keys_lost: bool = False,
 ) -> History:
-    """Read everything. No worker may run any more: what is in the queues then is left over."""
+    """Read everything. No worker may run any more, so all messages in the queues are leftovers."""
     jobs: dict[str, Job] = {}
     seen: defaultdict[str, list[Result]] = defaultdict(list)
     streams: defaultdict[str, list[tuple[JournalEntry, ...]]] = defaultdict(list)
@@ -95,7 +95,7 @@ async def _read_records(
 
 
 async def _dead_letters(harness: Harness) -> list[AbstractIncomingMessage]:
-    """Read them as they are, without what the client makes of them."""
+    """Read the dead letters directly, not through the client."""
     async with open_amqp(harness.services.amqp_url, timeout_s=PATIENCE_S, name="chaos") as connection:
         channel = await connection.channel()
         queue = await channel.declare_queue(dead_queue(harness.pool), passive=True)
@@ -109,7 +109,7 @@ async def _dead_letters(harness: Harness) -> list[AbstractIncomingMessage]:
 async def _lost(
     harness: Harness, garbage: Garbage, letters: Iterable[AbstractIncomingMessage]
 ) -> tuple[str, ...]:
-    """What was confirmed and is not buried, and the jobs it named that did not fail."""
+    """Return the confirmed garbage that was not dead-lettered, and the named jobs that did not fail."""
     unburied = garbage.sent - {letter.body for letter in letters}
     _, results = await _read_records(harness, sorted(garbage.named))
     endless = [

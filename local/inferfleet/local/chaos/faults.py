@@ -1,4 +1,4 @@
-"""What goes wrong in a soak: every fault, how likely it is, and how long it lasts."""
+"""The faults of a soak, their probabilities, and their durations."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ SMALL = {
 """Faults of one process or one link, and their weights."""
 
 SHARED_KEYS = {**SMALL, Fault.PRODUCER_REFUSED: 10}
-"""With keys that producers share, one of them is refused now and then while another is accepted."""
+"""If producers share keys, one of them is sometimes refused while another is accepted."""
 
 SMALL_EVERY_S = (1.0, 3.0)
 SERVICE_EVERY_S = (8.0, 20.0)
 LASTS_S = (0.5, 8.0)
-"""Up to more than a lease, a socket timeout, and two AMQP heartbeats."""
+"""The durations in seconds: the longest exceeds a lease, a socket timeout, and two AMQP heartbeats."""
 
 
 class Faults:
@@ -85,7 +85,7 @@ class Faults:
         self.lost_results: set[str] = set()
 
     async def run(self) -> None:
-        """Let things go wrong until cancelled. What is broken then stays so until ``heal``."""
+        """Inject faults until cancelled. Faults that last then stay until ``heal``."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._disturb_services())
             while True:
@@ -94,7 +94,7 @@ class Faults:
                 tasks.create_task(self._disturb(fault, lasts_s=self._rng.uniform(*LASTS_S)))
 
     async def heal(self) -> None:
-        """Let everything run and pass again.
+        """End all faults.
 
         Raises:
             ServiceUnreachableError: A service does not start any more.

@@ -1,4 +1,4 @@
-"""Messages that are no jobs, from another AMQP client that knows the exchange and nothing else."""
+"""Publishes messages that are not jobs, like a foreign AMQP client that only knows the exchange."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from inferfleet.wire.rabbitmq.connection import open_amqp
 EVERY_S = (0.2, 0.8)
 
 PAUSE_S = 0.5
-"""Between two tries while the broker is away."""
+"""The pause between two attempts while the broker is unreachable."""
 
 _OUTAGE = (AMQPError, ChannelInvalidStateError, ServiceUnreachableError, OSError)
 
@@ -30,8 +30,8 @@ _OUTAGE = (AMQPError, ChannelInvalidStateError, ServiceUnreachableError, OSError
 class Garbage:
     """Publishes one such message after another. ``sent`` has the body of each that the broker confirmed.
 
-    Each body names the message it is, so that it can be found again. ``named`` are the ids of those jobs that
-    the message lets one know, although it cannot be run.
+    Each body names its message, so that it can be found again. ``named`` has the ids of the jobs that such a
+    message names, although it is not a job.
     """
 
     def __init__(self, harness: Harness, *, rng: random.Random) -> None:
@@ -41,7 +41,7 @@ class Garbage:
         self.named: set[str] = set()
 
     async def publish(self) -> None:
-        """Publish until cancelled. An outage of the broker is waited out."""
+        """Publish until cancelled. Wait for the end of an outage of the broker."""
         number = 0
         while True:
             try:
@@ -108,6 +108,6 @@ def _only_a_message_id(name: str, job_id: str) -> Message:
 
 
 NAMED = (_bad_endpoint, _only_a_message_id)
-"""Those that name the job they were meant to be."""
+"""The messages that name a job."""
 
 KINDS: tuple[Callable[[str, str], Message], ...] = (_text, _bytes, _without_id, _headers, *NAMED)

@@ -1,6 +1,6 @@
-"""Services that can be killed, workers behind links, and a look at all of it from outside.
+"""Services that can be killed, workers behind links, and observations from outside.
 
-Both the window tests and the soak stand on this. Nothing here injects a fault by itself.
+Both the window tests and the soak use this. Nothing here injects a fault by itself.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from inferfleet.wire.rabbitmq.connection import open_amqp
 from inferfleet.wire.redis.journal_lines import parse_line
 
 AMQP_HEARTBEAT_S = 2
-"""How often a peer must be heard of. After two misses its connection counts as broken."""
+"""The heartbeat interval. After two missed heartbeats a connection counts as broken."""
 
 LEASE_S = 2.0
 PATIENCE_S = 60.0
 POLL_INTERVAL_S = 0.02
 
 DECODE_STEP_S = 0.02
-"""The workers' engines generate one token of each running job in this time, and never faster."""
+"""The time in which the workers' engines generate one token of each running job, never less."""
 
 ENGINE_ARGS: dict[str, Any] = {"decode_step_base_s": DECODE_STEP_S, "decode_step_per_sequence_s": 0.0}
 
@@ -78,10 +78,10 @@ class Member:
         return self.process.id
 
     async def crash(self) -> None:
-        """End it as a power cut would: SIGKILL, and nothing that it sent is still on its way.
+        """End the worker like a power cut: kill it with SIGKILL, and drop everything that it has in flight.
 
         Raises:
-            RuntimeError: It had ended before.
+            RuntimeError: The worker had ended before.
 
         """
         if await self.process.kill() != -signal.SIGKILL:
@@ -90,7 +90,7 @@ class Member:
         self.link.heal()
 
     async def exit_code(self) -> int:
-        """Wait until it has ended by itself."""
+        """Wait until the worker has ended by itself, and return its exit code."""
         return await asyncio.wait_for(self.process.wait(), PATIENCE_S)
 
 
@@ -112,7 +112,7 @@ class Harness:
     async def around(
         cls, services: Services, *, log_folder: Path | None = None, **defaults: Any
     ) -> AsyncGenerator[Harness]:
-        """Use these services, in a pool of its own; ``defaults`` are settings of all its workers.
+        """Make a harness on these services, with a new pool; ``defaults`` are settings of all its workers.
 
         Raises:
             ConfigurationError: The services are of a kind that cannot be killed.
@@ -148,13 +148,13 @@ class Harness:
         )
 
     async def worker(self, **settings: Any) -> Member:
-        """Start a worker behind links of its own, and wait until it takes jobs."""
+        """Start a worker behind its own links, and wait until it takes jobs."""
         member = self.launch(await self.link(), **settings)
         await wait_until_ready([member.process], timeout_s=PATIENCE_S)
         return member
 
     async def workers(self, count: int, **settings: Any) -> list[Member]:
-        """Start several at once."""
+        """Start several workers concurrently."""
         return await asyncio.gather(*(self.worker(**settings) for _ in range(count)))
 
     def launch(self, link: Link, **settings: Any) -> Member:
@@ -177,7 +177,7 @@ class Harness:
         return Member(self.processes.start(WorkerSettings(**values)), link)
 
     async def restart_broker(self) -> None:
-        """Kill RabbitMQ and start it again with what it had on disk."""
+        """Kill RabbitMQ and start it again with its data on disk."""
         await asyncio.to_thread(self.broker.kill)
         await asyncio.to_thread(self.broker.start)
 
@@ -187,9 +187,9 @@ class Harness:
         await asyncio.to_thread(self.store.start)
 
     async def empty_store(self) -> frozenset[str]:
-        """Take everything from Redis in one instant, then kill and start it.
+        """Empty Redis in one instant, then kill it and start it again.
 
-        Returns the ids of the jobs that had a result in that instant: nobody can bring those back.
+        Returns the ids of the jobs that had a result at that instant, which nobody can restore.
         """
         script = "local k = redis.call('KEYS', 'inferfleet:job:*:result'); redis.call('FLUSHALL'); return k"
         keys: Any = await self.redis.eval(script, 0)  # pyright: ignore[reportGeneralTypeIssues]
@@ -197,19 +197,19 @@ class Harness:
         return frozenset(key.decode().partition("{")[2].partition("}")[0] for key in keys)
 
     async def waiting(self) -> int:
-        """Count the messages that wait in the pool's queue: those that no worker holds."""
+        """Count the messages that wait in the pool's queue, and that no worker holds."""
         queue = job_queue(self.pool)
         return (await self.depths(queue))[queue]
 
     async def consumers(self) -> int:
-        """Count the workers whose connection to the broker is there, by what the broker says."""
+        """Count the workers that are connected to the broker, according to the broker."""
         async with open_amqp(self.services.amqp_url, timeout_s=PATIENCE_S, name="chaos") as connection:
             channel = await connection.channel()
             declared = await channel.declare_queue(job_queue(self.pool), passive=True)
             return declared.declaration_result.consumer_count or 0
 
     async def depths(self, *queues: str) -> dict[str, int]:
-        """Count the messages that wait in each of these queues. One that is not there has none."""
+        """Count the messages that wait in each of these queues. A missing queue has none."""
         depths = dict.fromkeys(queues, 0)
         async with open_amqp(self.services.amqp_url, timeout_s=PATIENCE_S, name="chaos") as connection:
             for queue in queues:
@@ -227,7 +227,7 @@ class Harness:
     async def until(
         self, condition: Callable[[], Awaitable[bool]], *, what: str, patience_s: float = PATIENCE_S
     ) -> None:
-        """Wait until something can be seen from outside. A service that is away shows nothing."""
+        """Wait until a condition can be observed from outside. An unreachable service shows nothing."""
         try:
             async with asyncio.timeout(patience_s):
                 while True:
@@ -241,7 +241,7 @@ class Harness:
             raise TimeoutError(f"waited {patience_s:g} s waiting until {what}") from error
 
     async def until_empty(self) -> None:
-        """Wait until nothing waits in the pool's queue."""
+        """Wait until no message waits in the pool's queue."""
 
         async def empty() -> bool:
             return not await self.waiting()
@@ -260,7 +260,7 @@ class Harness:
 
 
 def _patient_client(url: str) -> aioredis.Redis:
-    """A client that waits out a restart: it only looks, so whatever it sends may be sent again."""
+    """Make a client that survives a restart: it only reads, so its commands may be sent again."""
     return aioredis.Redis.from_url(
         url, retry=Retry(ExponentialBackoff(cap=0.5, base=0.05), 40), retry_on_error=[RedisConnectionError]
     )

@@ -1,4 +1,4 @@
-"""Everything that is known of a run, afterwards: what the checker reads."""
+"""The history of a run, which the checker reads."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from inferfleet.schemas import Job, JournalEntry, Result
 class JobHistory:
     """One accepted job.
 
-    ``stored`` is the result in Redis at the end, ``seen`` are those that clients were given, before and
-    after. ``streams`` holds for each stream reader what it was given.
+    ``stored`` is the result in Redis at the end, ``seen`` are the results that clients received, before and
+    after. ``streams`` has, for each stream reader, the entries that it received.
     """
 
     job: Job
@@ -29,9 +29,9 @@ class JobHistory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerLife:
-    """When one worker process generated. ``died_at`` is when it was killed or ended.
+    """The life of one worker process. ``died_at`` is when it was killed or ended.
 
-    ``asleep`` are the spans in which it was stopped.
+    ``asleep`` has the times during which it was suspended.
     """
 
     died_at: datetime | None = None
@@ -46,7 +46,7 @@ class History:
     dead_letters: tuple[str, ...] = ()
     leftover: Mapping[str, int] = field(default_factory=dict[str, int])
     garbage_lost: tuple[str, ...] = ()
-    """What another client published that is no job, and that lies nowhere afterwards."""
+    """Garbage of another client that was lost: it is nowhere afterwards."""
     keys_lost: bool = False
     """Redis lost all its data, idempotency keys included."""
     workers: Mapping[str, WorkerLife] = field(default_factory=dict[str, WorkerLife])

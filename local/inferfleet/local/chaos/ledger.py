@@ -1,7 +1,7 @@
-"""What a producer process writes down: the jobs that were accepted, and all that it saw of their ends.
+"""The ledger of a producer process: its accepted jobs, and everything that it saw of their ends.
 
-One JSON line for each event, each written in one system call. A kill can cut the line that is being
-written, and loses no other. An accepted job is on disk before the producer does anything else with it.
+Each event is one JSON line, written in one system call. A kill can truncate the line that is being written,
+and loses no other. An accepted job is on disk before the producer does anything else with it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from inferfleet.schemas.wire_model import WireModel
 
 
 class Intent(WireModel):
-    """A submit is about to begin. Whoever finds this without an ``Accepted`` submits again."""
+    """A submit is about to begin. A producer that finds this without an ``Accepted`` submits again."""
 
     event: Literal["intent"] = "intent"
     number: int
@@ -35,14 +35,14 @@ class Accepted(WireModel):
 
 
 class Seen(WireModel):
-    """A waiting client was given this result."""
+    """A waiting client received this result."""
 
     event: Literal["seen"] = "seen"
     result: Result
 
 
 class Streamed(WireModel):
-    """A stream reader was given this entry. ``cursor`` is where it goes on after a break."""
+    """A stream reader received this entry. ``cursor`` is where it continues after an interruption."""
 
     event: Literal["streamed"] = "streamed"
     job_id: JobId
@@ -71,11 +71,11 @@ class Ledger:
         os.write(self._file, b"\n")
 
     def write(self, event: Event) -> None:
-        """Append. It survives a kill of this process."""
+        """Append an event, which survives a kill of this process."""
         os.write(self._file, event.model_dump_json(exclude_none=True).encode() + b"\n")
 
     def sync(self) -> None:
-        """Force what was written to disk: it survives a power cut."""
+        """Force the written events to disk, so that they survive a power cut."""
         os.fsync(self._file)
 
     def close(self) -> None:
@@ -93,7 +93,7 @@ def read_ledger(path: Path) -> Iterator[Event]:
 
 
 def whole_line(line: bytes) -> dict[str, Any] | None:
-    """Read one line; ``None`` for one that is empty, was cut by a kill, or is being written."""
+    """Parse one line; ``None`` if it is empty, was truncated by a kill, or is being written."""
     try:
         return orjson.loads(line) if line.endswith(b"\n") else None
     except orjson.JSONDecodeError:

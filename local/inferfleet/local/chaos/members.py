@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 class WorkerSlot:
-    """One place in the fleet. A fault that concerns it holds ``busy`` for as long as it lasts."""
+    """One place in the fleet. A fault of its worker holds ``busy`` while it lasts."""
 
     def __init__(self, harness: Harness, link: Link, *, models: random.Random | None = None) -> None:
         """With ``models`` to draw from, each worker here may have another model than the one before."""
@@ -28,7 +28,7 @@ class WorkerSlot:
         """Workers that ended by themselves and should not have, with how."""
         self.killed_by_jobs = 0
         self.another_model = 0
-        """How often a worker had another model than its predecessor."""
+        """How many workers had another model than their predecessors."""
         self._harness = harness
         self._models = models
         self._expected: set[str] = set()
@@ -47,11 +47,11 @@ class WorkerSlot:
             self.another_model += self.member.process.settings.model != before
 
     def expect_end(self) -> None:
-        """Note that the worker that is here now ends because of a fault."""
+        """Note that the current worker ends because of a fault."""
         self._expected.add(self.member.id)
 
     def lives(self) -> dict[str, WorkerLife]:
-        """What is known of all workers that were here."""
+        """Return the lives of all workers of this place."""
         return {
             worker_id: WorkerLife(died_at=self.deaths.get(worker_id), asleep=tuple(self.asleep[worker_id]))
             for worker_id in self.deaths.keys() | self.asleep.keys() | {self.member.id}

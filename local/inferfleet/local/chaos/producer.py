@@ -1,8 +1,8 @@
 """A producer process: submits jobs at a steady pace, watches each to its end, and can be killed at any time.
 
-Started again with the same plan it goes on where its ledger ends: jobs that may or may not have been
-accepted are submitted again under their idempotency key, the others are watched again, streams from the
-last cursor on. It exits with 0 when all its jobs have ended, or when it is told to (SIGTERM).
+Started again with the same plan, it continues where its ledger ends: it submits jobs that may or may not have
+been accepted again under their idempotency keys, and watches the others again, streams from their last
+cursors on. It exits with 0 when all its jobs have ended, or after SIGTERM.
 
     python -m inferfleet.local.chaos.producer PLAN
 """
@@ -29,13 +29,13 @@ from inferfleet.schemas.journal import FinishedEntry
 from inferfleet.schemas.settings import ProducerSettings, QueueType
 
 AT_ONCE = 64
-"""Submits on their way at the same time."""
+"""The number of concurrent submissions."""
 
 PAUSE_S = 0.2
-"""Between two tries of something that an outage keeps from working."""
+"""The pause between two attempts during an outage."""
 
 READ = ""
-"""In place of a cursor: the stream was read to its end."""
+"""The value in place of a cursor when a stream was read to its end."""
 
 _OUTAGE = (InferfleetError, RedisError, OSError)
 
@@ -69,7 +69,7 @@ class Producer:
         self._rng = random.Random()  # noqa: S311 - when to cancel is not part of the seed
 
     async def run(self) -> None:
-        """Go on where the ledger ends, and watch all jobs to their ends."""
+        """Continue where the ledger ends, and watch all jobs until they end."""
         intents: set[int] = set()
         accepted: dict[int, Job] = {}
         seen: set[str] = set()

@@ -1,4 +1,4 @@
-"""Producer processes: started, killed, and started again where their ledger ends."""
+"""Starts and kills producer processes, and starts them again where their ledgers end."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from inferfleet.local.services.reaper import Reaper
 
 
 class ProducerProcess:
-    """One producer with its link. ``start`` it, and start it again after it was killed."""
+    """One producer with its link. Call ``start`` again after it was killed."""
 
     def __init__(self, plan: Plan, *, link: Link, log: Path, reaper: Reaper) -> None:
         self.link = link
@@ -27,11 +27,11 @@ class ProducerProcess:
 
     @property
     def ledger(self) -> Path:
-        """The file it writes."""
+        """The file that it writes."""
         return self._plan.ledger
 
     def start(self) -> None:
-        """Start, or go on."""
+        """Start the producer, or start it again."""
         with self._log.open("ab") as output:
             self._process = subprocess.Popen(  # noqa: S603
                 [sys.executable, "-P", "-m", "inferfleet.local.chaos.producer", self._plan.model_dump_json()],
@@ -43,7 +43,7 @@ class ProducerProcess:
         self._reaper.add("group", str(self._process.pid))
 
     def poll(self) -> int | None:
-        """The exit code; ``None`` while it runs."""
+        """Return the exit code; ``None`` while the producer runs."""
         if self._process is None:
             return None
         code = self._process.poll()
@@ -52,13 +52,13 @@ class ProducerProcess:
         return code
 
     async def wait(self) -> int:
-        """Wait until it has ended, and return its exit code."""
+        """Wait until the producer has ended, and return its exit code."""
         while (code := self.poll()) is None:  # noqa: ASYNC110 - a process is no event of ours
             await asyncio.sleep(POLL_INTERVAL_S)
         return code
 
     async def kill(self) -> int | None:
-        """Kill it at once. Returns its exit code, ``None`` if it never started."""
+        """Kill the producer at once. Return its exit code, ``None`` if it never started."""
         if self._process is not None and self.poll() is None:
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
@@ -66,7 +66,7 @@ class ProducerProcess:
         return self.poll()
 
     async def crash(self) -> int | None:
-        """End it as a power cut would: SIGKILL, and nothing that it sent is still on its way.
+        """End the producer like a power cut: kill it with SIGKILL, and drop everything that it has in flight.
 
         Returns its exit code, ``None`` if it never started.
         """
@@ -76,5 +76,5 @@ class ProducerProcess:
         return code
 
     def log_tail(self) -> str:
-        """The end of its log."""
+        """Return the end of the producer's log."""
         return self._log.read_text(errors="replace")[-2000:]

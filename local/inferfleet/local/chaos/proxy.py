@@ -1,8 +1,8 @@
 """A TCP link that a test can disturb: held in one direction, slowed down, or broken.
 
-What a real network loses is sent again by TCP, so a cut in one direction is bytes that do not arrive
-until it heals, never bytes that are missing in between. That includes the end of a connection: a peer
-behind a held direction does not learn that the other one is gone.
+TCP sends lost data again, so in a real network a cut in one direction delays bytes until it heals, but never
+loses bytes in between. This includes the end of a connection: a peer behind a held direction does not learn
+that the other one has gone.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ class Direction(StrEnum):
 
 
 class Proxy:
-    """A link to one service. Listens while its ``async with`` block runs; ``url`` is the way through it.
+    """A link to one service. Listens while its ``async with`` block runs; ``url`` is the address through it.
 
-    Whatever is held or slowed down stays so for connections to come, until ``heal``.
+    A direction that is held or slowed down stays so for later connections, until ``heal``.
     """
 
     def __init__(self, url: str) -> None:
@@ -46,7 +46,7 @@ class Proxy:
         self._connections: dict[asyncio.Task[None], tuple[asyncio.StreamWriter, ...]] = {}
         self._awaited: bytes | None = None
         self._passing = asyncio.Event()
-        """What connections are given that come now. Cleared for those that are stranded."""
+        """The event that later connections get. It is cleared for stranded connections."""
         self.accepted = 0
         """How many connections clients have made."""
         self._stack = AsyncExitStack()
@@ -71,11 +71,11 @@ class Proxy:
                 self._caught[direction].clear()
 
     async def until_held(self, direction: Direction) -> None:
-        """Wait until bytes were held back in this direction: from then on the cut is felt.
+        """Wait until bytes were held in this direction: from then on the cut has an effect.
 
         Raises:
-            RuntimeError: Nothing is to be held in this direction.
-            TimeoutError: Nothing came that could be held.
+            RuntimeError: This direction is not held.
+            TimeoutError: No bytes arrived that could be held.
 
         """
         if self._open[direction].is_set() and self._awaited is None:
@@ -83,15 +83,15 @@ class Proxy:
         await asyncio.wait_for(self._caught[direction].wait(), PATIENCE_S)
 
     def hold_answers_to(self, request: bytes) -> None:
-        """Let nothing pass to the client any more, once it has sent these bytes."""
+        """Once the client has sent these bytes, let nothing pass to it any more."""
         self._awaited = request
 
     def delay(self, direction: Direction, delay_s: float) -> None:
-        """Let everything in this direction take so much longer."""
+        """Delay everything in this direction."""
         self._delay_s[direction] = delay_s
 
     def heal(self) -> None:
-        """Let everything pass again, first what was held."""
+        """Let everything pass again, first the held bytes."""
         self._awaited = None
         for direction in Direction:
             self._open[direction].set()
@@ -99,13 +99,13 @@ class Proxy:
 
     @property
     def connections(self) -> int:
-        """How many connections there are."""
+        """The number of connections."""
         return len(self._connections)
 
     def strand(self) -> int:
-        """Let nothing pass on the connections that there are, and tell nobody. New ones work.
+        """Let nothing pass on the existing connections without closing them. New connections work.
 
-        As when a firewall on the way has forgotten them. Returns how many there are.
+        This is what happens when a firewall forgets connections. Returns their number.
         """
         self._passing.clear()
         self._passing = asyncio.Event()
@@ -113,9 +113,9 @@ class Proxy:
         return self.connections
 
     def reset(self) -> int:
-        """Break all connections and drop what was held, as when the machine at one end loses power.
+        """Break all connections and drop the held bytes, as when the machine at one end loses power.
 
-        Returns how many it broke.
+        Returns how many connections it broke.
         """
         for writers in self._connections.values():
             for writer in writers:

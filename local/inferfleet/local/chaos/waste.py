@@ -1,11 +1,11 @@
-"""How many tokens were generated for nothing: an upper bound, from the journals alone.
+"""Computes an upper bound of the wasted tokens from the journals.
 
-A worker that was killed cannot say what it had generated and not written down. But its engine makes at
-most one token of a job in each ``DECODE_STEP_S``, so what an attempt lost is at most the time from its
-last journal entry to the death of its worker, divided by that step, and never more than what was missing
-of the answer. A worker that was stopped and woke up may go on until its next write is refused.
+A killed worker cannot report the tokens that it had generated but not written. But its engine generates at
+most one token of a job in each ``DECODE_STEP_S``. So an attempt lost at most the time from its last journal
+entry to the death of its worker, divided by that step, and never more than the rest of the answer. A worker
+that was suspended and woke up may continue until Redis refuses its next write.
 
-Tokens that an attempt threw away (a restart that could not be a resume) are in the journal itself.
+Tokens that an attempt discarded (a restart instead of a resume) are in the journal itself.
 """
 
 from __future__ import annotations
@@ -20,23 +20,24 @@ from inferfleet.schemas import JournalEntry
 from inferfleet.schemas.journal import FinishedEntry, QueuedEntry, RestartedEntry, RunningEntry, TokensEntry
 
 CATCH_UP_S = 0.1
-"""What the engine's clock may make up for at once."""
+"""How far the engine's clock may catch up at once."""
 
 NOTICE_S = 1.5
-"""How long a worker that woke up may generate before it learns that its job is another's: until its next
-flush, and the answer to it."""
+"""How long a worker that woke up may generate before it learns that another worker has its job: until the
+reply
+to its next flush."""
 
 
 @dataclass(frozen=True, slots=True)
 class Waste:
-    """Tokens of all jobs together. ``generated`` includes the ``wasted`` ones, which are an upper bound."""
+    """The tokens of all jobs. ``generated`` includes the ``wasted`` ones, which are an upper bound."""
 
     generated: int
     wasted: int
 
     @property
     def ratio(self) -> float:
-        """The share that was wasted."""
+        """The share of wasted tokens."""
         return self.wasted / self.generated if self.generated else 0.0
 
 
@@ -98,7 +99,7 @@ def _lost(
     choices: int,
     missing: int,
 ) -> int:
-    """What an attempt that just ended, without a last word, had generated since its last word, at most."""
+    """Return how many tokens an attempt without a last entry had generated at most since its latest entry."""
     life = workers.get(attempt.worker_id, WorkerLife())
     ended_at = life.died_at or next_at + timedelta(seconds=NOTICE_S)
     span = ended_at - written_at

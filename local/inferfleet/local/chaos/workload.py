@@ -1,7 +1,7 @@
-"""The jobs of a soak: what each asks for, how its client behaves, and how it may end.
+"""The jobs of a soak: what each requests, how its client behaves, and how it may end.
 
-Job ``n`` of a seed is always the same, so that a producer that was killed can submit it again, and the
-checker knows what its text must be.
+Job ``n`` of a seed is always the same, so that a killed producer can submit it again, and the checker knows
+its text.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ KIND = "chaos"
 
 
 class Kind(StrEnum):
-    """What is special about a job."""
+    """The kind of a job."""
 
     PLAIN = "plain"
     STREAMED = "streamed"
     CANCELLED = "cancelled"
     EXPIRING = "expiring"
     CHOICES = "choices"
-    """Two choices: it cannot be resumed, so it starts again."""
+    """Has two choices, so it cannot be resumed and restarts."""
     FLAKY = "flaky"
-    """Fails once in each worker process that it meets."""
+    """Fails once in each worker process that runs it."""
     INVALID = "invalid"
     DOOMED = "doomed"
-    """Fails always."""
+    """Always fails."""
     POISON = "poison"
-    """Kills each worker that it meets."""
+    """Kills each worker that runs it."""
     ENGINE_KILLER = "engine_killer"
-    """Kills the engine of each worker that it meets."""
+    """Kills the engine of each worker that runs it."""
 
 
 WEIGHTS = {
@@ -73,18 +73,19 @@ _ENDS = {
 }
 
 _ATTEMPTS = 2
-"""For jobs that can only fail."""
+"""The ``max_attempts`` of jobs that can only fail."""
 
 _PATIENT_ATTEMPTS = 25
-"""For all others. A worker of a soak lives for seconds, and a death counts for everything on it that had no
-token yet: with the usual limit an innocent job in some hundred can be given up, as promised."""
+"""The ``max_attempts`` of all other jobs. A worker of a soak lives for seconds, and its death charges every
+job
+that had no token yet: with the usual limit about one innocent job in a hundred can be dead-lettered."""
 
 _HOPELESS = {Kind.DOOMED, Kind.POISON, Kind.ENGINE_KILLER}
 _MAY_DIE = _HOPELESS | {Kind.FLAKY}
 
 
 def make_job(*, seed: int, number: int, pool: str) -> Job:
-    """Make job ``number`` of this seed. Its id is a new one each time; its idempotency key is not."""
+    """Make job ``number`` of this seed. Its id is new each time, its idempotency key always the same."""
     rng = random.Random(f"{seed}:{number}")  # noqa: S311 - a repeatable workload
     kind = rng.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
     tokens = rng.choice((rng.randint(5, 30), rng.randint(30, 100), rng.randint(100, 250)))
@@ -114,25 +115,25 @@ def make_job(*, seed: int, number: int, pool: str) -> Job:
 
 
 def kind_of(job: Job) -> Kind:
-    """What is special about a job; one that is not of a soak is plain."""
+    """Return the kind of a job; a job that is not from a soak is plain."""
     return Kind(job.metadata.get(KIND, Kind.PLAIN))
 
 
 def possible_ends(job: Job) -> set[JobState]:
-    """The states in which this job may end."""
+    """Return the states in which this job may end."""
     return _ENDS[kind_of(job)]
 
 
 def may_be_dead_letter(job: Job) -> bool:
-    """Whether this job may come to lie among the dead letters."""
+    """Return whether this job may be dead-lettered."""
     return kind_of(job) in _MAY_DIE
 
 
 def text_of(job: Job, model_identity: str | None = None) -> str:
-    """The text of an uninterrupted run of this job by this model; by default by the first of ``MODELS``.
+    """Return the text of an uninterrupted run of this job by this model, by default the first of ``MODELS``.
 
     Raises:
-        GenerationError: The engine refuses it.
+        GenerationError: The engine refuses the job.
 
     """
     parameters = SimulatedParameters(weights=_WEIGHTS.get(model_identity or "", 0))

@@ -1,7 +1,7 @@
-"""The AMQP errors that a client is told, with their reply codes.
+"""The AMQP errors that the broker reports to a client, with their reply codes.
 
 AmqpError
-├── SoftError   closes the channel, the connection lives on
+├── SoftError   closes the channel; the connection stays open
 └── HardError   closes the connection
 """
 
@@ -55,5 +55,5 @@ def unexpected_frame(text: str) -> HardError:
 
 
 def not_implemented(what: str) -> HardError:
-    """540: RabbitMQ may do it, the embedded broker does not."""
+    """540: the embedded broker does not support this."""
     return HardError(540, f"NOT_IMPLEMENTED - the embedded broker has no {what}")

@@ -1,4 +1,4 @@
-"""One channel of a connection: what it publishes, what it consumes, and what it has not acked yet."""
+"""One channel of a connection: its publishing, its consumers, and its unacked messages."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from inferfleet.local.embedded.virtual_host import VirtualHost
 
 
 class Sender(Protocol):
-    """Takes what goes to the client on this channel."""
+    """Sends to the client on this channel."""
 
     def __call__(self, method: Frame, message: Message | None = None) -> None:
         """Send a method, with the message that belongs to it if there is one."""
@@ -44,7 +44,7 @@ class _Incoming:
 
 
 class Channel:
-    """Carries out the methods of one channel. Raises ``AmqpError`` for what cannot be done."""
+    """Executes the methods of one channel. Raises ``AmqpError`` for those that it cannot execute."""
 
     def __init__(self, *, host: VirtualHost, owner: object, send: Sender) -> None:
         self._host = host
@@ -58,13 +58,13 @@ class Channel:
         self._incoming: _Incoming | None = None
 
     def close(self) -> None:
-        """Stop consuming, and give back what is not acked."""
+        """Stop consuming, and requeue the unacked messages."""
         for consumer in list(self._consumers.values()):
             self._cancel(consumer)
         _requeue(self._ledger.settle(0, multiple=True))
 
     def receive(self, frame: Frame | ContentHeader | ContentBody) -> None:
-        """Carry out one method, or take a part of the message that is being published."""
+        """Execute one method, or take a part of the message that is being published."""
         match frame:
             case ContentHeader():
                 self._receive_header(frame)
@@ -205,7 +205,7 @@ class Channel:
         consumer.queue.remove_consumer(consumer)
 
     def _end(self, consumer: ChannelConsumer) -> None:
-        """The queue is gone: the client is told. What it has not acked stays ackable."""
+        """Tell the client that the queue was deleted. It can still ack its messages."""
         del self._consumers[consumer.tag]
         self._send(Basic.Cancel(consumer_tag=consumer.tag, nowait=True))
 
@@ -228,7 +228,7 @@ class Channel:
         )
 
     def _settle(self, tag: int, *, multiple: bool, requeue: bool) -> None:
-        """Take messages back, or forget them: one that is rejected for good is as gone as an acked one."""
+        """Requeue messages, or drop them: one that is rejected for good is dropped like an acked one."""
         settled = self._ledger.settle(tag, multiple=multiple)
         if requeue:
             _requeue(settled)

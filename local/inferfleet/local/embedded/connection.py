@@ -1,4 +1,4 @@
-"""One client's connection: the handshake, frames in and out, heartbeats, and how errors close things."""
+"""One client's connection: the handshake, frames in and out, heartbeats, and closing after errors."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ SERVER_PROPERTIES: FieldTable = {
 
 
 class State(Enum):
-    """How far the connection has come."""
+    """The state of a connection."""
 
     GREETING = auto()
     AUTHENTICATING = auto()
@@ -87,12 +87,12 @@ class ClientConnection(asyncio.Protocol):
     # What asyncio calls
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """A client is there; it has the first word."""
+        """Accept a client, which sends first."""
         self._transport = cast("asyncio.Transport", transport)
         self._connections.add(self)
 
     def data_received(self, data: bytes) -> None:
-        """Handle every frame that is whole by now."""
+        """Handle every complete frame."""
         self._heard_at = self._loop.time()
         self._buffer.feed(data)
         try:
@@ -108,14 +108,14 @@ class ClientConnection(asyncio.Protocol):
             self._close(HardError(541, "INTERNAL_ERROR"))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The client is gone: everything it had goes back."""
+        """Requeue everything that the disconnected client had."""
         self._connections.discard(self)
         if self._timer is not None:
             self._timer.cancel()
         self._release()
 
     def abort(self) -> None:
-        """Cut the connection, as a killed broker would."""
+        """Abort the connection, as a killed broker would."""
         self._transport.abort()
 
     # Frames in
@@ -217,7 +217,7 @@ class ClientConnection(asyncio.Protocol):
     # Frames out
 
     def _send(self, number: int, method: Frame, message: Message | None = None) -> None:
-        """Queue frames. They leave together when the loop comes round: one system call for many."""
+        """Queue frames, which leave together in the next turn of the loop, in one system call."""
         if not self._to_send:
             self._loop.call_soon(self._flush)
         self._to_send.extend(marshal(number, method, message, limit=self._buffer.limit))
@@ -228,7 +228,7 @@ class ClientConnection(asyncio.Protocol):
         self._to_send.clear()
 
     def _beat(self, interval_s: int) -> None:
-        """Send a heartbeat; cut off a client that was silent for two intervals."""
+        """Send a heartbeat; disconnect a client that was silent for two intervals."""
         if self._loop.time() - self._heard_at > 2 * interval_s:
             logger.warning("a client missed its heartbeats of %d s; its connection is cut", interval_s)
             self.abort()
@@ -273,7 +273,7 @@ class ClientConnection(asyncio.Protocol):
         self._timer = self._loop.call_later(CLOSE_TIMEOUT_S, self.abort)
 
     def _release(self) -> None:
-        """Give back what the client has not acked, and remove its exclusive queues."""
+        """Requeue the client's unacked messages, and delete its exclusive queues."""
         channels, self._channels = self._channels, {}
         for channel in channels.values():
             channel.close()

@@ -1,4 +1,4 @@
-"""A channel's consumers, and the ledger of what its client has and has not acked."""
+"""A channel's consumers, and the ledger of its unacked deliveries."""
 
 from __future__ import annotations
 
@@ -36,21 +36,21 @@ class ChannelConsumer:
 
     @property
     def has_credit(self) -> bool:
-        """Whether it may be given one more message now."""
+        """Whether the consumer may get one more message."""
         return self.no_ack or self._prefetch == 0 or self.unacked < self._prefetch
 
     def deliver(self, entry: QueuedMessage) -> None:
-        """Pass a message on."""
+        """Send a message to the client."""
         self._send(self, entry)
 
     def queue_deleted(self) -> None:
-        """Nothing more will come."""
+        """Tell the client that no more messages will come."""
         self._ended(self)
 
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
-    """A message that the client has. ``consumer`` is ``None`` if it was fetched by ``basic.get``."""
+    """A delivered message. ``consumer`` is ``None`` if the client fetched it with ``basic.get``."""
 
     queue: Queue
     entry: QueuedMessage
@@ -58,7 +58,7 @@ class Delivered:
 
 
 class Ledger:
-    """Numbers the deliveries of a channel, and keeps those that are not acked."""
+    """Numbers the deliveries of a channel, and keeps the unacked ones."""
 
     def __init__(self) -> None:
         self._last_tag = 0
@@ -74,9 +74,9 @@ class Ledger:
         return self._last_tag
 
     def settle(self, tag: int, *, multiple: bool) -> list[Delivered]:
-        """Strike off what the client names, in order of delivery; the consumers get their credit back.
+        """Strike off the deliveries that the client names, in order, and return the consumers' credit.
 
-        ``multiple`` names everything up to ``tag``, and with a tag of 0 everything there is.
+        ``multiple`` names all deliveries up to ``tag``, and with a tag of 0 all of them.
 
         Raises:
             SoftError: The tag was never given out, or is settled already.
@@ -98,5 +98,5 @@ class Ledger:
 
 
 def queues_of(delivered: Iterable[Delivered]) -> list[Queue]:
-    """The queues these messages came from, each once."""
+    """Return the queues of these messages, each once."""
     return list({id(each.queue): each.queue for each in delivered}.values())

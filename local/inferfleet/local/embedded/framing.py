@@ -1,4 +1,4 @@
-"""Bytes to frames and back. Knows nothing of what the frames mean."""
+"""Converts bytes to frames and back, without interpreting the frames."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ Content = ContentHeader | ContentBody
 
 
 class FrameBuffer:
-    """Collects what arrives and gives it out frame by frame.
+    """Collects arriving bytes and returns them frame by frame.
 
-    ``limit`` is the size that was agreed on, in bytes: no frame may be larger, in either direction.
+    ``limit`` is the negotiated size in bytes: no frame may be larger, in either direction.
     """
 
     def __init__(self) -> None:
@@ -38,22 +38,22 @@ class FrameBuffer:
         self._bytes = bytearray()
 
     def feed(self, data: bytes) -> None:
-        """Add what arrived."""
+        """Add arrived bytes."""
         self._bytes += data
 
     def clear(self) -> None:
-        """Forget what was not taken: after an error nothing of it counts."""
+        """Drop the remaining bytes, which do not count after an error."""
         self._bytes.clear()
 
     def take_protocol_header(self) -> bytes | None:
-        """Take the first eight bytes of a connection, when they are here."""
+        """Take the first eight bytes of a connection, once they have arrived."""
         return self._take(len(PROTOCOL_HEADER))
 
     def take_frame(self) -> tuple[int, Frame | Content | Heartbeat] | None:
-        """Take one frame with its channel's number; ``None`` while it is not all here.
+        """Take one frame with its channel's number; ``None`` while it is incomplete.
 
         Raises:
-            HardError: The bytes are no frame, or too large a one.
+            HardError: The bytes are not a frame, or the frame is too large.
 
         """
         if len(self._bytes) < HEADER_SIZE:

@@ -13,7 +13,7 @@ MAX_LENGTH = 2**32 - 1
 
 
 class Overflow(StrEnum):
-    """What a full queue does with one more message: drop the one at its head, or refuse the new one."""
+    """What a full queue does with another message: drop the one at its head, or refuse the new one."""
 
     DROP_HEAD = "drop-head"
     REJECT_PUBLISH = "reject-publish"
@@ -21,7 +21,7 @@ class Overflow(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueueArguments:
-    """What a queue was declared with; ``None`` is "not given"."""
+    """The arguments of a queue's declaration; ``None`` is "not given"."""
 
     max_priority: int | None = None
     max_length: int | None = None
@@ -31,10 +31,10 @@ class QueueArguments:
     def read(cls, table: Mapping[str, object]) -> QueueArguments:
         """Read the arguments of a declaration.
 
-        Arguments that only tune RabbitMQ's storage are ignored, and so are unknown ones, as RabbitMQ does.
+        Ignores arguments that only tune RabbitMQ's storage, and unknown arguments, as RabbitMQ does.
 
         Raises:
-            SoftError: A value makes no sense, or asks for what the embedded broker cannot do.
+            SoftError: A value is invalid, or needs something that the embedded broker does not support.
 
         """
         if (queue_type := table.get("x-queue-type", "classic")) != "classic":
@@ -70,7 +70,7 @@ _UNSUPPORTED = frozenset(
 
 
 def inequivalent(argument: str, queue: str, *, received: object, current: object) -> Exception:
-    """406, in RabbitMQ's words."""
+    """Make the error 406, with RabbitMQ's message."""
     return precondition_failed(
         f"inequivalent arg '{argument}' for queue '{queue}' in vhost '/': "
         f"received '{_shown(received)}' but current is '{_shown(current)}'"

@@ -1,6 +1,6 @@
-"""One queue: the order of its messages, and who gets the next one. No input or output.
+"""One queue: the order of its messages, and which consumer gets the next one. No input or output.
 
-Order is by priority, then by age. A message that comes back keeps its place.
+Messages are ordered by priority, then by age. A requeued message keeps its place.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from inferfleet.local.embedded.queue_arguments import Overflow, QueueArguments
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
-    """What was published, and where to. Shared by all queues it was routed to."""
+    """A published message and its routing. All queues to which it was routed share it."""
 
     exchange: str
     routing_key: str
@@ -29,7 +29,7 @@ class Message:
 
 @dataclass(slots=True, order=True)
 class QueuedMessage:
-    """A message's place in one queue. Sorts by what is delivered first."""
+    """A message's place in one queue. Sorts in the order of delivery."""
 
     rank: int
     position: int
@@ -38,29 +38,29 @@ class QueuedMessage:
 
 
 class Consumer(Protocol):
-    """Who takes messages from a queue."""
+    """A consumer of a queue."""
 
     @property
     def unacked(self) -> int:
-        """How many messages it has and has not acked."""
+        """How many unacked messages the consumer has."""
         ...
 
     @property
     def has_credit(self) -> bool:
-        """Whether it may be given one more message now."""
+        """Whether the consumer may get one more message."""
         ...
 
     def deliver(self, entry: QueuedMessage) -> None:
-        """Take the message. It is no longer in the queue."""
+        """Take the message, which is no longer in the queue."""
         ...
 
     def queue_deleted(self) -> None:
-        """The queue is gone; nothing more will come."""
+        """Note that the queue was deleted, so that no more messages will come."""
         ...
 
 
 class Queue:
-    """A queue's messages and consumers. ``vanish`` is called when its last consumer takes it along."""
+    """A queue's messages and consumers. Calls ``vanish`` when the end of its last consumer deletes it."""
 
     def __init__(
         self,
@@ -85,26 +85,26 @@ class Queue:
 
     @property
     def ready_count(self) -> int:
-        """Messages that wait. Those that are delivered and not acked are not counted."""
+        """The number of waiting messages, without the unacked ones."""
         return len(self._ready)
 
     @property
     def consumer_count(self) -> int:
-        """Consumers, with or without credit."""
+        """The number of consumers, with or without credit."""
         return len(self._consumers)
 
     @property
     def ready(self) -> tuple[Message, ...]:
-        """The messages that wait, the next one first."""
+        """The waiting messages, the next one first."""
         return tuple(entry.message for entry in sorted(self._ready))
 
     @property
     def unacked_count(self) -> int:
-        """Messages that present consumers have and have not acked."""
+        """The number of unacked messages of the current consumers."""
         return sum(consumer.unacked for consumer in self._consumers)
 
     def publish(self, message: Message) -> bool:
-        """Take a message. ``False``: the queue is full and refuses it."""
+        """Take a message. Return false if the queue is full and refuses it."""
         limit, overflow = self.arguments.max_length, self.arguments.overflow
         if limit is not None and overflow is Overflow.REJECT_PUBLISH and len(self._ready) >= limit:
             return False
@@ -123,7 +123,7 @@ class Queue:
         return heapq.heappop(self._ready) if self._ready else None
 
     def requeue(self, entries: Iterable[QueuedMessage]) -> None:
-        """Take messages back that were delivered, each to its old place."""
+        """Take delivered messages back, each to its old place."""
         if self.deleted:
             return
         for entry in entries:
@@ -133,24 +133,24 @@ class Queue:
         self._drop_overflow()
 
     def purge(self) -> int:
-        """Throw away what waits, and say how much it was."""
+        """Delete all waiting messages, and return their number."""
         count = len(self._ready)
         self._ready.clear()
         return count
 
     def add_consumer(self, consumer: Consumer) -> None:
-        """Let a consumer take its turn from now on."""
+        """Add a consumer to the round-robin."""
         self._consumers.append(consumer)
         self.dispatch()
 
     def remove_consumer(self, consumer: Consumer) -> None:
-        """Give this consumer nothing more. The last one takes an auto-delete queue with it."""
+        """Remove a consumer. Removing the last one deletes an auto-delete queue."""
         self._consumers.remove(consumer)
         if self.auto_delete and not self._consumers:
             self._vanish(self)
 
     def delete(self) -> None:
-        """End: messages are gone, consumers are told."""
+        """Delete the queue: drop its messages, and tell its consumers."""
         self.deleted = True
         self._ready.clear()
         consumers, self._consumers = self._consumers, deque()
@@ -158,7 +158,7 @@ class Queue:
             consumer.queue_deleted()
 
     def dispatch(self) -> None:
-        """Deliver what waits, in turn to each consumer that has credit. Call it when credit came back."""
+        """Deliver waiting messages round-robin to consumers with credit. Call this when credit returned."""
         while self._ready and (consumer := self._next_consumer()) is not None:
             consumer.deliver(heapq.heappop(self._ready))
 

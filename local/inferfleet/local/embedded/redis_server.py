@@ -1,4 +1,4 @@
-"""Redis without Redis: fakeredis behind a TCP port, Lua scripts included."""
+"""An embedded Redis: fakeredis behind a TCP port, including Lua scripts."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from fakeredis import TcpFakeServer
 from redis.exceptions import ResponseError
 
 MEMORY = "# Memory\r\nmaxmemory:0\r\nmaxmemory_policy:noeviction\r\n"
-"""The answer to INFO: nothing is ever evicted."""
+"""The reply to INFO: nothing is ever evicted."""
 
 
 class EmbeddedRedis:
-    """A Redis look-alike that lives as long as its ``with`` block. Everything in it is in memory."""
+    """A Redis look-alike that lives as long as its ``with`` block, and keeps everything in memory."""
 
     def __init__(self) -> None:
         self._server = TcpFakeServer(("127.0.0.1", 0))
@@ -52,11 +52,11 @@ class EmbeddedRedis:
 
 
 def _improved(handler: Any, connections: set[socket.socket]) -> Any:
-    """Mend three things in the connection handler of fakeredis (2.40), and keep a list of connections.
+    """Fix three problems of fakeredis' connection handler (2.40), and keep a list of connections.
 
-    The handler closes the connection after a command that failed, which loses the rest of a pipeline. It
-    leaves Nagle's algorithm on, so that each pipeline waits 40 ms for the client's delayed TCP ACK. And it
-    has no INFO, which clients ask whether keys may be evicted.
+    The handler closes the connection after a failed command, which loses the rest of a pipeline. It leaves
+    Nagle's algorithm on, so that each pipeline waits 40 ms for the client's delayed TCP ACK. And it has no
+    INFO, which clients use to find out whether keys may be evicted.
     """
 
     class Handler(handler):  # type: ignore[misc]  # the class is private to fakeredis

@@ -1,4 +1,4 @@
-"""The embedded broker as a whole: an event loop in a thread of its own, listening on 127.0.0.1."""
+"""The embedded broker: an event loop in its own thread, listening on 127.0.0.1."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from inferfleet.local.embedded.virtual_host import VirtualHost
 
 
 class EmbeddedBroker:
-    """A RabbitMQ look-alike that lives as long as its ``with`` block. Everything in it is in memory.
+    """A RabbitMQ look-alike that lives as long as its ``with`` block, and keeps everything in memory.
 
-    It has its own thread, so a caller that blocks, or runs an event loop of its own, does not stop it.
+    It has its own thread, so a caller that blocks or runs another event loop does not stop it.
     """
 
     def __init__(self) -> None:

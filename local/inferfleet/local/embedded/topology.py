@@ -1,4 +1,4 @@
-"""The AMQP methods that declare, bind and remove things: each is one call on the virtual host."""
+"""The AMQP methods that declare, bind and delete: each is one call on the virtual host."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ TopologyMethod = (
 
 
 def carry_out(method: TopologyMethod, host: VirtualHost, owner: object) -> Frame | None:
-    """Do what the method says for the connection ``owner``. ``None``: it wants no answer.
+    """Execute a method for the connection ``owner``. Return the reply; ``None`` if the method has none.
 
     Raises:
-        AmqpError: It cannot be done.
+        AmqpError: The method cannot be executed.
 
     """
     answer = _do(method, host, owner)

@@ -1,4 +1,4 @@
-"""The broker's one virtual host ``/``: exchanges, queues, bindings, and where a message goes. No I/O."""
+"""The broker's only virtual host ``/``: exchanges, queues, bindings, and routing. No I/O."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RESERVED_PREFIX = "amq."
 
 
 class ExchangeKind(StrEnum):
-    """How an exchange chooses queues: by equal routing key, or all of them."""
+    """How an exchange routes: to queues with an equal routing key, or to all queues."""
 
     DIRECT = "direct"
     FANOUT = "fanout"
@@ -42,7 +42,7 @@ class Exchange:
         self.bindings: set[tuple[str, str]] = set()
 
     def targets(self, routing_key: str) -> set[str]:
-        """Names of the queues that get a message with this key, each once."""
+        """Return the names of the queues that get a message with this key, each once."""
         match self.kind:
             case ExchangeKind.DIRECT:
                 return {queue for queue, key in self.bindings if key == routing_key}
@@ -51,14 +51,14 @@ class Exchange:
 
 
 class PublishOutcome(NamedTuple):
-    """What became of a publish: how many queues it was meant for, and whether all of them took it."""
+    """The result of a publish: to how many queues the message was routed, and whether all of them took it."""
 
     routed: int
     accepted: bool
 
 
 class VirtualHost:
-    """Everything that is declared. ``owner`` is the connection that asks, by identity."""
+    """Everything that is declared. ``owner`` is the calling connection, by identity."""
 
     def __init__(self) -> None:
         self._queues: dict[str, Queue] = {}
@@ -70,7 +70,7 @@ class VirtualHost:
     def declare_exchange(
         self, name: str, *, kind: str, passive: bool, durable: bool, auto_delete: bool
     ) -> None:
-        """Make an exchange, or check that it is there and the same."""
+        """Declare an exchange, or check that the existing one is equivalent."""
         existing = self._exchanges.get(name)
         if passive:
             if existing is None and name != DEFAULT_EXCHANGE:
@@ -93,7 +93,7 @@ class VirtualHost:
         self._exchanges[name] = wanted
 
     def delete_exchange(self, name: str, *, if_unused: bool) -> None:
-        """Remove an exchange; one that is not there counts as removed."""
+        """Delete an exchange; a missing one counts as deleted."""
         if name == DEFAULT_EXCHANGE or name.startswith(RESERVED_PREFIX):
             raise access_refused(f"operation not permitted on exchange '{name}'")
         exchange = self._exchanges.get(name)
@@ -111,7 +111,7 @@ class VirtualHost:
         arguments: Mapping[str, object],
         owner: object,
     ) -> Queue:
-        """Make a queue, or check that it is there and the same. An empty name is replaced by a new one."""
+        """Declare a queue, or check that the existing one is equivalent. An empty name becomes a new one."""
         read = QueueArguments.read(arguments)
         if name in self._queues:
             queue = self.queue(name, owner=owner)
@@ -149,7 +149,7 @@ class VirtualHost:
         return queue
 
     def delete_queue(self, name: str, *, owner: object, if_unused: bool, if_empty: bool) -> int:
-        """Remove a queue and say how many messages waited in it; one that is not there had none."""
+        """Delete a queue and return how many messages waited in it; a missing queue had none."""
         if name not in self._queues:
             return 0
         queue = self.queue(name, owner=owner)
@@ -162,23 +162,23 @@ class VirtualHost:
         return count
 
     def bind(self, queue_name: str, exchange_name: str, routing_key: str, *, owner: object) -> None:
-        """Let an exchange send messages with this key to the queue."""
+        """Bind a queue to an exchange with this key."""
         self._exchange_to_bind(exchange_name).bindings.add(
             (self.queue(queue_name, owner=owner).name, routing_key)
         )
 
     def unbind(self, queue_name: str, exchange_name: str, routing_key: str, *, owner: object) -> None:
-        """Undo a binding; one that is not there counts as undone."""
+        """Remove a binding; a missing one counts as removed."""
         exchange = self._exchange_to_bind(exchange_name)
         self._discard(exchange, {(self.queue(queue_name, owner=owner).name, routing_key)})
 
     def publish(self, message: Message) -> PublishOutcome:
-        """Give a message to every queue it is meant for."""
+        """Route a message to its queues."""
         taken = [queue.publish(message) for queue in self._targets(message)]
         return PublishOutcome(routed=len(taken), accepted=all(taken))
 
     def disown(self, owner: object) -> None:
-        """A connection is gone, and its exclusive queues with it."""
+        """Delete the exclusive queues of a closed connection."""
         for queue in [queue for queue in self._queues.values() if queue.owner is owner]:
             self._remove(queue)
 
