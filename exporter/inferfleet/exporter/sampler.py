@@ -108,7 +108,7 @@ class Sampler:
         try:
             counts = await self._queues.counts(self._pools)
         except (ServiceUnreachableError, ServiceRefusedError, ConfigurationError) as error:
-            # The latter is about a file, of a URL or a certificate, that has been there before.
+            # A ConfigurationError is about a file with a URL or a certificate, which existed at the start.
             self._tell("RabbitMQ", error)
             return None
         self._tell("RabbitMQ", None)

@@ -112,7 +112,7 @@ def _make_plain(fields: dict[str, Any]) -> dict[str, int]:
         if moment is None or not isinstance(moment, datetime) or moment.tzinfo is UTC:
             continue
         if (offset := moment.utcoffset()) and offset % _MINUTE:
-            # The notation for times has no seconds in its offset.
+            # ISO 8601 has no seconds in an offset.
             with suppress(OverflowError):
                 fields[name] = moment.astimezone(UTC)
     return sizes
@@ -129,13 +129,13 @@ def _body(work: str | Mapping[str, Any], endpoint: Endpoint) -> object:
     if isinstance(work, Mapping):
         return dict(work)
     if not isinstance(work, str):  # pyright: ignore[reportUnnecessaryIsInstance]
-        # Callers without a type checker; ``Job`` says what is wrong with it.
+        # For callers without a type checker: ``Job`` reports what is wrong.
         return work
     ask = ENDPOINTS[endpoint].ask
     if ask is None:
         raise InvalidJobError(f"body: {endpoint} needs more than a prompt; give the whole body")
     if endpoint is Endpoint.CHAT and not work:
-        # vLLM answers an empty message. An empty string is more likely a variable that is not set.
+        # vLLM answers an empty message, but an empty string is more likely a variable that is not set.
         raise InvalidJobError(
             "body.messages[0].content: is empty; to ask an empty question, give the whole body"
         )

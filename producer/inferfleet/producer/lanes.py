@@ -88,7 +88,7 @@ class Lanes:
                     looked_after = entered.owner
                     await self._until_front_goes_on(job, entered)
                 case EnterStatus.BEGUN:
-                    # Under its key, others have submitted it.
+                    # Another caller with the same key has submitted it.
                     return
                 case EnterStatus.TOO_LARGE:
                     raise SessionTooLargeError(
@@ -126,7 +126,7 @@ class Lanes:
         try:
             await self.publish(following)
         except UnknownPoolError as error:
-            # Whoever looks at the lane next finds it in front, and ends it.
+            # The next producer that checks the lane finds the turn in front, and ends it.
             logger.warning("cannot publish the turn behind job %s (%s)", ended.id, error)
 
     async def _wait_in_lane(self, job: Job, entered: EnterResult, *, stop: bool) -> bool:
@@ -174,7 +174,7 @@ class Lanes:
                 except QueueFullError:
                     if not stalled:
                         raise
-                    # Its message is in there, most likely.
+                    # Most likely the queue has the turn's message.
                     return front.placed
 
     async def _publish_front(self, job: Job, owner: str, *, again: bool) -> None:
@@ -187,7 +187,7 @@ class Lanes:
             if payload is not None:
                 await self.publish(payload, again=again)
             elif again:
-                # It came from another AMQP client, which has published it.
+                # The turn came from another AMQP client, which has published it.
                 await self._session_lanes.published(job.model_copy(update={"id": owner}), again=True)
             else:
                 await self._session_lanes.end_lost(owner)
@@ -195,7 +195,7 @@ class Lanes:
         except UnknownPoolError:
             if owner == job.id:
                 raise
-            # No worker can run it, and nobody was told that it was accepted.
+            # No worker can run the turn, and its producer was not told that it was accepted.
             await self._stop_turn(job, owner, keep=False)
 
     async def _stop_turn(self, job: Job, owner: str, *, keep: bool) -> None:
@@ -203,7 +203,7 @@ class Lanes:
         try:
             over = (await self._cancel(owner, keep=keep)).terminal
         except JobNotFoundError:
-            # Its producer took it back meanwhile.
+            # The turn's producer took it back meanwhile.
             over = True
         if over:
             await self.pass_over(job.model_copy(update={"id": owner}))

@@ -70,7 +70,7 @@ class Publisher:
             return await self._publish(message, pool=job.pool)
         except NackedError as nack:
             await self._publish_nacked(job, message, in_doubt=nack.in_doubt)
-            # What nacked may have kept it, if it was no full queue.
+            # A queue that nacked without being full may have kept the message.
             return True
         except UnroutableError as error:
             raise _unknown_pool(job.pool) from error
@@ -157,7 +157,7 @@ class Publisher:
                         in_doubt |= error.in_doubt
                         raise
                     except (*_NOT_SENT, UnroutableError) as error:
-                        # What nacked before may have kept it.
+                        # The queue that nacked the message before may have kept it.
                         raise _unconfirmed(job, f"RabbitMQ nacked it before ({error})") from error
         except NackedError as error:
             why = f"its queue nacked it {nacks} times and is not full, so that its leader may be away"
@@ -169,11 +169,11 @@ class Publisher:
         Returns whether the message may be queued twice.
         """
         self._home.check()
-        # A repeat may publish a job twice. That does no harm: the fence lets one of them run. But once the
-        # broker may have the message, no later refusal can say that it has not.
+        # A repetition may publish a job twice. That does no harm: the fence lets only one run. But once the
+        # broker may have the message, a later refusal does not mean that it has not.
         unconfirmed: PublishUnconfirmedError | None = None
         try:
-            # By itself: what it takes to repeat costs a tenth of a submission.
+            # Outside the retry loop, which would cost a tenth of a submission.
             return await self._send(message, pool)
         except PublishUnconfirmedError as error:
             if not self._settings.patience_s:

@@ -95,7 +95,7 @@ class Reader:
                 return Result.model_validate_json(result)
             if reply_to == self._client_id:
                 return Result.model_validate_json(await waiter)
-            # Another client's job: its journal says when it is done.
+            # This is another client's job, so follow its journal to the end.
             async with aclosing(self.follow(job_id, after=BEGINNING)) as lines:
                 async for _ in lines:
                     if waiter.done():
@@ -105,7 +105,7 @@ class Reader:
             self._waiters[job_id].discard(waiter)
             if not self._waiters[job_id]:
                 del self._waiters[job_id]
-            # If this was another client's job, its journal may have told of the loss first.
+            # Retrieve the error, if the journal of another client's job has reported the loss first.
             _ = waiter.done() and not waiter.cancelled() and waiter.exception()
 
     async def follow(self, job_id: str, *, after: str, ended: bool = False) -> AsyncGenerator[JournalLine]:
@@ -120,7 +120,7 @@ class Reader:
         """
         key = journal_key(job_id).encode()
         view = JournalView.at(after)
-        # What is there already comes from a read of our own; the shared read brings the rest.
+        # A separate read gets the existing lines; the shared read gets the later ones.
         arriving: asyncio.Queue[Line | _Replaced | InferfleetError] = asyncio.Queue()
         self._followers.setdefault(key, set()).add(arriving)
         self._followed[job_id] = key
@@ -142,7 +142,7 @@ class Reader:
                 arrived = await arriving.get()
                 match arrived:
                     case JobDataLostError():
-                        # It has ended. If the journal has all the rest, nothing of that is lost.
+                        # The job has ended. If the journal has all remaining lines, none is lost.
                         behind = await self._records.lines(job_id, after=view.line_id)
                     case InferfleetError():
                         raise arrived
@@ -240,7 +240,7 @@ class Reader:
                     fields[b"job"].decode(errors="replace") for _, fields in lines if b"job" in fields
                 ]
                 await self._resolve([job_id for job_id in finished if job_id in self._waiters])
-                # Only now: should the results be out of reach, these lines are read again.
+                # Only now: if the results cannot be read, these lines are read again.
                 self._positions[key] = lines[-1][0]
             elif key in self._positions:
                 self._positions[key] = lines[-1][0]
@@ -298,7 +298,7 @@ class Reader:
         line_id, entry = line[0], parse_line(line[1])
         if view.is_past(line_id) or not view.lacks(entry):
             return view.see(line_id, entry)
-        # They may be in a journal that has begun anew since, with lower ids.
+        # The tokens may be in a new journal with lower ids.
         view.begin_anew()
         seen: list[JournalLine] = []
         for line_id, fields in await self._records.lines(job_id):
@@ -311,7 +311,7 @@ class Reader:
     async def _look_at(self, job_ids: list[str]) -> set[str]:
         """Give callers their results, or an error where one is gone. Return the jobs without a record."""
         states = await self._records.states(job_ids)
-        # Behind the states: a job that has ended has had a result.
+        # After the states: a job whose state is terminal has had a result.
         await self._hand_out(job_ids)
         for job_id, state in states.items():
             if state is not None and state.terminal:

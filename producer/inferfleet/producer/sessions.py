@@ -215,7 +215,7 @@ def _fields(body: object) -> Mapping[str, Any]:
 
 
 def _messages(messages: object) -> object:
-    """The messages as a request has them. What is none, the check of the request says."""
+    """Return the messages as a request has them. The check of the request reports invalid ones."""
     match messages:
         case str():
             return [{"role": "user", "content": messages}]

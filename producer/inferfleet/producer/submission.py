@@ -115,7 +115,7 @@ class Submission:
                     raise _uncertain(claimed.job, refusal) from refusal
                 await self._accepted_all_the_same(claimed, call, refusal)
         if claimed.key and not claimed.accepted:
-            # Only a note, and the broker has the job already.
+            # No error if this fails: the broker has the job already.
             with suppress(ServiceUnreachableError, ServiceRefusedError):
                 await idempotency.accept(self._pipeline, claimed, ttl_s=self._settings.queued_ttl_s)
         return claimed.job
@@ -132,13 +132,13 @@ class Submission:
             recorded = await self._records.create(
                 claimed.job, reply_to=self._settings.client_id, call=call, key=claimed.key, keep=keep
             )
-            # If the key does not say so any more, the job was taken back before this call had its record.
+            # If the key has another value by now, the job was taken back before this call made its record.
             revived = recorded.created and not recorded.holder.startswith(claimed.holder)
             if not recorded.closed and not revived:
                 return claimed, recorded
             with uncertain_without_redis():
                 if recorded.closed:
-                    # Somebody who was refused takes it back. With help that ends, even if its producer died.
+                    # A refused caller is taking it back. Help, so that this ends even if that caller died.
                     keep = await self._take_back(claimed) is not TakenBack.GONE
                 elif await self._records.close(claimed.job.id, call=call) is Closed.CLOSED:
                     await self._take_back(claimed)
@@ -162,7 +162,7 @@ class Submission:
         try:
             outcome = await self._undo(claimed, call)
         except (ServiceUnreachableError, ServiceRefusedError):
-            # Without a key or a session nobody else can have come across it.
+            # Without a key or a session nobody else can know the job.
             alone = job.idempotency_key is None and job.session_id is None
             outcome = TakenBack.GONE if alone else TakenBack.UNCERTAIN
         match outcome:
@@ -187,7 +187,7 @@ class Submission:
                 case Closed.BEGUN:
                     return TakenBack.ACCEPTED
                 case Closed.SHARED:
-                    # They are told what becomes of it, and so shall we be.
+                    # Another caller is submitting the job: wait for what it is told.
                     if await idempotency.accepted(self._pipeline, claimed):
                         return TakenBack.ACCEPTED
                     if time.monotonic() > deadline:
@@ -210,7 +210,7 @@ class Submission:
         await idempotency.forget(self._pipeline, claimed)
         gone = await self._records.discard(job.id)
         if following is not None:
-            # Whoever submitted the one behind it still sees to that.
+            # If this fails, the producer of the turn behind it does the same.
             with suppress(InferfleetError):
                 await self._lanes.publish(following)
         return TakenBack.GONE if gone else TakenBack.ACCEPTED
@@ -245,15 +245,15 @@ class Submission:
     async def cancel(self, job_id: str, *, keep: bool = False) -> JobState:
         """Cancel a job; with ``keep``, its partial answer stays in its session."""
         while True:
-            # What an earlier attempt has left. Should the job be running by now, its worker makes the result.
+            # The result has the tokens of earlier attempts. If the job runs by now, its worker makes it.
             try:
                 record = await self._records.get(job_id)
             except JobDataLostError:
-                # It has ended, and longer ago than its result is kept.
+                # The job has ended, and its result has expired.
                 return await self._records.state(job_id)
             running = record.state is JobState.RUNNING
             waits = not running or await self._records.standing(job_id) is Standing.STALLED
-            # A worker that died behind that has left it in the history.
+            # A worker that died just before the commit has left the turn in the history.
             said = (
                 running
                 and waits
@@ -271,12 +271,12 @@ class Submission:
             )
             if state is not None:
                 break
-        # A worker runs it, or keeps its message until the pause before its next attempt is over.
+        # A worker runs the job, or holds its message during the pause before its next attempt.
         if state is JobState.RUNNING or (state is JobState.CANCELLED and record.attempt):
             try:
                 await self._publisher.send(CancelJob(job_id=job_id, keep=keep))
             except (PublishUnconfirmedError, ServiceRefusedError, ServiceUnreachableError) as error:
-                # The order only makes it quicker: the worker finds the mark with its next write.
+                # The command only speeds this up: the worker finds the mark at its next write.
                 logger.warning("cannot tell the worker to cancel job %s (%s)", job_id, error)
         if state is JobState.CANCELLED and record.session_id is not None:
             await self._leave_lane(record)
@@ -320,7 +320,7 @@ class Submission:
             await self._note_copy(job)
 
     async def _note_copy(self, job: Job) -> None:
-        # Only for a message that comes days later. The broker has the job already.
+        # No error if this fails: it only matters for a message that arrives days later.
         with suppress(ServiceUnreachableError, ServiceRefusedError):
             await self._records.copied(job.id)
 

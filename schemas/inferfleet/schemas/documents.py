@@ -89,7 +89,7 @@ def _json_schema(name: str) -> dict[str, Any]:
 def _text(document: dict[str, Any]) -> str:
     options = orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS | orjson.OPT_APPEND_NEWLINE
     text = orjson.dumps(document, option=options).decode()
-    # Docstrings mark code as reStructuredText does; readers of a schema expect Markdown.
+    # Docstrings mark code up as reStructuredText; readers of a schema expect Markdown.
     return text.replace("``", "`")
 
 

@@ -44,7 +44,7 @@ def plain_json(value: Any, place: str) -> tuple[Any, int]:
     """
     try:
         text = orjson.dumps(value, option=STRICTLY_JSON)
-        # As deep as the value can be where it is read.
+        # Nested as deep as a reader will find it.
         read: Any = from_json(b"[[" + text + b"]]")[0][0]
         equal: bool = read == value
     except (TypeError, ValueError, RecursionError) as error:
@@ -56,9 +56,9 @@ def plain_json(value: Any, place: str) -> tuple[Any, int]:
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether all types in it are those of JSON themselves, and no subclass such as an ``IntEnum``."""
+    """Return whether all types in a value are JSON's own, without subclasses such as an ``IntEnum``."""
     try:
-        # It writes such types only, and quicker than Python can look at them.
+        # marshal accepts only such types, and is faster than checking them in Python.
         marshal.dumps(value)
     except ValueError:
         return False
@@ -66,8 +66,8 @@ def _is_plain(value: Any) -> bool:
 
 
 def json_problem(value: Any, place: str) -> str | None:
-    """Find the first value that JSON has no form for, or that no reader could have."""
-    # No recursion: how deep it goes is one of the questions.
+    """Describe the first value that JSON cannot represent, or that no reader could get."""
+    # Not recursive, because the value may be nested too deeply.
     unseen: list[tuple[Any, str, int]] = [(value, place, 1)]
     while unseen:
         value, path, level = unseen.pop()
@@ -80,7 +80,7 @@ def json_problem(value: Any, place: str) -> str | None:
             case str() | int() | float():
                 problem = _scalar_problem(value)
             case dict() | list() | tuple() if level > MAX_LEVELS:
-                # What is deep in there has a path of as many steps; the member that holds it says more.
+                # The path of a deep value has as many steps, so name the member that contains it.
                 path = place + _FIRST_STEP.findall(path[len(place) :])[0]
                 problem = f"is nested too deeply: at most {MAX_LEVELS} levels of objects and lists are read"
             case dict():

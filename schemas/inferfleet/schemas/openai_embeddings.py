@@ -63,7 +63,7 @@ class EmbeddingOptions(TypedDict, total=False):
     cache_salt: CacheSalt | None
     embed_dtype: Literal["float32", "float16", "bfloat16", "fp8_e4m3", "fp8_e5m2"]
     endianness: Literal["native", "big", "little"]
-    # vLLM judges it before it knows that there are no media.
+    # vLLM checks this before it knows that there are no media.
     media_io_kwargs: Annotated[dict[str, dict[str, Any]] | None, BeforeValidator(lambda value: value or None)]
     mm_processor_kwargs: dict[str, Any] | None
     normalize: Annotated[Any, BeforeValidator(_removed)]

@@ -151,7 +151,7 @@ class GenerationRequest(TypedDict, total=False):
     top_p: Annotated[Number, Field(gt=0, le=1)] | None
     user: str | None
 
-    # What only vLLM has.
+    # vLLM's extensions.
     add_special_tokens: Flag
     allowed_token_ids: Annotated[list[TokenId], Field(min_length=1)] | None
     bad_words: list[NonEmpty]
@@ -249,7 +249,7 @@ class AnyChat(GenerationRequest, total=False):
     tools: Annotated[list[FunctionTool], Field(min_length=1)] | None
     tool_choice: ToolChoice | None
 
-    # What only vLLM has.
+    # vLLM's extensions.
     add_generation_prompt: Flag
     chat_template: str | None
     chat_template_kwargs: dict[str, Any] | None
@@ -272,7 +272,7 @@ class AnyCompletion(GenerationRequest, total=False):
     logprobs: Logprobs | None
     suffix: str | None
 
-    # What only vLLM has.
+    # vLLM's extensions.
     prompt_embeds: str | list[str] | None
 
 

@@ -161,7 +161,7 @@ def _number(value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int) and value.bit_length() > 2 * MAX_QUOTED_CHARS:
-        # Python itself refuses to spell long ones.
+        # Python itself refuses to print long integers.
         return f"a number of {value.bit_length():,} bits"
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 

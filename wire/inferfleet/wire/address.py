@@ -68,12 +68,12 @@ def redacted(url: str) -> str:
         return _HIDDEN
     path = parts["path"]
     if "@" in path + parts["rest"] or not _PATH.fullmatch(path):
-        # Where the password ends is not certain: it may hold a slash or a question mark.
+        # The end of the password is uncertain: it may contain a slash or a question mark.
         return f"{parts['scheme']}://{_HIDDEN}"
     hosts = parts["authority"].split(",")
     last = max((place for place, host in enumerate(hosts) if "@" in host), default=0)
     shown = [
-        # What stands before a later @ may be the beginning of a password with a comma in it.
+        # Text before a later @ may be the beginning of a password with a comma in it.
         _host(host) if place >= last or "@" in host else _HIDDEN
         for place, host in enumerate(hosts)
     ]
@@ -97,7 +97,7 @@ def without_secrets(text: str, url: str) -> str:
 def _host(text: str) -> str:
     userinfo, at, host = text.rpartition("@")
     user, colon, _ = userinfo.partition(":")
-    # Without a colon it may be a token, or a password whose colon was forgotten.
+    # Without a colon this may be a token, or a password whose colon is missing.
     user = user if colon and _USER.fullmatch(user) else _HIDDEN
     host = host if _HOST.fullmatch(host) else _HIDDEN
     return f"{user}{colon and colon + _HIDDEN}{at}{host}" if at else host

@@ -26,10 +26,10 @@ class Hooks:
         """The engine is about to get a job, with this request."""
 
     def on_tokens(self, run: JobRun, tokens: int) -> None:
-        """The engine has generated ``count`` tokens."""
+        """The engine has generated so many tokens."""
 
     def on_waste(self, run: JobRun, tokens: int, reason: str) -> None:
-        """``count`` tokens, perhaps 0, have to be generated again."""
+        """So many tokens, perhaps 0, have to be generated again."""
 
     def on_requeue(self, run: JobRun, entry: QueuedEntry) -> None:
         """An attempt requeued its job, for a retry or for another worker."""

@@ -109,7 +109,7 @@ class Pace:
     def _down_limit(self, rules: Rules, *, now: float, replicas: int) -> int:
         if rules.select_policy == "Disabled":
             return replicas
-        # The least change is the highest number.
+        # The smallest change is the highest number.
         choose = max if rules.select_policy == "Min" else min
         return choose(
             start - policy.value if policy.type == "Pods" else int(start * (1 - policy.value / 100))

@@ -39,8 +39,8 @@ class FailureCounts:
             case MetricType.AVERAGE_VALUE:
                 return Reading(trigger.target * number_wanted)
             case MetricType.VALUE:
-                # The HPA multiplies this by the replicas and rounds up, so nothing must be above: it is cut
-                # to thousandths.
+                # The HPA multiplies this by the replicas and rounds up, so it must not be above: round it
+                # down to thousandths.
                 return Reading(math.floor(trigger.target * number_wanted / replicas * 1000) / 1000)
 
 

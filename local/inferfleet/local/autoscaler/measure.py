@@ -74,7 +74,7 @@ class Measurer:
         if self._management is None:
             return Reading(None, "there is no address of RabbitMQ's management API")
         queue = await self._management.queue(trigger.queue)
-        # A queue without statistics yet has no such fields. Go makes that 0, and so must we (keda#7180).
+        # A queue without statistics has no such fields yet. Go reads 0 then, and so must we (keda#7180).
         count = queue.get("messages_ready" if trigger.exclude_unacknowledged else "messages", 0)
         return Reading(float(count))
 
@@ -109,7 +109,7 @@ class PassiveDeclares:
                 channel = self._channel or await self._connect()
                 return (await channel.queue_declare(queue, passive=True)).message_count or 0
         except BaseException:
-            # A refused declare closes the channel, and one cut off leaves an answer on its way.
+            # A refused declaration closes the channel, and a cancelled one leaves a reply in flight.
             await self.aclose()
             raise
 

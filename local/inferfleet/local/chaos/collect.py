@@ -100,7 +100,7 @@ async def _dead_letters(harness: Harness) -> list[AbstractIncomingMessage]:
         channel = await connection.channel()
         queue = await channel.declare_queue(dead_queue(harness.pool), passive=True)
         letters: list[AbstractIncomingMessage] = []
-        # Never acked: they go back when the connection ends.
+        # Never acked, so RabbitMQ requeues them when the connection ends.
         while (letter := await queue.get(fail=False)) is not None:
             letters.append(letter)
         return letters

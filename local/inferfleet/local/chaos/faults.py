@@ -179,7 +179,7 @@ class Faults:
         if fault is Fault.PRODUCER_KILL:
             await self._to_its_end(_restart_producer(producer))
         elif fault is Fault.PRODUCER_REFUSED:
-            # Its connection is gone, and a new one gets no answer.
+            # The process' connection is broken, and a new one gets no answer.
             producer.link.broker.reset()
             producer.link.broker.hold(Direction.TO_CLIENT)
             await asyncio.sleep(lasts_s)

@@ -67,7 +67,7 @@ class Ledger:
 
     def __init__(self, path: Path) -> None:
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-        # Behind a line that a kill has cut, if there is one.
+        # Ends a line that a kill has truncated, if there is one.
         os.write(self._file, b"\n")
 
     def write(self, event: Event) -> None:

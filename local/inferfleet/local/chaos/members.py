@@ -66,10 +66,10 @@ class WorkerSlot:
     def _judge(self, code: int) -> None:
         how = self.member.process.describe_end()
         if code == -9 or (code == 1 and "the engine died" in how):
-            # A poison job or an engine killer. Nobody else sends SIGKILL.
+            # A poison job or an engine killer: nothing else sends SIGKILL.
             self.killed_by_jobs += 1
         elif code == 3:
-            # It was starting while a service was away, and says so.
+            # The worker was starting during an outage of a service, and its exit code says so.
             pass
         else:
             logger.error("%s", how)

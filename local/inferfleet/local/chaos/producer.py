@@ -111,7 +111,7 @@ class Producer:
                     job = await self._fleet.submit(wanted)
                     break
                 except InvalidJobError:
-                    # No outage: the soak's own jobs are wrong.
+                    # Not an outage: the soak's own jobs are invalid.
                     raise
                 except _OUTAGE:
                     await asyncio.sleep(PAUSE_S)
@@ -132,7 +132,7 @@ class Producer:
             try:
                 result = await self._fleet.wait(job)
             except _OUTAGE:
-                # No record: Redis lost it, and the job's turn has not come yet.
+                # Redis has lost the record, and no worker has started the job yet.
                 await asyncio.sleep(PAUSE_S)
             else:
                 self._ledger.write(Seen(result=result))

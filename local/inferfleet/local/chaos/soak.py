@@ -105,7 +105,7 @@ async def soak(options: SoakOptions, *, folder: Path, say: Callable[[str], None]
 
     """
     started = time.monotonic()
-    # Redis must keep what it has answered, or there is nothing to check against.
+    # Redis must keep every write that it has answered; otherwise the history cannot be checked.
     async with running_services(ServicesChoice.NATIVE, fsync=Fsync.ALWAYS) as services:
         say(f"seed {options.seed}: {services.announcement}")
         around = Harness.around(services, log_folder=folder, queue_type=options.queue_type)
@@ -266,7 +266,7 @@ class _Run:
                 await self._harness.until(condition, what=what, patience_s=SETTLE_S)
             except TimeoutError as error:
                 logger.warning("%s", error)
-        # A reader may be behind: the last entries of a stream come right after the result.
+        # A reader may be behind, because the last entries of a stream arrive right after the result.
         with suppress(TimeoutError):
             async with asyncio.timeout(READERS_S):
                 await asyncio.gather(*(producer.wait() for producer in producers))

@@ -86,7 +86,7 @@ def _wasted(history: JobHistory, workers: Mapping[str, WorkerLife]) -> int:
             case TokensEntry():
                 tokens, written_at = entry.offset + _count(entry), entry.at
             case QueuedEntry() | FinishedEntry():
-                # An attempt that could still say goodbye wrote everything down with it.
+                # An attempt that ended with an entry has written all its tokens with it.
                 open_attempt = None
     return wasted
 
@@ -105,7 +105,8 @@ def _lost(
     span = ended_at - written_at
     for asleep_at, awake_at in life.asleep:
         if asleep_at < ended_at and awake_at > written_at:
-            # It may have generated before it slept, and again until its next write was refused.
+            # The worker may have generated before its suspension, and again until Redis refused its next
+            # write.
             span = min(span, max(timedelta(), asleep_at - written_at) + timedelta(seconds=NOTICE_S))
     seconds = max(0.0, span.total_seconds()) + CATCH_UP_S
     return max(0, min(missing, choices * int(seconds / DECODE_STEP_S)))

@@ -96,7 +96,7 @@ def make_job(*, seed: int, number: int, pool: str) -> Job:
         "simulated": {"tokens": tokens, **_fault(kind, rng.randint(0, tokens))},
     }
     if kind is Kind.CHOICES:
-        # At temperature 0 they would be the same, and the job is refused.
+        # At temperature 0 both choices would be equal, so the job would be refused.
         body |= {"n": 2, "temperature": 1}
     if kind is Kind.INVALID:
         body["logprobs"] = True

@@ -52,11 +52,11 @@ class Load:
                 for job in jobs:
                     tasks.create_task(self._wait(job))
         except ExceptionGroup as group:
-            # With Redis gone they all say the same.
+            # If Redis is unreachable, all waits raise the same error.
             raise group.exceptions[0] from group
 
     async def _wait(self, job: Job) -> None:
-        # A job without a record is a lost one. The count at the end says so.
+        # A job without a record is lost, and counted so in the report.
         with suppress(JobNotFoundError):
             self._progress.add(await self._fleet.wait(job))
             self._submit_urgent_in_the_middle()

@@ -200,7 +200,7 @@ def report_on(
         lost=total - succeeded - failed,
         duration_s=duration_s,
         tokens=tokens,
-        # The killed worker may have generated a few more in the instant between its last word and its end.
+        # The killed worker may have generated a few more tokens between its last heartbeat and its end.
         paid_twice=max(0, tokens_generated - tokens),
         waits={
             Priority(priority).name.lower(): Waits.of(waits_s[priority])
@@ -223,7 +223,7 @@ def _takeover(
         if isinstance(entry, RunningEntry) and entry.resumed_from
     ]
     last = urgent.passages[-1]
-    # The kill may have come behind the last token of all: then the answer just ended.
+    # The kill may have come after the last token: then the answer had just ended.
     kept = 0 if urgent.began_again else last.resumed_from if len(urgent.passages) > 1 else urgent.tokens
     return Takeover(
         killed=killed,

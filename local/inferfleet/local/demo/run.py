@@ -91,7 +91,7 @@ async def run_demo(
 def _killing(workers: Mapping[str, WorkerProcess], progress: Progress) -> Callable[[str], Awaitable[None]]:
     async def kill(worker_id: str) -> None:
         view = progress.workers[progress.number(worker_id) - 1]
-        # How much it has generated, nobody can ask afterwards.
+        # Read before the kill, because nobody can ask the worker afterwards.
         view.hear(await workers[worker_id].heartbeat())
         view.killed = True
         await workers[worker_id].kill()
@@ -126,7 +126,7 @@ async def _watch(
                 view.say(f"no job has finished for {STALL_S:g} s; not waiting any longer")
                 return
         await running
-        # For the last tokens that they counted.
+        # For the final token counts.
         await _ask(workers, progress)
     finally:
         running.cancel()

@@ -15,9 +15,9 @@ DEFAULTS: dict[str, Any] = {
     # How long the others leave the jobs of the killed worker alone: long enough to be seen, and no longer.
     "lease_s": 3.0,
     "heartbeat_interval_s": 1.0,
-    # What a killed worker has not written down is paid twice. Answers take seconds here, not minutes.
+    # Tokens that a killed worker has not written are generated twice. Answers take seconds here, not minutes.
     "journal_flush_s": 0.2,
-    # Ctrl-C should not take long, and nobody needs the answers that are cut off.
+    # Ctrl-C should not take long, and nobody needs the unfinished answers.
     "drain_timeout_s": 2.0,
     "log_format": LogFormat.CONSOLE,
 }
@@ -37,7 +37,7 @@ def worker_settings(engine: str, model: str | None, *, workers: int) -> WorkerSe
     given = read_settings(WorkerSettings).model_fields_set
     chosen = {name: value for name, value in DEFAULTS.items() if name not in given}
     settings = read_settings(WorkerSettings, engine=engine, model=model, **chosen)
-    # Each worker would find out by itself, but only once the services run.
+    # Each worker would report this itself, but only once the services run.
     find_engine(settings.engine)
     if settings.engine != "vllm":
         return settings

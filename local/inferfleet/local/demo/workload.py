@@ -78,7 +78,7 @@ SIMULATED = Workload(
     urgent_prompt="A pump in hall 3 is over 90 degrees. Say in a few sentences what to do first, and why.",
     urgent_tokens=200,
     kill_after_tokens=80,
-    # Left to itself it would never say more than 64 tokens.
+    # By default it would never generate more than 64 tokens.
     parameters=MappingProxyType({"ignore_eos": True}),
 )
 
@@ -118,7 +118,7 @@ QUESTIONS = Workload(
     urgent_prompt="My guests come in ten minutes. How do I make a good pot of tea, step by step?",
     urgent_tokens=160,
     kill_after_tokens=40,
-    # So that an answer that goes on elsewhere is, to the letter, the one it would have been.
+    # So that a resumed answer is exactly the answer of an uninterrupted run.
     parameters=MappingProxyType({"temperature": 0}),
 )
 """Short enough for a small model on a CPU, which answers all of them in about a minute."""

@@ -140,7 +140,7 @@ class Channel:
             try:
                 properties.marshal()
             except (TypeError, ValueError, ArithmeticError, struct.error) as error:
-                # Kept, it would break the connection of whoever is to get it, and come again.
+                # If it were queued, it would break the connection of each consumer that gets it.
                 raise precondition_failed(f"the embedded broker cannot keep a header: {error}") from error
         message = Message(
             exchange=method.exchange,
@@ -149,7 +149,7 @@ class Channel:
             body=b"".join(incoming.pieces),
         )
         outcome = self._host.publish(message)
-        # The return comes before the confirm, so that a publisher that sees the confirm knows.
+        # The return is sent before the confirm, so that the publisher knows of it at the confirm.
         if method.mandatory and not outcome.routed:
             self._send(
                 Basic.Return(

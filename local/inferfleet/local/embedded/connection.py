@@ -79,7 +79,7 @@ class ClientConnection(asyncio.Protocol):
         self._buffer = FrameBuffer()
         self._to_send: list[bytes] = []
         self._channels: dict[int, Channel] = {}
-        # Channels that we closed: what the client sends on them until it has noticed is ignored.
+        # Channels that we closed: ignore what the client sends on them until it has noticed.
         self._closing: set[int] = set()
         self._heard_at = self._loop.time()
         self._timer: asyncio.TimerHandle | None = None
@@ -103,7 +103,7 @@ class ClientConnection(asyncio.Protocol):
         except HardError as error:
             self._close(error)
         except Exception:
-            # A mistake in the broker must look to this client like a broker's failure, not like silence.
+            # The client must see a bug in this broker as a failure of the broker, not as silence.
             logger.exception("the embedded broker failed")
             self._close(HardError(541, "INTERNAL_ERROR"))
 
@@ -138,7 +138,7 @@ class ClientConnection(asyncio.Protocol):
 
     def _greet(self, header: bytes) -> None:
         if header != PROTOCOL_HEADER:
-            # The specification's answer to a protocol that we do not speak: ours, and goodbye.
+            # As specified for an unknown protocol: send our own protocol header, and close.
             self._transport.write(PROTOCOL_HEADER)
             self._transport.close()
             return

@@ -20,7 +20,7 @@ class EmbeddedRedis:
 
     def __init__(self) -> None:
         self._server = TcpFakeServer(("127.0.0.1", 0))
-        # A client in a blocked read keeps its thread until the read ends; nobody waits for that.
+        # A client in a blocked read keeps its thread until the read ends; do not wait for that.
         self._server.daemon_threads = True
         self._connections: set[socket.socket] = set()
         self._server.RequestHandlerClass = _improved(self._server.RequestHandlerClass, self._connections)
@@ -67,7 +67,7 @@ def _improved(handler: Any, connections: set[socket.socket]) -> Any:
             read_response = self.current_client.read_response
 
             def read_response_or_error() -> Any:
-                # An error that is returned is sent like any other answer.
+                # A returned error is sent like any other reply.
                 try:
                     return read_response()
                 except ResponseError as error:

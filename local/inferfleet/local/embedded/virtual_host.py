@@ -209,5 +209,5 @@ class VirtualHost:
             names = exchange.targets(message.routing_key)
         else:
             raise not_found("exchange", message.exchange)
-        # In an order of its own: that of a set differs from process to process.
+        # In a fixed order: the order of a set differs between processes.
         return [self._queues[name] for name in sorted(names)]

@@ -33,7 +33,7 @@ def amqp_version(host: str, port: int, *, user: str, password: str) -> str:
         _send(connection, commands.Connection.Open(virtual_host="/"))
         _expect(connection, commands.Connection.OpenOk)
         _send(connection, commands.Connection.Close(reply_code=200, class_id=0, method_id=0))
-        # The version is known; a goodbye that goes wrong changes nothing.
+        # The version is known, so an error while closing does not matter.
         with suppress(OSError):
             _expect(connection, commands.Connection.CloseOk)
     return str(start.server_properties.get("version", "of unknown version"))

@@ -108,7 +108,7 @@ class ChildProcess:
         process, self._process = self._process, None
         if process is None:
             return
-        # One that has ended by itself is not signalled: its number may be another's by now.
+        # Do not signal a process that has ended by itself: its number may have been reused.
         if process.poll() is None:
             os.killpg(process.pid, signal_number)
             try:

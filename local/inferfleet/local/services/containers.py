@@ -43,8 +43,8 @@ LOG_TAIL_LINES = 25
 
 def unavailable_reason() -> str | None:
     """Say why containers cannot run here; ``None`` if they can. Pulls missing images."""
-    # docker-py forgets to close its socket when nobody answers. Without this, the warning about it would
-    # come up in whatever code happens to run when the garbage is collected.
+    # docker-py does not close its socket when Docker does not answer. Without this, the warning about it
+    # would appear in any code that runs when the garbage is collected.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
         reason = _engine_obstacle()
@@ -120,7 +120,7 @@ def _redis(options: ServicesOptions) -> DockerContainer:
 
 @contextmanager
 def _container(container: DockerContainer, name: str, reaper: Reaper) -> Generator[DockerContainer]:
-    # Listed before it exists: whoever kills us in between must not leave it behind.
+    # Listed before it exists, so that a kill in between does not leave it behind.
     reaper.add("container", name)
     container.with_name(name)
     try:
@@ -130,7 +130,7 @@ def _container(container: DockerContainer, name: str, reaper: Reaper) -> Generat
     except DockerException as error:
         raise ServiceUnreachableError(f"Docker cannot run {container.image}: {error}") from error
     finally:
-        # One that somebody else has removed is as gone as it should be.
+        # It does not matter if somebody else has removed the container.
         with suppress(NotFound):
             container.stop()
         reaper.strike("container", name)
@@ -138,7 +138,7 @@ def _container(container: DockerContainer, name: str, reaper: Reaper) -> Generat
 
 @contextmanager
 def _without_ryuk() -> Generator[None]:
-    # The switch is global: turned back, so that a program's own containers keep their Ryuk.
+    # The switch is global, so it is restored: a program's own containers keep their Ryuk.
     before = testcontainers_config.ryuk_disabled
     testcontainers_config.ryuk_disabled = True
     try:

@@ -79,7 +79,7 @@ class RunningServices:
         try:
             return await asyncio.shield(starting)
         except asyncio.CancelledError:
-            # The thread cannot be interrupted. Let it finish, so that there is something to close.
+            # The thread cannot be interrupted. Let it finish, so that its services can be closed.
             await asyncio.wait([starting])
             if starting.exception() is None:
                 await asyncio.to_thread(self._stack.close)
@@ -128,7 +128,7 @@ class RunningServices:
                 try:
                     return stack.enter_context(source.run(self._options))
                 except ServiceUnreachableError as error:
-                    # Somebody expects this kind here, so that it failed must not go unseen.
+                    # The user expects this kind here, so report that it failed.
                     logger.warning("%s services failed to start; trying the next kind: %s", kind, error)
                     reason = "did not start"
             reasons.append(f"{kind}: {reason}")

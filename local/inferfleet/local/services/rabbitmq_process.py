@@ -21,8 +21,8 @@ START_TIMEOUT_S = 90.0
 USER = "guest"
 PASSWORD = "guest"  # noqa: S105 - RabbitMQ's own default, which it accepts from this machine only
 
-# Debian's rabbitmq-server on the PATH changes to the user "rabbitmq" and its folders; the script it calls
-# can run as anybody.
+# Debian's rabbitmq-server on the PATH changes to the user "rabbitmq" and its folders; the script that it
+# calls can run as any user.
 _SERVER_WITHOUT_WRAPPER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 
 
@@ -167,7 +167,7 @@ def _write_configuration(
     plugins = "" if management_port is None else "rabbitmq_management"
     (folder / "rabbitmq.conf").write_text("\n".join(lines) + "\n")
     (folder / "enabled_plugins").write_text(f"[{plugins}].\n")
-    # Where it looks for more configuration files: none, rather than those of the machine's own RabbitMQ.
+    # No further configuration files, in particular none of the machine's own RabbitMQ.
     (folder / "conf.d").mkdir()
 
 

@@ -56,7 +56,7 @@ class Reaper:
     def _tell(self, *line: str) -> None:
         if self._process is None or self._process.stdin is None:
             raise RuntimeError("the reaper is not running")
-        # A reaper that somebody killed must not break the launcher: it only matters in a crash.
+        # A killed reaper must not break the launcher, because it only matters after a crash.
         with suppress(BrokenPipeError):
             self._process.stdin.write(json.dumps(line).encode() + b"\n")
             self._process.stdin.flush()
@@ -94,7 +94,7 @@ def _remove_container(name: str) -> None:
 
 def main() -> None:
     """Read the list until the launcher has ended, then clean up."""
-    # What the launcher's terminal or supervisor sends to everybody is not for this process.
+    # Ignore signals that the launcher's terminal or supervisor sends to the whole group.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     listed: dict[tuple[str, str], None] = {}

@@ -113,7 +113,7 @@ class Confirms:
         )
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._timeout_s
-        # First: while the broker does not read, nothing is written that nobody waits for any more.
+        # First: while the broker does not read, a message whose caller has given up must not be written.
         if not self._stream.flows:
             await self._drain(deadline)
         if self._closing.done():
@@ -154,7 +154,7 @@ class Confirms:
         for tag in tags:
             confirmed, _ = self._unconfirmed.pop(tag, (None, 0.0))
             if confirmed is None or confirmed.done():
-                # Nobody waits any more, or it came back just before.
+                # The caller has given up, or the message was returned just before.
                 continue
             confirmed.set_result(
                 NackedError("the broker nacked the message: its queue is full, or has lost its leader")
@@ -163,7 +163,7 @@ class Confirms:
             )
 
     def _on_return(self, method: bytes, properties: Properties, _: bytes) -> None:
-        # Its confirm follows.
+        # The message's confirm follows.
         returned = Basic.Return()
         returned.unmarshal(method[4:])
         confirmed = self._mandatory.get(properties.get("message_id", ""))

@@ -69,7 +69,7 @@ def redis_client(
             **options,
         )
     except ValueError:
-        # Not chained: it may quote a part of the password.
+        # Not chained: the error may quote a part of the password.
         raise ConfigurationError(
             "INFERFLEET_REDIS_URL is not an address like redis://:password@host:6379/0"
         ) from None
