@@ -1,4 +1,4 @@
-"""What Redis answers, and how it is spelt on the wire (RESP 3)."""
+"""Redis' replies, and their encoding on the wire (RESP 3)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ Answer = Any
 
 
 class RedisError(Exception):
-    """An error that Redis answers with."""
+    """An error as a reply."""
 
 
 class Status(str):
@@ -22,7 +22,7 @@ OK: Final = Status("OK")
 
 
 def encode(answer: Answer, parts: list[bytes]) -> None:
-    """Append an answer's spelling in RESP 3."""
+    """Append a reply, encoded in RESP 3."""
     match answer:
         case None:
             parts.append(b"_\r\n")

@@ -1,6 +1,6 @@
-"""All that makes two runs of one schedule differ, made the same: clocks, random numbers, names, hashes.
+"""Makes two runs of a schedule equal: fixes clocks, random numbers, names, hashes.
 
-This is the whole list. It holds for the whole process, which does nothing else.
+This is the complete list. It applies to the whole process, which does nothing else.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ EPOCH_S = 1_800_000_000.0
 """The time at which every run begins."""
 
 INTAKE_INTERVAL_S = 30.0
-"""Workers look at their engine's load this seldom: it never changes here, and each look costs a step."""
+"""How rarely workers check their engine's load: it never changes here, and each check costs a step."""
 
 WATCH_INTERVAL_S = 300.0
-"""Workers declare their queues again this seldom: the broker does not lose them, and it costs 170 steps."""
+"""How rarely workers declare their queues again: the broker does not lose them, and this costs 170 steps."""
 
 
 class _SeededRandom(random.Random):
-    """What is made without a seed has one."""
+    """A generator that has a seed even if none is given."""
 
     def __init__(self, seed: Any = 0) -> None:
         super().__init__(seed)
 
 
 def make_deterministic(now: Callable[[], float]) -> None:
-    """Replace what differs from run to run. ``now`` is the virtual time in seconds since the start."""
+    """Replace what differs between runs. ``now`` is the virtual time in seconds since the start."""
     numbers = itertools.count(1)
     chance = random.Random(0)  # noqa: S311 - a repeatable run
 
@@ -72,10 +72,10 @@ def make_deterministic(now: Callable[[], float]) -> None:
         (inferfleet.schemas.job, "datetime", Datetime),
         (inferfleet.worker.intake, "ROOM_INTERVAL_S", INTAKE_INTERVAL_S),
         (inferfleet.worker.topology, "WATCH_INTERVAL_S", WATCH_INTERVAL_S),
-        # The one thing that listens: nobody asks it anything.
+        # A worker's HTTP port would be the only real listener, and nobody calls it.
         (inferfleet.worker.worker, "serve_http", _serve_nothing),
         (inferfleet.worker.heartbeat, "version", _no_version),
-        # Sets of these are walked through, in the order of their hashes.
+        # Code iterates over sets of these, in the order of their hashes.
         (JobRun, "__hash__", hash_by_number),
         (TaskWrapper, "__hash__", _hash_of_the_task),
     )

@@ -1,7 +1,7 @@
 """Plays many schedules: a world is built once, and each fork of it plays a few in a row.
 
-A fork costs as much as a schedule, most of it for memory that the two no longer share, and connecting a fleet
-five times as much.
+A fork costs as much as a schedule, most of it for memory that the two no longer share. Connecting a fleet
+costs five times as much.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from inferfleet.local.simulation.play import Played, play_in_a_row
 from inferfleet.local.simulation.world import World
 
 IN_A_ROW = 25
-"""Schedules that one fork plays. Each is played in a world that has healed from those before it."""
+"""How many schedules a fork plays, each in the world that has healed from those before it."""
 
 Plans = tuple[Plan, ...]
 """Schedules that are played one after the other in one world."""
@@ -34,7 +34,7 @@ Plans = tuple[Plan, ...]
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """Play these in a row, and tell what came of each; or, with ``trace``, the steps of the last one."""
+    """Play these in a row, and return the result of each; or, with ``trace``, the steps of the last one."""
 
     plans: Plans
     trace: bool = False
@@ -42,7 +42,7 @@ class _Asked:
 
 @dataclass(slots=True)
 class _Base:
-    """A process in which a world stands ready."""
+    """A process with a world that is ready."""
 
     pid: int
     asked: Any
@@ -50,25 +50,25 @@ class _Base:
 
 
 class Players:
-    """Processes that play schedules of the product, or of a mutation of it, one of them in between."""
+    """Processes that play schedules of the product or of a mutation, managed by one process in between."""
 
     def __init__(self, bases: list[_Base]) -> None:
         self._aside, *self._bases = bases
 
     def play(self, *plans: Plan) -> Played:
-        """Play schedules in a row, up to one that breaks a promise, and give what came of the last."""
+        """Play schedules in a row up to one that breaks a promise, and return the result of the last."""
         _send(self._aside.asked, _Asked(plans))
         return _received(self._aside)[-1]
 
     def trace(self, *plans: Plan) -> list[str]:
-        """Play schedules in a row, and say what happened in each step in which the last plan could act."""
+        """Play schedules in a row, and describe each step in which the last plan could act."""
         _send(self._aside.asked, _Asked(plans, trace=True))
         return cast("list[str]", pickle.load(self._aside.answers))  # noqa: S301 - as below
 
     def play_all(self, plans: Iterable[Plan], *, in_a_row: int = IN_A_ROW) -> Iterator[Played]:
-        """Play schedules, some in a row, and give what came of each, in any order.
+        """Play schedules, some in a row, and yield the result of each, in any order.
 
-        What is behind one that breaks a promise is played in a new world.
+        Schedules behind one that breaks a promise are played in a new world.
         """
         waiting = iter(plans)
         rests = deque[Plans]()
@@ -98,7 +98,7 @@ class Players:
 
 @contextmanager
 def players(*, at_once: int = 1, mutation: str | None = None) -> Generator[Players]:
-    """Have processes that play schedules while the block runs."""
+    """Run processes that play schedules while the block runs."""
     bases = [_start(mutation) for _ in range(1 + at_once)]
     try:
         yield Players(bases)
@@ -132,13 +132,13 @@ def _start(mutation: str | None) -> _Base:
 
 
 def _leave_after(work: Callable[[], None]) -> NoReturn:
-    """Be of no use for anything else: not even cleaning up."""
+    """Do the work, then exit the process without any cleanup."""
     status = 1
     try:
         work()
         status = 0
     except BrokenPipeError:
-        # Nobody wants to know any more.
+        # Nobody reads the result any more.
         status = 0
     except BaseException:
         traceback.print_exc()

@@ -1,10 +1,10 @@
-"""An event loop without a clock and without sockets: time is a number, and a plan says who goes next.
+"""An event loop without a clock and without sockets: time is a number, and a plan decides what goes next.
 
-Each simulated process is an ``Actor`` with a queue of its own. As in a real one, what its loop has ready
-runs in order, in one turn. Between turns anything may happen: another process goes on, bytes arrive, or
-neither. What can go next are *sources*: actors that have something ready, and flows that have bytes under
-way. By default they take turns. A ``Plan`` may hold one back, or break something, at any step; so the plan
-is the whole schedule.
+Each simulated process is an ``Actor`` with its own queue. As in a real process, everything that its loop has
+ready runs in order, in one turn. Between turns anything may happen: another process runs, bytes arrive, or
+neither. The candidates for the next step are *sources*: actors that have something ready, and flows that have
+bytes in flight. By default they take turns. A ``Plan`` may hold a source back, or break something, at any
+step; so the plan is the whole schedule.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ from math import inf
 from typing import Any, Protocol, cast
 
 LIMIT = 200_000
-"""Steps after which a schedule counts as one that never ends."""
+"""After so many steps a schedule counts as endless."""
 
 STEP_S = 1e-6
-"""How long a step takes. Whoever asks again and again whether a time is over must see it pass."""
+"""How long a step takes. A process that polls the time must see it pass."""
 
 FOR_NOW = 0.0
-"""Held back until all others have come to rest."""
+"""Held back until all other sources have come to rest."""
 
 
 class Source(Protocol):
-    """What may go next."""
+    """A candidate for the next step."""
 
     name: str
     queue: deque[Any]
     """What it has to do."""
     process: Actor
-    """Whose turn it is: this process has to run for it."""
+    """The process that has to run for it."""
 
     @property
     def what(self) -> str:
-        """What it does next, for the trace."""
+        """Describe what it does next, for the trace."""
         ...
 
     def step(self) -> None:
@@ -60,11 +60,11 @@ class Actor:
 
     @property
     def what(self) -> str:
-        """How much its loop has ready."""
+        """Describe how many callbacks its loop has ready."""
         return f"{self.name} {len(self.queue)}"
 
     def step(self) -> None:
-        """One turn of its loop: all that is ready now, and nothing that becomes ready by that."""
+        """Run one turn of its loop: all callbacks that are ready now, no later ones."""
         for _ in range(len(self.queue)):
             if not self.queue:
                 return
@@ -73,7 +73,7 @@ class Actor:
                 handle._run()
 
     def die(self) -> None:
-        """Be gone at once. Nothing is cleaned up."""
+        """Die at once, without any cleanup."""
         self.alive = False
         self.queue.clear()
 
@@ -86,18 +86,21 @@ def _no_network(_: Actor, port: int, __: Any) -> Any:
 
 
 class StuckError(Exception):
-    """Nothing is ready, and no timer will change that; or it never comes to an end."""
+    """Nothing is ready, and no timer will change that; or the schedule never ends."""
 
 
 class VirtualLoop(asyncio.BaseEventLoop):
-    """The loop of all actors. ``on_step`` is called before step ``next_event``, and says the one after it."""
+    """The loop of all actors.
+
+    It calls ``on_step`` before step ``next_event``; ``on_step`` returns the next such step.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.now = 0.0
         self.steps = 0
         self.last_step = LIMIT
-        """Beyond it nothing goes on."""
+        """The last step that runs."""
         self.next_event = inf
         self.on_step: Callable[[], float] = lambda: inf
         self.on_time: Callable[[], None] = lambda: None
@@ -106,9 +109,9 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self.main = Actor("main")
         self.main.context.run(lambda: None)
         self._sources: dict[Source, None] = {}
-        """Those that have something to do, in the order in which they got it."""
+        """The sources that have something to do, in the order in which they got it."""
         self._held: dict[Source | Actor, float] = {}
-        """Until when each is held back."""
+        """Until when each source is held back."""
         self._timers: list[tuple[float, int, asyncio.TimerHandle, Actor]] = []
         self._numbers = count()
         self.set_task_factory(self._task)
@@ -122,7 +125,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
     def call_soon(  # type: ignore[override]
         self, callback: Any, *args: Any, context: Context | None = None
     ) -> asyncio.Handle:
-        """Run it in the next turn of the actor that asks."""
+        """Run a callback in the next turn of the calling actor."""
         handle = asyncio.Handle(callback, args, self, context)
         self._add(self._owner(handle), handle)
         return handle
@@ -132,7 +135,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
     def call_at(  # type: ignore[override]
         self, when: float, callback: Any, *args: Any, context: Context | None = None
     ) -> asyncio.TimerHandle:
-        """Run it at a time."""
+        """Run a callback at a time."""
         timer = asyncio.TimerHandle(when, callback, args, self, context)
         heapq.heappush(self._timers, (when, next(self._numbers), timer, self._owner(timer)))
         return timer
@@ -140,14 +143,14 @@ class VirtualLoop(asyncio.BaseEventLoop):
     def call_later(  # type: ignore[override]
         self, delay: float, callback: Any, *args: Any, context: Context | None = None
     ) -> asyncio.TimerHandle:
-        """Run it in a while."""
+        """Run a callback after a delay."""
         return self.call_at(self.now + delay, callback, *args, context=context)
 
     def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
-        """It is skipped when its time comes."""
+        """Do nothing: a cancelled timer is skipped when its time comes."""
 
     def _write_to_self(self) -> None:
-        """There are no other threads to wake this one."""
+        """Do nothing: there are no other threads."""
 
     def _process_events(self, event_list: Any) -> None:
         """There are none."""
@@ -162,7 +165,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
     def run_in_executor(  # type: ignore[override]
         self, executor: Any, func: Any, *args: Any
     ) -> asyncio.Future[Any]:
-        """Run it at once: there are no threads."""
+        """Run a function at once, because there are no threads."""
         future = self.create_future()
         try:
             future.set_result(func(*args))
@@ -171,7 +174,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         return future
 
     def add_signal_handler(self, sig: int, callback: Any, *args: Any) -> None:  # type: ignore[override]
-        """No simulated process gets signals; to be told to stop, one is asked to."""
+        """Do nothing: simulated processes get no signals, and are told to stop by a call."""
 
     def remove_signal_handler(self, sig: int) -> bool:
         """There are none."""
@@ -204,11 +207,11 @@ class VirtualLoop(asyncio.BaseEventLoop):
             self._sources[source] = None
 
     def head(self) -> Source | None:
-        """The source that goes next."""
+        """Return the source that goes next."""
         return next((source for source in self._sources if self._free(source)), None)
 
     def hold(self, source: Source | Actor, seconds: float) -> None:
-        """Hold a source back until so much time has passed; ``FOR_NOW`` until nothing else can go on."""
+        """Hold a source back until so much time has passed; with ``FOR_NOW``, until no other can proceed."""
         self._held[source] = max(self._held.get(source, 0.0), self.now + seconds)
 
     def release(self) -> None:
@@ -230,7 +233,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
             finally:
                 for source in idle:
                     del self._sources[source]
-            # All others have come to rest.
+            # All other sources have come to rest.
             over = [source for source, until in self._held.items() if until <= self.now]
             if not over:
                 return None
@@ -248,7 +251,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
             self.on_time()
 
     def _ring(self) -> None:
-        """Let those timers go off whose time has come."""
+        """Fire the timers that are due."""
         while self._timers and self._timers[0][0] <= self.now:
             _, _, timer, actor = heapq.heappop(self._timers)
             if not timer._cancelled:
@@ -267,18 +270,18 @@ class VirtualLoop(asyncio.BaseEventLoop):
         return _Task(coro, loop=loop, **options)
 
     def create_future(self) -> asyncio.Future[Any]:
-        """A future whose place in a set does not depend on where it lies in memory."""
+        """Make a future whose place in a set does not depend on its address in memory."""
         return _Future(loop=self)
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
-        """What nobody has asked for is of no interest here: the checker looks at what came of it."""
+        """Ignore unretrieved errors: the checker sees their consequences."""
 
 
 _hashes = count()
 
 
 def hash_by_number(self: Any) -> int:
-    """A hash that says how many others were hashed before, and not where in memory it is."""
+    """Hash an object by the number of objects hashed before, not by its address in memory."""
     try:
         return int(self._hash)
     except AttributeError:
@@ -287,12 +290,12 @@ def hash_by_number(self: Any) -> int:
 
 
 class _Task(asyncio.Task[Any]):
-    """A task whose place in a set does not depend on where it lies in memory."""
+    """A task whose place in a set does not depend on its address in memory."""
 
     __hash__ = hash_by_number
 
 
 class _Future(asyncio.Future[Any]):
-    """A future of which the same is true."""
+    """A future whose place in a set does not depend on its address in memory."""
 
     __hash__ = hash_by_number

@@ -1,7 +1,7 @@
-"""Connections in memory, whose bytes are under way until the schedule lets them arrive.
+"""Connections in memory, whose bytes are in flight until the schedule lets them arrive.
 
-A connection is two flows. A cut may lose what is under way, or let it arrive later, when its client has long
-made another connection: late copies of commands come about like that, as they do behind a real network.
+A connection is two flows. A cut may lose the bytes in flight, or let them arrive later, when the client has
+long made another connection. As in a real network, this causes late copies of commands.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from inferfleet.local.simulation.loop import Actor, VirtualLoop
 
 
 class Flow:
-    """One direction of a connection. ``to`` gets what it carries."""
+    """One direction of a connection. ``to`` gets its bytes."""
 
     def __init__(self, name: str, loop: VirtualLoop) -> None:
         self.name = name
@@ -28,7 +28,7 @@ class Flow:
 
     @property
     def what(self) -> str:
-        """What arrives next."""
+        """Describe what arrives next."""
         chunk = self.queue[0]
         return f"{self.name} end" if chunk is None else f"{self.name} {len(chunk)} {zlib.crc32(chunk)}"
 
@@ -38,20 +38,20 @@ class Flow:
         self.to.actor.context.copy().run(self.to.arrive, chunk)
 
     def carry(self, chunk: bytes | None) -> None:
-        """Send bytes on their way, or the end."""
+        """Send bytes, or the end."""
         self.queue.append(chunk)
         if len(self.queue) == 1:
             self._loop.offer(self)
 
 
 class _Socket:
-    """What is asked of a socket's options."""
+    """Stands in for the socket of a transport."""
 
     def setsockopt(self, *_: Any) -> None:
-        """Every option is fine."""
+        """Ignore an option."""
 
     def fileno(self) -> int:
-        """It has none."""
+        """Return that there is none."""
         return -1
 
 
@@ -66,10 +66,10 @@ class Transport(asyncio.Transport):
         self.out = out
         self._closing = False
         self.lost = False
-        """Whether the connection is no more, at this end."""
+        """Whether this side has lost the connection."""
 
     def arrive(self, chunk: bytes | None) -> None:
-        """Give the protocol what has come."""
+        """Pass arrived bytes to the protocol."""
         if self.lost or not self.actor.alive:
             return
         if chunk is not None:
@@ -80,27 +80,27 @@ class Transport(asyncio.Transport):
             self.lose(None)
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Send bytes on their way."""
+        """Send bytes."""
         if not self._closing and data:
             self.out.carry(bytes(data))
 
     def writelines(self, list_of_data: Any) -> None:
-        """Send bytes on their way, together."""
+        """Send bytes together."""
         self.write(b"".join(list_of_data))
 
     def close(self) -> None:
-        """Send the end behind all else."""
+        """Send the end behind all bytes."""
         if not self._closing:
             self.out.carry(None)
             self.lose(None)
 
     def abort(self) -> None:
-        """Be gone; what was not sent yet is dropped."""
+        """Close at once, and drop unsent bytes."""
         self.out.queue.clear()
         self.close()
 
     def lose(self, error: Exception | None) -> None:
-        """The connection is no more, at this end."""
+        """Tell the protocol that this side has lost the connection."""
         self._closing = True
         if not self.lost:
             self.lost = True
@@ -108,30 +108,30 @@ class Transport(asyncio.Transport):
                 self._loop.call_soon(self._protocol.connection_lost, error, context=self.actor.context.copy())
 
     def is_closing(self) -> bool:
-        """Whether nothing can be written any more."""
+        """Return whether nothing can be written any more."""
         return self._closing
 
     def get_protocol(self) -> asyncio.BaseProtocol:
-        """What reads here."""
+        """Return the protocol."""
         return self._protocol
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
-        """Let another one read."""
+        """Set another protocol."""
         assert isinstance(protocol, asyncio.Protocol)  # noqa: S101 - there are no datagrams
         self._protocol = protocol
 
     def pause_reading(self) -> None:
-        """Nothing here is so long."""
+        """Do nothing: no message is that long."""
 
     def resume_reading(self) -> None:
-        """It was never paused."""
+        """Do nothing: reading is never paused."""
 
     def is_reading(self) -> bool:
-        """Always."""
+        """Return true: reading is never paused."""
         return not self._closing
 
     def can_write_eof(self) -> bool:
-        """A half-closed connection is not simulated."""
+        """Return false: half-closed connections are not simulated."""
         return False
 
     def get_write_buffer_size(self) -> int:
@@ -155,15 +155,15 @@ class Connection:
 
     @property
     def over(self) -> bool:
-        """Whether neither end can still be reached."""
+        """Whether neither side can be reached any more."""
         return self.client.lost and self.server.lost and not self.client.out.queue
 
     def flows(self) -> tuple[Flow, Flow]:
-        """To the server, and to the client."""
+        """The flow to the server, and the flow to the client."""
         return self.client.out, self.server.out
 
     def cut(self, *, late: bool) -> None:
-        """Break it. What the client has sent is lost, or arrives all the same."""
+        """Break the connection. The bytes that the client has sent are lost, or arrive later."""
         up, down = self.flows()
         down.queue.clear()
         if not late:
@@ -173,7 +173,7 @@ class Connection:
 
 
 class Network:
-    """Who listens, who is connected, and which links are broken."""
+    """The listeners, the connections, and the broken links."""
 
     def __init__(self, loop: VirtualLoop) -> None:
         self._loop = loop
@@ -187,7 +187,7 @@ class Network:
         self._listening[port] = (server, protocol)
 
     def connect(self, client: Actor, port: int, protocol: asyncio.Protocol) -> Transport:
-        """Connect. It takes no time.
+        """Connect, which takes no time.
 
         Raises:
             ConnectionRefusedError: The link is broken.
@@ -212,13 +212,13 @@ class Network:
         return here
 
     def between(self, client: Actor, server: Actor) -> list[Connection]:
-        """Their connections."""
+        """Return the connections between two actors."""
         return [
             connection for connection in self._connections.get((client, server), ()) if not connection.over
         ]
 
     def of(self, actor: Actor) -> list[Connection]:
-        """All connections of an actor."""
+        """Return all connections of an actor."""
         return [one for pair in list(self._connections) if actor in pair for one in self.between(*pair)]
 
     def refuse(self, client: Actor, server: Actor, seconds: float) -> None:
@@ -226,5 +226,5 @@ class Network:
         self._refused_until[client, server] = self._loop.now + seconds
 
     def heal(self) -> None:
-        """Refuse nothing any more."""
+        """Accept connections on all links again."""
         self._refused_until.clear()

@@ -1,4 +1,4 @@
-"""Redis' wire protocol (RESP 3) before the store: a command in each turn, so that others come in between."""
+"""Redis' wire protocol (RESP 3) in front of the store: one command per turn, so others can interleave."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BLOCKING = b"XREAD"
 
 
 class RedisServer:
-    """One Redis: a store and its clients. ``log`` gets each command with its answer, if there is one."""
+    """One Redis: a store and its clients. ``log``, if given, gets each command with its reply."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
@@ -24,7 +24,7 @@ class RedisServer:
         self.commands = 0
 
     def run(self, command: list[bytes]) -> Answer:
-        """Run a command, and let those go on whom it wakes."""
+        """Run a command, and wake the clients that wait for it."""
         self.commands += 1
         answer = self.store.run(command)
         if self.log is not None:
@@ -48,23 +48,23 @@ class RedisClient(asyncio.Protocol):
         self._running = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """A client is there."""
+        """Accept a client."""
         self._transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
-        """Queue the commands that are whole."""
+        """Queue the complete commands."""
         self._reader.feed(data)
         while (command := self._reader.gets()) is not False:
             self._waiting.append(command)
         self._go_on()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """What it has sent is run all the same."""
+        """Keep running the commands that the client has sent."""
         if self._blocked is not None:
             self._unblock()
 
     def look(self) -> None:
-        """See whether what a blocked read waits for is there."""
+        """Check whether the lines for which a blocked read waits have arrived."""
         assert self._blocked is not None  # noqa: S101 - it is on the list
         keys, positions, count = self._blocked
         if (answer := self._server.store.xread(keys, positions, count)) is not None:

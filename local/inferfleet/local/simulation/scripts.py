@@ -1,4 +1,4 @@
-"""Redis' Lua scripts. Not fakeredis', which makes a new Lua state for each call."""
+"""Runs Redis' Lua scripts. fakeredis would make a new Lua state for each call."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from inferfleet.local.simulation.answers import Answer, RedisError, Status
 
 
 class Scripts:
-    """The scripts that a store has been taught. ``command`` runs what they call."""
+    """The loaded scripts of a store. ``command`` runs the commands that they call."""
 
     def __init__(self, command: Callable[[list[bytes]], Answer]) -> None:
         self._command = command
@@ -21,11 +21,11 @@ class Scripts:
         self._lua.globals()[b"python_call"] = self._call
         self._lua.execute(_REDIS)
         self._compiled: dict[bytes, Any] = {}
-        """By their text. They keep nothing between two calls."""
+        """The compiled scripts, by their text. They keep no state between two calls."""
         self._loaded: dict[bytes, Any] = {}
 
     def load(self, text: bytes) -> bytes:
-        """Learn a script, and give the SHA-1 that it is called by."""
+        """Load a script, and return its SHA-1."""
         sha = hashlib.sha1(text, usedforsecurity=False).hexdigest().encode()
         if text not in self._compiled:
             self._compiled[text] = self._lua.compile(b"local KEYS, ARGV = ...\n" + text)
@@ -33,14 +33,14 @@ class Scripts:
         return sha
 
     def forget(self) -> None:
-        """Know none any more."""
+        """Unload all scripts."""
         self._loaded.clear()
 
     def run(self, sha: bytes, keys: Sequence[bytes], arguments: Sequence[bytes]) -> Answer:
         """Run a script.
 
         Raises:
-            RedisError: It is not known, or it failed.
+            RedisError: The script is not loaded, or it failed.
 
         """
         script = self._loaded.get(sha)
@@ -85,7 +85,7 @@ def _parts(answer: Answer) -> list[Answer]:
 
 
 def _argument(word: Any) -> bytes:
-    """Spell what a script gives to a command as Redis does."""
+    """Encode an argument that a script passes to a command, as Redis does."""
     if isinstance(word, (int, float)) and not isinstance(word, bool):
         return b"%.17g" % word
     raise RedisError("ERR Lua redis lib command arguments must be strings or integers")

@@ -1,6 +1,6 @@
-"""Redis in memory, as much of it as the product uses: one command at a time, in virtual time.
+"""The part of Redis that the product uses, in memory: one command at a time, in virtual time.
 
-``tests/simulation`` replays what a simulation sent on a real Redis and compares the answers.
+``tests/simulation`` replays a simulation's commands on a real Redis and compares the replies.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ class Scores(dict[bytes, float]):
     """A sorted set."""
 
     def copy(self) -> Scores:
-        """A copy that does not change with this one."""
+        """Return a copy that does not change with this set."""
         return Scores(self)
 
 
@@ -25,7 +25,7 @@ Snapshot = tuple[dict[bytes, Any], dict[bytes, int]]
 
 
 class Store:
-    """All keys. ``now_us`` tells the time in microseconds."""
+    """All keys. ``now_us`` returns the time in microseconds."""
 
     def __init__(self, now_us: Callable[[], int]) -> None:
         self.now_us = now_us
@@ -38,31 +38,31 @@ class Store:
             if name.startswith("_do_")
         }
         self.grown: set[bytes] = set()
-        """Streams that have grown since somebody last looked."""
+        """Streams that have grown since the last check."""
 
     def run(self, command: list[bytes]) -> Answer:
-        """Run one command, and give its answer; an error is an answer like any other."""
+        """Run one command, and return its reply; an error is a reply like any other."""
         try:
             return self._run(command)
         except RedisError as error:
             return error
 
     def snapshot(self) -> Snapshot:
-        """All that is stored now."""
+        """Return a copy of everything that is stored."""
         return (
             {key: value if isinstance(value, bytes) else value.copy() for key, value in self._data.items()},
             self._expires.copy(),
         )
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Be as it was; scripts are forgotten, as after a restart."""
+        """Restore a snapshot, and forget the scripts, as after a restart."""
         data, expires = snapshot
         self._data = {k: v if isinstance(v, bytes) else v.copy() for k, v in data.items()}
         self._expires = expires.copy()
         self._scripts.forget()
 
     def clear(self) -> None:
-        """Forget all keys."""
+        """Delete all keys."""
         self._data.clear()
         self._expires.clear()
 
@@ -308,7 +308,7 @@ class Store:
         return lines[: int(options[1])] if options else lines
 
     def xread(self, keys: list[bytes], positions: list[bytes], count: int | None) -> Answer:
-        """What has come behind these positions; ``None`` if nothing has."""
+        """Return the lines behind these positions; ``None`` if there are none."""
         found: dict[bytes, Answer] = {}
         for key, position in zip(keys, positions, strict=True):
             stream: Stream | None = self._get(key, Stream)
@@ -396,7 +396,7 @@ class Store:
 
 
 def xread_arguments(words: tuple[bytes, ...]) -> tuple[int | None, int | None, list[bytes], list[bytes]]:
-    """Take ``XREAD``'s arguments apart: count, how long to block in ms, keys, and positions."""
+    """Parse ``XREAD``'s arguments: count, how long to block in ms, keys, and positions."""
     upper = [word.upper() for word in words]
     streams = upper.index(b"STREAMS")
     options = dict(zip(upper[:streams:2], words[1:streams:2], strict=True))
