@@ -38,7 +38,7 @@ from inferfleet.schemas.names import idempotency_key, job_key, session_key
 from inferfleet.schemas.settings import ServiceSettings
 from inferfleet.wire.redis import idempotency
 from inferfleet.wire.redis.pipeline import CommandPipeline
-from inferfleet.wire.redis.records import Closed, JobRecords
+from inferfleet.wire.redis.records import Closed, JobRecords, Recorded
 from inferfleet.wire.redis.session_lanes import EnterStatus, Payload, SessionLanes, Withdrawn
 
 DEAD_CALL = "a-call-of-a-dead-producer"
@@ -188,6 +188,7 @@ async def test_a_job_that_a_dead_producer_was_taking_back_does_not_keep_its_key(
     assert await recorded(store, pool) == [job.id]
 
 
+@pytest.mark.parametrize("times", [1, 2], ids=["at_once", "after_the_first_answer_was_lost"])
 async def test_a_job_that_was_taken_back_before_the_second_caller_had_its_record_is_not_revived(
     fleet: Fleet,
     records: JobRecords,
@@ -195,6 +196,7 @@ async def test_a_job_that_was_taken_back_before_the_second_caller_had_its_record
     store: aioredis.Redis,
     pool: str,
     monkeypatch: pytest.MonkeyPatch,
+    times: int,
 ) -> None:
     # Given a caller that finds a job under its key, which is refused and gone by the time of its record
     refused = Job(pool=pool, body=chat(), idempotency_key=pool)
@@ -209,7 +211,13 @@ async def test_a_job_that_was_taken_back_before_the_second_caller_had_its_record
             assert await records.discard(refused.id)
         return found
 
+    create = JobRecords.create
+
+    async def create_again(*arguments: Any, **more: Any) -> Recorded:
+        return [await create(*arguments, **more) for _ in range(times)][-1]
+
     monkeypatch.setattr(idempotency, "claim", claim_and_be_late)
+    monkeypatch.setattr(JobRecords, "create", create_again)
 
     # When it is accepted, then with a key that stands for its job
     job = await fleet.submit(chat(), pool=pool, idempotency_key=pool)

@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 SUBMIT_WINDOW = 1024
 """How many jobs of one ``submit_many`` wait for their confirm at the same time."""
 
-_ACCEPTED_BEFORE = Recorded(created=False, state=JobState.RUNNING, attempt=0, closed=False)
+_ACCEPTED_BEFORE = Recorded(state=JobState.RUNNING, attempt=0, closed=False)
 """The record of a job that the broker has, whatever became of it."""
 
 _OF_NO_JOB = -1
@@ -132,8 +132,9 @@ class Submission:
             recorded = await self._records.create(
                 claimed.job, reply_to=self._settings.client_id, call=call, key=claimed.key, keep=keep
             )
-            # If the key has another value by now, the job was taken back before this call made its record.
-            revived = recorded.created and not recorded.holder.startswith(claimed.holder)
+            # If the key no longer names this claim, another caller took the job back before this call had its
+            # record. Then this call revived the record, or joined a call that did.
+            revived = not recorded.holder.startswith(claimed.holder)
             if not recorded.closed and not revived:
                 return claimed, recorded
             with uncertain_without_redis():

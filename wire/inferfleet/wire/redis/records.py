@@ -70,7 +70,6 @@ class Recorded(NamedTuple):
     again since its last attempt.
     """
 
-    created: bool
     state: JobState
     attempt: int
     closed: bool
@@ -117,9 +116,9 @@ class JobRecords(JobEndings):
         )
         # In this order, because taking a job back frees its key before it deletes the record.
         holder = self._pipeline.enqueue("GET", key) if key else None
-        created, state, attempt, closed, stalled = await recorded
+        state, attempt, closed, stalled = await recorded
         held = (holder and await holder) or b""
-        return Recorded(created == 1, STATES[state], attempt, closed == 1, held.decode(), stalled == 1)
+        return Recorded(STATES[state], attempt, closed == 1, held.decode(), stalled == 1)
 
     async def close(self, job_id: str, *, call: str) -> Closed:
         """Close a job whose submission ``call`` was refused, if it may be taken back, so nobody joins it."""

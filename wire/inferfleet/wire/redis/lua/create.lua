@@ -1,5 +1,5 @@
 -- A job is accepted: make its record, or join those who submit it too.
--- Returns {created (1 or 0), state, attempt, closed (1: whoever made it takes it back), stalled (1: an attempt has
+-- Returns {state, attempt, closed (1: whoever made it takes it back), stalled (1: an attempt has
 -- begun it, for longer than its lease nobody has held it, and it has not been published again since)}.
 local job_key, journal_key = KEYS[1], KEYS[2]
 local now_ms = ARGV[1]
@@ -22,7 +22,7 @@ if not r[1] then
   redis.call('XADD', journal_key, '*', 'entry', queued_entry)
   redis.call('EXPIRE', job_key, ttl_s)
   redis.call('EXPIRE', journal_key, ttl_s)
-  return {1, 'queued', 0, 0, 0}
+  return {'queued', 0, 0, 0}
 end
 local attempt, stalled = tonumber(r[2]), 0
 if r[1] == 'running' or (r[1] == 'queued' and attempt > 0) then
@@ -32,14 +32,14 @@ if r[1] == 'running' or (r[1] == 'queued' and attempt > 0) then
   stalled = r[7] ~= r[2] and tonumber(r[5] or 0) + tonumber(r[6] or 0) < now and 1 or 0
 end
 if stalled == 0 and (r[1] ~= 'queued' or attempt > 0) then
-  return {0, r[1], attempt, 0, 0}
+  return {r[1], attempt, 0, 0}
 end
 if r[4] and stalled == 0 and keep == '0' then
-  return {0, 'queued', 0, 1, 0}
+  return {'queued', 0, 1, 0}
 end
 redis.call('HDEL', job_key, 'closed')
 local calls = r[3] or ''
 if not string.find(calls, call .. ' ', 1, true) then
   redis.call('HSET', job_key, 'calls', calls .. call .. ' ')
 end
-return {0, r[1], attempt, 0, stalled}
+return {r[1], attempt, 0, stalled}
