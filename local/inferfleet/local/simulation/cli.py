@@ -21,6 +21,7 @@ from inferfleet.local.simulation.explore import (
     kind_of,
     search,
     shortened,
+    undisturbed,
 )
 from inferfleet.local.simulation.forks import IN_A_ROW, Players, players
 from inferfleet.local.simulation.mutations import MUTATIONS
@@ -119,7 +120,7 @@ def _explored(
             for plan in depth_first(ready, Plan(name, variant), faults=EACH_FAULT, depth=depth)
         )
     else:
-        plans = at_random(ready, name, seed=seed, faults=faults)
+        plans = at_random(name, undisturbed(ready, name), seed=seed, faults=faults)
 
     def in_time(plans: Iterator[Plan]) -> Iterator[Plan]:
         for plan in plans:
@@ -151,22 +152,26 @@ def _explored(
 def _try_mutations(seed: int, at_once: int, *, within: int | None, quiet: bool) -> dict[str, int | None]:
     """Say of each mutation after how many schedules it is found; only of those found ``within`` so many."""
     found: dict[str, int | None] = {}
-    for name, mutation in MUTATIONS.items():
-        if within is None or mutation.within <= within:
-            found[name] = after = found_after(name, seed=seed, at_once=at_once, show=not quiet)
-            if not quiet:
-                _say(
-                    f"{name}: " + ("not found in" if after is None else f"{after} of") + f" {mutation.within}"
-                )
+    with players(at_once=0) as unchanged:
+        for name, mutation in MUTATIONS.items():
+            if within is None or mutation.within <= within:
+                after = _found_after(name, unchanged, seed=seed, at_once=at_once, show=not quiet)
+                found[name] = after
+                if not quiet:
+                    _say(
+                        f"{name}: "
+                        + ("not found in" if after is None else f"{after} of")
+                        + f" {mutation.within}"
+                    )
     return found
 
 
-def found_after(name: str, *, seed: int, at_once: int, show: bool = False) -> int | None:
+def _found_after(name: str, unchanged: Players, *, seed: int, at_once: int, show: bool) -> int | None:
     """How many schedules it takes to find a mutation; ``None`` if more than it may take."""
     mutation, tally = MUTATIONS[name], Tally()
-    faults = dict.fromkeys(mutation.kinds, 1)
-    with players() as unchanged, players(at_once=at_once, mutation=name) as ready:
-        plans = at_random(ready, mutation.scenario, seed=seed, faults=faults)
+    runs = undisturbed(unchanged, mutation.scenario, mutation.variants)
+    with players(at_once=at_once, mutation=name) as ready:
+        plans = at_random(mutation.scenario, runs, seed=seed, faults=mutation.faults)
         for played in search(ready, islice(plans, mutation.within), tally):
             if unchanged.play(*played.before, played.plan).findings:
                 continue

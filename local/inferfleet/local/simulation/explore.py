@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from itertools import count, islice
 
 from inferfleet.local.simulation.forks import IN_A_ROW, Players
-from inferfleet.local.simulation.plan import ACTORS, FAULTS, Event, Kind, Plan, draw
+from inferfleet.local.simulation.plan import ACTORS, FAULTS, Event, Faults, Kind, Plan, Undisturbed, draw
 from inferfleet.local.simulation.play import Played
 from inferfleet.local.simulation.scenarios import SCENARIOS
 
@@ -30,22 +30,18 @@ class Tally:
         self.different.add(played.trace)
 
 
-def undisturbed(players: Players, scenario: str) -> list[tuple[str, ...]]:
-    """Whose turn each step is in a run in which nothing happens, for each variant."""
-    return [_sources(players, Plan(scenario, variant)) for variant in range(SCENARIOS[scenario].variants)]
-
-
-def _sources(players: Players, plan: Plan) -> tuple[str, ...]:
-    return tuple(line.split()[1] for line in players.trace(plan))
+def undisturbed(players: Players, scenario: str, variants: Iterable[int] = ()) -> dict[int, Undisturbed]:
+    """Play these variants, or all, once without anything that happens."""
+    chosen = variants or range(SCENARIOS[scenario].variants)
+    return {variant: Undisturbed.of(players.trace(Plan(scenario, variant))) for variant in chosen}
 
 
 def at_random(
-    players: Players, scenario: str, *, seed: int, first: int = 0, faults: Mapping[Kind, int] = FAULTS
+    scenario: str, runs: Mapping[int, Undisturbed], *, seed: int, faults: Faults = FAULTS
 ) -> Iterator[Plan]:
-    """Draw schedules for ever. The number of a schedule and the seed say all of each."""
-    sources = undisturbed(players, scenario)
-    for number in count(first):
-        yield draw(f"{seed}:{number}", scenario=scenario, sources=sources, faults=faults)
+    """Draw schedules for ever. Its number, the seed and the ``undisturbed`` runs say all of each."""
+    for number in count():
+        yield draw(f"{seed}:{number}", scenario=scenario, undisturbed=runs, faults=faults)
 
 
 def depth_first(players: Players, plan: Plan, *, faults: Iterable[Event], depth: int) -> Iterator[Plan]:

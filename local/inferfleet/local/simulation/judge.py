@@ -129,8 +129,9 @@ def _refused(world: World) -> Iterator[tuple[str, str, str]]:
         ]
         if not others and call.job.id in ran:
             yield "refused_job_ran", call.job.id, repr(call.error)
-        # Whoever claims a key anew does so with an id of its own. Without Redis nobody knows who has it.
-        if "Redis" not in str(call.error):
+        # Its caller may submit it again, and others join that. Without Redis nobody knows whose key it is.
+        again = any(other.job.id == call.job.id and other.began > call.ended for other in others)
+        if not again and "Redis" not in str(call.error):
             told = [other for other in others if other.got and call.job.id == other.got.id != other.job.id]
             if told:
                 yield "refused_though_accepted", call.job.id, repr(call.error)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from types import FunctionType
 from typing import Any
 
-from inferfleet.local.simulation.plan import Kind
+from inferfleet.local.simulation.plan import Event
 from inferfleet.wire.redis.script import SCRIPTS
 
 
@@ -33,8 +33,10 @@ class Mutation:
     changes: tuple[tuple[str, str], ...]
     scenario: str
     within: int
-    kinds: tuple[Kind, ...] = ()
-    """What shows it; nothing needs to happen if empty."""
+    faults: tuple[Event, ...] = ()
+    """What shows it, at whatever step; nothing needs to happen if empty."""
+    variants: tuple[int, ...] = ()
+    """Those of the scenario in which it shows; all if empty."""
     also: tuple[Mutation, ...] = ()
     """What would hide it otherwise, because it mends what comes of it."""
 
@@ -81,58 +83,85 @@ class Mutation:
         setattr(owner, last, names[last])
 
 
-def _lua(script: str, old: str, new: str, scenario: str, within: int, *kinds: Kind) -> Mutation:
-    return Mutation(f"lua:{script}", ((old, new),), scenario, within, kinds)
+def _lua(
+    script: str, old: str, new: str, scenario: str, within: int, *faults: str, variants: tuple[int, ...] = ()
+) -> Mutation:
+    return _python(f"lua:{script}", old, new, scenario, within, *faults, variants=variants)
 
 
-def _python(where: str, old: str, new: str, scenario: str, within: int, *kinds: Kind) -> Mutation:
-    return Mutation(where, ((old, new),), scenario, within, kinds)
+def _python(
+    where: str, old: str, new: str, scenario: str, within: int, *faults: str, variants: tuple[int, ...] = ()
+) -> Mutation:
+    """Each fault is written as in a schedule, without its step."""
+    events = tuple(Event.parse(f"0:{fault}") for fault in faults)
+    return Mutation(where, ((old, new),), scenario, within, events, variants)
+
+
+def _either(fault: str) -> tuple[str, str]:
+    """The same fault of one worker or producer and of the other: ``w`` stands for ``w1`` and ``w2``."""
+    kind, _, target = fault.partition("=")
+    return f"{kind}={target[0]}1{target[1:]}", f"{kind}={target[0]}2{target[1:]}"
 
 
 _SETTLEMENT = "inferfleet.worker.settlement:Settlement"
 _LANES = "inferfleet.producer.lanes:Lanes"
+
+_FIRST_IS_REFUSED = (4, 5, 6, 7)
+"""Variants of ``key`` in which the first caller cannot publish."""
+
+_ALL_WAIT = (0, 4, 8, 12)
+"""Variants of ``session`` in which each turn waits for those before it."""
+
+_AND_FORCED = (4, 12)
+"""Those of them in which the first turn's answer cannot be continued."""
 
 MUTATIONS: dict[str, Mutation] = {
     "append_without_fence": _lua(
         "append",
         "if r[1] ~= 'running' or r[2] ~= fence then",
         "if r[1] ~= 'running' then",
-        "plain",
-        1000,
-        Kind.STALL,
+        "slow",
+        30,
+        *_either("stall=w,60"),
     ),
     "finish_without_fence": _lua(
-        "finish", "if r[2] ~= fence then", "if false then", "plain", 1000, Kind.STALL
+        "finish", "if r[2] ~= fence then", "if false then", "slow", 40, *_either("stall=w,60")
     ),
     "tokens_twice": _lua(
-        "append", "if last > tonumber(r[3]) then", "if tokens_entry ~= '' then", "plain", 200, Kind.REPEAT
+        "append",
+        "if last > tonumber(r[3]) then",
+        "if tokens_entry ~= '' then",
+        "plain",
+        60,
+        *_either("repeat=w-redis"),
     ),
     "lease_forgotten": _lua(
-        "start", "'lease', now + tonumber(lease_ms)", "'lease', 0", "plain", 400, Kind.CUT
+        "start", "'lease', now + tonumber(lease_ms)", "'lease', 0", "plain", 40, *_either("cut=w-broker")
     ),
     "start_not_idempotent": _lua(
         "start",
         "if begun then\n    return {r[9]",
         "if false then\n    return {r[9]",
         "plain",
-        80,
-        Kind.REPEAT,
+        30,
+        *_either("repeat=w-redis"),
     ),
     "ack_before_commit": _python(
         f"{_SETTLEMENT}._end",
         "if await self._commit(run, result):",
         "delivery.ack()\n    if await self._commit(run, result):",
         "plain",
-        1000,
-        Kind.CRASH,
+        200,
+        *_either("crash=w"),
+        *_either("hole=w-redis,6"),
     ),
     "ack_before_dead_letter": _python(
         f"{_SETTLEMENT}.settle",
         "if await self._dead_letter(run, delivery, failure):",
         "delivery.ack()\n            if await self._dead_letter(run, delivery, failure):",
         "plain",
-        100,
-        Kind.CRASH,
+        50,
+        *_either("crash=w"),
     ),
     "acked_at_drain": _python(
         f"{_SETTLEMENT}.settle",
@@ -140,29 +169,37 @@ MUTATIONS: dict[str, Mutation] = {
         "on_requeue(run, entry)\n            delivery.ack()",
         "plain",
         30,
-        Kind.DRAIN,
+        *_either("drain=w"),
     ),
     "turn_added_twice": _lua(
-        "session_append", "if s[3] == job then", "if false then", "session", 100, Kind.REPEAT
+        "session_append", "if s[3] == job then", "if false then", "session", 50, *_either("repeat=w-redis")
     ),
     "advance_forgets_the_next": _lua(
         "session_advance",
         "return {'over', payload, unpack(lost)}\n  end",
         "return {'over', ''}\n  end",
         "session",
-        800,
-        Kind.REPEAT,
+        200,
+        *_either("repeat=w-redis"),
+        variants=_ALL_WAIT,
     ),
     "dead_front_forgotten": _python(
         f"{_LANES}._wait_in_lane",
         "if stop or entered.unpublished or await self._may_be_stuck(entered):",
         "if False:",
         "session",
-        120,
-        Kind.CRASH,
+        40,
+        *_either("crash=p"),
     ),
     "answer_forgotten": _lua(
-        "session_begin", "if s[2] == job and s[3] then", "if false then", "session", 150, Kind.CRASH
+        "session_begin",
+        "if s[2] == job and s[3] then",
+        "if false then",
+        "session",
+        200,
+        *_either("crash=w"),
+        *_either("crash=w,late"),
+        variants=_AND_FORCED,
     ),
     "record_expires_first": _lua(
         "cancel",
@@ -178,11 +215,8 @@ MUTATIONS: dict[str, Mutation] = {
         "session",
         20,
     ),
-}
-
-HARD_TO_FIND: dict[str, Mutation] = {
     "undo_without_asking": _lua(
-        "close", "if others ~= '' then", "if false then", "key", 2000, Kind.CUT, Kind.HOLE
+        "close", "if others ~= '' then", "if false then", "key", 40, *_either("cut=p-broker,6")
     ),
     "begun_by_an_ended_turn": replace(
         _lua(
@@ -190,8 +224,8 @@ HARD_TO_FIND: dict[str, Mutation] = {
             "if left ~= known_left then",
             "if false then",
             "session",
-            400,
-            Kind.CUT,
+            60,
+            *_either("cut=w-redis,late,20"),
         ),
         also=(
             _python(
@@ -199,7 +233,7 @@ HARD_TO_FIND: dict[str, Mutation] = {
                 "return standing.over or standing is Standing.STALLED",
                 "return False",
                 "session",
-                400,
+                60,
             ),
         ),
     ),
@@ -208,28 +242,42 @@ HARD_TO_FIND: dict[str, Mutation] = {
         "run.delivery.ack()",
         "pass",
         "key",
-        400,
-        Kind.CRASH,
+        50,
+        *_either("crash=w"),
+        *_either("drain=w"),
+    ),
+    "revival_unnoticed": _python(
+        "inferfleet.producer.submission:Submission._claim_and_record",
+        "revived = not recorded.holder.startswith(claimed.holder)",
+        "revived = False",
+        "key",
+        100,
+        "hole=p2-redis,1",
+        variants=_FIRST_IS_REFUSED,
     ),
     "key_freed_without_compare": _lua(
         "key_change",
         "if redis.call('GET', idempotency_key) == present_holder then",
         "if true then",
         "key",
-        1000,
-        Kind.CUT,
+        300,
+        *_either("cut=p-redis,late,6"),
+        *_either("cut=p-broker,6"),
     ),
+}
+
+HARD_TO_FIND: dict[str, Mutation] = {
     "published_without_compare": _lua(
         "session_published",
         "if s[1] == job then",
         "if true then",
         "session",
         1000,
-        Kind.CRASH,
-        Kind.STALL,
+        *_either("crash=p"),
+        *_either("stall=w,20"),
     ),
     "turn_without_fence": _lua(
-        "session_append", "if s[2] ~= fence then", "if false then", "session", 400, Kind.STALL
+        "session_append", "if s[2] ~= fence then", "if false then", "session", 400, *_either("stall=w,60")
     ),
     "restored_over_an_end": _lua(
         "restore",
@@ -237,8 +285,8 @@ HARD_TO_FIND: dict[str, Mutation] = {
         "if r[2] ~= fence then",
         "plain",
         1000,
-        Kind.EMPTY,
-        Kind.CUT,
+        "empty",
+        *_either("cut=w-redis,late,20"),
     ),
     "expired_forgotten": _lua(
         "start",
@@ -246,8 +294,8 @@ HARD_TO_FIND: dict[str, Mutation] = {
         "attempt == 0",
         "expires",
         1000,
-        Kind.CRASH,
-        Kind.REPEAT,
+        *_either("crash=w"),
+        *_either("repeat=w-redis"),
     ),
 }
-"""Not found so far in as many schedules as they say; each can be put in by name."""
+"""Not found so far, in 300 schedules each at least; each can be put in by name."""

@@ -153,58 +153,104 @@ LOSSES: Mapping[Kind, int] = {Kind.EMPTY: 1, Kind.ROLLBACK: 1}
 """Drawn only if asked for: they cost what nobody else has."""
 
 
-def draw(seed: str, *, scenario: str, sources: Sequence[Sequence[str]], faults: Mapping[Kind, int]) -> Plan:
+Link = tuple[str, str]
+"""A client and a service."""
+
+
+@dataclass(frozen=True, slots=True)
+class Undisturbed:
+    """A run in which nothing happens: how many steps it has, and which bytes arrive in which of them."""
+
+    steps: int
+    writes: Mapping[Link, Sequence[Sequence[int]]]
+    """On each link, for writes of each size, all their steps. Some are rare, and matter as much."""
+
+    @classmethod
+    def of(cls, trace: Sequence[str]) -> Undisturbed:
+        """Read a trace of it."""
+        writes: dict[Link, dict[tuple[str, str], list[int]]] = {}
+        for step, line in enumerate(trace):
+            _, source, size, *_ = line.split()
+            sender, _, receiver = source.partition(".")[0].partition(">")
+            link = (sender, receiver) if receiver in SERVICES else (receiver, sender)
+            if link[0] in ACTORS:
+                writes.setdefault(link, {}).setdefault((sender, size), []).append(step)
+        return cls(len(trace), {link: list(of_size.values()) for link, of_size in writes.items()})
+
+
+Faults = Mapping[Kind, int] | Sequence[Event]
+"""How often each kind is drawn; or nothing but these, at steps that are drawn."""
+
+
+def draw(seed: str, *, scenario: str, undisturbed: Mapping[int, Undisturbed], faults: Faults) -> Plan:
     """Draw a schedule of a few events: most faults need only two or three.
 
-    ``sources`` says for each variant whose turn each step of its undisturbed run is. What happens, happens
-    while bytes are under way, and mostly to one of their ends.
+    ``undisturbed`` has a run of each variant to draw from. Faults happen about when bytes are under way, and
+    mostly to one of their ends.
     """
     chance = random.Random(seed)  # noqa: S311 - a repeatable schedule
-    variant = chance.randrange(len(sources))
-    under_way = [(step, source) for step, source in enumerate(sources[variant]) if ">" in source]
-    kinds, weights = list(faults), list(faults.values())
-    events = [
-        Event(chance.randrange(len(sources[variant])), Kind.DELAY) for _ in range(chance.choice(_DELAYS))
-    ]
-    for _ in range(chance.choice(_FAULTS) if kinds else 0):
-        step, source = chance.choice(under_way)
-        ends = source.partition(".")[0].split(">")
-        client, service = ends if ends[1] in SERVICES else reversed(ends)
-        if client not in ACTORS or chance.random() < _ELSEWHERE:
-            client, service = chance.choice(ACTORS), chance.choice(SERVICES)
-        # Before these bytes arrive, or a little later.
-        step += chance.choice((0, 0, 1, 1, 2, 5))
-        event = _fault(chance, step, chance.choices(kinds, weights)[0], client, service)
-        events.append(replace(event, busy=event.kind in _OF_LINKS and chance.random() < _BUSY))
+    variant = chance.choice(list(undisturbed))
+    run = undisturbed[variant]
+    events = [Event(chance.randrange(run.steps), Kind.DELAY) for _ in range(chance.choice(_DELAYS))]
+    at_most = _FAULTS if isinstance(faults, Mapping) else _FAULTS[1:]
+    for _ in range(chance.choice(at_most) if faults else 0):
+        at, event = _drawn(chance, faults, run)
+        step = max(0, chance.choice(at) + chance.choice(_AWAY))
+        busy = event.kind in _OF_LINKS and chance.random() < _BUSY
+        events.append(replace(event, step=step, busy=busy))
     return Plan(scenario, variant, tuple(sorted(events)))
+
+
+def _drawn(chance: random.Random, faults: Faults, run: Undisturbed) -> tuple[Sequence[int], Event]:
+    """Draw a fault, and the writes about which it happens."""
+    if not isinstance(faults, Mapping):
+        event = chance.choice(faults)
+        client, _, service = event.target.partition("-")
+        its = [
+            at
+            for link, writes in run.writes.items()
+            if link[0] == client and service in ("", link[1])
+            for at in writes
+        ]
+        # Without any, it is as good at any time.
+        return chance.choice(its or [range(run.steps)]), event
+    link = client, service = chance.choice(list(run.writes))
+    at = chance.choice(run.writes[link])
+    if chance.random() < _ELSEWHERE:
+        client, service = chance.choice(ACTORS), chance.choice(SERVICES)
+    kind = chance.choices(list(faults), list(faults.values()))[0]
+    return at, _fault(chance, kind, client, service)
 
 
 _DELAYS = (0, 0, 1, 2, 4, 8)
 _FAULTS = (0, 1, 1, 2, 2, 3)
+_AWAY = (-8, -3, 0, 0, 1, 1, 2, 5)
+"""How far from a step in which bytes arrive: before they are sent, before they arrive, or a little later."""
+
 _ELSEWHERE = 0.2
 _OF_LINKS = frozenset({Kind.CRASH, Kind.CUT, Kind.REPEAT, Kind.HOLE})
 _BUSY = 0.5
 """Steps have other numbers as soon as anything has gone differently."""
 
 
-def _fault(chance: random.Random, step: int, kind: Kind, client: str, service: str) -> Event:
+def _fault(chance: random.Random, kind: Kind, client: str, service: str) -> Event:
     link = f"{client}-{service}"
     match kind:
         case Kind.STALL:
-            return Event(step, kind, client, seconds=chance.choice(STOPPED_S))
+            return Event(0, kind, client, seconds=chance.choice(STOPPED_S))
         case Kind.CRASH:
-            return Event(step, kind, client, late=chance.random() < 0.5)
+            return Event(0, kind, client, late=chance.random() < 0.5)
         case Kind.CUT:
-            return Event(step, kind, link, late=chance.random() < 0.5, seconds=chance.choice(SECONDS))
+            return Event(0, kind, link, late=chance.random() < 0.5, seconds=chance.choice(SECONDS))
         case Kind.REPEAT:
-            return Event(step, kind, link)
+            return Event(0, kind, link)
         case Kind.HOLE:
-            return Event(step, kind, link, seconds=chance.choice(SECONDS[1:]))
+            return Event(0, kind, link, seconds=chance.choice(SECONDS[1:]))
         case Kind.JUMP:
-            return Event(step, kind, seconds=chance.choice(STOPPED_S[1:]))
+            return Event(0, kind, seconds=chance.choice(STOPPED_S[1:]))
         case Kind.FULL:
-            return Event(step, kind, seconds=chance.choice(SECONDS[1:]))
+            return Event(0, kind, seconds=chance.choice(SECONDS[1:]))
         case Kind.DRAIN:
-            return Event(step, kind, client if client.startswith("w") else chance.choice(("w1", "w2")))
+            return Event(0, kind, client if client.startswith("w") else chance.choice(("w1", "w2")))
         case Kind.EMPTY | Kind.ROLLBACK | Kind.DELAY:
-            return Event(step, kind)
+            return Event(0, kind)

@@ -117,6 +117,9 @@ async def _heal(world: World, tasks: dict[str, asyncio.Task[None]]) -> None:
             for job_id in accepted(world)
             if not _has_ended(world, job_id)
         ]
+    if problems:
+        # Whoever waits for what never comes does so for many steps.
+        return
     await _probe(world)
     if not await world.in_time(lambda: not world.waiting(), REST_S):
         problems.append(("leftover_message", "queue", f"{world.waiting()} messages are left"))

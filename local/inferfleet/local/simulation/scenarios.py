@@ -14,6 +14,8 @@ from typing import Any
 
 from inferfleet.local.chaos.workload import KIND, Kind
 from inferfleet.local.simulation.determinism import EPOCH_S
+from inferfleet.local.simulation.plan import Event
+from inferfleet.local.simulation.plan import Kind as EventKind
 from inferfleet.local.simulation.world import POOL, Call, Seen, World
 from inferfleet.producer.journal_view import BEGINNING
 from inferfleet.schemas import Job, JobState
@@ -28,6 +30,10 @@ from inferfleet.schemas.job import OnBusy
 TOKENS = 3
 STEP_S = 0.4
 """Longer than a flush of the journal, so that each token is a write of its own."""
+
+
+SLOW_STEP_S = 20.0
+"""So a worker that was stopped wakes up while another one runs its job."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +145,16 @@ def _plain(world: World, variant: int) -> dict[str, Coroutine[Any, Any, None]]:
     return {"p1": first(), "p2": second()}
 
 
+def _slow(world: World, variant: int) -> dict[str, Coroutine[Any, Any, None]]:
+    whole = {"n": 2, "temperature": 1} if variant & 1 else {}
+    simulated = {"tokens": 2, "step_delay_s": SLOW_STEP_S}
+
+    async def first() -> None:
+        await submit(world, "p1", job("a", stream=True, body={"simulated": simulated, **whole}))
+
+    return {"p1": first()}
+
+
 def _expires(world: World, variant: int) -> dict[str, Coroutine[Any, Any, None]]:
     expires_at = datetime.fromtimestamp(EPOCH_S + world.loop.now, UTC) + timedelta(
         seconds=(0.3, 1.0)[variant & 1]
@@ -168,6 +184,9 @@ def _key(world: World, variant: int) -> dict[str, Coroutine[Any, Any, None]]:
         return job("a", idempotency_key=world.key)
 
     async def first() -> None:
+        if variant & 4:
+            # Its submission is refused with certainty, perhaps after the other caller has joined it.
+            world.apply(Event(0, EventKind.CUT, "p1-broker", seconds=1.0))
         await (insist if variant & 1 else submit)(world, "p1", mine())
 
     async def second() -> None:
@@ -228,8 +247,9 @@ def _session_key(world: World, variant: int) -> dict[str, Coroutine[Any, Any, No
 
 SCENARIOS = {
     "plain": Scenario(16, _plain),
+    "slow": Scenario(2, _slow),
     "expires": Scenario(8, _expires),
-    "key": Scenario(4, _key),
+    "key": Scenario(8, _key),
     "session": Scenario(16, _session),
     "sessionkey": Scenario(8, _session_key),
 }

@@ -228,7 +228,7 @@ class World:
                 waiting.append(events.popleft())
             for event in [each for each in waiting if not each.busy or self._is_busy(each.target)]:
                 waiting.remove(event)
-                self._apply(event)
+                self.apply(event)
             if waiting:
                 return self.loop.steps + 1
             return first + events[0].step if events else inf
@@ -245,7 +245,8 @@ class World:
             if not self.actors[name].alive:
                 self.start_worker(name)
 
-    def _apply(self, event: Event) -> None:
+    def apply(self, event: Event) -> None:
+        """Let an event come about at once."""
         match event.kind:
             case Kind.DELAY:
                 if (head := self.loop.head()) is not None and head.process.name != "main":
