@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
+from tests.forked import ForkedProcess
 
+from inferfleet.local import worker_processes
 from inferfleet.local.chaos.harness import Harness
 from inferfleet.local.services import Services
 from inferfleet.producer.fleet import Fleet
@@ -18,6 +20,18 @@ from inferfleet.worker.engines.simulated import expected_text
 
 WAIT_S = 100.0
 """How long a test waits for an end: workers that die start again, which takes a busy machine its time."""
+
+
+@pytest.fixture(autouse=True)
+def quick_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers start at once: what happens to them then is what these tests are about."""
+
+    def launch(environment: Mapping[str, str], output: IO[bytes]) -> ForkedProcess:
+        return ForkedProcess(
+            ["worker"], env=environment, stdout=output, stderr=output, start_new_session=True
+        )
+
+    monkeypatch.setattr(worker_processes, "launch", launch)
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from tempfile import TemporaryFile
 from typing import Any, Protocol
 from uuid import uuid4
 
@@ -23,6 +24,7 @@ import aiormq.abc
 import aiormq.exceptions
 import pytest
 import redis.asyncio as aioredis
+from tests.forked import ForkedProcess
 from tests.matrix import Cell
 
 from inferfleet.local.services import Services, ServicesChoice
@@ -329,21 +331,23 @@ def inferfleet(environment: dict[str, str]) -> RunCommand:
     own = environment
 
     async def run(*arguments: str, stdin: str = "", environment: Mapping[str, str] = {}) -> Ended:
-        process = await asyncio.create_subprocess_exec(
-            *[sys.executable, "-m", "inferfleet.cli", *arguments],
-            env={**own, **environment},
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )
-        try:
-            out, err = await asyncio.wait_for(process.communicate(stdin.encode()), PATIENCE_S)
-        except BaseException:
-            process.kill()
-            await process.wait()
-            raise
-        assert process.returncode is not None
-        return Ended(process.returncode, out.decode(), err.decode())
+        with TemporaryFile() as given, TemporaryFile() as out, TemporaryFile() as err:
+            given.write(stdin.encode())
+            given.seek(0)
+            process = ForkedProcess(
+                arguments, env={**own, **environment}, stdin=given, stdout=out, stderr=err
+            )
+            try:
+                code = await asyncio.wait_for(process.wait(), PATIENCE_S)
+            except BaseException:
+                process.kill()
+                await process.wait()
+                raise
+            texts: list[str] = []
+            for file in (out, err):
+                file.seek(0)
+                texts.append(file.read().decode())
+            return Ended(code, *texts)
 
     return run
 
@@ -351,8 +355,11 @@ def inferfleet(environment: dict[str, str]) -> RunCommand:
 class WorkerProcess:
     """A worker as a process of its own. Its log is JSON lines."""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
+    def __init__(
+        self, process: asyncio.subprocess.Process | ForkedProcess, log: asyncio.StreamReader
+    ) -> None:
         self._process = process
+        self._log = log
         self._lines: list[str] = []
         self._news = asyncio.Condition()
         self._reading = asyncio.create_task(self._read())
@@ -401,13 +408,21 @@ class WorkerProcess:
         return None
 
     async def _read(self) -> None:
-        assert self._process.stderr is not None
-        async for line in self._process.stderr:
+        async for line in self._log:
             async with self._news:
                 self._lines.append(line.decode())
                 self._news.notify_all()
         async with self._news:
             self._news.notify_all()
+
+
+async def reader_of(pipe: int) -> asyncio.StreamReader:
+    """Read this end of a pipe, and close it with the other end."""
+    reader = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(pipe, "rb")
+    )
+    return reader
 
 
 class StartWorkerProcess(Protocol):
@@ -423,14 +438,19 @@ async def start_worker_process(environment: dict[str, str], pool: str) -> AsyncI
     async with AsyncExitStack() as stack:
 
         async def start(*options: str, preamble: str = "", **variables: str) -> WorkerProcess:
-            program = f"{preamble}\nfrom inferfleet.cli import main\nmain()"
-            process = await asyncio.create_subprocess_exec(
-                *[sys.executable, "-c", program, "worker", "--pool", pool],
-                *["--engine", "simulated", "--http-port", "0", *options],
-                env=environment | {f"INFERFLEET_{name.upper()}": value for name, value in variables.items()},
-                stderr=asyncio.subprocess.PIPE,
-            )
-            worker = WorkerProcess(process)
+            arguments = ["worker", "--pool", pool, "--engine", "simulated", "--http-port", "0", *options]
+            env = environment | {f"INFERFLEET_{name.upper()}": value for name, value in variables.items()}
+            readable, writable = os.pipe()
+            process: asyncio.subprocess.Process | ForkedProcess
+            with os.fdopen(writable, "wb") as stderr:
+                if preamble:
+                    program = f"{preamble}\nfrom inferfleet.cli import main\nmain()"
+                    process = await asyncio.create_subprocess_exec(
+                        *[sys.executable, "-c", program, *arguments], env=env, stderr=stderr
+                    )
+                else:
+                    process = ForkedProcess(arguments, env=env, stdout=stderr, stderr=stderr)
+            worker = WorkerProcess(process, await reader_of(readable))
             stack.push_async_callback(worker.close)
             return worker
 

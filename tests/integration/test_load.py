@@ -222,8 +222,8 @@ async def test_a_job_handed_over_again_and_again_is_not_used_up(
     fleet: Fleet, start_worker: StartWorker, store: aioredis.Redis, pool: str
 ) -> None:
     """A rolling update is nobody's fault: attempts that a drain ended do not count."""
-    job = await fleet.submit(slow_chat(tokens=60, step_s=0.01), pool=pool, stream=True, max_attempts=1)
-    for tokens in (10, 25, 40):
+    job = await fleet.submit(slow_chat(tokens=300, step_s=0.01), pool=pool, stream=True, max_attempts=1)
+    for tokens in (10, 60, 110):
         worker = await start_worker()
         await until_tokens(fleet, job, tokens)
         await worker.stop()

@@ -14,11 +14,11 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import IO, Self
 
 import aiohttp
 from pydantic import ValidationError
@@ -187,15 +187,7 @@ class WorkerProcesses:
         settings = settings.model_copy(update={"http_host": HOST, "http_port": free_port()})
         log = self._log_folder / f"{settings.worker_id}.log"
         with log.open("ab") as output:
-            process = subprocess.Popen(
-                # -P: a module in the working folder must not stand in for one of ours.
-                [sys.executable, "-P", "-m", "inferfleet.cli", "worker"],
-                env=environment(settings),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+            process = launch(environment(settings), output)
         self._reaper.add("group", str(process.pid))
         worker = WorkerProcess(
             settings=settings, process=process, log=log, reaper=self._reaper, http=self._http
@@ -210,6 +202,19 @@ class WorkerProcesses:
 
     async def _stop_all(self) -> None:
         await asyncio.gather(*(worker.stop() for worker in self._workers))
+
+
+def launch(environment: Mapping[str, str], output: IO[bytes]) -> subprocess.Popen[bytes]:
+    """Start ``inferfleet worker`` in a session of its own."""
+    return subprocess.Popen(
+        # -P: a module in the working folder must not stand in for one of ours.
+        [sys.executable, "-P", "-m", "inferfleet.cli", "worker"],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
 
 
 async def wait_until_ready(workers: Sequence[WorkerProcess], *, timeout_s: float) -> None:
