@@ -26,7 +26,8 @@ help: ## List the commands
 demo: venv services ## Run a whole fleet on this machine and watch it work
 	@$(VENV)/bin/inferfleet demo $(ARGS)
 
-demo-llm: engine-venv services ## The same with a real language model, on the CPU
+demo-llm: engine-venv ## The same with a real language model, on the CPU
+	@scripts/setup-services $(ENGINE_VENV)
 	@scripts/demo-llm $(ENGINE_VENV) $(ARGS)
 
 test: venv services ## Run all tests but those that need vLLM
@@ -60,14 +61,17 @@ check: venv ## Lint, formatting, types, import contracts, dependencies, spelling
 	@$(VENV)/bin/codespell
 	@$(VENV)/bin/inferfleet schema export --check schemas
 
-bench: bench-venv services ## Measure ours and hand-written aio-pika
+bench: bench-venv ## Measure ours and hand-written aio-pika
+	@scripts/setup-services .venv-bench
 	@.venv-bench/bin/python benchmarks $(ARGS)
 
-bench-peers: bench-venv services ## Measure the other libraries too, in the same rounds
+bench-peers: bench-venv ## Measure the other libraries too, in the same rounds
+	@scripts/setup-services .venv-bench
 	@benchmarks/setup-peers $(PYTHON)
 	@.venv-bench/bin/python benchmarks --peers $(ARGS)
 
-bench-engine: engine-venv services ## Measure what the queue costs vLLM, on the CPU
+bench-engine: engine-venv ## Measure what the queue costs vLLM, on the CPU
+	@scripts/setup-services $(ENGINE_VENV)
 	@VLLM_CPU_KVCACHE_SPACE=1 $(ENGINE_VENV)/bin/python benchmarks/engine.py $(ARGS)
 
 docs: docs-venv ## Build the site of the documentation, into build/site
