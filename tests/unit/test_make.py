@@ -4,12 +4,34 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
 TARGETS = re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+
+PYTHON = f"""\
+#!/usr/bin/env bash
+if [[ $1 == -m ]]; then
+  mkdir -p "$4/bin"
+  cp "$0" "${{0%/*}}/pip" "$4/bin"
+else
+  exec {sys.executable} "$@"
+fi
+"""
+"""Makes virtual environments that have the ``pip`` beside it."""
+
+PIP = """\
+#!/usr/bin/env bash
+folder=${0%/bin/pip}
+info=$folder/lib/python3/site-packages/inferfleet-0.dist-info
+mkdir -p "$info"
+echo "$*" >>"$folder/installed"
+echo '{"dir_info": {'"$([[ " $* " != *" -e "* ]] || echo '"editable": true')"'}}' >"$info/direct_url.json"
+"""
+"""Installs only what pip writes about how this package was installed."""
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -19,3 +41,21 @@ def test_no_command_makes_a_second_virtual_environment(target: str) -> None:
     ).stdout
 
     assert len(re.findall(r"^scripts/setup-(?:venv|engine-venv|docs) ", commands, re.MULTILINE)) <= 1
+
+
+def test_a_package_that_the_user_installed_in_place_of_the_editable_one_is_replaced(tmp_path: Path) -> None:
+    for name, text in {"python": PYTHON, "pip": PIP}.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        (tmp_path / name).chmod(0o755)
+    folder = tmp_path / "venv"
+
+    def set_up() -> None:
+        subprocess.run([ROOT / "scripts/setup-venv", folder, tmp_path / "python", ".[dev]"], check=True)
+
+    set_up()
+    set_up()
+    subprocess.run([folder / "bin/pip", "install", "."], check=True)
+    set_up()
+
+    installed = (folder / "installed").read_text(encoding="utf-8").splitlines()
+    assert installed == ["install -qq -e .[dev]", "install .", "install -qq -e .[dev]"]
