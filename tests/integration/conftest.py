@@ -443,7 +443,8 @@ async def start_worker_process(environment: dict[str, str], pool: str) -> AsyncI
             readable, writable = os.pipe()
             process: asyncio.subprocess.Process | ForkedProcess
             with os.fdopen(writable, "wb") as stderr:
-                if preamble:
+                # What Python itself reads counts when it starts.
+                if preamble or "PYTHONPATH" in env:
                     program = f"{preamble}\nfrom inferfleet.cli import main\nmain()"
                     process = await asyncio.create_subprocess_exec(
                         *[sys.executable, "-c", program, *arguments], env=env, stderr=stderr
