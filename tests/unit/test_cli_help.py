@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from importlib import import_module
-from importlib.metadata import version
+from importlib.metadata import entry_points, version
 
 import pytest
 
@@ -72,6 +72,18 @@ def test_a_command_whose_part_is_not_installed_says_what_to_install() -> None:
     ended = run(f"import sys; sys.modules['uvloop'] = None; {MAIN}", "worker", "--help")
     assert (ended.returncode, ended.stdout) == (2, "")
     assert "needs the package 'uvloop': pip install 'inferfleet[worker]'" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize(("script", "absent"), [("chaos", "aiohttp"), ("explore", "fakeredis")])
+def test_a_script_whose_part_is_not_installed_says_what_to_install(script: str, absent: str) -> None:
+    (entry,) = entry_points(group="console_scripts", name=f"inferfleet-{script}")
+    module, _, function = entry.value.partition(":")
+    ended = run(f"import sys; sys.modules[{absent!r}] = None; from {module} import {function}; {function}()")
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert (
+        f"`inferfleet-{script}` needs the package {absent!r}: pip install 'inferfleet[local]'" in ended.stderr
+    )
     assert "Traceback" not in ended.stderr
 
 

@@ -89,7 +89,7 @@ def build(arguments: Sequence[str]) -> typer.Typer:
         if name != called:
             app.command(name, help=place.help)(_not_called)
             continue
-        module = _import(name, place)
+        module = import_command(f"inferfleet {name}", place.module, extra=place.extra)
         if hasattr(module, "app"):
             app.add_typer(module.app, name=name, help=place.help)
         else:
@@ -118,14 +118,20 @@ def _not_called() -> None:
     """Stand for a command in the overview."""
 
 
-def _import(name: str, place: CommandModule) -> Any:
+def import_command(command: str, module: str, *, extra: str) -> Any:
+    """Import the module of a command.
+
+    Raises:
+        ConfigurationError: A package is missing that ``extra`` installs; the message says so.
+
+    """
     try:
-        return import_module(place.module)
+        return import_module(module)
     except ModuleNotFoundError as error:
-        if not place.extra or (error.name or "").startswith("inferfleet"):
+        if not extra or (error.name or "").startswith("inferfleet"):
             raise
         from inferfleet.schemas.errors import ConfigurationError
 
         raise ConfigurationError(
-            f"`inferfleet {name}` needs the package {error.name!r}: pip install 'inferfleet[{place.extra}]'"
+            f"`{command}` needs the package {error.name!r}: pip install 'inferfleet[{extra}]'"
         ) from error
