@@ -319,25 +319,27 @@ async def test_a_turn_that_got_a_message_of_its_own_while_it_ran_under_another_l
     assert await talk.advance(second) == third.id
 
 
-async def test_a_turn_that_enters_a_session_that_redis_lost_is_named_by_the_message_that_carries_it(
-    talk: Conversation, store: aioredis.Redis
-) -> None:
+async def carried(talk: Conversation) -> tuple[Job, Job]:
+    """A turn that has ended, and the next one, which the first one's message carries."""
     first, second = turn(), turn()
     await talk.enter(first)
     await talk.enter(second)
     await talk.run(first)
     await talk.lanes.published(second, witness=first)
+    return first, second
+
+
+async def test_a_turn_that_enters_a_session_that_redis_lost_is_named_by_the_message_that_carries_it(
+    talk: Conversation, store: aioredis.Redis
+) -> None:
+    first, second = await carried(talk)
     await store.delete(*(key(SESSION) for key in (session_key, lane_key, payloads_key, turns_key, state_key)))
     assert (await talk.enter(second, admitted=True, witness=first)).status is EnterStatus.RUN
     assert await talk.advance(first) == second.id
 
 
 async def test_a_turn_with_a_message_of_its_own_needs_no_other(talk: Conversation) -> None:
-    first, second = turn(), turn()
-    await talk.enter(first)
-    await talk.enter(second)
-    await talk.run(first)
-    await talk.lanes.published(second, witness=first)
+    first, second = await carried(talk)
     assert await talk.begin(second) is BeginStatus.BEGUN
     assert await talk.advance(first) is None
 
@@ -346,11 +348,7 @@ async def test_the_job_whose_message_carries_the_turn_in_front_does_not_wait_beh
     talk: Conversation,
 ) -> None:
     """Its message would be acked, and the turn in front would have none."""
-    first, second = turn(), turn()
-    await talk.enter(first)
-    await talk.enter(second)
-    await talk.run(first)
-    await talk.lanes.published(second, witness=first)
+    first, second = await carried(talk)
     entered = await talk.enter(first, admitted=True)
     assert (entered.status, entered.again and entered.again.job) == (EnterStatus.WAIT, second)
 
@@ -359,11 +357,7 @@ async def test_a_waiting_job_that_ends_while_its_message_carries_the_turn_in_fro
     talk: Conversation,
 ) -> None:
     """It was cancelled, and the worker that had its message is dead."""
-    first, second = turn(), turn()
-    await talk.enter(first)
-    await talk.enter(second)
-    await talk.run(first)
-    await talk.lanes.published(second, witness=first)
+    first, second = await carried(talk)
     await talk.enter(first, admitted=True)
     assert [await talk.advance(first) for _ in range(2)] == [second.id, second.id]
     assert await talk.places() == (second.id, ())

@@ -97,7 +97,7 @@ class Faults:
         """End all faults.
 
         Raises:
-            ServiceUnreachableError: A service does not start any more.
+            ServiceUnreachableError: A service does not start again.
 
         """
         await asyncio.gather(*self._restarts)
