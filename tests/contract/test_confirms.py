@@ -171,6 +171,15 @@ async def test_each_of_many_waits_as_long_as_it_may(
         assert all(wait >= timeout_s for wait in waits), waits
 
 
+async def test_a_loop_whose_timers_do_not_say_when_will_do(
+    confirms: Confirms, queue: AbstractQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """uvloop's do not when they are due at once."""
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(loop, "call_at", lambda _, callback, *arguments: loop.call_soon(callback, *arguments))
+    await asyncio.gather(*(publish(confirms, queue.name, message_id=str(number)) for number in range(3)))
+
+
 async def test_who_stops_waiting_does_not_disturb_the_others(
     confirms: Confirms, queue: AbstractQueue
 ) -> None:
