@@ -1,9 +1,11 @@
-"""A time limit of the caller may run out at any step of connecting and closing: nothing is left open."""
+"""Nothing is left of a connection, at whichever step its opening or closing fails or is cancelled."""
 
 from __future__ import annotations
 
 import asyncio
 import gc
+import logging
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any
@@ -14,6 +16,8 @@ from aio_pika.abc import UnderlayConnection
 from tests.integration.conftest import PATIENCE_S, Connect, eventually
 
 from inferfleet.local.services import Services
+from inferfleet.local.services.free_port import free_port
+from inferfleet.schemas.errors import ServiceUnreachableError
 from inferfleet.wire.rabbitmq.connection import open_amqp
 from inferfleet.wire.redis.connection import open_redis
 
@@ -49,6 +53,28 @@ async def test_a_connect_that_is_cancelled_as_it_succeeds_leaves_no_connection(
         return connection.is_closed and asyncio.all_tasks() <= before
 
     await eventually(is_closed)
+
+
+def test_a_refused_connection_may_outlive_its_event_loop(caplog: pytest.LogCaptureFixture) -> None:
+    # A record would hold the error.
+    caplog.set_level(logging.CRITICAL, "aiormq")
+
+    async def refused() -> ServiceUnreachableError | None:
+        try:
+            async with open_amqp(f"amqp://127.0.0.1:{free_port()}/", timeout_s=PATIENCE_S, name="refused"):
+                return None
+        except ServiceUnreachableError as error:
+            return error
+
+    # The error holds the connection, which is collected while no loop runs: that must not warn.
+    with asyncio.Runner() as runner, warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        error = runner.run(refused())
+        assert error is not None
+        asyncio.set_event_loop(None)
+        del error
+        gc.collect()
+    assert not warned
 
 
 @pytest.mark.parametrize("opened", ["redis", "fleet", "fleet that has published"])

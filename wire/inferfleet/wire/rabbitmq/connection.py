@@ -45,6 +45,12 @@ class Connection(aio_pika.Connection):
         self.stream = FrameStream()
         self.kwargs["transport_factory"] = self.stream
 
+    def __del__(self) -> None:
+        """Do nothing: ``open_amqp`` has closed or aborted the connection.
+
+        aio-pika would close one that was never opened in a task of whatever loop runs by then, if any.
+        """
+
     @property
     def frame_max(self) -> int:
         """The largest frame size that was negotiated with the broker, in bytes."""
