@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+import sysconfig
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +20,7 @@ from inferfleet.schemas.settings import WorkerSettings
 ROOT = Path(__file__).parents[2]
 KEDA = ROOT / "deploy/keda"
 OVERLAYS = sorted(path.name for path in (KEDA / "overlays").iterdir())
+COMPONENTS = sorted(path.name for path in (KEDA / "components").iterdir())
 
 SECRETS = {
     "inferfleet-connections": {"amqp-url", "redis-url", "rabbitmq-http-url", "rabbitmq-tls"},
@@ -123,17 +125,22 @@ def render(folder: str | Path) -> Manifests:
 
 @lru_cache
 def kustomize() -> tuple[str, ...]:
-    if shutil.which("kustomize"):
-        return ("kustomize", "build")
-    if not shutil.which("kubectl"):
-        pytest.skip("neither kubectl nor kustomize is installed")
+    kubectl = program("kubectl")
     said = subprocess.run(
-        ["kubectl", "version", "--client", "-o", "json"], capture_output=True, text=True, check=True
+        [kubectl, "version", "--client", "-o", "json"], capture_output=True, text=True, check=True
     ).stdout
     version = str(json.loads(said).get("kustomizeVersion", "v2"))
     if int(re.findall(r"\d+", version)[0]) < 5:
         pytest.skip(f"kubectl brings kustomize {version}; the manifests need 5")
-    return ("kubectl", "kustomize")
+    return (kubectl, "kustomize")
+
+
+def program(name: str) -> str:
+    """The path of kubectl or helm: the one beside this Python, or on PATH. Skips the test without one."""
+    found = shutil.which(name, path=sysconfig.get_path("scripts")) or shutil.which(name)
+    if found is None:
+        pytest.skip(f"{name} is not installed")
+    return found
 
 
 @pytest.fixture(params=["base", *(f"overlays/{name}" for name in OVERLAYS)])

@@ -144,7 +144,7 @@ def test_services_put_no_variables_among_the_settings(manifests: Manifests) -> N
 def test_a_scaledobject_follows_the_queue_of_the_workers_it_scales(
     manifests: Manifests, settings_of: ReadSettings
 ) -> None:
-    scaled = manifests.all("ScaledObject")
+    scaled = manifests.all("ScaledObject", "HorizontalPodAutoscaler")
     targets = Counter(
         (each["spec"]["scaleTargetRef"]["kind"], each["spec"]["scaleTargetRef"]["name"]) for each in scaled
     )
@@ -153,10 +153,18 @@ def test_a_scaledobject_follows_the_queue_of_the_workers_it_scales(
         target = each["spec"]["scaleTargetRef"]
         worker = manifests.one(target["kind"], target["name"])
         assert "replicas" not in worker["spec"], "an apply would undo what KEDA decided"
-        queue, *_ = each["spec"]["triggers"]
         settings = settings_of(worker, manifests)
-        assert queue["metadata"]["queueName"] == job_queue(settings.pool)
+        if each["kind"] == "HorizontalPodAutoscaler":
+            (metric,) = each["spec"]["metrics"]
+            assert metric["external"]["metric"]["selector"]["matchLabels"] == {"pool": settings.pool}
+            continue
+        queue, *_ = each["spec"]["triggers"]
         assert float(queue["metadata"]["value"]) >= settings.max_running, "workers would never be full"
+        assert all(
+            trigger["metadata"]["queueName"] == job_queue(settings.pool)
+            for trigger in each["spec"]["triggers"]
+            if trigger["type"] == "rabbitmq"
+        )
         assert all(
             f'pool="{settings.pool}"' in trigger["metadata"]["query"]
             for trigger in each["spec"]["triggers"]
@@ -166,17 +174,20 @@ def test_a_scaledobject_follows_the_queue_of_the_workers_it_scales(
 
 def test_running_jobs_count_and_a_metric_that_is_missing_is_an_error(manifests: Manifests) -> None:
     for each in manifests.all("ScaledObject"):
+        assert each["spec"]["triggers"][0]["metadata"]["mode"] == "QueueLength", "it knows what is running"
         for trigger in each["spec"]["triggers"]:
-            # KEDA's fallback is for this kind alone.
-            assert trigger["metricType"] == "AverageValue"
-            match trigger["type"]:
-                case "rabbitmq":
+            metadata = trigger["metadata"]
+            match trigger["type"], metadata.get("mode"):
+                case "rabbitmq", mode:
                     manifests.one("TriggerAuthentication", trigger["authenticationRef"]["name"])
-                    assert trigger["metadata"]["protocol"] == "http"
-                    assert "excludeUnacknowledged" not in trigger["metadata"]
-                case "prometheus":
-                    assert trigger["metadata"]["ignoreNullValues"] == "false"
-                case other:
+                    assert metadata["protocol"] == "http"
+                    per_worker = mode == "QueueLength"
+                    assert ("excludeUnacknowledged" in metadata) is not per_worker
+                    assert trigger["metricType"] == ("AverageValue" if per_worker else "Value")
+                case "prometheus", _:
+                    assert trigger["metricType"] == "AverageValue"
+                    assert metadata["ignoreNullValues"] == "false"
+                case other, _:
                     pytest.fail(f"a trigger {other} that no test looks at")
 
 

@@ -95,7 +95,7 @@ def test_the_exporter_answers_where_it_is_asked() -> None:
     assert container["image"].startswith("inferfleet-worker:"), "the producer's has no prometheus-client"
     assert container["ports"] == [{"name": "http", "containerPort": ExporterSettings().http_port}]
     assert container["livenessProbe"]["httpGet"] == {"path": EXPORTER_LIVE_PATH, "port": "http"}
-    (endpoint,) = manifests.one("PodMonitor", "inferfleet-exporter")["spec"]["podMetricsEndpoints"]
+    (endpoint,) = manifests.one("PodMonitor")["spec"]["podMetricsEndpoints"]
     assert (endpoint["port"], endpoint["path"]) == ("http", EXPORTER_METRICS_PATH)
     assert exporter["spec"]["replicas"] == 1
 
@@ -113,6 +113,39 @@ def test_the_slo_triggers_ask_for_metrics_that_the_exporter_has() -> None:
         assert asked
         assert asked <= exported
         assert set(re.findall(r'phase="(\w+)"', query)) <= set(WorkerPhase)
+
+
+def test_the_plain_hpa_scales_by_the_numbers_of_the_base() -> None:
+    manifests = render("overlays/hpa")
+    hpa = manifests.one("HorizontalPodAutoscaler")["spec"]
+    base = render("base").one("ScaledObject")["spec"]
+    assert not manifests.all("ScaledObject", "TriggerAuthentication")
+    assert hpa["scaleTargetRef"] == {"apiVersion": "apps/v1", **base["scaleTargetRef"]}
+    assert (hpa["minReplicas"], hpa["maxReplicas"]) == (base["minReplicaCount"], base["maxReplicaCount"])
+    assert hpa["behavior"] == base["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
+    (metric,) = hpa["metrics"]
+    assert metric["external"]["target"] == {
+        "type": "AverageValue",
+        "averageValue": base["triggers"][0]["metadata"]["value"],
+    }
+
+
+def test_the_adapters_metric_is_made_of_the_exporters() -> None:
+    adapter = yaml.safe_load((KEDA / "overlays/hpa/prometheus-adapter.yaml").read_text())
+    (rule,) = adapter["rules"]["external"]
+    (metric,) = render("overlays/hpa").one("HorizontalPodAutoscaler")["spec"]["metrics"]
+    assert rule["name"]["as"] == metric["external"]["metric"]["name"]
+    asked = set(re.findall(r"inferfleet_\w+", rule["seriesQuery"] + rule["metricsQuery"]))
+    assert asked == {"inferfleet_queue_ready", "inferfleet_queue_unacked"}
+    assert asked <= {family.name for family in FleetCollector(lambda: None, stale_after_s=1).collect()}
+
+
+def test_keda_estimates_the_wait_of_a_pool_that_is_never_at_zero() -> None:
+    spec = scaled("consumption-time")
+    assert spec["minReplicaCount"] == 1, "KEDA 2.20.2 would not let it go to zero"
+    length, waiting = spec["triggers"]
+    assert waiting["metadata"]["mode"] == "ExpectedQueueConsumptionTime"
+    assert waiting["metadata"]["queueName"] == length["metadata"]["queueName"]
 
 
 def test_in_a_mesh_the_proxy_outlives_the_drain_and_leaves_probes_alone() -> None:
@@ -180,7 +213,7 @@ def test_the_urls_of_the_tls_component_name_files_that_are_mounted() -> None:
 
 def test_dev_needs_nothing_but_a_cluster_with_keda() -> None:
     manifests = render("overlays/dev")
-    assert not manifests.all("PodMonitor", "PersistentVolumeClaim")
+    assert not manifests.all("PersistentVolumeClaim")
     secret = manifests.one("Secret", "inferfleet-connections")["data"]
     assert set(secret) == set(example_connections())
     for key in secret:

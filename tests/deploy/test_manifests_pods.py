@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
+import re
 from collections import Counter
 from importlib.metadata import version
+from pathlib import Path
 
+from aiohttp import web
 from tests.deploy.conftest import (
     KEDA,
     Manifests,
     containers,
     pod,
 )
+from tests.deploy.pod_security import violations
+
+from inferfleet.schemas.settings import WorkerSettings
+from inferfleet.worker.deletion_cost import keep_deletion_cost
 
 
-def test_pods_are_as_restricted_as_their_namespace_demands(manifests: Manifests) -> None:
+def test_a_restricted_namespace_admits_every_pod(manifests: Manifests) -> None:
     labels = manifests.one("Namespace")["metadata"]["labels"]
     assert labels["pod-security.kubernetes.io/enforce"] == "restricted"
     for workload in manifests.workloads:
-        security = pod(workload)["securityContext"]
-        assert security["runAsNonRoot"] is True
-        assert security["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert violations(pod(workload)) == []
         for container in containers(workload):
-            own = container["securityContext"]
-            assert own["allowPrivilegeEscalation"] is False
-            assert own["capabilities"] == {"drop": ["ALL"]}
             assert {"cpu", "memory"} <= set(container["resources"]["requests"])
             assert "memory" in container["resources"]["limits"]
 
@@ -45,13 +48,22 @@ def test_images_are_pinned_to_this_version(manifests: Manifests) -> None:
                 assert tag.split("-")[0] == version("inferfleet")
 
 
-def test_a_worker_may_patch_pods_and_nothing_else(manifests: Manifests) -> None:
+async def test_a_worker_may_do_what_it_asks_kubernetes_for_and_nothing_else(
+    manifests: Manifests, tmp_path: Path
+) -> None:
     assert not manifests.all("ClusterRole", "ClusterRoleBinding")
     rules = [rule for role in manifests.all("Role") for rule in role["rules"]]
     if manifests.name == "overlays/statefulset":
         assert rules == []
         return
-    assert rules == [{"apiGroups": [""], "resources": ["pods"], "verbs": ["patch"]}]
+    granted = {
+        (group, resource, verb)
+        for rule in rules
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+    assert granted == await calls_of_a_worker(tmp_path)
     (binding,) = manifests.all("RoleBinding")
     (subject,) = binding["subjects"]
     namespace = manifests.one("Namespace")["metadata"]["name"]
@@ -59,6 +71,52 @@ def test_a_worker_may_patch_pods_and_nothing_else(manifests: Manifests) -> None:
     for workload in manifests.workloads:
         if workload not in manifests.workers:
             assert pod(workload)["automountServiceAccountToken"] is False
+
+
+async def calls_of_a_worker(account: Path) -> set[tuple[str, str, str]]:
+    """Every request of a worker to the API server, as RBAC sees it: API group, resource, verb."""
+    (account / "token").write_text("token")
+    calls: set[tuple[str, str, str]] = set()
+    asked = asyncio.Event()
+
+    async def api(request: web.Request) -> web.Response:
+        # A path of the core group that names an object: /api/v1/namespaces/NAMESPACE/RESOURCE/NAME.
+        _, api, version, namespaces, namespace, resource, name = request.path.split("/")
+        assert (api, version, namespaces, namespace, name) == ("api", "v1", "namespaces", "inferfleet", "pod")
+        calls.add(("", resource, {"GET": "get", "PUT": "update"}.get(request.method, request.method.lower())))
+        asked.set()
+        return web.json_response({})
+
+    application = web.Application()
+    application.router.add_route("*", "/{path:.*}", api)
+    runner = web.AppRunner(application)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        settings = WorkerSettings(
+            pod_name="pod",
+            pod_namespace="inferfleet",
+            kubernetes_url=f"http://127.0.0.1:{runner.addresses[0][1]}",
+            service_account_dir=account,
+            deletion_cost_interval_s=0.01,
+        )
+        asking = asyncio.create_task(keep_deletion_cost(settings, cost=lambda: 1))
+        await asked.wait()
+        asking.cancel()
+        await asyncio.wait([asking])
+    finally:
+        await runner.cleanup()
+    return calls
+
+
+def test_only_the_deletion_cost_asks_kubernetes() -> None:
+    """Another caller belongs into ``calls_of_a_worker``."""
+    callers = {
+        path.name
+        for path in KEDA.parents[1].glob("*/inferfleet/**/*.py")
+        if re.search(r"kubernetes_url|service_account_dir", path.read_text())
+    }
+    assert callers == {"settings.py", "deletion_cost.py"}
 
 
 def test_all_is_in_one_namespace_and_nothing_is_there_twice(manifests: Manifests) -> None:
@@ -79,7 +137,9 @@ def test_every_worker_asks_for_one_gpu_or_one_share(manifests: Manifests) -> Non
         assert {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"} in pod(worker)[
             "tolerations"
         ]
-        assert pod(worker)["affinity"]["nodeAffinity"]
+        assert set(pod(worker)["affinity"]["nodeAffinity"]) == {
+            "preferredDuringSchedulingIgnoredDuringExecution"
+        }, "a device plugin alone sets no label"
 
 
 def test_a_worker_reads_its_model_from_the_volume_that_was_warmed(manifests: Manifests) -> None:

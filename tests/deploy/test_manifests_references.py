@@ -13,10 +13,15 @@ from tests.deploy.conftest import (
     example_connections,
     found_in,
     pod,
-    selects,
 )
 
 from inferfleet.schemas.settings import WorkerSettings
+
+OPERATORS = {
+    "overlays/slo": {"keda.sh", "monitoring.coreos.com"},
+    "overlays/hpa": {"monitoring.coreos.com"},
+}
+"""The operators' API groups, for overlays that say that they need others than KEDA."""
 
 
 def test_what_a_pod_refers_to_is_there(manifests: Manifests) -> None:
@@ -79,11 +84,25 @@ def test_selectors_choose_the_pods_that_are_meant(manifests: Manifests) -> None:
     assert chosen_by(service["spec"]["selector"], manifests) == manifests.workers
 
 
-def test_every_pod_with_metrics_is_scraped_by_one_monitor(manifests: Manifests) -> None:
+def test_monitors_scrape_every_pod_with_metrics_once(manifests: Manifests) -> None:
     monitors = manifests.all("PodMonitor")
-    for workload in manifests.ours if monitors else []:
-        scraping = [each for each in monitors if selects(each["spec"]["selector"]["matchLabels"], workload)]
-        assert len(scraping) == ("ports" in containers(workload)[0])
+    for monitor in monitors:
+        (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+        scraped = chosen_by(monitor["spec"]["selector"]["matchLabels"], manifests)
+        with_metrics = [
+            workload
+            for workload in manifests.ours
+            if endpoint["port"] in {port["name"] for port in containers(workload)[0].get("ports", [])}
+        ]
+        assert all(workload in scraped for workload in with_metrics)
+    assert len(monitors) <= 1
+
+
+def test_only_overlays_that_need_an_operator_use_its_kinds(manifests: Manifests) -> None:
+    """Where an operator is missing, Kubernetes refuses its kinds and the apply ends with an error."""
+    groups = {thing["apiVersion"].rpartition("/")[0] for thing in manifests}
+    theirs = {group for group in groups if "." in group and not group.endswith(".k8s.io")}
+    assert theirs == OPERATORS.get(manifests.name, {"keda.sh"})
 
 
 def test_all_pods_of_the_fleet_and_no_others_have_a_network_policy(manifests: Manifests) -> None:

@@ -15,15 +15,18 @@ from typing import Any
 import pytest
 import redis.asyncio as aioredis
 
+from inferfleet.local.autoscaler.measure import open_measurer
 from inferfleet.local.autoscaler.scaled_object import read_scaled_object
+from inferfleet.local.autoscaler.triggers import Mode, Protocol, RabbitMQTrigger
 from inferfleet.local.services import Services, ServicesChoice, running_services
 from inferfleet.local.services.native import unavailable_reason
 from inferfleet.producer import Fleet, JournalLine
 from inferfleet.schemas import Job
 from inferfleet.schemas.job import Priority
 from inferfleet.schemas.journal import JournalEntry, QueuedEntry, TokensEntry
-from inferfleet.schemas.names import journal_key
+from inferfleet.schemas.names import job_queue, journal_key
 from inferfleet.schemas.settings import ProducerSettings
+from inferfleet.wire.rabbitmq.connection import open_amqp
 from inferfleet.wire.redis.journal_lines import parse_line
 
 pytestmark = pytest.mark.skipif(
@@ -243,6 +246,40 @@ async def test_over_amqp_it_needs_no_management_api(managed: Services, tmp_path:
     assert result.state == "succeeded"
     assert code == 0
     assert [event["after"] for event in events if event["event"] == "scale"] == [1, 0]
+
+
+async def test_the_consumption_time_is_that_of_rabbitmqs_own_rates(managed: Services) -> None:
+    """Without deliveries KEDA takes the activation value, here 9999 s."""
+    pool = "rates"
+    trigger = RabbitMQTrigger(
+        name="wait",
+        queue=job_queue(pool),
+        protocol=Protocol.HTTP,
+        mode=Mode.CONSUMPTION_TIME,
+        target=30,
+        activation=9999,
+    )
+    async with (
+        client(managed) as fleet,
+        open_amqp(managed.amqp_url, timeout_s=PATIENCE_S, name="test") as connection,
+        open_measurer(
+            [trigger],
+            amqp_url=managed.amqp_url,
+            management_url=managed.management_url,
+            prometheus_url=None,
+        ) as measurer,
+    ):
+        await fleet.declare_pool(pool)
+        await fleet.submit(job_of(pool, tokens=1, step_s=0))
+        (reading,) = await measurer.measure([trigger])
+        assert reading.value == 9999
+
+        channel = await connection.channel()
+        queue = await channel.get_queue(trigger.queue)
+        async with asyncio.timeout(PATIENCE_S):
+            # Rates are those between two samples of RabbitMQ's, so something is delivered all the time.
+            while (await measurer.measure([trigger]))[0].value in {None, 9999}:
+                await (await queue.get()).nack(requeue=True)
 
 
 async def test_told_to_end_it_drains_its_workers(managed: Services, tmp_path: Path) -> None:

@@ -8,7 +8,12 @@ from typing import Any
 import pytest
 
 from inferfleet.local.autoscaler.scaled_object import ScaledObject, parse_scaled_object, read_scaled_object
-from inferfleet.local.autoscaler.triggers import PrometheusTrigger, Protocol, RabbitMQTrigger
+from inferfleet.local.autoscaler.triggers import (
+    PrometheusTrigger,
+    Protocol,
+    RabbitMQTrigger,
+    consumption_time_s,
+)
 from inferfleet.schemas.errors import ConfigurationError
 
 LEAST = """
@@ -138,6 +143,10 @@ def test_what_means_nothing_here_is_remarked() -> None:
         (rabbitmq(mode="QueueLength", value="nan"), "value is 'nan', not a number to compare with"),
         (rabbitmq(mode="QueueLength", value="0"), "it must be above 0"),
         (rabbitmq(mode="MessageRate", value="5"), "mode 'MessageRate' cannot be run here"),
+        (
+            rabbitmq(mode="ExpectedQueueConsumptionTime", value="5", protocol="amqp"),
+            "mode ExpectedQueueConsumptionTime needs the http protocol",
+        ),
         (rabbitmq(mode="QueueLength", queueLength="5"), "queueLength is deprecated"),
         (rabbitmq(protocol="stomp"), "protocol 'stomp' is not one of"),
         (rabbitmq(protocol="auto"), "protocol 'auto' follows the scheme of host"),
@@ -169,6 +178,31 @@ def test_a_wrong_trigger_is_refused_with_a_reason(trigger: dict[str, Any], probl
 def test_a_wrong_spec_is_refused_with_a_reason(spec: dict[str, Any], problem: str) -> None:
     with pytest.raises(ConfigurationError, match=problem):
         parse(rabbitmq(), **spec)
+
+
+def test_a_fleet_that_keda_would_never_take_to_zero_is_refused() -> None:
+    trigger = rabbitmq(mode="ExpectedQueueConsumptionTime", value="30")
+    assert parse(trigger, minReplicaCount=1).triggers[0].target == 30
+    with pytest.raises(ConfigurationError, match=r"minReplicaCount is 0.+write 1"):
+        parse(trigger, minReplicaCount=0)
+
+
+@pytest.mark.parametrize(
+    ("messages", "published_per_s", "delivered_per_s", "expected_s"),
+    [
+        (300, 10, 10, 30),
+        (300, 20, 10, 31),
+        (0, 0, 10, -1),
+        (300, 10, 0, 7),
+    ],
+)
+def test_the_consumption_time_is_kedas(
+    messages: float, published_per_s: float, delivered_per_s: float, expected_s: float
+) -> None:
+    """rabbitmq_scaler.go of KEDA 2.20.2; without deliveries it is the activation value."""
+    assert expected_s == consumption_time_s(
+        messages, published_per_s=published_per_s, delivered_per_s=delivered_per_s, activation=7
+    )
 
 
 def test_an_annotation_that_would_change_decisions_is_refused() -> None:

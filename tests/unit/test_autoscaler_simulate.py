@@ -276,3 +276,25 @@ def test_a_simulation_can_be_drawn(tmp_path: Path, kind: str) -> None:
     assert file.read_bytes().startswith(b"\x89PNG" if kind == "png" else b"<?xml")
     with pytest.raises(ConfigurationError, match=r"must end in \.png or \.svg"):
         check_plot(tmp_path / "plan.pdf")
+
+
+def test_a_long_wait_adds_workers_beyond_those_that_the_queues_length_asks_for() -> None:
+    waiting = {
+        "type": "rabbitmq",
+        "metricType": "Value",
+        "metadata": {
+            "queueName": "inferfleet.jobs.chat",
+            "protocol": "http",
+            "mode": "ExpectedQueueConsumptionTime",
+            "excludeUnacknowledged": "true",
+            "value": "10",
+        },
+    }
+    jobs = burst(500, output_tokens=400)
+
+    by_length = simulate(scaled_object(value=1000, minReplicaCount=1), jobs, FAST)
+    by_wait = simulate(scaled_object(waiting, value=1000, minReplicaCount=1), jobs, FAST)
+
+    assert replicas(by_length) == [1]
+    assert max(replicas(by_wait)) == 4
+    assert replicas(by_wait)[-1] == 1, "without deliveries nothing keeps the workers"

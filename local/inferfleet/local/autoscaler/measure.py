@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, cast
 
@@ -17,7 +17,14 @@ from aio_pika.exceptions import AMQPError
 from aiormq.abc import AbstractChannel
 
 from inferfleet.local.autoscaler.decision import Reading, Readings
-from inferfleet.local.autoscaler.triggers import PrometheusTrigger, Protocol, RabbitMQTrigger, Trigger
+from inferfleet.local.autoscaler.triggers import (
+    Mode,
+    PrometheusTrigger,
+    Protocol,
+    RabbitMQTrigger,
+    Trigger,
+    consumption_time_s,
+)
 from inferfleet.schemas.errors import ConfigurationError
 from inferfleet.wire.address import without_secrets
 from inferfleet.wire.rabbitmq.connection import open_amqp
@@ -75,8 +82,19 @@ class Measurer:
             return Reading(None, "there is no address of RabbitMQ's management API")
         queue = await self._management.queue(trigger.queue)
         # A queue without statistics has no such fields yet. Go reads 0 then, and so must we (keda#7180).
-        count = queue.get("messages_ready" if trigger.exclude_unacknowledged else "messages", 0)
-        return Reading(float(count))
+        count = float(queue.get("messages_ready" if trigger.exclude_unacknowledged else "messages", 0))
+        match trigger.mode:
+            case Mode.QUEUE_LENGTH:
+                return Reading(count)
+            case Mode.CONSUMPTION_TIME:
+                return Reading(
+                    consumption_time_s(
+                        count,
+                        published_per_s=_rate(queue, "publish_details"),
+                        delivered_per_s=_rate(queue, "deliver_get_details"),
+                        activation=trigger.activation,
+                    )
+                )
 
     async def _prometheus(self, trigger: PrometheusTrigger) -> Reading:
         server = self._prometheus_url or trigger.server
@@ -92,6 +110,10 @@ class Measurer:
         if math.isfinite(value):
             return Reading(value)
         return Reading(0.0) if trigger.ignore_null_values else Reading(None, "the query gives no value")
+
+
+def _rate(queue: Mapping[str, Any], details: str) -> float:
+    return float(queue.get("message_stats", {}).get(details, {}).get("rate", 0))
 
 
 class PassiveDeclares:

@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.alias_generators import to_camel
 
-from inferfleet.local.autoscaler.triggers import Trigger, parse_trigger
+from inferfleet.local.autoscaler.triggers import Mode, RabbitMQTrigger, Trigger, parse_trigger
 from inferfleet.schemas.errors import ConfigurationError
 from inferfleet.schemas.names import job_queue
 
@@ -199,11 +199,19 @@ def parse_scaled_object(document: Mapping[str, Any]) -> ScaledObject:
         ) from error
     if spec.advanced.scaling_modifiers:
         raise ConfigurationError(f"ScaledObject {name!r}: scalingModifiers cannot be followed here")
+    triggers = tuple(parse_trigger(trigger, number=number) for number, trigger in enumerate(spec.triggers))
+    if spec.min_replica_count == 0 and any(
+        isinstance(trigger, RabbitMQTrigger) and trigger.mode is Mode.CONSUMPTION_TIME for trigger in triggers
+    ):
+        raise ConfigurationError(
+            f"ScaledObject {name!r}: minReplicaCount is 0, and with a trigger of the mode "
+            f"{Mode.CONSUMPTION_TIME} KEDA 2.20 never scales to zero: write 1"
+        )
     paused, paused_replicas = _paused(name, cast("Mapping[str, Any]", metadata.get("annotations") or {}))
     return ScaledObject(
         name=name,
         target=spec.scale_target_ref.name,
-        triggers=tuple(parse_trigger(trigger, number=number) for number, trigger in enumerate(spec.triggers)),
+        triggers=triggers,
         polling_interval_s=spec.polling_interval,
         cooldown_period_s=spec.cooldown_period,
         initial_cooldown_period_s=spec.initial_cooldown_period,

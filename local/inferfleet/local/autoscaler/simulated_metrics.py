@@ -8,7 +8,14 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
 from inferfleet.local.autoscaler.decision import Reading, Readings
-from inferfleet.local.autoscaler.triggers import PrometheusTrigger, Protocol, RabbitMQTrigger, Trigger
+from inferfleet.local.autoscaler.triggers import (
+    Mode,
+    PrometheusTrigger,
+    Protocol,
+    RabbitMQTrigger,
+    Trigger,
+    consumption_time_s,
+)
 from inferfleet.schemas.errors import ConfigurationError
 
 WINDOW_S = 60.0
@@ -26,6 +33,7 @@ class SimulatedMetrics:
         self._gauges: Mapping[str, float] = {}
         self._finished: deque[tuple[float, int]] = deque()
         self._rate = 0.0
+        self._flow = deque([(0.0, 0, 0)], maxlen=2)
         self._readers = [self._reader(trigger) for trigger in triggers]
 
     def observe(
@@ -33,6 +41,8 @@ class SimulatedMetrics:
     ) -> None:
         """Record the current state of the fleet."""
         self._ready, self._unacked = ready, unacked
+        # Every published job is either ready or has been delivered.
+        self._flow.append((now, self.published, self.published - ready))
         self._finished.append((now, finished))
         while now - self._finished[0][0] > WINDOW_S:
             self._finished.popleft()
@@ -57,13 +67,29 @@ class SimulatedMetrics:
         match trigger:
             case RabbitMQTrigger(protocol=Protocol.AMQP):
                 return lambda ready_now: Reading(ready_now)
-            case RabbitMQTrigger(exclude_unacknowledged=True):
-                return lambda _: Reading(self._ready)
+            case RabbitMQTrigger(mode=Mode.CONSUMPTION_TIME):
+                return lambda _: self._consumption_time(trigger)
             case RabbitMQTrigger():
-                return lambda _: Reading(self._ready + self._unacked)
+                return lambda _: Reading(self._counted(trigger))
             case PrometheusTrigger():
                 factors = _factors(trigger)
                 return lambda _: self._query(trigger, factors)
+
+    def _counted(self, trigger: RabbitMQTrigger) -> int:
+        return self._ready if trigger.exclude_unacknowledged else self._ready + self._unacked
+
+    def _consumption_time(self, trigger: RabbitMQTrigger) -> Reading:
+        (since, published, delivered), (now, published_now, delivered_now) = self._flow[0], self._flow[-1]
+        period_s = now - since or math.inf
+        return Reading(
+            consumption_time_s(
+                self._counted(trigger),
+                published_per_s=(published_now - published) / period_s,
+                # Jobs that a drained worker gives back are ready again.
+                delivered_per_s=max(0, delivered_now - delivered) / period_s,
+                activation=trigger.activation,
+            )
+        )
 
     def _query(self, trigger: PrometheusTrigger, factors: Sequence[str]) -> Reading:
         value = math.prod(self._gauges.get(name, math.nan) for name in factors)

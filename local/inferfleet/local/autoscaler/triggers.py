@@ -29,13 +29,21 @@ class Protocol(StrEnum):
     HTTP = "http"
 
 
+class Mode(StrEnum):
+    """What a RabbitMQ trigger measures: messages, or the seconds until they are delivered."""
+
+    QUEUE_LENGTH = "QueueLength"
+    CONSUMPTION_TIME = "ExpectedQueueConsumptionTime"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RabbitMQTrigger:
-    """The length of a queue. Active above ``activation``; ``target`` is the length for one replica."""
+    """A number of one queue. Active above ``activation``; ``target`` is in messages or seconds."""
 
     name: str
     queue: str
     protocol: Protocol
+    mode: Mode = Mode.QUEUE_LENGTH
     target: float
     activation: float = 0.0
     exclude_unacknowledged: bool = False
@@ -56,6 +64,15 @@ class PrometheusTrigger:
 
 
 Trigger = RabbitMQTrigger | PrometheusTrigger
+
+
+def consumption_time_s(
+    messages: float, *, published_per_s: float, delivered_per_s: float, activation: float
+) -> float:
+    """Return KEDA's ``ExpectedQueueConsumptionTime`` (rabbitmq_scaler.go, 2.20)."""
+    if delivered_per_s == 0:
+        return activation
+    return (published_per_s - delivered_per_s + messages) / delivered_per_s
 
 
 def parse_trigger(trigger: Mapping[str, Any], *, number: int) -> Trigger:
@@ -90,6 +107,7 @@ def parse_trigger(trigger: Mapping[str, Any], *, number: int) -> Trigger:
 
 def _rabbitmq(name: str, fields: _Metadata, metric_type: MetricType) -> RabbitMQTrigger:
     protocol = _protocol(fields)
+    measured = Mode.QUEUE_LENGTH
     mode, length = fields.text("mode"), fields.text("queueLength")
     if mode is None and length is None and fields.text("value") is None:
         target = DEFAULT_QUEUE_LENGTH
@@ -99,10 +117,12 @@ def _rabbitmq(name: str, fields: _Metadata, metric_type: MetricType) -> RabbitMQ
         target = fields.positive("queueLength")
     elif mode is None:
         raise fields.wrong("mode must be given together with value")
-    elif mode != "QueueLength":
-        raise fields.wrong(f"mode {mode!r} cannot be run here; QueueLength can")
+    elif mode not in set(Mode):
+        raise fields.wrong(f"mode {mode!r} cannot be run here; {' and '.join(Mode)} can")
     else:
-        target = fields.positive("value")
+        measured, target = Mode(mode), fields.positive("value")
+    if measured is not Mode.QUEUE_LENGTH and protocol is not Protocol.HTTP:
+        raise fields.wrong(f"mode {mode} needs the http protocol")
     if fields.flag("useRegex", default=False):
         raise fields.wrong("useRegex cannot be run here: name one queue")
     exclude = fields.flag("excludeUnacknowledged", default=False)
@@ -112,6 +132,7 @@ def _rabbitmq(name: str, fields: _Metadata, metric_type: MetricType) -> RabbitMQ
         name=name,
         queue=fields.required("queueName"),
         protocol=protocol,
+        mode=measured,
         target=target,
         activation=fields.number("activationValue", 0.0),
         exclude_unacknowledged=exclude,
