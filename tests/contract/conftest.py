@@ -12,12 +12,15 @@ import pytest
 import redis.asyncio as aioredis
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage, AbstractQueue
 from tests.conftest import cell_services, matrix_cells
+from tests.contract.conversation import Conversation
 from tests.matrix import Cell
 
 from inferfleet.local.services import Services, ServicesChoice, running_services
 from inferfleet.local.services.launcher import source_of
 from inferfleet.schemas.settings import ServiceSettings
 from inferfleet.wire.rabbitmq.topology import queue_arguments
+from inferfleet.wire.redis.pipeline import CommandPipeline
+from inferfleet.wire.tasks import cancel_and_wait
 
 KINDS = (ServicesChoice.EMBEDDED, ServicesChoice.NATIVE, ServicesChoice.DOCKER)
 PATIENCE_S = 10.0
@@ -62,6 +65,15 @@ async def store(contract_services: Services) -> AsyncIterator[aioredis.Redis]:
     await client.flushall()
     yield client
     await client.aclose()
+
+
+@pytest.fixture
+async def talk(store: aioredis.Redis) -> AsyncIterator[Conversation]:
+    """A session of which nothing is there yet."""
+    pipeline = CommandPipeline(store, patience_s=None)
+    running = asyncio.create_task(pipeline.run())
+    yield Conversation(store, pipeline)
+    await cancel_and_wait(running)
 
 
 @pytest.fixture
