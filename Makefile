@@ -8,7 +8,7 @@ DOCS_VENV ?= .venv-docs
 ARGS ?=
 
 # Processes that share the tests: they wait most of the time. 0 is for -s and the debugger.
-TEST_JOBS ?= 3
+TEST_JOBS ?= 4
 
 SEED ?=
 MINUTES ?= 10

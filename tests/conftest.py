@@ -13,6 +13,7 @@ from tests.matrix import BASELINE, CELLS, Cell, Servers, unavailable_reason
 from tests.mutations import MUTATIONS, Without
 
 from inferfleet.local.services import Services, ServicesChoice, running_services
+from inferfleet.local.services.choice import Fsync
 from inferfleet.local.services.launcher import source_of
 
 PREFERRED = (ServicesChoice.NATIVE, ServicesChoice.DOCKER, ServicesChoice.EMBEDDED)
@@ -73,6 +74,8 @@ def pytest_itemcollected(item: pytest.Item) -> None:
     """
     parameters = item.callspec.params if hasattr(item, "callspec") else {}
     group = str(item.path) if 'scope="module"' in item.path.read_text(encoding="utf-8") else item.nodeid
+    if "managed" in getattr(item, "fixturenames", ()):
+        group = "managed"
     item.add_marker(pytest.mark.xdist_group(str(parameters.get("contract_services", group))))
 
 
@@ -152,6 +155,16 @@ def services(request: pytest.FixtureRequest, pytestconfig: pytest.Config) -> Ite
     with running_services(choice, amqp_url=amqp_url, redis_url=redis_url) as running:
         print(running.announcement)  # noqa: T201 - pytest shows it with -s and when a test fails
         pytestconfig.stash[ANNOUNCEMENT] = running.announcement
+        yield running
+
+
+@pytest.fixture(scope="session")
+def managed(pytestconfig: pytest.Config) -> Iterator[Services]:
+    """Native services with RabbitMQ's HTTP API, which a test may kill if it starts them again."""
+    if (unavailable := source_of(ServicesChoice.NATIVE).unavailable_reason()) is not None:
+        required = ServicesChoice.NATIVE in pytestconfig.getoption("--require-services")
+        (pytest.fail if required else pytest.skip)(unavailable)
+    with running_services(ServicesChoice.NATIVE, management=True, fsync=Fsync.ALWAYS) as running:
         yield running
 
 

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -18,9 +17,7 @@ import aio_pika
 import pytest
 import redis
 
-from inferfleet.local.services import Services, ServicesChoice, running_services
-from inferfleet.local.services.choice import Fsync
-from inferfleet.local.services.launcher import source_of
+from inferfleet.local.services import Services
 from inferfleet.local.services.rabbitmq_process import RabbitMQProcess
 from inferfleet.local.services.reaper import Reaper
 from inferfleet.local.services.redis_process import RedisProcess, redis_binary
@@ -31,31 +28,24 @@ PATIENCE_S = 15.0
 LAUNCHER = """
 import time
 from inferfleet.local.services import ServicesChoice, running_services
+from inferfleet.local.services.rabbitmq_process import RabbitMQProcess
+RabbitMQProcess.wait_until_ready = lambda broker: None
 with running_services(ServicesChoice.NATIVE) as services:
     print(services.broker.pid, services.broker.port_mapper_pid, services.store.pid, flush=True)
     time.sleep(60)
 """
 
 
-@pytest.fixture(scope="module")
-def native(pytestconfig: pytest.Config) -> Iterator[Services]:
-    if (unavailable_reason := source_of(ServicesChoice.NATIVE).unavailable_reason()) is not None:
-        required = ServicesChoice.NATIVE in pytestconfig.getoption("--require-services")
-        (pytest.fail if required else pytest.skip)(unavailable_reason)
-    with running_services(ServicesChoice.NATIVE, management=True, fsync=Fsync.ALWAYS) as services:
-        yield services
+@pytest.fixture
+def broker(managed: Services) -> RabbitMQProcess:
+    assert managed.broker is not None
+    return managed.broker
 
 
 @pytest.fixture
-def broker(native: Services) -> RabbitMQProcess:
-    assert native.broker is not None
-    return native.broker
-
-
-@pytest.fixture
-def store(native: Services) -> RedisProcess:
-    assert native.store is not None
-    return native.store
+def store(managed: Services) -> RedisProcess:
+    assert managed.store is not None
+    return managed.store
 
 
 async def test_a_killed_broker_comes_back_at_the_same_url_with_what_was_on_disk(
@@ -94,9 +84,9 @@ async def test_a_broker_started_without_its_data_is_empty(broker: RabbitMQProces
             await channel.declare_queue("lost", passive=True)
 
 
-def test_the_management_api_answers(native: Services) -> None:
-    assert native.management_url is not None
-    url = urlsplit(native.management_url)
+def test_the_management_api_answers(managed: Services) -> None:
+    assert managed.management_url is not None
+    url = urlsplit(managed.management_url)
     credentials = base64.b64encode(f"{url.username}:{url.password}".encode()).decode()
     request = urllib.request.Request(
         f"http://{url.hostname}:{url.port}/api/overview", headers={"Authorization": f"Basic {credentials}"}
@@ -124,7 +114,8 @@ def test_a_store_started_without_its_data_is_empty(store: RedisProcess) -> None:
         assert client.dbsize() == 0
 
 
-def test_a_server_whose_port_is_taken_says_so(native: Services, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("managed")
+def test_a_server_whose_port_is_taken_says_so(tmp_path: Path) -> None:
     with Reaper() as reaper:
         server = redis_binary()
         assert server is not None
@@ -136,11 +127,10 @@ def test_a_server_whose_port_is_taken_says_so(native: Services, tmp_path: Path) 
         second.close()
 
 
+@pytest.mark.usefixtures("managed")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_nothing_stays_behind_when_the_launcher_is_killed(
-    native: Services, tmp_path: Path, number: signal.Signals
-) -> None:
-    """It also runs beside another set of native services: they have nothing in common."""
+def test_nothing_stays_behind_when_the_launcher_is_killed(tmp_path: Path, number: signal.Signals) -> None:
+    """RabbitMQ is still starting. Another set of native services, which has nothing in common, goes on."""
     environment = os.environ | {"TMPDIR": str(tmp_path)}
     with subprocess.Popen(
         [sys.executable, "-c", LAUNCHER],

@@ -6,20 +6,18 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import pytest
 import redis.asyncio as aioredis
 
 from inferfleet.local.autoscaler.measure import open_measurer
 from inferfleet.local.autoscaler.scaled_object import read_scaled_object
 from inferfleet.local.autoscaler.triggers import Mode, Protocol, RabbitMQTrigger
-from inferfleet.local.services import Services, ServicesChoice, running_services
-from inferfleet.local.services.native import unavailable_reason
+from inferfleet.local.services import Services
 from inferfleet.producer import Fleet, JournalLine
 from inferfleet.schemas import Job
 from inferfleet.schemas.job import Priority
@@ -28,10 +26,6 @@ from inferfleet.schemas.names import job_queue, journal_key
 from inferfleet.schemas.settings import ProducerSettings
 from inferfleet.wire.rabbitmq.connection import open_amqp
 from inferfleet.wire.redis.journal_lines import parse_line
-
-pytestmark = pytest.mark.skipif(
-    unavailable_reason() is not None, reason=f"native services: {unavailable_reason()}"
-)
 
 PATIENCE_S = 150.0
 SPEEDUP = 30
@@ -59,13 +53,6 @@ spec:
     - type: rabbitmq
       metadata: {{queueName: inferfleet.jobs.{pool}, protocol: {protocol}, mode: QueueLength, value: "60"}}
 """
-
-
-@pytest.fixture(scope="module")
-def managed() -> Iterator[Services]:
-    """Services with RabbitMQ's HTTP API, which the other tests do not need and which takes time to start."""
-    with running_services(ServicesChoice.NATIVE, management=True) as running:
-        yield running
 
 
 class Autoscaler:

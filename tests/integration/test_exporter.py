@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 from uuid import uuid4
@@ -18,26 +18,15 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from inferfleet.exporter.server import serving
 from inferfleet.exporter.settings import ExporterSettings
-from inferfleet.local.services import Services, ServicesChoice, running_services
-from inferfleet.local.services.native import unavailable_reason
+from inferfleet.local.services import Services
 from inferfleet.producer import Fleet
 from inferfleet.schemas import Job
 from inferfleet.schemas.settings import ProducerSettings, WorkerSettings
 from inferfleet.worker.engines.simulated import SimulatedEngine
 from inferfleet.worker.worker import Worker
 
-pytestmark = pytest.mark.skipif(
-    unavailable_reason() is not None, reason=f"native services: {unavailable_reason()}"
-)
-
 PATIENCE_S = 40.0
 """RabbitMQ's statistics alone are up to 5 s late."""
-
-
-@pytest.fixture(scope="module")
-def managed() -> Iterator[Services]:
-    with running_services(ServicesChoice.NATIVE, management=True) as running:
-        yield running
 
 
 @pytest.fixture
@@ -203,36 +192,41 @@ async def test_a_pool_without_a_queue_has_no_numbers(managed: Services, pool: st
     assert ("queue_ready", pool) not in seen
 
 
-@pytest.mark.parametrize("management", [True, False])
 async def test_while_a_service_is_away_its_metrics_are_missing_and_come_back(
-    pool: str, management: bool
+    managed: Services, pool: str
 ) -> None:
-    with running_services(ServicesChoice.NATIVE, management=management) as services:
-        assert services.store is not None
-        assert services.broker is not None
-        async with (
-            exporter(services, management=management, pools=(pool,)) as metrics,
-            client(services, pool),
-        ):
-            await metrics.until(
-                lambda seen: ("queue_ready", pool) in seen and ("workers", pool, "ready") in seen
-            )
+    assert managed.store is not None
+    assert managed.broker is not None
+    async with (
+        exporter(managed, pools=(pool,)) as over_http,
+        exporter(managed, management=False, pools=(pool,)) as over_amqp,
+        client(managed, pool),
+    ):
+        exporters = (over_http, over_amqp)
 
-            services.store.kill()
-            without_redis = await metrics.until(lambda seen: seen["exporter_up", "redis"] == 0)
-            await asyncio.to_thread(services.store.start)
-            await metrics.until(lambda seen: ("workers", pool, "ready") in seen)
-            await asyncio.to_thread(services.broker.kill)
-            without_rabbitmq = await metrics.until(lambda seen: seen["exporter_up", "rabbitmq"] == 0)
-            assert await metrics.alive()
-            await asyncio.to_thread(services.broker.start)
-            await metrics.until(lambda seen: ("queue_ready", pool) in seen)
+        async def until(
+            condition: Callable[[Mapping[tuple[str, ...], float]], bool],
+        ) -> list[dict[tuple[str, ...], float]]:
+            return [await metrics.until(condition) for metrics in exporters]
 
-    assert ("workers", pool, "ready") not in without_redis
-    assert without_redis["queue_ready", pool] == 0
-    assert ("queue_ready", pool) not in without_rabbitmq
-    assert ("queue_oldest_age_seconds", pool) not in without_rabbitmq
-    assert without_rabbitmq["workers", pool, "ready"] == 0
+        await until(lambda seen: ("queue_ready", pool) in seen and ("workers", pool, "ready") in seen)
+        managed.store.kill()
+        without_redis = await until(lambda seen: seen["exporter_up", "redis"] == 0)
+        await asyncio.to_thread(managed.store.start)
+        await until(lambda seen: ("workers", pool, "ready") in seen)
+        await asyncio.to_thread(managed.broker.kill)
+        without_rabbitmq = await until(lambda seen: seen["exporter_up", "rabbitmq"] == 0)
+        assert [await metrics.alive() for metrics in exporters] == [True, True]
+        await asyncio.to_thread(managed.broker.start)
+        await until(lambda seen: ("queue_ready", pool) in seen)
+
+    for seen in without_redis:
+        assert ("workers", pool, "ready") not in seen
+        assert seen["queue_ready", pool] == 0
+    for seen in without_rabbitmq:
+        assert ("queue_ready", pool) not in seen
+        assert ("queue_oldest_age_seconds", pool) not in seen
+        assert seen["workers", pool, "ready"] == 0
 
 
 async def command(*options: str, **variables: str) -> asyncio.subprocess.Process:

@@ -3,36 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 from uuid import uuid4
 
 import aiohttp
-import pytest
 import redis.asyncio as aioredis
 from yarl import URL
 
-from inferfleet.local.services import Services, ServicesChoice, running_services
-from inferfleet.local.services.native import unavailable_reason
+from inferfleet.local.services import Services
 from inferfleet.producer import Fleet
 from inferfleet.schemas.settings import ProducerSettings, WorkerSettings
 from inferfleet.worker.engines.simulated import SimulatedEngine
 from inferfleet.worker.worker import Worker
 
-pytestmark = pytest.mark.skipif(
-    unavailable_reason() is not None, reason=f"native services: {unavailable_reason()}"
-)
-
 PATIENCE_S = 60.0
 USER = "rotating"
-
-
-@pytest.fixture(scope="module")
-def managed() -> Iterator[Services]:
-    with running_services(ServicesChoice.NATIVE, management=True) as running:
-        yield running
 
 
 class Administrator:

@@ -14,6 +14,9 @@ REMEMBERED = 20_000
 WINDOW_S = 60.0
 """The period over which the throughput is measured."""
 
+STATISTICS_S = 5.0
+"""How often RabbitMQ refreshes its counters by default: what they show at once may have taken so long."""
+
 
 class OldestAge:
     """Estimates how long the oldest ready job has waited.
@@ -70,7 +73,7 @@ class Throughput:
             self._samples.popleft()
         since, before = self._samples[0]
         if acked > before:
-            rate = (acked - before) / (now - since)
+            rate = (acked - before) / max(now - since, STATISTICS_S)
             self._rate_of_one = rate / max(1, ready_workers)
             return rate
         return None if self._rate_of_one is None else self._rate_of_one * max(1, ready_workers)
