@@ -61,7 +61,9 @@ async def channel(connection: AbstractConnection) -> AsyncIterator[AbstractChann
 
 @pytest.fixture
 async def store(contract_services: Services) -> AsyncIterator[aioredis.Redis]:
-    client = aioredis.Redis.from_url(contract_services.redis_url)
+    client = aioredis.Redis.from_url(
+        contract_services.redis_url, socket_timeout=None, socket_connect_timeout=None
+    )
     await client.flushall()
     yield client
     await client.aclose()

@@ -201,8 +201,8 @@ def raw(services: Services, pool: str) -> RawPublisher:
 
 @pytest.fixture
 async def store(services: Services) -> AsyncIterator[aioredis.Redis]:
-    """A plain Redis client."""
-    client = aioredis.Redis.from_url(services.redis_url)
+    """A plain Redis client. Its timeouts would run out while a test makes ten thousand jobs."""
+    client = aioredis.Redis.from_url(services.redis_url, socket_timeout=None, socket_connect_timeout=None)
     yield client
     await client.aclose()
 

@@ -120,7 +120,7 @@ async def client(services: Services) -> AsyncIterator[Fleet]:
 
 
 async def journals(services: Services, jobs: list[Job]) -> list[list[JournalEntry]]:
-    store = aioredis.Redis.from_url(services.redis_url)
+    store = aioredis.Redis.from_url(services.redis_url, socket_timeout=None, socket_connect_timeout=None)
     try:
         lines: list[Any] = [await store.xrange(journal_key(job.id)) for job in jobs]
     finally:
