@@ -22,6 +22,8 @@ KEDA = ROOT / "deploy/keda"
 OVERLAYS = sorted(path.name for path in (KEDA / "overlays").iterdir())
 COMPONENTS = sorted(path.name for path in (KEDA / "components").iterdir())
 
+DOCS = (ROOT / "docs/deploy.md").read_text()
+
 SECRETS = {
     "inferfleet-connections": {"amqp-url", "redis-url", "rabbitmq-http-url", "rabbitmq-tls"},
     "inferfleet-tls": {"ca.crt", "tls.crt", "tls.key"},
@@ -141,6 +143,34 @@ def program(name: str) -> str:
     if found is None:
         pytest.skip(f"{name} is not installed")
     return found
+
+
+def documented_overlay() -> tuple[str, str]:
+    """The overlay that docs/deploy.md writes for the reader, and what it tells to add for some clusters."""
+    own = re.search(r"<<'YAML'\n(.+?)\nYAML\n", DOCS, re.DOTALL)
+    (addition,) = re.findall(r"```yaml\n(components:.+?)```", DOCS, re.DOTALL)
+    assert own is not None
+    return own[1], addition
+
+
+@pytest.fixture
+def mine(tmp_path: Path) -> Callable[[str], Manifests]:
+    """Render an overlay of the reader's, beside copies of ours."""
+    shutil.copytree(KEDA, tmp_path / "keda")
+    folder = tmp_path / "keda/overlays/mine"
+    folder.mkdir()
+
+    def rendered(kustomization: str) -> Manifests:
+        (folder / "kustomization.yaml").write_text(kustomization)
+        return render(folder)
+
+    return rendered
+
+
+@pytest.fixture
+def own_overlay(mine: Callable[[str], Manifests]) -> Manifests:
+    """The documented overlay with all that docs/deploy.md adds to it."""
+    return mine("\n".join(documented_overlay()))
 
 
 @pytest.fixture(params=["base", *(f"overlays/{name}" for name in OVERLAYS)])

@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from tests.deploy.conftest import (
     COMPONENTS,
+    DOCS,
     KEDA,
     OVERLAYS,
     ROOT,
     Manifests,
     containers,
+    documented_overlay,
     found_in,
     pod,
-    render,
     selects,
 )
 
 from inferfleet.local.autoscaler.scaled_object import read_scaled_object
 from inferfleet.schemas.settings import WorkerSettings
 from inferfleet.worker.worker import SETTLE_GRACE_S
-
-DOCS = (ROOT / "docs/deploy.md").read_text()
 
 
 def test_every_overlay_is_explained() -> None:
@@ -38,52 +35,30 @@ def test_every_file_that_it_names_is_there() -> None:
     assert {name for name in missing if not name.startswith("deploy/keda/overlays/mine")} == set()
 
 
-@pytest.fixture
-def mine(tmp_path: Path) -> Callable[[str], Manifests]:
-    """Render an overlay of the reader's, beside copies of ours."""
-    shutil.copytree(KEDA, tmp_path / "keda")
-    folder = tmp_path / "keda/overlays/mine"
-    folder.mkdir()
-
-    def rendered(kustomization: str) -> Manifests:
-        (folder / "kustomization.yaml").write_text(kustomization)
-        return render(folder)
-
-    return rendered
-
-
-def own_overlay() -> str:
-    found = re.search(r"<<'YAML'\n(.+?)\nYAML\n", DOCS, re.DOTALL)
-    assert found is not None
-    return found[1]
-
-
 def test_the_overlay_of_your_own_renders(mine: Callable[[str], Manifests]) -> None:
-    manifests = mine(own_overlay())
-    images = {container["image"] for workload in manifests.workloads for container in containers(workload)}
+    own, _ = documented_overlay()
+    images = {container["image"] for workload in mine(own).workloads for container in containers(workload)}
     built = set(re.findall(r"-t (registry\S+)", DOCS))
     assert images == built
 
 
-def test_what_it_says_to_add_for_your_cluster_takes_effect(mine: Callable[[str], Manifests]) -> None:
-    (addition,) = re.findall(r"```yaml\n(components:.+?)```", DOCS, re.DOTALL)
-    manifests = mine(f"{own_overlay()}\n{addition}")
-    (worker,) = manifests.workers
+def test_what_it_says_to_add_for_your_cluster_takes_effect(own_overlay: Manifests) -> None:
+    (worker,) = own_overlay.workers
     assert pod(worker)["runtimeClassName"] == "nvidia"
-    assert pod(worker)["priorityClassName"] == manifests.one("PriorityClass")["metadata"]["name"]
+    assert pod(worker)["priorityClassName"] == own_overlay.one("PriorityClass")["metadata"]["name"]
     assert worker["spec"]["template"]["metadata"]["annotations"] == {
         "karpenter.sh/do-not-disrupt": "true",
         "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
     }
-    assert manifests.one("PersistentVolumeClaim")["spec"]["storageClassName"] == "shared-files"
-    assert all(pod(workload)["imagePullSecrets"] == [{"name": "registry"}] for workload in manifests.ours)
-    (incoming,) = manifests.one("NetworkPolicy", "inferfleet")["spec"]["ingress"]
+    assert own_overlay.one("PersistentVolumeClaim")["spec"]["storageClassName"] == "shared-files"
+    assert all(pod(workload)["imagePullSecrets"] == [{"name": "registry"}] for workload in own_overlay.ours)
+    (incoming,) = own_overlay.one("NetworkPolicy", "inferfleet")["spec"]["ingress"]
     assert incoming["from"] == [
         {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "observability"}}}
     ]
     affinity = pod(worker)["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
     assert found_in(affinity, "values") == [["NVIDIA-H100-80GB-HBM3"]]
-    assert selects(manifests.one("PodMonitor")["spec"]["selector"]["matchLabels"], worker)
+    assert selects(own_overlay.one("PodMonitor")["spec"]["selector"]["matchLabels"], worker)
     assert all(f"components/{name}" in DOCS for name in COMPONENTS)
 
 

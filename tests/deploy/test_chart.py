@@ -1,0 +1,302 @@
+"""The Helm chart renders the objects of the kustomizations, and refuses values that mean nothing."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from tests.deploy.conftest import (
+    DOCS,
+    KEDA,
+    ROOT,
+    Manifests,
+    Object,
+    containers,
+    pod,
+    program,
+    render,
+)
+from tests.deploy.pod_security import violations
+
+CHART = ROOT / "deploy/helm/inferfleet"
+VALUES = yaml.safe_load((CHART / "values.yaml").read_text())
+SCHEMA = json.loads((CHART / "values.schema.json").read_text())
+
+SMALL = {"INFERFLEET_MODEL": "Qwen/Qwen2.5-1.5B-Instruct", "INFERFLEET_MAX_RUNNING": "16"}
+SHARED_GPU = {
+    "env": SMALL | {"INFERFLEET_ENGINE_ARGS": '{"max_model_len": 8192, "gpu_memory_utilization": 0.22}'},
+    "gpu": {"resource": "nvidia.com/gpu.shared"},
+    "scaling": {"jobsPerWorker": 24},
+}
+
+
+def triggers(path: str) -> list[Object]:
+    """The triggers that a patch of an overlay adds."""
+    return [each["value"] for each in yaml.safe_load((KEDA / "overlays" / path).read_text())]
+
+
+SAME: dict[str, dict[str, Any]] = {
+    "base": {},
+    "overlays/scale-to-zero": {
+        "pool": {"scaling": {"keda": {"cooldownPeriod": 600, "initialCooldownPeriod": 0}}}
+    },
+    "overlays/keep-one-warm": {"pool": {"scaling": {"minReplicas": 1}}},
+    "overlays/multi-pool": {
+        "pools": [
+            {"name": "chat"},
+            {
+                "name": "embed",
+                "env": {
+                    "INFERFLEET_MODEL": "BAAI/bge-m3",
+                    "INFERFLEET_ENGINE_ARGS": '{"runner": "pooling", "gpu_memory_utilization": 0.9}',
+                    "INFERFLEET_MAX_RUNNING": "256",
+                },
+                "scaling": {"jobsPerWorker": 1000, "maxReplicas": 2},
+            },
+        ]
+    },
+    "overlays/mig": {
+        "pools": [
+            {
+                "name": "small",
+                "env": SMALL
+                | {"INFERFLEET_ENGINE_ARGS": '{"max_model_len": 8192, "gpu_memory_utilization": 0.9}'},
+                "gpu": {"resource": "nvidia.com/mig-1g.10gb"},
+                "scaling": {"jobsPerWorker": 24, "maxReplicas": 14},
+            },
+            {
+                "name": "large",
+                "env": {"INFERFLEET_MAX_RUNNING": "48"},
+                "gpu": {"resource": "nvidia.com/mig-3g.40gb"},
+                "scaling": {"jobsPerWorker": 72, "maxReplicas": 2},
+            },
+        ]
+    },
+    "overlays/time-slicing": {"pool": SHARED_GPU},
+    "overlays/mps": {"pool": SHARED_GPU | {"sharedMemory": ""}},
+    "overlays/slo": {
+        "exporter": {"enabled": True},
+        "prometheus": {"podMonitors": True},
+        "pool": {"scaling": {"triggers": triggers("slo/triggers.yaml")}},
+    },
+    "overlays/consumption-time": {
+        "pool": {"scaling": {"minReplicas": 1, "triggers": triggers("consumption-time/trigger.yaml")}}
+    },
+    "overlays/hpa": {
+        "exporter": {"enabled": True},
+        "prometheus": {"podMonitors": True},
+        "pool": {"scaling": {"by": "hpa"}},
+    },
+    "overlays/tls": {"tls": True},
+    "overlays/secret-files": {"secretFiles": True},
+}
+"""Values that give the objects of a kustomization."""
+
+OWN: dict[str, Any] = {
+    "imagePullSecrets": [{"name": "registry"}],
+    "modelCache": {"storageClassName": "shared-files"},
+    "prometheus": {"podMonitors": True, "namespace": "observability"},
+    "priorityClass": {"create": True},
+    "pool": {
+        "runtimeClassName": "nvidia",
+        "priorityClassName": "inferfleet-worker",
+        "annotations": {
+            "karpenter.sh/do-not-disrupt": "true",
+            "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
+        },
+        "affinity": {
+            "nodeAffinity": {
+                "requiredDuringSchedulingIgnoredDuringExecution": {
+                    "nodeSelectorTerms": [
+                        {
+                            "matchExpressions": [
+                                {
+                                    "key": "nvidia.com/gpu.product",
+                                    "operator": "In",
+                                    "values": ["NVIDIA-H100-80GB-HBM3"],
+                                }
+                            ]
+                        }
+                    ]
+                }
+            }
+        },
+    },
+}
+"""Values that say what docs/deploy.md adds to an overlay for a cluster."""
+
+
+def helm(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [program("helm"), *arguments], capture_output=True, text=True, check=False, timeout=60
+    )
+
+
+def template(values: dict[str, Any], folder: Path) -> subprocess.CompletedProcess[str]:
+    (folder / "values.yaml").write_text(yaml.safe_dump(values))
+    return helm(
+        "template", "release", str(CHART), "--namespace=inferfleet", f"--values={folder / 'values.yaml'}"
+    )
+
+
+def chart(values: dict[str, Any], folder: Path) -> Manifests:
+    done = template(values, folder)
+    assert (done.returncode, done.stderr) == (0, "")
+    return Manifests("chart", [thing for thing in yaml.safe_load_all(done.stdout) if thing])
+
+
+def comparable(manifests: Manifests) -> dict[str, Object]:
+    """The objects by kind and name, without what Helm and kustomize do in their own ways."""
+    found = {}
+    for thing in manifests:
+        if thing["kind"] == "Namespace":  # helm install --create-namespace
+            continue
+        # kustomize tells a changed ConfigMap by its name, the chart by an annotation of the pods.
+        thing = json.loads(re.sub(r"(inferfleet-[\w-]+)-[0-9a-z]{10}(?=\")", r"\1", json.dumps(thing)))
+        metadata = thing["metadata"]
+        for label in ("app.kubernetes.io/managed-by", "helm.sh/chart"):
+            metadata["labels"].pop(label, None)
+        annotations = metadata.get("annotations", {})
+        # A Job is replaced and a volume kept by annotations for Helm or for Argo CD.
+        if all(re.match(r"(helm\.sh|argocd\.argoproj\.io)/", name) for name in annotations):
+            metadata.pop("annotations", None)
+        template = thing["spec"].get("template") if thing["kind"] in {"Deployment", "Job"} else None
+        if template:
+            template["metadata"].get("annotations", {}).pop("checksum/settings", None)
+            if not template["metadata"].get("annotations"):
+                template["metadata"].pop("annotations", None)
+            template["spec"].get("volumes", []).sort(key=lambda volume: volume["name"])
+            for container in containers(thing):
+                container["env"].sort(key=lambda variable: variable["name"])
+                container.get("volumeMounts", []).sort(key=lambda mount: mount["mountPath"])
+        found[f"{thing['kind']}/{metadata['name']}"] = thing
+    return found
+
+
+@pytest.mark.parametrize("kustomization", SAME)
+def test_the_chart_renders_the_objects_of_the_kustomization(kustomization: str, tmp_path: Path) -> None:
+    ours, theirs = comparable(chart(SAME[kustomization], tmp_path)), comparable(render(kustomization))
+    assert set(ours) == set(theirs)
+    for name, thing in ours.items():
+        assert thing == theirs[name]
+
+
+def test_the_chart_has_what_a_cluster_needs_as_values(tmp_path: Path, own_overlay: Manifests) -> None:
+    values = deepcopy(OWN)
+    values["images"] = {name: f"registry.example/{image}" for name, image in VALUES["images"].items()}
+    # The overlay of the docs is one on scale-to-zero.
+    values["pool"]["scaling"] = SAME["overlays/scale-to-zero"]["pool"]["scaling"]
+    ours, theirs = comparable(chart(values, tmp_path)), comparable(own_overlay)
+    assert set(ours) == set(theirs)
+    for name, thing in ours.items():
+        assert thing == theirs[name]
+
+
+def test_the_values_of_the_docs_make_two_pools(tmp_path: Path) -> None:
+    (documented,) = re.findall(r"```yaml\n(images:.+?)```", DOCS, re.DOTALL)
+    manifests = chart(yaml.safe_load(documented), tmp_path)
+    names = [each["metadata"]["name"] for each in manifests.all("ScaledObject")]
+    assert names == ["inferfleet-worker-chat", "inferfleet-worker-embed"]
+    images = {container["image"] for workload in manifests.workloads for container in containers(workload)}
+    assert images == set(re.findall(r"-t (registry\S+)", DOCS))
+
+
+def test_overlays_that_no_values_give_are_known() -> None:
+    """A mesh needs annotations and a policy, a StatefulSet other volumes; dev brings its own services."""
+    overlays = {f"overlays/{path.name}" for path in (KEDA / "overlays").iterdir()}
+    assert overlays - set(SAME) == {
+        "overlays/dev",
+        "overlays/service-mesh",
+        "overlays/statefulset",
+    }
+
+
+def test_a_restricted_namespace_admits_every_pod(tmp_path: Path) -> None:
+    everything = OWN | {"exporter": {"enabled": True}, "tls": True, "secretFiles": True}
+    workloads = chart(everything, tmp_path).workloads
+    assert len(workloads) == 3
+    for workload in workloads:
+        assert violations(pod(workload)) == []
+
+
+def test_helm_finds_no_fault() -> None:
+    done = helm("lint", "--strict", "--quiet", str(CHART))
+    assert (done.returncode, done.stdout.strip(), done.stderr.strip()) == (0, "", "")
+
+
+def test_changed_settings_roll_the_workers(tmp_path: Path) -> None:
+    def checksum(values: dict[str, Any]) -> str:
+        (worker,) = chart(values, tmp_path).workers
+        return worker["spec"]["template"]["metadata"]["annotations"]["checksum/settings"]
+
+    changed: list[dict[str, Any]] = [
+        {},
+        {"fleet": {"INFERFLEET_QUEUE_TYPE": "quorum"}},
+        {"pool": {"env": {"INFERFLEET_MAX_RUNNING": "65"}}},
+    ]
+    assert len({checksum(values) for values in changed}) == 3
+    assert checksum({"pool": {"scaling": {"maxReplicas": 9}}}) == checksum({})
+
+
+def test_its_version_is_that_of_the_images() -> None:
+    about = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    assert about["version"] == about["appVersion"]
+    for image in VALUES["images"].values():
+        assert image.partition(":")[2].split("-")[0] == about["appVersion"]
+
+
+# Values
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"pol": {}},
+        {"images": {"worker": "two words"}},
+        {"fleet": {"queue_type": "quorum"}},
+        {"pool": {"env": {"INFERFLEET_MAX_RUNNING": 64}}},
+        {"pool": {"gpu": {"count": 0}}},
+        {"pool": {"scaling": {"by": "prayer"}}},
+        {"pool": {"scaling": {"jobsPerWorker": "100"}}},
+        {"pool": {"scaling": {"keda": {"cooldown": 1}}}},
+        {"pool": {"scaling": {"behavior": {"scaleUp": {"policies": [{"type": "Pod"}]}}}}},
+        {"pools": [{}]},
+        {"pools": [{"name": "Chat"}]},
+    ],
+)
+def test_values_that_mean_nothing_are_refused(values: dict[str, Any], tmp_path: Path) -> None:
+    done = template(values, tmp_path)
+    assert done.returncode != 0
+    assert "values don't meet the specifications of the schema" in done.stderr
+
+
+def test_every_value_is_described_by_the_schema_and_has_a_default() -> None:
+    jsonschema.Draft7Validator.check_schema(SCHEMA)
+
+    def resolved(schema: Any) -> Any:
+        return SCHEMA["definitions"][schema["$ref"].rpartition("/")[2]] if "$ref" in schema else schema
+
+    def missing(schema: Any, values: Any, path: str) -> list[str]:
+        found = []
+        for name, part in resolved(schema).get("properties", {}).items():
+            if name not in values:
+                found.append(f"{path}{name}")
+            elif isinstance(values[name], dict):
+                found += missing(part, values[name], f"{path}{name}.")
+        return found
+
+    assert set(missing(SCHEMA, VALUES, "")) == {
+        "global",
+        "pool.name",
+        "pool.scaling.behavior.scaleUp.tolerance",
+        "pool.scaling.behavior.scaleDown.tolerance",
+        "pool.scaling.keda.initialCooldownPeriod",
+        "pool.scaling.keda.idleReplicaCount",
+    }
