@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import AsyncIterator
 from urllib.parse import urlsplit
 
@@ -70,6 +71,64 @@ async def test_a_submit_is_told_that_rabbitmq_is_away_and_leaves_no_record(
         assert SECRET not in str(caught.value)
         with pytest.raises(JobNotFoundError):
             await fleet.get(job)
+
+
+@pytest.fixture
+def in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the addresses of RabbitMQ be tried in the order of the URL."""
+    monkeypatch.setattr(random, "shuffle", lambda places: places.sort(key=lambda place: place[0]))
+
+
+@pytest.mark.usefixtures("in_order")
+async def test_the_hosts_of_a_url_are_tried_in_turn_until_one_answers(
+    connect: Connect, services: Services, nobody: str, pool: str
+) -> None:
+    silent = await asyncio.start_server(lambda reader, writer: silence.append(writer), "127.0.0.1", 0)
+    silence: list[asyncio.StreamWriter] = []
+    hosts = f"{nobody},127.0.0.1:{silent.sockets[0].getsockname()[1]},no-such-host.invalid"
+    url = urlsplit(services.amqp_url)
+    login, _, working = url.netloc.rpartition("@")
+    several = url._replace(netloc=f"{login}@{hosts},{working.replace('127.0.0.1', 'localhost')}").geturl()
+    async with connect(amqp_url=several, connect_timeout_s=8) as fleet:
+        await fleet.declare_pool(pool)
+        await fleet.submit("hello", pool=pool)
+    assert silence
+    for writer in silence:
+        writer.close()
+    silent.close()
+
+
+@pytest.mark.usefixtures("in_order")
+async def test_all_addresses_of_a_name_are_tried_in_turn(
+    connect: Connect, services: Services, monkeypatch: pytest.MonkeyPatch, pool: str
+) -> None:
+    async def addresses(_: str, port: int, **__: object) -> list[object]:
+        return [(0, 0, 0, "", (f"127.0.0.{last}", port)) for last in (9, 1)]
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", addresses)
+    url = services.amqp_url.replace("127.0.0.1", "rabbitmq.internal")
+    async with connect(amqp_url=url) as fleet:
+        await fleet.declare_pool(pool)
+        await fleet.submit("hello", pool=pool)
+
+
+@pytest.mark.usefixtures("in_order")
+async def test_a_submit_is_told_what_each_host_says(connect: Connect, nobody: str) -> None:
+    nobody_else = nobody.replace("127.0.0.1", "127.0.0.2")
+    async with connect(amqp_url=f"amqp://guest:{SECRET}@{nobody},{nobody_else}/") as fleet:
+        with pytest.raises(
+            ServiceUnreachableError, match=rf"{nobody}: .*failed.*; {nobody_else}: .*failed"
+        ) as caught:
+            await fleet.submit("hello")
+        assert SECRET not in str(caught.value)
+
+
+async def test_a_submit_is_told_that_rabbitmq_refuses_its_password_before_that_another_host_is_away(
+    connect: Connect, services: Services, nobody: str
+) -> None:
+    async with connect(amqp_url=with_password(services.amqp_url).replace("@", f"@{nobody},")) as fleet:
+        with pytest.raises(ServiceUnreachableError, match="refuses the credentials"):
+            await fleet.submit("hello")
 
 
 async def test_a_submit_is_told_that_rabbitmq_refuses_its_password(

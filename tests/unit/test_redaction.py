@@ -54,6 +54,11 @@ def test_a_url_is_shown_without_its_secrets(url: str, shown: str) -> None:
     assert redacted(url.replace("{}", SECRET)) == shown
 
 
+def test_a_password_with_a_comma_before_several_hosts_is_no_words_of_anybody() -> None:
+    words = f"{SECRET},x is wrong"
+    assert without_secrets(words, f"amqp://guest:{SECRET},x@one,two/") == "*** is wrong"
+
+
 def test_a_library_s_words_are_shown_without_the_url_s_passwords() -> None:
     url = "amqp://guest:p%40ss@host/?auth=plain&x=other"
     words = f"p@ss and p%40ss, other and {url}: guest may not passp@ss"

@@ -32,7 +32,7 @@ NACK_PATIENCE_S = 5.0
 """How long a nacked job is published again, even without patience: about the time to elect a new leader."""
 
 FULL_AFTER_NACKS = 3
-"""After this many nacks, a queue with waiting jobs counts as full, even if it is below our own limit."""
+"""A queue that holds jobs and nacks this many in a row counts as full, even if it is below our own limit."""
 
 _NOT_SENT = (ServiceUnreachableError, ServiceRefusedError, ConfigurationError)
 """Why a message was not sent this time. The file with the URL may be missing while somebody replaces it."""
@@ -133,10 +133,10 @@ class Publisher:
         """Publish a nacked job again, unless its queue is full.
 
         A queue nacks when it is at a limit, ours or that of a policy. It also nacks when its leader or its
-        process has just died; then it accepts the same message a moment later. ``in_doubt`` says that the job
-        may be queued already.
+        process has just died; then it accepts the same message a moment later. Until a quorum queue has a new
+        leader, it seems to be empty. ``in_doubt`` says that the job may be queued already.
         """
-        limit, nacks = self._settings.queue_max_length, 1
+        limit, nacks, full_nacks = self._settings.queue_max_length, 1, 0
         try:
             async for attempt in AsyncRetrying(
                 retry=retry_if_exception_type(NackedError),
@@ -148,7 +148,9 @@ class Publisher:
                     waiting = None
                     with suppress(*_NOT_SENT):
                         waiting = await self._confirm_channel.waiting(job_queue(job.pool))
-                    if waiting and (nacks >= FULL_AFTER_NACKS or (limit is not None and waiting >= limit)):
+                    full_nacks = full_nacks + 1 if waiting else 0
+                    at_limit = limit is not None and waiting is not None and waiting >= limit
+                    if waiting and (full_nacks > FULL_AFTER_NACKS or at_limit):
                         raise _full(job, waiting, in_doubt=in_doubt)
                     nacks += 1
                     try:

@@ -20,8 +20,10 @@ from inferfleet.schemas.errors import ConfigurationError, ServiceUnreachableErro
 _URL: Final = re.compile(
     r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<authority>[^/?#]*)(?P<path>[^?#]*)(?P<rest>.*)", re.DOTALL
 )
+_SEVERAL_LOGINS: Final = re.compile(r"@[\w.-]+(:\d+)?,", re.ASCII)
 _USER: Final = re.compile(r"[\w.%-]*", re.ASCII)
 _HOST: Final = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[\w.-]*)(:\d*)?", re.ASCII)
+_ONE_HOST: Final = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[\w.-]+)(:(?P<port>\d{1,5}))?", re.ASCII)
 _PATH: Final = re.compile(r"[\w./%~+-]*", re.ASCII)
 _HIDDEN: Final = "***"
 
@@ -57,6 +59,37 @@ def current_url(url: str) -> str:
     return content
 
 
+def one_each(url: str, *, setting: str) -> list[str]:
+    """Return a URL for each host of a URL, all with the same user, path and options.
+
+    The hosts are separated by commas, as in ``amqp://user:password@one:5672,two:5672/``.
+
+    Raises:
+        ConfigurationError: A host is invalid. The message quotes nothing that may be secret.
+
+    """
+    parts = _URL.fullmatch(url)
+    if parts is None:
+        return [url]
+    userinfo, at, hosts = parts["authority"].rpartition("@")
+    if _SEVERAL_LOGINS.search(userinfo):
+        raise ConfigurationError(
+            f"{setting} names a user and a password more than once: write them once, before the first host, "
+            "and an @ in a password as %40"
+        )
+    if "," not in hosts:
+        return [url]
+    each = hosts.split(",")
+    for number, host in enumerate(each, start=1):
+        found = _ONE_HOST.fullmatch(host)
+        if found is None or not 0 < int(found["port"] or 1) < 65_536:
+            # Not quoted: it may be a part of the password.
+            raise ConfigurationError(
+                f"{setting}: host {number} of {len(each)} is not like host:port; commas separate hosts"
+            )
+    return [f"{parts['scheme']}://{userinfo}{at}{host}{parts['path']}{parts['rest']}" for host in each]
+
+
 def redacted(url: str) -> str:
     """Return the URL without secrets: scheme, users, hosts and path. Never raises.
 
@@ -86,7 +119,8 @@ def without_secrets(text: str, url: str) -> str:
     if parts is None:
         return text.replace(url, _HIDDEN)
     secrets = {url, *(value for _, value in parse_qsl(parts["rest"].lstrip("?")))}
-    for host in parts["authority"].split(","):
+    # The password is in front of all hosts, or of each.
+    for host in (parts["authority"], *parts["authority"].split(",")):
         secrets.add(host.rpartition("@")[0].partition(":")[2])
     secrets |= {unquote(secret) for secret in secrets}
     for secret in sorted(secrets - {""}, key=len, reverse=True):

@@ -38,18 +38,33 @@ def port_mapper_binary() -> str | None:
     return shutil.which("epmd")
 
 
+class PortMapper(ChildProcess):
+    """``epmd`` on a port of its own, for one server or for the nodes of a cluster."""
+
+    def __init__(self, binary: str, *, folder: Path, reaper: Reaper) -> None:
+        self.port = free_port()
+        super().__init__(
+            name="epmd",
+            command=[binary, "-port", str(self.port), "-address", "127.0.0.1"],
+            environment=_environment(),
+            log=folder / "epmd.log",
+            reaper=reaper,
+        )
+
+
 class RabbitMQProcess:
     """RabbitMQ as a child process on 127.0.0.1, always on the same port.
 
-    ``management`` enables the HTTP API on another port; ``configuration`` has more lines for
-    ``rabbitmq.conf``. Not thread-safe.
+    ``port_mapper`` is the ``epmd`` to start for it, or one that it shares with other nodes. ``management``
+    enables the HTTP API on another port; ``configuration`` has more lines for ``rabbitmq.conf``. Not
+    thread-safe.
     """
 
     def __init__(
         self,
         *,
         server: str,
-        port_mapper: str,
+        port_mapper: str | PortMapper,
         folder: Path,
         reaper: Reaper,
         management: bool = False,
@@ -58,19 +73,19 @@ class RabbitMQProcess:
         self.port = free_port()
         self.management_port = free_port() if management else None
         self.version = ""
+        self.name = f"inferfleet-{self.port}@localhost"
+        """The name of its Erlang node."""
+        self._folder = folder
         self._data = folder / "data"
-        port_mapper_port = free_port()
         folder.mkdir()
         _write_configuration(folder, configuration, port=self.port, management_port=self.management_port)
-        self._port_mapper = ChildProcess(
-            name="epmd",
-            command=[port_mapper, "-port", str(port_mapper_port), "-address", "127.0.0.1"],
-            environment=_environment(),
-            log=folder / "epmd.log",
-            reaper=reaper,
+        self._port_mapper = (
+            PortMapper(port_mapper, folder=folder, reaper=reaper)
+            if isinstance(port_mapper, str)
+            else port_mapper
         )
         self._command = server
-        self._settings = _environment() | _settings(folder, self._data, self.port, port_mapper_port)
+        self._settings = _environment() | _settings(folder, self._data, self.name, self._port_mapper.port)
         self._server = ChildProcess(
             name="rabbitmq-server",
             command=[server],
@@ -105,6 +120,19 @@ class RabbitMQProcess:
     def running(self) -> bool:
         """Whether the server is alive."""
         return self._server.running
+
+    def join(self, nodes: Sequence[RabbitMQProcess], *, cookie: str) -> None:
+        """Let the first start form a cluster of these nodes, which know each other by a secret cookie."""
+        path = self._folder / ".erlang.cookie"
+        path.write_text(cookie)
+        path.chmod(0o600)
+        members = [
+            f"cluster_formation.classic_config.nodes.{n} = {node.name}" for n, node in enumerate(nodes)
+        ]
+        with (self._folder / "rabbitmq.conf").open("a") as configuration:
+            configuration.write(
+                "\n".join(["cluster_formation.peer_discovery_backend = classic_config", *members, ""])
+            )
 
     def launch(self) -> None:
         """Start the server without waiting until it serves."""
@@ -146,7 +174,11 @@ class RabbitMQProcess:
             subprocess.CalledProcessError: ``rabbitmqctl`` failed.
 
         """
-        command = [str(Path(self._command).with_name("rabbitmqctl")), "--silent", *arguments]
+        return self.tool("rabbitmqctl", *arguments)
+
+    def tool(self, name: str, *arguments: str) -> str:
+        """Run another tool of RabbitMQ on the server, and return its output. Raises as ``control``."""
+        command = [str(Path(self._command).with_name(name)), "--silent", *arguments]
         answer = subprocess.run(  # noqa: S603
             command, env=self._settings, check=True, capture_output=True, text=True
         )
@@ -176,7 +208,7 @@ def _environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith(("RABBITMQ_", "ERL_"))}
 
 
-def _settings(folder: Path, data: Path, port: int, port_mapper_port: int) -> dict[str, str]:
+def _settings(folder: Path, data: Path, name: str, port_mapper_port: int) -> dict[str, str]:
     return {
         "HOME": str(folder),  # Erlang makes its cookie there
         "ERL_EPMD_PORT": str(port_mapper_port),
@@ -189,7 +221,7 @@ def _settings(folder: Path, data: Path, port: int, port_mapper_port: int) -> dic
         "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "enabled_plugins"),
         "RABBITMQ_LOG_BASE": str(folder),
         "RABBITMQ_MNESIA_BASE": str(data),
-        "RABBITMQ_NODENAME": f"inferfleet-{port}@localhost",
+        "RABBITMQ_NODENAME": name,
         # With this set, the script becomes the server instead of waiting beside it, so that the process
         # we know is the server itself.
         "RABBITMQ_ALLOW_INPUT": "true",

@@ -155,6 +155,10 @@ class VirtualLoop(asyncio.BaseEventLoop):
     def _process_events(self, event_list: Any) -> None:
         """There are none."""
 
+    async def getaddrinfo(self, host: Any, port: Any, **_: Any) -> Any:
+        """Return the name: it is an address in the simulated network."""
+        return [(0, 0, 0, "", (host, port))]
+
     async def create_connection(  # type: ignore[override]  # of all that asyncio offers, what is used here
         self, protocol_factory: Callable[[], Any], host: Any = None, port: int = 0, **_: Any
     ) -> Any:

@@ -84,6 +84,11 @@ class Confirms:
         stream.take(channel.number, self._take)
 
     @property
+    def settled(self) -> bool:
+        """Whether no message waits for its confirm."""
+        return not self._unconfirmed
+
+    @property
     def open(self) -> bool:
         """Whether the channel is open, as far as this side knows."""
         return not self._closing.done() and not self._stream.closing

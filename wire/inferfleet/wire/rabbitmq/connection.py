@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import random
+import socket
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from ipaddress import ip_address
 from typing import Any
 
 import aio_pika
@@ -13,8 +16,8 @@ from yarl import URL
 
 from inferfleet.schemas.errors import ConfigurationError, ServiceUnreachableError
 from inferfleet.schemas.near_match import did_you_mean
-from inferfleet.wire.address import current_url, redacted
-from inferfleet.wire.rabbitmq.errors import connection_errors, not_let_in
+from inferfleet.wire.address import current_url, one_each, redacted
+from inferfleet.wire.rabbitmq.errors import NotLetInError, connection_errors, no_answer, not_let_in, words
 from inferfleet.wire.rabbitmq.frames import CONNECTION_FORCED
 from inferfleet.wire.rabbitmq.stream import FrameStream
 
@@ -40,9 +43,9 @@ CLOSE_TIMEOUT_S = 10.0
 class Connection(aio_pika.Connection):
     """aio-pika's connection, with direct access to some of its frames."""
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self.stream = FrameStream()
+    def __init__(self, url: URL, *, address: str, **options: Any) -> None:
+        super().__init__(url, **options)
+        self.stream = FrameStream(address)
         self.kwargs["transport_factory"] = self.stream
 
     def __del__(self) -> None:
@@ -72,31 +75,17 @@ class Connection(aio_pika.Connection):
 async def open_amqp(url: str, *, timeout_s: float, name: str) -> AsyncGenerator[Connection]:
     """Connect once. When the connection breaks, its owner decides what to do.
 
+    The URL may name several hosts, and a host may have several addresses: all are tried, in random order, so
+    that a fleet spreads over the nodes of a cluster. ``timeout_s`` is for all of them.
+
     Raises:
-        ServiceUnreachableError: The broker does not answer, or refuses the login.
+        ServiceUnreachableError: No broker answers, or all that do refuse the login.
+        ConfigurationError: The URL is invalid.
 
     """
     url = current_url(url)
     with connection_errors(url):
-        address = _checked(URL(url))
-        if "heartbeat" not in address.query:
-            address = address.update_query(heartbeat=HEARTBEAT_S)
-        connection = Connection(address, client_properties={"connection_name": name})
-        try:
-            await connection.connect(timeout=timeout_s)
-        except BaseException as error:
-            # The connection may be open nevertheless: aio-pika forgets one that is cancelled while it is
-            # opened.
-            connection.stream.abort()
-            if not isinstance(error, AMQPError) or connection.stream.closed_with is None:
-                raise
-            # aiormq does not pass on the reason, and reports some reasons as an invalid frame.
-            code, reason = connection.stream.closed_with
-            if code == CONNECTION_FORCED:
-                raise ServiceUnreachableError(
-                    f"RabbitMQ at {redacted(url)} closes its connections ({reason}); it may be shutting down"
-                ) from error
-            raise not_let_in(url, reason) from error
+        connection = await _connected(url, timeout_s=timeout_s, name=name)
     assert connection.transport is not None  # noqa: S101 - it is connected
     connection.stream.watch(connection.transport.connection.connection_tune.heartbeat)
     try:
@@ -111,6 +100,81 @@ async def open_amqp(url: str, *, timeout_s: float, name: str) -> AsyncGenerator[
             # The caller was cancelled, so do not wait for the broker.
             connection.stream.abort()
             raise
+
+
+async def _connected(url: str, *, timeout_s: float, name: str) -> Connection:
+    """Connect to the first address that lets us in."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + timeout_s
+    async with asyncio.timeout_at(deadline):
+        places = await _places(url)
+    failures: list[str] = []
+    refusal: NotLetInError | None = None
+    for tried, (address, host) in enumerate(places):
+        # A node that accepts connections and does not answer leaves time for the others.
+        share_s = (deadline - loop.time()) / (len(places) - tried)
+        try:
+            with connection_errors(url):
+                return await _connected_to(host, address, url=url, timeout_s=share_s, name=name)
+        except ServiceUnreachableError as error:
+            if len(places) == 1:
+                raise
+            place = address if host.port is None else f"{address}:{host.port}"
+            failures.append(f"{place}: {words(error.__cause__ or error, url)}")
+            refusal = error if isinstance(error, NotLetInError) else refusal
+    raise refusal or no_answer(url, "; ".join(failures))
+
+
+async def _places(url: str) -> list[tuple[str, URL]]:
+    """Return what to try, in random order: each address of each host, with the URL of that host."""
+    hosts = [_checked(URL(one)) for one in one_each(url, setting="INFERFLEET_AMQP_URL")]
+    found = await asyncio.gather(*map(_addresses, hosts))
+    places = [(address, host) for host, addresses in zip(hosts, found, strict=True) for address in addresses]
+    random.shuffle(places)
+    return places
+
+
+async def _addresses(host: URL) -> set[str]:
+    """Return the addresses of a host's name; the name itself if it has none now, or asyncio should choose."""
+    name = host.host
+    if not name:
+        raise ValueError("no host")
+    if "happy_eyeballs_delay" in host.query or _is_address(name):
+        return {name}
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(name, host.port, type=socket.SOCK_STREAM)
+    except OSError:
+        return {name}
+    return {str(place[0]) for *_, place in found}
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+async def _connected_to(host: URL, address: str, *, url: str, timeout_s: float, name: str) -> Connection:
+    if "heartbeat" not in host.query:
+        host = host.update_query(heartbeat=HEARTBEAT_S)
+    connection = Connection(host, address=address, client_properties={"connection_name": name})
+    try:
+        await connection.connect(timeout=timeout_s)
+    except BaseException as error:
+        # The connection may be open nevertheless: aio-pika forgets one that is cancelled while it is opened.
+        connection.stream.abort()
+        if not isinstance(error, AMQPError) or connection.stream.closed_with is None:
+            raise
+        # aiormq does not pass on the reason, and reports some reasons as an invalid frame.
+        code, reason = connection.stream.closed_with
+        if code == CONNECTION_FORCED:
+            raise ServiceUnreachableError(
+                f"RabbitMQ at {redacted(url)} closes its connections ({reason}); it may be shutting down"
+            ) from error
+        raise not_let_in(url, reason) from error
+    return connection
 
 
 def _checked(address: URL) -> URL:

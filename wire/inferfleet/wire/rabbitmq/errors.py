@@ -55,15 +55,12 @@ def connection_errors(url: str) -> Generator[None]:
     except (AuthenticationError, ProbableAuthenticationError, InvalidFrameError) as error:
         raise not_let_in(url, str(error)) from error
     except _NO_ANSWER as error:
-        raise ServiceUnreachableError(
-            f"RabbitMQ at {redacted(url)} does not answer ({_words(error, url)}); "
-            "check INFERFLEET_AMQP_URL, or start local services with `inferfleet local up`"
-        ) from error
+        raise no_answer(url, words(error, url)) from error
     except AMQPChannelError as error:
         raise refused(f"RabbitMQ at {redacted(url)} refuses", error) from error
     except AMQPError as error:
         raise ServiceUnreachableError(
-            f"RabbitMQ at {redacted(url)} violates the protocol: {_words(error, url)}"
+            f"RabbitMQ at {redacted(url)} violates the protocol: {words(error, url)}"
         ) from error
     except ValueError:
         # Not chained: the error may quote a part of the password.
@@ -72,16 +69,29 @@ def connection_errors(url: str) -> Generator[None]:
         ) from None
 
 
-def _words(error: BaseException, url: str) -> str:
+def words(error: BaseException, url: str) -> str:
+    """Return what an error says, without secrets of the URL."""
     if isinstance(error, StopAsyncIteration):
         # What aiormq raises if the connection ends during the handshake.
         return "it closed the connection"
     return without_secrets(str(error), url) or type(error).__name__
 
 
-def not_let_in(url: str, reason: str) -> ServiceUnreachableError:
-    """Say why the broker closed the connection before it was open."""
+def no_answer(url: str, reason: str) -> ServiceUnreachableError:
+    """Say why no broker at the URL answers."""
     return ServiceUnreachableError(
+        f"RabbitMQ at {redacted(url)} does not answer ({reason}); "
+        "check INFERFLEET_AMQP_URL, or start local services with `inferfleet local up`"
+    )
+
+
+class NotLetInError(ServiceUnreachableError):
+    """A broker answers, and closes the connection before it is open."""
+
+
+def not_let_in(url: str, reason: str) -> NotLetInError:
+    """Say why the broker closed the connection before it was open."""
+    return NotLetInError(
         f"RabbitMQ at {redacted(url)} refuses the credentials or the virtual host ({reason}); check user, "
         "password and vhost in INFERFLEET_AMQP_URL, and the broker's permissions and limits for them"
     )

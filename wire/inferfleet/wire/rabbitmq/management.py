@@ -12,7 +12,7 @@ import asyncio
 import ssl
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 import aiohttp
 from yarl import URL
@@ -126,7 +126,7 @@ def tls_parameters(url: str, *, amqp_url: str) -> Mapping[str, str] | None:
         )
     if urlsplit(url).scheme != "https":
         return None
-    of_amqp = {name: value for name, value in URL(amqp_url).query.items() if name in TLS_PARAMETERS}
+    of_amqp = {name: value for name, value in parse_qsl(urlsplit(amqp_url).query) if name in TLS_PARAMETERS}
     return own or of_amqp
 
 

@@ -35,7 +35,7 @@ from inferfleet.wire.rabbitmq.confirms import (
 from inferfleet.wire.rabbitmq.connection import Connection, open_amqp
 from inferfleet.wire.rabbitmq.errors import connection_errors, refused
 from inferfleet.wire.rabbitmq.frames import UNLIMITED_FRAME
-from inferfleet.wire.rabbitmq.topology import declare_exchanges
+from inferfleet.wire.rabbitmq.topology import declare_exchanges, is_away
 
 T = TypeVar("T")
 
@@ -128,16 +128,20 @@ class ConfirmChannel:
 
         """
 
-        async def ask(channel: AbstractChannel) -> int | None:
+        async def ask(channel: AbstractChannel) -> int | ChannelNotFoundEntity:
             try:
                 declared = await channel.declare_queue(queue, passive=True)
-            except ChannelNotFoundEntity:
-                return None
+            except ChannelNotFoundEntity as error:
+                return error
             return declared.declaration_result.message_count or 0
 
         # One at a time, because when a queue is full, many tasks ask at once.
         async with self._asking:
-            return await self.on_own_channel(ask)
+            found = await self.on_own_channel(ask)
+        if isinstance(found, ChannelNotFoundEntity):
+            _require_gone(queue, found)
+            return None
+        return found
 
     async def on_own_channel(self, work: Callable[[AbstractChannel], Awaitable[T]]) -> T:
         """Run a declaration or query on a channel that the broker may close without harm to any message.
@@ -159,16 +163,19 @@ class ConfirmChannel:
     async def _bind_again(self, exchange: str, queue: str, routing_key: str) -> bool:
         """Bind a queue whose binding or exchange somebody has deleted. Return false if there is no queue."""
 
-        async def bind(channel: AbstractChannel) -> bool:
+        async def bind(channel: AbstractChannel) -> ChannelNotFoundEntity | None:
             await declare_exchanges(channel)
             try:
                 declared = await channel.declare_queue(queue, passive=True)
-            except ChannelNotFoundEntity:
-                return False
+            except ChannelNotFoundEntity as error:
+                return error
             await declared.bind(exchange, routing_key=routing_key)
-            return True
+            return None
 
-        return await self.on_own_channel(bind)
+        error = await self.on_own_channel(bind)
+        if error is not None:
+            _require_gone(queue, error)
+        return error is None
 
     async def frame_max(self) -> int:
         """Return the largest frame size that the broker accepts, in bytes.
@@ -247,6 +254,9 @@ class ConfirmChannel:
                 routing_key=publication.routing_key,
                 mandatory=publication.mandatory,
             )
+        except NackedError:
+            link.leave(confirms)
+            raise
         except TimeoutError as error:
             if link.abort_if_silent():
                 raise ChannelEndedError(error, refusal=None, sent=True) from error
@@ -285,6 +295,12 @@ class ConfirmChannel:
         )
 
 
+def _require_gone(queue: str, error: ChannelNotFoundEntity) -> None:
+    """Raise ``ServiceUnreachableError`` if the queue exists, on a node that is down: it may be back soon."""
+    if is_away(error):
+        raise ServiceUnreachableError(f"RabbitMQ has the queue {queue} on a node that is down") from error
+
+
 class _Publication(NamedTuple):
     """One message, with its exchange and routing key."""
 
@@ -311,6 +327,8 @@ class _Link:
         self._channel: AbstractChannel | None = None
         self._confirms: Confirms | None = None
         """The confirms of the channel."""
+        self._left: list[tuple[AbstractChannel, Confirms]] = []
+        """Channels on which nothing more is published, to be closed once their messages are settled."""
         self.retired = False
         """Whether the link must open no connection any more."""
 
@@ -337,6 +355,16 @@ class _Link:
         except _DeadConnectionError:
             return await self._on(await self._connected(), work)
 
+    def leave(self, confirms: Confirms) -> None:
+        """Publish on a new channel from now on, because this one has nacked a message.
+
+        RabbitMQ looks up a quorum queue's leader when a channel first publishes to it. A channel that finds a
+        leader whose node has just died nacks everything for as long as that node is away.
+        """
+        if self._confirms is confirms and self._channel is not None:
+            self._left.append((self._channel, confirms))
+            self._channel = self._confirms = None
+
     def abort_if_silent(self) -> bool:
         """Abort the connection if the broker has missed a heartbeat. Return whether it has."""
         silent = self._connection is not None and self._connection.stream.silent
@@ -348,9 +376,15 @@ class _Link:
         """Close the connection, if there is one."""
         async with self._connecting:
             self._connection = self._channel = self._confirms = None
+            self._left.clear()
             await self._stack.aclose()
 
     async def _open(self, connection: Connection) -> Confirms:
+        settled = [left for left in self._left if left[1].settled]
+        self._left = [left for left in self._left if left not in settled]
+        for channel, confirms in settled:
+            if confirms.open:
+                await channel.close()
         async with connection.channel(publisher_confirms=False) as declaring:
             await declare_exchanges(declaring)
         self._channel = await connection.channel()
@@ -380,6 +414,7 @@ class _Link:
                 raise ServiceUnreachableError("this client was closed, and its connections with it")
             if self._connection is None or not self._connection.alive:
                 self._connection = None
+                self._left.clear()
                 await self._stack.aclose()
                 with self._breaker.guarded():
                     self._connection = await self._stack.enter_async_context(

@@ -46,9 +46,10 @@ KEEPALIVE_PROBE_S: Final = 5
 
 
 class FrameStream(TransportFactory):
-    """The stream of one connection."""
+    """The stream of one connection, to an address of the URL's host."""
 
-    def __init__(self) -> None:
+    def __init__(self, address: str) -> None:
+        self._address = address
         self._takers: dict[int, FrameHandler] = {0: self._look_for_the_end}
         self._writer: asyncio.StreamWriter | None = None
         self._reader: FrameReader | None = None
@@ -127,9 +128,10 @@ class FrameStream(TransportFactory):
     async def create(self, url: URL, **kwargs: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Connect, as aiormq's own transports do."""
         contexts: SSLContextProvider = kwargs.pop("ssl_context_provider")
-        options: dict[str, Any] = {**kwargs, "host": url.host, "port": url.port}
+        options: dict[str, Any] = {**kwargs, "host": self._address, "port": url.port}
         if url.scheme == "amqps":
             options["ssl"] = await contexts.get_context()
+            options["server_hostname"] = url.host
         loop = asyncio.get_running_loop()
         reader = FrameReader(self._takers, loop)
         protocol = asyncio.StreamReaderProtocol(reader, loop=loop)

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Generator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import aio_pika
 import aiormq.abc
 from aio_pika.abc import AbstractChannel, AbstractQueue
-from aio_pika.exceptions import ChannelPreconditionFailed
+from aio_pika.exceptions import ChannelNotFoundEntity, ChannelPreconditionFailed
 
 from inferfleet.schemas import names
 from inferfleet.schemas.errors import ConfigurationError
 from inferfleet.schemas.settings import QueueType, ServiceSettings
 from inferfleet.wire.rabbitmq.errors import refused
+
+logger = logging.getLogger(__name__)
 
 
 async def declare_exchanges(channel: AbstractChannel) -> None:
@@ -73,6 +77,12 @@ async def _declare_dead_queue(
     channel = await connection.channel()
     try:
         await channel.queue_declare(name, durable=True, arguments=arguments)
+    except ChannelNotFoundEntity as error:
+        if not is_away(error):
+            raise
+        # Dead letters wait, unacked, until that node is back. Jobs need not.
+        _warn(f"the dead-letter queue {name} is on a node that is down ({error})")
+        return
     except ChannelPreconditionFailed as error:
         differs = _DIFFERENCE.search(str(error))
         if queue_type is QueueType.CLASSIC or differs is None or differs["argument"] != "x-queue-type":
@@ -107,6 +117,16 @@ def _type_arguments(queue_type: QueueType, broker_version: str) -> dict[str, Any
     if queue_type is QueueType.QUORUM and major.isdecimal() and int(major) >= 4:
         arguments["x-delivery-limit"] = -1
     return arguments
+
+
+def is_away(error: ChannelNotFoundEntity) -> bool:
+    """Return whether a queue exists, on a node that is down. A classic queue has no other."""
+    return "is down or inaccessible" in str(error)
+
+
+@cache
+def _warn(problem: str) -> None:
+    logger.warning("%s", problem)
 
 
 _DIFFERENCE = re.compile(

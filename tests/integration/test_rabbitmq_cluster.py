@@ -1,0 +1,231 @@
+"""Three RabbitMQ nodes: a fleet rides out the loss of each, and its clients do not notice."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
+from uuid import uuid4
+
+import aio_pika
+import pytest
+from tests.integration.conftest import Connect, StartWorker, answer_to, eventually, slow_chat
+
+from inferfleet.local.services.native import unavailable_reason
+from inferfleet.local.services.rabbitmq_cluster import RabbitMQCluster
+from inferfleet.local.services.rabbitmq_process import RabbitMQProcess, port_mapper_binary, server_binary
+from inferfleet.local.services.reaper import Reaper
+from inferfleet.producer import Fleet
+from inferfleet.schemas import Job, JobState
+from inferfleet.schemas.errors import ServiceUnreachableError
+from inferfleet.schemas.names import control_queue, dead_queue, job_queue
+from inferfleet.schemas.settings import QueueType
+from inferfleet.wire.rabbitmq import connection
+
+RIDE_S = 100.0
+"""How long a client waits for a broker, and a test for an end."""
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQCluster]:
+    server, port_mapper = server_binary(), port_mapper_binary()
+    if server is None or port_mapper is None:
+        pytest.skip(str(unavailable_reason()))
+    with Reaper() as reaper:
+        folder = tmp_path_factory.mktemp("cluster") / "rabbitmq"
+        cluster = RabbitMQCluster(server=server, port_mapper=port_mapper, folder=folder, reaper=reaper)
+        try:
+            cluster.start()
+            yield cluster
+        finally:
+            cluster.close()
+
+
+@pytest.fixture
+def pool() -> str:
+    return f"test-{uuid4().hex[:12]}"
+
+
+@pytest.fixture
+def settings(cluster: RabbitMQCluster) -> dict[str, Any]:
+    """What all clients and workers of the cluster are given."""
+    return {"amqp_url": f"{cluster.url}?heartbeat=4", "queue_type": QueueType.QUORUM}
+
+
+@pytest.fixture
+async def fleet(connect: Connect, settings: dict[str, Any], pool: str) -> AsyncIterator[Fleet]:
+    async with connect(**settings, patience_s=RIDE_S) as fleet:
+        await fleet.declare_pool(pool)
+        yield fleet
+
+
+@asynccontextmanager
+async def submitting(fleet: Fleet, pool: str) -> AsyncIterator[list[Job]]:
+    """Submit jobs all the time; every one of them must be accepted and run in the end."""
+    accepted: list[Job] = []
+    over = asyncio.Event()
+
+    async def submit() -> None:
+        while not over.is_set():
+            accepted.append(await fleet.submit("hello", pool=pool))
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(4):
+            group.create_task(submit())
+        await until_more(accepted)
+        yield accepted
+        await until_more(accepted)
+        over.set()
+    async with asyncio.timeout(RIDE_S):
+        for job in accepted:
+            assert (await fleet.wait(job)).text == answer_to(job)
+
+
+async def until_more(accepted: list[Job], more: int = 20) -> None:
+    """Wait until so many more are accepted."""
+    before = len(accepted)
+
+    async def there_are() -> bool:
+        return len(accepted) >= before + more
+
+    await eventually(there_are, within_s=RIDE_S)
+
+
+async def control(node: RabbitMQProcess, *arguments: str) -> str:
+    return (await asyncio.to_thread(node.control, *arguments)).strip()
+
+
+async def home_of(
+    queue: str, cluster: RabbitMQCluster, asked: RabbitMQProcess | None = None
+) -> RabbitMQProcess:
+    """The node that leads a quorum queue, or has a classic one."""
+    found = await control(
+        asked or cluster.nodes[0],
+        "eval",
+        f"""{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"/">>, queue, <<"{queue}">>)),
+        amqqueue:qnode(Q).""",
+    )
+    return next(node for node in cluster.nodes if node.name == found.strip("'"))
+
+
+async def running(cluster: RabbitMQCluster, asked: RabbitMQProcess) -> int:
+    """How many nodes another one sees."""
+    return int(await control(asked, "eval", "length(rabbit_nodes:all_running())."))
+
+
+Fault = Callable[[RabbitMQCluster, RabbitMQProcess, Callable[[], Awaitable[None]]], Awaitable[None]]
+
+
+async def restarted_in_turn(
+    cluster: RabbitMQCluster, node: RabbitMQProcess, meanwhile: Callable[[], Awaitable[None]]
+) -> None:
+    for one in cluster.nodes:
+        await asyncio.to_thread(one.stop)
+        await asyncio.to_thread(one.start)
+
+
+async def in_maintenance(
+    cluster: RabbitMQCluster, node: RabbitMQProcess, meanwhile: Callable[[], Awaitable[None]]
+) -> None:
+    await asyncio.to_thread(node.tool, "rabbitmq-upgrade", "drain")
+    await meanwhile()
+    await asyncio.to_thread(node.tool, "rabbitmq-upgrade", "revive")
+
+
+async def cut_off(
+    cluster: RabbitMQCluster, node: RabbitMQProcess, meanwhile: Callable[[], Awaitable[None]]
+) -> None:
+    await asyncio.to_thread(cluster.part, node)
+    other = next(one for one in cluster.nodes if one is not node)
+
+    async def alone() -> bool:
+        return await running(cluster, other) == len(cluster.nodes) - 1
+
+    await eventually(alone)
+    await meanwhile()
+    await asyncio.to_thread(cluster.heal, node)
+
+
+@pytest.mark.parametrize("fault", [restarted_in_turn, in_maintenance, cut_off])
+async def test_no_client_notices_that_the_leader_of_its_queue_is(
+    fault: Fault,
+    fleet: Fleet,
+    start_worker: StartWorker,
+    settings: dict[str, Any],
+    cluster: RabbitMQCluster,
+    pool: str,
+) -> None:
+    await start_worker(**settings)
+    async with submitting(fleet, pool) as accepted:
+        leader = await home_of(job_queue(pool), cluster)
+        await fault(cluster, leader, partial(until_more, accepted, 200))
+        other = next(one for one in cluster.nodes if one is not leader)
+
+        async def whole() -> bool:
+            return await running(cluster, other) == len(cluster.nodes)
+
+        await eventually(whole, within_s=RIDE_S)
+    assert (await fleet.get(accepted[-1])).state is JobState.SUCCEEDED
+
+
+@pytest.fixture
+def in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let who connects begin with the first host."""
+
+    async def addresses(url: str) -> Any:
+        return sorted(await places(url), key=lambda place: url.index(str(place[1].port)))
+
+    places = connection._places
+    monkeypatch.setattr(connection, "_places", addresses)
+
+
+@pytest.mark.usefixtures("in_order")
+async def test_a_killed_node_keeps_no_worker_from_starting_running_or_obeying(
+    connect: Connect,
+    fleet: Fleet,
+    start_worker: StartWorker,
+    settings: dict[str, Any],
+    cluster: RabbitMQCluster,
+    pool: str,
+) -> None:
+    leader = await home_of(job_queue(pool), cluster)
+    others = [node for node in cluster.nodes if node is not leader]
+    settings |= {"amqp_url": f"{cluster.url_of([leader, *others])}?heartbeat=4"}
+    worker = await start_worker(**settings, worker_id=f"{pool}-w", engine_args={})
+    # As pools with quorum queues had them once.
+    late_pool = f"{pool}-late"
+    async with await aio_pika.connect(leader.url) as old, old.channel() as channel:
+        await channel.declare_queue(
+            dead_queue(late_pool), durable=True, arguments={"x-queue-type": QueueType.CLASSIC}
+        )
+    classic = connect(amqp_url=settings["amqp_url"], queue_type=QueueType.CLASSIC)
+    async with connect(**settings, patience_s=RIDE_S) as late, classic as impatient:
+        await late.declare_pool(late_pool)
+        await impatient.declare_pool(f"{pool}-classic")
+        async with submitting(fleet, pool) as accepted:
+            assert await home_of(control_queue(f"{pool}-w"), cluster, others[0]) is leader
+            slow = await fleet.submit(slow_chat(tokens=100_000, step_s=0.05), pool=pool)
+            leader.kill()
+            await until_more(accepted, 200)
+
+            with pytest.raises(ServiceUnreachableError, match="on a node that is down"):
+                await impatient.submit("hello", pool=f"{pool}-classic")
+
+            await start_worker(**settings | {"pool": late_pool})
+            job = await late.submit("hello", pool=late_pool)
+            assert (await late.wait(job)).text == answer_to(job)
+
+            await fleet.cancel(slow)
+            assert (await fleet.wait(slow, timeout_s=RIDE_S)).state is JobState.CANCELLED
+            await asyncio.to_thread(leader.start)
+    await worker.stop()
+
+
+async def test_dead_letters_are_replicated_like_jobs(
+    fleet: Fleet, cluster: RabbitMQCluster, pool: str
+) -> None:
+    types = await control(cluster.nodes[0], "list_queues", "name", "type", "--formatter", "csv")
+    for queue in (job_queue(pool), dead_queue(pool)):
+        assert f'"{queue}","quorum"' in types
