@@ -28,8 +28,10 @@ SECRETS = {
     "inferfleet-connections": {"amqp-url", "redis-url", "rabbitmq-http-url", "rabbitmq-tls"},
     "inferfleet-tls": {"ca.crt", "tls.crt", "tls.key"},
     "inferfleet-hugging-face": {"token"},
+    "inferfleet-redis": {"password"},
+    "rabbitmq-default-user": {"username", "password", "connection_string"},
 }
-"""The Secrets that docs/deploy.md tells to create, with their keys."""
+"""The Secrets that docs/deploy.md names, with their keys. RabbitMQ's operator makes the last one."""
 
 Object = dict[str, Any]
 

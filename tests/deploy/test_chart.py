@@ -209,10 +209,11 @@ def test_the_values_of_the_docs_make_two_pools(tmp_path: Path) -> None:
 
 
 def test_overlays_that_no_values_give_are_known() -> None:
-    """A mesh needs annotations and a policy, a StatefulSet other volumes; dev brings its own services."""
+    """A mesh needs annotations and a policy, a StatefulSet other volumes; two bring services."""
     overlays = {f"overlays/{path.name}" for path in (KEDA / "overlays").iterdir()}
     assert overlays - set(SAME) == {
         "overlays/dev",
+        "overlays/replicated",
         "overlays/service-mesh",
         "overlays/statefulset",
     }

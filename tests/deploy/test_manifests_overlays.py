@@ -24,6 +24,7 @@ from tests.deploy.conftest import (
     render,
     selects,
 )
+from tests.deploy.pod_security import violations
 
 from inferfleet.exporter.metrics import FleetCollector
 from inferfleet.exporter.server import LIVE_PATH as EXPORTER_LIVE_PATH
@@ -209,6 +210,50 @@ def test_the_urls_of_the_tls_component_name_files_that_are_mounted() -> None:
     ]
     allowed = {each["port"] for ports in found_in(policies, "ports") for each in ports}
     assert {urlsplit(urls[key]).port for key in urls if key.endswith("-url")} <= allowed
+
+
+def test_the_fleet_reaches_the_replicated_rabbitmq_by_what_its_operator_makes() -> None:
+    manifests = render("overlays/replicated")
+    rabbitmq = manifests.one("RabbitmqCluster")
+    name, namespace = rabbitmq["metadata"]["name"], rabbitmq["metadata"]["namespace"]
+    assert rabbitmq["spec"]["replicas"] == 3
+    for workload in manifests.ours:
+        assert manifests.variables(workload)["INFERFLEET_QUEUE_TYPE"] == "quorum"
+        (url,) = [each for each in containers(workload)[0]["env"] if each["name"] == "INFERFLEET_AMQP_URL"]
+        assert url["valueFrom"] == {
+            "secretKeyRef": {"name": f"{name}-default-user", "key": "connection_string"}
+        }
+    (trigger,) = manifests.one("ScaledObject")["spec"]["triggers"]
+    assert trigger["metadata"]["host"] == f"http://{name}.{namespace}.svc:15672/"
+    credentials = manifests.one("TriggerAuthentication")["spec"]["secretTargetRef"]
+    assert {(each["parameter"], each["name"]) for each in credentials} == {
+        ("username", f"{name}-default-user"),
+        ("password", f"{name}-default-user"),
+    }
+    budget = manifests.one("PodDisruptionBudget", name)["spec"]
+    assert budget["selector"]["matchLabels"] == {"app.kubernetes.io/name": name}
+
+
+def test_workers_reach_the_replicated_redis_by_what_its_operator_makes(settings_of: ReadSettings) -> None:
+    manifests = render("overlays/replicated")
+    redis, (worker,) = manifests.one("RedisReplication"), manifests.workers
+    names = [each["name"] for each in containers(worker)[0]["env"]]
+    # Kubernetes only expands variables that come earlier.
+    assert names.index("REDIS_PASSWORD") < names.index("INFERFLEET_REDIS_URL")
+    (password,) = [each for each in containers(worker)[0]["env"] if each["name"] == "REDIS_PASSWORD"]
+    assert password["valueFrom"]["secretKeyRef"] == redis["spec"]["kubernetesConfig"]["redisSecret"]
+    url = settings_of(worker, manifests).redis_url
+    assert f"$(REDIS_PASSWORD)@{redis['metadata']['name']}-master:6379" in url
+    config = manifests.one("ConfigMap", redis["spec"]["redisConfig"]["additionalRedisConfig"])["data"]
+    assert "maxmemory-policy noeviction" in config["redis-additional.conf"]
+
+
+@pytest.mark.parametrize("sentinels", [False, True])
+def test_a_restricted_namespace_admits_the_replicated_redis(sentinels: bool) -> None:
+    spec = render("overlays/replicated").one("RedisReplication")["spec"]
+    given = spec["sentinel"] if sentinels else spec
+    container = {"name": "redis", "securityContext": given["securityContext"]}
+    assert violations({"securityContext": given["podSecurityContext"], "containers": [container]}) == []
 
 
 def test_dev_needs_nothing_but_a_cluster_with_keda() -> None:
