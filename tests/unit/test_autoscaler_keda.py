@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from inferfleet.local.autoscaler.decision import Reading
-from inferfleet.local.autoscaler.keda import Activation
 from inferfleet.local.autoscaler.scaled_object import parse_scaled_object
+from inferfleet.local.autoscaler.scaler import Scaler
 
 FAILED = None
 
@@ -28,6 +28,7 @@ class Case:
     annotations: dict[str, str] = field(default_factory=dict)
     triggers: int = 1
     activation: str = "0"
+    metric_type: str = "AverageValue"
 
 
 CASES = [
@@ -101,11 +102,24 @@ CASES = [
         [(0, [1], 0, 1), (1000, [FAILED], 4, 0)],
         spec={"fallback": {"failureThreshold": 3, "replicas": 0}},
     ),
-    # keda#7239, keda#7411: fallback does not start from 0
+    # scale_handler.go, getScalerState: "When fallback is active, the scaler should be considered active"
+    # (keda#7239, since 2.19)
     Case(
-        "a fallback starts nothing from zero",
-        [(0, [FAILED], 0, 0), (30, [FAILED], 0, 0), (60, [FAILED], 0, 0), (90, [FAILED], 0, 0)],
+        "a fallback starts a first replica once its threshold is passed",
+        [(0, [FAILED], 0, 0), (30, [FAILED], 0, 1)],
         spec={"fallback": {"failureThreshold": 1, "replicas": 3}},
+    ),
+    Case(
+        "a fallback starts the cooldown anew",
+        [(0, [90], 0, 1), (30, [FAILED], 8, 8), (330, [FAILED], 8, 8), (340, [0], 8, 8), (640, [0], 8, 0)],
+        spec={"fallback": {"failureThreshold": 0, "replicas": 1}},
+    ),
+    # doFallback: nothing to divide by
+    Case(
+        "a fallback of type Value starts nothing from zero",
+        [(0, [FAILED], 0, 0), (30, [FAILED], 0, 0)],
+        spec={"fallback": {"failureThreshold": 0, "replicas": 3}},
+        metric_type="Value",
     ),
     # executor, `case isError` of the active branch: lastActiveTime stays
     Case(
@@ -117,7 +131,7 @@ CASES = [
     Case("missing statistics read as zero and put it to sleep", [(1, [0], 2, 0)]),
     # Both together: errors do not renew lastActiveTime, and what RabbitMQ says first after a restart is 0
     Case(
-        "after an outage longer than the cooldown a busy fleet goes to zero on the first reading",
+        "after a cooldown with failures too few for a fallback a fleet goes to zero on the first reading",
         [(0, [90], 0, 1), (30, [FAILED], 8, 8), (330, [FAILED], 8, 8), (340, [0], 8, 0), (350, [90], 0, 1)],
         spec={"fallback": {"failureThreshold": 3, "replicas": 1}},
     ),
@@ -144,6 +158,7 @@ CASES = [
 def test_it_decides_as_keda_does(case: Case) -> None:
     trigger = {
         "type": "rabbitmq",
+        "metricType": case.metric_type,
         "metadata": {
             "queueName": "inferfleet.jobs.chat",
             "protocol": "http",
@@ -163,10 +178,8 @@ def test_it_decides_as_keda_does(case: Case) -> None:
             "spec": {"scaleTargetRef": {"name": "worker"}, "triggers": [trigger] * case.triggers} | case.spec,
         }
     )
-    activation = Activation(scaled_object, created_at=0)
+    scaler = Scaler(scaled_object, now=0)
 
     for now, values, replicas, wanted in case.steps:
-        decision = activation.decide(
-            now=now, readings=[Reading(value) for value in values], replicas=replicas
-        )
+        decision = scaler.poll(now=now, readings=[Reading(value) for value in values], replicas=replicas)
         assert decision.replicas == wanted, f"at {now} s: {decision.reason}"

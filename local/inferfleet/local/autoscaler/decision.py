@@ -8,10 +8,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What one trigger measured; ``None`` if it failed."""
+    """What one trigger measured; ``None`` if it failed.
+
+    With ``fallback`` the trigger fails, and the value is what KEDA reports instead.
+    """
 
     value: float | None
     error: str = ""
+    fallback: bool = False
 
 
 Readings = Sequence[Reading]

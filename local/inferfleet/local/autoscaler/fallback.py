@@ -1,8 +1,7 @@
 """What KEDA tells the HPA about a failing trigger: an error, and after too many failures a substitute value.
 
-Follows keda.sh/docs/2.19/reference/scaledobject-spec, "fallback", and pkg/fallback/fallback.go. KEDA counts
-failures when the HPA queries it, which the HPA does not do at zero replicas. So a fallback never starts a
-fleet (keda#7239).
+Follows pkg/fallback/fallback.go of KEDA 2.20. KEDA counts failures when it polls and when the HPA queries
+it, and a trigger that falls back is active, so a fallback starts a fleet (keda#7239, since 2.19).
 """
 
 from __future__ import annotations
@@ -37,11 +36,15 @@ class FailureCounts:
         number_wanted = wanted(fallback, replicas)
         match trigger.metric_type:
             case MetricType.AVERAGE_VALUE:
-                return Reading(trigger.target * number_wanted)
+                return Reading(trigger.target * number_wanted, fallback=True)
+            case MetricType.VALUE if replicas == 0:
+                return reading
             case MetricType.VALUE:
                 # The HPA multiplies this by the replicas and rounds up, so it must not be above: round it
                 # down to thousandths.
-                return Reading(math.floor(trigger.target * number_wanted / replicas * 1000) / 1000)
+                return Reading(
+                    math.floor(trigger.target * number_wanted / replicas * 1000) / 1000, fallback=True
+                )
 
 
 def wanted(fallback: Fallback, replicas: int) -> int:

@@ -61,8 +61,8 @@ class Activation:
 
 
 def is_active(scaled_object: ScaledObject, readings: Readings) -> bool:
-    """Return whether any trigger is above its activation value. At the value it is not active."""
+    """Return whether any trigger falls back or is above its activation value; at the value it is not."""
     return any(
-        reading.value is not None and reading.value > trigger.activation
+        reading.fallback or (reading.value is not None and reading.value > trigger.activation)
         for trigger, reading in zip(scaled_object.triggers, readings, strict=True)
     )

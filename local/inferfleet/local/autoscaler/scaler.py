@@ -22,7 +22,8 @@ class Scaler:
         self._hpa = Hpa(scaled_object)
 
     def poll(self, *, now: float, readings: Readings, replicas: int) -> Decision:
-        """Decide as KEDA does."""
+        """Decide as KEDA does, with its fallback for failing triggers."""
+        readings = self._failures.answer(readings, replicas=replicas)
         return self._activation.decide(now=now, readings=readings, replicas=replicas)
 
     def sync(self, *, now: float, readings: Readings, replicas: int) -> Decision:
