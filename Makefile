@@ -23,7 +23,9 @@ help: ## List the commands
 	@echo
 	@echo '  PYTHON=python3.12 VENV=.venv-3.12 take another Python; ARGS="…" goes to the command itself.'
 
-demo: venv services ## Run a whole fleet on this machine and watch it work
+demo: ## Run a whole fleet on this machine and watch it work
+	@scripts/setup-venv $(VENV) $(PYTHON) '.[local,worker]'
+	@scripts/setup-services $(VENV)
 	@$(VENV)/bin/inferfleet demo $(ARGS)
 
 demo-llm: engine-venv ## The same with a real language model, on the CPU

@@ -43,19 +43,24 @@ def test_no_command_makes_a_second_virtual_environment(target: str) -> None:
     assert len(re.findall(r"^scripts/setup-(?:venv|engine-venv|docs) ", commands, re.MULTILINE)) <= 1
 
 
-def test_a_package_that_the_user_installed_in_place_of_the_editable_one_is_replaced(tmp_path: Path) -> None:
+def test_an_environment_grows_and_is_made_anew_only_if_the_user_replaced_the_package(tmp_path: Path) -> None:
     for name, text in {"python": PYTHON, "pip": PIP}.items():
         (tmp_path / name).write_text(text, encoding="utf-8")
         (tmp_path / name).chmod(0o755)
     folder = tmp_path / "venv"
 
-    def set_up() -> None:
-        subprocess.run([ROOT / "scripts/setup-venv", folder, tmp_path / "python", ".[dev]"], check=True)
+    def set_up(package: str) -> None:
+        subprocess.run([ROOT / "scripts/setup-venv", folder, tmp_path / "python", package], check=True)
 
-    set_up()
-    set_up()
+    set_up(".[local]")
+    set_up(".[local]")
+    set_up(".[dev]")
+    set_up(".[local]")
     subprocess.run([folder / "bin/pip", "install", "."], check=True)
-    set_up()
+    set_up(".[dev]")
 
     installed = (folder / "installed").read_text(encoding="utf-8").splitlines()
-    assert installed == ["install -qq -e .[dev]", "install .", "install -qq -e .[dev]"]
+    assert installed == [
+        *("install -qq -e .[local]", "install -qq -e .[dev]"),
+        *("install .", "install -qq -e .[dev]"),
+    ]
