@@ -195,6 +195,17 @@ async def test_a_copy_of_a_start_that_comes_after_the_release_starts_nothing(
     assert (await start(records, job)).status is StartStatus.STARTED
 
 
+async def test_a_copy_of_a_start_that_was_refused_starts_nothing_either(
+    records: JobRecords, job: Job
+) -> None:
+    first = await start(records, job)
+    assert (await start(records, job, "w-2", token="held up")).status is StartStatus.BUSY
+    await release(records, job, first.fence, 0)
+    assert (await start(records, job, "w-2", token="held up")).status is StartStatus.BUSY
+    assert (await records.get(job.id)).state is JobState.QUEUED
+    assert (await start(records, job, "w-2")).fence.attempt == 2
+
+
 async def test_a_released_job_is_continued_from_its_tokens(
     records: JobRecords, job: Job, store: aioredis.Redis
 ) -> None:

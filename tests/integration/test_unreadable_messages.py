@@ -75,9 +75,9 @@ async def replied(store: aioredis.Redis, client: str, job_id: str) -> None:
         pytest.param(job_body(priority=11), {}, "priority: 11", id="a bad priority"),
         pytest.param(
             job_body(),
-            {"message_type": "inferfleet.job.v2"},
-            "type: 'inferfleet.job.v2' is not 'inferfleet.job.v1'",
-            id="a later version",
+            {"message_type": "inferfleet.task.v1"},
+            "type: 'inferfleet.task.v1' is not 'inferfleet.job.v1'",
+            id="another type of ours",
         ),
         pytest.param(
             gzip.compress(job_body()),

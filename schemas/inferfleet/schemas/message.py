@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from typing import Any, Final, cast
 from uuid import UUID, uuid5
@@ -18,6 +19,9 @@ from inferfleet.schemas.request import job_error
 _OURS: Final = JOB_MESSAGE_TYPE.partition(".")[0] + "."
 """How the types of all our messages begin, also of those that are not invented yet."""
 
+_OF_CONTRACT: Final = re.compile(r"(.*\.v)([1-9]\d*)", re.ASCII)
+"""A message's type: what it is, and the major version of the contract."""
+
 _PLAIN: Final = frozenset({"", "utf-8", "utf8", "identity", "binary", "7bit", "8bit"})
 """Content encodings of a body that is JSON as it stands."""
 
@@ -28,15 +32,21 @@ _job_id: Final[TypeAdapter[str]] = TypeAdapter(JobId)
 _session_id: Final[TypeAdapter[str]] = TypeAdapter(SessionId)
 
 
+class LaterContractError(InvalidJobError):
+    """The message is a job of a later contract, which newer workers can read."""
+
+
 def read_job(body: bytes, *, message_type: str = "", content_encoding: str = "") -> Job:
     """Read a message's body as a job. Many foreign clients set neither a type nor an encoding.
 
     Raises:
-        InvalidJobError: The message is not a job, or is a job of a later contract.
+        InvalidJobError: The message is not a job.
+        LaterContractError: The message is a job of a later contract.
 
     """
     if message_type.startswith(_OURS) and message_type != JOB_MESSAGE_TYPE:
-        raise InvalidJobError(
+        refused = LaterContractError if _is_later(message_type) else InvalidJobError
+        raise refused(
             f"type: {message_type!r} is not {JOB_MESSAGE_TYPE!r}, which is what this version reads; "
             "run workers of the version that the publisher has, or a later one"
         )
@@ -53,6 +63,11 @@ def read_job(body: bytes, *, message_type: str = "", content_encoding: str = "")
         # The model's default would make it another job at every delivery.
         raise InvalidJobError("id: missing; the publisher must give each job a UUID")
     return job
+
+
+def _is_later(message_type: str) -> bool:
+    theirs, ours = _OF_CONTRACT.fullmatch(message_type), _OF_CONTRACT.fullmatch(JOB_MESSAGE_TYPE)
+    return bool(theirs and ours and theirs[1] == ours[1] and int(theirs[2]) > int(ours[2]))
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 
 from inferfleet.schemas import Failure, FailureCode
 from inferfleet.schemas.errors import InvalidJobError
-from inferfleet.schemas.message import read_job
+from inferfleet.schemas.message import LaterContractError, read_job
 from inferfleet.wire.outage import Outage
 from inferfleet.wire.redis.clock import RedisClock
 from inferfleet.worker.attempt import Attempts
@@ -89,6 +89,9 @@ class Processor:
             )
             if "submitted_at" not in job.model_fields_set:
                 job = job.model_copy(update={"submitted_at": self._clock.now()})
+        except LaterContractError as error:
+            await self._settlement.leave_to_newer(delivery, error)
+            return None
         except InvalidJobError as error:
             failure = Failure(code=FailureCode.INVALID_REQUEST, message=f"not a job: {error}"[:4096])
             return await self._settlement.dead_letter_unreadable(

@@ -23,6 +23,7 @@ from inferfleet.schemas.errors import (
     ServiceUnreachableError,
 )
 from inferfleet.schemas.journal import QueuedEntry
+from inferfleet.schemas.message import LaterContractError
 from inferfleet.schemas.settings import WorkerSettings
 from inferfleet.wire.outage import Outage
 from inferfleet.wire.rabbitmq.confirms import RefusedError, UnroutableError
@@ -55,6 +56,9 @@ _UNPUBLISHED = (
 REQUEUE_PAUSE_S = 1.0
 """A pause before a message is requeued because its outcome could not be carried out."""
 
+LATER_CONTRACT_PAUSE_S = 10.0
+"""A pause before a job of a later contract is requeued, in case no newer worker consumes from the queue."""
+
 DEAD_LETTER_PAUSE_CAP_S = 30.0
 """The longest pause between two tries to write a dead letter."""
 
@@ -83,6 +87,7 @@ class Settlement:
         self._hooks = hooks
         self._leaving = leaving
         self._unpublished = Outage()
+        self._later_contract = Outage()
         self._unreadable = UnreadableMessages(settings=settings, records=records, lanes=lanes, hooks=hooks)
 
     async def settle(self, run: JobRun, delivery: Delivery, outcome: Outcome) -> Delivery | None:
@@ -120,6 +125,13 @@ class Settlement:
             case _:
                 assert_never(outcome)
         return None
+
+    async def leave_to_newer(self, delivery: Delivery, error: LaterContractError) -> None:
+        """Requeue a job of a later contract, so that a newer worker can take it. Logs only the first."""
+        if self._later_contract.began():
+            logger.warning("leaving jobs of a later contract to newer workers (%s)", error)
+        await self._wait(delivery, LATER_CONTRACT_PAUSE_S)
+        await delivery.requeue()
 
     async def dead_letter_unreadable(
         self, delivery: Delivery, failure: Failure, *, is_running: Callable[[str], bool]

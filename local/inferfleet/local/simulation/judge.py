@@ -132,7 +132,12 @@ def _refused(world: World) -> Iterator[tuple[str, str, str]]:
         # Its caller may submit it again, and others join that. Without Redis nobody knows whose key it is.
         again = any(other.job.id == call.job.id and other.began > call.ended for other in others)
         if not again and "Redis" not in str(call.error):
-            told = [other for other in others if other.got and call.job.id == other.got.id != other.job.id]
+            # A later call may get this id from a copy of a claim that arrived late: then the job is its own.
+            told = [
+                other
+                for other in others
+                if other.got and call.job.id == other.got.id != other.job.id and other.began < call.ended
+            ]
             if told:
                 yield "refused_though_accepted", call.job.id, repr(call.error)
         before = [other for other in others if other.got and other.ended < call.began]

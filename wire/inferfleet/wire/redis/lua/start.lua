@@ -39,9 +39,19 @@ local deaths = tonumber(r[11] or 0)
 local lease = tonumber(r[6] or 0)
 local identity = r[13] or ''
 local begun = r[8] == fence or r[8] == fence .. '+restarted'
--- A copy of this call that was held up on its way: the attempt it began is over.
+-- A copy of this call that was held up on its way: it was refused, or the attempt it began is over.
 local past = r[14] or ' '
 local late = r[14] and string.find(past, ' ' .. fence .. ' ', 1, true)
+local function remember(call)
+  -- Only the last of them: a copy is not held up for longer.
+  redis.call('HSET', job_key, 'past', string.sub(past .. call .. ' ', -2000))
+end
+local function refused(verdict, rest_ms)
+  if not late then
+    remember(fence)
+  end
+  return {verdict, rest_ms, 0, '', charged, reply_to, ''}
+end
 local restart = ''
 if tokens > 0 then
   if resumable == '0' then
@@ -61,7 +71,7 @@ elseif state == 'running' then
     return {r[9], attempt, tokens, r[9] == 'started' and restart or '', charged, reply_to, identity}
   end
   if late or (r[5] ~= worker and lease > now) then
-    return {'busy', math.max(0, lease - now), 0, '', charged, reply_to, ''}
+    return refused('busy', math.max(0, lease - now))
   end
   -- Its worker is gone without a word. What it added counts for it only if it is kept.
   deaths = deaths + 1
@@ -73,7 +83,7 @@ elseif state ~= 'queued' then
 elseif begun or late then
   return {'busy', 0, 0, '', charged, reply_to, ''}
 elseif lease > now and not r[7] then
-  return {'busy', lease - now, 0, '', charged, reply_to, ''}
+  return refused('busy', lease - now)
 end
 
 local verdict = 'started'
@@ -84,7 +94,7 @@ elseif (attempt == 0 or r[9] == 'expired') and expires_ms ~= '' and tonumber(exp
 elseif charged >= tonumber(max_attempts) or deaths >= tonumber(max_deaths) then
   verdict = 'exhausted'
 elseif charged >= tonumber(suspect_after) and alone == '0' then
-  return {'suspect', attempt, 0, '', charged, reply_to, ''}
+  return refused('suspect', attempt)
 end
 
 attempt = attempt + 1
@@ -105,8 +115,7 @@ redis.call('HSET', job_key, 'state', 'running', 'attempt', attempt, 'charged', c
   'worker', worker, 'lease', now + tonumber(lease_ms), 'lease_ms', lease_ms, 'started_at', started_ms,
   'fence', fence, 'verdict', verdict, 'deaths', deaths, 'tokens_at_start', tokens, 'model_identity', identity)
 if r[8] then
-  -- Only the last of them: a copy is not held up for longer.
-  redis.call('HSET', job_key, 'past', string.sub(past .. string.gsub(r[8], '%+restarted$', '') .. ' ', -2000))
+  remember((string.gsub(r[8], '%+restarted$', '')))
 end
 -- The two expire together, unless one of them was lost and is a new one by now.
 if not state or redis.call('TTL', journal_key) < ttl_s / 2 then
