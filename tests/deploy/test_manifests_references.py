@@ -122,4 +122,4 @@ def test_the_network_policy_lets_workers_reach_what_they_need(manifests: Manifes
     }
     example = example_connections()
     needed = {urlsplit(example[key]).port for key in ("amqp-url", "redis-url")}
-    assert allowed == needed | {5671, 6380, 443, 6443, 53}
+    assert allowed == needed | {5671, 6380, 26379, 443, 6443, 53}
