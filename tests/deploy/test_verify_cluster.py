@@ -9,6 +9,7 @@ import importlib.machinery
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -155,7 +156,7 @@ def test_a_fleet_that_works_gets_a_table_without_a_fault(tmp_path: Path) -> None
 
 def test_its_pod_is_admitted_and_connects_as_the_workers_do(tmp_path: Path) -> None:
     verify = script()
-    for name in ("overlays/dev", "overlays/tls", "overlays/secret-files"):
+    for name in ("overlays/dev", "overlays/tls", "overlays/secret-files", "overlays/replicated"):
         answers = good() | {
             "get deployments,statefulsets": [items(workload(0, name))],
             "get scaledobjects.keda.sh": [items(scaler(name))],
@@ -170,8 +171,10 @@ def test_its_pod_is_admitted_and_connects_as_the_workers_do(tmp_path: Path) -> N
         (worker,) = workload(0, name)["spec"]["template"]["spec"]["containers"]
         assert load["image"] == "inferfleet-producer:0.2.0"
         assert load["envFrom"] == worker["envFrom"]
-        assert {each["name"] for each in load["env"]} == {"INFERFLEET_AMQP_URL", "INFERFLEET_REDIS_URL"}
         assert all(each in worker["env"] for each in load["env"])
+        given = {each["name"] for each in load["env"]}
+        needed = set(re.findall(r"\$\((\w+)\)", json.dumps(load["env"])))
+        assert given == {"INFERFLEET_AMQP_URL", "INFERFLEET_REDIS_URL"} | needed
         mounted = {mount["name"] for mount in load["volumeMounts"]}
         assert mounted == {volume["name"] for volume in pod["spec"]["volumes"]}
         assert mounted == {"overlays/tls": {"tls"}, "overlays/secret-files": {"connections"}}.get(name, set())
