@@ -27,7 +27,7 @@ NAMES = {
         "Timings",
         "Usage",
     ],
-    producer: ["Fleet", "JobOptions", "JournalLine", "Session", "SyncFleet"],
+    producer: ["Fleet", "JobOptions", "JournalLine", "Session", "SyncFleet", "SyncSession"],
     testing: ["RunningWorker", "SyncRunningWorker", "SyncWorkers", "Workers"],
     worker: [
         "Completion",

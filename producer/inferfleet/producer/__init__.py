@@ -7,5 +7,6 @@ from inferfleet.producer.job_making import JobOptions
 from inferfleet.producer.journal_view import JournalLine
 from inferfleet.producer.sessions import Session
 from inferfleet.producer.sync import SyncFleet
+from inferfleet.producer.sync_session import SyncSession
 
-__all__ = ["Fleet", "JobOptions", "JournalLine", "Session", "SyncFleet"]
+__all__ = ["Fleet", "JobOptions", "JournalLine", "Session", "SyncFleet", "SyncSession"]

@@ -19,6 +19,7 @@ from inferfleet.producer.reader import Reader
 from inferfleet.producer.sessions import Session
 from inferfleet.producer.submission import Submission
 from inferfleet.schemas.errors import (
+    AnswerRestartedError,
     InvalidJobError,
     JobNotFoundError,
     ServiceRefusedError,
@@ -27,6 +28,7 @@ from inferfleet.schemas.errors import (
 )
 from inferfleet.schemas.heartbeat import Heartbeat
 from inferfleet.schemas.job import Job, JobState
+from inferfleet.schemas.journal import FinishedEntry, RestartedEntry, TokensEntry
 from inferfleet.schemas.problems import printable
 from inferfleet.schemas.result import JobRecord, Result
 from inferfleet.schemas.settings import ProducerSettings, read_settings
@@ -43,6 +45,7 @@ from inferfleet.wire.redis.session_histories import SessionHistories
 from inferfleet.wire.redis.session_lanes import SessionLanes
 from inferfleet.wire.redis.session_records import SessionRecords
 from inferfleet.wire.redis.streams import BlockedReader
+from inferfleet.wire.tasks import cancel_and_wait
 
 
 class Fleet:
@@ -176,6 +179,27 @@ class Fleet:
                 raise InvalidJobError(f"number {position} of the jobs: {error}") from error
         return await self._submission.accept_many(jobs)
 
+    async def run(
+        self,
+        work: str | Mapping[str, Any] | Job,
+        *,
+        wait_timeout_s: float | None = None,
+        **options: Unpack[JobOptions],
+    ) -> Result:
+        """Submit one job, wait for it, and return the result of a job that succeeded.
+
+        ``wait_timeout_s`` limits this wait; the option ``timeout_s`` limits the running time of one attempt.
+        The job continues if the wait is cancelled or times out.
+
+        Raises:
+            JobFailedError: The job ended in another state than ``succeeded``.
+            WaitTimeoutError: The job did not end within ``wait_timeout_s``; the message has its id.
+            InferfleetError: What ``submit`` and ``wait`` raise.
+
+        """
+        job = await self.submit(work, **options)
+        return (await self.wait(job, timeout_s=wait_timeout_s)).raise_for_state()
+
     async def get(self, job: Job | str) -> JobRecord:
         """Read a job's record.
 
@@ -225,6 +249,28 @@ class Fleet:
                 f"not all of the {len(jobs)} jobs finished within {timeout_s:g} s; they continue"
             ) from error
 
+    async def as_completed(
+        self, jobs: Iterable[Job | str], *, timeout_s: float | None = None
+    ) -> AsyncGenerator[Result]:
+        """Wait for many jobs, and yield each result when its job ends, also that of a job that failed.
+
+        Raises:
+            WaitTimeoutError: Not all jobs ended within ``timeout_s`` of the start of the iteration.
+            JobNotFoundError: There is no record of one of the jobs.
+            JobDataLostError: A job has ended, but Redis no longer has its result.
+
+        """
+        waits = [asyncio.create_task(self._reader.wait(_id(job))) for job in jobs]
+        try:
+            for ended in asyncio.as_completed(waits, timeout=timeout_s):
+                yield await ended
+        except TimeoutError as error:
+            raise WaitTimeoutError(
+                f"not all of the {len(waits)} jobs finished within {timeout_s:g} s; they continue"
+            ) from error
+        finally:
+            await cancel_and_wait(*waits)
+
     async def stream(self, job: Job | str, *, after: str = BEGINNING) -> AsyncGenerator[JournalLine]:
         """Read a job's journal as it grows, from behind the line ``after`` until the job ends.
 
@@ -244,6 +290,34 @@ class Fleet:
         async with aclosing(self._reader.follow(job_id, after=after, ended=state.terminal)) as lines:
             async for line in lines:
                 yield line
+
+    async def text_stream(self, job: Job | str, *, after: str = BEGINNING) -> AsyncGenerator[str]:
+        """Read the text of a job's first choice as it grows, in pieces that make the whole text.
+
+        Text that was yielded stays valid: if the answer restarts behind it, this raises. To read the new
+        answer, discard the text and read again from the error's ``after``.
+
+        Raises:
+            AnswerRestartedError: The answer restarts, so the text that was yielded is void.
+            JobFailedError: The job ended in another state than ``succeeded``, behind its partial text.
+            JobNotFoundError: The record of the job does not exist, or has disappeared.
+            JobDataLostError: Redis has lost a part of the journal.
+
+        """
+        yielded = False
+        async with aclosing(self.stream(job, after=after)) as lines:
+            async for line in lines:
+                match line.entry:
+                    case TokensEntry(chunks=chunks):
+                        if text := "".join(chunk.text for chunk in chunks if chunk.index == 0):
+                            yielded = True
+                            yield text
+                    case RestartedEntry(reason=reason) if yielded:
+                        raise AnswerRestartedError(_id(job), reason=reason, after=line.id)
+                    case FinishedEntry(state=state) if state is not JobState.SUCCEEDED:
+                        (await self._reader.wait(_id(job))).raise_for_state()
+                    case _:
+                        pass
 
     async def cancel(self, job: Job | str) -> JobState:
         """Cancel a job, and return its state.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import atexit
 import os
 import threading
-from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AsyncExitStack
 from functools import partial
@@ -21,6 +21,9 @@ from anyio.from_thread import BlockingPortal
 from inferfleet.producer.fleet import Fleet
 from inferfleet.producer.job_making import JobOptions
 from inferfleet.producer.journal_view import BEGINNING, JournalLine
+from inferfleet.producer.sync_dead_letters import SyncDeadLetters
+from inferfleet.producer.sync_session import SyncSession
+from inferfleet.schemas.heartbeat import Heartbeat
 from inferfleet.schemas.job import Job, JobState
 from inferfleet.schemas.result import JobRecord, Result
 from inferfleet.schemas.settings import ProducerSettings
@@ -33,7 +36,7 @@ EXIT_PATIENCE_S = 5.0
 
 
 class SyncFleet:
-    """A blocking client. Safe for many concurrent threads; its errors are those of ``Fleet``.
+    """A blocking client with the methods of ``Fleet``, and its errors. Safe for many concurrent threads.
 
     Keep it for the life of the process, which closes it at its end. A forked process has to connect its own
     client; a client of the parent raises ``ClientUnusableError`` there.
@@ -54,6 +57,8 @@ class SyncFleet:
         except Exception:
             self._thread.join()
             raise
+        self.dead_letters = SyncDeadLetters(self._fleet.dead_letters, self._call)
+        """The dead letters of all pools."""
         atexit.register(self._close_at_exit)
 
     @classmethod
@@ -87,9 +92,23 @@ class SyncFleet:
         """Submit many jobs; see ``Fleet.submit_many``."""
         return self._call(partial(self._fleet.submit_many, list(work), **options))
 
+    def run(
+        self,
+        work: str | Mapping[str, Any] | Job,
+        *,
+        wait_timeout_s: float | None = None,
+        **options: Unpack[JobOptions],
+    ) -> Result:
+        """Submit one job and return its result; see ``Fleet.run``."""
+        return self._call(partial(self._fleet.run, work, wait_timeout_s=wait_timeout_s, **options))
+
     def get(self, job: Job | str) -> JobRecord:
         """Read a job's record; see ``Fleet.get``."""
         return self._call(partial(self._fleet.get, job))
+
+    def get_many(self, jobs: Iterable[Job | str]) -> dict[str, JobRecord | None]:
+        """Read the records of many jobs; see ``Fleet.get_many``."""
+        return self._call(partial(self._fleet.get_many, list(jobs)))
 
     def wait(self, job: Job | str, *, timeout_s: float | None = None) -> Result:
         """Wait for a job's result; see ``Fleet.wait``."""
@@ -99,19 +118,49 @@ class SyncFleet:
         """Wait for many jobs; see ``Fleet.wait_many``."""
         return self._call(partial(self._fleet.wait_many, jobs, timeout_s=timeout_s))
 
+    def as_completed(self, jobs: Iterable[Job | str], *, timeout_s: float | None = None) -> Generator[Result]:
+        """Wait for many jobs, and yield each result when its job ends; see ``Fleet.as_completed``."""
+        return self._iterate(self._fleet.as_completed(list(jobs), timeout_s=timeout_s))
+
     def stream(self, job: Job | str, *, after: str = BEGINNING) -> Generator[JournalLine]:
         """Read a job's journal as it grows; see ``Fleet.stream``."""
-        lines = self._fleet.stream(job, after=after)
-        try:
-            while (line := self._call(partial(anext, lines, None))) is not None:
-                yield line
-        finally:
-            if not self._closed and os.getpid() == self._pid:
-                self._call(lines.aclose)
+        return self._iterate(self._fleet.stream(job, after=after))
+
+    def text_stream(self, job: Job | str, *, after: str = BEGINNING) -> Generator[str]:
+        """Read the text of a job's answer as it grows; see ``Fleet.text_stream``."""
+        return self._iterate(self._fleet.text_stream(job, after=after))
 
     def cancel(self, job: Job | str) -> JobState:
         """Cancel a job; see ``Fleet.cancel``."""
         return self._call(partial(self._fleet.cancel, job))
+
+    def session(self, session_id: str) -> SyncSession:
+        """Return a handle on a session; see ``Fleet.session``."""
+        return SyncSession(self._fleet.session(session_id), self._call)
+
+    def sessions(self, *, limit: int = 1000) -> list[str]:
+        """Return the ids of at most ``limit`` sessions."""
+        return self._call(partial(self._fleet.sessions, limit=limit))
+
+    def declare_pool(self, pool: str) -> None:
+        """Declare a pool's queues; see ``Fleet.declare_pool``."""
+        self._call(partial(self._fleet.declare_pool, pool))
+
+    def drain(self, worker_id: str, *, timeout_s: float = 30.0) -> None:
+        """Drain a worker; see ``Fleet.drain``."""
+        self._call(partial(self._fleet.drain, worker_id, timeout_s=timeout_s))
+
+    def workers(self) -> list[Heartbeat]:
+        """Return the heartbeats of all live workers."""
+        return self._call(self._fleet.workers)
+
+    def _iterate(self, items: AsyncGenerator[T]) -> Generator[T]:
+        try:
+            while (item := self._call(partial(anext, items, None))) is not None:
+                yield item
+        finally:
+            if not self._closed and os.getpid() == self._pid:
+                self._call(items.aclose)
 
     def _call(self, function: Callable[[], Awaitable[T]]) -> T:
         check_process(self._pid)

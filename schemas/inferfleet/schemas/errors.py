@@ -17,6 +17,7 @@ InferfleetError
 ├── DeadLetterNotFoundError    a pool has no dead letter with this id
 ├── DeadLettersGoneError       a pool has fewer dead letters than were counted
 ├── JobFailedError             the job ended in a state other than succeeded
+├── AnswerRestartedError       the answer restarts; the text that was read is void
 ├── WaitTimeoutError           the wait timed out; what it waited for continues
 ├── ServiceUnreachableError    RabbitMQ or Redis does not answer, or RabbitMQ refuses the login
 ├── ServiceRefusedError        RabbitMQ or Redis answers, but refuses the request
@@ -169,6 +170,19 @@ class JobFailedError(InferfleetError):
         self.job_id = job_id
         self.state = state
         self.code = code
+
+
+class AnswerRestartedError(InferfleetError):
+    """The answer restarts from the prompt. ``after`` is the cursor behind which the new answer begins."""
+
+    def __init__(self, job_id: str, *, reason: str, after: str) -> None:
+        super().__init__(
+            f"the answer of job {job_id} restarts ({reason}): discard the text that you have, and read the "
+            f"new answer with text_stream(job, after={after!r})"
+        )
+        self.job_id = job_id
+        self.reason = reason
+        self.after = after
 
 
 class WaitTimeoutError(InferfleetError, TimeoutError):
