@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from inferfleet.schemas.endpoints import ENDPOINTS, Endpoint, session_problem
 from inferfleet.schemas.errors import InvalidJobError
-from inferfleet.schemas.job import Job, OnBusy
+from inferfleet.schemas.job import Job, OnBusy, Priority
 from inferfleet.schemas.json_values import plain_json
 from inferfleet.schemas.near_match import did_you_mean
 from inferfleet.schemas.request import check_request, job_error
@@ -24,12 +24,20 @@ _MOMENTS: Final = ("expires_at", "submitted_at")
 _MINUTE: Final = timedelta(minutes=1)
 
 
+_OF_PROMPTS: Final = frozenset({"max_tokens", "temperature", "system"})
+"""The options that go into the body which is made of a prompt."""
+
+
 class JobOptions(TypedDict, total=False):
-    """The options of a job besides its body: fields of ``Job``."""
+    """The options of a job besides its body: fields of ``Job``, and some members of a prompt's body.
+
+    ``priority`` is 0 to 9, or the name of a ``Priority``, like ``"urgent"``. ``max_tokens``, ``temperature``
+    and ``system``, a chat's system message, are only for a prompt: a whole body has them itself.
+    """
 
     endpoint: Endpoint | str
     pool: str
-    priority: int
+    priority: int | str
     session_id: str | None
     on_busy: OnBusy | str
     state_patch: dict[str, Any] | None
@@ -40,6 +48,9 @@ class JobOptions(TypedDict, total=False):
     idempotency_key: str | None
     tenant: str
     metadata: dict[str, str]
+    max_tokens: int
+    temperature: float
+    system: str
 
 
 def make_job(
@@ -62,6 +73,11 @@ def make_job(
         spelt = ", ".join(repr(name) + did_you_mean(name, known) for name in sorted(misspelt))
         raise TypeError(f"a job has no option {spelt}")
     fields: dict[str, Any] = {} if now is None else {"submitted_at": now}
+    of_prompt: dict[str, Any] = {name: value for name, value in options.items() if name in _OF_PROMPTS}
+    if of_prompt and not isinstance(work, str):
+        raise InvalidJobError(
+            f"{', '.join(of_prompt)}: only for a prompt; a whole body or job has its own, so set it there"
+        )
     if isinstance(work, Job):
         said = dict(work)
         if "submitted_at" not in work.model_fields_set:
@@ -70,6 +86,10 @@ def make_job(
     else:
         endpoint = _endpoint(options.get("endpoint", Endpoint.CHAT))
         fields |= {**options, "endpoint": endpoint, "body": _body(work, endpoint)}
+    if of_prompt:
+        _extend(fields, of_prompt)
+    if isinstance(priority := fields.get("priority"), str):
+        fields["priority"] = read_priority(priority)
     sizes = _make_plain(fields)
     try:
         job = Job.model_validate(fields)
@@ -85,6 +105,21 @@ def make_job(
         )
     warn_of_misspelt_members(job.body)
     return job
+
+
+def read_priority(text: str) -> int:
+    """Read a priority: a name or a number from 0 to 9.
+
+    Raises:
+        InvalidJobError: It is neither.
+
+    """
+    if text.upper() in Priority.__members__:
+        return Priority[text.upper()]
+    if text.isascii() and text.isdecimal() and int(text) <= 9:
+        return int(text)
+    names = ", ".join(f"{priority.name.lower()} ({priority})" for priority in Priority)
+    raise InvalidJobError(f"priority: {text!r} is neither a number from 0 to 9 nor one of {names}")
 
 
 def check_pool(pool: str) -> None:
@@ -116,6 +151,22 @@ def _make_plain(fields: dict[str, Any]) -> dict[str, int]:
             with suppress(OverflowError):
                 fields[name] = moment.astimezone(UTC)
     return sizes
+
+
+def _extend(fields: dict[str, Any], of_prompt: dict[str, Any]) -> None:
+    """Move the options of a prompt into the body that was made of it."""
+    endpoint: Endpoint = fields["endpoint"]
+    body: dict[str, Any] = fields["body"]
+    if ENDPOINTS[endpoint].generated is None:
+        raise InvalidJobError(f"{', '.join(of_prompt)}: {endpoint} generates no text; leave it out")
+    for name, value in of_prompt.items():
+        del fields[name]
+        if name != "system":
+            body[name] = value
+        elif endpoint is Endpoint.CHAT:
+            body["messages"].insert(0, {"role": "system", "content": value})
+        else:
+            raise InvalidJobError(f"system: {endpoint} has no system message; put it into the prompt")
 
 
 def _endpoint(name: str) -> Endpoint:

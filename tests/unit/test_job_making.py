@@ -1,0 +1,61 @@
+"""What a job is made of: a prompt with its options, a body, or another job."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from inferfleet.producer.job_making import JobOptions, make_job
+from inferfleet.schemas import Endpoint, Job
+from inferfleet.schemas.errors import InvalidJobError
+
+BODY = {"messages": [{"role": "user", "content": "hello"}]}
+
+
+def made(work: Any, **options: Any) -> Job:
+    said: JobOptions = options  # type: ignore[assignment]
+    return make_job(work, said, max_body_bytes=10**6)
+
+
+def test_options_of_a_prompt_go_into_its_body() -> None:
+    job = made("hello", max_tokens=5, temperature=0, system="Be kind.")
+    assert job.body == {
+        "messages": [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "hello"}],
+        "max_tokens": 5,
+        "temperature": 0,
+    }
+    job = made("hello", endpoint="/v1/completions", max_tokens=5)
+    assert job.body == {"prompt": "hello", "max_tokens": 5}
+
+
+@pytest.mark.parametrize("work", [BODY, Job(body=BODY)], ids=["body", "job"])
+@pytest.mark.parametrize("option", [{"max_tokens": 5}, {"temperature": 0}, {"system": "Be kind."}])
+def test_a_whole_body_has_these_options_itself(work: Any, option: dict[str, Any]) -> None:
+    (name,) = option
+    with pytest.raises(InvalidJobError, match=f"{name}: only for a prompt.*set it there"):
+        made(work, **option)
+
+
+def test_an_endpoint_without_such_an_option_is_named() -> None:
+    with pytest.raises(InvalidJobError, match="max_tokens: /v1/embeddings generates no text"):
+        made("hello", endpoint=Endpoint.EMBEDDINGS, max_tokens=5)
+    with pytest.raises(InvalidJobError, match="system: /v1/completions has no system message"):
+        made("hello", endpoint=Endpoint.COMPLETIONS, system="Be kind.")
+
+
+def test_the_value_of_an_option_is_checked_like_the_body() -> None:
+    with pytest.raises(InvalidJobError, match=r"body\.max_tokens"):
+        made("hello", max_tokens=-5)
+
+
+@pytest.mark.parametrize(("priority", "number"), [("urgent", 9), ("Batch", 1), ("7", 7), (0, 0)])
+def test_a_priority_has_a_name_or_a_number(priority: str | int, number: int) -> None:
+    assert made("hello", priority=priority).priority == number
+    assert made(Job(body=BODY), priority=priority).priority == number
+
+
+@pytest.mark.parametrize("priority", ["soon", "10", "-1", "", "\u0663"])
+def test_another_priority_is_refused_with_those_that_there_are(priority: str) -> None:
+    with pytest.raises(InvalidJobError, match=r"priority: .* is neither a number .* urgent \(9\)"):
+        made("hello", priority=priority)
