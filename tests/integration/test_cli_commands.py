@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,30 @@ async def test_submit_takes_every_option(inferfleet: RunCommand, fleet: Fleet, p
     assert (job.pool, job.priority, job.session_id, job.timeout_s) == (pool, 7, "s-1", 30)
     assert (job.idempotency_key, job.metadata) == (pool, {"a": "1", "b": "x=y"})
     assert (job.endpoint, job.body) == (Endpoint.CHAT, chat("hello", max_tokens=5))
+    ended = await inferfleet(
+        *(
+            "submit",
+            "hello",
+            "--pool",
+            pool,
+            "--session",
+            "s-2",
+            "--on-busy",
+            "interrupt",
+            "--system",
+            "Be kind.",
+        ),
+        *("--temperature", "0.5", "--max-attempts", "2", "--expires", "2h", "--priority", "9", "--json"),
+    )
+    assert (ended.code, ended.err) == (0, "")
+    job = Job.model_validate_json(ended.out)
+    assert (job.on_busy, job.max_attempts, job.priority) == ("interrupt", 2, 9)
+    assert job.expires_at is not None
+    assert timedelta(hours=1) < job.expires_at - job.submitted_at < timedelta(hours=3)
+    assert job.body == {
+        "messages": [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "hello"}],
+        "temperature": 0.5,
+    }
     ended = await inferfleet(
         "submit", "hello", "--endpoint", "/v1/completions", "--pool", pool, "--max-tokens", "5", "--json"
     )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import re
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Final
 
 import typer
 
-from inferfleet.schemas.job import Priority
 from inferfleet.schemas.settings import ProducerSettings, read_settings
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print only JSON on stdout.")]
@@ -36,16 +37,25 @@ def producer_settings() -> ProducerSettings:
     return read_settings(ProducerSettings)
 
 
-def parse_priority(text: str) -> int:
-    """Read a priority: a name or a number from 0 to 9."""
+_SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+"""The units of a duration."""
+
+
+def parse_moment(text: str) -> datetime:
+    """Read a moment: a duration from now, like ``10m``, or an ISO 8601 time with its zone."""
     try:
-        return int(Priority[text.upper()])
-    except KeyError:
-        pass
-    if text.isdecimal() and int(text) <= 9:
-        return int(text)
-    names = ", ".join(f"{priority.name.lower()} ({priority})" for priority in Priority)
-    raise typer.BadParameter(f"{text!r} is neither a number from 0 to 9 nor one of {names}")
+        if duration := re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text, re.ASCII):
+            seconds = float(duration[1]) * _SECONDS[duration[2]]
+            return datetime.now(UTC) + timedelta(seconds=seconds)  # noqa: TID251 - from the user's now
+        moment = datetime.fromisoformat(text)
+    except (ValueError, OverflowError):
+        moment = None
+    if moment is None or moment.tzinfo is None:
+        raise typer.BadParameter(
+            f"{text!r} is neither a duration like 90s, 10m, 2h or 3d nor a time with its zone, like "
+            "2027-01-31T12:00:00Z"
+        )
+    return moment
 
 
 def parse_metadata(pairs: list[str]) -> dict[str, str]:

@@ -10,14 +10,14 @@ import typer
 from pydantic_core import from_json
 
 from inferfleet.cli.going_on import goes_on, submitting
-from inferfleet.cli.options import JsonFlag, not_empty, parse_metadata, parse_priority, producer_settings
+from inferfleet.cli.options import JsonFlag, not_empty, parse_metadata, parse_moment, producer_settings
 from inferfleet.cli.printing import print_answer, print_json, print_stream
 from inferfleet.cli.reading import read_text
 from inferfleet.cli.terminal import out
 from inferfleet.producer.fleet import Fleet
-from inferfleet.producer.job_making import JobOptions, make_job
+from inferfleet.producer.job_making import JobOptions, make_job, read_priority
 from inferfleet.schemas.endpoints import ENDPOINTS, Endpoint
-from inferfleet.schemas.job import DEFAULT_POOL
+from inferfleet.schemas.job import DEFAULT_MAX_ATTEMPTS, DEFAULT_POOL, OnBusy
 
 
 def command(
@@ -34,10 +34,22 @@ def command(
     max_tokens: Annotated[
         int | None, typer.Option(help="Maximum number of tokens to generate for a prompt.")
     ] = None,
+    temperature: Annotated[float | None, typer.Option(help="Sampling temperature for a prompt.")] = None,
+    system: Annotated[
+        str | None, typer.Option(help="System message before a prompt.", callback=not_empty)
+    ] = None,
     session: Annotated[
         str | None, typer.Option(help="Session to which this job adds a turn.", callback=not_empty)
     ] = None,
-    timeout: Annotated[float | None, typer.Option(help="Time limit in seconds.")] = None,
+    on_busy: Annotated[
+        OnBusy, typer.Option(help="What to do while the session has an unfinished turn.")
+    ] = OnBusy.ENQUEUE,
+    timeout: Annotated[float | None, typer.Option(help="Time limit of an attempt in seconds.")] = None,
+    max_attempts: Annotated[int, typer.Option(help="How often the job may be tried.")] = DEFAULT_MAX_ATTEMPTS,
+    expires: Annotated[
+        str | None,
+        typer.Option(help="Latest start: 90s, 10m, 2h or 3d from now, or an ISO 8601 time with its zone."),
+    ] = None,
     idempotency_key: Annotated[
         str | None,
         typer.Option(help="Idempotency key: the same key and body give the same job.", callback=not_empty),
@@ -53,17 +65,26 @@ def command(
     options: JobOptions = {
         "endpoint": endpoint,
         "pool": pool,
-        "priority": parse_priority(priority),
+        "priority": read_priority(priority),
         "session_id": session,
+        "on_busy": on_busy,
+        "max_attempts": max_attempts,
+        "expires_at": None if expires is None else parse_moment(expires),
         "stream": stream,
         "timeout_s": timeout,
         "idempotency_key": idempotency_key,
         "metadata": parse_metadata(metadata or []),
     }
-    asyncio.run(_submit(_work(prompt, body, endpoint, max_tokens), options, wait=wait, as_json=as_json))
+    if max_tokens is not None:
+        options["max_tokens"] = max_tokens
+    if temperature is not None:
+        options["temperature"] = temperature
+    if system is not None:
+        options["system"] = system
+    asyncio.run(_submit(_work(prompt, body, endpoint), options, wait=wait, as_json=as_json))
 
 
-async def _submit(work: dict[str, Any], options: JobOptions, *, wait: bool, as_json: bool) -> None:
+async def _submit(work: str | dict[str, Any], options: JobOptions, *, wait: bool, as_json: bool) -> None:
     settings = producer_settings()
     # Made here, so that its id is known even if the submission fails.
     job = make_job(work, options, max_body_bytes=settings.max_body_bytes)
@@ -87,24 +108,18 @@ async def _submit(work: dict[str, Any], options: JobOptions, *, wait: bool, as_j
             out(f"{job.id}\n")
 
 
-def _work(
-    prompt: str | None, body: Path | None, endpoint: Endpoint, max_tokens: int | None
-) -> dict[str, Any]:
+def _work(prompt: str | None, body: Path | None, endpoint: Endpoint) -> str | dict[str, Any]:
     match prompt, body:
         case None, Path():
             return _read(body)
+        case str(), None if ENDPOINTS[endpoint].ask is None:
+            raise typer.BadParameter(
+                f"{endpoint} needs more than a prompt: give the whole request with --body"
+            )
         case str(), None:
-            return _ask(prompt, endpoint, max_tokens)
+            return prompt
         case _:
             raise typer.BadParameter("give either a prompt or --body FILE")
-
-
-def _ask(prompt: str, endpoint: Endpoint, max_tokens: int | None) -> dict[str, Any]:
-    spec = ENDPOINTS[endpoint]
-    if spec.ask is None:
-        raise typer.BadParameter(f"{endpoint} needs more than a prompt: give the whole request with --body")
-    limit = {} if max_tokens is None or spec.generated is None else {"max_tokens": max_tokens}
-    return spec.ask(prompt) | limit
 
 
 def _read(file: Path) -> dict[str, Any]:
