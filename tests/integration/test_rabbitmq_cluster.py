@@ -115,15 +115,25 @@ async def running(cluster: RabbitMQCluster, asked: RabbitMQProcess) -> int:
     return int(await control(asked, "eval", "length(rabbit_nodes:all_running())."))
 
 
+async def until_whole(cluster: RabbitMQCluster, asked: RabbitMQProcess) -> None:
+    """Wait until a node sees all the others, as an operator does before the next one is stopped."""
+
+    async def whole() -> bool:
+        return await running(cluster, asked) == len(cluster.nodes)
+
+    await eventually(whole, within_s=RIDE_S)
+
+
 Fault = Callable[[RabbitMQCluster, RabbitMQProcess, Callable[[], Awaitable[None]]], Awaitable[None]]
 
 
 async def restarted_in_turn(
     cluster: RabbitMQCluster, node: RabbitMQProcess, meanwhile: Callable[[], Awaitable[None]]
 ) -> None:
-    for one in cluster.nodes:
+    for one, other in zip(cluster.nodes, [*cluster.nodes[1:], cluster.nodes[0]], strict=True):
         await asyncio.to_thread(one.stop)
         await asyncio.to_thread(one.start)
+        await until_whole(cluster, other)
 
 
 async def in_maintenance(
@@ -161,12 +171,7 @@ async def test_no_client_notices_that_the_leader_of_its_queue_is(
     async with submitting(fleet, pool) as accepted:
         leader = await home_of(job_queue(pool), cluster)
         await fault(cluster, leader, partial(until_more, accepted, 200))
-        other = next(one for one in cluster.nodes if one is not leader)
-
-        async def whole() -> bool:
-            return await running(cluster, other) == len(cluster.nodes)
-
-        await eventually(whole, within_s=RIDE_S)
+        await until_whole(cluster, next(one for one in cluster.nodes if one is not leader))
     assert (await fleet.get(accepted[-1])).state is JobState.SUCCEEDED
 
 

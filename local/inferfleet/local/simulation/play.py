@@ -139,7 +139,8 @@ async def _probe(world: World) -> None:
     for work in works or [job("probe", body=_AT_ONCE)]:
         call = await probe(world, work)
         # Somebody's turn may run still, of whom nobody knows what he was told. The last probe waits for it.
-        busy = work.on_busy is OnBusy.REJECT and isinstance(call.error, SessionBusyError)
+        refusal = call.error and (call.error.__cause__ or call.error)
+        busy = work.on_busy is OnBusy.REJECT and isinstance(refusal, SessionBusyError)
         if call.got is None and not busy:
             world.history.problems.append(
                 ("probe_refused", work.metadata["name"], repr(call.error or "no answer"))
