@@ -67,6 +67,11 @@ def connection_errors(url: str) -> Generator[None]:
         raise ConfigurationError(
             "INFERFLEET_AMQP_URL is not an address like amqp://user:password@host:5672/vhost"
         ) from None
+    except Exception as error:
+        if type(error) is not Exception:
+            raise
+        # What aiormq raises if the connection ends during a call and it does not know why.
+        raise no_answer(url, "it closed the connection") from error
 
 
 def words(error: BaseException, url: str) -> str:
