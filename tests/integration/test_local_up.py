@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from inferfleet.local.cli.services import _print_urls  # pyright: ignore[reportPrivateUsage]
 from inferfleet.local.services import Services, ServicesChoice
 from inferfleet.local.services.launcher import source_of
 
@@ -113,3 +114,24 @@ def test_half_of_the_urls_is_wrong_use() -> None:
     assert process.returncode == 2
     assert out == ""
     assert "missing: INFERFLEET_REDIS_URL" in err
+
+
+@pytest.mark.parametrize("url", [None, "http://user:password@127.0.0.1:15672"])
+@pytest.mark.parametrize("as_json", [True, False])
+def test_the_management_url_is_printed_where_there_is_one(
+    url: str | None, as_json: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    services = Services(
+        kind=ServicesChoice.DOCKER,
+        amqp_url="amqp://127.0.0.1",
+        redis_url="redis://127.0.0.1",
+        description="containers",
+        management_url=url,
+    )
+    _print_urls(services, as_json=as_json)
+    printed = capsys.readouterr()
+    if as_json:
+        assert json.loads(printed.out).get("management_url") == url
+    else:
+        assert len(printed.out.splitlines()) == 2
+        assert printed.err == (f"management of RabbitMQ: {url}\n" if url else "")

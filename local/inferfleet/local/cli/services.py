@@ -51,8 +51,12 @@ def _print_urls(services: Services, *, as_json: bool) -> None:
             "amqp_url": services.amqp_url,
             "redis_url": services.redis_url,
         }
+        if services.management_url is not None:
+            urls["management_url"] = services.management_url
         sys.stdout.write(orjson.dumps(urls).decode() + "\n")
     else:
+        if services.management_url is not None:
+            err(f"management of RabbitMQ: {services.management_url}\n")
         sys.stdout.write(f"export INFERFLEET_AMQP_URL={shlex.quote(services.amqp_url)}\n")
         sys.stdout.write(f"export INFERFLEET_REDIS_URL={shlex.quote(services.redis_url)}\n")
     sys.stdout.flush()
