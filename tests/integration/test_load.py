@@ -147,7 +147,7 @@ async def test_sigterm_under_load_loses_no_job_and_the_next_worker_continues(
 ) -> None:
     leaving = await start_worker_process("--max-running", "16", drain_timeout_s="0")
     jobs = await fleet.submit_many(
-        [slow_chat(str(number), tokens=60, step_s=0.01) for number in range(48)], pool=pool, stream=True
+        [slow_chat(str(number), tokens=250, step_s=0.01) for number in range(48)], pool=pool, stream=True
     )
     streams = [asyncio.create_task(read_all(fleet.stream(job))) for job in jobs]
     await asyncio.gather(*(until_tokens(fleet, job, 10) for job in jobs[:16]))
@@ -241,7 +241,7 @@ async def test_what_cannot_be_continued_starts_again_and_says_so(
     fleet: Fleet, start_worker: StartWorker, store: aioredis.Redis, pool: str
 ) -> None:
     """Two choices at once have no one place to continue from."""
-    body = slow_chat(tokens=40, step_s=0.01) | {"n": 2}
+    body = slow_chat(tokens=250, step_s=0.01) | {"n": 2}
     job = await fleet.submit(body, pool=pool, stream=True)
     worker = await start_worker()
     await until_tokens(fleet, job, 10)

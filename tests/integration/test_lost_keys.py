@@ -119,7 +119,7 @@ async def test_an_answer_whose_journal_has_a_hole_begins_again_and_says_so(
     damage: Callable[[aioredis.Redis, Job], Awaitable[None]],
 ) -> None:
     first = await start_worker()
-    job = await fleet.submit(slow_chat(tokens=60, step_s=0.01), pool=pool, stream=True)
+    job = await fleet.submit(slow_chat(tokens=250, step_s=0.01), pool=pool, stream=True)
     await until_tokens(fleet, job, 8)
     await first.stop()
     tokens = (await fleet.get(job)).tokens
@@ -139,7 +139,7 @@ async def test_a_journal_that_is_gone_while_its_job_runs_is_written_again(
     watchful: Fleet, start_worker: StartWorker, store: aioredis.Redis, pool: str
 ) -> None:
     await start_worker()
-    job = await watchful.submit(slow_chat(tokens=60, step_s=0.02), pool=pool, stream=True)
+    job = await watchful.submit(slow_chat(tokens=150, step_s=0.02), pool=pool, stream=True)
     early = asyncio.create_task(read_all(watchful.stream(job)))
     await until_tokens(watchful, job, 5)
     await store.delete(journal_key(job.id))
@@ -183,7 +183,7 @@ async def test_a_key_that_is_gone_is_an_end_or_an_error_for_all_who_look(
 ) -> None:
     # Given a job at that stage, and somebody who waits for it and somebody who reads it
     worker = await start_worker() if stage != "queued" else None
-    job = await watchful.submit(slow_chat(tokens=60, step_s=0.01), pool=pool, stream=True)
+    job = await watchful.submit(slow_chat(tokens=250, step_s=0.01), pool=pool, stream=True)
     looking = [
         asyncio.create_task(outcome(watchful.wait(job))),
         asyncio.create_task(outcome(read_all(watchful.stream(job)))),

@@ -50,7 +50,7 @@ async def test_a_worker_with_another_model_begins_the_answer_again(
     fleet: Fleet, start_worker: StartWorker, store: aioredis.Redis, pool: str
 ) -> None:
     first = await start_worker(engine("model-a"))
-    job = await fleet.submit(slow_chat(tokens=60, step_s=0.02), pool=pool, stream=True)
+    job = await fleet.submit(slow_chat(tokens=150, step_s=0.02), pool=pool, stream=True)
     await until_tokens(fleet, job, 5)
     await first.stop()
     partly = (await fleet.get(job)).model_copy()
@@ -83,7 +83,7 @@ async def test_a_reader_who_saw_the_first_model_is_told_and_sees_the_second_whol
     fleet: Fleet, start_worker: StartWorker, pool: str
 ) -> None:
     first = await start_worker(engine("model-a"))
-    job = await fleet.submit(slow_chat(tokens=60, step_s=0.02), pool=pool, stream=True)
+    job = await fleet.submit(slow_chat(tokens=150, step_s=0.02), pool=pool, stream=True)
     seen: list[JournalEntry] = []
     async for line in fleet.stream(job):
         seen.append(line.entry)
@@ -97,7 +97,7 @@ async def test_the_same_model_goes_on_on_whatever_machine(
     fleet: Fleet, start_worker: StartWorker, store: aioredis.Redis, pool: str
 ) -> None:
     first = await start_worker(engine("model-a"))
-    job = await fleet.submit(slow_chat(tokens=60, step_s=0.02), pool=pool, stream=True)
+    job = await fleet.submit(slow_chat(tokens=150, step_s=0.02), pool=pool, stream=True)
     await until_tokens(fleet, job, 5)
     await first.stop()
     await start_worker(engine("model-a", kv_cache_tokens=500_000, decode_step_base_s=0.5))
@@ -111,7 +111,7 @@ async def test_tokens_of_an_older_version_that_named_no_model_are_not_continued(
     fleet: Fleet, start_worker: StartWorker, store: aioredis.Redis, pool: str
 ) -> None:
     first = await start_worker()
-    job = await fleet.submit(slow_chat(tokens=60, step_s=0.02), pool=pool, stream=True)
+    job = await fleet.submit(slow_chat(tokens=150, step_s=0.02), pool=pool, stream=True)
     await until_tokens(fleet, job, 5)
     await first.stop()
     await store.hdel(job_key(job.id), "model_identity")

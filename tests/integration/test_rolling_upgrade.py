@@ -160,7 +160,7 @@ async def test_a_worker_of_one_release_goes_on_with_the_answer_of_the_other(
     end: signal.Signals,
 ) -> None:
     began = await start_worker_of(first)
-    job = await fleet.submit(slow_chat(tokens=60, step_s=0.02), pool=pool, stream=True)
+    job = await fleet.submit(slow_chat(tokens=150, step_s=0.02), pool=pool, stream=True)
     await until_tokens(fleet, job, 5)
     began.signal(end)
     await began.ended()

@@ -99,7 +99,7 @@ async def test_a_restarted_answer_is_never_glued_to_the_text_before_it(
     fleet: Fleet, start_worker: StartWorker, pool: str
 ) -> None:
     first = await start_worker(engine("model-a"))
-    job = await fleet.submit(slow_chat(tokens=60, step_s=0.02), pool=pool, stream=True)
+    job = await fleet.submit(slow_chat(tokens=150, step_s=0.02), pool=pool, stream=True)
     text = fleet.text_stream(job)
     assert answer_to(job).startswith(await anext(text))
     await first.stop()

@@ -252,7 +252,7 @@ async def test_an_answer_that_turns_out_not_to_be_continuable_begins_again(
     fleet: Fleet, start_worker: StartWorker, pool: str
 ) -> None:
     worker = await start_worker()
-    job = await fleet.submit(slow_chat(tokens=60, step_s=0.02), pool=pool, stream=True, max_attempts=1)
+    job = await fleet.submit(slow_chat(tokens=150, step_s=0.02), pool=pool, stream=True, max_attempts=1)
     await until_tokens(fleet, job)
     await worker.stop()
 
