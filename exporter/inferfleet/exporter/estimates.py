@@ -15,7 +15,7 @@ WINDOW_S = 60.0
 """The period over which the throughput is measured."""
 
 STATISTICS_S = 5.0
-"""How often RabbitMQ refreshes its counters by default: what they show at once may have taken so long."""
+"""How often RabbitMQ refreshes its counters by default: each change is of the jobs of up to so long."""
 
 
 class OldestAge:
@@ -65,15 +65,19 @@ class Throughput:
         self._rate_of_one: float | None = None
 
     def observe(self, *, now: float, acked: int, work: int, ready_workers: int) -> float | None:
-        """Record the current counters, and return jobs per second; ``None`` before the first job ended."""
+        """Record the current counters, and return jobs per second; ``None`` while unknown."""
         if self._samples and (acked < self._samples[-1][1] or not work):
             self._samples.clear()
         self._samples.append((now, acked))
         while now - self._samples[0][0] > WINDOW_S:
             self._samples.popleft()
         since, before = self._samples[0]
+        if now - since < 2 * STATISTICS_S:
+            # Nobody knows how long the first change took; the time from one change to another is known.
+            changed = ((at, count) for at, count in self._samples if count > before)
+            since, before = next(changed, (now, acked))
         if acked > before:
-            rate = (acked - before) / max(now - since, STATISTICS_S)
+            rate = (acked - before) / (now - since)
             self._rate_of_one = rate / max(1, ready_workers)
             return rate
         return None if self._rate_of_one is None else self._rate_of_one * max(1, ready_workers)
