@@ -7,18 +7,15 @@ from collections.abc import Collection, Mapping
 from contextlib import AsyncExitStack
 
 from aio_pika.abc import AbstractConnection
-from aio_pika.exceptions import AMQPError, ChannelNotFoundEntity
+from aio_pika.exceptions import ChannelNotFoundEntity
 
 from inferfleet.exporter.queues import QueueCounts
 from inferfleet.schemas.errors import ServiceRefusedError, ServiceUnreachableError
 from inferfleet.schemas.names import dead_queue, job_queue
-from inferfleet.wire.address import redacted, without_secrets
 from inferfleet.wire.rabbitmq.connection import open_amqp
+from inferfleet.wire.rabbitmq.errors import connection_errors
 
 TIMEOUT_S = 4.0
-
-# aio-pika raises a bare RuntimeError for a connection that has closed meanwhile.
-_OUTAGES = (AMQPError, OSError, RuntimeError, ServiceRefusedError)
 
 
 class PassiveQueues:
@@ -32,16 +29,12 @@ class PassiveQueues:
     async def counts(self, pools: Collection[str]) -> Mapping[str, QueueCounts]:
         """Return the counts of these pools, without those that have no queue. See ``Queues``."""
         try:
-            async with asyncio.timeout(TIMEOUT_S):
-                counted = {pool: await self._pool(pool) for pool in sorted(pools)}
-        except _OUTAGES as error:
+            with connection_errors(self._url):
+                async with asyncio.timeout(TIMEOUT_S):
+                    counted = {pool: await self._pool(pool) for pool in sorted(pools)}
+        except (ServiceUnreachableError, ServiceRefusedError):
             await self.aclose()
-            if isinstance(error, (ServiceUnreachableError, ServiceRefusedError)):
-                raise
-            raise ServiceUnreachableError(
-                f"RabbitMQ at {redacted(self._url)} does not answer "
-                f"({without_secrets(str(error), self._url) or type(error).__name__})"
-            ) from error
+            raise
         return {pool: counts for pool, counts in counted.items() if counts.ready is not None}
 
     async def aclose(self) -> None:

@@ -13,7 +13,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, cast
 
 import aiohttp
-from aio_pika.exceptions import AMQPError
 from aiormq.abc import AbstractChannel
 
 from inferfleet.local.autoscaler.decision import Reading, Readings
@@ -25,7 +24,7 @@ from inferfleet.local.autoscaler.triggers import (
     Trigger,
     consumption_time_s,
 )
-from inferfleet.schemas.errors import ConfigurationError
+from inferfleet.schemas.errors import ConfigurationError, InferfleetError
 from inferfleet.wire.address import without_secrets
 from inferfleet.wire.rabbitmq.connection import open_amqp
 from inferfleet.wire.rabbitmq.errors import connection_errors
@@ -33,9 +32,6 @@ from inferfleet.wire.rabbitmq.management import ManagementApi
 
 TIMEOUT_S = 3.0
 """KEDA_HTTP_DEFAULT_TIMEOUT."""
-
-# aio-pika raises a bare RuntimeError for a connection that has closed meanwhile.
-_OUTAGES = (AMQPError, OSError, RuntimeError)
 
 
 class Measurer:
@@ -71,7 +67,7 @@ class Measurer:
                     return await self._counted(trigger)
                 case PrometheusTrigger():
                     return await self._prometheus(trigger)
-        except (aiohttp.ClientError, ConfigurationError, *_OUTAGES) as error:
+        except (aiohttp.ClientError, InferfleetError, OSError) as error:
             words = str(error)
             if isinstance(trigger, PrometheusTrigger):
                 words = without_secrets(words, self._prometheus_url or trigger.server)
@@ -125,11 +121,18 @@ class PassiveDeclares:
         self._channel: AbstractChannel | None = None
 
     async def ready(self, queue: str) -> int:
-        """Count the ready messages in a queue. Raises aio-pika's errors."""
+        """Count the ready messages in a queue.
+
+        Raises:
+            ServiceUnreachableError: RabbitMQ does not answer.
+            ServiceRefusedError: There is no such queue, or RabbitMQ refuses the request.
+
+        """
         try:
-            async with asyncio.timeout(TIMEOUT_S):
-                channel = self._channel or await self._connect()
-                return (await channel.queue_declare(queue, passive=True)).message_count or 0
+            with connection_errors(self._url):
+                async with asyncio.timeout(TIMEOUT_S):
+                    channel = self._channel or await self._connect()
+                    return (await channel.queue_declare(queue, passive=True)).message_count or 0
         except BaseException:
             # A refused declaration closes the channel, and a cancelled one leaves a reply in flight.
             await self.aclose()
@@ -145,8 +148,7 @@ class PassiveDeclares:
         connection = await self._stack.enter_async_context(
             open_amqp(self._url, timeout_s=TIMEOUT_S, name="inferfleet autoscale")
         )
-        with connection_errors(self._url):
-            self._channel = await (await connection.channel()).get_underlay_channel()
+        self._channel = await (await connection.channel()).get_underlay_channel()
         return self._channel
 
 

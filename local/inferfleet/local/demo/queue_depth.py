@@ -6,8 +6,7 @@ import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
-from aio_pika.exceptions import AMQPError, ChannelInvalidStateError
-
+from inferfleet.schemas.errors import ServiceRefusedError, ServiceUnreachableError
 from inferfleet.schemas.names import job_queue
 from inferfleet.wire.rabbitmq.connection import open_amqp
 from inferfleet.wire.rabbitmq.errors import connection_errors
@@ -33,8 +32,9 @@ async def queue_depth(amqp_url: str, pool: str) -> AsyncGenerator[Callable[[], A
 
         async def ask() -> int | None:
             try:
-                return (await channel.queue_declare(job_queue(pool), passive=True)).message_count
-            except (AMQPError, ChannelInvalidStateError, ConnectionError) as error:
+                with connection_errors(amqp_url):
+                    return (await channel.queue_declare(job_queue(pool), passive=True)).message_count
+            except (ServiceUnreachableError, ServiceRefusedError) as error:
                 logger.debug("cannot read the queue's length (%s)", error)
                 return None
 
