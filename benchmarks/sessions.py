@@ -23,7 +23,7 @@ from inferfleet.schemas.job import new_job_id
 from inferfleet.schemas.session import Turn
 from inferfleet.schemas.settings import ServiceSettings
 from inferfleet.wire.redis.attempts import Fence
-from inferfleet.wire.redis.connection import open_redis
+from inferfleet.wire.redis.connection import command_pipeline, open_redis
 from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.redis.session_histories import AppendStatus, BeginStatus, SessionHistories
 from inferfleet.wire.redis.session_lanes import EnterStatus, Payload, SessionLanes
@@ -89,7 +89,7 @@ class Length:
 async def run(url: str, turns: list[int], rounds: int) -> None:
     """Measure all lengths in turn, so that the machine's other work meets each of them, and print a table."""
     async with open_redis(url) as client:
-        pipeline = CommandPipeline(client, patience_s=None)
+        pipeline = command_pipeline(client, patience_s=None)
         running = asyncio.create_task(pipeline.run())
         lengths = {count: Length(pipeline, count) for count in turns}
         for number in range(rounds + WARM_UP):

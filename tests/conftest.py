@@ -110,7 +110,7 @@ def cell_of(item: pytest.Item) -> Cell | None:
     """The cell that a test runs on, if it is one of the matrix."""
     parameters = item.callspec.params if hasattr(item, "callspec") else {}
     cells = [value for value in parameters.values() if isinstance(value, Cell)]
-    return cells[0] if cells and item.get_closest_marker("matrix") is not None else None
+    return cells[0] if cells and item.get_closest_marker(cells[0].marker) is not None else None
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,8 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import StrEnum
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
@@ -22,7 +23,9 @@ from inferfleet.local.services.free_port import free_port
 from inferfleet.local.services.launcher import source_of
 from inferfleet.local.services.rabbitmq_process import RabbitMQProcess
 from inferfleet.local.services.reaper import Reaper
+from inferfleet.local.services.redis_cluster import RedisCluster
 from inferfleet.local.services.redis_process import RedisProcess, redis_binary
+from inferfleet.local.services.redis_sentinels import RedisSentinels
 from inferfleet.schemas.settings import QueueType
 
 NATIVE = "native"
@@ -33,15 +36,33 @@ USER = PASSWORD = "matrix"
 START_TIMEOUT_S = 120.0
 
 
+class StoreKind(StrEnum):
+    """How Redis is run."""
+
+    SINGLE = "single"
+    CLUSTER = "cluster"
+    SENTINEL = "sentinel"
+
+
 @dataclass(frozen=True, order=True)
 class Cell:
-    """One version of RabbitMQ with one type of queues."""
+    """One version of RabbitMQ with one type of queues, and a kind of Redis.
+
+    The tests marked ``matrix`` run on each RabbitMQ, and those marked ``store`` on each Redis but the usual.
+    """
 
     version: str
     queue_type: QueueType
+    store: StoreKind = StoreKind.SINGLE
 
     def __str__(self) -> str:
-        return f"{self.version}-{self.queue_type}"
+        store = "" if self.store is StoreKind.SINGLE else f"-{self.store}"
+        return f"{self.version}-{self.queue_type}{store}"
+
+    @property
+    def marker(self) -> str:
+        """The marker of the tests that run on it."""
+        return "matrix" if self.store is StoreKind.SINGLE else "store"
 
     @property
     def priorities(self) -> int:
@@ -60,7 +81,12 @@ class Cell:
 BASELINE = Cell("3.10", QueueType.CLASSIC)
 """What all tests run on that are given nothing else, where the native servers are."""
 
-CELLS = tuple(Cell(version, queue_type) for version in SERVERS for queue_type in QueueType)
+BROKERS = tuple(Cell(version, queue_type) for version in SERVERS for queue_type in QueueType)
+
+CELLS = (
+    *BROKERS,
+    *(Cell(BASELINE.version, BASELINE.queue_type, store) for store in StoreKind if store != StoreKind.SINGLE),
+)
 
 
 def unavailable_reason(version: str) -> str | None:
@@ -156,23 +182,25 @@ class Servers:
 
     def __init__(self) -> None:
         self._stack = ExitStack()
-        self._version: str | None = None
+        self._running: tuple[str, StoreKind] | None = None
         self._services: Services | None = None
 
     def services(self, cell: Cell) -> Services:
-        if self._services is None or self._version != cell.version:
+        wanted = cell.version, cell.store
+        if self._services is None or self._running != wanted:
             self.close()
-            self._services = self._start(SERVERS[cell.version])
-            self._version = cell.version
+            self._services = self._start(SERVERS[cell.version], cell.store)
+            self._running = wanted
         return self._services
 
     def close(self) -> None:
         self._services = None
         self._stack.close()
 
-    def _start(self, image: str) -> Services:
+    def _start(self, image: str, kind: StoreKind) -> Services:
         if image == NATIVE:
-            return self._stack.enter_context(running_services(ServicesChoice.NATIVE))
+            services = self._stack.enter_context(running_services(ServicesChoice.NATIVE))
+            return services if kind is StoreKind.SINGLE else self._with(kind, services)
         reaper = self._stack.enter_context(Reaper())
         folder = Path(self._stack.enter_context(TemporaryDirectory(prefix="inferfleet-")))
         server = redis_binary()
@@ -189,4 +217,22 @@ class Servers:
             # What a test does with it is what a container can do, too.
             broker=cast("RabbitMQProcess", broker),
             store=store,
+        )
+
+    def _with(self, kind: StoreKind, services: Services) -> Services:
+        """Put several servers in the place of the one Redis."""
+        reaper = self._stack.enter_context(Reaper())
+        folder = Path(self._stack.enter_context(TemporaryDirectory(prefix="inferfleet-")))
+        server = redis_binary()
+        assert server is not None
+        several = RedisCluster if kind is StoreKind.CLUSTER else RedisSentinels
+        store = several(server=server, folder=folder, reaper=reaper)
+        self._stack.callback(store.close)
+        store.start()
+        return replace(
+            services,
+            redis_url=store.url,
+            description=f"{services.description}, with a {kind} of Redis {store.version}",
+            # What a test does with it is what these can do, too.
+            store=cast("RedisProcess", store),
         )

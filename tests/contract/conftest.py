@@ -14,13 +14,12 @@ from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMe
 from tests.conftest import cell_services, matrix_cells
 from tests.contract.conversation import Conversation
 from tests.matrix import Cell
+from tests.stores import plain_redis, running_pipeline
 
 from inferfleet.local.services import Services, ServicesChoice, running_services
 from inferfleet.local.services.launcher import source_of
 from inferfleet.schemas.settings import ServiceSettings
 from inferfleet.wire.rabbitmq.topology import queue_arguments
-from inferfleet.wire.redis.pipeline import CommandPipeline
-from inferfleet.wire.tasks import cancel_and_wait
 
 KINDS = (ServicesChoice.EMBEDDED, ServicesChoice.NATIVE, ServicesChoice.DOCKER)
 PATIENCE_S = 10.0
@@ -61,21 +60,17 @@ async def channel(connection: AbstractConnection) -> AsyncIterator[AbstractChann
 
 @pytest.fixture
 async def store(contract_services: Services) -> AsyncIterator[aioredis.Redis]:
-    client = aioredis.Redis.from_url(
-        contract_services.redis_url, socket_timeout=None, socket_connect_timeout=None
-    )
+    client = plain_redis(contract_services.redis_url)
     await client.flushall()
     yield client
     await client.aclose()
 
 
 @pytest.fixture
-async def talk(store: aioredis.Redis) -> AsyncIterator[Conversation]:
+async def talk(contract_services: Services, store: aioredis.Redis) -> AsyncIterator[Conversation]:
     """A session of which nothing is there yet."""
-    pipeline = CommandPipeline(store, patience_s=None)
-    running = asyncio.create_task(pipeline.run())
-    yield Conversation(store, pipeline)
-    await cancel_and_wait(running)
+    async with running_pipeline(contract_services.redis_url, patience_s=None) as pipeline:
+        yield Conversation(store, pipeline)
 
 
 @pytest.fixture

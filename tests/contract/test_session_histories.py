@@ -22,6 +22,8 @@ from inferfleet.wire.redis.session_histories import AppendStatus, BeginStatus
 from inferfleet.wire.redis.session_lanes import EnterStatus
 from inferfleet.wire.redis.session_records import ReplaceStatus
 
+pytestmark = pytest.mark.store
+
 
 async def test_a_turn_may_not_begin_while_another_owns_the_session(talk: Conversation) -> None:
     first, second = turn(), turn()

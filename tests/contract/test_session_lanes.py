@@ -29,6 +29,8 @@ from inferfleet.wire.redis.records import JobRecords
 from inferfleet.wire.redis.session_histories import AppendStatus, BeginStatus
 from inferfleet.wire.redis.session_lanes import EnterStatus, Payload, Withdrawn
 
+pytestmark = pytest.mark.store
+
 
 async def test_the_first_turn_runs_and_the_others_follow_in_their_order(
     talk: Conversation,

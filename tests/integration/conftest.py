@@ -26,6 +26,7 @@ import pytest
 import redis.asyncio as aioredis
 from tests.forked import ForkedProcess
 from tests.matrix import Cell
+from tests.stores import plain_redis, running_pipeline
 
 from inferfleet.local.services import Services, ServicesChoice
 from inferfleet.producer import Fleet, JournalLine
@@ -37,7 +38,7 @@ from inferfleet.wire.rabbitmq.connection import open_amqp
 from inferfleet.wire.redis.journal_lines import parse_line
 from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.redis.records import JobRecords
-from inferfleet.wire.tasks import cancel_and_wait
+from inferfleet.wire.redis.topology import topology_of
 from inferfleet.worker.engines.simulated import SimulatedEngine, expected_text
 from inferfleet.worker.ports import Engine
 from inferfleet.worker.worker import Worker
@@ -202,7 +203,7 @@ def raw(services: Services, pool: str) -> RawPublisher:
 @pytest.fixture
 async def store(services: Services) -> AsyncIterator[aioredis.Redis]:
     """A plain Redis client. Its timeouts would run out while a test makes ten thousand jobs."""
-    client = aioredis.Redis.from_url(services.redis_url, socket_timeout=None, socket_connect_timeout=None)
+    client = plain_redis(services.redis_url)
     yield client
     await client.aclose()
 
@@ -212,6 +213,13 @@ def real_redis(services: Services) -> None:
     """For tests that ask Redis about its users or connections, of which the embedded one knows nothing."""
     if services.kind is ServicesChoice.EMBEDDED:
         pytest.skip("the embedded Redis has no users and lists no connections")
+
+
+@pytest.fixture
+def one_redis(services: Services) -> None:
+    """For tests that put something in front of Redis, or look at one server."""
+    if topology_of(services.redis_url) is not None:
+        pytest.skip(f"this needs a single Redis, and there are: {services.description}")
 
 
 # Clients
@@ -527,11 +535,9 @@ def record_of(records: dict[str, JobRecord | None], job: Job) -> JobRecord:
 
 
 @pytest.fixture
-async def pipeline(store: aioredis.Redis) -> AsyncIterator[CommandPipeline]:
-    pipeline = CommandPipeline(store, patience_s=None)
-    running = asyncio.create_task(pipeline.run())
-    yield pipeline
-    await cancel_and_wait(running)
+async def pipeline(services: Services) -> AsyncIterator[CommandPipeline]:
+    async with running_pipeline(services.redis_url, patience_s=None) as pipeline:
+        yield pipeline
 
 
 @pytest.fixture

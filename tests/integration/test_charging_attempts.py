@@ -13,9 +13,8 @@ from inferfleet.producer.background import background
 from inferfleet.schemas import Job
 from inferfleet.schemas.journal import TokenChunk
 from inferfleet.wire.redis.attempts import DEATHS_PER_ATTEMPT, Started, StartStatus
-from inferfleet.wire.redis.connection import open_redis
+from inferfleet.wire.redis.connection import command_pipeline, open_redis
 from inferfleet.wire.redis.journal_lines import PendingTokens
-from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.redis.records import JobRecords
 
 pytestmark = pytest.mark.matrix
@@ -24,7 +23,7 @@ pytestmark = pytest.mark.matrix
 @pytest.fixture
 async def records(services: Services) -> AsyncIterator[JobRecords]:
     async with open_redis(services.redis_url) as client:
-        pipeline = CommandPipeline(client, patience_s=0)
+        pipeline = command_pipeline(client, patience_s=0)
         async with background(pipeline.run()):
             yield JobRecords(pipeline=pipeline, result_ttl_s=60, queued_ttl_s=60)
 

@@ -17,7 +17,7 @@ from inferfleet.local.chaos.proxy import Direction, Proxy
 from inferfleet.local.services import Services
 from inferfleet.producer.background import background
 from inferfleet.schemas.errors import ServiceUnreachableError
-from inferfleet.wire.redis.connection import redis_client
+from inferfleet.wire.redis.connection import command_pipeline, redis_client
 from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.redis.pipelined_connection import PipelinedConnection
 
@@ -64,7 +64,7 @@ class ForgetfulNat:
 @asynccontextmanager
 async def impatient(url: str) -> AsyncIterator[CommandPipeline]:
     client = redis_client(url, socket_timeout_s=SOCKET_TIMEOUT_S)
-    pipeline = CommandPipeline(client, patience_s=0)
+    pipeline = command_pipeline(client, patience_s=0)
     async with background(pipeline.run()):
         yield pipeline
     await client.aclose()
@@ -143,7 +143,7 @@ async def test_a_session_that_was_deleted_although_the_answer_got_lost_is_said_t
 
 
 async def test_connections_are_tried_while_nothing_happens(services: Services) -> None:
-    client = redis_client(services.redis_url)
+    client: Any = redis_client(services.redis_url)
     async with PipelinedConnection.opened(client) as line:
         connection: Any = line._connection
         sock: socket.socket = connection._writer.transport.get_extra_info("socket")

@@ -13,7 +13,7 @@ from tests.integration.conftest import PATIENCE_S
 from inferfleet.local.chaos.proxy import Direction, Proxy
 from inferfleet.local.services import Services
 from inferfleet.schemas.errors import ServiceRefusedError, ServiceUnreachableError
-from inferfleet.wire.redis.connection import redis_client
+from inferfleet.wire.redis.connection import command_pipeline, redis_client
 from inferfleet.wire.redis.pipeline import WRITE_LIMIT, CommandPipeline
 from inferfleet.wire.tasks import cancel_and_wait
 
@@ -32,7 +32,7 @@ async def running(
     url: str, *, patience_s: float | None, socket_timeout_s: float = SOCKET_TIMEOUT_S
 ) -> AsyncGenerator[CommandPipeline]:
     client = redis_client(url, socket_timeout_s=socket_timeout_s)
-    pipeline = CommandPipeline(client, patience_s=patience_s)
+    pipeline = command_pipeline(client, patience_s=patience_s)
     sending = asyncio.create_task(pipeline.run())
     try:
         yield pipeline
@@ -142,7 +142,7 @@ async def test_a_redis_that_owes_an_answer_for_too_long_counts_as_away(
 @pytest.mark.usefixtures("real_redis")
 async def test_a_client_without_a_timeout_stays_on_one_connection(services: Services) -> None:
     client = aioredis.Redis.from_url(services.redis_url, socket_timeout=None)
-    pipeline = CommandPipeline(client, patience_s=0)
+    pipeline = command_pipeline(client, patience_s=0)
     sending = asyncio.create_task(pipeline.run())
     identities = {await pipeline.execute("CLIENT", "ID") for _ in range(20)}
     await asyncio.wait_for(cancel_and_wait(sending), PATIENCE_S)

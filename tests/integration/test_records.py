@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 import redis.asyncio as aioredis
 from tests.integration.conftest import assert_whole, chat, eventually, journal_of, kinds_of
+from tests.stores import running_pipeline
 
+from inferfleet.local.services import Services
 from inferfleet.schemas import Failure, FailureCode, Job, JobState, Result
 from inferfleet.schemas.errors import JobDataLostError, JobNotFoundError
 from inferfleet.schemas.journal import (
@@ -29,20 +31,17 @@ from inferfleet.schemas.names import job_key, journal_key, reply_key, result_key
 from inferfleet.wire.redis.attempts import Fence, Started, StartStatus, WriteStatus
 from inferfleet.wire.redis.job_reading import Standing
 from inferfleet.wire.redis.journal_lines import PendingTokens, generated
-from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.redis.records import Closed, JobRecords, Recorded
-from inferfleet.wire.tasks import cancel_and_wait
+
+pytestmark = pytest.mark.store
 
 TTL_S = 300
 
 
 @pytest.fixture
-async def records(store: aioredis.Redis) -> AsyncIterator[JobRecords]:
-    pipeline = CommandPipeline(store, patience_s=0)
-    running = asyncio.create_task(pipeline.run())
-    yield JobRecords(pipeline=pipeline, result_ttl_s=TTL_S, queued_ttl_s=TTL_S)
-    running.cancel()
-    await asyncio.wait([running])
+async def records(services: Services) -> AsyncIterator[JobRecords]:
+    async with running_pipeline(services.redis_url, patience_s=0) as pipeline:
+        yield JobRecords(pipeline=pipeline, result_ttl_s=TTL_S, queued_ttl_s=TTL_S)
 
 
 @pytest.fixture
@@ -586,12 +585,10 @@ QUEUED_TTL_S = 10_000
 
 
 @pytest.fixture
-async def patient(store: aioredis.Redis) -> AsyncIterator[JobRecords]:
+async def patient(services: Services) -> AsyncIterator[JobRecords]:
     """Records of which a message may be in the queue for longer than a result is kept."""
-    pipeline = CommandPipeline(store, patience_s=0)
-    running = asyncio.create_task(pipeline.run())
-    yield JobRecords(pipeline=pipeline, result_ttl_s=TTL_S, queued_ttl_s=QUEUED_TTL_S)
-    await cancel_and_wait(running)
+    async with running_pipeline(services.redis_url, patience_s=0) as pipeline:
+        yield JobRecords(pipeline=pipeline, result_ttl_s=TTL_S, queued_ttl_s=QUEUED_TTL_S)
 
 
 async def expired_results(store: aioredis.Redis, job: Job) -> None:

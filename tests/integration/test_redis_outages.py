@@ -23,8 +23,7 @@ from inferfleet.producer import Fleet
 from inferfleet.producer.background import background
 from inferfleet.schemas import Job
 from inferfleet.schemas.errors import ServiceRefusedError, ServiceUnreachableError
-from inferfleet.wire.redis.connection import redis_client
-from inferfleet.wire.redis.pipeline import CommandPipeline
+from inferfleet.wire.redis.connection import command_pipeline, redis_client
 
 pytestmark = pytest.mark.skipif(redis_binary() is None, reason="no redis-server here")
 
@@ -184,7 +183,7 @@ async def test_a_redis_that_is_busy_when_it_is_connected_to_is_waited_for(
     endless: Any = operator.eval("while true do end", 0)
     busy = asyncio.create_task(endless)
     client = redis_client(own_redis.url.removesuffix("/0") + "/1")
-    pipeline = CommandPipeline(client, patience_s=None)
+    pipeline = command_pipeline(client, patience_s=None)
     async with background(pipeline.run()):
         waiting = pipeline.enqueue("ECHO", "at last")
         done, _ = await asyncio.wait({waiting}, timeout=0.5)

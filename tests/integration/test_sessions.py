@@ -38,7 +38,7 @@ from inferfleet.schemas.names import job_key, lane_key, payloads_key, session_ke
 from inferfleet.schemas.session import SessionExport
 from inferfleet.worker.engines.simulated import expected_text
 
-pytestmark = pytest.mark.matrix
+pytestmark = [pytest.mark.matrix, pytest.mark.store]
 
 SLOW = {"simulated": {"tokens": 400, "step_delay_s": 0.02}}
 TOOLS = [{"type": "function", "function": {"name": "clock"}}]

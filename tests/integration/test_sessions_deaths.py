@@ -30,7 +30,7 @@ from inferfleet.schemas.errors import SessionBusyError
 from inferfleet.schemas.journal import FinishedEntry, TokensEntry
 from inferfleet.wire.redis.session_lanes import SessionLanes
 
-pytestmark = pytest.mark.matrix
+pytestmark = [pytest.mark.matrix, pytest.mark.store]
 
 DYING_WORKER = """
 import os, signal, sys

@@ -41,6 +41,8 @@ from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.redis.records import Closed, JobRecords, Recorded
 from inferfleet.wire.redis.session_lanes import EnterStatus, Payload, SessionLanes, Withdrawn
 
+pytestmark = pytest.mark.store
+
 DEAD_CALL = "a-call-of-a-dead-producer"
 
 
@@ -267,6 +269,7 @@ async def test_a_retry_that_is_refused_says_nothing_about_the_call_before(
             assert (await fleet.wait(job, timeout_s=PATIENCE_S)).attempts == 1
 
 
+@pytest.mark.usefixtures("one_redis")
 async def test_a_job_that_the_broker_has_is_accepted_though_redis_goes_away_then(
     services: Services, connect: Connect, fleet: Fleet, foreign: ForeignClient, pool: str
 ) -> None:

@@ -27,6 +27,8 @@ from inferfleet.producer import Fleet, JournalLine
 from inferfleet.schemas import Job, JobState
 from inferfleet.schemas.journal import TokensEntry
 
+pytestmark = pytest.mark.store
+
 
 async def test_tokens_arrive_while_the_job_still_runs(
     fleet: Fleet, start_worker: StartWorker, pool: str

@@ -24,7 +24,7 @@ from inferfleet.schemas.errors import (
 )
 from inferfleet.schemas.job import new_job_id
 
-pytestmark = pytest.mark.matrix
+pytestmark = [pytest.mark.matrix, pytest.mark.store]
 
 
 async def test_a_submitted_job_is_queued_with_all_that_its_caller_said(fleet: Fleet, pool: str) -> None:
@@ -33,7 +33,7 @@ async def test_a_submitted_job_is_queued_with_all_that_its_caller_said(fleet: Fl
         "hello",
         pool=pool,
         priority=7,
-        session_id="s-1",
+        session_id=f"s-{pool}",
         stream=True,
         expires_at=expires_at,
         timeout_s=30,
@@ -41,7 +41,7 @@ async def test_a_submitted_job_is_queued_with_all_that_its_caller_said(fleet: Fl
         tenant="acme",
         metadata={"invoice": "42"},
     )
-    assert (job.pool, job.priority, job.session_id, job.stream) == (pool, 7, "s-1", True)
+    assert (job.pool, job.priority, job.session_id, job.stream) == (pool, 7, f"s-{pool}", True)
     assert (job.expires_at, job.timeout_s, job.max_attempts) == (expires_at, 30, 2)
     assert (job.tenant, job.metadata) == ("acme", {"invoice": "42"})
     record = await fleet.get(job)

@@ -162,6 +162,7 @@ async def test_a_rotated_redis_password_is_used_by_the_next_connection(tmp_path:
         async with aioredis.Redis.from_url(store.url) as admin:
             await admin.execute_command("ACL", "SETUSER", "worker", "on", ">first", "~*", "&*", "+@all")
             async with open_redis(file.as_uri()) as client:
+                assert isinstance(client, aioredis.Redis)
                 await client.set("key", "before")
                 await admin.execute_command("ACL", "SETUSER", "worker", "resetpass", ">second")
                 file.write_text(form.format("second", store.port))

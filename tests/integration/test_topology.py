@@ -39,9 +39,8 @@ from inferfleet.schemas.names import (
 )
 from inferfleet.schemas.settings import WorkerSettings
 from inferfleet.wire.rabbitmq.connection import Connection, open_amqp
-from inferfleet.wire.redis.connection import open_redis
+from inferfleet.wire.redis.connection import command_pipeline, open_redis
 from inferfleet.wire.redis.heartbeats import write_heartbeat
-from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.tasks import cancel_and_wait
 from inferfleet.worker import topology
 from inferfleet.worker.topology import Topology
@@ -368,7 +367,7 @@ async def test_drain_fails_if_the_worker_does_not_answer(
         seen_at=now,
     )
     async with open_redis(services.redis_url) as client:
-        pipeline = CommandPipeline(client, patience_s=None)
+        pipeline = command_pipeline(client, patience_s=None)
         running = asyncio.create_task(pipeline.run())
         await write_heartbeat(pipeline, deaf, ttl_s=600)
         await cancel_and_wait(running)

@@ -36,6 +36,8 @@ from inferfleet.schemas.settings import ProducerSettings
 from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.redis.records import JobRecords
 
+pytestmark = pytest.mark.store
+
 NEVER_S = 3600.0
 """An interval of looking at the records that no test lives to see: results must come by themselves."""
 
@@ -190,7 +192,7 @@ async def _last(lines: Any) -> Any:
 # Ten thousand
 
 
-@pytest.mark.usefixtures("real_redis")
+@pytest.mark.usefixtures("real_redis", "one_redis")
 async def test_waiting_for_ten_thousand_jobs_takes_one_blocked_read(
     connect: Connect, store: aioredis.Redis, pool: str
 ) -> None:

@@ -60,7 +60,7 @@ def test_an_argument_overrides_its_variable(monkeypatch: pytest.MonkeyPatch) -> 
     [
         ("amqp_url", "http://rabbit", "'http' is not one of amqp, amqps, file; write it as amqp://"),
         ("amqp_url", "rabbit:5672", "'rabbit' is not one of amqp, amqps"),
-        ("redis_url", "amqp://redis", "'amqp' is not one of redis, rediss, unix, file; write it as redis://"),
+        ("redis_url", "amqp://redis", "'amqp' is not one of redis, rediss, unix, file, redis+sentinel"),
         ("redis_url", "", "'' is not one of redis, rediss, unix"),
     ],
 )

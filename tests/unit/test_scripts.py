@@ -51,6 +51,8 @@ class NotAnsweredError(Exception):
 class Recorder:
     """Notes which keys scripts are called with."""
 
+    ordered = True
+
     def __init__(self) -> None:
         self.clock = RedisClock()
         self.calls: list[tuple[str, tuple[str, ...]]] = []

@@ -6,7 +6,7 @@ import re
 import tomllib
 from pathlib import Path
 
-from tests.matrix import CELLS
+from tests.matrix import BROKERS
 
 from inferfleet.local.services.containers import REDIS_IMAGE
 from inferfleet.schemas.settings import QueueType
@@ -32,7 +32,7 @@ def test_the_table_of_brokers_is_the_matrix() -> None:
             cell.returns,
             "yes" if cell.queue_type is QueueType.QUORUM else "no",
         ]
-        for cell in CELLS
+        for cell in BROKERS
     ]
 
 

@@ -17,8 +17,7 @@ from inferfleet.exporter.queues import Queues
 from inferfleet.exporter.sampler import Sampler
 from inferfleet.exporter.settings import ExporterSettings
 from inferfleet.wire.http_port import listening
-from inferfleet.wire.redis.connection import closing_redis, redis_client
-from inferfleet.wire.redis.pipeline import CommandPipeline
+from inferfleet.wire.redis.connection import closing_redis, command_pipeline, redis_client
 from inferfleet.wire.tasks import cancel_and_wait
 
 logger = logging.getLogger(__name__)
@@ -55,7 +54,7 @@ async def serving(settings: ExporterSettings) -> AsyncGenerator[int]:
         else PassiveQueues(settings.amqp_url)
     )
     async with aclosing(queues), closing_redis(redis_client(settings.redis_url, connections=2)) as client:
-        pipeline = CommandPipeline(client, patience_s=0.0)
+        pipeline = command_pipeline(client, patience_s=0.0)
         sampler = Sampler(queues=queues, pipeline=pipeline, pools=settings.pools)
         collector = FleetCollector(
             lambda: sampler.latest, stale_after_s=STALE_AFTER * settings.sample_interval_s

@@ -36,7 +36,7 @@ from inferfleet.wire.draining import drain_worker
 from inferfleet.wire.home import Home
 from inferfleet.wire.redis.access import PRODUCER
 from inferfleet.wire.redis.clock import RedisClock
-from inferfleet.wire.redis.connection import open_store
+from inferfleet.wire.redis.connection import command_pipeline, open_store
 from inferfleet.wire.redis.heartbeats import read_heartbeats
 from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.redis.pool_limits import note_limit
@@ -107,7 +107,7 @@ class Fleet:
             ) as client,
             BlockedReader.opened(settings.redis_url) as blocked,
         ):
-            pipeline = CommandPipeline(client, patience_s=settings.patience_s, clock=clock, home=home)
+            pipeline = command_pipeline(client, patience_s=settings.patience_s, clock=clock, home=home)
             records = JobRecords(
                 pipeline=pipeline,
                 result_ttl_s=settings.result_ttl_s,

@@ -6,8 +6,9 @@ import asyncio
 import logging
 import os
 import time
+from collections import defaultdict
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from enum import Enum, auto
 from itertools import count
 from typing import assert_never
@@ -226,11 +227,15 @@ class Submission:
         accepted: dict[int, Job] = {}
         rejected: dict[int, InferfleetError] = {}
         positions = enumerate(jobs)
+        entering: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
         async def accept_next() -> None:
             for position, job in positions:
+                # Elsewhere turns enter their lane in the order in which their commands were given.
+                apart = job.session_id is not None and not self._pipeline.ordered
                 try:
-                    accepted[position] = await self.accept(job)
+                    async with entering[job.session_id or ""] if apart else nullcontext():
+                        accepted[position] = await self.accept(job)
                 except InferfleetError as error:
                     rejected[position] = error
 

@@ -92,7 +92,10 @@ class ServiceSettings(BaseSettings):
     @field_validator("redis_url")
     @classmethod
     def _redis_scheme(cls, url: str) -> str:
-        return _require_scheme(url, ("redis", "rediss", "unix", "file"), "redis://:password@host:6379/0")
+        several = [f"{scheme}+{kind}" for kind in ("sentinel", "cluster") for scheme in ("redis", "rediss")]
+        return _require_scheme(
+            url, ("redis", "rediss", "unix", "file", *several), "redis://:password@host:6379/0"
+        )
 
 
 class ProducerSettings(ServiceSettings):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import redis.asyncio as aioredis
 from anyio import fail_after, sleep, to_thread
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
@@ -25,7 +26,6 @@ from inferfleet.schemas.names import dead_queue, job_key, job_queue
 from inferfleet.schemas.settings import ProducerSettings, WorkerSettings, read_settings
 from inferfleet.testing.script import Script
 from inferfleet.wire.rabbitmq.connection import open_amqp
-from inferfleet.wire.redis.connection import open_redis
 
 READY_TIMEOUT_S = 120.0
 CONNECT_TIMEOUT_S = 30.0
@@ -64,7 +64,7 @@ def open_workers(services: Services, folder: Path) -> Generator[SyncWorkers]:
 async def _empty(services: Services, pools: Iterable[str]) -> None:
     """Delete all data in Redis, and the queues of the pools that had workers or jobs."""
     names = {DEFAULT_POOL, *pools}
-    async with open_redis(services.redis_url) as client:
+    async with aioredis.Redis.from_url(services.redis_url) as client:
         for key in await client.keys(job_key("*")):
             name = key if isinstance(key, str) else key.decode()
             if (pool := await client.hget(name, "pool")) is not None:

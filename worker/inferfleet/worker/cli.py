@@ -17,8 +17,7 @@ from inferfleet.schemas.names import CONTROL_EXCHANGE
 from inferfleet.schemas.settings import LogFormat, ServiceSettings, WorkerSettings, read_settings
 from inferfleet.wire.draining import drain_worker
 from inferfleet.wire.rabbitmq.publishing import ConfirmChannel
-from inferfleet.wire.redis.connection import open_redis
-from inferfleet.wire.redis.pipeline import CommandPipeline
+from inferfleet.wire.redis.connection import command_pipeline, open_redis
 from inferfleet.wire.tasks import cancel_and_wait
 from inferfleet.worker.ports import EngineDeadError
 from inferfleet.worker.process import run_process
@@ -109,7 +108,7 @@ async def _drain(settings: ServiceSettings, worker_id: str, timeout_s: float) ->
         await channel.publish(CONTROL_EXCHANGE, Message(order.model_dump_json().encode()))
 
     async with open_redis(settings.redis_url) as client, aclosing(channel):
-        pipeline = CommandPipeline(client, patience_s=0)
+        pipeline = command_pipeline(client, patience_s=0)
         running = asyncio.create_task(pipeline.run())
         try:
             await drain_worker(pipeline, send, worker_id, timeout_s=timeout_s)

@@ -23,7 +23,7 @@ from inferfleet.wire.outage import Outage
 from inferfleet.wire.rabbitmq.publishing import ConfirmChannel
 from inferfleet.wire.redis.access import WORKER
 from inferfleet.wire.redis.clock import RedisClock
-from inferfleet.wire.redis.connection import open_store
+from inferfleet.wire.redis.connection import command_pipeline, open_store
 from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.tasks import cancel_and_wait
 from inferfleet.worker.assembly import assemble
@@ -112,7 +112,7 @@ class Worker:
             asyncio.TaskGroup() as background,
         ):
             self._heartbeats.started_at = self._clock.now()
-            self._pipeline = pipeline = CommandPipeline(client, patience_s=None, clock=self._clock)
+            self._pipeline = pipeline = command_pipeline(client, patience_s=None, clock=self._clock)
             self._metrics.watch("redis", pipeline.outage)
             self._metrics.watch("rabbitmq", self._broker_outage)
             processor, journal = assemble(

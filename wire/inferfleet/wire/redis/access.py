@@ -85,10 +85,18 @@ WORKER: Final = Access(
 )
 
 
-async def check_access(client: aioredis.Redis, access: Access, *, clock: RedisClock, where: str) -> None:
+async def check_access(
+    client: aioredis.Redis,
+    access: Access,
+    *,
+    clock: RedisClock,
+    where: str,
+    serves: Callable[[str], bool] | None = None,
+) -> None:
     """Try everything that a process needs, and learn Redis' time.
 
-    If Redis temporarily refuses only writes, a process that also reads passes the check.
+    If Redis temporarily refuses only writes, a process that also reads passes the check. For a node of a
+    cluster, ``serves`` says which keys are there.
 
     Raises:
         ServiceRefusedError: Redis refuses something; the message names commands and keys.
@@ -96,15 +104,20 @@ async def check_access(client: aioredis.Redis, access: Access, *, clock: RedisCl
 
     """
     name = f"access-{os.urandom(8).hex()}"
+    while serves is not None and not serves(name):
+        name = f"access-{os.urandom(8).hex()}"
+    keys = {pattern: pattern.replace("*", f"{{{name}}}") for pattern in access.commands}
+    if serves is not None:
+        keys = {pattern: key for pattern, key in keys.items() if serves(key)}
     async with client.pipeline(transaction=False) as pipeline:
         asked = time.monotonic()
         pipeline.execute_command("TIME")
         pipeline.execute_command("SCRIPT", "LOAD", SCRIPTS["access"].text)
-        for pattern, commands in access.commands.items():
-            key = pattern.replace("*", f"{{{name}}}")
-            pipeline.execute_command(*process_scripts.access(key, *commands))
+        for pattern, key in keys.items():
+            pipeline.execute_command(*process_scripts.access(key, *access.commands[pattern]))
         # Two keys in different slots: every node of a cluster refuses such a command.
-        pipeline.execute_command("EXISTS", *(job_key(name + end) for end in "abc"))
+        ends = "abc" if serves is None else ""
+        pipeline.execute_command("EXISTS", job_key(name), *(job_key(name + end) for end in ends))
         if access.reads_blocked:
             pipeline.execute_command("XREAD", "COUNT", 1, "STREAMS", job_key(name), "0")
         answers: list[Any] = await pipeline.execute(raise_on_error=False)
@@ -113,9 +126,9 @@ async def check_access(client: aioredis.Redis, access: Access, *, clock: RedisCl
     if not isinstance(time_now, ResponseError):
         clock.learn(time_now, asked=asked, answered=answered)
     problems = [*_direct("TIME", time_now), *_direct("SCRIPT LOAD", loaded)]
-    for pattern, answer in zip(access.commands, tried, strict=False):
+    for pattern, answer in zip(keys, tried, strict=False):
         problems += _by_script(pattern, answer)
-    for command, answer in zip(("EXISTS", "XREAD"), tried[len(access.commands) :], strict=False):
+    for command, answer in zip(("EXISTS", "XREAD"), tried[len(keys) :], strict=False):
         problems += _direct(command, answer)
     _raise_worst(problems, writes_matter=access.only_writes, where=where)
 

@@ -9,8 +9,10 @@ and blocking reads have their own client.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any, TypeVar
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 import redis.asyncio as aioredis
@@ -28,10 +30,16 @@ from tenacity import (
 
 from inferfleet.schemas.errors import ConfigurationError, ServiceRefusedError, ServiceUnreachableError
 from inferfleet.wire.address import current_url, is_file, redacted, without_secrets
+from inferfleet.wire.home import Home
 from inferfleet.wire.redis import refusals
 from inferfleet.wire.redis.access import Access, check_access
 from inferfleet.wire.redis.clock import RedisClock
+from inferfleet.wire.redis.cluster import ClusterClient
+from inferfleet.wire.redis.cluster_pipeline import ClusterPipeline
 from inferfleet.wire.redis.eviction import refuse_eviction
+from inferfleet.wire.redis.pipeline import CommandPipeline
+from inferfleet.wire.redis.sentinel import sentinel_pool
+from inferfleet.wire.redis.topology import TopologyKind, topology_of
 from inferfleet.wire.redis.url import check_connection, connection_options
 from inferfleet.wire.tasks import to_its_end
 
@@ -41,9 +49,13 @@ SOCKET_TIMEOUT_S = 5.0
 """How long a reply may take before the connection counts as broken."""
 
 
-def redis_client(
-    url: str, *, connections: int = 8, socket_timeout_s: float = SOCKET_TIMEOUT_S
-) -> aioredis.Redis:
+Client = aioredis.Redis | ClusterClient
+"""A client of a single server, of the master that Sentinels name, or of a cluster."""
+
+ClientT = TypeVar("ClientT", bound=Client)
+
+
+def redis_client(url: str, *, connections: int = 8, socket_timeout_s: float = SOCKET_TIMEOUT_S) -> Client:
     """Make a client, which connects at its first use.
 
     A client for blocking reads needs a ``socket_timeout_s`` that is longer than they block.
@@ -53,20 +65,29 @@ def redis_client(
 
     """
     address = current_url(url)
+    topology = topology_of(address)
+    simple = [address] if topology is None else list(topology.urls)
     try:
-        options = connection_options(address)
+        options: dict[str, Any] = {}
+        for one in simple:
+            options = connection_options(one)
         if is_file(url) and _credentials(address)[1] is not None:
             options["credential_provider"] = _FileCredentials(url)
-            address = _without_credentials(address)
-        pool = aioredis.BlockingConnectionPool.from_url(
-            address,
-            max_connections=connections,
-            timeout=None,
-            socket_timeout=socket_timeout_s,
-            socket_connect_timeout=SOCKET_TIMEOUT_S,
-            health_check_interval=0,
-            retry=Retry(NoBackoff(), 0),
-            **options,
+            simple = [_without_credentials(one) for one in simple]
+        options |= {
+            "max_connections": connections,
+            "timeout": None,
+            "socket_timeout": socket_timeout_s,
+            "socket_connect_timeout": SOCKET_TIMEOUT_S,
+            "health_check_interval": 0,
+            "retry": Retry(NoBackoff(), 0),
+        }
+        if topology is not None and topology.kind is TopologyKind.CLUSTER:
+            return ClusterClient(simple, options)
+        pool: aioredis.BlockingConnectionPool = (
+            aioredis.BlockingConnectionPool.from_url(simple[0], **options)
+            if topology is None
+            else sentinel_pool(simple, service=topology.service, login=topology.login, **options)
         )
     except ValueError:
         # Not chained: the error may quote a part of the password.
@@ -78,7 +99,7 @@ def redis_client(
 
 
 @asynccontextmanager
-async def closing_redis(client: aioredis.Redis) -> AsyncGenerator[aioredis.Redis]:
+async def closing_redis(client: ClientT) -> AsyncGenerator[ClientT]:
     """Close the client at the end of the block, even if the closing is cancelled."""
     try:
         yield client
@@ -94,7 +115,7 @@ async def open_redis(
     access: Access | None = None,
     clock: RedisClock | None = None,
     patience_s: float = 0.0,
-) -> AsyncGenerator[aioredis.Redis]:
+) -> AsyncGenerator[Client]:
     """Connect, and yield the client once Redis answers and grants what is needed; see ``reach_redis``."""
     async with closing_redis(redis_client(url, connections=connections)) as client:
         await reach_redis(client, url, access=access, clock=clock, patience_s=patience_s)
@@ -104,7 +125,7 @@ async def open_redis(
 @asynccontextmanager
 async def open_store(
     url: str, *, access: Access, clock: RedisClock, patience_s: float, allow_eviction: bool
-) -> AsyncGenerator[aioredis.Redis]:
+) -> AsyncGenerator[Client]:
     """Connect a process that relies on Redis: require that Redis grants its rights, and evicts no keys.
 
     Raises:
@@ -114,12 +135,18 @@ async def open_store(
 
     """
     async with open_redis(url, access=access, clock=clock, patience_s=patience_s) as client:
-        await refuse_eviction(client, allowed=allow_eviction)
+        for server in servers(client):
+            await refuse_eviction(server, allowed=allow_eviction)
         yield client
 
 
+def servers(client: Client) -> list[aioredis.Redis]:
+    """Return a client of each server that holds a part of the keys."""
+    return [client.node(node) for node in client.masters] if isinstance(client, ClusterClient) else [client]
+
+
 async def reach_redis(
-    client: aioredis.Redis,
+    client: Client,
     url: str,
     *,
     access: Access | None = None,
@@ -157,9 +184,11 @@ def _passes(error: BaseException) -> bool:
 
 
 async def check_redis(
-    client: aioredis.Redis, url: str, *, access: Access | None = None, clock: RedisClock | None = None
+    client: Client, url: str, *, access: Access | None = None, clock: RedisClock | None = None
 ) -> None:
     """Check that Redis answers, and grants ``access`` if that is given; set the clock to Redis' time.
+
+    All masters of a cluster are checked.
 
     Raises:
         ServiceUnreachableError: Nothing answers at the address.
@@ -168,10 +197,15 @@ async def check_redis(
     """
     where = f"Redis at {redacted(url)}"
     try:
-        if access is None:
-            await client.ping()
-        else:
-            await check_access(client, access, clock=clock or RedisClock(), where=where)
+        if not isinstance(client, ClusterClient):
+            await _check_server(client, access, clock, where=where)
+            return
+        await client.refresh()
+        for node in client.masters:
+            at_node = f"the node {node} of {where}"
+            await _check_server(
+                client.node(node), access, clock, where=at_node, serves=partial(client.serves, node)
+            )
     except ServiceRefusedError:
         raise
     except (RedisError, OSError) as error:
@@ -181,6 +215,33 @@ async def check_redis(
             f"Redis at {redacted(url)} does not answer ({without_secrets(str(error), url)}); "
             "check INFERFLEET_REDIS_URL, or start local services with `inferfleet local up`"
         ) from error
+
+
+async def _check_server(
+    client: aioredis.Redis,
+    access: Access | None,
+    clock: RedisClock | None,
+    *,
+    where: str,
+    serves: Callable[[str], bool] | None = None,
+) -> None:
+    if access is None:
+        await client.ping()
+    else:
+        await check_access(client, access, clock=clock or RedisClock(), where=where, serves=serves)
+
+
+def command_pipeline(
+    client: Client,
+    *,
+    patience_s: float | None,
+    clock: RedisClock | None = None,
+    home: Home | None = None,
+) -> CommandPipeline:
+    """Make the pipeline of a client. See ``CommandPipeline``."""
+    kind: Any = ClusterPipeline if isinstance(client, ClusterClient) else CommandPipeline
+    pipeline: CommandPipeline = kind(client, patience_s=patience_s, clock=clock, home=home)
+    return pipeline
 
 
 class _FileCredentials(CredentialProvider):

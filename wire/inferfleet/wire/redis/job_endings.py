@@ -59,6 +59,8 @@ class JobEndings(JobReading):
                 job_scripts.finish, fence=fence.token, offset=offset, count=count, tokens_entry=tokens
             ),
         )
+        if not self._pipeline.ordered:
+            await asyncio.wait([committed])
         if reply_to:
             # Sent behind the commit. If Redis refuses that, the client only reads the record in vain.
             self._replies.add(reply_to, result.job_id, result.state)

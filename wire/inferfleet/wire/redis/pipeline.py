@@ -11,6 +11,7 @@ import logging
 import random
 import time
 from collections import deque
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -49,7 +50,7 @@ _BACKOFF_STEPS = 5
 _BACKOFF = wait_random_exponential(multiplier=_BACKOFF_S, max=2.0)
 
 
-class _ScriptsForgottenError(RedisConnectionError):
+class ScriptsForgottenError(RedisConnectionError):
     """A restarted Redis does not know our scripts."""
 
 
@@ -62,12 +63,12 @@ class _RefusedError(RedisError):
         super().__init__(str(self.told))
 
 
-_AWAY = (*_OUTAGE, ServiceUnreachableError, ServiceRefusedError, _RefusedError)
+AWAY = (*_OUTAGE, ServiceUnreachableError, ServiceRefusedError, _RefusedError)
 """The errors that end a conversation with Redis, including those of our own circuit breaker."""
 
 
 @dataclass(slots=True, eq=False)
-class _Waiting:
+class Waiting:
     """A command, the future of its reply, and when it was given."""
 
     verb: Argument
@@ -90,6 +91,9 @@ class CommandPipeline:
     meanwhile.
     """
 
+    ordered = True
+    """Whether commands for different keys run in the given order, too."""
+
     def __init__(
         self,
         client: aioredis.Redis,
@@ -104,8 +108,8 @@ class CommandPipeline:
         self._breaker = Breaker("Redis", *_OUTAGE)
         self.outage = Outage()
         """The outages of Redis during which commands waited."""
-        self._unsent: deque[_Waiting] = deque()
-        self._unanswered: deque[_Waiting] = deque()
+        self._unsent: deque[Waiting] = deque()
+        self._unanswered: deque[Waiting] = deque()
         """The written commands in order, which is the order of the replies."""
         self._arrived = asyncio.Event()
         """Set when there is something to send."""
@@ -117,13 +121,22 @@ class CommandPipeline:
         """How many replies had arrived when the scripts were last loaded."""
         self._tried_at = 0.0
         """When the last attempt to connect began."""
-        self._refused: set[_Waiting] = set()
+        self._refused: set[Waiting] = set()
         """Commands that Redis has refused for now, and that are sent again later."""
         self._closed = False
         self.clock = clock or RedisClock()
         """Redis' time."""
         self.refused: ServiceRefusedError | None = None
         """Why Redis refuses what is needed, while it does."""
+
+    async def servers(self) -> Sequence[CommandPipeline]:
+        """Return a pipeline for each server that has keys.
+
+        Raises:
+            ServiceUnreachableError, ServiceRefusedError: The servers cannot be found out.
+
+        """
+        return [self]
 
     async def execute(self, *command: Argument) -> Any:
         """Run one command and return its reply.
@@ -158,14 +171,14 @@ class CommandPipeline:
             self._home.check()
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         if self._closed:
-            answer.set_exception(_closed())
+            answer.set_exception(closed())
             return answer
         try:
             packed = pack(command)
         except (TypeError, ValueError) as error:
             answer.set_exception(error)
             return answer
-        self._unsent.append(_Waiting(command[0], packed, answer, time.monotonic()))
+        self._unsent.append(Waiting(command[0], packed, answer, time.monotonic()))
         self._arrived.set()
         return answer
 
@@ -186,14 +199,14 @@ class CommandPipeline:
                     self._fail(_unreachable(error))
         finally:
             self._closed = True
-            self._fail(_closed())
+            self._fail(closed())
 
     async def _converse_or_outlast(self) -> None:
         try:
             await self._converse()
-        except _ScriptsForgottenError:
+        except ScriptsForgottenError:
             return
-        except _AWAY as error:
+        except AWAY as error:
             if not self._give_up(error) or not self._tried(self._unsent[0]):
                 return
             if self.outage.began():
@@ -272,11 +285,11 @@ class CommandPipeline:
             self._scripts_missing = True
             if self._answers == self._answers_at_load:
                 raise RedisConnectionError(f"it forgets its scripts at once ({refusal})")
-            raise _ScriptsForgottenError(str(refusal))
+            raise ScriptsForgottenError(str(refusal))
         if self._patience_s is None and (refusals.passes(refusal) or refusals.lasts(refusal)):
             raise _RefusedError(refusal, what=_name(self._unanswered[0]))
 
-    def _refuse(self, waiting: _Waiting, refusal: ResponseError) -> None:
+    def _refuse(self, waiting: Waiting, refusal: ResponseError) -> None:
         """Fail a refused command, or send it again if that may help.
 
         This does not affect other commands: Redis may still read while it refuses writes.
@@ -291,7 +304,7 @@ class CommandPipeline:
                 return
         waiting.answer.set_exception(refusals.refused(refusal, what=_name(waiting)))
 
-    def _send_again(self, waiting: _Waiting) -> None:
+    def _send_again(self, waiting: Waiting) -> None:
         if waiting in self._refused:
             self._refused.discard(waiting)
             self._unsent.append(waiting)
@@ -314,13 +327,13 @@ class CommandPipeline:
     async def _outlast(self) -> None:
         """Reconnect repeatedly, until a reply arrives or no command waits any more."""
         answers = self._answers
-        async for attempt in AsyncRetrying(retry=retry_if_exception_type(_AWAY), wait=self._pause):
+        async for attempt in AsyncRetrying(retry=retry_if_exception_type(AWAY), wait=self._pause):
             with attempt:
                 try:
                     await self._converse()
-                except _ScriptsForgottenError:
+                except ScriptsForgottenError:
                     raise
-                except _AWAY as error:
+                except AWAY as error:
                     if self._give_up(error) and self._answers == answers:
                         raise
 
@@ -342,7 +355,7 @@ class CommandPipeline:
         if self._patience_s is not None:
             lasts = isinstance(error, _RefusedError) and error.lasts
             deadline = time.monotonic() - (0.0 if lasts else self._patience_s)
-            still: deque[_Waiting] = deque()
+            still: deque[Waiting] = deque()
             for waiting in self._unsent:
                 if waiting.since <= deadline and self._tried(waiting):
                     _fail(waiting, _unreachable(error))
@@ -353,7 +366,7 @@ class CommandPipeline:
             self._arrived.clear()
         return bool(self._unsent)
 
-    def _tried(self, waiting: _Waiting) -> bool:
+    def _tried(self, waiting: Waiting) -> bool:
         """Return whether a connection was attempted since the command was given."""
         return waiting.since <= self._tried_at
 
@@ -366,16 +379,17 @@ class CommandPipeline:
         self._arrived.clear()
 
 
-def _fail(waiting: _Waiting, error: InferfleetError) -> None:
+def _fail(waiting: Waiting, error: InferfleetError) -> None:
     if not waiting.answer.done():
         waiting.answer.set_exception(error)
 
 
-def _closed() -> ServiceUnreachableError:
+def closed() -> ServiceUnreachableError:
+    """Make the error of a command that is given after the end."""
     return ServiceUnreachableError("this connection to Redis was closed")
 
 
-def _name(waiting: _Waiting) -> str:
+def _name(waiting: Waiting) -> str:
     return waiting.verb.decode() if isinstance(waiting.verb, bytes) else str(waiting.verb)
 
 

@@ -7,6 +7,7 @@ yet, can do no harm. ``job_endings`` makes the last change.
 
 from __future__ import annotations
 
+import asyncio
 import os
 from datetime import datetime
 from enum import StrEnum
@@ -115,6 +116,8 @@ class JobRecords(JobEndings):
             )
         )
         # In this order, because taking a job back frees its key before it deletes the record.
+        if not self._pipeline.ordered:
+            await asyncio.wait([recorded])
         holder = self._pipeline.enqueue("GET", key) if key else None
         state, attempt, closed, stalled = await recorded
         held = (holder and await holder) or b""

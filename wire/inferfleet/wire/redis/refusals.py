@@ -59,7 +59,11 @@ _ADVICE: tuple[tuple[tuple[type[Exception], ...], tuple[str, ...], str], ...] = 
         _RIGHTS_TEXTS,
         "docs/reference/redis.md lists the rights that the user in INFERFLEET_REDIS_URL needs",
     ),
-    (_CLUSTER, (), "it is a node of a Redis Cluster, and inferfleet needs one that is not in cluster mode"),
+    (
+        _CLUSTER,
+        (),
+        "it is a node of a Redis Cluster: write INFERFLEET_REDIS_URL as redis+cluster://host:port,host:port",
+    ),
     ((ClusterDownError,), (), "it is a node of a Redis Cluster that is down"),
     ((OutOfMemoryError,), (), _NEEDS_MEMORY),
     ((ReadOnlyError,), (), "it is a replica: INFERFLEET_REDIS_URL should lead to the master"),

@@ -127,16 +127,17 @@ class SessionRecords:
     async def list(self, *, limit: int) -> list[str]:
         """Return the ids of at most ``limit`` sessions, in no particular order."""
         found: set[str] = set()
-        cursor = b"0"
-        while len(found) < limit:
-            cursor, keys = await self._pipeline.execute(
-                "SCAN", cursor, "MATCH", session_key("*"), "COUNT", 1000, "TYPE", "hash"
-            )
-            for key in keys:
-                name = key.decode()
-                found.add(name[name.index("{") + 1 : -1])
-            if int(cursor) == 0:
-                break
+        for server in await self._pipeline.servers():
+            cursor = b"0"
+            while len(found) < limit:
+                cursor, keys = await server.execute(
+                    "SCAN", cursor, "MATCH", session_key("*"), "COUNT", 1000, "TYPE", "hash"
+                )
+                for key in keys:
+                    name = key.decode()
+                    found.add(name[name.index("{") + 1 : -1])
+                if int(cursor) == 0:
+                    break
         return sorted(found)[:limit]
 
     async def configure(

@@ -1,0 +1,144 @@
+"""A private Redis Cluster from the binary on this machine."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from inferfleet.local.services.child_process import POLL_INTERVAL_S
+from inferfleet.local.services.free_port import free_port
+from inferfleet.local.services.reaper import Reaper
+from inferfleet.local.services.redis_process import START_TIMEOUT_S, RedisProcess
+from inferfleet.schemas.errors import ServiceUnreachableError
+
+NODE_TIMEOUT_MS = 5_000
+"""How long a node may be silent before the others replace it by its replica."""
+
+SLOTS = 16_384
+
+
+class RedisCluster:
+    """Masters that share the slots, and a replica of each if asked for. Not thread-safe."""
+
+    def __init__(
+        self, *, server: str, folder: Path, reaper: Reaper, masters: int = 3, replicated: bool = False
+    ) -> None:
+        self.nodes = [
+            RedisProcess(
+                server=server,
+                folder=folder / f"node-{number}",
+                reaper=reaper,
+                configuration={
+                    "cluster-enabled": "yes",
+                    "cluster-node-timeout": str(NODE_TIMEOUT_MS),
+                    "cluster-port": str(free_port()),
+                },
+            )
+            for number in range(masters * (2 if replicated else 1))
+        ]
+        self.masters = self.nodes[:masters]
+        self.replicas = self.nodes[masters:]
+        self.version = ""
+
+    @property
+    def url(self) -> str:
+        """The URL with all nodes."""
+        return f"redis+cluster://{','.join(f'127.0.0.1:{node.port}' for node in self.nodes)}"
+
+    def start(self) -> None:
+        """Start all nodes, form the cluster unless it was formed before, and wait until it serves."""
+        for node in self.nodes:
+            node.launch()
+        for node in self.nodes:
+            node.wait_until_ready()
+        self.version = self.nodes[0].version
+        if not self._ask(self.nodes[0], "CLUSTER SHARDS") or self._known(self.nodes[0]) == 1:
+            self._form()
+        self._wait_until(lambda: all(self._whole(node) for node in self.nodes), "is whole")
+
+    def kill(self) -> None:
+        """Kill all nodes with SIGKILL."""
+        for node in self.nodes:
+            node.kill()
+
+    def close(self) -> None:
+        """Kill all nodes for good."""
+        self.kill()
+
+    def move_slot(self, slot: int, *, source: RedisProcess, target: RedisProcess) -> None:
+        """Move a slot with its keys, as an operator would."""
+        self.begin_move(slot, source=source, target=target)
+        self.finish_move(slot, source=source, target=target)
+
+    def begin_move(self, slot: int, *, source: RedisProcess, target: RedisProcess) -> None:
+        """Move a slot's keys. Until the end of the move, the source sends clients on for each missing key."""
+        self._ask(target, "CLUSTER SETSLOT", slot, "IMPORTING", self._id(source))
+        self._ask(source, "CLUSTER SETSLOT", slot, "MIGRATING", self._id(target))
+        while keys := self._ask(source, "CLUSTER GETKEYSINSLOT", slot, 100):
+            self._ask(source, "MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "KEYS", *keys)
+
+    def finish_move(self, slot: int, *, source: RedisProcess, target: RedisProcess) -> None:
+        """Let the slot belong to the target, which must have its keys."""
+        for node in (target, source, *(other for other in self.masters if other not in {source, target})):
+            self._ask(node, "CLUSTER SETSLOT", slot, "NODE", self._id(target))
+
+    def owner(self, slot: int) -> RedisProcess:
+        """Return the node that has a slot, according to the first node that runs."""
+        asked = next(node for node in self.nodes if node.running)
+        for first, last, master, *_ in self._ask(asked, "CLUSTER SLOTS"):
+            if first <= slot <= last:
+                return next(node for node in self.nodes if node.port == master[1])
+        raise LookupError(f"no node has slot {slot}")
+
+    def _form(self) -> None:
+        share = -(-SLOTS // len(self.masters))
+        for number, node in enumerate(self.nodes):
+            self._ask(node, "CLUSTER SET-CONFIG-EPOCH", number + 1)
+            first = self.nodes[0]
+            self._ask(node, "CLUSTER MEET", "127.0.0.1", first.port, self._bus_port(first))
+        for number, node in enumerate(self.masters):
+            last = min((number + 1) * share, SLOTS) - 1
+            self._ask(node, "CLUSTER ADDSLOTSRANGE", number * share, last)
+        size = len(self.nodes)
+        self._wait_until(lambda: all(self._known(node) == size for node in self.nodes), "knows its nodes")
+        for replica, master in zip(self.replicas, self.masters, strict=False):
+            self._wait_until(lambda: self._replicates(replica, master), "has replicas")  # noqa: B023
+
+    def _replicates(self, replica: RedisProcess, master: RedisProcess) -> bool:
+        try:
+            self._ask(replica, "CLUSTER REPLICATE", self._id(master))
+        except redis.ResponseError:
+            return False
+        return True
+
+    def _whole(self, node: RedisProcess) -> bool:
+        info = self._ask(node, "CLUSTER INFO")
+        linked = node in self.masters or self._ask(node, "ROLE")[3] == b"connected"
+        return b"cluster_state:ok" in info and linked
+
+    def _known(self, node: RedisProcess) -> int:
+        return len(self._ask(node, "CLUSTER NODES").strip().splitlines())
+
+    def _id(self, node: RedisProcess) -> str:
+        return str(self._ask(node, "CLUSTER MYID").decode())
+
+    def _bus_port(self, node: RedisProcess) -> int:
+        return int(self._ask(node, "CONFIG GET", "cluster-port")[1])
+
+    def _ask(self, node: RedisProcess, *command: Any) -> Any:
+        with redis.Redis(port=node.port, protocol=2, retry=Retry(NoBackoff(), 0)) as client:
+            client.response_callbacks.clear()
+            asked: Any = client
+            return asked.execute_command(*command)
+
+    def _wait_until(self, condition: Any, what: str) -> None:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not condition():
+            if time.monotonic() > deadline:
+                raise ServiceUnreachableError(f"waited {START_TIMEOUT_S:g} s until the Redis Cluster {what}")
+            time.sleep(POLL_INTERVAL_S)

@@ -1,0 +1,144 @@
+"""Which node of a Redis Cluster has which keys, and a client of each node.
+
+redis-py makes the map of slots. Its client of a whole cluster awaits one command after the other; here each
+node has a client of its own, of the same kind as that of a single server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import redis.asyncio as aioredis
+from redis.asyncio.cluster import ClusterNode
+from redis.asyncio.connection import SSLConnection, parse_url
+from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisClusterException, ResponseError
+
+REFRESH_TIMEOUT_S: Final = 5.0
+"""How long it may take to learn the map from some node."""
+
+_POOL_OPTIONS: Final = ("max_connections", "timeout")
+
+
+def slot_of(key: str | bytes) -> int:
+    """Return the slot of a key."""
+    return int(key_slot(key if isinstance(key, bytes) else key.encode()))
+
+
+class ClusterClient:
+    """A cluster. ``urls`` has one for each known node; ``options`` are those of each pool of connections."""
+
+    def __init__(self, urls: Sequence[str], options: dict[str, Any]) -> None:
+        self._urls = urls
+        self._options = options
+        self._known = [_place(url) for url in urls]
+        self._owners = [""] * REDIS_CLUSTER_HASH_SLOTS
+        self._masters: set[str] = set()
+        self._clients: dict[str, aioredis.Redis] = {}
+        self._refreshing = asyncio.Lock()
+        self._refreshed = 0
+        # Invalid options are an error now.
+        self.node(f"{self._known[0][0]}:{self._known[0][1]}")
+        self._cluster()
+
+    @property
+    def masters(self) -> list[str]:
+        """The nodes that have slots, as host and port."""
+        return sorted(self._masters)
+
+    def owner(self, slot: int) -> str:
+        """Return the node that has a slot, as far as is known."""
+        return self._owners[slot] or "{}:{}".format(*self._known[0])
+
+    def serves(self, node: str, key: str) -> bool:
+        """Return whether a node has a key."""
+        return self._owners[slot_of(key)] == node
+
+    def node(self, name: str) -> aioredis.Redis:
+        """Return the client of a node."""
+        if name not in self._clients:
+            host, _, port = name.rpartition(":")
+            options: dict[str, Any] = {
+                **parse_url(self._urls[0]),
+                **self._options,
+                "host": host,
+                "port": int(port),
+            }
+            self._clients[name] = aioredis.Redis.from_pool(aioredis.BlockingConnectionPool(**options))
+        return self._clients[name]
+
+    def moved(self, slot: int, node: str) -> None:
+        """Note that another node has a slot."""
+        self._owners[slot] = node
+        self._masters.add(node)
+
+    async def refresh(self) -> None:
+        """Learn the map from any node that answers. Concurrent calls share one.
+
+        Raises:
+            redis.exceptions.ConnectionError: No node answers.
+            redis.exceptions.ResponseError: A node refuses, or is not one of a cluster.
+
+        """
+        refreshed = self._refreshed
+        async with self._refreshing:
+            if refreshed != self._refreshed:
+                return
+            try:
+                async with asyncio.timeout(REFRESH_TIMEOUT_S), AsyncExitStack() as stack:
+                    nodes = self._cluster().nodes_manager
+                    for cache in ("nodes_cache", "startup_nodes"):
+                        stack.push_async_callback(nodes.aclose, cache)
+                    await nodes.initialize()
+                    owners = {slot: owners[0] for slot, owners in nodes.slots_cache.items()}
+                    self._known = [(node.host, int(node.port)) for node in nodes.nodes_cache.values()]
+            except RedisClusterException as error:
+                raise _reason(error) from error
+            except TimeoutError as error:
+                raise RedisConnectionError("no node of the cluster answers") from error
+            self._owners = [
+                owners[slot].name if slot in owners else "" for slot in range(REDIS_CLUSTER_HASH_SLOTS)
+            ]
+            self._masters = {owner for owner in self._owners if owner}
+            self._refreshed += 1
+
+    async def aclose(self) -> None:
+        """Close the connections to all nodes."""
+        async with AsyncExitStack() as stack:
+            for client in self._clients.values():
+                stack.push_async_callback(client.aclose)
+
+    def _cluster(self) -> Any:
+        """Make redis-py's client of the nodes that the URL names, and of those that are known besides."""
+        options: dict[str, Any] = {**parse_url(self._urls[0]), **self._options}
+        for name in ("host", "port", *_POOL_OPTIONS):
+            options.pop(name, None)
+        tls = options.pop("connection_class", None) is SSLConnection
+        places = dict.fromkeys([*self._known, *map(_place, self._urls)])
+        return aioredis.RedisCluster(
+            startup_nodes=[ClusterNode(host, port) for host, port in places],
+            require_full_coverage=False,
+            dynamic_startup_nodes=False,
+            ssl=tls,
+            **options,
+        )
+
+
+def _place(url: str) -> tuple[str, int]:
+    parts = urlsplit(url)
+    return parts.hostname or "", parts.port or 6379
+
+
+def _reason(error: BaseException) -> RedisConnectionError | ResponseError:
+    """Return the refusal that redis-py's error hides, or that no node answers."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ResponseError):
+            return cause
+        cause = cause.__cause__ or cause.__context__
+    return RedisConnectionError(str(error))

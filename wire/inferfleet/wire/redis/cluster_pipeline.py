@@ -1,0 +1,255 @@
+"""Sends the commands of many tasks to the nodes of a Redis Cluster, each on its own pipelined connection.
+
+Commands for keys of one slot run in the given order, also when the slot moves to another node meanwhile.
+Commands for different slots have no order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from redis.exceptions import AskError, MovedError, RedisError, ResponseError
+
+from inferfleet.schemas.errors import ServiceRefusedError, ServiceUnreachableError
+from inferfleet.wire.home import Home
+from inferfleet.wire.outage import Outage
+from inferfleet.wire.redis import refusals
+from inferfleet.wire.redis.clock import RedisClock
+from inferfleet.wire.redis.cluster import ClusterClient, slot_of
+from inferfleet.wire.redis.pipeline import AWAY, CommandPipeline, ScriptsForgottenError, Waiting, closed
+from inferfleet.wire.redis.pipelined_connection import pack
+from inferfleet.wire.redis.script import Argument
+
+logger = logging.getLogger(__name__)
+
+_WITHOUT_KEY: Final = frozenset({"TIME", "PING"})
+
+_REDIRECTIONS: Final = 8
+"""After so many redirections in a row a command pauses: the nodes do not agree yet."""
+
+_PAUSE_S: Final = 0.1
+
+_ASKING: Final = pack(("ASKING",))
+
+
+@dataclass(slots=True, eq=False)
+class _Routed(Waiting):
+    """A command with the slot of its keys."""
+
+    slot: int = 0
+    redirections: int = 0
+
+
+class ClusterPipeline(CommandPipeline):
+    """Routes each command to the pipeline of the node that has its keys.
+
+    Patience and refusals are those of a single server, for each node by itself.
+    """
+
+    ordered = False
+
+    def __init__(
+        self,
+        cluster: ClusterClient,
+        *,
+        patience_s: float | None,
+        clock: RedisClock | None = None,
+        home: Home | None = None,
+    ) -> None:
+        self._cluster = cluster
+        self._patience_s = patience_s
+        self._home = home
+        self._closed = False
+        self.clock = clock or RedisClock()
+        self._pipelines: dict[str, _NodePipeline] = {}
+        self._running: asyncio.TaskGroup | None = None
+        self.outage = _Outages(self._pipelines)
+
+    async def servers(self) -> Sequence[CommandPipeline]:
+        """Return a pipeline for each node that has keys."""
+        try:
+            await self._cluster.refresh()
+        except (RedisError, OSError) as error:
+            if refusals.is_refusal(error):
+                raise refusals.refused(error) from error
+            raise ServiceUnreachableError(f"Redis does not answer ({error})") from error
+        return [self._node(name) for name in self._cluster.masters]
+
+    @property
+    def refused(self) -> ServiceRefusedError | None:  # type: ignore[override]
+        """Why a node refuses what is needed, while it does."""
+        return next((node.refused for node in self._in_use() if node.refused is not None), None)
+
+    async def execute(self, *command: Argument) -> Any:
+        """Run one command and return its reply; of ``WAIT``, the lowest of all nodes."""
+        if command[0] == "WAIT":
+            written = (node.enqueue(*command) for node in self._in_use())
+            return min(await asyncio.gather(*written), default=0)
+        return await self.enqueue(*command)
+
+    def enqueue(self, *command: Argument) -> asyncio.Future[Any]:
+        """Queue one command; the future gets its reply."""
+        if self._home is not None:
+            self._home.check()
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        if self._closed:
+            answer.set_exception(closed())
+            return answer
+        try:
+            packed = pack(command)
+        except (TypeError, ValueError) as error:
+            answer.set_exception(error)
+            return answer
+        slot = slot_of(_key(command))
+        self._node(self._cluster.owner(slot)).take(
+            _Routed(command[0], packed, answer, time.monotonic(), slot=slot)
+        )
+        return answer
+
+    async def run(self) -> None:
+        """Send and receive until cancelled. The owner's task group runs this."""
+        try:
+            async with asyncio.TaskGroup() as self._running:
+                for node in self._pipelines.values():
+                    self._running.create_task(node.run())
+                try:
+                    await asyncio.Event().wait()
+                finally:
+                    self._closed = True
+        finally:
+            self._running = None
+
+    def redirect(self, node: _NodePipeline, waiting: _Routed, error: AskError) -> None:
+        """Send a command to the node that has its slot; if the slot has moved, those behind it, too.
+
+        In redis-py, ``MOVED`` is a kind of ``ASK``.
+        """
+        target = self._node(f"{error.host or node.name.rpartition(':')[0]}:{error.port}")
+        waiting.redirections += 1
+        if waiting.redirections > _REDIRECTIONS:
+            waiting.redirections = 0
+            asyncio.get_running_loop().call_later(_PAUSE_S, target.take, waiting)
+        elif isinstance(error, MovedError):
+            self._cluster.moved(waiting.slot, target.name)
+            target.take(waiting, *node.withdraw(lambda other: other.slot == waiting.slot))
+        else:
+            # The slot is about to move, and this key has gone ahead. Only this command is meant.
+            target.take(_ignored(_ASKING), waiting)
+
+    async def look_again(self) -> None:
+        """Learn which node has which slot, and move the commands that wait at another."""
+        try:
+            await self._cluster.refresh()
+        except (RedisError, OSError) as error:
+            logger.debug("cannot learn the nodes of the cluster: %s", error)
+            return
+        for name, node in list(self._pipelines.items()):
+            for waiting in node.withdraw(lambda other: self._cluster.owner(other.slot) != name):  # noqa: B023
+                self._node(self._cluster.owner(waiting.slot)).take(waiting)
+
+    def _in_use(self) -> list[_NodePipeline]:
+        """Return the pipelines that were used, without those of nodes that have no slots any more."""
+        return [self._pipelines[name] for name in self._cluster.masters if name in self._pipelines]
+
+    def _node(self, name: str) -> _NodePipeline:
+        if name not in self._pipelines:
+            self._pipelines[name] = node = _NodePipeline(
+                self._cluster.node(name),
+                name=name,
+                cluster=self,
+                patience_s=self._patience_s,
+                clock=self.clock,
+            )
+            if self._running is not None:
+                self._running.create_task(node.run())
+        return self._pipelines[name]
+
+
+class _NodePipeline(CommandPipeline):
+    """The pipeline of one node."""
+
+    def __init__(self, client: Any, *, name: str, cluster: ClusterPipeline, **options: Any) -> None:
+        super().__init__(client, **options)
+        self.name = name
+        self._cluster = cluster
+
+    def take(self, *waiting: Waiting) -> None:
+        """Queue commands."""
+        self._unsent.extend(waiting)
+        self._arrived.set()
+
+    def withdraw(self, concerned: Callable[[_Routed], bool]) -> list[_Routed]:
+        """Take the commands back that are ``concerned`` and have no answer yet, in their order.
+
+        The answers to those that were sent are ignored. This node may run one of them nevertheless, which
+        does no harm: every command may be sent twice.
+        """
+        taken: list[_Routed] = []
+        for place, waiting in enumerate(self._unanswered):
+            if isinstance(waiting, _Routed) and concerned(waiting):
+                taken.append(waiting)
+                self._unanswered[place] = _ignored(waiting.packed)
+        staying: deque[Waiting] = deque()
+        for waiting in self._unsent:
+            if isinstance(waiting, _Routed) and concerned(waiting):
+                taken.append(waiting)
+            else:
+                staying.append(waiting)
+        self._unsent = staying
+        return taken
+
+    async def _converse(self) -> None:
+        try:
+            await super()._converse()
+        except ScriptsForgottenError:
+            raise
+        except AWAY:
+            # Before a command is given up: another node may have its slot.
+            await self._cluster.look_again()
+            raise
+
+    def _check(self, refusal: ResponseError) -> None:
+        if not isinstance(refusal, AskError):
+            super()._check(refusal)
+
+    def _refuse(self, waiting: Waiting, refusal: ResponseError) -> None:
+        if isinstance(refusal, AskError) and isinstance(waiting, _Routed):
+            self._cluster.redirect(self, waiting, refusal)
+        else:
+            super()._refuse(waiting, refusal)
+
+
+class _Outages(Outage):
+    """The outages of all nodes together."""
+
+    def __init__(self, pipelines: Mapping[str, CommandPipeline]) -> None:
+        self._pipelines = pipelines
+
+    @property
+    def count(self) -> int:  # type: ignore[override]
+        return sum(pipeline.outage.count for pipeline in self._pipelines.values())
+
+    @property
+    def seconds(self) -> float:
+        return sum(pipeline.outage.seconds for pipeline in self._pipelines.values())
+
+
+def _key(command: tuple[Argument, ...]) -> str | bytes:
+    """Return the key that decides the node of a command; any node will do for one without."""
+    if command[0] in _WITHOUT_KEY:
+        return b""
+    key = command[3 if command[0] == "EVALSHA" else 1]
+    return key if isinstance(key, bytes) else str(key)
+
+
+def _ignored(packed: bytes) -> Waiting:
+    """Make a command whose answer nobody reads."""
+    answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    answer.cancel()
+    return Waiting("", packed, answer, time.monotonic())
