@@ -8,11 +8,11 @@ import pytest
 from redis.asyncio.connection import SSLConnection
 from redis.asyncio.sentinel import SentinelManagedSSLConnection
 
-from inferfleet.schemas.errors import ConfigurationError
+from inferfleet.schemas.errors import ConfigurationError, ServiceUnreachableError
 from inferfleet.schemas.settings import ServiceSettings
 from inferfleet.wire.address import redacted, without_secrets
 from inferfleet.wire.redis.cluster import ClusterClient, slot_of
-from inferfleet.wire.redis.connection import redis_client
+from inferfleet.wire.redis.connection import open_redis, redis_client
 from inferfleet.wire.redis.topology import Topology, TopologyKind, topology_of
 
 SECRET = "hunter2-xyzzy"
@@ -49,6 +49,7 @@ def test_a_cluster_has_nodes() -> None:
         ("redis+sentinel://:{}@one/main/x", "database 'x'"),
         ("redis+sentinel://:{}@one,two:x/main/0", "host 2 of 2"),
         ("redis+sentinel://:{}@/main/0", "names no host"),
+        ("redis+nothing://:{}@one", r"redis\+sentinel and redis\+cluster"),
         ("redis+cluster://:{}@one/1", "no other database than 0"),
         ("redis+cluster://:{}@one?db=2", "no other database than 0"),
         ("redis+cluster://:{}@one?sentinel_password=x", r"need redis\+sentinel"),
@@ -61,6 +62,16 @@ def test_the_wrong_part_is_named_and_the_password_is_not(url: str, part: str) ->
     with pytest.raises(ConfigurationError, match=f"INFERFLEET_REDIS_URL.*{part}") as caught:
         redis_client(url.format(SECRET, SECRET))
     assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["cluster", "sentinel"])
+async def test_the_nodes_that_do_not_answer_are_named_and_nothing_else(kind: str) -> None:
+    url = f"redis+{kind}://:{SECRET}@127.0.0.1:1,127.0.0.1:2/{'main' if kind == 'sentinel' else ''}"
+    with pytest.raises(ServiceUnreachableError, match=r"connecting to 127.0.0.1:[12]") as caught:
+        async with open_redis(url):
+            pass
+    assert SECRET not in str(caught.value)
+    assert len(str(caught.value)) < 500
 
 
 def test_the_settings_take_each_form_and_no_other() -> None:

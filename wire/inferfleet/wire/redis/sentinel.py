@@ -13,15 +13,53 @@ import redis.asyncio as aioredis
 from redis.asyncio.connection import SSLConnection, parse_url
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import (
+    MasterNotFoundError,
     Sentinel,
     SentinelConnectionPool,
     SentinelManagedConnection,
     SentinelManagedSSLConnection,
 )
 from redis.backoff import NoBackoff
+from redis.exceptions import AuthenticationError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 SENTINEL_TIMEOUT_S = 1.0
 """How long a Sentinel may take to answer before the next one is asked."""
+
+
+class _Sentinels(Sentinel):
+    """Sentinels that say why they name no master."""
+
+    async def discover_master(self, service_name: str) -> tuple[str, int]:
+        """Return the host and port of the master.
+
+        Raises:
+            MasterNotFoundError: No Sentinel answers, or none knows a master that serves.
+            redis.exceptions.AuthenticationError: A Sentinel refuses the login, and no other knows the master.
+
+        """
+        sentinels: list[Any] = self.sentinels
+        problems: list[str] = []
+        refusal: AuthenticationError | None = None
+        for place, sentinel in enumerate(sentinels):
+            try:
+                masters = await sentinel.sentinel_masters()
+            except AuthenticationError as error:
+                refusal = error
+            except (RedisConnectionError, RedisTimeoutError, OSError) as error:
+                problems.append(str(error))
+            else:
+                state = masters.get(service_name)
+                if state is not None and self.check_master_state(state, service_name):
+                    sentinels[0], sentinels[place] = sentinel, sentinels[0]
+                    return str(state["ip"]), int(state["port"])
+                problems.append("it is down" if state else f"they know {', '.join(masters) or 'none'}")
+        if refusal is not None:
+            raise refusal
+        raise MasterNotFoundError(
+            f"the Sentinels name no master {service_name!r}: {'; '.join(dict.fromkeys(problems))}"
+        )
 
 
 class SentinelPool(SentinelConnectionPool, aioredis.BlockingConnectionPool):
@@ -47,7 +85,7 @@ def sentinel_pool(
     of_master = {**each[0], **options}
     of_sentinels = {name: value for name, value in of_master.items() if name.startswith(("ssl_", "socket_"))}
     tls = of_master.pop("connection_class", None) is SSLConnection
-    sentinel: Any = cast("Any", Sentinel)(
+    sentinel: Any = cast("Any", _Sentinels)(
         hosts,
         sentinel_kwargs={
             **of_sentinels,

@@ -60,6 +60,11 @@ def topology_of(address: str) -> Topology | None:
                 f"{SETTING} names {len(each)} hosts: that needs {tls}+sentinel:// or {tls}+cluster://"
             )
         return None
+    if name not in tuple(TopologyKind):
+        # Not quoted: without a scheme it may be a part of the password.
+        raise ConfigurationError(
+            f"{SETTING} has another scheme than redis+sentinel and redis+cluster, or these with rediss"
+        )
     kind = TopologyKind(name)
     parts = [urlsplit(one) for one in each]
     if any(not part.hostname for part in parts):
