@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 from collections.abc import AsyncIterator, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -23,13 +26,15 @@ from tests.integration.conftest import (
 from tests.stores import plain_redis, running_pipeline
 
 from inferfleet.local.services import Services
+from inferfleet.local.services.free_port import free_port
 from inferfleet.local.services.reaper import Reaper
 from inferfleet.local.services.redis_cluster import RedisCluster
-from inferfleet.local.services.redis_process import redis_binary
+from inferfleet.local.services.redis_process import RedisProcess, redis_binary
 from inferfleet.local.services.redis_sentinels import RedisSentinels
 from inferfleet.producer import Fleet
 from inferfleet.schemas import Job
 from inferfleet.schemas.errors import ConfigurationError, ServiceRefusedError, ServiceUnreachableError
+from inferfleet.schemas.names import journal_key, reply_key
 from inferfleet.wire.redis.cluster import slot_of
 
 RIDE_S = 100.0
@@ -105,8 +110,16 @@ async def test_a_dead_master_is_replaced_without_a_lost_job(
 async def test_a_service_that_the_sentinels_do_not_know_is_named(
     connect: Connect, sentinels: RedisSentinels
 ) -> None:
-    with pytest.raises(ServiceUnreachableError, match="No master found for 'other'"):
+    with pytest.raises(ServiceUnreachableError, match="no master 'other': they know inferfleet"):
         async with connect(redis_url=sentinels.url.replace("/inferfleet/", "/other/")):
+            pass
+
+
+async def test_a_wrong_login_at_the_sentinels_is_a_refusal(
+    connect: Connect, sentinels: RedisSentinels
+) -> None:
+    with pytest.raises(ServiceRefusedError, match="refuses the credentials"):
+        async with connect(redis_url=f"{sentinels.url}?sentinel_username=nobody&sentinel_password=x"):
             pass
 
 
@@ -227,16 +240,70 @@ async def test_a_stream_goes_on_while_its_slot_moves(
     assert (await clustered.get(job)).attempt == 1
 
 
-async def test_a_dead_master_of_a_cluster_is_replaced_without_a_lost_job(
-    clustered: Fleet, start_worker: StartWorker, cluster: RedisCluster, pool: str
+async def test_a_failover_of_a_cluster_is_followed_by_those_who_wait(
+    connect: Connect, start_worker: StartWorker, cluster: RedisCluster, pool: str
+) -> None:
+    await start_worker(redis_url=cluster.url)
+    async with connect(redis_url=cluster.url, patience_s=RIDE_S, client_id=pool) as fleet:
+        await fleet.declare_pool(pool)
+        jobs = [
+            await fleet.submit(slow_chat(tokens=60, step_s=0.05), pool=pool, stream=stream)
+            for stream in (True, False)
+        ]
+        streaming = asyncio.create_task(_text_of(fleet, jobs[0]))
+        waiting = asyncio.create_task(fleet.wait(jobs[1], timeout_s=RIDE_S))
+        for key in (journal_key(jobs[0].id), reply_key(pool)):
+            await asyncio.to_thread(cluster.fail_over, slot_of(key))
+        assert await asyncio.wait_for(streaming, RIDE_S) == answer_to(jobs[0])
+        assert (await waiting).text == answer_to(jobs[1])
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["dead", "suspended"])
+async def test_a_master_of_a_cluster_is_replaced_without_a_lost_job(
+    clustered: Fleet, start_worker: StartWorker, cluster: RedisCluster, pool: str, how: signal.Signals
 ) -> None:
     await start_worker(redis_url=cluster.url)
     await all_done(clustered, await clustered.submit_many(["hello"] * 30, pool=pool))
-    dead = await asyncio.to_thread(cluster.owner, 0)
-    dead.kill()
+    gone = await asyncio.to_thread(cluster.owner, 0)
+    os.kill(gone.pid, how)
     await all_done(clustered, await clustered.submit_many(["hello"] * 60, pool=pool))
-    assert (await asyncio.to_thread(cluster.owner, 0)) is not dead
-    await asyncio.to_thread(dead.start)
+    assert (await asyncio.to_thread(cluster.owner, 0)) is not gone
+    gone.kill()
+    await asyncio.to_thread(cluster.start)
+
+
+async def test_writes_are_on_the_replicas_of_all_nodes_or_on_too_few_of_one(
+    cluster: RedisCluster,
+) -> None:
+    async with running_pipeline(cluster.url, patience_s=None) as pipeline:
+        keys = [f"{{{uuid4().hex}}}" for _ in range(30)]
+
+        async def write() -> None:
+            await asyncio.gather(*(pipeline.enqueue("SET", key, "x", "EX", 60) for key in keys))
+
+        await write()
+        connections = pipeline.connections
+        await write()
+        assert await pipeline.execute("WAIT", 1, 1000 * int(PATIENCE_S)) == 1
+        assert pipeline.connections == connections
+
+        # The replies of a master that dies are not known.
+        gone = await asyncio.to_thread(cluster.owner, slot_of(keys[0]))
+        os.kill(gone.pid, signal.SIGSTOP)
+        assert await pipeline.execute("WAIT", 1, 1000 * int(PATIENCE_S)) == 0
+        assert pipeline.connections > connections
+        await write()
+        gone.kill()
+    await asyncio.to_thread(cluster.start)
+
+
+async def test_what_waits_at_the_end_of_a_client_gets_an_error(cluster: RedisCluster) -> None:
+    async with running_pipeline(cluster.url, patience_s=None) as pipeline:
+        assert await pipeline.execute("PING")
+        keys = [f"{{{uuid4().hex}}}" for _ in range(30)]
+        waiting = [pipeline.enqueue("GET", key) for key in keys]
+    answers = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), PATIENCE_S)
+    assert {type(answer) for answer in answers} <= {type(None), ServiceUnreachableError}
 
 
 async def test_a_missing_right_is_found_on_whichever_node_it_is(
@@ -282,3 +349,19 @@ async def test_a_client_that_knows_one_dead_and_one_live_node_finds_all(
         keys = [f"{{{uuid4().hex}}}" for _ in range(30)]
         await asyncio.gather(*(pipeline.enqueue("SET", key, "x", "EX", 60) for key in keys))
         assert await asyncio.gather(*(pipeline.enqueue("GET", key) for key in keys)) == [b"x"] * 30
+
+
+async def test_a_node_that_has_lost_its_cluster_is_left_for_the_others(
+    cluster: RedisCluster, tmp_path: Path
+) -> None:
+    server = redis_binary()
+    assert server is not None
+    with Reaper() as reaper:
+        configuration = {"cluster-enabled": "yes", "cluster-port": str(free_port())}
+        alone = RedisProcess(server=server, folder=tmp_path, reaper=reaper, configuration=configuration)
+        await asyncio.to_thread(alone.start)
+        url = cluster.url.replace("://", f"://127.0.0.1:{alone.port},")
+        async with running_pipeline(url, patience_s=RIDE_S) as pipeline:
+            key = uuid4().hex
+            assert await asyncio.wait_for(pipeline.execute("SET", key, "x", "EX", 60), PATIENCE_S)
+        alone.close()

@@ -19,6 +19,9 @@ from inferfleet.schemas.errors import ServiceUnreachableError
 NODE_TIMEOUT_MS = 5_000
 """How long a node may be silent before the others replace it by its replica."""
 
+FAILOVER_TIMEOUT_S = 5.5
+"""How long a replica tries to become the master. The masters vote only now and then."""
+
 SLOTS = 16_384
 
 
@@ -41,8 +44,7 @@ class RedisCluster:
             )
             for number in range(masters * (2 if replicated else 1))
         ]
-        self.masters = self.nodes[:masters]
-        self.replicas = self.nodes[masters:]
+        self._size = masters
         self.version = ""
 
     @property
@@ -50,14 +52,21 @@ class RedisCluster:
         """The URL with all nodes."""
         return f"redis+cluster://{','.join(f'127.0.0.1:{node.port}' for node in self.nodes)}"
 
+    @property
+    def masters(self) -> list[RedisProcess]:
+        """The nodes that have slots, according to the first node that runs."""
+        ports = {master[1] for _, _, master, *_ in self._ask(self._running(), "CLUSTER SLOTS")}
+        return [node for node in self.nodes if node.port in ports]
+
     def start(self) -> None:
-        """Start all nodes, form the cluster unless it was formed before, and wait until it serves."""
+        """Start the nodes that do not run, form the cluster if it is new, and wait until it serves."""
         for node in self.nodes:
-            node.launch()
+            if not node.running:
+                node.launch()
         for node in self.nodes:
             node.wait_until_ready()
         self.version = self.nodes[0].version
-        if not self._ask(self.nodes[0], "CLUSTER SHARDS") or self._known(self.nodes[0]) == 1:
+        if self._known(self.nodes[0]) == 1:
             self._form()
         self._wait_until(lambda: all(self._whole(node) for node in self.nodes), "is whole")
 
@@ -87,26 +96,44 @@ class RedisCluster:
         for node in (target, source, *(other for other in self.masters if other not in {source, target})):
             self._ask(node, "CLUSTER SETSLOT", slot, "NODE", self._id(target))
 
-    def owner(self, slot: int) -> RedisProcess:
-        """Return the node that has a slot, according to the first node that runs."""
-        asked = next(node for node in self.nodes if node.running)
-        for first, last, master, *_ in self._ask(asked, "CLUSTER SLOTS"):
+    def fail_over(self, slot: int) -> None:
+        """Let a replica become the owner of a slot, as an operator would, and wait until all nodes know."""
+        before = self.owner(slot)
+        replica = next(node for node in self.nodes if self._master_of(node) == before.port)
+        again_at = 0.0
+
+        def failed_over() -> bool:
+            nonlocal again_at
+            if self._master_of(replica) is not None and time.monotonic() > again_at:
+                self._ask(replica, "CLUSTER FAILOVER")
+                again_at = time.monotonic() + FAILOVER_TIMEOUT_S
+            return all(self.owner(slot, asked=node) is replica for node in self.nodes)
+
+        self._wait_until(failed_over, "has failed over")
+
+    def owner(self, slot: int, *, asked: RedisProcess | None = None) -> RedisProcess:
+        """Return the node that has a slot, according to the first node that runs, or to ``asked``."""
+        for first, last, master, *_ in self._ask(asked or self._running(), "CLUSTER SLOTS"):
             if first <= slot <= last:
                 return next(node for node in self.nodes if node.port == master[1])
         raise LookupError(f"no node has slot {slot}")
 
+    def _running(self) -> RedisProcess:
+        return next(node for node in self.nodes if node.running)
+
     def _form(self) -> None:
-        share = -(-SLOTS // len(self.masters))
+        masters, replicas = self.nodes[: self._size], self.nodes[self._size :]
+        share = -(-SLOTS // self._size)
         for number, node in enumerate(self.nodes):
             self._ask(node, "CLUSTER SET-CONFIG-EPOCH", number + 1)
             first = self.nodes[0]
             self._ask(node, "CLUSTER MEET", "127.0.0.1", first.port, self._bus_port(first))
-        for number, node in enumerate(self.masters):
+        for number, node in enumerate(masters):
             last = min((number + 1) * share, SLOTS) - 1
             self._ask(node, "CLUSTER ADDSLOTSRANGE", number * share, last)
         size = len(self.nodes)
         self._wait_until(lambda: all(self._known(node) == size for node in self.nodes), "knows its nodes")
-        for replica, master in zip(self.replicas, self.masters, strict=False):
+        for replica, master in zip(replicas, masters, strict=False):
             self._wait_until(lambda: self._replicates(replica, master), "has replicas")  # noqa: B023
 
     def _replicates(self, replica: RedisProcess, master: RedisProcess) -> bool:
@@ -118,8 +145,13 @@ class RedisCluster:
 
     def _whole(self, node: RedisProcess) -> bool:
         info = self._ask(node, "CLUSTER INFO")
-        linked = node in self.masters or self._ask(node, "ROLE")[3] == b"connected"
-        return b"cluster_state:ok" in info and linked
+        role, *rest = self._ask(node, "ROLE")
+        return b"cluster_state:ok" in info and (role == b"master" or rest[2] == b"connected")
+
+    def _master_of(self, node: RedisProcess) -> int | None:
+        """Return the port of the master that a node replicates; ``None`` for a master."""
+        role, *rest = self._ask(node, "ROLE")
+        return int(rest[1]) if role == b"slave" else None
 
     def _known(self, node: RedisProcess) -> int:
         return len(self._ask(node, "CLUSTER NODES").strip().splitlines())

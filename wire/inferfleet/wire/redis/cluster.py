@@ -16,11 +16,14 @@ import redis.asyncio as aioredis
 from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.connection import SSLConnection, parse_url
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
+from redis.exceptions import AskError, MovedError, RedisClusterException, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisClusterException, ResponseError
 
 REFRESH_TIMEOUT_S: Final = 5.0
 """How long it may take to learn the map from some node."""
+
+NODE_TIMEOUT_S: Final = 1.0
+"""How long one node may take to tell the map before the next one is asked."""
 
 _POOL_OPTIONS: Final = ("max_connections", "timeout")
 
@@ -41,7 +44,11 @@ class ClusterClient:
         self._masters: set[str] = set()
         self._clients: dict[str, aioredis.Redis] = {}
         self._refreshing = asyncio.Lock()
-        self._refreshed = 0
+        self._attempts = 0
+        self._failure: Exception | None = None
+        """Why the last attempt to learn the map failed."""
+        self.changes = 0
+        """How often a slot was found at another node than before."""
         # Invalid options are an error now.
         self.node(f"{self._known[0][0]}:{self._known[0][1]}")
         self._cluster()
@@ -72,40 +79,57 @@ class ClusterClient:
             self._clients[name] = aioredis.Redis.from_pool(aioredis.BlockingConnectionPool(**options))
         return self._clients[name]
 
-    def moved(self, slot: int, node: str) -> None:
-        """Note that another node has a slot."""
-        self._owners[slot] = node
+    def redirected(self, asked: str, error: AskError) -> str:
+        """Note what a node has said about a slot, and return the node that it names.
+
+        In redis-py, ``MOVED`` is a kind of ``ASK``.
+        """
+        # A node that does not know its own address names none.
+        node = f"{error.host or asked.rpartition(':')[0]}:{error.port}"
         self._masters.add(node)
+        if isinstance(error, MovedError) and self._owners[error.slot_id] != node:
+            self._owners[error.slot_id] = node
+            self.changes += 1
+        return node
 
     async def refresh(self) -> None:
-        """Learn the map from any node that answers. Concurrent calls share one.
+        """Learn the map from any node that answers. Concurrent calls share one attempt.
 
         Raises:
             redis.exceptions.ConnectionError: No node answers.
             redis.exceptions.ResponseError: A node refuses, or is not one of a cluster.
 
         """
-        refreshed = self._refreshed
+        attempts = self._attempts
         async with self._refreshing:
-            if refreshed != self._refreshed:
-                return
-            try:
-                async with asyncio.timeout(REFRESH_TIMEOUT_S), AsyncExitStack() as stack:
-                    nodes = self._cluster().nodes_manager
-                    for cache in ("nodes_cache", "startup_nodes"):
-                        stack.push_async_callback(nodes.aclose, cache)
-                    await nodes.initialize()
-                    owners = {slot: owners[0] for slot, owners in nodes.slots_cache.items()}
-                    self._known = [(node.host, int(node.port)) for node in nodes.nodes_cache.values()]
-            except RedisClusterException as error:
-                raise _reason(error) from error
-            except TimeoutError as error:
-                raise RedisConnectionError("no node of the cluster answers") from error
-            self._owners = [
-                owners[slot].name if slot in owners else "" for slot in range(REDIS_CLUSTER_HASH_SLOTS)
-            ]
-            self._masters = {owner for owner in self._owners if owner}
-            self._refreshed += 1
+            if attempts == self._attempts:
+                try:
+                    await self._learn()
+                except (RedisError, OSError) as error:
+                    self._failure = error
+                else:
+                    self._failure = None
+                self._attempts += 1
+            if self._failure is not None:
+                raise self._failure
+
+    async def _learn(self) -> None:
+        try:
+            async with asyncio.timeout(REFRESH_TIMEOUT_S), AsyncExitStack() as stack:
+                nodes = self._cluster().nodes_manager
+                for cache in ("nodes_cache", "startup_nodes"):
+                    stack.push_async_callback(nodes.aclose, cache)
+                await nodes.initialize()
+                owners = {slot: owners[0].name for slot, owners in nodes.slots_cache.items()}
+                self._known = [(node.host, int(node.port)) for node in nodes.nodes_cache.values()]
+        except RedisClusterException as error:
+            raise _reason(error) from error
+        except TimeoutError as error:
+            raise RedisConnectionError("no node of the cluster answers") from error
+        before = self._owners
+        self._owners = [owners.get(slot, "") for slot in range(REDIS_CLUSTER_HASH_SLOTS)]
+        self._masters = {owner for owner in self._owners if owner}
+        self.changes += self._owners != before
 
     async def aclose(self) -> None:
         """Close the connections to all nodes."""
@@ -118,6 +142,7 @@ class ClusterClient:
         options: dict[str, Any] = {**parse_url(self._urls[0]), **self._options}
         for name in ("host", "port", *_POOL_OPTIONS):
             options.pop(name, None)
+        options |= {"socket_timeout": NODE_TIMEOUT_S, "socket_connect_timeout": NODE_TIMEOUT_S}
         tls = options.pop("connection_class", None) is SSLConnection
         places = dict.fromkeys([*self._known, *map(_place, self._urls)])
         return aioredis.RedisCluster(

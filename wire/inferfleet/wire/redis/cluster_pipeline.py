@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from redis.exceptions import AskError, MovedError, RedisError, ResponseError
+from redis.exceptions import AskError, ClusterDownError, MovedError, RedisError, ResponseError
 
 from inferfleet.schemas.errors import ServiceRefusedError, ServiceUnreachableError
 from inferfleet.wire.home import Home
@@ -71,6 +71,14 @@ class ClusterPipeline(CommandPipeline):
         self._running: asyncio.TaskGroup | None = None
         self.outage = _Outages(self._pipelines)
 
+    @property
+    def connections(self) -> int:  # type: ignore[override]
+        """How many connections were made, and how often a slot was found elsewhere.
+
+        Either may lead to a Redis that does not have earlier writes.
+        """
+        return self._cluster.changes + sum(node.connections for node in self._pipelines.values())
+
     async def servers(self) -> Sequence[CommandPipeline]:
         """Return a pipeline for each node that has keys."""
         try:
@@ -87,11 +95,21 @@ class ClusterPipeline(CommandPipeline):
         return next((node.refused for node in self._in_use() if node.refused is not None), None)
 
     async def execute(self, *command: Argument) -> Any:
-        """Run one command and return its reply; of ``WAIT``, the lowest of all nodes."""
-        if command[0] == "WAIT":
-            written = (node.enqueue(*command) for node in self._in_use())
-            return min(await asyncio.gather(*written), default=0)
-        return await self.enqueue(*command)
+        """Run one command and return its reply.
+
+        ``WAIT`` goes to all nodes in use, and its reply is the lowest of theirs; 0 if one has been replaced
+        meanwhile.
+        """
+        if command[0] != "WAIT":
+            return await self.enqueue(*command)
+        changes = self._cluster.changes
+        nodes = [node.enqueue(*command) for node in self._in_use()]
+        replies: list[Any] = await asyncio.gather(*nodes, return_exceptions=True)
+        if failed := [reply for reply in replies if isinstance(reply, BaseException)]:
+            if self._cluster.changes == changes:
+                raise failed[0]
+            return 0
+        return min(replies, default=0)
 
     def enqueue(self, *command: Argument) -> asyncio.Future[Any]:
         """Queue one command; the future gets its reply."""
@@ -124,23 +142,31 @@ class ClusterPipeline(CommandPipeline):
                     self._closed = True
         finally:
             self._running = None
+            self.close()
+
+    def close(self) -> None:
+        """Fail all commands that wait, and those that come later."""
+        self._closed = True
+        for node in self._pipelines.values():
+            node.close()
 
     def redirect(self, node: _NodePipeline, waiting: _Routed, error: AskError) -> None:
-        """Send a command to the node that has its slot; if the slot has moved, those behind it, too.
-
-        In redis-py, ``MOVED`` is a kind of ``ASK``.
-        """
-        target = self._node(f"{error.host or node.name.rpartition(':')[0]}:{error.port}")
+        """Send a command to the node that has its slot; if the slot has moved, those behind it, too."""
+        target = self._node(self._cluster.redirected(node.name, error))
         waiting.redirections += 1
         if waiting.redirections > _REDIRECTIONS:
             waiting.redirections = 0
             asyncio.get_running_loop().call_later(_PAUSE_S, target.take, waiting)
         elif isinstance(error, MovedError):
-            self._cluster.moved(waiting.slot, target.name)
-            target.take(waiting, *node.withdraw(lambda other: other.slot == waiting.slot))
+            target.take(waiting, *node.withdraw(lambda slot: slot == waiting.slot))
         else:
             # The slot is about to move, and this key has gone ahead. Only this command is meant.
             target.take(_ignored(_ASKING), waiting)
+
+    def look_soon(self) -> None:
+        """Look again in the background."""
+        if self._running is not None and not self._closed:
+            self._running.create_task(self.look_again())
 
     async def look_again(self) -> None:
         """Learn which node has which slot, and move the commands that wait at another."""
@@ -150,8 +176,10 @@ class ClusterPipeline(CommandPipeline):
             logger.debug("cannot learn the nodes of the cluster: %s", error)
             return
         for name, node in list(self._pipelines.items()):
-            for waiting in node.withdraw(lambda other: self._cluster.owner(other.slot) != name):  # noqa: B023
+            for waiting in node.withdraw(lambda slot: self._cluster.owner(slot) != name):  # noqa: B023
                 self._node(self._cluster.owner(waiting.slot)).take(waiting)
+            if name not in self._cluster.masters:
+                node.leave()
 
     def _in_use(self) -> list[_NodePipeline]:
         """Return the pipelines that were used, without those of nodes that have no slots any more."""
@@ -166,7 +194,9 @@ class ClusterPipeline(CommandPipeline):
                 patience_s=self._patience_s,
                 clock=self.clock,
             )
-            if self._running is not None:
+            if self._closed:
+                node.close()
+            elif self._running is not None:
                 self._running.create_task(node.run())
         return self._pipelines[name]
 
@@ -183,26 +213,42 @@ class _NodePipeline(CommandPipeline):
         """Queue commands."""
         self._unsent.extend(waiting)
         self._arrived.set()
+        if self._closed:
+            self.close()
 
-    def withdraw(self, concerned: Callable[[_Routed], bool]) -> list[_Routed]:
-        """Take the commands back that are ``concerned`` and have no answer yet, in their order.
+    def withdraw(self, concerned: Callable[[int], bool]) -> list[_Routed]:
+        """Take the commands back whose slot is ``concerned`` and that have no answer yet, in their order.
 
         The answers to those that were sent are ignored. This node may run one of them nevertheless, which
         does no harm: every command may be sent twice.
         """
-        taken: list[_Routed] = []
-        for place, waiting in enumerate(self._unanswered):
-            if isinstance(waiting, _Routed) and concerned(waiting):
-                taken.append(waiting)
-                self._unanswered[place] = _ignored(waiting.packed)
-        staying: deque[Waiting] = deque()
-        for waiting in self._unsent:
-            if isinstance(waiting, _Routed) and concerned(waiting):
-                taken.append(waiting)
-            else:
-                staying.append(waiting)
-        self._unsent = staying
+        taken = [
+            waiting
+            for waiting in (*self._unanswered, *self._unsent, *self._refused)
+            if isinstance(waiting, _Routed) and concerned(waiting.slot)
+        ]
+        self._forget(taken)
         return taken
+
+    def leave(self) -> None:
+        """Fail what only this node could answer: it has no keys any more."""
+        self.outage.ended()
+        left = [one for one in (*self._unanswered, *self._unsent) if not isinstance(one, _Routed)]
+        for waiting in left:
+            if not waiting.answer.done():
+                waiting.answer.set_exception(
+                    ServiceUnreachableError(f"the node {self.name} has no part of the Redis Cluster any more")
+                )
+        self._forget(left)
+
+    def _forget(self, forgotten: Sequence[Waiting]) -> None:
+        """Send these no more; ignore the answers to those that were sent."""
+        gone = set(forgotten)
+        self._unanswered = deque(
+            _ignored(waiting.packed) if waiting in gone else waiting for waiting in self._unanswered
+        )
+        self._unsent = deque(waiting for waiting in self._unsent if waiting not in gone)
+        self._refused -= gone
 
     async def _converse(self) -> None:
         try:
@@ -214,6 +260,12 @@ class _NodePipeline(CommandPipeline):
             await self._cluster.look_again()
             raise
 
+    def _take_back(self) -> None:
+        # What is ignored has been sent to another node since.
+        self._unanswered = deque(waiting for waiting in self._unanswered if waiting.verb)
+        self._unsent = deque(waiting for waiting in self._unsent if waiting.verb)
+        super()._take_back()
+
     def _check(self, refusal: ResponseError) -> None:
         if not isinstance(refusal, AskError):
             super()._check(refusal)
@@ -221,8 +273,11 @@ class _NodePipeline(CommandPipeline):
     def _refuse(self, waiting: Waiting, refusal: ResponseError) -> None:
         if isinstance(refusal, AskError) and isinstance(waiting, _Routed):
             self._cluster.redirect(self, waiting, refusal)
-        else:
-            super()._refuse(waiting, refusal)
+            return
+        if isinstance(refusal, ClusterDownError):
+            # Perhaps only this node has lost the others.
+            self._cluster.look_soon()
+        super()._refuse(waiting, refusal)
 
 
 class _Outages(Outage):
@@ -249,7 +304,7 @@ def _key(command: tuple[Argument, ...]) -> str | bytes:
 
 
 def _ignored(packed: bytes) -> Waiting:
-    """Make a command whose answer nobody reads."""
+    """Make a command without a verb, whose answer nobody reads."""
     answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
     answer.cancel()
     return Waiting("", packed, answer, time.monotonic())

@@ -124,6 +124,8 @@ class CommandPipeline:
         self._refused: set[Waiting] = set()
         """Commands that Redis has refused for now, and that are sent again later."""
         self._closed = False
+        self.connections = 0
+        """How many connections were made so far. Another one may lead to another Redis."""
         self.clock = clock or RedisClock()
         """Redis' time."""
         self.refused: ServiceRefusedError | None = None
@@ -198,8 +200,12 @@ class CommandPipeline:
                     # The waiting tasks must get every error: a lost one would hang them.
                     self._fail(_unreachable(error))
         finally:
-            self._closed = True
-            self._fail(closed())
+            self.close()
+
+    def close(self) -> None:
+        """Fail all commands that wait, and those that come later."""
+        self._closed = True
+        self._fail(closed())
 
     async def _converse_or_outlast(self) -> None:
         try:
@@ -240,6 +246,7 @@ class CommandPipeline:
                 await connection.load_scripts()
                 self._scripts_missing = False
                 self._answers_at_load = self._answers
+            self.connections += 1
         except (ResponseError, AuthenticationError) as refusal:
             raise _RefusedError(refusal) from refusal
         except ConfigurationError as error:

@@ -30,7 +30,7 @@ _PASSING = (
     TryAgainError,
 )
 
-_PASSING_TEXTS = ("BUSY ", "MISCONF ", "NOREPLICAS ", "max number of clients reached")
+_PASSING_TEXTS = ("BUSY ", "MISCONF ", "NOREPLICAS ", "UNBLOCKED ", "max number of clients reached")
 """The refusals that pass for which redis-py has no exception, and leaves the code in the text."""
 
 _NO_WRITES = (OutOfMemoryError, ReadOnlyError)

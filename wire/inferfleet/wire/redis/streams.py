@@ -92,6 +92,9 @@ class ClusterBlockedReader(BlockedReader):
         await asyncio.wait([task for _, task in self._reads.values()], return_when=asyncio.FIRST_COMPLETED)
         done = [slot for slot, (_, task) in self._reads.items() if task.done()]
         answers = [self._reads.pop(slot)[1] for slot in done]
+        if failed := [error for answer in answers if (error := answer.exception()) is not None]:
+            # The lines of the others are read again.
+            raise failed[0]
         return [line for answer in answers for line in answer.result()]
 
     async def stop(self) -> None:
@@ -102,11 +105,11 @@ class ClusterBlockedReader(BlockedReader):
         await cancel_and_wait(*(self._reads.pop(slot)[1] for slot in slots))
 
     async def _read(self, slot: int, positions: dict[bytes, bytes]) -> list[tuple[bytes, list[Line]]]:
-        reader = BlockedReader(self._cluster.node(self._cluster.owner(slot)))
+        node = self._cluster.owner(slot)
         try:
-            return await reader.read(positions)
+            return await BlockedReader(self._cluster.node(node)).read(positions)
         except MovedError as error:
-            self._cluster.moved(slot, f"{error.host}:{error.port}")
+            self._cluster.redirected(node, error)
         except (AskError, TryAgainError):
             await asyncio.sleep(REDIRECTED_PAUSE_S)
         except (RedisError, OSError):
