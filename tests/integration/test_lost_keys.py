@@ -52,8 +52,6 @@ from inferfleet.schemas.names import (
 from inferfleet.wire.redis.eviction import refuse_eviction
 from inferfleet.worker.engines.simulated import expected_text
 
-pytestmark = pytest.mark.store
-
 CHECK_S = 0.2
 
 

@@ -6,7 +6,8 @@ import asyncio
 import json
 import os
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -258,18 +259,38 @@ async def test_a_failover_of_a_cluster_is_followed_by_those_who_wait(
         assert (await waiting).text == answer_to(jobs[1])
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["dead", "suspended"])
+def suspend(node: RedisProcess) -> None:
+    os.kill(node.pid, signal.SIGSTOP)
+    os.waitid(os.P_PID, node.pid, os.WSTOPPED | os.WNOWAIT)
+
+
+@asynccontextmanager
+async def without(
+    cluster: RedisCluster, node: RedisProcess, end: Callable[[RedisProcess], None] = suspend
+) -> AsyncIterator[None]:
+    """Take a node away until the end of the block."""
+    end(node)
+    try:
+        yield
+    finally:
+        node.kill()
+        await asyncio.to_thread(cluster.start)
+
+
+@pytest.mark.parametrize("end", [RedisProcess.kill, suspend], ids=["dead", "suspended"])
 async def test_a_master_of_a_cluster_is_replaced_without_a_lost_job(
-    clustered: Fleet, start_worker: StartWorker, cluster: RedisCluster, pool: str, how: signal.Signals
+    clustered: Fleet,
+    start_worker: StartWorker,
+    cluster: RedisCluster,
+    pool: str,
+    end: Callable[[RedisProcess], None],
 ) -> None:
     await start_worker(redis_url=cluster.url)
     await all_done(clustered, await clustered.submit_many(["hello"] * 30, pool=pool))
     gone = await asyncio.to_thread(cluster.owner, 0)
-    os.kill(gone.pid, how)
-    await all_done(clustered, await clustered.submit_many(["hello"] * 60, pool=pool))
+    async with without(cluster, gone, end):
+        await all_done(clustered, await clustered.submit_many(["hello"] * 60, pool=pool))
     assert (await asyncio.to_thread(cluster.owner, 0)) is not gone
-    gone.kill()
-    await asyncio.to_thread(cluster.start)
 
 
 async def test_writes_are_on_the_replicas_of_all_nodes_or_on_too_few_of_one(
@@ -287,14 +308,11 @@ async def test_writes_are_on_the_replicas_of_all_nodes_or_on_too_few_of_one(
         assert await pipeline.execute("WAIT", 1, 1000 * int(PATIENCE_S)) == 1
         assert pipeline.connections == connections
 
-        # The replies of a master that dies are not known.
-        gone = await asyncio.to_thread(cluster.owner, slot_of(keys[0]))
-        os.kill(gone.pid, signal.SIGSTOP)
-        assert await pipeline.execute("WAIT", 1, 1000 * int(PATIENCE_S)) == 0
-        assert pipeline.connections > connections
-        await write()
-        gone.kill()
-    await asyncio.to_thread(cluster.start)
+        # Nobody knows which writes the replica of a master had that dies.
+        async with without(cluster, await asyncio.to_thread(cluster.owner, slot_of(keys[0]))):
+            assert await pipeline.execute("WAIT", 1, 1000 * int(PATIENCE_S)) == 0
+            assert pipeline.connections > connections
+            await write()
 
 
 async def test_what_waits_at_the_end_of_a_client_gets_an_error(cluster: RedisCluster) -> None:

@@ -30,7 +30,7 @@ from inferfleet.schemas.journal import QueuedEntry, RunningEntry, TokensEntry
 from inferfleet.schemas.names import job_key, journal_key
 from inferfleet.worker.intake import INTERVAL_S, PARKED_PER_PLACE
 
-pytestmark = [pytest.mark.matrix, pytest.mark.store]
+pytestmark = pytest.mark.matrix
 
 
 def failing(code: str = "engine_error", **hooks: Any) -> dict[str, Any]:
