@@ -11,10 +11,12 @@ from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 from uuid import uuid4
 
 import pytest
 import redis.asyncio as aioredis
+from tests.integration.certificates import write_certificates
 from tests.integration.conftest import (
     PATIENCE_S,
     Connect,
@@ -383,3 +385,36 @@ async def test_a_node_that_has_lost_its_cluster_is_left_for_the_others(
             key = uuid4().hex
             assert await asyncio.wait_for(pipeline.execute("SET", key, "x", "EX", 60), PATIENCE_S)
         alone.close()
+
+
+async def test_a_cluster_is_reached_over_tls(
+    connect: Connect, start_worker: StartWorker, tmp_path: Path, pool: str
+) -> None:
+    server = redis_binary()
+    assert server is not None
+    files = write_certificates(tmp_path / "certificates")
+    tls = {
+        "tls-ca-cert-file": str(files.ca),
+        "tls-cert-file": str(files.server),
+        "tls-key-file": str(files.server_key),
+    }
+    with Reaper() as reaper:
+        cluster = RedisCluster(server=server, folder=tmp_path, reaper=reaper, tls=tls)
+        try:
+            await asyncio.to_thread(cluster.start)
+            hosts = ",".join(f"localhost:{port}" for port in cluster.tls_ports)
+            options = {
+                "ssl_ca_certs": files.ca,
+                "ssl_certfile": files.client,
+                "ssl_keyfile": files.client_key,
+            }
+            url = f"rediss+cluster://{hosts}?{urlencode(options)}"
+            await start_worker(redis_url=url)
+            async with connect(redis_url=url, patience_s=RIDE_S) as fleet:
+                await fleet.declare_pool(pool)
+                await all_done(fleet, await fleet.submit_many(["hello"] * 30, pool=pool))
+            with pytest.raises(ServiceUnreachableError, match="certificate"):
+                async with connect(redis_url=f"rediss+cluster://{hosts}"):
+                    pass
+        finally:
+            cluster.close()

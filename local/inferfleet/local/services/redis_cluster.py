@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,24 @@ SLOTS = 16_384
 
 
 class RedisCluster:
-    """Masters that share the slots, and a replica of each if asked for. Not thread-safe."""
+    """Masters that share the slots, and a replica of each if asked for. Not thread-safe.
+
+    ``tls`` has the options of Redis that name certificates and keys. With it the nodes speak TLS with each
+    other, and with clients at ``tls_ports``.
+    """
 
     def __init__(
-        self, *, server: str, folder: Path, reaper: Reaper, masters: int = 3, replicated: bool = False
+        self,
+        *,
+        server: str,
+        folder: Path,
+        reaper: Reaper,
+        masters: int = 3,
+        replicated: bool = False,
+        tls: Mapping[str, str] | None = None,
     ) -> None:
+        count = masters * (2 if replicated else 1)
+        self.tls_ports = [free_port() for _ in range(count)] if tls else []
         self.nodes = [
             RedisProcess(
                 server=server,
@@ -40,9 +54,10 @@ class RedisCluster:
                     "cluster-enabled": "yes",
                     "cluster-node-timeout": str(NODE_TIMEOUT_MS),
                     "cluster-port": str(free_port()),
+                    **({"tls-cluster": "yes", "tls-port": str(self.tls_ports[number]), **tls} if tls else {}),
                 },
             )
-            for number in range(masters * (2 if replicated else 1))
+            for number in range(count)
         ]
         self._size = masters
         self.version = ""
