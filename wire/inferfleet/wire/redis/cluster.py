@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -22,7 +22,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 REFRESH_TIMEOUT_S: Final = 5.0
 """How long it may take to learn the map from some node."""
 
-NODE_TIMEOUT_S: Final = 1.0
+NODE_TIMEOUT_S: Final = 2.0
 """How long one node may take to tell the map before the next one is asked."""
 
 _POOL_OPTIONS: Final = ("max_connections", "timeout")
@@ -117,8 +117,7 @@ class ClusterClient:
         try:
             async with asyncio.timeout(REFRESH_TIMEOUT_S), AsyncExitStack() as stack:
                 nodes = self._cluster().nodes_manager
-                for cache in ("nodes_cache", "startup_nodes"):
-                    stack.push_async_callback(nodes.aclose, cache)
+                stack.push_async_callback(_close, nodes)
                 await nodes.initialize()
                 owners = {slot: owners[0].name for slot, owners in nodes.slots_cache.items()}
                 self._known = [(node.host, int(node.port)) for node in nodes.nodes_cache.values()]
@@ -152,6 +151,13 @@ class ClusterClient:
             ssl=tls,
             **options,
         )
+
+
+async def _close(nodes: Any) -> None:
+    for cache in ("nodes_cache", "startup_nodes"):
+        # The map has been learned by then, or there is another error.
+        with suppress(RedisError, OSError):
+            await nodes.aclose(cache)
 
 
 def _place(url: str) -> tuple[str, int]:
