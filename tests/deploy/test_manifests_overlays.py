@@ -32,6 +32,7 @@ from inferfleet.exporter.server import METRICS_PATH as EXPORTER_METRICS_PATH
 from inferfleet.exporter.settings import ExporterSettings
 from inferfleet.schemas.heartbeat import WorkerPhase
 from inferfleet.schemas.settings import WorkerSettings
+from inferfleet.wire.redis.topology import Topology, TopologyKind, topology_of
 
 
 def scaled(name: str) -> dict[str, Any]:
@@ -242,8 +243,12 @@ def test_workers_reach_the_replicated_redis_by_what_its_operator_makes(settings_
     assert names.index("REDIS_PASSWORD") < names.index("INFERFLEET_REDIS_URL")
     (password,) = [each for each in containers(worker)[0]["env"] if each["name"] == "REDIS_PASSWORD"]
     assert password["valueFrom"]["secretKeyRef"] == redis["spec"]["kubernetesConfig"]["redisSecret"]
-    url = settings_of(worker, manifests).redis_url
-    assert f"$(REDIS_PASSWORD)@{redis['metadata']['name']}-master:6379" in url
+    url = settings_of(worker, manifests).redis_url.replace("$(REDIS_PASSWORD)", "secret")
+    name = redis["metadata"]["name"]
+    assert topology_of(url) == Topology(
+        TopologyKind.SENTINEL, urls=(f"redis://:secret@{name}-s-hl:26379/0",), service="mymaster"
+    )
+    assert "redisSecret" not in redis["spec"]["sentinel"], "it would need a login in the URL"
     config = manifests.one("ConfigMap", redis["spec"]["redisConfig"]["additionalRedisConfig"])["data"]
     assert "maxmemory-policy noeviction" in config["redis-additional.conf"]
 
