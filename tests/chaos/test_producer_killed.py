@@ -22,7 +22,7 @@ from inferfleet.producer.fleet import Fleet
 from inferfleet.schemas import JobState
 from inferfleet.schemas.names import JOB_MESSAGE_TYPE
 
-pytestmark = pytest.mark.matrix
+pytestmark = [pytest.mark.matrix, pytest.mark.store]
 
 
 @pytest.fixture

@@ -93,6 +93,7 @@ async def test_jobs_survive_a_redis_that_lost_everything(harness: Harness, fleet
     await harness.until_empty()
 
 
+@pytest.mark.store
 @pytest.mark.matrix
 async def test_jobs_are_accepted_while_redis_and_the_broker_come_back(harness: Harness, fleet: Fleet) -> None:
     # Given a worker, and services that are about to be away for a while

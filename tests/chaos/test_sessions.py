@@ -105,6 +105,7 @@ async def test_conversations_stay_exact_while_workers_are_killed(
     await _require_one_end_each(harness, jobs)
 
 
+@pytest.mark.store
 @pytest.mark.matrix
 @pytest.mark.timeout(2 * WAIT_S)
 async def test_a_history_is_what_its_turns_ended_as_whatever_is_stopped_or_killed(

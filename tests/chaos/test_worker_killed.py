@@ -39,6 +39,7 @@ async def test_a_worker_killed_after_delivery_and_before_its_start_is_recorded_c
     await harness.until_empty()
 
 
+@pytest.mark.store
 @pytest.mark.matrix
 async def test_a_worker_killed_in_mid_answer_is_continued_by_the_next(harness: Harness, fleet: Fleet) -> None:
     # Given a worker whose journal holds half an answer
@@ -59,6 +60,7 @@ async def test_a_worker_killed_in_mid_answer_is_continued_by_the_next(harness: H
     assert result.attempts == 1  # the first one brought the answer on, and does not count
 
 
+@pytest.mark.store
 @pytest.mark.matrix
 async def test_a_worker_killed_after_the_commit_and_before_the_ack_leaves_one_result(
     harness: Harness, fleet: Fleet
@@ -83,6 +85,7 @@ async def test_a_worker_killed_after_the_commit_and_before_the_ack_leaves_one_re
     assert len(attempts(journal)) == 1
 
 
+@pytest.mark.store
 @pytest.mark.matrix
 async def test_a_worker_killed_while_it_drains_leaves_its_jobs_to_the_next(
     harness: Harness, fleet: Fleet
@@ -106,6 +109,7 @@ async def test_a_worker_killed_while_it_drains_leaves_its_jobs_to_the_next(
         assert [running.resumed_from > 0 for running in attempts(journal)] == [False, True]
 
 
+@pytest.mark.store
 @pytest.mark.matrix
 async def test_a_worker_killed_between_the_hand_over_in_redis_and_in_the_broker_loses_nothing(
     harness: Harness, fleet: Fleet
@@ -161,6 +165,7 @@ async def test_a_paused_worker_that_wakes_up_after_its_job_was_taken_over_change
     await asyncio.gather(*(fleet.wait(other, timeout_s=WAIT_S) for other in others))
 
 
+@pytest.mark.store
 @pytest.mark.matrix
 async def test_a_worker_that_lost_its_job_does_not_take_the_message_away_from_it(
     harness: Harness, fleet: Fleet

@@ -24,7 +24,7 @@ from inferfleet.schemas.errors import (
 )
 from inferfleet.schemas.job import new_job_id
 
-pytestmark = [pytest.mark.matrix, pytest.mark.store]
+pytestmark = pytest.mark.matrix
 
 
 async def test_a_submitted_job_is_queued_with_all_that_its_caller_said(fleet: Fleet, pool: str) -> None:
