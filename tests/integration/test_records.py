@@ -119,8 +119,8 @@ async def append(
 async def finish(records: JobRecords, job: Job, fence: Fence, offset: int = 0, *tokens: int) -> WriteStatus:
     result = Result(job_id=job.id, state=JobState.SUCCEEDED, worker_id=fence.token)
     pending = PendingTokens(offset, (TokenChunk(token_ids=tokens),) if tokens else ())
-    written = await records.finish(result, fence=fence, pending=pending, reply_to="client")
-    assert await records.finish(result, fence=fence, pending=pending, reply_to="client") is written
+    written = await records.finish(job, result, fence=fence, pending=pending, reply_to="client")
+    assert await records.finish(job, result, fence=fence, pending=pending, reply_to="client") is written
     return written
 
 
@@ -382,7 +382,7 @@ async def test_a_terminal_state_never_changes(records: JobRecords, job: Job, sto
     assert await append(records, job, started.fence, 0, 1) is WriteStatus.FENCED
     assert await release(records, job, started.fence) is WriteStatus.FENCED
     failed = Result(job_id=job.id, state=JobState.FAILED)
-    written = await records.finish(failed, fence=started.fence, pending=PendingTokens(0), reply_to="")
+    written = await records.finish(job, failed, fence=started.fence, pending=PendingTokens(0), reply_to="")
     assert written is WriteStatus.FENCED
     assert await records.close(job.id, call="call") is Closed.BEGUN
     assert not await records.discard(job.id)
@@ -448,7 +448,7 @@ async def test_a_job_that_nobody_holds_any_more_is_cancelled_at_once(
     assert await append(records, job, started.fence, 1, 2) is WriteStatus.FENCED
     assert await release(records, job, started.fence, 1) is WriteStatus.FENCED
     result = Result(job_id=job.id, state=JobState.CANCELLED, worker_id="w-1")
-    written = await records.finish(result, fence=started.fence, pending=PendingTokens(1), reply_to="")
+    written = await records.finish(job, result, fence=started.fence, pending=PendingTokens(1), reply_to="")
     assert written is WriteStatus.FENCED
     assert await restore(records, job, started.fence, 1, 2) is False
     record = await records.get(job.id)

@@ -79,12 +79,16 @@ def test_the_keys_in_redis_are_those_of_the_contract() -> None:
     assert first_cells(section("Redis")) == [
         names.job_key("id"),
         names.journal_key("id"),
+        names.request_key("id"),
         names.result_key("id"),
         names.reply_key("client"),
         names.idempotency_key("tenant", "key"),
         names.session_key("sid"),
         names.pool_key("pool"),
         names.waiting_turns_key("pool"),
+        names.open_key("pool", 0).replace(":0", ":<priority>"),
+        names.held_key("pool"),
+        names.sweep_key("pool"),
         names.worker_key("<id>"),
         names.WORKERS_KEY,
     ]

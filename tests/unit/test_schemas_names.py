@@ -23,6 +23,7 @@ SPELT = [
     (names.job_key(JOB), f"inferfleet:job:{{{JOB}}}"),
     (names.journal_key(JOB), f"inferfleet:job:{{{JOB}}}:journal"),
     (names.result_key(JOB), f"inferfleet:job:{{{JOB}}}:result"),
+    (names.request_key(JOB), f"inferfleet:job:{{{JOB}}}:request"),
     (names.reply_key("c1"), "inferfleet:reply:{c1}"),
     (names.session_key("s1"), "inferfleet:session:{s1}"),
     (names.lane_key("s1"), "inferfleet:session:{s1}:lane"),
@@ -33,6 +34,9 @@ SPELT = [
     (names.session_call_key("s1", "t1"), "inferfleet:session:{s1}:call:t1"),
     (names.pool_key("chat"), "inferfleet:pool:{chat}"),
     (names.waiting_turns_key("chat"), "inferfleet:pool:{chat}:waiting_turns"),
+    (names.open_key("chat", 4), "inferfleet:pool:{chat}:open:4"),
+    (names.held_key("chat"), "inferfleet:pool:{chat}:held"),
+    (names.sweep_key("chat"), "inferfleet:pool:{chat}:sweep"),
     (names.WORKERS_KEY, "inferfleet:workers"),
     (names.idempotency_key("acme", "k1"), "inferfleet:idempotency:{acme:k1}"),
     (names.worker_key("w1"), "inferfleet:worker:w1"),
@@ -54,7 +58,7 @@ def test_every_queue_exchange_and_key_is_spelt_here() -> None:
 
 
 def test_all_keys_of_one_job_share_a_hash_tag_so_that_one_script_may_touch_them() -> None:
-    keys = [names.job_key(JOB), names.journal_key(JOB), names.result_key(JOB)]
+    keys = [names.job_key(JOB), names.journal_key(JOB), names.result_key(JOB), names.request_key(JOB)]
     assert {tag for key in keys for tag in re.findall(r"\{(.*?)\}", key)} == {JOB}
 
 

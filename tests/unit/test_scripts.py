@@ -19,11 +19,19 @@ from inferfleet.schemas.job import new_job_id
 from inferfleet.schemas.journal import QueuedEntry, RestartReason
 from inferfleet.schemas.session import Turn
 from inferfleet.schemas.settings import ServiceSettings
-from inferfleet.wire.redis import idempotency, job_endings, job_scripts, process_scripts, session_scripts
+from inferfleet.wire.redis import (
+    idempotency,
+    job_endings,
+    job_scripts,
+    pool_scripts,
+    process_scripts,
+    session_scripts,
+)
 from inferfleet.wire.redis.attempts import Fence
 from inferfleet.wire.redis.clock import RedisClock
 from inferfleet.wire.redis.heartbeats import write_heartbeat
 from inferfleet.wire.redis.journal_lines import PendingTokens
+from inferfleet.wire.redis.lost_messages import LostMessages, Marks, OpenJob
 from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.redis.pool_limits import WaitingTurns
 from inferfleet.wire.redis.records import JobRecords
@@ -102,7 +110,7 @@ async def all_that_calls_scripts(pipeline: CommandPipeline) -> AsyncIterator[Awa
         tokens_wasted=0,
     )
     yield records.append(JOB.id, lease_s=1, **written)
-    yield records.finish(result, reply_to="", **written)
+    yield records.finish(JOB, result, reply_to="", **written)
     yield records.release(JOB.id, entry=entry, refund=True, **written)
     yield records.restore(JOB, fence=FENCE, charged=1, started_at=NOW, chunks=(), reply_to="c", **by)
     yield Replies(pipeline).tell("c", JOB.id, JobState.SUCCEEDED)
@@ -110,6 +118,11 @@ async def all_that_calls_scripts(pipeline: CommandPipeline) -> AsyncIterator[Awa
     yield idempotency.forget(pipeline, idempotency.Claim(JOB, "key", "holder", accepted=False))
     yield write_heartbeat(pipeline, cast("Any", Heartbeat).model_construct(worker_id="w"), ttl_s=1)
     yield WaitingTurns(pipeline, lane_ttl_s=1).count(JOB)
+    lost = LostMessages(pipeline, pool="p")
+    yield lost.report(sweeper="s", lease_s=1, held=[JOB.id], held_s=1, fronts={})
+    yield lost.open_jobs(4, from_ms=0, below_ms=1, limit=1)
+    yield lost.forget(4, [OpenJob(JOB.id, 1, 0)])
+    yield lost.revive(JOB.id, Marks(*["0"] * len(Marks._fields)), priority=4, call="call")
     yield lanes.enter(Payload(JOB, "c"))
     yield lanes.front(JOB)
     yield lanes.published(JOB, witness=WITNESS)
@@ -146,7 +159,7 @@ def test_scripts_have_all_their_keys_from_their_callers() -> None:
 
 CALLS: dict[Callable[..., Command], Iterable[inspect.Parameter]] = {
     function: parameters
-    for module in (job_scripts, session_scripts, process_scripts)
+    for module in (job_scripts, session_scripts, pool_scripts, process_scripts)
     for function in vars(module).values()
     if inspect.isfunction(function)
     for parameters in [inspect.signature(function).parameters.values()]

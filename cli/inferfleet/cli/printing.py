@@ -12,6 +12,7 @@ from inferfleet.schemas import Result
 from inferfleet.schemas.journal import (
     FinishedEntry,
     QueuedEntry,
+    RepublishedEntry,
     RestartedEntry,
     RunningEntry,
     TokensEntry,
@@ -58,7 +59,7 @@ async def print_stream(fleet: Fleet, job_id: str, *, as_json: bool) -> None:
             case RestartedEntry(reason=reason):
                 out("\n")
                 err(f"inferfleet: the answer restarts ({reason})\n")
-            case FinishedEntry() | QueuedEntry() | RunningEntry():
+            case FinishedEntry() | QueuedEntry() | RepublishedEntry() | RunningEntry():
                 pass
     result = await fleet.wait(job_id)
     if not as_json:

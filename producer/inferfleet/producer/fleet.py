@@ -41,6 +41,7 @@ from inferfleet.wire.redis.heartbeats import read_heartbeats
 from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.redis.pool_limits import note_limit
 from inferfleet.wire.redis.records import JobRecords
+from inferfleet.wire.redis.replicas import Replicas
 from inferfleet.wire.redis.session_histories import SessionHistories
 from inferfleet.wire.redis.session_lanes import SessionLanes
 from inferfleet.wire.redis.session_records import SessionRecords
@@ -112,6 +113,8 @@ class Fleet:
                 pipeline=pipeline,
                 result_ttl_s=settings.result_ttl_s,
                 queued_ttl_s=settings.queued_ttl_s,
+                keep_requests=settings.keep_requests,
+                replicas=Replicas(pipeline, settings, patience_s=settings.patience_s),
             )
             reader = Reader(
                 blocked=blocked,

@@ -13,6 +13,7 @@ from inferfleet.schemas.journal import (
     FinishedEntry,
     JournalEntry,
     QueuedEntry,
+    RepublishedEntry,
     RestartedEntry,
     RestartReason,
     RunningEntry,
@@ -85,7 +86,7 @@ class JournalView:
                 return entry.offset > self._tokens_seen
             case FinishedEntry():
                 return entry.tokens > self._tokens_seen
-            case QueuedEntry() | RunningEntry() | RestartedEntry():
+            case QueuedEntry() | RunningEntry() | RestartedEntry() | RepublishedEntry():
                 return False
 
     def see(self, line_id: bytes, entry: JournalEntry) -> list[JournalLine]:
@@ -122,7 +123,7 @@ class JournalView:
             case RunningEntry():
                 self._model_identity = entry.model_identity
                 return [entry]
-            case QueuedEntry() | FinishedEntry():
+            case QueuedEntry() | RepublishedEntry() | FinishedEntry():
                 return [entry]
 
     def _begins_again(self, entry: RunningEntry) -> bool:

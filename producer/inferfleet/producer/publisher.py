@@ -52,8 +52,10 @@ class Publisher:
             name=f"{settings.client_id} (publish)",
         )
 
-    async def publish(self, job: Job, *, reply_to: str | None = None) -> bool:
+    async def publish(self, job: Job, *, reply_to: str | None = None, body: bytes | None = None) -> bool:
         """Publish a job and wait for the broker's confirm. ``reply_to`` is this client by default.
+
+        ``body`` is the body of its message, if that is known.
 
         Returns whether the job may be queued twice.
 
@@ -65,7 +67,7 @@ class Publisher:
             ServiceUnreachableError: RabbitMQ cannot be reached.
 
         """
-        message = job_message(job, reply_to=reply_to or self._settings.client_id)
+        message = job_message(job, reply_to=reply_to or self._settings.client_id, body=body)
         try:
             return await self._publish(message, pool=job.pool)
         except NackedError as nack:

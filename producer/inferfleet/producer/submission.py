@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from enum import Enum, auto
+from functools import partial
 from itertools import count
 from typing import assert_never
 
@@ -26,6 +27,7 @@ from inferfleet.schemas.errors import (
 )
 from inferfleet.schemas.failures import Failure, FailureCode
 from inferfleet.schemas.job import Job, JobState
+from inferfleet.schemas.message import message_body
 from inferfleet.schemas.result import JobRecord, Result
 from inferfleet.schemas.settings import ProducerSettings
 from inferfleet.wire.redis import idempotency
@@ -33,6 +35,7 @@ from inferfleet.wire.redis.idempotency import Claim
 from inferfleet.wire.redis.job_reading import Standing
 from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.redis.records import Closed, JobRecords, Recorded
+from inferfleet.wire.redis.replicas import Replicas
 from inferfleet.wire.redis.session_histories import SessionHistories
 from inferfleet.wire.redis.session_lanes import Payload, SessionLanes, Withdrawn
 
@@ -80,6 +83,7 @@ class Submission:
         self._session_lanes = session_lanes
         self._histories = histories
         self._publisher = publisher
+        self._replicas = Replicas(pipeline, settings, patience_s=settings.patience_s)
         self._lanes = Lanes(
             settings=settings,
             records=records,
@@ -98,12 +102,16 @@ class Submission:
         the job raises it, once the job has been taken back.
         """
         call = f"{self._name}:{next(self._calls)}"
-        claimed, recorded = await self._claim_and_record(job, call)
+        claimed, body, recorded = await self._claim_and_record(job, call)
         if recorded.may_lack_message:
+            # On its way before the message is, so that a job that was accepted is in the index.
+            entered = self._records.open_jobs.enter(claimed.job)
             # A second message does no harm: the fence lets one of them run.
             try:
+                if self._replicas.demanded:
+                    await self._replicas.hold(partial(self._record, claimed, call, body))
                 if job.session_id is None:
-                    await self._publish(claimed.job, again=recorded.stalled)
+                    await self._publish(claimed.job, body, again=recorded.stalled)
                 elif recorded.stalled:
                     await self._lanes.publish(Payload(claimed.job, self._settings.client_id))
                     await self._note_copy(claimed.job)
@@ -115,35 +123,51 @@ class Submission:
                 if recorded.stalled or claimed.accepted:
                     raise _uncertain(claimed.job, refusal) from refusal
                 await self._accepted_all_the_same(claimed, call, refusal)
+            if not entered.done():
+                # Others wait for it, too. No error if it fails: the broker has the job already.
+                with suppress(ServiceUnreachableError, ServiceRefusedError):
+                    await asyncio.shield(entered)
         if claimed.key and not claimed.accepted:
             # No error if this fails: the broker has the job already.
             with suppress(ServiceUnreachableError, ServiceRefusedError):
                 await idempotency.accept(self._pipeline, claimed, ttl_s=self._settings.queued_ttl_s)
         return claimed.job
 
-    async def _claim_and_record(self, job: Job, call: str) -> tuple[Claim, Recorded]:
-        """Find the job of the idempotency key, and create its record. Leave an accepted job as it is."""
+    async def _claim_and_record(self, job: Job, call: str) -> tuple[Claim, bytes, Recorded]:
+        """Find the job of the idempotency key, and create its record. Leave an accepted job as it is.
+
+        Also returns the body of its message.
+        """
         keep = False
         while True:
             claimed = await idempotency.claim(
                 self._pipeline, job, call=call, ttl_s=self._settings.queued_ttl_s
             )
             if claimed.accepted and not await self._is_nowhere(claimed.job):
-                return claimed, _ACCEPTED_BEFORE
-            recorded = await self._records.create(
-                claimed.job, reply_to=self._settings.client_id, call=call, key=claimed.key, keep=keep
-            )
+                return claimed, b"", _ACCEPTED_BEFORE
+            body = message_body(claimed.job)
+            recorded = await self._record(claimed, call, body, keep=keep)
             # If the key no longer names this claim, another caller took the job back before this call had its
             # record. Then this call revived the record, or joined a call that did.
             revived = not recorded.holder.startswith(claimed.holder)
             if not recorded.closed and not revived:
-                return claimed, recorded
+                return claimed, body, recorded
             with uncertain_without_redis():
                 if recorded.closed:
                     # A refused caller is taking it back. Help, so that this ends even if that caller died.
                     keep = await self._take_back(claimed) is not TakenBack.GONE
                 elif await self._records.close(claimed.job.id, call=call) is Closed.CLOSED:
                     await self._take_back(claimed)
+
+    async def _record(self, claimed: Claim, call: str, body: bytes, *, keep: bool = False) -> Recorded:
+        return await self._records.create(
+            claimed.job,
+            reply_to=self._settings.client_id,
+            call=call,
+            key=claimed.key,
+            keep=keep,
+            request=body,
+        )
 
     async def _is_nowhere(self, job: Job) -> bool:
         """Return whether an accepted job's message may be lost, or its turn has no place in its session."""
@@ -164,9 +188,8 @@ class Submission:
         try:
             outcome = await self._undo(claimed, call)
         except (ServiceUnreachableError, ServiceRefusedError):
-            # Without a key or a session nobody else can know the job.
-            alone = job.idempotency_key is None and job.session_id is None
-            outcome = TakenBack.GONE if alone else TakenBack.UNCERTAIN
+            # The job is in the index of unfinished jobs, so a worker may publish it.
+            outcome = TakenBack.UNCERTAIN
         match outcome:
             case TakenBack.GONE:
                 raise refusal
@@ -211,6 +234,8 @@ class Submission:
                 return TakenBack.UNCERTAIN
         await idempotency.forget(self._pipeline, claimed)
         gone = await self._records.discard(job.id)
+        if gone:
+            self._records.open_jobs.leave(job.id, pool=job.pool, priority=job.priority)
         if following is not None:
             # If this fails, the producer of the turn behind it does the same.
             with suppress(InferfleetError):
@@ -321,8 +346,8 @@ class Submission:
         except InferfleetError as error:
             logger.warning("cannot publish the turn behind job %s yet (%s)", record.id, error)
 
-    async def _publish(self, job: Job, *, again: bool = False) -> None:
-        if await self._publisher.publish(job) or again:
+    async def _publish(self, job: Job, body: bytes, *, again: bool = False) -> None:
+        if await self._publisher.publish(job, body=body) or again:
             await self._note_copy(job)
 
     async def _note_copy(self, job: Job) -> None:

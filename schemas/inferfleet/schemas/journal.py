@@ -108,6 +108,17 @@ class RestartedEntry(WireModel):
     tokens_wasted: Count
 
 
+class RepublishedEntry(WireModel):
+    """The job's message was lost, and the job was published again. ``attempt`` is its last one; 0 for none.
+
+    This changes nothing else: the state and the tokens stay as they are.
+    """
+
+    kind: Literal["republished"] = "republished"
+    at: AwareDatetime
+    attempt: Count = 0
+
+
 class FinishedEntry(WireModel):
     """The job ended. This is the last line of every journal.
 
@@ -124,7 +135,8 @@ class FinishedEntry(WireModel):
 
 
 JournalEntry = Annotated[
-    QueuedEntry | RunningEntry | TokensEntry | RestartedEntry | FinishedEntry, Field(discriminator="kind")
+    QueuedEntry | RunningEntry | TokensEntry | RestartedEntry | RepublishedEntry | FinishedEntry,
+    Field(discriminator="kind"),
 ]
 
 journal_entry: TypeAdapter[JournalEntry] = TypeAdapter(JournalEntry)

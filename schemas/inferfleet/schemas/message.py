@@ -1,4 +1,4 @@
-"""Reads a message as a job, or finds out what is known of a message that is not a job."""
+"""Reads a message as a job and writes it, or finds out what is known of a message that is not a job."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from uuid import UUID, uuid5
 
 import orjson
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import to_json
 
 from inferfleet.schemas.errors import InvalidJobError
 from inferfleet.schemas.job import Job, JobId, SessionId
@@ -34,6 +35,11 @@ _session_id: Final[TypeAdapter[str]] = TypeAdapter(SessionId)
 
 class LaterContractError(InvalidJobError):
     """The message is a job of a later contract, which newer workers can read."""
+
+
+def message_body(job: Job) -> bytes:
+    """Encode a job as the body of its message."""
+    return to_json(job, exclude_none=True, inf_nan_mode="null")
 
 
 def read_job(body: bytes, *, message_type: str = "", content_encoding: str = "") -> Job:

@@ -63,6 +63,11 @@ def job_key(job_id: str) -> str:
     return f"inferfleet:job:{{{job_id}}}"
 
 
+def request_key(job_id: str) -> str:
+    """Key of the job's request: the body of its message, until the job has ended."""
+    return f"inferfleet:job:{{{job_id}}}:request"
+
+
 def result_key(job_id: str) -> str:
     """Key of the job's result: one JSON string, apart from the record so that the hash stays compact."""
     return f"inferfleet:job:{{{job_id}}}:result"
@@ -126,6 +131,24 @@ def pool_key(pool: str) -> str:
 def waiting_turns_key(pool: str) -> str:
     """Key of the sorted set of a pool's turns that wait in lanes, by the time at which their lane expires."""
     return f"inferfleet:pool:{{{pool}}}:waiting_turns"
+
+
+def open_key(pool: str, priority: int) -> str:
+    """Key of the sorted set of a pool's unfinished jobs of a priority, by the time in ms of their submission.
+
+    A job that is published again counts as submitted then.
+    """
+    return f"inferfleet:pool:{{{pool}}}:open:{priority}"
+
+
+def held_key(pool: str) -> str:
+    """Key of the sorted set of the jobs whose messages are in a pool's workers, by how long that counts."""
+    return f"inferfleet:pool:{{{pool}}}:held"
+
+
+def sweep_key(pool: str) -> str:
+    """Key of the hash that a pool's workers share to find jobs that have lost their messages."""
+    return f"inferfleet:pool:{{{pool}}}:sweep"
 
 
 def worker_key(worker_id: str) -> str:

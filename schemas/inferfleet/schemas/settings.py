@@ -82,7 +82,15 @@ class ServiceSettings(BaseSettings):
     session_ttl_s: WholeSeconds = 30 * 60
     max_session_bytes: Bytes = 16 * 1024 * 1024
     turn_publish_grace_s: Seconds = 5.0
+    keep_requests: bool = True
+    """Whether Redis keeps the request of each unfinished job. Without it, a job whose message RabbitMQ has
+    lost cannot be published again."""
     allow_eviction: bool = False
+    redis_wait_replicas: Annotated[int, Field(ge=0, le=100)] = 0
+    """On how many replicas of Redis a job's record must be before ``submit`` publishes it, and a job's end
+    before its client is told and its message is acked."""
+    redis_wait_timeout_ms: Annotated[int, Field(ge=1, le=4000)] = 1000
+    """How long one ``WAIT`` for the replicas may take: nothing else that a process sends runs meanwhile."""
 
     @field_validator("amqp_url")
     @classmethod
@@ -142,6 +150,8 @@ class WorkerSettings(ServiceSettings):
     journal_flush_s: Seconds = 1.0
     heartbeat_interval_s: Seconds = 2.0
     lease_s: Annotated[float, Field(ge=1, le=LONGEST_S)] = 15.0
+    sweep_interval_s: Seconds = 30.0
+    """About how long it takes until a job that has lost its message is published again."""
     retry_base_s: Seconds = 1.0
     retry_cap_s: Seconds = 60.0
     pod_name: str = ""

@@ -8,14 +8,17 @@ from typing import NamedTuple
 
 from inferfleet.schemas.settings import WorkerSettings
 from inferfleet.wire.rabbitmq.publishing import ConfirmChannel
+from inferfleet.wire.redis.lost_messages import LostMessages
 from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.redis.records import JobRecords
+from inferfleet.wire.redis.replicas import Replicas
 from inferfleet.wire.redis.session_histories import SessionHistories
 from inferfleet.wire.redis.session_lanes import SessionLanes
 from inferfleet.wire.redis.session_records import SessionRecords
 from inferfleet.worker.attempt import Attempts
 from inferfleet.worker.attempt_log import AttemptLog
 from inferfleet.worker.claim import Claims
+from inferfleet.worker.fronts import Fronts
 from inferfleet.worker.hooks import AllHooks
 from inferfleet.worker.journal import JournalWriter
 from inferfleet.worker.lanes import Lanes
@@ -25,6 +28,7 @@ from inferfleet.worker.preparation import Preparation
 from inferfleet.worker.processor import Processor
 from inferfleet.worker.settlement import Settlement
 from inferfleet.worker.slots import Slots
+from inferfleet.worker.sweep import Sweep
 from inferfleet.worker.turns import Turns
 
 
@@ -33,6 +37,7 @@ class Parts(NamedTuple):
 
     processor: Processor
     journal: JournalWriter
+    sweep: Sweep
 
 
 def assemble(
@@ -49,8 +54,13 @@ def assemble(
     """Put the parts together. Redis commands go by ``pipeline``, messages by ``confirm_channel``."""
     hooks = AllHooks((metrics, AttemptLog(prompts=settings.log_prompts)))
     records = JobRecords(
-        pipeline=pipeline, result_ttl_s=settings.result_ttl_s, queued_ttl_s=settings.queued_ttl_s
+        pipeline=pipeline,
+        result_ttl_s=settings.result_ttl_s,
+        queued_ttl_s=settings.queued_ttl_s,
+        keep_requests=settings.keep_requests,
+        replicas=Replicas(pipeline, settings, patience_s=None),
     )
+    fronts = Fronts(records.clock)
     histories = SessionHistories(pipeline=pipeline, settings=settings)
     journal = JournalWriter(records=records, histories=histories, settings=settings)
     session_lanes = SessionLanes(pipeline=pipeline, settings=settings)
@@ -78,6 +88,7 @@ def assemble(
         preparation=preparation,
         turns=turns,
         slots=slots,
+        fronts=fronts,
     )
     attempts = Attempts(
         settings=settings,
@@ -98,4 +109,13 @@ def assemble(
         leaving=leaving,
         on_engine_death=on_engine_death,
     )
-    return Parts(processor, journal)
+    sweep = Sweep(
+        settings=settings,
+        lost_messages=LostMessages(pipeline, pool=settings.pool),
+        open_jobs=records.open_jobs,
+        session_lanes=session_lanes,
+        confirm_channel=confirm_channel,
+        fronts=fronts,
+        processor=processor,
+    )
+    return Parts(processor, journal, sweep)

@@ -15,6 +15,7 @@ from inferfleet.schemas.request import check_request
 from inferfleet.schemas.settings import WorkerSettings
 from inferfleet.wire.redis.attempts import Started, StartStatus
 from inferfleet.wire.redis.records import JobRecords
+from inferfleet.worker.fronts import Fronts
 from inferfleet.worker.job_run import JobRun
 from inferfleet.worker.outcomes import Defer, Drop, Finish, GiveUp, Outcome, cancelled
 from inferfleet.worker.ports import Engine, Generation
@@ -43,6 +44,7 @@ class Claims:
         preparation: Preparation,
         turns: Turns,
         slots: Slots,
+        fronts: Fronts,
     ) -> None:
         self._settings = settings
         self._engine = engine
@@ -50,6 +52,7 @@ class Claims:
         self._preparation = preparation
         self._turns = turns
         self._slots = slots
+        self._fronts = fronts
         self._incarnation = f"{settings.worker_id}:{os.urandom(4).hex()}"
         self._starts = count()
         self._suspects = asyncio.Lock()
@@ -76,6 +79,7 @@ class Claims:
 
     async def claim(self, run: JobRun, *, resumable: bool) -> Started | Outcome:
         """Wait for a slot and take the fence. ``release`` the run once its attempt has ended."""
+        delivered = run.started
         if not self._slots.take_free(run):
             with run.delivery.waiting_for_slot():
                 if not await self._slots.take(run):
@@ -92,6 +96,8 @@ class Claims:
             if not await self._slots.take(run):
                 return Defer()
             started = await self._start(run, resumable=resumable)
+        if started.first_submitted_ms is not None:
+            self._fronts.delivered(run.job.priority, started.first_submitted_ms, delivered)
         match self._refused(run.job, started):
             case None:
                 return started

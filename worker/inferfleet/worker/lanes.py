@@ -40,8 +40,8 @@ class Lanes:
     async def let_next_run(self, ended: Job, *, witness: Job) -> Payload | None:
         """End a turn and publish the next one, if there is one. The caller repeats this until it returns.
 
-        Returns the next turn if its queue is full. Then this worker has to run it: the message of ``witness``
-        carries it, and stays unacked until it has ended, too.
+        Returns the next turn if its queue is full or gone. Then this worker has to run it: the message of
+        ``witness`` carries it, and stays unacked until it has ended, too.
 
         Raises:
             ServiceUnreachableError, PublishUnconfirmedError, RefusedError: The next turn is not published.
@@ -86,10 +86,9 @@ class Lanes:
         """Publish the turn that owns its session. Return it if the message of the witness has to carry it."""
         try:
             await self._publish(turn)
-        except UnroutableError:
-            raise
         except RefusedError:
-            # It was admitted long ago, and if it waited for room, it would block the turns that make room.
+            # It was admitted long ago, and if it waited for room, it would block the turns that make room. If
+            # somebody has deleted this worker's queue, it comes back in a moment.
             if turn.job.pool != self._settings.pool:
                 raise
             await self._session_lanes.published(turn.job, witness=witness)

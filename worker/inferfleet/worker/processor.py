@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Generator, Mapping
+from contextlib import contextmanager
 
 from inferfleet.schemas import Failure, FailureCode
 from inferfleet.schemas.errors import InvalidJobError
@@ -45,12 +47,30 @@ class Processor:
         self._leaving = leaving
         self._on_engine_death = on_engine_death
         self._runs: dict[str, JobRun] = {}
+        self._unreadable: Counter[str] = Counter()
+        """The ids of the messages here that this worker cannot read."""
         self._settling = Outage()
 
     @property
     def runs(self) -> Mapping[str, JobRun]:
         """The jobs that run here, or wait for a slot or a retry, by id."""
         return self._runs
+
+    @property
+    def held(self) -> Collection[str]:
+        """The jobs whose messages are here, those that this worker cannot read included."""
+        return {*self._runs, *self._unreadable}
+
+    @contextmanager
+    def _unread(self, delivery: Delivery) -> Generator[None]:
+        message_id = delivery.message_id or ""
+        self._unreadable[message_id] += 1
+        try:
+            yield
+        finally:
+            self._unreadable[message_id] -= 1
+            if not self._unreadable[message_id]:
+                del self._unreadable[message_id]
 
     def interrupt(self, job_id: str, reason: Interruption) -> None:
         """Stop a job if it is here."""
@@ -90,13 +110,15 @@ class Processor:
             if "submitted_at" not in job.model_fields_set:
                 job = job.model_copy(update={"submitted_at": self._clock.now()})
         except LaterContractError as error:
-            await self._settlement.leave_to_newer(delivery, error)
+            with self._unread(delivery):
+                await self._settlement.leave_to_newer(delivery, error)
             return None
         except InvalidJobError as error:
             failure = Failure(code=FailureCode.INVALID_REQUEST, message=f"not a job: {error}"[:4096])
-            return await self._settlement.dead_letter_unreadable(
-                delivery, failure, is_running=lambda job_id: job_id in self._runs
-            )
+            with self._unread(delivery):
+                return await self._settlement.dead_letter_unreadable(
+                    delivery, failure, is_running=lambda job_id: job_id in self._runs
+                )
         if (known := self._runs.get(job.id)) is not None:
             self._deliver_again(known, delivery)
             return None

@@ -197,7 +197,9 @@ class Settlement:
         pending = run.answer.take_pending(ended=True)
         written = await self._journal.write(
             run,
-            lambda: self._records.finish(result, fence=run.fence, pending=pending, reply_to=run.reply_to),
+            lambda: self._records.finish(
+                run.job, result, fence=run.fence, pending=pending, reply_to=run.reply_to
+            ),
         )
         if written is WriteStatus.FENCED:
             # Another attempt generates the tokens that this attempt could not write.

@@ -115,7 +115,7 @@ class Worker:
             self._pipeline = pipeline = command_pipeline(client, patience_s=None, clock=self._clock)
             self._metrics.watch("redis", pipeline.outage)
             self._metrics.watch("rabbitmq", self._broker_outage)
-            processor, journal = assemble(
+            processor, journal, sweep = assemble(
                 settings=settings,
                 engine=self._engine,
                 slots=self._slots,
@@ -132,6 +132,7 @@ class Worker:
                 background.create_task(journal.write_first()),
                 background.create_task(journal.write_streamed()),
                 background.create_task(journal.write_all()),
+                background.create_task(sweep.run()),
                 background.create_task(
                     keep_deletion_cost(settings, cost=lambda: deletion_cost(processor.runs.values()))
                 ),

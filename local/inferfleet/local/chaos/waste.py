@@ -17,7 +17,14 @@ from datetime import datetime, timedelta
 from inferfleet.local.chaos.harness import DECODE_STEP_S
 from inferfleet.local.chaos.history import History, JobHistory, WorkerLife
 from inferfleet.schemas import JournalEntry
-from inferfleet.schemas.journal import FinishedEntry, QueuedEntry, RestartedEntry, RunningEntry, TokensEntry
+from inferfleet.schemas.journal import (
+    FinishedEntry,
+    QueuedEntry,
+    RepublishedEntry,
+    RestartedEntry,
+    RunningEntry,
+    TokensEntry,
+)
 
 CATCH_UP_S = 0.1
 """How far the engine's clock may catch up at once."""
@@ -88,6 +95,8 @@ def _wasted(history: JobHistory, workers: Mapping[str, WorkerLife]) -> int:
             case QueuedEntry() | FinishedEntry():
                 # An attempt that ended with an entry has written all its tokens with it.
                 open_attempt = None
+            case RepublishedEntry():
+                pass
     return wasted
 
 

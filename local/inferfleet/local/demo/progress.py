@@ -11,6 +11,7 @@ from inferfleet.schemas.journal import (
     FinishedEntry,
     JournalEntry,
     QueuedEntry,
+    RepublishedEntry,
     RestartedEntry,
     RunningEntry,
     TokensEntry,
@@ -74,7 +75,7 @@ class UrgentStream:
                 self.began_again = True
                 for passage in self.passages:
                     passage.text = ""
-            case QueuedEntry() | FinishedEntry():
+            case QueuedEntry() | RepublishedEntry() | FinishedEntry():
                 pass
 
 

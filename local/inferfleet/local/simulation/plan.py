@@ -43,6 +43,12 @@ class Kind(StrEnum):
     FULL = "full"
     """The pool's queue refuses what is published, for so many seconds."""
 
+    PURGE = "purge"
+    """Somebody empties the pool's queue. What is with workers stays there."""
+
+    DELETE = "delete"
+    """Somebody deletes the pool's queue. What is with workers does not come back when they die."""
+
     EMPTY = "empty"
     """Redis loses all its data."""
 
@@ -145,6 +151,8 @@ FAULTS: Mapping[Kind, int] = {
     Kind.HOLE: 2,
     Kind.JUMP: 1,
     Kind.FULL: 1,
+    Kind.PURGE: 1,
+    Kind.DELETE: 1,
     Kind.DRAIN: 1,
 }
 """How often each is drawn."""
@@ -252,5 +260,5 @@ def _fault(chance: random.Random, kind: Kind, client: str, service: str) -> Even
             return Event(0, kind, seconds=chance.choice(SECONDS[1:]))
         case Kind.DRAIN:
             return Event(0, kind, client if client.startswith("w") else chance.choice(("w1", "w2")))
-        case Kind.EMPTY | Kind.ROLLBACK | Kind.DELAY:
+        case Kind.PURGE | Kind.DELETE | Kind.EMPTY | Kind.ROLLBACK | Kind.DELAY:
             return Event(0, kind)

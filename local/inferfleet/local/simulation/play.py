@@ -17,7 +17,7 @@ from inferfleet.local.simulation.world import Call, World
 from inferfleet.schemas import Job
 from inferfleet.schemas.errors import SessionBusyError
 from inferfleet.schemas.job import OnBusy, new_job_id
-from inferfleet.schemas.names import result_key
+from inferfleet.schemas.names import job_key, result_key
 
 FAULTS_S = 90.0
 """How long things go wrong, at most."""
@@ -103,6 +103,8 @@ async def _go_wrong(world: World, plan: Plan, first: int) -> dict[str, asyncio.T
 async def _heal(world: World, tasks: dict[str, asyncio.Task[None]]) -> None:
     world.heal()
     problems = world.history.problems
+    if not await world.in_time(world.has_queue, HEALED_S):
+        problems.append(("no_queue", "world", "nobody declares the deleted queue again"))
     if not await world.in_time(lambda: _over(world, tasks), HEALED_S):
         problems += [
             ("never_returns", name, "a call has no end") for name, task in tasks.items() if not task.done()
@@ -110,12 +112,12 @@ async def _heal(world: World, tasks: dict[str, asyncio.Task[None]]) -> None:
     for name, task in tasks.items():
         if task.done() and not task.cancelled() and (error := task.exception()) is not None:
             problems.append(("raw_error", name, repr(error)))
-    # Without anybody's help; but after a loss somebody may have to touch what was lost.
-    if not await world.in_time(lambda: _ended(world), HEALED_S) and not world.history.lost:
+    # Without anybody's help, unless Redis has lost the job itself.
+    if not await world.in_time(lambda: _ended(world), HEALED_S):
         problems += [
             ("stuck", job_id, "it was accepted, and does not end by itself")
             for job_id in accepted(world)
-            if not _has_ended(world, job_id)
+            if not _has_ended(world, job_id) and not (world.history.lost and _is_unknown(world, job_id))
         ]
     if problems:
         # Whoever waits for what never comes does so for many steps.
@@ -161,6 +163,10 @@ def _ended(world: World) -> bool:
 
 def _has_ended(world: World, job_id: str) -> bool:
     return bool(world.redis.store.run([b"EXISTS", result_key(job_id).encode()]))
+
+
+def _is_unknown(world: World, job_id: str) -> bool:
+    return not world.redis.store.run([b"EXISTS", job_key(job_id).encode()])
 
 
 def accepted(world: World) -> dict[str, Call]:

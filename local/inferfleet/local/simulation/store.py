@@ -323,13 +323,19 @@ class Store:
     # Sorted sets
 
     def _do_zadd(self, key: bytes, *words: bytes) -> int:
-        score, member = words[-2:]
-        if words[0].upper() == b"XX" and member not in self._scores(key):
-            return 0
+        only = words[0].upper()
+        pairs = words[1:] if only in {b"NX", b"XX"} else words
+        entries = list(zip(pairs[::2], pairs[1::2], strict=True))
+        if only == b"XX":
+            entries = [entry for entry in entries if entry[1] in self._scores(key)]
+            if not entries:
+                return 0
         scores: Scores = self._made(key, Scores)
-        new = member not in scores
-        scores[member] = float(score)
-        return int(new)
+        before = len(scores)
+        for score, member in entries:
+            if only != b"NX" or member not in scores:
+                scores[member] = float(score)
+        return len(scores) - before
 
     def _do_zrem(self, key: bytes, *members: bytes) -> int:
         scores = self._scores(key)
@@ -345,6 +351,16 @@ class Store:
     def _do_zrange(self, key: bytes, first: bytes, last: bytes) -> Answer:
         return _slice([member for _, member in self._ranked(key)], int(first), int(last))
 
+    def _do_zrangebyscore(self, key: bytes, low: bytes, high: bytes, *options: bytes) -> Answer:
+        found = self._between(key, low, high)
+        words = [option.upper() for option in options]
+        if b"LIMIT" in words:
+            first, count = map(int, options[words.index(b"LIMIT") + 1 :][:2])
+            found = found[first : first + count]
+        if b"WITHSCORES" not in words:
+            return [member for _, member in found]
+        return [word for score, member in found for word in (member, b"%.17g" % score)]
+
     def _do_zcard(self, key: bytes) -> int:
         return len(self._scores(key))
 
@@ -352,12 +368,15 @@ class Store:
         score = self._scores(key).get(member)
         return None if score is None else b"%.17g" % score
 
-    def _do_zremrangebyscore(self, key: bytes, low: bytes, high: bytes) -> int:
-        gone = [
-            member
+    def _between(self, key: bytes, low: bytes, high: bytes) -> list[tuple[float, bytes]]:
+        return [
+            (score, member)
             for score, member in self._ranked(key)
             if _above(score, low) and _above(-score, b"(-" + high[1:] if high[:1] == b"(" else _minus(high))
         ]
+
+    def _do_zremrangebyscore(self, key: bytes, low: bytes, high: bytes) -> int:
+        gone = [member for _, member in self._between(key, low, high)]
         return self._do_zrem(key, *gone) if gone else 0
 
     # The server

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine
+from contextlib import suppress
 from dataclasses import dataclass, field
 from math import inf
 from typing import Any, assert_never
 
+from inferfleet.local.embedded.amqp_errors import SoftError
 from inferfleet.local.embedded.connection import ClientConnection
 from inferfleet.local.embedded.queues import Message
 from inferfleet.local.embedded.virtual_host import PublishOutcome, VirtualHost
@@ -187,6 +189,7 @@ class World:
             journal_flush_s=0.5,
             journal_flush_streamed_s=0.3,
             heartbeat_interval_s=10.0,
+            sweep_interval_s=40.0,
             drain_timeout_s=1.0,
         )
         engine = _Engine(lambda job_id: self._run_began(name, job_id), self.loop.time)
@@ -268,6 +271,12 @@ class World:
                     self.workers[event.target].stop()
             case Kind.FULL:
                 self.broker.full_until = self.loop.now + event.seconds
+            case Kind.PURGE:
+                # A queue that was deleted a moment ago is empty.
+                with suppress(SoftError):
+                    self.broker.queue(job_queue(POOL), owner=None).purge()
+            case Kind.DELETE:
+                self.broker.delete_queue(job_queue(POOL), owner=None, if_unused=False, if_empty=False)
             case Kind.EMPTY:
                 self._lose()
                 self.redis.store.clear()
@@ -337,6 +346,13 @@ class World:
     def job_ids(self) -> list[str]:
         """The jobs that anybody has submitted."""
         return [call.got.id if call.got else call.job.id for call in self.history.calls]
+
+    def has_queue(self) -> bool:
+        """Whether the pool has its queue: the workers make it again if somebody has deleted it."""
+        with suppress(SoftError):
+            self.broker.queue(job_queue(POOL), owner=None)
+            return True
+        return False
 
     def waiting(self) -> int:
         """How many messages the pool's queue has, those with workers included."""

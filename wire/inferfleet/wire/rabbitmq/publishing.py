@@ -54,6 +54,16 @@ class Outgoing(Protocol):
         ...
 
 
+class Depth(NamedTuple):
+    """How many messages are ready in a queue, and how many consumers it has.
+
+    A quorum queue without a leader has 0 of both.
+    """
+
+    ready: int
+    consumers: int
+
+
 class ConfirmChannel:
     """A channel in confirm mode that reconnects by itself. Safe for many concurrent tasks.
 
@@ -127,13 +137,21 @@ class ConfirmChannel:
             ServiceRefusedError: The broker refuses to say.
 
         """
+        depth = await self.depth(queue)
+        return None if depth is None else depth.ready
 
-        async def ask(channel: AbstractChannel) -> int | ChannelNotFoundEntity:
+    async def depth(self, queue: str) -> Depth | None:
+        """Count the ready messages and the consumers of a queue; ``None`` if there is no such queue.
+
+        Raises the same as ``waiting``.
+        """
+
+        async def ask(channel: AbstractChannel) -> Depth | ChannelNotFoundEntity:
             try:
-                declared = await channel.declare_queue(queue, passive=True)
+                declared = (await channel.declare_queue(queue, passive=True)).declaration_result
             except ChannelNotFoundEntity as error:
                 return error
-            return declared.declaration_result.message_count or 0
+            return Depth(declared.message_count or 0, declared.consumer_count or 0)
 
         # One at a time, because when a queue is full, many tasks ask at once.
         async with self._asking:

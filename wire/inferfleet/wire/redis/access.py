@@ -75,7 +75,7 @@ WORKER: Final = Access(
     {
         _all(job_key("*")): (*_JOB, "HDEL", "EXISTS", "TTL"),
         _all(session_key("*")): _SESSION,
-        _all(pool_key("*")): _POOL,
+        _all(pool_key("*")): (*_POOL, "HMGET", "ZRANGEBYSCORE"),
         _all(reply_key("*")): ("XADD", "EXPIRE"),
         worker_key("*"): ("HSET", "PEXPIRE", "DEL"),
         WORKERS_KEY: ("ZADD", "ZREM", "ZREMRANGEBYSCORE", "TIME"),

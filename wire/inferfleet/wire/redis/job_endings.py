@@ -7,18 +7,17 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import datetime
 from functools import partial
 from typing import Any
 
 from inferfleet.schemas.errors import JobNotFoundError
-from inferfleet.schemas.job import JobState
+from inferfleet.schemas.job import Job, JobState
 from inferfleet.schemas.journal import (
     FinishedEntry,
 )
-from inferfleet.schemas.names import job_key, journal_key, result_key
+from inferfleet.schemas.names import job_key, journal_key, request_key, result_key
 from inferfleet.schemas.result import Result
 from inferfleet.wire.redis import job_scripts
 from inferfleet.wire.redis.attempts import (
@@ -29,7 +28,9 @@ from inferfleet.wire.redis.attempts import (
 from inferfleet.wire.redis.clock import milliseconds
 from inferfleet.wire.redis.job_reading import JobReading
 from inferfleet.wire.redis.journal_lines import PendingTokens, encoded, to_append
+from inferfleet.wire.redis.open_jobs import OpenJobs
 from inferfleet.wire.redis.pipeline import CommandPipeline
+from inferfleet.wire.redis.replicas import Replicas
 from inferfleet.wire.redis.replies import Replies
 from inferfleet.wire.redis.script import Command
 
@@ -37,15 +38,25 @@ from inferfleet.wire.redis.script import Command
 class JobEndings(JobReading):
     """Ends jobs, each once: a terminal state never changes."""
 
-    def __init__(self, pipeline: CommandPipeline, *, result_ttl_s: int, queued_ttl_s: int) -> None:
+    def __init__(
+        self,
+        pipeline: CommandPipeline,
+        *,
+        result_ttl_s: int,
+        queued_ttl_s: int,
+        replicas: Replicas | None = None,
+    ) -> None:
         super().__init__(pipeline)
+        self._replicas = replicas if replicas is not None and replicas.demanded else None
         self._replies = Replies(pipeline)
+        self.open_jobs = OpenJobs(pipeline)
+        """The index of unfinished jobs."""
         self._result_ttl_s = result_ttl_s
         # The shortest time for which a message may be in the queue; it must not run a job that has ended.
         self._tombstone_ttl_s = max(queued_ttl_s, result_ttl_s)
 
     async def finish(
-        self, result: Result, *, fence: Fence, pending: PendingTokens, reply_to: str
+        self, job: Job, result: Result, *, fence: Fence, pending: PendingTokens, reply_to: str
     ) -> WriteStatus:
         """Commit the terminal result and tell the waiting client. Exactly one commit of a job succeeds."""
         now = self.clock.now()
@@ -59,12 +70,16 @@ class JobEndings(JobReading):
                 job_scripts.finish, fence=fence.token, offset=offset, count=count, tokens_entry=tokens
             ),
         )
-        if not self._pipeline.ordered:
-            await asyncio.wait([committed])
-        if reply_to:
+        at_once = self._replicas is None and self._pipeline.ordered
+        if reply_to and at_once:
             # Sent behind the commit. If Redis refuses that, the client only reads the record in vain.
             self._replies.add(reply_to, result.job_id, result.state)
-        return WRITE_STATUSES[await committed]
+        written = WRITE_STATUSES[await committed]
+        if reply_to and not at_once:
+            self._replies.add(reply_to, result.job_id, result.state)
+        if written is WriteStatus.OK:
+            self.open_jobs.leave(job.id, pool=job.pool, priority=job.priority)
+        return written
 
     async def cancel(
         self,
@@ -88,7 +103,7 @@ class JobEndings(JobReading):
             JobNotFoundError: There is no record of the job.
 
         """
-        verdict, _, reply_to = await self._end(
+        verdict, _, reply_to, pool, priority = await self._end(
             result,
             at=self.clock.now(),
             attempt=attempt,
@@ -109,28 +124,34 @@ class JobEndings(JobReading):
             case "changed":
                 return None
             case state:
+                if pool and priority:
+                    self.open_jobs.leave(job_id, pool=pool.decode(), priority=int(priority))
                 if reply_to:
                     await self._replies.tell(reply_to.decode(), job_id, JobState(state))
                 return JobState(state)
 
     def _end(
         self, result: Result, *, at: datetime, attempt: int, tokens: int, spell: Callable[..., Command]
-    ) -> asyncio.Future[Any]:
-        """End a job by the script that ``spell`` calls. Only the script knows whether the job ends now."""
+    ) -> Awaitable[Any]:
+        """End a job by the script that ``spell`` calls. Only the script knows whether the job ends now.
+
+        If the settings demand it, the end is on replicas when this is done.
+        """
         job_id = result.job_id
         last_line = FinishedEntry(
             at=at, attempt=attempt, state=result.state, failure=result.error, tokens=tokens
         )
-        return self._pipeline.enqueue(
-            *spell(
-                job_key(job_id),
-                journal_key(job_id),
-                result_key(job_id),
-                ended_ms=milliseconds(at),
-                end_state=result.state.value,
-                finished_entry=encoded(last_line),
-                result=encoded(result),
-                result_ttl_s=self._result_ttl_s,
-                tombstone_ttl_s=self._tombstone_ttl_s,
-            )
+        command = spell(
+            job_key(job_id),
+            journal_key(job_id),
+            result_key(job_id),
+            request_key(job_id),
+            ended_ms=milliseconds(at),
+            end_state=result.state.value,
+            finished_entry=encoded(last_line),
+            result=encoded(result),
+            result_ttl_s=self._result_ttl_s,
+            tombstone_ttl_s=self._tombstone_ttl_s,
         )
+        end = partial(self._pipeline.enqueue, *command)
+        return end() if self._replicas is None else self._replicas.hold(end)

@@ -14,6 +14,7 @@ _CLOSE = SCRIPTS["close"]
 _DISCARD = SCRIPTS["discard"]
 _CANCEL = SCRIPTS["cancel"]
 _COPIED = SCRIPTS["copied"]
+_REVIVE = SCRIPTS["revive"]
 _START = SCRIPTS["start"]
 _RESTART = SCRIPTS["restart"]
 _APPEND = SCRIPTS["append"]
@@ -27,6 +28,7 @@ _KEY_CHANGE = SCRIPTS["key_change"]
 def create(
     job_key: str,
     journal_key: str,
+    request_key: str,
     /,
     *,
     now_ms: int,
@@ -38,14 +40,16 @@ def create(
     call: str,
     keep: int,
     session: str,
+    request: bytes,
 ) -> Command:
     """Create a job's record, or join the other submissions of the job."""
     return (
         "EVALSHA",
         _CREATE.sha,
-        2,
+        3,
         job_key,
         journal_key,
+        request_key,
         now_ms,
         ttl_s,
         queued_entry,
@@ -55,6 +59,7 @@ def create(
         call,
         keep,
         session,
+        request,
     )
 
 
@@ -68,15 +73,16 @@ def close(job_key: str, /, *, call: str) -> Command:
     return ("EVALSHA", _CLOSE.sha, 1, job_key, call)
 
 
-def discard(job_key: str, journal_key: str, /) -> Command:
+def discard(job_key: str, journal_key: str, request_key: str, /) -> Command:
     """Delete a closed job, unless it has progressed meanwhile."""
-    return ("EVALSHA", _DISCARD.sha, 2, job_key, journal_key)
+    return ("EVALSHA", _DISCARD.sha, 3, job_key, journal_key, request_key)
 
 
 def cancel(
     job_key: str,
     journal_key: str,
     result_key: str,
+    request_key: str,
     /,
     *,
     ended_ms: int,
@@ -94,10 +100,11 @@ def cancel(
     return (
         "EVALSHA",
         _CANCEL.sha,
-        3,
+        4,
         job_key,
         journal_key,
         result_key,
+        request_key,
         ended_ms,
         result_ttl_s,
         finished_entry,
@@ -116,9 +123,17 @@ def copied(job_key: str, /, *, ttl_s: int) -> Command:
     return ("EVALSHA", _COPIED.sha, 1, job_key, ttl_s)
 
 
+def revive(
+    job_key: str, journal_key: str, request_key: str, /, *, seen: str, call: str, republished_entry: bytes
+) -> Command:
+    """Let a job that has lost its message be published again, unless it has progressed meanwhile."""
+    return ("EVALSHA", _REVIVE.sha, 3, job_key, journal_key, request_key, seen, call, republished_entry)
+
+
 def start(
     job_key: str,
     journal_key: str,
+    request_key: str,
     /,
     *,
     started_ms: int,
@@ -144,9 +159,10 @@ def start(
     return (
         "EVALSHA",
         _START.sha,
-        2,
+        3,
         job_key,
         journal_key,
+        request_key,
         started_ms,
         lease_ms,
         ttl_s,
@@ -197,6 +213,7 @@ def restart(
 def append(
     job_key: str,
     journal_key: str,
+    request_key: str,
     /,
     *,
     fence: str,
@@ -210,9 +227,10 @@ def append(
     return (
         "EVALSHA",
         _APPEND.sha,
-        2,
+        3,
         job_key,
         journal_key,
+        request_key,
         fence,
         lease_ms,
         offset,
@@ -226,6 +244,7 @@ def finish(
     job_key: str,
     journal_key: str,
     result_key: str,
+    request_key: str,
     /,
     *,
     fence: str,
@@ -243,10 +262,11 @@ def finish(
     return (
         "EVALSHA",
         _FINISH.sha,
-        3,
+        4,
         job_key,
         journal_key,
         result_key,
+        request_key,
         fence,
         ended_ms,
         result_ttl_s,
@@ -263,6 +283,7 @@ def finish(
 def release(
     job_key: str,
     journal_key: str,
+    request_key: str,
     /,
     *,
     fence: str,
@@ -278,9 +299,10 @@ def release(
     return (
         "EVALSHA",
         _RELEASE.sha,
-        2,
+        3,
         job_key,
         journal_key,
+        request_key,
         fence,
         ttl_s,
         offset,
@@ -295,6 +317,7 @@ def release(
 def restore(
     job_key: str,
     journal_key: str,
+    request_key: str,
     /,
     *,
     fence: str,
@@ -313,14 +336,16 @@ def restore(
     started_ms: int,
     model_identity: str,
     session: str,
+    request: bytes,
 ) -> Command:
     """Write back what the worker knows of a running job after Redis has lost its data, or the latest part."""
     return (
         "EVALSHA",
         _RESTORE.sha,
-        2,
+        3,
         job_key,
         journal_key,
+        request_key,
         fence,
         attempt,
         lease_ms,
@@ -337,6 +362,7 @@ def restore(
         started_ms,
         model_identity,
         session,
+        request,
     )
 
 

@@ -15,6 +15,7 @@ from inferfleet.schemas.journal import (
     FinishedEntry,
     JournalEntry,
     QueuedEntry,
+    RepublishedEntry,
     RestartedEntry,
     RunningEntry,
     TokenChunk,
@@ -85,7 +86,7 @@ def _counting(entries: Iterable[JournalEntry]) -> list[TokensEntry]:
             case RunningEntry(resumed_from=0):
                 # This attempt began at token 0, because the record of the earlier tokens was lost.
                 counting.clear()
-            case QueuedEntry() | RunningEntry() | FinishedEntry():
+            case QueuedEntry() | RunningEntry() | RepublishedEntry() | FinishedEntry():
                 pass
     return counting
 
@@ -101,7 +102,13 @@ def to_append(pending: PendingTokens, attempt: int, now: datetime) -> tuple[int,
 
 
 def encoded(
-    model: QueuedEntry | RunningEntry | RestartedEntry | TokensEntry | FinishedEntry | Result,
+    model: QueuedEntry
+    | RunningEntry
+    | RestartedEntry
+    | RepublishedEntry
+    | TokensEntry
+    | FinishedEntry
+    | Result,
 ) -> bytes:
     """Encode a line of a journal, or a result, as JSON."""
     # Bytes, because a string would only be encoded again for Redis.

@@ -23,7 +23,8 @@ from inferfleet.schemas.journal import (
     RunningEntry,
     TokenChunk,
 )
-from inferfleet.schemas.names import job_key, journal_key
+from inferfleet.schemas.message import message_body
+from inferfleet.schemas.names import job_key, journal_key, request_key
 from inferfleet.schemas.result import Result, Usage
 from inferfleet.wire.redis import job_scripts
 from inferfleet.wire.redis.attempts import (
@@ -42,6 +43,7 @@ from inferfleet.wire.redis.job_endings import JobEndings
 from inferfleet.wire.redis.job_reading import STATES
 from inferfleet.wire.redis.journal_lines import PendingTokens, encoded, to_append
 from inferfleet.wire.redis.pipeline import CommandPipeline
+from inferfleet.wire.redis.replicas import Replicas
 
 MIN_BUSY_S = 1.0
 """How long to wait, at least, if a job cannot be ended now because somebody else has it."""
@@ -86,16 +88,34 @@ class Recorded(NamedTuple):
 class JobRecords(JobEndings):
     """The records of all jobs. Concurrent changes of many tasks go through one pipeline."""
 
-    def __init__(self, *, pipeline: CommandPipeline, result_ttl_s: int, queued_ttl_s: int) -> None:
-        super().__init__(pipeline, result_ttl_s=result_ttl_s, queued_ttl_s=queued_ttl_s)
+    def __init__(
+        self,
+        *,
+        pipeline: CommandPipeline,
+        result_ttl_s: int,
+        queued_ttl_s: int,
+        keep_requests: bool = True,
+        replicas: Replicas | None = None,
+    ) -> None:
+        super().__init__(pipeline, result_ttl_s=result_ttl_s, queued_ttl_s=queued_ttl_s, replicas=replicas)
         self._queued_ttl_s = queued_ttl_s
+        self._keep_requests = keep_requests
 
     # A producer's side
 
     async def create(
-        self, job: Job, *, reply_to: str, call: str, key: str = "", keep: bool = False
+        self,
+        job: Job,
+        *,
+        reply_to: str,
+        call: str,
+        key: str = "",
+        keep: bool = False,
+        request: bytes = b"",
     ) -> Recorded:
         """Record a job, or join its other submissions. ``call`` is unique to this submission.
+
+        ``request`` is the body of the job's message, which is kept until the job has ended.
 
         ``key`` is the idempotency key under which the job was found. ``keep`` keeps a job that is being taken
         back because its other submissions were refused.
@@ -104,6 +124,7 @@ class JobRecords(JobEndings):
             *job_scripts.create(
                 job_key(job.id),
                 journal_key(job.id),
+                request_key(job.id),
                 now_ms=milliseconds(job.submitted_at),
                 ttl_s=self._queued_ttl_s,
                 queued_entry=encoded(QueuedEntry(at=job.submitted_at)),
@@ -113,6 +134,7 @@ class JobRecords(JobEndings):
                 call=call,
                 keep=int(keep),
                 session=job.session_id or "",
+                request=request if self._keep_requests else b"",
             )
         )
         # In this order, because taking a job back frees its key before it deletes the record.
@@ -129,7 +151,11 @@ class JobRecords(JobEndings):
 
     async def discard(self, job_id: str) -> bool:
         """Delete a closed job. Return false if it has progressed nevertheless."""
-        return bool(await self._pipeline.enqueue(*job_scripts.discard(job_key(job_id), journal_key(job_id))))
+        return bool(
+            await self._pipeline.enqueue(
+                *job_scripts.discard(job_key(job_id), journal_key(job_id), request_key(job_id))
+            )
+        )
 
     async def copied(self, job_id: str) -> None:
         """Note that a job may be queued twice: keep its record while a message may be in the queue."""
@@ -155,10 +181,11 @@ class JobRecords(JobEndings):
         caller's; a caller that only ends the job has none.
         """
         now = self.clock.now()
-        verdict, attempt, tokens, restart, charged, waiting, identity = await self._pipeline.enqueue(
+        verdict, attempt, tokens, restart, charged, waiting, identity, *rest = await self._pipeline.enqueue(
             *job_scripts.start(
                 job_key(job.id),
                 journal_key(job.id),
+                request_key(job.id),
                 started_ms=milliseconds(now),
                 lease_ms=int(lease_s * 1000),
                 ttl_s=self._queued_ttl_s,
@@ -183,6 +210,10 @@ class JobRecords(JobEndings):
             return Started(
                 StartStatus.BUSY, Fence(token, 0), 0, charged, waiting.decode(), busy_s=attempt / 1000
             )
+        kept, first = rest or (1, b"")
+        if not kept and self._keep_requests:
+            # Another AMQP client published the job, or Redis has lost its data.
+            await self._keep(job)
         return Started(
             START_STATUSES[verdict],
             Fence(token, attempt),
@@ -191,7 +222,13 @@ class JobRecords(JobEndings):
             waiting.decode(),
             restart=RestartReason(restart.decode()) if restart else None,
             model_identity=identity.decode() or None,
+            first_submitted_ms=int(first) if first else None,
         )
+
+    async def _keep(self, job: Job) -> None:
+        """Keep the request of a job that has a record already."""
+        self.open_jobs.enter(job)
+        await self._pipeline.execute("SET", request_key(job.id), message_body(job), "EX", self._queued_ttl_s)
 
     async def fail(
         self, job: Job, failure: Failure, *, worker_id: str, lease_s: float, reply_to: str
@@ -229,7 +266,7 @@ class JobRecords(JobEndings):
         )
         fence, client = started.fence, started.reply_to
         written = await self.finish(
-            result, fence=fence, pending=PendingTokens(started.tokens), reply_to=client
+            job, result, fence=fence, pending=PendingTokens(started.tokens), reply_to=client
         )
         if written is WriteStatus.MISSING and await self.restore(
             job,
@@ -243,7 +280,7 @@ class JobRecords(JobEndings):
         ):
             # Redis lost the journal or the record, and the generated tokens with it.
             nothing = result.model_copy(update={"response": None, "usage": Usage(), "model_identity": None})
-            written = await self.finish(nothing, fence=fence, pending=PendingTokens(0), reply_to=client)
+            written = await self.finish(job, nothing, fence=fence, pending=PendingTokens(0), reply_to=client)
         return Failed(result, 0.0) if written is WriteStatus.OK else Failed(None, MIN_BUSY_S)
 
     async def restart(
@@ -286,6 +323,7 @@ class JobRecords(JobEndings):
                 *job_scripts.append(
                     job_key(job_id),
                     journal_key(job_id),
+                    request_key(job_id),
                     fence=fence.token,
                     lease_ms=int(lease_s * 1000),
                     offset=offset,
@@ -317,6 +355,7 @@ class JobRecords(JobEndings):
                 *job_scripts.release(
                     job_key(job_id),
                     journal_key(job_id),
+                    request_key(job_id),
                     fence=fence.token,
                     ttl_s=self._queued_ttl_s,
                     offset=offset,
@@ -361,6 +400,7 @@ class JobRecords(JobEndings):
             *job_scripts.restore(
                 job_key(job.id),
                 journal_key(job.id),
+                request_key(job.id),
                 fence=fence.token,
                 attempt=fence.attempt,
                 lease_ms=int(lease_s * 1000),
@@ -377,6 +417,8 @@ class JobRecords(JobEndings):
                 started_ms=milliseconds(started_at),
                 model_identity=model_identity,
                 session=job.session_id or "",
+                request=message_body(job) if self._keep_requests else b"",
             )
         )
+        self.open_jobs.enter(job)
         return bool(answer)

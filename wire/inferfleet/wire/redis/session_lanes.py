@@ -128,7 +128,10 @@ class SessionLanes:
         self._pipeline = pipeline
         self._settings = settings
         self._records = JobRecords(
-            pipeline=pipeline, result_ttl_s=settings.result_ttl_s, queued_ttl_s=settings.queued_ttl_s
+            pipeline=pipeline,
+            result_ttl_s=settings.result_ttl_s,
+            queued_ttl_s=settings.queued_ttl_s,
+            keep_requests=settings.keep_requests,
         )
         self._waiting = WaitingTurns(pipeline, lane_ttl_s=settings.queued_ttl_s)
 
@@ -209,6 +212,11 @@ class SessionLanes:
             *session_scripts.front(session_key(session_id), payloads_key(session_id), job=job.id, take=take)
         )
         return Front(owner.decode(), bool(unpublished), bool(revived), bool(placed), Payload.decode(payload))
+
+    async def owner(self, session_id: str) -> tuple[str, int]:
+        """Read the turn that owns a session, ``""`` if none does, and since when in Unix milliseconds."""
+        owner, since = await self._pipeline.execute("HMGET", session_key(session_id), "owner", "owner_since")
+        return (owner or b"").decode(), int(since or 0)
 
     async def published(self, job: Job, *, witness: Job | None = None, again: bool = False) -> None:
         """Record that the owner's message is in the queue, or that the message of ``witness`` carries it.

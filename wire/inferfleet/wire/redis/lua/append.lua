@@ -1,7 +1,7 @@
 -- Append generated tokens to the journal and renew the lease. With a count of 0, only renew.
 -- Returns 'ok', 'cancel' or 'interrupt' (written, and somebody asked for that), 'fenced' or 'missing'.
 -- Sent twice, the second changes nothing: the tokens up to offset + count are there already.
-local job_key, journal_key = KEYS[1], KEYS[2]
+local job_key, journal_key, request_key = KEYS[1], KEYS[2], KEYS[3]
 local fence = ARGV[1]
 local lease_ms = ARGV[2]
 local offset = ARGV[3]
@@ -33,5 +33,6 @@ end
 if redis.call('TTL', job_key) < ttl_s / 2 then
   redis.call('EXPIRE', job_key, ttl_s)
   redis.call('EXPIRE', journal_key, ttl_s)
+  redis.call('EXPIRE', request_key, ttl_s)
 end
 return r[4] or 'ok'

@@ -1,8 +1,8 @@
 -- Cancel: a queued job ends here and now; a running one is marked, and its worker ends it. One that for longer than
 -- its lease no worker has held ends as a queued one does: its message may be gone, and the fence refuses its worker.
--- Returns {what ('missing', 'requested', 'changed', or a terminal state), attempt, reply_to}. With 'changed' nothing was
--- done: the job got on meanwhile. Sent twice, the second answers as the first, or as it is by then.
-local job_key, journal_key, result_key = KEYS[1], KEYS[2], KEYS[3]
+-- Returns {what ('missing', 'requested', 'changed', or a terminal state), attempt, reply_to, pool, priority}. With
+-- 'changed' nothing was done: the job got on meanwhile. Sent twice, the second answers as the first, or as it is by then.
+local job_key, journal_key, result_key, request_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local ended_ms = ARGV[1]
 local result_ttl_s = ARGV[2]
 local finished_entry = ARGV[3]
@@ -15,12 +15,12 @@ local tombstone_ttl_s = ARGV[9] -- of a record whose message is in the queue
 local said = ARGV[10] -- 1: what the last attempt said is in its session, so its worker, or the next one, has to end it
 
 -- part: end_job
-local r = redis.call('HMGET', job_key, 'state', 'attempt', 'reply_to', 'tokens', 'lease', 'lease_ms')
+local r = redis.call('HMGET', job_key, 'state', 'attempt', 'reply_to', 'tokens', 'lease', 'lease_ms', 'pool', 'priority')
 local state = r[1]
 if not state then
-  return {'missing', 0, ''}
+  return {'missing', 0, '', '', ''}
 end
-local attempt, reply_to = tonumber(r[2]), r[3]
+local attempt, reply_to, pool, priority = tonumber(r[2]), r[3], r[7], r[8]
 local waits = state == 'queued'
 if state == 'running' then
   -- Redis' clock, because the clocks of two machines differ.
@@ -32,15 +32,16 @@ local kept = said == '1' or mode == 'interrupt' and tonumber(r[4]) > 0
 if state == 'running' and not waits or waits and kept then
   -- The first request counts, as it does in the worker that hears of both.
   redis.call('HSETNX', job_key, 'cancel', mode)
-  return {'requested', attempt, reply_to}
+  return {'requested', attempt, reply_to, pool, priority}
 end
 if not waits then
-  return {state, attempt, reply_to}
+  return {state, attempt, reply_to, pool, priority}
 end
 if of_tokens ~= '' and (of_attempt ~= r[2] or of_tokens ~= r[4]) then
-  return {'changed', attempt, reply_to}
+  return {'changed', attempt, reply_to, pool, priority}
 end
 redis.call('HSET', job_key, 'cancel', mode)
 redis.call('HDEL', job_key, 'fence')
-end_job(job_key, journal_key, result_key, end_state, ended_ms, result, finished_entry, result_ttl_s, tombstone_ttl_s)
-return {end_state, attempt, reply_to}
+end_job(job_key, journal_key, result_key, request_key, end_state, ended_ms, result, finished_entry, result_ttl_s,
+  tombstone_ttl_s)
+return {end_state, attempt, reply_to, pool, priority}

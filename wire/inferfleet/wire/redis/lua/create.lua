@@ -1,7 +1,7 @@
 -- A job is accepted: make its record, or join those who submit it too.
 -- Returns {state, attempt, closed (1: whoever made it takes it back), stalled (1: an attempt has
 -- begun it, for longer than its lease nobody has held it, and it has not been published again since)}.
-local job_key, journal_key = KEYS[1], KEYS[2]
+local job_key, journal_key, request_key = KEYS[1], KEYS[2], KEYS[3]
 local now_ms = ARGV[1]
 local ttl_s = ARGV[2]
 local queued_entry = ARGV[3]
@@ -11,6 +11,7 @@ local reply_to = ARGV[6]
 local call = ARGV[7] -- unique to this submission
 local keep = ARGV[8] -- 1: do not let it be taken back, should somebody be about to
 local session = ARGV[9] -- '' for none
+local request = ARGV[10] -- '' if it is not kept
 
 local r = redis.call('HMGET', job_key, 'state', 'attempt', 'calls', 'closed', 'lease', 'lease_ms', 'copied')
 if not r[1] then
@@ -22,6 +23,9 @@ if not r[1] then
   redis.call('XADD', journal_key, '*', 'entry', queued_entry)
   redis.call('EXPIRE', job_key, ttl_s)
   redis.call('EXPIRE', journal_key, ttl_s)
+  if request ~= '' then
+    redis.call('SET', request_key, request, 'EX', ttl_s)
+  end
   return {'queued', 0, 0, 0}
 end
 local attempt, stalled = tonumber(r[2]), 0

@@ -1,6 +1,6 @@
 -- Give a running job back to the queue: for a retry, or because its worker leaves.
 -- Returns 'ok', 'cancel' or 'interrupt' (given back, and somebody asked for that), 'fenced' or 'missing'. Sent twice, the second answers 'ok' and changes nothing.
-local job_key, journal_key = KEYS[1], KEYS[2]
+local job_key, journal_key, request_key = KEYS[1], KEYS[2], KEYS[3]
 local fence = ARGV[1]
 local ttl_s = ARGV[2]
 local offset = ARGV[3]
@@ -38,4 +38,5 @@ redis.call('HSET', job_key, 'state', 'queued', 'tokens', last,
 redis.call('HDEL', job_key, 'worker')
 redis.call('EXPIRE', job_key, ttl_s)
 redis.call('EXPIRE', journal_key, ttl_s)
+redis.call('EXPIRE', request_key, ttl_s)
 return r[5] or 'ok'

@@ -2,7 +2,7 @@
 -- somebody was faster.
 -- Sent twice, the second changes nothing: all that it would write is there, or more.
 -- Returns 1 if the record is now ours, else 0.
-local job_key, journal_key = KEYS[1], KEYS[2]
+local job_key, journal_key, request_key = KEYS[1], KEYS[2], KEYS[3]
 local fence = ARGV[1]
 local attempt = ARGV[2]
 local lease_ms = ARGV[3]
@@ -19,6 +19,7 @@ local submitted_ms = ARGV[13]
 local started_ms = ARGV[14]
 local model_identity = ARGV[15]
 local session = ARGV[16] -- '' for none
+local request = ARGV[17] -- '' if it is not kept
 
 local r = redis.call('HMGET', job_key, 'state', 'fence', 'tokens')
 if r[1] then
@@ -46,4 +47,7 @@ if tokens_entry ~= '' then
 end
 redis.call('EXPIRE', job_key, ttl_s)
 redis.call('EXPIRE', journal_key, ttl_s)
+if request ~= '' then
+  redis.call('SET', request_key, request, 'EX', ttl_s)
+end
 return 1

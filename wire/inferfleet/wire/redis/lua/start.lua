@@ -1,6 +1,7 @@
 -- Begin an attempt: take the fence, or learn why not.
 -- Returns {verdict, attempt, tokens in the journal, why they cannot be continued ('' if they can), charged, reply_to,
--- model identity of the answer ('' if unknown)}. An attempt that cannot continue has to call 'restart' before it
+-- model identity of the answer ('' if unknown), kept (1: Redis has the request), first (when a job that starts for the
+-- first time was submitted; '' else)}. The last two only if the fence is ours. An attempt that cannot continue has to call 'restart' before it
 -- generates; until then the record and the journal keep what they have. 'charged' counts the
 -- attempts towards the limit: not those that were given back, and not those that died but brought the answer
 -- on, as long as there were fewer than max_deaths of them. 'reply_to' is whoever the record says, since one job may have several messages.
@@ -8,7 +9,7 @@
 --           'done' (terminal already), 'busy' (another worker's lease is alive, or the pause before a retry is not
 --           over; 'attempt' is its rest in ms),
 --           'suspect' (it may have killed the workers it ran on: ask again when no other suspect runs).
-local job_key, journal_key = KEYS[1], KEYS[2]
+local job_key, journal_key, request_key = KEYS[1], KEYS[2], KEYS[3]
 local started_ms = ARGV[1]
 local lease_ms = ARGV[2]
 local ttl_s = ARGV[3]
@@ -32,7 +33,7 @@ local session = ARGV[18] -- '' for none
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 local r = redis.call('HMGET', job_key, 'state', 'attempt', 'charged', 'tokens', 'worker', 'lease', 'cancel', 'fence', 'verdict', 'reply_to',
-  'deaths', 'tokens_at_start', 'model_identity', 'past')
+  'deaths', 'tokens_at_start', 'model_identity', 'past', 'submitted_at')
 local state, attempt, charged, tokens = r[1], tonumber(r[2] or 0), tonumber(r[3] or 0), tonumber(r[4] or 0)
 local reply_to = r[10] or message_reply_to
 local deaths = tonumber(r[11] or 0)
@@ -68,7 +69,8 @@ if not state then
   end
 elseif state == 'running' then
   if begun then
-    return {r[9], attempt, tokens, r[9] == 'started' and restart or '', charged, reply_to, identity}
+    return {r[9], attempt, tokens, r[9] == 'started' and restart or '', charged, reply_to, identity,
+      redis.call('EXISTS', request_key), ''}
   end
   if late or (r[5] ~= worker and lease > now) then
     return refused('busy', math.max(0, lease - now))
@@ -121,5 +123,7 @@ end
 if not state or redis.call('TTL', journal_key) < ttl_s / 2 then
   redis.call('EXPIRE', job_key, ttl_s)
   redis.call('EXPIRE', journal_key, ttl_s)
+  redis.call('EXPIRE', request_key, ttl_s)
 end
-return {verdict, attempt, tokens, restart, charged, reply_to, identity}
+return {verdict, attempt, tokens, restart, charged, reply_to, identity, redis.call('EXISTS', request_key),
+  state and attempt == 1 and r[15] or ''}

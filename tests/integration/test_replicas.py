@@ -1,0 +1,138 @@
+"""With ``INFERFLEET_REDIS_WAIT_REPLICAS``, what a client was told is on a replica of Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis.asyncio as aioredis
+from tests.integration.conftest import PATIENCE_S, Connect, ForeignClient, StartWorker, answer_to, eventually
+
+from inferfleet.local.chaos.proxy import Direction, Proxy
+from inferfleet.local.services.reaper import Reaper
+from inferfleet.local.services.redis_process import RedisProcess, redis_binary
+from inferfleet.schemas import JobState
+from inferfleet.schemas.errors import ServiceRefusedError
+from inferfleet.schemas.names import job_key, open_key, reply_key, request_key, result_key
+
+pytestmark = pytest.mark.skipif(redis_binary() is None, reason="no redis-server here")
+
+WAITS: dict[str, Any] = {"redis_wait_replicas": 1, "redis_wait_timeout_ms": 200}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A master, its replica, and the link between them."""
+
+    url: str
+    master: aioredis.Redis
+    replica: aioredis.Redis
+    link: Proxy
+
+
+@pytest.fixture
+async def pair() -> AsyncIterator[Pair]:
+    server = redis_binary()
+    assert server is not None
+    with tempfile.TemporaryDirectory() as folder, Reaper() as reaper:
+        master = RedisProcess(server=server, folder=Path(folder, "master"), reaper=reaper)
+        await asyncio.to_thread(master.start)
+        async with Proxy(master.url) as link:
+            host, port = link.url.removeprefix("redis://").removesuffix("/0").split(":")
+            replica = RedisProcess(
+                server=server,
+                folder=Path(folder, "replica"),
+                reaper=reaper,
+                configuration={"replicaof": f"{host} {port}", "repl-diskless-load": "swapdb"},
+            )
+            await asyncio.to_thread(replica.start)
+            at_master, at_replica = map(aioredis.Redis.from_url, (master.url, replica.url))
+
+            async def is_linked() -> bool:
+                return (await at_replica.info("replication"))["master_link_status"] == "up"
+
+            await eventually(is_linked)
+            yield Pair(master.url, at_master, at_replica, link)
+            for client in (at_master, at_replica):
+                await client.aclose()
+            replica.close()
+            master.close()
+
+
+async def told(pair: Pair, client: str) -> list[bytes | None]:
+    """The jobs of whose ends a client was told."""
+    lines: Any = await pair.master.xrange(reply_key(client))
+    return [fields.get(b"job") for _, fields in lines]
+
+
+async def test_an_accepted_job_and_its_end_are_on_the_replica(
+    pair: Pair, connect: Connect, start_worker: StartWorker, pool: str
+) -> None:
+    async with connect(redis_url=pair.url, **WAITS) as fleet:
+        await fleet.declare_pool(pool)
+        job = await fleet.submit("hello", pool=pool)
+        assert await pair.replica.hget(job_key(job.id), "state") == b"queued"
+        assert await pair.replica.exists(request_key(job.id)) == 1
+        assert await pair.replica.zcard(open_key(pool, job.priority)) == 1
+
+        await start_worker(redis_url=pair.url, **WAITS)
+        result = await fleet.wait(job, timeout_s=PATIENCE_S)
+        assert result.text == answer_to(job)
+        assert await pair.replica.exists(result_key(job.id)) == 1
+
+
+async def test_a_job_that_no_replica_has_is_refused_and_taken_back(
+    pair: Pair, connect: Connect, foreign: ForeignClient, pool: str
+) -> None:
+    async with connect(redis_url=pair.url, **WAITS) as fleet:
+        await fleet.declare_pool(pool)
+        pair.link.hold(Direction.TO_CLIENT)
+        with pytest.raises(ServiceRefusedError, match="0 of 1 replicas") as refused:
+            await fleet.submit("hello", pool=pool)
+        assert refused.value.passing
+        assert await foreign.waiting() == 0
+        assert [key async for key in pair.master.scan_iter("inferfleet:job:*")] == []
+
+        pair.link.heal()
+        job = await fleet.submit("hello", pool=pool)
+        assert (await fleet.get(job)).state is JobState.QUEUED
+
+
+async def test_a_client_is_told_of_an_end_only_when_the_replica_has_it(
+    pair: Pair,
+    connect: Connect,
+    start_worker: StartWorker,
+    foreign: ForeignClient,
+    pool: str,
+) -> None:
+    async with connect(redis_url=pair.url, client_id=pool) as fleet:
+        await fleet.declare_pool(pool)
+        worker = await start_worker(redis_url=pair.url, **WAITS)
+        first = await fleet.submit("first", pool=pool)
+        await fleet.wait(first, timeout_s=PATIENCE_S)
+        pair.link.hold(Direction.TO_CLIENT)
+        second = await fleet.submit("second", pool=pool)
+
+        async def has_ended() -> bool:
+            return (await fleet.get(second)).state is JobState.SUCCEEDED
+
+        await eventually(has_ended)
+        await pair.link.until_held(Direction.TO_CLIENT)
+        assert second.id.encode() not in await told(pair, pool)
+        assert await pair.replica.exists(result_key(second.id)) == 0
+
+        pair.link.heal()
+        assert (await fleet.wait(second, timeout_s=PATIENCE_S)).text == answer_to(second)
+
+        async def is_told() -> bool:
+            return second.id.encode() in await told(pair, pool)
+
+        await eventually(is_told)
+        await worker.stop()
+        assert await pair.replica.exists(result_key(second.id)) == 1
+    assert await foreign.waiting() == 0

@@ -1,0 +1,47 @@
+-- A worker says which messages it has, and what it was delivered; and sweeps its pool, if that is due.
+-- A *front* {submitted, delivered} says that at the moment 'delivered' the queue had no job of its priority that was
+-- submitted earlier than 'submitted'. The latest front of each priority counts.
+-- Returns {1 if the caller has to sweep, front and cursor of priority 0, of priority 1, ...}: a front is
+-- 'submitted delivered', '' if there is none; a cursor is where the last sweep stopped, '' if it came to the end.
+-- Sent twice, the second answers as the first.
+local sweep_key, held_key = KEYS[1], KEYS[2]
+local sweeper = ARGV[1] -- unique to this call
+local lease_ms = ARGV[2] -- nobody else sweeps for so long
+local held_ms = ARGV[3] -- how long the caller's messages count as held
+local fronts = ARGV[4] -- 'priority submitted delivered;' for each front
+local ttl_s = ARGV[5]
+-- The rest of ARGV: the jobs whose messages the caller has.
+
+-- Redis' clock, because the clocks of two workers differ.
+local time = redis.call('TIME')
+local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+for i = 6, #ARGV do
+  redis.call('ZADD', held_key, now + tonumber(held_ms), ARGV[i])
+end
+-- Until when a message was held matters for a while: what was delivered before says nothing about it.
+redis.call('ZREMRANGEBYSCORE', held_key, '-inf', now - 4 * tonumber(held_ms))
+redis.call('EXPIRE', held_key, ttl_s)
+for priority, submitted, delivered in string.gmatch(fronts, '(%d+) (%d+) (%d+);') do
+  local known = redis.call('HGET', sweep_key, 'front:' .. priority) or ''
+  local known_submitted, known_delivered = string.match(known, '^(%d+) (%d+)$')
+  -- One from the future is of a clock that was set back since.
+  if not known_submitted or tonumber(known_submitted) < tonumber(submitted) or tonumber(known_delivered) > now then
+    redis.call('HSET', sweep_key, 'front:' .. priority, submitted .. ' ' .. delivered)
+  end
+end
+redis.call('EXPIRE', sweep_key, ttl_s)
+local swept = redis.call('HMGET', sweep_key, 'sweeper', 'until')
+local rest_ms = tonumber(swept[2] or 0) - now
+if swept[1] ~= sweeper then
+  if rest_ms > 0 and rest_ms <= tonumber(lease_ms) then
+    return {0}
+  end
+  redis.call('HSET', sweep_key, 'sweeper', sweeper, 'until', now + tonumber(lease_ms))
+end
+local answer = {1}
+for priority = 0, 9 do
+  local s = redis.call('HMGET', sweep_key, 'front:' .. priority, 'cursor:' .. priority)
+  table.insert(answer, s[1] or '')
+  table.insert(answer, s[2] or '')
+end
+return answer

@@ -1,0 +1,99 @@
+"""The index of the unfinished jobs of each pool, by priority and by the time of their submission.
+
+It is in other hash slots than the jobs' records, so no script changes both, and after a crash the two may
+disagree. A job enters the index before it is published, and leaves it after its end. So a job that was
+accepted is in the index, and so may be one that has ended or was refused; the sweep removes those
+(``inferfleet.worker.sweep``). Workers enter the jobs that they hold again, in case Redis has lost the index.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+from inferfleet.schemas.job import Job
+from inferfleet.schemas.names import open_key
+from inferfleet.wire.redis.clock import milliseconds
+from inferfleet.wire.redis.pipeline import CommandPipeline
+from inferfleet.wire.redis.script import Argument
+
+logger = logging.getLogger(__name__)
+
+
+class OpenJobs:
+    """Changes the index. The changes of one turn of the event loop take one command for each priority."""
+
+    def __init__(self, pipeline: CommandPipeline) -> None:
+        self._pipeline = pipeline
+        self._entering: dict[tuple[str, int], tuple[list[Job], asyncio.Future[Any]]] = {}
+        self._leaving: dict[str, list[str]] = {}
+
+    def enter(self, job: Job) -> asyncio.Future[Any]:
+        """Enter a job. The future is shared by those that enter now: do not cancel it.
+
+        It fails as those of ``CommandPipeline.enqueue`` do.
+        """
+        place = job.pool, job.priority
+        group = self._entering.get(place)
+        if group is None:
+            loop = asyncio.get_running_loop()
+            if not self._entering:
+                loop.call_soon(self._send_entering)
+            group = self._entering[place] = [], loop.create_future()
+        group[0].append(job)
+        return group[1]
+
+    def enter_all(self, jobs: Iterable[Job]) -> None:
+        """Enter jobs that may be in the index already. Nobody waits for this."""
+        for job in jobs:
+            self.enter(job)
+
+    def leave(self, job_id: str, *, pool: str, priority: int) -> None:
+        """Remove a job that has ended or was taken back. Nobody waits for this: the sweep makes up for it."""
+        if not self._leaving:
+            asyncio.get_running_loop().call_soon(self._send_leaving)
+        self._leaving.setdefault(open_key(pool, priority), []).append(job_id)
+
+    def _send_entering(self) -> None:
+        entering, self._entering = self._entering, {}
+        now_ms = self._pipeline.clock.now_ms()
+        for (pool, priority), (jobs, entered) in entering.items():
+            entries: list[Argument] = []
+            for job in jobs:
+                # Another AMQP client may have set any time.
+                entries += (min(milliseconds(job.submitted_at), now_ms), job.id)
+            try:
+                # A job that is there may have been published again since: it keeps that place.
+                sent = self._pipeline.enqueue("ZADD", open_key(pool, priority), "NX", *entries)
+            except Exception as error:
+                _fail(entered, error)
+                continue
+            sent.add_done_callback(partial(_pass_on, entered))
+
+    def _send_leaving(self) -> None:
+        leaving, self._leaving = self._leaving, {}
+        for key, job_ids in leaving.items():
+            self._pipeline.enqueue("ZREM", key, *job_ids).add_done_callback(_report)
+
+
+def _pass_on(to: asyncio.Future[Any], sent: asyncio.Future[Any]) -> None:
+    if to.done():
+        return
+    if (error := sent.exception()) is not None:
+        _fail(to, error)
+    else:
+        to.set_result(None)
+
+
+def _fail(to: asyncio.Future[Any], error: BaseException) -> None:
+    to.set_exception(error)
+    # Not everybody waits for it.
+    to.exception()
+
+
+def _report(written: asyncio.Future[Any]) -> None:
+    if not written.cancelled() and (error := written.exception()) is not None:
+        logger.warning("cannot remove finished jobs from the index of unfinished ones (%s)", error)

@@ -1,0 +1,50 @@
+"""Calls the scripts by which the workers of a pool find jobs that have lost their messages.
+
+``script`` documents what they have in common; each script's text in ``lua`` documents what it does and
+replies.
+"""
+
+from __future__ import annotations
+
+from inferfleet.wire.redis.script import SCRIPTS, Argument, Command
+
+_SWEEP = SCRIPTS["sweep"]
+_OPEN_RANGE = SCRIPTS["open_range"]
+_FORGET_OPEN = SCRIPTS["forget_open"]
+
+
+def sweep(
+    sweep_key: str,
+    held_key: str,
+    /,
+    *held: str,
+    sweeper: str,
+    lease_ms: int,
+    held_ms: int,
+    fronts: str,
+    ttl_s: int,
+) -> Command:
+    """Report what a worker holds and was delivered, and begin to sweep the pool, if that is due."""
+    return (
+        "EVALSHA",
+        _SWEEP.sha,
+        2,
+        sweep_key,
+        held_key,
+        sweeper,
+        lease_ms,
+        held_ms,
+        fronts,
+        ttl_s,
+        *held,
+    )
+
+
+def open_range(open_key: str, held_key: str, /, *, from_ms: int, below_ms: int, limit: int) -> Command:
+    """Read the oldest unfinished jobs of a priority."""
+    return ("EVALSHA", _OPEN_RANGE.sha, 2, open_key, held_key, from_ms, below_ms, limit)
+
+
+def forget_open(open_key: str, /, *entries: Argument) -> Command:
+    """Remove jobs from the index of unfinished jobs, each with the score that the caller has read."""
+    return ("EVALSHA", _FORGET_OPEN.sha, 1, open_key, *entries)

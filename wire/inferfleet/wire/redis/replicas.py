@@ -1,0 +1,69 @@
+"""Waits until writes are on replicas of Redis, so that a failover does not forget them."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from inferfleet.schemas.errors import ServiceRefusedError
+from inferfleet.schemas.settings import ServiceSettings
+from inferfleet.wire.outage import Outage
+from inferfleet.wire.redis.pipeline import CommandPipeline
+
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+
+
+class Replicas:
+    """Makes sure that writes are on as many replicas as the settings demand; by default on none.
+
+    ``patience_s`` is how long a write waits for the replicas, at least for one ``WAIT``; ``None`` waits for
+    ever. Meanwhile the write is in the master, where everybody sees it.
+    """
+
+    def __init__(
+        self, pipeline: CommandPipeline, settings: ServiceSettings, *, patience_s: float | None
+    ) -> None:
+        self._pipeline = pipeline
+        self._count = settings.redis_wait_replicas
+        self._timeout_ms = settings.redis_wait_timeout_ms
+        self._patience_s = patience_s
+        self._lacking = Outage()
+
+    @property
+    def demanded(self) -> bool:
+        """Whether writes have to be on any replica."""
+        return self._count > 0
+
+    async def hold(self, write: Callable[[], Awaitable[T]]) -> T:
+        """Write, and return when the write is on the replicas.
+
+        ``WAIT`` only knows of the writes on its own connection. If the connection was replaced in between, it
+        may lead to a new master that has forgotten the write. So the write is repeated then.
+
+        Raises:
+            ServiceRefusedError: Too few replicas have the write, and patience is over.
+
+        """
+        deadline = time.monotonic() + (self._patience_s or 0.0)
+        while True:
+            connections = self._pipeline.connections
+            answer = await write()
+            present = await self._pipeline.execute("WAIT", self._count, self._timeout_ms)
+            if self._pipeline.connections != connections:
+                continue
+            if present >= self._count:
+                if (lasted_s := self._lacking.ended()) is not None:
+                    logger.warning("Redis has enough replicas again after %.1f s", lasted_s)
+                return answer
+            problem = (
+                f"only {present} of {self._count} replicas of Redis have a write after "
+                f"{self._timeout_ms} ms (INFERFLEET_REDIS_WAIT_REPLICAS)"
+            )
+            if self._patience_s is not None and time.monotonic() >= deadline:
+                raise ServiceRefusedError(problem, passing=True)
+            if self._lacking.began():
+                logger.warning("%s; retrying until they do", problem)

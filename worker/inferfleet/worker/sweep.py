@@ -1,0 +1,242 @@
+"""Publishes jobs again whose messages RabbitMQ has lost, or whose ends Redis has lost.
+
+Every worker reports regularly which messages it holds, and one of them sweeps the pool. It looks only at the
+jobs that the queue cannot have any more, as ``inferfleet.wire.redis.lost_messages`` explains. Such a job has
+lost its message if no worker holds the job or its message, and nobody has held it since the queue was seen
+without it. The sweep may be wrong, for example when messages come back from a dead worker while all others
+are busy. Then the job has two messages, which does no harm, because the fence lets only one run.
+
+A sweep reads and publishes a limited number of jobs, and the next one continues where it stopped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Sequence
+from itertools import count
+
+from inferfleet.schemas import Job
+from inferfleet.schemas.errors import (
+    ConfigurationError,
+    PublishUnconfirmedError,
+    ServiceRefusedError,
+    ServiceUnreachableError,
+)
+from inferfleet.schemas.names import job_queue
+from inferfleet.schemas.settings import WorkerSettings
+from inferfleet.wire.outage import Outage
+from inferfleet.wire.rabbitmq.confirms import RefusedError
+from inferfleet.wire.rabbitmq.messages import job_message, message_of
+from inferfleet.wire.rabbitmq.publishing import ConfirmChannel
+from inferfleet.wire.redis.lost_messages import Front, LostMessages, Marks, OpenJob, Revival, SweepTurn
+from inferfleet.wire.redis.open_jobs import OpenJobs
+from inferfleet.wire.redis.session_lanes import SessionLanes
+from inferfleet.worker.fronts import Fronts
+from inferfleet.worker.processor import Processor
+
+logger = logging.getLogger(__name__)
+
+REPORTS_PER_INTERVAL = 4
+"""How often a worker reports in each ``sweep_interval_s``. A job is published again two reports after the
+queue was seen without it, at the earliest."""
+
+BATCH = 500
+"""How many jobs a sweep reads at once. If none of them was lost, it leaves the others to the next sweep."""
+
+AT_ONCE = 64
+"""How many jobs are published at the same time."""
+
+_UNPUBLISHED = (
+    ServiceUnreachableError,
+    ServiceRefusedError,
+    PublishUnconfirmedError,
+    RefusedError,
+    ConfigurationError,
+    OSError,
+)
+
+
+class Sweep:
+    """The part of one worker in the sweeps of its pool."""
+
+    def __init__(
+        self,
+        *,
+        settings: WorkerSettings,
+        lost_messages: LostMessages,
+        open_jobs: OpenJobs,
+        session_lanes: SessionLanes,
+        confirm_channel: ConfirmChannel,
+        fronts: Fronts,
+        processor: Processor,
+    ) -> None:
+        self._settings = settings
+        self._lost_messages = lost_messages
+        self._open_jobs = open_jobs
+        self._session_lanes = session_lanes
+        self._confirm_channel = confirm_channel
+        self._fronts = fronts
+        self._processor = processor
+        self._pause_s = settings.sweep_interval_s / REPORTS_PER_INTERVAL
+        self._name = f"sweep-{settings.worker_id}:{os.urandom(4).hex()}"
+        self._calls = count()
+        self._failing = Outage()
+        self._unkept: set[str] = set()
+        """Lost jobs whose requests Redis does not have, as found by the current sweep."""
+        self._passed_over: set[str] = set()
+        """Ended turns behind which the current sweep has let the next one run."""
+
+    async def run(self) -> None:
+        """Report and sweep until cancelled."""
+        while True:
+            await asyncio.sleep(self._pause_s)
+            try:
+                await self._report_and_sweep()
+            except _UNPUBLISHED as error:
+                if self._failing.began():
+                    logger.warning("cannot look for jobs that have lost their messages; retrying (%s)", error)
+            except Exception:
+                if self._failing.began():
+                    logger.exception("cannot look for jobs that have lost their messages; retrying")
+            else:
+                if (lasted_s := self._failing.ended()) is not None:
+                    logger.warning("looking for lost jobs works again after %.1f s", lasted_s)
+            finally:
+                self._fronts.age()
+
+    async def _report_and_sweep(self) -> None:
+        # In case Redis has lost the index.
+        self._open_jobs.enter_all(run.job for run in self._processor.runs.values())
+        turn = await self._lost_messages.report(
+            sweeper=f"{self._name}:{next(self._calls)}",
+            lease_s=self._pause_s * 0.9,
+            held=self._processor.held,
+            held_s=self._pause_s * 2.5,
+            fronts=self._fronts.aged(),
+        )
+        if turn is None:
+            return
+        await self._look_at_queue()
+        before, self._unkept = self._unkept, set()
+        self._passed_over.clear()
+        deadline = time.monotonic() + self._pause_s
+        for priority, front in turn.fronts.items():
+            await self._sweep(turn, priority, front, deadline)
+        if self._unkept - before:
+            logger.warning(
+                "%d jobs have lost their messages and cannot be published again: Redis does not have their "
+                "requests (INFERFLEET_KEEP_REQUESTS)",
+                len(self._unkept),
+            )
+
+    async def _look_at_queue(self) -> None:
+        """Note if the queue is empty. Without its leader, a quorum queue only looks empty."""
+        asked = time.monotonic()
+        depth = await self._confirm_channel.depth(job_queue(self._settings.pool))
+        if depth is not None and not depth.ready and depth.consumers:
+            self._fronts.empty(asked)
+
+    async def _sweep(self, turn: SweepTurn, priority: int, front: Front, deadline: float) -> None:
+        """Look at the jobs of a priority that the queue cannot have any more."""
+        # Some producers need more time than others from the submission to the queue.
+        below_ms = front.submitted_ms - int(self._pause_s * 1000)
+        begun = cursor = turn.cursors.get(priority)
+        progressed = True
+        while progressed:
+            jobs = await self._lost_messages.open_jobs(
+                priority, from_ms=cursor or 0, below_ms=below_ms, limit=BATCH
+            )
+            progressed = await self._look_at(jobs, priority, front) and time.monotonic() < deadline
+            if len(jobs) < BATCH:
+                cursor = None
+                break
+            # Many jobs may have been published in the same millisecond, but hardly a batch of them.
+            cursor = max(jobs[-1].published_ms, (cursor or 0) + 1)
+        if cursor != begun:
+            await self._lost_messages.stopped_at(priority, cursor)
+
+    async def _look_at(self, jobs: Sequence[OpenJob], priority: int, front: Front) -> bool:
+        """Publish the lost ones of these jobs, and remove those that have ended from the index.
+
+        Returns whether there were any.
+        """
+        marks = await self._lost_messages.marks(job.id for job in jobs)
+        over = [job for job, its in zip(jobs, marks, strict=True) if its.over]
+        await self._lost_messages.forget(priority, over)
+        lost = [
+            (job, its)
+            for job, its in zip(jobs, marks, strict=True)
+            if not its.over and max(job.held_ms, its.had_until_ms) < front.delivered_ms
+        ]
+        published = 0
+        for first in range(0, len(lost), AT_ONCE):
+            done = await asyncio.gather(
+                *(self._bring_back(job, its, priority, front) for job, its in lost[first : first + AT_ONCE]),
+                return_exceptions=True,
+            )
+            for outcome in done:
+                if isinstance(outcome, BaseException):
+                    raise outcome
+                published += outcome
+        if published:
+            logger.warning("published %d jobs again whose messages were lost", published)
+        return bool(over or published)
+
+    async def _bring_back(self, job: OpenJob, marks: Marks, priority: int, front: Front) -> bool:
+        """Publish a lost job. Return false if it is not lost after all, or cannot be published."""
+        stub = Job(
+            id=job.id,
+            pool=self._settings.pool,
+            priority=priority,
+            body={},
+            session_id=marks.session or None,
+        )
+        if stub.session_id is not None and not await self._is_in_front(stub, front):
+            return False
+        revived = await self._lost_messages.revive(
+            job.id, marks, priority=priority, call=f"{self._name}:{next(self._calls)}"
+        )
+        match revived.status:
+            case Revival.CHANGED:
+                return False
+            case Revival.UNKEPT:
+                self._unkept.add(job.id)
+                return False
+            case Revival.REVIVED:
+                pass
+        message = message_of(revived.body, job_id=job.id, priority=priority, reply_to=revived.reply_to)
+        await self._confirm_channel.publish_job(message, pool=self._settings.pool)
+        if stub.session_id is not None:
+            await self._session_lanes.published(stub, again=True)
+        return True
+
+    async def _is_in_front(self, turn: Job, front: Front) -> bool:
+        """Return whether a turn is in front. If the one in front has ended, let the next one run."""
+        assert turn.session_id is not None  # noqa: S101 - the caller has checked
+        owner, since_ms = await self._session_lanes.owner(turn.session_id)
+        if owner and owner != turn.id:
+            await self._pass_over(turn.model_copy(update={"id": owner}), since_ms)
+            return False
+        if owner and since_ms >= front.delivered_ms:
+            return False
+        # From now on its producer cannot take it back.
+        await self._session_lanes.front(turn, take=turn.id)
+        return True
+
+    async def _pass_over(self, owner: Job, since_ms: int) -> None:
+        """Let the turn behind this one run, if it has ended and nobody is about to do that."""
+        (marks,) = await self._lost_messages.marks([owner.id])
+        ended_ago_ms = self._lost_messages.now_ms - int(marks.finished_at or since_ms)
+        if not marks.over or ended_ago_ms < 2 * self._pause_s * 1000 or owner.id in self._passed_over:
+            return
+        self._passed_over.add(owner.id)
+        following = await self._session_lanes.advance(owner)
+        if following is None:
+            return
+        logger.warning("publishing the turn behind job %s, whose message was lost", owner.id)
+        message = job_message(following.job, reply_to=following.reply_to)
+        await self._confirm_channel.publish_job(message, pool=following.job.pool)
+        await self._session_lanes.published(following.job)
