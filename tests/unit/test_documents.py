@@ -35,7 +35,6 @@ from inferfleet.schemas.job import new_job_id
 from inferfleet.schemas.journal import (
     FinishedEntry,
     QueuedEntry,
-    RepublishedEntry,
     RestartedEntry,
     RunningEntry,
     TokenChunk,
@@ -155,7 +154,7 @@ SAID: list[tuple[str, WireModel]] = [
         TokensEntry(at=NOW, attempt=1, offset=7, chunks=(TokenChunk(token_ids=(1, 2), text="hi"),)),
     ),
     ("journal-entry.schema.json", RestartedEntry(at=NOW, attempt=2, reason="not_resumable", tokens_wasted=9)),
-    ("journal-entry.schema.json", RepublishedEntry(at=NOW, attempt=2)),
+    ("journal-entry.schema.json", QueuedEntry(at=NOW, attempt=2, republished=True)),
     ("journal-entry.schema.json", FinishedEntry(at=NOW, attempt=2, state=JobState.SUCCEEDED)),
     ("control.schema.json", CancelJob(job_id=new_job_id())),
     ("control.schema.json", DrainWorker(worker_id="w1")),

@@ -12,7 +12,6 @@ from inferfleet.schemas import Result
 from inferfleet.schemas.journal import (
     FinishedEntry,
     QueuedEntry,
-    RepublishedEntry,
     RestartedEntry,
     RunningEntry,
     TokensEntry,
@@ -59,7 +58,7 @@ async def print_stream(fleet: Fleet, job_id: str, *, as_json: bool) -> None:
             case RestartedEntry(reason=reason):
                 out("\n")
                 err(f"inferfleet: the answer restarts ({reason})\n")
-            case FinishedEntry() | QueuedEntry() | RepublishedEntry() | RunningEntry():
+            case FinishedEntry() | QueuedEntry() | RunningEntry():
                 pass
     result = await fleet.wait(job_id)
     if not as_json:

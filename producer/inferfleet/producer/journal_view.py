@@ -13,7 +13,6 @@ from inferfleet.schemas.journal import (
     FinishedEntry,
     JournalEntry,
     QueuedEntry,
-    RepublishedEntry,
     RestartedEntry,
     RestartReason,
     RunningEntry,
@@ -86,7 +85,7 @@ class JournalView:
                 return entry.offset > self._tokens_seen
             case FinishedEntry():
                 return entry.tokens > self._tokens_seen
-            case QueuedEntry() | RunningEntry() | RestartedEntry() | RepublishedEntry():
+            case QueuedEntry() | RunningEntry() | RestartedEntry():
                 return False
 
     def see(self, line_id: bytes, entry: JournalEntry) -> list[JournalLine]:
@@ -123,7 +122,7 @@ class JournalView:
             case RunningEntry():
                 self._model_identity = entry.model_identity
                 return [entry]
-            case QueuedEntry() | RepublishedEntry() | FinishedEntry():
+            case QueuedEntry() | FinishedEntry():
                 return [entry]
 
     def _begins_again(self, entry: RunningEntry) -> bool:

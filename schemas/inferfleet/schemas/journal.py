@@ -56,13 +56,17 @@ class AnswerHead(WireModel):
 
 
 class QueuedEntry(WireModel):
-    """The job waits: it was accepted, will be retried, or was handed over by a draining worker."""
+    """The job waits: it was accepted, will be retried, or was handed over by a draining worker.
+
+    If ``republished``, its message was lost, and a worker has published it again.
+    """
 
     kind: Literal["queued"] = "queued"
     at: AwareDatetime
     attempt: Count = 0
     reason: Literal["submitted", "retry", "handed_over"] = "submitted"
     failure: Failure | None = None
+    republished: bool = False
 
 
 class RunningEntry(WireModel):
@@ -108,17 +112,6 @@ class RestartedEntry(WireModel):
     tokens_wasted: Count
 
 
-class RepublishedEntry(WireModel):
-    """The job's message was lost, and the job was published again. ``attempt`` is its last one; 0 for none.
-
-    This changes nothing else: the state and the tokens stay as they are.
-    """
-
-    kind: Literal["republished"] = "republished"
-    at: AwareDatetime
-    attempt: Count = 0
-
-
 class FinishedEntry(WireModel):
     """The job ended. This is the last line of every journal.
 
@@ -135,7 +128,7 @@ class FinishedEntry(WireModel):
 
 
 JournalEntry = Annotated[
-    QueuedEntry | RunningEntry | TokensEntry | RestartedEntry | RepublishedEntry | FinishedEntry,
+    QueuedEntry | RunningEntry | TokensEntry | RestartedEntry | FinishedEntry,
     Field(discriminator="kind"),
 ]
 

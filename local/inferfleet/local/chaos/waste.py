@@ -20,7 +20,6 @@ from inferfleet.schemas import JournalEntry
 from inferfleet.schemas.journal import (
     FinishedEntry,
     QueuedEntry,
-    RepublishedEntry,
     RestartedEntry,
     RunningEntry,
     TokensEntry,
@@ -92,11 +91,11 @@ def _wasted(history: JobHistory, workers: Mapping[str, WorkerLife]) -> int:
                 open_attempt, written_at = entry, entry.at
             case TokensEntry():
                 tokens, written_at = entry.offset + _count(entry), entry.at
+            case QueuedEntry(republished=True):
+                pass
             case QueuedEntry() | FinishedEntry():
                 # An attempt that ended with an entry has written all its tokens with it.
                 open_attempt = None
-            case RepublishedEntry():
-                pass
     return wasted
 
 

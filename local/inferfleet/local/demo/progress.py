@@ -11,7 +11,6 @@ from inferfleet.schemas.journal import (
     FinishedEntry,
     JournalEntry,
     QueuedEntry,
-    RepublishedEntry,
     RestartedEntry,
     RunningEntry,
     TokensEntry,
@@ -75,7 +74,7 @@ class UrgentStream:
                 self.began_again = True
                 for passage in self.passages:
                     passage.text = ""
-            case QueuedEntry() | RepublishedEntry() | FinishedEntry():
+            case QueuedEntry() | FinishedEntry():
                 pass
 
 

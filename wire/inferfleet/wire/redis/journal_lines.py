@@ -15,7 +15,6 @@ from inferfleet.schemas.journal import (
     FinishedEntry,
     JournalEntry,
     QueuedEntry,
-    RepublishedEntry,
     RestartedEntry,
     RunningEntry,
     TokenChunk,
@@ -86,7 +85,7 @@ def _counting(entries: Iterable[JournalEntry]) -> list[TokensEntry]:
             case RunningEntry(resumed_from=0):
                 # This attempt began at token 0, because the record of the earlier tokens was lost.
                 counting.clear()
-            case QueuedEntry() | RunningEntry() | RepublishedEntry() | FinishedEntry():
+            case QueuedEntry() | RunningEntry() | FinishedEntry():
                 pass
     return counting
 
@@ -102,13 +101,7 @@ def to_append(pending: PendingTokens, attempt: int, now: datetime) -> tuple[int,
 
 
 def encoded(
-    model: QueuedEntry
-    | RunningEntry
-    | RestartedEntry
-    | RepublishedEntry
-    | TokensEntry
-    | FinishedEntry
-    | Result,
+    model: QueuedEntry | RunningEntry | RestartedEntry | TokensEntry | FinishedEntry | Result,
 ) -> bytes:
     """Encode a line of a journal, or a result, as JSON."""
     # Bytes, because a string would only be encoded again for Redis.

@@ -8,12 +8,12 @@ Such a moment is a ``Front``. So is a moment at which the queue is empty, for al
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, NamedTuple
 
 from inferfleet.schemas.job import JobState
-from inferfleet.schemas.journal import RepublishedEntry
+from inferfleet.schemas.journal import QueuedEntry
 from inferfleet.schemas.names import (
     held_key,
     job_key,
@@ -177,20 +177,24 @@ class LostMessages:
         )
         return [Marks(*((value or b"").decode() for value in fields)) for fields in found]
 
-    async def forget(self, priority: int, jobs: Iterable[OpenJob]) -> None:
-        """Remove jobs from the index, unless they have entered it again since they were read."""
+    async def forget(self, priority: int, jobs: Sequence[OpenJob]) -> None:
+        """Remove jobs that are over from the index, unless they have entered it again since."""
         entries: list[Argument] = []
         for job in jobs:
             entries += (job.id, job.published_ms)
         if entries:
-            await self._pipeline.enqueue(*pool_scripts.forget_open(open_key(self._pool, priority), *entries))
+            await asyncio.gather(
+                self._pipeline.enqueue(*pool_scripts.forget_open(open_key(self._pool, priority), *entries)),
+                # A worker of version 0.2 does not delete it.
+                *(self._pipeline.enqueue("DEL", request_key(job.id)) for job in jobs),
+            )
 
     async def revive(self, job_id: str, marks: Marks, *, priority: int, call: str) -> Revived:
         """Let a job that has lost its message be published again. ``call`` is unique to this call.
 
         From now on it counts as published now, and its producer cannot take it back.
         """
-        entry = RepublishedEntry(at=self._clock.now(), attempt=int(marks.attempt or 0))
+        entry = QueuedEntry(at=self._clock.now(), attempt=int(marks.attempt or 0), republished=True)
         (status, body, reply_to) = await self._pipeline.enqueue(
             *job_scripts.revive(
                 job_key(job_id),
@@ -198,7 +202,7 @@ class LostMessages:
                 request_key(job_id),
                 seen=f"{marks.state} {marks.attempt} {marks.lease} {marks.republished}",
                 call=call,
-                republished_entry=encoded(entry),
+                queued_entry=encoded(entry),
             )
         )
         revived = Revived(Revival(status.decode()), body, reply_to.decode())

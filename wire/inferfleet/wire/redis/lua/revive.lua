@@ -5,7 +5,7 @@
 local job_key, journal_key, request_key = KEYS[1], KEYS[2], KEYS[3]
 local seen = ARGV[1] -- the record's state, attempt, lease and time of the last revival, as the caller read them
 local call = ARGV[2] -- unique to this call
-local republished_entry = ARGV[3]
+local queued_entry = ARGV[3]
 
 local r = redis.call('HMGET', job_key, 'state', 'attempt', 'lease', 'republished', 'closed', 'reply_to', 'calls', 'reviver')
 if not r[1] then
@@ -33,6 +33,6 @@ if not again then
     -- A submission of its own: that of its producer, should it be refused still, cannot take the job back.
     redis.call('HSET', job_key, 'calls', (r[7] or '') .. call .. ' ')
   end
-  redis.call('XADD', journal_key, '*', 'entry', republished_entry)
+  redis.call('XADD', journal_key, '*', 'entry', queued_entry)
 end
 return {'revived', request, r[6] or ''}
