@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import redis.asyncio as aioredis
 from tests.integration.conftest import (
     PATIENCE_S,
+    Connect,
     ForeignClient,
     StartWorker,
+    StartWorkerProcess,
     answer_to,
     chat,
     eventually,
@@ -26,8 +30,10 @@ from inferfleet.schemas import Job, JobState
 from inferfleet.schemas.job import new_job_id
 from inferfleet.schemas.journal import JournalEntry, QueuedEntry
 from inferfleet.schemas.message import message_body
-from inferfleet.schemas.names import job_queue, open_key, request_key
+from inferfleet.schemas.names import job_key, job_queue, journal_key, open_key, request_key
+from inferfleet.wire.redis.lost_messages import LostMessages, OpenJob
 from inferfleet.wire.redis.records import JobRecords
+from inferfleet.worker import sweep
 
 SWEEP_S = 0.4
 """The interval of sweeps: what is lost for longer was found several times over."""
@@ -131,6 +137,131 @@ async def test_a_job_that_is_lost_between_others_is_found_by_those_that_came_lat
     stopping.set()
     await busy
     assert was_republished(await journal_of(store, lost))
+
+
+async def test_a_sweep_reads_few_jobs_and_the_next_one_continues_behind_them(
+    fleet: Fleet,
+    foreign: ForeignClient,
+    start_worker: StartWorker,
+    pool: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sweep, "BATCH", 5)
+    reads: list[int] = []
+    read = LostMessages.open_jobs
+
+    async def counted(lost_messages: LostMessages, priority: int, **options: Any) -> list[OpenJob]:
+        jobs = await read(lost_messages, priority, **options)
+        reads.append(len(jobs))
+        return jobs
+
+    monkeypatch.setattr(LostMessages, "open_jobs", counted)
+    # Given turns in a lane, and a job submitted after them, whose message gets lost
+    await start_worker(max_running=1, look_ahead=0, sweep_interval_s=SWEEP_S)
+    session = fleet.session(f"s-{uuid4()}")
+    first = await session.send("hi", body=slow_chat(tokens=10_000, step_s=0.1) | {"messages": []}, pool=pool)
+    await until_tokens(fleet, first)
+    for number in range(12):
+        await session.send(f"turn {number}", pool=pool)
+    lost = await fleet.submit("lost", pool=pool)
+    await foreign.channel.queue_purge(job_queue(pool))
+
+    # When a worker has room for it, then it runs
+    await start_worker(max_running=1, look_ahead=0, sweep_interval_s=SWEEP_S)
+    assert (await fleet.wait(lost, timeout_s=PATIENCE_S)).text == answer_to(lost)
+    assert (await fleet.get(first)).state is JobState.RUNNING
+    assert max(reads) == 5
+
+
+async def test_the_index_loses_what_is_over(
+    fleet: Fleet, start_worker: StartWorker, store: aioredis.Redis, pool: str
+) -> None:
+    await start_worker(sweep_interval_s=SWEEP_S)
+    ended = await fleet.submit("hello", pool=pool)
+    await fleet.wait(ended, timeout_s=PATIENCE_S)
+    # A worker that died after the commit leaves an entry, an older one the request; a record may have expired
+    await store.zadd(open_key(pool, ended.priority), {ended.id: 1, new_job_id(): 1})
+    await store.set(request_key(ended.id), "a prompt", ex=60)
+
+    async def is_clean() -> bool:
+        return not await open_in(store, pool, ended.priority) and not await store.exists(
+            request_key(ended.id)
+        )
+
+    await eventually(is_clean)
+
+
+async def test_workers_bring_back_an_index_and_requests_that_redis_has_lost(
+    fleet: Fleet, start_worker: StartWorker, store: aioredis.Redis, pool: str
+) -> None:
+    running = [await fleet.submit(slow_chat(tokens=10_000, step_s=0.1), pool=pool) for _ in range(2)]
+    # Before it starts
+    await store.delete(request_key(running[0].id))
+    await start_worker(max_running=2, sweep_interval_s=SWEEP_S)
+    for job in running:
+        await until_tokens(fleet, job)
+    # While it runs, with all that is known of it
+    await store.delete(*(f(running[1].id) for f in (job_key, journal_key, request_key)))
+    await store.delete(open_key(pool, 4))
+
+    async def is_back() -> bool:
+        requests = [await store.get(request_key(job.id)) for job in running]
+        return requests == [message_body(job) for job in running] and await open_in(store, pool) == {
+            job.id for job in running
+        }
+
+    await eventually(is_back)
+
+
+async def test_a_job_that_both_services_forget_in_turn_ends_if_it_had_started(
+    fleet: Fleet,
+    foreign: ForeignClient,
+    start_worker: StartWorker,
+    start_worker_process: StartWorkerProcess,
+    store: aioredis.Redis,
+    pool: str,
+) -> None:
+    doomed = await start_worker_process(lease_s="1", sweep_interval_s=str(SWEEP_S))
+    job = await fleet.submit(slow_chat(tokens=40, step_s=0.1), pool=pool)
+    await until_tokens(fleet, job)
+    await store.delete(*(f(job.id) for f in (job_key, journal_key, request_key)), open_key(pool, 4))
+
+    async def is_back() -> bool:
+        return await store.exists(request_key(job.id)) == 1 and await open_in(store, pool) == {job.id}
+
+    await eventually(is_back)
+    await foreign.channel.queue_delete(job_queue(pool))
+    doomed.signal(signal.SIGKILL)
+    await start_worker(lease_s=1, sweep_interval_s=SWEEP_S)
+
+    assert (await fleet.wait(job, timeout_s=PATIENCE_S)).text == answer_to(job)
+    journal = await journal_of(store, job)
+    assert kinds_of(journal).count("finished") == 1
+    assert was_republished(journal)
+
+
+async def test_without_kept_requests_a_worker_says_what_it_cannot_bring_back(
+    connect: Connect,
+    foreign: ForeignClient,
+    start_worker: StartWorker,
+    store: aioredis.Redis,
+    pool: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with connect(keep_requests=False) as fleet:
+        await fleet.declare_pool(pool)
+        lost = await fleet.submit("a prompt", pool=pool)
+        await foreign.channel.queue_purge(job_queue(pool))
+        await start_worker(keep_requests=False, sweep_interval_s=SWEEP_S)
+        running = await fleet.submit(slow_chat(tokens=10_000, step_s=0.1), pool=pool)
+        await until_tokens(fleet, running)
+
+        async def is_told() -> bool:
+            return "(INFERFLEET_KEEP_REQUESTS): 1" in caplog.text
+
+        await eventually(is_told)
+        assert (await fleet.get(lost)).state is JobState.QUEUED
+        assert await store.exists(*(request_key(job.id) for job in (lost, running))) == 0
 
 
 async def test_a_job_whose_end_redis_has_forgotten_ends_again(

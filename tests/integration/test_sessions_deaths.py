@@ -13,6 +13,7 @@ import pytest
 from tests.integration.conftest import (
     PATIENCE_S,
     Connect,
+    ForeignClient,
     StartWorker,
     assert_whole,
     eventually,
@@ -28,6 +29,7 @@ from inferfleet.producer.sessions import Session
 from inferfleet.schemas import Job, JobState
 from inferfleet.schemas.errors import SessionBusyError
 from inferfleet.schemas.journal import FinishedEntry, TokensEntry
+from inferfleet.schemas.names import job_queue
 from inferfleet.wire.redis.session_lanes import SessionLanes
 
 pytestmark = [pytest.mark.matrix, pytest.mark.store]
@@ -82,8 +84,15 @@ async def dying_worker(
         await communicating
 
 
+@pytest.mark.parametrize("message_is", ["kept", "lost"])
 async def test_a_worker_that_dies_at_any_point_of_a_turn_leaves_no_lane_stuck_and_no_turn_twice(
-    fleet: Fleet, environment: dict[str, str], start_worker: StartWorker, store: Any, pool: str
+    fleet: Fleet,
+    environment: dict[str, str],
+    foreign: ForeignClient,
+    start_worker: StartWorker,
+    store: Any,
+    pool: str,
+    message_is: str,
 ) -> None:
     # Given a pool, a session and a worker for each place to die at
     texts = [f"turn {number}" for number in range(4)]
@@ -100,9 +109,16 @@ async def test_a_worker_that_dies_at_any_point_of_a_turn_leaves_no_lane_stuck_an
 
     await asyncio.gather(*(die(place, talk[0]) for place, talk in zip(DEATHS.values(), talks, strict=True)))
 
-    # When another worker comes for each
+    # When RabbitMQ loses what comes back from them, or not
+    if message_is == "lost":
+        for own_pool, _, _ in talks:
+            while not await foreign.waiting(job_queue(own_pool)):
+                await asyncio.sleep(0.01)
+            await foreign.channel.queue_purge(job_queue(own_pool))
+
+    # And another worker comes for each
     for own_pool, _, _ in talks:
-        await start_worker(pool=own_pool, lease_s=1)
+        await start_worker(pool=own_pool, lease_s=1, sweep_interval_s=0.4)
 
     # Then each conversation goes on to its end, exactly
     await finished(fleet, *(job for _, _, jobs in talks for job in jobs))

@@ -127,8 +127,8 @@ class Sweep:
             await self._sweep(turn, priority, front, deadline)
         if self._unkept - before:
             logger.warning(
-                "%d jobs have lost their messages and cannot be published again: Redis does not have their "
-                "requests (INFERFLEET_KEEP_REQUESTS)",
+                "jobs that have lost their messages, and cannot be published again, because Redis does not "
+                "have their requests (INFERFLEET_KEEP_REQUESTS): %d",
                 len(self._unkept),
             )
 
@@ -182,7 +182,7 @@ class Sweep:
                     raise outcome
                 published += outcome
         if published:
-            logger.warning("published %d jobs again whose messages were lost", published)
+            logger.warning("jobs published again, because their messages were lost: %d", published)
         return bool(over or published)
 
     async def _bring_back(self, job: OpenJob, marks: Marks, priority: int, front: Front) -> bool:

@@ -126,13 +126,13 @@ class Worker:
                 on_engine_death=self._on_engine_death,
             )
             beating = background.create_task(self._heartbeats.write(pipeline))
+            sweeping = background.create_task(sweep.run())
             chores = [
                 beating,
                 background.create_task(pipeline.run()),
                 background.create_task(journal.write_first()),
                 background.create_task(journal.write_streamed()),
                 background.create_task(journal.write_all()),
-                background.create_task(sweep.run()),
                 background.create_task(
                     keep_deletion_cost(settings, cost=lambda: deletion_cost(processor.runs.values()))
                 ),
@@ -146,6 +146,8 @@ class Worker:
                 # Raised behind the task group, which would wrap it.
                 self._failure = error
             finally:
+                # It uses both services, so it ends before their connections do.
+                await cancel_and_wait(sweeping)
                 await cancel_and_wait(*chores)
                 await self._engine.stop()
         if self._failure is not None:

@@ -203,8 +203,8 @@ MUTATIONS: dict[str, Mutation] = {
     ),
     "record_expires_first": _lua(
         "cancel",
-        "result_ttl_s, tombstone_ttl_s)\nreturn",
-        "result_ttl_s, 1)\nreturn",
+        "  tombstone_ttl_s)\nreturn",
+        "  1)\nreturn",
         "expires",
         20,
     ),

@@ -120,6 +120,11 @@ class Plan:
         scenario, _, variant = world.partition(".")
         return cls(scenario, int(variant or 0), tuple(map(Event.parse, events)))
 
+    @property
+    def loses(self) -> bool:
+        """Whether a service loses anything."""
+        return any(event.kind in LOSING for event in self.events)
+
     def without(self, event: Event) -> Plan:
         """The same without one event."""
         return replace(self, events=tuple(each for each in self.events if each is not event))
@@ -160,6 +165,8 @@ FAULTS: Mapping[Kind, int] = {
 LOSSES: Mapping[Kind, int] = {Kind.EMPTY: 1, Kind.ROLLBACK: 1}
 """Drawn only if asked for: they cost what nobody else has."""
 
+LOSING = frozenset({Kind.PURGE, Kind.DELETE, *LOSSES})
+"""After these a job may have no message, and wait for the sweep."""
 
 Link = tuple[str, str]
 """A client and a service."""

@@ -13,7 +13,7 @@ from inferfleet.local.simulation import judge
 from inferfleet.local.simulation.loop import StuckError
 from inferfleet.local.simulation.plan import Plan
 from inferfleet.local.simulation.scenarios import SCENARIOS, job, probe
-from inferfleet.local.simulation.world import Call, World
+from inferfleet.local.simulation.world import SWEEP_INTERVAL_S, Call, World
 from inferfleet.schemas import Job
 from inferfleet.schemas.errors import SessionBusyError
 from inferfleet.schemas.job import OnBusy, new_job_id
@@ -72,7 +72,7 @@ def play(world: World, plan: Plan, *, before: tuple[Plan, ...] = ()) -> Played:
         first = world.loop.steps
         calls = await _go_wrong(world, plan, first)
         steps = world.loop.steps - first
-        await _heal(world, calls)
+        await _heal(world, calls, within_s=HEALED_S + (3 * SWEEP_INTERVAL_S if plan.loses else 0.0))
 
     try:
         world.loop.run_until_complete(whole())
@@ -100,12 +100,12 @@ async def _go_wrong(world: World, plan: Plan, first: int) -> dict[str, asyncio.T
     return tasks
 
 
-async def _heal(world: World, tasks: dict[str, asyncio.Task[None]]) -> None:
+async def _heal(world: World, tasks: dict[str, asyncio.Task[None]], *, within_s: float) -> None:
     world.heal()
     problems = world.history.problems
     if not await world.in_time(world.has_queue, HEALED_S):
         problems.append(("no_queue", "world", "nobody declares the deleted queue again"))
-    if not await world.in_time(lambda: _over(world, tasks), HEALED_S):
+    if not await world.in_time(lambda: _over(world, tasks), within_s):
         problems += [
             ("never_returns", name, "a call has no end") for name, task in tasks.items() if not task.done()
         ]
@@ -113,7 +113,7 @@ async def _heal(world: World, tasks: dict[str, asyncio.Task[None]]) -> None:
         if task.done() and not task.cancelled() and (error := task.exception()) is not None:
             problems.append(("raw_error", name, repr(error)))
     # Without anybody's help, unless Redis has lost the job itself.
-    if not await world.in_time(lambda: _ended(world), HEALED_S):
+    if not await world.in_time(lambda: _ended(world), within_s):
         problems += [
             ("stuck", job_id, "it was accepted, and does not end by itself")
             for job_id in accepted(world)

@@ -39,6 +39,10 @@ WORKERS = ("w1", "w2")
 
 PATIENCE_S = {"p1": 0.0, "p2": 15.0, "p3": 60.0}
 
+SWEEP_INTERVAL_S = 1600.0
+"""No worker publishes a job again before a quarter of this has passed. A schedule in which no service loses
+anything is over before, so the sweep does not hide it if the product loses a message by itself."""
+
 SNAPSHOT_S = 0.5
 """How far apart the states are that Redis may fall back to."""
 
@@ -189,7 +193,7 @@ class World:
             journal_flush_s=0.5,
             journal_flush_streamed_s=0.3,
             heartbeat_interval_s=10.0,
-            sweep_interval_s=40.0,
+            sweep_interval_s=SWEEP_INTERVAL_S,
             drain_timeout_s=1.0,
         )
         engine = _Engine(lambda job_id: self._run_began(name, job_id), self.loop.time)
@@ -381,6 +385,8 @@ def _record(job_id: str) -> bytes:
 _SERVICES: dict[str, Any] = {
     "amqp_url": f"amqp://guest:guest@broker:{AMQP_PORT}/",
     "redis_url": f"redis://redis:{REDIS_PORT}/0",
+    # A turn that waits for the sweep waits for long.
+    "session_ttl_s": 6 * 60 * 60,
 }
 
 

@@ -11,9 +11,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
+from inferfleet.schemas.errors import ServiceUnreachableError
 from inferfleet.schemas.job import Job
 from inferfleet.schemas.names import open_key
 from inferfleet.wire.redis.clock import milliseconds
@@ -76,7 +78,9 @@ class OpenJobs:
     def _send_leaving(self) -> None:
         leaving, self._leaving = self._leaving, {}
         for key, job_ids in leaving.items():
-            self._pipeline.enqueue("ZREM", key, *job_ids).add_done_callback(_report)
+            # A client that has just been closed leaves its entry to the sweep.
+            with suppress(ServiceUnreachableError):
+                self._pipeline.enqueue("ZREM", key, *job_ids).add_done_callback(_report)
 
 
 def _pass_on(to: asyncio.Future[Any], sent: asyncio.Future[Any]) -> None:
