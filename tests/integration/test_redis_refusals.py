@@ -10,6 +10,7 @@ import re
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,6 +22,7 @@ import redis.asyncio as aioredis
 from tests.integration.conftest import (
     PATIENCE_S,
     Connect,
+    ForeignClient,
     RunCommand,
     StartWorker,
     StartWorkerProcess,
@@ -37,6 +39,7 @@ from inferfleet.schemas.errors import (
     ConfigurationError,
     ServiceRefusedError,
 )
+from inferfleet.schemas.names import job_queue
 from inferfleet.wire.redis.access import PRODUCER, WORKER, Access
 from inferfleet.wire.redis.connection import open_redis
 from inferfleet.wire.redis.replies import wake
@@ -191,7 +194,9 @@ async def enter(url: str, access: Access) -> None:
         pass
 
 
-@pytest.mark.parametrize("access", [PRODUCER, WORKER], ids=["producer", "worker"])
+@pytest.mark.parametrize(
+    "access", [PRODUCER, WORKER, replace(WORKER, waits=True)], ids=["producer", "worker", "waiting worker"]
+)
 async def test_every_right_that_is_missing_is_named_at_the_start(
     own_redis: RedisProcess, operator: aioredis.Redis, access: Access
 ) -> None:
@@ -200,6 +205,7 @@ async def test_every_right_that_is_missing_is_named_at_the_start(
     await enter(url, access)
     needed = {command for commands in access.commands.values() for command in commands}
     needed |= {"EVALSHA", "SCRIPT"} | ({"XREAD"} if access.reads_blocked else set())
+    needed |= {"WAIT"} if access.waits else set()
     for command in sorted(needed):
         await set_user(operator, "~inferfleet:*", "+@all", f"-{command.lower()}")
         with pytest.raises(
@@ -234,6 +240,7 @@ async def test_the_rights_on_the_page_are_enough_for_all_that_a_fleet_does(
     own_redis: RedisProcess,
     operator: aioredis.Redis,
     connect: Connect,
+    foreign: ForeignClient,
     start_worker: StartWorker,
     pool: str,
 ) -> None:
@@ -245,7 +252,10 @@ async def test_the_rights_on_the_page_are_enough_for_all_that_a_fleet_does(
         await fleet.declare_pool(pool)
         queued = await fleet.submit("never runs", pool=pool)
         assert await fleet.cancel(queued) == "cancelled"
-        worker = await start_worker(redis_url=as_user(own_redis.url, "worker"))
+        lost = await fleet.submit("lost", pool=pool)
+        await foreign.channel.queue_purge(job_queue(pool))
+        worker = await start_worker(redis_url=as_user(own_redis.url, "worker"), sweep_interval_s=0.4)
+        assert (await fleet.wait(lost, timeout_s=PATIENCE_S)).text == answer_to(lost)
         one = await fleet.submit("hello", pool=pool, stream=True, idempotency_key=f"{pool}-key")
         again = await fleet.submit("hello", pool=pool, stream=True, idempotency_key=f"{pool}-key")
         assert again.id == one.id

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
+from dataclasses import replace
 from typing import Any, Unpack
 
 from inferfleet.producer.background import background
@@ -101,7 +102,7 @@ class Fleet:
         async with (
             open_store(
                 settings.redis_url,
-                access=PRODUCER,
+                access=replace(PRODUCER, waits=settings.redis_wait_replicas > 0),
                 clock=clock,
                 patience_s=settings.patience_s,
                 allow_eviction=settings.allow_eviction,

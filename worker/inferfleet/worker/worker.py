@@ -7,7 +7,7 @@ import logging
 import signal
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -101,7 +101,7 @@ class Worker:
             self._signals(),
             open_store(
                 settings.redis_url,
-                access=WORKER,
+                access=replace(WORKER, waits=settings.redis_wait_replicas > 0),
                 clock=self._clock,
                 patience_s=settings.connect_timeout_s,
                 allow_eviction=settings.allow_eviction,

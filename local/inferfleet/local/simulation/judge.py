@@ -138,7 +138,7 @@ def _refused(world: World) -> Iterator[tuple[str, str, str]]:
                 for other in others
                 if other.got and call.job.id == other.got.id != other.job.id and other.began < call.ended
             ]
-            if told:
+            if told and not world.history.lost:
                 yield "refused_though_accepted", call.job.id, repr(call.error)
         before = [other for other in others if other.got and other.ended < call.began]
         if before and not isinstance(call.error, ServiceUnreachableError) and not world.history.lost:

@@ -51,6 +51,8 @@ class Access:
     """Whether the process waits for lines of streams."""
     only_writes: bool
     """Whether the process is useless without writes."""
+    waits: bool = False
+    """Whether the process waits for replicas."""
 
 
 def _all(key: str) -> str:
@@ -120,6 +122,8 @@ async def check_access(
         pipeline.execute_command("EXISTS", job_key(name), *(job_key(name + end) for end in ends))
         if access.reads_blocked:
             pipeline.execute_command("XREAD", "COUNT", 1, "STREAMS", job_key(name), "0")
+        if access.waits:
+            pipeline.execute_command("WAIT", 0, 1)
         answers: list[Any] = await pipeline.execute(raise_on_error=False)
     answered = time.monotonic()
     time_now, loaded, *tried = answers
@@ -128,7 +132,8 @@ async def check_access(
     problems = [*_direct("TIME", time_now), *_direct("SCRIPT LOAD", loaded)]
     for pattern, answer in zip(keys, tried, strict=False):
         problems += _by_script(pattern, answer)
-    for command, answer in zip(("EXISTS", "XREAD"), tried[len(keys) :], strict=False):
+    last = ("EXISTS", *(["XREAD"] if access.reads_blocked else ()), *(["WAIT"] if access.waits else ()))
+    for command, answer in zip(last, tried[len(keys) :], strict=True):
         problems += _direct(command, answer)
     _raise_worst(problems, writes_matter=access.only_writes, where=where)
 
