@@ -36,5 +36,7 @@ async def running_pipeline(url: str, *, patience_s: float | None) -> AsyncIterat
     async with closing_redis(redis_client(url)) as client:
         pipeline = command_pipeline(client, patience_s=patience_s)
         running = asyncio.create_task(pipeline.run())
-        yield pipeline
-        await cancel_and_wait(running)
+        try:
+            yield pipeline
+        finally:
+            await cancel_and_wait(running)

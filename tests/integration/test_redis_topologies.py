@@ -312,7 +312,8 @@ async def test_writes_are_on_the_replicas_of_all_nodes_or_on_too_few_of_one(
 
         # Nobody knows which writes the replica of a master had that dies.
         async with without(cluster, await asyncio.to_thread(cluster.owner, slot_of(keys[0]))):
-            assert await pipeline.execute("WAIT", 1, 1000 * int(PATIENCE_S)) == 0
+            # If the pipeline knows already that it is gone, it does not ask.
+            assert await pipeline.execute("WAIT", 1, 1000 * int(PATIENCE_S)) in (0, 1)
             assert pipeline.connections > connections
             await write()
 

@@ -178,7 +178,9 @@ class RedisCluster:
         return int(self._ask(node, "CONFIG GET", "cluster-port")[1])
 
     def _ask(self, node: RedisProcess, *command: Any) -> Any:
-        with redis.Redis(port=node.port, protocol=2, retry=Retry(NoBackoff(), 0)) as client:
+        with redis.Redis(
+            port=node.port, protocol=2, socket_timeout=START_TIMEOUT_S, retry=Retry(NoBackoff(), 0)
+        ) as client:
             client.response_callbacks.clear()
             asked: Any = client
             return asked.execute_command(*command)
