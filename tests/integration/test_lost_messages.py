@@ -25,12 +25,14 @@ from tests.integration.conftest import (
 )
 from tests.integration.test_stalled_jobs import stall
 
+from inferfleet.local.chaos.proxy import Proxy
+from inferfleet.local.services import Services
 from inferfleet.producer import Fleet
 from inferfleet.schemas import Job, JobState
 from inferfleet.schemas.job import new_job_id
 from inferfleet.schemas.journal import JournalEntry, QueuedEntry
 from inferfleet.schemas.message import message_body
-from inferfleet.schemas.names import job_key, job_queue, journal_key, open_key, request_key
+from inferfleet.schemas.names import job_key, job_queue, journal_key, open_key, request_key, result_key
 from inferfleet.wire.redis.lost_messages import LostMessages, OpenJob
 from inferfleet.wire.redis.records import JobRecords
 from inferfleet.worker import sweep
@@ -277,3 +279,26 @@ async def test_a_job_whose_end_redis_has_forgotten_ends_again(
     await start_worker(sweep_interval_s=SWEEP_S)
     assert (await fleet.wait(job, timeout_s=PATIENCE_S)).text == answer_to(job)
     assert kinds_of(await journal_of(store, job)).count("finished") == 1
+
+
+async def test_a_job_whose_end_a_failover_forgot_but_not_that_it_left_the_index_ends_again(
+    fleet: Fleet, services: Services, start_worker: StartWorker, store: aioredis.Redis, pool: str
+) -> None:
+    async with Proxy(services.redis_url) as link:
+        await start_worker(redis_url=link.url, sweep_interval_s=SWEEP_S, lease_s=1.0)
+        job = await fleet.submit(slow_chat(tokens=20, step_s=0.05), pool=pool)
+        await until_tokens(fleet, job)
+        keys = (job_key(job.id), journal_key(job.id), request_key(job.id))
+        before: dict[str, Any] = {key: await store.dump(key) for key in keys}
+        await fleet.wait(job, timeout_s=PATIENCE_S)
+
+        async def is_closed() -> bool:
+            return await open_in(store, pool) == set()
+
+        await eventually(is_closed)
+        for key, dump in before.items():
+            await store.restore(key, 0, dump, replace=True)
+        await store.delete(result_key(job.id))
+        link.reset()
+        assert (await fleet.wait(job, timeout_s=PATIENCE_S)).text == answer_to(job)
+    assert was_republished(await journal_of(store, job))

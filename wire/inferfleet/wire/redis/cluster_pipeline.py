@@ -70,6 +70,7 @@ class ClusterPipeline(CommandPipeline):
         self._pipelines: dict[str, _NodePipeline] = {}
         self._running: asyncio.TaskGroup | None = None
         self.outage = _Outages(self._pipelines)
+        self.on_connect = []
 
     @property
     def connections(self) -> int:  # type: ignore[override]
@@ -194,6 +195,7 @@ class ClusterPipeline(CommandPipeline):
                 patience_s=self._patience_s,
                 clock=self.clock,
             )
+            node.on_connect = self.on_connect
             if self._closed:
                 node.close()
             elif self._running is not None:

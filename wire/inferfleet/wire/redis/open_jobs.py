@@ -4,12 +4,19 @@ It is in other hash slots than the jobs' records, so no script changes both, and
 disagree. A job enters the index before it is published, and leaves it after its end. So a job that was
 accepted is in the index, and so may be one that has ended or was refused; the sweep removes those
 (``inferfleet.worker.sweep``). Workers enter the jobs that they hold again, in case Redis has lost the index.
+
+A failover may forget the end of a job, but not that it has left the index: that may have been sent again to
+the new master, or be on another node of a cluster. Or it forgets that a job has entered, but not the job. So
+with each new connection, the jobs that entered or left lately enter again, and the sweep removes those that
+have really ended.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
+from collections import deque
 from collections.abc import Iterable
 from contextlib import suppress
 from functools import partial
@@ -22,6 +29,9 @@ from inferfleet.wire.redis.clock import milliseconds
 from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.redis.script import Argument
 
+REMEMBERED_S = 30.0
+"""For how long a job enters again: longer than a replica of Redis lags behind its master."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -32,12 +42,32 @@ class OpenJobs:
         self._pipeline = pipeline
         self._entering: dict[tuple[str, int], tuple[list[Job], asyncio.Future[Any]]] = {}
         self._leaving: dict[str, list[str]] = {}
+        self._lately: deque[tuple[float, str, str]] = deque()
+        """The jobs that have entered or left: when, the key of their part of the index, and their ids."""
+        pipeline.on_connect.append(self._enter_again)
 
     def enter(self, job: Job) -> asyncio.Future[Any]:
         """Enter a job. The future is shared by those that enter now: do not cancel it.
 
         It fails as those of ``CommandPipeline.enqueue`` do.
         """
+        self._remember(open_key(job.pool, job.priority), job.id)
+        return self._enter(job)
+
+    def enter_all(self, jobs: Iterable[Job]) -> None:
+        """Enter jobs that may be in the index already, and will enter again. Nobody waits for this."""
+        for job in jobs:
+            self._enter(job)
+
+    def leave(self, job_id: str, *, pool: str, priority: int) -> None:
+        """Remove a job that has ended or was taken back. Nobody waits for this: the sweep makes up for it."""
+        if not self._leaving:
+            asyncio.get_running_loop().call_soon(self._send_leaving)
+        key = open_key(pool, priority)
+        self._leaving.setdefault(key, []).append(job_id)
+        self._remember(key, job_id)
+
+    def _enter(self, job: Job) -> asyncio.Future[Any]:
         place = job.pool, job.priority
         group = self._entering.get(place)
         if group is None:
@@ -47,17 +77,6 @@ class OpenJobs:
             group = self._entering[place] = [], loop.create_future()
         group[0].append(job)
         return group[1]
-
-    def enter_all(self, jobs: Iterable[Job]) -> None:
-        """Enter jobs that may be in the index already. Nobody waits for this."""
-        for job in jobs:
-            self.enter(job)
-
-    def leave(self, job_id: str, *, pool: str, priority: int) -> None:
-        """Remove a job that has ended or was taken back. Nobody waits for this: the sweep makes up for it."""
-        if not self._leaving:
-            asyncio.get_running_loop().call_soon(self._send_leaving)
-        self._leaving.setdefault(open_key(pool, priority), []).append(job_id)
 
     def _send_entering(self) -> None:
         entering, self._entering = self._entering, {}
@@ -82,6 +101,21 @@ class OpenJobs:
             with suppress(ServiceUnreachableError):
                 self._pipeline.enqueue("ZREM", key, *job_ids).add_done_callback(_report)
 
+    def _remember(self, key: str, job_id: str) -> None:
+        now = time.monotonic()
+        self._lately.append((now, key, job_id))
+        while self._lately[0][0] < now - REMEMBERED_S:
+            self._lately.popleft()
+
+    def _enter_again(self) -> None:
+        since, now_ms = time.monotonic() - REMEMBERED_S, self._pipeline.clock.now_ms()
+        again: dict[str, list[Argument]] = {}
+        for at, key, job_id in self._lately:
+            if at >= since:
+                again.setdefault(key, []).extend((now_ms, job_id))
+        for key, entries in again.items():
+            self._pipeline.enqueue("ZADD", key, "NX", *entries).add_done_callback(_report)
+
 
 def _pass_on(to: asyncio.Future[Any], sent: asyncio.Future[Any]) -> None:
     if to.done():
@@ -100,4 +134,4 @@ def _fail(to: asyncio.Future[Any], error: BaseException) -> None:
 
 def _report(written: asyncio.Future[Any]) -> None:
     if not written.cancelled() and (error := written.exception()) is not None:
-        logger.warning("cannot remove finished jobs from the index of unfinished ones (%s)", error)
+        logger.warning("cannot change the index of unfinished jobs (%s)", error)

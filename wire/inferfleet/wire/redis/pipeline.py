@@ -11,7 +11,7 @@ import logging
 import random
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -126,6 +126,8 @@ class CommandPipeline:
         self._closed = False
         self.connections = 0
         """How many connections were made so far. Another one may lead to another Redis."""
+        self.on_connect: list[Callable[[], None]] = []
+        """What to call with each new connection, before anything is sent on it."""
         self.clock = clock or RedisClock()
         """Redis' time."""
         self.refused: ServiceRefusedError | None = None
@@ -252,6 +254,8 @@ class CommandPipeline:
         except ConfigurationError as error:
             # The file with the URL is just being replaced.
             raise RedisConnectionError(str(error)) from error
+        for notice in self.on_connect:
+            notice()
         return connection
 
     async def _write(self, connection: PipelinedConnection) -> None:
