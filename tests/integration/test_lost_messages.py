@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
@@ -32,7 +33,15 @@ from inferfleet.schemas import Job, JobState
 from inferfleet.schemas.job import new_job_id
 from inferfleet.schemas.journal import JournalEntry, QueuedEntry
 from inferfleet.schemas.message import message_body
-from inferfleet.schemas.names import job_key, job_queue, journal_key, open_key, request_key, result_key
+from inferfleet.schemas.names import (
+    job_key,
+    job_queue,
+    journal_key,
+    open_key,
+    request_key,
+    result_key,
+    sweep_key,
+)
 from inferfleet.wire.redis.lost_messages import LostMessages, OpenJob
 from inferfleet.wire.redis.records import JobRecords
 from inferfleet.worker import sweep
@@ -139,6 +148,91 @@ async def test_a_job_that_is_lost_between_others_is_found_by_those_that_came_lat
     stopping.set()
     await busy
     assert was_republished(await journal_of(store, lost))
+
+
+async def busy(fleet: Fleet, start_worker: StartWorker, pool: str) -> Job:
+    """Start a worker, and a job that keeps it busy. What is submitted next waits in the queue."""
+    await start_worker(max_running=1, look_ahead=0, sweep_interval_s=SWEEP_S)
+    running = await fleet.submit(slow_chat(tokens=10_000, step_s=0.05), pool=pool)
+    await until_tokens(fleet, running)
+    return running
+
+
+async def swept(store: aioredis.Redis, pool: str, times: int) -> None:
+    """Wait for so many sweeps."""
+    sweepers: set[Any] = set()
+
+    async def is_swept() -> bool:
+        sweepers.add(await store.hget(sweep_key(pool), "sweeper"))
+        return len(sweepers) > times
+
+    await eventually(is_swept)
+
+
+@pytest.mark.parametrize("ahead", [timedelta(days=1), timedelta(days=-1)], ids=["tomorrow", "yesterday"])
+async def test_the_time_that_a_job_says_is_not_when_it_was_queued(
+    fleet: Fleet,
+    foreign: ForeignClient,
+    start_worker: StartWorker,
+    store: aioredis.Redis,
+    pool: str,
+    ahead: timedelta,
+) -> None:
+    said = datetime.now(UTC) + ahead
+    first = await fleet.submit(Job(pool=pool, body=chat("first"), submitted_at=said))
+    running = await busy(fleet, start_worker, pool)
+    await fleet.wait(first, timeout_s=PATIENCE_S)
+    waiting = [await fleet.submit(Job(pool=pool, body=chat(f"{n}"), submitted_at=said)) for n in range(10)]
+    await swept(store, pool, 12)
+    assert not any([was_republished(await journal_of(store, job)) for job in waiting])
+
+    await foreign.channel.queue_purge(job_queue(pool))
+    await fleet.cancel(running)
+    for job in waiting:
+        assert (await fleet.wait(job, timeout_s=PATIENCE_S)).text == answer_to(job)
+
+
+async def test_a_lost_job_is_found_while_those_of_a_lower_priority_start(
+    fleet: Fleet, foreign: ForeignClient, start_worker: StartWorker, pool: str
+) -> None:
+    lost = await fleet.submit("lost", pool=pool, priority=7)
+    await foreign.channel.queue_purge(job_queue(pool))
+    await fleet.submit_many([slow_chat(f"{n}", tokens=1, step_s=0.05) for n in range(300)], pool=pool)
+    await start_worker(max_running=1, look_ahead=0, sweep_interval_s=SWEEP_S)
+    assert (await fleet.wait(lost, timeout_s=PATIENCE_S)).text == answer_to(lost)
+    assert await foreign.waiting() > 0, "the queue was never empty"
+
+
+async def test_a_turn_that_the_ended_ones_message_carries_says_nothing_of_the_queue(
+    connect: Connect, start_worker: StartWorker, store: aioredis.Redis, pool: str
+) -> None:
+    async with connect(queue_max_length=1) as fleet:
+        await fleet.declare_pool(pool)
+        session = fleet.session(f"s-{uuid4()}")
+        body = {"simulated": {"tokens": 10_000, "step_delay_s": 0.05}}
+        turn = await session.send("turn", body=body, pool=pool)
+        await start_worker(max_running=1, look_ahead=0, sweep_interval_s=SWEEP_S, queue_max_length=1)
+        await until_tokens(fleet, turn)
+        waiting = await fleet.submit("fills the queue", pool=pool)
+        for number in range(3):
+            following = await session.send(f"turn {number}", body=body, pool=pool)
+            await fleet.cancel(turn)
+            await until_tokens(fleet, following)
+            await swept(store, pool, 8)
+            turn = following
+        assert not was_republished(await journal_of(store, waiting))
+
+
+async def test_a_turn_from_a_lane_is_at_the_end_of_the_queue(
+    fleet: Fleet, start_worker: StartWorker, store: aioredis.Redis, pool: str
+) -> None:
+    running = await busy(fleet, start_worker, pool)
+    session = fleet.session(f"s-{uuid4()}")
+    turns = [await session.send(f"turn {number}", pool=pool) for number in range(3)]
+    others = [await fleet.submit(slow_chat(f"{n}", tokens=1, step_s=0.1), pool=pool) for n in range(40)]
+    await fleet.cancel(running)
+    await fleet.wait_many([*turns, *others], timeout_s=PATIENCE_S)
+    assert not any([was_republished(await journal_of(store, job)) for job in [*turns, *others]])
 
 
 async def test_a_sweep_reads_few_jobs_and_the_next_one_continues_behind_them(

@@ -6,19 +6,25 @@ import asyncio
 import tempfile
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import redis.asyncio as aioredis
 from tests.integration.conftest import PATIENCE_S, Connect, ForeignClient, StartWorker, answer_to, eventually
+from tests.stores import running_pipeline
 
 from inferfleet.local.chaos.proxy import Direction, Proxy
+from inferfleet.local.services import Services
 from inferfleet.local.services.reaper import Reaper
 from inferfleet.local.services.redis_process import RedisProcess, redis_binary
 from inferfleet.schemas import JobState
 from inferfleet.schemas.errors import ServiceRefusedError
 from inferfleet.schemas.names import job_key, open_key, reply_key, request_key, result_key
+from inferfleet.schemas.settings import ProducerSettings
+from inferfleet.wire.redis.pipeline import CommandPipeline
+from inferfleet.wire.redis.replicas import Replicas
 
 pytestmark = pytest.mark.skipif(redis_binary() is None, reason="no redis-server here")
 
@@ -136,3 +142,45 @@ async def test_a_client_is_told_of_an_end_only_when_the_replica_has_it(
         await worker.stop()
         assert await pair.replica.exists(result_key(second.id)) == 1
     assert await foreign.waiting() == 0
+
+
+async def test_all_writes_that_wait_for_replicas_share_a_command(services: Services) -> None:
+    """Redis answers nothing else on the connection meanwhile: leases must not wait once for each job."""
+    async with running_pipeline(services.redis_url, patience_s=None) as pipeline:
+        settings = ProducerSettings(redis_wait_replicas=99, redis_wait_timeout_ms=50)
+        replicas = Replicas(pipeline, settings, patience_s=0.0)
+        before = await waits(pipeline)
+        held = await asyncio.gather(
+            *(replicas.hold(partial(pipeline.execute, "TIME")) for _ in range(50)), return_exceptions=True
+        )
+        assert {type(error) for error in held} == {ServiceRefusedError}
+        assert await waits(pipeline) - before <= 2
+
+
+async def test_a_write_whose_connection_is_replaced_before_replicas_have_it_is_repeated(
+    services: Services,
+) -> None:
+    async with (
+        Proxy(services.redis_url) as link,
+        running_pipeline(link.url, patience_s=None) as pipeline,
+    ):
+        settings = ProducerSettings(redis_wait_replicas=99, redis_wait_timeout_ms=50)
+        replicas = Replicas(pipeline, settings, patience_s=0.0)
+        writes = 0
+
+        async def write() -> None:
+            nonlocal writes
+            writes += 1
+            await pipeline.execute("TIME")
+            if writes == 1:
+                link.reset()
+
+        with pytest.raises(ServiceRefusedError):
+            await replicas.hold(write)
+        assert writes == 2
+
+
+async def waits(pipeline: CommandPipeline) -> int:
+    """How many times this Redis was asked to wait."""
+    said: dict[str, dict[str, int]] = await pipeline.execute("INFO", "commandstats")
+    return said.get("cmdstat_wait", {}).get("calls", 0)

@@ -77,7 +77,7 @@ class Fleet:
             settings=settings,
             pipeline=pipeline,
             records=records,
-            session_lanes=SessionLanes(pipeline=pipeline, settings=settings),
+            session_lanes=SessionLanes(pipeline=pipeline, settings=settings, replicas=records.replicas),
             histories=self._histories,
             publisher=publisher,
         )

@@ -35,7 +35,6 @@ from inferfleet.wire.redis.idempotency import Claim
 from inferfleet.wire.redis.job_reading import Standing
 from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.redis.records import Closed, JobRecords, Recorded
-from inferfleet.wire.redis.replicas import Replicas
 from inferfleet.wire.redis.session_histories import SessionHistories
 from inferfleet.wire.redis.session_lanes import Payload, SessionLanes, Withdrawn
 
@@ -83,7 +82,6 @@ class Submission:
         self._session_lanes = session_lanes
         self._histories = histories
         self._publisher = publisher
-        self._replicas = Replicas(pipeline, settings, patience_s=settings.patience_s)
         self._lanes = Lanes(
             settings=settings,
             records=records,
@@ -108,15 +106,21 @@ class Submission:
             entered = self._records.open_jobs.enter(claimed.job)
             # A second message does no harm: the fence lets one of them run.
             try:
-                if self._replicas.demanded:
-                    await self._replicas.hold(partial(self._record, claimed, call, body))
-                if job.session_id is None:
+                if (replicas := self._records.replicas) is not None:
+                    claimed, body, recorded = await replicas.hold(
+                        partial(self._claim_and_record, claimed.job, call)
+                    )
+                if not recorded.may_lack_message:
+                    # A failover has forgotten the claim, and another caller was faster.
+                    pass
+                elif job.session_id is None:
                     await self._publish(claimed.job, body, again=recorded.stalled)
                 elif recorded.stalled:
                     await self._lanes.publish(Payload(claimed.job, self._settings.client_id))
                     await self._note_copy(claimed.job)
                 else:
                     await self._lanes.take_turn(claimed.job)
+                    await self._hold_turn(claimed.job)
             except PublishUnconfirmedError:
                 raise
             except InferfleetError as refusal:
@@ -132,6 +136,15 @@ class Submission:
             with suppress(ServiceUnreachableError, ServiceRefusedError):
                 await idempotency.accept(self._pipeline, claimed, ttl_s=self._settings.queued_ttl_s)
         return claimed.job
+
+    async def _hold_turn(self, job: Job) -> None:
+        """Wait until a turn's place in its session is on replicas, if the settings demand that."""
+        if (replicas := self._records.replicas) is None:
+            return
+        try:
+            await replicas.hold(partial(self._session_lanes.enter, Payload(job, self._settings.client_id)))
+        except InferfleetError as refusal:
+            raise _uncertain(job, refusal) from refusal
 
     async def _claim_and_record(self, job: Job, call: str) -> tuple[Claim, bytes, Recorded]:
         """Find the job of the idempotency key, and create its record. Leave an accepted job as it is.

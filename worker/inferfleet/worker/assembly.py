@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import NamedTuple
 
-from inferfleet.schemas.settings import WorkerSettings
+from inferfleet.schemas.settings import QueueType, WorkerSettings
 from inferfleet.wire.rabbitmq.publishing import ConfirmChannel
 from inferfleet.wire.redis.lost_messages import LostMessages
 from inferfleet.wire.redis.pipeline import CommandPipeline
@@ -60,10 +60,10 @@ def assemble(
         keep_requests=settings.keep_requests,
         replicas=Replicas(pipeline, settings, patience_s=None),
     )
-    fronts = Fronts(records.clock)
+    fronts = Fronts(records.clock, strict=settings.queue_type is QueueType.CLASSIC)
     histories = SessionHistories(pipeline=pipeline, settings=settings)
     journal = JournalWriter(records=records, histories=histories, settings=settings)
-    session_lanes = SessionLanes(pipeline=pipeline, settings=settings)
+    session_lanes = SessionLanes(pipeline=pipeline, settings=settings, replicas=records.replicas)
     lanes = Lanes(
         settings=settings, records=records, session_lanes=session_lanes, confirm_channel=confirm_channel
     )
@@ -114,6 +114,7 @@ def assemble(
         lost_messages=LostMessages(pipeline, pool=settings.pool),
         open_jobs=records.open_jobs,
         session_lanes=session_lanes,
+        lanes=lanes,
         confirm_channel=confirm_channel,
         fronts=fronts,
         processor=processor,

@@ -96,8 +96,8 @@ class Claims:
             if not await self._slots.take(run):
                 return Defer()
             started = await self._start(run, resumable=resumable)
-        if started.first_submitted_ms is not None:
-            self._fronts.delivered(run.job.priority, started.first_submitted_ms, delivered)
+        if started.first_entered_ms is not None and run.delivery.witness is None:
+            self._fronts.delivered(run.job.priority, started.first_entered_ms, delivered)
         match self._refused(run.job, started):
             case None:
                 return started

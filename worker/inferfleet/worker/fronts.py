@@ -16,29 +16,37 @@ AGE = 2
 class Fronts:
     """The latest front of each priority, and those of the last reports."""
 
-    def __init__(self, clock: RedisClock) -> None:
+    def __init__(self, clock: RedisClock, *, strict: bool) -> None:
         self._clock = clock
+        self._strict = strict
+        """Whether the queue delivers no job as long as it has one of a higher priority."""
         self._latest: dict[int, tuple[int, float]] = {}
         self._past: deque[dict[int, tuple[int, float]]] = deque(maxlen=AGE)
 
-    def delivered(self, priority: int, submitted_ms: int, at: float) -> None:
-        """Note the first delivery of a job, at a reading of ``time.monotonic``."""
-        known = self._latest.get(priority)
-        if known is None or known[0] < submitted_ms:
-            self._latest[priority] = (submitted_ms, at)
+    def delivered(self, priority: int, entered_ms: int, at: float) -> None:
+        """Note the first delivery of a job from the queue, at a reading of ``time.monotonic``."""
+        self._note(entered_ms, at, priority)
+        if self._strict:
+            self._note(milliseconds(self._clock.at(at)), at, *range(priority + 1, PRIORITY_LEVELS))
 
     def empty(self, at: float) -> None:
         """Note that the queue was empty."""
-        submitted_ms = milliseconds(self._clock.at(at))
-        for priority in range(PRIORITY_LEVELS):
-            self.delivered(priority, submitted_ms, at)
+        self._note(milliseconds(self._clock.at(at)), at, *range(PRIORITY_LEVELS))
+
+    def _note(self, entered_ms: int, at: float, *priorities: int) -> None:
+        now_ms = self._clock.now_ms()
+        for priority in priorities:
+            known = self._latest.get(priority)
+            # What is from the future is of a clock that was set back since.
+            if known is None or not entered_ms <= known[0] <= now_ms:
+                self._latest[priority] = (entered_ms, at)
 
     def aged(self) -> Mapping[int, Front]:
         """Return the fronts that are old enough to be reported."""
         aged = self._past[0] if len(self._past) == AGE else {}
         return {
-            priority: Front(submitted_ms, milliseconds(self._clock.at(at)))
-            for priority, (submitted_ms, at) in aged.items()
+            priority: Front(entered_ms, milliseconds(self._clock.at(at)))
+            for priority, (entered_ms, at) in aged.items()
         }
 
     def age(self) -> None:

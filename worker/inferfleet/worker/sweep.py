@@ -28,13 +28,14 @@ from inferfleet.schemas.errors import (
 from inferfleet.schemas.names import job_queue
 from inferfleet.schemas.settings import WorkerSettings
 from inferfleet.wire.outage import Outage
-from inferfleet.wire.rabbitmq.confirms import RefusedError
-from inferfleet.wire.rabbitmq.messages import job_message, message_of
+from inferfleet.wire.rabbitmq.confirms import NackedError, RefusedError
+from inferfleet.wire.rabbitmq.messages import message_of
 from inferfleet.wire.rabbitmq.publishing import ConfirmChannel
 from inferfleet.wire.redis.lost_messages import Front, LostMessages, Marks, OpenJob, Revival, SweepTurn
 from inferfleet.wire.redis.open_jobs import OpenJobs
 from inferfleet.wire.redis.session_lanes import SessionLanes
 from inferfleet.worker.fronts import Fronts
+from inferfleet.worker.lanes import Lanes
 from inferfleet.worker.processor import Processor
 
 logger = logging.getLogger(__name__)
@@ -44,7 +45,10 @@ REPORTS_PER_INTERVAL = 4
 queue was seen without it, at the earliest."""
 
 BATCH = 500
-"""How many jobs a sweep reads at once. If none of them was lost, it leaves the others to the next sweep."""
+"""How many jobs a sweep reads at once."""
+
+SHARE = 0.1
+"""For how much of its time a worker at most reads jobs of which none was lost. The next sweep continues."""
 
 AT_ONCE = 64
 """How many jobs are published at the same time."""
@@ -56,7 +60,11 @@ _UNPUBLISHED = (
     RefusedError,
     ConfigurationError,
     OSError,
+    TimeoutError,
 )
+
+_FOR_ALL = (ServiceUnreachableError, PublishUnconfirmedError, NackedError)
+"""RabbitMQ is away or the queue is full: the other jobs would fare no better, so the next sweep continues."""
 
 
 class Sweep:
@@ -69,6 +77,7 @@ class Sweep:
         lost_messages: LostMessages,
         open_jobs: OpenJobs,
         session_lanes: SessionLanes,
+        lanes: Lanes,
         confirm_channel: ConfirmChannel,
         fronts: Fronts,
         processor: Processor,
@@ -77,6 +86,7 @@ class Sweep:
         self._lost_messages = lost_messages
         self._open_jobs = open_jobs
         self._session_lanes = session_lanes
+        self._lanes = lanes
         self._confirm_channel = confirm_channel
         self._fronts = fronts
         self._processor = processor
@@ -84,8 +94,10 @@ class Sweep:
         self._name = f"sweep-{settings.worker_id}:{os.urandom(4).hex()}"
         self._calls = count()
         self._failing = Outage()
-        self._unkept: set[str] = set()
-        """Lost jobs whose requests Redis does not have, as found by the current sweep."""
+        self._unkept: dict[int, set[str]] = {}
+        """By priority, lost jobs without a request in Redis, since the index was read from its start."""
+        self._told_unkept = 0
+        self._errors: list[Exception] = []
         self._passed_over: set[str] = set()
         """Ended turns behind which the current sweep has let the next one run."""
 
@@ -119,18 +131,27 @@ class Sweep:
         )
         if turn is None:
             return
+        # Nobody may wait for this worker's next report for long.
+        async with asyncio.timeout(self._pause_s):
+            await self._sweep_all(turn)
+
+    async def _sweep_all(self, turn: SweepTurn) -> None:
         await self._look_at_queue()
-        before, self._unkept = self._unkept, set()
         self._passed_over.clear()
-        deadline = time.monotonic() + self._pause_s
+        self._errors.clear()
+        deadline = time.monotonic() + self._pause_s * SHARE
         for priority, front in turn.fronts.items():
             await self._sweep(turn, priority, front, deadline)
-        if self._unkept - before:
+        unkept = sum(map(len, self._unkept.values()))
+        if unkept > self._told_unkept:
             logger.warning(
                 "jobs that have lost their messages, and cannot be published again, because Redis does not "
                 "have their requests (INFERFLEET_KEEP_REQUESTS): %d",
-                len(self._unkept),
+                unkept,
             )
+        self._told_unkept = unkept
+        if self._errors:
+            raise self._errors[0]
 
     async def _look_at_queue(self) -> None:
         """Note if the queue is empty. Without its leader, a quorum queue only looks empty."""
@@ -141,15 +162,18 @@ class Sweep:
 
     async def _sweep(self, turn: SweepTurn, priority: int, front: Front, deadline: float) -> None:
         """Look at the jobs of a priority that the queue cannot have any more."""
-        # Some producers need more time than others from the submission to the queue.
-        below_ms = front.submitted_ms - int(self._pause_s * 1000)
+        below_ms = self._certain_before_ms(front)
         begun = cursor = turn.cursors.get(priority)
+        if cursor is None:
+            self._unkept.pop(priority, None)
         progressed = True
         while progressed:
             jobs = await self._lost_messages.open_jobs(
                 priority, from_ms=cursor or 0, below_ms=below_ms, limit=BATCH
             )
-            progressed = await self._look_at(jobs, priority, front) and time.monotonic() < deadline
+            progressed = await self._look_at(jobs, priority, front) or time.monotonic() < deadline
+            if any(isinstance(error, _FOR_ALL) for error in self._errors):
+                break
             if len(jobs) < BATCH:
                 cursor = None
                 break
@@ -164,7 +188,7 @@ class Sweep:
         Returns whether there were any.
         """
         marks = await self._lost_messages.marks(job.id for job in jobs)
-        over = [job for job, its in zip(jobs, marks, strict=True) if its.over]
+        over = {job: bool(its.state) for job, its in zip(jobs, marks, strict=True) if its.over}
         await self._lost_messages.forget(priority, over)
         lost = [
             (job, its)
@@ -178,9 +202,14 @@ class Sweep:
                 return_exceptions=True,
             )
             for outcome in done:
-                if isinstance(outcome, BaseException):
+                if isinstance(outcome, Exception):
+                    self._errors.append(outcome)
+                elif isinstance(outcome, BaseException):
                     raise outcome
-                published += outcome
+                else:
+                    published += outcome
+            if any(isinstance(error, _FOR_ALL) for error in self._errors):
+                break
         if published:
             logger.warning("jobs published again, because their messages were lost: %d", published)
         return bool(over or published)
@@ -194,7 +223,7 @@ class Sweep:
             body={},
             session_id=marks.session or None,
         )
-        if stub.session_id is not None and not await self._is_in_front(stub, front):
+        if stub.session_id is not None and not await self._may_be_in_front(stub, front):
             return False
         revived = await self._lost_messages.revive(
             job.id, marks, priority=priority, call=f"{self._name}:{next(self._calls)}"
@@ -203,28 +232,31 @@ class Sweep:
             case Revival.CHANGED:
                 return False
             case Revival.UNKEPT:
-                self._unkept.add(job.id)
+                self._unkept.setdefault(priority, set()).add(job.id)
                 return False
             case Revival.REVIVED:
                 pass
+        if stub.session_id is not None:
+            # From now on its producer cannot take it back.
+            await self._session_lanes.front(stub, take=stub.id)
         message = message_of(revived.body, job_id=job.id, priority=priority, reply_to=revived.reply_to)
         await self._confirm_channel.publish_job(message, pool=self._settings.pool)
         if stub.session_id is not None:
             await self._session_lanes.published(stub, again=True)
         return True
 
-    async def _is_in_front(self, turn: Job, front: Front) -> bool:
-        """Return whether a turn is in front. If the one in front has ended, let the next one run."""
+    async def _may_be_in_front(self, turn: Job, front: Front) -> bool:
+        """Return whether a turn is in front, and was before the queue was seen without it.
+
+        If the one in front has ended, let the next one run.
+        """
         assert turn.session_id is not None  # noqa: S101 - the caller has checked
         owner, since_ms = await self._session_lanes.owner(turn.session_id)
         if owner and owner != turn.id:
             await self._pass_over(turn.model_copy(update={"id": owner}), since_ms)
             return False
-        if owner and since_ms >= front.delivered_ms:
-            return False
-        # From now on its producer cannot take it back.
-        await self._session_lanes.front(turn, take=turn.id)
-        return True
+        # Its place in the queue is of that time, however early it was submitted.
+        return not owner or since_ms < self._certain_before_ms(front)
 
     async def _pass_over(self, owner: Job, since_ms: int) -> None:
         """Let the turn behind this one run, if it has ended and nobody is about to do that."""
@@ -233,10 +265,11 @@ class Sweep:
         if not marks.over or ended_ago_ms < 2 * self._pause_s * 1000 or owner.id in self._passed_over:
             return
         self._passed_over.add(owner.id)
-        following = await self._session_lanes.advance(owner)
-        if following is None:
-            return
         logger.warning("publishing the turn behind job %s, whose message was lost", owner.id)
-        message = job_message(following.job, reply_to=following.reply_to)
-        await self._confirm_channel.publish_job(message, pool=following.job.pool)
-        await self._session_lanes.published(following.job)
+        # If its queue is full, a later sweep finds it.
+        await self._lanes.let_next_run(owner, witness=owner)
+
+    def _certain_before_ms(self, front: Front) -> int:
+        """Return when a job must have been published so that the queue cannot have it behind this front."""
+        # Some producers need more time than others from the record to the queue.
+        return front.entered_ms - int(self._pause_s * 1000)

@@ -82,8 +82,8 @@ class Started:
     restart: RestartReason | None = None
     model_identity: str | None = None
     busy_s: float = 0.0
-    first_submitted_ms: int | None = None
-    """When the job was submitted, if this is its first attempt and our client submitted it."""
+    first_entered_ms: int | None = None
+    """When the record was made, if this is the job's first attempt and our client submitted it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,7 +47,8 @@ class JobEndings(JobReading):
         replicas: Replicas | None = None,
     ) -> None:
         super().__init__(pipeline)
-        self._replicas = replicas if replicas is not None and replicas.demanded else None
+        self.replicas = replicas if replicas is not None and replicas.demanded else None
+        """Where the settings demand that the end of a job is."""
         self._replies = Replies(pipeline)
         self.open_jobs = OpenJobs(pipeline)
         """The index of unfinished jobs."""
@@ -70,7 +71,7 @@ class JobEndings(JobReading):
                 job_scripts.finish, fence=fence.token, offset=offset, count=count, tokens_entry=tokens
             ),
         )
-        at_once = self._replicas is None and self._pipeline.ordered
+        at_once = self.replicas is None and self._pipeline.ordered
         if reply_to and at_once:
             # Sent behind the commit. If Redis refuses that, the client only reads the record in vain.
             self._replies.add(reply_to, result.job_id, result.state)
@@ -154,4 +155,4 @@ class JobEndings(JobReading):
             tombstone_ttl_s=self._tombstone_ttl_s,
         )
         end = partial(self._pipeline.enqueue, *command)
-        return end() if self._replicas is None else self._replicas.hold(end)
+        return end() if self.replicas is None else self.replicas.hold(end)

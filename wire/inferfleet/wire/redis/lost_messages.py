@@ -8,7 +8,7 @@ Such a moment is a ``Front``. So is a moment at which the queue is empty, for al
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from typing import Any, NamedTuple
 
@@ -32,9 +32,9 @@ FORGOTTEN_AFTER_S = 24 * 3600
 
 
 class Front(NamedTuple):
-    """At ``delivered_ms`` the queue had no job of a priority that was submitted before ``submitted_ms``."""
+    """At ``delivered_ms`` the queue had no job of a priority that entered the index before ``entered_ms``."""
 
-    submitted_ms: int
+    entered_ms: int
     delivered_ms: int
 
 
@@ -137,7 +137,7 @@ class LostMessages:
                 lease_ms=int(lease_s * 1000),
                 held_ms=int(held_s * 1000),
                 fronts="".join(
-                    f"{priority} {front.submitted_ms} {front.delivered_ms};"
+                    f"{priority} {front.entered_ms} {front.delivered_ms};"
                     for priority, front in fronts.items()
                 ),
                 ttl_s=FORGOTTEN_AFTER_S,
@@ -177,8 +177,11 @@ class LostMessages:
         )
         return [Marks(*((value or b"").decode() for value in fields)) for fields in found]
 
-    async def forget(self, priority: int, jobs: Sequence[OpenJob]) -> None:
-        """Remove jobs that are over from the index, unless they have entered it again since."""
+    async def forget(self, priority: int, jobs: Mapping[OpenJob, bool]) -> None:
+        """Remove jobs that are over from the index, unless they have entered it again since.
+
+        ``jobs`` says of each whether it has ended, rather than has no record.
+        """
         entries: list[Argument] = []
         for job in jobs:
             entries += (job.id, job.published_ms)
@@ -186,7 +189,7 @@ class LostMessages:
             await asyncio.gather(
                 self._pipeline.enqueue(*pool_scripts.forget_open(open_key(self._pool, priority), *entries)),
                 # A worker of version 0.2 does not delete it.
-                *(self._pipeline.enqueue("DEL", request_key(job.id)) for job in jobs),
+                *(self._pipeline.enqueue("DEL", request_key(job.id)) for job, ended in jobs.items() if ended),
             )
 
     async def revive(self, job_id: str, marks: Marks, *, priority: int, call: str) -> Revived:

@@ -25,11 +25,10 @@ from typing import Any
 from inferfleet.schemas.errors import ServiceUnreachableError
 from inferfleet.schemas.job import Job
 from inferfleet.schemas.names import open_key
-from inferfleet.wire.redis.clock import milliseconds
 from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.redis.script import Argument
 
-REMEMBERED_S = 30.0
+REMEMBERED_S = 10.0
 """For how long a job enters again: longer than a replica of Redis lags behind its master."""
 
 logger = logging.getLogger(__name__)
@@ -84,8 +83,8 @@ class OpenJobs:
         for (pool, priority), (jobs, entered) in entering.items():
             entries: list[Argument] = []
             for job in jobs:
-                # Another AMQP client may have set any time.
-                entries += (min(milliseconds(job.submitted_at), now_ms), job.id)
+                # What the job says may be long ago, or yet to come.
+                entries += (now_ms, job.id)
             try:
                 # A job that is there may have been published again since: it keeps that place.
                 sent = self._pipeline.enqueue("ZADD", open_key(pool, priority), "NX", *entries)

@@ -125,7 +125,7 @@ class JobRecords(JobEndings):
                 job_key(job.id),
                 journal_key(job.id),
                 request_key(job.id),
-                now_ms=milliseconds(job.submitted_at),
+                submitted_ms=milliseconds(job.submitted_at),
                 ttl_s=self._queued_ttl_s,
                 queued_entry=encoded(QueuedEntry(at=job.submitted_at)),
                 pool=job.pool,
@@ -222,7 +222,7 @@ class JobRecords(JobEndings):
             waiting.decode(),
             restart=RestartReason(restart.decode()) if restart else None,
             model_identity=identity.decode() or None,
-            first_submitted_ms=int(first) if first else None,
+            first_entered_ms=int(first) if first else None,
         )
 
     async def _keep(self, job: Job) -> None:

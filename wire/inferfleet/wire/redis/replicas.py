@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -32,6 +33,8 @@ class Replicas:
         self._timeout_ms = settings.redis_wait_timeout_ms
         self._patience_s = patience_s
         self._lacking = Outage()
+        self._asking: asyncio.Task[int] | None = None
+        self._next: asyncio.Task[int] | None = None
 
     @property
     def demanded(self) -> bool:
@@ -39,7 +42,7 @@ class Replicas:
         return self._count > 0
 
     async def hold(self, write: Callable[[], Awaitable[T]]) -> T:
-        """Write, and return when the write is on the replicas.
+        """Write, and return when the write is on the replicas that the settings demand.
 
         ``WAIT`` only knows of the writes on its own connection. If the connection was replaced in between, it
         may lead to a new master that has forgotten the write. So the write is repeated then.
@@ -48,22 +51,43 @@ class Replicas:
             ServiceRefusedError: Too few replicas have the write, and patience is over.
 
         """
+        if not self._count:
+            return await write()
         deadline = time.monotonic() + (self._patience_s or 0.0)
         while True:
             connections = self._pipeline.connections
             answer = await write()
-            present = await self._pipeline.execute("WAIT", self._count, self._timeout_ms)
-            if self._pipeline.connections != connections:
-                continue
-            if present >= self._count:
-                if (lasted_s := self._lacking.ended()) is not None:
-                    logger.warning("Redis has enough replicas again after %.1f s", lasted_s)
-                return answer
-            problem = (
-                f"only {present} of {self._count} replicas of Redis have a write after "
-                f"{self._timeout_ms} ms (INFERFLEET_REDIS_WAIT_REPLICAS)"
-            )
-            if self._patience_s is not None and time.monotonic() >= deadline:
-                raise ServiceRefusedError(problem, passing=True)
-            if self._lacking.began():
-                logger.warning("%s; retrying until they do", problem)
+            while True:
+                present = await self._ask()
+                if self._pipeline.connections != connections:
+                    break
+                if present >= self._count:
+                    if (lasted_s := self._lacking.ended()) is not None:
+                        logger.warning("Redis has enough replicas again after %.1f s", lasted_s)
+                    return answer
+                problem = (
+                    f"only {present} of {self._count} replicas of Redis have a write after "
+                    f"{self._timeout_ms} ms (INFERFLEET_REDIS_WAIT_REPLICAS)"
+                )
+                if self._patience_s is not None and time.monotonic() >= deadline:
+                    raise ServiceRefusedError(problem, passing=True)
+                if self._lacking.began():
+                    logger.warning("%s; retrying until they do", problem)
+
+    async def _ask(self) -> int:
+        """Send ``WAIT`` behind all writes so far. All who come while another is under way share the next.
+
+        Redis runs nothing else of this connection meanwhile, so one for each write would hold up the leases.
+        """
+        if self._next is None:
+            self._next = asyncio.create_task(self._ask_after(self._asking))
+            # Those who wait for it may all be gone by then.
+            self._next.add_done_callback(lambda asked: asked.cancelled() or asked.exception())
+        return await asyncio.shield(self._next)
+
+    async def _ask_after(self, other: asyncio.Task[int] | None) -> int:
+        if other is not None:
+            await asyncio.wait([other])
+        self._asking, self._next = self._next, None
+        answer: int = await self._pipeline.execute("WAIT", self._count, self._timeout_ms)
+        return answer

@@ -38,6 +38,7 @@ from inferfleet.wire.redis import session_scripts
 from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.redis.pool_limits import WaitingTurns
 from inferfleet.wire.redis.records import JobRecords
+from inferfleet.wire.redis.replicas import Replicas
 from inferfleet.wire.redis.session_keys import CALL_TTL_S, lane_keys, new_token, session_of
 
 
@@ -124,7 +125,9 @@ class Front:
 class SessionLanes:
     """The lanes of all sessions. Changes go through the pipeline and may be sent twice."""
 
-    def __init__(self, *, pipeline: CommandPipeline, settings: ServiceSettings) -> None:
+    def __init__(
+        self, *, pipeline: CommandPipeline, settings: ServiceSettings, replicas: Replicas | None = None
+    ) -> None:
         self._pipeline = pipeline
         self._settings = settings
         self._records = JobRecords(
@@ -132,6 +135,7 @@ class SessionLanes:
             result_ttl_s=settings.result_ttl_s,
             queued_ttl_s=settings.queued_ttl_s,
             keep_requests=settings.keep_requests,
+            replicas=replicas,
         )
         self._waiting = WaitingTurns(pipeline, lane_ttl_s=settings.queued_ttl_s)
 

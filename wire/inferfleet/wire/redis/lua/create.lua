@@ -2,7 +2,7 @@
 -- Returns {state, attempt, closed (1: whoever made it takes it back), stalled (1: an attempt has
 -- begun it, for longer than its lease nobody has held it, and it has not been published again since)}.
 local job_key, journal_key, request_key = KEYS[1], KEYS[2], KEYS[3]
-local now_ms = ARGV[1]
+local submitted_ms = ARGV[1] -- as the job says, which need not be now
 local ttl_s = ARGV[2]
 local queued_entry = ARGV[3]
 local pool = ARGV[4]
@@ -13,10 +13,13 @@ local keep = ARGV[8] -- 1: do not let it be taken back, should somebody be about
 local session = ARGV[9] -- '' for none
 local request = ARGV[10] -- '' if it is not kept
 
+-- Redis' clock, because the clocks of two machines differ.
+local time = redis.call('TIME')
+local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 local r = redis.call('HMGET', job_key, 'state', 'attempt', 'calls', 'closed', 'lease', 'lease_ms', 'copied')
 if not r[1] then
   redis.call('HSET', job_key, 'state', 'queued', 'attempt', 0, 'charged', 0, 'tokens', 0,
-    'pool', pool, 'priority', priority, 'reply_to', reply_to, 'submitted_at', now_ms, 'calls', call .. ' ')
+    'pool', pool, 'priority', priority, 'reply_to', reply_to, 'submitted_at', submitted_ms, 'entered', now, 'calls', call .. ' ')
   if session ~= '' then
     redis.call('HSET', job_key, 'session', session)
   end
@@ -30,9 +33,6 @@ if not r[1] then
 end
 local attempt, stalled = tonumber(r[2]), 0
 if r[1] == 'running' or (r[1] == 'queued' and attempt > 0) then
-  -- Redis' clock, because the clocks of two machines differ.
-  local time = redis.call('TIME')
-  local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
   stalled = r[7] ~= r[2] and tonumber(r[5] or 0) + tonumber(r[6] or 0) < now and 1 or 0
 end
 if stalled == 0 and (r[1] ~= 'queued' or attempt > 0) then

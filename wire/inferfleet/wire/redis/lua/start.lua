@@ -1,7 +1,8 @@
 -- Begin an attempt: take the fence, or learn why not.
 -- Returns {verdict, attempt, tokens in the journal, why they cannot be continued ('' if they can), charged, reply_to,
--- model identity of the answer ('' if unknown), kept (1: Redis has the request), first (when a job that starts for the
--- first time was submitted; '' else)}. The last two only if the fence is ours. An attempt that cannot continue has to call 'restart' before it
+-- model identity of the answer ('' if unknown), kept (1: Redis has the request), first (when the record was made of a job
+-- that starts for the first time; '' else)}. The last two only if the fence is ours.
+-- An attempt that cannot continue has to call 'restart' before it
 -- generates; until then the record and the journal keep what they have. 'charged' counts the
 -- attempts towards the limit: not those that were given back, and not those that died but brought the answer
 -- on, as long as there were fewer than max_deaths of them. 'reply_to' is whoever the record says, since one job may have several messages.
@@ -33,7 +34,7 @@ local session = ARGV[18] -- '' for none
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 local r = redis.call('HMGET', job_key, 'state', 'attempt', 'charged', 'tokens', 'worker', 'lease', 'cancel', 'fence', 'verdict', 'reply_to',
-  'deaths', 'tokens_at_start', 'model_identity', 'past', 'submitted_at')
+  'deaths', 'tokens_at_start', 'model_identity', 'past', 'entered')
 local state, attempt, charged, tokens = r[1], tonumber(r[2] or 0), tonumber(r[3] or 0), tonumber(r[4] or 0)
 local reply_to = r[10] or message_reply_to
 local deaths = tonumber(r[11] or 0)

@@ -1,14 +1,14 @@
 -- A worker says which messages it has, and what it was delivered; and sweeps its pool, if that is due.
--- A *front* {submitted, delivered} says that at the moment 'delivered' the queue had no job of its priority that was
--- submitted earlier than 'submitted'. The latest front of each priority counts.
+-- A *front* {entered, delivered} says that at the moment 'delivered' the queue had no job of its priority that had
+-- entered the index earlier than 'entered'. The latest front of each priority counts.
 -- Returns {1 if the caller has to sweep, front and cursor of priority 0, of priority 1, ...}: a front is
--- 'submitted delivered', '' if there is none; a cursor is where the last sweep stopped, '' if it came to the end.
+-- 'entered delivered', '' if there is none; a cursor is where the last sweep stopped, '' if it came to the end.
 -- Sent twice, the second answers as the first.
 local sweep_key, held_key = KEYS[1], KEYS[2]
 local sweeper = ARGV[1] -- unique to this call
 local lease_ms = ARGV[2] -- nobody else sweeps for so long
 local held_ms = ARGV[3] -- how long the caller's messages count as held
-local fronts = ARGV[4] -- 'priority submitted delivered;' for each front
+local fronts = ARGV[4] -- 'priority entered delivered;' for each front
 local ttl_s = ARGV[5]
 -- The rest of ARGV: the jobs whose messages the caller has.
 
@@ -21,12 +21,13 @@ end
 -- Until when a message was held matters for a while: what was delivered before says nothing about it.
 redis.call('ZREMRANGEBYSCORE', held_key, '-inf', now - 4 * tonumber(held_ms))
 redis.call('EXPIRE', held_key, ttl_s)
-for priority, submitted, delivered in string.gmatch(fronts, '(%d+) (%d+) (%d+);') do
+for priority, entered, delivered in string.gmatch(fronts, '(%d+) (%d+) (%d+);') do
   local known = redis.call('HGET', sweep_key, 'front:' .. priority) or ''
-  local known_submitted, known_delivered = string.match(known, '^(%d+) (%d+)$')
-  -- One from the future is of a clock that was set back since.
-  if not known_submitted or tonumber(known_submitted) < tonumber(submitted) or tonumber(known_delivered) > now then
-    redis.call('HSET', sweep_key, 'front:' .. priority, submitted .. ' ' .. delivered)
+  local known_entered, known_delivered = string.match(known, '^(%d+) (%d+)$')
+  -- What is from the future is of a clock that was set back since.
+  local later = not known_entered or tonumber(known_entered) < tonumber(entered)
+  if tonumber(entered) <= now and (later or math.max(tonumber(known_entered), tonumber(known_delivered)) > now) then
+    redis.call('HSET', sweep_key, 'front:' .. priority, entered .. ' ' .. delivered)
   end
 end
 redis.call('EXPIRE', sweep_key, ttl_s)
