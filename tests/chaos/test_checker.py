@@ -236,7 +236,20 @@ def test_an_answer_that_another_model_began_again_is_no_violation() -> None:
     ],
 )
 def test_a_broken_promise_to_a_job_is_found(history: JobHistory, violation: Violation) -> None:
-    assert kinds(history) == {violation}
+    unfinished = history.stored is None and history.journal
+    index = {history.job.id: JobState.RUNNING} if unfinished else {}
+    assert kinds(history, index=index) == {violation}
+
+
+@pytest.mark.parametrize("state", [None, JobState.SUCCEEDED], ids=["unknown", "ended"])
+def test_a_job_that_is_not_unfinished_is_found_in_the_index(state: JobState | None) -> None:
+    assert kinds(GOOD, index={JOB.id: state}) == {Violation.INDEX_DISAGREES}
+
+
+def test_an_unfinished_job_that_is_not_in_the_index_is_found() -> None:
+    # Its client has seen a result that Redis has forgotten.
+    history = replace(GOOD, journal=without(5), stored=None, streams=(), lost_result=True)
+    assert kinds(history) == {Violation.INDEX_DISAGREES}
 
 
 def test_a_message_that_nobody_settled_is_found() -> None:
@@ -280,6 +293,9 @@ def test_only_a_result_that_redis_lost_is_excused() -> None:
     assert kinds(gone) == {Violation.NO_TERMINAL_RESULT}
     verdict = check(History(jobs=(replace(gone, lost_result=True),)))
     assert (verdict.findings, verdict.excused) == ((), 1)
+    # One that Redis still has, but not its end, must end again.
+    unfinished = replace(gone, lost_result=True, journal=without(5))
+    assert kinds(unfinished, index={JOB.id: JobState.RUNNING}) == {Violation.NO_TERMINAL_RESULT}
     # One that had been read stays read.
     assert check(History(jobs=(replace(gone, lost_result=True, seen=(SUCCEEDED,)),))).excused == 0
     # And its stream reader cannot be told of its end any more.
@@ -318,3 +334,9 @@ def test_tokens_of_a_restart_are_wasted_and_those_of_a_hand_over_are_not() -> No
     restarted = RestartedEntry(at=NOW, attempt=2, reason="not_resumable", tokens_wasted=8)
     journal = (*JOURNAL[:3], handed_over, restarted, running(2), tokens(2, 0, TOKENS), finished(2))
     assert measure(History(jobs=(replace(GOOD, journal=journal),))).wasted == 8
+
+
+def test_the_journal_from_before_redis_lost_its_data_counts_where_there_is_no_other() -> None:
+    job = replace(GOOD, journal=(), earlier_journal=JOURNAL)
+    assert measure(History(jobs=(job,))) == measure(History(jobs=(GOOD,)))
+    assert measure(History(jobs=(job,))).generated >= TOKENS

@@ -100,28 +100,16 @@ async def control(node: RabbitMQProcess, *arguments: str) -> str:
 async def home_of(
     queue: str, cluster: RabbitMQCluster, asked: RabbitMQProcess | None = None
 ) -> RabbitMQProcess:
-    """The node that leads a quorum queue, or has a classic one."""
-    found = await control(
-        asked or cluster.nodes[0],
-        "eval",
-        f"""{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"/">>, queue, <<"{queue}">>)),
-        amqqueue:qnode(Q).""",
-    )
-    return next(node for node in cluster.nodes if node.name == found.strip("'"))
+    return await asyncio.to_thread(cluster.home_of, queue, asked=asked)
 
 
 async def running(cluster: RabbitMQCluster, asked: RabbitMQProcess) -> int:
-    """How many nodes another one sees."""
-    return int(await control(asked, "eval", "length(rabbit_nodes:all_running())."))
+    return await asyncio.to_thread(cluster.running, asked=asked)
 
 
 async def until_whole(cluster: RabbitMQCluster, asked: RabbitMQProcess) -> None:
-    """Wait until a node sees all the others, as an operator does before the next one is stopped."""
-
-    async def whole() -> bool:
-        return await running(cluster, asked) == len(cluster.nodes)
-
-    await eventually(whole, within_s=RIDE_S)
+    """Wait as an operator does before the next node is stopped."""
+    await asyncio.to_thread(cluster.wait_until_whole, asked=asked, timeout_s=RIDE_S)
 
 
 Fault = Callable[[RabbitMQCluster, RabbitMQProcess, Callable[[], Awaitable[None]]], Awaitable[None]]

@@ -177,17 +177,18 @@ class WorkerProcesses:
     ) -> None:
         await self._stack.aclose()
 
-    def start(self, settings: WorkerSettings) -> WorkerProcess:
+    def start(self, settings: WorkerSettings, *, output: IO[bytes] | None = None) -> WorkerProcess:
         """Start a worker with exactly these settings, without waiting for it.
 
-        This chooses its HTTP port. The worker does not get this process' ``INFERFLEET_`` variables.
+        This chooses its HTTP port. The worker does not get this process' ``INFERFLEET_`` variables. With
+        ``output`` it writes there, and its log file stays empty.
         """
         if self._http is None or self._log_folder is None:
             raise RuntimeError("worker processes start inside the `async with` block only")
         settings = settings.model_copy(update={"http_host": HOST, "http_port": free_port()})
         log = self._log_folder / f"{settings.worker_id}.log"
-        with log.open("ab") as output:
-            process = launch(environment(settings), output)
+        with log.open("ab") as file:
+            process = launch(environment(settings), output or file)
         self._reaper.add("group", str(process.pid))
         worker = WorkerProcess(
             settings=settings, process=process, log=log, reaper=self._reaper, http=self._http

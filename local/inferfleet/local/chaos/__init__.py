@@ -12,7 +12,12 @@ RabbitMQ's or Redis'; everything else is signals and restarts.
     collect    collects the history from ledgers, Redis and RabbitMQ
     checker    finds violations in a history
     waste      an upper bound of the wasted tokens
-    faults     the faults, drawn from a seed
+    faults     the faults of processes and links, drawn from a seed
+    service_faults, cluster_faults
+               those of one RabbitMQ and one Redis, and those of three of each
+    cluster    three of each
+    limits     full disks, wrong clocks, no more files, logs that nobody reads
+    appended   every result that a Redis server has acknowledged, even if it was forgotten
     soak       jobs and faults at the same time, then the check
     cli        ``inferfleet-chaos``
 """

@@ -2,7 +2,7 @@
 
 It checks these promises: an accepted job reaches exactly one terminal result; its text is that of an
 uninterrupted run of one model; its readers see every token once, in order; an attempt that has lost its job
-writes nothing more; an ended job leaves no message behind.
+writes nothing more; an ended job leaves no message behind; the index of unfinished jobs has no others.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ class Violation(StrEnum):
     UNEXPECTED_DEAD_LETTER = "unexpected_dead_letter"
     TWO_JOBS_FOR_ONE_KEY = "two_jobs_for_one_key"
     GARBAGE_LOST = "garbage_lost"
+    INDEX_DISAGREES = "index_disagrees"
     WORKER_CRASHED = "worker_crashed"
 
 
@@ -48,7 +49,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The result of the check. ``excused`` jobs ended, unread, just before Redis lost all its data."""
+    """The result of the check. ``excused`` jobs ended, unread, just before Redis forgot all about them."""
 
     findings: tuple[Finding, ...]
     excused: int
@@ -64,11 +65,12 @@ def check(history: History) -> Verdict:
     findings = [finding for job in history.jobs for finding in _check_job(job)]
     findings += _check_broker(history)
     findings += _check_keys(history)
+    findings += _check_index(history)
     findings += (
         Finding(Violation.GARBAGE_LOST, subject, "it is not buried, or the job that it names has not failed")
         for subject in history.garbage_lost
     )
-    excused = sum(job.lost_result and _no_result(job) for job in history.jobs)
+    excused = sum(_no_result(job) and _forgotten(job) for job in history.jobs)
     return Verdict(tuple(findings), excused)
 
 
@@ -105,16 +107,14 @@ def _check_job(history: JobHistory) -> Iterator[Finding]:
 
 def _check_ends(history: JobHistory) -> Iterator[tuple[Violation, str]]:
     if _no_result(history):
-        if not history.lost_result:
-            states = [entry.kind for entry in history.journal]
-            yield Violation.NO_TERMINAL_RESULT, f"accepted and never ended; its journal: {states}"
+        if not _forgotten(history):
+            yield Violation.NO_TERMINAL_RESULT, f"accepted and never ended; its journal: {_outline(history)}"
         return
     ends = [entry.state for entry in history.journal if isinstance(entry, FinishedEntry)]
     if len(ends) > 1:
         yield Violation.TWO_TERMINAL_RESULTS, f"the journal has {len(ends)} ends: {ends}"
-    different = {_essence(history, result) for result in _results(history)}
-    if len(different) > 1:
-        yield Violation.TWO_TERMINAL_RESULTS, f"{len(different)} different results were given out"
+    if len({result.model_dump_json() for result in _results(history)}) > 1 and not history.lost_result:
+        yield Violation.TWO_TERMINAL_RESULTS, "different results were given out"
     if history.journal and history.stored is not None and ends[-1:] != [history.stored.state]:
         yield Violation.TWO_TERMINAL_RESULTS, f"the result says {history.stored.state}, the journal {ends}"
     for state in {result.state for result in _results(history)}:
@@ -231,20 +231,37 @@ def _check_keys(history: History) -> Iterator[Finding]:
             yield Finding(Violation.TWO_JOBS_FOR_ONE_KEY, key, f"its jobs: {', '.join(job_ids)}")
 
 
+def _check_index(history: History) -> Iterator[Finding]:
+    """Check that the index of unfinished jobs has those whose records say so, and no others."""
+    for job_id, state in history.index.items():
+        if state is None or state.terminal:
+            yield Finding(Violation.INDEX_DISAGREES, job_id, f"is in the index; its record says {state}")
+    for job in history.jobs:
+        if job.stored is None and job.journal and job.job.id not in history.index:
+            detail = f"is unfinished, and not in the index; its journal: {_outline(job)}"
+            yield Finding(Violation.INDEX_DISAGREES, job.job.id, detail)
+
+
+def _forgotten(history: JobHistory) -> bool:
+    """Return whether Redis has lost a job that had ended, and knows nothing of it any more."""
+    return history.lost_result and not history.journal
+
+
+def _outline(history: JobHistory) -> str:
+    """Say what a journal has, without its tokens."""
+    return ", ".join(
+        f"{entry.kind} {entry.attempt} at {entry.at:%H:%M:%S.%f}"
+        for entry in history.journal
+        if not isinstance(entry, TokensEntry)
+    )
+
+
 def _no_result(history: JobHistory) -> bool:
     return not _results(history)
 
 
 def _results(history: JobHistory) -> list[Result]:
     return [*history.seen, *([history.stored] if history.stored is not None else [])]
-
-
-def _essence(history: JobHistory, result: Result) -> str:
-    """Return the parts in which two results must agree: all, or fewer if Redis lost its data in between."""
-    if not history.lost_result:
-        return result.model_dump_json()
-    right = result.state is JobState.SUCCEEDED and result.text == _right_text(history, result)
-    return f"{result.state} {'right' if right else result.text}"
 
 
 def _streamed_text(entries: Iterable[JournalEntry]) -> str:

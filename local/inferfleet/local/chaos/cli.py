@@ -15,10 +15,12 @@ import typer
 from inferfleet.cli.failing import report_errors
 from inferfleet.cli.standard_streams import open_standard_streams
 from inferfleet.cli.terminal import err, out
-from inferfleet.local.chaos.soak import SoakOptions, SoakReport, soak
+from inferfleet.local.chaos.cluster_faults import ClusterFault, missing, possible_faults
+from inferfleet.local.chaos.soak import SoakOptions, SoakReport, Topology, soak
 from inferfleet.schemas.settings import QueueType
 
-JOBS_PER_MINUTE = 900
+JOBS_PER_MINUTE = {Topology.SINGLE: 900, Topology.CLUSTER: 500}
+"""What two cores can do beside the servers. Where jobs wait for long, a cluster can forget only rarely."""
 
 
 def command(
@@ -27,13 +29,23 @@ def command(
     minutes: Annotated[float, typer.Option(help="Minutes during which faults are injected.")] = 10.0,
     jobs: Annotated[
         int | None,
-        typer.Option(min=1, help=f"Total number of jobs; by default {JOBS_PER_MINUTE} per minute."),
+        typer.Option(min=1, help="Total number of jobs; by default 900 per minute, on a cluster 500."),
+    ] = None,
+    topology: Annotated[
+        Topology, typer.Option(help="One RabbitMQ and one Redis, or three of each.")
+    ] = Topology.SINGLE,
+    faults: Annotated[
+        list[ClusterFault] | None,
+        typer.Option("--fault", help="A fault of the cluster's services; may be repeated. By default all."),
     ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Number of worker processes.")] = 4,
     empty_redis: Annotated[
         bool, typer.Option("--empty-redis", help="Also empty Redis now and then.")
     ] = False,
-    queue_type: Annotated[QueueType, typer.Option(help="Queue type of the pool.")] = QueueType.CLASSIC,
+    queue_type: Annotated[
+        QueueType | None,
+        typer.Option(help="Queue type of the pool; by default quorum on a cluster, else classic."),
+    ] = None,
     shared_keys: Annotated[
         bool,
         typer.Option(
@@ -55,16 +67,30 @@ def command(
 
     The command starts its own services and leaves nothing behind. Exits with 1 if a promise was broken.
     """
+    clustered = topology is Topology.CLUSTER
+    if clustered and (garbage or empty_redis):
+        raise typer.BadParameter("--garbage and --empty-redis are for --topology single")
+    if faults and not clustered:
+        raise typer.BadParameter("--fault is for --topology cluster")
+    for fault in faults or ():
+        if (reason := missing(fault)) is not None:
+            raise typer.BadParameter(f"{fault} is not possible here: {reason}")
+    if clustered and not faults:
+        for fault in ClusterFault:
+            if (reason := missing(fault)) is not None:
+                _say(f"without {fault}: {reason}")
     options = SoakOptions(
         seed=random.SystemRandom().randrange(1_000_000) if seed is None else seed,
         minutes=minutes,
-        jobs=max(1, round(JOBS_PER_MINUTE * minutes)) if jobs is None else jobs,
+        jobs=max(1, round(JOBS_PER_MINUTE[topology] * minutes)) if jobs is None else jobs,
         workers=workers,
         empty_redis=empty_redis,
-        queue_type=queue_type,
+        queue_type=queue_type or (QueueType.QUORUM if clustered else QueueType.CLASSIC),
         shared_keys=shared_keys,
         garbage=garbage,
         another_model=another_model,
+        topology=topology,
+        cluster_faults=frozenset(faults or possible_faults()),
     )
     with tempfile.TemporaryDirectory(prefix="inferfleet-chaos-") as temporary:
         where = folder or Path(temporary)
@@ -93,7 +119,7 @@ def _say(line: str) -> None:
 def _print(report: SoakReport) -> None:
     sys.stdout.write(f"{'seed':12} {report.options.seed}\n{'jobs':12} {report.accepted}\n")
     if report.excused:
-        sys.stdout.write(f"{'excused':12} {report.excused} ended, unread, just before Redis lost all data\n")
+        sys.stdout.write(f"{'excused':12} {report.excused} ended, unread, just before Redis forgot them\n")
     for name, counts in (
         ("ends", report.ends),
         ("faults", report.faults),
@@ -105,5 +131,9 @@ def _print(report: SoakReport) -> None:
         f"{'tokens':12} {report.waste.generated} generated, at most {report.waste.wasted} of them for "
         f"nothing ({report.waste.ratio:.1%})\n"
     )
+    for line in report.missed:
+        out(f"  not hit  {line}\n")
+    if report.untested:
+        out(f"  never happened  {', '.join(report.untested)}\n")
     for finding in report.findings[:50]:
         out(f"  {finding.violation}  {finding.subject}  {finding.detail}\n")

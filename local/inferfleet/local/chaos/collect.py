@@ -30,6 +30,8 @@ async def collect(
     queues: Sequence[str] = (),
     garbage: Garbage | None = None,
     keys_lost: bool = False,
+    earlier: Mapping[str, tuple[JournalEntry, ...]] | None = None,
+    index: Mapping[str, JobState | None] | None = None,
 ) -> History:
     """Read everything. No worker may run any more, so all messages in the queues are leftovers."""
     jobs: dict[str, Job] = {}
@@ -53,7 +55,7 @@ async def collect(
                     pass
         for job_id, entries in streamed.items():
             streams[job_id].append(tuple(entries))
-    journals, results = await _read_records(harness, list(jobs))
+    journals, results = await read_records(harness, list(jobs))
     letters = await _dead_letters(harness)
     return History(
         jobs=tuple(
@@ -65,6 +67,7 @@ async def collect(
                 streams=tuple(streams[job_id]),
                 cancel_asked=job_id in cancels,
                 lost_result=job_id in lost_results,
+                earlier_journal=(earlier or {}).get(job_id, ()),
             )
             for job_id, job in jobs.items()
         ),
@@ -72,13 +75,15 @@ async def collect(
         garbage_lost=await _lost(harness, garbage, letters) if garbage else (),
         keys_lost=keys_lost,
         leftover=await harness.depths(*(queues or (job_queue(harness.pool),))),
+        index=index or {},
         workers=workers or {},
     )
 
 
-async def _read_records(
+async def read_records(
     harness: Harness, job_ids: list[str]
 ) -> tuple[dict[str, tuple[JournalEntry, ...]], dict[str, Result | None]]:
+    """Read the journals and results of jobs from Redis."""
     journals: dict[str, tuple[JournalEntry, ...]] = {}
     results: dict[str, Result | None] = {}
     for first in range(0, len(job_ids), BATCH):
@@ -111,7 +116,7 @@ async def _lost(
 ) -> tuple[str, ...]:
     """Return the confirmed garbage that was not dead-lettered, and the named jobs that did not fail."""
     unburied = garbage.sent - {letter.body for letter in letters}
-    _, results = await _read_records(harness, sorted(garbage.named))
+    _, results = await read_records(harness, sorted(garbage.named))
     endless = [
         job_id for job_id, result in results.items() if result is None or result.state is not JobState.FAILED
     ]

@@ -1,4 +1,7 @@
-"""The faults of a soak, their probabilities, and their durations."""
+"""The faults of processes and links, their probabilities, and their durations.
+
+The faults of services are in ``service_faults`` and ``cluster_faults``; they are injected here, too.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,17 @@ import asyncio
 import random
 import signal
 from collections import Counter
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
-from inferfleet.local.chaos.harness import Harness, Link
+from inferfleet.local.chaos.harness import Link
+from inferfleet.local.chaos.limits import few_files
 from inferfleet.local.chaos.members import WorkerSlot
 from inferfleet.local.chaos.producers import ProducerProcess
 from inferfleet.local.chaos.proxy import Direction
+from inferfleet.local.chaos.service_faults import NothingHitError, ServiceFaults
 
 
 class Fault(StrEnum):
@@ -28,12 +33,10 @@ class Fault(StrEnum):
     WORKER_TO_BROKER_CUT = "worker_to_broker_cut"
     BROKER_TO_WORKER_CUT = "broker_to_worker_cut"
     WORKER_RESET = "worker_reset"
+    WORKER_FILES_LIMIT = "worker_files_limit"
     PRODUCER_KILL = "producer_kill"
     PRODUCER_CUT = "producer_cut"
     PRODUCER_REFUSED = "producer_refused"
-    REDIS_RESTART = "redis_restart"
-    REDIS_EMPTIED = "redis_emptied"
-    BROKER_RESTART = "broker_restart"
 
 
 SMALL = {
@@ -50,11 +53,13 @@ SMALL = {
 }
 """Faults of one process or one link, and their weights."""
 
+LIMITED = {Fault.WORKER_FILES_LIMIT: 2}
+"""What a soak on a cluster has as well, if the operating system can limit a running process."""
+
 SHARED_KEYS = {**SMALL, Fault.PRODUCER_REFUSED: 10}
 """If producers share keys, one of them is sometimes refused while another is accepted."""
 
 SMALL_EVERY_S = (1.0, 3.0)
-SERVICE_EVERY_S = (8.0, 20.0)
 LASTS_S = (0.5, 8.0)
 """The durations in seconds: the longest exceeds a lease, a socket timeout, and two AMQP heartbeats."""
 
@@ -65,24 +70,24 @@ class Faults:
     def __init__(
         self,
         *,
-        harness: Harness,
         places: Sequence[WorkerSlot],
         producers: Sequence[ProducerProcess],
+        services: ServiceFaults,
         rng: random.Random,
-        empty_redis: bool,
         shared_keys: bool,
+        limits: bool,
+        say: Callable[[str], None],
     ) -> None:
-        self._harness = harness
         self._places = places
         self._producers = producers
         self._rng = rng
-        self._small = SHARED_KEYS if shared_keys else SMALL
-        self._services = {Fault.REDIS_RESTART: 4, Fault.BROKER_RESTART: 2}
-        if empty_redis:
-            self._services[Fault.REDIS_EMPTIED] = 2
+        self._small = (SHARED_KEYS if shared_keys else SMALL) | (LIMITED if limits else {})
+        self._services = services
+        self._say = say
         self._restarts: set[asyncio.Task[None]] = set()
-        self.happened: Counter[Fault] = Counter()
-        self.lost_results: set[str] = set()
+        self.happened: Counter[StrEnum] = Counter()
+        self.missed: list[str] = []
+        """Faults that changed nothing, with the reason."""
 
     async def run(self) -> None:
         """Inject faults until cancelled. Faults that last then stay until ``heal``."""
@@ -111,10 +116,19 @@ class Faults:
 
     async def _disturb_services(self) -> None:
         while True:
-            await asyncio.sleep(self._rng.uniform(*SERVICE_EVERY_S))
-            fault = self._draw(self._services)
+            await asyncio.sleep(self._rng.uniform(*self._services.every_s))
+            fault = await self._services.draw(self._rng)
+            await self._to_its_end(self._disturb_service(fault))
+
+    async def _disturb_service(self, fault: StrEnum) -> None:
+        began = datetime.now(UTC)
+        try:
+            await self._services.inject(fault)
+        except NothingHitError as error:
+            self.missed.append(f"{fault}: {error}")
+        else:
             self.happened[fault] += 1
-            await self._to_its_end(self._restart_service(fault))
+        self._say(f"{fault}, from {began:%H:%M:%S} to {datetime.now(UTC):%H:%M:%S}")
 
     async def _to_its_end(self, restart: Coroutine[Any, Any, None]) -> None:
         """Restart something. ``heal`` waits for the end of it, even if whoever asked for it is cancelled.
@@ -126,15 +140,6 @@ class Faults:
         await asyncio.shield(task)
         self._restarts.discard(task)
 
-    async def _restart_service(self, fault: Fault) -> None:
-        match fault:
-            case Fault.BROKER_RESTART:
-                await self._harness.restart_broker()
-            case Fault.REDIS_EMPTIED:
-                self.lost_results |= await self._harness.empty_store()
-            case _:
-                await self._harness.restart_store()
-
     async def _disturb(self, fault: Fault, *, lasts_s: float) -> None:
         if fault in (Fault.PRODUCER_KILL, Fault.PRODUCER_CUT, Fault.PRODUCER_REFUSED):
             await self._disturb_producer(fault, lasts_s=lasts_s)
@@ -145,7 +150,11 @@ class Faults:
         place = self._rng.choice(free)
         async with place.busy:
             self.happened[fault] += 1
-            await self._disturb_worker(fault, place, lasts_s=lasts_s)
+            try:
+                await self._disturb_worker(fault, place, lasts_s=lasts_s)
+            except NothingHitError as error:
+                self.happened[fault] -= 1
+                self.missed.append(f"{fault}: {error}")
 
     async def _disturb_worker(self, fault: Fault, place: WorkerSlot, *, lasts_s: float) -> None:
         match fault:
@@ -159,6 +168,8 @@ class Faults:
                 await self._pause(place, lasts_s=lasts_s)
             case Fault.WORKER_RESET:
                 place.link.reset()
+            case Fault.WORKER_FILES_LIMIT:
+                await _limit_files(place, lasts_s=lasts_s)
             case _:
                 await _cut(place.link, fault, lasts_s=lasts_s)
 
@@ -206,3 +217,15 @@ async def _cut(link: Link, fault: Fault, *, lasts_s: float) -> None:
     proxy.hold(Direction.TO_SERVICE if outwards else Direction.TO_CLIENT)
     await asyncio.sleep(lasts_s)
     proxy.heal()
+
+
+async def _limit_files(place: WorkerSlot, *, lasts_s: float) -> None:
+    """Break a worker's connections, and let it open no other."""
+    worker = place.member.process
+    if await worker.heartbeat() is None:
+        raise NothingHitError("the worker does not run yet")
+    with few_files(worker.pid):
+        place.link.reset()
+        await asyncio.sleep(lasts_s)
+        if place.link.broker.connections or place.link.store.connections:
+            raise NothingHitError("the worker has connected again")

@@ -7,20 +7,18 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, TypeVar
 from uuid import uuid4
 
 import redis.asyncio as aioredis
 from aio_pika.exceptions import AMQPError, ChannelNotFoundEntity
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
-from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
-from yarl import URL
 
 from inferfleet.local.chaos.proxy import Proxy
 from inferfleet.local.services import Services
@@ -28,10 +26,12 @@ from inferfleet.local.services.rabbitmq_process import RabbitMQProcess
 from inferfleet.local.services.redis_process import RedisProcess
 from inferfleet.local.worker_processes import WorkerProcess, WorkerProcesses, wait_until_ready
 from inferfleet.schemas.errors import ConfigurationError, ServiceUnreachableError
+from inferfleet.schemas.job import JobState
 from inferfleet.schemas.journal import JournalEntry
-from inferfleet.schemas.names import job_queue, journal_key
+from inferfleet.schemas.names import PRIORITY_LEVELS, job_key, job_queue, journal_key, open_key
 from inferfleet.schemas.settings import WorkerSettings
 from inferfleet.wire.rabbitmq.connection import open_amqp
+from inferfleet.wire.redis.connection import redis_client
 from inferfleet.wire.redis.journal_lines import parse_line
 
 AMQP_HEARTBEAT_S = 2
@@ -43,6 +43,8 @@ POLL_INTERVAL_S = 0.02
 
 DECODE_STEP_S = 0.02
 """The time in which the workers' engines generate one token of each running job, never less."""
+
+Server = TypeVar("Server")
 
 ENGINE_ARGS: dict[str, Any] = {"decode_step_base_s": DECODE_STEP_S, "decode_step_per_sequence_s": 0.0}
 
@@ -99,30 +101,25 @@ class Harness:
     """A fleet under test. All its parts are children of this process and end with it."""
 
     services: Services
-    broker: RabbitMQProcess
-    store: RedisProcess
     pool: str
     processes: WorkerProcesses
     redis: aioredis.Redis
     stack: AsyncExitStack
     defaults: dict[str, Any] = field(default_factory=dict[str, Any])
+    named_servers: Mapping[int, int] = field(default_factory=dict[int, int])
+    """The ports of the Redis servers that Sentinels name, if there are any, each with the server's own."""
 
     @classmethod
     @asynccontextmanager
     async def around(
-        cls, services: Services, *, log_folder: Path | None = None, **defaults: Any
+        cls,
+        services: Services,
+        *,
+        log_folder: Path | None = None,
+        named_servers: Mapping[int, int] | None = None,
+        **defaults: Any,
     ) -> AsyncGenerator[Harness]:
-        """Make a harness on these services, with a new pool; ``defaults`` are settings of all its workers.
-
-        Raises:
-            ConfigurationError: The services are of a kind that cannot be killed.
-
-        """
-        if services.broker is None or services.store is None:
-            raise ConfigurationError(
-                f"faults need services that can be killed; {services.description} cannot: "
-                "install the binaries (apt-get install rabbitmq-server redis-server)"
-            )
+        """Make a harness on these services, with a new pool; ``defaults`` are settings of all its workers."""
         async with (
             AsyncExitStack() as stack,
             WorkerProcesses(log_folder=log_folder) as processes,
@@ -130,21 +127,39 @@ class Harness:
         ):
             yield cls(
                 services=services,
-                broker=services.broker,
-                store=services.store,
                 pool=f"chaos-{uuid4().hex[:8]}",
                 processes=processes,
                 redis=redis,
                 stack=stack,
                 defaults=defaults,
+                named_servers=named_servers or {},
             )
+
+    @property
+    def broker(self) -> RabbitMQProcess:
+        """RabbitMQ. Raises ``ConfigurationError`` if it is of a kind that cannot be killed."""
+        return self._killable(self.services.broker)
+
+    @property
+    def store(self) -> RedisProcess:
+        """Redis. Raises as ``broker`` does."""
+        return self._killable(self.services.store)
+
+    def _killable(self, server: Server | None) -> Server:
+        if server is None:
+            raise ConfigurationError(
+                f"faults need services that can be killed; {self.services.description} cannot: "
+                "install the binaries (apt-get install rabbitmq-server redis-server)"
+            )
+        return server
 
     async def link(self) -> Link:
         """Open links for one more client."""
-        broker_url = str(URL(self.services.amqp_url).update_query(heartbeat=AMQP_HEARTBEAT_S))
+        broker = Proxy(f"{self.services.amqp_url}?heartbeat={AMQP_HEARTBEAT_S}")
+        store = Proxy(self.services.redis_url, named=self.named_servers)
         return Link(
-            broker=await self.stack.enter_async_context(Proxy(broker_url)),
-            store=await self.stack.enter_async_context(Proxy(self.services.redis_url)),
+            broker=await self.stack.enter_async_context(broker),
+            store=await self.stack.enter_async_context(store),
         )
 
     async def worker(self, **settings: Any) -> Member:
@@ -157,8 +172,8 @@ class Harness:
         """Start several workers concurrently."""
         return await asyncio.gather(*(self.worker(**settings) for _ in range(count)))
 
-    def launch(self, link: Link, **settings: Any) -> Member:
-        """Start a worker without waiting for it."""
+    def launch(self, link: Link, *, output: IO[bytes] | None = None, **settings: Any) -> Member:
+        """Start a worker without waiting for it. It logs to ``output``, if that is given."""
         values: dict[str, Any] = {
             "amqp_url": link.broker.url,
             "redis_url": link.store.url,
@@ -174,7 +189,7 @@ class Harness:
             **self.defaults,
             **settings,
         }
-        return Member(self.processes.start(WorkerSettings(**values)), link)
+        return Member(self.processes.start(WorkerSettings(**values), output=output), link)
 
     async def restart_broker(self) -> None:
         """Kill RabbitMQ and start it again with its data on disk."""
@@ -219,6 +234,16 @@ class Harness:
                     depths[queue] = declared.declaration_result.message_count or 0
         return depths
 
+    async def index(self) -> dict[str, JobState | None]:
+        """Return the pool's index of unfinished jobs, with the states in their records."""
+        index: dict[str, JobState | None] = {}
+        for priority in range(PRIORITY_LEVELS):
+            entries: Any = await self.redis.zrange(open_key(self.pool, priority), 0, -1)
+            for job_id in map(bytes.decode, entries):
+                state: Any = await self.redis.hget(job_key(job_id), "state")  # pyright: ignore[reportGeneralTypeIssues]
+                index[job_id] = JobState(state.decode()) if state else None
+        return index
+
     async def journal(self, job_id: str) -> list[JournalEntry]:
         """Read a job's journal."""
         lines: Any = await self.redis.xrange(journal_key(job_id))
@@ -253,7 +278,7 @@ class Harness:
         for job_id in job_ids:
 
             async def has_tokens(job_id: str = job_id) -> bool:
-                tokens = await self.redis.hget(f"inferfleet:job:{{{job_id}}}", "tokens")  # pyright: ignore[reportGeneralTypeIssues]
+                tokens = await self.redis.hget(job_key(job_id), "tokens")  # pyright: ignore[reportGeneralTypeIssues]
                 return int(tokens or 0) >= at_least
 
             await self.until(has_tokens, what=f"job {job_id} has {at_least} tokens")
@@ -261,6 +286,7 @@ class Harness:
 
 def _patient_client(url: str) -> aioredis.Redis:
     """Make a client that survives a restart: it only reads, so its commands may be sent again."""
-    return aioredis.Redis.from_url(
-        url, retry=Retry(ExponentialBackoff(cap=0.5, base=0.05), 40), retry_on_error=[RedisConnectionError]
-    )
+    client = redis_client(url)
+    assert isinstance(client, aioredis.Redis)  # noqa: S101 - a Redis Cluster is not among the topologies
+    client.set_retry(Retry(ExponentialBackoff(cap=0.5, base=0.05), 40))
+    return client

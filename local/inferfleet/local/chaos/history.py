@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from inferfleet.schemas import Job, JournalEntry, Result
+from inferfleet.schemas import Job, JobState, JournalEntry, Result
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +24,9 @@ class JobHistory:
     streams: tuple[tuple[JournalEntry, ...], ...] = ()
     cancel_asked: bool = False
     lost_result: bool = False
-    """Redis lost a result of this job, together with all its data."""
+    """Redis lost a result of this job, which may have ended again since, and otherwise."""
+    earlier_journal: tuple[JournalEntry, ...] = ()
+    """The journal shortly before Redis lost all its data."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,5 +50,7 @@ class History:
     garbage_lost: tuple[str, ...] = ()
     """Garbage of another client that was lost: it is nowhere afterwards."""
     keys_lost: bool = False
-    """Redis lost all its data, idempotency keys included."""
+    """Redis lost data, idempotency keys included."""
+    index: Mapping[str, JobState | None] = field(default_factory=dict[str, JobState | None])
+    """The index of the pool's unfinished jobs, with the states in their records, ``None`` without one."""
     workers: Mapping[str, WorkerLife] = field(default_factory=dict[str, WorkerLife])

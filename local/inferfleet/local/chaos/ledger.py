@@ -98,3 +98,34 @@ def whole_line(line: bytes) -> dict[str, Any] | None:
         return orjson.loads(line) if line.endswith(b"\n") else None
     except orjson.JSONDecodeError:
         return None
+
+
+class LedgerTail:
+    """Follows a ledger as it grows: which jobs were accepted, and of which the end was seen."""
+
+    def __init__(self, path: Path) -> None:
+        self.numbers: set[int] = set()
+        self.accepted: set[str] = set()
+        self.ended: set[str] = set()
+        self._path = path
+        self._offset = 0
+
+    def read(self) -> None:
+        """Read what was written since the last time."""
+        if not self._path.exists():
+            return
+        with self._path.open("rb") as ledger:
+            ledger.seek(self._offset)
+            text = ledger.read()
+        whole = text.rfind(b"\n") + 1
+        self._offset += whole
+        for line in text[:whole].splitlines(keepends=True):
+            if line.startswith((b'{"event":"accepted"', b'{"event":"seen"')):
+                match whole_line(line):
+                    case {"event": "accepted", "number": int(number), "job": {"id": str(job_id)}}:
+                        self.numbers.add(number)
+                        self.accepted.add(job_id)
+                    case {"event": "seen", "result": {"job_id": str(job_id)}}:
+                        self.ended.add(job_id)
+                    case _:
+                        pass

@@ -8,18 +8,21 @@ that the other one has gone.
 from __future__ import annotations
 
 import asyncio
+import re
+from collections.abc import Mapping
 from contextlib import AsyncExitStack, suppress
 from enum import StrEnum
+from functools import partial
 from types import TracebackType
 from typing import Self
-
-from yarl import URL
 
 from inferfleet.local.services.free_port import free_port
 
 HOST = "127.0.0.1"
 CHUNK_BYTES = 64 * 1024
 PATIENCE_S = 60.0
+
+_SERVER = re.compile(r"(?<=[/@,])(?P<host>[^/@,:]+):(?P<port>\d+)(?=[,/?]|$)")
 
 
 class Direction(StrEnum):
@@ -32,14 +35,18 @@ class Direction(StrEnum):
 class Proxy:
     """A link to one service. Listens while its ``async with`` block runs; ``url`` is the address through it.
 
-    A direction that is held or slowed down stays so for later connections, until ``heal``.
+    The service may have several servers, and the URL names each with its port. ``named`` are the ports of
+    servers that only the answers name, as those of Sentinels do: each gets a port of the link, which the
+    answers then name instead. A direction that is held or slowed down stays so for later connections, until
+    ``heal``.
     """
 
-    def __init__(self, url: str) -> None:
-        target = URL(url)
-        self._port = free_port()
-        self._target = (target.host or HOST, target.port or 0)
-        self.url = str(target.with_host(HOST).with_port(self._port))
+    def __init__(self, url: str, *, named: Mapping[int, int] | None = None) -> None:
+        self._targets: dict[int, tuple[str, int]] = {}
+        self.url = _SERVER.sub(self._place, url)
+        self._naming = frozenset(self._targets)
+        self.named = {name: self._listen_for(HOST, port) for name, port in (named or {}).items()}
+        """The ports of this link for the servers that only answers name."""
         self._open = {direction: asyncio.Event() for direction in Direction}
         self._caught = {direction: asyncio.Event() for direction in Direction}
         self._delay_s = dict.fromkeys(Direction, 0.0)
@@ -54,8 +61,9 @@ class Proxy:
         self.heal()
 
     async def __aenter__(self) -> Self:
-        server = await asyncio.start_server(self._accept, HOST, self._port)
-        self._stack.push_async_callback(self._close, server)
+        for port in self._targets:
+            server = await asyncio.start_server(partial(self._accept, port), HOST, port)
+            self._stack.push_async_callback(self._close, server)
         return self
 
     async def __aexit__(
@@ -124,18 +132,28 @@ class Proxy:
             task.cancel()
         return self.connections
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def _place(self, server: re.Match[str]) -> str:
+        return f"{HOST}:{self._listen_for(server['host'], int(server['port']))}"
+
+    def _listen_for(self, host: str, port: int) -> int:
+        own = free_port()
+        self._targets[own] = (host, port)
+        return own
+
+    async def _accept(self, port: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - asyncio runs this as a task
         self.accepted += 1
         self._connections[task] = (writer,)
         passing = self._passing
         try:
-            upstream, service = await asyncio.open_connection(*self._target)
+            upstream, service = await asyncio.open_connection(*self._targets[port])
             self._connections[task] = (writer, service)
             async with asyncio.TaskGroup() as pumps:
                 pumps.create_task(self._pump(reader, service, Direction.TO_SERVICE, passing))
-                pumps.create_task(self._pump(upstream, writer, Direction.TO_CLIENT, passing))
+                pumps.create_task(
+                    self._pump(upstream, writer, Direction.TO_CLIENT, passing, names=port in self._naming)
+                )
         except (OSError, asyncio.CancelledError):
             # The service is down, or the link was broken on purpose: for the client it is the same.
             pass
@@ -149,9 +167,13 @@ class Proxy:
         writer: asyncio.StreamWriter,
         direction: Direction,
         passing: asyncio.Event,
+        *,
+        names: bool = False,
     ) -> None:
         try:
             while data := await reader.read(CHUNK_BYTES):
+                if names:
+                    data = self._renamed(data)
                 if not self._open[direction].is_set():
                     self._caught[direction].set()
                 await self._pass(direction, passing)
@@ -164,6 +186,12 @@ class Proxy:
         await self._pass(direction, passing)
         with suppress(OSError, RuntimeError):
             writer.write_eof()
+
+    def _renamed(self, answer: bytes) -> bytes:
+        for name, port in self.named.items():
+            # All ports that ``free_port`` returns have five digits, so the length of the answer stays.
+            answer = answer.replace(b"%d" % name, b"%d" % port)
+        return answer
 
     async def _pass(self, direction: Direction, passing: asyncio.Event) -> None:
         if self._delay_s[direction]:

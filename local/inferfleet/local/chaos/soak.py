@@ -6,30 +6,38 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable, Collection, Sequence
-from contextlib import AsyncExitStack, suppress
-from dataclasses import asdict, dataclass
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from inferfleet.local.chaos.appended import AppendedResults
 from inferfleet.local.chaos.checker import Finding, Violation, check
+from inferfleet.local.chaos.cluster import Cluster, running_cluster
+from inferfleet.local.chaos.cluster_faults import FILLING, ClusterFault, ClusterFaults, possible_faults
 from inferfleet.local.chaos.collect import collect
 from inferfleet.local.chaos.faults import Faults
 from inferfleet.local.chaos.garbage import Garbage
 from inferfleet.local.chaos.harness import PATIENCE_S, Harness
 from inferfleet.local.chaos.history import History
-from inferfleet.local.chaos.ledger import whole_line
+from inferfleet.local.chaos.ledger import LedgerTail
+from inferfleet.local.chaos.limits import no_file_limits
 from inferfleet.local.chaos.members import WorkerSlot
 from inferfleet.local.chaos.producer import Plan
 from inferfleet.local.chaos.producers import ProducerProcess
+from inferfleet.local.chaos.service_faults import ServiceFaults, SingleServiceFaults
 from inferfleet.local.chaos.waste import Waste, measure
 from inferfleet.local.services import Services, ServicesChoice, running_services
 from inferfleet.local.services.choice import Fsync
 from inferfleet.local.services.reaper import Reaper
 from inferfleet.local.worker_processes import wait_until_ready
 from inferfleet.producer.fleet import Fleet
+from inferfleet.schemas import JobState
 from inferfleet.schemas.names import job_queue
 from inferfleet.schemas.settings import ProducerSettings, QueueType
+from inferfleet.wire.tasks import cancel_and_wait
 
 logger = logging.getLogger(__name__)
 
@@ -42,10 +50,26 @@ READERS_S = 5.0
 
 REPORT_EVERY_S = 10.0
 
+SWEEP_INTERVAL_S = 2.0
+"""How often the workers look for jobs that have lost their messages."""
+
+CLUSTER_WORKERS: dict[str, Any] = {"max_running": 8, "look_ahead": 2}
+"""Settings of workers on a cluster: so few slots that jobs wait in the queue, where a fault can hit them."""
+
+
+class Topology(StrEnum):
+    """What serves the fleet of a soak."""
+
+    SINGLE = "single"
+    CLUSTER = "cluster"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SoakOptions:
-    """How much of what. ``jobs`` are submitted evenly over ``minutes``, and the faults end with them."""
+    """How much of what. ``jobs`` are submitted evenly over ``minutes``, and the faults end with them.
+
+    On a cluster, the faults go on until each has happened once.
+    """
 
     seed: int
     minutes: float
@@ -58,6 +82,9 @@ class SoakOptions:
     garbage: bool = False
     """Another client publishes messages that are no jobs."""
     another_model: bool = False
+    topology: Topology = Topology.SINGLE
+    cluster_faults: frozenset[ClusterFault] = field(default_factory=possible_faults)
+    """The faults of services in a cluster."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,14 +97,22 @@ class SoakReport:
     faults: dict[str, int]
     violations: dict[str, int]
     findings: tuple[Finding, ...]
+    missed: tuple[str, ...]
+    """Faults that changed nothing, with the reason."""
     excused: int
     waste: Waste
     seconds: float
 
     @property
+    def untested(self) -> list[str]:
+        """The planned faults that never happened."""
+        planned = self.options.cluster_faults if self.options.topology is Topology.CLUSTER else ()
+        return sorted(fault.value for fault in planned if not self.faults.get(fault))
+
+    @property
     def ok(self) -> bool:
-        """Whether no promise was broken."""
-        return not self.findings
+        """Whether no promise was broken although every planned fault happened."""
+        return not self.findings and not self.untested
 
     def as_json(self) -> dict[str, Any]:
         """The report as data."""
@@ -88,6 +123,8 @@ class SoakReport:
             "ends": self.ends,
             "faults": self.faults,
             "violations": self.violations,
+            "untested": self.untested,
+            "missed": self.missed,
             "excused": self.excused,
             "tokens_generated": self.waste.generated,
             "tokens_wasted_at_most": self.waste.wasted,
@@ -105,45 +142,85 @@ async def soak(options: SoakOptions, *, folder: Path, say: Callable[[str], None]
 
     """
     started = time.monotonic()
-    # Redis must keep every write that it has answered; otherwise the history cannot be checked.
-    async with running_services(ServicesChoice.NATIVE, fsync=Fsync.ALWAYS) as services:
-        say(f"seed {options.seed}: {services.announcement}")
-        around = Harness.around(services, log_folder=folder, queue_type=options.queue_type)
-        async with around as harness:
-            run = _Run(harness, options, folder, say)
-            history, faults = await run.run()
+    async with _running_harness(options, folder, say) as (harness, cluster):
+        run = _Run(harness, cluster, options, folder, say)
+        history, happened, missed = await run.run()
     verdict = check(history)
     findings = (*verdict.findings, *run.crashes())
     return SoakReport(
         options=options,
         accepted=len(history.jobs),
         ends=_ends(history),
-        faults=faults,
+        faults=happened,
         violations=verdict.by_kind() | {Violation.WORKER_CRASHED.value: len(run.crashes())},
         findings=findings,
+        missed=missed,
         excused=verdict.excused,
         waste=measure(history),
         seconds=time.monotonic() - started,
     )
 
 
+@asynccontextmanager
+async def _running_harness(
+    options: SoakOptions, folder: Path, say: Callable[[str], None]
+) -> AsyncGenerator[tuple[Harness, Cluster | None]]:
+    """Run the services, and make a harness around them."""
+    async with AsyncExitStack() as stack:
+        cluster: Cluster | None = None
+        match options.topology:
+            case Topology.SINGLE:
+                # Redis must keep every write that it has answered; otherwise the history cannot be checked.
+                running = running_services(ServicesChoice.NATIVE, fsync=Fsync.ALWAYS)
+                services = await stack.enter_async_context(running)
+            case Topology.CLUSTER:
+                cluster = await stack.enter_async_context(
+                    running_cluster(
+                        disks=bool(options.cluster_faults & FILLING),
+                        clocks=ClusterFault.REDIS_CLOCK_JUMP in options.cluster_faults,
+                    )
+                )
+                services = cluster.services
+        say(f"seed {options.seed}: {services.announcement}")
+        harness = await stack.enter_async_context(
+            Harness.around(
+                services,
+                log_folder=folder,
+                named_servers=cluster.named_servers if cluster else None,
+                queue_type=options.queue_type,
+                sweep_interval_s=SWEEP_INTERVAL_S,
+                **(CLUSTER_WORKERS if cluster else {}),
+            )
+        )
+        yield harness, cluster
+
+
 class _Run:
     """The part of a soak that needs services."""
 
     def __init__(
-        self, harness: Harness, options: SoakOptions, folder: Path, say: Callable[[str], None]
+        self,
+        harness: Harness,
+        cluster: Cluster | None,
+        options: SoakOptions,
+        folder: Path,
+        say: Callable[[str], None],
     ) -> None:
         self._harness = harness
+        self._cluster = cluster
         self._options = options
         self._folder = folder
         self._say = say
         self._places: list[WorkerSlot] = []
+        self._tails: list[LedgerTail] = []
+        self._index: dict[str, JobState | None] = {}
 
-    async def run(self) -> tuple[History, dict[str, int]]:
+    async def run(self) -> tuple[History, dict[str, int], tuple[str, ...]]:
         await self._declare_pool()
         models = random.Random(self._options.seed) if self._options.another_model else None  # noqa: S311
+        logs = random.Random(self._options.seed) if self._cluster else None  # noqa: S311
         self._places = [
-            WorkerSlot(self._harness, await self._harness.link(), models=models)
+            WorkerSlot(self._harness, await self._harness.link(), models=models, logs=logs)
             for _ in range(self._options.workers)
         ]
         await wait_until_ready([place.member.process for place in self._places], timeout_s=PATIENCE_S)
@@ -153,30 +230,57 @@ class _Run:
             for producer in producers:
                 stack.push_async_callback(producer.crash)
                 producer.start()
+            self._tails = [LedgerTail(producer.ledger) for producer in producers]
+            services = self._service_faults(stack, producers)
             keepers = [asyncio.create_task(place.keep()) for place in self._places]
-            reporting = asyncio.create_task(self._report(producers))
+            reporting = asyncio.create_task(self._report())
             garbage = Garbage(self._harness, rng=random.Random(self._options.seed))  # noqa: S311 - repeatable
             try:
-                faults = await self._disturb(producers, garbage)
-                await self._settle(producers, faults.lost_results)
+                faults = await self._disturb(producers, services, garbage)
+                await self._settle(producers, services)
             finally:
                 for task in (*keepers, reporting):
                     task.cancel()
                 await asyncio.gather(*keepers, reporting, return_exceptions=True)
             await asyncio.gather(*(place.member.process.stop() for place in self._places))
+            for place in self._places:
+                place.close_log()
+            accepted = {job_id for tail in self._tails for job_id in tail.accepted}
+            lost_results = await services.lost_results(accepted)
         history = await collect(
             self._harness,
             [producer.ledger for producer in producers],
-            lost_results=frozenset(faults.lost_results),
+            lost_results=lost_results,
             workers={id_: life for place in self._places for id_, life in place.lives().items()},
             queues=(job_queue(self._harness.pool),),
             garbage=garbage,
-            keys_lost=self._options.empty_redis,
+            keys_lost=self._options.empty_redis or self._cluster is not None,
+            earlier=services.earlier_journals,
+            index=self._index,
         )
         happened = {fault.value: count for fault, count in sorted(faults.happened.items())}
         if self._options.another_model:
             happened["another_model"] = sum(place.another_model for place in self._places)
-        return history, happened | {"killed_by_job": sum(place.killed_by_jobs for place in self._places)}
+        if self._cluster is not None:
+            happened["blocked_log"] = sum(place.blocked_logs for place in self._places)
+        happened["killed_by_job"] = sum(place.killed_by_jobs for place in self._places)
+        return history, happened, tuple(faults.missed)
+
+    def _service_faults(self, stack: AsyncExitStack, producers: Sequence[ProducerProcess]) -> ServiceFaults:
+        if self._cluster is None:
+            return SingleServiceFaults(self._harness, empty_redis=self._options.empty_redis)
+        appended = AppendedResults([server.data for server in self._cluster.store.servers])
+        following = asyncio.create_task(appended.follow())
+        stack.push_async_callback(cancel_and_wait, following)
+        return ClusterFaults(
+            self._cluster,
+            self._harness,
+            appended=appended,
+            tails=self._tails,
+            faults=self._options.cluster_faults,
+            links=[*(place.link for place in self._places), *(producer.link for producer in producers)],
+            rng=random.Random(self._options.seed),  # noqa: S311 - repeatable
+        )
 
     def crashes(self) -> tuple[Finding, ...]:
         """The workers that ended by themselves."""
@@ -214,21 +318,27 @@ class _Run:
         link = await self._harness.link()
         return ProducerProcess(plan, link=link, log=self._folder / f"producer-{index}.log", reaper=reaper)
 
-    async def _disturb(self, producers: Sequence[ProducerProcess], garbage: Garbage) -> Faults:
+    async def _disturb(
+        self, producers: Sequence[ProducerProcess], services: ServiceFaults, garbage: Garbage
+    ) -> Faults:
         faults = Faults(
-            harness=self._harness,
             places=self._places,
             producers=producers,
+            services=services,
             rng=random.Random(self._options.seed),  # noqa: S311 - repeatable
-            empty_redis=self._options.empty_redis,
             shared_keys=self._options.shared_keys,
+            limits=self._cluster is not None and no_file_limits() is None,
+            say=self._say,
         )
         disturbing = {asyncio.create_task(faults.run())}
         if self._options.garbage:
             disturbing.add(asyncio.create_task(garbage.publish()))
-        await asyncio.wait(
+        done, _ = await asyncio.wait(
             disturbing, timeout=60 * self._options.minutes, return_when=asyncio.FIRST_COMPLETED
         )
+        if not done:
+            disturbing.add(asyncio.create_task(services.until_each_was_tried()))
+            await asyncio.wait(disturbing, return_when=asyncio.FIRST_COMPLETED)
         for task in disturbing:
             task.cancel()
         for outcome in await asyncio.gather(*disturbing, return_exceptions=True):
@@ -237,13 +347,12 @@ class _Run:
         await faults.heal()
         return faults
 
-    async def _settle(self, producers: Sequence[ProducerProcess], lost_results: Collection[str]) -> None:
+    async def _settle(self, producers: Sequence[ProducerProcess], services: ServiceFaults) -> None:
         """Wait until every job has ended and every message is settled. What has not by then, will not.
 
         A job whose unread result Redis lost will not be heard of again.
         """
         self._say("no more faults; waiting for every job to end")
-        tails = [_Tail(producer.ledger) for producer in producers]
 
         async def ended() -> bool:
             for producer in producers:
@@ -251,17 +360,26 @@ class _Run:
                     raise RuntimeError(f"a producer failed; the end of its log:\n{producer.log_tail()}")
             missing: set[str] = set()
             submitted: set[int] = set()
-            for tail in tails:
+            for tail in self._tails:
                 tail.read()
                 missing |= tail.accepted - tail.ended
                 submitted |= tail.numbers
-            return len(submitted) == self._options.jobs and missing <= set(lost_results)
+            return len(submitted) == self._options.jobs and missing <= await services.unknown(missing)
 
         async def settled() -> bool:
             depths = await self._harness.depths(job_queue(self._harness.pool))
             return not any(depths.values())
 
-        for condition, what in ((ended, "all jobs have ended"), (settled, "all messages are settled")):
+        async def swept() -> bool:
+            # As it is now: with each new connection, jobs that ended lately enter again for a while.
+            self._index = await self._harness.index()
+            return not self._index
+
+        for condition, what in (
+            (ended, "all jobs have ended"),
+            (settled, "all messages are settled"),
+            (swept, "no job is open any more"),
+        ):
             try:
                 await self._harness.until(condition, what=what, patience_s=SETTLE_S)
             except TimeoutError as error:
@@ -271,49 +389,18 @@ class _Run:
             async with asyncio.timeout(READERS_S):
                 await asyncio.gather(*(producer.wait() for producer in producers))
 
-    async def _report(self, producers: Sequence[ProducerProcess]) -> None:
+    async def _report(self) -> None:
         began = time.monotonic()
-        tails = [_Tail(producer.ledger) for producer in producers]
         while True:
             await asyncio.sleep(REPORT_EVERY_S)
-            for tail in tails:
+            for tail in self._tails:
                 tail.read()
-            accepted = sum(len(tail.accepted) for tail in tails)
-            ended = sum(len(tail.ended) for tail in tails)
+            accepted = sum(len(tail.accepted) for tail in self._tails)
+            ended = sum(len(tail.ended) for tail in self._tails)
             died = sum(len(place.deaths) for place in self._places)
             self._say(
                 f"{time.monotonic() - began:5.0f} s  {accepted} accepted  {ended} ended  {died} workers died"
             )
-
-
-class _Tail:
-    """Follows a ledger as it grows: which jobs were accepted, and of which the end was seen."""
-
-    def __init__(self, path: Path) -> None:
-        self.numbers: set[int] = set()
-        self.accepted: set[str] = set()
-        self.ended: set[str] = set()
-        self._path = path
-        self._offset = 0
-
-    def read(self) -> None:
-        if not self._path.exists():
-            return
-        with self._path.open("rb") as ledger:
-            ledger.seek(self._offset)
-            text = ledger.read()
-        whole = text.rfind(b"\n") + 1
-        self._offset += whole
-        for line in text[:whole].splitlines(keepends=True):
-            if line.startswith((b'{"event":"accepted"', b'{"event":"seen"')):
-                match whole_line(line):
-                    case {"event": "accepted", "number": int(number), "job": {"id": str(job_id)}}:
-                        self.numbers.add(number)
-                        self.accepted.add(job_id)
-                    case {"event": "seen", "result": {"job_id": str(job_id)}}:
-                        self.ended.add(job_id)
-                    case _:
-                        pass
 
 
 def _ends(history: History) -> dict[str, int]:

@@ -51,8 +51,9 @@ def measure(history: History) -> Waste:
     """Add up all jobs."""
     kept = wasted = 0
     for job in history.jobs:
-        kept += _kept(job.journal)
-        wasted += _wasted(job, history.workers)
+        journal = job.journal or job.earlier_journal
+        kept += _kept(journal)
+        wasted += _wasted(job, journal, history.workers)
     return Waste(kept + wasted, wasted)
 
 
@@ -69,13 +70,13 @@ def _kept(journal: tuple[JournalEntry, ...]) -> int:
     return tokens
 
 
-def _wasted(history: JobHistory, workers: Mapping[str, WorkerLife]) -> int:
+def _wasted(history: JobHistory, journal: tuple[JournalEntry, ...], workers: Mapping[str, WorkerLife]) -> int:
     choices = int(history.job.body.get("n", 1))
     goal = int(history.job.body["max_tokens"]) * choices
     wasted = tokens = 0
     open_attempt: RunningEntry | None = None
     written_at: datetime | None = None
-    for entry in history.journal:
+    for entry in journal:
         match entry:
             case RestartedEntry():
                 wasted += entry.tokens_wasted

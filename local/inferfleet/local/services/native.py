@@ -43,7 +43,7 @@ def native_services(options: ServicesOptions) -> Generator[Services]:
         raise ConfigurationError(f"native services cannot run: {unavailable_reason()}")
     with ExitStack() as stack:
         reaper = stack.enter_context(Reaper())
-        folder = stack.enter_context(_temporary_folder(reaper))
+        folder = stack.enter_context(temporary_folder(reaper))
         broker = RabbitMQProcess(
             server=rabbitmq_server,
             port_mapper=port_mapper,
@@ -70,7 +70,8 @@ def native_services(options: ServicesOptions) -> Generator[Services]:
 
 
 @contextmanager
-def _temporary_folder(reaper: Reaper) -> Generator[Path]:
+def temporary_folder(reaper: Reaper) -> Generator[Path]:
+    """Make a folder that is deleted at the end of the block, or by the reaper."""
     folder = tempfile.mkdtemp(prefix="inferfleet-")
     reaper.add("folder", folder)
     try:

@@ -8,6 +8,7 @@ from secrets import token_hex
 
 from inferfleet.local.services.rabbitmq_process import PASSWORD, USER, PortMapper, RabbitMQProcess
 from inferfleet.local.services.reaper import Reaper
+from inferfleet.schemas.errors import ServiceUnreachableError
 
 
 class RabbitMQCluster:
@@ -17,7 +18,7 @@ class RabbitMQCluster:
     """
 
     def __init__(self, *, server: str, port_mapper: str, folder: Path, reaper: Reaper, size: int = 3) -> None:
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
         self._port_mapper = PortMapper(port_mapper, folder=folder, reaper=reaper)
         self.nodes = [
             RabbitMQProcess(
@@ -43,12 +44,64 @@ class RabbitMQCluster:
         hosts = ",".join(f"127.0.0.1:{node.port}" for node in nodes)
         return f"amqp://{USER}:{PASSWORD}@{hosts}/"
 
-    def start(self) -> None:
-        """Start all nodes at once, and wait until the cluster is whole."""
+    def start(self, *, keep_data: bool = True) -> None:
+        """Start all nodes at once, with their data or empty, and wait until they serve."""
         for node in self.nodes:
+            if not keep_data:
+                node.wipe()
             node.launch()
         for node in self.nodes:
             node.wait_until_ready()
+
+    def kill(self) -> None:
+        """Kill all nodes with SIGKILL."""
+        for node in self.nodes:
+            node.kill()
+
+    def replace(self, node: RabbitMQProcess) -> None:
+        """Let an empty node take the place of one that was killed, as an operator would after a lost disk."""
+        other = self._other(node)
+        other.control("forget_cluster_node", node.name)
+        node.start(keep_data=False)
+        other.tool("rabbitmq-queues", "grow", node.name, "all")
+
+    def home_of(self, queue: str, *, asked: RabbitMQProcess | None = None) -> RabbitMQProcess:
+        """Return the node that leads a quorum queue, or has a classic one.
+
+        Raises:
+            subprocess.CalledProcessError: There is no such queue.
+
+        """
+        name = (asked or self.nodes[0]).control(
+            "eval",
+            f"""{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"/">>, queue, <<"{queue}">>)),
+            amqqueue:qnode(Q).""",
+        )
+        return next(node for node in self.nodes if node.name == name.strip().strip("'"))
+
+    def running(self, *, asked: RabbitMQProcess) -> int:
+        """Return how many nodes a node sees, itself included."""
+        return int(asked.control("eval", "length(rabbit_nodes:all_running())."))
+
+    def wait_until_whole(self, *, asked: RabbitMQProcess, timeout_s: float) -> None:
+        """Wait until a node sees all nodes.
+
+        Raises:
+            ServiceUnreachableError: It does not.
+
+        """
+        # One call, because each costs a start of Erlang.
+        whole = asked.control(
+            "eval",
+            f"""Wait = fun W(0) -> false;
+                           W(N) -> case length(rabbit_nodes:all_running()) of
+                                       {len(self.nodes)} -> true;
+                                       _ -> timer:sleep(200), W(N - 1)
+                                   end
+                       end, Wait({int(5 * timeout_s)}).""",
+        )
+        if whole.strip() != "true":
+            raise ServiceUnreachableError(f"waited {timeout_s:g} s until the RabbitMQ cluster is whole")
 
     def part(self, node: RabbitMQProcess) -> None:
         """Cut a node off from the others. Clients still reach it."""
@@ -63,6 +116,8 @@ class RabbitMQCluster:
 
     def close(self) -> None:
         """Kill all nodes and their ``epmd``."""
-        for node in self.nodes:
-            node.kill()
+        self.kill()
         self._port_mapper.kill()
+
+    def _other(self, node: RabbitMQProcess) -> RabbitMQProcess:
+        return next(other for other in self.nodes if other is not node)

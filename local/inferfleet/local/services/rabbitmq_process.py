@@ -76,8 +76,8 @@ class RabbitMQProcess:
         self.name = f"inferfleet-{self.port}@localhost"
         """The name of its Erlang node."""
         self._folder = folder
-        self._data = folder / "data"
-        folder.mkdir()
+        self.data = folder / "data"
+        folder.mkdir(exist_ok=True)
         _write_configuration(folder, configuration, port=self.port, management_port=self.management_port)
         self._port_mapper = (
             PortMapper(port_mapper, folder=folder, reaper=reaper)
@@ -85,7 +85,7 @@ class RabbitMQProcess:
             else port_mapper
         )
         self._command = server
-        self._settings = _environment() | _settings(folder, self._data, self.name, self._port_mapper.port)
+        self._settings = _environment() | _settings(folder, self.data, self.name, self._port_mapper.port)
         self._server = ChildProcess(
             name="rabbitmq-server",
             command=[server],
@@ -155,9 +155,13 @@ class RabbitMQProcess:
     def start(self, *, keep_data: bool = True) -> None:
         """Start on the same port, with the durable queues or empty, and wait until the server serves."""
         if not keep_data:
-            shutil.rmtree(self._data, ignore_errors=True)
+            self.wipe()
         self.launch()
         self.wait_until_ready()
+
+    def wipe(self) -> None:
+        """Delete the data of a server that does not run."""
+        shutil.rmtree(self.data, ignore_errors=True)
 
     def kill(self) -> None:
         """Kill the server with SIGKILL. Clients are not told, and only data on disk remains."""

@@ -2,8 +2,8 @@
 
 The launcher starts this file as a separate process, and lists through a pipe what to clean up. When the
 launcher ends, for whatever reason, the pipe closes, and the reaper kills the listed process groups, removes
-the listed containers, and deletes the listed folders. A launcher that ends properly has struck everything off
-the list before.
+the listed containers and mounts, and deletes the listed folders. A launcher that ends properly has struck
+everything off the list before.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Reaper:
             self._process.communicate()
 
     def add(self, kind: str, name: str) -> None:
-        """List a ``group`` (of processes, by its number), ``container`` or ``folder``."""
+        """List a ``group`` (of processes, by its number), ``container``, ``mount`` or ``folder``."""
         self._tell("add", kind, name)
 
     def strike(self, kind: str, name: str) -> None:
@@ -72,6 +72,9 @@ def reap(listed: list[tuple[str, str]]) -> None:
         if kind == "container":
             _remove_container(name)
     for kind, name in listed:
+        if kind == "mount":
+            unmount(Path(name))
+    for kind, name in listed:
         if kind == "folder":
             remove_folder(Path(name))
 
@@ -83,6 +86,11 @@ def remove_folder(folder: Path) -> None:
         if not folder.exists():
             return
         time.sleep(FOLDER_PAUSE_S)
+
+
+def unmount(folder: Path) -> None:
+    """Unmount a file system, even if a server that was just killed still has files in it."""
+    subprocess.run(["umount", "--lazy", str(folder)], check=False, capture_output=True)  # noqa: S603, S607
 
 
 def _remove_container(name: str) -> None:

@@ -24,7 +24,8 @@ def redis_binary() -> str | None:
 class RedisProcess:
     """Redis as a child process on 127.0.0.1, always on the same port, with an append-only file.
 
-    ``configuration`` has more options, by their names in ``redis.conf``. Not thread-safe.
+    ``configuration`` has more options, by their names in ``redis.conf``, ``environment`` more variables. Not
+    thread-safe.
     """
 
     def __init__(
@@ -33,17 +34,19 @@ class RedisProcess:
         server: str,
         folder: Path,
         reaper: Reaper,
+        port: int | None = None,
         fsync: Fsync = Fsync.EVERYSEC,
         configuration: Mapping[str, str] | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
-        self.port = free_port()
+        self.port = free_port() if port is None else port
         self.version = ""
-        self._data = folder / "data"
-        self._data.mkdir(parents=True)
+        self.data = folder / "data"
+        self.data.mkdir(parents=True, exist_ok=True)
         options = {
             "bind": "127.0.0.1",
             "port": str(self.port),
-            "dir": str(self._data),
+            "dir": str(self.data),
             "save": "",
             "appendonly": "yes",
             "appendfsync": fsync.value,
@@ -52,7 +55,7 @@ class RedisProcess:
         self._server = ChildProcess(
             name="redis-server",
             command=[server, *(word for name, value in options.items() for word in (f"--{name}", value))],
-            environment=os.environ,
+            environment={**os.environ, **(environment or {})},
             log=folder / "redis.log",
             reaper=reaper,
         )
@@ -90,8 +93,8 @@ class RedisProcess:
     def start(self, *, keep_data: bool = True) -> None:
         """Start on the same port, with its earlier data or empty, and wait until the server serves."""
         if not keep_data:
-            shutil.rmtree(self._data)
-            self._data.mkdir()
+            shutil.rmtree(self.data)
+            self.data.mkdir()
         self.launch()
         self.wait_until_ready()
 

@@ -1,9 +1,10 @@
-"""A private Redis with a replica and Sentinels, from the binary on this machine."""
+"""A private Redis with replicas and Sentinels, from the binary on this machine."""
 
 from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from inferfleet.local.services.child_process import POLL_INTERVAL_S, ChildProcess
+from inferfleet.local.services.choice import Fsync
 from inferfleet.local.services.free_port import free_port
 from inferfleet.local.services.reaper import Reaper
 from inferfleet.local.services.redis_ping import redis_version
@@ -25,13 +27,43 @@ SERVICE = "inferfleet"
 
 
 class RedisSentinels:
-    """Two servers, one of which replicates the other, and three Sentinels. Not thread-safe."""
+    """Servers, all but one of which replicate that one, and three Sentinels. Not thread-safe.
 
-    def __init__(self, *, server: str, folder: Path, reaper: Reaper) -> None:
+    ``announced_ports`` are those under which the servers and the Sentinels reach each server, if not its own.
+    ``environments`` has more variables for each server.
+    """
+
+    def __init__(
+        self,
+        *,
+        server: str,
+        folder: Path,
+        reaper: Reaper,
+        ports: Sequence[int] | None = None,
+        announced_ports: Sequence[int] | None = None,
+        size: int = 2,
+        environments: Sequence[Mapping[str, str]] | None = None,
+        fsync: Fsync = Fsync.EVERYSEC,
+        down_after_ms: int = DOWN_AFTER_MS,
+    ) -> None:
+        ports = [free_port() for _ in range(size)] if ports is None else ports
+        self.announced_ports = list(ports if announced_ports is None else announced_ports)
         self.servers = [
-            RedisProcess(server=server, folder=folder / f"server-{number}", reaper=reaper)
-            for number in range(2)
+            RedisProcess(
+                server=server,
+                folder=folder / f"server-{number}",
+                reaper=reaper,
+                port=ports[number],
+                fsync=fsync,
+                environment=None if environments is None else environments[number],
+                configuration={
+                    "replica-announce-ip": "127.0.0.1",
+                    "replica-announce-port": str(self.announced_ports[number]),
+                },
+            )
+            for number in range(size)
         ]
+        self._down_after_ms = down_after_ms
         self._sentinel_ports = [free_port() for _ in range(3)]
         self._sentinels = [
             self._sentinel(server, folder / f"sentinel-{number}", port, reaper)
@@ -49,7 +81,13 @@ class RedisSentinels:
     def master(self) -> RedisProcess:
         """The master, according to the Sentinels."""
         _, port = self._ask(self._sentinel_ports[0], "SENTINEL", "GET-MASTER-ADDR-BY-NAME", SERVICE)
-        return next(server for server in self.servers if server.port == int(port))
+        return self.servers[self.announced_ports.index(int(port))]
+
+    @property
+    def replicas(self) -> list[RedisProcess]:
+        """The other servers."""
+        master = self.master
+        return [server for server in self.servers if server is not master]
 
     def start(self) -> None:
         """Start everything, and wait until the replica follows and the Sentinels know each other."""
@@ -59,33 +97,49 @@ class RedisSentinels:
             server.wait_until_ready()
         self.version = self.servers[0].version
         if not self._sentinels[0].running:
-            self._ask(self.servers[1].port, "REPLICAOF", "127.0.0.1", self.servers[0].port)
+            for replica in self.servers[1:]:
+                self._follow(replica, self.servers[0])
             for sentinel in self._sentinels:
                 sentinel.spawn()
             for sentinel, port in zip(self._sentinels, self._sentinel_ports, strict=True):
                 sentinel.wait_until(lambda: redis_version("127.0.0.1", port), timeout_s=START_TIMEOUT_S)  # noqa: B023
         self.wait_until_whole()
 
-    def wait_until_whole(self) -> None:
-        """Wait until each Sentinel knows a master, a replica that follows it, and the other Sentinels."""
-        deadline = time.monotonic() + START_TIMEOUT_S
+    def restart(self, server: RedisProcess) -> None:
+        """Start a server again after it was killed: as a replica, if it is not the master any more."""
+        server.start()
+        if (master := self.master) is not server:
+            self._follow(server, master)
+
+    def wait_until_whole(self, *, timeout_s: float = START_TIMEOUT_S) -> None:
+        """Wait until each Sentinel knows a master, replicas that follow it, and the other Sentinels."""
+        deadline = time.monotonic() + timeout_s
         while not all(self._whole(port) for port in self._sentinel_ports):
             if time.monotonic() > deadline:
-                raise ServiceUnreachableError(f"waited {START_TIMEOUT_S:g} s until the Sentinels agree")
+                raise ServiceUnreachableError(f"waited {timeout_s:g} s until the Sentinels agree")
             time.sleep(POLL_INTERVAL_S)
 
     def fail_over(self) -> None:
         """Let the replica become the master, as an operator would, and wait until everybody knows."""
         before = self.master
         self._ask(self._sentinel_ports[0], "SENTINEL", "FAILOVER", SERVICE)
+        self.wait_until_replaced(before)
+
+    def wait_until_replaced(self, master: RedisProcess) -> None:
+        """Wait until the Sentinels have another master.
+
+        Raises:
+            ServiceUnreachableError: They did not fail over.
+
+        """
         deadline = time.monotonic() + START_TIMEOUT_S
-        while self.master is before:
+        while self.master is master:
             if time.monotonic() > deadline:
                 raise ServiceUnreachableError("the Sentinels did not fail over")
             time.sleep(POLL_INTERVAL_S)
 
     def kill(self) -> None:
-        """Kill both servers with SIGKILL."""
+        """Kill all servers with SIGKILL."""
         for server in self.servers:
             server.kill()
 
@@ -102,9 +156,9 @@ class RedisSentinels:
             f"port {port}",
             "bind 127.0.0.1",
             f"dir {folder}",
-            f"sentinel monitor {SERVICE} 127.0.0.1 {self.servers[0].port} 2",
-            f"sentinel down-after-milliseconds {SERVICE} {DOWN_AFTER_MS}",
-            f"sentinel failover-timeout {SERVICE} {3 * DOWN_AFTER_MS}",
+            f"sentinel monitor {SERVICE} 127.0.0.1 {self.announced_ports[0]} 2",
+            f"sentinel down-after-milliseconds {SERVICE} {self._down_after_ms}",
+            f"sentinel failover-timeout {SERVICE} {3 * self._down_after_ms}",
         ]
         configuration.write_text("\n".join(lines) + "\n")
         return ChildProcess(
@@ -121,8 +175,13 @@ class RedisSentinels:
         return (
             state["flags"] == "master"
             and state["num-other-sentinels"] == "2"
-            and any(one["flags"] == "slave" and one["master-link-status"] == "ok" for one in replicas)
+            and len(replicas) == len(self.servers) - 1
+            and all(one["flags"] == "slave" and one["master-link-status"] == "ok" for one in replicas)
         )
+
+    def _follow(self, replica: RedisProcess, master: RedisProcess) -> None:
+        port = self.announced_ports[self.servers.index(master)]
+        self._ask(replica.port, "REPLICAOF", "127.0.0.1", port)
 
     def _dict(self, pairs: list[bytes]) -> dict[str, str]:
         words = [word.decode() for word in pairs]
