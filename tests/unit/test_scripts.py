@@ -122,7 +122,7 @@ async def all_that_calls_scripts(pipeline: CommandPipeline) -> AsyncIterator[Awa
     lost = LostMessages(pipeline, pool="p")
     yield lost.report(sweeper="s", lease_s=1, held=[JOB.id], held_s=1, fronts={})
     yield lost.open_jobs(4, from_ms=0, below_ms=1, limit=1)
-    yield lost.forget(4, {OpenJob(JOB.id, 1, 0): True})
+    yield lost.forget(4, [OpenJob(JOB.id, 1, 0)])
     yield lost.revive(JOB.id, Marks(*["0"] * len(Marks._fields)), priority=4, call="call")
     yield lanes.enter(Payload(JOB, "c"))
     yield lanes.front(JOB)

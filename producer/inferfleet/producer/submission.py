@@ -102,8 +102,6 @@ class Submission:
         call = f"{self._name}:{next(self._calls)}"
         claimed, body, recorded = await self._claim_and_record(job, call)
         if recorded.may_lack_message:
-            # On its way before the message is, so that a job that was accepted is in the index.
-            entered = self._records.open_jobs.enter(claimed.job)
             # A second message does no harm: the fence lets one of them run.
             try:
                 if (replicas := self._records.replicas) is not None:
@@ -127,10 +125,10 @@ class Submission:
                 if recorded.stalled or claimed.accepted:
                     raise _uncertain(claimed.job, refusal) from refusal
                 await self._accepted_all_the_same(claimed, call, refusal)
-            if not entered.done():
+            if recorded.entered is not None and not recorded.entered.done():
                 # Others wait for it, too. No error if it fails: the broker has the job already.
                 with suppress(ServiceUnreachableError, ServiceRefusedError):
-                    await asyncio.shield(entered)
+                    await asyncio.shield(recorded.entered)
         if claimed.key and not claimed.accepted:
             # No error if this fails: the broker has the job already.
             with suppress(ServiceUnreachableError, ServiceRefusedError):

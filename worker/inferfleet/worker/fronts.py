@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from inferfleet.schemas.names import PRIORITY_LEVELS
 from inferfleet.wire.redis.clock import RedisClock, milliseconds
@@ -21,24 +21,27 @@ class Fronts:
         self._strict = strict
         """Whether the queue delivers no job as long as it has one of a higher priority."""
         self._latest: dict[int, tuple[int, float]] = {}
+        self._delivered: dict[int, float] = {}
+        """When jobs of a priority were last delivered from the queue."""
         self._past: deque[dict[int, tuple[int, float]]] = deque(maxlen=AGE)
 
     def delivered(self, priority: int, entered_ms: int, at: float) -> None:
         """Note the first delivery of a job from the queue, at a reading of ``time.monotonic``."""
-        self._note(entered_ms, at, priority)
-        if self._strict:
-            self._note(milliseconds(self._clock.at(at)), at, *range(priority + 1, PRIORITY_LEVELS))
+        known = self._latest.get(priority)
+        if known is None or known[0] < entered_ms:
+            self._latest[priority] = (entered_ms, at)
+        self._delivered[priority] = at
 
     def empty(self, at: float) -> None:
         """Note that the queue was empty."""
-        self._note(milliseconds(self._clock.at(at)), at, *range(PRIORITY_LEVELS))
+        self._clear(range(PRIORITY_LEVELS), at)
 
-    def _note(self, entered_ms: int, at: float, *priorities: int) -> None:
-        now_ms = self._clock.now_ms()
+    def _clear(self, priorities: Iterable[int], at: float) -> None:
+        """Note that the queue had no job of these priorities."""
+        entered_ms = milliseconds(self._clock.at(at))
         for priority in priorities:
             known = self._latest.get(priority)
-            # What is from the future is of a clock that was set back since.
-            if known is None or not entered_ms <= known[0] <= now_ms:
+            if known is None or known[0] < entered_ms:
                 self._latest[priority] = (entered_ms, at)
 
     def aged(self) -> Mapping[int, Front]:
@@ -51,4 +54,10 @@ class Fronts:
 
     def age(self) -> None:
         """Note that a report was made."""
+        now_ms = self._clock.now_ms()
+        # What is from the future is of a clock that was set back since.
+        self._latest = {priority: front for priority, front in self._latest.items() if front[0] <= now_ms}
+        if self._strict:
+            for priority, at in self._delivered.items():
+                self._clear(range(priority + 1, PRIORITY_LEVELS), at)
         self._past.append(self._latest.copy())

@@ -188,8 +188,10 @@ class Sweep:
         Returns whether there were any.
         """
         marks = await self._lost_messages.marks(job.id for job in jobs)
-        over = {job: bool(its.state) for job, its in zip(jobs, marks, strict=True) if its.over}
+        over = [job for job, its in zip(jobs, marks, strict=True) if its.over]
         await self._lost_messages.forget(priority, over)
+        for job in over:
+            self._open_jobs.remember(job.id, pool=self._settings.pool, priority=priority)
         lost = [
             (job, its)
             for job, its in zip(jobs, marks, strict=True)

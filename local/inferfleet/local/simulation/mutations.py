@@ -256,8 +256,8 @@ MUTATIONS: dict[str, Mutation] = {
         variants=_FIRST_IS_REFUSED,
     ),
     "index_forgotten": _python(
-        "inferfleet.producer.submission:Submission.accept",
-        "entered = self._records.open_jobs.enter(claimed.job)",
+        "inferfleet.wire.redis.records:JobRecords.create",
+        "entered = self.open_jobs.enter(job)",
         "entered = asyncio.get_running_loop().create_future(); entered.set_result(None)",
         "plain",
         100,

@@ -15,6 +15,7 @@ _DISCARD = SCRIPTS["discard"]
 _CANCEL = SCRIPTS["cancel"]
 _COPIED = SCRIPTS["copied"]
 _REVIVE = SCRIPTS["revive"]
+_DROP_REQUEST = SCRIPTS["drop_request"]
 _START = SCRIPTS["start"]
 _RESTART = SCRIPTS["restart"]
 _APPEND = SCRIPTS["append"]
@@ -128,6 +129,11 @@ def revive(
 ) -> Command:
     """Let a job that has lost its message be published again, unless it has progressed meanwhile."""
     return ("EVALSHA", _REVIVE.sha, 3, job_key, journal_key, request_key, seen, call, queued_entry)
+
+
+def drop_request(job_key: str, request_key: str, /) -> Command:
+    """Delete the request of a job that has ended."""
+    return ("EVALSHA", _DROP_REQUEST.sha, 2, job_key, request_key)
 
 
 def start(

@@ -8,7 +8,7 @@ Such a moment is a ``Front``. So is a moment at which the queue is empty, for al
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, NamedTuple
 
@@ -177,19 +177,19 @@ class LostMessages:
         )
         return [Marks(*((value or b"").decode() for value in fields)) for fields in found]
 
-    async def forget(self, priority: int, jobs: Mapping[OpenJob, bool]) -> None:
-        """Remove jobs that are over from the index, unless they have entered it again since.
-
-        ``jobs`` says of each whether it has ended, rather than has no record.
-        """
+    async def forget(self, priority: int, jobs: Sequence[OpenJob]) -> None:
+        """Remove jobs that are over from the index, unless they have entered it again since."""
         entries: list[Argument] = []
         for job in jobs:
             entries += (job.id, job.published_ms)
         if entries:
             await asyncio.gather(
                 self._pipeline.enqueue(*pool_scripts.forget_open(open_key(self._pool, priority), *entries)),
-                # A worker of version 0.2 does not delete it.
-                *(self._pipeline.enqueue("DEL", request_key(job.id)) for job, ended in jobs.items() if ended),
+                # A worker of version 0.2 does not delete them.
+                *(
+                    self._pipeline.enqueue(*job_scripts.drop_request(job_key(job.id), request_key(job.id)))
+                    for job in jobs
+                ),
             )
 
     async def revive(self, job_id: str, marks: Marks, *, priority: int, call: str) -> Revived:

@@ -41,8 +41,8 @@ class OpenJobs:
         self._pipeline = pipeline
         self._entering: dict[tuple[str, int], tuple[list[Job], asyncio.Future[Any]]] = {}
         self._leaving: dict[str, list[str]] = {}
-        self._lately: deque[tuple[float, str, str]] = deque()
-        """The jobs that have entered or left: when, the key of their part of the index, and their ids."""
+        self._lately: deque[tuple[float, str, str, int]] = deque()
+        """The jobs that have entered or left: when, and their ids, pools and priorities."""
         pipeline.on_connect.append(self._enter_again)
 
     def enter(self, job: Job) -> asyncio.Future[Any]:
@@ -50,7 +50,7 @@ class OpenJobs:
 
         It fails as those of ``CommandPipeline.enqueue`` do.
         """
-        self._remember(open_key(job.pool, job.priority), job.id)
+        self.remember(job.id, pool=job.pool, priority=job.priority)
         return self._enter(job)
 
     def enter_all(self, jobs: Iterable[Job]) -> None:
@@ -62,9 +62,15 @@ class OpenJobs:
         """Remove a job that has ended or was taken back. Nobody waits for this: the sweep makes up for it."""
         if not self._leaving:
             asyncio.get_running_loop().call_soon(self._send_leaving)
-        key = open_key(pool, priority)
-        self._leaving.setdefault(key, []).append(job_id)
-        self._remember(key, job_id)
+        self._leaving.setdefault(open_key(pool, priority), []).append(job_id)
+        self.remember(job_id, pool=pool, priority=priority)
+
+    def remember(self, job_id: str, *, pool: str, priority: int) -> None:
+        """Let a job enter again with a connection that is made soon: it has just entered or left."""
+        now = time.monotonic()
+        self._lately.append((now, job_id, pool, priority))
+        while self._lately[0][0] < now - REMEMBERED_S:
+            self._lately.popleft()
 
     def _enter(self, job: Job) -> asyncio.Future[Any]:
         place = job.pool, job.priority
@@ -100,18 +106,12 @@ class OpenJobs:
             with suppress(ServiceUnreachableError):
                 self._pipeline.enqueue("ZREM", key, *job_ids).add_done_callback(_report)
 
-    def _remember(self, key: str, job_id: str) -> None:
-        now = time.monotonic()
-        self._lately.append((now, key, job_id))
-        while self._lately[0][0] < now - REMEMBERED_S:
-            self._lately.popleft()
-
     def _enter_again(self) -> None:
         since, now_ms = time.monotonic() - REMEMBERED_S, self._pipeline.clock.now_ms()
         again: dict[str, list[Argument]] = {}
-        for at, key, job_id in self._lately:
+        for at, job_id, pool, priority in self._lately:
             if at >= since:
-                again.setdefault(key, []).extend((now_ms, job_id))
+                again.setdefault(open_key(pool, priority), []).extend((now_ms, job_id))
         for key, entries in again.items():
             self._pipeline.enqueue("ZADD", key, "NX", *entries).add_done_callback(_report)
 

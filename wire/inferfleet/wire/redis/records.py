@@ -11,7 +11,7 @@ import asyncio
 import os
 from datetime import datetime
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from inferfleet.schemas.failures import Failure
 from inferfleet.schemas.job import Job, JobState
@@ -78,6 +78,8 @@ class Recorded(NamedTuple):
     closed: bool
     holder: str = ""
     stalled: bool = False
+    entered: asyncio.Future[Any] | None = None
+    """Done when the job is in the index of unfinished jobs, too."""
 
     @property
     def may_lack_message(self) -> bool:
@@ -137,13 +139,15 @@ class JobRecords(JobEndings):
                 request=request if self._keep_requests else b"",
             )
         )
+        # With the same write, so that it is there before a message is.
+        entered = self.open_jobs.enter(job)
         # In this order, because taking a job back frees its key before it deletes the record.
         if not self._pipeline.ordered:
             await asyncio.wait([recorded])
         holder = self._pipeline.enqueue("GET", key) if key else None
         state, attempt, closed, stalled = await recorded
         held = (holder and await holder) or b""
-        return Recorded(STATES[state], attempt, closed == 1, held.decode(), stalled == 1)
+        return Recorded(STATES[state], attempt, closed == 1, held.decode(), stalled == 1, entered)
 
     async def close(self, job_id: str, *, call: str) -> Closed:
         """Close a job whose submission ``call`` was refused, if it may be taken back, so nobody joins it."""
