@@ -275,6 +275,11 @@ async def test_the_index_loses_what_is_over(
     await start_worker(sweep_interval_s=SWEEP_S)
     ended = await fleet.submit("hello", pool=pool)
     await fleet.wait(ended, timeout_s=PATIENCE_S)
+
+    async def has_left() -> bool:
+        return not await open_in(store, pool, ended.priority)
+
+    await eventually(has_left)
     # A worker that died after the commit leaves an entry, an older one the request; a record may have expired
     await store.zadd(open_key(pool, ended.priority), {ended.id: 1, new_job_id(): 1})
     await store.set(request_key(ended.id), "a prompt", ex=60)

@@ -31,11 +31,14 @@ from inferfleet.wire.redis.script import Argument
 REMEMBERED_S = 10.0
 """For how long a job enters again: longer than a replica of Redis lags behind its master."""
 
+LEAVE_S = 0.1
+"""For how long jobs that leave are collected for one command. What gets lost meanwhile, the sweep removes."""
+
 logger = logging.getLogger(__name__)
 
 
 class OpenJobs:
-    """Changes the index. The changes of one turn of the event loop take one command for each priority."""
+    """Changes the index. Jobs that enter in one turn of the event loop, or leave soon, share a command."""
 
     def __init__(self, pipeline: CommandPipeline) -> None:
         self._pipeline = pipeline
@@ -61,7 +64,7 @@ class OpenJobs:
     def leave(self, job_id: str, *, pool: str, priority: int) -> None:
         """Remove a job that has ended or was taken back. Nobody waits for this: the sweep makes up for it."""
         if not self._leaving:
-            asyncio.get_running_loop().call_soon(self._send_leaving)
+            asyncio.get_running_loop().call_later(LEAVE_S, self._send_leaving)
         self._leaving.setdefault(open_key(pool, priority), []).append(job_id)
         self.remember(job_id, pool=pool, priority=priority)
 
