@@ -36,6 +36,12 @@ async def trim(harness: Harness) -> None:
     await asyncio.to_thread(
         harness.broker.control, "set_operator_policy", "trim", pattern, '{"max-length": 3}'
     )
+    connection = await aiormq.connect(harness.services.amqp_url)
+    channel = await connection.channel()
+    # RabbitMQ applies a policy some time after it has accepted it.
+    while ((await channel.queue_declare(job_queue(harness.pool), passive=True)).message_count or 0) > 3:
+        await asyncio.sleep(0.05)
+    await connection.close()
     await asyncio.to_thread(harness.broker.control, "clear_operator_policy", "trim")
 
 

@@ -66,7 +66,7 @@ class QueuedEntry(WireModel):
     attempt: Count = 0
     reason: Literal["submitted", "retry", "handed_over"] = "submitted"
     failure: Failure | None = None
-    republished: bool = False
+    republished: Literal[True] | None = None
 
 
 class RunningEntry(WireModel):
