@@ -385,7 +385,7 @@ async def test_a_job_whose_end_a_failover_forgot_but_not_that_it_left_the_index_
 ) -> None:
     async with Proxy(services.redis_url) as link:
         await start_worker(redis_url=link.url, sweep_interval_s=SWEEP_S, lease_s=1.0)
-        job = await fleet.submit(slow_chat(tokens=20, step_s=0.05), pool=pool)
+        job = await fleet.submit(slow_chat(tokens=100, step_s=0.05), pool=pool)
         await until_tokens(fleet, job)
         keys = (job_key(job.id), journal_key(job.id), request_key(job.id))
         before: dict[str, Any] = {key: await store.dump(key) for key in keys}

@@ -60,11 +60,10 @@ _UNPUBLISHED = (
     RefusedError,
     ConfigurationError,
     OSError,
-    TimeoutError,
 )
 
 _FOR_ALL = (ServiceUnreachableError, PublishUnconfirmedError, NackedError)
-"""RabbitMQ is away or the queue is full: the other jobs would fare no better, so the next sweep continues."""
+"""RabbitMQ is unreachable, or the queue is full."""
 
 
 class Sweep:
@@ -142,16 +141,23 @@ class Sweep:
         deadline = time.monotonic() + self._pause_s * SHARE
         for priority, front in turn.fronts.items():
             await self._sweep(turn, priority, front, deadline)
+            if self._cannot_publish:
+                break
         unkept = sum(map(len, self._unkept.values()))
         if unkept > self._told_unkept:
             logger.warning(
-                "jobs that have lost their messages, and cannot be published again, because Redis does not "
-                "have their requests (INFERFLEET_KEEP_REQUESTS): %d",
+                "cannot publish jobs again whose messages were lost, because Redis does not have their "
+                "requests (INFERFLEET_KEEP_REQUESTS): %d",
                 unkept,
             )
         self._told_unkept = unkept
         if self._errors:
             raise self._errors[0]
+
+    @property
+    def _cannot_publish(self) -> bool:
+        """Whether the other jobs of this sweep would fare no better, and wait for the next one."""
+        return any(isinstance(error, _FOR_ALL) for error in self._errors)
 
     async def _look_at_queue(self) -> None:
         """Note if the queue is empty. Without its leader, a quorum queue only looks empty."""
@@ -172,7 +178,7 @@ class Sweep:
                 priority, from_ms=cursor or 0, below_ms=below_ms, limit=BATCH
             )
             progressed = await self._look_at(jobs, priority, front) or time.monotonic() < deadline
-            if any(isinstance(error, _FOR_ALL) for error in self._errors):
+            if self._cannot_publish:
                 break
             if len(jobs) < BATCH:
                 cursor = None
@@ -185,7 +191,7 @@ class Sweep:
     async def _look_at(self, jobs: Sequence[OpenJob], priority: int, front: Front) -> bool:
         """Publish the lost ones of these jobs, and remove those that have ended from the index.
 
-        Returns whether there were any.
+        Returns whether any job was published or removed.
         """
         marks = await self._lost_messages.marks(job.id for job in jobs)
         over = [job for job, its in zip(jobs, marks, strict=True) if its.over]
@@ -210,10 +216,10 @@ class Sweep:
                     raise outcome
                 else:
                     published += outcome
-            if any(isinstance(error, _FOR_ALL) for error in self._errors):
+            if self._cannot_publish:
                 break
         if published:
-            logger.warning("jobs published again, because their messages were lost: %d", published)
+            logger.warning("published jobs again whose messages were lost: %d", published)
         return bool(over or published)
 
     async def _bring_back(self, job: OpenJob, marks: Marks, priority: int, front: Front) -> bool:

@@ -22,7 +22,7 @@ from inferfleet.wire.outage import Outage
 from inferfleet.wire.redis import refusals
 from inferfleet.wire.redis.clock import RedisClock
 from inferfleet.wire.redis.cluster import ClusterClient, slot_of
-from inferfleet.wire.redis.pipeline import AWAY, CommandPipeline, ScriptsForgottenError, Waiting, closed
+from inferfleet.wire.redis.pipeline import AWAY, CommandPipeline, ScriptsForgottenError, Waiting
 from inferfleet.wire.redis.pipelined_connection import pack
 from inferfleet.wire.redis.script import Argument
 
@@ -112,24 +112,11 @@ class ClusterPipeline(CommandPipeline):
             return 0
         return min(replies, default=0)
 
-    def enqueue(self, *command: Argument) -> asyncio.Future[Any]:
-        """Queue one command; the future gets its reply."""
-        if self._home is not None:
-            self._home.check()
-        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        if self._closed:
-            answer.set_exception(closed())
-            return answer
-        try:
-            packed = pack(command)
-        except (TypeError, ValueError) as error:
-            answer.set_exception(error)
-            return answer
+    def _queue(self, command: tuple[Argument, ...], packed: bytes, answer: asyncio.Future[Any]) -> None:
         slot = slot_of(_key(command))
         self._node(self._cluster.owner(slot)).take(
             _Routed(command[0], packed, answer, time.monotonic(), slot=slot)
         )
-        return answer
 
     async def run(self) -> None:
         """Send and receive until cancelled. The owner's task group runs this."""

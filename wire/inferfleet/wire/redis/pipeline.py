@@ -182,9 +182,12 @@ class CommandPipeline:
         except (TypeError, ValueError) as error:
             answer.set_exception(error)
             return answer
+        self._queue(command, packed, answer)
+        return answer
+
+    def _queue(self, command: tuple[Argument, ...], packed: bytes, answer: asyncio.Future[Any]) -> None:
         self._unsent.append(Waiting(command[0], packed, answer, time.monotonic()))
         self._arrived.set()
-        return answer
 
     async def learn_time(self) -> None:
         """Ask Redis for its time. Each new connection does this by itself."""

@@ -66,13 +66,13 @@ class Replicas:
                         logger.warning("Redis has enough replicas again after %.1f s", lasted_s)
                     return answer
                 problem = (
-                    f"only {present} of {self._count} replicas of Redis have a write after "
+                    f"only {present} of {self._count} replicas of Redis confirmed a write within "
                     f"{self._timeout_ms} ms (INFERFLEET_REDIS_WAIT_REPLICAS)"
                 )
                 if self._patience_s is not None and time.monotonic() >= deadline:
                     raise ServiceRefusedError(problem, passing=True)
                 if self._lacking.began():
-                    logger.warning("%s; retrying until they do", problem)
+                    logger.warning("%s; waiting for the others", problem)
 
     async def _ask(self) -> int:
         """Send ``WAIT`` behind all writes so far. All who come while another is under way share the next.
