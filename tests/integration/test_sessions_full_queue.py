@@ -37,6 +37,8 @@ EXACT: dict[str, Any] = {"queue_max_length": LIMIT, "queue_type": "classic"}
 TWO_SLOTS: dict[str, Any] = {**EXACT, "max_running": 2, "look_ahead": 0, "lease_s": 1}
 
 FOR_LONG = slow_chat("long", tokens=2000, step_s=0.1)
+TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
 STEADY: dict[str, Any] = {"simulated": {"tokens": 60, "step_delay_s": 0.05}}
 
 
@@ -99,7 +101,7 @@ async def test_a_turn_that_is_carried_fails_is_tried_again_and_stopped_like_any_
     await until_running(crowd.fleet, crowd.first)
     failing = {"simulated": {"tokens": 20, "fail": "engine_error", "after_tokens": 5}}
     flaky = {"simulated": {**failing["simulated"], "fail_times": 1}}
-    doomed = await crowd.send("doomed", body=failing, max_attempts=1)
+    doomed = await crowd.send("doomed", body=failing, max_attempts=1, traceparent=TRACEPARENT)
     stopped = await crowd.send("stopped", body={"simulated": FOR_LONG["simulated"]})
     tried_again = await crowd.send("tried again", body=flaky)
     await crowd.fill()
@@ -108,6 +110,7 @@ async def test_a_turn_that_is_carried_fails_is_tried_again_and_stopped_like_any_
     letter = await foreign.dead_letter()
     assert letter.header.properties.message_id == doomed.id
     assert read_job(letter.body).body["messages"][-1]["content"] == "doomed"
+    assert (letter.header.properties.headers or {})["traceparent"] == TRACEPARENT
     await until_running(crowd.fleet, stopped)
     assert await crowd.fleet.cancel(stopped) is JobState.RUNNING
     results = await finished(crowd.fleet, doomed, stopped)

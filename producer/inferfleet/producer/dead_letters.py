@@ -243,7 +243,7 @@ def _letter(message: ReadMessage, pool: str) -> DeadLetter:
     properties = message.properties
     headers: Mapping[str, Any] = properties.get("headers", {})
     try:
-        job = read_job(message.body, message_type=properties.get("message_type", ""))
+        job = read_job(message.body, message_type=properties.get("message_type", ""), headers=headers)
     except InvalidJobError:
         job = None
     code, why = headers.get(names.HEADER_CODE), headers.get(names.HEADER_MESSAGE)

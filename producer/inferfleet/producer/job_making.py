@@ -9,6 +9,7 @@ from typing import Any, Final, TypedDict, cast
 
 from pydantic import ValidationError
 
+from inferfleet.producer.tracing import current_trace
 from inferfleet.schemas.endpoints import ENDPOINTS, Endpoint, session_problem
 from inferfleet.schemas.errors import InvalidJobError
 from inferfleet.schemas.job import Job, OnBusy, Priority
@@ -33,6 +34,8 @@ class JobOptions(TypedDict, total=False):
 
     ``priority`` is 0 to 9, or the name of a ``Priority``, like ``"urgent"``. ``max_tokens``, ``temperature``
     and ``system``, a chat's system message, are only for a prompt: a whole body has them itself.
+    ``traceparent`` and ``tracestate`` are a W3C Trace Context; without them a job belongs to the current
+    span of OpenTelemetry, if there is one.
     """
 
     endpoint: Endpoint | str
@@ -48,6 +51,8 @@ class JobOptions(TypedDict, total=False):
     idempotency_key: str | None
     tenant: str
     metadata: dict[str, str]
+    traceparent: str | None
+    tracestate: str | None
     max_tokens: int
     temperature: float
     system: str
@@ -86,6 +91,7 @@ def make_job(
     else:
         endpoint = _endpoint(options.get("endpoint", Endpoint.CHAT))
         fields |= {**options, "endpoint": endpoint, "body": _body(work, endpoint)}
+    _set_trace(fields, options)
     if of_prompt:
         _extend(fields, of_prompt)
     if isinstance(priority := fields.get("priority"), str):
@@ -151,6 +157,16 @@ def _make_plain(fields: dict[str, Any]) -> dict[str, int]:
             with suppress(OverflowError):
                 fields[name] = moment.astimezone(UTC)
     return sizes
+
+
+def _set_trace(fields: dict[str, Any], options: JobOptions) -> None:
+    """Take the trace from the options, or else from the job, or else from the current span."""
+    if options.get("tracestate") and not options.get("traceparent"):
+        raise InvalidJobError("tracestate: belongs to a traceparent; give that, too")
+    if "traceparent" in options:
+        fields["tracestate"] = options.get("tracestate")
+    elif not fields.get("traceparent") and (trace := current_trace()):
+        fields |= {"tracestate": None, **trace}
 
 
 def _extend(fields: dict[str, Any], of_prompt: dict[str, Any]) -> None:

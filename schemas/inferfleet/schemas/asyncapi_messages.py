@@ -13,6 +13,7 @@ from inferfleet.schemas.endpoints import Endpoint
 from inferfleet.schemas.failures import FailureCode
 from inferfleet.schemas.job import DEFAULT_POOL, JobState, Priority
 from inferfleet.schemas.journal import ENTRY_FIELD
+from inferfleet.schemas.trace import MAX_TRACESTATE_CHARS, TRACEPARENT_PATTERN
 
 EXAMPLE_ID: Final = "01890a5d-ac96-774b-bcce-b302099a8057"
 EXAMPLE_CLIENT: Final = "billing-1"
@@ -46,10 +47,14 @@ EXAMPLE_PROPERTIES: Final[dict[str, Any]] = {
 _TRACE_HEADERS: Final[dict[str, Any]] = {
     "traceparent": {
         "type": "string",
-        "description": "W3C trace context, passed to the engine.",
-        "pattern": "^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$",
+        "description": "W3C trace context. Counts if the job itself has none.",
+        "pattern": TRACEPARENT_PATTERN,
     },
-    "tracestate": {"type": "string", "description": "W3C trace state."},
+    "tracestate": {
+        "type": "string",
+        "description": "W3C trace state.",
+        "maxLength": MAX_TRACESTATE_CHARS,
+    },
 }
 
 _DEAD_HEADERS: Final[dict[str, Any]] = {

@@ -10,6 +10,7 @@ import uuid_utils
 from pydantic import AwareDatetime, Field
 
 from inferfleet.schemas.endpoints import Endpoint
+from inferfleet.schemas.trace import TraceParent, TraceState
 from inferfleet.schemas.wire_model import WireModel
 
 DEFAULT_POOL: Final = "default"
@@ -82,7 +83,8 @@ class Job(WireModel):
     ``body`` is the request body of ``endpoint``. ``expires_at`` is the last moment at which the job may
     start; ``timeout_s`` limits the running time of one attempt, in seconds. A turn of a session carries only
     the new messages; ``state_patch`` (JSON Merge Patch, RFC 7396) is applied to the session's state when the
-    turn is added to the history.
+    turn is added to the history. ``traceparent`` and ``tracestate`` are the W3C Trace Context of the
+    submission; they stay with the job, whoever publishes it again.
     """
 
     id: JobId = Field(default_factory=new_job_id)
@@ -100,5 +102,7 @@ class Job(WireModel):
     idempotency_key: Annotated[str, Field(min_length=1, max_length=255)] | None = None
     tenant: Annotated[str, Field(min_length=1, max_length=128)] = DEFAULT_TENANT
     metadata: Annotated[dict[str, str], Field(max_length=64)] = Field(default_factory=dict)
+    traceparent: TraceParent | None = None
+    tracestate: TraceState | None = None
     # Only for jobs of foreign clients: our client sets Redis' time.
     submitted_at: Moment = Field(default_factory=lambda: datetime.now(UTC))  # noqa: TID251

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Final, cast
 from uuid import UUID, uuid5
 
@@ -16,6 +18,7 @@ from inferfleet.schemas.errors import InvalidJobError
 from inferfleet.schemas.job import Job, JobId, SessionId
 from inferfleet.schemas.names import JOB_MESSAGE_TYPE
 from inferfleet.schemas.request import job_error
+from inferfleet.schemas.trace import valid_trace
 
 _OURS: Final = JOB_MESSAGE_TYPE.partition(".")[0] + "."
 """How the types of all our messages begin, also of those that are not invented yet."""
@@ -25,6 +28,8 @@ _OF_CONTRACT: Final = re.compile(r"(.*\.v)([1-9]\d*)", re.ASCII)
 
 _PLAIN: Final = frozenset({"", "utf-8", "utf8", "identity", "binary", "7bit", "8bit"})
 """Content encodings of a body that is JSON as it stands."""
+
+_NO_HEADERS: Final[Mapping[str, Any]] = MappingProxyType({})
 
 _NAMESPACE: Final = UUID("5b8f1c1e-0f0a-5d0c-9a52-7f1d7c3c1c55")
 """Of the ids that messages get that have none."""
@@ -42,8 +47,16 @@ def message_body(job: Job) -> bytes:
     return to_json(job, exclude_none=True, inf_nan_mode="null")
 
 
-def read_job(body: bytes, *, message_type: str = "", content_encoding: str = "") -> Job:
+def read_job(
+    body: bytes,
+    *,
+    message_type: str = "",
+    content_encoding: str = "",
+    headers: Mapping[str, Any] = _NO_HEADERS,
+) -> Job:
     """Read a message's body as a job. Many foreign clients set neither a type nor an encoding.
+
+    A job that names no trace belongs to the one that the headers name, as tracing libraries for AMQP do it.
 
     Raises:
         InvalidJobError: The message is not a job.
@@ -68,6 +81,8 @@ def read_job(body: bytes, *, message_type: str = "", content_encoding: str = "")
     if "id" not in job.model_fields_set:
         # The model's default would make it another job at every delivery.
         raise InvalidJobError("id: missing; the publisher must give each job a UUID")
+    if job.traceparent is None and (trace := valid_trace(headers)):
+        return job.model_copy(update=trace)
     return job
 
 
@@ -89,13 +104,20 @@ class Known:
 
 def known_of(body: bytes, message_id: str | None) -> Known:
     """Find what a message says about its job, although the rest of it cannot be read."""
-    try:
-        fields: Any = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        fields = None
-    said = cast("dict[str, Any]", fields) if isinstance(fields, dict) else {}
+    said = _said(body)
     ids = dict.fromkeys(each for each in (_valid(_job_id, said.get("id")), job_id(message_id)) if each)
     return Known(tuple(ids), _valid(_session_id, said.get("session_id")))
+
+
+def trace_headers(job: Job) -> dict[str, str]:
+    """Return the trace that a job belongs to as headers; none without a ``traceparent``."""
+    named = {"traceparent": job.traceparent, "tracestate": job.traceparent and job.tracestate}
+    return {name: value for name, value in named.items() if value}
+
+
+def trace_of(body: bytes) -> dict[str, str]:
+    """Return the trace that the body of a message names, as fields of its job."""
+    return valid_trace(_said(body))
 
 
 def letter_id(body: bytes, message_id: str | None) -> str:
@@ -112,6 +134,14 @@ def derived_id(body: bytes, message_id: str | None) -> str:
 def job_id(text: str | None) -> str | None:
     """Return the text if it is a valid job id."""
     return _valid(_job_id, text)
+
+
+def _said(body: bytes) -> dict[str, Any]:
+    try:
+        fields: Any = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        fields = None
+    return cast("dict[str, Any]", fields) if isinstance(fields, dict) else {}
 
 
 def _valid(kind: TypeAdapter[str], value: object) -> str | None:

@@ -57,6 +57,8 @@ _SPELLING: Mapping[str, str] = {
     "with a letter or digit at both ends",
     "id": "a UUID in lower case, such as 01890a5d-ac96-774b-bcce-b302099a8057",
     "session_id": "a session id: 1 to 128 characters without spaces and braces",
+    "traceparent": "a W3C traceparent, such as 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+    "tracestate": "a W3C tracestate: at most 32 pairs, such as vendor=value,other=value",
     _KEY: "a token id, such as 50256",
 }
 

@@ -13,6 +13,7 @@ from typing import assert_never
 
 from inferfleet.schemas import Failure, FailureCode, JobState
 from inferfleet.schemas.journal import RestartReason, TokenChunk
+from inferfleet.schemas.message import trace_headers
 from inferfleet.schemas.settings import WorkerSettings
 from inferfleet.wire.redis.attempts import Started
 from inferfleet.worker.broker import Delivery
@@ -20,6 +21,7 @@ from inferfleet.worker.claim import Claims
 from inferfleet.worker.hooks import Hooks
 from inferfleet.worker.job_run import JobRun
 from inferfleet.worker.journal import JournalWriter
+from inferfleet.worker.log import about
 from inferfleet.worker.outcomes import (
     Defer,
     Finish,
@@ -44,8 +46,6 @@ from inferfleet.worker.stop_switch import Interruption
 from inferfleet.worker.turns import Prompt, Turns
 
 logger = logging.getLogger(__name__)
-
-TRACE_HEADERS = ("traceparent", "tracestate")
 
 
 class Attempts:
@@ -94,7 +94,7 @@ class Attempts:
             engine_died = error
             outcome = HandOver(refund=False)
         except Exception as error:
-            logger.exception("unexpected error in a job", extra={"job_id": run.job.id})
+            logger.exception("unexpected error in a job", extra=about(run.job))
             outcome = self._after(run, Failure(code=FailureCode.INTERNAL, message=type(error).__name__))
         finally:
             self._journal.release(run)
@@ -159,7 +159,7 @@ class Attempts:
         self, run: JobRun, generation: Generation, why: NotContinuableError
     ) -> Completion | Outcome:
         """Restart the answer, because the engine cannot resume it after all."""
-        logger.warning("%s", why, extra={"job_id": run.job.id})
+        logger.warning("%s", why, extra=about(run.job))
         self._journal.release(run)
         begun = await self._preparation.restart(
             run, RestartReason.NOT_RESUMABLE, tokens_wasted=run.answer.tokens
@@ -203,7 +203,7 @@ class Attempts:
 
 
 def _generation(run: JobRun) -> Generation:
-    job, headers = run.job, run.delivery.headers
+    job = run.job
     return Generation(
         id=job.id,
         endpoint=job.endpoint,
@@ -211,5 +211,5 @@ def _generation(run: JobRun) -> Generation:
         priority=job.priority,
         tenant=job.tenant,
         on_prompt=run.answer.read_prompt,
-        trace_headers={name: str(headers[name]) for name in TRACE_HEADERS if name in headers},
+        trace_headers=trace_headers(job),
     )

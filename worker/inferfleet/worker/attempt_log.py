@@ -13,6 +13,7 @@ from inferfleet.schemas.journal import QueuedEntry
 from inferfleet.worker.broker import Delivery
 from inferfleet.worker.hooks import Hooks
 from inferfleet.worker.job_run import JobRun
+from inferfleet.worker.log import about
 
 logger = logging.getLogger(__name__)
 
@@ -26,13 +27,13 @@ class AttemptLog(Hooks):
     @override
     def on_start(self, run: JobRun, body: Mapping[str, Any]) -> None:
         if self._prompts:
-            logger.info("starting job", extra={"job_id": run.job.id, "body": body})
+            logger.info("starting job", extra={**about(run.job), "body": body})
 
     @override
     def on_waste(self, run: JobRun, tokens: int, reason: str) -> None:
         logger.warning(
             "another attempt has the job" if reason == "fenced" else "restarting the answer",
-            extra={"job_id": run.job.id, "attempt": run.attempt, "reason": reason, "tokens": tokens},
+            extra={**about(run.job), "attempt": run.attempt, "reason": reason, "tokens": tokens},
         )
 
     @override
@@ -40,7 +41,7 @@ class AttemptLog(Hooks):
         code = entry.failure.code if entry.failure else None
         logger.info(
             "requeueing a job",
-            extra={"job_id": run.job.id, "attempt": run.attempt, "reason": entry.reason, "code": code},
+            extra={**about(run.job), "attempt": run.attempt, "reason": entry.reason, "code": code},
         )
 
     @override
@@ -49,7 +50,7 @@ class AttemptLog(Hooks):
             "job %s",
             result.state.value,
             extra={
-                "job_id": result.job_id,
+                **(about(run.job) if run else {"job_id": result.job_id}),
                 "attempt": run.attempt if run else 0,
                 "tokens": result.usage.completion_tokens,
                 "code": result.error.code if result.error else None,
@@ -62,6 +63,7 @@ class AttemptLog(Hooks):
         logger.warning(
             "message dead-lettered",
             extra={
+                **(about(run.job) if run else {}),
                 "message_id": delivery.message_id,
                 "code": failure.code,
                 "attempts": run.charged if run else 0,

@@ -18,6 +18,7 @@ import aiormq.abc
 from aiormq.exceptions import ChannelAccessRefused
 
 from inferfleet.schemas import Job
+from inferfleet.schemas.message import trace_headers
 from inferfleet.schemas.settings import WorkerSettings
 from inferfleet.wire.rabbitmq.connection import open_amqp
 from inferfleet.wire.rabbitmq.errors import connection_errors, refused
@@ -59,7 +60,7 @@ class Delivery:
             body=message.body,
             message_id=job.id,
             reply_to=reply_to,
-            headers={},
+            headers=trace_headers(job),
             properties={name: value for name, value in message.properties if value is not None},
             witness=None if witness.id == job.id else witness,
         )

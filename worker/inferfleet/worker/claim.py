@@ -17,6 +17,7 @@ from inferfleet.wire.redis.attempts import Started, StartStatus
 from inferfleet.wire.redis.records import JobRecords
 from inferfleet.worker.fronts import Fronts
 from inferfleet.worker.job_run import JobRun
+from inferfleet.worker.log import about
 from inferfleet.worker.outcomes import Defer, Drop, Finish, GiveUp, Outcome, cancelled
 from inferfleet.worker.ports import Engine, Generation
 from inferfleet.worker.preparation import Preparation
@@ -88,7 +89,7 @@ class Claims:
         if started.status is StartStatus.SUSPECT:
             logger.warning(
                 "job may have killed its workers; running it beside no other such job",
-                extra={"job_id": run.job.id},
+                extra=about(run.job),
             )
             self._slots.leave(run)
             await self._suspects.acquire()

@@ -119,7 +119,9 @@ def _properties(came: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
 
 
 def _entries(headers: Mapping[str, Any]) -> Iterator[Entry]:
-    return headers.entries() if isinstance(headers, FieldTable) else iter(())
+    # The headers of a turn that another message carries were never spelled.
+    table = headers if isinstance(headers, FieldTable) else FieldTable(encode.field_table(dict(headers))[4:])
+    return table.entries()
 
 
 def _named(entry: Entry) -> str:

@@ -18,6 +18,7 @@ from inferfleet.wire.redis.attempts import WriteStatus
 from inferfleet.wire.redis.records import JobRecords
 from inferfleet.wire.redis.session_histories import SessionHistories
 from inferfleet.worker.job_run import JobRun
+from inferfleet.worker.log import about
 from inferfleet.worker.stop_switch import Interruption
 
 logger = logging.getLogger(__name__)
@@ -122,6 +123,6 @@ class JournalWriter:
             )
             logger.warning(
                 "Redis lost the record or the journal of a running job",
-                extra={"job_id": run.job.id, "restored": restored, "tokens": run.answer.tokens_generated},
+                extra={**about(run.job), "restored": restored, "tokens": run.answer.tokens_generated},
             )
         return written

@@ -17,6 +17,7 @@ from inferfleet.wire.rabbitmq.messages import job_message
 from inferfleet.wire.rabbitmq.publishing import ConfirmChannel
 from inferfleet.wire.redis.records import JobRecords
 from inferfleet.wire.redis.session_lanes import EnterStatus, Payload, SessionLanes
+from inferfleet.worker.log import about
 
 logger = logging.getLogger(__name__)
 
@@ -112,5 +113,5 @@ class Lanes:
             reply_to=payload.reply_to,
         )
         if failed.result is not None:
-            logger.warning("a session's next turn cannot run: %s", message, extra={"job_id": job.id})
+            logger.warning("a session's next turn cannot run: %s", message, extra=about(job))
         return not failed.busy_s

@@ -21,8 +21,10 @@ from typing import Any, Final
 from pythonjsonlogger.orjson import OrjsonFormatter
 
 from inferfleet.schemas.errors import ConfigurationError
+from inferfleet.schemas.job import Job
 from inferfleet.schemas.printable import printable
 from inferfleet.schemas.settings import LogFormat, WorkerSettings
+from inferfleet.schemas.trace import trace_id
 
 QUIET: Final = {
     "aio_pika": logging.WARNING,
@@ -179,6 +181,14 @@ def _write_all(fd: int | None, text: str) -> None:
         except OSError:
             # The reader has gone, so there is nowhere to report this.
             return
+
+
+def about(job: Job) -> dict[str, object]:
+    """Return the fields of a log line about a job: its id, and that of its trace if it belongs to one."""
+    fields: dict[str, object] = {"job_id": job.id}
+    if job.traceparent is not None:
+        fields["trace_id"] = trace_id(job.traceparent)
+    return fields
 
 
 def without_words(error: BaseException | None) -> str:

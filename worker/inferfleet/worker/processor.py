@@ -16,6 +16,7 @@ from inferfleet.wire.redis.clock import RedisClock
 from inferfleet.worker.attempt import Attempts
 from inferfleet.worker.broker import Delivery
 from inferfleet.worker.job_run import JobRun
+from inferfleet.worker.log import about
 from inferfleet.worker.ports import EngineDeadError
 from inferfleet.worker.settlement import Settlement
 from inferfleet.worker.slots import Slots
@@ -106,6 +107,7 @@ class Processor:
                 delivery.body,
                 message_type=delivery.properties.get("message_type", ""),
                 content_encoding=delivery.properties.get("content_encoding", ""),
+                headers=delivery.headers,
             )
             if "submitted_at" not in job.model_fields_set:
                 job = job.model_copy(update={"submitted_at": self._clock.now()})
@@ -143,7 +145,7 @@ class Processor:
 
         The connection was lost, or the job was published twice. The job keeps running.
         """
-        logger.info("job is already running here", extra={"job_id": run.job.id})
+        logger.info("job is already running here", extra=about(run.job))
         if delivery.witness is not None and run.delivery.witness is None:
             # The job has its own message now, and needs no other message to carry it.
             delivery.ack()

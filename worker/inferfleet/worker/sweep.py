@@ -25,11 +25,12 @@ from inferfleet.schemas.errors import (
     ServiceRefusedError,
     ServiceUnreachableError,
 )
+from inferfleet.schemas.message import trace_of
 from inferfleet.schemas.names import job_queue
 from inferfleet.schemas.settings import WorkerSettings
 from inferfleet.wire.outage import Outage
 from inferfleet.wire.rabbitmq.confirms import NackedError, RefusedError
-from inferfleet.wire.rabbitmq.messages import message_of
+from inferfleet.wire.rabbitmq.messages import job_message
 from inferfleet.wire.rabbitmq.publishing import ConfirmChannel
 from inferfleet.wire.redis.lost_messages import Front, LostMessages, Marks, OpenJob, Revival, SweepTurn
 from inferfleet.wire.redis.open_jobs import OpenJobs
@@ -247,7 +248,8 @@ class Sweep:
         if stub.session_id is not None:
             # From now on its producer cannot take it back.
             await self._session_lanes.front(stub, take=stub.id)
-        message = message_of(revived.body, job_id=job.id, priority=priority, reply_to=revived.reply_to)
+        traced = stub.model_copy(update=trace_of(revived.body))
+        message = job_message(traced, reply_to=revived.reply_to, body=revived.body)
         await self._confirm_channel.publish_job(message, pool=self._settings.pool)
         if stub.session_id is not None:
             await self._session_lanes.published(stub, again=True)

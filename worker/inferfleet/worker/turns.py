@@ -19,6 +19,7 @@ from inferfleet.schemas.session import Turn, estimated_tokens, history, tool_pro
 from inferfleet.wire.redis.session_histories import AppendStatus, BeginStatus, SessionHistories, turns_lost
 from inferfleet.wire.redis.session_records import SessionRecords
 from inferfleet.worker.job_run import JobRun
+from inferfleet.worker.log import about
 from inferfleet.worker.outcomes import Defer, Finish, GiveUp, HandOver, Outcome, Park
 from inferfleet.worker.ports import Completion
 
@@ -141,10 +142,10 @@ class Turns:
                 case AppendStatus.TAKEN:
                     # Redis lost the session, and another turn may own it now: restart behind that turn.
                     # The attempt is charged, because the session may be lost at each attempt.
-                    logger.warning("Redis lost the session; restarting its turn", extra={"job_id": job.id})
+                    logger.warning("Redis lost the session; restarting its turn", extra=about(job))
                     return Park(refund=False)
                 case AppendStatus.FENCED:
-                    logger.warning("another attempt has the turn", extra={"job_id": job.id})
+                    logger.warning("another attempt has the turn", extra=about(job))
                     return Defer()
                 case AppendStatus.STATE_CONFLICT:
                     continue
