@@ -137,6 +137,22 @@ async def test_results_that_do_not_come_in_time_are_an_error_and_the_jobs_contin
     assert (await fleet.get(job)).state is JobState.QUEUED
 
 
+async def test_a_handle_knows_its_job(fleet: Fleet, start_worker: StartWorker, pool: str) -> None:
+    job = await fleet.submit(slow_chat(tokens=20, step_s=0.02), pool=pool, stream=True)
+    handle = fleet.job(job)
+    with pytest.raises(WaitTimeoutError, match=job.id):
+        await handle.wait(timeout_s=0.01)
+    await start_worker()
+    assert "".join([piece async for piece in handle.text_stream()]) == answer_to(job)
+    lines = [line async for line in handle.stream()]
+    assert [line async for line in handle.stream(after=lines[1].id)] == lines[2:]
+    result = await handle.wait(timeout_s=PATIENCE_S)
+    assert (await fleet.job(job.id).get()).result == result
+    assert await handle.cancel() is JobState.SUCCEEDED
+    with pytest.raises(JobNotFoundError):
+        await fleet.job(new_job_id()).wait(timeout_s=PATIENCE_S)
+
+
 async def test_the_blocking_client_has_them_too_and_sessions_and_dead_letters(
     start_worker: StartWorker, producer_settings: Any, fleet: Fleet, pool: str
 ) -> None:
@@ -153,6 +169,10 @@ async def test_the_blocking_client_has_them_too_and_sessions_and_dead_letters(
                 job.id for job in jobs
             }
             assert client.get_many(job for job in jobs).keys() == {job.id for job in jobs}
+            handle = client.job(jobs[0])
+            assert "".join(handle.text_stream()) == handle.wait(timeout_s=PATIENCE_S).text
+            assert [line.id for line in handle.stream()][-1:] == [[*client.stream(handle.id)][-1].id]
+            assert handle.cancel() is handle.get().state is JobState.SUCCEEDED
 
             session = client.session(f"s-{pool}")
             client.wait(session.send("hello", pool=pool), timeout_s=PATIENCE_S)

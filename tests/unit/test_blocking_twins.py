@@ -7,11 +7,16 @@ import re
 
 import pytest
 
-from inferfleet.producer import Fleet, Session, SyncFleet, SyncSession
+from inferfleet.producer import Fleet, JobHandle, Session, SyncFleet, SyncJobHandle, SyncSession
 from inferfleet.producer.dead_letters import DeadLetters
 from inferfleet.producer.sync_dead_letters import SyncDeadLetters
 
-TWINS = [(Fleet, SyncFleet), (Session, SyncSession), (DeadLetters, SyncDeadLetters)]
+TWINS = [
+    (Fleet, SyncFleet),
+    (JobHandle, SyncJobHandle),
+    (Session, SyncSession),
+    (DeadLetters, SyncDeadLetters),
+]
 
 ONLY_BLOCKING: dict[type, set[str]] = {SyncFleet: {"close"}}
 """The asynchronous client has only its context to end it."""
@@ -33,4 +38,4 @@ def test_a_blocking_twin_has_every_method_of_its_original(original: type, twin: 
 def blocking(signature: inspect.Signature) -> str:
     """Return a signature as the blocking twin has it."""
     text = str(signature).replace("AsyncGenerator[", "Generator[")
-    return re.sub(r"\bSession\b", "SyncSession", text)
+    return re.sub(r"\b(Session|JobHandle)\b", r"Sync\1", text)

@@ -27,7 +27,16 @@ NAMES = {
         "Timings",
         "Usage",
     ],
-    producer: ["Fleet", "JobOptions", "JournalLine", "Session", "SyncFleet", "SyncSession"],
+    producer: [
+        "Fleet",
+        "JobHandle",
+        "JobOptions",
+        "JournalLine",
+        "Session",
+        "SyncFleet",
+        "SyncJobHandle",
+        "SyncSession",
+    ],
     testing: ["RunningWorker", "SyncRunningWorker", "SyncWorkers", "Workers"],
     worker: [
         "Completion",
@@ -69,7 +78,7 @@ def test_the_contract_loads_no_network_library() -> None:
 def test_a_client_loads_nothing_of_the_worker() -> None:
     loaded = loaded_by("import inferfleet.producer")
     assert not {name for name in loaded if name.startswith(("inferfleet.worker", "inferfleet.local"))}
-    assert not {"aiohttp", "prometheus_client", "uvloop"} & loaded
+    assert not {"aiohttp", "prometheus_client", "uvloop", "opentelemetry.trace"} & loaded
 
 
 def test_an_engine_loads_no_network_library() -> None:

@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 from inferfleet.producer.fleet import Fleet
+from inferfleet.producer.job_handle import JobHandle
 from inferfleet.producer.job_making import JobOptions
 from inferfleet.producer.journal_view import JournalLine
 from inferfleet.producer.sessions import Session
 from inferfleet.producer.sync import SyncFleet
+from inferfleet.producer.sync_job_handle import SyncJobHandle
 from inferfleet.producer.sync_session import SyncSession
 
-__all__ = ["Fleet", "JobOptions", "JournalLine", "Session", "SyncFleet", "SyncSession"]
+__all__ = [
+    "Fleet",
+    "JobHandle",
+    "JobOptions",
+    "JournalLine",
+    "Session",
+    "SyncFleet",
+    "SyncJobHandle",
+    "SyncSession",
+]

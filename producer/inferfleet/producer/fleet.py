@@ -13,6 +13,7 @@ from typing import Any, Unpack
 
 from inferfleet.producer.background import background
 from inferfleet.producer.dead_letters import DeadLetters
+from inferfleet.producer.job_handle import JobHandle
 from inferfleet.producer.job_making import JobOptions, make_job
 from inferfleet.producer.journal_view import BEGINNING, JournalLine
 from inferfleet.producer.publisher import Publisher
@@ -335,6 +336,10 @@ class Fleet:
 
         """
         return await self._submission.cancel(_id(job))
+
+    def job(self, job: Job | str) -> JobHandle:
+        """Return a handle on a job. This calls neither Redis nor RabbitMQ."""
+        return JobHandle(_id(job), self)
 
     def session(self, session_id: str) -> Session:
         """Return a handle on a session. This calls neither Redis nor RabbitMQ.

@@ -22,6 +22,7 @@ from inferfleet.producer.fleet import Fleet
 from inferfleet.producer.job_making import JobOptions
 from inferfleet.producer.journal_view import BEGINNING, JournalLine
 from inferfleet.producer.sync_dead_letters import SyncDeadLetters
+from inferfleet.producer.sync_job_handle import SyncJobHandle
 from inferfleet.producer.sync_session import SyncSession
 from inferfleet.schemas.heartbeat import Heartbeat
 from inferfleet.schemas.job import Job, JobState
@@ -133,6 +134,10 @@ class SyncFleet:
     def cancel(self, job: Job | str) -> JobState:
         """Cancel a job; see ``Fleet.cancel``."""
         return self._call(partial(self._fleet.cancel, job))
+
+    def job(self, job: Job | str) -> SyncJobHandle:
+        """Return a handle on a job; see ``Fleet.job``."""
+        return SyncJobHandle(self._fleet.job(job).id, self)
 
     def session(self, session_id: str) -> SyncSession:
         """Return a handle on a session; see ``Fleet.session``."""
