@@ -15,6 +15,7 @@ from tests.integration.conftest import (
     StartWorker,
     answer_to,
     chat,
+    eventually,
     journal_of,
     kinds_of,
     slow_chat,
@@ -222,6 +223,88 @@ async def test_get_shows_a_job_before_and_after_it_ran(
     ended = await inferfleet("get", job.id, "--json")
     assert (ended.code, ended.err) == (0, "")
     assert json.loads(ended.out)["result"]["job_id"] == job.id
+
+
+async def test_get_shows_many_jobs_and_exits_with_1_unless_all_that_ended_succeeded(
+    inferfleet: RunCommand, start_worker: StartWorker, fleet: Fleet, pool: str
+) -> None:
+    jobs = await fleet.submit_many(["one", "two", "three"], pool=pool)
+    ids = [job.id for job in jobs]
+    ended = await inferfleet("get", *ids, ids[0])
+    assert (ended.code, ended.out) == (0, "")
+    assert [line.partition(", ")[0] for line in ended.err.splitlines()] == [f"{id_}: queued" for id_ in ids]
+
+    ended = await inferfleet("get", "-", "--wait", "--timeout", "0.01", stdin="\n".join(ids))
+    assert (ended.code, ended.out) == (1, "")
+    assert ended.err == "inferfleet: not all of the 3 jobs have ended within 0.01 s; wait longer, or again\n"
+    ended = await inferfleet("get", ids[0], "--wait", "--timeout", "0.01")
+    assert (ended.code, ended.err[:60]) == (1, f"inferfleet: job {ids[0]} has not en"[:60])
+
+    await start_worker()
+    ended = await inferfleet("get", "-", "--wait", "--json", stdin=" ".join(ids))
+    assert (ended.code, ended.err) == (0, "")
+    records = [json.loads(line) for line in ended.out.splitlines()]
+    assert {record["id"]: record["state"] for record in records} == dict.fromkeys(ids, "succeeded")
+    ended = await inferfleet("get", *ids)
+    assert (ended.code, ended.out) == (0, "".join(f"{answer_to(job)}\n" for job in jobs))
+
+    failed = await fleet.submit(chat(simulated={"fail": "prompt_too_long"}), pool=pool)
+    unknown = new_job_id()
+    for options in ((), ("--wait",), ("--json",), ("--wait", "--json")):
+        ended = await inferfleet("get", ids[0], unknown, failed.id, ids[1], *options)
+        assert ended.code == 1
+        assert f"inferfleet: no record of job {unknown}" in ended.err
+        if "--wait" in options:
+            assert f"inferfleet: job {failed.id} failed: prompt_too_long" in ended.err
+        shown = [ids[0], failed.id, ids[1]] if "--json" in options else ids[:2]
+        assert len(ended.out.splitlines()) == len(shown)
+
+
+async def test_a_stream_begins_behind_the_entry_that_is_named(
+    inferfleet: RunCommand, start_worker: StartWorker, fleet: Fleet, pool: str
+) -> None:
+    await start_worker()
+    job = await fleet.submit(slow_chat(tokens=20, step_s=0.02), pool=pool, stream=True)
+    await fleet.wait(job, timeout_s=PATIENCE_S)
+    whole = (await inferfleet("stream", job.id, "--json")).out.splitlines(keepends=True)
+    ids = [json.loads(line)["id"] for line in whole]
+    assert ids == [line.id async for line in fleet.stream(job)]
+    assert len(ids) > 5
+    said = ""
+    for position, line in enumerate(whole):
+        said += "".join(chunk["text"] for chunk in json.loads(line).get("chunks", ()))
+        if position in {1, 3, len(ids) - 1}:
+            ended = await inferfleet("stream", job.id, "--json", "--after", ids[position])
+            assert (ended.code, ended.out) == (0, "".join(whole[position + 1 :]))
+            ended = await inferfleet("stream", job.id, "--after", ids[position])
+            assert (ended.code, said + ended.out) == (0, answer_to(job) + "\n")
+
+
+async def test_what_is_no_text_is_printed_also_behind_an_entry(
+    inferfleet: RunCommand, start_worker: StartWorker, fleet: Fleet, pool: str
+) -> None:
+    await start_worker()
+    job = await fleet.submit("hello", endpoint=Endpoint.EMBEDDINGS, pool=pool)
+    await fleet.wait(job, timeout_s=PATIENCE_S)
+    first = json.loads((await inferfleet("stream", job.id, "--json")).out.splitlines()[0])["id"]
+    ended = await inferfleet("stream", job.id, "--after", first)
+    assert (ended.code, len(json.loads(ended.out)["data"])) == (0, 1)
+
+
+async def test_a_pool_that_has_a_worker_completes_with_tab(
+    inferfleet: RunCommand, start_worker: StartWorker, fleet: Fleet, pool: str
+) -> None:
+    await start_worker()
+
+    async def has_heartbeat() -> bool:
+        return pool in {worker.pool for worker in await fleet.workers()}
+
+    await eventually(has_heartbeat)
+    words = f"inferfleet submit --pool {pool[:-1]}"
+    ended = await inferfleet(
+        environment={"_INFERFLEET_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": "3"}
+    )
+    assert (ended.code, ended.out, ended.err) == (0, f"{pool}\n", "")
 
 
 async def test_stream_prints_what_was_said_from_its_beginning(

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import pty
+import re
 import signal
 import sys
 from collections.abc import Awaitable
@@ -63,7 +64,9 @@ async def test_a_session_is_shown_listed_forked_exported_imported_and_deleted(
     assert await fleet.session(copy).history() == conversation("a")
     listed = json.loads((await at_prompt("list", "--json")).stdout)
     assert {session.id: 2, copy: 1}.items() <= {record["id"]: record["turns"] for record in listed}.items()
-    assert "unfinished" in (await at_prompt("list", "--limit", "5")).stdout
+    lines = (await at_prompt("list")).stdout.splitlines()
+    (of_copy,) = [line for line in lines if line.startswith(f"{copy}  ")]
+    assert re.fullmatch(r"\S+  [\d-]+ [\d:]+  1 turn  [\d,]+ bytes  0 unfinished", of_copy)
 
     assert (await at_prompt("export", session.id, str(file))).exit_code == 0
     piped = await at_prompt("export", session.id)
@@ -99,7 +102,8 @@ async def test_a_chat_through_a_pipe_prints_the_answers_and_keeps_the_session(
     fleet: Fleet, session: Session, start_worker: StartWorker, inferfleet: RunCommand, pool: str
 ) -> None:
     await start_worker()
-    chat = ("chat", "--session", session.id, "--pool", pool, "--system", "be brief")
+    options = ("--pool", pool, "--system", "be brief", "--temperature", "0", "--priority", "urgent")
+    chat = ("chat", "--session", session.id, *options)
     ended = await inferfleet(*chat, stdin="first\n\nsecond\n/exit\nnever\n")
     assert (ended.code, ended.err) == (0, "")
     ended_again = await inferfleet(*chat, stdin="third")

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib import import_module
 from importlib.metadata import entry_points, version
+from typing import Any
 
 import pytest
+from typer.main import get_command
 
 from inferfleet.cli.failing import exit_code
-from inferfleet.cli.root import COMMANDS
+from inferfleet.cli.root import COMMANDS, build
 from inferfleet.schemas.errors import (
     ConfigurationError,
     IdempotencyConflictError,
@@ -66,6 +69,23 @@ def test_the_version_is_that_of_the_distribution() -> None:
 def test_every_command_can_be_loaded_and_says_what_it_does(name: str) -> None:
     module = import_module(COMMANDS[name].module)
     assert hasattr(module, "app") != hasattr(module, "command")
+
+
+def commands(command: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """A command, and those of its group, with how each is called."""
+    yield path, command
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from commands(inner, f"{path} {name}")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_argument_and_option_says_what_it_is_for(name: str) -> None:
+    root = get_command(build([name]))
+    for path, command in commands(getattr(root, "commands", {})[name], name):
+        assert command.help, path
+        assert "[[" not in command.get_usage(command.context_class(command, info_name=path)), path
+        for param in command.params:
+            assert param.help, f"{path} {param.name}"
 
 
 def test_a_command_whose_part_is_not_installed_says_what_to_install() -> None:

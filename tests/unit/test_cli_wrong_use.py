@@ -82,6 +82,24 @@ def test_submit_refuses_what_it_cannot_read(
 
 
 @pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("get",), "Missing argument 'JOB'"),
+        (("get", "-"), "stdin has no job ids"),
+        (("get", "j-1", "--timeout", "5"), "--timeout limits --wait: give both"),
+        (("get", "j-1", "--wait", "--timeout", "-1"), "Invalid value for '--timeout'"),
+        (("stream", "j-1", "--after", "here"), "'here' is not the id of a journal line, like '0-0:0'"),
+        (("stream", "j-1", "--after", ""), "'' is not the id of a journal line"),
+        (("chat", "--priority", "soon"), "'soon' is neither a number"),
+    ],
+)
+def test_other_commands_refuse_what_they_cannot_read(
+    inferfleet: Run, arguments: tuple[str, ...], message: str
+) -> None:
+    assert_refused(inferfleet(*arguments), message)
+
+
+@pytest.mark.parametrize(
     ("stdin", "message"),
     [
         ("{nonsense", "- is not JSON"),

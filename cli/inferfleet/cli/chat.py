@@ -15,10 +15,11 @@ import typer
 from rich.console import Console
 
 from inferfleet.cli.failing import INTERRUPTED
-from inferfleet.cli.options import not_empty, producer_settings
+from inferfleet.cli.options import PoolOption, PriorityOption, not_empty, producer_settings
 from inferfleet.cli.printing import print_stream
 from inferfleet.cli.terminal import err, line, out
 from inferfleet.producer.fleet import Fleet
+from inferfleet.producer.job_making import JobOptions, read_priority
 from inferfleet.schemas.errors import JobFailedError
 from inferfleet.schemas.job import DEFAULT_POOL, Job
 from inferfleet.schemas.printable import printable
@@ -30,9 +31,11 @@ def command(
         str | None,
         typer.Option(help="Session to continue; a new one by default.", callback=not_empty),
     ] = None,
-    pool: Annotated[str, typer.Option(help="Pool of workers to run on.")] = DEFAULT_POOL,
-    system: Annotated[str | None, typer.Option(help="System prompt for a new session.")] = None,
+    pool: PoolOption = DEFAULT_POOL,
+    priority: PriorityOption = "normal",
+    system: Annotated[str | None, typer.Option(help="System message for a new session.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Maximum number of tokens per answer.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="Sampling temperature.")] = None,
 ) -> None:
     """Chat with a model: each line that you type is a turn, and its answer is printed as it arrives.
 
@@ -40,7 +43,12 @@ def command(
     exits with 130; Ctrl-D and /exit exit with 0. When stdin is a pipe, every line is a turn, stdout has only
     the answers, and Ctrl-C exits with 130. At the end, stderr names the command that continues the session.
     """
-    chat = Chat(session_id=session or str(uuid4()), pool=pool, max_tokens=max_tokens)
+    given = {"max_tokens": max_tokens, "temperature": temperature}
+    chat = Chat(
+        session_id=session or str(uuid4()),
+        body={name: value for name, value in given.items() if value is not None},
+        options={"pool": pool, "priority": read_priority(priority), "stream": True},
+    )
     try:
         asyncio.run(chat.run(system))
     finally:
@@ -55,7 +63,7 @@ def command(
 class Chat:
     """One run of the command."""
 
-    def __init__(self, *, session_id: str, pool: str, max_tokens: int | None) -> None:
+    def __init__(self, *, session_id: str, body: dict[str, Any], options: JobOptions) -> None:
         self.interactive = sys.stdin.isatty()
         self.failed = False
         self.begun = False
@@ -63,8 +71,8 @@ class Chat:
         self.interrupted = False
         """Whether Ctrl-C ended the chat. At a terminal, Ctrl-C during an answer stops only that answer."""
         self.session_id = session_id
-        self._pool = pool
-        self._body: dict[str, Any] = {} if max_tokens is None else {"max_tokens": max_tokens}
+        self._body = body
+        self._options = options
         self._console = Console(stderr=True)
         self._interrupt = asyncio.Event()
 
@@ -86,7 +94,7 @@ class Chat:
                         continue
                     messages = [*instructions, {"role": "user", "content": words.strip()}]
                     self.begun = True
-                    job = await session.send(messages, body=self._body, stream=True, pool=self._pool)
+                    job = await session.send(messages, body=self._body, **self._options)
                     instructions = [] if await self._answer(fleet, job) else instructions
                     if self.interrupted:
                         break

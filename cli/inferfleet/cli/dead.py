@@ -28,7 +28,7 @@ IdArgument = Annotated[
 ]
 IdsArgument = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[JOB]...", help="Ids, as printed by `dead list`.", callback=none_empty),
+    typer.Argument(metavar="JOB", help="Ids, as printed by `dead list`.", callback=none_empty),
 ]
 AllFlag = Annotated[bool, typer.Option("--all", help="Use all dead letters that the pool has now.")]
 YesFlag = Annotated[bool, typer.Option("--yes", "-y", help="With --all, do not ask for confirmation.")]

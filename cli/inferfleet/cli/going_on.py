@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 from inferfleet.cli.terminal import err
@@ -26,12 +26,26 @@ def submitting(job_id: str) -> Generator[None]:
 
 
 @contextmanager
-def goes_on(job_id: str, command: str) -> Generator[None]:
-    """If Ctrl-C or an outage ends the block before the job, name the job and the command that continues."""
+def goes_on(job_id: str, command: str | Callable[[], str]) -> Generator[None]:
+    """If Ctrl-C or an outage ends the block before the job, name the job and the command that continues.
+
+    A callable is called then: what is left to do may depend on what the block has done.
+    """
     try:
         yield
     except (JobFailedError, JobNotFoundError, BrokenPipeError):
         raise
     except (asyncio.CancelledError, KeyboardInterrupt, ServiceUnreachableError):
-        err(f"inferfleet: job {job_id} has not ended: continue with `inferfleet {command} {job_id}`\n")
+        left = command if isinstance(command, str) else command()
+        err(f"inferfleet: job {job_id} has not ended: continue with `inferfleet {left} {job_id}`\n")
+        raise
+
+
+@contextmanager
+def several_go_on(left: Callable[[], int]) -> Generator[None]:
+    """If Ctrl-C or an outage ends the block before several jobs, say how many are ``left``."""
+    try:
+        yield
+    except (asyncio.CancelledError, KeyboardInterrupt, ServiceUnreachableError):
+        err(f"inferfleet: {left():,} of the jobs have not ended: continue with the same command\n")
         raise

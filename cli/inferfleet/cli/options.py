@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Final
 
 import typer
 
+from inferfleet.schemas.errors import InferfleetError
+from inferfleet.schemas.job import Priority
 from inferfleet.schemas.settings import ProducerSettings, read_settings
+
+COMPLETION_S: Final = 1.0
+"""How long a user who presses Tab waits at most for Redis."""
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print only JSON on stdout.")]
 
@@ -27,8 +33,39 @@ def none_empty(values: list[str] | None) -> list[str] | None:
     return values
 
 
+def live_pools(incomplete: str) -> list[str]:
+    """Complete the name of a pool that has a worker; with nothing if Redis does not answer at once."""
+    # Imported late: a command that completes nothing does not need it.
+    from inferfleet.producer.fleet import Fleet
+
+    async def read() -> set[str]:
+        async with asyncio.timeout(COMPLETION_S), Fleet.connect(producer_settings()) as fleet:
+            return {heartbeat.pool for heartbeat in await fleet.workers()}
+
+    try:
+        return sorted(pool for pool in asyncio.run(read()) if pool.startswith(incomplete))
+    except (InferfleetError, OSError):
+        return []
+
+
+def priorities(incomplete: str) -> list[str]:
+    """Complete the name of a priority."""
+    return [each.name.lower() for each in Priority if each.name.lower().startswith(incomplete)]
+
+
 JobArgument = Annotated[
     str, typer.Argument(metavar="JOB", help="Job id, as printed by `submit`.", callback=not_empty)
+]
+
+
+PoolOption = Annotated[
+    str, typer.Option("--pool", help="Pool of workers to run on.", autocompletion=live_pools)
+]
+PriorityOption = Annotated[
+    str,
+    typer.Option(
+        "--priority", help="0 to 9, 9 most urgent; or batch, normal, high, urgent.", autocompletion=priorities
+    ),
 ]
 
 

@@ -21,7 +21,9 @@ def pools() -> None:
 
 
 @app.command()
-def declare(pools: Annotated[list[str], typer.Argument(metavar="POOL...", callback=none_empty)]) -> None:
+def declare(
+    pools: Annotated[list[str], typer.Argument(metavar="POOL", help="Names of pools.", callback=none_empty)],
+) -> None:
     """Declare the queues of pools, so that jobs are accepted before the first worker starts."""
     asyncio.run(_declare(pools))
 

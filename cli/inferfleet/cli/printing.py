@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 
 import orjson
 
 from inferfleet.cli.terminal import err, out
 from inferfleet.producer.fleet import Fleet
+from inferfleet.producer.journal_view import BEGINNING, JournalLine
 from inferfleet.schemas import Result
 from inferfleet.schemas.journal import (
     FinishedEntry,
@@ -37,33 +39,57 @@ def print_answer(result: Result) -> None:
     out((text or orjson.dumps(response).decode()) + "\n")
 
 
-async def print_stream(fleet: Fleet, job_id: str, *, as_json: bool) -> None:
+@dataclass
+class Printed:
+    """How much of a stream was printed: everything up to the line ``after``."""
+
+    after: str = BEGINNING
+
+    @property
+    def any_tokens(self) -> bool:
+        """Whether tokens of the answer are among it."""
+        return self.after.split(":")[1] != "0"
+
+    @property
+    def rest(self) -> str:
+        """The command that prints the rest, without the job."""
+        return "stream" if self.after == BEGINNING else f"stream --after {self.after}"
+
+
+async def print_stream(fleet: Fleet, job_id: str, *, as_json: bool, printed: Printed | None = None) -> None:
     """Print a job's journal as it grows: its text, or every entry as a line of JSON.
+
+    Begins behind what was ``printed``, and keeps that up to date.
 
     Raises:
         JobFailedError: The job ended in another state than ``succeeded``.
 
     """
-    streamed = False
-    async for line in fleet.stream(job_id):
-        if as_json:
-            print_json(line.entry)
-            continue
+    printed = printed or Printed()
+    async for line in fleet.stream(job_id, after=printed.after):
+        _print_line(line, as_json=as_json)
+        printed.after = line.id
+    result = await fleet.wait(job_id)
+    if not as_json:
+        if printed.any_tokens:
+            out("\n")
+        else:
+            print_answer(result)
+    result.raise_for_state()
+
+
+def _print_line(line: JournalLine, *, as_json: bool) -> None:
+    if as_json:
+        entry = line.entry.model_dump(mode="json", exclude_none=True)
+        out(orjson.dumps({"id": line.id, **entry}).decode() + "\n")
+    else:
         match line.entry:
             case TokensEntry(chunks=chunks):
                 for chunk in chunks:
-                    streamed = True
                     out(chunk.text if chunk.index == 0 else "")
-                sys.stdout.flush()
             case RestartedEntry(reason=reason):
                 out("\n")
                 err(f"inferfleet: the answer restarts ({reason})\n")
             case FinishedEntry() | QueuedEntry() | RunningEntry():
                 pass
-    result = await fleet.wait(job_id)
-    if not as_json:
-        if streamed:
-            out("\n")
-        else:
-            print_answer(result)
-    result.raise_for_state()
+    sys.stdout.flush()

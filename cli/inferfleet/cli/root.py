@@ -6,10 +6,12 @@ This module imports nothing but typer, so that ``--help`` is quick.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from importlib.metadata import version
+from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, NamedTuple
 
@@ -59,6 +61,12 @@ COMMANDS: Mapping[str, CommandModule] = MappingProxyType(
 )
 
 
+NAME = "inferfleet"
+
+COMPLETING = "_INFERFLEET_COMPLETE"
+"""A shell sets this variable when it asks how a command line can be completed."""
+
+
 def main() -> None:
     """Run the command line. Print an ``InferfleetError`` as one line on stderr, without a traceback."""
     from inferfleet.cli.failing import Remarks, report_errors
@@ -70,15 +78,25 @@ def main() -> None:
     logging.basicConfig(handlers=[remarks])
     # A connection problem is reported once, as the error that it causes.
     logging.getLogger("aiormq").setLevel(logging.CRITICAL)
+    arguments = sys.argv[1:]
+    if COMPLETING in os.environ:
+        arguments = _words_to_complete()
+        # Anything else would appear in the midst of what the user types.
+        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - until the end
     with report_errors():
-        build(sys.argv[1:])(prog_name="inferfleet")
+        build(arguments)(prog_name=NAME)
+
+
+def _words_to_complete() -> list[str]:
+    """Return the words behind the command's name that the shell wants to have completed."""
+    words = os.environ.get("COMP_WORDS") or os.environ.get("_TYPER_COMPLETE_ARGS", "")
+    return words.split()[1:]
 
 
 def build(arguments: Sequence[str]) -> typer.Typer:
     """Make the command line. Import only the command that is called; the others have only their help line."""
     app = typer.Typer(
         no_args_is_help=True,
-        add_completion=False,
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
@@ -91,7 +109,7 @@ def build(arguments: Sequence[str]) -> typer.Typer:
             continue
         module = import_command(f"inferfleet {name}", place.module, extra=place.extra)
         if hasattr(module, "app"):
-            app.add_typer(module.app, name=name, help=place.help)
+            app.add_typer(module.app, name=name)
         else:
             app.command(name)(module.command)
     return app

@@ -22,7 +22,9 @@ def schema() -> None:
 
 @app.command()
 def export(
-    folder_name: Annotated[str, typer.Argument(metavar="[FOLDER]", callback=not_empty)] = "schemas",
+    folder_name: Annotated[
+        str, typer.Argument(metavar="FOLDER", help="The folder to write to.", callback=not_empty)
+    ] = "schemas",
     *,
     check: Annotated[bool, typer.Option("--check", help="Write nothing; exit 1 if files differ.")] = False,
 ) -> None:

@@ -9,9 +9,6 @@ from typing import Annotated, Any, TypeVar
 
 import orjson
 import typer
-from rich.console import Console
-from rich.table import Column, Table
-from rich.text import Text
 
 from inferfleet.cli.options import JsonFlag, not_empty, producer_settings
 from inferfleet.cli.reading import STANDARD, read_text
@@ -27,7 +24,7 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 SessionArgument = Annotated[
     str, typer.Argument(metavar="SESSION", help="The session's id.", callback=not_empty)
 ]
-FileArgument = Annotated[Path, typer.Argument(metavar="[FILE]", help="The file; `-` is stdout or stdin.")]
+FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="The file; `-` is stdout or stdin.")]
 
 
 @app.callback()
@@ -60,7 +57,11 @@ def show(session_id: SessionArgument, *, as_json: JsonFlag = False) -> None:
 
 
 @app.command("list")
-def list_(*, limit: int = 1000, as_json: JsonFlag = False) -> None:
+def list_(
+    *,
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number to list.")] = 1000,
+    as_json: JsonFlag = False,
+) -> None:
     """List sessions."""
 
     async def read(fleet: Fleet) -> list[SessionRecord]:
@@ -72,16 +73,14 @@ def list_(*, limit: int = 1000, as_json: JsonFlag = False) -> None:
     if as_json:
         _print_json([record.model_dump(mode="json") for record in records])
         return
-    console = Console()
-    # Folded, not cut off, so that ids can be copied.
-    table = Table(Column("session", overflow="fold"), "turns", "bytes", "unfinished", "changed at")
+    # One line each and nothing cut off, so that ids can be copied into the next command.
     for record in records:
-        unfinished = str(len(record.waiting) + 1) if record.owner else ""
-        changed_at = f"{record.updated_at:%Y-%m-%d %H:%M:%S}" if record.updated_at else ""
-        table.add_row(
-            Text(shown_id(record.id)), str(record.turns), f"{record.bytes:,}", unfinished, changed_at
+        unfinished = len(record.waiting) + 1 if record.owner else 0
+        changed_at = f"{record.updated_at:%Y-%m-%d %H:%M:%S}" if record.updated_at else "-"
+        turns = f"{record.turns} turn{'' if record.turns == 1 else 's'}"
+        out(
+            f"{shown_id(record.id)}  {changed_at}  {turns}  {record.bytes:,} bytes  {unfinished} unfinished\n"
         )
-    console.print(table)
 
 
 @app.command()

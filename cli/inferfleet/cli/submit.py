@@ -10,8 +10,16 @@ import typer
 from pydantic_core import from_json
 
 from inferfleet.cli.going_on import goes_on, submitting
-from inferfleet.cli.options import JsonFlag, not_empty, parse_metadata, parse_moment, producer_settings
-from inferfleet.cli.printing import print_answer, print_json, print_stream
+from inferfleet.cli.options import (
+    JsonFlag,
+    PoolOption,
+    PriorityOption,
+    not_empty,
+    parse_metadata,
+    parse_moment,
+    producer_settings,
+)
+from inferfleet.cli.printing import Printed, print_answer, print_json, print_stream
 from inferfleet.cli.reading import read_text
 from inferfleet.cli.terminal import out
 from inferfleet.producer.fleet import Fleet
@@ -21,16 +29,16 @@ from inferfleet.schemas.job import DEFAULT_MAX_ATTEMPTS, DEFAULT_POOL, OnBusy
 
 
 def command(
-    prompt: Annotated[str | None, typer.Argument(help="Prompt; or pass a whole request with --body.")] = None,
+    prompt: Annotated[
+        str | None, typer.Argument(metavar="PROMPT", help="Prompt; or pass a whole request with --body.")
+    ] = None,
     *,
     body: Annotated[
         Path | None, typer.Option(help="File with an OpenAI request body; `-` reads stdin.", dir_okay=False)
     ] = None,
     endpoint: Annotated[Endpoint, typer.Option(help="Endpoint of the request body.")] = Endpoint.CHAT,
-    pool: Annotated[str, typer.Option(help="Pool of workers to run on.")] = DEFAULT_POOL,
-    priority: Annotated[
-        str, typer.Option(help="0 to 9, 9 most urgent; or batch, normal, high, urgent.")
-    ] = "normal",
+    pool: PoolOption = DEFAULT_POOL,
+    priority: PriorityOption = "normal",
     max_tokens: Annotated[
         int | None, typer.Option(help="Maximum number of tokens to generate for a prompt.")
     ] = None,
@@ -44,18 +52,24 @@ def command(
     on_busy: Annotated[
         OnBusy, typer.Option(help="What to do while the session has an unfinished turn.")
     ] = OnBusy.ENQUEUE,
-    timeout: Annotated[float | None, typer.Option(help="Time limit of an attempt in seconds.")] = None,
+    timeout: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="Time limit of each attempt.")
+    ] = None,
     max_attempts: Annotated[int, typer.Option(help="How often the job may be tried.")] = DEFAULT_MAX_ATTEMPTS,
     expires: Annotated[
         str | None,
-        typer.Option(help="Latest start: 90s, 10m, 2h or 3d from now, or an ISO 8601 time with its zone."),
+        typer.Option(
+            metavar="WHEN",
+            help="Latest start: 90s, 10m, 2h or 3d from now, or an ISO 8601 time with its zone.",
+        ),
     ] = None,
     idempotency_key: Annotated[
         str | None,
         typer.Option(help="Idempotency key: the same key and body give the same job.", callback=not_empty),
     ] = None,
     metadata: Annotated[
-        list[str] | None, typer.Option(help="Metadata to store with the job, as key=value; repeatable.")
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Metadata to store with the job; repeatable."),
     ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the answer and print it.")] = False,
     stream: Annotated[bool, typer.Option("--stream", help="Print tokens as they arrive.")] = False,
@@ -92,8 +106,9 @@ async def _submit(work: str | dict[str, Any], options: JobOptions, *, wait: bool
         with submitting(job.id):
             job = await fleet.submit(job)
         if options.get("stream"):
-            with goes_on(job.id, "stream"):
-                await print_stream(fleet, job.id, as_json=as_json)
+            printed = Printed()
+            with goes_on(job.id, lambda: printed.rest):
+                await print_stream(fleet, job.id, as_json=as_json, printed=printed)
         elif wait:
             with goes_on(job.id, "get --wait"):
                 result = await fleet.wait(job)

@@ -85,7 +85,10 @@ def worker(
 def drain(
     worker_id: Annotated[str, typer.Argument(metavar="WORKER", help="Worker id.")],
     *,
-    timeout_s: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for the worker.")] = 30.0,
+    timeout_s: Annotated[
+        float,
+        typer.Option("--timeout", "--timeout-s", metavar="SECONDS", min=0.1, help="Limit of the wait."),
+    ] = 30.0,
 ) -> None:
     """Drain a worker, wherever it runs: it finishes or hands over its running jobs, and exits.
 
