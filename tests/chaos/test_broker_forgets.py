@@ -91,3 +91,27 @@ async def test_all_jobs_end_once_whatever_the_broker_forgets(
     again = await fleet.submit(waiting[-1].model_copy(update={"id": new_job_id()}))
     assert again.id == waiting[-1].id
     await harness.until_empty()
+
+
+async def test_a_job_that_runs_without_its_message_keeps_its_worker_from_holding_another(
+    harness: Harness, fleet: Fleet
+) -> None:
+    # Given a worker without a free slot, and a queue that is deleted with the messages of its jobs
+    await harness.worker(max_running=2, look_ahead=0, sweep_interval_s=SWEEP_S)
+    running = [
+        await fleet.submit(prompt(f"running {n}", tokens=100_000), pool=harness.pool, stream=True)
+        for n in range(2)
+    ]
+    await harness.until_tokens([job.id for job in running])
+    await delete(harness)
+    await fleet.declare_pool(harness.pool)
+    next_jobs = [await fleet.submit(prompt(f"next {n}", tokens=2), pool=harness.pool) for n in range(4)]
+
+    # When another worker starts, then it gets all jobs that came since.
+    await harness.worker(max_running=2, look_ahead=0, sweep_interval_s=SWEEP_S)
+    for result in await fleet.wait_many(next_jobs, timeout_s=WAIT_S):
+        assert result.state is JobState.SUCCEEDED
+    for job in running:
+        await fleet.cancel(job)
+    await fleet.wait_many(running, timeout_s=WAIT_S)
+    await harness.until_empty()

@@ -10,6 +10,7 @@ from tests.integration.conftest import PATIENCE_S, ForeignClient
 
 from inferfleet.local.services import Services
 from inferfleet.producer import Fleet
+from inferfleet.schemas.names import job_queue
 from inferfleet.schemas.settings import WorkerSettings
 from inferfleet.worker.broker import Delivery, Subscription, subscribe
 
@@ -127,3 +128,29 @@ async def test_a_session_ends_when_its_queue_is_deleted(
     assert not ending.done()
     await foreign.channel.queue_delete(f"inferfleet.jobs.{foreign.pool}")
     await asyncio.wait_for(ending, PATIENCE_S)
+
+
+async def test_a_worker_without_jobs_is_one_consumer_again(
+    session: Subscription, desk: Desk, foreign: ForeignClient, pool: str
+) -> None:
+    """Whoever counts the consumers of a queue wants to know how many workers there are."""
+
+    async def consumers() -> int:
+        return (await foreign.channel.queue_declare(job_queue(pool), passive=True)).consumer_count or 0
+
+    await session.prefetch(4)
+    await session.prefetch(10)
+    await desk.until_taken(10)
+    assert await consumers() == 2
+    await session.prefetch(10)
+    assert await consumers() == 2
+    await foreign.channel.queue_purge(job_queue(pool))
+    for delivery in desk.taken:
+        delivery.ack()
+    session.acknowledger.flush()
+    await session.prefetch(10)
+    assert await consumers() == 1
+    for _ in range(20):
+        await foreign.publish(b"{}")
+    await desk.until_taken(20)
+    assert session.held == 10

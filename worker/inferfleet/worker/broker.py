@@ -160,7 +160,8 @@ class Subscription:
 
         RabbitMQ fixes the prefetch of a consumer at its start. So a higher limit adds a consumer for the
         difference, and a lower limit cancels the newest consumers. Settling a delivery of a cancelled
-        consumer frees no room; to fill that room, call this again with the same limit.
+        consumer frees no room; to fill that room, call this again with the same limit. If nothing is held, one
+        consumer takes the place of several, so that whoever counts consumers counts workers.
 
         Raises:
             ServiceRefusedError: The permission to read the queue is missing.
@@ -168,7 +169,8 @@ class Subscription:
         """
         async with self._changing:
             try:
-                while self._consumers and sum(self._consumers.values()) > limit:
+                several = len(self._consumers) > 1 and not self.held
+                while self._consumers and (several or sum(self._consumers.values()) > limit):
                     await self._channel.basic_cancel(next(reversed(self._consumers)))
                     self._consumers.popitem()
                 missing = limit - sum(self._consumers.values()) - self._orphans()

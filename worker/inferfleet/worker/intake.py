@@ -2,7 +2,8 @@
 
 A new worker cannot take the jobs that a full worker holds. An engine that runs out of KV memory, or whose
 jobs have several choices each, runs fewer jobs than it has slots. Then the worker gives it fewer jobs, and
-prefetches fewer from the broker.
+prefetches fewer from the broker. It also prefetches fewer while jobs run here whose messages are elsewhere,
+or gone.
 """
 
 from __future__ import annotations
@@ -44,6 +45,16 @@ def wanted(stats: EngineStats, *, limit: int, taken: int, max_running: int) -> i
     return max(1, min(limit, taken * stats.running // (stats.running + stats.waiting)))
 
 
+async def prefetch(subscription: Subscription, slots: Slots, *, look_ahead: int, parked: int = 0) -> None:
+    """Let the subscription hold a message for each slot, ``look_ahead`` more, and those that take no place.
+
+    A job that runs without its message takes a slot, but no delivery: a message in its place would wait here
+    as long as the job runs, and no other worker could take it.
+    """
+    places = slots.limit - slots.without_message + look_ahead
+    await subscription.prefetch(places + parked + subscription.carrying)
+
+
 async def adapt_intake(
     subscription: Subscription, engine: Engine, slots: Slots, *, max_running: int, look_ahead: int
 ) -> None:
@@ -66,4 +77,4 @@ async def adapt_intake(
                     slots.resize(new)
         parked = min(subscription.parked, PARKED_PER_PLACE * (max_running + look_ahead))
         # Shielded, because cancelling it halfway would close the channel.
-        await asyncio.shield(subscription.prefetch(slots.limit + look_ahead + parked + subscription.carrying))
+        await asyncio.shield(prefetch(subscription, slots, look_ahead=look_ahead, parked=parked))

@@ -53,6 +53,11 @@ class Slots:
         return len(self._holders)
 
     @property
+    def without_message(self) -> int:
+        """How many jobs with a slot have no message here: the connection that had delivered it is lost."""
+        return sum(run.delivery.is_lost for run in self._holders)
+
+    @property
     def waiting(self) -> int:
         """How many jobs wait for one."""
         return len(self._waiters)

@@ -31,7 +31,7 @@ from inferfleet.worker.broker import Delivery, Subscription, subscribe
 from inferfleet.worker.deletion_cost import deletion_cost, keep_deletion_cost
 from inferfleet.worker.heartbeat import HeartbeatWriter
 from inferfleet.worker.http import serve_http
-from inferfleet.worker.intake import adapt_intake
+from inferfleet.worker.intake import adapt_intake, prefetch
 from inferfleet.worker.metrics import WorkerMetrics
 from inferfleet.worker.ports import Engine, EngineDeadError
 from inferfleet.worker.processor import Processor
@@ -181,7 +181,7 @@ class Worker:
             self._heartbeats.enter(WorkerPhase.READY)
             logger.info("ready", extra={"model": self._engine.model, "identity": self._identity()})
             self._slots.supply_from(subscription)
-            await subscription.prefetch(self._slots.limit + self._settings.look_ahead)
+            await prefetch(subscription, self._slots, look_ahead=self._settings.look_ahead)
             await self._unless_stopped(self._until_closed(subscription))
             if not self._stopping.is_set():
                 self._broker_outage.began()
