@@ -4,23 +4,22 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any
 
 import pytest
 from tests.forked import ForkedProcess
 from tests.stores import plain_redis
-from yarl import URL
 
 from inferfleet.local import worker_processes
 from inferfleet.local.chaos import harness as harnesses
-from inferfleet.local.chaos.harness import AMQP_HEARTBEAT_S, Harness, Link
-from inferfleet.local.chaos.proxy import Proxy
+from inferfleet.local.chaos.harness import Harness
 from inferfleet.local.services import Services
+from inferfleet.local.services.redis_cluster import RedisCluster
+from inferfleet.local.services.redis_sentinels import RedisSentinels
 from inferfleet.producer.fleet import Fleet
 from inferfleet.schemas import Job, JournalEntry, Result
 from inferfleet.schemas.journal import FinishedEntry, RestartedEntry, RunningEntry
 from inferfleet.schemas.settings import ProducerSettings
-from inferfleet.wire.redis.topology import topology_of
 from inferfleet.worker.engines.simulated import expected_text
 
 WAIT_S = 100.0
@@ -39,37 +38,17 @@ def quick_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker_processes, "launch", launch)
 
 
-class NoLink:
-    """Several servers of Redis, without a link before them: they name their own addresses to clients."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-
-    def heal(self) -> None:
-        """Nothing is held."""
-
-    def reset(self) -> None:
-        """A worker that is killed has sent what it has written."""
-
-
-async def link_to_the_broker(harness: Harness) -> Link:
-    broker_url = str(URL(harness.services.amqp_url).update_query(heartbeat=AMQP_HEARTBEAT_S))
-    return Link(
-        broker=await harness.stack.enter_async_context(Proxy(broker_url)),
-        store=cast("Proxy", NoLink(harness.services.redis_url)),
-    )
-
-
 @pytest.fixture
 async def harness(
     services: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Harness]:
     if services.broker is None or services.store is None:
         pytest.skip(f"these services cannot be killed: {services.description}")
-    if topology_of(services.redis_url) is not None:
+    named_servers: Mapping[int, int] = {}
+    if isinstance(services.store, RedisCluster | RedisSentinels):
         monkeypatch.setattr(harnesses, "_patient_client", plain_redis)
-        monkeypatch.setattr(Harness, "link", link_to_the_broker)
-    async with Harness.around(services, log_folder=tmp_path) as harness:
+        named_servers = services.store.named_servers
+    async with Harness.around(services, log_folder=tmp_path, named_servers=named_servers) as harness:
         yield harness
 
 

@@ -47,6 +47,7 @@ async def test_a_draining_worker_hands_64_long_jobs_over_and_every_one_continues
     await harness.until_empty()
 
 
+@pytest.mark.store
 async def test_a_worker_that_is_cut_off_from_redis_still_leaves_when_told_to(
     harness: Harness, fleet: Fleet
 ) -> None:

@@ -48,17 +48,22 @@ async def test_each_server_of_an_address_is_reached_through_a_port_of_the_link()
         assert [await heard_at(port) for port in ports_of(link)] == [b"one", b"two"]
 
 
-async def test_a_server_that_an_answer_names_is_reached_through_the_link_too() -> None:
+@pytest.mark.parametrize(
+    "address",
+    [b"*2\r\n$9\r\n127.0.0.1\r\n$5\r\n%d\r\n", b":%d\r\n", b"-MOVED 3999 127.0.0.1:%d\r\n"],
+    ids=["Sentinel", "slots", "redirection"],
+)
+async def test_a_server_that_an_answer_names_is_reached_through_the_link_too(address: bytes) -> None:
     named = free_port()
     async with (
-        server(b"%d serves" % named) as sentinel,
+        server(address % named) as sentinel,
         server(b"%d is served" % named) as master,
         Proxy(f"redis+sentinel://127.0.0.1:{sentinel}/service/0", named={named: master}) as link,
     ):
         answer = await heard_at(*ports_of(link))
         port = link.named[named]
-        assert answer == b"%d serves" % port
-        # What that server itself says is not changed.
+        assert answer == address % port
+        # What else contains the same digits is not changed.
         assert await heard_at(port) == b"%d is served" % named
 
         link.hold(Direction.TO_CLIENT)

@@ -16,6 +16,7 @@ from inferfleet.schemas import Job
 from inferfleet.schemas.names import job_key
 
 
+@pytest.mark.store
 @pytest.mark.parametrize("direction", Direction)
 async def test_a_worker_cut_off_from_redis_keeps_what_it_generates(
     harness: Harness, fleet: Fleet, direction: Direction

@@ -16,6 +16,7 @@ from inferfleet.schemas import JobState
 from inferfleet.schemas.names import job_key
 
 
+@pytest.mark.store
 @pytest.mark.matrix
 async def test_a_worker_killed_after_delivery_and_before_its_start_is_recorded_costs_nothing(
     harness: Harness, fleet: Fleet

@@ -15,6 +15,7 @@ import typer
 from inferfleet.cli.failing import report_errors
 from inferfleet.cli.standard_streams import open_standard_streams
 from inferfleet.cli.terminal import err, out
+from inferfleet.local.chaos.cluster import SIZE
 from inferfleet.local.chaos.cluster_faults import ClusterFault, missing, possible_faults
 from inferfleet.local.chaos.soak import SoakOptions, SoakReport, Topology, soak
 from inferfleet.schemas.settings import QueueType
@@ -38,6 +39,14 @@ def command(
         list[ClusterFault] | None,
         typer.Option("--fault", help="A fault of the cluster's services; may be repeated. By default all."),
     ] = None,
+    wait_replicas: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=SIZE - 1,
+            help="Number of Redis replicas that confirm each job and its end, so that none is forgotten.",
+        ),
+    ] = 0,
     workers: Annotated[int, typer.Option(min=1, help="Number of worker processes.")] = 4,
     empty_redis: Annotated[
         bool, typer.Option("--empty-redis", help="Also empty Redis now and then.")
@@ -72,6 +81,10 @@ def command(
         raise typer.BadParameter("--garbage and --empty-redis are for --topology single")
     if faults and not clustered:
         raise typer.BadParameter("--fault is for --topology cluster")
+    if wait_replicas and not clustered:
+        raise typer.BadParameter("--wait-replicas is for --topology cluster")
+    if wait_replicas and ClusterFault.REDIS_EMPTIED in (faults or ()):
+        raise typer.BadParameter(f"--wait-replicas cannot keep what {ClusterFault.REDIS_EMPTIED} deletes")
     for fault in faults or ():
         if (reason := missing(fault)) is not None:
             raise typer.BadParameter(f"{fault} is not possible here: {reason}")
@@ -90,7 +103,11 @@ def command(
         garbage=garbage,
         another_model=another_model,
         topology=topology,
-        cluster_faults=frozenset(faults or possible_faults()),
+        # Replicas delete, too, what the master deletes.
+        cluster_faults=frozenset(
+            faults or possible_faults() - ({ClusterFault.REDIS_EMPTIED} if wait_replicas else set())
+        ),
+        wait_replicas=wait_replicas,
     )
     with tempfile.TemporaryDirectory(prefix="inferfleet-chaos-") as temporary:
         where = folder or Path(temporary)
@@ -118,7 +135,9 @@ def _say(line: str) -> None:
 
 def _print(report: SoakReport) -> None:
     sys.stdout.write(f"{'seed':12} {report.options.seed}\n{'jobs':12} {report.accepted}\n")
-    if report.excused:
+    if report.forgotten:
+        sys.stdout.write(f"{'forgotten':12} {report.forgotten}, although they had to be on replicas\n")
+    elif report.excused:
         sys.stdout.write(f"{'excused':12} {report.excused} ended, unread, just before Redis forgot them\n")
     for name, counts in (
         ("ends", report.ends),

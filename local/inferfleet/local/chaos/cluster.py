@@ -95,15 +95,14 @@ async def running_cluster(*, disks: bool = False, clocks: bool = False) -> Async
         stack.push_async_callback(asyncio.to_thread, broker.close)
         stack.push_async_callback(asyncio.to_thread, store.close)
         await asyncio.gather(asyncio.to_thread(broker.start), asyncio.to_thread(store.start))
-        named = dict(zip(store.announced_ports, ports, strict=True))
         # Whoever observes is never cut off.
-        own = await stack.enter_async_context(Proxy(store.url, named=named))
+        own = await stack.enter_async_context(Proxy(store.url, named=store.named_servers))
         yield Cluster(
             broker=broker,
             store=store,
             inside=dict(zip(store.servers, inside, strict=True)),
             clocks=dict(zip(store.servers, times, strict=True)) if clocks else {},
-            named_servers={own.named[name]: port for name, port in named.items()},
+            named_servers={own.named[name]: port for name, port in store.named_servers.items()},
             services=Services(
                 kind=ServicesChoice.NATIVE,
                 amqp_url=broker.url,

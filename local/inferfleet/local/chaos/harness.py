@@ -107,7 +107,7 @@ class Harness:
     stack: AsyncExitStack
     defaults: dict[str, Any] = field(default_factory=dict[str, Any])
     named_servers: Mapping[int, int] = field(default_factory=dict[int, int])
-    """The ports of the Redis servers that Sentinels name, if there are any, each with the server's own."""
+    """The ports of the Redis servers that answers name, if there are any, each with the server's own."""
 
     @classmethod
     @asynccontextmanager

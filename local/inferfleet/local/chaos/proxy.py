@@ -24,6 +24,10 @@ PATIENCE_S = 60.0
 
 _SERVER = re.compile(r"(?<=[/@,])(?P<host>[^/@,:]+):(?P<port>\d+)(?=[,/?]|$)")
 
+_NAMED = re.compile(rb"(?P<what>:|\$5\r\n|(?:MOVED|ASK) \d+ \S*:)(?P<port>\d{5})(?=\r\n)")
+"""Where the answers of Redis name a port: as a number, as a string of its own, or in a redirection. All ports
+that ``free_port`` returns have five digits, so an answer keeps its length."""
+
 
 class Direction(StrEnum):
     """Which half of a connection."""
@@ -36,17 +40,16 @@ class Proxy:
     """A link to one service. Listens while its ``async with`` block runs; ``url`` is the address through it.
 
     The service may have several servers, and the URL names each with its port. ``named`` are the ports of
-    servers that only the answers name, as those of Sentinels do: each gets a port of the link, which the
-    answers then name instead. A direction that is held or slowed down stays so for later connections, until
-    ``heal``.
+    servers that answers of Redis name, as those of Sentinels and of a Redis Cluster do: each gets a port of
+    the link, which the answers then name instead. A direction that is held or slowed down stays so for later
+    connections, until ``heal``.
     """
 
     def __init__(self, url: str, *, named: Mapping[int, int] | None = None) -> None:
         self._targets: dict[int, tuple[str, int]] = {}
         self.url = _SERVER.sub(self._place, url)
-        self._naming = frozenset(self._targets)
         self.named = {name: self._listen_for(HOST, port) for name, port in (named or {}).items()}
-        """The ports of this link for the servers that only answers name."""
+        """The ports of this link for the servers that answers name."""
         self._open = {direction: asyncio.Event() for direction in Direction}
         self._caught = {direction: asyncio.Event() for direction in Direction}
         self._delay_s = dict.fromkeys(Direction, 0.0)
@@ -140,26 +143,31 @@ class Proxy:
         self._targets[own] = (host, port)
         return own
 
-    async def _accept(self, port: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None  # noqa: S101 - asyncio runs this as a task
+    def _accept(self, port: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # Not a coroutine, so that a connection is known before anything can cancel its task.
         self.accepted += 1
+        task = asyncio.get_running_loop().create_task(self._connect(port, reader, writer, self._passing))
         self._connections[task] = (writer,)
-        passing = self._passing
+        task.add_done_callback(self._forget)
+
+    def _forget(self, task: asyncio.Task[None]) -> None:
+        for writer in self._connections.pop(task):
+            writer.transport.abort()
+
+    async def _connect(
+        self, port: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, passing: asyncio.Event
+    ) -> None:
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - it is one of the connections
         try:
             upstream, service = await asyncio.open_connection(*self._targets[port])
             self._connections[task] = (writer, service)
             async with asyncio.TaskGroup() as pumps:
                 pumps.create_task(self._pump(reader, service, Direction.TO_SERVICE, passing))
-                pumps.create_task(
-                    self._pump(upstream, writer, Direction.TO_CLIENT, passing, names=port in self._naming)
-                )
-        except (OSError, asyncio.CancelledError):
-            # The service is down, or the link was broken on purpose: for the client it is the same.
+                pumps.create_task(self._pump(upstream, writer, Direction.TO_CLIENT, passing))
+        except OSError:
+            # The service is down: for the client it is the same as a broken link.
             pass
-        finally:
-            for each in self._connections.pop(task):
-                each.transport.abort()
 
     async def _pump(
         self,
@@ -167,13 +175,11 @@ class Proxy:
         writer: asyncio.StreamWriter,
         direction: Direction,
         passing: asyncio.Event,
-        *,
-        names: bool = False,
     ) -> None:
         try:
             while data := await reader.read(CHUNK_BYTES):
-                if names:
-                    data = self._renamed(data)
+                if self.named and direction is Direction.TO_CLIENT:
+                    data = _NAMED.sub(self._renamed, data)
                 if not self._open[direction].is_set():
                     self._caught[direction].set()
                 await self._pass(direction, passing)
@@ -187,11 +193,9 @@ class Proxy:
         with suppress(OSError, RuntimeError):
             writer.write_eof()
 
-    def _renamed(self, answer: bytes) -> bytes:
-        for name, port in self.named.items():
-            # All ports that ``free_port`` returns have five digits, so the length of the answer stays.
-            answer = answer.replace(b"%d" % name, b"%d" % port)
-        return answer
+    def _renamed(self, name: re.Match[bytes]) -> bytes:
+        port = int(name["port"])
+        return b"%s%d" % (name["what"], self.named.get(port, port))
 
     async def _pass(self, direction: Direction, passing: asyncio.Event) -> None:
         if self._delay_s[direction]:

@@ -68,6 +68,11 @@ class RedisCluster:
         return f"redis+cluster://{','.join(f'127.0.0.1:{node.port}' for node in self.nodes)}"
 
     @property
+    def named_servers(self) -> dict[int, int]:
+        """The ports that the nodes name to clients, each with the node's own."""
+        return {node.port: node.port for node in self.nodes}
+
+    @property
     def masters(self) -> list[RedisProcess]:
         """The nodes that have slots, according to the first node that runs."""
         ports = {master[1] for _, _, master, *_ in self._ask(self._running(), "CLUSTER SLOTS")}

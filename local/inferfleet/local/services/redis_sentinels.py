@@ -78,6 +78,14 @@ class RedisSentinels:
         return f"redis+sentinel://{hosts}/{SERVICE}/0"
 
     @property
+    def named_servers(self) -> dict[int, int]:
+        """The ports that the Sentinels name to clients, each with the server's own."""
+        return {
+            announced: server.port
+            for announced, server in zip(self.announced_ports, self.servers, strict=True)
+        }
+
+    @property
     def master(self) -> RedisProcess:
         """The master, according to the Sentinels."""
         _, port = self._ask(self._sentinel_ports[0], "SENTINEL", "GET-MASTER-ADDR-BY-NAME", SERVICE)
