@@ -239,12 +239,12 @@ class Gate(Proxy):
         self.is_shut = False
         self.turned_away = 0
 
-    async def _accept(self, port: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def _accept(self, port: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self.is_shut:
             self.turned_away += 1
             writer.transport.abort()
         else:
-            await super()._accept(port, reader, writer)
+            super()._accept(port, reader, writer)
 
     def shut(self) -> None:
         self.is_shut = True

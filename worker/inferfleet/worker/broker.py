@@ -160,8 +160,8 @@ class Subscription:
 
         RabbitMQ fixes the prefetch of a consumer at its start. So a higher limit adds a consumer for the
         difference, and a lower limit cancels the newest consumers. Settling a delivery of a cancelled
-        consumer frees no room; to fill that room, call this again with the same limit. If nothing is held, one
-        consumer takes the place of several, so that whoever counts consumers counts workers.
+        consumer frees no room; to fill that room, call this again with the same limit. When nothing is held,
+        one consumer replaces several, so that whoever counts consumers counts workers.
 
         Raises:
             ServiceRefusedError: The permission to read the queue is missing.
