@@ -25,17 +25,17 @@ _MOMENTS: Final = ("expires_at", "submitted_at")
 _MINUTE: Final = timedelta(minutes=1)
 
 
-_OF_PROMPTS: Final = frozenset({"max_tokens", "temperature", "system"})
+PROMPT_OPTIONS: Final = frozenset({"model", "max_tokens", "temperature", "system"})
 """The options that go into the body which is made of a prompt."""
 
 
 class JobOptions(TypedDict, total=False):
     """The options of a job besides its body: fields of ``Job``, and some members of a prompt's body.
 
-    ``priority`` is 0 to 9, or the name of a ``Priority``, like ``"urgent"``. ``max_tokens``, ``temperature``
-    and ``system``, a chat's system message, are only for a prompt: a whole body has them itself.
-    ``traceparent`` and ``tracestate`` are a W3C Trace Context; without them a job belongs to the current
-    span of OpenTelemetry, if there is one.
+    ``priority`` is 0 to 9, or the name of a ``Priority``, like ``"urgent"``. ``model``, ``max_tokens``,
+    ``temperature`` and ``system``, a chat's system message, are only for a prompt: a whole body has them
+    itself. ``traceparent`` and ``tracestate`` are a W3C Trace Context; without them a job belongs to the
+    current span of OpenTelemetry, if there is one.
     """
 
     endpoint: Endpoint | str
@@ -53,6 +53,7 @@ class JobOptions(TypedDict, total=False):
     metadata: dict[str, str]
     traceparent: str | None
     tracestate: str | None
+    model: str
     max_tokens: int
     temperature: float
     system: str
@@ -78,7 +79,7 @@ def make_job(
         spelt = ", ".join(repr(name) + did_you_mean(name, known) for name in sorted(misspelt))
         raise TypeError(f"a job has no option {spelt}")
     fields: dict[str, Any] = {} if now is None else {"submitted_at": now}
-    of_prompt: dict[str, Any] = {name: value for name, value in options.items() if name in _OF_PROMPTS}
+    of_prompt: dict[str, Any] = {name: value for name, value in options.items() if name in PROMPT_OPTIONS}
     if of_prompt and not isinstance(work, str):
         raise InvalidJobError(
             f"{', '.join(of_prompt)}: only for a prompt; a whole body or job has its own, so set it there"
@@ -173,8 +174,8 @@ def _extend(fields: dict[str, Any], of_prompt: dict[str, Any]) -> None:
     """Move the options of a prompt into the body that was made of it."""
     endpoint: Endpoint = fields["endpoint"]
     body: dict[str, Any] = fields["body"]
-    if ENDPOINTS[endpoint].generated is None:
-        raise InvalidJobError(f"{', '.join(of_prompt)}: {endpoint} generates no text; leave it out")
+    if ENDPOINTS[endpoint].generated is None and (generating := of_prompt.keys() - {"model"}):
+        raise InvalidJobError(f"{', '.join(sorted(generating))}: {endpoint} generates no text; leave it out")
     for name, value in of_prompt.items():
         del fields[name]
         if name != "system":

@@ -18,6 +18,8 @@ InferfleetError
 ├── DeadLettersGoneError       a pool has fewer dead letters than were counted
 ├── JobFailedError             the job ended in a state other than succeeded
 ├── AnswerRestartedError       the answer restarts; the text that was read is void
+├── BatchError                 the files of a batch do not allow what was asked
+│   └── BatchOutputError           a file of a batch cannot be written
 ├── WaitTimeoutError           the wait timed out; what it waited for continues
 ├── ServiceUnreachableError    RabbitMQ or Redis does not answer, or RabbitMQ refuses the login
 ├── ServiceRefusedError        RabbitMQ or Redis answers, but refuses the request
@@ -183,6 +185,14 @@ class AnswerRestartedError(InferfleetError):
         self.job_id = job_id
         self.reason = reason
         self.after = after
+
+
+class BatchError(InferfleetError):
+    """The files of a batch do not allow what was asked. The message names the file, and the line if any."""
+
+
+class BatchOutputError(BatchError):
+    """A file of a batch cannot be written. The batch continues from there once it can be."""
 
 
 class WaitTimeoutError(InferfleetError, TimeoutError):

@@ -1,0 +1,365 @@
+"""A batch: the lines of a file, run on a fleet, with their answers in another file.
+
+A batch may end at any moment, also by SIGKILL, and continues when it is opened again with the same plan.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine, Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, cast
+
+import orjson
+
+from inferfleet.producer.batch.files import (
+    BatchRecord,
+    LineFile,
+    LineSet,
+    count_lines,
+    is_written,
+    read_record,
+    record_path,
+    write_record,
+)
+from inferfleet.producer.batch.line_ids import new_batch_id
+from inferfleet.producer.batch.lines import LineRunner, LineWork, prompt_work, request_work
+from inferfleet.producer.batch.source import Fingerprint, SourceLine, fingerprint, read_lines, survey
+from inferfleet.producer.fleet import Fleet
+from inferfleet.producer.job_making import PROMPT_OPTIONS, JobOptions
+from inferfleet.schemas.batch import BatchOutputLine
+from inferfleet.schemas.errors import BatchError
+from inferfleet.schemas.settings import ProducerSettings
+from inferfleet.wire.tasks import cancel_and_wait
+
+DEFAULT_IN_FLIGHT: Final = 1000
+
+TICK_S: Final = 0.5
+"""How often a run tells its progress, and sees to it that what it has written is on disk."""
+
+RATE_TICKS: Final = 60
+"""Over how many ticks a rate is measured."""
+
+LONGEST_LINE: Final = 8
+"""How much longer than a body a line may be: JSON may need six bytes for one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchPlan:
+    """What a batch is to do.
+
+    ``source`` has a request in OpenAI's format on each line, or a prompt; ``prompts`` says that it has
+    prompts, and is needed only if the first one begins with ``{``. ``output`` gets the answers. ``errors``
+    gets the lines without an answer; by default it is beside the output. ``options`` are those of every job;
+    those of prompts are only for prompts.
+    """
+
+    source: Path
+    output: Path
+    options: JobOptions
+    errors: Path | None = None
+    prompts: bool = False
+
+    @property
+    def error_file(self) -> Path:
+        """Where lines without an answer go."""
+        beside = self.output.with_name(f"{self.output.stem}.errors{self.output.suffix or '.jsonl'}")
+        return (self.errors or beside).absolute()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchProgress:
+    """How far a batch is.
+
+    ``per_s`` and ``tokens_per_s`` are rates of the last half minute, and ``tokens`` are those that this run
+    has seen. ``limit`` is how many jobs may be in flight now. ``trouble`` says why no job is accepted now.
+    """
+
+    lines: int
+    succeeded: int
+    failed: int
+    in_flight: int = 0
+    limit: int = 0
+    tokens: int = 0
+    per_s: float = 0.0
+    tokens_per_s: float = 0.0
+    trouble: str = ""
+
+    @property
+    def done(self) -> int:
+        """How many lines have ended."""
+        return self.succeeded + self.failed
+
+    @property
+    def remaining_s(self) -> float | None:
+        """How long the rest will take at this rate, in seconds; ``None`` if nothing ends."""
+        return (self.lines - self.done) / self.per_s if self.per_s else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchStatus:
+    """What the files of a batch say. ``running`` is whether a run of it is going on."""
+
+    record: BatchRecord
+    running: bool
+    succeeded: int
+    failed: int
+
+
+Tell = Callable[[BatchProgress], None]
+
+
+class Batch:
+    """A batch whose files are open. No other process can run or cancel it meanwhile."""
+
+    def __init__(self, *, record: BatchRecord, answers: LineFile, errors: LineFile, longest: int) -> None:
+        self.record = record
+        self._answers = answers
+        self._errors = errors
+        self._longest = longest
+        self._done = LineSet(record.last_line)
+        for file in (answers, errors):
+            file.take_up(record.id, self._done)
+
+    @classmethod
+    @contextmanager
+    def opened(cls, plan: BatchPlan, settings: ProducerSettings) -> Generator[Batch]:
+        """Begin a batch, or continue it, if there is one with this output.
+
+        Reads the whole input, which takes some seconds for a million lines.
+
+        Raises:
+            BatchError: The input cannot become a batch, it or an option has changed since the batch began, or
+                another run of the batch is going on.
+            BatchOutputError: A file cannot be written.
+
+        """
+        longest = LONGEST_LINE * settings.max_body_bytes
+        begun = None if read_record(plan.output) else _begin(plan, longest=longest)
+        with LineFile.opened(plan.output) as answers, LineFile.opened(plan.error_file) as errors:
+            record = read_record(plan.output) or begun
+            if record is None:
+                raise BatchError(f"{record_path(plan.output)} has disappeared; run the batch again")
+            if record is begun:
+                write_record(plan.output, record)
+            else:
+                _require_same(plan, record)
+            yield cls(record=record, answers=answers, errors=errors, longest=longest)
+
+    @classmethod
+    @contextmanager
+    def reopened(cls, output: Path, settings: ProducerSettings) -> Generator[Batch]:
+        """Open the batch with this output, whatever became of its input.
+
+        Raises:
+            BatchError: There is no such batch, or a run of it is going on.
+            BatchOutputError: A file cannot be written.
+
+        """
+        record = _require_record(output)
+        with LineFile.opened(output) as answers, LineFile.opened(record.errors) as errors:
+            longest = LONGEST_LINE * settings.max_body_bytes
+            yield cls(record=record, answers=answers, errors=errors, longest=longest)
+
+    def client_settings(self, settings: ProducerSettings) -> ProducerSettings:
+        """Return settings for the client of this batch: a run gets the replies to jobs of the runs before."""
+        return settings.model_copy(update={"client_id": f"batch-{self.record.id}"})
+
+    async def run(
+        self, fleet: Fleet, *, max_in_flight: int = DEFAULT_IN_FLIGHT, tell: Tell | None = None
+    ) -> BatchProgress:
+        """Run all lines that are not done, and return how many succeeded and failed.
+
+        Rides out outages and full queues. If it is cancelled, or fails, jobs that were submitted continue,
+        and the next run takes their results. ``tell`` is called about every half second.
+
+        Raises:
+            UnknownPoolError: The pool has no queue, and no job was accepted before.
+            ServiceRefusedError: A service refuses all jobs.
+            BatchError: The input has changed during the run.
+            BatchOutputError: The output cannot be written.
+
+        """
+        runner = self._runner(fleet, max_in_flight)
+        progress = await self._watched(runner, runner.run(self._unfinished()), tell)
+        if progress.done != self.record.lines:
+            raise BatchError(f"{self.record.source} has changed while the batch ran; restore it")
+        return progress
+
+    async def cancel(self, fleet: Fleet, *, tell: Tell | None = None) -> BatchProgress:
+        """Cancel all lines that are not done. Those that have an answer keep it, the others become errors.
+
+        Raises:
+            ServiceRefusedError: A service refuses this.
+            BatchError: The input has changed, so that the lines' ids are not known. Their jobs are cancelled.
+            BatchOutputError: The output cannot be written.
+
+        """
+        runner = self._runner(fleet, DEFAULT_IN_FLIGHT)
+        try:
+            _require_unchanged(self.record)
+        except BatchError as error:
+            jobs = LineRunner(
+                fleet,
+                batch_id=self.record.id,
+                read=lambda _: LineWork("", "of a line that is not known", {}),
+                write=lambda _: None,
+                max_in_flight=DEFAULT_IN_FLIGHT,
+            )
+            await jobs.cancel(self._numbers())
+            raise BatchError(f"the jobs are cancelled, but their lines have no end: {error}") from error
+        return await self._watched(runner, runner.cancel(self._unfinished()), tell)
+
+    def progress(self) -> BatchProgress:
+        """Return how far the batch is."""
+        return BatchProgress(
+            lines=self.record.lines, succeeded=self._answers.lines, failed=self._errors.lines
+        )
+
+    def _runner(self, fleet: Fleet, max_in_flight: int) -> LineRunner:
+        read = prompt_work if self.record.prompts else request_work
+        return LineRunner(
+            fleet,
+            batch_id=self.record.id,
+            read=partial(read, options=cast("JobOptions", self.record.options)),
+            write=self._write,
+            max_in_flight=max_in_flight,
+        )
+
+    def _write(self, line: BatchOutputLine) -> None:
+        (self._answers if line.error is None else self._errors).append(line)
+
+    def _unfinished(self) -> Iterator[SourceLine]:
+        lines = read_lines(self.record.source, longest=self._longest, size=self.record.size)
+        return (line for line in lines if line.number not in self._done)
+
+    def _numbers(self) -> Iterator[SourceLine]:
+        numbers = range(1, self.record.last_line + 1)
+        return (SourceLine(number, None) for number in numbers if number not in self._done)
+
+    async def _watched(
+        self, runner: LineRunner, running: Coroutine[Any, Any, None], tell: Tell | None
+    ) -> BatchProgress:
+        """Await a run. Meanwhile, and at its end, tell its progress, and bring what it writes to disk."""
+        tasks = [asyncio.create_task(running), asyncio.create_task(self._tick(runner, tell))]
+        try:
+            ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            await cancel_and_wait(*tasks)
+            self._sync()
+        for task in ended:
+            task.result()
+        if tell:
+            tell(self.progress())
+        return self.progress()
+
+    async def _tick(self, runner: LineRunner, tell: Tell | None) -> None:
+        seen: deque[tuple[float, int, int]] = deque(maxlen=RATE_TICKS)
+        while True:
+            now = self.progress()
+            seen.append((time.monotonic(), now.done, runner.tokens))
+            (began, done, tokens), (ends, *_) = seen[0], seen[-1]
+            elapsed_s = ends - began
+            if tell:
+                tell(
+                    replace(
+                        now,
+                        in_flight=runner.window.in_flight,
+                        limit=runner.window.limit,
+                        tokens=runner.tokens,
+                        per_s=(now.done - done) / elapsed_s if elapsed_s else 0.0,
+                        tokens_per_s=(runner.tokens - tokens) / elapsed_s if elapsed_s else 0.0,
+                        trouble=runner.trouble,
+                    )
+                )
+            await asyncio.sleep(TICK_S)
+            await asyncio.to_thread(self._sync)
+
+    def _sync(self) -> None:
+        self._answers.sync()
+        self._errors.sync()
+
+
+def batch_status(output: Path) -> BatchStatus:
+    """Read how far the batch with this output is. Asks no service, and changes nothing.
+
+    Raises:
+        BatchError: There is no such batch, or its files cannot be read.
+
+    """
+    record = _require_record(output)
+    done = LineSet(record.last_line)
+    return BatchStatus(
+        record=record,
+        succeeded=count_lines(output, record.id, done),
+        failed=count_lines(record.errors, record.id, done),
+        running=is_written(output),
+    )
+
+
+def _begin(plan: BatchPlan, *, longest: int) -> BatchRecord:
+    """Examine the input of a new batch, and make its record."""
+    if plan.output.absolute() == plan.error_file:
+        raise BatchError(f"{plan.output} cannot be both the output and the error file")
+    for path in (plan.output, plan.error_file):
+        if not path.parent.is_dir():
+            raise BatchError(f"{path.parent} is not a folder, so {path} cannot be written")
+        if path.exists() and (not path.is_file() or path.stat().st_size):
+            raise BatchError(
+                f"{path} exists, and is of no batch with the output {plan.output}: use another file, or move "
+                "it away"
+            )
+    found = survey(plan.source, longest=longest, prompts=plan.prompts)
+    if not found.prompts and (misplaced := {"endpoint", *PROMPT_OPTIONS}.intersection(plan.options)):
+        raise BatchError(
+            f"{', '.join(sorted(misplaced))}: only for prompts; each line of {plan.source} has its own body, "
+            "so set it there"
+        )
+    return BatchRecord(
+        id=new_batch_id(),
+        source=plan.source.absolute(),
+        size=found.fingerprint.size,
+        sha256=found.fingerprint.sha256,
+        prompts=found.prompts,
+        lines=found.lines,
+        last_line=found.last_line,
+        errors=plan.error_file,
+        options=_plain(plan.options),
+    )
+
+
+def _require_record(output: Path) -> BatchRecord:
+    if (record := read_record(output)) is None:
+        raise BatchError(f"no batch has the output {output}: {record_path(output)} does not exist")
+    return record
+
+
+def _require_same(plan: BatchPlan, record: BatchRecord) -> None:
+    """Refuse to continue a batch with another plan: its lines would be answered in two ways."""
+    _require_unchanged(record, source=plan.source)
+    if plan.error_file != record.errors:
+        raise BatchError(f"this batch began with the error file {record.errors}, not {plan.error_file}")
+    options = _plain(plan.options)
+    for name in sorted(options.keys() | record.options.keys()):
+        if options.get(name) != record.options.get(name):
+            raise BatchError(
+                f"this batch began with {name} = {record.options.get(name)!r}, not {options.get(name)!r}: "
+                "continue it with the same options, or use another output"
+            )
+
+
+def _require_unchanged(record: BatchRecord, *, source: Path | None = None) -> None:
+    source = source or record.source
+    if fingerprint(source) != Fingerprint(record.size, record.sha256):
+        raise BatchError(
+            f"{source} is not what it was when this batch began: restore it, or use another output"
+        )
+
+
+def _plain(options: JobOptions) -> dict[str, Any]:
+    return cast("dict[str, Any]", orjson.loads(orjson.dumps(options)))

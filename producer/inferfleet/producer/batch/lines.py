@@ -1,0 +1,263 @@
+"""Runs the lines of a batch: each line becomes a job, and each job's end a line of output."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
+from functools import partial
+from typing import Any, Final, NamedTuple, TypeVar
+
+from inferfleet.producer.batch.files import ID_PREFIX
+from inferfleet.producer.batch.line_ids import TRIES, line_job_id
+from inferfleet.producer.batch.source import SourceLine, custom_id_of, read_prompt, read_request
+from inferfleet.producer.batch.window import Window
+from inferfleet.producer.fleet import Fleet
+from inferfleet.producer.job_making import JobOptions, make_job
+from inferfleet.schemas.batch import BatchLineError, BatchOutputLine, BatchResponse
+from inferfleet.schemas.errors import (
+    InvalidJobError,
+    JobDataLostError,
+    JobNotFoundError,
+    PublishUnconfirmedError,
+    QueueFullError,
+    ServiceRefusedError,
+    ServiceUnreachableError,
+    UnknownPoolError,
+)
+from inferfleet.schemas.failures import FailureCode
+from inferfleet.schemas.job import Job, JobState
+from inferfleet.schemas.limits import MOST
+from inferfleet.schemas.result import Result
+from inferfleet.wire.tasks import cancel_and_wait
+
+T = TypeVar("T")
+
+RESULT_LOST: Final = "result_lost"
+"""The code of a line whose jobs have ended, but whose results Redis no longer has."""
+
+REFUSALS_IN_DOUBT: Final = 3
+"""How often a service must refuse a job before the job counts as the reason."""
+
+WAIT_PAUSE_S: Final = 1.0
+"""The pause before a wait for a result is repeated that an outage has ended."""
+
+
+class LineWork(NamedTuple):
+    """What a line asks for: the arguments of ``make_job``, under the caller's name for it."""
+
+    custom_id: str
+    work: str | dict[str, Any]
+    options: JobOptions
+
+
+def request_work(line: SourceLine, *, options: JobOptions) -> LineWork:
+    """Read a line in OpenAI's format.
+
+    Raises:
+        InvalidJobError: The line is not a request.
+
+    """
+    request = read_request(line.text)
+    return LineWork(request.custom_id, request.body, {**options, "endpoint": request.url})
+
+
+def prompt_work(line: SourceLine, *, options: JobOptions) -> LineWork:
+    """Read a line that is a prompt. Its ``custom_id`` is made of the line's number.
+
+    Raises:
+        InvalidJobError: The line is too long, or not UTF-8.
+
+    """
+    return LineWork(f"line-{line.number}", read_prompt(line.text), options)
+
+
+class LineRunner:
+    """Runs the lines of one batch on a fleet, and gives each line's end to ``write`` once.
+
+    Rides out outages of RabbitMQ and Redis, and full queues.
+    """
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        *,
+        batch_id: str,
+        read: Callable[[SourceLine], LineWork],
+        write: Callable[[BatchOutputLine], None],
+        max_in_flight: int,
+    ) -> None:
+        self.window = Window(max_in_flight)
+        self.tokens = 0
+        """How many tokens the jobs have generated."""
+        self.trouble = ""
+        """Why no job is accepted now; empty if nothing is wrong, or the queue is only full."""
+        self._fleet = fleet
+        self._batch_id = batch_id
+        self._read = read
+        self._write = write
+        self._max_in_flight = max_in_flight
+        self._accepted = 0
+
+    async def run(self, lines: Iterator[SourceLine]) -> None:
+        """Submit each line, and write its answer. Lines start in order, and end in any.
+
+        If this is cancelled, submitted jobs continue; another run of the same lines finds them.
+
+        Raises:
+            UnknownPoolError: The pool has no queue, and no job was accepted before.
+            ServiceRefusedError: A service refuses all jobs.
+            BatchError: The input cannot be read, or the output not written.
+
+        """
+        await self._each(lines, self._answer)
+
+    async def cancel(self, lines: Iterator[SourceLine]) -> None:
+        """Cancel the jobs of lines, and write each line's end: its answer, if its job had one before.
+
+        Raises:
+            ServiceRefusedError: A service refuses this.
+            BatchError: The input cannot be read, or the output not written.
+
+        """
+        await self._each(lines, self._cancelled)
+
+    async def _each(
+        self, lines: Iterator[SourceLine], end: Callable[[int, Job], Awaitable[BatchOutputLine]]
+    ) -> None:
+        async def work() -> None:
+            for line in lines:
+                custom_id: str | None = None
+                try:
+                    custom_id, asked, options = self._read(line)
+                    job = make_job(asked, options, max_body_bytes=MOST)
+                    # For whoever looks at the job, or at its dead letter.
+                    metadata = {"batch": self._batch_id, "custom_id": custom_id}
+                    written = await end(line.number, job.model_copy(update={"metadata": metadata}))
+                except InvalidJobError as error:
+                    custom_id = custom_id or custom_id_of(line.text)
+                    written = self._failed(line.number, FailureCode.INVALID_REQUEST, str(error))
+                    # A file may have a million such lines, and others have their turn between them.
+                    await asyncio.sleep(0)
+                self._write(written.model_copy(update={"custom_id": custom_id}))
+
+        workers = [asyncio.create_task(work()) for _ in range(self._max_in_flight)]
+        try:
+            await asyncio.gather(*workers)
+        finally:
+            await cancel_and_wait(*workers)
+            self.window.close()
+
+    async def _answer(self, line: int, job: Job) -> BatchOutputLine:
+        """Let a line's job run, or find that of an earlier run, and return its end."""
+        for number in range(TRIES):
+            job_id = line_job_id(self._batch_id, line, number)
+            mine = job.model_copy(update={"id": job_id, "idempotency_key": job_id})
+            # Twice: if Redis has lost the job with its key, it is the same job again.
+            for _ in range(2):
+                await self._in_window(partial(self._fleet.submit, mine))
+                with suppress(JobDataLostError, JobNotFoundError):
+                    return await self._wait(line, job_id)
+        return self._lost(line)
+
+    async def _cancelled(self, line: int, _: Job) -> BatchOutputLine:
+        """Cancel a line's jobs, and return its end."""
+        submitted = False
+        for number in range(TRIES):
+            job_id = line_job_id(self._batch_id, line, number)
+            if not await self._in_window(partial(self._cancel, job_id)):
+                self.window.leave()
+                continue
+            submitted = True
+            with suppress(JobDataLostError, JobNotFoundError):
+                return await self._wait(line, job_id)
+        if submitted:
+            return self._lost(line)
+        return self._failed(line, FailureCode.CANCELLED, "cancelled before it was submitted")
+
+    async def _cancel(self, job_id: str) -> bool:
+        """Cancel a job. Return false if there is no such job."""
+        try:
+            await self._fleet.cancel(job_id)
+        except JobNotFoundError:
+            return False
+        return True
+
+    async def _in_window(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Call the fleet once the window has a place, and again until that succeeds. Keep the place then.
+
+        Raises:
+            InvalidJobError: The job is invalid; or a service refuses it, and accepts others.
+            ServiceRefusedError: A service refuses all jobs.
+            UnknownPoolError: The pool has no queue, and no job was accepted before.
+
+        """
+        refusals = 0
+        accepted = self._accepted
+        while True:
+            entered = await self.window.enter(again=refusals > 0)
+            try:
+                answer = await call()
+            except QueueFullError:
+                self.window.refused(entered, full=True)
+            except (PublishUnconfirmedError, ServiceUnreachableError) as error:
+                self.trouble = str(error)
+                self.window.refused(entered, full=False)
+            except (ServiceRefusedError, UnknownPoolError) as error:
+                # A broker that has lost its data gets its queues back from the workers.
+                passing = error.passing if isinstance(error, ServiceRefusedError) else self._accepted > 0
+                if not passing and refusals >= REFUSALS_IN_DOUBT:
+                    self.window.leave()
+                    if isinstance(error, UnknownPoolError) or accepted == self._accepted:
+                        raise
+                    raise InvalidJobError(str(error)) from error
+                self.trouble = str(error)
+                self.window.refused(entered, full=False)
+            except BaseException:
+                self.window.leave()
+                raise
+            else:
+                self._accepted += 1
+                self.trouble = ""
+                self.window.accepted()
+                return answer
+            refusals += 1
+
+    async def _wait(self, line: int, job_id: str) -> BatchOutputLine:
+        """Wait for the end of a job that has a place in the window, and give that back."""
+        try:
+            while True:
+                try:
+                    return self._ended(line, await self._fleet.wait(job_id))
+                except (ServiceRefusedError, ServiceUnreachableError) as error:
+                    if isinstance(error, ServiceRefusedError) and not error.passing:
+                        raise
+                    self.trouble = str(error)
+                    await asyncio.sleep(WAIT_PAUSE_S)
+        finally:
+            self.window.leave()
+
+    def _ended(self, line: int, result: Result) -> BatchOutputLine:
+        self.trouble = ""
+        self.tokens += result.usage.completion_tokens
+        if result.state is JobState.SUCCEEDED:
+            response = BatchResponse(request_id=result.job_id, body=result.response or {})
+            return BatchOutputLine(id=ID_PREFIX + result.job_id, custom_id=None, response=response)
+        code = result.error.code if result.error else result.state
+        why = result.error.message if result.error else "no reason was recorded"
+        return self._failed(line, code, why, job_id=result.job_id)
+
+    def _lost(self, line: int) -> BatchOutputLine:
+        return self._failed(
+            line,
+            RESULT_LOST,
+            "its job has ended, but Redis no longer has the result (INFERFLEET_RESULT_TTL_S)",
+            job_id=line_job_id(self._batch_id, line, TRIES - 1),
+        )
+
+    def _failed(self, line: int, code: str, message: str, *, job_id: str = "") -> BatchOutputLine:
+        return BatchOutputLine(
+            id=ID_PREFIX + (job_id or line_job_id(self._batch_id, line)),
+            custom_id=None,
+            error=BatchLineError(code=code, message=message, line=line),
+        )

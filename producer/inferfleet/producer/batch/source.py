@@ -1,0 +1,220 @@
+"""Reads the input of a batch, a line at a time, and examines it before the first job is submitted."""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import heapq
+from array import array
+from collections.abc import Generator, Iterable
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import Any, Final, NamedTuple, cast
+
+from pydantic import ValidationError
+from pydantic_core import from_json
+
+from inferfleet.producer.batch.line_ids import MAX_LINES
+from inferfleet.schemas.batch import BatchRequestLine
+from inferfleet.schemas.errors import BatchError, InvalidJobError
+from inferfleet.schemas.problems import describe, kind
+
+SORTED_AT_ONCE: Final = 65_536
+"""How many hashes are sorted at once: a sorted list takes five times the memory of what it becomes."""
+
+LISTED: Final = 3
+"""How many repeated ids an error names."""
+
+
+class SourceLine(NamedTuple):
+    """A line that is not blank, with its number, counted from 1. ``text`` is ``None`` if it is too long."""
+
+    number: int
+    text: bytes | None
+
+
+class Fingerprint(NamedTuple):
+    """What tells whether a file has changed."""
+
+    size: int
+    sha256: str
+
+
+class Survey(NamedTuple):
+    """What is known of an input before its batch begins: how many lines, and the number of the last."""
+
+    fingerprint: Fingerprint
+    prompts: bool
+    lines: int
+    last_line: int
+
+
+def read_lines(source: Path, *, longest: int, size: int | None = None) -> Generator[SourceLine]:
+    """Read the lines of a file of at most ``size`` bytes, in constant memory.
+
+    Raises:
+        BatchError: The file cannot be read.
+
+    """
+    try:
+        with source.open("rb") as file:
+            number = 0
+            while (size is None or file.tell() < size) and (raw := file.readline(longest + 1)):
+                number += 1
+                whole = True
+                while len(raw) > longest and not raw.endswith(b"\n"):
+                    whole = False
+                    if not (raw := file.readline(longest + 1)):
+                        break
+                if number == 1:
+                    raw = raw.removeprefix(codecs.BOM_UTF8)
+                if not whole:
+                    yield SourceLine(number, None)
+                elif text := raw.strip():
+                    yield SourceLine(number, text)
+    except OSError as error:
+        raise BatchError(f"cannot read {source}: {error.strerror}") from error
+
+
+def fingerprint(source: Path) -> Fingerprint:
+    """Read a whole file and tell what is in it.
+
+    Raises:
+        BatchError: The file cannot be read.
+
+    """
+    try:
+        with source.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            return Fingerprint(file.tell(), digest)
+    except OSError as error:
+        raise BatchError(f"cannot read {source}: {error.strerror}") from error
+
+
+def survey(source: Path, *, longest: int, prompts: bool) -> Survey:
+    """Examine a whole input: count its lines, and refuse what cannot become a batch.
+
+    Without ``prompts``, the first line decides whether the lines are requests or prompts. Takes eight bytes
+    of memory for each line.
+
+    Raises:
+        BatchError: The file cannot be read, has no line, or no request, or two lines have the same
+            ``custom_id``.
+
+    """
+    if not source.is_file() and source.exists():
+        raise BatchError(f"{source} is not a file: a batch reads its input twice. Use `-` to read a pipe")
+    before = fingerprint(source)
+    lines = last_line = requests = 0
+    first_text = b""
+    first_problem = ""
+    hashes: list[array[int]] = []
+    some: list[int] = []
+    for number, text in read_lines(source, longest=longest):
+        if text is not None and not first_text:
+            first_text = text
+            prompts = prompts or not text.startswith(b"{")
+        lines, last_line = lines + 1, number
+        if prompts:
+            continue
+        try:
+            some.append(_hash(read_request(text).custom_id))
+            requests += 1
+        except InvalidJobError as error:
+            first_problem = first_problem or f"line {number}: {error}"
+        if len(some) == SORTED_AT_ONCE:
+            hashes.append(array("Q", sorted(some)))
+            some.clear()
+    if not lines:
+        raise BatchError(f"{source} has no lines")
+    if first_text.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise BatchError(f"{source} is UTF-16; save it as UTF-8")
+    if last_line > MAX_LINES:
+        raise BatchError(f"{source} has {last_line:,} lines; a batch may have {MAX_LINES:,}")
+    if not prompts and not requests:
+        raise BatchError(
+            f"no line of {source} is a request; {first_problem}. Each line must be a whole request on one "
+            'line: {"custom_id": "…", "method": "POST", "url": "/v1/chat/completions", "body": {…}}. If the '
+            "lines are prompts, add --prompts"
+        )
+    repeated = {one for one, next_one in pairwise(heapq.merge(*hashes, sorted(some))) if one == next_one}
+    if repeated:
+        _refuse_repeated(source, repeated, longest=longest)
+    return Survey(before, prompts, lines, last_line)
+
+
+def read_request(text: bytes | None) -> BatchRequestLine:
+    """Parse a line of OpenAI's format. The body is not checked.
+
+    Raises:
+        InvalidJobError: The line is not a request; the message quotes nothing of it.
+
+    """
+    try:
+        # Not orjson, which turns integers of more than 64 bits into floats.
+        value: object = from_json(_whole(text), allow_inf_nan=False)
+    except ValueError as error:
+        raise InvalidJobError(f"is not JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise InvalidJobError(f"must be an object, not {kind(value)}")
+    try:
+        return BatchRequestLine.model_validate(value)
+    except ValidationError as error:
+        raise InvalidJobError(describe(error, data=cast("object", value))) from None
+
+
+def custom_id_of(text: bytes | None) -> str | None:
+    """Return the ``custom_id`` of a line that is not a request; ``None`` if it has none."""
+    try:
+        value: Any = from_json(text or b"")
+    except ValueError:
+        return None
+    custom_id = cast("dict[str, Any]", value).get("custom_id") if isinstance(value, dict) else None
+    return custom_id if isinstance(custom_id, str) else None
+
+
+def read_prompt(text: bytes | None) -> str:
+    """Decode a line that is a prompt.
+
+    Raises:
+        InvalidJobError: The line is too long, or not UTF-8.
+
+    """
+    try:
+        return _whole(text).decode()
+    except UnicodeDecodeError as error:
+        raise InvalidJobError(f"is not UTF-8 text ({error.reason})") from None
+
+
+def _whole(text: bytes | None) -> bytes:
+    if text is None:
+        raise InvalidJobError("is longer than a request may be (INFERFLEET_MAX_BODY_BYTES)")
+    return text
+
+
+def _hash(custom_id: str) -> int:
+    digest = hashlib.blake2b(custom_id.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big")
+
+
+def _refuse_repeated(source: Path, hashes: set[int], *, longest: int) -> None:
+    """Name the first repeated ids with their lines. Ids that only have the same hash are not repeated."""
+    first: dict[str, int] = {}
+    problems = islice(_repeated(read_lines(source, longest=longest), hashes, first), LISTED)
+    if found := "; ".join(problems):
+        raise BatchError(
+            f"{source}: {found}. Each request needs a custom_id of its own, which names its answer in the "
+            "output"
+        )
+
+
+def _repeated(lines: Iterable[SourceLine], hashes: set[int], first: dict[str, int]) -> Generator[str]:
+    for number, text in lines:
+        try:
+            custom_id = read_request(text).custom_id
+        except InvalidJobError:
+            continue
+        if _hash(custom_id) not in hashes:
+            continue
+        if (before := first.setdefault(custom_id, number)) != number:
+            yield f"lines {before} and {number} have the same custom_id {custom_id!r}"
