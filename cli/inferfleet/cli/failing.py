@@ -78,6 +78,8 @@ def _is_broken(stream: TextIO) -> bool:
 def exit_code(error: Exception) -> int:
     """Return the exit code for an ``InferfleetError``."""
     from inferfleet.schemas.errors import (
+        BatchError,
+        BatchOutputError,
         ConfigurationError,
         InvalidJobError,
         ServiceRefusedError,
@@ -89,7 +91,15 @@ def exit_code(error: Exception) -> int:
     match error:
         case ServiceUnreachableError() | ServiceRefusedError():
             return 3
-        case ConfigurationError() | InvalidJobError() | UnknownPoolError() | UnknownWorkerError():
+        case BatchOutputError():
+            return 1
+        case (
+            BatchError()
+            | ConfigurationError()
+            | InvalidJobError()
+            | UnknownPoolError()
+            | UnknownWorkerError()
+        ):
             return 2
         case _:
             return 1

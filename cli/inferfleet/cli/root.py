@@ -37,6 +37,9 @@ COMMANDS: Mapping[str, CommandModule] = MappingProxyType(
         "get": CommandModule("inferfleet.cli.get", "Show a job's state and its answer."),
         "stream": CommandModule("inferfleet.cli.stream", "Print a job's tokens as they arrive."),
         "cancel": CommandModule("inferfleet.cli.cancel", "Cancel a job."),
+        "batch": CommandModule(
+            "inferfleet.cli.batch", "Run the requests of a file, and continue after any interruption."
+        ),
         "chat": CommandModule("inferfleet.cli.chat", "Chat with a model in a session."),
         "session": CommandModule(
             "inferfleet.cli.session", "Show, list, fork, delete, export or import sessions."
