@@ -27,7 +27,7 @@ from tests.integration.conftest import (
 )
 
 from inferfleet.producer import Fleet
-from inferfleet.producer.batch import Batch, BatchPlan, BatchProgress, batch_status
+from inferfleet.producer.batch import Batch, BatchPlan, BatchProgress, batch_status, lines, window
 from inferfleet.producer.batch.files import ID_PREFIX
 from inferfleet.producer.batch.line_ids import line_job_id
 from inferfleet.producer.job_making import JobOptions
@@ -247,7 +247,7 @@ async def test_ctrl_c_leaves_and_the_same_command_continues(
     pool: str,
     files: Files,
 ) -> None:
-    names = [f"request-{number}" for number in range(200)]
+    names = [f"request-{number}" for number in range(100)]
     slow = {"max_tokens": 4, "simulated": {"tokens": 4, "step_delay_s": 0.02}}
     bodies = {name: chat(name, **slow) for name in names}
     files.write(*(request(name, body) for name, body in bodies.items()))
@@ -265,16 +265,16 @@ async def test_ctrl_c_leaves_and_the_same_command_continues(
     assert code == 130
     assert "Traceback" not in said
     done = len(files.answers())
-    assert 10 <= done < 200
-    assert f"{done} of 200 lines are done; jobs in flight continue. Go on with:\n" in said
+    assert 10 <= done < 100
+    assert f"{done} of 100 lines are done; jobs in flight continue. Go on with:\n" in said
     assert f"inferfleet {' '.join(command)}\n" in said
     status = await inferfleet("batch", "status", str(files.output))
     assert f"{done} answered in " in status.out
-    assert f"{200 - done} open; no run is going on" in status.out
+    assert f"{100 - done} open; no run is going on" in status.out
 
     assert (await inferfleet(*command)).code == 0
     assert files.texts() == {name: expected_text(Endpoint.CHAT, body) for name, body in bodies.items()}
-    await assert_each_ran_once(store, files, 200)
+    await assert_each_ran_once(store, files, 100)
 
 
 async def has_lines(path: Path, count: int) -> bool:
@@ -320,6 +320,31 @@ async def test_answers_that_came_while_nobody_ran_the_batch_are_taken(
     assert files.texts() == {name: expected(name) for name in "abc"}
 
 
+async def test_jobs_that_still_wait_are_found_and_not_published_again(
+    settings: ProducerSettings, foreign: ForeignClient, files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files.write(*(request(name) for name in "abc"))
+    wait = Fleet.wait
+    waited: list[str] = []
+
+    async def noting(self: Fleet, job: str, **options: Any) -> Any:
+        waited.append(job)
+        return await wait(self, job, **options)
+
+    monkeypatch.setattr(Fleet, "wait", noting)
+    for run in (1, 2, 3):
+        running = asyncio.create_task(run_batch(files, settings, pool=foreign.pool))
+        async with asyncio.timeout(PATIENCE_S):
+            while len(waited) < 3 * run:
+                await asyncio.sleep(0.01)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+
+    assert len(set(waited)) == 3
+    assert await foreign.waiting() == 3
+
+
 @pytest.mark.parametrize("kept", ["key", "key and record", "nothing"])
 async def test_a_line_whose_result_has_expired_runs_again(
     start_worker: StartWorker,
@@ -347,6 +372,12 @@ async def test_a_line_whose_result_has_expired_runs_again(
 
 
 # Refusals
+
+
+@pytest.fixture
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(window, "LONGEST_PAUSE_S", 0.02)
+    monkeypatch.setattr(lines, "WAIT_PAUSE_S", 0.02)
 
 
 async def test_a_full_queue_makes_a_batch_slower_and_loses_nothing(
@@ -388,6 +419,7 @@ async def test_a_full_queue_makes_a_batch_slower_and_loses_nothing(
     assert 0 < refusals < 60
 
 
+@pytest.mark.usefixtures("short_pauses")
 async def test_outages_pass_and_a_lasting_refusal_ends_the_batch(
     start_worker: StartWorker,
     settings: ProducerSettings,
@@ -402,7 +434,7 @@ async def test_outages_pass_and_a_lasting_refusal_ends_the_batch(
         "submit": iter(
             [
                 ServiceUnreachableError("RabbitMQ is away"),
-                UnknownPoolError("RabbitMQ has lost its queues"),
+                *[UnknownPoolError("RabbitMQ has lost its queues")] * (lines.REFUSALS_IN_DOUBT + 1),
                 ServiceRefusedError("Redis is full", passing=True),
             ]
         ),
@@ -429,6 +461,7 @@ async def test_outages_pass_and_a_lasting_refusal_ends_the_batch(
     assert told[-1] == progress
 
 
+@pytest.mark.usefixtures("short_pauses")
 async def test_a_job_that_alone_is_refused_is_an_error_and_a_refusal_of_all_ends_the_batch(
     start_worker: StartWorker,
     settings: ProducerSettings,

@@ -43,10 +43,13 @@ HALF = BatchProgress(
 def test_the_second_ctrl_c_ends_what_the_first_could_not() -> None:
     with subprocess.Popen([sys.executable, "-c", STUBBORN], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        for said in ("ready\n", "interrupted\n"):
-            assert process.stdout.readline() == said
-            process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=60) == 130
+        try:
+            for said in ("ready\n", "interrupted\n"):
+                assert process.stdout.readline() == said
+                process.send_signal(signal.SIGINT)
+            assert process.wait(timeout=60) == 130
+        finally:
+            process.kill()
 
 
 def test_the_progress_has_rates_and_says_what_is_left_and_what_is_wrong() -> None:

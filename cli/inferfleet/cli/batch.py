@@ -18,7 +18,7 @@ import typer
 
 from inferfleet.cli.batch_progress import showing_progress
 from inferfleet.cli.failing import INTERRUPTED
-from inferfleet.cli.options import JsonFlag, not_empty, producer_settings
+from inferfleet.cli.options import JsonFlag, PoolOption, PriorityOption, not_empty, producer_settings
 from inferfleet.cli.reading import STANDARD
 from inferfleet.cli.terminal import err, line, out
 from inferfleet.producer.batch import Batch, BatchPlan, BatchProgress, batch_status
@@ -66,10 +66,8 @@ def run(
         Path | None,
         typer.Option(help="File for lines without an answer; by default beside the output.", dir_okay=False),
     ] = None,
-    pool: Annotated[str, typer.Option(help="Pool of workers to run on.")] = DEFAULT_POOL,
-    priority: Annotated[
-        str, typer.Option(help="0 to 9, 9 most urgent; or batch, normal, high, urgent.")
-    ] = "batch",
+    pool: PoolOption = DEFAULT_POOL,
+    priority: PriorityOption = "batch",
     timeout: Annotated[float | None, typer.Option(help="Time limit of an attempt in seconds.")] = None,
     max_attempts: Annotated[int, typer.Option(help="How often a job may be tried.")] = DEFAULT_MAX_ATTEMPTS,
     max_in_flight: Annotated[

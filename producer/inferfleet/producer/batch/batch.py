@@ -6,16 +6,12 @@ A batch may end at any moment, also by SIGKILL, and continues when it is opened 
 from __future__ import annotations
 
 import asyncio
-import time
-from collections import deque
-from collections.abc import Callable, Coroutine, Generator, Iterator
+from collections.abc import Coroutine, Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, cast
-
-import orjson
 
 from inferfleet.producer.batch.files import (
     BatchRecord,
@@ -27,11 +23,18 @@ from inferfleet.producer.batch.files import (
     record_path,
     write_record,
 )
-from inferfleet.producer.batch.line_ids import new_batch_id
 from inferfleet.producer.batch.lines import LineRunner, LineWork, prompt_work, request_work
-from inferfleet.producer.batch.source import Fingerprint, SourceLine, fingerprint, read_lines, survey
+from inferfleet.producer.batch.plan import (
+    BatchPlan,
+    begin,
+    require_record,
+    require_same,
+    require_unchanged,
+)
+from inferfleet.producer.batch.progress import BatchProgress, Rates, Tell
+from inferfleet.producer.batch.source import SourceLine, read_lines
 from inferfleet.producer.fleet import Fleet
-from inferfleet.producer.job_making import PROMPT_OPTIONS, JobOptions
+from inferfleet.producer.job_making import JobOptions
 from inferfleet.schemas.batch import BatchOutputLine
 from inferfleet.schemas.errors import BatchError
 from inferfleet.schemas.settings import ProducerSettings
@@ -42,63 +45,8 @@ DEFAULT_IN_FLIGHT: Final = 1000
 TICK_S: Final = 0.5
 """How often a run tells its progress, and sees to it that what it has written is on disk."""
 
-RATE_TICKS: Final = 60
-"""Over how many ticks a rate is measured."""
-
 LONGEST_LINE: Final = 8
 """How much longer than a body a line may be: JSON may need six bytes for one."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BatchPlan:
-    """What a batch is to do.
-
-    ``source`` has a request in OpenAI's format on each line, or a prompt; ``prompts`` says that it has
-    prompts, and is needed only if the first one begins with ``{``. ``output`` gets the answers. ``errors``
-    gets the lines without an answer; by default it is beside the output. ``options`` are those of every job;
-    those of prompts are only for prompts.
-    """
-
-    source: Path
-    output: Path
-    options: JobOptions
-    errors: Path | None = None
-    prompts: bool = False
-
-    @property
-    def error_file(self) -> Path:
-        """Where lines without an answer go."""
-        beside = self.output.with_name(f"{self.output.stem}.errors{self.output.suffix or '.jsonl'}")
-        return (self.errors or beside).absolute()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BatchProgress:
-    """How far a batch is.
-
-    ``per_s`` and ``tokens_per_s`` are rates of the last half minute, and ``tokens`` are those that this run
-    has seen. ``limit`` is how many jobs may be in flight now. ``trouble`` says why no job is accepted now.
-    """
-
-    lines: int
-    succeeded: int
-    failed: int
-    in_flight: int = 0
-    limit: int = 0
-    tokens: int = 0
-    per_s: float = 0.0
-    tokens_per_s: float = 0.0
-    trouble: str = ""
-
-    @property
-    def done(self) -> int:
-        """How many lines have ended."""
-        return self.succeeded + self.failed
-
-    @property
-    def remaining_s(self) -> float | None:
-        """How long the rest will take at this rate, in seconds; ``None`` if nothing ends."""
-        return (self.lines - self.done) / self.per_s if self.per_s else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,9 +57,6 @@ class BatchStatus:
     running: bool
     succeeded: int
     failed: int
-
-
-Tell = Callable[[BatchProgress], None]
 
 
 class Batch:
@@ -140,7 +85,7 @@ class Batch:
 
         """
         longest = LONGEST_LINE * settings.max_body_bytes
-        begun = None if read_record(plan.output) else _begin(plan, longest=longest)
+        begun = None if read_record(plan.output) else begin(plan, longest=longest)
         with LineFile.opened(plan.output) as answers, LineFile.opened(plan.error_file) as errors:
             record = read_record(plan.output) or begun
             if record is None:
@@ -148,7 +93,7 @@ class Batch:
             if record is begun:
                 write_record(plan.output, record)
             else:
-                _require_same(plan, record)
+                require_same(plan, record)
             yield cls(record=record, answers=answers, errors=errors, longest=longest)
 
     @classmethod
@@ -161,7 +106,7 @@ class Batch:
             BatchOutputError: A file cannot be written.
 
         """
-        record = _require_record(output)
+        record = require_record(output)
         with LineFile.opened(output) as answers, LineFile.opened(record.errors) as errors:
             longest = LONGEST_LINE * settings.max_body_bytes
             yield cls(record=record, answers=answers, errors=errors, longest=longest)
@@ -202,7 +147,7 @@ class Batch:
         """
         runner = self._runner(fleet, DEFAULT_IN_FLIGHT)
         try:
-            _require_unchanged(self.record)
+            require_unchanged(self.record)
         except BatchError as error:
             jobs = LineRunner(
                 fleet,
@@ -259,24 +204,10 @@ class Batch:
         return self.progress()
 
     async def _tick(self, runner: LineRunner, tell: Tell | None) -> None:
-        seen: deque[tuple[float, int, int]] = deque(maxlen=RATE_TICKS)
+        rates = Rates(runner)
         while True:
-            now = self.progress()
-            seen.append((time.monotonic(), now.done, runner.tokens))
-            (began, done, tokens), (ends, *_) = seen[0], seen[-1]
-            elapsed_s = ends - began
             if tell:
-                tell(
-                    replace(
-                        now,
-                        in_flight=runner.window.in_flight,
-                        limit=runner.window.limit,
-                        tokens=runner.tokens,
-                        per_s=(now.done - done) / elapsed_s if elapsed_s else 0.0,
-                        tokens_per_s=(runner.tokens - tokens) / elapsed_s if elapsed_s else 0.0,
-                        trouble=runner.trouble,
-                    )
-                )
+                tell(rates.add_to(self.progress()))
             await asyncio.sleep(TICK_S)
             await asyncio.to_thread(self._sync)
 
@@ -292,7 +223,7 @@ def batch_status(output: Path) -> BatchStatus:
         BatchError: There is no such batch, or its files cannot be read.
 
     """
-    record = _require_record(output)
+    record = require_record(output)
     done = LineSet(record.last_line)
     return BatchStatus(
         record=record,
@@ -300,66 +231,3 @@ def batch_status(output: Path) -> BatchStatus:
         failed=count_lines(record.errors, record.id, done),
         running=is_written(output),
     )
-
-
-def _begin(plan: BatchPlan, *, longest: int) -> BatchRecord:
-    """Examine the input of a new batch, and make its record."""
-    if plan.output.absolute() == plan.error_file:
-        raise BatchError(f"{plan.output} cannot be both the output and the error file")
-    for path in (plan.output, plan.error_file):
-        if not path.parent.is_dir():
-            raise BatchError(f"{path.parent} is not a folder, so {path} cannot be written")
-        if path.exists() and (not path.is_file() or path.stat().st_size):
-            raise BatchError(
-                f"{path} exists, and is of no batch with the output {plan.output}: use another file, or move "
-                "it away"
-            )
-    found = survey(plan.source, longest=longest, prompts=plan.prompts)
-    if not found.prompts and (misplaced := {"endpoint", *PROMPT_OPTIONS}.intersection(plan.options)):
-        raise BatchError(
-            f"{', '.join(sorted(misplaced))}: only for prompts; each line of {plan.source} has its own body, "
-            "so set it there"
-        )
-    return BatchRecord(
-        id=new_batch_id(),
-        source=plan.source.absolute(),
-        size=found.fingerprint.size,
-        sha256=found.fingerprint.sha256,
-        prompts=found.prompts,
-        lines=found.lines,
-        last_line=found.last_line,
-        errors=plan.error_file,
-        options=_plain(plan.options),
-    )
-
-
-def _require_record(output: Path) -> BatchRecord:
-    if (record := read_record(output)) is None:
-        raise BatchError(f"no batch has the output {output}: {record_path(output)} does not exist")
-    return record
-
-
-def _require_same(plan: BatchPlan, record: BatchRecord) -> None:
-    """Refuse to continue a batch with another plan: its lines would be answered in two ways."""
-    _require_unchanged(record, source=plan.source)
-    if plan.error_file != record.errors:
-        raise BatchError(f"this batch began with the error file {record.errors}, not {plan.error_file}")
-    options = _plain(plan.options)
-    for name in sorted(options.keys() | record.options.keys()):
-        if options.get(name) != record.options.get(name):
-            raise BatchError(
-                f"this batch began with {name} = {record.options.get(name)!r}, not {options.get(name)!r}: "
-                "continue it with the same options, or use another output"
-            )
-
-
-def _require_unchanged(record: BatchRecord, *, source: Path | None = None) -> None:
-    source = source or record.source
-    if fingerprint(source) != Fingerprint(record.size, record.sha256):
-        raise BatchError(
-            f"{source} is not what it was when this batch began: restore it, or use another output"
-        )
-
-
-def _plain(options: JobOptions) -> dict[str, Any]:
-    return cast("dict[str, Any]", orjson.loads(orjson.dumps(options)))
