@@ -84,6 +84,7 @@ def test_the_keys_in_redis_are_those_of_the_contract() -> None:
         names.reply_key("client"),
         names.idempotency_key("tenant", "key"),
         names.session_key("sid"),
+        names.POOLS_KEY,
         names.pool_key("pool"),
         names.waiting_turns_key("pool"),
         names.open_key("pool", 0).replace(":0", ":<priority>"),

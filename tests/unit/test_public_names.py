@@ -29,6 +29,7 @@ NAMES = {
     ],
     producer: [
         "Fleet",
+        "JobFilter",
         "JobHandle",
         "JobOptions",
         "JournalLine",

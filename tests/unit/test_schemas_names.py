@@ -38,6 +38,7 @@ SPELT = [
     (names.held_key("chat"), "inferfleet:pool:{chat}:held"),
     (names.sweep_key("chat"), "inferfleet:pool:{chat}:sweep"),
     (names.WORKERS_KEY, "inferfleet:workers"),
+    (names.POOLS_KEY, "inferfleet:pools"),
     (names.idempotency_key("acme", "k1"), "inferfleet:idempotency:{acme:k1}"),
     (names.worker_key("w1"), "inferfleet:worker:w1"),
 ]

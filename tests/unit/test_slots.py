@@ -200,3 +200,27 @@ async def test_fewer_slots_take_none_away_and_more_are_given_at_once() -> None:
     slots.resize(2)
     await turns()
     assert (len(crowd.served), slots.taken) == (4, 2)
+
+
+async def test_nothing_starts_while_the_pool_is_paused_and_what_runs_goes_on() -> None:
+    crowd = Crowd(Slots(2))
+    running, *_ = await crowd.come(4)
+    crowd.slots.pause(paused=True)
+    await crowd.come(4)
+    assert crowd.served == [running]
+    await crowd.leave(running)
+    assert crowd.served == [running]
+    crowd.slots.pause(paused=False)
+    await turns()
+    assert len(crowd.served) == 2
+
+
+async def test_a_job_that_waits_is_not_served_while_the_pool_is_paused() -> None:
+    crowd = Crowd(Slots(1))
+    running, waits = await crowd.come(4, 4)
+    crowd.slots.pause(paused=True)
+    await crowd.leave(running)
+    assert crowd.served == [running]
+    crowd.slots.pause(paused=False)
+    await turns()
+    assert crowd.served == [running, waits]

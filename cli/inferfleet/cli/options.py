@@ -78,11 +78,16 @@ _SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 """The units of a duration."""
 
 
+def parse_duration(text: str) -> float | None:
+    """Read a duration like ``10m`` in seconds; ``None`` if it is not one."""
+    duration = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text, re.ASCII)
+    return float(duration[1]) * _SECONDS[duration[2]] if duration else None
+
+
 def parse_moment(text: str) -> datetime:
     """Read a moment: a duration from now, like ``10m``, or an ISO 8601 time with its zone."""
     try:
-        if duration := re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text, re.ASCII):
-            seconds = float(duration[1]) * _SECONDS[duration[2]]
+        if (seconds := parse_duration(text)) is not None:
             return datetime.now(UTC) + timedelta(seconds=seconds)  # noqa: TID251 - from the user's now
         moment = datetime.fromisoformat(text)
     except (ValueError, OverflowError):

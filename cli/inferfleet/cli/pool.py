@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated
+from collections.abc import Awaitable, Callable
+from typing import Annotated, TypeVar
 
+import orjson
 import typer
 
-from inferfleet.cli.options import none_empty, producer_settings
+from inferfleet.cli.fleet_lines import print_pools, print_workers
+from inferfleet.cli.options import JsonFlag, live_pools, none_empty, not_empty, producer_settings
+from inferfleet.cli.printing import print_json
 from inferfleet.cli.terminal import out
+from inferfleet.producer.fleet import Fleet
 from inferfleet.producer.publisher import Publisher
 from inferfleet.schemas.names import job_queue
+from inferfleet.schemas.pool import PoolStatus
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Pools and their queues.")
+T = TypeVar("T")
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+
+PoolArgument = Annotated[
+    str,
+    typer.Argument(metavar="POOL", help="The pool's name.", callback=not_empty, autocompletion=live_pools),
+]
 
 
 @app.callback()
@@ -28,7 +41,48 @@ def declare(
     asyncio.run(_declare(pools))
 
 
+@app.command("list")
+def list_(*, as_json: JsonFlag = False) -> None:
+    """List the pools, with their queues, unfinished jobs and workers."""
+    found = _run(lambda fleet: fleet.pools())
+    if as_json:
+        out(orjson.dumps([pool.model_dump(mode="json") for pool in found]).decode() + "\n")
+    else:
+        print_pools(found)
+
+
+@app.command()
+def show(pool: PoolArgument, *, as_json: JsonFlag = False) -> None:
+    """Show a pool: its unfinished jobs by priority, its queue, and each of its workers."""
+    found = _run(lambda fleet: fleet.pool(pool))
+    if as_json:
+        print_json(found)
+        return
+    print_pools([found])
+    out(f"unfinished by priority: {_by_priority(found)}\n")
+    if found.paused_at is not None:
+        since = f"{found.paused_at:%Y-%m-%d %H:%M:%S} UTC"
+        out(f"paused since {since}; `inferfleet pool resume {pool}` lets it go on\n")
+    if found.workers:
+        print_workers(found.workers)
+
+
+@app.command()
+def pause(pool: PoolArgument, *, as_json: JsonFlag = False) -> None:
+    """Pause a pool: its workers finish what runs, and start nothing more until it is resumed."""
+    _run(lambda fleet: fleet.pause_pool(pool))
+    _tell(pool, "paused", as_json=as_json)
+
+
+@app.command()
+def resume(pool: PoolArgument, *, as_json: JsonFlag = False) -> None:
+    """Let a paused pool go on."""
+    _run(lambda fleet: fleet.resume_pool(pool))
+    _tell(pool, "resumed", as_json=as_json)
+
+
 async def _declare(pools: list[str]) -> None:
+    # Without Redis, which a declaration does not need.
     publisher = Publisher(producer_settings())
     try:
         for pool in pools:
@@ -36,3 +90,19 @@ async def _declare(pools: list[str]) -> None:
             out(f"{job_queue(pool)}\n")
     finally:
         await publisher.aclose()
+
+
+def _by_priority(pool: PoolStatus) -> str:
+    return ", ".join(f"{priority}: {count:,}" for priority, count in pool.unfinished.items()) or "none"
+
+
+def _tell(pool: str, what: str, *, as_json: bool) -> None:
+    out(orjson.dumps({"pool": pool, "state": what}).decode() + "\n" if as_json else f"{what}\n")
+
+
+def _run(work: Callable[[Fleet], Awaitable[T]]) -> T:
+    async def connected() -> T:
+        async with Fleet.connect(producer_settings()) as fleet:
+            return await work(fleet)
+
+    return asyncio.run(connected())

@@ -45,9 +45,13 @@ COMMANDS: Mapping[str, CommandModule] = MappingProxyType(
             "inferfleet.cli.session", "Show, list, fork, delete, export or import sessions."
         ),
         "dead": CommandModule("inferfleet.cli.dead", "List, show, replay or purge dead letters."),
-        "pool": CommandModule("inferfleet.cli.pool", "Declare the queues of a pool."),
+        "jobs": CommandModule("inferfleet.cli.jobs", "List, show or cancel the jobs that have not ended."),
+        "pool": CommandModule("inferfleet.cli.pool", "Declare, list, show, pause or resume pools."),
+        "doctor": CommandModule("inferfleet.cli.doctor", "Look for what is wrong with the fleet."),
         "schema": CommandModule("inferfleet.cli.schema", "Export the contract as JSON Schema and AsyncAPI."),
-        "worker": CommandModule("inferfleet.worker.cli", "Run a worker, or drain one.", "worker"),
+        "worker": CommandModule(
+            "inferfleet.cli.worker", "Run a worker, list the workers, or drain one.", "worker"
+        ),
         "exporter": CommandModule(
             "inferfleet.cli.exporter", "Serve metrics of the whole fleet for Prometheus.", "worker"
         ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from inferfleet.producer.fleet import Fleet
 from inferfleet.producer.job_handle import JobHandle
+from inferfleet.producer.job_listing import JobFilter
 from inferfleet.producer.job_making import JobOptions
 from inferfleet.producer.journal_view import JournalLine
 from inferfleet.producer.sessions import Session
@@ -13,6 +14,7 @@ from inferfleet.producer.sync_session import SyncSession
 
 __all__ = [
     "Fleet",
+    "JobFilter",
     "JobHandle",
     "JobOptions",
     "JournalLine",

@@ -14,12 +14,15 @@ from typing import Any, Unpack
 from inferfleet.producer.background import background
 from inferfleet.producer.dead_letters import DeadLetters
 from inferfleet.producer.job_handle import JobHandle
+from inferfleet.producer.job_listing import EVERY_JOB, JobFilter, JobListing
 from inferfleet.producer.job_making import JobOptions, make_job
 from inferfleet.producer.journal_view import BEGINNING, JournalLine
+from inferfleet.producer.pools import Pools, Wait
 from inferfleet.producer.publisher import Publisher
 from inferfleet.producer.reader import Reader
 from inferfleet.producer.sessions import Session
 from inferfleet.producer.submission import Submission
+from inferfleet.producer.timeline import Event, Timeline
 from inferfleet.schemas.errors import (
     AnswerRestartedError,
     InvalidJobError,
@@ -31,6 +34,7 @@ from inferfleet.schemas.errors import (
 from inferfleet.schemas.heartbeat import Heartbeat
 from inferfleet.schemas.job import Job, JobState
 from inferfleet.schemas.journal import FinishedEntry, RestartedEntry, TokensEntry
+from inferfleet.schemas.pool import PoolStatus
 from inferfleet.schemas.problems import printable
 from inferfleet.schemas.result import JobRecord, Result
 from inferfleet.schemas.settings import ProducerSettings, read_settings
@@ -42,6 +46,7 @@ from inferfleet.wire.redis.connection import command_pipeline, open_store
 from inferfleet.wire.redis.heartbeats import read_heartbeats
 from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.redis.pool_limits import note_limit
+from inferfleet.wire.redis.pools import note_pool
 from inferfleet.wire.redis.records import JobRecords
 from inferfleet.wire.redis.replicas import Replicas
 from inferfleet.wire.redis.session_histories import SessionHistories
@@ -74,11 +79,14 @@ class Fleet:
         self._reader = reader
         self._session_records = SessionRecords(pipeline=pipeline, settings=settings)
         self._histories = SessionHistories(pipeline=pipeline, settings=settings)
+        lanes = SessionLanes(pipeline=pipeline, settings=settings, replicas=records.replicas)
+        self._listing = JobListing(pipeline, records)
+        self._pools = Pools(pipeline=pipeline, listing=self._listing, lanes=lanes, waiting=publisher.waiting)
         self._submission = Submission(
             settings=settings,
             pipeline=pipeline,
             records=records,
-            session_lanes=SessionLanes(pipeline=pipeline, settings=settings, replicas=records.replicas),
+            session_lanes=lanes,
             histories=self._histories,
             publisher=publisher,
         )
@@ -138,6 +146,7 @@ class Fleet:
                             reader=reader,
                         )
                     finally:
+                        await records.open_jobs.flush()
                         reader.close()
                         home.close()
                         await publisher.aclose()
@@ -341,6 +350,100 @@ class Fleet:
         """Return a handle on a job. This calls neither Redis nor RabbitMQ."""
         return JobHandle(_id(job), self)
 
+    async def list_jobs(self, where: JobFilter = EVERY_JOB) -> AsyncGenerator[JobRecord]:
+        """Yield the records of the unfinished jobs that meet the conditions; all of them if there are none.
+
+        They come by pool, the most urgent first, and of a priority the oldest first; only one page of them is
+        in memory. Jobs that have ended cannot be listed, because only unfinished jobs are in an index.
+        Meanwhile jobs may end, and one that is published again may come twice.
+
+        Raises:
+            InvalidJobError: A condition is invalid.
+
+        """
+        where.check()
+        async with aclosing(self._listing.jobs(where)) as records:
+            async for record in records:
+                yield record
+
+    async def cancel_jobs(self, where: JobFilter) -> AsyncGenerator[tuple[str, JobState]]:
+        """Cancel the unfinished jobs that meet the conditions; yield each one's id and state, as ``cancel``.
+
+        Raises:
+            InvalidJobError: A condition is invalid, or there is none.
+
+        """
+        if where == EVERY_JOB:
+            raise InvalidJobError("where: give at least one condition on the jobs to cancel")
+        where.check()
+        async with aclosing(self._listing.cancel(where, self.cancel)) as cancelled:
+            async for job_id, state in cancelled:
+                yield job_id, state
+
+    async def timeline(self, job: Job | str) -> list[Event]:
+        """Read what has happened to a job, from its journal.
+
+        Raises:
+            JobNotFoundError: There is no record of the job.
+
+        """
+        job_id = _id(job)
+        await self._records.state(job_id)
+        timeline = Timeline()
+        async with aclosing(self._records.entries(job_id)) as entries:
+            async for entry in entries:
+                timeline.add(entry)
+        return timeline.events
+
+    async def waits_for(self, job: Job | str) -> Wait | None:
+        """Return why an unfinished job does not run; ``None`` if it runs or has ended.
+
+        Raises:
+            JobNotFoundError: There is no record of the job.
+
+        """
+        job_id = _id(job)
+        record = (await self._records.get_many([job_id], results=False))[job_id]
+        if record is None:
+            raise JobNotFoundError(job_id)
+        return await self._pools.waits_for(record)
+
+    async def pools(self) -> list[PoolStatus]:
+        """Return the state of all pools that have a queue, a worker or an unfinished job.
+
+        A pool is forgotten if no worker, declaration or job has named it for 30 days.
+
+        Raises:
+            ServiceUnreachableError: RabbitMQ or Redis does not answer.
+
+        """
+        return await self._pools.all()
+
+    async def pool(self, pool: str) -> PoolStatus:
+        """Return the state of one pool.
+
+        Raises:
+            UnknownPoolError: The pool has no queue, no worker and no unfinished job.
+            ServiceUnreachableError: RabbitMQ or Redis does not answer.
+
+        """
+        return await self._pools.one(pool)
+
+    async def pause_pool(self, pool: str) -> None:
+        """Pause a pool: within a heartbeat, its workers start no more jobs and give back those that wait.
+
+        Running jobs continue, and the pool accepts new jobs. It is paused until ``resume_pool``.
+
+        Raises:
+            UnknownPoolError: No worker, declaration or job has named the pool in the last 30 days.
+
+        """
+        await self._pools.pause(pool)
+
+    async def resume_pool(self, pool: str) -> None:
+        """Let a paused pool go on. Does nothing unless it is paused."""
+        await self._pools.resume(pool)
+
     def session(self, session_id: str) -> Session:
         """Return a handle on a session. This calls neither Redis nor RabbitMQ.
 
@@ -359,12 +462,13 @@ class Fleet:
     async def declare_pool(self, pool: str) -> None:
         """Declare a pool's queues, so that it accepts jobs before its first worker starts.
 
-        Also tells Redis the queue's limit, which turns in lanes have to keep, too.
+        Also tells Redis its name, and the queue's limit, which turns in lanes have to keep, too.
         """
         await self._publisher.declare_pool(pool)
         # No error if this fails: each worker of the pool does the same.
         with suppress(ServiceUnreachableError, ServiceRefusedError):
             await note_limit(self._pipeline, pool, self._settings.queue_max_length)
+            await note_pool(self._pipeline, pool)
 
     async def drain(self, worker_id: str, *, timeout_s: float = 30.0) -> None:
         """Drain a worker: it finishes or hands over its jobs, and exits. Return once it has begun to drain.

@@ -96,6 +96,20 @@ class Publisher:
                     raise _unknown_pool(pool)
         self._known_pools.add(pool)
 
+    async def waiting(self, queue: str) -> int | None:
+        """Count the messages that wait in a queue; ``None`` if there is no such queue.
+
+        Raises:
+            ServiceUnreachableError: RabbitMQ cannot be reached.
+            ServiceRefusedError: The broker refuses to say.
+
+        """
+        self._home.check()
+        async for attempt in self._patiently():
+            with attempt:
+                return await self._confirm_channel.waiting(queue)
+        raise AssertionError("tenacity returns or raises")
+
     async def send(self, order: Control) -> None:
         """Send a command to all workers.
 

@@ -19,13 +19,17 @@ import anyio
 from anyio.from_thread import BlockingPortal
 
 from inferfleet.producer.fleet import Fleet
+from inferfleet.producer.job_listing import EVERY_JOB, JobFilter
 from inferfleet.producer.job_making import JobOptions
 from inferfleet.producer.journal_view import BEGINNING, JournalLine
+from inferfleet.producer.pools import Wait
 from inferfleet.producer.sync_dead_letters import SyncDeadLetters
 from inferfleet.producer.sync_job_handle import SyncJobHandle
 from inferfleet.producer.sync_session import SyncSession
+from inferfleet.producer.timeline import Event
 from inferfleet.schemas.heartbeat import Heartbeat
 from inferfleet.schemas.job import Job, JobState
+from inferfleet.schemas.pool import PoolStatus
 from inferfleet.schemas.result import JobRecord, Result
 from inferfleet.schemas.settings import ProducerSettings
 from inferfleet.wire.home import check_process, closed
@@ -138,6 +142,38 @@ class SyncFleet:
     def job(self, job: Job | str) -> SyncJobHandle:
         """Return a handle on a job; see ``Fleet.job``."""
         return SyncJobHandle(self._fleet.job(job).id, self)
+
+    def list_jobs(self, where: JobFilter = EVERY_JOB) -> Generator[JobRecord]:
+        """Yield the records of unfinished jobs; see ``Fleet.list_jobs``."""
+        return self._iterate(self._fleet.list_jobs(where))
+
+    def cancel_jobs(self, where: JobFilter) -> Generator[tuple[str, JobState]]:
+        """Cancel unfinished jobs; see ``Fleet.cancel_jobs``."""
+        return self._iterate(self._fleet.cancel_jobs(where))
+
+    def timeline(self, job: Job | str) -> list[Event]:
+        """Read what has happened to a job; see ``Fleet.timeline``."""
+        return self._call(partial(self._fleet.timeline, job))
+
+    def waits_for(self, job: Job | str) -> Wait | None:
+        """Return why a job does not run; see ``Fleet.waits_for``."""
+        return self._call(partial(self._fleet.waits_for, job))
+
+    def pools(self) -> list[PoolStatus]:
+        """Return the state of all pools; see ``Fleet.pools``."""
+        return self._call(self._fleet.pools)
+
+    def pool(self, pool: str) -> PoolStatus:
+        """Return the state of one pool; see ``Fleet.pool``."""
+        return self._call(partial(self._fleet.pool, pool))
+
+    def pause_pool(self, pool: str) -> None:
+        """Pause a pool; see ``Fleet.pause_pool``."""
+        self._call(partial(self._fleet.pause_pool, pool))
+
+    def resume_pool(self, pool: str) -> None:
+        """Let a paused pool go on; see ``Fleet.resume_pool``."""
+        self._call(partial(self._fleet.resume_pool, pool))
 
     def session(self, session_id: str) -> SyncSession:
         """Return a handle on a session; see ``Fleet.session``."""

@@ -42,6 +42,9 @@ HEADER_LEFT_OUT = "x-inferfleet-left-out"
 WORKERS_KEY = "inferfleet:workers"
 """The sorted set of workers that have a heartbeat, by the time of their last one."""
 
+POOLS_KEY = "inferfleet:pools"
+"""The sorted set of pools, by the time at which a worker, a declaration or a job last named them."""
+
 
 def job_queue(pool: str) -> str:
     """Name the queue that holds a pool's waiting jobs."""
@@ -124,7 +127,7 @@ def session_call_key(session_id: str, token: str) -> str:
 
 
 def pool_key(pool: str) -> str:
-    """Key of a pool's shared settings: a hash with its ``queue_max_length``, if it has one."""
+    """Key of what is set for a pool: a hash with its ``queue_max_length``, and ``paused``, each if set."""
     return f"inferfleet:pool:{{{pool}}}"
 
 

@@ -84,7 +84,7 @@ class Claims:
         if not self._slots.take_free(run):
             with run.delivery.waiting_for_slot():
                 if not await self._slots.take(run):
-                    return Defer()
+                    return self._refused_slot()
         started = await self._start(run, resumable=resumable)
         if started.status is StartStatus.SUSPECT:
             logger.warning(
@@ -95,7 +95,7 @@ class Claims:
             await self._suspects.acquire()
             run.runs_alone = True
             if not await self._slots.take(run):
-                return Defer()
+                return self._refused_slot()
             started = await self._start(run, resumable=resumable)
         if started.first_entered_ms is not None and run.delivery.witness is None:
             self._fronts.delivered(run.job.priority, started.first_entered_ms, delivered)
@@ -113,6 +113,10 @@ class Claims:
         if run.runs_alone:
             run.runs_alone = False
             self._suspects.release()
+
+    def _refused_slot(self) -> Defer:
+        """Give the message back: at once if the pool is paused; a drain does it by itself."""
+        return Defer(0.0) if self._slots.paused else Defer()
 
     async def _start(self, run: JobRun, *, resumable: bool) -> Started:
         started = await self._records.start(

@@ -14,6 +14,7 @@ from inferfleet.wire.redis.clock import RedisClock
 from inferfleet.wire.redis.heartbeats import forget_heartbeat, write_heartbeat
 from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.redis.pool_limits import note_limit
+from inferfleet.wire.redis.pools import note_pool
 from inferfleet.worker.metrics import WorkerMetrics
 from inferfleet.worker.ports import Engine
 from inferfleet.worker.slots import Slots
@@ -89,6 +90,7 @@ class HeartbeatWriter:
             try:
                 await write_heartbeat(pipeline, self.heartbeat(), ttl_s=interval_s * HEARTBEATS_MISSED)
                 await note_limit(pipeline, self._settings.pool, self._settings.queue_max_length)
+                await note_pool(pipeline, self._settings.pool)
             except Exception:
                 if self._outage.began():
                     logger.exception("cannot write the heartbeat; retrying")

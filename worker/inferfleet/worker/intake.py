@@ -49,8 +49,11 @@ async def prefetch(subscription: Subscription, slots: Slots, *, look_ahead: int,
     """Let the subscription hold a message for each slot, ``look_ahead`` more, and those that take no place.
 
     A job that runs without its message takes a slot, but no delivery: a message in its place would wait here
-    as long as the job runs, and no other worker could take it.
+    as long as the job runs, and no other worker could take it. While the pool is paused, it holds none.
     """
+    if slots.paused:
+        await subscription.prefetch(0)
+        return
     places = slots.limit - slots.without_message + look_ahead
     await subscription.prefetch(places + parked + subscription.carrying)
 
@@ -58,7 +61,10 @@ async def prefetch(subscription: Subscription, slots: Slots, *, look_ahead: int,
 async def adapt_intake(
     subscription: Subscription, engine: Engine, slots: Slots, *, max_running: int, look_ahead: int
 ) -> None:
-    """Keep the slots, and what the subscription holds, in step with the engine, until cancelled."""
+    """Keep the slots, and what the subscription holds, in step with the engine, until cancelled.
+
+    While the pool is paused, nothing is delivered, and the jobs that wait for a slot are given back.
+    """
     overloaded = False
     looked_at = time.monotonic()
     while True:
@@ -75,6 +81,10 @@ async def adapt_intake(
                         "intake", extra={"slots": new, "taken": slots.taken, "waiting": stats.waiting}
                     )
                     slots.resize(new)
+        paused = slots.paused
         parked = min(subscription.parked, PARKED_PER_PLACE * (max_running + look_ahead))
         # Shielded, because cancelling it halfway would close the channel.
         await asyncio.shield(prefetch(subscription, slots, look_ahead=look_ahead, parked=parked))
+        if paused:
+            # Only behind that, because RabbitMQ would deliver them here again.
+            slots.refuse_waiting()

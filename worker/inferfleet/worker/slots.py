@@ -46,6 +46,8 @@ class Slots:
         self._granting = False
         self._patience: asyncio.TimerHandle | None = None
         self._closed = False
+        self.paused = False
+        """Whether no job may start: those that wait keep waiting, and those that run go on."""
 
     @property
     def taken(self) -> int:
@@ -78,13 +80,13 @@ class Slots:
 
     def take_free(self, run: JobRun) -> bool:
         """Take a slot if one is free and no job waits for it."""
-        if self._closed or self._waiters or len(self._holders) >= self._limit:
+        if self._closed or self.paused or self._waiters or len(self._holders) >= self._limit:
             return False
         self._holders.add(run)
         return True
 
     async def take(self, run: JobRun) -> bool:
-        """Wait for a slot. Return false if the worker is draining, so that the job must not start."""
+        """Wait for a slot. Return false if the job must not start here: the worker drains or is paused."""
         if self.take_free(run):
             return True
         if self._closed:
@@ -115,9 +117,18 @@ class Slots:
         self._closed = True
         if self._patience is not None:
             self._patience.cancel()
+        self.refuse_waiting()
+
+    def refuse_waiting(self) -> None:
+        """Refuse a slot to all jobs that wait now."""
         for waiter in self._waiters.values():
             if not waiter.done():
                 waiter.set_result(False)
+
+    def pause(self, *, paused: bool) -> None:
+        """Let no job start, or let jobs start again."""
+        self.paused = paused
+        self._grant_soon()
 
     def _grant_soon(self) -> None:
         # In the next turn of the loop, when this turn's acks have been written and its deliveries taken.
@@ -127,7 +138,7 @@ class Slots:
 
     def _grant(self) -> None:
         self._granting = False
-        while self._queue and len(self._holders) < self._limit:
+        while self._queue and not self.paused and len(self._holders) < self._limit:
             priority, _, run = self._queue[0]
             waiter = self._waiters.get(run)
             if waiter is None or waiter.done():

@@ -33,6 +33,7 @@ from inferfleet.worker.heartbeat import HeartbeatWriter
 from inferfleet.worker.http import serve_http
 from inferfleet.worker.intake import adapt_intake, prefetch
 from inferfleet.worker.metrics import WorkerMetrics
+from inferfleet.worker.pool_pause import PoolPause
 from inferfleet.worker.ports import Engine, EngineDeadError
 from inferfleet.worker.processor import Processor
 from inferfleet.worker.slots import Slots
@@ -68,6 +69,7 @@ class Worker:
         self._heartbeats = HeartbeatWriter(
             settings=settings, engine=engine, slots=self._slots, metrics=self._metrics, clock=self._clock
         )
+        self._pool_pause = PoolPause(settings=settings, slots=self._slots)
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = asyncio.Event()
         self._hurrying = asyncio.Event()
@@ -130,6 +132,7 @@ class Worker:
             chores = [
                 beating,
                 background.create_task(pipeline.run()),
+                background.create_task(self._pool_pause.follow(pipeline)),
                 background.create_task(journal.write_first()),
                 background.create_task(journal.write_streamed()),
                 background.create_task(journal.write_all()),
@@ -181,6 +184,7 @@ class Worker:
             self._heartbeats.enter(WorkerPhase.READY)
             logger.info("ready", extra={"model": self._engine.model, "identity": self._identity()})
             self._slots.supply_from(subscription)
+            await self._unless_stopped(self._pool_pause.known.wait())
             await prefetch(subscription, self._slots, look_ahead=self._settings.look_ahead)
             await self._unless_stopped(self._until_closed(subscription))
             if not self._stopping.is_set():

@@ -29,7 +29,7 @@ async def declare_exchanges(channel: AbstractChannel) -> None:
         ConfigurationError: An exchange exists with another type.
 
     """
-    with _declaration_errors():
+    with declaration_errors():
         for name, kind in (
             (names.JOBS_EXCHANGE, aio_pika.ExchangeType.DIRECT),
             (names.DEAD_EXCHANGE, aio_pika.ExchangeType.DIRECT),
@@ -51,7 +51,7 @@ async def declare_pool(channel: AbstractChannel, pool: str, settings: ServiceSet
     connection = (await channel.get_underlay_channel()).connection
     version = str(connection.server_properties.get("version", ""))
     await declare_exchanges(channel)
-    with _declaration_errors():
+    with declaration_errors():
         queue = await channel.declare_queue(
             names.job_queue(pool), durable=True, arguments=queue_arguments(settings, broker_version=version)
         )
@@ -65,7 +65,7 @@ async def declare_dead_letters(channel: AbstractChannel, pool: str, settings: Se
     connection = (await channel.get_underlay_channel()).connection
     version = str(connection.server_properties.get("version", ""))
     await declare_exchanges(channel)
-    with _declaration_errors():
+    with declaration_errors():
         await _declare_dead_queue(connection, pool, settings.queue_type, version)
 
 
@@ -135,7 +135,7 @@ _DIFFERENCE = re.compile(
 
 
 @contextmanager
-def _declaration_errors() -> Generator[None]:
+def declaration_errors() -> Generator[None]:
     """Translate errors: name the queue or exchange, its different argument, and the setting of that."""
     try:
         yield

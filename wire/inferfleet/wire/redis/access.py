@@ -17,6 +17,7 @@ from redis.asyncio.connection import DefaultParser
 from redis.exceptions import NoScriptError, ResponseError
 
 from inferfleet.schemas.names import (
+    POOLS_KEY,
     WORKERS_KEY,
     idempotency_key,
     job_key,
@@ -41,6 +42,8 @@ _POOL: Final = (
     *("HSET", "HGET", "HDEL", "ZADD", "ZREM", "ZCARD", "ZSCORE", "ZREMRANGEBYSCORE", "EXPIRE", "TTL", "TIME"),
 )
 
+_LIST: Final = ("ZADD", "ZREMRANGEBYSCORE", "TIME")
+
 
 @dataclass(frozen=True, slots=True)
 class Access:
@@ -63,11 +66,12 @@ PRODUCER: Final = Access(
     {
         _all(job_key("*")): (*_JOB, "HGETALL", "HSETNX", "HDEL", "XREVRANGE"),
         _all(session_key("*")): (*_SESSION, "HGETALL", "SCAN"),
-        _all(pool_key("*")): _POOL,
+        _all(pool_key("*")): (*_POOL, "ZRANGE"),
         _all(idempotency_key("*", "*")): ("SET", "GET", "DEL"),
         _all(reply_key("*")): ("XADD", "XREVRANGE", "EXPIRE"),
         worker_key("*"): ("HGETALL",),
         WORKERS_KEY: ("ZRANGE",),
+        POOLS_KEY: (*_LIST, "ZRANGE"),
     },
     reads_blocked=True,
     only_writes=False,
@@ -80,7 +84,8 @@ WORKER: Final = Access(
         _all(pool_key("*")): (*_POOL, "HMGET", "ZRANGEBYSCORE"),
         _all(reply_key("*")): ("XADD", "EXPIRE"),
         worker_key("*"): ("HSET", "PEXPIRE", "DEL"),
-        WORKERS_KEY: ("ZADD", "ZREM", "ZREMRANGEBYSCORE", "TIME"),
+        WORKERS_KEY: (*_LIST, "ZREM"),
+        POOLS_KEY: _LIST,
     },
     reads_blocked=False,
     only_writes=True,

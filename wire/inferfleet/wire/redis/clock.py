@@ -53,3 +53,8 @@ class RedisClock:
 def milliseconds(moment: datetime) -> int:
     """Convert a time to Unix milliseconds."""
     return int(moment.timestamp() * 1000)
+
+
+def moment_of(milliseconds: float) -> datetime:
+    """Convert Unix milliseconds to a time."""
+    return datetime.fromtimestamp(milliseconds / 1000, UTC)

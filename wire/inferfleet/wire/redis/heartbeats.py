@@ -25,7 +25,7 @@ async def write_heartbeat(pipeline: CommandPipeline, heartbeat: Heartbeat, *, tt
         pipeline.enqueue("HSET", key, *fields),
         pipeline.enqueue("PEXPIRE", key, int(ttl_s * 1000)),
         pipeline.enqueue(
-            *process_scripts.worker_seen(WORKERS_KEY, worker=heartbeat.worker_id, listed_s=FORGOTTEN_AFTER_S)
+            *process_scripts.seen(WORKERS_KEY, member=heartbeat.worker_id, listed_s=FORGOTTEN_AFTER_S)
         ),
         pipeline.learn_time(),
     )

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import AsyncGenerator, Iterable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from enum import StrEnum
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
 from inferfleet.schemas.errors import InferfleetError, JobDataLostError, JobNotFoundError
@@ -16,7 +17,7 @@ from inferfleet.schemas.journal import (
     JournalEntry,
     TokenChunk,
 )
-from inferfleet.schemas.names import job_key, journal_key, result_key
+from inferfleet.schemas.names import job_key, journal_key, request_key, result_key
 from inferfleet.schemas.result import JobRecord, Result, Usage
 from inferfleet.schemas.said import cut_response
 from inferfleet.wire.redis import job_scripts
@@ -170,22 +171,27 @@ class JobReading:
         pool = await self._pipeline.execute("HGET", job_key(job_id), "pool")
         return None if pool is None else pool.decode()
 
+    async def request(self, job_id: str) -> bytes | None:
+        """Read the body of an unfinished job's message; ``None`` if Redis does not have it."""
+        body: bytes | None = await self._pipeline.execute("GET", request_key(job_id))
+        return body
+
     async def belonging(self, job_id: str) -> tuple[str, str] | None:
         """Read the client that is told of a job's end, and the job's session; ``None`` without a record."""
         reply_to, session = await self._pipeline.execute("HMGET", job_key(job_id), "reply_to", "session")
         return None if reply_to is None else (reply_to.decode(), (session or b"").decode())
 
-    async def get_many(self, job_ids: Iterable[str]) -> dict[str, JobRecord | None]:
+    async def get_many(self, job_ids: Iterable[str], *, results: bool = True) -> dict[str, JobRecord | None]:
         """Read many jobs, hundreds in one round trip. A job without a readable record is ``None``.
 
-        If a terminal record has no ``result``, Redis has lost that.
+        If a terminal record has no ``result``, Redis has lost that, or ``results`` were not to be read.
         """
         records: dict[str, JobRecord | None] = {}
         for some in _batches(job_ids):
             fields = [self._pipeline.enqueue("HGETALL", job_key(job_id)) for job_id in some]
-            results = [self._pipeline.enqueue("GET", result_key(job_id)) for job_id in some]
-            answers: list[Any] = await asyncio.gather(*fields, *results)
-            for job_id, found, result in zip(some, answers, answers[len(some) :], strict=False):
+            texts = [self._pipeline.enqueue("GET", result_key(job_id)) for job_id in some if results]
+            answers: list[Any] = await asyncio.gather(*fields, *texts)
+            for job_id, found, result in zip_longest(some, answers[: len(some)], answers[len(some) :]):
                 try:
                     records[job_id] = _record(job_id, found, result) if found else None
                 except _UNREADABLE as error:
@@ -202,10 +208,21 @@ class JobReading:
             results |= {job_id: text for job_id, text in zip(some, texts, strict=True) if text is not None}
         return results
 
-    async def lines(self, job_id: str, *, after: bytes = b"0-0") -> list[tuple[bytes, dict[bytes, bytes]]]:
-        """Read the lines of a job's journal behind the line ``after``, each with its id."""
-        lines: Any = await self._pipeline.execute("XRANGE", journal_key(job_id), b"(" + after, "+")
+    async def lines(
+        self, job_id: str, *, after: bytes = b"0-0", limit: int | None = None
+    ) -> list[tuple[bytes, dict[bytes, bytes]]]:
+        """Read the lines of a job's journal behind the line ``after``, each with its id; the first ones."""
+        count = () if limit is None else ("COUNT", limit)
+        lines: Any = await self._pipeline.execute("XRANGE", journal_key(job_id), b"(" + after, "+", *count)
         return lines or []
+
+    async def entries(self, job_id: str) -> AsyncGenerator[JournalEntry]:
+        """Read a job's journal, a page of it in memory at a time."""
+        after = b"0-0"
+        while lines := await self.lines(job_id, after=after, limit=READ_BATCH):
+            for _, fields in lines:
+                yield parse_line(fields)
+            after = lines[-1][0]
 
     async def journal(self, job_id: str) -> list[JournalEntry]:
         """Read a job's whole journal."""

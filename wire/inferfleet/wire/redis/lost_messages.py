@@ -177,6 +177,15 @@ class LostMessages:
         )
         return [Marks(*((value or b"").decode() for value in fields)) for fields in found]
 
+    async def is_held(self, job_id: str) -> bool:
+        """Return whether a worker has reported lately that it holds a job's message."""
+        until: Any = await self._pipeline.execute("ZSCORE", held_key(self._pool), job_id)
+        return until is not None and float(until) > self.now_ms
+
+    async def has_request(self, job_id: str) -> bool:
+        """Return whether Redis has a job's request."""
+        return bool(await self._pipeline.execute("EXISTS", request_key(job_id)))
+
     async def forget(self, priority: int, jobs: Sequence[OpenJob]) -> None:
         """Remove jobs that are over from the index, unless they have entered it again since."""
         entries: list[Argument] = []

@@ -22,10 +22,11 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from inferfleet.schemas.errors import ServiceUnreachableError
+from inferfleet.schemas.errors import InferfleetError, ServiceUnreachableError
 from inferfleet.schemas.job import Job
 from inferfleet.schemas.names import open_key
 from inferfleet.wire.redis.pipeline import CommandPipeline
+from inferfleet.wire.redis.pools import note_pool
 from inferfleet.wire.redis.script import Argument
 
 REMEMBERED_S = 10.0
@@ -33,6 +34,12 @@ REMEMBERED_S = 10.0
 
 LEAVE_S = 0.1
 """For how long jobs that leave are collected for one command. What gets lost meanwhile, the sweep removes."""
+
+FLUSH_TIMEOUT_S = 1.0
+"""How long a client that ends waits until the jobs that have left are out of the index."""
+
+NOTE_S = 60.0
+"""How often a process puts a pool on the list of pools."""
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +51,8 @@ class OpenJobs:
         self._pipeline = pipeline
         self._entering: dict[tuple[str, int], tuple[list[Job], asyncio.Future[Any]]] = {}
         self._leaving: dict[str, list[str]] = {}
+        self._noted: dict[str, float] = {}
+        """When this process last put each pool on the list of pools."""
         self._lately: deque[tuple[float, str, str, int]] = deque()
         """The jobs that have entered or left: when, and their ids, pools and priorities."""
         pipeline.on_connect.append(self._enter_again)
@@ -68,6 +77,12 @@ class OpenJobs:
         self._leaving.setdefault(open_key(pool, priority), []).append(job_id)
         self.remember(job_id, pool=pool, priority=priority)
 
+    async def flush(self) -> None:
+        """Remove those that have left at once, because the caller is going to end. Never raises."""
+        with suppress(InferfleetError, TimeoutError):
+            async with asyncio.timeout(FLUSH_TIMEOUT_S):
+                await asyncio.gather(*self._send_leaving())
+
     def remember(self, job_id: str, *, pool: str, priority: int) -> None:
         """Let a job enter again with a connection that is made soon: it has just entered or left."""
         now = time.monotonic()
@@ -90,6 +105,7 @@ class OpenJobs:
         entering, self._entering = self._entering, {}
         now_ms = self._pipeline.clock.now_ms()
         for (pool, priority), (jobs, entered) in entering.items():
+            self._note(pool)
             entries: list[Argument] = []
             for job in jobs:
                 # What the job says may be long ago, or yet to come.
@@ -102,12 +118,23 @@ class OpenJobs:
                 continue
             sent.add_done_callback(partial(_pass_on, entered))
 
-    def _send_leaving(self) -> None:
+    def _note(self, pool: str) -> None:
+        """Put a pool on the list of pools, now and then."""
+        now = time.monotonic()
+        if now - self._noted.get(pool, -NOTE_S) >= NOTE_S:
+            self._noted[pool] = now
+            with suppress(ServiceUnreachableError):
+                note_pool(self._pipeline, pool).add_done_callback(_report)
+
+    def _send_leaving(self) -> list[asyncio.Future[Any]]:
         leaving, self._leaving = self._leaving, {}
+        sent: list[asyncio.Future[Any]] = []
         for key, job_ids in leaving.items():
             # A client that has just been closed leaves its entry to the sweep.
             with suppress(ServiceUnreachableError):
-                self._pipeline.enqueue("ZREM", key, *job_ids).add_done_callback(_report)
+                sent.append(self._pipeline.enqueue("ZREM", key, *job_ids))
+                sent[-1].add_done_callback(_report)
+        return sent
 
     def _enter_again(self) -> None:
         since, now_ms = time.monotonic() - REMEMBERED_S, self._pipeline.clock.now_ms()

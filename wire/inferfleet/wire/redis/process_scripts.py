@@ -1,4 +1,4 @@
-"""Calls the scripts about one client or worker.
+"""Calls the scripts about one process, or a list of them.
 
 ``script`` documents what they have in common; each script's text in ``lua`` documents what it does and
 replies.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from inferfleet.wire.redis.script import SCRIPTS, Command
 
 _REPLY = SCRIPTS["reply"]
-_WORKER_SEEN = SCRIPTS["worker_seen"]
+_SEEN = SCRIPTS["seen"]
 _ACCESS = SCRIPTS["access"]
 
 
@@ -18,9 +18,9 @@ def reply(reply_key: str, /, *lines: str, length: int, ttl_s: int) -> Command:
     return ("EVALSHA", _REPLY.sha, 1, reply_key, length, ttl_s, *lines)
 
 
-def worker_seen(workers_key: str, /, *, worker: str, listed_s: int) -> Command:
-    """Put a worker with a heartbeat on the list, and remove workers that have had none for long."""
-    return ("EVALSHA", _WORKER_SEEN.sha, 1, workers_key, worker, listed_s)
+def seen(list_key: str, /, *, member: str, listed_s: int) -> Command:
+    """Put a worker or a pool on its list, and remove those that were not seen for long."""
+    return ("EVALSHA", _SEEN.sha, 1, list_key, member, listed_s)
 
 
 def access(any_key: str, /, *commands: str) -> Command:

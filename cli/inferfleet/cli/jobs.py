@@ -1,0 +1,169 @@
+"""``inferfleet jobs``: lists, shows and cancels jobs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from contextlib import aclosing
+from datetime import datetime
+from typing import Annotated
+
+import orjson
+import typer
+
+from inferfleet.cli.options import JobArgument, JsonFlag, producer_settings
+from inferfleet.cli.terminal import err, line, out, shown_id
+from inferfleet.cli.where import WhereOption, parse_where
+from inferfleet.producer.fleet import Fleet
+from inferfleet.producer.job_listing import EVERY_JOB, JobFilter
+from inferfleet.producer.timeline import Event, EventKind
+from inferfleet.schemas.result import JobRecord
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+
+
+@app.callback()
+def jobs() -> None:
+    """Jobs that have not ended. Those that have are in no list; `get` and `jobs show` find them by id."""
+
+
+@app.command("list")
+def list_(
+    *,
+    where: WhereOption = None,
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number to list.")] = 100,
+    as_json: JsonFlag = False,
+) -> None:
+    """List unfinished jobs by pool, the most urgent first, and of a priority the oldest first."""
+    asyncio.run(_list(parse_where(where), limit, as_json=as_json))
+
+
+@app.command()
+def show(job: JobArgument, *, as_json: JsonFlag = False) -> None:
+    """Show what has happened to a job, and why it waits."""
+    asyncio.run(_show(job, as_json=as_json))
+
+
+@app.command()
+def cancel(
+    *,
+    where: WhereOption = None,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Cancel them. Without it, only count them.")
+    ] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Cancel all unfinished jobs that meet the conditions; first without --yes, to see how many these are."""
+    conditions = parse_where(where)
+    if conditions == EVERY_JOB:
+        raise typer.BadParameter("give at least one condition with --where")
+    states = asyncio.run(_cancel(conditions) if yes else _count(conditions))
+    if as_json:
+        out(orjson.dumps({"dry_run": not yes, "jobs": states}).decode() + "\n")
+        return
+    told = ", ".join(f"{count:,} {state}" for state, count in sorted(states.items())) or "none"
+    out(f"{told}\n")
+    if states and not yes:
+        err("inferfleet: nothing was cancelled; add --yes to cancel these jobs\n")
+
+
+async def _list(where: JobFilter, limit: int, *, as_json: bool) -> None:
+    listed = 0
+    async with (
+        Fleet.connect(producer_settings()) as fleet,
+        aclosing(fleet.list_jobs(where)) as records,
+    ):
+        async for record in records:
+            if listed == limit:
+                err(f"inferfleet: there are more than {limit:,}; --limit lists more\n")
+                break
+            if as_json:
+                # An array, but never all of it in memory.
+                out((",\n" if listed else "[") + record.model_dump_json(exclude_none=True))
+            else:
+                out(_summary(record))
+            listed += 1
+    if as_json:
+        out("]\n" if listed else "[]\n")
+
+
+def _summary(record: JobRecord) -> str:
+    submitted = f"{record.submitted_at:%Y-%m-%d %H:%M:%S}" if record.submitted_at else "-"
+    more = [f"attempt {record.attempt} on {record.worker_id}"] if record.attempt else []
+    more += [f"{record.tokens} tokens"] if record.tokens else []
+    more += [f"session {shown_id(record.session_id)}"] if record.session_id else []
+    return (
+        "  ".join(
+            (shown_id(record.id), submitted, record.pool, f"priority {record.priority}", record.state, *more)
+        )
+        + "\n"
+    )
+
+
+async def _show(job: str, *, as_json: bool) -> None:
+    async with Fleet.connect(producer_settings()) as fleet:
+        events = await fleet.timeline(job)
+        records = await fleet.get_many([job])
+        wait = await fleet.waits_for(job)
+    record = records[job]
+    if as_json:
+        known = record and record.model_dump(mode="json", exclude={"result"}, exclude_none=True)
+        out(orjson.dumps({"job": known, "timeline": events, "waits_for": wait}).decode() + "\n")
+        return
+    if record is not None:
+        out(_summary(record))
+    began = events[0].at if events else None
+    for event in events:
+        out(_told(event, began or event.at))
+    if wait is not None:
+        out(f"waits: {line(wait.detail)}\n")
+
+
+def _told(event: Event, began: datetime) -> str:
+    after_s = (event.at - began).total_seconds()
+    return f"{event.at:%Y-%m-%d %H:%M:%S.%f}"[:-3] + f"  {after_s:+10.3f} s  {line(_words(event))}\n"
+
+
+def _words(event: Event) -> str:
+    """Return an event as words for a person."""
+    on = f" on {event.worker_id}" if event.worker_id else ""
+    match event.kind:
+        case EventKind.QUEUED:
+            return "queued"
+        case EventKind.STARTED:
+            return f"attempt {event.attempt} started{on}"
+        case EventKind.RESUMED:
+            return f"attempt {event.attempt} resumed{on} behind token {event.tokens}"
+        case EventKind.TOKENS:
+            lasted_s = ((event.until or event.at) - event.at).total_seconds()
+            return f"{event.tokens} tokens in {lasted_s:.3f} s"
+        case EventKind.RETRIED:
+            return f"attempt {event.attempt} failed{on}: {event.detail or 'no reason was recorded'}"
+        case EventKind.HANDED_OVER:
+            return f"handed over by {event.worker_id or 'its worker'}"
+        case EventKind.LOST:
+            return f"lost its worker {event.worker_id}, which gave no sign of life any more"
+        case EventKind.REPUBLISHED:
+            return "published again, because its message was lost"
+        case EventKind.RESTARTED:
+            return f"answer restarted ({event.detail}); {event.tokens} tokens wasted"
+        case EventKind.RESTORED:
+            return f"restored{on}, because Redis had lost the record"
+        case EventKind.FINISHED:
+            return f"{event.detail}, with {event.tokens} tokens"
+
+
+async def _count(where: JobFilter) -> Counter[str]:
+    async with Fleet.connect(producer_settings()) as fleet, aclosing(fleet.list_jobs(where)) as records:
+        states = Counter[str]()
+        async for record in records:
+            states[record.state.value] += 1
+        return states
+
+
+async def _cancel(where: JobFilter) -> Counter[str]:
+    async with Fleet.connect(producer_settings()) as fleet, aclosing(fleet.cancel_jobs(where)) as cancelled:
+        states = Counter[str]()
+        async for _, state in cancelled:
+            states[state.value] += 1
+        return states

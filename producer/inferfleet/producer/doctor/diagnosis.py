@@ -1,0 +1,156 @@
+"""Runs all checks, in order: what a service does not tell, the checks behind it cannot know."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import AsyncExitStack, aclosing
+
+from inferfleet.producer.background import background
+from inferfleet.producer.doctor.finding import Check, Finding, error, warning
+from inferfleet.producer.doctor.fleet import JobChecks, pool_findings, queue_findings
+from inferfleet.producer.doctor.services import policy_findings, rabbitmq_findings, redis_findings
+from inferfleet.producer.job_listing import JobListing
+from inferfleet.producer.pools import Pools
+from inferfleet.schemas.errors import (
+    ConfigurationError,
+    ServiceRefusedError,
+    ServiceUnreachableError,
+    UnknownPoolError,
+)
+from inferfleet.schemas.names import job_queue
+from inferfleet.schemas.pool import PoolStatus
+from inferfleet.schemas.settings import ProducerSettings, misspelt_variables
+from inferfleet.wire.rabbitmq.connection import Connection, open_amqp
+from inferfleet.wire.rabbitmq.inspection import count_messages
+from inferfleet.wire.rabbitmq.publishing import ConfirmChannel
+from inferfleet.wire.redis.access import PRODUCER
+from inferfleet.wire.redis.clock import RedisClock
+from inferfleet.wire.redis.connection import check_redis, closing_redis, command_pipeline, redis_client
+from inferfleet.wire.redis.pipeline import CommandPipeline
+from inferfleet.wire.redis.records import JobRecords
+from inferfleet.wire.redis.session_lanes import SessionLanes
+
+CONFIRM_S = 5.0
+"""How long RabbitMQ may take to confirm a message for nobody."""
+
+
+async def diagnose(
+    settings: ProducerSettings, *, pools: Sequence[str] | None = None, management_url: str | None = None
+) -> AsyncGenerator[Finding]:
+    """Yield what is wrong, as it is seen from this machine with these settings. Changes nothing.
+
+    Checks these ``pools``, or all that are known. RabbitMQ shows policies only by its HTTP API, so they are
+    checked only with a ``management_url``.
+    """
+    for misspelt in misspelt_variables(os.environ):
+        yield warning(Check.SETTING_UNKNOWN, "this environment", misspelt, "correct or unset it")
+    async with AsyncExitStack() as stack:
+        connection: Connection | None = None
+        channel = ConfirmChannel(
+            settings.amqp_url,
+            connect_timeout_s=settings.connect_timeout_s,
+            confirm_timeout_s=CONFIRM_S,
+            name=f"{settings.client_id} (doctor)",
+        )
+        stack.push_async_callback(channel.aclose)
+        try:
+            connection = await stack.enter_async_context(
+                open_amqp(
+                    settings.amqp_url,
+                    timeout_s=settings.connect_timeout_s,
+                    name=f"{settings.client_id} (doctor)",
+                )
+            )
+        except (ServiceUnreachableError, ConfigurationError) as problem:
+            yield _unreachable(Check.RABBITMQ_UNREACHABLE, "RabbitMQ", problem)
+        else:
+            async with aclosing(rabbitmq_findings(connection, channel, settings)) as findings:
+                async for finding in findings:
+                    yield finding
+        clock = RedisClock()
+        try:
+            client = await stack.enter_async_context(closing_redis(redis_client(settings.redis_url)))
+            await check_redis(client, settings.redis_url, access=PRODUCER, clock=clock)
+        except (ServiceUnreachableError, ConfigurationError) as problem:
+            yield _unreachable(Check.REDIS_UNREACHABLE, "Redis", problem)
+            return
+        except ServiceRefusedError as problem:
+            yield error(
+                Check.REDIS_RIGHTS,
+                "Redis",
+                str(problem),
+                "grant the rights in docs/reference/redis.md, or correct INFERFLEET_REDIS_URL",
+            )
+            return
+        async with aclosing(redis_findings(client, clock, settings)) as findings:
+            async for finding in findings:
+                yield finding
+        pipeline = command_pipeline(client, patience_s=0.0, clock=clock)
+        await stack.enter_async_context(background(pipeline.run()))
+        async with aclosing(
+            _fleet(settings, pipeline, connection, pools=pools, management_url=management_url)
+        ) as findings:
+            async for finding in findings:
+                yield finding
+
+
+async def _fleet(
+    settings: ProducerSettings,
+    pipeline: CommandPipeline,
+    connection: Connection | None,
+    *,
+    pools: Sequence[str] | None,
+    management_url: str | None,
+) -> AsyncGenerator[Finding]:
+    records = JobRecords(
+        pipeline=pipeline, result_ttl_s=settings.result_ttl_s, queued_ttl_s=settings.queued_ttl_s
+    )
+    lanes = SessionLanes(pipeline=pipeline, settings=settings)
+    listing = JobListing(pipeline, records)
+
+    async def waiting(queue: str) -> int | None:
+        return None if connection is None else await count_messages(connection, queue)
+
+    known = Pools(pipeline=pipeline, listing=listing, lanes=lanes, waiting=waiting)
+    try:
+        found = await known.all() if pools is None else [await known.one(name) for name in pools]
+    except UnknownPoolError as problem:
+        if connection is not None:
+            yield error(Check.QUEUE_MISSING, "RabbitMQ", str(problem), "start a worker for it, or declare it")
+        return
+    for pool in found:
+        for finding in pool_findings(pool, settings, pipeline.clock.now()):
+            yield finding
+        if connection is not None:
+            async with aclosing(queue_findings(connection, pool, settings)) as findings:
+                async for finding in findings:
+                    yield finding
+        if management_url is not None:
+            async for finding in _policies(settings, pool, management_url):
+                yield finding
+        async with aclosing(JobChecks(pipeline, lanes, pool).findings(settings)) as findings:
+            async for finding in findings:
+                yield finding
+
+
+async def _policies(
+    settings: ProducerSettings, pool: PoolStatus, management_url: str
+) -> AsyncGenerator[Finding]:
+    # aiohttp, which only the worker's extra installs.
+    from inferfleet.wire.rabbitmq.management import ManagementApi
+
+    if pool.ready is None:
+        return
+    api = ManagementApi(management_url, amqp_url=settings.amqp_url, timeout_s=settings.connect_timeout_s)
+    try:
+        queue = await api.queue(job_queue(pool.pool))
+    except (ServiceUnreachableError, ConfigurationError) as problem:
+        yield _unreachable(Check.MANAGEMENT, "RabbitMQ's HTTP API", problem)
+        return
+    for finding in policy_findings(pool.pool, queue):
+        yield finding
+
+
+def _unreachable(check: Check, service: str, problem: Exception) -> Finding:
+    return error(check, service, str(problem), "correct the address, or start the service")

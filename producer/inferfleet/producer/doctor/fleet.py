@@ -1,0 +1,251 @@
+"""Checks of pools, workers and jobs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing
+from dataclasses import dataclass
+from datetime import datetime
+
+from inferfleet.producer.doctor.finding import Check, Finding, error, warning
+from inferfleet.schemas.errors import ConfigurationError, ServiceRefusedError
+from inferfleet.schemas.heartbeat import Heartbeat, WorkerPhase
+from inferfleet.schemas.job import JobState
+from inferfleet.schemas.names import control_queue, dead_queue, job_queue
+from inferfleet.schemas.pool import PoolStatus
+from inferfleet.schemas.settings import ServiceSettings
+from inferfleet.wire.rabbitmq.connection import Connection
+from inferfleet.wire.rabbitmq.inspection import check_queue_arguments, count_messages
+from inferfleet.wire.redis.job_listing import Entry, unfinished
+from inferfleet.wire.redis.lost_messages import LostMessages, Marks
+from inferfleet.wire.redis.pipeline import CommandPipeline
+from inferfleet.wire.redis.session_lanes import SessionLanes
+
+LOADING_S = 15 * 60
+"""How long a worker may load its model before somebody should look."""
+
+SETTLING_S = 120.0
+"""What has lasted for less may be on its way: workers sweep every half minute, and a lease lasts 15 s."""
+
+
+async def queue_findings(
+    connection: Connection, pool: PoolStatus, settings: ServiceSettings
+) -> AsyncGenerator[Finding]:
+    """Check the queues of a pool."""
+    if await count_messages(connection, job_queue(pool.pool)) is None:
+        if pool.unfinished or pool.workers:
+            yield error(
+                Check.QUEUE_MISSING,
+                pool.pool,
+                f"it has no queue {job_queue(pool.pool)}, so it accepts no job",
+                f"start a worker for it, or `inferfleet pool declare {pool.pool}`",
+            )
+        return
+    try:
+        await check_queue_arguments(connection, pool.pool, settings)
+    except ServiceRefusedError:
+        # A permission is missing, which is a finding already.
+        pass
+    except ConfigurationError as problem:
+        yield error(
+            Check.QUEUE_ARGUMENTS,
+            pool.pool,
+            str(problem),
+            "use the same INFERFLEET_QUEUE_TYPE and INFERFLEET_QUEUE_MAX_LENGTH everywhere",
+        )
+    if await count_messages(connection, dead_queue(pool.pool)) is None:
+        yield error(
+            Check.DEAD_QUEUE_MISSING,
+            pool.pool,
+            f"it has no queue {dead_queue(pool.pool)} for its dead letters",
+            f"start a worker for it, or `inferfleet pool declare {pool.pool}`",
+        )
+    for worker in pool.workers:
+        if await count_messages(connection, control_queue(worker.worker_id)) is None:
+            yield error(
+                Check.WORKER_CUT_OFF,
+                worker.worker_id,
+                "it is alive in Redis, and has no queue in RabbitMQ: it gets no jobs and no commands",
+                "look at its log, and at the network between it and RabbitMQ",
+            )
+
+
+def pool_findings(pool: PoolStatus, settings: ServiceSettings, now: datetime) -> Iterator[Finding]:
+    """Check what is known of a pool and its workers."""
+    number = sum(pool.unfinished.values())
+    if pool.paused_at is not None and number:
+        yield warning(
+            Check.PAUSED,
+            pool.pool,
+            f"it is paused since {pool.paused_at:%Y-%m-%d %H:%M:%S} UTC, with {number:,} unfinished jobs",
+            f"`inferfleet pool resume {pool.pool}`",
+        )
+    if number and not pool.workers:
+        yield error(
+            Check.NO_WORKER,
+            pool.pool,
+            f"it has {number:,} unfinished jobs and no live worker",
+            "start a worker for it; if KEDA should, look at its ScaledObject",
+        )
+    if pool.workers and pool.queue_max_length != settings.queue_max_length:
+        yield warning(
+            Check.QUEUE_LIMIT,
+            pool.pool,
+            f"its workers have INFERFLEET_QUEUE_MAX_LENGTH {pool.queue_max_length}, and here it is "
+            f"{settings.queue_max_length}",
+            "use the same value everywhere",
+        )
+    if pool.dead_letters:
+        yield warning(
+            Check.DEAD_LETTERS,
+            pool.pool,
+            f"{pool.dead_letters:,} dead letters wait for somebody",
+            f"`inferfleet dead list --pool {pool.pool}`, then replay or purge them",
+        )
+    yield from _worker_findings(pool, now)
+
+
+def _worker_findings(pool: PoolStatus, now: datetime) -> Iterator[Finding]:
+    for worker in pool.workers:
+        loads_s = (now - worker.started_at).total_seconds()
+        if worker.phase is WorkerPhase.LOADING and loads_s > LOADING_S:
+            yield warning(
+                Check.WORKER_LOADING,
+                worker.worker_id,
+                f"it has been loading its model for {loads_s / 60:.0f} minutes",
+                "look at its log",
+            )
+    if len(identities := _by(pool.workers, "model_identity")) > 1:
+        yield warning(
+            Check.IDENTITIES,
+            pool.pool,
+            f"its workers run different models ({_shown(identities)}): an answer that moves to another model "
+            "starts again",
+            "give a pool one model; compare the parts of the identities in the workers' first log lines",
+        )
+    if len(versions := _by(pool.workers, "version")) > 1:
+        yield warning(
+            Check.VERSIONS,
+            pool.pool,
+            f"its workers have different versions of inferfleet ({_shown(versions)})",
+            "finish the upgrade",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Sampled:
+    """A job in the index, and what its record says."""
+
+    entry: Entry
+    priority: int
+    marks: Marks
+
+
+class JobChecks:
+    """Checks the oldest jobs in the index of one pool."""
+
+    def __init__(self, pipeline: CommandPipeline, lanes: SessionLanes, pool: PoolStatus) -> None:
+        self._pipeline = pipeline
+        self._lanes = lanes
+        self._pool = pool
+        self._jobs = LostMessages(pipeline, pool=pool.pool)
+
+    async def findings(self, settings: ServiceSettings) -> AsyncGenerator[Finding]:
+        """Compare the index with records, requests, lanes and the queue."""
+        sample = [it for it in await self._sample() if self._age_s(it.entry.since_ms) > SETTLING_S]
+        if over := [it for it in sample if it.marks.over]:
+            yield warning(
+                Check.INDEX_STALE,
+                self._pool.pool,
+                f"{len(over):,} of the {len(sample):,} oldest entries of its index are of jobs that have "
+                f"ended or have no record, such as {over[0].entry.id}",
+                "start a worker: it removes them",
+            )
+        there = [it for it in sample if not it.marks.over]
+        if settings.keep_requests:
+            kept = await asyncio.gather(*(self._jobs.has_request(it.entry.id) for it in there))
+            if lacking := [it for it, has in zip(there, kept, strict=True) if not has]:
+                yield warning(
+                    Check.REQUEST_MISSING,
+                    self._pool.pool,
+                    f"Redis has no request of {len(lacking):,} unfinished jobs, such as "
+                    f"{lacking[0].entry.id}: if their messages are lost, nobody can publish them again",
+                    "set INFERFLEET_KEEP_REQUESTS in all processes, or submit these jobs again",
+                )
+        silent = [
+            it
+            for it in there
+            if it.marks.state == JobState.RUNNING and self._age_s(it.marks.had_until_ms) > SETTLING_S
+        ]
+        if silent:
+            yield error(
+                Check.JOB_SILENT,
+                self._pool.pool,
+                f"{len(silent):,} running jobs have had no sign of life since their leases ended, such as "
+                f"{silent[0].entry.id}",
+                "start a worker: it continues them; if there is one, look at its log",
+            )
+        turns = [it for it in there if it.marks.session and it.marks.state == JobState.QUEUED]
+        owners = await asyncio.gather(*(self._owner(it) for it in turns))
+        ahead = sorted({*owners} - {""})
+        ended = dict(zip(ahead, await self._jobs.marks(ahead), strict=True))
+        if stuck := [it for it, owner in zip(turns, owners, strict=True) if owner and ended[owner].over]:
+            yield error(
+                Check.LANE_ORPHANED,
+                self._pool.pool,
+                f"{len(stuck):,} turns wait behind one that has ended, such as {stuck[0].entry.id} of "
+                f"session {stuck[0].marks.session}",
+                "start a worker: it lets the next one run; or submit the turn again",
+            )
+        if finding := await self._lost([it for it in there if it.marks.state == JobState.QUEUED]):
+            yield finding
+
+    async def _lost(self, waiting: list[_Sampled]) -> Finding | None:
+        """Find jobs that wait although the queue is empty and no worker has their messages."""
+        if self._pool.ready != 0:
+            return None
+        plain = [
+            it for it in waiting if not it.marks.session and self._age_s(it.marks.had_until_ms) > SETTLING_S
+        ]
+        held = await asyncio.gather(*(self._jobs.is_held(it.entry.id) for it in plain))
+        lost = [it for it, is_held in zip(plain, held, strict=True) if not is_held]
+        if not lost:
+            return None
+        return error(
+            Check.MESSAGES_LOST,
+            self._pool.pool,
+            f"{len(lost):,} jobs wait, such as {lost[0].entry.id}, and the queue is empty: their messages "
+            "are lost",
+            "start a worker: it publishes them again",
+        )
+
+    async def _owner(self, it: _Sampled) -> str:
+        """Return the turn before this one, if it has owned the session for long enough."""
+        owner, since_ms = await self._lanes.owner(it.marks.session)
+        return "" if owner == it.entry.id or self._age_s(since_ms) < SETTLING_S else owner
+
+    async def _sample(self) -> list[_Sampled]:
+        sample: list[_Sampled] = []
+        for priority in self._pool.unfinished:
+            async with aclosing(unfinished(self._pipeline, self._pool.pool, priority)) as pages:
+                page = await anext(pages, list[Entry]())
+            marks = await self._jobs.marks(entry.id for entry in page)
+            sample += [_Sampled(entry, priority, its) for entry, its in zip(page, marks, strict=True)]
+        return sample
+
+    def _age_s(self, at_ms: int) -> float:
+        return (self._jobs.now_ms - at_ms) / 1000
+
+
+def _by(workers: tuple[Heartbeat, ...], field: str) -> dict[str, list[str]]:
+    """Return the workers of each value of a field, without those that have none yet."""
+    found: dict[str, list[str]] = {}
+    for worker in workers:
+        if value := str(getattr(worker, field)):
+            found.setdefault(value, []).append(worker.worker_id)
+    return found
+
+
+def _shown(groups: dict[str, list[str]]) -> str:
+    return "; ".join(f"{value}: {', '.join(workers)}" for value, workers in groups.items())

@@ -1,0 +1,165 @@
+"""Shows pools, and pauses them; and says why a job does not run."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from inferfleet.producer.job_listing import JobListing
+from inferfleet.producer.job_making import check_pool
+from inferfleet.schemas.errors import UnknownPoolError
+from inferfleet.schemas.heartbeat import Heartbeat, WorkerPhase
+from inferfleet.schemas.job import JobState
+from inferfleet.schemas.names import dead_queue, job_queue
+from inferfleet.schemas.pool import PoolStatus
+from inferfleet.schemas.result import JobRecord
+from inferfleet.wire.redis.heartbeats import read_heartbeats
+from inferfleet.wire.redis.job_listing import count_unfinished
+from inferfleet.wire.redis.lost_messages import LostMessages
+from inferfleet.wire.redis.pipeline import CommandPipeline
+from inferfleet.wire.redis.pools import note_pool, pause_pool, read_pool_settings, resume_pool
+from inferfleet.wire.redis.session_lanes import SessionLanes
+
+
+class WaitReason(StrEnum):
+    """Why a job does not run."""
+
+    TURN = "turn"
+    """Another turn of its session runs, or waits before it."""
+    PAUSED = "paused"
+    """Its pool is paused."""
+    RETRY = "retry"
+    """It waits for its next attempt."""
+    NO_WORKER = "no_worker"
+    """No worker of its pool is ready."""
+    SLOT = "slot"
+    """A worker has its message, and no free slot."""
+    QUEUE = "queue"
+    """It is in the queue, unless its message was lost."""
+    SILENT = "silent"
+    """It is running by its record, but its worker has given no sign of life for longer than its lease."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Why a job does not run, as a word and as a sentence for a person."""
+
+    reason: WaitReason
+    detail: str
+
+
+class Pools:
+    """Reads the state of pools, each with a few commands, however many jobs it has."""
+
+    def __init__(
+        self,
+        *,
+        pipeline: CommandPipeline,
+        listing: JobListing,
+        lanes: SessionLanes,
+        waiting: Callable[[str], Awaitable[int | None]],
+    ) -> None:
+        self._pipeline = pipeline
+        self._listing = listing
+        self._lanes = lanes
+        self._waiting = waiting
+        """Counts the messages in a queue."""
+
+    async def all(self) -> list[PoolStatus]:
+        """Read all pools that have a queue, a worker or an unfinished job."""
+        heartbeats = await read_heartbeats(self._pipeline)
+        found = await asyncio.gather(*(self._read(pool, heartbeats) for pool in await self._listing.pools()))
+        return [pool for pool in found if pool is not None]
+
+    async def one(self, pool: str) -> PoolStatus:
+        """Read one pool. Raises ``UnknownPoolError`` if it has no queue, no worker and no unfinished job."""
+        check_pool(pool)
+        status = await self._read(pool, await read_heartbeats(self._pipeline))
+        if status is None:
+            raise _unknown(pool, await self._listing.pools())
+        return status
+
+    async def pause(self, pool: str) -> None:
+        """Pause a pool that is known. Raises ``UnknownPoolError`` if it is not."""
+        check_pool(pool)
+        if pool not in (known := await self._listing.pools()):
+            raise _unknown(pool, known)
+        # A paused pool stays on the list, for whoever wants to know why nothing runs.
+        await asyncio.gather(note_pool(self._pipeline, pool), pause_pool(self._pipeline, pool))
+
+    async def resume(self, pool: str) -> None:
+        """Let a pool go on. Does nothing unless it is paused."""
+        check_pool(pool)
+        await resume_pool(self._pipeline, pool)
+
+    async def waits_for(self, record: JobRecord) -> Wait | None:
+        """Return why a job does not run; ``None`` if it runs or has ended."""
+        if record.state.terminal:
+            return None
+        jobs = LostMessages(self._pipeline, pool=record.pool)
+        ((marks,), settings, heartbeats, counts, held) = await asyncio.gather(
+            jobs.marks([record.id]),
+            read_pool_settings(self._pipeline, record.pool),
+            read_heartbeats(self._pipeline),
+            count_unfinished(self._pipeline, record.pool),
+            jobs.is_held(record.id),
+        )
+        rest_s = (int(marks.lease or 0) - jobs.now_ms) / 1000
+        if record.state is JobState.RUNNING:
+            silent = f"{record.worker_id} has given no sign of life since its lease ended {-rest_s:.0f} s ago"
+            return Wait(WaitReason.SILENT, silent) if rest_s < 0 else None
+        if record.session_id is not None:
+            owner, _ = await self._lanes.owner(record.session_id)
+            if owner not in {"", record.id}:
+                return Wait(WaitReason.TURN, f"behind turn {owner} of its session, or others between them")
+        if settings.paused_at is not None:
+            since = f"{settings.paused_at:%Y-%m-%d %H:%M:%S} UTC"
+            return Wait(WaitReason.PAUSED, f"pool {record.pool} has been paused since {since}")
+        if record.attempt and rest_s > 0:
+            return Wait(WaitReason.RETRY, f"its next attempt is in {rest_s:.0f} s")
+        workers = [worker for worker in heartbeats if worker.pool == record.pool]
+        if not any(worker.phase is WorkerPhase.READY for worker in workers):
+            return Wait(WaitReason.NO_WORKER, f"no worker of pool {record.pool} is ready{_phases(workers)}")
+        if held:
+            return Wait(WaitReason.SLOT, "a worker has its message, and no free slot")
+        ahead = sum(count for priority, count in counts.items() if priority > record.priority)
+        return Wait(
+            WaitReason.QUEUE, f"in the queue; {ahead:,} unfinished jobs of pool {record.pool} are more urgent"
+        )
+
+    async def _read(self, pool: str, heartbeats: list[Heartbeat]) -> PoolStatus | None:
+        workers = tuple(worker for worker in heartbeats if worker.pool == pool)
+        ready, dead_letters, settings, unfinished, oldest = await asyncio.gather(
+            self._waiting(job_queue(pool)),
+            self._waiting(dead_queue(pool)),
+            read_pool_settings(self._pipeline, pool),
+            count_unfinished(self._pipeline, pool),
+            self._listing.oldest_waiting(pool),
+        )
+        if ready is None and not workers and not unfinished:
+            return None
+        now = self._pipeline.clock.now()
+        return PoolStatus(
+            pool=pool,
+            paused_at=settings.paused_at,
+            queue_max_length=settings.queue_max_length,
+            ready=ready,
+            held=sum(worker.running + worker.waiting + worker.held for worker in workers),
+            dead_letters=dead_letters,
+            unfinished=unfinished,
+            oldest_waiting_s=None if oldest is None else max(0.0, (now - oldest).total_seconds()),
+            workers=workers,
+        )
+
+
+def _phases(workers: list[Heartbeat]) -> str:
+    return f" ({', '.join(f'{worker.worker_id}: {worker.phase}' for worker in workers)})" if workers else ""
+
+
+def _unknown(pool: str, known: list[str]) -> UnknownPoolError:
+    return UnknownPoolError(
+        f"there is no pool {pool!r}: no worker, declaration or job has named it lately; known are "
+        f"{', '.join(known) or 'none'}"
+    )

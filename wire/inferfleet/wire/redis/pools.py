@@ -1,0 +1,55 @@
+"""The list of pools, and what is set for one: whether it is paused."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from inferfleet.schemas.names import POOLS_KEY, pool_key
+from inferfleet.wire.redis import process_scripts
+from inferfleet.wire.redis.clock import moment_of
+from inferfleet.wire.redis.pipeline import CommandPipeline
+
+LISTED_S = 30 * 24 * 3600
+"""How long a pool stays on the list that no worker, declaration or job has named since."""
+
+
+class PoolSettings(NamedTuple):
+    """What is set for a pool, for all processes. ``paused_at`` is ``None`` unless the pool is paused."""
+
+    paused_at: datetime | None
+    queue_max_length: int | None
+
+
+def note_pool(pipeline: CommandPipeline, pool: str) -> asyncio.Future[Any]:
+    """Put a pool on the list. The future fails as those of ``CommandPipeline.enqueue`` do."""
+    return pipeline.enqueue(*process_scripts.seen(POOLS_KEY, member=pool, listed_s=LISTED_S))
+
+
+async def read_pools(pipeline: CommandPipeline) -> list[str]:
+    """Read the names on the list, sorted."""
+    listed: Any = await pipeline.execute("ZRANGE", POOLS_KEY, 0, -1)
+    return sorted(name.decode() for name in listed)
+
+
+async def read_pool_settings(pipeline: CommandPipeline, pool: str) -> PoolSettings:
+    """Read what is set for a pool."""
+    paused_ms, limit = await asyncio.gather(
+        pipeline.enqueue("HGET", pool_key(pool), "paused"),
+        pipeline.enqueue("HGET", pool_key(pool), "queue_max_length"),
+    )
+    return PoolSettings(
+        moment_of(int(paused_ms)) if paused_ms else None,
+        int(limit) if limit else None,
+    )
+
+
+async def pause_pool(pipeline: CommandPipeline, pool: str) -> None:
+    """Pause a pool: its workers start no jobs until it is resumed."""
+    await pipeline.execute("HSET", pool_key(pool), "paused", pipeline.clock.now_ms())
+
+
+async def resume_pool(pipeline: CommandPipeline, pool: str) -> None:
+    """Let a paused pool go on."""
+    await pipeline.execute("HDEL", pool_key(pool), "paused")
