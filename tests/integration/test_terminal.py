@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pty
+import re
 import sys
 from asyncio.subprocess import DEVNULL
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
@@ -21,6 +22,7 @@ from tests.integration.conftest import (
     ForeignClient,
     RunCommand,
     StartWorker,
+    answer_to,
     eventually,
     slow_chat,
 )
@@ -40,7 +42,7 @@ OBEYED = [*map(chr, [*range(9), *range(11, 32), *range(127, 160)]), "\u202e", "\
 
 
 class AtTerminal(Protocol):
-    def __call__(self, *arguments: str) -> Awaitable[str]: ...
+    def __call__(self, *arguments: str, **variables: str) -> Awaitable[str]: ...
 
 
 @pytest.fixture
@@ -48,12 +50,12 @@ async def at_terminal(environment: dict[str, str]) -> AsyncIterator[AtTerminal]:
     """Run a command whose stdout and stderr are a terminal, and return what came there."""
     async with AsyncExitStack() as stack:
 
-        async def run(*arguments: str) -> str:
+        async def run(*arguments: str, **variables: str) -> str:
             terminal, child = pty.openpty()
             stack.callback(os.close, terminal)
             process = await asyncio.create_subprocess_exec(
                 *[sys.executable, "-m", "inferfleet.cli", *arguments],
-                env=environment | {"TERM": "dumb", "COLUMNS": "400"},
+                env=environment | {"TERM": "dumb", "COLUMNS": "400"} | variables,
                 stdin=DEVNULL,
                 stdout=child,
                 stderr=child,
@@ -158,6 +160,27 @@ async def test_a_dead_letter_a_session_and_an_error_are_shown_and_not_obeyed(
     shown = await at_terminal("get", refused.id)
     assert [each for each in OBEYED if each in shown] == []
     assert "failed" in shown
+
+
+async def test_a_terminal_shows_how_many_of_several_jobs_have_ended(
+    at_terminal: AtTerminal, fleet: Fleet, start_worker: StartWorker, pool: str
+) -> None:
+    await start_worker()
+    jobs = await fleet.submit_many(["one", "two"], pool=pool)
+    await fleet.wait_many(jobs, timeout_s=PATIENCE_S)
+    command = ("get", jobs[0].id, jobs[1].id, "--wait")
+    shown = await at_terminal(*command, TERM="xterm")
+    assert [count for count in ("0/2", "1/2", "2/2") if count in shown] == ["0/2", "1/2", "2/2"]
+    assert "\x1b[" in shown
+    for job in jobs:
+        assert answer_to(job) + "\n" in shown
+        assert f"{job.id}: succeeded, attempt 1" in shown
+    # Colours are one thing, and moving the cursor another.
+    shown = await at_terminal(*command, TERM="xterm", NO_COLOR="1")
+    assert "0/2" in shown
+    assert not re.search(r"\x1b\[[\d;]+m", shown.replace("\x1b[0m", ""))
+    for options, term in ((("--json",), "dumb"), ((), "dumb")):
+        assert "/2" not in await at_terminal(*command, *options, TERM=term)
 
 
 async def test_no_line_of_a_log_at_a_terminal_is_obeyed(environment: dict[str, str], pool: str) -> None:

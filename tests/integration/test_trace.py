@@ -23,6 +23,7 @@ from tests.integration.test_lost_messages import SWEEP_S
 
 from inferfleet.producer import Fleet, SyncFleet
 from inferfleet.schemas import Job
+from inferfleet.schemas.dead_letter import DeadLetter
 from inferfleet.schemas.job import new_job_id
 from inferfleet.schemas.journal import TokenChunk
 from inferfleet.schemas.message import trace_of
@@ -119,6 +120,22 @@ async def test_a_trace_that_another_client_named_only_in_the_headers_is_kept_wit
     await fleet.cancel(job)
     await fleet.wait(job, timeout_s=PATIENCE_S)
     assert engine.traces == [(job.id, {"traceparent": PARENT})]
+
+
+async def test_a_dead_letter_that_names_its_trace_only_in_the_headers_is_read_with_it(
+    fleet: Fleet, foreign: ForeignClient, pool: str
+) -> None:
+    job = Job(pool=pool, body=chat())
+    body = job.model_dump_json(exclude_none=True).encode()
+    await foreign.publish(body, exchange="inferfleet.dead", headers={"traceparent": PARENT})
+    read: list[DeadLetter] = []
+
+    async def is_read() -> bool:
+        read.extend(await fleet.dead_letters.read(pool))
+        return bool(read)
+
+    await eventually(is_read)
+    assert read[0].job == job.model_copy(update={"traceparent": PARENT})
 
 
 async def test_a_dead_letter_and_its_replay_keep_the_trace_and_every_line_of_the_log_names_it(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import inferfleet.cli.terminal
-from inferfleet.cli.going_on import goes_on, submitting
+from inferfleet.cli.going_on import goes_on, several_go_on, submitting
 from inferfleet.schemas.errors import (
     JobFailedError,
     JobNotFoundError,
@@ -60,6 +60,16 @@ def test_a_job_that_does_not_go_on_is_not_said_to(
     with pytest.raises(type(ended)), goes_on("j-1", "get --wait"):
         raise ended
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_wait_for_several_jobs_says_how_many_are_left(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(KeyboardInterrupt), several_go_on(lambda: 2):
+        raise KeyboardInterrupt
+    said = capsys.readouterr().err
+    assert said == "inferfleet: 2 of the jobs have not ended: continue with the same command\n"
+    with pytest.raises(BrokenPipeError), several_go_on(lambda: 2):
+        raise BrokenPipeError
+    assert capsys.readouterr().err == ""
 
 
 def test_a_submit_that_ends_in_doubt_names_the_job(capsys: pytest.CaptureFixture[str]) -> None:
