@@ -66,7 +66,7 @@ def test_a_wait_for_several_jobs_says_how_many_are_left(capsys: pytest.CaptureFi
     with pytest.raises(KeyboardInterrupt), several_go_on(lambda: 2):
         raise KeyboardInterrupt
     said = capsys.readouterr().err
-    assert said == "inferfleet: 2 of the jobs have not ended: continue with the same command\n"
+    assert said == "inferfleet: jobs that have not ended: 2; continue with the same command\n"
     with pytest.raises(BrokenPipeError), several_go_on(lambda: 2):
         raise BrokenPipeError
     assert capsys.readouterr().err == ""

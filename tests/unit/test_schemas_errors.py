@@ -69,3 +69,5 @@ def test_a_missing_job_is_named_with_the_setting_that_may_have_ended_it() -> Non
 )
 def test_a_failed_job_says_its_state_code_and_reason(code: str | None, words: str) -> None:
     assert str(JobFailedError(job_id="j1", state="failed", code=code, message="too slow")) == words
+    cancelled = JobFailedError(job_id="j1", state="cancelled", code="cancelled", message="while it ran")
+    assert str(cancelled) == "job j1 cancelled: while it ran"

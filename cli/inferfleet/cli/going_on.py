@@ -47,5 +47,5 @@ def several_go_on(left: Callable[[], int]) -> Generator[None]:
     try:
         yield
     except (asyncio.CancelledError, KeyboardInterrupt, ServiceUnreachableError):
-        err(f"inferfleet: {left():,} of the jobs have not ended: continue with the same command\n")
+        err(f"inferfleet: jobs that have not ended: {left():,}; continue with the same command\n")
         raise

@@ -95,7 +95,8 @@ def parse_moment(text: str) -> datetime:
     if moment is None or moment.tzinfo is None:
         raise typer.BadParameter(
             f"{text!r} is neither a duration like 90s, 10m, 2h or 3d nor a time with its zone, like "
-            "2027-01-31T12:00:00Z"
+            "2027-01-31T12:00:00Z",
+            param_hint="'--expires'",
         )
     return moment
 
@@ -106,6 +107,6 @@ def parse_metadata(pairs: list[str]) -> dict[str, str]:
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not key or not equals:
-            raise typer.BadParameter(f"{pair!r} is not of the form key=value")
+            raise typer.BadParameter(f"{pair!r} is not of the form key=value", param_hint="'--metadata'")
         metadata[key] = value
     return metadata

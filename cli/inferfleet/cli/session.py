@@ -48,7 +48,7 @@ def show(session_id: SessionArgument, *, as_json: JsonFlag = False) -> None:
         return
     if record is not None:
         err(
-            f"{record.turns} turns, {record.bytes:,} bytes, running {record.owner or 'nothing'}, "
+            f"{_turns(record)}, {record.bytes:,} bytes, running {record.owner or 'nothing'}, "
             f"{len(record.waiting)} waiting, state {record.state_version}: "
             f"{orjson.dumps(export.state).decode()}\n"
         )
@@ -77,10 +77,11 @@ def list_(
     for record in records:
         unfinished = len(record.waiting) + 1 if record.owner else 0
         changed_at = f"{record.updated_at:%Y-%m-%d %H:%M:%S}" if record.updated_at else "-"
-        turns = f"{record.turns} turn{'' if record.turns == 1 else 's'}"
-        out(
-            f"{shown_id(record.id)}  {changed_at}  {turns}  {record.bytes:,} bytes  {unfinished} unfinished\n"
+        fields = (
+            *(shown_id(record.id), changed_at, _turns(record)),
+            *(f"{record.bytes:,} bytes", f"{unfinished} unfinished"),
         )
+        out("  ".join(fields) + "\n")
 
 
 @app.command()
@@ -159,6 +160,10 @@ def _run(work: Callable[[Fleet], Awaitable[T]]) -> T:
             return await work(fleet)
 
     return asyncio.run(connected())
+
+
+def _turns(record: SessionRecord) -> str:
+    return f"{record.turns} turn{'' if record.turns == 1 else 's'}"
 
 
 def _words(message: dict[str, Any]) -> str:

@@ -168,7 +168,8 @@ class JobFailedError(InferfleetError):
     """The job reached a terminal state other than ``succeeded``."""
 
     def __init__(self, *, job_id: str, state: str, code: str | None, message: str) -> None:
-        super().__init__(f"job {job_id} {state}: {code + ': ' if code else ''}{message}")
+        why = f"{code}: {message}" if code and code != state else message
+        super().__init__(f"job {job_id} {state}: {why}")
         self.job_id = job_id
         self.state = state
         self.code = code
