@@ -6,8 +6,9 @@ all tokens again, and a reader that has seen some of them must not see them twic
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from typing import Self
+from typing import Final, Self
 
 from inferfleet.schemas.journal import (
     FinishedEntry,
@@ -23,6 +24,11 @@ from inferfleet.wire.redis.streams import NO_LINE
 
 BEGINNING = "0-0:0"
 """The cursor of a reader that has seen nothing."""
+
+_CURSOR: Final = re.compile(r"(\d{1,20})-(\d{1,20}):(\d{1,20})(?::([!-~]{1,128}))?", re.ASCII)
+
+_MOST: Final = 2**64 - 1
+"""The largest number in the id of an entry of a stream."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,19 +55,15 @@ class JournalView:
             ValueError: ``id`` is not the id of a line.
 
         """
-        line_id, _, seen = cursor.partition(":")
-        tokens, _, model_identity = seen.partition(":")
-        try:
-            milliseconds, sequence = line_id.split("-")
-            return cls(
-                line_id=f"{int(milliseconds)}-{int(sequence)}".encode(),
-                tokens_seen=int(tokens),
-                model_identity=model_identity or None,
-            )
-        except ValueError as error:
-            raise ValueError(
-                f"after: {cursor!r} is not the id of a journal line, like {BEGINNING!r}"
-            ) from error
+        found = _CURSOR.fullmatch(cursor)
+        if found is None or any(int(number) > _MOST for number in found.groups()[:3]):
+            raise ValueError(f"after: {cursor!r} is not the id of a journal line, like {BEGINNING!r}")
+        milliseconds, sequence, tokens, model_identity = found.groups()
+        return cls(
+            line_id=f"{int(milliseconds)}-{int(sequence)}".encode(),
+            tokens_seen=int(tokens),
+            model_identity=model_identity,
+        )
 
     def is_beyond(self, line_id: bytes) -> bool:
         """Return whether the reader has seen lines behind this last one: then it is another journal."""

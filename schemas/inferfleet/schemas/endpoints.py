@@ -58,11 +58,13 @@ class Endpoint(StrEnum):
 class GeneratedAnswer:
     """The response of an endpoint that generates text: its ``object``, its id, and its choices.
 
+    ``chunk_object`` is the ``object`` of the chunks of its stream.
     ``choice`` makes the endpoint's fields of a choice from what was said. ``text`` reads the text of such a
     choice, and finds none in the choices of other endpoints.
     """
 
     object: str
+    chunk_object: str
     id_prefix: str
     choice: Callable[[Said], dict[str, Any]]
     text: Callable[[Mapping[str, Any]], str]
@@ -121,6 +123,7 @@ ENDPOINTS: Final[Mapping[Endpoint, EndpointSpec]] = {
         ask=lambda prompt: {"messages": [{"role": "user", "content": prompt}]},
         generated=GeneratedAnswer(
             object="chat.completion",
+            chunk_object="chat.completion.chunk",
             id_prefix="chatcmpl",
             choice=lambda said: {"message": said.message()},
             text=_content,
@@ -137,6 +140,7 @@ ENDPOINTS: Final[Mapping[Endpoint, EndpointSpec]] = {
         ask=lambda prompt: {"prompt": prompt},
         generated=GeneratedAnswer(
             object="text_completion",
+            chunk_object="text_completion",
             id_prefix="cmpl",
             choice=lambda said: {"text": said.text},
             text=lambda choice: choice.get("text") or "",

@@ -1,0 +1,242 @@
+"""Answers requests to OpenAI's endpoints through the queue, for the gateway and for ``openai_client``."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
+from http import HTTPStatus
+from types import MappingProxyType
+from typing import Any, Final
+
+import orjson
+
+from inferfleet.producer.fleet import Fleet
+from inferfleet.producer.openai.chunks import AnswerChunks
+from inferfleet.producer.openai.models import Models, Route
+from inferfleet.producer.openai.refusals import (
+    JOB_HEADER,
+    RETRY_AFTER_S,
+    Refusal,
+    RefusedError,
+    not_found,
+)
+from inferfleet.producer.openai.requests import Asked, read_request
+from inferfleet.producer.openai.streams import DONE, EVENT_HEADERS, EventStream, Part, data_event, last_events
+from inferfleet.schemas.endpoints import Endpoint
+from inferfleet.schemas.errors import (
+    AnswerRestartedError,
+    InferfleetError,
+    JobFailedError,
+    UnknownPoolError,
+    WaitTimeoutError,
+)
+from inferfleet.schemas.job import Job
+from inferfleet.schemas.journal import FinishedEntry, RestartedEntry, TokensEntry
+
+logger = logging.getLogger(__name__)
+
+WORKERS_HEADER: Final = "inferfleet-workers"
+"""The header with the number of live workers of the job's pool. With 0, the job waits for one to start."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Progress:
+    """Which job a request became. A job that is ``kept`` goes on when nobody waits for its answer."""
+
+    kept: bool
+    job_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """An answer: bytes, or a stream of server-sent events.
+
+    The reader of a stream has to close it. That cancels its job if it has not ended and is not kept.
+    """
+
+    content: bytes | EventStream
+    headers: Mapping[str, str]
+    progress: Progress | None = None
+
+
+class OpenAIApi:
+    """Answers requests. ``aclose`` waits until the jobs of callers that went away are cancelled.
+
+    With ``needs_workers``, a request to a pool without a live worker is refused, because nobody would start
+    one. A stream's first event is awaited for ``start_s``, so that an early failure is a status and not an
+    event; with ``None``, as long as it takes.
+    """
+
+    def __init__(
+        self, fleet: Fleet, *, models: Models, needs_workers: bool = False, start_s: float | None = None
+    ) -> None:
+        self._fleet = fleet
+        self._models = models
+        self._needs_workers = needs_workers
+        self._start_s = start_s
+        self._leaving: set[asyncio.Task[None]] = set()
+
+    async def answer(self, endpoint: Endpoint, headers: Mapping[str, str], content: bytes) -> Reply:
+        """Submit the job that a request asks for, and wait for its answer, or for the first event of it.
+
+        If the caller is cancelled, or closes the stream before its end, the job is cancelled, unless the
+        request has an idempotency key.
+
+        Raises:
+            RefusedError: The request is invalid, or nobody serves its model.
+            InferfleetError: What ``Fleet.submit`` and ``Fleet.run`` raise.
+
+        """
+        asked = read_request(endpoint, headers, content)
+        route = await self.route(asked)
+        try:
+            return await (self._stream(asked, route) if asked.stream else self._whole(asked, route))
+        except UnknownPoolError as error:
+            if not route.alias:
+                raise
+            raise not_found(
+                f"the model {route.pool!r} is unknown: no live worker serves it, and no pool has its name",
+                code="model_not_found",
+                param="model",
+            ) from error
+
+    async def route(self, asked: Asked) -> Route:
+        """Choose the pool of a job, by its options or its model, and write it into the options.
+
+        Raises:
+            RefusedError: Nobody serves the model.
+
+        """
+        route = await self._models.route(asked.body.get("model"), pool=asked.options.get("pool"))
+        if self._needs_workers and not route.workers:
+            raise _no_workers(route.pool)
+        asked.options["pool"] = route.pool
+        if route.alias:
+            del asked.body["model"]
+        return route
+
+    async def list_models(self) -> Reply:
+        """List the models and pools."""
+        return _json({"object": "list", "data": await self._models.list()})
+
+    async def get_model(self, name: str) -> Reply:
+        """Describe one model or pool.
+
+        Raises:
+            RefusedError: There is none with this name.
+
+        """
+        return _json(await self._models.get(name))
+
+    async def aclose(self) -> None:
+        """Wait until all jobs that nobody waits for any more are cancelled."""
+        if self._leaving:
+            await asyncio.wait(self._leaving)
+
+    async def _whole(self, asked: Asked, route: Route) -> Reply:
+        progress = Progress(kept=asked.named)
+        deadline = _deadline(asked)
+        async with self._attended(asked, progress) as job:
+            try:
+                async with asyncio.timeout_at(deadline):
+                    result = await self._fleet.wait(job)
+            except TimeoutError as error:
+                raise _too_late(job, asked) from error
+            result.raise_for_state()
+        return _json(result.response, _headers(job.id, route))
+
+    async def _stream(self, asked: Asked, route: Route) -> Reply:
+        progress = Progress(kept=asked.named)
+        stream = EventStream(self._parts(asked, progress), last_events=last_events)
+        await stream.start(within_s=self._start_s)
+        headers = {**EVENT_HEADERS, **_headers(progress.job_id, route)}
+        return Reply(content=stream, headers=headers, progress=progress)
+
+    async def _parts(self, asked: Asked, progress: Progress) -> AsyncGenerator[Part]:
+        deadline = _deadline(asked)
+        async with self._attended(asked, progress) as job, aclosing(self._fleet.stream(job)) as lines:
+            chunks = AnswerChunks(job.id, job.endpoint, job.body)
+            while True:
+                try:
+                    async with asyncio.timeout_at(deadline):
+                        line = await anext(lines)
+                except TimeoutError as error:
+                    raise _too_late(job, asked) from error
+                match line.entry:
+                    case TokensEntry() as entry:
+                        if made := chunks.add(entry):
+                            yield Part(b"".join(map(data_event, made)), line.id)
+                    case RestartedEntry(reason=reason):
+                        if chunks.begun:
+                            raise AnswerRestartedError(job.id, reason=reason, after=line.id)
+                        chunks.restart()
+                    case FinishedEntry():
+                        made = chunks.end((await self._fleet.wait(job)).raise_for_state())
+                        break
+                    case _:
+                        pass
+        yield Part(b"".join((*map(data_event, made), DONE)), line.id)
+
+    @asynccontextmanager
+    async def _attended(self, asked: Asked, progress: Progress) -> AsyncGenerator[Job]:
+        """Submit a job, and cancel it if the block is left before it has ended."""
+        submitting = asyncio.create_task(self._fleet.submit(asked.body, **asked.options))
+        try:
+            job = await asyncio.shield(submitting)
+            progress.job_id = job.id
+            yield job
+        except JobFailedError:
+            raise
+        except BaseException:
+            leaving = asyncio.create_task(self._leave(submitting, progress))
+            self._leaving.add(leaving)
+            leaving.add_done_callback(self._leaving.discard)
+            raise
+
+    async def _leave(self, submitting: asyncio.Task[Job], progress: Progress) -> None:
+        """Cancel a job that nobody waits for any more."""
+        try:
+            job = await submitting
+        except Exception:
+            # There is no job, and whoever waited for it has got the error.
+            return
+        if progress.kept:
+            return
+        try:
+            await self._fleet.cancel(job)
+        except InferfleetError as error:
+            logger.warning("cannot cancel job %s, for which nobody waits (%s)", job.id, error)
+
+
+def _json(content: Any, headers: Mapping[str, str] = MappingProxyType({})) -> Reply:
+    return Reply(content=orjson.dumps(content), headers={"content-type": "application/json", **headers})
+
+
+def _deadline(asked: Asked) -> float | None:
+    return None if asked.timeout_s is None else asyncio.get_running_loop().time() + asked.timeout_s
+
+
+def _too_late(job: Job, asked: Asked) -> WaitTimeoutError:
+    then = "it continues" if asked.named else "it is cancelled"
+    return WaitTimeoutError(f"job {job.id} did not finish within {asked.timeout_s:g} s; {then}")
+
+
+def _headers(job_id: str, route: Route) -> dict[str, str]:
+    headers = {WORKERS_HEADER: str(route.workers)}
+    # A stream may begin before the job is accepted.
+    return {**headers, JOB_HEADER: job_id} if job_id else headers
+
+
+def _no_workers(pool: str) -> RefusedError:
+    return RefusedError(
+        Refusal(
+            status=HTTPStatus.SERVICE_UNAVAILABLE,
+            code="no_workers",
+            message=f"the pool {pool!r} has no live worker, and nobody starts one",
+            retry=True,
+            after_s=RETRY_AFTER_S,
+        )
+    )

@@ -1,0 +1,129 @@
+"""Finds the pool that answers for a model.
+
+A model is known if a live worker serves it, or if the configuration says which pool does: then its pool may
+have no worker and still accept jobs. The name of a pool stands for whatever model its workers serve.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+from inferfleet.producer.job_making import check_pool
+from inferfleet.producer.openai.refusals import not_found
+from inferfleet.schemas.errors import InvalidJobError
+from inferfleet.schemas.heartbeat import Heartbeat
+from inferfleet.schemas.job import DEFAULT_POOL
+
+VALID_S: Final = 1.0
+"""For how long the heartbeats are not read again."""
+
+
+class ReadHeartbeats(Protocol):
+    """``Fleet.workers``."""
+
+    async def __call__(self) -> list[Heartbeat]:
+        """Read the heartbeats of all live workers."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """The pool of a request. ``alias`` says that the request named the pool instead of a model."""
+
+    pool: str
+    workers: int
+    alias: bool = False
+
+
+class Models:
+    """The models and pools of a fleet. ``pools`` maps models to their pools, whoever serves them now."""
+
+    def __init__(
+        self, workers: ReadHeartbeats, *, pools: Mapping[str, str] | None = None, pool: str = DEFAULT_POOL
+    ) -> None:
+        self._read = workers
+        self._pools = dict(pools or {})
+        self._pool = pool
+        self._workers: Sequence[Heartbeat] = ()
+        self._until = 0.0
+        self._reading = asyncio.Lock()
+
+    async def route(self, model: object, *, pool: str | None) -> Route:
+        """Return the pool for a model; ``pool`` is the caller's choice, which counts more.
+
+        Raises:
+            RefusedError: No pool is known to serve the model.
+
+        """
+        alive = await self._alive()
+        if pool is None and isinstance(model, str) and model:
+            pool = self._pools.get(model) or self._serving(model, alive)
+            if pool is None:
+                return self._named(model, alive)
+        return _route(self._pool if pool is None else pool, alive)
+
+    async def list(self) -> list[dict[str, Any]]:
+        """List all models and pools as OpenAI does, with each one's pool and number of live workers."""
+        alive = await self._alive()
+        pools: dict[str, str] = {worker.pool: worker.pool for worker in alive}
+        pools |= {worker.model: worker.pool for worker in reversed(alive)} | self._pools
+        return [_listed(name, pool, alive) for name, pool in sorted(pools.items())]
+
+    async def get(self, name: str) -> dict[str, Any]:
+        """Return one of them.
+
+        Raises:
+            RefusedError: There is none with this name.
+
+        """
+        for listed in await self.list():
+            if listed["id"] == name:
+                return listed
+        raise _unknown(name)
+
+    def _serving(self, model: str, alive: Sequence[Heartbeat]) -> str | None:
+        pools = [worker.pool for worker in alive if worker.model == model]
+        return self._pool if self._pool in pools else next(iter(pools), None)
+
+    def _named(self, name: str, alive: Sequence[Heartbeat]) -> Route:
+        try:
+            check_pool(name)
+        except InvalidJobError:
+            raise _unknown(name) from None
+        return _route(name, alive, alias=True)
+
+    async def _alive(self) -> Sequence[Heartbeat]:
+        loop = asyncio.get_running_loop()
+        async with self._reading:
+            if loop.time() >= self._until:
+                self._workers = await self._read()
+                self._until = loop.time() + VALID_S
+            return self._workers
+
+
+def _route(pool: str, alive: Sequence[Heartbeat], *, alias: bool = False) -> Route:
+    return Route(pool=pool, workers=sum(worker.pool == pool for worker in alive), alias=alias)
+
+
+def _unknown(name: str) -> Exception:
+    return not_found(
+        f"the model {name[:128]!r} is unknown: no live worker serves it; GET /v1/models lists those that are",
+        code="model_not_found",
+        param="model",
+    )
+
+
+def _listed(name: str, pool: str, alive: Sequence[Heartbeat]) -> dict[str, Any]:
+    workers = [worker for worker in alive if worker.pool == pool]
+    created = min((int(worker.started_at.timestamp()) for worker in workers), default=0)
+    return {
+        "id": name,
+        "object": "model",
+        "created": created,
+        "owned_by": "inferfleet",
+        "pool": pool,
+        "workers": len(workers),
+    }

@@ -1,0 +1,163 @@
+"""Reads a request to one of OpenAI's endpoints: which job it asks for, and how to answer it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, cast
+
+import orjson
+from pydantic import ValidationError
+
+from inferfleet.producer.job_making import JobOptions
+from inferfleet.producer.openai.refusals import bad_request
+from inferfleet.schemas.endpoints import ENDPOINTS, Endpoint
+from inferfleet.schemas.job import Priority
+from inferfleet.schemas.near_match import did_you_mean
+from inferfleet.schemas.openai_messages import is_set
+from inferfleet.schemas.problems import kind
+
+OPTIONS_MEMBER: Final = "inferfleet"
+"""The member of a body that holds options of its job: what the SDK's ``extra_body`` is for."""
+
+TIERS: Final[Mapping[str, Priority]] = {
+    "auto": Priority.NORMAL,
+    "default": Priority.NORMAL,
+    "flex": Priority.BATCH,
+    "priority": Priority.HIGH,
+    "scale": Priority.HIGH,
+}
+"""The priority of each of OpenAI's service tiers."""
+
+HEADERS: Final[Mapping[str, str]] = {
+    "inferfleet-priority": "priority",
+    "inferfleet-pool": "pool",
+    "inferfleet-session": "session_id",
+    "inferfleet-timeout": "timeout_s",
+    "idempotency-key": "idempotency_key",
+}
+"""The headers that set an option of a job. They override the member ``inferfleet`` of the body."""
+
+OPTIONS: Final = (
+    "expires_at",
+    "idempotency_key",
+    "max_attempts",
+    "metadata",
+    "on_busy",
+    "pool",
+    "priority",
+    "session_id",
+    "state_patch",
+    "timeout_s",
+)
+"""The options of a job that a caller over HTTP may set."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What a request asks for: a job, and its answer as a stream or in one piece.
+
+    The answer has to be complete within ``timeout_s``, counted from the request.
+    """
+
+    endpoint: Endpoint
+    body: dict[str, Any]
+    options: JobOptions
+    stream: bool
+    timeout_s: float | None
+
+    @property
+    def named(self) -> bool:
+        """Whether the caller can find the job again, by its idempotency key."""
+        return "idempotency_key" in self.options
+
+
+def read_request(endpoint: Endpoint, headers: Mapping[str, str], content: bytes) -> Asked:
+    """Read a request. ``headers`` have lower-case names. The job itself is checked when it is submitted.
+
+    Raises:
+        RefusedError: The body is not a JSON object, or an option is unknown or invalid.
+
+    """
+    body = read_object(content)
+    options = read_options(body.pop(OPTIONS_MEMBER, None), headers)
+    tier = body.pop("service_tier", None)
+    if tier is not None and "priority" not in options:
+        if not isinstance(tier, str) or tier not in TIERS:
+            raise bad_request(f"service_tier: must be one of {', '.join(TIERS)}", param="service_tier")
+        options["priority"] = TIERS[tier]
+    stream = ENDPOINTS[endpoint].generated is not None and _is_set(body.get("stream"))
+    options["endpoint"] = endpoint
+    options["stream"] = stream
+    timeout_s = options.get("timeout_s")
+    return Asked(
+        endpoint=endpoint,
+        body=body,
+        options=options,
+        stream=stream,
+        timeout_s=float(timeout_s) if isinstance(timeout_s, (int, float)) else None,
+    )
+
+
+def read_json(content: bytes) -> Any:
+    """Read a body. Python's own parser would take NaN, and deeper values than it can handle.
+
+    Raises:
+        RefusedError: It is not JSON.
+
+    """
+    try:
+        return orjson.loads(content)
+    except orjson.JSONDecodeError as error:
+        raise bad_request(f"the body is not JSON: {error.msg} at character {error.pos}") from None
+
+
+def read_object(content: bytes) -> dict[str, Any]:
+    """Read a body that must be a JSON object.
+
+    Raises:
+        RefusedError: It is not.
+
+    """
+    body = read_json(content)
+    if not isinstance(body, dict):
+        raise bad_request(f"the body must be an object, not {kind(body)}")
+    return cast("dict[str, Any]", body)
+
+
+def read_options(given: object, headers: Mapping[str, str]) -> JobOptions:
+    """Read the options of a job from a member of the body and from headers.
+
+    Raises:
+        RefusedError: An option is unknown, or not of its type.
+
+    """
+    if given is not None and not isinstance(given, dict):
+        raise bad_request(f"{OPTIONS_MEMBER}: must be an object, not {kind(given)}", param=OPTIONS_MEMBER)
+    options = {**cast("dict[str, Any]", given or {})}
+    for name in options:
+        if name not in OPTIONS:
+            raise bad_request(
+                f"{OPTIONS_MEMBER}.{name}: is not an option of a job{did_you_mean(name, OPTIONS)}; there are "
+                f"{', '.join(OPTIONS)}",
+                param=f"{OPTIONS_MEMBER}.{name}",
+            )
+    options |= {name: headers[header] for header, name in HEADERS.items() if header in headers}
+    if isinstance(timeout_s := options.get("timeout_s"), str):
+        options["timeout_s"] = _seconds(timeout_s)
+    return cast("JobOptions", {name: value for name, value in options.items() if value is not None})
+
+
+def _seconds(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise bad_request("timeout_s: must be a number of seconds", param="timeout_s") from None
+
+
+def _is_set(flag: object) -> bool:
+    try:
+        return is_set(flag)
+    except ValidationError:
+        # The check of the whole body says what is wrong.
+        return False
