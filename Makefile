@@ -13,7 +13,7 @@ TEST_JOBS ?= 4
 SEED ?=
 MINUTES ?= 10
 
-PACKAGES = schemas wire producer exporter worker cli local testing
+PACKAGES = schemas wire producer exporter worker gateway cli local testing
 
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-llm test test-matrix mutate test-engine chaos explore check bench bench-engine bench-peers docs build clean venv bench-venv docs-venv engine-venv services

@@ -34,6 +34,7 @@ CONTEXT = (
     "producer/inferfleet",
     "exporter/inferfleet",
     "worker/inferfleet",
+    "gateway/inferfleet",
     "cli/inferfleet",
     "local/inferfleet",
     "testing/inferfleet",

@@ -28,11 +28,13 @@ from tests.forked import ForkedProcess
 from tests.matrix import Cell
 from tests.stores import plain_redis, running_pipeline
 
+from inferfleet.gateway.server import serving
+from inferfleet.gateway.settings import GatewaySettings
 from inferfleet.local.services import Services, ServicesChoice
 from inferfleet.producer import Fleet, JournalLine
-from inferfleet.schemas import Endpoint, Job, JobRecord
+from inferfleet.schemas import Endpoint, Job, JobRecord, Priority
 from inferfleet.schemas.journal import FinishedEntry, JournalEntry, RunningEntry, TokensEntry
-from inferfleet.schemas.names import dead_queue, job_queue, journal_key
+from inferfleet.schemas.names import dead_queue, job_queue, journal_key, open_key
 from inferfleet.schemas.settings import ProducerSettings, WorkerSettings
 from inferfleet.wire.rabbitmq.connection import open_amqp
 from inferfleet.wire.redis.journal_lines import parse_line
@@ -509,7 +511,7 @@ async def read_all(lines: AsyncIterator[JournalLine]) -> list[JournalEntry]:
         return [line.entry async for line in lines]
 
 
-async def until_running(fleet: Fleet, job: Job) -> None:
+async def until_running(fleet: Fleet, job: Job | str) -> None:
     """Wait until a worker has started the job."""
     async with asyncio.timeout(PATIENCE_S):
         async for line in fleet.stream(job):
@@ -517,7 +519,7 @@ async def until_running(fleet: Fleet, job: Job) -> None:
                 return
 
 
-async def until_tokens(fleet: Fleet, job: Job, count: int = 1) -> None:
+async def until_tokens(fleet: Fleet, job: Job | str, count: int = 1) -> None:
     """Wait until the journal has so many tokens."""
     async with asyncio.timeout(PATIENCE_S):
         async for line in fleet.stream(job):
@@ -525,6 +527,19 @@ async def until_tokens(fleet: Fleet, job: Job, count: int = 1) -> None:
                 count -= sum(len(chunk.token_ids) for chunk in line.entry.chunks)
                 if count <= 0:
                     return
+
+
+async def unfinished(store: aioredis.Redis, pool: str, priority: int = Priority.NORMAL) -> list[str]:
+    """The ids of the pool's unfinished jobs of a priority, as soon as there is one."""
+    found: list[str] = []
+
+    async def some() -> bool:
+        members: Any = await store.zrange(open_key(pool, priority), 0, -1)
+        found[:] = [name.decode() for name in members]
+        return bool(found)
+
+    await eventually(some)
+    return found
 
 
 def record_of(records: dict[str, JobRecord | None], job: Job) -> JobRecord:
@@ -543,3 +558,62 @@ async def pipeline(services: Services) -> AsyncIterator[CommandPipeline]:
 @pytest.fixture
 def records(pipeline: CommandPipeline) -> JobRecords:
     return JobRecords(pipeline=pipeline, result_ttl_s=600, queued_ttl_s=600)
+
+
+# Gateways in this process
+
+
+@dataclass(frozen=True)
+class RunningGateway:
+    url: str
+    running: asyncio.Task[None]
+    stopping: asyncio.Event
+
+    async def stop(self) -> None:
+        """Drain it, and wait until it has ended."""
+        self.stopping.set()
+        await asyncio.wait_for(asyncio.shield(self.running), PATIENCE_S)
+
+
+class StartGateway(Protocol):
+    def __call__(self, **settings: Any) -> Awaitable[RunningGateway]: ...
+
+
+@pytest.fixture
+async def start_gateway(services: Services, pool: str) -> AsyncIterator[StartGateway]:
+    """Start gateways in this process, with the test's pool as theirs. All end with the test."""
+    started: list[RunningGateway] = []
+
+    async def start(**changes: Any) -> RunningGateway:
+        settings = GatewaySettings(
+            **{
+                "amqp_url": services.amqp_url,
+                "redis_url": services.redis_url,
+                "result_ttl_s": 600,
+                "http_port": 0,
+                "pool": pool,
+                "drain_timeout_s": 0,
+                **changes,
+            }
+        )
+        listens: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        stopping = asyncio.Event()
+
+        async def run() -> None:
+            async with serving(settings) as port:
+                listens.set_result(port)
+                await stopping.wait()
+
+        running = asyncio.create_task(run())
+        waited: set[asyncio.Future[Any]] = {running, listens}
+        await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+        if running.done():
+            running.result()
+        gateway = RunningGateway(f"http://127.0.0.1:{listens.result()}", running, stopping)
+        started.append(gateway)
+        return gateway
+
+    yield start
+    for gateway in started:
+        if not gateway.running.done():
+            await gateway.stop()

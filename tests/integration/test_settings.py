@@ -18,6 +18,7 @@ from tests.integration.conftest import (
     slow_chat,
 )
 
+from inferfleet.gateway.settings import GatewaySettings
 from inferfleet.local.chaos.proxy import Direction, Proxy
 from inferfleet.local.services import Services
 from inferfleet.producer import Fleet
@@ -119,4 +120,4 @@ def test_every_setting_is_set_in_a_test_on_real_servers() -> None:
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 used.add(node.value.removeprefix("INFERFLEET_").removeprefix("--").replace("-", "_").lower())
     used.add("queue_type")  # by the matrix
-    assert {*ProducerSettings.model_fields, *WorkerSettings.model_fields} <= used
+    assert {*GatewaySettings.model_fields, *WorkerSettings.model_fields} <= used

@@ -153,6 +153,7 @@ def test_every_error_that_a_request_can_cause_has_its_own_status() -> None:
     from inferfleet.producer.openai.refusals import _REFUSALS
 
     assert {each.__name__ for each in every - _REFUSALS.keys()} == {
+        "AnswerRestartedError",
         "ClientUnusableError",
         "ConfigurationError",
         "DeadLetterNotFoundError",

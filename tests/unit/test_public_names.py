@@ -37,6 +37,7 @@ NAMES = {
         "SyncFleet",
         "SyncJobHandle",
         "SyncSession",
+        "openai_client",
     ],
     testing: ["RunningWorker", "SyncRunningWorker", "SyncWorkers", "Workers"],
     worker: [
@@ -79,7 +80,7 @@ def test_the_contract_loads_no_network_library() -> None:
 def test_a_client_loads_nothing_of_the_worker() -> None:
     loaded = loaded_by("import inferfleet.producer")
     assert not {name for name in loaded if name.startswith(("inferfleet.worker", "inferfleet.local"))}
-    assert not {"aiohttp", "prometheus_client", "uvloop", "opentelemetry.trace"} & loaded
+    assert not {"aiohttp", "httpx2", "openai", "opentelemetry.trace", "prometheus_client", "uvloop"} & loaded
 
 
 def test_an_engine_loads_no_network_library() -> None:

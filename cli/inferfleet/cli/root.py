@@ -55,6 +55,11 @@ COMMANDS: Mapping[str, CommandModule] = MappingProxyType(
         "exporter": CommandModule(
             "inferfleet.cli.exporter", "Serve metrics of the whole fleet for Prometheus.", "worker"
         ),
+        "gateway": CommandModule(
+            "inferfleet.cli.gateway",
+            "Serve OpenAI's API in front of the queue, and jobs over HTTP.",
+            "gateway",
+        ),
         "demo": CommandModule(
             "inferfleet.local.cli.demo", "Watch a whole fleet work on this machine.", "local"
         ),

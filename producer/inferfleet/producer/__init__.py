@@ -7,6 +7,7 @@ from inferfleet.producer.job_handle import JobHandle
 from inferfleet.producer.job_listing import JobFilter
 from inferfleet.producer.job_making import JobOptions
 from inferfleet.producer.journal_view import JournalLine
+from inferfleet.producer.openai.client import openai_client
 from inferfleet.producer.sessions import Session
 from inferfleet.producer.sync import SyncFleet
 from inferfleet.producer.sync_job_handle import SyncJobHandle
@@ -22,4 +23,5 @@ __all__ = [
     "SyncFleet",
     "SyncJobHandle",
     "SyncSession",
+    "openai_client",
 ]

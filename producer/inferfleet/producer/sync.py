@@ -13,11 +13,12 @@ from concurrent.futures import Future
 from contextlib import AsyncExitStack
 from functools import partial
 from types import TracebackType
-from typing import Any, Self, TypeVar, Unpack
+from typing import Any, NamedTuple, Self, TypeVar, Unpack
 
 import anyio
 from anyio.from_thread import BlockingPortal
 
+from inferfleet.producer.blocking import BlockingCall
 from inferfleet.producer.fleet import Fleet
 from inferfleet.producer.job_listing import EVERY_JOB, JobFilter
 from inferfleet.producer.job_making import JobOptions
@@ -38,6 +39,13 @@ T = TypeVar("T")
 
 EXIT_PATIENCE_S = 5.0
 """How long an exiting process waits for a client that nobody closed to close."""
+
+
+class Original(NamedTuple):
+    """The asynchronous client behind a blocking one, and how to call it from blocking code."""
+
+    fleet: Fleet
+    call: BlockingCall
 
 
 class SyncFleet:
@@ -64,6 +72,8 @@ class SyncFleet:
             raise
         self.dead_letters = SyncDeadLetters(self._fleet.dead_letters, self._call)
         """The dead letters of all pools."""
+        self.original = Original(self._fleet, self._call)
+        """The asynchronous client, for what is built on it."""
         atexit.register(self._close_at_exit)
 
     @classmethod

@@ -28,8 +28,22 @@ logger = logging.getLogger(__name__)
 
 PREFIX = "INFERFLEET_"
 
-_ELSEWHERE = frozenset({"management_url", "pools", "sample_interval_s", "test_services", "vllm_worker_pid"})
-"""Variables that other processes read: the exporter, the autoscaler, an engine core, pytest."""
+_ELSEWHERE = frozenset(
+    {
+        "allow_anonymous",
+        "management_url",
+        "max_open_requests",
+        "max_request_bytes",
+        "model_pools",
+        "pools",
+        "read_timeout_s",
+        "refuse_without_workers",
+        "sample_interval_s",
+        "test_services",
+        "vllm_worker_pid",
+    }
+)
+"""Variables that other processes read: the gateway, the exporter, the autoscaler, an engine core, pytest."""
 
 _OF_A_SERVICE = re.compile(
     r"_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)$"

@@ -16,14 +16,14 @@ from contextlib import contextmanager
 from logging.handlers import QueueHandler, QueueListener
 from queue import Empty, SimpleQueue
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from pythonjsonlogger.orjson import OrjsonFormatter
 
 from inferfleet.schemas.errors import ConfigurationError
 from inferfleet.schemas.job import Job
 from inferfleet.schemas.printable import printable
-from inferfleet.schemas.settings import LogFormat, WorkerSettings
+from inferfleet.schemas.settings import LogFormat
 from inferfleet.schemas.trace import trace_id
 
 QUIET: Final = {
@@ -32,6 +32,7 @@ QUIET: Final = {
     # It warns of a broken connection, as our own line does.
     "aiormq.connection": logging.ERROR,
     "asyncio": logging.WARNING,
+    "uvicorn.error": logging.WARNING,
 }
 """The lowest levels at which libraries say something that our own lines do not."""
 
@@ -49,9 +50,23 @@ _STANDARD: Final = {*vars(logging.makeLogRecord({})), "message", "asctime"}
 ErrorInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
 
 
+class LogSettings(Protocol):
+    """The settings of a process that logs."""
+
+    @property
+    def log_format(self) -> LogFormat:
+        """The format of the lines."""
+        ...
+
+    @property
+    def log_level(self) -> str:
+        """The lowest level to log."""
+        ...
+
+
 @contextmanager
-def logging_to_stderr(settings: WorkerSettings) -> Generator[Log]:
-    """Log to stderr while the block runs.
+def logging_to_stderr(settings: LogSettings, **fields: str) -> Generator[Log]:
+    """Log to stderr while the block runs. Each JSON line has these ``fields``, too.
 
     Raises:
         ConfigurationError: There is no such level.
@@ -67,7 +82,7 @@ def logging_to_stderr(settings: WorkerSettings) -> Generator[Log]:
             formatter = _JsonLines(
                 ("asctime", "levelname", "name", "message"),
                 rename_fields={"asctime": "time", "levelname": "level", "name": "logger"},
-                static_fields={"worker_id": settings.worker_id},
+                static_fields=fields,
             )
         case LogFormat.CONSOLE:
             formatter = Text("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")

@@ -33,7 +33,7 @@ def run_process(
         EngineDeadError: The engine died.
 
     """
-    with logging_to_stderr(settings) as log:
+    with logging_to_stderr(settings, worker_id=settings.worker_id) as log:
         for remark in remarks:
             logger.warning("%s", remark)
         worker = Worker(

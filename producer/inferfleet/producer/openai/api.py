@@ -27,7 +27,6 @@ from inferfleet.producer.openai.requests import Asked, read_request
 from inferfleet.producer.openai.streams import DONE, EVENT_HEADERS, EventStream, Part, data_event, last_events
 from inferfleet.schemas.endpoints import Endpoint
 from inferfleet.schemas.errors import (
-    AnswerRestartedError,
     InferfleetError,
     JobFailedError,
     UnknownPoolError,
@@ -171,7 +170,7 @@ class OpenAIApi:
                             yield Part(b"".join(map(data_event, made)), line.id)
                     case RestartedEntry(reason=reason):
                         if chunks.begun:
-                            raise AnswerRestartedError(job.id, reason=reason, after=line.id)
+                            raise _restarted(job, reason)
                         chunks.restart()
                     case FinishedEntry():
                         made = chunks.end((await self._fleet.wait(job)).raise_for_state())
@@ -222,6 +221,18 @@ def _deadline(asked: Asked) -> float | None:
 def _too_late(job: Job, asked: Asked) -> WaitTimeoutError:
     then = "it continues" if asked.named else "it is cancelled"
     return WaitTimeoutError(f"job {job.id} did not finish within {asked.timeout_s:g} s; {then}")
+
+
+def _restarted(job: Job, reason: str) -> RefusedError:
+    return RefusedError(
+        Refusal(
+            status=HTTPStatus.CONFLICT,
+            code="answer_restarted",
+            message=f"the answer of job {job.id} restarts ({reason}), what was streamed is void: ask again",
+            retry=True,
+            job_id=job.id,
+        )
+    )
 
 
 def _headers(job_id: str, route: Route) -> dict[str, str]:

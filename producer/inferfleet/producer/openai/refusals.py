@@ -129,7 +129,6 @@ _REFUSALS: Final[Mapping[type[errors.InferfleetError], tuple[HTTPStatus, str, bo
     errors.PublishUnconfirmedError: (HTTPStatus.SERVICE_UNAVAILABLE, "publish_unconfirmed", False),
     errors.JobNotFoundError: (HTTPStatus.NOT_FOUND, "job_not_found", False),
     errors.JobDataLostError: (HTTPStatus.GONE, "job_data_lost", False),
-    errors.AnswerRestartedError: (HTTPStatus.CONFLICT, "answer_restarted", True),
     errors.WaitTimeoutError: (HTTPStatus.GATEWAY_TIMEOUT, "timeout", False),
     errors.ServiceUnreachableError: (HTTPStatus.SERVICE_UNAVAILABLE, "service_unreachable", True),
     errors.ServiceRefusedError: (HTTPStatus.SERVICE_UNAVAILABLE, "service_refused", True),

@@ -1,0 +1,110 @@
+"""The application: its routes, and what its errors look like."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from http import HTTPStatus
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from inferfleet.gateway.access_log import OpenRequests
+from inferfleet.gateway.documents import with_document
+from inferfleet.gateway.gateway import Gateway
+from inferfleet.gateway.job_routes import job_routes
+from inferfleet.gateway.openai_routes import openai_routes
+from inferfleet.gateway.session_routes import session_routes
+from inferfleet.producer.openai.refusals import Refusal, RefusedError, refusal_of
+from inferfleet.schemas.errors import InferfleetError
+
+LIVE_PATH = "/health/live"
+READY_PATH = "/health/ready"
+
+CLIENT_GONE = 499
+"""The status in the log for a client that went away before its answer. Nobody receives it."""
+
+
+def make_app(gateway: Gateway) -> FastAPI:
+    """Make the application of a gateway."""
+    app = FastAPI(
+        title="inferfleet gateway",
+        version=version("inferfleet"),
+        description="OpenAI's API in front of a queue, and jobs over HTTP.",
+        redoc_url=None,
+    )
+
+    @app.get(LIVE_PATH, tags=["Health"])
+    async def live() -> dict[str, str]:
+        """Tell whether the process answers."""
+        return {"status": "ok"}
+
+    @app.get(READY_PATH, tags=["Health"])
+    async def ready() -> Response:
+        """Tell whether the gateway takes requests. It does without RabbitMQ and Redis, and answers 503."""
+        if gateway.shutdown.draining.done():
+            return Response(
+                '{"status":"stopping"}', HTTPStatus.SERVICE_UNAVAILABLE, media_type="application/json"
+            )
+        return Response('{"status":"ok"}', media_type="application/json")
+
+    for routes in (openai_routes, job_routes, session_routes):
+        app.include_router(routes(gateway))
+    handlers: dict[type[Exception], Callable[[Request, Any], Awaitable[Response]]] = {
+        InferfleetError: _refused,
+        RefusedError: _refused,
+        HTTPException: _unknown_route,
+        RequestValidationError: _invalid_parameter,
+        ClientDisconnect: _gone,
+        Exception: _unforeseen,
+    }
+    for error, handler in handlers.items():
+        app.add_exception_handler(error, handler)
+    app.add_middleware(OpenRequests, most=gateway.settings.max_open_requests)
+    return with_document(app)
+
+
+async def _refused(_: Request, error: InferfleetError | RefusedError) -> Response:
+    return _response(refusal_of(error))
+
+
+async def _unknown_route(request: Request, error: HTTPException) -> Response:
+    status = HTTPStatus(error.status_code)
+    what = "there is no such path" if status is HTTPStatus.NOT_FOUND else status.phrase
+    refusal = Refusal(status=status, code=status.name.lower(), message=f"{request.method}: {what}")
+    return _response(refusal)
+
+
+async def _invalid_parameter(_: Request, error: RequestValidationError) -> Response:
+    problem = error.errors()[0]
+    name = str(problem["loc"][-1])
+    return _response(
+        Refusal(
+            status=HTTPStatus.BAD_REQUEST,
+            code="invalid_request",
+            message=f"{name}: {problem['msg']}",
+            param=name,
+        )
+    )
+
+
+async def _gone(_: Request, __: ClientDisconnect) -> Response:
+    return Response(status_code=CLIENT_GONE)
+
+
+async def _unforeseen(_: Request, __: Exception) -> Response:
+    # The server logs it.
+    return _response(
+        Refusal(
+            status=HTTPStatus.INTERNAL_SERVER_ERROR,
+            code="internal",
+            message="the gateway failed unexpectedly; its log has the details",
+        )
+    )
+
+
+def _response(refusal: Refusal) -> Response:
+    return Response(refusal.body(), refusal.status, refusal.headers())

@@ -1,0 +1,161 @@
+"""Jobs over HTTP: submit, read, wait, cancel, and follow their journals."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing, suppress
+from functools import partial
+from http import HTTPStatus
+from typing import Annotated, Any, Final
+
+import orjson
+from fastapi import APIRouter, Header, Query, Request, Response
+
+from inferfleet.gateway.bodies import read_body
+from inferfleet.gateway.documents import request_of_jobs
+from inferfleet.gateway.gateway import Gateway
+from inferfleet.gateway.job_requests import read_jobs
+from inferfleet.gateway.waiting import EventResponse, answered
+from inferfleet.producer import Fleet
+from inferfleet.producer.job_making import make_job
+from inferfleet.producer.journal_view import BEGINNING, JournalView
+from inferfleet.producer.openai.api import WORKERS_HEADER
+from inferfleet.producer.openai.refusals import Refusal, bad_request, refusal_of
+from inferfleet.producer.openai.requests import Asked
+from inferfleet.producer.openai.streams import EVENT_HEADERS, EventStream, Part
+from inferfleet.schemas.errors import (
+    InvalidJobError,
+    JobNotFoundError,
+    PartialSubmitError,
+    WaitTimeoutError,
+)
+from inferfleet.schemas.job import Job, JobState
+
+MAX_WAIT_S: Final = 600.0
+
+_ID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
+
+Wait = Annotated[float, Query(ge=0, le=MAX_WAIT_S, description="How long to wait for its end, in seconds.")]
+LastEventId = Annotated[str | None, Header(description="The id of the last event that was seen.")]
+
+
+def job_routes(gateway: Gateway) -> APIRouter:
+    """Make the routes."""
+    router = APIRouter(prefix="/v1/jobs", tags=["Jobs"])
+    fleet = gateway.fleet
+
+    @router.post("", status_code=HTTPStatus.ACCEPTED, openapi_extra=request_of_jobs())
+    async def submit(request: Request) -> Response:
+        """Submit one job or an array of jobs. They go on whether or not anybody waits for them."""
+        asked = read_jobs(request.headers, await read_body(request, gateway.settings))
+        if isinstance(asked, Asked):
+            route = await gateway.api.route(asked)
+            job = await fleet.submit(asked.body, **asked.options)
+            headers = {"location": _url(job), WORKERS_HEADER: str(route.workers)}
+            return _json(_accepted(job), HTTPStatus.ACCEPTED, headers)
+        return await _submit_many(gateway, asked)
+
+    @router.get("/{job_id}")
+    async def get(request: Request, job_id: str, wait: Wait = 0) -> Response:
+        """Read a job's record, with its result if it has ended."""
+        _check_id(job_id)
+        if wait:
+            with suppress(WaitTimeoutError):
+                await answered(request, fleet.wait(job_id, timeout_s=wait), over=gateway.shutdown.draining)
+        return _json((await fleet.get(job_id)).model_dump(mode="json", exclude={"reply_to"}))
+
+    @router.delete("/{job_id}")
+    async def cancel(job_id: str) -> Response:
+        """Cancel a job. One that runs is asked to stop, and is still running when this returns."""
+        _check_id(job_id)
+        state = await fleet.cancel(job_id)
+        status = HTTPStatus.ACCEPTED if state is JobState.RUNNING else HTTPStatus.OK
+        return _json({"id": job_id, "state": state}, status)
+
+    @router.get("/{job_id}/events")
+    async def events(job_id: str, last_event_id: LastEventId = None, after: str | None = None) -> Response:
+        """Follow a job's journal, from behind the event that was seen last, until the job has ended.
+
+        Any gateway continues the stream of another one. Behind the last event there is nothing: 204.
+        """
+        _check_id(job_id)
+        cursor = last_event_id or after or BEGINNING
+        try:
+            JournalView.at(cursor)
+        except ValueError:
+            raise bad_request("Last-Event-ID: is not the id of an event", param="last_event_id") from None
+        record = (await fleet.get_many([job_id]))[job_id]
+        if record is None:
+            raise JobNotFoundError(job_id)
+        stream = EventStream(_lines(fleet, job_id, cursor), last_events=_failed, cursor=cursor)
+        if record.state.terminal and not await stream.start(within_s=None):
+            return Response(status_code=HTTPStatus.NO_CONTENT)
+        return EventResponse(
+            stream,
+            headers=EVENT_HEADERS,
+            until=gateway.shutdown.draining,
+            interrupted=partial(_resume, stream),
+            stalled_s=gateway.settings.read_timeout_s,
+        )
+
+    return router
+
+
+async def _submit_many(gateway: Gateway, asked: Sequence[Asked]) -> Response:
+    jobs: list[Job] = []
+    for position, each in enumerate(asked):
+        await gateway.api.route(each)
+        try:
+            jobs.append(make_job(each.body, each.options, max_body_bytes=gateway.settings.max_body_bytes))
+        except InvalidJobError as error:
+            raise InvalidJobError(f"[{position}]: {error}") from error
+    try:
+        made: list[dict[str, Any]] = list(map(_accepted, await gateway.fleet.submit_many(jobs)))
+    except PartialSubmitError as error:
+        if not error.accepted:
+            raise error.rejected[0] from error
+        ids = iter(error.accepted)
+        made = [
+            {"error": refusal_of(error.rejected[position]).error()}
+            if position in error.rejected
+            else _accepted(job.model_copy(update={"id": next(ids)}))
+            for position, job in enumerate(jobs)
+        ]
+    return _json(made, HTTPStatus.ACCEPTED)
+
+
+async def _lines(fleet: Fleet, job_id: str, cursor: str) -> AsyncGenerator[Part]:
+    async with aclosing(fleet.stream(job_id, after=cursor)) as lines:
+        async for line in lines:
+            entry = line.entry.model_dump_json(exclude_none=True)
+            yield Part(f"id: {line.id}\nevent: {line.entry.kind}\ndata: {entry}\n\n".encode(), line.id)
+
+
+def _resume(stream: EventStream) -> bytes:
+    """Tell the client to connect again; its Last-Event-ID is the last one it saw."""
+    last = orjson.dumps({"last_event_id": stream.cursor}).decode()
+    return f"retry: 1000\nevent: resume\ndata: {last}\n\n".encode()
+
+
+def _failed(refusal: Refusal) -> bytes:
+    return b"event: error\ndata: " + refusal.body() + b"\n\n"
+
+
+def _check_id(job_id: str) -> None:
+    if not _ID.fullmatch(job_id):
+        raise JobNotFoundError(job_id[:64])
+
+
+def _accepted(job: Job) -> dict[str, Any]:
+    return {"id": job.id, "pool": job.pool, "url": _url(job)}
+
+
+def _url(job: Job) -> str:
+    return f"/v1/jobs/{job.id}"
+
+
+def _json(
+    content: Any, status: HTTPStatus = HTTPStatus.OK, headers: dict[str, str] | None = None
+) -> Response:
+    return Response(orjson.dumps(content), status, headers, media_type="application/json")

@@ -1,0 +1,124 @@
+"""The gateway's process: it starts, serves and stops."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+from collections.abc import AsyncGenerator, Generator
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
+from typing import Any, Final
+
+import uvicorn
+
+from inferfleet.gateway.app import make_app
+from inferfleet.gateway.connections import LimitedProtocol
+from inferfleet.gateway.gateway import Gateway
+from inferfleet.gateway.settings import GatewaySettings
+from inferfleet.producer import Fleet
+from inferfleet.producer.openai.api import OpenAIApi
+from inferfleet.producer.openai.models import Models
+from inferfleet.schemas.errors import ConfigurationError
+
+logger = logging.getLogger(__name__)
+
+FIRST_EVENT_S: Final = 10.0
+"""How long a stream waits for its first event, or an error in its place, before it begins all the same."""
+
+LAST_WORDS_S: Final = 5.0
+"""How long requests have to end after the drain."""
+
+BACKLOG: Final = 1024
+KEEP_ALIVE_S: Final = 75
+
+
+async def run_gateway(settings: GatewaySettings) -> None:
+    """Serve until SIGTERM or SIGINT, then drain.
+
+    Raises:
+        ConfigurationError: The port is taken.
+        InferfleetError: What ``Fleet.connect`` raises.
+
+    """
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    async with serving(settings) as port:
+        logger.info("serving OpenAI's API on http://%s:%d/v1", settings.http_host, port)
+        await stopping.wait()
+        logger.info("draining")
+
+
+@asynccontextmanager
+async def serving(settings: GatewaySettings) -> AsyncGenerator[int]:
+    """Serve while the block runs, then drain. Yield the port, which is a free one if the setting is 0."""
+    with _listening(settings.http_host, settings.http_port) as listener:
+        async with Fleet.connect(settings) as fleet:
+            api = OpenAIApi(
+                fleet,
+                models=Models(fleet.workers, pools=settings.model_pools, pool=settings.pool),
+                needs_workers=settings.refuse_without_workers,
+                start_s=FIRST_EVENT_S,
+            )
+            gateway = Gateway(settings=settings, fleet=fleet, api=api)
+            server = _Server(_config(gateway))
+            # With a task group a bug in the server ends the process.
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(server.serve(sockets=[listener]))
+                await server.listens.wait()
+                try:
+                    yield listener.getsockname()[1]
+                finally:
+                    gateway.shutdown.drain(timeout_s=settings.drain_timeout_s)
+                    server.should_exit = True
+            await api.aclose()
+
+
+class _Server(uvicorn.Server):
+    """Says when it listens, and leaves signals to the process."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.listens = asyncio.Event()
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None]:
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.listens.set()
+
+
+def _config(gateway: Gateway) -> uvicorn.Config:
+    settings = gateway.settings
+    protocol: Any = partial(LimitedProtocol, head_timeout_s=settings.read_timeout_s)
+    return uvicorn.Config(
+        make_app(gateway),
+        http=protocol,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=int(settings.drain_timeout_s + LAST_WORDS_S),
+    )
+
+
+@contextmanager
+def _listening(host: str, port: int) -> Generator[socket.socket]:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise ConfigurationError(
+            f"cannot listen on {host}:{port} ({error.strerror}); choose another --http-port, or 0 for any "
+            "free one"
+        ) from error
+    with listener:
+        yield listener

@@ -1,0 +1,81 @@
+"""Sessions over HTTP: read, fork, delete, and change their state."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Any
+
+import orjson
+from fastapi import APIRouter, Request, Response
+
+from inferfleet.gateway.bodies import read_body
+from inferfleet.gateway.gateway import Gateway
+from inferfleet.producer import Session
+from inferfleet.producer.openai.refusals import bad_request, not_found
+from inferfleet.producer.openai.requests import read_json, read_object
+from inferfleet.schemas.session import SessionRecord
+
+
+def session_routes(gateway: Gateway) -> APIRouter:
+    """Make the routes."""
+    router = APIRouter(prefix="/v1/sessions/{session_id}", tags=["Sessions"])
+
+    @router.get("")
+    async def get(session_id: str) -> Response:
+        """Read a session: its record, the messages of its finished turns, and its state."""
+        session, record = await _session(gateway, session_id)
+        version, state = await session.state()
+        return _json(
+            {
+                **record.model_dump(mode="json"),
+                "id": session.id,
+                "messages": await session.history(),
+                "state": state,
+                "state_version": version,
+            }
+        )
+
+    @router.patch("/state")
+    async def patch_state(session_id: str, request: Request) -> Response:
+        """Apply a JSON Merge Patch (RFC 7396) to a session's state."""
+        session, _ = await _session(gateway, session_id)
+        version = await session.patch_state(read_json(await read_body(request, gateway.settings)))
+        return _json({"id": session.id, "state_version": version})
+
+    @router.post("/fork", status_code=HTTPStatus.CREATED)
+    async def fork(session_id: str, request: Request) -> Response:
+        """Copy the first turns of a session, by default all, and its state into a new session."""
+        session, _ = await _session(gateway, session_id)
+        asked = read_object(await read_body(request, gateway.settings))
+        new_id, turns = asked.get("id"), asked.get("turns")
+        if not isinstance(new_id, str):
+            raise bad_request("id: must be the id of the new session", param="id")
+        if turns is not None and (not isinstance(turns, int) or isinstance(turns, bool)):
+            raise bad_request("turns: must be a whole number", param="turns")
+        forked = await session.fork(new_id, turns=turns)
+        return _json({"id": forked.id}, HTTPStatus.CREATED)
+
+    @router.delete("", status_code=HTTPStatus.NO_CONTENT)
+    async def delete(session_id: str) -> Response:
+        """Delete a session's history and state. Its unfinished turns continue in an empty session."""
+        if not await gateway.fleet.session(session_id).delete():
+            raise _unknown(session_id)
+        return Response(status_code=HTTPStatus.NO_CONTENT)
+
+    return router
+
+
+async def _session(gateway: Gateway, session_id: str) -> tuple[Session, SessionRecord]:
+    session = gateway.fleet.session(session_id)
+    record = await session.get()
+    if record is None:
+        raise _unknown(session_id)
+    return session, record
+
+
+def _unknown(session_id: str) -> Exception:
+    return not_found(f"there is no session {session_id[:128]!r}", code="session_not_found")
+
+
+def _json(content: Any, status: HTTPStatus = HTTPStatus.OK) -> Response:
+    return Response(orjson.dumps(content), status, media_type="application/json")

@@ -1,0 +1,56 @@
+"""Settings of the gateway."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+from typing import Annotated
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from inferfleet.schemas.job import DEFAULT_POOL, PoolName
+from inferfleet.schemas.limits import LONGEST_S
+from inferfleet.schemas.settings import Bytes, LogFormat, ProducerSettings, Seconds
+
+
+class GatewaySettings(ProducerSettings):
+    """Settings of the gateway.
+
+    ``pool`` gets the requests that name no model. ``model_pools`` maps models to their pools; a model that a
+    live worker serves needs no entry. Unless ``allow_anonymous`` is set, the gateway listens on a loopback
+    address only, because it asks nobody who they are.
+    """
+
+    allow_anonymous: bool = False
+    """Whether to listen where anybody may connect. It stands before the address, which is checked by it."""
+    http_host: str = "127.0.0.1"
+    http_port: Annotated[int, Field(ge=0, le=65_535)] = 8000
+    pool: PoolName = DEFAULT_POOL
+    model_pools: dict[str, PoolName] = Field(default_factory=dict)
+    refuse_without_workers: bool = False
+    """Whether to refuse requests to a pool without a live worker: set it where nobody starts workers."""
+    max_request_bytes: Bytes = 16 * 1024 * 1024
+    max_open_requests: Annotated[int, Field(ge=1, le=1_000_000)] = 2000
+    """How many requests may wait or stream at the same time."""
+    read_timeout_s: Seconds = 30.0
+    """How long a client may take to send its headers, and then its body, or to take a part of a stream."""
+    drain_timeout_s: Annotated[float, Field(ge=0, le=LONGEST_S)] = 30.0
+    """How long a stopping gateway waits for its requests to end."""
+    log_format: LogFormat = LogFormat.JSON
+    log_level: str = "INFO"
+
+    @field_validator("http_host")
+    @classmethod
+    def _only_loopback_is_anonymous(cls, host: str, info: ValidationInfo) -> str:
+        if not info.data.get("allow_anonymous") and not _is_loopback(host):
+            raise ValueError(
+                f"{host} is not a loopback address, and the gateway asks nobody who they are: keep others "
+                "out by other means, and set INFERFLEET_ALLOW_ANONYMOUS=true"
+            )
+        return host
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
