@@ -63,6 +63,8 @@ def _response(gateway: Gateway, reply: Reply) -> Response:
 
 def _interrupted(stream: EventStream, progress: Progress) -> bytes:
     """Let the job go on, and say where its events are."""
+    if not progress.job_id:
+        return last_events(stopping())
     progress.kept = True
     where = f"GET /v1/jobs/{progress.job_id}/events with Last-Event-ID: {stream.cursor}"
     return last_events(stopping(f"the job goes on, and {where} has the rest of it"))
