@@ -66,6 +66,15 @@ def test_headers_set_options_and_override_the_body() -> None:
     assert asked.body == BODY
 
 
+def test_a_job_belongs_to_the_trace_of_its_request() -> None:
+    parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+
+    traced = read({}, {"traceparent": parent, "tracestate": "a=b"}).options
+
+    assert (traced["traceparent"], traced["tracestate"]) == (parent, "a=b")
+    assert not {"traceparent", "tracestate"} & read({}, {"traceparent": "junk"}).options.keys()
+
+
 def test_a_misspelt_option_is_refused_with_what_may_be_meant() -> None:
     with pytest.raises(RefusedError, match=r"did you mean 'priority'\?"):
         read({"inferfleet": {"priorty": 3}})

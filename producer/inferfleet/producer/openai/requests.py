@@ -16,6 +16,7 @@ from inferfleet.schemas.job import Priority
 from inferfleet.schemas.near_match import did_you_mean
 from inferfleet.schemas.openai_messages import is_set
 from inferfleet.schemas.problems import kind
+from inferfleet.schemas.trace import valid_trace
 
 OPTIONS_MEMBER: Final = "inferfleet"
 """The member of a body that holds options of its job: what the SDK's ``extra_body`` is for."""
@@ -126,7 +127,7 @@ def read_object(content: bytes) -> dict[str, Any]:
 
 
 def read_options(given: object, headers: Mapping[str, str]) -> JobOptions:
-    """Read the options of a job from a member of the body and from headers.
+    """Read the options of a job from a member of the body and from headers, and the trace of the request.
 
     Raises:
         RefusedError: An option is unknown, or not of its type.
@@ -145,7 +146,8 @@ def read_options(given: object, headers: Mapping[str, str]) -> JobOptions:
     options |= {name: headers[header] for header, name in HEADERS.items() if header in headers}
     if isinstance(timeout_s := options.get("timeout_s"), str):
         options["timeout_s"] = _seconds(timeout_s)
-    return cast("JobOptions", {name: value for name, value in options.items() if value is not None})
+    given_options = {name: value for name, value in options.items() if value is not None}
+    return cast("JobOptions", {**given_options, **valid_trace(headers)})
 
 
 def _seconds(text: str) -> float:
