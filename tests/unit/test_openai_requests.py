@@ -163,6 +163,8 @@ def test_every_error_that_a_request_can_cause_has_its_own_status() -> None:
 
     assert {each.__name__ for each in every - _REFUSALS.keys()} == {
         "AnswerRestartedError",
+        "BatchError",
+        "BatchOutputError",
         "ClientUnusableError",
         "ConfigurationError",
         "DeadLetterNotFoundError",
