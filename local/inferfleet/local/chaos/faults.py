@@ -20,6 +20,7 @@ from inferfleet.local.chaos.members import WorkerSlot
 from inferfleet.local.chaos.producers import ProducerProcess
 from inferfleet.local.chaos.proxy import Direction
 from inferfleet.local.chaos.service_faults import NothingHitError, ServiceFaults
+from inferfleet.schemas.heartbeat import WorkerPhase
 
 
 class Fault(StrEnum):
@@ -220,10 +221,14 @@ async def _cut(link: Link, fault: Fault, *, lasts_s: float) -> None:
 
 
 async def _limit_files(place: WorkerSlot, *, lasts_s: float) -> None:
-    """Break a worker's connections, and let it open no other."""
+    """Break a worker's connections, and let it open no other.
+
+    A worker that starts, or ends, may rightly fail without files.
+    """
     worker = place.member.process
-    if await worker.heartbeat() is None:
-        raise NothingHitError("the worker does not run yet")
+    heartbeat = await worker.heartbeat()
+    if heartbeat is None or heartbeat.phase is not WorkerPhase.READY:
+        raise NothingHitError("the worker takes no jobs yet, or no more")
     with few_files(worker.pid):
         place.link.reset()
         await asyncio.sleep(lasts_s)
