@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 
 import pytest
@@ -9,6 +10,7 @@ from tests.integration.conftest import (
     PATIENCE_S,
     ForeignClient,
     RawPublisher,
+    RunCommand,
     StartWorker,
     answer_to,
     chat,
@@ -17,6 +19,7 @@ from tests.integration.conftest import (
 
 from inferfleet.local.services import Services, ServicesChoice
 from inferfleet.producer import Fleet
+from inferfleet.producer.dead_letters import LetterFilter
 from inferfleet.schemas import FailureCode, Job
 from inferfleet.schemas.errors import InvalidJobError
 from inferfleet.schemas.message import derived_id
@@ -96,6 +99,55 @@ async def test_a_job_without_a_pool_is_replayed_in_the_one_that_it_was_in(
     assert (again.pool, again.metadata["replayed_from"]) == (pool, job.id)
     assert (await fleet.wait(again, timeout_s=PATIENCE_S)).text == answer_to(again)
     assert await fleet.dead_letters.read(pool) == []
+
+
+async def test_dead_letters_are_replayed_by_conditions(
+    fleet: Fleet, foreign: ForeignClient, start_worker: StartWorker, pool: str
+) -> None:
+    await start_worker()
+    fails = chat("fails", simulated={"fail": "out_of_memory", "fail_times": 1})
+    jobs = [
+        await fleet.submit(fails, pool=pool, max_attempts=1, metadata={"team": team})
+        for team in ("a", "a", "b")
+    ]
+    await fleet.wait_many(jobs, timeout_s=PATIENCE_S)
+    await foreign.publish(b"not a job")
+
+    async def all_buried() -> bool:
+        return await fleet.dead_letters.count(pool) == 4
+
+    await eventually(all_buried)
+    of_a = LetterFilter(message="out_of_memory", metadata={"team": "a"})
+    assert await fleet.dead_letters.count(pool, where=of_a) == 2
+    assert await fleet.dead_letters.count(pool, where=LetterFilter(message="engine_error")) == 0
+    assert await fleet.dead_letters.count(pool, where=LetterFilter(session_id="s")) == 0
+    again = await fleet.dead_letters.replay(pool, where=of_a)
+    assert {job.metadata["replayed_from"] for job in again} == {job.id for job in jobs[:2]}
+    left = [letter.message_id for letter in await fleet.dead_letters.read(pool)]
+    assert jobs[2].id in left
+    assert not {job.id for job in jobs[:2]} & {*left}
+    with pytest.raises(InvalidJobError, match="at least one condition"):
+        await fleet.dead_letters.replay(pool, where=LetterFilter())
+
+
+async def test_the_command_retries_by_conditions(
+    fleet: Fleet, inferfleet: RunCommand, start_worker: StartWorker, pool: str
+) -> None:
+    await start_worker()
+    fails = chat("fails", simulated={"fail": "out_of_memory", "fail_times": 1})
+    job = await fleet.submit(fails, pool=pool, max_attempts=1)
+    await fleet.wait(job, timeout_s=PATIENCE_S)
+    where = ("jobs", "retry", "--where", f"pool={pool}", "--where", "message=out_of_memory")
+    dry = await inferfleet(*where)
+    assert (dry.code, dry.out) == (0, "1 dead letters\n")
+    assert "add --yes" in dry.err
+    assert await fleet.dead_letters.count(pool) == 1
+    done = await inferfleet(*where, "--yes", "--json")
+    (again,) = json.loads(done.out)["jobs"]
+    assert (await fleet.wait(again, timeout_s=PATIENCE_S)).state == "failed"
+    refused = await inferfleet(*where[:4])
+    assert (refused.code, refused.out) == (2, "")
+    assert "give the pool and another condition" in refused.err
 
 
 async def test_dead_letters_whose_queue_was_deleted_are_none(

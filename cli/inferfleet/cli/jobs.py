@@ -13,10 +13,12 @@ import typer
 
 from inferfleet.cli.options import JobArgument, JsonFlag, producer_settings
 from inferfleet.cli.terminal import err, line, out, shown_id
-from inferfleet.cli.where import WhereOption, parse_where
+from inferfleet.cli.where import LettersWhereOption, WhereOption, parse_letters_where, parse_where
+from inferfleet.producer.dead_letters import LetterFilter
 from inferfleet.producer.fleet import Fleet
 from inferfleet.producer.job_listing import EVERY_JOB, JobFilter
 from inferfleet.producer.timeline import Event, EventKind
+from inferfleet.schemas import Job
 from inferfleet.schemas.result import JobRecord
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
@@ -65,6 +67,39 @@ def cancel(
     out(f"{told}\n")
     if states and not yes:
         err("inferfleet: nothing was cancelled; add --yes to cancel these jobs\n")
+
+
+@app.command()
+def retry(
+    *,
+    where: LettersWhereOption = None,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Submit them again. Without it, only count them.")
+    ] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Submit failed jobs again as new ones, and print their ids; first without --yes, to count them.
+
+    These are a pool's dead letters: Redis keeps no request of a job that failed in another way.
+    """
+    pool, conditions = parse_letters_where(where)
+    if yes:
+        again = asyncio.run(_retry(pool, conditions))
+        ids = [job.id for job in again]
+        out(
+            orjson.dumps({"dry_run": False, "jobs": ids}).decode() + "\n"
+            if as_json
+            else "".join(f"{it}\n" for it in ids)
+        )
+        return
+    number = asyncio.run(_count_letters(pool, conditions))
+    out(
+        orjson.dumps({"dry_run": True, "jobs": number}).decode() + "\n"
+        if as_json
+        else f"{number:,} dead letters\n"
+    )
+    if number and not as_json:
+        err("inferfleet: nothing was submitted; add --yes to submit these jobs again\n")
 
 
 async def _list(where: JobFilter, limit: int, *, as_json: bool) -> None:
@@ -151,6 +186,16 @@ def _words(event: Event) -> str:
             return f"restored{on}, because Redis had lost the record"
         case EventKind.FINISHED:
             return f"{event.detail}, with {event.tokens} tokens"
+
+
+async def _retry(pool: str, where: LetterFilter) -> list[Job]:
+    async with Fleet.connect(producer_settings()) as fleet:
+        return await fleet.dead_letters.replay(pool, where=where)
+
+
+async def _count_letters(pool: str, where: LetterFilter) -> int:
+    async with Fleet.connect(producer_settings()) as fleet:
+        return await fleet.dead_letters.count(pool, where=where)
 
 
 async def _count(where: JobFilter) -> Counter[str]:

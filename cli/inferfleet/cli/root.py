@@ -45,7 +45,7 @@ COMMANDS: Mapping[str, CommandModule] = MappingProxyType(
             "inferfleet.cli.session", "Show, list, fork, delete, export or import sessions."
         ),
         "dead": CommandModule("inferfleet.cli.dead", "List, show, replay or purge dead letters."),
-        "jobs": CommandModule("inferfleet.cli.jobs", "List, show or cancel the jobs that have not ended."),
+        "jobs": CommandModule("inferfleet.cli.jobs", "List, show, cancel or retry many jobs."),
         "pool": CommandModule("inferfleet.cli.pool", "Declare, list, show, pause or resume pools."),
         "doctor": CommandModule("inferfleet.cli.doctor", "Look for what is wrong with the fleet."),
         "schema": CommandModule("inferfleet.cli.schema", "Export the contract as JSON Schema and AsyncAPI."),

@@ -7,11 +7,15 @@ from typing import Annotated, Any
 import typer
 
 from inferfleet.cli.options import parse_duration
+from inferfleet.producer.dead_letters import LetterFilter
 from inferfleet.producer.job_listing import JobFilter
 from inferfleet.producer.job_making import read_priority
 from inferfleet.schemas.job import JobState
 
 METADATA = "metadata."
+
+FIELDS = {"session": "session_id", "older-than": "older_than_s"}
+"""The fields of the filters that have other names."""
 
 WhereOption = Annotated[
     list[str] | None,
@@ -23,46 +27,75 @@ WhereOption = Annotated[
 ]
 
 
+LettersWhereOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=VALUE",
+        help="Condition: pool, which is needed; message, a part of the failure's (such as out_of_memory); "
+        "priority, session, or metadata.KEY. Repeatable: all have to hold.",
+    ),
+]
+
+
 def parse_where(conditions: list[str] | None) -> JobFilter:
-    """Read conditions like ``pool=chat`` and ``older-than=10m``.
+    """Read conditions on unfinished jobs, like ``pool=chat`` and ``older-than=10m``.
 
     Raises:
         typer.BadParameter: A condition cannot be read, or is given twice.
 
     """
+    given, metadata = _given(conditions, ("pool", "state", "priority", "session", "older-than"))
+    return JobFilter(**given, metadata=metadata)
+
+
+def parse_letters_where(conditions: list[str] | None) -> tuple[str, LetterFilter]:
+    """Read conditions on dead letters: their pool, and at least one other.
+
+    Raises:
+        typer.BadParameter: A condition is missing, cannot be read, or is given twice.
+
+    """
+    given, metadata = _given(conditions, ("pool", "message", "priority", "session"))
+    pool, where = given.pop("pool", None), LetterFilter(**given, metadata=metadata)
+    if pool is None or where == LetterFilter():
+        raise typer.BadParameter(
+            "give the pool and another condition with --where; `dead replay --all` takes all of a pool"
+        )
+    return pool, where
+
+
+def _given(conditions: list[str] | None, names: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the values of the conditions by the fields of the filters, and those on metadata."""
     given: dict[str, Any] = {}
     metadata: dict[str, str] = {}
     for condition in conditions or ():
         name, _, value = condition.partition("=")
         if not value.strip():
             raise typer.BadParameter(f"{condition!r} is not of the form NAME=VALUE")
-        field, read = _read(name, value)
-        into: dict[str, Any] = metadata if name.startswith(METADATA) else given
+        key = name.removeprefix(METADATA)
+        if name != key and key:
+            field, read, into = key, value, metadata
+        elif name in names:
+            field, read, into = FIELDS.get(name, name), _read(name, value), given
+        else:
+            raise typer.BadParameter(f"{name!r} is not {', '.join(names)} or {METADATA}KEY")
         if field in into:
             raise typer.BadParameter(f"{name} is given twice")
         into[field] = read
-    return JobFilter(**given, metadata=metadata)
+    return given, metadata
 
 
-def _read(name: str, value: str) -> tuple[str, Any]:
+def _read(name: str, value: str) -> Any:
     match name:
-        case "pool":
-            return "pool", value
-        case "session":
-            return "session_id", value
         case "priority":
-            return "priority", read_priority(value)
+            return read_priority(value)
         case "state":
             if value not in set(JobState):
                 raise typer.BadParameter(f"{value!r} is not a state: queued or running")
-            return "state", JobState(value)
+            return JobState(value)
         case "older-than":
             if (seconds := parse_duration(value)) is None:
                 raise typer.BadParameter(f"{value!r} is not a duration like 90s, 10m, 2h or 3d")
-            return "older_than_s", seconds
-        case _ if name.startswith(METADATA) and name != METADATA:
-            return name.removeprefix(METADATA), value
+            return seconds
         case _:
-            raise typer.BadParameter(
-                f"{name!r} is not pool, state, priority, session, older-than or metadata.KEY"
-            )
+            return value

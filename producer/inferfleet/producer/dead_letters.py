@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -35,6 +36,31 @@ REPLAYED_FROM = "replayed_from"
 """The metadata key under which a replayed job names the dead-lettered one."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LetterFilter:
+    """Conditions on dead-lettered jobs, all of which have to hold. Those that are not given always hold.
+
+    ``message`` is a part of the failure's message, which names the last attempt's code. Messages that are not
+    jobs meet none.
+    """
+
+    message: str | None = None
+    priority: int | None = None
+    session_id: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    def admits(self, letter: DeadLetter) -> bool:
+        """Return whether a dead letter meets the conditions."""
+        job = letter.job
+        return (
+            job is not None
+            and (self.message is None or self.message in letter.message)
+            and self.priority in {None, job.priority}
+            and self.session_id in {None, job.session_id}
+            and self.metadata.items() <= job.metadata.items()
+        )
+
+
 class DeadLetters:
     """The dead letters of all pools. Each call opens its own connection."""
 
@@ -59,8 +85,8 @@ class DeadLetters:
                 return [letter for _, letter in await _named(queue, pool, wanted)]
             return [letter async for _, letter in _letters(queue, pool, limit)]
 
-    async def count(self, pool: str) -> int:
-        """Count a pool's dead letters.
+    async def count(self, pool: str, *, where: LetterFilter | None = None) -> int:
+        """Count a pool's dead letters, or those that meet conditions.
 
         Raises:
             InvalidJobError: No pool may have this name.
@@ -68,7 +94,12 @@ class DeadLetters:
 
         """
         async with self._queue(pool) as queue:
-            return queue.count
+            if where is None:
+                return queue.count
+            number = 0
+            async for _, letter in _letters(queue, pool):
+                number += where.admits(letter)
+            return number
 
     async def replay(
         self,
@@ -77,28 +108,30 @@ class DeadLetters:
         ids: Collection[str] | None = None,
         everything: bool = False,
         oldest: int | None = None,
+        where: LetterFilter | None = None,
     ) -> list[Job]:
         """Submit dead letters again as new jobs, and return those jobs.
 
-        Give exactly one of ``ids``, ``everything``, or ``oldest``, the number of letters to take from the
-        front. Each dead letter is removed once its new job is accepted. Messages that are not jobs stay.
+        Give exactly one of ``ids``, ``everything``, ``where``, or ``oldest``, the number of letters to take
+        from the front. Each dead letter is removed once its new job is accepted. Messages that are not jobs
+        stay.
 
         Raises:
-            InvalidJobError: No pool may have this name, not exactly one of the three was given, an id is
-                empty, or an id belongs to a message that is not a job.
+            InvalidJobError: No pool may have this name, not exactly one of the four was given, an id is
+                empty, ``where`` has no condition, or an id belongs to a message that is not a job.
             UnknownPoolError: The pool has no dead-letter queue.
             DeadLetterNotFoundError: The queue has no dead letter with one of the ids; nothing was submitted.
             DeadLettersGoneError: The queue has fewer than ``oldest``; nothing was submitted.
 
         """
-        wanted = _meant(ids, everything=everything, oldest=oldest)
+        wanted = _meant(ids, everything=everything, oldest=oldest, where=where)
         async with self._queue(pool) as queue:
             if wanted is None:
                 _require_all_there(queue, pool, oldest)
                 return [
                     await self._again(pool, queue, message, letter.job)
                     async for message, letter in _letters(queue, pool, oldest)
-                    if letter.job is not None
+                    if letter.job is not None and (where is None or where.admits(letter))
                 ]
             named = await _named(queue, pool, wanted)
             if no_jobs := [letter.message_id for _, letter in named if letter.job is None]:
@@ -193,12 +226,17 @@ async def _exists(connection: Connection, queue: str) -> bool:
     return True
 
 
-def _meant(ids: Collection[str] | None, *, everything: bool, oldest: int | None) -> frozenset[str] | None:
-    """Return the given ids; ``None`` if a number, or explicitly everything, was given."""
-    if (ids is not None) + everything + (oldest is not None) != 1:
+def _meant(
+    ids: Collection[str] | None, *, everything: bool, oldest: int | None, where: LetterFilter | None = None
+) -> frozenset[str] | None:
+    """Return the given ids; ``None`` if conditions, a number, or explicitly everything, was given."""
+    if (ids is not None) + everything + (oldest is not None) + (where is not None) != 1:
         raise InvalidJobError(
-            "ids: give the ids of dead letters, everything=True or how many of the oldest; only one of these"
+            "ids: give the ids of dead letters, everything=True, conditions, or how many of the oldest; only "
+            "one of these"
         )
+    if where == LetterFilter():
+        raise InvalidJobError("where: give at least one condition on the dead letters")
     return None if ids is None else _wanted(ids)
 
 

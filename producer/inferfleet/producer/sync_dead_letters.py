@@ -6,7 +6,7 @@ from collections.abc import Collection
 from functools import partial
 
 from inferfleet.producer.blocking import BlockingCall
-from inferfleet.producer.dead_letters import DeadLetters
+from inferfleet.producer.dead_letters import DeadLetters, LetterFilter
 from inferfleet.schemas.dead_letter import DeadLetter
 from inferfleet.schemas.job import Job
 
@@ -22,9 +22,9 @@ class SyncDeadLetters:
         """Read a pool's dead letters; see ``DeadLetters.read``."""
         return self._call(partial(self._letters.read, pool, ids=ids, limit=limit))
 
-    def count(self, pool: str) -> int:
+    def count(self, pool: str, *, where: LetterFilter | None = None) -> int:
         """Count a pool's dead letters; see ``DeadLetters.count``."""
-        return self._call(partial(self._letters.count, pool))
+        return self._call(partial(self._letters.count, pool, where=where))
 
     def replay(
         self,
@@ -33,9 +33,12 @@ class SyncDeadLetters:
         ids: Collection[str] | None = None,
         everything: bool = False,
         oldest: int | None = None,
+        where: LetterFilter | None = None,
     ) -> list[Job]:
         """Submit dead letters again as new jobs; see ``DeadLetters.replay``."""
-        return self._call(partial(self._letters.replay, pool, ids=ids, everything=everything, oldest=oldest))
+        return self._call(
+            partial(self._letters.replay, pool, ids=ids, everything=everything, oldest=oldest, where=where)
+        )
 
     def purge(
         self,
