@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, cast
@@ -14,6 +15,7 @@ import pytest
 import redis.asyncio as aioredis
 from tests.forked import ForkedProcess
 from tests.integration.conftest import (
+    INSTANT,
     PATIENCE_S,
     Connect,
     ForeignClient,
@@ -41,7 +43,8 @@ from inferfleet.schemas.errors import (
 )
 from inferfleet.schemas.names import idempotency_key, job_key, journal_key, request_key, result_key
 from inferfleet.schemas.settings import ProducerSettings
-from inferfleet.worker.engines.simulated import expected_text
+from inferfleet.worker import Completion, Generation, TokenChunk
+from inferfleet.worker.engines.simulated import SimulatedEngine, expected_text
 
 pytestmark = pytest.mark.usefixtures("fleet")  # declares the pool
 
@@ -239,6 +242,24 @@ async def test_a_batch_for_an_unknown_pool_ends_at_once(
 # Interrupted
 
 
+class GatedEngine(SimulatedEngine):
+    """Answers some requests, and the others once the gate is open."""
+
+    def __init__(self, answered: int) -> None:
+        super().__init__(model="simulated", max_running=4, engine_args=INSTANT)
+        self.gate = asyncio.Event()
+        self._left = answered
+
+    async def generate(self, generation: Generation) -> AsyncGenerator[TokenChunk | Completion]:
+        if self._left:
+            self._left -= 1
+        else:
+            await self.gate.wait()
+        async with aclosing(super().generate(generation)) as events:
+            async for event in events:
+                yield event
+
+
 async def test_ctrl_c_leaves_and_the_same_command_continues(
     environment: dict[str, str],
     inferfleet: RunCommand,
@@ -247,11 +268,10 @@ async def test_ctrl_c_leaves_and_the_same_command_continues(
     pool: str,
     files: Files,
 ) -> None:
-    names = [f"request-{number}" for number in range(100)]
-    slow = {"max_tokens": 4, "simulated": {"tokens": 4, "step_delay_s": 0.02}}
-    bodies = {name: chat(name, **slow) for name in names}
-    files.write(*(request(name, body) for name, body in bodies.items()))
-    await start_worker(max_running=4, look_ahead=0)
+    names = [f"request-{number}" for number in range(50)]
+    files.write(*map(request, names))
+    engine = GatedEngine(answered=10)
+    await start_worker(engine, max_running=4)
     command = ("batch", "run", str(files.source), "-o", str(files.output), "--pool", pool)
 
     with TemporaryFile() as err:
@@ -264,17 +284,16 @@ async def test_ctrl_c_leaves_and_the_same_command_continues(
 
     assert code == 130
     assert "Traceback" not in said
-    done = len(files.answers())
-    assert 10 <= done < 100
-    assert f"{done} of 100 lines are done; jobs in flight continue. Go on with:\n" in said
+    assert "10 of 50 lines are done; jobs in flight continue. Go on with:\n" in said
     assert f"inferfleet {' '.join(command)}\n" in said
     status = await inferfleet("batch", "status", str(files.output))
-    assert f"{done} answered in " in status.out
-    assert f"{100 - done} open; no run is going on" in status.out
+    assert "10 answered in " in status.out
+    assert "40 open; no run is going on" in status.out
 
+    engine.gate.set()
     assert (await inferfleet(*command)).code == 0
-    assert files.texts() == {name: expected_text(Endpoint.CHAT, body) for name, body in bodies.items()}
-    await assert_each_ran_once(store, files, 100)
+    assert files.texts() == {name: expected(name) for name in names}
+    await assert_each_ran_once(store, files, len(names))
 
 
 async def has_lines(path: Path, count: int) -> bool:
@@ -295,24 +314,25 @@ async def assert_each_ran_once(store: aioredis.Redis, files: Files, lines: int) 
 
 
 async def test_answers_that_came_while_nobody_ran_the_batch_are_taken(
-    start_worker: StartWorker, settings: ProducerSettings, fleet: Fleet, pool: str, files: Files
+    start_worker: StartWorker,
+    settings: ProducerSettings,
+    fleet: Fleet,
+    foreign: ForeignClient,
+    pool: str,
+    files: Files,
 ) -> None:
     files.write(*(request(name) for name in "abc"))
     running = asyncio.create_task(run_batch(files, settings, pool=pool))
-    async with asyncio.timeout(PATIENCE_S):
-        while not files.output.exists():
-            await asyncio.sleep(0.01)
-    batch_id = batch_status(files.output).record.id
 
-    async def submitted() -> bool:
-        found = await fleet.get_many(line_job_id(batch_id, line) for line in (1, 2, 3))
-        return None not in found.values()
+    async def published() -> bool:
+        return await foreign.waiting() == 3
 
-    await eventually(submitted)
+    await eventually(published)
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
     assert files.answers() == {}
+    batch_id = batch_status(files.output).record.id
     await start_worker()
     await fleet.wait_many([line_job_id(batch_id, line) for line in (1, 2, 3)], timeout_s=PATIENCE_S)
 

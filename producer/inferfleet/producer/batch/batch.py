@@ -76,7 +76,7 @@ class Batch:
     def opened(cls, plan: BatchPlan, settings: ProducerSettings) -> Generator[Batch]:
         """Begin a batch, or continue it, if there is one with this output.
 
-        Reads the whole input, which takes some seconds for a million lines.
+        Reads the whole input, which takes ten to twenty seconds for a million lines.
 
         Raises:
             BatchError: The input cannot become a batch, it or an option has changed since the batch began, or
