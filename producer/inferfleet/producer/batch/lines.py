@@ -36,8 +36,8 @@ T = TypeVar("T")
 RESULT_LOST: Final = "result_lost"
 """The code of a line whose jobs have ended, but whose results Redis no longer has."""
 
-REFUSALS_IN_DOUBT: Final = 3
-"""How often a service must refuse a job before the job counts as the reason."""
+REFUSALS_IN_DOUBT: Final = 5
+"""How many refusals leave it open whether the service refuses only this job: others may be under way."""
 
 WAIT_PAUSE_S: Final = 1.0
 """The pause before a wait for a result is repeated that an outage has ended."""
@@ -203,12 +203,17 @@ class LineRunner:
             except (PublishUnconfirmedError, ServiceUnreachableError) as error:
                 self.trouble = str(error)
                 self.window.refused(entered, full=False)
-            except (ServiceRefusedError, UnknownPoolError) as error:
-                # A broker that has lost its data gets its queues back from the workers.
-                passing = error.passing if isinstance(error, ServiceRefusedError) else self._accepted > 0
-                if not passing and refusals >= REFUSALS_IN_DOUBT:
+            except UnknownPoolError as error:
+                if not self._accepted:
                     self.window.leave()
-                    if isinstance(error, UnknownPoolError) or accepted == self._accepted:
+                    raise
+                # A broker that has lost its data gets its queues back from the workers.
+                self.trouble = str(error)
+                self.window.refused(entered, full=False)
+            except ServiceRefusedError as error:
+                if not error.passing and refusals >= REFUSALS_IN_DOUBT:
+                    self.window.leave()
+                    if accepted == self._accepted:
                         raise
                     raise InvalidJobError(str(error)) from error
                 self.trouble = str(error)
