@@ -20,8 +20,8 @@ ARG PRODUCER_BASE=python:3.13-slim
 ARG WEIGHTS=no-weights
 
 
-# --- producer: the command line, with what a client needs installed. All code is there, as in a wheel, so
-# that a command whose dependencies are not says what is missing.
+# --- producer: the command line, with what a client and the gateway need installed. All code is there, as in a
+# wheel, so that a command whose dependencies are not says what is missing.
 
 FROM ${PRODUCER_BASE} AS producer-dependencies
 ARG PIP_INDEX_URL
@@ -30,7 +30,7 @@ WORKDIR /build
 # The second is a pattern so that it may be missing.
 COPY pyproject.toml ca-bundle.cr[t] ./
 COPY deploy/docker/install-dependencies ./
-RUN ./install-dependencies .
+RUN ./install-dependencies '.[gateway]'
 
 FROM ${PRODUCER_BASE} AS producer-code
 COPY schemas/inferfleet wire/inferfleet producer/inferfleet exporter/inferfleet worker/inferfleet gateway/inferfleet \
@@ -50,6 +50,8 @@ COPY --from=producer-dependencies /opt/inferfleet /opt/inferfleet
 COPY --from=producer-code /app /app
 WORKDIR /home/inferfleet
 USER 10001
+# The gateway (INFERFLEET_HTTP_PORT).
+EXPOSE 8000
 ENTRYPOINT ["inferfleet"]
 CMD ["--help"]
 

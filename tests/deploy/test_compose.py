@@ -15,6 +15,9 @@ from tests.deploy.conftest import ROOT
 
 from inferfleet.exporter.server import LIVE_PATH
 from inferfleet.exporter.settings import ExporterSettings
+from inferfleet.gateway.app import READY_PATH as GATEWAY_READY_PATH
+from inferfleet.gateway.server import LAST_WORDS_S
+from inferfleet.gateway.settings import GatewaySettings
 from inferfleet.schemas.settings import ProducerSettings, WorkerSettings
 from inferfleet.worker.http import METRICS_PATH, READY_PATH
 from inferfleet.worker.worker import SETTLE_GRACE_S
@@ -117,6 +120,19 @@ def test_probes_and_prometheus_ask_where_a_worker_answers(services: dict[str, An
     (found,) = workers["dns_sd_configs"]
     assert (found["names"], found["port"]) == (["worker"], port)
     assert exporter["static_configs"] == [{"targets": [f"exporter:{ExporterSettings().http_port}"]}]
+
+
+def test_the_gateway_is_at_its_port_and_has_time_to_drain(
+    services: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gateway = services["gateway"]
+    for name, value in gateway["environment"].items():
+        assert name.removeprefix("INFERFLEET_").lower() in GatewaySettings.model_fields
+        monkeypatch.setenv(name, value)
+    settings = GatewaySettings()
+    assert published(gateway) == {str(settings.http_port): f"127.0.0.1:{settings.http_port}"}
+    assert f"127.0.0.1:{settings.http_port}{GATEWAY_READY_PATH}" in gateway["healthcheck"]["test"][-1]
+    assert float(gateway["stop_grace_period"].removesuffix("s")) > settings.drain_timeout_s + LAST_WORDS_S
 
 
 def test_the_exporter_reads_rabbitmqs_http_api(

@@ -135,6 +135,10 @@ def test_the_producer_image_says_what_a_worker_would_need(producer: str) -> None
     assert "pip install 'inferfleet[worker]'" in refused.stderr
 
 
+def test_the_producer_image_has_what_a_gateway_needs(producer: str) -> None:
+    assert "INFERFLEET_HTTP_PORT" in docker("run", "--rm", producer, "gateway", "--help").stdout
+
+
 @pytest.mark.parametrize("target", ["producer", "worker"])
 def test_an_image_runs_as_an_ordinary_user(target: str, request: pytest.FixtureRequest) -> None:
     image: str = request.getfixturevalue(target)

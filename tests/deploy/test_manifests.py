@@ -15,9 +15,10 @@ from tests.deploy.conftest import (
 )
 
 from inferfleet.exporter.settings import ExporterSettings
+from inferfleet.gateway.settings import GatewaySettings
 from inferfleet.local.autoscaler.scaled_object import parse_scaled_object, read_scaled_object
 from inferfleet.schemas.names import job_queue
-from inferfleet.schemas.settings import ProducerSettings, WorkerSettings
+from inferfleet.schemas.settings import WorkerSettings
 from inferfleet.worker.http import LIVE_PATH, METRICS_PATH, READY_PATH
 from inferfleet.worker.worker import SETTLE_GRACE_S
 
@@ -36,7 +37,7 @@ def fields_of(*settings: type[BaseSettings]) -> set[str]:
 
 
 def test_every_variable_is_a_setting(manifests: Manifests) -> None:
-    known = fields_of(WorkerSettings, ProducerSettings, ExporterSettings)
+    known = fields_of(WorkerSettings, GatewaySettings, ExporterSettings)
     for workload in manifests.ours:
         used = set(manifests.variables(workload))
         for container in containers(workload):
@@ -144,7 +145,11 @@ def test_services_put_no_variables_among_the_settings(manifests: Manifests) -> N
 def test_a_scaledobject_follows_the_queue_of_the_workers_it_scales(
     manifests: Manifests, settings_of: ReadSettings
 ) -> None:
-    scaled = manifests.all("ScaledObject", "HorizontalPodAutoscaler")
+    scaled = [
+        each
+        for each in manifests.all("ScaledObject", "HorizontalPodAutoscaler")
+        if each["metadata"]["labels"].get("app.kubernetes.io/component") != "gateway"
+    ]
     targets = Counter(
         (each["spec"]["scaleTargetRef"]["kind"], each["spec"]["scaleTargetRef"]["name"]) for each in scaled
     )

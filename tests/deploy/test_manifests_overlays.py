@@ -16,6 +16,7 @@ from tests.deploy.conftest import (
     OVERLAYS,
     SECRETS,
     ReadSettings,
+    chosen_by,
     containers,
     example_connections,
     found_in,
@@ -30,6 +31,10 @@ from inferfleet.exporter.metrics import FleetCollector
 from inferfleet.exporter.server import LIVE_PATH as EXPORTER_LIVE_PATH
 from inferfleet.exporter.server import METRICS_PATH as EXPORTER_METRICS_PATH
 from inferfleet.exporter.settings import ExporterSettings
+from inferfleet.gateway.app import LIVE_PATH as GATEWAY_LIVE_PATH
+from inferfleet.gateway.app import READY_PATH as GATEWAY_READY_PATH
+from inferfleet.gateway.server import LAST_WORDS_S
+from inferfleet.gateway.settings import GatewaySettings
 from inferfleet.schemas.heartbeat import WorkerPhase
 from inferfleet.schemas.settings import WorkerSettings
 from inferfleet.wire.redis.topology import Topology, TopologyKind, topology_of
@@ -100,6 +105,36 @@ def test_the_exporter_answers_where_it_is_asked() -> None:
     (endpoint,) = manifests.one("PodMonitor")["spec"]["podMetricsEndpoints"]
     assert (endpoint["port"], endpoint["path"]) == ("http", EXPORTER_METRICS_PATH)
     assert exporter["spec"]["replicas"] == 1
+
+
+def test_the_gateway_answers_where_it_is_asked_and_has_time_to_drain(monkeypatch: pytest.MonkeyPatch) -> None:
+    manifests = render("overlays/gateway")
+    gateway = manifests.one("Deployment", "inferfleet-gateway")
+    (container,) = containers(gateway)
+    for name, value in manifests.variables(gateway).items():
+        monkeypatch.setenv(name, value)
+    settings = GatewaySettings()
+    assert container["image"].startswith("inferfleet-producer:")
+    assert container["args"] == ["gateway"]
+    assert settings.http_host == "0.0.0.0"
+    assert container["ports"] == [{"name": "openai", "containerPort": settings.http_port}]
+    assert container["readinessProbe"]["httpGet"] == {"path": GATEWAY_READY_PATH, "port": "openai"}
+    assert container["livenessProbe"]["httpGet"] == {"path": GATEWAY_LIVE_PATH, "port": "openai"}
+    pause_s = float(container["lifecycle"]["preStop"]["exec"]["command"][-1])
+    grace_s = pod(gateway)["terminationGracePeriodSeconds"]
+    assert grace_s > pause_s + settings.drain_timeout_s + LAST_WORDS_S
+    service = manifests.one("Service", "inferfleet-gateway")
+    budget = manifests.one("PodDisruptionBudget", "inferfleet-gateway")
+    policy = manifests.one("NetworkPolicy", "inferfleet-gateway")
+    for selector in (
+        service["spec"]["selector"],
+        budget["spec"]["selector"]["matchLabels"],
+        policy["spec"]["podSelector"]["matchLabels"],
+    ):
+        assert chosen_by(selector, manifests) == [gateway]
+    scaler = manifests.one("HorizontalPodAutoscaler", "inferfleet-gateway")
+    assert scaler["spec"]["scaleTargetRef"]["name"] == gateway["metadata"]["name"]
+    assert "replicas" not in gateway["spec"]
 
 
 def test_the_slo_triggers_ask_for_metrics_that_the_exporter_has() -> None:

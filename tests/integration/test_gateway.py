@@ -133,6 +133,35 @@ async def test_a_job_is_cancelled(http: Client, fleet: Fleet) -> None:
     assert (await fleet.get(job["id"])).state is JobState.CANCELLED
 
 
+async def test_unfinished_jobs_are_listed_the_most_urgent_first(http: Client, pool: str) -> None:
+    jobs = [{"body": chat(), "priority": priority} for priority in ("batch", "urgent", "normal")]
+    batch, urgent, normal = (job["id"] for job in (await http.post("/v1/jobs", json=jobs)).json())
+
+    listed = (await http.get("/v1/jobs", params={"pool": pool})).json()
+    first = (await http.get("/v1/jobs", params={"pool": pool, "limit": 1})).json()
+    some = (await http.get("/v1/jobs", params={"pool": pool, "priority": 1, "state": "queued"})).json()
+
+    assert [job["id"] for job in listed["data"]] == [urgent, normal, batch]
+    assert not listed["has_more"]
+    assert ([job["id"] for job in first["data"]], first["has_more"]) == ([urgent], True)
+    assert [job["id"] for job in some["data"]] == [batch]
+    for wrong in ({"state": "succeeded"}, {"state": "odd"}, {"limit": 0}, {"pool": "A B"}, {"priority": 10}):
+        refused(await http.get("/v1/jobs", params=wrong), 400, "invalid_request")
+
+
+async def test_a_job_says_why_it_waits(http: Client, start_worker: StartWorker, pool: str) -> None:
+    job = (await http.post("/v1/jobs", json={"body": chat()})).json()
+
+    waiting = (await http.get(f"{job['url']}/position")).json()
+    await start_worker()
+    await http.get(job["url"], params={"wait": 60})
+    ended = (await http.get(f"{job['url']}/position")).json()
+
+    assert (waiting["state"], waiting["reason"], waiting["workers"]) == ("queued", "no_worker", 0)
+    assert pool in waiting["detail"]
+    assert (ended["state"], ended["reason"]) == ("succeeded", None)
+
+
 async def test_events_are_resumed_on_another_gateway_without_a_gap_or_a_repeat(
     http: Client, start_gateway: StartGateway, start_worker: StartWorker, fleet: Fleet
 ) -> None:
@@ -174,6 +203,7 @@ async def test_a_job_that_does_not_exist_is_not_found(http: Client, job_id: str)
         await http.get(url, params={"wait": 1}),
         await http.delete(url),
         await http.get(f"{url}/events"),
+        await http.get(f"{url}/position"),
     ):
         refused(answer, 404, "job_not_found")
 

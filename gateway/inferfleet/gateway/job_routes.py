@@ -1,7 +1,8 @@
-"""Jobs over HTTP: submit, read, wait, cancel, and follow their journals."""
+"""Jobs over HTTP: submit, list, read, wait, cancel, and follow their journals."""
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, suppress
@@ -17,7 +18,7 @@ from inferfleet.gateway.documents import request_of_jobs
 from inferfleet.gateway.gateway import Gateway
 from inferfleet.gateway.job_requests import read_jobs
 from inferfleet.gateway.waiting import EventResponse, answered
-from inferfleet.producer import Fleet
+from inferfleet.producer import Fleet, JobFilter
 from inferfleet.producer.job_making import make_job
 from inferfleet.producer.journal_view import BEGINNING, JournalView
 from inferfleet.producer.openai.api import WORKERS_HEADER
@@ -31,12 +32,14 @@ from inferfleet.schemas.errors import (
     WaitTimeoutError,
 )
 from inferfleet.schemas.job import Job, JobState
+from inferfleet.schemas.result import JobRecord
 
 MAX_WAIT_S: Final = 600.0
 
 _ID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
 
 Wait = Annotated[float, Query(ge=0, le=MAX_WAIT_S, description="How long to wait for its end, in seconds.")]
+Limit = Annotated[int, Query(ge=1, le=1000, description="The most jobs to list.")]
 LastEventId = Annotated[str | None, Header(description="The id of the last event that was seen.")]
 
 
@@ -56,6 +59,24 @@ def job_routes(gateway: Gateway) -> APIRouter:
             return _json(_accepted(job), HTTPStatus.ACCEPTED, headers)
         return await _submit_many(gateway, asked)
 
+    @router.get("")
+    async def list_jobs(
+        pool: str | None = None,
+        state: JobState | None = None,
+        priority: int | None = None,
+        session_id: str | None = None,
+        limit: Limit = 100,
+    ) -> Response:
+        """List unfinished jobs by pool, the most urgent first, and of a priority the oldest first."""
+        where = JobFilter(pool=pool, state=state, priority=priority, session_id=session_id)
+        found: list[dict[str, Any]] = []
+        async with aclosing(fleet.list_jobs(where)) as records:
+            async for record in records:
+                if len(found) == limit:
+                    return _json({"object": "list", "data": found, "has_more": True})
+                found.append(_described(record))
+        return _json({"object": "list", "data": found, "has_more": False})
+
     @router.get("/{job_id}")
     async def get(request: Request, job_id: str, wait: Wait = 0) -> Response:
         """Read a job's record, with its result if it has ended."""
@@ -63,7 +84,23 @@ def job_routes(gateway: Gateway) -> APIRouter:
         if wait:
             with suppress(WaitTimeoutError):
                 await answered(request, fleet.wait(job_id, timeout_s=wait), over=gateway.shutdown.draining)
-        return _json((await fleet.get(job_id)).model_dump(mode="json", exclude={"reply_to"}))
+        return _json(_described(await fleet.get(job_id)))
+
+    @router.get("/{job_id}/position")
+    async def position(job_id: str) -> Response:
+        """Tell why a job does not run, and how many workers its pool has. No reason: it runs or has ended."""
+        _check_id(job_id)
+        record = await _record(fleet, job_id)
+        waits, workers = await asyncio.gather(fleet.waits_for(job_id), fleet.workers())
+        return _json(
+            {
+                "id": job_id,
+                "state": record.state,
+                "workers": sum(worker.pool == record.pool for worker in workers),
+                "reason": waits and waits.reason,
+                "detail": waits and waits.detail,
+            }
+        )
 
     @router.delete("/{job_id}")
     async def cancel(job_id: str) -> Response:
@@ -85,9 +122,7 @@ def job_routes(gateway: Gateway) -> APIRouter:
             JournalView.at(cursor)
         except ValueError:
             raise bad_request("Last-Event-ID: is not the id of an event", param="last_event_id") from None
-        record = (await fleet.get_many([job_id]))[job_id]
-        if record is None:
-            raise JobNotFoundError(job_id)
+        record = await _record(fleet, job_id)
         stream = EventStream(_lines(fleet, job_id, cursor), last_events=_failed, cursor=cursor)
         if record.state.terminal and not await stream.start(within_s=None):
             return Response(status_code=HTTPStatus.NO_CONTENT)
@@ -123,6 +158,18 @@ async def _submit_many(gateway: Gateway, asked: Sequence[Asked]) -> Response:
             for position, job in enumerate(jobs)
         ]
     return _json(made, HTTPStatus.ACCEPTED)
+
+
+async def _record(fleet: Fleet, job_id: str) -> JobRecord:
+    """Read a record, also that of a job whose result is gone."""
+    record = (await fleet.get_many([job_id]))[job_id]
+    if record is None:
+        raise JobNotFoundError(job_id)
+    return record
+
+
+def _described(record: JobRecord) -> dict[str, Any]:
+    return record.model_dump(mode="json", exclude={"reply_to"})
 
 
 async def _lines(fleet: Fleet, job_id: str, cursor: str) -> AsyncGenerator[Part]:
