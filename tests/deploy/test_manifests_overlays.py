@@ -252,7 +252,15 @@ def test_the_fleet_reaches_the_replicated_rabbitmq_by_what_its_operator_makes() 
     manifests = render("overlays/replicated")
     rabbitmq = manifests.one("RabbitmqCluster")
     name, namespace = rabbitmq["metadata"]["name"], rabbitmq["metadata"]["namespace"]
-    assert rabbitmq["spec"]["replicas"] == 3
+    replicas = rabbitmq["spec"]["replicas"]
+    assert replicas == 3
+    # On a new cluster a worker may declare the queue when there is one node only.
+    settings = dict(
+        line.split(" = ") for line in rabbitmq["spec"]["rabbitmq"]["additionalConfig"].splitlines()
+    )
+    reconciliation = "quorum_queue.continuous_membership_reconciliation"
+    assert settings[f"{reconciliation}.enabled"] == "true"
+    assert settings[f"{reconciliation}.target_group_size"] == str(replicas)
     for workload in manifests.ours:
         assert manifests.variables(workload)["INFERFLEET_QUEUE_TYPE"] == "quorum"
         (url,) = [each for each in containers(workload)[0]["env"] if each["name"] == "INFERFLEET_AMQP_URL"]

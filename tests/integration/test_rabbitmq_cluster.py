@@ -222,3 +222,28 @@ async def test_dead_letters_are_replicated_like_jobs(
     types = await control(cluster.nodes[0], "list_queues", "name", "type", "--formatter", "csv")
     for queue in (job_queue(pool), dead_queue(pool)):
         assert f'"{queue}","quorum"' in types
+
+
+async def test_a_queue_gets_a_member_on_a_node_that_joins_later(
+    cluster: RabbitMQCluster, connect: Connect, settings: dict[str, Any], pool: str
+) -> None:
+    """Otherwise the loss of another node would stop the queue."""
+    *others, away = cluster.nodes
+
+    def members() -> int:
+        queue = f'rabbit_misc:r(<<"/">>, queue, <<"{job_queue(pool)}">>)'
+        look_up = f"{{ok, Q}} = rabbit_amqqueue:lookup({queue})"
+        return int(
+            others[0].control("eval", f"{look_up}, length(maps:get(nodes, amqqueue:get_type_state(Q))).")
+        )
+
+    await asyncio.to_thread(away.kill)
+    try:
+        await asyncio.to_thread(others[0].control, "forget_cluster_node", away.name)
+        async with connect(**settings, patience_s=RIDE_S) as fleet:
+            await fleet.declare_pool(pool)
+        assert await asyncio.to_thread(members) == len(others)
+    finally:
+        await asyncio.to_thread(partial(away.start, keep_data=False))
+    await asyncio.to_thread(cluster.wait_until_whole, asked=others[0], timeout_s=RIDE_S)
+    assert await asyncio.to_thread(members) == len(cluster.nodes)

@@ -63,7 +63,6 @@ class RabbitMQCluster:
         other = self._other(node)
         other.control("forget_cluster_node", node.name)
         node.start(keep_data=False)
-        other.tool("rabbitmq-queues", "grow", node.name, "all")
 
     def home_of(self, queue: str, *, asked: RabbitMQProcess | None = None) -> RabbitMQProcess:
         """Return the node that leads a quorum queue, or has a classic one.
@@ -84,10 +83,13 @@ class RabbitMQCluster:
         return int(asked.control("eval", "length(rabbit_nodes:all_running())."))
 
     def wait_until_whole(self, *, asked: RabbitMQProcess, timeout_s: float) -> None:
-        """Wait until a node sees all nodes.
+        """Wait until a node sees all nodes, and let each quorum queue have a member on each of them.
+
+        A queue has members only on the nodes that were in the cluster when it was declared. Without members
+        on the others, it may not survive the next loss of a node. Operators run ``rabbitmq-queues grow``.
 
         Raises:
-            ServiceUnreachableError: It does not.
+            ServiceUnreachableError: It does not see them.
 
         """
         # One call, because each costs a start of Erlang.
@@ -98,7 +100,10 @@ class RabbitMQCluster:
                                        {len(self.nodes)} -> true;
                                        _ -> timer:sleep(200), W(N - 1)
                                    end
-                       end, Wait({int(5 * timeout_s)}).""",
+                       end,
+            Whole = Wait({int(5 * timeout_s)}),
+            [rabbit_quorum_queue:grow(N, <<".*">>, <<".*">>, all) || N <- rabbit_nodes:all_running()],
+            Whole.""",
         )
         if whole.strip() != "true":
             raise ServiceUnreachableError(f"waited {timeout_s:g} s until the RabbitMQ cluster is whole")
