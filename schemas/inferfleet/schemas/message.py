@@ -81,7 +81,7 @@ def read_job(
     if "id" not in job.model_fields_set:
         # The model's default would make it another job at every delivery.
         raise InvalidJobError("id: missing; the publisher must give each job a UUID")
-    if job.traceparent is None and (trace := valid_trace(headers)):
+    if headers and job.traceparent is None and (trace := valid_trace(headers)):
         return job.model_copy(update=trace)
     return job
 
