@@ -66,6 +66,7 @@ async def ids(fleet: Fleet, **conditions: Any) -> list[str]:
 # Listing
 
 
+@pytest.mark.store
 async def test_every_unfinished_job_is_listed_once_the_most_urgent_and_oldest_first(
     fleet: Fleet, store: aioredis.Redis, pool: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -251,6 +252,7 @@ async def test_a_job_puts_its_pool_on_the_list(
     assert found.unfinished == {4: 1}
 
 
+@pytest.mark.store
 async def test_pools_and_workers_are_shown(
     fleet: Fleet, start_worker: StartWorker, at_prompt: Prompt, store: aioredis.Redis, pool: str
 ) -> None:
