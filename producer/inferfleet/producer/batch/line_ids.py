@@ -13,8 +13,12 @@ import secrets
 from typing import Final
 from uuid import UUID
 
-TRIES: Final = 2
-"""How many jobs a line may have: a second one if the result of the first has expired."""
+TRIES: Final = 16
+"""How many jobs a line may have: another one whenever the result of the last has expired.
+
+A try can be used again once its idempotency key has expired (INFERFLEET_QUEUED_TTL_S, a week by default), and
+with the default settings a week has seven results at most. A cancel looks for them all.
+"""
 
 MAX_LINES: Final = 2**36 - 1
 

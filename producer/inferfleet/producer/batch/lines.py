@@ -36,6 +36,9 @@ T = TypeVar("T")
 RESULT_LOST: Final = "result_lost"
 """The code of a line whose jobs have ended, but whose results Redis no longer has."""
 
+LOSSES: Final = 2
+"""How often a line may lose its result during a run; what expires between two runs does not count."""
+
 REFUSALS_IN_DOUBT: Final = 5
 """How many refusals leave it open whether the service refuses only this job: others may be under way."""
 
@@ -150,21 +153,32 @@ class LineRunner:
 
     async def _answer(self, line: int, job: Job) -> BatchOutputLine:
         """Let a line's job run, or find that of an earlier run, and return its end."""
+        losses = 0
         for number in range(TRIES):
             job_id = line_job_id(self._batch_id, line, number)
             mine = job.model_copy(update={"id": job_id, "idempotency_key": job_id})
             # Twice: if Redis has lost the job with its key, it is the same job again.
             for _ in range(2):
-                await self._in_window(partial(self._fleet.submit, mine))
+                there = await self._in_window(partial(self._submit, mine, look=number > 0))
                 with suppress(JobDataLostError, JobNotFoundError):
                     return await self._wait(line, job_id)
+                losses += there
+            if losses >= LOSSES:
+                break
         return self._lost(line)
+
+    async def _submit(self, job: Job, *, look: bool) -> bool:
+        """Submit a job, or find it. With ``look``, return whether Redis has it: it may have expired."""
+        await self._fleet.submit(job)
+        return look and (await self._fleet.get_many([job.id]))[job.id] is not None
 
     async def _cancelled(self, line: int, _: Job) -> BatchOutputLine:
         """Cancel a line's jobs, and return its end."""
         submitted = False
-        for number in range(TRIES):
-            job_id = line_job_id(self._batch_id, line, number)
+        tries = [line_job_id(self._batch_id, line, number) for number in range(TRIES)]
+        records = await self._in_window(partial(self._fleet.get_many, tries))
+        self.window.leave()
+        for job_id in [job_id for job_id, record in records.items() if record is not None]:
             if not await self._in_window(partial(self._cancel, job_id)):
                 self.window.leave()
                 continue
@@ -257,7 +271,6 @@ class LineRunner:
             line,
             RESULT_LOST,
             "its job has ended, but Redis no longer has the result (INFERFLEET_RESULT_TTL_S)",
-            job_id=line_job_id(self._batch_id, line, TRIES - 1),
         )
 
     def _failed(self, line: int, code: str, message: str, *, job_id: str = "") -> BatchOutputLine:
