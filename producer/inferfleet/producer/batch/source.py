@@ -22,6 +22,15 @@ from inferfleet.schemas.problems import describe, kind
 SORTED_AT_ONCE: Final = 65_536
 """How many hashes are sorted at once: a sorted list takes five times the memory of what it becomes."""
 
+NO_TEXT: Final = (
+    (codecs.BOM_UTF16_LE, "UTF-16"),
+    (codecs.BOM_UTF16_BE, "UTF-16"),
+    (b"\x1f\x8b", "compressed (gzip)"),
+    (b"PK\x03\x04", "compressed (zip)"),
+    (b"\0", "binary"),
+)
+"""What tells from the first bytes of a file that it has no lines of text, and what it is then."""
+
 LISTED: Final = 3
 """How many repeated ids an error names."""
 
@@ -94,8 +103,8 @@ def fingerprint(source: Path) -> Fingerprint:
 def survey(source: Path, *, longest: int, prompts: bool) -> Survey:
     """Examine a whole input: count its lines, and refuse what cannot become a batch.
 
-    Without ``prompts``, the first line decides whether the lines are requests or prompts. Takes eight bytes
-    of memory for each line.
+    Without ``prompts``, the first line decides whether the lines are requests or prompts; if it is a prompt,
+    no line may be a request. Takes eight bytes of memory for each line.
 
     Raises:
         BatchError: The file cannot be read, has no line, or no request, or two lines have the same
@@ -105,6 +114,7 @@ def survey(source: Path, *, longest: int, prompts: bool) -> Survey:
     if not source.is_file() and source.exists():
         raise BatchError(f"{source} is not a file: a batch reads its input twice. Use `-` to read a pipe")
     before = fingerprint(source)
+    declared = prompts
     lines = last_line = requests = 0
     first_text = b""
     first_problem = ""
@@ -113,9 +123,16 @@ def survey(source: Path, *, longest: int, prompts: bool) -> Survey:
     for number, text in read_lines(source, longest=longest):
         if text is not None and not first_text:
             first_text = text
+            if what := next((what for start, what in NO_TEXT if start in text[:8]), ""):
+                raise BatchError(f"{source} is {what}; a batch needs lines of text in UTF-8")
             prompts = prompts or not text.startswith(b"{")
         lines, last_line = lines + 1, number
         if prompts:
+            if not declared and _is_request(text):
+                raise BatchError(
+                    f"line {number} of {source} is a request, but the first line is not. Each line must be a "
+                    "whole request, with nothing before the first. If all lines are prompts, add --prompts"
+                )
             continue
         try:
             some.append(_hash(read_request(text).custom_id))
@@ -127,8 +144,6 @@ def survey(source: Path, *, longest: int, prompts: bool) -> Survey:
             some.clear()
     if not lines:
         raise BatchError(f"{source} has no lines")
-    if first_text.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise BatchError(f"{source} is UTF-16; save it as UTF-8")
     if last_line > MAX_LINES:
         raise BatchError(f"{source} has {last_line:,} lines; a batch may have {MAX_LINES:,}")
     if not prompts and not requests:
@@ -184,6 +199,18 @@ def read_prompt(text: bytes | None) -> str:
         return _whole(text).decode()
     except UnicodeDecodeError as error:
         raise InvalidJobError(f"is not UTF-8 text ({error.reason})") from None
+
+
+def _is_request(text: bytes | None) -> bool:
+    """Return whether a line is a request, or some of a JSON array of them."""
+    if text is None or not text.startswith((b"{", b"[")):
+        return False
+    elements = text.removeprefix(b"[").removesuffix(b"]").rstrip(b",")
+    try:
+        values: list[Any] = from_json(b"[" + elements + b"]")
+    except ValueError:
+        return False
+    return any(isinstance(value, dict) and {"custom_id", "body"} <= value.keys() for value in values)
 
 
 def _whole(text: bytes | None) -> bytes:
