@@ -36,6 +36,7 @@ from inferfleet.producer.job_making import JobOptions
 from inferfleet.schemas import Endpoint, Job
 from inferfleet.schemas.errors import (
     BatchError,
+    JobDataLostError,
     QueueFullError,
     ServiceRefusedError,
     ServiceUnreachableError,
@@ -237,6 +238,7 @@ async def test_a_batch_for_an_unknown_pool_ends_at_once(
     )
     assert (ended.code, ended.out) == (2, "")
     assert f"inferfleet pool declare {pool}-none" in ended.err
+    assert list(files.output.parent.iterdir()) == [files.source]
 
 
 # Interrupted
@@ -389,6 +391,47 @@ async def test_a_line_whose_result_has_expired_runs_again(
     assert (await run_batch(files, settings, pool=pool)).succeeded == 2
 
     assert files.texts() == {name: expected(name) for name in "ab"}
+
+
+async def test_a_line_runs_again_however_often_its_result_has_expired_between_two_runs(
+    start_worker: StartWorker, settings: ProducerSettings, store: aioredis.Redis, pool: str, files: Files
+) -> None:
+    await start_worker()
+    files.write(request("a"))
+    await run_batch(files, settings, pool=pool)
+    ids: list[str] = []
+    for _ in range(3):
+        ids.append(files.answers()["a"]["id"].removeprefix(ID_PREFIX))
+        await store.delete(*(key(ids[-1]) for key in (job_key, journal_key, request_key, result_key)))
+        files.output.write_bytes(b"")
+        assert (await run_batch(files, settings, pool=pool)).succeeded == 1
+
+    assert len(set(ids)) == 3
+    assert files.texts() == {"a": expected("a")}
+
+
+async def test_a_result_that_is_lost_again_and_again_is_an_error(
+    start_worker: StartWorker,
+    settings: ProducerSettings,
+    pool: str,
+    files: Files,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    await start_worker()
+    files.write(request("a"))
+    submitted: set[str] = set()
+    wait = Fleet.wait
+
+    async def losing(self: Fleet, job: str, **options: Any) -> Any:
+        submitted.add(job)
+        await wait(self, job, **options)
+        raise JobDataLostError(job, missing="result")
+
+    monkeypatch.setattr(Fleet, "wait", losing)
+
+    assert (await run_batch(files, settings, pool=pool)).failed == 1
+    assert files.failures()[0]["error"]["code"] == "result_lost"
+    assert len(submitted) == 2
 
 
 # Refusals

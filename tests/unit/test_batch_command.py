@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
+from io import BytesIO, TextIOWrapper
+from pathlib import Path
 
 import pytest
 
 from inferfleet.cli import batch_progress
+from inferfleet.cli.batch import _copy_of_stdin
 from inferfleet.cli.batch_progress import described, showing_progress
 from inferfleet.producer.batch import BatchProgress
+from inferfleet.schemas.errors import BatchError
 
 STUBBORN = """
 import asyncio
@@ -50,6 +55,27 @@ def test_the_second_ctrl_c_ends_what_the_first_could_not() -> None:
             assert process.wait(timeout=60) == 130
         finally:
             process.kill()
+
+
+def test_the_copy_of_stdin_is_on_disk_first_and_goes_if_no_batch_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", TextIOWrapper(BytesIO(b"One?\nTwo?\n")))
+    synced: list[bytes] = []
+
+    def fsync(fd: int) -> None:
+        if Path(f"/dev/fd/{fd}").is_file():
+            synced.append(copy.read_bytes())
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    copy = tmp_path / "out.jsonl.input"
+    with _copy_of_stdin(tmp_path / "out.jsonl") as path:
+        assert path == copy
+        assert synced == [b"One?\nTwo?\n"]
+        with pytest.raises(BatchError, match="exists"), _copy_of_stdin(tmp_path / "out.jsonl"):
+            pass
+        assert copy.read_bytes() == b"One?\nTwo?\n"
+    assert not copy.exists()
 
 
 def test_the_progress_has_rates_and_says_what_is_left_and_what_is_wrong() -> None:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
+import os
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from stat import S_ISDIR
 from typing import Any, cast
 
 import pytest
@@ -17,7 +23,7 @@ from inferfleet.producer.batch.source import SORTED_AT_ONCE
 from inferfleet.producer.job_making import JobOptions
 from inferfleet.schemas import Job
 from inferfleet.schemas.batch import BatchLineError, BatchOutputLine, BatchResponse
-from inferfleet.schemas.errors import BatchError, BatchOutputError
+from inferfleet.schemas.errors import BatchError, BatchOutputError, UnknownPoolError
 from inferfleet.schemas.settings import ProducerSettings
 
 SETTINGS = ProducerSettings(max_body_bytes=1000)
@@ -119,7 +125,10 @@ def test_a_repeated_custom_id_is_found_far_apart(plan_of: PlanOf) -> None:
     [
         (b"", "has no lines"),
         (b"\n  \n", "has no lines"),
-        ("{}\n".encode("utf-16"), "is UTF-16; save it as UTF-8"),
+        ("{}\n".encode("utf-16"), "is UTF-16; a batch needs lines of text in UTF-8"),
+        ("{}\n".encode("utf-16-le"), "is binary"),
+        (b"\x1f\x8b\x08" + b"x" * 20, "is compressed (gzip)"),
+        (b"PK\x03\x04" + b"x" * 20, "is compressed (zip)"),
         (b'{\n  "custom_id": "a"\n}\n', "no line of "),
         (b'{"prompt": "hello"}\n', "line 1: custom_id: is missing"),
     ],
@@ -128,6 +137,30 @@ def test_an_input_without_a_request_is_refused(plan_of: PlanOf, content: bytes, 
     plan = plan_of()
     plan.source.write_bytes(content)
     assert message in refused(plan)
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        ("# requests\n{0}\n", 2),
+        ("request\nhello\n{0}\n", 3),
+        ("[\n{0},\n{1}\n]\n", 2),
+        ("[{0},\n{1}]\n", 1),
+        ("[{0},{1}]\n", 1),
+    ],
+)
+def test_requests_do_not_become_prompts_because_of_another_first_line(
+    plan_of: PlanOf, content: str, line: int
+) -> None:
+    plan = plan_of()
+    plan.source.write_text(content.format(request("a"), request("b")))
+
+    assert f"line {line} of {plan.source} is a request, but the first line is not" in refused(plan)
+    assert unfinished(replace(plan, prompts=True))[0] == 1
+
+
+def test_prompts_may_be_json(plan_of: PlanOf) -> None:
+    assert unfinished(plan_of("[INST] hello", '{"a": 1}: what is a?', '[{"body": 1}]', "[]")) == [1, 2, 3, 4]
 
 
 def test_an_input_that_cannot_be_read_is_named(plan_of: PlanOf) -> None:
@@ -184,10 +217,18 @@ def test_what_a_crash_has_torn_is_dropped(plan_of: PlanOf, torn: bytes) -> None:
 def test_whole_lines_behind_damaged_ones_are_kept(plan_of: PlanOf) -> None:
     plan = plan_of(*"abcd")
     one, two, three = begun(plan, 1, 2, 3).splitlines(keepends=True)
-    plan.output.write_bytes(one + b"\0" * len(two) + b"\n" + two[:9] + b"\n" + three + one + two)
+    damaged = one + b"\0" * len(two) + b"\n" + two[:9] + b"\n" + three + one + two
+    plan.output.write_bytes(damaged)
+    before = plan.output.with_name("before")
+    before.hardlink_to(plan.output)
 
-    assert unfinished(plan) == [4]
-    assert plan.output.read_bytes() == one + three + two
+    with Batch.opened(plan, SETTINGS) as batch:
+        assert plan.output.read_bytes() == one + three + two
+        # A crash while lines are moved within a file could damage them.
+        assert before.read_bytes() == damaged
+        assert "another run writes to" in refused(plan)
+        batch._write(answer(batch, 4))
+    assert unfinished(plan) == []
 
 
 def test_a_last_line_without_its_line_feed_gets_it(plan_of: PlanOf) -> None:
@@ -222,6 +263,60 @@ def test_a_changed_input_is_refused(plan_of: PlanOf) -> None:
     assert "is not what it was when this batch began" in refused(plan)
 
 
+def test_a_batch_reads_the_input_that_it_is_given_not_what_is_at_the_old_path(plan_of: PlanOf) -> None:
+    plan = plan_of("old 1", "old 2")
+    begun(plan, 1)
+    moved = replace(plan, source=plan.source.rename(plan.source.with_name("monday.txt")))
+    plan.source.write_text("new 1\nnew 2\n")
+
+    with Batch.opened(moved, SETTINGS) as batch:
+        assert [line.text for line in batch._unfinished()] == [b"old 2"]
+
+
+def test_a_batch_can_be_moved_with_its_folder(plan_of: PlanOf, tmp_path: Path) -> None:
+    plan = plan_of("a", "b", "c")
+    begun(plan, 1)
+    with Batch.opened(plan, SETTINGS) as batch:
+        batch._write(failure(batch, 2))
+    there = tmp_path / "there"
+    there.mkdir()
+    names = [path.name for path in tmp_path.iterdir() if path.is_file()]
+    for name in names:
+        (tmp_path / name).rename(there / name)
+
+    status = batch_status(there / "out.jsonl")
+    assert (status.succeeded, status.failed) == (1, 1)
+    assert unfinished(replace(plan, source=there / "in.jsonl", output=there / "out.jsonl")) == [3]
+    assert len(names) == 4
+    assert list(tmp_path.iterdir()) == [there]
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out.errors.jsonl"])
+def test_an_output_that_has_been_moved_away_is_not_run_again(plan_of: PlanOf, name: str) -> None:
+    plan = plan_of("a", "b")
+    begun(plan, 1)
+    path = plan.output.with_name(name)
+    path.rename(path.with_name("delivered.jsonl"))
+
+    assert f"{path} has been moved or deleted since its batch began" in refused(plan)
+    assert not path.exists()
+    record_path(plan.output).unlink()
+    path.with_name("delivered.jsonl").unlink()
+    plan.output.unlink(missing_ok=True)
+    assert unfinished(plan) == [1, 2]
+
+
+def test_a_batch_whose_pool_was_unknown_when_it_began_has_not_begun(plan_of: PlanOf) -> None:
+    with pytest.raises(UnknownPoolError), Batch.opened(plan_of("a", pool="typo"), SETTINGS):
+        raise UnknownPoolError("there is no such pool")
+
+    plan = plan_of("a", pool="right")
+    assert begun(plan, 1)
+    with pytest.raises(UnknownPoolError), Batch.opened(plan, SETTINGS):
+        raise UnknownPoolError("somebody has deleted the pool")
+    assert unfinished(plan) == []
+
+
 def test_other_options_are_refused(plan_of: PlanOf) -> None:
     begun(plan_of("a", pool="one", max_tokens=3))
     assert "began with pool = 'one', not 'two'" in refused(plan_of("a", pool="two", max_tokens=3))
@@ -248,6 +343,68 @@ def test_a_full_disk_is_an_error_that_names_the_file(plan_of: PlanOf) -> None:
                 batch._write(answer(batch, 1))
             batch._answers._fd = own
     assert unfinished(plan) == [1, 2]
+
+
+def test_lines_that_cannot_be_brought_to_disk_are_an_error_however_often_one_asks(
+    plan_of: PlanOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    under_way, failing = threading.Event(), threading.Event()
+
+    def fsync(_: int) -> None:
+        synced.append(len(synced))
+        if len(synced) == 2:
+            under_way.set()
+            assert failing.wait(60)
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with Batch.opened(plan_of("a", "b"), SETTINGS) as batch:
+        monkeypatch.setattr(os, "fsync", fsync)
+        # What an earlier run wrote may not be on disk yet.
+        batch._answers.sync()
+        batch._answers.sync()
+        assert len(synced) == 1
+        batch._write(answer(batch, 1))
+        with ThreadPoolExecutor(2) as threads:
+            first = threads.submit(batch._answers.sync)
+            assert under_way.wait(60)
+            second = threads.submit(batch._answers.sync)
+            failing.set()
+            for sync in (first, second):
+                with pytest.raises(BatchOutputError, match="No space left"):
+                    sync.result(60)
+        # The kernel tells a failure once.
+        assert len(synced) == 2
+
+
+@pytest.mark.parametrize("error", [errno.EINVAL, errno.EACCES])
+def test_a_folder_that_cannot_be_synced_is_no_error(
+    plan_of: PlanOf, monkeypatch: pytest.MonkeyPatch, error: int
+) -> None:
+    plan = plan_of("a")
+    name = "open" if error == errno.EACCES else "fsync"
+    real = getattr(os, name)
+
+    def failing(what: int | Path, *arguments: Any) -> Any:
+        if what == plan.output.parent or (isinstance(what, int) and S_ISDIR(os.fstat(what).st_mode)):
+            raise OSError(error, os.strerror(error))
+        return real(what, *arguments)
+
+    monkeypatch.setattr(os, name, failing)
+    assert unfinished(plan) == [1]
+
+
+def test_a_file_system_without_locks_is_named(plan_of: PlanOf, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = plan_of("a")
+    begun(plan, 1)
+
+    def flock(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    assert refused(plan) == f"cannot write {plan.output}: No locks available"
+    with pytest.raises(BatchError, match="No locks available"):
+        batch_status(plan.output)
 
 
 def test_a_batch_that_nobody_began_has_no_status(tmp_path: Path) -> None:

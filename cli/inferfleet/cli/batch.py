@@ -9,7 +9,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Final, cast
 
@@ -23,7 +23,7 @@ from inferfleet.cli.reading import STANDARD
 from inferfleet.cli.terminal import err, line, out
 from inferfleet.producer.batch import Batch, BatchPlan, BatchProgress, batch_status
 from inferfleet.producer.batch.batch import DEFAULT_IN_FLIGHT
-from inferfleet.producer.batch.files import read_record
+from inferfleet.producer.batch.files import read_record, sync_folder
 from inferfleet.producer.fleet import Fleet
 from inferfleet.producer.job_making import JobOptions, read_priority
 from inferfleet.schemas.endpoints import Endpoint
@@ -105,19 +105,21 @@ def run(
         "system": system,
     }
     command = ["inferfleet", *sys.argv[1:]]
-    if source == STANDARD:
-        source = _copy_of_stdin(output)
-        command[command.index("-")] = str(source)
     given = {name: value for name, value in options.items() if value is not None}
-    plan = BatchPlan(
-        source=source, output=output, errors=errors, prompts=prompts, options=cast("JobOptions", given)
-    )
     settings = producer_settings()
-    with Batch.opened(plan, settings) as batch, _going_on(batch, command):
-        progress = asyncio.run(_run(batch, settings, max_in_flight))
+    with ExitStack() as stack:
+        if source == STANDARD:
+            source = stack.enter_context(_copy_of_stdin(output))
+            command[command.index("-")] = str(source)
+        plan = BatchPlan(
+            source=source, output=output, errors=errors, prompts=prompts, options=cast("JobOptions", given)
+        )
+        batch = stack.enter_context(Batch.opened(plan, settings))
+        with _going_on(batch, command):
+            progress = asyncio.run(_run(batch, settings, max_in_flight))
     err(
         f"inferfleet: {progress.lines:,} lines: {progress.succeeded:,} answered in {output}, "
-        f"{progress.failed:,} failed" + (f", see {batch.record.errors}\n" if progress.failed else "\n")
+        f"{progress.failed:,} failed" + (f", see {batch.error_file}\n" if progress.failed else "\n")
     )
     if progress.failed:
         raise typer.Exit(1)
@@ -128,13 +130,14 @@ def status(output: OutputArgument, *, as_json: JsonFlag = False) -> None:
     """Show how far a batch is. Asks no service."""
     found = batch_status(output)
     record = found.record
+    error_file = record.error_file(output)
     if as_json:
         _print_json(
             {
                 "id": record.id,
                 "input": str(record.source),
                 "output": str(output.absolute()),
-                "errors": str(record.errors),
+                "errors": str(error_file),
                 "lines": record.lines,
                 "succeeded": found.succeeded,
                 "failed": found.failed,
@@ -146,7 +149,7 @@ def status(output: OutputArgument, *, as_json: JsonFlag = False) -> None:
     going_on = "a run is going on" if found.running else "no run is going on"
     out(f"{record.lines:,} lines in {line(str(record.source))}\n")
     out(f"{found.succeeded:,} answered in {line(str(output))}\n")
-    out(f"{found.failed:,} failed, in {line(str(record.errors))}\n")
+    out(f"{found.failed:,} failed, in {line(str(error_file))}\n")
     out(f"{rest:,} open; {going_on}\n")
 
 
@@ -222,17 +225,34 @@ def _going_on(batch: Batch, command: list[str]) -> Generator[None]:
         raise
 
 
-def _copy_of_stdin(output: Path) -> Path:
-    """Copy stdin to a file beside the output: a batch that continues needs its input again."""
+@contextmanager
+def _copy_of_stdin(output: Path) -> Generator[Path]:
+    """Copy stdin to a file beside the output: a batch that continues needs its input again.
+
+    The copy is on disk before the batch begins. If it does not begin, the copy is deleted.
+    """
     copy = output.with_name(f"{output.name}.input")
     if read_record(output) is not None:
         raise BatchError(f"{output} has a batch already, whose input was copied: continue it with {copy}")
     try:
-        with copy.open("wb") as file:
-            shutil.copyfileobj(sys.stdin.buffer, file)
+        file = copy.open("xb")
+    except FileExistsError as error:
+        raise BatchError(f"{copy} exists, where the copy of stdin would be: move it away") from error
     except OSError as error:
         raise BatchOutputError(f"cannot write {copy}: {error.strerror}") from error
-    return copy
+    try:
+        try:
+            with file:
+                shutil.copyfileobj(sys.stdin.buffer, file)
+                file.flush()
+                os.fsync(file.fileno())
+            sync_folder(copy.parent)
+        except OSError as error:
+            raise BatchOutputError(f"cannot write {copy}: {error.strerror}") from error
+        yield copy
+    finally:
+        if read_record(output) is None:
+            copy.unlink()
 
 
 def _print_json(value: object) -> None:

@@ -36,7 +36,7 @@ from inferfleet.producer.batch.source import SourceLine, read_lines
 from inferfleet.producer.fleet import Fleet
 from inferfleet.producer.job_making import JobOptions
 from inferfleet.schemas.batch import BatchOutputLine
-from inferfleet.schemas.errors import BatchError
+from inferfleet.schemas.errors import BatchError, UnknownPoolError
 from inferfleet.schemas.settings import ProducerSettings
 from inferfleet.wire.tasks import cancel_and_wait
 
@@ -62,8 +62,12 @@ class BatchStatus:
 class Batch:
     """A batch whose files are open. No other process can run or cancel it meanwhile."""
 
-    def __init__(self, *, record: BatchRecord, answers: LineFile, errors: LineFile, longest: int) -> None:
+    def __init__(
+        self, *, record: BatchRecord, source: Path, answers: LineFile, errors: LineFile, longest: int
+    ) -> None:
         self.record = record
+        self.error_file = errors.path
+        self._source = source
         self._answers = answers
         self._errors = errors
         self._longest = longest
@@ -86,7 +90,11 @@ class Batch:
         """
         longest = LONGEST_LINE * settings.max_body_bytes
         begun = None if read_record(plan.output) else begin(plan, longest=longest)
-        with LineFile.opened(plan.output) as answers, LineFile.opened(plan.error_file) as errors:
+        make = begun is not None
+        with (
+            LineFile.opened(plan.output, make=make) as answers,
+            LineFile.opened(plan.error_file, make=make) as errors,
+        ):
             record = read_record(plan.output) or begun
             if record is None:
                 raise BatchError(f"{record_path(plan.output)} has disappeared; run the batch again")
@@ -94,7 +102,14 @@ class Batch:
                 write_record(plan.output, record)
             else:
                 require_same(plan, record)
-            yield cls(record=record, answers=answers, errors=errors, longest=longest)
+            try:
+                yield cls(record=record, source=plan.source, answers=answers, errors=errors, longest=longest)
+            except UnknownPoolError:
+                if record is begun:
+                    # No job was accepted, and the next run may have another pool.
+                    for path in (record_path(plan.output), plan.output, plan.error_file):
+                        path.unlink()
+                raise
 
     @classmethod
     @contextmanager
@@ -107,9 +122,12 @@ class Batch:
 
         """
         record = require_record(output)
-        with LineFile.opened(output) as answers, LineFile.opened(record.errors) as errors:
+        with (
+            LineFile.opened(output, make=False) as answers,
+            LineFile.opened(record.error_file(output), make=False) as errors,
+        ):
             longest = LONGEST_LINE * settings.max_body_bytes
-            yield cls(record=record, answers=answers, errors=errors, longest=longest)
+            yield cls(record=record, source=record.source, answers=answers, errors=errors, longest=longest)
 
     def client_settings(self, settings: ProducerSettings) -> ProducerSettings:
         """Return settings for the client of this batch: a run gets the replies to jobs of the runs before."""
@@ -133,7 +151,7 @@ class Batch:
         runner = self._runner(fleet, max_in_flight)
         progress = await self._watched(runner, runner.run(self._unfinished()), tell)
         if progress.done != self.record.lines:
-            raise BatchError(f"{self.record.source} has changed while the batch ran; restore it")
+            raise BatchError(f"{self._source} has changed while the batch ran; restore it")
         return progress
 
     async def cancel(self, fleet: Fleet, *, tell: Tell | None = None) -> BatchProgress:
@@ -147,7 +165,7 @@ class Batch:
         """
         runner = self._runner(fleet, DEFAULT_IN_FLIGHT)
         try:
-            require_unchanged(self.record)
+            require_unchanged(self.record, source=self._source)
         except BatchError as error:
             jobs = LineRunner(
                 fleet,
@@ -180,7 +198,7 @@ class Batch:
         (self._answers if line.error is None else self._errors).append(line)
 
     def _unfinished(self) -> Iterator[SourceLine]:
-        lines = read_lines(self.record.source, longest=self._longest, size=self.record.size)
+        lines = read_lines(self._source, longest=self._longest, size=self.record.size)
         return (line for line in lines if line.number not in self._done)
 
     def _numbers(self) -> Iterator[SourceLine]:
@@ -228,6 +246,6 @@ def batch_status(output: Path) -> BatchStatus:
     return BatchStatus(
         record=record,
         succeeded=count_lines(output, record.id, done),
-        failed=count_lines(record.errors, record.id, done),
+        failed=count_lines(record.error_file(output), record.id, done),
         running=is_written(output),
     )

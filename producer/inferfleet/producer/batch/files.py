@@ -6,10 +6,12 @@ these files alone, so no crash can make them disagree with another account of it
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+import threading
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, Literal, cast
 
@@ -24,9 +26,15 @@ from inferfleet.schemas.wire_model import WireModel
 ID_PREFIX: Final = "batch_req_"
 """In front of a job's id in a line of output, as in OpenAI's."""
 
+COPIED_AT_ONCE: Final = 1 << 20
+"""How many bytes of a file are in memory while it is copied."""
+
 
 class BatchRecord(WireModel):
-    """What a batch is. It is written once, before the first job is submitted."""
+    """What a batch is. It is written once, before the first job is submitted.
+
+    ``errors`` is relative to the folder of the output if it is there, so that both can be moved.
+    """
 
     version: Literal[1] = 1
     id: str
@@ -38,6 +46,10 @@ class BatchRecord(WireModel):
     last_line: int
     errors: Path
     options: dict[str, Any]
+
+    def error_file(self, output: Path) -> Path:
+        """Return where the lines without an answer are, if the output is there."""
+        return output.absolute().parent / self.errors
 
 
 def record_path(output: Path) -> Path:
@@ -78,7 +90,7 @@ def write_record(output: Path, record: BatchRecord) -> None:
             file.flush()
             os.fsync(file.fileno())
         unfinished.replace(path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         raise _unwritable(path, error) from error
 
@@ -109,33 +121,39 @@ class LineFile:
         self.lines = 0
         self._fd = fd
         self._size = os.fstat(fd).st_size
-        self._written = False
+        self._synced = -1
+        self._syncing = threading.Lock()
+        self._lost: BatchOutputError | None = None
 
     @classmethod
     @contextmanager
-    def opened(cls, path: Path) -> Generator[LineFile]:
-        """Open the file, or make it, and keep other processes from writing to it.
+    def opened(cls, path: Path, *, make: bool) -> Generator[LineFile]:
+        """Open the file, and keep other processes from writing to it. With ``make`` it need not exist.
 
         Raises:
-            BatchError: Another run writes to it.
+            BatchError: Another run writes to it, or it has been moved away.
             BatchOutputError: It cannot be opened.
 
         """
         try:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            fd = os.open(path, os.O_RDWR | (os.O_CREAT if make else 0), 0o666)
         except OSError as error:
+            if not make and isinstance(error, FileNotFoundError):
+                raise BatchError(
+                    f"{path} has been moved or deleted since its batch began: bring it back, or delete the "
+                    ".batch file to begin anew"
+                ) from error
             raise _unwritable(path, error) from error
+        file = cls(path, fd)
         try:
             try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _lock(fd, path)
+                sync_folder(path.parent)
             except OSError as error:
-                raise BatchError(
-                    f"another run writes to {path}: wait until it has ended, or stop it with Ctrl-C"
-                ) from error
-            _sync_folder(path.parent)
-            yield cls(path, fd)
+                raise _unwritable(path, error) from error
+            yield file
         finally:
-            os.close(fd)
+            os.close(file._fd)
 
     def take_up(self, batch_id: str, done: LineSet) -> None:
         """Add the lines that the file has to ``done``. Drop lines that a crash has damaged or doubled.
@@ -145,24 +163,30 @@ class LineFile:
             BatchOutputError: The file cannot be read or written.
 
         """
-        begin = position = 0
+        kept = [range(0)]
+        begin = 0
+        raw = b""
         try:
             with self.path.open("rb") as file:
                 for number, raw in enumerate(file, start=1):
-                    moved = begin != position
-                    begin += len(raw)
+                    place = range(begin, begin := begin + len(raw))
                     line = _line_of(raw, batch_id, place=f"{self.path}, line {number}")
                     if line is None or not done.add(line):
                         continue
-                    whole = raw if raw.endswith(b"\n") else raw + b"\n"
-                    if moved or whole != raw:
-                        self._write(whole, position)
-                    position += len(whole)
                     self.lines += 1
-            os.ftruncate(self._fd, position)
+                    if kept[-1].stop == place.start:
+                        kept[-1] = range(kept[-1].start, place.stop)
+                    else:
+                        kept.append(place)
+            if len(kept) > 1:
+                self._copy(kept)
+            self._size = sum(map(len, kept))
+            os.ftruncate(self._fd, self._size)
+            if kept[-1].stop == begin and raw and not raw.endswith(b"\n"):
+                self._write(b"\n", self._size)
+                self._size += 1
         except OSError as error:
             raise _unwritable(self.path, error) from error
-        self._size = position
 
     def append(self, line: BatchOutputLine) -> None:
         """Append a line.
@@ -179,22 +203,47 @@ class LineFile:
             raise _unwritable(self.path, error) from error
         self._size += len(raw)
         self.lines += 1
-        self._written = True
 
     def sync(self) -> None:
-        """Return once the lines so far are on disk.
+        """Return once the lines so far are on disk. Several threads may call this.
 
         Raises:
-            BatchOutputError: They cannot be written.
+            BatchOutputError: They cannot be written, or could not be earlier: the kernel says so only once.
 
         """
-        if not self._written:
-            return
-        self._written = False
+        with self._syncing:
+            if self._lost is None and (size := self._size) != self._synced:
+                try:
+                    os.fsync(self._fd)
+                except OSError as error:
+                    self._lost = _unwritable(self.path, error)
+                self._synced = size
+        if self._lost is not None:
+            raise self._lost
+
+    def _copy(self, places: list[range]) -> None:
+        """Put a copy of these parts in the place of the file.
+
+        If the parts were moved within the file, a crash meanwhile could damage whole lines.
+        """
+        path = self.path.resolve()
+        copy = path.with_name(f"{path.name}.new")
+        fd = os.open(copy, os.O_RDWR | os.O_CREAT | os.O_TRUNC, os.fstat(self._fd).st_mode)
         try:
-            os.fsync(self._fd)
-        except OSError as error:
-            raise _unwritable(self.path, error) from error
+            _lock(fd, copy)
+            with os.fdopen(fd, "wb", closefd=False) as file:
+                for place in places:
+                    for begin in place[::COPIED_AT_ONCE]:
+                        count = min(COPIED_AT_ONCE, place.stop - begin)
+                        file.write(os.pread(self._fd, count, begin))
+            os.fsync(fd)
+            copy.replace(path)
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(self._fd)
+        self._fd = fd
+        sync_folder(path.parent)
 
     def _write(self, raw: bytes, position: int) -> None:
         written = 0
@@ -223,7 +272,12 @@ def count_lines(path: Path, batch_id: str, done: LineSet) -> int:
 
 
 def is_written(path: Path) -> bool:
-    """Return whether a run writes to the file now."""
+    """Return whether a run writes to the file now.
+
+    Raises:
+        BatchError: The file cannot be read or locked.
+
+    """
     try:
         with path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -231,6 +285,8 @@ def is_written(path: Path) -> bool:
         return False
     except BlockingIOError:
         return True
+    except OSError as error:
+        raise BatchError(f"cannot tell whether a run writes to {path}: {error.strerror}") from error
     return False
 
 
@@ -247,12 +303,40 @@ def _line_of(raw: bytes, batch_id: str, *, place: str) -> int | None:
     return line
 
 
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY)
+def sync_folder(folder: Path) -> None:
+    """Return once the names of a folder are on disk, where its permissions and file system allow that.
+
+    Raises:
+        OSError: The disk fails.
+
+    """
+    try:
+        fd = os.open(folder, os.O_RDONLY)
+    except PermissionError:
+        return
     try:
         os.fsync(fd)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(fd)
+
+
+def _lock(fd: int, path: Path) -> None:
+    """Keep other processes from writing to a file until it is closed.
+
+    Raises:
+        BatchError: Another process writes to it, or has put another file in its place.
+        OSError: The file system has no locks.
+
+    """
+    with suppress(BlockingIOError):
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(fd), path.stat()):
+                return
+    raise BatchError(f"another run writes to {path}: wait until it has ended, or stop it with Ctrl-C")
 
 
 def _unwritable(path: Path, error: OSError) -> BatchOutputError:

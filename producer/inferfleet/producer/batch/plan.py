@@ -69,7 +69,7 @@ def begin(plan: BatchPlan, *, longest: int) -> BatchRecord:
         prompts=found.prompts,
         lines=found.lines,
         last_line=found.last_line,
-        errors=plan.error_file,
+        errors=_beside(plan),
         options=_plain(plan.options),
     )
 
@@ -94,8 +94,8 @@ def require_same(plan: BatchPlan, record: BatchRecord) -> None:
 
     """
     require_unchanged(record, source=plan.source)
-    if plan.error_file != record.errors:
-        raise BatchError(f"this batch began with the error file {record.errors}, not {plan.error_file}")
+    if plan.error_file != (began := record.error_file(plan.output)):
+        raise BatchError(f"this batch began with the error file {began}, not {plan.error_file}")
     options = _plain(plan.options)
     for name in sorted(options.keys() | record.options.keys()):
         if options.get(name) != record.options.get(name):
@@ -105,18 +105,23 @@ def require_same(plan: BatchPlan, record: BatchRecord) -> None:
             )
 
 
-def require_unchanged(record: BatchRecord, *, source: Path | None = None) -> None:
-    """Make sure that the input of a batch is what it was.
+def require_unchanged(record: BatchRecord, *, source: Path) -> None:
+    """Make sure that this file is the input that a batch began with.
 
     Raises:
         BatchError: It has changed, or cannot be read.
 
     """
-    source = source or record.source
     if fingerprint(source) != Fingerprint(record.size, record.sha256):
         raise BatchError(
             f"{source} is not what it was when this batch began: restore it, or use another output"
         )
+
+
+def _beside(plan: BatchPlan) -> Path:
+    folder = plan.output.absolute().parent
+    inside = plan.error_file.is_relative_to(folder)
+    return plan.error_file.relative_to(folder) if inside else plan.error_file
 
 
 def _plain(options: JobOptions) -> dict[str, Any]:
