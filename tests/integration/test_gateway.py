@@ -307,6 +307,18 @@ async def test_a_path_or_method_that_does_not_exist_is_refused_in_openais_form(h
     refused(await http.get("/v1/jobs/x", params={"wait": "long"}), 400, "invalid_request")
 
 
+async def test_a_page_whose_name_resolves_to_loopback_is_refused(
+    http: Client, start_gateway: StartGateway
+) -> None:
+    for host in ("evil.example", "evil.example:8000", "127.0.0.1.evil.example", "[", ""):
+        refused(await http.get("/v1/models", headers={"Host": host}), 403, "forbidden_host")
+    for host in ("localhost:8000", "127.0.0.1", "[::1]:8000"):
+        assert (await http.get("/v1/models", headers={"Host": host})).status_code == 200
+    async with Client(await start_gateway(allow_anonymous=True)) as open_to_all:
+        answer = await open_to_all.get("/v1/models", headers={"Host": "inferfleet-gateway"})
+        assert answer.status_code == 200
+
+
 async def test_too_large_a_body_is_refused_before_it_is_read(
     fleet: Fleet, start_gateway: StartGateway
 ) -> None:
@@ -333,7 +345,7 @@ async def test_a_slow_body_and_a_slow_head_are_given_up(fleet: Fleet, start_gate
         await writer.wait_closed()
         return answer
 
-    head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     assert b"body_timeout" in await send(f"{head}Content-Length: 100\r\n\r\n{{")
     assert await send(head) == b""
     assert await send("") == b""
@@ -415,7 +427,7 @@ async def test_a_client_that_reads_no_more_is_cut_off(
     # More than the buffers between them hold.
     asked = chat(stream=True, max_tokens=30_000, ignore_eos=True, n=8, return_token_ids=True)
     body = json.dumps(asked).encode()
-    head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 
     async with Client(gateway) as other:
 
@@ -428,7 +440,7 @@ async def test_a_client_that_reads_no_more_is_cut_off(
         with socket.socket() as silent:
             silent.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             silent.connect((url.hostname, url.port))
-            silent.sendall(f"{head}\r\n\r\n".encode() + body)
+            silent.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
             await eventually(is_full)
             await eventually(is_free)
 

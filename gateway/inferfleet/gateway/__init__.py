@@ -1,16 +1,19 @@
 """The gateway: OpenAI's HTTP API in front of the queue, and jobs over HTTP.
 
-settings        the gateway's settings
-server          the process: start, serve, stop
-connections     limits of one connection, before there is a request
-app             the application, put together
-gateway         what all routes share
-openai_routes   OpenAI's endpoints, answered by ``inferfleet.producer.openai``
-job_routes      jobs
-job_requests    what a caller may say of a job
-session_routes  sessions
-bodies          reading a body, within limits
-waiting         waiting for an answer until the client goes away or the gateway stops
-documents       the OpenAPI document
-access_log      a line for each request, without prompts
+    settings        the gateway's settings
+    server          the process: start, serve, stop
+    connections     limits of one connection, before there is a request
+    app             the application, put together
+    gateway         what all routes share
+    openai_routes   OpenAI's endpoints, answered by ``inferfleet.producer.openai``
+    job_routes      jobs
+    job_requests    what a caller may say of a job
+    session_routes  sessions
+    bodies          reading a body, within limits
+    hosts           which hosts a request may name
+    waiting         waiting for an answer until the client goes away or the gateway stops
+    documents       the OpenAPI document
+    access_log      a line for each request, without prompts
+
+It keeps nothing, so that any gateway continues what another one has begun.
 """

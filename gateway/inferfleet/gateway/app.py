@@ -15,6 +15,7 @@ from starlette.requests import ClientDisconnect
 from inferfleet.gateway.access_log import OpenRequests
 from inferfleet.gateway.documents import with_document
 from inferfleet.gateway.gateway import Gateway
+from inferfleet.gateway.hosts import OnlyLoopbackHosts
 from inferfleet.gateway.job_routes import job_routes
 from inferfleet.gateway.openai_routes import openai_routes
 from inferfleet.gateway.session_routes import session_routes
@@ -63,6 +64,8 @@ def make_app(gateway: Gateway) -> FastAPI:
     }
     for error, handler in handlers.items():
         app.add_exception_handler(error, handler)
+    if not gateway.settings.allow_anonymous:
+        app.add_middleware(OnlyLoopbackHosts)
     app.add_middleware(OpenRequests, most=gateway.settings.max_open_requests)
     return with_document(app)
 

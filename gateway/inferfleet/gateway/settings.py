@@ -41,7 +41,7 @@ class GatewaySettings(ProducerSettings):
     @field_validator("http_host")
     @classmethod
     def _only_loopback_is_anonymous(cls, host: str, info: ValidationInfo) -> str:
-        if not info.data.get("allow_anonymous") and not _is_loopback(host):
+        if not info.data.get("allow_anonymous") and not is_loopback(host):
             raise ValueError(
                 f"{host} is not a loopback address, and the gateway asks nobody who they are: keep others "
                 "out by other means, and set INFERFLEET_ALLOW_ANONYMOUS=true"
@@ -49,7 +49,8 @@ class GatewaySettings(ProducerSettings):
         return host
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Return whether a host is a loopback address or ``localhost``."""
     try:
         return ip_address(host).is_loopback
     except ValueError:

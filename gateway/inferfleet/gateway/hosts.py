@@ -1,0 +1,47 @@
+"""Refuses requests to a loopback address that name another host.
+
+A page in a browser on the same machine can make its own name resolve to a loopback address. Its requests then
+look to the browser as if they went to the page's own server, so that it may send JSON and read the answers.
+"""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from urllib.parse import urlsplit
+
+from fastapi import Response
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from inferfleet.gateway.settings import is_loopback
+from inferfleet.producer.openai.refusals import Refusal
+
+
+class OnlyLoopbackHosts:
+    """Middleware that answers only requests whose header ``Host`` is a loopback address or ``localhost``."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        host = Headers(scope=scope).get("host", "")
+        app = self._app if _is_loopback(host) else _refused(host)
+        await app(scope, receive, send)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return is_loopback(urlsplit(f"//{host}").hostname or "")
+    except ValueError:
+        return False
+
+
+def _refused(host: str) -> ASGIApp:
+    refusal = Refusal(
+        status=HTTPStatus.FORBIDDEN,
+        code="forbidden_host",
+        message=f"{host[:128]!r} is not a loopback address, and nobody else may use this gateway "
+        "(INFERFLEET_ALLOW_ANONYMOUS)",
+    )
+    return Response(refusal.body(), refusal.status, refusal.headers())
