@@ -441,7 +441,8 @@ async def test_a_client_that_reads_no_more_is_cut_off(
             silent.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             silent.connect((url.hostname, url.port))
             silent.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
-            await eventually(is_full)
+            await asyncio.to_thread(silent.recv, 64)
+            assert await is_full()
             await eventually(is_free)
 
 
