@@ -24,6 +24,7 @@ from tests.integration.conftest import (
     slow_chat,
     until_tokens,
 )
+from tests.integration.test_pool_pause import until_waiting
 from tests.integration.test_stalled_jobs import stall
 
 from inferfleet.local.chaos.proxy import Proxy
@@ -34,6 +35,7 @@ from inferfleet.schemas.job import new_job_id
 from inferfleet.schemas.journal import JournalEntry, QueuedEntry
 from inferfleet.schemas.message import message_body
 from inferfleet.schemas.names import (
+    held_key,
     job_key,
     job_queue,
     journal_key,
@@ -201,6 +203,41 @@ async def test_a_lost_job_is_found_while_those_of_a_lower_priority_start(
     await start_worker(max_running=1, look_ahead=0, sweep_interval_s=SWEEP_S)
     assert (await fleet.wait(lost, timeout_s=PATIENCE_S)).text == answer_to(lost)
     assert await foreign.waiting() > 0, "the queue was never empty"
+
+
+async def test_a_paused_pool_publishes_nothing_again_but_what_is_lost(
+    fleet: Fleet, foreign: ForeignClient, start_worker: StartWorker, store: aioredis.Redis, pool: str
+) -> None:
+    """Its workers have seen jobs that were submitted later than those that they give back."""
+    options: dict[str, Any] = {"sweep_interval_s": SWEEP_S, "heartbeat_interval_s": 0.05, "max_running": 1}
+    await start_worker(look_ahead=2, **options)
+    first = await fleet.submit(slow_chat(tokens=10_000, step_s=0.05), pool=pool)
+    await until_tokens(fleet, first)
+    given_back = [await fleet.submit(f"{n}", pool=pool) for n in range(2)]
+    await until_waiting(foreign, 0)
+    await start_worker(worker_id=f"other-{pool}", look_ahead=0, **options)
+    later = await fleet.submit(slow_chat(tokens=10_000, step_s=0.05), pool=pool)
+    await until_tokens(fleet, later)
+    await swept(store, pool, 12)
+
+    await fleet.pause_pool(pool)
+    await until_waiting(foreign, 2)
+
+    async def forgotten() -> bool:
+        return not any([await store.zscore(held_key(pool), job.id) for job in given_back])
+
+    await eventually(forgotten)
+    await swept(store, pool, 12)
+    assert not any([was_republished(await journal_of(store, job)) for job in given_back])
+    assert await foreign.waiting() == 2
+
+    await foreign.channel.queue_purge(job_queue(pool))
+    await swept(store, pool, 4)
+    await fleet.resume_pool(pool)
+    for job in (first, later):
+        await fleet.cancel(job)
+    for job in given_back:
+        assert (await fleet.wait(job, timeout_s=PATIENCE_S)).text == answer_to(job)
 
 
 async def test_a_turn_that_the_ended_ones_message_carries_says_nothing_of_the_queue(

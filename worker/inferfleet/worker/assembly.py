@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import NamedTuple
 
-from inferfleet.schemas.settings import QueueType, WorkerSettings
+from inferfleet.schemas.settings import WorkerSettings
 from inferfleet.wire.rabbitmq.publishing import ConfirmChannel
 from inferfleet.wire.redis.lost_messages import LostMessages
 from inferfleet.wire.redis.pipeline import CommandPipeline
@@ -45,6 +45,7 @@ def assemble(
     settings: WorkerSettings,
     engine: Engine,
     slots: Slots,
+    fronts: Fronts,
     metrics: WorkerMetrics,
     pipeline: CommandPipeline,
     confirm_channel: ConfirmChannel,
@@ -60,7 +61,6 @@ def assemble(
         keep_requests=settings.keep_requests,
         replicas=Replicas(pipeline, settings, patience_s=None),
     )
-    fronts = Fronts(records.clock, strict=settings.queue_type is QueueType.CLASSIC)
     histories = SessionHistories(pipeline=pipeline, settings=settings)
     journal = JournalWriter(records=records, histories=histories, settings=settings)
     session_lanes = SessionLanes(pipeline=pipeline, settings=settings, replicas=records.replicas)

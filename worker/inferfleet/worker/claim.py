@@ -115,8 +115,8 @@ class Claims:
             self._suspects.release()
 
     def _refused_slot(self) -> Defer:
-        """Give the message back: at once if the pool is paused; a drain does it by itself."""
-        return Defer(0.0) if self._slots.paused else Defer()
+        """Give the message back: at once after a pause, even if it has ended; a drain does it by itself."""
+        return Defer() if self._slots.closed else Defer(0.0)
 
     async def _start(self, run: JobRun, *, resumable: bool) -> Started:
         started = await self._records.start(

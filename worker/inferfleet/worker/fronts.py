@@ -36,6 +36,12 @@ class Fronts:
         """Note that the queue was empty."""
         self._clear(range(PRIORITY_LEVELS), at)
 
+    def forget(self) -> None:
+        """Forget all: messages come back to the queue of which no worker may have told that it had them."""
+        self._latest.clear()
+        self._delivered.clear()
+        self._past.clear()
+
     def _clear(self, priorities: Iterable[int], at: float) -> None:
         """Note that the queue had no job of these priorities."""
         entered_ms = milliseconds(self._clock.at(at))

@@ -9,6 +9,7 @@ from inferfleet.schemas.settings import WorkerSettings
 from inferfleet.wire.outage import Outage
 from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.redis.pools import read_pool_settings
+from inferfleet.worker.fronts import Fronts
 from inferfleet.worker.slots import Slots
 
 logger = logging.getLogger(__name__)
@@ -20,9 +21,10 @@ class PoolPause:
     ``known`` is set once it was read, so that a worker that starts takes no job of a paused pool.
     """
 
-    def __init__(self, *, settings: WorkerSettings, slots: Slots) -> None:
+    def __init__(self, *, settings: WorkerSettings, slots: Slots, fronts: Fronts) -> None:
         self._settings = settings
         self._slots = slots
+        self._fronts = fronts
         self._outage = Outage()
         self.known = asyncio.Event()
 
@@ -44,3 +46,4 @@ class PoolPause:
         if paused is not self._slots.paused:
             logger.info("the pool is paused" if paused else "the pool goes on")
             self._slots.pause(paused=paused)
+            self._fronts.forget()

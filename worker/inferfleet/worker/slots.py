@@ -45,7 +45,8 @@ class Slots:
         self._arrivals = count()
         self._granting = False
         self._patience: asyncio.TimerHandle | None = None
-        self._closed = False
+        self.closed = False
+        """Whether the worker drains."""
         self.paused = False
         """Whether no job may start: those that wait keep waiting, and those that run go on."""
 
@@ -80,7 +81,7 @@ class Slots:
 
     def take_free(self, run: JobRun) -> bool:
         """Take a slot if one is free and no job waits for it."""
-        if self._closed or self.paused or self._waiters or len(self._holders) >= self._limit:
+        if self.closed or self.paused or self._waiters or len(self._holders) >= self._limit:
             return False
         self._holders.add(run)
         return True
@@ -89,7 +90,7 @@ class Slots:
         """Wait for a slot. Return false if the job must not start here: the worker drains or is paused."""
         if self.take_free(run):
             return True
-        if self._closed:
+        if self.closed:
             return False
         waiter: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._waiters[run] = waiter
@@ -114,7 +115,7 @@ class Slots:
 
     def close(self) -> None:
         """Refuse a slot to all waiting and all later jobs."""
-        self._closed = True
+        self.closed = True
         if self._patience is not None:
             self._patience.cancel()
         self.refuse_waiting()

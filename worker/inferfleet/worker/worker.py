@@ -18,7 +18,7 @@ from inferfleet.schemas.control import CancelJob, DrainWorker, control
 from inferfleet.schemas.endpoints import ENDPOINTS
 from inferfleet.schemas.errors import InferfleetError, ServiceRefusedError, ServiceUnreachableError
 from inferfleet.schemas.heartbeat import WorkerPhase
-from inferfleet.schemas.settings import WorkerSettings
+from inferfleet.schemas.settings import QueueType, WorkerSettings
 from inferfleet.wire.outage import Outage
 from inferfleet.wire.rabbitmq.publishing import ConfirmChannel
 from inferfleet.wire.redis.access import WORKER
@@ -29,6 +29,7 @@ from inferfleet.wire.tasks import cancel_and_wait
 from inferfleet.worker.assembly import assemble
 from inferfleet.worker.broker import Delivery, Subscription, subscribe
 from inferfleet.worker.deletion_cost import deletion_cost, keep_deletion_cost
+from inferfleet.worker.fronts import Fronts
 from inferfleet.worker.heartbeat import HeartbeatWriter
 from inferfleet.worker.http import serve_http
 from inferfleet.worker.intake import adapt_intake, prefetch
@@ -69,7 +70,8 @@ class Worker:
         self._heartbeats = HeartbeatWriter(
             settings=settings, engine=engine, slots=self._slots, metrics=self._metrics, clock=self._clock
         )
-        self._pool_pause = PoolPause(settings=settings, slots=self._slots)
+        self._fronts = Fronts(self._clock, strict=settings.queue_type is QueueType.CLASSIC)
+        self._pool_pause = PoolPause(settings=settings, slots=self._slots, fronts=self._fronts)
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = asyncio.Event()
         self._hurrying = asyncio.Event()
@@ -121,6 +123,7 @@ class Worker:
                 settings=settings,
                 engine=self._engine,
                 slots=self._slots,
+                fronts=self._fronts,
                 metrics=self._metrics,
                 pipeline=pipeline,
                 confirm_channel=confirm_channel,

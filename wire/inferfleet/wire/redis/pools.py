@@ -50,6 +50,6 @@ async def pause_pool(pipeline: CommandPipeline, pool: str) -> None:
     await pipeline.execute("HSET", pool_key(pool), "paused", pipeline.clock.now_ms())
 
 
-async def resume_pool(pipeline: CommandPipeline, pool: str) -> None:
-    """Let a paused pool go on."""
-    await pipeline.execute("HDEL", pool_key(pool), "paused")
+async def resume_pool(pipeline: CommandPipeline, pool: str) -> bool:
+    """Let a paused pool go on. Return whether it was paused."""
+    return bool(await pipeline.execute("HDEL", pool_key(pool), "paused"))
