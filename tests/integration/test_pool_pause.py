@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 import pytest
+import redis.asyncio as aioredis
 from tests.integration.conftest import (
     PATIENCE_S,
     ForeignClient,
@@ -22,6 +23,7 @@ from inferfleet.local.chaos.proxy import Proxy
 from inferfleet.local.services import Services
 from inferfleet.producer import Fleet
 from inferfleet.schemas import Job, JobState
+from inferfleet.schemas.names import POOLS_KEY
 from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.redis.pools import PoolSettings, read_pool_settings
 from inferfleet.worker import pool_pause
@@ -61,6 +63,26 @@ async def test_what_runs_goes_on_and_what_waits_is_given_back(
     await fleet.resume_pool(pool)
     await fleet.wait_many(waiting, timeout_s=PATIENCE_S)
     assert {record.attempt for record in (await fleet.get_many(waiting)).values() if record} == {1}
+
+
+async def test_a_message_that_is_given_back_just_as_the_pool_goes_on_is_not_kept_for_a_lease(
+    fleet: Fleet, foreign: ForeignClient, start_worker: StartWorker, pool: str
+) -> None:
+    worker = await start_worker(max_running=1, look_ahead=2, lease_s=600)
+    running = await fleet.submit(slow_chat(tokens=10_000, step_s=0.05), pool=pool)
+    await until_running(fleet, running)
+    waiting = await fleet.submit_many(Job(pool=pool, body=chat(f"{n}")) for n in range(2))
+    slots = worker.worker._slots
+
+    async def wait_for_slots() -> bool:
+        return slots.waiting == 2
+
+    await eventually(wait_for_slots)
+    slots.pause(paused=True)
+    slots.refuse_waiting()
+    slots.pause(paused=False)
+    await fleet.cancel(running)
+    await fleet.wait_many(waiting, timeout_s=PATIENCE_S)
 
 
 async def test_a_worker_that_starts_or_reconnects_takes_nothing_of_a_paused_pool(
@@ -151,6 +173,19 @@ async def test_the_commands_pause_and_resume(inferfleet: RunCommand, fleet: Flee
     ended = await inferfleet("pool", "resume", pool)
     assert (ended.code, ended.out, ended.err) == (0, "resumed\n", "")
     assert (await fleet.pool(pool)).paused_at is None
-    ended = await inferfleet("pool", "pause", "nobody-knows-it")
-    assert (ended.code, ended.out) == (2, "")
-    assert "there is no pool 'nobody-knows-it'" in ended.err
+    ended = await inferfleet("pool", "resume", pool)
+    assert (ended.code, ended.out, ended.err) == (0, "was not paused\n", "")
+    for command in ("pause", "resume"):
+        ended = await inferfleet("pool", command, "nobody-knows-it")
+        assert (ended.code, ended.out) == (2, "")
+        assert "there is no pool 'nobody-knows-it'" in ended.err
+
+
+async def test_a_pool_that_is_only_declared_can_be_paused(
+    inferfleet: RunCommand, fleet: Fleet, store: aioredis.Redis, pool: str
+) -> None:
+    await store.zrem(POOLS_KEY, pool)
+    assert (await inferfleet("pool", "declare", pool)).code == 0
+    ended = await inferfleet("pool", "pause", pool)
+    assert (ended.code, ended.out, ended.err) == (0, "paused\n", "")
+    assert pool in {it.pool for it in await fleet.pools()}

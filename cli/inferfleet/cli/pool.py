@@ -77,8 +77,8 @@ def pause(pool: PoolArgument, *, as_json: JsonFlag = False) -> None:
 @app.command()
 def resume(pool: PoolArgument, *, as_json: JsonFlag = False) -> None:
     """Let a paused pool go on."""
-    _run(lambda fleet: fleet.resume_pool(pool))
-    _tell(pool, "resumed", as_json=as_json)
+    was_paused = _run(lambda fleet: fleet.resume_pool(pool))
+    _tell(pool, "resumed" if was_paused else "was not paused", as_json=as_json)
 
 
 async def _declare(pools: list[str]) -> None:

@@ -435,14 +435,14 @@ class Fleet:
         Running jobs continue, and the pool accepts new jobs. It is paused until ``resume_pool``.
 
         Raises:
-            UnknownPoolError: No worker, declaration or job has named the pool in the last 30 days.
+            UnknownPoolError: The pool has no queue, and no worker or job has named it in the last 30 days.
 
         """
         await self._pools.pause(pool)
 
-    async def resume_pool(self, pool: str) -> None:
-        """Let a paused pool go on. Does nothing unless it is paused."""
-        await self._pools.resume(pool)
+    async def resume_pool(self, pool: str) -> bool:
+        """Let a paused pool go on. Return whether it was paused. Raises the same as ``pause_pool``."""
+        return await self._pools.resume(pool)
 
     def session(self, session_id: str) -> Session:
         """Return a handle on a session. This calls neither Redis nor RabbitMQ.

@@ -82,17 +82,25 @@ class Pools:
         return status
 
     async def pause(self, pool: str) -> None:
-        """Pause a pool that is known. Raises ``UnknownPoolError`` if it is not."""
+        """Pause a pool. Raises ``UnknownPoolError`` if it has no queue and is not on the list."""
         check_pool(pool)
-        if pool not in (known := await self._listing.pools()):
-            raise _unknown(pool, known)
+        await self._require_known(pool)
         # A paused pool stays on the list, for whoever wants to know why nothing runs.
         await asyncio.gather(note_pool(self._pipeline, pool), pause_pool(self._pipeline, pool))
 
-    async def resume(self, pool: str) -> None:
-        """Let a pool go on. Does nothing unless it is paused."""
+    async def resume(self, pool: str) -> bool:
+        """Let a pool go on. Return whether it was paused. Raises as ``pause`` does."""
         check_pool(pool)
-        await resume_pool(self._pipeline, pool)
+        if await resume_pool(self._pipeline, pool):
+            return True
+        await self._require_known(pool)
+        return False
+
+    async def _require_known(self, pool: str) -> None:
+        # One that is declared is not on the list: a declaration does not need Redis.
+        known = await self._listing.pools()
+        if pool not in known and await self._waiting(job_queue(pool)) is None:
+            raise _unknown(pool, known)
 
     async def waits_for(self, record: JobRecord) -> Wait | None:
         """Return why a job does not run; ``None`` if it runs or has ended."""
@@ -160,6 +168,6 @@ def _phases(workers: list[Heartbeat]) -> str:
 
 def _unknown(pool: str, known: list[str]) -> UnknownPoolError:
     return UnknownPoolError(
-        f"there is no pool {pool!r}: no worker, declaration or job has named it lately; known are "
+        f"there is no pool {pool!r}: it has no queue, and no worker or job has named it lately; known are "
         f"{', '.join(known) or 'none'}"
     )

@@ -181,9 +181,9 @@ class SyncFleet:
         """Pause a pool; see ``Fleet.pause_pool``."""
         self._call(partial(self._fleet.pause_pool, pool))
 
-    def resume_pool(self, pool: str) -> None:
+    def resume_pool(self, pool: str) -> bool:
         """Let a paused pool go on; see ``Fleet.resume_pool``."""
-        self._call(partial(self._fleet.resume_pool, pool))
+        return self._call(partial(self._fleet.resume_pool, pool))
 
     def session(self, session_id: str) -> SyncSession:
         """Return a handle on a session; see ``Fleet.session``."""
