@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
@@ -25,17 +27,31 @@ from tests.integration.conftest import (
 )
 from tests.integration.test_stalled_jobs import stall
 
+from inferfleet.local.chaos.proxy import Proxy
 from inferfleet.local.services import Services
 from inferfleet.producer import Fleet
+from inferfleet.producer.doctor import diagnosis
 from inferfleet.producer.doctor import services as service_checks
 from inferfleet.producer.doctor.diagnosis import diagnose
-from inferfleet.producer.doctor.finding import Check, Finding
+from inferfleet.producer.doctor.finding import Check, Finding, Severity
+from inferfleet.producer.pools import Pools
 from inferfleet.schemas import Job
 from inferfleet.schemas.heartbeat import Heartbeat, WorkerPhase
 from inferfleet.schemas.job import new_job_id
-from inferfleet.schemas.names import dead_queue, job_key, job_queue, open_key, request_key, session_key
+from inferfleet.schemas.names import (
+    dead_queue,
+    held_key,
+    job_key,
+    job_queue,
+    open_key,
+    request_key,
+    session_key,
+)
+from inferfleet.schemas.pool import PoolStatus
 from inferfleet.schemas.settings import ProducerSettings
+from inferfleet.wire.rabbitmq.publishing import Depth
 from inferfleet.wire.redis.heartbeats import forget_heartbeat, write_heartbeat
+from inferfleet.wire.redis.lost_messages import LostMessages
 from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.redis.records import JobRecords
 from inferfleet.worker.engines.simulated import SimulatedEngine
@@ -69,7 +85,9 @@ def doctor(
     fleet: Fleet,
     pool: str,
     producer_settings: Callable[..., ProducerSettings],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Doctor:
+    monkeypatch.setattr(diagnosis, "LOOK_AGAIN_S", 0.0)
     if services.store is None:
         pytest.skip(f"whether these are set up well is not known: {services.description}")
     return Doctor(producer_settings, pool)
@@ -169,6 +187,8 @@ async def test_a_right_is_missing_at_redis(doctor: Doctor, store: aioredis.Redis
 async def test_redis_evicts(doctor: Doctor, store: aioredis.Redis) -> None:
     async with configured(store, maxmemory="10gb", maxmemory_policy="allkeys-lru"):
         assert await doctor.checks() == {Check.REDIS_EVICTION}
+        (finding,) = await doctor.findings(allow_eviction=True)
+        assert finding.severity is Severity.WARNING
 
 
 async def test_redis_is_nearly_full(doctor: Doctor, store: aioredis.Redis) -> None:
@@ -279,6 +299,37 @@ def test_what_rabbitmqs_api_says_of_a_queue_is_judged(queue: dict[str, Any], wha
     assert list(service_checks.policy_findings("p", {"effective_policy_definition": harmless})) == []
 
 
+async def test_without_the_extra_for_rabbitmqs_api_the_other_checks_are_made(
+    doctor: Doctor, fleet: Fleet, pool: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "inferfleet.wire.rabbitmq.management", None)
+    await fleet.submit("hello", pool=pool)
+    assert await doctor.checks("http://127.0.0.1:1") == {Check.MANAGEMENT, Check.NO_WORKER}
+
+
+async def test_a_service_goes_away_between_two_checks(
+    doctor: Doctor, fleet: Fleet, services: Services, pool: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await fleet.submit("hello", pool=pool)
+    links: list[AsyncExitStack] = []
+    read = Pools.one
+
+    async def read_and_cut(pools: Pools, pool: str) -> PoolStatus:
+        status = await read(pools, pool)
+        await links.pop().aclose()
+        return status
+
+    async def link_to(url: str) -> str:
+        links.append(AsyncExitStack())
+        return (await links[-1].enter_async_context(Proxy(url))).url
+
+    monkeypatch.setattr(Pools, "one", read_and_cut)
+    link = await link_to(services.amqp_url)
+    assert await doctor.checks(amqp_url=link) == {Check.RABBITMQ_UNREACHABLE}
+    link = await link_to(services.redis_url)
+    assert await doctor.checks(redis_url=link) == {Check.REDIS_UNREACHABLE}
+
+
 # Queues
 
 
@@ -303,6 +354,15 @@ async def test_queues_are_missing(
     await fleet.submit("hello", pool=pool)
     await foreign.channel.queue_delete(job_queue(pool))
     assert await doctor.checks() == {Check.QUEUE_MISSING, Check.NO_WORKER}
+
+
+async def test_an_unknown_pool_hides_nothing_of_the_others(
+    fleet: Fleet, producer_settings: Callable[..., ProducerSettings], doctor: Doctor, pool: str
+) -> None:
+    await fleet.submit("hello", pool=pool)
+    async with aclosing(diagnose(producer_settings(), pools=["nobody-knows-it", pool])) as found:
+        checks = [finding.check async for finding in found]
+    assert checks == [Check.QUEUE_MISSING, Check.NO_WORKER]
 
 
 async def test_dead_letters_wait(doctor: Doctor, start_worker: StartWorker, foreign: ForeignClient) -> None:
@@ -357,7 +417,7 @@ async def test_the_index_has_entries_without_records(
     doctor: Doctor, fleet: Fleet, store: aioredis.Redis, pool: str
 ) -> None:
     await store.zadd(open_key(pool, 4), {new_job_id(): LONG_AGO})
-    assert await doctor.checks() == {Check.INDEX_STALE, Check.NO_WORKER}
+    assert await doctor.checks() == {Check.INDEX_STALE}
 
 
 async def test_jobs_have_lost_their_requests_or_their_messages(
@@ -371,6 +431,75 @@ async def test_jobs_have_lost_their_requests_or_their_messages(
     assert await doctor.checks(keep_requests=False) == {Check.NO_WORKER}
     await foreign.channel.queue_purge(job_queue(pool))
     assert await doctor.checks(keep_requests=False) == {Check.NO_WORKER, Check.MESSAGES_LOST}
+
+
+async def test_jobs_that_end_while_the_doctor_looks_are_no_finding(
+    doctor: Doctor,
+    fleet: Fleet,
+    foreign: ForeignClient,
+    store: aioredis.Redis,
+    pool: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ended, ends, delivered = [await fleet.submit(f"{n}", pool=pool) for n in range(3)]
+    await fleet.cancel(ended)
+    await age(store, ended, ends, delivered)
+
+    async def has_request(jobs: LostMessages, job_id: str) -> bool:
+        await fleet.cancel(ends)
+        return job_id != ends.id
+
+    async def is_held(jobs: LostMessages, job_id: str) -> bool:
+        await store.hset(job_key(job_id), "state", "running")
+        return False
+
+    monkeypatch.setattr(LostMessages, "has_request", has_request)
+    monkeypatch.setattr(LostMessages, "is_held", is_held)
+    await foreign.channel.queue_purge(job_queue(pool))
+    assert await doctor.checks() == {Check.NO_WORKER}
+
+
+async def test_a_worker_that_has_just_died_or_got_a_message_is_no_finding(
+    doctor: Doctor,
+    fleet: Fleet,
+    foreign: ForeignClient,
+    store: aioredis.Redis,
+    pipeline: CommandPipeline,
+    pool: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    job = await fleet.submit("hello", pool=pool)
+    await age(store, job)
+    await foreign.channel.queue_purge(job_queue(pool))
+    await pipeline.learn_time()
+    its = heartbeat(pool, pipeline.clock)
+    await write_heartbeat(pipeline, its, ttl_s=600)
+    sleep = asyncio.sleep
+
+    async def sleep_and_change(delay_s: float) -> None:
+        await forget_heartbeat(pipeline, its.worker_id)
+        await store.zadd(held_key(pool), {job.id: pipeline.clock.now_ms() + 600_000})
+        await sleep(delay_s)
+
+    monkeypatch.setattr(diagnosis, "asyncio", SimpleNamespace(sleep=sleep_and_change))
+    assert await doctor.checks() == {Check.NO_WORKER}
+
+
+async def test_a_quorum_queue_without_a_leader_has_lost_nothing(
+    doctor: Doctor, fleet: Fleet, store: aioredis.Redis, pool: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = await fleet.submit("hello", pool=pool)
+    await age(store, job)
+    depths = [Depth(0, 0), Depth(0, 1)]
+    found: list[set[Check]] = []
+    for depth in depths:
+
+        async def ask(*_: Any, depth: Depth = depth, **__: Any) -> Depth:
+            return depth
+
+        monkeypatch.setattr(diagnosis, "queue_depth", ask)
+        found.append(await doctor.checks(queue_type="quorum"))
+    assert [Check.MESSAGES_LOST in checks for checks in found] == [False, True]
 
 
 async def test_a_running_job_gives_no_sign_of_life(
@@ -403,9 +532,16 @@ async def test_a_turn_waits_behind_one_that_has_ended(
 
 
 async def test_the_command_says_what_to_do_and_fails(
-    doctor: Doctor, fleet: Fleet, inferfleet: RunCommand, pool: str
+    doctor: Doctor, fleet: Fleet, inferfleet: RunCommand, store: aioredis.Redis, pool: str
 ) -> None:
-    await fleet.submit("hello", pool=pool)
+    job = await fleet.submit("hello", pool=pool)
+    # An autoscaler may be about to start a worker.
+    ended = await inferfleet("doctor", "--pool", pool)
+    assert (ended.code, ended.out.splitlines()[0]) == (
+        0,
+        f"warning  {pool}: it has 1 unfinished jobs and no live worker",
+    )
+    await age(store, job)
     ended = await inferfleet("doctor", "--pool", pool)
     assert (ended.code, ended.err) == (1, "")
     assert ended.out.splitlines()[0] == f"error  {pool}: it has 1 unfinished jobs and no live worker"

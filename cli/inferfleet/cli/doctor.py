@@ -34,21 +34,25 @@ def command(
 
     Exits with 1 if there is an error, with 0 if there are only warnings.
     """
-    findings = asyncio.run(_diagnose(pool, management_url, as_json=as_json))
-    if as_json:
-        out(orjson.dumps(findings).decode() + "\n")
-    elif not findings:
+    findings: list[Finding] = []
+    try:
+        asyncio.run(_diagnose(findings, pool, management_url, as_json=as_json))
+    finally:
+        # What was found before something failed may be why it did.
+        if as_json:
+            out(orjson.dumps(findings).decode() + "\n")
+    if not as_json and not findings:
         err("inferfleet: no finding\n")
     if any(finding.severity is Severity.ERROR for finding in findings):
         raise typer.Exit(1)
 
 
-async def _diagnose(pools: list[str] | None, management_url: str | None, *, as_json: bool) -> list[Finding]:
-    findings: list[Finding] = []
+async def _diagnose(
+    findings: list[Finding], pools: list[str] | None, management_url: str | None, *, as_json: bool
+) -> None:
     async with aclosing(diagnose(producer_settings(), pools=pools, management_url=management_url)) as found:
         async for finding in found:
             findings.append(finding)
             if not as_json:
                 out(f"{finding.severity}  {line(finding.subject)}: {line(finding.what)}\n")
                 out(f"    {line(finding.remedy)}\n")
-    return findings

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, aclosing
@@ -22,8 +23,9 @@ from inferfleet.schemas.names import job_queue
 from inferfleet.schemas.pool import PoolStatus
 from inferfleet.schemas.settings import ProducerSettings, misspelt_variables
 from inferfleet.wire.rabbitmq.connection import Connection, open_amqp
-from inferfleet.wire.rabbitmq.inspection import count_messages
-from inferfleet.wire.rabbitmq.publishing import ConfirmChannel
+from inferfleet.wire.rabbitmq.errors import BrokerUnreachableError
+from inferfleet.wire.rabbitmq.inspection import queue_depth
+from inferfleet.wire.rabbitmq.publishing import ConfirmChannel, Depth
 from inferfleet.wire.redis.access import PRODUCER
 from inferfleet.wire.redis.clock import RedisClock
 from inferfleet.wire.redis.connection import check_redis, closing_redis, command_pipeline, redis_client
@@ -33,6 +35,13 @@ from inferfleet.wire.redis.session_lanes import SessionLanes
 
 CONFIRM_S = 5.0
 """How long RabbitMQ may take to confirm a message for nobody."""
+
+PASSING = {Check.WORKER_CUT_OFF, Check.MESSAGES_LOST}
+"""What may be so for a moment in a healthy fleet, and counts only if it is so for longer."""
+
+LOOK_AGAIN_S = 10.0
+"""By then, with the default settings, a dead worker is off the health map, and each live one has reported the
+messages that it got before."""
 
 
 async def diagnose(
@@ -88,11 +97,16 @@ async def diagnose(
                 yield finding
         pipeline = command_pipeline(client, patience_s=0.0, clock=clock)
         await stack.enter_async_context(background(pipeline.run()))
-        async with aclosing(
-            _fleet(settings, pipeline, connection, pools=pools, management_url=management_url)
-        ) as findings:
-            async for finding in findings:
-                yield finding
+        try:
+            async with aclosing(
+                _fleet(settings, pipeline, connection, pools=pools, management_url=management_url)
+            ) as findings:
+                async for finding in findings:
+                    yield finding
+        except BrokerUnreachableError as problem:
+            yield _unreachable(Check.RABBITMQ_UNREACHABLE, "RabbitMQ", problem)
+        except ServiceUnreachableError as problem:
+            yield _unreachable(Check.REDIS_UNREACHABLE, "Redis", problem)
 
 
 async def _fleet(
@@ -109,17 +123,24 @@ async def _fleet(
     lanes = SessionLanes(pipeline=pipeline, settings=settings)
     listing = JobListing(pipeline, records)
 
+    async def depth(queue: str) -> Depth | None:
+        return None if connection is None else await queue_depth(connection, queue, url=settings.amqp_url)
+
     async def waiting(queue: str) -> int | None:
-        return None if connection is None else await count_messages(connection, queue)
+        found = await depth(queue)
+        return None if found is None else found.ready
 
     known = Pools(pipeline=pipeline, listing=listing, lanes=lanes, waiting=waiting)
-    try:
-        found = await known.all() if pools is None else [await known.one(name) for name in pools]
-    except UnknownPoolError as problem:
-        if connection is not None:
-            yield error(Check.QUEUE_MISSING, "RabbitMQ", str(problem), "start a worker for it, or declare it")
-        return
-    for pool in found:
+
+    async def look(name: str) -> AsyncGenerator[Finding]:
+        try:
+            pool = await known.one(name)
+        except UnknownPoolError as problem:
+            if connection is not None:
+                yield error(
+                    Check.QUEUE_MISSING, "RabbitMQ", str(problem), "start a worker for it, or declare it"
+                )
+            return
         for finding in pool_findings(pool, settings, pipeline.clock.now()):
             yield finding
         if connection is not None:
@@ -129,18 +150,41 @@ async def _fleet(
         if management_url is not None:
             async for finding in _policies(settings, pool, management_url):
                 yield finding
-        async with aclosing(JobChecks(pipeline, lanes, pool).findings(settings)) as findings:
+        async with aclosing(JobChecks(pipeline, lanes, pool, depth=depth).findings(settings)) as findings:
             async for finding in findings:
+                yield finding
+
+    doubtful: dict[str, set[tuple[Check, str]]] = {}
+    for name in pools if pools is not None else [pool.pool for pool in await known.all()]:
+        findings = [finding async for finding in look(name)]
+        if any(finding.check in PASSING for finding in findings):
+            doubtful[name] = {(finding.check, finding.subject) for finding in findings}
+        else:
+            for finding in findings:
+                yield finding
+    if doubtful:
+        await asyncio.sleep(LOOK_AGAIN_S)
+    for name, seen in doubtful.items():
+        for finding in [finding async for finding in look(name)]:
+            if finding.check not in PASSING or (finding.check, finding.subject) in seen:
                 yield finding
 
 
 async def _policies(
     settings: ProducerSettings, pool: PoolStatus, management_url: str
 ) -> AsyncGenerator[Finding]:
-    # aiohttp, which only the worker's extra installs.
-    from inferfleet.wire.rabbitmq.management import ManagementApi
-
     if pool.ready is None:
+        return
+    try:
+        # aiohttp, which only the worker's extra installs.
+        from inferfleet.wire.rabbitmq.management import ManagementApi
+    except ImportError as problem:
+        yield warning(
+            Check.MANAGEMENT,
+            "this environment",
+            f"RabbitMQ's policies cannot be checked: {problem}",
+            "install inferfleet[worker], or unset INFERFLEET_MANAGEMENT_URL",
+        )
         return
     api = ManagementApi(management_url, amqp_url=settings.amqp_url, timeout_s=settings.connect_timeout_s)
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,16 +14,17 @@ from inferfleet.schemas.heartbeat import Heartbeat, WorkerPhase
 from inferfleet.schemas.job import JobState
 from inferfleet.schemas.names import control_queue, dead_queue, job_queue
 from inferfleet.schemas.pool import PoolStatus
-from inferfleet.schemas.settings import ServiceSettings
+from inferfleet.schemas.settings import QueueType, ServiceSettings
 from inferfleet.wire.rabbitmq.connection import Connection
-from inferfleet.wire.rabbitmq.inspection import check_queue_arguments, count_messages
+from inferfleet.wire.rabbitmq.inspection import check_queue_arguments, queue_depth
+from inferfleet.wire.rabbitmq.publishing import Depth
 from inferfleet.wire.redis.job_listing import Entry, unfinished
 from inferfleet.wire.redis.lost_messages import LostMessages, Marks
 from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.redis.session_lanes import SessionLanes
 
 LOADING_S = 15 * 60
-"""How long a worker may load its model before somebody should look."""
+"""How long a worker may take to start, and to load its model, before somebody should look."""
 
 SETTLING_S = 120.0
 """What has lasted for less may be on its way: workers sweep every half minute, and a lease lasts 15 s."""
@@ -33,7 +34,7 @@ async def queue_findings(
     connection: Connection, pool: PoolStatus, settings: ServiceSettings
 ) -> AsyncGenerator[Finding]:
     """Check the queues of a pool."""
-    if await count_messages(connection, job_queue(pool.pool)) is None:
+    if await queue_depth(connection, job_queue(pool.pool), url=settings.amqp_url) is None:
         if pool.unfinished or pool.workers:
             yield error(
                 Check.QUEUE_MISSING,
@@ -54,7 +55,7 @@ async def queue_findings(
             str(problem),
             "use the same INFERFLEET_QUEUE_TYPE and INFERFLEET_QUEUE_MAX_LENGTH everywhere",
         )
-    if await count_messages(connection, dead_queue(pool.pool)) is None:
+    if await queue_depth(connection, dead_queue(pool.pool), url=settings.amqp_url) is None:
         yield error(
             Check.DEAD_QUEUE_MISSING,
             pool.pool,
@@ -62,7 +63,8 @@ async def queue_findings(
             f"start a worker for it, or `inferfleet pool declare {pool.pool}`",
         )
     for worker in pool.workers:
-        if await count_messages(connection, control_queue(worker.worker_id)) is None:
+        queue = control_queue(worker.worker_id)
+        if await queue_depth(connection, queue, url=settings.amqp_url) is None:
             yield error(
                 Check.WORKER_CUT_OFF,
                 worker.worker_id,
@@ -80,13 +82,6 @@ def pool_findings(pool: PoolStatus, settings: ServiceSettings, now: datetime) ->
             pool.pool,
             f"it is paused since {pool.paused_at:%Y-%m-%d %H:%M:%S} UTC, with {number:,} unfinished jobs",
             f"`inferfleet pool resume {pool.pool}`",
-        )
-    if number and not pool.workers:
-        yield error(
-            Check.NO_WORKER,
-            pool.pool,
-            f"it has {number:,} unfinished jobs and no live worker",
-            "start a worker for it; if KEDA should, look at its ScaledObject",
         )
     if pool.workers and pool.queue_max_length != settings.queue_max_length:
         yield warning(
@@ -145,16 +140,28 @@ class _Sampled:
 class JobChecks:
     """Checks the oldest jobs in the index of one pool."""
 
-    def __init__(self, pipeline: CommandPipeline, lanes: SessionLanes, pool: PoolStatus) -> None:
+    def __init__(
+        self,
+        pipeline: CommandPipeline,
+        lanes: SessionLanes,
+        pool: PoolStatus,
+        *,
+        depth: Callable[[str], Awaitable[Depth | None]],
+    ) -> None:
         self._pipeline = pipeline
         self._lanes = lanes
         self._pool = pool
+        self._depth = depth
+        """Counts what is in a queue; ``None`` if that is not known."""
         self._jobs = LostMessages(pipeline, pool=pool.pool)
 
     async def findings(self, settings: ServiceSettings) -> AsyncGenerator[Finding]:
         """Compare the index with records, requests, lanes and the queue."""
-        sample = [it for it in await self._sample() if self._age_s(it.entry.since_ms) > SETTLING_S]
-        if over := [it for it in sample if it.marks.over]:
+        sample = await self._sample()
+        if finding := self._no_worker([it for it in sample if not it.marks.over]):
+            yield finding
+        sample = [it for it in sample if self._age_s(it.entry.since_ms) > SETTLING_S]
+        if over := [it for it in sample if self._long_over(it.marks)]:
             yield warning(
                 Check.INDEX_STALE,
                 self._pool.pool,
@@ -165,7 +172,8 @@ class JobChecks:
         there = [it for it in sample if not it.marks.over]
         if settings.keep_requests:
             kept = await asyncio.gather(*(self._jobs.has_request(it.entry.id) for it in there))
-            if lacking := [it for it, has in zip(there, kept, strict=True) if not has]:
+            lacking = [it for it, has in zip(there, kept, strict=True) if not has]
+            if lacking := await self._unchanged(lacking):
                 yield warning(
                     Check.REQUEST_MISSING,
                     self._pool.pool,
@@ -190,7 +198,9 @@ class JobChecks:
         owners = await asyncio.gather(*(self._owner(it) for it in turns))
         ahead = sorted({*owners} - {""})
         ended = dict(zip(ahead, await self._jobs.marks(ahead), strict=True))
-        if stuck := [it for it, owner in zip(turns, owners, strict=True) if owner and ended[owner].over]:
+        if stuck := [
+            it for it, owner in zip(turns, owners, strict=True) if owner and self._long_over(ended[owner])
+        ]:
             yield error(
                 Check.LANE_ORPHANED,
                 self._pool.pool,
@@ -198,18 +208,33 @@ class JobChecks:
                 f"session {stuck[0].marks.session}",
                 "start a worker: it lets the next one run; or submit the turn again",
             )
-        if finding := await self._lost([it for it in there if it.marks.state == JobState.QUEUED]):
+        waiting = [it for it in there if it.marks.state == JobState.QUEUED]
+        if finding := await self._lost(waiting, settings.queue_type):
             yield finding
 
-    async def _lost(self, waiting: list[_Sampled]) -> Finding | None:
+    def _no_worker(self, live: list[_Sampled]) -> Finding | None:
+        if not live or self._pool.workers:
+            return None
+        waited_s = max(self._age_s(it.entry.since_ms) for it in live)
+        return (error if waited_s > LOADING_S else warning)(
+            Check.NO_WORKER,
+            self._pool.pool,
+            f"it has {sum(self._pool.unfinished.values()):,} unfinished jobs and no live worker",
+            "start a worker for it; if KEDA should, look at its ScaledObject",
+        )
+
+    async def _lost(self, waiting: list[_Sampled], queue_type: QueueType) -> Finding | None:
         """Find jobs that wait although the queue is empty and no worker has their messages."""
-        if self._pool.ready != 0:
+        # Asked only now, because what was in the queue may have been delivered since. Without its leader, a
+        # quorum queue only looks empty.
+        depth = await self._depth(job_queue(self._pool.pool))
+        if depth is None or depth.ready or (queue_type is QueueType.QUORUM and not depth.consumers):
             return None
         plain = [
             it for it in waiting if not it.marks.session and self._age_s(it.marks.had_until_ms) > SETTLING_S
         ]
         held = await asyncio.gather(*(self._jobs.is_held(it.entry.id) for it in plain))
-        lost = [it for it, is_held in zip(plain, held, strict=True) if not is_held]
+        lost = await self._unchanged([it for it, is_held in zip(plain, held, strict=True) if not is_held])
         if not lost:
             return None
         return error(
@@ -219,6 +244,15 @@ class JobChecks:
             "are lost",
             "start a worker: it publishes them again",
         )
+
+    async def _unchanged(self, found: list[_Sampled]) -> list[_Sampled]:
+        """Return the jobs that have not gone on since they were read."""
+        marks = await self._jobs.marks(it.entry.id for it in found)
+        return [it for it, its in zip(found, marks, strict=True) if its == it.marks]
+
+    def _long_over(self, marks: Marks) -> bool:
+        """Return whether a job has no record, or ended so long ago that nobody is about to clear up."""
+        return marks.over and self._age_s(int(marks.finished_at or 0)) > SETTLING_S
 
     async def _owner(self, it: _Sampled) -> str:
         """Return the turn before this one, if it has owned the session for long enough."""

@@ -77,7 +77,7 @@ def server_findings(info: ServerInfo, settings: ServiceSettings) -> Iterator[Fin
         )
     if info.maxmemory_bytes:
         if info.eviction_policy != KEEPS_EVERYTHING:
-            yield error(
+            yield (warning if settings.allow_eviction else error)(
                 Check.REDIS_EVICTION,
                 "Redis",
                 f"maxmemory-policy is {info.eviction_policy}: when memory is full, it throws jobs away",

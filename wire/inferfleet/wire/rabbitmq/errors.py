@@ -59,7 +59,7 @@ def connection_errors(url: str) -> Generator[None]:
     except AMQPChannelError as error:
         raise refused(f"RabbitMQ at {redacted(url)} refuses", error) from error
     except AMQPError as error:
-        raise ServiceUnreachableError(
+        raise BrokerUnreachableError(
             f"RabbitMQ at {redacted(url)} violates the protocol: {words(error, url)}"
         ) from error
     except ValueError:
@@ -82,15 +82,19 @@ def words(error: BaseException, url: str) -> str:
     return without_secrets(str(error), url) or type(error).__name__
 
 
-def no_answer(url: str, reason: str) -> ServiceUnreachableError:
+class BrokerUnreachableError(ServiceUnreachableError):
+    """It is RabbitMQ that is unreachable."""
+
+
+def no_answer(url: str, reason: str) -> BrokerUnreachableError:
     """Say why no broker at the URL answers."""
-    return ServiceUnreachableError(
+    return BrokerUnreachableError(
         f"RabbitMQ at {redacted(url)} does not answer ({reason}); "
         "check INFERFLEET_AMQP_URL, or start local services with `inferfleet local up`"
     )
 
 
-class NotLetInError(ServiceUnreachableError):
+class NotLetInError(BrokerUnreachableError):
     """A broker answers, and closes the connection before it is open."""
 
 

@@ -14,7 +14,7 @@ from inferfleet.schemas.settings import ServiceSettings
 from inferfleet.wire.rabbitmq.confirms import UnroutableError
 from inferfleet.wire.rabbitmq.connection import Connection
 from inferfleet.wire.rabbitmq.errors import connection_errors
-from inferfleet.wire.rabbitmq.publishing import ConfirmChannel
+from inferfleet.wire.rabbitmq.publishing import ConfirmChannel, Depth
 from inferfleet.wire.rabbitmq.topology import declaration_errors, exclusive_arguments, queue_arguments
 
 
@@ -24,19 +24,21 @@ def broker_version(connection: Connection) -> str:
     return str(connection.transport.connection.server_properties.get("version", ""))
 
 
-async def count_messages(connection: Connection, queue: str) -> int | None:
-    """Count the messages that wait in a queue; ``None`` if there is no such queue.
+async def queue_depth(connection: Connection, queue: str, *, url: str) -> Depth | None:
+    """Count the ready messages and the consumers of a queue; ``None`` if there is no such queue.
 
-    A queue that is another connection's own does not say; it counts as empty.
+    A queue that is another connection's own does not say; it counts as empty. Raises the errors of
+    ``connection_errors``.
     """
-    try:
-        async with connection.channel(publisher_confirms=False) as channel:
-            declared = await channel.declare_queue(queue, passive=True)
-    except ChannelLockedResource:
-        return 0
-    except ChannelNotFoundEntity:
-        return None
-    return declared.declaration_result.message_count or 0
+    with connection_errors(url):
+        try:
+            async with connection.channel(publisher_confirms=False) as channel:
+                declared = (await channel.declare_queue(queue, passive=True)).declaration_result
+        except ChannelLockedResource:
+            return Depth(0, 0)
+        except ChannelNotFoundEntity:
+            return None
+    return Depth(declared.message_count or 0, declared.consumer_count or 0)
 
 
 async def check_queue_arguments(connection: Connection, pool: str, settings: ServiceSettings) -> None:
