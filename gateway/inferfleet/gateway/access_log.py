@@ -15,8 +15,8 @@ from inferfleet.producer.openai.refusals import JOB_HEADER, RETRY_AFTER_S, Refus
 
 logger = logging.getLogger(__name__)
 
-API: Final = "/v1/"
-"""The beginning of the paths that are counted: not health, and not the pages about the API."""
+UNCOUNTED: Final = ("/health/", "/docs", "/openapi.json")
+"""The beginnings of the paths that are neither counted nor logged."""
 
 MAX_PATH_CHARS: Final = 200
 
@@ -31,7 +31,7 @@ class OpenRequests:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
-        if scope["type"] != "http" or not scope["path"].startswith(API):
+        if scope["type"] != "http" or scope["path"].startswith(UNCOUNTED):
             await self._app(scope, receive, send)
             return
         answer = _Answer(send)

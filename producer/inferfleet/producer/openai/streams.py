@@ -44,7 +44,7 @@ class Part(NamedTuple):
 class EventStream:
     """A stream of events. An error behind its first event is an event, too, made by ``last_events``.
 
-    ``cursor`` is the id of the last journal line whose events were read.
+    ``cursor`` is the id of the last journal line whose events the reader is done with: it asked for more.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class EventStream:
         self._last_events = last_events
         self._next: asyncio.Future[Part] | None = None
         self._ended = False
-        self.cursor = cursor
+        self.cursor = self._given = cursor
 
     async def start(self, *, within_s: float | None) -> bool:
         """Wait for the first event, for at most ``within_s``, and raise the error that comes in its place.
@@ -78,6 +78,7 @@ class EventStream:
 
     async def read(self, *, within_s: float | None = None) -> bytes | None:
         """Read the next events; empty at the end, ``None`` if none came within ``within_s``."""
+        self.cursor = self._given
         if self._ended:
             return b""
         if not await self._arrived(within_s):
@@ -92,7 +93,7 @@ class EventStream:
         except StopAsyncIteration:
             self._ended = True
             return b""
-        self.cursor = part.cursor
+        self._given = part.cursor
         return part.events
 
     async def aclose(self) -> None:
