@@ -16,8 +16,12 @@ DISCARD_S: Final = 2.0
 """For how long the rest of a body that is too large is read, so that the client reads the answer."""
 
 
-async def read_body(request: Request, settings: GatewaySettings) -> bytes:
-    """Read the whole body.
+OPTIONS_BYTES: Final = 64 * 1024
+"""How much larger than its body a job may be."""
+
+
+async def read_body(request: Request, settings: GatewaySettings, *, many: bool = False) -> bytes:
+    """Read the whole body: one job, or with ``many``, an array of them.
 
     A page in a browser on the same machine can send any body but JSON to a loopback address, so only JSON is
     read.
@@ -31,17 +35,19 @@ async def read_body(request: Request, settings: GatewaySettings) -> bytes:
         raise _refused(
             HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "not_json", "send Content-Type: application/json, and JSON"
         )
-    most = settings.max_request_bytes
+    most, setting = settings.max_request_bytes, "INFERFLEET_MAX_REQUEST_BYTES"
+    if not many and (one := job_bytes(settings)) < most:
+        most, setting = one, "INFERFLEET_MAX_BODY_BYTES"
     declared = request.headers.get("content-length", "")
     body = bytearray()
     try:
         async with asyncio.timeout(settings.read_timeout_s):
             if declared.isdecimal() and int(declared) > most:
-                raise await _too_large(request, most)
+                raise await _too_large(request, most, setting)
             async for part in request.stream():
                 body += part
                 if len(body) > most:
-                    raise await _too_large(request, most)
+                    raise await _too_large(request, most, setting)
     except TimeoutError as error:
         raise _refused(
             HTTPStatus.REQUEST_TIMEOUT,
@@ -51,7 +57,12 @@ async def read_body(request: Request, settings: GatewaySettings) -> bytes:
     return bytes(body)
 
 
-async def _too_large(request: Request, most: int) -> RefusedError:
+def job_bytes(settings: GatewaySettings) -> int:
+    """Return how large one job may be, with its options."""
+    return settings.max_body_bytes + OPTIONS_BYTES
+
+
+async def _too_large(request: Request, most: int, setting: str) -> RefusedError:
     # A connection that is closed while the client still sends is reset, and the answer lost. Some ask first.
     if "expect" not in request.headers:
         with suppress(TimeoutError):
@@ -61,7 +72,7 @@ async def _too_large(request: Request, most: int) -> RefusedError:
     return _refused(
         HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
         "body_too_large",
-        f"the body is larger than {most:,} bytes (INFERFLEET_MAX_REQUEST_BYTES)",
+        f"the body is larger than {most:,} bytes ({setting})",
     )
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Iterator, Mapping
+from functools import partial
+from itertools import islice
 from typing import Any, Final, cast
 
 from inferfleet.producer.openai.refusals import bad_request
-from inferfleet.producer.openai.requests import OPTIONS, Asked, read_json, read_options
+from inferfleet.producer.openai.requests import OPTIONS, Asked, apart, parse, read_json, read_options
+from inferfleet.producer.openai.scanning import scan
 from inferfleet.schemas.endpoints import Endpoint
 from inferfleet.schemas.near_match import did_you_mean
 from inferfleet.schemas.problems import kind
@@ -17,22 +21,49 @@ MAX_JOBS: Final = 1000
 MEMBERS: Final = ("body", "endpoint", "stream", *OPTIONS)
 
 
-def read_jobs(headers: Mapping[str, str], content: bytes) -> list[Asked] | Asked:
-    """Read one job, or an array of jobs.
+async def read_jobs(headers: Mapping[str, str], content: bytes, *, most: int) -> list[Asked] | Asked:
+    """Read one job, or an array of jobs, each of at most so many bytes.
 
     Raises:
         RefusedError: The body is neither; the message says which job is wrong, and why.
 
     """
-    given = read_json(content)
-    if not isinstance(given, list):
-        return _read_job(given, headers, "")
-    jobs = cast("list[object]", given)
-    if not 1 <= len(jobs) <= MAX_JOBS:
-        raise bad_request(f"the body has {len(jobs):,} jobs; 1 to {MAX_JOBS:,} are allowed")
+    if not content.lstrip().startswith(b"["):
+        _check_size(len(content), most, "the body")
+        return _read_job(await apart(partial(read_json, content), content), headers, "")
     if "idempotency-key" in headers:
         raise bad_request("Idempotency-Key: names one job; give each job of an array its own idempotency_key")
-    return [_read_job(job, headers, f"[{position}].") for position, job in enumerate(jobs)]
+    places, jobs = await apart(partial(_split, content, most), content)
+    asked: list[Asked] = []
+    for position, job in enumerate(jobs):
+        if isinstance(job, dict):
+            # One at a time, so that other requests go on meanwhile.
+            await asyncio.sleep(0)
+            job = parse(content[slice(*next(places))], f"[{position}]")
+        asked.append(_read_job(job, headers, f"[{position}]."))
+    return asked
+
+
+def _split(content: bytes, most: int) -> tuple[Iterator[tuple[int, int]], list[object]]:
+    """Return where the jobs of an array are, and the array with an empty object for each of them."""
+    places = list(islice(scan(content), MAX_JOBS + 1))
+    pieces: list[bytes] = []
+    end = 0
+    for position, (begin, behind) in enumerate(places):
+        _check_size(behind - begin, most, f"[{position}]")
+        pieces += (content[end:begin], b"{}")
+        end = behind
+    rest = b"".join((*pieces, content[end:]))
+    _check_size(len(rest), most, "what is around the jobs")
+    jobs = cast("list[object]", parse(rest))
+    if not 1 <= len(jobs) <= MAX_JOBS:
+        raise bad_request(f"the body has {len(jobs):,} jobs; 1 to {MAX_JOBS:,} are allowed")
+    return iter(places), jobs
+
+
+def _check_size(size: int, most: int, what: str) -> None:
+    if size > most:
+        raise bad_request(f"{what} is {size:,} bytes; the limit is {most:,} (INFERFLEET_MAX_BODY_BYTES)")
 
 
 def _read_job(given: object, headers: Mapping[str, str], place: str) -> Asked:

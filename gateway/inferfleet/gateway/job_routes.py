@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final
 import orjson
 from fastapi import APIRouter, Header, Query, Request, Response
 
-from inferfleet.gateway.bodies import read_body
+from inferfleet.gateway.bodies import job_bytes, read_body
 from inferfleet.gateway.documents import request_of_jobs
 from inferfleet.gateway.gateway import Gateway
 from inferfleet.gateway.job_requests import read_jobs
@@ -51,7 +51,8 @@ def job_routes(gateway: Gateway) -> APIRouter:
     @router.post("", status_code=HTTPStatus.ACCEPTED, openapi_extra=request_of_jobs())
     async def submit(request: Request) -> Response:
         """Submit one job or an array of jobs. They go on whether or not anybody waits for them."""
-        asked = read_jobs(request.headers, await read_body(request, gateway.settings))
+        content = await read_body(request, gateway.settings, many=True)
+        asked = await read_jobs(request.headers, content, most=job_bytes(gateway.settings))
         if isinstance(asked, Asked):
             route = await gateway.api.route(asked)
             job = await fleet.submit(asked.body, **asked.options)
@@ -141,6 +142,8 @@ async def _submit_many(gateway: Gateway, asked: Sequence[Asked]) -> Response:
     jobs: list[Job] = []
     for position, each in enumerate(asked):
         await gateway.api.route(each)
+        # The checks of a thousand jobs take long.
+        await asyncio.sleep(0)
         try:
             jobs.append(make_job(each.body, each.options, max_body_bytes=gateway.settings.max_body_bytes))
         except InvalidJobError as error:

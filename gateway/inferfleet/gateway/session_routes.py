@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 
@@ -12,7 +13,7 @@ from inferfleet.gateway.bodies import read_body
 from inferfleet.gateway.gateway import Gateway
 from inferfleet.producer import Session
 from inferfleet.producer.openai.refusals import bad_request, not_found
-from inferfleet.producer.openai.requests import read_json, read_object
+from inferfleet.producer.openai.requests import apart, read_json, read_object
 from inferfleet.schemas.session import SessionRecord
 
 
@@ -38,15 +39,17 @@ def session_routes(gateway: Gateway) -> APIRouter:
     @router.patch("/state")
     async def patch_state(session_id: str, request: Request) -> Response:
         """Apply a JSON Merge Patch (RFC 7396) to a session's state."""
+        content = await read_body(request, gateway.settings)
         session, _ = await _session(gateway, session_id)
-        version = await session.patch_state(read_json(await read_body(request, gateway.settings)))
+        version = await session.patch_state(await apart(partial(read_json, content), content))
         return _json({"id": session.id, "state_version": version})
 
     @router.post("/fork", status_code=HTTPStatus.CREATED)
     async def fork(session_id: str, request: Request) -> Response:
         """Copy the first turns of a session, by default all, and its state into a new session."""
+        content = await read_body(request, gateway.settings)
         session, _ = await _session(gateway, session_id)
-        asked = read_object(await read_body(request, gateway.settings))
+        asked = await apart(partial(read_object, content), content)
         new_id, turns = asked.get("id"), asked.get("turns")
         if not isinstance(new_id, str):
             raise bad_request("id: must be the id of the new session", param="id")

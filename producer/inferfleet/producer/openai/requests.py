@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, cast
+from typing import Any, Final, TypeVar, cast
 
 import orjson
 from pydantic import ValidationError
 
 from inferfleet.producer.job_making import JobOptions
 from inferfleet.producer.openai.refusals import bad_request
+from inferfleet.producer.openai.scanning import scan
 from inferfleet.schemas.endpoints import ENDPOINTS, Endpoint
 from inferfleet.schemas.job import Priority
+from inferfleet.schemas.limits import LONGEST_S
 from inferfleet.schemas.near_match import did_you_mean
 from inferfleet.schemas.openai_messages import is_set
 from inferfleet.schemas.problems import kind
 from inferfleet.schemas.trace import valid_trace
+
+T = TypeVar("T")
+
+LARGE_BYTES: Final = 64 * 1024
+"""A body that is larger is read in a thread."""
 
 OPTIONS_MEMBER: Final = "inferfleet"
 """The member of a body that holds options of its job: what the SDK's ``extra_body`` is for."""
@@ -96,12 +104,30 @@ def read_request(endpoint: Endpoint, headers: Mapping[str, str], content: bytes)
         body=body,
         options=options,
         stream=stream,
-        timeout_s=float(timeout_s) if isinstance(timeout_s, (int, float)) else None,
+        # Any other is refused with the job.
+        timeout_s=timeout_s if isinstance(timeout_s, (int, float)) and 0 < timeout_s <= LONGEST_S else None,
     )
+
+
+async def apart(read: Callable[[], T], content: bytes) -> T:
+    """Read a body, a large one in a thread: other requests go on meanwhile."""
+    return await asyncio.to_thread(read) if len(content) > LARGE_BYTES else read()
 
 
 def read_json(content: bytes) -> Any:
     """Read a body. Python's own parser would take NaN, and deeper values than it can handle.
+
+    Raises:
+        RefusedError: It is not JSON, or no reader would get an equal value.
+
+    """
+    for _ in scan(content):
+        pass
+    return parse(content)
+
+
+def parse(content: bytes, what: str = "the body") -> Any:
+    """Parse a body, or ``what`` is a part of it, that ``scan`` has let pass.
 
     Raises:
         RefusedError: It is not JSON.
@@ -110,7 +136,7 @@ def read_json(content: bytes) -> Any:
     try:
         return orjson.loads(content)
     except orjson.JSONDecodeError as error:
-        raise bad_request(f"the body is not JSON: {error.msg} at character {error.pos}") from None
+        raise bad_request(f"{what} is not JSON: {error.msg} at character {error.pos}") from None
 
 
 def read_object(content: bytes) -> dict[str, Any]:
