@@ -31,7 +31,7 @@ from tests.integration.conftest import (
 from inferfleet.gateway import server, waiting
 from inferfleet.producer import Fleet
 from inferfleet.schemas import JobState
-from inferfleet.schemas.errors import ConfigurationError
+from inferfleet.schemas.errors import ConfigurationError, ServiceUnreachableError
 
 CHAT = "/v1/chat/completions"
 NO_JOB = "01890a5d-ac96-774b-bcce-b302099a8057"
@@ -334,6 +334,61 @@ async def test_too_large_a_body_is_refused_before_it_is_read(
         refused(await http.post(CHAT, content=parts(), headers=json_type), 413, "body_too_large")
 
 
+async def test_a_body_larger_than_a_job_is_refused_but_an_array_of_jobs_may_be(
+    fleet: Fleet, start_gateway: StartGateway
+) -> None:
+    large = chat("x" * 80_000)
+    async with Client(await start_gateway(max_body_bytes=10_000)) as http:
+        refused(await http.post(CHAT, json=large), 413, "body_too_large")
+        refused(await http.post("/v1/jobs", json={"body": large}), 400, "invalid_request")
+        refused(await http.post("/v1/jobs", json=[{"body": large}]), 400, "invalid_request")
+        many = await http.post("/v1/jobs", json=[{"body": chat("x" * 9000)}] * 20)
+        assert many.status_code == 202
+
+
+@pytest.mark.parametrize("hangs", ["workers", "submit"])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_requests_timeout_also_limits_its_acceptance(
+    fleet: Fleet, start_gateway: StartGateway, monkeypatch: pytest.MonkeyPatch, hangs: str, stream: bool
+) -> None:
+    answers = asyncio.Event()
+
+    async def hang(*_: Any, **__: Any) -> None:
+        await answers.wait()
+        raise ServiceUnreachableError("it does not answer")
+
+    monkeypatch.setattr(Fleet, hangs, hang)
+    async with Client(await start_gateway()) as http:
+        answer = await http.post(CHAT, json=chat(stream=stream), headers={"Inferfleet-Timeout": "0.1"})
+    answers.set()
+
+    refused(answer, 504, "timeout")
+
+
+async def test_a_key_finds_its_job_when_no_worker_serves_the_model_any_more(
+    fleet: Fleet, start_gateway: StartGateway, start_worker: StartWorker, pool: str
+) -> None:
+    worker = await start_worker()
+    keyed = {"Idempotency-Key": pool}
+    model = "simulated"
+
+    async def is_served() -> bool:
+        return any(each.pool == pool for each in await fleet.workers())
+
+    await eventually(is_served)
+    async with Client(await start_gateway()) as http:
+        first = await http.post(CHAT, json=chat(model=model), headers=keyed)
+        assert first.status_code == 200
+    await worker.stop()
+
+    async with Client(await start_gateway(refuse_without_workers=True)) as other:
+        again = await other.post(CHAT, json=chat(model=model), headers=keyed)
+        refused(await other.post(CHAT, json=chat("other"), headers=keyed), 409, "idempotency_conflict")
+
+    assert again.headers["inferfleet-job"] == first.headers["inferfleet-job"], again.text
+    assert again.json() == first.json()
+
+
 async def test_a_slow_body_and_a_slow_head_are_given_up(fleet: Fleet, start_gateway: StartGateway) -> None:
     url = urlsplit((await start_gateway(read_timeout_s=0.3)).url)
 
@@ -371,6 +426,7 @@ async def test_a_gateway_answers_so_many_requests_at_once(
         async with http.stream("POST", CHAT, json={**body, "stream": True}) as first:
             assert first.status_code == 200
             refused(await other.get("/v1/models"), 503, "too_many_open_requests")
+            refused(await other.post("/rerank", json={}), 503, "too_many_open_requests")
             assert (await other.get("/health/live")).status_code == 200
 
         async def free() -> bool:

@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import replace
-from typing import Any, Unpack
+from typing import Any, Final, Unpack
 
 from inferfleet.producer.background import background
 from inferfleet.producer.dead_letters import DeadLetters
@@ -32,7 +32,7 @@ from inferfleet.schemas.errors import (
     WaitTimeoutError,
 )
 from inferfleet.schemas.heartbeat import Heartbeat
-from inferfleet.schemas.job import Job, JobState
+from inferfleet.schemas.job import DEFAULT_TENANT, Job, JobState
 from inferfleet.schemas.journal import FinishedEntry, RestartedEntry, TokensEntry
 from inferfleet.schemas.pool import PoolStatus
 from inferfleet.schemas.problems import printable
@@ -44,6 +44,7 @@ from inferfleet.wire.redis.access import PRODUCER
 from inferfleet.wire.redis.clock import RedisClock
 from inferfleet.wire.redis.connection import command_pipeline, open_store
 from inferfleet.wire.redis.heartbeats import read_heartbeats
+from inferfleet.wire.redis.idempotency import find_job
 from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.redis.pool_limits import note_limit
 from inferfleet.wire.redis.pools import note_pool
@@ -54,6 +55,9 @@ from inferfleet.wire.redis.session_lanes import SessionLanes
 from inferfleet.wire.redis.session_records import SessionRecords
 from inferfleet.wire.redis.streams import BlockedReader
 from inferfleet.wire.tasks import cancel_and_wait
+
+CHECKING_S: Final = 0.05
+"""How long jobs are checked until other tasks have a turn."""
 
 
 class Fleet:
@@ -186,7 +190,12 @@ class Fleet:
         """
         self._pipeline.check_home()
         jobs: list[Job] = []
+        clock = asyncio.get_running_loop().time
+        until = clock() + CHECKING_S
         for position, item in enumerate(work):
+            if clock() > until:
+                await asyncio.sleep(0)
+                until = clock() + CHECKING_S
             try:
                 jobs.append(self._job(item, options))
             except InvalidJobError as error:
@@ -223,6 +232,16 @@ class Fleet:
 
         """
         return await self._records.get(_id(job))
+
+    async def find(self, idempotency_key: str) -> JobRecord | None:
+        """Read the record of the job that has an idempotency key; ``None`` if there is none.
+
+        Raises:
+            ServiceUnreachableError: Redis cannot be reached.
+
+        """
+        job_id = await find_job(self._pipeline, DEFAULT_TENANT, idempotency_key)
+        return None if job_id is None else (await self.get_many([job_id]))[job_id]
 
     async def get_many(self, jobs: Iterable[Job | str]) -> dict[str, JobRecord | None]:
         """Read the records of many jobs, by id. A job without a readable record maps to ``None``."""

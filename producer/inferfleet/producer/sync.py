@@ -121,6 +121,10 @@ class SyncFleet:
         """Read a job's record; see ``Fleet.get``."""
         return self._call(partial(self._fleet.get, job))
 
+    def find(self, idempotency_key: str) -> JobRecord | None:
+        """Read the record of the job with an idempotency key; see ``Fleet.find``."""
+        return self._call(partial(self._fleet.find, idempotency_key))
+
     def get_many(self, jobs: Iterable[Job | str]) -> dict[str, JobRecord | None]:
         """Read the records of many jobs; see ``Fleet.get_many``."""
         return self._call(partial(self._fleet.get_many, list(jobs)))

@@ -7,6 +7,7 @@ import logging
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 from types import MappingProxyType
 from typing import Any, Final
@@ -23,7 +24,7 @@ from inferfleet.producer.openai.refusals import (
     RefusedError,
     not_found,
 )
-from inferfleet.producer.openai.requests import Asked, read_request
+from inferfleet.producer.openai.requests import Asked, apart, read_request
 from inferfleet.producer.openai.streams import DONE, EVENT_HEADERS, EventStream, Part, data_event, last_events
 from inferfleet.schemas.endpoints import Endpoint
 from inferfleet.schemas.errors import (
@@ -34,6 +35,7 @@ from inferfleet.schemas.errors import (
 )
 from inferfleet.schemas.job import Job
 from inferfleet.schemas.journal import FinishedEntry, RestartedEntry, TokensEntry
+from inferfleet.schemas.result import JobRecord
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +61,32 @@ class Reply:
     content: bytes | EventStream
     headers: Mapping[str, str]
     progress: Progress | None = None
+
+
+class _Request:
+    """A request, and the moment at which its answer has to be complete."""
+
+    def __init__(self, asked: Asked) -> None:
+        self.asked = asked
+        self.progress = Progress(kept=asked.named)
+        began = asyncio.get_running_loop().time()
+        self._deadline = None if asked.timeout_s is None else began + asked.timeout_s
+
+    @asynccontextmanager
+    async def in_time(self) -> AsyncGenerator[None]:
+        """Run the block until the deadline, and raise ``WaitTimeoutError`` then."""
+        limit = asyncio.timeout_at(self._deadline)
+        try:
+            async with limit:
+                yield
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            name = f"job {self.progress.job_id}" if self.progress.job_id else "the job"
+            then = "it continues" if self.progress.kept else "it is cancelled"
+            raise WaitTimeoutError(
+                f"{name} did not finish within {self.asked.timeout_s:g} s; {then}"
+            ) from error
 
 
 class OpenAIApi:
@@ -89,10 +117,12 @@ class OpenAIApi:
             InferfleetError: What ``Fleet.submit`` and ``Fleet.run`` raise.
 
         """
-        asked = read_request(endpoint, headers, content)
-        route = await self.route(asked)
+        asked = await apart(partial(read_request, endpoint, headers, content), content)
+        request = _Request(asked)
+        async with request.in_time():
+            route = await self.route(asked)
         try:
-            return await (self._stream(asked, route) if asked.stream else self._whole(asked, route))
+            return await (self._stream(request, route) if asked.stream else self._whole(request, route))
         except UnknownPoolError as error:
             if not route.alias:
                 raise
@@ -105,12 +135,17 @@ class OpenAIApi:
     async def route(self, asked: Asked) -> Route:
         """Choose the pool of a job, by its options or its model, and write it into the options.
 
+        A job whose idempotency key is known stays where it is, whoever serves its model meanwhile.
+
         Raises:
             RefusedError: Nobody serves the model.
 
         """
-        route = await self._models.route(asked.body.get("model"), pool=asked.options.get("pool"))
-        if self._needs_workers and not route.workers:
+        known = await self._known(asked)
+        route = await self._models.route(
+            asked.body.get("model"), pool=asked.options.get("pool"), known=known.pool if known else None
+        )
+        if self._needs_workers and not route.workers and not known:
             raise _no_workers(route.pool)
         asked.options["pool"] = route.pool
         if route.alias:
@@ -135,35 +170,30 @@ class OpenAIApi:
         if self._leaving:
             await asyncio.wait(self._leaving)
 
-    async def _whole(self, asked: Asked, route: Route) -> Reply:
-        progress = Progress(kept=asked.named)
-        deadline = _deadline(asked)
-        async with self._attended(asked, progress) as job:
-            try:
-                async with asyncio.timeout_at(deadline):
-                    result = await self._fleet.wait(job)
-            except TimeoutError as error:
-                raise _too_late(job, asked) from error
+    async def _known(self, asked: Asked) -> JobRecord | None:
+        key = asked.options.get("idempotency_key")
+        return await self._fleet.find(key) if isinstance(key, str) else None
+
+    async def _whole(self, request: _Request, route: Route) -> Reply:
+        async with self._attended(request) as job:
+            async with request.in_time():
+                result = await self._fleet.wait(job)
             result.raise_for_state()
         return _json(result.response, _headers(job.id, route))
 
-    async def _stream(self, asked: Asked, route: Route) -> Reply:
-        progress = Progress(kept=asked.named)
-        stream = EventStream(self._parts(asked, progress), last_events=last_events)
+    async def _stream(self, request: _Request, route: Route) -> Reply:
+        progress = request.progress
+        stream = EventStream(self._parts(request), last_events=last_events)
         await stream.start(within_s=self._start_s)
         headers = {**EVENT_HEADERS, **_headers(progress.job_id, route)}
         return Reply(content=stream, headers=headers, progress=progress)
 
-    async def _parts(self, asked: Asked, progress: Progress) -> AsyncGenerator[Part]:
-        deadline = _deadline(asked)
-        async with self._attended(asked, progress) as job, aclosing(self._fleet.stream(job)) as lines:
+    async def _parts(self, request: _Request) -> AsyncGenerator[Part]:
+        async with self._attended(request) as job, aclosing(self._fleet.stream(job)) as lines:
             chunks = AnswerChunks(job.id, job.endpoint, job.body)
             while True:
-                try:
-                    async with asyncio.timeout_at(deadline):
-                        line = await anext(lines)
-                except TimeoutError as error:
-                    raise _too_late(job, asked) from error
+                async with request.in_time():
+                    line = await anext(lines)
                 match line.entry:
                     case TokensEntry() as entry:
                         if made := chunks.add(entry):
@@ -180,11 +210,13 @@ class OpenAIApi:
         yield Part(b"".join((*map(data_event, made), DONE)), line.id)
 
     @asynccontextmanager
-    async def _attended(self, asked: Asked, progress: Progress) -> AsyncGenerator[Job]:
+    async def _attended(self, request: _Request) -> AsyncGenerator[Job]:
         """Submit a job, and cancel it if the block is left before it has ended."""
+        asked, progress = request.asked, request.progress
         submitting = asyncio.create_task(self._fleet.submit(asked.body, **asked.options))
         try:
-            job = await asyncio.shield(submitting)
+            async with request.in_time():
+                job = await asyncio.shield(submitting)
             progress.job_id = job.id
             yield job
         except JobFailedError:
@@ -212,15 +244,6 @@ class OpenAIApi:
 
 def _json(content: Any, headers: Mapping[str, str] = MappingProxyType({})) -> Reply:
     return Reply(content=orjson.dumps(content), headers={"content-type": "application/json", **headers})
-
-
-def _deadline(asked: Asked) -> float | None:
-    return None if asked.timeout_s is None else asyncio.get_running_loop().time() + asked.timeout_s
-
-
-def _too_late(job: Job, asked: Asked) -> WaitTimeoutError:
-    then = "it continues" if asked.named else "it is cancelled"
-    return WaitTimeoutError(f"job {job.id} did not finish within {asked.timeout_s:g} s; {then}")
 
 
 def _restarted(job: Job, reason: str) -> RefusedError:

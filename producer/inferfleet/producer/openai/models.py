@@ -51,8 +51,11 @@ class Models:
         self._until = 0.0
         self._reading = asyncio.Lock()
 
-    async def route(self, model: object, *, pool: str | None) -> Route:
+    async def route(self, model: object, *, pool: str | None, known: str | None = None) -> Route:
         """Return the pool for a model; ``pool`` is the caller's choice, which counts more.
+
+        ``known`` is the pool that an earlier request like this one had. A model with the name of its pool is
+        an alias whether or not a worker serves it now, so that equal requests make equal jobs.
 
         Raises:
             RefusedError: No pool is known to serve the model.
@@ -60,8 +63,8 @@ class Models:
         """
         alive = await self._alive()
         if pool is None and isinstance(model, str) and model:
-            pool = self._pools.get(model) or self._serving(model, alive)
-            if pool is None:
+            pool = known or self._pools.get(model) or self._serving(model, alive)
+            if pool is None or pool == model:
                 return self._named(model, alive)
         return _route(self._pool if pool is None else pool, alive)
 

@@ -28,6 +28,12 @@ class Claim(NamedTuple):
     accepted: bool
 
 
+async def find_job(pipeline: CommandPipeline, tenant: str, key: str) -> str | None:
+    """Return the id of the job that has a key."""
+    holder: bytes | None = await pipeline.execute("GET", _name(tenant, key))
+    return None if holder is None else holder.decode().partition(" ")[0]
+
+
 async def claim(pipeline: CommandPipeline, job: Job, *, call: str, ttl_s: int) -> Claim:
     """Bind the job's key to its id, or find the job that has the key already.
 
@@ -84,8 +90,12 @@ async def forget(pipeline: CommandPipeline, claimed: Claim) -> None:
 def _key(job: Job) -> str | None:
     if job.idempotency_key is None:
         return None
+    return _name(job.tenant, job.idempotency_key)
+
+
+def _name(tenant: str, key: str) -> str:
     # The length in front keeps one tenant's keys from looking like another's.
-    return idempotency_key(f"{len(job.tenant)}:{job.tenant}", job.idempotency_key)
+    return idempotency_key(f"{len(tenant)}:{tenant}", key)
 
 
 def _digest(job: Job) -> str:
