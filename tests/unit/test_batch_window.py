@@ -37,6 +37,30 @@ async def test_it_doubles_until_the_queue_is_full_for_the_first_time_and_then_gr
     window.close()
 
 
+async def test_after_many_refusals_it_doubles_again_until_it_is_near_to_where_it_was() -> None:
+    window = Window(1000)
+    while window.limit < 512:
+        await window.enter()
+        window.accepted()
+        window.leave()
+    # A queue that others have filled, while jobs of this batch end.
+    for _ in range(9):
+        window.refused(await window.enter(), full=True)
+        await turns()
+        await window.enter()
+        window.accepted()
+        window.leave()
+    assert window.limit < 5
+
+    for _ in range(20):
+        window.accepted()
+    assert window.limit > 20
+    for _ in range(1000):
+        window.accepted()
+    assert 30 < window.limit < 256
+    window.close()
+
+
 async def test_refusals_of_one_round_halve_it_once() -> None:
     window = Window(8)
     rounds = [await window.enter() for _ in range(8)]

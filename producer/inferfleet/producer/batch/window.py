@@ -10,6 +10,9 @@ from typing import Final
 FIRST_LIMIT: Final = 16
 """The limit at the start. It doubles with each round of jobs until the queue is full for the first time."""
 
+STEADIER: Final = 0.75
+"""By what a refusal lowers the limit up to which the limit doubles, if it had not got there again."""
+
 FIRST_PAUSE_S: Final = 0.1
 LONGEST_PAUSE_S: Final = 5.0
 """The pause after a refusal; it doubles with each refusal until a job is accepted."""
@@ -17,6 +20,9 @@ LONGEST_PAUSE_S: Final = 5.0
 
 class Window:
     """Additive increase, multiplicative decrease (AIMD), as TCP paces its packets.
+
+    After refusals the limit doubles with each round of jobs up to a threshold, which is about half of what it
+    was before them: many refusals in a row do not make a batch slow for long.
 
     A job enters before it is submitted, and leaves when it has ended. A job that was refused enters again, in
     front of those that wait for their first try; after a refusal nobody enters during a pause. Refusals of
@@ -27,7 +33,7 @@ class Window:
         self.in_flight = 0
         self._most = most
         self._limit = float(min(FIRST_LIMIT, most))
-        self._has_been_full = False
+        self._threshold = float(most)
         self._round = 0
         self._pause_s = 0.0
         self._pausing: asyncio.TimerHandle | None = None
@@ -57,7 +63,7 @@ class Window:
     def accepted(self) -> None:
         """Record that a job was accepted."""
         self._pause_s = 0.0
-        growth = 1 / self._limit if self._has_been_full else 1.0
+        growth = 1.0 if self._limit < self._threshold else 1 / self._limit
         self._limit = min(self._most, self._limit + growth)
         self._admit()
 
@@ -68,8 +74,10 @@ class Window:
             return
         self._round += 1
         if full:
-            self._has_been_full = True
-            self._limit = max(1.0, self._limit / 2)
+            got_there = self._threshold == self._most or self._limit >= self._threshold + 1
+            half = max(1.0, self._limit / 2)
+            self._threshold = half if got_there else max(half, self._threshold * STEADIER)
+            self._limit = half
         self._pause_s = min(LONGEST_PAUSE_S, max(FIRST_PAUSE_S, 2 * self._pause_s))
         # So that several batches do not try at the same time.
         pause_s = self._pause_s * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
