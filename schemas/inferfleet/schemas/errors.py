@@ -209,11 +209,13 @@ class ServiceRefusedError(InferfleetError):
 
     Nothing was accepted. If ``passing`` is true, the same request may succeed later without anybody's help.
     Otherwise somebody has to remove the reason first: a message that is too large, a missing permission.
+    ``too_large`` tells the first from the second, which concerns other requests as well.
     """
 
-    def __init__(self, message: str, *, passing: bool = False) -> None:
+    def __init__(self, message: str, *, passing: bool = False, too_large: bool = False) -> None:
         super().__init__(message)
         self.passing = passing
+        self.too_large = too_large
 
 
 class ClientUnusableError(InferfleetError, RuntimeError):

@@ -6,7 +6,7 @@ A batch may end at any moment, also by SIGKILL, and continues when it is opened 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Generator, Iterator
+from collections.abc import Coroutine, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -44,6 +44,9 @@ DEFAULT_IN_FLIGHT: Final = 1000
 
 TICK_S: Final = 0.5
 """How often a run tells its progress, and sees to it that what it has written is on disk."""
+
+SKIPPED_AT_ONCE: Final = 1000
+"""How many lines that are done a run passes over before others have their turn."""
 
 LONGEST_LINE: Final = 8
 """How much longer than a body a line may be: JSON may need six bytes for one."""
@@ -171,6 +174,7 @@ class Batch:
                 fleet,
                 batch_id=self.record.id,
                 read=lambda _: LineWork("", "of a line that is not known", {}),
+                read_again=lambda line: line,
                 write=lambda _: None,
                 max_in_flight=DEFAULT_IN_FLIGHT,
             )
@@ -190,6 +194,7 @@ class Batch:
             fleet,
             batch_id=self.record.id,
             read=partial(read, options=cast("JobOptions", self.record.options)),
+            read_again=self._read_again,
             write=self._write,
             max_in_flight=max_in_flight,
         )
@@ -197,13 +202,25 @@ class Batch:
     def _write(self, line: BatchOutputLine) -> None:
         (self._answers if line.error is None else self._errors).append(line)
 
-    def _unfinished(self) -> Iterator[SourceLine]:
-        lines = read_lines(self._source, longest=self._longest, size=self.record.size)
-        return (line for line in lines if line.number not in self._done)
+    def _unfinished(self) -> Iterator[SourceLine | None]:
+        return self._open(read_lines(self._source, longest=self._longest, size=self.record.size))
 
-    def _numbers(self) -> Iterator[SourceLine]:
-        numbers = range(1, self.record.last_line + 1)
-        return (SourceLine(number, None) for number in numbers if number not in self._done)
+    def _numbers(self) -> Iterator[SourceLine | None]:
+        return self._open(SourceLine(number, None) for number in range(1, self.record.last_line + 1))
+
+    def _open(self, lines: Iterable[SourceLine]) -> Iterator[SourceLine | None]:
+        """Leave out the lines that are done. Yields ``None`` now and then in a long stretch of them."""
+        for line in lines:
+            if line.number not in self._done:
+                yield line
+            elif not line.number % SKIPPED_AT_ONCE:
+                yield None
+
+    def _read_again(self, line: SourceLine) -> SourceLine:
+        lines = read_lines(self._source, longest=self._longest, size=self.record.size, since=line)
+        if (again := next(lines, None)) is None:
+            raise BatchError(f"{self._source} has changed while the batch ran; restore it")
+        return again
 
     async def _watched(
         self, runner: LineRunner, running: Coroutine[Any, Any, None], tell: Tell | None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import suppress
 from functools import partial
 from typing import Any, Final, NamedTuple, TypeVar
@@ -32,6 +32,9 @@ from inferfleet.schemas.result import Result
 from inferfleet.wire.tasks import cancel_and_wait
 
 T = TypeVar("T")
+
+End = Callable[[SourceLine, Job, int], Coroutine[Any, Any, BatchOutputLine]]
+"""Brings a line to its end, by its job, once it has entered the window. It gives the place back."""
 
 RESULT_LOST: Final = "result_lost"
 """The code of a line whose jobs have ended, but whose results Redis no longer has."""
@@ -87,6 +90,7 @@ class LineRunner:
         *,
         batch_id: str,
         read: Callable[[SourceLine], LineWork],
+        read_again: Callable[[SourceLine], SourceLine],
         write: Callable[[BatchOutputLine], None],
         max_in_flight: int,
     ) -> None:
@@ -98,12 +102,17 @@ class LineRunner:
         self._fleet = fleet
         self._batch_id = batch_id
         self._read = read
+        self._read_again = read_again
+        self._reading = asyncio.Lock()
         self._write = write
         self._max_in_flight = max_in_flight
         self._accepted = 0
 
-    async def run(self, lines: Iterator[SourceLine]) -> None:
+    async def run(self, lines: Iterator[SourceLine | None]) -> None:
         """Submit each line, and write its answer. Lines start in order, and end in any.
+
+        ``read_again`` gets the text of a line from its file again: while a job is in flight, it is not kept.
+        Where ``lines`` has ``None``, other tasks have their turn.
 
         If this is cancelled, submitted jobs continue; another run of the same lines finds them.
 
@@ -115,7 +124,7 @@ class LineRunner:
         """
         await self._each(lines, self._answer)
 
-    async def cancel(self, lines: Iterator[SourceLine]) -> None:
+    async def cancel(self, lines: Iterator[SourceLine | None]) -> None:
         """Cancel the jobs of lines, and write each line's end: its answer, if its job had one before.
 
         Raises:
@@ -125,58 +134,96 @@ class LineRunner:
         """
         await self._each(lines, self._cancelled)
 
-    async def _each(
-        self, lines: Iterator[SourceLine], end: Callable[[int, Job], Awaitable[BatchOutputLine]]
-    ) -> None:
-        async def work() -> None:
-            for line in lines:
-                custom_id: str | None = None
-                try:
-                    custom_id, asked, options = self._read(line)
-                    job = make_job(asked, options, max_body_bytes=MOST)
-                    # For whoever looks at the job, or at its dead letter.
-                    metadata = {"batch": self._batch_id, "custom_id": custom_id}
-                    written = await end(line.number, job.model_copy(update={"metadata": metadata}))
-                except InvalidJobError as error:
-                    custom_id = custom_id or custom_id_of(line.text)
-                    written = self._failed(line.number, FailureCode.INVALID_REQUEST, str(error))
-                    # A file may have a million such lines, and others have their turn between them.
-                    await asyncio.sleep(0)
-                self._write(written.model_copy(update={"custom_id": custom_id}))
-
-        workers = [asyncio.create_task(work()) for _ in range(self._max_in_flight)]
+    async def _each(self, lines: Iterator[SourceLine | None], end: End) -> None:
+        workers = [asyncio.create_task(self._work(lines, end)) for _ in range(self._max_in_flight)]
         try:
             await asyncio.gather(*workers)
         finally:
             await cancel_and_wait(*workers)
             self.window.close()
 
-    async def _answer(self, line: int, job: Job) -> BatchOutputLine:
+    async def _work(self, lines: Iterator[SourceLine | None], end: End) -> None:
+        """Bring lines to their end, one after the other; read each when the window has a place for it."""
+        while True:
+            entered = await self.window.enter()
+            if (line := await self._next(lines)) is None:
+                self.window.leave()
+                return
+            custom_id, job = self._job(line)
+            line = line._replace(text=None)
+            if isinstance(job, Job):
+                ending = end(line, job, entered)
+            else:
+                self.window.leave()
+                ending = self._invalid(line, job)
+            # A place may be taken for hours, and a job may have megabytes.
+            del job
+            try:
+                written = await ending
+            except InvalidJobError as error:
+                written = await self._invalid(line, error)
+            self._write(written.model_copy(update={"custom_id": custom_id}))
+
+    async def _next(self, lines: Iterator[SourceLine | None]) -> SourceLine | None:
+        async with self._reading:
+            for line in lines:
+                if line is not None:
+                    return line
+                await asyncio.sleep(0)
+        return None
+
+    def _job(self, line: SourceLine) -> tuple[str | None, Job | InvalidJobError]:
+        """Return the ``custom_id`` of a line, and its job, or why it has none."""
+        custom_id: str | None = None
+        try:
+            custom_id, asked, options = self._read(line)
+            job = make_job(asked, options, max_body_bytes=MOST)
+        except InvalidJobError as error:
+            return custom_id or custom_id_of(line.text), error
+        # For whoever looks at the job, or at its dead letter.
+        metadata = {"batch": self._batch_id, "custom_id": custom_id}
+        return custom_id, job.model_copy(update={"metadata": metadata})
+
+    async def _invalid(self, line: SourceLine, error: InvalidJobError) -> BatchOutputLine:
+        # A file may have a million such lines, and others have their turn between them.
+        await asyncio.sleep(0)
+        return self._failed(line.number, FailureCode.INVALID_REQUEST, str(error))
+
+    async def _answer(self, line: SourceLine, job: Job | None, entered: int | None) -> BatchOutputLine:
         """Let a line's job run, or find that of an earlier run, and return its end."""
         losses = 0
         for number in range(TRIES):
-            job_id = line_job_id(self._batch_id, line, number)
-            mine = job.model_copy(update={"id": job_id, "idempotency_key": job_id})
+            job_id = line_job_id(self._batch_id, line.number, number)
             # Twice: if Redis has lost the job with its key, it is the same job again.
             for _ in range(2):
-                there = await self._in_window(partial(self._submit, mine, look=number > 0))
+                job = job or self._job_again(line)
+                mine = job.model_copy(update={"id": job_id, "idempotency_key": job_id})
+                there = await self._in_window(partial(self._submit, mine, look=number > 0), entered)
+                del mine
+                job = entered = None
                 with suppress(JobDataLostError, JobNotFoundError):
-                    return await self._wait(line, job_id)
+                    return await self._wait(line.number, job_id)
                 losses += there
             if losses >= LOSSES:
                 break
-        return self._lost(line)
+        return self._lost(line.number)
+
+    def _job_again(self, line: SourceLine) -> Job:
+        _, job = self._job(self._read_again(line))
+        if isinstance(job, InvalidJobError):
+            raise job
+        return job
 
     async def _submit(self, job: Job, *, look: bool) -> bool:
         """Submit a job, or find it. With ``look``, return whether Redis has it: it may have expired."""
         await self._fleet.submit(job)
         return look and (await self._fleet.get_many([job.id]))[job.id] is not None
 
-    async def _cancelled(self, line: int, _: Job) -> BatchOutputLine:
+    async def _cancelled(self, line: SourceLine, _: Job, entered: int) -> BatchOutputLine:
         """Cancel a line's jobs, and return its end."""
         submitted = False
-        tries = [line_job_id(self._batch_id, line, number) for number in range(TRIES)]
-        records = await self._in_window(partial(self._fleet.get_many, tries))
+        tries = [line_job_id(self._batch_id, line.number, number) for number in range(TRIES)]
+        records = await self._in_window(partial(self._fleet.get_many, tries), entered)
         self.window.leave()
         for job_id in [job_id for job_id, record in records.items() if record is not None]:
             if not await self._in_window(partial(self._cancel, job_id)):
@@ -184,10 +231,10 @@ class LineRunner:
                 continue
             submitted = True
             with suppress(JobDataLostError, JobNotFoundError):
-                return await self._wait(line, job_id)
+                return await self._wait(line.number, job_id)
         if submitted:
-            return self._lost(line)
-        return self._failed(line, FailureCode.CANCELLED, "cancelled before it was submitted")
+            return self._lost(line.number)
+        return self._failed(line.number, FailureCode.CANCELLED, "cancelled before it was submitted")
 
     async def _cancel(self, job_id: str) -> bool:
         """Cancel a job. Return false if there is no such job."""
@@ -197,8 +244,10 @@ class LineRunner:
             return False
         return True
 
-    async def _in_window(self, call: Callable[[], Awaitable[T]]) -> T:
+    async def _in_window(self, call: Callable[[], Awaitable[T]], entered: int | None = None) -> T:
         """Call the fleet once the window has a place, and again until that succeeds. Keep the place then.
+
+        ``entered`` is the round in which the first call has entered already.
 
         Raises:
             InvalidJobError: The job is invalid; or a service refuses it, and accepts others.
@@ -209,7 +258,8 @@ class LineRunner:
         refusals = 0
         accepted = self._accepted
         while True:
-            entered = await self.window.enter(again=refusals > 0)
+            if entered is None:
+                entered = await self.window.enter(again=refusals > 0)
             try:
                 answer = await call()
             except QueueFullError:
@@ -227,7 +277,7 @@ class LineRunner:
             except ServiceRefusedError as error:
                 if not error.passing and refusals >= REFUSALS_IN_DOUBT:
                     self.window.leave()
-                    if accepted == self._accepted:
+                    if accepted == self._accepted and not error.too_large:
                         raise
                     raise InvalidJobError(str(error)) from error
                 self.trouble = str(error)
@@ -240,6 +290,7 @@ class LineRunner:
                 self.trouble = ""
                 self.window.accepted()
                 return answer
+            entered = None
             refusals += 1
 
     async def _wait(self, line: int, job_id: str) -> BatchOutputLine:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import hashlib
 import heapq
+import sys
 from array import array
 from collections.abc import Generator, Iterable
 from itertools import islice, pairwise
@@ -36,10 +37,14 @@ LISTED: Final = 3
 
 
 class SourceLine(NamedTuple):
-    """A line that is not blank, with its number, counted from 1. ``text`` is ``None`` if it is too long."""
+    """A line that is not blank, with its number, counted from 1, and where in the file it begins.
+
+    ``text`` is ``None`` if the line is too long.
+    """
 
     number: int
     text: bytes | None
+    begin: int = 0
 
 
 class Fingerprint(NamedTuple):
@@ -58,29 +63,33 @@ class Survey(NamedTuple):
     last_line: int
 
 
-def read_lines(source: Path, *, longest: int, size: int | None = None) -> Generator[SourceLine]:
-    """Read the lines of a file of at most ``size`` bytes, in constant memory.
+def read_lines(
+    source: Path, *, longest: int, size: int = sys.maxsize, since: SourceLine | None = None
+) -> Generator[SourceLine]:
+    """Read the lines of the first ``size`` bytes of a file, in constant memory; begin with ``since``.
 
     Raises:
         BatchError: The file cannot be read.
 
     """
+    number, end = (since.number - 1, since.begin) if since else (0, 0)
     try:
         with source.open("rb") as file:
-            number = 0
-            while (size is None or file.tell() < size) and (raw := file.readline(longest + 1)):
-                number += 1
+            file.seek(end)
+            while raw := file.readline(min(longest + 1, size - end)):
+                number, begin, end = number + 1, end, end + len(raw)
                 whole = True
                 while len(raw) > longest and not raw.endswith(b"\n"):
                     whole = False
-                    if not (raw := file.readline(longest + 1)):
+                    if not (raw := file.readline(min(longest + 1, size - end))):
                         break
+                    end += len(raw)
                 if number == 1:
                     raw = raw.removeprefix(codecs.BOM_UTF8)
                 if not whole:
-                    yield SourceLine(number, None)
+                    yield SourceLine(number, None, begin)
                 elif text := raw.strip():
-                    yield SourceLine(number, text)
+                    yield SourceLine(number, text, begin)
     except OSError as error:
         raise BatchError(f"cannot read {source}: {error.strerror}") from error
 
@@ -111,8 +120,11 @@ def survey(source: Path, *, longest: int, prompts: bool) -> Survey:
             ``custom_id``.
 
     """
-    if not source.is_file() and source.exists():
-        raise BatchError(f"{source} is not a file: a batch reads its input twice. Use `-` to read a pipe")
+    try:
+        if not source.is_file() and source.exists():
+            raise BatchError(f"{source} is not a file: a batch reads its input twice. Use `-` to read a pipe")
+    except OSError as error:
+        raise BatchError(f"cannot read {source}: {error.strerror}") from error
     before = fingerprint(source)
     declared = prompts
     lines = last_line = requests = 0
@@ -120,7 +132,7 @@ def survey(source: Path, *, longest: int, prompts: bool) -> Survey:
     first_problem = ""
     hashes: list[array[int]] = []
     some: list[int] = []
-    for number, text in read_lines(source, longest=longest):
+    for number, text, _ in read_lines(source, longest=longest):
         if text is not None and not first_text:
             first_text = text
             if what := next((what for start, what in NO_TEXT if start in text[:8]), ""):
@@ -236,7 +248,7 @@ def _refuse_repeated(source: Path, hashes: set[int], *, longest: int) -> None:
 
 
 def _repeated(lines: Iterable[SourceLine], hashes: set[int], first: dict[str, int]) -> Generator[str]:
-    for number, text in lines:
+    for number, text, _ in lines:
         try:
             custom_id = read_request(text).custom_id
         except InvalidJobError:

@@ -110,7 +110,7 @@ def refused(what: str, error: BaseException) -> ServiceRefusedError:
     """Make the error for a refusal: the broker's reason, and what to do about it if that is known."""
     reason = ": ".join(str(part) for part in error.args if part is not None) or type(error).__name__
     advice = next((advice for word, advice in _ADVICE.items() if word in reason), "look at the broker's log")
-    return ServiceRefusedError(f"{what}: {reason}; {advice}")
+    return ServiceRefusedError(f"{what}: {reason}; {advice}", too_large="message size" in reason)
 
 
 _ADVICE = {
