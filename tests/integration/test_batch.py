@@ -223,6 +223,9 @@ async def test_prompts_from_a_pipe_are_kept_beside_the_output(
     assert set(files.texts()) == {"line-1", "line-2"}
     copy = files.output.with_name("out.jsonl.input")
     assert copy.read_text() == '{"a": 1}: what is a?\nTwo?\n'
+    nowhere = await inferfleet("batch", "run", str(copy), "-o", "-", "--pool", pool)
+    assert nowhere.code == 2
+    assert "the output has to be a file" in nowhere.err
     again = await inferfleet(*command, stdin="Other?\n")
     assert again.code == 2
     assert f"continue it with {copy}" in again.err

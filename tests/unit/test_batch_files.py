@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -16,7 +17,8 @@ from typing import Any, cast
 
 import pytest
 
-from inferfleet.producer.batch import Batch, BatchPlan, batch_status
+from inferfleet.producer.batch import Batch, BatchPlan, batch_status, files
+from inferfleet.producer.batch import batch as batches
 from inferfleet.producer.batch.files import ID_PREFIX, record_path
 from inferfleet.producer.batch.line_ids import line_job_id, line_of, new_batch_id
 from inferfleet.producer.batch.source import SORTED_AT_ONCE
@@ -82,7 +84,7 @@ def refused(plan: BatchPlan) -> str:
 
 def unfinished(plan: BatchPlan) -> list[int]:
     with Batch.opened(plan, SETTINGS) as batch:
-        return [line.number for line in batch._unfinished()]
+        return [line.number for line in batch._unfinished() if line is not None]
 
 
 # Ids
@@ -270,7 +272,7 @@ def test_a_batch_reads_the_input_that_it_is_given_not_what_is_at_the_old_path(pl
     plan.source.write_text("new 1\nnew 2\n")
 
     with Batch.opened(moved, SETTINGS) as batch:
-        assert [line.text for line in batch._unfinished()] == [b"old 2"]
+        assert [line and line.text for line in batch._unfinished()] == [b"old 2"]
 
 
 def test_a_batch_can_be_moved_with_its_folder(plan_of: PlanOf, tmp_path: Path) -> None:
@@ -407,6 +409,40 @@ def test_a_file_system_without_locks_is_named(plan_of: PlanOf, monkeypatch: pyte
         batch_status(plan.output)
 
 
+def test_a_run_begins_although_somebody_looks_at_its_status(
+    plan_of: PlanOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_of("a")
+    begun(plan)
+    with plan.output.open("rb") as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        monkeypatch.setattr(time, "sleep", lambda _: fcntl.flock(looking, fcntl.LOCK_UN))
+        monkeypatch.setattr(files, "LOCK_PAUSES_S", (0.0, 0.1))
+        assert unfinished(plan) == [1]
+
+
+def test_two_outputs_that_differ_in_their_suffix_have_two_error_files(plan_of: PlanOf) -> None:
+    plan = plan_of("a")
+    names = {replace(plan, output=plan.output.with_suffix(end)).error_file.name for end in ("", ".jsonl")}
+    assert names == {"out.errors", "out.errors.jsonl"}
+
+
+@pytest.mark.parametrize("name", ["in.jsonl", "out.jsonl"])
+def test_a_path_that_may_not_be_looked_at_is_named(
+    plan_of: PlanOf, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    plan = plan_of("a")
+    real = Path.stat
+
+    def stat(path: Path, **options: Any) -> os.stat_result:
+        if path.name == name:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return real(path, **options)
+
+    monkeypatch.setattr(Path, "stat", stat)
+    assert refused(plan).endswith(f"{name}: Permission denied")
+
+
 def test_a_batch_that_nobody_began_has_no_status(tmp_path: Path) -> None:
     with pytest.raises(BatchError, match="no batch has the output"):
         batch_status(tmp_path / "out.jsonl")
@@ -421,7 +457,31 @@ def test_blank_lines_are_counted_and_do_not_run(plan_of: PlanOf) -> None:
     assert batch_status(plan.output).record.lines == 2
 
 
+def test_what_is_appended_to_the_input_is_not_of_the_batch(plan_of: PlanOf) -> None:
+    plan = plan_of("first")
+    plan.source.write_text("first\nlast")
+    with Batch.opened(plan, SETTINGS) as batch:
+        plan.source.write_text("first\nlast, and more\nmore\n")
+        assert [line and line.text for line in batch._unfinished()] == [b"first", b"last"]
+
+
+def test_a_line_can_be_read_again(plan_of: PlanOf) -> None:
+    with Batch.opened(plan_of("", "first", "x" * 50_000, "last"), SETTINGS) as batch:
+        lines = [line for line in batch._unfinished() if line is not None]
+        assert [batch._read_again(line) for line in lines] == lines
+
+
+def test_a_long_stretch_of_done_lines_lets_others_have_their_turn(
+    plan_of: PlanOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batches, "SKIPPED_AT_ONCE", 2)
+    plan = plan_of(*"abcdef")
+    begun(plan, 1, 2, 3, 4, 5)
+    with Batch.opened(plan, SETTINGS) as batch:
+        assert [line and line.number for line in batch._unfinished()] == [None, None, 6]
+
+
 def test_a_line_that_is_too_long_is_read_in_pieces_and_does_not_hide_the_next(plan_of: PlanOf) -> None:
     plan = plan_of("x" * 50_000, "short")
     with Batch.opened(plan, SETTINGS) as batch:
-        assert [(line.number, line.text) for line in batch._unfinished()] == [(1, None), (2, b"short")]
+        assert [line and line[:2] for line in batch._unfinished()] == [(1, None), (2, b"short")]

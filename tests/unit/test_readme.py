@@ -17,6 +17,7 @@ from inferfleet.cli.root import COMMANDS
 from inferfleet.gateway.settings import GatewaySettings
 from inferfleet.schemas import Failure, FailureCode, JobState, Result, Timings
 from inferfleet.schemas.errors import (
+    BatchOutputError,
     ConfigurationError,
     InvalidJobError,
     JobNotFoundError,
@@ -137,6 +138,7 @@ def test_each_health_endpoint_is_in_the_table() -> None:
         (InvalidJobError("-"), 2),
         (UnknownPoolError("-"), 2),
         (ServiceUnreachableError("-"), 3),
+        (BatchOutputError("-"), 4),
     ],
 )
 def test_the_exit_codes_are_those_of_the_table(error: Exception, code: int) -> None:

@@ -107,10 +107,12 @@ def run(
     command = ["inferfleet", *sys.argv[1:]]
     given = {name: value for name, value in options.items() if value is not None}
     settings = producer_settings()
+    if output == STANDARD:
+        raise BatchError("the output has to be a file: a batch that continues reads it")
     with ExitStack() as stack:
         if source == STANDARD:
             source = stack.enter_context(_copy_of_stdin(output))
-            command[command.index("-")] = str(source)
+            command = [str(source) if Path(word) == STANDARD else word for word in command]
         plan = BatchPlan(
             source=source, output=output, errors=errors, prompts=prompts, options=cast("JobOptions", given)
         )

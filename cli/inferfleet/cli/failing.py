@@ -10,6 +10,7 @@ from typing import TextIO
 
 INTERRUPTED = 130
 OUTPUT_LOST = 1
+BATCH_UNFINISHED = 4
 READER_GONE = 141
 """The exit code that a shell reports for a program that SIGPIPE ended."""
 
@@ -29,8 +30,9 @@ class Remarks(logging.Formatter):
 def report_errors() -> Generator[None]:
     """Turn an ``InferfleetError`` into a line and an exit code; leave bugs their traceback.
 
-    1 is for a job that failed, 2 for invalid usage, 3 for services that cannot be reached. When the reader
-    of the output has exited (``| head``), the command ends quietly; it reports a full disk.
+    1 is for a job that failed, 2 for invalid usage, 3 for services that cannot be reached, 4 for a batch
+    whose files cannot be written. When the reader of the output has exited (``| head``), the command ends
+    quietly; it reports a full disk.
     """
     try:
         try:
@@ -92,7 +94,7 @@ def exit_code(error: Exception) -> int:
         case ServiceUnreachableError() | ServiceRefusedError():
             return 3
         case BatchOutputError():
-            return 1
+            return BATCH_UNFINISHED
         case (
             BatchError()
             | ConfigurationError()

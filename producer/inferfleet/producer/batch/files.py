@@ -10,6 +10,7 @@ import errno
 import fcntl
 import os
 import threading
+import time
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,6 +26,9 @@ from inferfleet.schemas.wire_model import WireModel
 
 ID_PREFIX: Final = "batch_req_"
 """In front of a job's id in a line of output, as in OpenAI's."""
+
+LOCK_PAUSES_S: Final = (0.0, 0.1, 0.4)
+"""The pauses before attempts to lock a file."""
 
 COPIED_AT_ONCE: Final = 1 << 20
 """How many bytes of a file are in memory while it is copied."""
@@ -331,11 +335,15 @@ def _lock(fd: int, path: Path) -> None:
         OSError: The file system has no locks.
 
     """
-    with suppress(BlockingIOError):
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(fd), path.stat()):
-                return
+    for pause_s in LOCK_PAUSES_S:
+        # Whoever asks whether a run is going on locks the file for a moment.
+        time.sleep(pause_s)
+        with suppress(BlockingIOError):
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(fd), path.stat()):
+                    return
+            break
     raise BatchError(f"another run writes to {path}: wait until it has ended, or stop it with Ctrl-C")
 
 

@@ -34,7 +34,7 @@ class BatchPlan:
     @property
     def error_file(self) -> Path:
         """Where lines without an answer go."""
-        beside = self.output.with_name(f"{self.output.stem}.errors{self.output.suffix or '.jsonl'}")
+        beside = self.output.with_name(f"{self.output.stem}.errors{self.output.suffix}")
         return (self.errors or beside).absolute()
 
 
@@ -48,13 +48,16 @@ def begin(plan: BatchPlan, *, longest: int) -> BatchRecord:
     if plan.output.absolute() == plan.error_file:
         raise BatchError(f"{plan.output} cannot be both the output and the error file")
     for path in (plan.output, plan.error_file):
-        if not path.parent.is_dir():
-            raise BatchError(f"{path.parent} is not a folder, so {path} cannot be written")
-        if path.exists() and (not path.is_file() or path.stat().st_size):
-            raise BatchError(
-                f"{path} exists, and is of no batch with the output {plan.output}: use another file, or move "
-                "it away"
-            )
+        try:
+            if not path.parent.is_dir():
+                raise BatchError(f"{path.parent} is not a folder, so {path} cannot be written")
+            if path.exists() and (not path.is_file() or path.stat().st_size):
+                raise BatchError(
+                    f"{path} exists, and is of no batch with the output {plan.output}: use another file, or "
+                    "move it away"
+                )
+        except OSError as error:
+            raise BatchError(f"cannot write {path}: {error.strerror}") from error
     found = survey(plan.source, longest=longest, prompts=plan.prompts)
     if not found.prompts and (misplaced := {"endpoint", *PROMPT_OPTIONS}.intersection(plan.options)):
         raise BatchError(
