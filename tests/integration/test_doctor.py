@@ -442,7 +442,9 @@ async def test_jobs_that_end_while_the_doctor_looks_are_no_finding(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     ended, ends, delivered = [await fleet.submit(f"{n}", pool=pool) for n in range(3)]
-    await fleet.cancel(ended)
+    # It has ended, and is about to leave the index.
+    now_s, _ = await store.time()
+    await store.hset(job_key(ended.id), mapping={"state": "cancelled", "finished_at": now_s * 1000})
     await age(store, ended, ends, delivered)
 
     async def has_request(jobs: LostMessages, job_id: str) -> bool:

@@ -33,7 +33,7 @@ from inferfleet.producer import Fleet
 from inferfleet.producer.job_listing import JobFilter
 from inferfleet.producer.pools import WaitReason
 from inferfleet.schemas import Job, JobState
-from inferfleet.schemas.errors import InvalidJobError, UnknownPoolError
+from inferfleet.schemas.errors import InvalidJobError, ServiceUnreachableError, UnknownPoolError
 from inferfleet.schemas.heartbeat import WorkerPhase
 from inferfleet.schemas.names import POOLS_KEY, open_key
 from inferfleet.wire.redis import job_listing
@@ -152,6 +152,25 @@ async def test_the_commands_list_and_cancel(fleet: Fleet, at_prompt: Prompt, poo
     assert await ids(fleet, pool=pool) == [submitted[0].id]
     nothing = await at_prompt(jobs_commands.app, "list", "--where", f"session=s-{pool}", "--json")
     assert json.loads(nothing.stdout) == []
+
+
+async def test_a_cancel_that_stops_halfway_says_how_many_it_has_cancelled(
+    fleet: Fleet, environment: dict[str, str], pool: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, _ = await fleet.submit_many(Job(pool=pool, body=chat()) for _ in range(2))
+    cancel = Fleet.cancel
+
+    async def cancel_others(self: Fleet, job: Job | str) -> JobState:
+        if job == first.id:
+            raise ServiceUnreachableError("away")
+        return await cancel(self, job)
+
+    monkeypatch.setattr(Fleet, "cancel", cancel_others)
+    arguments = ["cancel", "--where", f"pool={pool}", "--yes"]
+    runner = CliRunner(env=environment)
+    result = await asyncio.to_thread(lambda: runner.invoke(jobs_commands.app, arguments))
+    assert isinstance(result.exception, ServiceUnreachableError)
+    assert result.stdout == "1 cancelled\n"
 
 
 # Stories

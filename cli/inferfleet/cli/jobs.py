@@ -59,13 +59,14 @@ def cancel(
     conditions = parse_where(where)
     if conditions == EVERY_JOB:
         raise typer.BadParameter("give at least one condition with --where")
-    states = asyncio.run(_cancel(conditions) if yes else _count(conditions))
-    if as_json:
-        out(orjson.dumps({"dry_run": not yes, "jobs": states}).decode() + "\n")
-        return
-    told = ", ".join(f"{count:,} {state}" for state, count in sorted(states.items())) or "none"
-    out(f"{told}\n")
-    if states and not yes:
+    states = Counter[str]()
+    try:
+        asyncio.run(_cancel(conditions, states) if yes else _count(conditions, states))
+    finally:
+        # Also if it stops halfway.
+        told = ", ".join(f"{count:,} {state}" for state, count in sorted(states.items())) or "none"
+        out(orjson.dumps({"dry_run": not yes, "jobs": states}).decode() + "\n" if as_json else f"{told}\n")
+    if not as_json and states and not yes:
         err("inferfleet: nothing was cancelled; add --yes to cancel these jobs\n")
 
 
@@ -198,17 +199,13 @@ async def _count_letters(pool: str, where: LetterFilter) -> int:
         return await fleet.dead_letters.count(pool, where=where)
 
 
-async def _count(where: JobFilter) -> Counter[str]:
+async def _count(where: JobFilter, states: Counter[str]) -> None:
     async with Fleet.connect(producer_settings()) as fleet, aclosing(fleet.list_jobs(where)) as records:
-        states = Counter[str]()
         async for record in records:
             states[record.state.value] += 1
-        return states
 
 
-async def _cancel(where: JobFilter) -> Counter[str]:
+async def _cancel(where: JobFilter, states: Counter[str]) -> None:
     async with Fleet.connect(producer_settings()) as fleet, aclosing(fleet.cancel_jobs(where)) as cancelled:
-        states = Counter[str]()
         async for _, state in cancelled:
             states[state.value] += 1
-        return states

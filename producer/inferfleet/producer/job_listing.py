@@ -21,7 +21,7 @@ from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.redis.pools import read_pools
 
 AT_ONCE = 64
-"""How many jobs are cancelled at the same time."""
+"""How many jobs are cancelled, or how many requests are read, at the same time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,17 +82,20 @@ class JobListing:
     async def cancel(
         self, where: JobFilter, cancel: Callable[[str], Awaitable[JobState]]
     ) -> AsyncGenerator[tuple[str, JobState]]:
-        """Cancel the jobs, some at a time. Yield their ids and states; not those that are gone."""
+        """Cancel the jobs, some at a time. Yield their ids and states; not those that are gone.
+
+        If one cannot be cancelled, raise its error behind the others of its time.
+        """
         async with aclosing(self._pages(where)) as pages:
             async for page in pages:
-                for first in range(0, len(page), AT_ONCE):
-                    ids = [record.id for record in page[first : first + AT_ONCE]]
-                    states = await asyncio.gather(*map(cancel, ids), return_exceptions=True)
-                    for job_id, state in zip(ids, states, strict=True):
-                        if isinstance(state, JobState):
-                            yield job_id, state
-                        elif not isinstance(state, JobNotFoundError):
-                            raise state
+                ids = [record.id for record in page]
+                states = await asyncio.gather(*map(cancel, ids), return_exceptions=True)
+                for job_id, state in zip(ids, states, strict=True):
+                    if isinstance(state, JobState):
+                        yield job_id, state
+                for state in states:
+                    if not isinstance(state, JobState | JobNotFoundError):
+                        raise state
 
     async def _pages(self, where: JobFilter) -> AsyncGenerator[list[JobRecord]]:
         until_ms = None
@@ -103,11 +106,11 @@ class JobListing:
                 async with aclosing(unfinished(self._pipeline, pool, priority, until_ms=until_ms)) as pages:
                     async for page in pages:
                         found = await self._records.get_many((entry.id for entry in page), results=False)
-                        yield [
-                            record
-                            for record in filter(None, found.values())
-                            if where.admits(record) and await self._has(record, where)
-                        ]
+                        admitted = [it for it in found.values() if it is not None and where.admits(it)]
+                        for first in range(0, len(admitted), AT_ONCE):
+                            records = admitted[first : first + AT_ONCE]
+                            have = await asyncio.gather(*(self._has(it, where) for it in records))
+                            yield [it for it, has in zip(records, have, strict=True) if has]
 
     async def pools(self) -> list[str]:
         """Return the names of all pools that had a worker, a declaration or a job in the last 30 days."""
