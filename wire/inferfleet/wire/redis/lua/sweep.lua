@@ -21,9 +21,9 @@ for i = 6, #ARGV do
 end
 -- A message that was held after a front was seen may be back in the queue. So a front counts only as long as nobody
 -- forgets what was held since, not even during the caller's sweep.
-redis.call('ZREMRANGEBYSCORE', held_key, '-inf', now - 4 * tonumber(held_ms))
+redis.call('ZREMRANGEBYSCORE', held_key, '-inf', now - 8 * tonumber(held_ms))
 redis.call('EXPIRE', held_key, ttl_s)
-local counts_from = now - 3 * tonumber(held_ms)
+local counts_from = now - 7 * tonumber(held_ms)
 for priority, entered, delivered in string.gmatch(fronts, '(%d+) (%d+) (%d+);') do
   local known = redis.call('HGET', sweep_key, 'front:' .. priority) or ''
   local known_entered, known_delivered = string.match(known, '^(%d+) (%d+)$')
