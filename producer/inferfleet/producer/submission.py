@@ -119,7 +119,8 @@ class Submission:
                 else:
                     await self._lanes.take_turn(claimed.job)
                     await self._hold_turn(claimed.job)
-            except PublishUnconfirmedError:
+            except PublishUnconfirmedError as unconfirmed:
+                unconfirmed.job_id = claimed.job.id
                 raise
             except InferfleetError as refusal:
                 if recorded.stalled or claimed.accepted:

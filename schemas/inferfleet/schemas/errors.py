@@ -82,8 +82,10 @@ class StateConflictError(SessionError):
 class PublishUnconfirmedError(InferfleetError):
     """The connection broke before the broker's confirm: the job may or may not be queued.
 
-    It is safe to submit the job again with the same idempotency key.
+    It is safe to submit the job again with the same idempotency key. ``job_id`` is the id of a single job.
     """
+
+    job_id: str | None = None
 
 
 class PartialSubmitError(InferfleetError):

@@ -18,7 +18,7 @@ from inferfleet.schemas.heartbeat import Heartbeat
 from inferfleet.schemas.job import DEFAULT_POOL
 
 VALID_S: Final = 1.0
-"""For how long the heartbeats are not read again."""
+"""For how long the heartbeats are not read again, also when they cannot be read."""
 
 
 class ReadHeartbeats(Protocol):
@@ -47,9 +47,8 @@ class Models:
         self._read = workers
         self._pools = dict(pools or {})
         self._pool = pool
-        self._workers: Sequence[Heartbeat] = ()
         self._until = 0.0
-        self._reading = asyncio.Lock()
+        self._reading: asyncio.Task[Sequence[Heartbeat]] | None = None
 
     async def route(self, model: object, *, pool: str | None, known: str | None = None) -> Route:
         """Return the pool for a model; ``pool`` is the caller's choice, which counts more.
@@ -99,12 +98,17 @@ class Models:
         return _route(name, alive, alias=True)
 
     async def _alive(self) -> Sequence[Heartbeat]:
-        loop = asyncio.get_running_loop()
-        async with self._reading:
-            if loop.time() >= self._until:
-                self._workers = await self._read()
-                self._until = loop.time() + VALID_S
-            return self._workers
+        now = asyncio.get_running_loop().time()
+        if self._reading is None or (self._reading.done() and now >= self._until):
+            self._reading = asyncio.create_task(self._read_once())
+        # All who wait share how it ends: one after the other, they would wait for a timeout each.
+        return await asyncio.shield(self._reading)
+
+    async def _read_once(self) -> Sequence[Heartbeat]:
+        try:
+            return await self._read()
+        finally:
+            self._until = asyncio.get_running_loop().time() + VALID_S
 
 
 def _route(pool: str, alive: Sequence[Heartbeat], *, alias: bool = False) -> Route:

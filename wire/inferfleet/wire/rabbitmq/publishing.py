@@ -7,8 +7,8 @@ workers must still be able to ack.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import NamedTuple, Protocol, TypeVar
 from uuid import uuid4
@@ -339,8 +339,8 @@ class _Link:
         self._name = name
         self._stack = AsyncExitStack()
         self._breaker = Breaker("RabbitMQ", ServiceUnreachableError)
-        self._connecting = asyncio.Lock()
-        self._opening = asyncio.Lock()
+        self._connecting = _Attempts()
+        self._opening = _Attempts()
         self._connection: Connection | None = None
         self._channel: AbstractChannel | None = None
         self._confirms: Confirms | None = None
@@ -354,7 +354,7 @@ class _Link:
         """Return the confirms of an open channel, with declared exchanges. Raises as ``on_connection``."""
         if self._confirms is not None and self._confirms.open:
             return self._confirms
-        async with self._opening:
+        async with self._opening.turn():
             if self._confirms is None or not self._confirms.open:
                 self._confirms = await self.on_connection(self._open)
             return self._confirms
@@ -392,7 +392,7 @@ class _Link:
 
     async def aclose(self) -> None:
         """Close the connection, if there is one."""
-        async with self._connecting:
+        async with self._connecting.lock:
             self._connection = self._channel = self._confirms = None
             self._left.clear()
             await self._stack.aclose()
@@ -427,7 +427,7 @@ class _Link:
             raise _DeadConnectionError(*error.args) from error
 
     async def _connected(self) -> Connection:
-        async with self._connecting:
+        async with self._connecting.turn():
             if self.retired:
                 raise ServiceUnreachableError("this client was closed, and its connections with it")
             if self._connection is None or not self._connection.alive:
@@ -439,6 +439,28 @@ class _Link:
                         open_amqp(self._url, timeout_s=self._connect_timeout_s, name=self._name)
                     )
             return self._connection
+
+
+class _Attempts:
+    """Makes attempts one at a time. Whoever waited for one that failed fails with it, and makes none."""
+
+    def __init__(self) -> None:
+        self.lock = asyncio.Lock()
+        self._failure: Exception | None = None
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncGenerator[None]:
+        """Make an attempt in the block."""
+        waits = self.lock.locked()
+        async with self.lock:
+            if waits and self._failure is not None:
+                raise self._failure
+            self._failure = None
+            try:
+                yield
+            except Exception as failure:
+                self._failure = failure
+                raise
 
 
 class _DeadConnectionError(ServiceUnreachableError):
