@@ -9,8 +9,10 @@ from typing import Any
 
 import orjson
 import pytest
+from fastapi import Response
 
 from inferfleet.gateway import job_requests
+from inferfleet.gateway.access_log import CLIENT_GONE, OpenRequests
 from inferfleet.gateway.job_requests import read_jobs
 from inferfleet.gateway.waiting import EventResponse
 from inferfleet.producer.openai import requests
@@ -134,3 +136,20 @@ async def test_an_interrupted_stream_names_the_last_event_that_was_sent() -> Non
 
 def _cursor(stream: EventStream) -> bytes:
     return f"behind {stream.cursor}".encode()
+
+
+@pytest.mark.parametrize(("status", "complete"), [(200, True), (CLIENT_GONE, False)])
+async def test_an_answer_that_nobody_received_is_not_complete(
+    status: int, complete: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def receive() -> Any:
+        return {"type": "http.request"}
+
+    async def send(message: Any) -> None:
+        pass
+
+    scope: Any = {"type": "http", "method": "POST", "path": "/v1/jobs", "headers": []}
+    with caplog.at_level("INFO"):
+        await OpenRequests(Response(status_code=status), most=1)(scope, receive, send)
+
+    assert [record.__dict__["complete"] for record in caplog.records] == [complete]

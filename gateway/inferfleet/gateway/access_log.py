@@ -20,6 +20,9 @@ UNCOUNTED: Final = ("/health/", "/docs", "/openapi.json")
 
 MAX_PATH_CHARS: Final = 200
 
+CLIENT_GONE: Final = 499
+"""The status in the log for a client that went away before its answer. Nobody receives it."""
+
 
 class OpenRequests:
     """Middleware that answers at most ``most`` requests at a time, and logs each."""
@@ -65,6 +68,7 @@ class _Answer:
         self.status: int | None = None
         self.job_id: str | None = None
         self.complete = False
+        """Whether all of it was sent, and somebody was there."""
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -72,7 +76,7 @@ class _Answer:
             self.job_id = Headers(raw=message["headers"]).get(JOB_HEADER)
         await self._send(message)
         if message["type"] == "http.response.body" and not message.get("more_body", False):
-            self.complete = True
+            self.complete = self.status != CLIENT_GONE
 
 
 def _full(most: int) -> ASGIApp:

@@ -12,7 +12,8 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from inferfleet.gateway.access_log import OpenRequests
+from inferfleet.gateway.access_log import CLIENT_GONE, OpenRequests
+from inferfleet.gateway.bodies import UnreadBodies
 from inferfleet.gateway.documents import with_document
 from inferfleet.gateway.gateway import Gateway
 from inferfleet.gateway.hosts import OnlyLoopbackHosts
@@ -25,9 +26,6 @@ from inferfleet.schemas.errors import InferfleetError
 LIVE_PATH = "/health/live"
 READY_PATH = "/health/ready"
 
-CLIENT_GONE = 499
-"""The status in the log for a client that went away before its answer. Nobody receives it."""
-
 
 def make_app(gateway: Gateway) -> FastAPI:
     """Make the application of a gateway."""
@@ -36,6 +34,7 @@ def make_app(gateway: Gateway) -> FastAPI:
         version=version("inferfleet"),
         description="OpenAI's API in front of a queue, and jobs over HTTP.",
         redoc_url=None,
+        redirect_slashes=False,
     )
 
     @app.get(LIVE_PATH, tags=["Health"])
@@ -67,6 +66,7 @@ def make_app(gateway: Gateway) -> FastAPI:
     if not gateway.settings.allow_anonymous:
         app.add_middleware(OnlyLoopbackHosts)
     app.add_middleware(OpenRequests, most=gateway.settings.max_open_requests)
+    app.add_middleware(UnreadBodies)
     return with_document(app)
 
 
@@ -78,7 +78,9 @@ async def _unknown_route(request: Request, error: HTTPException) -> Response:
     status = HTTPStatus(error.status_code)
     what = "there is no such path" if status is HTTPStatus.NOT_FOUND else status.phrase
     refusal = Refusal(status=status, code=status.name.lower(), message=f"{request.method}: {what}")
-    return _response(refusal)
+    response = _response(refusal)
+    response.headers.update(error.headers or {})
+    return response
 
 
 async def _invalid_parameter(_: Request, error: RequestValidationError) -> Response:

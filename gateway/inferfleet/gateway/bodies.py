@@ -8,12 +8,16 @@ from http import HTTPStatus
 from typing import Final
 
 from fastapi import Request
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from inferfleet.gateway.settings import GatewaySettings
 from inferfleet.producer.openai.refusals import Refusal, RefusedError
 
 DISCARD_S: Final = 2.0
-"""For how long the rest of a body that is too large is read, so that the client reads the answer."""
+"""For how long the rest of a body is read that is not wanted, so that the client reads the answer."""
+
+JSON_TYPES: Final = ("application/json", "application/merge-patch+json")
 
 
 OPTIONS_BYTES: Final = 64 * 1024
@@ -31,7 +35,7 @@ async def read_body(request: Request, settings: GatewaySettings, *, many: bool =
 
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
+    if kind not in JSON_TYPES:
         raise _refused(
             HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "not_json", "send Content-Type: application/json, and JSON"
         )
@@ -43,11 +47,11 @@ async def read_body(request: Request, settings: GatewaySettings, *, many: bool =
     try:
         async with asyncio.timeout(settings.read_timeout_s):
             if declared.isdecimal() and int(declared) > most:
-                raise await _too_large(request, most, setting)
+                raise _too_large(most, setting)
             async for part in request.stream():
                 body += part
                 if len(body) > most:
-                    raise await _too_large(request, most, setting)
+                    raise _too_large(most, setting)
     except TimeoutError as error:
         raise _refused(
             HTTPStatus.REQUEST_TIMEOUT,
@@ -62,18 +66,46 @@ def job_bytes(settings: GatewaySettings) -> int:
     return settings.max_body_bytes + OPTIONS_BYTES
 
 
-async def _too_large(request: Request, most: int, setting: str) -> RefusedError:
-    # A connection that is closed while the client still sends is reset, and the answer lost. Some ask first.
-    if "expect" not in request.headers:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(DISCARD_S):
-                while (await request.receive()).get("more_body"):
-                    pass
+def _too_large(most: int, setting: str) -> RefusedError:
     return _refused(
         HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
         "body_too_large",
         f"the body is larger than {most:,} bytes ({setting})",
     )
+
+
+class UnreadBodies:
+    """Middleware that reads what is left of a body before the answer.
+
+    A connection that is closed while the client still sends is reset, and the answer lost. Some ask first.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        left = scope["type"] == "http" and _sends_body(Headers(scope=scope))
+
+        async def receive_noted() -> Message:
+            nonlocal left
+            message = await receive()
+            left = left and message.get("more_body", False)
+            return message
+
+        async def send_behind(message: Message) -> None:
+            if left and message["type"] == "http.response.start":
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(DISCARD_S):
+                        while left:
+                            await receive_noted()
+            await send(message)
+
+        await self._app(scope, receive_noted, send_behind)
+
+
+def _sends_body(headers: Headers) -> bool:
+    return ("content-length" in headers or "transfer-encoding" in headers) and "expect" not in headers
 
 
 def _refused(status: HTTPStatus, code: str, message: str) -> RefusedError:

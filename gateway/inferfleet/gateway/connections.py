@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import Any, Final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 MAX_HEADER_BYTES: Final = 64 * 1024
+
+
+_UPGRADE: Final = re.compile(rb"(?i)(?<=\r\n)upgrade(?=:)")
 
 
 class LimitedProtocol(HttpToolsProtocol):
@@ -20,6 +24,7 @@ class LimitedProtocol(HttpToolsProtocol):
         super().__init__(*arguments, **options)
         self._head_timeout_s = head_timeout_s
         self._head_bytes = 0
+        self._in_body = False
         self._too_late: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -29,14 +34,30 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Take the next bytes."""
-        self._head_bytes += len(data)
+        if not self._in_body:
+            self._head_bytes += len(data)
+            data = _without_upgrade(data)
         super().data_received(data)
         if self._has_request():
             self._forget_head()
+        elif self._in_body:
+            # It has been answered. The rest of its body may take as long as a head.
+            self._head_bytes = 0
+            self._expect_head()
         elif self._head_bytes > MAX_HEADER_BYTES:
             self.transport.close()
         else:
             self._expect_head()
+
+    def on_headers_complete(self) -> None:
+        """Begin a request."""
+        self._in_body = True
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """End a request."""
+        self._in_body = False
+        super().on_message_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End."""
@@ -56,3 +77,9 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._too_late is not None:
             self._too_late.cancel()
             self._too_late = None
+
+
+def _without_upgrade(data: bytes) -> bytes:
+    """Rename the header by which clients offer HTTP/2: the parser would leave the body to that."""
+    head, end, rest = data.partition(b"\r\n\r\n")
+    return _UPGRADE.sub(b"x-upgrade", head) + end + rest

@@ -56,7 +56,9 @@ class JournalView:
 
         """
         found = _CURSOR.fullmatch(cursor)
-        if found is None or any(int(number) > _MOST for number in found.groups()[:3]):
+        numbers = [] if found is None else [int(number) for number in found.groups()[:3]]
+        # Redis can read nothing behind the largest id.
+        if found is None or max(numbers) > _MOST or min(numbers[:2]) == _MOST:
             raise ValueError(f"after: {cursor!r} is not the id of a journal line, like {BEGINNING!r}")
         milliseconds, sequence, tokens, model_identity = found.groups()
         return cls(
