@@ -7,6 +7,8 @@ import json
 import os
 import socket
 from collections.abc import AsyncIterator
+from contextlib import closing
+from http.client import HTTPConnection
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -30,10 +32,12 @@ from tests.integration.conftest import (
 
 from inferfleet.gateway import server, waiting
 from inferfleet.producer import Fleet
-from inferfleet.schemas import JobState
-from inferfleet.schemas.errors import ConfigurationError, ServiceUnreachableError
+from inferfleet.producer.publisher import Publisher
+from inferfleet.schemas import Job, JobState
+from inferfleet.schemas.errors import ConfigurationError, PublishUnconfirmedError, ServiceUnreachableError
 
 CHAT = "/v1/chat/completions"
+JSON = "application/json"
 NO_JOB = "01890a5d-ac96-774b-bcce-b302099a8057"
 
 
@@ -184,7 +188,17 @@ async def test_events_are_resumed_on_another_gateway_without_a_gap_or_a_repeat(
 
 @pytest.mark.parametrize(
     "cursor",
-    ["x", "1-1", "1-1:", "-1-1:0", "1-1:-1", "99999999999999999999999-0:0", "1-1:1:not hex", "١-1:0"],
+    [
+        "x",
+        "1-1",
+        "1-1:",
+        "-1-1:0",
+        "1-1:-1",
+        "99999999999999999999999-0:0",
+        "18446744073709551615-18446744073709551615:5",
+        "1-1:1:not hex",
+        "١-1:0",
+    ],
 )
 async def test_an_id_that_no_event_has_is_refused(http: Client, cursor: str) -> None:
     job = (await http.post("/v1/jobs", json={"body": chat()})).json()
@@ -219,7 +233,8 @@ async def test_a_session_is_read_changed_forked_and_deleted(
     await http.get(turn["url"], params={"wait": 60})
     url, copy = f"/v1/sessions/{pool}", f"{pool}-copy"
 
-    patched = await http.patch(f"{url}/state", json={"step": 1})
+    merge_patch = {"Content-Type": "application/merge-patch+json"}
+    patched = await http.patch(f"{url}/state", content=b'{"step": 1}', headers=merge_patch)
     forked = await http.post(f"{url}/fork", json={"id": copy, "turns": 1})
     session = (await http.get(f"/v1/sessions/{copy}")).json()
 
@@ -277,6 +292,7 @@ async def test_bad_input_is_the_callers_mistake(
         {},
         {"body": 3},
         {"body": {}, "endpoint": 7},
+        {"body": {}, "stream": 1},
         {"body": {}, "tenant": "x"},
         {"body": {}, "id": NO_JOB},
         {"body": {}, "priority": 10},
@@ -303,7 +319,10 @@ async def test_unknown_fields_of_a_body_go_to_the_engine(http: Client, start_wor
 
 async def test_a_path_or_method_that_does_not_exist_is_refused_in_openais_form(http: Client) -> None:
     refused(await http.get("/v1/no/such"), 404, "not_found")
-    refused(await http.get(CHAT), 405, "method_not_allowed")
+    wrong = await http.get(CHAT)
+    refused(wrong, 405, "method_not_allowed")
+    assert wrong.headers["allow"] == "POST"
+    refused(await http.post(f"{CHAT}/", json=chat()), 404, "not_found")
     refused(await http.get("/v1/jobs/x", params={"wait": "long"}), 400, "invalid_request")
 
 
@@ -344,6 +363,72 @@ async def test_a_body_larger_than_a_job_is_refused_but_an_array_of_jobs_may_be(
         refused(await http.post("/v1/jobs", json=[{"body": large}]), 400, "invalid_request")
         many = await http.post("/v1/jobs", json=[{"body": chat("x" * 9000)}] * 20)
         assert many.status_code == 202
+
+
+async def test_a_refusal_reaches_a_client_that_still_sends_its_body(http: Client) -> None:
+    url = urlsplit(str(http.base_url))
+
+    def send(path: str, kind: str) -> int:
+        # It reads no answer before it has sent everything.
+        connection = HTTPConnection(str(url.hostname), url.port, timeout=PATIENCE_S)
+        with closing(connection):
+            connection.request("POST", path, b" " * 30_000_000, {"Content-Type": kind})
+            return connection.getresponse().status
+
+    for path, kind, status in (
+        (CHAT, "text/plain", 415),
+        ("/v1/files", "text/plain", 404),
+        (CHAT, JSON, 413),
+    ):
+        assert await asyncio.to_thread(send, path, kind) == status
+
+
+async def test_an_offer_of_http_2_is_ignored(http: Client, start_worker: StartWorker) -> None:
+    await start_worker()
+
+    answer = await http.post(CHAT, json=chat(), headers={"Connection": "Upgrade", "Upgrade": "h2c"})
+
+    assert answer.status_code == 200, answer.text
+
+
+async def test_a_job_that_rabbitmq_did_not_confirm_is_cancelled_and_no_address_is_told(
+    http: Client, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish = Publisher.publish
+    published: list[str] = []
+
+    async def unconfirmed(publisher: Publisher, job: Job, **options: Any) -> None:
+        await publish(publisher, job, **options)
+        published.append(job.id)
+        raise PublishUnconfirmedError("the connection to amqp://guest@10.0.0.1 broke")
+
+    monkeypatch.setattr(Publisher, "publish", unconfirmed)
+    answer = await http.post(CHAT, json=chat())
+
+    refused(answer, 503, "publish_unconfirmed")
+    assert "10.0.0.1" not in answer.text
+
+    async def is_cancelled() -> bool:
+        return (await fleet.get(published[0])).state is JobState.CANCELLED
+
+    await eventually(is_cancelled)
+
+
+async def test_a_job_that_is_not_accepted_in_time_is_refused(
+    fleet: Fleet, start_gateway: StartGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = asyncio.Event()
+
+    async def hang(*_: Any, **__: Any) -> None:
+        await answers.wait()
+        raise ServiceUnreachableError("it does not answer")
+
+    monkeypatch.setattr(Fleet, "submit", hang)
+    monkeypatch.setattr(server, "ACCEPT_S", 0.1)
+    async with Client(await start_gateway()) as http:
+        for path, body in ((CHAT, chat()), (CHAT, chat(stream=True)), ("/v1/jobs", {"body": chat()})):
+            refused(await http.post(path, json=body), 503, "service_unreachable")
+    answers.set()
 
 
 @pytest.mark.parametrize("hangs", ["workers", "submit"])

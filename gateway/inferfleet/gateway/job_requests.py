@@ -88,7 +88,10 @@ def _read_job(given: object, headers: Mapping[str, str], place: str) -> Asked:
         ) from None
     options = read_options({name: job[name] for name in OPTIONS if name in job}, headers)
     options["endpoint"] = endpoint
-    options["stream"] = job.get("stream") is True
+    stream = job.get("stream", False)
+    if not isinstance(stream, bool):
+        raise bad_request(f"{place}stream: must be true or false", param=f"{place}stream")
+    options["stream"] = stream
     return Asked(
         endpoint=endpoint, body=cast("dict[str, Any]", body), options=options, stream=False, timeout_s=None
     )

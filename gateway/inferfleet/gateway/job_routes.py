@@ -55,7 +55,7 @@ def job_routes(gateway: Gateway) -> APIRouter:
         asked = await read_jobs(request.headers, content, most=job_bytes(gateway.settings))
         if isinstance(asked, Asked):
             route = await gateway.api.route(asked)
-            job = await fleet.submit(asked.body, **asked.options)
+            job = await gateway.api.submit(asked)
             headers = {"location": _url(job), WORKERS_HEADER: str(route.workers)}
             return _json(_accepted(job), HTTPStatus.ACCEPTED, headers)
         return await _submit_many(gateway, asked)
@@ -189,7 +189,7 @@ def _resume(stream: EventStream) -> bytes:
 
 
 def _failed(refusal: Refusal) -> bytes:
-    return b"event: error\ndata: " + refusal.body() + b"\n\n"
+    return b"event: failed\ndata: " + refusal.body() + b"\n\n"
 
 
 def _check_id(job_id: str) -> None:

@@ -27,6 +27,9 @@ logger = logging.getLogger(__name__)
 FIRST_EVENT_S: Final = 10.0
 """How long a stream waits for its first event, or an error in its place, before it begins all the same."""
 
+ACCEPT_S: Final = 10.0
+"""How long a job may take to be accepted: RabbitMQ, if it hangs, would take longer to be given up."""
+
 LAST_WORDS_S: Final = 5.0
 """How long requests have to end after the drain."""
 
@@ -62,6 +65,7 @@ async def serving(settings: GatewaySettings) -> AsyncGenerator[int]:
                 models=Models(fleet.workers, pools=settings.model_pools, pool=settings.pool),
                 needs_workers=settings.refuse_without_workers,
                 start_s=FIRST_EVENT_S,
+                accept_s=ACCEPT_S,
             )
             gateway = Gateway(settings=settings, fleet=fleet, api=api)
             server = _Server(_config(gateway))

@@ -30,6 +30,7 @@ from inferfleet.schemas.endpoints import Endpoint
 from inferfleet.schemas.errors import (
     InferfleetError,
     JobFailedError,
+    PublishUnconfirmedError,
     UnknownPoolError,
     WaitTimeoutError,
 )
@@ -94,16 +95,23 @@ class OpenAIApi:
 
     With ``needs_workers``, a request to a pool without a live worker is refused, because nobody would start
     one. A stream's first event is awaited for ``start_s``, so that an early failure is a status and not an
-    event; with ``None``, as long as it takes.
+    event. A job has to be accepted within ``accept_s``. With ``None``, both may take as long as they take.
     """
 
     def __init__(
-        self, fleet: Fleet, *, models: Models, needs_workers: bool = False, start_s: float | None = None
+        self,
+        fleet: Fleet,
+        *,
+        models: Models,
+        needs_workers: bool = False,
+        start_s: float | None = None,
+        accept_s: float | None = None,
     ) -> None:
         self._fleet = fleet
         self._models = models
         self._needs_workers = needs_workers
         self._start_s = start_s
+        self._accept_s = accept_s
         self._leaving: set[asyncio.Task[None]] = set()
 
     async def answer(self, endpoint: Endpoint, headers: Mapping[str, str], content: bytes) -> Reply:
@@ -151,6 +159,17 @@ class OpenAIApi:
         if route.alias:
             del asked.body["model"]
         return route
+
+    async def submit(self, asked: Asked) -> Job:
+        """Submit a job that goes on whether or not anybody waits for it.
+
+        Raises:
+            RefusedError: It was not accepted in time.
+            InferfleetError: What ``Fleet.submit`` raises.
+
+        """
+        async with self._attended(_Request(asked)) as job:
+            return job
 
     async def list_models(self) -> Reply:
         """List the models and pools."""
@@ -215,7 +234,7 @@ class OpenAIApi:
         asked, progress = request.asked, request.progress
         submitting = asyncio.create_task(self._fleet.submit(asked.body, **asked.options))
         try:
-            async with request.in_time():
+            async with request.in_time(), _accepting(self._accept_s):
                 job = await asyncio.shield(submitting)
             progress.job_id = job.id
             yield job
@@ -230,16 +249,40 @@ class OpenAIApi:
     async def _leave(self, submitting: asyncio.Task[Job], progress: Progress) -> None:
         """Cancel a job that nobody waits for any more."""
         try:
-            job = await submitting
+            job_id: str | None = (await submitting).id
+        except PublishUnconfirmedError as error:
+            # RabbitMQ may have it all the same.
+            job_id = error.job_id
         except Exception:
             # There is no job, and whoever waited for it has got the error.
             return
-        if progress.kept:
+        if progress.kept or job_id is None:
             return
         try:
-            await self._fleet.cancel(job)
+            await self._fleet.cancel(job_id)
         except InferfleetError as error:
-            logger.warning("cannot cancel job %s, for which nobody waits (%s)", job.id, error)
+            logger.warning("cannot cancel job %s, for which nobody waits (%s)", job_id, error)
+
+
+@asynccontextmanager
+async def _accepting(within_s: float | None) -> AsyncGenerator[None]:
+    limit = asyncio.timeout(within_s)
+    try:
+        async with limit:
+            yield
+    except TimeoutError as error:
+        if not limit.expired():
+            raise
+        raise RefusedError(
+            Refusal(
+                status=HTTPStatus.SERVICE_UNAVAILABLE,
+                code="service_unreachable",
+                message=f"RabbitMQ and Redis did not accept the job within {within_s:g} s; without an "
+                "Idempotency-Key it is cancelled if they do later",
+                retry=True,
+                after_s=RETRY_AFTER_S,
+            )
+        ) from error
 
 
 def _json(content: Any, headers: Mapping[str, str] = MappingProxyType({})) -> Reply:

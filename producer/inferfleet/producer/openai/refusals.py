@@ -6,6 +6,7 @@ job again that has used up its attempts, so such answers say ``x-should-retry: f
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ import orjson
 
 from inferfleet.schemas import errors
 from inferfleet.schemas.failures import FailureCode
+
+logger = logging.getLogger(__name__)
 
 JOB_HEADER: Final = "inferfleet-job"
 """The header that names the job of an answer."""
@@ -90,7 +93,7 @@ def not_found(message: str, *, code: str = "not_found", param: str | None = None
 
 
 def refusal_of(error: errors.InferfleetError | RefusedError) -> Refusal:
-    """Translate an error. Its message quotes no prompt."""
+    """Translate an error. Its message quotes no prompt and names no address: the log has the details."""
     match error:
         case RefusedError():
             return error.refusal
@@ -111,11 +114,18 @@ def refusal_of(error: errors.InferfleetError | RefusedError) -> Refusal:
             return Refusal(
                 status=status,
                 code=code,
-                message=str(error),
+                message=_logged(code, error) if code in _SAID else str(error),
                 retry=retry,
                 after_s=RETRY_AFTER_S if retry else None,
             )
-    return Refusal(status=HTTPStatus.INTERNAL_SERVER_ERROR, code="internal", message=str(error))
+    return Refusal(
+        status=HTTPStatus.INTERNAL_SERVER_ERROR, code="internal", message=_logged("internal", error)
+    )
+
+
+def _logged(code: str, error: Exception) -> str:
+    logger.warning("a request is refused (%s): %s", code, error)
+    return _SAID[code]
 
 
 _REFUSALS: Final[Mapping[type[errors.InferfleetError], tuple[HTTPStatus, str, bool]]] = {
@@ -134,6 +144,15 @@ _REFUSALS: Final[Mapping[type[errors.InferfleetError], tuple[HTTPStatus, str, bo
     errors.ServiceRefusedError: (HTTPStatus.SERVICE_UNAVAILABLE, "service_refused", True),
 }
 """The status, the code, and whether to try again, of each kind of error. A subclass comes first."""
+
+_SAID: Final[Mapping[str, str]] = {
+    "publish_unconfirmed": "RabbitMQ did not confirm the job: it may or may not be queued. Sending the "
+    "request again with the same Idempotency-Key is safe",
+    "service_unreachable": "RabbitMQ or Redis cannot be reached; the log has the details",
+    "service_refused": "RabbitMQ or Redis refuses the request; the log has the details",
+    "internal": "the request failed unexpectedly; the log has the details",
+}
+"""What is said of errors whose own messages name addresses, and what an operator has to do."""
 
 _FAILURES: Final[Mapping[str, tuple[HTTPStatus, str]]] = {
     FailureCode.INVALID_REQUEST: (HTTPStatus.BAD_REQUEST, FailureCode.INVALID_REQUEST),
