@@ -454,7 +454,8 @@ class _Attempts:
         waits = self.lock.locked()
         async with self.lock:
             if waits and self._failure is not None:
-                raise self._failure
+                # Without the traces of all who waited before.
+                raise self._failure.with_traceback(None)
             self._failure = None
             try:
                 yield
