@@ -55,7 +55,7 @@ def cancel(
     ] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Cancel all unfinished jobs that meet the conditions; first without --yes, to see how many these are."""
+    """Cancel the unfinished jobs that meet the conditions. Without --yes, only count them."""
     conditions = parse_where(where)
     if conditions == EVERY_JOB:
         raise typer.BadParameter("give at least one condition with --where")
@@ -79,7 +79,7 @@ def retry(
     ] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Submit failed jobs again as new ones, and print their ids; first without --yes, to count them.
+    """Submit failed jobs again as new jobs, and print their ids. Without --yes, only count them.
 
     These are a pool's dead letters: Redis keeps no request of a job that failed in another way.
     """

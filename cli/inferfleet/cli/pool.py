@@ -62,7 +62,7 @@ def show(pool: PoolArgument, *, as_json: JsonFlag = False) -> None:
     out(f"unfinished by priority: {_by_priority(found)}\n")
     if found.paused_at is not None:
         since = f"{found.paused_at:%Y-%m-%d %H:%M:%S} UTC"
-        out(f"paused since {since}; `inferfleet pool resume {pool}` lets it go on\n")
+        out(f"paused since {since}; resume it with `inferfleet pool resume {pool}`\n")
     if found.workers:
         print_workers(found.workers)
 
@@ -76,7 +76,7 @@ def pause(pool: PoolArgument, *, as_json: JsonFlag = False) -> None:
 
 @app.command()
 def resume(pool: PoolArgument, *, as_json: JsonFlag = False) -> None:
-    """Let a paused pool go on."""
+    """Resume a paused pool: its workers start jobs again."""
     was_paused = _run(lambda fleet: fleet.resume_pool(pool))
     _tell(pool, "resumed" if was_paused else "was not paused", as_json=as_json)
 

@@ -83,7 +83,8 @@ def _full(most: int) -> ASGIApp:
     refusal = Refusal(
         status=HTTPStatus.SERVICE_UNAVAILABLE,
         code="too_many_open_requests",
-        message=f"this gateway answers {most} requests already (INFERFLEET_MAX_OPEN_REQUESTS)",
+        message=f"this gateway has {most} open requests, which is its limit (INFERFLEET_MAX_OPEN_REQUESTS); "
+        "try again later",
         retry=True,
         after_s=RETRY_AFTER_S,
         closes=True,

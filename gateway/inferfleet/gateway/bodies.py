@@ -19,7 +19,6 @@ DISCARD_S: Final = 2.0
 
 JSON_TYPES: Final = ("application/json", "application/merge-patch+json")
 
-
 OPTIONS_BYTES: Final = 64 * 1024
 """How much larger than its body a job may be."""
 

@@ -10,7 +10,6 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 MAX_HEADER_BYTES: Final = 64 * 1024
 
-
 _UPGRADE: Final = re.compile(rb"(?i)(?<=\r\n)upgrade(?=:)")
 
 

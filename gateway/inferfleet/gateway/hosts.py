@@ -41,7 +41,7 @@ def _refused(host: str) -> ASGIApp:
     refusal = Refusal(
         status=HTTPStatus.FORBIDDEN,
         code="forbidden_host",
-        message=f"{host[:128]!r} is not a loopback address, and nobody else may use this gateway "
-        "(INFERFLEET_ALLOW_ANONYMOUS)",
+        message=f"the header Host names {host[:128]!r}, which is not a loopback address; this gateway serves "
+        "only its own machine (INFERFLEET_ALLOW_ANONYMOUS)",
     )
     return Response(refusal.body(), refusal.status, refusal.headers())

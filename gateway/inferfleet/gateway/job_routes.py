@@ -142,7 +142,7 @@ async def _submit_many(gateway: Gateway, asked: Sequence[Asked]) -> Response:
     jobs: list[Job] = []
     for position, each in enumerate(asked):
         await gateway.api.route(each)
-        # The checks of a thousand jobs take long.
+        # Checking a thousand jobs takes long, and other requests go on meanwhile.
         await asyncio.sleep(0)
         try:
             jobs.append(make_job(each.body, each.options, max_body_bytes=gateway.settings.max_body_bytes))

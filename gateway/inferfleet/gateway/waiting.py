@@ -47,11 +47,11 @@ async def answered(request: Request, work: Coroutine[Any, Any, T], *, over: asyn
 
 
 def stopping(then: str = "send the request again") -> Refusal:
-    """Say that the gateway stops, and what to do then."""
+    """Say that the gateway is shutting down, and what to do then."""
     return Refusal(
         status=HTTPStatus.SERVICE_UNAVAILABLE,
         code="gateway_stopping",
-        message=f"this gateway stops: {then}",
+        message=f"this gateway is shutting down: {then}",
         retry=True,
         after_s=RETRY_AFTER_S,
         closes=True,

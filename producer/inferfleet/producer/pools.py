@@ -121,7 +121,7 @@ class Pools:
         if record.session_id is not None:
             owner, _ = await self._lanes.owner(record.session_id)
             if owner not in {"", record.id}:
-                return Wait(WaitReason.TURN, f"behind turn {owner} of its session, or others between them")
+                return Wait(WaitReason.TURN, f"behind turn {owner} of its session, and perhaps behind others")
         if settings.paused_at is not None:
             since = f"{settings.paused_at:%Y-%m-%d %H:%M:%S} UTC"
             return Wait(WaitReason.PAUSED, f"pool {record.pool} has been paused since {since}")

@@ -44,6 +44,6 @@ class PoolPause:
 
     def _set(self, *, paused: bool) -> None:
         if paused is not self._slots.paused:
-            logger.info("the pool is paused" if paused else "the pool goes on")
+            logger.info("the pool is paused" if paused else "the pool is resumed")
             self._slots.pause(paused=paused)
             self._fronts.forget()

@@ -294,7 +294,8 @@ def _restarted(job: Job, reason: str) -> RefusedError:
         Refusal(
             status=HTTPStatus.CONFLICT,
             code="answer_restarted",
-            message=f"the answer of job {job.id} restarts ({reason}), what was streamed is void: ask again",
+            message=f"job {job.id} restarts its answer ({reason}), so what was streamed is void; "
+            "send the request again",
             retry=True,
             job_id=job.id,
         )
@@ -312,7 +313,8 @@ def _no_workers(pool: str) -> RefusedError:
         Refusal(
             status=HTTPStatus.SERVICE_UNAVAILABLE,
             code="no_workers",
-            message=f"the pool {pool!r} has no live worker, and nobody starts one",
+            message=f"the pool {pool!r} has no live worker, and this gateway accepts no request that would "
+            "have to wait for one (INFERFLEET_REFUSE_WITHOUT_WORKERS)",
             retry=True,
             after_s=RETRY_AFTER_S,
         )
