@@ -12,6 +12,7 @@ import orjson
 import typer
 
 from inferfleet.cli.options import JobArgument, JsonFlag, producer_settings
+from inferfleet.cli.printing import print_told
 from inferfleet.cli.terminal import err, line, out, shown_id
 from inferfleet.cli.where import LettersWhereOption, WhereOption, parse_letters_where, parse_where
 from inferfleet.producer.dead_letters import LetterFilter
@@ -65,7 +66,7 @@ def cancel(
     finally:
         # Also if it stops halfway.
         told = ", ".join(f"{count:,} {state}" for state, count in sorted(states.items())) or "none"
-        out(orjson.dumps({"dry_run": not yes, "jobs": states}).decode() + "\n" if as_json else f"{told}\n")
+        print_told(told, {"dry_run": not yes, "jobs": states}, as_json=as_json)
     if not as_json and states and not yes:
         err("inferfleet: nothing was cancelled; add --yes to cancel these jobs\n")
 
@@ -87,18 +88,11 @@ def retry(
     if yes:
         again = asyncio.run(_retry(pool, conditions))
         ids = [job.id for job in again]
-        out(
-            orjson.dumps({"dry_run": False, "jobs": ids}).decode() + "\n"
-            if as_json
-            else "".join(f"{it}\n" for it in ids)
-        )
+        if ids or as_json:
+            print_told("\n".join(ids), {"dry_run": False, "jobs": ids}, as_json=as_json)
         return
     number = asyncio.run(_count_letters(pool, conditions))
-    out(
-        orjson.dumps({"dry_run": True, "jobs": number}).decode() + "\n"
-        if as_json
-        else f"{number:,} dead letters\n"
-    )
+    print_told(f"{number:,} dead letters", {"dry_run": True, "jobs": number}, as_json=as_json)
     if number and not as_json:
         err("inferfleet: nothing was submitted; add --yes to submit these jobs again\n")
 

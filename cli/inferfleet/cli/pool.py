@@ -11,7 +11,7 @@ import typer
 
 from inferfleet.cli.fleet_lines import print_pools, print_workers
 from inferfleet.cli.options import JsonFlag, live_pools, none_empty, not_empty, producer_settings
-from inferfleet.cli.printing import print_json
+from inferfleet.cli.printing import print_json, print_told
 from inferfleet.cli.terminal import out
 from inferfleet.producer.fleet import Fleet
 from inferfleet.producer.publisher import Publisher
@@ -71,14 +71,14 @@ def show(pool: PoolArgument, *, as_json: JsonFlag = False) -> None:
 def pause(pool: PoolArgument, *, as_json: JsonFlag = False) -> None:
     """Pause a pool: its workers finish what runs, and start nothing more until it is resumed."""
     _run(lambda fleet: fleet.pause_pool(pool))
-    _tell(pool, "paused", as_json=as_json)
+    print_told("paused", {"pool": pool, "state": "paused"}, as_json=as_json)
 
 
 @app.command()
 def resume(pool: PoolArgument, *, as_json: JsonFlag = False) -> None:
     """Resume a paused pool: its workers start jobs again."""
-    was_paused = _run(lambda fleet: fleet.resume_pool(pool))
-    _tell(pool, "resumed" if was_paused else "was not paused", as_json=as_json)
+    state = "resumed" if _run(lambda fleet: fleet.resume_pool(pool)) else "was not paused"
+    print_told(state, {"pool": pool, "state": state}, as_json=as_json)
 
 
 async def _declare(pools: list[str]) -> None:
@@ -94,10 +94,6 @@ async def _declare(pools: list[str]) -> None:
 
 def _by_priority(pool: PoolStatus) -> str:
     return ", ".join(f"{priority}: {count:,}" for priority, count in pool.unfinished.items()) or "none"
-
-
-def _tell(pool: str, what: str, *, as_json: bool) -> None:
-    out(orjson.dumps({"pool": pool, "state": what}).decode() + "\n" if as_json else f"{what}\n")
 
 
 def _run(work: Callable[[Fleet], Awaitable[T]]) -> T:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from typing import Any
 
 import orjson
 
@@ -25,6 +26,11 @@ def print_json(model: WireModel) -> None:
     """Print a model as one line of JSON."""
     out(model.model_dump_json(exclude_none=True) + "\n")
     sys.stdout.flush()
+
+
+def print_told(text: str, data: dict[str, Any], *, as_json: bool) -> None:
+    """Print what a command did: in words, or as one line of JSON."""
+    out((orjson.dumps(data).decode() if as_json else text) + "\n")
 
 
 def print_answer(result: Result) -> None:
