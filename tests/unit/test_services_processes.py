@@ -8,13 +8,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 
 from inferfleet.local.services import child_process
 from inferfleet.local.services.child_process import ChildProcess
-from inferfleet.local.services.free_port import HIGHEST, LOWEST, free_port
+from inferfleet.local.services.free_port import BLOCK, HIGHEST, LOWEST, free_port
 from inferfleet.local.services.reaper import Reaper
 from inferfleet.schemas.errors import ServiceUnreachableError
 
@@ -152,6 +154,28 @@ def test_stopping_what_has_ended_by_itself_is_fine(reaper: Reaper, tmp_path: Pat
 
 def test_ports_are_outside_the_range_that_clients_are_given() -> None:
     assert all(LOWEST <= free_port() <= HIGHEST for _ in range(20))
+
+
+def test_a_port_is_handed_out_once_also_by_several_processes() -> None:
+    """The servers that get them start later: until then the ports look free to everybody."""
+    script = (
+        "from inferfleet.local.services.free_port import free_port; import sys;"
+        f"print(*(free_port() for _ in range({3 * BLOCK})), flush=True); sys.stdin.read()"
+    )
+    with ExitStack() as stack:
+        others = [
+            stack.enter_context(
+                subprocess.Popen([sys.executable, "-c", script], stdin=PIPE, stdout=PIPE, text=True)
+            )
+            for _ in range(3)
+        ]
+        ports = [free_port() for _ in range(3 * BLOCK)]
+        for other in others:
+            assert other.stdout is not None
+            ports += map(int, other.stdout.readline().split())
+
+    assert len(ports) == 12 * BLOCK
+    assert len(set(ports)) == len(ports)
 
 
 def refuse() -> None:
