@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from inferfleet.local.chaos.checker import Violation, check
-from inferfleet.local.chaos.harness import DECODE_STEP_S
-from inferfleet.local.chaos.history import History, JobHistory, WorkerLife
-from inferfleet.local.chaos.waste import CATCH_UP_S, measure
+from inferfleet.local.chaos.history import History, JobHistory
+from inferfleet.local.chaos.waste import Waste, measure
 from inferfleet.local.chaos.workload import KIND, Kind, text_of
-from inferfleet.schemas import Failure, FailureCode, Job, JobState, JournalEntry, Result
+from inferfleet.schemas import Failure, FailureCode, Job, JobState, JournalEntry, Result, Usage
 from inferfleet.schemas.job import new_job_id
 from inferfleet.schemas.journal import (
     FinishedEntry,
@@ -302,41 +302,33 @@ def test_only_a_result_that_redis_lost_is_excused() -> None:
     assert kinds(replace(gone, job=STREAMED, lost_result=True, seen=(SUCCEEDED,))) == set()
 
 
-def test_a_killed_attempt_may_have_wasted_what_its_engine_could_generate_since_its_last_entry() -> None:
-    # Given a worker that died 0.1 s after its last journal entry
-    journal = (
-        *JOURNAL[:2],
-        tokens(1, 0, 8, after_s=1.0),
-        running(2, resumed_from=8, after_s=5.0),
-        *JOURNAL[4:],
-    )
-    died_at = NOW + timedelta(seconds=1.1)
-    history = History(
-        jobs=(replace(GOOD, journal=journal),), workers={"worker-1": WorkerLife(died_at=died_at)}
-    )
-
-    # Then that much was wasted at most, beside the tokens that count
-    waste = measure(history)
-    assert waste.wasted == int((0.1 + CATCH_UP_S) / DECODE_STEP_S)
-    assert waste.generated == TOKENS + waste.wasted
+def waste_of(job: JobHistory, folder: Path, *, generated: str) -> Waste:
+    log = folder / "tokens.log"
+    log.write_text(generated)
+    return measure(History(jobs=(job,)), log)
 
 
-def test_an_attempt_of_unknown_end_may_have_wasted_the_rest_of_the_answer() -> None:
-    journal = (*JOURNAL[:3], running(2, resumed_from=8, after_s=60.0), *JOURNAL[4:])
-    assert measure(History(jobs=(replace(GOOD, journal=journal),))).wasted == TOKENS - 8
+def test_what_is_not_in_the_journal_was_wasted(tmp_path: Path) -> None:
+    # Steps of two engines, of which one generated three more tokens than its worker wrote down
+    assert waste_of(GOOD, tmp_path, generated=f"8\n3\n{TOKENS - 8}\n") == Waste(TOKENS + 3, 3)
 
 
-def test_tokens_of_a_restart_are_wasted_and_those_of_a_hand_over_are_not() -> None:
+def test_tokens_before_a_restart_are_wasted_and_those_before_a_hand_over_are_not(tmp_path: Path) -> None:
     handed_over = QueuedEntry(at=NOW, attempt=1, reason="handed_over")
-    assert (
-        measure(History(jobs=(replace(GOOD, journal=(*JOURNAL[:3], handed_over, *JOURNAL[3:])),))).wasted == 0
-    )
+    moved = replace(GOOD, journal=(*JOURNAL[:3], handed_over, *JOURNAL[3:]))
+    assert waste_of(moved, tmp_path, generated=f"{TOKENS}\n").wasted == 0
     restarted = RestartedEntry(at=NOW, attempt=2, reason="not_resumable", tokens_wasted=8)
-    journal = (*JOURNAL[:3], handed_over, restarted, running(2), tokens(2, 0, TOKENS), finished(2))
-    assert measure(History(jobs=(replace(GOOD, journal=journal),))).wasted == 8
+    again = (*JOURNAL[:3], handed_over, restarted, running(2), tokens(2, 0, TOKENS), finished(2))
+    assert waste_of(replace(GOOD, journal=again), tmp_path, generated=f"8\n{TOKENS}\n").wasted == 8
+    # One that restarts and fails before its first token has kept nothing.
+    lost = replace(GOOD, journal=(*JOURNAL[:3], restarted, finished(2, JobState.FAILED)))
+    assert waste_of(lost, tmp_path, generated="8\n").wasted == 8
 
 
-def test_the_journal_from_before_redis_lost_its_data_counts_where_there_is_no_other() -> None:
-    job = replace(GOOD, journal=(), earlier_journal=JOURNAL)
-    assert measure(History(jobs=(job,))) == measure(History(jobs=(GOOD,)))
-    assert measure(History(jobs=(job,))).generated >= TOKENS
+def test_an_answer_that_redis_forgot_was_not_wasted_if_somebody_has_it(tmp_path: Path) -> None:
+    before = replace(GOOD, journal=(), earlier_journal=JOURNAL, seen=())
+    assert waste_of(before, tmp_path, generated=f"{TOKENS}\n").wasted == 0
+    read = SUCCEEDED.model_copy(update={"usage": Usage(completion_tokens=TOKENS)})
+    gone = replace(GOOD, journal=(), stored=None, seen=(read,), streams=())
+    assert waste_of(gone, tmp_path, generated=f"{TOKENS}\n").wasted == 0
+    assert waste_of(replace(gone, seen=()), tmp_path, generated=f"{TOKENS}\n").wasted == TOKENS

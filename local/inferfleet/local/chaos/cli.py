@@ -68,7 +68,7 @@ def command(
         bool, typer.Option("--another-model", help="Start some workers with another model.")
     ] = False,
     folder: Annotated[
-        Path | None, typer.Option(help="Folder for logs and ledgers; discarded by default.")
+        Path | None, typer.Option(help="New or empty folder for logs and ledgers; discarded by default.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
@@ -85,6 +85,8 @@ def command(
         raise typer.BadParameter("--wait-replicas is for --topology cluster")
     if wait_replicas and ClusterFault.REDIS_EMPTIED in (faults or ()):
         raise typer.BadParameter(f"--wait-replicas cannot keep what {ClusterFault.REDIS_EMPTIED} deletes")
+    if folder is not None and folder.exists() and any(folder.iterdir()):
+        raise typer.BadParameter(f"--folder {folder} is not empty; name a new folder, or empty this one")
     for fault in faults or ():
         if (reason := missing(fault)) is not None:
             raise typer.BadParameter(f"{fault} is not possible here: {reason}")
@@ -147,7 +149,7 @@ def _print(report: SoakReport) -> None:
         text = ", ".join(f"{kind} {count}" for kind, count in counts.items()) or "none"
         sys.stdout.write(f"{name:12} {text}\n")
     sys.stdout.write(
-        f"{'tokens':12} {report.waste.generated} generated, at most {report.waste.wasted} of them for "
+        f"{'tokens':12} {report.waste.generated} generated, {report.waste.wasted} of them for "
         f"nothing ({report.waste.ratio:.1%})\n"
     )
     for line in report.missed:

@@ -11,7 +11,7 @@ from aio_pika.abc import AbstractIncomingMessage
 
 from inferfleet.local.chaos.garbage import Garbage
 from inferfleet.local.chaos.harness import PATIENCE_S, Harness
-from inferfleet.local.chaos.history import History, JobHistory, WorkerLife
+from inferfleet.local.chaos.history import History, JobHistory
 from inferfleet.local.chaos.ledger import Accepted, CancelAsked, Intent, Seen, Streamed, read_ledger
 from inferfleet.schemas import Job, JobState, JournalEntry, Result
 from inferfleet.schemas.names import dead_queue, job_queue, journal_key, result_key
@@ -26,7 +26,6 @@ async def collect(
     ledgers: Iterable[Path],
     *,
     lost_results: frozenset[str] = frozenset(),
-    workers: Mapping[str, WorkerLife] | None = None,
     queues: Sequence[str] = (),
     garbage: Garbage | None = None,
     keys_lost: bool = False,
@@ -76,7 +75,6 @@ async def collect(
         keys_lost=keys_lost,
         leftover=await harness.depths(*(queues or (job_queue(harness.pool),))),
         index=index or {},
-        workers=workers or {},
     )
 
 

@@ -175,13 +175,12 @@ class Faults:
                 await _cut(place.link, fault, lasts_s=lasts_s)
 
     async def _pause(self, place: WorkerSlot, *, lasts_s: float) -> None:
-        member, asleep_at = place.member, datetime.now(UTC)
+        member = place.member
         member.process.send_signal(signal.SIGSTOP)
         try:
             await asyncio.sleep(lasts_s)
         finally:
             member.process.send_signal(signal.SIGCONT)
-            place.asleep[member.id].append((asleep_at, datetime.now(UTC)))
 
     async def _disturb_producer(self, fault: Fault, *, lasts_s: float) -> None:
         producer = self._rng.choice(self._producers)

@@ -42,7 +42,7 @@ PATIENCE_S = 60.0
 POLL_INTERVAL_S = 0.02
 
 DECODE_STEP_S = 0.02
-"""The time in which the workers' engines generate one token of each running job, never less."""
+"""The time in which the workers' engines generate one token of each running job."""
 
 Server = TypeVar("Server")
 

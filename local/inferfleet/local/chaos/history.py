@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
 
 from inferfleet.schemas import Job, JobState, JournalEntry, Result
 
@@ -30,17 +29,6 @@ class JobHistory:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerLife:
-    """The life of one worker process. ``died_at`` is when it was killed or ended.
-
-    ``asleep`` has the times during which it was suspended.
-    """
-
-    died_at: datetime | None = None
-    asleep: tuple[tuple[datetime, datetime], ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class History:
     """A whole run. ``leftover`` maps each queue that still had messages at the end to their number."""
 
@@ -53,4 +41,3 @@ class History:
     """Redis lost data, idempotency keys included."""
     index: Mapping[str, JobState | None] = field(default_factory=dict[str, JobState | None])
     """The index of the pool's unfinished jobs, with the states in their records, ``None`` without one."""
-    workers: Mapping[str, WorkerLife] = field(default_factory=dict[str, WorkerLife])

@@ -5,11 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections import defaultdict
-from datetime import UTC, datetime
 
-from inferfleet.local.chaos.harness import ENGINE_ARGS, Harness, Link, Member
-from inferfleet.local.chaos.history import WorkerLife
+from inferfleet.local.chaos.harness import Harness, Link, Member
 from inferfleet.local.chaos.limits import UnreadPipe
 from inferfleet.local.chaos.workload import MODELS
 
@@ -36,8 +33,8 @@ class WorkerSlot:
         """
         self.link = link
         self.busy = asyncio.Lock()
-        self.deaths: dict[str, datetime] = {}
-        self.asleep: defaultdict[str, list[tuple[datetime, datetime]]] = defaultdict(list)
+        self.deaths = 0
+        """How many workers have ended here."""
         self.crashes: dict[str, str] = {}
         """Workers that ended by themselves and should not have, with how."""
         self.killed_by_jobs = 0
@@ -56,7 +53,7 @@ class WorkerSlot:
         """Keep a worker here, until cancelled."""
         while True:
             code = await self.member.process.wait()
-            self.deaths[self.member.id] = datetime.now(UTC)
+            self.deaths += 1
             if self.member.id not in self._expected:
                 self._judge(code)
             self.close_log()
@@ -68,13 +65,6 @@ class WorkerSlot:
     def expect_end(self) -> None:
         """Note that the current worker ends because of a fault."""
         self._expected.add(self.member.id)
-
-    def lives(self) -> dict[str, WorkerLife]:
-        """Return the lives of all workers of this place."""
-        return {
-            worker_id: WorkerLife(died_at=self.deaths.get(worker_id), asleep=tuple(self.asleep[worker_id]))
-            for worker_id in self.deaths.keys() | self.asleep.keys() | {self.member.id}
-        }
 
     def close_log(self) -> None:
         """Close the pipe of a worker that has ended, if its log was one."""
@@ -91,7 +81,10 @@ class WorkerSlot:
             return self._harness.launch(self.link, output=output)
         model, weights = self._models.choice(list(MODELS.items()))
         return self._harness.launch(
-            self.link, output=output, model=model, engine_args={**ENGINE_ARGS, "weights": weights}
+            self.link,
+            output=output,
+            model=model,
+            engine_args={**self._harness.defaults["engine_args"], "weights": weights},
         )
 
     def _judge(self, code: int) -> None:

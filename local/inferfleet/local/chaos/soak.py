@@ -20,7 +20,7 @@ from inferfleet.local.chaos.cluster_faults import FILLING, ClusterFault, Cluster
 from inferfleet.local.chaos.collect import collect
 from inferfleet.local.chaos.faults import Faults
 from inferfleet.local.chaos.garbage import Garbage
-from inferfleet.local.chaos.harness import PATIENCE_S, Harness
+from inferfleet.local.chaos.harness import ENGINE_ARGS, PATIENCE_S, Harness
 from inferfleet.local.chaos.history import History
 from inferfleet.local.chaos.ledger import LedgerTail
 from inferfleet.local.chaos.limits import no_file_limits
@@ -134,7 +134,7 @@ class SoakReport:
             "missed": self.missed,
             "excused": self.excused,
             "tokens_generated": self.waste.generated,
-            "tokens_wasted_at_most": self.waste.wasted,
+            "tokens_wasted": self.waste.wasted,
             "wasted_ratio": round(self.waste.ratio, 4),
             "seconds": round(self.seconds, 1),
             "findings": [asdict(finding) for finding in self.findings[:50]],
@@ -163,9 +163,13 @@ async def soak(options: SoakOptions, *, folder: Path, say: Callable[[str], None]
         findings=findings,
         missed=missed,
         excused=verdict.excused,
-        waste=measure(history),
+        waste=measure(history, _token_log(folder)),
         seconds=time.monotonic() - started,
     )
+
+
+def _token_log(folder: Path) -> Path:
+    return folder / "tokens.log"
 
 
 @asynccontextmanager
@@ -194,6 +198,7 @@ async def _running_harness(
                 services,
                 log_folder=folder,
                 named_servers=cluster.named_servers if cluster else None,
+                engine_args=ENGINE_ARGS | {"token_log": str(_token_log(folder))},
                 queue_type=options.queue_type,
                 sweep_interval_s=SWEEP_INTERVAL_S,
                 redis_wait_replicas=options.wait_replicas,
@@ -259,7 +264,6 @@ class _Run:
             self._harness,
             [producer.ledger for producer in producers],
             lost_results=lost_results,
-            workers={id_: life for place in self._places for id_, life in place.lives().items()},
             queues=(job_queue(self._harness.pool),),
             garbage=garbage,
             keys_lost=self._options.empty_redis or self._cluster is not None,
@@ -406,7 +410,7 @@ class _Run:
                 tail.read()
             accepted = sum(len(tail.accepted) for tail in self._tails)
             ended = sum(len(tail.ended) for tail in self._tails)
-            died = sum(len(place.deaths) for place in self._places)
+            died = sum(place.deaths for place in self._places)
             self._say(
                 f"{time.monotonic() - began:5.0f} s  {accepted} accepted  {ended} ended  {died} workers died"
             )

@@ -137,23 +137,26 @@ class Batch:
             decodes=tuple(decodes),
         )
 
-    def finish(self, step: Step, *, report_every: int = 1) -> None:
-        """Give the tokens of a step to the sequences that are still in the batch.
+    def finish(self, step: Step, *, report_every: int = 1) -> int:
+        """Give the tokens of a step to the sequences that are still in the batch, and return their number.
 
         Calls ``on_progress`` only every ``report_every`` tokens, and at the last one.
         """
+        produced = 0
         for sequence, tokens in step.prefills:
             if sequence.phase is Phase.RUNNING:
                 sequence.prefill_left -= tokens
                 if not sequence.prefill_left:
-                    self._produce(sequence, report_every)
+                    produced += self._produce(sequence, report_every)
         for sequence in step.decodes:
             if sequence.phase is Phase.RUNNING:
-                self._produce(sequence, report_every)
+                produced += self._produce(sequence, report_every)
+        return produced
 
-    def _produce(self, sequence: Sequence, report_every: int) -> None:
-        if sequence.generated < sequence.target:
-            sequence.generated += 1
+    def _produce(self, sequence: Sequence, report_every: int) -> bool:
+        """Give a sequence its next token; return false if it has all of them."""
+        grows = sequence.generated < sequence.target
+        sequence.generated += grows
         if sequence.generated >= sequence.target:
             if not sequence.hangs:
                 self._leave(sequence)
@@ -161,6 +164,7 @@ class Batch:
             sequence.on_progress()
         elif not sequence.generated % report_every:
             sequence.on_progress()
+        return grows
 
     def _make_room(self) -> tuple[list[Sequence], bool]:
         """Find the sequences that get a token; preempt the least urgent and latest until all tokens fit."""

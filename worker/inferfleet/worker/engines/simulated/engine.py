@@ -13,9 +13,11 @@ import signal
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Mapping
-from typing import Any, Final, Self
+from pathlib import Path
+from typing import IO, Any, Final, Self
 
 from inferfleet.schemas import Endpoint
+from inferfleet.schemas.errors import ConfigurationError
 from inferfleet.schemas.journal import TokenChunk
 from inferfleet.schemas.settings import WorkerSettings
 from inferfleet.worker.engines.simulated.answer import Answer, AnswerCutter, plan_answers
@@ -67,6 +69,7 @@ class SimulatedEngine:
         self._failures: Counter[str] = Counter()
         self._loop: asyncio.Task[None] | None = None
         self._death: str | None = None
+        self._token_log: IO[bytes] | None = None
 
     @classmethod
     def from_settings(cls, settings: WorkerSettings) -> Self:
@@ -99,6 +102,8 @@ class SimulatedEngine:
 
     async def start(self) -> None:
         """Pretend to load a model for ``load_s`` modelled seconds."""
+        if self._parameters.token_log is not None:
+            self._token_log = _open_token_log(self._parameters.token_log)
         await asyncio.sleep(self._parameters.real_s(self._parameters.load_s))
         if self._death is not None:
             raise EngineDeadError(self._death)
@@ -109,6 +114,8 @@ class SimulatedEngine:
         self.die("the simulated engine has been stopped")
         if self._loop is not None:
             await asyncio.gather(self._loop, return_exceptions=True)
+        if self._token_log is not None:
+            self._token_log.close()
 
     def die(self, reason: str = "the simulated engine died, as it was told to") -> None:
         """Fail all running and all later requests, as an engine does whose GPU has failed."""
@@ -248,7 +255,20 @@ class SimulatedEngine:
             # several per cent for steps of a few milliseconds.
             deadline = max(deadline, loop.time() - _MOST_LAG_S) + pause_s
             await asyncio.sleep(max(0.0, deadline - loop.time()))
-            self._batch.finish(step, report_every=1 if pause_s else _TOKENS_PER_REPORT)
+            produced = self._batch.finish(step, report_every=1 if pause_s else _TOKENS_PER_REPORT)
+            if self._token_log is not None and produced:
+                self._token_log.write(b"%d\n" % produced)
+
+
+def _open_token_log(path: Path) -> IO[bytes]:
+    try:
+        # Several engines may append to the same file: each line is one write.
+        return path.open("ab", buffering=0)
+    except OSError as error:
+        raise ConfigurationError(
+            f"the simulated engine cannot write the file of its argument 'token_log': {error} "
+            "(INFERFLEET_ENGINE_ARGS)"
+        ) from error
 
 
 def _spans(request: SimulatedRequest, answers: list[Answer]) -> list[tuple[int, int]]:

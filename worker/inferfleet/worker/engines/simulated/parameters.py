@@ -12,6 +12,7 @@ The defaults describe Llama 3.1 8B in bfloat16 on one H100 SXM with 80 GB, deriv
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -57,6 +58,10 @@ class SimulatedParameters(BaseModel):
 
     weights: Annotated[int, Field(ge=0)] = 0
     """The weights that it pretends to have: another number gives other text, and another model identity."""
+
+    token_log: Path | None = None
+    """A file to which each step appends how many tokens it generated, a line a step, to count what a killed
+    process has generated."""
 
     @model_validator(mode="after")
     def _one_sequence_fits(self) -> Self:
