@@ -12,6 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import pytest
 import redis.asyncio as aioredis
 
 from inferfleet.local.autoscaler.measure import open_measurer
@@ -27,7 +28,8 @@ from inferfleet.schemas.settings import ProducerSettings
 from inferfleet.wire.rabbitmq.connection import open_amqp
 from inferfleet.wire.redis.journal_lines import parse_line
 
-PATIENCE_S = 150.0
+PATIENCE_S = 600.0
+"""For a busy machine: workers are processes that start one after the other."""
 SPEEDUP = 30
 BASE_MANIFEST = Path(__file__).parents[2] / "deploy/keda/base/pool/scaledobject.yaml"
 
@@ -151,6 +153,7 @@ def assert_no_token_was_generated_twice(journal: list[JournalEntry], tokens: int
     assert offset == tokens
 
 
+@pytest.mark.timeout(3 * PATIENCE_S)
 async def test_a_burst_of_3000_jobs_goes_from_zero_to_the_maximum_and_back_by_the_manifest_of_the_base(
     managed: Services,
 ) -> None:
