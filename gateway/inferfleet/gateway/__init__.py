@@ -5,6 +5,7 @@
     connections     limits of one connection, before there is a request
     app             the application, put together
     gateway         what all routes share
+    callers         who sends a request
     openai_routes   OpenAI's endpoints, answered by ``inferfleet.producer.openai``
     job_routes      jobs
     job_requests    what a caller may say of a job

@@ -6,9 +6,13 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import Any
 
+from fastapi import Request
+
+from inferfleet.gateway.callers import caller_of
 from inferfleet.gateway.settings import GatewaySettings
 from inferfleet.producer import Fleet
 from inferfleet.producer.openai.api import OpenAIApi
+from inferfleet.producer.tenant_fleet import TenantFleet
 
 
 class Shutdown:
@@ -32,12 +36,21 @@ class Shutdown:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gateway:
-    """A gateway's parts. All that a client can do goes through ``api`` and ``fleet``."""
+    """A gateway's parts. All that a caller can do goes through ``fleet_of`` and ``api_of`` its request."""
 
     settings: GatewaySettings
-    fleet: Fleet
-    api: OpenAIApi
+    trusted_fleet: Fleet
+    """Sees the jobs and sessions of all tenants. No route may use it for what a caller asks."""
+    trusted_api: OpenAIApi
     shutdown: Shutdown = field(default_factory=Shutdown)
+
+    def fleet_of(self, request: Request) -> TenantFleet:
+        """Return the fleet as the caller of a request sees it."""
+        return TenantFleet(self.trusted_fleet, caller_of(request).tenant)
+
+    def api_of(self, request: Request) -> OpenAIApi:
+        """Return what answers the caller of a request."""
+        return self.trusted_api.of(self.fleet_of(request))
 
 
 def _set(step: asyncio.Future[Any]) -> None:

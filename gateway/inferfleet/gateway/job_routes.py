@@ -18,13 +18,14 @@ from inferfleet.gateway.documents import request_of_jobs
 from inferfleet.gateway.gateway import Gateway
 from inferfleet.gateway.job_requests import read_jobs
 from inferfleet.gateway.waiting import EventResponse, answered
-from inferfleet.producer import Fleet, JobFilter
+from inferfleet.producer import JobFilter
 from inferfleet.producer.job_making import make_job
 from inferfleet.producer.journal_view import BEGINNING, JournalView
 from inferfleet.producer.openai.api import WORKERS_HEADER
 from inferfleet.producer.openai.refusals import Refusal, bad_request, refusal_of
 from inferfleet.producer.openai.requests import Asked
 from inferfleet.producer.openai.streams import EVENT_HEADERS, EventStream, Part
+from inferfleet.producer.tenant_fleet import TenantFleet
 from inferfleet.schemas.errors import (
     InvalidJobError,
     JobNotFoundError,
@@ -46,7 +47,6 @@ LastEventId = Annotated[str | None, Header(description="The id of the last event
 def job_routes(gateway: Gateway) -> APIRouter:
     """Make the routes."""
     router = APIRouter(prefix="/v1/jobs", tags=["Jobs"])
-    fleet = gateway.fleet
 
     @router.post("", status_code=HTTPStatus.ACCEPTED, openapi_extra=request_of_jobs())
     async def submit(request: Request) -> Response:
@@ -54,14 +54,16 @@ def job_routes(gateway: Gateway) -> APIRouter:
         content = await read_body(request, gateway.settings, many=True)
         asked = await read_jobs(request.headers, content, most=job_bytes(gateway.settings))
         if isinstance(asked, Asked):
-            route = await gateway.api.route(asked)
-            job = await gateway.api.submit(asked)
+            api = gateway.api_of(request)
+            route = await api.route(asked)
+            job = await api.submit(asked)
             headers = {"location": _url(job), WORKERS_HEADER: str(route.workers)}
             return _json(_accepted(job), HTTPStatus.ACCEPTED, headers)
-        return await _submit_many(gateway, asked)
+        return await _submit_many(gateway, request, asked)
 
     @router.get("")
     async def list_jobs(
+        request: Request,
         pool: str | None = None,
         state: JobState | None = None,
         priority: int | None = None,
@@ -71,7 +73,7 @@ def job_routes(gateway: Gateway) -> APIRouter:
         """List unfinished jobs by pool, the most urgent first, and of a priority the oldest first."""
         where = JobFilter(pool=pool, state=state, priority=priority, session_id=session_id)
         found: list[dict[str, Any]] = []
-        async with aclosing(fleet.list_jobs(where)) as records:
+        async with aclosing(gateway.fleet_of(request).list_jobs(where)) as records:
             async for record in records:
                 if len(found) == limit:
                     return _json({"object": "list", "data": found, "has_more": True})
@@ -82,16 +84,18 @@ def job_routes(gateway: Gateway) -> APIRouter:
     async def get(request: Request, job_id: str, wait: Wait = 0) -> Response:
         """Read a job's record, with its result if it has ended."""
         _check_id(job_id)
+        fleet = gateway.fleet_of(request)
         if wait:
             with suppress(WaitTimeoutError):
                 await answered(request, fleet.wait(job_id, timeout_s=wait), over=gateway.shutdown.draining)
         return _json(_described(await fleet.get(job_id)))
 
     @router.get("/{job_id}/position")
-    async def position(job_id: str) -> Response:
+    async def position(request: Request, job_id: str) -> Response:
         """Tell why a job does not run, and how many workers its pool has. No reason: it runs or has ended."""
         _check_id(job_id)
-        record = await _record(fleet, job_id)
+        fleet = gateway.fleet_of(request)
+        record = await fleet.record(job_id)
         waits, workers = await asyncio.gather(fleet.waits_for(job_id), fleet.workers())
         return _json(
             {
@@ -104,15 +108,17 @@ def job_routes(gateway: Gateway) -> APIRouter:
         )
 
     @router.delete("/{job_id}")
-    async def cancel(job_id: str) -> Response:
+    async def cancel(request: Request, job_id: str) -> Response:
         """Cancel a job. One that runs is asked to stop, and is still running when this returns."""
         _check_id(job_id)
-        state = await fleet.cancel(job_id)
+        state = await gateway.fleet_of(request).cancel(job_id)
         status = HTTPStatus.ACCEPTED if state is JobState.RUNNING else HTTPStatus.OK
         return _json({"id": job_id, "state": state}, status)
 
     @router.get("/{job_id}/events")
-    async def events(job_id: str, last_event_id: LastEventId = None, after: str | None = None) -> Response:
+    async def events(
+        request: Request, job_id: str, last_event_id: LastEventId = None, after: str | None = None
+    ) -> Response:
         """Follow a job's journal, from behind the event that was seen last, until the job has ended.
 
         Any gateway continues the stream of another one. Behind the last event there is nothing: 204.
@@ -123,7 +129,8 @@ def job_routes(gateway: Gateway) -> APIRouter:
             JournalView.at(cursor)
         except ValueError:
             raise bad_request("Last-Event-ID: is not the id of an event", param="last_event_id") from None
-        record = await _record(fleet, job_id)
+        fleet = gateway.fleet_of(request)
+        record = await fleet.record(job_id)
         stream = EventStream(_lines(fleet, job_id, cursor), last_events=_failed, cursor=cursor)
         if record.state.terminal and not await stream.start(within_s=None):
             return Response(status_code=HTTPStatus.NO_CONTENT)
@@ -138,10 +145,11 @@ def job_routes(gateway: Gateway) -> APIRouter:
     return router
 
 
-async def _submit_many(gateway: Gateway, asked: Sequence[Asked]) -> Response:
+async def _submit_many(gateway: Gateway, request: Request, asked: Sequence[Asked]) -> Response:
+    api, fleet = gateway.api_of(request), gateway.fleet_of(request)
     jobs: list[Job] = []
     for position, each in enumerate(asked):
-        await gateway.api.route(each)
+        await api.route(each)
         # Checking a thousand jobs takes long, and other requests go on meanwhile.
         await asyncio.sleep(0)
         try:
@@ -149,7 +157,7 @@ async def _submit_many(gateway: Gateway, asked: Sequence[Asked]) -> Response:
         except InvalidJobError as error:
             raise InvalidJobError(f"[{position}]: {error}") from error
     try:
-        made: list[dict[str, Any]] = list(map(_accepted, await gateway.fleet.submit_many(jobs)))
+        made: list[dict[str, Any]] = list(map(_accepted, await fleet.submit_many(jobs)))
     except PartialSubmitError as error:
         if not error.accepted:
             raise error.rejected[0] from error
@@ -163,19 +171,11 @@ async def _submit_many(gateway: Gateway, asked: Sequence[Asked]) -> Response:
     return _json(made, HTTPStatus.ACCEPTED)
 
 
-async def _record(fleet: Fleet, job_id: str) -> JobRecord:
-    """Read a record, also that of a job whose result is gone."""
-    record = (await fleet.get_many([job_id]))[job_id]
-    if record is None:
-        raise JobNotFoundError(job_id)
-    return record
-
-
 def _described(record: JobRecord) -> dict[str, Any]:
     return record.model_dump(mode="json", exclude={"reply_to"})
 
 
-async def _lines(fleet: Fleet, job_id: str, cursor: str) -> AsyncGenerator[Part]:
+async def _lines(fleet: TenantFleet, job_id: str, cursor: str) -> AsyncGenerator[Part]:
     async with aclosing(fleet.stream(job_id, after=cursor)) as lines:
         async for line in lines:
             entry = line.entry.model_dump_json(exclude_none=True)

@@ -30,21 +30,21 @@ def openai_routes(gateway: Gateway) -> APIRouter:
             )
 
     @router.get("/v1/models")
-    async def list_models() -> Response:
+    async def list_models(request: Request) -> Response:
         """List the models and pools that a request may name."""
-        return _response(gateway, await gateway.api.list_models())
+        return _response(gateway, await gateway.api_of(request).list_models())
 
     @router.get("/v1/models/{model:path}")
-    async def get_model(model: str) -> Response:
+    async def get_model(request: Request, model: str) -> Response:
         """Describe one model or pool."""
-        return _response(gateway, await gateway.api.get_model(model))
+        return _response(gateway, await gateway.api_of(request).get_model(model))
 
     return router
 
 
 async def _answer(gateway: Gateway, endpoint: Endpoint, request: Request) -> Response:
     content = await read_body(request, gateway.settings)
-    answering = gateway.api.answer(endpoint, request.headers, content)
+    answering = gateway.api_of(request).answer(endpoint, request.headers, content)
     return _response(gateway, await answered(request, answering, over=gateway.shutdown.over))
 
 

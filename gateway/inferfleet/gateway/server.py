@@ -67,7 +67,7 @@ async def serving(settings: GatewaySettings) -> AsyncGenerator[int]:
                 start_s=FIRST_EVENT_S,
                 accept_s=ACCEPT_S,
             )
-            gateway = Gateway(settings=settings, fleet=fleet, api=api)
+            gateway = Gateway(settings=settings, trusted_fleet=fleet, trusted_api=api)
             server = _Server(_config(gateway))
             # With a task group a bug in the server ends the process.
             async with asyncio.TaskGroup() as tasks:

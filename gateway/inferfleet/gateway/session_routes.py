@@ -14,6 +14,7 @@ from inferfleet.gateway.gateway import Gateway
 from inferfleet.producer import Session
 from inferfleet.producer.openai.refusals import bad_request, not_found
 from inferfleet.producer.openai.requests import apart, read_json, read_object
+from inferfleet.producer.tenant_fleet import TenantFleet
 from inferfleet.schemas.session import SessionRecord
 
 
@@ -22,14 +23,14 @@ def session_routes(gateway: Gateway) -> APIRouter:
     router = APIRouter(prefix="/v1/sessions/{session_id}", tags=["Sessions"])
 
     @router.get("")
-    async def get(session_id: str) -> Response:
+    async def get(request: Request, session_id: str) -> Response:
         """Read a session: its record, the messages of its finished turns, and its state."""
-        session, record = await _session(gateway, session_id)
+        session, record = await _session(gateway.fleet_of(request), session_id)
         version, state = await session.state()
         return _json(
             {
                 **record.model_dump(mode="json"),
-                "id": session.id,
+                "id": session_id,
                 "messages": await session.history(),
                 "state": state,
                 "state_version": version,
@@ -40,36 +41,37 @@ def session_routes(gateway: Gateway) -> APIRouter:
     async def patch_state(session_id: str, request: Request) -> Response:
         """Apply a JSON Merge Patch (RFC 7396) to a session's state."""
         content = await read_body(request, gateway.settings)
-        session, _ = await _session(gateway, session_id)
+        session, _ = await _session(gateway.fleet_of(request), session_id)
         version = await session.patch_state(await apart(partial(read_json, content), content))
-        return _json({"id": session.id, "state_version": version})
+        return _json({"id": session_id, "state_version": version})
 
     @router.post("/fork", status_code=HTTPStatus.CREATED)
     async def fork(session_id: str, request: Request) -> Response:
         """Copy the first turns of a session, by default all, and its state into a new session."""
         content = await read_body(request, gateway.settings)
-        session, _ = await _session(gateway, session_id)
+        fleet = gateway.fleet_of(request)
+        session, _ = await _session(fleet, session_id)
         asked = await apart(partial(read_object, content), content)
         new_id, turns = asked.get("id"), asked.get("turns")
         if not isinstance(new_id, str):
             raise bad_request("id: must be the id of the new session", param="id")
         if turns is not None and (not isinstance(turns, int) or isinstance(turns, bool)):
             raise bad_request("turns: must be a whole number", param="turns")
-        forked = await session.fork(new_id, turns=turns)
-        return _json({"id": forked.id}, HTTPStatus.CREATED)
+        await session.fork(fleet.stored_session(new_id), turns=turns)
+        return _json({"id": new_id}, HTTPStatus.CREATED)
 
     @router.delete("", status_code=HTTPStatus.NO_CONTENT)
-    async def delete(session_id: str) -> Response:
+    async def delete(request: Request, session_id: str) -> Response:
         """Delete a session's history and state. Its unfinished turns continue in an empty session."""
-        if not await gateway.fleet.session(session_id).delete():
+        if not await gateway.fleet_of(request).session(session_id).delete():
             raise _unknown(session_id)
         return Response(status_code=HTTPStatus.NO_CONTENT)
 
     return router
 
 
-async def _session(gateway: Gateway, session_id: str) -> tuple[Session, SessionRecord]:
-    session = gateway.fleet.session(session_id)
+async def _session(fleet: TenantFleet, session_id: str) -> tuple[Session, SessionRecord]:
+    session = fleet.session(session_id)
     record = await session.get()
     if record is None:
         raise _unknown(session_id)

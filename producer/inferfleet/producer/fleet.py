@@ -233,19 +233,23 @@ class Fleet:
         """
         return await self._records.get(_id(job))
 
-    async def find(self, idempotency_key: str) -> JobRecord | None:
-        """Read the record of the job that has an idempotency key; ``None`` if there is none.
+    async def find(self, idempotency_key: str, *, tenant: str = DEFAULT_TENANT) -> JobRecord | None:
+        """Read the record of the job that has a tenant's idempotency key; ``None`` if there is none.
 
         Raises:
             ServiceUnreachableError: Redis cannot be reached.
 
         """
-        job_id = await find_job(self._pipeline, DEFAULT_TENANT, idempotency_key)
+        job_id = await find_job(self._pipeline, tenant, idempotency_key)
         return None if job_id is None else (await self.get_many([job_id]))[job_id]
 
     async def get_many(self, jobs: Iterable[Job | str]) -> dict[str, JobRecord | None]:
         """Read the records of many jobs, by id. A job without a readable record maps to ``None``."""
         return await self._records.get_many(map(_id, jobs))
+
+    async def tenant_of(self, job: Job | str) -> str | None:
+        """Read the tenant to which a job belongs; ``None`` if there is no record of the job."""
+        return await self._records.tenant(_id(job))
 
     async def wait(self, job: Job | str, *, timeout_s: float | None = None) -> Result:
         """Wait for a job's terminal result. All concurrent waits share one connection, without polling.

@@ -37,6 +37,7 @@ class JobFilter:
     state: JobState | None = None
     priority: int | None = None
     session_id: str | None = None
+    tenant: str | None = None
     older_than_s: float | None = None
     metadata: Mapping[str, str] = field(default_factory=dict[str, str])
 
@@ -58,6 +59,7 @@ class JobFilter:
             not record.state.terminal
             and self.state in {None, record.state}
             and self.session_id in {None, record.session_id}
+            and self.tenant in {None, record.tenant}
         )
 
 

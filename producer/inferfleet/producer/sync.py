@@ -29,7 +29,7 @@ from inferfleet.producer.sync_job_handle import SyncJobHandle
 from inferfleet.producer.sync_session import SyncSession
 from inferfleet.producer.timeline import Event
 from inferfleet.schemas.heartbeat import Heartbeat
-from inferfleet.schemas.job import Job, JobState
+from inferfleet.schemas.job import DEFAULT_TENANT, Job, JobState
 from inferfleet.schemas.pool import PoolStatus
 from inferfleet.schemas.result import JobRecord, Result
 from inferfleet.schemas.settings import ProducerSettings
@@ -121,9 +121,13 @@ class SyncFleet:
         """Read a job's record; see ``Fleet.get``."""
         return self._call(partial(self._fleet.get, job))
 
-    def find(self, idempotency_key: str) -> JobRecord | None:
+    def find(self, idempotency_key: str, *, tenant: str = DEFAULT_TENANT) -> JobRecord | None:
         """Read the record of the job with an idempotency key; see ``Fleet.find``."""
-        return self._call(partial(self._fleet.find, idempotency_key))
+        return self._call(partial(self._fleet.find, idempotency_key, tenant=tenant))
+
+    def tenant_of(self, job: Job | str) -> str | None:
+        """Read the tenant of a job; see ``Fleet.tenant_of``."""
+        return self._call(partial(self._fleet.tenant_of, job))
 
     def get_many(self, jobs: Iterable[Job | str]) -> dict[str, JobRecord | None]:
         """Read the records of many jobs; see ``Fleet.get_many``."""

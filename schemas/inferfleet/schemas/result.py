@@ -9,7 +9,7 @@ from pydantic import AwareDatetime, Field
 from inferfleet.schemas.endpoints import text_of_response
 from inferfleet.schemas.errors import JobFailedError
 from inferfleet.schemas.failures import Failure
-from inferfleet.schemas.job import JobId, JobState, PoolName
+from inferfleet.schemas.job import DEFAULT_TENANT, JobId, JobState, PoolName
 from inferfleet.schemas.wire_model import WireModel
 
 Seconds = Annotated[float, Field(ge=0)]
@@ -102,6 +102,7 @@ class JobRecord(WireModel):
     cancel_requested: bool = False
     reply_to: str | None = None
     session_id: str | None = None
+    tenant: str = DEFAULT_TENANT
     submitted_at: AwareDatetime | None = None
     started_at: AwareDatetime | None = None
     finished_at: AwareDatetime | None = None

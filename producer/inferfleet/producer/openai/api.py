@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing, asynccontextmanager
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
@@ -26,6 +27,7 @@ from inferfleet.producer.openai.refusals import (
 )
 from inferfleet.producer.openai.requests import Asked, apart, read_request
 from inferfleet.producer.openai.streams import DONE, EVENT_HEADERS, EventStream, Part, data_event, last_events
+from inferfleet.producer.tenant_fleet import TenantFleet
 from inferfleet.schemas.endpoints import Endpoint
 from inferfleet.schemas.errors import (
     InferfleetError,
@@ -100,7 +102,7 @@ class OpenAIApi:
 
     def __init__(
         self,
-        fleet: Fleet,
+        fleet: Fleet | TenantFleet,
         *,
         models: Models,
         needs_workers: bool = False,
@@ -113,6 +115,12 @@ class OpenAIApi:
         self._start_s = start_s
         self._accept_s = accept_s
         self._leaving: set[asyncio.Task[None]] = set()
+
+    def of(self, fleet: TenantFleet) -> OpenAIApi:
+        """Return the same for the requests of one tenant. ``aclose`` of either waits for both."""
+        api = copy(self)
+        api._fleet = fleet
+        return api
 
     async def answer(self, endpoint: Endpoint, headers: Mapping[str, str], content: bytes) -> Reply:
         """Submit the job that a request asks for, and wait for its answer, or for the first event of it.

@@ -11,12 +11,13 @@ from enum import StrEnum
 from itertools import zip_longest
 from typing import Any, NamedTuple
 
-from inferfleet.schemas.errors import InferfleetError, JobDataLostError, JobNotFoundError
-from inferfleet.schemas.job import JobState
+from inferfleet.schemas.errors import InferfleetError, InvalidJobError, JobDataLostError, JobNotFoundError
+from inferfleet.schemas.job import DEFAULT_TENANT, JobState
 from inferfleet.schemas.journal import (
     JournalEntry,
     TokenChunk,
 )
+from inferfleet.schemas.message import read_job
 from inferfleet.schemas.names import job_key, journal_key, request_key, result_key
 from inferfleet.schemas.result import JobRecord, Result, Usage
 from inferfleet.schemas.said import cut_response
@@ -166,6 +167,18 @@ class JobReading:
             raise JobNotFoundError(job_id)
         return state
 
+    async def tenant(self, job_id: str) -> str | None:
+        """Read the tenant to which a job belongs; ``None`` without a record."""
+        state, tenant = await self._pipeline.execute("HMGET", job_key(job_id), "state", "tenant")
+        if state is None or tenant is not None:
+            return None if state is None else tenant.decode()
+        # A client of version 0.2 has recorded it.
+        request = await self.request(job_id)
+        try:
+            return DEFAULT_TENANT if request is None else read_job(request).tenant
+        except InvalidJobError:
+            return DEFAULT_TENANT
+
     async def pool(self, job_id: str) -> str | None:
         """Read a job's pool; ``None`` without a record."""
         pool = await self._pipeline.execute("HGET", job_key(job_id), "pool")
@@ -282,6 +295,7 @@ def _record(job_id: str, fields: dict[bytes, bytes], result: bytes | None) -> Jo
         cancel_requested=b"cancel" in fields,
         reply_to=fields[b"reply_to"].decode() or None,
         session_id=fields[b"session"].decode() if b"session" in fields else None,
+        tenant=fields[b"tenant"].decode() if b"tenant" in fields else DEFAULT_TENANT,
         submitted_at=moment(b"submitted_at"),
         started_at=moment(b"started_at"),
         finished_at=moment(b"finished_at"),

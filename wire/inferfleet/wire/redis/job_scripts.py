@@ -41,6 +41,7 @@ def create(
     call: str,
     keep: int,
     session: str,
+    tenant: str,
     request: bytes,
 ) -> Command:
     """Create a job's record, or join the other submissions of the job."""
@@ -60,6 +61,7 @@ def create(
         call,
         keep,
         session,
+        tenant,
         request,
     )
 
@@ -160,6 +162,7 @@ def start(
     max_deaths: int,
     model_identity: str,
     session: str,
+    tenant: str,
 ) -> Command:
     """Begin an attempt: take the fence, or reply why not."""
     return (
@@ -187,6 +190,7 @@ def start(
         max_deaths,
         model_identity,
         session,
+        tenant,
     )
 
 
@@ -342,6 +346,7 @@ def restore(
     started_ms: int,
     model_identity: str,
     session: str,
+    tenant: str,
     request: bytes,
 ) -> Command:
     """Write back what the worker knows of a running job after Redis has lost its data, or the latest part."""
@@ -368,6 +373,7 @@ def restore(
         started_ms,
         model_identity,
         session,
+        tenant,
         request,
     )
 

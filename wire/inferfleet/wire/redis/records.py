@@ -136,6 +136,7 @@ class JobRecords(JobEndings):
                 call=call,
                 keep=int(keep),
                 session=job.session_id or "",
+                tenant=job.tenant,
                 request=request if self._keep_requests else b"",
             )
         )
@@ -208,6 +209,7 @@ class JobRecords(JobEndings):
                 max_deaths=job.max_attempts * DEATHS_PER_ATTEMPT,
                 model_identity=model_identity,
                 session=job.session_id or "",
+                tenant=job.tenant,
             )
         )
         if verdict == b"busy":
@@ -421,6 +423,7 @@ class JobRecords(JobEndings):
                 started_ms=milliseconds(started_at),
                 model_identity=model_identity,
                 session=job.session_id or "",
+                tenant=job.tenant,
                 request=message_body(job) if self._keep_requests else b"",
             )
         )

@@ -11,7 +11,8 @@ local reply_to = ARGV[6]
 local call = ARGV[7] -- unique to this submission
 local keep = ARGV[8] -- 1: do not let it be taken back, should somebody be about to
 local session = ARGV[9] -- '' for none
-local request = ARGV[10] -- '' if it is not kept
+local tenant = ARGV[10]
+local request = ARGV[11] -- '' if it is not kept
 
 -- Redis' clock, because the clocks of two machines differ.
 local time = redis.call('TIME')
@@ -19,7 +20,7 @@ local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 local r = redis.call('HMGET', job_key, 'state', 'attempt', 'calls', 'closed', 'lease', 'lease_ms', 'copied')
 if not r[1] then
   redis.call('HSET', job_key, 'state', 'queued', 'attempt', 0, 'charged', 0, 'tokens', 0,
-    'pool', pool, 'priority', priority, 'reply_to', reply_to, 'submitted_at', submitted_ms, 'entered', now, 'calls', call .. ' ')
+    'pool', pool, 'priority', priority, 'tenant', tenant, 'reply_to', reply_to, 'submitted_at', submitted_ms, 'entered', now, 'calls', call .. ' ')
   if session ~= '' then
     redis.call('HSET', job_key, 'session', session)
   end

@@ -19,7 +19,8 @@ local submitted_ms = ARGV[13]
 local started_ms = ARGV[14]
 local model_identity = ARGV[15]
 local session = ARGV[16] -- '' for none
-local request = ARGV[17] -- '' if it is not kept
+local tenant = ARGV[17]
+local request = ARGV[18] -- '' if it is not kept
 
 local r = redis.call('HMGET', job_key, 'state', 'fence', 'tokens')
 if r[1] then
@@ -36,7 +37,7 @@ local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 redis.call('HSET', job_key, 'state', 'running', 'fence', fence, 'verdict', 'started', 'attempt', attempt, 'charged', charged, 'tokens', tokens,
   'worker', worker, 'lease', now + tonumber(lease_ms), 'lease_ms', lease_ms, 'pool', pool, 'priority', priority, 'reply_to', reply_to,
   'submitted_at', submitted_ms, 'started_at', started_ms,
-  'model_identity', model_identity)
+  'model_identity', model_identity, 'tenant', tenant)
 if session ~= '' then
   redis.call('HSET', job_key, 'session', session)
 end

@@ -29,12 +29,13 @@ local suspect_after = ARGV[15]
 local max_deaths = ARGV[16]
 local model_identity = ARGV[17] -- of the caller; '' if it only ends the job
 local session = ARGV[18] -- '' for none
+local tenant = ARGV[19]
 
 -- Redis' clock, because the clocks of two workers differ.
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 local r = redis.call('HMGET', job_key, 'state', 'attempt', 'charged', 'tokens', 'worker', 'lease', 'cancel', 'fence', 'verdict', 'reply_to',
-  'deaths', 'tokens_at_start', 'model_identity', 'past', 'entered')
+  'deaths', 'tokens_at_start', 'model_identity', 'past', 'entered', 'tenant')
 local state, attempt, charged, tokens = r[1], tonumber(r[2] or 0), tonumber(r[3] or 0), tonumber(r[4] or 0)
 local reply_to = r[10] or message_reply_to
 local deaths = tonumber(r[11] or 0)
@@ -116,7 +117,8 @@ else
 end
 redis.call('HSET', job_key, 'state', 'running', 'attempt', attempt, 'charged', charged, 'tokens', tokens,
   'worker', worker, 'lease', now + tonumber(lease_ms), 'lease_ms', lease_ms, 'started_at', started_ms,
-  'fence', fence, 'verdict', verdict, 'deaths', deaths, 'tokens_at_start', tokens, 'model_identity', identity)
+  'fence', fence, 'verdict', verdict, 'deaths', deaths, 'tokens_at_start', tokens, 'model_identity', identity,
+  'tenant', r[16] or tenant) -- clients of version 0.2 write none
 if r[8] then
   remember((string.gsub(r[8], '%+restarted$', '')))
 end

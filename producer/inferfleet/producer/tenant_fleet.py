@@ -1,0 +1,178 @@
+"""What one tenant may do with a fleet: the jobs and sessions of other tenants do not exist for it.
+
+``Fleet`` itself is for trusted programs, which see everything. A job of another tenant is answered like one
+that was never accepted: with the same error, after the same reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Any, Final, Protocol, Unpack
+
+from inferfleet.producer.fleet import Fleet
+from inferfleet.producer.job_listing import JobFilter
+from inferfleet.producer.job_making import JobOptions
+from inferfleet.producer.journal_view import BEGINNING, JournalLine
+from inferfleet.producer.pools import Wait
+from inferfleet.producer.sessions import Session
+from inferfleet.schemas.errors import InvalidJobError, JobNotFoundError
+from inferfleet.schemas.heartbeat import Heartbeat
+from inferfleet.schemas.job import DEFAULT_TENANT, Job, JobState
+from inferfleet.schemas.result import JobRecord, Result
+
+SESSION_MARK: Final = "@"
+"""How the stored ids of sessions begin that belong to a tenant: ``@acme/chat`` is the tenant's ``chat``."""
+
+MAX_SESSION_ID: Final = 128
+
+
+class Admit(Protocol):
+    """Decides whether a tenant may submit jobs now."""
+
+    async def __call__(self, work: Sequence[str | Mapping[str, Any] | Job], options: JobOptions) -> None:
+        """Raise an error if it may not. ``options`` are those of all the jobs, and may be changed."""
+        ...
+
+
+class TenantFleet:
+    """A fleet as one tenant sees it: the methods of ``Fleet`` that a gateway needs, and their errors.
+
+    The tenant's name has no ``/``. ``admit`` is asked before jobs are submitted.
+    """
+
+    def __init__(self, fleet: Fleet, tenant: str, *, admit: Admit | None = None) -> None:
+        self._fleet = fleet
+        self._admit = admit
+        self.tenant = tenant
+
+    async def submit(self, work: str | Mapping[str, Any] | Job, **options: Unpack[JobOptions]) -> Job:
+        """Submit one job, as ``Fleet.submit``."""
+        options = self._owned(options)
+        if isinstance(work, Job):
+            work = self._stored_job(work)
+        if self._admit is not None:
+            await self._admit([work], options)
+        return self._visible_job(await self._fleet.submit(work, **options))
+
+    async def submit_many(self, jobs: Iterable[Job]) -> list[Job]:
+        """Submit many jobs, as ``Fleet.submit_many``."""
+        options = self._owned({})
+        work = [self._stored_job(job) for job in jobs]
+        if self._admit is not None:
+            await self._admit(work, options)
+        return [self._visible_job(job) for job in await self._fleet.submit_many(work, **options)]
+
+    async def find(self, idempotency_key: str) -> JobRecord | None:
+        """Read the record of the job that has an idempotency key of the tenant."""
+        found = await self._fleet.find(idempotency_key, tenant=self.tenant)
+        return None if found is None else self._visible(found)
+
+    async def check(self, job_id: str) -> None:
+        """Raise ``JobNotFoundError`` unless the tenant has such a job."""
+        if await self._fleet.tenant_of(job_id) != self.tenant:
+            raise JobNotFoundError(job_id)
+
+    async def get(self, job: Job | str) -> JobRecord:
+        """Read a job's record, as ``Fleet.get``."""
+        job_id = await self._checked(job)
+        return self._visible(await self._fleet.get(job_id))
+
+    async def record(self, job: Job | str) -> JobRecord:
+        """Read a job's record, also that of a job whose result is gone.
+
+        Raises:
+            JobNotFoundError: There is no record of the job.
+
+        """
+        job_id = await self._checked(job)
+        record = (await self._fleet.get_many([job_id]))[job_id]
+        if record is None:
+            raise JobNotFoundError(job_id)
+        return self._visible(record)
+
+    async def wait(self, job: Job | str, *, timeout_s: float | None = None) -> Result:
+        """Wait for a job's result, as ``Fleet.wait``."""
+        return await self._fleet.wait(await self._checked(job), timeout_s=timeout_s)
+
+    async def stream(self, job: Job | str, *, after: str = BEGINNING) -> AsyncGenerator[JournalLine]:
+        """Read a job's journal as it grows, as ``Fleet.stream``."""
+        job_id = await self._checked(job)
+        async with aclosing(self._fleet.stream(job_id, after=after)) as lines:
+            async for line in lines:
+                yield line
+
+    async def cancel(self, job: Job | str) -> JobState:
+        """Cancel a job, as ``Fleet.cancel``."""
+        return await self._fleet.cancel(await self._checked(job))
+
+    async def waits_for(self, job: Job | str) -> Wait | None:
+        """Return why a job does not run, as ``Fleet.waits_for``."""
+        return await self._fleet.waits_for(await self._checked(job))
+
+    async def list_jobs(self, where: JobFilter) -> AsyncGenerator[JobRecord]:
+        """Yield the records of the tenant's unfinished jobs, as ``Fleet.list_jobs``."""
+        session_id = None if where.session_id is None else self.stored_session(where.session_id)
+        where = replace(where, session_id=session_id, tenant=self.tenant)
+        async with aclosing(self._fleet.list_jobs(where)) as records:
+            async for record in records:
+                yield self._visible(record)
+
+    def session(self, session_id: str) -> Session:
+        """Return a handle on a session of the tenant. Its ``id`` is the stored one."""
+        return self._fleet.session(self.stored_session(session_id))
+
+    async def workers(self) -> list[Heartbeat]:
+        """Return the heartbeats of all live workers, which no tenant has of its own."""
+        return await self._fleet.workers()
+
+    def stored_session(self, session_id: str) -> str:
+        """Return the id under which a session of the tenant is stored.
+
+        Sessions of the tenant ``default`` keep their ids, unless one looks like that of another tenant.
+
+        Raises:
+            InvalidJobError: The id is too long.
+
+        """
+        if self.tenant == DEFAULT_TENANT and not session_id.startswith(SESSION_MARK):
+            return session_id
+        if len(session_id) > (most := MAX_SESSION_ID - len(self._prefix)):
+            raise InvalidJobError(
+                f"session_id: has {len(session_id)} characters; at most {most} are allowed for this tenant"
+            )
+        return self._prefix + session_id
+
+    @property
+    def _prefix(self) -> str:
+        return f"{SESSION_MARK}{self.tenant}/"
+
+    async def _checked(self, job: Job | str) -> str:
+        """Return a job's id. A job that ``submit`` has returned needs no check."""
+        if isinstance(job, Job):
+            return job.id
+        await self.check(job)
+        return job
+
+    def _owned(self, options: JobOptions) -> JobOptions:
+        options["tenant"] = self.tenant
+        session_id = options.get("session_id")
+        # Anything else is refused with the job.
+        if isinstance(session_id, str):
+            options["session_id"] = self.stored_session(session_id)
+        return options
+
+    def _stored_job(self, job: Job) -> Job:
+        if job.session_id is None:
+            return job
+        return job.model_copy(update={"session_id": self.stored_session(job.session_id)})
+
+    def _visible_job(self, job: Job) -> Job:
+        return job.model_copy(update={"session_id": self._visible_session(job.session_id)})
+
+    def _visible(self, record: JobRecord) -> JobRecord:
+        return record.model_copy(update={"session_id": self._visible_session(record.session_id)})
+
+    def _visible_session(self, stored: str | None) -> str | None:
+        return stored and stored.removeprefix(self._prefix)

@@ -1,0 +1,80 @@
+"""What a tenant sees of a fleet: its own jobs and sessions, and of those of others, nothing."""
+
+from __future__ import annotations
+
+import pytest
+import redis.asyncio as aioredis
+from tests.integration.conftest import StartWorker, chat
+
+from inferfleet.producer import Fleet, JobFilter
+from inferfleet.producer.tenant_fleet import TenantFleet
+from inferfleet.schemas import Job
+from inferfleet.schemas.errors import InvalidJobError, JobNotFoundError
+from inferfleet.schemas.names import job_key
+
+
+async def test_a_tenant_has_only_its_own_jobs(fleet: Fleet, pool: str) -> None:
+    mine, yours = TenantFleet(fleet, f"{pool}.mine"), TenantFleet(fleet, f"{pool}.yours")
+    job = await yours.submit(chat(), pool=pool, tenant="default", session_id="talk", idempotency_key="key")
+
+    assert await fleet.tenant_of(job) == yours.tenant
+    assert job.session_id == "talk"
+    assert await mine.find("key") is None
+    assert [record async for record in mine.list_jobs(JobFilter(pool=pool))] == []
+    for call in (mine.get, mine.record, mine.wait, mine.cancel, mine.waits_for, mine.check):
+        with pytest.raises(JobNotFoundError):
+            await call(job.id)
+    with pytest.raises(JobNotFoundError):
+        await anext(mine.stream(job.id))
+
+    found = await yours.find("key")
+    assert found is not None
+    assert (found.id, found.session_id, found.tenant) == (job.id, "talk", yours.tenant)
+    listed = [record async for record in yours.list_jobs(JobFilter(pool=pool, session_id="talk"))]
+    assert [(record.id, record.session_id) for record in listed] == [(job.id, "talk")]
+    assert await yours.cancel(job.id) == "cancelled"
+
+
+async def test_sessions_of_two_tenants_with_one_id_are_two(
+    fleet: Fleet, start_worker: StartWorker, pool: str
+) -> None:
+    await start_worker()
+    tenants = [TenantFleet(fleet, name) for name in ("default", f"{pool}.a", f"{pool}.b")]
+    name = f"talk-{pool}"
+    for tenant in tenants:
+        await tenant.wait(await tenant.submit(chat(tenant.tenant), pool=pool, session_id=name))
+
+    for tenant in tenants:
+        first, _ = await tenant.session(name).history()
+        assert first["content"] == tenant.tenant
+    # Whatever the default tenant calls a session, it is not that of another tenant.
+    assert await tenants[0].session(f"@{pool}.a/{name}").get() is None
+    with pytest.raises(InvalidJobError, match="session_id: has 128 characters"):
+        tenants[1].session("x" * 128)
+
+
+async def test_a_record_of_an_older_client_belongs_to_the_tenant_in_its_request(
+    fleet: Fleet, store: aioredis.Redis, start_worker: StartWorker, pool: str
+) -> None:
+    jobs = [await fleet.submit(chat(), pool=pool, tenant=tenant) for tenant in (f"{pool}.a", "default")]
+    for job in jobs:
+        await store.hdel(job_key(job.id), "tenant")
+    assert [await fleet.tenant_of(job) for job in jobs] == [f"{pool}.a", "default"]
+
+    await start_worker()
+    await fleet.wait_many(jobs)
+
+    # Its request is gone, but the worker has noted it.
+    assert [await fleet.tenant_of(job) for job in jobs] == [f"{pool}.a", "default"]
+    assert [(await fleet.get(job)).tenant for job in jobs] == [f"{pool}.a", "default"]
+
+
+async def test_another_message_for_a_job_does_not_change_its_tenant(
+    fleet: Fleet, start_worker: StartWorker, pool: str
+) -> None:
+    job = await fleet.submit(chat(), pool=pool, tenant=f"{pool}.a")
+    await fleet.submit(Job(id=job.id, pool=pool, body=chat(), tenant="default"))
+    await start_worker()
+    await fleet.wait(job)
+
+    assert await fleet.tenant_of(job) == f"{pool}.a"
