@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Final
 
-from tests.engine.shapes import Shape
+from tests.engine.shapes.bodies import Shape
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

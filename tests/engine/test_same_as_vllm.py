@@ -18,7 +18,7 @@ import pytest
 import pytest_asyncio
 from tests.engine.conftest import MAX_RUNNING, ON_CPU
 from tests.engine.deliberate import DIFFERENT, ONLY_THE_WORKER_KNOWS, STREAM_DECIDES, among
-from tests.engine.shapes import Shape, all_shapes, sweep
+from tests.engine.shapes.bodies import Shape, all_shapes, sweep
 from tests.engine.telling import (
     Outcome,
     Telling,

@@ -20,7 +20,7 @@ from tests.integration.conftest import (
     text_of,
     until_tokens,
 )
-from tests.integration.test_sessions_deaths import DEATHS, dying_worker
+from tests.integration.sessions.test_sessions_deaths import DEATHS, dying_worker
 
 from inferfleet.producer import Fleet
 from inferfleet.schemas import Job, JobState

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from tests.engine.deliberate import DIFFERENT, ONLY_THE_WORKER_KNOWS
-from tests.engine.shapes import VALUES, all_shapes
+from tests.engine.shapes.bodies import VALUES, all_shapes
 
 from inferfleet.schemas.endpoints import ENDPOINTS
 from inferfleet.schemas.openai_requests import (

@@ -37,7 +37,7 @@ def test_the_table_of_brokers_is_the_matrix() -> None:
 
 
 def test_each_suite_that_the_page_names_is_in_the_matrix() -> None:
-    marked = {path.name for path in (ROOT / "tests").glob("*/test_*.py") if MARK in path.read_text("utf-8")}
+    marked = {path.name for path in (ROOT / "tests").rglob("test_*.py") if MARK in path.read_text("utf-8")}
     assert marked >= {
         "test_confirms.py",
         "test_pool_queues.py",

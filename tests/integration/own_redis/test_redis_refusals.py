@@ -46,7 +46,7 @@ from inferfleet.wire.redis.replies import wake
 
 pytestmark = pytest.mark.skipif(redis_binary() is None, reason="no redis-server here")
 
-PAGE = Path(__file__).parents[2] / "docs" / "reference" / "redis.md"
+PAGE = Path(__file__).parents[3] / "docs" / "reference" / "redis.md"
 
 StartRedis = Callable[..., RedisProcess]
 

@@ -16,7 +16,7 @@ from uuid import uuid4
 
 import pytest
 from tests.integration.conftest import PATIENCE_S, RunCommand, StartWorker, eventually
-from tests.integration.test_sessions import conversation, finished
+from tests.integration.sessions.test_sessions import conversation, finished
 from typer.testing import CliRunner, Result
 
 from inferfleet.cli.session import app

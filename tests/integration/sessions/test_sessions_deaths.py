@@ -21,7 +21,7 @@ from tests.integration.conftest import (
     kinds_of,
     text_of,
 )
-from tests.integration.test_sessions import conversation, finished
+from tests.integration.sessions.test_sessions import conversation, finished
 
 from inferfleet.producer import Fleet
 from inferfleet.producer.publisher import Publisher

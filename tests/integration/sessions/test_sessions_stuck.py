@@ -16,7 +16,7 @@ from tests.integration.conftest import (
     eventually,
     until_tokens,
 )
-from tests.integration.test_sessions import conversation, finished
+from tests.integration.sessions.test_sessions import conversation, finished
 
 from inferfleet.local.services import Services
 from inferfleet.producer import Fleet
