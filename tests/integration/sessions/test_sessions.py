@@ -1,9 +1,8 @@
-"""Sessions as an agent's author sees them: turns in order, double texting, failures, tools, state."""
+"""Sessions as an agent's author sees them: turns in order, failures, tools."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
@@ -19,54 +18,24 @@ from tests.integration.conftest import (
     until_running,
     until_tokens,
 )
+from tests.integration.sessions.conftest import SLOW, conversation, exists, finished, user
 
 from inferfleet.producer import Fleet
 from inferfleet.producer.sessions import Session
-from inferfleet.schemas import Endpoint, FailureCode, Job, JobState, Result
+from inferfleet.schemas import Endpoint, FailureCode, Job, JobState
 from inferfleet.schemas.errors import (
     IdempotencyConflictError,
     InvalidJobError,
     QueueFullError,
-    SessionBusyError,
-    SessionError,
-    SessionTooLargeError,
-    StateConflictError,
     UnknownPoolError,
 )
-from inferfleet.schemas.job import OnBusy
 from inferfleet.schemas.names import job_key, lane_key, payloads_key, session_key, state_key, turns_key
-from inferfleet.schemas.session import SessionExport
 from inferfleet.worker.engines.simulated import expected_text
 
 pytestmark = [pytest.mark.matrix, pytest.mark.store]
 
-SLOW = {"simulated": {"tokens": 400, "step_delay_s": 0.02}}
+
 TOOLS = [{"type": "function", "function": {"name": "clock"}}]
-
-
-@pytest.fixture
-def session(fleet: Fleet) -> Session:
-    return fleet.session(f"s-{uuid4()}")
-
-
-def user(text: str) -> dict[str, Any]:
-    return {"role": "user", "content": text}
-
-
-def conversation(
-    *texts: str, after: Sequence[Mapping[str, Any]] = (), **body: Any
-) -> list[Mapping[str, Any]]:
-    """The history after these turns. An answer depends on everything before it."""
-    messages = list(after)
-    for text in texts:
-        messages.append(user(text))
-        answer = expected_text(Endpoint.CHAT, {"messages": messages, **body})
-        messages.append({"role": "assistant", "content": answer})
-    return messages
-
-
-async def finished(fleet: Fleet, *jobs: Job) -> list[Result]:
-    return await fleet.wait_many(jobs, timeout_s=PATIENCE_S)
 
 
 # Turns
@@ -201,147 +170,10 @@ async def test_only_chats_have_sessions(
     await start_worker()
     job = Job(pool=pool, session_id=session.id, endpoint=Endpoint.EMBEDDINGS, body={"input": "x"})
     await foreign.publish(job.model_dump_json().encode(), message_id=job.id)
-    await eventually(lambda: _exists(fleet, job))
+    await eventually(lambda: exists(fleet, job))
     (result,) = await finished(fleet, job)
     assert result.error is not None
     assert result.error.code is FailureCode.INVALID_REQUEST
-
-
-async def _exists(fleet: Fleet, job: Job) -> bool:
-    return (await fleet.get_many([job]))[job.id] is not None
-
-
-# Double texting: the turn in the way is queued, running, or has just finished
-
-
-async def test_a_second_turn_is_refused_while_the_first_is_queued_or_running(
-    fleet: Fleet, session: Session, start_worker: StartWorker, pool: str
-) -> None:
-    first = await session.send("first", body=SLOW, pool=pool)
-    with pytest.raises(SessionBusyError, match=first.id):
-        await session.send("refused", on_busy="reject", pool=pool)
-    await start_worker()
-    await until_running(fleet, first)
-    with pytest.raises(SessionBusyError, match="on_busy=enqueue, interrupt or rollback"):
-        await session.send("refused", on_busy="reject", pool=pool)
-    await fleet.cancel(first)
-    await finished(fleet, first)
-    await eventually(lambda: _is_idle(session))
-    second = await session.send("second", on_busy="reject", pool=pool)
-    await finished(fleet, second)
-    assert await session.history() == conversation("second")
-
-
-async def _is_idle(session: Session) -> bool:
-    record = await session.get()
-    return record is None or record.owner is None
-
-
-@pytest.mark.parametrize("on_busy", [OnBusy.INTERRUPT, OnBusy.ROLLBACK])
-async def test_a_queued_turn_that_is_in_the_way_ends_without_a_trace(
-    fleet: Fleet, session: Session, start_worker: StartWorker, pool: str, on_busy: OnBusy
-) -> None:
-    first = await session.send("first", pool=pool)
-    second = await session.send("second", on_busy=on_busy, pool=pool)
-    assert (await fleet.get(first)).state is JobState.CANCELLED
-    await start_worker()
-    await finished(fleet, second)
-    assert await session.history() == conversation("second")
-
-
-async def test_an_interrupted_turn_keeps_what_it_said(
-    fleet: Fleet, session: Session, start_worker: StartWorker, pool: str
-) -> None:
-    await start_worker()
-    first = await session.send("first", body=SLOW, stream=True, pool=pool)
-    await until_tokens(fleet, first, 5)
-    second = await session.send("second", on_busy="interrupt", pool=pool)
-    interrupted, _ = await finished(fleet, first, second)
-    assert interrupted.state is JobState.CANCELLED
-    whole = expected_text(Endpoint.CHAT, {"messages": [user("first")], **SLOW})
-    assert interrupted.text
-    assert whole.startswith(interrupted.text)
-    said = [user("first"), {"role": "assistant", "content": interrupted.text}]
-    assert await session.history() == conversation("second", after=said)
-    turns = await session.turns()
-    assert [turn.interrupted for turn in turns] == [True, False]
-    assert turns[0].tokens > 5
-
-
-async def test_an_interrupted_turn_that_said_nothing_yet_is_a_question_without_an_answer(
-    fleet: Fleet, session: Session, start_worker: StartWorker, pool: str
-) -> None:
-    await start_worker()
-    first = await session.send("first", body={"simulated": {"hang": True}}, pool=pool)
-    await until_running(fleet, first)
-    second = await session.send("second", on_busy="interrupt", pool=pool)
-    await finished(fleet, first, second)
-    said = [user("first"), {"role": "assistant", "content": ""}]
-    assert await session.history() == conversation("second", after=said)
-
-
-async def test_a_turn_that_is_rolled_back_leaves_no_trace(
-    fleet: Fleet, session: Session, start_worker: StartWorker, pool: str
-) -> None:
-    await start_worker()
-    first = await session.send("first", body=SLOW, stream=True, state_patch={"no": 1}, pool=pool)
-    await until_tokens(fleet, first, 5)
-    second = await session.send("second", on_busy="rollback", pool=pool)
-    rolled_back, _ = await finished(fleet, first, second)
-    assert rolled_back.state is JobState.CANCELLED
-    assert await session.history() == conversation("second")
-    assert await session.state() == (0, None)
-
-
-@pytest.mark.parametrize("on_busy", OnBusy)
-async def test_a_turn_that_has_just_finished_stays_whatever_the_next_one_says(
-    fleet: Fleet, session: Session, start_worker: StartWorker, pool: str, on_busy: OnBusy
-) -> None:
-    await start_worker()
-    first = await session.send("first", pool=pool)
-    await finished(fleet, first)
-    while True:
-        try:
-            second = await session.send("second", on_busy=on_busy, pool=pool)
-            break
-        except SessionBusyError:
-            # Its worker has committed it, and is about to let the next one run.
-            assert on_busy is OnBusy.REJECT
-    results = await finished(fleet, first, second)
-    assert {result.state for result in results} == {JobState.SUCCEEDED}
-    assert await session.history() == conversation("first", "second")
-
-
-async def test_an_interruption_stops_only_the_running_turn(
-    fleet: Fleet, session: Session, start_worker: StartWorker, pool: str
-) -> None:
-    await start_worker()
-    first = await session.send("first", body=SLOW, pool=pool)
-    await until_running(fleet, first)
-    second = await session.send("second", pool=pool)
-    third = await session.send("third", on_busy="rollback", pool=pool)
-    states = [result.state for result in await finished(fleet, first, second, third)]
-    assert states == [JobState.CANCELLED, JobState.SUCCEEDED, JobState.SUCCEEDED]
-    assert await session.history() == conversation("second", "third")
-
-
-async def test_a_turn_that_waits_for_its_retry_is_interrupted_with_what_it_had_said(
-    fleet: Fleet, session: Session, start_worker: StartWorker, pool: str
-) -> None:
-    await start_worker(retry_base_s=1.0)
-    failing = {"simulated": {"tokens": 50, "fail": "engine_error", "after_tokens": 10}}
-    first = await session.send("first", body=failing, pool=pool)
-    await eventually(lambda: _has_failed_once(fleet, first))
-    second = await session.send("second", on_busy="interrupt", pool=pool)
-    interrupted, _ = await finished(fleet, first, second)
-    assert interrupted.state is JobState.CANCELLED
-    said = [user("first"), {"role": "assistant", "content": interrupted.text}]
-    assert await session.history() == conversation("second", after=said)
-
-
-async def _has_failed_once(fleet: Fleet, job: Job) -> bool:
-    record = await fleet.get(job)
-    return record.state is JobState.QUEUED and record.attempt == 1
 
 
 # Turns that do not succeed
@@ -516,149 +348,6 @@ async def test_a_tool_result_without_its_call_is_an_error_and_leaves_the_history
     assert await session.history() == conversation("hi")
 
 
-# State
-
-
-async def test_a_state_is_replaced_patched_and_guarded_by_its_version(fleet: Fleet, session: Session) -> None:
-    assert await session.state() == (0, None)
-    assert await session.update_state({"plan": ["a"], "done": 0}, version=0) == 1
-    assert await session.patch_state({"done": 1, "plan": None}) == 2
-    with pytest.raises(StateConflictError) as conflict:
-        await session.update_state({}, version=1)
-    assert (conflict.value.expected, conflict.value.present) == (1, 2)
-    assert await session.state() == (2, {"done": 1})
-
-
-async def test_many_patches_at_once_are_all_applied(session: Session) -> None:
-    await asyncio.gather(*(session.patch_state({f"n{number}": number}) for number in range(10)))
-    assert await session.state() == (10, {f"n{number}": number for number in range(10)})
-
-
-async def test_a_turns_state_patch_is_applied_when_the_turn_is_added(
-    fleet: Fleet, session: Session, start_worker: StartWorker, pool: str
-) -> None:
-    await session.update_state({"step": 0, "draft": "x"}, version=0)
-    job = await session.send("hi", state_patch={"step": 1, "draft": None}, pool=pool)
-    await session.patch_state({"note": "meanwhile"})
-    await start_worker()
-    await finished(fleet, job)
-    assert await session.state() == (3, {"step": 1, "note": "meanwhile"})
-
-
-# Limits
-
-
-async def test_a_history_limit_shortens_the_prompt_and_not_the_history(
-    fleet: Fleet, session: Session, start_worker: StartWorker, pool: str
-) -> None:
-    await start_worker()
-    system = {"role": "system", "content": "be brief, " * 40}
-    body = {"max_tokens": 8, "ignore_eos": True}
-    jobs = [await session.send([system, user("turn 0")], body=body, pool=pool)]
-    await session.configure(max_history_tokens=180)
-    jobs += [await session.send(f"turn {number}", body=body, pool=pool) for number in range(1, 12)]
-    results = await finished(fleet, *jobs)
-    turns = await session.turns()
-    assert len(turns) == 12
-    assert max(result.usage.prompt_tokens for result in results) <= 180 + 20
-    assert results[-1].usage.prompt_tokens > 150
-    assert max(turn.tokens for turn in turns[1:]) < 30, "the instructions are not counted with each turn"
-
-
-async def test_a_session_at_its_size_limit_refuses_turns_and_states_with_a_clear_error(
-    connect: Connect, session: Session, start_worker: StartWorker, pool: str
-) -> None:
-    await start_worker()
-    async with connect(max_session_bytes=2000) as fleet:
-        small = fleet.session(session.id)
-        with pytest.raises(SessionTooLargeError, match="2,000 bytes"):
-            await small.send("x" * 2000, pool=pool)
-        assert await small.get() is None
-        with pytest.raises(SessionTooLargeError, match="INFERFLEET_MAX_SESSION_BYTES"):
-            await small.update_state("x" * 2000, version=0)
-        await finished(fleet, await small.send("small", pool=pool))
-
-
-async def test_settings_of_a_session_are_checked_and_kept(session: Session) -> None:
-    with pytest.raises(InvalidJobError, match="idle_ttl_s: 0"):
-        await session.configure(idle_ttl_s=0)
-    await session.configure(idle_ttl_s=7)
-    await session.configure(max_history_tokens=9)
-    record = await session.get()
-    assert record is not None
-    assert (record.idle_ttl_s, record.max_history_tokens) == (7, 9)
-
-
-# Whole sessions
-
-
-async def test_a_fork_goes_its_own_way_from_a_turn_on(
-    fleet: Fleet, session: Session, start_worker: StartWorker, pool: str
-) -> None:
-    await start_worker()
-    await finished(fleet, *[await session.send(text, pool=pool) for text in ("a", "b", "c")])
-    await session.update_state({"k": 1}, version=0)
-    fork = await session.fork(f"{session.id}-fork", turns=2)
-    await finished(fleet, await fork.send("other", pool=pool))
-    assert await fork.history() == conversation("a", "b", "other")
-    assert await session.history() == conversation("a", "b", "c")
-    assert await fork.state() == (1, {"k": 1})
-    with pytest.raises(SessionError, match="exists"):
-        await session.fork(fork.id)
-    with pytest.raises(SessionError, match="3 turns"):
-        await session.fork("more", turns=4)
-    with pytest.raises(SessionError, match="there is no session"):
-        await fleet.session("never-used").fork("x")
-
-
-async def test_a_session_that_was_exported_and_imported_goes_on_as_if_nothing_had_happened(
-    fleet: Fleet, session: Session, start_worker: StartWorker, pool: str
-) -> None:
-    await start_worker()
-    await finished(fleet, *[await session.send(text, pool=pool) for text in ("a", "b")])
-    await session.update_state([1, None], version=0)
-    await session.configure(max_history_tokens=10_000)
-    document = (await session.export()).model_dump_json()
-    assert await session.delete()
-    assert await session.history() == []
-    await session.import_(SessionExport.model_validate_json(document))
-    assert (await session.export()).model_dump_json() == document
-    await finished(fleet, await session.send("c", pool=pool))
-    assert await session.history() == conversation("a", "b", "c")
-
-
-async def test_a_session_deleted_while_turns_run_and_wait_begins_again_with_them(
-    fleet: Fleet, session: Session, start_worker: StartWorker, pool: str
-) -> None:
-    await start_worker()
-    await finished(fleet, await session.send("forgotten", pool=pool))
-    running = await session.send(
-        "running", body={"simulated": {"tokens": 20, "step_delay_s": 0.02}}, pool=pool
-    )
-    await until_running(fleet, running)
-    waiting = await session.send("waiting", pool=pool)
-    assert await session.delete()
-    await finished(fleet, running, waiting)
-    history = await session.history()
-    assert [message["content"] for message in history[::2]] == ["running", "waiting"]
-    assert history[2:] == conversation("waiting", after=history[:2])[2:]
-
-
-async def test_a_session_that_nobody_uses_is_forgotten(
-    fleet: Fleet, connect: Connect, session: Session, start_worker: StartWorker, pool: str
-) -> None:
-    await start_worker()
-    await session.configure(idle_ttl_s=1)
-    await finished(fleet, await session.send("hi", pool=pool))
-    await eventually(lambda: _is_idle(session))
-    await eventually(lambda: _is_gone(session))
-    assert await session.history() == []
-
-
-async def _is_gone(session: Session) -> bool:
-    return await session.get() is None
-
-
 # Redis loses its data
 
 
@@ -674,7 +363,7 @@ async def test_a_running_turn_whose_session_redis_lost_still_reaches_its_end(
     await store.delete(job_key(first.id), *[key_of(session.id) for key_of in parts])
     # The session is somebody else's by now.
     second = await session.send("second", pool=pool)
-    await eventually(lambda: _exists(fleet, first))
+    await eventually(lambda: exists(fleet, first))
     results = await finished(fleet, first, second)
     assert {result.state for result in results} == {JobState.SUCCEEDED}
     texts = [message["content"] for message in await session.history()]

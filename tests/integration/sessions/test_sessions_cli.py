@@ -12,22 +12,16 @@ import sys
 from collections.abc import Awaitable
 from pathlib import Path
 from typing import Protocol
-from uuid import uuid4
 
 import pytest
 from tests.integration.conftest import PATIENCE_S, RunCommand, StartWorker, eventually
-from tests.integration.sessions.test_sessions import conversation, finished
+from tests.integration.sessions.conftest import conversation, finished
 from typer.testing import CliRunner, Result
 
 from inferfleet.cli.session import app
 from inferfleet.producer import Fleet
 from inferfleet.producer.sessions import Session
 from inferfleet.schemas.errors import InvalidJobError, SessionError
-
-
-@pytest.fixture
-def session(fleet: Fleet) -> Session:
-    return fleet.session(f"s-{uuid4()}")
 
 
 class Prompt(Protocol):

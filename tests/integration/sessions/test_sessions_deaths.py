@@ -21,7 +21,7 @@ from tests.integration.conftest import (
     kinds_of,
     text_of,
 )
-from tests.integration.sessions.test_sessions import conversation, finished
+from tests.integration.sessions.conftest import conversation, finished
 
 from inferfleet.producer import Fleet
 from inferfleet.producer.publisher import Publisher
@@ -57,11 +57,6 @@ DEATHS = {
     "between the publish and its note": "inferfleet.wire.redis.session_lanes:SessionLanes:published",
     "before the ack": "inferfleet.worker.acknowledger:Acknowledger:ack",
 }
-
-
-@pytest.fixture
-def session(fleet: Fleet) -> Session:
-    return fleet.session(f"s-{uuid4()}")
 
 
 @asynccontextmanager

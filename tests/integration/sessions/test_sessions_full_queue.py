@@ -21,7 +21,7 @@ from tests.integration.conftest import (
     until_running,
     until_tokens,
 )
-from tests.integration.sessions.test_sessions import conversation, finished
+from tests.integration.sessions.conftest import conversation, finished
 
 from inferfleet.producer import Fleet
 from inferfleet.producer.sessions import Session

@@ -16,7 +16,7 @@ from tests.integration.conftest import (
     eventually,
     until_tokens,
 )
-from tests.integration.sessions.test_sessions import conversation, finished
+from tests.integration.sessions.conftest import conversation, finished
 
 from inferfleet.local.services import Services
 from inferfleet.producer import Fleet
@@ -48,11 +48,6 @@ from inferfleet.worker.lanes import Lanes
 WAITS = {OnBusy.ENQUEUE, OnBusy.REJECT}
 
 STEADY = {"simulated": {"tokens": 40, "step_delay_s": 0.02}}
-
-
-@pytest.fixture
-def session(fleet: Fleet) -> Session:
-    return fleet.session(f"s-{uuid4()}")
 
 
 def keys_of(session: Session) -> list[str]:
