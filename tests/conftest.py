@@ -44,6 +44,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         f"{', '.join(map(str, CELLS))}, separated by commas",
     )
     parser.addoption(
+        "--openapi-examples",
+        type=int,
+        default=3,
+        help="requests to each route that are made from the gateway's document; with more than 3, each bound "
+        "of each field is tried, too",
+    )
+    parser.addoption(
         "--without",
         choices=MUTATIONS,
         help="let this kind of fault not happen, and see that every test that injects it fails",

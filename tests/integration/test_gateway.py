@@ -322,6 +322,8 @@ async def test_a_path_or_method_that_does_not_exist_is_refused_in_openais_form(h
     wrong = await http.get(CHAT)
     refused(wrong, 405, "method_not_allowed")
     assert wrong.headers["allow"] == "POST"
+    assert (await http.put("/v1/jobs")).headers["allow"] == "GET, POST"
+    assert (await http.put("/v1/jobs/x")).headers["allow"] == "DELETE, GET"
     refused(await http.post(f"{CHAT}/", json=chat()), 404, "not_found")
     refused(await http.get("/v1/jobs/x", params={"wait": "long"}), 400, "invalid_request")
 

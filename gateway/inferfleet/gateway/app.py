@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from http import HTTPStatus
 from importlib.metadata import version
 from typing import Any
@@ -11,6 +12,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import BaseRoute, Match
 
 from inferfleet.gateway.access_log import CLIENT_GONE, OpenRequests
 from inferfleet.gateway.bodies import UnreadBodies
@@ -51,12 +53,14 @@ def make_app(gateway: Gateway) -> FastAPI:
             )
         return Response('{"status":"ok"}', media_type="application/json")
 
-    for routes in (openai_routes, job_routes, session_routes):
-        app.include_router(routes(gateway))
+    routers = [routes(gateway) for routes in (openai_routes, job_routes, session_routes)]
+    routes = [*app.routes, *(route for router in routers for route in router.routes)]
+    for router in routers:
+        app.include_router(router)
     handlers: dict[type[Exception], Callable[[Request, Any], Awaitable[Response]]] = {
         InferfleetError: _refused,
         RefusedError: _refused,
-        HTTPException: _unknown_route,
+        HTTPException: partial(_unknown_route, routes),
         RequestValidationError: _invalid_parameter,
         ClientDisconnect: _gone,
         Exception: _unforeseen,
@@ -74,13 +78,20 @@ async def _refused(_: Request, error: InferfleetError | RefusedError) -> Respons
     return _response(refusal_of(error))
 
 
-async def _unknown_route(request: Request, error: HTTPException) -> Response:
+async def _unknown_route(routes: Iterable[BaseRoute], request: Request, error: HTTPException) -> Response:
     status = HTTPStatus(error.status_code)
     what = "there is no such path" if status is HTTPStatus.NOT_FOUND else status.phrase
     refusal = Refusal(status=status, code=status.name.lower(), message=f"{request.method}: {what}")
     response = _response(refusal)
-    response.headers.update(error.headers or {})
+    if status is HTTPStatus.METHOD_NOT_ALLOWED:
+        response.headers["allow"] = ", ".join(_methods(routes, request))
     return response
+
+
+def _methods(routes: Iterable[BaseRoute], request: Request) -> list[str]:
+    """List the methods of a path, which has a route for each."""
+    matching = (route for route in routes if route.matches(request.scope)[0] is not Match.NONE)
+    return sorted({method for route in matching for method in getattr(route, "methods", None) or ()})
 
 
 async def _invalid_parameter(_: Request, error: RequestValidationError) -> Response:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
+from http import HTTPStatus
 from typing import Any, Final
 
 from fastapi import FastAPI
@@ -15,43 +16,81 @@ from inferfleet.schemas.endpoints import ENDPOINTS, Endpoint
 
 _REF: Final = "#/components/schemas/{model}"
 
-_ERROR: Final[Mapping[str, Any]] = {
-    "description": "A refusal. `code` is for programs.",
-    "content": {
-        "application/json": {
-            "schema": {
-                "type": "object",
-                "required": ["error"],
-                "properties": {
-                    "error": {
-                        "type": "object",
-                        "required": ["message", "type", "param", "code"],
-                        "properties": {
-                            "message": {"type": "string"},
-                            "type": {"type": "string"},
-                            "param": {"type": ["string", "null"]},
-                            "code": {"type": "string"},
-                        },
-                    }
-                },
-            }
+STRING: Final[Mapping[str, Any]] = {"type": "string"}
+OBJECT: Final[Mapping[str, Any]] = {"type": "object"}
+COUNT: Final[Mapping[str, Any]] = {"type": "integer", "minimum": 0}
+
+REFUSED: Final[Mapping[str, Any]] = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": {"type": ["string", "null"]},
+                "code": {"type": "string"},
+            },
         }
     },
 }
+"""OpenAI's error object."""
+
+_ERROR: Final[Mapping[str, Any]] = {
+    "description": "A refusal. `code` is for programs.",
+    "content": {"application/json": {"schema": REFUSED}},
+}
+
+
+def ref(name: str) -> dict[str, str]:
+    """Refer to a type of the contract by its name there."""
+    return {"$ref": _REF.format(model=name)}
 
 
 def request_of(endpoint: Endpoint) -> dict[str, Any]:
     """Describe the request of an endpoint, and the types of its answers."""
     spec = ENDPOINTS[endpoint]
     types = ["application/json", *(["text/event-stream"] if spec.generated is not None else [])]
-    answer: dict[str, Any] = {"description": "The answer.", "content": {each: {} for each in types}}
-    return {**_body(_ref(spec.schema), spec.example), "responses": {"200": answer}}
+    answered: dict[str, Any] = {"description": "The answer.", "content": {each: {} for each in types}}
+    return {**request_body(ref(spec.schema), spec.example), "responses": {"200": answered}}
 
 
 def request_of_jobs() -> dict[str, Any]:
     """Describe the request that submits jobs."""
     example = {"endpoint": Endpoint.CHAT, "body": ENDPOINTS[Endpoint.CHAT].example}
-    return _body({"anyOf": [_ref("job"), {"type": "array", "items": _ref("job")}]}, example)
+    return request_body({"anyOf": [ref("job"), {"type": "array", "items": ref("job")}]}, example)
+
+
+def request_body(schema: Mapping[str, Any], example: Any) -> dict[str, Any]:
+    """Describe a request in JSON."""
+    content = {"application/json": {"schema": schema, "example": example}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def answer(schema: Mapping[str, Any], *, status: HTTPStatus = HTTPStatus.OK) -> dict[int | str, Any]:
+    """Describe an answer in JSON."""
+    content = {"application/json": {"schema": schema}}
+    return {status.value: {"description": status.phrase, "content": content}}
+
+
+def answer_of_events() -> dict[int | str, Any]:
+    """Describe a stream of events, of which there may be none."""
+    return {
+        HTTPStatus.OK.value: {"description": "The events.", "content": {"text/event-stream": {}}},
+        HTTPStatus.NO_CONTENT.value: {"description": "There is nothing behind that event."},
+    }
+
+
+def members(**schemas: Mapping[str, Any]) -> dict[str, Any]:
+    """Describe an object that has these members."""
+    return {"type": "object", "required": list(schemas), "properties": schemas}
+
+
+def list_of(schema: Mapping[str, Any], **more: Mapping[str, Any]) -> dict[str, Any]:
+    """Describe a list as OpenAI has it, with ``more`` members."""
+    return members(object={"const": "list"}, data={"type": "array", "items": schema}, **more)
 
 
 def with_document(app: FastAPI) -> FastAPI:
@@ -71,15 +110,6 @@ def with_document(app: FastAPI) -> FastAPI:
 
     app.openapi = document  # type: ignore[method-assign]
     return app
-
-
-def _body(schema: Mapping[str, Any], example: Mapping[str, Any]) -> dict[str, Any]:
-    content = {"application/json": {"schema": schema, "example": example}}
-    return {"requestBody": {"required": True, "content": content}}
-
-
-def _ref(name: str) -> dict[str, str]:
-    return {"$ref": _REF.format(model=name)}
 
 
 def _schemas() -> dict[str, Any]:

@@ -14,7 +14,17 @@ import orjson
 from fastapi import APIRouter, Header, Query, Request, Response
 
 from inferfleet.gateway.bodies import job_bytes, read_body
-from inferfleet.gateway.documents import request_of_jobs
+from inferfleet.gateway.documents import (
+    COUNT,
+    REFUSED,
+    STRING,
+    answer,
+    answer_of_events,
+    list_of,
+    members,
+    ref,
+    request_of_jobs,
+)
 from inferfleet.gateway.gateway import Gateway
 from inferfleet.gateway.job_requests import read_jobs
 from inferfleet.gateway.waiting import EventResponse, answered
@@ -44,11 +54,28 @@ Limit = Annotated[int, Query(ge=1, le=1000, description="The most jobs to list."
 LastEventId = Annotated[str | None, Header(description="The id of the last event that was seen.")]
 
 
+_ACCEPTED: Final = members(id=STRING, pool=STRING, url=STRING)
+_SUBMITTED: Final = {"anyOf": [_ACCEPTED, {"type": "array", "items": {"anyOf": [_ACCEPTED, REFUSED]}}]}
+_CANCELLED: Final = members(id=STRING, state=STRING)
+_POSITION: Final = members(
+    id=STRING,
+    state=STRING,
+    workers=COUNT,
+    reason={"type": ["string", "null"]},
+    detail={"type": ["string", "null"]},
+)
+
+
 def job_routes(gateway: Gateway) -> APIRouter:
     """Make the routes."""
     router = APIRouter(prefix="/v1/jobs", tags=["Jobs"])
 
-    @router.post("", status_code=HTTPStatus.ACCEPTED, openapi_extra=request_of_jobs())
+    @router.post(
+        "",
+        status_code=HTTPStatus.ACCEPTED,
+        openapi_extra=request_of_jobs(),
+        responses=answer(_SUBMITTED, status=HTTPStatus.ACCEPTED),
+    )
     async def submit(request: Request) -> Response:
         """Submit one job or an array of jobs. They go on whether or not anybody waits for them."""
         content = await read_body(request, gateway.settings, many=True)
@@ -61,7 +88,7 @@ def job_routes(gateway: Gateway) -> APIRouter:
             return _json(_accepted(job), HTTPStatus.ACCEPTED, headers)
         return await _submit_many(gateway, request, asked)
 
-    @router.get("")
+    @router.get("", responses=answer(list_of(ref("jobRecord"), has_more={"type": "boolean"})))
     async def list_jobs(
         request: Request,
         pool: str | None = None,
@@ -80,7 +107,7 @@ def job_routes(gateway: Gateway) -> APIRouter:
                 found.append(_described(record))
         return _json({"object": "list", "data": found, "has_more": False})
 
-    @router.get("/{job_id}")
+    @router.get("/{job_id}", responses=answer(ref("jobRecord")))
     async def get(request: Request, job_id: str, wait: Wait = 0) -> Response:
         """Read a job's record, with its result if it has ended."""
         _check_id(job_id)
@@ -90,7 +117,7 @@ def job_routes(gateway: Gateway) -> APIRouter:
                 await answered(request, fleet.wait(job_id, timeout_s=wait), over=gateway.shutdown.draining)
         return _json(_described(await fleet.get(job_id)))
 
-    @router.get("/{job_id}/position")
+    @router.get("/{job_id}/position", responses=answer(_POSITION))
     async def position(request: Request, job_id: str) -> Response:
         """Tell why a job does not run, and how many workers its pool has. No reason: it runs or has ended."""
         _check_id(job_id)
@@ -107,7 +134,7 @@ def job_routes(gateway: Gateway) -> APIRouter:
             }
         )
 
-    @router.delete("/{job_id}")
+    @router.delete("/{job_id}", responses=answer(_CANCELLED) | answer(_CANCELLED, status=HTTPStatus.ACCEPTED))
     async def cancel(request: Request, job_id: str) -> Response:
         """Cancel a job. One that runs is asked to stop, and is still running when this returns."""
         _check_id(job_id)
@@ -115,7 +142,7 @@ def job_routes(gateway: Gateway) -> APIRouter:
         status = HTTPStatus.ACCEPTED if state is JobState.RUNNING else HTTPStatus.OK
         return _json({"id": job_id, "state": state}, status)
 
-    @router.get("/{job_id}/events")
+    @router.get("/{job_id}/events", response_class=Response, responses=answer_of_events())
     async def events(
         request: Request, job_id: str, last_event_id: LastEventId = None, after: str | None = None
     ) -> Response:

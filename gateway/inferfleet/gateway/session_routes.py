@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from functools import partial
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Final
 
 import orjson
 from fastapi import APIRouter, Request, Response
 
 from inferfleet.gateway.bodies import read_body
+from inferfleet.gateway.documents import COUNT, OBJECT, STRING, answer, members, request_body
 from inferfleet.gateway.gateway import Gateway
 from inferfleet.producer import Session
 from inferfleet.producer.openai.refusals import bad_request, not_found
@@ -17,12 +18,19 @@ from inferfleet.producer.openai.requests import apart, read_json, read_object
 from inferfleet.producer.tenant_fleet import TenantFleet
 from inferfleet.schemas.session import SessionRecord
 
+_SESSION: Final = members(
+    id=STRING, messages={"type": "array", "items": OBJECT}, state={}, state_version=COUNT
+)
+_PATCHED: Final = members(id=STRING, state_version=COUNT)
+_FORK: Final = members(id=STRING) | {"properties": {"id": STRING, "turns": {"type": ["integer", "null"]}}}
+_FORKED: Final = members(id=STRING)
+
 
 def session_routes(gateway: Gateway) -> APIRouter:
     """Make the routes."""
     router = APIRouter(prefix="/v1/sessions/{session_id}", tags=["Sessions"])
 
-    @router.get("")
+    @router.get("", responses=answer(_SESSION))
     async def get(request: Request, session_id: str) -> Response:
         """Read a session: its record, the messages of its finished turns, and its state."""
         session, record = await _session(gateway.fleet_of(request), session_id)
@@ -37,7 +45,7 @@ def session_routes(gateway: Gateway) -> APIRouter:
             }
         )
 
-    @router.patch("/state")
+    @router.patch("/state", openapi_extra=request_body({}, {"topic": "the sea"}), responses=answer(_PATCHED))
     async def patch_state(session_id: str, request: Request) -> Response:
         """Apply a JSON Merge Patch (RFC 7396) to a session's state."""
         content = await read_body(request, gateway.settings)
@@ -45,7 +53,12 @@ def session_routes(gateway: Gateway) -> APIRouter:
         version = await session.patch_state(await apart(partial(read_json, content), content))
         return _json({"id": session_id, "state_version": version})
 
-    @router.post("/fork", status_code=HTTPStatus.CREATED)
+    @router.post(
+        "/fork",
+        status_code=HTTPStatus.CREATED,
+        openapi_extra=request_body(_FORK, {"id": "another"}),
+        responses=answer(_FORKED, status=HTTPStatus.CREATED),
+    )
     async def fork(session_id: str, request: Request) -> Response:
         """Copy the first turns of a session, by default all, and its state into a new session."""
         content = await read_body(request, gateway.settings)
@@ -60,7 +73,7 @@ def session_routes(gateway: Gateway) -> APIRouter:
         await session.fork(fleet.stored_session(new_id), turns=turns)
         return _json({"id": new_id}, HTTPStatus.CREATED)
 
-    @router.delete("", status_code=HTTPStatus.NO_CONTENT)
+    @router.delete("", response_class=Response, status_code=HTTPStatus.NO_CONTENT)
     async def delete(request: Request, session_id: str) -> Response:
         """Delete a session's history and state. Its unfinished turns continue in an empty session."""
         if not await gateway.fleet_of(request).session(session_id).delete():

@@ -1,0 +1,62 @@
+"""Every route of the gateway, held against the OpenAPI document by schemathesis."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from tests.integration.conftest import PATIENCE_S, StartGateway, StartWorker, chat
+
+from inferfleet.producer import Fleet
+
+SCHEMATHESIS = Path(sys.executable).with_name("schemathesis")
+
+DEFAULT_EXAMPLES = 3
+
+# A request that the document allows may still be refused: it names no pool that exists, or no session.
+NOT_PROMISED = "positive_data_acceptance"
+
+
+async def test_no_request_breaks_the_gateway_or_gets_an_answer_that_the_document_does_not_describe(
+    fleet: Fleet,
+    start_gateway: StartGateway,
+    start_worker: StartWorker,
+    pool: str,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+) -> None:
+    examples: int = request.config.getoption("--openapi-examples")
+    await start_worker()
+    gateway = await start_gateway()
+    job = await fleet.submit(chat(), pool=pool, session_id=f"{pool}-session")
+    await fleet.wait(job, timeout_s=PATIENCE_S)
+    (tmp_path / "schemathesis.toml").write_text(
+        f"""
+        [parameters]
+        "path.job_id" = "{job.id}"
+        "path.session_id" = "{job.session_id}"
+        "path.model" = "{pool}"
+        """
+    )
+    # The phase of coverage sends each bound of each field: thousands of requests.
+    phases = "examples,fuzzing,stateful" + (",coverage" if examples > DEFAULT_EXAMPLES else "")
+
+    schemathesis = await asyncio.create_subprocess_exec(
+        SCHEMATHESIS,
+        "run",
+        f"{gateway.url}/openapi.json",
+        *("--phases", phases, "--max-examples", str(examples), "--seed", "1"),
+        *("--exclude-checks", NOT_PROMISED, "--request-timeout", str(PATIENCE_S)),
+        *("--generation-database", "none", "--no-color"),
+        cwd=tmp_path,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    told, _ = await schemathesis.communicate()
+
+    said = told.decode()
+    assert schemathesis.returncode == 0, said
+    assert re.search(r"Tested: [1-9]", said), said
