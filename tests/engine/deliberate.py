@@ -16,13 +16,15 @@ from tests.engine.shapes.bodies import Shape
 class Kind:
     """A kind of request. ``shapes`` are patterns of names, ``fields`` those of the sweep.
 
-    With ``stream_decides`` the one difference is that the fleet's response says what vLLM's own stream says.
+    With ``stream_decides`` the one difference is that the fleet's response says what vLLM's own stream says,
+    with ``prompt_ids_unasked`` that vLLM's stream has the ids of the prompt's tokens.
     """
 
     what: str
     shapes: tuple[str, ...]
     fields: tuple[str, ...] = ()
     stream_decides: bool = False
+    prompt_ids_unasked: bool = False
 
     def covers(self, shape: Shape) -> bool:
         """Whether this request is of the kind."""
@@ -73,6 +75,29 @@ DIFFERENT: Final = (
     ),
 )
 """What the fleet does in another way."""
+
+BY_GATEWAY: Final = (
+    Kind(
+        what="`service_tier` decides the priority, so an unknown one is refused",
+        shapes=("*: service_tier unknown",),
+    ),
+    Kind(
+        what="With `echo`, vLLM's stream has the ids of the prompt's tokens, although nobody asks for them",
+        shapes=("completion: echo*", "completion: score *"),
+        prompt_ids_unasked=True,
+    ),
+)
+"""What the gateway does in another way than vLLM's server, besides what its fleet does."""
+
+IN_EVENTS: Final = (
+    "What only the whole response has, logprobs, the prompt's text and the ids of its tokens, comes with the "
+    "last event of its choice, because journals do not have it. vLLM sends it as it comes.",
+    "`finish_reason` has an event of its own, as with OpenAI: a journal's tokens do not say that they are "
+    "the last. With vLLM it comes with them.",
+    "Tokens without text have no event, unless their ids are asked for. vLLM sends an empty one.",
+    "A member that is null in vLLM's events may be missing, and the other way round.",
+)
+"""How the gateway tells the same in other events. ``telling.comparable_events`` forgets just this."""
 
 ONLY_THE_WORKER_KNOWS: Final = (
     Kind(
@@ -148,6 +173,7 @@ ONLY_THE_WORKER_KNOWS: Final = (
 """What is accepted, and refused by the worker with ``invalid_request`` or ``prompt_too_long``."""
 
 
+PROMPT_IDS_UNASKED: Final = tuple(kind for kind in BY_GATEWAY if kind.prompt_ids_unasked)
 STREAM_DECIDES: Final = tuple(kind for kind in DIFFERENT if kind.stream_decides)
 
 

@@ -52,12 +52,16 @@ class Streamed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Telling:
-    """``response`` is there when it was answered; ``streamed`` is ``None`` where there is no stream."""
+    """``response`` is there when it was answered; ``streamed`` is ``None`` where there is no stream.
+
+    ``events`` are those of the stream, where one was sent.
+    """
 
     outcome: Outcome
     words: str = ""
     response: dict[str, Any] | None = None
     streamed: dict[int, Streamed] | None = None
+    events: list[dict[str, Any]] | None = None
 
     def as_streamed(self) -> Telling:
         """What would be told if the messages of a chat's response were made from its stream."""
@@ -102,6 +106,87 @@ def streamed_by_fleet(chunks: Iterable[TokenChunk]) -> dict[int, Streamed]:
     return choices
 
 
+_APART: Final = frozenset({"id", "created", "choices", "usage"})
+
+
+def comparable_events(events: list[dict[str, Any]]) -> dict[str, Any]:
+    """Put the events of a stream into a form that two servers share, if they send the same.
+
+    It leaves out where the text of a choice is cut into events, which the engine's load decides, and what
+    ``deliberate.IN_EVENTS`` lists.
+    """
+    for name in ("id", "object", "created", "model"):
+        assert len({event[name] for event in events}) == 1, f"{name} changes within a stream"
+    choices: dict[int, _ChoiceEvents] = {}
+    rest: dict[str, Any] = {}
+    for event in map(_without_nulls, deepcopy(events)):
+        said = [choices.setdefault(choice["index"], _ChoiceEvents()) for choice in event["choices"]]
+        for each, choice in zip(said, event["choices"], strict=True):
+            each.add(choice)
+            if "usage" in event:
+                each.usage = event["usage"]
+        rest |= {name: value for name, value in event.items() if name not in _APART}
+        if not event["choices"]:
+            assert all(choice.ended for choice in choices.values()), "the usage is not at the end"
+            rest["usage"] = {
+                name: value for name, value in event["usage"].items() if name != "prompt_tokens_details"
+            }
+    return rest | {"choices": {str(index): each.comparable() for index, each in sorted(choices.items())}}
+
+
+@dataclass(slots=True)
+class _ChoiceEvents:
+    """What the events of one choice say together."""
+
+    said: Streamed = field(default_factory=Streamed)
+    usage: dict[str, Any] | None = None
+    ended: bool = False
+    _begun: bool = False
+    _once: dict[str, Any] = field(default_factory=dict)
+    _logprobs: dict[str, list[Any]] = field(default_factory=dict)
+
+    def add(self, choice: dict[str, Any]) -> None:
+        assert not self.ended, "a choice goes on behind its end"
+        delta = choice.pop("delta", {})
+        if (role := delta.pop("role", None)) is not None:
+            assert not self._begun, "a role comes late"
+            self._once["role"] = (role, delta.get("content"))
+        self._begun = True
+        self.ended = "finish_reason" in choice
+        self.said.text += choice.pop("text", "") + delta.pop("content", "")
+        self.said.add(delta)
+        self.said.token_ids += choice.pop("token_ids", ())
+        for name, values in choice.pop("logprobs", {}).items():
+            self._logprobs.setdefault(name, []).extend(values)
+        for name, value in choice.items():
+            assert name == "index" or name not in self._once, f"{name} comes twice"
+            self._once[name] = value
+
+    def comparable(self) -> dict[str, Any]:
+        made = {
+            **self._once,
+            **self.said.comparable(),
+            "token_ids": self.said.token_ids,
+            "usage": self.usage,
+            "logprobs": self._logprobs,
+        }
+        _forget_ties(made)
+        return made
+
+
+def _without_nulls(event: dict[str, Any]) -> dict[str, Any]:
+    """Leave out the members of an event and of its choices that are null, but no null in a list."""
+    return {
+        name: [_without_nulls(each) for each in value]
+        if name == "choices"
+        else _without_nulls(value)
+        if isinstance(value, dict)
+        else value
+        for name, value in event.items()
+        if value is not None
+    }
+
+
 def differences(ours: Any, theirs: Any, path: str = "") -> list[str]:
     """List where two JSON values differ, one line each. Floats are allowed a little."""
     if isinstance(ours, dict) and isinstance(theirs, dict):
@@ -134,15 +219,19 @@ def comparable_response(response: dict[str, Any]) -> dict[str, Any]:
     response["usage"].pop("prompt_tokens_details", None)
     _untie(response.get("prompt_logprobs"))
     for choice in response.get("choices", ()):
-        logprobs = choice.get("logprobs") or {}
-        for entry in logprobs.get("content") or ():
-            entry["top_logprobs"] = _distinct(top["logprob"] for top in entry["top_logprobs"])
-        if logprobs.get("top_logprobs"):
-            logprobs["top_logprobs"] = [top and _distinct(top.values()) for top in logprobs["top_logprobs"]]
+        _forget_ties(choice)
         _untie(choice.get("prompt_logprobs"))
         for call in (choice.get("message") or {}).get("tool_calls") or ():
             call["id"] = bool(call["id"])
     return response
+
+
+def _forget_ties(choice: dict[str, Any]) -> None:
+    logprobs = choice.get("logprobs") or {}
+    for entry in logprobs.get("content") or ():
+        entry["top_logprobs"] = _distinct(top["logprob"] for top in entry["top_logprobs"])
+    if logprobs.get("top_logprobs"):
+        logprobs["top_logprobs"] = [top and _distinct(top.values()) for top in logprobs["top_logprobs"]]
 
 
 def _untie(prompt_logprobs: list[Any] | None) -> None:

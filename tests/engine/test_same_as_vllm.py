@@ -1,12 +1,13 @@
 """Hundreds of requests, each answered by the fleet as vLLM's own server answers it, or refused by both.
 
-What the fleet refuses it refuses on submit, unless only the model can know. Where the two differ on purpose,
-``deliberate.py`` says why.
+What the fleet refuses it refuses on submit, unless only the model can know. Its gateway is asked the same,
+and its streams are compared event by event. Where they differ on purpose, ``deliberate.py`` says why.
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -17,17 +18,27 @@ import httpx
 import pytest
 import pytest_asyncio
 from tests.engine.conftest import MAX_RUNNING, ON_CPU
-from tests.engine.deliberate import DIFFERENT, ONLY_THE_WORKER_KNOWS, STREAM_DECIDES, among
+from tests.engine.deliberate import (
+    BY_GATEWAY,
+    DIFFERENT,
+    ONLY_THE_WORKER_KNOWS,
+    PROMPT_IDS_UNASKED,
+    STREAM_DECIDES,
+    among,
+)
 from tests.engine.shapes.bodies import Shape, all_shapes, sweep
 from tests.engine.telling import (
     Outcome,
     Telling,
+    comparable_events,
     comparable_response,
     differences,
     streamed_by_fleet,
     streamed_by_server,
 )
 from tests.engine.vllm_server import stream_of_server, vllm_server
+from vllm.benchmarks.serve import add_cli_args
+from vllm.benchmarks.serve import main_async as benchmark
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.pooling.embed.protocol import EmbeddingChatRequest, EmbeddingCompletionRequest
@@ -38,7 +49,10 @@ from vllm.entrypoints.pooling.scoring.protocol import (
     ScoreQueriesItemsRequest,
     ScoreTextRequest,
 )
+from vllm.utils.argparse_utils import FlexibleArgumentParser
 
+from inferfleet.gateway.server import serving
+from inferfleet.gateway.settings import GatewaySettings
 from inferfleet.local.services import ServicesChoice, running_services
 from inferfleet.producer import Fleet
 from inferfleet.schemas import Endpoint, FailureCode, JobState
@@ -56,6 +70,7 @@ T = TypeVar("T")
 
 PATIENCE_S = 300.0
 AT_ONCE = 32
+BENCHMARKED = 40
 SHAPES = all_shapes()
 SWEEP = sweep(
     {
@@ -82,6 +97,8 @@ CHAT_SERVER = SERVER | {
 }
 EMBEDDING_SERVER = SERVER | {"runner": "pooling", "convert": "embed"}
 
+UNASKED = re.compile(r"events\.choices\.\d+\.prompt_token_ids: only theirs has it")
+
 Tellings = dict[str, Telling]
 
 
@@ -91,6 +108,22 @@ class ServersTelling:
 
     told: Tellings
     swept: list[tuple[Shape, str | None]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetTelling:
+    """What a fleet told its clients, and what its gateway told."""
+
+    told: Tellings
+    through_gateway: Tellings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunningFleet:
+    """A fleet with the pools that ``Shape.model`` names, and its gateway."""
+
+    fleet: Fleet
+    gateway_url: str
 
 
 class Borrowed:
@@ -128,7 +161,7 @@ async def theirs(tiny_model, tiny_reranker, tmp_path_factory) -> AsyncIterator[a
                 )
             )
             servers = dict(zip(kinds, clients, strict=True))
-            told = await _all([(shape, _told_by_server(servers[shape.model], shape)) for shape in SHAPES])
+            told = await _all([(shape, _told_over_http(servers[shape.model], shape)) for shape in SHAPES])
             swept = await _all([(shape, _refused(servers[shape.model], shape)) for shape in SWEEP])
             return ServersTelling(told=told, swept=[(shape, swept[shape.name]) for shape in SWEEP])
 
@@ -140,8 +173,8 @@ async def theirs(tiny_model, tiny_reranker, tmp_path_factory) -> AsyncIterator[a
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def ours(theirs, engine, make_engine, tiny_reranker) -> Tellings:
-    """What a fleet tells: a real queue, and a worker for each kind of engine."""
+async def running_fleet(theirs, engine, make_engine, tiny_reranker) -> AsyncIterator[RunningFleet]:
+    """A real queue, a worker for each kind of engine, and a gateway."""
     with running_services(ServicesChoice.EMBEDDED) as services:
         urls: dict[str, Any] = {"amqp_url": services.amqp_url, "redis_url": services.redis_url}
         async with (
@@ -165,16 +198,37 @@ async def ours(theirs, engine, make_engine, tiny_reranker) -> Tellings:
                 for pool, one in engines.items()
             ]
             running = [asyncio.create_task(worker.run()) for worker in workers]
-            async with Fleet.connect(ProducerSettings(**urls)) as fleet:
+            gateway = GatewaySettings(**urls, pool="generates", http_port=0, drain_timeout_s=0)
+            async with Fleet.connect(ProducerSettings(**urls)) as fleet, serving(gateway) as port:
                 while {one.phase for one in await fleet.workers()} != {WorkerPhase.READY}:
                     await asyncio.sleep(0.1)
                 for pool in engines:
                     await fleet.declare_pool(pool)
-                tellings = await _all([(shape, _told_by_fleet(fleet, shape)) for shape in SHAPES])
+                yield RunningFleet(fleet=fleet, gateway_url=f"http://127.0.0.1:{port}")
             for worker in workers:
                 worker.stop()
             await asyncio.gather(*running)
-    return tellings
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def ours(running_fleet) -> FleetTelling:
+    """What the fleet tells."""
+    told = await _all([(shape, _told_by_fleet(running_fleet.fleet, shape)) for shape in SHAPES])
+    async with AsyncExitStack() as stack:
+        clients = {
+            pool: await stack.enter_async_context(
+                httpx.AsyncClient(
+                    base_url=running_fleet.gateway_url,
+                    headers={"Inferfleet-Pool": pool},
+                    timeout=PATIENCE_S,
+                )
+            )
+            for pool in {shape.model for shape in SHAPES}
+        }
+        through_gateway = await _all(
+            [(shape, _told_over_http(clients[shape.model], shape)) for shape in SHAPES]
+        )
+    return FleetTelling(told=told, through_gateway=through_gateway)
 
 
 async def _all(asked: list[tuple[Shape, Awaitable[T]]]) -> dict[str, T]:
@@ -198,7 +252,7 @@ async def _refused(client: httpx.AsyncClient, shape: Shape) -> str | None:
     return None if response.is_success else response.text
 
 
-async def _told_by_server(client: httpx.AsyncClient, shape: Shape) -> Telling:
+async def _told_over_http(client: httpx.AsyncClient, shape: Shape) -> Telling:
     body = shape.body
     asks_for_stream = body.get("stream") is True
     streams = ENDPOINTS[shape.endpoint].generated is not None
@@ -209,7 +263,7 @@ async def _told_by_server(client: httpx.AsyncClient, shape: Shape) -> Telling:
     if not response.is_success:
         outcome = Outcome.REFUSED if response.is_client_error else Outcome.FAILED
         return Telling(outcome=outcome, words=response.text)
-    streamed = None
+    streamed = events = None
     if streams:
         events = await stream_of_server(client, shape.endpoint, shape.body)
         if events is None and asks_for_stream:
@@ -217,7 +271,7 @@ async def _told_by_server(client: httpx.AsyncClient, shape: Shape) -> Telling:
         streamed = None if events is None else streamed_by_server(events)
     if response.headers["content-type"] != "application/json":
         return Telling(outcome=Outcome.ANSWERED, words=response.headers["content-type"])
-    return Telling(outcome=Outcome.ANSWERED, response=response.json(), streamed=streamed)
+    return Telling(outcome=Outcome.ANSWERED, response=response.json(), streamed=streamed, events=events)
 
 
 async def _told_by_fleet(fleet: Fleet, shape: Shape) -> Telling:
@@ -245,11 +299,30 @@ async def _told_by_fleet(fleet: Fleet, shape: Shape) -> Telling:
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.name)
 async def test_a_request_is_answered_or_refused_as_vllm_does_it(shape, ours, theirs):
     their = (await theirs).told[shape.name]
-    found = _compare(shape, ours[shape.name], their)
+    refused = Outcome.REFUSED_LATE if among(ONLY_THE_WORKER_KNOWS, shape) else Outcome.REFUSED
+    found = _compare(ours.told[shape.name], their, refused=refused)
 
     if among(DIFFERENT, shape):
         assert found, "does not differ any more: take it off the list"
-        found = _compare(shape, ours[shape.name], their.as_streamed()) if among(STREAM_DECIDES, shape) else []
+        told = ours.told[shape.name]
+        found = _compare(told, their.as_streamed(), refused=refused) if among(STREAM_DECIDES, shape) else []
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.name)
+async def test_a_request_through_the_gateway_is_answered_or_refused_as_vllm_does_it(shape, ours, theirs):
+    told, their = ours.through_gateway[shape.name], (await theirs).told[shape.name]
+    if among(STREAM_DECIDES, shape):
+        their = their.as_streamed()
+    found = _compare(told, their, refused=Outcome.REFUSED)
+    if told.events is not None and their.events is not None:
+        found += differences(comparable_events(told.events), comparable_events(their.events), "events")
+
+    if among(PROMPT_IDS_UNASKED, shape):
+        found = [line for line in found if not UNASKED.fullmatch(line)]
+    elif among((*DIFFERENT, *BY_GATEWAY), shape) and not among(STREAM_DECIDES, shape):
+        assert found, "does not differ any more: take it off the list"
+        found = []
     assert not found, "\n".join(found)
 
 
@@ -268,11 +341,26 @@ async def test_every_field_is_judged_on_submit_as_vllm_judges_it(theirs):
     assert not unexplained, "\n".join(unexplained)
 
 
-def _compare(shape: Shape, ours: Telling, theirs: Telling) -> list[str]:
-    if theirs.outcome is not Outcome.ANSWERED:
-        late = among(ONLY_THE_WORKER_KNOWS, shape)
-        if ours.outcome is (Outcome.REFUSED_LATE if late else Outcome.REFUSED):
-            return []
+@pytest.mark.parametrize("backend", ["openai-chat", "openai"])
+async def test_no_request_of_vllms_own_benchmark_fails(backend, running_fleet, tiny_model):
+    endpoint = {"openai-chat": Endpoint.CHAT, "openai": Endpoint.COMPLETIONS}[backend]
+    parser = FlexibleArgumentParser()
+    add_cli_args(parser)
+    arguments = parser.parse_args(
+        f"--backend {backend} --base-url {running_fleet.gateway_url} --endpoint {endpoint} --model tiny "
+        f"--tokenizer {tiny_model} --dataset-name random --random-input-len 20 --random-output-len 10 "
+        f"--num-prompts {BENCHMARKED} --max-concurrency 16 --ignore-eos".split()
+    )
+
+    told = await benchmark(arguments)
+
+    assert (told["completed"], told["failed"]) == (BENCHMARKED, 0)
+    assert told["total_output_tokens"] == BENCHMARKED * 10
+
+
+def _compare(ours: Telling, theirs: Telling, *, refused: Outcome) -> list[str]:
+    if theirs.outcome is not Outcome.ANSWERED and ours.outcome is refused:
+        return []
     if ours.outcome is not Outcome.ANSWERED or theirs.outcome is not Outcome.ANSWERED:
         return [
             f"ours is {ours.outcome}: {ours.words:.300}",

@@ -200,3 +200,22 @@ def test_the_role_is_that_of_the_message_that_is_continued() -> None:
     made = stream(body, entry(TokenChunk(token_ids=(1,), text="c")), ends=result(ended()))
 
     assert made[0]["choices"][0]["delta"]["role"] == "critic"
+
+
+@pytest.mark.parametrize("with_usage", [False, True])
+def test_the_fingerprint_is_in_the_last_chunks(with_usage: bool) -> None:
+    made = stream(
+        chat(n=2, stream_options={"include_usage": with_usage}),
+        entry(TokenChunk(token_ids=(1,), text="Hi")),
+        ends=result(ended(0), ended(1), system_fingerprint="vllm-1"),
+    )
+
+    stamped = [chunk.get("system_fingerprint") for chunk in made]
+    last = 1 if with_usage else 2
+    assert stamped == [None] * (len(made) - last) + ["vllm-1"] * last
+
+
+def test_the_text_of_the_prompt_is_there_if_the_response_has_it() -> None:
+    made = stream(chat(return_prompt_text=True), ends=result(ended(), prompt_text="user: hello"))
+
+    assert [chunk.get("prompt_text") for chunk in made] == [None, "user: hello"]

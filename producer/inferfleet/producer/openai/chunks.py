@@ -2,8 +2,8 @@
 
 The id, the time and every delta come from the journal. So all readers of a job get the same chunks.
 
-What only the whole response has, logprobs and the ids of the prompt's tokens, comes with the last chunk of
-each choice. vLLM sends it token by token.
+What only the whole response has, logprobs, the prompt's text and the ids of its tokens, comes with the last
+chunk of each choice. vLLM sends the logprobs token by token, and the prompt first.
 """
 
 from __future__ import annotations
@@ -77,10 +77,15 @@ class AnswerChunks:
             self._model, self._prompt_tokens = response["model"], result.usage.prompt_tokens
         made = [chunk for entry in self._without_head for chunk in self.add(entry)]
         made += self._begin(response["created"])
-        made += [self._of_end(choice, response) for choice in response["choices"]]
+        last = [self._of_end(choice, response) for choice in response["choices"]]
+        made += last
         if self._usage_at_end:
             usage = {name: value for name, value in response["usage"].items() if value is not None}
-            made.append(self._chunk([]) | {"usage": usage})
+            last = [self._chunk([]) | {"usage": usage}]
+            made += last
+        if (fingerprint := response.get("system_fingerprint")) is not None:
+            for chunk in last:
+                chunk["system_fingerprint"] = fingerprint
         return made
 
     def _begin(self, created: int) -> list[Chunk]:
@@ -117,8 +122,9 @@ class AnswerChunks:
             if choice.get(name) is not None:
                 ended[name] = choice[name]
         chunk = self._of_choice(ended)
-        if choice["index"] == 0 and response.get("prompt_token_ids") is not None:
-            chunk["prompt_token_ids"] = response["prompt_token_ids"]
+        for name in ("prompt_token_ids", "prompt_text") if choice["index"] == 0 else ():
+            if response.get(name) is not None:
+                chunk[name] = response[name]
         return chunk
 
     def _of_choice(self, choice: dict[str, Any]) -> Chunk:
