@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -13,6 +14,7 @@ import pytest
 import redis.asyncio as aioredis
 from redis.exceptions import NoPermissionError
 from tests.integration.conftest import (
+    INSTANT,
     PATIENCE_S,
     Connect,
     RunCommand,
@@ -536,3 +538,22 @@ async def test_waits_are_told_again_where_the_clock_of_redis_has_gone_back(
             return time.monotonic() - began < 3.0
 
         await eventually(soon)
+
+
+async def test_a_failover_that_forgets_a_start_costs_no_token(
+    watchful: Fleet, start_worker: StartWorker, store: aioredis.Redis, pool: str, tmp_path: Path
+) -> None:
+    """The worker goes on, although the record says that nobody has begun the job."""
+    job = Job(pool=pool, body=slow_chat(tokens=30, step_s=0.1), stream=True)
+    await watchful.submit(job)
+    accepted = {key: await store.dump(key) for key in (job_key(job.id), journal_key(job.id))}
+    await start_worker(engine_args=INSTANT | {"token_log": str(tmp_path / "tokens.log")})
+    await until_tokens(watchful, job, 5)
+    for key, dump in accepted.items():
+        await store.restore(key, 0, dump, replace=True)
+
+    result = await asyncio.wait_for(watchful.wait(job), PATIENCE_S)
+
+    assert (result.state, result.text, result.attempts) == (JobState.SUCCEEDED, answer_to(job), 1)
+    assert sum(map(int, (tmp_path / "tokens.log").read_text().split())) == 30
+    assert text_of(await journal_of(store, job)) == answer_to(job)

@@ -162,3 +162,57 @@ async def test_a_replica_that_lagged_leaves_no_gap_in_the_journal(
     assert await write(records, job, started.fence, 4, 5) is WriteStatus.OK
     tokens = [token for chunk in generated(await journal_of(store, job)) for token in chunk.token_ids]
     assert tokens == [1, 2, 3, 4, 5]
+
+
+async def rollback(store: aioredis.Redis, job: Job, state: list[Any]) -> None:
+    for key, dump in zip((job_key(job.id), journal_key(job.id)), state, strict=True):
+        await store.restore(key, 0, dump, replace=True)
+
+
+async def state_of(store: aioredis.Redis, job: Job) -> list[Any]:
+    return [await store.dump(key) for key in (job_key(job.id), journal_key(job.id))]
+
+
+@pytest.mark.parametrize("write", [append, release, finish])
+async def test_a_worker_whose_start_a_failover_forgot_goes_on(
+    records: JobRecords, job: Job, store: aioredis.Redis, write: Any
+) -> None:
+    """The record is there, and says that nobody has begun the job."""
+    accepted = await state_of(store, job)
+    started = await start(records, job)
+    await append(records, job, started.fence, 0, 1, 2)
+    await rollback(store, job, accepted)
+    assert await write(records, job, started.fence, 2, 3) is WriteStatus.MISSING
+    assert await restore(records, job, started.fence, 1, 2)
+    assert (await start(records, job, "w-2")).status is StartStatus.BUSY
+    assert await write(records, job, started.fence, 2, 3) is WriteStatus.OK
+    entries = await journal_of(store, job)
+    assert [token for chunk in generated(entries) for token in chunk.token_ids] == [1, 2, 3]
+
+
+async def test_a_worker_whose_start_a_failover_forgot_before_it_restarted_is_told_so(
+    records: JobRecords, job: Job, store: aioredis.Redis
+) -> None:
+    accepted = await state_of(store, job)
+    started = await start(records, job)
+    await rollback(store, job, accepted)
+    restarting: dict[str, Any] = {"worker_id": "w-1", "model_identity": "model-a", "tokens_wasted": 0}
+    restarted = await records.restart(
+        job.id, fence=started.fence, reason=RestartReason.JOURNAL_LOST, **restarting
+    )
+    assert restarted is WriteStatus.MISSING
+
+
+@pytest.mark.parametrize("end", [finish, release])
+async def test_a_worker_whose_start_a_failover_forgot_gives_way_to_another(
+    records: JobRecords, job: Job, store: aioredis.Redis, end: Any
+) -> None:
+    accepted = await state_of(store, job)
+    lost = await start(records, job)
+    await rollback(store, job, accepted)
+    other = await start(records, job, "w-2")
+    assert await append(records, job, lost.fence, 0, 1) is WriteStatus.FENCED
+    assert not await restore(records, job, lost.fence, 1)
+    await end(records, job, other.fence, 0, 2)
+    assert await append(records, job, lost.fence, 0, 1) is WriteStatus.FENCED
+    assert not await restore(records, job, lost.fence, 1)

@@ -53,8 +53,10 @@ REPORT_EVERY_S = 10.0
 SWEEP_INTERVAL_S = 2.0
 """How often the workers look for jobs that have lost their messages."""
 
-CLUSTER_WORKERS: dict[str, Any] = {"max_running": 8, "look_ahead": 2}
-"""Settings of workers on a cluster: so few slots that jobs wait in the queue, where a fault can hit them."""
+CLUSTER_WORKERS: dict[str, Any] = {"max_running": 8, "look_ahead": 2, "sweep_interval_s": 10.0}
+"""Settings of workers on a cluster: so few slots that jobs wait in the queue, where a fault can hit them, and
+sweeps that are further apart than a failover takes. Otherwise they publish jobs again whose workers wait for
+the new master."""
 
 
 class Topology(StrEnum):
@@ -200,9 +202,8 @@ async def _running_harness(
                 named_servers=cluster.named_servers if cluster else None,
                 engine_args=ENGINE_ARGS | {"token_log": str(_token_log(folder))},
                 queue_type=options.queue_type,
-                sweep_interval_s=SWEEP_INTERVAL_S,
                 redis_wait_replicas=options.wait_replicas,
-                **(CLUSTER_WORKERS if cluster else {}),
+                **({"sweep_interval_s": SWEEP_INTERVAL_S} | (CLUSTER_WORKERS if cluster else {})),
             )
         )
         yield harness, cluster

@@ -9,8 +9,9 @@ local count = ARGV[4]
 local tokens_entry = ARGV[5]
 local ttl_s = ARGV[6]
 
-local r = redis.call('HMGET', job_key, 'state', 'fence', 'tokens', 'cancel')
-if not r[1] then
+-- part: never_begun
+local r = redis.call('HMGET', job_key, 'state', 'fence', 'tokens', 'cancel', 'attempt')
+if not r[1] or never_begun(r[1], r[5]) then
   return 'missing'
 end
 if r[1] ~= 'running' or r[2] ~= fence then

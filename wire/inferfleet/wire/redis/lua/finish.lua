@@ -13,8 +13,9 @@ local result = ARGV[9]
 local tombstone_ttl_s = ARGV[10] -- of a record of whose messages one may be in the queue
 
 -- part: end_job
-local r = redis.call('HMGET', job_key, 'state', 'fence', 'tokens', 'calls', 'session', 'copied')
-if not r[1] then
+-- part: never_begun
+local r = redis.call('HMGET', job_key, 'state', 'fence', 'tokens', 'calls', 'session', 'copied', 'attempt')
+if not r[1] or never_begun(r[1], r[7]) then
   return 'missing'
 end
 if r[2] ~= fence then

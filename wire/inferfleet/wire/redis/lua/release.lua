@@ -10,8 +10,9 @@ local queued_entry = ARGV[6]
 local refund = ARGV[7] -- 1: this attempt does not count
 local pause_ms = ARGV[8] -- nobody may start it earlier
 
-local r = redis.call('HMGET', job_key, 'state', 'fence', 'tokens', 'charged', 'cancel')
-if not r[1] then
+-- part: never_begun
+local r = redis.call('HMGET', job_key, 'state', 'fence', 'tokens', 'charged', 'cancel', 'attempt')
+if not r[1] or never_begun(r[1], r[6]) then
   return 'missing'
 end
 if r[2] ~= fence then

@@ -8,8 +8,9 @@ local model_identity = ARGV[3]
 local restarted_entry = ARGV[4]
 local running_entry = ARGV[5]
 
-local r = redis.call('HMGET', job_key, 'state', 'fence', 'cancel')
-if not r[1] then
+-- part: never_begun
+local r = redis.call('HMGET', job_key, 'state', 'fence', 'cancel', 'attempt')
+if not r[1] or never_begun(r[1], r[4]) then
   return 'missing'
 end
 if r[1] ~= 'running' then

@@ -22,8 +22,9 @@ local session = ARGV[16] -- '' for none
 local tenant = ARGV[17]
 local request = ARGV[18] -- '' if it is not kept
 
-local r = redis.call('HMGET', job_key, 'state', 'fence', 'tokens')
-if r[1] then
+-- part: never_begun
+local r = redis.call('HMGET', job_key, 'state', 'fence', 'tokens', 'attempt')
+if r[1] and not never_begun(r[1], r[4]) then
   if r[1] ~= 'running' or r[2] ~= fence then
     return 0
   end
