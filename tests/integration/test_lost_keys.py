@@ -547,9 +547,10 @@ async def test_a_failover_that_forgets_a_start_costs_no_token(
     job = Job(pool=pool, body=slow_chat(tokens=30, step_s=0.1), stream=True)
     await watchful.submit(job)
     accepted = {key: await store.dump(key) for key in (job_key(job.id), journal_key(job.id))}
-    await start_worker(engine_args=INSTANT | {"token_log": str(tmp_path / "tokens.log")})
+    await start_worker(engine_args={**INSTANT, "token_log": str(tmp_path / "tokens.log")})
     await until_tokens(watchful, job, 5)
     for key, dump in accepted.items():
+        assert dump is not None
         await store.restore(key, 0, dump, replace=True)
 
     result = await asyncio.wait_for(watchful.wait(job), PATIENCE_S)

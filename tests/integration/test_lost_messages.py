@@ -44,6 +44,7 @@ from inferfleet.schemas.names import (
     result_key,
     sweep_key,
 )
+from inferfleet.wire.redis import open_jobs
 from inferfleet.wire.redis.lost_messages import LostMessages, OpenJob
 from inferfleet.wire.redis.records import JobRecords
 from inferfleet.worker import sweep
@@ -417,21 +418,33 @@ async def test_a_job_whose_end_redis_has_forgotten_ends_again(
     assert kinds_of(await journal_of(store, job)).count("finished") == 1
 
 
+@pytest.mark.parametrize("is_closed", [True, False], ids=["it has left", "it is about to leave"])
 async def test_a_job_whose_end_a_failover_forgot_but_not_that_it_left_the_index_ends_again(
-    fleet: Fleet, services: Services, start_worker: StartWorker, store: aioredis.Redis, pool: str
+    fleet: Fleet,
+    services: Services,
+    start_worker: StartWorker,
+    store: aioredis.Redis,
+    pool: str,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    is_closed: bool,
 ) -> None:
+    # About to leave, it does so before the first sweep.
+    monkeypatch.setattr(open_jobs, "LEAVE_S", 0.0 if is_closed else 1.0)
+    sweep_s = SWEEP_S if is_closed else 4.0
     async with Proxy(services.redis_url) as link:
-        await start_worker(redis_url=link.url, sweep_interval_s=SWEEP_S, lease_s=1.0)
+        await start_worker(redis_url=link.url, sweep_interval_s=sweep_s, lease_s=1.0)
         job = await fleet.submit(slow_chat(tokens=100, step_s=0.05), pool=pool)
         await until_tokens(fleet, job)
         keys = (job_key(job.id), journal_key(job.id), request_key(job.id))
         before: dict[str, Any] = {key: await store.dump(key) for key in keys}
         await fleet.wait(job, timeout_s=PATIENCE_S)
 
-        async def is_closed() -> bool:
+        async def has_left() -> bool:
             return await open_in(store, pool) == set()
 
-        await eventually(is_closed)
+        if is_closed:
+            await eventually(has_left)
         for key, dump in before.items():
             await store.restore(key, 0, dump, replace=True)
         await store.delete(result_key(job.id))

@@ -137,6 +137,8 @@ class OpenJobs:
         return sent
 
     def _enter_again(self) -> None:
+        # The new connection may be to a server that has forgotten their ends: the sweep removes them.
+        self._leaving.clear()
         since, now_ms = time.monotonic() - REMEMBERED_S, self._pipeline.clock.now_ms()
         again: dict[str, list[Argument]] = {}
         for at, job_id, pool, priority in self._lately:
