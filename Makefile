@@ -16,7 +16,7 @@ MINUTES ?= 10
 PACKAGES = schemas wire producer exporter worker gateway cli local testing
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-llm test test-matrix mutate test-engine chaos explore check bench bench-engine bench-peers docs build clean venv bench-venv docs-venv engine-venv services
+.PHONY: help demo demo-llm test test-matrix mutate test-engine chaos explore check bench bench-engine bench-first-token bench-gateway bench-peers docs build clean venv bench-venv docs-venv engine-venv services
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -76,6 +76,16 @@ bench-engine: engine-venv ## Measure what the queue costs vLLM, on the CPU
 	@scripts/setup-services $(ENGINE_VENV)
 	@VLLM_CPU_KVCACHE_SPACE=1 $(ENGINE_VENV)/bin/python benchmarks/engine.py $(ARGS)
 
+bench-first-token: engine-venv ## Measure the first token through a gateway, beside vLLM's server
+	@scripts/setup-services $(ENGINE_VENV)
+	@VLLM_CPU_KVCACHE_SPACE=1 $(ENGINE_VENV)/bin/python benchmarks/first_token.py $(ARGS)
+
+bench-gateway: bench-venv ## Measure the gateway beside LiteLLM's proxy, and 2,000 open streams
+	@scripts/setup-services .venv-bench
+	@benchmarks/setup-litellm $(PYTHON)
+	@.venv-bench/bin/python benchmarks/over_http.py requests $(ARGS)
+	@.venv-bench/bin/python benchmarks/over_http.py streams
+
 docs: docs-venv ## Build the site of the documentation, into build/site
 	@NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build $(ARGS)
 	@echo build/site/index.html
@@ -93,7 +103,7 @@ venv:
 	@scripts/setup-venv $(VENV) $(PYTHON) '.[dev,local,worker]'
 
 bench-venv:
-	@scripts/setup-venv .venv-bench $(PYTHON) '.[local,worker]' matplotlib
+	@scripts/setup-venv .venv-bench $(PYTHON) '.[gateway,local,worker]' matplotlib
 
 docs-venv:
 	@scripts/setup-docs $(DOCS_VENV) $(PYTHON)

@@ -46,6 +46,11 @@ class Worker:
     def pid(self) -> int:
         return self._process.pid
 
+    @property
+    def ended(self) -> bool:
+        """Whether it has ended by itself."""
+        return self._process.poll() is not None
+
     def wait_for_mark(self, marks: socket.socket, name: str) -> Mark:
         """Wait until the worker says that it has come so far."""
         deadline = time.monotonic() + STEP_TIMEOUT_S
