@@ -53,10 +53,10 @@ REPORT_EVERY_S = 10.0
 SWEEP_INTERVAL_S = 2.0
 """How often the workers look for jobs that have lost their messages."""
 
-CLUSTER_WORKERS: dict[str, Any] = {"max_running": 8, "look_ahead": 2, "sweep_interval_s": 10.0}
+CLUSTER_WORKERS: dict[str, Any] = {"max_running": 8, "look_ahead": 2, "sweep_interval_s": 16.0}
 """Settings of workers on a cluster: so few slots that jobs wait in the queue, where a fault can hit them, and
-sweeps that are further apart than a failover takes. Otherwise they publish jobs again whose workers wait for
-the new master."""
+sweeps so far apart that no worker misses two reports in a row because Redis fails over, or because it is cut
+off. Otherwise they publish jobs again that such a worker runs."""
 
 
 class Topology(StrEnum):
