@@ -41,6 +41,12 @@ SPELT = [
     (names.POOLS_KEY, "inferfleet:pools"),
     (names.idempotency_key("acme", "k1"), "inferfleet:idempotency:{acme:k1}"),
     (names.worker_key("w1"), "inferfleet:worker:w1"),
+    (names.WEBHOOK_WATCHED_KEY, "inferfleet:{webhooks}:watched"),
+    (names.WEBHOOK_QUEUE_KEY, "inferfleet:{webhooks}:queue"),
+    (names.webhook_endpoints_key("acme"), "inferfleet:{webhooks}:tenant:acme"),
+    (names.webhook_endpoint_key("we_1"), "inferfleet:{webhooks}:endpoint:we_1"),
+    (names.webhook_events_key("we_1"), "inferfleet:{webhooks}:endpoint:we_1:events"),
+    (names.webhook_due_key("we_1"), "inferfleet:{webhooks}:endpoint:we_1:due"),
 ]
 
 

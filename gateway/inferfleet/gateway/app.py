@@ -22,6 +22,7 @@ from inferfleet.gateway.hosts import OnlyLoopbackHosts
 from inferfleet.gateway.job_routes import job_routes
 from inferfleet.gateway.openai_routes import openai_routes
 from inferfleet.gateway.session_routes import session_routes
+from inferfleet.gateway.webhook_routes import webhook_routes
 from inferfleet.producer.openai.refusals import Refusal, RefusedError, refusal_of
 from inferfleet.schemas.errors import InferfleetError
 
@@ -53,7 +54,7 @@ def make_app(gateway: Gateway) -> FastAPI:
             )
         return Response('{"status":"ok"}', media_type="application/json")
 
-    routers = [routes(gateway) for routes in (openai_routes, job_routes, session_routes)]
+    routers = [routes(gateway) for routes in (openai_routes, job_routes, session_routes, webhook_routes)]
     routes = [*app.routes, *(route for router in routers for route in router.routes)]
     for router in routers:
         app.include_router(router)

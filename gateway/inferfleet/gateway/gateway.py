@@ -10,6 +10,7 @@ from fastapi import Request
 
 from inferfleet.gateway.callers import caller_of
 from inferfleet.gateway.settings import GatewaySettings
+from inferfleet.gateway.webhooks.webhooks import Webhooks
 from inferfleet.producer import Fleet
 from inferfleet.producer.openai.api import OpenAIApi
 from inferfleet.producer.tenant_fleet import TenantFleet
@@ -42,6 +43,7 @@ class Gateway:
     trusted_fleet: Fleet
     """Sees the jobs and sessions of all tenants. No route may use it for what a caller asks."""
     trusted_api: OpenAIApi
+    webhooks: Webhooks
     shutdown: Shutdown = field(default_factory=Shutdown)
 
     def fleet_of(self, request: Request) -> TenantFleet:

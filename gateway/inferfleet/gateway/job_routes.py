@@ -14,6 +14,7 @@ import orjson
 from fastapi import APIRouter, Header, Query, Request, Response
 
 from inferfleet.gateway.bodies import job_bytes, read_body
+from inferfleet.gateway.callers import caller_of
 from inferfleet.gateway.documents import (
     COUNT,
     REFUSED,
@@ -84,6 +85,7 @@ def job_routes(gateway: Gateway) -> APIRouter:
             api = gateway.api_of(request)
             route = await api.route(asked)
             job = await api.submit(asked)
+            await gateway.webhooks.watch(caller_of(request).tenant, [job.id])
             headers = {"location": _url(job), WORKERS_HEADER: str(route.workers)}
             return _json(_accepted(job), HTTPStatus.ACCEPTED, headers)
         return await _submit_many(gateway, request, asked)
@@ -184,17 +186,19 @@ async def _submit_many(gateway: Gateway, request: Request, asked: Sequence[Asked
         except InvalidJobError as error:
             raise InvalidJobError(f"[{position}]: {error}") from error
     try:
-        made: list[dict[str, Any]] = list(map(_accepted, await fleet.submit_many(jobs)))
+        accepted = await fleet.submit_many(jobs)
+        ids, made = [job.id for job in accepted], list(map(_accepted, accepted))
     except PartialSubmitError as error:
         if not error.accepted:
             raise error.rejected[0] from error
-        ids = iter(error.accepted)
+        ids, found = list(error.accepted), iter(error.accepted)
         made = [
             {"error": refusal_of(error.rejected[position]).error()}
             if position in error.rejected
-            else _accepted(job.model_copy(update={"id": next(ids)}))
+            else _accepted(job.model_copy(update={"id": next(found)}))
             for position, job in enumerate(jobs)
         ]
+    await gateway.webhooks.watch(fleet.tenant, ids)
     return _json(made, HTTPStatus.ACCEPTED)
 
 

@@ -17,6 +17,7 @@ from inferfleet.gateway.app import make_app
 from inferfleet.gateway.connections import LimitedProtocol
 from inferfleet.gateway.gateway import Gateway
 from inferfleet.gateway.settings import GatewaySettings
+from inferfleet.gateway.webhooks.webhooks import Webhooks
 from inferfleet.producer import Fleet
 from inferfleet.producer.openai.api import OpenAIApi
 from inferfleet.producer.openai.models import Models
@@ -59,7 +60,10 @@ async def run_gateway(settings: GatewaySettings) -> None:
 async def serving(settings: GatewaySettings) -> AsyncGenerator[int]:
     """Serve while the block runs, then drain. Yield the port, which is a free one if the setting is 0."""
     with _listening(settings.http_host, settings.http_port) as listener:
-        async with Fleet.connect(settings) as fleet:
+        async with (
+            Webhooks.running(settings) as webhooks,
+            Fleet.connect(settings, on_ends=webhooks.delivery.heard) as fleet,
+        ):
             api = OpenAIApi(
                 fleet,
                 models=Models(fleet.workers, pools=settings.model_pools, pool=settings.pool),
@@ -67,7 +71,7 @@ async def serving(settings: GatewaySettings) -> AsyncGenerator[int]:
                 start_s=FIRST_EVENT_S,
                 accept_s=ACCEPT_S,
             )
-            gateway = Gateway(settings=settings, trusted_fleet=fleet, trusted_api=api)
+            gateway = Gateway(settings=settings, trusted_fleet=fleet, trusted_api=api, webhooks=webhooks)
             server = _Server(_config(gateway))
             # With a task group a bug in the server ends the process.
             async with asyncio.TaskGroup() as tasks:
@@ -77,6 +81,7 @@ async def serving(settings: GatewaySettings) -> AsyncGenerator[int]:
                     yield listener.getsockname()[1]
                 finally:
                     gateway.shutdown.drain(timeout_s=settings.drain_timeout_s)
+                    webhooks.delivery.stop()
                     server.should_exit = True
             await api.aclose()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_address
+from ipaddress import IPv4Network, IPv6Network, ip_address
 from typing import Annotated
 
 from pydantic import Field, ValidationInfo, field_validator
@@ -35,6 +35,12 @@ class GatewaySettings(ProducerSettings):
     """How long a client may take to send its headers, and then its body, or to take a part of a stream."""
     drain_timeout_s: Annotated[float, Field(ge=0, le=LONGEST_S)] = 30.0
     """How long a stopping gateway waits for its requests to end."""
+    webhook_networks: tuple[IPv4Network | IPv6Network, ...] = ()
+    """Networks that are not public and have endpoints for webhooks, which may also use http there."""
+    webhook_timeout_s: Seconds = 15.0
+    """How long an endpoint may take to accept an event."""
+    webhook_max_undelivered: Annotated[int, Field(ge=1, le=10_000_000)] = 100_000
+    """How many events of an endpoint are kept that it has not accepted."""
     log_format: LogFormat = LogFormat.JSON
     log_level: str = "INFO"
 

@@ -6,7 +6,7 @@ The command line uses the same client.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import replace
 from typing import Any, Final, Unpack
@@ -99,10 +99,16 @@ class Fleet:
 
     @classmethod
     @asynccontextmanager
-    async def connect(cls, settings: ProducerSettings | None = None) -> AsyncGenerator[Fleet]:
+    async def connect(
+        cls,
+        settings: ProducerSettings | None = None,
+        *,
+        on_ends: Callable[[Sequence[str]], None] | None = None,
+    ) -> AsyncGenerator[Fleet]:
         """Connect to Redis now, and to RabbitMQ on the first publish.
 
-        Without ``settings``, read them from the environment.
+        Without ``settings``, read them from the environment. ``on_ends`` is called with the ids of this
+        client's jobs soon after they have ended, but not if their worker died at that moment.
 
         Raises:
             ServiceUnreachableError: Redis has not answered for ``patience_s``.
@@ -136,6 +142,7 @@ class Fleet:
                 records=records,
                 client_id=settings.client_id,
                 state_check_interval_s=settings.state_check_interval_s,
+                on_ends=on_ends,
             )
             publisher = Publisher(settings, home=home)
             async with background(pipeline.run()):

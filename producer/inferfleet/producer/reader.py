@@ -12,7 +12,7 @@ import logging
 import random
 import time
 from collections import defaultdict
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 
 from inferfleet.producer.journal_view import BEGINNING, JournalLine, JournalView, is_before
@@ -63,6 +63,7 @@ class Reader:
         records: JobRecords,
         client_id: str,
         state_check_interval_s: float,
+        on_ends: Callable[[Sequence[str]], None] | None = None,
     ) -> None:
         self._blocked = blocked
         self._pipeline = pipeline
@@ -70,6 +71,7 @@ class Reader:
         self._client_id = client_id
         self._reply_key = reply_key(client_id).encode()
         self._state_check_interval_s = state_check_interval_s
+        self._on_ends = on_ends
         self._unchecked = Outage()
         self._waiters: defaultdict[str, set[asyncio.Future[bytes]]] = defaultdict(set)
         self._followers: dict[bytes, set[asyncio.Queue[Line | _Replaced | InferfleetError]]] = {}
@@ -240,6 +242,8 @@ class Reader:
                     fields[b"job"].decode(errors="replace") for _, fields in lines if b"job" in fields
                 ]
                 await self._resolve([job_id for job_id in finished if job_id in self._waiters])
+                if self._on_ends is not None:
+                    self._on_ends(finished)
                 # Only now: if the results cannot be read, these lines are read again.
                 self._positions[key] = lines[-1][0]
             elif key in self._positions:

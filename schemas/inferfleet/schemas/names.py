@@ -45,6 +45,12 @@ WORKERS_KEY = "inferfleet:workers"
 POOLS_KEY = "inferfleet:pools"
 """The sorted set of pools, by the time at which a worker, a declaration or a job last named them."""
 
+WEBHOOK_WATCHED_KEY = "inferfleet:{webhooks}:watched"
+"""The sorted set of the jobs whose ends are told to endpoints, by the time in ms at which to look at them."""
+
+WEBHOOK_QUEUE_KEY = "inferfleet:{webhooks}:queue"
+"""The sorted set of the endpoints that have events to deliver, by the time in ms of the next try."""
+
 
 def job_queue(pool: str) -> str:
     """Name the queue that holds a pool's waiting jobs."""
@@ -157,3 +163,23 @@ def sweep_key(pool: str) -> str:
 def worker_key(worker_id: str) -> str:
     """Key of a worker's heartbeat: a hash that expires when the worker is gone."""
     return f"inferfleet:worker:{worker_id}"
+
+
+def webhook_endpoints_key(tenant: str) -> str:
+    """Key of the sorted set of a tenant's endpoints for webhooks, by the time in ms of their creation."""
+    return f"inferfleet:{{webhooks}}:tenant:{tenant}"
+
+
+def webhook_endpoint_key(endpoint_id: str) -> str:
+    """Key of an endpoint for webhooks: a hash of short fields."""
+    return f"inferfleet:{{webhooks}}:endpoint:{endpoint_id}"
+
+
+def webhook_events_key(endpoint_id: str) -> str:
+    """Key of the hash of the events that an endpoint has not accepted yet, and how often each was tried."""
+    return f"inferfleet:{{webhooks}}:endpoint:{endpoint_id}:events"
+
+
+def webhook_due_key(endpoint_id: str) -> str:
+    """Key of the sorted set of the same events, by the time in ms of their next try."""
+    return f"inferfleet:{{webhooks}}:endpoint:{endpoint_id}:due"

@@ -1,0 +1,8 @@
+"""Webhooks: tell tenants' endpoints what has ended, as Standard Webhooks say.
+
+webhooks    the door for routes: which jobs are watched, and events that are no job's
+kinds       what the end of a job is told as
+delivery    watches, delivers and tries again; it runs in every gateway
+sending     one request to an endpoint, to no address that it must not reach
+signing     the headers of a request
+"""

@@ -1,0 +1,252 @@
+"""Delivers events to endpoints, and tries again what they do not accept. It runs in every gateway.
+
+Any number of gateways share the work by claims (``wire.redis.webhooks``), and one that dies loses nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections import Counter, defaultdict
+from collections.abc import Coroutine, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import Any, Final
+
+from inferfleet.gateway.webhooks.kinds import KINDS, event_of
+from inferfleet.gateway.webhooks.sending import Sender, Sent
+from inferfleet.gateway.webhooks.signing import signed
+from inferfleet.schemas.errors import InferfleetError, ServiceRefusedError, ServiceUnreachableError
+from inferfleet.schemas.webhooks import WebhookEvent
+from inferfleet.wire.outage import Outage
+from inferfleet.wire.redis.webhooks import (
+    Claimed,
+    Entered,
+    Settled,
+    WatchedJob,
+    WebhookEndpoint,
+    WebhookStore,
+)
+
+logger = logging.getLogger(__name__)
+
+POLL_S: Final = 1.0
+"""How often a gateway looks for what is due."""
+
+LOOK_S: Final = 60.0
+"""How often a watched job is looked at whose gateway has not heard of its end: it is gone."""
+
+LOOK_BATCH: Final = 500
+"""How many jobs are looked at in one round trip."""
+
+CLAIM_S: Final = 60.0
+"""How much longer than its request may take a delivery is claimed: to record how it went."""
+
+MAX_OWN: Final = 100_000
+"""Of how many jobs a gateway hears when they end. Others are found when they are looked at."""
+
+PER_ENDPOINT: Final = 4
+"""How many requests a gateway has under way to one endpoint, so that a slow one does not hold up others."""
+
+IN_ALL: Final = 512
+"""How many requests a gateway has under way to all endpoints."""
+
+RETRY_AFTER_S: Final = (5, 300, 1800, 7200, 18_000, 36_000, 50_400, 72_000, 86_400)
+"""The pauses after the failed tries of an event, a little more than three days in all. Those that Standard
+Webhooks recommend."""
+
+JITTER: Final = 0.2
+"""By how much of itself a pause is longer at most."""
+
+DISABLE_AFTER_S: Final = 3 * 24 * 3600
+"""For how long an endpoint may accept nothing until it is disabled."""
+
+
+class Delivery:
+    """Makes events of the ends of watched jobs, and delivers events."""
+
+    def __init__(
+        self, store: WebhookStore, sender: Sender, *, timeout_s: float, max_undelivered: int
+    ) -> None:
+        self._store = store
+        self._sender = sender
+        self._claim_ms = int((timeout_s + CLAIM_S) * 1000)
+        self._max_undelivered = max_undelivered
+        self._under_way: Counter[str] = Counter()
+        self._own: dict[str, WatchedJob] = {}
+        """Jobs that were submitted by this gateway and have not ended, as far as it has heard."""
+        self._ended: list[WatchedJob] = []
+        """Jobs of whose ends this gateway has heard since the last round."""
+        self._wake = asyncio.Event()
+        self._stopping = False
+        self._outage = Outage()
+
+    def note(self, jobs: Sequence[WatchedJob]) -> None:
+        """Note jobs that are watched from now on. Some may have ended already."""
+        self._own.update((job.job_id, job) for job in jobs)
+        while len(self._own) > MAX_OWN:
+            del self._own[next(iter(self._own))]
+        self.wake()
+
+    def heard(self, job_ids: Sequence[str]) -> None:
+        """Hear of jobs that have ended, of which some may be watched."""
+        if found := [self._own.pop(job_id) for job_id in job_ids if job_id in self._own]:
+            self._ended += found
+            self.wake()
+
+    def wake(self) -> None:
+        """Look at once for what is due."""
+        self._wake.set()
+
+    def stop(self) -> None:
+        """Take nothing more."""
+        self._stopping = True
+        self.wake()
+
+    async def run(self) -> None:
+        """Deliver until ``stop`` is called, and end when nothing is under way.
+
+        What is under way when this is cancelled is delivered again, by another gateway.
+        """
+        async with asyncio.TaskGroup() as sends:
+            while not self._stopping:
+                self._wake.clear()
+                more = False
+                try:
+                    more = await self._look()
+                    await self._deliver_due(sends)
+                except InferfleetError as error:
+                    if self._outage.began():
+                        logger.warning("cannot deliver webhooks (%s)", error)
+                except Exception:
+                    # An entry that cannot be read, say. It is claimed, so the others go on.
+                    logger.exception("webhooks: a round failed")
+                else:
+                    if (lasted_s := self._outage.ended()) is not None:
+                        logger.warning("delivering webhooks works again after %.1f s", lasted_s)
+                if not more:
+                    await self._pause()
+
+    async def tell(self, tenant: str, event: WebhookEvent) -> None:
+        """Enter an event for a tenant's endpoints."""
+        entered = await self._store.enter(tenant, event, most=self._max_undelivered)
+        for endpoint_id, became in entered.items():
+            if became is Entered.FULL:
+                logger.warning(
+                    "webhooks: event %s is dropped, because endpoint %s has %d undelivered events "
+                    "(INFERFLEET_WEBHOOK_MAX_UNDELIVERED)",
+                    event.id,
+                    endpoint_id,
+                    self._max_undelivered,
+                )
+        self.wake()
+
+    async def _pause(self) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(POLL_S):
+                await self._wake.wait()
+
+    async def _look(self) -> bool:
+        """Look at watched jobs, and enter events for those that have ended. Return whether more are due."""
+        if ended := self._ended[:LOOK_BATCH]:
+            await self._store.look_now(ended)
+            del self._ended[: len(ended)]
+        jobs = await self._store.claim_watched(for_ms=int(LOOK_S * 1000), limit=LOOK_BATCH)
+        by_kind: defaultdict[str, list[WatchedJob]] = defaultdict(list)
+        for job in jobs:
+            by_kind[job.kind].append(job)
+        for kind, of_kind in by_kind.items():
+            # A kind that only a newer gateway knows is left to that.
+            if kind in KINDS:
+                await self._tell_ends(of_kind, results=KINDS[kind].reads_result)
+        return len(jobs) == LOOK_BATCH or bool(self._ended)
+
+    async def _tell_ends(self, jobs: Sequence[WatchedJob], *, results: bool) -> None:
+        ends = await self._store.ends([job.job_id for job in jobs], results=results)
+        over: list[WatchedJob] = []
+        tells: list[Coroutine[Any, Any, None]] = []
+        for job, end in zip(jobs, ends, strict=True):
+            if end.state is None:
+                logger.warning("webhooks: Redis has no record of job %s, so its end is not told", job.job_id)
+            elif end.state.terminal:
+                tells.append(self.tell(job.tenant, event_of(job, end, end.state)))
+            else:
+                continue
+            self._own.pop(job.job_id, None)
+            over.append(job)
+        await asyncio.gather(*tells)
+        if over:
+            # Only now: should this process die before, somebody else makes the same events.
+            await self._store.forget(over)
+
+    async def _deliver_due(self, sends: asyncio.TaskGroup) -> None:
+        for endpoint_id in await self._store.due_endpoints(limit=IN_ALL):
+            room = min(PER_ENDPOINT - self._under_way[endpoint_id], IN_ALL - self._under_way.total())
+            if room <= 0:
+                continue
+            for claimed in await self._store.claim(endpoint_id, for_ms=self._claim_ms, limit=room):
+                self._under_way[endpoint_id] += 1
+                sends.create_task(self._deliver(endpoint_id, claimed))
+
+    async def _deliver(self, endpoint_id: str, claimed: Claimed) -> None:
+        try:
+            endpoint = await self._store.endpoint(endpoint_id)
+            if endpoint is not None and not endpoint.disabled_ms:
+                sent = await self.send(endpoint, claimed.event)
+                async with asyncio.timeout(CLAIM_S):
+                    await self._settle(endpoint, claimed, sent)
+        except (InferfleetError, TimeoutError) as error:
+            # The claim ends, and somebody delivers it again.
+            logger.warning("webhooks: event %s may be delivered again (%r)", claimed.event.id, error)
+        except Exception:
+            logger.exception("webhooks: event %s cannot be delivered", claimed.event.id)
+        finally:
+            self._under_way[endpoint_id] -= 1
+            if not self._under_way[endpoint_id]:
+                del self._under_way[endpoint_id]
+            self.wake()
+
+    async def send(self, endpoint: WebhookEndpoint, event: WebhookEvent) -> Sent:
+        """Send an event once."""
+        now_ms = self._store.clock.now_ms()
+        secrets = [endpoint.secret, *([endpoint.old_secret] if endpoint.old_secret_until_ms > now_ms else [])]
+        payload = event.payload()
+        headers = signed(payload, event_id=event.id, at=self._store.clock.now(), by=secrets)
+        return await self._sender.send(endpoint.url, headers=headers, body=payload)
+
+    async def _settle(self, endpoint: WebhookEndpoint, claimed: Claimed, sent: Sent) -> None:
+        """Record how a delivery went, once Redis answers."""
+        settle = partial(self._store.settle, endpoint.id, claimed)
+        if not sent.accepted:
+            settle = partial(
+                settle,
+                failure=sent.failure,
+                retry_ms=self._retry_ms(claimed.tried),
+                disable_after_ms=0 if sent.gone else DISABLE_AFTER_S * 1000,
+            )
+        while True:
+            try:
+                settled = await settle()
+            except (ServiceUnreachableError, ServiceRefusedError):
+                await asyncio.sleep(POLL_S)
+            else:
+                break
+        if not sent.accepted and settled is not Settled.PAST:
+            _log(endpoint, claimed, sent, settled)
+
+    def _retry_ms(self, tried: int) -> int | None:
+        if tried >= len(RETRY_AFTER_S):
+            return None
+        pause_s = RETRY_AFTER_S[tried] * (1 + random.uniform(0, JITTER))  # noqa: S311 - no secret
+        return self._store.clock.now_ms() + int(pause_s * 1000)
+
+
+def _log(endpoint: WebhookEndpoint, claimed: Claimed, sent: Sent, settled: Settled) -> None:
+    of = f"endpoint {endpoint.id} of tenant {endpoint.tenant}"
+    logger.info("webhooks: event %s is not accepted by %s: %s", claimed.event.id, of, sent.failure)
+    if claimed.tried >= len(RETRY_AFTER_S):
+        logger.error("webhooks: event %s for %s is given up: %s", claimed.event.id, of, sent.failure)
+    if settled is Settled.DISABLED:
+        why = "wants no more events" if sent.gone else "has accepted nothing for three days"
+        logger.error("webhooks: %s is disabled, because it %s: %s", of, why, sent.failure)

@@ -1,0 +1,44 @@
+"""What is told to webhooks: the types of events, and an event as it is sent."""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+import orjson
+
+EVENT_TYPES: Final = (
+    "batch.cancelled",
+    "batch.completed",
+    "batch.expired",
+    "batch.failed",
+    "job.cancelled",
+    "job.expired",
+    "job.failed",
+    "job.succeeded",
+    "response.cancelled",
+    "response.completed",
+    "response.failed",
+    "response.incomplete",
+)
+"""The types of events: OpenAI's for batches and responses, and ours for jobs."""
+
+
+class WebhookEvent(NamedTuple):
+    """Something that has ended: ``object_id`` is its id, and ``at_s`` when, in Unix seconds.
+
+    What ends once has one event, so the id of the event comes from the object's.
+    """
+
+    type: str
+    object_id: str
+    at_s: int
+
+    @property
+    def id(self) -> str:
+        """The id of the event, which is the same at each delivery: receivers know a repetition by it."""
+        return f"evt_{self.object_id}"
+
+    def payload(self) -> bytes:
+        """Make the body of its deliveries, the same bytes each time."""
+        data = {"id": self.object_id}
+        return orjson.dumps({"id": self.id, "type": self.type, "created_at": self.at_s, "data": data})

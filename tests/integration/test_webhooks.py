@@ -1,0 +1,637 @@
+"""Webhooks as whoever receives them sees them, on real services."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_network
+from typing import Any, cast
+from uuid import uuid4
+
+import httpx2
+import pytest
+import standardwebhooks
+from openai import AsyncOpenAI, InvalidWebhookSignatureError
+from tests.forked import ForkedProcess
+from tests.integration.conftest import (
+    PATIENCE_S,
+    RunningGateway,
+    StartGateway,
+    StartWorker,
+    WorkerProcess,
+    chat,
+    eventually,
+    reader_of,
+    slow_chat,
+)
+from tests.integration.receiver import Receiver, endless, never, receiving, status
+
+from inferfleet.gateway.webhooks import delivery
+from inferfleet.gateway.webhooks.delivery import RETRY_AFTER_S, Delivery
+from inferfleet.gateway.webhooks.sending import Sender, Sent
+from inferfleet.gateway.webhooks.signing import new_secret
+from inferfleet.producer import Fleet
+from inferfleet.schemas.webhooks import EVENT_TYPES, WebhookEvent
+from inferfleet.wire.redis.clock import RedisClock
+from inferfleet.wire.redis.pipeline import CommandPipeline
+from inferfleet.wire.redis.webhooks import WatchedJob, WebhookEndpoint, WebhookStore
+from inferfleet.wire.tasks import cancel_and_wait
+
+HERE = {"webhook_networks": ["127.0.0.0/8"], "webhook_timeout_s": 2}
+"""Settings of a gateway that may reach endpoints on this machine."""
+
+ALL = list(EVENT_TYPES)
+
+
+class Hooks:
+    """Endpoints through one gateway, by OpenAI's SDK."""
+
+    def __init__(self, gateway: RunningGateway) -> None:
+        self.gateway = gateway
+        self.http = httpx2.AsyncClient(base_url=gateway.url, timeout=PATIENCE_S)
+        self.openai = AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key="none", max_retries=0)
+
+    async def add(self, receiver: Receiver, *event_types: str) -> tuple[str, str]:
+        """Add an endpoint; returns its id and its secret."""
+        added = await self.openai.webhooks.create(
+            name="test", url=receiver.url, event_types=list(event_types or EVENT_TYPES)
+        )
+        return added.id, added.signing_secret
+
+    async def read(self, endpoint_id: str) -> dict[str, Any]:
+        answer = await self.http.get(f"/v1/webhook_endpoints/{endpoint_id}")
+        described: dict[str, Any] = answer.json()
+        return described
+
+    async def submit(self, body: dict[str, Any] | None = None) -> str:
+        accepted = await self.http.post("/v1/jobs", json={"body": body or chat()})
+        assert accepted.status_code == 202, accepted.text
+        return str(accepted.json()["id"])
+
+    async def close(self) -> None:
+        await self.openai.close()
+        await self.http.aclose()
+
+
+@pytest.fixture
+async def hooks(fleet: Fleet, start_gateway: StartGateway, store: WebhookStore) -> AsyncIterator[Hooks]:
+    """Endpoints of a test, which are gone after it, because every gateway delivers for all."""
+    hooks = Hooks(await start_gateway(**HERE))
+    yield hooks
+    await hooks.close()
+    for endpoint in await store.endpoints("default"):
+        await store.remove("default", endpoint.id)
+
+
+@pytest.fixture
+async def receiver() -> AsyncIterator[Receiver]:
+    async with receiving() as receiver:
+        yield receiver
+
+
+# What is told
+
+
+async def test_the_end_of_a_job_is_told_and_signed(
+    hooks: Hooks, receiver: Receiver, start_worker: StartWorker, fleet: Fleet
+) -> None:
+    _, secret = await hooks.add(receiver)
+    await start_worker()
+    job_id = await hooks.submit()
+
+    (received,) = await receiver.take(1)
+
+    finished = (await fleet.get(job_id)).finished_at
+    assert finished is not None
+    assert received.event == {
+        "id": f"evt_{job_id}",
+        "type": "job.succeeded",
+        "created_at": int(finished.timestamp()),
+        "data": {"id": job_id},
+    }
+    assert received.headers["webhook-id"] == f"evt_{job_id}"
+    assert standardwebhooks.Webhook(secret).verify(received.body, received.headers) == received.event
+    unwrapped = hooks.openai.webhooks.unwrap(received.body, received.headers, secret=secret)
+    assert (unwrapped.type, unwrapped.data.id) == ("job.succeeded", job_id)
+    with pytest.raises(InvalidWebhookSignatureError):
+        hooks.openai.webhooks.unwrap(received.body + b" ", received.headers, secret=secret)
+
+
+async def test_each_way_to_end_has_its_event(
+    hooks: Hooks, receiver: Receiver, start_worker: StartWorker
+) -> None:
+    await hooks.add(receiver)
+    cancelled = await hooks.submit()
+    await hooks.http.delete(f"/v1/jobs/{cancelled}")
+    await receiver.take(1)
+    past = (datetime.now(UTC) + timedelta(seconds=0.2)).isoformat()
+    expired = (await hooks.http.post("/v1/jobs", json={"body": chat(), "expires_at": past})).json()["id"]
+    await asyncio.sleep(0.3)
+    await start_worker()
+    failed = await hooks.submit(chat(simulated={"fail": "invalid"}))
+
+    received = await receiver.take(3)
+
+    assert {each.event["data"]["id"]: each.event["type"] for each in received} == {
+        cancelled: "job.cancelled",
+        expired: "job.expired",
+        failed: "job.failed",
+    }
+
+
+async def test_each_job_of_an_array_is_told(
+    hooks: Hooks, receiver: Receiver, start_worker: StartWorker
+) -> None:
+    await hooks.add(receiver)
+    await start_worker()
+    jobs = [{"body": chat(str(number))} for number in range(50)]
+    accepted = (await hooks.http.post("/v1/jobs", json=jobs)).json()
+
+    received = await receiver.take(50)
+
+    assert {each.event["data"]["id"] for each in received} == {job["id"] for job in accepted}
+    assert len(received) == 50
+
+
+async def test_an_endpoint_gets_the_types_that_it_wants_and_only_those(
+    hooks: Hooks, receiver: Receiver, start_worker: StartWorker
+) -> None:
+    async with receiving() as other:
+        await hooks.add(receiver, "job.cancelled", "response.completed")
+        await hooks.add(other, "job.succeeded")
+        await start_worker()
+        await hooks.submit()
+        (succeeded,) = await other.take(1)
+        await hooks.submit(slow_chat(tokens=1000, step_s=0.05))
+        job_id = await hooks.submit(slow_chat(tokens=1000, step_s=0.05))
+        await hooks.http.delete(f"/v1/jobs/{job_id}")
+        (cancelled,) = await receiver.take(1)
+    assert succeeded.event["type"] == "job.succeeded"
+    assert cancelled.event["type"] == "job.cancelled"
+
+
+# Secrets
+
+
+async def test_while_a_secret_is_rotated_both_sign(hooks: Hooks, receiver: Receiver) -> None:
+    endpoint_id, old = await hooks.add(receiver)
+    rotated = await hooks.openai.webhooks.rotate_secret(endpoint_id, keep_old_secret_active_for_24_hours=True)
+    new = rotated.signing_secret
+    await hooks.http.delete(f"/v1/jobs/{await hooks.submit()}")
+    (received,) = await receiver.take(1)
+    assert len(received.headers["webhook-signature"].split()) == 2
+    for secret in (old, new):
+        standardwebhooks.Webhook(secret).verify(received.body, received.headers)
+        hooks.openai.webhooks.unwrap(received.body, received.headers, secret=secret)
+
+    last = await hooks.openai.webhooks.rotate_secret(endpoint_id)
+    await hooks.http.delete(f"/v1/jobs/{await hooks.submit()}")
+    *_, received = await receiver.take(2)
+    standardwebhooks.Webhook(last.signing_secret).verify(received.body, received.headers)
+    for secret in (old, new):
+        with pytest.raises(standardwebhooks.WebhookVerificationError):
+            standardwebhooks.Webhook(secret).verify(received.body, received.headers)
+
+
+# Endpoints
+
+
+async def test_endpoints_are_managed_by_openais_sdk(hooks: Hooks, receiver: Receiver) -> None:
+    openai = hooks.openai.webhooks
+    assert (await openai.event_types.list()).data == ALL
+    endpoint_id, secret = await hooks.add(receiver, "job.failed")
+    second_id, _ = await hooks.add(receiver)
+
+    described = await openai.retrieve(endpoint_id)
+    assert (described.url, described.event_types) == (receiver.url, ["job.failed"])
+    assert secret not in described.model_dump_json()
+    assert [each.id async for each in openai.list(limit=1)] == [second_id, endpoint_id]
+    changed = await openai.update(endpoint_id, name="other", event_types=["batch.completed"])
+    assert (changed.name, changed.event_types) == ("other", ["batch.completed"])
+    tested = await openai.test(endpoint_id, event_type="batch.completed")
+    (received,) = await receiver.take(1)
+    assert (tested.status_code, received.event["type"]) == (200, "batch.completed")
+    assert hooks.openai.webhooks.unwrap(received.body, received.headers, secret=secret)
+    assert (await openai.delete(endpoint_id)).deleted
+    assert (await hooks.http.get(f"/v1/webhook_endpoints/{endpoint_id}")).status_code == 404
+    assert (await hooks.http.delete(f"/v1/webhook_endpoints/{endpoint_id}")).status_code == 404
+
+
+async def test_an_invalid_endpoint_is_refused(hooks: Hooks, receiver: Receiver) -> None:
+    good = {"name": "n", "url": receiver.url, "event_types": ["job.failed"]}
+    for wrong, param in (
+        ({"url": "https://user:pw@example.com/"}, "url"),
+        ({"url": "https://10.0.0.1/"}, "url"),
+        ({"url": "https://[::1]/"}, "url"),
+        ({"url": "https://[fd00::1]/"}, "url"),
+        ({"url": "http://8.8.8.8/"}, "url"),
+        ({"url": "https://nowhere.invalid/"}, "url"),
+        ({"url": "ftp://127.0.0.1/"}, "url"),
+        ({"url": 7}, "url"),
+        ({"event_types": []}, "event_types"),
+        ({"event_types": ["job.done"]}, "event_types"),
+        ({"event_types": [["job.failed"]]}, "event_types"),
+        ({"event_types": "job.failed"}, "event_types"),
+        ({"name": ""}, "name"),
+        ({"name": "n" * 200}, "name"),
+        ({"secret": "x"}, "secret"),
+    ):
+        answer = await hooks.http.post("/v1/webhook_endpoints", json={**good, **wrong})
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, param), answer.text
+    for endpoint_id in ("we_1", f"we_{'0' * 32}", f"we_{'0' * 32}:events", "queue"):
+        assert (await hooks.http.get(f"/v1/webhook_endpoints/{endpoint_id}")).status_code == 404
+        assert (
+            await hooks.http.post(f"/v1/webhook_endpoints/{endpoint_id}/rotate_secret", json={})
+        ).status_code == 404
+    for _ in range(16):
+        await hooks.add(receiver)
+    assert (await hooks.http.post("/v1/webhook_endpoints", json=good)).status_code == 409
+
+
+# Endpoints that do not accept
+
+
+@pytest.mark.parametrize("code", [500, 404, 302, 304])
+async def test_what_is_not_accepted_is_tried_again(
+    hooks: Hooks, receiver: Receiver, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    monkeypatch.setattr(delivery, "RETRY_AFTER_S", (0.01,) * 9)
+    async with receiving() as elsewhere:
+        receiver.answer = status(code, f"location: {elsewhere.url}")
+        endpoint_id, _ = await hooks.add(receiver)
+        await hooks.http.delete(f"/v1/jobs/{await hooks.submit()}")
+        await receiver.take(2)
+        described = await hooks.read(endpoint_id)
+        receiver.answer = status(204)
+
+        await eventually(lambda: _accepted_all(hooks, endpoint_id))
+
+        assert elsewhere.received == []
+    assert described["failure"] == f"it answers {code}"
+    assert described["failing_since"]
+    assert len({each.headers["webhook-id"] for each in receiver.received}) == 1
+    assert (await hooks.read(endpoint_id))["failure"] is None
+
+
+async def _accepted_all(hooks: Hooks, endpoint_id: str) -> bool:
+    return (await hooks.read(endpoint_id))["undelivered"] == 0
+
+
+async def test_a_body_without_end_is_not_read(hooks: Hooks, receiver: Receiver) -> None:
+    receiver.answer = endless
+    endpoint_id, _ = await hooks.add(receiver)
+    await hooks.http.delete(f"/v1/jobs/{await hooks.submit()}")
+    await receiver.take(1)
+
+    await eventually(lambda: _accepted_all(hooks, endpoint_id))
+
+    assert len(receiver.received) == 1
+
+
+async def test_an_endpoint_that_hangs_does_not_hold_up_another(hooks: Hooks, receiver: Receiver) -> None:
+    async with receiving() as hanging:
+        hanging.answer = never
+        endpoint_id, _ = await hooks.add(hanging)
+        await hooks.add(receiver)
+        for _ in range(20):
+            await hooks.http.delete(f"/v1/jobs/{await hooks.submit()}")
+
+        await receiver.take(20)
+
+        async def fails() -> bool:
+            return (await hooks.read(endpoint_id))["failure"] == "it takes too long"
+
+        await eventually(fails)
+
+
+# Deaths
+
+
+@asynccontextmanager
+async def gateway_process(environment: dict[str, str], pool: str) -> AsyncIterator[tuple[WorkerProcess, str]]:
+    """Run a gateway as a process; yield it and its address."""
+    readable, writable = os.pipe()
+    variables = {
+        "INFERFLEET_WEBHOOK_NETWORKS": '["127.0.0.0/8"]',
+        "INFERFLEET_WEBHOOK_TIMEOUT_S": "30",
+    }
+    with os.fdopen(writable, "wb") as stderr:
+        arguments = ["gateway", "--http-port", "0", "--pool", pool]
+        process = WorkerProcess(
+            ForkedProcess(arguments, env={**environment, **variables}, stdout=stderr, stderr=stderr),
+            await reader_of(readable),
+        )
+    try:
+        serves = await process.logged("serving OpenAI's API on ")
+        yield process, serves["message"].split()[-1].removesuffix("/v1")
+    finally:
+        await process.close()
+
+
+class LaterClock(RedisClock):
+    """Redis' time, and as much later as a test says."""
+
+    def __init__(self, own: RedisClock) -> None:
+        self._own = own
+        self.later_s = 0.0
+
+    def now(self) -> datetime:
+        return self._own.now() + timedelta(seconds=self.later_s)
+
+    def now_ms(self) -> int:
+        return self._own.now_ms() + int(self.later_s * 1000)
+
+
+@asynccontextmanager
+async def delivering(store: WebhookStore, sender: Sender) -> AsyncIterator[Delivery]:
+    """Deliver as a gateway does, by the store's clock."""
+    deliverer = Delivery(store, sender, timeout_s=5, max_undelivered=100)
+    running = asyncio.create_task(deliverer.run())
+    try:
+        yield deliverer
+    finally:
+        await cancel_and_wait(running)
+
+
+@pytest.fixture
+async def sender() -> AsyncIterator[Sender]:
+    async with Sender.opened(allowed=[ip_network("127.0.0.0/8")], timeout_s=5) as sender:
+        yield sender
+
+
+@pytest.fixture
+def clock(pipeline: CommandPipeline) -> LaterClock:
+    return LaterClock(pipeline.clock)
+
+
+@pytest.fixture
+def store(pipeline: CommandPipeline, clock: LaterClock) -> WebhookStore:
+    return WebhookStore(pipeline, clock=clock)
+
+
+async def test_a_gateway_killed_between_the_request_and_its_record_repeats_it_elsewhere(
+    environment: dict[str, str],
+    fleet: Fleet,
+    pool: str,
+    hooks: Hooks,
+    receiver: Receiver,
+    store: WebhookStore,
+    clock: LaterClock,
+    sender: Sender,
+) -> None:
+    receiver.answer = never
+    endpoint_id, _ = await hooks.add(receiver)
+    await hooks.gateway.stop()
+    async with gateway_process(environment, pool) as (process, address):
+        async with httpx2.AsyncClient(base_url=address, timeout=PATIENCE_S) as http:
+            job_id = (await http.post("/v1/jobs", json={"body": chat()})).json()["id"]
+            await fleet.cancel(job_id)
+            await receiver.take(1)
+        process.signal(signal.SIGKILL)
+        await process.ended()
+    receiver.answer = status(200)
+    clock.later_s = 300
+    async with delivering(store, sender):
+        first, second = await receiver.take(2)
+
+        async def settled() -> bool:
+            endpoint = await store.endpoint(endpoint_id)
+            return endpoint is not None and endpoint.undelivered == 0
+
+        await eventually(settled)
+    assert first.body == second.body
+    assert first.headers["webhook-id"] == second.headers["webhook-id"] == f"evt_{job_id}"
+
+
+async def test_a_gateway_killed_before_the_end_of_a_job_leaves_it_to_another(
+    environment: dict[str, str],
+    fleet: Fleet,
+    pool: str,
+    hooks: Hooks,
+    receiver: Receiver,
+    store: WebhookStore,
+    clock: LaterClock,
+    sender: Sender,
+) -> None:
+    await hooks.add(receiver)
+    await hooks.gateway.stop()
+    async with gateway_process(environment, pool) as (process, address):
+        async with httpx2.AsyncClient(base_url=address, timeout=PATIENCE_S) as http:
+            job_id = (await http.post("/v1/jobs", json={"body": chat()})).json()["id"]
+        process.signal(signal.SIGKILL)
+        await process.ended()
+    await fleet.cancel(job_id)
+    clock.later_s = 300
+    async with delivering(store, sender):
+        (received,) = await receiver.take(1)
+    assert received.event["data"]["id"] == job_id
+
+
+# Days, by a clock that the test sets
+
+
+class Listed(Sender):
+    """Sends nothing: notes when something would be sent, and says how it ends."""
+
+    def __init__(self, clock: LaterClock) -> None:
+        super().__init__(sessions={}, resolver=cast("Any", None), allowed=())
+        self.sent_s: asyncio.Queue[float] = asyncio.Queue()
+        self.outcome = Sent(500, "it answers 500")
+        self.clock = clock
+
+    async def send(self, url: str, *, headers: Mapping[str, str], body: bytes) -> Sent:
+        self.sent_s.put_nowait(self.clock.later_s)
+        return self.outcome
+
+
+@pytest.fixture
+async def tenant(store: WebhookStore) -> AsyncIterator[str]:
+    """A tenant of the test's own, whose endpoints are gone after it."""
+    tenant = f"tenant {uuid4()}"
+    yield tenant
+    for endpoint in await store.endpoints(tenant):
+        await store.remove(tenant, endpoint.id)
+
+
+async def added(store: WebhookStore, tenant: str, url: str = "http://127.0.0.1:9/") -> str:
+    now_ms = store.clock.now_ms()
+    endpoint = WebhookEndpoint(
+        id=f"we_{uuid4().hex}",
+        tenant=tenant,
+        name="n",
+        url=url,
+        event_types=EVENT_TYPES,
+        secret=new_secret(),
+        created_ms=now_ms,
+        updated_ms=now_ms,
+    )
+    assert await store.add(endpoint)
+    return endpoint.id
+
+
+async def read(store: WebhookStore, endpoint_id: str) -> WebhookEndpoint:
+    endpoint = await store.endpoint(endpoint_id)
+    assert endpoint is not None
+    return endpoint
+
+
+class Endpoint:
+    """An endpoint whose tries fail or not, by a clock that the test sets."""
+
+    def __init__(self, endpoint_id: str, sends: Listed, deliverer: Delivery, store: WebhookStore) -> None:
+        self.id = endpoint_id
+        self._sends = sends
+        self._deliverer = deliverer
+        self._store = store
+
+    async def tried(self, outcome: Sent | None = None) -> float:
+        """Wait for a try and until it is recorded. Return when it came, after how many seconds."""
+        self._sends.outcome = outcome or Sent(500, "it answers 500")
+        self._deliverer.wake()
+        at_s = await asyncio.wait_for(self._sends.sent_s.get(), PATIENCE_S)
+        await eventually(self._nothing_under_way)
+        return at_s
+
+    async def _nothing_under_way(self) -> bool:
+        return not self._deliverer._under_way
+
+    async def fails(self, times: int) -> list[float]:
+        """Let so many tries fail, each as soon as it is due. Return when they came."""
+        tried_s: list[float] = []
+        for number in range(times):
+            tried_s.append(await self.tried())
+            if number < times - 1:
+                self._sends.clock.later_s += RETRY_AFTER_S[number] * 0.99
+                assert self.id not in await self._store.due_endpoints(limit=100)
+                self._sends.clock.later_s += RETRY_AFTER_S[number] * 0.3
+        return tried_s
+
+
+async def test_an_event_is_tried_for_three_days_and_then_its_endpoint_is_disabled_and_says_so(
+    store: WebhookStore, clock: LaterClock, tenant: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    sends = Listed(clock)
+    async with delivering(store, sends) as deliverer:
+        endpoint = Endpoint(await added(store, tenant), sends, deliverer, store)
+        await deliverer.tell(tenant, WebhookEvent("job.succeeded", "first", 1))
+
+        tried_s = await endpoint.fails(len(RETRY_AFTER_S) + 1)
+
+        assert tried_s[-1] >= 72 * 3600
+        described = await read(store, endpoint.id)
+        assert described.disabled_ms
+        assert described.failure == "it answers 500"
+        said = [record.getMessage() for record in caplog.records if endpoint.id in record.getMessage()]
+        assert [text for text in said if "is disabled" in text]
+        assert [text for text in said if "is given up" in text]
+
+        # It gets nothing more, until it is enabled again.
+        await deliverer.tell(tenant, WebhookEvent("job.succeeded", "second", 1))
+        assert (await read(store, endpoint.id)).undelivered == 0
+        assert await store.change(tenant, endpoint.id, {}, enabled=True)
+        await deliverer.tell(tenant, WebhookEvent("job.succeeded", "third", 1))
+        await endpoint.tried(Sent(200, ""))
+    described = await read(store, endpoint.id)
+    assert (described.disabled_ms, described.failure, described.undelivered) == (0, "", 0)
+
+
+async def test_an_endpoint_that_accepts_something_in_between_stays_enabled(
+    store: WebhookStore, clock: LaterClock, tenant: str
+) -> None:
+    sends = Listed(clock)
+    async with delivering(store, sends) as deliverer:
+        endpoint = Endpoint(await added(store, tenant), sends, deliverer, store)
+        await deliverer.tell(tenant, WebhookEvent("job.succeeded", "never accepted", 1))
+        await endpoint.fails(len(RETRY_AFTER_S))
+        await deliverer.tell(tenant, WebhookEvent("job.succeeded", "accepted", 1))
+        await endpoint.tried(Sent(200, ""))
+        clock.later_s += 30 * 3600
+
+        await endpoint.tried()
+
+    described = await read(store, endpoint.id)
+    assert (described.undelivered, described.disabled_ms) == (0, 0)
+
+
+async def test_what_waits_for_a_disabled_endpoint_goes_on_when_it_is_enabled(
+    store: WebhookStore, clock: LaterClock, tenant: str
+) -> None:
+    sends = Listed(clock)
+    async with delivering(store, sends) as deliverer:
+        endpoint = Endpoint(await added(store, tenant), sends, deliverer, store)
+        await deliverer.tell(tenant, WebhookEvent("job.succeeded", "first", 1))
+        await endpoint.tried()
+        # As Standard Webhooks have it, this status says that the endpoint wants no more.
+        clock.later_s += 10
+        await endpoint.tried(Sent(410, "it answers 410"))
+        assert (await read(store, endpoint.id)).disabled_ms
+        clock.later_s += 24 * 3600
+        assert await store.due_endpoints(limit=100) == []
+
+        assert await store.change(tenant, endpoint.id, {}, enabled=True)
+        await endpoint.tried(Sent(200, ""))
+    assert (await read(store, endpoint.id)).undelivered == 0
+
+
+# Tenants
+
+
+async def test_a_tenant_is_told_of_its_own_and_sees_only_its_own(
+    store: WebhookStore, clock: LaterClock, tenant: str, sender: Sender, receiver: Receiver
+) -> None:
+    other = "another " + tenant
+    async with receiving() as others:
+        endpoint_id = await added(store, tenant, receiver.url)
+        other_id = await added(store, other, others.url)
+        async with delivering(store, sender) as deliverer:
+            await deliverer.tell(tenant, WebhookEvent("job.succeeded", "mine", 1))
+            await deliverer.tell(other, WebhookEvent("job.succeeded", "theirs", 1))
+            (mine,), (theirs,) = await receiver.take(1), await others.take(1)
+        assert (mine.event["data"]["id"], theirs.event["data"]["id"]) == ("mine", "theirs")
+        assert [each.id for each in await store.endpoints(tenant)] == [endpoint_id]
+        assert not await store.change(tenant, other_id, {"url": "http://127.0.0.1:9/"})
+        assert not await store.remove(tenant, other_id)
+        assert (await read(store, other_id)).url == others.url
+        await store.remove(other, other_id)
+
+
+async def test_without_an_endpoint_nothing_is_watched(store: WebhookStore, tenant: str) -> None:
+    job = WatchedJob("job", "j", tenant)
+    assert not await store.watch([job])
+    endpoint_id = await added(store, tenant)
+    assert await store.watch([job])
+    await store.forget([job])
+    await store.remove(tenant, endpoint_id)
+    assert not await store.watch([job])
+
+
+# Several deliverers
+
+
+async def test_what_several_gateways_deliver_comes_once(
+    store: WebhookStore, tenant: str, sender: Sender, receiver: Receiver
+) -> None:
+    await added(store, tenant, receiver.url)
+    async with AsyncExitStack() as stack:
+        gateways = [await stack.enter_async_context(delivering(store, sender)) for _ in range(3)]
+        for number in range(100):
+            await gateways[0].tell(tenant, WebhookEvent("job.succeeded", str(number), 1))
+            for gateway in gateways:
+                gateway.wake()
+        received = await receiver.take(100)
+    assert sorted(int(each.event["data"]["id"]) for each in received) == list(range(100))
+
+
+async def test_what_has_no_room_is_dropped_and_said_so(
+    store: WebhookStore, clock: LaterClock, tenant: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    endpoint_id = await added(store, tenant)
+    deliverer = Delivery(store, Listed(clock), timeout_s=1, max_undelivered=2)
+    for number in range(3):
+        await deliverer.tell(tenant, WebhookEvent("job.succeeded", str(number), 1))
+    assert (await read(store, endpoint_id)).undelivered == 2
+    assert "is dropped" in caplog.text

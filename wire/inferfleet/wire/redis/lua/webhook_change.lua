@@ -1,0 +1,31 @@
+-- Change an endpoint: some of its fields, its secret, or whether it is enabled.
+-- Returns 1, or 0 if the tenant has no such endpoint. Sent twice, the second changes nothing.
+local endpoint_key, due_key, queue_key = KEYS[1], KEYS[2], KEYS[3]
+local endpoint = ARGV[1]
+local tenant = ARGV[2]
+local updated_ms = ARGV[3]
+local secret = ARGV[4] -- '' to keep it
+local old_secret_until_ms = ARGV[5] -- how long the secret so far signs, too; '' for no longer
+local enabled = ARGV[6] -- 1 or 0; '' to keep it
+-- The rest of ARGV: the fields to set, each with its value.
+
+-- part: requeue_endpoint
+local e = redis.call('HMGET', endpoint_key, 'tenant', 'secret')
+if e[1] ~= tenant then
+  return 0
+end
+redis.call('HSET', endpoint_key, 'updated_ms', updated_ms, unpack(ARGV, 7))
+if secret ~= '' and secret ~= e[2] then
+  redis.call('HDEL', endpoint_key, 'old_secret', 'old_secret_until_ms')
+  if old_secret_until_ms ~= '' then
+    redis.call('HSET', endpoint_key, 'old_secret', e[2], 'old_secret_until_ms', old_secret_until_ms)
+  end
+  redis.call('HSET', endpoint_key, 'secret', secret)
+end
+if enabled == '1' then
+  redis.call('HDEL', endpoint_key, 'disabled_ms', 'failing_ms', 'failure')
+elseif enabled == '0' then
+  redis.call('HSETNX', endpoint_key, 'disabled_ms', updated_ms)
+end
+requeue_endpoint(queue_key, endpoint_key, due_key, endpoint)
+return 1
