@@ -41,7 +41,7 @@ from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.redis.webhooks import WatchedJob, WebhookEndpoint, WebhookStore
 from inferfleet.wire.tasks import cancel_and_wait
 
-HERE = {"webhook_networks": ["127.0.0.0/8"], "webhook_timeout_s": 2}
+HERE: dict[str, Any] = {"webhook_networks": ["127.0.0.0/8"], "webhook_timeout_s": 2}
 """Settings of a gateway that may reach endpoints on this machine."""
 
 ALL = list(EVENT_TYPES)
@@ -428,6 +428,25 @@ async def test_a_gateway_killed_before_the_end_of_a_job_leaves_it_to_another(
     clock.later_s = 300
     async with delivering(store, sender):
         (received,) = await receiver.take(1)
+    assert received.event["data"]["id"] == job_id
+
+
+async def test_a_gateway_that_cannot_reach_rabbitmq_tells_what_another_one_has_accepted(
+    hooks: Hooks,
+    receiver: Receiver,
+    fleet: Fleet,
+    start_gateway: StartGateway,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(delivery, "LOOK_S", 0.1)
+    await hooks.add(receiver)
+    job_id = await hooks.submit()
+    await hooks.gateway.stop()
+    await fleet.cancel(job_id)
+    await start_gateway(**HERE, amqp_url="amqp://127.0.0.1:1/")
+
+    (received,) = await receiver.take(1)
+
     assert received.event["data"]["id"] == job_id
 
 

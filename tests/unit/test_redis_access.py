@@ -9,6 +9,7 @@ import pytest
 
 from inferfleet.wire.redis.access import PRODUCER, WORKER, Access
 from inferfleet.wire.redis.script import LOADED
+from inferfleet.wire.redis.webhooks import WEBHOOKS
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "redis.md"
 
@@ -29,3 +30,14 @@ def test_the_page_grants_what_is_asked_for_and_no_more(user: str, access: Access
     granted = {rule.upper() for rule in re.findall(r"\+(\S+)", rules)}
     always = {"SELECT", "TIME", "EVALSHA", "SCRIPT|LOAD", "EXISTS", "INFO"}
     assert granted == needed(access) | always | ({"XREAD"} if access.reads_blocked else set())
+
+
+def test_a_client_that_is_a_gateway_needs_no_other_rights_for_webhooks() -> None:
+    used = {
+        command
+        for script in LOADED
+        if script.name.startswith("webhook_")
+        for command in re.findall(r"redis\.p?call\('([A-Z]+)'", script.text)
+    }
+    assert used <= set(WEBHOOKS.commands["inferfleet:{webhooks}:*"])
+    assert needed(WEBHOOKS) <= needed(PRODUCER)

@@ -19,6 +19,7 @@ from inferfleet.schemas.job import new_job_id
 from inferfleet.schemas.journal import QueuedEntry, RestartReason
 from inferfleet.schemas.session import Turn
 from inferfleet.schemas.settings import ServiceSettings
+from inferfleet.schemas.webhooks import WebhookEvent
 from inferfleet.wire.redis import (
     idempotency,
     job_endings,
@@ -26,6 +27,7 @@ from inferfleet.wire.redis import (
     pool_scripts,
     process_scripts,
     session_scripts,
+    webhook_scripts,
 )
 from inferfleet.wire.redis.attempts import Fence
 from inferfleet.wire.redis.clock import RedisClock
@@ -40,6 +42,7 @@ from inferfleet.wire.redis.script import LOADED, SCRIPTS, Argument, Command
 from inferfleet.wire.redis.session_histories import SessionHistories
 from inferfleet.wire.redis.session_lanes import Payload, SessionLanes
 from inferfleet.wire.redis.session_records import SessionRecords
+from inferfleet.wire.redis.webhooks import Claimed, WatchedJob, WebhookEndpoint, WebhookStore
 
 ROOT = Path(__file__).parents[2]
 LUA = ROOT / "wire" / "inferfleet" / "wire" / "redis" / "lua"
@@ -48,7 +51,14 @@ JOB = Job(session_id="s", body={"messages": []}, idempotency_key="k", submitted_
 WITNESS = JOB.model_copy(update={"id": new_job_id()})
 FENCE = Fence("f", 1)
 
-ANSWERS: dict[str, Any] = {"HGET": None, "HMGET": [None] * 4, SCRIPTS["standing"].sha: b"missing"}
+ANSWERS: dict[str, Any] = {
+    "HGET": None,
+    "HMGET": [None] * 4,
+    "ZRANGE": [b"e"],
+    "ZRANGE WITHSCORES": [(b"e", 1.0)],
+    SCRIPTS["standing"].sha: b"missing",
+    SCRIPTS["webhook_claim"].sha: [1],
+}
 """What lets a method get to its script."""
 
 
@@ -71,6 +81,8 @@ class Recorder:
         if name == "EVALSHA":
             name = str(command[1])
             self.calls.append((name, tuple(str(key) for key in command[3 : 3 + int(command[2])])))
+        if command[-1] == "WITHSCORES":
+            name += " WITHSCORES"
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         if name in ANSWERS:
             answer.set_result(ANSWERS[name])
@@ -136,6 +148,25 @@ async def all_that_calls_scripts(pipeline: CommandPipeline) -> AsyncIterator[Awa
     yield session_records.create("s", (), state=1, idle_ttl_s=None, max_history_tokens=None)
     yield session_records.configure("s", idle_ttl_s=1, max_history_tokens=None)
     yield session_records.delete("s")
+    webhooks = WebhookStore(pipeline)
+    yield webhooks.add(
+        WebhookEndpoint(
+            id="e",
+            tenant="t",
+            name="n",
+            url="u",
+            event_types=("job.failed",),
+            secret="s",
+            created_ms=1,
+            updated_ms=1,
+        )
+    )
+    yield webhooks.change("t", "e", {"name": "n"})
+    yield webhooks.remove("t", "e")
+    yield webhooks.watch([WatchedJob("job", JOB.id, "t")])
+    yield webhooks.claim("e", for_ms=1, limit=1)
+    yield webhooks.enter("t", WebhookEvent("job.failed", JOB.id, 1), most=1)
+    yield webhooks.settle("e", Claimed(0, WebhookEvent("job.failed", JOB.id, 1)))
 
 
 async def test_each_call_of_a_script_is_about_one_slot() -> None:
@@ -160,7 +191,7 @@ def test_scripts_have_all_their_keys_from_their_callers() -> None:
 
 CALLS: dict[Callable[..., Command], Iterable[inspect.Parameter]] = {
     function: parameters
-    for module in (job_scripts, session_scripts, pool_scripts, process_scripts)
+    for module in (job_scripts, session_scripts, pool_scripts, process_scripts, webhook_scripts)
     for function in vars(module).values()
     if inspect.isfunction(function)
     for parameters in [inspect.signature(function).parameters.values()]

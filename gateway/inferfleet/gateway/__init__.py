@@ -10,6 +10,8 @@
     job_routes      jobs
     job_requests    what a caller may say of a job
     session_routes  sessions
+    webhook_routes  endpoints for webhooks
+    webhooks        who is told what has ended, and how
     bodies          reading a body, within limits
     hosts           which hosts a request may name
     waiting         waiting for an answer until the client goes away or the gateway stops

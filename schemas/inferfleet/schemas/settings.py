@@ -41,6 +41,9 @@ _ELSEWHERE = frozenset(
         "sample_interval_s",
         "test_services",
         "vllm_worker_pid",
+        "webhook_max_undelivered",
+        "webhook_networks",
+        "webhook_timeout_s",
     }
 )
 """Variables that other processes read: the gateway, the exporter, the autoscaler, an engine core, pytest."""

@@ -1,7 +1,7 @@
 """Sends one request to an endpoint that a tenant has named, and reaches no address that it must not reach.
 
 The address is checked where the connection is made, so no name can resolve to one address for the check and
-to another one for the connection. Each request has its own connection, follows no redirect, and reads no body.
+another one for the connection. Each request has its own connection, follows no redirect, and reads no body.
 """
 
 from __future__ import annotations

@@ -87,8 +87,8 @@ class Webhooks:
                 self.delivery.note(jobs)
         except (ServiceUnreachableError, ServiceRefusedError) as error:
             raise PublishUnconfirmedError(
-                f"it is unknown whether the ends of {len(jobs)} accepted jobs are told ({error}): submit them "
-                "again with the same idempotency keys"
+                f"it is unknown whether the ends of {len(jobs)} accepted jobs are told ({error}): submit "
+                "them again with the same idempotency keys"
             ) from error
 
     async def tell(self, tenant: str, event_type: str, object_id: str, at: datetime) -> None:

@@ -294,7 +294,7 @@ class WebhookStore:
         return [endpoint for endpoint, _ in due]
 
     async def claim(self, endpoint_id: str, *, for_ms: int, limit: int) -> list[Claimed]:
-        """Claim events to deliver to an endpoint. Those not settled by then are due again after ``for_ms``."""
+        """Claim events to deliver to an endpoint. Unless they are settled, they are due again then."""
         due = await self._claim(webhook_due_key(endpoint_id), for_ms=for_ms, limit=limit)
         endpoint_key, events_key, due_key, queue_key = _keys(endpoint_id)
         requeued = self._pipeline.enqueue(
