@@ -29,7 +29,11 @@ class Kind(NamedTuple):
     reads_result: bool = False
 
 
-KINDS: Final[Mapping[str, Kind]] = {JOB: Kind(lambda state, _: f"job.{state}")}
+def _type_of_job(state: JobState, _: bytes | None) -> str:
+    return f"job.{state}"
+
+
+KINDS: Final[Mapping[str, Kind]] = {JOB: Kind(_type_of_job)}
 
 
 def event_of(job: WatchedJob, end: JobEnd, state: JobState) -> WebhookEvent:
