@@ -92,6 +92,10 @@ def test_the_keys_in_redis_are_those_of_the_contract() -> None:
         names.sweep_key("pool"),
         names.worker_key("<id>"),
         names.WORKERS_KEY,
+        names.WEBHOOK_WATCHED_KEY,
+        names.webhook_endpoints_key("<tenant>"),
+        names.webhook_endpoint_key("<id>"),
+        names.WEBHOOK_QUEUE_KEY,
     ]
 
 
