@@ -35,7 +35,7 @@ class GatewaySettings(ProducerSettings):
     """How long a client may take to send its headers, and then its body, or to take a part of a stream."""
     drain_timeout_s: Annotated[float, Field(ge=0, le=LONGEST_S)] = 30.0
     """How long a stopping gateway waits for its requests to end."""
-    webhook_networks: tuple[IPv4Network | IPv6Network, ...] = ()
+    webhook_networks: list[IPv4Network | IPv6Network] = Field(default_factory=list[IPv4Network | IPv6Network])
     """Networks that are not public and have endpoints for webhooks, which may also use http there."""
     webhook_timeout_s: Seconds = 15.0
     """How long an endpoint may take to accept an event."""
