@@ -10,7 +10,7 @@ import asyncio
 import socket
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
@@ -27,8 +27,11 @@ Lookup = Callable[[str, int, int], list[tuple[int, str]]]
 NAT64: Final = ip_network("64:ff9b::/96")
 """Addresses of IPv6 behind which an address of IPv4 is."""
 
-LOOKUPS: Final = 16
+LOOKUPS: Final = 128
 """How many names are resolved at the same time. They have threads of their own, because some take long."""
+
+LOOKUP_S: Final = 5.0
+"""How long the name of a new endpoint may take to resolve."""
 
 SCHEMES: Final = ("http", "https")
 """What a URL may begin with. By http only networks are reached that the operator allows."""
@@ -125,10 +128,12 @@ class Sender:
             return wrong
         parts = urlsplit(url)
         public = parts.scheme == "https"
-        try:
-            found = await self._resolver.resolve(parts.hostname or "", parts.port or 443, socket.AF_UNSPEC)
-        except (OSError, UnicodeError):
-            found = []
+        found: list[ResolveResult] = []
+        with suppress(OSError, UnicodeError):
+            async with asyncio.timeout(LOOKUP_S):
+                found = await self._resolver.resolve(
+                    parts.hostname or "", parts.port or 443, socket.AF_UNSPEC
+                )
         if any(may_reach(each["host"], self._allowed, public=public) for each in found):
             return None
         return (
