@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import secrets
+from collections.abc import Mapping
 from functools import partial
 from http import HTTPStatus
 from typing import Annotated, Any, Final, cast
@@ -17,7 +18,9 @@ from fastapi import APIRouter, Query, Request, Response
 
 from inferfleet.gateway.bodies import read_body
 from inferfleet.gateway.callers import caller_of
+from inferfleet.gateway.documents import COUNT, STRING, answer, list_of, members, request_body
 from inferfleet.gateway.gateway import Gateway
+from inferfleet.gateway.webhooks.sending import MAX_URL
 from inferfleet.gateway.webhooks.signing import new_secret
 from inferfleet.producer.openai.refusals import Refusal, RefusedError, bad_request, not_found
 from inferfleet.producer.openai.requests import apart, read_object
@@ -36,6 +39,49 @@ KEEP_OLD: Final = "keep_old_secret_active_for_24_hours"
 _ID: Final = re.compile(r"we_[0-9a-f]{32}", re.ASCII)
 
 Limit = Annotated[int, Query(ge=1, le=100, description="The most endpoints to list.")]
+
+_EVENT_TYPE: Final = {"enum": list(EVENT_TYPES)}
+_MEMBERS: Final[Mapping[str, Any]] = {
+    "name": {"type": "string", "minLength": 1, "maxLength": MAX_NAME},
+    "url": {"type": "string", "minLength": 1, "maxLength": MAX_URL},
+    "event_types": {"type": "array", "items": _EVENT_TYPE, "minItems": 1},
+}
+_FLAG: Final = {"type": "boolean"}
+_TIME_OR_NULL: Final = {"type": ["integer", "null"]}
+_STRING_OR_NULL: Final = {"type": ["string", "null"]}
+_NEW: Final = {**members(**_MEMBERS), "additionalProperties": False}
+_CHANGE: Final = {
+    "type": "object",
+    "properties": {**_MEMBERS, "enabled": _FLAG},
+    "additionalProperties": False,
+}
+_ROTATION: Final = {"type": "object", "properties": {KEEP_OLD: _FLAG}, "additionalProperties": False}
+_TEST: Final = {**members(event_type=_EVENT_TYPE), "additionalProperties": False}
+_EXAMPLE: Final = {"name": "billing", "url": "https://example.com/hook", "event_types": ["job.succeeded"]}
+_DESCRIBED: Final[Mapping[str, Any]] = {
+    "object": {"const": "webhook_endpoint"},
+    "id": STRING,
+    **_MEMBERS,
+    "created_at": COUNT,
+    "updated_at": COUNT,
+    "signing_secret_hint": STRING,
+    "enabled": _FLAG,
+    "disabled_at": _TIME_OR_NULL,
+    "failing_since": _TIME_OR_NULL,
+    "failure": _STRING_OR_NULL,
+    "undelivered": COUNT,
+}
+_ENDPOINT: Final = members(**_DESCRIBED)
+_WITH_SECRET: Final = members(**_DESCRIBED, signing_secret=STRING)
+_LIST: Final = list_of(_ENDPOINT, first_id=_STRING_OR_NULL, last_id=_STRING_OR_NULL, has_more=_FLAG)
+_DELETED: Final = members(object={"const": "webhook_endpoint.deleted"}, id=STRING, deleted={"const": True})
+_TESTED: Final = members(
+    object={"const": "webhook_endpoint.test"},
+    webhook_endpoint_id=STRING,
+    event_type=_EVENT_TYPE,
+    status_code=COUNT,
+    success={"const": True},
+)
 
 
 def webhook_routes(gateway: Gateway) -> APIRouter:
@@ -68,12 +114,14 @@ def webhook_routes(gateway: Gateway) -> APIRouter:
             raise _unknown(endpoint_id)
         return endpoint
 
-    @router.get("/webhook_event_types")
+    @router.get("/webhook_event_types", responses=answer(list_of(_EVENT_TYPE)))
     async def event_types() -> Response:
         """List the types of events."""
         return _json({"object": "list", "data": EVENT_TYPES})
 
-    @router.post("/webhook_endpoints", openapi_extra=_body(name="fleet", url="https://example.com/hook"))
+    @router.post(
+        "/webhook_endpoints", openapi_extra=request_body(_NEW, _EXAMPLE), responses=answer(_WITH_SECRET)
+    )
     async def create(request: Request) -> Response:
         """Add an endpoint. Only this answer, and that of a rotation, has its secret."""
         asked = await read(request, "name", "url", "event_types")
@@ -98,7 +146,7 @@ def webhook_routes(gateway: Gateway) -> APIRouter:
             )
         return _json(_described(endpoint, with_secret=True))
 
-    @router.get("/webhook_endpoints")
+    @router.get("/webhook_endpoints", responses=answer(_LIST))
     async def list_endpoints(request: Request, after: str | None = None, limit: Limit = 20) -> Response:
         """List endpoints, the newest first."""
         endpoints = await store.endpoints(caller_of(request).tenant)
@@ -117,12 +165,16 @@ def webhook_routes(gateway: Gateway) -> APIRouter:
             }
         )
 
-    @router.get("/webhook_endpoints/{endpoint_id}")
+    @router.get("/webhook_endpoints/{endpoint_id}", responses=answer(_ENDPOINT))
     async def retrieve(request: Request, endpoint_id: str) -> Response:
         """Read an endpoint."""
         return _json(_described(await found(request, endpoint_id)))
 
-    @router.post("/webhook_endpoints/{endpoint_id}", openapi_extra=_body(enabled=True))
+    @router.post(
+        "/webhook_endpoints/{endpoint_id}",
+        openapi_extra=request_body(_CHANGE, {"enabled": True}),
+        responses=answer(_ENDPOINT),
+    )
     async def update(request: Request, endpoint_id: str) -> Response:
         """Change an endpoint, also whether it is enabled. Events wait for one that is enabled again."""
         asked = await read(request, "name", "url", "event_types", "enabled")
@@ -140,7 +192,7 @@ def webhook_routes(gateway: Gateway) -> APIRouter:
         webhooks.delivery.wake()
         return _json(_described(await found(request, endpoint_id)))
 
-    @router.delete("/webhook_endpoints/{endpoint_id}")
+    @router.delete("/webhook_endpoints/{endpoint_id}", responses=answer(_DELETED))
     async def delete(request: Request, endpoint_id: str) -> Response:
         """Remove an endpoint, and what it has not accepted yet."""
         _check_id(endpoint_id)
@@ -148,7 +200,11 @@ def webhook_routes(gateway: Gateway) -> APIRouter:
             raise _unknown(endpoint_id)
         return _json({"object": "webhook_endpoint.deleted", "id": endpoint_id, "deleted": True})
 
-    @router.post("/webhook_endpoints/{endpoint_id}/rotate_secret", openapi_extra=_body(**{KEEP_OLD: True}))
+    @router.post(
+        "/webhook_endpoints/{endpoint_id}/rotate_secret",
+        openapi_extra=request_body(_ROTATION, {KEEP_OLD: True}),
+        responses=answer(_WITH_SECRET),
+    )
     async def rotate_secret(request: Request, endpoint_id: str) -> Response:
         """Make a new secret. On demand the one so far signs as well for 24 hours."""
         asked = await read(request, KEEP_OLD)
@@ -162,7 +218,11 @@ def webhook_routes(gateway: Gateway) -> APIRouter:
             raise _unknown(endpoint_id)
         return _json(_described(await found(request, endpoint_id), with_secret=True))
 
-    @router.post("/webhook_endpoints/{endpoint_id}/test", openapi_extra=_body(event_type="job.succeeded"))
+    @router.post(
+        "/webhook_endpoints/{endpoint_id}/test",
+        openapi_extra=request_body(_TEST, {"event_type": "job.succeeded"}),
+        responses=answer(_TESTED),
+    )
     async def test(request: Request, endpoint_id: str) -> Response:
         """Send a sample event once, and tell what the endpoint has answered."""
         asked = await read(request, "event_type")
@@ -226,7 +286,7 @@ def _text(asked: dict[str, Any], name: str) -> str:
 
 def _flag(asked: dict[str, Any], name: str) -> bool | None:
     flag = asked.get(name)
-    if flag is not None and not isinstance(flag, bool):
+    if name in asked and not isinstance(flag, bool):
         raise bad_request(f"{name}: must be true or false", param=name)
     return flag
 
@@ -251,11 +311,6 @@ def _check_id(endpoint_id: str) -> None:
 
 def _unknown(endpoint_id: str) -> RefusedError:
     return not_found(f"there is no endpoint {endpoint_id[:128]!r}", code="webhook_endpoint_not_found")
-
-
-def _body(**example: Any) -> dict[str, Any]:
-    content = {"application/json": {"schema": {"type": "object"}, "example": example}}
-    return {"requestBody": {"required": True, "content": content}}
 
 
 def _json(content: Any) -> Response:
