@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
@@ -14,22 +14,38 @@ import httpx2
 import pytest
 from tests.forked import ForkedProcess
 from tests.integration.conftest import (
+    INSTANT,
     PATIENCE_S,
     StartWorker,
     WorkerProcess,
     answer_to,
     chat,
     reader_of,
-    slow_chat,
 )
 
 from inferfleet.producer import Fleet
 from inferfleet.schemas import JobState
+from inferfleet.schemas.journal import TokenChunk
+from inferfleet.worker.engines.simulated import SimulatedEngine
+from inferfleet.worker.ports import Completion, Generation
 
 CLIENTS = 24
 TOKENS = 60
-KILLED_BEHIND = 5
-"""How many events the last of the clients has when their gateway is killed."""
+SEEN = 3
+"""How many events each client has seen by then: its job is queued, runs, and has tokens."""
+
+
+class Held(SimulatedEngine):
+    """Goes on behind the first tokens of its answers when it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__(model="simulated", max_running=CLIENTS, engine_args=INSTANT)
+        self.go_on = asyncio.Event()
+
+    async def generate(self, generation: Generation) -> AsyncGenerator[TokenChunk | Completion]:
+        async for event in super().generate(generation):
+            yield event
+            await self.go_on.wait()
 
 
 class Gateway:
@@ -59,6 +75,11 @@ async def _gateway(environment: dict[str, str], pool: str) -> AsyncIterator[Gate
             yield gateway
     finally:
         await process.close()
+
+
+def answer_of(tokens: int, content: str = "hello") -> dict[str, Any]:
+    """A chat whose answer has so many tokens."""
+    return chat(content, simulated={"tokens": tokens})
 
 
 @pytest.fixture
@@ -100,19 +121,18 @@ class Follower:
         self.ids.append(fields["id"])
         entry: dict[str, Any] = json.loads(fields["data"])
         self.text += "".join(chunk["text"] for chunk in entry.get("chunks", ()))
-        if len(self.ids) == KILLED_BEHIND:
+        if len(self.ids) == SEEN:
             self.begun.set()
 
 
 async def test_clients_of_a_killed_gateway_miss_nothing_on_another(
     gateways: list[Gateway], start_worker: StartWorker, fleet: Fleet, pool: str
 ) -> None:
-    await start_worker(max_running=CLIENTS)
+    engine = Held()
+    await start_worker(engine, max_running=CLIENTS)
     one, other = gateways
     jobs = await fleet.submit_many(
-        [slow_chat(str(number), tokens=TOKENS, step_s=0.05) for number in range(CLIENTS)],
-        pool=pool,
-        stream=True,
+        [answer_of(TOKENS, str(number)) for number in range(CLIENTS)], pool=pool, stream=True
     )
     followers = [Follower(job.id) for job in jobs]
     following = [asyncio.create_task(follower.follow(one)) for follower in followers]
@@ -122,6 +142,7 @@ async def test_clients_of_a_killed_gateway_miss_nothing_on_another(
     await one.kill()
     await asyncio.gather(*following)
     assert all(follower.broken for follower in followers)
+    engine.go_on.set()
     await asyncio.gather(*(follower.follow(other) for follower in followers))
 
     for job, follower in zip(jobs, followers, strict=True):
@@ -133,21 +154,23 @@ async def test_clients_of_a_killed_gateway_miss_nothing_on_another(
 async def test_an_answer_whose_gateway_is_killed_is_read_again_by_its_key(
     gateways: list[Gateway], start_worker: StartWorker, fleet: Fleet, pool: str
 ) -> None:
-    await start_worker()
+    engine = Held()
+    await start_worker(engine)
     one, other = gateways
     request: dict[str, Any] = {
         "url": "/v1/chat/completions",
-        "json": {**slow_chat(tokens=TOKENS, step_s=0.05), "stream": True},
+        "json": {**answer_of(TOKENS), "stream": True},
         "headers": {"Idempotency-Key": pool},
     }
 
     async with one.http.stream("POST", **request) as answer:
         job_id = answer.headers["inferfleet-job"]
         lines = answer.aiter_lines()
-        first = [await anext(lines) for _ in range(KILLED_BEHIND)]
+        first = [await anext(lines) for _ in range(SEEN)]
         await one.kill()
         with pytest.raises(httpx2.TransportError):
             _ = [line async for line in lines]
+    engine.go_on.set()
     again = await other.http.post(**request)
 
     assert again.headers["inferfleet-job"] == job_id
