@@ -35,6 +35,7 @@ from inferfleet.gateway import webhook_routes
 from inferfleet.gateway.callers import Caller
 from inferfleet.gateway.webhooks import delivery
 from inferfleet.gateway.webhooks.delivery import RETRY_AFTER_S, Delivery
+from inferfleet.gateway.webhooks.kinds import RESPONSE
 from inferfleet.gateway.webhooks.sending import Sender, Sent
 from inferfleet.gateway.webhooks.signing import new_secret
 from inferfleet.producer import Fleet
@@ -659,6 +660,32 @@ async def test_without_an_endpoint_nothing_is_watched(store: WebhookStore, tenan
     await store.forget([job])
     await store.remove(tenant, endpoint_id)
     assert not await store.watch([job])
+
+
+async def test_a_response_is_told_by_openais_names(
+    hooks: Hooks, receiver: Receiver, store: WebhookStore, fleet: Fleet, start_worker: StartWorker, pool: str
+) -> None:
+    _, secret = await hooks.add(receiver)
+    jobs = {
+        "completed": await fleet.submit(chat(), pool=pool),
+        "incomplete": await fleet.submit(chat(max_tokens=1), pool=pool),
+        "failed": await fleet.submit(chat(simulated={"fail": "invalid"}), pool=pool),
+        "cancelled": await fleet.submit(chat(), pool=pool),
+    }
+    await fleet.cancel(jobs["cancelled"])
+    await start_worker()
+    await fleet.wait_many(list(jobs.values()), timeout_s=PATIENCE_S)
+    assert await store.watch([WatchedJob(RESPONSE, job.id, "default") for job in jobs.values()])
+
+    received = await receiver.take(4)
+
+    told = [hooks.openai.webhooks.unwrap(each.body, each.headers, secret=secret) for each in received]
+    assert {event.type: event.to_dict()["data"] for event in told} == {
+        f"response.{status}": {"id": f"resp_{job.id}"} for status, job in jobs.items()
+    }
+    assert {type(event).__name__ for event in told} == {
+        f"Response{status.capitalize()}WebhookEvent" for status in jobs
+    }
 
 
 # Several deliverers

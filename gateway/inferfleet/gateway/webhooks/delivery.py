@@ -170,7 +170,13 @@ class Delivery:
             if end.state is None:
                 logger.warning("webhooks: Redis has no record of job %s, so its end is not told", job.job_id)
             elif end.state.terminal:
-                tells.append(self.tell(job.tenant, event_of(job, end, end.state)))
+                try:
+                    event = event_of(job, end, end.state)
+                except (ValueError, LookupError, TypeError):
+                    # Another version may read what this one cannot. It does not hold up the others.
+                    logger.exception("webhooks: the end of job %s cannot be read", job.job_id)
+                    continue
+                tells.append(self.tell(job.tenant, event))
             else:
                 continue
             self._own.pop(job.job_id, None)

@@ -10,11 +10,15 @@ from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple
 
 from inferfleet.schemas.job import JobState
+from inferfleet.schemas.result import Result
 from inferfleet.schemas.webhooks import WebhookEvent
 from inferfleet.wire.redis.webhooks import JobEnd, WatchedJob
 
 JOB: Final = "job"
 """A job of ``POST /v1/jobs``."""
+
+RESPONSE: Final = "response"
+"""A response of the Responses API that runs in the background."""
 
 
 class Kind(NamedTuple):
@@ -33,7 +37,26 @@ def _type_of_job(state: JobState, _: bytes | None) -> str:
     return f"job.{state}"
 
 
-KINDS: Final[Mapping[str, Kind]] = {JOB: Kind(_type_of_job)}
+def _type_of_response(state: JobState, result: bytes | None) -> str:
+    status = _RESPONSES[state]
+    if state is JobState.SUCCEEDED and result is not None:
+        answer = Result.model_validate_json(result).response or {}
+        if any(choice["finish_reason"] == "length" for choice in answer.get("choices", ())):
+            status = "incomplete"
+    return f"response.{status}"
+
+
+_RESPONSES: Final[Mapping[JobState, str]] = {
+    JobState.SUCCEEDED: "completed",
+    JobState.FAILED: "failed",
+    JobState.CANCELLED: "cancelled",
+    JobState.EXPIRED: "failed",
+}
+
+KINDS: Final[Mapping[str, Kind]] = {
+    JOB: Kind(_type_of_job),
+    RESPONSE: Kind(_type_of_response, "resp_{}".format, reads_result=True),
+}
 
 
 def event_of(job: WatchedJob, end: JobEnd, state: JobState) -> WebhookEvent:
