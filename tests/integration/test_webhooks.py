@@ -39,6 +39,7 @@ from inferfleet.gateway.webhooks.kinds import RESPONSE
 from inferfleet.gateway.webhooks.sending import Sender, Sent
 from inferfleet.gateway.webhooks.signing import new_secret
 from inferfleet.producer import Fleet
+from inferfleet.schemas.names import job_key, result_key
 from inferfleet.schemas.webhooks import EVENT_TYPES, WebhookEvent
 from inferfleet.wire.redis.clock import RedisClock
 from inferfleet.wire.redis.pipeline import CommandPipeline
@@ -686,6 +687,24 @@ async def test_a_response_is_told_by_openais_names(
     assert {type(event).__name__ for event in told} == {
         f"Response{status.capitalize()}WebhookEvent" for status in jobs
     }
+
+
+async def test_an_end_that_cannot_be_read_holds_up_no_other(
+    hooks: Hooks, receiver: Receiver, store: WebhookStore, fleet: Fleet, pipeline: CommandPipeline, pool: str
+) -> None:
+    await hooks.add(receiver)
+    unreadable, good = [await fleet.submit(chat(), pool=pool) for _ in range(2)]
+    for job in (unreadable, good):
+        await fleet.cancel(job)
+    await pipeline.execute("HSET", job_key(unreadable.id), "state", "succeeded")
+    await pipeline.execute("SET", result_key(unreadable.id), "{}", "EX", 600)
+    watched = [WatchedJob(RESPONSE, job.id, "default") for job in (unreadable, good)]
+    assert await store.watch(watched)
+
+    (received,) = await receiver.take(1)
+
+    assert received.event["data"]["id"] == f"resp_{good.id}"
+    await store.forget(watched)
 
 
 # Several deliverers
