@@ -60,6 +60,9 @@ COMMANDS: Mapping[str, CommandModule] = MappingProxyType(
             "Serve OpenAI's API in front of the queue, and jobs over HTTP.",
             "gateway",
         ),
+        "keys": CommandModule(
+            "inferfleet.cli.keys", "Create, list, rotate or revoke API keys of the gateway."
+        ),
         "demo": CommandModule(
             "inferfleet.local.cli.demo", "Watch a whole fleet work on this machine.", "local"
         ),

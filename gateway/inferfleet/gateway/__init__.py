@@ -6,6 +6,9 @@
     app             the application, put together
     gateway         what all routes share
     callers         who sends a request
+    authentication  finding that out, by its API key
+    api_keys        API keys, and their file
+    admission       which jobs a key allows, and when
     openai_routes   OpenAI's endpoints, answered by ``inferfleet.producer.openai``
     job_routes      jobs
     job_requests    what a caller may say of a job

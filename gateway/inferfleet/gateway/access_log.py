@@ -11,6 +11,7 @@ from fastapi import Response
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from inferfleet.gateway.callers import caller_in
 from inferfleet.producer.openai.refusals import JOB_HEADER, RETRY_AFTER_S, Refusal
 
 logger = logging.getLogger(__name__)
@@ -56,8 +57,16 @@ class OpenRequests:
                     "duration_s": round(time.monotonic() - began, 4),
                     "job_id": answer.job_id,
                     "client": client[0] if client else None,
+                    **_of_caller(scope),
                 },
             )
+
+
+def _of_caller(scope: Scope) -> dict[str, str]:
+    caller = caller_in(scope)
+    if caller is None or caller.key is None:
+        return {}
+    return {"tenant": caller.tenant, "key_id": caller.key.id}
 
 
 class _Answer:

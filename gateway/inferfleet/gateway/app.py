@@ -15,6 +15,7 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import BaseRoute, Match
 
 from inferfleet.gateway.access_log import CLIENT_GONE, OpenRequests
+from inferfleet.gateway.authentication import OnlyKeys
 from inferfleet.gateway.bodies import UnreadBodies
 from inferfleet.gateway.documents import with_document
 from inferfleet.gateway.gateway import Gateway
@@ -68,7 +69,9 @@ def make_app(gateway: Gateway) -> FastAPI:
     }
     for error, handler in handlers.items():
         app.add_exception_handler(error, handler)
-    if not gateway.settings.allow_anonymous:
+    if gateway.keys is not None:
+        app.add_middleware(OnlyKeys, keys=gateway.keys)
+    elif not gateway.settings.allow_anonymous:
         app.add_middleware(OnlyLoopbackHosts)
     app.add_middleware(OpenRequests, most=gateway.settings.max_open_requests)
     app.add_middleware(UnreadBodies)

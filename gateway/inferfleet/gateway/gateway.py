@@ -8,12 +8,15 @@ from typing import Any
 
 from fastapi import Request
 
+from inferfleet.gateway.admission import Admission
+from inferfleet.gateway.api_keys import KeyRing
 from inferfleet.gateway.callers import caller_of
 from inferfleet.gateway.settings import GatewaySettings
 from inferfleet.gateway.webhooks.webhooks import Webhooks
 from inferfleet.producer import Fleet
 from inferfleet.producer.openai.api import OpenAIApi
 from inferfleet.producer.tenant_fleet import TenantFleet
+from inferfleet.wire.redis.shared_limits import SharedLimits
 
 
 class Shutdown:
@@ -44,15 +47,20 @@ class Gateway:
     """Sees the jobs and sessions of all tenants. No route may use it for what a caller asks."""
     trusted_api: OpenAIApi
     webhooks: Webhooks
+    limits: SharedLimits
+    keys: KeyRing | None = None
+    """The API keys. Without them, anybody is the tenant ``default``."""
     shutdown: Shutdown = field(default_factory=Shutdown)
 
     def fleet_of(self, request: Request) -> TenantFleet:
         """Return the fleet as the caller of a request sees it."""
-        return TenantFleet(self.trusted_fleet, caller_of(request).tenant)
+        caller = caller_of(request)
+        policy = None if caller.key is None else Admission(caller.key, self.limits)
+        return TenantFleet(self.trusted_fleet, caller.tenant, policy=policy)
 
     def api_of(self, request: Request) -> OpenAIApi:
         """Return what answers the caller of a request."""
-        return self.trusted_api.of(self.fleet_of(request))
+        return self.trusted_api.of(self.fleet_of(request), pools=caller_of(request).pools)
 
 
 def _set(step: asyncio.Future[Any]) -> None:

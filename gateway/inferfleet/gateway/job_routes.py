@@ -30,7 +30,6 @@ from inferfleet.gateway.gateway import Gateway
 from inferfleet.gateway.job_requests import read_jobs
 from inferfleet.gateway.waiting import EventResponse, answered
 from inferfleet.producer import JobFilter
-from inferfleet.producer.job_making import make_job
 from inferfleet.producer.journal_view import BEGINNING, JournalView
 from inferfleet.producer.openai.api import WORKERS_HEADER
 from inferfleet.producer.openai.refusals import Refusal, bad_request, refusal_of
@@ -182,7 +181,7 @@ async def _submit_many(gateway: Gateway, request: Request, asked: Sequence[Asked
         # Checking a thousand jobs takes long, and other requests go on meanwhile.
         await asyncio.sleep(0)
         try:
-            jobs.append(make_job(each.body, each.options, max_body_bytes=gateway.settings.max_body_bytes))
+            jobs.append(fleet.make(each.body, **each.options))
         except InvalidJobError as error:
             raise InvalidJobError(f"[{position}]: {error}") from error
     try:

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import uvicorn
 
+from inferfleet.gateway.api_keys import KeyRing
 from inferfleet.gateway.app import make_app
 from inferfleet.gateway.connections import LimitedProtocol
 from inferfleet.gateway.gateway import Gateway
@@ -22,6 +23,7 @@ from inferfleet.producer import Fleet
 from inferfleet.producer.openai.api import OpenAIApi
 from inferfleet.producer.openai.models import Models
 from inferfleet.schemas.errors import ConfigurationError
+from inferfleet.wire.redis.shared_limits import SharedLimits
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +61,7 @@ async def run_gateway(settings: GatewaySettings) -> None:
 @asynccontextmanager
 async def serving(settings: GatewaySettings) -> AsyncGenerator[int]:
     """Serve while the block runs, then drain. Yield the port, which is a free one if the setting is 0."""
+    keys = settings.api_keys_file
     with _listening(settings.http_host, settings.http_port) as listener:
         async with (
             Webhooks.running(settings) as webhooks,
@@ -71,7 +74,14 @@ async def serving(settings: GatewaySettings) -> AsyncGenerator[int]:
                 start_s=FIRST_EVENT_S,
                 accept_s=ACCEPT_S,
             )
-            gateway = Gateway(settings=settings, trusted_fleet=fleet, trusted_api=api, webhooks=webhooks)
+            gateway = Gateway(
+                settings=settings,
+                trusted_fleet=fleet,
+                trusted_api=api,
+                webhooks=webhooks,
+                limits=SharedLimits(fleet.pipeline, ttl_s=settings.queued_ttl_s),
+                keys=None if keys is None else KeyRing(keys, now=fleet.pipeline.clock.now),
+            )
             server = _Server(_config(gateway))
             # With a task group a bug in the server ends the process.
             async with asyncio.TaskGroup() as tasks:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ipaddress import IPv4Network, IPv6Network, ip_address
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field, ValidationInfo, field_validator
@@ -16,10 +17,13 @@ class GatewaySettings(ProducerSettings):
     """Settings of the gateway.
 
     ``pool`` gets the requests that name no model. ``model_pools`` maps models to their pools; a model that a
-    live worker serves needs no entry. Unless ``allow_anonymous`` is set, the gateway listens on a loopback
-    address only, because it asks nobody who they are.
+    live worker serves needs no entry. Without ``api_keys_file`` the gateway asks nobody who they are, and
+    unless ``allow_anonymous`` is set, it then listens on a loopback address only.
     """
 
+    api_keys_file: Path | None = None
+    """The file of API keys, which is read again when it changes. Without it, anybody is the tenant
+    ``default``."""
     allow_anonymous: bool = False
     """Whether to listen where anybody may connect. It stands before the address, which is checked by it."""
     http_host: str = "127.0.0.1"
@@ -44,13 +48,24 @@ class GatewaySettings(ProducerSettings):
     log_format: LogFormat = LogFormat.JSON
     log_level: str = "INFO"
 
+    @field_validator("allow_anonymous")
+    @classmethod
+    def _keys_or_anybody(cls, anybody: bool, info: ValidationInfo) -> bool:
+        if anybody and info.data.get("api_keys_file") is not None:
+            raise ValueError(
+                "with INFERFLEET_API_KEYS_FILE everybody needs a key: leave out INFERFLEET_ALLOW_ANONYMOUS"
+            )
+        return anybody
+
     @field_validator("http_host")
     @classmethod
     def _only_loopback_is_anonymous(cls, host: str, info: ValidationInfo) -> str:
-        if not info.data.get("allow_anonymous") and not is_loopback(host):
+        asks_nobody = info.data.get("api_keys_file") is None and not info.data.get("allow_anonymous")
+        if asks_nobody and not is_loopback(host):
             raise ValueError(
-                f"{host} is not a loopback address, and the gateway asks nobody who they are: keep others "
-                "out by other means, and set INFERFLEET_ALLOW_ANONYMOUS=true"
+                f"{host} is not a loopback address, and the gateway asks nobody who they are: set "
+                "INFERFLEET_API_KEYS_FILE; or keep others out by other means, and set "
+                "INFERFLEET_ALLOW_ANONYMOUS=true"
             )
         return host
 

@@ -94,6 +94,8 @@ class Fleet:
             histories=self._histories,
             publisher=publisher,
         )
+        self.pipeline = pipeline
+        """The connection to Redis, for other packages of inferfleet."""
         self.dead_letters = DeadLetters(settings, self.submit)
         """The dead letters of all pools."""
 
@@ -183,6 +185,15 @@ class Fleet:
 
         """
         return await self._submission.accept(self._job(work, options))
+
+    def make(self, work: str | Mapping[str, Any] | Job, **options: Unpack[JobOptions]) -> Job:
+        """Make and check a job, without submitting it.
+
+        Raises:
+            InvalidJobError: The job breaks the contract.
+
+        """
+        return self._job(work, options)
 
     async def submit_many(
         self, work: Iterable[str | Mapping[str, Any] | Job], **options: Unpack[JobOptions]

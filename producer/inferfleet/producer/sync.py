@@ -121,6 +121,10 @@ class SyncFleet:
         """Read a job's record; see ``Fleet.get``."""
         return self._call(partial(self._fleet.get, job))
 
+    def make(self, work: str | Mapping[str, Any] | Job, **options: Unpack[JobOptions]) -> Job:
+        """Make and check a job, without submitting it; see ``Fleet.make``."""
+        return self._fleet.make(work, **options)
+
     def find(self, idempotency_key: str, *, tenant: str = DEFAULT_TENANT) -> JobRecord | None:
         """Read the record of the job with an idempotency key; see ``Fleet.find``."""
         return self._call(partial(self._fleet.find, idempotency_key, tenant=tenant))

@@ -6,8 +6,9 @@ that was never accepted: with the same error, after the same reads.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from dataclasses import replace
 from typing import Any, Final, Protocol, Unpack
 
@@ -28,41 +29,48 @@ SESSION_MARK: Final = "@"
 MAX_SESSION_ID: Final = 128
 
 
-class Admit(Protocol):
-    """Decides whether a tenant may submit jobs now."""
+class Policy(Protocol):
+    """Decides which jobs a caller may submit now."""
 
-    async def __call__(self, work: Sequence[str | Mapping[str, Any] | Job], options: JobOptions) -> None:
-        """Raise an error if it may not. ``options`` are those of all the jobs, and may be changed."""
+    @property
+    def usual_priority(self) -> int:
+        """The priority of a job for which the caller asks for none."""
+        ...
+
+    def admitted(self, jobs: Sequence[Job]) -> AbstractAsyncContextManager[None]:
+        """Submit jobs in the block. Entering it raises an error if the caller may not."""
         ...
 
 
 class TenantFleet:
     """A fleet as one tenant sees it: the methods of ``Fleet`` that a gateway needs, and their errors.
 
-    The tenant's name has no ``/``. ``admit`` is asked before jobs are submitted.
+    The tenant's name has no ``/``. Without a ``policy``, it may submit all jobs.
     """
 
-    def __init__(self, fleet: Fleet, tenant: str, *, admit: Admit | None = None) -> None:
+    def __init__(self, fleet: Fleet, tenant: str, *, policy: Policy | None = None) -> None:
         self._fleet = fleet
-        self._admit = admit
+        self._policy = policy
         self.tenant = tenant
 
     async def submit(self, work: str | Mapping[str, Any] | Job, **options: Unpack[JobOptions]) -> Job:
         """Submit one job, as ``Fleet.submit``."""
-        options = self._owned(options)
-        if isinstance(work, Job):
-            work = self._stored_job(work)
-        if self._admit is not None:
-            await self._admit([work], options)
-        return self._visible_job(await self._fleet.submit(work, **options))
+        options = self._owned(work, options)
+        if self._policy is None:
+            return self._visible_job(await self._fleet.submit(work, **options))
+        job = self._fleet.make(work, **options)
+        async with self._admitted([job]):
+            return self._visible_job(await self._fleet.submit(job))
 
     async def submit_many(self, jobs: Iterable[Job]) -> list[Job]:
-        """Submit many jobs, as ``Fleet.submit_many``."""
-        options = self._owned({})
-        work = [self._stored_job(job) for job in jobs]
-        if self._admit is not None:
-            await self._admit(work, options)
-        return [self._visible_job(job) for job in await self._fleet.submit_many(work, **options)]
+        """Submit many jobs that ``make`` has made, as ``Fleet.submit_many``."""
+        made = list(jobs)
+        async with self._admitted(made):
+            return [self._visible_job(job) for job in await self._fleet.submit_many(made)]
+
+    def make(self, work: str | Mapping[str, Any] | Job, **options: Unpack[JobOptions]) -> Job:
+        """Make and check a job of the tenant, as ``Fleet.make``."""
+        return self._fleet.make(work, **self._owned(work, options))
 
     async def find(self, idempotency_key: str) -> JobRecord | None:
         """Read the record of the job that has an idempotency key of the tenant."""
@@ -128,7 +136,7 @@ class TenantFleet:
         return await self._fleet.workers()
 
     def stored_session(self, session_id: str) -> str:
-        """Return the id under which a session of the tenant is stored.
+        """Return the id under which a session of the tenant is stored; a stored one stays as it is.
 
         Sessions of the tenant ``default`` keep their ids, unless one looks like that of another tenant.
 
@@ -136,6 +144,8 @@ class TenantFleet:
             InvalidJobError: The id is too long.
 
         """
+        if session_id.startswith(self._prefix):
+            return session_id
         if self.tenant == DEFAULT_TENANT and not session_id.startswith(SESSION_MARK):
             return session_id
         if len(session_id) > (most := MAX_SESSION_ID - len(self._prefix)):
@@ -155,18 +165,30 @@ class TenantFleet:
         await self.check(job)
         return job
 
-    def _owned(self, options: JobOptions) -> JobOptions:
-        options["tenant"] = self.tenant
-        session_id = options.get("session_id")
+    def _owned(self, work: str | Mapping[str, Any] | Job, options: JobOptions) -> JobOptions:
+        """Return the options of a job that is the tenant's."""
+        owned: JobOptions = {**options, "tenant": self.tenant}
+        if isinstance(work, Job):
+            owned.setdefault("session_id", work.session_id)
+        elif self._policy is not None:
+            owned.setdefault("priority", self._policy.usual_priority)
+        session_id = owned.get("session_id")
         # Anything else is refused with the job.
         if isinstance(session_id, str):
-            options["session_id"] = self.stored_session(session_id)
-        return options
+            owned["session_id"] = self.stored_session(session_id)
+        return owned
 
-    def _stored_job(self, job: Job) -> Job:
-        if job.session_id is None:
-            return job
-        return job.model_copy(update={"session_id": self.stored_session(job.session_id)})
+    @asynccontextmanager
+    async def _admitted(self, jobs: Sequence[Job]) -> AsyncGenerator[None]:
+        if self._policy is None or all(await asyncio.gather(*map(self._known, jobs))):
+            yield
+            return
+        async with self._policy.admitted(jobs):
+            yield
+
+    async def _known(self, job: Job) -> bool:
+        """Return whether a job was submitted before, so that its caller may have its answer."""
+        return job.idempotency_key is not None and await self.find(job.idempotency_key) is not None
 
     def _visible_job(self, job: Job) -> Job:
         return job.model_copy(update={"session_id": self._visible_session(job.session_id)})

@@ -42,6 +42,9 @@ HEADER_LEFT_OUT = "x-inferfleet-left-out"
 WORKERS_KEY = "inferfleet:workers"
 """The sorted set of workers that have a heartbeat, by the time of their last one."""
 
+LIMITS_PREFIX = "inferfleet:limit"
+"""How the keys of the limits of API keys begin."""
+
 POOLS_KEY = "inferfleet:pools"
 """The sorted set of pools, by the time at which a worker, a declaration or a job last named them."""
 
@@ -90,6 +93,11 @@ def journal_key(job_id: str) -> str:
 def idempotency_key(tenant: str, key: str) -> str:
     """Key that maps a caller's idempotency key to its job."""
     return f"inferfleet:idempotency:{{{tenant}:{key}}}"
+
+
+def places_key(key_id: str) -> str:
+    """Key of the sorted set of the jobs that count as unfinished for an API key, by the time in ms."""
+    return f"{LIMITS_PREFIX}:{{{key_id}}}:jobs"
 
 
 def reply_key(client_id: str) -> str:

@@ -31,6 +31,7 @@ PREFIX = "INFERFLEET_"
 _ELSEWHERE = frozenset(
     {
         "allow_anonymous",
+        "api_keys_file",
         "management_url",
         "max_open_requests",
         "max_request_bytes",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Collection, Mapping
 from contextlib import aclosing, asynccontextmanager
 from copy import copy
 from dataclasses import dataclass
@@ -114,12 +114,17 @@ class OpenAIApi:
         self._needs_workers = needs_workers
         self._start_s = start_s
         self._accept_s = accept_s
+        self._pools: Collection[str] | None = None
         self._leaving: set[asyncio.Task[None]] = set()
 
-    def of(self, fleet: TenantFleet) -> OpenAIApi:
-        """Return the same for the requests of one tenant. ``aclose`` of either waits for both."""
+    def of(self, fleet: TenantFleet, *, pools: Collection[str] | None = None) -> OpenAIApi:
+        """Return the same for the requests of a tenant, and of all ``pools`` only these.
+
+        ``aclose`` of either waits for both.
+        """
         api = copy(self)
         api._fleet = fleet
+        api._pools = pools
         return api
 
     async def answer(self, endpoint: Endpoint, headers: Mapping[str, str], content: bytes) -> Reply:
@@ -159,7 +164,10 @@ class OpenAIApi:
         """
         known = await self._known(asked)
         route = await self._models.route(
-            asked.body.get("model"), pool=asked.options.get("pool"), known=known.pool if known else None
+            asked.body.get("model"),
+            pool=asked.options.get("pool"),
+            known=known.pool if known else None,
+            allowed=self._pools,
         )
         if self._needs_workers and not route.workers and not known:
             raise _no_workers(route.pool)
@@ -181,7 +189,7 @@ class OpenAIApi:
 
     async def list_models(self) -> Reply:
         """List the models and pools."""
-        return _json({"object": "list", "data": await self._models.list()})
+        return _json({"object": "list", "data": await self._models.list(self._pools)})
 
     async def get_model(self, name: str) -> Reply:
         """Describe one model or pool.
@@ -190,7 +198,7 @@ class OpenAIApi:
             RefusedError: There is none with this name.
 
         """
-        return _json(await self._models.get(name))
+        return _json(await self._models.get(name, self._pools))
 
     async def aclose(self) -> None:
         """Wait until all jobs that nobody waits for any more are cancelled."""

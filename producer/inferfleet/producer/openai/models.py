@@ -7,7 +7,7 @@ have no worker and still accept jobs. The name of a pool stands for whatever mod
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -50,8 +50,17 @@ class Models:
         self._until = 0.0
         self._reading: asyncio.Task[Sequence[Heartbeat]] | None = None
 
-    async def route(self, model: object, *, pool: str | None, known: str | None = None) -> Route:
+    async def route(
+        self,
+        model: object,
+        *,
+        pool: str | None,
+        known: str | None = None,
+        allowed: Collection[str] | None = None,
+    ) -> Route:
         """Return the pool for a model; ``pool`` is the caller's choice, which counts more.
+
+        Of several pools that serve the model, one that is ``allowed`` is chosen; ``None`` are all.
 
         ``known`` is the pool that an earlier request like this one had. A model with the name of its pool is
         an alias whether or not a worker serves it now, so that equal requests make equal jobs.
@@ -62,32 +71,41 @@ class Models:
         """
         alive = await self._alive()
         if pool is None and isinstance(model, str) and model:
-            pool = known or self._pools.get(model) or self._serving(model, alive)
+            pool = known or self._pools.get(model) or self._serving(model, alive, allowed)
             if pool is None or pool == model:
                 return self._named(model, alive)
         return _route(self._pool if pool is None else pool, alive)
 
-    async def list(self) -> list[dict[str, Any]]:
-        """List all models and pools as OpenAI does, with each one's pool and number of live workers."""
+    async def list(self, allowed: Collection[str] | None = None) -> list[dict[str, Any]]:
+        """List the models and pools as OpenAI does, with each one's pool and number of live workers.
+
+        Those of pools that are not ``allowed`` are left out; ``None`` are all.
+        """
         alive = await self._alive()
         pools: dict[str, str] = {worker.pool: worker.pool for worker in alive}
         pools |= {worker.model: worker.pool for worker in reversed(alive)} | self._pools
-        return [_listed(name, pool, alive) for name, pool in sorted(pools.items())]
+        return [
+            _listed(name, pool, alive)
+            for name, pool in sorted(pools.items())
+            if allowed is None or pool in allowed
+        ]
 
-    async def get(self, name: str) -> dict[str, Any]:
+    async def get(self, name: str, allowed: Collection[str] | None = None) -> dict[str, Any]:
         """Return one of them.
 
         Raises:
             RefusedError: There is none with this name.
 
         """
-        for listed in await self.list():
+        for listed in await self.list(allowed):
             if listed["id"] == name:
                 return listed
         raise _unknown(name)
 
-    def _serving(self, model: str, alive: Sequence[Heartbeat]) -> str | None:
+    def _serving(self, model: str, alive: Sequence[Heartbeat], allowed: Collection[str] | None) -> str | None:
         pools = [worker.pool for worker in alive if worker.model == model]
+        if allowed is not None:
+            pools = [pool for pool in pools if pool in allowed] or pools
         return self._pool if self._pool in pools else next(iter(pools), None)
 
     def _named(self, name: str, alive: Sequence[Heartbeat]) -> Route:

@@ -288,7 +288,7 @@ def _key(command: tuple[Argument, ...]) -> str | bytes:
     """Return the key that decides the node of a command; any node will do for one without."""
     if command[0] in _WITHOUT_KEY:
         return b""
-    key = command[3 if command[0] == "EVALSHA" else 1]
+    key = command[3 if command[0] in {"EVAL", "EVALSHA"} else 1]
     return key if isinstance(key, bytes) else str(key)
 
 

@@ -11,6 +11,7 @@ from inferfleet.wire.redis.script import SCRIPTS, Command
 _REPLY = SCRIPTS["reply"]
 _SEEN = SCRIPTS["seen"]
 _ACCESS = SCRIPTS["access"]
+_RESERVE = SCRIPTS["reserve"]
 
 
 def reply(reply_key: str, /, *lines: str, length: int, ttl_s: int) -> Command:
@@ -26,3 +27,8 @@ def seen(list_key: str, /, *, member: str, listed_s: int) -> Command:
 def access(any_key: str, /, *commands: str) -> Command:
     """Try commands on a key that nobody uses, to find out which of them Redis refuses."""
     return ("EVALSHA", _ACCESS.sha, 1, any_key, *commands)
+
+
+def reserve(places_key: str, /, *jobs: str, most: int, ttl_s: int) -> Command:
+    """Reserve places for jobs among the unfinished ones of an API key."""
+    return ("EVALSHA", _RESERVE.sha, 1, places_key, most, ttl_s, *jobs)

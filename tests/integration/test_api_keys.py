@@ -1,0 +1,412 @@
+"""API keys of the gateway: who may do what, and that nobody learns of another tenant's things."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import openai
+import pytest
+from fastapi import FastAPI
+from fastapi.routing import iter_route_contexts
+from openai import AsyncOpenAI
+from tests.integration.conftest import PATIENCE_S, RunCommand, StartGateway, StartWorker, chat, eventually
+
+from inferfleet.gateway import server
+from inferfleet.gateway.api_keys import ApiKey, changed_keys, new_key_id, new_secret
+from inferfleet.gateway.app import make_app
+from inferfleet.gateway.gateway import Gateway
+from inferfleet.producer import Fleet
+from inferfleet.producer.tenant_fleet import TenantFleet
+from inferfleet.schemas.errors import ConfigurationError, JobNotFoundError
+from inferfleet.wire.redis.pipeline import CommandPipeline
+
+# It declares the test's pool.
+pytestmark = pytest.mark.usefixtures("fleet")
+
+CHAT = "/v1/chat/completions"
+
+NOT_OWNED = {"model"}
+"""Parameters of paths that name nothing of a tenant's."""
+
+UNKNOWN = {"job_id": "01890a5d-ac96-774b-bcce-b302099a8057", "session_id": "nobodys"}
+"""An id of nothing, of each kind. A new kind of id belongs here and into ``theirs``."""
+
+BODIES: dict[str, Any] = {"/v1/sessions/{session_id}/fork": {"id": "copy"}}
+"""The bodies of requests that need more than ``{}``."""
+
+Enter = Callable[[str, str], httpx2.AsyncClient]
+
+
+class Keys:
+    """A file of keys."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with changed_keys(path):
+            pass
+
+    def create(self, tenant: str, **allowed: Any) -> str:
+        key_id = new_key_id()
+        text, secret = new_secret(key_id)
+        made_at = datetime.now(UTC)
+        key = ApiKey(id=key_id, tenant=tenant, secrets=(secret,), created_at=made_at, **allowed)
+        with changed_keys(self.path) as keys:
+            keys.append(key)
+        return text
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> Keys:
+    return Keys(tmp_path / "keys.json")
+
+
+@pytest.fixture
+async def enter() -> AsyncIterator[Enter]:
+    """Make clients of a gateway, by its address and a key."""
+    made: list[httpx2.AsyncClient] = []
+
+    def enter(url: str, key: str) -> httpx2.AsyncClient:
+        headers = {"authorization": f"Bearer {key}"}
+        made.append(httpx2.AsyncClient(base_url=url, timeout=PATIENCE_S, headers=headers))
+        return made[-1]
+
+    yield enter
+    for client in made:
+        await client.aclose()
+
+
+def sdk(url: str, key: str) -> AsyncOpenAI:
+    return AsyncOpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, timeout=PATIENCE_S)
+
+
+def refused(answer: httpx2.Response, status: int, code: str) -> None:
+    assert (answer.status_code, answer.json()["error"]["code"]) == (status, code), answer.text
+
+
+# Tenants
+
+
+async def test_no_route_tells_a_tenant_of_what_another_one_has(
+    start_gateway: StartGateway,
+    start_worker: StartWorker,
+    keys: Keys,
+    enter: Enter,
+    pool: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Every route of the application, with every kind of id."""
+    apps: list[FastAPI] = []
+
+    def noted(gateway: Gateway) -> FastAPI:
+        apps.append(make_app(gateway))
+        return apps[-1]
+
+    monkeypatch.setattr(server, "make_app", noted)
+    names = [keys.create(f"{pool}.{name}") for name in ("mine", "yours")]
+    url = (await start_gateway(api_keys_file=keys.path)).url
+    mine, yours = (enter(url, name) for name in names)
+    await start_worker()
+    job = await yours.post("/v1/jobs", json={"body": chat(), "session_id": "talk"})
+    theirs = {"job_id": job.json()["id"], "session_id": "talk"}
+    assert (await yours.get(f"/v1/jobs/{theirs['job_id']}?wait=60")).json()["state"] == "succeeded"
+    assert (await yours.get("/v1/sessions/talk")).status_code == 200
+    routes = [
+        (method, route.path_format, set(re.findall(r"{(\w+)}", route.path_format)) - NOT_OWNED)
+        for route in iter_route_contexts(apps[0].routes)
+        if route.path_format
+        for method in route.methods or ()
+    ]
+    assert len(routes) > 15
+
+    for method, path, kinds in routes:
+        if not kinds:
+            continue
+        assert kinds <= theirs.keys(), f"{path}: let this test make such a thing of another tenant"
+        body = None if method in {"GET", "HEAD", "DELETE"} else BODIES.get(path, {})
+        foreign, unknown = [
+            await mine.request(method, path.format_map(ids), json=body) for ids in (theirs, UNKNOWN)
+        ]
+        assert foreign.status_code == unknown.status_code == 404, (method, path, foreign.text)
+        assert anonymous(foreign, theirs) == anonymous(unknown, UNKNOWN), (method, path)
+
+    for method, path, _ in routes:
+        if method == "GET" and "{" not in path:
+            listed = await mine.get(path, params={"session_id": "talk"})
+            assert theirs["job_id"] not in listed.text, path
+    # Nothing that was tried has had an effect.
+    assert (await yours.get(f"/v1/jobs/{theirs['job_id']}")).json()["state"] == "succeeded"
+    assert (await yours.get("/v1/sessions/talk")).json()["turns"] == 1
+
+
+def anonymous(answer: httpx2.Response, ids: dict[str, str]) -> tuple[str, dict[str, str]]:
+    """Return what an answer says, without the id that was asked for."""
+    text = answer.text
+    for one in ids.values():
+        text = text.replace(one, "ID")
+    varying = {"date", "content-length"}
+    return text, {name: value for name, value in answer.headers.items() if name not in varying}
+
+
+async def test_another_tenants_id_takes_the_same_work_as_an_unknown_one(
+    fleet: Fleet, pool: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine, yours = TenantFleet(fleet, f"{pool}.mine"), TenantFleet(fleet, f"{pool}.yours")
+    job = await yours.submit(chat(), pool=pool)
+    sent: list[Any] = []
+    queue = CommandPipeline._queue
+
+    def noted(self: CommandPipeline, command: Any, *rest: Any) -> None:
+        sent.append(command)
+        queue(self, command, *rest)
+
+    monkeypatch.setattr(CommandPipeline, "_queue", noted)
+
+    async def work(call: Callable[[str], Awaitable[Any]], job_id: str) -> list[str]:
+        """Return the commands of a call."""
+        sent.clear()
+        with pytest.raises(JobNotFoundError):
+            await call(job_id)
+        return [str(command).replace(job_id, "ID") for command in sent if job_id in str(command)]
+
+    calls: list[Callable[[str], Awaitable[Any]]] = [
+        *(mine.get, mine.record, mine.wait, mine.cancel, mine.waits_for),
+        lambda job_id: anext(mine.stream(job_id)),
+    ]
+    for call in calls:
+        assert await work(call, job.id) == await work(call, UNKNOWN["job_id"]) != []
+
+
+async def test_an_idempotency_key_is_its_tenants(
+    start_gateway: StartGateway, keys: Keys, enter: Enter, pool: str
+) -> None:
+    names = [keys.create(f"{pool}.{name}") for name in ("a", "b", "a")]
+    url = (await start_gateway(api_keys_file=keys.path)).url
+    once = {"Idempotency-Key": "one"}
+
+    answers = [await enter(url, key).post("/v1/jobs", json={"body": chat()}, headers=once) for key in names]
+
+    first, second, third = (answer.json()["id"] for answer in answers)
+    assert first == third != second
+
+
+async def test_tenants_of_the_gateway_and_of_python_are_the_same(
+    fleet: Fleet, start_gateway: StartGateway, keys: Keys, enter: Enter, pool: str
+) -> None:
+    key = keys.create(pool)
+    url = (await start_gateway(api_keys_file=keys.path)).url
+    job = await fleet.submit(chat(), pool=pool, tenant=pool)
+
+    assert (await enter(url, key).get(f"/v1/jobs/{job.id}")).json()["tenant"] == pool
+
+
+# Keys
+
+
+async def test_the_sdk_raises_its_own_errors(
+    start_gateway: StartGateway, start_worker: StartWorker, keys: Keys, pool: str
+) -> None:
+    only = keys.create("acme", pools=(pool,), max_priority=4, requests_per_minute=1)
+    other = keys.create("acme", pools=(f"{pool}.other",))
+    url = (await start_gateway(api_keys_file=keys.path)).url
+    await start_worker()
+    hello: Any = {"messages": [{"role": "user", "content": "hi"}], "model": pool, "max_tokens": 2}
+
+    async with sdk(url, only) as client:
+        with pytest.raises(openai.PermissionDeniedError) as denied:
+            await client.chat.completions.create(**hello, service_tier="priority")
+        assert denied.value.code == "priority_not_allowed"
+        assert (await client.chat.completions.create(**hello)).choices
+        with pytest.raises(openai.RateLimitError) as limited:
+            await client.chat.completions.create(**hello, stream=True)
+        assert limited.value.code == "rate_limit_exceeded"
+        assert 1 <= int(limited.value.response.headers["retry-after"]) <= 120
+
+        async def listed() -> bool:
+            return [model.pool async for model in client.models.list()] == [pool] * 2  # type: ignore[attr-defined]
+
+        await eventually(listed)
+    async with sdk(url, other) as client:
+        with pytest.raises(openai.PermissionDeniedError) as denied:
+            await client.chat.completions.create(**hello)
+        assert denied.value.code == "pool_not_allowed"
+        assert [model.id async for model in client.models.list()] == []
+        with pytest.raises(openai.NotFoundError):
+            await client.models.retrieve(pool)
+    async with sdk(url, only[:-1]) as client:
+        with pytest.raises(openai.AuthenticationError) as unknown:
+            await client.chat.completions.create(**hello)
+        assert unknown.value.code == "invalid_api_key"
+        assert only[:-1] not in str(unknown.value)
+
+
+async def test_a_key_that_may_not_use_the_usual_priority_uses_its_highest(
+    start_gateway: StartGateway, keys: Keys, enter: Enter, pool: str
+) -> None:
+    key = keys.create(pool, max_priority=1)
+    http = enter((await start_gateway(api_keys_file=keys.path)).url, key)
+    job = {"body": chat()}
+
+    one, many = await http.post("/v1/jobs", json=job), await http.post("/v1/jobs", json=[job])
+
+    for made in (one.json(), many.json()[0]):
+        assert (await http.get(made["url"])).json()["priority"] == 1
+    refused(await http.post("/v1/jobs", json=[job, {**job, "priority": 2}]), 403, "priority_not_allowed")
+
+
+@pytest.mark.parametrize(
+    ("header", "code"),
+    [
+        ({}, "missing_api_key"),
+        ({"authorization": "Bearer"}, "missing_api_key"),
+        ({"authorization": "Basic abc"}, "missing_api_key"),
+        ({"authorization": "Bearer ifk-"}, "invalid_api_key"),
+        ({"authorization": "Bearer ifk-0123456789ab-x"}, "invalid_api_key"),
+        ({"authorization": "Bearer \u00e9"}, "invalid_api_key"),
+        ({"authorization": "Bearer " + "x" * 30_000}, "invalid_api_key"),
+    ],
+    ids=["none", "empty", "basic", "mark", "unknown", "not ASCII", "long"],
+)
+async def test_who_has_no_key_is_refused_before_anything_else(
+    start_gateway: StartGateway, keys: Keys, header: dict[str, str], code: str
+) -> None:
+    url = (await start_gateway(api_keys_file=keys.path)).url
+    encoded = {name: value.encode("latin-1") for name, value in header.items()}
+    async with httpx2.AsyncClient(base_url=url, headers=encoded) as http:
+        for ask in (
+            http.post(CHAT, content=b"x" * 100_000),
+            http.get("/v1/models"),
+            http.get("/v1/nowhere"),
+            http.get("/nowhere/health/live"),
+        ):
+            answer = await ask
+            refused(answer, 401, code)
+            assert answer.headers["www-authenticate"] == "Bearer"
+        assert (await http.get("/health/ready")).status_code == 200
+        assert (await http.get("/openapi.json")).status_code == 200
+
+
+async def test_keys_are_created_rotated_and_revoked_while_a_gateway_runs(
+    start_gateway: StartGateway,
+    inferfleet: RunCommand,
+    enter: Enter,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    file = tmp_path / "keys.json"
+
+    async def command(*arguments: str) -> Any:
+        ended = await inferfleet("keys", *arguments, "--file", str(file), "--json")
+        assert ended.code == 0, ended.err
+        return json.loads(ended.out)
+
+    made = await command("create", "--tenant", "acme", "--pool", "chat", "--max-priority", "high")
+    gateway = await start_gateway(api_keys_file=file)
+
+    async def status(key: str) -> int:
+        return (await enter(gateway.url, key).get("/v1/jobs")).status_code
+
+    async def becomes(key: str, code: int) -> None:
+        async def is_now() -> bool:
+            return await status(key) == code
+
+        await eventually(is_now)
+
+    assert await status(made["key"]) == 200
+    rotated = await command("rotate", made["id"], "--keep", "1h")
+    await becomes(rotated["key"], 200)
+    assert await status(made["key"]) == 200
+    last = await command("rotate", made["id"], "--keep", "0s")
+    await becomes(last["key"], 200)
+    assert [await status(made["key"]), await status(rotated["key"])] == [401, 401]
+    [listed] = await command("list")
+    assert (listed["id"], listed["tenant"], listed["pools"]) == (made["id"], "acme", ["chat"])
+    assert made["key"] not in file.read_text()
+    assert file.stat().st_mode & 0o777 == 0o600
+
+    # A mistake in the file locks nobody out.
+    content = file.read_text()
+    file.write_text("{")
+
+    async def noticed() -> bool:
+        assert await status(last["key"]) == 200
+        return "the keys that were read before still count" in caplog.text
+
+    await eventually(noticed)
+    file.write_text(content)
+    await command("revoke", made["id"])
+    await becomes(last["key"], 401)
+
+
+async def test_with_keys_a_gateway_may_listen_anywhere(start_gateway: StartGateway, keys: Keys) -> None:
+    await start_gateway(api_keys_file=keys.path, http_host="0.0.0.0")
+    with pytest.raises(ValueError, match="everybody needs a key"):
+        await start_gateway(api_keys_file=keys.path, allow_anonymous=True)
+    with pytest.raises(ConfigurationError, match="cannot be read"):
+        await start_gateway(api_keys_file=keys.path.with_name("missing"))
+    keys.path.write_text('{"keys": [{"id": "1"}], "key": 1}')
+    with pytest.raises(ConfigurationError, match="is no file of API keys"):
+        await start_gateway(api_keys_file=keys.path)
+
+
+# Limits
+
+
+async def test_limits_are_shared_by_gateways(
+    start_gateway: StartGateway, keys: Keys, enter: Enter, pool: str
+) -> None:
+    requests = keys.create(f"{pool}.a", requests_per_minute=3)
+    tokens = keys.create(f"{pool}.a", tokens_per_minute=600)
+    places = keys.create(f"{pool}.a", max_unfinished_jobs=3)
+    urls = [(await start_gateway(api_keys_file=keys.path)).url for _ in range(2)]
+    job = {"body": chat(max_tokens=150)}
+
+    for key in (requests, tokens, places):
+        doors = [enter(url, key) for url in urls]
+        answers = [await doors[attempt % 2].post("/v1/jobs", json=job) for attempt in range(6)]
+        assert [answer.status_code for answer in answers] == [202] * 3 + [429] * 3, answers[0].text
+        assert all(int(answer.headers["retry-after"]) >= 1 for answer in answers[3:])
+        assert answers[5].headers["x-should-retry"] == "true"
+
+
+async def test_at_once_no_more_jobs_are_accepted_than_a_key_may_have(
+    start_gateway: StartGateway, keys: Keys, enter: Enter, pool: str, fleet: Fleet
+) -> None:
+    key = keys.create(pool, max_unfinished_jobs=5)
+    doors = [enter((await start_gateway(api_keys_file=keys.path)).url, key) for _ in range(2)]
+
+    async def submit(door: httpx2.AsyncClient) -> httpx2.Response:
+        return await door.post("/v1/jobs", json={"body": chat()})
+
+    answers = await asyncio.gather(*(submit(doors[number % 2]) for number in range(30)))
+
+    accepted = [answer.json()["id"] for answer in answers if answer.status_code == 202]
+    assert len(accepted) == 5
+    for answer in answers:
+        if answer.status_code != 202:
+            refused(answer, 429, "too_many_unfinished_jobs")
+    # A job that has ended makes room for another.
+    await fleet.cancel(accepted[0])
+    assert (await submit(doors[0])).status_code == 202
+    refused(await submit(doors[1]), 429, "too_many_unfinished_jobs")
+
+
+async def test_a_refused_or_repeated_job_takes_no_place(
+    start_gateway: StartGateway, keys: Keys, enter: Enter, pool: str
+) -> None:
+    key = keys.create(pool, max_unfinished_jobs=1)
+    http = enter((await start_gateway(api_keys_file=keys.path)).url, key)
+
+    refused(await http.post("/v1/jobs", json={"body": chat(), "pool": "nobodys"}), 404, "pool_not_found")
+    refused(await http.post("/v1/jobs", json={"body": {}}), 400, "invalid_request")
+    refused(await http.post("/v1/jobs", json=[{"body": chat()}] * 2), 429, "request_exceeds_limit")
+    one: Any = {"json": {"body": chat()}, "headers": {"Idempotency-Key": "one"}}
+    first, again = await http.post("/v1/jobs", **one), await http.post("/v1/jobs", **one)
+    assert first.status_code == again.status_code == 202
+    assert first.json() == again.json()
