@@ -197,13 +197,37 @@ async def test_an_idempotency_key_is_its_tenants(
 
 
 async def test_tenants_of_the_gateway_and_of_python_are_the_same(
-    fleet: Fleet, start_gateway: StartGateway, keys: Keys, enter: Enter, pool: str
+    fleet: Fleet,
+    start_gateway: StartGateway,
+    keys: Keys,
+    enter: Enter,
+    pool: str,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level("INFO")
     key = keys.create(pool)
     url = (await start_gateway(api_keys_file=keys.path)).url
     job = await fleet.submit(chat(), pool=pool, tenant=pool)
 
     assert (await enter(url, key).get(f"/v1/jobs/{job.id}")).json()["tenant"] == pool
+    [logged] = [record for record in caplog.records if record.msg == "request"]
+    assert vars(logged)["tenant"] == pool
+
+
+async def test_a_caller_reads_only_its_own_names_of_sessions(
+    start_gateway: StartGateway, start_worker: StartWorker, keys: Keys, enter: Enter, pool: str
+) -> None:
+    key = keys.create(pool)
+    http = enter((await start_gateway(api_keys_file=keys.path)).url, key)
+    await start_worker()
+    made = await http.post("/v1/jobs", json={"body": chat(), "session_id": "talk"})
+
+    job = await http.get(made.json()["url"], params={"wait": 60})
+    conflict = await http.post("/v1/sessions/talk/fork", json={"id": "talk"})
+
+    assert job.json()["session_id"] == (await http.get("/v1/sessions/talk")).json()["id"] == "talk"
+    refused(conflict, 409, "session_conflict")
+    assert "@" not in conflict.text
 
 
 # Keys
@@ -229,7 +253,7 @@ async def test_the_sdk_raises_its_own_errors(
         assert 1 <= int(limited.value.response.headers["retry-after"]) <= 120
 
         async def listed() -> bool:
-            return [model.pool async for model in client.models.list()] == [pool] * 2  # type: ignore[attr-defined]
+            return [model.pool async for model in client.models.list()] == [pool] * 2
 
         await eventually(listed)
     async with sdk(url, other) as client:
@@ -277,7 +301,7 @@ async def test_who_has_no_key_is_refused_before_anything_else(
     start_gateway: StartGateway, keys: Keys, header: dict[str, str], code: str
 ) -> None:
     url = (await start_gateway(api_keys_file=keys.path)).url
-    encoded = {name: value.encode("latin-1") for name, value in header.items()}
+    encoded = {name.encode(): value.encode("latin-1") for name, value in header.items()}
     async with httpx2.AsyncClient(base_url=url, headers=encoded) as http:
         for ask in (
             http.post(CHAT, content=b"x" * 100_000),
@@ -289,7 +313,7 @@ async def test_who_has_no_key_is_refused_before_anything_else(
             refused(answer, 401, code)
             assert answer.headers["www-authenticate"] == "Bearer"
         assert (await http.get("/health/ready")).status_code == 200
-        assert (await http.get("/openapi.json")).status_code == 200
+        assert (await http.get("/openapi.json")).json()["security"] == [{"key": []}]
 
 
 async def test_keys_are_created_rotated_and_revoked_while_a_gateway_runs(
@@ -358,6 +382,7 @@ async def test_with_keys_a_gateway_may_listen_anywhere(start_gateway: StartGatew
 # Limits
 
 
+@pytest.mark.store
 async def test_limits_are_shared_by_gateways(
     start_gateway: StartGateway, keys: Keys, enter: Enter, pool: str
 ) -> None:

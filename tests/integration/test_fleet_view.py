@@ -152,6 +152,9 @@ async def test_the_commands_list_and_cancel(fleet: Fleet, at_prompt: Prompt, poo
     assert await ids(fleet, pool=pool) == [submitted[0].id]
     nothing = await at_prompt(jobs_commands.app, "list", "--where", f"session=s-{pool}", "--json")
     assert json.loads(nothing.stdout) == []
+    for tenant, found in (("default", 1), (pool, 0)):
+        listed = await at_prompt(jobs_commands.app, "list", *where, "--where", f"tenant={tenant}", "--json")
+        assert len(json.loads(listed.stdout)) == found
 
 
 async def test_a_cancel_that_stops_halfway_says_how_many_it_has_cancelled(

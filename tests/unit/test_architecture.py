@@ -83,6 +83,8 @@ def test_the_keys_in_redis_are_those_of_the_contract() -> None:
         names.result_key("id"),
         names.reply_key("client"),
         names.idempotency_key("tenant", "key"),
+        names.places_key("key"),
+        f"{names.LIMITS_PREFIX}:{{…}}",
         names.session_key("sid"),
         names.POOLS_KEY,
         names.pool_key("pool"),

@@ -47,6 +47,8 @@ SPELT = [
     (names.webhook_endpoint_key("we_1"), "inferfleet:{webhooks}:endpoint:we_1"),
     (names.webhook_events_key("we_1"), "inferfleet:{webhooks}:endpoint:we_1:events"),
     (names.webhook_due_key("we_1"), "inferfleet:{webhooks}:endpoint:we_1:due"),
+    (names.LIMITS_PREFIX, "inferfleet:limit"),
+    (names.places_key("k1"), "inferfleet:limit:{k1}:jobs"),
 ]
 
 

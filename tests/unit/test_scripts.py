@@ -42,6 +42,7 @@ from inferfleet.wire.redis.script import LOADED, SCRIPTS, Argument, Command
 from inferfleet.wire.redis.session_histories import SessionHistories
 from inferfleet.wire.redis.session_lanes import Payload, SessionLanes
 from inferfleet.wire.redis.session_records import SessionRecords
+from inferfleet.wire.redis.shared_limits import SharedLimits
 from inferfleet.wire.redis.webhooks import Claimed, WatchedJob, WebhookEndpoint, WebhookStore
 
 ROOT = Path(__file__).parents[2]
@@ -167,6 +168,7 @@ async def all_that_calls_scripts(pipeline: CommandPipeline) -> AsyncIterator[Awa
     yield webhooks.claim("e", for_ms=1, limit=1)
     yield webhooks.enter("t", WebhookEvent("job.failed", JOB.id, 1), most=1)
     yield webhooks.settle("e", Claimed(0, WebhookEvent("job.failed", JOB.id, 1)))
+    yield SharedLimits(pipeline, ttl_s=1).reserve("k", ["j"], most=1)
 
 
 async def test_each_call_of_a_script_is_about_one_slot() -> None:

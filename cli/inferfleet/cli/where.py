@@ -21,8 +21,8 @@ WhereOption = Annotated[
     list[str] | None,
     typer.Option(
         metavar="NAME=VALUE",
-        help="Condition: pool, state (queued or running), priority, session, older-than (90s, 10m, 2h, 3d), "
-        "or metadata.KEY, which reads the whole request of each job. Repeatable: all have to hold.",
+        help="Condition: pool, state (queued or running), priority, session, tenant, older-than (90s, 10m, "
+        "2h, 3d), or metadata.KEY, which reads the whole request of each job. Repeatable: all have to hold.",
     ),
 ]
 
@@ -44,7 +44,7 @@ def parse_where(conditions: list[str] | None) -> JobFilter:
         typer.BadParameter: A condition cannot be read, or is given twice.
 
     """
-    given, metadata = _given(conditions, ("pool", "state", "priority", "session", "older-than"))
+    given, metadata = _given(conditions, ("pool", "state", "priority", "session", "tenant", "older-than"))
     return JobFilter(**given, metadata=metadata)
 
 

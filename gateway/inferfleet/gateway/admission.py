@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Final, cast
 
 from pydantic_core import to_json
 
@@ -107,9 +107,15 @@ def estimated_tokens(job: Job) -> int:
     if ENDPOINTS[job.endpoint].generated is None:
         return asked
     most = body.get("max_completion_tokens") or body.get("max_tokens") or ANSWER_TOKENS
-    prompts: Any = body.get("prompt")
-    many = isinstance(prompts, list) and prompts and not isinstance(prompts[0], int)
-    return asked + int(most) * int(body.get("n") or 1) * (len(prompts) if many else 1)
+    return asked + int(most) * int(body.get("n") or 1) * _prompts(body.get("prompt"))
+
+
+def _prompts(prompt: object) -> int:
+    """Count the prompts of a completion; one prompt may be a list of token ids."""
+    if not isinstance(prompt, list):
+        return 1
+    prompts = cast("list[object]", prompt)
+    return len(prompts) if prompts and not isinstance(prompts[0], int) else 1
 
 
 def _forbidden(code: str, message: str) -> RefusedError:

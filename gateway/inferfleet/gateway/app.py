@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from http import HTTPStatus
 from importlib.metadata import version
@@ -17,6 +18,7 @@ from starlette.routing import BaseRoute, Match
 from inferfleet.gateway.access_log import CLIENT_GONE, OpenRequests
 from inferfleet.gateway.authentication import OnlyKeys
 from inferfleet.gateway.bodies import UnreadBodies
+from inferfleet.gateway.callers import caller_of
 from inferfleet.gateway.documents import with_document
 from inferfleet.gateway.gateway import Gateway
 from inferfleet.gateway.hosts import OnlyLoopbackHosts
@@ -25,6 +27,7 @@ from inferfleet.gateway.openai_routes import openai_routes
 from inferfleet.gateway.session_routes import session_routes
 from inferfleet.gateway.webhook_routes import webhook_routes
 from inferfleet.producer.openai.refusals import Refusal, RefusedError, refusal_of
+from inferfleet.producer.tenant_fleet import session_prefix
 from inferfleet.schemas.errors import InferfleetError
 
 LIVE_PATH = "/health/live"
@@ -75,11 +78,14 @@ def make_app(gateway: Gateway) -> FastAPI:
         app.add_middleware(OnlyLoopbackHosts)
     app.add_middleware(OpenRequests, most=gateway.settings.max_open_requests)
     app.add_middleware(UnreadBodies)
-    return with_document(app)
+    return with_document(app, keys=gateway.keys is not None)
 
 
-async def _refused(_: Request, error: InferfleetError | RefusedError) -> Response:
-    return _response(refusal_of(error))
+async def _refused(request: Request, error: InferfleetError | RefusedError) -> Response:
+    refusal = refusal_of(error)
+    # Sessions are stored under longer ids than their tenants know.
+    message = refusal.message.replace(session_prefix(caller_of(request).tenant), "")
+    return _response(replace(refusal, message=message))
 
 
 async def _unknown_route(routes: Iterable[BaseRoute], request: Request, error: HTTPException) -> Response:

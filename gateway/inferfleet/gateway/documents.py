@@ -93,8 +93,11 @@ def list_of(schema: Mapping[str, Any], **more: Mapping[str, Any]) -> dict[str, A
     return members(object={"const": "list"}, data={"type": "array", "items": schema}, **more)
 
 
-def with_document(app: FastAPI) -> FastAPI:
-    """Let an application serve its document, which is made when somebody reads it."""
+def with_document(app: FastAPI, *, keys: bool) -> FastAPI:
+    """Let an application serve its document, which is made when somebody reads it.
+
+    ``keys`` says that callers need API keys.
+    """
 
     @cache
     def document() -> dict[str, Any]:
@@ -102,6 +105,9 @@ def with_document(app: FastAPI) -> FastAPI:
             title=app.title, version=app.version, description=app.description, routes=app.routes
         )
         made.setdefault("components", {})["schemas"] = _schemas()
+        if keys:
+            made["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+            made["security"] = [{"key": []}]
         for path in made["paths"].values():
             for operation in path.values():
                 operation["responses"].pop("422", None)

@@ -24,9 +24,14 @@ from inferfleet.schemas.job import DEFAULT_TENANT, Job, JobState
 from inferfleet.schemas.result import JobRecord, Result
 
 SESSION_MARK: Final = "@"
-"""How the stored ids of sessions begin that belong to a tenant: ``@acme/chat`` is the tenant's ``chat``."""
+"""How the stored ids of tenants' sessions begin: ``@acme/chat`` is what ``acme`` calls ``chat``."""
 
 MAX_SESSION_ID: Final = 128
+
+
+def session_prefix(tenant: str) -> str:
+    """Return how the stored ids of a tenant's sessions begin."""
+    return f"{SESSION_MARK}{tenant}/"
 
 
 class Policy(Protocol):
@@ -144,19 +149,16 @@ class TenantFleet:
             InvalidJobError: The id is too long.
 
         """
-        if session_id.startswith(self._prefix):
+        prefix = session_prefix(self.tenant)
+        if session_id.startswith(prefix):
             return session_id
         if self.tenant == DEFAULT_TENANT and not session_id.startswith(SESSION_MARK):
             return session_id
-        if len(session_id) > (most := MAX_SESSION_ID - len(self._prefix)):
+        if len(session_id) > (most := MAX_SESSION_ID - len(prefix)):
             raise InvalidJobError(
                 f"session_id: has {len(session_id)} characters; at most {most} are allowed for this tenant"
             )
-        return self._prefix + session_id
-
-    @property
-    def _prefix(self) -> str:
-        return f"{SESSION_MARK}{self.tenant}/"
+        return prefix + session_id
 
     async def _checked(self, job: Job | str) -> str:
         """Return a job's id. A job that ``submit`` has returned needs no check."""
@@ -197,4 +199,4 @@ class TenantFleet:
         return record.model_copy(update={"session_id": self._visible_session(record.session_id)})
 
     def _visible_session(self, stored: str | None) -> str | None:
-        return stored and stored.removeprefix(self._prefix)
+        return stored and stored.removeprefix(session_prefix(self.tenant))

@@ -46,7 +46,7 @@ class SharedLimits:
         if await self._rates.hit(item, what, key_id, cost=amount):
             return 0.0
         window = await self._storage.get_sliding_window(item.key_for(what, key_id), MINUTE_S)
-        return _seconds_until(limit - amount, *window)
+        return seconds_until(limit - amount, *window)
 
     async def reserve(self, key_id: str, jobs: Sequence[str], *, most: int) -> bool:
         """Reserve places for jobs among the unfinished jobs of a key. Return whether there are enough."""
@@ -88,7 +88,12 @@ class _Storage(RedisStorage):
 
     def configure_bridge(self) -> None:
         bridge: Any = self.bridge
-        bridge.connection_getter = lambda _: self._scripts
+        scripts = self._scripts
+
+        def connection(readonly: bool) -> _Scripts:
+            return scripts
+
+        bridge.connection_getter = connection
 
 
 class _Scripts:
@@ -104,7 +109,7 @@ class _Scripts:
         return run
 
 
-def _seconds_until(
+def seconds_until(
     room: int, previous: int, previous_ends_s: float, current: int, current_ends_s: float
 ) -> float:
     """Return when what has been taken weighs at most ``room``, if nobody takes anything meanwhile.
