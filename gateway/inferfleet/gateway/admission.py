@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from http import HTTPStatus
 from typing import Final, cast
 
@@ -12,7 +12,13 @@ from pydantic_core import to_json
 from inferfleet.gateway.api_keys import ApiKey
 from inferfleet.producer.openai.refusals import Refusal, RefusedError
 from inferfleet.schemas.endpoints import ENDPOINTS
-from inferfleet.schemas.errors import InferfleetError, PartialSubmitError, PublishUnconfirmedError
+from inferfleet.schemas.errors import (
+    InferfleetError,
+    PartialSubmitError,
+    PublishUnconfirmedError,
+    ServiceRefusedError,
+    ServiceUnreachableError,
+)
 from inferfleet.schemas.job import Job, Priority
 from inferfleet.wire.redis.shared_limits import SharedLimits, retry_after_s
 
@@ -49,32 +55,39 @@ class Admission:
         """
         for job in jobs:
             self._check(job)
-        key, ids = self._key, [job.id for job in jobs]
-        if key.requests_per_minute is not None:
-            await self._take("requests", len(jobs), key.requests_per_minute)
-        if key.tokens_per_minute is not None:
-            await self._take("tokens", sum(map(estimated_tokens, jobs)), key.tokens_per_minute)
-        if key.max_unfinished_jobs is None:
-            yield
-            return
-        if len(ids) > key.max_unfinished_jobs:
-            raise _never("unfinished jobs", len(ids), key.max_unfinished_jobs)
-        if not await self._limits.reserve(key.id, ids, most=key.max_unfinished_jobs):
-            raise _not_now(
-                "too_many_unfinished_jobs",
-                f"{key.max_unfinished_jobs:,} jobs of this API key are unfinished, which is its limit",
-                FULL_RETRY_S,
-            )
+        ids = [job.id for job in jobs]
+        await self._reserve(ids)
         try:
+            await self._take("requests", len(jobs), self._key.requests_per_minute)
+            await self._take("tokens", sum(map(estimated_tokens, jobs)), self._key.tokens_per_minute)
             yield
         except PublishUnconfirmedError:
+            # RabbitMQ may have it.
             raise
-        except PartialSubmitError as error:
-            await self._limits.free(key.id, [each for each in ids if each not in error.accepted])
+        except (InferfleetError, RefusedError) as error:
+            accepted = error.accepted if isinstance(error, PartialSubmitError) else ()
+            await self._free([job_id for job_id in ids if job_id not in accepted])
             raise
-        except InferfleetError:
-            await self._limits.free(key.id, ids)
-            raise
+
+    async def _reserve(self, ids: Sequence[str]) -> None:
+        most = self._key.max_unfinished_jobs
+        if most is None:
+            return
+        if len(ids) > most:
+            raise _never("unfinished jobs", len(ids), most)
+        if not await self._limits.reserve(self._key.id, ids, most=most):
+            raise _not_now(
+                "too_many_unfinished_jobs",
+                f"{most:,} jobs of this API key may be unfinished, and there is no room for "
+                f"{'this one' if len(ids) == 1 else 'these'}",
+                FULL_RETRY_S,
+            )
+
+    async def _free(self, ids: Sequence[str]) -> None:
+        if self._key.max_unfinished_jobs is not None:
+            # Those that stay are found to have no record.
+            with suppress(ServiceUnreachableError, ServiceRefusedError):
+                await self._limits.free(self._key.id, ids)
 
     def _check(self, job: Job) -> None:
         key = self._key
@@ -89,7 +102,9 @@ class Admission:
                 f"this API key may not use the priority {job.priority}; its highest is {key.max_priority}",
             )
 
-    async def _take(self, what: str, amount: int, limit: int) -> None:
+    async def _take(self, what: str, amount: int, limit: int | None) -> None:
+        if limit is None:
+            return
         if amount > limit:
             raise _never(f"{what} a minute", amount, limit)
         if wait_s := await self._limits.take(what, self._key.id, limit=limit, amount=amount):
