@@ -35,7 +35,11 @@ CHAT = "/v1/chat/completions"
 NOT_OWNED = {"model"}
 """Parameters of paths that name nothing of a tenant's."""
 
-UNKNOWN = {"job_id": "01890a5d-ac96-774b-bcce-b302099a8057", "session_id": "nobodys"}
+UNKNOWN = {
+    "job_id": "01890a5d-ac96-774b-bcce-b302099a8057",
+    "session_id": "nobodys",
+    "endpoint_id": f"we_{'0' * 32}",
+}
 """An id of nothing, of each kind. A new kind of id belongs here and into ``theirs``."""
 
 BODIES: dict[str, Any] = {"/v1/sessions/{session_id}/fork": {"id": "copy"}}
@@ -114,7 +118,9 @@ async def test_no_route_tells_a_tenant_of_what_another_one_has(
     mine, yours = (enter(url, name) for name in names)
     await start_worker()
     job = await yours.post("/v1/jobs", json={"body": chat(), "session_id": "talk"})
-    theirs = {"job_id": job.json()["id"], "session_id": "talk"}
+    hook = {"name": "hook", "url": "https://1.1.1.1/hook", "event_types": ["job.succeeded"]}
+    endpoint = await yours.post("/v1/webhook_endpoints", json=hook)
+    theirs = {"job_id": job.json()["id"], "session_id": "talk", "endpoint_id": endpoint.json()["id"]}
     assert (await yours.get(f"/v1/jobs/{theirs['job_id']}?wait=60")).json()["state"] == "succeeded"
     assert (await yours.get("/v1/sessions/talk")).status_code == 200
     routes = [
@@ -139,10 +145,11 @@ async def test_no_route_tells_a_tenant_of_what_another_one_has(
     for method, path, _ in routes:
         if method == "GET" and "{" not in path:
             listed = await mine.get(path, params={"session_id": "talk"})
-            assert theirs["job_id"] not in listed.text, path
+            assert not any(theirs[kind] in listed.text for kind in ("job_id", "endpoint_id")), path
     # Nothing that was tried has had an effect.
     assert (await yours.get(f"/v1/jobs/{theirs['job_id']}")).json()["state"] == "succeeded"
     assert (await yours.get("/v1/sessions/talk")).json()["turns"] == 1
+    assert (await yours.get(f"/v1/webhook_endpoints/{theirs['endpoint_id']}")).json()["name"] == "hook"
 
 
 def anonymous(answer: httpx2.Response, ids: dict[str, str]) -> tuple[str, dict[str, str]]:

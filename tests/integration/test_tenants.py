@@ -73,6 +73,7 @@ async def test_another_message_for_a_job_does_not_change_its_tenant(
     fleet: Fleet, start_worker: StartWorker, pool: str
 ) -> None:
     other = f"{pool}.other"
+    await fleet.declare_pool(other)
     await start_worker(pool=other)
     job = await fleet.submit(chat(), pool=pool, tenant=f"{pool}.a")
     await fleet.submit(Job(id=job.id, pool=other, body=chat(), tenant="default"))
