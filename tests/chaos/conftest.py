@@ -8,6 +8,7 @@ from typing import IO, Any
 
 import pytest
 from tests.forked import ForkedProcess
+from tests.patience import PATIENCE_S
 from tests.stores import plain_redis
 
 from inferfleet.local import worker_processes
@@ -22,7 +23,7 @@ from inferfleet.schemas.journal import FinishedEntry, RestartedEntry, RunningEnt
 from inferfleet.schemas.settings import ProducerSettings
 from inferfleet.worker.engines.simulated import expected_text
 
-WAIT_S = 100.0
+WAIT_S = PATIENCE_S
 """How long a test waits for an end: workers that die start again, which takes a busy machine its time."""
 
 

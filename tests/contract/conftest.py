@@ -14,6 +14,7 @@ from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMe
 from tests.conftest import cell_services, matrix_cells
 from tests.contract.conversation import Conversation
 from tests.matrix import Cell
+from tests.patience import PATIENCE_S as PATIENCE_S
 from tests.stores import plain_redis, running_pipeline
 
 from inferfleet.local.services import Services, ServicesChoice, running_services
@@ -22,7 +23,6 @@ from inferfleet.schemas.settings import ServiceSettings
 from inferfleet.wire.rabbitmq.topology import queue_arguments
 
 KINDS = (ServicesChoice.EMBEDDED, ServicesChoice.NATIVE, ServicesChoice.DOCKER)
-PATIENCE_S = 10.0
 
 Publish = Callable[..., Awaitable[Any]]
 

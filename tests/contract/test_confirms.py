@@ -12,6 +12,7 @@ import pytest
 from aio_pika.abc import AbstractChannel, AbstractQueue
 from pamqp.commands import Basic
 from tests.contract.conftest import take, take_bodies
+from tests.patience import PATIENCE_S
 
 from inferfleet.local.chaos.proxy import Direction, Proxy
 from inferfleet.local.services import Services
@@ -25,7 +26,7 @@ pytestmark = pytest.mark.matrix
 
 @pytest.fixture
 async def connection(contract_services: Services) -> AsyncIterator[Connection]:
-    async with open_amqp(contract_services.amqp_url, timeout_s=10, name="confirms") as connection:
+    async with open_amqp(contract_services.amqp_url, timeout_s=PATIENCE_S, name="confirms") as connection:
         yield connection
 
 
@@ -38,7 +39,7 @@ async def publishing(connection: Connection) -> AbstractChannel:
 @pytest.fixture
 async def confirms(connection: Connection, publishing: AbstractChannel) -> Confirms:
     underlay = await publishing.get_underlay_channel()
-    return Confirms(connection.stream, underlay, frame_max=connection.frame_max, timeout_s=10)
+    return Confirms(connection.stream, underlay, frame_max=connection.frame_max, timeout_s=PATIENCE_S)
 
 
 async def publish(confirms: Confirms, key: str, body: bytes = b"x", **properties: Any) -> None:
@@ -78,7 +79,10 @@ async def test_only_the_message_for_nobody_is_returned(
 async def test_a_message_without_an_id_is_returned_as_well(contract_services: Services, name: str) -> None:
     async with aclosing(
         ConfirmChannel(
-            contract_services.amqp_url, connect_timeout_s=10, confirm_timeout_s=10, name="confirms"
+            contract_services.amqp_url,
+            connect_timeout_s=PATIENCE_S,
+            confirm_timeout_s=PATIENCE_S,
+            name="confirms",
         )
     ) as channel:
         with pytest.raises(UnroutableError):
@@ -89,7 +93,10 @@ async def test_a_closed_client_opens_no_connection_any_more(
     contract_services: Services, queue: AbstractQueue
 ) -> None:
     channel = ConfirmChannel(
-        contract_services.amqp_url, connect_timeout_s=10, confirm_timeout_s=10, name="confirms"
+        contract_services.amqp_url,
+        connect_timeout_s=PATIENCE_S,
+        confirm_timeout_s=PATIENCE_S,
+        name="confirms",
     )
     await channel.publish("", aio_pika.Message(b"x"), routing_key=queue.name, mandatory=True)
     await channel.aclose()
@@ -131,10 +138,10 @@ async def test_a_broken_connection_fails_what_waits(
 ) -> None:
     async with (
         Proxy(contract_services.amqp_url) as link,
-        open_amqp(link.url, timeout_s=10, name="confirms") as connection,
+        open_amqp(link.url, timeout_s=PATIENCE_S, name="confirms") as connection,
     ):
         channel = await (await connection.channel()).get_underlay_channel()
-        confirms = Confirms(connection.stream, channel, frame_max=connection.frame_max, timeout_s=10)
+        confirms = Confirms(connection.stream, channel, frame_max=connection.frame_max, timeout_s=PATIENCE_S)
         link.hold(Direction.TO_CLIENT)
         waiting = [
             asyncio.create_task(publish(confirms, queue.name, message_id=str(number))) for number in range(3)
@@ -151,7 +158,7 @@ async def test_each_of_many_waits_as_long_as_it_may(
     timeout_s = 0.5
     async with (
         Proxy(contract_services.amqp_url) as link,
-        open_amqp(link.url, timeout_s=10, name="confirms") as connection,
+        open_amqp(link.url, timeout_s=PATIENCE_S, name="confirms") as connection,
     ):
         channel = await (await connection.channel()).get_underlay_channel()
         confirms = Confirms(connection.stream, channel, frame_max=connection.frame_max, timeout_s=timeout_s)

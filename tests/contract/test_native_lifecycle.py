@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import aio_pika
 import pytest
 import redis
+from tests.patience import PATIENCE_S
 
 from inferfleet.local.services import Services
 from inferfleet.local.services.rabbitmq_process import RabbitMQProcess
@@ -23,13 +24,14 @@ from inferfleet.local.services.reaper import Reaper
 from inferfleet.local.services.redis_process import RedisProcess, redis_binary
 from inferfleet.schemas.errors import ServiceUnreachableError
 
-PATIENCE_S = 15.0
-
 LAUNCHER = """
+import signal
 import time
 from inferfleet.local.services import ServicesChoice, running_services
 from inferfleet.local.services.rabbitmq_process import RabbitMQProcess
 RabbitMQProcess.wait_until_ready = lambda broker: None
+# Ignored where a shell has started the tests in the background.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 with running_services(ServicesChoice.NATIVE) as services:
     print(services.broker.pid, services.broker.port_mapper_pid, services.store.pid, flush=True)
     time.sleep(60)

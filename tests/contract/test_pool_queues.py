@@ -28,7 +28,7 @@ RETURNS = 25
 
 @pytest.fixture
 async def connection(contract_services: Services) -> AsyncIterator[Connection]:
-    async with open_amqp(contract_services.amqp_url, timeout_s=10, name="pool queues") as connection:
+    async with open_amqp(contract_services.amqp_url, timeout_s=PATIENCE_S, name="pool queues") as connection:
         yield connection
 
 
@@ -66,7 +66,7 @@ async def test_a_job_is_kept_however_many_workers_die_with_it(
 ) -> None:
     await publish(channel, jobs, "job")
     for _ in range(RETURNS):
-        async with open_amqp(contract_services.amqp_url, timeout_s=10, name="doomed") as doomed:
+        async with open_amqp(contract_services.amqp_url, timeout_s=PATIENCE_S, name="doomed") as doomed:
             taken: Any = asyncio.get_running_loop().create_future()
             queue = await (await doomed.channel()).get_queue(jobs.name)
             await queue.consume(taken.set_result)

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
+from tests.patience import PATIENCE_S
 
 from inferfleet.schemas.settings import WorkerSettings
 
@@ -119,7 +120,7 @@ def example_connections() -> dict[str, str]:
 def render(folder: str | Path) -> Manifests:
     """Render a folder of deploy/keda, or another one."""
     done = subprocess.run(
-        [*kustomize(), str(KEDA / folder)], capture_output=True, text=True, check=False, timeout=60
+        [*kustomize(), str(KEDA / folder)], capture_output=True, text=True, check=False, timeout=PATIENCE_S
     )
     assert done.returncode == 0, done.stderr
     # kubectl says on stderr what is deprecated.

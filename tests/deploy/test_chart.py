@@ -25,6 +25,7 @@ from tests.deploy.conftest import (
     render,
 )
 from tests.deploy.pod_security import violations
+from tests.patience import PATIENCE_S
 
 CHART = ROOT / "deploy/helm/inferfleet"
 VALUES = yaml.safe_load((CHART / "values.yaml").read_text())
@@ -136,7 +137,7 @@ OWN: dict[str, Any] = {
 
 def helm(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [program("helm"), *arguments], capture_output=True, text=True, check=False, timeout=60
+        [program("helm"), *arguments], capture_output=True, text=True, check=False, timeout=PATIENCE_S
     )
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.patience import PATIENCE_S
 
 from inferfleet.local.services import Services, ServicesChoice, running_services
 from inferfleet.producer import Fleet
@@ -194,7 +195,7 @@ async def test_a_worker_container_answers_a_job_and_ends_well_on_docker_stop(
     pool = f"images-{uuid.uuid4().hex[:8]}"
     container = start_worker(pool)
     await fleet.declare_pool(pool)
-    result = await fleet.wait(await fleet.submit("Hello?", pool=pool), timeout_s=60)
+    result = await fleet.wait(await fleet.submit("Hello?", pool=pool), timeout_s=PATIENCE_S)
     assert result.raise_for_state().text
     docker("stop", container)
     log = docker("logs", container).stderr
@@ -229,7 +230,7 @@ async def test_docker_stop_hands_a_running_job_over_to_another_container(
     # Then the other one goes on behind what the first had written
     assert [attempt.worker_id for attempt in attempts] == ["first", "second"]
     assert attempts[1].resumed_from > 10
-    result = await fleet.wait(job, timeout_s=60)
+    result = await fleet.wait(job, timeout_s=PATIENCE_S)
     assert result.raise_for_state().text == expected_text(job.endpoint, job.body)
 
 

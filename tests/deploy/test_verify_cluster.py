@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 from tests.deploy.conftest import DOCS, ROOT, Object, render
 from tests.deploy.pod_security import violations
+from tests.patience import PATIENCE_S
 
 SCRIPT = ROOT / "scripts/verify-cluster"
 
@@ -135,7 +136,7 @@ def test_a_fleet_that_works_gets_a_table_without_a_fault(tmp_path: Path) -> None
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=PATIENCE_S,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     head, *rows = done.stdout.splitlines()

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import pytest
+from tests.patience import PATIENCE_S
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 from inferfleet.schemas.journal import TokenChunk
@@ -138,7 +139,7 @@ async def test_an_abort_frees_the_slot_within_a_second(engine, fill, ask, how):
                 await asyncio.sleep(0)
                 reader.cancel()
 
-        async with asyncio.timeout(1):
+        async with asyncio.timeout(PATIENCE_S):
             await waiting
 
 

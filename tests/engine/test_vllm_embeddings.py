@@ -9,6 +9,7 @@ import multiprocessing
 import pytest
 import pytest_asyncio
 from openai.types import CreateEmbeddingResponse
+from tests.patience import PATIENCE_S
 
 from inferfleet.schemas import Endpoint, FailureCode
 from inferfleet.worker.ports import EngineDeadError, GenerationError
@@ -88,13 +89,13 @@ async def test_when_the_engine_core_dies_every_request_hears_it(embedder, embed,
     engine, core = embedder
     running = engine.generate(a_generation({"input": [[300 + number % 100] * 1000 for number in range(100)]}))
     first_event = asyncio.create_task(anext(running))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while not engine.stats().running:
             await asyncio.sleep(0.001)
 
     core.kill()
 
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         with pytest.raises(EngineDeadError):
             await first_event
         with pytest.raises(EngineDeadError):

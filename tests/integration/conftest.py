@@ -26,6 +26,7 @@ import pytest
 import redis.asyncio as aioredis
 from tests.forked import ForkedProcess
 from tests.matrix import Cell
+from tests.patience import PATIENCE_S as PATIENCE_S
 from tests.stores import plain_redis, running_pipeline
 
 from inferfleet.gateway.server import serving
@@ -44,9 +45,6 @@ from inferfleet.wire.redis.topology import topology_of
 from inferfleet.worker.engines.simulated import SimulatedEngine, expected_text
 from inferfleet.worker.ports import Engine
 from inferfleet.worker.worker import Worker
-
-PATIENCE_S = 60.0
-"""How long a test waits for something that should happen at once, on a machine that has much else to do."""
 
 INSTANT: Mapping[str, Any] = {"speed": 0}
 """Arguments of a simulated engine in which no time passes."""

@@ -13,6 +13,7 @@ from aiormq.exceptions import ConnectionResourceError
 from tests.conftest import Control
 from tests.integration.conftest import Connect, StartWorker, chat
 from tests.matrix import Cell
+from tests.patience import PATIENCE_S
 from yarl import URL
 
 from inferfleet.local.services import Services
@@ -203,7 +204,7 @@ async def test_everything_works_where_queues_are_quorum_queues_by_default(
     async with connect(amqp_url=url, patience_s=30) as fleet:
         await fleet.declare_pool(pool)
         job = await fleet.submit("hello", pool=pool)
-        (await fleet.wait(job, timeout_s=60)).raise_for_state()
+        (await fleet.wait(job, timeout_s=PATIENCE_S)).raise_for_state()
     await worker.stop()
 
 
@@ -293,7 +294,7 @@ async def test_a_job_that_is_nacked_behind_a_broken_connection_is_published_agai
     job = await fleet.submit("hello", pool=pool)
     assert fared() == 2
     await start_worker()
-    assert (await fleet.wait(job, timeout_s=60)).state is JobState.SUCCEEDED
+    assert (await fleet.wait(job, timeout_s=PATIENCE_S)).state is JobState.SUCCEEDED
 
 
 async def test_a_full_queue_behind_a_broken_connection_may_have_the_job(
@@ -324,7 +325,7 @@ async def test_a_job_that_was_nacked_and_meets_no_broker_then_is_not_taken_back(
     assert (await fleet.get(job)).state is JobState.QUEUED
     await fleet.submit(job)
     await start_worker()
-    assert (await fleet.wait(job, timeout_s=60)).state is JobState.SUCCEEDED
+    assert (await fleet.wait(job, timeout_s=PATIENCE_S)).state is JobState.SUCCEEDED
 
 
 async def test_a_job_that_was_not_confirmed_is_not_taken_back_because_the_next_try_finds_no_url(
@@ -337,19 +338,19 @@ async def test_a_job_that_was_not_confirmed_is_not_taken_back_because_the_next_t
         await fleet.submit(job)
         assert fared() == 3
         await start_worker()
-        assert (await fleet.wait(job, timeout_s=60)).state is JobState.SUCCEEDED
+        assert (await fleet.wait(job, timeout_s=PATIENCE_S)).state is JobState.SUCCEEDED
 
 
 async def test_a_command_that_is_nacked_is_unconfirmed(
     fleet: Fleet, start_worker: StartWorker, publishes_fare: Fates, pool: str
 ) -> None:
     worker = await start_worker(worker_id=f"{pool}-w")
-    await fleet.wait(await fleet.submit("hello", pool=pool), timeout_s=60)
+    await fleet.wait(await fleet.submit("hello", pool=pool), timeout_s=PATIENCE_S)
     fared = publishes_fare("nacked")
     # Repeated until the worker drains.
-    await fleet.drain(f"{pool}-w", timeout_s=60)
+    await fleet.drain(f"{pool}-w", timeout_s=PATIENCE_S)
     assert fared() == 1
-    await asyncio.wait_for(worker.running, 60)
+    await asyncio.wait_for(worker.running, PATIENCE_S)
 
 
 async def attempt(fleet: Fleet, pool: str) -> InferfleetError | None:

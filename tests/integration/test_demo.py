@@ -13,13 +13,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
+from tests.patience import PATIENCE_S
 
 from inferfleet.local.demo.workload import SIMULATED
 from inferfleet.local.services import Services, ServicesChoice
 from inferfleet.local.services.launcher import source_of
 
 DEMO = [sys.executable, "-m", "inferfleet.cli", "demo"]
-PATIENCE_S = 120.0
 
 
 def clean_environment(**variables: str) -> dict[str, str]:

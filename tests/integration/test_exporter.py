@@ -15,6 +15,7 @@ from uuid import uuid4
 import aiohttp
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from tests.patience import PATIENCE_S
 
 from inferfleet.exporter.server import serving
 from inferfleet.exporter.settings import ExporterSettings
@@ -24,9 +25,6 @@ from inferfleet.schemas import Job
 from inferfleet.schemas.settings import ProducerSettings, WorkerSettings
 from inferfleet.worker.engines.simulated import SimulatedEngine
 from inferfleet.worker.worker import Worker
-
-PATIENCE_S = 40.0
-"""RabbitMQ's statistics alone are up to 5 s late."""
 
 
 @pytest.fixture

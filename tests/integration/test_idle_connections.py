@@ -140,7 +140,7 @@ async def test_an_order_to_a_worker_gets_through_on_a_dead_connection(
 
 @pytest.mark.matrix
 async def test_a_silent_broker_is_noticed_by_missed_heartbeats(link: Proxy) -> None:
-    async with open_amqp(link.url, timeout_s=10, name="silent") as connection:
+    async with open_amqp(link.url, timeout_s=PATIENCE_S, name="silent") as connection:
         assert connection.transport is not None
         assert link.strand()
         with pytest.raises(ConnectionError):
@@ -149,7 +149,9 @@ async def test_a_silent_broker_is_noticed_by_missed_heartbeats(link: Proxy) -> N
 
 async def test_tcp_asks_whether_the_other_end_is_there(services: Services) -> None:
     """For connections without heartbeats."""
-    async with open_amqp(f"{services.amqp_url}?heartbeat=0", timeout_s=10, name="keepalive") as connection:
+    async with open_amqp(
+        f"{services.amqp_url}?heartbeat=0", timeout_s=PATIENCE_S, name="keepalive"
+    ) as connection:
         assert connection.stream._writer is not None
         end = connection.stream._writer.get_extra_info("socket")
         assert end.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1

@@ -12,10 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from tests.patience import PATIENCE_S
 
 from inferfleet.local.services.native import unavailable_reason
-
-PATIENCE_S = 60.0
 
 needs_native = pytest.mark.skipif(
     unavailable_reason() is not None, reason=f"native services: {unavailable_reason()}"

@@ -13,12 +13,12 @@ from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 import pytest
+from tests.patience import PATIENCE_S
 
 from inferfleet.local.cli.services import _print_urls  # pyright: ignore[reportPrivateUsage]
 from inferfleet.local.services import Services, ServicesChoice
 from inferfleet.local.services.launcher import source_of
 
-PATIENCE_S = 60.0
 INFERFLEET = f"{sys.executable} -m inferfleet.cli"
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import aiohttp
 import pytest
 from tests.integration.certificates import Certificates, write_certificates
+from tests.patience import PATIENCE_S
 from yarl import URL
 
 from inferfleet.exporter.server import serving
@@ -31,7 +32,6 @@ from inferfleet.schemas.errors import ConfigurationError, ServiceUnreachableErro
 from inferfleet.schemas.names import job_queue
 from inferfleet.wire.rabbitmq.management import ManagementApi
 
-PATIENCE_S = 60.0
 IMAGE = "rabbitmq:4-management"
 ADMINISTRATOR = "guest:guest"
 POOL = "secured"
@@ -160,7 +160,7 @@ async def _declared(served: Secured) -> None:
 
 
 def api(url: str, *, amqp_url: str = "amqp://localhost/") -> ManagementApi:
-    return ManagementApi(url, amqp_url=amqp_url, timeout_s=10)
+    return ManagementApi(url, amqp_url=amqp_url, timeout_s=PATIENCE_S)
 
 
 async def test_a_client_with_a_certificate_reads_a_queue(secured: Secured) -> None:

@@ -27,6 +27,7 @@ from typing import Any
 import pytest
 import redis.asyncio as aioredis
 from tests.integration.conftest import ForeignClient, StartWorker
+from tests.patience import PATIENCE_S
 
 from inferfleet.schemas.job import new_job_id
 
@@ -206,7 +207,7 @@ async def test_a_job_published_as_the_page_says_is_answered_where_it_says(
         delivery_mode=2,
     )
 
-    answer: Any = await store.xread({f"inferfleet:reply:{{{reply_to}}}": "0"}, block=10_000)
+    answer: Any = await store.xread({f"inferfleet:reply:{{{reply_to}}}": "0"}, block=int(1000 * PATIENCE_S))
     ((_, ((_, line),)),) = answer
     assert line[b"job"].decode() == job["id"]
     result = json.loads(await store.get(f"inferfleet:job:{{{job['id']}}}:result") or "")
@@ -232,7 +233,7 @@ def test_the_program_for_node_prints_what_the_page_says(
             env=readers_environment,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=PATIENCE_S,
             check=False,
         )
 

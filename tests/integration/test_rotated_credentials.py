@@ -10,6 +10,7 @@ from uuid import uuid4
 
 import aiohttp
 import redis.asyncio as aioredis
+from tests.patience import PATIENCE_S
 from yarl import URL
 
 from inferfleet.local.services import Services
@@ -18,7 +19,6 @@ from inferfleet.schemas.settings import ProducerSettings, WorkerSettings
 from inferfleet.worker.engines.simulated import SimulatedEngine
 from inferfleet.worker.worker import Worker
 
-PATIENCE_S = 60.0
 USER = "rotating"
 
 

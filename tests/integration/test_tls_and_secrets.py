@@ -13,6 +13,7 @@ import pytest
 import redis.asyncio as aioredis
 import trustme
 from tests.integration.certificates import Certificates, write_certificates
+from tests.patience import PATIENCE_S
 
 from inferfleet.local.services.free_port import free_port
 from inferfleet.local.services.native import unavailable_reason
@@ -111,7 +112,7 @@ async def test_a_client_with_a_certificate_submits_over_tls(secured: Secured) ->
 async def test_a_client_without_a_certificate_is_refused(secured: Secured) -> None:
     url = f"amqps://{USER}:{PASSWORD}@localhost:{secured.amqp_port}/?cafile={secured.files.ca}"
     with pytest.raises(ServiceUnreachableError):
-        async with open_amqp(url, timeout_s=10, name="test"):
+        async with open_amqp(url, timeout_s=PATIENCE_S, name="test"):
             pass
     url = f"rediss://localhost:{secured.redis_port}/0?ssl_ca_certs={secured.files.ca}"
     with pytest.raises(ServiceUnreachableError):
@@ -125,7 +126,7 @@ async def test_a_server_of_an_unknown_authority_is_refused(secured: Secured, tmp
     with pytest.raises(ServiceUnreachableError, match="certificate verify failed") as raised:
         async with open_amqp(
             f"amqps://{USER}:{PASSWORD}@localhost:{secured.amqp_port}/?cafile={other}",
-            timeout_s=10,
+            timeout_s=PATIENCE_S,
             name="test",
         ):
             pass

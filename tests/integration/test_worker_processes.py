@@ -11,6 +11,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from tests.patience import PATIENCE_S
 
 from inferfleet.local.services import Services
 from inferfleet.local.worker_processes import (
@@ -22,8 +23,6 @@ from inferfleet.producer import Fleet
 from inferfleet.schemas.errors import ConfigurationError, ServiceUnreachableError
 from inferfleet.schemas.heartbeat import WorkerPhase
 from inferfleet.schemas.settings import WorkerSettings
-
-PATIENCE_S = 30.0
 
 MakeSettings = Callable[..., WorkerSettings]
 

@@ -10,6 +10,7 @@ from io import BytesIO, TextIOWrapper
 from pathlib import Path
 
 import pytest
+from tests.patience import PATIENCE_S
 
 from inferfleet.cli import batch_progress
 from inferfleet.cli.batch import _copy_of_stdin
@@ -52,7 +53,7 @@ def test_the_second_ctrl_c_ends_what_the_first_could_not() -> None:
             for said in ("ready\n", "interrupted\n"):
                 assert process.stdout.readline() == said
                 process.send_signal(signal.SIGINT)
-            assert process.wait(timeout=60) == 130
+            assert process.wait(timeout=PATIENCE_S) == 130
         finally:
             process.kill()
 

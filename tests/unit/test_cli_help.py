@@ -10,6 +10,7 @@ from importlib.metadata import entry_points, version
 from typing import Any
 
 import pytest
+from tests.patience import PATIENCE_S
 from typer.main import get_command
 
 from inferfleet.cli.failing import exit_code
@@ -43,7 +44,11 @@ HEAVY = (
 def run(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run a program in an interpreter of its own."""
     return subprocess.run(
-        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", program, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
     )
 
 

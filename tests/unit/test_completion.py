@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.patience import PATIENCE_S
 
 from inferfleet.schemas import Priority
 
@@ -37,7 +38,7 @@ def in_bash(script: str, environment: dict[str, str]) -> list[str]:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE_S,
         check=True,
     )
     assert ended.stderr == ""
@@ -90,7 +91,7 @@ def test_other_shells_are_told_the_same_words(
         env={**environment, **variables, **asked},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE_S,
         check=True,
     )
     assert ended.stderr == ""

@@ -11,17 +11,16 @@ from pamqp import commands, frame
 from pamqp.body import ContentBody
 from pamqp.header import ContentHeader, ProtocolHeader
 from pamqp.heartbeat import Heartbeat
+from tests.patience import PATIENCE_S
 
 from inferfleet.local.embedded import EmbeddedBroker
-
-TIMEOUT_S = 10.0
 
 
 class Client:
     """Sends and receives single frames."""
 
     def __init__(self, port: int) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT_S)
+        self.socket = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S)
         self._stream = self.socket.makefile("rb")
 
     def close(self) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tests.patience import PATIENCE_S
 
 from inferfleet.schemas.errors import ConfigurationError
 from inferfleet.schemas.settings import WorkerSettings
@@ -97,7 +98,7 @@ def test_a_name_that_two_packages_have_is_refused(install: Install) -> None:
 def test_a_worker_with_an_unknown_engine_ends_at_once_with_2() -> None:
     command = [sys.executable, "-m", "inferfleet.cli", "worker", "--engine", "vlm"]
 
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
 
     assert ended.returncode == 2
     assert "no engine is named 'vlm' (did you mean 'vllm'?); installed are: " in ended.stderr

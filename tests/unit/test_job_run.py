@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
+from tests.patience import PATIENCE_S
 
 from inferfleet.schemas import Endpoint, Job, Usage
 from inferfleet.schemas.journal import AnswerHead, TokenChunk
@@ -117,21 +118,21 @@ async def test_an_interruption_ends_the_block_and_says_why(reason: Interruption)
     task = asyncio.create_task(work())
     await running.wait()
     run.interrupt(reason)
-    await asyncio.wait_for(task, 10)
+    await asyncio.wait_for(task, PATIENCE_S)
     assert run.stop_switch.reason is reason
 
 
 async def test_an_interruption_before_the_block_keeps_it_from_starting_to_wait() -> None:
     run = make_run()
     run.interrupt(Interruption.HAND_OVER)
-    async with asyncio.timeout(10), run.stop_switch.armed(run.job.timeout_s):
+    async with asyncio.timeout(PATIENCE_S), run.stop_switch.armed(run.job.timeout_s):
         await asyncio.sleep(3600)
     assert run.stop_switch.reason is Interruption.HAND_OVER
 
 
 async def test_the_jobs_own_limit_ends_the_block() -> None:
     run = make_run(timeout_s=0.01)
-    async with asyncio.timeout(10), run.stop_switch.armed(run.job.timeout_s):
+    async with asyncio.timeout(PATIENCE_S), run.stop_switch.armed(run.job.timeout_s):
         await asyncio.sleep(3600)
     assert run.stop_switch.reason is Interruption.TIMEOUT
 
@@ -140,7 +141,7 @@ async def test_the_first_reason_counts() -> None:
     run = make_run()
     run.interrupt(Interruption.CANCELLED)
     run.interrupt(Interruption.HAND_OVER)
-    async with asyncio.timeout(10), run.stop_switch.armed(run.job.timeout_s):
+    async with asyncio.timeout(PATIENCE_S), run.stop_switch.armed(run.job.timeout_s):
         await asyncio.sleep(3600)
     assert run.stop_switch.reason is Interruption.CANCELLED
 
@@ -151,7 +152,7 @@ async def test_an_order_that_comes_before_the_pause_does_not_get_lost(reason: In
     async with run.stop_switch.armed(run.job.timeout_s):
         pass
     run.interrupt(reason)
-    await asyncio.wait_for(run.pause(3600), 60)
+    await asyncio.wait_for(run.pause(3600), PATIENCE_S)
 
 
 async def test_a_pause_behind_a_generation_that_was_stopped_lasts() -> None:
@@ -163,7 +164,7 @@ async def test_a_pause_behind_a_generation_that_was_stopped_lasts() -> None:
     await asyncio.sleep(0)
     assert run.paused
     run.wake()
-    await asyncio.wait_for(pausing, 60)
+    await asyncio.wait_for(pausing, PATIENCE_S)
 
 
 async def test_errors_in_the_block_pass_through() -> None:
@@ -179,7 +180,7 @@ async def test_errors_in_the_block_pass_through() -> None:
 
 async def test_a_block_that_times_out_while_it_is_stopped_is_stopped() -> None:
     run = make_run(timeout_s=0.01)
-    async with asyncio.timeout(10), run.stop_switch.armed(run.job.timeout_s):
+    async with asyncio.timeout(PATIENCE_S), run.stop_switch.armed(run.job.timeout_s):
         try:
             await asyncio.sleep(3600)
         except asyncio.CancelledError:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from tests.patience import PATIENCE_S
+
 from inferfleet.producer.journal_view import BEGINNING
 from inferfleet.producer.reader import Reader
 from inferfleet.schemas import JobState, JournalEntry
@@ -58,7 +60,7 @@ async def test_a_reader_that_looked_while_the_journal_was_lost_still_gets_its_en
     )
     reading = asyncio.create_task(reader.run())
     try:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             entries = [line.entry async for line in reader.follow(JOB_ID, after=BEGINNING)]
     finally:
         reading.cancel()

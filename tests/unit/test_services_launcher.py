@@ -14,6 +14,7 @@ from typing import Any
 import aio_pika
 import pytest
 import redis
+from tests.patience import PATIENCE_S
 
 from inferfleet.local.services import Services, ServicesChoice, launcher, rabbitmq_process, running_services
 from inferfleet.local.services.choice import ServicesOptions
@@ -177,7 +178,7 @@ async def test_closed_embedded_services_leave_no_client_waiting() -> None:
     blocked: Any = store.xread({"stream": "$"}, block=60_000)
     reading = asyncio.create_task(blocked)
     await asyncio.sleep(0.1)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         await running.__aexit__(None, None, None)
         with pytest.raises(redis.exceptions.ConnectionError):
             await reading

@@ -13,14 +13,13 @@ from pathlib import Path
 from subprocess import PIPE
 
 import pytest
+from tests.patience import PATIENCE_S
 
 from inferfleet.local.services import child_process
 from inferfleet.local.services.child_process import ChildProcess
 from inferfleet.local.services.free_port import BLOCK, HIGHEST, LOWEST, free_port
 from inferfleet.local.services.reaper import Reaper
 from inferfleet.schemas.errors import ServiceUnreachableError
-
-PATIENCE_S = 10.0
 
 LAUNCHER = """
 import subprocess, sys, time

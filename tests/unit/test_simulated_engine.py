@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.patience import PATIENCE_S
 
 from inferfleet.schemas import Endpoint, FailureCode
 from inferfleet.schemas.errors import ConfigurationError
@@ -437,7 +438,9 @@ def test_a_request_can_kill_its_worker() -> None:
         """
     )
 
-    worker = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    worker = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=PATIENCE_S
+    )
 
     assert worker.stdout.split() == ["3"], worker.stderr
     assert worker.returncode == -signal.SIGKILL

@@ -271,7 +271,9 @@ async def test_a_turn_that_runs_is_not_passed_over_because_its_pool_is_gone(
     await records.start(
         second, token="t", worker_id="other", lease_s=60, resumable=True, alone=True, reply_to=""
     )
-    channel = ConfirmChannel(services.amqp_url, connect_timeout_s=30, confirm_timeout_s=30, name="lanes")
+    channel = ConfirmChannel(
+        services.amqp_url, connect_timeout_s=PATIENCE_S, confirm_timeout_s=PATIENCE_S, name="lanes"
+    )
     lanes = Lanes(settings=settings, records=records, session_lanes=session_lanes, confirm_channel=channel)
     with pytest.raises(UnroutableError):
         await lanes.let_next_run(first, witness=first)
