@@ -10,7 +10,6 @@ import asyncio
 import json
 import os
 import signal
-import struct
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
@@ -25,6 +24,7 @@ import aiormq.exceptions
 import pytest
 import redis.asyncio as aioredis
 from tests.forked import ForkedProcess
+from tests.integration.raw_publisher import RawPublisher
 from tests.matrix import Cell
 from tests.patience import PATIENCE_S as PATIENCE_S
 from tests.stores import plain_redis, running_pipeline
@@ -37,7 +37,6 @@ from inferfleet.schemas import Endpoint, Job, JobRecord, Priority
 from inferfleet.schemas.journal import FinishedEntry, JournalEntry, RunningEntry, TokensEntry
 from inferfleet.schemas.names import dead_queue, job_queue, journal_key, open_key
 from inferfleet.schemas.settings import ProducerSettings, WorkerSettings
-from inferfleet.wire.rabbitmq.connection import open_amqp
 from inferfleet.wire.redis.journal_lines import parse_line
 from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.redis.records import JobRecords
@@ -157,42 +156,6 @@ async def aiormq_channel(url: str) -> AsyncIterator[aiormq.abc.AbstractChannel]:
         yield await connection.channel()
     finally:
         await connection.close()
-
-
-class RawPublisher:
-    """Publishes bytes that no client library would write. The broker may refuse them."""
-
-    def __init__(self, url: str, pool: str) -> None:
-        self._url = url
-        self._pool = pool
-
-    async def publish(
-        self, flags: int, properties: bytes, body: bytes, *, exchange: str = "inferfleet.jobs"
-    ) -> bool:
-        """Publish on a connection of its own. Returns whether the broker took it."""
-        async with open_amqp(self._url, timeout_s=PATIENCE_S, name="poison") as connection:
-            channel = await connection.channel(publisher_confirms=False)
-            number = (await channel.get_underlay_channel()).number
-            connection.stream.take(number, lambda kind, payload: False)
-            method = struct.pack(">HHH", 60, 40, 0) + _short(exchange) + _short(self._pool) + b"\x00"
-            header = struct.pack(">HHQH", 60, 0, len(body), flags) + properties
-            frames = [_frame(1, number, method), _frame(2, number, header)]
-            frames += [_frame(3, number, body[at : at + 100_000]) for at in range(0, len(body), 100_000)]
-            connection.stream.write(number, b"".join(frames))
-            try:
-                # Answered behind the message, or not at all.
-                await channel.declare_queue(job_queue(self._pool), passive=True)
-            except Exception:
-                return False
-            return True
-
-
-def _frame(kind: int, channel: int, payload: bytes) -> bytes:
-    return struct.pack(">BHI", kind, channel, len(payload)) + payload + b"\xce"
-
-
-def _short(text: str) -> bytes:
-    return bytes([len(text)]) + text.encode()
 
 
 @pytest.fixture

@@ -9,13 +9,13 @@ import pytest
 from tests.integration.conftest import (
     PATIENCE_S,
     ForeignClient,
-    RawPublisher,
     RunCommand,
     StartWorker,
     answer_to,
     chat,
     eventually,
 )
+from tests.integration.raw_publisher import RawPublisher
 
 from inferfleet.local.services import Services, ServicesChoice
 from inferfleet.producer import Fleet

@@ -7,14 +7,8 @@ from __future__ import annotations
 
 import struct
 
-from tests.integration.conftest import (
-    PATIENCE_S,
-    ForeignClient,
-    RawPublisher,
-    StartWorker,
-    answer_to,
-    eventually,
-)
+from tests.integration.conftest import PATIENCE_S, ForeignClient, StartWorker, answer_to, eventually
+from tests.integration.raw_publisher import RawPublisher
 
 from inferfleet.local.services import Services, ServicesChoice
 from inferfleet.producer import Fleet

@@ -14,12 +14,12 @@ from tests.conftest import Control
 from tests.integration.conftest import (
     PATIENCE_S,
     ForeignClient,
-    RawPublisher,
     RunCommand,
     StartWorker,
     answer_to,
     eventually,
 )
+from tests.integration.raw_publisher import RawPublisher
 
 from inferfleet.local.services import Services, ServicesChoice
 from inferfleet.producer import Fleet

@@ -15,7 +15,6 @@ from tests.integration.conftest import (
     PATIENCE_S,
     Connect,
     ForeignClient,
-    RawPublisher,
     StartWorker,
     answer_to,
     chat,
@@ -25,6 +24,7 @@ from tests.integration.conftest import (
     slow_chat,
     until_running,
 )
+from tests.integration.raw_publisher import RawPublisher
 
 from inferfleet.producer import Fleet
 from inferfleet.schemas import FailureCode, Job, JobState, Result
