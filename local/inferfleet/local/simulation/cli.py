@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from functools import cache, partial
 from itertools import islice
 from typing import Annotated
 
@@ -25,7 +26,7 @@ from inferfleet.local.simulation.explore import (
 )
 from inferfleet.local.simulation.forks import IN_A_ROW, Players, players
 from inferfleet.local.simulation.mutations import MUTATIONS
-from inferfleet.local.simulation.plan import FAULTS, LOSSES, Kind, Plan, parse_row
+from inferfleet.local.simulation.plan import FAULTS, LOSSES, Kind, Plan, Undisturbed, parse_row
 from inferfleet.local.simulation.play import Played
 from inferfleet.local.simulation.scenarios import SCENARIOS
 
@@ -153,9 +154,12 @@ def _try_mutations(seed: int, at_once: int, *, within: int | None, quiet: bool) 
     """Say of each mutation after how many schedules it is found; only of those found ``within`` so many."""
     found: dict[str, int | None] = {}
     with players(at_once=0) as unchanged:
+        # Many mutations show in one scenario.
+        runs_of = cache(partial(undisturbed, unchanged))
         for name, mutation in MUTATIONS.items():
             if within is None or mutation.within <= within:
-                after = _found_after(name, unchanged, seed=seed, at_once=at_once, show=not quiet)
+                runs = runs_of(mutation.scenario, mutation.variants)
+                after = _found_after(name, unchanged, runs, seed=seed, at_once=at_once, show=not quiet)
                 found[name] = after
                 if not quiet:
                     _say(
@@ -166,10 +170,11 @@ def _try_mutations(seed: int, at_once: int, *, within: int | None, quiet: bool) 
     return found
 
 
-def _found_after(name: str, unchanged: Players, *, seed: int, at_once: int, show: bool) -> int | None:
+def _found_after(
+    name: str, unchanged: Players, runs: Mapping[int, Undisturbed], *, seed: int, at_once: int, show: bool
+) -> int | None:
     """How many schedules it takes to find a mutation; ``None`` if more than it may take."""
     mutation, tally = MUTATIONS[name], Tally()
-    runs = undisturbed(unchanged, mutation.scenario, mutation.variants)
     with players(at_once=at_once, mutation=name) as ready:
         plans = at_random(mutation.scenario, runs, seed=seed, faults=mutation.faults)
         for played in search(ready, islice(plans, mutation.within), tally):
