@@ -27,6 +27,12 @@ from inferfleet.wire.rabbitmq import connection
 RIDE_S = 100.0
 """How long a client waits for a broker, and a test for an end."""
 
+PAUSE_S = 0.05
+"""Between two jobs of a submitter: as fast as they can, they would leave no time for the start of a node."""
+
+# A node takes a busy machine a minute to start.
+pytestmark = pytest.mark.timeout(9 * RIDE_S)
+
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQCluster]:
@@ -70,6 +76,7 @@ async def submitting(fleet: Fleet, pool: str) -> AsyncIterator[list[Job]]:
     async def submit() -> None:
         while not over.is_set():
             accepted.append(await fleet.submit("hello", pool=pool))
+            await asyncio.sleep(PAUSE_S)
 
     async with asyncio.TaskGroup() as group:
         for _ in range(4):
