@@ -36,7 +36,8 @@ IMPORTED = [
 class ForkedProcess:
     """A process that runs ``inferfleet`` with these arguments; looks like a ``subprocess.Popen``.
 
-    Its streams are files or pipes, as for ``Popen``; without ``stdin`` it reads nothing.
+    Its streams are files or pipes, as for ``Popen``; without ``stdin`` it reads nothing. ``preamble`` is
+    Python that it runs first.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class ForkedProcess:
         stdout: IO[bytes] | int,
         stderr: IO[bytes] | int,
         start_new_session: bool = False,
+        preamble: str = "",
     ) -> None:
         if stdin in {None, subprocess.DEVNULL}:
             stdin = os.open(os.devnull, os.O_RDONLY)
@@ -63,6 +65,7 @@ class ForkedProcess:
                         [_shared(file) for file in files],
                         starting,
                         start_new_session,
+                        preamble,
                     ),
                     daemon=True,
                 )
@@ -124,6 +127,7 @@ def _run(
     files: list[Connection],
     starting: Connection,
     start_new_session: bool,
+    preamble: str,
 ) -> None:
     """What the new process does."""
     if start_new_session:
@@ -142,6 +146,7 @@ def _run(
     starting.send(None)
     starting.close()
 
+    exec(preamble, {})
     from inferfleet.cli import main
 
     main()

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import sys
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
+from tests.forked import ForkedProcess
 from tests.integration.conftest import (
     PATIENCE_S,
     Connect,
@@ -34,19 +36,16 @@ from inferfleet.wire.redis.session_lanes import SessionLanes
 
 pytestmark = [pytest.mark.matrix, pytest.mark.store]
 
-DYING_WORKER = """
-import os, signal, sys
+DYING = """
+import os, signal
 from importlib import import_module
 
-module, owner, method = sys.argv.pop(1).split(":")
-target = getattr(import_module(module), owner)
+module, owner, method = {place!r}.split(":")
 
 def die(*arguments, **options):
     os.kill(os.getpid(), signal.SIGKILL)
 
-setattr(target, method, die)
-from inferfleet.cli import main
-main()
+setattr(getattr(import_module(module), owner), method, die)
 """
 
 DEATHS = {
@@ -60,23 +59,24 @@ DEATHS = {
 
 
 @asynccontextmanager
-async def dying_worker(
-    place: str, environment: dict[str, str], pool: str
-) -> AsyncIterator[asyncio.subprocess.Process]:
+async def dying_worker(place: str, environment: dict[str, str], pool: str) -> AsyncIterator[ForkedProcess]:
     """A worker process that kills itself with SIGKILL when it comes to this method."""
-    process = await asyncio.create_subprocess_exec(
-        *[sys.executable, "-c", DYING_WORKER, place, "worker", "--pool", pool, "--engine", "simulated"],
-        *["--engine-args", '{"speed": 0}', "--http-port", "0"],
-        env=environment | {"INFERFLEET_LEASE_S": "1"},
-        stderr=asyncio.subprocess.PIPE,
-    )
-    communicating = asyncio.create_task(process.communicate())
+    with Path(os.devnull).open("wb") as nowhere:
+        process = ForkedProcess(
+            [
+                *["worker", "--pool", pool, "--engine", "simulated"],
+                *["--engine-args", '{"speed": 0}', "--http-port", "0"],
+            ],
+            env=environment | {"INFERFLEET_LEASE_S": "1"},
+            stdout=nowhere,
+            stderr=nowhere,
+            preamble=DYING.format(place=place),
+        )
     try:
         yield process
     finally:
-        if process.returncode is None:
-            process.kill()
-        await communicating
+        process.kill()
+        await process.wait()
 
 
 @pytest.mark.parametrize("message_is", ["kept", "lost"])
