@@ -126,7 +126,7 @@ async def _recorded(harness: Harness) -> bool:
 async def _records(harness: Harness) -> set[str]:
     """The ids of all jobs of the pool that have a record."""
     ids: set[str] = set()
-    async for key in harness.redis.scan_iter(match="inferfleet:job:{*}"):
+    async for key in harness.redis.scan_iter(match="inferfleet:job:{*}", count=10_000):
         if await harness.redis.hget(key, "pool") == harness.pool.encode():
             ids.add(key.decode().partition("{")[2].removesuffix("}"))
     return ids

@@ -77,7 +77,7 @@ async def recorded(store: aioredis.Redis, pool: str) -> list[str]:
     """The ids of the jobs of a pool that have a record."""
     return [
         key.decode().partition("{")[2].removesuffix("}")
-        async for key in store.scan_iter("inferfleet:job:{*}")
+        async for key in store.scan_iter("inferfleet:job:{*}", count=10_000)
         if await store.hget(key, "pool") == pool.encode()
     ]
 

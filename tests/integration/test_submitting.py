@@ -123,7 +123,7 @@ async def test_an_unknown_pool_is_an_error_that_says_what_to_do_and_leaves_no_re
         await fleet.submit(job)
     with pytest.raises(JobNotFoundError):
         await fleet.get(job)
-    assert not [key async for key in store.scan_iter(f"*{job.id}*")]
+    assert not [key async for key in store.scan_iter(f"*{job.id}*", count=10_000)]
 
 
 async def test_a_full_pool_refuses_and_accepts_again_when_there_is_room(

@@ -38,7 +38,7 @@ async def keys_of(store: aioredis.Redis) -> set[bytes]:
     """All keys but those that clients and workers keep for themselves."""
     return {
         key
-        async for key in store.scan_iter("inferfleet:*")
+        async for key in store.scan_iter("inferfleet:*", count=10_000)
         if key.startswith((b"inferfleet:job:", b"inferfleet:session:", b"inferfleet:idempotency:"))
     }
 
