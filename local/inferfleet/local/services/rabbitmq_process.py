@@ -17,7 +17,7 @@ from inferfleet.local.services.child_process import ChildProcess
 from inferfleet.local.services.free_port import free_port
 from inferfleet.local.services.reaper import Reaper
 
-START_TIMEOUT_S = 90.0
+START_TIMEOUT_S = 180.0
 USER = "guest"
 PASSWORD = "guest"  # noqa: S105 - RabbitMQ's own default, which it accepts from this machine only
 

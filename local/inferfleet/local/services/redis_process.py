@@ -13,7 +13,7 @@ from inferfleet.local.services.free_port import free_port
 from inferfleet.local.services.reaper import Reaper
 from inferfleet.local.services.redis_ping import redis_version
 
-START_TIMEOUT_S = 30.0
+START_TIMEOUT_S = 90.0
 
 
 def redis_binary() -> str | None:
