@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -64,3 +65,10 @@ def test_an_environment_grows_and_is_made_anew_only_if_the_user_replaced_the_pac
         *("install -qq -e .[local]", "install -qq -e .[dev]"),
         *("install .", "install -qq -e .[dev]"),
     ]
+
+
+@pytest.mark.xdist_group("together")
+@pytest.mark.skipif("PYTEST_XDIST_WORKER" not in os.environ, reason="the tests run in one process")
+def test_pytest_xdist_is_told_which_tests_belong_together(request: pytest.FixtureRequest) -> None:
+    """Else each process would start what they share."""
+    assert request.node.nodeid.endswith("@together")
