@@ -47,8 +47,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--openapi-examples",
         type=int,
         default=3,
-        help="requests to each route that are made from the gateway's document; with more than 3, each bound "
-        "of each field is tried, too",
+        help="how many requests to each route are made from the gateway's OpenAPI document",
     )
     parser.addoption(
         "--without",
