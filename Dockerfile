@@ -30,7 +30,7 @@ WORKDIR /build
 # The second is a pattern so that it may be missing.
 COPY pyproject.toml ca-bundle.cr[t] ./
 COPY deploy/docker/install-dependencies ./
-RUN ./install-dependencies '.[gateway]'
+RUN ./install-dependencies '.[gateway,s3]'
 
 FROM ${PRODUCER_BASE} AS producer-code
 COPY schemas/inferfleet wire/inferfleet producer/inferfleet exporter/inferfleet worker/inferfleet gateway/inferfleet \

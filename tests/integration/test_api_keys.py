@@ -39,6 +39,8 @@ UNKNOWN = {
     "job_id": "01890a5d-ac96-774b-bcce-b302099a8057",
     "session_id": "nobodys",
     "endpoint_id": f"we_{'0' * 32}",
+    "file_id": f"file-{'0' * 32}",
+    "batch_id": f"batch_{'0' * 32}",
 }
 """An id of nothing, of each kind. A new kind of id belongs here and into ``theirs``."""
 
@@ -104,6 +106,7 @@ async def test_no_route_tells_a_tenant_of_what_another_one_has(
     enter: Enter,
     pool: str,
     monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     """Every route of the application, with every kind of id."""
     apps: list[FastAPI] = []
@@ -114,13 +117,21 @@ async def test_no_route_tells_a_tenant_of_what_another_one_has(
 
     monkeypatch.setattr(server, "make_app", noted)
     names = [keys.create(f"{pool}.{name}") for name in ("mine", "yours")]
-    url = (await start_gateway(api_keys_file=keys.path)).url
+    url = (await start_gateway(api_keys_file=keys.path, files_url=str(tmp_path))).url
     mine, yours = (enter(url, name) for name in names)
     await start_worker()
     job = await yours.post("/v1/jobs", json={"body": chat(), "session_id": "talk"})
     hook = {"name": "hook", "url": "https://1.1.1.1/hook", "event_types": ["job.succeeded"]}
     endpoint = await yours.post("/v1/webhook_endpoints", json=hook)
-    theirs = {"job_id": job.json()["id"], "session_id": "talk", "endpoint_id": endpoint.json()["id"]}
+    file = await yours.post("/v1/files", data={"purpose": "batch"}, files={"file": b"no batch"})
+    order = {"input_file_id": file.json()["id"], "endpoint": CHAT, "completion_window": "24h"}
+    theirs = {
+        "job_id": job.json()["id"],
+        "session_id": "talk",
+        "endpoint_id": endpoint.json()["id"],
+        "file_id": file.json()["id"],
+        "batch_id": (await yours.post("/v1/batches", json=order)).json()["id"],
+    }
     assert (await yours.get(f"/v1/jobs/{theirs['job_id']}?wait=60")).json()["state"] == "succeeded"
     assert (await yours.get("/v1/sessions/talk")).status_code == 200
     routes = [
@@ -145,7 +156,7 @@ async def test_no_route_tells_a_tenant_of_what_another_one_has(
     for method, path, _ in routes:
         if method == "GET" and "{" not in path:
             listed = await mine.get(path, params={"session_id": "talk"})
-            assert not any(theirs[kind] in listed.text for kind in ("job_id", "endpoint_id")), path
+            assert not any(theirs[kind] in listed.text for kind in theirs.keys() - {"session_id"}), path
     # Nothing that was tried has had an effect.
     assert (await yours.get(f"/v1/jobs/{theirs['job_id']}")).json()["state"] == "succeeded"
     assert (await yours.get("/v1/sessions/talk")).json()["turns"] == 1

@@ -98,6 +98,12 @@ def test_the_keys_in_redis_are_those_of_the_contract() -> None:
         names.webhook_endpoints_key("<tenant>"),
         names.webhook_endpoint_key("<id>"),
         names.WEBHOOK_QUEUE_KEY,
+        names.batch_key("<id>"),
+        names.BATCHES_KEY,
+        names.tenant_batches_key("<tenant>"),
+        names.file_key("<id>"),
+        names.FILES_KEY,
+        names.tenant_files_key("<tenant>"),
     ]
 
 

@@ -49,6 +49,12 @@ SPELT = [
     (names.webhook_due_key("we_1"), "inferfleet:{webhooks}:endpoint:we_1:due"),
     (names.LIMITS_PREFIX, "inferfleet:limit"),
     (names.places_key("k1"), "inferfleet:limit:{k1}:jobs"),
+    (names.batch_key("b1"), "inferfleet:batch:b1"),
+    (names.BATCHES_KEY, "inferfleet:batches"),
+    (names.tenant_batches_key("acme"), "inferfleet:batches:acme"),
+    (names.file_key("f1"), "inferfleet:file:f1"),
+    (names.FILES_KEY, "inferfleet:files"),
+    (names.tenant_files_key("acme"), "inferfleet:files:acme"),
 ]
 
 

@@ -14,6 +14,7 @@ from typing import Any, cast
 import pytest
 
 from inferfleet.schemas import Job, JobState, Result
+from inferfleet.schemas.batch import BatchState
 from inferfleet.schemas.heartbeat import Heartbeat
 from inferfleet.schemas.job import new_job_id
 from inferfleet.schemas.journal import QueuedEntry, RestartReason
@@ -21,6 +22,7 @@ from inferfleet.schemas.session import Turn
 from inferfleet.schemas.settings import ServiceSettings
 from inferfleet.schemas.webhooks import WebhookEvent
 from inferfleet.wire.redis import (
+    batch_scripts,
     idempotency,
     job_endings,
     job_scripts,
@@ -30,6 +32,7 @@ from inferfleet.wire.redis import (
     webhook_scripts,
 )
 from inferfleet.wire.redis.attempts import Fence
+from inferfleet.wire.redis.batches import BatchRecords
 from inferfleet.wire.redis.clock import RedisClock
 from inferfleet.wire.redis.heartbeats import write_heartbeat
 from inferfleet.wire.redis.journal_lines import PendingTokens
@@ -169,6 +172,10 @@ async def all_that_calls_scripts(pipeline: CommandPipeline) -> AsyncIterator[Awa
     yield webhooks.enter("t", WebhookEvent("job.failed", JOB.id, 1), most=1)
     yield webhooks.settle("e", Claimed(0, WebhookEvent("job.failed", JOB.id, 1)))
     yield SharedLimits(pipeline, ttl_s=1).reserve("k", ["j"], most=1)
+    batches = BatchRecords(pipeline)
+    yield batches.claim("b", runner="r", lease_s=1)
+    yield batches.change("b", runner="r", lease_s=1, state=BatchState.FAILED, expiring="1")
+    yield batches.cancel("b")
 
 
 async def test_each_call_of_a_script_is_about_one_slot() -> None:
@@ -193,7 +200,14 @@ def test_scripts_have_all_their_keys_from_their_callers() -> None:
 
 CALLS: dict[Callable[..., Command], Iterable[inspect.Parameter]] = {
     function: parameters
-    for module in (job_scripts, session_scripts, pool_scripts, process_scripts, webhook_scripts)
+    for module in (
+        batch_scripts,
+        job_scripts,
+        session_scripts,
+        pool_scripts,
+        process_scripts,
+        webhook_scripts,
+    )
     for function in vars(module).values()
     if inspect.isfunction(function)
     for parameters in [inspect.signature(function).parameters.values()]

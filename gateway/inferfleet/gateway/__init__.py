@@ -20,6 +20,7 @@
     waiting         waiting for an answer until the client goes away or the gateway stops
     documents       the OpenAPI document
     access_log      a line for each request, without prompts
+    batches         files and batches
 
 It keeps nothing, so that any gateway continues what another one has begun.
 """

@@ -164,6 +164,11 @@ class KeyRing:
             return None
         return key if key.opened_by(presented, now=self._now()) else None
 
+    def get(self, key_id: str) -> ApiKey | None:
+        """Return the key with this id; ``None`` if there is none any more."""
+        self._refresh()
+        return self._keys.get(key_id)
+
     def _refresh(self) -> None:
         now = asyncio.get_running_loop().time()
         if now < self._until:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
 from functools import partial
@@ -17,6 +18,9 @@ from starlette.routing import BaseRoute, Match
 
 from inferfleet.gateway.access_log import CLIENT_GONE, OpenRequests
 from inferfleet.gateway.authentication import OnlyKeys
+from inferfleet.gateway.batches.batch_routes import batch_routes
+from inferfleet.gateway.batches.file_routes import file_routes
+from inferfleet.gateway.batches.storage import StorageError
 from inferfleet.gateway.bodies import UnreadBodies
 from inferfleet.gateway.callers import caller_of
 from inferfleet.gateway.documents import with_document
@@ -26,9 +30,11 @@ from inferfleet.gateway.job_routes import job_routes
 from inferfleet.gateway.openai_routes import openai_routes
 from inferfleet.gateway.session_routes import session_routes
 from inferfleet.gateway.webhook_routes import webhook_routes
-from inferfleet.producer.openai.refusals import Refusal, RefusedError, refusal_of
+from inferfleet.producer.openai.refusals import RETRY_AFTER_S, Refusal, RefusedError, refusal_of
 from inferfleet.producer.tenant_fleet import session_prefix
 from inferfleet.schemas.errors import InferfleetError
+
+logger = logging.getLogger(__name__)
 
 LIVE_PATH = "/health/live"
 READY_PATH = "/health/ready"
@@ -58,13 +64,15 @@ def make_app(gateway: Gateway) -> FastAPI:
             )
         return Response('{"status":"ok"}', media_type="application/json")
 
-    routers = [routes(gateway) for routes in (openai_routes, job_routes, session_routes, webhook_routes)]
+    makers = (openai_routes, job_routes, session_routes, webhook_routes, file_routes, batch_routes)
+    routers = [routes(gateway) for routes in makers]
     routes = [*app.routes, *(route for router in routers for route in router.routes)]
     for router in routers:
         app.include_router(router)
     handlers: dict[type[Exception], Callable[[Request, Any], Awaitable[Response]]] = {
         InferfleetError: _refused,
         RefusedError: _refused,
+        StorageError: _without_storage,
         HTTPException: partial(_unknown_route, routes),
         RequestValidationError: _invalid_parameter,
         ClientDisconnect: _gone,
@@ -86,6 +94,19 @@ async def _refused(request: Request, error: InferfleetError | RefusedError) -> R
     # Sessions are stored under longer ids than their tenants know.
     message = refusal.message.replace(session_prefix(caller_of(request).tenant), "")
     return _response(replace(refusal, message=message))
+
+
+async def _without_storage(_: Request, error: StorageError) -> Response:
+    logger.warning("a request is refused: %s", error)
+    return _response(
+        Refusal(
+            status=HTTPStatus.SERVICE_UNAVAILABLE,
+            code="storage_unreachable",
+            message="the storage of files does not answer, or is full; the log has the details",
+            retry=True,
+            after_s=RETRY_AFTER_S,
+        )
+    )
 
 
 async def _unknown_route(routes: Iterable[BaseRoute], request: Request, error: HTTPException) -> Response:

@@ -10,12 +10,14 @@ from fastapi import Request
 
 from inferfleet.gateway.admission import Admission
 from inferfleet.gateway.api_keys import KeyRing
+from inferfleet.gateway.batches.files import Files
 from inferfleet.gateway.callers import caller_of
 from inferfleet.gateway.settings import GatewaySettings
 from inferfleet.gateway.webhooks.webhooks import Webhooks
 from inferfleet.producer import Fleet
 from inferfleet.producer.openai.api import OpenAIApi
 from inferfleet.producer.tenant_fleet import TenantFleet
+from inferfleet.wire.redis.batches import BatchRecords
 from inferfleet.wire.redis.shared_limits import SharedLimits
 
 
@@ -48,8 +50,13 @@ class Gateway:
     trusted_api: OpenAIApi
     webhooks: Webhooks
     limits: SharedLimits
+    batches: BatchRecords
+    files: Files | None
+    """``None`` if the gateway has no storage for files."""
     keys: KeyRing | None = None
     """The API keys. Without them, anybody is the tenant ``default``."""
+    new_batch: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when there may be a batch that nobody runs."""
     shutdown: Shutdown = field(default_factory=Shutdown)
 
     def fleet_of(self, request: Request) -> TenantFleet:

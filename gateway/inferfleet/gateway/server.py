@@ -15,14 +15,19 @@ import uvicorn
 
 from inferfleet.gateway.api_keys import KeyRing
 from inferfleet.gateway.app import make_app
+from inferfleet.gateway.batches.files import Files
+from inferfleet.gateway.batches.runner import BatchRunner
 from inferfleet.gateway.connections import LimitedProtocol
 from inferfleet.gateway.gateway import Gateway
 from inferfleet.gateway.settings import GatewaySettings
 from inferfleet.gateway.webhooks.webhooks import Webhooks
 from inferfleet.producer import Fleet
+from inferfleet.producer.background import background
 from inferfleet.producer.openai.api import OpenAIApi
 from inferfleet.producer.openai.models import Models
 from inferfleet.schemas.errors import ConfigurationError
+from inferfleet.wire.redis.batches import BatchRecords
+from inferfleet.wire.redis.files import FileRecords
 from inferfleet.wire.redis.shared_limits import SharedLimits
 
 logger = logging.getLogger(__name__)
@@ -66,6 +71,7 @@ async def serving(settings: GatewaySettings) -> AsyncGenerator[int]:
         async with (
             Webhooks.running(settings) as webhooks,
             Fleet.connect(settings, on_ends=webhooks.delivery.heard) as fleet,
+            Files.opened(FileRecords(fleet.pipeline), settings) as files,
         ):
             api = OpenAIApi(
                 fleet,
@@ -79,12 +85,14 @@ async def serving(settings: GatewaySettings) -> AsyncGenerator[int]:
                 trusted_fleet=fleet,
                 trusted_api=api,
                 webhooks=webhooks,
+                batches=BatchRecords(fleet.pipeline),
+                files=files,
                 limits=SharedLimits(fleet.pipeline, ttl_s=settings.queued_ttl_s),
                 keys=None if keys is None else KeyRing(keys, now=fleet.pipeline.clock.now),
             )
             server = _Server(_config(gateway))
             # With a task group a bug in the server ends the process.
-            async with asyncio.TaskGroup() as tasks:
+            async with background(BatchRunner(gateway).run()), asyncio.TaskGroup() as tasks:
                 tasks.create_task(server.serve(sockets=[listener]))
                 await server.listens.wait()
                 try:

@@ -8,9 +8,10 @@ from typing import Annotated
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from inferfleet.producer.batch.line_ids import MAX_LINES
 from inferfleet.schemas.job import DEFAULT_POOL, PoolName
-from inferfleet.schemas.limits import LONGEST_S
-from inferfleet.schemas.settings import Bytes, LogFormat, ProducerSettings, Seconds
+from inferfleet.schemas.limits import LONGEST_S, MOST
+from inferfleet.schemas.settings import Bytes, LogFormat, ProducerSettings, Seconds, WholeSeconds
 
 
 class GatewaySettings(ProducerSettings):
@@ -35,6 +36,18 @@ class GatewaySettings(ProducerSettings):
     max_request_bytes: Bytes = 16 * 1024 * 1024
     max_open_requests: Annotated[int, Field(ge=1, le=1_000_000)] = 2000
     """How many requests may wait or stream at the same time."""
+    files_url: str = ""
+    """The folder or bucket for files and batches, the same for all gateways; without it there are none."""
+    max_file_bytes: Bytes = 512 * 1024 * 1024
+    max_files: Annotated[int, Field(ge=1, le=MOST)] = 10_000
+    """How many files a tenant may have."""
+    file_ttl_s: WholeSeconds = 30 * 24 * 3600
+    """How long a file is kept whose owner has not said so, and a batch after its deadline."""
+    max_batch_lines: Annotated[int, Field(ge=1, le=MAX_LINES)] = 1_000_000
+    batches_at_once: Annotated[int, Field(ge=0, le=1000)] = 4
+    """How many batches this gateway runs at a time; with 0 it leaves them to other gateways."""
+    batch_in_flight: Annotated[int, Field(ge=1, le=20_000)] = 1000
+    """How many jobs of a batch are queued or run at once."""
     read_timeout_s: Seconds = 30.0
     """How long a client may take to send its headers, and then its body, or to take a part of a stream."""
     drain_timeout_s: Annotated[float, Field(ge=0, le=LONGEST_S)] = 30.0

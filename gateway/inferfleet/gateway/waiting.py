@@ -33,7 +33,7 @@ async def answered(request: Request, work: Coroutine[Any, Any, T], *, over: asyn
 
     """
     working = asyncio.create_task(work)
-    gone = asyncio.create_task(_until_gone(request.receive))
+    gone = asyncio.create_task(until_gone(request.receive))
     try:
         waited: set[asyncio.Future[Any]] = {working, gone, over}
         await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
@@ -84,7 +84,7 @@ class EventResponse(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer the request."""
         sending = asyncio.create_task(self._send_all(send))
-        gone = asyncio.create_task(_until_gone(receive))
+        gone = asyncio.create_task(until_gone(receive))
         try:
             waited: set[asyncio.Future[Any]] = {sending, gone, self._until}
             await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
@@ -115,7 +115,8 @@ class EventResponse(Response):
             await send({"type": "http.response.body", "body": events, "more_body": more})
 
 
-async def _until_gone(receive: Receive) -> None:
+async def until_gone(receive: Receive) -> None:
+    """Return when the client has gone away. The body must have been read."""
     while (await receive())["type"] != "http.disconnect":
         pass
 

@@ -1,7 +1,9 @@
-"""The lines of a batch's files, in the form of OpenAI's Batch API."""
+"""Batches in the form of OpenAI's Batch API: the lines of their files, and what a gateway keeps of them."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from enum import StrEnum
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -45,3 +47,90 @@ class BatchOutputLine(WireModel):
     custom_id: str | None
     response: BatchResponse | None = None
     error: BatchLineError | None = None
+
+
+class BatchState(StrEnum):
+    """The ``status`` of a batch of the gateway. A terminal one never changes."""
+
+    VALIDATING = "validating"
+    FAILED = "failed"
+    IN_PROGRESS = "in_progress"
+    FINALIZING = "finalizing"
+    COMPLETED = "completed"
+    EXPIRED = "expired"
+    CANCELLING = "cancelling"
+    CANCELLED = "cancelled"
+
+    @property
+    def terminal(self) -> bool:
+        """Whether the batch has ended."""
+        return self in {BatchState.FAILED, BatchState.COMPLETED, BatchState.EXPIRED, BatchState.CANCELLED}
+
+
+class BatchOrder(WireModel):
+    """What a caller of the gateway has ordered. It never changes.
+
+    ``key_id`` is the API key of the caller, if there are keys: what it allows holds for every job.
+    ``options`` are those of every job. Times are Redis', in Unix milliseconds; ``output_ttl_s`` is how long
+    the output is kept.
+    """
+
+    id: str
+    tenant: str
+    input_file_id: str
+    endpoint: Endpoint
+    completion_window: str
+    created_ms: int
+    deadline_ms: int
+    options: dict[str, Any]
+    key_id: str | None = None
+    metadata: dict[str, str] | None = None
+    output_ttl_s: int
+
+
+class BatchProblem(WireModel):
+    """What is wrong with the input of a batch, so that it has failed. ``line`` is counted from 1."""
+
+    code: str
+    message: str
+    param: str | None = None
+    line: int | None = None
+
+
+class BatchProgress(WireModel):
+    """How many lines a batch has, and how many have an answer or an error; and the tokens of the answers."""
+
+    total: int = 0
+    completed: int = 0
+    failed: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+
+class BatchRecord(WireModel):
+    """A batch of the gateway: what was ordered, and what has become of it.
+
+    ``since_ms`` says when it came into each of its states, and ``expiring`` that its deadline has passed
+    before all its lines had ended.
+    """
+
+    order: BatchOrder
+    state: BatchState = BatchState.VALIDATING
+    since_ms: Mapping[BatchState, int] = Field(default_factory=dict[BatchState, int])
+    progress: BatchProgress = BatchProgress()
+    problems: tuple[BatchProblem, ...] = ()
+    expiring: bool = False
+    output_file_id: str | None = None
+    error_file_id: str | None = None
+
+
+class FileRecord(WireModel):
+    """A file of the gateway. It never changes. Times are Redis', in Unix milliseconds."""
+
+    id: str
+    tenant: str
+    filename: str
+    purpose: Literal["batch", "batch_output"]
+    bytes: Annotated[int, Field(ge=0)]
+    created_ms: int
+    expires_ms: int

@@ -54,6 +54,12 @@ WEBHOOK_WATCHED_KEY = "inferfleet:{webhooks}:watched"
 WEBHOOK_QUEUE_KEY = "inferfleet:{webhooks}:queue"
 """The sorted set of the endpoints that have events to deliver, by the time in ms of the next try."""
 
+BATCHES_KEY = "inferfleet:batches"
+"""The sorted set of the batches that gateways have to work on, by their deadline in ms."""
+
+FILES_KEY = "inferfleet:files"
+"""The sorted set of all files of the gateways, by the time in ms at which they expire."""
+
 
 def job_queue(pool: str) -> str:
     """Name the queue that holds a pool's waiting jobs."""
@@ -191,3 +197,23 @@ def webhook_events_key(endpoint_id: str) -> str:
 def webhook_due_key(endpoint_id: str) -> str:
     """Key of the sorted set of the same events, by the time in ms of their next try."""
     return f"inferfleet:{{webhooks}}:endpoint:{endpoint_id}:due"
+
+
+def batch_key(batch_id: str) -> str:
+    """Key of a batch of the gateways: a hash."""
+    return f"inferfleet:batch:{batch_id}"
+
+
+def tenant_batches_key(tenant: str) -> str:
+    """Key of the sorted set of a tenant's batches, by their ids, which begin with the time."""
+    return f"inferfleet:batches:{tenant}"
+
+
+def file_key(file_id: str) -> str:
+    """Key of what is known of a file of the gateways: one JSON value, which expires with the file."""
+    return f"inferfleet:file:{file_id}"
+
+
+def tenant_files_key(tenant: str) -> str:
+    """Key of the sorted set of a tenant's files, by their ids, which begin with the time."""
+    return f"inferfleet:files:{tenant}"

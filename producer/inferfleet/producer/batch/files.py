@@ -174,7 +174,7 @@ class LineFile:
             with self.path.open("rb") as file:
                 for number, raw in enumerate(file, start=1):
                     place = range(begin, begin := begin + len(raw))
-                    line = _line_of(raw, batch_id, place=f"{self.path}, line {number}")
+                    line = answered_line(raw, batch_id, place=f"{self.path}, line {number}")
                     if line is None or not done.add(line):
                         continue
                     self.lines += 1
@@ -265,7 +265,7 @@ def count_lines(path: Path, batch_id: str, done: LineSet) -> int:
     try:
         with path.open("rb") as file:
             lines = (
-                _line_of(raw, batch_id, place=f"{path}, line {number}")
+                answered_line(raw, batch_id, place=f"{path}, line {number}")
                 for number, raw in enumerate(file, start=1)
             )
             return sum(line is not None and done.add(line) for line in lines)
@@ -294,8 +294,13 @@ def is_written(path: Path) -> bool:
     return False
 
 
-def _line_of(raw: bytes, batch_id: str, *, place: str) -> int | None:
-    """Return the number of the input line that a line of output is for; ``None`` if the line is damaged."""
+def answered_line(raw: bytes, batch_id: str, *, place: str) -> int | None:
+    """Return the number of the input line that a line of output is for; ``None`` if the line is damaged.
+
+    Raises:
+        BatchError: The line is of another batch.
+
+    """
     try:
         value: object = orjson.loads(raw)
     except orjson.JSONDecodeError:

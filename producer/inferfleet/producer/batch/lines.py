@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 from inferfleet.producer.batch.files import ID_PREFIX
 from inferfleet.producer.batch.line_ids import TRIES, line_job_id
 from inferfleet.producer.batch.source import SourceLine, custom_id_of, read_prompt, read_request
 from inferfleet.producer.batch.window import Window
-from inferfleet.producer.fleet import Fleet
 from inferfleet.producer.job_making import JobOptions, make_job
 from inferfleet.schemas.batch import BatchLineError, BatchOutputLine, BatchResponse
 from inferfleet.schemas.errors import (
@@ -28,7 +27,7 @@ from inferfleet.schemas.errors import (
 from inferfleet.schemas.failures import FailureCode
 from inferfleet.schemas.job import Job, JobState
 from inferfleet.schemas.limits import MOST
-from inferfleet.schemas.result import Result
+from inferfleet.schemas.result import JobRecord, Result
 from inferfleet.wire.tasks import cancel_and_wait
 
 T = TypeVar("T")
@@ -47,6 +46,26 @@ REFUSALS_IN_DOUBT: Final = 5
 
 WAIT_PAUSE_S: Final = 1.0
 """The pause before a wait for a result is repeated that an outage has ended."""
+
+
+class Jobs(Protocol):
+    """What a batch needs of a fleet: these methods of ``Fleet``."""
+
+    async def submit(self, job: Job, /) -> Job:
+        """Submit a job, or find it by its idempotency key."""
+        ...
+
+    async def get_many(self, jobs: Iterable[Job | str], /) -> dict[str, JobRecord | None]:
+        """Read the records of jobs."""
+        ...
+
+    async def wait(self, job: str, /) -> Result:
+        """Wait for the end of a job."""
+        ...
+
+    async def cancel(self, job: str, /) -> JobState:
+        """Cancel a job."""
+        ...
 
 
 class LineWork(NamedTuple):
@@ -86,7 +105,7 @@ class LineRunner:
 
     def __init__(
         self,
-        fleet: Fleet,
+        jobs: Jobs,
         *,
         batch_id: str,
         read: Callable[[SourceLine], LineWork],
@@ -99,7 +118,7 @@ class LineRunner:
         """How many tokens the jobs have generated."""
         self.trouble = ""
         """Why no job is accepted now; empty if nothing is wrong, or the queue is only full."""
-        self._fleet = fleet
+        self._jobs = jobs
         self._batch_id = batch_id
         self._read = read
         self._read_again = read_again
@@ -216,14 +235,14 @@ class LineRunner:
 
     async def _submit(self, job: Job, *, look: bool) -> bool:
         """Submit a job, or find it. With ``look``, return whether Redis has it: it may have expired."""
-        await self._fleet.submit(job)
-        return look and (await self._fleet.get_many([job.id]))[job.id] is not None
+        await self._jobs.submit(job)
+        return look and (await self._jobs.get_many([job.id]))[job.id] is not None
 
     async def _cancelled(self, line: SourceLine, _: Job, entered: int) -> BatchOutputLine:
         """Cancel a line's jobs, and return its end."""
         submitted = False
         tries = [line_job_id(self._batch_id, line.number, number) for number in range(TRIES)]
-        records = await self._in_window(partial(self._fleet.get_many, tries), entered)
+        records = await self._in_window(partial(self._jobs.get_many, tries), entered)
         self.window.leave()
         for job_id in [job_id for job_id, record in records.items() if record is not None]:
             if not await self._in_window(partial(self._cancel, job_id)):
@@ -239,7 +258,7 @@ class LineRunner:
     async def _cancel(self, job_id: str) -> bool:
         """Cancel a job. Return false if there is no such job."""
         try:
-            await self._fleet.cancel(job_id)
+            await self._jobs.cancel(job_id)
         except JobNotFoundError:
             return False
         return True
@@ -298,7 +317,7 @@ class LineRunner:
         try:
             while True:
                 try:
-                    return self._ended(line, await self._fleet.wait(job_id))
+                    return self._ended(line, await self._jobs.wait(job_id))
                 except (ServiceRefusedError, ServiceUnreachableError) as error:
                     if isinstance(error, ServiceRefusedError) and not error.passing:
                         raise

@@ -7,7 +7,8 @@ import hashlib
 import heapq
 import sys
 from array import array
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
+from functools import partial
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, Final, NamedTuple, cast
@@ -52,6 +53,39 @@ class Fingerprint(NamedTuple):
 
     size: int
     sha256: str
+
+
+class CustomIds:
+    """Finds the ids of a file that are there more than once, in eight bytes of memory for each."""
+
+    def __init__(self) -> None:
+        self._sorted: list[array[int]] = []
+        self._some: list[int] = []
+
+    def add(self, custom_id: str) -> None:
+        """Add the id of a line."""
+        self._some.append(_hash(custom_id))
+        if len(self._some) == SORTED_AT_ONCE:
+            self._sorted.append(array("Q", sorted(self._some)))
+            self._some.clear()
+
+    def repeated(self, lines: Callable[[], Iterable[SourceLine]]) -> Generator[tuple[int, int, str]]:
+        """Yield both numbers and the id of each line that repeats an earlier one's. ``lines`` reads the file.
+
+        Ids that only have the same hash are not repeated.
+        """
+        merged = heapq.merge(*self._sorted, sorted(self._some))
+        hashes = {one for one, next_one in pairwise(merged) if one == next_one}
+        if not hashes:
+            return
+        first: dict[str, int] = {}
+        for number, text, _ in lines():
+            try:
+                custom_id = read_request(text).custom_id
+            except InvalidJobError:
+                continue
+            if _hash(custom_id) in hashes and (before := first.setdefault(custom_id, number)) != number:
+                yield before, number, custom_id
 
 
 class Survey(NamedTuple):
@@ -130,8 +164,7 @@ def survey(source: Path, *, longest: int, prompts: bool) -> Survey:
     lines = last_line = requests = 0
     first_text = b""
     first_problem = ""
-    hashes: list[array[int]] = []
-    some: list[int] = []
+    ids = CustomIds()
     for number, text, _ in read_lines(source, longest=longest):
         if text is not None and not first_text:
             first_text = text
@@ -147,13 +180,10 @@ def survey(source: Path, *, longest: int, prompts: bool) -> Survey:
                 )
             continue
         try:
-            some.append(_hash(read_request(text).custom_id))
+            ids.add(read_request(text).custom_id)
             requests += 1
         except InvalidJobError as error:
             first_problem = first_problem or f"line {number}: {error}"
-        if len(some) == SORTED_AT_ONCE:
-            hashes.append(array("Q", sorted(some)))
-            some.clear()
     if not lines:
         raise BatchError(f"{source} has no lines")
     if last_line > MAX_LINES:
@@ -164,9 +194,15 @@ def survey(source: Path, *, longest: int, prompts: bool) -> Survey:
             'line: {"custom_id": "…", "method": "POST", "url": "/v1/chat/completions", "body": {…}}. If the '
             "lines are prompts, add --prompts"
         )
-    repeated = {one for one, next_one in pairwise(heapq.merge(*hashes, sorted(some))) if one == next_one}
-    if repeated:
-        _refuse_repeated(source, repeated, longest=longest)
+    repeated = ids.repeated(partial(read_lines, source, longest=longest))
+    if problems := "; ".join(
+        f"lines {before} and {number} have the same custom_id {custom_id!r}"
+        for before, number, custom_id in islice(repeated, LISTED)
+    ):
+        raise BatchError(
+            f"{source}: {problems}. Each request needs a custom_id of its own, which names its answer in the "
+            "output"
+        )
     return Survey(before, prompts, lines, last_line)
 
 
@@ -234,26 +270,3 @@ def _whole(text: bytes | None) -> bytes:
 def _hash(custom_id: str) -> int:
     digest = hashlib.blake2b(custom_id.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big")
-
-
-def _refuse_repeated(source: Path, hashes: set[int], *, longest: int) -> None:
-    """Name the first repeated ids with their lines. Ids that only have the same hash are not repeated."""
-    first: dict[str, int] = {}
-    problems = islice(_repeated(read_lines(source, longest=longest), hashes, first), LISTED)
-    if found := "; ".join(problems):
-        raise BatchError(
-            f"{source}: {found}. Each request needs a custom_id of its own, which names its answer in the "
-            "output"
-        )
-
-
-def _repeated(lines: Iterable[SourceLine], hashes: set[int], first: dict[str, int]) -> Generator[str]:
-    for number, text, _ in lines:
-        try:
-            custom_id = read_request(text).custom_id
-        except InvalidJobError:
-            continue
-        if _hash(custom_id) not in hashes:
-            continue
-        if (before := first.setdefault(custom_id, number)) != number:
-            yield f"lines {before} and {number} have the same custom_id {custom_id!r}"

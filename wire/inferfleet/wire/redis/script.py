@@ -1,10 +1,10 @@
 """The Lua scripts.
 
-Each script has a function of its name in ``job_scripts``, ``session_scripts`` or ``process_scripts``, which
+Each script has a function of its name in ``job_scripts``, ``session_scripts`` or another such module, which
 makes a command of keys and arguments. The script's text in ``lua`` begins with the same names, in the same
 order.
 
-Each script touches only keys of one job, one session, one pool or one client, so it runs in one Redis Cluster
+Each script touches only keys of one job, session, pool, batch or client, so it runs in one Redis Cluster
 slot. And each may be sent twice: the second run changes nothing, even if others have acted in between. So it
 is safe to repeat a pipeline whose replies were lost.
 """

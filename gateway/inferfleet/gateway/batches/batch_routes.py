@@ -1,0 +1,263 @@
+"""Batches, as in OpenAI's API."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import partial
+from http import HTTPStatus
+from typing import Annotated, Any, Final, cast
+
+import orjson
+from fastapi import APIRouter, Query, Request, Response
+from pydantic import ValidationError
+
+from inferfleet.gateway.batches.file_routes import After, files_of, find_file, listed
+from inferfleet.gateway.batches.uploads import read_ttl
+from inferfleet.gateway.bodies import read_body
+from inferfleet.gateway.callers import Caller, caller_of
+from inferfleet.gateway.documents import COUNT, OBJECT, STRING, answer, list_of, members, request_body
+from inferfleet.gateway.gateway import Gateway
+from inferfleet.producer.batch.line_ids import new_batch_id
+from inferfleet.producer.job_making import read_priority
+from inferfleet.producer.openai.refusals import Refusal, RefusedError, bad_request, not_found
+from inferfleet.producer.openai.requests import apart, read_object, read_options
+from inferfleet.schemas.batch import BatchOrder, BatchRecord, BatchState
+from inferfleet.schemas.endpoints import Endpoint
+from inferfleet.schemas.job import Job, Priority
+from inferfleet.schemas.near_match import did_you_mean
+from inferfleet.schemas.request import job_error
+
+_ID: Final = re.compile(r"batch_[0-9a-f]{32}", re.ASCII)
+
+_WINDOW: Final = re.compile(r"([1-9][0-9]{0,3})([mhd])", re.ASCII)
+_MINUTES: Final[Mapping[str, int]] = {"m": 1, "h": 60, "d": 24 * 60}
+
+MAX_WINDOW_MINUTES: Final = 30 * 24 * 60
+
+PRIORITIES: Final = ((60, Priority.BATCH + 2), (24 * 60 - 1, Priority.BATCH + 1))
+"""The priority of batches whose window has at most so many minutes. That of others is ``batch``."""
+
+MEMBERS: Final = ("completion_window", "endpoint", "input_file_id", "metadata", "output_expires_after")
+
+OPTIONS: Final = frozenset({"max_attempts", "pool", "priority", "timeout_s"})
+"""The options of jobs that a batch may set for all its lines."""
+
+Limit = Annotated[int, Query(ge=1, le=100, description="The most batches to list.")]
+
+
+_ORDER: Final[Mapping[str, Any]] = {
+    "type": "object",
+    "required": ["input_file_id", "endpoint", "completion_window"],
+    "properties": {
+        "input_file_id": STRING,
+        "endpoint": {"enum": list(Endpoint)},
+        "completion_window": {"type": "string", "pattern": f"^{_WINDOW.pattern}$"},
+        "metadata": {
+            "type": ["object", "null"],
+            "maxProperties": 16,
+            "additionalProperties": {"type": "string", "maxLength": 512},
+        },
+        "output_expires_after": {"type": ["object", "null"]},
+        "inferfleet": OBJECT,
+    },
+    "additionalProperties": False,
+}
+_EXAMPLE: Final = {"input_file_id": "file-…", "endpoint": Endpoint.CHAT, "completion_window": "24h"}
+_BATCH: Final = members(
+    id=STRING,
+    object={"const": "batch"},
+    status={"enum": list(BatchState)},
+    input_file_id=STRING,
+    request_counts=members(total=COUNT, completed=COUNT, failed=COUNT),
+)
+
+
+def batch_routes(gateway: Gateway) -> APIRouter:
+    """Make the routes."""
+    records = gateway.batches
+    router = APIRouter(prefix="/v1/batches", tags=["Files and batches"])
+
+    @router.post("", openapi_extra=request_body(_ORDER, _EXAMPLE), responses=answer(_BATCH))
+    async def create(request: Request) -> Response:
+        """Run all lines of a file. It goes on whatever becomes of this gateway."""
+        content = await read_body(request, gateway.settings)
+        caller = caller_of(request)
+        files_of(gateway)
+        given = await apart(partial(read_object, content), content)
+        order = _order(gateway, caller, given, request.headers)
+        await find_file(gateway, order.input_file_id, caller.tenant, param="input_file_id")
+        await records.create(order, ttl_s=gateway.settings.file_ttl_s)
+        gateway.new_batch.set()
+        return _json(_described(BatchRecord(order=order)))
+
+    @router.get("", responses=answer(list_of(_BATCH)))
+    async def list_batches(request: Request, after: After = None, limit: Limit = 20) -> Response:
+        """List batches, the newest first."""
+        files_of(gateway)
+        page = await records.page(caller_of(request).tenant, after=after, limit=limit)
+        return _json(listed(list(map(_described, page.records)), more=page.more))
+
+    @router.get("/{batch_id}", responses=answer(_BATCH))
+    async def retrieve(request: Request, batch_id: str) -> Response:
+        """Tell how far a batch is."""
+        return _json(_described(await _find(gateway, batch_id, caller_of(request))))
+
+    @router.post("/{batch_id}/cancel", responses=answer(_BATCH))
+    async def cancel(request: Request, batch_id: str) -> Response:
+        """Cancel a batch. Lines that have an answer by then keep it."""
+        caller = caller_of(request)
+        record = await _find(gateway, batch_id, caller)
+        await records.cancel(record.order.id)
+        record = await _find(gateway, batch_id, caller)
+        if record.state not in {BatchState.CANCELLING, BatchState.CANCELLED}:
+            raise RefusedError(
+                Refusal(
+                    status=HTTPStatus.CONFLICT,
+                    code="batch_not_cancellable",
+                    message=f"the batch is {record.state}, so it cannot be cancelled",
+                )
+            )
+        gateway.new_batch.set()
+        return _json(_described(record))
+
+    return router
+
+
+def _order(gateway: Gateway, caller: Caller, given: dict[str, Any], headers: Mapping[str, str]) -> BatchOrder:
+    options = read_options(given.pop("inferfleet", None), headers)
+    for name in given:
+        if name not in MEMBERS:
+            raise bad_request(
+                f"{name[:64]}: is not a member of a batch{did_you_mean(name[:64], MEMBERS)}", param=name[:64]
+            )
+    input_file_id = given.get("input_file_id")
+    if not isinstance(input_file_id, str):
+        raise bad_request("input_file_id: must be the id of a file", param="input_file_id")
+    try:
+        endpoint = Endpoint(cast("str", given.get("endpoint")))
+    except ValueError:
+        raise bad_request(f"endpoint: is not one of {', '.join(Endpoint)}", param="endpoint") from None
+    minutes = _window(window := given.get("completion_window"))
+    policy = given.get("output_expires_after")
+    if policy is not None and not isinstance(policy, dict):
+        raise bad_request("output_expires_after: must be an object", param="output_expires_after")
+    ttl_s = read_ttl(cast("dict[str, Any]", policy or {}), "output_expires_after")
+    now_ms = gateway.batches.now_ms()
+    return BatchOrder(
+        id="batch_" + new_batch_id(at_ms=now_ms).replace("-", ""),
+        tenant=caller.tenant,
+        input_file_id=input_file_id,
+        endpoint=endpoint,
+        completion_window=cast("str", window),
+        created_ms=now_ms,
+        deadline_ms=now_ms + minutes * 60_000,
+        options=_options(cast("dict[str, Any]", options), minutes, caller),
+        key_id=caller.key and caller.key.id,
+        metadata=_metadata(given.get("metadata")),
+        output_ttl_s=ttl_s or gateway.settings.file_ttl_s,
+    )
+
+
+def _window(window: object) -> int:
+    """Return how long a window is, in minutes."""
+    found = _WINDOW.fullmatch(window) if isinstance(window, str) else None
+    minutes = int(found[1]) * _MINUTES[found[2]] if found else 0
+    if not 0 < minutes <= MAX_WINDOW_MINUTES:
+        raise bad_request(
+            "completion_window: must be like 24h, 90m or 7d, and not longer than 30d",
+            param="completion_window",
+        )
+    return minutes
+
+
+def _options(given: dict[str, Any], minutes: int, caller: Caller) -> dict[str, Any]:
+    """Check the options of all jobs, and choose their priority."""
+    options = {name: value for name, value in given.items() if name not in {"traceparent", "tracestate"}}
+    for name in options:
+        if name not in OPTIONS:
+            raise bad_request(f"{name}: is not for a batch", param=name)
+    highest = Priority.URGENT if caller.key is None else caller.key.max_priority
+    priority = options.get("priority")
+    if priority is None:
+        priority = min(highest, next((each for most, each in PRIORITIES if minutes <= most), Priority.BATCH))
+    elif isinstance(priority, str):
+        priority = read_priority(priority)
+    try:
+        checked = Job.model_validate({**options, "priority": priority, "body": {}})
+    except ValidationError as error:
+        raise job_error(error) from error
+    if "pool" in options and caller.pools is not None and checked.pool not in caller.pools:
+        raise bad_request(f"pool: {checked.pool!r} is not one of yours", param="pool")
+    if checked.priority > highest:
+        raise bad_request(f"priority: {highest} is the highest that you may use", param="priority")
+    return {**options, "priority": checked.priority}
+
+
+def _metadata(given: object) -> dict[str, str] | None:
+    if given is None:
+        return None
+    pairs = cast("dict[str, Any]", given)
+    if (
+        not isinstance(given, dict)
+        or len(pairs) > 16
+        or any(len(name) > 64 or not isinstance(text, str) or len(text) > 512 for name, text in pairs.items())
+    ):
+        raise bad_request(
+            "metadata: must be at most 16 pairs of texts, with names of at most 64 characters and values of "
+            "at most 512",
+            param="metadata",
+        )
+    return pairs
+
+
+async def _find(gateway: Gateway, batch_id: str, caller: Caller) -> BatchRecord:
+    files_of(gateway)
+    known, records = _ID.fullmatch(batch_id), gateway.batches
+    record = await records.read(batch_id, tenant=caller.tenant) if known else None
+    if record is None:
+        raise not_found(f"there is no batch {batch_id[:64]!r}", code="batch_not_found")
+    return record
+
+
+def _described(record: BatchRecord) -> dict[str, Any]:
+    order, progress = record.order, record.progress
+    since = {f"{state}_at": _seconds(record.since_ms.get(state)) for state in BatchState}
+    del since["validating_at"]
+    data = [problem.model_dump() for problem in record.problems]
+    tokens = progress.input_tokens + progress.output_tokens
+    return {
+        "id": order.id,
+        "object": "batch",
+        "endpoint": order.endpoint,
+        "errors": {"object": "list", "data": data} if data else None,
+        "input_file_id": order.input_file_id,
+        "completion_window": order.completion_window,
+        "status": record.state,
+        "output_file_id": record.output_file_id,
+        "error_file_id": record.error_file_id,
+        "created_at": _seconds(order.created_ms),
+        "expires_at": _seconds(order.deadline_ms),
+        **since,
+        "request_counts": {
+            "total": progress.total,
+            "completed": progress.completed,
+            "failed": progress.failed,
+        },
+        "usage": {
+            "input_tokens": progress.input_tokens,
+            "input_tokens_details": {"cached_tokens": 0},
+            "output_tokens": progress.output_tokens,
+            "output_tokens_details": {"reasoning_tokens": 0},
+            "total_tokens": tokens,
+        },
+        "metadata": order.metadata,
+    }
+
+
+def _seconds(milliseconds: int | None) -> int | None:
+    return None if milliseconds is None else milliseconds // 1000
+
+
+def _json(content: Any) -> Response:
+    return Response(orjson.dumps(content), media_type="application/json")

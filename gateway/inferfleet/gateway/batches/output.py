@@ -1,0 +1,176 @@
+"""Keeps the output of a batch while it runs, in parts, and joins them at its end.
+
+Each part is a file of the storage that is written once, because a bucket has no append. A line is done when
+a part has it: no other account of that exists. Two runners may write the same line, if one of them was taken
+for dead: whoever reads the parts takes the first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from http import HTTPStatus
+from typing import Any, Final, NamedTuple
+
+import orjson
+
+from inferfleet.gateway.batches.storage import Storage, StorageError
+from inferfleet.producer.batch.files import ID_PREFIX, LineSet, answered_line
+from inferfleet.producer.batch.line_ids import line_of
+from inferfleet.schemas.batch import BatchOutputLine, BatchProgress
+
+logger = logging.getLogger(__name__)
+
+ANSWERS: Final = "answers"
+ERRORS: Final = "errors"
+KINDS: Final = (ANSWERS, ERRORS)
+
+PART_BYTES: Final = 4 << 20
+"""How long a part becomes, at least, unless ``PART_S`` is over."""
+
+PART_S: Final = 5.0
+"""How long lines wait for others, to be stored together."""
+
+FULL_BYTES: Final = 4 * PART_BYTES
+"""How many bytes may wait for the storage before the batch has to wait, too."""
+
+TICK_S: Final = 0.2
+RETRY_S: Final = 2.0
+
+
+class _Waiting(NamedTuple):
+    """A line that waits to be stored, and the tokens of its answer."""
+
+    kind: str
+    raw: bytes
+    usage: Mapping[str, int]
+
+
+class Parts:
+    """The parts of a batch's output. ``done`` are the lines that are in one, or wait for it."""
+
+    def __init__(self, storage: Storage, batch_id: str, *, folder: str, runner: str, lines: int, last: int):
+        self.done = LineSet(last)
+        self.progress = BatchProgress(total=lines)
+        """What is stored."""
+        self._storage = storage
+        self._batch_id = batch_id
+        self._folder = folder
+        self._runner = runner
+        self._number = 0
+        self._waiting: list[_Waiting] = []
+        self._bytes = 0
+        self._since: float | None = None
+        self._storing = asyncio.Lock()
+
+    @property
+    def full(self) -> bool:
+        """Whether so much waits for the storage that there should not be more."""
+        return self._bytes >= FULL_BYTES
+
+    async def take_up(self) -> None:
+        """Read which lines are done.
+
+        Raises:
+            StorageError: The parts cannot be read.
+
+        """
+        self.progress = await self._storage.apart(self._read, self.done)
+
+    def append(self, line: BatchOutputLine) -> None:
+        """Add a line, which is stored soon."""
+        number = line_of(self._batch_id, line.id.removeprefix(ID_PREFIX))
+        if number is None or not self.done.add(number):
+            return
+        answered = line.response is not None and line.response.status_code == HTTPStatus.OK
+        raw = line.model_dump_json().encode() + b"\n"
+        usage = _usage(line.response.body if line.response and answered else {})
+        self._waiting.append(_Waiting(ANSWERS if answered else ERRORS, raw, usage))
+        self._bytes += len(raw)
+        if self._since is None:
+            self._since = asyncio.get_running_loop().time()
+
+    async def keep_storing(self) -> None:
+        """Store lines as they come, until cancelled."""
+        while True:
+            await asyncio.sleep(TICK_S)
+            overdue = self._since is not None and (asyncio.get_running_loop().time() - self._since >= PART_S)
+            if overdue or self._bytes >= PART_BYTES:
+                try:
+                    await self.store()
+                except StorageError as error:
+                    logger.warning("a part of batch %s has to wait (%s)", self._batch_id, error)
+                    await asyncio.sleep(RETRY_S)
+
+    async def store(self) -> None:
+        """Store the lines that wait.
+
+        Raises:
+            StorageError: They cannot be stored, and wait on.
+
+        """
+        async with self._storing:
+            some = self._waiting[:]
+            since, self._since = self._since, None
+            try:
+                for kind in KINDS:
+                    if content := b"".join(line.raw for line in some if line.kind == kind):
+                        # The same name again if this fails behind the first.
+                        name = f"{self._folder}/{kind}-{self._runner}-{self._number:08}"
+                        await self._storage.apart(self._write, name, content)
+            except StorageError:
+                self._since = since
+                raise
+            self._number += 1
+            del self._waiting[: len(some)]
+            self._bytes -= sum(len(line.raw) for line in some)
+            self.progress = _with_lines(self.progress, some)
+
+    def join(self, kind: str, file: Any, seen: LineSet) -> int:
+        """Write all lines of a kind that are not in ``seen`` to a file, and return how many. This blocks."""
+        count = 0
+        for raw, number in self._lines(kind):
+            if seen.add(number):
+                file.write(raw)
+                count += 1
+        return count
+
+    def _read(self, done: LineSet) -> BatchProgress:
+        progress = self.progress
+        for kind in KINDS:
+            for raw, number in self._lines(kind):
+                if done.add(number):
+                    usage = _usage(orjson.loads(raw)["response"]["body"] if kind == ANSWERS else {})
+                    progress = _with_lines(progress, [_Waiting(kind, b"", usage)])
+        return progress
+
+    def _lines(self, kind: str) -> Iterator[tuple[bytes, int]]:
+        """Read all lines of a kind, but those that a crash has torn."""
+        for name in self._storage.names(self._folder):
+            if name.rpartition("/")[2].startswith(f"{kind}-"):
+                for raw in self._storage.lines(name):
+                    if (number := answered_line(raw, self._batch_id, place=name)) is not None:
+                        yield (raw if raw.endswith(b"\n") else raw + b"\n"), number
+
+    def _write(self, name: str, content: bytes) -> None:
+        with self._storage.writing(name) as file:
+            self._storage.write(name, file, content)
+
+
+def _usage(body: Mapping[str, Any]) -> Mapping[str, int]:
+    usage: Mapping[str, int] = body.get("usage") or {}
+    return usage
+
+
+def _with_lines(progress: BatchProgress, lines: Sequence[_Waiting]) -> BatchProgress:
+    answers = [line.usage for line in lines if line.kind == ANSWERS]
+    return progress.model_copy(
+        update={
+            "completed": progress.completed + len(answers),
+            "failed": progress.failed + len(lines) - len(answers),
+            "input_tokens": progress.input_tokens + sum(each.get("prompt_tokens") or 0 for each in answers),
+            "output_tokens": progress.output_tokens
+            + sum(each.get("completion_tokens") or 0 for each in answers),
+        }
+    )

@@ -1,0 +1,237 @@
+"""Keeps the content of files in a folder or a bucket, by ``fsspec``.
+
+What a storage calls a name is a path below its URL. Its methods block: an event loop calls them by ``apart``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import fsspec  # pyright: ignore[reportMissingTypeStubs]
+from fsspec.implementations.local import LocalFileSystem  # pyright: ignore[reportMissingTypeStubs]
+from fsspec.spec import AbstractBufferedFile  # pyright: ignore[reportMissingTypeStubs]
+
+from inferfleet.schemas.errors import ConfigurationError, InferfleetError
+
+T = TypeVar("T")
+
+PIECE_BYTES: Final = 1 << 20
+"""How much of a file is in memory while it is read or written."""
+
+CALLS_AT_ONCE: Final = 16
+
+
+class StorageError(InferfleetError):
+    """The storage of files does not do what it should. The message names no content."""
+
+
+class Storage:
+    """A folder or a bucket. A folder has to be the same for all gateways."""
+
+    def __init__(self, url: str) -> None:
+        self._fs: Any
+        self._root: str
+        try:
+            self._fs, self._root = fsspec.url_to_fs(url)
+        except (ImportError, ValueError) as error:
+            raise ConfigurationError(f"INFERFLEET_FILES_URL: {error}") from error
+        self._local = isinstance(self._fs, LocalFileSystem)
+        self._threads = ThreadPoolExecutor(CALLS_AT_ONCE, thread_name_prefix="storage")
+
+    async def apart(self, call: Callable[..., T], *arguments: Any) -> T:
+        """Call a function in a thread of the storage."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, call, *arguments)
+
+    def close(self) -> None:
+        """Let go of the threads."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def check(self) -> None:
+        """Make sure that the storage can be reached.
+
+        Raises:
+            ConfigurationError: It cannot.
+
+        """
+        try:
+            if self._local:
+                Path(self._root).mkdir(parents=True, exist_ok=True)
+            self._fs.ls(self._root)
+        except FileNotFoundError as error:
+            # A bucket without this prefix is an empty list, so the bucket itself is missing.
+            raise ConfigurationError(f"INFERFLEET_FILES_URL: there is no {self._root}") from error
+        except Exception as error:
+            raise ConfigurationError(f"INFERFLEET_FILES_URL: cannot read {self._root} ({error})") from error
+
+    @contextmanager
+    def writing(self, name: str) -> Generator[Any]:
+        """Open a new file, which is there once the block has ended without an error.
+
+        Raises:
+            StorageError: It cannot be written.
+
+        """
+        file = self.open_new(name)
+        try:
+            yield file
+        except BaseException:
+            self.abandon(name, file)
+            raise
+        self.finish(name, file)
+
+    def open_new(self, name: str) -> Any:
+        """Open a new file, to be given to ``finish`` or ``abandon``.
+
+        Raises:
+            StorageError: It cannot be written.
+
+        """
+        with _told(f"write {name}", missing=False):
+            if self._local:
+                Path(self._path(name)).parent.mkdir(parents=True, exist_ok=True)
+            return self._fs.open(self._path(name), "wb")
+
+    def write(self, name: str, file: Any, content: bytes) -> None:
+        """Write to an open file.
+
+        Raises:
+            StorageError: It cannot be written.
+
+        """
+        with _told(f"write {name}", missing=False):
+            file.write(content)
+
+    def finish(self, name: str, file: Any) -> None:
+        """Close a new file, and return when it is stored.
+
+        Raises:
+            StorageError: It cannot be written.
+
+        """
+        try:
+            with _told(f"write {name}", missing=False):
+                if self._local:
+                    file.flush()
+                    os.fsync(file.fileno())
+                file.close()
+        except StorageError:
+            self.abandon(name, file)
+            raise
+
+    def abandon(self, name: str, file: Any) -> None:
+        """Let there be no such file."""
+        with suppress(Exception):
+            if isinstance(file, AbstractBufferedFile):
+                # Its end would otherwise upload what there is.
+                file.closed = True
+                file.discard()
+            else:
+                file.close()
+                self._fs.rm_file(self._path(name))
+
+    def read(self, name: str, *, piece_bytes: int = PIECE_BYTES) -> Iterator[bytes]:
+        """Read a file, a piece at a time.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            StorageError: It cannot be read.
+
+        """
+        with _told(f"read {name}"), self._fs.open(self._path(name), "rb") as file:
+            while piece := file.read(piece_bytes):
+                yield piece
+
+    def lines(self, name: str) -> Iterator[bytes]:
+        """Read a file, a line at a time.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            StorageError: It cannot be read.
+
+        """
+        with _told(f"read {name}"), self._fs.open(self._path(name), "rb") as file:
+            yield from file
+
+    def copy(self, source: str, target: str) -> None:
+        """Copy a file within the storage, unless the target is there.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            StorageError: It cannot be copied.
+
+        """
+        with _told(f"copy {source}"):
+            if self._fs.exists(self._path(target)):
+                return
+            if not self._local:
+                self._fs.cp_file(self._path(source), self._path(target))
+                return
+            # All of it or nothing: whoever dies meanwhile leaves the first name.
+            unfinished = f"{target}.{os.urandom(8).hex()}"
+            Path(self._path(target)).parent.mkdir(parents=True, exist_ok=True)
+            self._fs.cp_file(self._path(source), self._path(unfinished))
+            Path(self._path(unfinished)).replace(self._path(target))
+
+    def at_hand(self, name: str, folder: Path) -> Path:
+        """Return where on this machine a file can be read: it is copied into ``folder`` if need be.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            StorageError: It cannot be read.
+
+        """
+        if self._local:
+            return Path(self._path(name))
+        path = folder / "input"
+        with path.open("wb") as file:
+            for piece in self.read(name):
+                file.write(piece)
+        return path
+
+    def names(self, folder: str) -> list[str]:
+        """Return the names of the files in a folder, sorted.
+
+        Raises:
+            StorageError: They cannot be read.
+
+        """
+        path = self._path(folder)
+        with _told(f"list {folder}"):
+            self._fs.invalidate_cache(path)
+            try:
+                found: list[str] = self._fs.ls(path, detail=False)
+            except FileNotFoundError:
+                return []
+        return sorted(f"{folder}/{each.rstrip('/').rpartition('/')[2]}" for each in found)
+
+    def remove(self, name: str) -> None:
+        """Remove a file, or a folder with all that is in it, if it is there.
+
+        Raises:
+            StorageError: It cannot be removed.
+
+        """
+        path = self._path(name)
+        with _told(f"remove {name}"), suppress(FileNotFoundError):
+            self._fs.invalidate_cache(path)
+            self._fs.rm(path, recursive=True)
+
+    def _path(self, name: str) -> str:
+        return f"{self._root.rstrip('/')}/{name}"
+
+
+@contextmanager
+def _told(what: str, *, missing: bool = True) -> Generator[None]:
+    """Translate the errors of a storage, of which each kind has its own. A file may be ``missing``."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, StorageError) or (missing and isinstance(error, FileNotFoundError)):
+            raise
+        raise StorageError(f"the storage of files cannot {what}: {error or type(error).__name__}") from error

@@ -1,0 +1,156 @@
+"""Batches of the gateways: their records, and which gateway works on which of them.
+
+A batch has one runner at a time. It holds the batch while it renews its lease; another gateway may take the
+batch over once the lease has run out. Every change carries the runner's token, so none of a runner that has
+lost its batch takes effect.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final, cast
+
+import orjson
+
+from inferfleet.schemas.batch import BatchOrder, BatchProblem, BatchProgress, BatchRecord, BatchState
+from inferfleet.schemas.names import BATCHES_KEY, batch_key, tenant_batches_key
+from inferfleet.wire.redis import batch_scripts
+from inferfleet.wire.redis.pages import Page, read_page
+from inferfleet.wire.redis.pipeline import CommandPipeline
+
+OPEN_AT_ONCE: Final = 10_000
+"""How many open batches a gateway looks at, those with the next deadlines first."""
+
+
+class BatchLostError(Exception):
+    """Another runner has the batch, or the batch is gone."""
+
+
+class BatchRecords:
+    """Reads and writes the records of batches."""
+
+    def __init__(self, pipeline: CommandPipeline) -> None:
+        self._pipeline = pipeline
+
+    def now_ms(self) -> int:
+        """Return Redis' time."""
+        return self._pipeline.clock.now_ms()
+
+    async def create(self, order: BatchOrder, *, ttl_s: int) -> None:
+        """Record a batch, for the gateways to work on. It is kept for ``ttl_s`` after its deadline.
+
+        If this is interrupted, the batch may be there or not.
+        """
+        key = batch_key(order.id)
+        window_s = (order.deadline_ms - order.created_ms) // 1000
+        await self._pipeline.execute("HSETNX", key, "order", order.model_dump_json())
+        await self._pipeline.execute("EXPIRE", key, window_s + ttl_s)
+        await self._pipeline.execute("ZADD", BATCHES_KEY, order.deadline_ms, order.id)
+        await self._pipeline.execute("ZADD", tenant_batches_key(order.tenant), 0, order.id)
+
+    async def read(self, batch_id: str, *, tenant: str) -> BatchRecord | None:
+        """Read a batch; ``None`` if the tenant has no such batch."""
+        record = _record(await self._pipeline.execute("HGETALL", batch_key(batch_id)))
+        return record if record is not None and record.order.tenant == tenant else None
+
+    async def page(self, tenant: str, *, after: str | None, limit: int) -> Page[BatchRecord]:
+        """Read the tenant's batches, the newest first, from behind the id ``after``."""
+        return await read_page(
+            self._pipeline,
+            tenant_batches_key(tenant),
+            lambda batch_id: self.read(batch_id, tenant=tenant),
+            after=after,
+            limit=limit,
+        )
+
+    async def cancel(self, batch_id: str) -> None:
+        """Ask the runner of a batch to cancel it, unless the batch is being finished or has ended."""
+        await self._pipeline.execute(*batch_scripts.batch_cancel(batch_key(batch_id), at_ms=self.now_ms()))
+
+    async def open(self) -> list[str]:
+        """Return the ids of the batches to work on, those with the next deadlines first."""
+        ids: Any = await self._pipeline.execute("ZRANGE", BATCHES_KEY, 0, OPEN_AT_ONCE - 1)
+        return [batch_id.decode() for batch_id in ids]
+
+    async def claim(self, batch_id: str, *, runner: str, lease_s: float) -> BatchRecord | None:
+        """Claim a batch; ``None`` if another runner has it, or it is gone."""
+        command = batch_scripts.batch_claim(
+            batch_key(batch_id), runner=runner, lease_ms=_milliseconds(lease_s)
+        )
+        return _record(await self._pipeline.execute(*command))
+
+    async def change(
+        self,
+        batch_id: str,
+        *,
+        runner: str,
+        lease_s: float,
+        state: BatchState | None = None,
+        **fields: BatchProgress | tuple[BatchProblem, ...] | str | None,
+    ) -> BatchState:
+        """Change a batch, and renew its lease. Return its state by then.
+
+        A batch that is being cancelled becomes nothing else than cancelled.
+
+        Raises:
+            BatchLostError: Another runner has the batch.
+
+        """
+        given = [
+            part for name, value in fields.items() if value is not None for part in (name, _written(value))
+        ]
+        answer: bytes = await self._pipeline.execute(
+            *batch_scripts.batch_change(
+                batch_key(batch_id),
+                *given,
+                runner=runner,
+                lease_ms=_milliseconds(lease_s),
+                new_state=state or "",
+                at_ms=self.now_ms(),
+            )
+        )
+        if not answer:
+            raise BatchLostError(batch_id)
+        return BatchState(answer.decode())
+
+    async def close(self, batch_id: str) -> None:
+        """Take a batch that has ended, or is gone, from those to work on."""
+        await self._pipeline.execute("ZREM", BATCHES_KEY, batch_id)
+
+    async def exists(self, batch_id: str) -> bool:
+        """Return whether there is a record of a batch."""
+        return bool(await self._pipeline.execute("EXISTS", batch_key(batch_id)))
+
+
+def _written(value: BatchProgress | tuple[BatchProblem, ...] | str) -> str | bytes:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, BatchProgress):
+        return value.model_dump_json()
+    return orjson.dumps([problem.model_dump() for problem in value])
+
+
+def _record(fields: Any) -> BatchRecord | None:
+    # A script answers with a list.
+    pairs = cast("dict[bytes, bytes]", fields if isinstance(fields, dict) else _paired(fields))
+    texts: Mapping[str, bytes] = {name.decode(): value for name, value in pairs.items()}
+    if "order" not in texts:
+        return None
+    since_ms = {state: int(texts[name]) for state in BatchState if (name := f"{state}_ms") in texts}
+    given: dict[str, Any] = {
+        name: orjson.loads(texts[name]) for name in ("order", "progress", "problems") if name in texts
+    }
+    given |= {
+        name: texts[name].decode()
+        for name in ("state", "expiring", "output_file_id", "error_file_id")
+        if name in texts
+    }
+    return BatchRecord.model_validate({**given, "since_ms": since_ms})
+
+
+def _paired(flat: list[bytes]) -> dict[bytes, bytes]:
+    return dict(zip(flat[::2], flat[1::2], strict=True))
+
+
+def _milliseconds(seconds: float) -> int:
+    return int(seconds * 1000)

@@ -1,0 +1,54 @@
+"""Reads what a tenant has, a page at a time, from a sorted set of ids that begin with the time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, Generic, NamedTuple, TypeVar
+
+from inferfleet.wire.redis.pipeline import CommandPipeline
+
+T = TypeVar("T")
+
+READ_AT_ONCE: Final = 1000
+
+
+class Page(NamedTuple, Generic[T]):
+    """Some records, and whether there are more behind them."""
+
+    records: list[T]
+    more: bool
+
+
+async def read_page(
+    pipeline: CommandPipeline,
+    key: str,
+    read: Callable[[str], Awaitable[T | None]],
+    *,
+    after: str | None,
+    limit: int,
+    newest_first: bool = True,
+    wanted: Callable[[T], bool] = lambda _: True,
+) -> Page[T]:
+    """Read at most ``limit`` records that are wanted, from behind the id ``after``, which may be gone.
+
+    Ids whose records have expired are taken from the set.
+    """
+    found: list[T] = []
+    while True:
+        edge = ("(" + after) if after is not None else ("+" if newest_first else "-")
+        span = (edge, "-") if newest_first else (edge, "+")
+        how = ("BYLEX", "REV") if newest_first else ("BYLEX",)
+        members: Any = await pipeline.execute("ZRANGE", key, *span, *how, "LIMIT", 0, READ_AT_ONCE)
+        ids = [member.decode() for member in members]
+        records = await asyncio.gather(*map(read, ids))
+        if gone := [member for member, record in zip(ids, records, strict=True) if record is None]:
+            await pipeline.execute("ZREM", key, *gone)
+        for record in records:
+            if record is not None and wanted(record):
+                if len(found) == limit:
+                    return Page(found, more=True)
+                found.append(record)
+        if len(ids) < READ_AT_ONCE:
+            return Page(found, more=False)
+        after = ids[-1]
