@@ -56,6 +56,33 @@ for await (const each of client.models.list()) names.push(each.id);
 assert.ok(names.includes(model));
 assert.equal((await client.models.retrieve(model)).id, model);
 
+const lines = ["one", "two", "three"].map((word) =>
+  JSON.stringify({ custom_id: word, method: "POST", url: "/v1/chat/completions", body: asked(word) }),
+);
+const input = await client.files.create({
+  file: await OpenAI.toFile(Buffer.from(lines.join("\n")), "in.jsonl"),
+  purpose: "batch",
+});
+let batch = await client.batches.create({
+  input_file_id: input.id,
+  endpoint: "/v1/chat/completions",
+  completion_window: "24h",
+});
+while (["validating", "in_progress", "finalizing"].includes(batch.status)) {
+  await new Promise((resolve) => setTimeout(resolve, 100));
+  batch = await client.batches.retrieve(batch.id);
+}
+assert.equal(batch.status, "completed");
+assert.deepEqual({ ...batch.request_counts }, { total: 3, completed: 3, failed: 0 });
+const written = (await (await client.files.content(batch.output_file_id)).text()).trim().split("\n").map(JSON.parse);
+assert.deepEqual(
+  written.map((line) => [line.custom_id, line.response.body.choices[0].message.content]).sort(),
+  [["one", "one"], ["three", "three"], ["two", "two"]],
+);
+assert.equal((await client.files.retrieve(input.id)).filename, "in.jsonl");
+await client.files.delete(input.id);
+await assert.rejects(client.files.retrieve(input.id), OpenAI.NotFoundError);
+
 await assert.rejects(client.chat.completions.create(asked(HELLO, { temperature: 9 })), OpenAI.BadRequestError);
 await assert.rejects(client.chat.completions.create({ ...asked(HELLO), model: "nobody" }), OpenAI.NotFoundError);
 await assert.rejects(

@@ -28,7 +28,7 @@ async def test_no_request_breaks_the_gateway_or_gets_an_answer_that_the_document
 ) -> None:
     examples: int = request.config.getoption("--openapi-examples")
     await start_worker()
-    gateway = await start_gateway()
+    gateway = await start_gateway(files_url=str(tmp_path / "files"))
     job = await fleet.submit(chat(), pool=pool, session_id=f"{pool}-session")
     await fleet.wait(job, timeout_s=PATIENCE_S)
     (tmp_path / "schemathesis.toml").write_text(

@@ -43,7 +43,7 @@ async def test_another_client_finds_all_that_it_looks_for(
     script = Script(tmp_path)
     script.add(prompt="tower", text='{"city": "Paris", "height_m": 330}')
     await start_worker(CallsTools(model="scripted", max_running=8, script=script))
-    gateway = await start_gateway()
+    gateway = await start_gateway(files_url=str(tmp_path / "files"))
 
     client = await asyncio.create_subprocess_exec(
         *(*runner, str(PROGRAMS / program), f"{gateway.url}/v1", pool),
