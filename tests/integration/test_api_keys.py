@@ -41,6 +41,8 @@ UNKNOWN = {
     "endpoint_id": f"we_{'0' * 32}",
     "file_id": f"file-{'0' * 32}",
     "batch_id": f"batch_{'0' * 32}",
+    "response_id": "resp_01890a5d-ac96-774b-bcce-000000000000",
+    "conversation_id": "conv_unknown",
 }
 """An id of nothing, of each kind. A new kind of id belongs here and into ``theirs``."""
 
@@ -125,12 +127,17 @@ async def test_no_route_tells_a_tenant_of_what_another_one_has(
     endpoint = await yours.post("/v1/webhook_endpoints", json=hook)
     file = await yours.post("/v1/files", data={"purpose": "batch"}, files={"file": b"no batch"})
     order = {"input_file_id": file.json()["id"], "endpoint": CHAT, "completion_window": "24h"}
+    talk = await yours.post("/v1/conversations", json={})
+    asked = {"input": "hello", "model": pool, "background": True, "conversation": talk.json()["id"]}
+    response = await yours.post("/v1/responses", json=asked)
     theirs = {
         "job_id": job.json()["id"],
         "session_id": "talk",
         "endpoint_id": endpoint.json()["id"],
         "file_id": file.json()["id"],
         "batch_id": (await yours.post("/v1/batches", json=order)).json()["id"],
+        "response_id": response.json()["id"],
+        "conversation_id": talk.json()["id"],
     }
     assert (await yours.get(f"/v1/jobs/{theirs['job_id']}?wait=60")).json()["state"] == "succeeded"
     assert (await yours.get("/v1/sessions/talk")).status_code == 200
@@ -161,6 +168,8 @@ async def test_no_route_tells_a_tenant_of_what_another_one_has(
     assert (await yours.get(f"/v1/jobs/{theirs['job_id']}")).json()["state"] == "succeeded"
     assert (await yours.get("/v1/sessions/talk")).json()["turns"] == 1
     assert (await yours.get(f"/v1/webhook_endpoints/{theirs['endpoint_id']}")).json()["name"] == "hook"
+    assert (await yours.get(f"/v1/responses/{theirs['response_id']}")).json()["status"] != "cancelled"
+    assert (await yours.get(f"/v1/conversations/{theirs['conversation_id']}")).status_code == 200
 
 
 def anonymous(answer: httpx2.Response, ids: dict[str, str]) -> tuple[str, dict[str, str]]:

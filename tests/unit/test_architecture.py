@@ -81,6 +81,7 @@ def test_the_keys_in_redis_are_those_of_the_contract() -> None:
         names.journal_key("id"),
         names.request_key("id"),
         names.result_key("id"),
+        names.response_key("id"),
         names.reply_key("client"),
         names.idempotency_key("tenant", "key"),
         names.places_key("key"),

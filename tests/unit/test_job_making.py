@@ -59,3 +59,11 @@ def test_a_priority_has_a_name_or_a_number(priority: str | int, number: int) -> 
 def test_another_priority_is_refused_with_those_that_there_are(priority: str) -> None:
     with pytest.raises(InvalidJobError, match=r"priority: .* is neither a number .* urgent \(9\)"):
         made("hello", priority=priority)
+
+
+def test_only_a_turn_has_instructions_and_they_count_as_its_body_does() -> None:
+    assert made("hello", instructions="Be kind.", session_id="talk").instructions == "Be kind."
+    with pytest.raises(InvalidJobError, match="instructions: only a turn of a session"):
+        made("hello", instructions="Be kind.")
+    with pytest.raises(InvalidJobError, match=r"body, instructions are .* bytes together"):
+        made("hello", instructions="x" * 2**20, session_id="talk")

@@ -24,6 +24,7 @@ SPELT = [
     (names.journal_key(JOB), f"inferfleet:job:{{{JOB}}}:journal"),
     (names.result_key(JOB), f"inferfleet:job:{{{JOB}}}:result"),
     (names.request_key(JOB), f"inferfleet:job:{{{JOB}}}:request"),
+    (names.response_key(JOB), f"inferfleet:job:{{{JOB}}}:response"),
     (names.reply_key("c1"), "inferfleet:reply:{c1}"),
     (names.session_key("s1"), "inferfleet:session:{s1}"),
     (names.lane_key("s1"), "inferfleet:session:{s1}:lane"),

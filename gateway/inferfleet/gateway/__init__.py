@@ -10,6 +10,7 @@
     api_keys        API keys, and their file
     admission       which jobs a key allows, and when
     openai_routes   OpenAI's endpoints, answered by ``inferfleet.producer.openai``
+    response_routes OpenAI's responses and conversations, answered by the same package
     job_routes      jobs
     job_requests    what a caller may say of a job
     session_routes  sessions

@@ -28,6 +28,7 @@ from inferfleet.gateway.gateway import Gateway
 from inferfleet.gateway.hosts import OnlyLoopbackHosts
 from inferfleet.gateway.job_routes import job_routes
 from inferfleet.gateway.openai_routes import openai_routes
+from inferfleet.gateway.response_routes import conversation_routes, response_routes
 from inferfleet.gateway.session_routes import session_routes
 from inferfleet.gateway.webhook_routes import webhook_routes
 from inferfleet.producer.openai.refusals import RETRY_AFTER_S, Refusal, RefusedError, refusal_of
@@ -64,7 +65,16 @@ def make_app(gateway: Gateway) -> FastAPI:
             )
         return Response('{"status":"ok"}', media_type="application/json")
 
-    makers = (openai_routes, job_routes, session_routes, webhook_routes, file_routes, batch_routes)
+    makers = (
+        openai_routes,
+        response_routes,
+        conversation_routes,
+        job_routes,
+        session_routes,
+        webhook_routes,
+        file_routes,
+        batch_routes,
+    )
     routers = [routes(gateway) for routes in makers]
     routes = [*app.routes, *(route for router in routers for route in router.routes)]
     for router in routers:

@@ -9,12 +9,17 @@ from typing import Any, Final
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
-from pydantic import TypeAdapter
+from pydantic import BaseModel, TypeAdapter
 
+from inferfleet.producer.openai.conversations import ConversationRequest, CreateConversation
+from inferfleet.producer.openai.response_fields import CreateResponse
 from inferfleet.schemas.documents import MODELS
 from inferfleet.schemas.endpoints import ENDPOINTS, Endpoint
 
 _REF: Final = "#/components/schemas/{model}"
+
+_MODELS: Final = (CreateResponse, CreateConversation, ConversationRequest)
+"""The requests that are no contract of jobs."""
 
 STRING: Final[Mapping[str, Any]] = {"type": "string"}
 OBJECT: Final[Mapping[str, Any]] = {"type": "object"}
@@ -57,6 +62,11 @@ def request_of(endpoint: Endpoint) -> dict[str, Any]:
     return {**request_body(ref(spec.schema), spec.example), "responses": {"200": answered}}
 
 
+def request_of_model(model: type[BaseModel], example: Any) -> dict[str, Any]:
+    """Describe a request that is no job's."""
+    return request_body(ref(model.__name__), example)
+
+
 def request_of_jobs() -> dict[str, Any]:
     """Describe the request that submits jobs."""
     example = {"endpoint": Endpoint.CHAT, "body": ENDPOINTS[Endpoint.CHAT].example}
@@ -73,6 +83,13 @@ def answer(schema: Mapping[str, Any], *, status: HTTPStatus = HTTPStatus.OK) -> 
     """Describe an answer in JSON."""
     content = {"application/json": {"schema": schema}}
     return {status.value: {"description": status.phrase, "content": content}}
+
+
+def answer_or_events(schema: Mapping[str, Any]) -> dict[int | str, Any]:
+    """Describe an answer in JSON, in place of which there may be a stream of events."""
+    described = answer(schema)
+    described[HTTPStatus.OK.value]["content"]["text/event-stream"] = {}
+    return described
 
 
 def answer_of_events() -> dict[int | str, Any]:
@@ -119,7 +136,9 @@ def with_document(app: FastAPI, *, keys: bool) -> FastAPI:
 
 
 def _schemas() -> dict[str, Any]:
+    models = {**MODELS, **{model.__name__: TypeAdapter[Any](model) for model in _MODELS}}
     schemas, definitions = TypeAdapter.json_schemas(
-        [(name, "validation", adapter) for name, adapter in MODELS.items()], ref_template=_REF
+        [(name, "validation", adapter) for name, adapter in models.items()], ref_template=_REF
     )
-    return {**definitions.get("$defs", {}), **{name: schema for (name, _), schema in schemas.items()}}
+    # The schema of a model under its own name is a reference to its definition.
+    return {**{name: schema for (name, _), schema in schemas.items()}, **definitions.get("$defs", {})}

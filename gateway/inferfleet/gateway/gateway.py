@@ -16,6 +16,8 @@ from inferfleet.gateway.settings import GatewaySettings
 from inferfleet.gateway.webhooks.webhooks import Webhooks
 from inferfleet.producer import Fleet
 from inferfleet.producer.openai.api import OpenAIApi
+from inferfleet.producer.openai.conversations import ConversationsApi
+from inferfleet.producer.openai.responses import ResponsesApi
 from inferfleet.producer.tenant_fleet import TenantFleet
 from inferfleet.wire.redis.batches import BatchRecords
 from inferfleet.wire.redis.shared_limits import SharedLimits
@@ -68,6 +70,14 @@ class Gateway:
     def api_of(self, request: Request) -> OpenAIApi:
         """Return what answers the caller of a request."""
         return self.trusted_api.of(self.fleet_of(request), pools=caller_of(request).pools)
+
+    def responses_of(self, request: Request) -> ResponsesApi:
+        """Return what answers the caller of a request to the Responses API."""
+        return ResponsesApi(self.fleet_of(request), self.api_of(request))
+
+    def conversations_of(self, request: Request) -> ConversationsApi:
+        """Return what answers the caller of a request to the Conversations API."""
+        return ConversationsApi(self.fleet_of(request))
 
 
 def _set(step: asyncio.Future[Any]) -> None:

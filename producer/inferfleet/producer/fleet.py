@@ -50,6 +50,7 @@ from inferfleet.wire.redis.pool_limits import note_limit
 from inferfleet.wire.redis.pools import note_pool
 from inferfleet.wire.redis.records import JobRecords
 from inferfleet.wire.redis.replicas import Replicas
+from inferfleet.wire.redis.response_records import ResponseRecords
 from inferfleet.wire.redis.session_histories import SessionHistories
 from inferfleet.wire.redis.session_lanes import SessionLanes
 from inferfleet.wire.redis.session_records import SessionRecords
@@ -96,6 +97,10 @@ class Fleet:
         )
         self.pipeline = pipeline
         """The connection to Redis, for other packages of inferfleet."""
+        self.response_records = ResponseRecords(
+            pipeline, queued_ttl_s=settings.queued_ttl_s, result_ttl_s=settings.result_ttl_s
+        )
+        """What OpenAI's Responses API keeps of each response."""
         self.dead_letters = DeadLetters(settings, self.submit)
         """The dead letters of all pools."""
 

@@ -38,11 +38,13 @@ class JobOptions(TypedDict, total=False):
     current span of OpenTelemetry, if there is one.
     """
 
+    id: str
     endpoint: Endpoint | str
     pool: str
     priority: int | str
     session_id: str | None
     on_busy: OnBusy | str
+    instructions: str | None
     state_patch: dict[str, Any] | None
     stream: bool
     expires_at: datetime | None
@@ -104,6 +106,12 @@ def make_job(
         raise job_error(error) from error
     if job.session_id is not None and (problem := session_problem(job.endpoint)):
         raise InvalidJobError(problem)
+    if job.instructions:
+        if job.session_id is None:
+            raise InvalidJobError(
+                "instructions: only a turn of a session has them; put a system message into the body"
+            )
+        sizes["instructions"] = len(job.instructions.encode())
     check_request(job.endpoint, job.body, max_body_bytes=max_body_bytes, size=sizes["body"])
     if len(sizes) > 1 and (size := sum(sizes.values())) > max_body_bytes:
         raise InvalidJobError(

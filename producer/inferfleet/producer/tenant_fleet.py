@@ -57,6 +57,8 @@ class TenantFleet:
         self._fleet = fleet
         self._policy = policy
         self.tenant = tenant
+        self.response_records = fleet.response_records
+        """The records of the responses of all tenants: whoever reads one has to check its job."""
 
     async def submit(self, work: str | Mapping[str, Any] | Job, **options: Unpack[JobOptions]) -> Job:
         """Submit one job, as ``Fleet.submit``."""

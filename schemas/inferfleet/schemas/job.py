@@ -82,9 +82,10 @@ class Job(WireModel):
 
     ``body`` is the request body of ``endpoint``. ``expires_at`` is the last moment at which the job may
     start; ``timeout_s`` limits the running time of one attempt, in seconds. A turn of a session carries only
-    the new messages; ``state_patch`` (JSON Merge Patch, RFC 7396) is applied to the session's state when the
-    turn is added to the history. ``traceparent`` and ``tracestate`` are the W3C Trace Context of the
-    submission; they stay with the job, whoever publishes it again.
+    the new messages. ``instructions`` are a system message in front of the history, for this turn alone;
+    ``state_patch`` (JSON Merge Patch, RFC 7396) is applied to the session's state when the turn is added to
+    the history. ``traceparent`` and ``tracestate`` are the W3C Trace Context of the submission; they stay
+    with the job, whoever publishes it again.
     """
 
     id: JobId = Field(default_factory=new_job_id)
@@ -94,6 +95,7 @@ class Job(WireModel):
     priority: Annotated[int, Field(ge=0, le=9, strict=True)] = Priority.NORMAL
     session_id: SessionId | None = None
     on_busy: OnBusy = OnBusy.ENQUEUE
+    instructions: str | None = None
     state_patch: dict[str, Any] | None = None
     stream: bool = False
     expires_at: Moment | None = None

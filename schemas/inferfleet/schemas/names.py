@@ -96,6 +96,11 @@ def journal_key(job_id: str) -> str:
     return f"inferfleet:job:{{{job_id}}}:journal"
 
 
+def response_key(job_id: str) -> str:
+    """Key of what OpenAI's Responses API keeps of the request that became the job: one JSON string."""
+    return f"inferfleet:job:{{{job_id}}}:response"
+
+
 def idempotency_key(tenant: str, key: str) -> str:
     """Key that maps a caller's idempotency key to its job."""
     return f"inferfleet:idempotency:{{{tenant}:{key}}}"

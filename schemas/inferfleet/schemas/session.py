@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 import orjson
 from pydantic import AwareDatetime, Field, TypeAdapter, ValidationError
@@ -17,7 +17,7 @@ from inferfleet.schemas.limits import LONGEST_S, MOST
 from inferfleet.schemas.openai_messages import is_set
 from inferfleet.schemas.problems import describe, kind
 from inferfleet.schemas.result import Count, Usage
-from inferfleet.schemas.said import text_of
+from inferfleet.schemas.said import CUT_SHORT, text_of
 from inferfleet.schemas.wire_model import WireModel
 
 _session_id: TypeAdapter[str] = TypeAdapter(SessionId)
@@ -27,6 +27,20 @@ IdleTtl = Annotated[int, Field(ge=1, le=LONGEST_S, strict=True)]
 
 HistoryTokens = Annotated[int, Field(ge=1, le=MOST, strict=True)]
 """Tokens."""
+
+
+KEPT_FIELDS: Final = (
+    "role",
+    "content",
+    "tool_calls",
+    "refusal",
+    "reasoning",
+    "reasoning_content",
+    "name",
+    "audio",
+)
+"""The fields of an assistant's message that a history keeps. ``reasoning_content`` is an older name of
+``reasoning``."""
 
 
 class Turn(WireModel):
@@ -174,6 +188,20 @@ def history(
     return kept
 
 
+def kept_answer(response: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the assistant's message of a chat's response as a history keeps it.
+
+    Without text or calls, its text is empty.
+    """
+    choice: dict[str, Any] = response["choices"][0]
+    message: dict[str, Any] = choice["message"]
+    kept = {field: message[field] for field in KEPT_FIELDS if message.get(field)}
+    # A call that was cut off cannot be run, and no later prompt can contain it.
+    cut = choice.get("finish_reason") in {"length", CUT_SHORT}
+    calls = [call for call in kept.pop("tool_calls", ()) if _is_whole(call, cut=cut)]
+    return {**kept, "tool_calls": calls} if calls else {"role": "assistant", "content": "", **kept}
+
+
 def with_answer(body: Mapping[str, Any], said: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
     """Return the messages of a turn: those of its request and the answer ``said``.
 
@@ -215,6 +243,19 @@ def tool_problem(past: Sequence[Mapping[str, Any]], messages: Sequence[Mapping[s
 def estimated_tokens(messages: Sequence[Mapping[str, Any]]) -> int:
     """Estimate the tokens of messages: a quarter of their bytes as JSON, about right for English."""
     return sum(len(orjson.dumps(message)) for message in messages) // 4
+
+
+def _is_whole(call: Mapping[str, Any], *, cut: bool) -> bool:
+    if call.get("type") != "function":
+        return True
+    arguments: str = call["function"]["arguments"]
+    if not arguments:
+        # A call may have no arguments, or the answer ended before them.
+        return not cut
+    try:
+        return isinstance(orjson.loads(arguments), dict)
+    except orjson.JSONDecodeError:
+        return False
 
 
 def _expected(expected: set[str], message: Mapping[str, Any]) -> set[str]:

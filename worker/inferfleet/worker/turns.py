@@ -14,8 +14,14 @@ from inferfleet.schemas.endpoints import session_problem
 from inferfleet.schemas.errors import SessionError
 from inferfleet.schemas.journal import TokenChunk
 from inferfleet.schemas.merge_patch import merge_patch
-from inferfleet.schemas.said import CUT_SHORT
-from inferfleet.schemas.session import Turn, estimated_tokens, history, tool_problem, with_answer
+from inferfleet.schemas.session import (
+    Turn,
+    estimated_tokens,
+    history,
+    kept_answer,
+    tool_problem,
+    with_answer,
+)
 from inferfleet.wire.redis.session_histories import AppendStatus, BeginStatus, SessionHistories, turns_lost
 from inferfleet.wire.redis.session_records import SessionRecords
 from inferfleet.worker.job_run import JobRun
@@ -24,19 +30,6 @@ from inferfleet.worker.outcomes import Defer, Finish, GiveUp, HandOver, Outcome,
 from inferfleet.worker.ports import Completion
 
 logger = logging.getLogger(__name__)
-
-KEPT_FIELDS = (
-    "role",
-    "content",
-    "tool_calls",
-    "refusal",
-    "reasoning",
-    "reasoning_content",
-    "name",
-    "audio",
-)
-"""The fields of an assistant's message that a history keeps. ``reasoning_content`` is an older name of
-``reasoning``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +76,8 @@ class Turns:
         run.history_tokens = past.tokens
         if problem := tool_problem(past.messages, messages):
             return _invalid(problem)
-        return Prompt({**job.body, "messages": [*past.messages, *messages]})
+        instructions = [{"role": "system", "content": job.instructions}] if job.instructions else []
+        return Prompt({**job.body, "messages": [*instructions, *past.messages, *messages]})
 
     async def unless_answered(self, run: JobRun, refusal: Finish | GiveUp) -> Outcome:
         """End a job that may not run again. It has succeeded nevertheless if its turn is in the history."""
@@ -118,7 +112,7 @@ class Turns:
         )
         turn = Turn(
             job_id=job.id,
-            messages=with_answer(job.body, _said(completion)),
+            messages=with_answer(job.body, kept_answer(completion.response)),
             at=self._histories.clock.now(),
             model=completion.response.get("model") or "",
             usage=completion.usage,
@@ -160,30 +154,6 @@ def _invalid(message: str) -> Finish:
 def _lost(message: str) -> Finish:
     failure = Failure(code=FailureCode.SESSION_CONFLICT, message=message[:4096])
     return Finish(JobState.FAILED, failure=failure)
-
-
-def _said(completion: Completion) -> dict[str, Any]:
-    """Return the assistant's message as the history keeps it. Without text or calls, its text is empty."""
-    choice: dict[str, Any] = completion.response["choices"][0]
-    message: dict[str, Any] = choice["message"]
-    said = {field: message[field] for field in KEPT_FIELDS if message.get(field)}
-    # A call that was cut off cannot be run, and no later prompt can contain it.
-    cut = choice.get("finish_reason") in {"length", CUT_SHORT}
-    calls = [call for call in said.pop("tool_calls", ()) if _is_whole(call, cut=cut)]
-    return {**said, "tool_calls": calls} if calls else {"role": "assistant", "content": "", **said}
-
-
-def _is_whole(call: Mapping[str, Any], *, cut: bool) -> bool:
-    if call.get("type") != "function":
-        return True
-    arguments: str = call["function"]["arguments"]
-    if not arguments:
-        # A call may have no arguments, or the answer ended before them.
-        return not cut
-    try:
-        return isinstance(orjson.loads(arguments), dict)
-    except orjson.JSONDecodeError:
-        return False
 
 
 def _partial(run: JobRun) -> Completion:

@@ -66,12 +66,12 @@ class Reply:
     progress: Progress | None = None
 
 
-class _Request:
+class OpenRequest:
     """A request, and the moment at which its answer has to be complete."""
 
-    def __init__(self, asked: Asked) -> None:
+    def __init__(self, asked: Asked, *, kept: bool = False) -> None:
         self.asked = asked
-        self.progress = Progress(kept=asked.named)
+        self.progress = Progress(kept=kept or asked.named)
         began = asyncio.get_running_loop().time()
         self._deadline = None if asked.timeout_s is None else began + asked.timeout_s
 
@@ -112,7 +112,7 @@ class OpenAIApi:
         self._fleet = fleet
         self._models = models
         self._needs_workers = needs_workers
-        self._start_s = start_s
+        self.start_s = start_s
         self._accept_s = accept_s
         self._pools: Collection[str] | None = None
         self._leaving: set[asyncio.Task[None]] = set()
@@ -139,7 +139,7 @@ class OpenAIApi:
 
         """
         asked = await apart(partial(read_request, endpoint, headers, content), content)
-        request = _Request(asked)
+        request = OpenRequest(asked)
         async with request.in_time():
             route = await self.route(asked)
         try:
@@ -184,12 +184,12 @@ class OpenAIApi:
             InferfleetError: What ``Fleet.submit`` raises.
 
         """
-        async with self._attended(_Request(asked)) as job:
+        async with self.attended(OpenRequest(asked)) as job:
             return job
 
     async def list_models(self) -> Reply:
         """List the models and pools."""
-        return _json({"object": "list", "data": await self._models.list(self._pools)})
+        return json_reply({"object": "list", "data": await self._models.list(self._pools)})
 
     async def get_model(self, name: str) -> Reply:
         """Describe one model or pool.
@@ -198,7 +198,7 @@ class OpenAIApi:
             RefusedError: There is none with this name.
 
         """
-        return _json(await self._models.get(name, self._pools))
+        return json_reply(await self._models.get(name, self._pools))
 
     async def aclose(self) -> None:
         """Wait until all jobs that nobody waits for any more are cancelled."""
@@ -209,22 +209,22 @@ class OpenAIApi:
         key = asked.options.get("idempotency_key")
         return await self._fleet.find(key) if isinstance(key, str) else None
 
-    async def _whole(self, request: _Request, route: Route) -> Reply:
-        async with self._attended(request) as job:
+    async def _whole(self, request: OpenRequest, route: Route) -> Reply:
+        async with self.attended(request) as job:
             async with request.in_time():
                 result = await self._fleet.wait(job)
             result.raise_for_state()
-        return _json(result.response, _headers(job.id, route))
+        return json_reply(result.response, reply_headers(job.id, route))
 
-    async def _stream(self, request: _Request, route: Route) -> Reply:
+    async def _stream(self, request: OpenRequest, route: Route) -> Reply:
         progress = request.progress
         stream = EventStream(self._parts(request), last_events=last_events)
-        await stream.start(within_s=self._start_s)
-        headers = {**EVENT_HEADERS, **_headers(progress.job_id, route)}
+        await stream.start(within_s=self.start_s)
+        headers = {**EVENT_HEADERS, **reply_headers(progress.job_id, route)}
         return Reply(content=stream, headers=headers, progress=progress)
 
-    async def _parts(self, request: _Request) -> AsyncGenerator[Part]:
-        async with self._attended(request) as job, aclosing(self._fleet.stream(job)) as lines:
+    async def _parts(self, request: OpenRequest) -> AsyncGenerator[Part]:
+        async with self.attended(request) as job, aclosing(self._fleet.stream(job)) as lines:
             chunks = AnswerChunks(job.id, job.endpoint, job.body)
             while True:
                 async with request.in_time():
@@ -245,7 +245,7 @@ class OpenAIApi:
         yield Part(b"".join((*map(data_event, made), DONE)), line.id)
 
     @asynccontextmanager
-    async def _attended(self, request: _Request) -> AsyncGenerator[Job]:
+    async def attended(self, request: OpenRequest) -> AsyncGenerator[Job]:
         """Submit a job, and cancel it if the block is left before it has ended."""
         asked, progress = request.asked, request.progress
         submitting = asyncio.create_task(self._fleet.submit(asked.body, **asked.options))
@@ -301,7 +301,8 @@ async def _accepting(within_s: float | None) -> AsyncGenerator[None]:
         ) from error
 
 
-def _json(content: Any, headers: Mapping[str, str] = MappingProxyType({})) -> Reply:
+def json_reply(content: Any, headers: Mapping[str, str] = MappingProxyType({})) -> Reply:
+    """Make an answer of JSON."""
     return Reply(content=orjson.dumps(content), headers={"content-type": "application/json", **headers})
 
 
@@ -318,7 +319,8 @@ def _restarted(job: Job, reason: str) -> RefusedError:
     )
 
 
-def _headers(job_id: str, route: Route) -> dict[str, str]:
+def reply_headers(job_id: str, route: Route) -> dict[str, str]:
+    """Make the headers that tell of a job and its pool."""
     headers = {WORKERS_HEADER: str(route.workers)}
     # A stream may begin before the job is accepted.
     return {**headers, JOB_HEADER: job_id} if job_id else headers

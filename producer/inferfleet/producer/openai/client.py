@@ -35,9 +35,10 @@ def openai_client(
 ) -> AsyncOpenAI | OpenAI:
     """Make a client of OpenAI's SDK whose requests go to the queue: ``AsyncOpenAI``, or ``OpenAI``.
 
-    It answers chats, completions, embeddings and the list of models, and raises the SDK's own exceptions.
-    ``models`` names the pool of each model that may have no worker; a request without a model goes to
-    ``pool``. ``options`` are the SDK's, like ``max_retries``. Close the client before the fleet.
+    It answers chats, completions, embeddings, responses, conversations and the list of models, and raises
+    the SDK's own exceptions. ``models`` names the pool of each model that may have no worker; a request
+    without a model goes to ``pool``. ``options`` are the SDK's, like ``max_retries``. Close the client before
+    the fleet.
 
     Raises:
         ConfigurationError: The extra ``openai`` is not installed.

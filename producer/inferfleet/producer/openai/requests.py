@@ -32,6 +32,7 @@ OPTIONS_MEMBER: Final = "inferfleet"
 TIERS: Final[Mapping[str, Priority]] = {
     "auto": Priority.NORMAL,
     "default": Priority.NORMAL,
+    "fast": Priority.HIGH,
     "flex": Priority.BATCH,
     "priority": Priority.HIGH,
     "scale": Priority.HIGH,
@@ -92,21 +93,29 @@ def read_request(endpoint: Endpoint, headers: Mapping[str, str], content: bytes)
     options = read_options(body.pop(OPTIONS_MEMBER, None), headers)
     tier = body.pop("service_tier", None)
     if tier is not None and "priority" not in options:
-        if not isinstance(tier, str) or tier not in TIERS:
-            raise bad_request(f"service_tier: must be one of {', '.join(TIERS)}", param="service_tier")
-        options["priority"] = TIERS[tier]
+        options["priority"] = priority_of_tier(tier)
     stream = ENDPOINTS[endpoint].generated is not None and _is_set(body.get("stream"))
     options["endpoint"] = endpoint
     options["stream"] = stream
+    return Asked(endpoint=endpoint, body=body, options=options, stream=stream, timeout_s=waits_for_s(options))
+
+
+def priority_of_tier(tier: object) -> Priority:
+    """Return the priority of one of OpenAI's service tiers.
+
+    Raises:
+        RefusedError: There is no such tier.
+
+    """
+    if not isinstance(tier, str) or tier not in TIERS:
+        raise bad_request(f"service_tier: must be one of {', '.join(TIERS)}", param="service_tier")
+    return TIERS[tier]
+
+
+def waits_for_s(options: JobOptions) -> float | None:
+    """Return for how many seconds a caller waits; ``None`` if the options set no limit, or an invalid one."""
     timeout_s = options.get("timeout_s")
-    return Asked(
-        endpoint=endpoint,
-        body=body,
-        options=options,
-        stream=stream,
-        # Any other is refused with the job.
-        timeout_s=timeout_s if isinstance(timeout_s, (int, float)) and 0 < timeout_s <= LONGEST_S else None,
-    )
+    return timeout_s if isinstance(timeout_s, (int, float)) and 0 < timeout_s <= LONGEST_S else None
 
 
 async def apart(read: Callable[[], T], content: bytes) -> T:

@@ -102,4 +102,6 @@ def _digest(job: Job) -> str:
     content: list[Any] = [job.pool, job.endpoint, job.body]
     if job.session_id is not None:
         content += [job.session_id, job.state_patch]
+        # Only if there are any: clients of earlier versions know no instructions.
+        content += [job.instructions] if job.instructions else []
     return hashlib.sha256(orjson.dumps(content, option=orjson.OPT_SORT_KEYS)).hexdigest()

@@ -17,7 +17,7 @@ from inferfleet.schemas.job import Job, JobState
 from inferfleet.schemas.journal import (
     FinishedEntry,
 )
-from inferfleet.schemas.names import job_key, journal_key, request_key, result_key
+from inferfleet.schemas.names import job_key, journal_key, request_key, response_key, result_key
 from inferfleet.schemas.result import Result
 from inferfleet.wire.redis import job_scripts
 from inferfleet.wire.redis.attempts import (
@@ -147,6 +147,7 @@ class JobEndings(JobReading):
             journal_key(job_id),
             result_key(job_id),
             request_key(job_id),
+            response_key(job_id),
             ended_ms=milliseconds(at),
             end_state=result.state.value,
             finished_entry=encoded(last_line),

@@ -2,7 +2,7 @@
 -- its lease no worker has held ends as a queued one does: its message may be gone, and the fence refuses its worker.
 -- Returns {what ('missing', 'requested', 'changed', or a terminal state), attempt, reply_to, pool, priority}. With
 -- 'changed' nothing was done: the job got on meanwhile. Sent twice, the second answers as the first, or as it is by then.
-local job_key, journal_key, result_key, request_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local job_key, journal_key, result_key, request_key, response_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local ended_ms = ARGV[1]
 local result_ttl_s = ARGV[2]
 local finished_entry = ARGV[3]
@@ -42,6 +42,6 @@ if of_tokens ~= '' and (of_attempt ~= r[2] or of_tokens ~= r[4]) then
 end
 redis.call('HSET', job_key, 'cancel', mode)
 redis.call('HDEL', job_key, 'fence')
-end_job(job_key, journal_key, result_key, request_key, end_state, ended_ms, result, finished_entry, result_ttl_s,
+end_job(job_key, journal_key, result_key, request_key, response_key, end_state, ended_ms, result, finished_entry, result_ttl_s,
   tombstone_ttl_s)
 return {end_state, attempt, reply_to, pool, priority}

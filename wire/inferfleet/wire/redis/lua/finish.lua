@@ -1,6 +1,6 @@
 -- Commit: write the one terminal result, if the job is still ours and has none.
 -- Returns 'ok', 'fenced' or 'missing'. Sent twice, the second answers 'ok' and changes nothing.
-local job_key, journal_key, result_key, request_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local job_key, journal_key, result_key, request_key, response_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local fence = ARGV[1]
 local ended_ms = ARGV[2]
 local result_ttl_s = ARGV[3]
@@ -35,6 +35,6 @@ end
 -- A second message must find that the job has ended. There may be one if several have submitted the job, or if it is a
 -- turn, which others publish as well.
 local copied = r[6] or (r[5] and r[5] ~= '') or string.find(r[4] or '', '%S %S')
-end_job(job_key, journal_key, result_key, request_key, end_state, ended_ms, result, finished_entry, result_ttl_s,
+end_job(job_key, journal_key, result_key, request_key, response_key, end_state, ended_ms, result, finished_entry, result_ttl_s,
   copied and tombstone_ttl_s or result_ttl_s)
 return 'ok'

@@ -1,0 +1,116 @@
+"""What comes before a response: others, or a conversation."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import openai
+import pytest
+import redis.asyncio as aioredis
+from openai import AsyncOpenAI
+from openai.types.responses import Response
+from tests.integration.conftest import (
+    StartWorker,
+)
+from tests.integration.responses.conftest import checked, job_of, said
+
+from inferfleet.producer import Fleet
+from inferfleet.schemas.names import job_key, journal_key, response_key, result_key
+
+
+async def test_responses_continue_others_each_on_its_own_branch(
+    client: AsyncOpenAI, start_worker: StartWorker, store: aioredis.Redis, pool: str
+) -> None:
+    await start_worker()
+    first = await client.responses.create(model=pool, input="one", instructions="be brief")
+
+    async def then(text: str, **more: Any) -> Response:
+        return await client.responses.create(model=pool, input=text, **more)
+
+    left, right = await asyncio.gather(
+        then("two", previous_response_id=first.id),
+        then("three", previous_response_id=first.id, instructions="be loud"),
+    )
+    keys = [key(job_of(first)) for key in (job_key, journal_key, result_key, response_key)]
+    for key in keys:
+        assert await store.expire(key, 100)
+    deeper = await then("four", previous_response_id=left.id)
+
+    began = (("user", "one"), ("assistant", first.output_text))
+    second = (("user", "two"), ("assistant", left.output_text))
+    assert left.output_text == said(*began, ("user", "two"))
+    assert right.output_text == said(("system", "be loud"), *began, ("user", "three"))
+    assert deeper.output_text == said(*began, *second, ("user", "four"))
+    assert deeper.previous_response_id == left.id
+    # What is continued lives on.
+    assert all([await store.ttl(key) > 100 for key in keys])
+
+
+async def test_only_an_answer_can_be_continued(
+    client: AsyncOpenAI, start_worker: StartWorker, pool: str
+) -> None:
+    waiting = await client.responses.create(model=pool, input="one", background=True)
+
+    for previous, code in ((waiting.id, "invalid_request"), ("resp_x", "previous_response_not_found")):
+        with pytest.raises(openai.BadRequestError) as refused:
+            await client.responses.create(model=pool, input="two", previous_response_id=previous)
+        assert (refused.value.code, refused.value.param) == (code, "previous_response_id")
+
+    await client.responses.cancel(waiting.id)
+    with pytest.raises(openai.BadRequestError, match="cancelled"):
+        await client.responses.create(model=pool, input="two", previous_response_id=waiting.id)
+
+
+async def test_a_conversation_is_a_session_and_keeps_no_instructions(
+    client: AsyncOpenAI, start_worker: StartWorker, fleet: Fleet, pool: str
+) -> None:
+    await start_worker()
+    item: Any = {"role": "developer", "content": "context"}
+    conversation = await client.conversations.create(items=[item], metadata={"a": "b"})
+
+    async def then(text: str, instructions: str | None = None) -> Response:
+        return checked(
+            await client.responses.create(
+                model=pool, input=text, conversation=conversation.id, instructions=instructions
+            )
+        )
+
+    one = await then("one", "be brief")
+    two = await then("two")
+    branch = await client.responses.create(model=pool, input="three", previous_response_id=one.id)
+
+    began = (("developer", "context"), ("user", "one"), ("assistant", one.output_text))
+    assert one.output_text == said(("system", "be brief"), *began[:2])
+    assert two.output_text == said(*began, ("user", "two"))
+    assert branch.output_text == said(*began, ("user", "three"))
+    assert two.conversation is not None
+    assert two.conversation.id == conversation.id
+    history = await fleet.session(conversation.id).history()
+    assert [message["content"] for message in history] == [
+        "context",
+        "one",
+        one.output_text,
+        "two",
+        two.output_text,
+    ]
+    listed = [each async for each in client.conversations.items.list(conversation.id, order="asc", limit=2)]
+    assert [each.role for each in listed] == ["developer", "user", "assistant", "user", "assistant"]
+
+
+async def test_a_conversation_is_read_changed_and_deleted(client: AsyncOpenAI, fleet: Fleet) -> None:
+    made = await client.conversations.create(metadata={"a": "b", "c": "d"})
+
+    changed = await client.conversations.update(made.id, metadata={"a": "e"})
+
+    assert (await client.conversations.retrieve(made.id)).metadata == changed.metadata == {"a": "e"}
+    assert changed.created_at == made.created_at
+    assert (await client.conversations.delete(made.id)).deleted
+    assert await fleet.session(made.id).get() is None
+    for ask in (client.conversations.retrieve, client.conversations.delete, client.conversations.items.list):
+        with pytest.raises(openai.NotFoundError) as unknown:
+            await ask(made.id)
+        assert unknown.value.code == "conversation_not_found"
+    with pytest.raises(openai.NotFoundError) as unknown:
+        await client.responses.create(input="hello", conversation=made.id)
+    assert unknown.value.code == "conversation_not_found"
