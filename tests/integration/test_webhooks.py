@@ -43,7 +43,11 @@ from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.redis.webhooks import WatchedJob, WebhookEndpoint, WebhookStore
 from inferfleet.wire.tasks import cancel_and_wait
 
-HERE: dict[str, Any] = {"webhook_networks": ["127.0.0.0/8"], "webhook_timeout_s": 2}
+HERE: dict[str, Any] = {
+    "webhook_networks": ["127.0.0.0/8"],
+    "webhook_timeout_s": 2,
+    "webhook_max_undelivered": 1000,
+}
 """Settings of a gateway that may reach endpoints on this machine."""
 
 ALL = list(EVENT_TYPES)
