@@ -56,6 +56,25 @@ for await (const each of client.models.list()) names.push(each.id);
 assert.ok(names.includes(model));
 assert.equal((await client.models.retrieve(model)).id, model);
 
+const responded = await client.responses.create({ model, input: HELLO });
+assert.equal(responded.output_text, HELLO);
+const events = [];
+const background = await client.responses.create({ model, input: HELLO, background: true, stream: true });
+for await (const event of background) {
+  events.push(event);
+  if (events.length === 3) break;
+}
+const { id } = events[0].response;
+const rest = await client.responses.retrieve(id, { stream: true, starting_after: events.at(-1).sequence_number });
+for await (const event of rest) events.push(event);
+assert.deepEqual(events.map((event) => event.sequence_number), [...events.keys()]);
+assert.equal(events.at(-1).type, "response.completed");
+const deltas = events.filter((event) => event.type === "response.output_text.delta");
+assert.equal(deltas.map((event) => event.delta).join(""), HELLO);
+assert.equal((await client.responses.retrieve(id)).output_text, HELLO);
+await client.responses.delete(id);
+await assert.rejects(client.responses.retrieve(id), OpenAI.NotFoundError);
+
 const lines = ["one", "two", "three"].map((word) =>
   JSON.stringify({ custom_id: word, method: "POST", url: "/v1/chat/completions", body: asked(word) }),
 );
