@@ -660,6 +660,25 @@ async def test_a_response_is_told_by_openais_names(
     }
 
 
+async def test_the_end_of_a_background_response_is_told(
+    hooks: Hooks, receiver: Receiver, start_worker: StartWorker, pool: str
+) -> None:
+    _, secret = await hooks.add(receiver)
+    await start_worker()
+    responses = hooks.openai.responses
+    made = [await responses.create(model=pool, input="hi", background=True)]
+    async with await responses.create(model=pool, input="you", background=True, stream=True) as events:
+        made += [event.response async for event in events if event.type == "response.completed"]
+    waiting = await responses.create(model=pool, input="hello")
+
+    received = await receiver.take(2)
+
+    told = [hooks.openai.webhooks.unwrap(each.body, each.headers, secret=secret) for each in received]
+    assert {event.type for event in told} == {"response.completed"}
+    assert {each.event["data"]["id"] for each in received} == {response.id for response in made}
+    assert waiting.id not in {each.event["data"]["id"] for each in received}
+
+
 async def test_an_end_that_cannot_be_read_holds_up_no_other(
     hooks: Hooks, receiver: Receiver, store: WebhookStore, fleet: Fleet, pipeline: CommandPipeline, pool: str
 ) -> None:

@@ -13,6 +13,7 @@ from inferfleet.gateway.api_keys import KeyRing
 from inferfleet.gateway.batches.files import Files
 from inferfleet.gateway.callers import caller_of
 from inferfleet.gateway.settings import GatewaySettings
+from inferfleet.gateway.webhooks.kinds import RESPONSE
 from inferfleet.gateway.webhooks.webhooks import Webhooks
 from inferfleet.producer import Fleet
 from inferfleet.producer.openai.api import OpenAIApi
@@ -73,7 +74,12 @@ class Gateway:
 
     def responses_of(self, request: Request) -> ResponsesApi:
         """Return what answers the caller of a request to the Responses API."""
-        return ResponsesApi(self.fleet_of(request), self.api_of(request))
+        fleet = self.fleet_of(request)
+
+        async def watch(job_id: str) -> None:
+            await self.webhooks.watch(fleet.tenant, [job_id], kind=RESPONSE)
+
+        return ResponsesApi(fleet, self.api_of(request), accepted=watch)
 
     def conversations_of(self, request: Request) -> ConversationsApi:
         """Return what answers the caller of a request to the Conversations API."""

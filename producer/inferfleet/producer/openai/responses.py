@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager, suppress
 from functools import partial
 from typing import Any, Final
@@ -47,7 +47,15 @@ NOTHING_SEEN: Final = -1
 class ResponsesApi:
     """Answers requests. All but ``create`` raise ``RefusedError`` for an id that does not exist."""
 
-    def __init__(self, fleet: Fleet | TenantFleet, api: OpenAIApi) -> None:
+    def __init__(
+        self,
+        fleet: Fleet | TenantFleet,
+        api: OpenAIApi,
+        *,
+        accepted: Callable[[str], Awaitable[None]] | None = None,
+    ) -> None:
+        """``accepted`` is awaited with the job of each background response, before anybody knows it."""
+        self._accepted = accepted
         self._fleet = fleet
         self._records = fleet.response_records
         self._stored = StoredResponses(fleet)
@@ -227,6 +235,8 @@ class ResponsesApi:
                 accepted = True
                 if job.id != given.job_id:
                     record = await self._joined(job.id, given, record)
+                if record.background and self._accepted is not None:
+                    await self._accepted(job.id)
                 yield job.id, record
         except (InferfleetError, RefusedError) as error:
             # Without a confirm, the job may be there.
