@@ -468,7 +468,7 @@ class Listed(Sender):
         self.outcome = Sent(500, "it answers 500")
         self.clock = clock
 
-    async def send(self, url: str, *, headers: Mapping[str, str], body: bytes) -> Sent:
+    async def send(self, url: str, *, headers: Mapping[str, str], body: bytes, tenant: str) -> Sent:
         self.sent_s.put_nowait(self.clock.later_s)
         return self.outcome
 

@@ -101,9 +101,10 @@ def webhook_routes(gateway: Gateway) -> APIRouter:
                 )
         return asked
 
-    async def url_of(asked: dict[str, Any]) -> str:
+    async def url_of(request: Request, asked: dict[str, Any]) -> str:
         url = _text(asked, "url")
-        if (problem := await webhooks.sender.problem(url)) is not None:
+        problem = await webhooks.sender.problem(url, tenant=caller_of(request).tenant)
+        if problem is not None:
             raise bad_request(f"url: {problem}", param="url")
         return url
 
@@ -131,7 +132,7 @@ def webhook_routes(gateway: Gateway) -> APIRouter:
             tenant=caller_of(request).tenant,
             name=_text(asked, "name"),
             event_types=_event_types(asked),
-            url=await url_of(asked),
+            url=await url_of(request, asked),
             secret=new_secret(),
             created_ms=now_ms,
             updated_ms=now_ms,
@@ -186,7 +187,7 @@ def webhook_routes(gateway: Gateway) -> APIRouter:
         if "event_types" in asked:
             fields["event_types"] = " ".join(_event_types(asked))
         if "url" in asked:
-            fields["url"] = await url_of(asked)
+            fields["url"] = await url_of(request, asked)
         if not await store.change(caller_of(request).tenant, endpoint_id, fields, enabled=enabled):
             raise _unknown(endpoint_id)
         webhooks.delivery.wake()

@@ -219,7 +219,7 @@ class Delivery:
         secrets = [endpoint.secret, *([endpoint.old_secret] if endpoint.old_secret_until_ms > now_ms else [])]
         payload = event.payload()
         headers = signed(payload, event_id=event.id, at=self._store.clock.now(), by=secrets)
-        return await self._sender.send(endpoint.url, headers=headers, body=payload)
+        return await self._sender.send(endpoint.url, headers=headers, body=payload, tenant=endpoint.tenant)
 
     async def _settle(self, endpoint: WebhookEndpoint, claimed: Claimed, sent: Sent) -> None:
         """Record how a delivery went, once Redis answers."""

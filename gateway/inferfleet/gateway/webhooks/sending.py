@@ -11,12 +11,16 @@ import socket
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
+from contextvars import ContextVar
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 from urllib.parse import urlsplit
+from weakref import WeakValueDictionary
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.connector import Connection
 
 Network = IPv4Network | IPv6Network
 """A network whose addresses may be reached although they are not public."""
@@ -27,11 +31,36 @@ Lookup = Callable[[str, int, int], list[tuple[int, str]]]
 NAT64: Final = ip_network("64:ff9b::/96")
 """Addresses of IPv6 behind which an address of IPv4 is."""
 
+RESERVED: Final = tuple(
+    ip_network(each)
+    for each in (
+        *("192.0.0.0/24", "192.88.99.0/24", "168.63.129.16/32"),
+        *("64:ff9b:1::/48", "3fff::/20", "5f00::/16"),
+    )
+)
+"""Networks that are not public, although ``ipaddress`` of some version of Python says so. Clouds serve their
+machines at some of the addresses."""
+
 LOOKUPS: Final = 128
 """How many names are resolved at the same time. They have threads of their own, because some take long."""
 
+PER_TENANT: Final = 16
+"""How many names of one tenant are resolved at the same time: as many as it may have endpoints."""
+
+MAX_INTERIM: Final = 8
+"""How many interim responses (1xx) may come before the response."""
+
+RECEIVE_BYTES: Final = 32_768
+"""How much of an answer the kernel takes before it is read. Only its head is of interest."""
+
 LOOKUP_S: Final = 5.0
 """How long the name of a new endpoint may take to resolve."""
+
+_Question = tuple[str, int, int]
+"""What ``Lookup`` is called with."""
+
+_tenant: ContextVar[str] = ContextVar("_tenant")
+"""For which tenant a name is resolved."""
 
 SCHEMES: Final = ("http", "https")
 """What a URL may begin with. By http only networks are reached that the operator allows."""
@@ -97,6 +126,7 @@ class Sender:
                 )
                 sessions[scheme] = aiohttp.ClientSession(
                     connector=connector,
+                    response_class=_Response,
                     timeout=aiohttp.ClientTimeout(total=timeout_s),
                     cookie_jar=aiohttp.DummyCookieJar(),
                     auto_decompress=False,
@@ -107,8 +137,9 @@ class Sender:
                 await session.close()
             threads.shutdown(wait=False, cancel_futures=True)
 
-    async def send(self, url: str, *, headers: Mapping[str, str], body: bytes) -> Sent:
-        """Send a request, and return how it ended. Never raises."""
+    async def send(self, url: str, *, headers: Mapping[str, str], body: bytes, tenant: str) -> Sent:
+        """Send a request for a tenant, and return how it ended. Never raises."""
+        _tenant.set(tenant)
         try:
             async with self._sessions[urlsplit(url).scheme].post(
                 url, data=body, headers=headers, allow_redirects=False
@@ -122,8 +153,9 @@ class Sender:
         except (aiohttp.ClientError, OSError, ValueError, UnicodeError) as error:
             return Sent(None, _failure(error))
 
-    async def problem(self, url: str) -> str | None:
-        """Return what is wrong with the URL of an endpoint, as its name resolves at the moment."""
+    async def problem(self, url: str, *, tenant: str) -> str | None:
+        """Return what is wrong with the URL of a tenant's endpoint, as its name resolves at the moment."""
+        _tenant.set(tenant)
         if (wrong := _invalid(url)) is not None:
             return wrong
         parts = urlsplit(url)
@@ -157,6 +189,7 @@ def may_reach(address: str, allowed: Sequence[Network], *, public: bool) -> bool
         public = public and not found.is_site_local and found.sixtofour is None
     if any(found in network for network in allowed):
         return True
+    public = public and not any(found in network for network in RESERVED)
     return public and found.is_global and not found.is_multicast and not found.is_reserved
 
 
@@ -198,26 +231,68 @@ def _socket_factory(allowed: Sequence[Network], *, public: bool) -> Callable[[An
         if not may_reach(address[0], allowed, public=public):
             raise ForbiddenAddressError("its address must not be reached")
         made = socket.socket(family, kind, protocol)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BYTES)
         made.setblocking(False)
         return made
 
     return make
 
 
+class _Response(aiohttp.ClientResponse):
+    """The head of a response."""
+
+    async def start(self, connection: Connection) -> aiohttp.ClientResponse:
+        """Read the head, behind few interim responses, and close the connection.
+
+        aiohttp reads any number of them, and nothing else runs while more have come already.
+        """
+        protocol = cast("ResponseHandler", connection.protocol)
+        transport = connection.transport
+        read, left = protocol.read, MAX_INTERIM + 1
+
+        async def read_few() -> Any:
+            nonlocal left
+            if not left:
+                raise aiohttp.ClientPayloadError("too many interim responses")
+            left -= 1
+            return await read()
+
+        protocol.read = read_few  # type: ignore[method-assign]
+        try:
+            return await super().start(connection)
+        finally:
+            # Nobody reads the body, nor waits until the endpoint has ended TLS, too.
+            if transport is not None:
+                transport.abort()
+
+
 class _Resolver(AbstractResolver):
-    """Resolves names in threads of its own."""
+    """Resolves names in threads of its own.
+
+    A lookup lasts until its name server answers, although nobody waits any more. So a name is looked up once
+    at a time, and each tenant has few lookups at the same time: slow names of one hold up no other.
+    """
 
     def __init__(self, lookup: Lookup, threads: ThreadPoolExecutor) -> None:
         self._lookup = lookup
         self._threads = threads
+        self._turns: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+        """Those of each tenant, as long as somebody has or awaits one."""
+        self._running: dict[_Question, asyncio.Future[list[tuple[int, str]]]] = {}
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
-        """Resolve a name."""
-        found = await asyncio.get_running_loop().run_in_executor(
-            self._threads, self._lookup, host, port, family
-        )
+        """Resolve a name, for the tenant for which this runs."""
+        question = host, port, family
+        if question not in self._running:
+            turns = self._turns.setdefault(_tenant.get(), asyncio.Semaphore(PER_TENANT))
+            await turns.acquire()
+            if question in self._running:
+                turns.release()
+            else:
+                self._start(question, turns)
+        found = await asyncio.shield(self._running[question])
         return [
             ResolveResult(
                 hostname=host,
@@ -229,6 +304,17 @@ class _Resolver(AbstractResolver):
             )
             for kind, address in found
         ]
+
+    def _start(self, question: _Question, turns: asyncio.Semaphore) -> None:
+        def ended(running: asyncio.Future[list[tuple[int, str]]]) -> None:
+            turns.release()
+            del self._running[question]
+            # Those who wait for it may all be gone by then.
+            running.cancelled() or running.exception()
+
+        loop = asyncio.get_running_loop()
+        self._running[question] = loop.run_in_executor(self._threads, self._lookup, *question)
+        self._running[question].add_done_callback(ended)
 
     async def close(self) -> None:
         """Do nothing: whoever has made the threads ends them."""
