@@ -8,6 +8,7 @@ import signal
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from ipaddress import ip_network
 from typing import Any, cast
 from uuid import uuid4
@@ -30,17 +31,27 @@ from tests.integration.conftest import (
 )
 from tests.integration.receiver import Receiver, endless, never, receiving, status
 
+from inferfleet.gateway.settings import GatewaySettings
 from inferfleet.gateway.webhooks import delivery
 from inferfleet.gateway.webhooks.delivery import RETRY_AFTER_S, Delivery
 from inferfleet.gateway.webhooks.kinds import RESPONSE
 from inferfleet.gateway.webhooks.sending import Sender, Sent
 from inferfleet.gateway.webhooks.signing import new_secret
+from inferfleet.gateway.webhooks.webhooks import Webhooks
+from inferfleet.local.services import Services
 from inferfleet.producer import Fleet
-from inferfleet.schemas.names import job_key, result_key
+from inferfleet.schemas.errors import PublishUnconfirmedError, ServiceRefusedError
+from inferfleet.schemas.names import (
+    WEBHOOK_WATCHED_KEY,
+    job_key,
+    result_key,
+    webhook_due_key,
+    webhook_events_key,
+)
 from inferfleet.schemas.webhooks import EVENT_TYPES, WebhookEvent
 from inferfleet.wire.redis.clock import RedisClock
 from inferfleet.wire.redis.pipeline import CommandPipeline
-from inferfleet.wire.redis.webhooks import WatchedJob, WebhookEndpoint, WebhookStore
+from inferfleet.wire.redis.webhooks import Claimed, Settled, WatchedJob, WebhookEndpoint, WebhookStore
 from inferfleet.wire.tasks import cancel_and_wait
 
 HERE: dict[str, Any] = {
@@ -578,8 +589,16 @@ async def test_an_endpoint_that_accepts_something_in_between_stays_enabled(
 
         await endpoint.tried()
 
+        described = await read(store, endpoint.id)
+        assert (described.undelivered, described.disabled_ms) == (0, 0)
+
+        # What was given up does not count: days later, one failure is the first.
+        assert (described.failing_ms, described.failure) == (0, "")
+        clock.later_s += 10 * 24 * 3600
+        await deliverer.tell(tenant, WebhookEvent("job.succeeded", "another", 1))
+        await endpoint.tried()
     described = await read(store, endpoint.id)
-    assert (described.undelivered, described.disabled_ms) == (0, 0)
+    assert (described.undelivered, described.disabled_ms) == (1, 0)
 
 
 async def test_what_waits_for_a_disabled_endpoint_goes_on_when_it_is_enabled(
@@ -695,6 +714,156 @@ async def test_an_end_that_cannot_be_read_holds_up_no_other(
 
     assert received.event["data"]["id"] == f"resp_{good.id}"
     await store.forget(watched)
+
+
+async def test_what_cannot_be_read_holds_up_no_other_job_and_tells_nothing_twice(
+    store: WebhookStore,
+    tenant: str,
+    sender: Sender,
+    receiver: Receiver,
+    pipeline: CommandPipeline,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(delivery, "LOOK_S", 0.1)
+    await added(store, tenant, receiver.url)
+    of_newer, of_other_type, first, second = [WatchedJob("job", str(uuid4()), tenant) for _ in range(4)]
+    ended = ("state", "succeeded", "finished_at", 1)
+    await pipeline.execute("HSET", job_key(of_newer.job_id), "state", "paused")
+    await pipeline.execute("SET", job_key(of_other_type.job_id), "")
+    await pipeline.execute("HSET", job_key(first.job_id), *ended)
+    await pipeline.execute("HSET", job_key(second.job_id), "state", "running")
+    jobs = [of_newer, of_other_type, first, second]
+    nonsense = f"nonsense{uuid4()}"
+    await pipeline.execute("ZADD", WEBHOOK_WATCHED_KEY, 0, nonsense)
+    try:
+        assert await store.watch(jobs)
+        async with delivering(store, sender):
+            await receiver.take(1)
+            await pipeline.execute("HSET", job_key(second.job_id), *ended)
+            received = await receiver.take(2)
+    finally:
+        await store.forget(jobs)
+        await pipeline.execute("ZREM", WEBHOOK_WATCHED_KEY, nonsense)
+        for job in jobs:
+            await pipeline.execute("DEL", job_key(job.job_id))
+    assert [each.event["data"]["id"] for each in received] == [first.job_id, second.job_id]
+
+
+async def test_an_event_that_cannot_be_read_holds_up_no_other(
+    store: WebhookStore, tenant: str, sender: Sender, receiver: Receiver, pipeline: CommandPipeline
+) -> None:
+    endpoint_id = await added(store, tenant, receiver.url)
+    await pipeline.execute("HSET", webhook_events_key(endpoint_id), "evt_newer", "2:another form")
+    await pipeline.execute("ZADD", webhook_due_key(endpoint_id), 0, "evt_newer")
+    async with delivering(store, sender) as deliverer:
+        await deliverer.tell(tenant, WebhookEvent("job.succeeded", "good", 1))
+        (received,) = await receiver.take(1)
+    assert received.event["data"]["id"] == "good"
+
+
+async def test_a_job_without_a_record_is_looked_at_until_nobody_makes_it_again(
+    store: WebhookStore,
+    tenant: str,
+    sender: Sender,
+    receiver: Receiver,
+    pipeline: CommandPipeline,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(delivery, "LOOK_S", 0.1)
+    await added(store, tenant, receiver.url)
+    made_again, lost = [WatchedJob("job", str(uuid4()), tenant) for _ in range(2)]
+
+    async def looked_at() -> bool:
+        return await pipeline.execute("ZSCORE", WEBHOOK_WATCHED_KEY, made_again.member) != first
+
+    async def forgotten() -> bool:
+        return await pipeline.execute("ZSCORE", WEBHOOK_WATCHED_KEY, lost.member) is None
+
+    assert await store.watch([made_again])
+    first = await pipeline.execute("ZSCORE", WEBHOOK_WATCHED_KEY, made_again.member)
+    async with delivering(store, sender):
+        await eventually(looked_at)
+        await pipeline.execute("HSET", job_key(made_again.job_id), "state", "succeeded", "finished_at", 1)
+        (received,) = await receiver.take(1)
+        assert received.event["data"]["id"] == made_again.job_id
+
+        monkeypatch.setattr(delivery, "MISSING_S", 0)
+        assert await store.watch([lost])
+        await eventually(forgotten)
+    await pipeline.execute("DEL", job_key(made_again.job_id))
+
+
+async def test_what_is_watched_and_told_is_on_as_many_replicas_as_are_demanded(
+    store: WebhookStore, tenant: str, services: Services
+) -> None:
+    await added(store, tenant)
+    demanding = GatewaySettings(
+        redis_url=services.redis_url, redis_wait_replicas=99, redis_wait_timeout_ms=50, patience_s=0
+    )
+    job = WatchedJob("job", str(uuid4()), tenant)
+    async with Webhooks.running(demanding) as webhooks:
+        with pytest.raises(PublishUnconfirmedError, match="replicas"):
+            await webhooks.watch(tenant, [job.job_id])
+        with pytest.raises(ServiceRefusedError, match="replicas"):
+            await webhooks.tell(tenant, "batch.completed", "batch_1", datetime.now(UTC))
+    await store.forget([job])
+
+
+# Commands that are sent twice
+
+
+@pytest.fixture
+def commands(pipeline: CommandPipeline, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """The commands that a test has sent, to send one again whose reply was lost."""
+    sent: list[tuple[Any, ...]] = []
+    execute = pipeline.execute
+
+    async def noting(*command: Any) -> Any:
+        sent.append(command)
+        return await execute(*command)
+
+    monkeypatch.setattr(pipeline, "execute", noting)
+    return sent
+
+
+async def test_a_change_that_is_repeated_after_another_one_changes_nothing(
+    store: WebhookStore, tenant: str, pipeline: CommandPipeline, commands: list[tuple[Any, ...]]
+) -> None:
+    endpoint_id = await added(store, tenant)
+    until_ms = store.clock.now_ms() + 1_000_000
+    await store.change(tenant, endpoint_id, {"name": "a"}, secret="whsec_2", old_secret_until_ms=until_ms)
+    repeated = commands[-1]
+    await store.change(tenant, endpoint_id, {"name": "b"}, secret="whsec_3", enabled=False)
+
+    assert await pipeline.execute(*repeated) == 1
+
+    endpoint = await read(store, endpoint_id)
+    assert (endpoint.name, endpoint.secret, endpoint.old_secret) == ("b", "whsec_3", "")
+    for number in range(20):
+        assert await store.change(tenant, endpoint_id, {"name": str(number)})
+    assert (await read(store, endpoint_id)).name == "19"
+
+
+async def test_a_failure_that_has_disabled_an_endpoint_says_so_again(
+    store: WebhookStore,
+    clock: LaterClock,
+    tenant: str,
+    pipeline: CommandPipeline,
+    commands: list[tuple[Any, ...]],
+) -> None:
+    endpoint_id = await added(store, tenant)
+    event = WebhookEvent("job.succeeded", "j", 1)
+    await store.enter(tenant, event, most=10)
+    retry_ms = store.clock.now_ms() + 1000
+    settle = partial(
+        store.settle, endpoint_id, Claimed(0, event), failure="it answers 410", retry_ms=retry_ms
+    )
+    assert await settle() is Settled.DISABLED
+
+    assert await pipeline.execute(*commands[-1]) == b"disabled"
+
+    clock.later_s += 1
+    assert await settle() is Settled.PAST
 
 
 # Several deliverers

@@ -8,11 +8,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections import Counter, defaultdict
-from collections.abc import Coroutine, Sequence
-from contextlib import suppress
+import time
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import nullcontext, suppress
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 from inferfleet.gateway.webhooks.kinds import KINDS, event_of
 from inferfleet.gateway.webhooks.sending import Sender, Sent
@@ -39,6 +40,13 @@ LOOK_S: Final = 60.0
 
 LOOK_BATCH: Final = 500
 """How many jobs are looked at in one round trip."""
+
+READ_RESULTS: Final = 20
+"""How many results are read at a time: each may have some megabytes."""
+
+MISSING_S: Final = 3600.0
+"""For how long a job without a record is looked at. After a failover that has forgotten the record, whoever
+has the job makes it again."""
 
 CLAIM_S: Final = 60.0
 """How much longer than its request may take a delivery is claimed: to record how it went."""
@@ -78,6 +86,9 @@ class Delivery:
         """Jobs that were submitted by this gateway and have not ended, as far as it has heard."""
         self._ended: list[WatchedJob] = []
         """Jobs of whose ends this gateway has heard since the last round."""
+        self._missing: dict[str, float] = {}
+        """When jobs were first seen without a record."""
+        self._reading = asyncio.Semaphore(READ_RESULTS)
         self._wake = asyncio.Event()
         self._stopping = False
         self._outage = Outage()
@@ -153,38 +164,51 @@ class Delivery:
             await self._store.look_now(ended)
             del self._ended[: len(ended)]
         jobs = await self._store.claim_watched(for_ms=int(LOOK_S * 1000), limit=LOOK_BATCH)
-        by_kind: defaultdict[str, list[WatchedJob]] = defaultdict(list)
-        for job in jobs:
-            by_kind[job.kind].append(job)
-        for kind, of_kind in by_kind.items():
-            # A kind that only a newer gateway knows is left to that.
-            if kind in KINDS:
-                await self._tell_ends(of_kind, results=KINDS[kind].reads_result)
+        # A kind that only a newer gateway knows is left to that.
+        await self._tell_ends([job for job in jobs if job.kind in KINDS])
         return len(jobs) == LOOK_BATCH or bool(self._ended)
 
-    async def _tell_ends(self, jobs: Sequence[WatchedJob], *, results: bool) -> None:
-        ends = await self._store.ends([job.job_id for job in jobs], results=results)
-        over: list[WatchedJob] = []
-        tells: list[Coroutine[Any, Any, None]] = []
-        for job, end in zip(jobs, ends, strict=True):
-            if end.state is None:
-                logger.warning("webhooks: Redis has no record of job %s, so its end is not told", job.job_id)
-            elif end.state.terminal:
-                try:
-                    event = event_of(job, end, end.state)
-                except (ValueError, LookupError, TypeError):
-                    # Another version may read what this one cannot. It does not hold up the others.
-                    logger.exception("webhooks: the end of job %s cannot be read", job.job_id)
-                    continue
-                tells.append(self.tell(job.tenant, event))
-            else:
-                continue
+    async def _tell_ends(self, jobs: Sequence[WatchedJob]) -> None:
+        """Tell the ends of those jobs that have ended. One whose end cannot be told holds up no other."""
+        outcomes = await asyncio.gather(*map(self._tell_end, jobs), return_exceptions=True)
+        over = [job for job, outcome in zip(jobs, outcomes, strict=True) if outcome is True]
+        for job in over:
             self._own.pop(job.job_id, None)
-            over.append(job)
-        await asyncio.gather(*tells)
+            self._missing.pop(job.job_id, None)
         if over:
             # Only now: should this process die before, somebody else makes the same events.
             await self._store.forget(over)
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                raise outcome
+
+    async def _tell_end(self, job: WatchedJob) -> bool:
+        """Tell the end of a job if it has ended. Return whether nobody has to look at it again."""
+        reads = KINDS[job.kind].reads_result
+        try:
+            async with self._reading if reads else nullcontext():
+                end = await self._store.end(job.job_id, result=reads)
+                if end.state is None:
+                    return self._lost(job)
+                if not end.state.terminal:
+                    return False
+                event = event_of(job, end, end.state)
+        except (ValueError, LookupError, TypeError):
+            # Another version may read what this one cannot.
+            logger.exception("webhooks: the end of job %s cannot be read", job.job_id)
+            return False
+        await self.tell(job.tenant, event)
+        return True
+
+    def _lost(self, job: WatchedJob) -> bool:
+        """Return whether the record of a job is missing for so long that nobody makes it again."""
+        now = time.monotonic()
+        if now - self._missing.setdefault(job.job_id, now) < MISSING_S:
+            while len(self._missing) > MAX_OWN:
+                del self._missing[next(iter(self._missing))]
+            return False
+        logger.warning("webhooks: Redis has no record of job %s, so its end is not told", job.job_id)
+        return True
 
     async def _deliver_due(self, sends: asyncio.TaskGroup) -> None:
         for endpoint_id in await self._store.due_endpoints(limit=IN_ALL):

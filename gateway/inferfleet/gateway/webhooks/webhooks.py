@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import datetime
 from typing import Final
 
@@ -18,6 +19,7 @@ from inferfleet.schemas.webhooks import WebhookEvent
 from inferfleet.wire.home import Home
 from inferfleet.wire.redis.clock import RedisClock
 from inferfleet.wire.redis.connection import command_pipeline, open_store
+from inferfleet.wire.redis.replicas import Replicas
 from inferfleet.wire.redis.webhooks import WEBHOOKS, WatchedJob, WebhookStore
 from inferfleet.wire.tasks import cancel_and_wait
 
@@ -28,10 +30,11 @@ LAST_S: Final = 5.0
 class Webhooks:
     """Webhooks of all tenants."""
 
-    def __init__(self, store: WebhookStore, sender: Sender, delivery: Delivery) -> None:
+    def __init__(self, store: WebhookStore, sender: Sender, delivery: Delivery, replicas: Replicas) -> None:
         self.store = store
         self.sender = sender
         self.delivery = delivery
+        self._replicas = replicas
 
     @classmethod
     @asynccontextmanager
@@ -47,7 +50,7 @@ class Webhooks:
         async with (
             open_store(
                 settings.redis_url,
-                access=WEBHOOKS,
+                access=replace(WEBHOOKS, waits=settings.redis_wait_replicas > 0),
                 clock=clock,
                 patience_s=settings.patience_s,
                 allow_eviction=settings.allow_eviction,
@@ -56,6 +59,7 @@ class Webhooks:
         ):
             pipeline = command_pipeline(client, patience_s=settings.patience_s, clock=clock, home=home)
             store = WebhookStore(pipeline)
+            replicas = Replicas(pipeline, settings, patience_s=settings.patience_s)
             delivery = Delivery(
                 store,
                 sender,
@@ -65,7 +69,7 @@ class Webhooks:
             async with background(pipeline.run()):
                 delivering = asyncio.create_task(delivery.run())
                 try:
-                    yield cls(store, sender, delivery)
+                    yield cls(store, sender, delivery, replicas)
                 finally:
                     delivery.stop()
                     await asyncio.wait([delivering], timeout=min(LAST_S, settings.drain_timeout_s))
@@ -81,9 +85,11 @@ class Webhooks:
             PublishUnconfirmedError: Redis does not answer: the jobs run, but their ends may not be told.
 
         """
+        if not job_ids:
+            return
         jobs = [WatchedJob(kind, job_id, tenant) for job_id in job_ids]
         try:
-            if jobs and await self.store.watch(jobs):
+            if await self._replicas.hold(lambda: self.store.watch(jobs)):
                 self.delivery.note(jobs)
         except (ServiceUnreachableError, ServiceRefusedError) as error:
             raise PublishUnconfirmedError(
@@ -100,4 +106,5 @@ class Webhooks:
             ServiceUnreachableError, ServiceRefusedError: Redis does not take it.
 
         """
-        await self.delivery.tell(tenant, WebhookEvent(event_type, object_id, int(at.timestamp())))
+        event = WebhookEvent(event_type, object_id, int(at.timestamp()))
+        await self._replicas.hold(lambda: self.delivery.tell(tenant, event))

@@ -37,6 +37,7 @@ def webhook_change(
     secret: str,
     old_secret_until_ms: int | str,
     enabled: int | str,
+    change: str,
 ) -> Command:
     """Change an endpoint of a tenant."""
     return (
@@ -52,6 +53,7 @@ def webhook_change(
         secret,
         old_secret_until_ms,
         enabled,
+        change,
         *fields,
     )
 

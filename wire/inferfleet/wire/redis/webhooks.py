@@ -10,11 +10,13 @@ to a later one: if it dies, somebody else acts then. So nothing is lost, but an 
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
-from collections.abc import Mapping, Sequence
+import secrets
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 from inferfleet.schemas.job import JobState
 from inferfleet.schemas.names import (
@@ -33,6 +35,11 @@ from inferfleet.wire.redis.access import Access
 from inferfleet.wire.redis.clock import RedisClock
 from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.redis.script import Argument
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+logger = logging.getLogger(__name__)
 
 MAX_ENDPOINTS: Final = 16
 """How many endpoints a tenant may have."""
@@ -180,6 +187,7 @@ class WebhookStore:
                 secret=secret,
                 old_secret_until_ms="" if old_secret_until_ms is None else old_secret_until_ms,
                 enabled="" if enabled is None else int(enabled),
+                change=secrets.token_hex(8),
             )
         )
         return bool(changed)
@@ -241,27 +249,23 @@ class WebhookStore:
     async def claim_watched(self, *, for_ms: int, limit: int) -> list[WatchedJob]:
         """Claim jobs to look at. Those that are not forgotten are due again after ``for_ms``."""
         due = await self._claim(WEBHOOK_WATCHED_KEY, for_ms=for_ms, limit=limit)
-        return [WatchedJob(*member.split(" ", 2)) for member in due]
+        return _readable(lambda member: WatchedJob(*member.split(" ", 2)), due)
 
     async def forget(self, jobs: Sequence[WatchedJob]) -> None:
         """Stop watching jobs."""
         await self._pipeline.execute("ZREM", WEBHOOK_WATCHED_KEY, *(job.member for job in jobs))
 
-    async def ends(self, job_ids: Sequence[str], *, results: bool) -> list[JobEnd]:
-        """Read which jobs have ended and when, and their results if they are asked for."""
-        states: list[Any] = await asyncio.gather(
-            *(self._pipeline.enqueue("HMGET", job_key(job_id), "state", "finished_at") for job_id in job_ids)
-        )
-        read: list[Any] = [None] * len(states)
-        if results:
-            # After the states: a job whose state is terminal has had a result.
-            read = await asyncio.gather(
-                *(self._pipeline.enqueue("GET", result_key(job_id)) for job_id in job_ids)
-            )
-        return [
-            JobEnd(JobState(state.decode()) if state else None, int(finished or 0), result)
-            for (state, finished), result in zip(states, read, strict=True)
-        ]
+    async def end(self, job_id: str, *, result: bool) -> JobEnd:
+        """Read whether a job has ended and when, and its result if it is asked for.
+
+        Raises:
+            ValueError: This version cannot read the record.
+
+        """
+        state, finished = await self._pipeline.execute("HMGET", job_key(job_id), "state", "finished_at")
+        # After the state: a job whose state is terminal has had a result.
+        read = await self._pipeline.execute("GET", result_key(job_id)) if result else None
+        return JobEnd(JobState(state.decode()) if state else None, int(finished or 0), read)
 
     # Events to deliver
 
@@ -302,7 +306,7 @@ class WebhookStore:
         )
         events: list[bytes | None] = await self._pipeline.execute("HMGET", events_key, *due) if due else []
         await requeued
-        return [_claimed(event) for event in events if event is not None]
+        return _readable(_claimed, [event for event in events if event is not None])
 
     async def settle(
         self,
@@ -362,6 +366,17 @@ def _keys(endpoint_id: str) -> tuple[str, str, str, str]:
 
 def _flat(fields: Mapping[str, Argument]) -> list[Argument]:
     return [each for field in fields.items() for each in field]
+
+
+def _readable(read: Callable[[A], B], entries: Sequence[A]) -> list[B]:
+    """Read entries without those of another version that this one cannot read: they hold up no other."""
+    found: list[B] = []
+    for entry in entries:
+        try:
+            found.append(read(entry))
+        except (ValueError, TypeError):
+            logger.warning("webhooks: the entry %r cannot be read", entry)
+    return found
 
 
 def _claimed(text: bytes) -> Claimed:

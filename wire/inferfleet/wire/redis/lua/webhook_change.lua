@@ -1,5 +1,5 @@
 -- Change an endpoint: some of its fields, its secret, or whether it is enabled.
--- Returns 1, or 0 if the tenant has no such endpoint. Sent twice, the second changes nothing.
+-- Returns 1, or 0 if the tenant has no such endpoint. Sent twice, the second changes nothing, also after others.
 local endpoint_key, due_key, queue_key = KEYS[1], KEYS[2], KEYS[3]
 local endpoint = ARGV[1]
 local tenant = ARGV[2]
@@ -7,14 +7,21 @@ local updated_ms = ARGV[3]
 local secret = ARGV[4] -- '' to keep it
 local old_secret_until_ms = ARGV[5] -- how long the secret so far signs, too; '' for no longer
 local enabled = ARGV[6] -- 1 or 0; '' to keep it
+local change = ARGV[7] -- an id of this change, of 16 characters
 -- The rest of ARGV: the fields to set, each with its value.
 
 -- part: requeue_endpoint
-local e = redis.call('HMGET', endpoint_key, 'tenant', 'secret')
+local e = redis.call('HMGET', endpoint_key, 'tenant', 'secret', 'changes')
 if e[1] ~= tenant then
   return 0
 end
-redis.call('HSET', endpoint_key, 'updated_ms', updated_ms, unpack(ARGV, 7))
+local changes = e[3] or ''
+if string.find(changes, change, 1, true) then
+  return 1
+end
+-- The last 16 changes.
+redis.call('HSET', endpoint_key, 'changes', string.sub(changes .. change, -256))
+redis.call('HSET', endpoint_key, 'updated_ms', updated_ms, unpack(ARGV, 8))
 if secret ~= '' and secret ~= e[2] then
   redis.call('HDEL', endpoint_key, 'old_secret', 'old_secret_until_ms')
   if old_secret_until_ms ~= '' then

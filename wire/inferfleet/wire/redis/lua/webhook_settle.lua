@@ -1,6 +1,6 @@
 -- A delivery was tried: forget it, or let it be tried again; and disable an endpoint that accepts nothing.
 -- Returns 'settled', 'disabled' (this failure has disabled the endpoint), or 'past' (the delivery was settled before).
--- Sent twice, the second changes nothing and answers 'past'.
+-- Sent twice, the second changes nothing and answers 'past', or 'disabled' as the first.
 local endpoint_key, events_key, due_key, queue_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local endpoint = ARGV[1]
 local event_id = ARGV[2]
@@ -14,7 +14,9 @@ local disable_after_ms = ARGV[7] -- for how long an endpoint may accept nothing
 local held = redis.call('HGET', events_key, event_id)
 local held_tried, event = string.match(held or '', '^(%d+) (.*)$')
 if not held_tried or failure ~= '' and held_tried ~= tried then
-  return 'past'
+  -- Sent again by whoever has disabled the endpoint?
+  local ours = failure ~= '' and redis.call('HGET', endpoint_key, 'disabled_ms') == now_ms
+  return ours and 'disabled' or 'past'
 end
 local disabled = false
 if failure == '' then
@@ -31,6 +33,10 @@ end
 if failure == '' or retry_ms == '' then
   redis.call('HDEL', events_key, event_id)
   redis.call('ZREM', due_key, event_id)
+  if not disabled and redis.call('ZCARD', due_key) == 0 then
+    -- Nothing is left that it could accept. So it fails from its next failure on, not since this one.
+    redis.call('HDEL', endpoint_key, 'failing_ms', 'failure')
+  end
 else
   redis.call('HSET', events_key, event_id, (tonumber(tried) + 1) .. ' ' .. event)
   redis.call('ZADD', due_key, retry_ms, event_id)
