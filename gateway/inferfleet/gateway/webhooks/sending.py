@@ -310,7 +310,8 @@ class _Resolver(AbstractResolver):
             turns.release()
             del self._running[question]
             # Those who wait for it may all be gone by then.
-            running.cancelled() or running.exception()
+            if not running.cancelled():
+                running.exception()
 
         loop = asyncio.get_running_loop()
         self._running[question] = loop.run_in_executor(self._threads, self._lookup, *question)
