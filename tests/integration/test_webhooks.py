@@ -32,7 +32,7 @@ from tests.integration.conftest import (
 from tests.integration.receiver import Receiver, endless, never, receiving, status
 
 from inferfleet.gateway.settings import GatewaySettings
-from inferfleet.gateway.webhooks import delivery
+from inferfleet.gateway.webhooks import delivery, webhooks
 from inferfleet.gateway.webhooks.delivery import RETRY_AFTER_S, Delivery
 from inferfleet.gateway.webhooks.kinds import RESPONSE
 from inferfleet.gateway.webhooks.sending import Sender, Sent
@@ -801,12 +801,52 @@ async def test_what_is_watched_and_told_is_on_as_many_replicas_as_are_demanded(
         redis_url=services.redis_url, redis_wait_replicas=99, redis_wait_timeout_ms=50, patience_s=0
     )
     job = WatchedJob("job", str(uuid4()), tenant)
-    async with Webhooks.running(demanding) as webhooks:
+    async with Webhooks.running(demanding) as running:
         with pytest.raises(PublishUnconfirmedError, match="replicas"):
-            await webhooks.watch(tenant, [job.job_id])
+            await running.watch(tenant, [job.job_id])
         with pytest.raises(ServiceRefusedError, match="replicas"):
-            await webhooks.tell(tenant, "batch.completed", "batch_1", datetime.now(UTC))
+            await running.tell(tenant, "batch.completed", "batch_1", datetime.now(UTC))
     await store.forget([job])
+
+
+async def test_a_gateway_that_stops_waits_for_what_it_delivers(
+    store: WebhookStore,
+    tenant: str,
+    receiver: Receiver,
+    services: Services,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(webhooks, "LAST_S", 0)
+    stops = asyncio.Event()
+
+    async def answer(writer: asyncio.StreamWriter) -> None:
+        await stops.wait()
+        await status(200)(writer)
+
+    receiver.answer = answer
+    endpoint_id = await added(store, tenant, receiver.url)
+    settings = GatewaySettings(
+        redis_url=services.redis_url, webhook_networks=["127.0.0.0/8"], webhook_timeout_s=30
+    )
+    async with Webhooks.running(settings) as running:
+        await running.tell(tenant, "batch.completed", "batch_1", datetime.now(UTC))
+        await receiver.take(1)
+        asyncio.get_running_loop().call_later(0.2, stops.set)
+    assert (await read(store, endpoint_id)).undelivered == 0
+
+
+async def test_only_what_differs_is_an_update(store: WebhookStore, clock: LaterClock, tenant: str) -> None:
+    endpoint_id = await added(store, tenant)
+    made_ms = (await read(store, endpoint_id)).updated_ms
+    clock.later_s = 1
+    for fields, enabled in (({}, None), ({"name": "n"}, None), ({"name": "n"}, True)):
+        assert await store.change(tenant, endpoint_id, fields, enabled=enabled)
+        assert (await read(store, endpoint_id)).updated_ms == made_ms
+    for fields, enabled in (({}, False), ({"name": "n", "url": "http://127.0.0.1:8/"}, None), ({}, True)):
+        before_ms = (await read(store, endpoint_id)).updated_ms
+        clock.later_s += 1
+        assert await store.change(tenant, endpoint_id, fields, enabled=enabled)
+        assert (await read(store, endpoint_id)).updated_ms > before_ms
 
 
 # Commands that are sent twice

@@ -94,8 +94,18 @@ async def test_a_name_that_resolves_to_another_address_than_when_it_was_checked_
 
         sent = await sender.send(url, **REQUEST)
 
-        assert sent.failure == "its address must not be reached"
+        assert sent.failure == "it has no address that may be reached"
         assert receiver.received == []
+
+
+async def test_a_failure_does_not_tell_whether_a_name_in_the_operators_network_exists() -> None:
+    def none(host: str, port: int, family: int) -> list[tuple[int, str]]:
+        raise socket.gaierror(socket.EAI_NONAME, "no such name")
+
+    url = "https://redis.internal/"
+    async with sending("10.0.0.1") as sender, Sender.opened(allowed=(), timeout_s=5, lookup=none) as other:
+        assert await sender.send(url, **REQUEST) == await other.send(url, **REQUEST)
+        assert await sender.problem(url, tenant="t") == await other.problem(url, tenant="t")
 
 
 async def test_a_request_goes_to_the_one_address_of_a_name_that_may_be_reached() -> None:

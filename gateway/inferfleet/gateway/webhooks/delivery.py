@@ -90,7 +90,7 @@ class Delivery:
         """When jobs were first seen without a record."""
         self._reading = asyncio.Semaphore(READ_RESULTS)
         self._wake = asyncio.Event()
-        self._stopping = False
+        self._stopping_since: float | None = None
         self._outage = Outage()
 
     def note(self, jobs: Sequence[WatchedJob]) -> None:
@@ -112,8 +112,14 @@ class Delivery:
 
     def stop(self) -> None:
         """Take nothing more."""
-        self._stopping = True
+        if self._stopping_since is None:
+            self._stopping_since = time.monotonic()
         self.wake()
+
+    @property
+    def stops_for_s(self) -> float:
+        """How many seconds ago ``stop`` was called first."""
+        return 0.0 if self._stopping_since is None else time.monotonic() - self._stopping_since
 
     async def run(self) -> None:
         """Deliver until ``stop`` is called, and end when nothing is under way.
@@ -121,7 +127,7 @@ class Delivery:
         What is under way when this is cancelled is delivered again, by another gateway.
         """
         async with asyncio.TaskGroup() as sends:
-            while not self._stopping:
+            while self._stopping_since is None:
                 self._wake.clear()
                 more = False
                 try:

@@ -169,8 +169,8 @@ class Sender:
         if any(may_reach(each["host"], self._allowed, public=public) for each in found):
             return None
         return (
-            "must lead to a public address by https, or to a network that the operator allows "
-            "(INFERFLEET_WEBHOOK_NETWORKS)"
+            "must resolve at the moment, and lead to a public address by https, or to a network that the "
+            "operator allows (INFERFLEET_WEBHOOK_NETWORKS)"
         )
 
 
@@ -213,10 +213,11 @@ def _invalid(url: str) -> str | None:
 
 def _failure(error: Exception) -> str:
     match error:
-        case aiohttp.ClientConnectorError(os_error=ForbiddenAddressError()):
-            return "its address must not be reached"
-        case aiohttp.ClientConnectorDNSError():
-            return "its name does not resolve"
+        case (
+            aiohttp.ClientConnectorError(os_error=ForbiddenAddressError()) | aiohttp.ClientConnectorDNSError()
+        ):
+            # One text for both, or a tenant could ask for the names in the operator's network.
+            return "it has no address that may be reached"
         case aiohttp.ClientSSLError():
             return "its certificate or TLS is not valid"
         case aiohttp.ClientConnectorError():

@@ -24,7 +24,8 @@ from inferfleet.wire.redis.webhooks import WEBHOOKS, WatchedJob, WebhookStore
 from inferfleet.wire.tasks import cancel_and_wait
 
 LAST_S: Final = 5.0
-"""How long a gateway that shuts down waits at most for endpoints, behind its own drain."""
+"""How long a gateway that shuts down waits at most for endpoints behind its own drain. It waits longer if
+requests may take longer, and the drain, too."""
 
 
 class Webhooks:
@@ -72,7 +73,9 @@ class Webhooks:
                     yield cls(store, sender, delivery, replicas)
                 finally:
                     delivery.stop()
-                    await asyncio.wait([delivering], timeout=min(LAST_S, settings.drain_timeout_s))
+                    drain_s = settings.drain_timeout_s
+                    rest_s = min(settings.webhook_timeout_s, drain_s) - delivery.stops_for_s
+                    await asyncio.wait([delivering], timeout=max(min(LAST_S, drain_s), rest_s))
                     await cancel_and_wait(delivering)
                     home.close()
 

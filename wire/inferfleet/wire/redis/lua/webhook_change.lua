@@ -3,7 +3,7 @@
 local endpoint_key, due_key, queue_key = KEYS[1], KEYS[2], KEYS[3]
 local endpoint = ARGV[1]
 local tenant = ARGV[2]
-local updated_ms = ARGV[3]
+local updated_ms = ARGV[3] -- when this is, if anything differs
 local secret = ARGV[4] -- '' to keep it
 local old_secret_until_ms = ARGV[5] -- how long the secret so far signs, too; '' for no longer
 local enabled = ARGV[6] -- 1 or 0; '' to keep it
@@ -11,7 +11,7 @@ local change = ARGV[7] -- an id of this change, of 16 characters
 -- The rest of ARGV: the fields to set, each with its value.
 
 -- part: requeue_endpoint
-local e = redis.call('HMGET', endpoint_key, 'tenant', 'secret', 'changes')
+local e = redis.call('HMGET', endpoint_key, 'tenant', 'secret', 'changes', 'disabled_ms')
 if e[1] ~= tenant then
   return 0
 end
@@ -21,7 +21,14 @@ if string.find(changes, change, 1, true) then
 end
 -- The last 16 changes.
 redis.call('HSET', endpoint_key, 'changes', string.sub(changes .. change, -256))
-redis.call('HSET', endpoint_key, 'updated_ms', updated_ms, unpack(ARGV, 8))
+local is_new = secret ~= '' and secret ~= e[2] or enabled == '1' and e[4] or enabled == '0' and not e[4]
+for i = 8, #ARGV, 2 do
+  is_new = is_new or redis.call('HGET', endpoint_key, ARGV[i]) ~= ARGV[i + 1]
+  redis.call('HSET', endpoint_key, ARGV[i], ARGV[i + 1])
+end
+if is_new then
+  redis.call('HSET', endpoint_key, 'updated_ms', updated_ms)
+end
 if secret ~= '' and secret ~= e[2] then
   redis.call('HDEL', endpoint_key, 'old_secret', 'old_secret_until_ms')
   if old_secret_until_ms ~= '' then
