@@ -23,8 +23,10 @@ from inferfleet.gateway.api_keys import ApiKey, changed_keys, new_key_id, new_se
 from inferfleet.gateway.app import make_app
 from inferfleet.gateway.gateway import Gateway
 from inferfleet.producer import Fleet
+from inferfleet.producer.publisher import Publisher
 from inferfleet.producer.tenant_fleet import TenantFleet
-from inferfleet.schemas.errors import ConfigurationError, JobNotFoundError
+from inferfleet.schemas import Job
+from inferfleet.schemas.errors import ConfigurationError, JobNotFoundError, PublishUnconfirmedError
 from inferfleet.wire.redis.pipeline import CommandPipeline
 
 # It declares the test's pool.
@@ -462,3 +464,116 @@ async def test_a_refused_or_repeated_job_takes_no_place(
     first, again = await http.post("/v1/jobs", **one), await http.post("/v1/jobs", **one)
     assert first.status_code == again.status_code == 202
     assert first.json() == again.json()
+
+
+async def test_no_member_of_a_body_gives_tokens_back_or_hides_them(
+    start_gateway: StartGateway, keys: Keys, enter: Enter, pool: str
+) -> None:
+    key = keys.create(pool, tokens_per_minute=150)
+    http = enter((await start_gateway(api_keys_file=keys.path)).url, key)
+
+    for members in ({"max_completion_tokens": -(10**9)}, {"max_completion_tokens": 1}):
+        body = {"prompt": "x", "max_tokens": 90_000, **members}
+        answer = await http.post("/v1/jobs", json={"endpoint": "/v1/completions", "body": body})
+        refused(answer, 429, "request_exceeds_limit")
+    job = {"body": chat(max_tokens="80.0")}
+    assert (await http.post("/v1/jobs", json=job)).status_code == 202
+    refused(await http.post("/v1/jobs", json=job), 429, "rate_limit_exceeded")
+
+
+async def test_a_batch_with_numbers_as_texts_ends(
+    start_gateway: StartGateway,
+    start_worker: StartWorker,
+    keys: Keys,
+    enter: Enter,
+    pool: str,
+    tmp_path: Path,
+) -> None:
+    await start_worker()
+    key = keys.create(pool, tokens_per_minute=10_000)
+    http = enter((await start_gateway(api_keys_file=keys.path, files_url=str(tmp_path))).url, key)
+    line = {"custom_id": "a", "method": "POST", "url": CHAT, "body": chat(max_tokens="4.0", model=pool)}
+    file = await http.post("/v1/files", data={"purpose": "batch"}, files={"file": json.dumps(line).encode()})
+    order = {"input_file_id": file.json()["id"], "endpoint": CHAT, "completion_window": "24h"}
+    batch = (await http.post("/v1/batches", json=order)).json()["id"]
+
+    async def completed() -> bool:
+        read = (await http.get(f"/v1/batches/{batch}")).json()
+        return read["status"] == "completed" and read["request_counts"]["completed"] == 1
+
+    await eventually(completed)
+
+
+async def test_a_known_idempotency_key_allows_no_more_than_the_api_key(
+    start_gateway: StartGateway, keys: Keys, enter: Enter, pool: str
+) -> None:
+    key = keys.create(pool, max_priority=1, pools=(pool,), requests_per_minute=1)
+    http = enter((await start_gateway(api_keys_file=keys.path)).url, key)
+    once = {"Idempotency-Key": "one"}
+
+    async def submit(**options: Any) -> httpx2.Response:
+        return await http.post("/v1/jobs", json={"body": chat(), **options}, headers=once)
+
+    assert (await submit(priority=1)).status_code == 202
+    refused(await submit(priority=9), 403, "priority_not_allowed")
+    refused(await submit(pool=f"{pool}.other"), 403, "pool_not_allowed")
+    assert (await submit(priority=0)).status_code == 202
+
+
+async def test_of_an_array_only_new_jobs_count(
+    start_gateway: StartGateway, keys: Keys, enter: Enter, pool: str
+) -> None:
+    requests = keys.create(pool, requests_per_minute=5)
+    places = keys.create(pool, max_unfinished_jobs=3)
+    url = (await start_gateway(api_keys_file=keys.path)).url
+    by_requests, by_places = enter(url, requests), enter(url, places)
+
+    async def submit(http: httpx2.AsyncClient, *names: str) -> int:
+        jobs = [{"body": chat(), "idempotency_key": name} for name in names]
+        return (await http.post("/v1/jobs", json=jobs)).status_code
+
+    assert await submit(by_requests, "a", "b", "c", "d") == 202
+    assert await submit(by_requests, "a", "b", "c", "new") == 202
+    assert await submit(by_requests, "another") == 429
+    assert await submit(by_places, "1", "1") == 202
+    assert await submit(by_places, "1", "2") == 202
+    assert await submit(by_places, "3") == 202
+    assert await submit(by_places, "4") == 429
+
+
+async def test_a_refused_request_takes_nothing(
+    start_gateway: StartGateway, keys: Keys, enter: Enter, pool: str
+) -> None:
+    key = keys.create(pool, requests_per_minute=2, tokens_per_minute=150)
+    http = enter((await start_gateway(api_keys_file=keys.path)).url, key)
+
+    async def submit(tokens: int) -> httpx2.Response:
+        return await http.post("/v1/jobs", json={"body": chat(max_tokens=tokens)})
+
+    for _ in range(2):
+        refused(await submit(1000), 429, "request_exceeds_limit")
+    assert (await submit(80)).status_code == 202
+    for _ in range(2):
+        refused(await submit(80), 429, "rate_limit_exceeded")
+    assert (await submit(1)).status_code == 202
+    # No request is left, and so no token is taken.
+    refused(await submit(1), 429, "rate_limit_exceeded")
+
+
+async def test_of_an_array_a_job_that_may_run_keeps_its_place(
+    start_gateway: StartGateway, keys: Keys, enter: Enter, pool: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = keys.create(pool, max_unfinished_jobs=2)
+    http = enter((await start_gateway(api_keys_file=keys.path)).url, key)
+    publish = Publisher.publish
+
+    async def unconfirmed(self: Publisher, job: Job, **options: Any) -> bool:
+        if job.idempotency_key == "lost":
+            raise PublishUnconfirmedError("the connection broke")
+        return await publish(self, job, **options)
+
+    monkeypatch.setattr(Publisher, "publish", unconfirmed)
+    jobs = [{"body": chat(), "idempotency_key": name} for name in ("lost", "sent")]
+
+    assert (await http.post("/v1/jobs", json=jobs)).status_code == 202
+    refused(await http.post("/v1/jobs", json={"body": chat()}), 429, "too_many_unfinished_jobs")

@@ -5,9 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from inferfleet.gateway.admission import ANSWER_TOKENS, estimated_tokens
+from inferfleet.gateway.admission import ANSWER_TOKENS, MOST_TOKENS, estimated_tokens
+from inferfleet.producer.job_making import make_job
 from inferfleet.schemas import Endpoint, Job
+from inferfleet.schemas.errors import InvalidJobError
 from inferfleet.wire.redis.shared_limits import MINUTE_S, seconds_until
 
 CHAT: dict[str, Any] = {"messages": []}
@@ -22,6 +26,12 @@ CHAT: dict[str, Any] = {"messages": []}
         (Endpoint.COMPLETIONS, {"prompt": ["a", "b"], "max_tokens": 10, "n": 2}, 40),
         (Endpoint.COMPLETIONS, {"prompt": [[1], [2]], "max_tokens": 10}, 20),
         (Endpoint.COMPLETIONS, {"prompt": [1, 2], "max_tokens": 10}, 10),
+        (Endpoint.COMPLETIONS, {"prompt": ["a"], "prompt_embeds": ["b", "c"], "max_tokens": 10}, 30),
+        # Read as engines read them.
+        (Endpoint.CHAT, {**CHAT, "max_tokens": "100.0", "n": "2.0"}, 200),
+        # No member of a completion, so nothing has checked it.
+        (Endpoint.COMPLETIONS, {"prompt": "a", "max_tokens": 10, "max_completion_tokens": -5000}, 10),
+        (Endpoint.COMPLETIONS, {"prompt": "a", "max_tokens": 10, "max_completion_tokens": "abc"}, 10),
         (Endpoint.EMBEDDINGS, {"input": "a", "max_tokens": 10}, 0),
     ],
 )
@@ -30,6 +40,33 @@ def test_a_job_counts_as_its_bytes_and_the_most_that_it_may_answer(
 ) -> None:
     padded = {**body, "user": "x" * 4000}
     assert 0 <= estimated_tokens(Job(endpoint=endpoint, body=padded)) - answers - 1000 < 50
+
+
+values = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.lists(st.integers(0, 9), max_size=2),
+    st.sampled_from(["1", "2.0", "9" * 4300, "-1", " 3", "1e3", "abc"]),
+)
+
+
+@given(
+    endpoint=st.sampled_from([Endpoint.CHAT, Endpoint.COMPLETIONS]),
+    members=st.dictionaries(
+        st.sampled_from(["max_tokens", "max_completion_tokens", "n", "prompt", "prompt_embeds", "echo"]),
+        values,
+    ),
+)
+def test_every_valid_job_counts(endpoint: Endpoint, members: dict[str, Any]) -> None:
+    asked = {"messages": [{"role": "user", "content": "a"}]} if endpoint is Endpoint.CHAT else {"prompt": "a"}
+    try:
+        job = make_job({**asked, **members}, {"endpoint": endpoint}, max_body_bytes=100_000)
+    except InvalidJobError:
+        return
+
+    assert 1 <= estimated_tokens(job) <= MOST_TOKENS
 
 
 @pytest.mark.parametrize("previous", [0, 1, 40, 100])

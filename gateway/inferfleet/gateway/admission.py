@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager, suppress
 from http import HTTPStatus
-from typing import Final, cast
+from typing import Any, Final, cast
 
+from pydantic import TypeAdapter
 from pydantic_core import to_json
 
 from inferfleet.gateway.api_keys import ApiKey
 from inferfleet.producer.openai.refusals import Refusal, RefusedError
-from inferfleet.schemas.endpoints import ENDPOINTS
-from inferfleet.schemas.errors import (
-    InferfleetError,
-    PartialSubmitError,
-    PublishUnconfirmedError,
-    ServiceRefusedError,
-    ServiceUnreachableError,
-)
+from inferfleet.schemas.endpoints import ENDPOINTS, Endpoint
+from inferfleet.schemas.errors import ServiceRefusedError, ServiceUnreachableError
 from inferfleet.schemas.job import Job, Priority
-from inferfleet.wire.redis.shared_limits import SharedLimits, retry_after_s
+from inferfleet.wire.redis.shared_limits import Cost, SharedLimits, retry_after_s
 
 BYTES_PER_TOKEN: Final = 4
 """How many bytes of a request count as one token."""
@@ -28,8 +24,14 @@ BYTES_PER_TOKEN: Final = 4
 ANSWER_TOKENS: Final = 256
 """How many tokens an answer counts for which the request sets no limit."""
 
+MOST_TOKENS: Final = 2**53
+"""What a job with a larger number of tokens counts as."""
+
 FULL_RETRY_S: Final = 1
 """When to try again after a refusal because of unfinished jobs: nobody knows when one will end."""
+
+_whole: Final[TypeAdapter[int]] = TypeAdapter(int)
+"""Reads whole numbers of a checked body as engines do: ``"100.0"`` is 100."""
 
 
 class Admission:
@@ -44,30 +46,40 @@ class Admission:
         """The priority of a job whose caller asks for none."""
         return min(Priority.NORMAL, self._key.max_priority)
 
+    def check(self, jobs: Sequence[Job]) -> None:
+        """Make sure that the key may ever submit such jobs.
+
+        Raises:
+            RefusedError: It may not use the pool or the priority of one.
+
+        """
+        for job in jobs:
+            self._check(job)
+
     @asynccontextmanager
-    async def admitted(self, jobs: Sequence[Job]) -> AsyncGenerator[None]:
-        """Submit jobs in the block: all, or none.
+    async def admitted(self, jobs: Sequence[Job]) -> AsyncGenerator[set[str]]:
+        """Submit jobs in the block: all, or none. Put the ids of those into the set that may run.
+
+        The others give their places back.
 
         Raises:
             RefusedError: The key does not allow it, or not now.
             ServiceUnreachableError, ServiceRefusedError: Redis, which has the limits, is away or refuses.
 
         """
-        for job in jobs:
-            self._check(job)
+        costs = self._costs(jobs)
         ids = [job.id for job in jobs]
+        submitted: set[str] = set()
         await self._reserve(ids)
         try:
-            await self._take("requests", len(jobs), self._key.requests_per_minute)
-            await self._take("tokens", sum(map(estimated_tokens, jobs)), self._key.tokens_per_minute)
-            yield
-        except PublishUnconfirmedError:
-            # RabbitMQ may have it.
+            await self._take(costs)
+            yield submitted
+        except asyncio.CancelledError:
+            # Nobody knows which of them RabbitMQ has.
+            submitted.update(ids)
             raise
-        except (InferfleetError, RefusedError) as error:
-            accepted = error.accepted if isinstance(error, PartialSubmitError) else ()
-            await self._free([job_id for job_id in ids if job_id not in accepted])
-            raise
+        finally:
+            await self._free([job_id for job_id in ids if job_id not in submitted])
 
     async def _reserve(self, ids: Sequence[str]) -> None:
         most = self._key.max_unfinished_jobs
@@ -84,7 +96,7 @@ class Admission:
             )
 
     async def _free(self, ids: Sequence[str]) -> None:
-        if self._key.max_unfinished_jobs is not None:
+        if ids and self._key.max_unfinished_jobs is not None:
             # Those that stay are found to have no record.
             with suppress(ServiceUnreachableError, ServiceRefusedError):
                 await self._limits.free(self._key.id, ids)
@@ -102,35 +114,54 @@ class Admission:
                 f"this API key may not use the priority {job.priority}; its highest is {key.max_priority}",
             )
 
-    async def _take(self, what: str, amount: int, limit: int | None) -> None:
-        if limit is None:
-            return
-        if amount > limit:
-            raise _never(f"{what} a minute", amount, limit)
-        if wait_s := await self._limits.take(what, self._key.id, limit=limit, amount=amount):
+    def _costs(self, jobs: Sequence[Job]) -> list[Cost]:
+        """Return what jobs take of what the key has a minute."""
+        costs: list[Cost] = []
+        if (limit := self._key.tokens_per_minute) is not None:
+            costs.append(Cost("tokens", sum(map(estimated_tokens, jobs)), limit))
+        if (limit := self._key.requests_per_minute) is not None:
+            costs.append(Cost("requests", len(jobs), limit))
+        for cost in costs:
+            if cost.amount > cost.limit:
+                raise _never(f"{cost.what} a minute", cost.amount, cost.limit)
+        return costs
+
+    async def _take(self, costs: Sequence[Cost]) -> None:
+        if (lacking := await self._limits.take(self._key.id, costs)) is not None:
             raise _not_now(
                 "rate_limit_exceeded",
-                f"this API key has {limit:,} {what} a minute, and this request would exceed that",
-                retry_after_s(wait_s),
+                f"this API key has {lacking.cost.limit:,} {lacking.cost.what} a minute, and this request "
+                "would exceed that",
+                retry_after_s(lacking.wait_s),
             )
 
 
 def estimated_tokens(job: Job) -> int:
-    """Estimate how many tokens a job costs: those of its request, and the most that its answers may have."""
+    """Estimate how many tokens a checked job costs: those of its request, and the most of its answers."""
     body = job.body
-    asked = -(-len(to_json(body)) // BYTES_PER_TOKEN)
+    tokens = -(-len(to_json(body)) // BYTES_PER_TOKEN)
     if ENDPOINTS[job.endpoint].generated is None:
-        return asked
-    most = body.get("max_completion_tokens") or body.get("max_tokens") or ANSWER_TOKENS
-    return asked + int(most) * int(body.get("n") or 1) * _prompts(body.get("prompt"))
+        return tokens
+    completion = job.endpoint is Endpoint.COMPLETIONS
+    # Nothing has checked what is a member of chats only.
+    total = None if completion else body.get("max_completion_tokens")
+    given = (value for value in (total, body.get("max_tokens")) if value is not None)
+    most, choices = next(given, ANSWER_TOKENS), body.get("n")
+    tokens += (
+        _whole.validate_python(most)
+        * _whole.validate_python(1 if choices is None else choices)
+        * (_prompts(body) if completion else 1)
+    )
+    return min(tokens, MOST_TOKENS)
 
 
-def _prompts(prompt: object) -> int:
+def _prompts(body: dict[str, Any]) -> int:
     """Count the prompts of a completion; one prompt may be a list of token ids."""
-    if not isinstance(prompt, list):
-        return 1
-    prompts = cast("list[object]", prompt)
-    return len(prompts) if prompts and not isinstance(prompts[0], int) else 1
+    prompts = 0
+    for given in filter(None, (body.get("prompt"), body.get("prompt_embeds"))):
+        several = cast("list[object]", given) if isinstance(given, list) else []
+        prompts += len(several) if several and isinstance(several[0], (str, list)) else 1
+    return prompts
 
 
 def _forbidden(code: str, message: str) -> RefusedError:

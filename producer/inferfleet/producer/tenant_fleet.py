@@ -18,7 +18,13 @@ from inferfleet.producer.job_making import JobOptions
 from inferfleet.producer.journal_view import BEGINNING, JournalLine
 from inferfleet.producer.pools import Wait
 from inferfleet.producer.sessions import Session
-from inferfleet.schemas.errors import InvalidJobError, JobNotFoundError
+from inferfleet.schemas.errors import (
+    InferfleetError,
+    InvalidJobError,
+    JobNotFoundError,
+    PartialSubmitError,
+    PublishUnconfirmedError,
+)
 from inferfleet.schemas.heartbeat import Heartbeat
 from inferfleet.schemas.job import DEFAULT_TENANT, Job, JobState
 from inferfleet.schemas.result import JobRecord, Result
@@ -42,8 +48,15 @@ class Policy(Protocol):
         """The priority of a job for which the caller asks for none."""
         ...
 
-    def admitted(self, jobs: Sequence[Job]) -> AbstractAsyncContextManager[None]:
-        """Submit jobs in the block. Entering it raises an error if the caller may not."""
+    def check(self, jobs: Sequence[Job]) -> None:
+        """Raise an error if the caller may never submit such jobs."""
+        ...
+
+    def admitted(self, jobs: Sequence[Job]) -> AbstractAsyncContextManager[set[str]]:
+        """Submit jobs in the block, and put the ids of those into the set that may have been accepted.
+
+        Entering it raises an error if the caller may not submit them now.
+        """
         ...
 
 
@@ -66,14 +79,18 @@ class TenantFleet:
         if self._policy is None:
             return self._visible_job(await self._fleet.submit(work, **options))
         job = self._fleet.make(work, **options)
-        async with self._admitted([job]):
-            return self._visible_job(await self._fleet.submit(job))
+        async with self._admitted([job]) as submitted:
+            accepted = await self._fleet.submit(job)
+            submitted.add(accepted.id)
+            return self._visible_job(accepted)
 
     async def submit_many(self, jobs: Iterable[Job]) -> list[Job]:
         """Submit many jobs that ``make`` has made, as ``Fleet.submit_many``."""
         made = list(jobs)
-        async with self._admitted(made):
-            return [self._visible_job(job) for job in await self._fleet.submit_many(made)]
+        async with self._admitted(made) as submitted:
+            accepted = await self._fleet.submit_many(made)
+            submitted.update(job.id for job in accepted)
+            return [self._visible_job(job) for job in accepted]
 
     def make(self, work: str | Mapping[str, Any] | Job, **options: Unpack[JobOptions]) -> Job:
         """Make and check a job of the tenant, as ``Fleet.make``."""
@@ -183,15 +200,29 @@ class TenantFleet:
         return owned
 
     @asynccontextmanager
-    async def _admitted(self, jobs: Sequence[Job]) -> AsyncGenerator[None]:
-        if self._policy is None or all(await asyncio.gather(*map(self._known, jobs))):
-            yield
+    async def _admitted(self, jobs: Sequence[Job]) -> AsyncGenerator[set[str]]:
+        """Submit jobs in the block, and put the ids of those into the set that were accepted."""
+        if self._policy is None:
+            yield set()
             return
-        async with self._policy.admitted(jobs):
-            yield
+        self._policy.check(jobs)
+        known = await asyncio.gather(*map(self._known, jobs))
+        new = [job for job, is_known in zip(jobs, known, strict=True) if not is_known]
+        if not new:
+            yield set()
+            return
+        async with self._policy.admitted(new) as submitted:
+            try:
+                yield submitted
+            except PublishUnconfirmedError as error:
+                submitted |= _unconfirmed(jobs, {0: error})
+                raise
+            except PartialSubmitError as error:
+                submitted |= {*error.accepted} | _unconfirmed(jobs, error.rejected)
+                raise
 
     async def _known(self, job: Job) -> bool:
-        """Return whether a job was submitted before, so that its caller may have its answer."""
+        """Return whether a job was submitted before, so that it does not count again."""
         return job.idempotency_key is not None and await self.find(job.idempotency_key) is not None
 
     def _visible_job(self, job: Job) -> Job:
@@ -202,3 +233,12 @@ class TenantFleet:
 
     def _visible_session(self, stored: str | None) -> str | None:
         return stored and stored.removeprefix(session_prefix(self.tenant))
+
+
+def _unconfirmed(jobs: Sequence[Job], errors: Mapping[int, InferfleetError]) -> set[str]:
+    """Return the ids of those jobs that RabbitMQ may have, by the errors at their positions."""
+    return {
+        error.job_id or jobs[position].id
+        for position, error in errors.items()
+        if isinstance(error, PublishUnconfirmedError)
+    }

@@ -29,6 +29,6 @@ def access(any_key: str, /, *commands: str) -> Command:
     return ("EVALSHA", _ACCESS.sha, 1, any_key, *commands)
 
 
-def reserve(places_key: str, /, *jobs: str, most: int, ttl_s: int) -> Command:
+def reserve(places_key: str, /, *jobs: str, most: int, ttl_s: int, last: int) -> Command:
     """Reserve places for jobs among the unfinished ones of an API key."""
-    return ("EVALSHA", _RESERVE.sha, 1, places_key, most, ttl_s, *jobs)
+    return ("EVALSHA", _RESERVE.sha, 1, places_key, most, ttl_s, last, *jobs)

@@ -6,9 +6,10 @@ reply its script may count twice, which makes a limit stricter for a minute.
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from limits import RateLimitItemPerMinute
 from limits.aio.storage import RedisStorage
@@ -24,6 +25,25 @@ MINUTE_S: Final = 60
 NEW_MS: Final = 60_000
 """For how long a job without a record keeps its place: its submission may be under way."""
 
+
+class Cost(NamedTuple):
+    """An ``amount`` of something of which a key has ``limit`` a minute."""
+
+    what: str
+    amount: int
+    limit: int
+
+
+class Lacking(NamedTuple):
+    """What a key has not enough of, and in how many seconds it does."""
+
+    cost: Cost
+    wait_s: float
+
+
+LOOK_AGAIN_S: Final = 1.0
+"""When all jobs of a key are looked at again after a look that has found none that had ended."""
+
 RunScript = Callable[[Sequence[str], Sequence[Any]], Awaitable[Any]]
 
 
@@ -34,36 +54,53 @@ class SharedLimits:
         self._pipeline = pipeline
         self._jobs = JobReading(pipeline)
         self._ttl_s = ttl_s
+        self._look_at: dict[str, float] = {}
+        """When all jobs of a key may be looked at again."""
         self._storage = _Storage(pipeline)
         self._rates = SlidingWindowCounterRateLimiter(self._storage)
 
-    async def take(self, what: str, key_id: str, *, limit: int, amount: int) -> float:
-        """Take an amount, at most ``limit``, from what a key has of something a minute.
+    async def take(self, key_id: str, costs: Sequence[Cost]) -> Lacking | None:
+        """Take amounts, each at most its limit, from what a key has a minute: all of them, or nothing.
 
-        Returns 0, or in how many seconds there is enough.
+        Of calls at the same time, one may take a part and return what is lacking all the same.
         """
-        item = RateLimitItemPerMinute(limit)
-        if await self._rates.hit(item, what, key_id, cost=amount):
-            return 0.0
-        window = await self._storage.get_sliding_window(item.key_for(what, key_id), MINUTE_S)
-        return seconds_until(limit - amount, *window)
+        for cost in costs[1:]:
+            if not await self._rates.test(*_rate(key_id, cost), cost=cost.amount):
+                return await self._lacking(key_id, cost)
+        for cost in costs:
+            if not await self._rates.hit(*_rate(key_id, cost), cost=cost.amount):
+                return await self._lacking(key_id, cost)
+        return None
+
+    async def _lacking(self, key_id: str, cost: Cost) -> Lacking:
+        item, *names = _rate(key_id, cost)
+        window = await self._storage.get_sliding_window(item.key_for(*names), MINUTE_S)
+        return Lacking(cost, seconds_until(cost.limit - cost.amount, *window))
 
     async def reserve(self, key_id: str, jobs: Sequence[str], *, most: int) -> bool:
         """Reserve places for jobs among the unfinished jobs of a key. Return whether there are enough."""
-        if not (present := await self._reserve(key_id, jobs, most)):
+        now = asyncio.get_running_loop().time()
+        looks = now >= self._look_at.get(key_id, now)
+        if not (present := await self._reserve(key_id, jobs, most, every=looks)):
             return True
         if ended := await self._ended(present):
             await self.free(key_id, ended)
-            return not await self._reserve(key_id, jobs, most)
+            return not await self._reserve(key_id, jobs, most, every=False)
+        if looks:
+            # Whoever tries again and again must not have them read as often.
+            self._look_at[key_id] = now + LOOK_AGAIN_S
         return False
 
     async def free(self, key_id: str, jobs: Sequence[str]) -> None:
         """Free the places of jobs."""
         await self._pipeline.execute("ZREM", places_key(key_id), *jobs)
 
-    async def _reserve(self, key_id: str, jobs: Sequence[str], most: int) -> dict[str, float]:
+    async def _reserve(self, key_id: str, jobs: Sequence[str], most: int, *, every: bool) -> dict[str, float]:
+        """Reserve places. If there are not enough, return who has them: every job, or the first one."""
         answer: list[bytes] = await self._pipeline.execute(
-            *process_scripts.reserve(places_key(key_id), *jobs, most=most, ttl_s=self._ttl_s)
+            *process_scripts.reserve(
+                places_key(key_id), *jobs, most=most, ttl_s=self._ttl_s, last=-1 if every else 0
+            )
         )
         return {
             job_id.decode(): float(since) for job_id, since in zip(answer[::2], answer[1::2], strict=True)
@@ -107,6 +144,10 @@ class _Scripts:
             return await self._pipeline.execute("EVAL", text, len(keys), *keys, *arguments)
 
         return run
+
+
+def _rate(key_id: str, cost: Cost) -> tuple[RateLimitItemPerMinute, str, str]:
+    return RateLimitItemPerMinute(cost.limit), cost.what, key_id
 
 
 def seconds_until(
