@@ -102,6 +102,7 @@ class JobReading:
         )
         if not fields:
             raise JobNotFoundError(job_id)
+        await self._add_tenant(job_id, fields)
         try:
             record = _record(job_id, fields, result)
         except _UNREADABLE as error:
@@ -172,7 +173,14 @@ class JobReading:
         state, tenant = await self._pipeline.execute("HMGET", job_key(job_id), "state", "tenant")
         if state is None or tenant is not None:
             return None if state is None else tenant.decode()
-        # A client of version 0.2 has recorded it.
+        return await self._tenant_of_request(job_id)
+
+    async def _add_tenant(self, job_id: str, fields: dict[bytes, bytes]) -> None:
+        if fields and b"tenant" not in fields:
+            fields[b"tenant"] = (await self._tenant_of_request(job_id)).encode()
+
+    async def _tenant_of_request(self, job_id: str) -> str:
+        """Read the tenant of a job that a client of version 0.2 has recorded."""
         request = await self.request(job_id)
         try:
             return DEFAULT_TENANT if request is None else read_job(request).tenant
@@ -205,6 +213,7 @@ class JobReading:
             texts = [self._pipeline.enqueue("GET", result_key(job_id)) for job_id in some if results]
             answers: list[Any] = await asyncio.gather(*fields, *texts)
             for job_id, found, result in zip_longest(some, answers[: len(some)], answers[len(some) :]):
+                await self._add_tenant(job_id, found)
                 try:
                     records[job_id] = _record(job_id, found, result) if found else None
                 except _UNREADABLE as error:
