@@ -85,6 +85,10 @@ def test_every_option_is_one_of_a_job_and_none_is_the_tenant() -> None:
     assert set(TIERS) >= {"auto", "default", "flex", "priority"}
 
 
+def test_the_tier_auto_asks_for_no_priority() -> None:
+    assert "priority" not in read({"service_tier": "auto"}).options
+
+
 @pytest.mark.parametrize(("endpoint", "streams"), [(Endpoint.CHAT, True), (Endpoint.EMBEDDINGS, False)])
 def test_only_generated_answers_are_streamed(endpoint: Endpoint, streams: bool) -> None:
     assert read({"stream": True}, endpoint=endpoint).stream is streams

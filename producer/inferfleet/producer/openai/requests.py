@@ -29,15 +29,15 @@ LARGE_BYTES: Final = 64 * 1024
 OPTIONS_MEMBER: Final = "inferfleet"
 """The member of a body that holds options of its job: what the SDK's ``extra_body`` is for."""
 
-TIERS: Final[Mapping[str, Priority]] = {
-    "auto": Priority.NORMAL,
+TIERS: Final[Mapping[str, Priority | None]] = {
+    "auto": None,
     "default": Priority.NORMAL,
     "fast": Priority.HIGH,
     "flex": Priority.BATCH,
     "priority": Priority.HIGH,
     "scale": Priority.HIGH,
 }
-"""The priority of each of OpenAI's service tiers."""
+"""The priority of each of OpenAI's service tiers; ``auto`` asks for none."""
 
 HEADERS: Final[Mapping[str, str]] = {
     "inferfleet-priority": "priority",
@@ -93,15 +93,15 @@ def read_request(endpoint: Endpoint, headers: Mapping[str, str], content: bytes)
     options = read_options(body.pop(OPTIONS_MEMBER, None), headers)
     tier = body.pop("service_tier", None)
     if tier is not None and "priority" not in options:
-        options["priority"] = priority_of_tier(tier)
+        set_priority(options, tier)
     stream = ENDPOINTS[endpoint].generated is not None and _is_set(body.get("stream"))
     options["endpoint"] = endpoint
     options["stream"] = stream
     return Asked(endpoint=endpoint, body=body, options=options, stream=stream, timeout_s=waits_for_s(options))
 
 
-def priority_of_tier(tier: object) -> Priority:
-    """Return the priority of one of OpenAI's service tiers.
+def set_priority(options: JobOptions, tier: object) -> None:
+    """Set the priority for which one of OpenAI's service tiers asks.
 
     Raises:
         RefusedError: There is no such tier.
@@ -109,7 +109,8 @@ def priority_of_tier(tier: object) -> Priority:
     """
     if not isinstance(tier, str) or tier not in TIERS:
         raise bad_request(f"service_tier: must be one of {', '.join(TIERS)}", param="service_tier")
-    return TIERS[tier]
+    if (priority := TIERS[tier]) is not None:
+        options["priority"] = priority
 
 
 def waits_for_s(options: JobOptions) -> float | None:

@@ -12,9 +12,9 @@ from inferfleet.producer.openai.refusals import bad_request
 from inferfleet.producer.openai.requests import (
     OPTIONS_MEMBER,
     Asked,
-    priority_of_tier,
     read_object,
     read_options,
+    set_priority,
     waits_for_s,
 )
 from inferfleet.producer.openai.response_fields import CreateResponse, NamedFunction, TextFormat
@@ -143,7 +143,7 @@ def read_response_request(headers: Mapping[str, str], content: bytes) -> AskedRe
     if request.metadata and "metadata" not in options:
         options["metadata"] = request.metadata
     if request.service_tier is not None and "priority" not in options:
-        options["priority"] = priority_of_tier(request.service_tier)
+        set_priority(options, request.service_tier)
     asked = Asked(
         endpoint=Endpoint.CHAT,
         body=_chat(request, body),
