@@ -24,7 +24,6 @@ from inferfleet.gateway.api_keys import (
 )
 from inferfleet.producer.job_making import check_pool, read_priority
 from inferfleet.schemas.errors import ConfigurationError
-from inferfleet.schemas.job import DEFAULT_TENANT
 from inferfleet.schemas.problems import describe
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
@@ -48,8 +47,13 @@ def create(
     *,
     file: FileOption,
     tenant: Annotated[
-        str, typer.Option(help="Whose jobs and sessions the key's are.", callback=not_empty)
-    ] = DEFAULT_TENANT,
+        str,
+        typer.Option(
+            help="Whose jobs and sessions the key's are. The tenant default has those of all programs that "
+            "name none.",
+            callback=not_empty,
+        ),
+    ],
     pool: Annotated[
         list[str] | None,
         typer.Option(help="Pool that the key may use; repeatable. All by default.", callback=none_empty),
@@ -125,7 +129,10 @@ def rotate(
         raise typer.BadParameter(f"{keep!r} is not a duration like 30m or 24h", param_hint="'--keep'")
     text, secret = new_secret(key)
     now = _now()
-    until = now + timedelta(seconds=keep_s)
+    try:
+        until = now + timedelta(seconds=keep_s)
+    except OverflowError:
+        raise typer.BadParameter(f"{keep!r} is too long", param_hint="'--keep'") from None
     with changed_keys(file) as present:
         place = _place(present, key)
         kept = [

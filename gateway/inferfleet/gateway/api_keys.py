@@ -121,10 +121,11 @@ def changed_keys(path: Path) -> Generator[list[ApiKey]]:
         ConfigurationError: The file cannot be read or written.
 
     """
-    path = path.resolve()
     try:
+        path = path.resolve()
         folder = os.open(path.parent, os.O_RDONLY)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
+        # Before Python 3.13 a loop of links is a RuntimeError.
         raise _unusable(path, error) from error
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)
@@ -232,8 +233,9 @@ def _replace(path: Path, text: str) -> None:
         raise
 
 
-def _unusable(path: Path, error: OSError) -> ConfigurationError:
+def _unusable(path: Path, error: OSError | RuntimeError) -> ConfigurationError:
+    problem = error.strerror if isinstance(error, OSError) else error
     return ConfigurationError(
-        f"the file of API keys, {path}, cannot be read or written ({error.strerror}); `inferfleet keys "
+        f"the file of API keys, {path}, cannot be read or written ({problem}); `inferfleet keys "
         "create` makes one (INFERFLEET_API_KEYS_FILE)"
     )
