@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,15 @@ import pytest
 from fastapi import FastAPI
 from fastapi.routing import iter_route_contexts
 from openai import AsyncOpenAI
-from tests.integration.conftest import PATIENCE_S, RunCommand, StartGateway, StartWorker, chat, eventually
+from tests.integration.conftest import (
+    PATIENCE_S,
+    RunCommand,
+    StartGateway,
+    StartWorker,
+    chat,
+    eventually,
+    slow_chat,
+)
 
 from inferfleet.gateway import server
 from inferfleet.gateway.api_keys import ApiKey, changed_keys, new_key_id, new_secret
@@ -25,8 +33,10 @@ from inferfleet.gateway.gateway import Gateway
 from inferfleet.producer import Fleet
 from inferfleet.producer.publisher import Publisher
 from inferfleet.producer.tenant_fleet import TenantFleet
-from inferfleet.schemas import Job
+from inferfleet.schemas import Job, JobState
 from inferfleet.schemas.errors import ConfigurationError, JobNotFoundError, PublishUnconfirmedError
+from inferfleet.wire.redis import shared_limits
+from inferfleet.wire.redis.job_reading import JobReading
 from inferfleet.wire.redis.pipeline import CommandPipeline
 
 # It declares the test's pool.
@@ -256,7 +266,11 @@ async def test_a_caller_reads_only_its_own_names_of_sessions(
 
     assert job.json()["session_id"] == (await http.get("/v1/sessions/talk")).json()["id"] == "talk"
     refused(conflict, 409, "session_conflict")
-    assert "@" not in conflict.text
+    busy = {"body": chat(), "session_id": "talk", "on_busy": "reject"}
+    await http.post("/v1/jobs", json={"body": slow_chat(tokens=1000, step_s=1), "session_id": "talk"})
+    many = await http.post("/v1/jobs", json=[busy, {"body": chat()}])
+    assert many.json()[0]["error"]["code"] == "session_busy", many.text
+    assert "@" not in conflict.text + many.text
 
 
 # Keys
@@ -343,6 +357,23 @@ async def test_who_has_no_key_is_refused_before_anything_else(
             assert answer.headers["www-authenticate"] == "Bearer"
         assert (await http.get("/health/ready")).status_code == 200
         assert (await http.get("/openapi.json")).json()["security"] == [{"key": []}]
+
+
+async def test_keys_need_a_tenant_and_understandable_values(
+    inferfleet: RunCommand, keys: Keys, tmp_path: Path
+) -> None:
+    async def refuses(*arguments: str, file: Path = keys.path) -> str:
+        ended = await inferfleet("keys", *arguments, "--file", str(file))
+        assert ended.code == 2, ended.err
+        assert "Traceback" not in ended.err
+        return str(ended.err)
+
+    loop = tmp_path / "loop.json"
+    loop.symlink_to(loop)
+
+    assert "--tenant" in await refuses("create", "--pool", "chat")
+    assert "is too long" in await refuses("rotate", "0" * 12, "--keep", "99999999d")
+    assert "cannot be read" in await refuses("create", "--tenant", "acme", file=loop)
 
 
 async def test_keys_are_created_rotated_and_revoked_while_a_gateway_runs(
@@ -447,8 +478,34 @@ async def test_at_once_no_more_jobs_are_accepted_than_a_key_may_have(
             refused(answer, 429, "too_many_unfinished_jobs")
     # A job that has ended makes room for another.
     await fleet.cancel(accepted[0])
-    assert (await submit(doors[0])).status_code == 202
+
+    async def accepts() -> bool:
+        return (await submit(doors[0])).status_code == 202
+
+    await eventually(accepts)
     refused(await submit(doors[1]), 429, "too_many_unfinished_jobs")
+
+
+async def test_trying_again_at_once_reads_little(
+    start_gateway: StartGateway, keys: Keys, enter: Enter, pool: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = keys.create(pool, max_unfinished_jobs=100)
+    http = enter((await start_gateway(api_keys_file=keys.path)).url, key)
+    looked: list[int] = []
+    states = JobReading.states
+
+    async def noted(self: JobReading, job_ids: Iterable[str]) -> dict[str, JobState | None]:
+        looked.append(len(ids := list(job_ids)))
+        return await states(self, ids)
+
+    monkeypatch.setattr(JobReading, "states", noted)
+    monkeypatch.setattr(shared_limits, "LOOK_AGAIN_S", PATIENCE_S)
+    assert (await http.post("/v1/jobs", json=[{"body": chat()}] * 100)).status_code == 202
+
+    for _ in range(3):
+        refused(await http.post("/v1/jobs", json={"body": chat()}), 429, "too_many_unfinished_jobs")
+
+    assert [some for some in looked if some in {1, 100}] == [100, 1, 1]
 
 
 async def test_a_refused_or_repeated_job_takes_no_place(

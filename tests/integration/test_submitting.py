@@ -41,7 +41,7 @@ async def test_a_submitted_job_is_queued_with_all_that_its_caller_said(fleet: Fl
         tenant="acme",
         metadata={"invoice": "42"},
     )
-    assert (job.pool, job.priority, job.session_id, job.stream) == (pool, 7, f"s-{pool}", True)
+    assert (job.pool, job.priority, job.session_id, job.stream) == (pool, 7, f"@acme/s-{pool}", True)
     assert (job.expires_at, job.timeout_s, job.max_attempts) == (expires_at, 30, 2)
     assert (job.tenant, job.metadata) == ("acme", {"invoice": "42"})
     record = await fleet.get(job)

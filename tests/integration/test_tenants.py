@@ -53,6 +53,39 @@ async def test_sessions_of_two_tenants_with_one_id_are_two(
         tenants[1].session("x" * 128)
 
 
+async def test_a_session_that_python_makes_for_a_tenant_is_the_tenants(
+    fleet: Fleet, start_worker: StartWorker, pool: str
+) -> None:
+    await start_worker()
+    name = f"talk-{pool}"
+    job = await fleet.submit(chat("secret"), pool=pool, tenant=f"{pool}.a", session_id=name)
+    await fleet.wait(job)
+
+    stored = f"@{pool}.a/{name}"
+    assert job.session_id == stored
+    assert await TenantFleet(fleet, "default").session(name).get() is None
+    assert len(await TenantFleet(fleet, f"{pool}.a").session(name).turns()) == 1
+    assert await TenantFleet(fleet, "default").session(stored).get() is None
+    # Whoever knows it only by the short name would read another session than it adds to.
+    with pytest.raises(InvalidJobError, match=f"tenant: its session of this name is '{stored}'"):
+        await fleet.session(name).send("more", pool=pool, tenant=f"{pool}.a")
+    await fleet.session(stored).send("more", pool=pool, tenant=f"{pool}.a")
+    # The names of tenants that only Python has may have any characters.
+    odd = await fleet.submit(chat(), pool=pool, tenant=f"{pool}.a/b", session_id=name)
+    assert odd.session_id == f"@{pool}.a%2Fb/{name}"
+    with pytest.raises(InvalidJobError, match="session_id"):
+        await fleet.submit(chat(), pool=pool, tenant=f"{pool}.a", session_id="")
+
+
+async def test_the_id_that_a_tenant_sees_names_the_session(fleet: Fleet, pool: str) -> None:
+    for tenant in (f"{pool}.a", "default"):
+        view, own = TenantFleet(fleet, tenant), f"@{tenant}"
+        for name in (pool, f"{own}/{pool}", f"{own}/{own}/{pool}", f"@other/{pool}"):
+            job = await view.submit(chat(), pool=pool, session_id=name)
+            assert job.session_id is not None
+            assert view.stored_session(job.session_id) == view.stored_session(name)
+
+
 async def test_a_record_of_an_older_client_belongs_to_the_tenant_in_its_request(
     fleet: Fleet, store: aioredis.Redis, start_worker: StartWorker, pool: str
 ) -> None:
@@ -60,6 +93,10 @@ async def test_a_record_of_an_older_client_belongs_to_the_tenant_in_its_request(
     for job in jobs:
         await store.hdel(job_key(job.id), "tenant")
     assert [await fleet.tenant_of(job) for job in jobs] == [f"{pool}.a", "default"]
+    for tenant, job in zip((f"{pool}.a", "default"), jobs, strict=True):
+        view = TenantFleet(fleet, tenant)
+        assert [record.id async for record in view.list_jobs(JobFilter(pool=pool))] == [job.id]
+        assert (await view.get(job.id)).tenant == tenant
 
     await start_worker()
     await fleet.wait_many(jobs)

@@ -31,8 +31,8 @@ from inferfleet.gateway.openai_routes import openai_routes
 from inferfleet.gateway.response_routes import conversation_routes, response_routes
 from inferfleet.gateway.session_routes import session_routes
 from inferfleet.gateway.webhook_routes import webhook_routes
+from inferfleet.producer.job_making import session_prefix
 from inferfleet.producer.openai.refusals import RETRY_AFTER_S, Refusal, RefusedError, refusal_of
-from inferfleet.producer.tenant_fleet import session_prefix
 from inferfleet.schemas.errors import InferfleetError
 
 logger = logging.getLogger(__name__)

@@ -6,6 +6,7 @@ import asyncio
 import re
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, suppress
+from dataclasses import replace
 from functools import partial
 from http import HTTPStatus
 from typing import Annotated, Any, Final
@@ -159,7 +160,9 @@ def job_routes(gateway: Gateway) -> APIRouter:
             raise bad_request("Last-Event-ID: is not the id of an event", param="last_event_id") from None
         fleet = gateway.fleet_of(request)
         record = await fleet.record(job_id)
-        stream = EventStream(_lines(fleet, job_id, cursor), last_events=_failed, cursor=cursor)
+        stream = EventStream(
+            _lines(fleet, job_id, cursor), last_events=partial(_failed, fleet), cursor=cursor
+        )
         if record.state.terminal and not await stream.start(within_s=None):
             return Response(status_code=HTTPStatus.NO_CONTENT)
         return EventResponse(
@@ -192,13 +195,17 @@ async def _submit_many(gateway: Gateway, request: Request, asked: Sequence[Asked
             raise error.rejected[0] from error
         ids, found = list(error.accepted), iter(error.accepted)
         made = [
-            {"error": refusal_of(error.rejected[position]).error()}
+            {"error": _visible(fleet, refusal_of(error.rejected[position])).error()}
             if position in error.rejected
             else _accepted(job.model_copy(update={"id": next(found)}))
             for position, job in enumerate(jobs)
         ]
     await gateway.webhooks.watch(fleet.tenant, ids)
     return _json(made, HTTPStatus.ACCEPTED)
+
+
+def _visible(fleet: TenantFleet, refusal: Refusal) -> Refusal:
+    return replace(refusal, message=fleet.visible_text(refusal.message))
 
 
 def _described(record: JobRecord) -> dict[str, Any]:
@@ -218,8 +225,8 @@ def _resume(stream: EventStream) -> bytes:
     return f"retry: 1000\nevent: resume\ndata: {last}\n\n".encode()
 
 
-def _failed(refusal: Refusal) -> bytes:
-    return b"event: failed\ndata: " + refusal.body() + b"\n\n"
+def _failed(fleet: TenantFleet, refusal: Refusal) -> bytes:
+    return b"event: failed\ndata: " + _visible(fleet, refusal).body() + b"\n\n"
 
 
 def _check_id(job_id: str) -> None:

@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, TypedDict, cast
+from urllib.parse import quote
 
 from pydantic import ValidationError
 
 from inferfleet.producer.tracing import current_trace
 from inferfleet.schemas.endpoints import ENDPOINTS, Endpoint, session_problem
 from inferfleet.schemas.errors import InvalidJobError
-from inferfleet.schemas.job import Job, OnBusy, Priority
+from inferfleet.schemas.job import DEFAULT_TENANT, Job, OnBusy, Priority
 from inferfleet.schemas.json_values import plain_json
 from inferfleet.schemas.near_match import did_you_mean
 from inferfleet.schemas.request import check_request, job_error
@@ -21,6 +22,11 @@ from inferfleet.schemas.request_members import warn_of_misspelt_members
 _JSON: Final = ("body", "state_patch", "metadata")
 
 _MOMENTS: Final = ("expires_at", "submitted_at")
+
+SESSION_MARK: Final = "@"
+"""How the stored ids of tenants' sessions begin: ``@acme/chat`` is what ``acme`` calls ``chat``."""
+
+MAX_SESSION_ID: Final = 128
 
 _MINUTE: Final = timedelta(minutes=1)
 
@@ -94,6 +100,10 @@ def make_job(
     else:
         endpoint = _endpoint(options.get("endpoint", Endpoint.CHAT))
         fields |= {**options, "endpoint": endpoint, "body": _body(work, endpoint)}
+    tenant, session_id = fields.get("tenant", DEFAULT_TENANT), fields.get("session_id")
+    # Anything else is refused with the job.
+    if isinstance(tenant, str) and isinstance(session_id, str) and tenant != DEFAULT_TENANT:
+        fields["session_id"] = stored_session(session_id, tenant)
     _set_trace(fields, options)
     if of_prompt:
         _extend(fields, of_prompt)
@@ -120,6 +130,28 @@ def make_job(
         )
     warn_of_misspelt_members(job.body)
     return job
+
+
+def session_prefix(tenant: str) -> str:
+    """Return how the stored ids of a tenant's sessions begin. Names with ``/`` are not those of others."""
+    return f"{SESSION_MARK}{quote(tenant, safe='', errors='replace')}/"
+
+
+def stored_session(session_id: str, tenant: str) -> str:
+    """Return the id under which a session of a tenant is stored; a stored one stays as it is.
+
+    Raises:
+        InvalidJobError: The id is too long.
+
+    """
+    prefix = session_prefix(tenant)
+    if not session_id or session_id.startswith(prefix):
+        return session_id
+    if len(session_id) > (most := MAX_SESSION_ID - len(prefix)):
+        raise InvalidJobError(
+            f"session_id: has {len(session_id)} characters; at most {most} are allowed for this tenant"
+        )
+    return prefix + session_id
 
 
 def read_priority(text: str) -> int:

@@ -6,14 +6,14 @@ from collections.abc import Awaitable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Protocol, Unpack, assert_never, cast
 
-from inferfleet.producer.job_making import JobOptions
+from inferfleet.producer.job_making import JobOptions, stored_session
 from inferfleet.schemas.errors import (
     InvalidJobError,
     SessionError,
     SessionTooLargeError,
     StateConflictError,
 )
-from inferfleet.schemas.job import Job
+from inferfleet.schemas.job import DEFAULT_TENANT, Job
 from inferfleet.schemas.json_values import plain_json
 from inferfleet.schemas.merge_patch import merge_patch
 from inferfleet.schemas.problems import kind
@@ -61,12 +61,15 @@ class Session:
         ``body`` holds the other fields of the chat request, such as ``max_tokens`` or ``tools``.
 
         Raises:
-            InvalidJobError: The turn breaks the contract.
+            InvalidJobError: The turn breaks the contract, or is another tenant's.
             SessionBusyError: A turn is unfinished and ``on_busy`` is ``reject``.
             SessionTooLargeError: The history is at its size limit.
 
         """
         options["session_id"] = self.id
+        tenant = options.get("tenant", DEFAULT_TENANT)
+        if tenant != DEFAULT_TENANT and (stored := stored_session(self.id, tenant)) != self.id:
+            raise InvalidJobError(f"tenant: its session of this name is {stored!r}; use that id")
         return await self._submit({**_fields(body), "messages": _messages(messages)}, **options)
 
     async def configure(

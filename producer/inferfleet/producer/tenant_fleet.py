@@ -10,17 +10,16 @@ import asyncio
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from dataclasses import replace
-from typing import Any, Final, Protocol, Unpack
+from typing import Any, Protocol, Unpack
 
 from inferfleet.producer.fleet import Fleet
 from inferfleet.producer.job_listing import JobFilter
-from inferfleet.producer.job_making import JobOptions
+from inferfleet.producer.job_making import SESSION_MARK, JobOptions, session_prefix, stored_session
 from inferfleet.producer.journal_view import BEGINNING, JournalLine
 from inferfleet.producer.pools import Wait
 from inferfleet.producer.sessions import Session
 from inferfleet.schemas.errors import (
     InferfleetError,
-    InvalidJobError,
     JobNotFoundError,
     PartialSubmitError,
     PublishUnconfirmedError,
@@ -28,16 +27,6 @@ from inferfleet.schemas.errors import (
 from inferfleet.schemas.heartbeat import Heartbeat
 from inferfleet.schemas.job import DEFAULT_TENANT, Job, JobState
 from inferfleet.schemas.result import JobRecord, Result
-
-SESSION_MARK: Final = "@"
-"""How the stored ids of tenants' sessions begin: ``@acme/chat`` is what ``acme`` calls ``chat``."""
-
-MAX_SESSION_ID: Final = 128
-
-
-def session_prefix(tenant: str) -> str:
-    """Return how the stored ids of a tenant's sessions begin."""
-    return f"{SESSION_MARK}{tenant}/"
 
 
 class Policy(Protocol):
@@ -168,16 +157,13 @@ class TenantFleet:
             InvalidJobError: The id is too long.
 
         """
-        prefix = session_prefix(self.tenant)
-        if session_id.startswith(prefix):
-            return session_id
         if self.tenant == DEFAULT_TENANT and not session_id.startswith(SESSION_MARK):
             return session_id
-        if len(session_id) > (most := MAX_SESSION_ID - len(prefix)):
-            raise InvalidJobError(
-                f"session_id: has {len(session_id)} characters; at most {most} are allowed for this tenant"
-            )
-        return prefix + session_id
+        return stored_session(session_id, self.tenant)
+
+    def visible_text(self, text: str) -> str:
+        """Return a message for the tenant, which does not know the stored ids of its sessions."""
+        return text.replace(session_prefix(self.tenant), "")
 
     async def _checked(self, job: Job | str) -> str:
         """Return a job's id. A job that ``submit`` has returned needs no check."""
@@ -232,7 +218,12 @@ class TenantFleet:
         return record.model_copy(update={"session_id": self._visible_session(record.session_id)})
 
     def _visible_session(self, stored: str | None) -> str | None:
-        return stored and stored.removeprefix(session_prefix(self.tenant))
+        """Return an id by which the tenant finds a session again, the short one if there is one."""
+        prefix = session_prefix(self.tenant)
+        if stored is None or not stored.startswith(prefix):
+            return stored
+        short = stored.removeprefix(prefix)
+        return short if self.stored_session(short) == stored else stored
 
 
 def _unconfirmed(jobs: Sequence[Job], errors: Mapping[int, InferfleetError]) -> set[str]:
