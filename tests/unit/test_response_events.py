@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from datetime import UTC, datetime
 from typing import Any
 
@@ -154,3 +155,22 @@ def test_the_numbers_behind_a_restart_are_the_same_whether_or_not_the_void_token
     assert next_ones == lacks_them.tokens(tokens(text("three")))
     assert next_ones[0]["sequence_number"] == seen.stop + 1
     assert next_ones[0]["output_index"] == 0
+
+
+def test_a_piece_of_an_answer_costs_nothing_for_the_pieces_before_it() -> None:
+    piece = "x" * 100_000
+    entries = [tokens(chunk) for chunk in (text(piece), call(0, name="f"), call(0, arguments=piece))]
+    made = events()
+
+    for entry in (entries[0], entries[1], entries[2]):
+        made.tokens(entry)
+        tracemalloc.start()
+        for _ in range(50):
+            made.tokens(entry)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < len(piece)
+
+    message, called = end(made)[-1]["response"]["output"]
+    assert message["content"][0]["text"] == piece * 51
+    assert called["arguments"] == piece * 51

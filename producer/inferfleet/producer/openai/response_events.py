@@ -42,6 +42,7 @@ class ResponseEvents:
         self._runs = False
         self._output: list[Item] = []
         self._open: Item | None = None
+        self._pieces: list[str] = []
         self._calls: dict[int, Item] = {}
         self._first = self._number = FIRST_OUTPUT
 
@@ -126,7 +127,10 @@ class ResponseEvents:
             }
             made += self._begin(call)
         if arguments := function.get("arguments"):
-            call["arguments"] += arguments
+            if call is self._open:
+                self._pieces.append(arguments)
+            else:
+                call["arguments"] += arguments
             made.append(self._of_item("response.function_call_arguments.delta", call, delta=arguments))
         return made
 
@@ -136,7 +140,7 @@ class ResponseEvents:
         item["id"] = f"{prefix}_{self._job_id}_{len(self._output)}"
         item["status"] = _IN_PROGRESS
         self._output.append(item)
-        self._open = item
+        self._open, self._pieces = item, []
         made.append(self._of_whole_item("response.output_item.added", item))
         if (part := _begun_part(item)) is not None:
             made.append(self._of_item("response.content_part.added", item, content_index=0, part={**part}))
@@ -147,7 +151,7 @@ class ResponseEvents:
         assert self._open is not None  # noqa: S101 - it has been begun
         item = self._open
         (part,) = item["content"]
-        part["text"] += text
+        self._pieces.append(text)
         return [
             self._of_item(
                 f"response.{part['type']}.delta", item, content_index=0, delta=text, **_logprobs(item)
@@ -160,12 +164,14 @@ class ResponseEvents:
             return []
         self._open = None
         item["status"] = status
+        said = "".join(self._pieces)
         made: list[Event] = []
         if item["type"] == "function_call":
-            arguments = item["arguments"]
+            arguments = item["arguments"] = said
             made.append(self._of_item("response.function_call_arguments.done", item, arguments=arguments))
         else:
             (part,) = item["content"]
+            part["text"] = said
             done = f"response.{part['type']}.done"
             made.append(self._of_item(done, item, content_index=0, text=part["text"], **_logprobs(item)))
             made.append(self._of_item("response.content_part.done", item, content_index=0, part=part))
@@ -174,10 +180,14 @@ class ResponseEvents:
 
     def _of_item(self, kind: str, item: Item, **members: Any) -> Event:
         """Make an event of a part of an item."""
-        return self._next(kind, item_id=item["id"], output_index=self._output.index(item), **members)
+        return self._next(kind, item_id=item["id"], output_index=self._index(item), **members)
 
     def _of_whole_item(self, kind: str, item: Item) -> Event:
-        return self._next(kind, output_index=self._output.index(item), item={**item})
+        return self._next(kind, output_index=self._index(item), item={**item})
+
+    def _index(self, item: Item) -> int:
+        # Nearly always it is the last one, and comparing items costs as much as they are long.
+        return len(self._output) - 1 if item is self._output[-1] else self._output.index(item)
 
     def _next(self, kind: str, **members: Any) -> Event:
         number = self._number
