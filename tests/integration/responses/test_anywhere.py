@@ -27,7 +27,7 @@ from inferfleet.producer.openai.models import Models
 from inferfleet.producer.openai.refusals import Refusal, RefusedError
 from inferfleet.producer.openai.responses import ResponsesApi
 from inferfleet.producer.tenant_fleet import TenantFleet
-from inferfleet.schemas.job import new_job_id
+from inferfleet.schemas.job import Job, JobState, new_job_id
 from inferfleet.testing.script import Script
 from inferfleet.testing.scripted_engine import ScriptedEngine
 
@@ -170,6 +170,32 @@ async def test_a_response_of_another_tenant_is_unknown(
     assert refused.value.refusal.code == "conversation_not_found"
     continued = await created(yours, previous_response_id=response)
     assert continued["status"] == "completed"
+
+
+async def test_a_response_of_the_background_that_is_accepted_too_late_is_cancelled(
+    fleet: Fleet, pool: str
+) -> None:
+    accepted = asyncio.Event()
+    jobs: list[Job] = []
+
+    class Slow(TenantFleet):
+        async def submit(self, work: Any, **options: Any) -> Job:
+            await accepted.wait()
+            jobs.append(await super().submit(work, **options))
+            return jobs[-1]
+
+    view = Slow(fleet, "default")
+    api = OpenAIApi(view, models=Models(view.workers, pool=pool), accept_s=0.01)
+    responses = ResponsesApi(view, api)
+
+    for stream in (False, True):
+        with pytest.raises(RefusedError, match="it is cancelled"):
+            await responses.create({}, orjson.dumps({"input": "x", "background": True, "stream": stream}))
+    accepted.set()
+    await api.aclose()
+
+    # Nobody has learnt its id.
+    assert [(await fleet.get(job)).state for job in jobs] == [JobState.CANCELLED] * 2
 
 
 @pytest.mark.parametrize(

@@ -111,6 +111,9 @@ async def test_a_response_of_the_background_is_read_later_and_its_events_go_on(
     assert numbers(again) == list(range(len(again)))
     behind = await client.responses.retrieve(response_id, stream=True, starting_after=numbers(again)[-1])
     assert await read(behind) == []
+    # No stream of a reader that lacks something ends without the last event.
+    beyond = await client.responses.retrieve(response_id, stream=True, starting_after=10**6)
+    assert await read(beyond) == again[-1:]
 
 
 async def test_a_function_is_called_and_its_result_goes_on_from_the_call(

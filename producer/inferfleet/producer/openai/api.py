@@ -69,9 +69,9 @@ class Reply:
 class OpenRequest:
     """A request, and the moment at which its answer has to be complete."""
 
-    def __init__(self, asked: Asked, *, kept: bool = False) -> None:
+    def __init__(self, asked: Asked) -> None:
         self.asked = asked
-        self.progress = Progress(kept=kept or asked.named)
+        self.progress = Progress(kept=asked.named)
         began = asyncio.get_running_loop().time()
         self._deadline = None if asked.timeout_s is None else began + asked.timeout_s
 

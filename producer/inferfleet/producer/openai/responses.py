@@ -43,6 +43,9 @@ CANCEL_S: Final = 5.0
 NOTHING_SEEN: Final = -1
 """The number of the last event of a reader that has seen none."""
 
+AT_ONCE_S: Final = 0.05
+"""For how long the lines of a journal are read before other requests have their turn."""
+
 
 class ResponsesApi:
     """Answers requests. All but ``create`` raise ``RefusedError`` for an id that does not exist."""
@@ -74,7 +77,7 @@ class ResponsesApi:
         """
         given = await apart(partial(read_response_request, headers, content), content)
         asked = given.asked
-        request = OpenRequest(asked, kept=bool(given.shown["background"]))
+        request = OpenRequest(asked)
         async with request.in_time():
             route = await self._api.route(asked)
             await self._set_messages(given)
@@ -158,8 +161,10 @@ class ResponsesApi:
     async def _ended(self, job_id: str, record: ResponseRecord) -> dict[str, Any]:
         """Make a response of which the job has ended, as its last event does."""
         events = ResponseEvents(job_id, record)
+        others = _TurnOfOthers()
         async with aclosing(self._fleet.stream(job_id)) as lines:
             async for line in lines:
+                await others.come()
                 match line.entry:
                     case TokensEntry() as entry:
                         events.tokens(entry)
@@ -196,7 +201,10 @@ class ResponsesApi:
     ) -> dict[str, Any]:
         async with self._submitted(given, record, request) as (job_id, kept):
             if kept.background:
-                return await self._present(job_id, kept)
+                response = await self._present(job_id, kept)
+                # From here on the caller can know its id.
+                request.progress.kept = True
+                return response
             async with request.in_time():
                 result = await self._fleet.wait(job_id)
             result.raise_for_state()
@@ -218,6 +226,8 @@ class ResponsesApi:
                         part = await anext(parts, None)
                     if part is None:
                         break
+                    if kept.background:
+                        request.progress.kept = True
                     yield part
             if not (given.stored or request.asked.named) and (await self._fleet.cancel(job_id)).terminal:
                 await self._records.forget(job_id)
@@ -284,8 +294,10 @@ class ResponsesApi:
         void_until = await self._void_until(job_id)
         seen = after
         made = events.queued()
+        others = _TurnOfOthers()
         async with aclosing(self._fleet.stream(job_id)) as lines:
             async for line in lines:
+                await others.come()
                 over = False
                 match line.entry:
                     case RunningEntry():
@@ -299,6 +311,9 @@ class ResponsesApi:
                     case FinishedEntry() as entry:
                         made += events.finished(entry, await self._fleet.wait(job_id))
                         over = True
+                        # Whoever asks for what is behind the end still learns of it.
+                        last = made[-1]["sequence_number"]
+                        seen = last - 1 if seen > last else seen
                     case _:
                         pass
                 if fresh := [event for event in made if event["sequence_number"] > seen]:
@@ -312,7 +327,9 @@ class ResponsesApi:
         """Find the last line of the journal that makes the answer before it void."""
         view = JournalView.at(BEGINNING)
         last = NO_LINE
+        others = _TurnOfOthers()
         for line_id, fields in await self._records.journal(job_id):
+            await others.come()
             if any(isinstance(line.entry, RestartedEntry) for line in view.see(line_id, parse_line(fields))):
                 last = line_id
         return last
@@ -328,6 +345,19 @@ class ResponsesApi:
         except WaitTimeoutError:
             return False
         return True
+
+
+class _TurnOfOthers:
+    """Lets other tasks run during a long loop, every ``AT_ONCE_S``."""
+
+    def __init__(self) -> None:
+        self._clock = asyncio.get_running_loop().time
+        self._at = self._clock() + AT_ONCE_S
+
+    async def come(self) -> None:
+        if self._clock() > self._at:
+            await asyncio.sleep(0)
+            self._at = self._clock() + AT_ONCE_S
 
 
 def _is_void(line: JournalLine, void_until: bytes) -> bool:
