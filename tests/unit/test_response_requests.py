@@ -176,6 +176,14 @@ def test_items_become_messages_and_messages_items() -> None:
     assert messages_of(items_of(messages, prefix="y")) == messages
 
 
+def test_items_with_the_same_id_get_others() -> None:
+    item = {"role": "user", "content": "x", "id": "msg_a"}
+
+    items = read_items([item, item, item], "input", prefix="x")
+
+    assert [each["id"] for each in items] == ["msg_a", "msg_x_1", "msg_x_2"]
+
+
 def test_reasoning_that_led_to_nothing_is_no_message() -> None:
     given = [{"type": "reasoning", "content": [{"text": "hm"}]}, {"role": "user", "content": "hello"}]
 

@@ -43,8 +43,13 @@ async def test_responses_continue_others_each_on_its_own_branch(
     assert right.output_text == said(("system", "be loud"), *began, ("user", "three"))
     assert deeper.output_text == said(*began, *second, ("user", "four"))
     assert deeper.previous_response_id == left.id
-    # What is continued lives on.
-    assert all([await store.ttl(key) > 100 for key in keys])
+    # What is continued lives on, also while its successor waits.
+    assert all([await store.ttl(key) > 600 for key in keys])
+
+    await client.responses.delete(first.id)
+    with pytest.raises(openai.BadRequestError, match=f"{deeper.id} cannot be continued") as refused:
+        await then("five", previous_response_id=deeper.id)
+    assert refused.value.code == "previous_response_not_found"
 
 
 async def test_only_an_answer_can_be_continued(
@@ -96,6 +101,34 @@ async def test_a_conversation_is_a_session_and_keeps_no_instructions(
     ]
     listed = [each async for each in client.conversations.items.list(conversation.id, order="asc", limit=2)]
     assert [each.role for each in listed] == ["developer", "user", "assistant", "user", "assistant"]
+
+
+async def test_instructions_do_not_count_as_the_history(
+    client: AsyncOpenAI, start_worker: StartWorker, fleet: Fleet, pool: str
+) -> None:
+    await start_worker()
+    conversation = (await client.conversations.create()).id
+
+    await client.responses.create(model=pool, input="one", conversation=conversation)
+    await client.responses.create(
+        model=pool, input="one", conversation=conversation, instructions="word " * 2000
+    )
+
+    without, beside = [turn.tokens for turn in await fleet.session(conversation).turns()]
+    assert 0 < beside < without + 200
+
+
+async def test_metadata_replaces_no_state_that_is_not_an_object(client: AsyncOpenAI, fleet: Fleet) -> None:
+    made = await client.conversations.create()
+    session = fleet.session(made.id)
+    version, _ = await session.state()
+    await session.update_state([1, 2, 3], version=version)
+
+    with pytest.raises(openai.ConflictError) as refused:
+        await client.conversations.update(made.id, metadata={"a": "b"})
+
+    assert refused.value.code == "state_conflict"
+    assert (await session.state())[1] == [1, 2, 3]
 
 
 async def test_a_conversation_is_read_changed_and_deleted(client: AsyncOpenAI, fleet: Fleet) -> None:

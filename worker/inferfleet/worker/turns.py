@@ -9,7 +9,7 @@ from typing import Any, assert_never
 
 import orjson
 
-from inferfleet.schemas import Failure, FailureCode, JobState, Usage
+from inferfleet.schemas import Failure, FailureCode, Job, JobState, Usage
 from inferfleet.schemas.endpoints import session_problem
 from inferfleet.schemas.errors import SessionError
 from inferfleet.schemas.journal import TokenChunk
@@ -76,8 +76,7 @@ class Turns:
         run.history_tokens = past.tokens
         if problem := tool_problem(past.messages, messages):
             return _invalid(problem)
-        instructions = [{"role": "system", "content": job.instructions}] if job.instructions else []
-        return Prompt({**job.body, "messages": [*instructions, *past.messages, *messages]})
+        return Prompt({**job.body, "messages": [*_instructions(job), *past.messages, *messages]})
 
     async def unless_answered(self, run: JobRun, refusal: Finish | GiveUp) -> Outcome:
         """End a job that may not run again. It has succeeded nevertheless if its turn is in the history."""
@@ -108,7 +107,7 @@ class Turns:
         tokens = (
             estimated_tokens(job.body["messages"]) + completion.usage.completion_tokens
             if interrupted
-            else completion.usage.total_tokens - run.history_tokens
+            else completion.usage.total_tokens - run.history_tokens - estimated_tokens(_instructions(job))
         )
         turn = Turn(
             job_id=job.id,
@@ -145,6 +144,11 @@ class Turns:
                     continue
                 case _:
                     assert_never(appended)
+
+
+def _instructions(job: Job) -> list[dict[str, Any]]:
+    """Return the messages of a prompt that the history does not get."""
+    return [{"role": "system", "content": job.instructions}] if job.instructions else []
 
 
 def _invalid(message: str) -> Finish:

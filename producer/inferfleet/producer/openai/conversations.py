@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from functools import partial
+from http import HTTPStatus
 from typing import Annotated, Any, Final, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from inferfleet.producer.fleet import Fleet
 from inferfleet.producer.openai.api import Reply, json_reply
-from inferfleet.producer.openai.refusals import bad_request, not_found
+from inferfleet.producer.openai.refusals import Refusal, RefusedError, bad_request, not_found
 from inferfleet.producer.openai.requests import apart, read_object
 from inferfleet.producer.openai.response_items import items_of, messages_of, page_of, read_items
 from inferfleet.producer.sessions import Session
 from inferfleet.producer.tenant_fleet import TenantFleet
 from inferfleet.schemas.job import new_job_id
 from inferfleet.schemas.near_match import did_you_mean
-from inferfleet.schemas.problems import MAX_QUOTED_CHARS, describe
+from inferfleet.schemas.problems import MAX_QUOTED_CHARS, describe, kind
 from inferfleet.schemas.session import SessionExport, SessionRecord, Turn, estimated_tokens
 
 CONVERSATION_PREFIX: Final = "conv_"
@@ -95,6 +96,7 @@ class ConversationsApi:
         asked = await _read(ConversationRequest, content)
         session, _ = await self._find(conversation_id)
         _, state = await session.state()
+        _check_can_have_metadata(state)
         # A patch keeps what it does not name.
         await session.patch_state({"metadata": {**dict.fromkeys(_metadata(state)), **(asked.metadata or {})}})
         return await self.get(conversation_id)
@@ -123,6 +125,17 @@ class ConversationsApi:
         return session, record
 
 
+def _check_can_have_metadata(state: object) -> None:
+    if not (state is None or isinstance(state, dict)):
+        raise RefusedError(
+            Refusal(
+                status=HTTPStatus.CONFLICT,
+                code="state_conflict",
+                message=f"the state of this session is {kind(state)}; only an object can have metadata",
+            )
+        )
+
+
 def _metadata(state: object) -> dict[str, Any]:
     """Find the metadata in a state, which others may have changed."""
     members = cast("dict[str, Any]", state) if isinstance(state, dict) else {}
@@ -130,17 +143,17 @@ def _metadata(state: object) -> dict[str, Any]:
     return cast("dict[str, Any]", metadata) if isinstance(metadata, dict) else {}
 
 
-async def _read(kind: type[Request], content: bytes) -> Request:
+async def _read(model: type[Request], content: bytes) -> Request:
     body = await apart(partial(read_object, content), content)
     for name in body:
-        if name not in kind.model_fields:
+        if name not in model.model_fields:
             known = name[:MAX_QUOTED_CHARS]
             raise bad_request(
-                f"{known}: is not a member of this request{did_you_mean(known, kind.model_fields)}",
+                f"{known}: is not a member of this request{did_you_mean(known, model.model_fields)}",
                 param=known,
             )
     try:
-        return kind.model_validate(body)
+        return model.model_validate(body)
     except ValidationError as error:
         problem = describe(error, data=body)
         raise bad_request(problem, param=problem.partition(":")[0]) from None

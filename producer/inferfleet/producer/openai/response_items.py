@@ -20,7 +20,7 @@ TEXTS: Final = ("input_text", "output_text", "text")
 def read_items(given: object, place: str, *, prefix: str) -> list[Item]:
     """Read items, or a string that stands for a user's message, and fill in what they leave out.
 
-    An item without an id gets one that begins with ``prefix``.
+    An item without an id of its own gets one that begins with ``prefix``.
 
     Raises:
         RefusedError: An item is invalid, or of a kind that a queue does not answer.
@@ -33,7 +33,14 @@ def read_items(given: object, place: str, *, prefix: str) -> list[Item]:
     items = cast("list[object]", given)
     if not items:
         raise _wrong(place, "is empty")
-    return [_read(item, f"{place}[{number}]", f"{prefix}_{number}") for number, item in enumerate(items)]
+    read: dict[str, Item] = {}
+    for number, given_item in enumerate(items):
+        name = f"{prefix}_{number}"
+        item = _read(given_item, f"{place}[{number}]", name)
+        if item["id"] in read:
+            item["id"] = _made_id(item["type"], name)
+        read[item["id"]] = item
+    return list(read.values())
 
 
 def messages_of(items: Iterable[Item]) -> list[Message]:
@@ -86,7 +93,7 @@ def items_of(messages: Iterable[Mapping[str, Any]], *, prefix: str) -> list[Item
             for call in message.get("tool_calls") or ()
         ]
     return [
-        {"id": f"{_ID_PREFIXES[item['type']]}_{prefix}_{number}", "status": "completed", **item}
+        {"id": _made_id(item["type"], f"{prefix}_{number}"), "status": "completed", **item}
         for number, item in enumerate(items)
     ]
 
@@ -141,8 +148,12 @@ def _read(given: object, place: str, name: str) -> Item:
     given_id = item.get("id")
     if given_id is not None and not isinstance(given_id, str):
         raise _wrong(f"{place}.id", f"must be a string, not {kind(given_id)}")
-    known = {"id": given_id or f"{_ID_PREFIXES[what]}_{name}", "type": what, "status": "completed"}
+    known = {"id": given_id or _made_id(what, name), "type": what, "status": "completed"}
     return {**known, **read(item, place)}
+
+
+def _made_id(what: str, name: str) -> str:
+    return f"{_ID_PREFIXES[what]}_{name}"
 
 
 def _instead(what: object) -> str:

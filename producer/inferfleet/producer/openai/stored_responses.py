@@ -83,7 +83,7 @@ class StoredResponses:
                     "use a conversation",
                     param="previous_response_id",
                 )
-            job_id, record, answer = await self._previous(previous)
+            job_id, record, answer = await self._previous(previous, of=response_id)
             read.append(job_id)
             if record.conversation is not None:
                 turns.append(await self._turns_of(record.conversation, job_id))
@@ -93,15 +93,19 @@ class StoredResponses:
         await self._records.renew(read)
         return [message for turn in reversed(turns) for message in turn]
 
-    async def _previous(self, response_id: str) -> tuple[str, ResponseRecord, dict[str, Any]]:
+    async def _previous(self, response_id: str, *, of: str) -> tuple[str, ResponseRecord, dict[str, Any]]:
+        """Read a response that is continued, because the request names it or because the one ``of`` does."""
         try:
             job, record = await self.find(response_id)
-        except RefusedError as error:
+        except (RefusedError, JobDataLostError) as error:
+            told = str(error)
+            if response_id != of:
+                told = f"{of} cannot be continued: one that it continues was deleted or has expired ({told})"
             raise RefusedError(
                 Refusal(
                     status=HTTPStatus.BAD_REQUEST,
                     code="previous_response_not_found",
-                    message=str(error),
+                    message=told,
                     param="previous_response_id",
                 )
             ) from error

@@ -26,7 +26,7 @@ class ResponseRecords:
         """Redis' time."""
         # A job that has not ended may be there for longer than it may wait. Its end sets another time.
         self._ttl_s = 2 * queued_ttl_s
-        self._result_ttl_s = result_ttl_s
+        self._continued_ttl_s = queued_ttl_s + result_ttl_s
 
     async def save(self, job_id: str, record: bytes) -> None:
         """Keep the record of a response, unless it has one."""
@@ -38,10 +38,10 @@ class ResponseRecords:
         return record
 
     async def renew(self, job_ids: Iterable[str]) -> None:
-        """Keep responses that have ended, with their answers, as if they had ended now."""
+        """Keep responses, with their answers, for as long as one that is about to continue them."""
         await asyncio.gather(
             *(
-                self._pipeline.enqueue("EXPIRE", key(job_id), self._result_ttl_s, "GT")
+                self._pipeline.enqueue("EXPIRE", key(job_id), self._continued_ttl_s, "GT")
                 for job_id in job_ids
                 for key in _KEYS
             )
