@@ -6,6 +6,7 @@ import tracemalloc
 from datetime import UTC, datetime
 from typing import Any
 
+import orjson
 from openai.types.responses import ResponseStreamEvent
 from pydantic import TypeAdapter
 
@@ -30,8 +31,8 @@ HEAD = AnswerHead(endpoint=Endpoint.CHAT, model="tiny", prompt_tokens=5)
 _event: TypeAdapter[ResponseStreamEvent] = TypeAdapter(ResponseStreamEvent)
 
 
-def events() -> ResponseEvents:
-    given = read_response_request({}, b'{"input": "hello", "model": "tiny"}')
+def events(**asked: Any) -> ResponseEvents:
+    given = read_response_request({}, orjson.dumps({"input": "hello", "model": "tiny", **asked}))
     return ResponseEvents(JOB_ID, ResponseRecord(created_at=1, shown=given.shown, items=tuple(given.items)))
 
 
@@ -155,6 +156,15 @@ def test_the_numbers_behind_a_restart_are_the_same_whether_or_not_the_void_token
     assert next_ones == lacks_them.tokens(tokens(text("three")))
     assert next_ones[0]["sequence_number"] == seen.stop + 1
     assert next_ones[0]["output_index"] == 0
+
+
+def test_a_restart_sends_nobody_to_a_response_that_is_not_stored() -> None:
+    entry = RestartedEntry(at=AT, attempt=2, reason=RestartReason.ANOTHER_MODEL, tokens_wasted=2)
+
+    told = [events(store=store).restarted(entry)[1]["message"] for store in (True, False)]
+
+    assert "read the response" in told[0]
+    assert told[1].endswith("send the request again")
 
 
 def test_a_piece_of_an_answer_costs_nothing_for_the_pieces_before_it() -> None:

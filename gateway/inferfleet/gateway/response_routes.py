@@ -172,8 +172,8 @@ def _response(gateway: Gateway, reply: Reply) -> Response:
 
 
 def _interrupted(stream: EventStream, progress: Progress) -> bytes:
-    """Let the response go on, and say where the rest of its events is."""
-    if not progress.job_id:
+    """Let the response go on, if it is stored, and say where the rest of its events is."""
+    if not (progress.job_id and progress.stored):
         return last_events(stopping())
     progress.kept = True
     where = f"GET /v1/responses/{RESPONSE_PREFIX}{progress.job_id}?stream=true&starting_after={stream.cursor}"

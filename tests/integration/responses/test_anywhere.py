@@ -15,10 +15,11 @@ import httpx2
 import openai
 import orjson
 import pytest
+import redis.asyncio as aioredis
 from openai import AsyncOpenAI
 from tests.forked import ForkedProcess
 from tests.integration.conftest import PATIENCE_S, StartGateway, StartWorker, WorkerProcess, reader_of
-from tests.integration.responses.conftest import numbers, read, text_of, until_text
+from tests.integration.responses.conftest import job_of, numbers, read, text_of, until_text
 
 from inferfleet.producer import Fleet
 from inferfleet.producer.openai.api import OpenAIApi
@@ -28,6 +29,7 @@ from inferfleet.producer.openai.refusals import Refusal, RefusedError
 from inferfleet.producer.openai.responses import ResponsesApi
 from inferfleet.producer.tenant_fleet import TenantFleet
 from inferfleet.schemas.job import Job, JobState, new_job_id
+from inferfleet.schemas.names import journal_key, result_key
 from inferfleet.testing.script import Script
 from inferfleet.testing.scripted_engine import ScriptedEngine
 
@@ -125,6 +127,30 @@ async def test_a_gateway_that_stops_says_where_the_events_go_on(
     assert told.value.code == "gateway_stopping"
     where = f"{events[0].response.id}?stream=true&starting_after={numbers(events)[-1]} "
     assert where in told.value.message
+
+
+async def test_a_gateway_that_stops_forgets_what_is_not_stored(
+    start_gateway: StartGateway,
+    start_worker: StartWorker,
+    store: aioredis.Redis,
+    pool: str,
+    tmp_path: Path,
+) -> None:
+    script = Script(tmp_path)
+    script.add(prompt="hang", text="one two three", hang_after_tokens=2)
+    await start_worker(ScriptedEngine(model="scripted", max_running=8, script=script))
+    gateway = await start_gateway(drain_timeout_s=0.01)
+    async with AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key="none", max_retries=0) as client:
+        stream = await client.responses.create(model=pool, input="hang", store=False, stream=True)
+        events = [event async for event in until_text(stream, "one two ")]
+        stopping = asyncio.create_task(gateway.stop())
+        with pytest.raises(openai.APIError) as told:
+            await read(stream)
+        await stopping
+
+    assert told.value.message.endswith("send the request again")
+    job_id = job_of(events[0].response)
+    assert not await store.exists(result_key(job_id), journal_key(job_id))
 
 
 async def test_a_response_of_another_tenant_is_unknown(

@@ -14,6 +14,7 @@ from openai.types.responses import ResponseItemList
 from tests.integration.conftest import (
     PATIENCE_S,
     StartWorker,
+    eventually,
     unfinished,
     until_tokens,
 )
@@ -25,7 +26,7 @@ from tests.integration.responses.conftest import (
 )
 
 from inferfleet.producer import Fleet
-from inferfleet.schemas import JobState
+from inferfleet.schemas import FailureCode, JobState
 from inferfleet.schemas.names import job_key, journal_key, response_key, result_key
 from inferfleet.testing.script import Script
 from inferfleet.testing.scripted_engine import ScriptedEngine
@@ -170,6 +171,68 @@ async def test_an_idempotency_key_gives_the_same_response_again(
         await client.responses.create(**{**asked, "input": "two"}, extra_headers=key)
 
 
+async def test_what_is_forgotten_does_not_come_back_by_its_idempotency_key(
+    client: AsyncOpenAI, start_worker: StartWorker, store: aioredis.Redis, pool: str
+) -> None:
+    await start_worker()
+    asked: Any = {"model": pool, "input": "hello", "extra_headers": {"Idempotency-Key": pool}}
+    response = await client.responses.create(**asked)
+    await client.responses.delete(response.id)
+
+    for background in (False, True):
+        with pytest.raises(openai.APIStatusError) as gone:
+            await client.responses.create(**asked, background=background)
+        assert gone.value.code == "job_data_lost"
+
+    assert not await store.exists(response_key(job_of(response)))
+    with pytest.raises(openai.NotFoundError):
+        await client.responses.retrieve(response.id)
+
+
+async def test_a_response_whose_result_is_gone_is_deleted(
+    client: AsyncOpenAI, start_worker: StartWorker, store: aioredis.Redis, pool: str
+) -> None:
+    await start_worker()
+    response = await client.responses.create(model=pool, input="hello")
+    await store.delete(result_key(job_of(response)))
+
+    assert (await client.responses.with_raw_response.delete(response.id)).status_code == 200
+
+    assert not await store.exists(response_key(job_of(response)))
+
+
+async def test_nothing_is_kept_of_what_is_not_stored_however_it_ends(
+    client: AsyncOpenAI, start_worker: StartWorker, store: aioredis.Redis, pool: str, tmp_path: Path
+) -> None:
+    script = Script(tmp_path)
+    script.add(prompt="hello", text="one two three")
+    script.add(prompt="fail", failure=FailureCode.INVALID_REQUEST)
+    script.add(prompt="hang", text="one two three", hang_after_tokens=2)
+    await start_worker(ScriptedEngine(model="scripted", max_running=8, script=script))
+    jobs: list[str] = []
+
+    for stream in (False, True):
+        with pytest.raises(openai.BadRequestError) as failed:
+            await client.responses.create(model=pool, input="fail", store=False, stream=stream)
+        jobs.append(failed.value.response.headers["inferfleet-job"])
+    for text, last in (("hello", "response.completed"), ("hang", "response.output_text.delta")):
+        streamed = await client.responses.create(model=pool, input=text, store=False, stream=True)
+        async for event in streamed:
+            if event.type == "response.created":
+                jobs.append(job_of(event.response))
+            if event.type == last:
+                await streamed.close()
+                break
+
+    async def forgotten() -> bool:
+        keys = [key(job) for job in jobs for key in (response_key, result_key, journal_key)]
+        return not await store.exists(*keys)
+
+    await eventually(forgotten)
+    for job in jobs:
+        assert await store.hget(job_key(job), "state") in {b"succeeded", b"failed", b"cancelled"}
+
+
 async def test_the_items_of_a_request_are_listed(client: AsyncOpenAI, pool: str) -> None:
     image = "data:image/png;base64,AAAA"
     given: Any = [
@@ -210,6 +273,7 @@ async def test_a_refusal_names_the_member(client: AsyncOpenAI, pool: str) -> Non
         with pytest.raises(openai.BadRequestError) as refused:
             await client.responses.create(**{"model": pool, "input": "hello", **asked})
         assert refused.value.param == param
-    with pytest.raises(openai.NotFoundError) as unknown:
-        await client.responses.create(model="no/such", input="hello")
-    assert unknown.value.code == "model_not_found"
+    for model, stream in (("no/such", False), (f"{pool}-unknown", False), (f"{pool}-unknown", True)):
+        with pytest.raises(openai.NotFoundError) as unknown:
+            await client.responses.create(model=model, input="hello", stream=stream)
+        assert (unknown.value.code, unknown.value.param) == ("model_not_found", "model")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Collection, Mapping
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Generator, Mapping
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from copy import copy
 from dataclasses import dataclass
 from functools import partial
@@ -48,10 +48,16 @@ WORKERS_HEADER: Final = "inferfleet-workers"
 
 @dataclass(slots=True, kw_only=True)
 class Progress:
-    """Which job a request became. A job that is ``kept`` goes on when nobody waits for its answer."""
+    """Which job a request became. A job that is ``kept`` goes on when nobody waits for its answer.
+
+    What is not ``stored`` cannot be read later. ``forget`` is awaited with the job when its request is over,
+    however it ended.
+    """
 
     kept: bool
     job_id: str = ""
+    stored: bool = True
+    forget: Callable[[str], Awaitable[object]] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,16 +148,8 @@ class OpenAIApi:
         request = OpenRequest(asked)
         async with request.in_time():
             route = await self.route(asked)
-        try:
+        with in_words_of_models(route):
             return await (self._stream(request, route) if asked.stream else self._whole(request, route))
-        except UnknownPoolError as error:
-            if not route.alias:
-                raise
-            raise not_found(
-                f"the model {route.pool!r} is unknown: no live worker serves it, and no pool has its name",
-                code="model_not_found",
-                param="model",
-            ) from error
 
     async def route(self, asked: Asked) -> Route:
         """Choose the pool of a job, by its options or its model, and write it into the options.
@@ -255,12 +253,20 @@ class OpenAIApi:
             progress.job_id = job.id
             yield job
         except JobFailedError:
+            if progress.forget is not None:
+                await asyncio.shield(self._left(submitting, progress))
             raise
         except BaseException:
-            leaving = asyncio.create_task(self._leave(submitting, progress))
-            self._leaving.add(leaving)
-            leaving.add_done_callback(self._leaving.discard)
+            self._left(submitting, progress)
             raise
+        if progress.forget is not None:
+            await asyncio.shield(self._left(submitting, progress))
+
+    def _left(self, submitting: asyncio.Task[Job], progress: Progress) -> asyncio.Task[None]:
+        leaving = asyncio.create_task(self._leave(submitting, progress))
+        self._leaving.add(leaving)
+        leaving.add_done_callback(self._leaving.discard)
+        return leaving
 
     async def _leave(self, submitting: asyncio.Task[Job], progress: Progress) -> None:
         """Cancel a job that nobody waits for any more."""
@@ -275,9 +281,24 @@ class OpenAIApi:
         if progress.kept or job_id is None:
             return
         try:
-            await self._fleet.cancel(job_id)
+            await (progress.forget or self._fleet.cancel)(job_id)
         except InferfleetError as error:
             logger.warning("cannot cancel job %s, for which nobody waits (%s)", job_id, error)
+
+
+@contextmanager
+def in_words_of_models(route: Route) -> Generator[None]:
+    """Turn the error for an unknown pool that a request named as its model into one about the model."""
+    try:
+        yield
+    except UnknownPoolError as error:
+        if not route.alias:
+            raise
+        raise not_found(
+            f"the model {route.pool!r} is unknown: no live worker serves it, and no pool has its name",
+            code="model_not_found",
+            param="model",
+        ) from error
 
 
 @asynccontextmanager

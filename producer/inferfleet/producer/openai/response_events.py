@@ -67,11 +67,15 @@ class ResponseEvents:
         self._first = self._number = first + NUMBERS_PER_TOKEN * max(1, entry.tokens_wasted)
         self._output, self._open, self._calls = [], None, {}
         number = self._first - 1
+        then = (
+            f"read the response, or its events behind {number}"
+            if self._record.shown["store"]
+            else "send the request again"
+        )
         return range(first, number), {
             "type": "error",
             "code": "answer_restarted",
-            "message": f"the answer restarts ({entry.reason}), so the output so far is void: "
-            f"read the response, or its events behind {number}",
+            "message": f"the answer restarts ({entry.reason}), so the output so far is void: {then}",
             "param": None,
             "sequence_number": number,
         }

@@ -12,7 +12,15 @@ import orjson
 
 from inferfleet.producer.fleet import Fleet
 from inferfleet.producer.journal_view import BEGINNING, JournalLine, JournalView, is_before
-from inferfleet.producer.openai.api import OpenAIApi, OpenRequest, Progress, Reply, json_reply, reply_headers
+from inferfleet.producer.openai.api import (
+    OpenAIApi,
+    OpenRequest,
+    Progress,
+    Reply,
+    in_words_of_models,
+    json_reply,
+    reply_headers,
+)
 from inferfleet.producer.openai.refusals import JOB_HEADER, RefusedError, bad_request
 from inferfleet.producer.openai.requests import apart
 from inferfleet.producer.openai.response_events import Event, ResponseEvents
@@ -89,13 +97,15 @@ class ResponsesApi:
         if asked.stream:
             parts = self._created(given, record, request)
             stream = EventStream(parts, last_events=last_events, cursor=str(NOTHING_SEEN))
-            await stream.start(within_s=None)
+            with in_words_of_models(route):
+                await stream.start(within_s=None)
             return Reply(
                 content=stream,
                 headers={**EVENT_HEADERS, **reply_headers(request.progress.job_id, route)},
                 progress=request.progress,
             )
-        response = await self._whole(given, record, request)
+        with in_words_of_models(route):
+            response = await self._whole(given, record, request)
         return json_reply(response, reply_headers(request.progress.job_id, route))
 
     async def get(self, response_id: str) -> Reply:
@@ -131,12 +141,14 @@ class ResponsesApi:
 
     async def delete(self, response_id: str) -> Reply:
         """Forget a response and its answer. One that has not ended is cancelled."""
-        job, _ = await self._stored.find(response_id)
-        if await self._cancel(job.id):
-            await self._records.forget(job.id)
+        try:
+            job, _ = await self._stored.find(response_id)
+        except JobDataLostError as error:
+            await self._records.forget(error.job_id)
         else:
-            # Its worker is about to write. What it writes expires as any answer does.
-            await self._records.delete(job.id)
+            if not await self._forget(job.id):
+                # Its worker is about to write. What it writes expires as any answer does.
+                await self._records.delete(job.id)
         return json_reply({"id": response_id, "object": "response", "deleted": True})
 
     async def input_items(
@@ -208,10 +220,7 @@ class ResponsesApi:
             async with request.in_time():
                 result = await self._fleet.wait(job_id)
             result.raise_for_state()
-            response = await self._ended(job_id, kept)
-            if not (given.stored or request.asked.named):
-                await self._records.forget(job_id)
-            return response
+            return await self._ended(job_id, kept)
 
     async def _created(
         self, given: AskedResponse, record: ResponseRecord, request: OpenRequest
@@ -229,8 +238,6 @@ class ResponsesApi:
                     if kept.background:
                         request.progress.kept = True
                     yield part
-            if not (given.stored or request.asked.named) and (await self._fleet.cancel(job_id)).terminal:
-                await self._records.forget(job_id)
 
     @asynccontextmanager
     async def _submitted(
@@ -240,6 +247,9 @@ class ResponsesApi:
         if given.stored:
             await self._records.save(given.job_id, record.model_dump_json().encode())
         accepted = False
+        request.progress.stored = given.stored
+        if not (given.stored or request.asked.named):
+            request.progress.forget = self._forget
         try:
             async with self._api.attended(request) as job:
                 accepted = True
@@ -259,9 +269,12 @@ class ResponsesApi:
         """Return the record of the response that an earlier request with the same idempotency key made."""
         if not given.stored:
             return record
-        await self._records.save(job_id, record.model_dump_json().encode())
         await self._records.delete(given.job_id)
         kept = await self._records.read(job_id)
+        # Of a job that has ended, it was deleted or expires: nothing would let a new one expire.
+        if kept is None and not (await self._fleet.get(job_id)).state.terminal:
+            await self._records.save(job_id, record.model_dump_json().encode())
+            kept = await self._records.read(job_id)
         return record if kept is None else ResponseRecord.model_validate_json(kept)
 
     async def _refused_early(self, job_id: str) -> None:
@@ -335,6 +348,13 @@ class ResponsesApi:
         return last
 
     # Ending
+
+    async def _forget(self, job_id: str) -> bool:
+        """Forget a job and its answer, cancelled if it has not ended. Return whether it has, soon enough."""
+        ended = await self._cancel(job_id)
+        if ended:
+            await self._records.forget(job_id)
+        return ended
 
     async def _cancel(self, job_id: str) -> bool:
         """Cancel a job, and wait a while for its end. Return whether it has ended."""
