@@ -20,6 +20,7 @@ from tests.deploy.conftest import (
     selects,
 )
 
+from inferfleet.gateway.settings import GatewaySettings
 from inferfleet.local.autoscaler.scaled_object import read_scaled_object
 from inferfleet.schemas.settings import WorkerSettings
 from inferfleet.worker.worker import SETTLE_GRACE_S
@@ -75,7 +76,8 @@ def test_every_heading_that_it_links_to_is_there() -> None:
 
 def test_every_setting_that_it_names_is_one() -> None:
     names = set(re.findall(r"\bINFERFLEET_([A-Z_]+)\b", DOCS))
-    assert {name for name in names if name.lower() not in WorkerSettings.model_fields} == set()
+    settings = WorkerSettings.model_fields | GatewaySettings.model_fields
+    assert {name for name in names if name.lower() not in settings} == set()
 
 
 def test_the_numbers_of_its_table_are_those_of_the_manifest() -> None:

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import redis.asyncio as aioredis
+from openai import AsyncOpenAI
 from tests.integration.conftest import (
     PATIENCE_S,
     Connect,
+    StartGateway,
     StartWorker,
     chat,
+    eventually,
     journal_of,
     slow_chat,
 )
 
+from inferfleet.gateway.batches import runner
 from inferfleet.gateway.settings import GatewaySettings
 from inferfleet.local.chaos.proxy import Direction, Proxy
 from inferfleet.local.services import Services
@@ -55,6 +60,42 @@ async def test_publish_timeout_s_ends_the_wait_for_a_confirm(
         link.hold(Direction.TO_CLIENT)
         with pytest.raises(PublishUnconfirmedError, match=r"within 0\.5 s"):
             await asyncio.wait_for(fleet.submit("hello", pool=pool), PATIENCE_S)
+
+
+async def test_file_ttl_s_is_how_long_a_file_is_kept(start_gateway: StartGateway, tmp_path: Path) -> None:
+    gateway = await start_gateway(files_url=str(tmp_path), file_ttl_s=60)
+    async with AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key="none") as client:
+        file = await client.files.create(file=("in.jsonl", b"{}\n"), purpose="batch")
+    assert file.expires_at == file.created_at + 60
+
+
+async def test_a_gateway_runs_no_more_batches_than_batches_at_once(
+    start_gateway: StartGateway,
+    fleet: Fleet,
+    start_worker: StartWorker,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One that runs none leaves them to others."""
+    monkeypatch.setattr(runner, "LOOK_S", 0.1)
+    none = await start_gateway(files_url=str(tmp_path), batches_at_once=0)
+    await start_worker()
+    async with AsyncOpenAI(base_url=f"{none.url}/v1", api_key="none") as client:
+        line = {"custom_id": "1", "method": "POST", "url": "/v1/chat/completions", "body": chat()}
+        file = await client.files.create(file=("in.jsonl", json.dumps(line).encode()), purpose="batch")
+        batch = await client.batches.create(
+            input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h"
+        )
+        # A runner would have begun it.
+        await asyncio.sleep(10 * runner.LOOK_S)
+        assert (await client.batches.retrieve(batch.id)).status == "validating"
+
+        await start_gateway(files_url=str(tmp_path))
+
+        async def is_completed() -> bool:
+            return (await client.batches.retrieve(batch.id)).status == "completed"
+
+        await eventually(is_completed)
 
 
 async def test_session_ttl_s_is_how_long_an_idle_session_is_kept(

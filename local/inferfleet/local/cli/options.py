@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Generator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -36,8 +37,15 @@ def chosen_services(choice: ServicesChoice) -> RunningServices:
 @contextmanager
 def sigterm_as_interrupt() -> Generator[None]:
     """Make SIGTERM end the block as Ctrl-C does, with ``KeyboardInterrupt``, so that the block cleans up."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Do what a Ctrl-C does now: an event loop cancels its main task then, instead of whichever task runs."""
+    on_interrupt = signal.getsignal(signal.SIGINT)
+    # Where a shell has started the command in the background, a Ctrl-C is ignored.
+    (on_interrupt if callable(on_interrupt) else signal.default_int_handler)(number, frame)
