@@ -9,6 +9,7 @@ import os
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -38,9 +39,10 @@ from inferfleet.gateway.batches import batch_routes, file_routes, files, output,
 from inferfleet.gateway.webhooks.webhooks import Webhooks
 from inferfleet.producer import Fleet, JobFilter
 from inferfleet.schemas import Endpoint
-from inferfleet.schemas.errors import ConfigurationError
+from inferfleet.schemas.errors import ConfigurationError, ServiceUnreachableError
 from inferfleet.schemas.job import DEFAULT_TENANT
-from inferfleet.schemas.names import FILES_KEY, file_key
+from inferfleet.schemas.names import FILES_KEY, batch_key, file_key
+from inferfleet.wire.redis.batches import BatchRecords
 from inferfleet.worker.engines.simulated import expected_text
 
 ENDLESS: dict[str, Any] = {"max_tokens": 10_000, "simulated": {"tokens": 10_000, "step_delay_s": 0.1}}
@@ -592,6 +594,43 @@ async def refusal(call: Awaitable[Any]) -> str:
     return refused.value.message
 
 
+async def test_a_tenant_has_no_more_open_batches_than_it_may(
+    start_gateway: StartGateway, fleet: Fleet, pool: str, storage: Path, tenants: str
+) -> None:
+    gateway = await start_gateway(files_url=str(storage), max_batches=2, batches_at_once=1)
+    async with client_of(gateway, tenant=tenants) as client, client_of(gateway) as other:
+        batches = [await begin(client, request("a")) for _ in range(2)]
+        with pytest.raises(openai.PermissionDeniedError) as refused:
+            await begin(client, request("a"))
+        assert refused.value.code == "too_many_batches"
+        batches.append(await begin(other, request("a")))
+
+        # The other one has the only place, and cancelling needs none.
+        await client.batches.cancel(batches[1].id)
+        await until(client, batches[1], "cancelled")
+
+        async def accepted() -> bool:
+            with suppress(openai.PermissionDeniedError):
+                batches.append(await begin(client, request("a")))
+            return len(batches) == 4
+
+        await eventually(accepted)
+
+
+async def test_a_batch_that_redis_did_not_confirm_is_not_ordered_twice(
+    client: AsyncOpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def create(*_: Any, **__: Any) -> None:
+        raise ServiceUnreachableError("away")
+
+    monkeypatch.setattr(BatchRecords, "create", create)
+    with pytest.raises(openai.InternalServerError) as refused:
+        await begin(client, request("a"))
+
+    assert refused.value.code == "batch_unconfirmed"
+    assert refused.value.response.headers["x-should-retry"] == "false"
+
+
 # Cancelled and expired
 
 
@@ -684,6 +723,9 @@ async def test_the_input_may_be_deleted_while_the_batch_runs(
 
 async def test_a_stopping_gateway_hands_its_batches_over(
     client: AsyncOpenAI,
+    fleet: Fleet,
+    store: aioredis.Redis,
+    pool: str,
     gateway: RunningGateway,
     start_gateway: StartGateway,
     start_worker: StartWorker,
@@ -691,7 +733,14 @@ async def test_a_stopping_gateway_hands_its_batches_over(
 ) -> None:
     batch = await begin(client, request("a"))
     await until(client, batch, "in_progress")
+
+    async def submitted() -> bool:
+        return [record async for record in fleet.list_jobs(JobFilter(pool=pool))] != []
+
+    await eventually(submitted)
     await gateway.stop()
+    # Without it, the next gateway could not tell where jobs go while there is no worker.
+    assert json.loads(await store.hget(batch_key(batch.id), "pools") or "") == {"": pool}
     other = await start_gateway(files_url=str(storage), state_check_interval_s=0.2)
     await start_worker()
 

@@ -102,6 +102,7 @@ def test_the_keys_in_redis_are_those_of_the_contract() -> None:
         names.batch_key("<id>"),
         names.BATCHES_KEY,
         names.tenant_batches_key("<tenant>"),
+        names.tenant_open_batches_key("<tenant>"),
         names.file_key("<id>"),
         names.FILES_KEY,
         names.tenant_files_key("<tenant>"),

@@ -53,6 +53,7 @@ SPELT = [
     (names.batch_key("b1"), "inferfleet:batch:b1"),
     (names.BATCHES_KEY, "inferfleet:batches"),
     (names.tenant_batches_key("acme"), "inferfleet:batches:acme"),
+    (names.tenant_open_batches_key("acme"), "inferfleet:batches:acme:open"),
     (names.file_key("f1"), "inferfleet:file:f1"),
     (names.FILES_KEY, "inferfleet:files"),
     (names.tenant_files_key("acme"), "inferfleet:files:acme"),

@@ -151,6 +151,8 @@ class KeyRing:
         self._now = now
         self._content = _bytes_of(path)
         self._keys = _by_id(_parse(self._content, path).keys)
+        self._ids = set(self._keys)
+        """Of all keys that were ever read."""
         self._until = 0.0
         self._problem = ""
 
@@ -170,6 +172,10 @@ class KeyRing:
         self._refresh()
         return self._keys.get(key_id)
 
+    def has_had(self, key_id: str) -> bool:
+        """Return whether there has been a key with this id since the gateway started."""
+        return key_id in self._ids
+
     def _refresh(self) -> None:
         now = asyncio.get_running_loop().time()
         if now < self._until:
@@ -179,6 +185,7 @@ class KeyRing:
             content = _bytes_of(self._path)
             if content != self._content:
                 self._keys = _by_id(_parse(content, self._path).keys)
+                self._ids |= self._keys.keys()
                 self._content = content
                 logger.info("read %d API keys from %s", len(self._keys), self._path)
         except ConfigurationError as error:

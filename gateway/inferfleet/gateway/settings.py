@@ -44,6 +44,8 @@ class GatewaySettings(ProducerSettings):
     file_ttl_s: WholeSeconds = 30 * 24 * 3600
     """How long a file is kept whose owner has not said so, and a batch after its deadline."""
     max_batch_lines: Annotated[int, Field(ge=1, le=MAX_LINES)] = 1_000_000
+    max_batches: Annotated[int, Field(ge=1, le=10_000)] = 100
+    """How many batches of a tenant may be open, which is before their end."""
     batches_at_once: Annotated[int, Field(ge=0, le=1000)] = 4
     """How many batches this gateway runs at a time; with 0 it leaves them to other gateways."""
     batch_in_flight: Annotated[int, Field(ge=1, le=20_000)] = 1000

@@ -111,7 +111,8 @@ class BatchRecord(WireModel):
     """A batch of the gateway: what was ordered, and what has become of it.
 
     ``since_ms`` says when it came into each of its states, and ``expiring`` that its deadline has passed
-    before all its lines had ended.
+    before all its lines had ended. ``pools`` are those to which jobs of its models went last; lines without a
+    model have the empty one.
     """
 
     order: BatchOrder
@@ -120,6 +121,7 @@ class BatchRecord(WireModel):
     progress: BatchProgress = BatchProgress()
     problems: tuple[BatchProblem, ...] = ()
     expiring: bool = False
+    pools: Mapping[str, str] = Field(default_factory=dict[str, str])
     output_file_id: str | None = None
     error_file_id: str | None = None
 

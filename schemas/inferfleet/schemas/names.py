@@ -55,7 +55,8 @@ WEBHOOK_QUEUE_KEY = "inferfleet:{webhooks}:queue"
 """The sorted set of the endpoints that have events to deliver, by the time in ms of the next try."""
 
 BATCHES_KEY = "inferfleet:batches"
-"""The sorted set of the batches that gateways have to work on, by their deadline in ms."""
+"""The sorted set of the batches that gateways have to work on, by the time in ms at which they have to
+end: their deadline, or when they were cancelled."""
 
 FILES_KEY = "inferfleet:files"
 """The sorted set of all files of the gateways, by the time in ms at which they expire."""
@@ -217,6 +218,11 @@ def tenant_batches_key(tenant: str) -> str:
 def file_key(file_id: str) -> str:
     """Key of what is known of a file of the gateways: one JSON value, which expires with the file."""
     return f"inferfleet:file:{file_id}"
+
+
+def tenant_open_batches_key(tenant: str) -> str:
+    """Name the set of a tenant's batches that may be open, which counts them."""
+    return f"{tenant_batches_key(tenant)}:open"
 
 
 def tenant_files_key(tenant: str) -> str:

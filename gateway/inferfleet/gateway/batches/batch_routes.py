@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping
 from functools import partial
@@ -24,9 +25,12 @@ from inferfleet.producer.openai.refusals import Refusal, RefusedError, bad_reque
 from inferfleet.producer.openai.requests import apart, read_object, read_options
 from inferfleet.schemas.batch import BatchOrder, BatchRecord, BatchState
 from inferfleet.schemas.endpoints import Endpoint
+from inferfleet.schemas.errors import ServiceRefusedError, ServiceUnreachableError
 from inferfleet.schemas.job import Job, Priority
 from inferfleet.schemas.near_match import did_you_mean
 from inferfleet.schemas.request import job_error
+
+logger = logging.getLogger(__name__)
 
 _ID: Final = re.compile(r"batch_[0-9a-f]{32}", re.ASCII)
 
@@ -73,6 +77,13 @@ _BATCH: Final = members(
 )
 
 
+_UNCONFIRMED: Final = Refusal(
+    status=HTTPStatus.SERVICE_UNAVAILABLE,
+    code="batch_unconfirmed",
+    message="Redis did not confirm the batch: it may run or not. If it does, GET /v1/batches lists it",
+)
+
+
 def batch_routes(gateway: Gateway) -> APIRouter:
     """Make the routes."""
     records = gateway.batches
@@ -87,7 +98,13 @@ def batch_routes(gateway: Gateway) -> APIRouter:
         given = await apart(partial(read_object, content), content)
         order = _order(gateway, caller, given, request.headers)
         await find_file(gateway, order.input_file_id, caller.tenant, param="input_file_id")
-        await records.create(order, ttl_s=gateway.settings.file_ttl_s)
+        await _check_number(gateway, caller.tenant)
+        try:
+            await records.create(order, ttl_s=gateway.settings.file_ttl_s)
+        except (ServiceRefusedError, ServiceUnreachableError) as error:
+            # Whoever repeats the call may have the batch twice.
+            logger.warning("batch %s may have begun or not (%s)", order.id, error)
+            raise RefusedError(_UNCONFIRMED) from error
         gateway.new_batch.set()
         return _json(_described(BatchRecord(order=order)))
 
@@ -122,6 +139,18 @@ def batch_routes(gateway: Gateway) -> APIRouter:
         return _json(_described(record))
 
     return router
+
+
+async def _check_number(gateway: Gateway, tenant: str) -> None:
+    most = gateway.settings.max_batches
+    if await gateway.batches.count_open(tenant, limit=most) >= most:
+        raise RefusedError(
+            Refusal(
+                status=HTTPStatus.FORBIDDEN,
+                code="too_many_batches",
+                message=f"{most:,} batches are open, which is the limit (INFERFLEET_MAX_BATCHES)",
+            )
+        )
 
 
 def _order(gateway: Gateway, caller: Caller, given: dict[str, Any], headers: Mapping[str, str]) -> BatchOrder:

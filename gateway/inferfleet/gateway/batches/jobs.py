@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any, Final
 
 from inferfleet.gateway.admission import Admission
 from inferfleet.gateway.batches.lines import no_pool
 from inferfleet.gateway.gateway import Gateway
 from inferfleet.producer.openai.api import OpenAIApi
+from inferfleet.producer.openai.models import Route
 from inferfleet.producer.openai.refusals import RefusedError
 from inferfleet.producer.openai.requests import Asked
 from inferfleet.producer.tenant_fleet import TenantFleet
@@ -16,56 +18,64 @@ from inferfleet.schemas.errors import InvalidJobError, ServiceUnreachableError, 
 from inferfleet.schemas.job import Job, JobState
 from inferfleet.schemas.result import JobRecord, Result
 
+NEW_KEY_S: Final = 300.0
+"""How long after an order this gateway's copy of the keys may be older than the key of the order."""
+
 
 class BatchJobs:
     """What a batch needs of the fleet (``inferfleet.producer.batch.lines.Jobs``).
+
+    ``pools`` are those that the models of the batch have had so far: while no worker says that it serves a
+    model, its jobs go to its last pool.
 
     ``check`` raises ``ServiceUnreachableError`` while the batch must not go on: if another gateway has it,
     jobs would run that have been given up.
     """
 
     def __init__(
-        self, gateway: Gateway, order: BatchOrder, *, pool: str | None, check: Callable[[], None]
+        self,
+        gateway: Gateway,
+        order: BatchOrder,
+        *,
+        pool: str | None,
+        pools: dict[str, str],
+        check: Callable[[], None],
     ) -> None:
         self._gateway = gateway
         self._all = gateway.trusted_fleet
         self._order = order
         self._pool = pool
+        self._pools = pools
         self._check = check
 
     async def submit(self, job: Job, /) -> Job:
         """Submit a job to the pool of its model.
 
         Raises:
-            InvalidJobError: The job is invalid, or nobody serves its model.
+            InvalidJobError: The job is invalid, or nobody has served its model since the batch began.
             InferfleetError: What ``Fleet.submit`` raises.
 
         """
         self._check()
         fleet, api = self._allowed()
-        asked = Asked(
-            endpoint=job.endpoint,
-            body=dict(job.body),
-            options={"idempotency_key": job.idempotency_key},
-            stream=False,
-            timeout_s=None,
-        )
-        if self._pool is not None:
-            asked.options["pool"] = self._pool
+        given = job.body.get("model")
+        model = given if isinstance(given, str) else ""
         try:
-            route = await api.route(asked)
+            route, body = await self._route(api, job, model)
         except RefusedError as error:
             raise _refused(error) from error
         self._check()
         try:
-            return await fleet.submit(job.model_copy(update={"pool": route.pool, "body": asked.body}))
+            submitted = await fleet.submit(job.model_copy(update={"pool": route.pool, "body": body}))
         except RefusedError as error:
             raise _refused(error) from error
         except UnknownPoolError as error:
-            if route.workers:
+            if route.workers or route.pool in self._pools.values():
                 # A broker that has lost its data gets its queues back from the workers.
                 raise ServiceUnreachableError(str(error)) from error
             raise InvalidJobError(no_pool(route)) from error
+        self._pools[model] = route.pool
+        return submitted
 
     async def get_many(self, jobs: Iterable[Job | str], /) -> dict[str, JobRecord | None]:
         """Read the records of jobs."""
@@ -80,20 +90,54 @@ class BatchJobs:
         """Cancel a job."""
         return await self._all.cancel(job)
 
+    async def _route(self, api: OpenAIApi, job: Job, model: str) -> tuple[Route, dict[str, Any]]:
+        """Choose the pool of a job. Return the job's body, too."""
+        last = self._pools.get(model)
+        try:
+            route, body = await _routed(api, job, self._pool)
+        except RefusedError as error:
+            if last is None or error.refusal.code != "model_not_found":
+                raise
+        else:
+            if last is None or last == route.pool or not route.alias:
+                return route, body
+        # All heartbeats are gone, for example, while Redis or the only worker starts again.
+        return await _routed(api, job, last)
+
     def _allowed(self) -> tuple[TenantFleet, OpenAIApi]:
         """Return what the API key of the batch allows, as it is by now.
 
         Raises:
             InvalidJobError: The key has been revoked.
+            ServiceUnreachableError: This gateway does not know the key, and may get it.
 
         """
         keys, key_id = self._gateway.keys, self._order.key_id
         key = None
-        if keys is not None and key_id is not None and (key := keys.get(key_id)) is None:
-            raise InvalidJobError("the API key that ordered this batch has been revoked")
+        if key_id is not None:
+            if keys is None:
+                raise ServiceUnreachableError("this gateway has no API keys, and one has ordered the batch")
+            if (key := keys.get(key_id)) is None:
+                age_ms = self._gateway.batches.now_ms() - self._order.created_ms
+                if age_ms < NEW_KEY_S * 1000 and not keys.has_had(key_id):
+                    raise ServiceUnreachableError("this gateway does not know the batch's API key yet")
+                raise InvalidJobError("the API key that ordered this batch has been revoked")
         policy = None if key is None else Admission(key, self._gateway.limits)
         fleet = TenantFleet(self._all, self._order.tenant, policy=policy)
         return fleet, self._gateway.trusted_api.of(fleet, pools=None if key is None else key.pools)
+
+
+async def _routed(api: OpenAIApi, job: Job, pool: str | None) -> tuple[Route, dict[str, Any]]:
+    asked = Asked(
+        endpoint=job.endpoint,
+        body=dict(job.body),
+        options={"idempotency_key": job.idempotency_key},
+        stream=False,
+        timeout_s=None,
+    )
+    if pool is not None:
+        asked.options["pool"] = pool
+    return await api.route(asked), asked.body
 
 
 def _refused(error: RefusedError) -> InvalidJobError | ServiceUnreachableError:

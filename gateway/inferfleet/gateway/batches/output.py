@@ -1,8 +1,8 @@
 """Keeps the output of a batch while it runs, in parts, and joins them at its end.
 
-Each part is a file of the storage that is written once, because a bucket has no append. A line is done when
-a part has it: no other account of that exists. Two runners may write the same line, if one of them was taken
-for dead: whoever reads the parts takes the first.
+Each part is a file of the storage that is written once, because a bucket has no append, and an attempt that
+was given up may still be going on. A line is done when a part has it: no other account of that exists. Two
+runners may write the same line, if one of them was taken for dead: whoever reads the parts takes the first.
 """
 
 from __future__ import annotations
@@ -116,13 +116,12 @@ class Parts:
             try:
                 for kind in KINDS:
                     if content := b"".join(line.raw for line in some if line.kind == kind):
-                        # The same name again if this fails behind the first.
+                        self._number += 1
                         name = f"{self._folder}/{kind}-{self._runner}-{self._number:08}"
                         await self._storage.apart(self._write, name, content)
             except StorageError:
                 self._since = since
                 raise
-            self._number += 1
             del self._waiting[: len(some)]
             self._bytes -= sum(len(line.raw) for line in some)
             self.progress = _with_lines(self.progress, some)

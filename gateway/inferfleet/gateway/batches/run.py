@@ -21,6 +21,7 @@ from inferfleet.gateway.batches.input import Input, examine
 from inferfleet.gateway.batches.jobs import BatchJobs
 from inferfleet.gateway.batches.lines import in_openais_form, unfinished
 from inferfleet.gateway.batches.output import ANSWERS, ERRORS, Parts
+from inferfleet.gateway.batches.storage import StorageError
 from inferfleet.gateway.gateway import Gateway
 from inferfleet.producer.background import background
 from inferfleet.producer.batch.batch import LONGEST_LINE
@@ -65,6 +66,7 @@ class BatchRun:
         self._records = gateway.batches
         self._batch_id = uuid_of(record.order.id)
         self._parts: Parts | None = None
+        self._pools = dict(record.pools)
         self._cancelling = asyncio.Event()
         self._read = 0
         """How many lines have been read to be submitted."""
@@ -93,14 +95,14 @@ class BatchRun:
         """Store what there is, and let another gateway take the batch over at once."""
         if self._parts is not None:
             await self._parts.store()
-        await self._records.change(self._order.id, runner=self._runner, lease_s=0)
+        await self._records.change(self._order.id, runner=self._runner, lease_s=0, pools=self._pools)
 
     async def _beat(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
             began = loop.time()
             try:
-                await self._change(progress=self._progress())
+                await self._change(progress=self._progress(), pools=self._pools)
                 # So that this gateway stops before another one begins.
                 self._held_until = began + LEASE_S - BEAT_S
             except InferfleetError as error:
@@ -242,7 +244,7 @@ class BatchRun:
                 raise ServiceUnreachableError("the output cannot be stored")
 
         return LineRunner(
-            BatchJobs(self._gateway, self._order, pool=pool, check=check),
+            BatchJobs(self._gateway, self._order, pool=pool, pools=self._pools, check=check),
             batch_id=self._batch_id,
             read=partial(request_work, options=given),
             read_again=found.read_again,
@@ -269,6 +271,9 @@ class BatchRun:
                     ttl_s=self._order.output_ttl_s,
                 )
                 ids[kind] = file.id
+        if sum(stored.values()) != found.lines:
+            # Whoever runs the batch next gets them again.
+            raise StorageError(f"some of the {found.lines:,} lines are in no part of the output")
         progress = parts.progress.model_copy(update={"completed": stored[ANSWERS], "failed": stored[ERRORS]})
         last = {
             "progress": progress,

@@ -7,13 +7,14 @@ lost its batch takes effect.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any, Final, cast
 
 import orjson
 
 from inferfleet.schemas.batch import BatchOrder, BatchProblem, BatchProgress, BatchRecord, BatchState
-from inferfleet.schemas.names import BATCHES_KEY, batch_key, tenant_batches_key
+from inferfleet.schemas.names import BATCHES_KEY, batch_key, tenant_batches_key, tenant_open_batches_key
 from inferfleet.wire.redis import batch_scripts
 from inferfleet.wire.redis.pages import Page, read_page
 from inferfleet.wire.redis.pipeline import CommandPipeline
@@ -39,14 +40,29 @@ class BatchRecords:
     async def create(self, order: BatchOrder, *, ttl_s: int) -> None:
         """Record a batch, for the gateways to work on. It is kept for ``ttl_s`` after its deadline.
 
-        If this is interrupted, the batch may be there or not.
+        If this is interrupted, the batch may be there or not; if it runs, it is listed.
         """
-        key = batch_key(order.id)
-        window_s = (order.deadline_ms - order.created_ms) // 1000
-        await self._pipeline.execute("HSETNX", key, "order", order.model_dump_json())
-        await self._pipeline.execute("EXPIRE", key, window_s + ttl_s)
-        await self._pipeline.execute("ZADD", BATCHES_KEY, order.deadline_ms, order.id)
+        key, open_key = batch_key(order.id), tenant_open_batches_key(order.tenant)
+        kept_s = (order.deadline_ms - order.created_ms) // 1000 + ttl_s
+        await asyncio.gather(
+            self._pipeline.execute("HSETNX", key, "order", order.model_dump_json()),
+            self._pipeline.execute("EXPIRE", key, kept_s),
+        )
         await self._pipeline.execute("ZADD", tenant_batches_key(order.tenant), 0, order.id)
+        await self._pipeline.execute("SADD", open_key, order.id)
+        await self._pipeline.execute("ZADD", BATCHES_KEY, order.deadline_ms, order.id)
+
+    async def count_open(self, tenant: str, *, limit: int) -> int:
+        """Count the tenant's open batches. A number below ``limit`` may have some that have ended."""
+        key = tenant_open_batches_key(tenant)
+        count = int(await self._pipeline.execute("SCARD", key))
+        if count < limit:
+            return count
+        ids: Any = await self._pipeline.execute("SMEMBERS", key)
+        scores: Any = await self._pipeline.execute("ZMSCORE", BATCHES_KEY, *ids)
+        if ended := [each for each, score in zip(ids, scores, strict=True) if score is None]:
+            await self._pipeline.execute("SREM", key, *ended)
+        return count - len(ended)
 
     async def read(self, batch_id: str, *, tenant: str) -> BatchRecord | None:
         """Read a batch; ``None`` if the tenant has no such batch."""
@@ -65,12 +81,28 @@ class BatchRecords:
 
     async def cancel(self, batch_id: str) -> None:
         """Ask the runner of a batch to cancel it, unless the batch is being finished or has ended."""
-        await self._pipeline.execute(*batch_scripts.batch_cancel(batch_key(batch_id), at_ms=self.now_ms()))
+        now_ms = self.now_ms()
+        state: bytes = await self._pipeline.execute(
+            *batch_scripts.batch_cancel(batch_key(batch_id), at_ms=now_ms)
+        )
+        if state.decode() == BatchState.CANCELLING:
+            # It is due like one whose deadline has passed.
+            await self._pipeline.execute("ZADD", BATCHES_KEY, "LT", now_ms, batch_id)
 
-    async def open(self) -> list[str]:
-        """Return the ids of the batches to work on, those with the next deadlines first."""
-        ids: Any = await self._pipeline.execute("ZRANGE", BATCHES_KEY, 0, OPEN_AT_ONCE - 1)
-        return [batch_id.decode() for batch_id in ids]
+    async def open(self) -> dict[str, int]:
+        """Return the ids of the batches to work on, and when they have to end, in order of that."""
+        pairs: Any = await self._pipeline.execute("ZRANGE", BATCHES_KEY, 0, OPEN_AT_ONCE - 1, "WITHSCORES")
+        return {batch_id.decode(): int(score) for batch_id, score in pairs}
+
+    async def order(self, batch_id: str) -> BatchOrder | None:
+        """Read the order of a batch; ``None`` if the batch is gone.
+
+        Raises:
+            ValueError: It cannot be read.
+
+        """
+        order: bytes | None = await self._pipeline.execute("HGET", batch_key(batch_id), "order")
+        return None if order is None else BatchOrder.model_validate_json(order)
 
     async def claim(self, batch_id: str, *, runner: str, lease_s: float) -> BatchRecord | None:
         """Claim a batch; ``None`` if another runner has it, or it is gone."""
@@ -86,7 +118,7 @@ class BatchRecords:
         runner: str,
         lease_s: float,
         state: BatchState | None = None,
-        **fields: BatchProgress | tuple[BatchProblem, ...] | str | None,
+        **fields: BatchProgress | tuple[BatchProblem, ...] | Mapping[str, str] | str | None,
     ) -> BatchState:
         """Change a batch, and renew its lease. Return its state by then.
 
@@ -117,14 +149,12 @@ class BatchRecords:
         """Take a batch that has ended, or is gone, from those to work on."""
         await self._pipeline.execute("ZREM", BATCHES_KEY, batch_id)
 
-    async def exists(self, batch_id: str) -> bool:
-        """Return whether there is a record of a batch."""
-        return bool(await self._pipeline.execute("EXISTS", batch_key(batch_id)))
 
-
-def _written(value: BatchProgress | tuple[BatchProblem, ...] | str) -> str | bytes:
+def _written(value: BatchProgress | tuple[BatchProblem, ...] | Mapping[str, str] | str) -> str | bytes:
     if isinstance(value, str):
         return value
+    if isinstance(value, Mapping):
+        return orjson.dumps(value)
     if isinstance(value, BatchProgress):
         return value.model_dump_json()
     return orjson.dumps([problem.model_dump() for problem in value])
@@ -138,7 +168,9 @@ def _record(fields: Any) -> BatchRecord | None:
         return None
     since_ms = {state: int(texts[name]) for state in BatchState if (name := f"{state}_ms") in texts}
     given: dict[str, Any] = {
-        name: orjson.loads(texts[name]) for name in ("order", "progress", "problems") if name in texts
+        name: orjson.loads(texts[name])
+        for name in ("order", "progress", "problems", "pools")
+        if name in texts
     }
     given |= {
         name: texts[name].decode()
