@@ -341,6 +341,7 @@ PURPOSE = ("purpose", b"batch")
         (form(PURPOSE, FILE), {"Content-Type": "multipart/form-data"}, 415, "not_a_form"),
         (b"{}", {"Content-Type": "application/json"}, 415, "not_a_form"),
         (form(PURPOSE, FILE), {"Origin": "http://evil.example"}, 403, "forbidden_origin"),
+        (form(PURPOSE, FILE), {"Origin": "http://[bad"}, 403, "forbidden_origin"),
         (form(PURPOSE, ("file; filename=x", b"x" * 200_000)), {}, 413, "file_too_large"),
         (form(("file; filename=x", b"x" * 50_000), PURPOSE), {}, 413, "file_too_large"),
     ],

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from threading import Event
 from types import SimpleNamespace
@@ -13,7 +14,9 @@ from typing import Any, cast
 
 import pytest
 
-from inferfleet.gateway.batches import output
+from inferfleet.gateway import api_keys
+from inferfleet.gateway.batches import files, output
+from inferfleet.gateway.batches.files import Files
 from inferfleet.gateway.batches.jobs import NEW_KEY_S, BatchJobs
 from inferfleet.gateway.batches.output import ANSWERS, Parts
 from inferfleet.gateway.batches.run import BatchRun, folder_of
@@ -25,6 +28,7 @@ from inferfleet.producer.batch.files import ID_PREFIX, LineSet
 from inferfleet.producer.batch.line_ids import line_job_id, new_batch_id
 from inferfleet.producer.openai.api import OpenAIApi
 from inferfleet.producer.openai.models import Models
+from inferfleet.producer.openai.refusals import RefusedError, bad_request
 from inferfleet.schemas import Endpoint, names
 from inferfleet.schemas.batch import (
     BatchOrder,
@@ -35,7 +39,8 @@ from inferfleet.schemas.batch import (
 )
 from inferfleet.schemas.errors import InvalidJobError, ServiceUnreachableError, UnknownPoolError
 from inferfleet.schemas.job import DEFAULT_TENANT, Job
-from inferfleet.wire.redis.batches import BatchRecords
+from inferfleet.wire.redis.batches import BatchLostError, BatchRecords
+from inferfleet.wire.redis.pages import read_page
 from inferfleet.wire.tasks import cancel_and_wait
 
 MODEL = "maker/model"
@@ -168,6 +173,22 @@ async def test_only_a_key_that_was_revoked_makes_lines_fail(
     assert fleet.submitted == []
 
 
+async def test_a_gateway_knows_which_keys_it_has_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api_keys, "READ_AGAIN_S", 0.0)
+    path = tmp_path / "keys"
+    now = datetime.now(UTC)
+    secret = api_keys.new_secret(KEY_ID)[1]
+    with api_keys.changed_keys(path) as keys:
+        keys.append(api_keys.ApiKey(id=KEY_ID, tenant="a", secrets=(secret,), created_at=now))
+    ring = api_keys.KeyRing(path, now=lambda: now)
+    with api_keys.changed_keys(path) as keys:
+        keys.clear()
+
+    assert ring.get(KEY_ID) is None
+    assert ring.has_had(KEY_ID)
+    assert not ring.has_had(KEY_ID[::-1])
+
+
 # Parts
 
 
@@ -238,10 +259,11 @@ async def test_a_part_that_was_given_up_replaces_no_later_one(
 
 
 class Records:
-    """Has the changes of a batch."""
+    """Has the changes of a batch. Another gateway has it from ``lost`` changes of its state on."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, lost: int = 100) -> None:
         self.states: list[BatchState] = []
+        self.lost = lost
 
     def now_ms(self) -> int:
         return 0
@@ -249,6 +271,8 @@ class Records:
     async def change(self, *_: Any, state: BatchState | None = None, **__: Any) -> BatchState:
         if state is not None:
             self.states.append(state)
+        if len(self.states) == self.lost:
+            raise BatchLostError
         return state or BatchState.IN_PROGRESS
 
 
@@ -286,6 +310,136 @@ async def test_a_batch_does_not_end_while_lines_are_in_no_part(tmp_path: Path) -
     storage.close()
 
 
+class StuckStorage:
+    """Cannot remove anything, unless its name has ``good`` in it."""
+
+    def __init__(self) -> None:
+        self.removed: list[str] = []
+
+    async def apart(self, call: Callable[..., Any], *arguments: Any) -> Any:
+        return call(*arguments)
+
+    def remove(self, name: str) -> None:
+        if "good" not in name:
+            raise StorageError("stuck")
+        self.removed.append(name)
+
+
+@pytest.mark.parametrize("state", [BatchState.IN_PROGRESS, BatchState.FINALIZING])
+async def test_a_batch_that_has_begun_does_not_fail_where_its_input_is_missing(
+    tmp_path: Path, state: BatchState
+) -> None:
+    records, storage = Records(), Storage(str(tmp_path / "not mounted"))
+    run = running(BatchRecord(order=order(), state=state), records, storage)
+
+    with pytest.raises(StorageError, match="deleted"):
+        await run._advance(tmp_path)
+
+    assert records.states == []
+    storage.close()
+
+
+async def test_a_batch_that_has_begun_goes_on_whatever_the_settings(tmp_path: Path) -> None:
+    batch = order()
+    write_input(tmp_path, batch, lines=11)
+    records, storage = Records(lost=1), Storage(str(tmp_path))
+    run = running(BatchRecord(order=batch, state=BatchState.IN_PROGRESS), records, storage)
+
+    with pytest.raises(BatchLostError):
+        await run._advance(tmp_path)
+
+    assert records.states == [BatchState.IN_PROGRESS]
+    storage.close()
+
+
+async def test_the_end_of_a_batch_is_told_once_the_storage_works(tmp_path: Path) -> None:
+    told: list[Any] = []
+
+    async def tell(*event: Any) -> None:
+        told.append(event)
+
+    async def read(*_: Any, **__: Any) -> BatchRecord:
+        return BatchRecord(order=order(), state=BatchState.FAILED, since_ms={BatchState.FAILED: 1})
+
+    records = Records()
+    run = running(BatchRecord(order=order()), records, cast("Storage", StuckStorage()))
+    run._gateway = cast("Gateway", SimpleNamespace(webhooks=SimpleNamespace(tell=tell)))
+    records.read = read  # type: ignore[attr-defined]
+
+    with pytest.raises(StorageError):
+        await run._conclude()
+
+    assert told == []
+
+
+# Files
+
+
+class Expired:
+    """Files that have expired."""
+
+    def __init__(self, *file_ids: str) -> None:
+        self.file_ids = list(file_ids)
+        self.swept = asyncio.Event()
+
+    async def expired(self) -> list[str]:
+        if not self.file_ids:
+            self.swept.set()
+        return list(self.file_ids)
+
+    async def note(self, file_id: str) -> None:
+        self.file_ids.append(file_id)
+
+    async def count(self, _: str) -> int:
+        return 0
+
+    async def removed(self, file_id: str) -> None:
+        self.file_ids.remove(file_id)
+
+    put_off = removed
+
+
+async def test_a_file_that_cannot_be_removed_holds_up_no_other() -> None:
+    records, storage = Expired("bad", "good", "bad too", "good, too"), StuckStorage()
+    async with background(Files(cast("Any", records), cast("Any", storage), cast("Any", None)).sweep()):
+        await asyncio.wait_for(records.swept.wait(), 30)
+
+    assert storage.removed == ["files/good", "files/good, too"]
+
+
+async def test_expired_files_are_removed_whatever_has_gone_wrong_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(files, "SWEEP_S", 0.0)
+    records, storage = Expired("good"), StuckStorage()
+    real, troubles = records.expired, [ValueError("no answer of Redis")]
+
+    async def expired() -> list[str]:
+        if troubles:
+            raise troubles.pop()
+        return await real()
+
+    monkeypatch.setattr(records, "expired", expired)
+    async with background(Files(cast("Any", records), cast("Any", storage), cast("Any", None)).sweep()):
+        await asyncio.wait_for(records.swept.wait(), 30)
+
+    assert storage.removed == ["files/good"]
+
+
+async def test_an_upload_that_is_refused_leaves_no_note(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def receive(*_: Any) -> None:
+        raise bad_request("no form")
+
+    monkeypatch.setattr(files, "receive", receive)
+    records, settings = Expired(), SimpleNamespace(max_files=1)
+    with pytest.raises(RefusedError):
+        await Files(cast("Any", records), cast("Any", None), cast("Any", settings)).upload(
+            cast("Any", None), DEFAULT_TENANT
+        )
+
+    assert records.file_ids == []
+
+
 # Places
 
 
@@ -297,6 +451,10 @@ class OpenBatches:
         self.cancelled: set[str] = set()
         self.elsewhere: set[str] = set()
         self.handed_over: list[str] = []
+        self.gone: set[str] = set()
+
+    async def close(self, batch_id: str) -> None:
+        del self.orders[batch_id]
 
     def add(self, tenant: str, **changes: Any) -> str:
         one = order(tenant=tenant, **changes)
@@ -311,9 +469,10 @@ class OpenBatches:
         return dict(sorted(ends.items(), key=lambda item: item[1]))
 
     async def order(self, batch_id: str) -> BatchOrder | None:
-        return self.orders[batch_id]
+        return None if batch_id in self.gone else self.orders[batch_id]
 
     async def claim(self, batch_id: str, **_: Any) -> BatchRecord | None:
+        await asyncio.sleep(0)
         return None if batch_id in self.elsewhere else BatchRecord(order=self.orders[batch_id])
 
     async def change(self, batch_id: str, **_: Any) -> BatchState:
@@ -345,7 +504,7 @@ class Places:
 
     async def look(self) -> list[str]:
         """Look for batches, and return the tenants of those that run then."""
-        await self._runner._look(cast("Any", SimpleNamespace(storage=None)))
+        await self._runner._look(cast("Any", SimpleNamespace(storage=StuckStorage())))
         running = self._runner._running
         if handing_over := [task for task in running.values() if task.cancelling()]:
             await asyncio.wait(handing_over)
@@ -432,7 +591,44 @@ async def test_a_gateway_without_keys_leaves_the_batches_of_keys_to_others(
     assert await places(1, keys=SimpleNamespace()).look() == ["a"]
 
 
+async def test_what_a_lost_batch_has_left_holds_up_no_other(
+    batches: OpenBatches, places: Callable[..., Places]
+) -> None:
+    batches.gone.add(batches.add("a"))
+    batches.add("b")
+
+    assert await places(1).look() == ["b"]
+
+
 # Records
+
+
+async def test_a_short_page_reads_few_records() -> None:
+    members = [f"{number:04}" for number in range(5000)]
+    read: list[str] = []
+
+    async def execute(*command: Any) -> list[bytes]:
+        begin = members.index(command[2].removeprefix("(")) + 1 if command[2] != "-" else 0
+        return [member.encode() for member in members[begin:][: command[-1]]]
+
+    async def record(member: str) -> str:
+        read.append(member)
+        return member
+
+    page = await read_page(
+        cast("Any", SimpleNamespace(execute=execute)), "key", record, after=None, limit=2, newest_first=False
+    )
+
+    assert (page.records, page.more, len(read)) == (members[:2], True, 3)
+    found = await read_page(
+        cast("Any", SimpleNamespace(execute=execute)),
+        *("key", record),
+        after=None,
+        limit=5000,
+        newest_first=False,
+        wanted=lambda member: member > "4990",
+    )
+    assert (found.records, found.more) == (members[4991:], False)
 
 
 async def test_a_batch_runs_only_once_it_is_listed() -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from inferfleet.gateway.batches.storage import Storage, StorageError
+from inferfleet.gateway.batches.storage import BLOCK_BYTES, PIECE_BYTES, Storage, StorageError
 from inferfleet.schemas.errors import ConfigurationError
 
 
@@ -36,7 +37,8 @@ def test_what_is_written_is_read(storage: Storage, tmp_path: Path) -> None:
     assert b"".join(storage.read("a/b", piece_bytes=3)) == b"one\ntwo\n"
     assert list(storage.lines("a/b")) == [b"one\n", b"two\n"]
     assert storage.names("a") == ["a/b", "a/c"]
-    assert storage.at_hand("a/c", tmp_path).read_bytes() == b"three"
+    assert storage.at_hand("a/c", tmp_path) == tmp_path / "input"
+    assert (tmp_path / "input").read_bytes() == b"three"
     storage.copy("a/b", "d/e")
     storage.copy("a/c", "d/e")
     assert b"".join(storage.read("d/e")) == b"one\ntwo\n"
@@ -46,6 +48,41 @@ def test_what_is_written_is_read(storage: Storage, tmp_path: Path) -> None:
     storage.remove("a")
     storage.remove("a")
     assert storage.names("a") == []
+
+
+def test_a_bucket_gives_and_takes_pieces(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    real = storage._fs.open
+
+    class OnlyRead:
+        """A file whose lines must not be read by its own means, which are slow."""
+
+        def __init__(self, file: Any) -> None:
+            self.read = file.read
+
+        def __enter__(self) -> OnlyRead:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    def opened(path: str, mode: str, *, block_size: int) -> Any:
+        sizes.append(block_size)
+        file = real(path, mode, block_size=block_size)
+        return file if mode == "wb" else OnlyRead(file)
+
+    monkeypatch.setattr(storage._fs, "open", opened)
+    content = b"\nshort\n" + b"x" * 3 * PIECE_BYTES + b"\nend"
+    write(storage, "a", content)
+
+    assert list(storage.lines("a")) == content.splitlines(keepends=True)
+    assert b"".join(storage.read("a")) == content
+    assert sizes == [BLOCK_BYTES, PIECE_BYTES, PIECE_BYTES]
+
+
+def test_a_folder_is_made_but_not_where_it_is_to_be_mounted(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="there is no"):
+        Storage(f"{tmp_path}/mount/files").check()
 
 
 def test_what_is_not_there_is_not_found(storage: Storage, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Final
 import uuid_utils
 from fastapi import Request
 
-from inferfleet.gateway.batches.storage import Storage
+from inferfleet.gateway.batches.storage import Storage, StorageError
 from inferfleet.gateway.batches.uploads import receive
 from inferfleet.gateway.settings import GatewaySettings
 from inferfleet.producer.background import background
@@ -66,7 +66,12 @@ class Files:
         await self._check_number(tenant)
         file_id = new_file_id()
         await self.records.note(file_id)
-        upload = await receive(request, self._settings, self.storage, content_of(file_id))
+        try:
+            upload = await receive(request, self._settings, self.storage, content_of(file_id))
+        except RefusedError:
+            # Nothing is stored then.
+            await self.records.removed(file_id)
+            raise
         now_ms = self.records.now_ms()
         record = FileRecord(
             id=file_id,
@@ -135,11 +140,22 @@ class Files:
             try:
                 while expired := await self.records.expired():
                     for file_id in expired:
-                        await self.storage.apart(self.storage.remove, content_of(file_id))
-                        await self.records.removed(file_id)
+                        await self._remove(file_id)
             except InferfleetError as error:
                 logger.warning("cannot remove expired files (%s)", error)
+            except Exception:
+                logger.exception("cannot remove expired files")
             await asyncio.sleep(SWEEP_S)
+
+    async def _remove(self, file_id: str) -> None:
+        try:
+            await self.storage.apart(self.storage.remove, content_of(file_id))
+        except StorageError as error:
+            # Those behind it must not wait for it.
+            logger.warning("the content of %s is tried again in an hour (%s)", file_id, error)
+            await self.records.put_off(file_id)
+        else:
+            await self.records.removed(file_id)
 
 
 def new_file_id() -> str:

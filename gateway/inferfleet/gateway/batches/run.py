@@ -26,7 +26,7 @@ from inferfleet.gateway.gateway import Gateway
 from inferfleet.producer.background import background
 from inferfleet.producer.batch.batch import LONGEST_LINE
 from inferfleet.producer.batch.files import ID_PREFIX, LineSet
-from inferfleet.producer.batch.line_ids import line_job_id
+from inferfleet.producer.batch.line_ids import MAX_LINES, line_job_id
 from inferfleet.producer.batch.lines import LineRunner, request_work
 from inferfleet.producer.batch.source import SourceLine, custom_id_of
 from inferfleet.producer.job_making import JobOptions
@@ -38,6 +38,7 @@ from inferfleet.schemas.batch import (
     BatchState,
 )
 from inferfleet.schemas.errors import InferfleetError, ServiceUnreachableError
+from inferfleet.schemas.limits import MOST
 from inferfleet.wire.redis.batches import BatchLostError
 from inferfleet.wire.tasks import cancel_and_wait
 
@@ -116,7 +117,11 @@ class BatchRun:
         await self._conclude()
 
     async def _advance(self, folder: Path) -> None:
-        found = await self._examine(folder)
+        # With whatever settings, or without its volume, this gateway may not end what has begun elsewhere.
+        begun = self._record.state in {BatchState.IN_PROGRESS, BatchState.FINALIZING}
+        found = await self._examine(folder, begun=begun)
+        if found.problems and begun:
+            raise StorageError(f"this gateway cannot read its input ({found.problems[0].message})")
         if found.problems:
             if await self._change(BatchState.FAILED, problems=found.problems) is BatchState.CANCELLING:
                 await self._change(BatchState.CANCELLED)
@@ -138,7 +143,7 @@ class BatchRun:
         await parts.store()
         await self._finalize(found, parts, ends)
 
-    async def _examine(self, folder: Path) -> Input:
+    async def _examine(self, folder: Path, *, begun: bool = False) -> Input:
         own = f"{folder_of(self._order.id)}/input"
         try:
             # The owner may delete the file while the batch runs.
@@ -153,8 +158,8 @@ class BatchRun:
                 examine,
                 path,
                 endpoint=self._order.endpoint,
-                longest=LONGEST_LINE * settings.max_body_bytes,
-                most=settings.max_batch_lines,
+                longest=LONGEST_LINE * (MOST if begun else settings.max_body_bytes),
+                most=MAX_LINES if begun else settings.max_batch_lines,
                 folder=folder,
             )
         )
@@ -293,9 +298,10 @@ class BatchRun:
                 file = await self._files.records.read(file_id, tenant=self._order.tenant)
                 if file is not None:
                     await self._files.records.enlist(file)
+        await self._storage.apart(self._storage.remove, folder_of(self._order.id))
+        # Behind what may fail for hours: whatever is told again is delivered again.
         ended = datetime.fromtimestamp(record.since_ms[record.state] / 1000, UTC)
         await self._gateway.webhooks.tell(self._order.tenant, f"batch.{record.state}", self._order.id, ended)
-        await self._storage.apart(self._storage.remove, folder_of(self._order.id))
         await self._records.close(self._order.id)
         logger.info("batch %s is %s", record.order.id, record.state)
 

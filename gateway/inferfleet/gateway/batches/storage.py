@@ -24,6 +24,9 @@ T = TypeVar("T")
 PIECE_BYTES: Final = 1 << 20
 """How much of a file is in memory while it is read or written."""
 
+BLOCK_BYTES: Final = 8 << 20
+"""How much of a new file a bucket gets at once. S3 takes from 5 MiB on, and 10,000 of them for a file."""
+
 CALLS_AT_ONCE: Final = 16
 
 
@@ -61,7 +64,8 @@ class Storage:
         """
         try:
             if self._local:
-                Path(self._root).mkdir(parents=True, exist_ok=True)
+                # Not its parents: what is to be mounted there would be taken for empty.
+                Path(self._root).mkdir(exist_ok=True)
             self._fs.ls(self._root)
         except FileNotFoundError as error:
             # A bucket without this prefix is an empty list, so the bucket itself is missing.
@@ -95,7 +99,7 @@ class Storage:
         with _told(f"write {name}", missing=False):
             if self._local:
                 Path(self._path(name)).parent.mkdir(parents=True, exist_ok=True)
-            return self._fs.open(self._path(name), "wb")
+            return self._fs.open(self._path(name), "wb", block_size=BLOCK_BYTES)
 
     def write(self, name: str, file: Any, content: bytes) -> None:
         """Write to an open file.
@@ -143,7 +147,10 @@ class Storage:
             StorageError: It cannot be read.
 
         """
-        with _told(f"read {name}"), self._fs.open(self._path(name), "rb") as file:
+        with (
+            _told(f"read {name}"),
+            self._fs.open(self._path(name), "rb", block_size=PIECE_BYTES) as file,
+        ):
             while piece := file.read(piece_bytes):
                 yield piece
 
@@ -155,8 +162,14 @@ class Storage:
             StorageError: It cannot be read.
 
         """
-        with _told(f"read {name}"), self._fs.open(self._path(name), "rb") as file:
-            yield from file
+        # The lines of a bucket's file cost as much as all that is behind each.
+        rest = b""
+        for piece in self.read(name):
+            *lines, rest = (rest + piece).split(b"\n")
+            for line in lines:
+                yield line + b"\n"
+        if rest:
+            yield rest
 
     def copy(self, source: str, target: str) -> None:
         """Copy a file within the storage, unless the target is there.
@@ -179,15 +192,13 @@ class Storage:
             Path(self._path(unfinished)).replace(self._path(target))
 
     def at_hand(self, name: str, folder: Path) -> Path:
-        """Return where on this machine a file can be read: it is copied into ``folder`` if need be.
+        """Copy a file into ``folder``, and return where: a shared volume may be slow, and hang.
 
         Raises:
             FileNotFoundError: There is no such file.
             StorageError: It cannot be read.
 
         """
-        if self._local:
-            return Path(self._path(name))
         path = folder / "input"
         with path.open("wb") as file:
             for piece in self.read(name):

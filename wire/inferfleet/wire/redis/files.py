@@ -15,6 +15,8 @@ from inferfleet.wire.redis.pipeline import CommandPipeline
 UNFINISHED_MS: Final = 24 * 3600 * 1000
 """How long the content of a file may take to be stored, at most."""
 
+PUT_OFF_MS: Final = 3600 * 1000
+
 EXPIRED_AT_ONCE: Final = 100
 
 
@@ -81,6 +83,10 @@ class FileRecords:
             *("LIMIT", 0, EXPIRED_AT_ONCE),
         )
         return [file_id.decode() for file_id in ids]
+
+    async def put_off(self, file_id: str) -> None:
+        """Let a file whose content cannot be removed be one that expires in an hour."""
+        await self._pipeline.execute("ZADD", FILES_KEY, self.now_ms() + PUT_OFF_MS, file_id)
 
     async def removed(self, file_id: str) -> None:
         """Record that the content of a file is no longer stored."""

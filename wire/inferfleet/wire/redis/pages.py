@@ -35,11 +35,12 @@ async def read_page(
     Ids whose records have expired are taken from the set.
     """
     found: list[T] = []
+    at_once = min(READ_AT_ONCE, limit + 1)
     while True:
         edge = ("(" + after) if after is not None else ("+" if newest_first else "-")
         span = (edge, "-") if newest_first else (edge, "+")
         how = ("BYLEX", "REV") if newest_first else ("BYLEX",)
-        members: Any = await pipeline.execute("ZRANGE", key, *span, *how, "LIMIT", 0, READ_AT_ONCE)
+        members: Any = await pipeline.execute("ZRANGE", key, *span, *how, "LIMIT", 0, at_once)
         ids = [member.decode() for member in members]
         records = await asyncio.gather(*map(read, ids))
         if gone := [member for member, record in zip(ids, records, strict=True) if record is None]:
@@ -49,6 +50,7 @@ async def read_page(
                 if len(found) == limit:
                     return Page(found, more=True)
                 found.append(record)
-        if len(ids) < READ_AT_ONCE:
+        if len(ids) < at_once:
             return Page(found, more=False)
         after = ids[-1]
+        at_once = min(READ_AT_ONCE, 2 * at_once)
