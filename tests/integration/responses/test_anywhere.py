@@ -28,8 +28,9 @@ from inferfleet.producer.openai.models import Models
 from inferfleet.producer.openai.refusals import Refusal, RefusedError
 from inferfleet.producer.openai.responses import ResponsesApi
 from inferfleet.producer.tenant_fleet import TenantFleet
+from inferfleet.schemas.errors import QueueFullError
 from inferfleet.schemas.job import Job, JobState, new_job_id
-from inferfleet.schemas.names import journal_key, result_key
+from inferfleet.schemas.names import journal_key, response_key, result_key
 from inferfleet.testing.script import Script
 from inferfleet.testing.scripted_engine import ScriptedEngine
 
@@ -222,6 +223,32 @@ async def test_a_response_of_the_background_that_is_accepted_too_late_is_cancell
 
     # Nobody has learnt its id.
     assert [(await fleet.get(job)).state for job in jobs] == [JobState.CANCELLED] * 2
+
+
+async def test_nothing_is_kept_of_a_response_that_is_refused_behind_its_clients_back(
+    fleet: Fleet, store: aioredis.Redis, pool: str
+) -> None:
+    asked, full = asyncio.Event(), asyncio.Event()
+    records: list[str] = []
+
+    class Full(TenantFleet):
+        async def submit(self, work: Any, **options: Any) -> Job:
+            records.append(response_key(options["id"]))
+            assert await store.exists(*records)
+            asked.set()
+            await full.wait()
+            raise QueueFullError(pool)
+
+    view = Full(fleet, "default")
+    api = OpenAIApi(view, models=Models(view.workers, pool=pool))
+    creating = asyncio.create_task(ResponsesApi(view, api).create({}, b'{"input": "x"}'))
+    await asked.wait()
+    creating.cancel()
+    await asyncio.wait({creating})
+    full.set()
+    await api.aclose()
+
+    assert not await store.exists(*records)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Generator, Mapping
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from copy import copy
 from dataclasses import dataclass
 from functools import partial
@@ -51,13 +51,14 @@ class Progress:
     """Which job a request became. A job that is ``kept`` goes on when nobody waits for its answer.
 
     What is not ``stored`` cannot be read later. ``forget`` is awaited with the job when its request is over,
-    however it ended.
+    however it ended, and ``refused`` if there is no job.
     """
 
     kept: bool
     job_id: str = ""
     stored: bool = True
     forget: Callable[[str], Awaitable[object]] | None = None
+    refused: Callable[[], Awaitable[None]] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -277,6 +278,9 @@ class OpenAIApi:
             job_id = error.job_id
         except Exception:
             # There is no job, and whoever waited for it has got the error.
+            if progress.refused is not None:
+                with suppress(InferfleetError):
+                    await progress.refused()
             return
         if progress.kept or job_id is None:
             return

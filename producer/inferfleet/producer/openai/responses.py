@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager
 from functools import partial
 from typing import Any, Final
 
@@ -21,7 +21,7 @@ from inferfleet.producer.openai.api import (
     json_reply,
     reply_headers,
 )
-from inferfleet.producer.openai.refusals import JOB_HEADER, RefusedError, bad_request
+from inferfleet.producer.openai.refusals import JOB_HEADER, bad_request
 from inferfleet.producer.openai.requests import apart
 from inferfleet.producer.openai.response_events import Event, ResponseEvents
 from inferfleet.producer.openai.response_items import messages_of, page_of
@@ -35,9 +35,7 @@ from inferfleet.producer.openai.stored_responses import StoredResponses
 from inferfleet.producer.openai.streams import EVENT_HEADERS, EventStream, Part, last_events
 from inferfleet.producer.tenant_fleet import TenantFleet
 from inferfleet.schemas.errors import (
-    InferfleetError,
     JobDataLostError,
-    PublishUnconfirmedError,
     WaitTimeoutError,
 )
 from inferfleet.schemas.journal import FinishedEntry, RestartedEntry, RunningEntry, TokensEntry
@@ -244,26 +242,19 @@ class ResponsesApi:
         self, given: AskedResponse, record: ResponseRecord, request: OpenRequest
     ) -> AsyncGenerator[tuple[str, ResponseRecord]]:
         """Submit the job. Its record comes first, so that whoever knows its id finds the response."""
+        progress = request.progress
+        progress.stored = given.stored
         if given.stored:
             await self._records.save(given.job_id, record.model_dump_json().encode())
-        accepted = False
-        request.progress.stored = given.stored
-        if not (given.stored or request.asked.named):
-            request.progress.forget = self._forget
-        try:
-            async with self._api.attended(request) as job:
-                accepted = True
-                if job.id != given.job_id:
-                    record = await self._joined(job.id, given, record)
-                if record.background and self._accepted is not None:
-                    await self._accepted(job.id)
-                yield job.id, record
-        except (InferfleetError, RefusedError) as error:
-            # Without a confirm, the job may be there.
-            if given.stored and not accepted and not isinstance(error, PublishUnconfirmedError):
-                with suppress(InferfleetError):
-                    await self._records.delete(given.job_id)
-            raise
+            progress.refused = partial(self._records.delete, given.job_id)
+        elif not request.asked.named:
+            progress.forget = self._forget
+        async with self._api.attended(request) as job:
+            if job.id != given.job_id:
+                record = await self._joined(job.id, given, record)
+            if record.background and self._accepted is not None:
+                await self._accepted(job.id)
+            yield job.id, record
 
     async def _joined(self, job_id: str, given: AskedResponse, record: ResponseRecord) -> ResponseRecord:
         """Return the record of the response that an earlier request with the same idempotency key made."""
