@@ -23,8 +23,8 @@ PATIENCE_S = 300.0
 SEEN_BEFORE_THE_DEATH = 60
 
 # Seconds of generating: on a busy machine the death comes long after the tokens that call for it.
-TOKENS = 3000
-MAX_MODEL_LEN = 4096
+TOKENS = 5000
+MAX_MODEL_LEN = 8192
 
 
 async def test_an_answer_goes_on_where_a_killed_worker_left_it_and_reads_the_same(tmp_path):
