@@ -45,7 +45,7 @@ async def test_a_worker_killed_after_delivery_and_before_its_start_is_recorded_c
 async def test_a_worker_killed_in_mid_answer_is_continued_by_the_next(harness: Harness, fleet: Fleet) -> None:
     # Given a worker whose journal holds half an answer
     doomed = await harness.worker()
-    job = await fleet.submit(prompt("half", tokens=120), pool=harness.pool, stream=True)
+    job = await fleet.submit(prompt("half", tokens=300), pool=harness.pool, stream=True)
     await harness.until_tokens([job.id], at_least=30)
 
     # When it is killed, and another is there

@@ -143,7 +143,12 @@ def job_of(
 
 def assert_no_token_was_generated_twice(journal: list[JournalEntry], tokens: int) -> None:
     """Its tokens follow each other, whoever generated them, and each attempt wrote down its last ones."""
-    steps = [entry.kind for entry in journal if not isinstance(entry, TokensEntry)]
+    # A worker that was starved for long may have reported too late that it held the job's message.
+    steps = [
+        entry.kind
+        for entry in journal
+        if not isinstance(entry, TokensEntry) and not (isinstance(entry, QueuedEntry) and entry.republished)
+    ]
     assert steps == ["queued", "running"] * steps.count("running") + ["finished"]
     offset = 0
     for entry in journal:
