@@ -9,6 +9,8 @@ from typing import Any, cast
 import pytest
 from pydantic_settings import BaseSettings
 
+from inferfleet.exporter.settings import ExporterSettings
+from inferfleet.gateway.settings import GatewaySettings
 from inferfleet.producer.job_making import JobOptions, make_job
 from inferfleet.schemas import request_members, settings
 from inferfleet.schemas.endpoints import ENDPOINTS
@@ -38,7 +40,7 @@ def classes(of: type[BaseSettings]) -> Iterator[type[BaseSettings]]:
 
 def test_no_process_minds_the_settings_of_another() -> None:
     ours = [each for each in classes(BaseSettings) if each.__module__.startswith("inferfleet.")]
-    assert {"WorkerSettings", "ProducerSettings", "ExporterSettings"} <= {each.__name__ for each in ours}
+    assert {WorkerSettings, ProducerSettings, ExporterSettings, GatewaySettings} <= set(ours)
     names = {f"INFERFLEET_{name.upper()}" for each in ours for name in each.model_fields}
     assert list(misspelt_variables(dict.fromkeys(names, ""))) == []
     assert list(misspelt_variables(dict.fromkeys(map(str.lower, names), ""))) == []

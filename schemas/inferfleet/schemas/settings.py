@@ -38,6 +38,7 @@ _ELSEWHERE = frozenset(
         "files_url",
         "management_url",
         "max_batch_lines",
+        "max_batches",
         "max_file_bytes",
         "max_files",
         "max_open_requests",
