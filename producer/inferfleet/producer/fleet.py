@@ -79,7 +79,6 @@ class Fleet:
     ) -> None:
         self._settings = settings
         self._publisher = publisher
-        self._pipeline = pipeline
         self._records = records
         self._reader = reader
         self._session_records = SessionRecords(pipeline=pipeline, settings=settings)
@@ -211,7 +210,7 @@ class Fleet:
             PartialSubmitError: Some jobs were not accepted; the error says which, and why.
 
         """
-        self._pipeline.check_home()
+        self.pipeline.check_home()
         jobs: list[Job] = []
         clock = asyncio.get_running_loop().time
         until = clock() + CHECKING_S
@@ -263,7 +262,7 @@ class Fleet:
             ServiceUnreachableError: Redis cannot be reached.
 
         """
-        job_id = await find_job(self._pipeline, tenant, idempotency_key)
+        job_id = await find_job(self.pipeline, tenant, idempotency_key)
         return None if job_id is None else (await self.get_many([job_id]))[job_id]
 
     async def get_many(self, jobs: Iterable[Job | str]) -> dict[str, JobRecord | None]:
@@ -513,8 +512,8 @@ class Fleet:
         await self._publisher.declare_pool(pool)
         # No error if this fails: each worker of the pool does the same.
         with suppress(ServiceUnreachableError, ServiceRefusedError):
-            await note_limit(self._pipeline, pool, self._settings.queue_max_length)
-            await note_pool(self._pipeline, pool)
+            await note_limit(self.pipeline, pool, self._settings.queue_max_length)
+            await note_pool(self.pipeline, pool)
 
     async def drain(self, worker_id: str, *, timeout_s: float = 30.0) -> None:
         """Drain a worker: it finishes or hands over its jobs, and exits. Return once it has begun to drain.
@@ -525,15 +524,15 @@ class Fleet:
             ServiceUnreachableError: RabbitMQ or Redis does not answer.
 
         """
-        await drain_worker(self._pipeline, self._publisher.send, worker_id, timeout_s=timeout_s)
+        await drain_worker(self.pipeline, self._publisher.send, worker_id, timeout_s=timeout_s)
 
     async def workers(self) -> list[Heartbeat]:
         """Return the heartbeats of all live workers."""
-        return await read_heartbeats(self._pipeline)
+        return await read_heartbeats(self.pipeline)
 
     def _job(self, work: str | Mapping[str, Any] | Job, options: JobOptions) -> Job:
         return make_job(
-            work, options, max_body_bytes=self._settings.max_body_bytes, now=self._pipeline.clock.now()
+            work, options, max_body_bytes=self._settings.max_body_bytes, now=self.pipeline.clock.now()
         )
 
 

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from inferfleet.producer.tracing import current_trace
 from inferfleet.schemas.endpoints import ENDPOINTS, Endpoint, session_problem
 from inferfleet.schemas.errors import InvalidJobError
-from inferfleet.schemas.job import DEFAULT_TENANT, Job, OnBusy, Priority
+from inferfleet.schemas.job import DEFAULT_TENANT, MAX_SESSION_ID_CHARS, Job, OnBusy, Priority
 from inferfleet.schemas.json_values import plain_json
 from inferfleet.schemas.near_match import did_you_mean
 from inferfleet.schemas.request import check_request, job_error
@@ -25,8 +25,6 @@ _MOMENTS: Final = ("expires_at", "submitted_at")
 
 SESSION_MARK: Final = "@"
 """How the stored ids of tenants' sessions begin: ``@acme/chat`` is what ``acme`` calls ``chat``."""
-
-MAX_SESSION_ID: Final = 128
 
 _MINUTE: Final = timedelta(minutes=1)
 
@@ -147,7 +145,7 @@ def stored_session(session_id: str, tenant: str) -> str:
     prefix = session_prefix(tenant)
     if not session_id or session_id.startswith(prefix):
         return session_id
-    if len(session_id) > (most := MAX_SESSION_ID - len(prefix)):
+    if len(session_id) > (most := MAX_SESSION_ID_CHARS - len(prefix)):
         raise InvalidJobError(
             f"session_id: has {len(session_id)} characters; at most {most} are allowed for this tenant"
         )

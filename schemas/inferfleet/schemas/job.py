@@ -28,7 +28,9 @@ Moment = Annotated[
 ]
 """A time with its time zone, from 1970 to 9998: the range that every reader can calculate with."""
 
-SessionId = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[^\s{}]+$")]
+MAX_SESSION_ID_CHARS: Final = 128
+
+SessionId = Annotated[str, Field(min_length=1, max_length=MAX_SESSION_ID_CHARS, pattern=r"^[^\s{}]+$")]
 
 
 class Priority(IntEnum):

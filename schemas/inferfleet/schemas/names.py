@@ -215,14 +215,14 @@ def tenant_batches_key(tenant: str) -> str:
     return f"inferfleet:batches:{tenant}"
 
 
-def file_key(file_id: str) -> str:
-    """Key of what is known of a file of the gateways: one JSON value, which expires with the file."""
-    return f"inferfleet:file:{file_id}"
-
-
 def tenant_open_batches_key(tenant: str) -> str:
     """Name the set of a tenant's batches that may be open, which counts them."""
     return f"{tenant_batches_key(tenant)}:open"
+
+
+def file_key(file_id: str) -> str:
+    """Key of what is known of a file of the gateways: one JSON value, which expires with the file."""
+    return f"inferfleet:file:{file_id}"
 
 
 def tenant_files_key(tenant: str) -> str:

@@ -52,11 +52,13 @@ _WANTED: Mapping[str, str] = {
 _KEY = "[key]"
 """The last step of pydantic's location when a key, not its value, is wrong."""
 
+_NAME = (
+    "1 to 63 lower-case letters, digits, dots, underscores and dashes, with a letter or digit at both ends"
+)
+
 _SPELLING: Mapping[str, str] = {
-    "pool": "a pool name: 1 to 63 lower-case letters, digits, dots, underscores and dashes, "
-    "with a letter or digit at both ends",
-    "tenant": "a tenant's name: 1 to 63 lower-case letters, digits, dots, underscores and dashes, "
-    "with a letter or digit at both ends",
+    "pool": f"a pool name: {_NAME}",
+    "tenant": f"a tenant name: {_NAME}",
     "id": "a UUID in lower case, such as 01890a5d-ac96-774b-bcce-b302099a8057",
     "session_id": "a session id: 1 to 128 characters without spaces and braces",
     "traceparent": "a W3C traceparent, such as 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",

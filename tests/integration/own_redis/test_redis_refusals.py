@@ -213,7 +213,7 @@ async def test_a_right_that_is_taken_away_reaches_whoever_waits_or_streams(
         await fleet.get(job)
         await operator.execute_command("ACL", "SETUSER", "someone", "-xread")
         # A blocked read goes on until something wakes it.
-        await wake(fleet._pipeline, fleet._settings.client_id)
+        await wake(fleet.pipeline, fleet._settings.client_id)
         for it in waiting:
             with pytest.raises(ServiceRefusedError, match=r"XREAD .*'xread'"):
                 await asyncio.wait_for(it, PATIENCE_S)

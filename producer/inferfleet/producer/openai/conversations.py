@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from functools import partial
 from http import HTTPStatus
-from typing import Annotated, Any, Final, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from inferfleet.producer.fleet import Fleet
 from inferfleet.producer.openai.api import Reply, json_reply
 from inferfleet.producer.openai.refusals import Refusal, RefusedError, bad_request, not_found
-from inferfleet.producer.openai.requests import apart, read_object
+from inferfleet.producer.openai.requests import apart, read_model, read_object, unknown_member
+from inferfleet.producer.openai.response_fields import Metadata
 from inferfleet.producer.openai.response_items import items_of, messages_of, page_of, read_items
 from inferfleet.producer.sessions import Session
 from inferfleet.producer.tenant_fleet import TenantFleet
 from inferfleet.schemas.job import new_job_id
-from inferfleet.schemas.near_match import did_you_mean
-from inferfleet.schemas.problems import MAX_QUOTED_CHARS, describe, kind
+from inferfleet.schemas.problems import kind
 from inferfleet.schemas.session import SessionExport, SessionRecord, Turn, estimated_tokens
 
 CONVERSATION_PREFIX: Final = "conv_"
@@ -27,10 +27,6 @@ MOST_ITEMS: Final = 20
 
 KEPT_S: Final = 30 * 24 * 3600
 """For how long a conversation is kept after its last use."""
-
-Metadata = Annotated[
-    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
-]
 
 
 class ConversationRequest(BaseModel):
@@ -147,13 +143,5 @@ async def _read(model: type[Request], content: bytes) -> Request:
     body = await apart(partial(read_object, content), content)
     for name in body:
         if name not in model.model_fields:
-            known = name[:MAX_QUOTED_CHARS]
-            raise bad_request(
-                f"{known}: is not a member of this request{did_you_mean(known, model.model_fields)}",
-                param=known,
-            )
-    try:
-        return model.model_validate(body)
-    except ValidationError as error:
-        problem = describe(error, data=body)
-        raise bad_request(problem, param=problem.partition(":")[0]) from None
+            raise unknown_member(name, model.model_fields)
+    return read_model(model, body)

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar, cast
 
 import orjson
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from inferfleet.producer.job_making import JobOptions
-from inferfleet.producer.openai.refusals import bad_request
+from inferfleet.producer.openai.refusals import RefusedError, bad_request
 from inferfleet.producer.openai.scanning import scan
 from inferfleet.schemas.endpoints import ENDPOINTS, Endpoint
 from inferfleet.schemas.job import Priority
 from inferfleet.schemas.limits import LONGEST_S
 from inferfleet.schemas.near_match import did_you_mean
 from inferfleet.schemas.openai_messages import is_set
-from inferfleet.schemas.problems import kind
+from inferfleet.schemas.problems import MAX_QUOTED_CHARS, describe, kind
 from inferfleet.schemas.trace import valid_trace
 
 T = TypeVar("T")
+Model = TypeVar("Model", bound=BaseModel)
 
 LARGE_BYTES: Final = 64 * 1024
 """A body that is larger is read in a thread."""
@@ -160,6 +161,29 @@ def read_object(content: bytes) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise bad_request(f"the body must be an object, not {kind(body)}")
     return cast("dict[str, Any]", body)
+
+
+def read_model(model: type[Model], body: Mapping[str, Any]) -> Model:
+    """Read a body into its model.
+
+    Raises:
+        RefusedError: A member is invalid; ``param`` names it.
+
+    """
+    try:
+        return model.model_validate(body)
+    except ValidationError as error:
+        problem = describe(error, data=body)
+        raise bad_request(problem, param=problem.partition(":")[0]) from None
+
+
+def unknown_member(name: str, members: Iterable[str]) -> RefusedError:
+    """Make the error for a member that a request does not have."""
+    quoted = name[:MAX_QUOTED_CHARS]
+    return bad_request(
+        f"{quoted}: is not a member of this request{did_you_mean(quoted, members)}; leave it out",
+        param=quoted,
+    )
 
 
 def read_options(given: object, headers: Mapping[str, str]) -> JobOptions:

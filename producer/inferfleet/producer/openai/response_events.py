@@ -83,12 +83,7 @@ class ResponseEvents:
     def finished(self, entry: FinishedEntry, result: Result) -> list[Event]:
         """Make the last events."""
         ended = response_object(
-            self._job_id,
-            self._record,
-            state=result.state,
-            result=result,
-            output=[],
-            finished_at=entry.at,
+            self._job_id, self._record, state=result.state, result=result, finished_at=entry.at
         )
         made: list[Event] = []
         if result.state is JobState.SUCCEEDED and not self._output:

@@ -19,6 +19,11 @@ from pydantic_core import PydanticCustomError
 from inferfleet.schemas.openai_messages import Number, Whole
 from inferfleet.schemas.problems import WRONG_SHAPE
 
+Metadata = Annotated[
+    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
+]
+"""What a caller may keep with a response or a conversation: OpenAI's limits."""
+
 
 class _Member(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True, protected_namespaces=())
@@ -154,13 +159,7 @@ class CreateResponse(_Member):
     ) = None
     instructions: str | None = None
     max_output_tokens: Annotated[Whole, Field(ge=1)] | None = None
-    metadata: (
-        Annotated[
-            dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]],
-            Field(max_length=16),
-        ]
-        | None
-    ) = None
+    metadata: Metadata | None = None
     parallel_tool_calls: StrictBool | None = None
     previous_response_id: str | None = None
     prompt_cache_key: str | None = None

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Final
 
-from inferfleet.producer.openai.response_items import Item
 from inferfleet.producer.openai.response_requests import RESPONSE_PREFIX, ResponseRecord
 from inferfleet.schemas.failures import FailureCode
 from inferfleet.schemas.job import JobState
@@ -31,10 +30,9 @@ def response_object(
     *,
     state: JobState,
     result: Result | None = None,
-    output: Sequence[Item] = (),
     finished_at: datetime | None = None,
 ) -> dict[str, Any]:
-    """Make a response. ``output`` is what its answer has said."""
+    """Make a response, without its output."""
     answer: Mapping[str, Any] = (result and result.response) or {}
     status = _STATUSES[state]
     cut = state is JobState.SUCCEEDED and any(
@@ -53,7 +51,7 @@ def response_object(
         "max_tool_calls": None,
         **record.shown,
         "model": answer.get("model") or record.shown["model"],
-        "output": list(output),
+        "output": [],
         "usage": _usage(result, answer) if answer else None,
     }
 

@@ -6,23 +6,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from pydantic import ValidationError
-
 from inferfleet.producer.openai.refusals import bad_request
 from inferfleet.producer.openai.requests import (
     OPTIONS_MEMBER,
     Asked,
+    read_model,
     read_object,
     read_options,
     set_priority,
+    unknown_member,
     waits_for_s,
 )
 from inferfleet.producer.openai.response_fields import CreateResponse, NamedFunction, TextFormat
 from inferfleet.producer.openai.response_items import Item, read_items
 from inferfleet.schemas.endpoints import ENDPOINTS, Endpoint
 from inferfleet.schemas.job import new_job_id
-from inferfleet.schemas.near_match import did_you_mean
-from inferfleet.schemas.problems import MAX_QUOTED_CHARS, describe
 from inferfleet.schemas.wire_model import WireModel
 
 RESPONSE_PREFIX: Final = "resp_"
@@ -130,11 +128,7 @@ def read_response_request(headers: Mapping[str, str], content: bytes) -> AskedRe
     options = read_options(body.get(OPTIONS_MEMBER), headers)
     if "session_id" in options:
         raise bad_request("session_id: name the session as conversation", param="conversation")
-    try:
-        request = CreateResponse.model_validate(body)
-    except ValidationError as error:
-        problem = describe(error, data=body)
-        raise bad_request(problem, param=problem.partition(":")[0]) from None
+    request = read_model(CreateResponse, body)
     _check_agreement(request)
     job_id = new_job_id()
     options["id"] = job_id
@@ -165,11 +159,7 @@ def _check_members(body: Mapping[str, Any]) -> None:
         if name in NOT_OFFERED and value is not None:
             raise bad_request(f"{name}: is not offered: {NOT_OFFERED[name]}", param=name)
         if name not in _MEMBERS and name not in NOT_OFFERED:
-            known = name[:MAX_QUOTED_CHARS]
-            raise bad_request(
-                f"{known}: is not a member of this request{did_you_mean(known, _MEMBERS)}; leave it out",
-                param=known,
-            )
+            raise unknown_member(name, _MEMBERS)
 
 
 def _check_agreement(request: CreateResponse) -> None:

@@ -103,5 +103,6 @@ def _digest(job: Job) -> str:
     if job.session_id is not None:
         content += [job.session_id, job.state_patch]
         # Only if there are any: clients of earlier versions know no instructions.
-        content += [job.instructions] if job.instructions else []
+        if job.instructions:
+            content.append(job.instructions)
     return hashlib.sha256(orjson.dumps(content, option=orjson.OPT_SORT_KEYS)).hexdigest()

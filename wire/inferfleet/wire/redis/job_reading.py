@@ -171,9 +171,9 @@ class JobReading:
     async def tenant(self, job_id: str) -> str | None:
         """Read the tenant to which a job belongs; ``None`` without a record."""
         state, tenant = await self._pipeline.execute("HMGET", job_key(job_id), "state", "tenant")
-        if state is None or tenant is not None:
-            return None if state is None else tenant.decode()
-        return await self._tenant_of_request(job_id)
+        if state is None:
+            return None
+        return await self._tenant_of_request(job_id) if tenant is None else tenant.decode()
 
     async def _add_tenant(self, job_id: str, fields: dict[bytes, bytes]) -> None:
         if fields and b"tenant" not in fields:
@@ -304,7 +304,7 @@ def _record(job_id: str, fields: dict[bytes, bytes], result: bytes | None) -> Jo
         cancel_requested=b"cancel" in fields,
         reply_to=fields[b"reply_to"].decode() or None,
         session_id=fields[b"session"].decode() if b"session" in fields else None,
-        tenant=fields[b"tenant"].decode() if b"tenant" in fields else DEFAULT_TENANT,
+        tenant=fields[b"tenant"].decode(),
         submitted_at=moment(b"submitted_at"),
         started_at=moment(b"started_at"),
         finished_at=moment(b"finished_at"),

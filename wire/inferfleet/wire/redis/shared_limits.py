@@ -25,6 +25,11 @@ MINUTE_S: Final = 60
 NEW_MS: Final = 60_000
 """For how long a job without a record keeps its place: its submission may be under way."""
 
+LOOK_AGAIN_S: Final = 1.0
+"""When all jobs of a key are looked at again after a look that has found none that had ended."""
+
+RunScript = Callable[[Sequence[str], Sequence[Any]], Awaitable[Any]]
+
 
 class Cost(NamedTuple):
     """An ``amount`` of something of which a key has ``limit`` a minute."""
@@ -39,12 +44,6 @@ class Lacking(NamedTuple):
 
     cost: Cost
     wait_s: float
-
-
-LOOK_AGAIN_S: Final = 1.0
-"""When all jobs of a key are looked at again after a look that has found none that had ended."""
-
-RunScript = Callable[[Sequence[str], Sequence[Any]], Awaitable[Any]]
 
 
 class SharedLimits:
