@@ -93,7 +93,7 @@ def refusal(body: object, endpoint: Endpoint = Endpoint.CHAT) -> str:
         ({"prompt_logprobs": "1"}, "body.prompt_logprobs: must be a whole number, not a string"),
         (
             {"use_beam_search": True},
-            "body.use_beam_search: a job's tokens come in order, so beam search is not offered",
+            "body.use_beam_search: a job's tokens come in order, so beam search is not supported",
         ),
         ({"bad_words": None}, "body.bad_words: must be a list, not null"),
         ({"logprob_token_ids": [7]}, "body.logprob_token_ids: needs logprobs: true beside it"),

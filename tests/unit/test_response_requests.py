@@ -9,7 +9,7 @@ import pytest
 
 from inferfleet.producer.openai.refusals import RefusedError
 from inferfleet.producer.openai.response_items import items_of, messages_of, read_items
-from inferfleet.producer.openai.response_requests import NOT_OFFERED, AskedResponse, read_response_request
+from inferfleet.producer.openai.response_requests import NOT_SUPPORTED, AskedResponse, read_response_request
 from inferfleet.schemas.job import Priority
 
 SCHEMA = {"type": "object"}
@@ -72,7 +72,7 @@ def test_what_is_not_given_is_left_to_the_engine() -> None:
         ({"nonsense": 1}, "nonsense"),
         ({"messages": []}, "messages"),
         ({"n": 2}, "n"),
-        *(({name: {}}, name) for name in NOT_OFFERED),
+        *(({name: {}}, name) for name in NOT_SUPPORTED),
         ({"background": "yes"}, "background"),
         ({"conversation": "a", "previous_response_id": "b"}, "previous_response_id"),
         ({"conversation": 3}, "conversation"),

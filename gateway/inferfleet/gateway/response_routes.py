@@ -68,7 +68,7 @@ def response_routes(gateway: Gateway) -> APIRouter:
     ) -> Response:
         """Read a response, or follow its events behind the one with this number, on any gateway."""
         if include_obfuscation:
-            raise bad_request("include_obfuscation: is not offered", param="include_obfuscation")
+            raise bad_request("include_obfuscation: is not supported", param="include_obfuscation")
         if stream:
             following = gateway.responses_of(request).events(response_id, starting_after=starting_after)
             return _response(gateway, await following)

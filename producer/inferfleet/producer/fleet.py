@@ -114,7 +114,7 @@ class Fleet:
         """Connect to Redis now, and to RabbitMQ on the first publish.
 
         Without ``settings``, read them from the environment. ``on_ends`` is called with the ids of this
-        client's jobs soon after they have ended, but not if their worker died at that moment.
+        client's jobs soon after they have ended. If a worker dies as it ends a job, there is no call.
 
         Raises:
             ServiceUnreachableError: Redis has not answered for ``patience_s``.

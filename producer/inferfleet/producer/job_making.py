@@ -117,7 +117,7 @@ def make_job(
     if job.instructions:
         if job.session_id is None:
             raise InvalidJobError(
-                "instructions: only a turn of a session has them; put a system message into the body"
+                "instructions: only a turn of a session may have them; put a system message into the body"
             )
         sizes["instructions"] = len(job.instructions.encode())
     check_request(job.endpoint, job.body, max_body_bytes=max_body_bytes, size=sizes["body"])
@@ -131,7 +131,7 @@ def make_job(
 
 
 def session_prefix(tenant: str) -> str:
-    """Return how the stored ids of a tenant's sessions begin. Names with ``/`` are not those of others."""
+    """Return how the stored ids of a tenant's sessions begin; a ``/`` in its name is quoted."""
     return f"{SESSION_MARK}{quote(tenant, safe='', errors='replace')}/"
 
 

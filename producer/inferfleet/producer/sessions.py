@@ -61,7 +61,7 @@ class Session:
         ``body`` holds the other fields of the chat request, such as ``max_tokens`` or ``tools``.
 
         Raises:
-            InvalidJobError: The turn breaks the contract, or is another tenant's.
+            InvalidJobError: The turn breaks the contract, or its tenant stores this session under another id.
             SessionBusyError: A turn is unfinished and ``on_busy`` is ``reject``.
             SessionTooLargeError: The history is at its size limit.
 
@@ -69,7 +69,9 @@ class Session:
         options["session_id"] = self.id
         tenant = options.get("tenant", DEFAULT_TENANT)
         if tenant != DEFAULT_TENANT and (stored := stored_session(self.id, tenant)) != self.id:
-            raise InvalidJobError(f"tenant: its session of this name is {stored!r}; use that id")
+            raise InvalidJobError(
+                f"tenant: {tenant!r} stores this session under the id {stored!r}; use that id"
+            )
         return await self._submit({**_fields(body), "messages": _messages(messages)}, **options)
 
     async def configure(

@@ -1,7 +1,7 @@
 """What one tenant may do with a fleet: the jobs and sessions of other tenants do not exist for it.
 
-``Fleet`` itself is for trusted programs, which see everything. A job of another tenant is answered like one
-that was never accepted: with the same error, after the same reads.
+``Fleet`` itself is for trusted programs, which see everything. For a job of another tenant, a tenant gets the
+same error as for one that was never accepted, after the same reads.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Policy(Protocol):
         ...
 
     def admitted(self, jobs: Sequence[Job]) -> AbstractAsyncContextManager[set[str]]:
-        """Submit jobs in the block, and put the ids of those into the set that may have been accepted.
+        """Submit jobs in the block, and put the ids of those that may have been accepted into the set.
 
         Entering it raises an error if the caller may not submit them now.
         """
@@ -60,7 +60,7 @@ class TenantFleet:
         self._policy = policy
         self.tenant = tenant
         self.response_records = fleet.response_records
-        """The records of the responses of all tenants: whoever reads one has to check its job."""
+        """The records of the responses of all tenants. Before reading one, ``check`` its job."""
 
     async def submit(self, work: str | Mapping[str, Any] | Job, **options: Unpack[JobOptions]) -> Job:
         """Submit one job, as ``Fleet.submit``."""
@@ -101,7 +101,7 @@ class TenantFleet:
         return self._visible(await self._fleet.get(job_id))
 
     async def record(self, job: Job | str) -> JobRecord:
-        """Read a job's record, also that of a job whose result is gone.
+        """Read a job's record, even if its result is gone.
 
         Raises:
             JobNotFoundError: There is no record of the job.
@@ -162,7 +162,7 @@ class TenantFleet:
         return stored_session(session_id, self.tenant)
 
     def visible_text(self, text: str) -> str:
-        """Return a message for the tenant, which does not know the stored ids of its sessions."""
+        """Return a message with the tenant's own ids of its sessions in place of the stored ones."""
         return text.replace(session_prefix(self.tenant), "")
 
     async def _checked(self, job: Job | str) -> str:
@@ -187,7 +187,7 @@ class TenantFleet:
 
     @asynccontextmanager
     async def _admitted(self, jobs: Sequence[Job]) -> AsyncGenerator[set[str]]:
-        """Submit jobs in the block, and put the ids of those into the set that were accepted."""
+        """Submit jobs in the block, and put the ids of those that were accepted into the set."""
         if self._policy is None:
             yield set()
             return

@@ -70,7 +70,7 @@ class BatchState(StrEnum):
 class BatchOrder(WireModel):
     """What a caller of the gateway has ordered. It never changes.
 
-    ``key_id`` is the API key of the caller, if there are keys: what it allows holds for every job.
+    ``key_id`` is the API key of the caller, if there are keys: its rights and limits apply to every job.
     ``options`` are those of every job. Times are Redis', in Unix milliseconds; ``output_ttl_s`` is how long
     the output is kept.
     """
@@ -89,7 +89,7 @@ class BatchOrder(WireModel):
 
 
 class BatchProblem(WireModel):
-    """What is wrong with the input of a batch, so that it has failed. ``line`` is counted from 1."""
+    """Why the input of a batch is invalid, so that the batch has failed. ``line`` is counted from 1."""
 
     code: str
     message: str
@@ -110,9 +110,9 @@ class BatchProgress(WireModel):
 class BatchRecord(WireModel):
     """A batch of the gateway: what was ordered, and what has become of it.
 
-    ``since_ms`` says when it came into each of its states, and ``expiring`` that its deadline has passed
-    before all its lines had ended. ``pools`` are those to which jobs of its models went last; lines without a
-    model have the empty one.
+    ``since_ms`` says when it entered each of its states, and ``expiring`` that its deadline passed before all
+    its lines had ended. ``pools`` maps each model to the pool of its latest job; the model of lines without
+    one is the empty string.
     """
 
     order: BatchOrder

@@ -49,10 +49,10 @@ POOLS_KEY = "inferfleet:pools"
 """The sorted set of pools, by the time at which a worker, a declaration or a job last named them."""
 
 WEBHOOK_WATCHED_KEY = "inferfleet:{webhooks}:watched"
-"""The sorted set of the jobs whose ends are told to endpoints, by the time in ms at which to look at them."""
+"""The sorted set of the jobs whose ends become webhook events, by the time in ms at which to look at them."""
 
 WEBHOOK_QUEUE_KEY = "inferfleet:{webhooks}:queue"
-"""The sorted set of the endpoints that have events to deliver, by the time in ms of the next try."""
+"""The sorted set of the webhook endpoints that have events to receive, by the time in ms of the next try."""
 
 BATCHES_KEY = "inferfleet:batches"
 """The sorted set of the batches that gateways have to work on, by the time in ms at which they have to
@@ -186,17 +186,17 @@ def worker_key(worker_id: str) -> str:
 
 
 def webhook_endpoints_key(tenant: str) -> str:
-    """Key of the sorted set of a tenant's endpoints for webhooks, by the time in ms of their creation."""
+    """Key of the sorted set of a tenant's webhook endpoints, by the time in ms of their creation."""
     return f"inferfleet:{{webhooks}}:tenant:{tenant}"
 
 
 def webhook_endpoint_key(endpoint_id: str) -> str:
-    """Key of an endpoint for webhooks: a hash of short fields."""
+    """Key of a webhook endpoint: a hash of short fields."""
     return f"inferfleet:{{webhooks}}:endpoint:{endpoint_id}"
 
 
 def webhook_events_key(endpoint_id: str) -> str:
-    """Key of the hash of the events that an endpoint has not accepted yet, and how often each was tried."""
+    """Key of the hash of the events that a webhook endpoint has not accepted, and how often each was sent."""
     return f"inferfleet:{{webhooks}}:endpoint:{endpoint_id}:events"
 
 
@@ -216,7 +216,7 @@ def tenant_batches_key(tenant: str) -> str:
 
 
 def tenant_open_batches_key(tenant: str) -> str:
-    """Name the set of a tenant's batches that may be open, which counts them."""
+    """Key of the set of a tenant's batches that may be open: their number is limited."""
     return f"{tenant_batches_key(tenant)}:open"
 
 

@@ -128,7 +128,7 @@ RepetitionDetection: TypeAlias = Annotated[AnyRepetitionDetection, AfterValidato
 def _in_order(wanted: bool) -> bool:
     if wanted:
         raise PydanticCustomError(
-            "beam_search", "a job's tokens come in order, so beam search is not offered"
+            "beam_search", "a job's tokens come in order, so beam search is not supported"
         )
     return wanted
 

@@ -1,4 +1,4 @@
-"""What is told to webhooks: the types of events, and an event as it is sent."""
+"""The events of webhooks: their types, and one event as a gateway sends it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class WebhookEvent(NamedTuple):
 
     @property
     def id(self) -> str:
-        """The id of the event, which is the same at each delivery: receivers know a repetition by it."""
+        """The id of the event, the same in each delivery, so that receivers recognize repetitions."""
         return f"evt_{self.object_id}"
 
     def payload(self) -> bytes:

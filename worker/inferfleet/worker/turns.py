@@ -147,7 +147,7 @@ class Turns:
 
 
 def _instructions(job: Job) -> list[dict[str, Any]]:
-    """Return the messages of a prompt that the history does not get."""
+    """Return the messages of a prompt that do not join the history."""
     return [{"role": "system", "content": job.instructions}] if job.instructions else []
 
 

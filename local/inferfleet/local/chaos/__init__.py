@@ -11,7 +11,7 @@ RabbitMQ's or Redis'; everything else is signals and restarts.
     history    everything that is known of a run afterwards
     collect    collects the history from ledgers, Redis and RabbitMQ
     checker    finds violations in a history
-    waste      the tokens that were generated for nothing
+    waste      the wasted tokens
     faults     the faults of processes and links, drawn from a seed
     service_faults, cluster_faults
                those of one RabbitMQ and one Redis, and those of three of each

@@ -149,8 +149,8 @@ def _print(report: SoakReport) -> None:
         text = ", ".join(f"{kind} {count}" for kind, count in counts.items()) or "none"
         sys.stdout.write(f"{name:12} {text}\n")
     sys.stdout.write(
-        f"{'tokens':12} {report.waste.generated} generated, {report.waste.wasted} of them for "
-        f"nothing ({report.waste.ratio:.1%})\n"
+        f"{'tokens':12} {report.waste.generated} generated, {report.waste.wasted} of them wasted "
+        f"({report.waste.ratio:.1%})\n"
     )
     for line in report.missed:
         out(f"  not hit  {line}\n")

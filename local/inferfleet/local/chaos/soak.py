@@ -55,8 +55,8 @@ SWEEP_INTERVAL_S = 2.0
 
 CLUSTER_WORKERS: dict[str, Any] = {"max_running": 8, "look_ahead": 2, "sweep_interval_s": 16.0}
 """Settings of workers on a cluster: so few slots that jobs wait in the queue, where a fault can hit them, and
-sweeps so far apart that no worker misses two reports in a row because Redis fails over, or because it is cut
-off. Otherwise they publish jobs again that such a worker runs."""
+sweeps so far apart that no worker misses two reports in a row because Redis fails over or the worker is cut
+off. Otherwise other workers publish again the jobs that it runs."""
 
 
 class Topology(StrEnum):

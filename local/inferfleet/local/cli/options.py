@@ -45,7 +45,7 @@ def sigterm_as_interrupt() -> Generator[None]:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Do what a Ctrl-C does now: an event loop cancels its main task then, instead of whichever task runs."""
+    """Do what Ctrl-C would do now: an event loop then cancels its main task, not whichever task runs."""
     on_interrupt = signal.getsignal(signal.SIGINT)
-    # Where a shell has started the command in the background, a Ctrl-C is ignored.
+    # A command that a shell has started in the background ignores Ctrl-C.
     (on_interrupt if callable(on_interrupt) else signal.default_int_handler)(number, frame)

@@ -23,7 +23,7 @@ class _Ports:
     """The ports of this process, each of which is handed out once.
 
     Ports are claimed in blocks: a block belongs to the process that holds a socket on its first port. So two
-    processes that choose ports for servers that are still to start do not choose the same one.
+    processes do not choose the same port for servers that have yet to start.
     """
 
     def __init__(self) -> None:
@@ -75,6 +75,6 @@ _PORTS = _Ports()
 def free_port() -> int:
     """Return a port of 127.0.0.1 on which nobody listens, and which no other call has returned lately.
 
-    That holds for other processes too, as long as they choose their ports here.
+    This includes calls in other processes.
     """
     return _PORTS.take()

@@ -49,7 +49,7 @@ WAIT_PAUSE_S: Final = 1.0
 
 
 class Jobs(Protocol):
-    """What a batch needs of a fleet: these methods of ``Fleet``."""
+    """What a batch needs from a fleet: these methods of ``Fleet``."""
 
     async def submit(self, job: Job, /) -> Job:
         """Submit a job, or find it by its idempotency key."""

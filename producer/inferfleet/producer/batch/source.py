@@ -56,7 +56,7 @@ class Fingerprint(NamedTuple):
 
 
 class CustomIds:
-    """Finds the ids of a file that are there more than once, in eight bytes of memory for each."""
+    """Finds the ids that a file has more than once, with eight bytes of memory for each id."""
 
     def __init__(self) -> None:
         self._sorted: list[array[int]] = []
@@ -70,7 +70,7 @@ class CustomIds:
             self._some.clear()
 
     def repeated(self, lines: Callable[[], Iterable[SourceLine]]) -> Generator[tuple[int, int, str]]:
-        """Yield both numbers and the id of each line that repeats an earlier one's. ``lines`` reads the file.
+        """Yield the two line numbers and the id for each line that repeats an id. ``lines`` reads the file.
 
         Ids that only have the same hash are not repeated.
         """

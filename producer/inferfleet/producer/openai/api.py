@@ -50,8 +50,8 @@ WORKERS_HEADER: Final = "inferfleet-workers"
 class Progress:
     """Which job a request became. A job that is ``kept`` goes on when nobody waits for its answer.
 
-    What is not ``stored`` cannot be read later. ``forget`` is awaited with the job when its request is over,
-    however it ended, and ``refused`` if there is no job.
+    A response that is not ``stored`` cannot be read later. ``forget`` is awaited with the job's id when the
+    request has ended in any way, and ``refused`` if it became no job.
     """
 
     kept: bool
@@ -125,9 +125,9 @@ class OpenAIApi:
         self._leaving: set[asyncio.Task[None]] = set()
 
     def of(self, fleet: TenantFleet, *, pools: Collection[str] | None = None) -> OpenAIApi:
-        """Return the same for the requests of a tenant, and of all ``pools`` only these.
+        """Return an API for the requests of a tenant, which may use only ``pools`` if there are any given.
 
-        ``aclose`` of either waits for both.
+        ``aclose`` of either waits for the jobs of both.
         """
         api = copy(self)
         api._fleet = fleet
@@ -327,7 +327,7 @@ async def _accepting(within_s: float | None) -> AsyncGenerator[None]:
 
 
 def json_reply(content: Any, headers: Mapping[str, str] = MappingProxyType({})) -> Reply:
-    """Make an answer of JSON."""
+    """Make a reply with a JSON body."""
     return Reply(content=orjson.dumps(content), headers={"content-type": "application/json", **headers})
 
 
@@ -345,7 +345,7 @@ def _restarted(job: Job, reason: str) -> RefusedError:
 
 
 def reply_headers(job_id: str, route: Route) -> dict[str, str]:
-    """Make the headers that tell of a job and its pool."""
+    """Make the headers that name a job, and say how many workers its pool has."""
     headers = {WORKERS_HEADER: str(route.workers)}
     # A stream may begin before the job is accepted.
     return {**headers, JOB_HEADER: job_id} if job_id else headers

@@ -23,7 +23,7 @@ from inferfleet.schemas.session import SessionExport, SessionRecord, Turn, estim
 CONVERSATION_PREFIX: Final = "conv_"
 
 MOST_ITEMS: Final = 20
-"""How many items a conversation may begin with: OpenAI's limit."""
+"""How many items a request may create a conversation with: OpenAI's limit."""
 
 KEPT_S: Final = 30 * 24 * 3600
 """For how long a conversation is kept after its last use."""
@@ -106,7 +106,7 @@ class ConversationsApi:
     async def items(
         self, conversation_id: str, *, after: str | None = None, limit: int = 20, ascending: bool = False
     ) -> Reply:
-        """List the items of a conversation, by default the last ones first."""
+        """List the items of a conversation, by default from the last to the first."""
         session, _ = await self._find(conversation_id)
         items = items_of(await session.history(), prefix=conversation_id)
         return json_reply(page_of(items, after=after, limit=limit, ascending=ascending))

@@ -60,7 +60,7 @@ class Models:
     ) -> Route:
         """Return the pool for a model; ``pool`` is the caller's choice, which counts more.
 
-        Of several pools that serve the model, one that is ``allowed`` is chosen; ``None`` are all.
+        Of several pools that serve the model, one that is ``allowed`` is chosen; ``None`` allows all.
 
         ``known`` is the pool that an earlier request like this one had. A model with the name of its pool is
         an alias whether or not a worker serves it now, so that equal requests make equal jobs.
@@ -79,7 +79,7 @@ class Models:
     async def list(self, allowed: Collection[str] | None = None) -> list[dict[str, Any]]:
         """List the models and pools as OpenAI does, with each one's pool and number of live workers.
 
-        Those of pools that are not ``allowed`` are left out; ``None`` are all.
+        Those of pools that are not ``allowed`` are left out; ``None`` allows all.
         """
         alive = await self._alive()
         pools: dict[str, str] = {worker.pool: worker.pool for worker in alive}

@@ -3,7 +3,7 @@
 The number of an event depends only on the tokens before it, in the pieces in which the worker wrote them. So
 all gateways count alike, whichever attempts generated the answer, even if Redis lost the journal and the
 worker wrote it again. The first three numbers are fixed. If an answer restarts, the numbers of the next one
-begin behind all that the former one may have had: at 1,000 for each token that is void.
+begin after all that the former one may have had: 1,000 for each void token.
 """
 
 from __future__ import annotations
@@ -62,13 +62,13 @@ class ResponseEvents:
         return [event for chunk in entry.chunks for event in self._of_chunk(chunk)]
 
     def restarted(self, entry: RestartedEntry) -> tuple[range, Event]:
-        """Forget the answer so far. Return the numbers that are void, and the event for who has seen some."""
+        """Forget the answer so far. Return the void numbers, and the event for readers that saw some."""
         first = self._first
         self._first = self._number = first + NUMBERS_PER_TOKEN * max(1, entry.tokens_wasted)
         self._output, self._open, self._calls = [], None, {}
         number = self._first - 1
         then = (
-            f"read the response, or its events behind {number}"
+            f"read the response, or its events after {number}"
             if self._record.shown["store"]
             else "send the request again"
         )

@@ -1,4 +1,4 @@
-"""The body of a request to OpenAI's Responses API, as far as a queue answers it."""
+"""The body of a request to OpenAI's Responses API: the members that a queue supports."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ class _Member(BaseModel):
 
 
 def _only(*allowed: str, instead: str) -> BeforeValidator:
-    """Refuse values that OpenAI offers and a queue does not, and say what to do instead."""
+    """Refuse values that OpenAI supports and a queue does not, and say what to do instead."""
 
     def check(value: object) -> object:
         if isinstance(value, str) and value not in allowed:
             raise PydanticCustomError(
-                "not_offered",
-                "{value} is not offered: {instead}",
+                "not_supported",
+                "{value} is not supported: {instead}",
                 {"value": repr(value[:64]), "instead": instead},
             )
         return value
@@ -49,7 +49,7 @@ class ResponseTool(_Member):
 
     type: Annotated[
         Literal["function"],
-        _only("function", instead="only functions are, which you run; wrap this tool in one"),
+        _only("function", instead="only functions are, which your program runs; wrap this tool in one"),
     ]
     name: Annotated[str, Field(min_length=1)]
     description: str | None = None
@@ -64,7 +64,7 @@ class NamedFunction(_Member):
         Literal["function"],
         _only(
             "function",
-            instead="name a function, or say none, auto or required; offer fewer tools to allow fewer",
+            instead="name a function, or use none, auto or required; to allow fewer tools, send fewer",
         ),
     ]
     name: Annotated[str, Field(min_length=1)]
@@ -97,12 +97,12 @@ class TextFormat(_Member):
 
 
 class TextOptions(_Member):
-    """How the text of the answer has to be."""
+    """What the text of the answer has to be like."""
 
     format: TextFormat | None = None
-    verbosity: Annotated[Literal["medium"] | None, _only("medium", instead="say it in the instructions")] = (
-        None
-    )
+    verbosity: Annotated[
+        Literal["medium"] | None, _only("medium", instead="ask for it in the instructions")
+    ] = None
 
 
 class ReasoningOptions(_Member):
@@ -126,7 +126,7 @@ def _as_object(conversation: object) -> object:
 
 def _plain(obfuscated: bool | None) -> bool | None:
     if obfuscated:
-        raise PydanticCustomError("not_offered", "is not offered: leave it out, or set it to false")
+        raise PydanticCustomError("not_supported", "is not supported: leave it out, or set it to false")
     return obfuscated
 
 
@@ -137,7 +137,7 @@ class ResponseStreamOptions(_Member):
 
 
 class CreateResponse(_Member):
-    """The body of ``POST /v1/responses``: what a queue answers of OpenAI's."""
+    """The body of ``POST /v1/responses``: the members of OpenAI's that a queue supports."""
 
     input: Any
     model: str | None = None

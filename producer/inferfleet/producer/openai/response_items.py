@@ -23,7 +23,7 @@ def read_items(given: object, place: str, *, prefix: str) -> list[Item]:
     An item without an id of its own gets one that begins with ``prefix``.
 
     Raises:
-        RefusedError: An item is invalid, or of a kind that a queue does not answer.
+        RefusedError: An item is invalid, or of a type that a queue does not support.
 
     """
     if isinstance(given, str):
@@ -32,7 +32,7 @@ def read_items(given: object, place: str, *, prefix: str) -> list[Item]:
         raise _wrong(place, f"must be a string or a list of items, not {kind(given)}")
     items = cast("list[object]", given)
     if not items:
-        raise _wrong(place, "is empty")
+        raise _wrong(place, "must not be empty")
     read: dict[str, Item] = {}
     for number, given_item in enumerate(items):
         name = f"{prefix}_{number}"
@@ -99,7 +99,7 @@ def items_of(messages: Iterable[Mapping[str, Any]], *, prefix: str) -> list[Item
 
 
 def output_text(text: str) -> Item:
-    """Make the part of a message that the model has said."""
+    """Make the part of a message that holds a text of the model."""
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
 
 
@@ -114,7 +114,9 @@ def page_of(items: Sequence[Item], *, after: str | None, limit: int, ascending: 
     if after is not None:
         places = [place for place, item in enumerate(listed) if item["id"] == after]
         if not places:
-            raise bad_request("after: there is no item with this id", param="after")
+            raise bad_request(
+                f"after: there is no item {after[:MAX_QUOTED_CHARS]!r} in this list", param="after"
+            )
         listed = listed[places[0] + 1 :]
     page = listed[:limit]
     return {
@@ -143,7 +145,7 @@ def _read(given: object, place: str, name: str) -> Item:
         told = f"{what[:MAX_QUOTED_CHARS]!r}" if isinstance(what, str) else kind(what)
         raise _wrong(
             f"{place}.type",
-            f"{told} is not offered{_instead(what)}; there are {', '.join(_READERS)}",
+            f"{told} is not supported{_instead(what)}; the types are {', '.join(_READERS)}",
         )
     given_id = item.get("id")
     if given_id is not None and not isinstance(given_id, str):
@@ -181,7 +183,7 @@ def _call_output(item: Item, place: str) -> Item:
 
 
 def _reasoning(item: Item, place: str) -> Item:
-    """Read reasoning. A summary or what only OpenAI can decrypt says nothing to the model."""
+    """Read reasoning, without its summary and without what only OpenAI can decrypt."""
     parts = item.get("content")
     if parts is None:
         parts = []
@@ -215,7 +217,7 @@ def _read_part(given: object, place: str, role: str) -> Item:
             return {"type": what, "refusal": _text(part, "refusal", place)}
         if what in TEXTS:
             return output_text(_text(part, "text", place))
-        raise _wrong(f"{place}.type", "must be output_text or refusal in a message of the assistant")
+        raise _wrong(f"{place}.type", "must be output_text or refusal in a message from the assistant")
     match what:
         case str() if what in TEXTS:
             return {"type": "input_text", "text": _text(part, "text", place)}
@@ -230,7 +232,7 @@ def _read_part(given: object, place: str, role: str) -> Item:
 def _image(part: Item, place: str) -> Item:
     if part.get("file_id") is not None:
         raise _wrong(
-            f"{place}.file_id", "is not offered: send the image as image_url, which may be a data URL"
+            f"{place}.file_id", "is not supported: send the image as image_url, which may be a data URL"
         )
     detail = part.get("detail", "auto")
     if detail not in DETAILS:
@@ -247,7 +249,7 @@ def _text(item: Item, name: str, place: str) -> str:
 
 
 def _content(parts: Sequence[Item]) -> str | list[dict[str, Any]]:
-    """Make the content of a message. Not all chat templates know lists of parts."""
+    """Make the content of a message: a string if possible, because not all chat templates read lists."""
     match parts:
         case []:
             return ""

@@ -66,19 +66,19 @@ class AskedResponse:
     stored: bool
 
 
-NOT_OFFERED: Final[Mapping[str, str]] = {
+NOT_SUPPORTED: Final[Mapping[str, str]] = {
     "access_programs": "leave it out",
     "background_options": "use service_tier 'flex', or expires_at in the member inferfleet",
     "context_management": "shorten the conversation yourself, or use truncation 'auto'",
     "image": "leave it out",
-    "max_tool_calls": "there are no built-in tools; count the calls that you run",
-    "moderation": "moderate before and after the request",
+    "max_tool_calls": "there are no built-in tools; count the calls that your program runs",
+    "moderation": "moderate the input and the output yourself",
     "prompt": "send the text of the template as instructions and input",
     "prompt_cache_options": "the engine caches prefixes by itself",
     "prompt_cache_retention": "the engine caches prefixes by itself",
     "top_logprobs": "use /v1/chat/completions with logprobs",
 }
-"""Members of OpenAI's that a queue does not answer, and what to do instead."""
+"""Members of OpenAI's that a queue does not support, and what to do instead."""
 
 _OF_CHATS: Final = frozenset(
     {
@@ -109,7 +109,7 @@ _OF_CHATS: Final = frozenset(
 """Members of a chat that have another name here, or no place in a response."""
 
 EXTENSIONS: Final = (
-    ENDPOINTS[Endpoint.CHAT].fields - _OF_CHATS - CreateResponse.model_fields.keys() - NOT_OFFERED.keys()
+    ENDPOINTS[Endpoint.CHAT].fields - _OF_CHATS - CreateResponse.model_fields.keys() - NOT_SUPPORTED.keys()
 )
 """vLLM's own members of a chat, which a request may have, too."""
 
@@ -120,14 +120,16 @@ def read_response_request(headers: Mapping[str, str], content: bytes) -> AskedRe
     """Read a request. ``headers`` have lower-case names.
 
     Raises:
-        RefusedError: A member is unknown, invalid or not offered; ``param`` names it.
+        RefusedError: A member is unknown, invalid or not supported; ``param`` names it.
 
     """
     body = read_object(content)
     _check_members(body)
     options = read_options(body.get(OPTIONS_MEMBER), headers)
     if "session_id" in options:
-        raise bad_request("session_id: name the session as conversation", param="conversation")
+        raise bad_request(
+            "session_id: is not supported here: name the session in conversation", param="conversation"
+        )
     request = read_model(CreateResponse, body)
     _check_agreement(request)
     job_id = new_job_id()
@@ -156,16 +158,17 @@ def read_response_request(headers: Mapping[str, str], content: bytes) -> AskedRe
 
 def _check_members(body: Mapping[str, Any]) -> None:
     for name, value in body.items():
-        if name in NOT_OFFERED and value is not None:
-            raise bad_request(f"{name}: is not offered: {NOT_OFFERED[name]}", param=name)
-        if name not in _MEMBERS and name not in NOT_OFFERED:
+        if name in NOT_SUPPORTED and value is not None:
+            raise bad_request(f"{name}: is not supported: {NOT_SUPPORTED[name]}", param=name)
+        if name not in _MEMBERS and name not in NOT_SUPPORTED:
             raise unknown_member(name, _MEMBERS)
 
 
 def _check_agreement(request: CreateResponse) -> None:
     if request.conversation is not None and request.previous_response_id is not None:
         raise bad_request(
-            "previous_response_id: has no place beside conversation; keep one", param="previous_response_id"
+            "previous_response_id: cannot be combined with conversation; send one of them",
+            param="previous_response_id",
         )
     if request.store is False:
         for name, given in {"background": request.background, "conversation": request.conversation}.items():

@@ -63,7 +63,7 @@ class ResponsesApi:
         *,
         accepted: Callable[[str], Awaitable[None]] | None = None,
     ) -> None:
-        """``accepted`` is awaited with the job of each background response, before anybody knows it."""
+        """``accepted`` is awaited with the job id of each background response, before a caller learns it."""
         self._accepted = accepted
         self._fleet = fleet
         self._records = fleet.response_records
@@ -71,10 +71,10 @@ class ResponsesApi:
         self._api = api
 
     async def create(self, headers: Mapping[str, str], content: bytes) -> Reply:
-        """Submit the job that a request asks for, and answer as it asks: at once, at the end or by events.
+        """Submit the job that a request asks for, and answer as it asks: at once, at the end or as a stream.
 
-        If the caller is cancelled, or closes the stream before its end, the job is cancelled, unless the
-        response is of the background or the request has an idempotency key.
+        If the caller is cancelled, or closes the stream before its end, the job is cancelled, unless it is a
+        background response or the request has an idempotency key.
 
         Raises:
             RefusedError: The request is invalid, or nobody serves its model.
@@ -112,9 +112,9 @@ class ResponsesApi:
         return json_reply(await self._present(job.id, record), {JOB_HEADER: job.id})
 
     async def events(self, response_id: str, *, starting_after: int | None) -> Reply:
-        """Stream the events of a response behind the one with this number, also after its end.
+        """Stream the events of a response after the one with this number, even if it has ended.
 
-        The response goes on if the reader goes away.
+        The response goes on if its reader disconnects.
         """
         job, record = await self._stored.find(response_id)
         after = NOTHING_SEEN if starting_after is None else starting_after
@@ -126,12 +126,12 @@ class ResponsesApi:
         )
 
     async def cancel(self, response_id: str) -> Reply:
-        """Cancel a response of the background, and return it. One that has ended stays as it is."""
+        """Cancel a background response, and return it. One that has ended stays as it is."""
         job, record = await self._stored.find(response_id)
         if not record.background:
             raise bad_request(
-                "only a response with background: true can be cancelled; to stop another one, close its "
-                "connection",
+                "only a response with background: true can be cancelled; to stop another one, close the "
+                "connection of its request",
                 param="response_id",
             )
         await self._cancel(job.id)
@@ -157,19 +157,19 @@ class ResponsesApi:
         limit: int = 20,
         ascending: bool = False,
     ) -> Reply:
-        """List the items of a response's request, by default the last ones first."""
+        """List the items of a response's request, by default from the last to the first."""
         _, record = await self._stored.find(response_id)
         return json_reply(page_of(record.items, after=after, limit=limit, ascending=ascending))
 
     async def _present(self, job_id: str, record: ResponseRecord) -> dict[str, Any]:
-        """Make a response as its job is now. Until that has ended, it has no output."""
+        """Make a response from the present state of its job. It has no output until the job has ended."""
         job = await self._fleet.get(job_id)
         if not job.state.terminal:
             return response_object(job_id, record, state=job.state)
         return await self._ended(job_id, record)
 
     async def _ended(self, job_id: str, record: ResponseRecord) -> dict[str, Any]:
-        """Make a response of which the job has ended, as its last event does."""
+        """Make a response whose job has ended: the one in its last event."""
         events = ResponseEvents(job_id, record)
         others = _TurnOfOthers()
         async with aclosing(self._fleet.stream(job_id)) as lines:
@@ -269,7 +269,7 @@ class ResponsesApi:
         return record if kept is None else ResponseRecord.model_validate_json(kept)
 
     async def _refused_early(self, job_id: str) -> None:
-        """Raise the error of a job that fails before it has said anything, while the status is undecided."""
+        """Raise the error of a job that fails before its first token, while the status can still change."""
         waiting = asyncio.create_task(self._until_output(job_id))
         try:
             await asyncio.wait({waiting}, timeout=self._api.start_s)
@@ -289,10 +289,10 @@ class ResponsesApi:
     # Following
 
     async def _follow(self, job_id: str, record: ResponseRecord, *, after: int) -> AsyncGenerator[Part]:
-        """Make the events behind the one with the number ``after``, until the last one.
+        """Make the events after number ``after``, up to the last one.
 
-        A reader that has seen a part of an answer that has restarted gets an error, and whoever has not, only
-        what counts.
+        A reader that has seen part of a void answer gets an error event. Any other reader gets only the new
+        answer.
         """
         events = ResponseEvents(job_id, record)
         void_until = await self._void_until(job_id)
@@ -315,7 +315,7 @@ class ResponsesApi:
                     case FinishedEntry() as entry:
                         made += events.finished(entry, await self._fleet.wait(job_id))
                         over = True
-                        # Whoever asks for what is behind the end still learns of it.
+                        # A reader that asks for events after the last one still gets that one.
                         last = made[-1]["sequence_number"]
                         seen = last - 1 if seen > last else seen
                     case _:
@@ -341,7 +341,7 @@ class ResponsesApi:
     # Ending
 
     async def _forget(self, job_id: str) -> bool:
-        """Forget a job and its answer, cancelled if it has not ended. Return whether it has, soon enough."""
+        """Cancel a job, wait a while for its end, and then forget its answer. Return whether it has ended."""
         ended = await self._cancel(job_id)
         if ended:
             await self._records.forget(job_id)

@@ -1,4 +1,4 @@
-"""Finds responses, and what was said before and by one."""
+"""Finds responses, and the messages up to one."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class StoredResponses:
             )
 
     async def messages_before(self, response_id: str) -> list[dict[str, Any]]:
-        """Read what was said up to a response and by it, without instructions, and keep it for longer.
+        """Read the messages up to a response and its answer, without instructions; keep them for longer.
 
         Raises:
             RefusedError: There is no such response, or it has no answer.
@@ -79,7 +79,7 @@ class StoredResponses:
         while previous is not None:
             if len(read) == MOST_PREVIOUS:
                 raise bad_request(
-                    f"previous_response_id: continues more than {MOST_PREVIOUS:,} responses; "
+                    f"previous_response_id: there are more than {MOST_PREVIOUS:,} responses before this one; "
                     "use a conversation",
                     param="previous_response_id",
                 )
@@ -94,13 +94,13 @@ class StoredResponses:
         return [message for turn in reversed(turns) for message in turn]
 
     async def _previous(self, response_id: str, *, of: str) -> tuple[str, ResponseRecord, dict[str, Any]]:
-        """Read a response that is continued, because the request names it or because the one ``of`` does."""
+        """Read the response ``of``, which the request continues, or one before it."""
         try:
             job, record = await self.find(response_id)
         except (RefusedError, JobDataLostError) as error:
             told = str(error)
             if response_id != of:
-                told = f"{of} cannot be continued: one that it continues was deleted or has expired ({told})"
+                told = f"{of} cannot be continued: a response before it was deleted or has expired ({told})"
             raise RefusedError(
                 Refusal(
                     status=HTTPStatus.BAD_REQUEST,
@@ -118,7 +118,7 @@ class StoredResponses:
         return job.id, record, kept_answer(job.result.response)
 
     async def _turns_of(self, conversation_id: str, job_id: str) -> list[dict[str, Any]]:
-        """Read what was said in a conversation up to a response and by it."""
+        """Read the messages of a conversation up to a response and its answer."""
         turns = await self._fleet.session(conversation_id).turns()
         last = next((number for number, turn in enumerate(turns) if turn.job_id == job_id), None)
         if last is None:

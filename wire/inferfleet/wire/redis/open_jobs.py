@@ -137,7 +137,7 @@ class OpenJobs:
         return sent
 
     def _enter_again(self) -> None:
-        # The new connection may be to a server that has forgotten their ends: the sweep removes them.
+        # The new connection may be to a server that has lost the ends of these jobs: the sweep removes them.
         self._leaving.clear()
         since, now_ms = time.monotonic() - REMEMBERED_S, self._pipeline.clock.now_ms()
         again: dict[str, list[Argument]] = {}

@@ -1,4 +1,4 @@
-"""What OpenAI's Responses API keeps of a request beside the job that it became, in the slot of that job."""
+"""What the Responses API keeps of a request, in the slot of the job that the request became."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ class ResponseRecords:
         self._pipeline = pipeline
         self.clock = pipeline.clock
         """Redis' time."""
-        # A job that has not ended may be there for longer than it may wait. Its end sets another time.
+        # An unfinished job may exist for longer than it may wait. Its end sets another time.
         self._ttl_s = 2 * queued_ttl_s
         self._continued_ttl_s = queued_ttl_s + result_ttl_s
 
     async def save(self, job_id: str, record: bytes) -> None:
-        """Keep the record of a response, unless it has one."""
+        """Store the record of a response, unless there is one."""
         await self._pipeline.execute("SET", response_key(job_id), record, "EX", self._ttl_s, "NX")
 
     async def read(self, job_id: str) -> bytes | None:
-        """Read the record of a response; ``None`` if it has none."""
+        """Read the record of a response; ``None`` if there is none."""
         record: bytes | None = await self._pipeline.execute("GET", response_key(job_id))
         return record
 
     async def renew(self, job_ids: Iterable[str]) -> None:
-        """Keep responses, with their answers, for as long as one that is about to continue them."""
+        """Keep responses, with their answers, for as long as a job that is about to continue them."""
         await asyncio.gather(
             *(
                 self._pipeline.enqueue("EXPIRE", key(job_id), self._continued_ttl_s, "GT")

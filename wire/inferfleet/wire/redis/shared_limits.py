@@ -26,7 +26,7 @@ NEW_MS: Final = 60_000
 """For how long a job without a record keeps its place: its submission may be under way."""
 
 LOOK_AGAIN_S: Final = 1.0
-"""When all jobs of a key are looked at again after a look that has found none that had ended."""
+"""How long a look at all jobs of a key that found no ended one keeps the next look away."""
 
 RunScript = Callable[[Sequence[str], Sequence[Any]], Awaitable[Any]]
 
@@ -40,7 +40,7 @@ class Cost(NamedTuple):
 
 
 class Lacking(NamedTuple):
-    """What a key has not enough of, and in how many seconds it does."""
+    """What a key has too little of, and in how many seconds it will have enough."""
 
     cost: Cost
     wait_s: float
@@ -61,7 +61,7 @@ class SharedLimits:
     async def take(self, key_id: str, costs: Sequence[Cost]) -> Lacking | None:
         """Take amounts, each at most its limit, from what a key has a minute: all of them, or nothing.
 
-        Of calls at the same time, one may take a part and return what is lacking all the same.
+        A concurrent call may take a part, and still return what is lacking.
         """
         for cost in costs[1:]:
             if not await self._rates.test(*_rate(key_id, cost), cost=cost.amount):
@@ -86,7 +86,7 @@ class SharedLimits:
             await self.free(key_id, ended)
             return not await self._reserve(key_id, jobs, most, every=False)
         if looks:
-            # Whoever tries again and again must not have them read as often.
+            # A caller that tries again and again must not cause a read each time.
             self._look_at[key_id] = now + LOOK_AGAIN_S
         return False
 
@@ -95,7 +95,7 @@ class SharedLimits:
         await self._pipeline.execute("ZREM", places_key(key_id), *jobs)
 
     async def _reserve(self, key_id: str, jobs: Sequence[str], most: int, *, every: bool) -> dict[str, float]:
-        """Reserve places. If there are not enough, return who has them: every job, or the first one."""
+        """Reserve places. If there are not enough, return the jobs that hold them: all, or the first."""
         answer: list[bytes] = await self._pipeline.execute(
             *process_scripts.reserve(
                 places_key(key_id), *jobs, most=most, ttl_s=self._ttl_s, last=-1 if every else 0
@@ -116,7 +116,7 @@ class SharedLimits:
 
 
 class _Storage(RedisStorage):
-    """Runs the scripts of ``limits`` on our pipeline, so that any Redis will do that we can connect to."""
+    """Runs the scripts of ``limits`` on our pipeline, so that they run on every Redis that it reaches."""
 
     def __init__(self, pipeline: CommandPipeline) -> None:
         self._scripts = _Scripts(pipeline)
@@ -152,10 +152,10 @@ def _rate(key_id: str, cost: Cost) -> tuple[RateLimitItemPerMinute, str, str]:
 def seconds_until(
     room: int, previous: int, previous_ends_s: float, current: int, current_ends_s: float
 ) -> float:
-    """Return when what has been taken weighs at most ``room``, if nobody takes anything meanwhile.
+    """Return in how many seconds the window counts at most ``room``, if nobody takes anything meanwhile.
 
-    The previous window counts by what is left of it. The current one becomes the previous one a minute before
-    its end.
+    The previous window counts in proportion to what is left of it. The current one becomes the previous one
+    a minute before its end.
     """
     if previous and current <= room:
         return max(previous_ends_s - (room - current) * MINUTE_S / previous, 0.0)

@@ -266,8 +266,8 @@ def _open_token_log(path: Path) -> IO[bytes]:
         return path.open("ab", buffering=0)
     except OSError as error:
         raise ConfigurationError(
-            f"the simulated engine cannot write the file of its argument 'token_log': {error} "
-            "(INFERFLEET_ENGINE_ARGS)"
+            f"the simulated engine cannot open its 'token_log': {error}; name a file that it can "
+            "write in INFERFLEET_ENGINE_ARGS"
         ) from error
 
 

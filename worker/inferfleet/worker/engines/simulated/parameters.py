@@ -60,8 +60,8 @@ class SimulatedParameters(BaseModel):
     """The weights that it pretends to have: another number gives other text, and another model identity."""
 
     token_log: Path | None = None
-    """A file to which each step appends how many tokens it generated, a line a step, to count what a killed
-    process has generated."""
+    """A file to which each step appends a line with the number of its tokens: this counts those of a killed
+    process, too."""
 
     @model_validator(mode="after")
     def _one_sequence_fits(self) -> Self:

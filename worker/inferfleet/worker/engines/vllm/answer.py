@@ -190,7 +190,7 @@ def _require_served(loaded: LoadedModel, generation: Generation) -> None:
 
 def _require_supported(request: Any) -> None:
     if request.use_beam_search:
-        raise refusal("use_beam_search: a job's tokens come in order, so beam search is not offered")
+        raise refusal("use_beam_search: a job's tokens come in order, so beam search is not supported")
 
 
 def _usage(body: dict[str, Any]) -> Usage:

@@ -1,4 +1,4 @@
--- An endpoint of webhooks stands in the queue at the time of its next delivery, unless it is disabled or has none.
+-- A webhook endpoint is in the queue at the time of its next delivery, unless it is disabled or has no events.
 local function requeue_endpoint(queue_key, endpoint_key, due_key, endpoint)
   local first = redis.call('ZRANGE', due_key, 0, 0, 'WITHSCORES')
   if first[1] and redis.call('HEXISTS', endpoint_key, 'url') == 1 and redis.call('HEXISTS', endpoint_key, 'disabled_ms') == 0 then
