@@ -1,0 +1,80 @@
+"""The files and batches of one tenant, and those of others."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from tests.integration.conftest import (
+    RunningGateway,
+    StartGateway,
+    StartWorker,
+    eventually,
+)
+from tests.integration.files_and_batches.conftest import (
+    begin,
+    client_of,
+    request,
+    until,
+)
+
+from inferfleet.producer import Fleet
+
+
+async def test_what_belongs_to_another_tenant_does_not_exist(
+    gateway: RunningGateway, start_worker: StartWorker, tenants: str
+) -> None:
+    await start_worker()
+    async with client_of(gateway, tenant=tenants) as mine, client_of(gateway) as other:
+        batch = await begin(mine, request("a"))
+        done = await until(mine, batch, "completed")
+        assert done.output_file_id is not None
+
+        for file_id in (batch.input_file_id, done.output_file_id):
+            for call in (other.files.retrieve, other.files.content, other.files.delete):
+                foreign, unknown = [await refusal(call(each)) for each in (file_id, file_id[:-4] + "0000")]
+                assert foreign.replace(file_id, "") == unknown.replace(file_id[:-4] + "0000", "")
+        for batch_call in (other.batches.retrieve, other.batches.cancel):
+            assert "there is no batch" in await refusal(batch_call(batch.id))
+        with pytest.raises(openai.NotFoundError):
+            await other.batches.create(
+                input_file_id=batch.input_file_id,
+                endpoint="/v1/chat/completions",
+                completion_window="24h",
+            )
+        assert batch.id not in [each.id async for each in other.batches.list()]
+        assert [each.id async for each in mine.batches.list()] == [batch.id]
+        assert [each.id async for each in mine.files.list()] == [done.output_file_id, batch.input_file_id]
+
+
+async def refusal(call: Awaitable[Any]) -> str:
+    with pytest.raises(openai.NotFoundError) as refused:
+        await call
+    return refused.value.message
+
+
+async def test_a_tenant_has_no_more_open_batches_than_it_may(
+    start_gateway: StartGateway, fleet: Fleet, pool: str, storage: Path, tenants: str
+) -> None:
+    gateway = await start_gateway(files_url=str(storage), max_batches=2, batches_at_once=1)
+    async with client_of(gateway, tenant=tenants) as client, client_of(gateway) as other:
+        batches = [await begin(client, request("a")) for _ in range(2)]
+        with pytest.raises(openai.PermissionDeniedError) as refused:
+            await begin(client, request("a"))
+        assert refused.value.code == "too_many_batches"
+        batches.append(await begin(other, request("a")))
+
+        # The other one has the only place, and cancelling needs none.
+        await client.batches.cancel(batches[1].id)
+        await until(client, batches[1], "cancelled")
+
+        async def accepted() -> bool:
+            with suppress(openai.PermissionDeniedError):
+                batches.append(await begin(client, request("a")))
+            return len(batches) == 4
+
+        await eventually(accepted)
