@@ -192,6 +192,7 @@ async def until_up(session: aiohttp.ClientSession, proxy: Proxy, *, within_s: fl
                         return
             except aiohttp.ClientError:
                 pass
+            # Neither proxy announces that it is ready, so polling is the only way to find out.
             await asyncio.sleep(0.1)
 
 

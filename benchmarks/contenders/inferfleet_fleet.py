@@ -132,6 +132,7 @@ class Client:
             started = (await self._fleet.get(job)).started_at
             assert started is not None
             waits.append((started - job.submitted_at).total_seconds())
+            # Spreads the samples over the backlog: back to back, they would all meet it at the same moment.
             await asyncio.sleep(0.25)
         return waits
 

@@ -30,11 +30,12 @@ def write(storage: Storage, name: str, content: bytes) -> None:
         storage.write(name, file, content)
 
 
-def test_what_is_written_is_read(storage: Storage, tmp_path: Path) -> None:
+def test_what_is_written_is_read(storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("inferfleet.gateway.batches.storage.PIECE_BYTES", 3)
     write(storage, "a/b", b"one\ntwo\n")
     write(storage, "a/c", b"three")
 
-    assert b"".join(storage.read("a/b", piece_bytes=3)) == b"one\ntwo\n"
+    assert b"".join(storage.read("a/b")) == b"one\ntwo\n"
     assert list(storage.lines("a/b")) == [b"one\n", b"two\n"]
     assert storage.names("a") == ["a/b", "a/c"]
     assert storage.at_hand("a/c", tmp_path) == tmp_path / "input"

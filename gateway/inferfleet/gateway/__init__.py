@@ -19,6 +19,7 @@
     bodies          reading a body, within limits
     hosts           which hosts a request may name
     waiting         waiting for an answer until the client goes away or the gateway stops
+    json_answer     an answer in JSON
     documents       the OpenAPI document
     access_log      a line for each request, without prompts
     batches         files and batches

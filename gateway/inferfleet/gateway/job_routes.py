@@ -29,6 +29,7 @@ from inferfleet.gateway.documents import (
 )
 from inferfleet.gateway.gateway import Gateway
 from inferfleet.gateway.job_requests import read_jobs
+from inferfleet.gateway.json_answer import json_answer
 from inferfleet.gateway.waiting import EventResponse, answered
 from inferfleet.producer import JobFilter
 from inferfleet.producer.journal_view import BEGINNING, JournalView
@@ -87,7 +88,7 @@ def job_routes(gateway: Gateway) -> APIRouter:
             job = await api.submit(asked)
             await gateway.webhooks.watch(caller_of(request).tenant, [job.id])
             headers = {"location": _url(job), WORKERS_HEADER: str(route.workers)}
-            return _json(_accepted(job), HTTPStatus.ACCEPTED, headers)
+            return json_answer(_accepted(job), HTTPStatus.ACCEPTED, headers)
         return await _submit_many(gateway, request, asked)
 
     @router.get("", responses=answer(list_of(ref("jobRecord"), has_more={"type": "boolean"})))
@@ -105,9 +106,9 @@ def job_routes(gateway: Gateway) -> APIRouter:
         async with aclosing(gateway.fleet_of(request).list_jobs(where)) as records:
             async for record in records:
                 if len(found) == limit:
-                    return _json({"object": "list", "data": found, "has_more": True})
+                    return json_answer({"object": "list", "data": found, "has_more": True})
                 found.append(_described(record))
-        return _json({"object": "list", "data": found, "has_more": False})
+        return json_answer({"object": "list", "data": found, "has_more": False})
 
     @router.get("/{job_id}", responses=answer(ref("jobRecord")))
     async def get(request: Request, job_id: str, wait: Wait = 0) -> Response:
@@ -117,7 +118,7 @@ def job_routes(gateway: Gateway) -> APIRouter:
         if wait:
             with suppress(WaitTimeoutError):
                 await answered(request, fleet.wait(job_id, timeout_s=wait), over=gateway.shutdown.draining)
-        return _json(_described(await fleet.get(job_id)))
+        return json_answer(_described(await fleet.get(job_id)))
 
     @router.get("/{job_id}/position", responses=answer(_POSITION))
     async def position(request: Request, job_id: str) -> Response:
@@ -126,7 +127,7 @@ def job_routes(gateway: Gateway) -> APIRouter:
         fleet = gateway.fleet_of(request)
         record = await fleet.record(job_id)
         waits, workers = await asyncio.gather(fleet.waits_for(job_id), fleet.workers())
-        return _json(
+        return json_answer(
             {
                 "id": job_id,
                 "state": record.state,
@@ -142,7 +143,7 @@ def job_routes(gateway: Gateway) -> APIRouter:
         _check_id(job_id)
         state = await gateway.fleet_of(request).cancel(job_id)
         status = HTTPStatus.ACCEPTED if state is JobState.RUNNING else HTTPStatus.OK
-        return _json({"id": job_id, "state": state}, status)
+        return json_answer({"id": job_id, "state": state}, status)
 
     @router.get("/{job_id}/events", response_class=Response, responses=answer_of_events())
     async def events(
@@ -201,7 +202,7 @@ async def _submit_many(gateway: Gateway, request: Request, asked: Sequence[Asked
             for position, job in enumerate(jobs)
         ]
     await gateway.webhooks.watch(fleet.tenant, ids)
-    return _json(made, HTTPStatus.ACCEPTED)
+    return json_answer(made, HTTPStatus.ACCEPTED)
 
 
 def _visible(fleet: TenantFleet, refusal: Refusal) -> Refusal:
@@ -240,9 +241,3 @@ def _accepted(job: Job) -> dict[str, Any]:
 
 def _url(job: Job) -> str:
     return f"/v1/jobs/{job.id}"
-
-
-def _json(
-    content: Any, status: HTTPStatus = HTTPStatus.OK, headers: dict[str, str] | None = None
-) -> Response:
-    return Response(orjson.dumps(content), status, headers, media_type="application/json")

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from functools import partial
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Final
 
-import orjson
 from fastapi import APIRouter, Request, Response
 
 from inferfleet.gateway.bodies import read_body
 from inferfleet.gateway.documents import COUNT, OBJECT, STRING, answer, members, request_body
 from inferfleet.gateway.gateway import Gateway
+from inferfleet.gateway.json_answer import json_answer
 from inferfleet.producer import Session
 from inferfleet.producer.openai.refusals import bad_request, not_found
 from inferfleet.producer.openai.requests import apart, read_json, read_object
@@ -35,7 +35,7 @@ def session_routes(gateway: Gateway) -> APIRouter:
         """Read a session: its record, the messages of its finished turns, and its state."""
         session, record = await _session(gateway.fleet_of(request), session_id)
         version, state = await session.state()
-        return _json(
+        return json_answer(
             {
                 **record.model_dump(mode="json"),
                 "id": session_id,
@@ -51,7 +51,7 @@ def session_routes(gateway: Gateway) -> APIRouter:
         content = await read_body(request, gateway.settings)
         session, _ = await _session(gateway.fleet_of(request), session_id)
         version = await session.patch_state(await apart(partial(read_json, content), content))
-        return _json({"id": session_id, "state_version": version})
+        return json_answer({"id": session_id, "state_version": version})
 
     @router.post(
         "/fork",
@@ -71,7 +71,7 @@ def session_routes(gateway: Gateway) -> APIRouter:
         if turns is not None and (not isinstance(turns, int) or isinstance(turns, bool)):
             raise bad_request("turns: must be a whole number", param="turns")
         await session.fork(fleet.stored_session(new_id), turns=turns)
-        return _json({"id": new_id}, HTTPStatus.CREATED)
+        return json_answer({"id": new_id}, HTTPStatus.CREATED)
 
     @router.delete("", response_class=Response, status_code=HTTPStatus.NO_CONTENT)
     async def delete(request: Request, session_id: str) -> Response:
@@ -93,7 +93,3 @@ async def _session(fleet: TenantFleet, session_id: str) -> tuple[Session, Sessio
 
 def _unknown(session_id: str) -> Exception:
     return not_found(f"there is no session {session_id[:128]!r}", code="session_not_found")
-
-
-def _json(content: Any, status: HTTPStatus = HTTPStatus.OK) -> Response:
-    return Response(orjson.dumps(content), status, media_type="application/json")

@@ -13,15 +13,16 @@ from functools import partial
 from http import HTTPStatus
 from typing import Annotated, Any, Final, cast
 
-import orjson
 from fastapi import APIRouter, Query, Request, Response
 
 from inferfleet.gateway.bodies import read_body
 from inferfleet.gateway.callers import caller_of
 from inferfleet.gateway.documents import COUNT, STRING, answer, list_of, members, request_body
 from inferfleet.gateway.gateway import Gateway
+from inferfleet.gateway.json_answer import json_answer
 from inferfleet.gateway.webhooks.sending import MAX_URL
 from inferfleet.gateway.webhooks.signing import new_secret
+from inferfleet.producer.openai.lists import list_page
 from inferfleet.producer.openai.refusals import Refusal, RefusedError, bad_request, not_found
 from inferfleet.producer.openai.requests import apart, read_object
 from inferfleet.schemas.near_match import did_you_mean
@@ -118,7 +119,7 @@ def webhook_routes(gateway: Gateway) -> APIRouter:
     @router.get("/webhook_event_types", responses=answer(list_of(_EVENT_TYPE)))
     async def event_types() -> Response:
         """List the types of events."""
-        return _json({"object": "list", "data": EVENT_TYPES})
+        return json_answer({"object": "list", "data": EVENT_TYPES})
 
     @router.post(
         "/webhook_endpoints", openapi_extra=request_body(_NEW, _EXAMPLE), responses=answer(_WITH_SECRET)
@@ -145,7 +146,7 @@ def webhook_routes(gateway: Gateway) -> APIRouter:
                     message=f"there are {MAX_ENDPOINTS} endpoints already; remove one first",
                 )
             )
-        return _json(_described(endpoint, with_secret=True))
+        return json_answer(_described(endpoint, with_secret=True))
 
     @router.get("/webhook_endpoints", responses=answer(_LIST))
     async def list_endpoints(request: Request, after: str | None = None, limit: Limit = 20) -> Response:
@@ -156,20 +157,12 @@ def webhook_routes(gateway: Gateway) -> APIRouter:
             raise bad_request("after: is not the id of an endpoint", param="after")
         behind = endpoints[0 if after is None else ids.index(after) + 1 :]
         page = [_described(endpoint) for endpoint in behind[:limit]]
-        return _json(
-            {
-                "object": "list",
-                "data": page,
-                "first_id": page[0]["id"] if page else None,
-                "last_id": page[-1]["id"] if page else None,
-                "has_more": len(behind) > limit,
-            }
-        )
+        return json_answer(list_page(page, more=len(behind) > limit))
 
     @router.get("/webhook_endpoints/{endpoint_id}", responses=answer(_ENDPOINT))
     async def retrieve(request: Request, endpoint_id: str) -> Response:
         """Read an endpoint."""
-        return _json(_described(await found(request, endpoint_id)))
+        return json_answer(_described(await found(request, endpoint_id)))
 
     @router.post(
         "/webhook_endpoints/{endpoint_id}",
@@ -191,7 +184,7 @@ def webhook_routes(gateway: Gateway) -> APIRouter:
         if not await store.change(caller_of(request).tenant, endpoint_id, fields, enabled=enabled):
             raise _unknown(endpoint_id)
         webhooks.delivery.wake()
-        return _json(_described(await found(request, endpoint_id)))
+        return json_answer(_described(await found(request, endpoint_id)))
 
     @router.delete("/webhook_endpoints/{endpoint_id}", responses=answer(_DELETED))
     async def delete(request: Request, endpoint_id: str) -> Response:
@@ -199,7 +192,7 @@ def webhook_routes(gateway: Gateway) -> APIRouter:
         _check_id(endpoint_id)
         if not await store.remove(caller_of(request).tenant, endpoint_id):
             raise _unknown(endpoint_id)
-        return _json({"object": "webhook_endpoint.deleted", "id": endpoint_id, "deleted": True})
+        return json_answer({"object": "webhook_endpoint.deleted", "id": endpoint_id, "deleted": True})
 
     @router.post(
         "/webhook_endpoints/{endpoint_id}/rotate_secret",
@@ -217,7 +210,7 @@ def webhook_routes(gateway: Gateway) -> APIRouter:
             caller_of(request).tenant, endpoint_id, {}, secret=secret, old_secret_until_ms=until_ms
         ):
             raise _unknown(endpoint_id)
-        return _json(_described(await found(request, endpoint_id), with_secret=True))
+        return json_answer(_described(await found(request, endpoint_id), with_secret=True))
 
     @router.post(
         "/webhook_endpoints/{endpoint_id}/test",
@@ -242,7 +235,7 @@ def webhook_routes(gateway: Gateway) -> APIRouter:
                     message=f"the endpoint has not answered: {sent.failure}",
                 )
             )
-        return _json(
+        return json_answer(
             {
                 "object": "webhook_endpoint.test",
                 "webhook_endpoint_id": endpoint_id,
@@ -312,7 +305,3 @@ def _check_id(endpoint_id: str) -> None:
 
 def _unknown(endpoint_id: str) -> RefusedError:
     return not_found(f"there is no endpoint {endpoint_id[:128]!r}", code="webhook_endpoint_not_found")
-
-
-def _json(content: Any) -> Response:
-    return Response(orjson.dumps(content), media_type="application/json")

@@ -86,7 +86,6 @@ class Places:
         running = self._runner._running
         if handing_over := [task for task in running.values() if task.cancelling()]:
             await asyncio.wait(handing_over)
-            await asyncio.sleep(0)
         return sorted(self._batches.orders[batch_id].tenant for batch_id in running)
 
     async def end(self) -> None:

@@ -9,20 +9,22 @@ from functools import partial
 from http import HTTPStatus
 from typing import Annotated, Any, Final, cast
 
-import orjson
 from fastapi import APIRouter, Query, Request, Response
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
-from inferfleet.gateway.batches.file_routes import After, files_of, find_file, listed
+from inferfleet.gateway.batches.file_routes import After, files_of, find_file
 from inferfleet.gateway.batches.uploads import read_ttl
 from inferfleet.gateway.bodies import read_body
 from inferfleet.gateway.callers import Caller, caller_of
 from inferfleet.gateway.documents import COUNT, OBJECT, STRING, answer, list_of, members, request_body
 from inferfleet.gateway.gateway import Gateway
+from inferfleet.gateway.json_answer import json_answer
 from inferfleet.producer.batch.line_ids import new_batch_id
 from inferfleet.producer.job_making import read_priority
+from inferfleet.producer.openai.lists import list_page
 from inferfleet.producer.openai.refusals import Refusal, RefusedError, bad_request, not_found
 from inferfleet.producer.openai.requests import apart, read_object, read_options
+from inferfleet.producer.openai.response_fields import Metadata
 from inferfleet.schemas.batch import BatchOrder, BatchRecord, BatchState
 from inferfleet.schemas.endpoints import Endpoint
 from inferfleet.schemas.errors import ServiceRefusedError, ServiceUnreachableError
@@ -77,6 +79,8 @@ _BATCH: Final = members(
 )
 
 
+_METADATA: Final = TypeAdapter[dict[str, str]](Metadata)
+
 _UNCONFIRMED: Final = Refusal(
     status=HTTPStatus.SERVICE_UNAVAILABLE,
     code="batch_unconfirmed",
@@ -106,19 +110,19 @@ def batch_routes(gateway: Gateway) -> APIRouter:
             logger.warning("batch %s may have begun or not (%s)", order.id, error)
             raise RefusedError(_UNCONFIRMED) from error
         gateway.new_batch.set()
-        return _json(_described(BatchRecord(order=order)))
+        return json_answer(_described(BatchRecord(order=order)))
 
     @router.get("", responses=answer(list_of(_BATCH)))
     async def list_batches(request: Request, after: After = None, limit: Limit = 20) -> Response:
         """List batches, the newest first."""
         files_of(gateway)
         page = await records.page(caller_of(request).tenant, after=after, limit=limit)
-        return _json(listed(list(map(_described, page.records)), more=page.more))
+        return json_answer(list_page(list(map(_described, page.records)), more=page.more))
 
     @router.get("/{batch_id}", responses=answer(_BATCH))
     async def retrieve(request: Request, batch_id: str) -> Response:
         """Tell how far a batch is."""
-        return _json(_described(await _find(gateway, batch_id, caller_of(request))))
+        return json_answer(_described(await _find(gateway, batch_id, caller_of(request))))
 
     @router.post("/{batch_id}/cancel", responses=answer(_BATCH))
     async def cancel(request: Request, batch_id: str) -> Response:
@@ -136,7 +140,7 @@ def batch_routes(gateway: Gateway) -> APIRouter:
                 )
             )
         gateway.new_batch.set()
-        return _json(_described(record))
+        return json_answer(_described(record))
 
     return router
 
@@ -226,18 +230,14 @@ def _options(given: dict[str, Any], minutes: int, caller: Caller) -> dict[str, A
 def _metadata(given: object) -> dict[str, str] | None:
     if given is None:
         return None
-    pairs = cast("dict[str, Any]", given)
-    if (
-        not isinstance(given, dict)
-        or len(pairs) > 16
-        or any(len(name) > 64 or not isinstance(text, str) or len(text) > 512 for name, text in pairs.items())
-    ):
+    try:
+        return _METADATA.validate_python(given, strict=True)
+    except ValidationError:
         raise bad_request(
             "metadata: must be at most 16 pairs of texts, with names of at most 64 characters and values of "
             "at most 512",
             param="metadata",
-        )
-    return pairs
+        ) from None
 
 
 async def _find(gateway: Gateway, batch_id: str, caller: Caller) -> BatchRecord:
@@ -286,7 +286,3 @@ def _described(record: BatchRecord) -> dict[str, Any]:
 
 def _seconds(milliseconds: int | None) -> int | None:
     return None if milliseconds is None else milliseconds // 1000
-
-
-def _json(content: Any) -> Response:
-    return Response(orjson.dumps(content), media_type="application/json")

@@ -9,7 +9,6 @@ from http import HTTPStatus
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import quote
 
-import orjson
 from fastapi import APIRouter, Query, Request, Response
 from starlette.types import Receive, Scope, Send
 
@@ -19,7 +18,9 @@ from inferfleet.gateway.batches.uploads import TTL_S
 from inferfleet.gateway.callers import caller_of
 from inferfleet.gateway.documents import COUNT, STRING, answer, list_of, members
 from inferfleet.gateway.gateway import Gateway
+from inferfleet.gateway.json_answer import json_answer
 from inferfleet.gateway.waiting import until_gone
+from inferfleet.producer.openai.lists import list_page
 from inferfleet.producer.openai.refusals import RefusedError, not_found
 from inferfleet.schemas.batch import FileRecord
 from inferfleet.wire.tasks import cancel_and_wait
@@ -62,7 +63,7 @@ def file_routes(gateway: Gateway) -> APIRouter:
     async def upload(request: Request) -> Response:
         """Upload a file, at most ``INFERFLEET_MAX_FILE_BYTES`` long, with the requests of a batch."""
         record = await files_of(gateway).upload(request, caller_of(request).tenant)
-        return _json(_described(record))
+        return json_answer(_described(record))
 
     @router.get("", responses=answer(list_of(_FILE)))
     async def list_files(
@@ -80,12 +81,12 @@ def file_routes(gateway: Gateway) -> APIRouter:
             newest_first=order == "desc",
             purpose=purpose,
         )
-        return _json(listed(list(map(_described, page.records)), more=page.more))
+        return json_answer(list_page(list(map(_described, page.records)), more=page.more))
 
     @router.get("/{file_id}", responses=answer(_FILE))
     async def retrieve(request: Request, file_id: str) -> Response:
         """Tell what is known of a file."""
-        return _json(_described(await find_file(gateway, file_id, caller_of(request).tenant)))
+        return json_answer(_described(await find_file(gateway, file_id, caller_of(request).tenant)))
 
     @router.get("/{file_id}/content", response_class=Response, responses=dict(_CONTENT))
     async def content(request: Request, file_id: str) -> Response:
@@ -106,7 +107,7 @@ def file_routes(gateway: Gateway) -> APIRouter:
         """Delete a file. A batch that has begun has a copy of its input."""
         record = await find_file(gateway, file_id, caller_of(request).tenant)
         await files_of(gateway).records.forget(record)
-        return _json({"id": record.id, "object": "file", "deleted": True})
+        return json_answer({"id": record.id, "object": "file", "deleted": True})
 
     return router
 
@@ -137,17 +138,6 @@ async def find_file(gateway: Gateway, file_id: str, tenant: str, *, param: str |
     if record is None:
         raise _unknown(file_id, param=param)
     return record
-
-
-def listed(data: list[dict[str, Any]], *, more: bool) -> dict[str, Any]:
-    """Make a page of a list, as OpenAI's SDKs read it."""
-    return {
-        "object": "list",
-        "data": data,
-        "first_id": data[0]["id"] if data else None,
-        "last_id": data[-1]["id"] if data else None,
-        "has_more": more,
-    }
 
 
 class ContentResponse(Response):
@@ -218,7 +208,3 @@ def _described(record: FileRecord) -> dict[str, Any]:
 
 def _unknown(file_id: str, *, param: str | None = None) -> RefusedError:
     return not_found(f"there is no file {file_id[:64]!r}", code="file_not_found", param=param)
-
-
-def _json(content: Any) -> Response:
-    return Response(orjson.dumps(content), media_type="application/json")

@@ -151,7 +151,7 @@ class BatchRun:
             path = await self._storage.apart(self._storage.at_hand, own, folder)
         except FileNotFoundError:
             problem = BatchProblem(code="file_not_found", message="the input file has been deleted")
-            return Input(folder, 0, 0, 0, (problem,), folder)
+            return Input(path=folder, longest=0, lines=0, last_line=0, problems=(problem,), order=folder)
         settings = self._gateway.settings
         return await self._storage.apart(
             partial(
@@ -216,6 +216,7 @@ class BatchRun:
                 )
                 parts.append(unfinished(given_up, ends, number=line.number))
             if number % OTHERS_TURN == 0:
+                # Nothing else here waits, and a file may have millions of lines: the lease has to be renewed.
                 await asyncio.sleep(0)
             if parts.full:
                 await parts.store()

@@ -29,7 +29,6 @@ LOOK_S: Final = 3.0
 RELEASE_S: Final = 5.0
 """How long a stopping gateway tries to hand a batch over. Without that, another waits for the lease."""
 
-
 ENDING_AT_ONCE: Final = 4
 """How many batches more a gateway runs that are overdue or to be cancelled: they submit nothing."""
 

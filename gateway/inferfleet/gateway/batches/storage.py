@@ -139,7 +139,7 @@ class Storage:
                 file.close()
                 self._fs.rm_file(self._path(name))
 
-    def read(self, name: str, *, piece_bytes: int = PIECE_BYTES) -> Iterator[bytes]:
+    def read(self, name: str) -> Iterator[bytes]:
         """Read a file, a piece at a time.
 
         Raises:
@@ -151,7 +151,7 @@ class Storage:
             _told(f"read {name}"),
             self._fs.open(self._path(name), "rb", block_size=PIECE_BYTES) as file,
         ):
-            while piece := file.read(piece_bytes):
+            while piece := file.read(PIECE_BYTES):
                 yield piece
 
     def lines(self, name: str) -> Iterator[bytes]:

@@ -4,6 +4,7 @@
     models               which pool answers for a model
     chunks               from a journal to the chunks of a stream
     streams              those chunks as server-sent events
+    lists                a page of a list
     refusals             from an error to a status, with OpenAI's error object
     api                  answers requests
 

@@ -22,7 +22,7 @@ from inferfleet.schemas.problems import WRONG_SHAPE
 Metadata = Annotated[
     dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
 ]
-"""What a caller may keep with a response or a conversation: OpenAI's limits."""
+"""What a caller may keep with a response, a conversation or a batch: OpenAI's limits."""
 
 
 class _Member(BaseModel):

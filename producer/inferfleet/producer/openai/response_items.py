@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, cast
 
+from inferfleet.producer.openai.lists import list_page
 from inferfleet.producer.openai.refusals import RefusedError, bad_request
 from inferfleet.schemas.near_match import did_you_mean
 from inferfleet.schemas.problems import MAX_QUOTED_CHARS, kind
@@ -118,14 +119,7 @@ def page_of(items: Sequence[Item], *, after: str | None, limit: int, ascending: 
                 f"after: there is no item {after[:MAX_QUOTED_CHARS]!r} in this list", param="after"
             )
         listed = listed[places[0] + 1 :]
-    page = listed[:limit]
-    return {
-        "object": "list",
-        "data": page,
-        "first_id": page[0]["id"] if page else None,
-        "last_id": page[-1]["id"] if page else None,
-        "has_more": len(listed) > limit,
-    }
+    return list_page(listed[:limit], more=len(listed) > limit)
 
 
 def _answer(messages: list[Message], *, lacks: Sequence[str] = ()) -> Message:
