@@ -2,7 +2,7 @@
 
     make bench-first-token
 
-Both have a tiny model and nothing else to do: one request at a time, to each of them in turn.
+Both serve a tiny model and are otherwise idle: one request at a time, to each in turn.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ async def main() -> None:
 async def compare(
     session: aiohttp.ClientSession, through: Proxy, straight: Proxy, number: int, requests: int
 ) -> dict[str, float]:
-    """Ask both in turn, and return the medians and their ratio."""
+    """Send requests to both in turn, and return the medians and their ratio."""
     taken: dict[str, list[float]] = {through.name: [], straight.name: []}
     for each in range(requests):
         for proxy in (through, straight):

@@ -96,7 +96,7 @@ async def compare(services: Services, logs: Path, arguments: argparse.Namespace)
 
 
 async def measured(proxy: Proxy, requests: int, concurrency: int) -> dict[str, float]:
-    """Ask so many times, so many at once, and return requests per second, and per CPU second of the proxy."""
+    """Send requests, ``concurrency`` at a time. Return them per second, and per CPU second of the proxy."""
     left = iter(range(requests))
     body = {"model": POOL, "messages": [{"role": "user", "content": PAYLOAD}], "max_tokens": 1}
 
@@ -116,7 +116,7 @@ async def measured(proxy: Proxy, requests: int, concurrency: int) -> dict[str, f
 
 
 async def hold_open(services: Services, logs: Path, arguments: argparse.Namespace) -> None:
-    """Open streams, weigh the gateway while all are open, and see that each answer is complete."""
+    """Measure the gateway's memory while all streams are open, and check that each answer is complete."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     with simulated_worker(services, logs, arguments.streams), gateway(services, logs) as proxy:
@@ -162,7 +162,7 @@ async def stream(
     step_s: float,
     begun: asyncio.Event,
 ) -> bool:
-    """Read a stream to its end, and return whether it has said what the engine says."""
+    """Read a stream to its end, and return whether its text is what the engine generates."""
     body: dict[str, Any] = {
         "messages": [{"role": "user", "content": word}],
         "simulated": {"tokens": tokens, "step_delay_s": step_s},
@@ -200,7 +200,7 @@ async def until_up(session: aiohttp.ClientSession, proxy: Proxy, *, within_s: fl
 def gateway(services: Services, logs: Path) -> Iterator[Proxy]:
     port = free_port()
     command = [sys.executable, "-P", "-m", "inferfleet.cli", "gateway", "--http-port", str(port)]
-    # As LiteLLM: without a line for each request.
+    # Like LiteLLM: no log line for each request.
     settings = {"POOL": POOL, "LOG_LEVEL": "WARNING", "MAX_OPEN_REQUESTS": "1000000"}
     with process(command, logs / "gateway.log", {**urls(services), **prefixed(settings)}) as running:
         yield Proxy(name="inferfleet", url=f"http://127.0.0.1:{port}", process=running)
@@ -214,7 +214,7 @@ def litellm(upstream_url: str, logs: Path) -> Iterator[Proxy]:
     # JSON is YAML.
     config.write_text(json.dumps({"model_list": [{"model_name": POOL, "litellm_params": model}]}))
     options = ["--config", str(config), "--host", "127.0.0.1", "--port", str(port), "--num_workers", "1"]
-    # As the gateway without keys, it asks nobody who they are.
+    # Like the gateway without keys, it does not authenticate callers.
     environment = {
         "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true",
         "LITELLM_LOG": "ERROR",
@@ -240,7 +240,7 @@ def no_op_worker(services: Services, logs: Path) -> Iterator[None]:
         "BENCH_REDIS_URL": services.redis_url,
         "BENCH_CONCURRENCY": "256",
         "BENCH_VARIANT": "",
-        # Nobody listens for how far it has come, and it never comes so far.
+        # No driver reads its marks, and it never completes so many jobs.
         "BENCH_MARKS": "",
         "BENCH_JOBS": "1000000000000",
     }

@@ -42,7 +42,7 @@ _MINUTES: Final[Mapping[str, int]] = {"m": 1, "h": 60, "d": 24 * 60}
 MAX_WINDOW_MINUTES: Final = 30 * 24 * 60
 
 PRIORITIES: Final = ((60, Priority.BATCH + 2), (24 * 60 - 1, Priority.BATCH + 1))
-"""The priority of batches whose window has at most so many minutes. That of others is ``batch``."""
+"""Windows in minutes, and the priority of batches with at most each. All others have ``batch``."""
 
 MEMBERS: Final = ("completion_window", "endpoint", "input_file_id", "metadata", "output_expires_after")
 
@@ -84,7 +84,7 @@ _METADATA: Final = TypeAdapter[dict[str, str]](Metadata)
 _UNCONFIRMED: Final = Refusal(
     status=HTTPStatus.SERVICE_UNAVAILABLE,
     code="batch_unconfirmed",
-    message="Redis did not confirm the batch: it may run or not. If it does, GET /v1/batches lists it",
+    message="Redis did not confirm the batch: it may or may not run. If it runs, GET /v1/batches lists it",
 )
 
 
@@ -95,7 +95,7 @@ def batch_routes(gateway: Gateway) -> APIRouter:
 
     @router.post("", openapi_extra=request_body(_ORDER, _EXAMPLE), responses=answer(_BATCH))
     async def create(request: Request) -> Response:
-        """Run all lines of a file. It goes on whatever becomes of this gateway."""
+        """Run every line of a file. If this gateway stops, another one continues the batch."""
         content = await read_body(request, gateway.settings)
         caller = caller_of(request)
         files_of(gateway)
@@ -106,8 +106,8 @@ def batch_routes(gateway: Gateway) -> APIRouter:
         try:
             await records.create(order, ttl_s=gateway.settings.file_ttl_s)
         except (ServiceRefusedError, ServiceUnreachableError) as error:
-            # Whoever repeats the call may have the batch twice.
-            logger.warning("batch %s may have begun or not (%s)", order.id, error)
+            # Repeating the call could create the batch twice.
+            logger.warning("batch %s may or may not have been created (%s)", order.id, error)
             raise RefusedError(_UNCONFIRMED) from error
         gateway.new_batch.set()
         return json_answer(_described(BatchRecord(order=order)))
@@ -121,12 +121,12 @@ def batch_routes(gateway: Gateway) -> APIRouter:
 
     @router.get("/{batch_id}", responses=answer(_BATCH))
     async def retrieve(request: Request, batch_id: str) -> Response:
-        """Tell how far a batch is."""
+        """Return the state and the progress of a batch."""
         return json_answer(_described(await _find(gateway, batch_id, caller_of(request))))
 
     @router.post("/{batch_id}/cancel", responses=answer(_BATCH))
     async def cancel(request: Request, batch_id: str) -> Response:
-        """Cancel a batch. Lines that have an answer by then keep it."""
+        """Cancel a batch. Lines that already have an answer keep it."""
         caller = caller_of(request)
         record = await _find(gateway, batch_id, caller)
         await records.cancel(record.order.id)
@@ -152,7 +152,8 @@ async def _check_number(gateway: Gateway, tenant: str) -> None:
             Refusal(
                 status=HTTPStatus.FORBIDDEN,
                 code="too_many_batches",
-                message=f"{most:,} batches are open, which is the limit (INFERFLEET_MAX_BATCHES)",
+                message=f"{most:,} batches are open, which is the limit (INFERFLEET_MAX_BATCHES); "
+                "wait until one has ended, or cancel one",
             )
         )
 
@@ -209,7 +210,9 @@ def _options(given: dict[str, Any], minutes: int, caller: Caller) -> dict[str, A
     options = {name: value for name, value in given.items() if name not in {"traceparent", "tracestate"}}
     for name in options:
         if name not in OPTIONS:
-            raise bad_request(f"{name}: is not for a batch", param=name)
+            raise bad_request(
+                f"{name}: cannot be set for a batch; these can: {', '.join(sorted(OPTIONS))}", param=name
+            )
     highest = Priority.URGENT if caller.key is None else caller.key.max_priority
     priority = options.get("priority")
     if priority is None:
@@ -221,9 +224,15 @@ def _options(given: dict[str, Any], minutes: int, caller: Caller) -> dict[str, A
     except ValidationError as error:
         raise job_error(error) from error
     if "pool" in options and caller.pools is not None and checked.pool not in caller.pools:
-        raise bad_request(f"pool: {checked.pool!r} is not one of yours", param="pool")
+        raise bad_request(
+            f"pool: this API key may not use the pool {checked.pool!r}; it may use {', '.join(caller.pools)}",
+            param="pool",
+        )
     if checked.priority > highest:
-        raise bad_request(f"priority: {highest} is the highest that you may use", param="priority")
+        raise bad_request(
+            f"priority: this API key may not use the priority {checked.priority}; its highest is {highest}",
+            param="priority",
+        )
     return {**options, "priority": checked.priority}
 
 
@@ -234,8 +243,8 @@ def _metadata(given: object) -> dict[str, str] | None:
         return _METADATA.validate_python(given, strict=True)
     except ValidationError:
         raise bad_request(
-            "metadata: must be at most 16 pairs of texts, with names of at most 64 characters and values of "
-            "at most 512",
+            "metadata: must be an object with at most 16 members, whose names have at most 64 characters and "
+            "whose values are strings of at most 512",
             param="metadata",
         ) from None
 

@@ -28,7 +28,7 @@ from inferfleet.wire.tasks import cancel_and_wait
 _ID: Final = re.compile(r"file-[0-9a-f]{32}", re.ASCII)
 
 Limit = Annotated[int, Query(ge=1, le=10_000, description="The most files to list.")]
-After = Annotated[str | None, Query(description="The last id of the page before.")]
+After = Annotated[str | None, Query(description="The last id of the previous page.")]
 Purpose = Annotated[str | None, Query(description="Only files with this purpose.")]
 
 
@@ -85,7 +85,7 @@ def file_routes(gateway: Gateway) -> APIRouter:
 
     @router.get("/{file_id}", responses=answer(_FILE))
     async def retrieve(request: Request, file_id: str) -> Response:
-        """Tell what is known of a file."""
+        """Return what is known of a file, without its content."""
         return json_answer(_described(await find_file(gateway, file_id, caller_of(request).tenant)))
 
     @router.get("/{file_id}/content", response_class=Response, responses=dict(_CONTENT))
@@ -141,7 +141,7 @@ async def find_file(gateway: Gateway, file_id: str, tenant: str, *, param: str |
 
 
 class ContentResponse(Response):
-    """Sends a file, a piece at a time, until its end or the client goes away or reads no more."""
+    """Sends a file piece by piece, until its end, or until the client disconnects or stops reading."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""The files of a gateway: their records are in Redis, their content in the storage."""
+"""The files of the gateways: Redis has their records, the storage their content."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class Files:
     async def store(
         self, filename: str, write: Callable[[Any], None], *, tenant: str, ttl_s: int
     ) -> FileRecord:
-        """Store what a batch has made. ``write`` is called in a thread. The file is not listed yet.
+        """Store a file that a batch has produced. ``write`` runs in a thread. The file is not listed yet.
 
         Raises:
             StorageError: It cannot be stored.
@@ -114,7 +114,7 @@ class Files:
     async def _check_number(self, tenant: str) -> None:
         if await self.records.count(tenant) < self._settings.max_files:
             return
-        # This takes those off the list that have expired.
+        # This removes those that have expired from the list.
         listed = await self.records.page(
             tenant, after=None, limit=self._settings.max_files, newest_first=False, purpose=None
         )
@@ -151,8 +151,8 @@ class Files:
         try:
             await self.storage.apart(self.storage.remove, content_of(file_id))
         except StorageError as error:
-            # Those behind it must not wait for it.
-            logger.warning("the content of %s is tried again in an hour (%s)", file_id, error)
+            # The files behind it must not wait for it.
+            logger.warning("cannot remove the content of %s; trying again in an hour (%s)", file_id, error)
             await self.records.put_off(file_id)
         else:
             await self.records.removed(file_id)
@@ -164,5 +164,5 @@ def new_file_id() -> str:
 
 
 def content_of(file_id: str) -> str:
-    """Return under which name a file's content is stored."""
+    """Return the name under which the storage has the content of a file."""
     return f"files/{file_id}"

@@ -40,7 +40,7 @@ _CODES: Final = {"custom_id": "invalid_custom_id", "method": "invalid_method", "
 
 
 class Input(NamedTuple):
-    """An input that was examined: how many lines it has, and the number of the last one; or its problems."""
+    """An examined input: how many lines it has, and the number of the last one; or its problems."""
 
     path: Path
     longest: int
@@ -57,12 +57,12 @@ class Input(NamedTuple):
                     yield self.read_again(SourceLine(number, None, begin))
 
     def read_again(self, line: SourceLine) -> SourceLine:
-        """Read a line again, of which the number and the place are known."""
+        """Read a line again, whose number and place are known."""
         return next(read_lines(self.path, longest=self.longest, since=line))
 
 
 def examine(path: Path, *, endpoint: Endpoint, longest: int, most: int, folder: Path) -> Input:
-    """Examine a file, whose lines have to be requests to an endpoint. Files of its own are in ``folder``.
+    """Examine a file, whose lines must be requests to an endpoint. Temporary files go into ``folder``.
 
     Takes eight bytes of memory for each line.
 
@@ -88,7 +88,9 @@ def examine(path: Path, *, endpoint: Endpoint, longest: int, most: int, folder: 
             order.add(line, request)
             if request.url != endpoint:
                 problems.append(
-                    _problem("invalid_url", f"is not {endpoint}, the batch's endpoint", line.number, "url")
+                    _problem(
+                        "invalid_url", f"must be {endpoint}, the endpoint of the batch", line.number, "url"
+                    )
                 )
         if len(problems) == MOST_PROBLEMS:
             break
@@ -97,7 +99,9 @@ def examine(path: Path, *, endpoint: Endpoint, longest: int, most: int, folder: 
     elif not problems:
         for before, number, _ in islice(ids.repeated(partial(read_lines, path, longest=longest)), 100):
             problems.append(
-                _problem("duplicate_custom_id", f"is that of line {before}, too", number, "custom_id")
+                _problem(
+                    "duplicate_custom_id", f"is also the custom_id of line {before}", number, "custom_id"
+                )
             )
     return Input(path, longest, lines, last_line, tuple(problems), order.end())
 
@@ -171,7 +175,7 @@ def _text(value: object) -> bytes:
     try:
         return orjson.dumps(value)
     except TypeError:
-        # Numbers that it does not know: such lines are sorted as if they had nothing here.
+        # It has numbers that orjson cannot write. Such lines are sorted as if they had nothing here.
         return b""
 
 

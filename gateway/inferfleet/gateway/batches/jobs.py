@@ -25,11 +25,11 @@ NEW_KEY_S: Final = 300.0
 class BatchJobs:
     """What a batch needs of the fleet (``inferfleet.producer.batch.lines.Jobs``).
 
-    ``pools`` are those that the models of the batch have had so far: while no worker says that it serves a
-    model, its jobs go to its last pool.
+    ``pools`` are those to which the jobs of each model have gone so far: while no worker says that it serves
+    a model, its jobs go to its last pool.
 
-    ``check`` raises ``ServiceUnreachableError`` while the batch must not go on: if another gateway has it,
-    jobs would run that have been given up.
+    ``check`` raises ``ServiceUnreachableError`` while this gateway must not submit: if another one has the
+    batch, it may have given lines up, and their jobs would run all the same.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class BatchJobs:
         return await self._all.cancel(job)
 
     async def _route(self, api: OpenAIApi, job: Job, model: str) -> tuple[Route, dict[str, Any]]:
-        """Choose the pool of a job. Return the job's body, too."""
+        """Choose the pool of a job. Return it with the body to submit."""
         last = self._pools.get(model)
         try:
             route, body = await _routed(api, job, self._pool)
@@ -101,27 +101,29 @@ class BatchJobs:
         else:
             if last is None or last == route.pool or not route.alias:
                 return route, body
-        # All heartbeats are gone, for example, while Redis or the only worker starts again.
+        # Heartbeats are missing, for example, while Redis or the only worker restarts.
         return await _routed(api, job, last)
 
     def _allowed(self) -> tuple[TenantFleet, OpenAIApi]:
-        """Return what the API key of the batch allows, as it is by now.
+        """Return what the API key of the batch allows now.
 
         Raises:
             InvalidJobError: The key has been revoked.
-            ServiceUnreachableError: This gateway does not know the key, and may get it.
+            ServiceUnreachableError: This gateway does not know the key yet.
 
         """
         keys, key_id = self._gateway.keys, self._order.key_id
         key = None
         if key_id is not None:
             if keys is None:
-                raise ServiceUnreachableError("this gateway has no API keys, and one has ordered the batch")
+                raise ServiceUnreachableError(
+                    "this gateway has no API keys, but the batch was ordered with one"
+                )
             if (key := keys.get(key_id)) is None:
                 age_ms = self._gateway.batches.now_ms() - self._order.created_ms
                 if age_ms < NEW_KEY_S * 1000 and not keys.has_had(key_id):
                     raise ServiceUnreachableError("this gateway does not know the batch's API key yet")
-                raise InvalidJobError("the API key that ordered this batch has been revoked")
+                raise InvalidJobError("the API key with which this batch was ordered has been revoked")
         policy = None if key is None else Admission(key, self._gateway.limits)
         fleet = TenantFleet(self._all, self._order.tenant, policy=policy)
         return fleet, self._gateway.trusted_api.of(fleet, pools=None if key is None else key.pools)

@@ -1,4 +1,4 @@
-"""Says how a line of a batch has ended in the form of OpenAI's output and error files."""
+"""Writes how a line of a batch has ended, in the form of OpenAI's output and error files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from inferfleet.schemas.failures import FailureCode
 
 _UNFINISHED = {
     BatchState.CANCELLED: ("batch_cancelled", "the batch was cancelled before this request had an answer"),
-    BatchState.EXPIRED: ("batch_expired", "the completion window was over before this request had an answer"),
+    BatchState.EXPIRED: ("batch_expired", "the completion window ended before this request had an answer"),
 }
 """Why lines without an answer have none, by the state in which the batch ends."""
 
@@ -24,10 +24,10 @@ def no_pool(route: Route) -> str:
 
 
 def in_openais_form(line: BatchOutputLine, *, ends: BatchState) -> BatchOutputLine:
-    """Turn the end of a line into a line of OpenAI's files, of a batch that ends in a state.
+    """Turn how a line ended into a line of OpenAI's files. ``ends`` is the state in which its batch ends.
 
-    What failed has the status and the error that the same request would have got by itself. What was given up
-    with its batch has none.
+    A request that failed has the status and the error that it would have got by itself. One that was given up
+    with its batch has no status.
     """
     if (error := line.error) is None:
         return line

@@ -1,7 +1,7 @@
 """Keeps the output of a batch while it runs, in parts, and joins them at its end.
 
-Each part is a file of the storage that is written once, because a bucket has no append, and an attempt that
-was given up may still be going on. A line is done when a part has it: no other account of that exists. Two
+Each part is a file of the storage that is written once, because a bucket cannot append, and because a write
+that was given up may still be under way. A line is done when a part has it: nothing else records that. Two
 runners may write the same line, if one of them was taken for dead: whoever reads the parts takes the first.
 """
 
@@ -27,10 +27,10 @@ ERRORS: Final = "errors"
 KINDS: Final = (ANSWERS, ERRORS)
 
 PART_BYTES: Final = 4 << 20
-"""How long a part becomes, at least, unless ``PART_S`` is over."""
+"""How long a part is at least, unless ``PART_S`` has passed."""
 
 PART_S: Final = 5.0
-"""How long lines wait for others, to be stored together."""
+"""How long lines wait for others, so that they are stored together."""
 
 FULL_BYTES: Final = 4 * PART_BYTES
 """How many bytes may wait for the storage before the batch has to wait, too."""
@@ -48,7 +48,7 @@ class _Waiting(NamedTuple):
 
 
 class Parts:
-    """The parts of a batch's output. ``done`` are the lines that are in one, or wait for it."""
+    """The parts of a batch's output. ``done`` are the lines that are in a part, or wait to be."""
 
     def __init__(self, storage: Storage, batch_id: str, *, folder: str, runner: str, lines: int, last: int):
         self.done = LineSet(last)
@@ -66,7 +66,7 @@ class Parts:
 
     @property
     def full(self) -> bool:
-        """Whether so much waits for the storage that there should not be more."""
+        """Whether so much waits for the storage that nothing should be added."""
         return self._bytes >= FULL_BYTES
 
     async def take_up(self) -> None:
@@ -79,7 +79,7 @@ class Parts:
         self.progress = await self._storage.apart(self._read, self.done)
 
     def append(self, line: BatchOutputLine) -> None:
-        """Add a line, which is stored soon."""
+        """Add a line, to be stored soon."""
         number = line_of(self._batch_id, line.id.removeprefix(ID_PREFIX))
         if number is None or not self.done.add(number):
             return
@@ -100,14 +100,18 @@ class Parts:
                 try:
                     await self.store()
                 except StorageError as error:
-                    logger.warning("a part of batch %s has to wait (%s)", self._batch_id, error)
+                    logger.warning(
+                        "cannot store a part of the output of batch %s; trying again (%s)",
+                        self._batch_id,
+                        error,
+                    )
                     await asyncio.sleep(RETRY_S)
 
     async def store(self) -> None:
         """Store the lines that wait.
 
         Raises:
-            StorageError: They cannot be stored, and wait on.
+            StorageError: They cannot be stored. They keep waiting.
 
         """
         async with self._storing:
@@ -145,7 +149,7 @@ class Parts:
         return progress
 
     def _lines(self, kind: str) -> Iterator[tuple[bytes, int]]:
-        """Read all lines of a kind, but those that a crash has torn."""
+        """Read all lines of a kind, except those that a crash has cut off."""
         for name in self._storage.names(self._folder):
             if name.rpartition("/")[2].startswith(f"{kind}-"):
                 for raw in self._storage.lines(name):

@@ -1,4 +1,4 @@
-"""Runs one batch from where it is to its end.
+"""Runs one batch from where it stands to its end.
 
 It may be interrupted at any moment: whoever runs the batch next finds in the storage which lines are done,
 and submits the others as the same jobs as before.
@@ -48,10 +48,10 @@ LEASE_S: Final = 10.0
 """How long other gateways leave a batch alone after its runner's last sign of life."""
 
 BEAT_S: Final = 2.0
-"""How often a runner renews its lease, tells how far the batch is, and hears that it is to be cancelled."""
+"""How often a runner renews its lease, records its progress, and learns whether to cancel the batch."""
 
 OTHERS_TURN: Final = 100
-"""How many lines are dealt with before other tasks have their turn."""
+"""How many lines are handled before other tasks get a turn."""
 
 
 class BatchRun:
@@ -78,7 +78,7 @@ class BatchRun:
 
         Raises:
             BatchLostError: Another gateway has the batch.
-            InferfleetError: Redis, RabbitMQ or the storage does not do what it should.
+            InferfleetError: Redis, RabbitMQ or the storage has failed.
 
         """
         beating = asyncio.create_task(self._beat())
@@ -93,7 +93,7 @@ class BatchRun:
             await cancel_and_wait(beating, working)
 
     async def release(self) -> None:
-        """Store what there is, and let another gateway take the batch over at once."""
+        """Store the lines that wait, and let another gateway take the batch over at once."""
         if self._parts is not None:
             await self._parts.store()
         await self._records.change(self._order.id, runner=self._runner, lease_s=0, pools=self._pools)
@@ -107,7 +107,7 @@ class BatchRun:
                 # So that this gateway stops before another one begins.
                 self._held_until = began + LEASE_S - BEAT_S
             except InferfleetError as error:
-                logger.warning("the lease of batch %s is not renewed (%s)", self._order.id, error)
+                logger.warning("cannot renew the lease of batch %s (%s)", self._order.id, error)
             await asyncio.sleep(BEAT_S)
 
     async def _work(self) -> None:
@@ -117,7 +117,7 @@ class BatchRun:
         await self._conclude()
 
     async def _advance(self, folder: Path) -> None:
-        # With whatever settings, or without its volume, this gateway may not end what has begun elsewhere.
+        # Because of its settings, or a missing volume, no gateway may fail a batch that has begun elsewhere.
         begun = self._record.state in {BatchState.IN_PROGRESS, BatchState.FINALIZING}
         found = await self._examine(folder, begun=begun)
         if found.problems and begun:
@@ -186,7 +186,7 @@ class BatchRun:
         return ends
 
     async def _run_until_stopped(self, found: Input, parts: Parts) -> bool:
-        """Run lines until all have ended, the batch is to be cancelled, or its deadline.
+        """Run lines until all have ended, the batch is to be cancelled, or its deadline has passed.
 
         Return whether all have ended.
         """
@@ -204,8 +204,8 @@ class BatchRun:
         return False
 
     async def _give_up(self, found: Input, parts: Parts, ends: BatchState) -> None:
-        """Cancel the jobs of all lines that have none that has ended, and say so in the output."""
-        # Another runner may have submitted any line; this one only what it has read.
+        """Cancel the jobs of all lines without an answer, and write those lines to the output as given up."""
+        # An earlier runner may have submitted any line; this one, only those that it has read.
         read = self._read if self._record.state is BatchState.VALIDATING else found.lines
         runner = self._line_runner(found, parts, ends)
         await runner.cancel(self._unfinished(found, parts, below=read))
@@ -224,7 +224,7 @@ class BatchRun:
     def _unfinished(
         self, found: Input, parts: Parts, *, below: int | None = None
     ) -> Generator[SourceLine | None]:
-        """Read the lines that are not done, of the first ``below``. Yields ``None`` now and then."""
+        """Read those of the first ``below`` lines that are not done. Yields ``None`` now and then."""
         for number, line in enumerate(found.in_order()):
             if number == below:
                 return
@@ -245,7 +245,7 @@ class BatchRun:
 
         def check() -> None:
             if asyncio.get_running_loop().time() > self._held_until:
-                raise ServiceUnreachableError("another gateway may have the batch")
+                raise ServiceUnreachableError("another gateway may have claimed the batch")
             if parts.full:
                 raise ServiceUnreachableError("the output cannot be stored")
 
@@ -259,7 +259,7 @@ class BatchRun:
         )
 
     async def _finalize(self, found: Input, parts: Parts, ends: BatchState) -> None:
-        """Join the output, and end the batch in a state, unless it is being cancelled."""
+        """Join the output, and end the batch as ``ends`` says, or as cancelled if it is being cancelled."""
         if ends is BatchState.COMPLETED:
             await self._change(BatchState.FINALIZING, progress=parts.progress)
         seen, stored = LineSet(found.last_line), {ANSWERS: 0, ERRORS: 0}
@@ -300,7 +300,7 @@ class BatchRun:
                 if file is not None:
                     await self._files.records.enlist(file)
         await self._storage.apart(self._storage.remove, folder_of(self._order.id))
-        # Behind what may fail for hours: whatever is told again is delivered again.
+        # After the storage, which may fail for hours: each time an event is told, it is delivered again.
         ended = datetime.fromtimestamp(record.since_ms[record.state] / 1000, UTC)
         await self._gateway.webhooks.tell(self._order.tenant, f"batch.{record.state}", self._order.id, ended)
         await self._records.close(self._order.id)

@@ -27,10 +27,10 @@ LOOK_S: Final = 3.0
 """How often a gateway looks for batches that nobody runs."""
 
 RELEASE_S: Final = 5.0
-"""How long a stopping gateway tries to hand a batch over. Without that, another waits for the lease."""
+"""How long a stopping gateway tries to hand a batch over. If it fails, others wait for the lease."""
 
 ENDING_AT_ONCE: Final = 4
-"""How many batches more a gateway runs that are overdue or to be cancelled: they submit nothing."""
+"""How many more batches a gateway runs that are overdue or to be cancelled: they submit nothing."""
 
 
 class BatchRunner:
@@ -49,7 +49,7 @@ class BatchRunner:
         self._news = gateway.new_batch
 
     async def run(self) -> None:
-        """Run batches until cancelled, and hand those over then that have not ended."""
+        """Run batches until cancelled; then hand over those that have not ended."""
         files = self._gateway.files
         if files is None:
             return
@@ -94,7 +94,7 @@ class BatchRunner:
         try:
             order = self._orders[batch_id] = await self._records.order(batch_id)
         except ValueError:
-            # Of a newer gateway, perhaps. The others go on.
+            # A newer gateway may have written it. The other batches go on.
             logger.exception("batch %s cannot be read", batch_id)
             self._orders[batch_id] = None
             return
@@ -104,7 +104,9 @@ class BatchRunner:
             try:
                 await files.storage.apart(files.storage.remove, folder_of(batch_id))
             except StorageError as error:
-                logger.warning("what batch %s has left stays (%s)", batch_id, error)
+                logger.warning(
+                    "cannot remove the files of batch %s, whose record has expired (%s)", batch_id, error
+                )
                 return
             await self._records.close(batch_id)
 
@@ -158,7 +160,7 @@ class BatchRunner:
         except BatchLostError:
             logger.warning("another gateway has taken over batch %s", batch_id)
         except InferfleetError as error:
-            # Once the lease has run out, some gateway tries again.
+            # Once the lease has run out, a gateway claims it again.
             logger.warning("batch %s is interrupted (%s)", batch_id, error)
         except Exception:
             logger.exception("batch %s is interrupted", batch_id)
@@ -168,7 +170,9 @@ class BatchRunner:
             async with asyncio.timeout(RELEASE_S):
                 await run.release()
         except (BatchLostError, InferfleetError, TimeoutError) as error:
-            logger.warning("batch %s is left to its lease (%s)", batch_id, error)
+            logger.warning(
+                "cannot hand over batch %s; others wait until its lease has run out (%s)", batch_id, error
+            )
 
     def _ended(self, batch_id: str, _: asyncio.Task[None]) -> None:
         del self._running[batch_id]

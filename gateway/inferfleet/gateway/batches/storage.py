@@ -1,6 +1,7 @@
 """Keeps the content of files in a folder or a bucket, by ``fsspec``.
 
-What a storage calls a name is a path below its URL. Its methods block: an event loop calls them by ``apart``.
+The name of a file is its path below the URL of the storage. The methods block: an event loop calls them with
+``apart``.
 """
 
 from __future__ import annotations
@@ -25,17 +26,17 @@ PIECE_BYTES: Final = 1 << 20
 """How much of a file is in memory while it is read or written."""
 
 BLOCK_BYTES: Final = 8 << 20
-"""How much of a new file a bucket gets at once. S3 takes from 5 MiB on, and 10,000 of them for a file."""
+"""How much of a new file is sent to a bucket at once. S3 accepts 10,000 parts of 5 MiB or more."""
 
 CALLS_AT_ONCE: Final = 16
 
 
 class StorageError(InferfleetError):
-    """The storage of files does not do what it should. The message names no content."""
+    """The file storage has failed. The message quotes no content."""
 
 
 class Storage:
-    """A folder or a bucket. A folder has to be the same for all gateways."""
+    """A folder or a bucket, the same one for all gateways."""
 
     def __init__(self, url: str) -> None:
         self._fs: Any
@@ -52,7 +53,7 @@ class Storage:
         return await asyncio.get_running_loop().run_in_executor(self._threads, call, *arguments)
 
     def close(self) -> None:
-        """Let go of the threads."""
+        """Shut the threads down, without waiting for calls that hang."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def check(self) -> None:
@@ -64,7 +65,7 @@ class Storage:
         """
         try:
             if self._local:
-                # Not its parents: what is to be mounted there would be taken for empty.
+                # Not its parents: a volume that is not mounted yet would be taken for an empty one.
                 Path(self._root).mkdir(exist_ok=True)
             self._fs.ls(self._root)
         except FileNotFoundError as error:
@@ -90,7 +91,7 @@ class Storage:
         self.finish(name, file)
 
     def open_new(self, name: str) -> Any:
-        """Open a new file, to be given to ``finish`` or ``abandon``.
+        """Open a new file. Whoever does calls ``finish`` or ``abandon`` with it.
 
         Raises:
             StorageError: It cannot be written.
@@ -129,10 +130,10 @@ class Storage:
             raise
 
     def abandon(self, name: str, file: Any) -> None:
-        """Let there be no such file."""
+        """Close a new file, and remove what has been written of it."""
         with suppress(Exception):
             if isinstance(file, AbstractBufferedFile):
-                # Its end would otherwise upload what there is.
+                # Closing it would upload what has been written.
                 file.closed = True
                 file.discard()
             else:
@@ -162,7 +163,7 @@ class Storage:
             StorageError: It cannot be read.
 
         """
-        # The lines of a bucket's file cost as much as all that is behind each.
+        # Not the file's own iterator: for a bucket, it reads a whole block for each line.
         rest = b""
         for piece in self.read(name):
             *lines, rest = (rest + piece).split(b"\n")
@@ -185,14 +186,14 @@ class Storage:
             if not self._local:
                 self._fs.cp_file(self._path(source), self._path(target))
                 return
-            # All of it or nothing: whoever dies meanwhile leaves the first name.
+            # All of it or nothing: a gateway that dies meanwhile leaves only the unfinished name.
             unfinished = f"{target}.{os.urandom(8).hex()}"
             Path(self._path(target)).parent.mkdir(parents=True, exist_ok=True)
             self._fs.cp_file(self._path(source), self._path(unfinished))
             Path(self._path(unfinished)).replace(self._path(target))
 
     def at_hand(self, name: str, folder: Path) -> Path:
-        """Copy a file into ``folder``, and return where: a shared volume may be slow, and hang.
+        """Copy a file into ``folder``, and return its path there: a shared volume may be slow, or hang.
 
         Raises:
             FileNotFoundError: There is no such file.
@@ -245,4 +246,4 @@ def _told(what: str, *, missing: bool = True) -> Generator[None]:
     except Exception as error:
         if isinstance(error, StorageError) or (missing and isinstance(error, FileNotFoundError)):
             raise
-        raise StorageError(f"the storage of files cannot {what}: {error or type(error).__name__}") from error
+        raise StorageError(f"the file storage cannot {what}: {error or type(error).__name__}") from error

@@ -1,4 +1,4 @@
-"""Receives a file as it comes, in constant memory, into the storage."""
+"""Receives a file into the storage, in constant memory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from inferfleet.gateway.settings import GatewaySettings
 from inferfleet.producer.openai.refusals import Refusal, RefusedError, bad_request
 
 SLOWEST_BYTES_PER_S: Final = 16 * 1024
-"""How fast a file has to come, on average, after ``read_timeout_s``."""
+"""The slowest average speed of an upload, once ``read_timeout_s`` has passed."""
 
 FIELD_BYTES: Final = 1024
 FORM_BYTES: Final = 64 * 1024
@@ -46,7 +46,7 @@ async def receive(request: Request, settings: GatewaySettings, storage: Storage,
     """Store the file of a form under this name. If this raises, nothing is stored.
 
     Raises:
-        RefusedError: The request is not such a form, its file is too large, or it came too slowly.
+        RefusedError: The request is not such a form, or its file is too large or arrived too slowly.
         ClientDisconnect: The client has gone away.
         StorageError: The file cannot be stored.
 
@@ -74,7 +74,9 @@ async def receive(request: Request, settings: GatewaySettings, storage: Storage,
         match error:
             case TimeoutError():
                 raise _refused(
-                    HTTPStatus.REQUEST_TIMEOUT, "body_timeout", "the file came too slowly"
+                    HTTPStatus.REQUEST_TIMEOUT,
+                    "body_timeout",
+                    f"the file arrived too slowly; send at least {SLOWEST_BYTES_PER_S:,} bytes per second",
                 ) from error
             case MultipartError():
                 raise _refused(
@@ -95,7 +97,7 @@ def read_ttl(given: Mapping[str, Any], param: str) -> int | None:
     if not given:
         return None
     if given.keys() - {"anchor", "seconds"}:
-        raise bad_request(f"{param}: has anchor and seconds, and nothing else", param=param)
+        raise bad_request(f"{param}: may have only the members anchor and seconds", param=param)
     if given.get("anchor") != "created_at":
         raise bad_request(f"{param}.anchor: must be created_at", param=f"{param}.anchor")
     seconds = given.get("seconds")
@@ -110,7 +112,7 @@ def read_ttl(given: Mapping[str, Any], param: str) -> int | None:
 
 
 class _Form:
-    """Reads a form, whose fields may come in any order, and hands its file on to the storage."""
+    """Reads a form, whose fields may come in any order, and passes its file to the storage."""
 
     def __init__(self, boundary: str, storage: Storage, name: str, settings: GatewaySettings) -> None:
         self._parser = PushMultipartParser(boundary, max_segment_count=16)
@@ -140,7 +142,10 @@ class _Form:
             elif len(self._field) + len(event) <= FIELD_BYTES:
                 self._field += event
             else:
-                raise bad_request(f"{self._name_of_field()}: is too long", param=self._name_of_field())
+                raise bad_request(
+                    f"{self._name_of_field()}: is longer than {FIELD_BYTES:,} bytes",
+                    param=self._name_of_field(),
+                )
         if len(self._pending) >= PIECE_BYTES:
             await self._write()
 
@@ -166,7 +171,7 @@ class _Form:
         }
         if fields:
             name = next(iter(fields))
-            raise bad_request(f"{name[:64]}: is not a field of a file", param=name[:64])
+            raise bad_request(f"{name[:64]}: is not a field of this form", param=name[:64])
         return Upload(filename=self._filename, size=self._size, ttl_s=read_ttl(policy, "expires_after"))
 
     async def store(self) -> None:
@@ -187,7 +192,7 @@ class _Form:
             self._field = bytearray()
             return
         if self._filename is not None:
-            raise bad_request("file: is there twice; send one file", param="file")
+            raise bad_request("file: appears twice; send one file", param="file")
         self._filename = (segment.filename or "file").replace("\\", "/").rpartition("/")[2][:MAX_NAME_CHARS]
 
     def _end_of_segment(self) -> None:
@@ -210,7 +215,7 @@ class _Form:
         self._storage.write(self._name, self._file, content)
 
     async def _apart(self, call: Callable[..., None], *arguments: Any) -> None:
-        """Call the storage. Whoever is cancelled meanwhile leaves the call to ``abandon``."""
+        """Call the storage. If this is cancelled, the call goes on, and ``abandon`` waits for it."""
         self._under_way = asyncio.ensure_future(self._storage.apart(call, *arguments))
         await asyncio.shield(self._under_way)
 
@@ -236,13 +241,13 @@ def _boundary(request: Request) -> str:
 
 
 def _refuse_other_origins(request: Request) -> None:
-    """Refuse a form that a page of another server has made a browser send, which no browser prevents."""
+    """Refuse a form that a browser sends for a page of another origin: no browser prevents that."""
     origin = request.headers.get("origin")
     if origin is not None and origin.partition("://")[2] != request.headers.get("host"):
         raise _refused(
             HTTPStatus.FORBIDDEN,
             "forbidden_origin",
-            "a page of another server has sent this form",
+            "a page of another origin sent this form",
         )
 
 

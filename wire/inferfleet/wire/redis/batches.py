@@ -1,8 +1,8 @@
 """Batches of the gateways: their records, and which gateway works on which of them.
 
 A batch has one runner at a time. It holds the batch while it renews its lease; another gateway may take the
-batch over once the lease has run out. Every change carries the runner's token, so none of a runner that has
-lost its batch takes effect.
+batch over once the lease has run out. Every change carries the runner's token, so no change by a
+runner that has lost its batch takes effect.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class BatchRecords:
     async def create(self, order: BatchOrder, *, ttl_s: int) -> None:
         """Record a batch, for the gateways to work on. It is kept for ``ttl_s`` after its deadline.
 
-        If this is interrupted, the batch may be there or not; if it runs, it is listed.
+        If this is interrupted, the batch may or may not exist; if it runs, it is listed.
         """
         key, open_key = batch_key(order.id), tenant_open_batches_key(order.tenant)
         kept_s = (order.deadline_ms - order.created_ms) // 1000 + ttl_s
@@ -53,7 +53,7 @@ class BatchRecords:
         await self._pipeline.execute("ZADD", BATCHES_KEY, order.deadline_ms, order.id)
 
     async def count_open(self, tenant: str, *, limit: int) -> int:
-        """Count the tenant's open batches. A number below ``limit`` may have some that have ended."""
+        """Count the tenant's open batches. A count below ``limit`` may include some that have ended."""
         key = tenant_open_batches_key(tenant)
         count = int(await self._pipeline.execute("SCARD", key))
         if count < limit:
@@ -86,11 +86,11 @@ class BatchRecords:
             *batch_scripts.batch_cancel(batch_key(batch_id), at_ms=now_ms)
         )
         if state.decode() == BatchState.CANCELLING:
-            # It is due like one whose deadline has passed.
+            # It is due at once, as if its deadline had passed.
             await self._pipeline.execute("ZADD", BATCHES_KEY, "LT", now_ms, batch_id)
 
     async def open(self) -> dict[str, int]:
-        """Return the ids of the batches to work on, and when they have to end, in order of that."""
+        """Return when each batch to work on has to end, by its id, the earliest first."""
         pairs: Any = await self._pipeline.execute("ZRANGE", BATCHES_KEY, 0, OPEN_AT_ONCE - 1, "WITHSCORES")
         return {batch_id.decode(): int(score) for batch_id, score in pairs}
 
@@ -120,9 +120,9 @@ class BatchRecords:
         state: BatchState | None = None,
         **fields: BatchProgress | tuple[BatchProblem, ...] | Mapping[str, str] | str | None,
     ) -> BatchState:
-        """Change a batch, and renew its lease. Return its state by then.
+        """Change a batch, and renew its lease. Return its state afterwards.
 
-        A batch that is being cancelled becomes nothing else than cancelled.
+        A batch that is being cancelled can only become cancelled.
 
         Raises:
             BatchLostError: Another runner has the batch.
@@ -146,7 +146,7 @@ class BatchRecords:
         return BatchState(answer.decode())
 
     async def close(self, batch_id: str) -> None:
-        """Take a batch that has ended, or is gone, from those to work on."""
+        """Remove a batch that has ended, or is gone, from those to work on."""
         await self._pipeline.execute("ZREM", BATCHES_KEY, batch_id)
 
 
@@ -161,7 +161,7 @@ def _written(value: BatchProgress | tuple[BatchProblem, ...] | Mapping[str, str]
 
 
 def _record(fields: Any) -> BatchRecord | None:
-    # A script answers with a list.
+    # HGETALL replies with a map, a script with a list.
     pairs = cast("dict[bytes, bytes]", fields if isinstance(fields, dict) else _paired(fields))
     texts: Mapping[str, bytes] = {name.decode(): value for name, value in pairs.items()}
     if "order" not in texts:

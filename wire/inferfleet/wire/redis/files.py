@@ -1,6 +1,6 @@
 """Files of the gateways: what is known of each, and when it expires. Their content is in a storage.
 
-A file is noted for its expiry before its content is stored, so that whatever dies, no content stays for ever.
+A file is noted for its expiry before its content is stored, so no content stays for ever, whatever dies.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class FileRecords:
         return self._pipeline.clock.now_ms()
 
     async def note(self, file_id: str) -> None:
-        """Note that content will be stored, which is removed in a day unless ``create`` has been called."""
+        """Note that content will be stored. It is removed after a day unless ``create`` has been called."""
         until_ms = self.now_ms() + UNFINISHED_MS
         await self._pipeline.execute("ZADD", FILES_KEY, until_ms, file_id)
 
@@ -71,7 +71,7 @@ class FileRecords:
         return int(await self._pipeline.execute("ZCARD", tenant_files_key(tenant)))
 
     async def forget(self, record: FileRecord) -> None:
-        """Delete a file's record. Its content has to be removed, as that of a file that has expired."""
+        """Delete a file's record. Its content becomes due for removal, like that of an expired file."""
         await self._pipeline.execute("ZADD", FILES_KEY, self.now_ms(), record.id)
         await self._pipeline.execute("DEL", file_key(record.id))
         await self._pipeline.execute("ZREM", tenant_files_key(record.tenant), record.id)
@@ -85,7 +85,7 @@ class FileRecords:
         return [file_id.decode() for file_id in ids]
 
     async def put_off(self, file_id: str) -> None:
-        """Let a file whose content cannot be removed be one that expires in an hour."""
+        """Try again in an hour to remove the content of a file."""
         await self._pipeline.execute("ZADD", FILES_KEY, self.now_ms() + PUT_OFF_MS, file_id)
 
     async def removed(self, file_id: str) -> None:

@@ -1,4 +1,4 @@
-"""Reads what a tenant has, a page at a time, from a sorted set of ids that begin with the time."""
+"""Reads the records of a tenant a page at a time, from a sorted set of ids that sort by time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ READ_AT_ONCE: Final = 1000
 
 
 class Page(NamedTuple, Generic[T]):
-    """Some records, and whether there are more behind them."""
+    """Some records, and whether more follow."""
 
     records: list[T]
     more: bool
@@ -30,9 +30,9 @@ async def read_page(
     newest_first: bool = True,
     wanted: Callable[[T], bool] = lambda _: True,
 ) -> Page[T]:
-    """Read at most ``limit`` records that are wanted, from behind the id ``after``, which may be gone.
+    """Read at most ``limit`` wanted records after the id ``after``, which may be gone.
 
-    Ids whose records have expired are taken from the set.
+    Ids whose records have expired are removed from the set.
     """
     found: list[T] = []
     at_once = min(READ_AT_ONCE, limit + 1)

@@ -1,5 +1,5 @@
 -- Cancel a batch that is not yet being finished: its runner ends it.
--- Returns its state by then; '' if there is no such batch.
+-- Returns its state afterwards; '' if there is no such batch.
 local batch_key = KEYS[1]
 local at_ms = ARGV[1]
 

@@ -1,6 +1,6 @@
 -- Change a batch, and renew the lease of its runner. A batch that is being cancelled can only become cancelled, and
 -- one that has ended does not change.
--- Returns its state by then; '' if another runner has the batch. Sent twice, the second changes nothing.
+-- Returns its state afterwards; '' if another runner has the batch. Sent twice, the second changes nothing.
 local batch_key = KEYS[1]
 local runner = ARGV[1]
 local lease_ms = ARGV[2]

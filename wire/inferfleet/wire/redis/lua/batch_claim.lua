@@ -1,4 +1,4 @@
--- Claim a batch that nobody works on, or whose runner has not been heard of for its lease.
+-- Claim a batch that nobody works on, or whose runner has let its lease run out.
 -- Returns its fields; none if there is no such batch, or another runner has it.
 local batch_key = KEYS[1]
 local runner = ARGV[1]
