@@ -154,7 +154,7 @@ async def test_the_longest_times_and_the_largest_numbers_work(
 
 def test_every_setting_is_set_in_a_test_on_real_servers() -> None:
     used: set[str] = set()
-    for path in (path for folder in REAL for path in (TESTS / folder).glob("*.py")):
+    for path in (path for folder in REAL for path in (TESTS / folder).rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.keyword) and node.arg is not None:
                 used.add(node.arg)
