@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import redis.asyncio as aioredis
 from tests.integration.conftest import StartWorker, chat
@@ -11,6 +13,13 @@ from inferfleet.producer.tenant_fleet import TenantFleet
 from inferfleet.schemas import Job
 from inferfleet.schemas.errors import InvalidJobError, JobNotFoundError
 from inferfleet.schemas.names import job_key
+from inferfleet.schemas.result import JobRecord
+
+
+async def listed(view: TenantFleet, pool: str, **conditions: Any) -> list[JobRecord]:
+    page = await view.jobs_page(JobFilter(pool=pool, **conditions), after=None, limit=100)
+    assert page.next is None
+    return page.jobs
 
 
 async def test_a_tenant_has_only_its_own_jobs(fleet: Fleet, pool: str) -> None:
@@ -20,7 +29,7 @@ async def test_a_tenant_has_only_its_own_jobs(fleet: Fleet, pool: str) -> None:
     assert await fleet.tenant_of(job) == yours.tenant
     assert job.session_id == "talk"
     assert await mine.find("key") is None
-    assert [record async for record in mine.list_jobs(JobFilter(pool=pool))] == []
+    assert await listed(mine, pool) == []
     for call in (mine.get, mine.record, mine.wait, mine.cancel, mine.waits_for, mine.check):
         with pytest.raises(JobNotFoundError):
             await call(job.id)
@@ -30,8 +39,8 @@ async def test_a_tenant_has_only_its_own_jobs(fleet: Fleet, pool: str) -> None:
     found = await yours.find("key")
     assert found is not None
     assert (found.id, found.session_id, found.tenant) == (job.id, "talk", yours.tenant)
-    listed = [record async for record in yours.list_jobs(JobFilter(pool=pool, session_id="talk"))]
-    assert [(record.id, record.session_id) for record in listed] == [(job.id, "talk")]
+    of_session = await listed(yours, pool, session_id="talk")
+    assert [(record.id, record.session_id) for record in of_session] == [(job.id, "talk")]
     assert await yours.cancel(job.id) == "cancelled"
 
 
@@ -95,7 +104,7 @@ async def test_a_record_of_an_older_client_belongs_to_the_tenant_in_its_request(
     assert [await fleet.tenant_of(job) for job in jobs] == [f"{pool}.a", "default"]
     for tenant, job in zip((f"{pool}.a", "default"), jobs, strict=True):
         view = TenantFleet(fleet, tenant)
-        assert [record.id async for record in view.list_jobs(JobFilter(pool=pool))] == [job.id]
+        assert [record.id for record in await listed(view, pool)] == [job.id]
         assert (await view.get(job.id)).tenant == tenant
 
     await start_worker()

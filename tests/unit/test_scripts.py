@@ -35,6 +35,7 @@ from inferfleet.wire.redis.attempts import Fence
 from inferfleet.wire.redis.batches import BatchRecords
 from inferfleet.wire.redis.clock import RedisClock
 from inferfleet.wire.redis.heartbeats import write_heartbeat
+from inferfleet.wire.redis.job_listing import unfinished
 from inferfleet.wire.redis.journal_lines import PendingTokens
 from inferfleet.wire.redis.lost_messages import LostMessages, Marks, OpenJob
 from inferfleet.wire.redis.pipeline import CommandPipeline
@@ -138,6 +139,7 @@ async def all_that_calls_scripts(pipeline: CommandPipeline) -> AsyncIterator[Awa
     lost = LostMessages(pipeline, pool="p")
     yield lost.report(sweeper="s", lease_s=1, held=[JOB.id], held_s=1, fronts={})
     yield lost.open_jobs(4, from_ms=0, below_ms=1, limit=1)
+    yield anext(unfinished(pipeline, "p", 4))
     yield lost.forget(4, [OpenJob(JOB.id, 1, 0)])
     yield lost.revive(JOB.id, Marks(*["0"] * len(Marks._fields)), priority=4, call="call")
     yield lanes.enter(Payload(JOB, "c"))

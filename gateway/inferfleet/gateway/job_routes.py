@@ -13,6 +13,7 @@ from typing import Annotated, Any, Final
 
 import orjson
 from fastapi import APIRouter, Header, Query, Request, Response
+from pydantic import AwareDatetime
 
 from inferfleet.gateway.bodies import job_bytes, read_body
 from inferfleet.gateway.callers import caller_of
@@ -50,14 +51,25 @@ from inferfleet.schemas.result import JobRecord
 MAX_WAIT_S: Final = 600.0
 
 _ID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
+_MEMBER: Final = re.compile(r"metadata\[(.*)\]", re.DOTALL)
 
 Wait = Annotated[float, Query(ge=0, le=MAX_WAIT_S, description="How long to wait for its end, in seconds.")]
 Limit = Annotated[int, Query(ge=1, le=1000, description="The most jobs to list.")]
+After = Annotated[str | None, Query(description="The `next` of the page before.")]
+Time = Annotated[AwareDatetime | None, Query(description="When they were accepted, or last published again.")]
 LastEventId = Annotated[str | None, Header(description="The id of the last event that was seen.")]
 
 
 _ACCEPTED: Final = members(id=STRING, pool=STRING, url=STRING)
 _SUBMITTED: Final = {"anyOf": [_ACCEPTED, {"type": "array", "items": {"anyOf": [_ACCEPTED, REFUSED]}}]}
+_LISTED: Final = list_of(ref("jobRecord"), has_more={"type": "boolean"}, next={"type": ["string", "null"]})
+_METADATA: Final = {
+    "name": "metadata",
+    "in": "query",
+    "style": "deepObject",
+    "description": "Members of the jobs' metadata, such as `metadata[team]=search`.",
+    "schema": {"type": "object", "additionalProperties": STRING},
+}
 _CANCELLED: Final = members(id=STRING, state=STRING)
 _POSITION: Final = members(
     id=STRING,
@@ -91,24 +103,36 @@ def job_routes(gateway: Gateway) -> APIRouter:
             return json_answer(_accepted(job), HTTPStatus.ACCEPTED, headers)
         return await _submit_many(gateway, request, asked)
 
-    @router.get("", responses=answer(list_of(ref("jobRecord"), has_more={"type": "boolean"})))
+    @router.get("", responses=answer(_LISTED), openapi_extra={"parameters": [_METADATA]})
     async def list_jobs(
         request: Request,
         pool: str | None = None,
         state: JobState | None = None,
         priority: int | None = None,
         session_id: str | None = None,
+        since: Time = None,
+        until: Time = None,
         limit: Limit = 100,
+        after: After = None,
     ) -> Response:
-        """List unfinished jobs by pool, the most urgent first, and of a priority the oldest first."""
-        where = JobFilter(pool=pool, state=state, priority=priority, session_id=session_id)
-        found: list[dict[str, Any]] = []
-        async with aclosing(gateway.fleet_of(request).list_jobs(where)) as records:
-            async for record in records:
-                if len(found) == limit:
-                    return json_answer({"object": "list", "data": found, "has_more": True})
-                found.append(_described(record))
-        return json_answer({"object": "list", "data": found, "has_more": False})
+        """List unfinished jobs by pool, the most urgent first, and of a priority the oldest first.
+
+        A page may have fewer jobs than `limit`, even none, while `has_more` says that there may be more.
+        """
+        where = JobFilter(
+            pool=pool,
+            state=state,
+            priority=priority,
+            session_id=session_id,
+            since=since,
+            until=until,
+            metadata=_metadata(request),
+        )
+        page = await gateway.fleet_of(request).jobs_page(where, after=after, limit=limit)
+        jobs = list(map(_described, page.jobs))
+        return json_answer(
+            {"object": "list", "data": jobs, "has_more": page.next is not None, "next": page.next}
+        )
 
     @router.get("/{job_id}", responses=answer(ref("jobRecord")))
     async def get(request: Request, job_id: str, wait: Wait = 0) -> Response:
@@ -207,6 +231,11 @@ async def _submit_many(gateway: Gateway, request: Request, asked: Sequence[Asked
 
 def _visible(fleet: TenantFleet, refusal: Refusal) -> Refusal:
     return replace(refusal, message=fleet.visible_text(refusal.message))
+
+
+def _metadata(request: Request) -> dict[str, str]:
+    members = ((_MEMBER.fullmatch(name), value) for name, value in request.query_params.multi_items())
+    return {member[1]: value for member, value in members if member is not None}
 
 
 def _described(record: JobRecord) -> dict[str, Any]:

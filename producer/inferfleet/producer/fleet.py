@@ -16,6 +16,7 @@ from inferfleet.producer.dead_letters import DeadLetters
 from inferfleet.producer.job_handle import JobHandle
 from inferfleet.producer.job_listing import EVERY_JOB, JobFilter, JobListing
 from inferfleet.producer.job_making import JobOptions, make_job
+from inferfleet.producer.job_pages import JobPage
 from inferfleet.producer.journal_view import BEGINNING, JournalLine
 from inferfleet.producer.pools import Pools, Wait
 from inferfleet.producer.publisher import Publisher
@@ -410,6 +411,22 @@ class Fleet:
         async with aclosing(self._listing.jobs(where)) as records:
             async for record in records:
                 yield record
+
+    async def jobs_page(
+        self, where: JobFilter = EVERY_JOB, *, after: str | None = None, limit: int = 100
+    ) -> JobPage:
+        """Read a page of what ``list_jobs`` yields: at most ``limit`` jobs behind the ``next`` of a page.
+
+        The work of a page is bounded, so it may have fewer jobs, even none, while more follow: the list ends
+        where ``next`` is ``None``. A job that is unfinished all the time is on exactly one page, whatever
+        comes and goes; one that is published again may be on two.
+
+        Raises:
+            InvalidJobError: A condition or the cursor is invalid.
+
+        """
+        where.check()
+        return await self._listing.page(where, after=after, limit=limit)
 
     async def cancel_jobs(self, where: JobFilter) -> AsyncGenerator[tuple[str, JobState]]:
         """Cancel the unfinished jobs that meet the conditions; yield each one's id and state, as ``cancel``.

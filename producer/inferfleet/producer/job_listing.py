@@ -7,15 +7,19 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import compress
+from operator import attrgetter
+from typing import NamedTuple
 
 from inferfleet.producer.job_making import check_pool
+from inferfleet.producer.job_pages import JobPage, Place
 from inferfleet.schemas.errors import InvalidJobError, JobNotFoundError
 from inferfleet.schemas.job import JobState
 from inferfleet.schemas.message import read_job
 from inferfleet.schemas.result import JobRecord
 from inferfleet.wire.redis.clock import moment_of
 from inferfleet.wire.redis.heartbeats import read_heartbeats
-from inferfleet.wire.redis.job_listing import PRIORITIES, unfinished
+from inferfleet.wire.redis.job_listing import BEGINNING, PRIORITIES, Entry, unfinished
 from inferfleet.wire.redis.job_reading import JobReading
 from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.redis.pools import read_pools
@@ -23,14 +27,18 @@ from inferfleet.wire.redis.pools import read_pools
 AT_ONCE = 64
 """How many jobs are cancelled, or how many requests are read, at the same time."""
 
+PAGE_READS = 2000
+"""How many entries of the index a page of a list may read, whether or not their jobs meet the conditions."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobFilter:
     """Conditions on unfinished jobs, all of which have to hold. Those that are not given always hold.
 
-    ``state`` is ``queued`` or ``running``. ``older_than_s`` is how long ago at least a job was accepted, or
-    last published again. For ``metadata`` the whole request of each job is read, so it is slow, and finds
-    only jobs whose requests are in Redis (``keep_requests``).
+    ``state`` is ``queued`` or ``running``. ``since`` and ``until`` are the times between which a job was
+    accepted, or last published again, and ``older_than_s`` is how long ago at least. For ``metadata`` the
+    whole request of each job is read, so it is slow, and finds only jobs whose requests are in Redis
+    (``keep_requests``).
     """
 
     pool: str | None = None
@@ -38,6 +46,8 @@ class JobFilter:
     priority: int | None = None
     session_id: str | None = None
     tenant: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
     older_than_s: float | None = None
     metadata: Mapping[str, str] = field(default_factory=dict[str, str])
 
@@ -67,6 +77,13 @@ EVERY_JOB = JobFilter()
 """No condition."""
 
 
+class _Read(NamedTuple):
+    """Some entries of an index, and the records of those jobs that meet the conditions."""
+
+    entries: list[Entry]
+    found: list[tuple[Entry, JobRecord]]
+
+
 class JobListing:
     """Reads the index of unfinished jobs with their records."""
 
@@ -90,29 +107,91 @@ class JobListing:
         """
         async with aclosing(self._pages(where)) as pages:
             async for page in pages:
-                ids = [record.id for record in page]
-                states = await asyncio.gather(*map(cancel, ids), return_exceptions=True)
-                for job_id, state in zip(ids, states, strict=True):
-                    if isinstance(state, JobState):
-                        yield job_id, state
-                for state in states:
-                    if not isinstance(state, JobState | JobNotFoundError):
-                        raise state
+                for first in range(0, len(page), AT_ONCE):
+                    ids = [record.id for record in page[first : first + AT_ONCE]]
+                    states = await asyncio.gather(*map(cancel, ids), return_exceptions=True)
+                    for job_id, state in zip(ids, states, strict=True):
+                        if isinstance(state, JobState):
+                            yield job_id, state
+                    for state in states:
+                        if not isinstance(state, JobState | JobNotFoundError):
+                            raise state
+
+    async def page(self, where: JobFilter, *, after: str | None, limit: int) -> JobPage:
+        """Read at most ``limit`` jobs behind a cursor. Reads about ``PAGE_READS`` entries at most.
+
+        A page may have fewer jobs, even none, and more may follow. Its cursor names only a job of the page:
+        the other jobs may be of other tenants.
+        """
+        begin = None if after is None else Place.at(after)
+        jobs: list[JobRecord] = []
+        read = 0
+        for pool, priority in await self._indexes(where, begin):
+            if read >= PAGE_READS:
+                return JobPage(jobs, next=Place(pool, priority).cursor())
+            behind = begin.entry if begin and (pool, priority) == begin[:2] else BEGINNING
+            found: list[tuple[Entry, JobRecord]] = []
+            async with aclosing(self._index(where, pool, priority, behind)) as pages:
+                async for page in pages:
+                    found += page.found
+                    if len(jobs) + len(found) >= limit:
+                        found = found[: limit - len(jobs)]
+                        jobs += [record for _, record in found]
+                        return JobPage(jobs, next=Place(pool, priority, found[-1][0]).cursor())
+                    read += len(page.entries)
+                    # The next page begins with a millisecond, so only where another one has begun.
+                    since_ms = page.entries[-1].since_ms
+                    if read >= PAGE_READS and since_ms > behind.since_ms:
+                        jobs += [record for entry, record in found if entry.since_ms < since_ms]
+                        return JobPage(jobs, next=Place(pool, priority, Entry("", since_ms)).cursor())
+            jobs += [record for _, record in found]
+            read += 1
+        return JobPage(jobs, next=None)
 
     async def _pages(self, where: JobFilter) -> AsyncGenerator[list[JobRecord]]:
-        until_ms = None
-        if where.older_than_s is not None:
-            until_ms = self._pipeline.clock.now_ms() - int(where.older_than_s * 1000)
-        for pool in [where.pool] if where.pool is not None else await self.pools():
-            for priority in PRIORITIES if where.priority is None else (where.priority,):
-                async with aclosing(unfinished(self._pipeline, pool, priority, until_ms=until_ms)) as pages:
-                    async for page in pages:
-                        found = await self._records.get_many((entry.id for entry in page), results=False)
-                        admitted = [it for it in found.values() if it is not None and where.admits(it)]
-                        for first in range(0, len(admitted), AT_ONCE):
-                            records = admitted[first : first + AT_ONCE]
-                            have = await asyncio.gather(*(self._has(it, where) for it in records))
-                            yield [it for it, has in zip(records, have, strict=True) if has]
+        for pool, priority in await self._indexes(where):
+            async with aclosing(self._index(where, pool, priority)) as pages:
+                async for page in pages:
+                    yield [record for _, record in page.found]
+
+    async def _indexes(self, where: JobFilter, begin: Place | None = None) -> list[tuple[str, int]]:
+        """Return the pools and priorities to look at, in the order of the list."""
+        pools = [where.pool] if where.pool is not None else await self.pools()
+        priorities = PRIORITIES if where.priority is None else (where.priority,)
+        return [
+            (pool, priority)
+            for pool in pools
+            for priority in priorities
+            if begin is None or (pool, -priority) >= (begin.pool, -begin.priority)
+        ]
+
+    async def _index(
+        self, where: JobFilter, pool: str, priority: int, behind: Entry = BEGINNING
+    ) -> AsyncGenerator[_Read]:
+        """Yield the entries of an index, with the records of those jobs that meet the conditions."""
+        now_ms = self._pipeline.clock.now_ms()
+        until_ms = [] if where.older_than_s is None else [now_ms - int(where.older_than_s * 1000)]
+        if where.until is not None:
+            until_ms.append(int(where.until.timestamp() * 1000))
+        if where.since is not None:
+            behind = max(behind, Entry("", int(where.since.timestamp() * 1000)), key=attrgetter("since_ms"))
+        pages = unfinished(
+            self._pipeline, pool, priority, behind=behind, until_ms=min(until_ms, default=None)
+        )
+        async with aclosing(pages):
+            async for entries in pages:
+                records = await self._records.get_many((entry.id for entry in entries), results=False)
+                admitted = [
+                    (entry, record)
+                    for entry in entries
+                    if (record := records[entry.id]) is not None and where.admits(record)
+                ]
+                found: list[tuple[Entry, JobRecord]] = []
+                for first in range(0, len(admitted), AT_ONCE):
+                    some = admitted[first : first + AT_ONCE]
+                    have = await asyncio.gather(*(self._has(record, where) for _, record in some))
+                    found += compress(some, have)
+                yield _Read(entries, found)
 
     async def pools(self) -> list[str]:
         """Return the names of all pools that had a worker, a declaration or a job in the last 30 days."""

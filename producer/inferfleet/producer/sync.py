@@ -22,6 +22,7 @@ from inferfleet.producer.blocking import BlockingCall
 from inferfleet.producer.fleet import Fleet
 from inferfleet.producer.job_listing import EVERY_JOB, JobFilter
 from inferfleet.producer.job_making import JobOptions
+from inferfleet.producer.job_pages import JobPage
 from inferfleet.producer.journal_view import BEGINNING, JournalLine
 from inferfleet.producer.pools import Wait
 from inferfleet.producer.sync_dead_letters import SyncDeadLetters
@@ -168,6 +169,12 @@ class SyncFleet:
     def list_jobs(self, where: JobFilter = EVERY_JOB) -> Generator[JobRecord]:
         """Yield the records of unfinished jobs; see ``Fleet.list_jobs``."""
         return self._iterate(self._fleet.list_jobs(where))
+
+    def jobs_page(
+        self, where: JobFilter = EVERY_JOB, *, after: str | None = None, limit: int = 100
+    ) -> JobPage:
+        """Read a page of the list of ``list_jobs``; see ``Fleet.jobs_page``."""
+        return self._call(partial(self._fleet.jobs_page, where, after=after, limit=limit))
 
     def cancel_jobs(self, where: JobFilter) -> Generator[tuple[str, JobState]]:
         """Cancel unfinished jobs; see ``Fleet.cancel_jobs``."""

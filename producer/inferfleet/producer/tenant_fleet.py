@@ -15,6 +15,7 @@ from typing import Any, Protocol, Unpack
 from inferfleet.producer.fleet import Fleet
 from inferfleet.producer.job_listing import JobFilter
 from inferfleet.producer.job_making import SESSION_MARK, JobOptions, session_prefix, stored_session
+from inferfleet.producer.job_pages import JobPage
 from inferfleet.producer.journal_view import BEGINNING, JournalLine
 from inferfleet.producer.pools import Wait
 from inferfleet.producer.sessions import Session
@@ -132,13 +133,12 @@ class TenantFleet:
         """Return why a job does not run, as ``Fleet.waits_for``."""
         return await self._fleet.waits_for(await self._checked(job))
 
-    async def list_jobs(self, where: JobFilter) -> AsyncGenerator[JobRecord]:
-        """Yield the records of the tenant's unfinished jobs, as ``Fleet.list_jobs``."""
+    async def jobs_page(self, where: JobFilter, *, after: str | None, limit: int) -> JobPage:
+        """Read a page of the tenant's unfinished jobs, as ``Fleet.jobs_page``."""
         session_id = None if where.session_id is None else self.stored_session(where.session_id)
         where = replace(where, session_id=session_id, tenant=self.tenant)
-        async with aclosing(self._fleet.list_jobs(where)) as records:
-            async for record in records:
-                yield self._visible(record)
+        page = await self._fleet.jobs_page(where, after=after, limit=limit)
+        return replace(page, jobs=list(map(self._visible, page.jobs)))
 
     def session(self, session_id: str) -> Session:
         """Return a handle on a session of the tenant. Its ``id`` is the stored one."""

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
-from itertools import chain
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from inferfleet.schemas.names import PRIORITY_LEVELS, open_key
+from inferfleet.wire.redis import pool_scripts
 from inferfleet.wire.redis.pipeline import CommandPipeline
 
 PAGE = 500
@@ -28,6 +28,10 @@ class Entry(NamedTuple):
     since_ms: int
 
 
+BEGINNING = Entry("", 0)
+"""Stands before all entries."""
+
+
 async def count_unfinished(pipeline: CommandPipeline, pool: str) -> dict[int, int]:
     """Count the unfinished jobs of a pool by priority, the most urgent first, without priorities of none."""
     counts = await asyncio.gather(
@@ -37,34 +41,31 @@ async def count_unfinished(pipeline: CommandPipeline, pool: str) -> dict[int, in
 
 
 async def unfinished(
-    pipeline: CommandPipeline, pool: str, priority: int, *, until_ms: int | None = None
+    pipeline: CommandPipeline,
+    pool: str,
+    priority: int,
+    *,
+    behind: Entry = BEGINNING,
+    until_ms: int | None = None,
 ) -> AsyncGenerator[list[Entry]]:
-    """Yield the unfinished jobs of a priority in pages, the oldest first.
+    """Yield the unfinished jobs of a priority behind an entry in pages, the oldest first.
 
-    ``until_ms`` leaves out those that entered later. A job that is published again meanwhile moves to the
-    end, and may come twice.
+    The entry may have left the index; without an id, it stands before all of its millisecond. ``until_ms``
+    leaves out those that entered later. A job that is published again meanwhile moves to the end, and may
+    come twice.
     """
-    last_ms = 0
-    seen: set[str] = set()
-    """The entries of that millisecond that were yielded."""
     while True:
-        # Many jobs may have entered in the same millisecond, so a page begins with those of the last one.
-        limit = PAGE + len(seen)
-        answer: Any = await pipeline.execute(
-            *("ZRANGE", open_key(pool, priority), last_ms, "+inf" if until_ms is None else until_ms),
-            *("BYSCORE", "LIMIT", 0, limit, "WITHSCORES"),
+        found: list[bytes] = await pipeline.execute(
+            *pool_scripts.open_behind(
+                open_key(pool, priority), behind_ms=behind.since_ms, behind_id=behind.id, limit=PAGE
+            )
         )
-        # By RESP3, each member and its score are a pair.
-        flat: list[Any] = answer if answer and isinstance(answer[0], bytes) else [*chain(*answer)]
-        found = [
+        entries = [
             Entry(job_id.decode(), int(float(score)))
-            for job_id, score in zip(flat[::2], flat[1::2], strict=True)
+            for job_id, score in zip(found[::2], found[1::2], strict=True)
         ]
-        if page := [entry for entry in found if entry.id not in seen]:
+        if page := [entry for entry in entries if until_ms is None or entry.since_ms <= until_ms]:
             yield page
-        if len(found) < limit:
+        if len(page) < PAGE:
             return
-        if found[-1].since_ms != last_ms:
-            last_ms = found[-1].since_ms
-            seen.clear()
-        seen |= {entry.id for entry in found if entry.since_ms == last_ms}
+        behind = page[-1]

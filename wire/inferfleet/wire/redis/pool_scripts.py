@@ -1,4 +1,4 @@
-"""Calls the scripts by which the workers of a pool find jobs that have lost their messages.
+"""Calls the scripts about one pool: its unfinished jobs, and those that have lost their messages.
 
 ``script`` documents what they have in common; each script's text in ``lua`` documents what it does and
 replies.
@@ -10,6 +10,7 @@ from inferfleet.wire.redis.script import SCRIPTS, Argument, Command
 
 _SWEEP = SCRIPTS["sweep"]
 _OPEN_RANGE = SCRIPTS["open_range"]
+_OPEN_BEHIND = SCRIPTS["open_behind"]
 _FORGET_OPEN = SCRIPTS["forget_open"]
 
 
@@ -43,6 +44,11 @@ def sweep(
 def open_range(open_key: str, held_key: str, /, *, from_ms: int, below_ms: int, limit: int) -> Command:
     """Read the oldest unfinished jobs of a priority."""
     return ("EVALSHA", _OPEN_RANGE.sha, 2, open_key, held_key, from_ms, below_ms, limit)
+
+
+def open_behind(open_key: str, /, *, behind_ms: int, behind_id: str, limit: int) -> Command:
+    """Read the oldest unfinished jobs of a priority behind a place."""
+    return ("EVALSHA", _OPEN_BEHIND.sha, 1, open_key, behind_ms, behind_id, limit)
 
 
 def forget_open(open_key: str, /, *entries: Argument) -> Command:

@@ -1,0 +1,21 @@
+-- Read jobs from the index of a pool's unfinished jobs, the oldest first, from behind a place. Changes nothing.
+-- Returns for each job its id and its score. Of the jobs of one millisecond, the ids decide.
+local open_key = KEYS[1]
+local behind_ms = ARGV[1]
+local behind_id = ARGV[2]
+local limit = ARGV[3]
+
+-- Look for the rank of the first job behind the place: the job of that id may have left. Ids are UUIDs, so Lua
+-- compares them as Redis orders them.
+local low, high = 0, redis.call('ZCARD', open_key)
+while low < high do
+  local middle = math.floor((low + high) / 2)
+  local id, score = unpack(redis.call('ZRANGE', open_key, middle, middle, 'WITHSCORES'))
+  local later_ms = score - behind_ms
+  if later_ms < 0 or (later_ms == 0 and id <= behind_id) then
+    low = middle + 1
+  else
+    high = middle
+  end
+end
+return redis.call('ZRANGE', open_key, low, low + limit - 1, 'WITHSCORES')
