@@ -215,7 +215,7 @@ async def test_another_tenants_id_takes_the_same_work_as_an_unknown_one(
         return [str(command).replace(job_id, "ID") for command in sent if job_id in str(command)]
 
     calls: list[Callable[[str], Awaitable[Any]]] = [
-        *(mine.get, mine.record, mine.wait, mine.cancel, mine.waits_for),
+        *(mine.get, mine.record, mine.wait, mine.cancel, mine.position),
         lambda job_id: anext(mine.stream(job_id)),
     ]
     for call in calls:

@@ -31,7 +31,7 @@ from inferfleet.cli import pool as pool_commands
 from inferfleet.cli import worker as worker_commands
 from inferfleet.producer import Fleet
 from inferfleet.producer.job_listing import JobFilter
-from inferfleet.producer.pools import WaitReason
+from inferfleet.producer.positions import WaitReason
 from inferfleet.schemas import Job, JobState
 from inferfleet.schemas.errors import InvalidJobError, ServiceUnreachableError, UnknownPoolError
 from inferfleet.schemas.heartbeat import WorkerPhase
@@ -258,6 +258,57 @@ async def test_it_is_said_why_a_job_does_not_run(
         return await reason(failing) is WaitReason.RETRY
 
     await eventually(waits_for_retry)
+    (retry,) = (await fleet.position(failing)).waits
+    assert retry.until is not None
+
+
+async def test_a_position_counts_the_jobs_ahead_and_names_every_closed_gate(
+    fleet: Fleet, start_worker: StartWorker, store: aioredis.Redis, at_prompt: Prompt, pool: str
+) -> None:
+    priorities = (2, 7, 4, 4, 4, 9)
+    jobs = await fleet.submit_many(Job(pool=pool, body=chat(), priority=n) for n in priorities)
+    for place, job in enumerate(jobs):
+        await store.zadd(open_key(pool, job.priority), {job.id: 1000 + place // 4})
+    fours = sorted((1000 + place // 4, jobs[place].id) for place in (2, 3, 4))
+    first = await fleet.submit("turn", pool=pool, session_id=f"s-{pool}", priority=0)
+    second = await fleet.submit("turn", pool=pool, session_id=f"s-{pool}", priority=0)
+    await fleet.pause_pool(pool)
+
+    assert [(await fleet.position(job_id)).ahead for _, job_id in fours] == [2, 3, 4]
+    assert ((await fleet.position(jobs[0])).ahead, (await fleet.position(jobs[5])).ahead) == (5, 0)
+    position = await fleet.position(second)
+    assert [wait.reason for wait in position.waits] == ["turn", "paused", "no_worker"]
+    assert position.waits[0].job_id == first.id
+    assert (position.workers, position.ahead, position.starts_in_s) == (0, 7, None)
+    shown = (await at_prompt(jobs_commands.app, "show", second.id)).stdout
+    assert [line.split(":")[0] for line in shown.splitlines()[-4:]] == ["waits"] * 3 + ["ahead"]
+    # As after a crash between the two.
+    await store.zrem(open_key(pool, 9), jobs[5].id)
+    assert (await fleet.position(jobs[5])).ahead is None
+
+
+async def test_the_start_of_a_job_is_estimated_from_what_the_workers_have_ended(
+    fleet: Fleet, start_worker: StartWorker, at_prompt: Prompt, pool: str
+) -> None:
+    await start_worker(max_running=1, look_ahead=0, **PAUSES_OFTEN)
+    await fleet.wait_many(await fleet.submit_many(Job(pool=pool, body=chat()) for _ in range(10)))
+    running = await fleet.submit(slow_chat(tokens=1000, step_s=0.1), pool=pool, priority=9)
+    await until_running(fleet, running)
+    waiting = await fleet.submit_many(Job(pool=pool, body=chat()) for _ in range(3))
+
+    async def counted() -> bool:
+        (worker,) = (await fleet.pool(pool)).workers
+        return worker.running == 1 and worker.finished_per_s > 0
+
+    await eventually(counted)
+    found = [await fleet.position(job) for job in waiting]
+    assert sorted(position.ahead or 0 for position in found) == [1, 2, 3]
+    for position in found:
+        assert position.ahead is not None
+        assert position.starts_in_s == pytest.approx(position.ahead / position.finished_per_s)
+    assert (await fleet.position(running)).waits == ()
+    shown = (await at_prompt(jobs_commands.app, "show", waiting[0].id)).stdout
+    assert "a second have ended lately, so it may start in" in shown
 
 
 # Pools and workers

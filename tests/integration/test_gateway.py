@@ -163,7 +163,9 @@ async def test_a_job_says_why_it_waits(http: Client, start_worker: StartWorker, 
 
     assert (waiting["state"], waiting["reason"], waiting["workers"]) == ("queued", "no_worker", 0)
     assert pool in waiting["detail"]
-    assert (ended["state"], ended["reason"]) == ("succeeded", None)
+    assert (waiting["ahead"], waiting["starts_in_s"]) == (0, None)
+    assert [wait["reason"] for wait in waiting["waits"]] == ["no_worker"]
+    assert (ended["state"], ended["reason"], ended["ahead"], ended["waits"]) == ("succeeded", None, None, [])
 
 
 async def test_events_are_resumed_on_another_gateway_without_a_gap_or_a_repeat(

@@ -18,6 +18,7 @@ from inferfleet.schemas import Job
 from inferfleet.schemas.errors import InvalidJobError
 from inferfleet.schemas.names import open_key
 from inferfleet.wire.redis import job_listing as index
+from inferfleet.wire.redis.job_reading import JobReading
 
 
 async def pages(view: TenantFleet, pool: str, *, limit: int) -> AsyncGenerator[JobPage]:
@@ -73,14 +74,14 @@ async def test_a_page_reads_few_jobs_of_other_tenants_and_names_none(
     times |= {own[0].id: 999, own[1].id: 1000, own[2].id: 2000}
     await store.zadd(open_key(pool, 4), {**times})
     read: list[int] = []
-    get_many = fleet._records.get_many
+    get_many = JobReading.get_many
 
-    async def counted(ids: Iterable[str], **options: Any) -> Any:
+    async def counted(self: JobReading, ids: Iterable[str], **options: Any) -> Any:
         asked = list(ids)
         read[-1] += len(asked)
-        return await get_many(asked, **options)
+        return await get_many(self, asked, **options)
 
-    monkeypatch.setattr(fleet._records, "get_many", counted)
+    monkeypatch.setattr(JobReading, "get_many", counted)
 
     found: list[str] = []
     read.append(0)

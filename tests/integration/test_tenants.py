@@ -30,7 +30,7 @@ async def test_a_tenant_has_only_its_own_jobs(fleet: Fleet, pool: str) -> None:
     assert job.session_id == "talk"
     assert await mine.find("key") is None
     assert await listed(mine, pool) == []
-    for call in (mine.get, mine.record, mine.wait, mine.cancel, mine.waits_for, mine.check):
+    for call in (mine.get, mine.record, mine.wait, mine.cancel, mine.position, mine.check):
         with pytest.raises(JobNotFoundError):
             await call(job.id)
     with pytest.raises(JobNotFoundError):

@@ -33,7 +33,7 @@ def print_pools(pools: Iterable[PoolStatus]) -> None:
             f"workers: {workers}",
         ]
         if pool.oldest_waiting_s is not None:
-            parts.append(f"oldest waits {_duration(pool.oldest_waiting_s)}")
+            parts.append(f"oldest waits {duration(pool.oldest_waiting_s)}")
         if pool.dead_letters:
             parts.append(f"{pool.dead_letters:,} dead letters")
         if pool.paused_at is not None:
@@ -41,7 +41,8 @@ def print_pools(pools: Iterable[PoolStatus]) -> None:
         out("  ".join(parts) + "\n")
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Return a time for a person."""
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

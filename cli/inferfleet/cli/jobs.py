@@ -11,6 +11,7 @@ from typing import Annotated
 import orjson
 import typer
 
+from inferfleet.cli.fleet_lines import duration
 from inferfleet.cli.options import JobArgument, JsonFlag, producer_settings
 from inferfleet.cli.printing import print_told
 from inferfleet.cli.terminal import err, line, out, shown_id
@@ -18,6 +19,7 @@ from inferfleet.cli.where import LettersWhereOption, WhereOption, parse_letters_
 from inferfleet.producer.dead_letters import LetterFilter
 from inferfleet.producer.fleet import Fleet
 from inferfleet.producer.job_listing import EVERY_JOB, JobFilter
+from inferfleet.producer.positions import Position
 from inferfleet.producer.timeline import Event, EventKind
 from inferfleet.schemas import Job
 from inferfleet.schemas.result import JobRecord
@@ -134,19 +136,23 @@ async def _show(job: str, *, as_json: bool) -> None:
     async with Fleet.connect(producer_settings()) as fleet:
         events = await fleet.timeline(job)
         records = await fleet.get_many([job])
-        wait = await fleet.waits_for(job)
+        position = await fleet.position(job)
     record = records[job]
     if as_json:
         known = record and record.model_dump(mode="json", exclude={"result"}, exclude_none=True)
-        out(orjson.dumps({"job": known, "timeline": events, "waits_for": wait}).decode() + "\n")
+        first = next(iter(position.waits), None)
+        shown = {"job": known, "timeline": events, "waits_for": first, "position": position}
+        out(orjson.dumps(shown).decode() + "\n")
         return
     if record is not None:
         out(_summary(record))
     began = events[0].at if events else None
     for event in events:
         out(_told(event, began or event.at))
-    if wait is not None:
+    for wait in position.waits:
         out(f"waits: {line(wait.detail)}\n")
+    if position.ahead is not None:
+        out(f"{_ahead(position)}\n")
 
 
 def _told(event: Event, began: datetime) -> str:
@@ -181,6 +187,15 @@ def _words(event: Event) -> str:
             return f"restored{on}, because Redis had lost the record"
         case EventKind.FINISHED:
             return f"{event.detail}, with {event.tokens} tokens"
+
+
+def _ahead(position: Position) -> str:
+    told = f"ahead: {position.ahead:,} unfinished jobs"
+    if position.finished_per_s:
+        told += f"; {position.finished_per_s:.2g} a second have ended lately"
+    if position.starts_in_s is not None:
+        told += f", so it may start in {duration(position.starts_in_s)}"
+    return told
 
 
 async def _retry(pool: str, where: LetterFilter) -> list[Job]:

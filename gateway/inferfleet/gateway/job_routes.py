@@ -38,6 +38,7 @@ from inferfleet.producer.openai.api import WORKERS_HEADER
 from inferfleet.producer.openai.refusals import Refusal, bad_request, refusal_of
 from inferfleet.producer.openai.requests import Asked
 from inferfleet.producer.openai.streams import EVENT_HEADERS, EventStream, Part
+from inferfleet.producer.positions import WaitReason
 from inferfleet.producer.tenant_fleet import TenantFleet
 from inferfleet.schemas.errors import (
     InvalidJobError,
@@ -71,12 +72,25 @@ _METADATA: Final = {
     "schema": {"type": "object", "additionalProperties": STRING},
 }
 _CANCELLED: Final = members(id=STRING, state=STRING)
+_REASON: Final = {"enum": list(WaitReason)}
 _POSITION: Final = members(
     id=STRING,
     state=STRING,
     workers=COUNT,
-    reason={"type": ["string", "null"]},
+    ahead={"type": ["integer", "null"], "minimum": 0},
+    finished_per_s={"type": "number", "minimum": 0},
+    starts_in_s={"type": ["number", "null"], "minimum": 0},
+    reason={"anyOf": [_REASON, {"type": "null"}]},
     detail={"type": ["string", "null"]},
+    waits={
+        "type": "array",
+        "items": members(
+            reason=_REASON,
+            detail=STRING,
+            job_id={"type": ["string", "null"]},
+            until={"type": ["string", "null"], "format": "date-time"},
+        ),
+    },
 )
 
 
@@ -146,18 +160,25 @@ def job_routes(gateway: Gateway) -> APIRouter:
 
     @router.get("/{job_id}/position", responses=answer(_POSITION))
     async def position(request: Request, job_id: str) -> Response:
-        """Tell why a job does not run, and how many workers its pool has. No reason: it runs or has ended."""
+        """Tell why a job does not run, behind how many it is, and when it may start.
+
+        No reason: it runs or has ended. Several gates may be closed; the first is also `reason` and `detail`.
+        """
         _check_id(job_id)
         fleet = gateway.fleet_of(request)
-        record = await fleet.record(job_id)
-        waits, workers = await asyncio.gather(fleet.waits_for(job_id), fleet.workers())
+        record, found = await asyncio.gather(fleet.record(job_id), fleet.position(job_id))
+        first = next(iter(found.waits), None)
         return json_answer(
             {
                 "id": job_id,
                 "state": record.state,
-                "workers": sum(worker.pool == record.pool for worker in workers),
-                "reason": waits and waits.reason,
-                "detail": waits and waits.detail,
+                "workers": found.workers,
+                "ahead": found.ahead,
+                "finished_per_s": found.finished_per_s,
+                "starts_in_s": found.starts_in_s,
+                "reason": first and first.reason,
+                "detail": first and first.detail,
+                "waits": found.waits,
             }
         )
 

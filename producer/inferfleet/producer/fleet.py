@@ -18,7 +18,8 @@ from inferfleet.producer.job_listing import EVERY_JOB, JobFilter, JobListing
 from inferfleet.producer.job_making import JobOptions, make_job
 from inferfleet.producer.job_pages import JobPage
 from inferfleet.producer.journal_view import BEGINNING, JournalLine
-from inferfleet.producer.pools import Pools, Wait
+from inferfleet.producer.pools import Pools
+from inferfleet.producer.positions import Position, Positions, Wait
 from inferfleet.producer.publisher import Publisher
 from inferfleet.producer.reader import Reader
 from inferfleet.producer.sessions import Session
@@ -86,7 +87,8 @@ class Fleet:
         self._histories = SessionHistories(pipeline=pipeline, settings=settings)
         lanes = SessionLanes(pipeline=pipeline, settings=settings, replicas=records.replicas)
         self._listing = JobListing(pipeline, records)
-        self._pools = Pools(pipeline=pipeline, listing=self._listing, lanes=lanes, waiting=publisher.waiting)
+        self._pools = Pools(pipeline=pipeline, listing=self._listing, waiting=publisher.waiting)
+        self._positions = Positions(pipeline, lanes)
         self._submission = Submission(
             settings=settings,
             pipeline=pipeline,
@@ -460,6 +462,17 @@ class Fleet:
     async def waits_for(self, job: Job | str) -> Wait | None:
         """Return why an unfinished job does not run; ``None`` if it runs or has ended.
 
+        ``position`` has all reasons, if there are several.
+
+        Raises:
+            JobNotFoundError: There is no record of the job.
+
+        """
+        return next(iter((await self.position(job)).waits), None)
+
+    async def position(self, job: Job | str) -> Position:
+        """Return where an unfinished job stands: why it waits, behind how many jobs, and for how long.
+
         Raises:
             JobNotFoundError: There is no record of the job.
 
@@ -468,7 +481,7 @@ class Fleet:
         record = (await self._records.get_many([job_id], results=False))[job_id]
         if record is None:
             raise JobNotFoundError(job_id)
-        return await self._pools.waits_for(record)
+        return await self._positions.of(record)
 
     async def pools(self) -> list[PoolStatus]:
         """Return the state of all pools that have a queue, a worker or an unfinished job.

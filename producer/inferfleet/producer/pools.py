@@ -1,53 +1,20 @@
-"""Shows pools, and pauses them; and says why a job does not run."""
+"""Shows pools, and pauses them."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from enum import StrEnum
 
 from inferfleet.producer.job_listing import JobListing
 from inferfleet.producer.job_making import check_pool
 from inferfleet.schemas.errors import UnknownPoolError
-from inferfleet.schemas.heartbeat import Heartbeat, WorkerPhase
-from inferfleet.schemas.job import JobState
+from inferfleet.schemas.heartbeat import Heartbeat
 from inferfleet.schemas.names import dead_queue, job_queue
 from inferfleet.schemas.pool import PoolStatus
-from inferfleet.schemas.result import JobRecord
 from inferfleet.wire.redis.heartbeats import read_heartbeats
 from inferfleet.wire.redis.job_listing import count_unfinished
-from inferfleet.wire.redis.lost_messages import LostMessages
 from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.redis.pools import note_pool, pause_pool, read_pool_settings, resume_pool
-from inferfleet.wire.redis.session_lanes import SessionLanes
-
-
-class WaitReason(StrEnum):
-    """Why a job does not run."""
-
-    TURN = "turn"
-    """Another turn of its session runs, or waits before it."""
-    PAUSED = "paused"
-    """Its pool is paused."""
-    RETRY = "retry"
-    """It waits for its next attempt."""
-    NO_WORKER = "no_worker"
-    """No worker of its pool is ready."""
-    SLOT = "slot"
-    """A worker has its message, and no free slot."""
-    QUEUE = "queue"
-    """It is in the queue, unless its message was lost."""
-    SILENT = "silent"
-    """It is running by its record, but its worker has given no sign of life for longer than its lease."""
-
-
-@dataclass(frozen=True, slots=True)
-class Wait:
-    """Why a job does not run, as a word and as a sentence for a person."""
-
-    reason: WaitReason
-    detail: str
 
 
 class Pools:
@@ -58,12 +25,10 @@ class Pools:
         *,
         pipeline: CommandPipeline,
         listing: JobListing,
-        lanes: SessionLanes,
         waiting: Callable[[str], Awaitable[int | None]],
     ) -> None:
         self._pipeline = pipeline
         self._listing = listing
-        self._lanes = lanes
         self._waiting = waiting
         """Counts the messages in a queue."""
 
@@ -102,41 +67,6 @@ class Pools:
         if pool not in known and await self._waiting(job_queue(pool)) is None:
             raise _unknown(pool, known)
 
-    async def waits_for(self, record: JobRecord) -> Wait | None:
-        """Return why a job does not run; ``None`` if it runs or has ended."""
-        if record.state.terminal:
-            return None
-        jobs = LostMessages(self._pipeline, pool=record.pool)
-        ((marks,), settings, heartbeats, counts, held) = await asyncio.gather(
-            jobs.marks([record.id]),
-            read_pool_settings(self._pipeline, record.pool),
-            read_heartbeats(self._pipeline),
-            count_unfinished(self._pipeline, record.pool),
-            jobs.is_held(record.id),
-        )
-        rest_s = (int(marks.lease or 0) - jobs.now_ms) / 1000
-        if record.state is JobState.RUNNING:
-            silent = f"{record.worker_id} has given no sign of life since its lease ended {-rest_s:.0f} s ago"
-            return Wait(WaitReason.SILENT, silent) if rest_s < 0 else None
-        if record.session_id is not None:
-            owner, _ = await self._lanes.owner(record.session_id)
-            if owner not in {"", record.id}:
-                return Wait(WaitReason.TURN, f"behind turn {owner} of its session, and perhaps behind others")
-        if settings.paused_at is not None:
-            since = f"{settings.paused_at:%Y-%m-%d %H:%M:%S} UTC"
-            return Wait(WaitReason.PAUSED, f"pool {record.pool} has been paused since {since}")
-        if record.attempt and rest_s > 0:
-            return Wait(WaitReason.RETRY, f"its next attempt is in {rest_s:.0f} s")
-        workers = [worker for worker in heartbeats if worker.pool == record.pool]
-        if not any(worker.phase is WorkerPhase.READY for worker in workers):
-            return Wait(WaitReason.NO_WORKER, f"no worker of pool {record.pool} is ready{_phases(workers)}")
-        if held:
-            return Wait(WaitReason.SLOT, "a worker has its message, and no free slot")
-        ahead = sum(count for priority, count in counts.items() if priority > record.priority)
-        return Wait(
-            WaitReason.QUEUE, f"in the queue; {ahead:,} unfinished jobs of pool {record.pool} are more urgent"
-        )
-
     async def _read(self, pool: str, heartbeats: list[Heartbeat]) -> PoolStatus | None:
         workers = tuple(worker for worker in heartbeats if worker.pool == pool)
         ready, dead_letters, settings, unfinished, oldest = await asyncio.gather(
@@ -160,10 +90,6 @@ class Pools:
             oldest_waiting_s=None if oldest is None else max(0.0, (now - oldest).total_seconds()),
             workers=workers,
         )
-
-
-def _phases(workers: list[Heartbeat]) -> str:
-    return f" ({', '.join(f'{worker.worker_id}: {worker.phase}' for worker in workers)})" if workers else ""
 
 
 def _unknown(pool: str, known: list[str]) -> UnknownPoolError:

@@ -24,7 +24,7 @@ from inferfleet.producer.job_listing import EVERY_JOB, JobFilter
 from inferfleet.producer.job_making import JobOptions
 from inferfleet.producer.job_pages import JobPage
 from inferfleet.producer.journal_view import BEGINNING, JournalLine
-from inferfleet.producer.pools import Wait
+from inferfleet.producer.positions import Position, Wait
 from inferfleet.producer.sync_dead_letters import SyncDeadLetters
 from inferfleet.producer.sync_job_handle import SyncJobHandle
 from inferfleet.producer.sync_session import SyncSession
@@ -187,6 +187,10 @@ class SyncFleet:
     def waits_for(self, job: Job | str) -> Wait | None:
         """Return why a job does not run; see ``Fleet.waits_for``."""
         return self._call(partial(self._fleet.waits_for, job))
+
+    def position(self, job: Job | str) -> Position:
+        """Return where a job stands; see ``Fleet.position``."""
+        return self._call(partial(self._fleet.position, job))
 
     def pools(self) -> list[PoolStatus]:
         """Return the state of all pools; see ``Fleet.pools``."""

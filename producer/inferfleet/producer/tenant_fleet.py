@@ -17,7 +17,7 @@ from inferfleet.producer.job_listing import JobFilter
 from inferfleet.producer.job_making import SESSION_MARK, JobOptions, session_prefix, stored_session
 from inferfleet.producer.job_pages import JobPage
 from inferfleet.producer.journal_view import BEGINNING, JournalLine
-from inferfleet.producer.pools import Wait
+from inferfleet.producer.positions import Position
 from inferfleet.producer.sessions import Session
 from inferfleet.schemas.errors import (
     InferfleetError,
@@ -25,7 +25,6 @@ from inferfleet.schemas.errors import (
     PartialSubmitError,
     PublishUnconfirmedError,
 )
-from inferfleet.schemas.heartbeat import Heartbeat
 from inferfleet.schemas.job import DEFAULT_TENANT, Job, JobState
 from inferfleet.schemas.result import JobRecord, Result
 
@@ -129,9 +128,9 @@ class TenantFleet:
         """Cancel a job, as ``Fleet.cancel``."""
         return await self._fleet.cancel(await self._checked(job))
 
-    async def waits_for(self, job: Job | str) -> Wait | None:
-        """Return why a job does not run, as ``Fleet.waits_for``."""
-        return await self._fleet.waits_for(await self._checked(job))
+    async def position(self, job: Job | str) -> Position:
+        """Return where a job stands, as ``Fleet.position``."""
+        return await self._fleet.position(await self._checked(job))
 
     async def jobs_page(self, where: JobFilter, *, after: str | None, limit: int) -> JobPage:
         """Read a page of the tenant's unfinished jobs, as ``Fleet.jobs_page``."""
@@ -143,10 +142,6 @@ class TenantFleet:
     def session(self, session_id: str) -> Session:
         """Return a handle on a session of the tenant. Its ``id`` is the stored one."""
         return self._fleet.session(self.stored_session(session_id))
-
-    async def workers(self) -> list[Heartbeat]:
-        """Return the heartbeats of all live workers, which no tenant has of its own."""
-        return await self._fleet.workers()
 
     def stored_session(self, session_id: str) -> str:
         """Return the id under which a session of the tenant is stored; a stored one stays as it is.

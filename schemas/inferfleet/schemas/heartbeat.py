@@ -26,7 +26,7 @@ class Heartbeat(WireModel):
     ``running`` and ``waiting`` are the engine's own counts; ``held`` counts the jobs that the worker holds
     and that wait for a slot. ``kv_cache_usage`` is a share from 0 to 1. ``model_identity`` is the short hash
     of the model, empty until it is loaded: workers with different identities do not resume each other's
-    answers.
+    answers. ``finished_per_s`` is how many jobs have ended here a second, in the last minute.
     """
 
     worker_id: str
@@ -41,5 +41,6 @@ class Heartbeat(WireModel):
     held: Count = 0
     kv_cache_usage: Annotated[float, Field(ge=0, le=1)] = 0.0
     tokens_generated: Count = 0
+    finished_per_s: Annotated[float, Field(ge=0)] = 0.0
     started_at: AwareDatetime
     seen_at: AwareDatetime

@@ -18,6 +18,7 @@ from inferfleet.wire.redis.pools import note_pool
 from inferfleet.worker.metrics import WorkerMetrics
 from inferfleet.worker.ports import Engine
 from inferfleet.worker.slots import Slots
+from inferfleet.worker.throughput import Throughput
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +49,7 @@ class HeartbeatWriter:
         self.started_at = clock.now()
         """When the worker started, by Redis' clock once that is known."""
         self.phase = WorkerPhase.LOADING
+        self._throughput = Throughput()
         self._phase_changed = asyncio.Event()
         self._outage = Outage()
         # Read once: the version is in files, and later the process may have no file descriptor left.
@@ -75,6 +77,7 @@ class HeartbeatWriter:
             held=self._slots.waiting,
             kv_cache_usage=stats.kv_cache_usage,
             tokens_generated=self._metrics.tokens_generated,
+            finished_per_s=self._throughput.per_s(self._metrics.jobs_finished),
             started_at=self.started_at,
             seen_at=self._clock.now(),
         )

@@ -25,6 +25,7 @@ class WorkerMetrics(Hooks):
         self.registry = registry = CollectorRegistry()
         self.tokens_generated = 0
         """A plain number, because every chunk changes it; ``exposition`` copies it to the metric."""
+        self.jobs_finished = 0
         self._exposed = 0
         self._pool = pool
 
@@ -96,6 +97,7 @@ class WorkerMetrics(Hooks):
 
     @override
     def on_end(self, run: JobRun | None, result: Result) -> None:
+        self.jobs_finished += 1
         self._finished_as(result.state, result.error.code if result.error else "").inc()
         if result.timings is not None:
             self._queue_wait.observe(result.timings.queue_wait_s)

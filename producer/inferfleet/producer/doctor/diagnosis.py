@@ -130,7 +130,7 @@ async def _fleet(
         found = await depth(queue)
         return None if found is None else found.ready
 
-    known = Pools(pipeline=pipeline, listing=listing, lanes=lanes, waiting=waiting)
+    known = Pools(pipeline=pipeline, listing=listing, waiting=waiting)
 
     async def look(name: str) -> AsyncGenerator[Finding]:
         try:

@@ -55,17 +55,35 @@ async def unfinished(
     come twice.
     """
     while True:
-        found: list[bytes] = await pipeline.execute(
-            *pool_scripts.open_behind(
-                open_key(pool, priority), behind_ms=behind.since_ms, behind_id=behind.id, limit=PAGE
-            )
-        )
-        entries = [
-            Entry(job_id.decode(), int(float(score)))
-            for job_id, score in zip(found[::2], found[1::2], strict=True)
-        ]
+        _, entries = await _read(pipeline, open_key(pool, priority), behind, limit=PAGE)
         if page := [entry for entry in entries if until_ms is None or entry.since_ms <= until_ms]:
             yield page
         if len(page) < PAGE:
             return
         behind = page[-1]
+
+
+async def count_ahead(pipeline: CommandPipeline, pool: str, priority: int, job_id: str) -> int | None:
+    """Count the unfinished jobs before one: the more urgent, and those of its priority that entered earlier.
+
+    ``None`` if the job is not in the index.
+    """
+    key = open_key(pool, priority)
+    counts, since_ms = await asyncio.gather(
+        count_unfinished(pipeline, pool), pipeline.enqueue("ZSCORE", key, job_id)
+    )
+    if since_ms is None:
+        return None
+    with_it, _ = await _read(pipeline, key, Entry(job_id, int(float(since_ms))), limit=1)
+    return sum(count for more, count in counts.items() if more > priority) + with_it - 1
+
+
+async def _read(pipeline: CommandPipeline, key: str, behind: Entry, *, limit: int) -> tuple[int, list[Entry]]:
+    """Count the entries of an index up to one, and read those behind it."""
+    before, *found = await pipeline.execute(
+        *pool_scripts.open_behind(key, behind_ms=behind.since_ms, behind_id=behind.id, limit=limit)
+    )
+    return before, [
+        Entry(job_id.decode(), int(float(score)))
+        for job_id, score in zip(found[::2], found[1::2], strict=True)
+    ]

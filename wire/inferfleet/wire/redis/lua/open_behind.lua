@@ -1,5 +1,6 @@
 -- Read jobs from the index of a pool's unfinished jobs, the oldest first, from behind a place. Changes nothing.
--- Returns for each job its id and its score. Of the jobs of one millisecond, the ids decide.
+-- Returns how many jobs are before the place, and of each job behind it the id and the score. Of the jobs of one
+-- millisecond, the ids decide.
 local open_key = KEYS[1]
 local behind_ms = ARGV[1]
 local behind_id = ARGV[2]
@@ -18,4 +19,6 @@ while low < high do
     high = middle
   end
 end
-return redis.call('ZRANGE', open_key, low, low + limit - 1, 'WITHSCORES')
+local answer = redis.call('ZRANGE', open_key, low, low + limit - 1, 'WITHSCORES')
+table.insert(answer, 1, low)
+return answer

@@ -1,0 +1,137 @@
+"""Says why a job does not run, how many jobs are ahead of it, and when it may start."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from inferfleet.schemas.heartbeat import Heartbeat, WorkerPhase
+from inferfleet.schemas.job import JobState
+from inferfleet.schemas.result import JobRecord
+from inferfleet.wire.redis.clock import moment_of
+from inferfleet.wire.redis.heartbeats import read_heartbeats
+from inferfleet.wire.redis.job_listing import count_ahead
+from inferfleet.wire.redis.lost_messages import LostMessages
+from inferfleet.wire.redis.pipeline import CommandPipeline
+from inferfleet.wire.redis.pools import read_pool_settings
+from inferfleet.wire.redis.session_lanes import SessionLanes
+
+
+class WaitReason(StrEnum):
+    """Why a job does not run."""
+
+    TURN = "turn"
+    """Another turn of its session runs, or waits before it."""
+    PAUSED = "paused"
+    """Its pool is paused."""
+    RETRY = "retry"
+    """It waits for its next attempt."""
+    NO_WORKER = "no_worker"
+    """No worker of its pool is ready."""
+    SLOT = "slot"
+    """A worker has its message, and no free slot."""
+    QUEUE = "queue"
+    """It is in the queue, unless its message was lost."""
+    SILENT = "silent"
+    """It is running by its record, but its worker has given no sign of life for longer than its lease."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Why a job does not run, as a word and as a sentence for a person.
+
+    ``job_id`` is the job for which it waits, and ``until`` when it may go on, where that is known.
+    """
+
+    reason: WaitReason
+    detail: str
+    job_id: str | None = None
+    until: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Position:
+    """Where a job stands at one moment.
+
+    ``waits`` are all reasons why it does not run, none if it runs or has ended. ``workers`` is how many
+    workers of its pool are alive. ``ahead`` counts the unfinished jobs of the pool that are more urgent, or
+    as urgent and entered earlier, also those that run. ``finished_per_s`` is how many jobs a second the
+    workers have ended in the last minute. ``starts_in_s`` estimates from these when the job starts if nothing
+    more urgent is submitted; ``None`` where that cannot be known.
+    """
+
+    waits: tuple[Wait, ...] = ()
+    workers: int
+    ahead: int | None = None
+    finished_per_s: float
+    starts_in_s: float | None = None
+
+
+class Positions:
+    """Looks for the reasons with a few commands, however many jobs there are."""
+
+    def __init__(self, pipeline: CommandPipeline, lanes: SessionLanes) -> None:
+        self._pipeline = pipeline
+        self._lanes = lanes
+
+    async def of(self, record: JobRecord) -> Position:
+        """Return where a job stands."""
+        workers = [worker for worker in await read_heartbeats(self._pipeline) if worker.pool == record.pool]
+        per_s = sum(worker.finished_per_s for worker in workers)
+        waits = await self._waits(record, workers)
+        if not waits or waits[0].reason is WaitReason.SILENT:
+            return Position(waits=waits, workers=len(workers), finished_per_s=per_s)
+        ahead = await count_ahead(self._pipeline, record.pool, record.priority, record.id)
+        starts_in_s = None
+        if ahead is not None and per_s > 0 and waits[0].reason in {WaitReason.SLOT, WaitReason.QUEUE}:
+            # As many jobs have to end as are ahead and do not run yet, and one more for a slot.
+            running = sum(worker.running for worker in workers)
+            starts_in_s = (max(0, ahead - running) + 1) / per_s
+        return Position(
+            waits=waits, workers=len(workers), ahead=ahead, finished_per_s=per_s, starts_in_s=starts_in_s
+        )
+
+    async def _waits(self, record: JobRecord, workers: list[Heartbeat]) -> tuple[Wait, ...]:
+        if record.state.terminal:
+            return ()
+        jobs = LostMessages(self._pipeline, pool=record.pool)
+        (marks,), settings, held = await asyncio.gather(
+            jobs.marks([record.id]),
+            read_pool_settings(self._pipeline, record.pool),
+            jobs.is_held(record.id),
+        )
+        until_ms = int(marks.lease or 0)
+        rest_s = (until_ms - jobs.now_ms) / 1000
+        if record.state is JobState.RUNNING:
+            silent = f"{record.worker_id} has given no sign of life since its lease ended {-rest_s:.0f} s ago"
+            return (Wait(WaitReason.SILENT, silent),) if rest_s < 0 else ()
+        gates: list[Wait] = []
+        if record.session_id is not None:
+            owner, _ = await self._lanes.owner(record.session_id)
+            if owner not in {"", record.id}:
+                behind = f"behind turn {owner} of its session, and perhaps behind others"
+                gates.append(Wait(WaitReason.TURN, behind, job_id=owner))
+        if settings.paused_at is not None:
+            since = f"{settings.paused_at:%Y-%m-%d %H:%M:%S} UTC"
+            resume = f"`inferfleet pool resume {record.pool}` lets it go on"
+            gates.append(
+                Wait(WaitReason.PAUSED, f"pool {record.pool} has been paused since {since}; {resume}")
+            )
+        if record.attempt and rest_s > 0:
+            retry = f"its next attempt is in {rest_s:.0f} s"
+            gates.append(Wait(WaitReason.RETRY, retry, until=moment_of(until_ms)))
+        if not any(worker.phase is WorkerPhase.READY for worker in workers):
+            who = f"an autoscaler, or `inferfleet worker --pool {record.pool}`, has to start one"
+            none = f"no worker of pool {record.pool} is ready{_phases(workers)}"
+            gates.append(Wait(WaitReason.NO_WORKER, none if workers else f"{none}; {who}"))
+        if gates:
+            return tuple(gates)
+        if held:
+            return (Wait(WaitReason.SLOT, "a worker has its message, and no free slot"),)
+        return (Wait(WaitReason.QUEUE, f"in the queue of pool {record.pool}"),)
+
+
+def _phases(workers: list[Heartbeat]) -> str:
+    return f" ({', '.join(f'{worker.worker_id}: {worker.phase}' for worker in workers)})" if workers else ""
