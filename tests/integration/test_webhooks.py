@@ -17,6 +17,7 @@ import httpx2
 import pytest
 import standardwebhooks
 from openai import AsyncOpenAI, InvalidWebhookSignatureError
+from prometheus_client import CollectorRegistry
 from tests.forked import ForkedProcess
 from tests.integration.conftest import (
     PATIENCE_S,
@@ -31,6 +32,7 @@ from tests.integration.conftest import (
 )
 from tests.integration.receiver import Receiver, endless, never, receiving, status
 
+from inferfleet.gateway.metrics import GatewayMetrics
 from inferfleet.gateway.settings import GatewaySettings
 from inferfleet.gateway.webhooks import delivery, webhooks
 from inferfleet.gateway.webhooks.delivery import RETRY_AFTER_S, Delivery
@@ -364,14 +366,21 @@ class LaterClock(RedisClock):
 
 
 @asynccontextmanager
-async def delivering(store: WebhookStore, sender: Sender) -> AsyncIterator[Delivery]:
+async def delivering(
+    store: WebhookStore, sender: Sender, *, registry: CollectorRegistry | None = None
+) -> AsyncIterator[Delivery]:
     """Deliver as a gateway does, by the store's clock."""
-    deliverer = Delivery(store, sender, timeout_s=5, max_undelivered=100)
+    metrics = GatewayMetrics(registry or CollectorRegistry())
+    deliverer = Delivery(store, sender, metrics, timeout_s=5, max_undelivered=100)
     running = asyncio.create_task(deliverer.run())
     try:
         yield deliverer
     finally:
         await cancel_and_wait(running)
+
+
+def counted(registry: CollectorRegistry, metric: str, **labels: str) -> float | None:
+    return registry.get_sample_value(f"inferfleet_gateway_webhook_{metric}_total", labels)
 
 
 @pytest.fixture
@@ -550,8 +559,8 @@ class Endpoint:
 async def test_an_event_is_tried_for_three_days_and_then_its_endpoint_is_disabled_and_says_so(
     store: WebhookStore, clock: LaterClock, tenant: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    sends = Listed(clock)
-    async with delivering(store, sends) as deliverer:
+    sends, registry = Listed(clock), CollectorRegistry()
+    async with delivering(store, sends, registry=registry) as deliverer:
         endpoint = Endpoint(await added(store, tenant), sends, deliverer, store)
         await deliverer.tell(tenant, WebhookEvent("job.succeeded", "first", 1))
 
@@ -573,6 +582,10 @@ async def test_an_event_is_tried_for_three_days_and_then_its_endpoint_is_disable
         await endpoint.tried(Sent(200, ""))
     described = await read(store, endpoint.id)
     assert (described.disabled_ms, described.failure, described.undelivered) == (0, "", 0)
+    assert counted(registry, "deliveries", outcome="failed") == len(RETRY_AFTER_S) + 1
+    assert counted(registry, "deliveries", outcome="accepted") == 1
+    assert counted(registry, "events_dropped", reason="given_up") == 1
+    assert counted(registry, "endpoints_disabled") == 1
 
 
 async def test_an_endpoint_that_accepts_something_in_between_stays_enabled(
@@ -614,7 +627,7 @@ async def test_what_waits_for_a_disabled_endpoint_goes_on_when_it_is_enabled(
         await endpoint.tried(Sent(410, "it answers 410"))
         assert (await read(store, endpoint.id)).disabled_ms
         clock.later_s += 24 * 3600
-        assert await store.due_endpoints(limit=100) == []
+        assert not await store.due_endpoints(limit=100)
 
         assert await store.change(tenant, endpoint.id, {}, enabled=True)
         await endpoint.tried(Sent(200, ""))
@@ -801,7 +814,7 @@ async def test_what_is_watched_and_told_is_on_as_many_replicas_as_are_demanded(
         redis_url=services.redis_url, redis_wait_replicas=99, redis_wait_timeout_ms=50, patience_s=0
     )
     job = WatchedJob("job", str(uuid4()), tenant)
-    async with Webhooks.running(demanding) as running:
+    async with Webhooks.running(demanding, GatewayMetrics(CollectorRegistry())) as running:
         with pytest.raises(PublishUnconfirmedError, match="replicas"):
             await running.watch(tenant, [job.job_id])
         with pytest.raises(ServiceRefusedError, match="replicas"):
@@ -828,7 +841,7 @@ async def test_a_gateway_that_stops_waits_for_what_it_delivers(
     settings = GatewaySettings(
         redis_url=services.redis_url, webhook_networks=["127.0.0.0/8"], webhook_timeout_s=30
     )
-    async with Webhooks.running(settings) as running:
+    async with Webhooks.running(settings, GatewayMetrics(CollectorRegistry())) as running:
         await running.tell(tenant, "batch.completed", "batch_1", datetime.now(UTC))
         await receiver.take(1)
         asyncio.get_running_loop().call_later(0.2, stops.set)
@@ -926,12 +939,36 @@ async def test_what_several_gateways_deliver_comes_once(
     assert sorted(int(each.event["data"]["id"]) for each in received) == list(range(100))
 
 
+async def test_a_delivery_that_no_gateway_has_begun_is_overdue(
+    store: WebhookStore, clock: LaterClock, tenant: str
+) -> None:
+    class Stuck(Listed):
+        async def send(self, *_: Any, **__: Any) -> Sent:
+            return await asyncio.Event().wait() and self.outcome
+
+    registry = CollectorRegistry()
+    await added(store, tenant)
+
+    async def is_overdue() -> bool:
+        return (registry.get_sample_value("inferfleet_gateway_webhook_overdue_seconds") or 0) >= 30
+
+    async with delivering(store, Stuck(clock), registry=registry) as deliverer:
+        for number in range(delivery.PER_ENDPOINT):
+            await deliverer.tell(tenant, WebhookEvent("job.succeeded", str(number), 1))
+        assert not await is_overdue()
+        await deliverer.tell(tenant, WebhookEvent("job.succeeded", "last", 1))
+        clock.later_s += 30
+        await eventually(is_overdue)
+
+
 async def test_what_has_no_room_is_dropped_and_said_so(
     store: WebhookStore, clock: LaterClock, tenant: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     endpoint_id = await added(store, tenant)
-    deliverer = Delivery(store, Listed(clock), timeout_s=1, max_undelivered=2)
+    registry = CollectorRegistry()
+    deliverer = Delivery(store, Listed(clock), GatewayMetrics(registry), timeout_s=1, max_undelivered=2)
     for number in range(3):
         await deliverer.tell(tenant, WebhookEvent("job.succeeded", str(number), 1))
     assert (await read(store, endpoint_id)).undelivered == 2
     assert "is dropped" in caplog.text
+    assert counted(registry, "events_dropped", reason="no_room") == 1

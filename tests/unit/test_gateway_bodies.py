@@ -10,10 +10,12 @@ from typing import Any
 import orjson
 import pytest
 from fastapi import Response
+from prometheus_client import CollectorRegistry
 
 from inferfleet.gateway import job_requests
 from inferfleet.gateway.access_log import CLIENT_GONE, OpenRequests
 from inferfleet.gateway.job_requests import read_jobs
+from inferfleet.gateway.metrics import GatewayMetrics
 from inferfleet.gateway.waiting import EventResponse
 from inferfleet.producer.openai import requests
 from inferfleet.producer.openai.refusals import RefusedError
@@ -150,6 +152,7 @@ async def test_an_answer_that_nobody_received_is_not_complete(
 
     scope: Any = {"type": "http", "method": "POST", "path": "/v1/jobs", "headers": []}
     with caplog.at_level("INFO"):
-        await OpenRequests(Response(status_code=status), most=1)(scope, receive, send)
+        metrics = GatewayMetrics(CollectorRegistry())
+        await OpenRequests(Response(status_code=status), most=1, metrics=metrics)(scope, receive, send)
 
     assert [record.__dict__["complete"] for record in caplog.records] == [complete]

@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry
 from pydantic_settings import BaseSettings
 from typer.testing import CliRunner
 
 from inferfleet.cli.failing import exit_code
 from inferfleet.cli.root import COMMANDS
+from inferfleet.gateway.metrics import REFUSALS, GatewayMetrics
+from inferfleet.gateway.metrics_port import METRICS_PATH
 from inferfleet.gateway.settings import GatewaySettings
 from inferfleet.schemas import Failure, FailureCode, JobState, Result, Timings
 from inferfleet.schemas.errors import (
@@ -28,6 +31,7 @@ from inferfleet.schemas.heartbeat import Heartbeat, WorkerPhase
 from inferfleet.schemas.job import new_job_id
 from inferfleet.schemas.journal import QueuedEntry
 from inferfleet.schemas.settings import ProducerSettings, ServiceSettings, WorkerSettings
+from inferfleet.wire.outage import Outage
 from inferfleet.worker import http
 from inferfleet.worker.cli import app as worker_command
 from inferfleet.worker.metrics import WorkerMetrics
@@ -36,10 +40,27 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SETTINGS = (ROOT / "docs/reference/settings.md").read_text(encoding="utf-8")
 METRICS = (ROOT / "docs/reference/metrics.md").read_text(encoding="utf-8")
+GATEWAY = (ROOT / "docs/how-to/use-the-gateway.md").read_text(encoding="utf-8")
 WORKERS = (ROOT / "docs/how-to/run-workers.md").read_text(encoding="utf-8")
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+LABELS = [
+    "pool",
+    "tenant",
+    "method",
+    "route",
+    "state",
+    "status",
+    "code",
+    "reason",
+    "outcome",
+    "limit",
+    "version",
+    "service",
+]
+"""The order in which the tables name labels."""
 
 MADE_UP_AT_START = {"client_id": "a new one", "worker_id": "host and process"}
 """Defaults that are no constants, as the table words them."""
@@ -79,13 +100,30 @@ def test_each_setting_is_in_its_table_with_its_default(position: int, settings: 
 
 
 def test_each_metric_is_in_the_table_with_its_type_and_labels() -> None:
-    (table,) = tables(METRICS, "| metric | type | labels | meaning |")
+    worker, gateway = tables(METRICS, "| metric | type | labels | meaning |")
 
-    assert {row[0]: (row[1], row[2]) for row in table} == exposed_metrics()
+    assert {row[0]: (row[1], row[2]) for row in worker} == described(metrics_of_a_worker())
+    assert {row[0]: (row[1], row[2]) for row in gateway} == described(metrics_of_a_gateway())
 
 
-def exposed_metrics() -> dict[str, tuple[str, str]]:
+def described(exposition: bytes) -> dict[str, tuple[str, str]]:
     """Every metric, its type and labels, as a scrape shows them once each has a value."""
+    text = exposition.decode()
+    kinds: dict[str, str] = dict(re.findall(r"^# TYPE (\w+) (\w+)$", text, re.MULTILINE))
+    # Prometheus adds the time of creation to each; nobody asks for those.
+    names = [name for name in kinds if not name.endswith("_created")]
+    return {name: (kinds[name], labels(text, name)) for name in names}
+
+
+def metrics_of_a_gateway() -> bytes:
+    metrics = GatewayMetrics(CollectorRegistry())
+    metrics.watch({"redis": Outage()})
+    metrics.request_ended(method="GET", route="/", status=200, tenant="", started_s=1, ended_s=1)
+    metrics.client_gone(method="GET", route="/")
+    return metrics.exposition()
+
+
+def metrics_of_a_worker() -> bytes:
     metrics = WorkerMetrics(pool="default")
     now = datetime.now(UTC)
     failure = Failure(code=FailureCode.TIMEOUT, message="too long")
@@ -110,24 +148,26 @@ def exposed_metrics() -> dict[str, tuple[str, str]]:
         ),
         ready=True,
     )
-    text = metrics.exposition().decode()
-    kinds: dict[str, str] = dict(re.findall(r"^# TYPE (\w+) (\w+)$", text, re.MULTILINE))
-    # Prometheus adds the time of creation to each; nobody asks for those.
-    names = [name for name in kinds if not name.endswith("_created")]
-    return {name: (kinds[name], labels(text, name)) for name in names}
+    return metrics.exposition()
 
 
 def labels(exposition: str, metric: str) -> str:
-    found = re.search(rf"^{metric}(?:_count)?{{(.*?)}}", exposition, re.MULTILINE)
+    found = re.search(rf"^{metric}(?:_count)?(?:{{(.*?)}})? ", exposition, re.MULTILINE)
     assert found, f"{metric} has no value"
-    present = re.findall(r'(\w+)="', found[1])
-    return ", ".join(sorted(present, key=["pool", "state", "code", "reason", "service"].index))
+    return ", ".join(sorted(re.findall(r'(\w+)="', found[1] or ""), key=LABELS.index))
 
 
 def test_each_health_endpoint_is_in_the_table() -> None:
     (table,) = tables(METRICS, "| path | answers |")
 
     assert [row[0] for row in table] == [http.LIVE_PATH, http.READY_PATH, http.METRICS_PATH]
+    assert METRICS_PATH == http.METRICS_PATH
+
+
+def test_the_guide_explains_every_refusal_that_is_counted() -> None:
+    (table,) = tables(GATEWAY, "| status | code | meaning |")
+
+    assert {code for row in table for code in row[1].split(", ")} == REFUSALS
 
 
 @pytest.mark.parametrize(

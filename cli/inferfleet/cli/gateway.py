@@ -21,6 +21,9 @@ def command(
     http_port: Annotated[
         int | None, typer.Option(help="Port to listen on, 8000 by default; 0 picks a free one.")
     ] = None,
+    metrics_port: Annotated[
+        int | None, typer.Option(help="Port for Prometheus, none by default; 0 picks a free one.")
+    ] = None,
     pool: Annotated[str | None, typer.Option(help="Pool for requests that name no model.")] = None,
     log_format: Annotated[
         LogFormat | None, typer.Option(help="Log format: JSON lines or console text.")
@@ -36,6 +39,7 @@ def command(
         remarks.append,
         http_host=http_host,
         http_port=http_port,
+        metrics_port=metrics_port,
         pool=pool,
         log_format=log_format or (LogFormat.CONSOLE if sys.stderr.isatty() else None),
     )

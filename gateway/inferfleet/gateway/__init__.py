@@ -22,6 +22,9 @@
     json_answer     an answer in JSON
     documents       the OpenAPI document
     access_log      a line for each request, without prompts
+    metrics         what Prometheus asks for
+    metrics_port    where it asks
+    refusal_answer  a refusal as an answer
     batches         files and batches
 
 It keeps nothing, so that any gateway continues what another one has begun.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from http import HTTPStatus
 from typing import Any, Final, cast
@@ -35,11 +35,15 @@ _whole: Final[TypeAdapter[int]] = TypeAdapter(int)
 
 
 class Admission:
-    """What one key allows. The limits are shared by all gateways."""
+    """What one key allows. The limits are shared by all gateways.
 
-    def __init__(self, key: ApiKey, limits: SharedLimits) -> None:
+    ``limited`` is called with the name of each limit that refuses something.
+    """
+
+    def __init__(self, key: ApiKey, limits: SharedLimits, *, limited: Callable[[str], None]) -> None:
         self._key = key
         self._limits = limits
+        self._limited = limited
 
     @property
     def usual_priority(self) -> int:
@@ -86,8 +90,10 @@ class Admission:
         if most is None:
             return
         if len(ids) > most:
+            self._limited("unfinished_jobs")
             raise _never("unfinished jobs", len(ids), most)
         if not await self._limits.reserve(self._key.id, ids, most=most):
+            self._limited("unfinished_jobs")
             raise _not_now(
                 "too_many_unfinished_jobs",
                 f"{most:,} jobs of this API key may be unfinished, and there is no room for "
@@ -123,11 +129,13 @@ class Admission:
             costs.append(Cost("requests", len(jobs), limit))
         for cost in costs:
             if cost.amount > cost.limit:
+                self._limited(cost.what)
                 raise _never(f"{cost.what} a minute", cost.amount, cost.limit)
         return costs
 
     async def _take(self, costs: Sequence[Cost]) -> None:
         if (lacking := await self._limits.take(self._key.id, costs)) is not None:
+            self._limited(lacking.cost.what)
             raise _not_now(
                 "rate_limit_exceeded",
                 f"this API key has {lacking.cost.limit:,} {lacking.cost.what} a minute, and this request "

@@ -12,6 +12,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import BaseRoute, Match
@@ -28,6 +29,7 @@ from inferfleet.gateway.gateway import Gateway
 from inferfleet.gateway.hosts import OnlyLoopbackHosts
 from inferfleet.gateway.job_routes import job_routes
 from inferfleet.gateway.openai_routes import openai_routes
+from inferfleet.gateway.refusal_answer import RefusalAnswer
 from inferfleet.gateway.response_routes import conversation_routes, response_routes
 from inferfleet.gateway.session_routes import session_routes
 from inferfleet.gateway.webhook_routes import webhook_routes
@@ -79,6 +81,13 @@ def make_app(gateway: Gateway) -> FastAPI:
     routes = [*app.routes, *(route for router in routers for route in router.routes)]
     for router in routers:
         app.include_router(router)
+    gateway.metrics.routed(
+        (method, route.path_format)
+        for router in routers
+        for route in router.routes
+        if isinstance(route, APIRoute)
+        for method in route.methods or ()
+    )
     handlers: dict[type[Exception], Callable[[Request, Any], Awaitable[Response]]] = {
         InferfleetError: _refused,
         RefusedError: _refused,
@@ -94,7 +103,7 @@ def make_app(gateway: Gateway) -> FastAPI:
         app.add_middleware(OnlyKeys, keys=gateway.keys)
     elif not gateway.settings.allow_anonymous:
         app.add_middleware(OnlyLoopbackHosts)
-    app.add_middleware(OpenRequests, most=gateway.settings.max_open_requests)
+    app.add_middleware(OpenRequests, most=gateway.settings.max_open_requests, metrics=gateway.metrics)
     app.add_middleware(UnreadBodies)
     return with_document(app, keys=gateway.keys is not None)
 
@@ -103,12 +112,12 @@ async def _refused(request: Request, error: InferfleetError | RefusedError) -> R
     refusal = refusal_of(error)
     # Sessions are stored under longer ids than their tenants know.
     message = refusal.message.replace(session_prefix(caller_of(request).tenant), "")
-    return _response(replace(refusal, message=message))
+    return RefusalAnswer(replace(refusal, message=message))
 
 
 async def _without_storage(_: Request, error: StorageError) -> Response:
     logger.warning("a request is refused: %s", error)
-    return _response(
+    return RefusalAnswer(
         Refusal(
             status=HTTPStatus.SERVICE_UNAVAILABLE,
             code="storage_unreachable",
@@ -123,7 +132,7 @@ async def _unknown_route(routes: Iterable[BaseRoute], request: Request, error: H
     status = HTTPStatus(error.status_code)
     what = "there is no such path" if status is HTTPStatus.NOT_FOUND else status.phrase
     refusal = Refusal(status=status, code=status.name.lower(), message=f"{request.method}: {what}")
-    response = _response(refusal)
+    response = RefusalAnswer(refusal)
     if status is HTTPStatus.METHOD_NOT_ALLOWED:
         response.headers["allow"] = ", ".join(_methods(routes, request))
     return response
@@ -138,7 +147,7 @@ def _methods(routes: Iterable[BaseRoute], request: Request) -> list[str]:
 async def _invalid_parameter(_: Request, error: RequestValidationError) -> Response:
     problem = error.errors()[0]
     name = str(problem["loc"][-1])
-    return _response(
+    return RefusalAnswer(
         Refusal(
             status=HTTPStatus.BAD_REQUEST,
             code="invalid_request",
@@ -154,14 +163,10 @@ async def _gone(_: Request, __: ClientDisconnect) -> Response:
 
 async def _unforeseen(_: Request, __: Exception) -> Response:
     # The server logs it.
-    return _response(
+    return RefusalAnswer(
         Refusal(
             status=HTTPStatus.INTERNAL_SERVER_ERROR,
             code="internal",
             message="the gateway failed unexpectedly; its log has the details",
         )
     )
-
-
-def _response(refusal: Refusal) -> Response:
-    return Response(refusal.body(), refusal.status, refusal.headers())

@@ -5,13 +5,13 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import Final
 
-from fastapi import Response
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from inferfleet.gateway.access_log import UNCOUNTED
 from inferfleet.gateway.api_keys import KeyRing
 from inferfleet.gateway.callers import Caller, set_caller
+from inferfleet.gateway.refusal_answer import RefusalAnswer
 from inferfleet.producer.openai.refusals import Refusal
 
 SCHEME: Final = "bearer"
@@ -45,4 +45,4 @@ def _refused(presented: str) -> ASGIApp:
         if presented
         else "send an API key: Authorization: Bearer KEY",
     )
-    return Response(refusal.body(), refusal.status, {**refusal.headers(), "www-authenticate": "Bearer"})
+    return RefusalAnswer(refusal, **{"www-authenticate": "Bearer"})

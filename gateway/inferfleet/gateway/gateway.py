@@ -9,9 +9,10 @@ from typing import Any
 from fastapi import Request
 
 from inferfleet.gateway.admission import Admission
-from inferfleet.gateway.api_keys import KeyRing
+from inferfleet.gateway.api_keys import ApiKey, KeyRing
 from inferfleet.gateway.batches.files import Files
 from inferfleet.gateway.callers import caller_of
+from inferfleet.gateway.metrics import GatewayMetrics
 from inferfleet.gateway.settings import GatewaySettings
 from inferfleet.gateway.webhooks.kinds import RESPONSE
 from inferfleet.gateway.webhooks.webhooks import Webhooks
@@ -52,6 +53,7 @@ class Gateway:
     """Sees the jobs and sessions of all tenants. No route may use it for what a caller asks."""
     trusted_api: OpenAIApi
     webhooks: Webhooks
+    metrics: GatewayMetrics
     limits: SharedLimits
     batches: BatchRecords
     files: Files | None
@@ -65,8 +67,11 @@ class Gateway:
     def fleet_of(self, request: Request) -> TenantFleet:
         """Return the fleet as the caller of a request sees it."""
         caller = caller_of(request)
-        policy = None if caller.key is None else Admission(caller.key, self.limits)
-        return TenantFleet(self.trusted_fleet, caller.tenant, policy=policy)
+        return TenantFleet(self.trusted_fleet, caller.tenant, policy=self.admission_of(caller.key))
+
+    def admission_of(self, key: ApiKey | None) -> Admission | None:
+        """Return what decides what the bearer of an API key may submit, if there is a key."""
+        return None if key is None else Admission(key, self.limits, limited=self.metrics.limited)
 
     def api_of(self, request: Request) -> OpenAIApi:
         """Return what answers the caller of a request."""

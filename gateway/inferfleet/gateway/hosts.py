@@ -9,10 +9,10 @@ from __future__ import annotations
 from http import HTTPStatus
 from urllib.parse import urlsplit
 
-from fastapi import Response
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from inferfleet.gateway.refusal_answer import RefusalAnswer
 from inferfleet.gateway.settings import is_loopback
 from inferfleet.producer.openai.refusals import Refusal
 
@@ -44,4 +44,4 @@ def _refused(host: str) -> ASGIApp:
         message=f"the header Host names {host[:128]!r}, which is not a loopback address; this gateway serves "
         "only its own machine (INFERFLEET_ALLOW_ANONYMOUS)",
     )
-    return Response(refusal.body(), refusal.status, refusal.headers())
+    return RefusalAnswer(refusal)

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any, Final
 
 import uvicorn
+from prometheus_client import CollectorRegistry
 
 from inferfleet.gateway.api_keys import KeyRing
 from inferfleet.gateway.app import make_app
@@ -19,6 +20,8 @@ from inferfleet.gateway.batches.files import Files
 from inferfleet.gateway.batches.runner import BatchRunner
 from inferfleet.gateway.connections import LimitedProtocol
 from inferfleet.gateway.gateway import Gateway
+from inferfleet.gateway.metrics import GatewayMetrics
+from inferfleet.gateway.metrics_port import serving_metrics
 from inferfleet.gateway.settings import GatewaySettings
 from inferfleet.gateway.webhooks.webhooks import Webhooks
 from inferfleet.producer import Fleet
@@ -66,13 +69,15 @@ async def run_gateway(settings: GatewaySettings) -> None:
 @asynccontextmanager
 async def serving(settings: GatewaySettings) -> AsyncGenerator[int]:
     """Serve while the block runs, then drain. Yield the port, which is a free one if the setting is 0."""
-    keys = settings.api_keys_file
+    keys, metrics = settings.api_keys_file, GatewayMetrics(CollectorRegistry())
     with _listening(settings.http_host, settings.http_port) as listener:
         async with (
-            Webhooks.running(settings) as webhooks,
+            Webhooks.running(settings, metrics) as webhooks,
             Fleet.connect(settings, on_ends=webhooks.delivery.heard) as fleet,
             Files.opened(FileRecords(fleet.pipeline), settings) as files,
+            serving_metrics(settings, metrics),
         ):
+            metrics.watch(fleet.outages)
             api = OpenAIApi(
                 fleet,
                 models=Models(fleet.workers, pools=settings.model_pools, pool=settings.pool),
@@ -85,6 +90,7 @@ async def serving(settings: GatewaySettings) -> AsyncGenerator[int]:
                 trusted_fleet=fleet,
                 trusted_api=api,
                 webhooks=webhooks,
+                metrics=metrics,
                 batches=BatchRecords(fleet.pipeline),
                 files=files,
                 limits=SharedLimits(fleet.pipeline, ttl_s=settings.queued_ttl_s),

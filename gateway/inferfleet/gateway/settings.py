@@ -29,6 +29,9 @@ class GatewaySettings(ProducerSettings):
     """Whether to listen where anybody may connect. It stands before the address, which is checked by it."""
     http_host: str = "127.0.0.1"
     http_port: Annotated[int, Field(ge=0, le=65_535)] = 8000
+    metrics_host: str = "127.0.0.1"
+    metrics_port: Annotated[int, Field(ge=0, le=65_535)] | None = None
+    """The port for Prometheus. Without it there is none: it asks nobody who they are, and names tenants."""
     pool: PoolName = DEFAULT_POOL
     model_pools: dict[str, PoolName] = Field(default_factory=dict)
     refuse_without_workers: bool = False

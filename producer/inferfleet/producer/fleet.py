@@ -99,6 +99,8 @@ class Fleet:
         )
         self.pipeline = pipeline
         """The connection to Redis, for other packages of inferfleet."""
+        self.outages = {"redis": pipeline.outage, "rabbitmq": publisher.outage}
+        """The outages of both services, for metrics."""
         self.response_records = ResponseRecords(
             pipeline, queued_ttl_s=settings.queued_ttl_s, result_ttl_s=settings.result_ttl_s
         )

@@ -51,6 +51,8 @@ class Publisher:
             confirm_timeout_s=settings.publish_timeout_s,
             name=f"{settings.client_id} (publish)",
         )
+        self.outage = self._confirm_channel.outage
+        """The outages of RabbitMQ."""
 
     async def publish(self, job: Job, *, reply_to: str | None = None, body: bytes | None = None) -> bool:
         """Publish a job and wait for the broker's confirm. ``reply_to`` is this client by default.

@@ -43,6 +43,8 @@ _ELSEWHERE = frozenset(
         "max_files",
         "max_open_requests",
         "max_request_bytes",
+        "metrics_host",
+        "metrics_port",
         "model_pools",
         "pools",
         "read_timeout_s",

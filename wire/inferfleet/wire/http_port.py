@@ -26,8 +26,12 @@ KEEP_ALIVE_S: Final = 75.0
 
 
 @asynccontextmanager
-async def listening(app: web.Application, *, host: str, port: int) -> AsyncGenerator[int]:
+async def listening(
+    app: web.Application, *, host: str, port: int, option: str = "--http-port"
+) -> AsyncGenerator[int]:
     """Serve while the block runs. Yield the port, which is a free one if ``port`` is 0.
+
+    ``option`` is the one of the command line that sets the port.
 
     When there are too many connections, the oldest one is closed. So a client that only opens connections can
     neither keep a probe out, nor use up the files that the process needs.
@@ -54,7 +58,7 @@ async def listening(app: web.Application, *, host: str, port: int) -> AsyncGener
             server = await asyncio.get_running_loop().create_server(accepted, host, port, backlog=BACKLOG)
         except OSError as error:
             raise ConfigurationError(
-                f"cannot listen on {host}:{port} ({error.strerror}); choose another --http-port, "
+                f"cannot listen on {host}:{port} ({error.strerror}); choose another {option}, "
                 "or 0 for any free one"
             ) from error
         try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
-from inferfleet.gateway.admission import Admission
 from inferfleet.gateway.batches.lines import no_pool
 from inferfleet.gateway.gateway import Gateway
 from inferfleet.producer.openai.api import OpenAIApi
@@ -75,6 +74,7 @@ class BatchJobs:
                 raise ServiceUnreachableError(str(error)) from error
             raise InvalidJobError(no_pool(route)) from error
         self._pools[model] = route.pool
+        self._gateway.metrics.batch_lines_submitted.inc()
         return submitted
 
     async def get_many(self, jobs: Iterable[Job | str], /) -> dict[str, JobRecord | None]:
@@ -124,8 +124,7 @@ class BatchJobs:
                 if age_ms < NEW_KEY_S * 1000 and not keys.has_had(key_id):
                     raise ServiceUnreachableError("this gateway does not know the batch's API key yet")
                 raise InvalidJobError("the API key with which this batch was ordered has been revoked")
-        policy = None if key is None else Admission(key, self._gateway.limits)
-        fleet = TenantFleet(self._all, self._order.tenant, policy=policy)
+        fleet = TenantFleet(self._all, self._order.tenant, policy=self._gateway.admission_of(key))
         return fleet, self._gateway.trusted_api.of(fleet, pools=None if key is None else key.pools)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
+
 from inferfleet.producer.batch.files import ID_PREFIX
 from inferfleet.producer.openai.models import Route
 from inferfleet.producer.openai.refusals import refusal_of
@@ -41,6 +43,13 @@ def in_openais_form(line: BatchOutputLine, *, ends: BatchState) -> BatchOutputLi
         status_code=refusal.status, request_id=job_id, body={"error": {**refusal.error(), "line": error.line}}
     )
     return line.model_copy(update={"error": None, "response": response})
+
+
+def state_of(line: BatchOutputLine) -> str:
+    """Return how a line of OpenAI's files has ended: as completed, failed, cancelled or expired."""
+    if line.error is not None:
+        return next((state for state, (code, _) in _UNFINISHED.items() if code == line.error.code), "failed")
+    return "completed" if line.response and line.response.status_code == HTTPStatus.OK else "failed"
 
 
 def unfinished(line: BatchOutputLine, ends: BatchState, *, number: int) -> BatchOutputLine:

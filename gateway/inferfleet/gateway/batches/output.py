@@ -78,11 +78,11 @@ class Parts:
         """
         self.progress = await self._storage.apart(self._read, self.done)
 
-    def append(self, line: BatchOutputLine) -> None:
-        """Add a line, to be stored soon."""
+    def append(self, line: BatchOutputLine) -> bool:
+        """Add a line, to be stored soon. Return false if it is there already."""
         number = line_of(self._batch_id, line.id.removeprefix(ID_PREFIX))
         if number is None or not self.done.add(number):
-            return
+            return False
         answered = line.response is not None and line.response.status_code == HTTPStatus.OK
         raw = line.model_dump_json().encode() + b"\n"
         usage = _usage(line.response.body if line.response and answered else {})
@@ -90,6 +90,7 @@ class Parts:
         self._bytes += len(raw)
         if self._since is None:
             self._since = asyncio.get_running_loop().time()
+        return True
 
     async def keep_storing(self) -> None:
         """Store lines as they come, until cancelled."""

@@ -19,7 +19,7 @@ from uuid import UUID
 from inferfleet.gateway.batches.files import Files, content_of
 from inferfleet.gateway.batches.input import Input, examine
 from inferfleet.gateway.batches.jobs import BatchJobs
-from inferfleet.gateway.batches.lines import in_openais_form, unfinished
+from inferfleet.gateway.batches.lines import in_openais_form, state_of, unfinished
 from inferfleet.gateway.batches.output import ANSWERS, ERRORS, Parts
 from inferfleet.gateway.batches.storage import StorageError
 from inferfleet.gateway.gateway import Gateway
@@ -214,7 +214,7 @@ class BatchRun:
                 given_up = BatchOutputLine(
                     id=ID_PREFIX + line_job_id(self._batch_id, line.number), custom_id=custom_id_of(line.text)
                 )
-                parts.append(unfinished(given_up, ends, number=line.number))
+                self._append(parts, unfinished(given_up, ends, number=line.number))
             if number % OTHERS_TURN == 0:
                 # Nothing else here waits, and a file may have millions of lines: the lease has to be renewed.
                 await asyncio.sleep(0)
@@ -241,7 +241,7 @@ class BatchRun:
         pool = given.pop("pool", None)
 
         def write(line: BatchOutputLine) -> None:
-            parts.append(in_openais_form(line, ends=ends))
+            self._append(parts, in_openais_form(line, ends=ends))
 
         def check() -> None:
             if asyncio.get_running_loop().time() > self._held_until:
@@ -257,6 +257,10 @@ class BatchRun:
             write=write,
             max_in_flight=self._gateway.settings.batch_in_flight,
         )
+
+    def _append(self, parts: Parts, line: BatchOutputLine) -> None:
+        if parts.append(line):
+            self._gateway.metrics.line_ended(state_of(line))
 
     async def _finalize(self, found: Input, parts: Parts, ends: BatchState) -> None:
         """Join the output, and end the batch as ``ends`` says, or as cancelled if it is being cancelled."""

@@ -47,6 +47,7 @@ class BatchRunner:
         """The orders of open batches; ``None`` for those that cannot be read."""
         self._running: dict[str, asyncio.Task[None]] = {}
         self._news = gateway.new_batch
+        self._metrics = gateway.metrics
 
     async def run(self) -> None:
         """Run batches until cancelled; then hand over those that have not ended."""
@@ -72,6 +73,7 @@ class BatchRunner:
         if not at_once:
             return
         ends_ms = await self._records.open()
+        self._metrics.batches_open.set(len(ends_ms))
         self._orders = {batch_id: self._orders[batch_id] for batch_id in ends_ms if batch_id in self._orders}
         for batch_id in ends_ms:
             if batch_id not in self._orders:
@@ -148,6 +150,8 @@ class BatchRunner:
         run = BatchRun(record, runner=runner, gateway=self._gateway, files=files)
         task = asyncio.create_task(self._bring_to_its_end(batch_id, run))
         self._running[batch_id] = task
+        self._metrics.batch_claims.inc()
+        self._metrics.batches_running.set(len(self._running))
         task.add_done_callback(partial(self._ended, batch_id))
         return True
 
@@ -176,4 +180,5 @@ class BatchRunner:
 
     def _ended(self, batch_id: str, _: asyncio.Task[None]) -> None:
         del self._running[batch_id]
+        self._metrics.batches_running.set(len(self._running))
         self._news.set()

@@ -15,6 +15,7 @@ from contextlib import nullcontext, suppress
 from functools import partial
 from typing import Final
 
+from inferfleet.gateway.metrics import GatewayMetrics
 from inferfleet.gateway.webhooks.kinds import KINDS, event_of
 from inferfleet.gateway.webhooks.sending import Sender, Sent
 from inferfleet.gateway.webhooks.signing import signed
@@ -75,10 +76,17 @@ class Delivery:
     """Makes events of the ends of watched jobs, and delivers events."""
 
     def __init__(
-        self, store: WebhookStore, sender: Sender, *, timeout_s: float, max_undelivered: int
+        self,
+        store: WebhookStore,
+        sender: Sender,
+        metrics: GatewayMetrics,
+        *,
+        timeout_s: float,
+        max_undelivered: int,
     ) -> None:
         self._store = store
         self._sender = sender
+        self._metrics = metrics
         self._claim_ms = int((timeout_s + CLAIM_S) * 1000)
         self._max_undelivered = max_undelivered
         self._under_way: Counter[str] = Counter()
@@ -150,6 +158,7 @@ class Delivery:
         entered = await self._store.enter(tenant, event, most=self._max_undelivered)
         for endpoint_id, became in entered.items():
             if became is Entered.FULL:
+                self._metrics.webhook_no_room.inc()
                 logger.warning(
                     "webhooks: event %s is dropped, because endpoint %s has %d undelivered events "
                     "(INFERFLEET_WEBHOOK_MAX_UNDELIVERED)",
@@ -217,7 +226,10 @@ class Delivery:
         return True
 
     async def _deliver_due(self, sends: asyncio.TaskGroup) -> None:
-        for endpoint_id in await self._store.due_endpoints(limit=IN_ALL):
+        due_ms = await self._store.due_endpoints(limit=IN_ALL)
+        now_ms = self._store.clock.now_ms()
+        self._metrics.webhook_overdue.set((now_ms - min(due_ms.values(), default=now_ms)) / 1000)
+        for endpoint_id in due_ms:
             room = min(PER_ENDPOINT - self._under_way[endpoint_id], IN_ALL - self._under_way.total())
             if room <= 0:
                 continue
@@ -268,8 +280,20 @@ class Delivery:
                 await asyncio.sleep(POLL_S)
             else:
                 break
-        if not sent.accepted and settled is not Settled.PAST:
-            _log(endpoint, claimed, sent, settled)
+        if settled is not Settled.PAST:
+            self._count(claimed, sent, settled)
+            if not sent.accepted:
+                _log(endpoint, claimed, sent, settled)
+
+    def _count(self, claimed: Claimed, sent: Sent, settled: Settled) -> None:
+        if sent.accepted:
+            self._metrics.webhook_accepted.inc()
+            return
+        self._metrics.webhook_failed.inc()
+        if _given_up(claimed):
+            self._metrics.webhook_given_up.inc()
+        if settled is Settled.DISABLED:
+            self._metrics.webhook_disabled.inc()
 
     def _retry_ms(self, tried: int) -> int | None:
         if tried >= len(RETRY_AFTER_S):
@@ -278,10 +302,15 @@ class Delivery:
         return self._store.clock.now_ms() + int(pause_s * 1000)
 
 
+def _given_up(claimed: Claimed) -> bool:
+    """Return whether a failure of an event was its last."""
+    return claimed.tried >= len(RETRY_AFTER_S)
+
+
 def _log(endpoint: WebhookEndpoint, claimed: Claimed, sent: Sent, settled: Settled) -> None:
     of = f"endpoint {endpoint.id} of tenant {endpoint.tenant}"
     logger.info("webhooks: event %s is not accepted by %s: %s", claimed.event.id, of, sent.failure)
-    if claimed.tried >= len(RETRY_AFTER_S):
+    if _given_up(claimed):
         logger.error("webhooks: event %s for %s is given up: %s", claimed.event.id, of, sent.failure)
     if settled is Settled.DISABLED:
         why = "wants no more events" if sent.gone else "has accepted nothing for three days"

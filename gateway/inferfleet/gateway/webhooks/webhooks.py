@@ -9,6 +9,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Final
 
+from inferfleet.gateway.metrics import GatewayMetrics
 from inferfleet.gateway.settings import GatewaySettings
 from inferfleet.gateway.webhooks.delivery import Delivery
 from inferfleet.gateway.webhooks.kinds import JOB
@@ -39,7 +40,7 @@ class Webhooks:
 
     @classmethod
     @asynccontextmanager
-    async def running(cls, settings: GatewaySettings) -> AsyncGenerator[Webhooks]:
+    async def running(cls, settings: GatewaySettings, metrics: GatewayMetrics) -> AsyncGenerator[Webhooks]:
         """Deliver webhooks while the block runs, on a connection of their own.
 
         Raises:
@@ -64,6 +65,7 @@ class Webhooks:
             delivery = Delivery(
                 store,
                 sender,
+                metrics,
                 timeout_s=settings.webhook_timeout_s,
                 max_undelivered=settings.webhook_max_undelivered,
             )

@@ -25,6 +25,7 @@ from inferfleet.schemas.errors import (
     ServiceUnreachableError,
 )
 from inferfleet.wire.breaker import Breaker
+from inferfleet.wire.outage import Outage
 from inferfleet.wire.rabbitmq.confirms import (
     ChannelEndedError,
     Confirms,
@@ -77,6 +78,8 @@ class ConfirmChannel:
         link = partial(_Link, url, connect_timeout_s=connect_timeout_s, answer_timeout_s=confirm_timeout_s)
         self._shared = link(name=name)
         self._lone = link(name=f"{name}, one by one")
+        self.outage = self._shared.outage
+        """The outages of RabbitMQ: each from a failed attempt to connect to the next successful one."""
         self._alone = asyncio.Lock()
         self._asking = asyncio.Lock()
         self._queueing = 0
@@ -339,6 +342,7 @@ class _Link:
         self._name = name
         self._stack = AsyncExitStack()
         self._breaker = Breaker("RabbitMQ", ServiceUnreachableError)
+        self.outage = Outage()
         self._connecting = _Attempts()
         self._opening = _Attempts()
         self._connection: Connection | None = None
@@ -434,10 +438,15 @@ class _Link:
                 self._connection = None
                 self._left.clear()
                 await self._stack.aclose()
-                with self._breaker.guarded():
-                    self._connection = await self._stack.enter_async_context(
-                        open_amqp(self._url, timeout_s=self._connect_timeout_s, name=self._name)
-                    )
+                try:
+                    with self._breaker.guarded():
+                        self._connection = await self._stack.enter_async_context(
+                            open_amqp(self._url, timeout_s=self._connect_timeout_s, name=self._name)
+                        )
+                except ServiceUnreachableError:
+                    self.outage.began()
+                    raise
+                self.outage.ended()
             return self._connection
 
 

@@ -292,10 +292,9 @@ class WebhookStore:
             endpoint_id: Entered(answer.decode()) for endpoint_id, answer in zip(ids, answers, strict=True)
         }
 
-    async def due_endpoints(self, *, limit: int) -> list[str]:
-        """Read the endpoints to which something is due, the one that waits longest first."""
-        due = await self._due(WEBHOOK_QUEUE_KEY, limit=limit)
-        return [endpoint for endpoint, _ in due]
+    async def due_endpoints(self, *, limit: int) -> dict[str, float]:
+        """Read the endpoints to which something is due, and since when; the one that waits longest first."""
+        return dict(await self._due(WEBHOOK_QUEUE_KEY, limit=limit))
 
     async def claim(self, endpoint_id: str, *, for_ms: int, limit: int) -> list[Claimed]:
         """Claim events to deliver to an endpoint. Unless they are settled, they are due again then."""
