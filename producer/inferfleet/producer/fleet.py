@@ -25,6 +25,7 @@ from inferfleet.producer.reader import Reader
 from inferfleet.producer.sessions import Session
 from inferfleet.producer.submission import Submission
 from inferfleet.producer.timeline import Event, Timeline
+from inferfleet.producer.tracing import sending
 from inferfleet.schemas.errors import (
     AnswerRestartedError,
     InvalidJobError,
@@ -193,7 +194,8 @@ class Fleet:
                 an earlier call with the same key was accepted.
 
         """
-        return await self._submission.accept(self._job(work, options))
+        with sending([self._job(work, options)]) as (job,):
+            return await self._submission.accept(job)
 
     def make(self, work: str | Mapping[str, Any] | Job, **options: Unpack[JobOptions]) -> Job:
         """Make and check a job, without submitting it.
@@ -227,7 +229,8 @@ class Fleet:
                 jobs.append(self._job(item, options))
             except InvalidJobError as error:
                 raise InvalidJobError(f"number {position} of the jobs: {error}") from error
-        return await self._submission.accept_many(jobs)
+        with sending(jobs) as traced:
+            return await self._submission.accept_many(traced)
 
     async def run(
         self,

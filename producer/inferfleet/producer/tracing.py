@@ -1,10 +1,22 @@
-"""Finds the trace in which a job is submitted, if the program traces with OpenTelemetry."""
+"""Traces submissions, if the program traces with OpenTelemetry: with its provider, by the API alone."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
 
+from inferfleet.schemas import span_names
+from inferfleet.schemas.job import Job
+from inferfleet.schemas.message import trace_headers
+from inferfleet.schemas.names import job_queue
 from inferfleet.schemas.trace import MAX_TRACESTATE_CHARS
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Tracer
 
 
 def current_trace() -> dict[str, str]:
@@ -19,3 +31,67 @@ def current_trace() -> dict[str, str]:
     if len(trace.get("tracestate", "")) > MAX_TRACESTATE_CHARS:
         del trace["tracestate"]
     return trace
+
+
+@contextmanager
+def sending(jobs: Sequence[Job]) -> Generator[Sequence[Job]]:
+    """Submit jobs in the block, in a span of their own, to which they belong.
+
+    The span is a child of the trace of the jobs. Jobs of several traces stay in theirs.
+    """
+    if "opentelemetry.trace" not in sys.modules or not jobs:
+        yield jobs
+        return
+    from opentelemetry.trace import ProxyTracerProvider, SpanKind, get_tracer_provider
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+    if isinstance(get_tracer_provider(), ProxyTracerProvider):
+        # The program has no provider of its own. (redis-py imports OpenTelemetry wherever it is installed.)
+        yield jobs
+        return
+    first = jobs[0]
+    together = all((job.traceparent, job.tracestate) == (first.traceparent, first.tracestate) for job in jobs)
+    context = None
+    if together and first.traceparent is not None:
+        context = TraceContextTextMapPropagator().extract(trace_headers(first))
+    name, attributes = _described(jobs)
+    with _tracer().start_as_current_span(
+        name, context=context, kind=SpanKind.PRODUCER, attributes=attributes
+    ) as span:
+        try:
+            trace = current_trace()
+            yield [job.model_copy(update=trace) for job in jobs] if together and trace else jobs
+        except Exception as error:
+            span.set_attribute(span_names.ERROR_TYPE, type(error).__name__)
+            raise
+
+
+def _described(jobs: Sequence[Job]) -> tuple[str, dict[str, Any]]:
+    """Return the name and the attributes of the span of a submission."""
+    attributes: dict[str, Any] = {
+        span_names.MESSAGING_SYSTEM: "rabbitmq",
+        span_names.MESSAGING_OPERATION_NAME: span_names.SEND,
+        span_names.MESSAGING_OPERATION_TYPE: span_names.SEND,
+    }
+    name, pool = span_names.SEND, jobs[0].pool
+    if all(job.pool == pool for job in jobs):
+        attributes |= {span_names.DESTINATION_NAME: job_queue(pool), span_names.POOL: pool}
+        name = f"{name} {job_queue(pool)}"
+    if len(jobs) > 1:
+        attributes[span_names.BATCH_MESSAGE_COUNT] = len(jobs)
+    else:
+        (job,) = jobs
+        attributes |= {
+            span_names.MESSAGE_ID: job.id,
+            span_names.JOB_ID: job.id,
+            span_names.PRIORITY: int(job.priority),
+            span_names.TENANT: job.tenant,
+        }
+    return name, attributes
+
+
+@cache
+def _tracer() -> Tracer:
+    from opentelemetry.trace import get_tracer
+
+    return get_tracer(span_names.SCOPE, version("inferfleet"), schema_url=span_names.SCHEMA_URL)

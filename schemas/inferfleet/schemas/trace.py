@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from hashlib import blake2b
 from typing import Annotated, Any, Final
 
 from pydantic import AfterValidator, TypeAdapter, ValidationError, WithJsonSchema
@@ -71,3 +72,27 @@ def valid_trace(said: Mapping[str, Any]) -> dict[str, str]:
 def trace_id(traceparent: str) -> str:
     """Return the id of the trace: 32 hexadecimal digits."""
     return traceparent[3:35]
+
+
+def is_sampled(traceparent: str) -> bool:
+    """Return whether whoever made a ``traceparent`` traces."""
+    return bool(int(traceparent[-2:], 16) & 1)
+
+
+def trace_of_attempts(job_id: str, traceparent: str | None) -> str:
+    """Return the id of the trace of a job's attempts. If it was submitted without one, it has one of its own.
+
+    All attempts find the same one then, and a sampler that goes by the trace decides the same about them.
+    """
+    if traceparent is not None:
+        return trace_id(traceparent)
+    return blake2b(job_id.encode(), digest_size=16, person=b"trace").hexdigest()
+
+
+def span_of_attempt(job_id: str, attempt: int) -> str:
+    """Return the id of the span of an attempt: 16 hexadecimal digits.
+
+    Whoever knows the job and the number knows the span, so a later attempt can link to it, or tell it in the
+    place of a worker that died.
+    """
+    return blake2b(f"{job_id} {attempt}".encode(), digest_size=8, person=b"attempt").hexdigest()
