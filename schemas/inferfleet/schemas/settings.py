@@ -190,6 +190,8 @@ class WorkerSettings(ServiceSettings):
     log_format: LogFormat = LogFormat.JSON
     log_level: str = "INFO"
     log_prompts: bool = False
+    tracing: bool = False
+    """Whether the worker exports spans with OpenTelemetry, whose own variables say where and which."""
 
 
 SettingsT = TypeVar("SettingsT", bound=BaseSettings)

@@ -14,6 +14,7 @@ from tests.integration.conftest import chat
 from inferfleet.producer import Fleet, tracing
 from inferfleet.schemas.errors import UnknownPoolError
 from inferfleet.schemas.span_names import SCHEMA_URL
+from inferfleet.schemas.trace import is_sampled
 
 ID = "0af7651916cd43dd8448eb211c80319c"
 PARENT = f"00-{ID}-b7ad6b7169203331-01"
@@ -48,7 +49,9 @@ async def test_a_job_belongs_to_the_span_that_sends_it(
     assert work.context is not None
     assert send.parent.span_id == work.context.span_id
     trace, span = format_trace_id(send.context.trace_id), format_span_id(send.context.span_id)
-    assert job.traceparent == f"00-{trace}-{span}-01"
+    assert job.traceparent is not None
+    assert job.traceparent[:52] == f"00-{trace}-{span}"
+    assert is_sampled(job.traceparent)
     assert (send.name, send.kind) == (f"send inferfleet.jobs.{pool}", SpanKind.PRODUCER)
     assert send.instrumentation_scope is not None
     assert send.instrumentation_scope.schema_url == SCHEMA_URL

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from inferfleet.schemas.settings import WorkerSettings
 from inferfleet.wire.rabbitmq.publishing import ConfirmChannel
@@ -19,7 +19,7 @@ from inferfleet.worker.attempt import Attempts
 from inferfleet.worker.attempt_log import AttemptLog
 from inferfleet.worker.claim import Claims
 from inferfleet.worker.fronts import Fronts
-from inferfleet.worker.hooks import AllHooks
+from inferfleet.worker.hooks import AllHooks, Hooks
 from inferfleet.worker.journal import JournalWriter
 from inferfleet.worker.lanes import Lanes
 from inferfleet.worker.metrics import WorkerMetrics
@@ -31,6 +31,11 @@ from inferfleet.worker.slots import Slots
 from inferfleet.worker.sweep import Sweep
 from inferfleet.worker.turns import Turns
 
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
+
+    from inferfleet.worker.attempt_spans import AttemptSpans
+
 
 class Parts(NamedTuple):
     """The parts that the worker itself uses."""
@@ -38,6 +43,7 @@ class Parts(NamedTuple):
     processor: Processor
     journal: JournalWriter
     sweep: Sweep
+    spans: AttemptSpans | None
 
 
 def assemble(
@@ -49,11 +55,11 @@ def assemble(
     metrics: WorkerMetrics,
     pipeline: CommandPipeline,
     confirm_channel: ConfirmChannel,
+    spans_to: TracerProvider | None,
     leaving: asyncio.Event,
     on_engine_death: Callable[[EngineDeadError], None],
 ) -> Parts:
     """Put the parts together. Redis commands go by ``pipeline``, messages by ``confirm_channel``."""
-    hooks = AllHooks((metrics, AttemptLog(prompts=settings.log_prompts)))
     records = JobRecords(
         pipeline=pipeline,
         result_ttl_s=settings.result_ttl_s,
@@ -61,6 +67,15 @@ def assemble(
         keep_requests=settings.keep_requests,
         replicas=Replicas(pipeline, settings, patience_s=None),
     )
+    observers: list[Hooks] = [metrics, AttemptLog(prompts=settings.log_prompts)]
+    spans: AttemptSpans | None = None
+    if spans_to is not None:
+        # OpenTelemetry is there only where a worker traces.
+        from inferfleet.worker.attempt_spans import AttemptSpans
+
+        spans = AttemptSpans(spans_to, settings=settings, records=records)
+        observers.append(spans)
+    hooks = AllHooks(observers)
     histories = SessionHistories(pipeline=pipeline, settings=settings)
     journal = JournalWriter(records=records, histories=histories, settings=settings)
     session_lanes = SessionLanes(pipeline=pipeline, settings=settings, replicas=records.replicas)
@@ -100,6 +115,7 @@ def assemble(
         settlement=settlement,
         slots=slots,
         hooks=hooks,
+        spans=spans,
     )
     processor = Processor(
         attempts=attempts,
@@ -119,4 +135,4 @@ def assemble(
         fronts=fronts,
         processor=processor,
     )
-    return Parts(processor, journal, sweep)
+    return Parts(processor, journal, sweep, spans)

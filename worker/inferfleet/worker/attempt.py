@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import logging
 import random
+import time
 from contextlib import aclosing
 from dataclasses import replace
-from typing import assert_never
+from typing import TYPE_CHECKING, assert_never
 
 from inferfleet.schemas import Failure, FailureCode, JobState
 from inferfleet.schemas.journal import RestartReason, TokenChunk
@@ -45,6 +46,9 @@ from inferfleet.worker.slots import Slots
 from inferfleet.worker.stop_switch import Interruption
 from inferfleet.worker.turns import Prompt, Turns
 
+if TYPE_CHECKING:
+    from inferfleet.worker.attempt_spans import AttemptSpans
+
 logger = logging.getLogger(__name__)
 
 
@@ -63,6 +67,7 @@ class Attempts:
         settlement: Settlement,
         slots: Slots,
         hooks: Hooks,
+        spans: AttemptSpans | None = None,
     ) -> None:
         self._engine = engine
         self._claims = claims
@@ -72,6 +77,7 @@ class Attempts:
         self._settlement = settlement
         self._slots = slots
         self._hooks = hooks
+        self._spans = spans
         self._policy = RetryPolicy(base_s=settings.retry_base_s, cap_s=settings.retry_cap_s)
         self._rng = random.Random()  # noqa: S311 - jitter, not secrets
 
@@ -129,6 +135,8 @@ class Attempts:
                 pass
             case outcome:
                 return outcome
+        if self._spans is not None:
+            generation = replace(generation, trace_headers=self._spans.headers_for_engine(run))
         match await self._generate(run, generation):
             case Completion() as completion:
                 return await self._turns.complete(run, completion)
@@ -153,6 +161,8 @@ class Attempts:
             return await self._generate_anew(run, generation, error)
         except GenerationError as error:
             return self._after(run, Failure(code=error.code, message=str(error)[:4096]))
+        finally:
+            run.generated_s = time.monotonic() - run.started
         return completion if completion is not None else await self._interrupted(run)
 
     async def _generate_anew(

@@ -37,8 +37,12 @@ class JobRun:
         """When the attempt was granted; until then, the time of the delivery."""
         self.session_renewed = self.started
         """When the expiry of the turn's session was last extended."""
+        self.prepared_s: float | None = None
+        """The time from ``started`` until the engine got the job."""
         self.first_token_s: float | None = None
         """The time from ``started`` to the first token."""
+        self.generated_s: float | None = None
+        """The time from ``started`` until the engine had nothing more to say."""
         self.tokens_refused = 0
         """Tokens that Redis refused for the journal, because a later attempt has the job."""
         self.history_tokens = 0

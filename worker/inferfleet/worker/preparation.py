@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from functools import cached_property
 
@@ -73,6 +74,7 @@ class Preparation:
                 await self.recall(run, started)
             return await self._turns.interrupt(run, cancelled("interrupted by the session's next turn"))
         self._journal.follow(run)
+        run.prepared_s = time.monotonic() - run.started
         self._hooks.on_start(run, begun.body)
         if not run.answer.tokens and begun.body is run.job.body:
             return generation

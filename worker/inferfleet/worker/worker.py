@@ -6,10 +6,10 @@ import asyncio
 import logging
 import signal
 from collections.abc import AsyncGenerator, Callable, Coroutine
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager, nullcontext
 from dataclasses import asdict, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import ValidationError
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
@@ -26,6 +26,7 @@ from inferfleet.wire.redis.clock import RedisClock
 from inferfleet.wire.redis.connection import command_pipeline, open_store
 from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.tasks import cancel_and_wait
+from inferfleet.wire.tracing import FLUSH_S, exporting_spans
 from inferfleet.worker.assembly import assemble
 from inferfleet.worker.broker import Delivery, Subscription, subscribe
 from inferfleet.worker.deletion_cost import deletion_cost, keep_deletion_cost
@@ -39,6 +40,9 @@ from inferfleet.worker.ports import Engine, EngineDeadError
 from inferfleet.worker.processor import Processor
 from inferfleet.worker.slots import Slots
 from inferfleet.worker.stop_switch import Interruption
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
 
 T = TypeVar("T")
 
@@ -112,6 +116,7 @@ class Worker:
             ) as client,
             aclosing(confirm_channel),
             self._http(),
+            self._tracing() as spans_to,
             AsyncExitStack() as broker,
             asyncio.TaskGroup() as background,
         ):
@@ -119,7 +124,7 @@ class Worker:
             self._pipeline = pipeline = command_pipeline(client, patience_s=None, clock=self._clock)
             self._metrics.watch("redis", pipeline.outage)
             self._metrics.watch("rabbitmq", self._broker_outage)
-            processor, journal, sweep = assemble(
+            processor, journal, sweep, spans = assemble(
                 settings=settings,
                 engine=self._engine,
                 slots=self._slots,
@@ -127,6 +132,7 @@ class Worker:
                 metrics=self._metrics,
                 pipeline=pipeline,
                 confirm_channel=confirm_channel,
+                spans_to=spans_to,
                 leaving=self._stopping,
                 on_engine_death=self._on_engine_death,
             )
@@ -143,8 +149,12 @@ class Worker:
                     keep_deletion_cost(settings, cost=lambda: deletion_cost(processor.runs.values()))
                 ),
             ]
+            if spans is not None:
+                chores.append(background.create_task(spans.run()))
             try:
                 await self._serve(processor, broker)
+                if spans is not None:
+                    await spans.finish(within_s=FLUSH_S)
                 # First, because a heartbeat that is being written would put the worker back on the map.
                 await cancel_and_wait(beating)
                 await self._heartbeats.forget(pipeline)
@@ -303,6 +313,11 @@ class Worker:
         finally:
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.remove_signal_handler(number)
+
+    def _tracing(self) -> AbstractAsyncContextManager[TracerProvider | None]:
+        if not self._settings.tracing:
+            return nullcontext()
+        return exporting_spans("inferfleet-worker", instance=self._settings.worker_id)
 
     @property
     def _refused(self) -> ServiceRefusedError | None:
