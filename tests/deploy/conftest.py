@@ -28,6 +28,7 @@ DOCS = (ROOT / "docs/deploy.md").read_text()
 SECRETS = {
     "inferfleet-connections": {"amqp-url", "redis-url", "rabbitmq-http-url", "rabbitmq-tls"},
     "inferfleet-tls": {"ca.crt", "tls.crt", "tls.key"},
+    "inferfleet-api-keys": {"keys.json"},
     "inferfleet-hugging-face": {"token"},
     "inferfleet-redis": {"password"},
     "rabbitmq-default-user": {"username", "password", "connection_string"},

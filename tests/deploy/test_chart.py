@@ -37,6 +37,7 @@ SHARED_GPU = {
     "gpu": {"resource": "nvidia.com/gpu.shared"},
     "scaling": {"jobsPerWorker": 24},
 }
+EXPOSED: dict[str, Any] = {"enabled": True, "apiKeysSecret": "inferfleet-api-keys"}
 
 
 def triggers(path: str) -> list[Object]:
@@ -95,6 +96,15 @@ SAME: dict[str, dict[str, Any]] = {
         "exporter": {"enabled": True},
         "prometheus": {"podMonitors": True},
         "pool": {"scaling": {"by": "hpa"}},
+    },
+    "overlays/gateway": {"gateway": {"enabled": True}},
+    "overlays/gateway-ingress": {
+        "gateway": EXPOSED | {"namespaces": ["ingress-nginx"], "ingress": {"enabled": True}}
+    },
+    "overlays/gateway-route": {"gateway": EXPOSED | {"namespaces": ["gateways"], "route": {"enabled": True}}},
+    "overlays/gateway-streams": {
+        "gateway": {"enabled": True, "scaling": {"openStreams": 1000}},
+        "prometheus": {"podMonitors": True},
     },
     "overlays/tls": {"tls": True},
     "overlays/secret-files": {"secretFiles": True},
@@ -219,9 +229,9 @@ def test_the_docs_name_the_overlays_that_no_values_give() -> None:
 
 
 def test_a_restricted_namespace_admits_every_pod(tmp_path: Path) -> None:
-    everything = OWN | {"exporter": {"enabled": True}, "tls": True, "secretFiles": True}
+    everything = OWN | {"exporter": {"enabled": True}, "gateway": EXPOSED, "tls": True, "secretFiles": True}
     workloads = chart(everything, tmp_path).workloads
-    assert len(workloads) == 3
+    assert len(workloads) == 4
     for workload in workloads:
         assert violations(pod(workload)) == []
 
@@ -267,6 +277,9 @@ def test_its_version_is_that_of_the_images() -> None:
         {"pool": {"scaling": {"jobsPerWorker": "100"}}},
         {"pool": {"scaling": {"keda": {"cooldown": 1}}}},
         {"pool": {"scaling": {"behavior": {"scaleUp": {"policies": [{"type": "Pod"}]}}}}},
+        {"gateway": {"scaling": {"openStreams": "1000"}}},
+        {"gateway": {"env": {"INFERFLEET_MAX_BATCHES": 10}}},
+        {"gateway": {"route": {"parent": {"listener": "https"}}}},
         {"pools": [{}]},
         {"pools": [{"name": "Chat"}]},
     ],
@@ -294,6 +307,7 @@ def test_every_value_is_described_by_the_schema_and_has_a_default() -> None:
 
     assert set(missing(SCHEMA, VALUES, "")) == {
         "global",
+        "gateway.route.parent.sectionName",
         "pool.name",
         "pool.scaling.behavior.scaleUp.tolerance",
         "pool.scaling.behavior.scaleDown.tolerance",

@@ -114,12 +114,14 @@ def test_probes_and_prometheus_ask_where_a_worker_answers(services: dict[str, An
     assert f"127.0.0.1:{port}{READY_PATH}" in services["worker"]["healthcheck"]["test"][-1]
     mounted = services["prometheus"]["volumes"][0].split(":")[0]
     prometheus = yaml.safe_load((ROOT / mounted).read_text())
-    workers, exporter = prometheus["scrape_configs"]
+    workers, exporter, gateway = prometheus["scrape_configs"]
     assert "metrics_path" not in workers
     assert METRICS_PATH == "/metrics", "Prometheus' own default"
     (found,) = workers["dns_sd_configs"]
     assert (found["names"], found["port"]) == (["worker"], port)
     assert exporter["static_configs"] == [{"targets": [f"exporter:{ExporterSettings().http_port}"]}]
+    metrics_port = services["gateway"]["environment"]["INFERFLEET_METRICS_PORT"]
+    assert gateway["static_configs"] == [{"targets": [f"gateway:{metrics_port}"]}]
 
 
 def test_the_gateway_is_at_its_port_and_has_time_to_drain(
@@ -130,6 +132,7 @@ def test_the_gateway_is_at_its_port_and_has_time_to_drain(
         assert name.removeprefix("INFERFLEET_").lower() in GatewaySettings.model_fields
         monkeypatch.setenv(name, value)
     settings = GatewaySettings()
+    assert settings.metrics_host == settings.http_host
     assert published(gateway) == {str(settings.http_port): f"127.0.0.1:{settings.http_port}"}
     assert f"127.0.0.1:{settings.http_port}{GATEWAY_READY_PATH}" in gateway["healthcheck"]["test"][-1]
     assert float(gateway["stop_grace_period"].removesuffix("s")) > settings.drain_timeout_s + LAST_WORDS_S

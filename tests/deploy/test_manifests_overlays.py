@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 import pytest
 import yaml
+from prometheus_client import CollectorRegistry
 from tests.deploy.conftest import (
     KEDA,
     OVERLAYS,
@@ -33,8 +34,11 @@ from inferfleet.exporter.server import METRICS_PATH as EXPORTER_METRICS_PATH
 from inferfleet.exporter.settings import ExporterSettings
 from inferfleet.gateway.app import LIVE_PATH as GATEWAY_LIVE_PATH
 from inferfleet.gateway.app import READY_PATH as GATEWAY_READY_PATH
+from inferfleet.gateway.metrics import GatewayMetrics
 from inferfleet.gateway.server import LAST_WORDS_S
 from inferfleet.gateway.settings import GatewaySettings
+from inferfleet.gateway.waiting import COMMENT_INTERVAL_S
+from inferfleet.schemas.endpoints import ENDPOINTS
 from inferfleet.schemas.heartbeat import WorkerPhase
 from inferfleet.schemas.settings import WorkerSettings
 from inferfleet.wire.redis.topology import Topology, TopologyKind, topology_of
@@ -117,7 +121,12 @@ def test_the_gateway_answers_where_it_is_asked_and_has_time_to_drain(monkeypatch
     assert container["image"].startswith("inferfleet-producer:")
     assert container["args"] == ["gateway"]
     assert settings.http_host == "0.0.0.0"
-    assert container["ports"] == [{"name": "openai", "containerPort": settings.http_port}]
+    assert settings.metrics_host == "0.0.0.0"
+    # Both policies, and a PodMonitor, go by these names.
+    assert container["ports"] == [
+        {"name": "openai", "containerPort": settings.http_port},
+        {"name": "http", "containerPort": settings.metrics_port},
+    ]
     assert container["readinessProbe"]["httpGet"] == {"path": GATEWAY_READY_PATH, "port": "openai"}
     assert container["livenessProbe"]["httpGet"] == {"path": GATEWAY_LIVE_PATH, "port": "openai"}
     pause_s = float(container["lifecycle"]["preStop"]["exec"]["command"][-1])
@@ -135,6 +144,49 @@ def test_the_gateway_answers_where_it_is_asked_and_has_time_to_drain(monkeypatch
     scaler = manifests.one("HorizontalPodAutoscaler", "inferfleet-gateway")
     assert scaler["spec"]["scaleTargetRef"]["name"] == gateway["metadata"]["name"]
     assert "replicas" not in gateway["spec"]
+
+
+@pytest.mark.parametrize("name", ["gateway-ingress", "gateway-route"])
+def test_whoever_comes_from_outside_needs_a_key_and_waits_without_a_limit(name: str) -> None:
+    manifests = render(f"overlays/{name}")
+    gateway = manifests.one("Deployment", "inferfleet-gateway")
+    assert manifests.variables(gateway)["INFERFLEET_ALLOW_ANONYMOUS"] == "false"
+    (service_port,) = manifests.one("Service", "inferfleet-gateway")["spec"]["ports"]
+    (rule,) = manifests.one("NetworkPolicy", "inferfleet-gateway")["spec"]["ingress"]
+    *_, outside = rule["from"]
+    namespace = outside["namespaceSelector"]["matchLabels"]["kubernetes.io/metadata.name"]
+    if name == "gateway-ingress":
+        ingress = manifests.one("Ingress")
+        options = {key.rpartition("/")[2]: value for key, value in ingress["metadata"]["annotations"].items()}
+        assert int(options["proxy-body-size"].removesuffix("m")) * 2**20 > GatewaySettings().max_file_bytes
+        assert (options["proxy-buffering"], options["proxy-request-buffering"]) == ("off", "off")
+        assert int(options["proxy-read-timeout"]) > COMMENT_INTERVAL_S
+        (path,) = ingress["spec"]["rules"][0]["http"]["paths"]
+        assert path["backend"]["service"] == {
+            "name": "inferfleet-gateway",
+            "port": {"name": service_port["name"]},
+        }
+        prefix = path["path"]
+        assert ingress["spec"]["tls"][0]["hosts"] == [ingress["spec"]["rules"][0]["host"]]
+    else:
+        route = manifests.one("HTTPRoute")["spec"]
+        (through,) = route["rules"]
+        assert through["timeouts"] == {"request": "0s", "backendRequest": "0s"}
+        assert through["backendRefs"] == [{"name": "inferfleet-gateway", "port": service_port["port"]}]
+        assert [parent["namespace"] for parent in route["parentRefs"]] == [namespace]
+        prefix = through["matches"][0]["path"]["value"]
+    assert all(path.startswith(f"{prefix}/") for path in ENDPOINTS)
+
+
+def test_gateways_scale_by_a_metric_that_they_have() -> None:
+    adapter = yaml.safe_load((KEDA / "components/gateway-streams/prometheus-adapter.yaml").read_text())
+    (rule,) = adapter["rules"]["custom"]
+    cpu, streams = render("overlays/gateway-streams").one("HorizontalPodAutoscaler")["spec"]["metrics"]
+    metric = streams["pods"]["metric"]["name"]
+    assert cpu["resource"]["name"] == "cpu"
+    assert re.findall(r"\w+", rule["seriesQuery"])[0] == metric
+    assert f"# TYPE {metric} gauge" in GatewayMetrics(CollectorRegistry()).exposition().decode()
+    assert 2 * int(streams["pods"]["target"]["averageValue"]) <= GatewaySettings().max_open_requests
 
 
 def test_the_slo_triggers_ask_for_metrics_that_the_exporter_has() -> None:

@@ -21,6 +21,7 @@ OPERATORS = {
     "overlays/slo": {"keda.sh", "monitoring.coreos.com"},
     "overlays/replicated": {"keda.sh", "rabbitmq.com", "redis.redis.opstreelabs.in"},
     "overlays/hpa": {"monitoring.coreos.com"},
+    "overlays/gateway-streams": {"keda.sh", "monitoring.coreos.com"},
 }
 """The operators' API groups, for overlays that say that they need others than KEDA."""
 
