@@ -21,7 +21,7 @@ from inferfleet.cli.failing import INTERRUPTED
 from inferfleet.cli.options import JsonFlag, PoolOption, PriorityOption, not_empty, producer_settings
 from inferfleet.cli.reading import STANDARD
 from inferfleet.cli.terminal import err, line, out
-from inferfleet.producer.batch import Batch, BatchPlan, BatchProgress, batch_status
+from inferfleet.producer.batch import Batch, BatchPlan, BatchProgress, batch_status, stop_run
 from inferfleet.producer.batch.batch import DEFAULT_IN_FLIGHT
 from inferfleet.producer.batch.files import read_record, sync_folder
 from inferfleet.producer.fleet import Fleet
@@ -73,6 +73,9 @@ def run(
     max_in_flight: Annotated[
         int, typer.Option(min=1, max=20_000, help="Maximum number of jobs that are queued or run at once.")
     ] = DEFAULT_IN_FLIGHT,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="If all lines are done, run those that failed again.")
+    ] = False,
     prompts: Annotated[
         bool, typer.Option("--prompts", help="Every line is a prompt, also if the first begins with {.")
     ] = False,
@@ -116,7 +119,7 @@ def run(
         plan = BatchPlan(
             source=source, output=output, errors=errors, prompts=prompts, options=cast("JobOptions", given)
         )
-        batch = stack.enter_context(Batch.opened(plan, settings))
+        batch = stack.enter_context(Batch.opened(plan, settings, retry_failed=retry_failed))
         with _going_on(batch, command):
             progress = asyncio.run(_run(batch, settings, max_in_flight))
     err(
@@ -157,8 +160,12 @@ def status(output: OutputArgument, *, as_json: JsonFlag = False) -> None:
 
 @app.command()
 def cancel(output: OutputArgument, *, as_json: JsonFlag = False) -> None:
-    """Cancel all lines of a batch that are not done. Lines whose job has ended keep their answer."""
+    """Cancel all lines of a batch that are not done. Lines whose job has ended keep their answer.
+
+    If a run of the batch is going on, on this machine or another one, it is stopped first.
+    """
     settings = producer_settings()
+    asyncio.run(stop_run(output))
     with Batch.reopened(output, settings) as batch:
         before = batch.progress()
         after = asyncio.run(_cancel(batch, settings))

@@ -76,9 +76,11 @@ def settings(producer_settings: Any) -> ProducerSettings:
     return producer_settings(state_check_interval_s=0.2)
 
 
-async def run_batch(files: Files, settings: ProducerSettings, *, pool: str, **limits: Any) -> BatchProgress:
+async def run_batch(
+    files: Files, settings: ProducerSettings, *, pool: str, retry_failed: bool = False, **limits: Any
+) -> BatchProgress:
     """Run a batch in this process, from the beginning of its input or from where it is."""
-    with Batch.opened(files.plan(pool=pool), settings) as batch:
+    with Batch.opened(files.plan(pool=pool), settings, retry_failed=retry_failed) as batch:
         async with Fleet.connect(batch.client_settings(settings)) as fleet:
             return await asyncio.wait_for(batch.run(fleet, **limits), PATIENCE_S)
 

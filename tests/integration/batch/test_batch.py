@@ -17,6 +17,7 @@ from tests.integration.conftest import (
 
 from inferfleet.producer import Fleet
 from inferfleet.producer.batch import Batch, batch_status
+from inferfleet.producer.batch.files import stop_path
 from inferfleet.producer.batch.line_ids import line_job_id
 from inferfleet.schemas import Endpoint
 from inferfleet.schemas.errors import (
@@ -176,9 +177,6 @@ async def test_cancel_ends_every_line_and_keeps_the_answers_that_there_are(
     assert (
         json.loads(status.out).items() >= {"succeeded": 1, "failed": 0, "lines": 5, "running": True}.items()
     )
-    refused = await inferfleet("batch", "cancel", str(files.output))
-    assert refused.code == 2
-    assert "another run writes to" in refused.err
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
@@ -201,6 +199,27 @@ async def test_cancel_ends_every_line_and_keeps_the_answers_that_there_are(
         if record is not None
     ]
     assert sorted(states) == ["cancelled"] * (len(states) - 1) + ["succeeded"]
+    assert (await run_batch(files, settings, pool=pool)).failed == 4
+
+
+async def test_cancel_stops_a_run_that_it_knows_only_by_its_files(
+    inferfleet: RunCommand, start_worker: StartWorker, settings: ProducerSettings, pool: str, files: Files
+) -> None:
+    await start_worker(max_running=2)
+    files.write(request("done"), *(request(f"endless-{number}", ENDLESS) for number in range(4)))
+    running = asyncio.create_task(run_batch(files, settings, pool=pool, max_in_flight=3))
+    await eventually(lambda: has_lines(files.output, 1))
+
+    ended = await inferfleet("batch", "cancel", str(files.output))
+
+    assert (ended.code, ended.out) == (0, "4 lines cancelled or failed, 0 more answers\n")
+    with pytest.raises(BatchError, match="was stopped, because somebody cancels the batch"):
+        await running
+    assert {path.name for path in files.output.parent.iterdir()} == {
+        *("in.jsonl", "out.jsonl", "out.errors.jsonl", "out.jsonl.batch")
+    }
+    # What a cancel leaves that is killed stops no later run.
+    stop_path(files.output).touch()
     assert (await run_batch(files, settings, pool=pool)).failed == 4
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from inferfleet.producer.batch.batch import Batch, BatchStatus, batch_status
+from inferfleet.producer.batch.batch import Batch, BatchStatus, batch_status, stop_run
 from inferfleet.producer.batch.plan import BatchPlan
 from inferfleet.producer.batch.progress import BatchProgress
 
-__all__ = ["Batch", "BatchPlan", "BatchProgress", "BatchStatus", "batch_status"]
+__all__ = ["Batch", "BatchPlan", "BatchProgress", "BatchStatus", "batch_status", "stop_run"]

@@ -21,6 +21,7 @@ from inferfleet.producer.batch.files import (
     is_written,
     read_record,
     record_path,
+    stop_path,
     write_record,
 )
 from inferfleet.producer.batch.lines import LineRunner, LineWork, prompt_work, request_work
@@ -30,13 +31,14 @@ from inferfleet.producer.batch.plan import (
     require_record,
     require_same,
     require_unchanged,
+    retried,
 )
 from inferfleet.producer.batch.progress import BatchProgress, Rates, Tell
 from inferfleet.producer.batch.source import SourceLine, read_lines
 from inferfleet.producer.fleet import Fleet
 from inferfleet.producer.job_making import JobOptions
 from inferfleet.schemas.batch import BatchOutputLine
-from inferfleet.schemas.errors import BatchError, UnknownPoolError
+from inferfleet.schemas.errors import BatchError, BatchOutputError, UnknownPoolError
 from inferfleet.schemas.settings import ProducerSettings
 from inferfleet.wire.tasks import cancel_and_wait
 
@@ -74,14 +76,16 @@ class Batch:
         self._answers = answers
         self._errors = errors
         self._longest = longest
-        self._done = LineSet(record.last_line)
-        for file in (answers, errors):
-            file.take_up(record.id, self._done)
+        self._take_up()
 
     @classmethod
     @contextmanager
-    def opened(cls, plan: BatchPlan, settings: ProducerSettings) -> Generator[Batch]:
+    def opened(
+        cls, plan: BatchPlan, settings: ProducerSettings, *, retry_failed: bool = False
+    ) -> Generator[Batch]:
         """Begin a batch, or continue it, if there is one with this output.
+
+        If all of its lines are done, ``retry_failed`` empties the error file, and its lines are to run again.
 
         Reads the whole input, which takes ten to twenty seconds for a million lines.
 
@@ -98,6 +102,8 @@ class Batch:
             LineFile.opened(plan.output, make=make) as answers,
             LineFile.opened(plan.error_file, make=make) as errors,
         ):
+            # Whoever wanted to stop the run before has been killed, or has not seen yet that it has ended.
+            stop_path(plan.output).unlink(missing_ok=True)
             record = read_record(plan.output) or begun
             if record is None:
                 raise BatchError(f"{record_path(plan.output)} has disappeared; run the batch again")
@@ -106,7 +112,12 @@ class Batch:
             else:
                 require_same(plan, record)
             try:
-                yield cls(record=record, source=plan.source, answers=answers, errors=errors, longest=longest)
+                batch = cls(
+                    record=record, source=plan.source, answers=answers, errors=errors, longest=longest
+                )
+                if retry_failed:
+                    batch._retry_failed(plan.output)
+                yield batch
             except UnknownPoolError:
                 if record is begun:
                     # No job was accepted, and the next run may have another pool.
@@ -173,6 +184,7 @@ class Batch:
             jobs = LineRunner(
                 fleet,
                 batch_id=self.record.id,
+                first_try=self.record.first_try,
                 read=lambda _: LineWork("", "of a line that is not known", {}),
                 read_again=lambda line: line,
                 write=lambda _: None,
@@ -188,11 +200,24 @@ class Batch:
             lines=self.record.lines, succeeded=self._answers.lines, failed=self._errors.lines
         )
 
+    def _take_up(self) -> None:
+        self._done = LineSet(self.record.last_line)
+        self._answers.take_up(self.record.id, self._done)
+        self._errors.take_up(self.record.id, self._done, first_try=self.record.first_try)
+
+    def _retry_failed(self, output: Path) -> None:
+        if self._errors.lines and self.progress().done == self.record.lines:
+            # From here on the errors are void, whether or not they are still in their file.
+            self.record = retried(self.record)
+            write_record(output, self.record)
+            self._take_up()
+
     def _runner(self, fleet: Fleet, max_in_flight: int) -> LineRunner:
         read = prompt_work if self.record.prompts else request_work
         return LineRunner(
             fleet,
             batch_id=self.record.id,
+            first_try=self.record.first_try,
             read=partial(read, options=cast("JobOptions", self.record.options)),
             read_again=self._read_again,
             write=self._write,
@@ -243,12 +268,35 @@ class Batch:
         while True:
             if tell:
                 tell(rates.add_to(self.progress()))
+            if stop_path(self._answers.path).exists():
+                raise BatchError("this run was stopped, because somebody cancels the batch")
             await asyncio.sleep(TICK_S)
             await asyncio.to_thread(self._sync)
 
     def _sync(self) -> None:
         self._answers.sync()
         self._errors.sync()
+
+
+async def stop_run(output: Path) -> None:
+    """Stop the run of the batch with this output, on whichever machine it is, and return when it has ended.
+
+    Its jobs continue.
+
+    Raises:
+        BatchError: There is no such batch.
+        BatchOutputError: The folder of the output cannot be written.
+
+    """
+    require_record(output)
+    stop = stop_path(output)
+    try:
+        while is_written(output):
+            stop.touch()
+            await asyncio.sleep(TICK_S)
+        stop.unlink(missing_ok=True)
+    except OSError as error:
+        raise BatchOutputError(f"cannot write {stop}: {error.strerror}") from error
 
 
 def batch_status(output: Path) -> BatchStatus:
@@ -263,6 +311,6 @@ def batch_status(output: Path) -> BatchStatus:
     return BatchStatus(
         record=record,
         succeeded=count_lines(output, record.id, done),
-        failed=count_lines(record.error_file(output), record.id, done),
+        failed=count_lines(record.error_file(output), record.id, done, first_try=record.first_try),
         running=is_written(output),
     )

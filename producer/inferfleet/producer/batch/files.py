@@ -19,7 +19,7 @@ from typing import Any, Final, Literal, cast
 import orjson
 from pydantic import ValidationError
 
-from inferfleet.producer.batch.line_ids import line_of
+from inferfleet.producer.batch.line_ids import TRIES, line_of, try_of
 from inferfleet.schemas.batch import BatchOutputLine
 from inferfleet.schemas.errors import BatchError, BatchOutputError
 from inferfleet.schemas.wire_model import WireModel
@@ -35,9 +35,10 @@ COPIED_AT_ONCE: Final = 1 << 20
 
 
 class BatchRecord(WireModel):
-    """What a batch is. It is written once, before the first job is submitted.
+    """What a batch is. It is written before the first job is submitted, and whenever failed lines run again.
 
-    ``errors`` is relative to the folder of the output if it is there, so that both can be moved.
+    ``retries`` counts how often they have: errors of earlier tries are void. ``errors`` is relative to the
+    folder of the output if it is there, so that both can be moved.
     """
 
     version: Literal[1] = 1
@@ -50,6 +51,12 @@ class BatchRecord(WireModel):
     last_line: int
     errors: Path
     options: dict[str, Any]
+    retries: int = 0
+
+    @property
+    def first_try(self) -> int:
+        """The try with which a line begins that is not done."""
+        return self.retries * TRIES
 
     def error_file(self, output: Path) -> Path:
         """Return where the lines without an answer are, if the output is there."""
@@ -77,6 +84,11 @@ def read_record(output: Path) -> BatchRecord | None:
         raise BatchError(f"cannot read {path}: {error.strerror}") from error
     except ValidationError as error:
         raise BatchError(f"{path} is not the record of a batch; use another output") from error
+
+
+def stop_path(output: Path) -> Path:
+    """Return which file tells the run of the batch with this output to stop, while it exists."""
+    return output.with_name(f"{output.name}.stop")
 
 
 def write_record(output: Path, record: BatchRecord) -> None:
@@ -159,14 +171,17 @@ class LineFile:
         finally:
             os.close(file._fd)
 
-    def take_up(self, batch_id: str, done: LineSet) -> None:
+    def take_up(self, batch_id: str, done: LineSet, *, first_try: int = 0) -> None:
         """Add the lines that the file has to ``done``. Drop lines that a crash has damaged or doubled.
+
+        Also drops lines of tries before ``first_try``.
 
         Raises:
             BatchError: The file has lines of something else; nothing was changed behind the first of them.
             BatchOutputError: The file cannot be read or written.
 
         """
+        self.lines = 0
         kept = [range(0)]
         begin = 0
         raw = b""
@@ -174,7 +189,8 @@ class LineFile:
             with self.path.open("rb") as file:
                 for number, raw in enumerate(file, start=1):
                     place = range(begin, begin := begin + len(raw))
-                    line = answered_line(raw, batch_id, place=f"{self.path}, line {number}")
+                    where = f"{self.path}, line {number}"
+                    line = answered_line(raw, batch_id, first_try=first_try, place=where)
                     if line is None or not done.add(line):
                         continue
                     self.lines += 1
@@ -255,8 +271,8 @@ class LineFile:
             written += os.pwrite(self._fd, raw[written:], position + written)
 
 
-def count_lines(path: Path, batch_id: str, done: LineSet) -> int:
-    """Count the lines of a batch's file without changing it; none if it does not exist.
+def count_lines(path: Path, batch_id: str, done: LineSet, *, first_try: int = 0) -> int:
+    """Count the lines of a batch's file that ``take_up`` keeps; none if it does not exist.
 
     Raises:
         BatchError: The file cannot be read, or has lines of something else.
@@ -265,7 +281,7 @@ def count_lines(path: Path, batch_id: str, done: LineSet) -> int:
     try:
         with path.open("rb") as file:
             lines = (
-                answered_line(raw, batch_id, place=f"{path}, line {number}")
+                answered_line(raw, batch_id, first_try=first_try, place=f"{path}, line {number}")
                 for number, raw in enumerate(file, start=1)
             )
             return sum(line is not None and done.add(line) for line in lines)
@@ -294,8 +310,8 @@ def is_written(path: Path) -> bool:
     return False
 
 
-def answered_line(raw: bytes, batch_id: str, *, place: str) -> int | None:
-    """Return the number of the input line that a line of output is for; ``None`` if the line is damaged.
+def answered_line(raw: bytes, batch_id: str, *, place: str, first_try: int = 0) -> int | None:
+    """Return the number of the input line that a line of output is for; ``None`` if it is damaged or void.
 
     Raises:
         BatchError: The line is of another batch.
@@ -306,10 +322,11 @@ def answered_line(raw: bytes, batch_id: str, *, place: str) -> int | None:
     except orjson.JSONDecodeError:
         return None
     name = cast("dict[str, object]", value).get("id") if isinstance(value, dict) else None
-    line = line_of(batch_id, str(name).removeprefix(ID_PREFIX))
+    job_id = str(name).removeprefix(ID_PREFIX)
+    line = line_of(batch_id, job_id)
     if line is None:
         raise BatchError(f"{place} is not of this batch: remove that line, or use other files")
-    return line
+    return None if try_of(job_id) < first_try else line
 
 
 def sync_folder(folder: Path) -> None:

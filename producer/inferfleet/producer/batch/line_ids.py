@@ -14,11 +14,14 @@ from typing import Final
 from uuid import UUID
 
 TRIES: Final = 16
-"""How many jobs a line may have: another one whenever the result of the last has expired.
+"""How many jobs a line may have until it fails: another one whenever the result of the last has expired.
 
 A try can be used again once its idempotency key has expired (INFERFLEET_QUEUED_TTL_S, a week by default), and
 with the default settings a week has seven results at most. A cancel looks for them all.
 """
+
+RETRIES: Final = 2**8 // TRIES - 1
+"""How often the lines that have failed may run again: each time with as many tries."""
 
 MAX_LINES: Final = 2**36 - 1
 
@@ -42,6 +45,11 @@ def new_batch_id(*, at_ms: int | None = None) -> str:
 def line_job_id(batch_id: str, line: int, attempt: int = 0) -> str:
     """Return the id of the job that answers a line; lines are counted from 1, tries from 0."""
     return str(UUID(int=UUID(batch_id).int | line << _TRY_BITS | attempt))
+
+
+def try_of(job_id: str) -> int:
+    """Return which try of its line a job is."""
+    return UUID(job_id).int & (1 << _TRY_BITS) - 1
 
 
 def line_of(batch_id: str, job_id: str) -> int | None:

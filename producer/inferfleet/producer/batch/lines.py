@@ -108,6 +108,7 @@ class LineRunner:
         jobs: Jobs,
         *,
         batch_id: str,
+        first_try: int = 0,
         read: Callable[[SourceLine], LineWork],
         read_again: Callable[[SourceLine], SourceLine],
         write: Callable[[BatchOutputLine], None],
@@ -120,6 +121,7 @@ class LineRunner:
         """Why no job is accepted now; empty if nothing is wrong, or the queue is only full."""
         self._jobs = jobs
         self._batch_id = batch_id
+        self._tries = range(first_try, first_try + TRIES)
         self._read = read
         self._read_again = read_again
         self._reading = asyncio.Lock()
@@ -211,13 +213,15 @@ class LineRunner:
     async def _answer(self, line: SourceLine, job: Job | None, entered: int | None) -> BatchOutputLine:
         """Let a line's job run, or find that of an earlier run, and return its end."""
         losses = 0
-        for number in range(TRIES):
+        for number in self._tries:
             job_id = line_job_id(self._batch_id, line.number, number)
             # Twice: if Redis has lost the job with its key, it is the same job again.
             for _ in range(2):
                 job = job or self._job_again(line)
                 mine = job.model_copy(update={"id": job_id, "idempotency_key": job_id})
-                there = await self._in_window(partial(self._submit, mine, look=number > 0), entered)
+                there = await self._in_window(
+                    partial(self._submit, mine, look=number > self._tries.start), entered
+                )
                 del mine
                 job = entered = None
                 with suppress(JobDataLostError, JobNotFoundError):
@@ -241,7 +245,7 @@ class LineRunner:
     async def _cancelled(self, line: SourceLine, _: Job, entered: int) -> BatchOutputLine:
         """Cancel a line's jobs, and return its end."""
         submitted = False
-        tries = [line_job_id(self._batch_id, line.number, number) for number in range(TRIES)]
+        tries = [line_job_id(self._batch_id, line.number, number) for number in self._tries]
         records = await self._in_window(partial(self._jobs.get_many, tries), entered)
         self.window.leave()
         for job_id in [job_id for job_id, record in records.items() if record is not None]:
@@ -345,7 +349,7 @@ class LineRunner:
 
     def _failed(self, line: int, code: str, message: str, *, job_id: str = "") -> BatchOutputLine:
         return BatchOutputLine(
-            id=ID_PREFIX + (job_id or line_job_id(self._batch_id, line)),
+            id=ID_PREFIX + (job_id or line_job_id(self._batch_id, line, self._tries.start)),
             custom_id=None,
             error=BatchLineError(code=code, message=message, line=line),
         )

@@ -9,7 +9,7 @@ from typing import Any, cast
 import orjson
 
 from inferfleet.producer.batch.files import BatchRecord, read_record, record_path
-from inferfleet.producer.batch.line_ids import new_batch_id
+from inferfleet.producer.batch.line_ids import RETRIES, new_batch_id
 from inferfleet.producer.batch.source import Fingerprint, fingerprint, survey
 from inferfleet.producer.job_making import PROMPT_OPTIONS, JobOptions
 from inferfleet.schemas.errors import BatchError
@@ -87,6 +87,18 @@ def require_record(output: Path) -> BatchRecord:
     if (record := read_record(output)) is None:
         raise BatchError(f"no batch has the output {output}: {record_path(output)} does not exist")
     return record
+
+
+def retried(record: BatchRecord) -> BatchRecord:
+    """Return the record of a batch whose failed lines run once more.
+
+    Raises:
+        BatchError: They have run as often as they may.
+
+    """
+    if record.retries == RETRIES:
+        raise BatchError(f"its failed lines have run again {RETRIES} times: put them into a new batch")
+    return record.model_copy(update={"retries": record.retries + 1})
 
 
 def require_same(plan: BatchPlan, record: BatchRecord) -> None:
