@@ -22,7 +22,7 @@ async def test_timers_run_only_while_jobs_do(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(asyncio, "sleep", set_timer)
     unused: Any = None
     run: Any = object()
-    writer = JournalWriter(records=unused, histories=unused, settings=WorkerSettings())
+    writer = JournalWriter(records=unused, histories=unused, settings=WorkerSettings(), hooks=unused)
     writing = [asyncio.create_task(writer.write_streamed()), asyncio.create_task(writer.write_all())]
     writer.follow(run)
     writer.release(run)

@@ -28,6 +28,11 @@ class Breaker:
             failure_threshold=FAILURE_THRESHOLD, recovery_timeout=RECOVERY_S, expected_exception=failures
         )
 
+    @property
+    def open(self) -> bool:
+        """Whether a call would fail at once."""
+        return bool(self._circuit.opened)
+
     @contextmanager
     def guarded(self) -> Generator[None]:
         """Run the block, unless the circuit is open.
@@ -36,7 +41,7 @@ class Breaker:
             ServiceUnreachableError: The circuit is open, because the service has just failed several times.
 
         """
-        if self._circuit.opened:
+        if self.open:
             raise ServiceUnreachableError(
                 f"{self._service} failed {self._circuit.failure_count} times in a row "
                 f"(last: {self._circuit.last_failure}); retrying within {RECOVERY_S:g} s"

@@ -67,7 +67,7 @@ def assemble(
         keep_requests=settings.keep_requests,
         replicas=Replicas(pipeline, settings, patience_s=None),
     )
-    observers: list[Hooks] = [metrics, AttemptLog(prompts=settings.log_prompts)]
+    observers: list[Hooks] = [metrics.attempts, AttemptLog(prompts=settings.log_prompts)]
     spans: AttemptSpans | None = None
     if spans_to is not None:
         # OpenTelemetry is there only where a worker traces.
@@ -77,7 +77,7 @@ def assemble(
         observers.append(spans)
     hooks = AllHooks(observers)
     histories = SessionHistories(pipeline=pipeline, settings=settings)
-    journal = JournalWriter(records=records, histories=histories, settings=settings)
+    journal = JournalWriter(records=records, histories=histories, settings=settings, hooks=hooks)
     session_lanes = SessionLanes(pipeline=pipeline, settings=settings, replicas=records.replicas)
     lanes = Lanes(
         settings=settings, records=records, session_lanes=session_lanes, confirm_channel=confirm_channel
@@ -134,5 +134,6 @@ def assemble(
         confirm_channel=confirm_channel,
         fronts=fronts,
         processor=processor,
+        hooks=hooks,
     )
     return Parts(processor, journal, sweep, spans)

@@ -8,7 +8,8 @@ from __future__ import annotations
 import logging
 import random
 import time
-from contextlib import aclosing
+from collections.abc import Generator
+from contextlib import aclosing, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, assert_never
 
@@ -147,16 +148,17 @@ class Attempts:
         completion: Completion | None = None
         switch = run.stop_switch.armed(run.job.timeout_s)
         try:
-            async with switch, aclosing(self._engine.generate(generation)) as events:
-                async for event in events:
-                    match event:
-                        case TokenChunk():
-                            if run.first_token_s is None:
-                                self._journal.begin(run)
-                            run.add(event)
-                            self._hooks.on_tokens(run, len(event.token_ids))
-                        case Completion():
-                            completion = event
+            with self._engine_time(run):
+                async with switch, aclosing(self._engine.generate(generation)) as events:
+                    async for event in events:
+                        match event:
+                            case TokenChunk():
+                                if run.first_token_s is None:
+                                    self._journal.begin(run)
+                                run.add(event)
+                                self._hooks.on_tokens(run, len(event.token_ids))
+                            case Completion():
+                                completion = event
         except NotContinuableError as error:
             return await self._generate_anew(run, generation, error)
         except GenerationError as error:
@@ -164,6 +166,15 @@ class Attempts:
         finally:
             run.generated_s = time.monotonic() - run.started
         return completion if completion is not None else await self._interrupted(run)
+
+    @contextmanager
+    def _engine_time(self, run: JobRun) -> Generator[None]:
+        """Tell the hooks how long the engine has the attempt in the block, however that ends."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self._hooks.on_engine_end(run, time.monotonic() - began)
 
     async def _generate_anew(
         self, run: JobRun, generation: Generation, why: NotContinuableError

@@ -76,8 +76,8 @@ class HeartbeatWriter:
             waiting=stats.waiting,
             held=self._slots.waiting,
             kv_cache_usage=stats.kv_cache_usage,
-            tokens_generated=self._metrics.tokens_generated,
-            finished_per_s=self._throughput.per_s(self._metrics.jobs_finished),
+            tokens_generated=self._metrics.attempts.tokens_generated,
+            finished_per_s=self._throughput.per_s(self._metrics.attempts.jobs_finished),
             started_at=self.started_at,
             seen_at=self._clock.now(),
         )

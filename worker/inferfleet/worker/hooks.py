@@ -28,6 +28,9 @@ class Hooks:
     def on_tokens(self, run: JobRun, tokens: int) -> None:
         """The engine has generated so many tokens."""
 
+    def on_engine_end(self, run: JobRun, seconds: float) -> None:
+        """The engine has finished or stopped an attempt that it has had for so long."""
+
     def on_waste(self, run: JobRun, tokens: int, reason: str) -> None:
         """So many tokens, perhaps 0, have to be generated again."""
 
@@ -40,6 +43,12 @@ class Hooks:
     def on_dead_letter(self, run: JobRun | None, delivery: Delivery, failure: Failure) -> None:
         """A message was dead-lettered. ``run`` is ``None`` if it could not be read as a job."""
 
+    def on_republish(self, jobs: int) -> None:
+        """So many jobs were published again, because their messages were lost."""
+
+    def on_flush(self, tokens: int, seconds: float) -> None:
+        """The journals of all due runs were written, with so many tokens; it took so long."""
+
 
 class AllHooks(Hooks):
     """Passes each event to several hooks, in their order."""
@@ -49,10 +58,13 @@ class AllHooks(Hooks):
         # Bound once, and only overridden methods: tokens arrive thousands of times a second.
         self._on_start = _overriding(Hooks.on_start, (hook.on_start for hook in hooks))
         self._on_tokens = _overriding(Hooks.on_tokens, (hook.on_tokens for hook in hooks))
+        self._on_engine_end = _overriding(Hooks.on_engine_end, (hook.on_engine_end for hook in hooks))
         self._on_waste = _overriding(Hooks.on_waste, (hook.on_waste for hook in hooks))
         self._on_requeue = _overriding(Hooks.on_requeue, (hook.on_requeue for hook in hooks))
         self._on_end = _overriding(Hooks.on_end, (hook.on_end for hook in hooks))
         self._on_dead_letter = _overriding(Hooks.on_dead_letter, (hook.on_dead_letter for hook in hooks))
+        self._on_republish = _overriding(Hooks.on_republish, (hook.on_republish for hook in hooks))
+        self._on_flush = _overriding(Hooks.on_flush, (hook.on_flush for hook in hooks))
 
     @override
     def on_start(self, run: JobRun, body: Mapping[str, Any]) -> None:
@@ -63,6 +75,11 @@ class AllHooks(Hooks):
     def on_tokens(self, run: JobRun, tokens: int) -> None:
         for hook in self._on_tokens:
             hook(run, tokens)
+
+    @override
+    def on_engine_end(self, run: JobRun, seconds: float) -> None:
+        for hook in self._on_engine_end:
+            hook(run, seconds)
 
     @override
     def on_waste(self, run: JobRun, tokens: int, reason: str) -> None:
@@ -83,6 +100,16 @@ class AllHooks(Hooks):
     def on_dead_letter(self, run: JobRun | None, delivery: Delivery, failure: Failure) -> None:
         for hook in self._on_dead_letter:
             hook(run, delivery, failure)
+
+    @override
+    def on_republish(self, jobs: int) -> None:
+        for hook in self._on_republish:
+            hook(jobs)
+
+    @override
+    def on_flush(self, tokens: int, seconds: float) -> None:
+        for hook in self._on_flush:
+            hook(tokens, seconds)
 
 
 def _overriding(nothing: Callable[..., None], hooks: Iterable[F]) -> tuple[F, ...]:

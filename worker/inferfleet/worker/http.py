@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
@@ -10,6 +11,7 @@ from aiohttp import web
 
 from inferfleet.schemas.heartbeat import Heartbeat
 from inferfleet.wire.http_port import listening
+from inferfleet.worker.gpus import Gpus
 from inferfleet.worker.metrics import WorkerMetrics
 
 logger = logging.getLogger(__name__)
@@ -40,6 +42,7 @@ async def serve_http(
         ConfigurationError: The port is taken.
 
     """
+    gpus = Gpus()
 
     def answer(status: int) -> web.Response:
         return web.Response(
@@ -53,8 +56,12 @@ async def serve_http(
         return answer(200 if ready() else 503)
 
     async def scrape(_: web.Request) -> web.Response:
-        metrics.observe(heartbeat(), ready=ready())
-        metrics.dropped(lines_dropped())
+        metrics.observe(
+            heartbeat(),
+            ready=ready(),
+            lines_dropped=lines_dropped(),
+            gpus=await asyncio.to_thread(gpus.read) if gpus.found else (),
+        )
         return web.Response(
             body=metrics.exposition(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
         )

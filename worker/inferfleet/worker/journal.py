@@ -17,6 +17,7 @@ from inferfleet.schemas.settings import WorkerSettings
 from inferfleet.wire.redis.attempts import WriteStatus
 from inferfleet.wire.redis.records import JobRecords
 from inferfleet.wire.redis.session_histories import SessionHistories
+from inferfleet.worker.hooks import Hooks
 from inferfleet.worker.job_run import JobRun
 from inferfleet.worker.log import about
 from inferfleet.worker.stop_switch import Interruption
@@ -27,10 +28,13 @@ logger = logging.getLogger(__name__)
 class JournalWriter:
     """Writes the journals of the runs that it follows."""
 
-    def __init__(self, *, records: JobRecords, histories: SessionHistories, settings: WorkerSettings) -> None:
+    def __init__(
+        self, *, records: JobRecords, histories: SessionHistories, settings: WorkerSettings, hooks: Hooks
+    ) -> None:
         self._records = records
         self._histories = histories
         self._settings = settings
+        self._hooks = hooks
         self._runs: set[JobRun] = set()
         self._running = asyncio.Event()
         self._begun: list[JobRun] = []
@@ -84,9 +88,14 @@ class JournalWriter:
             await self._histories.renew(run.job, fence=run.fence, witness=run.delivery.witness)
 
     async def _write(self, runs: list[JobRun]) -> None:
-        await asyncio.gather(*(self._append(run) for run in runs))
+        if not runs:
+            return
+        began = time.monotonic()
+        tokens = await asyncio.gather(*(self._append(run) for run in runs))
+        self._hooks.on_flush(sum(tokens), time.monotonic() - began)
 
-    async def _append(self, run: JobRun) -> None:
+    async def _append(self, run: JobRun) -> int:
+        """Write a run's new tokens, and return their number."""
         pending = run.answer.take_pending()
         written = await self.write(
             run,
@@ -105,6 +114,7 @@ class JournalWriter:
                     run.interrupt(Interruption.SUPERSEDED)
             case WriteStatus.OK | WriteStatus.MISSING:
                 pass
+        return pending.count
 
     async def write(self, run: JobRun, write: Callable[[], Awaitable[WriteStatus]]) -> WriteStatus:
         """Do one write for a run. If Redis lost the job's record, restore it first."""

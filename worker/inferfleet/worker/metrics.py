@@ -2,139 +2,186 @@
 
 from __future__ import annotations
 
-from functools import cache, partial
+import time
+from collections.abc import Callable, Iterator, Sequence
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Metric, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
+from prometheus_client.registry import Collector
 from typing_extensions import override
 
-from inferfleet.schemas import Failure, Result
 from inferfleet.schemas.heartbeat import Heartbeat
-from inferfleet.schemas.journal import QueuedEntry
 from inferfleet.wire.outage import Outage
-from inferfleet.worker.broker import Delivery
-from inferfleet.worker.hooks import Hooks
-from inferfleet.worker.job_run import JobRun
+from inferfleet.wire.redis.pipeline import CommandPipeline
+from inferfleet.worker.attempt_metrics import AttemptMetrics
+from inferfleet.worker.gpus import GpuReading
 
-SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
+GAUGES: tuple[tuple[str, str, Callable[[Heartbeat], float]], ...] = (
+    ("inferfleet_engine_running", "Requests in the engine's batch", lambda it: it.running),
+    ("inferfleet_engine_waiting", "Requests waiting inside the engine", lambda it: it.waiting),
+    ("inferfleet_worker_held", "Jobs taken by the worker that wait for the engine", lambda it: it.held),
+    (
+        "inferfleet_engine_kv_cache_usage_ratio",
+        "Share of the KV cache in use, 0 to 1",
+        lambda it: it.kv_cache_usage,
+    ),
+)
+
+GPU_GAUGES: tuple[tuple[str, str, Callable[[GpuReading], float | None]], ...] = (
+    ("inferfleet_gpu_memory_used_bytes", "GPU memory in use", lambda gpu: gpu.memory_used_bytes),
+    ("inferfleet_gpu_memory_total_bytes", "GPU memory", lambda gpu: gpu.memory_total_bytes),
+    ("inferfleet_gpu_utilization_ratio", "Share of the time with a kernel", lambda gpu: gpu.utilization),
+    ("inferfleet_gpu_power_watts", "Power of the GPU", lambda gpu: gpu.power_watts),
+    ("inferfleet_gpu_temperature_celsius", "Temperature of the GPU", lambda gpu: gpu.temperature_celsius),
+)
 
 
-class WorkerMetrics(Hooks):
-    """One worker's metrics in their own registry, all labelled with the worker's pool."""
+class WorkerMetrics(Collector):
+    """One worker's metrics, all labelled with the worker's pool, in a registry of their own.
+
+    ``attempts`` watches the attempts. The rest is state that others keep, and is read at each scrape.
+    """
 
     def __init__(self, *, pool: str) -> None:
-        self.registry = registry = CollectorRegistry()
-        self.tokens_generated = 0
-        """A plain number, because every chunk changes it; ``exposition`` copies it to the metric."""
-        self.jobs_finished = 0
-        self._exposed = 0
+        self.attempts = AttemptMetrics()
+        self.registry = CollectorRegistry(auto_describe=False)
+        self.registry.register(self)
+        self.slots: Callable[[], int] = lambda: 0
+        """How many jobs the engine may run at once."""
+        self.load_s = 0.0
+        """How long the engine took to load its model; 0 before that."""
         self._pool = pool
+        self._began = time.monotonic()
+        self._drain_began: float | None = None
+        self._heartbeat: Heartbeat | None = None
+        self._ready = False
+        self._lines_dropped = 0
+        self._gpus: Sequence[GpuReading] = ()
+        self._gpu_seconds: float | None = None
+        self._watched: dict[str, tuple[Outage, Callable[[], bool]]] = {
+            service: (Outage(), lambda: False) for service in ("redis", "rabbitmq")
+        }
+        self._pipeline: CommandPipeline | None = None
 
-        def counter(name: str, what: str, *labels: str) -> Counter:
-            return Counter(name, what, ("pool", *labels), registry=registry)
+    def watch(self, service: str, outage: Outage, *, circuit_open: Callable[[], bool]) -> None:
+        """Show the outages of a service, and whether calls to it fail at once."""
+        self._watched[service] = (outage, circuit_open)
 
-        def histogram(name: str, what: str) -> Histogram:
-            return Histogram(name, what, ("pool",), buckets=SECONDS, registry=registry).labels(pool)
+    def watch_commands(self, pipeline: CommandPipeline) -> None:
+        """Show how many commands Redis answers, and how long they take."""
+        self._pipeline = pipeline
 
-        def gauge(name: str, what: str) -> Gauge:
-            return Gauge(name, what, ("pool",), registry=registry)
+    def drain_began(self) -> None:
+        """Note that the worker drains."""
+        if self._drain_began is None:
+            self._drain_began = time.monotonic()
 
-        self._finished = counter(
-            "inferfleet_jobs_finished", "Jobs that reached a terminal state here", "state", "code"
-        )
-        self._retried = counter(
-            "inferfleet_jobs_retried", "Attempts that failed and will be repeated", "code"
-        )
-        self._handed_over = counter("inferfleet_jobs_handed_over", "Running jobs given back to the queue")
-        self._dead = counter("inferfleet_dead_letters", "Messages put among the dead letters", "code")
-        self._undecodable = counter("inferfleet_messages_undecodable", "Messages that were not a job")
-        self._generated = counter("inferfleet_tokens_generated", "Tokens the engine generated here")
-        self._wasted = counter("inferfleet_tokens_wasted", "Tokens that have to be generated again", "reason")
-        self._queue_wait = histogram(
-            "inferfleet_queue_wait_seconds", "From submission to the start of the attempt"
-        )
-        self._first_token = histogram(
-            "inferfleet_time_to_first_token_seconds", "From that start to the first token"
-        )
-        self._generation = histogram("inferfleet_generation_seconds", "From that start to the end")
-        self._running = gauge("inferfleet_engine_running", "Requests in the engine's batch")
-        self._waiting = gauge("inferfleet_engine_waiting", "Requests waiting inside the engine")
-        self._held = gauge("inferfleet_worker_held", "Jobs taken by the worker that wait for the engine")
-        self._kv_usage = gauge(
-            "inferfleet_engine_kv_cache_usage_ratio", "Share of the KV cache in use, 0 to 1"
-        )
-        self._ready = gauge("inferfleet_worker_ready", "1 while /health/ready answers 200")
-
-        self._outages = counter("inferfleet_outages", "Times that a service did not answer", "service")
-        self._outage_seconds = counter(
-            "inferfleet_outage_seconds", "How long a service did not answer", "service"
-        )
-        self._lines_dropped = counter(
-            "inferfleet_log_lines_dropped", "Log lines that were dropped, since nobody read them"
-        )
-        self._lines_dropped.labels(pool)
-        self._watched: dict[str, Outage] = {"redis": Outage(), "rabbitmq": Outage()}
-        self._outages_exposed: dict[str, tuple[int, float]] = {}
-        self._dropped = 0
-
-        # Looking up labels takes as long as counting.
-        self._finished_as = cache(partial(self._finished.labels, pool))
-
-    @override
-    def on_tokens(self, run: JobRun, tokens: int) -> None:
-        self.tokens_generated += tokens
-
-    @override
-    def on_waste(self, run: JobRun, tokens: int, reason: str) -> None:
-        if tokens:
-            self._wasted.labels(self._pool, reason).inc(tokens)
-
-    @override
-    def on_requeue(self, run: JobRun, entry: QueuedEntry) -> None:
-        if entry.failure is not None:
-            self._retried.labels(self._pool, entry.failure.code).inc()
-        else:
-            self._handed_over.labels(self._pool).inc()
-
-    @override
-    def on_end(self, run: JobRun | None, result: Result) -> None:
-        self.jobs_finished += 1
-        self._finished_as(result.state, result.error.code if result.error else "").inc()
-        if result.timings is not None:
-            self._queue_wait.observe(result.timings.queue_wait_s)
-            self._generation.observe(result.timings.generation_s)
-            if result.timings.time_to_first_token_s is not None:
-                self._first_token.observe(result.timings.time_to_first_token_s)
-
-    @override
-    def on_dead_letter(self, run: JobRun | None, delivery: Delivery, failure: Failure) -> None:
-        self._dead.labels(self._pool, failure.code).inc()
-        if run is None:
-            self._undecodable.labels(self._pool).inc()
-
-    def watch(self, service: str, outage: Outage) -> None:
-        """Count the outages of a service, and their duration."""
-        self._watched[service] = outage
-
-    def dropped(self, lines: int) -> None:
-        """Set the number of dropped log lines."""
-        self._lines_dropped.labels(self._pool).inc(lines - self._dropped)
-        self._dropped = lines
-
-    def observe(self, heartbeat: Heartbeat, *, ready: bool) -> None:
-        """Set the gauges from a heartbeat. Call this before ``exposition``."""
-        generated, self._exposed = self.tokens_generated - self._exposed, self.tokens_generated
-        self._generated.labels(self._pool).inc(generated)
-        self._running.labels(self._pool).set(heartbeat.running)
-        self._waiting.labels(self._pool).set(heartbeat.waiting)
-        self._held.labels(self._pool).set(heartbeat.held)
-        self._kv_usage.labels(self._pool).set(heartbeat.kv_cache_usage)
-        self._ready.labels(self._pool).set(ready)
-        for service, outage in self._watched.items():
-            count, seconds = self._outages_exposed.get(service, (0, 0.0))
-            self._outages_exposed[service] = now = (outage.count, outage.seconds)
-            self._outages.labels(self._pool, service).inc(now[0] - count)
-            self._outage_seconds.labels(self._pool, service).inc(now[1] - seconds)
+    def observe(
+        self,
+        heartbeat: Heartbeat,
+        *,
+        ready: bool,
+        lines_dropped: int = 0,
+        gpus: Sequence[GpuReading] = (),
+    ) -> None:
+        """Take the current state. Call this before ``exposition``."""
+        self._heartbeat = heartbeat
+        self._ready = ready
+        self._lines_dropped = lines_dropped
+        self._gpus = gpus
+        if gpus:
+            self._gpu_seconds = len(gpus) * (time.monotonic() - self._began)
 
     def exposition(self) -> bytes:
         """Return the metrics in Prometheus' text format."""
         return generate_latest(self.registry)
+
+    @override
+    def collect(self) -> Iterator[Metric]:
+        yield from self.attempts.families(self._pool)
+        if self._heartbeat is not None:
+            yield from self._worker(self._heartbeat)
+        yield from self._services()
+        yield from self._gpu_families()
+
+    def _worker(self, heartbeat: Heartbeat) -> Iterator[Metric]:
+        for name, what, value_of in GAUGES:
+            yield self._gauge(name, what, value_of(heartbeat))
+        yield self._gauge("inferfleet_worker_slots", "Jobs that the engine may run at once", self.slots())
+        yield self._gauge("inferfleet_worker_ready", "1 while /health/ready answers 200", self._ready)
+        yield self._gauge("inferfleet_worker_load_seconds", "How long the model took to load", self.load_s)
+        drained_s = 0.0 if self._drain_began is None else time.monotonic() - self._drain_began
+        yield self._gauge("inferfleet_worker_drain_seconds", "How long the worker has drained", drained_s)
+        yield self._counter(
+            "inferfleet_log_lines_dropped",
+            "Log lines that were dropped, since nobody read them",
+            self._lines_dropped,
+        )
+        info = InfoMetricFamily("inferfleet_worker", "The worker's build and model", labels=("pool",))
+        info.add_metric(
+            (self._pool,),
+            {
+                "worker_id": heartbeat.worker_id,
+                "version": heartbeat.version,
+                "engine": heartbeat.engine,
+                "model": heartbeat.model,
+                "model_identity": heartbeat.model_identity,
+            },
+        )
+        yield info
+
+    def _services(self) -> Iterator[Metric]:
+        labels = ("pool", "service")
+        outages = CounterMetricFamily(
+            "inferfleet_outages", "Times that a service did not answer", labels=labels
+        )
+        seconds = CounterMetricFamily(
+            "inferfleet_outage_seconds", "How long a service did not answer", labels=labels
+        )
+        circuits = GaugeMetricFamily(
+            "inferfleet_breaker_open", "1 while calls to the service fail at once", labels=labels
+        )
+        for service, (outage, circuit_open) in self._watched.items():
+            outages.add_metric((self._pool, service), outage.count)
+            seconds.add_metric((self._pool, service), outage.seconds)
+            circuits.add_metric((self._pool, service), circuit_open())
+        yield from (outages, seconds, circuits)
+        pipeline = self._pipeline
+        yield self._counter(
+            "inferfleet_redis_commands", "Commands that Redis answered", pipeline.answers if pipeline else 0
+        )
+        yield self._counter(
+            "inferfleet_redis_command_seconds",
+            "How long these took, from being given to the reply",
+            pipeline.answer_seconds if pipeline else 0.0,
+        )
+
+    def _gpu_families(self) -> Iterator[Metric]:
+        if self._gpu_seconds is None:
+            return
+        yield self._counter(
+            "inferfleet_gpu_seconds", "How long the worker has had its GPUs, summed", self._gpu_seconds
+        )
+        for name, what, value_of in GPU_GAUGES:
+            family = GaugeMetricFamily(name, what, labels=("pool", "gpu"))
+            for gpu in self._gpus:
+                if (value := value_of(gpu)) is not None:
+                    family.add_metric((self._pool, gpu.uuid), value)
+            yield family
+        throttled = GaugeMetricFamily(
+            "inferfleet_gpu_throttled", "1 while a limit lowers the clocks", labels=("pool", "gpu", "reason")
+        )
+        for gpu in self._gpus:
+            for reason, now in (gpu.throttled or {}).items():
+                throttled.add_metric((self._pool, gpu.uuid, reason), now)
+        yield throttled
+
+    def _gauge(self, name: str, what: str, value: float) -> Metric:
+        family = GaugeMetricFamily(name, what, labels=("pool",))
+        family.add_metric((self._pool,), value)
+        return family
+
+    def _counter(self, name: str, what: str, value: float) -> Metric:
+        family = CounterMetricFamily(name, what, labels=("pool",))
+        family.add_metric((self._pool,), value)
+        return family

@@ -36,6 +36,7 @@ from inferfleet.wire.redis.lost_messages import Front, LostMessages, Marks, Open
 from inferfleet.wire.redis.open_jobs import OpenJobs
 from inferfleet.wire.redis.session_lanes import SessionLanes
 from inferfleet.worker.fronts import Fronts
+from inferfleet.worker.hooks import Hooks
 from inferfleet.worker.lanes import Lanes
 from inferfleet.worker.processor import Processor
 
@@ -81,6 +82,7 @@ class Sweep:
         confirm_channel: ConfirmChannel,
         fronts: Fronts,
         processor: Processor,
+        hooks: Hooks,
     ) -> None:
         self._settings = settings
         self._lost_messages = lost_messages
@@ -90,6 +92,7 @@ class Sweep:
         self._confirm_channel = confirm_channel
         self._fronts = fronts
         self._processor = processor
+        self._hooks = hooks
         self._pause_s = settings.sweep_interval_s / REPORTS_PER_INTERVAL
         self._name = f"sweep-{settings.worker_id}:{os.urandom(4).hex()}"
         self._calls = count()
@@ -221,6 +224,7 @@ class Sweep:
                 break
         if published:
             logger.warning("published jobs again whose messages were lost: %d", published)
+            self._hooks.on_republish(published)
         return bool(over or published)
 
     async def _bring_back(self, job: OpenJob, marks: Marks, priority: int, front: Front) -> bool:

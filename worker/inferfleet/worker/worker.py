@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import time
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager, nullcontext
 from dataclasses import asdict, replace
@@ -69,6 +70,7 @@ class Worker:
         self._lines_dropped = lines_dropped
         self._metrics = WorkerMetrics(pool=settings.pool)
         self._slots = Slots(settings.max_running)
+        self._metrics.slots = lambda: self._slots.limit
         self._pipeline: CommandPipeline | None = None
         self._clock = RedisClock()
         self._heartbeats = HeartbeatWriter(
@@ -122,8 +124,11 @@ class Worker:
         ):
             self._heartbeats.started_at = self._clock.now()
             self._pipeline = pipeline = command_pipeline(client, patience_s=None, clock=self._clock)
-            self._metrics.watch("redis", pipeline.outage)
-            self._metrics.watch("rabbitmq", self._broker_outage)
+            self._metrics.watch("redis", pipeline.outage, circuit_open=lambda: pipeline.circuit_open)
+            self._metrics.watch(
+                "rabbitmq", self._broker_outage, circuit_open=lambda: confirm_channel.circuit_open
+            )
+            self._metrics.watch_commands(pipeline)
             processor, journal, sweep, spans = assemble(
                 settings=settings,
                 engine=self._engine,
@@ -188,7 +193,10 @@ class Worker:
         # as soon as it has its queues.
         opened = partial(self._subscribe, processor)
         subscription: Subscription | None = await broker.enter_async_context(opened())
+        loading = time.monotonic()
         await self._unless_stopped(self._engine.start())
+        if not self._stopping.is_set():
+            self._metrics.load_s = time.monotonic() - loading
         for endpoint in self._engine.endpoints:
             # Made here, so that the first job does not wait for it.
             _ = ENDPOINTS[endpoint].request
@@ -210,6 +218,7 @@ class Worker:
                 if subscription is not None and (lasted_s := self._broker_outage.ended()) is not None:
                     logger.warning("reconnected to RabbitMQ after %.1f s", lasted_s)
         self._heartbeats.enter(WorkerPhase.DRAINING)
+        self._metrics.drain_began()
         if subscription is not None:
             await subscription.stop_consuming()
         await self._drain(processor)

@@ -132,6 +132,11 @@ class ConfirmChannel:
                 raise
         return await self.publish(names.JOBS_EXCHANGE, message, routing_key=pool, mandatory=True)
 
+    @property
+    def circuit_open(self) -> bool:
+        """Whether calls fail at once, because RabbitMQ has just failed several times."""
+        return self._shared.breaker.open
+
     async def waiting(self, queue: str) -> int | None:
         """Count the messages that are ready in a queue; ``None`` if there is no such queue.
 
@@ -341,7 +346,7 @@ class _Link:
         self._answer_timeout_s = answer_timeout_s
         self._name = name
         self._stack = AsyncExitStack()
-        self._breaker = Breaker("RabbitMQ", ServiceUnreachableError)
+        self.breaker = Breaker("RabbitMQ", ServiceUnreachableError)
         self.outage = Outage()
         self._connecting = _Attempts()
         self._opening = _Attempts()
@@ -439,7 +444,7 @@ class _Link:
                 self._left.clear()
                 await self._stack.aclose()
                 try:
-                    with self._breaker.guarded():
+                    with self.breaker.guarded():
                         self._connection = await self._stack.enter_async_context(
                             open_amqp(self._url, timeout_s=self._connect_timeout_s, name=self._name)
                         )

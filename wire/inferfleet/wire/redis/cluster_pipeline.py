@@ -80,6 +80,21 @@ class ClusterPipeline(CommandPipeline):
         """
         return self._cluster.changes + sum(node.connections for node in self._pipelines.values())
 
+    @property
+    def answers(self) -> int:  # type: ignore[override]
+        """How many commands the nodes have answered, redirections included."""
+        return sum(node.answers for node in self._pipelines.values())
+
+    @property
+    def answer_seconds(self) -> float:  # type: ignore[override]
+        """How long these took in all."""
+        return sum(node.answer_seconds for node in self._pipelines.values())
+
+    @property
+    def circuit_open(self) -> bool:
+        """Whether no connection to a node is attempted for a moment."""
+        return any(node.circuit_open for node in self._in_use())
+
     async def servers(self) -> Sequence[CommandPipeline]:
         """Return a pipeline for each node that has keys."""
         try:

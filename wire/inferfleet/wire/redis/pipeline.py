@@ -115,7 +115,10 @@ class CommandPipeline:
         """Set when there is something to send."""
         self._heard_at = 0.0
         """When the last reply arrived, or the first unanswered command was written."""
-        self._answers = 0
+        self.answers = 0
+        """How many commands Redis has answered."""
+        self.answer_seconds = 0.0
+        """How long they took in all, from being given to the reply."""
         self._scripts_missing = False
         self._answers_at_load = -1
         """How many replies had arrived when the scripts were last loaded."""
@@ -132,6 +135,11 @@ class CommandPipeline:
         """Redis' time."""
         self.refused: ServiceRefusedError | None = None
         """Why Redis refuses what is needed, while it does."""
+
+    @property
+    def circuit_open(self) -> bool:
+        """Whether no connection is attempted for a moment, because Redis has just failed several times."""
+        return self._breaker.open
 
     async def servers(self) -> Sequence[CommandPipeline]:
         """Return a pipeline for each server that has keys.
@@ -250,7 +258,7 @@ class CommandPipeline:
             if self._scripts_missing:
                 await connection.load_scripts()
                 self._scripts_missing = False
-                self._answers_at_load = self._answers
+                self._answers_at_load = self.answers
             self.connections += 1
         except (ResponseError, AuthenticationError) as refusal:
             raise _RefusedError(refusal) from refusal
@@ -278,8 +286,9 @@ class CommandPipeline:
             if isinstance(answer, ResponseError):
                 self._check(answer)
             waiting = self._unanswered.popleft()
-            self._answers += 1
+            self.answers += 1
             self._heard_at = time.monotonic()
+            self.answer_seconds += self._heard_at - waiting.since
             self.refused = None
             if self.outage.lasts:
                 logger.warning("Redis answers again after %.1f s", self.outage.ended() or 0.0)
@@ -297,7 +306,7 @@ class CommandPipeline:
         """End the conversation if the command, with all behind it, should be sent again later."""
         if isinstance(refusal, NoScriptError):
             self._scripts_missing = True
-            if self._answers == self._answers_at_load:
+            if self.answers == self._answers_at_load:
                 raise RedisConnectionError(f"it forgets its scripts at once ({refusal})")
             raise ScriptsForgottenError(str(refusal))
         if self._patience_s is None and (refusals.passes(refusal) or refusals.lasts(refusal)):
@@ -340,7 +349,7 @@ class CommandPipeline:
 
     async def _outlast(self) -> None:
         """Reconnect repeatedly, until a reply arrives or no command waits any more."""
-        answers = self._answers
+        answers = self.answers
         async for attempt in AsyncRetrying(retry=retry_if_exception_type(AWAY), wait=self._pause):
             with attempt:
                 try:
@@ -348,7 +357,7 @@ class CommandPipeline:
                 except ScriptsForgottenError:
                     raise
                 except AWAY as error:
-                    if self._give_up(error) and self._answers == answers:
+                    if self._give_up(error) and self.answers == answers:
                         raise
 
     def _pause(self, attempt: RetryCallState) -> float:
