@@ -634,6 +634,32 @@ async def test_what_waits_for_a_disabled_endpoint_goes_on_when_it_is_enabled(
     assert (await read(store, endpoint.id)).undelivered == 0
 
 
+async def test_what_a_disabled_endpoint_has_not_accepted_is_dropped_in_the_end(
+    store: WebhookStore, clock: LaterClock, tenant: str, pipeline: CommandPipeline
+) -> None:
+    sends = Listed(clock)
+    async with delivering(store, sends) as deliverer:
+        endpoint = Endpoint(await added(store, tenant), sends, deliverer, store)
+        for number in range(10):
+            await deliverer.tell(tenant, WebhookEvent("job.succeeded", str(number), 1))
+        await store.change(tenant, endpoint.id, {}, enabled=False)
+        clock.later_s += 29 * 24 * 3600
+        assert endpoint.id not in await store.due_endpoints(limit=100)
+        assert (await read(store, endpoint.id)).undelivered == 10
+
+        clock.later_s += 24 * 3600
+        deliverer.wake()
+
+        async def dropped() -> bool:
+            return (await read(store, endpoint.id)).undelivered == 0
+
+        await eventually(dropped)
+    keys = (webhook_events_key(endpoint.id), webhook_due_key(endpoint.id))
+    assert await pipeline.execute("EXISTS", *keys) == 0
+    assert endpoint.id not in await store.due_endpoints(limit=100)
+    assert (await read(store, endpoint.id)).disabled_ms
+
+
 # Tenants
 
 
@@ -846,6 +872,41 @@ async def test_a_gateway_that_stops_waits_for_what_it_delivers(
         await receiver.take(1)
         asyncio.get_running_loop().call_later(0.2, stops.set)
     assert (await read(store, endpoint_id)).undelivered == 0
+
+
+async def test_a_gateway_that_stops_gives_back_what_it_has_claimed(
+    store: WebhookStore,
+    tenant: str,
+    receiver: Receiver,
+    services: Services,
+    fleet: Fleet,
+    pool: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(webhooks, "LAST_S", 0)
+    receiver.answer = never
+    endpoint_id = await added(store, tenant, receiver.url)
+    job = await fleet.submit(chat(), pool=pool)
+    settings = GatewaySettings(
+        redis_url=services.redis_url,
+        webhook_networks=["127.0.0.0/8"],
+        webhook_timeout_s=30,
+        drain_timeout_s=0,
+    )
+    async with Webhooks.running(settings, GatewayMetrics(CollectorRegistry())) as running:
+        await running.tell(tenant, "batch.completed", "batch_1", datetime.now(UTC))
+        await receiver.take(1)
+        await running.watch(tenant, [job.id])
+        # Its end is heard of when nothing is told any more.
+        running.delivery.stop()
+        await fleet.cancel(job)
+        running.delivery.heard([job.id])
+
+    assert endpoint_id in await store.due_endpoints(limit=1000)
+    (claimed,) = await store.claim(endpoint_id, for_ms=60_000, limit=1)
+    assert (claimed.tried, claimed.event.object_id) == (0, "batch_1")
+    assert job.id in [watched.job_id for watched in await store.claim_watched(for_ms=60_000, limit=1000)]
+    await store.forget([WatchedJob("job", job.id, tenant)])
 
 
 async def test_only_what_differs_is_an_update(store: WebhookStore, clock: LaterClock, tenant: str) -> None:

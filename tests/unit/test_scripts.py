@@ -172,6 +172,7 @@ async def all_that_calls_scripts(pipeline: CommandPipeline) -> AsyncIterator[Awa
     yield webhooks.watch([WatchedJob("job", JOB.id, "t")])
     yield webhooks.claim("e", for_ms=1, limit=1)
     yield webhooks.enter("t", WebhookEvent("job.failed", JOB.id, 1), most=1)
+    yield webhooks.drop("e")
     yield webhooks.settle("e", Claimed(0, WebhookEvent("job.failed", JOB.id, 1)))
     yield SharedLimits(pipeline, ttl_s=1).reserve("k", ["j"], most=1)
     batches = BatchRecords(pipeline)

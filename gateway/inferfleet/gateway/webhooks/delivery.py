@@ -52,6 +52,9 @@ has the job makes it again."""
 CLAIM_S: Final = 60.0
 """How much longer than its request may take a delivery is claimed: to record how it went."""
 
+GIVE_BACK_S: Final = 1.0
+"""How long a gateway that stops tries to give back what it has claimed."""
+
 MAX_OWN: Final = 100_000
 """Of how many jobs a gateway hears when they end. Others are found when they are looked at."""
 
@@ -132,7 +135,7 @@ class Delivery:
     async def run(self) -> None:
         """Deliver until ``stop`` is called, and end when nothing is under way.
 
-        What is under way when this is cancelled is delivered again, by another gateway.
+        What is under way when this is cancelled is given back, and delivered again by another gateway.
         """
         async with asyncio.TaskGroup() as sends:
             while self._stopping_since is None:
@@ -152,6 +155,13 @@ class Delivery:
                         logger.warning("delivering webhooks works again after %.1f s", lasted_s)
                 if not more:
                     await self._pause()
+
+    async def give_back(self) -> None:
+        """Let another gateway tell the ends of which this one has heard too late. Never raises."""
+        if self._ended:
+            with suppress(InferfleetError, TimeoutError):
+                async with asyncio.timeout(GIVE_BACK_S):
+                    await self._store.look_now(self._ended)
 
     async def tell(self, tenant: str, event: WebhookEvent) -> None:
         """Enter an event for a tenant's endpoints."""
@@ -240,10 +250,18 @@ class Delivery:
     async def _deliver(self, endpoint_id: str, claimed: Claimed) -> None:
         try:
             endpoint = await self._store.endpoint(endpoint_id)
-            if endpoint is not None and not endpoint.disabled_ms:
+            if endpoint is not None and endpoint.disabled_ms:
+                await self._store.drop(endpoint_id)
+            elif endpoint is not None:
                 sent = await self.send(endpoint, claimed.event)
                 async with asyncio.timeout(CLAIM_S):
                     await self._settle(endpoint, claimed, sent)
+        except asyncio.CancelledError:
+            # This gateway stops, and nobody else has to wait for the end of the claim.
+            with suppress(InferfleetError, TimeoutError):
+                async with asyncio.timeout(GIVE_BACK_S):
+                    await self._store.give_back(endpoint_id, claimed)
+            raise
         except (InferfleetError, TimeoutError) as error:
             # The claim ends, and somebody delivers it again.
             logger.warning("webhooks: event %s may be delivered again (%r)", claimed.event.id, error)

@@ -79,6 +79,7 @@ class Webhooks:
                     rest_s = min(settings.webhook_timeout_s, drain_s) - delivery.stops_for_s
                     await asyncio.wait([delivering], timeout=max(min(LAST_S, drain_s), rest_s))
                     await cancel_and_wait(delivering)
+                    await delivery.give_back()
                     home.close()
 
     async def watch(self, tenant: str, job_ids: Sequence[str], *, kind: str = JOB) -> None:

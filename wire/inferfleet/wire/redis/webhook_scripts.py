@@ -16,6 +16,7 @@ _CLAIM = SCRIPTS["webhook_claim"]
 _REQUEUE = SCRIPTS["webhook_requeue"]
 _ENTER = SCRIPTS["webhook_enter"]
 _SETTLE = SCRIPTS["webhook_settle"]
+_DROP = SCRIPTS["webhook_drop"]
 
 
 def webhook_add(
@@ -163,3 +164,10 @@ def webhook_settle(
         retry_ms,
         disable_after_ms,
     )
+
+
+def webhook_drop(
+    endpoint_key: str, events_key: str, due_key: str, queue_key: str, /, *, endpoint: str, now_ms: int
+) -> Command:
+    """Drop what an endpoint has not accepted that was disabled long ago."""
+    return ("EVALSHA", _DROP.sha, 4, endpoint_key, events_key, due_key, queue_key, endpoint, now_ms)

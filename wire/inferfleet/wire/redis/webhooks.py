@@ -16,6 +16,7 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from typing import Any, Final, NamedTuple, TypeVar
 
 from inferfleet.schemas.job import JobState
@@ -105,10 +106,11 @@ class JobEnd(NamedTuple):
 
 
 class Claimed(NamedTuple):
-    """An event to deliver; it was tried so often before."""
+    """An event to deliver; it was tried so often before, and is claimed until then."""
 
     tried: int
     event: WebhookEvent
+    until_ms: float = 0.0
 
 
 class Settled(StrEnum):
@@ -248,7 +250,7 @@ class WebhookStore:
 
     async def claim_watched(self, *, for_ms: int, limit: int) -> list[WatchedJob]:
         """Claim jobs to look at. Those that are not forgotten are due again after ``for_ms``."""
-        due = await self._claim(WEBHOOK_WATCHED_KEY, for_ms=for_ms, limit=limit)
+        due, _ = await self._claim(WEBHOOK_WATCHED_KEY, for_ms=for_ms, limit=limit)
         return _readable(lambda member: WatchedJob(*member.split(" ", 2)), due)
 
     async def forget(self, jobs: Sequence[WatchedJob]) -> None:
@@ -298,14 +300,38 @@ class WebhookStore:
 
     async def claim(self, endpoint_id: str, *, for_ms: int, limit: int) -> list[Claimed]:
         """Claim events to deliver to an endpoint. Unless they are settled, they are due again then."""
-        due = await self._claim(webhook_due_key(endpoint_id), for_ms=for_ms, limit=limit)
+        due, until_ms = await self._claim(webhook_due_key(endpoint_id), for_ms=for_ms, limit=limit)
         endpoint_key, events_key, due_key, queue_key = _keys(endpoint_id)
         requeued = self._pipeline.enqueue(
             *webhook_scripts.webhook_requeue(endpoint_key, due_key, queue_key, endpoint=endpoint_id)
         )
         events: list[bytes | None] = await self._pipeline.execute("HMGET", events_key, *due) if due else []
         await requeued
-        return _readable(_claimed, [event for event in events if event is not None])
+        return _readable(
+            partial(_claimed, until_ms=until_ms), [event for event in events if event is not None]
+        )
+
+    async def give_back(self, endpoint_id: str, claimed: Claimed) -> None:
+        """Let an event that was claimed and not settled be due at once, for somebody else."""
+        endpoint_key, _, due_key, queue_key = _keys(endpoint_id)
+        await asyncio.gather(
+            self._pipeline.enqueue(
+                *webhook_scripts.webhook_claim(
+                    due_key, claimed.event.id, claimed.until_ms, until_ms=self.clock.now_ms()
+                )
+            ),
+            self._pipeline.enqueue(
+                *webhook_scripts.webhook_requeue(endpoint_key, due_key, queue_key, endpoint=endpoint_id)
+            ),
+        )
+
+    async def drop(self, endpoint_id: str) -> None:
+        """Drop what an endpoint has not accepted, if it has been disabled for 30 days."""
+        await self._pipeline.execute(
+            *webhook_scripts.webhook_drop(
+                *_keys(endpoint_id), endpoint=endpoint_id, now_ms=self.clock.now_ms()
+            )
+        )
 
     async def settle(
         self,
@@ -341,17 +367,18 @@ class WebhookStore:
         )
         return [(member.decode(), float(score)) for member, score in due]
 
-    async def _claim(self, key: str, *, for_ms: int, limit: int) -> list[str]:
+    async def _claim(self, key: str, *, for_ms: int, limit: int) -> tuple[list[str], float]:
+        """Claim entries that are due. Return them, and until when they are claimed."""
         due = await self._due(key, limit=limit)
         if not due:
-            return []
+            return [], 0.0
         # The fraction makes it unique to this call.
         until_ms = self.clock.now_ms() + for_ms + random.randrange(1024) / 1024  # noqa: S311 - no secret
         entries = [each for entry in due for each in entry]
         claimed = await self._pipeline.execute(
             *webhook_scripts.webhook_claim(key, *entries, until_ms=until_ms)
         )
-        return [member for (member, _), ours in zip(due, claimed, strict=True) if ours]
+        return [member for (member, _), ours in zip(due, claimed, strict=True) if ours], until_ms
 
 
 def _keys(endpoint_id: str) -> tuple[str, str, str, str]:
@@ -378,9 +405,9 @@ def _readable(read: Callable[[A], B], entries: Sequence[A]) -> list[B]:
     return found
 
 
-def _claimed(text: bytes) -> Claimed:
+def _claimed(text: bytes, *, until_ms: float) -> Claimed:
     tried, kind, at_s, object_id = text.decode().split(" ", 3)
-    return Claimed(int(tried), WebhookEvent(kind, object_id, int(at_s)))
+    return Claimed(int(tried), WebhookEvent(kind, object_id, int(at_s)), until_ms)
 
 
 def _endpoint(endpoint_id: str, fields: Mapping[bytes, bytes], undelivered: int) -> WebhookEndpoint:
