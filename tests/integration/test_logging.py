@@ -115,3 +115,54 @@ async def test_every_line_is_one_json_object_with_the_workers_name(
     assert [line["message"] for line in lines if line.get("job_id") == job.id] == ["job succeeded"]
     for line in lines:
         assert {"time", "level", "logger", "message"} <= line.keys()
+
+
+OTHERS = """
+import os, subprocess
+from inferfleet.worker.engines.simulated import SimulatedEngine
+answer = SimulatedEngine.generate
+async def generate(self, generation):
+    os.write(1, b"[Gloo] rank 0 is connected\\n")
+    os.write(2, b"loading  10%\\rloading 100%\\n\\xff\\n")
+    subprocess.run(["sh", "-c", "echo '(EngineCore pid=7) WARNING 11-26 12:00:00 [core.py:12] slow' >&2"])
+    subprocess.run(["sh", "-c", "printf '\\033[31mINFO 11-26 12:00:00 [core.py:13] red\\033[0m'"])
+    async for event in answer(self, generation):
+        yield event
+SimulatedEngine.generate = generate
+"""
+"""An engine that writes to stdout and stderr, as vLLM, its engine core and libraries in C++ do."""
+
+
+async def test_what_libraries_and_child_processes_write_is_a_json_line_too(
+    fleet: Fleet, start_worker_process: StartWorkerProcess, pool: str
+) -> None:
+    worker = await start_worker_process(preamble=OTHERS)
+    await fleet.wait(await fleet.submit("hello", pool=pool), timeout_s=PATIENCE_S)
+    assert await worker.stop() == 0
+    lines = [json.loads(line) for line in worker.log.splitlines()]
+    foreign = [line for line in lines if line["logger"].endswith("foreign_output")]
+    assert [(line["level"], line["message"]) for line in foreign] == [
+        ("INFO", "[Gloo] rank 0 is connected"),
+        ("INFO", "loading 100%"),
+        ("INFO", "\\xff"),
+        ("WARNING", "(EngineCore pid=7) [core.py:12] slow"),
+        ("INFO", "[core.py:13] red"),
+    ]
+
+
+async def test_a_line_about_a_job_names_its_tenant_session_and_attempt(
+    fleet: Fleet, start_worker_process: StartWorkerProcess, pool: str
+) -> None:
+    worker = await start_worker_process(retry_base_s="0.05")
+    failing = chat("hello", simulated={"fail": "engine_error"})
+    job = await fleet.submit(failing, pool=pool, max_attempts=2, tenant="acme", session_id="talk")
+    await fleet.wait(job, timeout_s=PATIENCE_S)
+    assert await worker.stop() == 0
+    lines = [json.loads(line) for line in worker.log.splitlines()]
+    of_job = [line for line in lines if line.get("job_id") == job.id]
+    assert {(line["tenant"], line["session_id"]) for line in of_job} == {("acme", "@acme/talk")}
+    assert [(line["message"], line["attempt"]) for line in of_job] == [
+        ("requeueing a job", 1),
+        ("message dead-lettered", 2),
+        ("job failed", 2),
+    ]

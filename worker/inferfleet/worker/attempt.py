@@ -101,7 +101,7 @@ class Attempts:
             engine_died = error
             outcome = HandOver(refund=False)
         except Exception as error:
-            logger.exception("unexpected error in a job", extra=about(run.job))
+            logger.exception("unexpected error in a job", extra=about(run.job, attempt=run.attempt))
             outcome = self._after(run, Failure(code=FailureCode.INTERNAL, message=type(error).__name__))
         finally:
             self._journal.release(run)
@@ -180,7 +180,7 @@ class Attempts:
         self, run: JobRun, generation: Generation, why: NotContinuableError
     ) -> Completion | Outcome:
         """Restart the answer, because the engine cannot resume it after all."""
-        logger.warning("%s", why, extra=about(run.job))
+        logger.warning("%s", why, extra=about(run.job, attempt=run.attempt))
         self._journal.release(run)
         begun = await self._preparation.restart(
             run, RestartReason.NOT_RESUMABLE, tokens_wasted=run.answer.tokens

@@ -27,13 +27,13 @@ class AttemptLog(Hooks):
     @override
     def on_start(self, run: JobRun, body: Mapping[str, Any]) -> None:
         if self._prompts:
-            logger.info("starting job", extra={**about(run.job), "body": body})
+            logger.info("starting job", extra={**about(run.job, attempt=run.attempt), "body": body})
 
     @override
     def on_waste(self, run: JobRun, tokens: int, reason: str) -> None:
         logger.warning(
             "another attempt has the job" if reason == "fenced" else "restarting the answer",
-            extra={**about(run.job), "attempt": run.attempt, "reason": reason, "tokens": tokens},
+            extra={**about(run.job, attempt=run.attempt), "reason": reason, "tokens": tokens},
         )
 
     @override
@@ -41,7 +41,7 @@ class AttemptLog(Hooks):
         code = entry.failure.code if entry.failure else None
         logger.info(
             "requeueing a job",
-            extra={**about(run.job), "attempt": run.attempt, "reason": entry.reason, "code": code},
+            extra={**about(run.job, attempt=run.attempt), "reason": entry.reason, "code": code},
         )
 
     @override
@@ -50,8 +50,7 @@ class AttemptLog(Hooks):
             "job %s",
             result.state.value,
             extra={
-                **(about(run.job) if run else {"job_id": result.job_id}),
-                "attempt": run.attempt if run else 0,
+                **(about(run.job, attempt=run.attempt) if run else {"job_id": result.job_id, "attempt": 0}),
                 "tokens": result.usage.completion_tokens,
                 "code": result.error.code if result.error else None,
             },
@@ -63,7 +62,7 @@ class AttemptLog(Hooks):
         logger.warning(
             "message dead-lettered",
             extra={
-                **(about(run.job) if run else {}),
+                **(about(run.job, attempt=run.attempt) if run else {}),
                 "message_id": delivery.message_id,
                 "code": failure.code,
                 "attempts": run.charged if run else 0,

@@ -89,7 +89,7 @@ class Claims:
         if started.status is StartStatus.SUSPECT:
             logger.warning(
                 "job may have killed its workers; running it beside no other such job",
-                extra=about(run.job),
+                extra=about(run.job, attempt=run.attempt),
             )
             self._slots.leave(run)
             await self._suspects.acquire()

@@ -133,6 +133,10 @@ class JournalWriter:
             )
             logger.warning(
                 "Redis lost the record or the journal of a running job",
-                extra={**about(run.job), "restored": restored, "tokens": run.answer.tokens_generated},
+                extra={
+                    **about(run.job, attempt=run.attempt),
+                    "restored": restored,
+                    "tokens": run.answer.tokens_generated,
+                },
             )
         return written

@@ -2,6 +2,8 @@
 
 No line contains a prompt or an answer, unless ``INFERFLEET_LOG_PROMPTS`` is set. And no line blocks the event
 loop: a thread writes the lines to stderr, and drops and counts those that nobody reads.
+
+``foreign_output.py`` makes such lines of what others write to this process' stdout and stderr.
 """
 
 from __future__ import annotations
@@ -139,7 +141,8 @@ class Log(QueueHandler):
 class _Writer(QueueListener):
     """The thread that writes to stderr, all waiting lines at once.
 
-    It bypasses ``sys.stderr``: if nobody reads, that lock would still be held at the end of the process.
+    It bypasses ``sys.stderr``: if nobody reads, that lock would still be held at the end of the process. And
+    it has a descriptor of its own, because stderr may become a pipe to this log.
     """
 
     def __init__(self, log: Log) -> None:
@@ -147,7 +150,7 @@ class _Writer(QueueListener):
         self._log = log
         self._batch: list[str] = []
         self._told = 0
-        self._fd = None if sys.__stderr__ is None else sys.__stderr__.fileno()
+        self._fd = None if sys.__stderr__ is None else os.dup(sys.__stderr__.fileno())
 
     def dequeue(self, block: bool) -> Any:
         """Take the next line. If none is waiting, write the collected lines first."""
@@ -170,8 +173,11 @@ class _Writer(QueueListener):
     def stop(self) -> None:
         """Write the remaining lines, for a limited time."""
         self.enqueue_sentinel()
-        if self._thread is not None:
-            self._thread.join(FLUSH_TIMEOUT_S)
+        if self._thread is None:
+            return
+        self._thread.join(FLUSH_TIMEOUT_S)
+        if self._fd is not None and not self._thread.is_alive():
+            os.close(self._fd)
 
     def _write(self) -> None:
         lines, self._batch = self._batch, []
@@ -198,9 +204,13 @@ def _write_all(fd: int | None, text: str) -> None:
             return
 
 
-def about(job: Job) -> dict[str, object]:
-    """Return the fields of a log line about a job: its id, and that of its trace if it belongs to one."""
-    fields: dict[str, object] = {"job_id": job.id}
+def about(job: Job, *, attempt: int | None = None) -> dict[str, object]:
+    """Return the fields of a log line about a job: what a search would look for."""
+    fields: dict[str, object] = {"job_id": job.id, "tenant": job.tenant}
+    if attempt is not None:
+        fields["attempt"] = attempt
+    if job.session_id is not None:
+        fields["session_id"] = job.session_id
     if job.traceparent is not None:
         fields["trace_id"] = trace_id(job.traceparent)
     return fields

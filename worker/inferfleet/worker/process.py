@@ -5,11 +5,13 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 
 import uvloop
 
-from inferfleet.schemas.settings import WorkerSettings
+from inferfleet.schemas.settings import LogFormat, WorkerSettings
 from inferfleet.worker.engine_factory import make_engine
+from inferfleet.worker.foreign_output import foreign_output_logged
 from inferfleet.worker.log import logging_to_stderr
 from inferfleet.worker.ports import Engine
 from inferfleet.worker.worker import Worker
@@ -33,7 +35,8 @@ def run_process(
         EngineDeadError: The engine died.
 
     """
-    with logging_to_stderr(settings, worker_id=settings.worker_id) as log:
+    foreign_output = foreign_output_logged if settings.log_format is LogFormat.JSON else nullcontext
+    with logging_to_stderr(settings, worker_id=settings.worker_id) as log, foreign_output():
         for remark in remarks:
             logger.warning("%s", remark)
         worker = Worker(

@@ -145,7 +145,7 @@ class Processor:
 
         The connection was lost, or the job was published twice. The job keeps running.
         """
-        logger.info("job is already running here", extra=about(run.job))
+        logger.info("job is already running here", extra=about(run.job, attempt=run.attempt))
         if delivery.witness is not None and run.delivery.witness is None:
             # The job has its own message now, and needs no other message to carry it.
             delivery.ack()

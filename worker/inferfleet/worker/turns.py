@@ -135,10 +135,12 @@ class Turns:
                 case AppendStatus.TAKEN:
                     # Redis lost the session, and another turn may own it now: restart behind that turn.
                     # The attempt is charged, because the session may be lost at each attempt.
-                    logger.warning("Redis lost the session; restarting its turn", extra=about(job))
+                    logger.warning(
+                        "Redis lost the session; restarting its turn", extra=about(job, attempt=run.attempt)
+                    )
                     return Park(refund=False)
                 case AppendStatus.FENCED:
-                    logger.warning("another attempt has the turn", extra=about(job))
+                    logger.warning("another attempt has the turn", extra=about(job, attempt=run.attempt))
                     return Defer()
                 case AppendStatus.STATE_CONFLICT:
                     continue
