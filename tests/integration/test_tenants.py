@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -9,11 +11,25 @@ import redis.asyncio as aioredis
 from tests.integration.conftest import StartWorker, chat
 
 from inferfleet.producer import Fleet, JobFilter
-from inferfleet.producer.tenant_fleet import TenantFleet
+from inferfleet.producer.tenant_fleet import Policy, TenantFleet
 from inferfleet.schemas import Job
 from inferfleet.schemas.errors import InvalidJobError, JobNotFoundError
 from inferfleet.schemas.names import job_key
+from inferfleet.schemas.request import check_request
 from inferfleet.schemas.result import JobRecord
+
+
+class EveryJob:
+    """A policy that admits everything."""
+
+    usual_priority = 4
+
+    def check(self, jobs: Sequence[Job]) -> None:
+        pass
+
+    @asynccontextmanager
+    async def admitted(self, jobs: Sequence[Job]) -> AsyncGenerator[set[str]]:
+        yield set()
 
 
 async def listed(view: TenantFleet, pool: str, **conditions: Any) -> list[JobRecord]:
@@ -42,6 +58,25 @@ async def test_a_tenant_has_only_its_own_jobs(fleet: Fleet, pool: str) -> None:
     of_session = await listed(yours, pool, session_id="talk")
     assert [(record.id, record.session_id) for record in of_session] == [(job.id, "talk")]
     assert await yours.cancel(job.id) == "cancelled"
+
+
+@pytest.mark.parametrize("policy", [None, EveryJob()])
+async def test_a_tenants_job_is_checked_once(
+    fleet: Fleet, pool: str, monkeypatch: pytest.MonkeyPatch, policy: Policy | None
+) -> None:
+    checked: list[Any] = []
+
+    def counted(*arguments: Any, **sizes: Any) -> None:
+        checked.append(arguments)
+        check_request(*arguments, **sizes)
+
+    monkeypatch.setattr("inferfleet.producer.job_making.check_request", counted)
+    mine = TenantFleet(fleet, f"{pool}.mine", policy=policy)
+
+    await mine.submit(chat(), pool=pool)
+    assert len(checked) == 1
+    await mine.submit_many([mine.make(chat(), pool=pool) for _ in range(2)])
+    assert len(checked) == 3
 
 
 async def test_sessions_of_two_tenants_with_one_id_are_two(

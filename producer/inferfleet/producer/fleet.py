@@ -90,7 +90,7 @@ class Fleet:
         self._listing = JobListing(pipeline, records)
         self._pools = Pools(pipeline=pipeline, listing=self._listing, waiting=publisher.waiting)
         self._positions = Positions(pipeline, lanes)
-        self._submission = Submission(
+        self.submission = Submission(
             settings=settings,
             pipeline=pipeline,
             records=records,
@@ -98,6 +98,7 @@ class Fleet:
             histories=self._histories,
             publisher=publisher,
         )
+        """Submits jobs that ``make`` has made, without another check, for other packages of inferfleet."""
         self.pipeline = pipeline
         """The connection to Redis, for other packages of inferfleet."""
         self.outages = {"redis": pipeline.outage, "rabbitmq": publisher.outage}
@@ -195,7 +196,7 @@ class Fleet:
 
         """
         with sending([self._job(work, options)]) as (job,):
-            return await self._submission.accept(job)
+            return await self.submission.accept(job)
 
     def make(self, work: str | Mapping[str, Any] | Job, **options: Unpack[JobOptions]) -> Job:
         """Make and check a job, without submitting it.
@@ -230,7 +231,7 @@ class Fleet:
             except InvalidJobError as error:
                 raise InvalidJobError(f"number {position} of the jobs: {error}") from error
         with sending(jobs) as traced:
-            return await self._submission.accept_many(traced)
+            return await self.submission.accept_many(traced)
 
     async def run(
         self,
@@ -397,7 +398,7 @@ class Fleet:
             JobNotFoundError: There is no record of the job.
 
         """
-        return await self._submission.cancel(_id(job))
+        return await self.submission.cancel(_id(job))
 
     def job(self, job: Job | str) -> JobHandle:
         """Return a handle on a job. This calls neither Redis nor RabbitMQ."""

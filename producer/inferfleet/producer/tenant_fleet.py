@@ -69,7 +69,7 @@ class TenantFleet:
             return self._visible_job(await self._fleet.submit(work, **options))
         job = self._fleet.make(work, **options)
         async with self._admitted([job]) as submitted:
-            accepted = await self._fleet.submit(job)
+            accepted = await self._fleet.submission.accept(job)
             submitted.add(accepted.id)
             return self._visible_job(accepted)
 
@@ -77,7 +77,7 @@ class TenantFleet:
         """Submit many jobs that ``make`` has made, as ``Fleet.submit_many``."""
         made = list(jobs)
         async with self._admitted(made) as submitted:
-            accepted = await self._fleet.submit_many(made)
+            accepted = await self._fleet.submission.accept_many(made)
             submitted.update(job.id for job in accepted)
             return [self._visible_job(job) for job in accepted]
 
