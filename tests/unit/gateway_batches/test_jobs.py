@@ -8,11 +8,13 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from prometheus_client import CollectorRegistry
 from tests.unit.gateway_batches.conftest import KEY_ID, order
 
 from inferfleet.gateway import api_keys
 from inferfleet.gateway.batches.jobs import NEW_KEY_S, BatchJobs
 from inferfleet.gateway.gateway import Gateway
+from inferfleet.gateway.metrics import GatewayMetrics
 from inferfleet.producer.openai.api import OpenAIApi
 from inferfleet.producer.openai.models import Models
 from inferfleet.schemas import Endpoint
@@ -63,7 +65,8 @@ def jobs(
         trusted_fleet=fleet,
         trusted_api=OpenAIApi(cast("Any", fleet), models=Models(fleet.workers)),
         keys=keys,
-        limits=None,
+        admission_of=lambda _: None,
+        metrics=GatewayMetrics(CollectorRegistry()),
         batches=SimpleNamespace(now_ms=lambda: now_ms),
     )
     return BatchJobs(

@@ -8,11 +8,13 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from prometheus_client import CollectorRegistry
 from tests.unit.gateway_batches.conftest import KEY_ID, StuckStorage, order
 
 from inferfleet.gateway.batches.run import BatchRun
 from inferfleet.gateway.batches.runner import BatchRunner
 from inferfleet.gateway.gateway import Gateway
+from inferfleet.gateway.metrics import GatewayMetrics
 from inferfleet.schemas.batch import (
     BatchOrder,
     BatchRecord,
@@ -75,7 +77,12 @@ class Places:
         monkeypatch.setattr(BatchRun, "run", endless)
         settings = SimpleNamespace(batches_at_once=at_once)
         gateway = SimpleNamespace(
-            batches=batches, settings=settings, new_batch=asyncio.Event(), keys=keys, files=None
+            batches=batches,
+            settings=settings,
+            new_batch=asyncio.Event(),
+            keys=keys,
+            files=None,
+            metrics=GatewayMetrics(CollectorRegistry()),
         )
         self._runner = BatchRunner(cast("Gateway", gateway))
         self._batches = batches
