@@ -16,12 +16,14 @@ import aiohttp
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from tests.patience import PATIENCE_S
+from tests.stores import plain_redis
+from yarl import URL
 
 from inferfleet.exporter.server import serving
 from inferfleet.exporter.settings import ExporterSettings
 from inferfleet.local.services import Services
 from inferfleet.producer import Fleet
-from inferfleet.schemas import Job
+from inferfleet.schemas import Job, Priority
 from inferfleet.schemas.settings import ProducerSettings, WorkerSettings
 from inferfleet.worker.engines.simulated import SimulatedEngine
 from inferfleet.worker.worker import Worker
@@ -32,7 +34,7 @@ def pool() -> str:
     return f"pool-{uuid4().hex[:8]}"
 
 
-LABELS = ("pool", "phase", "service")
+LABELS = ("pool", "phase", "priority", "service")
 
 
 class Metrics:
@@ -138,12 +140,17 @@ async def test_without_workers_it_shows_what_waits_and_for_how_long(managed: Ser
     async with exporter(managed) as metrics, client(managed, pool) as fleet:
         await metrics.until(lambda seen: seen.get(("queue_ready", pool)) == 0)
         await fleet.submit_many(jobs_of(pool, 5))
+        await fleet.pause_pool(pool)
 
         seen = await metrics.until(lambda seen: seen.get(("queue_oldest_age_seconds", pool), 0) > 3)
 
     assert seen["queue_ready", pool] == 5
     assert seen["queue_unacked", pool] == 0
     assert seen["dead_letters_ready", pool] == 0
+    assert {priority: seen["unfinished_jobs", pool, str(priority)] for priority in range(10)} == {
+        priority: 5 if priority == Priority.NORMAL else 0 for priority in range(10)
+    }
+    assert seen["pool_paused", pool] == 1
     assert [seen["workers", pool, phase] for phase in ("loading", "ready", "draining")] == [0, 0, 0]
     assert ("queue_backlog_seconds", pool) not in seen, "nothing has ended yet, so there is no throughput"
 
@@ -181,6 +188,24 @@ async def test_without_the_management_api_it_shows_less_and_says_nothing_false(
     for seen in (waiting, running):
         assert ("queue_oldest_age_seconds", pool) not in seen
         assert ("queue_backlog_seconds", pool) not in seen
+
+
+async def test_without_the_right_to_read_pools_only_their_metrics_are_missing(
+    managed: Services, pool: str
+) -> None:
+    admin = plain_redis(managed.redis_url)
+    rights = ("~inferfleet:worker*", "+select", "+time", "+hgetall", "+zrange")
+    await admin.execute_command("ACL", "SETUSER", "exporter", "on", ">secret", *rights)
+    url = URL(managed.redis_url).with_user("exporter").with_password("secret")
+    async with exporter(managed, redis_url=str(url)) as metrics, client(managed, pool):
+        seen = await metrics.until(
+            lambda seen: ("workers", pool, "ready") in seen and seen.get(("queue_ready", pool)) == 0
+        )
+    await admin.execute_command("ACL", "DELUSER", "exporter")
+    await admin.aclose()
+
+    assert seen["exporter_up", "redis"] == 1
+    assert ("pool_paused", pool) not in seen
 
 
 async def test_a_pool_without_a_queue_has_no_numbers(managed: Services, pool: str) -> None:
@@ -257,7 +282,7 @@ async def test_the_command_serves_without_any_service_and_ends_on_sigterm() -> N
             process.kill()
             await process.wait()
 
-    assert seen == {("exporter_up", "rabbitmq"): 0, ("exporter_up", "redis"): 0}
+    assert seen == {("exporter_up", "rabbitmq"): 0, ("exporter_up", "redis"): 0, ("exporter_info",): 1}
     assert process.returncode == 0
     assert "secret" not in "".join(lines) + rest
     assert "Traceback" not in rest

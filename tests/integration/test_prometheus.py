@@ -17,6 +17,7 @@ import pytest
 import yaml
 from tests.integration.conftest import (
     PATIENCE_S,
+    StartGateway,
     StartWorkerProcess,
     chat,
     eventually,
@@ -33,7 +34,7 @@ from inferfleet.schemas import Job
 
 FOLDER = Path(__file__).parents[2] / "deploy/observability"
 
-VALUES = {"$__rate_interval": "1m", "$pool": ".+", "$instance": ".+", "$gpu_hour": "2"}
+VALUES = {"$__rate_interval": "5m", "$pool": ".+", "$instance": ".+", "$gpu_hour": "2"}
 """What Grafana would put in."""
 
 WITH_A_GPU = (
@@ -60,7 +61,7 @@ def queries() -> dict[str, str]:
     for group in yaml.safe_load((FOLDER / "rules.yml").read_text())["groups"]:
         for rule in group["rules"]:
             if "alert" in rule:
-                found[rule["alert"]] = re.sub(r" (==|>) [\d.]+", "", rule["expr"])
+                found[rule["alert"]] = re.sub(r" (==|>) [\d.]+| unless .+", "", rule["expr"])
             else:
                 found[rule["record"]] = rule["record"]
     return found
@@ -73,7 +74,7 @@ async def prometheus(folder: Path, targets: dict[str, list[str]]) -> AsyncIterat
     if binary is None:
         pytest.skip("prometheus is not installed (apt-get install prometheus)")
     config = {
-        "global": {"scrape_interval": "500ms", "scrape_timeout": "500ms", "evaluation_interval": "1s"},
+        "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"},
         "rule_files": [str(FOLDER / "rules.yml")],
         "scrape_configs": [
             {"job_name": job, "static_configs": [{"targets": its}]} for job, its in targets.items()
@@ -136,8 +137,15 @@ class Asked:
 
 
 async def test_every_query_of_dashboards_and_alerts_finds_data(
-    fleet: Fleet, services: Services, start_worker_process: StartWorkerProcess, pool: str, tmp_path: Path
+    fleet: Fleet,
+    services: Services,
+    start_worker_process: StartWorkerProcess,
+    start_gateway: StartGateway,
+    pool: str,
+    tmp_path: Path,
 ) -> None:
+    metrics_port = free_port()
+    gateway = await start_gateway(metrics_port=metrics_port)
     engine = ("--engine-args", '{"speed": 0}')
     workers = [
         await start_worker_process(*engine, preamble=WITH_A_GPU, retry_base_s="0.05"),
@@ -157,12 +165,20 @@ async def test_every_query_of_dashboards_and_alerts_finds_data(
                 f"127.0.0.1:{(await worker.logged('serving health'))['port']}" for worker in workers
             ],
             "inferfleet-exporter": [f"127.0.0.1:{port}"],
+            "inferfleet-gateway": [f"127.0.0.1:{metrics_port}"],
         }
         async with prometheus(tmp_path, targets) as url:
             asked = Asked(http, url)
             await eventually(asked.ready)
             # A rate needs what was before.
-            await asked.until_data({"ready": "sum(inferfleet_worker_ready) == 2"})
+            await asked.until_data(
+                {
+                    "workers": "sum(inferfleet_worker_ready) == 2",
+                    "all": "count(max_over_time(up[5m]) == 1) == 4",
+                }
+            )
+            async with http.post(f"{gateway.url}/v1/chat/completions", json=chat()) as answer:
+                assert answer.status == 200
             failing = chat("never", simulated={"fail": "engine_error", "after_tokens": 1})
             jobs = [
                 *await fleet.submit_many(

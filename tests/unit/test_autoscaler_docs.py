@@ -47,7 +47,12 @@ def test_every_field_of_a_profile_is_documented_with_its_default() -> None:
 def test_every_metric_of_the_exporter_is_documented() -> None:
     documented = set(re.findall(r"^\| `(inferfleet_\w+)` \|", DOCUMENT, re.MULTILINE))
 
-    assert documented == {name for name, _, _ in GAUGES} | {"inferfleet_workers", "inferfleet_exporter_up"}
+    assert documented == {name for name, _, _ in GAUGES} | {
+        "inferfleet_workers",
+        "inferfleet_unfinished_jobs",
+        "inferfleet_exporter_up",
+        "inferfleet_exporter_info",
+    }
 
 
 def test_the_manifest_of_the_cluster_can_be_followed() -> None:

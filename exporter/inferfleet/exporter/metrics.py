@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client import CollectorRegistry, Metric, generate_latest
+from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily
 from prometheus_client.registry import Collector
 
 from inferfleet.exporter.snapshot import PoolNumbers, Snapshot
@@ -25,6 +26,7 @@ GAUGES: tuple[tuple[str, str, Callable[[PoolNumbers], float | None]], ...] = (
         lambda pool: pool.backlog_s,
     ),
     ("inferfleet_dead_letters_ready", "Jobs among the dead letters", lambda pool: pool.dead),
+    ("inferfleet_pool_paused", "1 while the pool is paused", lambda pool: pool.paused),
 )
 
 
@@ -34,8 +36,9 @@ class FleetCollector(Collector):
     def __init__(self, latest: Callable[[], Snapshot | None], *, stale_after_s: float) -> None:
         self._latest = latest
         self._stale_after_s = stale_after_s
+        self._version = version("inferfleet")
 
-    def collect(self) -> Iterator[GaugeMetricFamily]:
+    def collect(self) -> Iterator[Metric]:
         """Yield every metric family; those without a known value are empty."""
         snapshot = self._latest()
         if snapshot is None or time.monotonic() - snapshot.at > self._stale_after_s:
@@ -59,6 +62,14 @@ class FleetCollector(Collector):
             for phase, number in (numbers.workers or {}).items():
                 workers.add_metric((pool, phase), number)
         yield workers
+        unfinished = GaugeMetricFamily(
+            "inferfleet_unfinished_jobs", "Jobs that have not ended", labels=("pool", "priority")
+        )
+        for pool, numbers in snapshot.pools.items():
+            for priority, number in (numbers.unfinished or {}).items():
+                unfinished.add_metric((pool, str(priority)), number)
+        yield unfinished
+        yield InfoMetricFamily("inferfleet_exporter", "The exporter's build", {"version": self._version})
 
 
 def exposition(collector: FleetCollector) -> bytes:

@@ -7,6 +7,7 @@ import logging
 import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from pydantic import ValidationError
 
@@ -17,9 +18,18 @@ from inferfleet.schemas.errors import ConfigurationError, ServiceRefusedError, S
 from inferfleet.schemas.heartbeat import Heartbeat, WorkerPhase
 from inferfleet.wire.outage import Outage
 from inferfleet.wire.redis.heartbeats import read_heartbeats
+from inferfleet.wire.redis.job_listing import PRIORITIES, count_unfinished
 from inferfleet.wire.redis.pipeline import CommandPipeline
+from inferfleet.wire.redis.pools import read_pool_settings
 
 logger = logging.getLogger(__name__)
+
+
+class _Record(NamedTuple):
+    """What Redis has of a pool."""
+
+    unfinished: dict[int, int]
+    paused: bool
 
 
 class Sampler:
@@ -48,6 +58,7 @@ class Sampler:
         self._pools |= {heartbeat.pool for heartbeat in heartbeats or ()}
         counts = await self._counts()
         self._pools |= set(counts or ())
+        records = None if heartbeats is None else await self._records()
         now = time.monotonic()
         return Snapshot(
             at=now,
@@ -59,13 +70,20 @@ class Sampler:
                     now=now,
                     counts=(counts or {}).get(pool, QueueCounts()),
                     heartbeats=None if heartbeats is None else [it for it in heartbeats if it.pool == pool],
+                    record=None if records is None else records[pool],
                 )
                 for pool in sorted(self._pools)
             },
         )
 
     def _pool(
-        self, pool: str, *, now: float, counts: QueueCounts, heartbeats: list[Heartbeat] | None
+        self,
+        pool: str,
+        *,
+        now: float,
+        counts: QueueCounts,
+        heartbeats: list[Heartbeat] | None,
+        record: _Record | None,
     ) -> PoolNumbers:
         ready, unacked = counts.ready, counts.unacked
         if ready is not None and unacked is None and heartbeats is not None:
@@ -93,7 +111,20 @@ class Sampler:
             backlog_s=backlog_s,
             dead=counts.dead,
             workers=workers,
+            unfinished=None if record is None else record.unfinished,
+            paused=None if record is None else record.paused,
         )
+
+    async def _records(self) -> dict[str, _Record] | None:
+        """Read what Redis has of each pool. An exporter without the right to do so does all the rest."""
+        pools = sorted(self._pools)
+        try:
+            records = await asyncio.gather(*(_read_record(self._pipeline, pool) for pool in pools))
+        except (ServiceUnreachableError, ServiceRefusedError) as error:
+            self._tell("pools in Redis", error)
+            return None
+        self._tell("pools in Redis", None)
+        return dict(zip(pools, records, strict=True))
 
     async def _heartbeats(self) -> list[Heartbeat] | None:
         try:
@@ -121,3 +152,12 @@ class Sampler:
             logger.warning("cannot read %s; omitting its metrics: %s", service, error)
         elif error is None and (lasted_s := outage.ended()) is not None:
             logger.warning("reading %s works again after %.1f s", service, lasted_s)
+
+
+async def _read_record(pipeline: CommandPipeline, pool: str) -> _Record:
+    counts, settings = await asyncio.gather(
+        count_unfinished(pipeline, pool), read_pool_settings(pipeline, pool)
+    )
+    return _Record(
+        {priority: counts.get(priority, 0) for priority in PRIORITIES}, settings.paused_at is not None
+    )

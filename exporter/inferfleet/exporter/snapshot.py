@@ -18,6 +18,9 @@ class PoolNumbers:
     backlog_s: float | None = None
     dead: int | None = None
     workers: Mapping[WorkerPhase, int] | None = None
+    unfinished: Mapping[int, int] | None = None
+    """Jobs that have not ended, by priority."""
+    paused: bool | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
