@@ -89,7 +89,7 @@ async def test_metrics_records_log_and_engine_agree_about_a_run_in_which_a_worke
     await until_tokens(fleet, interrupted, 5)
     killed.signal(signal.SIGKILL)
     await killed.ended()
-    worker = await start_worker_process(*engine("worker"), retry_base_s="0.05", lease_s="1")
+    worker = await start_worker_process(*engine("worker"), retry_base_s="0.05")
     # It hangs so that the engine has no token that nobody has read when the answer is stopped.
     endless = chat("endless", simulated={"tokens": 9, "after_tokens": 3, "hang": True})
     cancelled = await fleet.submit(Job(pool=pool, body=endless))
@@ -101,7 +101,7 @@ async def test_metrics_records_log_and_engine_agree_about_a_run_in_which_a_worke
         await fleet.submit(failing("twice", 2), pool=pool),
         await fleet.submit(failing("restarts", 1, n=2), pool=pool),
         await fleet.submit(Job(pool=pool, tenant="acme", max_attempts=2, body=failing("always", 9))),
-        await fleet.submit(Job(pool=pool, timeout_s=1.5, body=endless)),
+        await fleet.submit(Job(pool=pool, timeout_s=3, body=endless)),
         await fleet.submit(chat("impossible", simulated={"fail": "invalid_request"}), pool=pool),
     ]
     await fleet.cancel(cancelled)

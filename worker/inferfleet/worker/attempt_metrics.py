@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from itertools import product
 from typing import Any, Final
 
 from prometheus_client import Metric
@@ -40,7 +39,16 @@ PER_TOKEN_S: Final = (
 FLUSH_S: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 FLUSH_TOKENS: Final = tuple(4.0**step for step in range(9))
 
-_TOKEN_KINDS: Final = ("prompt", "cached", "completion")
+
+class _Tenant:
+    """What a tenant has used here. Plain numbers, because every job changes all of them."""
+
+    __slots__ = ("cached", "completion", "engine_s", "jobs", "prompt")
+
+    def __init__(self) -> None:
+        self.jobs = {state: 0 for state in JobState if state.terminal}
+        self.prompt = self.cached = self.completion = 0
+        self.engine_s = 0.0
 
 
 class AttemptMetrics(Hooks):
@@ -75,8 +83,6 @@ class AttemptMetrics(Hooks):
             "inferfleet_dead_letters", "Messages put among the dead letters", ("code",), known=codes
         )
         self._undecodable = Counts("inferfleet_messages_undecodable", "Messages that were not a job")
-        self._prompt = Counts("inferfleet_tokens_prompt", "Tokens of the prompts of jobs that ended here")
-        self._cached = Counts("inferfleet_tokens_cached", "Tokens of these that came from the prefix cache")
         self.tokens_generated = 0
         self.jobs_finished = 0
         self._reused = Counts(
@@ -112,33 +118,48 @@ class AttemptMetrics(Hooks):
         self._flushed = Distribution(
             "inferfleet_journal_flush_tokens", "How many tokens such a write had", FLUSH_TOKENS
         )
-        self._tenant_jobs = Counts(
-            "inferfleet_tenant_jobs_finished",
-            "Jobs that ended here, by tenant",
-            ("tenant", "state"),
-            known=[(OTHER, state.value) for state in JobState if state.terminal],
-        )
-        self._tenant_tokens = Counts(
-            "inferfleet_tenant_tokens",
-            "Tokens of jobs that ended here, by tenant",
-            ("tenant", "kind"),
-            known=product((OTHER,), _TOKEN_KINDS),
-        )
-        self._tenant_engine = Counts(
-            "inferfleet_tenant_engine_seconds",
-            "How long the engine had attempts of a tenant",
-            ("tenant",),
-            known=[(OTHER,)],
-        )
-        self._tenants: dict[str, str] = {OTHER: OTHER}
+        self._tenants = {OTHER: _Tenant()}
 
     def families(self, pool: str) -> Iterator[Metric]:
         """Yield all metrics, labelled with the pool."""
         generated = Counts("inferfleet_tokens_generated", "Tokens the engine generated here")
         generated.add(self.tokens_generated)
-        for tally in (*vars(self).values(), generated):
+        for tally in (*vars(self).values(), generated, *self._by_tenant()):
             if isinstance(tally, (Counts, Distribution)):
                 yield tally.family(pool)
+
+    def _by_tenant(self) -> Iterator[Counts]:
+        """Yield what the tenants have used, and the tokens of all together."""
+        prompt = Counts("inferfleet_tokens_prompt", "Tokens of the prompts of jobs that ended here")
+        cached = Counts("inferfleet_tokens_cached", "Tokens of these that came from the prefix cache")
+        jobs = Counts(
+            "inferfleet_tenant_jobs_finished",
+            "Jobs that ended here, by tenant",
+            ("tenant", "state"),
+            known=(),
+        )
+        tokens = Counts(
+            "inferfleet_tenant_tokens",
+            "Tokens of jobs that ended here, by tenant",
+            ("tenant", "kind"),
+            known=(),
+        )
+        engine = Counts(
+            "inferfleet_tenant_engine_seconds",
+            "How long the engine had attempts of a tenant",
+            ("tenant",),
+            known=(),
+        )
+        for name, used in self._tenants.items():
+            prompt.add(used.prompt)
+            cached.add(used.cached)
+            for state, count in used.jobs.items():
+                jobs.values[name, state.value] = count
+            tokens.values[name, "prompt"] = used.prompt
+            tokens.values[name, "cached"] = used.cached
+            tokens.values[name, "completion"] = used.completion
+            engine.values[(name,)] = used.engine_s
+        yield from (prompt, cached, jobs, tokens, engine)
 
     @override
     def on_start(self, run: JobRun, body: Mapping[str, Any]) -> None:
@@ -153,7 +174,7 @@ class AttemptMetrics(Hooks):
     @override
     def on_engine_end(self, run: JobRun, seconds: float) -> None:
         self._engine.observe(seconds)
-        self._tenant_engine.values[(self._tenant(run.job.tenant),)] += seconds
+        self._tenant(run.job.tenant).engine_s += seconds
 
     @override
     def on_waste(self, run: JobRun, tokens: int, reason: str) -> None:
@@ -171,16 +192,13 @@ class AttemptMetrics(Hooks):
     @override
     def on_end(self, run: JobRun | None, result: Result) -> None:
         self.jobs_finished += 1
-        state, usage = result.state.value, result.usage
-        self._finished.values[state, result.error.code.value if result.error else ""] += 1
-        tenant = self._tenant(run.job.tenant) if run is not None else OTHER
-        self._tenant_jobs.values[tenant, state] += 1
-        for kind, tokens in zip(
-            _TOKEN_KINDS, (usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens), strict=True
-        ):
-            self._tenant_tokens.values[tenant, kind] += tokens
-        self._prompt.add(usage.prompt_tokens)
-        self._cached.add(usage.cached_tokens)
+        usage = result.usage
+        self._finished.values[result.state, result.error.code if result.error else ""] += 1
+        used = self._tenant(run.job.tenant if run is not None else OTHER)
+        used.jobs[result.state] += 1
+        used.prompt += usage.prompt_tokens
+        used.cached += usage.cached_tokens
+        used.completion += usage.completion_tokens
         if (timings := result.timings) is None:
             return
         self._queue_wait.observe(timings.queue_wait_s)
@@ -195,7 +213,7 @@ class AttemptMetrics(Hooks):
 
     @override
     def on_dead_letter(self, run: JobRun | None, delivery: Delivery, failure: Failure) -> None:
-        self._dead.values[(failure.code.value,)] += 1
+        self._dead.values[(failure.code,)] += 1
         if run is None:
             self._undecodable.add()
 
@@ -208,14 +226,14 @@ class AttemptMetrics(Hooks):
         self._flush.observe(seconds)
         self._flushed.observe(tokens)
 
-    def _tenant(self, tenant: str) -> str:
-        """Return the tenant's label."""
-        label = self._tenants.get(tenant)
-        if label is None:
+    def _tenant(self, name: str) -> _Tenant:
+        """Return a tenant's numbers: its own, or those that it shares."""
+        used = self._tenants.get(name)
+        if used is None:
             if len(self._tenants) > MAX_TENANTS:
-                return OTHER
-            label = self._tenants[tenant] = tenant
-        return label
+                return self._tenants[OTHER]
+            used = self._tenants[name] = _Tenant()
+        return used
 
 
 def _possible_ends() -> list[tuple[str, str]]:
