@@ -1,0 +1,124 @@
+"""Files and batches in a bucket, through s3fs and the protocol of S3, which the server of moto speaks."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import httpx2
+import pytest
+from fsspec import get_filesystem_class
+from tests.integration.conftest import StartGateway, StartWorker, eventually
+from tests.integration.files_and_batches.conftest import (
+    begin,
+    client_of,
+    expected,
+    request,
+    texts_of,
+    until,
+)
+
+from inferfleet.gateway.batches.storage import BLOCK_BYTES, Storage
+from inferfleet.local.services.free_port import free_port
+from inferfleet.schemas.errors import ConfigurationError
+
+BUCKET = "inferfleet"
+
+
+@pytest.fixture
+async def bucket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncIterator[str]:
+    """The URL of an empty bucket."""
+    url = f"http://127.0.0.1:{(port := free_port())}"
+    names = {"AWS_ENDPOINT_URL_S3": url, "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}
+    for name, value in {**names, "AWS_DEFAULT_REGION": "us-east-1"}.items():
+        monkeypatch.setenv(name, value)
+    with (tmp_path / "moto.log").open("wb") as log:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)),
+            env=dict(os.environ),
+            stdout=log,
+            stderr=log,
+        )
+    async with httpx2.AsyncClient() as http:
+
+        async def made() -> bool:
+            assert process.returncode is None, (tmp_path / "moto.log").read_text()
+            with suppress(httpx2.TransportError):
+                return (await http.put(f"{url}/{BUCKET}")).status_code == 200
+            return False
+
+        await eventually(made)
+    # It keeps connections by their arguments, which are the same for each server.
+    get_filesystem_class("s3").clear_instance_cache()
+    yield f"s3://{BUCKET}"
+    process.kill()
+    await process.wait()
+
+
+@pytest.fixture
+def storage(bucket: str) -> Iterator[Storage]:
+    storage = Storage(f"{bucket}/some/prefix")
+    yield storage
+    storage.close()
+
+
+def write(storage: Storage, name: str, content: bytes) -> None:
+    with storage.writing(name) as file:
+        storage.write(name, file, content)
+
+
+async def test_a_bucket_keeps_what_is_written_and_only_that(
+    storage: Storage, bucket: str, tmp_path: Path
+) -> None:
+    # Several parts of an upload, the last one short.
+    long = b"0123456789abcde\n" * (BLOCK_BYTES // 16) * 2 + b"end"
+
+    def use() -> None:
+        storage.check()
+        assert storage.names("a") == []
+        write(storage, "a/b", long)
+        write(storage, "a/c", b"three")
+        assert b"".join(storage.read("a/b")) == long
+        assert list(storage.lines("a/b")) == long.splitlines(keepends=True)
+        assert storage.names("a") == ["a/b", "a/c"]
+        assert storage.at_hand("a/b", tmp_path).read_bytes() == long
+        # The second finds the target there.
+        storage.copy("a/b", "d/e")
+        storage.copy("a/c", "d/e")
+        assert b"".join(storage.read("d/e")) == long
+        with suppress(RuntimeError), storage.writing("d/f") as file:
+            storage.write("d/f", file, long)
+            raise RuntimeError
+        assert storage.names("d") == ["d/e"]
+        for call in (lambda: next(storage.read("x")), lambda: storage.copy("x", "y")):
+            with pytest.raises(FileNotFoundError):
+                call()
+        storage.remove("a/b")
+        assert storage.names("a") == ["a/c"]
+        for _ in range(2):
+            storage.remove("a")
+        assert storage.names("a") == []
+        with pytest.raises(ConfigurationError, match="there is no another"):
+            Storage("s3://another/prefix").check()
+
+    await asyncio.to_thread(use)
+
+
+async def test_a_batch_runs_on_a_gateway_whose_files_are_in_a_bucket(
+    bucket: str, start_gateway: StartGateway, start_worker: StartWorker
+) -> None:
+    gateway = await start_gateway(files_url=f"{bucket}/files", state_check_interval_s=0.2)
+    await start_worker()
+    names = [f"request {number}" for number in range(20)]
+    async with client_of(gateway) as client:
+        batch = await begin(client, "".join(map(request, names)))
+        done = await until(client, batch, "completed", "failed")
+        assert await texts_of(client, done) == {name: expected(name) for name in names}
+        for file_id in (batch.input_file_id, done.output_file_id):
+            assert file_id is not None
+            await client.files.delete(file_id)
+        assert (await client.files.list()).data == []
