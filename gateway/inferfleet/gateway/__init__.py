@@ -26,6 +26,7 @@
     metrics_port    where it asks
     refusal_answer  a refusal as an answer
     batches         files and batches
+    ui              the web page
 
 It keeps nothing, so that any gateway continues what another one has begun.
 """

@@ -12,6 +12,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.responses import RedirectResponse
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -32,6 +33,8 @@ from inferfleet.gateway.openai_routes import openai_routes
 from inferfleet.gateway.refusal_answer import RefusalAnswer
 from inferfleet.gateway.response_routes import conversation_routes, response_routes
 from inferfleet.gateway.session_routes import session_routes
+from inferfleet.gateway.ui.app import make_ui
+from inferfleet.gateway.ui.pages import UI_PATH
 from inferfleet.gateway.webhook_routes import webhook_routes
 from inferfleet.producer.job_making import session_prefix
 from inferfleet.producer.openai.refusals import RETRY_AFTER_S, Refusal, RefusedError, refusal_of
@@ -88,6 +91,9 @@ def make_app(gateway: Gateway) -> FastAPI:
         if isinstance(route, APIRoute)
         for method in route.methods or ()
     )
+    if gateway.settings.ui:
+        app.add_route(UI_PATH, lambda _: RedirectResponse(f"{UI_PATH}/"), include_in_schema=False)
+        app.mount(UI_PATH, make_ui(gateway))
     handlers: dict[type[Exception], Callable[[Request, Any], Awaitable[Response]]] = {
         InferfleetError: _refused,
         RefusedError: _refused,

@@ -12,13 +12,17 @@ from inferfleet.gateway.access_log import UNCOUNTED
 from inferfleet.gateway.api_keys import KeyRing
 from inferfleet.gateway.callers import Caller, set_caller
 from inferfleet.gateway.refusal_answer import RefusalAnswer
+from inferfleet.gateway.ui.pages import UI_PATH
 from inferfleet.producer.openai.refusals import Refusal
 
 SCHEME: Final = "bearer"
 
 
 class OnlyKeys:
-    """Middleware that answers only requests with an API key. Health and the API's description need none."""
+    """Middleware that answers only requests with an API key. Health and the API's description need none.
+
+    The web page finds out itself who sends a request.
+    """
 
     def __init__(self, app: ASGIApp, *, keys: KeyRing) -> None:
         self._app = app
@@ -26,7 +30,7 @@ class OnlyKeys:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
-        if scope["type"] == "http" and not scope["path"].startswith(UNCOUNTED):
+        if scope["type"] == "http" and not _needs_none(scope["path"]):
             scheme, _, presented = Headers(scope=scope).get("authorization", "").partition(" ")
             presented = presented.strip() if scheme.lower() == SCHEME else ""
             key = self._keys.find(presented) if presented else None
@@ -35,6 +39,10 @@ class OnlyKeys:
                 return
             set_caller(scope, Caller(key=key))
         await self._app(scope, receive, send)
+
+
+def _needs_none(path: str) -> bool:
+    return path == UI_PATH or path.startswith((*UNCOUNTED, f"{UI_PATH}/"))
 
 
 def _refused(presented: str) -> ASGIApp:

@@ -30,6 +30,12 @@ class OnlyLoopbackHosts:
         await app(scope, receive, send)
 
 
+def is_own_origin(headers: Headers) -> bool | None:
+    """Return whether a page of the host that a request names has sent it; ``None`` if no page has."""
+    origin = headers.get("origin")
+    return None if origin is None else origin.partition("://")[2] == headers.get("host")
+
+
 def _is_loopback(host: str) -> bool:
     try:
         return is_loopback(urlsplit(f"//{host}").hostname or "")

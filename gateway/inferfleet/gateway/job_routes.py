@@ -151,7 +151,7 @@ def job_routes(gateway: Gateway) -> APIRouter:
     @router.get("/{job_id}", responses=answer(ref("jobRecord")))
     async def get(request: Request, job_id: str, wait: Wait = 0) -> Response:
         """Read a job's record, with its result if it has ended."""
-        _check_id(job_id)
+        check_job_id(job_id)
         fleet = gateway.fleet_of(request)
         if wait:
             with suppress(WaitTimeoutError):
@@ -164,7 +164,7 @@ def job_routes(gateway: Gateway) -> APIRouter:
 
         No reason: it runs or has ended. Several gates may be closed; the first is also `reason` and `detail`.
         """
-        _check_id(job_id)
+        check_job_id(job_id)
         fleet = gateway.fleet_of(request)
         record, found = await asyncio.gather(fleet.record(job_id), fleet.position(job_id))
         first = next(iter(found.waits), None)
@@ -185,7 +185,7 @@ def job_routes(gateway: Gateway) -> APIRouter:
     @router.delete("/{job_id}", responses=answer(_CANCELLED) | answer(_CANCELLED, status=HTTPStatus.ACCEPTED))
     async def cancel(request: Request, job_id: str) -> Response:
         """Cancel a job. One that runs is asked to stop, and is still running when this returns."""
-        _check_id(job_id)
+        check_job_id(job_id)
         state = await gateway.fleet_of(request).cancel(job_id)
         status = HTTPStatus.ACCEPTED if state is JobState.RUNNING else HTTPStatus.OK
         return json_answer({"id": job_id, "state": state}, status)
@@ -198,28 +198,31 @@ def job_routes(gateway: Gateway) -> APIRouter:
 
         Any gateway continues the stream of another one. Behind the last event there is nothing: 204.
         """
-        _check_id(job_id)
-        cursor = last_event_id or after or BEGINNING
-        try:
-            JournalView.at(cursor)
-        except ValueError:
-            raise bad_request("Last-Event-ID: is not the id of an event", param="last_event_id") from None
-        fleet = gateway.fleet_of(request)
-        record = await fleet.record(job_id)
-        stream = EventStream(
-            _lines(fleet, job_id, cursor), last_events=partial(_failed, fleet), cursor=cursor
-        )
-        if record.state.terminal and not await stream.start(within_s=None):
-            return Response(status_code=HTTPStatus.NO_CONTENT)
-        return EventResponse(
-            stream,
-            headers=EVENT_HEADERS,
-            until=gateway.shutdown.draining,
-            interrupted=partial(_resume, stream),
-            stalled_s=gateway.settings.read_timeout_s,
-        )
+        return await job_events(gateway, request, job_id, after=last_event_id or after)
 
     return router
+
+
+async def job_events(gateway: Gateway, request: Request, job_id: str, *, after: str | None) -> Response:
+    """Follow a job's journal, as the route does that documents it."""
+    check_job_id(job_id)
+    cursor = after or BEGINNING
+    try:
+        JournalView.at(cursor)
+    except ValueError:
+        raise bad_request("Last-Event-ID: is not the id of an event", param="last_event_id") from None
+    fleet = gateway.fleet_of(request)
+    record = await fleet.record(job_id)
+    stream = EventStream(_lines(fleet, job_id, cursor), last_events=partial(_failed, fleet), cursor=cursor)
+    if record.state.terminal and not await stream.start(within_s=None):
+        return Response(status_code=HTTPStatus.NO_CONTENT)
+    return EventResponse(
+        stream,
+        headers=EVENT_HEADERS,
+        until=gateway.shutdown.draining,
+        interrupted=partial(_resume, stream),
+        stalled_s=gateway.settings.read_timeout_s,
+    )
 
 
 async def _submit_many(gateway: Gateway, request: Request, asked: Sequence[Asked]) -> Response:
@@ -280,7 +283,8 @@ def _failed(fleet: TenantFleet, refusal: Refusal) -> bytes:
     return b"event: failed\ndata: " + _visible(fleet, refusal).body() + b"\n\n"
 
 
-def _check_id(job_id: str) -> None:
+def check_job_id(job_id: str) -> None:
+    """Raise ``JobNotFoundError`` unless a job may have this id."""
     if not _ID.fullmatch(job_id):
         raise JobNotFoundError(job_id[:64])
 

@@ -53,6 +53,8 @@ class GatewaySettings(ProducerSettings):
     """How many batches this gateway runs at a time; with 0 it leaves them to other gateways."""
     batch_in_flight: Annotated[int, Field(ge=1, le=20_000)] = 1000
     """How many jobs of a batch are queued or run at once."""
+    ui: bool = True
+    """Whether there is a web page at ``/ui``."""
     read_timeout_s: Seconds = 30.0
     """How long a client may take to send its headers, and then its body, or to take a part of a stream."""
     drain_timeout_s: Annotated[float, Field(ge=0, le=LONGEST_S)] = 30.0

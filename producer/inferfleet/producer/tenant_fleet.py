@@ -19,6 +19,7 @@ from inferfleet.producer.job_pages import JobPage
 from inferfleet.producer.journal_view import BEGINNING, JournalLine
 from inferfleet.producer.positions import Position
 from inferfleet.producer.sessions import Session
+from inferfleet.producer.timeline import Event
 from inferfleet.schemas.errors import (
     InferfleetError,
     JobNotFoundError,
@@ -123,6 +124,10 @@ class TenantFleet:
         async with aclosing(self._fleet.stream(job_id, after=after)) as lines:
             async for line in lines:
                 yield line
+
+    async def timeline(self, job: Job | str) -> list[Event]:
+        """Read what has happened to a job, as ``Fleet.timeline``."""
+        return await self._fleet.timeline(await self._checked(job))
 
     async def cancel(self, job: Job | str) -> JobState:
         """Cancel a job, as ``Fleet.cancel``."""

@@ -51,6 +51,7 @@ _ELSEWHERE = frozenset(
         "refuse_without_workers",
         "sample_interval_s",
         "test_services",
+        "ui",
         "vllm_worker_pid",
         "webhook_max_undelivered",
         "webhook_networks",

@@ -122,25 +122,12 @@ def batch_routes(gateway: Gateway) -> APIRouter:
     @router.get("/{batch_id}", responses=answer(_BATCH))
     async def retrieve(request: Request, batch_id: str) -> Response:
         """Return the state and the progress of a batch."""
-        return json_answer(_described(await _find(gateway, batch_id, caller_of(request))))
+        return json_answer(_described(await find_batch(gateway, batch_id, caller_of(request))))
 
     @router.post("/{batch_id}/cancel", responses=answer(_BATCH))
     async def cancel(request: Request, batch_id: str) -> Response:
         """Cancel a batch. Lines that already have an answer keep it."""
-        caller = caller_of(request)
-        record = await _find(gateway, batch_id, caller)
-        await records.cancel(record.order.id)
-        record = await _find(gateway, batch_id, caller)
-        if record.state not in {BatchState.CANCELLING, BatchState.CANCELLED}:
-            raise RefusedError(
-                Refusal(
-                    status=HTTPStatus.CONFLICT,
-                    code="batch_not_cancellable",
-                    message=f"the batch is {record.state}, so it cannot be cancelled",
-                )
-            )
-        gateway.new_batch.set()
-        return json_answer(_described(record))
+        return json_answer(_described(await cancel_batch(gateway, batch_id, caller_of(request))))
 
     return router
 
@@ -249,7 +236,25 @@ def _metadata(given: object) -> dict[str, str] | None:
         ) from None
 
 
-async def _find(gateway: Gateway, batch_id: str, caller: Caller) -> BatchRecord:
+async def cancel_batch(gateway: Gateway, batch_id: str, caller: Caller) -> BatchRecord:
+    """Cancel a batch of a caller. Raises ``RefusedError`` if it has ended, or there is none."""
+    record = await find_batch(gateway, batch_id, caller)
+    await gateway.batches.cancel(record.order.id)
+    record = await find_batch(gateway, batch_id, caller)
+    if record.state not in {BatchState.CANCELLING, BatchState.CANCELLED}:
+        raise RefusedError(
+            Refusal(
+                status=HTTPStatus.CONFLICT,
+                code="batch_not_cancellable",
+                message=f"the batch is {record.state}, so it cannot be cancelled",
+            )
+        )
+    gateway.new_batch.set()
+    return record
+
+
+async def find_batch(gateway: Gateway, batch_id: str, caller: Caller) -> BatchRecord:
+    """Read a batch of a caller. Raises ``RefusedError`` if there is none, or no storage."""
     files_of(gateway)
     known, records = _ID.fullmatch(batch_id), gateway.batches
     record = await records.read(batch_id, tenant=caller.tenant) if known else None

@@ -17,6 +17,7 @@ from multipart import (  # pyright: ignore[reportMissingTypeStubs]
 )
 
 from inferfleet.gateway.batches.storage import PIECE_BYTES, Storage
+from inferfleet.gateway.hosts import is_own_origin
 from inferfleet.gateway.settings import GatewaySettings
 from inferfleet.producer.openai.refusals import Refusal, RefusedError, bad_request
 
@@ -242,8 +243,7 @@ def _boundary(request: Request) -> str:
 
 def _refuse_other_origins(request: Request) -> None:
     """Refuse a form that a browser sends for a page of another origin: no browser prevents that."""
-    origin = request.headers.get("origin")
-    if origin is not None and origin.partition("://")[2] != request.headers.get("host"):
+    if is_own_origin(request.headers) is False:
         raise _refused(
             HTTPStatus.FORBIDDEN,
             "forbidden_origin",

@@ -1,0 +1,53 @@
+"""Reads a form, and only of our own pages."""
+
+from __future__ import annotations
+
+import asyncio
+from http import HTTPStatus
+from typing import Final
+from urllib.parse import parse_qsl
+
+from fastapi import Request
+
+from inferfleet.gateway.hosts import is_own_origin
+from inferfleet.gateway.settings import GatewaySettings
+from inferfleet.producer.openai.refusals import Refusal, RefusedError
+
+MOST_BYTES: Final = 64 * 1024
+MOST_FIELDS: Final = 50
+
+
+async def read_form(request: Request, settings: GatewaySettings) -> dict[str, str]:
+    """Read a form.
+
+    Browsers add the cookie to what pages of the same site send, and always say which origin that is, so a
+    form without an origin is refused, too.
+
+    Raises:
+        RefusedError: Another origin has sent it, or it is too large, too slow, or unreadable.
+
+    """
+    if not is_own_origin(request.headers):
+        raise _refused(
+            HTTPStatus.FORBIDDEN, "forbidden_origin", "only the pages of this gateway may send this form"
+        )
+    body = bytearray()
+    try:
+        async with asyncio.timeout(settings.read_timeout_s):
+            async for part in request.stream():
+                body += part
+                if len(body) > MOST_BYTES:
+                    raise _refused(
+                        HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "body_too_large", "the form is too large"
+                    )
+    except TimeoutError as error:
+        raise _refused(HTTPStatus.REQUEST_TIMEOUT, "body_timeout", "the form came too slowly") from error
+    try:
+        return dict(parse_qsl(body.decode(), max_num_fields=MOST_FIELDS))
+    except ValueError as error:
+        raise _refused(HTTPStatus.BAD_REQUEST, "invalid_request", "the form cannot be read") from error
+
+
+def _refused(status: HTTPStatus, code: str, message: str) -> RefusedError:
+    # The rest of the body is not read, so the connection cannot be used again.
+    return RefusedError(Refusal(status=status, code=code, message=message, closes=True))

@@ -1,0 +1,26 @@
+"""Who may see the whole fleet."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from http import HTTPStatus
+
+from inferfleet.gateway.gateway import Gateway
+from inferfleet.producer.openai.refusals import Refusal, RefusedError
+
+
+def require_whole_fleet(gateway: Gateway) -> Callable[[], Awaitable[None]]:
+    """Make a check that refuses pages about the whole fleet where there are API keys: each is a tenant's."""
+
+    async def check() -> None:
+        if gateway.keys is not None:
+            raise RefusedError(
+                Refusal(
+                    status=HTTPStatus.FORBIDDEN,
+                    code="fleet_not_allowed",
+                    message="API keys are those of tenants, and this page is about the whole fleet: open "
+                    "it at a gateway without INFERFLEET_API_KEYS_FILE, which listens on a loopback address",
+                )
+            )
+
+    return check

@@ -1,0 +1,50 @@
+// Renews the parts of a page that change, from the same page of the server, and asks before a form that destroys.
+
+let paused = false;
+
+async function renew(region) {
+  const answer = await fetch(location.href, { headers: { accept: "text/html" }, redirect: "error" });
+  if (!answer.ok) return;
+  // The server has escaped all text in it, and a parsed document runs no scripts.
+  const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
+  const next = fresh.querySelectorAll("[data-live]")[[...regions].indexOf(region)];
+  // Whoever selects text or has the focus there keeps what is there.
+  const selected = getSelection();
+  const reading = !selected.isCollapsed && region.contains(selected.anchorNode);
+  if (next && !reading && !region.contains(document.activeElement)) region.replaceChildren(...next.childNodes);
+}
+
+function follow(region) {
+  const seconds = Number(region.dataset.live);
+  const again = () => setTimeout(async () => {
+    if (!document.hidden && !paused) {
+      try {
+        await renew(region);
+      } catch {
+        // The gateway is away, or the key counts no more: what is there stays.
+      }
+    }
+    again();
+  }, seconds * 1000);
+  again();
+}
+
+const regions = document.querySelectorAll("[data-live]");
+if (regions.length) {
+  regions.forEach(follow);
+  const button = document.createElement("button");
+  button.className = "quiet";
+  button.type = "button";
+  button.textContent = "Pause updates";
+  button.setAttribute("aria-pressed", "false");
+  button.addEventListener("click", () => {
+    paused = !paused;
+    button.setAttribute("aria-pressed", String(paused));
+  });
+  document.querySelector(".bar .side").prepend(button);
+}
+
+document.addEventListener("submit", (event) => {
+  const question = event.target.dataset.confirm;
+  if (question && !confirm(question)) event.preventDefault();
+});

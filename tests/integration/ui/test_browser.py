@@ -1,0 +1,154 @@
+"""The web page in a real browser, wide and narrow, light and dark."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from tests.integration.conftest import (
+    PATIENCE_S,
+    RunningGateway,
+    StartWorker,
+    answer_to,
+    chat,
+    eventually,
+    slow_chat,
+    until_tokens,
+)
+from tests.integration.ui.browser import LOOKS, Look, chromium
+from tests.integration.ui.conftest import HOSTILE, Reader, new_key
+
+from inferfleet.producer import Fleet
+
+MANY = 10_000
+
+
+@pytest.fixture(params=LOOKS)
+async def look(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Look]:
+    async with chromium() as browser:
+        context = await browser.new_context(**LOOKS[request.param])
+        context.set_default_timeout(PATIENCE_S * 1000)
+        yield Look(await context.new_page(), tmp_path, request.param)
+        await context.close()
+
+
+async def test_an_idle_fleet(look: Look, gateway: RunningGateway, pool: str) -> None:
+    for path in ("jobs", "sessions", "batches", "dead-letters", f"dead-letters/{pool}", "nothing"):
+        await look.page.goto(f"{gateway.url}/ui/{path}")
+        look.complaints[:] = [each for each in look.complaints if "404" not in each]
+        await look.examine(f"idle-{path.replace('/' + pool, '-pool')}")
+
+
+async def test_the_text_of_a_job_grows_until_its_end(
+    look: Look, gateway: RunningGateway, fleet: Fleet, start_worker: StartWorker, pool: str
+) -> None:
+    job = await fleet.submit(
+        slow_chat(HOSTILE, tokens=60, step_s=0.1), pool=pool, stream=True, session_id=f"{pool}-talk"
+    )
+    await look.page.goto(f"{gateway.url}/ui/jobs/{job.id}")
+    await look.examine("job-queued")
+    await start_worker()
+    await until_tokens(fleet, job, 20)
+    text = look.page.locator("#answer pre.writing")
+    await text.wait_for()
+    await look.page.locator(".timeline .started").wait_for()
+    begun = await text.text_content()
+    assert begun
+    assert answer_to(job).startswith(begun)
+    await look.examine("job-running")
+    await fleet.wait(job)
+    await look.page.locator(".badge.succeeded").wait_for()
+    assert await look.page.locator(".part pre").text_content() == answer_to(job)
+    await look.examine("job-succeeded")
+    await look.page.click("text=-talk")
+    await look.examine("session")
+    assert await look.page.locator("script:not([src]), img[src=x]").count() == 0
+
+
+async def test_a_failed_job(
+    look: Look, gateway: RunningGateway, fleet: Fleet, start_worker: StartWorker, pool: str
+) -> None:
+    await start_worker()
+    job = await fleet.submit(chat(simulated={"fail": "engine_error"}), pool=pool, max_attempts=3)
+    await fleet.wait(job)
+    await look.page.goto(f"{gateway.url}/ui/jobs/{job.id}")
+    await look.examine("job-failed")
+
+
+async def test_dead_letters_are_submitted_again_after_a_question(
+    look: Look, gateway: RunningGateway, fleet: Fleet, start_worker: StartWorker, pool: str
+) -> None:
+    worker = await start_worker()
+    jobs = [
+        await fleet.submit(chat(simulated={"fail": "engine_error"}), pool=pool, max_attempts=1)
+        for _ in range(3)
+    ]
+    await fleet.wait_many(jobs)
+    await worker.stop()
+
+    async def dead() -> bool:
+        return await fleet.dead_letters.count(pool) == 3
+
+    await eventually(dead)
+    await look.page.goto(f"{gateway.url}/ui/dead-letters/{pool}")
+    await look.examine("dead-letters")
+    await look.page.click("text=Submit all again")
+    await look.examine("replay-asked")
+    assert await dead()
+    await look.page.click("text=Submit them again")
+    await look.page.locator("text=3 jobs were submitted").wait_for()
+    await look.examine("replayed")
+    assert await fleet.dead_letters.count(pool) == 0
+
+
+async def test_ten_thousand_jobs(look: Look, gateway: RunningGateway, fleet: Fleet, pool: str) -> None:
+    await fleet.submit_many([chat()] * MANY, pool=pool)
+    await look.page.goto(f"{gateway.url}/ui/jobs?pool={pool}")
+    assert await look.page.locator("tbody tr").count() == 100
+    await look.examine("jobs-many")
+    await look.page.click("text=Next page")
+    assert await look.page.locator("tbody tr").count() == 100
+
+
+async def test_a_batch(
+    look: Look, gateway: RunningGateway, reader: Reader, start_worker: StartWorker
+) -> None:
+    lines = "".join(
+        f'{{"custom_id": "{number}", "method": "POST", "url": "/v1/chat/completions", "body": '
+        f'{{"messages": [{{"role": "user", "content": "hello"}}], "max_tokens": 4}}}}\n'
+        for number in range(40)
+    )
+    file = await reader.post("/v1/files", data={"purpose": "batch"}, files={"file": lines.encode()})
+    made = await reader.post(
+        "/v1/batches",
+        json={
+            "input_file_id": file.json()["id"],
+            "endpoint": "/v1/chat/completions",
+            "completion_window": "24h",
+            "metadata": {"team": "search"},
+        },
+    )
+    await look.page.goto(f"{gateway.url}/ui/batches/{made.json()['id']}")
+    await look.examine("batch-waiting")
+    await start_worker()
+    await look.page.locator(".badge.completed").wait_for()
+    await look.examine("batch-completed")
+    await look.page.click("nav >> text=Batches")
+    await look.examine("batches")
+
+
+async def test_signing_in(look: Look, guarded: RunningGateway, key_file: Path, pool: str) -> None:
+    key = new_key(key_file, "acme")
+    await look.page.goto(f"{guarded.url}/ui/jobs?pool={pool}")
+    await look.examine("sign-in")
+    await look.page.keyboard.type(key)
+    await look.page.keyboard.press("Enter")
+    await look.page.locator("text=Sign out").wait_for()
+    assert look.page.url == f"{guarded.url}/ui/jobs?pool={pool}"
+    await look.examine("signed-in")
+    (cookie,) = await look.page.context.cookies()
+    assert (cookie["httpOnly"], cookie["sameSite"], cookie["path"]) == (True, "Strict", "/ui")
+    await look.page.click("text=Sign out")
+    await look.page.locator("text=API key").first.wait_for()
+    assert await look.page.context.cookies() == []
