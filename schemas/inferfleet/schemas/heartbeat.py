@@ -1,4 +1,4 @@
-"""The heartbeat that a worker writes every few seconds."""
+"""The heartbeat that a worker writes every few seconds, with the jobs that it has just ended."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Annotated
 
 from pydantic import AwareDatetime, Field
 
-from inferfleet.schemas.job import PoolName
-from inferfleet.schemas.result import Count
+from inferfleet.schemas.failures import FailureCode
+from inferfleet.schemas.job import DEFAULT_TENANT, JobId, JobState, PoolName
+from inferfleet.schemas.result import Count, Seconds
 from inferfleet.schemas.wire_model import WireModel
 
 
@@ -20,13 +21,34 @@ class WorkerPhase(StrEnum):
     DRAINING = "draining"
 
 
+class EndedJob(WireModel):
+    """A job that has just ended, without anything of its request or answer.
+
+    ``code`` is why it did not succeed. ``queue_wait_s`` and ``total_s`` are those of ``Timings``.
+    """
+
+    id: JobId
+    pool: PoolName
+    worker_id: str
+    tenant: str = DEFAULT_TENANT
+    priority: int
+    state: JobState
+    code: FailureCode | None = None
+    ended_at: AwareDatetime
+    queue_wait_s: Seconds | None = None
+    total_s: Seconds | None = None
+    tokens: Count = 0
+
+
 class Heartbeat(WireModel):
     """One worker's entry in the health map. It expires when the worker stops renewing it.
 
     ``running`` and ``waiting`` are the engine's own counts; ``held`` counts the jobs that the worker holds
     and that wait for a slot. ``kv_cache_usage`` is a share from 0 to 1. ``model_identity`` is the short hash
     of the model, empty until it is loaded: workers with different identities do not resume each other's
-    answers. ``finished_per_s`` is how many jobs have ended here a second, in the last minute.
+    answers. ``finished_per_s`` is how many jobs have ended here a second, in the last minute, and
+    ``tokens_per_s`` how many tokens were generated, in the last ten seconds. ``ended`` has the last few jobs
+    that succeeded here, and the last few that did not, the newest first.
     """
 
     worker_id: str
@@ -42,5 +64,7 @@ class Heartbeat(WireModel):
     kv_cache_usage: Annotated[float, Field(ge=0, le=1)] = 0.0
     tokens_generated: Count = 0
     finished_per_s: Annotated[float, Field(ge=0)] = 0.0
+    tokens_per_s: Annotated[float, Field(ge=0)] = 0.0
+    ended: tuple[EndedJob, ...] = ()
     started_at: AwareDatetime
     seen_at: AwareDatetime

@@ -18,6 +18,7 @@ from inferfleet.wire.redis.session_records import SessionRecords
 from inferfleet.worker.attempt import Attempts
 from inferfleet.worker.attempt_log import AttemptLog
 from inferfleet.worker.claim import Claims
+from inferfleet.worker.ended_jobs import EndedJobs
 from inferfleet.worker.fronts import Fronts
 from inferfleet.worker.hooks import AllHooks, Hooks
 from inferfleet.worker.journal import JournalWriter
@@ -53,6 +54,7 @@ def assemble(
     slots: Slots,
     fronts: Fronts,
     metrics: WorkerMetrics,
+    ended_jobs: EndedJobs,
     pipeline: CommandPipeline,
     confirm_channel: ConfirmChannel,
     spans_to: TracerProvider | None,
@@ -67,7 +69,7 @@ def assemble(
         keep_requests=settings.keep_requests,
         replicas=Replicas(pipeline, settings, patience_s=None),
     )
-    observers: list[Hooks] = [metrics.attempts, AttemptLog(prompts=settings.log_prompts)]
+    observers: list[Hooks] = [metrics.attempts, ended_jobs, AttemptLog(prompts=settings.log_prompts)]
     spans: AttemptSpans | None = None
     if spans_to is not None:
         # OpenTelemetry is there only where a worker traces.

@@ -15,6 +15,7 @@ from inferfleet.wire.redis.heartbeats import forget_heartbeat, write_heartbeat
 from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.redis.pool_limits import note_limit
 from inferfleet.wire.redis.pools import note_pool
+from inferfleet.worker.ended_jobs import EndedJobs
 from inferfleet.worker.metrics import WorkerMetrics
 from inferfleet.worker.ports import Engine
 from inferfleet.worker.slots import Slots
@@ -24,6 +25,12 @@ logger = logging.getLogger(__name__)
 
 HEARTBEATS_MISSED = 5
 """After this many missed heartbeats a worker is off the health map."""
+
+JOBS_WINDOW_S = 60.0
+"""Over how long the rate of jobs is measured: an answer may take that long."""
+
+TOKENS_WINDOW_S = 10.0
+"""Over how long the rate of tokens is measured."""
 
 FORGET_TIMEOUT_S = 1.0
 """How long an exiting worker tries to remove itself from the health map."""
@@ -39,17 +46,20 @@ class HeartbeatWriter:
         engine: Engine,
         slots: Slots,
         metrics: WorkerMetrics,
+        ended_jobs: EndedJobs,
         clock: RedisClock,
     ) -> None:
         self._settings = settings
         self._engine = engine
         self._slots = slots
         self._metrics = metrics
+        self._ended_jobs = ended_jobs
         self._clock = clock
         self.started_at = clock.now()
         """When the worker started, by Redis' clock once that is known."""
         self.phase = WorkerPhase.LOADING
-        self._throughput = Throughput()
+        self._finished = Throughput(window_s=JOBS_WINDOW_S)
+        self._generated = Throughput(window_s=TOKENS_WINDOW_S)
         self._phase_changed = asyncio.Event()
         self._outage = Outage()
         # Read once: the version is in files, and later the process may have no file descriptor left.
@@ -77,7 +87,9 @@ class HeartbeatWriter:
             held=self._slots.waiting,
             kv_cache_usage=stats.kv_cache_usage,
             tokens_generated=self._metrics.attempts.tokens_generated,
-            finished_per_s=self._throughput.per_s(self._metrics.attempts.jobs_finished),
+            finished_per_s=self._finished.per_s(self._metrics.attempts.jobs_finished),
+            tokens_per_s=self._generated.per_s(self._metrics.attempts.tokens_generated),
+            ended=self._ended_jobs.latest(),
             started_at=self.started_at,
             seen_at=self._clock.now(),
         )

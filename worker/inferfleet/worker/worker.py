@@ -31,6 +31,7 @@ from inferfleet.wire.tracing import FLUSH_S, exporting_spans
 from inferfleet.worker.assembly import assemble
 from inferfleet.worker.broker import Delivery, Subscription, subscribe
 from inferfleet.worker.deletion_cost import deletion_cost, keep_deletion_cost
+from inferfleet.worker.ended_jobs import EndedJobs
 from inferfleet.worker.fronts import Fronts
 from inferfleet.worker.heartbeat import HeartbeatWriter
 from inferfleet.worker.http import serve_http
@@ -73,8 +74,14 @@ class Worker:
         self._metrics.slots = lambda: self._slots.limit
         self._pipeline: CommandPipeline | None = None
         self._clock = RedisClock()
+        self._ended_jobs = EndedJobs(pool=settings.pool, worker_id=settings.worker_id, clock=self._clock)
         self._heartbeats = HeartbeatWriter(
-            settings=settings, engine=engine, slots=self._slots, metrics=self._metrics, clock=self._clock
+            settings=settings,
+            engine=engine,
+            slots=self._slots,
+            metrics=self._metrics,
+            ended_jobs=self._ended_jobs,
+            clock=self._clock,
         )
         self._fronts = Fronts(self._clock, strict=settings.queue_type is QueueType.CLASSIC)
         self._pool_pause = PoolPause(settings=settings, slots=self._slots, fronts=self._fronts)
@@ -135,6 +142,7 @@ class Worker:
                 slots=self._slots,
                 fronts=self._fronts,
                 metrics=self._metrics,
+                ended_jobs=self._ended_jobs,
                 pipeline=pipeline,
                 confirm_channel=confirm_channel,
                 spans_to=spans_to,

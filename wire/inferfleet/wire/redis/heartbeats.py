@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import orjson
+
 from inferfleet.schemas.heartbeat import Heartbeat, WorkerPhase
 from inferfleet.schemas.names import WORKERS_KEY, worker_key
 from inferfleet.wire.redis import process_scripts
@@ -19,8 +21,9 @@ async def write_heartbeat(pipeline: CommandPipeline, heartbeat: Heartbeat, *, tt
     """Write a worker's heartbeat, which expires after ``ttl_s`` seconds. Also update the clock."""
     key = worker_key(heartbeat.worker_id)
     fields: list[Argument] = []
-    for name, value in heartbeat.model_dump(mode="json").items():
+    for name, value in heartbeat.model_dump(mode="json", exclude={"ended"}, exclude_none=True).items():
         fields += (name, value)
+    fields += ("ended", orjson.dumps([job.model_dump(mode="json") for job in heartbeat.ended]))
     await asyncio.gather(
         pipeline.enqueue("HSET", key, *fields),
         pipeline.enqueue("PEXPIRE", key, int(ttl_s * 1000)),
@@ -49,9 +52,12 @@ async def read_heartbeats(pipeline: CommandPipeline) -> list[Heartbeat]:
     listed: Any = await pipeline.execute("ZRANGE", WORKERS_KEY, 0, -1)
     answers = [pipeline.enqueue("HGETALL", worker_key(worker_id.decode())) for worker_id in listed]
     entries: list[dict[bytes, bytes]] = [await answer for answer in answers]
-    heartbeats = [
-        Heartbeat.model_validate({name.decode(): value.decode() for name, value in fields.items()})
-        for fields in entries
-        if fields
-    ]
+    heartbeats = [_heartbeat(fields) for fields in entries if fields]
     return sorted(heartbeats, key=lambda heartbeat: (heartbeat.pool, heartbeat.worker_id))
+
+
+def _heartbeat(fields: dict[bytes, bytes]) -> Heartbeat:
+    # A worker of version 0.2 has no such field.
+    ended = orjson.loads(fields.pop(b"ended", b"[]"))
+    texts = {name.decode(): value.decode() for name, value in fields.items()}
+    return Heartbeat.model_validate({**texts, "ended": ended})
