@@ -13,6 +13,7 @@ from typing import Any, Final, Unpack
 
 from inferfleet.producer.background import background
 from inferfleet.producer.dead_letters import DeadLetters
+from inferfleet.producer.fleet_watch import FleetWatch
 from inferfleet.producer.job_handle import JobHandle
 from inferfleet.producer.job_listing import EVERY_JOB, JobFilter, JobListing
 from inferfleet.producer.job_making import JobOptions, make_job
@@ -109,6 +110,8 @@ class Fleet:
         """What OpenAI's Responses API keeps of each response."""
         self.dead_letters = DeadLetters(settings, self.submit)
         """The dead letters of all pools."""
+        self.watch = FleetWatch(pipeline=pipeline, listing=self._listing, waiting=publisher.waiting)
+        """Takes snapshots of the whole fleet."""
 
     @classmethod
     @asynccontextmanager

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from inferfleet.producer.job_making import check_pool
 from inferfleet.producer.job_pages import JobPage, Place
 from inferfleet.schemas.errors import InvalidJobError, JobNotFoundError
+from inferfleet.schemas.heartbeat import Heartbeat
 from inferfleet.schemas.job import JobState
 from inferfleet.schemas.message import read_job
 from inferfleet.schemas.result import JobRecord
@@ -23,6 +24,9 @@ from inferfleet.wire.redis.job_listing import BEGINNING, PRIORITIES, Entry, unfi
 from inferfleet.wire.redis.job_reading import JobReading
 from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.redis.pools import read_pools
+
+FRONT = 50
+"""How many entries to read at once to find the first that waits: only those that run are before it."""
 
 AT_ONCE = 64
 """How many jobs are cancelled, or how many requests are read, at the same time."""
@@ -193,17 +197,23 @@ class JobListing:
                     found += compress(some, have)
                 yield _Read(entries, found)
 
-    async def pools(self) -> list[str]:
-        """Return the names of all pools that had a worker, a declaration or a job in the last 30 days."""
+    async def pools(self, heartbeats: list[Heartbeat] | None = None) -> list[str]:
+        """Return the names of all pools that had a worker, a declaration or a job in the last 30 days.
+
+        ``heartbeats`` are those of all workers, if the caller has read them.
+        """
         listed = await read_pools(self._pipeline)
+        if heartbeats is None:
+            heartbeats = await read_heartbeats(self._pipeline)
         # Workers of version 0.2 are only on the health map.
-        return sorted({*listed, *(worker.pool for worker in await read_heartbeats(self._pipeline))})
+        return sorted({*listed, *(worker.pool for worker in heartbeats)})
 
     async def oldest_waiting(self, pool: str) -> datetime | None:
         """Return when the oldest job that does not run began to wait; ``None`` if none waits."""
         oldest: int | None = None
         for priority in PRIORITIES:
-            async with aclosing(unfinished(self._pipeline, pool, priority, until_ms=oldest)) as pages:
+            front = unfinished(self._pipeline, pool, priority, until_ms=oldest, page_size=FRONT)
+            async with aclosing(front) as pages:
                 async for page in pages:
                     states = await self._records.states(entry.id for entry in page)
                     if waiting := [it.since_ms for it in page if states[it.id] is JobState.QUEUED]:

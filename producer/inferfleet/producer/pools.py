@@ -35,7 +35,8 @@ class Pools:
     async def all(self) -> list[PoolStatus]:
         """Read all pools that have a queue, a worker or an unfinished job."""
         heartbeats = await read_heartbeats(self._pipeline)
-        found = await asyncio.gather(*(self._read(pool, heartbeats) for pool in await self._listing.pools()))
+        names = await self._listing.pools(heartbeats)
+        found = await asyncio.gather(*(self._read(pool, heartbeats) for pool in names))
         return [pool for pool in found if pool is not None]
 
     async def one(self, pool: str) -> PoolStatus:

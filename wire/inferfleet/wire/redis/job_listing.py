@@ -47,6 +47,7 @@ async def unfinished(
     *,
     behind: Entry = BEGINNING,
     until_ms: int | None = None,
+    page_size: int | None = None,
 ) -> AsyncGenerator[list[Entry]]:
     """Yield the unfinished jobs of a priority behind an entry in pages, the oldest first.
 
@@ -54,11 +55,12 @@ async def unfinished(
     leaves out those that entered later. A job that is published again meanwhile moves to the end, and may
     come twice.
     """
+    limit = page_size or PAGE
     while True:
-        _, entries = await _read(pipeline, open_key(pool, priority), behind, limit=PAGE)
+        _, entries = await _read(pipeline, open_key(pool, priority), behind, limit=limit)
         if page := [entry for entry in entries if until_ms is None or entry.since_ms <= until_ms]:
             yield page
-        if len(page) < PAGE:
+        if len(page) < limit:
             return
         behind = page[-1]
 

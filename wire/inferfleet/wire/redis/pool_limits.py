@@ -25,6 +25,11 @@ async def note_limit(pipeline: CommandPipeline, pool: str, queue_max_length: int
         await pipeline.execute("HSET", pool_key(pool), "queue_max_length", queue_max_length)
 
 
+async def count_waiting_turns(pipeline: CommandPipeline, pool: str) -> int:
+    """Count the turns of a pool that wait in lanes. Those whose lanes have expired may be among them."""
+    return int(await pipeline.execute("ZCARD", waiting_turns_key(pool)))
+
+
 class WaitingTurns:
     """Counts the turns of each pool that wait in lanes.
 

@@ -1,0 +1,63 @@
+"""The whole fleet at one moment: pools with rates, backlogs and closed gates; what has just ended."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from pydantic import AwareDatetime, Field
+
+from inferfleet.schemas.heartbeat import EndedJob
+from inferfleet.schemas.pool import PoolStatus
+from inferfleet.schemas.wire_model import WireModel
+
+
+class GateReason(StrEnum):
+    """Why jobs of a pool do not start, or are not accepted."""
+
+    PAUSED = "paused"
+    """The pool is paused."""
+    NO_WORKER = "no_worker"
+    """There are jobs, and no worker is ready."""
+    NO_QUEUE = "no_queue"
+    """The pool has no queue, so it accepts no jobs."""
+    FULL = "full"
+    """The queue holds as many jobs as it may, so it accepts no more."""
+    TURN = "turn"
+    """Turns wait for earlier turns of their sessions."""
+    SLOT = "slot"
+    """Workers hold jobs that wait for a free slot."""
+
+
+class Gate(WireModel):
+    """A closed gate, as a word and as a sentence for a person."""
+
+    reason: GateReason
+    detail: str
+
+
+class PoolView(PoolStatus):
+    """A pool with its rates and its closed gates. ``ready`` is also ``None`` while RabbitMQ does not answer.
+
+    ``finished_per_s`` and ``tokens_per_s`` are the sums of its workers. ``backlog_s`` is how long the
+    unfinished jobs last at that rate of jobs, ``None`` while no job ends. ``queue_wait_s`` is the median wait
+    of the jobs in ``FleetSnapshot.ended`` that ended in the last minute.
+    """
+
+    finished_per_s: float = 0.0
+    tokens_per_s: float = 0.0
+    backlog_s: float | None = None
+    queue_wait_s: float | None = None
+    gates: tuple[Gate, ...] = ()
+
+
+class FleetSnapshot(WireModel):
+    """The fleet at one moment. ``unreachable`` has the error of each service that does not answer.
+
+    While Redis does not answer, pools and ended jobs are those of ``at``, when it last did. ``ended`` has the
+    jobs that heartbeats have named, the newest first: of a busy worker not all.
+    """
+
+    at: AwareDatetime
+    unreachable: dict[str, str] = Field(default_factory=dict[str, str])
+    pools: tuple[PoolView, ...] = ()
+    ended: tuple[EndedJob, ...] = ()
