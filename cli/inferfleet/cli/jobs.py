@@ -5,24 +5,20 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from contextlib import aclosing
-from datetime import datetime
 from typing import Annotated
 
 import orjson
 import typer
 
-from inferfleet.cli.fleet_lines import duration
+from inferfleet.cli.job_lines import story, summary
 from inferfleet.cli.options import JobArgument, JsonFlag, producer_settings
 from inferfleet.cli.printing import print_told
-from inferfleet.cli.terminal import err, line, out, shown_id
+from inferfleet.cli.terminal import err, out
 from inferfleet.cli.where import LettersWhereOption, WhereOption, parse_letters_where, parse_where
 from inferfleet.producer.dead_letters import LetterFilter
 from inferfleet.producer.fleet import Fleet
 from inferfleet.producer.job_listing import EVERY_JOB, JobFilter
-from inferfleet.producer.positions import Position
-from inferfleet.producer.timeline import Event, EventKind
 from inferfleet.schemas import Job
-from inferfleet.schemas.result import JobRecord
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
@@ -113,23 +109,10 @@ async def _list(where: JobFilter, limit: int, *, as_json: bool) -> None:
                 # An array, but never all of it in memory.
                 out((",\n" if listed else "[") + record.model_dump_json(exclude_none=True))
             else:
-                out(_summary(record))
+                out(f"{summary(record)}\n")
             listed += 1
     if as_json:
         out("]\n" if listed else "[]\n")
-
-
-def _summary(record: JobRecord) -> str:
-    submitted = f"{record.submitted_at:%Y-%m-%d %H:%M:%S}" if record.submitted_at else "-"
-    more = [f"attempt {record.attempt} on {record.worker_id}"] if record.attempt else []
-    more += [f"{record.tokens} tokens"] if record.tokens else []
-    more += [f"session {shown_id(record.session_id)}"] if record.session_id else []
-    return (
-        "  ".join(
-            (shown_id(record.id), submitted, record.pool, f"priority {record.priority}", record.state, *more)
-        )
-        + "\n"
-    )
 
 
 async def _show(job: str, *, as_json: bool) -> None:
@@ -145,57 +128,9 @@ async def _show(job: str, *, as_json: bool) -> None:
         out(orjson.dumps(shown).decode() + "\n")
         return
     if record is not None:
-        out(_summary(record))
-    began = events[0].at if events else None
-    for event in events:
-        out(_told(event, began or event.at))
-    for wait in position.waits:
-        out(f"waits: {line(wait.detail)}\n")
-    if position.ahead is not None:
-        out(f"{_ahead(position)}\n")
-
-
-def _told(event: Event, began: datetime) -> str:
-    after_s = (event.at - began).total_seconds()
-    return f"{event.at:%Y-%m-%d %H:%M:%S.%f}"[:-3] + f"  {after_s:+10.3f} s  {line(_words(event))}\n"
-
-
-def _words(event: Event) -> str:
-    """Return an event as words for a person."""
-    on = f" on {event.worker_id}" if event.worker_id else ""
-    match event.kind:
-        case EventKind.QUEUED:
-            return "queued"
-        case EventKind.STARTED:
-            return f"attempt {event.attempt} started{on}"
-        case EventKind.RESUMED:
-            return f"attempt {event.attempt} resumed{on} behind token {event.tokens}"
-        case EventKind.TOKENS:
-            lasted_s = ((event.until or event.at) - event.at).total_seconds()
-            return f"{event.tokens} tokens in {lasted_s:.3f} s"
-        case EventKind.RETRIED:
-            return f"attempt {event.attempt} failed{on}: {event.detail or 'no reason was recorded'}"
-        case EventKind.HANDED_OVER:
-            return f"handed over by {event.worker_id or 'its worker'}"
-        case EventKind.LOST:
-            return f"lost its worker {event.worker_id}, which gave no sign of life any more"
-        case EventKind.REPUBLISHED:
-            return "published again, because its message was lost"
-        case EventKind.RESTARTED:
-            return f"answer restarted ({event.detail}); {event.tokens} tokens wasted"
-        case EventKind.RESTORED:
-            return f"restored{on}, because Redis had lost the record"
-        case EventKind.FINISHED:
-            return f"{event.detail}, with {event.tokens} tokens"
-
-
-def _ahead(position: Position) -> str:
-    told = f"ahead: {position.ahead:,} unfinished jobs"
-    if position.finished_per_s:
-        told += f"; {position.finished_per_s:.2g} a second have ended lately"
-    if position.starts_in_s is not None:
-        told += f", so it may start in {duration(position.starts_in_s)}"
-    return told
+        out(f"{summary(record)}\n")
+    for text in story(events, position):
+        out(f"{text}\n")
 
 
 async def _retry(pool: str, where: LetterFilter) -> list[Job]:

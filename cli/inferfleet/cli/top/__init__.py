@@ -1,0 +1,9 @@
+"""``inferfleet top``: the fleet on a terminal.
+
+    command    the command, and one snapshot without the extra
+    tables     a snapshot as tables of text, for any width
+    app        the live view, with Textual
+    screens    what opens above it: a pool's jobs, a job, a question, the help
+
+Everything shown is in a ``FleetSnapshot``; nothing here reads RabbitMQ or Redis.
+"""
