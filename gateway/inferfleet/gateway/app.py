@@ -33,6 +33,7 @@ from inferfleet.gateway.openai_routes import openai_routes
 from inferfleet.gateway.refusal_answer import RefusalAnswer
 from inferfleet.gateway.response_routes import conversation_routes, response_routes
 from inferfleet.gateway.session_routes import session_routes
+from inferfleet.gateway.tracing import trace_requests
 from inferfleet.gateway.ui.app import make_ui
 from inferfleet.gateway.ui.pages import UI_PATH
 from inferfleet.gateway.webhook_routes import webhook_routes
@@ -111,6 +112,8 @@ def make_app(gateway: Gateway) -> FastAPI:
         app.add_middleware(OnlyLoopbackHosts)
     app.add_middleware(OpenRequests, most=gateway.settings.max_open_requests, metrics=gateway.metrics)
     app.add_middleware(UnreadBodies)
+    if gateway.settings.tracing:
+        trace_requests(app)
     return with_document(app, keys=gateway.keys is not None)
 
 

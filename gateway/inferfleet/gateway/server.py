@@ -23,6 +23,7 @@ from inferfleet.gateway.gateway import Gateway
 from inferfleet.gateway.metrics import GatewayMetrics
 from inferfleet.gateway.metrics_port import serving_metrics
 from inferfleet.gateway.settings import GatewaySettings
+from inferfleet.gateway.tracing import tracing
 from inferfleet.gateway.webhooks.webhooks import Webhooks
 from inferfleet.producer import Fleet
 from inferfleet.producer.background import background
@@ -60,7 +61,7 @@ async def run_gateway(settings: GatewaySettings) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
-    async with serving(settings) as port:
+    async with tracing(settings), serving(settings) as port:
         logger.info("serving OpenAI's API on http://%s:%d/v1", settings.http_host, port)
         await stopping.wait()
         logger.info("draining")

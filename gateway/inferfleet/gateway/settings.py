@@ -67,6 +67,8 @@ class GatewaySettings(ProducerSettings):
     """How many events of an endpoint are kept that it has not accepted."""
     log_format: LogFormat = LogFormat.JSON
     log_level: str = "INFO"
+    tracing: bool = False
+    """Whether the gateway exports spans with OpenTelemetry, whose own variables say where and which."""
 
     @field_validator("allow_anonymous")
     @classmethod

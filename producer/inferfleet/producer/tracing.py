@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import version
@@ -13,7 +13,7 @@ from inferfleet.schemas import span_names
 from inferfleet.schemas.job import Job
 from inferfleet.schemas.message import trace_headers
 from inferfleet.schemas.names import job_queue
-from inferfleet.schemas.trace import MAX_TRACESTATE_CHARS
+from inferfleet.schemas.trace import MAX_TRACESTATE_CHARS, trace_id, valid_trace
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Tracer
@@ -31,6 +31,14 @@ def current_trace() -> dict[str, str]:
     if len(trace.get("tracestate", "")) > MAX_TRACESTATE_CHARS:
         del trace["tracestate"]
     return trace
+
+
+def trace_of_request(headers: Mapping[str, str]) -> dict[str, str]:
+    """Return the trace of a request over HTTP: that of the headers, or the current span if that is in it."""
+    named, current = valid_trace(headers), current_trace()
+    if named and current and trace_id(named["traceparent"]) == trace_id(current["traceparent"]):
+        return current
+    return named
 
 
 @contextmanager

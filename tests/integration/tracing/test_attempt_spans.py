@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import AsyncIterator
 
-import pytest
 from tests.integration.conftest import (
     PATIENCE_S,
     StartWorkerProcess,
-    WorkerProcess,
     chat,
     eventually,
     slow_chat,
     until_running,
 )
-from tests.integration.tracing.collector import Collector, collecting
+from tests.integration.tracing.collector import Collector
 
 from inferfleet.producer import Fleet
 from inferfleet.schemas.span_names import SCHEMA_URL
@@ -25,25 +22,6 @@ ID = "0af7651916cd43dd8448eb211c80319c"
 PARENT = "b7ad6b7169203331"
 SAMPLED = f"00-{ID}-{PARENT}-01"
 UNSAMPLED = f"00-{ID}-{PARENT}-00"
-
-
-@pytest.fixture
-async def collector() -> AsyncIterator[Collector]:
-    async with collecting() as collector:
-        yield collector
-
-
-@pytest.fixture
-def start_tracing(
-    start_worker_process: StartWorkerProcess, environment: dict[str, str], collector: Collector
-) -> StartWorkerProcess:
-    """Start workers that trace to the collector."""
-
-    async def start(*options: str, preamble: str = "", **variables: str) -> WorkerProcess:
-        return await start_worker_process(*options, preamble=preamble, tracing="true", **variables)
-
-    environment |= collector.environment
-    return start
 
 
 async def test_an_attempt_is_a_tree_of_spans_with_what_was_asked_and_said(

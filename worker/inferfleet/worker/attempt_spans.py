@@ -15,6 +15,7 @@ from contextlib import suppress
 from typing import Final
 
 from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.trace import Link
 from typing_extensions import override
 
 from inferfleet.schemas import Failure, Job, Result
@@ -22,13 +23,14 @@ from inferfleet.schemas.errors import InferfleetError
 from inferfleet.schemas.journal import QueuedEntry
 from inferfleet.schemas.message import trace_headers
 from inferfleet.schemas.settings import WorkerSettings
+from inferfleet.schemas.span_names import LINK_TURN
 from inferfleet.schemas.trace import is_sampled, span_of_attempt, trace_of_attempts
 from inferfleet.wire.redis.records import JobRecords
 from inferfleet.worker.hooks import Hooks
 from inferfleet.worker.job_run import JobRun
 from inferfleet.worker.log import about
 from inferfleet.worker.past_attempts import Past, past_of
-from inferfleet.worker.span_making import EndedAttempt, SpanMaker
+from inferfleet.worker.span_making import EndedAttempt, SpanMaker, link_to
 
 logger = logging.getLogger(__name__)
 
@@ -98,13 +100,13 @@ class AttemptSpans(Hooks):
         return self._spans.samples(trace_of_attempts(job.id, None))
 
     async def _tell(self, ended: EndedAttempt) -> None:
-        past = Past(ended.job.submitted_at)
-        if ended.attempt > 1:
-            try:
-                past = await past_of(ended.attempt, self._records.entries(ended.job.id))
-            except (InferfleetError, LookupError, ValueError) as error:
-                logger.warning(
-                    "cannot read the earlier attempts of a job (%s)", error, extra=about(ended.job)
-                )
+        past, links = Past(ended.job.submitted_at), list[Link]()
+        try:
+            if ended.attempt > 1:
                 past = Past()
-        self._spans.make(ended, past)
+                past = await past_of(ended.attempt, self._records.entries(ended.job.id))
+            if (turn := ended.previous_turn) and (traced := await self._records.traced(turn)) is not None:
+                links.append(link_to(LINK_TURN, turn, *traced))
+        except (InferfleetError, LookupError, ValueError) as error:
+            logger.warning("cannot read what came before an attempt (%s)", error, extra=about(ended.job))
+        self._spans.make(ended, past, links)

@@ -45,6 +45,8 @@ class JobRun:
         """The time from ``started`` until the engine had nothing more to say."""
         self.tokens_refused = 0
         """Tokens that Redis refused for the journal, because a later attempt has the job."""
+        self.previous_turn: str | None = None
+        """The job of the session's last turn in the prompt."""
         self.history_tokens = 0
         """Tokens of the session's earlier turns in the prompt."""
         self.runs_alone = False

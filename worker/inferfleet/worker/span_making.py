@@ -61,6 +61,7 @@ class EndedAttempt:
     response: Mapping[str, Any] | None
     usage: Usage
     resumed_from: int
+    previous_turn: str | None
     first_token_s: float | None
     started: int
     prepared: int | None
@@ -84,6 +85,7 @@ class EndedAttempt:
             response=result.response if result else None,
             usage=result.usage if result else run.answer.usage,
             resumed_from=run.answer.tokens - run.answer.tokens_generated,
+            previous_turn=run.previous_turn,
             first_token_s=run.first_token_s,
             started=started,
             prepared=at(run.prepared_s),
@@ -108,17 +110,16 @@ class SpanMaker:
         decision = self._sampler.should_sample(None, int(trace_id, 16), names.QUEUE).decision
         return decision is Decision.RECORD_AND_SAMPLE
 
-    def make(self, ended: EndedAttempt, past: Past) -> None:
+    def make(self, ended: EndedAttempt, past: Past, links: Sequence[Link] = ()) -> None:
         """Make the spans of an attempt, and of the one before it if that was lost."""
         job = ended.job
         parent = _WITHOUT_PARENT
         if job.traceparent is not None:
             parent = TraceContextTextMapPropagator().extract(trace_headers(job))
-        links: list[Link] = []
         if past.last is not None:
             if past.last.lost:
                 self._make_lost(past.last, ended, parent)
-            links.append(_link(job, past.last.running.attempt))
+            links = [*links, link_to(names.LINK_ATTEMPT, job.id, job.traceparent, past.last.running.attempt)]
         if past.queued_at is not None:
             self._make_queue(job, parent, ended.attempt, _ns(past.queued_at), ended.started)
         span = self._start(job, ended.attempt, parent, ended.started, links, self._worker_id)
@@ -260,14 +261,15 @@ def _trace(job: Job) -> int:
     return int(trace_of_attempts(job.id, job.traceparent), 16)
 
 
-def _link(job: Job, attempt: int) -> Link:
+def link_to(what: str, job_id: str, traceparent: str | None, attempt: int) -> Link:
+    """Make a link to an attempt of a job that is sampled."""
     context = SpanContext(
-        _trace(job),
-        int(span_of_attempt(job.id, attempt), 16),
+        int(trace_of_attempts(job_id, traceparent), 16),
+        int(span_of_attempt(job_id, attempt), 16),
         is_remote=True,
         trace_flags=TraceFlags(TraceFlags.SAMPLED),
     )
-    return Link(context, {names.LINK: names.LINK_ATTEMPT})
+    return Link(context, {names.LINK: what})
 
 
 def _ns(moment: datetime) -> int:

@@ -71,6 +71,7 @@ class Turns:
             case _:
                 assert_never(begun.status)
         turns = await self._histories.turns(job.session_id, max_tokens=begun.max_history_tokens)
+        run.previous_turn = turns[-1].job_id if turns else None
         messages: list[dict[str, Any]] = job.body["messages"]
         past = history(turns, max_tokens=begun.max_history_tokens, new_messages=messages)
         run.history_tokens = past.tokens

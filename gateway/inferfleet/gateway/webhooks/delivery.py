@@ -10,12 +10,13 @@ import logging
 import random
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from functools import partial
 from typing import Final
 
 from inferfleet.gateway.metrics import GatewayMetrics
+from inferfleet.gateway.webhooks.delivery_spans import DeliverySpans
 from inferfleet.gateway.webhooks.kinds import KINDS, event_of
 from inferfleet.gateway.webhooks.sending import Sender, Sent
 from inferfleet.gateway.webhooks.signing import signed
@@ -86,10 +87,12 @@ class Delivery:
         *,
         timeout_s: float,
         max_undelivered: int,
+        spans: DeliverySpans | None = None,
     ) -> None:
         self._store = store
         self._sender = sender
         self._metrics = metrics
+        self._spans = spans
         self._claim_ms = int((timeout_s + CLAIM_S) * 1000)
         self._max_undelivered = max_undelivered
         self._under_way: Counter[str] = Counter()
@@ -253,7 +256,8 @@ class Delivery:
             if endpoint is not None and endpoint.disabled_ms:
                 await self._store.drop(endpoint_id)
             elif endpoint is not None:
-                sent = await self.send(endpoint, claimed.event)
+                send = partial(self.send, endpoint, claimed.event)
+                sent = await (send() if self._spans is None else self._spans.send(endpoint, claimed, send))
                 async with asyncio.timeout(CLAIM_S):
                     await self._settle(endpoint, claimed, sent)
         except asyncio.CancelledError:
@@ -273,12 +277,14 @@ class Delivery:
                 del self._under_way[endpoint_id]
             self.wake()
 
-    async def send(self, endpoint: WebhookEndpoint, event: WebhookEvent) -> Sent:
-        """Send an event once."""
+    async def send(
+        self, endpoint: WebhookEndpoint, event: WebhookEvent, trace: Mapping[str, str] = {}
+    ) -> Sent:
+        """Send an event once, with the headers of a trace."""
         now_ms = self._store.clock.now_ms()
         secrets = [endpoint.secret, *([endpoint.old_secret] if endpoint.old_secret_until_ms > now_ms else [])]
         payload = event.payload()
-        headers = signed(payload, event_id=event.id, at=self._store.clock.now(), by=secrets)
+        headers = {**signed(payload, event_id=event.id, at=self._store.clock.now(), by=secrets), **trace}
         return await self._sender.send(endpoint.url, headers=headers, body=payload, tenant=endpoint.tenant)
 
     async def _settle(self, endpoint: WebhookEndpoint, claimed: Claimed, sent: Sent) -> None:

@@ -59,6 +59,11 @@ KINDS: Final[Mapping[str, Kind]] = {
 }
 
 
+def job_of(event: WebhookEvent) -> str:
+    """Return the id of the job whose end an event is, if it is one."""
+    return event.object_id.removeprefix("resp_")
+
+
 def event_of(job: WatchedJob, end: JobEnd, state: JobState) -> WebhookEvent:
     """Make the event of the end of a job whose kind is known."""
     kind = KINDS[job.kind]

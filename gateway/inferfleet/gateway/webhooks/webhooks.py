@@ -12,6 +12,7 @@ from typing import Final
 from inferfleet.gateway.metrics import GatewayMetrics
 from inferfleet.gateway.settings import GatewaySettings
 from inferfleet.gateway.webhooks.delivery import Delivery
+from inferfleet.gateway.webhooks.delivery_spans import DeliverySpans
 from inferfleet.gateway.webhooks.kinds import JOB
 from inferfleet.gateway.webhooks.sending import Sender
 from inferfleet.producer.background import background
@@ -68,6 +69,7 @@ class Webhooks:
                 metrics,
                 timeout_s=settings.webhook_timeout_s,
                 max_undelivered=settings.webhook_max_undelivered,
+                spans=DeliverySpans(store) if settings.tracing else None,
             )
             async with background(pipeline.run()):
                 delivering = asyncio.create_task(delivery.run())

@@ -13,13 +13,13 @@ from pydantic import BaseModel, ValidationError
 from inferfleet.producer.job_making import JobOptions
 from inferfleet.producer.openai.refusals import RefusedError, bad_request
 from inferfleet.producer.openai.scanning import scan
+from inferfleet.producer.tracing import trace_of_request
 from inferfleet.schemas.endpoints import ENDPOINTS, Endpoint
 from inferfleet.schemas.job import Priority
 from inferfleet.schemas.limits import LONGEST_S
 from inferfleet.schemas.near_match import did_you_mean
 from inferfleet.schemas.openai_messages import is_set
 from inferfleet.schemas.problems import MAX_QUOTED_CHARS, describe, kind
-from inferfleet.schemas.trace import valid_trace
 
 T = TypeVar("T")
 Model = TypeVar("Model", bound=BaseModel)
@@ -207,7 +207,7 @@ def read_options(given: object, headers: Mapping[str, str]) -> JobOptions:
     if isinstance(timeout_s := options.get("timeout_s"), str):
         options["timeout_s"] = _seconds(timeout_s)
     given_options = {name: value for name, value in options.items() if value is not None}
-    return cast("JobOptions", {**given_options, **valid_trace(headers)})
+    return cast("JobOptions", {**given_options, **trace_of_request(headers)})
 
 
 def _seconds(text: str) -> float:

@@ -187,6 +187,13 @@ class JobReading:
         except InvalidJobError:
             return DEFAULT_TENANT
 
+    async def traced(self, job_id: str) -> tuple[str, int] | None:
+        """Read the trace of a job that is sampled and the number of its last attempt; ``None`` otherwise."""
+        traceparent, attempt = await self._pipeline.execute(
+            "HMGET", job_key(job_id), "traceparent", "attempt"
+        )
+        return None if traceparent is None else (traceparent.decode(), int(attempt))
+
     async def pool(self, job_id: str) -> str | None:
         """Read a job's pool; ``None`` without a record."""
         pool = await self._pipeline.execute("HGET", job_key(job_id), "pool")

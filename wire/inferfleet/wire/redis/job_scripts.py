@@ -43,6 +43,7 @@ def create(
     session: str,
     tenant: str,
     request: bytes,
+    traceparent: str,
 ) -> Command:
     """Create a job's record, or join the other submissions of the job."""
     return (
@@ -63,6 +64,7 @@ def create(
         session,
         tenant,
         request,
+        traceparent,
     )
 
 
@@ -165,6 +167,7 @@ def start(
     model_identity: str,
     session: str,
     tenant: str,
+    traceparent: str,
 ) -> Command:
     """Begin an attempt: take the fence, or reply why not."""
     return (
@@ -193,6 +196,7 @@ def start(
         model_identity,
         session,
         tenant,
+        traceparent,
     )
 
 
@@ -352,6 +356,7 @@ def restore(
     session: str,
     tenant: str,
     request: bytes,
+    traceparent: str,
 ) -> Command:
     """Write back what the worker knows of a running job after Redis has lost its data, or the latest part."""
     return (
@@ -379,6 +384,7 @@ def restore(
         session,
         tenant,
         request,
+        traceparent,
     )
 
 

@@ -26,6 +26,7 @@ from inferfleet.schemas.journal import (
 from inferfleet.schemas.message import message_body
 from inferfleet.schemas.names import job_key, journal_key, request_key
 from inferfleet.schemas.result import Result, Usage
+from inferfleet.schemas.trace import is_sampled
 from inferfleet.wire.redis import job_scripts
 from inferfleet.wire.redis.attempts import (
     DEATHS_PER_ATTEMPT,
@@ -138,6 +139,7 @@ class JobRecords(JobEndings):
                 session=job.session_id or "",
                 tenant=job.tenant,
                 request=request if self._keep_requests else b"",
+                traceparent=_sampled(job),
             )
         )
         # With the same write, so that it is there before a message is.
@@ -210,6 +212,7 @@ class JobRecords(JobEndings):
                 model_identity=model_identity,
                 session=job.session_id or "",
                 tenant=job.tenant,
+                traceparent=_sampled(job),
             )
         )
         if verdict == b"busy":
@@ -425,7 +428,13 @@ class JobRecords(JobEndings):
                 session=job.session_id or "",
                 tenant=job.tenant,
                 request=message_body(job) if self._keep_requests else b"",
+                traceparent=_sampled(job),
             )
         )
         self.open_jobs.enter(job)
         return bool(answer)
+
+
+def _sampled(job: Job) -> str:
+    """Return the trace that the record keeps for what comes after the job's end: ``""`` for none."""
+    return job.traceparent if job.traceparent is not None and is_sampled(job.traceparent) else ""

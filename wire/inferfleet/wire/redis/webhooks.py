@@ -269,6 +269,11 @@ class WebhookStore:
         read = await self._pipeline.execute("GET", result_key(job_id)) if result else None
         return JobEnd(JobState(state.decode()) if state else None, int(finished or 0), read)
 
+    async def traceparent(self, job_id: str) -> str | None:
+        """Read the trace of a job that is sampled; ``None`` otherwise."""
+        (traceparent,) = await self._pipeline.execute("HMGET", job_key(job_id), "traceparent")
+        return None if traceparent is None else traceparent.decode()
+
     # Events to deliver
 
     async def enter(self, tenant: str, event: WebhookEvent, *, most: int) -> dict[str, Entered]:

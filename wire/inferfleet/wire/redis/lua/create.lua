@@ -13,6 +13,7 @@ local keep = ARGV[8] -- 1: do not let it be taken back, should somebody be about
 local session = ARGV[9] -- '' for none
 local tenant = ARGV[10]
 local request = ARGV[11] -- '' if it is not kept
+local traceparent = ARGV[12] -- '' for none, or one that is not sampled
 
 -- Redis' clock, because the clocks of two machines differ.
 local time = redis.call('TIME')
@@ -23,6 +24,9 @@ if not r[1] then
     'pool', pool, 'priority', priority, 'tenant', tenant, 'reply_to', reply_to, 'submitted_at', submitted_ms, 'entered', now, 'calls', call .. ' ')
   if session ~= '' then
     redis.call('HSET', job_key, 'session', session)
+  end
+  if traceparent ~= '' then
+    redis.call('HSET', job_key, 'traceparent', traceparent)
   end
   redis.call('XADD', journal_key, '*', 'entry', queued_entry)
   redis.call('EXPIRE', job_key, ttl_s)

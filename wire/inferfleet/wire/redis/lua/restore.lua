@@ -21,6 +21,7 @@ local model_identity = ARGV[15]
 local session = ARGV[16] -- '' for none
 local tenant = ARGV[17]
 local request = ARGV[18] -- '' if it is not kept
+local traceparent = ARGV[19] -- '' for none, or one that is not sampled
 
 -- part: never_begun
 local r = redis.call('HMGET', job_key, 'state', 'fence', 'tokens', 'attempt')
@@ -41,6 +42,9 @@ redis.call('HSET', job_key, 'state', 'running', 'fence', fence, 'verdict', 'star
   'model_identity', model_identity, 'tenant', tenant)
 if session ~= '' then
   redis.call('HSET', job_key, 'session', session)
+end
+if traceparent ~= '' then
+  redis.call('HSET', job_key, 'traceparent', traceparent)
 end
 redis.call('DEL', journal_key)
 redis.call('XADD', journal_key, '*', 'entry', running_entry)

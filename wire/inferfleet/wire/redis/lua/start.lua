@@ -30,6 +30,7 @@ local max_deaths = ARGV[16]
 local model_identity = ARGV[17] -- of the caller; '' if it only ends the job
 local session = ARGV[18] -- '' for none
 local tenant = ARGV[19]
+local traceparent = ARGV[20] -- '' for none, or one that is not sampled
 
 -- Redis' clock, because the clocks of two workers differ.
 local time = redis.call('TIME')
@@ -68,6 +69,9 @@ if not state then
   redis.call('HSET', job_key, 'pool', pool, 'priority', priority, 'reply_to', message_reply_to, 'submitted_at', submitted_ms)
   if session ~= '' then
     redis.call('HSET', job_key, 'session', session)
+  end
+  if traceparent ~= '' then
+    redis.call('HSET', job_key, 'traceparent', traceparent)
   end
 elseif state == 'running' then
   if begun then
