@@ -29,6 +29,7 @@ from tests.integration.files_and_batches.conftest import (
 )
 
 from inferfleet.gateway.batches import batch_routes
+from inferfleet.gateway.batches.run import BatchRun
 from inferfleet.gateway.webhooks.webhooks import Webhooks
 from inferfleet.producer import Fleet, JobFilter
 from inferfleet.schemas.job import DEFAULT_TENANT
@@ -166,6 +167,28 @@ async def test_a_batch_ends_with_its_window_and_keeps_what_it_has(
     assert {line["error"]["code"] for line in errors.values()} == {"batch_expired"}
     assert done.request_counts is not None
     assert done.request_counts.to_dict() == {"total": 7, "completed": 2, "failed": 5}
+
+
+async def test_a_batch_whose_lines_find_its_end_first_has_expired_too(
+    client: AsyncOpenAI, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch_routes, "_MINUTES", {"m": 1 / 30})
+    # The gateway is late.
+    monkeypatch.setattr(BatchRun, "_remaining_s", lambda _: PATIENCE_S)
+    batch = await begin(client, "".join(map(request, "ab")), completion_window="1m")
+
+    async def is_over() -> bool:
+        return batch.expires_at is not None and time.time() > batch.expires_at + 1
+
+    await eventually(is_over)
+    await start_worker()
+
+    done = await until(client, batch, "expired")
+
+    errors = await lines_of(client, done.error_file_id)
+    assert {line["error"]["code"] for line in errors.values()} == {"batch_expired"}
+    assert done.request_counts is not None
+    assert done.request_counts.to_dict() == {"total": 2, "completed": 0, "failed": 2}
 
 
 async def test_the_window_decides_the_priority_unless_the_caller_does(

@@ -71,6 +71,8 @@ class BatchRun:
         self._cancelling = asyncio.Event()
         self._read = 0
         """How many lines have been read to be submitted."""
+        self._expiring = record.expiring
+        """Whether the deadline has passed before all lines had run."""
         self._held_until = asyncio.get_running_loop().time() + LEASE_S / 2
 
     async def run(self) -> None:
@@ -103,7 +105,7 @@ class BatchRun:
         while True:
             began = loop.time()
             try:
-                await self._change(progress=self._progress(), pools=self._pools)
+                await self._change(progress=self._progress(), pools=self._pools, **self._expired())
                 # So that this gateway stops before another one begins.
                 self._held_until = began + LEASE_S - BEAT_S
             except InferfleetError as error:
@@ -167,21 +169,16 @@ class BatchRun:
     async def _run_lines(self, found: Input, parts: Parts) -> BatchState:
         """Bring all lines to their end. Return the state in which the batch ends."""
         complete = parts.progress.completed + parts.progress.failed == found.lines
-        if (
-            not complete
-            and not self._cancelling.is_set()
-            and self._remaining_s()
-            and not self._record.expiring
-        ):
+        if not complete and not self._cancelling.is_set() and self._remaining_s() and not self._expiring:
             complete = await self._run_until_stopped(found, parts)
         if self._cancelling.is_set():
             ends = BatchState.CANCELLED
-        elif complete and not self._record.expiring:
+        elif complete and not self._expiring:
             return BatchState.COMPLETED
         else:
             ends = BatchState.EXPIRED
-            # Whoever takes the batch over has to know that not all of it has run.
-            await self._change(expiring="1")
+            self._expiring = True
+            await self._change(**self._expired())
         await self._give_up(found, parts, ends)
         return ends
 
@@ -260,7 +257,10 @@ class BatchRun:
 
     def _append(self, parts: Parts, line: BatchOutputLine) -> None:
         if parts.append(line):
-            self._gateway.metrics.line_ended(state_of(line))
+            state = state_of(line)
+            self._gateway.metrics.line_ended(state)
+            # A worker may find the deadline of a line before this gateway finds that of the batch.
+            self._expiring |= state == BatchState.EXPIRED
 
     async def _finalize(self, found: Input, parts: Parts, ends: BatchState) -> None:
         """Join the output, and end the batch as ``ends`` says, or as cancelled if it is being cancelled."""
@@ -317,6 +317,10 @@ class BatchRun:
         if changed is BatchState.CANCELLING:
             self._cancelling.set()
         return changed
+
+    def _expired(self) -> dict[str, str]:
+        """Return what whoever takes the batch over has to know: that not all of it has run."""
+        return {"expiring": "1"} if self._expiring else {}
 
     def _progress(self) -> BatchProgress:
         return self._record.progress if self._parts is None else self._parts.progress
