@@ -161,7 +161,7 @@ async def test_a_response_of_another_tenant_is_unknown(
 
     def apis(tenant: str) -> tuple[ResponsesApi, ConversationsApi]:
         view = TenantFleet(fleet, f"{pool}.{tenant}")
-        jobs = OpenAIApi(view, models=Models(view.workers, pool=pool))
+        jobs = OpenAIApi(view, models=Models(fleet.workers, pool=pool))
         return ResponsesApi(view, jobs), ConversationsApi(view)
 
     async def created(api: ResponsesApi, **asked: Any) -> dict[str, Any]:
@@ -212,7 +212,7 @@ async def test_a_response_of_the_background_that_is_accepted_too_late_is_cancell
             return jobs[-1]
 
     view = Slow(fleet, "default")
-    api = OpenAIApi(view, models=Models(view.workers, pool=pool), accept_s=0.01)
+    api = OpenAIApi(view, models=Models(fleet.workers, pool=pool), accept_s=0.01)
     responses = ResponsesApi(view, api)
 
     for stream in (False, True):
@@ -240,7 +240,7 @@ async def test_nothing_is_kept_of_a_response_that_is_refused_behind_its_clients_
             raise QueueFullError(pool)
 
     view = Full(fleet, "default")
-    api = OpenAIApi(view, models=Models(view.workers, pool=pool))
+    api = OpenAIApi(view, models=Models(fleet.workers, pool=pool))
     creating = asyncio.create_task(ResponsesApi(view, api).create({}, b'{"input": "x"}'))
     await asked.wait()
     creating.cancel()

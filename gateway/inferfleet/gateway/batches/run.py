@@ -318,7 +318,7 @@ class BatchRun:
             self._cancelling.set()
         return changed
 
-    def _expired(self) -> dict[str, str]:
+    def _expired(self) -> dict[str, Any]:
         """Return what whoever takes the batch over has to know: that not all of it has run."""
         return {"expiring": "1"} if self._expiring else {}
 
