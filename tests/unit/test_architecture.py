@@ -106,6 +106,8 @@ def test_the_keys_in_redis_are_those_of_the_contract() -> None:
         names.file_key("<id>"),
         names.FILES_KEY,
         names.tenant_files_key("<tenant>"),
+        names.FLEET_HISTORY_KEY,
+        names.FLEET_RECORDER_KEY,
     ]
 
 

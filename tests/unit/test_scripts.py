@@ -34,6 +34,7 @@ from inferfleet.wire.redis import (
 from inferfleet.wire.redis.attempts import Fence
 from inferfleet.wire.redis.batches import BatchRecords
 from inferfleet.wire.redis.clock import RedisClock
+from inferfleet.wire.redis.fleet_history import FleetHistory
 from inferfleet.wire.redis.heartbeats import write_heartbeat
 from inferfleet.wire.redis.job_listing import unfinished
 from inferfleet.wire.redis.journal_lines import PendingTokens
@@ -135,6 +136,7 @@ async def all_that_calls_scripts(pipeline: CommandPipeline) -> AsyncIterator[Awa
     yield idempotency.claim(pipeline, JOB, call="call", ttl_s=1)
     yield idempotency.forget(pipeline, idempotency.Claim(JOB, "key", "holder", accepted=False))
     yield write_heartbeat(pipeline, cast("Any", Heartbeat).model_construct(worker_id="w"), ttl_s=1)
+    yield FleetHistory(pipeline, recorder="r").is_recorder()
     yield WaitingTurns(pipeline, lane_ttl_s=1).count(JOB)
     lost = LostMessages(pipeline, pool="p")
     yield lost.report(sweeper="s", lease_s=1, held=[JOB.id], held_s=1, fronts={})

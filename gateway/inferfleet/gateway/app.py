@@ -92,9 +92,9 @@ def make_app(gateway: Gateway) -> FastAPI:
         if isinstance(route, APIRoute)
         for method in route.methods or ()
     )
-    if gateway.settings.ui:
+    if gateway.fleet_view is not None:
         app.add_route(UI_PATH, lambda _: RedirectResponse(f"{UI_PATH}/"), include_in_schema=False)
-        app.mount(UI_PATH, make_ui(gateway))
+        app.mount(UI_PATH, make_ui(gateway, gateway.fleet_view))
     handlers: dict[type[Exception], Callable[[Request, Any], Awaitable[Response]]] = {
         InferfleetError: _refused,
         RefusedError: _refused,

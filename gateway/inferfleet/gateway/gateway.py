@@ -14,6 +14,7 @@ from inferfleet.gateway.batches.files import Files
 from inferfleet.gateway.callers import caller_of
 from inferfleet.gateway.metrics import GatewayMetrics
 from inferfleet.gateway.settings import GatewaySettings
+from inferfleet.gateway.ui.fleet_view import FleetView
 from inferfleet.gateway.webhooks.kinds import RESPONSE
 from inferfleet.gateway.webhooks.webhooks import Webhooks
 from inferfleet.producer import Fleet
@@ -50,7 +51,8 @@ class Gateway:
 
     settings: GatewaySettings
     trusted_fleet: Fleet
-    """Sees the jobs and sessions of all tenants. No route may use it for what a caller asks."""
+    """Sees the jobs and sessions of all tenants. No route may use it for what a caller asks, but the web
+    page's about the whole fleet, which nobody with a key gets."""
     trusted_api: OpenAIApi
     webhooks: Webhooks
     metrics: GatewayMetrics
@@ -60,6 +62,8 @@ class Gateway:
     """``None`` if the gateway has no storage for files."""
     keys: KeyRing | None = None
     """The API keys. Without them, anybody is the tenant ``default``."""
+    fleet_view: FleetView | None = None
+    """What the web page shows of the fleet; ``None`` if there is no web page."""
     new_batch: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when there may be a batch that nobody runs."""
     shutdown: Shutdown = field(default_factory=Shutdown)

@@ -24,6 +24,7 @@ from inferfleet.gateway.metrics import GatewayMetrics
 from inferfleet.gateway.metrics_port import serving_metrics
 from inferfleet.gateway.settings import GatewaySettings
 from inferfleet.gateway.tracing import tracing
+from inferfleet.gateway.ui.fleet_view import FleetView
 from inferfleet.gateway.webhooks.webhooks import Webhooks
 from inferfleet.producer import Fleet
 from inferfleet.producer.background import background
@@ -96,10 +97,14 @@ async def serving(settings: GatewaySettings) -> AsyncGenerator[int]:
                 files=files,
                 limits=SharedLimits(fleet.pipeline, ttl_s=settings.queued_ttl_s),
                 keys=None if keys is None else KeyRing(keys, now=fleet.pipeline.clock.now),
+                fleet_view=(view := FleetView(fleet) if settings.ui else None),
             )
             server = _Server(_config(gateway))
             # With a task group a bug in the server ends the process.
-            async with background(BatchRunner(gateway).run()), asyncio.TaskGroup() as tasks:
+            async with (
+                background(BatchRunner(gateway).run(), *([view.record()] if view else [])),
+                asyncio.TaskGroup() as tasks,
+            ):
                 tasks.create_task(server.serve(sockets=[listener]))
                 await server.listens.wait()
                 try:

@@ -58,6 +58,12 @@ BATCHES_KEY = "inferfleet:batches"
 """The sorted set of the batches that gateways have to work on, by the time in ms at which they have to
 end: their deadline, or when they were cancelled."""
 
+FLEET_HISTORY_KEY = "inferfleet:{fleet}:history"
+"""The list of samples of the whole fleet in the last hour, as JSON, the oldest first."""
+
+FLEET_RECORDER_KEY = "inferfleet:{fleet}:recorder"
+"""The gateway that takes these samples; it expires when that gateway renews it no more."""
+
 FILES_KEY = "inferfleet:files"
 """The sorted set of all files of the gateways, by the time in ms at which they expire."""
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
+import redis.asyncio as aioredis
 from tests.integration.conftest import (
     PATIENCE_S,
     RunningGateway,
@@ -20,6 +23,8 @@ from tests.integration.ui.browser import LOOKS, Look, chromium
 from tests.integration.ui.conftest import HOSTILE, Reader, new_key
 
 from inferfleet.producer import Fleet
+from inferfleet.schemas.fleet_history import FleetSample
+from inferfleet.schemas.names import FLEET_HISTORY_KEY
 
 MANY = 10_000
 
@@ -34,7 +39,7 @@ async def look(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[
 
 
 async def test_an_idle_fleet(look: Look, gateway: RunningGateway, pool: str) -> None:
-    for path in ("jobs", "sessions", "batches", "dead-letters", f"dead-letters/{pool}", "nothing"):
+    for path in ("fleet", "jobs", "sessions", "batches", "dead-letters", f"dead-letters/{pool}", "nothing"):
         await look.page.goto(f"{gateway.url}/ui/{path}")
         look.complaints[:] = [each for each in look.complaints if "404" not in each]
         await look.examine(f"idle-{path.replace('/' + pool, '-pool')}")
@@ -64,6 +69,43 @@ async def test_the_text_of_a_job_grows_until_its_end(
     await look.page.click("text=-talk")
     await look.examine("session")
     assert await look.page.locator("script:not([src]), img[src=x]").count() == 0
+
+
+async def test_a_busy_fleet(
+    look: Look,
+    gateway: RunningGateway,
+    fleet: Fleet,
+    store: aioredis.Redis,
+    start_worker: StartWorker,
+    pool: str,
+) -> None:
+    for name, tokens in ((f"{pool}-worker", 200), (f"{pool}-another-worker-with-a-long-name", 60)):
+        await start_worker(worker_id=name, max_running=3, engine_args={})
+        asked = [slow_chat(str(number), tokens=tokens, step_s=0.05) for number in range(6)]
+        await fleet.submit_many(asked, pool=pool, priority=7)
+    await fleet.submit_many([slow_chat("later", tokens=40, step_s=0.05)] * 5, pool=pool)
+    await store.delete(FLEET_HISTORY_KEY)
+    for step in range(150):
+        wave = 1 + math.sin(step / 9)
+        sample = FleetSample(
+            at=fleet.pipeline.clock.now() - timedelta(seconds=20 * (150 - step)),
+            unfinished=int(400 * wave),
+            running=int(12 * wave),
+            tokens_per_s=900 * wave,
+        )
+        await store.rpush(FLEET_HISTORY_KEY, sample.model_dump_json())
+    await look.page.goto(f"{gateway.url}/ui/")
+    await look.page.locator(".badge.succeeded").first.wait_for()
+    await look.examine("fleet-busy")
+    await look.page.locator("text=Drain").first.click()
+    await look.examine("drain")
+    await look.page.go_back()
+    await look.page.locator(f"tr:has-text('{pool}') >> text=Pause").first.click()
+    await look.examine("pause")
+    await look.page.click("button:has-text('Pause the pool')")
+    await look.page.locator("text=Resume").first.wait_for()
+    assert (await fleet.pool(pool)).paused_at is not None
+    await look.examine("fleet-paused")
 
 
 async def test_a_failed_job(

@@ -23,14 +23,24 @@ PAGES = (
     "dead-letters",
     "dead-letters/default",
 )
-FLEET_PAGES = ("dead-letters", "dead-letters/default")
+FLEET_PAGES = (
+    "fleet",
+    "fleet/pools/default/pause",
+    "fleet/workers/w/drain",
+    "dead-letters",
+    "dead-letters/default",
+)
 FORMS = (
     f"jobs/{NO_JOB}/cancel",
     f"batches/batch_{'0' * 32}/cancel",
     "dead-letters/default/replay",
     "sign-out",
 )
-FLEET_FORMS = ("dead-letters/default/replay",)
+FLEET_FORMS = (
+    "dead-letters/default/replay",
+    "fleet/pools/default/pause",
+    "fleet/workers/w/drain",
+)
 
 
 async def test_every_answer_forbids_what_a_page_does_not_need(reader: Reader) -> None:

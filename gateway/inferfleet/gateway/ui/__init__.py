@@ -11,7 +11,8 @@
     batch_pages     batches
     letter_pages    dead letters
     fleet_pages     pools and workers
-    fleet_history   the last hour
+    fleet_view      what they show, and the samples of the last hour
+    rights          who may see the whole fleet
     plots           lines of a plot
 
 It uses the methods that the API uses, so a tenant sees here what it sees there. Pages about the whole fleet

@@ -18,6 +18,8 @@ from inferfleet.gateway.batches.storage import StorageError
 from inferfleet.gateway.callers import ANYBODY
 from inferfleet.gateway.gateway import Gateway
 from inferfleet.gateway.ui.batch_pages import batch_pages
+from inferfleet.gateway.ui.fleet_pages import fleet_pages
+from inferfleet.gateway.ui.fleet_view import FleetView
 from inferfleet.gateway.ui.job_pages import job_pages
 from inferfleet.gateway.ui.letter_pages import letter_pages
 from inferfleet.gateway.ui.pages import UI_PATH, Pages, SecureHeaders
@@ -25,12 +27,12 @@ from inferfleet.gateway.ui.session_pages import session_pages
 from inferfleet.gateway.ui.sign_in import SignedOutError, sign_in_routes, signed_in, to_sign_in
 from inferfleet.producer.openai.refusals import RefusedError, refusal_of
 from inferfleet.producer.tenant_fleet import TenantFleet
-from inferfleet.schemas.errors import InferfleetError
+from inferfleet.schemas.errors import DeadLettersGoneError, InferfleetError, UnknownWorkerError
 
 _STATIC: Final = Path(__file__).parent / "static"
 
 
-def make_ui(gateway: Gateway) -> ASGIApp:
+def make_ui(gateway: Gateway, view: FleetView) -> ASGIApp:
     """Make the application."""
     app = FastAPI(openapi_url=None, redirect_slashes=False)
     pages = Pages(gateway)
@@ -42,10 +44,12 @@ def make_ui(gateway: Gateway) -> ASGIApp:
 
     @inside.get("/")
     async def first() -> Response:
-        return RedirectResponse(f"{UI_PATH}/jobs", HTTPStatus.SEE_OTHER)
+        path = "fleet" if gateway.keys is None else "jobs"
+        return RedirectResponse(f"{UI_PATH}/{path}", HTTPStatus.SEE_OTHER)
 
     for make in (job_pages, session_pages, batch_pages, letter_pages):
         inside.include_router(make(gateway, pages))
+    inside.include_router(fleet_pages(gateway, pages, view))
     app.include_router(inside)
     app.include_router(sign_in_routes(gateway, pages))
     app.mount("/static", StaticFiles(directory=_STATIC))
@@ -76,14 +80,18 @@ async def _refused(gateway: Gateway, pages: Pages, request: Request, error: Any)
 
 def _told(error: Exception) -> tuple[HTTPStatus, str]:
     match error:
-        case InferfleetError() | RefusedError():
-            refusal = refusal_of(error)
-            return refusal.status, refusal.message
         case StorageError():
             return (
                 HTTPStatus.SERVICE_UNAVAILABLE,
                 "The storage of files does not answer; the log has the details.",
             )
+        case UnknownWorkerError():
+            return HTTPStatus.NOT_FOUND, str(error)
+        case DeadLettersGoneError():
+            return HTTPStatus.CONFLICT, str(error)
+        case InferfleetError() | RefusedError():
+            refusal = refusal_of(error)
+            return refusal.status, refusal.message
         case HTTPException():
             status = HTTPStatus(error.status_code)
             return status, "There is no such page." if status is HTTPStatus.NOT_FOUND else status.phrase

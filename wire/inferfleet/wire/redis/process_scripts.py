@@ -12,6 +12,7 @@ _REPLY = SCRIPTS["reply"]
 _SEEN = SCRIPTS["seen"]
 _ACCESS = SCRIPTS["access"]
 _RESERVE = SCRIPTS["reserve"]
+_RECORD = SCRIPTS["record"]
 
 
 def reply(reply_key: str, /, *lines: str, length: int, ttl_s: int) -> Command:
@@ -32,3 +33,21 @@ def access(any_key: str, /, *commands: str) -> Command:
 def reserve(places_key: str, /, *jobs: str, most: int, ttl_s: int, last: int) -> Command:
     """Reserve places for jobs among the unfinished ones of an API key."""
     return ("EVALSHA", _RESERVE.sha, 1, places_key, most, ttl_s, last, *jobs)
+
+
+def record(
+    recorder_key: str,
+    history_key: str,
+    /,
+    *,
+    recorder: str,
+    lease_ms: int,
+    sample: str,
+    most: int,
+    ttl_s: int,
+) -> Command:
+    """Record a sample of the fleet, unless another process does that; without one, only ask to."""
+    return (
+        *("EVALSHA", _RECORD.sha, 2, recorder_key, history_key),
+        *(recorder, lease_ms, sample, most, ttl_s),
+    )
