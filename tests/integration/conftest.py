@@ -11,7 +11,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from tempfile import TemporaryFile
@@ -57,6 +57,19 @@ def chat(content: str = "hello", **more: Any) -> dict[str, Any]:
 def slow_chat(content: str = "slow", *, tokens: int, step_s: float, **hooks: Any) -> dict[str, Any]:
     """A chat whose answer has so many tokens, each of which takes ``step_s`` real seconds."""
     return chat(content, simulated={"tokens": tokens, "step_delay_s": step_s, **hooks})
+
+
+class EveryJob:
+    """A policy that admits everything."""
+
+    usual_priority = 4
+
+    def check(self, jobs: Sequence[Job]) -> None:
+        pass
+
+    @asynccontextmanager
+    async def admitted(self, jobs: Sequence[Job]) -> AsyncGenerator[set[str]]:
+        yield set()
 
 
 def answer_to(job: Job) -> str:

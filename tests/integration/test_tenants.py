@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 import redis.asyncio as aioredis
-from tests.integration.conftest import StartWorker, chat
+from tests.integration.conftest import EveryJob, StartWorker, chat
 
 from inferfleet.producer import Fleet, JobFilter
 from inferfleet.producer.tenant_fleet import Policy, TenantFleet
@@ -17,19 +15,6 @@ from inferfleet.schemas.errors import InvalidJobError, JobNotFoundError
 from inferfleet.schemas.names import job_key
 from inferfleet.schemas.request import check_request
 from inferfleet.schemas.result import JobRecord
-
-
-class EveryJob:
-    """A policy that admits everything."""
-
-    usual_priority = 4
-
-    def check(self, jobs: Sequence[Job]) -> None:
-        pass
-
-    @asynccontextmanager
-    async def admitted(self, jobs: Sequence[Job]) -> AsyncGenerator[set[str]]:
-        yield set()
 
 
 async def listed(view: TenantFleet, pool: str, **conditions: Any) -> list[JobRecord]:

@@ -26,7 +26,6 @@ from inferfleet.producer.reader import Reader
 from inferfleet.producer.sessions import Session
 from inferfleet.producer.submission import Submission
 from inferfleet.producer.timeline import Event, Timeline
-from inferfleet.producer.tracing import sending
 from inferfleet.schemas.errors import (
     AnswerRestartedError,
     InvalidJobError,
@@ -198,8 +197,7 @@ class Fleet:
                 an earlier call with the same key was accepted.
 
         """
-        with sending([self._job(work, options)]) as (job,):
-            return await self.submission.accept(job)
+        return await self.submission.accept(self._job(work, options))
 
     def make(self, work: str | Mapping[str, Any] | Job, **options: Unpack[JobOptions]) -> Job:
         """Make and check a job, without submitting it.
@@ -233,8 +231,7 @@ class Fleet:
                 jobs.append(self._job(item, options))
             except InvalidJobError as error:
                 raise InvalidJobError(f"number {position} of the jobs: {error}") from error
-        with sending(jobs) as traced:
-            return await self.submission.accept_many(traced)
+        return await self.submission.accept_many(jobs)
 
     async def run(
         self,

@@ -16,6 +16,7 @@ from typing import assert_never
 
 from inferfleet.producer.lanes import FRONT_POLL_S, Lanes, uncertain_without_redis
 from inferfleet.producer.publisher import Publisher
+from inferfleet.producer.tracing import sending
 from inferfleet.schemas.control import CancelJob
 from inferfleet.schemas.errors import (
     InferfleetError,
@@ -99,6 +100,10 @@ class Submission:
         A refusal means that the job was not accepted from any caller. So only the last caller that submits
         the job raises it, once the job has been taken back.
         """
+        with sending([job]) as (sent,):
+            return await self._accept(sent)
+
+    async def _accept(self, job: Job) -> Job:
         call = f"{self._name}:{next(self._calls)}"
         claimed, body, recorded = await self._claim_and_record(job, call)
         if recorded.may_lack_message:
@@ -261,6 +266,10 @@ class Submission:
             PartialSubmitError: Some jobs were not accepted.
 
         """
+        with sending(jobs) as sent:
+            return await self._accept_many(sent)
+
+    async def _accept_many(self, jobs: Sequence[Job]) -> list[Job]:
         accepted: dict[int, Job] = {}
         rejected: dict[int, InferfleetError] = {}
         positions = enumerate(jobs)
@@ -272,7 +281,7 @@ class Submission:
                 apart = job.session_id is not None and not self._pipeline.ordered
                 try:
                     async with entering[job.session_id or ""] if apart else nullcontext():
-                        accepted[position] = await self.accept(job)
+                        accepted[position] = await self._accept(job)
                 except InferfleetError as error:
                     rejected[position] = error
 

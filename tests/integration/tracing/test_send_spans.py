@@ -9,9 +9,10 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode, format_span_id, format_trace_id
-from tests.integration.conftest import chat
+from tests.integration.conftest import EveryJob, chat
 
 from inferfleet.producer import Fleet, tracing
+from inferfleet.producer.tenant_fleet import Policy, TenantFleet
 from inferfleet.schemas.errors import UnknownPoolError
 from inferfleet.schemas.span_names import SCHEMA_URL
 from inferfleet.schemas.trace import is_sampled
@@ -77,6 +78,19 @@ async def test_many_jobs_are_sent_in_one_span(fleet: Fleet, spans: InMemorySpanE
     assert send.context is not None
     assert {job.traceparent for job in jobs} == {f"00-{ID}-{format_span_id(send.context.span_id)}-01"}
     assert {job.tracestate for job in jobs} == {"a=1"}
+
+
+@pytest.mark.parametrize("policy", [None, EveryJob()])
+async def test_the_jobs_of_a_tenant_are_sent_in_spans_too(
+    fleet: Fleet, spans: InMemorySpanExporter, pool: str, policy: Policy | None
+) -> None:
+    tenant = TenantFleet(fleet, f"{pool}.tenant", policy=policy)
+    jobs = [await tenant.submit(chat(), pool=pool)]
+    jobs += await tenant.submit_many([tenant.make(chat(), pool=pool, traceparent=PARENT)])
+    sent = [span.context for span in spans.get_finished_spans()]
+    assert [job.traceparent and job.traceparent[36:52] for job in jobs] == [
+        context and format_span_id(context.span_id) for context in sent
+    ]
 
 
 async def test_jobs_of_several_traces_stay_in_theirs(
