@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -22,7 +23,7 @@ from tests.integration.files_and_batches.conftest import (
     until,
 )
 
-from inferfleet.gateway.batches.storage import BLOCK_BYTES, Storage
+from inferfleet.gateway.batches.storage import BLOCK_BYTES, Storage, StorageError
 from inferfleet.local.services.free_port import free_port
 from inferfleet.schemas.errors import ConfigurationError
 
@@ -104,6 +105,55 @@ async def test_a_bucket_keeps_what_is_written_and_only_that(
         assert storage.names("a") == []
         with pytest.raises(ConfigurationError, match="there is no another"):
             Storage("s3://another/prefix").check()
+
+    await asyncio.to_thread(use)
+
+
+async def as_role(bucket: str, prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Go on as a role that has rights on a prefix only. From here on moto enforces rights."""
+    resource = f"arn:aws:s3:::{bucket.removeprefix('s3://')}"
+    rights: list[dict[str, object]] = [
+        {
+            "Action": "s3:ListBucket",
+            "Resource": resource,
+            "Condition": {"StringLike": {"s3:prefix": f"{prefix}/*"}},
+        },
+        {"Action": ["s3:GetObject", "s3:PutObject", "s3:DeleteObject"], "Resource": f"{resource}/{prefix}/*"},
+    ]
+    policy = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", **right} for right in rights]}
+    url = os.environ["AWS_ENDPOINT_URL_S3"]
+    of_iam = {"Authorization": "AWS4-HMAC-SHA256 Credential=key/20261126/us-east-1/iam/aws4_request"}
+    made = ""
+    async with httpx2.AsyncClient(headers=of_iam) as http:
+        for asked in (
+            {"Action": "CreateUser"},
+            {"Action": "PutUserPolicy", "PolicyName": "prefix", "PolicyDocument": json.dumps(policy)},
+            {"Action": "CreateAccessKey"},
+        ):
+            answer = await http.post(url, data={"Version": "2010-05-08", "UserName": "gateway", **asked})
+            assert answer.status_code == 200, answer.text
+            made = answer.text
+        enforced = await http.post(f"{url}/moto-api/reset-auth", content="0")
+        assert enforced.status_code == 200, enforced.text
+    for variable, member in (
+        ("AWS_ACCESS_KEY_ID", "AccessKeyId"),
+        ("AWS_SECRET_ACCESS_KEY", "SecretAccessKey"),
+    ):
+        monkeypatch.setenv(variable, made.partition(f"<{member}>")[2].partition("<")[0])
+    get_filesystem_class("s3").clear_instance_cache()
+
+
+async def test_rights_on_the_prefix_are_enough(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    await as_role(bucket, "some/prefix", monkeypatch)
+
+    def use() -> None:
+        storage = Storage(f"{bucket}/some/prefix")
+        storage.check()
+        write(storage, "a/b", b"three")
+        assert storage.names("a") == ["a/b"]
+        storage.close()
+        with pytest.raises(StorageError):
+            write(Storage(f"{bucket}/other"), "a", b"three")
 
     await asyncio.to_thread(use)
 

@@ -69,15 +69,12 @@ class Storage:
                 Path(self._root).mkdir(exist_ok=True)
             self._fs.ls(self._root)
         except FileNotFoundError as error:
-            # s3fs says the same of a bucket that has nothing below this prefix yet.
-            if self._local or not self._has_bucket():
+            # s3fs says the same of a bucket that has nothing below this prefix yet. Only if the bucket is
+            # missing, the error has a cause. Do not ask for it: a role may have rights on the prefix only.
+            if self._local or error.__cause__ is not None:
                 raise ConfigurationError(f"INFERFLEET_FILES_URL: there is no {self._root}") from error
         except Exception as error:
             raise ConfigurationError(f"INFERFLEET_FILES_URL: cannot read {self._root} ({error})") from error
-
-    def _has_bucket(self) -> bool:
-        there: bool = self._fs.exists(self._root.partition("/")[0])
-        return there
 
     @contextmanager
     def writing(self, name: str) -> Generator[Any]:
