@@ -635,10 +635,14 @@ async def test_what_waits_for_a_disabled_endpoint_goes_on_when_it_is_enabled(
 
 
 async def test_what_a_disabled_endpoint_has_not_accepted_is_dropped_in_the_end(
-    store: WebhookStore, clock: LaterClock, tenant: str, pipeline: CommandPipeline
+    store: WebhookStore,
+    clock: LaterClock,
+    tenant: str,
+    pipeline: CommandPipeline,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    sends = Listed(clock)
-    async with delivering(store, sends) as deliverer:
+    sends, registry = Listed(clock), CollectorRegistry()
+    async with delivering(store, sends, registry=registry) as deliverer:
         endpoint = Endpoint(await added(store, tenant), sends, deliverer, store)
         for number in range(10):
             await deliverer.tell(tenant, WebhookEvent("job.succeeded", str(number), 1))
@@ -658,6 +662,8 @@ async def test_what_a_disabled_endpoint_has_not_accepted_is_dropped_in_the_end(
     assert await pipeline.execute("EXISTS", *keys) == 0
     assert endpoint.id not in await store.due_endpoints(limit=100)
     assert (await read(store, endpoint.id)).disabled_ms
+    assert counted(registry, "events_dropped", reason="expired") == 10
+    assert f"10 events for endpoint {endpoint.id} of tenant {tenant} are dropped" in caplog.text
 
 
 # Tenants

@@ -90,6 +90,7 @@ class GatewayMetrics:
         self.webhook_failed = deliveries.labels("failed")
         self.webhook_no_room = dropped.labels("no_room")
         self.webhook_given_up = dropped.labels("given_up")
+        self.webhook_expired = dropped.labels("expired")
         self.webhook_disabled = counter("webhook_endpoints_disabled", "Endpoints disabled by their failures")
         self.webhook_overdue = gauge(
             "webhook_overdue_seconds", "For how long a delivery has been due that no gateway has begun"

@@ -254,7 +254,7 @@ class Delivery:
         try:
             endpoint = await self._store.endpoint(endpoint_id)
             if endpoint is not None and endpoint.disabled_ms:
-                await self._store.drop(endpoint_id)
+                await self._drop(endpoint)
             elif endpoint is not None:
                 send = partial(self.send, endpoint, claimed.event)
                 sent = await (send() if self._spans is None else self._spans.send(endpoint, claimed, send))
@@ -286,6 +286,17 @@ class Delivery:
         payload = event.payload()
         headers = {**signed(payload, event_id=event.id, at=self._store.clock.now(), by=secrets), **trace}
         return await self._sender.send(endpoint.url, headers=headers, body=payload, tenant=endpoint.tenant)
+
+    async def _drop(self, endpoint: WebhookEndpoint) -> None:
+        if dropped := await self._store.drop(endpoint.id):
+            self._metrics.webhook_expired.inc(dropped)
+            logger.warning(
+                "webhooks: %d events for endpoint %s of tenant %s are dropped, because it has been disabled "
+                "for 30 days",
+                dropped,
+                endpoint.id,
+                endpoint.tenant,
+            )
 
     async def _settle(self, endpoint: WebhookEndpoint, claimed: Claimed, sent: Sent) -> None:
         """Record how a delivery went, once Redis answers."""

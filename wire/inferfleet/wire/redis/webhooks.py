@@ -330,13 +330,17 @@ class WebhookStore:
             ),
         )
 
-    async def drop(self, endpoint_id: str) -> None:
-        """Drop what an endpoint has not accepted, if it has been disabled for 30 days."""
-        await self._pipeline.execute(
+    async def drop(self, endpoint_id: str) -> int:
+        """Drop what an endpoint has not accepted, if it has been disabled for 30 days.
+
+        Return how many events these were.
+        """
+        dropped: int = await self._pipeline.execute(
             *webhook_scripts.webhook_drop(
                 *_keys(endpoint_id), endpoint=endpoint_id, now_ms=self.clock.now_ms()
             )
         )
+        return dropped
 
     async def settle(
         self,
