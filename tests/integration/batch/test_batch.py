@@ -16,7 +16,7 @@ from tests.integration.conftest import (
 )
 
 from inferfleet.producer import Fleet
-from inferfleet.producer.batch import Batch, batch_status
+from inferfleet.producer.batch import Batch, batch_status, stop_run
 from inferfleet.producer.batch.files import stop_path
 from inferfleet.producer.batch.line_ids import line_job_id
 from inferfleet.schemas import Endpoint
@@ -218,9 +218,26 @@ async def test_cancel_stops_a_run_that_it_knows_only_by_its_files(
     assert {path.name for path in files.output.parent.iterdir()} == {
         *("in.jsonl", "out.jsonl", "out.errors.jsonl", "out.jsonl.batch")
     }
-    # What a cancel leaves that is killed stops no later run.
+    # What a cancel leaves that is killed stops no later run, and no cancel.
     stop_path(files.output).touch()
     assert (await run_batch(files, settings, pool=pool)).failed == 4
+    stop_path(files.output).touch()
+    with Batch.reopened(files.output, settings) as batch:
+        async with Fleet.connect(batch.client_settings(settings)) as client:
+            assert (await batch.cancel(client)).failed == 4
+
+
+async def test_cancel_does_not_wait_for_ever_for_a_run_that_cannot_see_it(
+    settings: ProducerSettings, pool: str, files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("inferfleet.producer.batch.batch.STOP_S", 0.1)
+    files.write(request("waits"))
+    with (
+        Batch.opened(files.plan(pool=pool), settings),
+        pytest.raises(BatchError, match="end its process, and cancel again"),
+    ):
+        await asyncio.wait_for(stop_run(files.output), PATIENCE_S)
+    assert not stop_path(files.output).exists()
 
 
 async def test_cancel_stops_the_jobs_of_an_input_that_has_changed(

@@ -6,6 +6,7 @@ A batch may end at any moment, also by SIGKILL, and continues when it is opened 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Coroutine, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from inferfleet.producer.batch.files import (
     LineFile,
     LineSet,
     count_lines,
+    forget_stop,
     is_written,
     read_record,
     record_path,
@@ -46,6 +48,9 @@ DEFAULT_IN_FLIGHT: Final = 1000
 
 TICK_S: Final = 0.5
 """How often a run tells its progress, and sees to it that what it has written is on disk."""
+
+STOP_S: Final = 120.0
+"""How long a run has to stop. On NFS it may take a minute until it sees that it is to."""
 
 SKIPPED_AT_ONCE: Final = 1000
 """How many lines that are done a run passes over before others have their turn."""
@@ -103,7 +108,7 @@ class Batch:
             LineFile.opened(plan.error_file, make=make) as errors,
         ):
             # Whoever wanted to stop the run before has been killed, or has not seen yet that it has ended.
-            stop_path(plan.output).unlink(missing_ok=True)
+            forget_stop(plan.output)
             record = read_record(plan.output) or begun
             if record is None:
                 raise BatchError(f"{record_path(plan.output)} has disappeared; run the batch again")
@@ -141,6 +146,9 @@ class Batch:
             LineFile.opened(record.error_file(output), make=False) as errors,
         ):
             longest = LONGEST_LINE * settings.max_body_bytes
+            forget_stop(output)
+            # Again: a run may have changed it until the files were locked.
+            record = require_record(output)
             yield cls(record=record, source=record.source, answers=answers, errors=errors, longest=longest)
 
     def client_settings(self, settings: ProducerSettings) -> ProducerSettings:
@@ -284,19 +292,26 @@ async def stop_run(output: Path) -> None:
     Its jobs continue.
 
     Raises:
-        BatchError: There is no such batch.
+        BatchError: There is no such batch, or its run has not stopped within ``STOP_S``.
         BatchOutputError: The folder of the output cannot be written.
 
     """
     require_record(output)
     stop = stop_path(output)
+    until = time.monotonic() + STOP_S
     try:
         while is_written(output):
+            if time.monotonic() >= until:
+                raise BatchError(
+                    f"the run that writes to {output} has not stopped within {STOP_S:.0f} s: end its "
+                    "process, and cancel again. Runs of version 0.2 do not see that they are to stop"
+                )
             stop.touch()
             await asyncio.sleep(TICK_S)
-        stop.unlink(missing_ok=True)
     except OSError as error:
         raise BatchOutputError(f"cannot write {stop}: {error.strerror}") from error
+    finally:
+        forget_stop(output)
 
 
 def batch_status(output: Path) -> BatchStatus:

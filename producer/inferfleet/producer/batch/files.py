@@ -91,6 +91,20 @@ def stop_path(output: Path) -> Path:
     return output.with_name(f"{output.name}.stop")
 
 
+def forget_stop(output: Path) -> None:
+    """Remove the file that tells a run to stop, if it is there.
+
+    Raises:
+        BatchOutputError: It cannot be removed.
+
+    """
+    path = stop_path(output)
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
 def write_record(output: Path, record: BatchRecord) -> None:
     """Write the record of a batch, so that either all of it is on disk or nothing.
 
