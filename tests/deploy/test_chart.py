@@ -290,6 +290,18 @@ def test_values_that_mean_nothing_are_refused(values: dict[str, Any], tmp_path: 
     assert "values don't meet the specifications of the schema" in done.stderr
 
 
+@pytest.mark.parametrize("way", ["ingress", "route"])
+def test_whoever_comes_from_outside_needs_a_key_to_a_host_of_any_name(way: str, tmp_path: Path) -> None:
+    gateway: dict[str, Any] = {"enabled": True, way: {"enabled": True}, "host": "*.example"}
+    refused = template({"gateway": gateway}, tmp_path)
+    assert refused.returncode != 0
+    assert "gateway.apiKeysSecret" in refused.stderr
+    thing = chart({"gateway": EXPOSED | gateway}, tmp_path).one(
+        "Ingress" if way == "ingress" else "HTTPRoute"
+    )
+    assert "*.example" in {*thing["spec"].get("hostnames", []), thing["spec"]["rules"][0].get("host")}
+
+
 def test_every_value_is_described_by_the_schema_and_has_a_default() -> None:
     jsonschema.Draft7Validator.check_schema(SCHEMA)
 

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 from prometheus_client import CollectorRegistry
+from pydantic import ValidationError
 from tests.deploy.conftest import (
     KEDA,
     OVERLAYS,
@@ -176,6 +177,23 @@ def test_whoever_comes_from_outside_needs_a_key_and_waits_without_a_limit(name: 
         assert [parent["namespace"] for parent in route["parentRefs"]] == [namespace]
         prefix = through["matches"][0]["path"]["value"]
     assert all(path.startswith(f"{prefix}/") for path in ENDPOINTS)
+
+
+@pytest.mark.parametrize("component", ["gateway-ingress", "gateway-route"])
+def test_nobody_comes_from_outside_to_a_gateway_that_asks_for_no_key(component: str, tmp_path: Path) -> None:
+    shutil.copytree(KEDA, tmp_path / "keda")
+    folder = tmp_path / "keda/overlays/mine"
+    folder.mkdir()
+    kustomization = {"resources": ["../gateway"], "components": [f"../../components/{component}"]}
+    (folder / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+    manifests = render(folder)
+    variables = manifests.variables(manifests.one("Deployment", "inferfleet-gateway"))
+    given = {
+        name: variables[f"INFERFLEET_{name}".upper()]
+        for name in ("http_host", "metrics_host", "metrics_port", "allow_anonymous")
+    }
+    with pytest.raises(ValidationError, match="INFERFLEET_API_KEYS_FILE"):
+        GatewaySettings.model_validate(given)
 
 
 def test_gateways_scale_by_a_metric_that_they_have() -> None:
