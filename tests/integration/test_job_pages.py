@@ -102,6 +102,9 @@ async def test_only_a_cursor_of_a_page_is_accepted(fleet: Fleet) -> None:
     for cursor in ("", "x", "e30", "é", Place("pool", 4).cursor()[:-6], "W10"):
         with pytest.raises(InvalidJobError, match="after"):
             await fleet.jobs_page(after=cursor)
+    for limit in (0, -1):
+        with pytest.raises(InvalidJobError, match=f"limit: .* {limit} "):
+            await fleet.jobs_page(limit=limit)
 
 
 async def test_jobs_are_listed_over_http_by_metadata_and_time_a_page_at_a_time(

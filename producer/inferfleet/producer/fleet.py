@@ -430,10 +430,12 @@ class Fleet:
         comes and goes; one that is published again may be on two.
 
         Raises:
-            InvalidJobError: A condition or the cursor is invalid.
+            InvalidJobError: A condition, the cursor or the limit is invalid.
 
         """
         where.check()
+        if limit < 1:
+            raise InvalidJobError(f"limit: a page of {limit} jobs is none; ask for 1 job or more")
         return await self._listing.page(where, after=after, limit=limit)
 
     async def cancel_jobs(self, where: JobFilter) -> AsyncGenerator[tuple[str, JobState]]:

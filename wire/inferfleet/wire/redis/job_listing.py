@@ -77,7 +77,8 @@ async def count_ahead(pipeline: CommandPipeline, pool: str, priority: int, job_i
     if since_ms is None:
         return None
     with_it, _ = await _read(pipeline, key, Entry(job_id, int(float(since_ms))), limit=1)
-    return sum(count for more, count in counts.items() if more > priority) + with_it - 1
+    # It may have left the index just now.
+    return sum(count for more, count in counts.items() if more > priority) + max(0, with_it - 1)
 
 
 async def _read(pipeline: CommandPipeline, key: str, behind: Entry, *, limit: int) -> tuple[int, list[Entry]]:
