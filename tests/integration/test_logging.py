@@ -1,8 +1,9 @@
-"""What a worker writes to its log, and what it must not: prompts and answers."""
+"""What a worker writes to its log and its spans, and what it must not: prompts and answers."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncIterator
 
 import pytest
 from tests.integration.conftest import (
@@ -14,18 +15,24 @@ from tests.integration.conftest import (
     slow_chat,
     until_running,
 )
+from tests.integration.tracing.collector import Collector, collecting
 
 from inferfleet.producer import Fleet
 from inferfleet.schemas import Endpoint, JobState
 from inferfleet.schemas.job import new_job_id
+from inferfleet.schemas.span_names import JOB_ID
 
 SENTINEL = "xyzzy-7731-plugh"
 """A word that appears nowhere but in prompts."""
 
 BROKEN_ENGINE = """
+from inferfleet.schemas import FailureCode
 from inferfleet.worker.engines.simulated import SimulatedEngine
+from inferfleet.worker.ports import GenerationError
 answer = SimulatedEngine.generate
 async def generate(self, generation):
+    if "refuse it" in str(generation.body):
+        raise GenerationError(FailureCode.INVALID_REQUEST, f"not allowed: {generation.body}")
     if "break it" in str(generation.body):
         try:
             int(str(generation.body))
@@ -38,16 +45,26 @@ SimulatedEngine.generate = generate
 """An engine whose errors quote the prompt, as those of libraries do."""
 
 
+@pytest.fixture
+async def collector() -> AsyncIterator[Collector]:
+    async with collecting() as collector:
+        yield collector
+
+
 @pytest.mark.parametrize("log_format", ["json", "console"])
-async def test_no_prompt_and_no_answer_is_in_the_log_whatever_becomes_of_the_job(
+async def test_no_prompt_and_no_answer_is_in_the_log_or_a_span_whatever_becomes_of_the_job(
     fleet: Fleet,
     foreign: ForeignClient,
     start_worker_process: StartWorkerProcess,
+    environment: dict[str, str],
+    collector: Collector,
     pool: str,
     log_format: str,
 ) -> None:
+    environment |= collector.environment
     worker = await start_worker_process(
         preamble=BROKEN_ENGINE,
+        tracing="true",
         log_level="DEBUG",
         log_format=log_format,
         retry_base_s="0.05",
@@ -57,6 +74,7 @@ async def test_no_prompt_and_no_answer_is_in_the_log_whatever_becomes_of_the_job
     jobs = [
         good,
         await fleet.submit(f"{SENTINEL} break it", pool=pool, max_attempts=2),
+        await fleet.submit(f"{SENTINEL} refuse it", pool=pool),
         await fleet.submit(chat(SENTINEL, simulated={"fail": "engine_error"}), pool=pool, max_attempts=2),
         await fleet.submit(chat(SENTINEL, simulated={"fail": "invalid_request"}), pool=pool),
         await fleet.submit(chat(SENTINEL, logprobs=True), pool=pool),
@@ -65,7 +83,7 @@ async def test_no_prompt_and_no_answer_is_in_the_log_whatever_becomes_of_the_job
         await fleet.submit({"query": SENTINEL, "documents": [SENTINEL]}, pool=pool, endpoint=Endpoint.RERANK),
     ]
     results = await fleet.wait_many(jobs, timeout_s=PATIENCE_S)
-    assert [result.state is JobState.SUCCEEDED for result in results] == [True, *[False] * 5, True, True]
+    assert [result.state is JobState.SUCCEEDED for result in results] == [True, *[False] * 6, True, True]
     for garbage in (
         SENTINEL,
         json.dumps({"id": SENTINEL, "body": chat(SENTINEL)}),
@@ -88,9 +106,13 @@ async def test_no_prompt_and_no_answer_is_in_the_log_whatever_becomes_of_the_job
     assert "RuntimeError" in worker.log, "the errors themselves are there"
     assert "ValueError" in worker.log
     assert good.id in worker.log
-    assert SENTINEL not in worker.log
-    for words in (answer_to(good), answer_to(good)[:40]):
+    exported = b"".join(received.body for received in collector.receiver.received).decode(errors="replace")
+    assert {job.id for job in (*jobs, cancelled, handed_over)} <= {
+        span.attributes.get(JOB_ID) for span in collector.spans
+    }
+    for words in (SENTINEL, answer_to(good), answer_to(good)[:40]):
         assert words not in worker.log
+        assert words not in exported
 
 
 async def test_prompts_are_in_the_log_if_somebody_asks_for_them(

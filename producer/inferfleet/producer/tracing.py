@@ -50,7 +50,7 @@ def sending(jobs: Sequence[Job]) -> Generator[Sequence[Job]]:
     if "opentelemetry.trace" not in sys.modules or not jobs:
         yield jobs
         return
-    from opentelemetry.trace import ProxyTracerProvider, SpanKind, get_tracer_provider
+    from opentelemetry.trace import ProxyTracerProvider, SpanKind, StatusCode, get_tracer_provider
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
     if isinstance(get_tracer_provider(), ProxyTracerProvider):
@@ -64,13 +64,20 @@ def sending(jobs: Sequence[Job]) -> Generator[Sequence[Job]]:
         context = TraceContextTextMapPropagator().extract(trace_headers(first))
     name, attributes = _described(jobs)
     with _tracer().start_as_current_span(
-        name, context=context, kind=SpanKind.PRODUCER, attributes=attributes
+        name,
+        context=context,
+        kind=SpanKind.PRODUCER,
+        attributes=attributes,
+        # The words of an error may quote a prompt.
+        record_exception=False,
+        set_status_on_exception=False,
     ) as span:
         try:
             trace = current_trace()
             yield [job.model_copy(update=trace) for job in jobs] if together and trace else jobs
         except Exception as error:
             span.set_attribute(span_names.ERROR_TYPE, type(error).__name__)
+            span.set_status(StatusCode.ERROR)
             raise
 
 

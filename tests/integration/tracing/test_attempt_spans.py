@@ -17,6 +17,7 @@ from tests.integration.tracing.collector import Collector
 from inferfleet.producer import Fleet
 from inferfleet.schemas.span_names import SCHEMA_URL
 from inferfleet.schemas.trace import span_of_attempt, trace_of_attempts
+from inferfleet.wire.span_export import MAX_CHARS
 
 ID = "0af7651916cd43dd8448eb211c80319c"
 PARENT = "b7ad6b7169203331"
@@ -145,6 +146,22 @@ async def test_a_job_without_a_trace_has_one_of_its_own_for_all_attempts(
     await eventually(lambda: _has(collector, "commit", count=2))
     assert {span.trace for span in collector.spans} == {trace_of_attempts(job.id, None)}
     collector.check_tree("")
+
+
+async def test_what_submitters_make_up_has_a_limit_in_spans(
+    fleet: Fleet, start_tracing: StartWorkerProcess, collector: Collector, pool: str
+) -> None:
+    worker = await start_tracing()
+    jobs = [
+        await fleet.submit(chat(**body), pool=pool, traceparent=SAMPLED)
+        for body in ({"model": "m" * 100_000}, {"top_k": 2**63}, {})
+    ]
+    await fleet.wait_many(jobs, timeout_s=PATIENCE_S)
+    assert await worker.stop() == 0
+    attempts = {job.id: (await collector.attempts(job.id, 1))[0] for job in jobs}
+    assert max(len(attempt.name) for attempt in attempts.values()) == MAX_CHARS
+    assert max(len(str(attempt.attributes)) for attempt in attempts.values()) < 3 * MAX_CHARS
+    assert "Failed to encode" not in worker.log
 
 
 async def test_a_job_whose_submitter_does_not_sample_it_has_no_span(

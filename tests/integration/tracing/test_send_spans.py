@@ -120,6 +120,8 @@ async def test_a_refusal_is_the_error_of_its_span(fleet: Fleet, spans: InMemoryS
     (send,) = spans.get_finished_spans()
     assert send.status.status_code is StatusCode.ERROR
     assert dict(send.attributes or {})["error.type"] == "UnknownPoolError"
+    # Its words are not in the span, because those of another error may quote a prompt.
+    assert "no-such-pool" not in f"{send.status.description} {[event.attributes for event in send.events]}"
 
 
 async def test_the_trace_of_a_submission_makes_it_no_other_job(

@@ -31,7 +31,6 @@ from opentelemetry.trace import (
     Span,
     SpanContext,
     SpanKind,
-    Status,
     StatusCode,
     TraceFlags,
     set_span_in_context,
@@ -126,7 +125,8 @@ class SpanMaker:
         span.set_attributes(_result_attributes(ended))
         if ended.failure is not None and ended.failure.code is not FailureCode.CANCELLED:
             span.set_attribute(names.ERROR_TYPE, ended.failure.code)
-            span.set_status(Status(StatusCode.ERROR, ended.failure.message))
+            # Without the message, because it may quote the prompt.
+            span.set_status(StatusCode.ERROR)
         self._make_stages(ended, set_span_in_context(span))
         span.end(ended.ended)
 
@@ -159,7 +159,7 @@ class SpanMaker:
                 names.ERROR_TYPE: names.WORKER_LOST,
             }
         )
-        span.set_status(Status(StatusCode.ERROR, f"worker {running.worker_id} ended without a word"))
+        span.set_status(StatusCode.ERROR)
         span.end(next_one.started)
 
     def _start(
@@ -190,7 +190,11 @@ class SpanMaker:
             attributes[names.CONVERSATION_ID] = job.session_id
         for member, name in names.REQUEST_NUMBERS.items():
             number = job.body.get(member)
-            if isinstance(number, int | float) and (member, number) != ("n", 1):
+            if (
+                isinstance(number, int | float)
+                and abs(number) < 2**63  # OTLP has integers of 64 bits with a sign.
+                and (member, number) != ("n", 1)
+            ):
                 attributes[name] = number
         self._ids.trace = _trace(job)
         return self._tracer.start_span(
