@@ -78,7 +78,6 @@ def test_without_a_driver_there_are_no_gpus() -> None:
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError:
-        assert not Gpus().found
         assert Gpus().read() == []
     else:
         pytest.skip("this machine has an NVIDIA driver")

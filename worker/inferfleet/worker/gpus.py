@@ -6,14 +6,20 @@ whole GPU that it is a part of, and its utilization is unknown.
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import logging
 import os
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
 logger = logging.getLogger(__name__)
+
+PATIENCE_S: Final = 2.0
+"""How long a scrape waits for NVML. Prometheus itself waits for 10 s."""
 
 THROTTLING: Final = {
     "power": 0x04 | 0x80,
@@ -43,22 +49,53 @@ class Gpus:
     def __init__(self, nvml: Any | None = None) -> None:
         self._nvml: Any = nvml if nvml is not None else _nvml()
         self._failed = False
+        self._asked: asyncio.Future[list[GpuReading]] | None = None
 
-    @property
-    def found(self) -> bool:
-        """Whether there is a driver to ask."""
-        return self._nvml is not None
+    async def ask(self) -> list[GpuReading]:
+        """Return what NVML says, or nothing if it takes too long.
+
+        A driver whose GPU is broken may never answer. That costs one thread, which keeps no process from its
+        end, and no more than that until the driver answers.
+        """
+        if self._nvml is None:
+            return []
+        if self._asked is None:
+            self._asked = asyncio.get_running_loop().create_future()
+            threading.Thread(target=self._answer, args=(self._asked,), name="nvml", daemon=True).start()
+        try:
+            return await asyncio.wait_for(asyncio.shield(self._asked), PATIENCE_S)
+        except TimeoutError:
+            self._fail("NVML does not answer")
+            return []
+
+    def _answer(self, asked: asyncio.Future[list[GpuReading]]) -> None:
+        try:
+            readings = self.read()
+        except Exception:
+            logger.exception("cannot read the GPUs")
+            readings = []
+
+        def tell() -> None:
+            self._asked = None
+            asked.set_result(readings)
+
+        # Nobody waits any more if the loop is closed.
+        with suppress(RuntimeError):
+            asked.get_loop().call_soon_threadsafe(tell)
+
+    def _fail(self, why: object) -> None:
+        if not self._failed:
+            logger.warning("cannot read the GPUs; omitting their metrics: %s", why)
+        self._failed = True
 
     def read(self) -> list[GpuReading]:
-        """Ask NVML, which may take milliseconds for each GPU: call this in a thread."""
+        """Ask NVML, which may take milliseconds for each GPU, or for ever."""
         if self._nvml is None:
             return []
         try:
             readings = [self._reading(handle) for handle in self._handles()]
         except self._nvml.NVMLError as error:
-            if not self._failed:
-                logger.warning("cannot read the GPUs; omitting their metrics: %s", error)
-            self._failed = True
+            self._fail(error)
             return []
         self._failed = False
         return readings

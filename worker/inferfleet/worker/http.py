@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
@@ -60,7 +59,7 @@ async def serve_http(
             heartbeat(),
             ready=ready(),
             lines_dropped=lines_dropped(),
-            gpus=await asyncio.to_thread(gpus.read) if gpus.found else (),
+            gpus=await gpus.ask(),
         )
         return web.Response(
             body=metrics.exposition(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
