@@ -142,6 +142,10 @@ async def test_jobs_are_listed_over_http_by_metadata_and_time_a_page_at_a_time(
         assert sorted(await listed(since=(begun + timedelta(seconds=1)).isoformat())) == sorted(
             [second, third]
         )
+        for unread in ("metadata", "metadata[team", "metadata.team"):
+            answer = await http.get("/v1/jobs", params={"pool": pool, unread: "c"})
+            assert (answer.status_code, answer.json()["error"]["param"]) == (400, "metadata")
+            assert unread in answer.json()["error"]["message"]
         for wrong in ({"after": "x"}, {"since": "yesterday"}, {"until": "2026-11-26T12:00:00"}):
             answer = await http.get("/v1/jobs", params=wrong)
             assert (answer.status_code, answer.json()["error"]["param"]) == (400, next(iter(wrong)))

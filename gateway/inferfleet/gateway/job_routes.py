@@ -258,8 +258,16 @@ def _visible(fleet: TenantFleet, refusal: Refusal) -> Refusal:
 
 
 def _metadata(request: Request) -> dict[str, str]:
-    members = ((_MEMBER.fullmatch(name), value) for name, value in request.query_params.multi_items())
-    return {member[1]: value for member, value in members if member is not None}
+    members: dict[str, str] = {}
+    for name, value in request.query_params.multi_items():
+        if (member := _MEMBER.fullmatch(name)) is not None:
+            members[member[1]] = value
+        elif name.startswith("metadata"):
+            # Without this condition, there would be jobs in the list that nobody has asked for.
+            raise bad_request(
+                f"{name}: is not a member of metadata, such as metadata[team]", param="metadata"
+            )
+    return members
 
 
 def _described(record: JobRecord) -> dict[str, Any]:
