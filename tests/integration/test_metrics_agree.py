@@ -1,13 +1,15 @@
-"""A run with failures, retries and a killed worker: metrics, Redis, the log and the engine agree about it."""
+"""A run with failures, retries and a killed worker: metrics, Redis, log, spans and engine agree about it."""
 
 from __future__ import annotations
 
 import json
 import signal
 from collections import Counter
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import aiohttp
+import pytest
 import redis.asyncio as aioredis
 from prometheus_client.parser import text_string_to_metric_families
 from tests.integration.conftest import (
@@ -20,9 +22,10 @@ from tests.integration.conftest import (
     slow_chat,
     until_tokens,
 )
+from tests.integration.tracing.collector import Collector, collecting
 
 from inferfleet.producer import Fleet
-from inferfleet.schemas import Job, JobState
+from inferfleet.schemas import Job, JobState, span_names
 from inferfleet.schemas.journal import RunningEntry
 
 ENDS = {f"job {state.value}" for state in JobState if state.terminal}
@@ -72,13 +75,23 @@ def failing(content: str, times: int, *, after: int = 3, **more: object) -> dict
     return chat(content, simulated=hooks, **more)
 
 
-async def test_metrics_records_log_and_engine_agree_about_a_run_in_which_a_worker_was_killed(
+@pytest.fixture
+async def collector() -> AsyncIterator[Collector]:
+    async with collecting() as collector:
+        yield collector
+
+
+async def test_metrics_records_log_spans_and_engine_agree_about_a_run_in_which_a_worker_was_killed(
     fleet: Fleet,
     start_worker_process: StartWorkerProcess,
+    environment: dict[str, str],
+    collector: Collector,
     store: aioredis.Redis,
     pool: str,
     tmp_path: Path,
 ) -> None:
+    environment |= {**collector.environment, "INFERFLEET_TRACING": "true"}
+
     def engine(log: str) -> tuple[str, str]:
         return "--engine-args", json.dumps({"speed": 0, "token_log": str(tmp_path / log)})
 
@@ -126,6 +139,15 @@ async def test_metrics_records_log_and_engine_agree_about_a_run_in_which_a_worke
         for record in (record_of(records, job) for job in jobs)
         if record.result is not None
     )
+    by_job: dict[str, Counter[str]] = {job.id: Counter() for job in jobs}
+    for span in collector.spans:
+        if (state := span.attributes.get(span_names.JOB_STATE)) is not None:
+            by_job[span.attributes[span_names.JOB_ID]][state] += 1
+    assert [state for counts in by_job.values() for state in counts if f"job {state}" in ENDS] == [
+        result.state for result in results
+    ]
+    assert sum(counts["retry"] for counts in by_job.values()) == total(values, "jobs_retried_total")
+
     assert ends(values) == in_redis == logged
     assert len(in_redis) == 5
 
