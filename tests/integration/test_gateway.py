@@ -59,13 +59,20 @@ def refused(answer: httpx2.Response, status: int, code: str) -> None:
 
 
 async def read_events(
-    client: Client, url: str, *, after: str | None = None, count: int | None = None
+    client: Client,
+    url: str,
+    *,
+    after: str | None = None,
+    count: int | None = None,
+    begun: asyncio.Event | None = None,
 ) -> list[tuple[str, str, dict[str, Any]]]:
-    """Read id, kind and data of the events of a stream, at most ``count``."""
+    """Read id, kind and data of the events of a stream, at most ``count``. Its answer sets ``begun``."""
     found: list[tuple[str, str, dict[str, Any]]] = []
     headers = {} if after is None else {"Last-Event-ID": after}
     async with client.stream("GET", url, headers=headers) as answer:
         assert answer.status_code == 200, await answer.aread()
+        if begun is not None:
+            begun.set()
         fields: dict[str, str] = {}
         async for line in answer.aiter_lines():
             if line:
@@ -605,8 +612,10 @@ async def test_a_stopping_gateway_ends_streams_and_says_where_to_go_on(
             job_id = answer.headers["inferfleet-job"]
             lines = answer.aiter_lines()
             await anext(lines)
-            events = asyncio.create_task(read_events(http, f"/v1/jobs/{job_id}/events"))
+            begun = asyncio.Event()
+            events = asyncio.create_task(read_events(http, f"/v1/jobs/{job_id}/events", begun=begun))
             async with asyncio.timeout(PATIENCE_S):
+                await begun.wait()
                 while not (await fleet.get(job_id)).tokens:
                     await asyncio.sleep(0.01)
             await one.stop()
