@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx2
 import pytest
 from fsspec import get_filesystem_class
+from openai import NotFoundError
 from tests.integration.conftest import StartGateway, StartWorker, eventually
 from tests.integration.files_and_batches.conftest import (
     begin,
@@ -171,4 +172,5 @@ async def test_a_batch_runs_on_a_gateway_whose_files_are_in_a_bucket(
         for file_id in (batch.input_file_id, done.output_file_id):
             assert file_id is not None
             await client.files.delete(file_id)
-        assert (await client.files.list()).data == []
+            with pytest.raises(NotFoundError):
+                await client.files.content(file_id)
