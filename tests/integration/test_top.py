@@ -199,6 +199,10 @@ async def test_one_snapshot_is_printed(
         assert not result.exception, result.exception
         return result.stdout
 
+    async def has_a_rate() -> bool:
+        return any(worker.tokens_per_s for worker in await fleet.workers() if worker.pool == pool)
+
+    await eventually(has_a_rate)
     snapshot = FleetSnapshot.model_validate(json.loads(await top("--json")))
     seen = view(snapshot, pool)
     assert seen.unfinished == {9: 1, 3: 1}
