@@ -131,9 +131,9 @@ def test_the_producer_image_is_the_command_line(producer: str) -> None:
 
 
 def test_the_producer_image_says_what_a_worker_would_need(producer: str) -> None:
-    refused = docker("run", "--rm", producer, "worker", check=False)
+    refused = docker("run", "--rm", producer, "worker", "--model", "some", check=False)
     assert refused.returncode == 2
-    assert "pip install 'inferfleet[worker]'" in refused.stderr
+    assert "pip install 'inferfleet[vllm]'" in refused.stderr
 
 
 def test_the_producer_image_has_what_a_gateway_needs(producer: str) -> None:

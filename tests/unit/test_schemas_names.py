@@ -52,6 +52,8 @@ SPELT = [
     (names.places_key("k1"), "inferfleet:limit:{k1}:jobs"),
     (names.batch_key("b1"), "inferfleet:batch:b1"),
     (names.BATCHES_KEY, "inferfleet:batches"),
+    (names.FLEET_HISTORY_KEY, "inferfleet:{fleet}:history"),
+    (names.FLEET_RECORDER_KEY, "inferfleet:{fleet}:recorder"),
     (names.tenant_batches_key("acme"), "inferfleet:batches:acme"),
     (names.tenant_open_batches_key("acme"), "inferfleet:batches:acme:open"),
     (names.file_key("f1"), "inferfleet:file:f1"),

@@ -146,7 +146,7 @@ async def test_a_tenant_sees_only_its_own(
         page = await mine.page(path)
         assert waiting.id not in page
         assert batch_id not in page
-    assert waiting.id in await yours.page("/ui/jobs?session_id=talk")
+    assert waiting.id in await yours.page(f"/ui/jobs?pool={pool}&session_id=talk")
     assert batch_id in await yours.page("/ui/batches")
     assert (await fleet.get(waiting)).state == "queued"
 
