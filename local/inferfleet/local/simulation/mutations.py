@@ -160,7 +160,7 @@ MUTATIONS: dict[str, Mutation] = {
         "if await self._dead_letter(run, delivery, failure):",
         "delivery.ack()\n            if await self._dead_letter(run, delivery, failure):",
         "plain",
-        50,
+        100,
         *_either("crash=w"),
     ),
     "acked_at_drain": _python(
