@@ -86,7 +86,7 @@ def test_a_worker_is_killed_and_its_answer_goes_on_from_the_same_word(urls: Mapp
     assert victim != heir
     assert killed["worker"] == f"worker {victim}"
     assert f"worker {victim} killed with SIGKILL" in ended.stderr
-    assert f"worker {heir} went on behind token" in ended.stderr
+    assert f"worker {heir} went on after token" in ended.stderr
 
 
 def test_a_single_worker_is_left_alive(urls: Mapping[str, str]) -> None:
@@ -140,7 +140,7 @@ def test_on_a_terminal_it_is_a_live_picture(urls: Mapping[str, str]) -> None:
 
     for seen in (
         *("queued", "tokens/s", "8 of 8 jobs", "worker 2", "urgent job, streamed"),
-        *("killed with SIGKILL", "went on behind token", "tokens paid twice", "nothing lost"),
+        *("killed with SIGKILL", "went on after token", "tokens paid twice", "nothing lost"),
     ):
         assert seen in screen
     assert screen.count("queued") > 3

@@ -209,7 +209,7 @@ async def test_a_jobs_story_tells_of_the_worker_that_died_and_the_one_that_resum
     assert await fleet.waits_for(job) is None
     shown = await at_prompt(jobs_commands.app, "show", job.id)
     assert "lost its worker first" in shown.stdout
-    assert f"attempt 2 resumed on second behind token {events[2].tokens}" in shown.stdout
+    assert f"attempt 2 resumed on second after token {events[2].tokens}" in shown.stdout
     as_json = json.loads((await at_prompt(jobs_commands.app, "show", job.id, "--json")).stdout)
     assert [event["kind"] for event in as_json["timeline"]] == [event.kind for event in events]
     assert (as_json["job"]["state"], as_json["waits_for"]) == ("succeeded", None)
@@ -308,7 +308,7 @@ async def test_the_start_of_a_job_is_estimated_from_what_the_workers_have_ended(
         assert position.starts_in_s == pytest.approx(position.ahead / position.finished_per_s)
     assert (await fleet.position(running)).waits == ()
     shown = (await at_prompt(jobs_commands.app, "show", waiting[0].id)).stdout
-    assert "a second have ended lately, so it may start in" in shown
+    assert "jobs per second have ended lately, so it may start in" in shown
 
 
 # Pools and workers

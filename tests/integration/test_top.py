@@ -335,7 +335,7 @@ async def test_an_outage_is_shown_and_the_view_goes_on(
             await until(lambda: rows(app.pools)[pool][1:4] == ["1", "0", "1"])
 
             redis.hold(*Direction)
-            await until(lambda: "Redis is out of reach, what is shown is of" in text(app, "#outages"))
+            await until(lambda: "Redis is out of reach, so this is the fleet at" in text(app, "#outages"))
             assert rows(app.pools)[pool][1:4] == ["1", "0", "1"]
             redis.reset()
             redis.heal()

@@ -90,7 +90,7 @@ def test_a_kill_shows_in_the_picture_and_so_does_who_went_on() -> None:
     assert "worker 1 killed with SIGKILL worker 2 16 running" in text
     assert "Switch it off at once" in text
     assert "worker 1 killed with SIGKILL, 3 tokens into its answer" in text
-    assert "worker 2 went on behind token 3, 3.2 s later" in text
+    assert "worker 2 went on after token 3, 3.2 s later" in text
 
 
 def test_the_rate_is_that_of_the_last_seconds() -> None:
@@ -124,7 +124,7 @@ def test_plain_lines_tell_the_urgent_jobs_story_once(capsys: pytest.CaptureFixtu
     assert capsys.readouterr().err.splitlines()[1:] == [
         "  urgent job, streamed: first token after 0.25 s",
         "  worker 1 killed with SIGKILL, 3 tokens into its answer",
-        "  worker 2 went on behind token 3, 3.2 s later",
+        "  worker 2 went on after token 3, 3.2 s later",
         "  urgent job finished after 4.50 s",
         "  What now?",
         "    [worker 1] Switch it",

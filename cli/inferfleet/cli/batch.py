@@ -74,7 +74,7 @@ def run(
         int, typer.Option(min=1, max=20_000, help="Maximum number of jobs that are queued or run at once.")
     ] = DEFAULT_IN_FLIGHT,
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="If all lines are done, run those that failed again.")
+        bool, typer.Option("--retry-failed", help="If all lines are done, run the failed ones again.")
     ] = False,
     prompts: Annotated[
         bool, typer.Option("--prompts", help="Every line is a prompt, also if the first begins with {.")
@@ -162,7 +162,7 @@ def status(output: OutputArgument, *, as_json: JsonFlag = False) -> None:
 def cancel(output: OutputArgument, *, as_json: JsonFlag = False) -> None:
     """Cancel all lines of a batch that are not done. Lines whose job has ended keep their answer.
 
-    If a run of the batch is going on, on this machine or another one, it is stopped first.
+    First stops the run of the batch, if one is going on, on this machine or another.
     """
     settings = producer_settings()
     asyncio.run(stop_run(output))

@@ -47,7 +47,7 @@ def _words(event: Event) -> str:
         case EventKind.STARTED:
             return f"attempt {event.attempt} started{on}"
         case EventKind.RESUMED:
-            return f"attempt {event.attempt} resumed{on} behind token {event.tokens}"
+            return f"attempt {event.attempt} resumed{on} after token {event.tokens}"
         case EventKind.TOKENS:
             lasted_s = ((event.until or event.at) - event.at).total_seconds()
             return f"{event.tokens} tokens in {lasted_s:.3f} s"
@@ -70,7 +70,7 @@ def _words(event: Event) -> str:
 def _ahead(position: Position) -> str:
     told = f"ahead: {position.ahead:,} unfinished jobs"
     if position.finished_per_s:
-        told += f"; {position.finished_per_s:.2g} a second have ended lately"
+        told += f"; {position.finished_per_s:.2g} jobs per second have ended lately"
     if position.starts_in_s is not None:
         told += f", so it may start in {duration(position.starts_in_s)}"
     return told

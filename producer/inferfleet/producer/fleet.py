@@ -423,11 +423,13 @@ class Fleet:
     async def jobs_page(
         self, where: JobFilter = EVERY_JOB, *, after: str | None = None, limit: int = 100
     ) -> JobPage:
-        """Read a page of what ``list_jobs`` yields: at most ``limit`` jobs behind the ``next`` of a page.
+        """Read a page of what ``list_jobs`` yields: at most ``limit`` jobs, after those of earlier pages.
+
+        ``after`` is the ``next`` of the page before; ``None`` reads the first page.
 
         The work of a page is bounded, so it may have fewer jobs, even none, while more follow: the list ends
-        where ``next`` is ``None``. A job that is unfinished all the time is on exactly one page, whatever
-        comes and goes; one that is published again may be on two.
+        where ``next`` is ``None``. A job that stays unfinished is on exactly one page, whichever other
+        jobs begin and end; one that is published again may be on two.
 
         Raises:
             InvalidJobError: A condition, the cursor or the limit is invalid.
@@ -435,7 +437,7 @@ class Fleet:
         """
         where.check()
         if limit < 1:
-            raise InvalidJobError(f"limit: a page of {limit} jobs is none; ask for 1 job or more")
+            raise InvalidJobError(f"limit: a page cannot have {limit} jobs; ask for 1 job or more")
         return await self._listing.page(where, after=after, limit=limit)
 
     async def cancel_jobs(self, where: JobFilter) -> AsyncGenerator[tuple[str, JobState]]:
@@ -470,7 +472,7 @@ class Fleet:
     async def waits_for(self, job: Job | str) -> Wait | None:
         """Return why an unfinished job does not run; ``None`` if it runs or has ended.
 
-        ``position`` has all reasons, if there are several.
+        If there are several reasons, ``position`` returns all of them.
 
         Raises:
             JobNotFoundError: There is no record of the job.

@@ -213,7 +213,7 @@ async def test_cancel_stops_a_run_that_it_knows_only_by_its_files(
     ended = await inferfleet("batch", "cancel", str(files.output))
 
     assert (ended.code, ended.out) == (0, "4 lines cancelled or failed, 0 more answers\n")
-    with pytest.raises(BatchError, match="was stopped, because somebody cancels the batch"):
+    with pytest.raises(BatchError, match="was stopped, because somebody is cancelling the batch"):
         await running
     assert {path.name for path in files.output.parent.iterdir()} == {
         *("in.jsonl", "out.jsonl", "out.errors.jsonl", "out.jsonl.batch")

@@ -5,5 +5,5 @@
     app        the live view, with Textual
     screens    what opens above it: a pool's jobs, a job, a question, the help
 
-Everything shown is in a ``FleetSnapshot``; nothing here reads RabbitMQ or Redis.
+The tables show a ``FleetSnapshot``. Everything is read with ``Fleet``, never from RabbitMQ or Redis directly.
 """

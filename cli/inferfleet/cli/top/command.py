@@ -26,11 +26,11 @@ def command(
     once: Annotated[bool, typer.Option("--once", help="Print one snapshot, and exit.")] = False,
     as_json: JsonFlag = False,
     interval_s: Annotated[
-        float, typer.Option("--interval", min=0.2, max=3600.0, help="Seconds between two looks.")
+        float, typer.Option("--interval", min=0.2, max=3600.0, help="Seconds between two snapshots.")
     ] = 2.0,
 ) -> None:
     """Watch the fleet: pools, workers, jobs that have just ended, and why jobs wait. Keys act on them."""
-    # Failures are seen at once, whatever a program's patience.
+    # Show an outage at once, whatever patience is configured.
     settings = producer_settings().model_copy(update={"patience_s": 0.0})
     if once:
         _print(asyncio.run(_snapshot(settings)), as_json=as_json)
@@ -38,7 +38,7 @@ def command(
     if as_json:
         raise typer.BadParameter("--json prints one snapshot: add --once")
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        raise typer.BadParameter("this is not a terminal: --once prints one snapshot")
+        raise typer.BadParameter("the live view needs a terminal: add --once to print one snapshot")
     # Only the live view needs the extra.
     import_command("inferfleet top", "inferfleet.cli.top.app", extra="top").run_top(settings, interval_s)
 

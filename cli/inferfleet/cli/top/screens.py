@@ -31,14 +31,14 @@ d               drain the selected worker: it finishes or hands over its jobs
 j               open a job by its id
 q, Ctrl+C       quit
 
-JOBS            unfinished jobs, those that run, too
+JOBS            unfinished jobs, including those that run
 QUEUE           messages in the queue
 OLDEST          how long the oldest job that does not run has waited
-WAITED          median wait of the jobs that have just ended
+WAITED          median wait of jobs that ended in the last minute
 JOBS/S          jobs that ended per second, in the last minute
 TOKENS/S        tokens generated per second, in the last ten seconds
 BACKLOG         how long the unfinished jobs last at that rate of jobs
-READY           workers that are ready, of all
+READY           ready workers / all workers
 DEAD            dead letters
 CLOSED GATES    why jobs do not start, or are not accepted
 BY PRIORITY     unfinished jobs by priority, 9 is the most urgent
@@ -79,7 +79,7 @@ def _cell(text: str, *, right: bool) -> Text:
 
 
 class TextScreen(Screen[None]):
-    """Shows text. With ``read``, reads it, and again until that says that it will not change."""
+    """Shows text. ``read`` is called again and again until it says that the text will not change."""
 
     BINDINGS: ClassVar[list[BindingType]] = [("escape", "dismiss", "Back")]
 

@@ -1,4 +1,4 @@
-"""A snapshot as tables of text. Pure: how they reach the terminal is up to others."""
+"""A snapshot as tables of text. Pure: others write them to the terminal."""
 
 from __future__ import annotations
 
@@ -121,12 +121,12 @@ def overview(snapshot: FleetSnapshot) -> str:
 
 
 def outages(snapshot: FleetSnapshot) -> Generator[str]:
-    """Yield a line for each service that does not answer, and what that means for what is shown."""
+    """Yield a line for each service that does not answer, which says what the tables lack."""
     for service, why in snapshot.unreachable.items():
         meaning = (
-            f"what is shown is of {snapshot.at:%H:%M:%S} UTC"
+            f"so this is the fleet at {snapshot.at:%H:%M:%S} UTC"
             if service == "Redis"
-            else "the lengths of queues are unknown"
+            else "so the lengths of queues are unknown"
         )
         yield line(f"{service} is out of reach, {meaning}: {why}")
 
@@ -158,7 +158,7 @@ def _kv(worker: Heartbeat) -> str:
     return f"{worker.kv_cache_usage:.0%} {'█' * full}{'░' * (BAR - full)}"
 
 
-def _phases(pool: PoolView) -> str:
+def _ready(pool: PoolView) -> str:
     ready = sum(worker.phase is WorkerPhase.READY for worker in pool.workers)
     return f"{ready}/{len(pool.workers)}"
 
@@ -173,7 +173,7 @@ POOLS: Final[tuple[Column[PoolView], ...]] = (
     Column("JOBS/S", lambda it: _rate(it.finished_per_s), 3, right=True),
     Column("TOKENS/S", lambda it: _rate(it.tokens_per_s), 7, right=True),
     Column("BACKLOG", lambda it: _duration(it.backlog_s), 1, right=True),
-    Column("READY", _phases, 5, right=True),
+    Column("READY", _ready, 5, right=True),
     Column("DEAD", lambda it: _count(it.dead_letters), 9, right=True),
     Column("CLOSED GATES", lambda it: ", ".join(gate.reason.replace("_", " ") for gate in it.gates)),
     Column("BY PRIORITY", lambda it: " ".join(f"{level}:{n:,}" for level, n in it.unfinished.items()), 10),

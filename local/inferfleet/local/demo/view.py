@@ -181,7 +181,7 @@ def _story(progress: Progress, urgent: UrgentStream) -> list[str]:
         if urgent.resumed_s is not None:
             passage = urgent.passages[-1]
             story.append(
-                f"worker {progress.number(passage.worker_id)} went on behind token {passage.resumed_from}, "
+                f"worker {progress.number(passage.worker_id)} went on after token {passage.resumed_from}, "
                 f"{urgent.resumed_s - urgent.kill.at_s:.1f} s later"
             )
     if urgent.finished_s is not None:

@@ -50,7 +50,7 @@ TICK_S: Final = 0.5
 """How often a run tells its progress, and sees to it that what it has written is on disk."""
 
 STOP_S: Final = 120.0
-"""How long a run has to stop. On NFS it may take a minute until it sees that it is to."""
+"""How long a run may take to stop. On NFS it may see the file that tells it to stop only after a minute."""
 
 SKIPPED_AT_ONCE: Final = 1000
 """How many lines that are done a run passes over before others have their turn."""
@@ -90,7 +90,7 @@ class Batch:
     ) -> Generator[Batch]:
         """Begin a batch, or continue it, if there is one with this output.
 
-        If all of its lines are done, ``retry_failed`` empties the error file, and its lines are to run again.
+        If all lines are done, ``retry_failed`` empties the error file, so that the lines in it run again.
 
         Reads the whole input, which takes ten to twenty seconds for a million lines.
 
@@ -107,7 +107,7 @@ class Batch:
             LineFile.opened(plan.output, make=make) as answers,
             LineFile.opened(plan.error_file, make=make) as errors,
         ):
-            # Whoever wanted to stop the run before has been killed, or has not seen yet that it has ended.
+            # The cancel that wrote it was killed, or has not noticed yet that the previous run has ended.
             forget_stop(plan.output)
             record = read_record(plan.output) or begun
             if record is None:
@@ -147,7 +147,7 @@ class Batch:
         ):
             longest = LONGEST_LINE * settings.max_body_bytes
             forget_stop(output)
-            # Again: a run may have changed it until the files were locked.
+            # Again: a run may have changed it before the files were locked.
             record = require_record(output)
             yield cls(record=record, source=record.source, answers=answers, errors=errors, longest=longest)
 
@@ -277,7 +277,7 @@ class Batch:
             if tell:
                 tell(rates.add_to(self.progress()))
             if stop_path(self._answers.path).exists():
-                raise BatchError("this run was stopped, because somebody cancels the batch")
+                raise BatchError("this run was stopped, because somebody is cancelling the batch")
             await asyncio.sleep(TICK_S)
             await asyncio.to_thread(self._sync)
 
@@ -304,7 +304,7 @@ async def stop_run(output: Path) -> None:
             if time.monotonic() >= until:
                 raise BatchError(
                     f"the run that writes to {output} has not stopped within {STOP_S:.0f} s: end its "
-                    "process, and cancel again. Runs of version 0.2 do not see that they are to stop"
+                    "process, and cancel again. A run of version 0.2 can only be stopped in this way"
                 )
             stop.touch()
             await asyncio.sleep(TICK_S)

@@ -97,7 +97,9 @@ def retried(record: BatchRecord) -> BatchRecord:
 
     """
     if record.retries == RETRIES:
-        raise BatchError(f"its failed lines have run again {RETRIES} times: put them into a new batch")
+        raise BatchError(
+            f"the failed lines have run again {RETRIES} times already: put them into a new batch"
+        )
     return record.model_copy(update={"retries": record.retries + 1})
 
 
