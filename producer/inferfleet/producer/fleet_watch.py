@@ -1,8 +1,8 @@
 """Watches the fleet: takes snapshots, and remembers the jobs that have just ended.
 
 A snapshot lists no jobs, so it costs the same with a hundred thousand. Redis gets one command for each
-worker, and for each pool 23 and at most 50 for each priority that has jobs (more only while more than 50 of
-one run). RabbitMQ gets two passive declarations for each pool.
+worker, and for each pool 23 and at most 50 for each priority that has jobs (more only while more than 50
+of them run). RabbitMQ gets two passive declarations for each pool.
 """
 
 from __future__ import annotations
@@ -30,14 +30,13 @@ ANSWER_S: Final = 5.0
 """How long RabbitMQ may take for one answer. Redis' connection has a limit of its own."""
 
 ENDED: Final = 25
-"""How many jobs that succeeded to remember, and how many that did not."""
+"""How many jobs to remember that succeeded, and how many that did not."""
 
 RECENT_S: Final = 60.0
-"""How long a job counts towards the median wait of its pool."""
+"""For how long after its end a job counts towards the median wait of its pool."""
 
 _AWAY = (ServiceUnreachableError, ServiceRefusedError, ConfigurationError)
-"""Why there is no answer. The file with the URL may be missing while somebody replaces it."""
-
+"""The errors of a service that does not answer. The file with its URL may be missing during a replacement."""
 
 _ended_at = attrgetter("ended_at")
 
@@ -57,7 +56,7 @@ class FleetWatch:
         self._pools = Pools(pipeline=pipeline, listing=listing, waiting=self._ready)
         self._asking = asyncio.Lock()
         self._rabbitmq: str | None = None
-        """Why RabbitMQ has not answered this time."""
+        """Why RabbitMQ has not answered during this snapshot; ``None`` if it has."""
         self._ended: list[EndedJob] = []
         self._last: FleetSnapshot | None = None
 
@@ -98,8 +97,8 @@ class FleetWatch:
         return self._last
 
     async def _ready(self, queue: str) -> int | None:
-        """Count the messages in a queue; ``None`` also if RabbitMQ does not say."""
-        # One at a time, so that each has its own time to answer; and the first failure is that of all.
+        """Count the messages in a queue; ``None`` if there is no queue, or RabbitMQ does not answer."""
+        # One at a time, so that each has its own time limit, and none is asked after a failure.
         async with self._asking:
             if self._rabbitmq is not None:
                 return None
@@ -141,7 +140,7 @@ class FleetWatch:
             dead_letters=pool.dead_letters,
             unfinished=pool.unfinished,
             oldest_waiting_s=pool.oldest_waiting_s,
-            # The jobs that they have ended are in the list of all.
+            # ``FleetSnapshot.ended`` has the jobs of all workers.
             workers=tuple(worker.model_copy(update={"ended": ()}) for worker in pool.workers),
             finished_per_s=finished_per_s,
             tokens_per_s=sum(worker.tokens_per_s for worker in pool.workers),

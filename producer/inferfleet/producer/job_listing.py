@@ -40,8 +40,8 @@ class JobFilter:
     """Conditions on unfinished jobs, all of which have to hold. Those that are not given always hold.
 
     ``state`` is ``queued`` or ``running``. ``since`` and ``until`` are the times between which a job was
-    accepted, or last published again, and ``older_than_s`` is how long ago at least. For ``metadata`` the
-    whole request of each job is read, so it is slow, and finds only jobs whose requests are in Redis
+    accepted, or last published again, and ``older_than_s`` is the shortest time since then. For ``metadata``
+    the whole request of each job is read, so it is slow, and finds only jobs whose requests are in Redis
     (``keep_requests``).
     """
 
@@ -122,7 +122,7 @@ class JobListing:
                             raise state
 
     async def page(self, where: JobFilter, *, after: str | None, limit: int) -> JobPage:
-        """Read at most ``limit`` jobs behind a cursor. Reads about ``PAGE_READS`` entries at most.
+        """Read at most ``limit`` jobs after a cursor, and about ``PAGE_READS`` entries of the index at most.
 
         A page may have fewer jobs, even none, and more may follow. Its cursor names only a job of the page:
         the other jobs may be of other tenants.

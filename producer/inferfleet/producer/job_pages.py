@@ -24,7 +24,7 @@ class JobPage:
 
 
 class Place(NamedTuple):
-    """A place in the list: behind an entry of the index of a pool and a priority."""
+    """A place in the list: after an entry in the index of a pool and a priority."""
 
     pool: PoolName
     priority: Annotated[int, Field(ge=0, lt=PRIORITY_LEVELS)]

@@ -51,7 +51,7 @@ class Pools:
         """Pause a pool. Raises ``UnknownPoolError`` if it has no queue and is not on the list."""
         check_pool(pool)
         await self._require_known(pool)
-        # A paused pool stays on the list, for whoever wants to know why nothing runs.
+        # A paused pool stays on the list, so that people see why nothing runs.
         await asyncio.gather(note_pool(self._pipeline, pool), pause_pool(self._pipeline, pool))
 
     async def resume(self, pool: str) -> bool:

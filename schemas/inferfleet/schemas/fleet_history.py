@@ -1,4 +1,4 @@
-"""What is kept of the whole fleet for the plots of the last hour."""
+"""Samples of the whole fleet for the plots of the last hour."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The whole fleet at one moment: pools with rates, backlogs and closed gates; what has just ended."""
+"""The whole fleet at one moment: pools with rates, backlogs and closed gates, and recently ended jobs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Gate(WireModel):
 
 
 class PoolView(PoolStatus):
-    """A pool with its rates and its closed gates. ``ready`` is also ``None`` while RabbitMQ does not answer.
+    """A pool with its rates and its closed gates. ``ready`` is ``None`` also while RabbitMQ does not answer.
 
     ``finished_per_s`` and ``tokens_per_s`` are the sums of its workers. ``backlog_s`` is how long the
     unfinished jobs last at that rate of jobs, ``None`` while no job ends. ``queue_wait_s`` is the median wait
@@ -54,7 +54,7 @@ class FleetSnapshot(WireModel):
     """The fleet at one moment. ``unreachable`` has the error of each service that does not answer.
 
     While Redis does not answer, pools and ended jobs are those of ``at``, when it last did. ``ended`` has the
-    jobs that heartbeats have named, the newest first: of a busy worker not all.
+    jobs that heartbeats have named, the newest first: not all jobs of a busy worker.
     """
 
     at: AwareDatetime

@@ -62,7 +62,7 @@ FLEET_HISTORY_KEY = "inferfleet:{fleet}:history"
 """The list of samples of the whole fleet in the last hour, as JSON, the oldest first."""
 
 FLEET_RECORDER_KEY = "inferfleet:{fleet}:recorder"
-"""The gateway that takes these samples; it expires when that gateway renews it no more."""
+"""The gateway that takes these samples; it expires when that gateway stops renewing it."""
 
 FILES_KEY = "inferfleet:files"
 """The sorted set of all files of the gateways, by the time in ms at which they expire."""

@@ -37,7 +37,7 @@ COPIED_AT_ONCE: Final = 1 << 20
 class BatchRecord(WireModel):
     """What a batch is. It is written before the first job is submitted, and whenever failed lines run again.
 
-    ``retries`` counts how often they have: errors of earlier tries are void. ``errors`` is relative to the
+    ``retries`` counts how often they did: errors of earlier tries are void. ``errors`` is relative to the
     folder of the output if it is there, so that both can be moved.
     """
 
@@ -55,7 +55,7 @@ class BatchRecord(WireModel):
 
     @property
     def first_try(self) -> int:
-        """The try with which a line begins that is not done."""
+        """The first try of a line that is not done."""
         return self.retries * TRIES
 
     def error_file(self, output: Path) -> Path:
@@ -191,7 +191,7 @@ class LineFile:
         Also drops lines of tries before ``first_try``.
 
         Raises:
-            BatchError: The file has lines of something else; nothing was changed behind the first of them.
+            BatchError: The file has lines of something else; nothing was changed after the first of them.
             BatchOutputError: The file cannot be read or written.
 
         """

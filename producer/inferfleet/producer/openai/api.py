@@ -51,7 +51,7 @@ class Progress:
     """Which job a request became. A job that is ``kept`` goes on when nobody waits for its answer.
 
     A response that is not ``stored`` cannot be read later. ``forget`` is awaited with the job's id when the
-    request has ended in any way, and ``refused`` if it became no job.
+    request has ended in any way, and ``refused`` if it did not become a job.
     """
 
     kept: bool
@@ -125,7 +125,7 @@ class OpenAIApi:
         self._leaving: set[asyncio.Task[None]] = set()
 
     def of(self, fleet: TenantFleet, *, pools: Collection[str] | None = None) -> OpenAIApi:
-        """Return an API for the requests of a tenant, which may use only ``pools`` if there are any given.
+        """Return an API for the requests of a tenant, which may use only ``pools`` if they are given.
 
         ``aclose`` of either waits for the jobs of both.
         """

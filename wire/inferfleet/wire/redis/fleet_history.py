@@ -1,4 +1,4 @@
-"""Samples of the whole fleet in the last hour. One gateway at a time takes them, by a lease."""
+"""Samples of the whole fleet in the last hour. The gateway that holds a lease takes them."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ KEPT: Final = 240
 """How many samples are kept, which is an hour."""
 
 LEASE_S: Final = 3 * SAMPLE_S
-"""After how long without a sample another gateway takes them."""
+"""After how long without a sample another gateway takes over."""
 
 TTL_S: Final = 2 * 3600
-"""How long samples stay after the last one."""
+"""How long the samples stay after the last one was taken."""
 
 
 class FleetHistory:
@@ -30,15 +30,15 @@ class FleetHistory:
         self._recorder = recorder
 
     async def is_recorder(self) -> bool:
-        """Return whether this process has to take samples, and nobody else; renew its lease."""
+        """Take or renew the lease. Return whether this process holds it, and so has to take the samples."""
         return await self._record("")
 
     async def record(self, sample: FleetSample) -> bool:
-        """Record a sample, unless another process has the lease meanwhile. Return whether it was recorded."""
+        """Record a sample, unless another process has the lease by now. Return whether it was recorded."""
         return await self._record(sample.model_dump_json())
 
     async def read(self) -> list[FleetSample]:
-        """Read the samples, the oldest first. Those that another version has written are left out."""
+        """Read the samples, the oldest first. Leave out those of another version that cannot be read."""
         found: Any = await self._pipeline.execute("LRANGE", FLEET_HISTORY_KEY, 0, -1)
         return [sample for each in found if (sample := FleetSample.read(each)) is not None]
 

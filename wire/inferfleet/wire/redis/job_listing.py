@@ -49,7 +49,7 @@ async def unfinished(
     until_ms: int | None = None,
     page_size: int | None = None,
 ) -> AsyncGenerator[list[Entry]]:
-    """Yield the unfinished jobs of a priority behind an entry in pages, the oldest first.
+    """Yield the unfinished jobs of a priority after an entry, in pages, the oldest first.
 
     The entry may have left the index; without an id, it stands before all of its millisecond. ``until_ms``
     leaves out those that entered later. A job that is published again meanwhile moves to the end, and may
@@ -82,7 +82,7 @@ async def count_ahead(pipeline: CommandPipeline, pool: str, priority: int, job_i
 
 
 async def _read(pipeline: CommandPipeline, key: str, behind: Entry, *, limit: int) -> tuple[int, list[Entry]]:
-    """Count the entries of an index up to one, and read those behind it."""
+    """Count the entries of an index up to one, and read those after it."""
     before, *found = await pipeline.execute(
         *pool_scripts.open_behind(key, behind_ms=behind.since_ms, behind_id=behind.id, limit=limit)
     )

@@ -188,7 +188,7 @@ class JobReading:
             return DEFAULT_TENANT
 
     async def traced(self, job_id: str) -> tuple[str, int] | None:
-        """Read the trace of a job that is sampled and the number of its last attempt; ``None`` otherwise."""
+        """Read a job's trace and the number of its last attempt; ``None`` if the trace is not sampled."""
         traceparent, attempt = await self._pipeline.execute(
             "HMGET", job_key(job_id), "traceparent", "attempt"
         )

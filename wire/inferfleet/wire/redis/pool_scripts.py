@@ -47,7 +47,7 @@ def open_range(open_key: str, held_key: str, /, *, from_ms: int, below_ms: int, 
 
 
 def open_behind(open_key: str, /, *, behind_ms: int, behind_id: str, limit: int) -> Command:
-    """Read the oldest unfinished jobs of a priority behind a place."""
+    """Read the oldest unfinished jobs of a priority after a place."""
     return ("EVALSHA", _OPEN_BEHIND.sha, 1, open_key, behind_ms, behind_id, limit)
 
 

@@ -46,7 +46,7 @@ def record(
     most: int,
     ttl_s: int,
 ) -> Command:
-    """Record a sample of the fleet, unless another process does that; without one, only ask to."""
+    """Take or renew the lease, and record a sample, if there is one. Another holder prevents both."""
     return (
         *("EVALSHA", _RECORD.sha, 2, recorder_key, history_key),
         *(recorder, lease_ms, sample, most, ttl_s),

@@ -169,5 +169,5 @@ def webhook_settle(
 def webhook_drop(
     endpoint_key: str, events_key: str, due_key: str, queue_key: str, /, *, endpoint: str, now_ms: int
 ) -> Command:
-    """Drop what an endpoint has not accepted that was disabled long ago."""
+    """Drop the undelivered events of an endpoint that has been disabled for 30 days."""
     return ("EVALSHA", _DROP.sha, 4, endpoint_key, events_key, due_key, queue_key, endpoint, now_ms)

@@ -106,7 +106,7 @@ class JobEnd(NamedTuple):
 
 
 class Claimed(NamedTuple):
-    """An event to deliver; it was tried so often before, and is claimed until then."""
+    """An event to deliver, how often that was tried before, and until when it is claimed."""
 
     tried: int
     event: WebhookEvent
@@ -270,7 +270,7 @@ class WebhookStore:
         return JobEnd(JobState(state.decode()) if state else None, int(finished or 0), read)
 
     async def traceparent(self, job_id: str) -> str | None:
-        """Read the trace of a job that is sampled; ``None`` otherwise."""
+        """Read the trace of a job if the trace is sampled; ``None`` otherwise."""
         (traceparent,) = await self._pipeline.execute("HMGET", job_key(job_id), "traceparent")
         return None if traceparent is None else traceparent.decode()
 
@@ -304,7 +304,7 @@ class WebhookStore:
         return dict(await self._due(WEBHOOK_QUEUE_KEY, limit=limit))
 
     async def claim(self, endpoint_id: str, *, for_ms: int, limit: int) -> list[Claimed]:
-        """Claim events to deliver to an endpoint. Unless they are settled, they are due again then."""
+        """Claim events to deliver to an endpoint. Those not settled are due again after ``for_ms``."""
         due, until_ms = await self._claim(webhook_due_key(endpoint_id), for_ms=for_ms, limit=limit)
         endpoint_key, events_key, due_key, queue_key = _keys(endpoint_id)
         requeued = self._pipeline.enqueue(
@@ -317,7 +317,7 @@ class WebhookStore:
         )
 
     async def give_back(self, endpoint_id: str, claimed: Claimed) -> None:
-        """Let an event that was claimed and not settled be due at once, for somebody else."""
+        """Make a claimed event that was not settled due at once, for another gateway."""
         endpoint_key, _, due_key, queue_key = _keys(endpoint_id)
         await asyncio.gather(
             self._pipeline.enqueue(
@@ -331,7 +331,7 @@ class WebhookStore:
         )
 
     async def drop(self, endpoint_id: str) -> int:
-        """Drop what an endpoint has not accepted, if it has been disabled for 30 days.
+        """Drop the undelivered events of an endpoint that has been disabled for 30 days.
 
         Return how many events these were.
         """

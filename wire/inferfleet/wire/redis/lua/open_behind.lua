@@ -1,13 +1,13 @@
--- Read jobs from the index of a pool's unfinished jobs, the oldest first, from behind a place. Changes nothing.
--- Returns how many jobs are before the place, and of each job behind it the id and the score. Of the jobs of one
--- millisecond, the ids decide.
+-- Read jobs from the index of a pool's unfinished jobs, the oldest first, after a place. Changes nothing.
+-- Returns how many jobs are before the place, then the id and the score of each job after it. Jobs of one
+-- millisecond are in the order of their ids.
 local open_key = KEYS[1]
 local behind_ms = ARGV[1]
 local behind_id = ARGV[2]
 local limit = ARGV[3]
 
--- Look for the rank of the first job behind the place: the job of that id may have left. Ids are UUIDs, so Lua
--- compares them as Redis orders them.
+-- Search for the rank of the first job after the place: the job with that id may have left the index. Ids are UUIDs,
+-- so Lua compares them as Redis orders them.
 local low, high = 0, redis.call('ZCARD', open_key)
 while low < high do
   local middle = math.floor((low + high) / 2)

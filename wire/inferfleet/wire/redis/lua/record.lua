@@ -1,10 +1,9 @@
--- Record a sample of the fleet, and renew the lease of the process that records them.
--- Returns 1 if the caller is that process: nobody else is, or has let the lease run out.
--- Sent twice, the second adds nothing.
+-- Record a sample of the fleet, and take or renew the lease of the process that records samples.
+-- Returns 1 if the caller holds the lease, 0 if another process does. Sent twice, the second adds nothing.
 local recorder_key, history_key = KEYS[1], KEYS[2]
 local recorder = ARGV[1]
 local lease_ms = ARGV[2]
-local sample = ARGV[3] -- empty: only ask who records
+local sample = ARGV[3] -- '' to only take or renew the lease
 local most = ARGV[4]
 local ttl_s = ARGV[5]
 

@@ -1,5 +1,5 @@
--- Drop what an endpoint has not accepted that was disabled long ago.
--- Returns how many events these were. Sent twice, the second changes nothing, and answers 0.
+-- Drop the undelivered events of a webhook endpoint that has been disabled for 30 days.
+-- Returns how many events these were. Sent twice, the second changes nothing, and returns 0.
 local endpoint_key, events_key, due_key, queue_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local endpoint = ARGV[1]
 local now_ms = ARGV[2]

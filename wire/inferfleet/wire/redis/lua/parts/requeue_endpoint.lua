@@ -1,5 +1,5 @@
--- A webhook endpoint is in the queue at the time of its next delivery. One that is disabled is there when its events are
--- dropped, 30 days later. One without events is not there.
+-- A webhook endpoint is in the queue at the time of its next delivery. A disabled one is in it at
+-- the time when its events are dropped, 30 days later. One without events is not in it.
 local disabled_keeps_ms = 30 * 24 * 3600 * 1000
 local function requeue_endpoint(queue_key, endpoint_key, due_key, endpoint)
   local first = redis.call('ZRANGE', due_key, 0, 0, 'WITHSCORES')
