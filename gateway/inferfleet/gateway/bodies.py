@@ -35,7 +35,7 @@ async def read_body(request: Request, settings: GatewaySettings, *, many: bool =
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind not in JSON_TYPES:
-        raise _refused(
+        raise refused_unread(
             HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "not_json", "send Content-Type: application/json, and JSON"
         )
     most, setting = settings.max_request_bytes, "INFERFLEET_MAX_REQUEST_BYTES"
@@ -52,12 +52,17 @@ async def read_body(request: Request, settings: GatewaySettings, *, many: bool =
                 if len(body) > most:
                     raise _too_large(most, setting)
     except TimeoutError as error:
-        raise _refused(
+        raise refused_unread(
             HTTPStatus.REQUEST_TIMEOUT,
             "body_timeout",
             f"the body took longer than {settings.read_timeout_s:g} s",
         ) from error
     return bytes(body)
+
+
+def refused_unread(status: HTTPStatus, code: str, message: str) -> RefusedError:
+    """Make a refusal. The rest of the body is not read, so the connection cannot be used again."""
+    return RefusedError(Refusal(status=status, code=code, message=message, closes=True))
 
 
 def job_bytes(settings: GatewaySettings) -> int:
@@ -66,7 +71,7 @@ def job_bytes(settings: GatewaySettings) -> int:
 
 
 def _too_large(most: int, setting: str) -> RefusedError:
-    return _refused(
+    return refused_unread(
         HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
         "body_too_large",
         f"the body is larger than {most:,} bytes ({setting})",
@@ -105,8 +110,3 @@ class UnreadBodies:
 
 def _sends_body(headers: Headers) -> bool:
     return ("content-length" in headers or "transfer-encoding" in headers) and "expect" not in headers
-
-
-def _refused(status: HTTPStatus, code: str, message: str) -> RefusedError:
-    # The rest of the body is not read, so the connection cannot be used again.
-    return RefusedError(Refusal(status=status, code=code, message=message, closes=True))

@@ -17,9 +17,10 @@ from multipart import (  # pyright: ignore[reportMissingTypeStubs]
 )
 
 from inferfleet.gateway.batches.storage import PIECE_BYTES, Storage
+from inferfleet.gateway.bodies import refused_unread
 from inferfleet.gateway.hosts import is_own_origin
 from inferfleet.gateway.settings import GatewaySettings
-from inferfleet.producer.openai.refusals import Refusal, RefusedError, bad_request
+from inferfleet.producer.openai.refusals import RefusedError, bad_request
 
 SLOWEST_BYTES_PER_S: Final = 16 * 1024
 """The slowest average speed of an upload, once ``read_timeout_s`` has passed."""
@@ -74,13 +75,13 @@ async def receive(request: Request, settings: GatewaySettings, storage: Storage,
         await form.abandon()
         match error:
             case TimeoutError():
-                raise _refused(
+                raise refused_unread(
                     HTTPStatus.REQUEST_TIMEOUT,
                     "body_timeout",
                     f"the file arrived too slowly; send at least {SLOWEST_BYTES_PER_S:,} bytes per second",
                 ) from error
             case MultipartError():
-                raise _refused(
+                raise refused_unread(
                     HTTPStatus.BAD_REQUEST, "invalid_request", f"the form cannot be read: {error}"
                 ) from error
             case _:
@@ -222,7 +223,7 @@ class _Form:
 
 
 def _too_large(settings: GatewaySettings) -> RefusedError:
-    return _refused(
+    return refused_unread(
         HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
         "file_too_large",
         f"the file is larger than {settings.max_file_bytes:,} bytes (INFERFLEET_MAX_FILE_BYTES)",
@@ -233,7 +234,7 @@ def _boundary(request: Request) -> str:
     parsed = cast("tuple[str, dict[str, str]]", parse_options_header(request.headers.get("content-type", "")))
     kind, options = parsed
     if kind != "multipart/form-data" or not options.get("boundary"):
-        raise _refused(
+        raise refused_unread(
             HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
             "not_a_form",
             "send Content-Type: multipart/form-data, with the fields purpose and file",
@@ -244,13 +245,8 @@ def _boundary(request: Request) -> str:
 def _refuse_other_origins(request: Request) -> None:
     """Refuse a form that a browser sends for a page of another origin: no browser prevents that."""
     if is_own_origin(request.headers) is False:
-        raise _refused(
+        raise refused_unread(
             HTTPStatus.FORBIDDEN,
             "forbidden_origin",
             "a page of another origin sent this form",
         )
-
-
-def _refused(status: HTTPStatus, code: str, message: str) -> RefusedError:
-    # The rest of the body is not read, so the connection cannot be used again.
-    return RefusedError(Refusal(status=status, code=code, message=message, closes=True))

@@ -9,9 +9,9 @@ from urllib.parse import parse_qsl
 
 from fastapi import Request
 
+from inferfleet.gateway.bodies import refused_unread
 from inferfleet.gateway.hosts import is_own_origin
 from inferfleet.gateway.settings import GatewaySettings
-from inferfleet.producer.openai.refusals import Refusal, RefusedError
 
 MOST_BYTES: Final = 64 * 1024
 MOST_FIELDS: Final = 50
@@ -28,7 +28,7 @@ async def read_form(request: Request, settings: GatewaySettings) -> dict[str, st
 
     """
     if not is_own_origin(request.headers):
-        raise _refused(
+        raise refused_unread(
             HTTPStatus.FORBIDDEN, "forbidden_origin", "only the pages of this gateway may send this form"
         )
     body = bytearray()
@@ -37,17 +37,14 @@ async def read_form(request: Request, settings: GatewaySettings) -> dict[str, st
             async for part in request.stream():
                 body += part
                 if len(body) > MOST_BYTES:
-                    raise _refused(
+                    raise refused_unread(
                         HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "body_too_large", "the form is too large"
                     )
     except TimeoutError as error:
-        raise _refused(HTTPStatus.REQUEST_TIMEOUT, "body_timeout", "the form came too slowly") from error
+        raise refused_unread(
+            HTTPStatus.REQUEST_TIMEOUT, "body_timeout", "the form arrived too slowly"
+        ) from error
     try:
         return dict(parse_qsl(body.decode(), max_num_fields=MOST_FIELDS))
     except ValueError as error:
-        raise _refused(HTTPStatus.BAD_REQUEST, "invalid_request", "the form cannot be read") from error
-
-
-def _refused(status: HTTPStatus, code: str, message: str) -> RefusedError:
-    # The rest of the body is not read, so the connection cannot be used again.
-    return RefusedError(Refusal(status=status, code=code, message=message, closes=True))
+        raise refused_unread(HTTPStatus.BAD_REQUEST, "invalid_request", "the form cannot be read") from error
