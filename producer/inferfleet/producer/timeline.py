@@ -29,7 +29,7 @@ class EventKind(StrEnum):
     STARTED = "started"
     """A worker began the answer."""
     RESUMED = "resumed"
-    """A worker continues the answer; ``tokens`` is behind how many."""
+    """A worker continues the answer after ``tokens`` tokens."""
     TOKENS = "tokens"
     """``tokens`` were generated, the last of them at ``until``."""
     RETRIED = "retried"
@@ -60,6 +60,35 @@ class Event:
     until: datetime | None = None
     model_identity: str | None = None
     detail: str | None = None
+
+    @property
+    def words(self) -> str:
+        """The event as words for a person."""
+        on = f" on {self.worker_id}" if self.worker_id else ""
+        match self.kind:
+            case EventKind.QUEUED:
+                return "queued"
+            case EventKind.STARTED:
+                return f"attempt {self.attempt} started{on}"
+            case EventKind.RESUMED:
+                return f"attempt {self.attempt} resumed{on} after token {self.tokens:,}"
+            case EventKind.TOKENS:
+                lasted_s = ((self.until or self.at) - self.at).total_seconds()
+                return f"{self.tokens:,} tokens in {lasted_s:.3f} s"
+            case EventKind.RETRIED:
+                return f"attempt {self.attempt} failed{on}: {self.detail or 'no reason was recorded'}"
+            case EventKind.HANDED_OVER:
+                return f"handed over by {self.worker_id or 'its worker'}"
+            case EventKind.LOST:
+                return f"lost its worker {self.worker_id}, which gave no further sign of life"
+            case EventKind.REPUBLISHED:
+                return "published again, because its message was lost"
+            case EventKind.RESTARTED:
+                return f"answer restarted ({self.detail}); {self.tokens:,} tokens wasted"
+            case EventKind.RESTORED:
+                return f"restored{on}, because Redis had lost the record"
+            case EventKind.FINISHED:
+                return f"{self.detail}, with {self.tokens:,} tokens"
 
 
 class Timeline:
