@@ -14,7 +14,6 @@ from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
-from inferfleet.gateway.batches.storage import StorageError
 from inferfleet.gateway.callers import ANYBODY
 from inferfleet.gateway.gateway import Gateway
 from inferfleet.gateway.ui.batch_pages import batch_pages
@@ -57,7 +56,6 @@ def make_ui(gateway: Gateway, view: FleetView) -> ASGIApp:
     for kind in (
         InferfleetError,
         RefusedError,
-        StorageError,
         HTTPException,
         RequestValidationError,
         Exception,
@@ -80,11 +78,6 @@ async def _refused(gateway: Gateway, pages: Pages, request: Request, error: Any)
 
 def _told(error: Exception) -> tuple[HTTPStatus, str]:
     match error:
-        case StorageError():
-            return (
-                HTTPStatus.SERVICE_UNAVAILABLE,
-                "The storage of files does not answer; the log has the details.",
-            )
         case UnknownWorkerError():
             return HTTPStatus.NOT_FOUND, str(error)
         case DeadLettersGoneError():

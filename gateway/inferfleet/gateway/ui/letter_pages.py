@@ -6,16 +6,14 @@ request. The list reads the oldest letters; a replay, and the count before it, r
 
 from __future__ import annotations
 
-from http import HTTPStatus
 from typing import Final
 
 from fastapi import APIRouter, Depends, Request, Response
-from fastapi.responses import RedirectResponse
 
 from inferfleet.gateway.gateway import Gateway
 from inferfleet.gateway.ui.forms import read_form
 from inferfleet.gateway.ui.job_pages import read_level
-from inferfleet.gateway.ui.pages import UI_PATH, Pages
+from inferfleet.gateway.ui.pages import Pages
 from inferfleet.gateway.ui.rights import require_whole_fleet
 from inferfleet.producer.dead_letters import LetterFilter
 from inferfleet.producer.openai.refusals import bad_request
@@ -30,9 +28,7 @@ def letter_pages(gateway: Gateway, pages: Pages) -> APIRouter:
     dead = gateway.trusted_fleet.dead_letters
 
     @router.get("")
-    async def pools(request: Request, pool: str = "") -> Response:
-        if pool.strip():
-            return RedirectResponse(f"{UI_PATH}/dead-letters/{pool.strip()}", HTTPStatus.SEE_OTHER)
+    async def pools(request: Request) -> Response:
         return pages.page(request, "dead_pools.html", pools=await gateway.trusted_fleet.pools())
 
     @router.get("/{pool}")

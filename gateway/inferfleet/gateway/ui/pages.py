@@ -41,6 +41,7 @@ _FILTERS: Final[Mapping[str, Callable[..., Any]]] = {
     "path": partial(quote, safe=""),
     # Text of jobs may have escape sequences; a browser ignores them, and people shall see them.
     "printable": printable,
+    "priority_name": words.priority_name,
     "short": words.short,
     "size": words.size,
 }

@@ -5,6 +5,8 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Final
 
+from inferfleet.schemas.job import Priority
+
 _UNITS: Final = ((86_400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s"))
 
 
@@ -44,6 +46,11 @@ def size(number: int) -> str:
 def moment(at: datetime | None) -> str:
     """Write a time."""
     return "–" if at is None else f"{at:%Y-%m-%d %H:%M:%S} UTC"
+
+
+def priority_name(level: int) -> str:
+    """Name a priority; one that has no name is empty."""
+    return next((each.name.lower() for each in Priority if each == level), "")
 
 
 def short(text: str, most: int = 80) -> str:
