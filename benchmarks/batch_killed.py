@@ -3,8 +3,8 @@
     python benchmarks/batch_killed.py 100000 --kills 20
 
 Every few seconds a gateway or a worker gets SIGKILL, and another one starts in its place. At the end each
-line has to have its one answer, the right one, from the only job that it ever had. Prints how long the batch
-took, and the largest resident memory of a gateway and of a worker.
+line must have exactly one answer, the right one, from the only job that it ever had. Prints how long the
+batch took, and the peak resident memory of a gateway and of a worker.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ async def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("lines", type=int)
     parser.add_argument("--kills", type=int, default=20, help="the most processes to kill")
-    parser.add_argument("--every", type=float, default=10.0, help="mean seconds between them")
+    parser.add_argument("--every", type=float, default=10.0, help="mean seconds between two kills")
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
     end_in_order()
@@ -135,7 +135,7 @@ class Gateways:
                                 return content
                     except aiohttp.ClientError:
                         pass
-                # They are just starting.
+                # The gateways are starting.
                 await asyncio.sleep(0.2)
 
 

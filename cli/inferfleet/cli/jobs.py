@@ -35,7 +35,7 @@ def list_(
     limit: Annotated[int, typer.Option(min=1, help="Maximum number to list.")] = 100,
     as_json: JsonFlag = False,
 ) -> None:
-    """List unfinished jobs by pool, the most urgent first, and of a priority the oldest first."""
+    """List unfinished jobs by pool, the most urgent first, and within a priority the oldest first."""
     asyncio.run(_list(parse_where(where), limit, as_json=as_json))
 
 

@@ -15,16 +15,16 @@
     job_requests    what a caller may say of a job
     session_routes  sessions
     webhook_routes  endpoints for webhooks
-    webhooks        who is told what has ended, and how
+    webhooks        telling endpoints what has ended
     bodies          reading a body, within limits
     hosts           which hosts a request may name
     waiting         waiting for an answer until the client goes away or the gateway stops
     json_answer     an answer in JSON
     documents       the OpenAPI document
     access_log      a line for each request, without prompts
-    metrics         what Prometheus asks for
-    metrics_port    where it asks
-    refusal_answer  a refusal as an answer
+    metrics         the metrics for Prometheus
+    metrics_port    the port at which Prometheus scrapes them
+    refusal_answer  answering with a refusal
     batches         files and batches
     ui              the web page
 

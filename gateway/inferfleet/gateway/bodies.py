@@ -30,7 +30,7 @@ async def read_body(request: Request, settings: GatewaySettings, *, many: bool =
     read.
 
     Raises:
-        RefusedError: The body is not JSON by its type, too large, or came too slowly.
+        RefusedError: The body is not JSON by its type, too large, or arrived too slowly.
 
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()

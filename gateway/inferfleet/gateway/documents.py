@@ -96,7 +96,7 @@ def answer_of_events() -> dict[int | str, Any]:
     """Describe a stream of events, of which there may be none."""
     return {
         HTTPStatus.OK.value: {"description": "The events.", "content": {"text/event-stream": {}}},
-        HTTPStatus.NO_CONTENT.value: {"description": "There is nothing behind that event."},
+        HTTPStatus.NO_CONTENT.value: {"description": "There is nothing after that event."},
     }
 
 

@@ -31,7 +31,7 @@ class OnlyLoopbackHosts:
 
 
 def is_own_origin(headers: Headers) -> bool | None:
-    """Return whether a page of the host that a request names has sent it; ``None`` if no page has."""
+    """Return whether a page of the host that a request names has sent it; ``None`` if it has no origin."""
     origin = headers.get("origin")
     return None if origin is None else origin.partition("://")[2] == headers.get("host")
 

@@ -56,7 +56,7 @@ _MEMBER: Final = re.compile(r"metadata\[(.*)\]", re.DOTALL)
 
 Wait = Annotated[float, Query(ge=0, le=MAX_WAIT_S, description="How long to wait for its end, in seconds.")]
 Limit = Annotated[int, Query(ge=1, le=1000, description="The most jobs to list.")]
-After = Annotated[str | None, Query(description="The `next` of the page before.")]
+After = Annotated[str | None, Query(description="The `next` of the previous page.")]
 Time = Annotated[AwareDatetime | None, Query(description="When they were accepted, or last published again.")]
 LastEventId = Annotated[str | None, Header(description="The id of the last event that was seen.")]
 
@@ -129,7 +129,7 @@ def job_routes(gateway: Gateway) -> APIRouter:
         limit: Limit = 100,
         after: After = None,
     ) -> Response:
-        """List unfinished jobs by pool, the most urgent first, and of a priority the oldest first.
+        """List unfinished jobs by pool, the most urgent first, and within a priority the oldest first.
 
         A page may have fewer jobs than `limit`, even none, while `has_more` says that there may be more.
         """
@@ -160,9 +160,10 @@ def job_routes(gateway: Gateway) -> APIRouter:
 
     @router.get("/{job_id}/position", responses=answer(_POSITION))
     async def position(request: Request, job_id: str) -> Response:
-        """Tell why a job does not run, behind how many it is, and when it may start.
+        """Tell why a job does not run, how many jobs are ahead of it, and when it may start.
 
-        No reason: it runs or has ended. Several gates may be closed; the first is also `reason` and `detail`.
+        A job without a reason runs or has ended. Several gates may be closed; the first is also `reason` and
+        `detail`.
         """
         check_job_id(job_id)
         fleet = gateway.fleet_of(request)
@@ -194,9 +195,9 @@ def job_routes(gateway: Gateway) -> APIRouter:
     async def events(
         request: Request, job_id: str, last_event_id: LastEventId = None, after: str | None = None
     ) -> Response:
-        """Follow a job's journal, from behind the event that was seen last, until the job has ended.
+        """Follow a job's journal, after the last event that was seen, until the job has ended.
 
-        Any gateway continues the stream of another one. Behind the last event there is nothing: 204.
+        Any gateway continues the stream of another one. If no event follows, the answer is 204.
         """
         return await job_events(gateway, request, job_id, after=last_event_id or after)
 
@@ -204,7 +205,7 @@ def job_routes(gateway: Gateway) -> APIRouter:
 
 
 async def job_events(gateway: Gateway, request: Request, job_id: str, *, after: str | None) -> Response:
-    """Follow a job's journal, as the route does that documents it."""
+    """Follow a job's journal, for the API's route and for the web page."""
     check_job_id(job_id)
     cursor = after or BEGINNING
     try:

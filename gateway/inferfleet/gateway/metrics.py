@@ -28,7 +28,7 @@ NO_ROUTE: Final = "none"
 """The route of a request that was refused before it had one."""
 
 OTHER: Final = "other"
-"""The value of whatever has none of its own."""
+"""The value for all that have none of their own."""
 
 REFUSALS: Final = frozenset(
     """
@@ -85,7 +85,7 @@ class GatewayMetrics:
         self.open_streams = gauge("open_streams", "Answers that are streams of events and have not ended")
 
         deliveries = counter("webhook_deliveries", "Tries to deliver an event", "outcome")
-        dropped = counter("webhook_events_dropped", "Events that are not delivered any more", "reason")
+        dropped = counter("webhook_events_dropped", "Undelivered events that were dropped", "reason")
         self.webhook_accepted = deliveries.labels("accepted")
         self.webhook_failed = deliveries.labels("failed")
         self.webhook_no_room = dropped.labels("no_room")
@@ -93,7 +93,7 @@ class GatewayMetrics:
         self.webhook_expired = dropped.labels("expired")
         self.webhook_disabled = counter("webhook_endpoints_disabled", "Endpoints disabled by their failures")
         self.webhook_overdue = gauge(
-            "webhook_overdue_seconds", "For how long a delivery has been due that no gateway has begun"
+            "webhook_overdue_seconds", "How long the oldest delivery that no gateway has begun has been due"
         )
 
         self.batches_open = gauge("batches_open", "Batches of all tenants that have not ended")
@@ -114,7 +114,7 @@ class GatewayMetrics:
         self._tenants: set[str] = set()
 
     def routed(self, routes: Iterable[tuple[str, str]]) -> None:
-        """Let there be metrics of these methods and routes before there are requests."""
+        """Expose the metrics of these methods and routes before their first requests."""
         for route in (*routes, (OTHER, NO_ROUTE)):
             for of_route in (self._gone, self._starts, self._durations):
                 of_route(*route)

@@ -1,4 +1,4 @@
-"""The port for Prometheus: apart from the API, whose callers need not see what all tenants do."""
+"""The port for Prometheus, apart from the API, whose callers must not see what other tenants do."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ async def serving_metrics(settings: GatewaySettings, metrics: GatewayMetrics) ->
         return
 
     async def scrape(_: web.Request) -> web.Response:
-        # Some thousand lines take too long for the event loop that serves the API.
+        # Writing some thousand lines would hold up the event loop that serves the API.
         body = await asyncio.to_thread(metrics.exposition)
         return web.Response(body=body, headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
 

@@ -1,4 +1,4 @@
-"""A refusal as an answer."""
+"""Answers a request with a refusal."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _STATE: Final = "inferfleet.refusal"
 
 
 class RefusalAnswer(Response):
-    """Answers with a refusal, and notes its code for whoever watches the request."""
+    """Answers with a refusal, and notes its code for the access log and the metrics."""
 
     def __init__(self, refusal: Refusal, **headers: str) -> None:
         super().__init__(refusal.body(), refusal.status, {**refusal.headers(), **headers})

@@ -66,7 +66,7 @@ def response_routes(gateway: Gateway) -> APIRouter:
         include_obfuscation: bool = False,
         include: Include = None,
     ) -> Response:
-        """Read a response, or follow its events behind the one with this number, on any gateway."""
+        """Read a response, or follow its events after the one with this number, on any gateway."""
         if include_obfuscation:
             raise bad_request("include_obfuscation: is not supported", param="include_obfuscation")
         if stream:

@@ -407,9 +407,9 @@ class Fleet:
     async def list_jobs(self, where: JobFilter = EVERY_JOB) -> AsyncGenerator[JobRecord]:
         """Yield the records of the unfinished jobs that meet the conditions; all of them if there are none.
 
-        They come by pool, the most urgent first, and of a priority the oldest first; only one page of them is
-        in memory. Jobs that have ended cannot be listed, because only unfinished jobs are in an index.
-        Meanwhile jobs may end, and one that is published again may come twice.
+        They come by pool, the most urgent first, and within a priority the oldest first; only one page of
+        them is in memory. Jobs that have ended cannot be listed, because only unfinished jobs are in an
+        index. Meanwhile jobs may end, and one that is published again may come twice.
 
         Raises:
             InvalidJobError: A condition is invalid.

@@ -96,7 +96,7 @@ class JobListing:
         self._records = records
 
     async def jobs(self, where: JobFilter) -> AsyncGenerator[JobRecord]:
-        """Yield the jobs by pool, the most urgent first, and of a priority the oldest first."""
+        """Yield the jobs by pool, the most urgent first, and within a priority the oldest first."""
         async with aclosing(self._pages(where)) as pages:
             async for page in pages:
                 for record in page:

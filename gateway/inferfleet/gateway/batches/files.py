@@ -151,7 +151,7 @@ class Files:
         try:
             await self.storage.apart(self.storage.remove, content_of(file_id))
         except StorageError as error:
-            # The files behind it must not wait for it.
+            # The other files must not wait for this one.
             logger.warning("cannot remove the content of %s; trying again in an hour (%s)", file_id, error)
             await self.records.put_off(file_id)
         else:

@@ -1,6 +1,6 @@
 """Pages of the whole fleet: pools and workers; pausing a pool, and draining a worker, after a question.
 
-All who look at a gateway's page share one snapshot each ``FRESH_S``.
+All viewers of a gateway's page share one snapshot each ``FRESH_S``.
 """
 
 from __future__ import annotations

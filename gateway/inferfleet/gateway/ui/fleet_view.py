@@ -1,4 +1,4 @@
-"""One view of the fleet for all who look at a gateway's page, and the samples for the plots."""
+"""One view of the fleet for all viewers of a gateway's page, and the samples for the plots."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reads a form, and only of our own pages."""
+"""Reads a form, which only our own pages may send."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ MOST_FIELDS: Final = 50
 async def read_form(request: Request, settings: GatewaySettings) -> dict[str, str]:
     """Read a form.
 
-    Browsers add the cookie to what pages of the same site send, and always say which origin that is, so a
-    form without an origin is refused, too.
+    Browsers add the cookie to what pages of the same site send, and always name the origin of a form, so
+    one without an origin is refused, too.
 
     Raises:
         RefusedError: Another origin has sent it, or it is too large, too slow, or unreadable.

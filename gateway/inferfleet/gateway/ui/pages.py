@@ -39,7 +39,7 @@ _FILTERS: Final[Mapping[str, Callable[..., Any]]] = {
     "lasting": words.lasting,
     "moment": words.moment,
     "path": partial(quote, safe=""),
-    # Text of jobs may have escape sequences; a browser ignores them, and people shall see them.
+    # Text of jobs may have escape sequences; a browser ignores them, but people should see them.
     "printable": printable,
     "priority_name": words.priority_name,
     "short": words.short,

@@ -10,7 +10,7 @@ from inferfleet.producer.openai.refusals import Refusal, RefusedError
 
 
 def require_whole_fleet(gateway: Gateway) -> Callable[[], Awaitable[None]]:
-    """Make a check that refuses pages about the whole fleet where there are API keys: each is a tenant's."""
+    """Make a check that refuses pages about the whole fleet on a gateway with API keys."""
 
     async def check() -> None:
         if gateway.keys is not None:
@@ -18,7 +18,7 @@ def require_whole_fleet(gateway: Gateway) -> Callable[[], Awaitable[None]]:
                 Refusal(
                     status=HTTPStatus.FORBIDDEN,
                     code="fleet_not_allowed",
-                    message="API keys are those of tenants, and this page is about the whole fleet: open "
+                    message="this page shows the whole fleet, and an API key only what its tenant owns: open "
                     "it at a gateway without INFERFLEET_API_KEYS_FILE, which listens on a loopback address",
                 )
             )

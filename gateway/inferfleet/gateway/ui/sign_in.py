@@ -1,7 +1,7 @@
 """Signs people in with their API key, which a cookie keeps.
 
-Browsers send the cookie to ``/ui`` only, and the API does not look at it. A key that is revoked or replaced
-counts no more, as in the API.
+Browsers send the cookie to ``/ui`` only, and the API does not look at it. A key that was revoked or
+replaced is refused, as in the API.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ SIGN_IN_PATH: Final = f"{UI_PATH}/sign-in"
 
 
 class SignedOutError(Exception):
-    """The request needs an API key, and has none that counts."""
+    """The request needs an API key, and has no valid one."""
 
 
 def signed_in(gateway: Gateway, request: Request) -> None:
     """Find out who sends a request.
 
     Raises:
-        SignedOutError: The gateway has API keys, and the request has none that counts.
+        SignedOutError: The gateway has API keys, and the request has no valid one.
 
     """
     if gateway.keys is None:
@@ -100,5 +100,5 @@ def _own(path: str) -> str:
 
 
 def _is_secure(request: Request) -> bool:
-    # Who lies about this only keeps the own cookie from being sent.
+    # A client that lies about this only keeps its own cookie from being sent.
     return "https" in {request.url.scheme, request.headers.get("x-forwarded-proto", "")}

@@ -235,7 +235,7 @@ class Delivery:
             while len(self._missing) > MAX_OWN:
                 del self._missing[next(iter(self._missing))]
             return False
-        logger.warning("webhooks: Redis has no record of job %s, so its end is not told", job.job_id)
+        logger.warning("webhooks: Redis has no record of job %s, so no event is sent for its end", job.job_id)
         return True
 
     async def _deliver_due(self, sends: asyncio.TaskGroup) -> None:

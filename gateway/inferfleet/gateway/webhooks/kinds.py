@@ -1,4 +1,4 @@
-"""What the end of a job is told as: the type of the event, and the id by which the tenant knows the object.
+"""Which event the end of a job becomes: its type, and the id by which the tenant knows the object.
 
 To tell the ends of another kind of object that is a job, add its kind here, and let its route call
 ``Webhooks.watch`` with it. What is not a job calls ``Webhooks.tell`` when it ends.
@@ -22,7 +22,7 @@ RESPONSE: Final = "response"
 
 
 class Kind(NamedTuple):
-    """What the end of a kind of job is told as.
+    """Which event the end of a kind of job becomes.
 
     ``type_of`` makes the type of the event from the state in which the job has ended, and from its result as
     JSON if ``reads_result`` is set and there still is one. ``id_of`` makes the object's id from the job's.

@@ -243,7 +243,7 @@ class _Response(aiohttp.ClientResponse):
     """The head of a response."""
 
     async def start(self, connection: Connection) -> aiohttp.ClientResponse:
-        """Read the head, behind few interim responses, and close the connection.
+        """Read the head, after a few interim responses, and close the connection.
 
         aiohttp reads any number of them, and nothing else runs while more have come already.
         """

@@ -26,7 +26,7 @@ from inferfleet.wire.redis.webhooks import WEBHOOKS, WatchedJob, WebhookStore
 from inferfleet.wire.tasks import cancel_and_wait
 
 LAST_S: Final = 5.0
-"""How long a gateway that shuts down waits at most for endpoints behind its own drain. It waits longer if
+"""How long a gateway that shuts down waits at most for endpoints after its own drain. It waits longer if
 requests may take longer, and the drain, too."""
 
 
@@ -101,7 +101,7 @@ class Webhooks:
                 self.delivery.note(jobs)
         except (ServiceUnreachableError, ServiceRefusedError) as error:
             raise PublishUnconfirmedError(
-                f"it is unknown whether the ends of {len(jobs)} accepted jobs are told ({error}): submit "
+                f"webhooks may not be sent for the ends of {len(jobs)} accepted jobs ({error}): submit "
                 "them again with the same idempotency keys"
             ) from error
 

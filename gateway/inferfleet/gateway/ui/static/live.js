@@ -8,7 +8,7 @@ async function renew(region) {
   // The server has escaped all text in it, and a parsed document runs no scripts.
   const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
   const next = fresh.querySelectorAll("[data-live]")[[...regions].indexOf(region)];
-  // Whoever selects text or has the focus there keeps what is there.
+  // A region in which somebody selects text or has the focus stays as it is.
   const selected = getSelection();
   const reading = !selected.isCollapsed && region.contains(selected.anchorNode);
   if (next && !reading && !region.contains(document.activeElement)) region.replaceChildren(...next.childNodes);
@@ -21,7 +21,7 @@ function follow(region) {
       try {
         await renew(region);
       } catch {
-        // The gateway is away, or the key counts no more: what is there stays.
+        // The gateway does not answer, or the key is no longer valid: the region stays as it is.
       }
     }
     again();
