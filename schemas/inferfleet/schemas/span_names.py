@@ -104,5 +104,3 @@ LINK_TURN: Final = "previous_turn"
 
 WORKER_LOST: Final = "worker_lost"
 """The ``error.type`` of an attempt whose worker ended without a word."""
-HANDED_OVER: Final = "handed_over"
-"""The ``inferfleet.job.state`` after an attempt that another one goes on from."""
