@@ -100,10 +100,9 @@ class AttemptSpans(Hooks):
         return self._spans.samples(trace_of_attempts(job.id, None))
 
     async def _tell(self, ended: EndedAttempt) -> None:
-        past, links = Past(ended.job.submitted_at), list[Link]()
+        past, links = Past(ended.job.submitted_at if ended.attempt == 1 else None), list[Link]()
         try:
             if ended.attempt > 1:
-                past = Past()
                 past = await past_of(ended.attempt, self._records.entries(ended.job.id))
             if (turn := ended.previous_turn) and (traced := await self._records.traced(turn)) is not None:
                 links.append(link_to(LINK_TURN, turn, *traced))
