@@ -25,7 +25,7 @@ GAUGES: tuple[tuple[str, str, Callable[[PoolNumbers], float | None]], ...] = (
         "How long waiting and taken jobs will last at present throughput",
         lambda pool: pool.backlog_s,
     ),
-    ("inferfleet_dead_letters_ready", "Jobs among the dead letters", lambda pool: pool.dead),
+    ("inferfleet_dead_letters_ready", "Messages in the dead-letter queue", lambda pool: pool.dead),
     ("inferfleet_pool_paused", "1 while the pool is paused", lambda pool: pool.paused),
 )
 

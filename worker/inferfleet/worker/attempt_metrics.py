@@ -65,22 +65,25 @@ class AttemptMetrics(Hooks):
         )
         self._retried = Counts(
             "inferfleet_jobs_retried",
-            "Attempts that failed and will be repeated",
+            "Failed attempts that will be retried",
             ("code",),
             known=[(code.value,) for code in FailureCode if code.retryable],
         )
-        self._handed_over = Counts("inferfleet_jobs_handed_over", "Running jobs given back to the queue")
+        self._handed_over = Counts("inferfleet_jobs_handed_over", "Running jobs that the worker handed over")
         self._resumed = Counts(
             "inferfleet_jobs_resumed", "Attempts that continued the tokens of earlier ones"
         )
         self._restarted = Counts(
-            "inferfleet_jobs_restarted", "Answers that began again", ("reason",), known=restarts
+            "inferfleet_jobs_restarted",
+            "Attempts that restarted an answer from its prompt",
+            ("reason",),
+            known=restarts,
         )
         self._republished = Counts(
             "inferfleet_jobs_republished", "Jobs published again because their messages were lost"
         )
         self._dead = Counts(
-            "inferfleet_dead_letters", "Messages put among the dead letters", ("code",), known=codes
+            "inferfleet_dead_letters", "Messages that the worker dead-lettered", ("code",), known=codes
         )
         self._undecodable = Counts("inferfleet_messages_undecodable", "Messages that were not a job")
         self.tokens_generated = 0
@@ -98,16 +101,20 @@ class AttemptMetrics(Hooks):
             "inferfleet_queue_wait_seconds", "From submission to the start of the attempt", DURATIONS_S
         )
         self._first_token = Distribution(
-            "inferfleet_time_to_first_token_seconds", "From that start to the first token", FIRST_TOKEN_S
+            "inferfleet_time_to_first_token_seconds",
+            "From the start of the attempt to its first token",
+            FIRST_TOKEN_S,
         )
         self._per_token = Distribution(
-            "inferfleet_time_per_output_token_seconds", "Between two tokens after the first", PER_TOKEN_S
+            "inferfleet_time_per_output_token_seconds",
+            "Mean time between two tokens of an answer with one choice",
+            PER_TOKEN_S,
         )
         self._generation = Distribution(
-            "inferfleet_generation_seconds", "From that start to the end", DURATIONS_S
+            "inferfleet_generation_seconds", "From the start of the attempt to its end", DURATIONS_S
         )
         self._end_to_end = Distribution(
-            "inferfleet_end_to_end_seconds", "From submission to the end", DURATIONS_S
+            "inferfleet_end_to_end_seconds", "From submission to the result", DURATIONS_S
         )
         self._engine = Distribution(
             "inferfleet_engine_seconds", "How long the engine had an attempt, however it ended", DURATIONS_S
@@ -116,7 +123,7 @@ class AttemptMetrics(Hooks):
             "inferfleet_journal_flush_seconds", "How long a write of all due journals took", FLUSH_S
         )
         self._flushed = Distribution(
-            "inferfleet_journal_flush_tokens", "How many tokens such a write had", FLUSH_TOKENS
+            "inferfleet_journal_flush_tokens", "How many tokens a write of all due journals had", FLUSH_TOKENS
         )
         self._tenants = {OTHER: _Tenant()}
 
@@ -130,8 +137,11 @@ class AttemptMetrics(Hooks):
 
     def _by_tenant(self) -> Iterator[Counts]:
         """Yield what the tenants have used, and the tokens of all together."""
-        prompt = Counts("inferfleet_tokens_prompt", "Tokens of the prompts of jobs that ended here")
-        cached = Counts("inferfleet_tokens_cached", "Tokens of these that came from the prefix cache")
+        prompt = Counts("inferfleet_tokens_prompt", "Prompt tokens of the jobs that ended here")
+        cached = Counts(
+            "inferfleet_tokens_cached",
+            "Prompt tokens of the jobs that ended here, read from the prefix cache",
+        )
         jobs = Counts(
             "inferfleet_tenant_jobs_finished",
             "Jobs that ended here, by tenant",

@@ -185,7 +185,7 @@ class _Writer(QueueListener):
             return
         _write_all(self._fd, "".join(f"{line}\n" for line in lines))
         if (dropped := self._log.dropped) > self._told:
-            text = f"{dropped - self._told} log lines were dropped, since nobody read them"
+            text = f"{dropped - self._told} log lines were dropped because nobody read them"
             self._told = dropped
             record = logging.LogRecord(__name__, logging.WARNING, __file__, 0, text, None, None)
             _write_all(self._fd, self._log.format(record) + "\n")

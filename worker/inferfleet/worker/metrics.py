@@ -30,7 +30,11 @@ GAUGES: tuple[tuple[str, str, Callable[[Heartbeat], float]], ...] = (
 GPU_GAUGES: tuple[tuple[str, str, Callable[[GpuReading], float | None]], ...] = (
     ("inferfleet_gpu_memory_used_bytes", "GPU memory in use", lambda gpu: gpu.memory_used_bytes),
     ("inferfleet_gpu_memory_total_bytes", "GPU memory", lambda gpu: gpu.memory_total_bytes),
-    ("inferfleet_gpu_utilization_ratio", "Share of the time with a kernel", lambda gpu: gpu.utilization),
+    (
+        "inferfleet_gpu_utilization_ratio",
+        "Share of the time in which any kernel ran",
+        lambda gpu: gpu.utilization,
+    ),
     ("inferfleet_gpu_power_watts", "Power of the GPU", lambda gpu: gpu.power_watts),
     ("inferfleet_gpu_temperature_celsius", "Temperature of the GPU", lambda gpu: gpu.temperature_celsius),
 )
@@ -111,10 +115,12 @@ class WorkerMetrics(Collector):
         yield self._gauge("inferfleet_worker_ready", "1 while /health/ready answers 200", self._ready)
         yield self._gauge("inferfleet_worker_load_seconds", "How long the model took to load", self.load_s)
         drained_s = 0.0 if self._drain_began is None else time.monotonic() - self._drain_began
-        yield self._gauge("inferfleet_worker_drain_seconds", "How long the worker has drained", drained_s)
+        yield self._gauge(
+            "inferfleet_worker_drain_seconds", "How long the worker has been draining", drained_s
+        )
         yield self._counter(
             "inferfleet_log_lines_dropped",
-            "Log lines that were dropped, since nobody read them",
+            "Log lines that were dropped because nobody read them",
             self._lines_dropped,
         )
         info = InfoMetricFamily("inferfleet_worker", "The worker's build and model", labels=("pool",))
@@ -132,11 +138,9 @@ class WorkerMetrics(Collector):
 
     def _services(self) -> Iterator[Metric]:
         labels = ("pool", "service")
-        outages = CounterMetricFamily(
-            "inferfleet_outages", "Times that a service did not answer", labels=labels
-        )
+        outages = CounterMetricFamily("inferfleet_outages", "Outages of a service", labels=labels)
         seconds = CounterMetricFamily(
-            "inferfleet_outage_seconds", "How long a service did not answer", labels=labels
+            "inferfleet_outage_seconds", "Total duration of the outages of a service", labels=labels
         )
         circuits = GaugeMetricFamily(
             "inferfleet_breaker_open", "1 while calls to the service fail at once", labels=labels
@@ -152,7 +156,7 @@ class WorkerMetrics(Collector):
         )
         yield self._counter(
             "inferfleet_redis_command_seconds",
-            "How long these took, from being given to the reply",
+            "Total time from giving a command to its reply",
             pipeline.answer_seconds if pipeline else 0.0,
         )
 
