@@ -34,7 +34,7 @@ def current_trace() -> dict[str, str]:
 
 
 def trace_of_request(headers: Mapping[str, str]) -> dict[str, str]:
-    """Return the trace of a request over HTTP: that of the headers, or the current span if that is in it."""
+    """Return the trace of a request over HTTP: that of the headers, or the current span if that has it."""
     named, current = valid_trace(headers), current_trace()
     if named and current and trace_id(named["traceparent"]) == trace_id(current["traceparent"]):
         return current
@@ -68,7 +68,7 @@ def sending(jobs: Sequence[Job]) -> Generator[Sequence[Job]]:
         context=context,
         kind=SpanKind.PRODUCER,
         attributes=attributes,
-        # The words of an error may quote a prompt.
+        # The message of an error may quote a prompt.
         record_exception=False,
         set_status_on_exception=False,
     ) as span:

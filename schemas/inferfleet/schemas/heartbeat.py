@@ -1,4 +1,4 @@
-"""The heartbeat that a worker writes every few seconds, with the jobs that it has just ended."""
+"""The heartbeat that a worker writes every few seconds, with the jobs that ended there last."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class WorkerPhase(StrEnum):
 
 
 class EndedJob(WireModel):
-    """A job that has just ended, without anything of its request or answer.
+    """A job that ended recently, without its request and answer.
 
-    ``code`` is why it did not succeed. ``queue_wait_s`` and ``total_s`` are those of ``Timings``.
+    ``code`` says why it did not succeed. ``queue_wait_s`` and ``total_s`` are those of ``Timings``.
     """
 
     id: JobId
@@ -46,9 +46,9 @@ class Heartbeat(WireModel):
     ``running`` and ``waiting`` are the engine's own counts; ``held`` counts the jobs that the worker holds
     and that wait for a slot. ``kv_cache_usage`` is a share from 0 to 1. ``model_identity`` is the short hash
     of the model, empty until it is loaded: workers with different identities do not resume each other's
-    answers. ``finished_per_s`` is how many jobs have ended here a second, in the last minute, and
-    ``tokens_per_s`` how many tokens were generated, in the last ten seconds. ``ended`` has the last few jobs
-    that succeeded here, and the last few that did not, the newest first.
+    answers. ``finished_per_s`` is how many jobs ended here per second in the last minute, and
+    ``tokens_per_s`` how many tokens were generated per second in the last ten. ``ended`` has the last few
+    jobs that succeeded here, and the last few that did not, the newest first.
     """
 
     worker_id: str

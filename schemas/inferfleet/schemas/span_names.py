@@ -103,4 +103,4 @@ LINK_ATTEMPT: Final = "previous_attempt"
 LINK_TURN: Final = "previous_turn"
 
 WORKER_LOST: Final = "worker_lost"
-"""The ``error.type`` of an attempt whose worker ended without a word."""
+"""The ``error.type`` of an attempt that was lost, as when its worker died."""

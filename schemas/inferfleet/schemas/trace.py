@@ -75,14 +75,14 @@ def trace_id(traceparent: str) -> str:
 
 
 def is_sampled(traceparent: str) -> bool:
-    """Return whether whoever made a ``traceparent`` traces."""
+    """Return whether a ``traceparent`` has the flag ``sampled``."""
     return bool(int(traceparent[-2:], 16) & 1)
 
 
 def trace_of_attempts(job_id: str, traceparent: str | None) -> str:
-    """Return the id of the trace of a job's attempts. If it was submitted without one, it has one of its own.
+    """Return the id of the trace of a job's attempts: that of the submission, or one made of the job's id.
 
-    All attempts find the same one then, and a sampler that goes by the trace decides the same about them.
+    So it is the same for all attempts, and a sampler that goes by it decides the same about them.
     """
     if traceparent is not None:
         return trace_id(traceparent)
@@ -92,7 +92,7 @@ def trace_of_attempts(job_id: str, traceparent: str | None) -> str:
 def span_of_attempt(job_id: str, attempt: int) -> str:
     """Return the id of the span of an attempt: 16 hexadecimal digits.
 
-    Whoever knows the job and the number knows the span, so a later attempt can link to it, or tell it in the
-    place of a worker that died.
+    It follows from the job and the number, so a later attempt can link to the span, or make it in the place
+    of a worker that died.
     """
     return blake2b(f"{job_id} {attempt}".encode(), digest_size=8, person=b"attempt").hexdigest()

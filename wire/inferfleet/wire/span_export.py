@@ -1,4 +1,4 @@
-"""Makes the provider of a process' spans, which a thread of OpenTelemetry's exports in batches."""
+"""Makes the provider of a process' spans. A thread of OpenTelemetry exports them in batches."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def make_provider(service: str, *, instance: str) -> TracerProvider:
 
 
 class _Exporter(SpanExporter):
-    """Exports spans without the words of errors, and logs an outage of the collector once."""
+    """Exports spans without the messages of errors, and logs an outage of the collector once."""
 
     def __init__(self, exporter: SpanExporter) -> None:
         self._exporter = exporter

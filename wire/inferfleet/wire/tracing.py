@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
 
 FLUSH_S: Final = 5.0
-"""How long a process that ends waits for the collector to take its last spans."""
+"""How long an exiting process waits for the collector to take its last spans."""
 
 
 @asynccontextmanager
@@ -58,7 +58,7 @@ async def _ended(shutdown: Callable[[], None]) -> None:
             with suppress(RuntimeError):
                 loop.call_soon_threadsafe(ended.set)
 
-    # A daemon, unlike the threads of an executor, keeps no process from its end.
+    # A daemon, unlike the threads of an executor, does not keep the process from exiting.
     threading.Thread(target=run, name="flush spans", daemon=True).start()
     with suppress(TimeoutError):
         async with asyncio.timeout(FLUSH_S):

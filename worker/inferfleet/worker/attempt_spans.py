@@ -1,8 +1,8 @@
-"""Tells attempts as spans of OpenTelemetry, behind the attempts' backs.
+"""Makes OpenTelemetry's spans of attempts, after these have ended.
 
-A hook only notes what an attempt was. A task of its own makes the spans, all at once and with the times of
-then: those of the attempt, and of the attempt before it if the worker of that ended without a word. So an
-attempt never waits for its spans, and nothing is open that could be forgotten. ``span_making`` makes them.
+A hook only notes what an attempt was. A task of its own makes the spans, all at once and with the times
+that were noted: those of the attempt, and of the attempt before it if that was lost. So an
+attempt never waits for its spans, and no span is open that could be forgotten. ``span_making`` makes them.
 """
 
 from __future__ import annotations

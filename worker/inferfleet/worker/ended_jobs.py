@@ -1,4 +1,4 @@
-"""The jobs that this worker has just ended, for its heartbeat."""
+"""The jobs that ended last on this worker, for its heartbeat."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from inferfleet.worker.hooks import Hooks
 from inferfleet.worker.job_run import JobRun
 
 KEPT: Final = 5
-"""How many jobs that succeeded to keep, and how many that did not: many of the one hide none of the other."""
+"""How many jobs that succeeded to keep, and how many that did not. Neither kind pushes out the other."""
 
 
 class EndedJobs(Hooks):
@@ -31,7 +31,7 @@ class EndedJobs(Hooks):
     @override
     def on_end(self, run: JobRun | None, result: Result) -> None:
         kept = self._succeeded if result.state is JobState.SUCCEEDED else self._others
-        # Made a model only for a heartbeat: most are gone before.
+        # Models are made only for a heartbeat: most jobs are pushed out before it.
         kept.append(
             {
                 "id": result.job_id,

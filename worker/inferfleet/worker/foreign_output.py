@@ -1,4 +1,4 @@
-"""Makes log lines of what others write to the stdout and stderr of this process.
+"""Turns what others write to the stdout and stderr of this process into log lines.
 
 Child processes, such as vLLM's engine core, and libraries, also those in C++, write plain text. No machine
 can read that between JSON lines. So both streams become a pipe, and a thread logs each of its lines;
@@ -24,7 +24,7 @@ from inferfleet.worker.log import FLUSH_TIMEOUT_S
 logger = logging.getLogger(__name__)
 
 MAX_LINE_BYTES: Final = 10_000
-"""A longer line becomes several."""
+"""A longer line becomes several lines."""
 
 _VLLM_LINE: Final = re.compile(
     r"(?P<source>\(\w+ pid=\d+\) )?(?P<level>DEBUG|INFO|WARNING|ERROR|CRITICAL) \d\d-\d\d \d\d:\d\d:\d\d "
@@ -70,7 +70,7 @@ def foreign_output_logged() -> Generator[None]:
 
 
 def _relayed() -> tuple[int, int]:
-    """Return the ends of a pipe in whose middle a process sees to it that no writer ever waits."""
+    """Return the ends of a pipe with a process in its middle that lets no writer wait."""
     theirs, writing = os.pipe()
     relayed, ours = os.pipe()
     os.posix_spawn(

@@ -54,8 +54,8 @@ class Gpus:
     async def ask(self) -> list[GpuReading]:
         """Return what NVML says, or nothing if it takes too long.
 
-        A driver whose GPU is broken may never answer. That costs one thread, which keeps no process from its
-        end, and no more than that until the driver answers.
+        The driver of a broken GPU may never answer. That costs one thread, which does not keep the process
+        from exiting, and not a second one until the driver answers.
         """
         if self._nvml is None:
             return []

@@ -1,4 +1,4 @@
-"""Passes stdin on to stdout, and never lets who writes to it wait: it rather drops.
+"""Passes stdin on to stdout. It drops output rather than let a writer wait.
 
 ``foreign_output.py`` runs this file as a process of its own. A thread of the worker could not do this: a
 library that writes while it holds Python's lock would wait for the thread, and the thread for the lock. It
@@ -16,7 +16,7 @@ MAX_BYTES = 1 << 20
 
 
 def relay(reading: int, writing: int) -> None:
-    """Pass on what comes until all writers have gone, or the reader."""
+    """Pass on what comes until all writers, or the reader, have closed their ends."""
     os.set_blocking(writing, False)
     waiting = bytearray()
     dropped = 0
@@ -46,5 +46,5 @@ def relay(reading: int, writing: int) -> None:
 
 
 if __name__ == "__main__":
-    with suppress(BrokenPipeError):  # if the worker has gone
+    with suppress(BrokenPipeError):  # The worker has exited.
         relay(0, 1)

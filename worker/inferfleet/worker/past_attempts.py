@@ -13,7 +13,7 @@ from inferfleet.schemas.journal import JournalEntry, QueuedEntry, RunningEntry
 class PastAttempt:
     """The last attempt before another one. ``queued_at`` is when it began to wait, if it did.
 
-    It is ``lost`` if its worker ended without a word.
+    It is ``lost`` if the journal does not say how it ended, as when its worker died.
     """
 
     running: RunningEntry

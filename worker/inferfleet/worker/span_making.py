@@ -70,7 +70,7 @@ class EndedAttempt:
 
     @classmethod
     def of(cls, run: JobRun, state: str, failure: Failure | None, result: Result | None) -> EndedAttempt:
-        """Note what an attempt was that ends at the moment."""
+        """Note what an attempt was that ends now."""
         started = _ns(run.started_at)
 
         def at(seconds: float | None) -> int | None:
@@ -146,7 +146,10 @@ class SpanMaker:
         self._make(names.COMMIT, parent, generated, ended.ended)
 
     def _make_lost(self, lost: PastAttempt, next_one: EndedAttempt, parent: Context) -> None:
-        """Tell an attempt in the place of its worker. All that is known of its end is who came next."""
+        """Make the spans of an attempt in the place of its worker.
+
+        When it ended is unknown, so its span lasts until the next attempt started.
+        """
         job, running = next_one.job, lost.running
         started = _ns(running.at)
         if lost.queued_at is not None:
