@@ -140,7 +140,7 @@ def letter_of(header: bytes, *, frame_max: int = 131_072) -> dict[str, Any]:
         pytest.param(b"\x01kT" + b"\xff" * 8 + b"\x01bt\x01", {"b": True}, "header 'k'", id="a far time"),
         pytest.param(b"\x02CCA\x00\x00\x00\x00", {}, "header 'CC'", id="CC"),
         pytest.param(
-            b"\x01kZ\x01bt\x01", {}, "headers behind one without an end", id="a type that does not exist"
+            b"\x01kZ\x01bt\x01", {}, "headers after one without an end", id="a type that does not exist"
         ),
         pytest.param(b"\x11x-inferfleet-codet\x01", {}, "header 'x-inferfleet-code'", id="a name of ours"),
     ],

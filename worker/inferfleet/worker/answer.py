@@ -62,7 +62,7 @@ class Answer:
         return self._offset, _merge(self._fresh)
 
     def resume(self, chunks: tuple[TokenChunk, ...], head: AnswerHead | None = None) -> None:
-        """Resume behind the tokens that earlier attempts left in the journal."""
+        """Resume after the tokens that earlier attempts left in the journal."""
         self.head = head
         self._head_is_written = True
         self._journaled = list(chunks)

@@ -126,7 +126,7 @@ def _entries(headers: Mapping[str, Any]) -> Iterator[Entry]:
 
 def _named(entry: Entry) -> str:
     if not entry.name and not entry.sound:
-        return "headers behind one without an end"
+        return "headers after one without an end"
     name = entry.name[:_NAME_LENGTH].decode(errors="backslashreplace")
     return f"header {name!a}"
 

@@ -236,7 +236,7 @@ class _JsonLines(OrjsonFormatter):
 
 
 class Text(logging.Formatter):
-    """Text lines, with their fields behind the message. Text from outside cannot add a line."""
+    """Text lines, with their fields after the message. Text from outside cannot add a line."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the name is logging's
         """Format the line without its traceback."""

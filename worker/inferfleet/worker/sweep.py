@@ -273,13 +273,13 @@ class Sweep:
         return not owner or since_ms < self._certain_before_ms(front)
 
     async def _pass_over(self, owner: Job, since_ms: int) -> None:
-        """Let the turn behind this one run, if it has ended and nobody is about to do that."""
+        """Let the turn after this one run, if it has ended and nobody is about to do that."""
         (marks,) = await self._lost_messages.marks([owner.id])
         ended_ago_ms = self._lost_messages.now_ms - int(marks.finished_at or since_ms)
         if not marks.over or ended_ago_ms < 2 * self._pause_s * 1000 or owner.id in self._passed_over:
             return
         self._passed_over.add(owner.id)
-        logger.warning("publishing the turn behind job %s, whose message was lost", owner.id)
+        logger.warning("publishing the turn after job %s, because its message was lost", owner.id)
         # If its queue is full, a later sweep finds it.
         await self._lanes.let_next_run(owner, witness=owner)
 

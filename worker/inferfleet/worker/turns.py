@@ -134,7 +134,7 @@ class Turns:
                 case AppendStatus.OK:
                     return finish
                 case AppendStatus.TAKEN:
-                    # Redis lost the session, and another turn may own it now: restart behind that turn.
+                    # Redis lost the session, and another turn may own it now: restart after that turn.
                     # The attempt is charged, because the session may be lost at each attempt.
                     logger.warning(
                         "Redis lost the session; restarting its turn", extra=about(job, attempt=run.attempt)
