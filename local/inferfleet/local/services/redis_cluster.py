@@ -79,7 +79,11 @@ class RedisCluster:
         return [node for node in self.nodes if node.port in ports]
 
     def start(self) -> None:
-        """Start the nodes that do not run, form the cluster if it is new, and wait until it serves."""
+        """Start the nodes that do not run, form the cluster if it is new, and wait until it serves.
+
+        All nodes agree then about who has which slots. A master that was away while its replica took over
+        thinks for a moment that it still has them.
+        """
         for node in self.nodes:
             if not node.running:
                 node.launch()
@@ -89,6 +93,7 @@ class RedisCluster:
         if self._known(self.nodes[0]) == 1:
             self._form()
         self._wait_until(lambda: all(self._whole(node) for node in self.nodes), "is whole")
+        self._wait_until(lambda: len({self._map(node) for node in self.nodes}) == 1, "agrees about its slots")
 
     def kill(self) -> None:
         """Kill all nodes with SIGKILL."""
@@ -167,6 +172,12 @@ class RedisCluster:
         info = self._ask(node, "CLUSTER INFO")
         role, *rest = self._ask(node, "ROLE")
         return b"cluster_state:ok" in info and (role == b"master" or rest[2] == b"connected")
+
+    def _map(self, node: RedisProcess) -> frozenset[tuple[int, int, int]]:
+        """Return the ranges of slots, each with the port of its master, as a node knows them."""
+        return frozenset(
+            (first, last, master[1]) for first, last, master, *_ in self._ask(node, "CLUSTER SLOTS")
+        )
 
     def _master_of(self, node: RedisProcess) -> int | None:
         """Return the port of the master that a node replicates; ``None`` for a master."""
