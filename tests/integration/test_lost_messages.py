@@ -80,6 +80,16 @@ async def test_an_accepted_job_is_open_and_its_request_is_kept_until_it_has_ende
     assert await store.exists(request_key(job.id)) == 0
 
 
+async def test_a_worker_that_stops_leaves_no_ended_job_in_the_index(
+    fleet: Fleet, start_worker: StartWorker, store: aioredis.Redis, pool: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(open_jobs, "LEAVE_S", 60.0)
+    worker = await start_worker()
+    await fleet.wait(await fleet.submit("hello", pool=pool), timeout_s=PATIENCE_S)
+    await worker.stop()
+    assert await open_in(store, pool) == set()
+
+
 async def test_a_cancelled_job_leaves_neither_an_entry_nor_its_request(
     fleet: Fleet, store: aioredis.Redis, pool: str
 ) -> None:

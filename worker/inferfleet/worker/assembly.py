@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from inferfleet.schemas.settings import WorkerSettings
 from inferfleet.wire.rabbitmq.publishing import ConfirmChannel
 from inferfleet.wire.redis.lost_messages import LostMessages
+from inferfleet.wire.redis.open_jobs import OpenJobs
 from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.redis.records import JobRecords
 from inferfleet.wire.redis.replicas import Replicas
@@ -45,6 +46,7 @@ class Parts(NamedTuple):
     journal: JournalWriter
     sweep: Sweep
     spans: AttemptSpans | None
+    open_jobs: OpenJobs
 
 
 def assemble(
@@ -138,4 +140,4 @@ def assemble(
         processor=processor,
         hooks=hooks,
     )
-    return Parts(processor, journal, sweep, spans)
+    return Parts(processor, journal, sweep, spans, records.open_jobs)

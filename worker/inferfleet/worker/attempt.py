@@ -136,7 +136,7 @@ class Attempts:
                 pass
             case outcome:
                 return outcome
-        if self._spans is not None:
+        if self._spans is not None and self._spans.traces(run):
             generation = replace(generation, trace_headers=self._spans.headers_for_engine(run))
         match await self._generate(run, generation):
             case Completion() as completion:

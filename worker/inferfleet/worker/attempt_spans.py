@@ -58,11 +58,16 @@ class AttemptSpans(Hooks):
         if run is not None:
             self._note(run, result.state, result.error, result)
 
+    def traces(self, run: JobRun) -> bool:
+        """Return whether a job is traced: as its submitter says, or else as the sampler does."""
+        if run.traced is None:
+            # A sampler takes several µs, as long as anything else here takes for a small job.
+            run.traced = self._samples(run.job)
+        return run.traced
+
     def headers_for_engine(self, run: JobRun) -> Mapping[str, str]:
         """Return the trace of a running attempt's span, for the spans of the engine."""
         job = run.job
-        if not self._samples(job):
-            return trace_headers(job)
         trace = trace_of_attempts(job.id, job.traceparent)
         span = span_of_attempt(job.id, run.attempt)
         return {**trace_headers(job), "traceparent": f"00-{trace}-{span}-01"}
@@ -88,13 +93,12 @@ class AttemptSpans(Hooks):
                 await self._idle.wait()
 
     def _note(self, run: JobRun, state: str, failure: Failure | None, result: Result | None = None) -> None:
-        if run.attempt and self._samples(run.job):
+        if run.attempt and self.traces(run):
             self._ended.append(EndedAttempt.of(run, state, failure, result))
             self._idle.clear()
             self._news.set()
 
     def _samples(self, job: Job) -> bool:
-        """Return whether a job is traced: as its submitter says, or else as the sampler does."""
         if job.traceparent is not None:
             return is_sampled(job.traceparent)
         return self._spans.samples(trace_of_attempts(job.id, None))

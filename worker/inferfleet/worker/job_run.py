@@ -49,6 +49,8 @@ class JobRun:
         """The job of the session's last turn in the prompt."""
         self.history_tokens = 0
         """Tokens of the session's earlier turns in the prompt."""
+        self.traced: bool | None = None
+        """Whether the job is traced; ``None`` until that is decided, or if this worker traces nothing."""
         self.runs_alone = False
         """Whether this is the one suspect that may run here (see ``SUSPECT_AFTER``)."""
         self._woken: asyncio.Event | None = None

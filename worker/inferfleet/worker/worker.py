@@ -136,7 +136,7 @@ class Worker:
                 "rabbitmq", self._broker_outage, circuit_open=lambda: confirm_channel.circuit_open
             )
             self._metrics.watch_commands(pipeline)
-            processor, journal, sweep, spans = assemble(
+            processor, journal, sweep, spans, open_jobs = assemble(
                 settings=settings,
                 engine=self._engine,
                 slots=self._slots,
@@ -168,6 +168,7 @@ class Worker:
                 await self._serve(processor, broker)
                 if spans is not None:
                     await spans.finish(within_s=FLUSH_S)
+                await open_jobs.flush()
                 # First, because a heartbeat that is being written would put the worker back on the map.
                 await cancel_and_wait(beating)
                 await self._heartbeats.forget(pipeline)
@@ -254,7 +255,8 @@ class Worker:
             run.wake()
         if self._tasks:
             hurry = asyncio.create_task(self._hurrying.wait())
-            finished = asyncio.ensure_future(asyncio.wait(self._tasks))
+            # A task that ends leaves the set, perhaps before this wait begins.
+            finished = asyncio.create_task(asyncio.wait([*self._tasks]))
             await asyncio.wait(
                 {hurry, finished},
                 timeout=self._settings.drain_timeout_s,
