@@ -306,7 +306,7 @@ async def test_a_full_queue_behind_a_broken_connection_may_have_the_job(
     )
     publishes_fare("taken", "nacked")
     try:
-        with pytest.raises(PublishUnconfirmedError, match="is full with 1 jobs"):
+        with pytest.raises(PublishUnconfirmedError, match="is full with 1 job"):
             await fleet.submit("hello", pool=pool)
     finally:
         await control("clear_policy", pool)

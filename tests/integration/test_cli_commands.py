@@ -373,7 +373,7 @@ async def test_dead_letters_are_listed_shown_replayed_and_purged(
     ended = await inferfleet("dead", "list", "--pool", pool)
     assert ended.code == 0
     assert ended.out.startswith(f"{job.id}  ")
-    assert "too_many_attempts  1 attempt  gave up after 1 attempts" in ended.out
+    assert "too_many_attempts  1 attempt  gave up after 1 attempt;" in ended.out
     assert "a secret prompt" not in ended.out
     ended = await inferfleet("dead", "show", job.id, "--pool", pool)
     assert json.loads(ended.out)["job"]["body"] == job.body

@@ -541,12 +541,12 @@ async def test_the_command_says_what_to_do_and_fails(
     ended = await inferfleet("doctor", "--pool", pool)
     assert (ended.code, ended.out.splitlines()[0]) == (
         0,
-        f"warning  {pool}: it has 1 unfinished jobs and no live worker",
+        f"warning  {pool}: it has 1 unfinished job and no live worker",
     )
     await age(store, job)
     ended = await inferfleet("doctor", "--pool", pool)
     assert (ended.code, ended.err) == (1, "")
-    assert ended.out.splitlines()[0] == f"error  {pool}: it has 1 unfinished jobs and no live worker"
+    assert ended.out.splitlines()[0] == f"error  {pool}: it has 1 unfinished job and no live worker"
     assert "start a worker" in ended.out
     as_json = json.loads((await inferfleet("doctor", "--pool", pool, "--json")).out)
     assert [(finding["check"], finding["severity"]) for finding in as_json] == [("no_worker", "error")]

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inferfleet.schemas import Failure, FailureCode, JobState
+from inferfleet.schemas.plural import count_of
 from inferfleet.worker.outcomes import Finish, GiveUp, Outcome, Retry, RetryPolicy, after_failure
 
 RETRYABLE = [code for code in FailureCode if code.retryable]
@@ -51,7 +52,10 @@ def test_the_last_attempt_is_followed_by_a_dead_letter_that_says_why(
     decided = outcome(code, attempts=attempts)
     assert isinstance(decided, GiveUp)
     assert decided.failure.code is FailureCode.TOO_MANY_ATTEMPTS
-    assert decided.failure.message == f"gave up after {attempts} attempts; the last failed with {code}: oh"
+    assert (
+        decided.failure.message
+        == f"gave up after {count_of(attempts, 'attempt')}; the last failed with {code}: oh"
+    )
 
 
 @pytest.mark.parametrize("code", FINAL)

@@ -34,6 +34,7 @@ from inferfleet.schemas.errors import (
     ServiceUnreachableError,
 )
 from inferfleet.schemas.job import DEFAULT_MAX_ATTEMPTS, DEFAULT_POOL
+from inferfleet.schemas.plural import count_of
 from inferfleet.schemas.settings import ProducerSettings
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
@@ -123,7 +124,7 @@ def run(
         with _going_on(batch, command):
             progress = asyncio.run(_run(batch, settings, max_in_flight))
     err(
-        f"inferfleet: {progress.lines:,} lines: {progress.succeeded:,} answered in {output}, "
+        f"inferfleet: {count_of(progress.lines, 'line')}: {progress.succeeded:,} answered in {output}, "
         f"{progress.failed:,} failed" + (f", see {batch.error_file}\n" if progress.failed else "\n")
     )
     if progress.failed:
@@ -152,7 +153,7 @@ def status(output: OutputArgument, *, as_json: JsonFlag = False) -> None:
         return
     rest = record.lines - found.succeeded - found.failed
     going_on = "a run is going on" if found.running else "no run is going on"
-    out(f"{record.lines:,} lines in {line(str(record.source))}\n")
+    out(f"{count_of(record.lines, 'line')} in {line(str(record.source))}\n")
     out(f"{found.succeeded:,} answered in {line(str(output))}\n")
     out(f"{found.failed:,} failed, in {line(str(error_file))}\n")
     out(f"{rest:,} open; {going_on}\n")
@@ -173,7 +174,7 @@ def cancel(output: OutputArgument, *, as_json: JsonFlag = False) -> None:
     if as_json:
         _print_json({"succeeded": answers, "failed": cancelled})
     else:
-        out(f"{cancelled:,} lines cancelled or failed, {answers:,} more answers\n")
+        out(f"{count_of(cancelled, 'line')} cancelled or failed, {count_of(answers, 'more answer')}\n")
 
 
 async def _run(batch: Batch, settings: ProducerSettings, max_in_flight: int) -> BatchProgress:

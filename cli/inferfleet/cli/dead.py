@@ -15,6 +15,7 @@ from inferfleet.cli.terminal import err, line, out, shown_id
 from inferfleet.producer.dead_letters import DeadLetters
 from inferfleet.producer.fleet import Fleet
 from inferfleet.schemas.job import DEFAULT_POOL
+from inferfleet.schemas.plural import count_of
 
 T = TypeVar("T")
 
@@ -54,7 +55,7 @@ def list_(
     # One line each and nothing cut off, so that ids can be copied into the next command.
     for letter in letters:
         died_at = f"{letter.died_at:%Y-%m-%d %H:%M:%S}" if letter.died_at else "-"
-        attempts = f"{letter.attempts} attempt{'' if letter.attempts == 1 else 's'}"
+        attempts = count_of(letter.attempts, "attempt")
         why = " ".join(letter.message.split())
         out(f"{shown_id(letter.message_id or '-')}  {died_at}  {letter.code}  {attempts}  {why}\n")
 
@@ -129,7 +130,7 @@ def _meant(what: str, jobs: list[str] | None, *, everything: bool, yes: bool, po
         raise typer.BadParameter("--all asks for confirmation, and stdin is not a terminal: add --yes")
     count = _run(lambda dead_letters: dead_letters.count(pool))
     # Not typer.confirm, which also writes to stdout.
-    err(f"{what}: {count} dead letter{'' if count == 1 else 's'} of pool {line(pool)}? [y/N] ")
+    err(f"{what}: {count_of(count, 'dead letter')} of pool {line(pool)}? [y/N] ")
     if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
         raise typer.Exit(1)
     return {"oldest": count}

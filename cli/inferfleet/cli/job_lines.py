@@ -9,6 +9,7 @@ from inferfleet.cli.fleet_lines import duration
 from inferfleet.cli.terminal import line, shown_id
 from inferfleet.producer.positions import Position
 from inferfleet.producer.timeline import Event
+from inferfleet.schemas.plural import count_of
 from inferfleet.schemas.result import JobRecord
 
 
@@ -30,7 +31,7 @@ def story(events: Sequence[Event], position: Position) -> Generator[str]:
     for wait in position.waits:
         yield f"waits: {line(wait.detail)}"
     if position.ahead is not None:
-        yield _ahead(position)
+        yield _ahead(position, position.ahead)
 
 
 def _told(event: Event, began: datetime) -> str:
@@ -38,8 +39,8 @@ def _told(event: Event, began: datetime) -> str:
     return f"{event.at:%Y-%m-%d %H:%M:%S.%f}"[:-3] + f"  {after_s:+10.3f} s  {line(event.words)}"
 
 
-def _ahead(position: Position) -> str:
-    told = f"ahead: {position.ahead:,} unfinished jobs"
+def _ahead(position: Position, jobs: int) -> str:
+    told = f"ahead: {count_of(jobs, 'unfinished job')}"
     if position.finished_per_s:
         told += f"; {position.finished_per_s:.2g} jobs per second have ended lately"
     if position.starts_in_s is not None:

@@ -15,6 +15,7 @@ from inferfleet.cli.reading import STANDARD, read_text
 from inferfleet.cli.terminal import err, line, out, shown_id
 from inferfleet.producer.fleet import Fleet
 from inferfleet.schemas.errors import SessionError
+from inferfleet.schemas.plural import count_of
 from inferfleet.schemas.session import SessionExport, SessionRecord, read_export
 
 T = TypeVar("T")
@@ -163,7 +164,7 @@ def _run(work: Callable[[Fleet], Awaitable[T]]) -> T:
 
 
 def _turns(record: SessionRecord) -> str:
-    return f"{record.turns} turn{'' if record.turns == 1 else 's'}"
+    return count_of(record.turns, "turn")
 
 
 def _words(message: dict[str, Any]) -> str:

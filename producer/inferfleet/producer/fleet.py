@@ -313,9 +313,7 @@ class Fleet:
             async with asyncio.timeout(timeout_s):
                 return await asyncio.gather(*(self._reader.wait(_id(job)) for job in jobs))
         except TimeoutError as error:
-            raise WaitTimeoutError(
-                f"not all of the {len(jobs)} jobs finished within {timeout_s:g} s; they continue"
-            ) from error
+            raise WaitTimeoutError(f"not all jobs finished within {timeout_s:g} s; they continue") from error
 
     async def as_completed(
         self, jobs: Iterable[Job | str], *, timeout_s: float | None = None
@@ -333,9 +331,7 @@ class Fleet:
             for ended in asyncio.as_completed(waits, timeout=timeout_s):
                 yield await ended
         except TimeoutError as error:
-            raise WaitTimeoutError(
-                f"not all of the {len(waits)} jobs finished within {timeout_s:g} s; they continue"
-            ) from error
+            raise WaitTimeoutError(f"not all jobs finished within {timeout_s:g} s; they continue") from error
         finally:
             await cancel_and_wait(*waits)
 

@@ -7,6 +7,7 @@ from collections.abc import Generator
 
 from inferfleet.schemas.fleet_snapshot import Gate, GateReason
 from inferfleet.schemas.heartbeat import Heartbeat, WorkerPhase
+from inferfleet.schemas.plural import count_of
 from inferfleet.schemas.pool import PoolStatus
 
 
@@ -22,7 +23,7 @@ def closed_gates(pool: PoolStatus, *, queue_known: bool, waiting_turns: int) -> 
     if pool.ready is None and queue_known:
         yield Gate(reason=GateReason.NO_QUEUE, detail="no queue: jobs are refused until a worker declares it")
     if pool.ready is not None and pool.queue_max_length is not None and pool.ready >= pool.queue_max_length:
-        full = f"the queue is full with {pool.ready:,} jobs, and refuses more"
+        full = f"the queue is full with {count_of(pool.ready, 'job')}, and refuses more"
         yield Gate(reason=GateReason.FULL, detail=full)
     if waiting_turns:
         yield Gate(

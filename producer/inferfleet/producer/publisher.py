@@ -21,6 +21,7 @@ from inferfleet.schemas.errors import (
 )
 from inferfleet.schemas.job import Job
 from inferfleet.schemas.names import CONTROL_EXCHANGE, job_queue
+from inferfleet.schemas.plural import count_of
 from inferfleet.schemas.settings import ProducerSettings
 from inferfleet.wire.home import Home
 from inferfleet.wire.rabbitmq.confirms import NackedError, RefusedError, UnroutableError
@@ -234,7 +235,7 @@ class Publisher:
 
 
 def _full(job: Job, waiting: int, *, in_doubt: bool) -> QueueFullError | PublishUnconfirmedError:
-    full = f"the queue of pool {job.pool!r} is full with {waiting:,} jobs"
+    full = f"the queue of pool {job.pool!r} is full with {count_of(waiting, 'job')}"
     if in_doubt:
         return _unconfirmed(job, f"an earlier try was not confirmed, and {full}")
     return QueueFullError(f"{full} (INFERFLEET_QUEUE_MAX_LENGTH, or a policy at the broker); try again later")

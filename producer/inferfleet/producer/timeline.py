@@ -20,6 +20,7 @@ from inferfleet.schemas.journal import (
     RunningEntry,
     TokensEntry,
 )
+from inferfleet.schemas.plural import count_of
 
 
 class EventKind(StrEnum):
@@ -74,7 +75,7 @@ class Event:
                 return f"attempt {self.attempt} resumed{on} after token {self.tokens:,}"
             case EventKind.TOKENS:
                 lasted_s = ((self.until or self.at) - self.at).total_seconds()
-                return f"{self.tokens:,} tokens in {lasted_s:.3f} s"
+                return f"{count_of(self.tokens, 'token')} in {lasted_s:.3f} s"
             case EventKind.RETRIED:
                 return f"attempt {self.attempt} failed{on}: {self.detail or 'no reason was recorded'}"
             case EventKind.HANDED_OVER:
@@ -84,11 +85,11 @@ class Event:
             case EventKind.REPUBLISHED:
                 return "published again, because its message was lost"
             case EventKind.RESTARTED:
-                return f"answer restarted ({self.detail}); {self.tokens:,} tokens wasted"
+                return f"answer restarted ({self.detail}); {count_of(self.tokens, 'token')} wasted"
             case EventKind.RESTORED:
                 return f"restored{on}, because Redis had lost the record"
             case EventKind.FINISHED:
-                return f"{self.detail}, with {self.tokens:,} tokens"
+                return f"{self.detail}, with {count_of(self.tokens, 'token')}"
 
 
 class Timeline:

@@ -12,6 +12,8 @@ from typing import Any, LiteralString
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails, PydanticCustomError
 
+from inferfleet.schemas.plural import count_of
+
 MAX_PROBLEMS = 10
 """How many problems the message describes; it only counts the others."""
 
@@ -179,7 +181,7 @@ def _too_short(value: Any, least: int) -> str:
 
 def _count(value: object, number: int) -> str:
     noun = "character" if isinstance(value, str) else "item"
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+    return count_of(number, noun)
 
 
 def _not_a_choice(value: object, choices: str) -> str:

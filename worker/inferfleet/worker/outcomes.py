@@ -6,6 +6,7 @@ import random
 from dataclasses import dataclass
 
 from inferfleet.schemas import Failure, FailureCode, JobState
+from inferfleet.schemas.plural import count_of
 from inferfleet.worker.ports import Completion
 
 
@@ -93,7 +94,8 @@ def after_failure(
         return Finish(JobState.FAILED, failure=failure)
     if attempts < max_attempts:
         return Retry(failure, policy.delay_s(attempts, rng=rng))
-    message = f"gave up after {attempts} attempts; the last failed with {failure.code}: {failure.message}"
+    tried = count_of(attempts, "attempt")
+    message = f"gave up after {tried}; the last failed with {failure.code}: {failure.message}"
     return GiveUp(Failure(code=FailureCode.TOO_MANY_ATTEMPTS, message=message[:4096]))
 
 

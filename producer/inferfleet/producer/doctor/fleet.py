@@ -13,6 +13,7 @@ from inferfleet.schemas.errors import ConfigurationError, ServiceRefusedError
 from inferfleet.schemas.heartbeat import Heartbeat, WorkerPhase
 from inferfleet.schemas.job import JobState
 from inferfleet.schemas.names import control_queue, dead_queue, job_queue
+from inferfleet.schemas.plural import count_of
 from inferfleet.schemas.pool import PoolStatus
 from inferfleet.schemas.settings import QueueType, ServiceSettings
 from inferfleet.wire.rabbitmq.connection import Connection
@@ -80,7 +81,8 @@ def pool_findings(pool: PoolStatus, settings: ServiceSettings, now: datetime) ->
         yield warning(
             Check.PAUSED,
             pool.pool,
-            f"it is paused since {pool.paused_at:%Y-%m-%d %H:%M:%S} UTC, with {number:,} unfinished jobs",
+            f"it is paused since {pool.paused_at:%Y-%m-%d %H:%M:%S} UTC, with "
+            f"{count_of(number, 'unfinished job')}",
             f"`inferfleet pool resume {pool.pool}`",
         )
     if pool.workers and pool.queue_max_length != settings.queue_max_length:
@@ -177,7 +179,7 @@ class JobChecks:
                 yield warning(
                     Check.REQUEST_MISSING,
                     self._pool.pool,
-                    f"Redis has no request of {len(lacking):,} unfinished jobs, such as "
+                    f"Redis has no request of {count_of(len(lacking), 'unfinished job')}, such as "
                     f"{lacking[0].entry.id}: if their messages are lost, nobody can publish them again",
                     "set INFERFLEET_KEEP_REQUESTS in all processes, or submit these jobs again",
                 )
@@ -219,7 +221,7 @@ class JobChecks:
         return (error if waited_s > LOADING_S else warning)(
             Check.NO_WORKER,
             self._pool.pool,
-            f"it has {sum(self._pool.unfinished.values()):,} unfinished jobs and no live worker",
+            f"it has {count_of(sum(self._pool.unfinished.values()), 'unfinished job')} and no live worker",
             "start a worker for it; if KEDA should, look at its ScaledObject",
         )
 
