@@ -25,6 +25,17 @@ from inferfleet.wire.redis.server_info import ServerInfo, read_server_info
 OLDEST_REDIS = (7, 0)
 OLDEST_RABBITMQ = (3, 10)
 
+PATCHED: Mapping[str, Mapping[tuple[int, ...], int]] = {
+    "Redis": {(7, 4): 9, (8, 2): 6, (8, 4): 3, (8, 6): 3},
+    "Valkey": {(8, 1): 7, (9, 0): 4},
+}
+"""The first releases with the fixes of May 2026: CVE-2026-23479, CVE-2026-25243 and CVE-2026-23631 let
+somebody who may use Redis run code in it.
+
+Only releases that their makers patch. What a distribution patches keeps its number, so 7.0 is not here.
+Sources: https://github.com/redis/docs/pull/3292, https://github.com/valkey-io/valkey/releases
+"""
+
 MAX_SKEW_S = 2.0
 """How far this machine's clock may be from Redis': about what a person would not notice."""
 
@@ -74,6 +85,15 @@ def server_findings(info: ServerInfo, settings: ServiceSettings) -> Iterator[Fin
             "Redis",
             f"it is version {info.version}",
             "use 7.0 or later: older ones are not tested",
+        )
+    numbers = tuple(map(int, re.findall(r"\d+", info.product_version)[:3]))
+    patch = PATCHED[info.product].get(numbers[:2])
+    if patch is not None and numbers[2:] < (patch,):
+        yield warning(
+            Check.REDIS_VERSION,
+            "Redis",
+            f"{info.product} {info.product_version} has known vulnerabilities, such as CVE-2026-23479",
+            f"use {numbers[0]}.{numbers[1]}.{patch} or later, unless whoever built it has patched it",
         )
     if info.maxmemory_bytes:
         if info.eviction_policy != KEEPS_EVERYTHING:

@@ -15,10 +15,14 @@ from inferfleet.schemas.errors import ServiceUnreachableError
 class ServerInfo:
     """The parts of ``INFO`` that matter to a fleet. Without a limit, ``maxmemory_bytes`` is 0.
 
+    ``version`` is the version of Redis, or the one that another ``product`` claims to be compatible with;
+    ``product_version`` is the product's own.
     ``write_errors`` are the writes to disk that failed last time.
     """
 
     version: str
+    product: str
+    product_version: str
     role: str
     replicas: int
     used_memory_bytes: int
@@ -40,9 +44,13 @@ async def read_server_info(client: aioredis.Redis) -> ServerInfo:
         info: dict[str, Any] = await client.info()
     except (RedisError, OSError) as error:
         raise ServiceUnreachableError(f"Redis does not answer INFO ({error})") from error
+    version = str(info.get("redis_version", ""))
+    valkey = info.get("valkey_version")
     failed = ("rdb_last_bgsave_status", "aof_last_write_status", "aof_last_bgrewrite_status")
     return ServerInfo(
-        version=str(info.get("redis_version", "")),
+        version=version,
+        product="Valkey" if valkey else "Redis",
+        product_version=str(valkey or version),
         role=str(info.get("role", "")),
         replicas=int(info.get("connected_slaves", 0)),
         used_memory_bytes=int(info.get("used_memory", 0)),
