@@ -34,14 +34,15 @@ def in_bash(script: str, environment: dict[str, str]) -> list[str]:
     if bash is None:
         pytest.skip("there is no bash")
     ended = subprocess.run(
-        [bash, "--norc", "-c", script],
+        # With only one command, bash would become that command, which then finds no shell that called it.
+        [bash, "--norc", "-c", f"{script}\nexit $?"],
         env=environment,
         capture_output=True,
         text=True,
         timeout=PATIENCE_S,
-        check=True,
+        check=False,
     )
-    assert ended.stderr == ""
+    assert (ended.returncode, ended.stderr) == (0, "")
     return ended.stdout.splitlines()
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import signal
 
+import aiohttp
+import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from tests.integration.conftest import (
     PATIENCE_S,
     StartWorkerProcess,
@@ -72,6 +75,30 @@ async def test_an_attempt_is_a_tree_of_spans_with_what_was_asked_and_said(
     assert {span.name for span in collector.spans if span.parent == PARENT} == {"queue", "chat simulated"}
     collector.check_tree(PARENT)
     assert b"hello" not in b"".join(received.body for received in collector.receiver.received)
+
+
+@pytest.mark.parametrize("sampled", [True, False])
+async def test_histograms_lead_to_the_traces_of_sampled_jobs(
+    fleet: Fleet, start_tracing: StartWorkerProcess, pool: str, *, sampled: bool
+) -> None:
+    worker = await start_tracing()
+    port = (await worker.logged("serving health"))["port"]
+    job = await fleet.submit("hello", pool=pool, traceparent=SAMPLED if sampled else UNSAMPLED)
+    await fleet.wait(job, timeout_s=PATIENCE_S)
+    url, accept = (
+        f"http://127.0.0.1:{port}/metrics",
+        {"Accept": "application/openmetrics-text; version=1.0.0"},
+    )
+    async with aiohttp.ClientSession() as http, http.get(url, headers=accept) as answer:
+        families = list(text_string_to_metric_families(await answer.text()))
+    traced = {
+        (family.name, sample.exemplar.labels["trace_id"])
+        for family in families
+        for sample in family.samples
+        if sample.exemplar is not None
+    }
+    times = ("queue_wait", "time_to_first_token", "generation", "end_to_end")
+    assert traced == {(f"inferfleet_{time}_seconds", ID) for time in times if sampled}
 
 
 async def test_the_attempt_of_a_killed_worker_is_told_by_the_next(

@@ -10,6 +10,7 @@ from typing_extensions import override
 
 from inferfleet.schemas import Failure, FailureCode, JobState, Result
 from inferfleet.schemas.journal import QueuedEntry, RestartReason
+from inferfleet.schemas.trace import trace_of_attempts
 from inferfleet.worker.broker import Delivery
 from inferfleet.worker.hooks import Hooks
 from inferfleet.worker.job_run import JobRun
@@ -211,12 +212,15 @@ class AttemptMetrics(Hooks):
         used.completion += usage.completion_tokens
         if (timings := result.timings) is None:
             return
-        self._queue_wait.observe(timings.queue_wait_s)
-        self._generation.observe(timings.generation_s)
-        self._end_to_end.observe(timings.total_s)
+        trace = None
+        if run is not None and run.traced:
+            trace = trace_of_attempts(run.job.id, run.job.traceparent)
+        self._queue_wait.observe(timings.queue_wait_s, trace=trace)
+        self._generation.observe(timings.generation_s, trace=trace)
+        self._end_to_end.observe(timings.total_s, trace=trace)
         if (first_s := timings.time_to_first_token_s) is None:
             return
-        self._first_token.observe(first_s)
+        self._first_token.observe(first_s, trace=trace)
         # Choices are generated side by side, so their tokens say nothing about the time of one.
         if run is not None and (run.job.body.get("n") or 1) == 1 and run.answer.tokens_generated > 1:
             self._per_token.observe((timings.generation_s - first_s) / (run.answer.tokens_generated - 1))

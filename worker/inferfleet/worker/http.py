@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 
 from aiohttp import web
+from prometheus_client.exposition import choose_encoder
 
 from inferfleet.schemas.heartbeat import Heartbeat
 from inferfleet.wire.http_port import listening
@@ -54,16 +55,16 @@ async def serve_http(
     async def is_ready(_: web.Request) -> web.Response:
         return answer(200 if ready() else 503)
 
-    async def scrape(_: web.Request) -> web.Response:
+    async def scrape(request: web.Request) -> web.Response:
         metrics.observe(
             heartbeat(),
             ready=ready(),
             lines_dropped=lines_dropped(),
             gpus=await gpus.ask(),
         )
-        return web.Response(
-            body=metrics.exposition(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
-        )
+        # Only OpenMetrics has exemplars. Prometheus asks for it.
+        encode, content_type = choose_encoder(request.headers.get("Accept", ""))
+        return web.Response(body=metrics.exposition(encode), headers={"Content-Type": content_type})
 
     app = web.Application()
     app.router.add_get(LIVE_PATH, live)

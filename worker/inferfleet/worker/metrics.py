@@ -96,9 +96,9 @@ class WorkerMetrics(Collector):
         if gpus:
             self._gpu_seconds = len(gpus) * (time.monotonic() - self._began)
 
-    def exposition(self) -> bytes:
-        """Return the metrics in Prometheus' text format."""
-        return generate_latest(self.registry)
+    def exposition(self, encode: Callable[[CollectorRegistry], bytes] = generate_latest) -> bytes:
+        """Return the metrics as text: in Prometheus' format, or as ``encode`` writes them."""
+        return encode(self.registry)
 
     @override
     def collect(self) -> Iterator[Metric]:

@@ -10,7 +10,7 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
-from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
+from prometheus_client.core import CounterMetricFamily, Exemplar, HistogramMetricFamily
 
 
 class Counts:
@@ -45,19 +45,25 @@ class Distribution:
         self._bounds = bounds
         self._counts = [0] * (len(bounds) + 1)
         self._sum = 0.0
+        self._exemplars: dict[int, Exemplar] = {}
+        """The last traced value of each bucket that has had one."""
 
-    def observe(self, value: float) -> None:
-        """Count a value."""
-        self._counts[bisect_left(self._bounds, value)] += 1
+    def observe(self, value: float, *, trace: str | None = None) -> None:
+        """Count a value. ``trace`` is the id of the trace that tells more about it."""
+        bucket = bisect_left(self._bounds, value)
+        self._counts[bucket] += 1
         self._sum += value
+        if trace is not None:
+            self._exemplars[bucket] = Exemplar({"trace_id": trace}, value)
 
     def family(self, pool: str) -> HistogramMetricFamily:
         """Return the histogram for Prometheus, labelled with the pool."""
         total = 0
-        buckets: list[tuple[str, float]] = []
-        for bound, count in zip((*map(str, self._bounds), "+Inf"), self._counts, strict=True):
-            total += count
-            buckets.append((bound, total))
+        buckets: list[tuple[str, float] | tuple[str, float, Exemplar]] = []
+        for place, bound in enumerate((*map(str, self._bounds), "+Inf")):
+            total += self._counts[place]
+            exemplar = self._exemplars.get(place)
+            buckets.append((bound, total) if exemplar is None else (bound, total, exemplar))
         family = HistogramMetricFamily(self._name, self._what, labels=("pool",))
         family.add_metric((pool,), buckets, self._sum)
         return family
