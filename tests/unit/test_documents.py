@@ -27,7 +27,7 @@ from inferfleet.schemas import (
     names,
 )
 from inferfleet.schemas.asyncapi_messages import EXAMPLE_CLIENT
-from inferfleet.schemas.control import CancelJob, DrainWorker
+from inferfleet.schemas.control import CancelJob, DrainWorker, SwapModel
 from inferfleet.schemas.documents import documents, drift, export
 from inferfleet.schemas.errors import InvalidJobError
 from inferfleet.schemas.heartbeat import Heartbeat, WorkerPhase
@@ -158,6 +158,7 @@ SAID: list[tuple[str, WireModel]] = [
     ("journal-entry.schema.json", FinishedEntry(at=NOW, attempt=2, state=JobState.SUCCEEDED)),
     ("control.schema.json", CancelJob(job_id=new_job_id())),
     ("control.schema.json", DrainWorker(worker_id="w1")),
+    ("control.schema.json", SwapModel(swap_id="s1", worker_id="w1", model="m")),
     (
         "heartbeat.schema.json",
         Heartbeat(

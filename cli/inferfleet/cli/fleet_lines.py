@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from inferfleet.cli.terminal import line, out, shown_id
 from inferfleet.schemas.heartbeat import Heartbeat
+from inferfleet.schemas.model_swap import SwapState
 from inferfleet.schemas.pool import PoolStatus
 
 
@@ -14,10 +15,18 @@ def print_workers(workers: Iterable[Heartbeat]) -> None:
     for worker in workers:
         identity = f" ({worker.model_identity})" if worker.model_identity else ""
         out(
-            f"{shown_id(worker.worker_id)}  {worker.pool}  {worker.phase}  {worker.running} running  "
+            f"{shown_id(worker.worker_id)}  {worker.pool}  {phase_of(worker)}  {worker.running} running  "
             f"{worker.waiting + worker.held} waiting  KV {worker.kv_cache_usage:.0%}  "
             f"{worker.tokens_generated:,} tokens  {line(worker.model)}{identity}  version {worker.version}\n"
         )
+
+
+def phase_of(worker: Heartbeat) -> str:
+    """Return a worker's phase, with the state of a swap that runs or was rolled back."""
+    swap = worker.swap
+    if swap is None or (not swap.busy and swap.state is SwapState.SWITCHED):
+        return worker.phase
+    return f"{worker.phase} (swap: {swap.state})"
 
 
 def print_pools(pools: Iterable[PoolStatus]) -> None:

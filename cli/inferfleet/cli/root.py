@@ -53,6 +53,9 @@ COMMANDS: Mapping[str, CommandModule] = MappingProxyType(
         "worker": CommandModule(
             "inferfleet.cli.worker", "Run a worker, list the workers, or drain one.", "worker"
         ),
+        "model": CommandModule(
+            "inferfleet.cli.model", "Change the model of running workers, and probe models.", "worker"
+        ),
         "exporter": CommandModule(
             "inferfleet.cli.exporter", "Serve metrics of the whole fleet for Prometheus.", "worker"
         ),

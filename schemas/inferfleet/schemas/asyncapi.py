@@ -83,7 +83,7 @@ def _operations() -> dict[str, Any]:
         ),
         "deadLetterMessage": _operation("send", "deadLetters", "A worker gives a message up.", published),
         "readDeadLetters": _operation("receive", "deadLetterQueue", "A person looks at what failed."),
-        "sendCommand": _operation("send", "control", "A producer cancels a job or drains a worker."),
+        "sendCommand": _operation("send", "control", "Cancel a job, drain a worker or swap its model."),
         "receiveCommands": _operation("receive", "controlQueue", "A worker hears every order."),
         "writeJournal": _operation("send", "journal", "A worker writes down what happens."),
         "followJournal": _operation("receive", "journal", "A client reads tokens as they come."),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from enum import StrEnum
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter
 
 from inferfleet.schemas.job import JobId
+from inferfleet.schemas.limits import LONGEST_S
 from inferfleet.schemas.wire_model import WireModel
 
 
@@ -25,7 +27,39 @@ class DrainWorker(WireModel):
     worker_id: str
 
 
-Control = Annotated[CancelJob | DrainWorker, Field(discriminator="kind")]
+class SwapStrategy(StrEnum):
+    """How a worker replaces its model."""
+
+    SIDE_BY_SIDE = "side-by-side"
+    """It loads the new model beside the old one, so it needs memory for both; it keeps serving."""
+
+    RESTART = "restart"
+    """It unloads the old model first; it serves nothing while it loads the new one."""
+
+
+class SwapModel(WireModel):
+    """Replace your model, if the new one passes its probe.
+
+    ``swap_id`` is the command's: a worker that gets it again ignores it. ``engine_args`` of ``None`` are the
+    worker's current ones. Running answers have ``drain_timeout_s`` (by default the worker's own setting) to
+    end on the old model; then they are handed over. ``probe_hash`` is what the probe has to print, and
+    ``max_perplexity`` bounds the perplexity of its text. A model with another served name is refused, unless
+    ``allow_rename``: jobs that name the old one would fail.
+    """
+
+    kind: Literal["swap"] = "swap"
+    swap_id: Annotated[str, Field(min_length=1, max_length=64)]
+    worker_id: str
+    model: Annotated[str, Field(min_length=1)]
+    engine_args: dict[str, Any] | None = None
+    strategy: SwapStrategy = SwapStrategy.SIDE_BY_SIDE
+    drain_timeout_s: Annotated[float, Field(ge=0, le=LONGEST_S)] | None = None
+    probe_hash: str | None = None
+    max_perplexity: Annotated[float, Field(gt=0)] | None = None
+    allow_rename: bool = False
+
+
+Control = Annotated[CancelJob | DrainWorker | SwapModel, Field(discriminator="kind")]
 
 control: TypeAdapter[Control] = TypeAdapter(Control)
 """Reads one control message: ``control.validate_json(body)``."""

@@ -9,6 +9,7 @@ from pydantic import AwareDatetime, Field
 
 from inferfleet.schemas.failures import FailureCode
 from inferfleet.schemas.job import DEFAULT_TENANT, JobId, JobState, PoolName
+from inferfleet.schemas.model_swap import ModelSwap
 from inferfleet.schemas.result import Count, Seconds
 from inferfleet.schemas.wire_model import WireModel
 
@@ -48,7 +49,8 @@ class Heartbeat(WireModel):
     of the model, empty until it is loaded: workers with different identities do not resume each other's
     answers. ``finished_per_s`` is how many jobs ended here per second in the last minute, and
     ``tokens_per_s`` how many tokens were generated per second in the last ten. ``ended`` has the last few
-    jobs that succeeded here, and the last few that did not, the newest first.
+    jobs that succeeded here, and the last few that did not, the newest first. ``swap`` is the last swap
+    of the model, ``None`` if the worker still has the model with which it started.
     """
 
     worker_id: str
@@ -66,5 +68,6 @@ class Heartbeat(WireModel):
     finished_per_s: Annotated[float, Field(ge=0)] = 0.0
     tokens_per_s: Annotated[float, Field(ge=0)] = 0.0
     ended: tuple[EndedJob, ...] = ()
+    swap: ModelSwap | None = None
     started_at: AwareDatetime
     seen_at: AwareDatetime

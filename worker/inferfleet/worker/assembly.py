@@ -25,9 +25,10 @@ from inferfleet.worker.hooks import AllHooks, Hooks
 from inferfleet.worker.journal import JournalWriter
 from inferfleet.worker.lanes import Lanes
 from inferfleet.worker.metrics import WorkerMetrics
-from inferfleet.worker.ports import Engine, EngineDeadError
+from inferfleet.worker.ports import EngineDeadError
 from inferfleet.worker.preparation import Preparation
 from inferfleet.worker.processor import Processor
+from inferfleet.worker.replaceable_engine import ReplaceableEngine
 from inferfleet.worker.settlement import Settlement
 from inferfleet.worker.slots import Slots
 from inferfleet.worker.sweep import Sweep
@@ -52,7 +53,7 @@ class Parts(NamedTuple):
 def assemble(
     *,
     settings: WorkerSettings,
-    engine: Engine,
+    engine: ReplaceableEngine,
     slots: Slots,
     fronts: Fronts,
     metrics: WorkerMetrics,

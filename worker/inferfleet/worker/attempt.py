@@ -35,13 +35,13 @@ from inferfleet.worker.outcomes import (
 )
 from inferfleet.worker.ports import (
     Completion,
-    Engine,
     EngineDeadError,
     Generation,
     GenerationError,
     NotContinuableError,
 )
 from inferfleet.worker.preparation import Preparation
+from inferfleet.worker.replaceable_engine import ReplaceableEngine
 from inferfleet.worker.settlement import Settlement
 from inferfleet.worker.slots import Slots
 from inferfleet.worker.stop_switch import Interruption
@@ -60,7 +60,7 @@ class Attempts:
         self,
         *,
         settings: WorkerSettings,
-        engine: Engine,
+        engine: ReplaceableEngine,
         claims: Claims,
         preparation: Preparation,
         journal: JournalWriter,
@@ -120,17 +120,14 @@ class Attempts:
 
     async def _outcome(self, run: JobRun) -> Outcome:
         generation = _generation(run)
-        # Checked before the engine sees the request, carried out once the job is claimed.
-        problem = self._claims.problem(run.job)
-        resumable = problem is None and self._claims.resumable(generation)
-        match await self._claims.claim(run, resumable=resumable):
+        match await self._claims.claim(run, generation):
             case Started() as started:
                 pass
             case outcome:
                 return outcome
-        if problem is not None:
+        if run.problem is not None:
             await self._preparation.recall(run, started)
-            return Finish(JobState.FAILED, failure=problem)
+            return Finish(JobState.FAILED, failure=run.problem)
         match await self._preparation.prepare(run, started, generation):
             case Generation() as generation:
                 pass
@@ -149,7 +146,7 @@ class Attempts:
         switch = run.stop_switch.armed(run.job.timeout_s)
         try:
             with self._engine_time(run):
-                async with switch, aclosing(self._engine.generate(generation)) as events:
+                async with switch, aclosing(self._engine.of(run).generate(generation)) as events:
                     async for event in events:
                         match event:
                             case TokenChunk():

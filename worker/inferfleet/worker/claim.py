@@ -21,6 +21,7 @@ from inferfleet.worker.log import about
 from inferfleet.worker.outcomes import Defer, Drop, Finish, GiveUp, Outcome, cancelled
 from inferfleet.worker.ports import Engine, Generation
 from inferfleet.worker.preparation import Preparation
+from inferfleet.worker.replaceable_engine import ReplaceableEngine
 from inferfleet.worker.slots import Slots
 from inferfleet.worker.turns import Turns
 
@@ -40,7 +41,7 @@ class Claims:
         self,
         *,
         settings: WorkerSettings,
-        engine: Engine,
+        engine: ReplaceableEngine,
         records: JobRecords,
         preparation: Preparation,
         turns: Turns,
@@ -58,45 +59,29 @@ class Claims:
         self._starts = count()
         self._suspects = asyncio.Lock()
 
-    def problem(self, job: Job) -> Failure | None:
-        """Say why this worker can never answer the request; ``None`` if it can."""
-        try:
-            check_request(job.endpoint, job.body, max_body_bytes=MAX_BODY_BYTES)
-        except InvalidJobError as error:
-            return Failure(code=FailureCode.INVALID_REQUEST, message=str(error)[:4096])
-        if job.endpoint not in self._engine.endpoints:
-            message = not_answered(job.endpoint, model=self._engine.model, answers=self._engine.endpoints)
-            return Failure(code=FailureCode.INVALID_REQUEST, message=message)
-        return None
+    async def claim(self, run: JobRun, generation: Generation) -> Started | Outcome:
+        """Wait for a slot and take the fence. ``release`` the run once its attempt has ended.
 
-    def resumable(self, generation: Generation) -> bool:
-        """Return whether another attempt may resume the answer."""
-        try:
-            return self._engine.resumable(generation)
-        except Exception:
-            # No attempt is counted before the start: an error here would requeue the job for ever.
-            logger.exception("cannot tell whether a job can be resumed", extra={"job_id": generation.id})
-            return False
-
-    async def claim(self, run: JobRun, *, resumable: bool) -> Started | Outcome:
-        """Wait for a slot and take the fence. ``release`` the run once its attempt has ended."""
+        From then on until its release, the run is pinned to the engine that is current now.
+        """
         delivered = run.started
         if not self._slots.take_free(run):
             with run.delivery.waiting_for_slot():
                 if not await self._slots.take(run):
                     return self._refused_slot()
-        started = await self._start(run, resumable=resumable)
+        started = await self._start(run, generation)
         if started.status is StartStatus.SUSPECT:
             logger.warning(
                 "job may have killed its workers; running it beside no other such job",
                 extra=about(run.job, attempt=run.attempt),
             )
+            self._engine.unpin(run)
             self._slots.leave(run)
             await self._suspects.acquire()
             run.runs_alone = True
             if not await self._slots.take(run):
                 return self._refused_slot()
-            started = await self._start(run, resumable=resumable)
+            started = await self._start(run, generation)
         if started.first_entered_ms is not None and run.delivery.witness is None:
             self._fronts.delivered(run.job.priority, started.first_entered_ms, delivered)
         match self._refused(run.job, started):
@@ -109,7 +94,8 @@ class Claims:
                 return outcome
 
     def release(self, run: JobRun) -> None:
-        """Let the next suspect run."""
+        """Give up the run's engine, and let the next suspect run."""
+        self._engine.unpin(run)
         if run.runs_alone:
             run.runs_alone = False
             self._suspects.release()
@@ -118,16 +104,18 @@ class Claims:
         """Give the message back: at once after a pause, even if it has ended; a drain does it by itself."""
         return Defer() if self._slots.closed else Defer(0.0)
 
-    async def _start(self, run: JobRun, *, resumable: bool) -> Started:
+    async def _start(self, run: JobRun, generation: Generation) -> Started:
+        engine = self._engine.pin(run)
+        run.problem = _problem(run.job, engine)
         started = await self._records.start(
             run.job,
             token=f"{self._incarnation}:{next(self._starts)}",
             worker_id=self._settings.worker_id,
             lease_s=self._settings.lease_s,
-            resumable=resumable,
+            resumable=run.problem is None and _resumable(generation, engine),
             alone=run.runs_alone,
             reply_to=run.delivery.reply_to,
-            model_identity=self._preparation.model_identity,
+            model_identity=self._preparation.model_identity(run),
         )
         run.start(started)
         return started
@@ -160,3 +148,24 @@ class Claims:
                 )
             case _:
                 assert_never(started.status)
+
+
+def _problem(job: Job, engine: Engine) -> Failure | None:
+    try:
+        check_request(job.endpoint, job.body, max_body_bytes=MAX_BODY_BYTES)
+    except InvalidJobError as error:
+        return Failure(code=FailureCode.INVALID_REQUEST, message=str(error)[:4096])
+    if job.endpoint not in engine.endpoints:
+        message = not_answered(job.endpoint, model=engine.model, answers=engine.endpoints)
+        return Failure(code=FailureCode.INVALID_REQUEST, message=message)
+    return None
+
+
+def _resumable(generation: Generation, engine: Engine) -> bool:
+    """Return whether another attempt may resume the answer."""
+    try:
+        return engine.resumable(generation)
+    except Exception:
+        # No attempt is counted before the start: an error here would requeue the job for ever.
+        logger.exception("cannot tell whether a job can be resumed", extra={"job_id": generation.id})
+        return False

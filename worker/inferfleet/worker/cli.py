@@ -71,7 +71,7 @@ def worker(
         max_running=max_running,
         look_ahead=look_ahead,
         http_port=http_port,
-        engine_args=_json_object(engine_args),
+        engine_args=json_object(engine_args),
         worker_id=worker_id,
         log_format=log_format or (LogFormat.CONSOLE if sys.stderr.isatty() else None),
     )
@@ -119,7 +119,8 @@ async def _drain(settings: ServiceSettings, worker_id: str, timeout_s: float) ->
             await cancel_and_wait(running)
 
 
-def _json_object(text: str | None) -> dict[str, Any] | None:
+def json_object(text: str | None) -> dict[str, Any] | None:
+    """Read ``--engine-args``."""
     if text is None:
         return None
     try:

@@ -8,6 +8,7 @@ from contextlib import suppress
 from importlib.metadata import version
 
 from inferfleet.schemas.heartbeat import Heartbeat, WorkerPhase
+from inferfleet.schemas.model_swap import ModelSwap
 from inferfleet.schemas.settings import WorkerSettings
 from inferfleet.wire.outage import Outage
 from inferfleet.wire.redis.clock import RedisClock
@@ -18,7 +19,7 @@ from inferfleet.wire.redis.pools import note_pool
 from inferfleet.worker.ended_jobs import EndedJobs
 from inferfleet.worker.metrics import WorkerMetrics
 from inferfleet.worker.ports import Engine
-from inferfleet.worker.slots import Slots
+from inferfleet.worker.slots import PauseReason, Slots
 from inferfleet.worker.throughput import Throughput
 
 logger = logging.getLogger(__name__)
@@ -57,18 +58,31 @@ class HeartbeatWriter:
         self._clock = clock
         self.started_at = clock.now()
         """When the worker started, by Redis' clock once that is known."""
-        self.phase = WorkerPhase.LOADING
+        self._phase = WorkerPhase.LOADING
+        self._swap: ModelSwap | None = None
         self._finished = Throughput(window_s=JOBS_WINDOW_S)
         self._generated = Throughput(window_s=TOKENS_WINDOW_S)
-        self._phase_changed = asyncio.Event()
+        self._changed = asyncio.Event()
         self._outage = Outage()
         # Read once: the version is in files, and later the process may have no file descriptor left.
         self._version = version("inferfleet")
 
+    @property
+    def phase(self) -> WorkerPhase:
+        """The phase of the worker's life. While its model is replaced by a restart, it loads again."""
+        if self._phase is WorkerPhase.READY and self._slots.paused_by(PauseReason.SWAP):
+            return WorkerPhase.LOADING
+        return self._phase
+
     def enter(self, phase: WorkerPhase) -> None:
         """Change the phase, and write it at once."""
-        self.phase = phase
-        self._phase_changed.set()
+        self._phase = phase
+        self._changed.set()
+
+    def show_swap(self, swap: ModelSwap) -> None:
+        """Show how far a swap of the model is, and write it at once."""
+        self._swap = swap
+        self._changed.set()
 
     def heartbeat(self) -> Heartbeat:
         """Return the current heartbeat."""
@@ -90,18 +104,19 @@ class HeartbeatWriter:
             finished_per_s=self._finished.per_s(self._metrics.attempts.jobs_finished),
             tokens_per_s=self._generated.per_s(self._metrics.attempts.tokens_generated),
             ended=self._ended_jobs.latest(),
+            swap=self._swap,
             started_at=self.started_at,
             seen_at=self._clock.now(),
         )
 
     async def write(self, pipeline: CommandPipeline) -> None:
-        """Write the heartbeat at every interval, and at once when the phase changes, until cancelled.
+        """Write the heartbeat at every interval, and at once when something changes, until cancelled.
 
         A failed write does not end the worker: the health map lacks it only for a moment.
         """
         interval_s = self._settings.heartbeat_interval_s
         while True:
-            self._phase_changed.clear()
+            self._changed.clear()
             try:
                 await write_heartbeat(pipeline, self.heartbeat(), ttl_s=interval_s * HEARTBEATS_MISSED)
                 await note_limit(pipeline, self._settings.pool, self._settings.queue_max_length)
@@ -114,7 +129,7 @@ class HeartbeatWriter:
                     logger.warning("writing the heartbeat works again after %.1f s", lasted_s)
             with suppress(TimeoutError):
                 async with asyncio.timeout(interval_s):
-                    await self._phase_changed.wait()
+                    await self._changed.wait()
 
     async def forget(self, pipeline: CommandPipeline) -> None:
         """Remove the worker from the health map. If Redis is unreachable, the heartbeat expires by itself."""

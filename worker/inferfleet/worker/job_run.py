@@ -8,7 +8,7 @@ from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
-from inferfleet.schemas import Job
+from inferfleet.schemas import Failure, Job
 from inferfleet.schemas.journal import TokenChunk
 from inferfleet.wire.redis.attempts import Fence, Started
 from inferfleet.wire.redis.clock import RedisClock
@@ -30,6 +30,8 @@ class JobRun:
         """The job's charged attempts, including this one."""
         self.reply_to = delivery.reply_to
         """The client whose reply stream gets a line at the end."""
+        self.problem: Failure | None = None
+        """Why the engine can never answer the request."""
         self.model_identity: str | None = None
         """The identity of the model that generates the answer, or generated it."""
         self._clock = clock or RedisClock()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
 from prometheus_client import CollectorRegistry, Metric, generate_latest
@@ -11,6 +12,7 @@ from prometheus_client.registry import Collector
 from typing_extensions import override
 
 from inferfleet.schemas.heartbeat import Heartbeat
+from inferfleet.schemas.model_swap import SwapState
 from inferfleet.wire.outage import Outage
 from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.worker.attempt_metrics import AttemptMetrics
@@ -54,6 +56,8 @@ class WorkerMetrics(Collector):
         """How many jobs the engine may run at once."""
         self.load_s = 0.0
         """How long the engine took to load its model; 0 before that."""
+        self.swaps = Counter[SwapState]()
+        """How many swaps of the model have ended in each of the states in which they can."""
         self._pool = pool
         self._began = time.monotonic()
         self._drain_began: float | None = None
@@ -114,6 +118,7 @@ class WorkerMetrics(Collector):
         yield self._gauge("inferfleet_worker_slots", "Jobs that the engine may run at once", self.slots())
         yield self._gauge("inferfleet_worker_ready", "1 while /health/ready answers 200", self._ready)
         yield self._gauge("inferfleet_worker_load_seconds", "How long the model took to load", self.load_s)
+        yield from self._swaps(heartbeat)
         drained_s = 0.0 if self._drain_began is None else time.monotonic() - self._drain_began
         yield self._gauge(
             "inferfleet_worker_drain_seconds", "How long the worker has been draining", drained_s
@@ -135,6 +140,20 @@ class WorkerMetrics(Collector):
             },
         )
         yield info
+
+    def _swaps(self, heartbeat: Heartbeat) -> Iterator[Metric]:
+        labels = ("pool", "state")
+        now = GaugeMetricFamily(
+            "inferfleet_model_swap_running", "1 for the state of the swap that runs", labels=labels
+        )
+        for state in SwapState:
+            running = heartbeat.swap is not None and heartbeat.swap.busy and heartbeat.swap.state is state
+            now.add_metric((self._pool, state), running)
+        ended = CounterMetricFamily("inferfleet_model_swaps", "Swaps that have ended", labels=labels)
+        for state in SwapState:
+            if state.over:
+                ended.add_metric((self._pool, state), self.swaps[state])
+        yield from (now, ended)
 
     def _services(self) -> Iterator[Metric]:
         labels = ("pool", "service")

@@ -10,7 +10,7 @@ from inferfleet.wire.outage import Outage
 from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.redis.pools import read_pool_settings
 from inferfleet.worker.fronts import Fronts
-from inferfleet.worker.slots import Slots
+from inferfleet.worker.slots import PauseReason, Slots
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class PoolPause:
             await asyncio.sleep(self._settings.heartbeat_interval_s)
 
     def _set(self, *, paused: bool) -> None:
-        if paused is not self._slots.paused:
+        if paused is not self._slots.paused_by(PauseReason.POOL):
             logger.info("the pool is paused" if paused else "the pool is resumed")
             self._slots.pause(paused=paused)
             self._fronts.forget()

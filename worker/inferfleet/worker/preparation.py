@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from functools import cached_property
 
 from inferfleet.schemas.journal import RestartReason
 from inferfleet.schemas.settings import WorkerSettings
@@ -15,7 +14,8 @@ from inferfleet.worker.hooks import Hooks
 from inferfleet.worker.job_run import JobRun
 from inferfleet.worker.journal import JournalWriter
 from inferfleet.worker.outcomes import Defer, Outcome, cancelled
-from inferfleet.worker.ports import Engine, EngineDeadError, Generation
+from inferfleet.worker.ports import EngineDeadError, Generation
+from inferfleet.worker.replaceable_engine import ReplaceableEngine
 from inferfleet.worker.turns import Prompt, Turns
 
 
@@ -26,7 +26,7 @@ class Preparation:
         self,
         *,
         settings: WorkerSettings,
-        engine: Engine,
+        engine: ReplaceableEngine,
         records: JobRecords,
         journal: JournalWriter,
         turns: Turns,
@@ -39,15 +39,14 @@ class Preparation:
         self._turns = turns
         self._hooks = hooks
 
-    @cached_property
-    def model_identity(self) -> str:
-        """The short identity of this worker's model.
+    def model_identity(self, run: JobRun) -> str:
+        """Return the short identity of the model to which a run is pinned.
 
         Raises:
             EngineDeadError: The engine has no model.
 
         """
-        identity = self._engine.identity
+        identity = self._engine.of(run).identity
         if identity is None:
             raise EngineDeadError("the engine has no model")
         return identity.short
@@ -87,7 +86,7 @@ class Preparation:
 
     async def restart(self, run: JobRun, reason: RestartReason, *, tokens_wasted: int) -> Prompt | Outcome:
         """Restart the answer, unless another attempt has the job."""
-        identity, fence = self.model_identity, run.fence
+        identity, fence = self.model_identity(run), run.fence
         run.answer.resume(())
         run.restart(model_identity=identity)
         written = await self._journal.write(

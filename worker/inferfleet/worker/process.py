@@ -42,6 +42,7 @@ def run_process(
         worker = Worker(
             settings=settings,
             engine=make(settings),
+            make=make,
             on_warm=_freeze_gc,
             lines_dropped=lambda: log.dropped,
         )
@@ -49,7 +50,11 @@ def run_process(
 
 
 def _freeze_gc() -> None:
-    """Exclude permanent objects from collection, as vLLM's server does: libraries and the model."""
+    """Exclude permanent objects from collection, as vLLM's server does: libraries and the model.
+
+    After a swap of the model this collects what the former one has left.
+    """
+    gc.unfreeze()
     gc.collect()
     gc.freeze()
     gc.set_threshold(GC_THRESHOLD)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+from enum import StrEnum
 from itertools import count
 from typing import Protocol
 
@@ -32,6 +33,15 @@ class Supply(Protocol):
         ...
 
 
+class PauseReason(StrEnum):
+    """Why no job may start."""
+
+    POOL = "pool"
+    """The pool is paused."""
+    SWAP = "swap"
+    """The worker has no model, because it is being replaced."""
+
+
 class Slots:
     """Gives the engine at most ``limit`` jobs at once; the others wait, the most urgent first."""
 
@@ -47,8 +57,16 @@ class Slots:
         self._patience: asyncio.TimerHandle | None = None
         self.closed = False
         """Whether the worker drains."""
-        self.paused = False
+        self._paused_by: set[PauseReason] = set()
+
+    @property
+    def paused(self) -> bool:
         """Whether no job may start: those that wait keep waiting, and those that run go on."""
+        return bool(self._paused_by)
+
+    def paused_by(self, reason: PauseReason) -> bool:
+        """Whether no job may start for this reason."""
+        return reason in self._paused_by
 
     @property
     def taken(self) -> int:
@@ -126,9 +144,9 @@ class Slots:
             if not waiter.done():
                 waiter.set_result(False)
 
-    def pause(self, *, paused: bool) -> None:
-        """Let no job start, or let jobs start again."""
-        self.paused = paused
+    def pause(self, reason: PauseReason = PauseReason.POOL, *, paused: bool) -> None:
+        """Let no job start for this reason, or no longer for this reason."""
+        (self._paused_by.add if paused else self._paused_by.discard)(reason)
         self._grant_soon()
 
     def _grant_soon(self) -> None:

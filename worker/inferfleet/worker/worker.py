@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import ValidationError
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
 
-from inferfleet.schemas.control import CancelJob, DrainWorker, control
+from inferfleet.schemas.control import CancelJob, DrainWorker, SwapModel, control
 from inferfleet.schemas.endpoints import ENDPOINTS
 from inferfleet.schemas.errors import InferfleetError, ServiceRefusedError, ServiceUnreachableError
 from inferfleet.schemas.heartbeat import WorkerPhase
+from inferfleet.schemas.model_swap import ModelSwap
 from inferfleet.schemas.settings import QueueType, WorkerSettings
 from inferfleet.wire.outage import Outage
 from inferfleet.wire.rabbitmq.publishing import ConfirmChannel
@@ -32,14 +33,17 @@ from inferfleet.worker.assembly import assemble
 from inferfleet.worker.broker import Delivery, Subscription, subscribe
 from inferfleet.worker.deletion_cost import deletion_cost, keep_deletion_cost
 from inferfleet.worker.ended_jobs import EndedJobs
+from inferfleet.worker.engine_factory import make_engine
 from inferfleet.worker.fronts import Fronts
 from inferfleet.worker.heartbeat import HeartbeatWriter
 from inferfleet.worker.http import serve_http
 from inferfleet.worker.intake import adapt_intake, prefetch
 from inferfleet.worker.metrics import WorkerMetrics
+from inferfleet.worker.model_swap import MakeEngine, ModelSwaps
 from inferfleet.worker.pool_pause import PoolPause
 from inferfleet.worker.ports import Engine, EngineDeadError
 from inferfleet.worker.processor import Processor
+from inferfleet.worker.replaceable_engine import ReplaceableEngine
 from inferfleet.worker.slots import Slots
 from inferfleet.worker.stop_switch import Interruption
 
@@ -55,18 +59,22 @@ SETTLE_GRACE_S = 10.0
 
 
 class Worker:
-    """One process, one event loop, one engine."""
+    """One process, one event loop, one engine at a time.
+
+    ``make`` makes the engine of another model, when the worker is ordered to swap it.
+    """
 
     def __init__(
         self,
         *,
         settings: WorkerSettings,
         engine: Engine,
+        make: MakeEngine = make_engine,
         on_warm: Callable[[], None] = lambda: None,
         lines_dropped: Callable[[], int] = lambda: 0,
     ) -> None:
         self._settings = settings
-        self._engine = engine
+        self._engine = ReplaceableEngine(engine)
         self._on_warm = on_warm
         self._lines_dropped = lines_dropped
         self._metrics = WorkerMetrics(pool=settings.pool)
@@ -77,7 +85,7 @@ class Worker:
         self._ended_jobs = EndedJobs(pool=settings.pool, worker_id=settings.worker_id, clock=self._clock)
         self._heartbeats = HeartbeatWriter(
             settings=settings,
-            engine=engine,
+            engine=self._engine,
             slots=self._slots,
             metrics=self._metrics,
             ended_jobs=self._ended_jobs,
@@ -85,6 +93,17 @@ class Worker:
         )
         self._fronts = Fronts(self._clock, strict=settings.queue_type is QueueType.CLASSIC)
         self._pool_pause = PoolPause(settings=settings, slots=self._slots, fronts=self._fronts)
+        self._swaps = ModelSwaps(
+            settings=settings,
+            engine=self._engine,
+            make=make,
+            slots=self._slots,
+            fronts=self._fronts,
+            clock=self._clock,
+            on_change=self._show_swap,
+            on_switch=on_warm,
+            on_engine_death=self._on_engine_death,
+        )
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = asyncio.Event()
         self._hurrying = asyncio.Event()
@@ -179,6 +198,7 @@ class Worker:
                 # It uses both services, so it ends before their connections do.
                 await cancel_and_wait(sweeping)
                 await cancel_and_wait(*chores)
+                await self._swaps.aclose()
                 await self._engine.stop()
         if self._failure is not None:
             raise self._failure
@@ -230,6 +250,7 @@ class Worker:
         self._metrics.drain_began()
         if subscription is not None:
             await subscription.stop_consuming()
+        await self._swaps.aclose()
         await self._drain(processor)
 
     async def _until_closed(self, subscription: Subscription) -> None:
@@ -306,6 +327,15 @@ class Worker:
             case DrainWorker(worker_id=worker_id):
                 if worker_id == self._settings.worker_id:
                     self.stop()
+            case SwapModel(worker_id=worker_id):
+                # A worker that loads or drains ignores it, and the sender repeats it.
+                if worker_id == self._settings.worker_id and self.phase is WorkerPhase.READY:
+                    self._swaps.begin(order)
+
+    def _show_swap(self, swap: ModelSwap) -> None:
+        self._heartbeats.show_swap(swap)
+        if not swap.busy:
+            self._metrics.swaps[swap.state] += 1
 
     def _identity(self) -> dict[str, str]:
         """Return all parts of the model's identity for the log, which shows why two workers differ."""

@@ -9,7 +9,7 @@ from typing import Final, Generic, TypeVar
 
 from rich.cells import cell_len, set_cell_size
 
-from inferfleet.cli.fleet_lines import duration
+from inferfleet.cli.fleet_lines import duration, phase_of
 from inferfleet.cli.terminal import line
 from inferfleet.schemas.fleet_snapshot import FleetSnapshot, PoolView
 from inferfleet.schemas.heartbeat import EndedJob, Heartbeat, WorkerPhase
@@ -182,7 +182,7 @@ POOLS: Final[tuple[Column[PoolView], ...]] = (
 WORKERS: Final[tuple[Column[Heartbeat], ...]] = (
     Column("WORKER", lambda it: it.worker_id),
     Column("POOL", lambda it: it.pool, 5),
-    Column("PHASE", lambda it: it.phase),
+    Column("PHASE", phase_of),
     Column("RUNNING", lambda it: _count(it.running), 1, right=True),
     Column("WAITING", lambda it: _count(it.waiting + it.held), 3, right=True),
     Column("KV CACHE", _kv, 2, right=True),

@@ -21,9 +21,13 @@ async def write_heartbeat(pipeline: CommandPipeline, heartbeat: Heartbeat, *, tt
     """Write a worker's heartbeat, which expires after ``ttl_s`` seconds. Also update the clock."""
     key = worker_key(heartbeat.worker_id)
     fields: list[Argument] = []
-    for name, value in heartbeat.model_dump(mode="json", exclude={"ended"}, exclude_none=True).items():
+    for name, value in heartbeat.model_dump(
+        mode="json", exclude={"ended", "swap"}, exclude_none=True
+    ).items():
         fields += (name, value)
     fields += ("ended", orjson.dumps([job.model_dump(mode="json") for job in heartbeat.ended]))
+    if heartbeat.swap is not None:
+        fields += ("swap", heartbeat.swap.model_dump_json())
     await asyncio.gather(
         pipeline.enqueue("HSET", key, *fields),
         pipeline.enqueue("PEXPIRE", key, int(ttl_s * 1000)),
@@ -59,5 +63,8 @@ async def read_heartbeats(pipeline: CommandPipeline) -> list[Heartbeat]:
 def _heartbeat(fields: dict[bytes, bytes]) -> Heartbeat:
     # A worker of version 0.2 has no such field.
     ended = orjson.loads(fields.pop(b"ended", b"[]"))
+    swap = fields.pop(b"swap", None)
     texts = {name.decode(): value.decode() for name, value in fields.items()}
-    return Heartbeat.model_validate({**texts, "ended": ended})
+    return Heartbeat.model_validate(
+        {**texts, "ended": ended, "swap": None if swap is None else orjson.loads(swap)}
+    )

@@ -21,6 +21,8 @@ from inferfleet.worker.ports import NotContinuableError
 _SHORTEST_ANSWER: Final = 8
 _ANSWER_LENGTHS: Final = 57
 _TOOL_CALL_TOKENS: Final = 8
+LOST_WEIGHTS: Final = -1
+"""The weights of a model that says one token over and over."""
 _ARGUMENTS: Final = "{}"
 
 
@@ -70,6 +72,7 @@ def plan_answers(
             _choice_key(prompt, choice, weights),
             max_model_len - prompt.tokens,
             resume_token_ids,
+            lost=weights == LOST_WEIGHTS,
         )
         for prompt in request.prompts
         for choice in range(request.n)
@@ -77,7 +80,13 @@ def plan_answers(
 
 
 def _plan(
-    request: SimulatedRequest, prompt: Prompt, key: bytes, room: int, resumed: tuple[int, ...]
+    request: SimulatedRequest,
+    prompt: Prompt,
+    key: bytes,
+    room: int,
+    resumed: tuple[int, ...],
+    *,
+    lost: bool,
 ) -> Answer:
     allowed = room if request.max_tokens is None else min(request.max_tokens, room)
     if request.forced_tool is not None:
@@ -88,6 +97,8 @@ def _plan(
         natural = request.hooks.tokens or _SHORTEST_ANSWER + key[0] % _ANSWER_LENGTHS
     length = min(natural, allowed)
     ids = tuple(token_ids(key, length))
+    if lost:
+        ids = ids[:1] * length
     if resumed:
         ids = (resumed + ids[len(resumed) :])[:length]
     text = decode(ids)

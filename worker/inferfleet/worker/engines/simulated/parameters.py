@@ -56,8 +56,9 @@ class SimulatedParameters(BaseModel):
     embedding_dimensions: Annotated[int, Field(ge=1, le=65_536)] = 384
     """Length of an embedding vector."""
 
-    weights: Annotated[int, Field(ge=0)] = 0
-    """The weights that it pretends to have: another number gives other text, and another model identity."""
+    weights: Annotated[int, Field(ge=-1)] = 0
+    """The weights that it pretends to have: another number gives other text, and another model identity. With
+    -1 they are lost: every token of an answer is the same."""
 
     token_log: Path | None = None
     """A file to which each step appends a line with the number of its tokens: this counts those of a killed

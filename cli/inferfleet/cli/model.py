@@ -1,0 +1,234 @@
+"""``inferfleet model``: change the model of running workers, and look at models."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from contextlib import aclosing
+from typing import Annotated, Any
+
+import orjson
+import typer
+from aio_pika import Message
+
+from inferfleet.cli.options import JsonFlag, live_pools, none_empty, not_empty
+from inferfleet.cli.terminal import err, line, out
+from inferfleet.schemas.control import SwapModel, SwapStrategy
+from inferfleet.schemas.errors import ConfigurationError, UnknownPoolError
+from inferfleet.schemas.model_swap import ModelSwap
+from inferfleet.schemas.names import CONTROL_EXCHANGE
+from inferfleet.schemas.settings import LogFormat, ServiceSettings, WorkerSettings, read_settings
+from inferfleet.wire.rabbitmq.publishing import ConfirmChannel
+from inferfleet.wire.redis.connection import command_pipeline, open_redis
+from inferfleet.wire.redis.heartbeats import read_heartbeats
+from inferfleet.wire.swapping import Swapping
+from inferfleet.wire.tasks import cancel_and_wait
+from inferfleet.worker.cli import json_object
+from inferfleet.worker.engine_factory import make_engine
+from inferfleet.worker.log import logging_to_stderr
+from inferfleet.worker.ports import EngineDeadError
+from inferfleet.worker.probe import ProbeFailedError, ProbeResult, probe
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+
+SLEEP = (
+    "there is no strategy 'sleep': a model that wakes from vLLM's sleep may have lost its weights or "
+    "adapters without an error. Use side-by-side, or restart if the memory does not hold both models"
+)
+
+EngineArgs = Annotated[
+    str | None,
+    typer.Option(metavar="JSON", help="Engine arguments as a JSON object; by default those that it has."),
+]
+
+
+@app.callback()
+def model() -> None:
+    """Change the model of running workers, and look at models."""
+
+
+def _strategy(value: str) -> str:
+    if value == "sleep":
+        raise typer.BadParameter(SLEEP)
+    if value not in {*SwapStrategy}:
+        raise typer.BadParameter(f"{value!r} is not one of {', '.join(SwapStrategy)}")
+    return value
+
+
+@app.command()
+def swap(
+    *,
+    pool: Annotated[
+        str,
+        typer.Option(help="Pool of the workers.", callback=not_empty, autocompletion=live_pools),
+    ],
+    model: Annotated[str, typer.Option(help="The new model: a folder or a name.", callback=not_empty)],
+    engine_args: EngineArgs = None,
+    worker: Annotated[
+        list[str] | None,
+        typer.Option(help="Worker to change; repeatable. All of the pool by default.", callback=none_empty),
+    ] = None,
+    strategy: Annotated[
+        str,
+        typer.Option(
+            metavar="|".join(SwapStrategy),
+            help="Load beside the old model, or unload that first.",
+            callback=_strategy,
+        ),
+    ] = SwapStrategy.SIDE_BY_SIDE,
+    max_unavailable: Annotated[
+        int, typer.Option(min=1, help="How many workers of the pool may be swapping or not ready at once.")
+    ] = 1,
+    drain_timeout_s: Annotated[
+        float | None,
+        typer.Option(
+            "--drain-timeout",
+            "--drain-timeout-s",
+            metavar="SECONDS",
+            min=0,
+            help="How long running answers may take to end on the old model; by default the worker's own.",
+        ),
+    ] = None,
+    probe_hash: Annotated[
+        str | None,
+        typer.Option(help="Hash that the probe has to print (`inferfleet model probe`).", callback=not_empty),
+    ] = None,
+    max_perplexity: Annotated[
+        float | None, typer.Option(min=1, help="Highest perplexity of the probe's text.")
+    ] = None,
+    allow_rename: Annotated[
+        bool, typer.Option("--allow-rename", help="Accept a model with another served name.")
+    ] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Replace the model of running workers, one after the other, without failing a job.
+
+    Each worker loads the new model, probes it and switches to it; if anything fails it keeps the old one, and
+    no further worker begins. Change the deployment, too: a worker that restarts has the model that its
+    environment names.
+    """
+    orders = Orders(
+        pool=pool,
+        workers=worker,
+        max_unavailable=max_unavailable,
+        fields={
+            "model": model,
+            "engine_args": json_object(engine_args),
+            "strategy": SwapStrategy(strategy),
+            "drain_timeout_s": drain_timeout_s,
+            "probe_hash": probe_hash,
+            "max_perplexity": max_perplexity,
+            "allow_rename": allow_rename,
+        },
+    )
+    ended = dict[str, ModelSwap]()
+    try:
+        asyncio.run(_swap(read_settings(ServiceSettings), orders, ended, as_json=as_json))
+    finally:
+        if as_json:
+            out(
+                orjson.dumps({name: its.model_dump(mode="json") for name, its in ended.items()}).decode()
+                + "\n"
+            )
+
+
+@app.command("probe")
+def probe_(
+    *,
+    model: Annotated[str | None, typer.Option(help="Model folder or name.")] = None,
+    engine: Annotated[str | None, typer.Option(metavar="NAME", help="Engine to run.")] = None,
+    engine_args: EngineArgs = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Load a model in this process, probe it, and print the hash for `model swap --probe-hash`.
+
+    It needs the memory for the model, but neither RabbitMQ nor Redis. Exits with 1 if the model is not fit.
+    """
+    settings = read_settings(
+        WorkerSettings,
+        model=model,
+        engine=engine,
+        engine_args=json_object(engine_args),
+        log_format=LogFormat.CONSOLE,
+    )
+    with logging_to_stderr(settings, worker_id="probe"):
+        found = asyncio.run(_probe(settings))
+    if as_json:
+        fields = {"hash": found.hash, "perplexity": found.perplexity}
+        out(orjson.dumps(fields).decode() + "\n")
+        return
+    out(f"{found.hash or 'no hash: the model generates no text'}\n")
+    if found.perplexity is not None:
+        err(f"inferfleet: the perplexity of the probe's text is {found.perplexity:.1f}\n")
+
+
+class Orders:
+    """What the command orders, and of whom."""
+
+    def __init__(
+        self, *, pool: str, workers: list[str] | None, max_unavailable: int, fields: dict[str, Any]
+    ) -> None:
+        self.pool = pool
+        self.workers = workers
+        self.max_unavailable = max_unavailable
+        self.fields = fields
+
+
+async def _swap(
+    settings: ServiceSettings, orders: Orders, ended: dict[str, ModelSwap], *, as_json: bool
+) -> None:
+    channel = ConfirmChannel(
+        settings.amqp_url,
+        connect_timeout_s=settings.connect_timeout_s,
+        confirm_timeout_s=settings.publish_timeout_s,
+        name="inferfleet model swap",
+    )
+
+    async def send(order: SwapModel) -> None:
+        await channel.publish(CONTROL_EXCHANGE, Message(order.model_dump_json().encode()))
+
+    def tell(worker_id: str, swap: ModelSwap) -> None:
+        ended[worker_id] = swap
+        if not as_json:
+            out(f"{line(worker_id)}  {_progress(swap)}\n")
+
+    async with open_redis(settings.redis_url) as client, aclosing(channel):
+        pipeline = command_pipeline(client, patience_s=0)
+        running = asyncio.create_task(pipeline.run())
+        try:
+            alive = [it for it in await read_heartbeats(pipeline) if it.pool == orders.pool]
+            if not alive:
+                raise UnknownPoolError(f"pool {orders.pool!r} has no live worker whose model can be swapped")
+            names = orders.workers or [it.worker_id for it in alive]
+            swapping = Swapping(
+                pipeline, send, tell, pool=orders.pool, max_unavailable=orders.max_unavailable
+            )
+            await swapping.run(
+                [SwapModel(swap_id=uuid.uuid4().hex, worker_id=name, **orders.fields) for name in names]
+            )
+        finally:
+            await cancel_and_wait(running)
+
+
+def _progress(swap: ModelSwap) -> str:
+    match swap:
+        case ModelSwap(state="rolled_back"):
+            return f"rolled back: {line(swap.reason)}"
+        case ModelSwap(state="switched", busy=False):
+            without = f", {swap.without_service_s:.1f} s without service" if swap.without_service_s else ""
+            return f"done, probe hash {swap.probe_hash or 'none'}{without}"
+        case ModelSwap(state="switched"):
+            return "switched; running answers end on the old model"
+        case _:
+            return str(swap.state)
+
+
+async def _probe(settings: WorkerSettings) -> ProbeResult:
+    engine = make_engine(settings)
+    try:
+        await engine.start()
+        return await probe(engine)
+    except (EngineDeadError, ProbeFailedError) as error:
+        raise ConfigurationError(f"the model {engine.model!r} is not fit: {error}") from error
+    finally:
+        await engine.stop()

@@ -1,0 +1,187 @@
+"""``inferfleet model swap`` and ``model probe``: one worker after the other, and what is seen of it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+from typing import Any
+
+import pytest
+from tests.integration.conftest import (
+    PATIENCE_S,
+    RunCommand,
+    StartWorker,
+    StartWorkerProcess,
+    answer_to,
+    eventually,
+    slow_chat,
+    until_tokens,
+)
+
+from inferfleet.producer import Fleet
+from inferfleet.schemas.heartbeat import Heartbeat, WorkerPhase
+from inferfleet.schemas.model_swap import SwapState
+
+NEW = '{"speed": 0, "weights": 7}'
+
+
+def swap_of(pool: str, *options: str, engine_args: str = NEW) -> tuple[str, ...]:
+    return ("model", "swap", "--pool", pool, "--model", "simulated", "--engine-args", engine_args, *options)
+
+
+@pytest.fixture(autouse=True)
+async def _first_command(inferfleet: RunCommand) -> None:
+    """Run a command before there are workers: the first one may take longer than a heartbeat lives."""
+    assert (await inferfleet("--version")).code == 0
+
+
+async def workers_of(fleet: Fleet, pool: str) -> dict[str, Heartbeat]:
+    return {it.worker_id: it for it in await fleet.workers() if it.pool == pool}
+
+
+async def until_ready(fleet: Fleet, pool: str, number: int) -> None:
+    async def ready() -> bool:
+        found = (await workers_of(fleet, pool)).values()
+        return sum(it.phase is WorkerPhase.READY for it in found) == number
+
+    await eventually(ready)
+
+
+async def test_all_workers_of_a_pool_are_changed_one_after_the_other(
+    fleet: Fleet, start_worker: StartWorker, inferfleet: RunCommand, pool: str
+) -> None:
+    for name in ("a", "b"):
+        await start_worker(worker_id=f"{pool}-{name}")
+    await until_ready(fleet, pool, 2)
+    ended = await inferfleet(*swap_of(pool))
+    assert (ended.code, ended.err) == (0, "")
+    lines = [line.split(maxsplit=1) for line in ended.out.splitlines()]
+    names = [worker for worker, _ in lines]
+    assert names == sorted(names), ended.out
+    assert [told.split(",")[0] for worker, told in lines if worker == f"{pool}-a"][-1] == "done"
+    assert len({it.model_identity for it in (await workers_of(fleet, pool)).values()}) == 1
+
+    probed = await inferfleet("model", "probe", "--engine", "simulated", "--engine-args", NEW)
+    assert f"done, probe hash {probed.out.strip()}" in ended.out
+    checked = await inferfleet(*swap_of(pool, "--probe-hash", probed.out.strip(), "--json"))
+    assert checked.code == 0
+    assert {swap["state"] for swap in json.loads(checked.out).values()} == {"switched"}
+
+
+async def test_after_a_failure_no_further_worker_begins(
+    fleet: Fleet, start_worker: StartWorker, inferfleet: RunCommand, pool: str
+) -> None:
+    for name in ("a", "b"):
+        await start_worker(worker_id=f"{pool}-{name}")
+    await until_ready(fleet, pool, 2)
+    ended = await inferfleet(*swap_of(pool, engine_args='{"weights": -1, "speed": 0}'))
+    assert ended.code == 1
+    assert f"worker {pool}-a goes on with its old model: it answers every prompt" in ended.err
+    found = await workers_of(fleet, pool)
+    assert found[f"{pool}-a"].swap is not None
+    assert found[f"{pool}-b"].swap is None
+
+
+async def test_no_worker_begins_while_another_is_not_ready(
+    fleet: Fleet, start_worker: StartWorker, inferfleet: RunCommand, pool: str
+) -> None:
+    await start_worker(worker_id=f"{pool}-a")
+    await until_ready(fleet, pool, 1)
+    loading = await start_worker(worker_id=f"{pool}-b", engine_args={"load_s": 10_000})
+
+    async def two() -> bool:
+        return len(await workers_of(fleet, pool)) == 2
+
+    await eventually(two)
+    command = asyncio.ensure_future(inferfleet(*swap_of(pool, "--worker", f"{pool}-a")))
+    # A swap that two may be unavailable for goes through, so the first one has waited for that.
+    other = await inferfleet(*swap_of(pool, "--worker", f"{pool}-a", "--max-unavailable", "2", "--json"))
+    first = json.loads(other.out)[f"{pool}-a"]["swap_id"]
+    swap = (await workers_of(fleet, pool))[f"{pool}-a"].swap
+    assert swap is not None
+    assert swap.swap_id == first
+    assert not command.done()
+    await loading.stop()
+    assert (await command).code == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--worker", "nobody"), "no worker 'nobody' is alive"),
+        (("--strategy", "sleep"), "there is no strategy 'sleep'"),
+        (("--strategy", "hot"), "'hot' is not one of side-by-side, restart"),
+        (("--engine-args", "[]"), "--engine-args is not a JSON object"),
+        (("--probe-hash", ""), "is empty"),
+    ],
+)
+async def test_what_cannot_be_is_refused(
+    fleet: Fleet,
+    start_worker: StartWorker,
+    inferfleet: RunCommand,
+    pool: str,
+    options: tuple[str, ...],
+    says: str,
+) -> None:
+    await start_worker(worker_id=f"{pool}-a")
+    await until_ready(fleet, pool, 1)
+    ended = await inferfleet(*swap_of(pool, *options))
+    assert ended.code != 0
+    assert says in " ".join(ended.err.split())
+    assert (await workers_of(fleet, pool))[f"{pool}-a"].swap is None
+
+
+async def test_a_pool_without_workers_cannot_be_changed(inferfleet: RunCommand, pool: str) -> None:
+    ended = await inferfleet(*swap_of(pool))
+    assert ended.code == 2
+    assert "has no live worker" in ended.err
+
+
+SLOW = {
+    SwapState.LOADING: {"load_s": 10_000},
+    # Each of the probe's tokens takes a minute.
+    SwapState.PROBING: {"decode_step_base_s": 60},
+    SwapState.DRAINING: {"weights": 7},
+    SwapState.SWITCHED: {"speed": 0, "weights": 7},
+}
+
+
+@pytest.mark.parametrize("state", SLOW)
+async def test_the_jobs_of_a_worker_that_dies_while_it_swaps_resume_elsewhere(
+    fleet: Fleet,
+    start_worker: StartWorker,
+    start_worker_process: StartWorkerProcess,
+    inferfleet: RunCommand,
+    pool: str,
+    state: SwapState,
+) -> None:
+    dying = await start_worker_process(
+        *("--worker-id", f"{pool}-a", "--max-running", "3"), lease_s="1", engine_args='{"speed": 0}'
+    )
+    await dying.logged("ready")
+    jobs = [
+        await fleet.submit(slow_chat(f"{n}", tokens=800, step_s=0.03), pool=pool, stream=True)
+        for n in range(2)
+    ]
+    for job in jobs:
+        await until_tokens(fleet, job, 5)
+    strategy = "restart" if state is SwapState.DRAINING else "side-by-side"
+    options = ("--strategy", strategy, "--drain-timeout", "100")
+    command = asyncio.ensure_future(inferfleet(*swap_of(pool, *options, engine_args=json.dumps(SLOW[state]))))
+
+    async def reached() -> bool:
+        swap = (await workers_of(fleet, pool))[f"{pool}-a"].swap
+        return swap is not None and swap.state is state
+
+    await eventually(reached)
+    dying.signal(signal.SIGKILL)
+    await dying.ended()
+    await start_worker()
+    for job, result in zip(jobs, await fleet.wait_many(jobs, timeout_s=PATIENCE_S), strict=True):
+        assert result.raise_for_state().text == answer_to(job)
+        record: Any = await fleet.get(job)
+        assert record.attempt == 2
+    ended = await command
+    assert ended.code == 1
+    assert f"worker {pool}-a ended while its swap was {state}" in ended.err

@@ -1,0 +1,167 @@
+"""Orders workers to swap their models, and follows them by their heartbeats.
+
+A worker that has begun finishes or rolls back by itself. So if the sender dies, at most ``max_unavailable``
+workers go on, and the others have not begun.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+
+from inferfleet.schemas.control import SwapModel
+from inferfleet.schemas.errors import (
+    InferfleetError,
+    PublishUnconfirmedError,
+    UnknownWorkerError,
+    WaitTimeoutError,
+)
+from inferfleet.schemas.heartbeat import Heartbeat, WorkerPhase
+from inferfleet.schemas.model_swap import ModelSwap, SwapState
+from inferfleet.wire.draining import POLL_S, REPEAT_S
+from inferfleet.wire.rabbitmq.confirms import RefusedError
+from inferfleet.wire.redis.heartbeats import read_heartbeats
+from inferfleet.wire.redis.pipeline import CommandPipeline
+from inferfleet.wire.tasks import cancel_and_wait
+
+ANSWER_S = 30.0
+"""How long a worker may take to begin."""
+
+Send = Callable[[SwapModel], Awaitable[None]]
+Tell = Callable[[str, ModelSwap], None]
+
+
+class SwapFailedError(InferfleetError):
+    """A worker did not swap its model. The message says which, and why."""
+
+
+class Swapping:
+    """Swaps the models of several workers of one pool, at most ``max_unavailable`` at a time.
+
+    ``tell`` is called with a worker's id and its swap whenever that has changed.
+    """
+
+    def __init__(
+        self, pipeline: CommandPipeline, send: Send, tell: Tell, *, pool: str, max_unavailable: int = 1
+    ) -> None:
+        self._pipeline = pipeline
+        self._send = send
+        self._tell = tell
+        self._pool = pool
+        self._max_unavailable = max_unavailable
+        self._swapping: set[str] = set()
+
+    async def run(self, orders: Sequence[SwapModel]) -> None:
+        """Swap the models of the workers that the orders name, in this order.
+
+        A worker's swap has ended when the other model has been unloaded. After a failure no further swap
+        begins; those that run are followed to their end.
+
+        Raises:
+            SwapFailedError: A worker has rolled back, has gone, or has another swap.
+            UnknownWorkerError: A worker is not alive in this pool.
+            WaitTimeoutError: A worker does not answer.
+
+        """
+        await self._require_known(orders)
+        running: set[asyncio.Task[None]] = set()
+        try:
+            for order in orders:
+                while not await self._may_begin(len(running)):
+                    running = await _some_end(running)
+                self._swapping.add(order.worker_id)
+                running.add(asyncio.create_task(self._swap(order)))
+            while running:
+                running = await _some_end(running)
+        finally:
+            await cancel_and_wait(*running)
+
+    async def _may_begin(self, running: int) -> bool:
+        """Return whether one more worker may be unavailable."""
+        workers = await self._workers()
+        others = sum(
+            worker.phase is not WorkerPhase.READY
+            for name, worker in workers.items()
+            if name not in self._swapping
+        )
+        return running + others < self._max_unavailable
+
+    async def _swap(self, order: SwapModel) -> None:
+        try:
+            await self._follow(order)
+        finally:
+            self._swapping.discard(order.worker_id)
+
+    async def _follow(self, order: SwapModel) -> None:
+        name = order.worker_id
+        swap = await self._begin(order)
+        while True:
+            self._tell(name, swap)
+            if not swap.busy:
+                break
+            told, found = swap, None
+            while found is None or found == told:
+                await asyncio.sleep(POLL_S)
+                worker = (await self._workers()).get(name)
+                found = None if worker is None else worker.swap
+                if found is None or found.swap_id != order.swap_id:
+                    raise SwapFailedError(
+                        f"worker {name} ended while its swap was {told.state}: it starts again with the "
+                        "model that its environment names"
+                    )
+            swap = found
+        if swap.state is SwapState.ROLLED_BACK:
+            raise SwapFailedError(f"worker {name} goes on with its old model: {swap.reason}")
+
+    async def _begin(self, order: SwapModel) -> ModelSwap:
+        """Send the order until the worker shows it."""
+        loop = asyncio.get_running_loop()
+        give_up_at = loop.time() + ANSWER_S
+        while loop.time() < give_up_at:
+            # Repeated in doubt, which does no harm.
+            with suppress(PublishUnconfirmedError, RefusedError):
+                await self._send(order)
+            repeat_at = loop.time() + REPEAT_S
+            while loop.time() < repeat_at:
+                worker = (await self._workers()).get(order.worker_id)
+                if worker is None:
+                    raise SwapFailedError(f"worker {order.worker_id} ended before its swap began")
+                if worker.swap is not None:
+                    if worker.swap.swap_id == order.swap_id:
+                        return worker.swap
+                    if worker.swap.busy:
+                        raise SwapFailedError(
+                            f"worker {order.worker_id} does another swap, to {worker.swap.model}: wait for it"
+                        )
+                await asyncio.sleep(POLL_S)
+        raise WaitTimeoutError(
+            f"worker {order.worker_id} did not begin within {ANSWER_S:g} s. It is alive, so it may be of an "
+            "older version, or have lost its connection to RabbitMQ: look at its log"
+        )
+
+    async def _require_known(self, orders: Sequence[SwapModel]) -> None:
+        workers = await self._workers()
+        for order in orders:
+            if order.worker_id not in workers:
+                raise UnknownWorkerError(order.worker_id, alive=list(workers))
+
+    async def _workers(self) -> dict[str, Heartbeat]:
+        return {it.worker_id: it for it in await read_heartbeats(self._pipeline) if it.pool == self._pool}
+
+
+async def _some_end(running: set[asyncio.Task[None]]) -> set[asyncio.Task[None]]:
+    """Wait until a swap ends, but not for long. Return those that run.
+
+    If one has failed, wait for all, and raise its error.
+    """
+    if not running:
+        await asyncio.sleep(REPEAT_S)
+        return running
+    done, running = await asyncio.wait(running, timeout=REPEAT_S, return_when=asyncio.FIRST_COMPLETED)
+    for task in done:
+        if (failed := task.exception()) is not None:
+            if running:
+                await asyncio.wait(running)
+            raise failed
+    return running
