@@ -18,6 +18,7 @@ from inferfleet.schemas.batch import BatchState
 from inferfleet.schemas.heartbeat import Heartbeat
 from inferfleet.schemas.job import new_job_id
 from inferfleet.schemas.journal import QueuedEntry, RestartReason
+from inferfleet.schemas.rollout import Rollout
 from inferfleet.schemas.session import Turn
 from inferfleet.schemas.settings import ServiceSettings
 from inferfleet.schemas.webhooks import WebhookEvent
@@ -34,6 +35,7 @@ from inferfleet.wire.redis import (
 from inferfleet.wire.redis.attempts import Fence
 from inferfleet.wire.redis.batches import BatchRecords
 from inferfleet.wire.redis.clock import RedisClock
+from inferfleet.wire.redis.ended_counts import add_counts
 from inferfleet.wire.redis.fleet_history import FleetHistory
 from inferfleet.wire.redis.heartbeats import write_heartbeat
 from inferfleet.wire.redis.job_listing import unfinished
@@ -43,6 +45,7 @@ from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.redis.pool_limits import WaitingTurns
 from inferfleet.wire.redis.records import JobRecords
 from inferfleet.wire.redis.replies import Replies
+from inferfleet.wire.redis.rollouts import change_rollout, lead_rollout
 from inferfleet.wire.redis.script import LOADED, SCRIPTS, Argument, Command
 from inferfleet.wire.redis.session_histories import SessionHistories
 from inferfleet.wire.redis.session_lanes import Payload, SessionLanes
@@ -140,6 +143,11 @@ async def all_that_calls_scripts(pipeline: CommandPipeline) -> AsyncIterator[Awa
     yield WaitingTurns(pipeline, lane_ttl_s=1).count(JOB)
     lost = LostMessages(pipeline, pool="p")
     yield lost.report(sweeper="s", lease_s=1, held=[JOB.id], held_s=1, fronts={})
+    yield records.move(JOB, from_pool="canary")
+    rollout = Rollout(pool="p", to="q", steps=(100,), interval_s=1, started_at=NOW, since=NOW)
+    yield change_rollout(pipeline, rollout, revision=0)
+    yield lead_rollout(pipeline, "p", controller="c", lease_s=1)
+    yield add_counts(pipeline, "p", {"succeeded": 1}, call="w:1")
     yield lost.open_jobs(4, from_ms=0, below_ms=1, limit=1)
     yield anext(unfinished(pipeline, "p", 4))
     yield lost.forget(4, [OpenJob(JOB.id, 1, 0)])

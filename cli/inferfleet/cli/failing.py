@@ -84,6 +84,7 @@ def exit_code(error: Exception) -> int:
         BatchOutputError,
         ConfigurationError,
         InvalidJobError,
+        RolloutError,
         ServiceRefusedError,
         ServiceUnreachableError,
         UnknownPoolError,
@@ -99,6 +100,7 @@ def exit_code(error: Exception) -> int:
             BatchError()
             | ConfigurationError()
             | InvalidJobError()
+            | RolloutError()
             | UnknownPoolError()
             | UnknownWorkerError()
         ):

@@ -47,6 +47,9 @@ COMMANDS: Mapping[str, CommandModule] = MappingProxyType(
         "dead": CommandModule("inferfleet.cli.dead", "List, show, replay or purge dead letters."),
         "jobs": CommandModule("inferfleet.cli.jobs", "List, show, cancel or retry many jobs."),
         "pool": CommandModule("inferfleet.cli.pool", "Declare, list, show, pause or resume pools."),
+        "rollout": CommandModule(
+            "inferfleet.cli.rollout", "Move a pool's jobs to a new version, step by step."
+        ),
         "top": CommandModule("inferfleet.cli.top.command", "Watch the fleet live, or print one snapshot."),
         "doctor": CommandModule("inferfleet.cli.doctor", "Look for what is wrong with the fleet."),
         "schema": CommandModule("inferfleet.cli.schema", "Export the contract as JSON Schema and AsyncAPI."),

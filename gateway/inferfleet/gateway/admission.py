@@ -109,10 +109,12 @@ class Admission:
 
     def _check(self, job: Job) -> None:
         key = self._key
-        if key.pools is not None and job.pool not in key.pools:
+        # A rollout's canary pool needs no right of its own: what was asked for counts.
+        asked = job.submitted_to or job.pool
+        if key.pools is not None and asked not in key.pools:
             raise _forbidden(
                 "pool_not_allowed",
-                f"this API key may not use the pool {job.pool!r}; it may use {', '.join(key.pools)}",
+                f"this API key may not use the pool {asked!r}; it may use {', '.join(key.pools)}",
             )
         if job.priority > key.max_priority:
             raise _forbidden(

@@ -96,6 +96,8 @@ class GatewayMetrics:
             "webhook_overdue_seconds", "How long the oldest delivery that no gateway has begun has been due"
         )
 
+        self.rollouts_aborted = counter("rollouts_aborted", "Rollouts that this gateway has aborted")
+
         self.batches_open = gauge("batches_open", "Batches of all tenants that have not ended")
         self.batches_running = gauge("batches_running", "Batches that this gateway runs")
         self.batch_claims = counter("batch_claims", "Batches that this gateway has begun or taken over")

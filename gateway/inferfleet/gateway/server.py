@@ -30,9 +30,11 @@ from inferfleet.producer import Fleet
 from inferfleet.producer.background import background
 from inferfleet.producer.openai.api import OpenAIApi
 from inferfleet.producer.openai.models import Models
+from inferfleet.producer.rollout_control import RolloutController
 from inferfleet.schemas.errors import ConfigurationError
 from inferfleet.wire.redis.batches import BatchRecords
 from inferfleet.wire.redis.files import FileRecords
+from inferfleet.wire.redis.rollouts import read_canaries
 from inferfleet.wire.redis.shared_limits import SharedLimits
 
 logger = logging.getLogger(__name__)
@@ -82,7 +84,12 @@ async def serving(settings: GatewaySettings) -> AsyncGenerator[int]:
             metrics.watch(fleet.outages)
             api = OpenAIApi(
                 fleet,
-                models=Models(fleet.workers, pools=settings.model_pools, pool=settings.pool),
+                models=Models(
+                    fleet.workers,
+                    canaries=partial(read_canaries, fleet.pipeline),
+                    pools=settings.model_pools,
+                    pool=settings.pool,
+                ),
                 needs_workers=settings.refuse_without_workers,
                 start_s=FIRST_EVENT_S,
                 accept_s=ACCEPT_S,
@@ -102,7 +109,13 @@ async def serving(settings: GatewaySettings) -> AsyncGenerator[int]:
             server = _Server(_config(gateway))
             # With a task group a bug in the server ends the process.
             async with (
-                background(BatchRunner(gateway).run(), *([view.record()] if view else [])),
+                background(
+                    BatchRunner(gateway).run(),
+                    RolloutController(
+                        fleet, settings, on_abort=lambda _: metrics.rollouts_aborted.inc()
+                    ).run(),
+                    *([view.record()] if view else []),
+                ),
                 asyncio.TaskGroup() as tasks,
             ):
                 tasks.create_task(server.serve(sockets=[listener]))

@@ -16,6 +16,7 @@ from typing import assert_never
 
 from inferfleet.producer.lanes import FRONT_POLL_S, Lanes, uncertain_without_redis
 from inferfleet.producer.publisher import Publisher
+from inferfleet.producer.routing import Routing, in_pool
 from inferfleet.producer.tracing import sending
 from inferfleet.schemas.control import CancelJob
 from inferfleet.schemas.errors import (
@@ -79,6 +80,8 @@ class Submission:
     ) -> None:
         self._settings = settings
         self._pipeline = pipeline
+        self.routing = Routing(pipeline)
+        """Puts jobs into the pools of their rollouts."""
         self._records = records
         self._session_lanes = session_lanes
         self._histories = histories
@@ -105,6 +108,7 @@ class Submission:
 
     async def _accept(self, job: Job) -> Job:
         call = f"{self._name}:{next(self._calls)}"
+        job = await self.routing.route(job)
         claimed, body, recorded = await self._claim_and_record(job, call)
         if recorded.may_lack_message:
             # A second message does no harm: the fence lets one of them run.
@@ -161,9 +165,18 @@ class Submission:
                 self._pipeline, job, call=call, ttl_s=self._settings.queued_ttl_s
             )
             if claimed.accepted and not await self._is_nowhere(claimed.job):
-                return claimed, b"", _ACCEPTED_BEFORE
+                pool = await self._records.pool(claimed.job.id)
+                return _in_pool(claimed, pool), b"", _ACCEPTED_BEFORE
             body = message_body(claimed.job)
             recorded = await self._record(claimed, call, body, keep=keep)
+            if recorded.pool != claimed.job.pool:
+                # The rule has changed since the job was recorded first: it stays where it is.
+                self._records.open_jobs.leave(
+                    claimed.job.id, pool=claimed.job.pool, priority=claimed.job.priority
+                )
+                claimed = _in_pool(claimed, recorded.pool)
+                self._records.open_jobs.enter(claimed.job)
+                body = message_body(claimed.job)
             # If the key no longer names this claim, another caller took the job back before this call had its
             # record. Then this call revived the record, or joined a call that did.
             revived = not recorded.holder.startswith(claimed.holder)
@@ -294,6 +307,18 @@ class Submission:
             raise PartialSubmitError(accepted=[job.id for job in in_order], rejected=rejected)
         return in_order
 
+    async def move(self, job: Job, *, from_pool: str, reply_to: str) -> None:
+        """Publish a job whose message waits in ``from_pool`` in the pool that ``job`` names now.
+
+        Also if it has ended: its message may be what lets the next turn of its session run.
+
+        Raises:
+            InferfleetError: What ``Publisher.publish`` raises. The job's message may be in both pools.
+
+        """
+        await self._records.move(job, from_pool=from_pool)
+        await self._publisher.publish(job, reply_to=reply_to)
+
     async def cancel(self, job_id: str, *, keep: bool = False) -> JobState:
         """Cancel a job; with ``keep``, its partial answer stays in its session."""
         while True:
@@ -375,6 +400,10 @@ class Submission:
         # No error if this fails: it only matters for a message that arrives days later.
         with suppress(ServiceUnreachableError, ServiceRefusedError):
             await self._records.copied(job.id)
+
+
+def _in_pool(claimed: Claim, pool: str | None) -> Claim:
+    return claimed if pool is None else claimed._replace(job=in_pool(claimed.job, pool))
 
 
 def _uncertain(job: Job, refusal: InferfleetError) -> PublishUnconfirmedError:

@@ -4,6 +4,7 @@ InferfleetError
 ├── InvalidJobError            the job breaks the contract; nothing was sent
 │   └── IdempotencyConflictError   the key was used before with another body
 ├── UnknownPoolError           the pool has no queue; nothing was accepted
+├── RolloutError               a rollout does not allow what was asked
 ├── QueueFullError             the pool's queue is full; nothing was accepted
 ├── SessionError               a session cannot do what was asked
 │   ├── SessionBusyError           a turn is unfinished, and this one was not to wait
@@ -49,6 +50,10 @@ class IdempotencyConflictError(InvalidJobError):
 
 class UnknownPoolError(InferfleetError):
     """The pool has no queue. The job was not accepted."""
+
+
+class RolloutError(InferfleetError):
+    """A rollout does not allow what was asked of it. Nothing was changed."""
 
 
 class QueueFullError(InferfleetError):

@@ -87,11 +87,13 @@ class Job(WireModel):
     the new messages. ``instructions`` are a system message in front of the history, for this turn alone;
     ``state_patch`` (JSON Merge Patch, RFC 7396) is applied to the session's state when the turn is added to
     the history. ``traceparent`` and ``tracestate`` are the W3C Trace Context of the submission; they stay
-    with the job, whoever publishes it again.
+    with the job, whoever publishes it again. ``submitted_to`` is the pool that the submitter asked for, if a
+    rollout has put the job into another one.
     """
 
     id: JobId = Field(default_factory=new_job_id)
     pool: PoolName = DEFAULT_POOL
+    submitted_to: PoolName | None = None
     endpoint: Endpoint = Endpoint.CHAT
     body: dict[str, Any]
     priority: Annotated[int, Field(ge=0, le=9, strict=True)] = Priority.NORMAL

@@ -159,8 +159,23 @@ def session_call_key(session_id: str, token: str) -> str:
 
 
 def pool_key(pool: str) -> str:
-    """Key of what is set for a pool: a hash with its ``queue_max_length``, and ``paused``, each if set."""
+    """Key of what is set for a pool: a hash with ``queue_max_length``, ``paused`` and ``rollout``, if set."""
     return f"inferfleet:pool:{{{pool}}}"
+
+
+def rollout_key(pool: str) -> str:
+    """Key of the rollout of a pool: a hash with its state, its revision, and the process that controls it."""
+    return f"inferfleet:pool:{{{pool}}}:rollout"
+
+
+def ended_key(pool: str) -> str:
+    """Key of the counts of a pool's jobs that have ended: a hash."""
+    return f"inferfleet:pool:{{{pool}}}:ended"
+
+
+def ended_call_key(pool: str, call: str) -> str:
+    """Key that records for a while that a worker has added to these counts; ``call`` names the addition."""
+    return f"inferfleet:pool:{{{pool}}}:ended:{call}"
 
 
 def waiting_turns_key(pool: str) -> str:

@@ -87,12 +87,14 @@ class JobRecord(WireModel):
     """What is known of a job now. Once ``state`` is terminal, it has a ``result``, unless Redis lost that.
 
     ``attempt`` numbers all attempts; ``attempts`` counts the charged ones, which ``max_attempts`` limits.
-    ``model_identity`` is the short hash of the model that has generated the answer so far.
+    ``model_identity`` is the short hash of the model that has generated the answer so far. ``submitted_to``
+    is the pool that the submitter asked for, if a rollout has put the job into ``pool`` instead.
     """
 
     id: JobId
     state: JobState
     pool: PoolName
+    submitted_to: PoolName | None = None
     priority: int
     attempt: Count = 0
     attempts: Count = 0

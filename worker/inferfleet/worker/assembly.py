@@ -19,6 +19,7 @@ from inferfleet.wire.redis.session_records import SessionRecords
 from inferfleet.worker.attempt import Attempts
 from inferfleet.worker.attempt_log import AttemptLog
 from inferfleet.worker.claim import Claims
+from inferfleet.worker.ended_counts import EndedCounting
 from inferfleet.worker.ended_jobs import EndedJobs
 from inferfleet.worker.fronts import Fronts
 from inferfleet.worker.hooks import AllHooks, Hooks
@@ -58,6 +59,7 @@ def assemble(
     fronts: Fronts,
     metrics: WorkerMetrics,
     ended_jobs: EndedJobs,
+    ended_counts: EndedCounting,
     pipeline: CommandPipeline,
     confirm_channel: ConfirmChannel,
     spans_to: TracerProvider | None,
@@ -72,7 +74,12 @@ def assemble(
         keep_requests=settings.keep_requests,
         replicas=Replicas(pipeline, settings, patience_s=None),
     )
-    observers: list[Hooks] = [metrics.attempts, ended_jobs, AttemptLog(prompts=settings.log_prompts)]
+    observers: list[Hooks] = [
+        metrics.attempts,
+        ended_jobs,
+        ended_counts,
+        AttemptLog(prompts=settings.log_prompts),
+    ]
     spans: AttemptSpans | None = None
     if spans_to is not None:
         # OpenTelemetry is there only where a worker traces.

@@ -16,6 +16,7 @@ from inferfleet.wire.redis.heartbeats import forget_heartbeat, write_heartbeat
 from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.redis.pool_limits import note_limit
 from inferfleet.wire.redis.pools import note_pool
+from inferfleet.worker.ended_counts import EndedCounting
 from inferfleet.worker.ended_jobs import EndedJobs
 from inferfleet.worker.metrics import WorkerMetrics
 from inferfleet.worker.ports import Engine
@@ -48,6 +49,7 @@ class HeartbeatWriter:
         slots: Slots,
         metrics: WorkerMetrics,
         ended_jobs: EndedJobs,
+        ended_counts: EndedCounting,
         clock: RedisClock,
     ) -> None:
         self._settings = settings
@@ -55,6 +57,7 @@ class HeartbeatWriter:
         self._slots = slots
         self._metrics = metrics
         self._ended_jobs = ended_jobs
+        self._ended_counts = ended_counts
         self._clock = clock
         self.started_at = clock.now()
         """When the worker started, by Redis' clock once that is known."""
@@ -119,6 +122,7 @@ class HeartbeatWriter:
             self._changed.clear()
             try:
                 await write_heartbeat(pipeline, self.heartbeat(), ttl_s=interval_s * HEARTBEATS_MISSED)
+                await self._ended_counts.add(pipeline)
                 await note_limit(pipeline, self._settings.pool, self._settings.queue_max_length)
                 await note_pool(pipeline, self._settings.pool)
             except Exception:
@@ -135,4 +139,5 @@ class HeartbeatWriter:
         """Remove the worker from the health map. If Redis is unreachable, the heartbeat expires by itself."""
         with suppress(TimeoutError):
             async with asyncio.timeout(FORGET_TIMEOUT_S):
+                await self._ended_counts.add(pipeline)
                 await forget_heartbeat(pipeline, self._settings.worker_id)

@@ -32,6 +32,7 @@ from inferfleet.wire.tracing import FLUSH_S, exporting_spans
 from inferfleet.worker.assembly import assemble
 from inferfleet.worker.broker import Delivery, Subscription, subscribe
 from inferfleet.worker.deletion_cost import deletion_cost, keep_deletion_cost
+from inferfleet.worker.ended_counts import EndedCounting
 from inferfleet.worker.ended_jobs import EndedJobs
 from inferfleet.worker.engine_factory import make_engine
 from inferfleet.worker.fronts import Fronts
@@ -83,12 +84,14 @@ class Worker:
         self._pipeline: CommandPipeline | None = None
         self._clock = RedisClock()
         self._ended_jobs = EndedJobs(pool=settings.pool, worker_id=settings.worker_id, clock=self._clock)
+        self._ended_counts = EndedCounting(pool=settings.pool, worker_id=settings.worker_id)
         self._heartbeats = HeartbeatWriter(
             settings=settings,
             engine=self._engine,
             slots=self._slots,
             metrics=self._metrics,
             ended_jobs=self._ended_jobs,
+            ended_counts=self._ended_counts,
             clock=self._clock,
         )
         self._fronts = Fronts(self._clock, strict=settings.queue_type is QueueType.CLASSIC)
@@ -162,6 +165,7 @@ class Worker:
                 fronts=self._fronts,
                 metrics=self._metrics,
                 ended_jobs=self._ended_jobs,
+                ended_counts=self._ended_counts,
                 pipeline=pipeline,
                 confirm_channel=confirm_channel,
                 spans_to=spans_to,

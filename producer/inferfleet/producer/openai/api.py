@@ -165,7 +165,7 @@ class OpenAIApi:
         route = await self._models.route(
             asked.body.get("model"),
             pool=asked.options.get("pool"),
-            known=known.pool if known else None,
+            known=(known.submitted_to or known.pool) if known else None,
             allowed=self._pools,
         )
         if self._needs_workers and not route.workers and not known:

@@ -21,6 +21,14 @@ VALID_S: Final = 1.0
 """For how long the heartbeats are not read again, also when they cannot be read."""
 
 
+class ReadCanaries(Protocol):
+    """``read_canaries`` of one fleet."""
+
+    async def __call__(self) -> Mapping[str, str]:
+        """Return the pool whose jobs each canary pool gets."""
+        ...
+
+
 class ReadHeartbeats(Protocol):
     """``Fleet.workers``."""
 
@@ -42,9 +50,16 @@ class Models:
     """The models and pools of a fleet. ``pools`` maps models to their pools, whoever serves them now."""
 
     def __init__(
-        self, workers: ReadHeartbeats, *, pools: Mapping[str, str] | None = None, pool: str = DEFAULT_POOL
+        self,
+        workers: ReadHeartbeats,
+        *,
+        canaries: ReadCanaries | None = None,
+        pools: Mapping[str, str] | None = None,
+        pool: str = DEFAULT_POOL,
     ) -> None:
         self._read = workers
+        self._read_canaries = canaries
+        self._canaries: Mapping[str, str] = {}
         self._pools = dict(pools or {})
         self._pool = pool
         self._until = 0.0
@@ -83,7 +98,7 @@ class Models:
         """
         alive = await self._alive()
         pools: dict[str, str] = {worker.pool: worker.pool for worker in alive}
-        pools |= {worker.model: worker.pool for worker in reversed(alive)} | self._pools
+        pools |= {worker.model: self._asked(worker.pool) for worker in reversed(alive)} | self._pools
         return [
             _listed(name, pool, alive)
             for name, pool in sorted(pools.items())
@@ -103,10 +118,14 @@ class Models:
         raise _unknown(name)
 
     def _serving(self, model: str, alive: Sequence[Heartbeat], allowed: Collection[str] | None) -> str | None:
-        pools = [worker.pool for worker in alive if worker.model == model]
+        pools = [self._asked(worker.pool) for worker in alive if worker.model == model]
         if allowed is not None:
             pools = [pool for pool in pools if pool in allowed] or pools
         return self._pool if self._pool in pools else next(iter(pools), None)
+
+    def _asked(self, pool: str) -> str:
+        """Return the pool to submit to so that a pool gets a job: for a canary pool, that of its rollout."""
+        return self._canaries.get(pool, pool)
 
     def _named(self, name: str, alive: Sequence[Heartbeat]) -> Route:
         try:
@@ -124,6 +143,8 @@ class Models:
 
     async def _read_once(self) -> Sequence[Heartbeat]:
         try:
+            if self._read_canaries is not None:
+                self._canaries = await self._read_canaries()
             return await self._read()
         finally:
             self._until = asyncio.get_running_loop().time() + VALID_S

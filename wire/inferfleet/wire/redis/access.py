@@ -66,7 +66,7 @@ PRODUCER: Final = Access(
     {
         _all(job_key("*")): (*_JOB, "HGETALL", "HSETNX", "HDEL", "XREVRANGE"),
         _all(session_key("*")): (*_SESSION, "HGETALL", "SCAN"),
-        _all(pool_key("*")): (*_POOL, "ZRANGE"),
+        _all(pool_key("*")): (*_POOL, "ZRANGE", "HMGET", "HGETALL"),
         _all(idempotency_key("*", "*")): ("SET", "GET", "DEL"),
         _all(reply_key("*")): ("XADD", "XREVRANGE", "EXPIRE"),
         worker_key("*"): ("HGETALL",),
@@ -81,7 +81,7 @@ WORKER: Final = Access(
     {
         _all(job_key("*")): (*_JOB, "HDEL", "EXISTS", "TTL"),
         _all(session_key("*")): _SESSION,
-        _all(pool_key("*")): (*_POOL, "HMGET", "ZRANGEBYSCORE"),
+        _all(pool_key("*")): (*_POOL, "HMGET", "ZRANGEBYSCORE", "HINCRBY", "SET"),
         _all(reply_key("*")): ("XADD", "EXPIRE"),
         worker_key("*"): ("HSET", "PEXPIRE", "DEL"),
         WORKERS_KEY: (*_LIST, "ZREM"),

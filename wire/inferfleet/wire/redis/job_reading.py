@@ -302,6 +302,7 @@ def _record(job_id: str, fields: dict[bytes, bytes], result: bytes | None) -> Jo
         id=job_id,
         state=JobState(fields[b"state"].decode()),
         pool=fields[b"pool"].decode(),
+        submitted_to=fields[b"submitted_to"].decode() if b"submitted_to" in fields else None,
         priority=int(fields[b"priority"]),
         attempt=int(fields[b"attempt"]),
         attempts=int(fields[b"charged"]),

@@ -15,6 +15,7 @@ _DISCARD = SCRIPTS["discard"]
 _CANCEL = SCRIPTS["cancel"]
 _COPIED = SCRIPTS["copied"]
 _REVIVE = SCRIPTS["revive"]
+_MOVE = SCRIPTS["move"]
 _DROP_REQUEST = SCRIPTS["drop_request"]
 _START = SCRIPTS["start"]
 _RESTART = SCRIPTS["restart"]
@@ -44,6 +45,7 @@ def create(
     tenant: str,
     request: bytes,
     traceparent: str,
+    submitted_to: str,
 ) -> Command:
     """Create a job's record, or join the other submissions of the job."""
     return (
@@ -65,6 +67,7 @@ def create(
         tenant,
         request,
         traceparent,
+        submitted_to,
     )
 
 
@@ -137,6 +140,11 @@ def revive(
     return ("EVALSHA", _REVIVE.sha, 3, job_key, journal_key, request_key, seen, call, queued_entry)
 
 
+def move(job_key: str, request_key: str, /, *, pool: str, request: bytes) -> Command:
+    """Move an unfinished job from a canary pool to the pool to which it was submitted."""
+    return ("EVALSHA", _MOVE.sha, 2, job_key, request_key, pool, request)
+
+
 def drop_request(job_key: str, request_key: str, /) -> Command:
     """Delete the request of a job that has ended."""
     return ("EVALSHA", _DROP_REQUEST.sha, 2, job_key, request_key)
@@ -168,6 +176,7 @@ def start(
     session: str,
     tenant: str,
     traceparent: str,
+    submitted_to: str,
 ) -> Command:
     """Begin an attempt: take the fence, or reply why not."""
     return (
@@ -197,6 +206,7 @@ def start(
         session,
         tenant,
         traceparent,
+        submitted_to,
     )
 
 
@@ -357,6 +367,7 @@ def restore(
     tenant: str,
     request: bytes,
     traceparent: str,
+    submitted_to: str,
 ) -> Command:
     """Write back what the worker knows of a running job after Redis has lost its data, or the latest part."""
     return (
@@ -385,6 +396,7 @@ def restore(
         tenant,
         request,
         traceparent,
+        submitted_to,
     )
 
 

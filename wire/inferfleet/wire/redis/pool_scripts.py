@@ -1,4 +1,4 @@
-"""Calls the scripts about one pool: its unfinished jobs, and those that have lost their messages.
+"""Calls the scripts about one pool: its unfinished jobs, those that have lost their messages, its rollout.
 
 ``script`` documents what they have in common; each script's text in ``lua`` documents what it does and
 replies.
@@ -12,6 +12,9 @@ _SWEEP = SCRIPTS["sweep"]
 _OPEN_RANGE = SCRIPTS["open_range"]
 _OPEN_BEHIND = SCRIPTS["open_behind"]
 _FORGET_OPEN = SCRIPTS["forget_open"]
+_ROLLOUT_CHANGE = SCRIPTS["rollout_change"]
+_ROLLOUT_LEAD = SCRIPTS["rollout_lead"]
+_ENDED_ADD = SCRIPTS["ended_add"]
 
 
 def sweep(
@@ -54,3 +57,20 @@ def open_behind(open_key: str, /, *, behind_ms: int, behind_id: str, limit: int)
 def forget_open(open_key: str, /, *entries: Argument) -> Command:
     """Remove jobs from the index of unfinished jobs, each with the score that the caller has read."""
     return ("EVALSHA", _FORGET_OPEN.sha, 1, open_key, *entries)
+
+
+def rollout_change(
+    rollout_key: str, pool_key: str, /, *, known_revision: int, state: str, rule: str
+) -> Command:
+    """Change the rollout of a pool, unless somebody else has changed it."""
+    return ("EVALSHA", _ROLLOUT_CHANGE.sha, 2, rollout_key, pool_key, known_revision, state, rule)
+
+
+def rollout_lead(rollout_key: str, /, *, controller: str, lease_ms: int) -> Command:
+    """Take or renew the lease of the process that controls a rollout."""
+    return ("EVALSHA", _ROLLOUT_LEAD.sha, 1, rollout_key, controller, lease_ms)
+
+
+def ended_add(ended_key: str, call_key: str, /, *counts: Argument, call_ttl_s: int, ttl_s: int) -> Command:
+    """Add jobs that have ended to the counts of their pool."""
+    return ("EVALSHA", _ENDED_ADD.sha, 2, ended_key, call_key, call_ttl_s, ttl_s, *counts)

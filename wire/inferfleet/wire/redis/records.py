@@ -71,7 +71,7 @@ class Recorded(NamedTuple):
 
     While the record is ``closed``, a refused submission is taking the job back. ``holder`` is the value of
     the idempotency key just afterwards. ``stalled`` is as in ``Standing``, unless the job has been published
-    again since its last attempt.
+    again since its last attempt. ``pool`` is the one in which the job was recorded first.
     """
 
     state: JobState
@@ -81,6 +81,7 @@ class Recorded(NamedTuple):
     stalled: bool = False
     entered: asyncio.Future[Any] | None = None
     """Done when the job is in the index of unfinished jobs, too."""
+    pool: str = ""
 
     @property
     def may_lack_message(self) -> bool:
@@ -140,6 +141,7 @@ class JobRecords(JobEndings):
                 tenant=job.tenant,
                 request=request if self._keep_requests else b"",
                 traceparent=_sampled(job),
+                submitted_to=job.submitted_to or "",
             )
         )
         # With the same write, so that it is there before a message is.
@@ -148,9 +150,11 @@ class JobRecords(JobEndings):
         if not self._pipeline.ordered:
             await asyncio.wait([recorded])
         holder = self._pipeline.enqueue("GET", key) if key else None
-        state, attempt, closed, stalled = await recorded
+        state, attempt, closed, stalled, pool = await recorded
         held = (holder and await holder) or b""
-        return Recorded(STATES[state], attempt, closed == 1, held.decode(), stalled == 1, entered)
+        return Recorded(
+            STATES[state], attempt, closed == 1, held.decode(), stalled == 1, entered, pool.decode()
+        )
 
     async def close(self, job_id: str, *, call: str) -> Closed:
         """Close a job whose submission ``call`` was refused, if it may be taken back, so nobody joins it."""
@@ -167,6 +171,21 @@ class JobRecords(JobEndings):
     async def copied(self, job_id: str) -> None:
         """Note that a job may be queued twice: keep its record while a message may be in the queue."""
         await self._pipeline.enqueue(*job_scripts.copied(job_key(job_id), ttl_s=self._tombstone_ttl_s))
+
+    async def move(self, job: Job, *, from_pool: str) -> bool:
+        """Move an unfinished job to the pool that ``job`` names now. Return false if it has ended.
+
+        The caller publishes it there afterwards.
+        """
+        command = job_scripts.move(
+            job_key(job.id), request_key(job.id), pool=job.pool, request=message_body(job)
+        )
+        # First, so that the sweep of one pool or the other knows the job at any moment.
+        entered = self.open_jobs.enter(job)
+        moved = bool(await self._pipeline.enqueue(*command))
+        await asyncio.shield(entered)
+        self.open_jobs.leave(job.id, pool=from_pool if moved else job.pool, priority=job.priority)
+        return moved
 
     # A worker's side
 
@@ -213,6 +232,7 @@ class JobRecords(JobEndings):
                 session=job.session_id or "",
                 tenant=job.tenant,
                 traceparent=_sampled(job),
+                submitted_to=job.submitted_to or "",
             )
         )
         if verdict == b"busy":
@@ -429,6 +449,7 @@ class JobRecords(JobEndings):
                 tenant=job.tenant,
                 request=message_body(job) if self._keep_requests else b"",
                 traceparent=_sampled(job),
+                submitted_to=job.submitted_to or "",
             )
         )
         self.open_jobs.enter(job)

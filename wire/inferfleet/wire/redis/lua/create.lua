@@ -1,6 +1,7 @@
 -- A job is accepted: make its record, or join those who submit it too.
 -- Returns {state, attempt, closed (1: whoever made it takes it back), stalled (1: an attempt has
--- begun it, for longer than its lease nobody has held it, and it has not been published again since)}.
+-- begun it, for longer than its lease nobody has held it, and it has not been published again since), pool}.
+-- The pool is the record's: a rollout may have another weight by now than when the record was made.
 local job_key, journal_key, request_key = KEYS[1], KEYS[2], KEYS[3]
 local submitted_ms = ARGV[1] -- as the job says, which need not be now
 local ttl_s = ARGV[2]
@@ -14,11 +15,12 @@ local session = ARGV[9] -- '' for none
 local tenant = ARGV[10]
 local request = ARGV[11] -- '' if it is not kept
 local traceparent = ARGV[12] -- '' for none, or one that is not sampled
+local submitted_to = ARGV[13] -- '' if that is the pool
 
 -- Redis' clock, because the clocks of two machines differ.
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
-local r = redis.call('HMGET', job_key, 'state', 'attempt', 'calls', 'closed', 'lease', 'lease_ms', 'copied')
+local r = redis.call('HMGET', job_key, 'state', 'attempt', 'calls', 'closed', 'lease', 'lease_ms', 'copied', 'pool')
 if not r[1] then
   redis.call('HSET', job_key, 'state', 'queued', 'attempt', 0, 'charged', 0, 'tokens', 0,
     'pool', pool, 'priority', priority, 'tenant', tenant, 'reply_to', reply_to, 'submitted_at', submitted_ms, 'entered', now, 'calls', call .. ' ')
@@ -28,27 +30,30 @@ if not r[1] then
   if traceparent ~= '' then
     redis.call('HSET', job_key, 'traceparent', traceparent)
   end
+  if submitted_to ~= '' then
+    redis.call('HSET', job_key, 'submitted_to', submitted_to)
+  end
   redis.call('XADD', journal_key, '*', 'entry', queued_entry)
   redis.call('EXPIRE', job_key, ttl_s)
   redis.call('EXPIRE', journal_key, ttl_s)
   if request ~= '' then
     redis.call('SET', request_key, request, 'EX', ttl_s)
   end
-  return {'queued', 0, 0, 0}
+  return {'queued', 0, 0, 0, pool}
 end
 local attempt, stalled = tonumber(r[2]), 0
 if r[1] == 'running' or (r[1] == 'queued' and attempt > 0) then
   stalled = r[7] ~= r[2] and tonumber(r[5] or 0) + tonumber(r[6] or 0) < now and 1 or 0
 end
 if stalled == 0 and (r[1] ~= 'queued' or attempt > 0) then
-  return {r[1], attempt, 0, 0}
+  return {r[1], attempt, 0, 0, r[8] or pool}
 end
 if r[4] and stalled == 0 and keep == '0' then
-  return {'queued', 0, 1, 0}
+  return {'queued', 0, 1, 0, r[8] or pool}
 end
 redis.call('HDEL', job_key, 'closed')
 local calls = r[3] or ''
 if not string.find(calls, call .. ' ', 1, true) then
   redis.call('HSET', job_key, 'calls', calls .. call .. ' ')
 end
-return {r[1], attempt, 0, stalled}
+return {r[1], attempt, 0, stalled, r[8] or pool}

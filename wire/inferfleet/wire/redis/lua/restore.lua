@@ -22,6 +22,7 @@ local session = ARGV[16] -- '' for none
 local tenant = ARGV[17]
 local request = ARGV[18] -- '' if it is not kept
 local traceparent = ARGV[19] -- '' for none, or one that is not sampled
+local submitted_to = ARGV[20] -- '' if that is the pool
 
 -- part: never_begun
 local r = redis.call('HMGET', job_key, 'state', 'fence', 'tokens', 'attempt')
@@ -45,6 +46,9 @@ if session ~= '' then
 end
 if traceparent ~= '' then
   redis.call('HSET', job_key, 'traceparent', traceparent)
+end
+if submitted_to ~= '' then
+  redis.call('HSET', job_key, 'submitted_to', submitted_to)
 end
 redis.call('DEL', journal_key)
 redis.call('XADD', journal_key, '*', 'entry', running_entry)

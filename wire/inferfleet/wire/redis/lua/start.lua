@@ -31,6 +31,7 @@ local model_identity = ARGV[17] -- of the caller; '' if it only ends the job
 local session = ARGV[18] -- '' for none
 local tenant = ARGV[19]
 local traceparent = ARGV[20] -- '' for none, or one that is not sampled
+local submitted_to = ARGV[21] -- '' if that is the pool
 
 -- Redis' clock, because the clocks of two workers differ.
 local time = redis.call('TIME')
@@ -72,6 +73,9 @@ if not state then
   end
   if traceparent ~= '' then
     redis.call('HSET', job_key, 'traceparent', traceparent)
+  end
+  if submitted_to ~= '' then
+    redis.call('HSET', job_key, 'submitted_to', submitted_to)
   end
 elseif state == 'running' then
   if begun then

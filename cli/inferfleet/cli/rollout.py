@@ -1,0 +1,153 @@
+"""``inferfleet rollout``."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Annotated, TypeVar
+
+import typer
+
+from inferfleet.cli.options import JsonFlag, live_pools, not_empty, parse_duration, producer_settings
+from inferfleet.cli.printing import print_told
+from inferfleet.cli.terminal import err, out
+from inferfleet.producer.fleet import Fleet
+from inferfleet.producer.rollouts import Rollouts
+from inferfleet.schemas.rollout import Rollout, RolloutPhase
+from inferfleet.wire.redis.rollouts import Kept
+
+T = TypeVar("T")
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+
+PoolArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="POOL", help="The pool that gets the jobs.", callback=not_empty, autocompletion=live_pools
+    ),
+]
+
+
+@app.callback()
+def rollouts() -> None:
+    """Move the jobs of a pool to the pool with a new version, step by step."""
+
+
+@app.command()
+def start(
+    pool: PoolArgument,
+    *,
+    to: Annotated[
+        str, typer.Option("--to", help="The canary pool.", callback=not_empty, autocompletion=live_pools)
+    ],
+    steps: Annotated[str, typer.Option("--steps", help="Percent of the jobs, step by step.")] = "5,25,50,100",
+    interval: Annotated[str, typer.Option("--interval", help="How long a step lasts at least.")] = "10m",
+    max_error_rate: Annotated[
+        str, typer.Option("--max-error-rate", help="The share of failed attempts to tolerate.")
+    ] = "1%",
+    max_ttft_ratio: Annotated[
+        float,
+        typer.Option("--max-ttft-ratio", help="How much later the first token may come than in the pool."),
+    ] = 1.2,
+    max_wait_ratio: Annotated[
+        float, typer.Option("--max-wait-ratio", help="How much longer jobs may wait than in the pool.")
+    ] = 2.0,
+    as_json: JsonFlag = False,
+) -> None:
+    """Start a rollout. A gateway has to run: it goes on from step to step, or aborts."""
+    seconds = parse_duration(interval)
+    if seconds is None:
+        raise typer.BadParameter(f"{interval!r} is not a duration like 90s or 10m", param_hint="'--interval'")
+    weights = [_percent(step, "'--steps'") for step in steps.split(",")]
+    error_rate = _percent(max_error_rate, "'--max-error-rate'") / 100
+    _print(
+        _run(
+            lambda rollouts: rollouts.start(
+                pool,
+                to=to,
+                steps=weights,
+                interval_s=seconds,
+                max_error_rate=error_rate,
+                max_ttft_ratio=max_ttft_ratio,
+                max_wait_ratio=max_wait_ratio,
+            )
+        ),
+        as_json=as_json,
+    )
+
+
+@app.command()
+def status(pool: PoolArgument, *, as_json: JsonFlag = False) -> None:
+    """Show the rollout of a pool."""
+    kept: Kept = _run(lambda rollouts: rollouts.read(pool))
+    assert kept.rollout is not None  # noqa: S101 - ``read`` raises
+    _print(kept.rollout, as_json=as_json)
+    ongoing = not kept.rollout.phase.over and kept.rollout.phase is not RolloutPhase.PROMOTED
+    if ongoing and not kept.controller:
+        err("inferfleet: no gateway controls this rollout, so it stays as it is; start one\n")
+
+
+@app.command()
+def pause(pool: PoolArgument, *, as_json: JsonFlag = False) -> None:
+    """Stay at this weight. The rollout is still aborted if the canary pool does worse."""
+    _print(_run(lambda rollouts: rollouts.pause(pool)), as_json=as_json)
+
+
+@app.command()
+def resume(pool: PoolArgument, *, as_json: JsonFlag = False) -> None:
+    """Let a paused rollout go on."""
+    _print(_run(lambda rollouts: rollouts.resume(pool)), as_json=as_json)
+
+
+@app.command()
+def promote(pool: PoolArgument, *, as_json: JsonFlag = False) -> None:
+    """Let all jobs go to the canary pool now."""
+    _print(_run(lambda rollouts: rollouts.promote(pool)), as_json=as_json)
+
+
+@app.command()
+def abort(
+    pool: PoolArgument,
+    *,
+    reason: Annotated[str, typer.Option("--reason", help="Why, for those who look later.")] = "by hand",
+    as_json: JsonFlag = False,
+) -> None:
+    """Let no more jobs go to the canary pool, and move those back that wait there."""
+    _print(_run(lambda rollouts: rollouts.abort(pool, reason=reason)), as_json=as_json)
+
+
+@app.command()
+def finish(pool: PoolArgument, *, as_json: JsonFlag = False) -> None:
+    """End a rollout that was promoted: the pool takes its own jobs again."""
+    _print(_run(lambda rollouts: rollouts.finish(pool)), as_json=as_json)
+
+
+def _percent(text: str, hint: str) -> float:
+    try:
+        return float(text.strip().removesuffix("%"))
+    except ValueError:
+        raise typer.BadParameter(f"{text.strip()!r} is not a percentage like 5", param_hint=hint) from None
+
+
+def _print(rollout: Rollout, *, as_json: bool) -> None:
+    if as_json:
+        shown = rollout.model_dump(mode="json", exclude={"stable_before", "canary_before"})
+        print_told("", {**shown, "weight": rollout.weight}, as_json=True)
+        return
+    out(
+        f"{rollout.pool} to {rollout.to}: {rollout.phase}, {rollout.weight:g} % of the jobs, "
+        f"since {rollout.since:%Y-%m-%d %H:%M:%S} UTC\n"
+    )
+    if rollout.phase in {RolloutPhase.RUNNING, RolloutPhase.PAUSED}:
+        steps = ", ".join(f"{step:g}" for step in rollout.steps)
+        out(f"step {rollout.step + 1} of {len(rollout.steps)} ({steps} %), {rollout.interval_s:g} s each\n")
+    if rollout.reason:
+        out(f"reason: {rollout.reason}\n")
+
+
+def _run(work: Callable[[Rollouts], Awaitable[T]]) -> T:
+    async def connected() -> T:
+        async with Fleet.connect(producer_settings()) as fleet:
+            return await work(Rollouts(fleet))
+
+    return asyncio.run(connected())

@@ -1,0 +1,45 @@
+"""Decides what becomes of a rollout. Pure: the controller asks every second and writes down the answer."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from inferfleet.producer.rollout_tests import Verdict, base_error_rate, findings
+from inferfleet.schemas.ended_counts import EndedCounts
+from inferfleet.schemas.rollout import Rollout, RolloutPhase
+
+
+def next_of(rollout: Rollout, *, stable: EndedCounts, canary: EndedCounts, now: datetime) -> Rollout | None:
+    """Return what a rollout becomes now; ``None`` if it stays as it is.
+
+    ``stable`` and ``canary`` are all that the two pools have ever ended.
+
+    It is aborted as soon as a test finds that the canary does worse, also while it is paused. It goes on once
+    the step has lasted its interval and all tests have found that the canary keeps the limits; after the last
+    step it is promoted.
+    """
+    if rollout.phase not in {RolloutPhase.RUNNING, RolloutPhase.PAUSED}:
+        return None
+    since_stable = stable.since(rollout.stable_before)
+    found = findings(rollout, stable=since_stable, canary=canary.since(rollout.canary_before))
+    wrong = [each for each in found if each.verdict is Verdict.WRONG]
+    if wrong:
+        why = "; ".join(each.what for each in wrong)
+        return rollout.model_copy(
+            update={"phase": RolloutPhase.ABORTING, "since": now, "reason": f"at {rollout.weight:g} %: {why}"}
+        )
+    lasted_s = (now - rollout.since).total_seconds()
+    right = all(each.verdict is Verdict.RIGHT for each in found)
+    if rollout.phase is RolloutPhase.PAUSED or lasted_s < rollout.interval_s or not right:
+        return None
+    if rollout.step + 1 == len(rollout.steps):
+        return rollout.model_copy(update={"phase": RolloutPhase.PROMOTED, "since": now})
+    return rollout.model_copy(
+        update={
+            "step": rollout.step + 1,
+            "since": now,
+            "stable_before": stable,
+            "canary_before": canary,
+            "base_error_rate": base_error_rate(since_stable),
+        }
+    )

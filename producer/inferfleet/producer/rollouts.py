@@ -1,0 +1,155 @@
+"""What people do with rollouts: start them, look at them, and change their course."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from pydantic import ValidationError
+
+from inferfleet.producer.fleet import Fleet
+from inferfleet.schemas.errors import RolloutError, UnknownPoolError
+from inferfleet.schemas.rollout import Rollout, RolloutPhase
+from inferfleet.wire.redis.ended_counts import read_counts
+from inferfleet.wire.redis.pools import read_pools
+from inferfleet.wire.redis.rollouts import Kept, ask_rule, change_rollout, read_rollout, rule_of
+
+_TRIES: Final = 20
+"""How often a change is tried again, because the controller was faster."""
+
+_ONGOING: Final = (RolloutPhase.RUNNING, RolloutPhase.PAUSED)
+
+
+class Rollouts:
+    """The rollouts of a fleet."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+        self._pipeline = fleet.pipeline
+
+    async def start(
+        self,
+        pool: str,
+        *,
+        to: str,
+        steps: Sequence[float],
+        interval_s: float,
+        max_error_rate: float = 0.01,
+        max_ttft_ratio: float = 1.2,
+        max_wait_ratio: float = 2.0,
+    ) -> Rollout:
+        """Start to move the jobs of ``pool`` to the pool ``to``.
+
+        Raises:
+            UnknownPoolError: A pool has no queue.
+            RolloutError: An argument is invalid, or one of the pools has a rollout.
+
+        """
+        for name in (pool, to):
+            if (await self._fleet.pool(name)).ready is None:
+                raise UnknownPoolError(
+                    f"the pool {name!r} has no queue: start a worker for it, or declare it, "
+                    f"`inferfleet pool declare {name}`"
+                )
+        await self._require_apart(pool, to)
+        now = self._pipeline.clock.now()
+        try:
+            rollout = Rollout(
+                pool=pool,
+                to=to,
+                steps=tuple(steps),
+                interval_s=interval_s,
+                max_error_rate=max_error_rate,
+                max_ttft_ratio=max_ttft_ratio,
+                max_wait_ratio=max_wait_ratio,
+                started_at=now,
+                since=now,
+                stable_before=await read_counts(self._pipeline, pool),
+                canary_before=await read_counts(self._pipeline, to),
+            )
+        except ValidationError as error:
+            raise RolloutError(_invalid(error)) from error
+        kept = await read_rollout(self._pipeline, pool)
+        if kept.rollout is not None and not kept.rollout.phase.over:
+            raise RolloutError(
+                f"the pool {pool!r} has a rollout to {kept.rollout.to!r}, which is {kept.rollout.phase}: "
+                "abort it, or finish it if it is promoted"
+            )
+        if not await change_rollout(self._pipeline, rollout, revision=kept.revision):
+            raise RolloutError(f"somebody else has just started a rollout of the pool {pool!r}")
+        return rollout
+
+    async def read(self, pool: str) -> Kept:
+        """Read the rollout of a pool, with the process that controls it.
+
+        Raises:
+            RolloutError: There is none.
+
+        """
+        kept = await read_rollout(self._pipeline, pool)
+        if kept.rollout is None:
+            raise RolloutError(f"the pool {pool!r} has no rollout; `inferfleet rollout start` starts one")
+        return kept
+
+    async def pause(self, pool: str) -> Rollout:
+        """Let a rollout stay at its weight. It is still aborted if the canary pool does worse."""
+        return await self._change(pool, RolloutPhase.PAUSED, of=_ONGOING)
+
+    async def resume(self, pool: str) -> Rollout:
+        """Let a paused rollout go on."""
+        return await self._change(pool, RolloutPhase.RUNNING, of=_ONGOING)
+
+    async def promote(self, pool: str) -> Rollout:
+        """Let all jobs go to the canary pool now, whatever the controller has seen."""
+        return await self._change(pool, RolloutPhase.PROMOTED, of=(*_ONGOING, RolloutPhase.PROMOTED))
+
+    async def abort(self, pool: str, *, reason: str) -> Rollout:
+        """Let no more jobs go to the canary pool. The controller moves those back that wait there."""
+        of = (*_ONGOING, RolloutPhase.PROMOTED, RolloutPhase.ABORTING)
+        return await self._change(pool, RolloutPhase.ABORTING, of=of, reason=reason)
+
+    async def finish(self, pool: str) -> Rollout:
+        """End a rollout that was promoted: the pool takes its own jobs again."""
+        of = (RolloutPhase.PROMOTED, RolloutPhase.FINISHED)
+        return await self._change(pool, RolloutPhase.FINISHED, of=of)
+
+    async def _change(
+        self, pool: str, phase: RolloutPhase, *, of: Sequence[RolloutPhase], reason: str | None = None
+    ) -> Rollout:
+        for _ in range(_TRIES):
+            kept = await self.read(pool)
+            assert kept.rollout is not None  # noqa: S101 - ``read`` raises
+            if kept.rollout.phase not in of:
+                raise RolloutError(
+                    f"the rollout of pool {pool!r} is {kept.rollout.phase}; this needs one that is "
+                    f"{' or '.join(dict.fromkeys(of))}"
+                )
+            if kept.rollout.phase is phase:
+                return kept.rollout
+            changed = in_phase(kept.rollout, phase, now=self._pipeline.clock.now, reason=reason)
+            if await change_rollout(self._pipeline, changed, revision=kept.revision):
+                return changed
+        raise RolloutError(f"the rollout of pool {pool!r} changes all the time; try again")
+
+    async def _require_apart(self, pool: str, to: str) -> None:
+        """Refuse a chain of rollouts: a job is moved once."""
+        for name in await read_pools(self._pipeline):
+            rule = rule_of(await ask_rule(self._pipeline, name))
+            if rule is not None and (name == to or (name != pool and rule.to in {pool, to})):
+                raise RolloutError(
+                    f"the pool {name!r} has a rollout to {rule.to!r}: a pool can take part in one rollout; "
+                    "abort or finish that one"
+                )
+
+
+def in_phase(
+    rollout: Rollout, phase: RolloutPhase, *, now: Callable[[], object], reason: str | None = None
+) -> Rollout:
+    """Return the rollout in another phase."""
+    return rollout.model_copy(update={"phase": phase, "since": now(), "reason": reason})
+
+
+def _invalid(error: ValidationError) -> str:
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"]))
+    return f"{where}: {first['msg']}" if where else first["msg"].removeprefix("Value error, ")

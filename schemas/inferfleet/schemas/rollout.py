@@ -1,0 +1,127 @@
+"""A rollout: a growing share of a pool's jobs goes to the canary pool, which has the new version."""
+
+from __future__ import annotations
+
+import hashlib
+from enum import StrEnum
+from typing import Annotated, Final, assert_never
+
+from pydantic import AwareDatetime, Field, model_validator
+
+from inferfleet.schemas.ended_counts import EndedCounts
+from inferfleet.schemas.job import Job, PoolName
+from inferfleet.schemas.result import Count
+from inferfleet.schemas.wire_model import WireModel
+
+Weight = Annotated[float, Field(ge=0, le=100)]
+"""A share of jobs, in percent."""
+
+_PLACES: Final = 2**64
+
+
+class RolloutRule(WireModel):
+    """The rule by which producers split the jobs of a pool: ``weight`` percent go to the pool ``to``."""
+
+    to: PoolName
+    weight: Weight
+
+    def takes(self, job: Job) -> bool:
+        """Return whether a job goes to the canary pool.
+
+        The jobs that go there at one weight are among those that go there at a greater one. All turns of a
+        session go to the same side; so do all submissions with one idempotency key.
+        """
+        return _place(job, self.to) < self.weight
+
+
+def _place(job: Job, canary: str) -> float:
+    """Return the place of a job between 0 and 100: always the same one for the same canary pool."""
+    if job.session_id is not None:
+        what = f"session:{job.session_id}"
+    elif job.idempotency_key is not None:
+        what = f"key:{len(job.tenant)}:{job.tenant}:{job.idempotency_key}"
+    else:
+        what = f"job:{job.id}"
+    digest = hashlib.sha256(f"{canary}:{what}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") * 100 / _PLACES
+
+
+class RolloutPhase(StrEnum):
+    """Where a rollout stands."""
+
+    RUNNING = "running"
+    """It goes on step by step."""
+
+    PAUSED = "paused"
+    """It stays at its weight until it is resumed. It is still aborted if the canary pool does worse."""
+
+    ABORTING = "aborting"
+    """No job goes to the canary pool any more; those that wait there are moved back."""
+
+    ABORTED = "aborted"
+    PROMOTED = "promoted"
+    """All jobs go to the canary pool, until somebody finishes the rollout."""
+
+    FINISHED = "finished"
+    """It was promoted, and the pool takes its own jobs again."""
+
+    @property
+    def over(self) -> bool:
+        """Whether another rollout of the pool may start."""
+        return self in {RolloutPhase.ABORTED, RolloutPhase.FINISHED}
+
+
+class Rollout(WireModel):
+    """The state of a pool's rollout.
+
+    ``step`` is the position in ``steps``, which are weights. ``since`` is when it last changed its step or
+    phase. ``stable_before`` and ``canary_before`` are the counts of both pools when the step began.
+    ``base_error_rate`` is an upper bound of the share of failures in the pool itself during the step before.
+    ``reason`` says why it was aborted.
+    """
+
+    pool: PoolName
+    to: PoolName
+    steps: Annotated[tuple[Weight, ...], Field(min_length=1)]
+    interval_s: Annotated[float, Field(gt=0)]
+    max_error_rate: Annotated[float, Field(gt=0, lt=0.5)] = 0.01
+    max_ttft_ratio: Annotated[float, Field(ge=1)] = 1.2
+    max_wait_ratio: Annotated[float, Field(ge=1)] = 2.0
+    phase: RolloutPhase = RolloutPhase.RUNNING
+    step: Count = 0
+    started_at: AwareDatetime
+    since: AwareDatetime
+    stable_before: EndedCounts = EndedCounts()
+    canary_before: EndedCounts = EndedCounts()
+    base_error_rate: Annotated[float, Field(ge=0, le=1)] = 0.0
+    reason: str | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Rollout:
+        if self.pool == self.to:
+            raise ValueError("a pool cannot be its own canary")
+        if list(self.steps) != sorted(set(self.steps)) or self.steps[0] == 0:
+            raise ValueError("the steps have to be above 0, and each greater than the one before")
+        if self.steps[-1] != 100:
+            raise ValueError("the last step has to be 100")
+        if self.step >= len(self.steps):
+            raise ValueError("there is no such step")
+        return self
+
+    @property
+    def weight(self) -> float:
+        """The share of the pool's jobs that goes to the canary pool, in percent."""
+        match self.phase:
+            case RolloutPhase.RUNNING | RolloutPhase.PAUSED:
+                return self.steps[self.step]
+            case RolloutPhase.PROMOTED:
+                return 100.0
+            case RolloutPhase.ABORTING | RolloutPhase.ABORTED | RolloutPhase.FINISHED:
+                return 0.0
+            case _:
+                assert_never(self.phase)
+
+    @property
+    def rule(self) -> RolloutRule | None:
+        """The rule for producers; ``None`` once it has no use."""
+        return None if self.phase.over else RolloutRule(to=self.to, weight=self.weight)

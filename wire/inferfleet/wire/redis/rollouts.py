@@ -1,0 +1,109 @@
+"""The rollouts of pools: the rule that producers follow, and the state that the controller changes.
+
+A change writes both at once, and only if nobody else has changed them since they were read. So whatever dies,
+there is never half a rule, and two controllers never both make a step.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import NamedTuple
+
+from pydantic import ValidationError
+
+from inferfleet.schemas.errors import InferfleetError
+from inferfleet.schemas.names import pool_key, rollout_key
+from inferfleet.schemas.rollout import Rollout, RolloutRule
+from inferfleet.wire.redis import pool_scripts
+from inferfleet.wire.redis.pipeline import CommandPipeline
+from inferfleet.wire.redis.pools import read_pools
+
+logger = logging.getLogger(__name__)
+
+
+def ask_rule(pipeline: CommandPipeline, pool: str) -> asyncio.Future[bytes | None]:
+    """Ask for the rule of a pool. The future fails as those of ``CommandPipeline.enqueue`` do."""
+    return pipeline.enqueue("HGET", pool_key(pool), "rollout")
+
+
+def rule_of(answer: bytes | None) -> RolloutRule | None:
+    """Return the rule; ``None`` if the pool has none, or this version cannot read it."""
+    if answer is None:
+        return None
+    try:
+        return RolloutRule.model_validate_json(answer)
+    except ValidationError as error:
+        logger.warning("cannot read the rule of a rollout, so no job goes to its canary pool (%s)", error)
+        return None
+
+
+async def read_canaries(pipeline: CommandPipeline) -> dict[str, str]:
+    """Read the canary pools of all rollouts, each with the pool whose jobs it gets."""
+    pools = await read_pools(pipeline)
+    rules = await asyncio.gather(*(ask_rule(pipeline, pool) for pool in pools))
+    return {
+        rule.to: pool
+        for pool, answer in zip(pools, rules, strict=True)
+        if (rule := rule_of(answer)) is not None
+    }
+
+
+class Kept(NamedTuple):
+    """A rollout as Redis keeps it. ``controller`` is the process that holds the lease, ``""`` for none."""
+
+    revision: int
+    rollout: Rollout | None
+    controller: str = ""
+
+
+async def read_rollout(pipeline: CommandPipeline, pool: str) -> Kept:
+    """Read the rollout of a pool; revision 0 if there never was one.
+
+    Raises:
+        InferfleetError: This version cannot read it.
+
+    """
+    revision, state, controller, until = await pipeline.execute(
+        "HMGET", rollout_key(pool), "revision", "state", "controller", "until"
+    )
+    if state is None:
+        return Kept(0, None)
+    try:
+        rollout = Rollout.model_validate_json(state)
+    except ValidationError as error:
+        raise InferfleetError(
+            f"the rollout of pool {pool!r} cannot be read: another version of inferfleet wrote it"
+        ) from error
+    leads = until is not None and int(until) > pipeline.clock.now_ms()
+    return Kept(int(revision), rollout, controller.decode() if leads else "")
+
+
+async def last_rollout(pipeline: CommandPipeline, pool: str) -> Rollout | None:
+    """Read the rollout of a pool, with no right but to read a field; ``None`` if it cannot be read."""
+    state: bytes | None = await pipeline.execute("HGET", rollout_key(pool), "state")
+    try:
+        return None if state is None else Rollout.model_validate_json(state)
+    except ValidationError:
+        return None
+
+
+async def change_rollout(pipeline: CommandPipeline, rollout: Rollout, *, revision: int) -> bool:
+    """Change the rollout of a pool that had this revision. Return false if somebody else has changed it."""
+    rule = rollout.rule
+    command = pool_scripts.rollout_change(
+        rollout_key(rollout.pool),
+        pool_key(rollout.pool),
+        known_revision=revision,
+        state=rollout.model_dump_json(),
+        rule="" if rule is None else rule.model_dump_json(),
+    )
+    return bool(await pipeline.execute(*command))
+
+
+async def lead_rollout(pipeline: CommandPipeline, pool: str, *, controller: str, lease_s: float) -> bool:
+    """Take or renew the lease on a pool's rollout. Return whether this process holds it."""
+    command = pool_scripts.rollout_lead(
+        rollout_key(pool), controller=controller, lease_ms=int(lease_s * 1000)
+    )
+    return bool(await pipeline.execute(*command))
