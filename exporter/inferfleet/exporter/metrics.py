@@ -27,6 +27,16 @@ GAUGES: tuple[tuple[str, str, Callable[[PoolNumbers], float | None]], ...] = (
     ),
     ("inferfleet_dead_letters_ready", "Messages in the dead-letter queue", lambda pool: pool.dead),
     ("inferfleet_pool_paused", "1 while the pool is paused", lambda pool: pool.paused),
+    (
+        "inferfleet_rollout_weight",
+        "Percent of the pool's jobs that go to the canary pool of its rollout",
+        lambda pool: pool.rollout_weight,
+    ),
+    (
+        "inferfleet_rollout_aborted",
+        "1 if the last rollout of the pool was aborted",
+        lambda pool: pool.rollout_aborted,
+    ),
 )
 
 

@@ -16,13 +16,18 @@ from inferfleet.exporter.queues import QueueCounts, Queues
 from inferfleet.exporter.snapshot import PoolNumbers, Snapshot
 from inferfleet.schemas.errors import ConfigurationError, ServiceRefusedError, ServiceUnreachableError
 from inferfleet.schemas.heartbeat import Heartbeat, WorkerPhase
+from inferfleet.schemas.rollout import Rollout, RolloutPhase
 from inferfleet.wire.outage import Outage
 from inferfleet.wire.redis.heartbeats import read_heartbeats
 from inferfleet.wire.redis.job_listing import PRIORITIES, count_unfinished
 from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.redis.pools import read_pool_settings
+from inferfleet.wire.redis.rollouts import last_rollout
 
 logger = logging.getLogger(__name__)
+
+
+_ABORTED = {RolloutPhase.ABORTING, RolloutPhase.ABORTED}
 
 
 class _Record(NamedTuple):
@@ -30,6 +35,7 @@ class _Record(NamedTuple):
 
     unfinished: dict[int, int]
     paused: bool
+    rollout: Rollout | None
 
 
 class Sampler:
@@ -104,6 +110,7 @@ class Sampler:
                 ready_workers=0 if workers is None else workers[WorkerPhase.READY],
             )
             backlog_s = 0.0 if not work else work / rate if rate else None
+        rollout = None if record is None else record.rollout
         return PoolNumbers(
             ready=ready,
             unacked=unacked,
@@ -113,6 +120,8 @@ class Sampler:
             workers=workers,
             unfinished=None if record is None else record.unfinished,
             paused=None if record is None else record.paused,
+            rollout_weight=None if rollout is None else rollout.weight,
+            rollout_aborted=None if rollout is None else rollout.phase in _ABORTED,
         )
 
     async def _records(self) -> dict[str, _Record] | None:
@@ -155,9 +164,8 @@ class Sampler:
 
 
 async def _read_record(pipeline: CommandPipeline, pool: str) -> _Record:
-    counts, settings = await asyncio.gather(
-        count_unfinished(pipeline, pool), read_pool_settings(pipeline, pool)
+    counts, settings, rollout = await asyncio.gather(
+        count_unfinished(pipeline, pool), read_pool_settings(pipeline, pool), last_rollout(pipeline, pool)
     )
-    return _Record(
-        {priority: counts.get(priority, 0) for priority in PRIORITIES}, settings.paused_at is not None
-    )
+    unfinished = {priority: counts.get(priority, 0) for priority in PRIORITIES}
+    return _Record(unfinished, settings.paused_at is not None, rollout)

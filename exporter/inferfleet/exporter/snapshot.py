@@ -21,6 +21,9 @@ class PoolNumbers:
     unfinished: Mapping[int, int] | None = None
     """Jobs that have not ended, by priority."""
     paused: bool | None = None
+    rollout_weight: float | None = None
+    """Of a pool that has ever had a rollout."""
+    rollout_aborted: bool | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
