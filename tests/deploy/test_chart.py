@@ -65,6 +65,10 @@ SAME: dict[str, dict[str, Any]] = {
             },
         ]
     },
+    "overlays/canary": {
+        "pools": [{"name": "chat"}, {"name": "chat-v2", "env": {"INFERFLEET_MODEL": "Qwen/Qwen3-8B"}}],
+        "gateway": {"enabled": True},
+    },
     "overlays/mig": {
         "pools": [
             {

@@ -41,6 +41,7 @@ from inferfleet.gateway.settings import GatewaySettings
 from inferfleet.gateway.waiting import COMMENT_INTERVAL_S
 from inferfleet.schemas.endpoints import ENDPOINTS
 from inferfleet.schemas.heartbeat import WorkerPhase
+from inferfleet.schemas.names import job_queue
 from inferfleet.schemas.settings import WorkerSettings
 from inferfleet.wire.redis.topology import Topology, TopologyKind, topology_of
 
@@ -97,6 +98,21 @@ def test_two_pools_share_the_fleet_and_nothing_else() -> None:
     models = {manifests.variables(worker)["INFERFLEET_MODEL"] for worker in manifests.workers}
     assert len(models) == 2
     assert len(manifests.all("TriggerAuthentication")) == len(manifests.all("PersistentVolumeClaim")) == 1
+
+
+def test_a_canary_pool_has_its_own_queue_and_scaled_object_and_a_gateway_controls_the_rollout() -> None:
+    manifests = render("overlays/canary")
+    scaled = {
+        each["metadata"]["name"]: each["spec"]["triggers"][0]["metadata"]["queueName"]
+        for each in manifests.all("ScaledObject")
+    }
+    assert scaled == {
+        "inferfleet-worker-chat": job_queue("chat"),
+        "inferfleet-worker-chat-v2": job_queue("chat-v2"),
+    }
+    pools = {manifests.variables(worker)["INFERFLEET_POOL"] for worker in manifests.workers}
+    assert pools == {"chat", "chat-v2"}
+    assert manifests.one("Deployment", "inferfleet-gateway")
 
 
 def test_the_exporter_answers_where_it_is_asked() -> None:
