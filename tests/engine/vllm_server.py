@@ -8,7 +8,8 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +23,40 @@ LOADING_S = 600.0
 ANSWERING_S = 300.0
 
 
+@dataclass(frozen=True)
+class RunningServer:
+    """``client`` has the server's address as its base."""
+
+    client: httpx.AsyncClient
+    process: asyncio.subprocess.Process
+
+    @property
+    def address(self) -> str:
+        return str(self.client.base_url).rstrip("/")
+
+    def kill(self) -> None:
+        """End it and its engine core at once."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+
+
 @asynccontextmanager
 async def vllm_server(
     model: str, arguments: Mapping[str, Any], *, log: Path
 ) -> AsyncIterator[httpx.AsyncClient]:
-    """Run the server until the end of the block; the client's base is its address.
+    """Run the server until the end of the block; the client's base is its address."""
+    async with running_server(model, arguments, log=log) as server:
+        yield server.client
+
+
+@asynccontextmanager
+async def running_server(
+    model: str, arguments: Mapping[str, Any], *, log: Path, port: int | None = None
+) -> AsyncIterator[RunningServer]:
+    """Run the server until the end of the block, unless it is killed before.
 
     It is run as a module: the command ``vllm`` looks for a package of that name, and the CPU's has another.
     """
-    port = free_port()
+    port = port or free_port()
     options = [word for name, value in arguments.items() for word in _option(name, value)]
     # In a session of its own, so that the engine core that it starts can be ended with it.
     with log.open("wb") as output:
@@ -48,9 +74,10 @@ async def vllm_server(
         address = f"http://127.0.0.1:{port}"
         async with httpx.AsyncClient(base_url=address, timeout=ANSWERING_S, limits=limits) as client:
             await _until_ready(client, server, log)
-            yield client
+            yield RunningServer(client, server)
     finally:
-        os.killpg(server.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGKILL)
         await server.wait()
 
 

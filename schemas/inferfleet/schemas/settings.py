@@ -169,6 +169,8 @@ class WorkerSettings(ServiceSettings):
     pool: PoolName = DEFAULT_POOL
     engine: str = "vllm"
     model: str = ""
+    base_url: str = ""
+    """The addresses of the servers that the engine ``openai`` asks, separated by commas."""
     engine_args: Annotated[dict[str, Any], Field(repr=False)] = Field(default_factory=dict)
     max_running: Annotated[int, Field(ge=1, le=60_000)] = 64
     look_ahead: Annotated[int, Field(ge=0, le=5_000)] = 8

@@ -37,9 +37,13 @@ def worker(
     pool: Annotated[str | None, typer.Option(help="Pool to take jobs from.")] = None,
     engine: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Engine to run: vllm, simulated, or an installed one."),
+        typer.Option(metavar="NAME", help="Engine to run: vllm, openai, simulated, or an installed one."),
     ] = None,
     model: Annotated[str | None, typer.Option(help="Model folder or name.")] = None,
+    base_url: Annotated[
+        list[str] | None,
+        typer.Option(metavar="URL", help="Server that the engine openai asks; may be repeated."),
+    ] = None,
     max_running: Annotated[int | None, typer.Option(help="Maximum number of concurrent jobs.")] = None,
     look_ahead: Annotated[
         int | None, typer.Option(help="Number of jobs to prefetch beyond the running ones.")
@@ -68,6 +72,7 @@ def worker(
         pool=pool,
         engine=engine,
         model=model,
+        base_url=",".join(base_url) if base_url else None,
         max_running=max_running,
         look_ahead=look_ahead,
         http_port=http_port,

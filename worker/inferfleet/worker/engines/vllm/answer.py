@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from copy import copy, deepcopy
 from functools import partial
@@ -22,6 +21,7 @@ from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from inferfleet.schemas import Endpoint, Usage
 from inferfleet.schemas.journal import TokenChunk
 from inferfleet.schemas.said import text_of
+from inferfleet.worker.engines.cache_salt import cache_salt
 from inferfleet.worker.engines.vllm.errors import from_response, refusal, translate
 from inferfleet.worker.engines.vllm.loading import LoadedModel
 from inferfleet.worker.engines.vllm.tap import ChatParsers, ParsedAlready, RequestTap
@@ -158,14 +158,8 @@ def _vllm_body(generation: Generation) -> dict[str, Any]:
         "request_id": generation.id,
         # In vLLM the lowest number is the most urgent.
         "priority": -generation.priority,
-        "cache_salt": _cache_salt(generation),
+        "cache_salt": cache_salt(generation),
     }
-
-
-def _cache_salt(generation: Generation) -> str:
-    """Give each tenant its own prefix cache, divided further by the caller's salt."""
-    source = orjson.dumps([generation.tenant, generation.body.get("cache_salt")])
-    return hashlib.sha256(source).hexdigest()
 
 
 def _chat_parsers(loaded: LoadedModel, request: Any) -> ChatParsers | None:

@@ -8,8 +8,7 @@ vLLM itself distinguishes the client's errors (4xx), for which no retry helps, f
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -21,27 +20,13 @@ from vllm.v1.engine.exceptions import EngineDeadError as VllmEngineDeadError
 from vllm.v1.engine.exceptions import EngineGenerateError
 
 from inferfleet.schemas import FailureCode
-from inferfleet.schemas.endpoints import ENDPOINTS
-from inferfleet.schemas.request_members import KNOWN_MEMBERS
+from inferfleet.worker.engines.redaction import without_prompt
 from inferfleet.worker.ports import EngineDeadError, GenerationError
 
 _LENGTH_PARAMETERS: Final = frozenset({"input_tokens", "input_text"})
 """vLLM's parameter names in errors about a prompt that is longer than the model's context."""
 
 _PROBLEMS_SHOWN: Final = 3
-_SHORTEST_REDACTED: Final = 6
-
-_NAMING: Final = frozenset({"role", "type", "name", "id", "tool_call_id"})
-"""Fields of a message that hold names, which an error may quote."""
-
-_WORD: Final = re.compile(r"[\w.-]{1,32}")
-
-_TEXTS: Final = frozenset(field for spec in ENDPOINTS.values() for field in spec.texts)
-
-_WORDS_OF_ERRORS: Final = frozenset(
-    {"system", "developer", "user", "assistant", "tool", "function"} | KNOWN_MEMBERS
-)
-"""Names of roles and fields. A message that consists of one of them is not a secret."""
 
 
 def refusal(problem: str) -> GenerationError:
@@ -89,12 +74,12 @@ def from_response(response: Any, body: Mapping[str, Any]) -> GenerationError:
     """Translate vLLM's error response into an exception."""
     if response.error.code < HTTPStatus.INTERNAL_SERVER_ERROR:
         return _refused_by_vllm(response.error.message, body)
-    message = _without_prompt(response.error.message, body)
+    message = without_prompt(response.error.message, body)
     return GenerationError(FailureCode.ENGINE_ERROR, f"vLLM failed: {message}")
 
 
 def _refused_by_vllm(message: str, body: Mapping[str, Any]) -> GenerationError:
-    words = " ".join(_without_prompt(message, body).split())
+    words = " ".join(without_prompt(message, body).split())
     return refusal(f"vLLM refuses the request: {words}")
 
 
@@ -115,35 +100,3 @@ def _out_of_memory(error: BaseException | None) -> bool:
 
 def _asks_for_nothing(body: Mapping[str, Any]) -> bool:
     return 0 in (body.get("max_tokens"), body.get("max_completion_tokens"))
-
-
-def _without_prompt(message: str, body: Mapping[str, Any]) -> str:
-    """Remove the caller's text from a message, in case a library has quoted it.
-
-    A single word, such as "tokens", may be in any error by chance, so it is removed only where it looks
-    quoted.
-    """
-    said = set(_texts([body.get(field) for field in _TEXTS]))
-    for text in sorted(said, key=len, reverse=True):
-        if len(text) < _SHORTEST_REDACTED:
-            continue
-        if not _WORD.fullmatch(text):
-            message = message.replace(text, "[…]")
-        elif text not in _WORDS_OF_ERRORS and not text.isdigit():
-            message = re.sub(rf"(?<=['\"`=:(\[{{])( ?){re.escape(text)}(?!\w)", r"\1[…]", message)
-    return message
-
-
-def _texts(value: Any) -> Iterator[str]:
-    match value:
-        case str():
-            yield value
-        case list():
-            for each in value:
-                yield from _texts(each)
-        case dict():
-            for field, each in value.items():
-                if not (field in _NAMING and isinstance(each, str) and _WORD.fullmatch(each)):
-                    yield from _texts(each)
-        case _:
-            return

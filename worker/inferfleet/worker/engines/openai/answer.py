@@ -1,0 +1,110 @@
+"""Answers one request on one server: streamed where there can be a stream, and in one piece elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextlib import aclosing
+from typing import Any
+
+from inferfleet.schemas import Usage
+from inferfleet.schemas.endpoints import ENDPOINTS
+from inferfleet.schemas.journal import TokenChunk
+from inferfleet.worker.engines.cache_salt import cache_salt
+from inferfleet.worker.engines.openai.client import Client
+from inferfleet.worker.engines.openai.continuation import resumed
+from inferfleet.worker.engines.openai.errors import HostLostError
+from inferfleet.worker.engines.openai.hosts import Host
+from inferfleet.worker.engines.openai.served import Served, url_of
+from inferfleet.worker.engines.openai.streamed import NO_ID, StreamedAnswer
+from inferfleet.worker.ports import Completion, Generation
+
+
+async def answer(
+    client: Client, host: Host, generation: Generation, served: Served
+) -> AsyncGenerator[TokenChunk | Completion]:
+    """Yield the chunks of an answer as they come, and its completion. Closing it closes the connection.
+
+    Raises:
+        GenerationError: The server refuses the request, or has failed.
+        BusyError: It has too many requests. Nothing was yielded.
+        HostLostError: The connection failed, or ended before the answer.
+        EngineDeadError: The server does not accept the API key.
+
+    """
+    sent = _body(generation, served)
+    url, headers = url_of(host, generation.endpoint), generation.trace_headers
+    if generation.resume_token_ids:
+        async with aclosing(resumed(client, host, generation, served, sent)) as rest:
+            async for item in rest:
+                yield item
+        return
+    if "stream" not in sent:
+        for item in _in_one_piece(generation, await client.post(host, url, sent, **headers)):
+            yield item
+        return
+    streamed = StreamedAnswer(generation, token_ids="return_token_ids" in sent)
+    told = -1
+    async with aclosing(client.stream(host, url, sent, **headers)) as events:
+        async for event in events:
+            chunks = list(streamed.take(event))
+            if generation.on_prompt is not None and told != streamed.prompt_tokens:
+                told = streamed.prompt_tokens
+                generation.on_prompt(model=served.identity.name, tokens=told)
+            for chunk in chunks:
+                yield chunk
+    if not streamed.ended:
+        raise HostLostError(f"{host.name} ended the stream before the answer")
+    for chunk in streamed.rest():
+        yield chunk
+    yield Completion(response=streamed.response(), usage=streamed.usage)
+
+
+def _body(generation: Generation, served: Served) -> dict[str, Any]:
+    """Make the body for the server; one of vLLM gets the job's id and priority, and its tenant's salt."""
+    replaced = {"stream", "stream_options", "priority", "request_id", "cache_salt"}
+    body = {name: value for name, value in generation.body.items() if name not in replaced}
+    body["model"] = served.identity.name
+    # vLLM does not stream the logprobs of a prompt.
+    streams = ENDPOINTS[generation.endpoint].generated is not None and not body.get("prompt_logprobs")
+    if streams:
+        body |= {"stream": True, "stream_options": {"include_usage": True}}
+    if served.is_vllm:
+        body |= {"request_id": generation.id, "cache_salt": cache_salt(generation)}
+        if served.priorities:
+            # In vLLM the lowest number is the most urgent.
+            body["priority"] = -generation.priority
+        # In a completion, an echo would have ids in place of its text; and of reasoning that vLLM hides, it
+        # hides the ids, too.
+        hidden = body.get("echo") if "prompt" in body else body.get("include_reasoning") is False
+        if streams and served.token_ids and not hidden:
+            body["return_token_ids"] = True
+    return body
+
+
+def _in_one_piece(generation: Generation, response: dict[str, Any]) -> Iterator[TokenChunk | Completion]:
+    """Yield an answer that was not streamed; the text of a generated one as a chunk for each choice."""
+    counted: Mapping[str, Any] = response.get("usage") or {}
+    details: Mapping[str, Any] = counted.get("prompt_tokens_details") or {}
+    usage = Usage(
+        prompt_tokens=counted.get("prompt_tokens") or 0,
+        completion_tokens=counted.get("completion_tokens") or 0,
+        cached_tokens=details.get("cached_tokens") or 0,
+    )
+    generated = ENDPOINTS[generation.endpoint].generated
+    if generated is not None:
+        if generation.on_prompt is not None:
+            generation.on_prompt(model=str(response.get("model") or ""), tokens=usage.prompt_tokens)
+        choices: list[Mapping[str, Any]] = response["choices"]
+        share, more = divmod(usage.completion_tokens, len(choices))
+        for place, choice in enumerate(choices):
+            message: Mapping[str, Any] = choice.get("message") or {}
+            delta = {name: message[name] for name in ("reasoning",) if message.get(name)}
+            if calls := message.get("tool_calls"):
+                delta["tool_calls"] = [{"index": number, **call} for number, call in enumerate(calls)]
+            yield TokenChunk(
+                index=choice["index"],
+                token_ids=(NO_ID,) * (share + more * (place == 0)),
+                text=generated.text(choice),
+                delta=delta or None,
+            )
+    yield Completion(response=response, usage=usage)

@@ -1,0 +1,79 @@
+"""The arguments of the remote engine, and the addresses of its servers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, Self
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from inferfleet.schemas.errors import ConfigurationError
+from inferfleet.schemas.near_match import did_you_mean
+from inferfleet.schemas.settings import Seconds
+
+_ADDRESS: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[\w.-]+)(:\d{1,5})?", re.ASCII)
+
+
+class OpenaiArguments(BaseModel):
+    """What ``--engine-args`` may hold; ``docs/how-to/use-a-remote-engine.md`` describes each."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    api_key_file: Path | None = None
+    headers: Annotated[dict[str, str], Field(repr=False)] = Field(default_factory=dict)
+    start_timeout_s: Seconds = 1800.0
+    connect_timeout_s: Seconds = 5.0
+    silence_timeout_s: Seconds = 300.0
+    busy_timeout_s: Seconds = 120.0
+    max_first_token_s: Seconds | None = None
+
+    @classmethod
+    def from_engine_args(cls, engine_args: Mapping[str, Any]) -> Self:
+        """Read the engine's arguments.
+
+        Raises:
+            ConfigurationError: An argument is unknown or has an impossible value; the message names it.
+
+        """
+        try:
+            return cls.model_validate(dict(engine_args))
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            name = ".".join(map(str, first["loc"]))
+            if first["type"] == "extra_forbidden":
+                meant = did_you_mean(name, cls.model_fields)
+                problem = f"has no argument {name!r}{meant}; it has {', '.join(cls.model_fields)}"
+            else:
+                problem = f"cannot use its argument {name!r}: {first['msg']}"
+            raise ConfigurationError(f"the openai engine {problem} (INFERFLEET_ENGINE_ARGS)") from error
+
+
+def base_urls(setting: str) -> list[str]:
+    """Return the addresses in ``--base-url``, which commas separate.
+
+    Raises:
+        ConfigurationError: There is none, or one is not a URL like ``http://host:8000/v1``. The message
+            quotes no URL that may hold a password.
+
+    """
+    urls = [url.strip().rstrip("/") for url in setting.split(",") if url.strip()]
+    if not urls:
+        raise ConfigurationError(
+            "the openai engine needs the address of a server: give --base-url http://host:8000/v1 "
+            "(INFERFLEET_BASE_URL)"
+        )
+    for number, url in enumerate(urls, start=1):
+        parts = urlsplit(url)
+        if "@" in url or parts.query or parts.fragment:
+            raise ConfigurationError(
+                f"--base-url: address {number} of {len(urls)} has more than a scheme, a host and a path; "
+                'a key belongs into a file: --engine-args \'{"api_key_file": "/run/secrets/key"}\''
+            )
+        if parts.scheme not in {"http", "https"} or not _ADDRESS.fullmatch(parts.netloc):
+            raise ConfigurationError(
+                f"--base-url: {url!r} is not the address of a server; write it as http://host:8000/v1"
+            )
+    return urls

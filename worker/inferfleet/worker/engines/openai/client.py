@@ -1,0 +1,171 @@
+"""HTTP to the servers: one request, its stream of events, and the errors of both."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
+from http import HTTPStatus
+from typing import Any, Final, cast
+
+import aiohttp
+import orjson
+
+from inferfleet.schemas.errors import ServiceUnreachableError
+from inferfleet.worker.engines.openai.arguments import OpenaiArguments
+from inferfleet.worker.engines.openai.errors import (
+    LONGEST_QUOTE,
+    BusyError,
+    HostLostError,
+    failure,
+    failure_in_stream,
+)
+from inferfleet.worker.engines.openai.hosts import Host
+from inferfleet.worker.ports import EngineDeadError
+
+_DONE: Final = b"[DONE]"
+
+
+class Client:
+    """One session for all servers. There is a limit to connect and a limit of silence, but none in all."""
+
+    def __init__(self, arguments: OpenaiArguments) -> None:
+        self._arguments = arguments
+        timeout = aiohttp.ClientTimeout(
+            total=None, sock_connect=arguments.connect_timeout_s, sock_read=arguments.silence_timeout_s
+        )
+        # No limit of connections: the hosts' own limits decide.
+        self._session = aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0))
+
+        self._open: set[aiohttp.ClientResponse] = set()
+
+    async def close(self) -> None:
+        """Close all connections; requests that run on them end with ``HostLostError``."""
+        for response in self._open:
+            # Closing the session would leave their readers waiting.
+            response.close()
+        await self._session.close()
+
+    async def get(self, host: Host, url: str) -> tuple[int, Any]:
+        """Return the status and the JSON of an answer, which is ``None`` if it is not JSON."""
+        async with self._response(host, "GET", url) as response:
+            return response.status, _json(await response.read())
+
+    async def post(self, host: Host, url: str, body: Mapping[str, Any], **headers: str) -> dict[str, Any]:
+        """Return the JSON of an answer.
+
+        Raises:
+            GenerationError: The server refuses the request, or has failed.
+            BusyError: It has too many requests.
+            HostLostError: The connection failed.
+            EngineDeadError: The server does not accept the API key.
+
+        """
+        async with self._accepted(host, url, body, headers) as response:
+            answer = _json(await response.read())
+            if not isinstance(answer, dict):
+                raise HostLostError(f"{host.name} answered something that is not a JSON object")
+            return cast("dict[str, Any]", answer)
+
+    async def stream(
+        self, host: Host, url: str, body: Mapping[str, Any], **headers: str
+    ) -> AsyncGenerator[dict[str, Any]]:
+        """Yield the events of a stream to its end. Closing the generator closes the connection."""
+        async with self._accepted(host, url, body, headers) as response:
+            pending = b""
+            async for part in response.content.iter_any():
+                *lines, pending = (pending + part).split(b"\n")
+                for line in lines:
+                    # Other lines are empty, or comments that keep the connection alive.
+                    if not line.startswith(b"data:"):
+                        continue
+                    data = line[5:].strip()
+                    if data == _DONE:
+                        return
+                    event = _json(data)
+                    if not isinstance(event, dict):
+                        raise HostLostError(f"{host.name} sent an event that is not a JSON object")
+                    if event.get("error"):
+                        raise failure_in_stream(event["error"], body, host=host.name)
+                    yield event
+
+    @asynccontextmanager
+    async def _accepted(
+        self, host: Host, url: str, body: Mapping[str, Any], headers: Mapping[str, str]
+    ) -> AsyncGenerator[aiohttp.ClientResponse]:
+        try:
+            with host.breaker.guarded():
+                async with self._response(host, "POST", url, body, headers) as response:
+                    status = response.status
+                    if status < HTTPStatus.BAD_REQUEST:
+                        yield response
+                        return
+                    retry_after = response.headers.get("Retry-After")
+                    if status == HTTPStatus.TOO_MANY_REQUESTS or (
+                        status == HTTPStatus.SERVICE_UNAVAILABLE and retry_after is not None
+                    ):
+                        raise BusyError(_retry_after_s(retry_after))
+                    if status == HTTPStatus.UNAUTHORIZED:
+                        raise EngineDeadError(f"{host.name} does not accept the API key (401)")
+                    raw = await response.read()
+                    answer = _json(raw) or raw[:LONGEST_QUOTE].decode(errors="replace")
+                    raise failure(status, answer, body, host=host.name)
+        except ServiceUnreachableError as error:
+            raise HostLostError(str(error)) from error
+
+    @asynccontextmanager
+    async def _response(
+        self,
+        host: Host,
+        method: str,
+        url: str,
+        body: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] = {},
+    ) -> AsyncGenerator[aiohttp.ClientResponse]:
+        """Open a request; whatever goes wrong with its connection in the block is a ``HostLostError``."""
+        data = None if body is None else orjson.dumps(body)
+        try:
+            async with self._session.request(
+                method, url, data=data, headers=self._headers(headers)
+            ) as response:
+                self._open.add(response)
+                try:
+                    yield response
+                finally:
+                    self._open.discard(response)
+        except TimeoutError as error:
+            raise HostLostError(
+                f"{host.name} was silent for {self._arguments.silence_timeout_s:g} s, "
+                f"or did not connect within {self._arguments.connect_timeout_s:g} s"
+            ) from error
+        except (aiohttp.ClientError, OSError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not self._session.closed:
+                raise
+            raise HostLostError(f"{host.name}: {str(error) or type(error).__name__}") from error
+
+    def _headers(self, more: Mapping[str, str]) -> dict[str, str]:
+        headers = {"Content-Type": "application/json", **more, **self._arguments.headers}
+        if self._arguments.api_key_file is not None:
+            # Read for each request, so that a rotated key needs no restart.
+            try:
+                key = self._arguments.api_key_file.read_text(encoding="utf-8").strip()
+            except (OSError, UnicodeDecodeError) as error:
+                raise EngineDeadError(
+                    f"cannot read the API key from {self._arguments.api_key_file}: {type(error).__name__}"
+                ) from None
+            headers["Authorization"] = f"Bearer {key}"
+        return headers
+
+
+def _json(data: bytes) -> Any:
+    try:
+        return orjson.loads(data)
+    except orjson.JSONDecodeError:
+        return None
+
+
+def _retry_after_s(value: str | None) -> float | None:
+    """Read the seconds of a ``Retry-After``; a date, which depends on two clocks, counts as none."""
+    try:
+        return max(0.0, float(value)) if value is not None else None
+    except ValueError:
+        return None

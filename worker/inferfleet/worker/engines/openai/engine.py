@@ -1,0 +1,267 @@
+"""A remote server that speaks OpenAI's API, behind the worker's engine port.
+
+This module starts and stops the engine, chooses a server for each request, and decides what the failure of a
+server means: for one request, or for all.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing, suppress
+from typing import Any, Final, Self
+
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
+
+from inferfleet.schemas import Endpoint, FailureCode
+from inferfleet.schemas.endpoints import not_answered
+from inferfleet.schemas.errors import ConfigurationError
+from inferfleet.schemas.journal import TokenChunk
+from inferfleet.schemas.settings import WorkerSettings
+from inferfleet.worker.engines.openai.answer import answer
+from inferfleet.worker.engines.openai.arguments import OpenaiArguments, base_urls
+from inferfleet.worker.engines.openai.client import Client
+from inferfleet.worker.engines.openai.continuation import resumable
+from inferfleet.worker.engines.openai.errors import BusyError, HostLostError, refusal
+from inferfleet.worker.engines.openai.hosts import Host, Hosts
+from inferfleet.worker.engines.openai.served import Served, listed_model, look
+from inferfleet.worker.ports import (
+    Completion,
+    EngineDeadError,
+    EngineStats,
+    Generation,
+    GenerationError,
+    ModelIdentity,
+    NotContinuableError,
+)
+
+logger = logging.getLogger(__name__)
+
+_VERIFIED_FOR_S: Final = 2.0
+"""How long a vLLM server is believed to have the model that it had: it takes longer to load another one."""
+
+
+class OpenaiEngine:
+    """An ``Engine`` that asks one or several servers over HTTP, all with the same model.
+
+    Answers can be resumed if the servers are vLLM, whose streams have token ids. When no server answers any
+    more, or all have another model, the engine is dead: the worker gives its jobs back, exits, and waits for
+    a server when it starts again.
+    """
+
+    def __init__(
+        self, *, urls: Sequence[str], model: str, max_running: int, engine_args: Mapping[str, Any]
+    ) -> None:
+        self._arguments = OpenaiArguments.from_engine_args(engine_args)
+        self._name = model
+        self._hosts = Hosts(urls, max_running=max_running)
+        self._client: Client | None = None
+        self._served: Served | None = None
+
+    @classmethod
+    def from_settings(cls, settings: WorkerSettings) -> Self:
+        """Make the engine that a worker runs.
+
+        Raises:
+            ConfigurationError: No address is given, or one is not an address, or an argument is unknown.
+
+        """
+        return cls(
+            urls=base_urls(settings.base_url),
+            model=settings.model,
+            max_running=settings.max_running,
+            engine_args=settings.engine_args,
+        )
+
+    @property
+    def model(self) -> str:
+        """The model's name on the servers; before the start, without a name, their address."""
+        return self._served.identity.name if self._served else self._name or self._hosts.all[0].name
+
+    @property
+    def identity(self) -> ModelIdentity | None:
+        """What the servers say of the model; known once ``start`` has returned."""
+        return self._served.identity if self._served else None
+
+    @property
+    def endpoints(self) -> frozenset[Endpoint]:
+        """The endpoints that the first server answers; known once ``start`` has returned."""
+        return self._served.endpoints if self._served else frozenset()
+
+    async def start(self) -> None:
+        """Wait until a server answers and has the model, and ask it for one token.
+
+        Raises:
+            ConfigurationError: A server refuses the API key, or has several models and none is named.
+            EngineDeadError: No server had the model within ``start_timeout_s``, or ``stop`` was called.
+
+        """
+        self._client = client = Client(self._arguments)
+        self._served = served = await self._until_served(client)
+        logger.info(
+            "the server answers; interrupted answers %s resumed",
+            "are" if served.token_ids else "are not",
+            extra={
+                "model": self.model,
+                "endpoints": sorted(served.endpoints),
+                "vllm": served.is_vllm,
+                "token_ids": served.token_ids,
+                "priorities": served.priorities,
+            },
+        )
+
+    def stats(self) -> EngineStats:
+        """Count requests, those included that wait for a server with room."""
+        return EngineStats(running=self._hosts.running, waiting=self._hosts.waiting)
+
+    def resumable(self, generation: Generation) -> bool:
+        """Return whether the servers tell token ids, and the answer is one plain text."""
+        return self._served is not None and resumable(generation, self._served)
+
+    async def generate(self, generation: Generation) -> AsyncGenerator[TokenChunk | Completion]:
+        """Answer one request; ``Engine.generate`` says what is guaranteed."""
+        served = self._require_answered(generation)
+        client = self._require_client()
+        busy_since: float | None = None
+        avoid: set[Host] = set()
+        while True:
+            async with self._hosts.one(avoid=avoid) as host:
+                begun, asked = False, time.monotonic()
+                try:
+                    await self._verify(host)
+                    async with aclosing(answer(client, host, generation, served)) as events:
+                        async for event in events:
+                            if not begun:
+                                self._judge_first_event(host, time.monotonic() - asked)
+                                begun = True
+                            yield event
+                    host.succeeded()
+                    return
+                except BusyError as error:
+                    busy_since = busy_since or time.monotonic()
+                    waited_s = time.monotonic() - busy_since
+                    host.overloaded(error.retry_after_s)
+                    if waited_s + (error.retry_after_s or 0) > self._arguments.busy_timeout_s:
+                        raise GenerationError(
+                            FailureCode.ENGINE_ERROR,
+                            f"{host.name} refuses requests (429) for longer than "
+                            f"{self._arguments.busy_timeout_s:g} s (busy_timeout_s)",
+                        ) from error
+                except HostLostError as error:
+                    await self._lost(host, error)
+                    avoid.add(host)
+                    if begun or avoid.issuperset(self._hosts.all):
+                        raise GenerationError(FailureCode.ENGINE_ERROR, str(error)) from error
+                except (EngineDeadError, ConfigurationError) as error:
+                    # The second says that a server does not accept the key any more.
+                    self._hosts.die(str(error))
+                    raise EngineDeadError(str(error)) from error
+
+    async def stop(self) -> None:
+        """Abort all requests. Safe to call twice, and before ``start``."""
+        self._hosts.die("the engine was stopped")
+        client, self._client = self._client, None
+        if client is not None:
+            await client.close()
+
+    def _require_answered(self, generation: Generation) -> Served:
+        self._hosts.require_alive()
+        if self._served is None:
+            raise EngineDeadError("the engine is not running")
+        if generation.endpoint not in self.endpoints:
+            raise refusal(not_answered(generation.endpoint, model=self.model, answers=self.endpoints))
+        if generation.body.get("model") not in (None, "", self.model):
+            raise refusal(f"model: this worker serves {self.model!r}, not {generation.body['model']!r}")
+        if generation.resume_token_ids and not self.resumable(generation):
+            raise NotContinuableError("this server or this request needs more than its tokens")
+        return self._served
+
+    def _judge_first_event(self, host: Host, after_s: float) -> None:
+        limit = self._arguments.max_first_token_s
+        if limit is not None and after_s > limit:
+            host.overloaded(0.0)
+
+    async def _until_served(self, client: Client) -> Served:
+        logged = False
+        timeout_s = self._arguments.start_timeout_s
+        try:
+            async for attempt in AsyncRetrying(
+                retry=retry_if_exception_type(HostLostError),
+                wait=wait_random_exponential(multiplier=0.1, max=2.0),
+                stop=stop_after_delay(timeout_s),
+                reraise=True,
+            ):
+                with attempt:
+                    self._hosts.require_alive()
+                    try:
+                        return await self._first_served(client)
+                    except HostLostError as error:
+                        if not logged:
+                            logger.info("waiting for a server: %s", error)
+                        logged = True
+                        raise
+        except HostLostError as error:
+            raise EngineDeadError(f"no server had the model within {timeout_s:g} s: {error}") from error
+        raise AssertionError("tenacity returns or raises")
+
+    async def _first_served(self, client: Client) -> Served:
+        """Look at the servers in turn, and return what the first one that answers has."""
+        lost: HostLostError | None = None
+        for host in self._hosts.all:
+            try:
+                served = await look(client, host, self._name)
+            except HostLostError as error:
+                lost = error
+            else:
+                host.verified_at = time.monotonic()
+                return served
+        assert lost is not None  # noqa: S101 - there is a host
+        raise lost
+
+    async def _verify(self, host: Host) -> None:
+        """Make sure that the server has the model of this engine, unless it had it just now.
+
+        Raises:
+            HostLostError: The server does not answer, or has another model.
+
+        """
+        served, client = self._served, self._require_client()
+        assert served is not None  # noqa: S101 - required before
+        never = host.verified_at == float("-inf")
+        if not never and (not served.is_vllm or time.monotonic() - host.verified_at < _VERIFIED_FOR_S):
+            return
+        if never:
+            identity = (await look(client, host, self.model)).identity
+            same = identity == served.identity
+        else:
+            entry = await listed_model(client, host, self.model)
+            same = str(entry.get("root") or "") == served.identity.revision
+        if not same:
+            host.another_model = True
+            logger.error("%s has another model now; it gets no more requests", host.name)
+            raise HostLostError(f"{host.name} has another model now than when the worker started")
+        host.verified_at = time.monotonic()
+
+    async def _lost(self, host: Host, error: HostLostError) -> None:
+        """Find out, after a connection has failed, whether any server is left.
+
+        Raises:
+            EngineDeadError: No server answers, or all have another model.
+
+        """
+        host.verified_at = float("-inf")
+        self._hosts.require_alive()
+        client = self._require_client()
+        for each in self._hosts.all:
+            if not each.another_model:
+                with suppress(HostLostError):
+                    await listed_model(client, each, self.model)
+                    return
+        self._hosts.die(f"no server is left that has the model: {error}")
+        self._hosts.require_alive()
+
+    def _require_client(self) -> Client:
+        if self._client is None:
+            raise EngineDeadError("the engine is not running")
+        return self._client

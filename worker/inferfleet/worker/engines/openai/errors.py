@@ -1,0 +1,73 @@
+"""Translates what a server answers, and how a connection ends, into the errors of the engine port."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any, Final, cast
+
+from inferfleet.schemas import FailureCode
+from inferfleet.worker.engines.redaction import without_prompt
+from inferfleet.worker.ports import GenerationError
+
+_TOO_LONG: Final = frozenset(
+    {"context_length_exceeded", "exceed_context_size_error", "input_tokens", "input_text"}
+)
+"""The codes of OpenAI and llama.cpp, and the parameters that vLLM names, for a prompt that is too long."""
+
+_PASSING: Final = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.CONFLICT, HTTPStatus.TOO_EARLY})
+_REFUSES_US: Final = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
+
+LONGEST_QUOTE: Final = 1000
+
+
+class HostLostError(Exception):
+    """The connection to a server failed, or it has another model: ask another server, or later."""
+
+
+class BusyError(Exception):
+    """The server answered that it is busy. ``retry_after_s`` is the pause that it asks for, if it does."""
+
+    def __init__(self, retry_after_s: float | None) -> None:
+        super().__init__("too many requests")
+        self.retry_after_s = retry_after_s
+
+
+class ServerError(GenerationError):
+    """The server itself failed, so another one may answer."""
+
+
+def refusal(problem: str) -> GenerationError:
+    """Make the error for a request that can never be answered here."""
+    return GenerationError(FailureCode.INVALID_REQUEST, problem)
+
+
+def failure(status: int, answer: Any, body: Mapping[str, Any], *, host: str) -> GenerationError:
+    """Make the error of an answer that is not a success. It has the server's words without the prompt's."""
+    details = _details(answer)
+    words = " ".join(without_prompt(str(details.get("message") or answer or ""), body).split())
+    said = f"{host} answers {status}: {words[:LONGEST_QUOTE]}"
+    if not _TOO_LONG.isdisjoint(str(details.get(name)) for name in ("code", "type", "param")):
+        return GenerationError(FailureCode.PROMPT_TOO_LONG, said)
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        return ServerError(FailureCode.ENGINE_ERROR, said)
+    if status in _PASSING | _REFUSES_US:
+        return GenerationError(FailureCode.ENGINE_ERROR, said)
+    return refusal(said)
+
+
+def failure_in_stream(error: Any, body: Mapping[str, Any], *, host: str) -> GenerationError:
+    """Make the error of a stream that ends with an ``error``; without a code it is the server's."""
+    code = _details({"error": error}).get("code")
+    return failure(code if isinstance(code, int) else 500, {"error": error}, body, host=host)
+
+
+def _details(answer: Any) -> Mapping[str, Any]:
+    """Find OpenAI's error object in an answer, or what has its place."""
+    match answer:
+        case {"error": {**error}}:
+            return cast("dict[str, Any]", error)
+        case {"error": str() as words} | {"detail": str() as words} | {"message": str() as words}:
+            return {"message": words}
+        case _:
+            return {}
