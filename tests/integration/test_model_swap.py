@@ -74,11 +74,16 @@ class Swapped:
         return found
 
     async def until(self, wanted: Callable[[Heartbeat], bool]) -> Heartbeat:
+        """Wait for a heartbeat, also the first one, that is as wanted."""
+        found: list[Heartbeat] = []
+
         async def is_so() -> bool:
-            return wanted(await self.heartbeat())
+            its = [it for it in await self._fleet.workers() if it.worker_id == self._worker_id]
+            found[:] = filter(wanted, its)
+            return bool(found)
 
         await eventually(is_so)
-        return await self.heartbeat()
+        return found[0]
 
     async def until_over(self, swap_id: str | None = None) -> Heartbeat:
         def over(heartbeat: Heartbeat) -> bool:

@@ -22,7 +22,9 @@ def print_workers(workers: Iterable[Heartbeat]) -> None:
 
 
 def phase_of(worker: Heartbeat) -> str:
-    """Return a worker's phase, with the state of a swap that runs or was rolled back."""
+    """Return a worker's phase, with why it is unfit, or the state of a swap that runs or was rolled back."""
+    if worker.unfit:
+        return f"{worker.phase} (unfit: {line(worker.unfit)})"
     swap = worker.swap
     if swap is None or (not swap.busy and swap.state is SwapState.SWITCHED):
         return worker.phase

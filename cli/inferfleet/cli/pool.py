@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable
 from typing import Annotated, TypeVar
 
@@ -63,6 +64,8 @@ def show(pool: PoolArgument, *, as_json: JsonFlag = False) -> None:
     if found.paused_at is not None:
         since = f"{found.paused_at:%Y-%m-%d %H:%M:%S} UTC"
         out(f"paused since {since}; resume it with `inferfleet pool resume {pool}`\n")
+    if found.required_identity is not None:
+        out(f"demands model {found.required_identity} of its workers\n")
     if found.workers:
         print_workers(found.workers)
 
@@ -79,6 +82,29 @@ def resume(pool: PoolArgument, *, as_json: JsonFlag = False) -> None:
     """Resume a paused pool: its workers start jobs again."""
     state = "resumed" if _run(lambda fleet: fleet.resume_pool(pool)) else "was not paused"
     print_told(state, {"pool": pool, "state": state}, as_json=as_json)
+
+
+@app.command("require-identity")
+def require_identity(
+    pool: PoolArgument,
+    identity: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="IDENTITY", help="16 hexadecimal digits, as `worker list` shows.", callback=not_empty
+        ),
+    ] = None,
+    *,
+    none: Annotated[bool, typer.Option("--none", help="Accept workers with any model again.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Let only workers serve a pool whose model has this identity; the others start nothing more."""
+    if none is (identity is not None):
+        raise typer.BadParameter("give either an identity or --none")
+    if identity is not None and re.fullmatch("[0-9a-f]{16}", identity) is None:
+        raise typer.BadParameter(f"{identity!r} is not an identity, which has 16 hexadecimal digits")
+    _run(lambda fleet: fleet.require_identity(pool, identity))
+    told = f"requires {identity}" if identity is not None else "requires no identity"
+    print_told(told, {"pool": pool, "required_identity": identity}, as_json=as_json)
 
 
 async def _declare(pools: list[str]) -> None:

@@ -525,6 +525,18 @@ class Fleet:
         """Let a paused pool go on. Return whether it was paused. Raises the same as ``pause_pool``."""
         return await self._pools.resume(pool)
 
+    async def require_identity(self, pool: str, identity: str | None) -> None:
+        """Let only workers serve a pool whose model has this identity; with ``None`` all workers.
+
+        Within a heartbeat, the others start no more jobs, give back those that wait, and are not ready.
+        Running jobs continue.
+
+        Raises:
+            UnknownPoolError: The pool has no queue, and no worker or job has named it in the last 30 days.
+
+        """
+        await self._pools.require_identity(pool, identity)
+
     def session(self, session_id: str) -> Session:
         """Return a handle on a session. This calls neither Redis nor RabbitMQ.
 

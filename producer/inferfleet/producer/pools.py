@@ -14,7 +14,13 @@ from inferfleet.schemas.pool import PoolStatus
 from inferfleet.wire.redis.heartbeats import read_heartbeats
 from inferfleet.wire.redis.job_listing import count_unfinished
 from inferfleet.wire.redis.pipeline import CommandPipeline
-from inferfleet.wire.redis.pools import note_pool, pause_pool, read_pool_settings, resume_pool
+from inferfleet.wire.redis.pools import (
+    note_pool,
+    pause_pool,
+    read_pool_settings,
+    require_identity,
+    resume_pool,
+)
 
 
 class Pools:
@@ -62,6 +68,14 @@ class Pools:
         await self._require_known(pool)
         return False
 
+    async def require_identity(self, pool: str, identity: str | None) -> None:
+        """Demand an identity of the models of a pool's workers, or none. Raises as ``pause`` does."""
+        check_pool(pool)
+        await self._require_known(pool)
+        await asyncio.gather(
+            note_pool(self._pipeline, pool), require_identity(self._pipeline, pool, identity)
+        )
+
     async def _require_known(self, pool: str) -> None:
         # One that is declared is not on the list: a declaration does not need Redis.
         known = await self._listing.pools()
@@ -84,6 +98,7 @@ class Pools:
             pool=pool,
             paused_at=settings.paused_at,
             queue_max_length=settings.queue_max_length,
+            required_identity=settings.required_identity,
             ready=ready,
             held=sum(worker.running + worker.waiting + worker.held for worker in workers),
             dead_letters=dead_letters,

@@ -134,4 +134,8 @@ class Positions:
 
 
 def _phases(workers: list[Heartbeat]) -> str:
-    return f" ({', '.join(f'{worker.worker_id}: {worker.phase}' for worker in workers)})" if workers else ""
+    return (
+        f" ({', '.join(f'{worker.worker_id}: {worker.unfit or worker.phase}' for worker in workers)})"
+        if workers
+        else ""
+    )

@@ -200,6 +200,10 @@ class SyncFleet:
         """Return the state of one pool; see ``Fleet.pool``."""
         return self._call(partial(self._fleet.pool, pool))
 
+    def require_identity(self, pool: str, identity: str | None) -> None:
+        """Demand an identity of the models of a pool's workers; see ``Fleet.require_identity``."""
+        self._call(partial(self._fleet.require_identity, pool, identity))
+
     def pause_pool(self, pool: str) -> None:
         """Pause a pool; see ``Fleet.pause_pool``."""
         self._call(partial(self._fleet.pause_pool, pool))

@@ -50,7 +50,8 @@ class Heartbeat(WireModel):
     answers. ``finished_per_s`` is how many jobs ended here per second in the last minute, and
     ``tokens_per_s`` how many tokens were generated per second in the last ten. ``ended`` has the last few
     jobs that succeeded here, and the last few that did not, the newest first. ``swap`` is the last swap
-    of the model, ``None`` if the worker still has the model with which it started.
+    of the model, ``None`` if the worker still has the model with which it started. ``unfit`` says why a
+    worker that is ``loading`` serves nothing although its model is loaded; it is empty otherwise.
     """
 
     worker_id: str
@@ -69,5 +70,6 @@ class Heartbeat(WireModel):
     tokens_per_s: Annotated[float, Field(ge=0)] = 0.0
     ended: tuple[EndedJob, ...] = ()
     swap: ModelSwap | None = None
+    unfit: str = ""
     started_at: AwareDatetime
     seen_at: AwareDatetime

@@ -20,11 +20,13 @@ class PoolStatus(WireModel):
     running, or waiting for a slot. ``unfinished`` counts all unfinished jobs by priority, the most urgent
     first: those in the queue, those that workers have, those that wait for a retry, and turns that wait in
     lanes. ``oldest_waiting_s`` is how long the oldest job that does not run has waited, ``None`` if none
-    waits. ``paused_at`` is when the pool was paused, ``None`` unless it is.
+    waits. ``paused_at`` is when the pool was paused, ``None`` unless it is. ``required_identity`` is the
+    identity that the models of its workers must have, ``None`` if any will do.
     """
 
     pool: PoolName
     paused_at: AwareDatetime | None = None
+    required_identity: str | None = None
     queue_max_length: Count | None = None
     ready: Count | None = None
     held: Count = 0

@@ -81,7 +81,7 @@ class Swapping:
         """Return whether one more worker may be unavailable."""
         workers = await self._workers()
         others = sum(
-            worker.phase is not WorkerPhase.READY
+            worker.phase is not WorkerPhase.READY and not worker.unfit
             for name, worker in workers.items()
             if name not in self._swapping
         )

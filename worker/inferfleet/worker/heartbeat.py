@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from contextlib import suppress
 from importlib.metadata import version
 
@@ -51,6 +52,7 @@ class HeartbeatWriter:
         ended_jobs: EndedJobs,
         ended_counts: EndedCounting,
         clock: RedisClock,
+        unfit: Callable[[], str],
     ) -> None:
         self._settings = settings
         self._engine = engine
@@ -59,6 +61,7 @@ class HeartbeatWriter:
         self._ended_jobs = ended_jobs
         self._ended_counts = ended_counts
         self._clock = clock
+        self._unfit = unfit
         self.started_at = clock.now()
         """When the worker started, by Redis' clock once that is known."""
         self._phase = WorkerPhase.LOADING
@@ -72,10 +75,17 @@ class HeartbeatWriter:
 
     @property
     def phase(self) -> WorkerPhase:
-        """The phase of the worker's life. While its model is replaced by a restart, it loads again."""
-        if self._phase is WorkerPhase.READY and self._slots.paused_by(PauseReason.SWAP):
+        """The phase of the worker's life. While it has no model, or the wrong one, it is loading again."""
+        if self._phase is WorkerPhase.READY and (
+            self._slots.paused_by(PauseReason.SWAP) or self._slots.paused_by(PauseReason.IDENTITY)
+        ):
             return WorkerPhase.LOADING
         return self._phase
+
+    @property
+    def serving(self) -> bool:
+        """Whether a model has been loaded and the worker does not drain."""
+        return self._phase is WorkerPhase.READY
 
     def enter(self, phase: WorkerPhase) -> None:
         """Change the phase, and write it at once."""
@@ -108,6 +118,7 @@ class HeartbeatWriter:
             tokens_per_s=self._generated.per_s(self._metrics.attempts.tokens_generated),
             ended=self._ended_jobs.latest(),
             swap=self._swap,
+            unfit=self._unfit(),
             started_at=self.started_at,
             seen_at=self._clock.now(),
         )

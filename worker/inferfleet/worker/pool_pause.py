@@ -1,4 +1,4 @@
-"""Follows whether the worker's pool is paused."""
+"""Follows whether the worker's pool is paused, and which model it demands."""
 
 from __future__ import annotations
 
@@ -10,40 +10,65 @@ from inferfleet.wire.outage import Outage
 from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.redis.pools import read_pool_settings
 from inferfleet.worker.fronts import Fronts
+from inferfleet.worker.ports import Engine
 from inferfleet.worker.slots import PauseReason, Slots
 
 logger = logging.getLogger(__name__)
 
 
 class PoolPause:
-    """Pauses the slots with the pool. While Redis is away, what was read last holds.
+    """Pauses the slots with the pool, and while the pool demands a model of another identity.
 
-    ``known`` is set once it was read, so that a worker that starts takes no job of a paused pool.
+    While Redis is away, what was read last holds. ``known`` is set once it was read, so that a worker that
+    starts takes no job of a paused pool.
     """
 
-    def __init__(self, *, settings: WorkerSettings, slots: Slots, fronts: Fronts) -> None:
+    def __init__(self, *, settings: WorkerSettings, engine: Engine, slots: Slots, fronts: Fronts) -> None:
         self._settings = settings
+        self._engine = engine
         self._slots = slots
         self._fronts = fronts
         self._outage = Outage()
+        self._required_identity: str | None = None
         self.known = asyncio.Event()
+
+    @property
+    def unfit(self) -> str:
+        """Why the pool does not accept the loaded model; empty if it does."""
+        required, identity = self._required_identity, self._engine.identity
+        if required is None or identity is None or identity.short == required:
+            return ""
+        return f"pool {self._settings.pool} demands model {required}, and this worker has {identity.short}"
 
     async def follow(self, pipeline: CommandPipeline) -> None:
         """Read it with every heartbeat, until cancelled."""
         while True:
             try:
-                paused_at = (await read_pool_settings(pipeline, self._settings.pool)).paused_at
+                found = await read_pool_settings(pipeline, self._settings.pool)
             except Exception:
                 if self._outage.began():
                     logger.exception("cannot read whether the pool is paused; retrying")
             else:
                 self._outage.ended()
-                self._set(paused=paused_at is not None)
+                self._set(PauseReason.POOL, paused=found.paused_at is not None)
+                self._required_identity = found.required_identity
+                self.compare()
                 self.known.set()
             await asyncio.sleep(self._settings.heartbeat_interval_s)
 
-    def _set(self, *, paused: bool) -> None:
-        if paused is not self._slots.paused_by(PauseReason.POOL):
-            logger.info("the pool is paused" if paused else "the pool is resumed")
-            self._slots.pause(paused=paused)
-            self._fronts.forget()
+    def compare(self) -> None:
+        """Compare the model with the one that the pool demands. Call this when there is another model."""
+        self._set(PauseReason.IDENTITY, paused=bool(self.unfit))
+
+    def _set(self, reason: PauseReason, *, paused: bool) -> None:
+        if paused is self._slots.paused_by(reason):
+            return
+        match reason, paused:
+            case PauseReason.IDENTITY, True:
+                logger.error("not serving: %s", self.unfit)
+            case PauseReason.IDENTITY, False:
+                logger.info("the pool accepts the model")
+            case _:
+                logger.info("the pool is paused" if paused else "the pool is resumed")
+        self._slots.pause(reason, paused=paused)
+        self._fronts.forget()

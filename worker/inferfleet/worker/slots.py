@@ -40,6 +40,8 @@ class PauseReason(StrEnum):
     """The pool is paused."""
     SWAP = "swap"
     """The worker has no model, because it is being replaced."""
+    IDENTITY = "identity"
+    """The pool demands a model of another identity."""
 
 
 class Slots:

@@ -85,6 +85,10 @@ class Worker:
         self._clock = RedisClock()
         self._ended_jobs = EndedJobs(pool=settings.pool, worker_id=settings.worker_id, clock=self._clock)
         self._ended_counts = EndedCounting(pool=settings.pool, worker_id=settings.worker_id)
+        self._fronts = Fronts(self._clock, strict=settings.queue_type is QueueType.CLASSIC)
+        self._pool_pause = PoolPause(
+            settings=settings, engine=self._engine, slots=self._slots, fronts=self._fronts
+        )
         self._heartbeats = HeartbeatWriter(
             settings=settings,
             engine=self._engine,
@@ -93,9 +97,8 @@ class Worker:
             ended_jobs=self._ended_jobs,
             ended_counts=self._ended_counts,
             clock=self._clock,
+            unfit=lambda: self._pool_pause.unfit,
         )
-        self._fronts = Fronts(self._clock, strict=settings.queue_type is QueueType.CLASSIC)
-        self._pool_pause = PoolPause(settings=settings, slots=self._slots, fronts=self._fronts)
         self._swaps = ModelSwaps(
             settings=settings,
             engine=self._engine,
@@ -230,6 +233,7 @@ class Worker:
         await self._unless_stopped(self._engine.start())
         if not self._stopping.is_set():
             self._metrics.load_s = time.monotonic() - loading
+            self._pool_pause.compare()
         for endpoint in self._engine.endpoints:
             # Made here, so that the first job does not wait for it.
             _ = ENDPOINTS[endpoint].request
@@ -333,10 +337,11 @@ class Worker:
                     self.stop()
             case SwapModel(worker_id=worker_id):
                 # A worker that loads or drains ignores it, and the sender repeats it.
-                if worker_id == self._settings.worker_id and self.phase is WorkerPhase.READY:
+                if worker_id == self._settings.worker_id and self._heartbeats.serving:
                     self._swaps.begin(order)
 
     def _show_swap(self, swap: ModelSwap) -> None:
+        self._pool_pause.compare()
         self._heartbeats.show_swap(swap)
         if not swap.busy:
             self._metrics.swaps[swap.state] += 1

@@ -44,6 +44,7 @@ class Check(StrEnum):
     WORKER_LOADING = "worker_loading"
     WORKER_CUT_OFF = "worker_cut_off"
     IDENTITIES = "identities"
+    UNFIT = "unfit"
     VERSIONS = "versions"
     INDEX_STALE = "index_stale"
     REQUEST_MISSING = "request_missing"

@@ -106,7 +106,17 @@ def pool_findings(pool: PoolStatus, settings: ServiceSettings, now: datetime) ->
 def _worker_findings(pool: PoolStatus, now: datetime) -> Iterator[Finding]:
     for worker in pool.workers:
         loads_s = (now - worker.started_at).total_seconds()
-        if worker.phase is WorkerPhase.LOADING and loads_s > LOADING_S:
+        if worker.unfit:
+            yield error(
+                Check.UNFIT,
+                worker.worker_id,
+                f"it serves nothing: {worker.unfit}",
+                "give it the model that is demanded (`inferfleet model swap`), or change what is demanded "
+                f"(`inferfleet pool require-identity {pool.pool}`)",
+            )
+        elif worker.swap is not None and worker.swap.busy:
+            pass
+        elif worker.phase is WorkerPhase.LOADING and loads_s > LOADING_S:
             yield warning(
                 Check.WORKER_LOADING,
                 worker.worker_id,

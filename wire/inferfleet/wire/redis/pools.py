@@ -1,4 +1,4 @@
-"""The list of pools, and what is set for one: whether it is paused."""
+"""The list of pools, and what is set for one: whether it is paused, which model its workers must have."""
 
 from __future__ import annotations
 
@@ -16,10 +16,14 @@ LISTED_S = 30 * 24 * 3600
 
 
 class PoolSettings(NamedTuple):
-    """What is set for a pool, for all processes. ``paused_at`` is ``None`` unless the pool is paused."""
+    """What is set for a pool, for all processes. ``paused_at`` is ``None`` unless the pool is paused.
+
+    ``required_identity`` is the identity that a worker's model must have, ``None`` if any will do.
+    """
 
     paused_at: datetime | None
     queue_max_length: int | None
+    required_identity: str | None = None
 
 
 def note_pool(pipeline: CommandPipeline, pool: str) -> asyncio.Future[Any]:
@@ -35,13 +39,15 @@ async def read_pools(pipeline: CommandPipeline) -> list[str]:
 
 async def read_pool_settings(pipeline: CommandPipeline, pool: str) -> PoolSettings:
     """Read what is set for a pool."""
-    paused_ms, limit = await asyncio.gather(
+    paused_ms, limit, identity = await asyncio.gather(
         pipeline.enqueue("HGET", pool_key(pool), "paused"),
         pipeline.enqueue("HGET", pool_key(pool), "queue_max_length"),
+        pipeline.enqueue("HGET", pool_key(pool), "required_identity"),
     )
     return PoolSettings(
         moment_of(int(paused_ms)) if paused_ms else None,
         int(limit) if limit else None,
+        identity.decode() if identity else None,
     )
 
 
@@ -53,3 +59,11 @@ async def pause_pool(pipeline: CommandPipeline, pool: str) -> None:
 async def resume_pool(pipeline: CommandPipeline, pool: str) -> bool:
     """Let a paused pool go on. Return whether it was paused."""
     return bool(await pipeline.execute("HDEL", pool_key(pool), "paused"))
+
+
+async def require_identity(pipeline: CommandPipeline, pool: str, identity: str | None) -> None:
+    """Let only workers take jobs of a pool whose model has this identity; with ``None`` all workers."""
+    if identity is None:
+        await pipeline.execute("HDEL", pool_key(pool), "required_identity")
+    else:
+        await pipeline.execute("HSET", pool_key(pool), "required_identity", identity)
