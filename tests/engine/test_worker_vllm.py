@@ -1,4 +1,4 @@
-"""A worker process with real vLLM dies in mid-answer; the next one finishes it."""
+"""A worker process dies in mid-answer, with vLLM in it or on a server; the next one finishes it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from uuid import uuid4
 
 import pytest
 from tests.engine.conftest import ON_CPU
+from tests.engine.vllm_server import running_server
 
 from inferfleet.local.services import ServicesChoice, running_services
 from inferfleet.local.services.native import unavailable_reason
@@ -25,9 +26,21 @@ SEEN_BEFORE_THE_DEATH = 60
 # Seconds of generating: on a busy machine the death comes long after the tokens that call for it.
 TOKENS = 5000
 MAX_MODEL_LEN = 8192
+ARGUMENTS = ON_CPU | {"max_model_len": MAX_MODEL_LEN}
 
 
 async def test_an_answer_goes_on_where_a_killed_worker_left_it_and_reads_the_same(tmp_path):
+    model = build_tiny_model(tmp_path / "model", max_model_len=MAX_MODEL_LEN)
+    await _survives_a_death(engine="vllm", model=str(model), engine_args=ARGUMENTS)
+
+
+async def test_an_answer_of_a_server_goes_on_where_a_killed_worker_left_it(tmp_path):
+    model = build_tiny_model(tmp_path / "model", max_model_len=MAX_MODEL_LEN)
+    async with running_server(str(model), ARGUMENTS, log=tmp_path / "log") as server:
+        await _survives_a_death(engine="openai", base_url=f"{server.address}/v1")
+
+
+async def _survives_a_death(**engine: Any) -> None:
     pool = f"p-{uuid4().hex[:8]}"
     body = {
         "messages": [{"role": "user", "content": "Tell me of the sea, at length."}],
@@ -35,16 +48,13 @@ async def test_an_answer_goes_on_where_a_killed_worker_left_it_and_reads_the_sam
         "ignore_eos": True,
         "temperature": 0,
     }
-    model = build_tiny_model(tmp_path / "model", max_model_len=MAX_MODEL_LEN)
     choice = ServicesChoice.EMBEDDED if unavailable_reason() else ServicesChoice.NATIVE
     with running_services(choice) as services:
         urls: dict[str, Any] = {"amqp_url": services.amqp_url, "redis_url": services.redis_url}
         settings = WorkerSettings(
             **urls,
             pool=pool,
-            engine="vllm",
-            model=str(model),
-            engine_args=ON_CPU | {"max_model_len": MAX_MODEL_LEN},
+            **engine,
             max_running=4,
             lease_s=2.0,
             http_host="127.0.0.1",
