@@ -183,7 +183,7 @@ async def test_a_worker_without_a_model_takes_no_job_and_is_not_ready(
 @pytest.mark.parametrize(
     ("order", "reason"),
     [
-        ({"engine_args": {"wieghts": 7}}, "no argument 'wieghts'"),
+        ({"engine_args": {"shade": 7}}, "no argument 'shade'"),
         ({"engine_args": NEW, "probe_hash": "0123456789abcdef"}, "and 0123456789abcdef is required"),
         ({"engine_args": {"speed": 0, "weights": -1}}, "one token over and over"),
         ({"engine_args": {"speed": 0, "max_model_len": 2}}, "refuses the probe"),
