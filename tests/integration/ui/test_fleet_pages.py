@@ -16,10 +16,11 @@ from tests.integration.conftest import (
     slow_chat,
     until_running,
 )
-from tests.integration.ui.conftest import Reader
+from tests.integration.ui.conftest import HOSTILE, Reader, assert_escaped
 
 from inferfleet.gateway.ui import fleet_view
 from inferfleet.producer import Fleet
+from inferfleet.producer.rollouts import Rollouts
 from inferfleet.schemas.fleet_history import FleetSample
 from inferfleet.schemas.names import FLEET_HISTORY_KEY, FLEET_RECORDER_KEY
 from inferfleet.wire.redis import fleet_history
@@ -53,6 +54,28 @@ async def test_the_fleet_shows_pools_their_gates_and_their_workers(
 
     await start_worker(worker_id=f"{pool}-worker")
     await eventually(shown(reader, f"/ui/fleet/workers/{pool}-worker/drain", "succeeded"))
+
+
+async def test_the_fleet_shows_rollouts_until_they_are_finished(
+    fleet: Fleet, reader: Reader, pool: str
+) -> None:
+    canary, rollouts = f"{pool}-v2", Rollouts(fleet)
+    await fleet.declare_pool(canary)
+    await rollouts.start(pool, to=canary, steps=(5, 100), interval_s=600)
+
+    async def row() -> str:
+        table = (await reader.page("/ui/fleet")).partition('aria-label="Table of rollouts"')[2]
+        return table.partition(f">{pool}</td>")[2].partition("</tr>")[0]
+
+    assert [f">{canary}</td>" in await row(), "running" in await row(), ">5 %<" in await row()] == [True] * 3
+    await rollouts.abort(pool, reason=HOSTILE)
+    assert_escaped(await row())
+    await eventually(shown(reader, '<span class="badge aborted">'))
+    await rollouts.start(pool, to=canary, steps=(5, 100), interval_s=600)
+    await rollouts.promote(pool)
+    assert ["promoted" in await row(), ">100 %<" in await row()] == [True] * 2
+    await rollouts.finish(pool)
+    assert await row() == ""
 
 
 async def test_a_pool_is_paused_and_resumed_after_a_question(fleet: Fleet, reader: Reader, pool: str) -> None:

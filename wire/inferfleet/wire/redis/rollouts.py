@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from inferfleet.schemas.errors import InferfleetError
 from inferfleet.schemas.names import pool_key, rollout_key
-from inferfleet.schemas.rollout import Rollout, RolloutRule
+from inferfleet.schemas.rollout import Rollout, RolloutPhase, RolloutRule
 from inferfleet.wire.redis import pool_scripts
 from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.redis.pools import read_pools
@@ -86,6 +86,13 @@ async def last_rollout(pipeline: CommandPipeline, pool: str) -> Rollout | None:
         return None if state is None else Rollout.model_validate_json(state)
     except ValidationError:
         return None
+
+
+async def read_rollouts(pipeline: CommandPipeline) -> list[Rollout]:
+    """Read the rollouts of all pools, without those that are finished or cannot be read."""
+    pools = await read_pools(pipeline)
+    found = await asyncio.gather(*(last_rollout(pipeline, pool) for pool in pools))
+    return [each for each in found if each is not None and each.phase is not RolloutPhase.FINISHED]
 
 
 async def change_rollout(pipeline: CommandPipeline, rollout: Rollout, *, revision: int) -> bool:
