@@ -7,7 +7,7 @@
 #   docker build --target worker -t inferfleet-worker --build-arg BASE=vllm/vllm-openai:v0.32.0 .
 #
 # Layers are ordered by how often they change: base, dependencies (from pyproject.toml alone), weights, code.
-# A change of code makes one new layer of less than 2 MB, and no installation.
+# A change of code makes one new layer of less than 3 MB, and no installation.
 #
 # Weights usually come from a volume, and their layer is empty. To put them into the image, name an image that
 # has them in /models: --build-arg WEIGHTS=IMAGE.

@@ -263,7 +263,7 @@ def test_weights_are_a_layer_of_their_own_below_the_code(
     assert "-rw-r--r--" in said, "the image's user can read it"
 
 
-def test_a_change_of_code_makes_one_new_layer_of_less_than_two_megabytes(
+def test_a_change_of_code_makes_one_new_layer_of_less_than_three_megabytes(
     build: Build, base_with_vllm: str, context: Path
 ) -> None:
     # Built right before: an engine may have several equal layers in its cache, from builds at the same time.
@@ -276,7 +276,7 @@ def test_a_change_of_code_makes_one_new_layer_of_less_than_two_megabytes(
     assert len(before) == len(after)
     assert [old == new for old, new in zip(before, after, strict=True)].count(False) == 1
     assert before[-1] != after[-1]
-    assert compressed_size(changed, "/app") < 2_000_000
+    assert compressed_size(changed, "/app") < 3_000_000
 
 
 def layers(image: str) -> list[str]:

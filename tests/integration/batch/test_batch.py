@@ -186,7 +186,7 @@ async def test_cancel_ends_every_line_and_keeps_the_answers_that_there_are(
 
     ended = await inferfleet("batch", "cancel", str(files.output))
 
-    assert (ended.code, ended.out) == (0, "4 lines cancelled or failed, 1 more answers\n")
+    assert (ended.code, ended.out) == (0, "4 lines cancelled or failed, 1 more answer\n")
     assert files.output.read_bytes() == whole
     failures = files.failures()
     assert {line["custom_id"] for line in failures} == {f"endless-{number}" for number in range(4)}

@@ -38,7 +38,9 @@ async def job(records: JobRecords, pool: str) -> Job:
     job = Job(pool=pool, body=chat(), max_attempts=3)
     for _ in range(2):
         recorded = await records.create(job, reply_to="client", call="call")
-        assert recorded._replace(entered=None) == Recorded(state=JobState.QUEUED, attempt=0, closed=False)
+        assert recorded._replace(entered=None) == Recorded(
+            state=JobState.QUEUED, attempt=0, closed=False, pool=pool
+        )
     return job
 
 
