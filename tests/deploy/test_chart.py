@@ -66,7 +66,14 @@ SAME: dict[str, dict[str, Any]] = {
         ]
     },
     "overlays/canary": {
-        "pools": [{"name": "chat"}, {"name": "chat-v2", "env": {"INFERFLEET_MODEL": "Qwen/Qwen3-8B"}}],
+        "pools": [
+            {"name": "chat"},
+            {
+                "name": "chat-v2",
+                "env": {"INFERFLEET_MODEL": "Qwen/Qwen3-8B"},
+                "scaling": {"minReplicas": 1},
+            },
+        ],
         "gateway": {"enabled": True},
     },
     "overlays/mig": {

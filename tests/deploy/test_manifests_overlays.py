@@ -113,6 +113,8 @@ def test_a_canary_pool_has_its_own_queue_and_scaled_object_and_a_gateway_control
     pools = {manifests.variables(worker)["INFERFLEET_POOL"] for worker in manifests.workers}
     assert pools == {"chat", "chat-v2"}
     assert manifests.one("Deployment", "inferfleet-gateway")
+    # A canary that loads its model while jobs wait is found to do worse.
+    assert manifests.one("ScaledObject", "inferfleet-worker-chat-v2")["spec"]["minReplicaCount"] == 1
 
 
 def test_the_exporter_answers_where_it_is_asked() -> None:

@@ -34,7 +34,7 @@ from inferfleet.producer.rollout_control import RolloutController
 from inferfleet.schemas.errors import ConfigurationError
 from inferfleet.wire.redis.batches import BatchRecords
 from inferfleet.wire.redis.files import FileRecords
-from inferfleet.wire.redis.rollouts import read_canaries
+from inferfleet.wire.redis.rollouts import read_rules
 from inferfleet.wire.redis.shared_limits import SharedLimits
 
 logger = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ async def serving(settings: GatewaySettings) -> AsyncGenerator[int]:
                 fleet,
                 models=Models(
                     fleet.workers,
-                    canaries=partial(read_canaries, fleet.pipeline),
+                    rules=partial(read_rules, fleet.pipeline),
                     pools=settings.model_pools,
                     pool=settings.pool,
                 ),

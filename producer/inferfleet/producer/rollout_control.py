@@ -10,8 +10,8 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeVar
 
 from inferfleet.producer.fleet import Fleet
 from inferfleet.producer.rollout_moving import any_left, move_back
@@ -21,15 +21,21 @@ from inferfleet.schemas.errors import InferfleetError
 from inferfleet.schemas.rollout import Rollout, RolloutPhase
 from inferfleet.schemas.settings import ProducerSettings
 from inferfleet.wire.redis.ended_counts import read_counts
-from inferfleet.wire.redis.rollouts import change_rollout, lead_rollout, read_canaries, read_rollout
+from inferfleet.wire.redis.pools import note_pool
+from inferfleet.wire.redis.rollouts import change_rollout, lead_rollout, read_rollout, read_rules
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 LOOK_S: Final = 1.0
 """How often the controller looks at each rollout."""
 
 LEASE_S: Final = 10.0
 """After how long without a look another controller takes over."""
+
+SETTLE_S: Final = 5.0
+"""How long a rollout is ``aborting`` at least: meanwhile clients may still follow the rule from before."""
 
 
 class RolloutController:
@@ -47,26 +53,40 @@ class RolloutController:
         self._pipeline = fleet.pipeline
         self._on_abort = on_abort
         self._name = f"{socket.gethostname()}-{os.getpid()}-{os.urandom(4).hex()}"
-        self._away = False
+        self._failing: set[str] = set()
+        """The pools whose rollouts stay as they are because of an error; ``""`` for all."""
 
     async def run(self) -> None:
         """Control until cancelled. Without its services, a rollout stays as it is."""
-        while True:
-            try:
-                for pool in (await read_canaries(self._pipeline)).values():
-                    await self._look_at(pool)
-                self._away = False
-            except InferfleetError as error:
-                if not self._away:
-                    logger.warning("the rollouts stay as they are (%s)", error)
-                self._away = True
-            except Exception:
-                if not self._away:
-                    logger.exception("the rollouts stay as they are")
-                self._away = True
-            await asyncio.sleep(LOOK_S)
+        looks: dict[str, asyncio.Task[None]] = {}
+        async with asyncio.TaskGroup() as tasks:
+            while True:
+                pools = await self._or_stay("", read_rules(self._pipeline)) or {}
+                # A look may take long, where many jobs move back: that must not hold up the other rollouts.
+                for pool in pools.keys() - looks.keys():
+                    looks[pool] = tasks.create_task(self._or_stay(pool, self._look_at(pool)))
+                await asyncio.sleep(LOOK_S)
+                looks = {pool: look for pool, look in looks.items() if not look.done()}
+
+    async def _or_stay(self, pool: str, work: Awaitable[T]) -> T | None:
+        """Do the work. If it fails, the rollout of the pool stays as it is until the next look."""
+        try:
+            done = await work
+        except Exception as error:
+            if pool not in self._failing:
+                which = (
+                    f"the rollout of pool {pool} stays as it is" if pool else "the rollouts stay as they are"
+                )
+                unforeseen = not isinstance(error, InferfleetError)
+                logger.warning("%s (%s)", which, error, exc_info=unforeseen)
+            self._failing.add(pool)
+            return None
+        self._failing.discard(pool)
+        return done
 
     async def _look_at(self, pool: str) -> None:
+        # After it was promoted, nobody else may name the pool.
+        await note_pool(self._pipeline, pool)
         if not await lead_rollout(self._pipeline, pool, controller=self._name, lease_s=LEASE_S):
             return
         revision, rollout, _ = await read_rollout(self._pipeline, pool)
@@ -79,6 +99,8 @@ class RolloutController:
             if await any_left(self._fleet, pool=pool, canary=rollout.to):
                 return
             clock = self._pipeline.clock
+            if (clock.now() - rollout.since).total_seconds() < SETTLE_S:
+                return
             after = in_phase(rollout, RolloutPhase.ABORTED, now=clock.now, reason=rollout.reason)
         else:
             stable, canary = await asyncio.gather(

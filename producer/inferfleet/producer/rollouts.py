@@ -11,7 +11,7 @@ from inferfleet.producer.fleet import Fleet
 from inferfleet.schemas.errors import RolloutError, UnknownPoolError
 from inferfleet.schemas.rollout import Rollout, RolloutPhase
 from inferfleet.wire.redis.ended_counts import read_counts
-from inferfleet.wire.redis.pools import read_pools
+from inferfleet.wire.redis.pools import note_pool, read_pools
 from inferfleet.wire.redis.rollouts import Kept, ask_rule, change_rollout, read_rollout, rule_of
 
 _TRIES: Final = 20
@@ -51,6 +51,8 @@ class Rollouts:
                     f"the pool {name!r} has no queue: start a worker for it, or declare it, "
                     f"`inferfleet pool declare {name}`"
                 )
+        # Gateways look at the rollouts of the pools on the list.
+        await note_pool(self._pipeline, pool)
         await self._require_apart(pool, to)
         now = self._pipeline.clock.now()
         try:

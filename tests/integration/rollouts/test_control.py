@@ -9,23 +9,29 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+import redis.asyncio as aioredis
 from tests.integration.conftest import (
     INSTANT,
     PATIENCE_S,
     Connect,
     StartGateway,
     StartWorker,
+    aiormq_channel,
     chat,
     eventually,
 )
+from tests.integration.rollouts.conftest import until_followed
 
 from inferfleet.exporter.queues import QueueCounts
 from inferfleet.exporter.sampler import Sampler
+from inferfleet.local.services import Services
 from inferfleet.producer import Fleet, rollout_control
+from inferfleet.producer.background import background
 from inferfleet.producer.rollout_control import RolloutController
 from inferfleet.producer.rollouts import Rollouts
 from inferfleet.schemas import FailureCode, Job, JobState
-from inferfleet.schemas.rollout import Rollout, RolloutPhase
+from inferfleet.schemas.names import POOLS_KEY, dead_queue, job_queue, pool_key, rollout_key
+from inferfleet.schemas.rollout import Rollout, RolloutPhase, RolloutRule
 from inferfleet.schemas.settings import ProducerSettings
 from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.redis.rollouts import ask_rule, change_rollout, read_rollout, rule_of
@@ -68,6 +74,13 @@ class NoQueues:
 def looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rollout_control, "LOOK_S", 0.1)
     monkeypatch.setattr(rollout_control, "LEASE_S", 1.0)
+    monkeypatch.setattr(rollout_control, "SETTLE_S", 0.5)
+
+
+@asynccontextmanager
+async def controlled(fleet: Fleet, settings: ProducerSettings) -> AsyncGenerator[None]:
+    async with background(RolloutController(fleet, settings).run()):
+        yield
 
 
 @asynccontextmanager
@@ -136,7 +149,7 @@ async def test_a_healthy_canary_gets_all_jobs_step_by_step(
     [
         pytest.param(Faulty, lambda: Faulty(errors=0.03), "attempts failed", id="errors"),
         pytest.param(
-            lambda: Faulty(late_s=0.1), lambda: Faulty(late_s=0.15), "time to first token", id="first token"
+            lambda: Faulty(late_s=0.1), lambda: Faulty(late_s=0.4), "time to first token", id="first token"
         ),
     ],
 )
@@ -222,3 +235,84 @@ async def test_of_two_controllers_that_decide_only_one_changes_the_rollout_and_i
     rule = rule_of(await ask_rule(pipeline, pool))
     assert rule is not None
     assert rule.weight == 0
+
+
+async def test_a_rollout_that_cannot_be_changed_holds_up_no_other(
+    fleet: Fleet,
+    services: Services,
+    store: aioredis.Redis,
+    producer_settings: Callable[..., ProducerSettings],
+    pool: str,
+    canary: str,
+) -> None:
+    rollouts = Rollouts(fleet)
+    other, others_canary = f"{pool}-z", f"{pool}-z-v2"
+    for name in (other, others_canary):
+        await fleet.declare_pool(name)
+    try:
+        for name, to in ((pool, canary), (other, others_canary)):
+            await rollouts.start(name, to=to, steps=[5, 100], interval_s=3600)
+            await rollouts.abort(name, reason="by hand")
+        async with aiormq_channel(services.amqp_url) as channel:
+            await channel.queue_delete(job_queue(canary))
+
+        async with controlled(fleet, producer_settings()):
+            await until_phase(rollouts, other, RolloutPhase.ABORTED)
+            assert (await until_phase(rollouts, pool, RolloutPhase.ABORTING)).pool == pool
+            await fleet.declare_pool(canary)
+            await until_phase(rollouts, pool, RolloutPhase.ABORTED)
+    finally:
+        await store.delete(pool_key(other), rollout_key(other))
+        async with aiormq_channel(services.amqp_url) as channel:
+            for name in (other, others_canary):
+                await channel.queue_delete(job_queue(name))
+                await channel.queue_delete(dead_queue(name))
+
+
+async def test_a_job_of_a_client_that_has_not_seen_the_abort_yet_moves_back_too(
+    connect: Connect,
+    fleet: Fleet,
+    producer_settings: Callable[..., ProducerSettings],
+    pool: str,
+    canary: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(rollout_control, "SETTLE_S", PATIENCE_S)
+    rollouts = Rollouts(fleet)
+    await rollouts.start(pool, to=canary, steps=[99.999, 100], interval_s=3600)
+    async with connect() as other:
+        await until_followed(other, pool, RolloutRule(to=canary, weight=99.999))
+        await rollouts.abort(pool, reason="by hand")
+        async with controlled(fleet, producer_settings()):
+            # In which the controller finds that the canary pool has none of the pool's jobs.
+            await asyncio.sleep(0.5)
+            monkeypatch.setattr("inferfleet.producer.routing.FRESH_S", PATIENCE_S)
+            job = await other.submit(chat(), pool=pool)
+            assert job.pool == canary
+
+            async def is_back() -> bool:
+                return (await fleet.get(job)).pool == pool and (await fleet.pool(pool)).ready == 1
+
+            await eventually(is_back)
+
+
+async def test_the_pool_of_a_rollout_stays_on_the_list_by_which_gateways_find_it(
+    fleet: Fleet,
+    store: aioredis.Redis,
+    pipeline: CommandPipeline,
+    producer_settings: Callable[..., ProducerSettings],
+    pool: str,
+    canary: str,
+) -> None:
+    """After it was promoted, the pool may have neither workers nor jobs that are recorded there."""
+    await store.zrem(POOLS_KEY, pool)
+    await Rollouts(fleet).start(pool, to=canary, steps=[100], interval_s=3600)
+    await Rollouts(fleet).promote(pool)
+    long_ago = int(pipeline.clock.now().timestamp()) - 24 * 3600
+    await store.zadd(POOLS_KEY, {pool: long_ago}, xx=True)
+
+    async def was_noted() -> bool:
+        return (await store.zscore(POOLS_KEY, pool) or 0) > long_ago
+
+    async with controlled(fleet, producer_settings()):
+        await eventually(was_noted)

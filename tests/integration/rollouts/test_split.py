@@ -30,7 +30,7 @@ from inferfleet.schemas.rollout import RolloutRule
 from inferfleet.wire.redis.job_listing import count_unfinished
 from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.redis.records import JobRecords
-from inferfleet.wire.redis.rollouts import read_canaries
+from inferfleet.wire.redis.rollouts import read_rules
 
 
 async def pools_of(fleet: Fleet, jobs: Sequence[Job]) -> dict[str, int]:
@@ -158,25 +158,26 @@ async def test_a_request_that_names_the_model_of_both_pools_is_submitted_to_the_
     canary: str,
     set_weight: SetWeight,
 ) -> None:
+    await start_worker(heartbeat_interval_s=0.05)
     await start_worker(pool=canary, worker_id=f"a-{canary}", heartbeat_interval_s=0.05)
     await set_weight(5)
     # Listed, as it is while it has workers.
     await fleet.submit(chat(), pool=pool)
 
     async def routed() -> bool:
-        canaries = await read_canaries(pipeline)
+        rules = await read_rules(pipeline)
 
-        async def read() -> dict[str, str]:
-            return canaries
+        async def read() -> dict[str, RolloutRule]:
+            return rules
 
-        alive = [worker for worker in await fleet.workers() if worker.pool == canary]
+        alive = [worker for worker in await fleet.workers() if worker.pool in {pool, canary}]
 
         async def workers() -> Any:
             return alive
 
-        if not alive or canary not in canaries:
+        if len(alive) < 2 or pool not in rules:
             return False
-        route = await Models(workers, canaries=read, pool="none").route("simulated", pool=None)
+        route = await Models(workers, rules=read, pool="none").route("simulated", pool=None)
         assert route.pool == pool
         return True
 

@@ -16,16 +16,17 @@ from inferfleet.producer.openai.refusals import not_found
 from inferfleet.schemas.errors import InvalidJobError
 from inferfleet.schemas.heartbeat import Heartbeat
 from inferfleet.schemas.job import DEFAULT_POOL
+from inferfleet.schemas.rollout import RolloutRule
 
 VALID_S: Final = 1.0
 """For how long the heartbeats are not read again, also when they cannot be read."""
 
 
-class ReadCanaries(Protocol):
-    """``read_canaries`` of one fleet."""
+class ReadRules(Protocol):
+    """``read_rules`` of one fleet."""
 
-    async def __call__(self) -> Mapping[str, str]:
-        """Return the pool whose jobs each canary pool gets."""
+    async def __call__(self) -> Mapping[str, RolloutRule]:
+        """Return the rules of all rollouts, by the pools whose jobs they split."""
         ...
 
 
@@ -53,13 +54,13 @@ class Models:
         self,
         workers: ReadHeartbeats,
         *,
-        canaries: ReadCanaries | None = None,
+        rules: ReadRules | None = None,
         pools: Mapping[str, str] | None = None,
         pool: str = DEFAULT_POOL,
     ) -> None:
         self._read = workers
-        self._read_canaries = canaries
-        self._canaries: Mapping[str, str] = {}
+        self._read_rules = rules
+        self._rules: Mapping[str, RolloutRule] = {}
         self._pools = dict(pools or {})
         self._pool = pool
         self._until = 0.0
@@ -89,7 +90,7 @@ class Models:
             pool = known or self._pools.get(model) or self._serving(model, alive, allowed)
             if pool is None or pool == model:
                 return self._named(model, alive)
-        return _route(self._pool if pool is None else pool, alive)
+        return self._route(self._pool if pool is None else pool, alive)
 
     async def list(self, allowed: Collection[str] | None = None) -> list[dict[str, Any]]:
         """List the models and pools as OpenAI does, with each one's pool and number of live workers.
@@ -98,9 +99,9 @@ class Models:
         """
         alive = await self._alive()
         pools: dict[str, str] = {worker.pool: worker.pool for worker in alive}
-        pools |= {worker.model: self._asked(worker.pool) for worker in reversed(alive)} | self._pools
+        pools |= {worker.model: self._asked(worker, alive) for worker in reversed(alive)} | self._pools
         return [
-            _listed(name, pool, alive)
+            _listed(name, pool, self._workers(pool, alive))
             for name, pool in sorted(pools.items())
             if allowed is None or pool in allowed
         ]
@@ -118,21 +119,39 @@ class Models:
         raise _unknown(name)
 
     def _serving(self, model: str, alive: Sequence[Heartbeat], allowed: Collection[str] | None) -> str | None:
-        pools = [self._asked(worker.pool) for worker in alive if worker.model == model]
+        pools = [self._asked(worker, alive) for worker in alive if worker.model == model]
         if allowed is not None:
             pools = [pool for pool in pools if pool in allowed] or pools
         return self._pool if self._pool in pools else next(iter(pools), None)
 
-    def _asked(self, pool: str) -> str:
-        """Return the pool to submit to so that a pool gets a job: for a canary pool, that of its rollout."""
-        return self._canaries.get(pool, pool)
+    def _asked(self, worker: Heartbeat, alive: Sequence[Heartbeat]) -> str:
+        """Return the pool to submit to for a worker's model.
+
+        For a canary pool that is the pool of its rollout, unless jobs that stay there got another model.
+        """
+        for pool, rule in self._rules.items():
+            if rule.to == worker.pool and (
+                rule.weight == 100
+                or any(other.pool == pool and other.model == worker.model for other in alive)
+            ):
+                return pool
+        return worker.pool
+
+    def _workers(self, pool: str, alive: Sequence[Heartbeat]) -> Sequence[Heartbeat]:
+        """Return the workers that may get a job that is submitted to a pool."""
+        rule = self._rules.get(pool)
+        pools = {pool} if rule is None or not rule.weight else {pool, rule.to}
+        return [worker for worker in alive if worker.pool in pools]
+
+    def _route(self, pool: str, alive: Sequence[Heartbeat], *, alias: bool = False) -> Route:
+        return Route(pool=pool, workers=len(self._workers(pool, alive)), alias=alias)
 
     def _named(self, name: str, alive: Sequence[Heartbeat]) -> Route:
         try:
             check_pool(name)
         except InvalidJobError:
             raise _unknown(name) from None
-        return _route(name, alive, alias=True)
+        return self._route(name, alive, alias=True)
 
     async def _alive(self) -> Sequence[Heartbeat]:
         now = asyncio.get_running_loop().time()
@@ -143,15 +162,11 @@ class Models:
 
     async def _read_once(self) -> Sequence[Heartbeat]:
         try:
-            if self._read_canaries is not None:
-                self._canaries = await self._read_canaries()
+            if self._read_rules is not None:
+                self._rules = await self._read_rules()
             return await self._read()
         finally:
             self._until = asyncio.get_running_loop().time() + VALID_S
-
-
-def _route(pool: str, alive: Sequence[Heartbeat], *, alias: bool = False) -> Route:
-    return Route(pool=pool, workers=sum(worker.pool == pool for worker in alive), alias=alias)
 
 
 def _unknown(name: str) -> Exception:
@@ -162,8 +177,7 @@ def _unknown(name: str) -> Exception:
     )
 
 
-def _listed(name: str, pool: str, alive: Sequence[Heartbeat]) -> dict[str, Any]:
-    workers = [worker for worker in alive if worker.pool == pool]
+def _listed(name: str, pool: str, workers: Sequence[Heartbeat]) -> dict[str, Any]:
     created = min((int(worker.started_at.timestamp()) for worker in workers), default=0)
     return {
         "id": name,

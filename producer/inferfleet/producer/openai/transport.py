@@ -22,7 +22,7 @@ from inferfleet.producer.openai.streams import EventStream
 from inferfleet.producer.sync import SyncFleet
 from inferfleet.schemas.endpoints import Endpoint
 from inferfleet.schemas.errors import InferfleetError
-from inferfleet.wire.redis.rollouts import read_canaries
+from inferfleet.wire.redis.rollouts import read_rules
 
 BASE_URL: Final = "http://inferfleet/v1"
 """Where the SDK believes the server to be. Nobody connects to it."""
@@ -60,8 +60,8 @@ class Apis(NamedTuple):
 
 
 def _apis(fleet: Fleet, pool: str, models: Mapping[str, str] | None) -> Apis:
-    canaries = partial(read_canaries, fleet.pipeline)
-    jobs = OpenAIApi(fleet, models=Models(fleet.workers, canaries=canaries, pools=models, pool=pool))
+    rules = partial(read_rules, fleet.pipeline)
+    jobs = OpenAIApi(fleet, models=Models(fleet.workers, rules=rules, pools=models, pool=pool))
     return Apis(jobs, ResponsesApi(fleet, jobs), ConversationsApi(fleet))
 
 

@@ -38,14 +38,12 @@ def rule_of(answer: bytes | None) -> RolloutRule | None:
         return None
 
 
-async def read_canaries(pipeline: CommandPipeline) -> dict[str, str]:
-    """Read the canary pools of all rollouts, each with the pool whose jobs it gets."""
+async def read_rules(pipeline: CommandPipeline) -> dict[str, RolloutRule]:
+    """Read the rules of all rollouts, by the pools whose jobs they split."""
     pools = await read_pools(pipeline)
     rules = await asyncio.gather(*(ask_rule(pipeline, pool) for pool in pools))
     return {
-        rule.to: pool
-        for pool, answer in zip(pools, rules, strict=True)
-        if (rule := rule_of(answer)) is not None
+        pool: rule for pool, answer in zip(pools, rules, strict=True) if (rule := rule_of(answer)) is not None
     }
 
 

@@ -1,0 +1,72 @@
+"""Which pool a request goes to that names a model, while a rollout splits the jobs of a pool."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from datetime import UTC, datetime
+
+import pytest
+
+from inferfleet.producer.openai.models import Models
+from inferfleet.schemas.heartbeat import Heartbeat, WorkerPhase
+from inferfleet.schemas.rollout import RolloutRule
+
+AT = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def worker(pool: str, model: str) -> Heartbeat:
+    return Heartbeat(
+        worker_id=f"{pool}-{model}",
+        pool=pool,
+        phase=WorkerPhase.READY,
+        engine="simulated",
+        model=model,
+        version="1",
+        running=0,
+        waiting=0,
+        kv_cache_usage=0.0,
+        tokens_generated=0,
+        finished_per_s=0.0,
+        started_at=AT,
+        seen_at=AT,
+    )
+
+
+def models_of(*alive: Heartbeat, weight: float) -> Models:
+    async def workers() -> list[Heartbeat]:
+        return list(alive)
+
+    async def rules() -> dict[str, RolloutRule]:
+        return {"chat": RolloutRule(to="chat-v2", weight=weight)}
+
+    return Models(workers, rules=rules, pool="none")
+
+
+@pytest.mark.parametrize(
+    ("stable", "weight", "pool"),
+    [
+        pytest.param(["same"], 5, "chat", id="both serve it"),
+        pytest.param(["same"], 0, "chat", id="aborting"),
+        pytest.param(["other"], 5, "chat-v2", id="the pool itself would answer with another model"),
+        pytest.param(["other"], 0, "chat-v2", id="aborting, and only the canary pool serves it"),
+        pytest.param(["other"], 100, "chat", id="no job stays in the pool itself"),
+        pytest.param([], 100, "chat", id="the pool itself has no workers any more"),
+    ],
+)
+async def test_a_model_is_never_answered_by_another_one(
+    stable: Collection[str], weight: float, pool: str
+) -> None:
+    alive = [worker("chat-v2", "same"), *(worker("chat", model) for model in stable)]
+    models = models_of(*alive, weight=weight)
+    assert (await models.route("same", pool=None)).pool == pool
+    assert (await models.get("same"))["pool"] == pool
+
+
+@pytest.mark.parametrize(("weight", "workers"), [(100, 1), (5, 1), (0, 0)])
+async def test_the_workers_of_the_canary_pool_count_as_they_may_get_the_job(
+    weight: float, workers: int
+) -> None:
+    """Else a gateway that refuses without workers refuses all jobs once the pool itself has none."""
+    models = models_of(worker("chat-v2", "same"), weight=weight)
+    assert (await models.route("chat", pool=None)).workers == workers
+    assert (await models.route(None, pool="chat")).workers == workers
