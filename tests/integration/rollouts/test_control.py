@@ -19,6 +19,8 @@ from tests.integration.conftest import (
     aiormq_channel,
     chat,
     eventually,
+    slow_chat,
+    until_running,
 )
 from tests.integration.rollouts.conftest import until_followed
 
@@ -33,10 +35,11 @@ from inferfleet.schemas import FailureCode, Job, JobState
 from inferfleet.schemas.names import POOLS_KEY, dead_queue, job_queue, pool_key, rollout_key
 from inferfleet.schemas.rollout import Rollout, RolloutPhase, RolloutRule
 from inferfleet.schemas.settings import ProducerSettings
+from inferfleet.wire.redis.ended_counts import read_counts
 from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.redis.rollouts import ask_rule, change_rollout, read_rollout, rule_of
 from inferfleet.worker.engines.simulated import SimulatedEngine
-from inferfleet.worker.ports import Generation, GenerationError
+from inferfleet.worker.ports import EngineDeadError, Generation, GenerationError
 
 SOON: dict[str, Any] = {"heartbeat_interval_s": 0.1}
 MOST_CANARY_JOBS = 2500
@@ -316,3 +319,19 @@ async def test_the_pool_of_a_rollout_stays_on_the_list_by_which_gateways_find_it
 
     async with controlled(fleet, producer_settings()):
         await eventually(was_noted)
+
+
+async def test_attempts_during_which_the_engine_dies_count_as_failed(
+    fleet: Fleet, start_worker: StartWorker, pipeline: CommandPipeline, canary: str
+) -> None:
+    """A new version that crashes must not look like one that has ended nothing."""
+    worker = await start_worker(pool=canary)
+    running = [await fleet.submit(slow_chat(tokens=1000, step_s=0.02), pool=canary) for _ in range(2)]
+    for job in running:
+        await until_running(fleet, job)
+    await fleet.submit(slow_chat(tokens=1, step_s=0, kill_engine=True), pool=canary)
+    with pytest.raises(EngineDeadError):
+        await worker.running
+    counts = await read_counts(pipeline, canary)
+    assert counts.succeeded == 0
+    assert counts.failed

@@ -18,7 +18,10 @@ from inferfleet.worker.job_run import JobRun
 
 
 class EndedCounting(Hooks):
-    """Counts attempts that succeeded or failed, also those that will be retried, and their times."""
+    """Counts attempts that succeeded or failed, also those that will be retried, and their times.
+
+    An attempt fails, too, if its engine dies.
+    """
 
     def __init__(self, *, pool: str, worker_id: str) -> None:
         self._pool = pool
@@ -31,6 +34,10 @@ class EndedCounting(Hooks):
     def on_requeue(self, run: JobRun, entry: QueuedEntry) -> None:
         if entry.failure is not None:
             self._new["failed"] += 1
+
+    @override
+    def on_engine_death(self, run: JobRun) -> None:
+        self._new["failed"] += 1
 
     @override
     def on_end(self, run: JobRun | None, result: Result) -> None:

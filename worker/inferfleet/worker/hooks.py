@@ -37,6 +37,9 @@ class Hooks:
     def on_requeue(self, run: JobRun, entry: QueuedEntry) -> None:
         """An attempt requeued its job, for a retry or for another worker."""
 
+    def on_engine_death(self, run: JobRun) -> None:
+        """The engine died during an attempt, which is charged. ``on_requeue`` follows."""
+
     def on_end(self, run: JobRun | None, result: Result) -> None:
         """A result was committed. ``run`` is ``None`` if no message of the job was readable."""
 
@@ -61,6 +64,7 @@ class AllHooks(Hooks):
         self._on_engine_end = _overriding(Hooks.on_engine_end, (hook.on_engine_end for hook in hooks))
         self._on_waste = _overriding(Hooks.on_waste, (hook.on_waste for hook in hooks))
         self._on_requeue = _overriding(Hooks.on_requeue, (hook.on_requeue for hook in hooks))
+        self._on_engine_death = _overriding(Hooks.on_engine_death, (hook.on_engine_death for hook in hooks))
         self._on_end = _overriding(Hooks.on_end, (hook.on_end for hook in hooks))
         self._on_dead_letter = _overriding(Hooks.on_dead_letter, (hook.on_dead_letter for hook in hooks))
         self._on_republish = _overriding(Hooks.on_republish, (hook.on_republish for hook in hooks))
@@ -90,6 +94,11 @@ class AllHooks(Hooks):
     def on_requeue(self, run: JobRun, entry: QueuedEntry) -> None:
         for hook in self._on_requeue:
             hook(run, entry)
+
+    @override
+    def on_engine_death(self, run: JobRun) -> None:
+        for hook in self._on_engine_death:
+            hook(run)
 
     @override
     def on_end(self, run: JobRun | None, result: Result) -> None:

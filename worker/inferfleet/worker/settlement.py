@@ -114,6 +114,8 @@ class Settlement:
             case HandOver(refund):
                 entry = QueuedEntry(at=self._records.clock.now(), attempt=run.attempt, reason="handed_over")
                 await self._release(run, entry, refund=refund)
+                if not refund:
+                    self._hooks.on_engine_death(run)
                 self._hooks.on_requeue(run, entry)
                 await delivery.requeue()
             case Defer(delay_s):
