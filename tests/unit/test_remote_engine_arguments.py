@@ -38,6 +38,10 @@ def test_addresses_are_separated_by_commas() -> None:
         ("http://one:8000v1", "is not the address"),
         ("http://one/v1,http://user:hunter2@two/v1", "address 2 of 2"),
         ("http://one/v1?key=hunter2", "address 1 of 1"),
+        ("http://one/v1?", "address 1 of 1"),
+        ("http://[::1/v1", "is not the address"),
+        ("http://[::zz]/v1", "is not the address"),
+        ("http://one:99999/v1", "is not the address"),
     ],
 )
 def test_what_is_no_address_is_refused_without_secrets(setting: str, words: str) -> None:
@@ -53,3 +57,12 @@ def test_an_unknown_argument_is_refused_with_the_one_that_is_meant() -> None:
 
     with pytest.raises(ConfigurationError, match="api_key_file"):
         make_engine(settings)
+
+
+@pytest.mark.parametrize("headers", [{"a b": "x"}, {"": "x"}, {"X-Team": "hunter2\nX-Other: y"}])
+def test_what_is_no_header_is_refused_without_its_value(headers: dict[str, str]) -> None:
+    settings = WorkerSettings(engine="openai", base_url="http://one/v1", engine_args={"headers": headers})
+
+    with pytest.raises(ConfigurationError, match="headers") as refused:
+        make_engine(settings)
+    assert "hunter2" not in str(refused.value)

@@ -37,9 +37,10 @@ class TestOnAGateway(EngineSuite):
         with ExitStack() as stack:
             log = stack.enter_context(Path(os.devnull).open("wb"))
             for command in commands:
-                process = ForkedProcess(command, env=env, stdout=log, stderr=log)
-                stack.callback(process.kill)
-            cls.url, cls.gateway = f"http://127.0.0.1:{port}/v1", process
+                # The last one is the gateway.
+                cls.gateway = ForkedProcess(command, env=env, stdout=log, stderr=log)
+                stack.callback(cls.gateway.kill)
+            cls.url = f"http://127.0.0.1:{port}/v1"
             yield
 
     def make_engine(self) -> OpenaiEngine:

@@ -60,7 +60,7 @@ async def test_requests_that_a_server_answers_with_429_wait_and_are_answered(
         answers = await asyncio.gather(*asked)
 
         assert all(answer.usage.completion_tokens == 5 for answer in answers)
-        (host,) = engine._hosts.all
+        (host,) = engine._hosts.all  # pyright: ignore[reportPrivateUsage]
         assert host.limit < 8, "the limit should have fallen"
 
 

@@ -141,6 +141,8 @@ class ModelSwaps:
         if new is not None:
             await new.stop()
         if self._paused_at is not None:
+            # It may be loaded still, and there is no memory for both.
+            await old.stop()
             again = self._make(self._settings)
             try:
                 await again.start()

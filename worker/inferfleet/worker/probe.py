@@ -153,13 +153,16 @@ async def _logprobs_of_text(engine: Engine) -> list[float] | None:
         answer = await _ask(engine, Endpoint.COMPLETIONS, body)
     except GenerationError:
         return None
-    logprobs: Mapping[str, Any] | None = answer.completion.response["choices"][0].get("logprobs")
-    if not logprobs:
-        return None
-    if _letters(TEXT) not in _letters("".join(logprobs["tokens"])):
+    match answer.completion.response["choices"][0].get("logprobs"):
+        case {"tokens": [*tokens], "token_logprobs": [*numbers]}:
+            pass
+        case _:
+            # A remote server may give none, or those of chats, which have other names.
+            return None
+    if _letters(TEXT) not in _letters("".join(tokens)):
         raise ProbeFailedError("its tokenizer does not give back the text that it has encoded")
     # The last token is generated, and nothing is before the first, so that it has no probability.
-    found: list[float] = [each for each in logprobs["token_logprobs"][:-1] if each is not None]
+    found: list[float] = [each for each in numbers[:-1] if each is not None]
     if not found or not all(map(math.isfinite, found)):
         raise ProbeFailedError("its log-probabilities are not finite numbers")
     return found
@@ -185,14 +188,19 @@ def _all_equal(rows: Iterable[list[float]]) -> bool:
 async def _ask(engine: Engine, endpoint: Endpoint, body: Mapping[str, Any]) -> _Answer:
     generation = Generation(id="probe", endpoint=endpoint, body=body, priority=_HIGHEST)
     token_ids: list[int] = []
+    text = ""
     completion: Completion | None = None
     async with aclosing(engine.generate(generation)) as events:
         async for event in events:
             match event:
                 case TokenChunk():
                     token_ids += event.token_ids
+                    text += event.text
                 case Completion():
                     completion = event
     if completion is None:
         raise ProbeFailedError("it ends an answer without completing it")
+    if any(each < 0 for each in token_ids):
+        # A remote server does not tell the ids of its tokens: its characters stand for them.
+        token_ids = [*map(ord, text)]
     return _Answer(tuple(token_ids), completion)

@@ -54,6 +54,8 @@ async def answer(
                 yield chunk
     if not streamed.ended:
         raise HostLostError(f"{host.name} ended the stream before the answer")
+    # A restarted server may have answered. The answer is whole and its own, and is its last one here.
+    host.another_model |= served.has_changed(generation.endpoint, streamed.fingerprint)
     for chunk in streamed.rest():
         yield chunk
     yield Completion(response=streamed.response(), usage=streamed.usage)

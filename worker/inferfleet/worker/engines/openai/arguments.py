@@ -16,6 +16,9 @@ from inferfleet.schemas.settings import Seconds
 
 _ADDRESS: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[\w.-]+)(:\d{1,5})?", re.ASCII)
 
+_HeaderName = Annotated[str, Field(pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$")]
+_HeaderValue = Annotated[str, Field(pattern=r"^[^\x00-\x08\x0a-\x1f\x7f]*$")]
+
 
 class OpenaiArguments(BaseModel):
     """What ``--engine-args`` may hold; ``docs/how-to/use-a-remote-engine.md`` describes each."""
@@ -23,7 +26,7 @@ class OpenaiArguments(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     api_key_file: Path | None = None
-    headers: Annotated[dict[str, str], Field(repr=False)] = Field(default_factory=dict)
+    headers: Annotated[dict[_HeaderName, _HeaderValue], Field(repr=False)] = Field(default_factory=dict)
     start_timeout_s: Seconds = 1800.0
     connect_timeout_s: Seconds = 5.0
     silence_timeout_s: Seconds = 300.0
@@ -66,14 +69,26 @@ def base_urls(setting: str) -> list[str]:
             "(INFERFLEET_BASE_URL)"
         )
     for number, url in enumerate(urls, start=1):
-        parts = urlsplit(url)
-        if "@" in url or parts.query or parts.fragment:
+        if not _is_plain(url):
             raise ConfigurationError(
                 f"--base-url: address {number} of {len(urls)} has more than a scheme, a host and a path; "
                 'a key belongs into a file: --engine-args \'{"api_key_file": "/run/secrets/key"}\''
             )
-        if parts.scheme not in {"http", "https"} or not _ADDRESS.fullmatch(parts.netloc):
+        if not _is_address(url):
             raise ConfigurationError(
                 f"--base-url: {url!r} is not the address of a server; write it as http://host:8000/v1"
             )
     return urls
+
+
+def _is_plain(url: str) -> bool:
+    return not any(mark in url for mark in "@?#")
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        return False
+    return parts.scheme in {"http", "https"} and bool(_ADDRESS.fullmatch(parts.netloc)) and port != 0

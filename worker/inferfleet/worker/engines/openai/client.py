@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from http import HTTPStatus
@@ -13,7 +14,6 @@ import orjson
 from inferfleet.schemas.errors import ServiceUnreachableError
 from inferfleet.worker.engines.openai.arguments import OpenaiArguments
 from inferfleet.worker.engines.openai.errors import (
-    LONGEST_QUOTE,
     BusyError,
     HostLostError,
     failure,
@@ -23,6 +23,15 @@ from inferfleet.worker.engines.openai.hosts import Host
 from inferfleet.worker.ports import EngineDeadError
 
 _DONE: Final = b"[DONE]"
+
+_LONGEST_PAGE: Final = 64 * 1024
+"""How much of an error that is not JSON is read. What is quoted of it is shorter."""
+
+_SHORTEST_SECRET: Final = 6
+"""Shorter values of headers may be in any error by chance."""
+
+_LOOK_S: Final = 30.0
+"""How long a server may take to answer a question about itself."""
 
 
 class Client:
@@ -35,7 +44,7 @@ class Client:
         )
         # No limit of connections: the hosts' own limits decide.
         self._session = aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0))
-
+        self._key = ""
         self._open: set[aiohttp.ClientResponse] = set()
 
     async def close(self) -> None:
@@ -47,8 +56,11 @@ class Client:
 
     async def get(self, host: Host, url: str) -> tuple[int, Any]:
         """Return the status and the JSON of an answer, which is ``None`` if it is not JSON."""
-        async with self._response(host, "GET", url) as response:
-            return response.status, _json(await response.read())
+        try:
+            async with asyncio.timeout(_LOOK_S), self._response(host, "GET", url) as response:
+                return response.status, _json(await response.read())
+        except TimeoutError as error:
+            raise HostLostError(f"{host.name} did not answer GET {url} within {_LOOK_S:g} s") from error
 
     async def post(self, host: Host, url: str, body: Mapping[str, Any], **headers: str) -> dict[str, Any]:
         """Return the JSON of an answer.
@@ -85,7 +97,7 @@ class Client:
                     if not isinstance(event, dict):
                         raise HostLostError(f"{host.name} sent an event that is not a JSON object")
                     if event.get("error"):
-                        raise failure_in_stream(event["error"], body, host=host.name)
+                        raise failure_in_stream(event["error"], body, host=host.name, secrets=self._secrets())
                     yield event
 
     @asynccontextmanager
@@ -107,8 +119,8 @@ class Client:
                     if status == HTTPStatus.UNAUTHORIZED:
                         raise EngineDeadError(f"{host.name} does not accept the API key (401)")
                     raw = await response.read()
-                    answer = _json(raw) or raw[:LONGEST_QUOTE].decode(errors="replace")
-                    raise failure(status, answer, body, host=host.name)
+                    answer = _json(raw) or raw[:_LONGEST_PAGE].decode(errors="replace")
+                    raise failure(status, answer, body, host=host.name, secrets=self._secrets())
         except ServiceUnreachableError as error:
             raise HostLostError(str(error)) from error
 
@@ -152,8 +164,16 @@ class Client:
                 raise EngineDeadError(
                     f"cannot read the API key from {self._arguments.api_key_file}: {type(error).__name__}"
                 ) from None
+            self._key = key
             headers["Authorization"] = f"Bearer {key}"
         return headers
+
+    def _secrets(self) -> list[str]:
+        """Return what no error may quote, the longest first."""
+        values = [self._key]
+        for value in self._arguments.headers.values():
+            values += (value, value.partition(" ")[2])
+        return sorted((each for each in values if len(each) >= _SHORTEST_SECRET), key=len, reverse=True)
 
 
 def _json(data: bytes) -> Any:
@@ -166,6 +186,7 @@ def _json(data: bytes) -> Any:
 def _retry_after_s(value: str | None) -> float | None:
     """Read the seconds of a ``Retry-After``; a date, which depends on two clocks, counts as none."""
     try:
-        return max(0.0, float(value)) if value is not None else None
+        seconds = float(value or "")
     except ValueError:
         return None
+    return seconds if seconds >= 0 else None

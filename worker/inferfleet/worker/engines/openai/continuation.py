@@ -15,11 +15,11 @@ from inferfleet.schemas import Endpoint
 from inferfleet.schemas.journal import TokenChunk
 from inferfleet.worker.completion import text_completion
 from inferfleet.worker.engines.openai.client import Client
-from inferfleet.worker.engines.openai.errors import HostLostError
+from inferfleet.worker.engines.openai.errors import AnotherModelError, HostLostError, ServerError
 from inferfleet.worker.engines.openai.hosts import Host
 from inferfleet.worker.engines.openai.served import Served, url_of
 from inferfleet.worker.engines.vllm import resumable as vllm
-from inferfleet.worker.ports import Completion, Generation, NotContinuableError
+from inferfleet.worker.ports import Completion, Generation, GenerationError, NotContinuableError
 
 _SAMPLING: Final = frozenset(
     {
@@ -67,6 +67,7 @@ async def resumed(
     """Yield the rest of an answer. ``sent`` is the body with which it would begin.
 
     Raises:
+        AnotherModelError: The server has another model than the one that generated the tokens.
         NotContinuableError: The text of the tokens is not the text that was streamed, or their end may be
             the end of the answer.
 
@@ -74,7 +75,7 @@ async def resumed(
     done = generation.resume_token_ids
     if min(done) < 0:
         raise NotContinuableError("it has tokens without ids")
-    prompt = await _prompt(client, host, generation, sent)
+    prompt = await _prompt(client, host, generation, served, sent)
     decoder = _Decoder(client, host, served.identity.name, prompt)
     decoded = await decoder.text(done)
     before = _before(generation, decoded)
@@ -131,20 +132,30 @@ async def resumed(
     yield completion
 
 
-async def _prompt(client: Client, host: Host, generation: Generation, sent: Mapping[str, Any]) -> list[int]:
+async def _prompt(
+    client: Client, host: Host, generation: Generation, served: Served, sent: Mapping[str, Any]
+) -> list[int]:
     """Return the token ids of the prompt, as the server makes them from this very request.
 
-    It computes the prompt for that, which the prefix cache keeps for the rest of the answer.
+    It computes the prompt for that, which the prefix cache keeps for the rest of the answer. The end of this
+    stream says which model the server has: a restart may have been too quick to be noticed otherwise.
     """
+    found: list[int] = []
+    fingerprint: str | None = None
     limit = {"max_tokens": 1, "min_tokens": 0}
     if generation.endpoint is Endpoint.CHAT:
         limit["max_completion_tokens"] = 1
     url = url_of(host, generation.endpoint)
     async with aclosing(client.stream(host, url, {**sent, **limit}, **generation.trace_headers)) as events:
         async for event in events:
+            fingerprint = event.get("system_fingerprint") or fingerprint
             for told in (event, *(event.get("choices") or ())):
                 if told.get("prompt_token_ids"):
-                    return list(told["prompt_token_ids"])
+                    found = list(told["prompt_token_ids"])
+    if served.has_changed(generation.endpoint, fingerprint):
+        raise AnotherModelError(host.name)
+    if found:
+        return found
     raise NotContinuableError("the server does not tell the tokens of the prompt")
 
 
@@ -169,7 +180,14 @@ class _Decoder:
 
     async def _decoded(self, token_ids: list[int]) -> str:
         body = {"model": self._model, "tokens": token_ids}
-        return str((await self._client.post(self._host, f"{self._host.root}/detokenize", body))["prompt"])
+        try:
+            answer = await self._client.post(self._host, f"{self._host.root}/detokenize", body)
+        except GenerationError as error:
+            if isinstance(error, ServerError):
+                raise
+            # A proxy may let only /v1 through. The answer can begin again without this.
+            raise NotContinuableError(f"the server does not decode its tokens: {error}") from error
+        return str(answer.get("prompt") or "")
 
 
 def _before(generation: Generation, decoded: str) -> tuple[TokenChunk, ...]:

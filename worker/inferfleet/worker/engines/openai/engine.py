@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from typing import Any, Final, Self
 
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
@@ -23,8 +23,14 @@ from inferfleet.worker.engines.openai.answer import answer
 from inferfleet.worker.engines.openai.arguments import OpenaiArguments, base_urls
 from inferfleet.worker.engines.openai.client import Client
 from inferfleet.worker.engines.openai.continuation import resumable
-from inferfleet.worker.engines.openai.errors import BusyError, HostLostError, refusal
-from inferfleet.worker.engines.openai.hosts import Host, Hosts
+from inferfleet.worker.engines.openai.errors import (
+    AnotherModelError,
+    BusyError,
+    HostLostError,
+    NotThereError,
+    refusal,
+)
+from inferfleet.worker.engines.openai.hosts import BUSY_PAUSE_S, SHORTEST_PAUSE_S, Host, Hosts
 from inferfleet.worker.engines.openai.served import Served, listed_model, look
 from inferfleet.worker.ports import (
     Completion,
@@ -133,26 +139,35 @@ class OpenaiEngine:
                     async with aclosing(answer(client, host, generation, served)) as events:
                         async for event in events:
                             if not begun:
-                                self._judge_first_event(host, time.monotonic() - asked)
+                                self._judge_first_event(host, asked)
                                 begun = True
                             yield event
                     host.succeeded()
+                    if host.another_model:
+                        self._has_another_model(host)
                     return
                 except BusyError as error:
                     busy_since = busy_since or time.monotonic()
                     waited_s = time.monotonic() - busy_since
-                    host.overloaded(error.retry_after_s)
-                    if waited_s + (error.retry_after_s or 0) > self._arguments.busy_timeout_s:
+                    host.overloaded(asked_at=asked, pause_s=self._pause_s(error))
+                    wait_s = min(error.retry_after_s or 0.0, self._hosts.pause_s(but=host))
+                    if waited_s + wait_s > self._arguments.busy_timeout_s:
                         raise GenerationError(
                             FailureCode.ENGINE_ERROR,
                             f"{host.name} refuses requests (429) for longer than "
                             f"{self._arguments.busy_timeout_s:g} s (busy_timeout_s)",
                         ) from error
                 except HostLostError as error:
+                    if isinstance(error, AnotherModelError):
+                        self._has_another_model(host)
                     await self._lost(host, error)
                     avoid.add(host)
                     if begun or avoid.issuperset(self._hosts.all):
                         raise GenerationError(FailureCode.ENGINE_ERROR, str(error)) from error
+                except NotThereError:
+                    # Perhaps it has another model now.
+                    host.verified_at = float("-inf")
+                    raise
                 except (EngineDeadError, ConfigurationError) as error:
                     # The second says that a server does not accept the key any more.
                     self._hosts.die(str(error))
@@ -177,17 +192,23 @@ class OpenaiEngine:
             raise NotContinuableError("this server or this request needs more than its tokens")
         return self._served
 
-    def _judge_first_event(self, host: Host, after_s: float) -> None:
+    def _judge_first_event(self, host: Host, asked: float) -> None:
         limit = self._arguments.max_first_token_s
-        if limit is not None and after_s > limit:
-            host.overloaded(0.0)
+        if limit is not None and time.monotonic() - asked > limit:
+            host.overloaded(asked_at=asked)
+
+    def _pause_s(self, busy: BusyError) -> float:
+        """Return how long a busy server gets no request: as long as it says, within what is sensible."""
+        if busy.retry_after_s is None:
+            return BUSY_PAUSE_S
+        return max(SHORTEST_PAUSE_S, min(busy.retry_after_s, self._arguments.busy_timeout_s))
 
     async def _until_served(self, client: Client) -> Served:
         logged = False
         timeout_s = self._arguments.start_timeout_s
         try:
             async for attempt in AsyncRetrying(
-                retry=retry_if_exception_type(HostLostError),
+                retry=retry_if_exception_type((HostLostError, BusyError)),
                 wait=wait_random_exponential(multiplier=0.1, max=2.0),
                 stop=stop_after_delay(timeout_s),
                 reraise=True,
@@ -196,22 +217,22 @@ class OpenaiEngine:
                     self._hosts.require_alive()
                     try:
                         return await self._first_served(client)
-                    except HostLostError as error:
+                    except (HostLostError, BusyError) as error:
                         if not logged:
                             logger.info("waiting for a server: %s", error)
                         logged = True
                         raise
-        except HostLostError as error:
+        except (HostLostError, BusyError) as error:
             raise EngineDeadError(f"no server had the model within {timeout_s:g} s: {error}") from error
         raise AssertionError("tenacity returns or raises")
 
     async def _first_served(self, client: Client) -> Served:
         """Look at the servers in turn, and return what the first one that answers has."""
-        lost: HostLostError | None = None
+        lost: HostLostError | BusyError | None = None
         for host in self._hosts.all:
             try:
                 served = await look(client, host, self._name)
-            except HostLostError as error:
+            except (HostLostError, BusyError) as error:
                 lost = error
             else:
                 host.verified_at = time.monotonic()
@@ -238,26 +259,38 @@ class OpenaiEngine:
             entry = await listed_model(client, host, self.model)
             same = str(entry.get("root") or "") == served.identity.revision
         if not same:
-            host.another_model = True
-            logger.error("%s has another model now; it gets no more requests", host.name)
-            raise HostLostError(f"{host.name} has another model now than when the worker started")
+            raise AnotherModelError(host.name)
         host.verified_at = time.monotonic()
+
+    def _has_another_model(self, host: Host) -> None:
+        host.another_model = True
+        logger.error("%s has another model now; it gets no more requests", host.name)
+        if all(each.another_model for each in self._hosts.all):
+            self._hosts.die(f"no server is left that has the model: {AnotherModelError(host.name)}")
 
     async def _lost(self, host: Host, error: HostLostError) -> None:
         """Find out, after a connection has failed, whether any server is left.
 
         Raises:
-            EngineDeadError: No server answers, or all have another model.
+            EngineDeadError: No server answers, all have another model, or one refuses our key.
 
         """
         host.verified_at = float("-inf")
         self._hosts.require_alive()
         client = self._require_client()
-        for each in self._hosts.all:
+        # The lost one last: it may hang.
+        for each in sorted(self._hosts.all, key=lambda it: it is host):
             if not each.another_model:
-                with suppress(HostLostError):
+                try:
                     await listed_model(client, each, self.model)
+                except BusyError:
                     return
+                except HostLostError:
+                    continue
+                except ConfigurationError as refused:
+                    self._hosts.die(str(refused))
+                    raise EngineDeadError(str(refused)) from refused
+                return
         self._hosts.die(f"no server is left that has the model: {error}")
         self._hosts.require_alive()
 

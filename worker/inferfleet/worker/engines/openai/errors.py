@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from http import HTTPStatus
 from typing import Any, Final, cast
 
@@ -16,13 +16,21 @@ _TOO_LONG: Final = frozenset(
 """The codes of OpenAI and llama.cpp, and the parameters that vLLM names, for a prompt that is too long."""
 
 _PASSING: Final = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.CONFLICT, HTTPStatus.TOO_EARLY})
-_REFUSES_US: Final = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
+_REFUSES_US: Final = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.PAYMENT_REQUIRED, HTTPStatus.FORBIDDEN})
+_NOT_THERE: Final = frozenset({HTTPStatus.NOT_FOUND, HTTPStatus.NOT_IMPLEMENTED})
 
 LONGEST_QUOTE: Final = 1000
 
 
 class HostLostError(Exception):
     """The connection to a server failed, or it has another model: ask another server, or later."""
+
+
+class AnotherModelError(HostLostError):
+    """A server has another model than when the worker started. It gets no more requests."""
+
+    def __init__(self, host: str) -> None:
+        super().__init__(f"{host} has another model now than when the worker started")
 
 
 class BusyError(Exception):
@@ -37,18 +45,37 @@ class ServerError(GenerationError):
     """The server itself failed, so another one may answer."""
 
 
+class NotThereError(GenerationError):
+    """The server has no such path, or no such model (any more)."""
+
+
+def is_refused(error: GenerationError) -> bool:
+    """Return whether the server would refuse the same request again."""
+    return isinstance(error, NotThereError) or not error.code.retryable
+
+
 def refusal(problem: str) -> GenerationError:
     """Make the error for a request that can never be answered here."""
     return GenerationError(FailureCode.INVALID_REQUEST, problem)
 
 
-def failure(status: int, answer: Any, body: Mapping[str, Any], *, host: str) -> GenerationError:
-    """Make the error of an answer that is not a success. It has the server's words without the prompt's."""
+def failure(
+    status: int, answer: Any, body: Mapping[str, Any], *, host: str, secrets: Collection[str] = ()
+) -> GenerationError:
+    """Make the error of an answer that is not a success.
+
+    It has the server's words without the prompt's, and without our ``secrets``.
+    """
     details = _details(answer)
     words = " ".join(without_prompt(str(details.get("message") or answer or ""), body).split())
+    for secret in secrets:
+        words = words.replace(secret, "[…]")
     said = f"{host} answers {status}: {words[:LONGEST_QUOTE]}"
     if not _TOO_LONG.isdisjoint(str(details.get(name)) for name in ("code", "type", "param")):
         return GenerationError(FailureCode.PROMPT_TOO_LONG, said)
+    if status in _NOT_THERE:
+        # Not the request's fault: the server has answered on this path, with this model.
+        return NotThereError(FailureCode.ENGINE_ERROR, said)
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         return ServerError(FailureCode.ENGINE_ERROR, said)
     if status in _PASSING | _REFUSES_US:
@@ -56,10 +83,13 @@ def failure(status: int, answer: Any, body: Mapping[str, Any], *, host: str) -> 
     return refusal(said)
 
 
-def failure_in_stream(error: Any, body: Mapping[str, Any], *, host: str) -> GenerationError:
+def failure_in_stream(
+    error: Any, body: Mapping[str, Any], *, host: str, secrets: Collection[str] = ()
+) -> GenerationError:
     """Make the error of a stream that ends with an ``error``; without a code it is the server's."""
     code = _details({"error": error}).get("code")
-    return failure(code if isinstance(code, int) else 500, {"error": error}, body, host=host)
+    status = code if isinstance(code, int) else 500
+    return failure(status, {"error": error}, body, host=host, secrets=secrets)
 
 
 def _details(answer: Any) -> Mapping[str, Any]:

@@ -20,6 +20,9 @@ from inferfleet.worker.ports import EngineDeadError
 BUSY_PAUSE_S: Final = 1.0
 """How long a server that answers 429 gets no request, if it does not say how long."""
 
+SHORTEST_PAUSE_S: Final = 0.1
+"""How long it gets none at least: a ``Retry-After`` of 0 asks for no storm."""
+
 
 class Host:
     """One server. ``limit`` is how many requests it may run at once, ``running`` how many it runs for us."""
@@ -38,6 +41,7 @@ class Host:
         self.another_model = False
         self._max_running = max_running
         self._paused_until = 0.0
+        self._halved_at = float("-inf")
 
     @property
     def free(self) -> bool:
@@ -50,21 +54,29 @@ class Host:
         )
 
     @property
+    def pause_s(self) -> float:
+        """How much longer it gets no request, because it was busy."""
+        return max(0.0, self._paused_until - time.monotonic())
+
+    @property
     def free_in_s(self) -> float:
         """After how long it may be free again without any news."""
-        pause_s = self._paused_until - time.monotonic()
-        return pause_s if pause_s > 0 else RECOVERY_S
+        return self.pause_s or RECOVERY_S
 
     def succeeded(self) -> None:
         """Raise the limit a little."""
         self.limit = min(self._max_running, self.limit + 1 / self.limit)
 
-    def overloaded(self, pause_s: float | None = None) -> None:
-        """Halve the limit, once for all requests that find out at the same time, and pause."""
+    def overloaded(self, *, asked_at: float, pause_s: float = 0.0) -> None:
+        """Halve the limit, and pause.
+
+        Requests that were sent before the limit fell say nothing about the limit that there is now.
+        """
         now = time.monotonic()
-        if self._paused_until <= now:
+        if asked_at > self._halved_at:
             self.limit = max(1.0, min(self.limit, self.running) / 2)
-        self._paused_until = max(self._paused_until, now + (BUSY_PAUSE_S if pause_s is None else pause_s))
+            self._halved_at = now
+        self._paused_until = max(self._paused_until, now + pause_s)
 
 
 class Hosts:
@@ -97,6 +109,11 @@ class Hosts:
         finally:
             host.running -= 1
             self.wake()
+
+    def pause_s(self, *, but: Host) -> float:
+        """Return how much longer all others get no request, because they were busy."""
+        others = [host.pause_s for host in self.all if host is not but and not host.another_model]
+        return min(others, default=float("inf"))
 
     def die(self, reason: str) -> None:
         """Let no request through from now on."""

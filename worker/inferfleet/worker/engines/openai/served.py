@@ -12,7 +12,7 @@ from inferfleet.schemas import Endpoint
 from inferfleet.schemas.errors import ConfigurationError
 from inferfleet.worker.engines.fingerprint import digest
 from inferfleet.worker.engines.openai.client import Client
-from inferfleet.worker.engines.openai.errors import HostLostError
+from inferfleet.worker.engines.openai.errors import BusyError, HostLostError, ServerError, is_refused
 from inferfleet.worker.engines.openai.hosts import Host
 from inferfleet.worker.ports import EngineDeadError, GenerationError, ModelIdentity
 
@@ -49,12 +49,19 @@ class Served:
     priorities: bool = False
     reasons: bool = False
 
+    def has_changed(self, endpoint: Endpoint, fingerprint: str | None) -> bool:
+        """Return whether the ``system_fingerprint`` of an answer is not the one that the server had."""
+        first = next((each for each in _PROBES if each in self.endpoints), None)
+        known = self.identity.options
+        return endpoint == first and bool(known) and (fingerprint or known) != known
+
 
 async def listed_model(client: Client, host: Host, name: str) -> Mapping[str, Any]:
     """Return the server's entry of the model, without a name that of its only model.
 
     Raises:
         HostLostError: The server does not answer, or does not have the model yet.
+        BusyError: It has too many requests.
         ConfigurationError: It refuses our key, or has several models and none is named.
 
     """
@@ -64,8 +71,10 @@ async def listed_model(client: Client, host: Host, name: str) -> Mapping[str, An
             f"{host.name} does not accept the API key ({status}): check the file that 'api_key_file' names "
             "in INFERFLEET_ENGINE_ARGS"
         )
+    if status == HTTPStatus.TOO_MANY_REQUESTS:
+        raise BusyError(None)
     match answer:
-        case {"data": [*models]} if status == HTTPStatus.OK:
+        case {"data": [*models]} if status == HTTPStatus.OK and all(isinstance(it, dict) for it in models):
             entries: dict[str, Mapping[str, Any]] = {str(each.get("id")): each for each in models}
         case _ if name and status == HTTPStatus.NOT_FOUND:
             return {"id": name}  # some servers list nothing
@@ -92,6 +101,7 @@ async def look(client: Client, host: Host, name: str) -> Served:
 
     Raises:
         HostLostError: The server does not answer, or does not have the model yet.
+        BusyError: It has too many requests.
         ConfigurationError: It refuses our key, has several models and none is named, or answers no endpoint.
 
     """
@@ -142,24 +152,31 @@ async def _ask(client: Client, host: Host, endpoint: Endpoint, body: Mapping[str
     except EngineDeadError as error:
         raise ConfigurationError(str(error)) from error
     except GenerationError as error:
-        if not error.code.retryable or endpoint not in {Endpoint.CHAT, Endpoint.COMPLETIONS}:
+        if is_refused(error) or endpoint not in {Endpoint.CHAT, Endpoint.COMPLETIONS}:
             return None
         raise HostLostError(str(error)) from error
 
 
 async def _streams_ids(client: Client, host: Host, endpoint: Endpoint, probe: Mapping[str, Any]) -> bool:
     body = {**probe, "stream": True, "return_token_ids": True}
-    async with aclosing(client.stream(host, url_of(host, endpoint), body)) as events:
-        async for event in events:
-            if any(choice.get("token_ids") for choice in event.get("choices") or ()):
-                return True
+    try:
+        async with aclosing(client.stream(host, url_of(host, endpoint), body)) as events:
+            async for event in events:
+                if any(choice.get("token_ids") for choice in event.get("choices") or ()):
+                    return True
+    except GenerationError as error:
+        if not is_refused(error):
+            raise HostLostError(str(error)) from error
     return False
 
 
 async def _tokenizer(client: Client, host: Host, model: str) -> str:
     try:
         answer = await client.post(host, f"{host.root}/tokenize", {"model": model, "prompt": _SAMPLE})
-    except GenerationError:
+    except GenerationError as error:
+        # An error that passes must not make it another model. Other errors are those of a proxy.
+        if isinstance(error, ServerError):
+            raise HostLostError(str(error)) from error
         return ""
     return digest(answer.get("tokens"))
 

@@ -61,6 +61,11 @@ class StreamedAnswer:
         return bool(reasons) and all(reason not in {None, "abort"} for reason in reasons)
 
     @property
+    def fingerprint(self) -> str | None:
+        """Which model the server says it has, if it does."""
+        return self._head.get("system_fingerprint")
+
+    @property
     def usage(self) -> Usage:
         """What the server counted; if it did not, the events."""
         usage: Mapping[str, Any] = self._head.get("usage") or {}

@@ -1,0 +1,267 @@
+"""Servers that say absurd things, are busy at the start, or have another model all of a sudden."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from aiohttp import web
+
+from inferfleet.schemas import Endpoint, FailureCode
+from inferfleet.worker.engines.openai.engine import OpenaiEngine
+from inferfleet.worker.ports import (
+    Completion,
+    EngineDeadError,
+    Generation,
+    GenerationError,
+    NotContinuableError,
+)
+from inferfleet.worker.probe import ProbeFailedError, probe
+
+PATIENCE_S = 10.0
+MODEL = "some-model"
+
+Answer = Callable[[str, dict[str, Any]], Awaitable[web.StreamResponse | None]]
+
+
+class BadServer:
+    """A server that answers well, unless ``answer`` says something else. ``vllm`` makes it one of vLLM."""
+
+    def __init__(self, *, vllm: bool = False, completions: bool = False) -> None:
+        self.vllm = vllm
+        self.completions = completions
+        self.fingerprint = "vllm-one"
+        self.said = "hello there"
+        self.asked: list[dict[str, Any]] = []
+        self.url = ""
+        self.answer: Answer = self.nothing
+
+    async def nothing(self, path: str, body: dict[str, Any]) -> web.StreamResponse | None:
+        return None
+
+    @asynccontextmanager
+    async def running(self) -> AsyncGenerator[BadServer]:
+        app = web.Application()
+        app.router.add_get("/v1/models", self._models)
+        app.router.add_post("/{path:.*}", self._post)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, "127.0.0.1", 0).start()
+            self.url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
+            yield self
+        finally:
+            await runner.cleanup()
+
+    async def _models(self, request: web.Request) -> web.Response:
+        entry = {"id": MODEL, "root": "/model", "max_model_len": 100}
+        return web.json_response({"data": [entry | ({"owned_by": "vllm"} if self.vllm else {})]})
+
+    async def _post(self, request: web.Request) -> web.StreamResponse:
+        body = await request.json()
+        other = await self.answer(request.path, body)
+        if other is not None:
+            return other
+        if request.path == "/tokenize" and self.vllm:
+            return web.json_response({"tokens": [1, 2, 3]})
+        chat = request.path == "/v1/chat/completions"
+        if not chat and not (self.completions and request.path == "/v1/completions"):
+            return web.json_response({"error": {"message": "not here"}}, status=404)
+        if body.get("stream"):
+            self.asked.append(body)
+        end = {"index": 0, "finish_reason": "stop"}
+        counts = {"prompt_tokens": 2, "completion_tokens": 1}
+        head = {"id": "a", "created": 1, "model": MODEL}
+        last = head | {"usage": counts} | ({"system_fingerprint": self.fingerprint} if self.vllm else {})
+        if not body.get("stream"):
+            words = {"message": {"role": "assistant", "content": self.said}} if chat else {"text": self.said}
+            return web.json_response(last | {"choices": [end | words]})
+        words = {"delta": {"role": "assistant", "content": self.said}} if chat else {"text": self.said}
+        ids = {"token_ids": [7]} if self.vllm else {}
+        events: list[dict[str, Any]] = [
+            head | {"prompt_token_ids": [1, 2], "choices": [end | words | ids]},
+            last | {"choices": []},
+        ]
+        lines = b"".join(b"data: " + orjson.dumps(event) + b"\n\n" for event in events)
+        return web.Response(body=lines + b"data: [DONE]\n\n", content_type="text/event-stream")
+
+
+@asynccontextmanager
+async def engine_on(*servers: BadServer, **engine_args: Any) -> AsyncGenerator[OpenaiEngine]:
+    engine = OpenaiEngine(
+        urls=[server.url for server in servers], model=MODEL, max_running=8, engine_args=engine_args
+    )
+    try:
+        yield engine
+    finally:
+        await engine.stop()
+
+
+@asynccontextmanager
+async def started_on(*servers: BadServer, **engine_args: Any) -> AsyncGenerator[OpenaiEngine]:
+    async with engine_on(*servers, **engine_args) as engine:
+        await engine.start()
+        yield engine
+
+
+async def ask(engine: OpenaiEngine, **fields: Any) -> Completion:
+    body = {"messages": [{"role": "user", "content": "x"}]}
+    generation = Generation(id="job", endpoint=Endpoint.CHAT, body=body, priority=4, **fields)
+    found: Completion | None = None
+    async with asyncio.timeout(PATIENCE_S), aclosing(engine.generate(generation)) as events:
+        async for event in events:
+            if isinstance(event, Completion):
+                found = event
+    assert found is not None
+    return found
+
+
+def saying(
+    status: int,
+    *,
+    times: int = 1,
+    headers: Mapping[str, str] = {},
+    words: str = "no",
+    streamed: bool = True,
+    path: str = "",
+) -> Answer:
+    """Answer requests this way, so many times. At first only streams, which are the jobs."""
+    left = times
+
+    async def answer(asked: str, body: dict[str, Any]) -> web.StreamResponse | None:
+        nonlocal left
+        if not left or (streamed and not body.get("stream")) or not asked.endswith(path):
+            return None
+        left -= 1
+        return web.json_response({"error": {"message": words}}, status=status, headers=headers)
+
+    return answer
+
+
+@pytest.mark.parametrize("seconds", ["1e999", "99999999999", "nan", "-5"])
+async def test_an_absurd_pause_does_not_silence_a_server_for_ever(seconds: str) -> None:
+    async with BadServer().running() as server, started_on(server, busy_timeout_s=1.0) as engine:
+        server.answer = saying(429, headers={"Retry-After": seconds})
+        asked = [ask(engine) for _ in range(2)]
+        await asyncio.gather(*asked, return_exceptions=True)
+
+        assert (await ask(engine)).usage.prompt_tokens == 2
+
+
+async def test_a_pause_of_zero_asks_for_no_storm() -> None:
+    async with BadServer().running() as server, started_on(server, busy_timeout_s=1.0) as engine:
+        refusals = 0
+
+        async def answer(path: str, body: dict[str, Any]) -> web.StreamResponse:
+            nonlocal refusals
+            refusals += 1
+            return web.json_response({}, status=429, headers={"Retry-After": "0"})
+
+        server.answer = answer
+        with pytest.raises(GenerationError, match="busy_timeout_s"):
+            await ask(engine)
+        assert refusals <= 12
+
+
+async def test_the_long_pause_of_one_server_sends_the_request_to_another() -> None:
+    async with (
+        BadServer().running() as busy,
+        BadServer().running() as other,
+        started_on(busy, other) as engine,
+    ):
+        for server in (busy, other):
+            server.answer = saying(429, headers={"Retry-After": "3600"})
+            await ask(engine)
+            server.answer = server.nothing
+            for host in engine._hosts.all:  # pyright: ignore[reportPrivateUsage]
+                host._paused_until = 0.0  # pyright: ignore[reportPrivateUsage]
+
+
+async def test_first_tokens_that_are_late_together_halve_the_limit_once() -> None:
+    async with BadServer().running() as server, started_on(server, max_first_token_s=0.05) as engine:
+
+        async def late(path: str, body: dict[str, Any]) -> None:
+            await asyncio.sleep(0.3)
+
+        await ask(engine)
+        server.answer = late
+        await asyncio.gather(*[ask(engine) for _ in range(8)])
+        assert engine._hosts.all[0].limit >= 4  # pyright: ignore[reportPrivateUsage]
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+async def test_a_server_that_is_busy_at_the_start_is_waited_for(status: int) -> None:
+    async with BadServer().running() as server, engine_on(server) as engine:
+        server.answer = saying(status, streamed=False, times=2)
+        async with asyncio.timeout(PATIENCE_S):
+            await engine.start()
+        assert Endpoint.CHAT in engine.endpoints
+
+
+@pytest.mark.parametrize("status", [402, 403, 404])
+async def test_what_is_not_the_fault_of_the_job_is_retried(status: int) -> None:
+    async with BadServer().running() as server, started_on(server) as engine:
+        server.answer = saying(status)
+        with pytest.raises(GenerationError) as failed:
+            await ask(engine)
+        assert failed.value.code is FailureCode.ENGINE_ERROR
+        assert await ask(engine)
+
+
+async def test_an_error_that_quotes_the_key_or_a_header_does_not_reach_the_job(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("sk-0123456789\n")
+    secrets = {"api_key_file": str(tmp_path / "key"), "headers": {"X-Auth": "Basic aHVudGVyMg=="}}
+    async with BadServer().running() as server, started_on(server, **secrets) as engine:
+        server.answer = saying(403, words="sk-0123456789 or aHVudGVyMg== is wrong")
+        with pytest.raises(GenerationError, match="is wrong") as failed:
+            await ask(engine)
+        assert "0123456789" not in str(failed.value)
+        assert "aHVudGVyMg" not in str(failed.value)
+
+
+async def test_an_error_that_passes_does_not_make_a_server_one_with_another_model() -> None:
+    async with BadServer(vllm=True).running() as server, started_on(server) as engine:
+        engine._hosts.all[0].verified_at = float("-inf")  # pyright: ignore[reportPrivateUsage]
+        server.answer = saying(503, streamed=False, path="/tokenize")
+        with pytest.raises(GenerationError, match="503"):
+            await ask(engine)
+        assert await ask(engine)
+
+
+async def test_an_answer_is_not_resumed_on_a_server_that_was_restarted_with_another_model() -> None:
+    async with BadServer(vllm=True).running() as server, started_on(server) as engine:
+        server.fingerprint = "vllm-two"
+        with pytest.raises(EngineDeadError, match="another model"):
+            await ask(engine, resume_token_ids=(7,))
+        assert len(server.asked) == 1 + 1, "only the start and the question for the prompt"
+
+
+async def test_a_server_that_was_restarted_with_another_model_gives_one_answer_at_most() -> None:
+    async with BadServer(vllm=True).running() as server, started_on(server) as engine:
+        server.fingerprint = "vllm-two"
+        assert await ask(engine)
+        with pytest.raises(EngineDeadError, match="another model"):
+            await ask(engine)
+
+
+@pytest.mark.parametrize("status", [403, 404])
+async def test_an_answer_restarts_if_a_proxy_hides_what_its_resumption_needs(status: int) -> None:
+    async with BadServer(vllm=True).running() as server, engine_on(server) as engine:
+        server.answer = saying(status, streamed=False, path="tokenize", times=9)
+        await engine.start()
+        with pytest.raises(NotContinuableError, match="decode"):
+            await ask(engine, resume_token_ids=(7,))
+
+
+async def test_the_probe_works_without_token_ids() -> None:
+    async with BadServer(completions=True).running() as server, started_on(server) as engine:
+        found = await probe(engine)
+        assert found.hash
+        server.said = "aaaaaaaa"
+        with pytest.raises(ProbeFailedError, match="over and over"):
+            await probe(engine)
