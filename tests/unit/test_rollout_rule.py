@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Any, cast
 
 import pytest
 
 from inferfleet.gateway.admission import Admission
-from inferfleet.gateway.api_keys import ApiKey
+from inferfleet.gateway.api_keys import ApiKey, new_key_id, new_secret
 from inferfleet.producer.openai.refusals import RefusedError
 from inferfleet.schemas import Job
 from inferfleet.schemas.rollout import RolloutRule
@@ -47,7 +48,9 @@ def test_another_canary_gets_other_jobs() -> None:
 
 
 def test_a_key_needs_the_right_on_the_pool_that_was_asked_for_and_none_on_the_canary() -> None:
-    key = ApiKey.model_construct(pools=("chat",), max_priority=9)
+    key_id = new_key_id()
+    _, secret = new_secret(key_id)
+    key = ApiKey(id=key_id, tenant="acme", secrets=(secret,), pools=("chat",), created_at=datetime.now(UTC))
     admission = Admission(key, cast("Any", None), limited=lambda _: None)
     admission.check([Job(pool="chat-v2", submitted_to="chat", body={})])
     with pytest.raises(RefusedError, match="may not use the pool 'chat-v2'"):
