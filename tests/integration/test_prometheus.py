@@ -30,6 +30,7 @@ from inferfleet.exporter.settings import ExporterSettings
 from inferfleet.local.services import Services
 from inferfleet.local.services.free_port import free_port
 from inferfleet.producer import Fleet
+from inferfleet.producer.rollouts import Rollouts
 from inferfleet.schemas import Job
 
 FOLDER = Path(__file__).parents[2] / "deploy/observability"
@@ -193,6 +194,9 @@ async def test_every_query_of_dashboards_and_alerts_finds_data(
             await until_tokens(fleet, jobs[-1])
             await fleet.cancel(jobs[-1])
             await fleet.wait_many(jobs, timeout_s=PATIENCE_S)
+
+            await fleet.declare_pool(f"{pool}-v2")
+            await Rollouts(fleet).start(pool, to=f"{pool}-v2", steps=(5, 100), interval_s=600)
 
             await asked.until_data(queries())
 

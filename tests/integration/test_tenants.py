@@ -138,11 +138,10 @@ async def test_a_record_of_an_older_client_belongs_to_the_tenant_in_its_request(
 async def test_another_message_for_a_job_does_not_change_its_tenant(
     fleet: Fleet, start_worker: StartWorker, pool: str
 ) -> None:
-    other = f"{pool}.other"
-    await fleet.declare_pool(other)
-    await start_worker(pool=other)
     job = await fleet.submit(chat(), pool=pool, tenant=f"{pool}.a")
-    await fleet.submit(Job(id=job.id, pool=other, body=chat(), tenant="default"))
+    # More urgent, so the worker gets it first.
+    await fleet.submit(Job(id=job.id, pool=pool, body=chat(), tenant="default", priority=9))
+    await start_worker()
     await fleet.wait(job)
 
     assert await fleet.tenant_of(job) == f"{pool}.a"

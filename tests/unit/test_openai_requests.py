@@ -177,5 +177,6 @@ def test_every_error_that_a_request_can_cause_has_its_own_status() -> None:
         "InvalidJobError",
         "JobFailedError",
         "PartialSubmitError",
+        "RolloutError",
         "UnknownWorkerError",
     }
