@@ -11,8 +11,8 @@ from inferfleet.producer.fleet import Fleet
 from inferfleet.schemas.errors import RolloutError, UnknownPoolError
 from inferfleet.schemas.rollout import Rollout, RolloutPhase
 from inferfleet.wire.redis.ended_counts import read_counts
-from inferfleet.wire.redis.pools import note_pool, read_pools
-from inferfleet.wire.redis.rollouts import Kept, ask_rule, change_rollout, read_rollout, rule_of
+from inferfleet.wire.redis.pools import note_pool
+from inferfleet.wire.redis.rollouts import Kept, change_rollout, read_rollout, read_rules
 
 _TRIES: Final = 20
 """How often a change is tried again, because the controller was faster."""
@@ -135,9 +135,8 @@ class Rollouts:
 
     async def _require_apart(self, pool: str, to: str) -> None:
         """Refuse a chain of rollouts: a job is moved once."""
-        for name in await read_pools(self._pipeline):
-            rule = rule_of(await ask_rule(self._pipeline, name))
-            if rule is not None and (name == to or (name != pool and rule.to in {pool, to})):
+        for name, rule in (await read_rules(self._pipeline)).items():
+            if name == to or (name != pool and rule.to in {pool, to}):
                 raise RolloutError(
                     f"the pool {name!r} has a rollout to {rule.to!r}: a pool can take part in one rollout; "
                     "abort or finish that one"
