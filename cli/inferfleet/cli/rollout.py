@@ -138,7 +138,7 @@ def _print(rollout: Rollout, *, as_json: bool) -> None:
         f"{rollout.pool} to {rollout.to}: {rollout.phase}, {rollout.weight:g} % of the jobs, "
         f"since {rollout.since:%Y-%m-%d %H:%M:%S} UTC\n"
     )
-    if rollout.phase in {RolloutPhase.RUNNING, RolloutPhase.PAUSED}:
+    if rollout.phase.ongoing:
         steps = ", ".join(f"{step:g}" for step in rollout.steps)
         out(f"step {rollout.step + 1} of {len(rollout.steps)} ({steps} %), {rollout.interval_s:g} s each\n")
     if rollout.reason:

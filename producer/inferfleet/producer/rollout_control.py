@@ -16,7 +16,6 @@ from typing import Final, TypeVar
 from inferfleet.producer.fleet import Fleet
 from inferfleet.producer.rollout_moving import any_left, move_back
 from inferfleet.producer.rollout_steps import next_of
-from inferfleet.producer.rollouts import in_phase
 from inferfleet.schemas.errors import InferfleetError
 from inferfleet.schemas.rollout import Rollout, RolloutPhase
 from inferfleet.schemas.settings import ProducerSettings
@@ -98,10 +97,10 @@ class RolloutController:
                 logger.warning("moved jobs from pool %s back to pool %s: %d", rollout.to, pool, moved)
             if await any_left(self._fleet, pool=pool, canary=rollout.to):
                 return
-            clock = self._pipeline.clock
-            if (clock.now() - rollout.since).total_seconds() < SETTLE_S:
+            now = self._pipeline.clock.now()
+            if (now - rollout.since).total_seconds() < SETTLE_S:
                 return
-            after = in_phase(rollout, RolloutPhase.ABORTED, now=clock.now, reason=rollout.reason)
+            after = rollout.in_phase(RolloutPhase.ABORTED, now=now, reason=rollout.reason)
         else:
             stable, canary = await asyncio.gather(
                 read_counts(self._pipeline, pool), read_counts(self._pipeline, rollout.to)

@@ -18,22 +18,20 @@ def next_of(rollout: Rollout, *, stable: EndedCounts, canary: EndedCounts, now: 
     the step has lasted its interval and all tests have found that the canary keeps the limits; after the last
     step it is promoted.
     """
-    if rollout.phase not in {RolloutPhase.RUNNING, RolloutPhase.PAUSED}:
+    if not rollout.phase.ongoing:
         return None
     since_stable = stable.since(rollout.stable_before)
     found = findings(rollout, stable=since_stable, canary=canary.since(rollout.canary_before))
     wrong = [each for each in found if each.verdict is Verdict.WRONG]
     if wrong:
         why = "; ".join(each.what for each in wrong)
-        return rollout.model_copy(
-            update={"phase": RolloutPhase.ABORTING, "since": now, "reason": f"at {rollout.weight:g} %: {why}"}
-        )
+        return rollout.in_phase(RolloutPhase.ABORTING, now=now, reason=f"at {rollout.weight:g} %: {why}")
     lasted_s = (now - rollout.since).total_seconds()
     right = all(each.verdict is Verdict.RIGHT for each in found)
     if rollout.phase is RolloutPhase.PAUSED or lasted_s < rollout.interval_s or not right:
         return None
     if rollout.step + 1 == len(rollout.steps):
-        return rollout.model_copy(update={"phase": RolloutPhase.PROMOTED, "since": now})
+        return rollout.in_phase(RolloutPhase.PROMOTED, now=now)
     return rollout.model_copy(
         update={
             "step": rollout.step + 1,

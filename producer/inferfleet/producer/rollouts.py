@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from pydantic import ValidationError
@@ -128,7 +128,7 @@ class Rollouts:
                 )
             if kept.rollout.phase is phase:
                 return kept.rollout
-            changed = in_phase(kept.rollout, phase, now=self._pipeline.clock.now, reason=reason)
+            changed = kept.rollout.in_phase(phase, now=self._pipeline.clock.now(), reason=reason)
             if await change_rollout(self._pipeline, changed, revision=kept.revision):
                 return changed
         raise RolloutError(f"the rollout of pool {pool!r} changes all the time; try again")
@@ -141,13 +141,6 @@ class Rollouts:
                     f"the pool {name!r} has a rollout to {rule.to!r}: a pool can take part in one rollout; "
                     "abort or finish that one"
                 )
-
-
-def in_phase(
-    rollout: Rollout, phase: RolloutPhase, *, now: Callable[[], object], reason: str | None = None
-) -> Rollout:
-    """Return the rollout in another phase."""
-    return rollout.model_copy(update={"phase": phase, "since": now(), "reason": reason})
 
 
 def _invalid(error: ValidationError) -> str:

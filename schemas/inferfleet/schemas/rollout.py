@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Final, assert_never
 
@@ -66,6 +67,11 @@ class RolloutPhase(StrEnum):
     """It was promoted, and the pool takes its own jobs again."""
 
     @property
+    def ongoing(self) -> bool:
+        """Whether tests decide what becomes of it."""
+        return self in {RolloutPhase.RUNNING, RolloutPhase.PAUSED}
+
+    @property
     def over(self) -> bool:
         """Whether another rollout of the pool may start."""
         return self in {RolloutPhase.ABORTED, RolloutPhase.FINISHED}
@@ -107,6 +113,10 @@ class Rollout(WireModel):
         if self.step >= len(self.steps):
             raise ValueError("there is no such step")
         return self
+
+    def in_phase(self, phase: RolloutPhase, *, now: datetime, reason: str | None = None) -> Rollout:
+        """Return the rollout in another phase, which begins now."""
+        return self.model_copy(update={"phase": phase, "since": now, "reason": reason})
 
     @property
     def weight(self) -> float:
