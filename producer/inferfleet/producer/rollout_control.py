@@ -84,12 +84,12 @@ class RolloutController:
         return done
 
     async def _look_at(self, pool: str) -> None:
-        # After it was promoted, nobody else may name the pool.
-        await note_pool(self._pipeline, pool)
         if not await lead_rollout(self._pipeline, pool, controller=self._name, lease_s=LEASE_S):
             return
+        # Once the rollout is promoted, no worker or job may name the pool for so long that the list forgets it.
+        await note_pool(self._pipeline, pool)
         revision, rollout, _ = await read_rollout(self._pipeline, pool)
-        if rollout is None:
+        if rollout is None or rollout.phase is RolloutPhase.PROMOTED:
             return
         if rollout.phase is RolloutPhase.ABORTING:
             moved = await move_back(self._fleet, self._settings, pool=pool, canary=rollout.to)
