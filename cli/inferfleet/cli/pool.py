@@ -97,7 +97,7 @@ def require_identity(
     none: Annotated[bool, typer.Option("--none", help="Accept workers with any model again.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Let only workers serve a pool whose model has this identity; the others start nothing more."""
+    """Let a pool be served only by workers whose model has this identity; the others start no more jobs."""
     if none is (identity is not None):
         raise typer.BadParameter("give either an identity or --none")
     if identity is not None and re.fullmatch("[0-9a-f]{16}", identity) is None:

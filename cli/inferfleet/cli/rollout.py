@@ -23,7 +23,10 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 PoolArgument = Annotated[
     str,
     typer.Argument(
-        metavar="POOL", help="The pool that gets the jobs.", callback=not_empty, autocompletion=live_pools
+        metavar="POOL",
+        help="The pool to which the jobs are submitted.",
+        callback=not_empty,
+        autocompletion=live_pools,
     ),
 ]
 
@@ -40,21 +43,25 @@ def start(
     to: Annotated[
         str, typer.Option("--to", help="The canary pool.", callback=not_empty, autocompletion=live_pools)
     ],
-    steps: Annotated[str, typer.Option("--steps", help="Percent of the jobs, step by step.")] = "5,25,50,100",
-    interval: Annotated[str, typer.Option("--interval", help="How long a step lasts at least.")] = "10m",
+    steps: Annotated[
+        str, typer.Option("--steps", help="Percentages of the jobs, one for each step.")
+    ] = "5,25,50,100",
+    interval: Annotated[str, typer.Option("--interval", help="Minimum duration of a step.")] = "10m",
     max_error_rate: Annotated[
         str, typer.Option("--max-error-rate", help="The share of failed attempts to tolerate.")
     ] = "1%",
     max_ttft_ratio: Annotated[
         float,
-        typer.Option("--max-ttft-ratio", help="How much later the first token may come than in the pool."),
+        typer.Option(
+            "--max-ttft-ratio", help="Limit of the time to first token, as a multiple of the pool's own."
+        ),
     ] = 1.2,
     max_wait_ratio: Annotated[
-        float, typer.Option("--max-wait-ratio", help="How much longer jobs may wait than in the pool.")
+        float, typer.Option("--max-wait-ratio", help="Limit of the wait, as a multiple of the pool's own.")
     ] = 2.0,
     as_json: JsonFlag = False,
 ) -> None:
-    """Start a rollout. A gateway has to run: it goes on from step to step, or aborts."""
+    """Start a rollout. A running gateway takes it from step to step, or aborts it."""
     seconds = parse_duration(interval)
     if seconds is None:
         raise typer.BadParameter(f"{interval!r} is not a duration like 90s or 10m", param_hint="'--interval'")
@@ -84,7 +91,7 @@ def status(pool: PoolArgument, *, as_json: JsonFlag = False) -> None:
     _print(kept.rollout, as_json=as_json)
     ongoing = not kept.rollout.phase.over and kept.rollout.phase is not RolloutPhase.PROMOTED
     if ongoing and not kept.controller:
-        err("inferfleet: no gateway controls this rollout, so it stays as it is; start one\n")
+        err("inferfleet: no gateway controls this rollout, so it stays as it is; start a gateway\n")
 
 
 @app.command()
@@ -101,7 +108,7 @@ def resume(pool: PoolArgument, *, as_json: JsonFlag = False) -> None:
 
 @app.command()
 def promote(pool: PoolArgument, *, as_json: JsonFlag = False) -> None:
-    """Let all jobs go to the canary pool now."""
+    """Send all jobs to the canary pool now."""
     _print(_run(lambda rollouts: rollouts.promote(pool)), as_json=as_json)
 
 
@@ -109,10 +116,10 @@ def promote(pool: PoolArgument, *, as_json: JsonFlag = False) -> None:
 def abort(
     pool: PoolArgument,
     *,
-    reason: Annotated[str, typer.Option("--reason", help="Why, for those who look later.")] = "by hand",
+    reason: Annotated[str, typer.Option("--reason", help="Why; `rollout status` shows it.")] = "by hand",
     as_json: JsonFlag = False,
 ) -> None:
-    """Let no more jobs go to the canary pool, and move those back that wait there."""
+    """Send no more jobs to the canary pool, and move back those that wait there."""
     _print(_run(lambda rollouts: rollouts.abort(pool, reason=reason)), as_json=as_json)
 
 

@@ -1,7 +1,7 @@
 """Watches the fleet: takes snapshots, and remembers the jobs that have just ended.
 
 A snapshot lists no jobs, so it costs the same with a hundred thousand. Redis gets one command for each
-worker, and for each pool 23 and at most 50 for each priority that has jobs (more only while more than 50
+worker, and for each pool 24 and at most 50 for each priority that has jobs (more only while more than 50
 of them run). RabbitMQ gets two passive declarations for each pool.
 """
 

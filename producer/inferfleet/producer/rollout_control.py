@@ -1,7 +1,7 @@
-"""The controller of rollouts: it goes on from step to step, or aborts. Every gateway has one.
+"""Controls rollouts: takes them from step to step, or aborts them. Every gateway runs a controller.
 
-For each rollout one of them holds a lease and decides; the others wait for it to expire. What is decided is
-written only if nobody has changed the rollout meanwhile, so a controller that was suspended does no harm.
+For each rollout one controller holds a lease and decides; the others wait for the lease to expire. A decision
+is written only if nobody has changed the rollout meanwhile, so a controller that was suspended does no harm.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ LEASE_S: Final = 10.0
 """After how long without a look another controller takes over."""
 
 SETTLE_S: Final = 5.0
-"""How long a rollout is ``aborting`` at least: meanwhile clients may still follow the rule from before."""
+"""How long a rollout is ``aborting`` at least: during that time clients may still follow the earlier rule."""
 
 
 class RolloutController:
-    """Controls the rollouts of all pools, those of which it has the lease."""
+    """Controls the rollouts on which it holds the lease."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class RolloutController:
         """The pools whose rollouts stay as they are because of an error; ``""`` for all."""
 
     async def run(self) -> None:
-        """Control until cancelled. Without its services, a rollout stays as it is."""
+        """Control rollouts until cancelled. While a service does not answer, they stay as they are."""
         looks: dict[str, asyncio.Task[None]] = {}
         async with asyncio.TaskGroup() as tasks:
             while True:
@@ -86,7 +86,7 @@ class RolloutController:
     async def _look_at(self, pool: str) -> None:
         if not await lead_rollout(self._pipeline, pool, controller=self._name, lease_s=LEASE_S):
             return
-        # Once the rollout is promoted, no worker or job may name the pool for so long that the list forgets it.
+        # Else the list would forget the pool of a promoted rollout, which may have neither workers nor jobs.
         await note_pool(self._pipeline, pool)
         revision, rollout, _ = await read_rollout(self._pipeline, pool)
         if rollout is None or rollout.phase is RolloutPhase.PROMOTED:

@@ -27,7 +27,7 @@ from inferfleet.wire.rabbitmq.queue_reader import QueueReader, ReadMessage
 
 
 async def move_back(fleet: Fleet, settings: ProducerSettings, *, pool: str, canary: str) -> int:
-    """Move the jobs in the queue of ``canary`` that were submitted to ``pool``. Return how many these are.
+    """Move the jobs in the queue of ``canary`` that were submitted to ``pool``. Return how many were moved.
 
     Jobs that were submitted to the canary pool itself stay there.
 
@@ -44,7 +44,7 @@ async def move_back(fleet: Fleet, settings: ProducerSettings, *, pool: str, cana
                 break
             job = _job_of(message)
             if job is None or job.submitted_to != pool:
-                # It returns to its place in the queue when this is over.
+                # Without an ack, RabbitMQ requeues it in its place when the connection closes.
                 continue
             await fleet.submission.move(in_pool(job, pool), from_pool=canary, reply_to=_reply_to(message))
             queue.ack(message)

@@ -1,4 +1,4 @@
-"""Decides what becomes of a rollout. Pure: the controller asks every second and writes down the answer."""
+"""Decides what becomes of a rollout. Pure: the controller asks every second and writes the answer down."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from inferfleet.schemas.rollout import Rollout, RolloutPhase
 def next_of(rollout: Rollout, *, stable: EndedCounts, canary: EndedCounts, now: datetime) -> Rollout | None:
     """Return what a rollout becomes now; ``None`` if it stays as it is.
 
-    ``stable`` and ``canary`` are all that the two pools have ever ended.
+    ``stable`` and ``canary`` count all attempts that have ever ended in the two pools.
 
-    It is aborted as soon as a test finds that the canary does worse, also while it is paused. It goes on once
-    the step has lasted its interval and all tests have found that the canary keeps the limits; after the last
-    step it is promoted.
+    The rollout is aborted as soon as a test finds that the canary does worse, even while it is paused. It
+    goes on once the step has lasted its interval and all tests have found that the canary keeps the limits;
+    after the last step it is promoted.
     """
     if not rollout.phase.ongoing:
         return None

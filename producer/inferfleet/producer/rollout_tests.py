@@ -1,4 +1,4 @@
-"""The statistical tests by which a rollout goes on or is aborted. Pure: counts in, findings out.
+"""The statistical tests that decide whether a rollout goes on or is aborted. Pure: counts in, findings out.
 
 Each test is Wald's sequential probability ratio test of a proportion. With ``k`` of ``n`` samples that are
 bad, its evidence is the logarithm of the likelihood ratio
@@ -9,8 +9,8 @@ of a canary that does worse (``p1``) to one that just keeps the limit (``p0``). 
 *wrong* as soon as the evidence reaches ``ln(1 / alpha)``, and *right* while it is at most ``ln(beta)``; in
 between more samples are needed. However often it is looked at, the ratio of a canary that keeps the limit
 reaches ``1 / alpha`` with a probability of at most ``alpha`` (Ville's inequality), so the controller may look
-every second. One that is as bad as ``p1`` is at most ``beta`` of the times below ``beta`` when it is looked
-at. To come to a finding takes about ``ln(1 / alpha) / E[evidence of one sample]`` samples.
+every second. At any one look, the ratio of a canary that is as bad as ``p1`` is at most ``beta`` with a
+probability of at most ``beta``. A finding takes about ``ln(1 / alpha) / E[evidence of one sample]`` samples.
 
     error rate           bad: a failed attempt. p0: the limit, or an upper bound of the rate of the pool
                          itself if that is greater; p1: twice that
@@ -19,8 +19,8 @@ at. To come to a finding takes about ``ln(1 / alpha) / E[evidence of one sample]
                          sign test, which assumes nothing about how the times are distributed
 
 ``ALPHA`` is for a whole rollout: each test of each step gets its share (Bonferroni). The samples have to be
-independent, and the quantiles of the pool known; both are so only nearly, and benchmarks/rollout.py shows
-what rates of false findings come of it.
+independent, and the quantiles of the pool known; both hold only approximately, and benchmarks/rollout.py
+shows the rates of false findings that result.
 
 Sources: A. Wald, "Sequential Tests of Statistical Hypotheses", Annals of Mathematical Statistics 16 (1945),
 117-186, and J. Ville, "Étude critique de la notion de collectif" (1939), whose inequality is theorem 1 in
@@ -40,19 +40,19 @@ from inferfleet.schemas.ended_counts import EndedCounts, Histogram, number_above
 from inferfleet.schemas.rollout import Rollout
 
 ALPHA: Final = 0.01
-"""The probability at most with which a canary that keeps the limits is aborted."""
+"""The highest probability with which a canary that keeps the limits is aborted."""
 
 BETA: Final = 0.05
-"""The probability at most with which a canary that is as bad as ``p1`` passes a step."""
+"""The highest probability with which a canary that is as bad as ``p1`` passes a step."""
 
 TESTS: Final = 4
 
 STABLE_SAMPLES: Final = 200
-"""How many samples of the pool itself it takes to compare with its quantiles, or its rate of errors."""
+"""How many samples of the pool itself a comparison with its quantiles, or its rate of errors, needs."""
 
 LEAST_TTFT_S: Final = 0.01
 LEAST_WAIT_S: Final = 0.25
-"""Times of the pool itself count as so long at least: the double of nothing is nothing, too."""
+"""Quantiles of the pool itself count as at least this long: a multiple of almost nothing says nothing."""
 
 
 class Verdict(Enum):
@@ -87,14 +87,14 @@ def findings(rollout: Rollout, *, stable: EndedCounts, canary: EndedCounts) -> l
 
 
 def expected_samples(p: float, *, p0: float, p1: float, alpha: float) -> float:
-    """Return about how many samples it takes to find a canary wrong of whose samples ``p`` are bad."""
+    """Return about how many samples it takes to find a canary wrong that has the share ``p`` of bad ones."""
     return math.log(1 / alpha) / (p * math.log(p1 / p0) + (1 - p) * math.log((1 - p1) / (1 - p0)))
 
 
 def base_error_rate(counts: EndedCounts) -> float:
-    """Return the share of failures that a pool has at most, with a confidence of 95 % (normal approximation).
+    """Return an upper bound of a pool's share of failures, at a confidence of 95 % (normal approximation).
 
-    The rate itself would make a canary wrong that fails as often, whenever the pool was lucky.
+    With the rate itself, a canary that fails as often would be found wrong whenever the pool was lucky.
     """
     rate = _error_rate(counts)
     return rate + 1.645 * math.sqrt(rate * (1 - rate) / counts.total) if counts.total else 0.0
@@ -155,7 +155,7 @@ def _slower(
         p1=p1,
         alpha=alpha,
         what=f"the {name} of {rate:.0%} of {samples} jobs is above {limit_s:.3g} s, which is {ratio:g} times "
-        f"what {p0:.0%} of the pool's own exceed",
+        f"the one that {p0:.0%} of the pool's own jobs exceed",
     )
 
 

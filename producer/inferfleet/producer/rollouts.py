@@ -15,7 +15,7 @@ from inferfleet.wire.redis.pools import note_pool
 from inferfleet.wire.redis.rollouts import Kept, change_rollout, read_rollout, read_rules
 
 _TRIES: Final = 20
-"""How often a change is tried again, because the controller was faster."""
+"""How often a change is tried, because the controller may be faster."""
 
 _ONGOING: Final = (RolloutPhase.RUNNING, RolloutPhase.PAUSED)
 
@@ -102,11 +102,11 @@ class Rollouts:
         return await self._change(pool, RolloutPhase.RUNNING, of=_ONGOING)
 
     async def promote(self, pool: str) -> Rollout:
-        """Let all jobs go to the canary pool now, whatever the controller has seen."""
+        """Send all jobs to the canary pool now, whatever the tests have found."""
         return await self._change(pool, RolloutPhase.PROMOTED, of=(*_ONGOING, RolloutPhase.PROMOTED))
 
     async def abort(self, pool: str, *, reason: str) -> Rollout:
-        """Let no more jobs go to the canary pool. The controller moves those back that wait there."""
+        """Send no more jobs to the canary pool. The controller moves back those that wait there."""
         of = (*_ONGOING, RolloutPhase.PROMOTED, RolloutPhase.ABORTING)
         return await self._change(pool, RolloutPhase.ABORTING, of=of, reason=reason)
 
@@ -131,15 +131,15 @@ class Rollouts:
             changed = kept.rollout.in_phase(phase, now=self._pipeline.clock.now(), reason=reason)
             if await change_rollout(self._pipeline, changed, revision=kept.revision):
                 return changed
-        raise RolloutError(f"the rollout of pool {pool!r} changes all the time; try again")
+        raise RolloutError(f"the rollout of pool {pool!r} keeps changing; try again")
 
     async def _require_apart(self, pool: str, to: str) -> None:
         """Refuse a chain of rollouts: a job is moved once."""
         for name, rule in (await read_rules(self._pipeline)).items():
             if name == to or (name != pool and rule.to in {pool, to}):
                 raise RolloutError(
-                    f"the pool {name!r} has a rollout to {rule.to!r}: a pool can take part in one rollout; "
-                    "abort or finish that one"
+                    f"the pool {name!r} has a rollout to {rule.to!r}: a pool can take part in only one "
+                    "rollout; abort or finish that one"
                 )
 
 

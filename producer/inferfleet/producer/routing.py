@@ -16,7 +16,7 @@ from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.redis.rollouts import ask_rule, rule_of
 
 FRESH_S: Final = 0.5
-"""How old a rule may be by which a job is routed."""
+"""How old the rule that routes a job may be."""
 
 _MOST: Final = 1024
 """How many pools a client remembers: callers may name any."""
@@ -32,7 +32,7 @@ class Routing:
         self._reading: dict[str, asyncio.Future[bytes | None]] = {}
 
     async def route(self, job: Job) -> Job:
-        """Return the job, in the pool in which the rule puts it.
+        """Return the job, in the pool that the rule chooses.
 
         Raises:
             ServiceUnreachableError: Redis cannot be reached.

@@ -1,4 +1,4 @@
-"""Counts of the jobs of a pool that have ended: how many failed, how long they waited for what.
+"""Counts of a pool's jobs that have ended: failures, waiting times, and times to first token.
 
 Times are counted in buckets whose bounds grow by the factor ``2 ** (1 / 16)``, which is 4.4 %, from 1 ms on:
 so all workers of a pool can add to the same counts, and these stay small, however many jobs end.
@@ -57,7 +57,7 @@ def _time_in(bucket: int, share: float) -> float:
 
 
 class EndedCounts(WireModel):
-    """How many attempts brought their job to a good end or failed, and the times of those that had any.
+    """How many attempts succeeded or failed, and the times of those that have any.
 
     Jobs that were cancelled or have expired are not among them. ``first_token`` is from the start of the
     last attempt to its first token, ``wait`` from the submission to that start.
@@ -74,7 +74,7 @@ class EndedCounts(WireModel):
         return self.succeeded + self.failed
 
     def since(self, before: EndedCounts) -> EndedCounts:
-        """Return what was counted since ``before``: all of it, if the counts have begun anew meanwhile."""
+        """Return what was counted since ``before``: everything, if the counts have started over since."""
         if self.total < before.total:
             return self
         return EndedCounts(

@@ -159,7 +159,10 @@ def session_call_key(session_id: str, token: str) -> str:
 
 
 def pool_key(pool: str) -> str:
-    """Key of what is set for a pool: a hash with ``queue_max_length``, ``paused`` and ``rollout``, if set."""
+    """Key of what is set for a pool: a hash.
+
+    Its fields are ``queue_max_length``, ``paused``, ``required_identity`` and ``rollout``, each if set.
+    """
     return f"inferfleet:pool:{{{pool}}}"
 
 

@@ -48,7 +48,7 @@ def _place(job: Job, canary: str) -> float:
 
 
 class RolloutPhase(StrEnum):
-    """Where a rollout stands."""
+    """The phase of a rollout."""
 
     RUNNING = "running"
     """It goes on step by step."""
@@ -133,5 +133,5 @@ class Rollout(WireModel):
 
     @property
     def rule(self) -> RolloutRule | None:
-        """The rule for producers; ``None`` once it has no use."""
+        """The rule for producers; ``None`` once the rollout is over."""
         return None if self.phase.over else RolloutRule(to=self.to, weight=self.weight)

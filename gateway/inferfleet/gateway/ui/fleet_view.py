@@ -44,7 +44,7 @@ class FleetView:
             if self._last is None or clock() - self._taken > FRESH_S:
                 self._last = await self._watch.snapshot()
                 if "Redis" not in self._last.unreachable:
-                    # If it has just stopped to answer, the next snapshot says so.
+                    # If Redis has just stopped answering, the next snapshot says so.
                     with suppress(InferfleetError):
                         self.rollouts = await read_rollouts(self._pipeline)
                 self._taken = clock()

@@ -93,7 +93,7 @@ def server_findings(info: ServerInfo, settings: ServiceSettings) -> Iterator[Fin
             Check.REDIS_VERSION,
             "Redis",
             f"{info.product} {info.product_version} has known vulnerabilities, such as CVE-2026-23479",
-            f"use {numbers[0]}.{numbers[1]}.{patch} or later, unless whoever built it has patched it",
+            f"use {numbers[0]}.{numbers[1]}.{patch} or later, unless your distribution has patched this one",
         )
     if info.maxmemory_bytes:
         if info.eviction_policy != KEEPS_EVERYTHING:

@@ -127,7 +127,8 @@ class Models:
     def _asked(self, worker: Heartbeat, alive: Sequence[Heartbeat]) -> str:
         """Return the pool to submit to for a worker's model.
 
-        For a canary pool that is the pool of its rollout, unless jobs that stay there got another model.
+        For a canary pool that is the pool of its rollout, unless the jobs that stay there get another
+        model.
         """
         for pool, rule in self._rules.items():
             if rule.to == worker.pool and (

@@ -15,7 +15,7 @@ TTL_S: Final = 30 * 24 * 3600
 """How long the counts stay after the last job was added."""
 
 CALL_TTL_S: Final = 3600
-"""How long an addition that is sent again is known to be the same."""
+"""For how long an addition that is sent again is recognized."""
 
 
 async def add_counts(pipeline: CommandPipeline, pool: str, counts: Mapping[str, int], *, call: str) -> None:

@@ -78,7 +78,7 @@ async def read_rollout(pipeline: CommandPipeline, pool: str) -> Kept:
 
 
 async def last_rollout(pipeline: CommandPipeline, pool: str) -> Rollout | None:
-    """Read the rollout of a pool, with no right but to read a field; ``None`` if it cannot be read."""
+    """Read the rollout of a pool, which needs only the right to HGET; ``None`` if it cannot be read."""
     state: bytes | None = await pipeline.execute("HGET", rollout_key(pool), "state")
     try:
         return None if state is None else Rollout.model_validate_json(state)
