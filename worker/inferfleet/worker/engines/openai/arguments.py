@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Self
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from inferfleet.schemas.errors import ConfigurationError
-from inferfleet.schemas.near_match import did_you_mean
 from inferfleet.schemas.settings import Seconds
+from inferfleet.worker.engines.engine_args import read_engine_args
 
 _ADDRESS: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[\w.-]+)(:\d{1,5})?", re.ASCII)
 
@@ -41,17 +41,7 @@ class OpenaiArguments(BaseModel):
             ConfigurationError: An argument is unknown or has an impossible value; the message names it.
 
         """
-        try:
-            return cls.model_validate(dict(engine_args))
-        except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            name = ".".join(map(str, first["loc"]))
-            if first["type"] == "extra_forbidden":
-                meant = did_you_mean(name, cls.model_fields)
-                problem = f"has no argument {name!r}{meant}; it has {', '.join(cls.model_fields)}"
-            else:
-                problem = f"cannot use its argument {name!r}: {first['msg']}"
-            raise ConfigurationError(f"the openai engine {problem} (INFERFLEET_ENGINE_ARGS)") from error
+        return read_engine_args(cls, engine_args, engine="openai")
 
 
 def base_urls(setting: str) -> list[str]:

@@ -15,10 +15,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from inferfleet.schemas.errors import ConfigurationError
-from inferfleet.schemas.near_match import did_you_mean
+from inferfleet.worker.engines.engine_args import read_engine_args
 
 Seconds = Annotated[float, Field(ge=0)]
 Tokens = Annotated[int, Field(ge=1)]
@@ -81,19 +80,7 @@ class SimulatedParameters(BaseModel):
             ConfigurationError: An argument is unknown or has an impossible value; the message names it.
 
         """
-        try:
-            return cls.model_validate(dict(engine_args))
-        except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            name = ".".join(map(str, first["loc"]))
-            if first["type"] == "extra_forbidden":
-                meant = did_you_mean(name, cls.model_fields)
-                problem = f"has no argument {name!r}{meant}; it has {', '.join(cls.model_fields)}"
-            elif name:
-                problem = f"cannot use its argument {name!r}: {first['msg']}"
-            else:
-                problem = f"cannot use its arguments: {first['msg']}"
-            raise ConfigurationError(f"the simulated engine {problem} (INFERFLEET_ENGINE_ARGS)") from error
+        return read_engine_args(cls, engine_args, engine="simulated")
 
     def step_s(self, *, prefill_tokens: int, decoding: int) -> float:
         """Return how long the modelled GPU takes for one step, in seconds.
