@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import orjson
@@ -162,16 +163,14 @@ def probe_(
         err(f"inferfleet: the perplexity of the probe's text is {found.perplexity:.1f}\n")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Orders:
-    """What the command orders, and of whom."""
+    """What the command orders, and of whom. ``workers`` of ``None`` are all of the pool."""
 
-    def __init__(
-        self, *, pool: str, workers: list[str] | None, max_unavailable: int, fields: dict[str, Any]
-    ) -> None:
-        self.pool = pool
-        self.workers = workers
-        self.max_unavailable = max_unavailable
-        self.fields = fields
+    pool: str
+    workers: list[str] | None
+    max_unavailable: int
+    fields: dict[str, Any]
 
 
 async def _swap(
