@@ -15,7 +15,7 @@ from aio_pika import Message
 from inferfleet.cli.options import JsonFlag, live_pools, none_empty, not_empty
 from inferfleet.cli.terminal import err, line, out
 from inferfleet.schemas.control import SwapModel, SwapStrategy
-from inferfleet.schemas.errors import ConfigurationError, UnknownPoolError
+from inferfleet.schemas.errors import InferfleetError, UnknownPoolError
 from inferfleet.schemas.model_swap import ModelSwap
 from inferfleet.schemas.names import CONTROL_EXCHANGE
 from inferfleet.schemas.settings import LogFormat, ServiceSettings, WorkerSettings, read_settings
@@ -41,6 +41,10 @@ EngineArgs = Annotated[
     str | None,
     typer.Option(metavar="JSON", help="Engine arguments as a JSON object; by default those that it has."),
 ]
+
+
+class UnfitModelError(InferfleetError):
+    """The model has failed its probe, or its engine died. The message says why."""
 
 
 @app.callback()
@@ -228,6 +232,6 @@ async def _probe(settings: WorkerSettings) -> ProbeResult:
         await engine.start()
         return await probe(engine)
     except (EngineDeadError, ProbeFailedError) as error:
-        raise ConfigurationError(f"the model {engine.model!r} is not fit: {error}") from error
+        raise UnfitModelError(f"the model {engine.model!r} is not fit: {error}") from error
     finally:
         await engine.stop()
