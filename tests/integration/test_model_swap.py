@@ -74,7 +74,7 @@ class Swapped:
         return found
 
     async def until(self, wanted: Callable[[Heartbeat], bool]) -> Heartbeat:
-        """Wait for a heartbeat, also the first one, that is as wanted."""
+        """Wait for a heartbeat for which ``wanted`` is true, and return it."""
         found: list[Heartbeat] = []
 
         async def is_so() -> bool:
@@ -184,7 +184,7 @@ async def test_a_worker_without_a_model_takes_no_job_and_is_not_ready(
     ("order", "reason"),
     [
         ({"engine_args": {"shade": 7}}, "no argument 'shade'"),
-        ({"engine_args": NEW, "probe_hash": "0123456789abcdef"}, "and 0123456789abcdef is required"),
+        ({"engine_args": NEW, "probe_hash": "0123456789abcdef"}, "but 0123456789abcdef is required"),
         ({"engine_args": {"speed": 0, "weights": -1}}, "one token over and over"),
         ({"engine_args": {"speed": 0, "max_model_len": 2}}, "refuses the probe"),
         ({"engine_args": NEW, "max_perplexity": 20}, "perplexity is unknown"),

@@ -77,7 +77,7 @@ async def test_after_a_failure_no_further_worker_begins(
     await until_ready(fleet, pool, 2)
     ended = await inferfleet(*swap_of(pool, engine_args='{"weights": -1, "speed": 0}'))
     assert ended.code == 1
-    assert f"worker {pool}-a goes on with its old model: it answers every prompt" in ended.err
+    assert f"worker {pool}-a keeps its old model: it answers every prompt" in ended.err
     found = await workers_of(fleet, pool)
     assert found[f"{pool}-a"].swap is not None
     assert found[f"{pool}-b"].swap is None

@@ -37,11 +37,6 @@ SLEEP = (
     "adapters without an error. Use side-by-side, or restart if the memory does not hold both models"
 )
 
-EngineArgs = Annotated[
-    str | None,
-    typer.Option(metavar="JSON", help="Engine arguments as a JSON object; by default those that it has."),
-]
-
 
 class UnfitModelError(InferfleetError):
     """The model has failed its probe, or its engine died. The message says why."""
@@ -68,7 +63,12 @@ def swap(
         typer.Option(help="Pool of the workers.", callback=not_empty, autocompletion=live_pools),
     ],
     model: Annotated[str, typer.Option(help="The new model: a folder or a name.", callback=not_empty)],
-    engine_args: EngineArgs = None,
+    engine_args: Annotated[
+        str | None,
+        typer.Option(
+            metavar="JSON", help="Engine arguments as a JSON object; by default each worker's current ones."
+        ),
+    ] = None,
     worker: Annotated[
         list[str] | None,
         typer.Option(help="Worker to change; repeatable. All of the pool by default.", callback=none_empty),
@@ -77,7 +77,7 @@ def swap(
         str,
         typer.Option(
             metavar="|".join(SwapStrategy),
-            help="Load beside the old model, or unload that first.",
+            help="Load the new model beside the old one, or unload the old one first.",
             callback=_strategy,
         ),
     ] = SwapStrategy.SIDE_BY_SIDE,
@@ -91,15 +91,15 @@ def swap(
             "--drain-timeout-s",
             metavar="SECONDS",
             min=0,
-            help="How long running answers may take to end on the old model; by default the worker's own.",
+            help="Limit for running answers to end on the old model; by default the worker's drain timeout.",
         ),
     ] = None,
     probe_hash: Annotated[
         str | None,
-        typer.Option(help="Hash that the probe has to print (`inferfleet model probe`).", callback=not_empty),
+        typer.Option(help="Required hash of the probe (see `inferfleet model probe`).", callback=not_empty),
     ] = None,
     max_perplexity: Annotated[
-        float | None, typer.Option(min=1, help="Highest perplexity of the probe's text.")
+        float | None, typer.Option(min=1, help="Highest accepted perplexity of the probe's text.")
     ] = None,
     allow_rename: Annotated[
         bool, typer.Option("--allow-rename", help="Accept a model with another served name.")
@@ -109,8 +109,8 @@ def swap(
     """Replace the model of running workers, one after the other, without failing a job.
 
     Each worker loads the new model, probes it and switches to it; if anything fails it keeps the old one, and
-    no further worker begins. Change the deployment, too: a worker that restarts has the model that its
-    environment names.
+    no further worker begins. Change the deployment, too: a worker that restarts loads the model
+    that its environment names.
     """
     orders = Orders(
         pool=pool,
@@ -142,7 +142,9 @@ def probe_(
     *,
     model: Annotated[str | None, typer.Option(help="Model folder or name.")] = None,
     engine: Annotated[str | None, typer.Option(metavar="NAME", help="Engine to run.")] = None,
-    engine_args: EngineArgs = None,
+    engine_args: Annotated[
+        str | None, typer.Option(metavar="JSON", help="Engine arguments as a JSON object.")
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Load a model in this process, probe it, and print the hash for `model swap --probe-hash`.

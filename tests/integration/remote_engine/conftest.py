@@ -1,4 +1,4 @@
-"""A gateway with a simulated worker: a server that speaks OpenAI's API, and tells no token ids."""
+"""A gateway with a simulated worker: a server that speaks OpenAI's API, and returns no token ids."""
 
 from __future__ import annotations
 

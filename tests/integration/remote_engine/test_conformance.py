@@ -1,4 +1,4 @@
-"""The remote engine keeps what every engine has to keep, on a server that tells no token ids."""
+"""The remote engine keeps what every engine has to keep, on a server that returns no token ids."""
 
 from __future__ import annotations
 

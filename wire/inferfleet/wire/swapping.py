@@ -59,7 +59,7 @@ class Swapping:
         begins; those that run are followed to their end.
 
         Raises:
-            SwapFailedError: A worker has rolled back, has gone, or has another swap.
+            SwapFailedError: A worker has rolled back, has ended, or is in another swap.
             UnknownWorkerError: A worker is not alive in this pool.
             WaitTimeoutError: A worker does not answer.
 
@@ -107,12 +107,12 @@ class Swapping:
                 found = None if worker is None else worker.swap
                 if found is None or found.swap_id != order.swap_id:
                     raise SwapFailedError(
-                        f"worker {name} ended while its swap was {told.state}: it starts again with the "
-                        "model that its environment names"
+                        f"worker {name} ended while its swap was {told.state}: when it restarts, it loads "
+                        "the model that its environment names"
                     )
             swap = found
         if swap.state is SwapState.ROLLED_BACK:
-            raise SwapFailedError(f"worker {name} goes on with its old model: {swap.reason}")
+            raise SwapFailedError(f"worker {name} keeps its old model: {swap.reason}")
 
     async def _begin(self, order: SwapModel) -> ModelSwap:
         """Send the order until the worker shows it."""
@@ -132,12 +132,13 @@ class Swapping:
                         return worker.swap
                     if worker.swap.busy:
                         raise SwapFailedError(
-                            f"worker {order.worker_id} does another swap, to {worker.swap.model}: wait for it"
+                            f"worker {order.worker_id} is in another swap, to {worker.swap.model}: "
+                            "wait for it"
                         )
                 await asyncio.sleep(POLL_S)
         raise WaitTimeoutError(
-            f"worker {order.worker_id} did not begin within {ANSWER_S:g} s. It is alive, so it may be of an "
-            "older version, or have lost its connection to RabbitMQ: look at its log"
+            f"worker {order.worker_id} is alive, but did not begin its swap within {ANSWER_S:g} s: it may be "
+            "of an older version, or have lost its connection to RabbitMQ. Look at its log"
         )
 
     async def _require_known(self, orders: Sequence[SwapModel]) -> None:

@@ -42,7 +42,7 @@ def worker(
     model: Annotated[str | None, typer.Option(help="Model folder or name.")] = None,
     base_url: Annotated[
         list[str] | None,
-        typer.Option(metavar="URL", help="Server that the engine openai asks; may be repeated."),
+        typer.Option(metavar="URL", help="Base URL of a server for the engine openai; repeatable."),
     ] = None,
     max_running: Annotated[int | None, typer.Option(help="Maximum number of concurrent jobs.")] = None,
     look_ahead: Annotated[

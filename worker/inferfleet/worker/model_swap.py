@@ -1,4 +1,4 @@
-"""Replaces the model of a running worker. On any failure the old model goes on.
+"""Replaces the model of a running worker. On any failure the worker keeps the old model.
 
 Read ``_swap`` from top to bottom. The engines themselves are in ``replaceable_engine``; what makes a model
 fit is in ``probe``.
@@ -35,7 +35,7 @@ class ModelSwaps:
     """Carries out the swaps that the worker is ordered to do, one at a time.
 
     ``on_change`` is called whenever ``latest`` has changed, ``on_switch`` when a new model has been loaded
-    and the other one is gone, and ``on_engine_death`` when neither model can be loaded any more.
+    and the other one unloaded, and ``on_engine_death`` when neither model can be loaded any more.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class ModelSwaps:
             if new.model != old.model and not order.allow_rename:
                 raise ConfigurationError(
                     f"it would be served as {new.model!r} instead of {old.model!r}, and jobs that name the "
-                    "old one would fail: keep the served name, or allow the new one"
+                    "old one would fail: keep the served name, or allow another one (--allow-rename)"
                 )
             if order.strategy is SwapStrategy.RESTART:
                 self._tell(SwapState.DRAINING)
@@ -135,7 +135,7 @@ class ModelSwaps:
         self._tell(SwapState.SWITCHED, busy=False)
 
     async def _roll_back(self, old: Engine, new: Engine | None, error: Exception) -> None:
-        """Let the old model go on, which has to be loaded again if it was unloaded."""
+        """Keep the old model, or load it again if it was unloaded."""
         if not isinstance(error, (ConfigurationError, EngineDeadError, ProbeFailedError)):
             logger.error("a swap failed unexpectedly", exc_info=error)
         if new is not None:
@@ -194,7 +194,7 @@ class ModelSwaps:
             logger.error("the swap was rolled back: %s", latest.reason, extra=fields)
         else:
             logger.info(
-                "swap: %s%s", state, "" if latest.busy else ", and the old model is gone", extra=fields
+                "swap: %s%s", state, "" if latest.busy else ", and the old model is unloaded", extra=fields
             )
         self._on_change(latest)
 
@@ -209,5 +209,5 @@ async def _probe_current(engine: Engine) -> ProbeResult | None:
     try:
         return await probe(engine)
     except ProbeFailedError as error:
-        logger.warning("the current model fails the probe, so it is no measure for the next: %s", error)
+        logger.warning("the current model fails the probe, so the new one is not compared with it: %s", error)
         return None

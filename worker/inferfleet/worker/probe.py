@@ -1,6 +1,6 @@
 """Probes a loaded model: finds out whether it is fit to answer jobs, before it gets any.
 
-Fixed prompts at temperature 0 show a model whose weights are lost: it says nothing, or one token for ever.
+Fixed prompts at temperature 0 show a model whose weights are lost: it says nothing, or repeats one token.
 The log-probabilities of a fixed English text show a model that does not fit its tokenizer, or whose weights
 are damaged: it finds plain English surprising. A model that does not generate has to give finite numbers that
 differ between different inputs.
@@ -27,7 +27,7 @@ PROMPTS: Final = (
 )
 
 TOKENS: Final = 16
-"""How many tokens of each answer are looked at."""
+"""How many tokens each answer may have."""
 
 TEXT: Final = (
     "The sun rises in the east and sets in the west. In the morning people get up, eat breakfast and go to "
@@ -93,16 +93,16 @@ def require(
 
     """
     if hash_ is not None and found.hash != hash_:
-        raise ProbeFailedError(f"its probe hash is {found.hash or 'unknown'}, and {hash_} is required")
+        raise ProbeFailedError(f"its probe hash is {found.hash or 'unknown'}, but {hash_} is required")
     if max_perplexity is not None:
         if found.perplexity is None:
             raise ProbeFailedError(
-                f"its perplexity is unknown, and at most {max_perplexity:g} is required: this engine "
+                f"its perplexity is unknown, but at most {max_perplexity:g} is required: this engine "
                 "gives no log-probabilities"
             )
         if found.perplexity > max_perplexity:
             raise ProbeFailedError(
-                f"the perplexity of the probe's text is {found.perplexity:.1f}, and at most "
+                f"the perplexity of the probe's text is {found.perplexity:.1f}, but at most "
                 f"{max_perplexity:g} is required"
             )
     if (
@@ -113,7 +113,7 @@ def require(
     ):
         raise ProbeFailedError(
             f"plain English surprises it {found.surprise / current.surprise:.1f} times as much as the "
-            f"current model, and at most {MOST_SURPRISE:g} times is allowed: its weights are damaged, or it "
+            f"current model, but at most {MOST_SURPRISE:g} times is allowed: its weights are damaged, or it "
             "has another model's tokenizer"
         )
 
@@ -201,6 +201,6 @@ async def _ask(engine: Engine, endpoint: Endpoint, body: Mapping[str, Any]) -> _
     if completion is None:
         raise ProbeFailedError("it ends an answer without completing it")
     if any(each < 0 for each in token_ids):
-        # A remote server does not tell the ids of its tokens: its characters stand for them.
+        # A remote server may not return the ids of its tokens: its characters stand for them.
         token_ids = [*map(ord, text)]
     return _Answer(tuple(token_ids), completion)

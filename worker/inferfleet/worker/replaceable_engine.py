@@ -23,7 +23,7 @@ class ReplaceableEngine:
         self.current = engine
         """The engine on which new attempts start."""
         self._running = [engine]
-        """The current engine, behind those that are replaced and not stopped."""
+        """The engines that were replaced and not stopped yet, and then the current one."""
         self._pinned: dict[JobRun, Engine] = {}
         self._unpinned = asyncio.Event()
 

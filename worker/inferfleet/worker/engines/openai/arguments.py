@@ -62,7 +62,7 @@ def base_urls(setting: str) -> list[str]:
         if not _is_plain(url):
             raise ConfigurationError(
                 f"--base-url: address {number} of {len(urls)} has more than a scheme, a host and a path; "
-                'a key belongs into a file: --engine-args \'{"api_key_file": "/run/secrets/key"}\''
+                'a key belongs in a file: --engine-args \'{"api_key_file": "/run/secrets/key"}\''
             )
         if not _is_address(url):
             raise ConfigurationError(

@@ -35,7 +35,7 @@ _LOOK_S: Final = 30.0
 
 
 class Client:
-    """One session for all servers. There is a limit to connect and a limit of silence, but none in all."""
+    """One session for all servers. It limits the time to connect and the silence, but not the total time."""
 
     def __init__(self, arguments: OpenaiArguments) -> None:
         self._arguments = arguments

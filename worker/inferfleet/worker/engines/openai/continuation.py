@@ -74,7 +74,7 @@ async def resumed(
     """
     done = generation.resume_token_ids
     if min(done) < 0:
-        raise NotContinuableError("it has tokens without ids")
+        raise NotContinuableError("some of its tokens have no ids")
     prompt = await _prompt(client, host, generation, served, sent)
     decoder = _Decoder(client, host, served.identity.name, prompt)
     decoded = await decoder.text(done)
@@ -156,7 +156,7 @@ async def _prompt(
         raise AnotherModelError(host.name)
     if found:
         return found
-    raise NotContinuableError("the server does not tell the tokens of the prompt")
+    raise NotContinuableError("the server does not return the tokens of the prompt")
 
 
 class _Decoder:

@@ -122,7 +122,7 @@ class OpenaiEngine:
         return EngineStats(running=self._hosts.running, waiting=self._hosts.waiting)
 
     def resumable(self, generation: Generation) -> bool:
-        """Return whether the servers tell token ids, and the answer is one plain text."""
+        """Return whether the servers return token ids, and the answer is one plain text."""
         return self._served is not None and resumable(generation, self._served)
 
     async def generate(self, generation: Generation) -> AsyncGenerator[TokenChunk | Completion]:
@@ -165,11 +165,11 @@ class OpenaiEngine:
                     if begun or avoid.issuperset(self._hosts.all):
                         raise GenerationError(FailureCode.ENGINE_ERROR, str(error)) from error
                 except NotThereError:
-                    # Perhaps it has another model now.
+                    # It may have another model now.
                     host.verified_at = float("-inf")
                     raise
                 except (EngineDeadError, ConfigurationError) as error:
-                    # The second says that a server does not accept the key any more.
+                    # A ConfigurationError says that a server no longer accepts the key.
                     self._hosts.die(str(error))
                     raise EngineDeadError(str(error)) from error
 
@@ -189,7 +189,7 @@ class OpenaiEngine:
         if generation.body.get("model") not in (None, "", self.model):
             raise refusal(f"model: this worker serves {self.model!r}, not {generation.body['model']!r}")
         if generation.resume_token_ids and not self.resumable(generation):
-            raise NotContinuableError("this server or this request needs more than its tokens")
+            raise NotContinuableError("this server cannot resume this request from its tokens alone")
         return self._served
 
     def _judge_first_event(self, host: Host, asked: float) -> None:

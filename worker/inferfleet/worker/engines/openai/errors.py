@@ -30,7 +30,7 @@ class AnotherModelError(HostLostError):
     """A server has another model than when the worker started. It gets no more requests."""
 
     def __init__(self, host: str) -> None:
-        super().__init__(f"{host} has another model now than when the worker started")
+        super().__init__(f"{host} has another model than when the worker started")
 
 
 class BusyError(Exception):

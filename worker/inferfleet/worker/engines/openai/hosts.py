@@ -21,7 +21,7 @@ BUSY_PAUSE_S: Final = 1.0
 """How long a server that answers 429 gets no request, if it does not say how long."""
 
 SHORTEST_PAUSE_S: Final = 0.1
-"""How long it gets none at least: a ``Retry-After`` of 0 asks for no storm."""
+"""The shortest pause of a busy server: a ``Retry-After`` of 0 must not cause a flood of requests."""
 
 
 class Host:
@@ -60,7 +60,7 @@ class Host:
 
     @property
     def free_in_s(self) -> float:
-        """After how long it may be free again without any news."""
+        """After how long it may be free again although no request has ended."""
         return self.pause_s or RECOVERY_S
 
     def succeeded(self) -> None:

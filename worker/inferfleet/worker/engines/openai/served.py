@@ -30,7 +30,7 @@ _PROBES: Final[Mapping[Endpoint, Sequence[Mapping[str, Any]]]] = {
 """The requests that find out what a server answers, and warm it up. The first that is accepted counts."""
 
 _SAMPLE: Final = "The quick brown fox; 0123456789, déjà vu, 東京, 🚀\n\t{}"
-"""A text whose tokens tell tokenizers apart."""
+"""A text that different tokenizers split into different tokens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,7 @@ from inferfleet.schemas.said import Said
 from inferfleet.worker.ports import Generation
 
 NO_ID: Final = -1
-"""Stands for a token whose id the server does not tell. The journal counts tokens by their ids."""
+"""Stands for a token whose id the server does not return. The journal counts tokens by their ids."""
 
 _IDS: Final = frozenset({"token_ids", "prompt_token_ids"})
 
@@ -30,10 +30,7 @@ class _Choice:
 
 
 class StreamedAnswer:
-    """An answer as it streams in. With ``token_ids`` the events tell the ids of their tokens.
-
-    ``prompt_tokens`` is what is known of the prompt's length so far, ``begun`` whether there was an event.
-    """
+    """An answer as it streams in. With ``token_ids`` the events have the ids of their tokens."""
 
     def __init__(self, generation: Generation, *, token_ids: bool) -> None:
         answer = ENDPOINTS[generation.endpoint].generated
@@ -50,7 +47,7 @@ class StreamedAnswer:
 
     @property
     def prompt_tokens(self) -> int:
-        """The tokens of all prompts, as far as the server has told them."""
+        """How many tokens all prompts have, as far as the server has said."""
         usage: Mapping[str, Any] = self._head.get("usage") or {}
         return usage.get("prompt_tokens") or sum(self._prompts.values())
 
@@ -149,7 +146,7 @@ class StreamedAnswer:
         for place, call in enumerate(told.get("tool_calls") or ()):
             call.setdefault("index", place)
         if "reasoning_content" in told:
-            # What others call what vLLM calls reasoning.
+            # The name that other servers have for vLLM's reasoning.
             told.setdefault("reasoning", told["reasoning_content"])
         return text, {name: value for name, value in told.items() if value != ""} or None
 
