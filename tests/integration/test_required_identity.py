@@ -1,4 +1,4 @@
-"""A pool demands the identity of its workers' models: another one serves nothing, and says why."""
+"""A pool requires a model identity: a worker with another one serves nothing, and says why."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from inferfleet.schemas.heartbeat import WorkerPhase
 SOON: dict[str, Any] = {"heartbeat_interval_s": 0.2}
 
 
-async def test_a_worker_serves_again_after_a_swap_to_the_demanded_model(
+async def test_a_worker_serves_again_after_a_swap_to_the_required_model(
     fleet: Fleet, foreign: ForeignClient, start_worker: StartWorker, pool: str
 ) -> None:
     worker = await start_worker(worker_id=f"{pool}-w", max_running=1, **SOON)
@@ -37,7 +37,7 @@ async def test_a_worker_serves_again_after_a_swap_to_the_demanded_model(
 
     unfit = await swapped.until(lambda it: it.unfit != "")
     assert unfit.phase is WorkerPhase.LOADING
-    assert unfit.unfit == f"pool {pool} demands model {identity(7)}, and this worker has {identity(0)}"
+    assert unfit.unfit == f"pool {pool} requires model {identity(7)}, but this worker has {identity(0)}"
     assert (await fleet.wait(running, timeout_s=PATIENCE_S)).model_identity == identity(0)
 
     async def given_back() -> bool:
@@ -67,7 +67,7 @@ async def test_a_worker_that_starts_with_another_model_takes_nothing_until_any_w
 
     found = await inferfleet("doctor", "--pool", pool)
     assert found.code == 1
-    assert f"{pool}-w: it serves nothing: pool {pool} demands model {identity(7)}" in found.out
+    assert f"{pool}-w: it serves nothing: pool {pool} requires model {identity(7)}" in found.out
 
     other = await start_worker(engine_args=NEW, **SOON)
     assert (await fleet.wait(job, timeout_s=PATIENCE_S)).model_identity == identity(7)
@@ -85,7 +85,7 @@ async def test_a_worker_that_starts_with_another_model_takes_nothing_until_any_w
         (("v2",), "'v2' is not an identity"),
     ],
 )
-async def test_only_an_identity_can_be_demanded(
+async def test_only_an_identity_can_be_required(
     fleet: Fleet, inferfleet: RunCommand, pool: str, arguments: tuple[str, ...], says: str
 ) -> None:
     ended = await inferfleet("pool", "require-identity", pool, *arguments)

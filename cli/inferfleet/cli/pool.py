@@ -65,7 +65,7 @@ def show(pool: PoolArgument, *, as_json: JsonFlag = False) -> None:
         since = f"{found.paused_at:%Y-%m-%d %H:%M:%S} UTC"
         out(f"paused since {since}; resume it with `inferfleet pool resume {pool}`\n")
     if found.required_identity is not None:
-        out(f"demands model {found.required_identity} of its workers\n")
+        out(f"requires model {found.required_identity} of its workers\n")
     if found.workers:
         print_workers(found.workers)
 

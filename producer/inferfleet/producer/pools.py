@@ -69,7 +69,7 @@ class Pools:
         return False
 
     async def require_identity(self, pool: str, identity: str | None) -> None:
-        """Demand an identity of the models of a pool's workers, or none. Raises as ``pause`` does."""
+        """Require an identity of the models of a pool's workers, or none. Raises as ``pause`` does."""
         check_pool(pool)
         await self._require_known(pool)
         await asyncio.gather(

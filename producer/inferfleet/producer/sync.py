@@ -201,7 +201,7 @@ class SyncFleet:
         return self._call(partial(self._fleet.pool, pool))
 
     def require_identity(self, pool: str, identity: str | None) -> None:
-        """Demand an identity of the models of a pool's workers; see ``Fleet.require_identity``."""
+        """Require an identity of the models of a pool's workers; see ``Fleet.require_identity``."""
         self._call(partial(self._fleet.require_identity, pool, identity))
 
     def pause_pool(self, pool: str) -> None:

@@ -1,4 +1,4 @@
-"""Follows whether the worker's pool is paused, and which model it demands."""
+"""Follows whether the worker's pool is paused, and which model it requires."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 class PoolPause:
-    """Pauses the slots with the pool, and while the pool demands a model of another identity.
+    """Pauses the slots with the pool, and while the pool requires a model of another identity.
 
     While Redis is away, what was read last holds. ``known`` is set once it was read, so that a worker that
     starts takes no job of a paused pool.
@@ -38,7 +38,7 @@ class PoolPause:
         required, identity = self._required_identity, self._engine.identity
         if required is None or identity is None or identity.short == required:
             return ""
-        return f"pool {self._settings.pool} demands model {required}, and this worker has {identity.short}"
+        return f"pool {self._settings.pool} requires model {required}, but this worker has {identity.short}"
 
     async def follow(self, pipeline: CommandPipeline) -> None:
         """Read it with every heartbeat, until cancelled."""
@@ -57,7 +57,7 @@ class PoolPause:
             await asyncio.sleep(self._settings.heartbeat_interval_s)
 
     def compare(self) -> None:
-        """Compare the model with the one that the pool demands. Call this when there is another model."""
+        """Compare the model with the one that the pool requires. Call this when either changes."""
         self._set(PauseReason.IDENTITY, paused=bool(self.unfit))
 
     def _set(self, reason: PauseReason, *, paused: bool) -> None:

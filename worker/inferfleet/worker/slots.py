@@ -41,7 +41,7 @@ class PauseReason(StrEnum):
     SWAP = "swap"
     """The worker has no model, because it is being replaced."""
     IDENTITY = "identity"
-    """The pool demands a model of another identity."""
+    """The pool requires a model of another identity."""
 
 
 class Slots:

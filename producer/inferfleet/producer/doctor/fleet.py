@@ -111,7 +111,7 @@ def _worker_findings(pool: PoolStatus, now: datetime) -> Iterator[Finding]:
                 Check.UNFIT,
                 worker.worker_id,
                 f"it serves nothing: {worker.unfit}",
-                "give it the model that is demanded (`inferfleet model swap`), or change what is demanded "
+                "give it the required model (`inferfleet model swap`), or change what the pool requires "
                 f"(`inferfleet pool require-identity {pool.pool}`)",
             )
         elif worker.swap is not None and worker.swap.busy:
