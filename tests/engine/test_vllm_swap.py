@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -165,8 +166,6 @@ async def test_a_model_with_another_tokenizer_or_damaged_weights_is_not_fit(tmp_
 
 def _shuffle_tokens(path: Path, tokenizer: str) -> None:
     """Give each ordinary token the number of another, as in the tokenizer of another model."""
-    import json
-
     whole = json.loads(tokenizer)
     vocabulary = whole["model"]["vocab"]
     special = {token["content"] for token in whole["added_tokens"]}
