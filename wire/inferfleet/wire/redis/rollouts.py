@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import lru_cache
 from typing import NamedTuple
 
 from pydantic import ValidationError
@@ -27,8 +28,12 @@ def ask_rule(pipeline: CommandPipeline, pool: str) -> asyncio.Future[bytes | Non
     return pipeline.enqueue("HGET", pool_key(pool), "rollout")
 
 
+@lru_cache
 def rule_of(answer: bytes | None) -> RolloutRule | None:
-    """Return the rule; ``None`` if the pool has none, or this version cannot read it."""
+    """Return the rule; ``None`` if the pool has none, or this version cannot read it.
+
+    Cached, so that a rule which is read all the time is in the log once.
+    """
     if answer is None:
         return None
     try:
