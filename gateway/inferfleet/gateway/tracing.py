@@ -24,11 +24,11 @@ async def tracing(settings: GatewaySettings) -> AsyncGenerator[None]:
     if not settings.tracing:
         yield
         return
-    async with exporting_spans("inferfleet-gateway", instance=settings.client_id) as provider:
+    async with exporting_spans("inferfleet-gateway", instance=settings.client_id) as export:
         from opentelemetry.trace import set_tracer_provider
 
         # The client, which the gateway uses, takes that of its program.
-        set_tracer_provider(provider)
+        set_tracer_provider(export.provider)
         yield
 
 

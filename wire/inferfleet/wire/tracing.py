@@ -15,34 +15,34 @@ from typing import TYPE_CHECKING, Final
 from inferfleet.schemas.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from opentelemetry.sdk.trace import TracerProvider
+    from inferfleet.wire.span_export import SpanExport
 
 FLUSH_S: Final = 5.0
 """How long an exiting process waits for the collector to take its last spans."""
 
 
 @asynccontextmanager
-async def exporting_spans(service: str, *, instance: str) -> AsyncGenerator[TracerProvider]:
-    """Export the spans of the provider while the block runs; then flush them, for ``FLUSH_S`` at most.
+async def exporting_spans(service: str, *, instance: str) -> AsyncGenerator[SpanExport]:
+    """Export spans while the block runs; then flush them, for ``FLUSH_S`` at most.
 
     Raises:
         ConfigurationError: OpenTelemetry is not installed, or one of its variables is invalid.
 
     """
     try:
-        from inferfleet.wire.span_export import make_provider
+        from inferfleet.wire.span_export import make_export
     except ImportError as error:
         raise ConfigurationError(
             f"INFERFLEET_TRACING needs the extra otel, because {error}: pip install 'inferfleet[otel]'"
         ) from error
     try:
-        provider = make_provider(service, instance=instance)
+        export = make_export(service, instance=instance)
     except ValueError as error:
         raise ConfigurationError(f"invalid setting of OpenTelemetry: {error}") from error
     try:
-        yield provider
+        yield export
     finally:
-        await _ended(provider.shutdown)
+        await _ended(export.provider.shutdown)
 
 
 async def _ended(shutdown: Callable[[], None]) -> None:

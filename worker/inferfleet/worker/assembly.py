@@ -36,8 +36,7 @@ from inferfleet.worker.sweep import Sweep
 from inferfleet.worker.turns import Turns
 
 if TYPE_CHECKING:
-    from opentelemetry.sdk.trace import TracerProvider
-
+    from inferfleet.wire.span_export import SpanExport
     from inferfleet.worker.attempt_spans import AttemptSpans
 
 
@@ -62,7 +61,7 @@ def assemble(
     ended_counts: EndedCounting,
     pipeline: CommandPipeline,
     confirm_channel: ConfirmChannel,
-    spans_to: TracerProvider | None,
+    spans_to: SpanExport | None,
     leaving: asyncio.Event,
     on_engine_death: Callable[[EngineDeadError], None],
 ) -> Parts:

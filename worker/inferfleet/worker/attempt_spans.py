@@ -14,18 +14,18 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Final
 
-from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.trace import Link
 from typing_extensions import override
 
-from inferfleet.schemas import Failure, Job, Result
+from inferfleet.schemas import Failure, Result
 from inferfleet.schemas.errors import InferfleetError
 from inferfleet.schemas.journal import QueuedEntry
 from inferfleet.schemas.message import trace_headers
 from inferfleet.schemas.settings import WorkerSettings
 from inferfleet.schemas.span_names import LINK_TURN
-from inferfleet.schemas.trace import is_sampled, span_of_attempt, trace_of_attempts
+from inferfleet.schemas.trace import span_of_attempt, trace_of_attempts
 from inferfleet.wire.redis.records import JobRecords
+from inferfleet.wire.span_export import SpanExport
 from inferfleet.worker.hooks import Hooks
 from inferfleet.worker.job_run import JobRun
 from inferfleet.worker.log import about
@@ -41,8 +41,8 @@ MAX_WAITING: Final = 10_000
 class AttemptSpans(Hooks):
     """Makes the spans of the attempts of one worker."""
 
-    def __init__(self, provider: TracerProvider, *, settings: WorkerSettings, records: JobRecords) -> None:
-        self._spans = SpanMaker(provider, provider_name=settings.engine, worker_id=settings.worker_id)
+    def __init__(self, export: SpanExport, *, settings: WorkerSettings, records: JobRecords) -> None:
+        self._spans = SpanMaker(export, provider_name=settings.engine, worker_id=settings.worker_id)
         self._records = records
         self._ended: deque[EndedAttempt] = deque(maxlen=MAX_WAITING)
         self._news = asyncio.Event()
@@ -62,7 +62,7 @@ class AttemptSpans(Hooks):
         """Return whether a job is traced: as its submitter says, or else as the sampler does."""
         if run.traced is None:
             # A sampler takes several µs, as long as anything else here takes for a small job.
-            run.traced = self._samples(run.job)
+            run.traced = self._spans.samples(run.job)
         return run.traced
 
     def headers_for_engine(self, run: JobRun) -> Mapping[str, str]:
@@ -97,11 +97,6 @@ class AttemptSpans(Hooks):
             self._ended.append(EndedAttempt.of(run, state, failure, result))
             self._idle.clear()
             self._news.set()
-
-    def _samples(self, job: Job) -> bool:
-        if job.traceparent is not None:
-            return is_sampled(job.traceparent)
-        return self._spans.samples(trace_of_attempts(job.id, None))
 
     async def _tell(self, ended: EndedAttempt) -> None:
         past, links = Past(ended.job.submitted_at if ended.attempt == 1 else None), list[Link]()

@@ -19,34 +19,33 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from importlib.metadata import version
-from typing import Any, cast
+from typing import Any, Final, cast
 
-from opentelemetry.context import Context
-from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.sdk.trace.sampling import Decision
 from opentelemetry.trace import (
     Link,
-    Span,
+    NonRecordingSpan,
     SpanContext,
     SpanKind,
+    Status,
     StatusCode,
     TraceFlags,
+    get_current_span,
     set_span_in_context,
 )
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-from typing_extensions import override
 
 from inferfleet.schemas import Failure, FailureCode, Job, Result, Usage
 from inferfleet.schemas import span_names as names
 from inferfleet.schemas.message import trace_headers
 from inferfleet.schemas.names import job_queue
-from inferfleet.schemas.trace import span_of_attempt, trace_of_attempts
+from inferfleet.schemas.trace import is_sampled, span_of_attempt, trace_of_attempts
+from inferfleet.wire.span_export import SpanExport
 from inferfleet.worker.job_run import JobRun
 from inferfleet.worker.past_attempts import Past, PastAttempt
 
-_WITHOUT_PARENT = Context()
+_SAMPLED: Final = TraceFlags(TraceFlags.SAMPLED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,57 +94,69 @@ class EndedAttempt:
 
 
 class SpanMaker:
-    """Makes spans with a provider that it alone uses."""
+    """Makes and exports the spans of a worker."""
 
-    def __init__(self, provider: TracerProvider, *, provider_name: str, worker_id: str) -> None:
-        self._ids = provider.id_generator = _Ids()
-        self._sampler = provider.sampler
-        self._tracer = provider.get_tracer(names.SCOPE, version("inferfleet"), schema_url=names.SCHEMA_URL)
+    def __init__(self, export: SpanExport, *, provider_name: str, worker_id: str) -> None:
+        self._export = export
         self._provider_name = provider_name
         self._worker_id = worker_id
+        self._random = RandomIdGenerator()
 
-    def samples(self, trace_id: str) -> bool:
-        """Return whether a trace without a submitter's span is sampled: the same in every worker."""
-        decision = self._sampler.should_sample(None, int(trace_id, 16), names.QUEUE).decision
+    def samples(self, job: Job) -> bool:
+        """Return whether a job is traced: not if its submitter did not sample it, else as the sampler says.
+
+        Without a submitter's span the sampler goes by the trace, which is the same in every worker.
+        """
+        if job.traceparent is not None and not is_sampled(job.traceparent):
+            return False
+        trace, parent = int(trace_of_attempts(job.id, job.traceparent), 16), _submitters_span(job)
+        context = None if parent is None else set_span_in_context(NonRecordingSpan(parent))
+        decision = self._export.sampler.should_sample(context, trace, names.QUEUE).decision
         return decision is Decision.RECORD_AND_SAMPLE
 
     def make(self, ended: EndedAttempt, past: Past, links: Sequence[Link] = ()) -> None:
         """Make the spans of an attempt, and of the one before it if that was lost."""
-        job = ended.job
-        parent = _WITHOUT_PARENT
-        if job.traceparent is not None:
-            parent = TraceContextTextMapPropagator().extract(trace_headers(job))
+        job, parent = ended.job, _submitters_span(ended.job)
         if past.last is not None:
             if past.last.lost:
                 self._make_lost(past.last, ended, parent)
             links = [*links, link_to(names.LINK_ATTEMPT, job.id, job.traceparent, past.last.running.attempt)]
         if past.queued_at is not None:
             self._make_queue(job, parent, ended.attempt, _ns(past.queued_at), ended.started)
-        span = self._start(job, ended.attempt, parent, ended.started, links, self._worker_id)
-        span.set_attributes(_result_attributes(ended))
+        attributes, status = _result_attributes(ended), Status()
         if ended.failure is not None and ended.failure.code is not FailureCode.CANCELLED:
-            span.set_attribute(names.ERROR_TYPE, ended.failure.code)
+            attributes[names.ERROR_TYPE] = ended.failure.code
             # Without the message, because it may quote the prompt.
-            span.set_status(StatusCode.ERROR)
-        self._make_stages(ended, set_span_in_context(span))
-        span.end(ended.ended)
+            status = Status(StatusCode.ERROR)
+        context = self._make_attempt(
+            job,
+            ended.attempt,
+            parent,
+            started=ended.started,
+            ended=ended.ended,
+            worker_id=self._worker_id,
+            attributes=attributes,
+            links=links,
+            status=status,
+        )
+        self._make_stages(ended, context)
 
-    def _make_stages(self, ended: EndedAttempt, parent: Context) -> None:
+    def _make_stages(self, ended: EndedAttempt, parent: SpanContext) -> None:
         prepared, first_token, generated = ended.prepared, ended.first_token, ended.generated
         if prepared is None:
             return
         if ended.job.session_id is not None or ended.attempt > 1:
-            self._make(names.HYDRATE, parent, ended.started, prepared)
+            self._make_part(names.HYDRATE, parent, ended.started, prepared)
         if generated is None:
             return
         if first_token is None:
-            self._make(names.PREFILL, parent, prepared, generated)
+            self._make_part(names.PREFILL, parent, prepared, generated)
         else:
-            self._make(names.PREFILL, parent, prepared, first_token)
-            self._make(names.DECODE, parent, first_token, generated)
-        self._make(names.COMMIT, parent, generated, ended.ended)
+            self._make_part(names.PREFILL, parent, prepared, first_token)
+            self._make_part(names.DECODE, parent, first_token, generated)
+        self._make_part(names.COMMIT, parent, generated, ended.ended)
 
-    def _make_lost(self, lost: PastAttempt, next_one: EndedAttempt, parent: Context) -> None:
+    def _make_lost(self, lost: PastAttempt, next_one: EndedAttempt, parent: SpanContext | None) -> None:
         """Make the spans of an attempt in the place of its worker.
 
         When it ended is unknown, so its span lasts until the next attempt started.
@@ -154,25 +165,53 @@ class SpanMaker:
         started = _ns(running.at)
         if lost.queued_at is not None:
             self._make_queue(job, parent, running.attempt, _ns(lost.queued_at), started)
-        span = self._start(job, running.attempt, parent, started, (), running.worker_id)
-        span.set_attributes(
-            {
+        self._make_attempt(
+            job,
+            running.attempt,
+            parent,
+            started=started,
+            ended=next_one.started,
+            worker_id=running.worker_id,
+            attributes={
                 names.RESUMED_FROM: running.resumed_from,
                 names.OUTPUT_TOKENS: max(0, next_one.resumed_from - running.resumed_from),
                 names.ERROR_TYPE: names.WORKER_LOST,
-            }
+            },
+            status=Status(StatusCode.ERROR),
         )
-        span.set_status(StatusCode.ERROR)
-        span.end(next_one.started)
 
-    def _start(
-        self, job: Job, attempt: int, parent: Context, started: int, links: Sequence[Link], worker_id: str
-    ) -> Span:
-        """Start the span of an attempt."""
-        self._ids.next_span = int(span_of_attempt(job.id, attempt), 16)
+    def _make_attempt(
+        self,
+        job: Job,
+        attempt: int,
+        parent: SpanContext | None,
+        *,
+        started: int,
+        ended: int,
+        worker_id: str,
+        attributes: Mapping[str, Any],
+        links: Sequence[Link] = (),
+        status: Status,
+    ) -> SpanContext:
+        """Make the span of an attempt, and return its context."""
         operation, model = names.OPERATIONS[job.endpoint], job.body.get("model")
+        context = self._context(job, parent, int(span_of_attempt(job.id, attempt), 16))
+        self._export.export(
+            f"{operation} {model}" if isinstance(model, str) else operation,
+            context,
+            parent,
+            started=started,
+            ended=ended,
+            attributes={**self._request_attributes(job, attempt, worker_id), **attributes},
+            kind=SpanKind.CONSUMER,
+            links=links,
+            status=status,
+        )
+        return context
+
+    def _request_attributes(self, job: Job, attempt: int, worker_id: str) -> dict[str, Any]:
         attributes: dict[str, Any] = {
-            names.OPERATION_NAME: operation,
+            names.OPERATION_NAME: names.OPERATIONS[job.endpoint],
             names.PROVIDER_NAME: self._provider_name,
             names.REQUEST_STREAM: job.stream,
             names.MESSAGING_SYSTEM: "rabbitmq",
@@ -187,7 +226,7 @@ class SpanMaker:
             names.TENANT: job.tenant,
             names.WORKER_ID: worker_id,
         }
-        if isinstance(model, str):
+        if isinstance(model := job.body.get("model"), str):
             attributes[names.REQUEST_MODEL] = model
         if job.session_id is not None:
             attributes[names.CONVERSATION_ID] = job.session_id
@@ -199,48 +238,42 @@ class SpanMaker:
                 and (member, number) != ("n", 1)
             ):
                 attributes[name] = number
-        self._ids.trace = _trace(job)
-        return self._tracer.start_span(
-            f"{operation} {model}" if isinstance(model, str) else operation,
-            context=parent,
-            kind=SpanKind.CONSUMER,
-            attributes=attributes,
-            links=links,
-            start_time=started,
+        return attributes
+
+    def _make_queue(self, job: Job, parent: SpanContext | None, attempt: int, began: int, ended: int) -> None:
+        self._export.export(
+            names.QUEUE,
+            self._context(job, parent, self._random.generate_span_id()),
+            parent,
+            # A submitter's clock may be ahead.
+            started=min(began, ended),
+            ended=ended,
+            attributes={names.JOB_ID: job.id, names.ATTEMPT: attempt},
         )
 
-    def _make_queue(self, job: Job, parent: Context, attempt: int, began: int, ended: int) -> None:
-        self._ids.trace = _trace(job)
-        # A submitter's clock may be ahead.
-        began = min(began, ended)
-        self._make(names.QUEUE, parent, began, ended, {names.JOB_ID: job.id, names.ATTEMPT: attempt})
+    def _make_part(self, name: str, attempt: SpanContext, began: int, ended: int) -> None:
+        """Make the span of a part of an attempt."""
+        context = _same_trace(attempt, self._random.generate_span_id())
+        self._export.export(name, context, attempt, started=began, ended=ended, attributes={})
 
-    def _make(
-        self,
-        name: str,
-        parent: Context,
-        began: int,
-        ended: int,
-        attributes: Mapping[str, Any] | None = None,
-    ) -> None:
-        self._tracer.start_span(name, context=parent, attributes=attributes, start_time=began).end(ended)
+    def _context(self, job: Job, parent: SpanContext | None, span: int) -> SpanContext:
+        if parent is not None:
+            return _same_trace(parent, span)
+        return SpanContext(
+            int(trace_of_attempts(job.id, None), 16), span, is_remote=False, trace_flags=_SAMPLED
+        )
 
 
-class _Ids(RandomIdGenerator):
-    """Gives the next span an id that is known beforehand, and a span without a parent the job's trace."""
+def _submitters_span(job: Job) -> SpanContext | None:
+    if job.traceparent is None:
+        return None
+    return get_current_span(TraceContextTextMapPropagator().extract(trace_headers(job))).get_span_context()
 
-    def __init__(self) -> None:
-        self.next_span = 0
-        self.trace = 0
 
-    @override
-    def generate_span_id(self) -> int:
-        span, self.next_span = self.next_span, 0
-        return span or super().generate_span_id()
-
-    @override
-    def generate_trace_id(self) -> int:
-        return self.trace
+def _same_trace(span: SpanContext, span_id: int) -> SpanContext:
+    return SpanContext(
+        span.trace_id, span_id, is_remote=False, trace_flags=_SAMPLED, trace_state=span.trace_state
+    )
 
 
 def _result_attributes(ended: EndedAttempt) -> dict[str, Any]:
@@ -264,17 +297,13 @@ def _result_attributes(ended: EndedAttempt) -> dict[str, Any]:
     return attributes
 
 
-def _trace(job: Job) -> int:
-    return int(trace_of_attempts(job.id, job.traceparent), 16)
-
-
 def link_to(what: str, job_id: str, traceparent: str | None, attempt: int) -> Link:
     """Make a link to an attempt of a job that is sampled."""
     context = SpanContext(
         int(trace_of_attempts(job_id, traceparent), 16),
         int(span_of_attempt(job_id, attempt), 16),
         is_remote=True,
-        trace_flags=TraceFlags(TraceFlags.SAMPLED),
+        trace_flags=_SAMPLED,
     )
     return Link(context, {names.LINK: what})
 

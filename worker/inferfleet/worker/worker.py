@@ -49,7 +49,7 @@ from inferfleet.worker.slots import Slots
 from inferfleet.worker.stop_switch import Interruption
 
 if TYPE_CHECKING:
-    from opentelemetry.sdk.trace import TracerProvider
+    from inferfleet.wire.span_export import SpanExport
 
 T = TypeVar("T")
 
@@ -372,7 +372,7 @@ class Worker:
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.remove_signal_handler(number)
 
-    def _tracing(self) -> AbstractAsyncContextManager[TracerProvider | None]:
+    def _tracing(self) -> AbstractAsyncContextManager[SpanExport | None]:
         if not self._settings.tracing:
             return nullcontext()
         return exporting_spans("inferfleet-worker", instance=self._settings.worker_id)
