@@ -1,4 +1,4 @@
-"""``inferfleet model``: change the model of running workers, and look at models."""
+"""``inferfleet model``: change the model of running workers, probe a model, and look at those on disk."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import orjson
 import typer
 from aio_pika import Message
 
+from inferfleet.cli.model_files import list_models, verify
 from inferfleet.cli.options import JsonFlag, live_pools, none_empty, not_empty
 from inferfleet.cli.terminal import err, line, out
 from inferfleet.schemas.control import SwapModel, SwapStrategy
@@ -31,6 +32,8 @@ from inferfleet.worker.ports import EngineDeadError
 from inferfleet.worker.probe import ProbeFailedError, ProbeResult, probe
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+app.command("list")(list_models)
+app.command()(verify)
 
 SLEEP = (
     "there is no strategy 'sleep': a model that wakes from vLLM's sleep may have lost its weights or "

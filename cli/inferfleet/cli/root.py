@@ -57,7 +57,9 @@ COMMANDS: Mapping[str, CommandModule] = MappingProxyType(
             "inferfleet.cli.worker", "Run a worker, list the workers, or drain one.", "worker"
         ),
         "model": CommandModule(
-            "inferfleet.cli.model", "Change the model of running workers, and probe models.", "worker"
+            "inferfleet.cli.model",
+            "Change the model of running workers; probe, list and check models.",
+            "worker",
         ),
         "exporter": CommandModule(
             "inferfleet.cli.exporter", "Serve metrics of the whole fleet for Prometheus.", "worker"

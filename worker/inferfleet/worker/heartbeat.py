@@ -108,6 +108,7 @@ class HeartbeatWriter:
             engine=self._settings.engine,
             model=self._engine.model,
             model_identity=identity.short if identity is not None else "",
+            model_weights=identity.weights if identity is not None else "",
             version=self._version,
             running=stats.running,
             waiting=stats.waiting,
