@@ -9,6 +9,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+import redis.asyncio as aioredis
 from prometheus_client.parser import text_string_to_metric_families
 from tests.integration.conftest import (
     PATIENCE_S,
@@ -22,6 +23,7 @@ from tests.integration.conftest import (
 
 from inferfleet.producer import Fleet
 from inferfleet.schemas.heartbeat import WorkerPhase
+from inferfleet.schemas.names import worker_key
 
 SAMPLES = (
     "inferfleet_jobs_finished_total",
@@ -157,3 +159,14 @@ async def test_a_worker_can_be_told_to_drain_by_its_name(
     assert await worker.ended() == 0
     job = await fleet.submit("hello", pool=pool)
     assert (await fleet.wait(job, timeout_s=PATIENCE_S)).worker_id == f"{pool}-v"
+
+
+async def test_a_worker_with_frequent_heartbeats_does_not_count_as_gone_whenever_it_is_busy(
+    start_worker_process: StartWorkerProcess, store: aioredis.Redis, pool: str
+) -> None:
+    await start_worker_process(worker_id=pool, heartbeat_interval_s="0.05")
+
+    async def counts_for_a_second() -> bool:
+        return await store.pttl(worker_key(pool)) > 1000
+
+    await eventually(counts_for_a_second)

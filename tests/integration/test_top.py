@@ -274,7 +274,7 @@ async def test_keys_pause_and_resume_a_pool_only_after_a_yes(
 async def test_a_key_drains_a_worker(
     fleet: Fleet, start_worker: StartWorker, producer_settings: Settings, pool: str
 ) -> None:
-    # Its heartbeat outlives a busy moment, in which a worker with SOON counts as gone and cannot be drained.
+    # A worker whose heartbeat has run out cannot be drained; by default none does on a busy machine.
     worker = await start_worker(worker_id=f"w-{pool}")
     async with watching(producer_settings()) as (app, pilot):
         await until(lambda: worker.worker.phase is WorkerPhase.READY)

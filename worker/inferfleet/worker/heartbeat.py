@@ -27,7 +27,10 @@ from inferfleet.worker.throughput import Throughput
 logger = logging.getLogger(__name__)
 
 HEARTBEATS_MISSED = 5
-"""After this many missed heartbeats a worker is off the health map."""
+"""After this many missed heartbeats a worker is off the health map, but not before ``LEAST_LIFE_S``."""
+
+LEAST_LIFE_S = 3.0
+"""How long a heartbeat counts at least: a busy machine may hold up a worker for several short intervals."""
 
 JOBS_WINDOW_S = 60.0
 """Over how long the rate of jobs is measured: an answer may take that long."""
@@ -130,10 +133,11 @@ class HeartbeatWriter:
         A failed write does not end the worker: the health map lacks it only for a moment.
         """
         interval_s = self._settings.heartbeat_interval_s
+        ttl_s = max(LEAST_LIFE_S, interval_s * HEARTBEATS_MISSED)
         while True:
             self._changed.clear()
             try:
-                await write_heartbeat(pipeline, self.heartbeat(), ttl_s=interval_s * HEARTBEATS_MISSED)
+                await write_heartbeat(pipeline, self.heartbeat(), ttl_s=ttl_s)
                 await self._ended_counts.add(pipeline)
                 await note_limit(pipeline, self._settings.pool, self._settings.queue_max_length)
                 await note_pool(pipeline, self._settings.pool)
