@@ -142,6 +142,19 @@ def test_every_worker_asks_for_one_gpu_or_one_share(manifests: Manifests) -> Non
         }, "a device plugin alone sets no label"
 
 
+def test_what_a_worker_compiles_outlives_its_pod(manifests: Manifests) -> None:
+    for worker in manifests.workers:
+        mounts = containers(worker)[0]["volumeMounts"]
+        root = manifests.variables(worker).get("VLLM_CACHE_ROOT")
+        if manifests.name == "overlays/dev":
+            assert root is None
+            continue
+        # The folder that the init step makes on the volume of the models (test_model_cache.py).
+        assert [mount for mount in mounts if mount["mountPath"] == root] == [
+            {"name": "models", "mountPath": "/compiled", "subPath": "compiled"}
+        ]
+
+
 def test_a_worker_reads_its_model_from_the_volume_that_was_warmed(manifests: Manifests) -> None:
     for worker in manifests.workers:
         if manifests.name == "overlays/dev":

@@ -51,6 +51,13 @@ def warm(hub: Path, cache: Path, **variables: str) -> subprocess.CompletedProces
     )
 
 
+@pytest.mark.parametrize("model", ["owner/model", "/"], ids=["a name", "a folder"])
+def test_there_is_a_folder_for_what_vllm_compiles(hub: Path, cache: Path, model: str) -> None:
+    for _ in range(2):
+        assert warm(hub, cache, INFERFLEET_MODEL=model).returncode == 0
+        assert (cache / "compiled").is_dir()
+
+
 def test_a_model_is_downloaded_once(hub: Path, cache: Path) -> None:
     first, second = warm(hub, cache), warm(hub, cache, HUB_DOWN="1")
     assert first.returncode == second.returncode == 0

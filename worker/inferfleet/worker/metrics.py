@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Metric, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
@@ -17,6 +17,7 @@ from inferfleet.wire.outage import Outage
 from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.worker.attempt_metrics import AttemptMetrics
 from inferfleet.worker.gpus import GpuReading
+from inferfleet.worker.start_times import StartPart
 
 GAUGES: tuple[tuple[str, str, Callable[[Heartbeat], float]], ...] = (
     ("inferfleet_engine_running", "Requests in the engine's batch", lambda it: it.running),
@@ -56,6 +57,8 @@ class WorkerMetrics(Collector):
         """How many jobs the engine may run at once."""
         self.load_s = 0.0
         """How long the engine took to load its model; 0 before that."""
+        self.start_parts: Mapping[StartPart, float] = {}
+        """How many seconds each part of the start took; empty before the worker is ready."""
         self.swaps = Counter[SwapState]()
         """How many swaps of the model have ended in each of the states in which they can."""
         self._pool = pool
@@ -118,6 +121,12 @@ class WorkerMetrics(Collector):
         yield self._gauge("inferfleet_worker_slots", "Jobs that the engine may run at once", self.slots())
         yield self._gauge("inferfleet_worker_ready", "1 while /health/ready answers 200", self._ready)
         yield self._gauge("inferfleet_worker_load_seconds", "How long the model took to load", self.load_s)
+        start = GaugeMetricFamily(
+            "inferfleet_worker_start_seconds", "How long a part of the start took", labels=("pool", "part")
+        )
+        for part in StartPart:
+            start.add_metric((self._pool, part), self.start_parts.get(part, 0.0))
+        yield start
         yield from self._swaps(heartbeat)
         drained_s = 0.0 if self._drain_began is None else time.monotonic() - self._drain_began
         yield self._gauge(

@@ -14,6 +14,7 @@ from inferfleet.worker.engine_factory import make_engine
 from inferfleet.worker.foreign_output import foreign_output_logged
 from inferfleet.worker.log import logging_to_stderr
 from inferfleet.worker.ports import Engine
+from inferfleet.worker.start_times import StartTimes
 from inferfleet.worker.worker import Worker
 
 logger = logging.getLogger(__name__)
@@ -35,6 +36,7 @@ def run_process(
         EngineDeadError: The engine died.
 
     """
+    times = StartTimes.of_process()
     foreign_output = foreign_output_logged if settings.log_format is LogFormat.JSON else nullcontext
     with logging_to_stderr(settings, worker_id=settings.worker_id) as log, foreign_output():
         for remark in remarks:
@@ -45,6 +47,7 @@ def run_process(
             make=make,
             on_warm=_freeze_gc,
             lines_dropped=lambda: log.dropped,
+            start_times=times,
         )
         uvloop.run(worker.run())
 

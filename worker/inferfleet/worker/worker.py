@@ -46,6 +46,7 @@ from inferfleet.worker.ports import Engine, EngineDeadError
 from inferfleet.worker.processor import Processor
 from inferfleet.worker.replaceable_engine import ReplaceableEngine
 from inferfleet.worker.slots import Slots
+from inferfleet.worker.start_times import StartPart, StartTimes, TimesItsStart
 from inferfleet.worker.stop_switch import Interruption
 
 if TYPE_CHECKING:
@@ -62,7 +63,8 @@ SETTLE_GRACE_S = 10.0
 class Worker:
     """One process, one event loop, one engine at a time.
 
-    ``make`` makes the engine of another model, when the worker is ordered to swap it.
+    ``make`` makes the engine of another model, when the worker is ordered to swap it. ``start_times`` has the
+    parts of the start until now.
     """
 
     def __init__(
@@ -73,8 +75,10 @@ class Worker:
         make: MakeEngine = make_engine,
         on_warm: Callable[[], None] = lambda: None,
         lines_dropped: Callable[[], int] = lambda: 0,
+        start_times: StartTimes | None = None,
     ) -> None:
         self._settings = settings
+        self._start_times = start_times or StartTimes()
         self._engine = ReplaceableEngine(engine)
         self._on_warm = on_warm
         self._lines_dropped = lines_dropped
@@ -229,10 +233,12 @@ class Worker:
         # as soon as it has its queues.
         opened = partial(self._subscribe, processor)
         subscription: Subscription | None = await broker.enter_async_context(opened())
+        self._start_times.ended(StartPart.SERVICES)
         loading = time.monotonic()
         await self._unless_stopped(self._engine.start())
         if not self._stopping.is_set():
             self._metrics.load_s = time.monotonic() - loading
+            self._note_start()
             self._pool_pause.compare()
         for endpoint in self._engine.endpoints:
             # Made here, so that the first job does not wait for it.
@@ -260,6 +266,12 @@ class Worker:
             await subscription.stop_consuming()
         await self._swaps.aclose()
         await self._drain(processor)
+
+    def _note_start(self) -> None:
+        engine, times = self._engine.current, self._start_times
+        times.ended(StartPart.ENGINE, engine.start_parts if isinstance(engine, TimesItsStart) else None)
+        self._metrics.start_parts = times.parts
+        logger.info("started in %s", times, extra={"parts": times.parts})
 
     async def _until_closed(self, subscription: Subscription) -> None:
         adapting = asyncio.create_task(

@@ -11,7 +11,12 @@ from pathlib import Path
 
 
 def main() -> None:
-    """Download the model that the environment names, unless all of it is there."""
+    """Download the model that the environment names, unless all of it is there.
+
+    Also make the folder for what vLLM compiles.
+    """
+    # Made here, because the kubelet would make it for root alone.
+    (Path(os.environ["HF_HOME"]) / "compiled").mkdir(exist_ok=True)
     model = os.environ["INFERFLEET_MODEL"]
     revision = json.loads(os.environ.get("INFERFLEET_ENGINE_ARGS") or "{}").get("revision") or "main"
     if model.startswith("/"):

@@ -26,6 +26,7 @@ from inferfleet.worker.ports import (
     ModelIdentity,
     NotContinuableError,
 )
+from inferfleet.worker.start_times import StartPart, StartTimes
 
 _PAUSE_TIMEOUT_S: Final = 5.0
 """How long a healthy engine core may take to abort its requests; after that the worker kills it."""
@@ -70,6 +71,7 @@ class VllmEngine:
         self._loaded: LoadedModel | None = None
         self._identity: ModelIdentity | None = None
         self._endpoints: frozenset[Endpoint] = frozenset()
+        self._start_parts: Mapping[StartPart, float] = {}
         self._answers: set[asyncio.Task[Completion]] = set()
         self._stopped = False
 
@@ -103,6 +105,11 @@ class VllmEngine:
         """The endpoints that this kind of model can answer; known once ``start`` has returned."""
         return self._endpoints
 
+    @property
+    def start_parts(self) -> Mapping[StartPart, float]:
+        """How many seconds each part of the start took; known once ``start`` has returned."""
+        return self._start_parts
+
     async def start(self) -> None:
         """Load the model and run it once. This takes seconds to minutes, without blocking the event loop.
 
@@ -113,7 +120,8 @@ class VllmEngine:
 
         """
         try:
-            self._loaded = await self._loader.load()
+            times = StartTimes()
+            self._loaded = await self._loader.load(times)
             self._identity = self._loaded.identity
             self._endpoints = frozenset(self._loaded.handlers)
             if self._stopped:
@@ -121,6 +129,8 @@ class VllmEngine:
             async with aclosing(self.generate(self._warm_up(self._loaded))) as events:
                 async for _ in events:
                     pass
+            times.ended(StartPart.WARM_UP)
+            self._start_parts = times.parts
         except (ConfigurationError, EngineDeadError):
             raise
         except Exception as error:

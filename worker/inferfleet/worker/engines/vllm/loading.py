@@ -23,9 +23,11 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from inferfleet.schemas import Endpoint
+from inferfleet.worker.engines.vllm.core_times import core_times
 from inferfleet.worker.engines.vllm.identity import model_identity
 from inferfleet.worker.engines.vllm.plugin import WORKER_PID_VARIABLE
 from inferfleet.worker.ports import EngineStats, ModelIdentity
+from inferfleet.worker.start_times import StartPart, StartTimes
 
 if TYPE_CHECKING:
     from inferfleet.worker.engines.vllm.arguments import VllmArguments
@@ -85,8 +87,8 @@ class ModelLoader:
         self._given_up = False
         self._children_before: set[int | None] | None = None
 
-    async def load(self) -> LoadedModel:
-        """Start vLLM's engine core, which loads the model, and make the handlers.
+    async def load(self, times: StartTimes) -> LoadedModel:
+        """Start vLLM's engine core, which loads the model, and make the handlers. Note how long each took.
 
         Raises:
             ConfigurationError: vLLM has no such option, or refuses its value.
@@ -95,13 +97,13 @@ class ModelLoader:
         """
         self._children_before = {child.pid for child in multiprocessing.active_children()}
         try:
-            return await self._load()
+            return await self._load(times)
         finally:
             # ``give_up`` must not end processes that are started after the load.
             self._children_before = None
 
-    async def _load(self) -> LoadedModel:
-        engine, arguments, reports = await _in_thread(self._start_engine)
+    async def _load(self, times: StartTimes) -> LoadedModel:
+        engine, arguments, reports = await _in_thread(partial(self._start_engine, times))
         try:
             identity = await _in_thread(partial(_identity, self._served_names[0], engine, arguments))
             tasks = await engine.get_supported_tasks()
@@ -109,6 +111,7 @@ class ModelLoader:
         except BaseException:
             engine.shutdown(timeout=0)
             raise
+        times.ended(StartPart.FRONT_END)
         return LoadedModel(
             engine=engine,
             identity=identity,
@@ -138,7 +141,7 @@ class ModelLoader:
         children: list[BaseProcess] = list(multiprocessing.active_children())
         return [child for child in children if child.pid not in self._children_before]
 
-    def _start_engine(self) -> tuple[Any, VllmArguments, SchedulerReports]:
+    def _start_engine(self, times: StartTimes) -> tuple[Any, VllmArguments, SchedulerReports]:
         # vLLM reads these at its import, here and in its own processes.
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
         os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
@@ -166,21 +169,23 @@ class ModelLoader:
         if self._given_up:
             raise RuntimeError(_GIVEN_UP)
         reports = SchedulerReports()
-        # No variable here refers to the engine: vLLM keeps a traceback with this frame, and an engine that
-        # still exists when Python exits fails noisily in its __del__.
-        return (
-            self._unless_given_up(
-                AsyncLLM(
-                    config,
-                    Executor.get_class(config),
-                    log_stats=not arguments.engine.disable_log_stats,
-                    log_requests=arguments.engine.enable_log_requests,
-                    stat_loggers=[reports.logger],
+        times.ended(StartPart.ENGINE_IMPORTS)
+        with core_times() as inside:
+            # In a list that is emptied below, so that no variable refers to the engine: vLLM keeps a traceback
+            # with this frame, and an engine that still exists when Python exits fails noisily in its __del__.
+            started = [
+                self._unless_given_up(
+                    AsyncLLM(
+                        config,
+                        Executor.get_class(config),
+                        log_stats=not arguments.engine.disable_log_stats,
+                        log_requests=arguments.engine.enable_log_requests,
+                        stat_loggers=[reports.logger],
+                    )
                 )
-            ),
-            arguments,
-            reports,
-        )
+            ]
+        times.ended(StartPart.ENGINE_PROCESSES, inside)
+        return started.pop(), arguments, reports
 
     def _unless_given_up(self, engine: Any) -> Any:
         if self._given_up:

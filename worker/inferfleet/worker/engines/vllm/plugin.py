@@ -1,7 +1,8 @@
 """Prepares vLLM's engine core when an inferfleet worker has started it.
 
-vLLM loads this plugin in each of its processes (entry point ``vllm.general_plugins``). It does nothing except
-in an engine core whose parent is an inferfleet worker. There it solves three problems:
+vLLM loads this plugin in each of its processes (entry point ``vllm.general_plugins``). In those that a worker
+starts, it notes how long the parts of a load take (``core_times.py``). Otherwise it does nothing except in an
+engine core whose parent is an inferfleet worker. There it solves three problems:
 
 - Ctrl-C in a terminal, and an init that signals its whole process group, also reach the core, which then
   aborts every request before the worker can drain. So the core leaves the process group. The worker still
@@ -24,12 +25,15 @@ from logging.handlers import QueueHandler
 from multiprocessing.process import BaseProcess
 from typing import Final
 
+from inferfleet.worker.engines.vllm.core_times import note_start_times
+
 WORKER_PID_VARIABLE: Final = "INFERFLEET_VLLM_WORKER_PID"
 """The worker sets this variable to its process id, so that the plugin affects no other user of vLLM."""
 
 
 def exit_with_parent() -> None:
     """Leave the worker's process group and end when the worker ends. Safe to call in any process."""
+    note_start_times()
     parent = multiprocessing.parent_process()
     if parent is None or str(parent.pid) != os.environ.get(WORKER_PID_VARIABLE):
         return
