@@ -171,8 +171,9 @@ class ModelLoader:
         reports = SchedulerReports()
         times.ended(StartPart.ENGINE_IMPORTS)
         with core_times() as inside:
-            # In a list that is emptied below, so that no variable refers to the engine: vLLM keeps a traceback
-            # with this frame, and an engine that still exists when Python exits fails noisily in its __del__.
+            # In a list that is emptied below, so that no variable refers to the engine: vLLM keeps a
+            # traceback with this frame, and an engine that still exists when Python exits fails noisily in
+            # its __del__.
             started = [
                 self._unless_given_up(
                     AsyncLLM(
