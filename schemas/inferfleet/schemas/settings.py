@@ -20,8 +20,9 @@ from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from inferfleet.schemas.errors import ConfigurationError
-from inferfleet.schemas.job import DEFAULT_POOL, PoolName
+from inferfleet.schemas.job import DEFAULT_POOL, PoolName, Priority
 from inferfleet.schemas.limits import LONGEST_S, MOST
+from inferfleet.schemas.names import PRIORITY_LEVELS
 from inferfleet.schemas.near_match import near_match
 
 logger = logging.getLogger(__name__)
@@ -174,6 +175,10 @@ class WorkerSettings(ServiceSettings):
     engine_args: Annotated[dict[str, Any], Field(repr=False)] = Field(default_factory=dict)
     max_running: Annotated[int, Field(ge=1, le=60_000)] = 64
     look_ahead: Annotated[int, Field(ge=0, le=5_000)] = 8
+    preempt_from: Annotated[int, Field(ge=1, le=PRIORITY_LEVELS)] = Priority.URGENT
+    """Jobs of at least this priority preempt running jobs below it; no job has the priority 10."""
+    preempt_min_run_s: Annotated[float, Field(ge=0, le=LONGEST_S)] = 1.0
+    preempt_limit: Annotated[int, Field(ge=0, le=1_000)] = 3
     http_host: str = "0.0.0.0"  # noqa: S104 - probes come from the kubelet, outside the pod
     http_port: Annotated[int, Field(ge=0, le=65_535)] = 9100
     drain_timeout_s: Annotated[float, Field(ge=0, le=LONGEST_S)] = 30.0

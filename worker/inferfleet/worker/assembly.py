@@ -34,6 +34,7 @@ from inferfleet.worker.settlement import Settlement
 from inferfleet.worker.slots import Slots
 from inferfleet.worker.sweep import Sweep
 from inferfleet.worker.turns import Turns
+from inferfleet.worker.urgent import UrgentJobs
 
 if TYPE_CHECKING:
     from inferfleet.wire.span_export import SpanExport
@@ -48,6 +49,7 @@ class Parts(NamedTuple):
     sweep: Sweep
     spans: AttemptSpans | None
     open_jobs: OpenJobs
+    urgent: UrgentJobs
 
 
 def assemble(
@@ -136,9 +138,10 @@ def assemble(
         leaving=leaving,
         on_engine_death=on_engine_death,
     )
+    lost_messages = LostMessages(pipeline, pool=settings.pool)
     sweep = Sweep(
         settings=settings,
-        lost_messages=LostMessages(pipeline, pool=settings.pool),
+        lost_messages=lost_messages,
         open_jobs=records.open_jobs,
         session_lanes=session_lanes,
         lanes=lanes,
@@ -147,4 +150,5 @@ def assemble(
         processor=processor,
         hooks=hooks,
     )
-    return Parts(processor, journal, sweep, spans, records.open_jobs)
+    urgent = UrgentJobs(lost_messages, least=settings.preempt_from, slots=slots, here=processor.runs)
+    return Parts(processor, journal, sweep, spans, records.open_jobs, urgent)

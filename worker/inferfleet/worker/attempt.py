@@ -143,7 +143,7 @@ class Attempts:
 
     async def _generate(self, run: JobRun, generation: Generation) -> Completion | Outcome:
         completion: Completion | None = None
-        switch = run.stop_switch.armed(run.job.timeout_s)
+        switch = run.stop_switch.armed(run.time_left_s)
         try:
             with self._engine_time(run):
                 async with switch, aclosing(self._engine.of(run).generate(generation)) as events:
@@ -162,16 +162,46 @@ class Attempts:
             return self._after(run, Failure(code=error.code, message=str(error)[:4096]))
         finally:
             run.generated_s = time.monotonic() - run.started
-        return completion if completion is not None else await self._interrupted(run)
+        if completion is not None:
+            return completion
+        if run.stop_switch.preempted:
+            return await self._resume_later(run, generation)
+        return await self._interrupted(run)
 
     @contextmanager
     def _engine_time(self, run: JobRun) -> Generator[None]:
         """Tell the hooks how long the engine has the attempt in the block, however that ends."""
-        began = time.monotonic()
+        run.engine_began = began = time.monotonic()
         try:
             yield
         finally:
-            self._hooks.on_engine_end(run, time.monotonic() - began)
+            lasted_s = time.monotonic() - began
+            run.engine_began = None
+            run.engine_s += lasted_s
+            self._hooks.on_engine_end(run, lasted_s)
+
+    async def _resume_later(self, run: JobRun, generation: Generation) -> Completion | Outcome:
+        """Give the slot to a more urgent job, and go on with the answer once there is a slot again.
+
+        Meanwhile the attempt keeps its message, its lease and its engine.
+        """
+        run.preemptions += 1
+        self._hooks.on_preempt(run)
+        self._slots.leave(run)
+        run.stop_switch.reset()
+        resumes = False
+        async with run.stop_switch.armed(None):
+            resumes = await self._slots.take(run)
+        if run.stop_switch.reason is not None:
+            return await self._interrupted(run)
+        if not resumes:
+            # The worker drains, or the pool is paused.
+            return HandOver(refund=True)
+        chunks = run.answer.chunks
+        token_ids = tuple(token for chunk in chunks for token in chunk.token_ids)
+        return await self._generate(
+            run, replace(generation, resume_token_ids=token_ids, resume_chunks=chunks)
+        )
 
     async def _generate_anew(
         self, run: JobRun, generation: Generation, why: NotContinuableError
@@ -198,7 +228,7 @@ class Attempts:
                 return cancelled("cancelled while it ran")
             case Interruption.INTERRUPTED:
                 return await self._turns.interrupt(run, cancelled("interrupted by the session's next turn"))
-            case Interruption.HAND_OVER:
+            case Interruption.HAND_OVER | Interruption.PREEMPTED:
                 return HandOver(refund=True)
             case Interruption.SUPERSEDED:
                 fresh = run.answer.take_pending().count

@@ -30,6 +30,13 @@ class AttemptLog(Hooks):
             logger.info("starting job", extra={**about(run.job, attempt=run.attempt), "body": body})
 
     @override
+    def on_preempt(self, run: JobRun) -> None:
+        logger.info(
+            "preempting a job",
+            extra={**about(run.job, attempt=run.attempt), "tokens": run.answer.tokens},
+        )
+
+    @override
     def on_waste(self, run: JobRun, tokens: int, reason: str) -> None:
         logger.warning(
             "another attempt has the job" if reason == "fenced" else "restarting the answer",

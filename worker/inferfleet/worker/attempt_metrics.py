@@ -71,6 +71,9 @@ class AttemptMetrics(Hooks):
             known=[(code.value,) for code in FailureCode if code.retryable],
         )
         self._handed_over = Counts("inferfleet_jobs_handed_over", "Running jobs that the worker handed over")
+        self._preempted = Counts(
+            "inferfleet_preemptions", "Times that a running job lost its slot to a more urgent one"
+        )
         self._resumed = Counts(
             "inferfleet_jobs_resumed", "Attempts that continued the tokens of earlier ones"
         )
@@ -186,6 +189,10 @@ class AttemptMetrics(Hooks):
     def on_engine_end(self, run: JobRun, seconds: float) -> None:
         self._engine.observe(seconds)
         self._tenant(run.job.tenant).engine_s += seconds
+
+    @override
+    def on_preempt(self, run: JobRun) -> None:
+        self._preempted.add()
 
     @override
     def on_waste(self, run: JobRun, tokens: int, reason: str) -> None:

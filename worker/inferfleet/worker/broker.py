@@ -22,7 +22,16 @@ from inferfleet.schemas.message import trace_headers
 from inferfleet.schemas.settings import WorkerSettings
 from inferfleet.wire.rabbitmq.connection import open_amqp
 from inferfleet.wire.rabbitmq.errors import connection_errors, refused
-from inferfleet.wire.rabbitmq.frames import DELIVER, Contents, Properties, delivery
+from inferfleet.wire.rabbitmq.frames import (
+    DELIVER,
+    GET_EMPTY,
+    GET_OK,
+    METHOD,
+    Contents,
+    Properties,
+    delivery,
+    get,
+)
 from inferfleet.wire.rabbitmq.messages import job_message
 from inferfleet.wire.rabbitmq.stream import FrameStream
 from inferfleet.wire.tasks import cancel_and_wait
@@ -118,6 +127,9 @@ class Subscription:
         """Whether the queue had more messages than the worker may hold, as far as is known."""
         self._changing = asyncio.Lock()
         self._cancelled = asyncio.Event()
+        self._beyond: set[int] = set()
+        """The held deliveries that were taken beyond the prefetch."""
+        self._taking: asyncio.Future[Delivery | None] | None = None
         self.acknowledger = Acknowledger(channel, stream)
         self.parked = 0
         """Deliveries that only wait here, and take no prefetch capacity."""
@@ -125,7 +137,10 @@ class Subscription:
         """Deliveries that carry a turn that waits for a slot. They take no prefetch capacity either, so that
         the queue keeps moving; lanes limit their number."""
         channel.on_consumer_cancel_callbacks.add(self._on_cancel)
-        stream.take(channel.number, Contents(DELIVER, self._receive).take)
+        self._deliveries = Contents(DELIVER, self._receive)
+        self._taken = Contents(GET_OK, self._receive_taken)
+        cast("asyncio.Future[None]", channel.closing).add_done_callback(lambda _: self._took(None))
+        stream.take(channel.number, self._take_frame)
 
     @property
     def held(self) -> int:
@@ -144,7 +159,10 @@ class Subscription:
     @property
     def refilling(self) -> bool:
         """Whether a delivery is due: the queue had more jobs than the worker may hold, and there is room."""
-        return self._backlog and self.held < self._limit
+        if not self._backlog:
+            return False
+        self._beyond = set(filter(self.acknowledger.holds, self._beyond))
+        return self.held - len(self._beyond) < self._limit
 
     def ran_dry(self) -> None:
         """Expect no delivery until the subscription is full again."""
@@ -186,11 +204,38 @@ class Subscription:
             except BROKEN as error:
                 logger.info("the connection broke before consuming began (%s)", error)
 
+    async def take_urgent(self, least: int) -> bool:
+        """Take the next message of the queue beyond the prefetch, if its priority is at least ``least``.
+
+        Returns whether it was; another message is requeued. One call at a time. Cancelling it halfway would
+        keep the message from other workers.
+        """
+        if self.is_closed:
+            return False
+        self._taking = asyncio.get_running_loop().create_future()
+        self._stream.write(self._channel.number, get(self._channel.number, self._queue))
+        found = await self._taking
+        if found is None:
+            return False
+        if found.properties.get("priority", 0) < least:
+            await found.requeue()
+            return False
+        self._on_delivery(found)
+        return True
+
     def _orphans(self) -> int:
         """Return how many held deliveries belong to cancelled consumers."""
         holds = self.acknowledger.holds
         self._takers = {tag: taker for tag, taker in self._takers.items() if holds(tag)}
         return sum(taker not in self._consumers for taker in self._takers.values())
+
+    def _take_frame(self, kind: int, payload: bytes) -> bool:
+        if self._deliveries.take(kind, payload) or self._taken.take(kind, payload):
+            return True
+        if kind == METHOD and payload.startswith(GET_EMPTY):
+            self._took(None)
+            return True
+        return False
 
     def _receive(self, method: bytes, properties: Properties, body: bytes) -> None:
         tag, consumer = delivery(method)
@@ -198,16 +243,27 @@ class Subscription:
         self._takers[tag] = consumer
         if self.held >= self._limit:
             self._backlog = True
-        self._on_delivery(
-            Delivery(
-                subscription=self,
-                tag=tag,
-                body=body,
-                message_id=properties.get("message_id"),
-                reply_to=properties.get("reply_to", ""),
-                headers=properties.get("headers", {}),
-                properties=properties,
-            )
+        self._on_delivery(self._delivery(tag, properties, body))
+
+    def _receive_taken(self, method: bytes, properties: Properties, body: bytes) -> None:
+        tag = int.from_bytes(method[4:12], "big")
+        self.acknowledger.delivered(tag)
+        self._beyond.add(tag)
+        self._took(self._delivery(tag, properties, body))
+
+    def _took(self, taken: Delivery | None) -> None:
+        if self._taking is not None and not self._taking.done():
+            self._taking.set_result(taken)
+
+    def _delivery(self, tag: int, properties: Properties, body: bytes) -> Delivery:
+        return Delivery(
+            subscription=self,
+            tag=tag,
+            body=body,
+            message_id=properties.get("message_id"),
+            reply_to=properties.get("reply_to", ""),
+            headers=properties.get("headers", {}),
+            properties=properties,
         )
 
     async def wait_closed(self) -> None:

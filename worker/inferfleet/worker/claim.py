@@ -107,12 +107,13 @@ class Claims:
     async def _start(self, run: JobRun, generation: Generation) -> Started:
         engine = self._engine.pin(run)
         run.problem = _problem(run.job, engine)
+        run.resumable = run.problem is None and _resumable(generation, engine)
         started = await self._records.start(
             run.job,
             token=f"{self._incarnation}:{next(self._starts)}",
             worker_id=self._settings.worker_id,
             lease_s=self._settings.lease_s,
-            resumable=run.problem is None and _resumable(generation, engine),
+            resumable=run.resumable,
             alone=run.runs_alone,
             reply_to=run.delivery.reply_to,
             model_identity=self._preparation.model_identity(run),

@@ -31,6 +31,9 @@ class Hooks:
     def on_engine_end(self, run: JobRun, seconds: float) -> None:
         """The engine has finished or stopped an attempt that it has had for so long."""
 
+    def on_preempt(self, run: JobRun) -> None:
+        """A running job has lost its slot to a more urgent one, and waits for another slot."""
+
     def on_waste(self, run: JobRun, tokens: int, reason: str) -> None:
         """So many tokens, perhaps 0, have to be generated again."""
 
@@ -62,6 +65,7 @@ class AllHooks(Hooks):
         self._on_start = _overriding(Hooks.on_start, (hook.on_start for hook in hooks))
         self._on_tokens = _overriding(Hooks.on_tokens, (hook.on_tokens for hook in hooks))
         self._on_engine_end = _overriding(Hooks.on_engine_end, (hook.on_engine_end for hook in hooks))
+        self._on_preempt = _overriding(Hooks.on_preempt, (hook.on_preempt for hook in hooks))
         self._on_waste = _overriding(Hooks.on_waste, (hook.on_waste for hook in hooks))
         self._on_requeue = _overriding(Hooks.on_requeue, (hook.on_requeue for hook in hooks))
         self._on_engine_death = _overriding(Hooks.on_engine_death, (hook.on_engine_death for hook in hooks))
@@ -84,6 +88,11 @@ class AllHooks(Hooks):
     def on_engine_end(self, run: JobRun, seconds: float) -> None:
         for hook in self._on_engine_end:
             hook(run, seconds)
+
+    @override
+    def on_preempt(self, run: JobRun) -> None:
+        for hook in self._on_preempt:
+            hook(run)
 
     @override
     def on_waste(self, run: JobRun, tokens: int, reason: str) -> None:

@@ -53,6 +53,14 @@ class JobRun:
         """Tokens of the session's earlier turns in the prompt."""
         self.traced: bool | None = None
         """Whether the job is traced; ``None`` until that is decided, or if this worker traces nothing."""
+        self.resumable = False
+        """Whether the engine can resume the answer from its tokens."""
+        self.preemptions = 0
+        """How often the job has lost its slot to a more urgent one."""
+        self.engine_began: float | None = None
+        """Since when the engine has the job; ``None`` while it has not."""
+        self.engine_s = 0.0
+        """How long the engine has had the job, until ``engine_began``."""
         self.runs_alone = False
         """Whether this is the one suspect that may run here (see ``SUSPECT_AFTER``)."""
         self._woken: asyncio.Event | None = None
@@ -87,6 +95,11 @@ class JobRun:
         if self.first_token_s is None:
             self.first_token_s = time.monotonic() - self.started
         self.answer.add(chunk)
+
+    @property
+    def time_left_s(self) -> float | None:
+        """How long the engine may still have the job; ``None`` without a limit."""
+        return None if self.job.timeout_s is None else self.job.timeout_s - self.engine_s
 
     def cut_response(self) -> dict[str, Any]:
         """Make the response of the partial answer."""

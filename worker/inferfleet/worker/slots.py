@@ -14,6 +14,8 @@ from typing import Protocol
 
 from inferfleet.schemas.job import Priority
 from inferfleet.worker.job_run import JobRun
+from inferfleet.worker.preemption import Preemption
+from inferfleet.worker.stop_switch import Interruption
 
 REFILL_PATIENCE_S = 0.1
 """How long a free slot waits for the delivery for which an ack has made room: the broker may have a more
@@ -45,14 +47,18 @@ class PauseReason(StrEnum):
 
 
 class Slots:
-    """Gives the engine at most ``limit`` jobs at once; the others wait, the most urgent first."""
+    """Gives the engine at most ``limit`` jobs at once; the others wait, the most urgent first.
 
-    def __init__(self, limit: int) -> None:
+    With ``preemption``, urgent jobs do not wait: running jobs give them their slots, and wait for others.
+    """
+
+    def __init__(self, limit: int, *, preemption: Preemption | None = None) -> None:
         self._limit = limit
+        self._preemption = preemption
         self._supply: Supply | None = None
         self._holders: set[JobRun] = set()
         self._waiters: dict[JobRun, asyncio.Future[bool]] = {}
-        self._queue: list[tuple[int, int, JobRun]] = []
+        self._queue: list[tuple[int, bool, int, JobRun]] = []
         """A heap of the waiting jobs, the next one first. Jobs that no longer wait are skipped."""
         self._arrivals = count()
         self._granting = False
@@ -86,6 +92,27 @@ class Slots:
         return len(self._waiters)
 
     @property
+    def preempted(self) -> int:
+        """How many of those have lost their slot to a more urgent job."""
+        return sum(run.preemptions > 0 for run in self._waiters)
+
+    @property
+    def full(self) -> bool:
+        """Whether all slots are taken."""
+        return len(self._holders) >= self._limit
+
+    @property
+    def preemptible(self) -> bool:
+        """Whether an urgent job would have to preempt another one, and could."""
+        return (
+            self._preemption is not None
+            and not self.closed
+            and not self.paused
+            and self.full
+            and self._preemption.victim(self._holders) is not None
+        )
+
+    @property
     def limit(self) -> int:
         """How many jobs may have a slot at the same time."""
         return self._limit
@@ -114,7 +141,8 @@ class Slots:
             return False
         waiter: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._waiters[run] = waiter
-        heapq.heappush(self._queue, (-run.job.priority, next(self._arrivals), run))
+        # Of equally urgent jobs, those that were preempted come first.
+        heapq.heappush(self._queue, (-run.job.priority, not run.preemptions, next(self._arrivals), run))
         self._grant_soon()
         try:
             return await waiter
@@ -160,7 +188,7 @@ class Slots:
     def _grant(self) -> None:
         self._granting = False
         while self._queue and not self.paused and len(self._holders) < self._limit:
-            priority, _, run = self._queue[0]
+            priority, _, _, run = self._queue[0]
             waiter = self._waiters.get(run)
             if waiter is None or waiter.done():
                 heapq.heappop(self._queue)
@@ -176,6 +204,22 @@ class Slots:
         if self._patience is not None:
             self._patience.cancel()
             self._patience = None
+        self.preempt()
+
+    def preempt(self) -> None:
+        """Take the slot of a running job for each urgent job that waits, as far as that is allowed."""
+        if self._preemption is None or self.closed or self.paused:
+            return
+        if not self._queue or -self._queue[0][0] < self._preemption.from_priority:
+            return
+        urgent = sum(
+            self._preemption.urgent(run) for run, waiter in self._waiters.items() if not waiter.done()
+        )
+        leaving = sum(run.stop_switch.preempted for run in self._holders)
+        for _ in range(urgent - leaving - max(0, self._limit - len(self._holders))):
+            if (victim := self._preemption.victim(self._holders)) is None:
+                return
+            victim.interrupt(Interruption.PREEMPTED)
 
     def _not_refilled(self) -> None:
         self._patience = None

@@ -15,13 +15,15 @@ class Interruption(StrEnum):
     CANCELLED = "cancelled"
     HAND_OVER = "hand_over"
     INTERRUPTED = "interrupted"
+    PREEMPTED = "preempted"
     SUPERSEDED = "superseded"
 
 
 class StopSwitch:
     """Ends a block ``async with switch.armed(timeout_s):`` from outside, or after its time limit.
 
-    The block ends early without an exception; ``reason`` then says why. The first reason counts.
+    The block ends early without an exception; ``reason`` then says why. The first reason counts, but any
+    other overrides ``PREEMPTED``, after which the answer would go on.
     """
 
     def __init__(self) -> None:
@@ -35,6 +37,16 @@ class StopSwitch:
         """Whether the block is running."""
         return self._scope is not None
 
+    @property
+    def preempted(self) -> bool:
+        """Whether the block was stopped, or is to be stopped, only to give its slot to another job."""
+        return self.reason is Interruption.PREEMPTED
+
+    def reset(self) -> None:
+        """Let another block run after a preemption."""
+        if self.preempted:
+            self.reason = None
+
     def armed(self, timeout_s: float | None) -> Self:
         """Set the time limit of the block that follows, in seconds."""
         self._timeout_s = timeout_s
@@ -42,7 +54,7 @@ class StopSwitch:
 
     def stop(self, reason: Interruption) -> None:
         """End the block, or prevent its start. After its end this only records the reason."""
-        if self.reason is None:
+        if self.reason is None or (self.preempted and reason is not Interruption.PREEMPTED):
             self.reason = reason
             if self._scope is not None and not self._scope.expired():
                 self._scope.reschedule(0)

@@ -43,11 +43,13 @@ from inferfleet.worker.metrics import WorkerMetrics
 from inferfleet.worker.model_swap import MakeEngine, ModelSwaps
 from inferfleet.worker.pool_pause import PoolPause
 from inferfleet.worker.ports import Engine, EngineDeadError
+from inferfleet.worker.preemption import Preemption
 from inferfleet.worker.processor import Processor
 from inferfleet.worker.replaceable_engine import ReplaceableEngine
 from inferfleet.worker.slots import Slots
 from inferfleet.worker.start_times import StartPart, StartTimes, TimesItsStart
 from inferfleet.worker.stop_switch import Interruption
+from inferfleet.worker.urgent import UrgentJobs
 
 if TYPE_CHECKING:
     from inferfleet.wire.span_export import SpanExport
@@ -83,7 +85,14 @@ class Worker:
         self._on_warm = on_warm
         self._lines_dropped = lines_dropped
         self._metrics = WorkerMetrics(pool=settings.pool)
-        self._slots = Slots(settings.max_running)
+        self._slots = Slots(
+            settings.max_running,
+            preemption=Preemption(
+                from_priority=settings.preempt_from,
+                min_run_s=settings.preempt_min_run_s,
+                limit=settings.preempt_limit,
+            ),
+        )
         self._metrics.slots = lambda: self._slots.limit
         self._pipeline: CommandPipeline | None = None
         self._clock = RedisClock()
@@ -165,7 +174,7 @@ class Worker:
                 "rabbitmq", self._broker_outage, circuit_open=lambda: confirm_channel.circuit_open
             )
             self._metrics.watch_commands(pipeline)
-            processor, journal, sweep, spans, open_jobs = assemble(
+            processor, journal, sweep, spans, open_jobs, urgent = assemble(
                 settings=settings,
                 engine=self._engine,
                 slots=self._slots,
@@ -195,7 +204,7 @@ class Worker:
             if spans is not None:
                 chores.append(background.create_task(spans.run()))
             try:
-                await self._serve(processor, broker)
+                await self._serve(processor, urgent, broker)
                 if spans is not None:
                     await spans.finish(within_s=FLUSH_S)
                 await open_jobs.flush()
@@ -228,7 +237,7 @@ class Worker:
         self._was_signalled = True
         self.stop()
 
-    async def _serve(self, processor: Processor, broker: AsyncExitStack) -> None:
+    async def _serve(self, processor: Processor, urgent: UrgentJobs, broker: AsyncExitStack) -> None:
         # The broker comes first: a wrong password should not wait for the model, and the pool accepts jobs
         # as soon as it has its queues.
         opened = partial(self._subscribe, processor)
@@ -250,7 +259,7 @@ class Worker:
             self._slots.supply_from(subscription)
             await self._unless_stopped(self._pool_pause.known.wait())
             await prefetch(subscription, self._slots, look_ahead=self._settings.look_ahead)
-            await self._unless_stopped(self._until_closed(subscription))
+            await self._unless_stopped(self._until_closed(subscription, urgent))
             if not self._stopping.is_set():
                 self._broker_outage.began()
                 logger.warning(
@@ -273,7 +282,7 @@ class Worker:
         self._metrics.start_parts = times.parts
         logger.info("started in %s", times, extra={"parts": times.parts})
 
-    async def _until_closed(self, subscription: Subscription) -> None:
+    async def _until_closed(self, subscription: Subscription, urgent: UrgentJobs) -> None:
         adapting = asyncio.create_task(
             adapt_intake(
                 subscription,
@@ -283,10 +292,11 @@ class Worker:
                 look_ahead=self._settings.look_ahead,
             )
         )
+        taking = asyncio.create_task(urgent.take(subscription))
         try:
             await subscription.wait_closed()
         finally:
-            await cancel_and_wait(adapting)
+            await cancel_and_wait(adapting, taking)
 
     async def _drain(self, processor: Processor) -> None:
         """Let jobs finish in time, hand over the others, and wait until all deliveries are settled."""
