@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+import time
 from typing import Any
 
+import aiohttp
 import pytest
 import redis.asyncio as aioredis
 from tests.integration.conftest import (
@@ -17,15 +20,23 @@ from tests.integration.conftest import (
     journal_of,
     slow_chat,
     text_of,
+    until_running,
     until_tokens,
 )
+from tests.integration.test_model_swap import Swapped, assert_of_one_model, identity
 
+from inferfleet.local.services.free_port import free_port
 from inferfleet.producer import Fleet
-from inferfleet.schemas import Job, JobState, Priority, Result
+from inferfleet.producer.timeline import EventKind
+from inferfleet.schemas import FailureCode, Job, JobState, Priority, Result
+from inferfleet.schemas.model_swap import SwapState
+from inferfleet.schemas.names import job_key
 
 STEP_S = 0.02
 LONG = 150
 """Tokens of an answer that takes 3 s."""
+
+ONE_SLOT: dict[str, Any] = {"max_running": 1, "preempt_min_run_s": 0.0, "heartbeat_interval_s": 0.05}
 
 
 def long_chat(name: str, **more: Any) -> dict[str, Any]:
@@ -60,9 +71,7 @@ async def test_an_urgent_job_ends_before_the_ones_that_ran(
     fleet: Fleet, pool: str, start_worker: StartWorker, look_ahead: int, backlog: int, store: aioredis.Redis
 ) -> None:
     """With a backlog and a full prefetch, RabbitMQ delivers nothing by itself."""
-    await start_worker(
-        max_running=2, look_ahead=look_ahead, preempt_min_run_s=0.0, heartbeat_interval_s=0.05
-    )
+    await start_worker(max_running=2, look_ahead=look_ahead, preempt_min_run_s=0.0, heartbeat_interval_s=0.05)
     first = await fleet.submit_many([long_chat(f"first {i}") for i in range(2)], pool=pool)
     for job in first:
         await until_tokens(fleet, job)
@@ -76,3 +85,249 @@ async def test_an_urgent_job_ends_before_the_ones_that_ran(
         entries = await journal_of(store, job)
         assert_whole(entries)
         assert text_of(entries) == answer_to(job)
+
+
+class Held:
+    """A running urgent job that keeps the only slot, and the job that it has preempted."""
+
+    def __init__(self, fleet: Fleet, pool: str) -> None:
+        self._fleet = fleet
+        self._pool = pool
+        self.urgent: Job
+
+    async def preempt(self, body: dict[str, Any], **options: Any) -> Job:
+        """Submit a job, and let an urgent one preempt it once it has tokens."""
+        job = await self._fleet.submit(body, pool=self._pool, **options)
+        await until_tokens(self._fleet, job)
+        self.urgent = await self._fleet.submit(
+            slow_chat("urgent", tokens=3, step_s=STEP_S, hang=True), pool=self._pool, priority=9
+        )
+        await until_running(self._fleet, self.urgent)
+        assert EventKind.PREEMPTED in await self.story(job)
+        return job
+
+    async def release(self) -> None:
+        """End the urgent job."""
+        await self._fleet.cancel(self.urgent)
+
+    async def story(self, job: Job) -> list[EventKind]:
+        return [event.kind for event in await self._fleet.timeline(job)]
+
+
+@pytest.fixture
+def held(fleet: Fleet, pool: str) -> Held:
+    return Held(fleet, pool)
+
+
+async def test_the_story_of_a_preempted_job_says_so(
+    fleet: Fleet, held: Held, start_worker: StartWorker, store: aioredis.Redis
+) -> None:
+    await start_worker(**ONE_SLOT)
+    job = await held.preempt(long_chat("preempted"))
+    await held.release()
+    assert (await fleet.wait(job, timeout_s=PATIENCE_S)).state is JobState.SUCCEEDED
+    story = await held.story(job)
+    assert story == ["queued", "started", "tokens", "preempted", "resumed", "tokens", "finished"]
+    entries = await journal_of(store, job)
+    assert_whole(entries)
+    assert text_of(entries) == answer_to(job)
+
+
+async def test_a_preempted_job_keeps_its_lease(
+    fleet: Fleet, held: Held, start_worker: StartWorker, store: aioredis.Redis
+) -> None:
+    """Otherwise another worker would take it from this one."""
+    await start_worker(**ONE_SLOT, lease_s=1)
+    job = await held.preempt(long_chat("preempted"))
+
+    async def lease() -> int:
+        return int(await store.hget(job_key(job.id), "lease") or 0)  # type: ignore[misc]  # redis-py's types
+
+    first = await lease()
+
+    async def renewed() -> bool:
+        return await lease() > first + 2000
+
+    await eventually(renewed)
+    await held.release()
+    result = await fleet.wait(job, timeout_s=PATIENCE_S)
+    assert (result.state, result.attempts) == (JobState.SUCCEEDED, 1)
+
+
+async def test_the_time_limit_of_a_job_does_not_run_while_it_is_preempted(
+    fleet: Fleet, held: Held, start_worker: StartWorker
+) -> None:
+    await start_worker(**ONE_SLOT)
+    job = await held.preempt(slow_chat("limited", tokens=40, step_s=STEP_S), timeout_s=3)
+    began = time.monotonic()
+
+    async def past_its_limit() -> bool:
+        return time.monotonic() - began > 3
+
+    await eventually(past_its_limit)
+    await held.release()
+    assert (await fleet.wait(job, timeout_s=PATIENCE_S)).state is JobState.SUCCEEDED
+
+
+async def test_the_time_limit_of_a_job_goes_on_when_it_is_resumed(
+    fleet: Fleet, held: Held, start_worker: StartWorker
+) -> None:
+    await start_worker(**ONE_SLOT)
+    job = await held.preempt(slow_chat("limited", tokens=3, step_s=STEP_S, hang=True), timeout_s=1)
+    await held.release()
+    result = await fleet.wait(job, timeout_s=PATIENCE_S)
+    assert result.error is not None
+    assert result.error.code is FailureCode.TIMEOUT
+
+
+async def test_a_preempted_job_can_be_cancelled(fleet: Fleet, held: Held, start_worker: StartWorker) -> None:
+    await start_worker(**ONE_SLOT)
+    job = await held.preempt(long_chat("preempted"))
+    await fleet.cancel(job)
+    result = await fleet.wait(job, timeout_s=PATIENCE_S)
+    assert result.state is JobState.CANCELLED
+    assert answer_to(job).startswith(text_in(result))
+    assert (await fleet.get(held.urgent)).state is JobState.RUNNING
+    # The slot is free for the next one.
+    await held.release()
+    assert (await fleet.run(chat(), pool=job.pool, wait_timeout_s=PATIENCE_S)).state is JobState.SUCCEEDED
+
+
+@pytest.mark.parametrize("how", ["drain", "pause"])
+async def test_a_preempted_job_is_handed_over(
+    fleet: Fleet, pool: str, held: Held, start_worker: StartWorker, how: str
+) -> None:
+    worker = await start_worker(**ONE_SLOT, drain_timeout_s=PATIENCE_S)
+    job = await held.preempt(long_chat("preempted"))
+    if how == "drain":
+        worker.worker.stop()
+    else:
+        await fleet.pause_pool(pool)
+
+    async def is_queued() -> bool:
+        return (await fleet.get(job)).state is JobState.QUEUED
+
+    await eventually(is_queued)
+    assert (await fleet.get(held.urgent)).state is JobState.RUNNING
+    await held.release()
+    if how == "drain":
+        await start_worker(**ONE_SLOT)
+    else:
+        await fleet.resume_pool(pool)
+    result = await fleet.wait(job, timeout_s=PATIENCE_S)
+    assert (result.state, result.attempts) == (JobState.SUCCEEDED, 1)
+    assert text_in(result) == answer_to(job)
+
+
+async def test_a_preempted_job_of_a_worker_that_is_killed_is_resumed(
+    fleet: Fleet,
+    held: Held,
+    start_worker: StartWorker,
+    start_worker_process: StartWorkerProcess,
+    store: aioredis.Redis,
+) -> None:
+    worker = await start_worker_process("--max-running", "1", lease_s="1", preempt_min_run_s="0")
+    job = await held.preempt(long_chat("preempted"))
+    worker.signal(signal.SIGKILL)
+    await worker.ended()
+    await held.release()
+    await start_worker(**ONE_SLOT)
+    result = await fleet.wait(job, timeout_s=PATIENCE_S)
+    assert result.state is JobState.SUCCEEDED
+    assert text_in(result) == answer_to(job)
+    entries = await journal_of(store, job)
+    assert_whole(entries)
+    assert not [entry for entry in entries if entry.kind == "restarted"]
+
+
+async def test_a_swap_of_the_model_keeps_the_answer_of_a_preempted_job(
+    fleet: Fleet, pool: str, held: Held, start_worker: StartWorker, foreign: ForeignClient
+) -> None:
+    """It goes on with the old model, which stays until then."""
+    await start_worker(**ONE_SLOT, worker_id=f"{pool}-w")
+    swapped = Swapped(fleet, foreign, f"{pool}-w")
+    job = await held.preempt(long_chat("preempted"))
+    await swapped.order()
+    await swapped.until(lambda it: it.swap is not None and it.swap.state is SwapState.SWITCHED)
+    await held.release()
+    result = await fleet.wait(job, timeout_s=PATIENCE_S)
+    assert result.state is JobState.SUCCEEDED
+    assert result.model_identity == identity(weights=0)
+    assert_of_one_model(job, result)
+
+
+# Limits
+
+
+@pytest.mark.parametrize(
+    ("settings", "low", "urgent"),
+    [
+        pytest.param({"preempt_from": 10}, {}, 9, id="off"),
+        pytest.param({"preempt_from": 8}, {}, 7, id="not urgent"),
+        pytest.param({"preempt_from": 5}, {}, 9, id="of the same class"),
+        pytest.param({"preempt_min_run_s": 3600}, {}, 9, id="too young"),
+        pytest.param({"preempt_limit": 0}, {}, 9, id="too often"),
+        pytest.param({}, {"n": 2}, 9, id="not resumable"),
+        pytest.param({}, {"seed": 1}, 9, id="seeded"),
+    ],
+)
+async def test_a_job_is_not_preempted(
+    fleet: Fleet,
+    pool: str,
+    start_worker: StartWorker,
+    settings: dict[str, Any],
+    low: dict[str, Any],
+    urgent: int,
+) -> None:
+    await start_worker(**{**ONE_SLOT, **settings})
+    running = await fleet.submit(slow_chat("low", tokens=50, step_s=STEP_S) | low, pool=pool, priority=5)
+    await until_tokens(fleet, running)
+    waiting = await fleet.submit(urgent_chat(), pool=pool, priority=urgent)
+    assert await ends(fleet, [running, waiting]) == [running, waiting]
+    assert "preempted" not in [event.kind for event in await fleet.timeline(running)]
+
+
+async def test_a_job_is_preempted_once_it_has_run_long_enough(
+    fleet: Fleet, pool: str, start_worker: StartWorker
+) -> None:
+    await start_worker(**{**ONE_SLOT, "preempt_min_run_s": 0.5})
+    running = await fleet.submit(slow_chat("low", tokens=3, step_s=STEP_S, hang=True), pool=pool)
+    await until_tokens(fleet, running)
+    urgent = await fleet.submit(urgent_chat(), pool=pool, priority=9)
+    assert (await fleet.wait(urgent, timeout_s=PATIENCE_S)).state is JobState.SUCCEEDED
+    await fleet.cancel(running)
+
+
+async def test_a_job_is_preempted_as_often_as_the_limit_says(
+    fleet: Fleet, pool: str, start_worker: StartWorker
+) -> None:
+    await start_worker(**{**ONE_SLOT, "preempt_limit": 2})
+    low = await fleet.submit(long_chat("low"), pool=pool)
+    await until_tokens(fleet, low)
+    urgent = [await fleet.submit(urgent_chat(), pool=pool, priority=9)]
+    for number in (1, 2):
+        await fleet.wait(urgent[-1], timeout_s=PATIENCE_S)
+
+        async def runs_again(number: int = number) -> bool:
+            return [event.kind for event in await fleet.timeline(low)].count(EventKind.RESUMED) == number
+
+        await eventually(runs_again)
+        urgent.append(await fleet.submit(urgent_chat(), pool=pool, priority=9))
+    assert (await ends(fleet, [low, urgent[-1]]))[0] is low
+    kinds = [event.kind for event in await fleet.timeline(low)]
+    assert kinds.count(EventKind.PREEMPTED) == 2
+    assert text_in(await fleet.wait(low)) == answer_to(low)
+
+
+async def test_the_least_urgent_job_is_preempted(fleet: Fleet, pool: str, start_worker: StartWorker) -> None:
+    port = free_port()
+    await start_worker(**{**ONE_SLOT, "max_running": 3}, http_port=port)
+    jobs = [await fleet.submit(long_chat(str(it)), pool=pool, priority=it) for it in (4, 1, 7)]
+    for job in jobs:
+        await until_tokens(fleet, job)
+    await fleet.run(urgent_chat(), pool=pool, priority=9, wait_timeout_s=PATIENCE_S)
+    await fleet.wait_many(jobs, timeout_s=PATIENCE_S)
+    stories = [[event.kind for event in await fleet.timeline(job)] for job in jobs]
+    assert [EventKind.PREEMPTED in story for story in stories] == [False, True, False]
+    async with aiohttp.ClientSession() as http, http.get(f"http://127.0.0.1:{port}/metrics") as answer:
+        assert f'inferfleet_preemptions_total{{pool="{pool}"}} 1.0' in await answer.text()

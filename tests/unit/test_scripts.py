@@ -132,6 +132,7 @@ async def all_that_calls_scripts(pipeline: CommandPipeline) -> AsyncIterator[Awa
         tokens_wasted=0,
     )
     yield records.append(JOB.id, lease_s=1, **written)
+    yield records.note(JOB.id, lease_s=1, entry=entry, number=1, **written)
     yield records.finish(JOB, result, reply_to="", **written)
     yield records.release(JOB.id, entry=entry, refund=True, **written)
     yield records.restore(JOB, fence=FENCE, charged=1, started_at=NOW, chunks=(), reply_to="c", **by)

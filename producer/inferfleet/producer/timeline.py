@@ -37,6 +37,8 @@ class EventKind(StrEnum):
     """The attempt failed, as ``detail`` says, and there will be another."""
     HANDED_OVER = "handed_over"
     """A draining worker gave the job back."""
+    PREEMPTED = "preempted"
+    """The worker gave the job's slot to a more urgent job."""
     LOST = "lost"
     """The worker gave no sign of life after the event before this one. ``at`` is when that was noticed."""
     REPUBLISHED = "republished"
@@ -80,6 +82,8 @@ class Event:
                 return f"attempt {self.attempt} failed{on}: {self.detail or 'no reason was recorded'}"
             case EventKind.HANDED_OVER:
                 return f"handed over by {self.worker_id or 'its worker'}"
+            case EventKind.PREEMPTED:
+                return f"preempted by a more urgent job{on}"
             case EventKind.LOST:
                 return f"lost its worker {self.worker_id}, which gave no further sign of life"
             case EventKind.REPUBLISHED:
@@ -133,6 +137,9 @@ class Timeline:
             self._event(EventKind.REPUBLISHED, entry)
             return
         worker_id = self._running.worker_id if self._running else None
+        if entry.preempted:
+            self._event(EventKind.PREEMPTED, entry, worker_id=worker_id)
+            return
         self._running = None
         match entry.reason:
             case "submitted":
@@ -145,7 +152,8 @@ class Timeline:
 
     def _began(self, entry: RunningEntry) -> None:
         again = self._running is not None and self._running.worker_id == entry.worker_id
-        restored = again and not self._restarted
+        preempted = bool(self.events) and self.events[-1].kind is EventKind.PREEMPTED
+        restored = again and not self._restarted and not preempted
         self._running, self._restarted = entry, False
         kind = EventKind.RESUMED if entry.resumed_from else EventKind.STARTED
         self._event(

@@ -58,7 +58,8 @@ class AnswerHead(WireModel):
 class QueuedEntry(WireModel):
     """The job waits: it was accepted, will be retried, or was handed over by a draining worker.
 
-    If ``republished``, its message was lost, and a worker has published it again.
+    If ``republished``, its message was lost, and a worker has published it again. If ``preempted``, its
+    worker has given its slot to a more urgent job, and resumes the same attempt later.
     """
 
     kind: Literal["queued"] = "queued"
@@ -67,10 +68,13 @@ class QueuedEntry(WireModel):
     reason: Literal["submitted", "retry", "handed_over"] = "submitted"
     failure: Failure | None = None
     republished: Literal[True] | None = None
+    preempted: Literal[True] | None = None
 
 
 class RunningEntry(WireModel):
-    """An attempt began. ``resumed_from`` is the number of tokens after which it resumes the answer.
+    """An attempt began, or goes on after a preemption, or after Redis had lost the record.
+
+    ``resumed_from`` is the number of tokens after which it resumes the answer.
 
     ``model_identity`` is the short hash of the model that generates from here on.
     """

@@ -52,11 +52,6 @@ class Answer:
         return tuple(self._journaled)
 
     @property
-    def chunks(self) -> tuple[TokenChunk, ...]:
-        """All chunks, whether they were given to the journal or not."""
-        return (*self._journaled, *_merge(self._fresh))
-
-    @property
     def has_fresh_tokens(self) -> bool:
         """Whether there are tokens that were not given to the journal yet."""
         return bool(self._fresh)

@@ -189,6 +189,7 @@ class Attempts:
         self._hooks.on_preempt(run)
         self._slots.leave(run)
         run.stop_switch.reset()
+        await self._journal.preempted(run)
         resumes = False
         async with run.stop_switch.armed(None):
             resumes = await self._slots.take(run)
@@ -197,10 +198,10 @@ class Attempts:
         if not resumes:
             # The worker drains, or the pool is paused.
             return HandOver(refund=True)
-        chunks = run.answer.chunks
-        token_ids = tuple(token for chunk in chunks for token in chunk.token_ids)
+        await self._journal.resumed(run)
         return await self._generate(
-            run, replace(generation, resume_token_ids=token_ids, resume_chunks=chunks)
+            run,
+            replace(generation, resume_token_ids=run.answer.token_ids, resume_chunks=run.answer.journaled),
         )
 
     async def _generate_anew(

@@ -13,8 +13,10 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 
+from inferfleet.schemas.journal import QueuedEntry, RunningEntry
 from inferfleet.schemas.settings import WorkerSettings
 from inferfleet.wire.redis.attempts import WriteStatus
+from inferfleet.wire.redis.journal_lines import PendingTokens
 from inferfleet.wire.redis.records import JobRecords
 from inferfleet.wire.redis.session_histories import SessionHistories
 from inferfleet.worker.hooks import Hooks
@@ -94,16 +96,55 @@ class JournalWriter:
         tokens = await asyncio.gather(*(self._append(run) for run in runs))
         self._hooks.on_flush(sum(tokens), time.monotonic() - began)
 
+    async def preempted(self, run: JobRun) -> None:
+        """Write a run's new tokens, and that it has lost its slot."""
+        entry = QueuedEntry(
+            at=self._records.clock.now(), attempt=run.attempt, reason="handed_over", preempted=True
+        )
+        await self._note(run, entry, 2 * run.preemptions - 1)
+
+    async def resumed(self, run: JobRun) -> None:
+        """Write that a run has a slot again."""
+        entry = RunningEntry(
+            at=self._records.clock.now(),
+            attempt=run.attempt,
+            worker_id=self._settings.worker_id,
+            resumed_from=run.answer.tokens,
+            model_identity=run.model_identity,
+        )
+        await self._note(run, entry, 2 * run.preemptions)
+
+    async def _note(self, run: JobRun, entry: QueuedEntry | RunningEntry, number: int) -> None:
+        pending = run.answer.take_pending()
+        await self._write_pending(
+            run,
+            pending,
+            lambda: self._records.note(
+                run.job.id,
+                fence=run.fence,
+                lease_s=self._settings.lease_s,
+                pending=pending,
+                entry=entry,
+                number=number,
+            ),
+        )
+
     async def _append(self, run: JobRun) -> int:
         """Write a run's new tokens, and return their number."""
         pending = run.answer.take_pending()
-        written = await self.write(
+        await self._write_pending(
             run,
+            pending,
             lambda: self._records.append(
                 run.job.id, fence=run.fence, lease_s=self._settings.lease_s, pending=pending
             ),
         )
-        match written:
+        return pending.count
+
+    async def _write_pending(
+        self, run: JobRun, pending: PendingTokens, write: Callable[[], Awaitable[WriteStatus]]
+    ) -> None:
+        match await self.write(run, write):
             case WriteStatus.CANCEL:
                 run.interrupt(Interruption.CANCELLED)
             case WriteStatus.INTERRUPT:
@@ -114,7 +155,6 @@ class JournalWriter:
                     run.interrupt(Interruption.SUPERSEDED)
             case WriteStatus.OK | WriteStatus.MISSING:
                 pass
-        return pending.count
 
     async def write(self, run: JobRun, write: Callable[[], Awaitable[WriteStatus]]) -> WriteStatus:
         """Do one write for a run. If Redis lost the job's record, restore it first."""

@@ -92,11 +92,6 @@ class Slots:
         return len(self._waiters)
 
     @property
-    def preempted(self) -> int:
-        """How many of those have lost their slot to a more urgent job."""
-        return sum(run.preemptions > 0 for run in self._waiters)
-
-    @property
     def full(self) -> bool:
         """Whether all slots are taken."""
         return len(self._holders) >= self._limit

@@ -20,6 +20,7 @@ _DROP_REQUEST = SCRIPTS["drop_request"]
 _START = SCRIPTS["start"]
 _RESTART = SCRIPTS["restart"]
 _APPEND = SCRIPTS["append"]
+_NOTE = SCRIPTS["note"]
 _FINISH = SCRIPTS["finish"]
 _RELEASE = SCRIPTS["release"]
 _RESTORE = SCRIPTS["restore"]
@@ -263,6 +264,36 @@ def append(
         count,
         tokens_entry,
         ttl_s,
+    )
+
+
+def note(
+    job_key: str,
+    journal_key: str,
+    /,
+    *,
+    fence: str,
+    lease_ms: int,
+    offset: int,
+    count: int,
+    tokens_entry: bytes,
+    entry: bytes,
+    number: int,
+) -> Command:
+    """Append generated tokens, and an entry about the running attempt's slot."""
+    return (
+        "EVALSHA",
+        _NOTE.sha,
+        2,
+        job_key,
+        journal_key,
+        fence,
+        lease_ms,
+        offset,
+        count,
+        tokens_entry,
+        entry,
+        number,
     )
 
 

@@ -363,6 +363,37 @@ class JobRecords(JobEndings):
             )
         ]
 
+    async def note(
+        self,
+        job_id: str,
+        *,
+        fence: Fence,
+        lease_s: float,
+        pending: PendingTokens,
+        entry: QueuedEntry | RunningEntry,
+        number: int,
+    ) -> WriteStatus:
+        """Add tokens, and an entry that says that a running attempt has lost its slot or has one again.
+
+        ``number`` counts these entries of the attempt. Also renews the lease.
+        """
+        offset, count, tokens = to_append(pending, fence.attempt, self.clock.now())
+        return WRITE_STATUSES[
+            await self._pipeline.enqueue(
+                *job_scripts.note(
+                    job_key(job_id),
+                    journal_key(job_id),
+                    fence=fence.token,
+                    lease_ms=int(lease_s * 1000),
+                    offset=offset,
+                    count=count,
+                    tokens_entry=tokens,
+                    entry=encoded(entry),
+                    number=number,
+                )
+            )
+        ]
+
     async def release(
         self,
         job_id: str,
