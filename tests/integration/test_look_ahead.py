@@ -55,7 +55,7 @@ async def test_an_urgent_job_waits_for_the_one_that_runs_and_for_no_other(
     monkeypatch.setattr(slots, "REFILL_PATIENCE_S", patience_s)
     monkeypatch.setattr(Subscription, "ran_dry", lambda session: (dry.append(session), ran_dry(session)))
     first = await fleet.submit(slow_chat("first", tokens=10, step_s=STEP_S, hang=True), pool=pool)
-    await start_worker(max_running=1, look_ahead=LOOK_AHEAD, heartbeat_interval_s=0.05)
+    await start_worker(max_running=1, look_ahead=LOOK_AHEAD, heartbeat_interval_s=0.05, preempt_from=10)
     await until_full(fleet, held=0)
     low = await fleet.submit_many([long_chat(f"low {i}") for i in range(12)], pool=pool, priority=1)
     await until_full(fleet)
