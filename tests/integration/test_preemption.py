@@ -10,6 +10,7 @@ import aiohttp
 import pytest
 import redis.asyncio as aioredis
 from tests.integration.conftest import (
+    INSTANT,
     PATIENCE_S,
     ForeignClient,
     StartWorker,
@@ -32,6 +33,7 @@ from inferfleet.producer.timeline import EventKind
 from inferfleet.schemas import FailureCode, Job, JobState, Priority, Result
 from inferfleet.schemas.model_swap import SwapState
 from inferfleet.schemas.names import job_key
+from inferfleet.worker.engines.simulated import SimulatedEngine
 
 STEP_S = 0.02
 LONG = 150
@@ -245,7 +247,9 @@ async def test_a_swap_of_the_model_keeps_the_answer_of_a_preempted_job(
     fleet: Fleet, pool: str, held: Held, start_worker: StartWorker, foreign: ForeignClient
 ) -> None:
     """It goes on with the old model, which stays until then."""
-    await start_worker(**ONE_SLOT, worker_id=f"{pool}-w")
+    # With room for the probe beside the urgent job.
+    engine = SimulatedEngine(model="simulated", max_running=2, engine_args=INSTANT)
+    await start_worker(engine, **ONE_SLOT, worker_id=f"{pool}-w")
     swapped = Swapped(fleet, foreign, f"{pool}-w")
     job = await held.preempt(long_chat("preempted"))
     await swapped.order()
