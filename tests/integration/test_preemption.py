@@ -39,7 +39,10 @@ STEP_S = 0.02
 LONG = 150
 """Tokens of an answer that takes 3 s."""
 
-ONE_SLOT: dict[str, Any] = {"max_running": 1, "preempt_min_run_s": 0.0, "heartbeat_interval_s": 0.05}
+
+def one_slot(**changes: Any) -> dict[str, Any]:
+    """The settings of a worker with one slot, whose job may be preempted at once."""
+    return {"max_running": 1, "preempt_min_run_s": 0.0, "heartbeat_interval_s": 0.05, **changes}
 
 
 def long_chat(name: str, **more: Any) -> dict[str, Any]:
@@ -125,7 +128,7 @@ def held(fleet: Fleet, pool: str) -> Held:
 async def test_the_story_of_a_preempted_job_says_so(
     fleet: Fleet, held: Held, start_worker: StartWorker, store: aioredis.Redis
 ) -> None:
-    await start_worker(**ONE_SLOT)
+    await start_worker(**one_slot())
     job = await held.preempt(long_chat("preempted"))
     await held.release()
     assert (await fleet.wait(job, timeout_s=PATIENCE_S)).state is JobState.SUCCEEDED
@@ -140,7 +143,7 @@ async def test_a_preempted_job_keeps_its_lease(
     fleet: Fleet, held: Held, start_worker: StartWorker, store: aioredis.Redis
 ) -> None:
     """Otherwise another worker would take it from this one."""
-    await start_worker(**ONE_SLOT, lease_s=1)
+    await start_worker(**one_slot(), lease_s=1)
     job = await held.preempt(long_chat("preempted"))
 
     async def lease() -> int:
@@ -160,7 +163,7 @@ async def test_a_preempted_job_keeps_its_lease(
 async def test_the_time_limit_of_a_job_does_not_run_while_it_is_preempted(
     fleet: Fleet, held: Held, start_worker: StartWorker
 ) -> None:
-    await start_worker(**ONE_SLOT)
+    await start_worker(**one_slot())
     job = await held.preempt(long_chat("limited"), timeout_s=6)
     began = time.monotonic()
 
@@ -175,7 +178,7 @@ async def test_the_time_limit_of_a_job_does_not_run_while_it_is_preempted(
 async def test_the_time_limit_of_a_job_goes_on_when_it_is_resumed(
     fleet: Fleet, held: Held, start_worker: StartWorker
 ) -> None:
-    await start_worker(**ONE_SLOT)
+    await start_worker(**one_slot())
     job = await held.preempt(slow_chat("limited", tokens=500, step_s=STEP_S), timeout_s=4)
     await held.release()
     result = await fleet.wait(job, timeout_s=PATIENCE_S)
@@ -184,7 +187,7 @@ async def test_the_time_limit_of_a_job_goes_on_when_it_is_resumed(
 
 
 async def test_a_preempted_job_can_be_cancelled(fleet: Fleet, held: Held, start_worker: StartWorker) -> None:
-    await start_worker(**ONE_SLOT)
+    await start_worker(**one_slot())
     job = await held.preempt(long_chat("preempted"))
     await fleet.cancel(job)
     result = await fleet.wait(job, timeout_s=PATIENCE_S)
@@ -200,7 +203,7 @@ async def test_a_preempted_job_can_be_cancelled(fleet: Fleet, held: Held, start_
 async def test_a_preempted_job_is_handed_over(
     fleet: Fleet, pool: str, held: Held, start_worker: StartWorker, how: str
 ) -> None:
-    worker = await start_worker(**ONE_SLOT, drain_timeout_s=PATIENCE_S)
+    worker = await start_worker(**one_slot(), drain_timeout_s=PATIENCE_S)
     job = await held.preempt(long_chat("preempted"))
     if how == "drain":
         worker.worker.stop()
@@ -214,7 +217,7 @@ async def test_a_preempted_job_is_handed_over(
     assert (await fleet.get(held.urgent)).state is JobState.RUNNING
     await held.release()
     if how == "drain":
-        await start_worker(**ONE_SLOT)
+        await start_worker(**one_slot())
     else:
         await fleet.resume_pool(pool)
     result = await fleet.wait(job, timeout_s=PATIENCE_S)
@@ -234,7 +237,7 @@ async def test_a_preempted_job_of_a_worker_that_is_killed_is_resumed(
     worker.signal(signal.SIGKILL)
     await worker.ended()
     await held.release()
-    await start_worker(**ONE_SLOT)
+    await start_worker(**one_slot())
     result = await fleet.wait(job, timeout_s=PATIENCE_S)
     assert result.state is JobState.SUCCEEDED
     assert text_in(result) == answer_to(job)
@@ -249,7 +252,7 @@ async def test_a_swap_of_the_model_keeps_the_answer_of_a_preempted_job(
     """It goes on with the old model, which stays until then."""
     # With room for the probe beside the urgent job.
     engine = SimulatedEngine(model="simulated", max_running=2, engine_args=INSTANT)
-    await start_worker(engine, **ONE_SLOT, worker_id=f"{pool}-w")
+    await start_worker(engine, **one_slot(), worker_id=f"{pool}-w")
     swapped = Swapped(fleet, foreign, f"{pool}-w")
     job = await held.preempt(long_chat("preempted"))
     await swapped.order()
@@ -284,7 +287,7 @@ async def test_a_job_is_not_preempted(
     low: dict[str, Any],
     urgent: int,
 ) -> None:
-    await start_worker(**{**ONE_SLOT, **settings})
+    await start_worker(**one_slot(**settings))
     running = await fleet.submit(slow_chat("low", tokens=50, step_s=STEP_S) | low, pool=pool, priority=5)
     await until_tokens(fleet, running)
     waiting = await fleet.submit(urgent_chat(), pool=pool, priority=urgent)
@@ -295,7 +298,7 @@ async def test_a_job_is_not_preempted(
 async def test_a_job_is_preempted_once_it_has_run_long_enough(
     fleet: Fleet, pool: str, start_worker: StartWorker
 ) -> None:
-    await start_worker(**{**ONE_SLOT, "preempt_min_run_s": 2.0})
+    await start_worker(**one_slot(preempt_min_run_s=2.0))
     running = await fleet.submit(slow_chat("low", tokens=500, step_s=STEP_S), pool=pool)
     await until_tokens(fleet, running)
     urgent = await fleet.submit(urgent_chat(), pool=pool, priority=9)
@@ -306,7 +309,7 @@ async def test_a_job_is_preempted_once_it_has_run_long_enough(
 async def test_a_job_is_preempted_as_often_as_the_limit_says(
     fleet: Fleet, pool: str, start_worker: StartWorker
 ) -> None:
-    await start_worker(**{**ONE_SLOT, "preempt_limit": 2})
+    await start_worker(**one_slot(preempt_limit=2))
     low = await fleet.submit(long_chat("low"), pool=pool)
     await until_tokens(fleet, low)
     urgent = [await fleet.submit(urgent_chat(), pool=pool, priority=9)]
@@ -326,7 +329,7 @@ async def test_a_job_is_preempted_as_often_as_the_limit_says(
 
 async def test_the_least_urgent_job_is_preempted(fleet: Fleet, pool: str, start_worker: StartWorker) -> None:
     port = free_port()
-    await start_worker(**{**ONE_SLOT, "max_running": 3}, http_port=port)
+    await start_worker(**one_slot(max_running=3), http_port=port)
     jobs = [await fleet.submit(long_chat(str(it)), pool=pool, priority=it) for it in (4, 1, 7)]
     for job in jobs:
         await until_tokens(fleet, job)
