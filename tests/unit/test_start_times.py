@@ -34,9 +34,14 @@ def test_the_parts_inside_another_one_are_taken_out_of_it() -> None:
     times = StartTimes()
     times.ended(StartPart.SERVICES)
     before = times.parts[StartPart.SERVICES]
-    times.ended(StartPart.ENGINE_PROCESSES, {StartPart.WEIGHTS: 3.0})
-    assert times.parts == {StartPart.SERVICES: before, StartPart.ENGINE_PROCESSES: 0, StartPart.WEIGHTS: 3.0}
-    assert str(times).endswith("s: services 0.0, engine_processes 0.0, weights 3.0")
+    times.ended(StartPart.ENGINE_PROCESSES, {StartPart.WEIGHTS: 3.0, StartPart.ENGINE_IMPORTS: 1.0})
+    assert times.parts == {
+        StartPart.SERVICES: before,
+        StartPart.ENGINE_PROCESSES: 0,
+        StartPart.WEIGHTS: 3.0,
+        StartPart.ENGINE_IMPORTS: 1.0,
+    }
+    assert str(times) == "4.0 s: services 0.0, engine_imports 1.0, engine_processes 0.0, weights 3.0"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux says when a process started")

@@ -75,7 +75,7 @@ class StartTimes:
 
     def __str__(self) -> str:
         """Return the sum and the parts for the log."""
-        parts = ", ".join(f"{part} {seconds:.1f}" for part, seconds in self.parts.items())
+        parts = ", ".join(f"{part} {self.parts[part]:.1f}" for part in StartPart if part in self.parts)
         return f"{sum(self.parts.values()):.1f} s: {parts}"
 
 
