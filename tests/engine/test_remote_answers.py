@@ -178,12 +178,12 @@ async def test_an_urgent_job_overtakes_in_the_server(tiny_model, tmp_path, askin
         await engine.start()
         ended: list[str] = []
 
-        async def ask(name: str, priority: int) -> None:
-            body = CHAT | {"max_tokens": 300, "ignore_eos": True}
+        async def ask(name: str, priority: int, *, tokens: int = 300) -> None:
+            body = CHAT | {"max_tokens": tokens, "ignore_eos": True}
             await asking(engine)(body, priority=priority)
             ended.append(name)
 
-        first = asyncio.create_task(ask("first", 4))
+        first = asyncio.create_task(ask("first", 4, tokens=900))
         while not engine.stats().running:
             await asyncio.sleep(0)
         waiting = [asyncio.create_task(ask(name, at)) for name, at in [("usual", 4), ("urgent", 9)]]

@@ -18,6 +18,7 @@ from inferfleet.worker.engines.openai.engine import OpenaiEngine
 class OnServer(EngineSuite):
     arguments: ClassVar[Mapping[str, Any]] = {}
     server: ClassVar[RunningServer]
+    long_tokens = 900
 
     @pytest.fixture(autouse=True, scope="class")
     @classmethod
