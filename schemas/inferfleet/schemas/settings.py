@@ -178,7 +178,7 @@ class WorkerSettings(ServiceSettings):
     preempt_from: Annotated[int, Field(ge=1, le=PRIORITY_LEVELS)] = Priority.URGENT
     """Jobs of at least this priority preempt running jobs below it; no job has the priority 10."""
     preempt_min_run_s: Annotated[float, Field(ge=0, le=LONGEST_S)] = 1.0
-    preempt_limit: Annotated[int, Field(ge=0, le=1_000)] = 3
+    preempt_limit: Annotated[int, Field(ge=0, le=100)] = 3
     http_host: str = "0.0.0.0"  # noqa: S104 - probes come from the kubelet, outside the pod
     http_port: Annotated[int, Field(ge=0, le=65_535)] = 9100
     drain_timeout_s: Annotated[float, Field(ge=0, le=LONGEST_S)] = 30.0
