@@ -205,6 +205,9 @@ class Proxy:
 
     async def _close(self, server: asyncio.Server) -> None:
         server.close()
+        # What was accepted last becomes a connection within a few turns of the event loop.
+        for _ in range(3):
+            await asyncio.sleep(0)
         self.reset()
         await asyncio.gather(*self._connections, return_exceptions=True)
         await server.wait_closed()

@@ -19,6 +19,8 @@ from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 from redis.exceptions import AskError, MovedError, RedisClusterException, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+from inferfleet.wire.tasks import to_its_end
+
 REFRESH_TIMEOUT_S: Final = 5.0
 """How long it may take to learn the map from some node."""
 
@@ -157,7 +159,8 @@ async def _close(nodes: Any) -> None:
     for cache in ("nodes_cache", "startup_nodes"):
         # The map has been learned by then, or there is another error.
         with suppress(RedisError, OSError):
-            await nodes.aclose(cache)
+            # A connection that a cancellation keeps open would stay so.
+            await to_its_end(nodes.aclose(cache))
 
 
 def _place(url: str) -> tuple[str, int]:
