@@ -70,3 +70,15 @@ async def test_the_workers_of_the_canary_pool_count_as_they_may_get_the_job(
     models = models_of(worker("chat-v2", "same"), weight=weight)
     assert (await models.route("chat", pool=None)).workers == workers
     assert (await models.route(None, pool="chat")).workers == workers
+
+
+@pytest.mark.parametrize(("stable", "pool"), [((), "chat-v2"), (("french",), "chat")])
+async def test_an_adapter_is_asked_for_where_a_worker_has_it(stable: tuple[str, ...], pool: str) -> None:
+    alive = [
+        worker("chat-v2", "same").model_copy(update={"adapters": ("french", "german")}),
+        worker("chat", "same").model_copy(update={"adapters": stable}),
+    ]
+    models = models_of(*alive, weight=5)
+    assert (await models.route("french", pool=None)).pool == pool
+    assert (await models.get("french"))["pool"] == pool
+    assert (await models.route("german", pool=None)).pool == "chat-v2"

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from inferfleet.cli.terminal import line, out, shown_id
 from inferfleet.schemas.heartbeat import Heartbeat
 from inferfleet.schemas.model_swap import SwapState
+from inferfleet.schemas.plural import count_of
 from inferfleet.schemas.pool import PoolStatus
 
 
@@ -14,10 +15,12 @@ def print_workers(workers: Iterable[Heartbeat]) -> None:
     """Print a line for each worker."""
     for worker in workers:
         identity = f" ({worker.model_identity})" if worker.model_identity else ""
+        adapters = f" and {count_of(len(worker.adapters), 'adapter')}" if worker.adapters else ""
         out(
             f"{shown_id(worker.worker_id)}  {worker.pool}  {phase_of(worker)}  {worker.running} running  "
             f"{worker.waiting + worker.held} waiting  KV {worker.kv_cache_usage:.0%}  "
-            f"{worker.tokens_generated:,} tokens  {line(worker.model)}{identity}  version {worker.version}\n"
+            f"{worker.tokens_generated:,} tokens  {line(worker.model)}{identity}{adapters}  "
+            f"version {worker.version}\n"
         )
 
 

@@ -48,7 +48,8 @@ class Heartbeat(WireModel):
     and that wait for a slot. ``kv_cache_usage`` is a share from 0 to 1. ``model_identity`` is the short hash
     of the model, empty until it is loaded: workers with different identities do not resume each other's
     answers. ``model_weights`` is the commit of the weights on the hub, or their fingerprint; empty if neither
-    is known. ``finished_per_s`` is how many jobs ended here per second in the last minute, and
+    is known. ``adapters`` are the names of the LoRA adapters that jobs may name as their model, at most
+    1,000. ``finished_per_s`` is how many jobs ended here per second in the last minute, and
     ``tokens_per_s`` how many tokens were generated per second in the last ten. ``ended`` has the last few
     jobs that succeeded here, and the last few that did not, the newest first. ``swap`` is the last swap
     of the model, ``None`` if the worker still has the model with which it started. ``unfit`` says why a
@@ -62,6 +63,7 @@ class Heartbeat(WireModel):
     model: str
     model_identity: str = ""
     model_weights: str = ""
+    adapters: tuple[str, ...] = ()
     version: str
     running: Count = 0
     waiting: Count = 0

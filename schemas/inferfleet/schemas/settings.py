@@ -173,6 +173,8 @@ class WorkerSettings(ServiceSettings):
     base_url: str = ""
     """The addresses of the servers that the engine ``openai`` asks, separated by commas."""
     engine_args: Annotated[dict[str, Any], Field(repr=False)] = Field(default_factory=dict)
+    adapters_dir: str = ""
+    """A folder with LoRA adapters, which jobs name as their model."""
     max_running: Annotated[int, Field(ge=1, le=60_000)] = 64
     look_ahead: Annotated[int, Field(ge=0, le=5_000)] = 8
     preempt_from: Annotated[int, Field(ge=1, le=PRIORITY_LEVELS)] = Priority.URGENT

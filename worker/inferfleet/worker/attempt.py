@@ -127,7 +127,9 @@ class Attempts:
                 return outcome
         if run.problem is not None:
             await self._preparation.recall(run, started)
-            return Finish(JobState.FAILED, failure=run.problem)
+            return self._after(run, run.problem)
+        if run.identity is not None and run.identity.adapter:
+            generation = replace(generation, adapter=run.identity.adapter)
         match await self._preparation.prepare(run, started, generation):
             case Generation() as generation:
                 pass

@@ -19,7 +19,7 @@ from inferfleet.worker.fronts import Fronts
 from inferfleet.worker.job_run import JobRun
 from inferfleet.worker.log import about
 from inferfleet.worker.outcomes import Defer, Drop, Finish, GiveUp, Outcome, cancelled
-from inferfleet.worker.ports import Engine, Generation
+from inferfleet.worker.ports import AdapterEngine, Engine, Generation, GenerationError
 from inferfleet.worker.preparation import Preparation
 from inferfleet.worker.replaceable_engine import ReplaceableEngine
 from inferfleet.worker.slots import Slots
@@ -107,6 +107,12 @@ class Claims:
     async def _start(self, run: JobRun, generation: Generation) -> Started:
         engine = self._engine.pin(run)
         run.problem = _problem(run.job, engine)
+        run.identity = engine.identity
+        if run.problem is None and isinstance(engine, AdapterEngine):
+            try:
+                run.identity = await engine.identify(generation)
+            except GenerationError as error:
+                run.problem = Failure(code=error.code, message=str(error)[:4096])
         run.resumable = run.problem is None and _resumable(generation, engine)
         started = await self._records.start(
             run.job,

@@ -54,6 +54,10 @@ def worker(
     engine_args: Annotated[
         str | None, typer.Option(metavar="JSON", help="Engine arguments as a JSON object.")
     ] = None,
+    adapters_dir: Annotated[
+        str | None,
+        typer.Option(metavar="FOLDER", help="Folder of LoRA adapters, which jobs name as their model."),
+    ] = None,
     worker_id: Annotated[str | None, typer.Option(help="Worker id; by default host and process id.")] = None,
     log_format: Annotated[
         LogFormat | None, typer.Option(help="Log format: JSON lines or console text.")
@@ -77,6 +81,7 @@ def worker(
         look_ahead=look_ahead,
         http_port=http_port,
         engine_args=json_object(engine_args),
+        adapters_dir=adapters_dir,
         worker_id=worker_id,
         log_format=log_format or (LogFormat.CONSOLE if sys.stderr.isatty() else None),
     )

@@ -20,7 +20,7 @@ from inferfleet.wire.redis.pools import note_pool
 from inferfleet.worker.ended_counts import EndedCounting
 from inferfleet.worker.ended_jobs import EndedJobs
 from inferfleet.worker.metrics import WorkerMetrics
-from inferfleet.worker.ports import Engine
+from inferfleet.worker.replaceable_engine import ReplaceableEngine
 from inferfleet.worker.slots import PauseReason, Slots
 from inferfleet.worker.throughput import Throughput
 
@@ -38,6 +38,9 @@ JOBS_WINDOW_S = 60.0
 TOKENS_WINDOW_S = 10.0
 """Over how long the rate of tokens is measured."""
 
+ADAPTERS_SHOWN = 1000
+"""How many adapters a heartbeat names at most."""
+
 FORGET_TIMEOUT_S = 1.0
 """How long an exiting worker tries to remove itself from the health map."""
 
@@ -49,7 +52,7 @@ class HeartbeatWriter:
         self,
         *,
         settings: WorkerSettings,
-        engine: Engine,
+        engine: ReplaceableEngine,
         slots: Slots,
         metrics: WorkerMetrics,
         ended_jobs: EndedJobs,
@@ -71,6 +74,7 @@ class HeartbeatWriter:
         self._swap: ModelSwap | None = None
         self._finished = Throughput(window_s=JOBS_WINDOW_S)
         self._generated = Throughput(window_s=TOKENS_WINDOW_S)
+        self._adapters: tuple[str, ...] = ()
         self._changed = asyncio.Event()
         self._outage = Outage()
         # Read once: the version is in files, and later the process may have no file descriptor left.
@@ -112,6 +116,7 @@ class HeartbeatWriter:
             model=self._engine.model,
             model_identity=identity.short if identity is not None else "",
             model_weights=identity.weights if identity is not None else "",
+            adapters=self._adapters,
             version=self._version,
             running=stats.running,
             waiting=stats.waiting,
@@ -137,6 +142,7 @@ class HeartbeatWriter:
         while True:
             self._changed.clear()
             try:
+                await self._list_adapters()
                 await write_heartbeat(pipeline, self.heartbeat(), ttl_s=ttl_s)
                 await self._ended_counts.add(pipeline)
                 await note_limit(pipeline, self._settings.pool, self._settings.queue_max_length)
@@ -150,6 +156,12 @@ class HeartbeatWriter:
             with suppress(TimeoutError):
                 async with asyncio.timeout(interval_s):
                     await self._changed.wait()
+
+    async def _list_adapters(self) -> None:
+        # Their volume may hang; that must not keep the worker off the map.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._settings.heartbeat_interval_s):
+                self._adapters = (await self._engine.adapters())[:ADAPTERS_SHOWN]
 
     async def forget(self, pipeline: CommandPipeline) -> None:
         """Remove the worker from the health map. If Redis is unreachable, the heartbeat expires by itself."""

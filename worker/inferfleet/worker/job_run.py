@@ -14,6 +14,7 @@ from inferfleet.wire.redis.attempts import Fence, Started
 from inferfleet.wire.redis.clock import RedisClock
 from inferfleet.worker.answer import Answer
 from inferfleet.worker.broker import Delivery
+from inferfleet.worker.ports import ModelIdentity
 from inferfleet.worker.stop_switch import Interruption, StopSwitch
 
 
@@ -31,7 +32,9 @@ class JobRun:
         self.reply_to = delivery.reply_to
         """The client whose reply stream gets a line at the end."""
         self.problem: Failure | None = None
-        """Why the engine can never answer the request."""
+        """Why the engine cannot answer the request."""
+        self.identity: ModelIdentity | None = None
+        """The identity of the model on this worker that would generate the answer."""
         self.model_identity: str | None = None
         """The identity of the model that generates the answer, or generated it."""
         self._clock = clock or RedisClock()

@@ -11,7 +11,7 @@ import json
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from inferfleet.schemas import Endpoint, FailureCode, Usage
 from inferfleet.schemas.journal import TokenChunk
@@ -33,8 +33,8 @@ class Generation:
     earlier attempt generated: the answer continues after them, and the complete response contains them.
     ``resume_chunks`` are the same tokens as they were streamed, so that the response repeats the streamed
     text exactly. The engine calls ``on_prompt`` with the model's name and the number of prompt tokens, once
-    it knows them. ``tenant`` keeps the prefix caches of tenants apart. ``trace_headers`` are W3C trace
-    context.
+    it knows them. ``tenant`` keeps the prefix caches of tenants apart. ``adapter`` is the fingerprint of the
+    adapter that has to answer, from ``AdapterEngine.identify``. ``trace_headers`` are W3C trace context.
     """
 
     id: str
@@ -42,6 +42,7 @@ class Generation:
     body: Mapping[str, Any]
     priority: int
     tenant: str = "default"
+    adapter: str = ""
     resume_token_ids: tuple[int, ...] = ()
     resume_chunks: tuple[TokenChunk, ...] = ()
     on_prompt: PromptReader | None = None
@@ -138,6 +139,26 @@ class Engine(Protocol):
 
     async def stop(self) -> None:
         """Abort all generations and release the device. Safe to call twice, and before ``start``."""
+        ...
+
+
+@runtime_checkable
+class AdapterEngine(Protocol):
+    """What an ``Engine`` also has if it answers with adapters (LoRA), which a request names as its model."""
+
+    async def adapters(self) -> tuple[str, ...]:
+        """Return the names of the adapters with which it can answer now."""
+        ...
+
+    async def identify(self, generation: Generation) -> ModelIdentity:
+        """Return the identity of the model that the request names: the engine's own, or with an adapter.
+
+        An answer keeps the adapter that ``Generation.adapter`` names, also when another one gets its name.
+
+        Raises:
+            GenerationError: There is no such model.
+
+        """
         ...
 
 

@@ -40,16 +40,15 @@ class Preparation:
         self._hooks = hooks
 
     def model_identity(self, run: JobRun) -> str:
-        """Return the short identity of the model to which a run is pinned.
+        """Return the short identity of the model that a run has here.
 
         Raises:
             EngineDeadError: The engine has no model.
 
         """
-        identity = self._engine.of(run).identity
-        if identity is None:
+        if run.identity is None:
             raise EngineDeadError("the engine has no model")
-        return identity.short
+        return run.identity.short
 
     async def prepare(self, run: JobRun, started: Started, generation: Generation) -> Generation | Outcome:
         """Return the generation that resumes the answer where the last attempt stopped."""

@@ -13,7 +13,14 @@ from collections.abc import AsyncGenerator
 from inferfleet.schemas import Endpoint
 from inferfleet.schemas.journal import TokenChunk
 from inferfleet.worker.job_run import JobRun
-from inferfleet.worker.ports import Completion, Engine, EngineStats, Generation, ModelIdentity
+from inferfleet.worker.ports import (
+    AdapterEngine,
+    Completion,
+    Engine,
+    EngineStats,
+    Generation,
+    ModelIdentity,
+)
 
 
 class ReplaceableEngine:
@@ -41,6 +48,10 @@ class ReplaceableEngine:
     def endpoints(self) -> frozenset[Endpoint]:
         """The endpoints of the current model."""
         return self.current.endpoints
+
+    async def adapters(self) -> tuple[str, ...]:
+        """Return the names of the current model's adapters."""
+        return await self.current.adapters() if isinstance(self.current, AdapterEngine) else ()
 
     async def start(self) -> None:
         """Start the current engine."""

@@ -1,7 +1,8 @@
 """Finds the pool that answers for a model.
 
-A model is known if a live worker serves it, or if the configuration says which pool does: then its pool may
-have no worker and still accept jobs. The name of a pool stands for whatever model its workers serve.
+A model is known if a live worker serves it, also as a LoRA adapter, or if the configuration says which pool
+does: then its pool may have no worker and still accept jobs. The name of a pool stands for whatever model its
+workers serve.
 """
 
 from __future__ import annotations
@@ -99,7 +100,9 @@ class Models:
         """
         alive = await self._alive()
         pools: dict[str, str] = {worker.pool: worker.pool for worker in alive}
-        pools |= {worker.model: self._asked(worker, alive) for worker in reversed(alive)} | self._pools
+        for worker in reversed(alive):
+            pools |= {name: self._asked(name, worker, alive) for name in (*worker.adapters, worker.model)}
+        pools |= self._pools
         return [
             _listed(name, pool, self._workers(pool, alive))
             for name, pool in sorted(pools.items())
@@ -119,21 +122,20 @@ class Models:
         raise _unknown(name)
 
     def _serving(self, model: str, alive: Sequence[Heartbeat], allowed: Collection[str] | None) -> str | None:
-        pools = [self._asked(worker, alive) for worker in alive if worker.model == model]
+        pools = [self._asked(model, worker, alive) for worker in alive if _serves(worker, model)]
         if allowed is not None:
             pools = [pool for pool in pools if pool in allowed] or pools
         return self._pool if self._pool in pools else next(iter(pools), None)
 
-    def _asked(self, worker: Heartbeat, alive: Sequence[Heartbeat]) -> str:
-        """Return the pool to submit to for a worker's model.
+    def _asked(self, model: str, worker: Heartbeat, alive: Sequence[Heartbeat]) -> str:
+        """Return the pool to submit to for a model that a worker serves.
 
         For a canary pool that is the pool of its rollout, unless the jobs that stay there get another
         model.
         """
         for pool, rule in self._rules.items():
             if rule.to == worker.pool and (
-                rule.weight == 100
-                or any(other.pool == pool and other.model == worker.model for other in alive)
+                rule.weight == 100 or any(other.pool == pool and _serves(other, model) for other in alive)
             ):
                 return pool
         return worker.pool
@@ -168,6 +170,10 @@ class Models:
             return await self._read()
         finally:
             self._until = asyncio.get_running_loop().time() + VALID_S
+
+
+def _serves(worker: Heartbeat, model: str) -> bool:
+    return model == worker.model or model in worker.adapters
 
 
 def _unknown(name: str) -> Exception:

@@ -22,9 +22,10 @@ async def write_heartbeat(pipeline: CommandPipeline, heartbeat: Heartbeat, *, tt
     key = worker_key(heartbeat.worker_id)
     fields: list[Argument] = []
     for name, value in heartbeat.model_dump(
-        mode="json", exclude={"ended", "swap"}, exclude_none=True
+        mode="json", exclude={"adapters", "ended", "swap"}, exclude_none=True
     ).items():
         fields += (name, value)
+    fields += ("adapters", orjson.dumps(heartbeat.adapters))
     fields += ("ended", orjson.dumps([job.model_dump(mode="json") for job in heartbeat.ended]))
     if heartbeat.swap is not None:
         fields += ("swap", heartbeat.swap.model_dump_json())
@@ -61,10 +62,16 @@ async def read_heartbeats(pipeline: CommandPipeline) -> list[Heartbeat]:
 
 
 def _heartbeat(fields: dict[bytes, bytes]) -> Heartbeat:
-    # A worker of version 0.2 has no such field.
+    # A worker of version 0.2 has no such fields.
     ended = orjson.loads(fields.pop(b"ended", b"[]"))
+    adapters = orjson.loads(fields.pop(b"adapters", b"[]"))
     swap = fields.pop(b"swap", None)
     texts = {name.decode(): value.decode() for name, value in fields.items()}
     return Heartbeat.model_validate(
-        {**texts, "ended": ended, "swap": None if swap is None else orjson.loads(swap)}
+        {
+            **texts,
+            "adapters": adapters,
+            "ended": ended,
+            "swap": None if swap is None else orjson.loads(swap),
+        }
     )

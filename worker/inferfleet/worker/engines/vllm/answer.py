@@ -21,6 +21,7 @@ from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from inferfleet.schemas import Endpoint, Usage
 from inferfleet.schemas.journal import TokenChunk
 from inferfleet.schemas.said import text_of
+from inferfleet.worker.engines.adapter_files import Adapter
 from inferfleet.worker.engines.cache_salt import cache_salt
 from inferfleet.worker.engines.vllm.errors import from_response, refusal, translate
 from inferfleet.worker.engines.vllm.loading import LoadedModel
@@ -42,8 +43,8 @@ async def answer(
 
     """
     try:
-        _require_served(loaded, generation)
-        response = await _respond(loaded, generation, emit)
+        adapter = await loaded.adapters.of(generation)
+        response = await _respond(loaded, generation, adapter, emit)
     except (GenerationError, EngineDeadError):
         raise
     except Exception as error:
@@ -53,11 +54,17 @@ async def answer(
     if isinstance(response, ErrorResponse):
         raise from_response(response, generation.body)
     body = response if isinstance(response, dict) else response.model_dump(mode="json")
+    if adapter is not None:
+        body["model"] = adapter.name
     return Completion(response=body, usage=_usage(body))
 
 
-async def _respond(loaded: LoadedModel, generation: Generation, emit: Callable[[TokenChunk], None]) -> Any:
+async def _respond(
+    loaded: LoadedModel, generation: Generation, adapter: Adapter | None, emit: Callable[[TokenChunk], None]
+) -> Any:
     body = _vllm_body(generation)
+    if adapter is not None:
+        body["model"] = adapter.version
     handler = loaded.handlers[generation.endpoint]
     match generation.endpoint:
         case Endpoint.CHAT:
@@ -169,17 +176,6 @@ def _chat_parsers(loaded: LoadedModel, request: Any) -> ChatParsers | None:
     kwargs = chat._effective_chat_template_kwargs(request)
     make = partial(chat._make_parser, request, loaded.engine.get_tokenizer(), kwargs)
     return ChatParsers(make, request)
-
-
-def _require_served(loaded: LoadedModel, generation: Generation) -> None:
-    name = generation.body.get("model")
-    models = loaded.served_models
-    if name in (None, "") or (
-        isinstance(name, str) and (models.is_base_model(name) or name in models.lora_requests)
-    ):
-        return
-    served = [path.name for path in models.base_model_paths]
-    raise refusal(f"model: this worker serves {', '.join(map(repr, served))}, not {name!r}")
 
 
 def _require_supported(request: Any) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing, suppress
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any, Final, Self
 
@@ -16,6 +17,7 @@ from inferfleet.schemas.endpoints import ENDPOINTS, not_answered
 from inferfleet.schemas.errors import ConfigurationError
 from inferfleet.schemas.journal import TokenChunk
 from inferfleet.schemas.settings import WorkerSettings
+from inferfleet.worker.engines.adapter_files import AdapterSources
 from inferfleet.worker.engines.vllm.loading import LoadedModel, ModelLoader
 from inferfleet.worker.engines.vllm.resumable import resumable
 from inferfleet.worker.ports import (
@@ -56,8 +58,27 @@ class VllmEngine:
     classify) decides which endpoints it answers.
     """
 
-    def __init__(self, *, model: str, max_running: int, engine_args: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        *,
+        model: str,
+        max_running: int,
+        engine_args: Mapping[str, Any],
+        adapters_dir: str = "",
+    ) -> None:
         _require_agreement(engine_args, model=model, max_running=max_running)
+        adapters = AdapterSources.read(
+            adapters_dir=adapters_dir,
+            lora_modules=engine_args.get("lora_modules"),
+        )
+        if adapters:
+            if not engine_args.get("enable_lora", True):
+                raise ConfigurationError(
+                    "engine_args: enable_lora is False and should be True: there are adapters. Leave it out "
+                    "of INFERFLEET_ENGINE_ARGS"
+                )
+            # vLLM would load the modules at the start.
+            engine_args = {**engine_args, "enable_lora": True, "lora_modules": None}
         if find_spec("vllm") is None:
             raise ConfigurationError(
                 "the vllm engine needs the package 'vllm': pip install 'inferfleet[vllm]', "
@@ -66,7 +87,11 @@ class VllmEngine:
         names = engine_args.get("served_model_name") or model
         self._served_names: list[str] = [names] if isinstance(names, str) else list(names)
         self._loader = ModelLoader(
-            model=model, served_names=self._served_names, max_running=max_running, engine_args=engine_args
+            model=model,
+            served_names=self._served_names,
+            max_running=max_running,
+            engine_args=engine_args,
+            adapters=adapters,
         )
         self._loaded: LoadedModel | None = None
         self._identity: ModelIdentity | None = None
@@ -88,7 +113,12 @@ class VllmEngine:
             raise ConfigurationError(
                 "the vllm engine needs a model: give --model, a folder or a name (INFERFLEET_MODEL)"
             )
-        return cls(model=settings.model, max_running=settings.max_running, engine_args=settings.engine_args)
+        return cls(
+            model=settings.model,
+            max_running=settings.max_running,
+            engine_args=settings.engine_args,
+            adapters_dir=settings.adapters_dir,
+        )
 
     @property
     def model(self) -> str:
@@ -109,6 +139,21 @@ class VllmEngine:
     def start_parts(self) -> Mapping[StartPart, float]:
         """How many seconds each part of the start took; known once ``start`` has returned."""
         return self._start_parts
+
+    async def adapters(self) -> tuple[str, ...]:
+        """Return the names of the LoRA adapters in the folder and in ``lora_modules``."""
+        return () if self._loaded is None else await self._loaded.adapters.names()
+
+    async def identify(self, generation: Generation) -> ModelIdentity:
+        """Return the model's identity, with the fingerprint of the adapter if the request names one.
+
+        Raises:
+            GenerationError: The worker has no such model.
+
+        """
+        loaded = self._require_running()
+        adapter = await loaded.adapters.find(generation.body.get("model"))
+        return loaded.identity if adapter is None else replace(loaded.identity, adapter=adapter.fingerprint)
 
     async def start(self) -> None:
         """Load the model and run it once. This takes seconds to minutes, without blocking the event loop.

@@ -66,7 +66,6 @@ def model_identity(
         ),
         dtype=str(config.dtype).removeprefix("torch."),
         quantization=str(config.quantization or ""),
-        adapter=_adapters(options.get("lora_modules") or ()),
         options=digest(_chosen(options, ANSWER_OPTIONS) | _pooling(config)),
     )
 
@@ -91,10 +90,3 @@ def _tokenizer(tokenizer: Any) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     vocabulary = sorted((str(token), number) for token, number in tokenizer.get_vocab().items())
     return digest([vocabulary, backend.to_str() if backend is not None else ""])
-
-
-def _adapters(modules: Any) -> str:
-    """Fingerprint all adapters, since a request chooses one by its name."""
-    if not modules:
-        return ""
-    return digest([[module.name, fingerprint(Path(module.path)) or module.path] for module in modules])

@@ -23,6 +23,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from inferfleet.schemas import Endpoint
+from inferfleet.worker.engines.adapter_files import AdapterSources
 from inferfleet.worker.engines.vllm.core_times import core_times
 from inferfleet.worker.engines.vllm.identity import model_identity
 from inferfleet.worker.engines.vllm.plugin import WORKER_PID_VARIABLE
@@ -30,6 +31,7 @@ from inferfleet.worker.ports import EngineStats, ModelIdentity
 from inferfleet.worker.start_times import StartPart, StartTimes
 
 if TYPE_CHECKING:
+    from inferfleet.worker.engines.vllm.adapters import Adapters
     from inferfleet.worker.engines.vllm.arguments import VllmArguments
     from inferfleet.worker.engines.vllm.stats import SchedulerReports
 
@@ -57,7 +59,7 @@ class LoadedModel:
     engine: Any
     identity: ModelIdentity
     processes: tuple[BaseProcess, ...]
-    served_models: Any
+    adapters: Adapters
     task: str
     handlers: Mapping[Endpoint, Any]
     chat_has_grammar: bool
@@ -72,15 +74,23 @@ class LoadedModel:
         self.engine.shutdown(timeout=timeout_s)
         for process in self.processes:
             process.join(_KILL_TIMEOUT_S)
+        self.adapters.close()
 
 
 class ModelLoader:
     """Loads a model once, in a thread, so that the process can answer health checks meanwhile."""
 
     def __init__(
-        self, *, model: str, served_names: list[str], max_running: int, engine_args: Mapping[str, Any]
+        self,
+        *,
+        model: str,
+        served_names: list[str],
+        max_running: int,
+        engine_args: Mapping[str, Any],
+        adapters: AdapterSources,
     ) -> None:
         self._model = model
+        self._adapters = adapters
         self._served_names = served_names
         self._max_running = max_running
         self._engine_args = engine_args
@@ -104,6 +114,9 @@ class ModelLoader:
 
     async def _load(self, times: StartTimes) -> LoadedModel:
         engine, arguments, reports = await _in_thread(partial(self._start_engine, times))
+        # It imports vLLM.
+        from inferfleet.worker.engines.vllm.adapters import Adapters
+
         try:
             identity = await _in_thread(partial(_identity, self._served_names[0], engine, arguments))
             tasks = await engine.get_supported_tasks()
@@ -116,7 +129,7 @@ class ModelLoader:
             engine=engine,
             identity=identity,
             processes=tuple(self._children()),
-            served_models=state.openai_serving_models,
+            adapters=Adapters(engine, state.openai_serving_models, self._adapters),
             task=engine.model_config.get_pooling_task(tasks) or "generate",
             handlers={
                 endpoint: handler

@@ -76,7 +76,8 @@ class RequestTap:
         if self._generation.on_prompt is not None:
             served = self._engine.model_config.served_model_name
             base = served if isinstance(served, str) else served[0]
-            model = base if lora_request is None else lora_request.lora_name
+            # vLLM knows each version of an adapter by another name.
+            model = base if lora_request is None else self._generation.body.get("model") or base
             self._generation.on_prompt(model=model, tokens=self._prompt_tokens)
 
     async def _generate(

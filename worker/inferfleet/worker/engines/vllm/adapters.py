@@ -1,0 +1,157 @@
+"""The LoRA adapters that vLLM has, or loads when a request names one.
+
+vLLM keeps ``max_loras`` adapters on the device and ``max_cpu_loras`` in memory, by their last use, and reads
+one again that it has dropped. Every version of an adapter has its own name, number and folder, so that vLLM
+never takes weights or cached prefixes of one version for those of another.
+"""
+
+# vLLM is not installed where types are checked.
+# pyright: reportMissingImports=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any, Final
+from weakref import WeakValueDictionary
+
+from huggingface_hub import snapshot_download
+from safetensors import safe_open
+from vllm.lora.request import LoRARequest
+from vllm.lora.utils import get_adapter_absolute_path
+from vllm.v1.engine.exceptions import EngineDeadError as VllmEngineDeadError
+
+from inferfleet.worker.engines.adapter_files import Adapter, AdapterFiles, AdapterSources
+from inferfleet.worker.engines.vllm.errors import refusal
+from inferfleet.worker.ports import Generation, GenerationError
+
+_NAMES_SHOWN: Final = 20
+
+Shapes = dict[str, list[int]]
+
+
+class Adapters:
+    """The adapters of one vLLM engine."""
+
+    def __init__(self, engine: Any, served_models: Any, sources: AdapterSources) -> None:
+        self._engine = engine
+        self._models = served_models
+        self._files = AdapterFiles(sources, locate=get_adapter_absolute_path) if sources else None
+        self._found: dict[str, Adapter] = {}
+        self._finding: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._loading = asyncio.Lock()
+        self._base: Shapes | None = None
+
+    async def names(self) -> tuple[str, ...]:
+        """List the adapters that a request may name."""
+        return () if self._files is None else await asyncio.to_thread(self._files.names)
+
+    async def find(self, name: object) -> Adapter | None:
+        """Return the present version of the adapter with this name; ``None`` for the model itself.
+
+        Raises:
+            GenerationError: There is neither a model nor an adapter with this name.
+
+        """
+        if name in (None, "") or (isinstance(name, str) and self._models.is_base_model(name)):
+            return None
+        found: Adapter | None = None
+        if self._files is not None and isinstance(name, str):
+            async with self._finding.setdefault(name, asyncio.Lock()):
+                found = await asyncio.to_thread(self._files.find, name)
+        if found is None:
+            raise await self._unknown(name)
+        self._found[found.version] = found
+        return found
+
+    async def of(self, generation: Generation) -> Adapter | None:
+        """Return the adapter that has to answer a request, and load it if vLLM never had it.
+
+        Raises:
+            GenerationError: There is no such adapter, or it does not fit the model.
+
+        """
+        name = generation.body.get("model")
+        found = self._found.get(f"{name}@{generation.adapter}") or await self.find(name)
+        if found is not None and found.version not in self._models.lora_requests:
+            async with self._loading:
+                if found.version not in self._models.lora_requests:
+                    await self._load(found)
+        return found
+
+    def close(self) -> None:
+        """Remove the copies of their files."""
+        if self._files is not None:
+            self._files.close()
+
+    async def _load(self, adapter: Adapter) -> None:
+        """Load an adapter, while nobody waits for it yet: a failure in mid-batch would end the engine."""
+        await asyncio.to_thread(self._require_fit, adapter)
+        request = LoRARequest(
+            lora_name=adapter.version,
+            lora_int_id=self._models.lora_id_counter.inc(1),
+            lora_path=str(adapter.folder),
+        )
+        try:
+            await self._engine.add_lora(request)
+        except VllmEngineDeadError:
+            raise
+        except Exception as error:
+            # What is left of it would take a place.
+            await self._engine.remove_lora(request.lora_int_id)
+            reason = str(error).replace(str(adapter.folder), "the adapter")
+            raise _unfit(adapter, f"vLLM cannot load it: {reason}") from None
+        self._models.lora_requests[adapter.version] = request
+
+    def _require_fit(self, adapter: Adapter) -> None:
+        """Refuse an adapter whose matrices have other sizes than the model's. vLLM takes smaller ones."""
+        try:
+            shapes = _shapes(adapter.folder)
+        except Exception as error:
+            raise _unfit(adapter, f"its weights cannot be read: {error}") from None
+        if self._base is None:
+            folder = _folder_of(self._engine.model_config)
+            self._base = {} if folder is None else _shapes(folder)
+        for name, shape in shapes.items():
+            module, _, half = name.removeprefix("base_model.model.").rpartition(".lora_")
+            whole = self._base.get(module)
+            if whole is not None and {"A": shape[-1] != whole[1], "B": shape[0] != whole[0]}.get(half):
+                raise _unfit(
+                    adapter,
+                    f"it was made for another model: lora_{half} of {module} is {shape[0]} x {shape[1]}, and "
+                    f"the model's matrix is {whole[0]} x {whole[1]}",
+                )
+
+    async def _unknown(self, name: object) -> GenerationError:
+        served = ", ".join(repr(path.name) for path in self._models.base_model_paths)
+        names = await self.names()
+        if names:
+            more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+            served += f" and the adapters {', '.join(map(repr, names[:_NAMES_SHOWN]))}{more}"
+        return refusal(f"model: this worker serves {served}, not {name!r}")
+
+
+def _unfit(adapter: Adapter, why: str) -> GenerationError:
+    return refusal(f"model: the adapter {adapter.name!r} cannot be used: {why}")
+
+
+def _folder_of(config: Any) -> Path | None:
+    folder = Path(config.model)
+    if folder.is_dir():
+        return folder
+    try:
+        return Path(snapshot_download(config.model, revision=config.revision, local_files_only=True))
+    except (OSError, ValueError):
+        return None  # not from the hub
+
+
+def _shapes(folder: Path) -> Shapes:
+    """Return the shapes of the matrices in a folder, by name without ``.weight``, except of packed ones."""
+    shapes: Shapes = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="np") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - it is no mapping
+                matrix = tensors.get_slice(name)
+                if len(matrix.get_shape()) == 2 and matrix.get_dtype().startswith(("F", "BF")):
+                    shapes[name.removesuffix(".weight")] = matrix.get_shape()
+    return shapes
