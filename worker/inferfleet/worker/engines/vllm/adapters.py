@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final
 from weakref import WeakValueDictionary
 
@@ -22,6 +23,7 @@ from vllm.lora.utils import get_adapter_absolute_path
 from vllm.v1.engine.exceptions import EngineDeadError as VllmEngineDeadError
 
 from inferfleet.worker.engines.adapter_files import Adapter, AdapterFiles, AdapterSources
+from inferfleet.worker.engines.vllm import zero_adapter
 from inferfleet.worker.engines.vllm.errors import refusal
 from inferfleet.worker.ports import Generation, GenerationError
 
@@ -41,6 +43,7 @@ class Adapters:
         self._finding: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._loading = asyncio.Lock()
         self._base: Shapes | None = None
+        self._own = TemporaryDirectory(prefix="inferfleet-zero-adapter-")
 
     async def names(self) -> tuple[str, ...]:
         """List the adapters that a request may name."""
@@ -73,6 +76,8 @@ class Adapters:
         """
         name = generation.body.get("model")
         found = self._found.get(f"{name}@{generation.adapter}") or await self.find(name)
+        if found is None and self._files is not None and zero_adapter.is_needed():
+            found = await asyncio.to_thread(self._zero)
         if found is not None and found.version not in self._models.lora_requests:
             async with self._loading:
                 if found.version not in self._models.lora_requests:
@@ -83,6 +88,16 @@ class Adapters:
         """Remove the copies of their files."""
         if self._files is not None:
             self._files.close()
+        self._own.cleanup()
+
+    def _zero(self) -> Adapter:
+        folder = Path(self._own.name) / "zero"
+        if not folder.exists() and not zero_adapter.write(folder, self._base_shapes()):
+            raise refusal(
+                "model: on a CPU, a worker with adapters cannot answer for this model itself, because its "
+                "weights have no matrix q_proj in safetensors; use a worker without adapters"
+            )
+        return Adapter(name=self._models.base_model_paths[0].name, fingerprint="zero", folder=folder)
 
     async def _load(self, adapter: Adapter) -> None:
         """Load an adapter, while nobody waits for it yet: a failure in mid-batch would end the engine."""
@@ -109,18 +124,22 @@ class Adapters:
             shapes = _shapes(adapter.folder)
         except Exception as error:
             raise _unfit(adapter, f"its weights cannot be read: {error}") from None
-        if self._base is None:
-            folder = _folder_of(self._engine.model_config)
-            self._base = {} if folder is None else _shapes(folder)
+        base = self._base_shapes()
         for name, shape in shapes.items():
             module, _, half = name.removeprefix("base_model.model.").rpartition(".lora_")
-            whole = self._base.get(module)
+            whole = base.get(module)
             if whole is not None and {"A": shape[-1] != whole[1], "B": shape[0] != whole[0]}.get(half):
                 raise _unfit(
                     adapter,
                     f"it was made for another model: lora_{half} of {module} is {shape[0]} x {shape[1]}, and "
                     f"the model's matrix is {whole[0]} x {whole[1]}",
                 )
+
+    def _base_shapes(self) -> Shapes:
+        if self._base is None:
+            folder = _folder_of(self._engine.model_config)
+            self._base = {} if folder is None else _shapes(folder)
+        return self._base
 
     async def _unknown(self, name: object) -> GenerationError:
         served = ", ".join(repr(path.name) for path in self._models.base_model_paths)
