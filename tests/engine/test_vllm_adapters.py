@@ -179,7 +179,7 @@ async def test_a_name_that_is_no_adapter_is_refused_with_those_that_there_are(as
 async def test_an_adapter_that_does_not_fit_fails_its_job_and_nothing_else(
     ask: Ask, folder: Path, problem: str, says: str
 ) -> None:
-    running = asyncio.create_task(ask(chat("second", tokens=300)))
+    running = asyncio.ensure_future(ask(chat("second", tokens=300)))
     sizes = {"smaller": {"hidden": 64}, "larger": {"hidden": 256}, "rank": {"rank": 32}}
     bad = write_adapter(folder / "bad", seed=1, **sizes.get(problem, {}), use_dora=problem == "dora")
     weights, config = bad / "adapter_model.safetensors", bad / "adapter_config.json"
@@ -216,7 +216,9 @@ async def test_an_adapter_of_the_hub_is_found_by_its_name(
     (cached / "refs").mkdir()
     (cached / "refs" / "main").write_text(COMMIT)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(lora._loaded.adapters._files, "_named", {"hub": "org/adapter"})  # pyright: ignore
+    loaded = lora._loaded  # pyright: ignore[reportPrivateUsage]
+    assert loaded is not None
+    monkeypatch.setattr(loaded.adapters._files, "_named", {"hub": "org/adapter"})  # pyright: ignore
     assert (await ask(chat("hub"))).text == (await ask(chat("third"))).text
 
 
