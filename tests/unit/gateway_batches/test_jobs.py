@@ -35,7 +35,7 @@ class PassingFleet:
         self.submitted: list[Job] = []
 
     async def workers(self) -> list[Any]:
-        return [SimpleNamespace(pool=pool, model=model) for model, pool in self.beating.items()]
+        return [SimpleNamespace(pool=pool, model=model, adapters=()) for model, pool in self.beating.items()]
 
     async def find(self, *_: Any, **__: Any) -> None:
         return None
