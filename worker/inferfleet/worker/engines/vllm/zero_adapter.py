@@ -6,6 +6,7 @@ the weights of some adapter: its PyTorch operations index the adapters with -1, 
 
 # vLLM is not installed where types are checked.
 # pyright: reportMissingImports=false, reportUnknownVariableType=false, reportUnknownMemberType=false
+# pyright: reportUnknownArgumentType=false
 
 from __future__ import annotations
 
