@@ -14,8 +14,8 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-from safetensors.numpy import save_file
+import torch
+from safetensors.torch import save_file
 from vllm.platforms import current_platform
 
 
@@ -34,8 +34,8 @@ def write(folder: Path, shapes: Mapping[str, Sequence[int]]) -> bool:
     folder.mkdir(parents=True)
     save_file(
         {
-            f"{name}.lora_A.weight": np.zeros((1, columns), np.float32),
-            f"{name}.lora_B.weight": np.zeros((rows, 1), np.float32),
+            f"{name}.lora_A.weight": torch.zeros(1, columns),
+            f"{name}.lora_B.weight": torch.zeros(rows, 1),
         },
         folder / "adapter_model.safetensors",
     )
