@@ -14,6 +14,7 @@ from typing import Final
 from aiohttp import web
 
 from inferfleet.schemas.errors import ConfigurationError
+from inferfleet.wire.tasks import stop_listening
 
 CONNECTIONS: Final = 64
 """The most connections. It is never more than a quarter of the files that the process may open."""
@@ -64,6 +65,6 @@ async def listening(
         try:
             yield server.sockets[0].getsockname()[1]
         finally:
-            server.close()
+            await stop_listening(server)
     finally:
         await runner.cleanup()

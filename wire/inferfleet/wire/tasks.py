@@ -37,6 +37,21 @@ async def to_its_end(closing: Coroutine[Any, Any, None]) -> None:
     await task
 
 
+async def stop_listening(server: asyncio.Server) -> None:
+    """Close a server, after it has made the connections that it has accepted. These stay open.
+
+    asyncio makes a connection two turns of the event loop after it has accepted it. If the server is closed
+    in between, asyncio fails and leaves the socket open.
+    """
+    for listening in server.sockets:
+        server.get_loop().remove_reader(listening.fileno())
+    try:
+        for _ in range(2):
+            await asyncio.sleep(0)
+    finally:
+        server.close()
+
+
 async def _cancel_and_wait(*tasks: asyncio.Task[Any]) -> None:
     pending = set(tasks)
     while pending:

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Self
 
 from inferfleet.local.services.free_port import free_port
+from inferfleet.wire.tasks import stop_listening
 
 HOST = "127.0.0.1"
 CHUNK_BYTES = 64 * 1024
@@ -204,10 +205,7 @@ class Proxy:
         await passing.wait()
 
     async def _close(self, server: asyncio.Server) -> None:
-        server.close()
-        # What was accepted last becomes a connection within a few turns of the event loop.
-        for _ in range(3):
-            await asyncio.sleep(0)
+        await stop_listening(server)
         self.reset()
         await asyncio.gather(*self._connections, return_exceptions=True)
         await server.wait_closed()

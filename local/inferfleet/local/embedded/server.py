@@ -10,6 +10,7 @@ from typing import Self
 
 from inferfleet.local.embedded.connection import PASSWORD, USER, ClientConnection
 from inferfleet.local.embedded.virtual_host import VirtualHost
+from inferfleet.wire.tasks import stop_listening
 
 
 class EmbeddedBroker:
@@ -59,6 +60,6 @@ class EmbeddedBroker:
         async with server:
             self._port.set_result(server.sockets[0].getsockname()[1])
             await self._stop.wait()
-            server.close()
+            await stop_listening(server)
             for connection in list(connections):
                 connection.abort()
