@@ -59,7 +59,7 @@ class AttemptSpans(Hooks):
             self._note(run, result.state, result.error, result)
 
     def traces(self, run: JobRun) -> bool:
-        """Return whether a job is traced: as its submitter says, or else as the sampler does."""
+        """Return whether a job is traced. All attempts of a job are, or none."""
         if run.traced is None:
             # A sampler takes several µs, as long as anything else here takes for a small job.
             run.traced = self._spans.samples(run.job)

@@ -30,7 +30,7 @@ HEARTBEATS_MISSED = 5
 """After this many missed heartbeats a worker is off the health map, but not before ``LEAST_LIFE_S``."""
 
 LEAST_LIFE_S = 3.0
-"""How long a heartbeat counts at least: a busy machine may hold up a worker for several short intervals."""
+"""A heartbeat expires no earlier than this: a busy machine may delay a worker by several intervals."""
 
 JOBS_WINDOW_S = 60.0
 """Over how long the rate of jobs is measured: an answer may take that long."""

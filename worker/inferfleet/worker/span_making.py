@@ -103,9 +103,9 @@ class SpanMaker:
         self._random = RandomIdGenerator()
 
     def samples(self, job: Job) -> bool:
-        """Return whether a job is traced: not if its submitter did not sample it, else as the sampler says.
+        """Return whether a job is traced. The sampler decides, unless the submitter has decided against it.
 
-        Without a submitter's span the sampler goes by the trace, which is the same in every worker.
+        Without a submitter's span the sampler goes by the id of the trace, which is the same in every worker.
         """
         if job.traceparent is not None and not is_sampled(job.traceparent):
             return False

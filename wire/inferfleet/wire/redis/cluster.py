@@ -159,7 +159,7 @@ async def _close(nodes: Any) -> None:
     for cache in ("nodes_cache", "startup_nodes"):
         # The map has been learned by then, or there is another error.
         with suppress(RedisError, OSError):
-            # A connection that a cancellation keeps open would stay so.
+            # Otherwise a cancellation would leave a connection open.
             await to_its_end(nodes.aclose(cache))
 
 
