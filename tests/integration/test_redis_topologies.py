@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import signal
+import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -38,7 +40,7 @@ from inferfleet.producer import Fleet
 from inferfleet.schemas import Job
 from inferfleet.schemas.errors import ConfigurationError, ServiceRefusedError, ServiceUnreachableError
 from inferfleet.schemas.names import journal_key, reply_key
-from inferfleet.wire.redis.cluster import slot_of
+from inferfleet.wire.redis.cluster import ClusterClient, slot_of
 
 RIDE_S = 100.0
 
@@ -259,6 +261,23 @@ async def test_a_failover_of_a_cluster_is_followed_by_those_who_wait(
             await asyncio.to_thread(cluster.fail_over, slot_of(key))
         assert await asyncio.wait_for(streaming, RIDE_S) == answer_to(jobs[0])
         assert (await waiting).text == answer_to(jobs[1])
+
+
+async def test_a_cancelled_look_at_the_map_of_a_cluster_leaves_no_connection(cluster: RedisCluster) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ResourceWarning)
+        for turns in range(150):
+            client = ClusterClient([f"redis://127.0.0.1:{cluster.nodes[0].port}"], {})
+            looking = asyncio.create_task(client.refresh())
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            for _ in range(2):
+                looking.cancel()
+                await asyncio.sleep(0)
+            await asyncio.gather(looking, return_exceptions=True)
+            await client.aclose()
+        gc.collect()
+    assert [str(warning.message) for warning in caught] == []
 
 
 def suspend(node: RedisProcess) -> None:

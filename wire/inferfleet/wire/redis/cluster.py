@@ -119,7 +119,8 @@ class ClusterClient:
         try:
             async with asyncio.timeout(REFRESH_TIMEOUT_S), AsyncExitStack() as stack:
                 nodes = self._cluster().nodes_manager
-                stack.push_async_callback(_close, nodes)
+                # Otherwise a cancellation could leave connections open.
+                stack.push_async_callback(lambda: to_its_end(_close(nodes)))
                 await nodes.initialize()
                 owners = {slot: owners[0].name for slot, owners in nodes.slots_cache.items()}
                 self._known = [(node.host, int(node.port)) for node in nodes.nodes_cache.values()]
@@ -159,8 +160,7 @@ async def _close(nodes: Any) -> None:
     for cache in ("nodes_cache", "startup_nodes"):
         # The map has been learned by then, or there is another error.
         with suppress(RedisError, OSError):
-            # Otherwise a cancellation would leave a connection open.
-            await to_its_end(nodes.aclose(cache))
+            await nodes.aclose(cache)
 
 
 def _place(url: str) -> tuple[str, int]:
