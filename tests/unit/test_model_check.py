@@ -76,6 +76,11 @@ def test_a_shard_of_another_name_is_missed_by_the_index(tmp_path: Path) -> None:
     assert problems(check(folder(tmp_path, files))) == ["second.safetensors is missing"]
 
 
+def test_an_index_with_something_else_than_a_name_is_found(tmp_path: Path) -> None:
+    files = {**FILES, "model.safetensors.index.json": b'{"weight_map": {"a": ["x"]}}'}
+    assert problems(check(folder(tmp_path, files))) == ["['x'] is missing"]
+
+
 def test_a_model_without_weights_is_found(tmp_path: Path) -> None:
     assert problems(check(folder(tmp_path, {"config.json": b"{}"}))) == [f"{tmp_path.name} has no weights"]
 
@@ -100,10 +105,25 @@ def test_a_plain_folder_is_checked_as_far_as_its_files_describe_themselves(tmp_p
         (SHARDS[0], b"", "is cut off"),
         (SHARDS[0], bytes([4]) + bytes(7) + b"{{{{", "has no readable safetensors header"),
         (SHARDS[0], bytes([2]) + bytes(7) + b"[]", "has no readable safetensors header"),
+        (
+            SHARDS[0],
+            bytes([32]) + bytes(7) + b'{"a": {"data_offsets": [0, ""]}}',
+            "has no readable safetensors",
+        ),
         ("config.json", b'{"architectures"', "is not JSON"),
         ("model.safetensors.index.json", b"\xff\xfe", "is not JSON"),
     ],
-    ids=["short", "long", "in the header", "empty", "no JSON header", "no object", "JSON cut off", "no text"],
+    ids=[
+        "short",
+        "long",
+        "in the header",
+        "empty",
+        "no JSON header",
+        "no object",
+        "no offset",
+        "JSON cut off",
+        "no text",
+    ],
 )
 def test_a_plain_file_that_contradicts_itself_is_found(
     tmp_path: Path, name: str, content: bytes, problem: str

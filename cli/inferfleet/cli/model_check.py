@@ -110,9 +110,9 @@ def _check_safetensors(file: Path) -> str | None:
         try:
             header: dict[str, Any] = json.loads(content.read(length))
             ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
+            expected = _LENGTH_BYTES + length + max(ends, default=0)
         except (ValueError, LookupError, TypeError, AttributeError):
             return "has no readable safetensors header"
-    expected = _LENGTH_BYTES + length + max(ends, default=0)
     return None if size == expected else f"has {size} bytes, but {expected} by its header"
 
 
@@ -149,7 +149,11 @@ def _indexed(index: Path) -> set[str]:
             shards: object = json.load(content)["weight_map"]
     except (OSError, ValueError, LookupError, TypeError):
         return set()
-    return set(cast("Mapping[str, str]", shards).values()) if isinstance(shards, dict) else set()
+    return (
+        {str(shard) for shard in cast("Mapping[str, object]", shards).values()}
+        if isinstance(shards, dict)
+        else set()
+    )
 
 
 def _incomplete(snapshot: Snapshot) -> Iterator[Problem]:

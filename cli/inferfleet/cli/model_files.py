@@ -84,7 +84,7 @@ def verify(
         out(orjson.dumps(fields).decode() + "\n")
     else:
         for file, problem in found.problems:
-            out(f"{line(file)}  {problem}\n")
+            out(f"{line(file)}  {line(problem)}\n")
         out(
             f"{line(snapshot.name)}  {found.by_checksum} files match their checksums, "
             f"{found.by_content} their headers or form; {found.unchecked} cannot be checked\n"
