@@ -204,7 +204,7 @@ async def test_an_adapter_that_does_not_fit_fails_its_job_and_nothing_else(
 
 async def test_a_name_without_an_adapter_says_where_it_should_be(ask: Ask) -> None:
     message = await refusal_of(ask, "gone")
-    assert "the adapter 'gone' should be '/no/such/folder', which is no folder with adapter_config" in message
+    assert "adapter 'gone', lora_modules names '/no/such/folder', which is neither a folder with" in message
 
 
 async def test_an_adapter_of_the_hub_is_found_by_its_name(
@@ -225,8 +225,8 @@ async def test_an_adapter_of_the_hub_is_found_by_its_name(
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"adapters_dir": "/no/such"}, r"no folder '/no/such' exists \(INFERFLEET_ADAPTERS_DIR\)"),
-        ({"engine_args": {"lora_modules": ["x"]}}, "lora_modules is a list of 'name=path'"),
+        ({"adapters_dir": "/no/such"}, "INFERFLEET_ADAPTERS_DIR: '/no/such' is not a folder"),
+        ({"engine_args": {"lora_modules": ["x"]}}, "lora_modules should be a list of 'name=path'"),
         ({"engine_args": {"enable_lora": False, "lora_modules": ["x=y"]}}, "enable_lora is False and should"),
     ],
 )

@@ -79,7 +79,7 @@ def test_a_named_adapter_counts_more_than_a_folder_with_its_name(folder: Path) -
     assert found is not None
     assert (found.folder / "adapter_model.safetensors").read_text() == "0"
     with pytest.raises(
-        GenerationError, match=r"'other' should be .* no folder with adapter_config\.json"
+        GenerationError, match=r"'other', lora_modules names .* neither a folder with adapter_config\.json"
     ) as bad:
         files.find("other")
     assert bad.value.code is FailureCode.INVALID_REQUEST
@@ -118,8 +118,14 @@ def test_files_that_change_while_they_are_read_are_no_version(
 
 @pytest.mark.parametrize("module", ["x", "=x", "x=", {"name": "x"}, {"name": "x", "path": 1}, 3])
 def test_a_module_without_name_or_path_is_refused(module: object) -> None:
-    with pytest.raises(ConfigurationError, match="lora_modules is a list of 'name=path', or of objects"):
+    with pytest.raises(ConfigurationError, match="lora_modules should be a list of 'name=path', or of"):
         AdapterSources.read(adapters_dir="", lora_modules=[module])
+
+
+@pytest.mark.parametrize("modules", ["x=y", {"x": "y"}, 3])
+def test_modules_that_are_no_list_are_refused(modules: object) -> None:
+    with pytest.raises(ConfigurationError, match="lora_modules should be a list of 'name=path', or of"):
+        AdapterSources.read(adapters_dir="", lora_modules=modules)
 
 
 def test_the_settings_are_read(tmp_path: Path) -> None:

@@ -60,7 +60,9 @@ class AdapterSources:
         """
         folder = Path(adapters_dir) if adapters_dir else None
         if folder is not None and not folder.is_dir():
-            raise ConfigurationError(f"no folder {adapters_dir!r} exists (INFERFLEET_ADAPTERS_DIR)")
+            raise ConfigurationError(f"INFERFLEET_ADAPTERS_DIR: {adapters_dir!r} is not a folder")
+        if not isinstance(lora_modules or [], list):
+            raise _not_modules(lora_modules)
         return cls(folder=folder, named=dict(map(_named, lora_modules or ())))
 
     def __bool__(self) -> bool:
@@ -128,8 +130,8 @@ class AdapterFiles:
             if not (path / CONFIG).is_file():
                 raise GenerationError(
                     FailureCode.INVALID_REQUEST,
-                    f"model: the adapter {name!r} should be {place!r}, which is no folder with {CONFIG}, and "
-                    "no adapter on the hub",
+                    f"model: for the adapter {name!r}, lora_modules names {place!r}, which is neither a "
+                    f"folder with {CONFIG} nor an adapter on the hub",
                 )
             return path
         if self._folder is None or not _is_name(name):
@@ -177,11 +179,15 @@ def _named(module: Any) -> tuple[str, str]:
         case _:
             name = place = ""
     if not name or not place:
-        raise ConfigurationError(
-            "engine_args: lora_modules is a list of 'name=path', or of objects with name and path, and has "
-            f"{module!r}"
-        )
+        raise _not_modules(module)
     return name, place
+
+
+def _not_modules(found: Any) -> ConfigurationError:
+    return ConfigurationError(
+        "engine_args: lora_modules should be a list of 'name=path', or of objects with name and path, not "
+        f"{found!r}"
+    )
 
 
 def _is_name(name: str) -> bool:
