@@ -96,7 +96,7 @@ async def test_verify_says_what_it_checked_and_exits_with_1_for_damage(
         (problem,) = json.loads(ended.out)["problems"]
         assert ended.code == 1
         assert problem["file"].endswith(SHARDS[0])
-    assert ended.err == f"inferfleet: acme/chat@{OLD} is not sound (problems: 1). Download it again\n"
+    assert ended.err == f"inferfleet: acme/chat@{OLD} is not sound (problems: 1). Download or copy it again\n"
 
 
 @pytest.mark.parametrize(

@@ -91,12 +91,12 @@ def verify(
         )
     if found.problems:
         raise DamagedModelError(
-            f"{snapshot.name} is not sound (problems: {len(found.problems)}). Download it again"
+            f"{snapshot.name} is not sound (problems: {len(found.problems)}). Download or copy it again"
         )
 
 
 def _workers() -> list[Heartbeat] | None:
-    """Return the live workers; ``None``, and a line on stderr, if nobody can say."""
+    """Return the live workers; ``None``, and a line on stderr, if Redis cannot be read."""
 
     async def read() -> list[Heartbeat]:
         async with Fleet.connect(producer_settings()) as fleet:

@@ -16,7 +16,7 @@ from inferfleet.schemas.errors import ConfigurationError
 from inferfleet.worker.engines.fingerprint import fingerprint
 
 MAIN = "main"
-"""The branch that an engine loads unless it is told a revision."""
+"""The branch that an engine loads if no revision is given."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +67,9 @@ def find_snapshots(root: Path) -> list[Snapshot]:
     """
 
     def refuse(error: OSError) -> None:
-        raise ConfigurationError(f"{error.filename} cannot be read: {error.strerror}") from error
+        raise ConfigurationError(
+            f"{error.filename} cannot be read: {error.strerror}; --cache names another folder"
+        ) from error
 
     found: list[Snapshot] = []
     for folder, folders, names in os.walk(root, onerror=refuse):

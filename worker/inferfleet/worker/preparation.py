@@ -40,7 +40,7 @@ class Preparation:
         self._hooks = hooks
 
     def model_identity(self, run: JobRun) -> str:
-        """Return the short identity of the model that a run has here.
+        """Return the short identity of the model with which this worker would answer a run.
 
         Raises:
             EngineDeadError: The engine has no model.

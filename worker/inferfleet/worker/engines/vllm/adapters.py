@@ -100,7 +100,7 @@ class Adapters:
         return Adapter(name=self._models.base_model_paths[0].name, fingerprint="zero", folder=folder)
 
     async def _load(self, adapter: Adapter) -> None:
-        """Load an adapter, while nobody waits for it yet: a failure in mid-batch would end the engine."""
+        """Load an adapter before any request uses it: a failure in the middle of a batch ends the engine."""
         await asyncio.to_thread(self._require_fit, adapter)
         request = LoRARequest(
             lora_name=adapter.version,
@@ -112,7 +112,7 @@ class Adapters:
         except VllmEngineDeadError:
             raise
         except Exception as error:
-            # What is left of it would take a place.
+            # Otherwise vLLM may keep a part of it in one of its places for adapters.
             await self._engine.remove_lora(request.lora_int_id)
             reason = str(error).replace(str(adapter.folder), "the adapter")
             raise _unfit(adapter, f"vLLM cannot load it: {reason}") from None
