@@ -172,7 +172,7 @@ class Attempts:
 
     @contextmanager
     def _engine_time(self, run: JobRun) -> Generator[None]:
-        """Tell the hooks how long the engine has the attempt in the block, however that ends."""
+        """Measure how long the engine has the job, which is how long the block runs, however it ends."""
         run.engine_began = began = time.monotonic()
         try:
             yield
@@ -183,7 +183,7 @@ class Attempts:
             self._hooks.on_engine_end(run, lasted_s)
 
     async def _resume_later(self, run: JobRun, generation: Generation) -> Completion | Outcome:
-        """Give the slot to a more urgent job, and go on with the answer once there is a slot again.
+        """Give the slot to a more urgent job, and resume the answer once a slot is free.
 
         Meanwhile the attempt keeps its message, its lease and its engine.
         """

@@ -207,8 +207,8 @@ class Subscription:
     async def take_urgent(self, least: int) -> bool:
         """Take the next message of the queue beyond the prefetch, if its priority is at least ``least``.
 
-        Returns whether it was; another message is requeued. One call at a time. Cancelling it halfway would
-        keep the message from other workers.
+        Returns whether it was; a less urgent message is requeued. Only one call may run at a time. Do
+        not cancel it: this worker would keep the message, and not process it.
         """
         if self.is_closed:
             return False

@@ -61,9 +61,9 @@ class JobRun:
         self.preemptions = 0
         """How often the job has lost its slot to a more urgent one."""
         self.engine_began: float | None = None
-        """Since when the engine has the job; ``None`` while it has not."""
+        """Since when the engine has had the job; ``None`` while it does not have it."""
         self.engine_s = 0.0
-        """How long the engine has had the job, until ``engine_began``."""
+        """How long the engine had the job before ``engine_began``."""
         self.runs_alone = False
         """Whether this is the one suspect that may run here (see ``SUSPECT_AFTER``)."""
         self._woken: asyncio.Event | None = None
@@ -101,7 +101,7 @@ class JobRun:
 
     @property
     def time_left_s(self) -> float | None:
-        """How long the engine may still have the job; ``None`` without a limit."""
+        """How much of the job's ``timeout_s`` is left; ``None`` without a limit."""
         return None if self.job.timeout_s is None else self.job.timeout_s - self.engine_s
 
     def cut_response(self) -> dict[str, Any]:

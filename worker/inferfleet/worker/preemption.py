@@ -47,6 +47,6 @@ class Preemption:
             and run.stop_switch.is_guarding
             and run.stop_switch.reason is None
             and run.resumable
-            # The rest of a seeded sample would be another one.
+            # Resumed, a seeded sample would continue differently.
             and run.job.body.get("seed") is None
         )

@@ -1,7 +1,7 @@
 """Decides which job runs next: the engine's slots, and the jobs that wait for one in this worker.
 
-Jobs wait here instead of inside the engine, so that a more urgent job can overtake them. A job without a slot
-has not started: its record says ``queued``, and none of its time limits runs.
+Jobs wait here instead of inside the engine, so that a more urgent job can overtake them. Unless it was
+preempted, a job without a slot has not started: its record says ``queued``. Its ``timeout_s`` does not run.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class PauseReason(StrEnum):
 class Slots:
     """Gives the engine at most ``limit`` jobs at once; the others wait, the most urgent first.
 
-    With ``preemption``, urgent jobs do not wait: running jobs give them their slots, and wait for others.
+    With ``preemption``, urgent jobs do not wait: each takes the slot of a running job, which waits again.
     """
 
     def __init__(self, limit: int, *, preemption: Preemption | None = None) -> None:
@@ -123,7 +123,7 @@ class Slots:
 
     def take_free(self, run: JobRun) -> bool:
         """Take a slot if one is free and no job waits for it."""
-        if self.closed or self.paused or self._waiters or len(self._holders) >= self._limit:
+        if self.closed or self.paused or self._waiters or self.full:
             return False
         self._holders.add(run)
         return True
@@ -182,7 +182,7 @@ class Slots:
 
     def _grant(self) -> None:
         self._granting = False
-        while self._queue and not self.paused and len(self._holders) < self._limit:
+        while self._queue and not self.paused and not self.full:
             priority, _, _, run = self._queue[0]
             waiter = self._waiters.get(run)
             if waiter is None or waiter.done():

@@ -1,8 +1,8 @@
-"""Takes urgent jobs from the queue although the worker holds as many messages as it may.
+"""Takes urgent jobs from the queue even while the worker's prefetch is full.
 
 RabbitMQ delivers nothing to a consumer whose prefetch is full, so an urgent job would wait until a job ends.
-The index of unfinished jobs tells that it is there. Then the worker takes the next message beyond its
-prefetch, and the urgent job preempts another one.
+The worker finds the urgent job in the index of unfinished jobs, takes the next message of the queue beyond
+its prefetch, and the urgent job preempts a running one.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ LOOK_INTERVAL_S = 0.05
 """How often a worker looks for urgent jobs while its engine is full."""
 
 TRIES = 10
-"""How often a worker looks into the queue for an urgent job that waits. After that, another worker holds it,
-it waits for its session, or it has no message."""
+"""How often a worker tries to take an urgent job from the queue. A job that it has not got by then is held by
+another worker, waits in its session's lane, or has lost its message."""
 
 AT_ONCE = 100
-"""How many jobs of a priority a worker reads from the index at once."""
+"""How many jobs of each priority a worker reads from the index at once."""
 
 OVERLAP_MS = 1000
 """By how much the clocks of two processes that enter jobs into the index may differ."""
@@ -59,7 +59,7 @@ class UrgentJobs:
             if not self._slots.full:
                 self._read_to_ms = self._index.now_ms
                 continue
-            # Those that wait here may have become allowed to preempt.
+            # A job that had run too briefly may have become preemptible for an urgent one that waits here.
             self._slots.preempt()
             if not self._slots.preemptible:
                 continue
@@ -82,7 +82,7 @@ class UrgentJobs:
                 }
 
     async def _look(self) -> None:
-        """Find the urgent jobs that wait, perhaps in the queue."""
+        """Find the urgent jobs that may wait in the queue."""
         now_ms, from_ms = self._index.now_ms, self._read_to_ms - OVERLAP_MS
         levels = await asyncio.gather(
             *(
