@@ -36,10 +36,14 @@ class Answer:
         return self.tokens - self._resumed_tokens
 
     @property
+    def prompt_tokens(self) -> int:
+        """The number of prompt tokens; 0 until the engine has read the prompt."""
+        return self.head.prompt_tokens if self.head is not None else 0
+
+    @property
     def usage(self) -> Usage:
         """What the answer has used so far."""
-        prompt_tokens = self.head.prompt_tokens if self.head is not None else 0
-        return Usage(prompt_tokens=prompt_tokens, completion_tokens=self.tokens)
+        return Usage(prompt_tokens=self.prompt_tokens, completion_tokens=self.tokens)
 
     @property
     def token_ids(self) -> tuple[int, ...]:

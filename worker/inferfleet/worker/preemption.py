@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from inferfleet.worker.job_run import JobRun
@@ -25,18 +25,25 @@ class Preemption:
         """Whether a job may preempt others."""
         return run.job.priority >= self.from_priority
 
+    def possible(self, runs: Iterable[JobRun]) -> bool:
+        """Whether any of these jobs may be preempted."""
+        return any(self._preemptible(runs))
+
     def victim(self, runs: Iterable[JobRun]) -> JobRun | None:
         """Return the job whose preemption costs least; ``None`` if none may be preempted.
 
         That is the least urgent one; among equals the one that was preempted least often, and then the one
         with the fewest tokens to read again.
         """
-        latest = time.monotonic() - self.min_run_s
         return min(
-            (run for run in runs if self._may_be_preempted(run, latest)),
-            key=lambda run: (run.job.priority, run.preemptions, run.answer.usage.total_tokens),
+            self._preemptible(runs),
+            key=lambda run: (run.job.priority, run.preemptions, run.answer.prompt_tokens + run.answer.tokens),
             default=None,
         )
+
+    def _preemptible(self, runs: Iterable[JobRun]) -> Iterator[JobRun]:
+        latest = time.monotonic() - self.min_run_s
+        return (run for run in runs if self._may_be_preempted(run, latest))
 
     def _may_be_preempted(self, run: JobRun, latest: float) -> bool:
         return (

@@ -104,7 +104,7 @@ class Slots:
             and not self.closed
             and not self.paused
             and self.full
-            and self._preemption.victim(self._holders) is not None
+            and self._preemption.possible(self._holders)
         )
 
     @property
