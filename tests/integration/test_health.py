@@ -13,6 +13,7 @@ import redis.asyncio as aioredis
 from prometheus_client.parser import text_string_to_metric_families
 from tests.integration.conftest import (
     PATIENCE_S,
+    StartWorker,
     StartWorkerProcess,
     WorkerProcess,
     chat,
@@ -22,8 +23,10 @@ from tests.integration.conftest import (
 )
 
 from inferfleet.producer import Fleet
-from inferfleet.schemas.heartbeat import WorkerPhase
+from inferfleet.schemas.heartbeat import Heartbeat, WorkerPhase
 from inferfleet.schemas.names import worker_key
+from inferfleet.worker.engines.simulated import SimulatedEngine
+from inferfleet.worker.ports import Generation, ModelIdentity
 
 SAMPLES = (
     "inferfleet_jobs_finished_total",
@@ -170,3 +173,45 @@ async def test_a_worker_with_frequent_heartbeats_does_not_count_as_gone_whenever
         return await store.pttl(worker_key(pool)) > 1000
 
     await eventually(counts_for_a_second)
+
+
+class HungVolume(SimulatedEngine):
+    """An engine whose adapters are on a volume that does not answer."""
+
+    def __init__(self) -> None:
+        super().__init__(model="simulated", max_running=4, engine_args={})
+        self.answers = asyncio.Event()
+        self.asked = 0
+
+    async def adapters(self) -> tuple[str, ...]:
+        self.asked += 1
+        await self.answers.wait()
+        return ("french",)
+
+    async def identify(self, generation: Generation) -> ModelIdentity:
+        assert self.identity is not None
+        return self.identity
+
+
+async def test_a_worker_whose_adapters_cannot_be_listed_stays_on_the_map_and_asks_once(
+    fleet: Fleet, start_worker: StartWorker, pool: str
+) -> None:
+    engine = HungVolume()
+    await start_worker(engine, worker_id=pool, heartbeat_interval_s=0.05)
+
+    async def heartbeat() -> Heartbeat | None:
+        return next((entry for entry in await fleet.workers() if entry.worker_id == pool), None)
+
+    async def seen_twice() -> bool:
+        before, after = await heartbeat(), await heartbeat()
+        return before is not None and after is not None and before.seen_at < after.seen_at
+
+    async def lists_them() -> bool:
+        found = await heartbeat()
+        return found is not None and found.adapters == ("french",)
+
+    for _ in range(3):
+        await eventually(seen_twice)
+    assert engine.asked == 1
+    engine.answers.set()
+    await eventually(lists_them)

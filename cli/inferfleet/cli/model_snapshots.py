@@ -75,7 +75,10 @@ def find_snapshots(root: Path) -> list[Snapshot]:
     for folder, folders, names in os.walk(root, onerror=refuse):
         here = Path(folder)
         if here.name.startswith("models--") and "snapshots" in folders:
-            found += _of_repository(here)
+            try:
+                found += _of_repository(here)
+            except OSError as error:
+                refuse(error)
         elif "config.json" in names:
             found.append(Snapshot(model=str(here), path=here))
         else:

@@ -75,6 +75,7 @@ class HeartbeatWriter:
         self._finished = Throughput(window_s=JOBS_WINDOW_S)
         self._generated = Throughput(window_s=TOKENS_WINDOW_S)
         self._adapters: tuple[str, ...] = ()
+        self._listing: asyncio.Task[tuple[str, ...]] | None = None
         self._changed = asyncio.Event()
         self._outage = Outage()
         # Read once: the version is in files, and later the process may have no file descriptor left.
@@ -158,10 +159,13 @@ class HeartbeatWriter:
                     await self._changed.wait()
 
     async def _list_adapters(self) -> None:
-        # Their volume may hang; that must not keep the worker off the map.
-        with suppress(TimeoutError):
-            async with asyncio.timeout(self._settings.heartbeat_interval_s):
-                self._adapters = (await self._engine.adapters())[:ADAPTERS_SHOWN]
+        # Their volume may hang. That must not keep the worker off the map, nor take a thread each time.
+        if self._listing is None:
+            self._listing = asyncio.create_task(self._engine.adapters())
+        await asyncio.wait({self._listing}, timeout=self._settings.heartbeat_interval_s)
+        if self._listing.done():
+            listing, self._listing = self._listing, None
+            self._adapters = listing.result()[:ADAPTERS_SHOWN]
 
     async def forget(self, pipeline: CommandPipeline) -> None:
         """Remove the worker from the health map. If Redis is unreachable, the heartbeat expires by itself."""

@@ -77,7 +77,8 @@ class Adapters:
         name = generation.body.get("model")
         found = self._found.get(f"{name}@{generation.adapter}") or await self.find(name)
         if found is None and self._files is not None and zero_adapter.is_needed():
-            found = await asyncio.to_thread(self._zero)
+            async with self._loading:
+                found = await asyncio.to_thread(self._zero)
         if found is not None and found.version not in self._models.lora_requests:
             async with self._loading:
                 if found.version not in self._models.lora_requests:
