@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from pathlib import Path
 
+import pytest
 from tests.integration.conftest import (
     PATIENCE_S,
     Connect,
@@ -125,3 +127,15 @@ async def test_drain_names_a_worker_that_lives(
     assert f"no worker '{pool}-nobody' is alive" in ended.err
     assert (await inferfleet("worker", "drain", f"{pool}-w")).code == 0
     assert await worker.ended() == 0
+
+
+@pytest.mark.parametrize("engine", ["simulated", "openai"])
+async def test_adapters_for_an_engine_that_has_none_are_exit_code_2(
+    start_worker_process: StartWorkerProcess, tmp_path: Path, engine: str
+) -> None:
+    worker = await start_worker_process(
+        "--engine", engine, base_url="http://127.0.0.1:1/v1", adapters_dir=str(tmp_path)
+    )
+    assert await worker.ended() == 2, worker.log
+    assert f"INFERFLEET_ADAPTERS_DIR: the engine '{engine}' has no LoRA adapters" in worker.log
+    assert "Traceback" not in worker.log

@@ -13,7 +13,7 @@ from importlib.metadata import EntryPoint, entry_points
 from inferfleet.schemas.errors import ConfigurationError
 from inferfleet.schemas.near_match import did_you_mean
 from inferfleet.schemas.settings import WorkerSettings
-from inferfleet.worker.ports import Engine
+from inferfleet.worker.ports import AdapterEngine, Engine
 
 ENTRY_POINT_GROUP = "inferfleet.engines"
 
@@ -36,7 +36,13 @@ def make_engine(settings: WorkerSettings) -> Engine:
             f"the engine {found.name!r} ({found.value}, of the package {_package(found)}) "
             f"cannot be imported: {error}"
         ) from error
-    return make(settings)
+    engine = make(settings)
+    if settings.adapters_dir and not isinstance(engine, AdapterEngine):
+        raise ConfigurationError(
+            f"INFERFLEET_ADAPTERS_DIR: the engine {found.name!r} has no LoRA adapters, so it cannot use "
+            f"those in {settings.adapters_dir!r}; leave the setting out, or use --engine vllm"
+        )
+    return engine
 
 
 def find_engine(name: str) -> EntryPoint:
