@@ -98,3 +98,12 @@ def test_a_line_in_other_words_or_after_the_load_is_only_a_line() -> None:
     WEIGHTS.info("Loading weights took %.2f seconds", 1.0)
     assert parts == {}
     assert not os.path.exists(file)  # noqa: PTH110
+
+
+def test_two_models_can_be_loaded_at_once() -> None:
+    with core_times() as parts:
+        with core_times():
+            pass
+        note_start_times()
+    assert parts == {}
+    assert "INFERFLEET_VLLM_START_TIMES" not in os.environ

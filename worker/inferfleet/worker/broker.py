@@ -147,6 +147,12 @@ class Subscription:
         """How many deliveries are not settled yet."""
         return self.acknowledger.unsettled
 
+    @property
+    def _prefetched(self) -> int:
+        """How many held deliveries take prefetch capacity."""
+        self._beyond = set(filter(self.acknowledger.holds, self._beyond))
+        return self.held - len(self._beyond)
+
     @contextmanager
     def carries(self) -> Generator[None]:
         """Count one more delivery that takes no prefetch capacity while the block runs."""
@@ -161,8 +167,7 @@ class Subscription:
         """Whether a delivery is due: the queue had more jobs than the worker may hold, and there is room."""
         if not self._backlog:
             return False
-        self._beyond = set(filter(self.acknowledger.holds, self._beyond))
-        return self.held - len(self._beyond) < self._limit
+        return self._prefetched < self._limit
 
     def ran_dry(self) -> None:
         """Expect no delivery until the subscription is full again."""
@@ -241,7 +246,7 @@ class Subscription:
         tag, consumer = delivery(method)
         self.acknowledger.delivered(tag)
         self._takers[tag] = consumer
-        if self.held >= self._limit:
+        if self._prefetched >= self._limit:
             self._backlog = True
         self._on_delivery(self._delivery(tag, properties, body))
 

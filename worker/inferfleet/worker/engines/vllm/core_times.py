@@ -69,14 +69,17 @@ def _appending(file: str) -> TextIO:
 
 @contextmanager
 def core_times() -> Generator[dict[StartPart, float]]:
-    """Yield the parts of the start of vLLM's processes that the block starts; they are known at its end."""
+    """Yield the parts of the start of vLLM's processes that the block starts; they are known at its end.
+
+    If two threads load models at the same time, their parts may mix.
+    """
     parts: dict[StartPart, float] = {}
     with NamedTemporaryFile(prefix="inferfleet-start-") as file:
         os.environ[FILE_VARIABLE] = file.name
         try:
             yield parts
         finally:
-            del os.environ[FILE_VARIABLE]
+            os.environ.pop(FILE_VARIABLE, None)
         parts.update(_read(file.read().decode()))
 
 
