@@ -172,7 +172,7 @@ class LostMessages:
         ]
 
     def entered_since(self, since_ms: int, priority: int) -> AsyncGenerator[list[Entry]]:
-        """Yield the unfinished jobs of a priority that were published since then, in pages, the oldest first."""
+        """Yield pages of the unfinished jobs of a priority that were published since then, oldest first."""
         return unfinished(self._pipeline, self._pool, priority, behind=Entry("", since_ms))
 
     async def marks(self, job_ids: Iterable[str]) -> list[Marks]:
