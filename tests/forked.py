@@ -37,7 +37,7 @@ class ForkedProcess:
     """A process that runs ``inferfleet`` with these arguments; looks like a ``subprocess.Popen``.
 
     Its streams are files or pipes, as for ``Popen``; without ``stdin`` it reads nothing. ``preamble`` is
-    Python that it runs first.
+    Python that it runs first. One that ``may_start_others`` with multiprocessing does not end with its owner.
     """
 
     def __init__(
@@ -50,6 +50,7 @@ class ForkedProcess:
         stderr: IO[bytes] | int,
         start_new_session: bool = False,
         preamble: str = "",
+        may_start_others: bool = False,
     ) -> None:
         if stdin in {None, subprocess.DEVNULL}:
             stdin = os.open(os.devnull, os.O_RDONLY)
@@ -67,7 +68,7 @@ class ForkedProcess:
                         start_new_session,
                         preamble,
                     ),
-                    daemon=True,
+                    daemon=not may_start_others,
                 )
                 self._process.start()
             # From here on it has its own session and streams.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import multiprocessing
 import os
 import uuid
 import warnings
@@ -15,6 +16,8 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from tests.engine.quick_starts import SERVER, start_quickly
+from tests.forked import IMPORTED
 
 from inferfleet.local.tiny_model import build_tiny_model, build_tiny_reranker
 from inferfleet.schemas import Endpoint, Usage
@@ -26,13 +29,19 @@ from inferfleet.worker.ports import Completion, Engine, Generation
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+# For a tiny model, threads that wait for each other take longer than one alone.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 if find_spec("vllm") is None:
     collect_ignore_glob = ["test_*"]
 else:
     # vLLM and its libraries warn of each other; that is not ours to mend.
     with warnings.catch_warnings(action="ignore"):
-        import vllm.v1.engine.async_llm  # noqa: F401
+        import vllm.v1.engine.async_llm
+        import vllm.v1.executor.multiproc_executor  # noqa: F401
+    IMPORTED.append(SERVER)
+    multiprocessing.set_forkserver_preload(IMPORTED)
+    start_quickly("forkserver")
 
 MAX_MODEL_LEN = 1024
 MAX_RUNNING = 64

@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import signal
-import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from tests.forked import ForkedProcess
 
 from inferfleet.local.services.free_port import free_port
 
@@ -22,13 +22,19 @@ LOADING_S = 600.0
 
 ANSWERING_S = 300.0
 
+RUN_SERVER = """
+import runpy
+runpy.run_module("vllm.entrypoints.openai.api_server", run_name="__main__")
+raise SystemExit
+"""
+
 
 @dataclass(frozen=True)
 class RunningServer:
     """``client`` has the server's address as its base."""
 
     client: httpx.AsyncClient
-    process: asyncio.subprocess.Process
+    process: ForkedProcess
 
     @property
     def address(self) -> str:
@@ -54,19 +60,20 @@ async def running_server(
 ) -> AsyncIterator[RunningServer]:
     """Run the server until the end of the block, unless it is killed before.
 
-    It is run as a module: the command ``vllm`` looks for a package of that name, and the CPU's has another.
+    It is forked from a process that has imported vLLM, and runs the module of the command ``vllm serve``.
     """
     port = port or free_port()
     options = [word for name, value in arguments.items() for word in _option(name, value)]
     # In a session of its own, so that the engine core that it starts can be ended with it.
     with log.open("wb") as output:
-        server = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model),
-            *("--host", "127.0.0.1", "--port", str(port), *options),
+        server = ForkedProcess(
+            ("--model", model, "--host", "127.0.0.1", "--port", str(port), *options),
             stdout=output,
             stderr=output,
             start_new_session=True,
             env=os.environ | {"VLLM_LOGGING_LEVEL": "WARNING"},
+            preamble=RUN_SERVER,
+            may_start_others=True,
         )
     try:
         # Each request on a connection of its own: the server closes idle ones while engines load here.
@@ -98,7 +105,7 @@ def _option(name: str, value: Any) -> list[str]:
     return [option] if value is True else [option, str(value)]
 
 
-async def _until_ready(client: httpx.AsyncClient, server: asyncio.subprocess.Process, log: Path) -> None:
+async def _until_ready(client: httpx.AsyncClient, server: ForkedProcess, log: Path) -> None:
     async with asyncio.timeout(LOADING_S):
         while True:
             assert server.returncode is None, log.read_text()[-4000:]
