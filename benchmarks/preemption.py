@@ -3,8 +3,8 @@
     .venv/bin/python benchmarks/preemption.py
     .venv-vllm/bin/python benchmarks/preemption.py --engine vllm     on the CPU, with a tiny model
 
-Says also how many tokens the engine generated for nothing, and fails if an answer is not the one that the same
-job gets when nothing preempts it.
+Says also how many tokens the engine generated for nothing, and fails if an answer is not the one that the
+same job gets when nothing preempts it.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ import httpx
 from tests.forked import ForkedProcess
 
 from inferfleet.local.services.free_port import free_port
+from inferfleet.worker.engines.vllm.plugin import WORKER_PID_VARIABLE
 
 LOADING_S = 600.0
 """Several engines at once load slowly on a busy machine."""
@@ -64,6 +65,9 @@ async def running_server(
     """
     port = port or free_port()
     options = [word for name, value in arguments.items() for word in _option(name, value)]
+    environment = os.environ | {"VLLM_LOGGING_LEVEL": "WARNING"}
+    # An engine of this process sets it. The plugin would take the server for its engine core.
+    environment.pop(WORKER_PID_VARIABLE, None)
     # In a session of its own, so that the engine core that it starts can be ended with it.
     with log.open("wb") as output:
         server = ForkedProcess(
@@ -71,7 +75,7 @@ async def running_server(
             stdout=output,
             stderr=output,
             start_new_session=True,
-            env=os.environ | {"VLLM_LOGGING_LEVEL": "WARNING"},
+            env=environment,
             preamble=RUN_SERVER,
             may_start_others=True,
         )
