@@ -23,6 +23,7 @@ from inferfleet.local.tiny_model import build_tiny_model, build_tiny_reranker
 from inferfleet.schemas import Endpoint, Usage
 from inferfleet.schemas.journal import TokenChunk
 from inferfleet.worker.engines.vllm.engine import VllmEngine
+from inferfleet.worker.engines.vllm.plugin import WORKER_PID_VARIABLE
 from inferfleet.worker.ports import Completion, Engine, Generation
 
 # vLLM reads these when it is imported.
@@ -39,6 +40,8 @@ else:
     with warnings.catch_warnings(action="ignore"):
         import vllm.v1.engine.async_llm
         import vllm.v1.executor.multiproc_executor  # noqa: F401
+    # The engine sets it, but not in the process from which its core is forked.
+    os.environ[WORKER_PID_VARIABLE] = str(os.getpid())
     IMPORTED.append(SERVER)
     multiprocessing.set_forkserver_preload(IMPORTED)
     start_quickly("forkserver")
