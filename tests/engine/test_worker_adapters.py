@@ -28,8 +28,8 @@ from inferfleet.worker.worker import Worker
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(1200)]
 
 PATIENCE_S = 300.0
-TOKENS = 2000
-MAX_MODEL_LEN = 4096
+TOKENS = 1000
+MAX_MODEL_LEN = 2048
 
 
 def body(model: str, *, tokens: int = 20) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from inferfleet.schemas import JobState
 from inferfleet.schemas.errors import ServiceRefusedError, ServiceUnreachableError
 from inferfleet.schemas.names import PRIORITY_LEVELS
 from inferfleet.wire.outage import Outage
+from inferfleet.wire.redis.job_listing import Entry
 from inferfleet.wire.redis.lost_messages import LostMessages
 from inferfleet.worker.broker import Subscription
 from inferfleet.worker.slots import Slots
@@ -54,8 +55,8 @@ class UrgentJobs:
         self._here = here
         self._read_to_ms = 0
         self._looks_back_at = 0.0
-        self._seen: set[str] = set()
-        """The jobs that the last look found."""
+        self._recent: set[str] = set()
+        """The jobs that were new in the last look."""
         self._tries: dict[str, int] = {}
         """The jobs that may wait in the queue, and how often the worker has looked there for them."""
         self._outage = Outage()
@@ -91,20 +92,23 @@ class UrgentJobs:
 
     async def _look(self) -> None:
         """Find the urgent jobs that may wait in the queue."""
-        now_ms, from_ms = self._index.now_ms, self._read_to_ms - OVERLAP_MS
-        if looks_back := time.monotonic() >= self._looks_back_at:
-            from_ms = 0
+        now_ms, since_ms = self._index.now_ms, self._read_to_ms - OVERLAP_MS
+        looks_back = time.monotonic() >= self._looks_back_at
         levels = await asyncio.gather(
-            *(self._entered_since(from_ms, priority) for priority in range(self._least, PRIORITY_LEVELS))
+            *(
+                self._entered_since(0 if looks_back else since_ms, priority)
+                for priority in range(self._least, PRIORITY_LEVELS)
+            )
         )
         self._read_to_ms = now_ms
-        found = set().union(*levels)
+        found = [entry for level in levels for entry in level]
+        recent = {entry.id for entry in found if entry.since_ms >= since_ms}
         tries = {job_id: tries for job_id, tries in self._tries.items() if tries < TRIES}
+        tries = dict.fromkeys(recent - self._recent, 0) | tries
         if looks_back:
             self._looks_back_at = time.monotonic() + LOOK_BACK_INTERVAL_S
-            tries = dict.fromkeys(found & self._seen, TRIES - 1) | tries
-        tries = dict.fromkeys(found - self._seen, 0) | tries
-        self._seen = found
+            tries = {entry.id: TRIES - 1 for entry in found} | tries
+        self._recent = recent
         candidates = [job_id for job_id in tries if job_id not in self._here]
         marks = await self._index.marks(candidates)
         self._tries = {
@@ -113,11 +117,11 @@ class UrgentJobs:
             if mark.state == JobState.QUEUED
         }
 
-    async def _entered_since(self, since_ms: int, priority: int) -> set[str]:
-        found: set[str] = set()
+    async def _entered_since(self, since_ms: int, priority: int) -> list[Entry]:
+        found: list[Entry] = []
         async with aclosing(self._index.entered_since(since_ms, priority)) as pages:
             async for page in pages:
-                found |= {entry.id for entry in page}
+                found += page
                 if len(found) >= AT_MOST:
                     break
         return found
