@@ -108,7 +108,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """In a matrix, leave out all other tests, and run one cell after the other."""
+    """In a matrix, leave out all other tests, and run one cell after the other.
+
+    The simulation comes first: its longest test takes minutes, and at the end it would run alone.
+    """
+    items.sort(key=lambda item: "simulation" not in item.path.parts)
     if getattr(config.option, "loadgroup", False) and hasattr(pytest.Item, "id"):
         # pytest-xdist 3.8 writes the group of a test where pytest 9.2 does not read it.
         for item in items:
