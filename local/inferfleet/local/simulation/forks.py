@@ -161,7 +161,8 @@ def _serve(mutation: str | None, asked_in: int, answers_out: int) -> None:
             pid = os.fork()
             if not pid:
                 _leave_after(partial(_answer, answers, world, asked))
-            os.waitpid(pid, 0)
+            if os.waitpid(pid, 0)[1]:
+                raise RuntimeError("a schedule was not played to its end")
 
 
 def _answer(answers: Any, world: World, asked: _Asked) -> None:

@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from inferfleet.local.simulation.answers import OK, Answer, RedisError, Status
 from inferfleet.local.simulation.scripts import Scripts
 from inferfleet.local.simulation.streams import LAST, Stream, first_id, last_id, parse_id
+
+T = TypeVar("T")
 
 
 class Scores(dict[bytes, float]):
@@ -46,6 +48,9 @@ class Store:
             return self._run(command)
         except RedisError as error:
             return error
+        except Exception as error:
+            # The loop would drop it, and the next reply would be taken for the one of this command.
+            raise SystemExit(f"the simulated Redis cannot run {command}: {error!r}") from error
 
     def snapshot(self) -> Snapshot:
         """Return a copy of everything that is stored."""
@@ -348,8 +353,8 @@ class Store:
     def _ranked(self, key: bytes) -> list[tuple[float, bytes]]:
         return sorted((score, member) for member, score in self._scores(key).items())
 
-    def _do_zrange(self, key: bytes, first: bytes, last: bytes) -> Answer:
-        return _slice([member for _, member in self._ranked(key)], int(first), int(last))
+    def _do_zrange(self, key: bytes, first: bytes, last: bytes, *options: bytes) -> Answer:
+        return _members(_slice(self._ranked(key), int(first), int(last)), options)
 
     def _do_zrangebyscore(self, key: bytes, low: bytes, high: bytes, *options: bytes) -> Answer:
         found = self._between(key, low, high)
@@ -357,9 +362,7 @@ class Store:
         if b"LIMIT" in words:
             first, count = map(int, options[words.index(b"LIMIT") + 1 :][:2])
             found = found[first : first + count]
-        if b"WITHSCORES" not in words:
-            return [member for _, member in found]
-        return [word for score, member in found for word in (member, b"%.17g" % score)]
+        return _members(found, options)
 
     def _do_zcard(self, key: bytes) -> int:
         return len(self._scores(key))
@@ -425,10 +428,17 @@ def xread_arguments(words: tuple[bytes, ...]) -> tuple[int | None, int | None, l
     return count and int(count), block and int(block), rest[:half], rest[half:]  # type: ignore[return-value]
 
 
-def _slice(items: list[bytes], first: int, last: int) -> list[bytes]:
+def _slice(items: list[T], first: int, last: int) -> list[T]:
     size = len(items)
     first = max(0, first + size if first < 0 else first)
     return items[first : (last + size if last < 0 else last) + 1]
+
+
+def _members(found: list[tuple[float, bytes]], options: tuple[bytes, ...]) -> Answer:
+    """Return the members, and their scores if the options ask for them."""
+    if b"WITHSCORES" not in {option.upper() for option in options}:
+        return [member for _, member in found]
+    return [word for score, member in found for word in (member, b"%.17g" % score)]
 
 
 def _minus(bound: bytes) -> bytes:
