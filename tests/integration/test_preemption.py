@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import time
 from typing import Any
@@ -33,7 +34,9 @@ from inferfleet.producer.timeline import EventKind
 from inferfleet.schemas import FailureCode, Job, JobState, Priority, Result
 from inferfleet.schemas.model_swap import SwapState
 from inferfleet.schemas.names import job_key
+from inferfleet.wire.redis import job_listing
 from inferfleet.worker.engines.simulated import SimulatedEngine
+from inferfleet.worker.urgent import LOOK_INTERVAL_S, TRIES
 
 STEP_S = 0.02
 LONG = 150
@@ -47,6 +50,10 @@ def one_slot(**changes: Any) -> dict[str, Any]:
 
 def long_chat(name: str, **more: Any) -> dict[str, Any]:
     return slow_chat(name, tokens=LONG, step_s=STEP_S, **more)
+
+
+def endless_chat(name: str) -> dict[str, Any]:
+    return slow_chat(name, tokens=100_000, step_s=STEP_S)
 
 
 def urgent_chat() -> dict[str, Any]:
@@ -339,3 +346,54 @@ async def test_the_least_urgent_job_is_preempted(fleet: Fleet, pool: str, start_
     assert [EventKind.PREEMPTED in story for story in stories] == [False, True, False]
     async with aiohttp.ClientSession() as http, http.get(f"http://127.0.0.1:{port}/metrics") as answer:
         assert f'inferfleet_preemptions_total{{pool="{pool}"}} 1.0' in await answer.text()
+
+
+async def test_an_urgent_job_behind_many_that_other_workers_run_is_found(
+    fleet: Fleet, pool: str, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of them enter the index at once, and it is read in pages."""
+    monkeypatch.setattr(job_listing, "PAGE", 20)
+    others = 40
+    await start_worker(**one_slot(look_ahead=0))
+    low = await fleet.submit(endless_chat("low"), pool=pool)
+    await until_tokens(fleet, low)
+    await start_worker(**one_slot(max_running=others, look_ahead=0))
+    # It consumes.
+    await fleet.run(chat(), pool=pool, wait_timeout_s=PATIENCE_S)
+    bodies = [
+        slow_chat(f"urgent {number}", tokens=1, step_s=STEP_S, hang=True) for number in range(others + 1)
+    ]
+    urgent = await fleet.submit_many(bodies, pool=pool, priority=9)
+
+    async def all_run() -> bool:
+        records = await fleet.get_many(urgent)
+        return {record.state for record in records.values() if record is not None} == {JobState.RUNNING}
+
+    await eventually(all_run)
+    assert EventKind.PREEMPTED in [event.kind for event in await fleet.timeline(low)]
+    await asyncio.gather(*map(fleet.cancel, [low, *urgent]))
+
+
+async def test_an_urgent_job_that_a_worker_puts_back_preempts_elsewhere(
+    fleet: Fleet, pool: str, start_worker: StartWorker
+) -> None:
+    await start_worker(**one_slot(look_ahead=0))
+    low = await fleet.submit(endless_chat("low"), pool=pool)
+    await until_tokens(fleet, low)
+    other = await start_worker(**one_slot(look_ahead=0), drain_timeout_s=0)
+    # It consumes.
+    await fleet.run(chat(), pool=pool, wait_timeout_s=PATIENCE_S)
+    urgent = await fleet.submit(
+        slow_chat("urgent", tokens=1, step_s=STEP_S, hang=True), pool=pool, priority=9
+    )
+    await until_running(fleet, urgent)
+    # Longer than the worker with the other job tries to get this one.
+    await asyncio.sleep(2 * TRIES * LOOK_INTERVAL_S)
+    assert EventKind.PREEMPTED not in [event.kind for event in await fleet.timeline(low)]
+    other.worker.stop()
+
+    async def is_preempted() -> bool:
+        return EventKind.PREEMPTED in [event.kind for event in await fleet.timeline(low)]
+
+    await eventually(is_preempted)
+    await asyncio.gather(*map(fleet.cancel, [low, urgent]))

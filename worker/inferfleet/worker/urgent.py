@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Container
+from contextlib import aclosing
 
 from inferfleet.schemas import JobState
 from inferfleet.schemas.errors import ServiceRefusedError, ServiceUnreachableError
 from inferfleet.schemas.names import PRIORITY_LEVELS
 from inferfleet.wire.outage import Outage
+from inferfleet.wire.redis.job_listing import Entry
 from inferfleet.wire.redis.lost_messages import LostMessages
 from inferfleet.worker.broker import Subscription
 from inferfleet.worker.slots import Slots
@@ -22,14 +25,18 @@ from inferfleet.worker.slots import Slots
 logger = logging.getLogger(__name__)
 
 LOOK_INTERVAL_S = 0.05
-"""How often a worker looks for urgent jobs while its engine is full."""
+"""How often a worker looks for new urgent jobs while its engine is full."""
+
+LOOK_BACK_INTERVAL_S = 1.0
+"""How often it looks for all urgent jobs, also for those that another worker has put back into the queue."""
 
 TRIES = 10
-"""How often a worker tries to take an urgent job from the queue. A job that it has not got by then is held by
-another worker, waits in its session's lane, or has lost its message."""
+"""How often a worker tries to take a new urgent job from the queue. A job that it has not got by then is held
+by another worker, waits in its session's lane, or has lost its message. After that, it tries once with each
+look back."""
 
-AT_ONCE = 100
-"""How many jobs of each priority a worker reads from the index at once."""
+AT_MOST = 1000
+"""How many jobs of each priority a worker looks at, the oldest first."""
 
 OVERLAP_MS = 1000
 """By how much the clocks of two processes that enter jobs into the index may differ."""
@@ -47,7 +54,9 @@ class UrgentJobs:
         self._slots = slots
         self._here = here
         self._read_to_ms = 0
-        self._last_read: set[str] = set()
+        self._looks_back_at = 0.0
+        self._recent: set[str] = set()
+        """The jobs that were new in the last look."""
         self._tries: dict[str, int] = {}
         """The jobs that may wait in the queue, and how often the worker has looked there for them."""
         self._outage = Outage()
@@ -83,25 +92,36 @@ class UrgentJobs:
 
     async def _look(self) -> None:
         """Find the urgent jobs that may wait in the queue."""
-        now_ms, from_ms = self._index.now_ms, self._read_to_ms - OVERLAP_MS
+        now_ms, since_ms = self._index.now_ms, self._read_to_ms - OVERLAP_MS
+        looks_back = time.monotonic() >= self._looks_back_at
         levels = await asyncio.gather(
             *(
-                self._index.open_jobs(priority, from_ms=from_ms, below_ms=now_ms + OVERLAP_MS, limit=AT_ONCE)
+                self._entered_since(0 if looks_back else since_ms, priority)
                 for priority in range(self._least, PRIORITY_LEVELS)
             )
         )
-        self._read_to_ms = min(
-            [now_ms, *(level[-1].published_ms for level in levels if len(level) == AT_ONCE)]
-        )
-        read = {job.id for level in levels for job in level}
-        candidates = [
-            *(job_id for job_id, tries in self._tries.items() if tries < TRIES),
-            *(read - self._last_read - self._tries.keys()),
-        ]
-        self._last_read = read
+        self._read_to_ms = now_ms
+        found = [entry for level in levels for entry in level]
+        recent = {entry.id for entry in found if entry.since_ms >= since_ms}
+        tries = {job_id: tries for job_id, tries in self._tries.items() if tries < TRIES}
+        tries = dict.fromkeys(recent - self._recent, 0) | tries
+        if looks_back:
+            self._looks_back_at = time.monotonic() + LOOK_BACK_INTERVAL_S
+            tries = {entry.id: TRIES - 1 for entry in found} | tries
+        self._recent = recent
+        candidates = [job_id for job_id in tries if job_id not in self._here]
         marks = await self._index.marks(candidates)
         self._tries = {
-            job_id: self._tries.get(job_id, 0)
+            job_id: tries[job_id]
             for job_id, mark in zip(candidates, marks, strict=True)
-            if mark.state == JobState.QUEUED and job_id not in self._here
+            if mark.state == JobState.QUEUED
         }
+
+    async def _entered_since(self, since_ms: int, priority: int) -> list[Entry]:
+        found: list[Entry] = []
+        async with aclosing(self._index.entered_since(since_ms, priority)) as pages:
+            async for page in pages:
+                found += page
+                if len(found) >= AT_MOST:
+                    break
+        return found

@@ -8,7 +8,7 @@ Such a moment is a ``Front``. So is a moment at which the queue is empty, for al
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from inferfleet.schemas.names import (
     sweep_key,
 )
 from inferfleet.wire.redis import job_scripts, pool_scripts
+from inferfleet.wire.redis.job_listing import Entry, unfinished
 from inferfleet.wire.redis.journal_lines import encoded
 from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.redis.script import Argument
@@ -169,6 +170,10 @@ class LostMessages:
             OpenJob(job_id.decode(), int(float(published)), int(float(held or 0)))
             for job_id, published, held in zip(found[::3], found[1::3], found[2::3], strict=True)
         ]
+
+    def entered_since(self, since_ms: int, priority: int) -> AsyncGenerator[list[Entry]]:
+        """Yield pages of the unfinished jobs of a priority that were published since then, oldest first."""
+        return unfinished(self._pipeline, self._pool, priority, behind=Entry("", since_ms))
 
     async def marks(self, job_ids: Iterable[str]) -> list[Marks]:
         """Read what the records of jobs say about who has them."""
