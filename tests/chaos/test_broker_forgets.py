@@ -57,7 +57,7 @@ async def test_all_jobs_end_once_whatever_the_broker_forgets(
     # Given running jobs on two workers, and jobs that wait behind them
     doomed, _ = await harness.workers(2, max_running=2, look_ahead=1, sweep_interval_s=SWEEP_S)
     # These keep the workers busy until the loss. rabbitmqctl takes its time on a busy machine.
-    tokens = 500 if loss is trim else 150
+    tokens = 2000 if loss is trim else 150
     running = [
         await fleet.submit(prompt(f"running {n}", tokens=tokens), pool=harness.pool, stream=True)
         for n in range(4)
