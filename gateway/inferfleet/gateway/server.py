@@ -112,7 +112,10 @@ async def serving(settings: GatewaySettings) -> AsyncGenerator[int]:
                 background(
                     BatchRunner(gateway).run(),
                     RolloutController(
-                        fleet, settings, on_abort=lambda _: metrics.rollouts_aborted.inc()
+                        fleet,
+                        settings,
+                        on_abort=lambda _: metrics.rollouts_aborted.inc(),
+                        tell=webhooks.tell_rollout,
                     ).run(),
                     *([view.record()] if view else []),
                 ),

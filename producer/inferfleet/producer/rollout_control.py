@@ -14,9 +14,9 @@ from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
 from inferfleet.producer.fleet import Fleet
-from inferfleet.producer.rollout_moving import any_left, move_back
+from inferfleet.producer.rollout_moving import any_left, move_back, moving
 from inferfleet.producer.rollout_steps import next_of
-from inferfleet.schemas.errors import InferfleetError
+from inferfleet.schemas.errors import InferfleetError, UnknownPoolError
 from inferfleet.schemas.rollout import Rollout, RolloutPhase
 from inferfleet.schemas.settings import ProducerSettings
 from inferfleet.wire.redis.ended_counts import read_counts
@@ -36,6 +36,8 @@ LEASE_S: Final = 10.0
 SETTLE_S: Final = 5.0
 """How long a rollout is ``aborting`` at least: during that time clients may still follow the earlier rule."""
 
+_TOLD: Final = {RolloutPhase.ABORTING, RolloutPhase.PROMOTED}
+
 
 class RolloutController:
     """Controls the rollouts on which it holds the lease."""
@@ -46,11 +48,15 @@ class RolloutController:
         settings: ProducerSettings,
         *,
         on_abort: Callable[[Rollout], None] = lambda _: None,
+        tell: Callable[[Rollout], Awaitable[None]] | None = None,
     ) -> None:
         self._fleet = fleet
         self._settings = settings
         self._pipeline = fleet.pipeline
         self._on_abort = on_abort
+        self._tell = tell
+        """Tells others that a rollout was promoted or is being aborted, by itself or by hand. It is repeated
+        until it succeeds."""
         self._name = f"{socket.gethostname()}-{os.getpid()}-{os.urandom(4).hex()}"
         self._failing: set[str] = set()
         """The pools whose rollouts stay as they are because of an error; ``""`` for all."""
@@ -89,30 +95,50 @@ class RolloutController:
         # Else the list would forget the pool of a promoted rollout, which may have neither workers nor jobs.
         await note_pool(self._pipeline, pool)
         revision, rollout, _ = await read_rollout(self._pipeline, pool)
-        if rollout is None or rollout.phase is RolloutPhase.PROMOTED:
+        if rollout is None:
+            return
+        if self._tell is not None and rollout.phase in _TOLD and not rollout.told:
+            await self._tell(rollout)
+            rollout = rollout.model_copy(update={"told": True})
+            if not await change_rollout(self._pipeline, rollout, revision=revision):
+                return
+            revision += 1
+        if rollout.phase is RolloutPhase.PROMOTED:
             return
         if rollout.phase is RolloutPhase.ABORTING:
-            moved = await move_back(self._fleet, self._settings, pool=pool, canary=rollout.to)
-            if moved:
-                logger.warning("moved jobs from pool %s back to pool %s: %d", rollout.to, pool, moved)
-            if await any_left(self._fleet, pool=pool, canary=rollout.to):
-                return
-            now = self._pipeline.clock.now()
-            if (now - rollout.since).total_seconds() < SETTLE_S:
-                return
-            after = rollout.in_phase(RolloutPhase.ABORTED, now=now, reason=rollout.reason)
-        else:
-            stable, canary = await asyncio.gather(
-                read_counts(self._pipeline, pool), read_counts(self._pipeline, rollout.to)
-            )
-            found = next_of(rollout, stable=stable, canary=canary, now=self._pipeline.clock.now())
-            if found is None:
-                return
-            after = found
-        if await change_rollout(self._pipeline, after, revision=revision):
-            self._tell(after)
+            await self._move_back(rollout, revision)
+            return
+        stable, canary = await asyncio.gather(
+            read_counts(self._pipeline, pool), read_counts(self._pipeline, rollout.to)
+        )
+        after = next_of(rollout, stable=stable, canary=canary, now=self._pipeline.clock.now())
+        if after is not None and await change_rollout(self._pipeline, after, revision=revision):
+            self._log(after)
 
-    def _tell(self, rollout: Rollout) -> None:
+    async def _move_back(self, rollout: Rollout, revision: int) -> None:
+        """Move jobs back until the rollout is aborted, on one connection."""
+        pool, canary = rollout.pool, rollout.to
+        if (await self._fleet.pool(canary)).ready is None:
+            raise UnknownPoolError(
+                f"the queue of its canary pool is gone: `inferfleet pool declare {canary}`"
+            )
+        async with moving(self._settings) as connection:
+            while await lead_rollout(self._pipeline, pool, controller=self._name, lease_s=LEASE_S):
+                if (await read_rollout(self._pipeline, pool)).revision != revision:
+                    return
+                moved = await move_back(self._fleet, connection, self._settings, pool=pool, canary=canary)
+                if moved:
+                    logger.warning("moved jobs from pool %s back to pool %s: %d", canary, pool, moved)
+                now = self._pipeline.clock.now()
+                settled = (now - rollout.since).total_seconds() >= SETTLE_S
+                if settled and not await any_left(self._fleet, pool=pool, canary=canary):
+                    aborted = rollout.in_phase(RolloutPhase.ABORTED, now=now, reason=rollout.reason)
+                    if await change_rollout(self._pipeline, aborted, revision=revision):
+                        self._log(aborted)
+                    return
+                await asyncio.sleep(LOOK_S)
+
+    def _log(self, rollout: Rollout) -> None:
         match rollout.phase:
             case RolloutPhase.ABORTING:
                 logger.error(

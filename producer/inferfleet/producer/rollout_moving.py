@@ -21,12 +21,27 @@ from inferfleet.schemas.job import Job
 from inferfleet.schemas.message import read_job
 from inferfleet.schemas.names import job_queue
 from inferfleet.schemas.settings import ProducerSettings
-from inferfleet.wire.rabbitmq.connection import open_amqp
+from inferfleet.wire.rabbitmq.connection import Connection, open_amqp
 from inferfleet.wire.rabbitmq.errors import connection_errors
 from inferfleet.wire.rabbitmq.queue_reader import QueueReader, ReadMessage
 
 
-async def move_back(fleet: Fleet, settings: ProducerSettings, *, pool: str, canary: str) -> int:
+@asynccontextmanager
+async def moving(settings: ProducerSettings) -> AsyncGenerator[Connection]:
+    """Open a connection on which jobs are moved.
+
+    Raises:
+        InferfleetError: RabbitMQ does not answer, or refuses the login.
+
+    """
+    name = f"{settings.client_id} (rollout)"
+    async with open_amqp(settings.amqp_url, timeout_s=settings.connect_timeout_s, name=name) as connection:
+        yield connection
+
+
+async def move_back(
+    fleet: Fleet, connection: Connection, settings: ProducerSettings, *, pool: str, canary: str
+) -> int:
     """Move the jobs in the queue of ``canary`` that were submitted to ``pool``. Return how many were moved.
 
     Jobs that were submitted to the canary pool itself stay there.
@@ -37,14 +52,14 @@ async def move_back(fleet: Fleet, settings: ProducerSettings, *, pool: str, cana
 
     """
     moved = 0
-    async with _reading(settings, canary) as queue:
+    async with _reading(connection, settings, canary) as queue:
         for _ in range(queue.count):
             message = await queue.get()
             if message is None:
                 break
             job = _job_of(message)
             if job is None or job.submitted_to != pool:
-                # Without an ack, RabbitMQ requeues it in its place when the connection closes.
+                # Without an ack, RabbitMQ requeues it in its place when the channel closes.
                 continue
             await fleet.submission.move(in_pool(job, pool), from_pool=canary, reply_to=_reply_to(message))
             queue.ack(message)
@@ -61,13 +76,19 @@ async def any_left(fleet: Fleet, *, pool: str, canary: str) -> bool:
 
 
 @asynccontextmanager
-async def _reading(settings: ProducerSettings, pool: str) -> AsyncGenerator[QueueReader]:
-    name = f"{settings.client_id} (rollout)"
-    async with open_amqp(settings.amqp_url, timeout_s=settings.connect_timeout_s, name=name) as connection:
+async def _reading(
+    connection: Connection, settings: ProducerSettings, pool: str
+) -> AsyncGenerator[QueueReader]:
+    with connection_errors(settings.amqp_url):
+        channel = await connection.channel(publisher_confirms=False)
+        queue = await channel.declare_queue(job_queue(pool), passive=True)
+        underlay = await channel.get_underlay_channel()
+    try:
+        yield QueueReader(connection.stream, underlay, queue)
+    finally:
+        connection.stream.leave(underlay.number)
         with connection_errors(settings.amqp_url):
-            channel = await connection.channel(publisher_confirms=False)
-            queue = await channel.declare_queue(job_queue(pool), passive=True)
-        yield QueueReader(connection.stream, await channel.get_underlay_channel(), queue)
+            await channel.close()
 
 
 def _job_of(message: ReadMessage) -> Job | None:

@@ -83,7 +83,7 @@ class Rollout(WireModel):
     ``step`` is the position in ``steps``, which are weights. ``since`` is when it last changed its step or
     phase. ``stable_before`` and ``canary_before`` are the counts of both pools when the step began.
     ``base_error_rate`` is an upper bound of the share of failures in the pool itself during the step before.
-    ``reason`` says why it was aborted.
+    ``reason`` says why it was aborted. ``told`` is whether webhooks have been told of its phase.
     """
 
     pool: PoolName
@@ -101,6 +101,7 @@ class Rollout(WireModel):
     canary_before: EndedCounts = EndedCounts()
     base_error_rate: Annotated[float, Field(ge=0, le=1)] = 0.0
     reason: str | None = None
+    told: bool = False
 
     @model_validator(mode="after")
     def _check(self) -> Rollout:
@@ -116,7 +117,7 @@ class Rollout(WireModel):
 
     def in_phase(self, phase: RolloutPhase, *, now: datetime, reason: str | None = None) -> Rollout:
         """Return the rollout in another phase, which begins now."""
-        return self.model_copy(update={"phase": phase, "since": now, "reason": reason})
+        return self.model_copy(update={"phase": phase, "since": now, "reason": reason, "told": False})
 
     @property
     def weight(self) -> float:

@@ -19,14 +19,17 @@ EVENT_TYPES: Final = (
     "response.completed",
     "response.failed",
     "response.incomplete",
+    "rollout.aborted",
+    "rollout.promoted",
 )
-"""The types of events: OpenAI's for batches and responses, and ours for jobs."""
+"""The types of events: OpenAI's for batches and responses, and ours for jobs and rollouts."""
 
 
 class WebhookEvent(NamedTuple):
     """Something that has ended: ``object_id`` is its id, and ``at_s`` when, in Unix seconds.
 
-    What ends once has one event, so the id of the event comes from the object's.
+    What ends once has one event, so the id of the event comes from the object's. A rollout is known by its
+    pool, which has one after the other.
     """
 
     type: str
@@ -36,6 +39,8 @@ class WebhookEvent(NamedTuple):
     @property
     def id(self) -> str:
         """The id of the event, the same in each delivery, so that receivers recognize repetitions."""
+        if self.type.startswith("rollout."):
+            return f"evt_{self.type}_{self.object_id}_{self.at_s}"
         return f"evt_{self.object_id}"
 
     def payload(self) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import redis.asyncio as aioredis
@@ -19,7 +20,7 @@ from tests.integration.conftest import (
 from tests.integration.rollouts.conftest import SetWeight, some
 
 from inferfleet.producer import Fleet
-from inferfleet.producer.rollout_moving import any_left, move_back
+from inferfleet.producer.rollout_moving import any_left, move_back, moving
 from inferfleet.producer.rollouts import Rollouts
 from inferfleet.schemas import Job, JobState
 from inferfleet.schemas.rollout import RolloutPhase
@@ -42,10 +43,12 @@ async def test_those_that_were_submitted_to_the_pool_move_and_those_of_the_canar
     assert (await fleet.pool(canary)).ready == 33
     await set_weight(0)
 
-    assert await move_back(fleet, producer_settings(), pool=pool, canary=canary) == 30
+    async with moving(producer_settings()) as connection:
+        move = partial(move_back, fleet, connection, producer_settings(), pool=pool, canary=canary)
+        assert await move() == 30
 
-    assert not await any_left(fleet, pool=pool, canary=canary)
-    assert await move_back(fleet, producer_settings(), pool=pool, canary=canary) == 0
+        assert not await any_left(fleet, pool=pool, canary=canary)
+        assert await move() == 0
     moved = await fleet.get_many(jobs)
     assert {(record_of(moved, job).pool, record_of(moved, job).submitted_to) for job in jobs} == {
         (pool, None)
@@ -77,16 +80,19 @@ async def test_a_job_whose_mover_dies_before_the_ack_runs_once(
     def die(_: QueueReader, message: ReadMessage) -> None:
         raise RuntimeError("killed")
 
+    settings = producer_settings()
     with monkeypatch.context() as patched:
         patched.setattr(QueueReader, "ack", die)
         with pytest.raises(RuntimeError, match="killed"):
-            await move_back(fleet, producer_settings(), pool=pool, canary=canary)
+            async with moving(settings) as connection:
+                await move_back(fleet, connection, settings, pool=pool, canary=canary)
 
     async def all_are_back() -> bool:
         return (await fleet.pool(canary)).ready == 5
 
     await eventually(all_are_back)
-    assert await move_back(fleet, producer_settings(), pool=pool, canary=canary) == 5
+    async with moving(settings) as connection:
+        assert await move_back(fleet, connection, settings, pool=pool, canary=canary) == 5
     await start_worker()
     await start_worker(pool=canary)
     results = await fleet.wait_many(jobs, timeout_s=PATIENCE_S)

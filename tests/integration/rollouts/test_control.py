@@ -27,7 +27,7 @@ from tests.integration.rollouts.conftest import until_followed
 from inferfleet.exporter.queues import QueueCounts
 from inferfleet.exporter.sampler import Sampler
 from inferfleet.local.services import Services
-from inferfleet.producer import Fleet, rollout_control
+from inferfleet.producer import Fleet, rollout_control, rollout_moving
 from inferfleet.producer.background import background
 from inferfleet.producer.rollout_control import RolloutController
 from inferfleet.producer.rollouts import Rollouts
@@ -35,6 +35,7 @@ from inferfleet.schemas import FailureCode, Job, JobState
 from inferfleet.schemas.names import POOLS_KEY, dead_queue, job_queue, pool_key, rollout_key
 from inferfleet.schemas.rollout import Rollout, RolloutPhase, RolloutRule
 from inferfleet.schemas.settings import ProducerSettings
+from inferfleet.wire.rabbitmq.connection import open_amqp
 from inferfleet.wire.redis.ended_counts import read_counts
 from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.redis.rollouts import ask_rule, change_rollout, read_rollout, rule_of
@@ -304,6 +305,34 @@ async def test_a_job_of_a_client_that_has_not_seen_the_abort_yet_moves_back_too(
                 return (await fleet.get(job)).pool == pool and (await fleet.pool(pool)).ready == 1
 
             await eventually(is_back)
+
+
+async def test_jobs_are_moved_back_on_one_connection_although_others_of_the_canary_stay_there(
+    fleet: Fleet,
+    producer_settings: Callable[..., ProducerSettings],
+    pool: str,
+    canary: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(rollout_control, "LOOK_S", 0.01)
+    opened: list[str] = []
+
+    def noting(url: str, *, timeout_s: float, name: str) -> Any:
+        opened.append(name)
+        return open_amqp(url, timeout_s=timeout_s, name=name)
+
+    monkeypatch.setattr(rollout_moving, "open_amqp", noting)
+    rollouts = Rollouts(fleet)
+    await fleet.submit_many([Job(pool=canary, body=chat())] * 3)
+    await rollouts.start(pool, to=canary, steps=[50, 100], interval_s=3600)
+    await until_followed(fleet, pool, RolloutRule(to=canary, weight=50))
+    jobs = await fleet.submit_many([Job(pool=pool, body=chat()) for _ in range(20)])
+    await rollouts.abort(pool, reason="by hand")
+    async with controlled(fleet, producer_settings()):
+        await until_phase(rollouts, pool, RolloutPhase.ABORTED)
+    assert len(opened) == 1
+    ready = [(await fleet.pool(each)).ready for each in (pool, canary)]
+    assert ready == [len(jobs), 3]
 
 
 async def test_the_pool_of_a_rollout_stays_on_the_list_by_which_gateways_find_it(

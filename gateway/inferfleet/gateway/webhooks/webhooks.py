@@ -17,6 +17,8 @@ from inferfleet.gateway.webhooks.kinds import JOB
 from inferfleet.gateway.webhooks.sending import Sender
 from inferfleet.producer.background import background
 from inferfleet.schemas.errors import PublishUnconfirmedError, ServiceRefusedError, ServiceUnreachableError
+from inferfleet.schemas.job import DEFAULT_TENANT
+from inferfleet.schemas.rollout import Rollout, RolloutPhase
 from inferfleet.schemas.webhooks import WebhookEvent
 from inferfleet.wire.home import Home
 from inferfleet.wire.redis.clock import RedisClock
@@ -116,3 +118,13 @@ class Webhooks:
         """
         event = WebhookEvent(event_type, object_id, int(at.timestamp()))
         await self._replicas.hold(lambda: self.delivery.tell(tenant, event))
+
+    async def tell_rollout(self, rollout: Rollout) -> None:
+        """Tell the endpoints of the tenant ``default`` that a rollout was promoted, or is being aborted.
+
+        Raises:
+            ServiceUnreachableError, ServiceRefusedError: Redis does not take it.
+
+        """
+        became = "promoted" if rollout.phase is RolloutPhase.PROMOTED else "aborted"
+        await self.tell(DEFAULT_TENANT, f"rollout.{became}", rollout.pool, rollout.since)
