@@ -7,10 +7,18 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from tests.integration.test_terminal import ESCAPES, OBEYED
 
-from inferfleet.cli.top.tables import ended_table, outages, overview, pools_table, workers_table
+from inferfleet.cli.top.tables import (
+    ended_table,
+    outages,
+    overview,
+    pools_table,
+    rollouts_table,
+    workers_table,
+)
 from inferfleet.schemas import JobState
-from inferfleet.schemas.fleet_snapshot import FleetSnapshot, Gate, GateReason, PoolView
+from inferfleet.schemas.fleet_snapshot import FleetSnapshot, Gate, GateReason, PoolView, RolloutView
 from inferfleet.schemas.heartbeat import EndedJob, Heartbeat, WorkerPhase
+from inferfleet.schemas.rollout import RolloutPhase
 
 NOW = datetime(2026, 11, 26, 12, tzinfo=UTC)
 
@@ -44,6 +52,18 @@ SNAPSHOT = FleetSnapshot(
             gates=(Gate(reason=GateReason.NO_WORKER, detail="no worker is ready"),),
         ),
     ),
+    rollouts=(
+        RolloutView(
+            pool="chat",
+            to="chat-v2",
+            phase=RolloutPhase.PAUSED,
+            step=2,
+            steps=4,
+            weight=25,
+            since=NOW - timedelta(minutes=20),
+            stable_error_rate=0.001,
+        ),
+    ),
     ended=(
         EndedJob(
             id="01a219e2-577a-7146-b30a-468e3e8de00e",
@@ -59,13 +79,14 @@ SNAPSHOT = FleetSnapshot(
 
 @pytest.mark.parametrize("width", [60, 80, 120, 200])
 def test_a_table_fits_and_keeps_what_matters_most(width: int) -> None:
-    for table in (pools_table, workers_table, ended_table):
+    for table in (pools_table, rollouts_table, workers_table, ended_table):
         lines = list(table(SNAPSHOT, width).lines())
         assert max(map(len, lines)) <= width
         whole = table(SNAPSHOT)
         titles = table(SNAPSHOT, width).titles
         assert [title for title in whole.titles if title in titles] == list(titles)
     assert {"POOL", "JOBS", "CLOSED GATES"} <= set(pools_table(SNAPSHOT, width).titles)
+    assert {"POOL", "ROLLOUT", "WEIGHT"} <= set(rollouts_table(SNAPSHOT, width).titles)
     assert {"WORKER", "PHASE"} <= set(workers_table(SNAPSHOT, width).titles)
     assert len(overview(SNAPSHOT)) <= 80
 

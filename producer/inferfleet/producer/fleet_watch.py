@@ -1,8 +1,8 @@
 """Watches the fleet: takes snapshots, and remembers the jobs that have just ended.
 
 A snapshot lists no jobs, so it costs the same with a hundred thousand. Redis gets one command for each
-worker, and for each pool 24 and at most 50 for each priority that has jobs (more only while more than 50
-of them run). RabbitMQ gets two passive declarations for each pool.
+worker, for each pool 25 and at most 50 for each priority that has jobs (more only while more than 50
+of them run), and for each rollout two. RabbitMQ gets two passive declarations for each pool.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Final
 from inferfleet.producer.gates import closed_gates
 from inferfleet.producer.job_listing import JobListing
 from inferfleet.producer.pools import Pools
+from inferfleet.producer.rollout_views import rollout_views
 from inferfleet.schemas.errors import ConfigurationError, ServiceRefusedError, ServiceUnreachableError
 from inferfleet.schemas.fleet_snapshot import FleetSnapshot, PoolView
 from inferfleet.schemas.heartbeat import EndedJob, Heartbeat
@@ -71,6 +72,7 @@ class FleetWatch:
         try:
             pools = await self._pools.all()
             turns = await asyncio.gather(*(count_waiting_turns(self._pipeline, it.pool) for it in pools))
+            rollouts = await rollout_views(self._pipeline)
         except _AWAY as error:
             last = self._last or FleetSnapshot(at=self._pipeline.clock.now())
             return last.model_copy(update={"unreachable": {"Redis": str(error)}})
@@ -92,6 +94,7 @@ class FleetWatch:
             at=at,
             unreachable={} if self._rabbitmq is None else {"RabbitMQ": self._rabbitmq},
             pools=tuple(sorted(views, key=lambda view: view.pool)),
+            rollouts=tuple(rollouts),
             ended=tuple(self._ended),
         )
         return self._last

@@ -96,12 +96,8 @@ def base_error_rate(counts: EndedCounts) -> float:
 
     With the rate itself, a canary that fails as often would be found wrong whenever the pool was lucky.
     """
-    rate = _error_rate(counts)
+    rate = counts.error_rate
     return rate + 1.645 * math.sqrt(rate * (1 - rate) / counts.total) if counts.total else 0.0
-
-
-def _error_rate(counts: EndedCounts) -> float:
-    return counts.failed / counts.total if counts.total else 0.0
 
 
 def _errors(rollout: Rollout, stable: EndedCounts, canary: EndedCounts, alpha: float) -> Finding:
@@ -114,7 +110,7 @@ def _errors(rollout: Rollout, stable: EndedCounts, canary: EndedCounts, alpha: f
         p0=p0,
         p1=2 * p0,
         alpha=alpha,
-        what=f"{canary.failed} of {canary.total} attempts failed, a rate of {_error_rate(canary):.2%}; "
+        what=f"{canary.failed} of {canary.total} attempts failed, a rate of {canary.error_rate:.2%}; "
         f"the limit is {p0:.2%}",
     )
 

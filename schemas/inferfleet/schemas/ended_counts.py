@@ -73,6 +73,11 @@ class EndedCounts(WireModel):
         """All attempts that are counted."""
         return self.succeeded + self.failed
 
+    @property
+    def error_rate(self) -> float:
+        """The share of the attempts that failed; 0 without attempts."""
+        return self.failed / self.total if self.total else 0.0
+
     def since(self, before: EndedCounts) -> EndedCounts:
         """Return what was counted since ``before``: everything, if the counts have started over since."""
         if self.total < before.total:

@@ -7,7 +7,9 @@ from enum import StrEnum
 from pydantic import AwareDatetime, Field
 
 from inferfleet.schemas.heartbeat import EndedJob
+from inferfleet.schemas.job import PoolName
 from inferfleet.schemas.pool import PoolStatus
+from inferfleet.schemas.rollout import RolloutPhase
 from inferfleet.schemas.wire_model import WireModel
 
 
@@ -50,14 +52,36 @@ class PoolView(PoolStatus):
     gates: tuple[Gate, ...] = ()
 
 
+class RolloutView(WireModel):
+    """A rollout, and what both its pools have done since its step began.
+
+    ``step`` counts from 1. An error rate is a share from 0 to 1, ``None`` while no attempt has ended.
+    ``ttft_ratio`` is the median time to first token of the canary pool, as a multiple of the pool's own.
+    """
+
+    pool: PoolName
+    to: PoolName
+    phase: RolloutPhase
+    step: int
+    steps: int
+    weight: float
+    since: AwareDatetime
+    reason: str | None = None
+    stable_error_rate: float | None = None
+    canary_error_rate: float | None = None
+    ttft_ratio: float | None = None
+
+
 class FleetSnapshot(WireModel):
     """The fleet at one moment. ``unreachable`` has the error of each service that does not answer.
 
-    While Redis does not answer, pools and ended jobs are those of ``at``, when it last did. ``ended`` has the
-    jobs that heartbeats have named, the newest first: not all jobs of a busy worker.
+    While Redis does not answer, all but ``unreachable`` is that of ``at``, when it last did. ``ended`` has
+    the jobs that heartbeats have named, the newest first: not all jobs of a busy worker. ``rollouts`` has
+    those that are not finished.
     """
 
     at: AwareDatetime
     unreachable: dict[str, str] = Field(default_factory=dict[str, str])
     pools: tuple[PoolView, ...] = ()
+    rollouts: tuple[RolloutView, ...] = ()
     ended: tuple[EndedJob, ...] = ()

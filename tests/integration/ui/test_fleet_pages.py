@@ -68,6 +68,7 @@ async def test_the_fleet_shows_rollouts_until_they_are_finished(
         return table.partition(f">{pool}</td>")[2].partition("</tr>")[0]
 
     assert [f">{canary}</td>" in await row(), "running" in await row(), ">5 %<" in await row()] == [True] * 3
+    assert [">1 of 2<" in await row(), ">– / –<" in await row()] == [True] * 2
     await rollouts.abort(pool, reason=HOSTILE)
     assert_escaped(await row())
     await eventually(shown(reader, '<span class="badge aborted">'))

@@ -32,12 +32,14 @@ from inferfleet.cli.top.screens import (
     selected,
 )
 from inferfleet.cli.top.tables import (
+    aborts,
     ended_table,
     gates,
     jobs_table,
     outages,
     overview,
     pools_table,
+    rollouts_table,
     workers_table,
 )
 from inferfleet.producer.fleet import Fleet
@@ -91,6 +93,8 @@ class TopApp(App[InferfleetError]):
         self._outages = Static(id="outages")
         self._outages.display = False
         self._gates = Static(id="gates")
+        self.rollouts = TextTable(cursor_type="row", id="rollouts")
+        self.rollouts.display = False
         self.pools = PoolsTable(cursor_type="row", id="pools")
         self.workers_table = WorkersTable(cursor_type="row", id="workers")
         self.ended = OpeningTable(cursor_type="row", id="ended")
@@ -102,6 +106,7 @@ class TopApp(App[InferfleetError]):
         yield self._outages
         yield self.pools
         yield self._gates
+        yield self.rollouts
         yield self.workers_table
         yield self.ended
         yield Footer(show_command_palette=False)
@@ -109,7 +114,7 @@ class TopApp(App[InferfleetError]):
     def on_mount(self) -> None:
         """Begin to watch."""
         self.pools.border_title, self.ended.border_title = "pools", "jobs that have just ended"
-        self.workers_table.border_title = "workers"
+        self.workers_table.border_title, self.rollouts.border_title = "workers", "rollouts"
         self._watching = self.run_worker(self._watch())
 
     async def on_unmount(self) -> None:
@@ -124,7 +129,7 @@ class TopApp(App[InferfleetError]):
         self._draw()
 
     def on_data_table_row_highlighted(self, event: DataTable.RowHighlighted) -> None:
-        """Show the gates of the pool under the cursor."""
+        """Show the gates of the pool under the cursor, and why its rollout was aborted."""
         if event.data_table is self.pools:
             self._draw_gates()
 
@@ -190,6 +195,8 @@ class TopApp(App[InferfleetError]):
         self._overview.update(Text(overview(snapshot)))
         self._tell("\n".join(outages(snapshot)))
         fill(self.pools, pools_table(snapshot, width).first(ROWS))
+        fill(self.rollouts, rollouts_table(snapshot, width).first(ROWS))
+        self.rollouts.display = bool(snapshot.rollouts)
         fill(self.workers_table, workers_table(snapshot, width).first(ROWS))
         # Until somebody chooses one, the newest.
         fill(self.ended, ended_table(snapshot, width), follow=self.ended.has_focus)
@@ -203,6 +210,9 @@ class TopApp(App[InferfleetError]):
         name = selected(self.pools)
         pools = self._snapshot.pools if self._snapshot else ()
         told = [text for pool in pools if pool.pool == name for text in gates(pool)]
+        told += aborts(
+            each for each in (self._snapshot.rollouts if self._snapshot else ()) if each.pool == name
+        )
         if self._snapshot and not pools:
             told = ["no pool yet: start a worker, or declare one with `inferfleet pool declare`"]
         self._gates.update(Text("\n".join(told)))

@@ -12,7 +12,15 @@ from inferfleet.cli.options import JsonFlag, producer_settings
 from inferfleet.cli.printing import print_json
 from inferfleet.cli.root import import_command
 from inferfleet.cli.terminal import err, out
-from inferfleet.cli.top.tables import ended_table, gates, outages, pools_table, workers_table
+from inferfleet.cli.top.tables import (
+    aborts,
+    ended_table,
+    gates,
+    outages,
+    pools_table,
+    rollouts_table,
+    workers_table,
+)
 from inferfleet.producer.fleet import Fleet
 from inferfleet.schemas.fleet_snapshot import FleetSnapshot
 from inferfleet.schemas.settings import ProducerSettings
@@ -52,12 +60,14 @@ def _print(snapshot: FleetSnapshot, *, as_json: bool) -> None:
     if as_json:
         print_json(snapshot)
     else:
-        for table in (pools_table(snapshot), workers_table(snapshot), ended_table(snapshot)):
-            if table.rows:
+        for make in (pools_table, rollouts_table, workers_table, ended_table):
+            if (table := make(snapshot)).rows:
                 out("".join(f"{text}\n" for text in table.lines()) + "\n")
         for pool in snapshot.pools:
             for gate in gates(pool):
                 out(f"{gate}\n")
+        for abort in aborts(snapshot.rollouts):
+            out(f"{abort}\n")
     for outage in outages(snapshot):
         err(f"inferfleet: {outage}\n")
     if snapshot.unreachable:

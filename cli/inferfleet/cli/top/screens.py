@@ -42,6 +42,9 @@ READY           ready workers / all workers
 DEAD            dead letters
 CLOSED GATES    why jobs do not start, or are not accepted
 BY PRIORITY     unfinished jobs by priority, 9 is the most urgent
+WEIGHT          percent of the pool's jobs that go to the canary pool
+ERRORS          share of failed attempts since the step began
+TTFT RATIO      median time to first token, canary pool : pool
 
 A wider terminal shows more columns.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from itertools import islice
 from typing import Final, Generic, TypeVar
 
@@ -11,7 +12,7 @@ from rich.cells import cell_len, set_cell_size
 
 from inferfleet.cli.fleet_lines import duration, phase_of
 from inferfleet.cli.terminal import line
-from inferfleet.schemas.fleet_snapshot import FleetSnapshot, PoolView
+from inferfleet.schemas.fleet_snapshot import FleetSnapshot, PoolView, RolloutView
 from inferfleet.schemas.heartbeat import EndedJob, Heartbeat, WorkerPhase
 from inferfleet.schemas.result import JobRecord
 
@@ -86,6 +87,12 @@ def pools_table(snapshot: FleetSnapshot, width: int | None = None) -> Table:
     return table(POOLS, snapshot.pools, lambda pool: pool.pool, width)
 
 
+def rollouts_table(snapshot: FleetSnapshot, width: int | None = None) -> Table:
+    """Make the table of rollouts, by pool name."""
+    columns: list[Column[RolloutView]] = [*ROLLOUTS, Column("SINCE", lambda it: _ago(snapshot, it.since), 3)]
+    return table(columns, snapshot.rollouts, lambda rollout: rollout.pool, width)
+
+
 def workers_table(snapshot: FleetSnapshot, width: int | None = None) -> Table:
     """Make the table of workers, by worker id."""
     return table(WORKERS, workers(snapshot), lambda worker: worker.worker_id, width)
@@ -93,7 +100,7 @@ def workers_table(snapshot: FleetSnapshot, width: int | None = None) -> Table:
 
 def ended_table(snapshot: FleetSnapshot, width: int | None = None) -> Table:
     """Make the table of jobs that have just ended, by job id."""
-    columns: list[Column[EndedJob]] = [Column("ENDED", lambda job: _ago(snapshot, job)), *ENDED]
+    columns: list[Column[EndedJob]] = [Column("ENDED", lambda job: _ago(snapshot, job.ended_at)), *ENDED]
     return table(columns, snapshot.ended, lambda job: job.id, width)
 
 
@@ -137,8 +144,15 @@ def gates(pool: PoolView) -> Generator[str]:
         yield line(f"{pool.pool}: {gate.detail}")
 
 
-def _ago(snapshot: FleetSnapshot, job: EndedJob) -> str:
-    return f"{duration(max(0.0, (snapshot.at - job.ended_at).total_seconds()))} ago"
+def aborts(rollouts: Iterable[RolloutView]) -> Generator[str]:
+    """Yield a line for each rollout that was aborted, which says why."""
+    for rollout in rollouts:
+        if rollout.reason:
+            yield line(f"{rollout.pool}: its rollout to {rollout.to} is {rollout.phase}: {rollout.reason}")
+
+
+def _ago(snapshot: FleetSnapshot, then: datetime) -> str:
+    return f"{duration(max(0.0, (snapshot.at - then).total_seconds()))} ago"
 
 
 def _rate(value: float) -> str:
@@ -151,6 +165,10 @@ def _count(value: int | None) -> str:
 
 def _duration(value: float | None) -> str:
     return UNKNOWN if value is None else duration(value)
+
+
+def _share(value: float | None) -> str:
+    return UNKNOWN if value is None else f"{value:.1%}"
 
 
 def _kv(worker: Heartbeat) -> str:
@@ -177,6 +195,19 @@ POOLS: Final[tuple[Column[PoolView], ...]] = (
     Column("DEAD", lambda it: _count(it.dead_letters), 9, right=True),
     Column("CLOSED GATES", lambda it: ", ".join(gate.reason.replace("_", " ") for gate in it.gates)),
     Column("BY PRIORITY", lambda it: " ".join(f"{level}:{n:,}" for level, n in it.unfinished.items()), 10),
+)
+
+ROLLOUTS: Final[tuple[Column[RolloutView], ...]] = (
+    Column("POOL", lambda it: it.pool),
+    Column("CANARY", lambda it: it.to, 4),
+    Column("ROLLOUT", lambda it: it.phase),
+    Column("STEP", lambda it: f"{it.step}/{it.steps}", 2, right=True),
+    Column("WEIGHT", lambda it: f"{it.weight:g}%", right=True),
+    Column("ERRORS", lambda it: _share(it.stable_error_rate), 5, right=True),
+    Column("CANARY ERRORS", lambda it: _share(it.canary_error_rate), 1, right=True),
+    Column(
+        "TTFT RATIO", lambda it: UNKNOWN if it.ttft_ratio is None else f"{it.ttft_ratio:.2f}", 1, right=True
+    ),
 )
 
 WORKERS: Final[tuple[Column[Heartbeat], ...]] = (

@@ -34,7 +34,7 @@ def fleet_pages(gateway: Gateway, pages: Pages, view: FleetView) -> APIRouter:
     async def overview(request: Request) -> Response:
         snapshot = await view.snapshot()
         drawn = [] if "Redis" in snapshot.unreachable else plots(await view.history.read(), snapshot.at)
-        return pages.page(request, "fleet.html", fleet=snapshot, rollouts=view.rollouts, plots=drawn)
+        return pages.page(request, "fleet.html", fleet=snapshot, plots=drawn)
 
     @router.get("/pools/{pool}/{action}")
     async def ask_pool(request: Request, pool: str, action: Literal["pause", "resume"]) -> Response:

@@ -6,16 +6,13 @@ import asyncio
 import logging
 import os
 import socket
-from contextlib import suppress
 from typing import Final
 
 from inferfleet.producer import Fleet
 from inferfleet.schemas.errors import InferfleetError
 from inferfleet.schemas.fleet_history import FleetSample
 from inferfleet.schemas.fleet_snapshot import FleetSnapshot
-from inferfleet.schemas.rollout import Rollout
 from inferfleet.wire.redis.fleet_history import SAMPLE_S, FleetHistory
-from inferfleet.wire.redis.rollouts import read_rollouts
 
 logger = logging.getLogger(__name__)
 
@@ -28,9 +25,6 @@ class FleetView:
 
     def __init__(self, fleet: Fleet) -> None:
         self._watch = fleet.watch
-        self._pipeline = fleet.pipeline
-        self.rollouts: list[Rollout] = []
-        """The rollouts, as they were when Redis answered last."""
         self._lock = asyncio.Lock()
         self._taken = float("-inf")
         self._last: FleetSnapshot | None = None
@@ -43,10 +37,6 @@ class FleetView:
         async with self._lock:
             if self._last is None or clock() - self._taken > FRESH_S:
                 self._last = await self._watch.snapshot()
-                if "Redis" not in self._last.unreachable:
-                    # If Redis has just stopped answering, the next snapshot says so.
-                    with suppress(InferfleetError):
-                        self.rollouts = await read_rollouts(self._pipeline)
                 self._taken = clock()
             return self._last
 

@@ -42,6 +42,7 @@ _FILTERS: Final[Mapping[str, Callable[..., Any]]] = {
     # Text of jobs may have escape sequences; a browser ignores them, but people should see them.
     "printable": printable,
     "priority_name": words.priority_name,
+    "share": words.share,
     "short": words.short,
     "size": words.size,
 }

@@ -33,6 +33,11 @@ def count(number: float | None) -> str:
     return f"{number:,.0f}" if number == int(number) or abs(number) >= 10 else f"{number:,.1f}"
 
 
+def share(part: float | None) -> str:
+    """Write a share from 0 to 1 in percent."""
+    return "–" if part is None else f"{part:.1%}"
+
+
 def size(number: int) -> str:
     """Write a number of bytes."""
     value = float(number)
