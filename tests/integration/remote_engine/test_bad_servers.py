@@ -13,6 +13,8 @@ import pytest
 from aiohttp import web
 
 from inferfleet.schemas import Endpoint, FailureCode
+from inferfleet.worker.engines.openai import client as openai_client
+from inferfleet.worker.engines.openai import engine as openai_engine
 from inferfleet.worker.engines.openai.engine import OpenaiEngine
 from inferfleet.worker.ports import (
     Completion,
@@ -40,6 +42,10 @@ class BadServer:
         self.asked: list[dict[str, Any]] = []
         self.url = ""
         self.answer: Answer = self.nothing
+        self.model = MODEL
+        self.answers = asyncio.Event()
+        """Cleared, the server hangs: it accepts connections, and says nothing."""
+        self.answers.set()
 
     async def nothing(self, path: str, body: dict[str, Any]) -> web.StreamResponse | None:
         return None
@@ -56,14 +62,17 @@ class BadServer:
             self.url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
             yield self
         finally:
+            self.answers.set()
             await runner.cleanup()
 
     async def _models(self, request: web.Request) -> web.Response:
-        entry = {"id": MODEL, "root": "/model", "max_model_len": 100}
+        await self.answers.wait()
+        entry = {"id": self.model, "root": "/model", "max_model_len": 100}
         return web.json_response({"data": [entry | ({"owned_by": "vllm"} if self.vllm else {})]})
 
     async def _post(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
+        await self.answers.wait()
         other = await self.answer(request.path, body)
         if other is not None:
             return other
@@ -265,3 +274,54 @@ async def test_the_probe_works_without_token_ids() -> None:
         server.said = "aaaaaaaa"
         with pytest.raises(ProbeFailedError, match="over and over"):
             await probe(engine)
+
+
+async def test_a_server_of_any_kind_that_has_another_model_now_gets_no_request(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Some servers answer with the model that they have, whichever a request names."""
+    monkeypatch.setattr(openai_engine, "VERIFIED_FOR_S", 0.0)
+    async with BadServer().running() as server, started_on(server) as engine:
+        await ask(engine)
+        asked = len(server.asked)
+        server.model = "another-model"
+        with pytest.raises(EngineDeadError, match="has no model 'some-model'; it has another-model"):
+            await ask(engine)
+    assert len(server.asked) == asked
+
+
+async def test_servers_that_hang_get_no_requests_until_they_answer_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(openai_engine, "FIRST_BYTE_S", 0.1)
+    monkeypatch.setattr(openai_engine, "REVIVE_S", 0.1)
+    one, other, good = BadServer(), BadServer(), BadServer()
+    async with (
+        one.running(),
+        other.running(),
+        good.running(),
+        started_on(one, other, good) as engine,
+    ):
+        await asyncio.gather(*(ask(engine) for _ in range(3)))
+        assert all(server.asked for server in (one, other, good))
+        hosts = engine._hosts.all  # pyright: ignore[reportPrivateUsage]
+        hanging = {host for host in hosts if host.url != good.url}
+        for server in (one, other):
+            server.asked.clear()
+            server.answers.clear()
+
+        with monkeypatch.context() as patched:
+            patched.setattr(openai_client, "LOOK_S", 1.0)
+            await asyncio.gather(*(ask(engine) for _ in range(3)))
+            assert {host for host in hosts if host.silent} == hanging
+            patched.setattr(openai_engine, "FIRST_BYTE_S", 3600.0)
+            # None of them is sent to a server that would let it wait.
+            await asyncio.gather(*(ask(engine) for _ in range(20)))
+
+        for server in (one, other):
+            server.answers.set()
+        while any(host.silent for host in hanging):
+            await asyncio.sleep(0.01)
+        await asyncio.gather(*(ask(engine) for _ in range(6)))
+    assert one.asked
+    assert other.asked

@@ -16,6 +16,7 @@ from inferfleet.worker.engines.openai.arguments import OpenaiArguments
 from inferfleet.worker.engines.openai.errors import (
     BusyError,
     HostLostError,
+    SilentError,
     failure,
     failure_in_stream,
 )
@@ -30,7 +31,7 @@ _LONGEST_PAGE: Final = 64 * 1024
 _SHORTEST_SECRET: Final = 6
 """Shorter values of headers may be in any error by chance."""
 
-_LOOK_S: Final = 30.0
+LOOK_S: Final = 10.0
 """How long a server may take to answer a question about itself."""
 
 
@@ -57,10 +58,10 @@ class Client:
     async def get(self, host: Host, url: str) -> tuple[int, Any]:
         """Return the status and the JSON of an answer, which is ``None`` if it is not JSON."""
         try:
-            async with asyncio.timeout(_LOOK_S), self._response(host, "GET", url) as response:
+            async with asyncio.timeout(LOOK_S), self._response(host, "GET", url) as response:
                 return response.status, _json(await response.read())
         except TimeoutError as error:
-            raise HostLostError(f"{host.name} did not answer GET {url} within {_LOOK_S:g} s") from error
+            raise SilentError(f"{host.name} did not answer GET {url} within {LOOK_S:g} s") from error
 
     async def post(self, host: Host, url: str, body: Mapping[str, Any], **headers: str) -> dict[str, Any]:
         """Return the JSON of an answer.

@@ -6,10 +6,11 @@ server means: for one request, or for all.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any, Final, Self
 
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
@@ -19,6 +20,7 @@ from inferfleet.schemas.endpoints import not_answered
 from inferfleet.schemas.errors import ConfigurationError
 from inferfleet.schemas.journal import TokenChunk
 from inferfleet.schemas.settings import WorkerSettings
+from inferfleet.wire.tasks import cancel_and_wait
 from inferfleet.worker.engines.openai.answer import answer
 from inferfleet.worker.engines.openai.arguments import OpenaiArguments, base_urls
 from inferfleet.worker.engines.openai.client import Client
@@ -28,6 +30,7 @@ from inferfleet.worker.engines.openai.errors import (
     BusyError,
     HostLostError,
     NotThereError,
+    SilentError,
     refusal,
 )
 from inferfleet.worker.engines.openai.hosts import BUSY_PAUSE_S, SHORTEST_PAUSE_S, Host, Hosts
@@ -44,8 +47,16 @@ from inferfleet.worker.ports import (
 
 logger = logging.getLogger(__name__)
 
-_VERIFIED_FOR_S: Final = 2.0
-"""How long a vLLM server is believed to have the model that it had: it takes longer to load another one."""
+Event = TokenChunk | Completion
+
+VERIFIED_FOR_S: Final = 2.0
+"""How long a server is believed to have the model that it had: vLLM takes longer to load another one."""
+
+FIRST_BYTE_S: Final = 10.0
+"""After how long without a part of the answer a server is asked whether it still answers at all."""
+
+REVIVE_S: Final = 1.0
+"""How often a server that was silent is asked whether it answers again."""
 
 
 class OpenaiEngine:
@@ -64,6 +75,7 @@ class OpenaiEngine:
         self._hosts = Hosts(urls, max_running=max_running)
         self._client: Client | None = None
         self._served: Served | None = None
+        self._reviving: set[asyncio.Task[None]] = set()
 
     @classmethod
     def from_settings(cls, settings: WorkerSettings) -> Self:
@@ -125,7 +137,7 @@ class OpenaiEngine:
         """Return whether the servers return token ids, and the answer is one plain text."""
         return self._served is not None and resumable(generation, self._served)
 
-    async def generate(self, generation: Generation) -> AsyncGenerator[TokenChunk | Completion]:
+    async def generate(self, generation: Generation) -> AsyncGenerator[Event]:
         """Answer one request; ``Engine.generate`` says what is guaranteed."""
         served = self._require_answered(generation)
         client = self._require_client()
@@ -137,7 +149,7 @@ class OpenaiEngine:
                 try:
                     await self._verify(host)
                     async with aclosing(answer(client, host, generation, served)) as events:
-                        async for event in events:
+                        async for event in self._attended(host, events):
                             if not begun:
                                 self._judge_first_event(host, asked)
                                 begun = True
@@ -160,6 +172,8 @@ class OpenaiEngine:
                 except HostLostError as error:
                     if isinstance(error, AnotherModelError):
                         self._has_another_model(host)
+                    if isinstance(error, SilentError):
+                        self._is_silent(host)
                     await self._lost(host, error)
                     avoid.add(host)
                     if begun or avoid.issuperset(self._hosts.all):
@@ -176,6 +190,7 @@ class OpenaiEngine:
     async def stop(self) -> None:
         """Abort all requests. Safe to call twice, and before ``start``."""
         self._hosts.die("the engine was stopped")
+        await cancel_and_wait(*self._reviving)
         client, self._client = self._client, None
         if client is not None:
             await client.close()
@@ -250,7 +265,7 @@ class OpenaiEngine:
         served, client = self._served, self._require_client()
         assert served is not None  # noqa: S101 - required before
         never = host.verified_at == float("-inf")
-        if not never and (not served.is_vllm or time.monotonic() - host.verified_at < _VERIFIED_FOR_S):
+        if time.monotonic() - host.verified_at < VERIFIED_FOR_S:
             return
         if never:
             identity = (await look(client, host, self.model)).identity
@@ -277,22 +292,85 @@ class OpenaiEngine:
         """
         host.verified_at = float("-inf")
         self._hosts.require_alive()
-        client = self._require_client()
-        # The lost one last: it may hang.
-        for each in sorted(self._hosts.all, key=lambda it: it is host):
-            if not each.another_model:
-                try:
-                    await listed_model(client, each, self.model)
-                except BusyError:
+        left = [each for each in self._hosts.all if not each.another_model]
+        asked = [asyncio.create_task(self._answers(each)) for each in left]
+        try:
+            # All at once: some may hang.
+            for answers in asyncio.as_completed(asked):
+                if await answers:
                     return
-                except HostLostError:
-                    continue
-                except ConfigurationError as refused:
-                    self._hosts.die(str(refused))
-                    raise EngineDeadError(str(refused)) from refused
-                return
+        finally:
+            await cancel_and_wait(*asked)
         self._hosts.die(f"no server is left that has the model: {error}")
         self._hosts.require_alive()
+
+    async def _answers(self, host: Host) -> bool:
+        """Return whether a server answers and has the model.
+
+        Raises:
+            EngineDeadError: It refuses our key.
+
+        """
+        try:
+            await listed_model(self._require_client(), host, self.model)
+        except BusyError:
+            return True
+        except SilentError:
+            self._is_silent(host)
+            return False
+        except HostLostError:
+            return False
+        except ConfigurationError as refused:
+            self._hosts.die(str(refused))
+            raise EngineDeadError(str(refused)) from refused
+        return True
+
+    async def _attended(self, host: Host, events: AsyncGenerator[Event]) -> AsyncGenerator[Event]:
+        """Yield the events of an answer, and make sure that the server answers at all until the first one.
+
+        A server that has much to do is late with its answers, but one that hangs answers no question either.
+        """
+        try:
+            async with asyncio.timeout(None) as waiting:
+                watch = asyncio.create_task(self._until_silent(host, waiting))
+                try:
+                    first = await anext(events)
+                finally:
+                    await cancel_and_wait(watch)
+        except TimeoutError as error:
+            raise HostLostError(f"{host.name} does not answer any more") from error
+        yield first
+        async for event in events:
+            yield event
+
+    async def _until_silent(self, host: Host, waiting: asyncio.Timeout) -> None:
+        with suppress(EngineDeadError):
+            while True:
+                await asyncio.sleep(FIRST_BYTE_S)
+                if not await self._answers(host):
+                    break
+        waiting.reschedule(0.0)
+
+    def _is_silent(self, host: Host) -> None:
+        """Send no request to a server until it answers again."""
+        if host.silent:
+            return
+        host.silent = True
+        logger.warning("%s does not answer; it gets no requests until it does", host.name)
+        reviving = asyncio.create_task(self._revive(host))
+        self._reviving.add(reviving)
+        reviving.add_done_callback(self._reviving.discard)
+
+    async def _revive(self, host: Host) -> None:
+        client = self._require_client()
+        while host.silent:
+            await asyncio.sleep(REVIVE_S)
+            with suppress(HostLostError, ConfigurationError):
+                with suppress(BusyError):
+                    await listed_model(client, host, self.model)
+                host.silent = False
+        logger.info("%s answers again", host.name)
+        self._hosts.wake()
 
     def _require_client(self) -> Client:
         if self._client is None:

@@ -33,6 +33,10 @@ class AnotherModelError(HostLostError):
         super().__init__(f"{host} has another model than when the worker started")
 
 
+class SilentError(HostLostError):
+    """A server does not even answer a question about itself. It gets no requests until it does."""
+
+
 class BusyError(Exception):
     """The server answered that it is busy. ``retry_after_s`` is the pause that it asks for, if it does."""
 

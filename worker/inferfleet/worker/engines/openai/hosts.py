@@ -39,6 +39,8 @@ class Host:
         self.verified_at = float("-inf")
         """When it last had the model, by the monotonic clock."""
         self.another_model = False
+        self.silent = False
+        """Whether it does not even answer questions about itself."""
         self._max_running = max_running
         self._paused_until = 0.0
         self._halved_at = float("-inf")
@@ -48,6 +50,7 @@ class Host:
         """Whether it may get a request now."""
         return (
             not self.another_model
+            and not self.silent
             and not self.breaker.open
             and self.running < int(self.limit)
             and self._paused_until <= time.monotonic()
