@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+from datetime import datetime
 from typing import Any
 
 import pytest
+import redis.asyncio as aioredis
 from tests.integration.conftest import (
     PATIENCE_S,
     RunCommand,
@@ -22,7 +24,10 @@ from tests.integration.conftest import (
 from inferfleet.producer import Fleet
 from inferfleet.schemas.heartbeat import Heartbeat, WorkerPhase
 from inferfleet.schemas.model_swap import SwapState
+from inferfleet.schemas.names import swap_key
+from inferfleet.wire.swapping import LEASE_S
 
+SOON: dict[str, Any] = {"heartbeat_interval_s": 0.1}
 NEW = '{"speed": 0, "weights": 7}'
 
 
@@ -83,10 +88,24 @@ async def test_after_a_failure_no_further_worker_begins(
     assert found[f"{pool}-b"].swap is None
 
 
+async def until_it_waits(fleet: Fleet, store: aioredis.Redis, pool: str, worker: str) -> None:
+    """Wait until a command has the lease and has left this worker alone for three heartbeats."""
+    beats = set[datetime]()
+
+    async def waits() -> bool:
+        if await store.exists(swap_key(pool)):
+            it = (await workers_of(fleet, pool))[worker]
+            assert it.swap is None
+            beats.add(it.seen_at)
+        return len(beats) > 3
+
+    await eventually(waits)
+
+
 async def test_no_worker_begins_while_another_is_not_ready(
-    fleet: Fleet, start_worker: StartWorker, inferfleet: RunCommand, pool: str
+    fleet: Fleet, start_worker: StartWorker, inferfleet: RunCommand, store: aioredis.Redis, pool: str
 ) -> None:
-    await start_worker(worker_id=f"{pool}-a")
+    await start_worker(worker_id=f"{pool}-a", **SOON)
     await until_ready(fleet, pool, 1)
     loading = await start_worker(worker_id=f"{pool}-b", engine_args={"load_s": 10_000})
 
@@ -95,15 +114,53 @@ async def test_no_worker_begins_while_another_is_not_ready(
 
     await eventually(two)
     command = asyncio.ensure_future(inferfleet(*swap_of(pool, "--worker", f"{pool}-a")))
-    # A swap that two may be unavailable for goes through, so the first one has waited for that.
-    other = await inferfleet(*swap_of(pool, "--worker", f"{pool}-a", "--max-unavailable", "2", "--json"))
-    first = json.loads(other.out)[f"{pool}-a"]["swap_id"]
-    swap = (await workers_of(fleet, pool))[f"{pool}-a"].swap
-    assert swap is not None
-    assert swap.swap_id == first
+    await until_it_waits(fleet, store, pool, f"{pool}-a")
     assert not command.done()
     await loading.stop()
     assert (await command).code == 0
+
+
+async def test_of_two_commands_at_once_one_swaps_the_pool_and_the_other_says_so(
+    fleet: Fleet, start_worker: StartWorker, inferfleet: RunCommand, store: aioredis.Redis, pool: str
+) -> None:
+    for name in ("a", "b"):
+        await start_worker(worker_id=f"{pool}-{name}")
+    await until_ready(fleet, pool, 2)
+    ended = await asyncio.gather(*(inferfleet(*swap_of(pool, "--json")) for _ in range(2)))
+    (swapped,) = [each for each in ended if each.code == 0]
+    (refused,) = [each for each in ended if each.code == 1]
+    assert "are being swapped by another command" in refused.err
+    assert refused.out.strip() == "{}"
+    done = {name: swap["swap_id"] for name, swap in json.loads(swapped.out).items()}
+    found = await workers_of(fleet, pool)
+    assert {name: it.swap.swap_id for name, it in found.items() if it.swap} == done
+    assert not await store.exists(swap_key(pool))
+
+
+async def test_no_worker_begins_while_one_is_in_the_swap_of_a_command_that_has_died(
+    fleet: Fleet, start_worker: StartWorker, inferfleet: RunCommand, store: aioredis.Redis, pool: str
+) -> None:
+    for name in ("a", "b"):
+        await start_worker(worker_id=f"{pool}-{name}", **SOON)
+    await until_ready(fleet, pool, 2)
+    endless = '{"load_s": 10000}'
+    dying = asyncio.ensure_future(inferfleet(*swap_of(pool, "--worker", f"{pool}-a", engine_args=endless)))
+
+    async def begun() -> bool:
+        swap = (await workers_of(fleet, pool))[f"{pool}-a"].swap
+        return swap is not None and swap.busy
+
+    await eventually(begun)
+    dying.cancel()
+    await asyncio.gather(dying, return_exceptions=True)
+    lease = await store.pttl(swap_key(pool))
+    assert 0 < lease <= LEASE_S * 1000
+    await store.delete(swap_key(pool))
+
+    command = asyncio.ensure_future(inferfleet(*swap_of(pool, "--worker", f"{pool}-b")))
+    await until_it_waits(fleet, store, pool, f"{pool}-b")
+    command.cancel()
+    await asyncio.gather(command, return_exceptions=True)
 
 
 @pytest.mark.parametrize(

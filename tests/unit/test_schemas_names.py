@@ -20,6 +20,7 @@ SPELT = [
     (names.job_queue("chat"), "inferfleet.jobs.chat"),
     (names.dead_queue("chat"), "inferfleet.dead.chat"),
     (names.rollout_key("chat"), "inferfleet:pool:{chat}:rollout"),
+    (names.swap_key("chat"), "inferfleet:pool:{chat}:swap"),
     (names.ended_key("chat"), "inferfleet:pool:{chat}:ended"),
     (names.ended_call_key("chat", "w1:1"), "inferfleet:pool:{chat}:ended:w1:1"),
     (names.control_queue("w1"), "inferfleet.control.w1"),

@@ -18,6 +18,7 @@ from inferfleet.schemas.batch import BatchState
 from inferfleet.schemas.heartbeat import Heartbeat
 from inferfleet.schemas.job import new_job_id
 from inferfleet.schemas.journal import QueuedEntry, RestartReason
+from inferfleet.schemas.names import swap_key
 from inferfleet.schemas.rollout import Rollout
 from inferfleet.schemas.session import Turn
 from inferfleet.schemas.settings import ServiceSettings
@@ -148,6 +149,7 @@ async def all_that_calls_scripts(pipeline: CommandPipeline) -> AsyncIterator[Awa
     rollout = Rollout(pool="p", to="q", steps=(100,), interval_s=1, started_at=NOW, since=NOW)
     yield change_rollout(pipeline, rollout, revision=0)
     yield lead_rollout(pipeline, "p", controller="c", lease_s=1)
+    yield pipeline.execute(*pool_scripts.lease(swap_key("p"), holder="h", lease_ms=1))
     yield add_counts(pipeline, "p", {"succeeded": 1}, call="w:1")
     yield lost.open_jobs(4, from_ms=0, below_ms=1, limit=1)
     yield anext(unfinished(pipeline, "p", 4))

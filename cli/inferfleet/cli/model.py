@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 import orjson
 import typer
-from aio_pika import Message
 
 from inferfleet.cli.model_files import list_models, verify
 from inferfleet.cli.options import JsonFlag, live_pools, none_empty, not_empty
@@ -18,13 +16,10 @@ from inferfleet.cli.terminal import err, line, out
 from inferfleet.schemas.control import SwapModel, SwapStrategy
 from inferfleet.schemas.errors import InferfleetError, UnknownPoolError
 from inferfleet.schemas.model_swap import ModelSwap
-from inferfleet.schemas.names import CONTROL_EXCHANGE
 from inferfleet.schemas.settings import LogFormat, ServiceSettings, WorkerSettings, read_settings
-from inferfleet.wire.rabbitmq.publishing import ConfirmChannel
-from inferfleet.wire.redis.connection import command_pipeline, open_redis
+from inferfleet.wire.ordering import ordering
 from inferfleet.wire.redis.heartbeats import read_heartbeats
 from inferfleet.wire.swapping import Swapping
-from inferfleet.wire.tasks import cancel_and_wait
 from inferfleet.worker.cli import json_object
 from inferfleet.worker.engine_factory import make_engine
 from inferfleet.worker.log import logging_to_stderr
@@ -185,37 +180,20 @@ class Orders:
 async def _swap(
     settings: ServiceSettings, orders: Orders, ended: dict[str, ModelSwap], *, as_json: bool
 ) -> None:
-    channel = ConfirmChannel(
-        settings.amqp_url,
-        connect_timeout_s=settings.connect_timeout_s,
-        confirm_timeout_s=settings.publish_timeout_s,
-        name="inferfleet model swap",
-    )
-
-    async def send(order: SwapModel) -> None:
-        await channel.publish(CONTROL_EXCHANGE, Message(order.model_dump_json().encode()))
-
     def tell(worker_id: str, swap: ModelSwap) -> None:
         ended[worker_id] = swap
         if not as_json:
             out(f"{line(worker_id)}  {_progress(swap)}\n")
 
-    async with open_redis(settings.redis_url) as client, aclosing(channel):
-        pipeline = command_pipeline(client, patience_s=0)
-        running = asyncio.create_task(pipeline.run())
-        try:
-            alive = [it for it in await read_heartbeats(pipeline) if it.pool == orders.pool]
-            if not alive:
-                raise UnknownPoolError(f"pool {orders.pool!r} has no live worker whose model can be swapped")
-            names = orders.workers or [it.worker_id for it in alive]
-            swapping = Swapping(
-                pipeline, send, tell, pool=orders.pool, max_unavailable=orders.max_unavailable
-            )
-            await swapping.run(
-                [SwapModel(swap_id=uuid.uuid4().hex, worker_id=name, **orders.fields) for name in names]
-            )
-        finally:
-            await cancel_and_wait(running)
+    async with ordering(settings, name="inferfleet model swap") as (pipeline, send):
+        alive = [it for it in await read_heartbeats(pipeline) if it.pool == orders.pool]
+        if not alive:
+            raise UnknownPoolError(f"pool {orders.pool!r} has no live worker whose model can be swapped")
+        names = orders.workers or [it.worker_id for it in alive]
+        swapping = Swapping(pipeline, send, tell, pool=orders.pool, max_unavailable=orders.max_unavailable)
+        await swapping.run(
+            [SwapModel(swap_id=uuid.uuid4().hex, worker_id=name, **orders.fields) for name in names]
+        )
 
 
 def _progress(swap: ModelSwap) -> str:

@@ -171,6 +171,11 @@ def rollout_key(pool: str) -> str:
     return f"inferfleet:pool:{{{pool}}}:rollout"
 
 
+def swap_key(pool: str) -> str:
+    """Key of the lease of the command that swaps the models of a pool's workers; its value is who has it."""
+    return f"inferfleet:pool:{{{pool}}}:swap"
+
+
 def ended_key(pool: str) -> str:
     """Key of the counts of a pool's jobs that have ended: a hash."""
     return f"inferfleet:pool:{{{pool}}}:ended"

@@ -2,11 +2,16 @@
 
 A worker that has begun finishes or rolls back by itself. So if the sender dies, at most ``max_unavailable``
 workers go on, and the others have not begun.
+
+One sender at a time swaps a pool: it holds a lease, which it renews while it waits. Two could swap two
+workers at once, and would leave the pool with two models.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 
@@ -19,14 +24,19 @@ from inferfleet.schemas.errors import (
 )
 from inferfleet.schemas.heartbeat import Heartbeat, WorkerPhase
 from inferfleet.schemas.model_swap import ModelSwap, SwapState
+from inferfleet.schemas.names import swap_key
 from inferfleet.wire.draining import POLL_S, REPEAT_S
 from inferfleet.wire.rabbitmq.confirms import RefusedError
+from inferfleet.wire.redis import pool_scripts
 from inferfleet.wire.redis.heartbeats import read_heartbeats
 from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.tasks import cancel_and_wait
 
 ANSWER_S = 30.0
 """How long a worker may take to begin."""
+
+LEASE_S = 30.0
+"""How long another sender waits for one that has died."""
 
 Send = Callable[[SwapModel], Awaitable[None]]
 Tell = Callable[[str, ModelSwap], None]
@@ -51,6 +61,7 @@ class Swapping:
         self._pool = pool
         self._max_unavailable = max_unavailable
         self._swapping: set[str] = set()
+        self._name = f"{socket.gethostname()}-{os.getpid()}-{os.urandom(4).hex()}"
 
     async def run(self, orders: Sequence[SwapModel]) -> None:
         """Swap the models of the workers that the orders name, in this order.
@@ -59,29 +70,49 @@ class Swapping:
         begins; those that run are followed to their end.
 
         Raises:
-            SwapFailedError: A worker has rolled back, has ended, or is in another swap.
+            SwapFailedError: A worker has rolled back, has ended, or is in another swap; or another sender
+                swaps the pool.
             UnknownWorkerError: A worker is not alive in this pool.
             WaitTimeoutError: A worker does not answer.
 
         """
         await self._require_known(orders)
         running: set[asyncio.Task[None]] = set()
+        await self._hold()
         try:
             for order in orders:
                 while not await self._may_begin(len(running)):
                     running = await _some_end(running)
+                    await self._hold()
                 self._swapping.add(order.worker_id)
                 running.add(asyncio.create_task(self._swap(order)))
             while running:
                 running = await _some_end(running)
+                await self._hold()
         finally:
             await cancel_and_wait(*running)
+            with suppress(InferfleetError):
+                await self._lease(0.0)
+
+    async def _hold(self) -> None:
+        """Take the lease, or renew it."""
+        holder = await self._lease(LEASE_S)
+        if holder != self._name:
+            raise SwapFailedError(
+                f"the models of pool {self._pool!r} are being swapped by another command ({holder}): wait "
+                "until it has ended"
+            )
+
+    async def _lease(self, lease_s: float) -> str:
+        command = pool_scripts.lease(swap_key(self._pool), holder=self._name, lease_ms=int(lease_s * 1000))
+        holder: bytes = await self._pipeline.execute(*command)
+        return holder.decode()
 
     async def _may_begin(self, running: int) -> bool:
         """Return whether one more worker may be unavailable."""
         workers = await self._workers()
         others = sum(
-            worker.phase is not WorkerPhase.READY and not worker.unfit
+            (worker.phase is not WorkerPhase.READY and not worker.unfit) or _is_busy(worker.swap)
             for name, worker in workers.items()
             if name not in self._swapping
         )
@@ -149,6 +180,11 @@ class Swapping:
 
     async def _workers(self) -> dict[str, Heartbeat]:
         return {it.worker_id: it for it in await read_heartbeats(self._pipeline) if it.pool == self._pool}
+
+
+def _is_busy(swap: ModelSwap | None) -> bool:
+    """Whether a worker is in a swap, which a sender that has died may have begun."""
+    return swap is not None and swap.busy
 
 
 async def _some_end(running: set[asyncio.Task[None]]) -> set[asyncio.Task[None]]:

@@ -5,20 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from contextlib import aclosing
 from typing import Annotated, Any, cast
 
 import typer
-from aio_pika import Message
 
-from inferfleet.schemas.control import DrainWorker
 from inferfleet.schemas.errors import ConfigurationError, InferfleetError
-from inferfleet.schemas.names import CONTROL_EXCHANGE
 from inferfleet.schemas.settings import LogFormat, ServiceSettings, WorkerSettings, read_settings
 from inferfleet.wire.draining import drain_worker
-from inferfleet.wire.rabbitmq.publishing import ConfirmChannel
-from inferfleet.wire.redis.connection import command_pipeline, open_redis
-from inferfleet.wire.tasks import cancel_and_wait
+from inferfleet.wire.ordering import ordering
 from inferfleet.worker.ports import EngineDeadError
 from inferfleet.worker.process import run_process
 
@@ -110,23 +104,8 @@ def drain(
 
 
 async def _drain(settings: ServiceSettings, worker_id: str, timeout_s: float) -> None:
-    channel = ConfirmChannel(
-        settings.amqp_url,
-        connect_timeout_s=settings.connect_timeout_s,
-        confirm_timeout_s=settings.publish_timeout_s,
-        name="inferfleet worker drain",
-    )
-
-    async def send(order: DrainWorker) -> None:
-        await channel.publish(CONTROL_EXCHANGE, Message(order.model_dump_json().encode()))
-
-    async with open_redis(settings.redis_url) as client, aclosing(channel):
-        pipeline = command_pipeline(client, patience_s=0)
-        running = asyncio.create_task(pipeline.run())
-        try:
-            await drain_worker(pipeline, send, worker_id, timeout_s=timeout_s)
-        finally:
-            await cancel_and_wait(running)
+    async with ordering(settings, name="inferfleet worker drain") as (pipeline, send):
+        await drain_worker(pipeline, send, worker_id, timeout_s=timeout_s)
 
 
 def json_object(text: str | None) -> dict[str, Any] | None:

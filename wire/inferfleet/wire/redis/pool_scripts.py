@@ -14,6 +14,7 @@ _OPEN_BEHIND = SCRIPTS["open_behind"]
 _FORGET_OPEN = SCRIPTS["forget_open"]
 _ROLLOUT_CHANGE = SCRIPTS["rollout_change"]
 _ROLLOUT_LEAD = SCRIPTS["rollout_lead"]
+_LEASE = SCRIPTS["lease"]
 _ENDED_ADD = SCRIPTS["ended_add"]
 
 
@@ -69,6 +70,11 @@ def rollout_change(
 def rollout_lead(rollout_key: str, /, *, controller: str, lease_ms: int) -> Command:
     """Take or renew the lease of the process that controls a rollout."""
     return ("EVALSHA", _ROLLOUT_LEAD.sha, 1, rollout_key, controller, lease_ms)
+
+
+def lease(lease_key: str, /, *, holder: str, lease_ms: int) -> Command:
+    """Take or renew a lease, or with a ``lease_ms`` of 0 give it up."""
+    return ("EVALSHA", _LEASE.sha, 1, lease_key, holder, lease_ms)
 
 
 def ended_add(ended_key: str, call_key: str, /, *counts: Argument, call_ttl_s: int, ttl_s: int) -> Command:
