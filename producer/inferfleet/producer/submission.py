@@ -190,14 +190,20 @@ class Submission:
                     await self._take_back(claimed)
 
     async def _record(self, claimed: Claim, call: str, body: bytes, *, keep: bool = False) -> Recorded:
-        return await self._records.create(
-            claimed.job,
-            reply_to=self._settings.client_id,
-            call=call,
-            key=claimed.key,
-            keep=keep,
-            request=body,
-        )
+        try:
+            return await self._records.create(
+                claimed.job,
+                reply_to=self._settings.client_id,
+                call=call,
+                key=claimed.key,
+                keep=keep,
+                request=body,
+            )
+        except ServiceUnreachableError as error:
+            if not error.in_doubt:
+                raise
+            # A worker publishes what is in the index of unfinished jobs and has no message.
+            raise _perhaps_recorded(claimed.job, error) from error
 
     async def _is_nowhere(self, job: Job) -> bool:
         """Return whether an accepted job's message may be lost, or its turn has no place in its session."""
@@ -404,6 +410,15 @@ class Submission:
 
 def _in_pool(claimed: Claim, pool: str | None) -> Claim:
     return claimed if pool is None else claimed._replace(job=in_pool(claimed.job, pool))
+
+
+def _perhaps_recorded(job: Job, error: ServiceUnreachableError) -> PublishUnconfirmedError:
+    unconfirmed = PublishUnconfirmedError(
+        f"job {job.id} may or may not run: Redis went away while the job was recorded ({error}). Submitting it "
+        "again with the same idempotency key is safe"
+    )
+    unconfirmed.job_id = job.id
+    return unconfirmed
 
 
 def _uncertain(job: Job, refusal: InferfleetError) -> PublishUnconfirmedError:

@@ -208,7 +208,12 @@ class WaitTimeoutError(InferfleetError, TimeoutError):
 
 
 class ServiceUnreachableError(InferfleetError, ConnectionError):
-    """RabbitMQ or Redis does not answer, or RabbitMQ refuses the login. The message has no password."""
+    """RabbitMQ or Redis does not answer, or RabbitMQ refuses the login. The message has no password.
+
+    If ``in_doubt`` is true, the request was sent, and the service may have executed it.
+    """
+
+    in_doubt: bool = False
 
 
 class ServiceRefusedError(InferfleetError):

@@ -69,13 +69,14 @@ AWAY = (*_OUTAGE, ServiceUnreachableError, ServiceRefusedError, _RefusedError)
 
 @dataclass(slots=True, eq=False)
 class Waiting:
-    """A command, the future of its reply, and when it was given."""
+    """A command, the future of its reply, when it was given, and whether it was ever written."""
 
     verb: Argument
     packed: bytes
     answer: asyncio.Future[Any]
     since: float
     refusals: int = 0
+    sent: bool = False
 
 
 class CommandPipeline:
@@ -154,7 +155,8 @@ class CommandPipeline:
         """Run one command and return its reply.
 
         Raises:
-            ServiceUnreachableError: Redis was unreachable for longer than ``patience_s``.
+            ServiceUnreachableError: Redis was unreachable for longer than ``patience_s``. It is ``in_doubt`` if
+                the command was sent.
             ServiceRefusedError: Redis refused this command for longer than ``patience_s``.
             TypeError, ValueError: An argument cannot be encoded for Redis.
 
@@ -278,6 +280,8 @@ class CommandPipeline:
             if not self._unanswered:
                 self._heard_at = time.monotonic()
             self._unanswered.extend(batch)
+            for waiting in batch:
+                waiting.sent = True
             await connection.write([waiting.packed for waiting in batch])
 
     async def _read(self, connection: PipelinedConnection) -> None:
@@ -403,8 +407,12 @@ class CommandPipeline:
 
 
 def _fail(waiting: Waiting, error: InferfleetError) -> None:
-    if not waiting.answer.done():
-        waiting.answer.set_exception(error)
+    if waiting.answer.done():
+        return
+    if waiting.sent and isinstance(error, ServiceUnreachableError):
+        error = ServiceUnreachableError(*error.args)
+        error.in_doubt = True
+    waiting.answer.set_exception(error)
 
 
 def closed() -> ServiceUnreachableError:
