@@ -27,10 +27,11 @@ from tests.integration.conftest import (
 from tests.integration.test_pool_pause import until_waiting
 from tests.integration.test_stalled_jobs import stall
 
-from inferfleet.local.chaos.proxy import Proxy
+from inferfleet.local.chaos.proxy import Direction, Proxy
 from inferfleet.local.services import Services
 from inferfleet.producer import Fleet
 from inferfleet.schemas import Job, JobState
+from inferfleet.schemas.errors import PublishUnconfirmedError
 from inferfleet.schemas.job import new_job_id
 from inferfleet.schemas.journal import JournalEntry, QueuedEntry
 from inferfleet.schemas.message import message_body
@@ -461,3 +462,28 @@ async def test_a_job_whose_end_a_failover_forgot_but_not_that_it_left_the_index_
         link.reset()
         assert (await fleet.wait(job, timeout_s=PATIENCE_S)).text == answer_to(job)
     assert was_republished(await journal_of(store, job))
+
+
+async def test_a_submission_that_redis_has_recorded_before_it_went_away_is_in_doubt(
+    fleet: Fleet,
+    services: Services,
+    connect: Connect,
+    start_worker: StartWorker,
+    store: aioredis.Redis,
+    pool: str,
+) -> None:
+    """It is in the index, so the sweep publishes it: nobody may be told that it was refused."""
+    async with (
+        Proxy(services.redis_url) as link,
+        connect(redis_url=f"{link.url}?socket_timeout=1") as cut_off,
+    ):
+        await cut_off.submit(chat("so that the connections are there"), pool=pool)
+        link.hold(Direction.TO_CLIENT)
+        with pytest.raises(PublishUnconfirmedError, match="Redis went away") as unconfirmed:
+            await cut_off.submit(chat("in doubt"), pool=pool)
+        await link.until_held(Direction.TO_CLIENT)
+        assert unconfirmed.value.job_id in await open_in(store, pool)
+        link.heal()
+    await start_worker(sweep_interval_s=SWEEP_S)
+    result = await fleet.wait(str(unconfirmed.value.job_id), timeout_s=PATIENCE_S)
+    assert result.state is JobState.SUCCEEDED

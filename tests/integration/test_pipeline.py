@@ -12,6 +12,7 @@ from tests.integration.conftest import PATIENCE_S
 
 from inferfleet.local.chaos.proxy import Direction, Proxy
 from inferfleet.local.services import Services
+from inferfleet.local.services.free_port import free_port
 from inferfleet.schemas.errors import ServiceRefusedError, ServiceUnreachableError
 from inferfleet.wire.redis.connection import command_pipeline, redis_client
 from inferfleet.wire.redis.pipeline import WRITE_LIMIT, CommandPipeline
@@ -133,8 +134,9 @@ async def test_a_redis_that_owes_an_answer_for_too_long_counts_as_away(
 ) -> None:
     await impatient.execute("PING")
     link.hold(Direction.TO_CLIENT)
-    with pytest.raises(ServiceUnreachableError, match="does not answer"):
+    with pytest.raises(ServiceUnreachableError, match="does not answer") as sent:
         await asyncio.wait_for(impatient.execute("PING"), PATIENCE_S)
+    assert sent.value.in_doubt
     link.heal()
     assert await impatient.execute("ECHO", "there again") == b"there again"
 
@@ -185,3 +187,10 @@ async def test_a_pipeline_that_ended_says_so_to_those_who_wait_and_those_who_com
     for answer in (waiting, pipeline.enqueue("PING")):
         with pytest.raises(ServiceUnreachableError, match="closed"):
             await answer
+
+
+async def test_what_was_never_sent_is_not_in_doubt() -> None:
+    async with running(f"redis://127.0.0.1:{free_port()}", patience_s=0) as pipeline:
+        with pytest.raises(ServiceUnreachableError) as unsent:
+            await pipeline.execute("PING")
+    assert not unsent.value.in_doubt

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 import time
+from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any
 
 import aiohttp
@@ -13,6 +16,7 @@ import redis.asyncio as aioredis
 from tests.integration.conftest import (
     INSTANT,
     PATIENCE_S,
+    Connect,
     ForeignClient,
     StartWorker,
     StartWorkerProcess,
@@ -32,11 +36,12 @@ from inferfleet.local.services.free_port import free_port
 from inferfleet.producer import Fleet
 from inferfleet.producer.timeline import EventKind
 from inferfleet.schemas import FailureCode, Job, JobState, Priority, Result
+from inferfleet.schemas.errors import JobNotFoundError
 from inferfleet.schemas.model_swap import SwapState
 from inferfleet.schemas.names import job_key
 from inferfleet.wire.redis import job_listing
 from inferfleet.worker.engines.simulated import SimulatedEngine
-from inferfleet.worker.urgent import LOOK_INTERVAL_S, TRIES
+from inferfleet.worker.urgent import RETRY_INTERVAL_S, TRIES, UrgentJobs
 
 STEP_S = 0.02
 LONG = 150
@@ -388,7 +393,7 @@ async def test_an_urgent_job_that_a_worker_puts_back_preempts_elsewhere(
     )
     await until_running(fleet, urgent)
     # Longer than the worker with the other job tries to get this one.
-    await asyncio.sleep(2 * TRIES * LOOK_INTERVAL_S)
+    await asyncio.sleep(2 * TRIES * RETRY_INTERVAL_S)
     assert EventKind.PREEMPTED not in [event.kind for event in await fleet.timeline(low)]
     other.worker.stop()
 
@@ -397,3 +402,62 @@ async def test_an_urgent_job_that_a_worker_puts_back_preempts_elsewhere(
 
     await eventually(is_preempted)
     await asyncio.gather(*map(fleet.cancel, [low, urgent]))
+
+
+@pytest.fixture
+async def full_worker(fleet: Fleet, pool: str, start_worker: StartWorker) -> AsyncIterator[Job]:
+    """The running job of a worker whose prefetch and engine are full, so that RabbitMQ delivers nothing."""
+    await start_worker(**one_slot(look_ahead=0, preempt_from=7))
+    low = await fleet.submit(endless_chat("low"), pool=pool)
+    await until_tokens(fleet, low)
+    yield low
+    await fleet.cancel(low)
+
+
+@pytest.mark.parametrize("announce_from", [9, 7])
+async def test_a_full_worker_takes_an_urgent_job_as_soon_as_it_is_announced(
+    connect: Connect,
+    pool: str,
+    full_worker: Job,
+    monkeypatch: pytest.MonkeyPatch,
+    announce_from: int,
+) -> None:
+    async def nothing(*_: object) -> list[job_listing.Entry]:
+        return []
+
+    # It does not find the job in the index.
+    monkeypatch.setattr(UrgentJobs, "_unfinished", nothing)
+    async with connect(preempt_from=announce_from) as fleet:
+        urgent = await fleet.run(urgent_chat(), pool=pool, priority=announce_from, wait_timeout_s=PATIENCE_S)
+        assert urgent.state is JobState.SUCCEEDED
+        assert EventKind.PREEMPTED in [event.kind for event in await fleet.timeline(full_worker)]
+
+
+async def test_a_full_worker_finds_an_urgent_job_that_nobody_has_announced(
+    connect: Connect, pool: str, full_worker: Job
+) -> None:
+    async with connect(preempt_from=10) as fleet:
+        urgent = await fleet.run(urgent_chat(), pool=pool, priority=8, wait_timeout_s=PATIENCE_S)
+        assert urgent.state is JobState.SUCCEEDED
+        assert EventKind.PREEMPTED in [event.kind for event in await fleet.timeline(full_worker)]
+
+
+async def test_a_publisher_in_another_language_announces_its_urgent_jobs(
+    fleet: Fleet, pool: str, full_worker: Job, foreign: ForeignClient
+) -> None:
+    job = Job(pool=pool, priority=9, body=urgent_chat())
+    await foreign.publish(job.model_dump_json().encode(), priority=9)
+    await foreign.channel.basic_publish(
+        json.dumps({"kind": "urgent", "job_id": job.id}).encode(),
+        exchange="inferfleet.jobs",
+        routing_key=f"{pool}:urgent",
+    )
+
+    async def has_ended() -> bool:
+        # Its record is made when it starts.
+        with suppress(JobNotFoundError):
+            return (await fleet.get(job.id)).state is JobState.SUCCEEDED
+        return False
+
+    await eventually(has_ended)
+    assert EventKind.PREEMPTED in [event.kind for event in await fleet.timeline(full_worker)]

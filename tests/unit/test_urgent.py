@@ -12,28 +12,23 @@ from inferfleet.schemas import JobState
 from inferfleet.wire.redis.job_listing import Entry
 from inferfleet.wire.redis.lost_messages import Marks
 from inferfleet.worker import urgent
-from inferfleet.worker.urgent import TRIES, UrgentJobs
-
-NOW_MS = 1_000_000
+from inferfleet.worker.urgent import AT_MOST, TRIES, UrgentJobs
 
 
 class Index:
-    """One urgent job that is queued, and whose message the queue does not have."""
+    """One urgent job whose message the queue does not have."""
 
-    now_ms = NOW_MS
+    state = JobState.QUEUED
 
-    async def entered_since(self, since_ms: int, priority: int) -> AsyncGenerator[list[Entry]]:
-        yield [Entry("01", NOW_MS)] if since_ms <= NOW_MS and priority == 9 else []
+    async def unfinished(self, priority: int) -> AsyncGenerator[list[Entry]]:
+        yield [Entry("01", 0)] if priority == 9 else []
 
     async def marks(self, job_ids: Iterable[str]) -> list[Marks]:
-        return [Marks(JobState.QUEUED, *[""] * 6) for _ in job_ids]
+        return [Marks(self.state, *[""] * 6) for _ in job_ids]
 
 
 class FullSlots:
     full = preemptible = True
-
-    def preempt(self) -> None:
-        pass
 
 
 class EmptyQueue:
@@ -45,21 +40,45 @@ class EmptyQueue:
         return False
 
 
-@pytest.mark.parametrize("later_ms", [0, 3_600_000])
-async def test_it_tries_ten_times_at_once_and_then_once_with_each_look_back(
-    monkeypatch: pytest.MonkeyPatch, later_ms: int
+async def turns_of_the_loop() -> None:
+    """Many more than there are tries."""
+    for _ in range(100 * TRIES):
+        await asyncio.sleep(0)
+
+
+def urgent_jobs(index: Index) -> UrgentJobs:
+    return UrgentJobs(cast("Any", index), least=9, slots=cast("Any", FullSlots()), here=())
+
+
+@pytest.mark.parametrize(("state", "tries"), [(JobState.QUEUED, TRIES), (JobState.RUNNING, 1)])
+async def test_it_tries_a_few_times_to_take_an_announced_job_and_then_once_with_each_look(
+    monkeypatch: pytest.MonkeyPatch, state: JobState, tries: int
 ) -> None:
-    monkeypatch.setattr(urgent, "LOOK_INTERVAL_S", 0.0)
+    """Without a look at the record, only the first time."""
+    monkeypatch.setattr(urgent, "RETRY_INTERVAL_S", 0.0)
     index, queue = Index(), EmptyQueue()
-    jobs = UrgentJobs(cast("Any", index), least=9, slots=cast("Any", FullSlots()), here=())
+    index.state = state
+    jobs = urgent_jobs(index)
     taking = asyncio.create_task(jobs.take(cast("Any", queue)))
-    for looks_back in range(3):
-        before = queue.asked
-        # Many more looks than tries.
-        for _ in range(100 * TRIES):
-            await asyncio.sleep(0)
-        assert queue.asked - before == (1 if looks_back else TRIES)
-        index.now_ms = NOW_MS + later_ms
-        jobs._looks_back_at = 0.0
+    await turns_of_the_loop()
+    jobs.announced("01")
+    await turns_of_the_loop()
+    assert queue.asked == tries
+    monkeypatch.setattr(urgent, "LOOK_INTERVAL_S", 0.0)
+    jobs._looks_at = 0.0
+    jobs._news.set()
+    await turns_of_the_loop()
+    if state is JobState.RUNNING:
+        assert queue.asked == tries
+    else:
+        assert queue.asked > 2 * tries
     taking.cancel()
     await asyncio.wait([taking])
+
+
+async def test_it_remembers_a_bounded_number_of_announced_jobs() -> None:
+    """They may be many while nothing can be preempted for them."""
+    jobs = urgent_jobs(Index())
+    for number in range(2 * AT_MOST):
+        jobs.announced(str(number))
+    assert len(jobs._tries) == AT_MOST

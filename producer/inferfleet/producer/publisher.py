@@ -51,6 +51,7 @@ class Publisher:
             connect_timeout_s=settings.connect_timeout_s,
             confirm_timeout_s=settings.publish_timeout_s,
             name=f"{settings.client_id} (publish)",
+            announce_from=settings.preempt_from,
         )
         self.outage = self._confirm_channel.outage
         """The outages of RabbitMQ."""

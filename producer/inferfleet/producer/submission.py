@@ -414,8 +414,8 @@ def _in_pool(claimed: Claim, pool: str | None) -> Claim:
 
 def _perhaps_recorded(job: Job, error: ServiceUnreachableError) -> PublishUnconfirmedError:
     unconfirmed = PublishUnconfirmedError(
-        f"job {job.id} may or may not run: Redis went away while the job was recorded ({error}). Submitting it "
-        "again with the same idempotency key is safe"
+        f"job {job.id} may or may not run: Redis went away while the job was recorded ({error}). "
+        "Submitting it again with the same idempotency key is safe"
     )
     unconfirmed.job_id = job.id
     return unconfirmed

@@ -84,6 +84,7 @@ def _operations() -> dict[str, Any]:
         "deadLetterMessage": _operation("send", "deadLetters", "A worker gives a message up.", published),
         "readDeadLetters": _operation("receive", "deadLetterQueue", "A person looks at what failed."),
         "sendCommand": _operation("send", "control", "Cancel a job, drain a worker or swap its model."),
+        "announceUrgentJob": _operation("send", "announcements", "A producer announces an urgent job."),
         "receiveCommands": _operation("receive", "controlQueue", "A worker hears every order."),
         "writeJournal": _operation("send", "journal", "A worker writes down what happens."),
         "followJournal": _operation("receive", "journal", "A client reads tokens as they come."),

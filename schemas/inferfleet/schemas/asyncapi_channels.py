@@ -30,6 +30,17 @@ def amqp_channels() -> dict[str, Any]:
             description="Jobs to run. The address is the routing key.",
             parameters=_POOL,
         ),
+        "announcements": _exchange(
+            names.JOBS_EXCHANGE,
+            "direct",
+            address=names.announcements("{pool}"),
+            message="control",
+            description=(
+                "Announcements of urgent jobs (`kind` is `urgent`), each published behind its job. "
+                "The address is the routing key. A worker whose engine is full takes the job at once."
+            ),
+            parameters=_POOL,
+        ),
         "jobQueue": _queue(
             names.job_queue("{pool}"),
             message="job",
@@ -64,7 +75,9 @@ def amqp_channels() -> dict[str, Any]:
         "controlQueue": _queue(
             names.control_queue("{workerId}"),
             message="control",
-            description="A worker's own queue of commands. It is deleted when the worker disconnects.",
+            description=(
+                "A worker's own queue of commands and announcements. It is deleted when the worker disconnects."
+            ),
             parameters=_WORKER,
             durable=False,
         ),

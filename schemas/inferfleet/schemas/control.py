@@ -1,4 +1,8 @@
-"""The commands on the control exchange. Every worker receives each command; the one that it concerns acts."""
+"""What a worker is told in its control queue.
+
+Commands come by the control exchange. Every worker receives each command; the one that it concerns acts.
+Announcements of urgent jobs come by the jobs exchange, to the workers of one pool.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +29,13 @@ class DrainWorker(WireModel):
 
     kind: Literal["drain"] = "drain"
     worker_id: str
+
+
+class UrgentJob(WireModel):
+    """An urgent job of your pool was published: take it from the queue if your engine is full."""
+
+    kind: Literal["urgent"] = "urgent"
+    job_id: JobId
 
 
 class SwapStrategy(StrEnum):
@@ -59,7 +70,7 @@ class SwapModel(WireModel):
     allow_rename: bool = False
 
 
-Control = Annotated[CancelJob | DrainWorker | SwapModel, Field(discriminator="kind")]
+Control = Annotated[CancelJob | DrainWorker | SwapModel | UrgentJob, Field(discriminator="kind")]
 
 control: TypeAdapter[Control] = TypeAdapter(Control)
 """Reads one control message: ``control.validate_json(body)``."""

@@ -85,7 +85,7 @@ class StateConflictError(SessionError):
 
 
 class PublishUnconfirmedError(InferfleetError):
-    """The connection broke before the broker's confirm: the job may or may not be queued.
+    """A connection broke before the broker's confirm, or while Redis recorded the job: it may or may not run.
 
     It is safe to submit the job again with the same idempotency key. ``job_id`` is the id of a single job.
     """

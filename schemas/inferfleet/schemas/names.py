@@ -7,7 +7,7 @@ Cluster slot.
 from __future__ import annotations
 
 JOBS_EXCHANGE = "inferfleet.jobs"
-"""Direct, durable. The routing key is the pool."""
+"""Direct, durable. The routing key is the pool, or that of its ``announcements``."""
 
 DEAD_EXCHANGE = "inferfleet.dead"
 """Direct, durable. The routing key is the pool."""
@@ -76,6 +76,11 @@ def job_queue(pool: str) -> str:
 def dead_queue(pool: str) -> str:
     """Name the queue that holds a pool's dead letters."""
     return f"inferfleet.dead.{pool}"
+
+
+def announcements(pool: str) -> str:
+    """Return the routing key on the jobs exchange by which a pool's workers are told of urgent jobs."""
+    return f"{pool}:urgent"
 
 
 def control_queue(worker_id: str) -> str:

@@ -115,6 +115,9 @@ class ServiceSettings(BaseSettings):
     keep_requests: bool = True
     """Whether Redis keeps the request of each unfinished job. Without it, a job whose message RabbitMQ has
     lost cannot be published again."""
+    preempt_from: Annotated[int, Field(ge=1, le=PRIORITY_LEVELS)] = Priority.URGENT
+    """Jobs of at least this priority preempt running jobs below it; no job has the priority 10. Whoever
+    publishes such a job announces it to the pool's workers."""
     allow_eviction: bool = False
     redis_wait_replicas: Annotated[int, Field(ge=0, le=100)] = 0
     """On how many replicas of Redis a job's record must be before ``submit`` publishes it, and a job's end
@@ -177,8 +180,6 @@ class WorkerSettings(ServiceSettings):
     """A folder with LoRA adapters, which jobs name as their model."""
     max_running: Annotated[int, Field(ge=1, le=60_000)] = 64
     look_ahead: Annotated[int, Field(ge=0, le=5_000)] = 8
-    preempt_from: Annotated[int, Field(ge=1, le=PRIORITY_LEVELS)] = Priority.URGENT
-    """Jobs of at least this priority preempt running jobs below it; no job has the priority 10."""
     preempt_min_run_s: Annotated[float, Field(ge=0, le=LONGEST_S)] = 1.0
     preempt_limit: Annotated[int, Field(ge=0, le=100)] = 3
     http_host: str = "0.0.0.0"  # noqa: S104 - probes come from the kubelet, outside the pod

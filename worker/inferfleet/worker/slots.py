@@ -17,6 +17,10 @@ from inferfleet.worker.job_run import JobRun
 from inferfleet.worker.preemption import Preemption
 from inferfleet.worker.stop_switch import Interruption
 
+PREEMPT_INTERVAL_S = 0.05
+"""How soon preemption is tried again for an urgent job that waits here: a job that had run too briefly may
+have become preemptible."""
+
 REFILL_PATIENCE_S = 0.1
 """How long a free slot waits for the delivery for which an ack has made room: the broker may have a more
 urgent job than any that waits here."""
@@ -63,6 +67,7 @@ class Slots:
         self._arrivals = count()
         self._granting = False
         self._patience: asyncio.TimerHandle | None = None
+        self._preempting: asyncio.TimerHandle | None = None
         self.closed = False
         """Whether the worker drains."""
         self._paused_by: set[PauseReason] = set()
@@ -159,8 +164,9 @@ class Slots:
     def close(self) -> None:
         """Refuse a slot to all waiting and all later jobs."""
         self.closed = True
-        if self._patience is not None:
-            self._patience.cancel()
+        for timer in (self._patience, self._preempting):
+            if timer is not None:
+                timer.cancel()
         self.refuse_waiting()
 
     def refuse_waiting(self) -> None:
@@ -203,6 +209,9 @@ class Slots:
 
     def preempt(self) -> None:
         """Take the slot of a running job for each urgent job that waits, as far as that is allowed."""
+        if self._preempting is not None:
+            self._preempting.cancel()
+            self._preempting = None
         if self._preemption is None or self.closed or self.paused:
             return
         if not self._queue or -self._queue[0][0] < self._preemption.from_priority:
@@ -213,6 +222,8 @@ class Slots:
         leaving = sum(run.stop_switch.preempted for run in self._holders)
         for _ in range(urgent - leaving - max(0, self._limit - len(self._holders))):
             if (victim := self._preemption.victim(self._holders)) is None:
+                loop = asyncio.get_running_loop()
+                self._preempting = loop.call_later(PREEMPT_INTERVAL_S, self.preempt)
                 return
             victim.interrupt(Interruption.PREEMPTED)
 

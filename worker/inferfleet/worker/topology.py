@@ -17,7 +17,7 @@ from aio_pika.abc import AbstractChannel
 from aiormq.exceptions import ChannelLockedResource
 
 from inferfleet.schemas.errors import ServiceUnreachableError
-from inferfleet.schemas.names import CONTROL_EXCHANGE, control_queue
+from inferfleet.schemas.names import CONTROL_EXCHANGE, JOBS_EXCHANGE, announcements, control_queue
 from inferfleet.schemas.settings import WorkerSettings
 from inferfleet.wire.rabbitmq.connection import Connection
 from inferfleet.wire.rabbitmq.errors import connection_errors
@@ -100,6 +100,7 @@ class Topology:
                 "wait a minute, or choose another --worker-id"
             ) from error
         await queue.bind(CONTROL_EXCHANGE)
+        await queue.bind(JOBS_EXCHANGE, routing_key=announcements(self._settings.pool))
         if not self._hears:
             channel = await self._listening.get_underlay_channel()
             # Before the answer, because the cancellation of the consumer may come with it.

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import ValidationError
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
 
-from inferfleet.schemas.control import CancelJob, DrainWorker, SwapModel, control
+from inferfleet.schemas.control import CancelJob, DrainWorker, SwapModel, UrgentJob, control
 from inferfleet.schemas.endpoints import ENDPOINTS
 from inferfleet.schemas.errors import InferfleetError, ServiceRefusedError, ServiceUnreachableError
 from inferfleet.schemas.heartbeat import WorkerPhase
@@ -151,6 +151,7 @@ class Worker:
             connect_timeout_s=settings.connect_timeout_s,
             confirm_timeout_s=settings.publish_timeout_s,
             name=f"{settings.worker_id} (publish)",
+            announce_from=settings.preempt_from,
         )
         async with (
             self._signals(),
@@ -240,7 +241,7 @@ class Worker:
     async def _serve(self, processor: Processor, urgent: UrgentJobs, broker: AsyncExitStack) -> None:
         # The broker comes first: a wrong password should not wait for the model, and the pool accepts jobs
         # as soon as it has its queues.
-        opened = partial(self._subscribe, processor)
+        opened = partial(self._subscribe, processor, urgent)
         subscription: Subscription | None = await broker.enter_async_context(opened())
         self._start_times.ended(StartPart.SERVICES)
         loading = time.monotonic()
@@ -335,25 +336,29 @@ class Worker:
             self._failure = error
             self.stop()
 
-    def _subscribe(self, processor: Processor) -> AbstractAsyncContextManager[Subscription]:
+    def _subscribe(
+        self, processor: Processor, urgent: UrgentJobs
+    ) -> AbstractAsyncContextManager[Subscription]:
         return subscribe(
             self._settings,
             on_delivery=partial(self._take, processor),
-            on_control=partial(self._handle_command, processor),
+            on_control=partial(self._handle_command, processor, urgent),
         )
 
-    def _handle_command(self, processor: Processor, body: bytes) -> None:
-        """Obey a command from the control exchange, if it concerns this worker."""
+    def _handle_command(self, processor: Processor, urgent: UrgentJobs, body: bytes) -> None:
+        """Obey a command, if it concerns this worker."""
         try:
             order = control.validate_json(body)
         except ValidationError as error:
             logger.warning(
-                "cannot understand a command on the control exchange", extra={"problems": error.error_count()}
+                "cannot understand a command in the control queue", extra={"problems": error.error_count()}
             )
             return
         match order:
             case CancelJob(job_id=job_id, keep=keep):
                 processor.interrupt(job_id, Interruption.INTERRUPTED if keep else Interruption.CANCELLED)
+            case UrgentJob(job_id=job_id):
+                urgent.announced(job_id)
             case DrainWorker(worker_id=worker_id):
                 if worker_id == self._settings.worker_id:
                     self.stop()

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from typing import NamedTuple, Protocol, TypeVar
 from uuid import uuid4
 
+import aio_pika
 from aio_pika.abc import AbstractChannel
 from aio_pika.exceptions import ChannelNotFoundEntity, ChannelPreconditionFailed
 from pamqp.commands import Basic
 
 from inferfleet.schemas import names
+from inferfleet.schemas.control import UrgentJob
 from inferfleet.schemas.errors import (
     ConfigurationError,
+    InferfleetError,
     PublishUnconfirmedError,
     ServiceRefusedError,
     ServiceUnreachableError,
@@ -71,10 +74,21 @@ class ConfirmChannel:
     If a connection turns out to be dead, it is replaced once before a call fails. When the broker refuses a
     message, it closes the channel for all messages in flight. Those are then published again one by one on a
     separate connection, where the broker refuses only the one that it meant. This may queue a message twice.
+
+    Jobs of at least the priority ``announce_from`` are announced to the pool's workers.
     """
 
-    def __init__(self, url: str, *, connect_timeout_s: float, confirm_timeout_s: float, name: str) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        connect_timeout_s: float,
+        confirm_timeout_s: float,
+        name: str,
+        announce_from: int = names.PRIORITY_LEVELS,
+    ) -> None:
         self._confirm_timeout_s = confirm_timeout_s
+        self._announce_from = announce_from
         link = partial(_Link, url, connect_timeout_s=connect_timeout_s, answer_timeout_s=confirm_timeout_s)
         self._shared = link(name=name)
         self._lone = link(name=f"{name}, one by one")
@@ -125,6 +139,26 @@ class ConfirmChannel:
 
         Returns and raises the same as ``publish``.
         """
+        if (message.properties.priority or 0) < self._announce_from:
+            return await self._publish_job(message, pool)
+        published, _ = await asyncio.gather(
+            self._publish_job(message, pool), self._announce(message, pool), return_exceptions=True
+        )
+        if isinstance(published, BaseException):
+            raise published
+        return published
+
+    async def _announce(self, message: Outgoing, pool: str) -> None:
+        """Tell the pool's workers of an urgent job. If this fails, a full worker finds the job later."""
+        if message.properties.message_id is None:
+            return
+        notice = UrgentJob(job_id=message.properties.message_id)
+        announcement = aio_pika.Message(notice.model_dump_json().encode())
+        with suppress(InferfleetError):
+            # Its frames follow those of the job.
+            await self.publish(names.JOBS_EXCHANGE, announcement, routing_key=names.announcements(pool))
+
+    async def _publish_job(self, message: Outgoing, pool: str) -> bool:
         try:
             return await self.publish(names.JOBS_EXCHANGE, message, routing_key=pool, mandatory=True)
         except UnroutableError:

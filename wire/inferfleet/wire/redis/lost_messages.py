@@ -171,9 +171,9 @@ class LostMessages:
             for job_id, published, held in zip(found[::3], found[1::3], found[2::3], strict=True)
         ]
 
-    def entered_since(self, since_ms: int, priority: int) -> AsyncGenerator[list[Entry]]:
-        """Yield pages of the unfinished jobs of a priority that were published since then, oldest first."""
-        return unfinished(self._pipeline, self._pool, priority, behind=Entry("", since_ms))
+    def unfinished(self, priority: int) -> AsyncGenerator[list[Entry]]:
+        """Yield pages of the unfinished jobs of a priority, oldest first."""
+        return unfinished(self._pipeline, self._pool, priority)
 
     async def marks(self, job_ids: Iterable[str]) -> list[Marks]:
         """Read what the records of jobs say about who has them."""

@@ -155,8 +155,8 @@ class CommandPipeline:
         """Run one command and return its reply.
 
         Raises:
-            ServiceUnreachableError: Redis was unreachable for longer than ``patience_s``. It is ``in_doubt`` if
-                the command was sent.
+            ServiceUnreachableError: Redis was unreachable for longer than ``patience_s``. It is ``in_doubt``
+                if the command was sent.
             ServiceRefusedError: Redis refused this command for longer than ``patience_s``.
             TypeError, ValueError: An argument cannot be encoded for Redis.
 
