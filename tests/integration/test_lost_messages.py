@@ -475,7 +475,7 @@ async def test_a_submission_that_redis_has_recorded_before_it_went_away_is_in_do
     """It is in the index, so the sweep publishes it: nobody may be told that it was refused."""
     async with (
         Proxy(services.redis_url) as link,
-        connect(redis_url=f"{link.url}?socket_timeout=1") as cut_off,
+        connect(redis_url=link.url, connect_timeout_s=1) as cut_off,
     ):
         await cut_off.submit(chat("so that the connections are there"), pool=pool)
         link.hold(Direction.TO_CLIENT)

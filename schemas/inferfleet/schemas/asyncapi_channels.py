@@ -76,7 +76,8 @@ def amqp_channels() -> dict[str, Any]:
             names.control_queue("{workerId}"),
             message="control",
             description=(
-                "A worker's own queue of commands and announcements. It is deleted when the worker disconnects."
+                "A worker's own queue of commands and announcements. "
+                "It is deleted when the worker disconnects."
             ),
             parameters=_WORKER,
             durable=False,
