@@ -23,6 +23,7 @@ SPELT = [
     (names.swap_key("chat"), "inferfleet:pool:{chat}:swap"),
     (names.ended_key("chat"), "inferfleet:pool:{chat}:ended"),
     (names.ended_call_key("chat", "w1:1"), "inferfleet:pool:{chat}:ended:w1:1"),
+    (names.announcements("chat"), "chat:urgent"),
     (names.control_queue("w1"), "inferfleet.control.w1"),
     (names.job_key(JOB), f"inferfleet:job:{{{JOB}}}"),
     (names.journal_key(JOB), f"inferfleet:job:{{{JOB}}}:journal"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
 import pytest
@@ -11,11 +12,16 @@ from inferfleet.schemas import Endpoint, Job
 from inferfleet.worker.job_run import JobRun
 from inferfleet.worker.slots import REFILL_PATIENCE_S, Slots
 
+HOUR = timedelta(hours=1)
+
 
 class Undelivered:
     """Stands for a delivery; nothing here settles it."""
 
     reply_to = ""
+
+    def __init__(self, priority: int = 0) -> None:
+        self.properties = {"priority": priority}
 
 
 class Broker:
@@ -30,9 +36,9 @@ class Broker:
         self.dry.set()
 
 
-def run_of(priority: int) -> JobRun:
-    job = Job(endpoint=Endpoint.COMPLETIONS, body={"prompt": "hello"}, priority=priority)
-    return JobRun(job=job, delivery=cast("Any", Undelivered()))
+def run_of(priority: int, *, promoted_to: int = 0, **fields: Any) -> JobRun:
+    job = Job(endpoint=Endpoint.COMPLETIONS, body={"prompt": "hello"}, priority=priority, **fields)
+    return JobRun(job=job, delivery=cast("Any", Undelivered(promoted_to)))
 
 
 class Crowd:
@@ -45,10 +51,13 @@ class Crowd:
 
     async def come(self, *priorities: int) -> list[JobRun]:
         runs = [run_of(priority) for priority in priorities]
+        await self.wait(*runs)
+        return runs
+
+    async def wait(self, *runs: JobRun) -> None:
         for run in runs:
             self.tasks[run] = asyncio.create_task(self._take(run))
         await turns()
-        return runs
 
     async def _take(self, run: JobRun) -> bool:
         taken = await self.slots.take(run)
@@ -79,6 +88,28 @@ async def test_a_free_slot_goes_to_the_most_urgent_and_then_to_the_first() -> No
     for run in (first, high, other_high):
         await crowd.leave(run)
     assert crowd.served == [first, high, other_high, low]
+
+
+async def test_of_equally_urgent_jobs_the_one_that_expires_soonest_comes_first() -> None:
+    crowd = Crowd(Slots(1))
+    first, *_ = await crowd.come(4)
+    now = datetime.now(UTC)
+    never, late, soon = (run_of(4, expires_at=at) for at in (None, now + HOUR, now + HOUR / 2))
+    urgent = run_of(7)
+    await crowd.wait(never, late, soon, urgent)
+    for run in (first, urgent, soon, late):
+        await crowd.leave(run)
+    assert crowd.served == [first, urgent, soon, late, never]
+
+
+async def test_a_promoted_job_waits_by_the_priority_of_its_message() -> None:
+    crowd = Crowd(Slots(1))
+    first, *_ = await crowd.come(4)
+    promoted, high, urgent = run_of(1, promoted_to=8), run_of(7), run_of(9)
+    await crowd.wait(high, promoted, urgent)
+    for run in (first, urgent, promoted):
+        await crowd.leave(run)
+    assert crowd.served == [first, urgent, promoted, high]
 
 
 async def test_a_slot_waits_for_the_delivery_that_is_due() -> None:

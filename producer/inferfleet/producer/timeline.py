@@ -43,6 +43,8 @@ class EventKind(StrEnum):
     """The worker gave no sign of life after the event before this one. ``at`` is when that was noticed."""
     REPUBLISHED = "republished"
     """The job's message was lost, and a worker published it again."""
+    PROMOTED = "promoted"
+    """The job had waited so long that a worker let it overtake more urgent jobs."""
     RESTARTED = "restarted"
     """The answer begins again, as ``detail`` says; ``tokens`` were generated for nothing."""
     RESTORED = "restored"
@@ -88,6 +90,8 @@ class Event:
                 return f"lost its worker {self.worker_id}, which gave no further sign of life"
             case EventKind.REPUBLISHED:
                 return "published again, because its message was lost"
+            case EventKind.PROMOTED:
+                return "promoted, because it had waited longest"
             case EventKind.RESTARTED:
                 return f"answer restarted ({self.detail}); {count_of(self.tokens, 'token')} wasted"
             case EventKind.RESTORED:
@@ -135,6 +139,9 @@ class Timeline:
             if self._running is not None:
                 self._lose(entry.at)
             self._event(EventKind.REPUBLISHED, entry)
+            return
+        if entry.promoted:
+            self._event(EventKind.PROMOTED, entry)
             return
         worker_id = self._running.worker_id if self._running else None
         if entry.preempted:

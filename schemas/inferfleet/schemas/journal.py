@@ -59,7 +59,8 @@ class QueuedEntry(WireModel):
     """The job waits: it was accepted, will be retried, or was handed over by a draining worker.
 
     If ``republished``, its message was lost, and a worker has published it again. If ``preempted``, its
-    worker has given its slot to a more urgent job, and resumes the same attempt later.
+    worker has given its slot to a more urgent job, and resumes the same attempt later. If ``promoted``, it
+    has waited so long that a worker lets it overtake more urgent jobs.
     """
 
     kind: Literal["queued"] = "queued"
@@ -69,6 +70,7 @@ class QueuedEntry(WireModel):
     failure: Failure | None = None
     republished: Literal[True] | None = None
     preempted: Literal[True] | None = None
+    promoted: Literal[True] | None = None
 
 
 class RunningEntry(WireModel):

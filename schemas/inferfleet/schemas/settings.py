@@ -182,6 +182,8 @@ class WorkerSettings(ServiceSettings):
     look_ahead: Annotated[int, Field(ge=0, le=5_000)] = 8
     preempt_min_run_s: Annotated[float, Field(ge=0, le=LONGEST_S)] = 1.0
     preempt_limit: Annotated[int, Field(ge=0, le=100)] = 3
+    oldest_share: Annotated[float, Field(ge=0, le=0.5)] = 0.05
+    """The share of a worker's starts that goes to the job that has waited longest, whatever its priority."""
     http_host: str = "0.0.0.0"  # noqa: S104 - probes come from the kubelet, outside the pod
     http_port: Annotated[int, Field(ge=0, le=65_535)] = 9100
     drain_timeout_s: Annotated[float, Field(ge=0, le=LONGEST_S)] = 30.0

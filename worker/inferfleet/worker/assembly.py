@@ -16,6 +16,7 @@ from inferfleet.wire.redis.replicas import Replicas
 from inferfleet.wire.redis.session_histories import SessionHistories
 from inferfleet.wire.redis.session_lanes import SessionLanes
 from inferfleet.wire.redis.session_records import SessionRecords
+from inferfleet.worker.ageing import Ageing
 from inferfleet.worker.attempt import Attempts
 from inferfleet.worker.attempt_log import AttemptLog
 from inferfleet.worker.claim import Claims
@@ -30,6 +31,7 @@ from inferfleet.worker.ports import EngineDeadError
 from inferfleet.worker.preparation import Preparation
 from inferfleet.worker.processor import Processor
 from inferfleet.worker.replaceable_engine import ReplaceableEngine
+from inferfleet.worker.republishing import Republishing
 from inferfleet.worker.settlement import Settlement
 from inferfleet.worker.slots import Slots
 from inferfleet.worker.sweep import Sweep
@@ -47,6 +49,7 @@ class Parts(NamedTuple):
     processor: Processor
     journal: JournalWriter
     sweep: Sweep
+    ageing: Ageing
     spans: AttemptSpans | None
     open_jobs: OpenJobs
     urgent: UrgentJobs
@@ -75,11 +78,27 @@ def assemble(
         keep_requests=settings.keep_requests,
         replicas=Replicas(pipeline, settings, patience_s=None),
     )
+    session_lanes = SessionLanes(pipeline=pipeline, settings=settings, replicas=records.replicas)
+    lost_messages = LostMessages(pipeline, pool=settings.pool)
+    republishing = Republishing(
+        settings=settings,
+        lost_messages=lost_messages,
+        session_lanes=session_lanes,
+        confirm_channel=confirm_channel,
+    )
+    ageing = Ageing(
+        settings=settings,
+        index=lost_messages,
+        session_lanes=session_lanes,
+        republishing=republishing,
+        metrics=metrics.attempts,
+    )
     observers: list[Hooks] = [
         metrics.attempts,
         ended_jobs,
         ended_counts,
         AttemptLog(prompts=settings.log_prompts),
+        ageing,
     ]
     spans: AttemptSpans | None = None
     if spans_to is not None:
@@ -91,7 +110,6 @@ def assemble(
     hooks = AllHooks(observers)
     histories = SessionHistories(pipeline=pipeline, settings=settings)
     journal = JournalWriter(records=records, histories=histories, settings=settings, hooks=hooks)
-    session_lanes = SessionLanes(pipeline=pipeline, settings=settings, replicas=records.replicas)
     lanes = Lanes(
         settings=settings, records=records, session_lanes=session_lanes, confirm_channel=confirm_channel
     )
@@ -138,7 +156,6 @@ def assemble(
         leaving=leaving,
         on_engine_death=on_engine_death,
     )
-    lost_messages = LostMessages(pipeline, pool=settings.pool)
     sweep = Sweep(
         settings=settings,
         lost_messages=lost_messages,
@@ -146,9 +163,10 @@ def assemble(
         session_lanes=session_lanes,
         lanes=lanes,
         confirm_channel=confirm_channel,
+        republishing=republishing,
         fronts=fronts,
         processor=processor,
         hooks=hooks,
     )
     urgent = UrgentJobs(lost_messages, least=settings.preempt_from, slots=slots, here=processor.runs)
-    return Parts(processor, journal, sweep, spans, records.open_jobs, urgent)
+    return Parts(processor, journal, sweep, ageing, spans, records.open_jobs, urgent)

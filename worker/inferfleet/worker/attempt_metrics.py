@@ -74,6 +74,9 @@ class AttemptMetrics(Hooks):
         self._preempted = Counts(
             "inferfleet_preemptions", "Times that a running job lost its slot to a more urgent one"
         )
+        self.promoted = Counts(
+            "inferfleet_jobs_promoted", "Jobs that overtook more urgent ones, because they had waited longest"
+        )
         self._resumed = Counts(
             "inferfleet_jobs_resumed", "Attempts that continued the tokens of earlier ones"
         )

@@ -82,7 +82,7 @@ class Claims:
             if not await self._slots.take(run):
                 return self._refused_slot()
             started = await self._start(run, generation)
-        if started.first_entered_ms is not None and run.delivery.witness is None:
+        if started.first_entered_ms is not None and run.delivery.witness is None and not run.promoted:
             self._fronts.delivered(run.job.priority, started.first_entered_ms, delivered)
         match self._refused(run.job, started):
             case None:

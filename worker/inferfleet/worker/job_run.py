@@ -80,6 +80,17 @@ class JobRun:
         """``started`` in Redis' time."""
         return self._clock.at(self.started)
 
+    @property
+    def rank(self) -> int:
+        """Which job gets a slot first: the higher one. It is the job's priority, unless it was promoted."""
+        message_priority: int = self.delivery.properties.get("priority", 0)
+        return max(self.job.priority, message_priority)
+
+    @property
+    def promoted(self) -> bool:
+        """Whether the job's message has overtaken those of more urgent jobs."""
+        return self.rank > self.job.priority
+
     def start(self, started: Started) -> None:
         """Record the granted start."""
         self.fence = started.fence

@@ -39,7 +39,7 @@ async def past_of(attempt: int, entries: AsyncIterable[JournalEntry]) -> Past:
                 break
             case RunningEntry() if last is None or entry.attempt != last.running.attempt:
                 last, queued_at = PastAttempt(entry, queued_at, lost=True), None
-            case QueuedEntry() if not entry.preempted:
+            case QueuedEntry() if not entry.preempted and not entry.promoted:
                 queued_at = entry.at
                 if last is not None and not entry.republished:
                     last = PastAttempt(last.running, last.queued_at, lost=False)

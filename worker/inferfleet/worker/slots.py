@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import math
 from enum import StrEnum
 from itertools import count
 from typing import Protocol
@@ -62,7 +63,7 @@ class Slots:
         self._supply: Supply | None = None
         self._holders: set[JobRun] = set()
         self._waiters: dict[JobRun, asyncio.Future[bool]] = {}
-        self._queue: list[tuple[int, bool, int, JobRun]] = []
+        self._queue: list[tuple[int, bool, float, int, JobRun]] = []
         """A heap of the waiting jobs, the next one first. Jobs that no longer wait are skipped."""
         self._arrivals = count()
         self._granting = False
@@ -141,8 +142,10 @@ class Slots:
             return False
         waiter: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._waiters[run] = waiter
-        # Of equally urgent jobs, those that were preempted come first.
-        heapq.heappush(self._queue, (-run.job.priority, not run.preemptions, next(self._arrivals), run))
+        # Of equally urgent jobs, those that were preempted come first, and then those that expire soonest.
+        expires = math.inf if run.job.expires_at is None else run.job.expires_at.timestamp()
+        place = (-run.rank, not run.preemptions, expires, next(self._arrivals), run)
+        heapq.heappush(self._queue, place)
         self._grant_soon()
         try:
             return await waiter
@@ -189,7 +192,7 @@ class Slots:
     def _grant(self) -> None:
         self._granting = False
         while self._queue and not self.paused and not self.full:
-            priority, _, _, run = self._queue[0]
+            priority, _, _, _, run = self._queue[0]
             waiter = self._waiters.get(run)
             if waiter is None or waiter.done():
                 heapq.heappop(self._queue)

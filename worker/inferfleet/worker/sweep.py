@@ -25,12 +25,10 @@ from inferfleet.schemas.errors import (
     ServiceRefusedError,
     ServiceUnreachableError,
 )
-from inferfleet.schemas.message import trace_of
 from inferfleet.schemas.names import job_queue
 from inferfleet.schemas.settings import WorkerSettings
 from inferfleet.wire.outage import Outage
 from inferfleet.wire.rabbitmq.confirms import NackedError, RefusedError
-from inferfleet.wire.rabbitmq.messages import job_message
 from inferfleet.wire.rabbitmq.publishing import ConfirmChannel
 from inferfleet.wire.redis.lost_messages import Front, LostMessages, Marks, OpenJob, Revival, SweepTurn
 from inferfleet.wire.redis.open_jobs import OpenJobs
@@ -39,6 +37,7 @@ from inferfleet.worker.fronts import Fronts
 from inferfleet.worker.hooks import Hooks
 from inferfleet.worker.lanes import Lanes
 from inferfleet.worker.processor import Processor
+from inferfleet.worker.republishing import Republishing
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +54,7 @@ SHARE = 0.1
 AT_ONCE = 64
 """How many jobs are published at the same time."""
 
-_UNPUBLISHED = (
+UNPUBLISHED = (
     ServiceUnreachableError,
     ServiceRefusedError,
     PublishUnconfirmedError,
@@ -63,6 +62,7 @@ _UNPUBLISHED = (
     ConfigurationError,
     OSError,
 )
+"""Why jobs cannot be published again now."""
 
 _FOR_ALL = (ServiceUnreachableError, PublishUnconfirmedError, NackedError)
 """RabbitMQ is unreachable, or the queue is full."""
@@ -80,6 +80,7 @@ class Sweep:
         session_lanes: SessionLanes,
         lanes: Lanes,
         confirm_channel: ConfirmChannel,
+        republishing: Republishing,
         fronts: Fronts,
         processor: Processor,
         hooks: Hooks,
@@ -90,6 +91,7 @@ class Sweep:
         self._session_lanes = session_lanes
         self._lanes = lanes
         self._confirm_channel = confirm_channel
+        self._republishing = republishing
         self._fronts = fronts
         self._processor = processor
         self._hooks = hooks
@@ -110,7 +112,7 @@ class Sweep:
             await asyncio.sleep(self._pause_s)
             try:
                 await self._report_and_sweep()
-            except _UNPUBLISHED as error:
+            except UNPUBLISHED as error:
                 if self._failing.began():
                     logger.warning("cannot look for jobs that have lost their messages; retrying (%s)", error)
             except Exception:
@@ -229,35 +231,17 @@ class Sweep:
 
     async def _bring_back(self, job: OpenJob, marks: Marks, priority: int, front: Front) -> bool:
         """Publish a lost job. Return false if it is not lost after all, or cannot be published."""
-        stub = Job(
-            id=job.id,
-            pool=self._settings.pool,
-            priority=priority,
-            body={},
-            session_id=marks.session or None,
-        )
+        stub = self._republishing.stub(job.id, marks, priority=priority)
         if stub.session_id is not None and not await self._may_be_in_front(stub, front):
             return False
-        revived = await self._lost_messages.revive(
-            job.id, marks, priority=priority, call=f"{self._name}:{next(self._calls)}"
-        )
-        match revived.status:
+        match await self._republishing.publish(stub, marks):
             case Revival.CHANGED:
                 return False
             case Revival.UNKEPT:
                 self._unkept.setdefault(priority, set()).add(job.id)
                 return False
             case Revival.REVIVED:
-                pass
-        if stub.session_id is not None:
-            # From now on its producer cannot take it back.
-            await self._session_lanes.front(stub, take=stub.id)
-        traced = stub.model_copy(update=trace_of(revived.body))
-        message = job_message(traced, reply_to=revived.reply_to, body=revived.body)
-        await self._confirm_channel.publish_job(message, pool=self._settings.pool)
-        if stub.session_id is not None:
-            await self._session_lanes.published(stub, again=True)
-        return True
+                return True
 
     async def _may_be_in_front(self, turn: Job, front: Front) -> bool:
         """Return whether a turn is in front, and was before the queue was seen without it.

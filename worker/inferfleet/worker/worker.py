@@ -175,7 +175,7 @@ class Worker:
                 "rabbitmq", self._broker_outage, circuit_open=lambda: confirm_channel.circuit_open
             )
             self._metrics.watch_commands(pipeline)
-            processor, journal, sweep, spans, open_jobs, urgent = assemble(
+            processor, journal, sweep, ageing, spans, open_jobs, urgent = assemble(
                 settings=settings,
                 engine=self._engine,
                 slots=self._slots,
@@ -190,7 +190,7 @@ class Worker:
                 on_engine_death=self._on_engine_death,
             )
             beating = background.create_task(self._heartbeats.write(pipeline))
-            sweeping = background.create_task(sweep.run())
+            republishing = [background.create_task(sweep.run()), background.create_task(ageing.run())]
             chores = [
                 beating,
                 background.create_task(pipeline.run()),
@@ -216,8 +216,8 @@ class Worker:
                 # Raised behind the task group, which would wrap it.
                 self._failure = error
             finally:
-                # It uses both services, so it ends before their connections do.
-                await cancel_and_wait(sweeping)
+                # These use both services, so they end before their connections do.
+                await cancel_and_wait(*republishing)
                 await cancel_and_wait(*chores)
                 await self._swaps.aclose()
                 await self._engine.stop()

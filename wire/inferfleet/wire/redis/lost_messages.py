@@ -171,9 +171,9 @@ class LostMessages:
             for job_id, published, held in zip(found[::3], found[1::3], found[2::3], strict=True)
         ]
 
-    def unfinished(self, priority: int) -> AsyncGenerator[list[Entry]]:
-        """Yield pages of the unfinished jobs of a priority, oldest first."""
-        return unfinished(self._pipeline, self._pool, priority)
+    def unfinished(self, priority: int, *, until_ms: int | None = None) -> AsyncGenerator[list[Entry]]:
+        """Yield pages of the unfinished jobs of a priority, oldest first, as ``job_listing.unfinished``."""
+        return unfinished(self._pipeline, self._pool, priority, until_ms=until_ms)
 
     async def marks(self, job_ids: Iterable[str]) -> list[Marks]:
         """Read what the records of jobs say about who has them."""
@@ -206,12 +206,20 @@ class LostMessages:
                 ),
             )
 
-    async def revive(self, job_id: str, marks: Marks, *, priority: int, call: str) -> Revived:
-        """Let a job that has lost its message be published again. ``call`` is unique to this call.
+    async def revive(
+        self, job_id: str, marks: Marks, *, priority: int, call: str, promoted: bool = False
+    ) -> Revived:
+        """Let a job be published again. ``call`` is unique to this call.
 
-        From now on it counts as published now, and its producer cannot take it back.
+        It has lost its message, or is ``promoted``. From now on it counts as published now, and its producer
+        cannot take it back.
         """
-        entry = QueuedEntry(at=self._clock.now(), attempt=int(marks.attempt or 0), republished=True)
+        entry = QueuedEntry(
+            at=self._clock.now(),
+            attempt=int(marks.attempt or 0),
+            republished=None if promoted else True,
+            promoted=True if promoted else None,
+        )
         (status, body, reply_to) = await self._pipeline.enqueue(
             *job_scripts.revive(
                 job_key(job_id),
