@@ -71,6 +71,9 @@ class EveryJob:
     async def admitted(self, jobs: Sequence[Job]) -> AsyncGenerator[set[str]]:
         yield set()
 
+    async def placed(self, jobs: Sequence[Job]) -> list[Job]:
+        return [*jobs]
+
 
 def answer_to(job: Job) -> str:
     """What the simulated engine says to a chat or completion, whoever runs it and however often."""

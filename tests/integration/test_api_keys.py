@@ -35,6 +35,7 @@ from inferfleet.producer.publisher import Publisher
 from inferfleet.producer.tenant_fleet import TenantFleet
 from inferfleet.schemas import Job, JobState
 from inferfleet.schemas.errors import ConfigurationError, JobNotFoundError, PublishUnconfirmedError
+from inferfleet.schemas.result import JobRecord
 from inferfleet.wire.redis import shared_limits
 from inferfleet.wire.redis.job_reading import JobReading
 from inferfleet.wire.redis.pipeline import CommandPipeline
@@ -458,6 +459,42 @@ async def test_limits_are_shared_by_gateways(
         assert [answer.status_code for answer in answers] == [202] * 3 + [429] * 3, answers[0].text
         assert all(int(answer.headers["retry-after"]) >= 1 for answer in answers[3:])
         assert answers[5].headers["x-should-retry"] == "true"
+
+
+async def test_jobs_beyond_the_guarantee_of_their_key_do_not_keep_others_waiting(
+    start_gateway: StartGateway,
+    start_worker: StartWorker,
+    keys: Keys,
+    enter: Enter,
+    pool: str,
+    fleet: Fleet,
+) -> None:
+    """They are accepted, and run when nothing else waits. A guarantee is shared by all gateways."""
+    await fleet.declare_pool(pool)
+    # Each job counts as about 220 tokens.
+    heavy = keys.create(f"{pool}.heavy", guaranteed_tokens_per_minute=1_000)
+    light = keys.create(f"{pool}.light", guaranteed_tokens_per_minute=100_000)
+    gateways = [await start_gateway(api_keys_file=keys.path) for _ in range(2)]
+
+    async def submit(key: str, number: int, **options: Any) -> JobRecord:
+        job = {"body": chat(max_tokens=200), "pool": pool, **options}
+        answer = await enter(gateways[number % 2].url, key).post("/v1/jobs", json=job)
+        assert answer.status_code == 202
+        return await fleet.get(answer.json()["id"])
+
+    flood = [await submit(heavy, number) for number in range(20)]
+    assert [job.priority for job in flood] == [4] * 4 + [3] * 16
+    assert (await submit(heavy, 0, priority="high")).priority == 6
+    assert (await submit(heavy, 0, priority="batch")).priority == 1
+    others = [await submit(light, number) for number in range(10)]
+    assert {job.priority for job in others} == {4}
+    await start_worker(max_running=1, look_ahead=0)
+
+    ids = [job.id for job in [*flood, *others]]
+    order = [result.job_id async for result in fleet.as_completed(ids, timeout_s=PATIENCE_S)]
+
+    expected = [job.id for job in [*flood[:4], *others, *flood[4:]]]
+    assert order == expected
 
 
 async def test_at_once_no_more_jobs_are_accepted_than_a_key_may_have(

@@ -146,6 +146,7 @@ async def test_limits_and_tenants_are_counted_and_tenants_are_bounded(
     limited: list[dict[str, Any]] = [
         {"requests_per_minute": 1, "tokens_per_minute": 5000},
         {"max_unfinished_jobs": 1},
+        {"guaranteed_tokens_per_minute": 1},
     ]
     with changed_keys(path) as keys:
         for number in range(MOST_TENANTS + 2):
@@ -168,6 +169,7 @@ async def test_limits_and_tenants_are_counted_and_tenants_are_bounded(
         ):
             await http.post("/v1/jobs", json=body, headers={"authorization": f"Bearer {key}"})
 
+    assert await metrics.sum("jobs_demoted_total") == 1
     assert await metrics.sums("limited_total", "limit") == {"requests": 1, "tokens": 1, "unfinished_jobs": 1}
     assert await metrics.sums("refusals_total", "code") == {
         "rate_limit_exceeded": 1,

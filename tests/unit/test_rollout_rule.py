@@ -51,7 +51,7 @@ def test_a_key_needs_the_right_on_the_pool_that_was_asked_for_and_none_on_the_ca
     key_id = new_key_id()
     _, secret = new_secret(key_id)
     key = ApiKey(id=key_id, tenant="acme", secrets=(secret,), pools=("chat",), created_at=datetime.now(UTC))
-    admission = Admission(key, cast("Any", None), limited=lambda _: None)
+    admission = Admission(key, cast("Any", None), limited=lambda _: None, demoted=lambda: None)
     admission.check([Job(pool="chat-v2", submitted_to="chat", body={})])
     with pytest.raises(RefusedError, match="may not use the pool 'chat-v2'"):
         admission.check([Job(pool="chat", submitted_to="chat-v2", body={})])

@@ -67,6 +67,12 @@ def create(
     tokens_per_minute: Annotated[
         int | None, typer.Option(min=1, help="How many tokens these may have, prompts and answers.")
     ] = None,
+    guaranteed_tokens_per_minute: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Jobs beyond that many tokens a minute get a priority that is lower by one."
+        ),
+    ] = None,
     max_unfinished_jobs: Annotated[
         int | None, typer.Option(min=1, help="How many of its jobs may be unfinished at the same time.")
     ] = None,
@@ -86,6 +92,7 @@ def create(
             max_priority=read_priority(max_priority),
             requests_per_minute=requests_per_minute,
             tokens_per_minute=tokens_per_minute,
+            guaranteed_tokens_per_minute=guaranteed_tokens_per_minute,
             max_unfinished_jobs=max_unfinished_jobs,
             created_at=_now(),
         )
@@ -163,6 +170,7 @@ def _described(key: ApiKey) -> list[str]:
     limits = {
         "requests/min": key.requests_per_minute,
         "tokens/min": key.tokens_per_minute,
+        "guaranteed tokens/min": key.guaranteed_tokens_per_minute,
         "unfinished": key.max_unfinished_jobs,
     }
     old = [f"{secret.until:%Y-%m-%d %H:%M} UTC" for secret in key.secrets if secret.until is not None]

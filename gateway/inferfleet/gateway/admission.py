@@ -37,13 +37,22 @@ _whole: Final[TypeAdapter[int]] = TypeAdapter(int)
 class Admission:
     """What one key allows. The limits are shared by all gateways.
 
-    ``limited`` is called with the name of each limit that refuses something.
+    ``limited`` is called with the name of each limit that refuses something, and ``demoted`` for each job
+    that gets a lower priority.
     """
 
-    def __init__(self, key: ApiKey, limits: SharedLimits, *, limited: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        key: ApiKey,
+        limits: SharedLimits,
+        *,
+        limited: Callable[[str], None],
+        demoted: Callable[[], None],
+    ) -> None:
         self._key = key
         self._limits = limits
         self._limited = limited
+        self._demoted = demoted
 
     @property
     def usual_priority(self) -> int:
@@ -84,6 +93,31 @@ class Admission:
             raise
         finally:
             await self._free([job_id for job_id in ids if job_id not in submitted])
+
+    async def placed(self, jobs: Sequence[Job]) -> list[Job]:
+        """Return admitted jobs with the priority that they get: lower by one beyond the key's guarantee.
+
+        So they wait behind what others are guaranteed. Jobs of the priority ``batch`` and below do so anyway:
+        they keep their priority, and take nothing of the guarantee.
+
+        Raises:
+            ServiceUnreachableError, ServiceRefusedError: Redis, which has the limits, is away or refuses.
+
+        """
+        limit = self._key.guaranteed_tokens_per_minute
+        if limit is None:
+            return [*jobs]
+
+        async def place(job: Job) -> Job:
+            if job.priority <= Priority.BATCH:
+                return job
+            cost = Cost("guaranteed", estimated_tokens(job), limit)
+            if await self._limits.take(self._key.id, [cost]) is None:
+                return job
+            self._demoted()
+            return job.model_copy(update={"priority": job.priority - 1})
+
+        return [*await asyncio.gather(*map(place, jobs))]
 
     async def _reserve(self, ids: Sequence[str]) -> None:
         most = self._key.max_unfinished_jobs

@@ -59,7 +59,7 @@ class ApiKey(_Model):
     """A key: whose it is, and what its bearer may do. Without a limit, there is none.
 
     While it is rotated it has two secrets. ``max_unfinished_jobs`` is how many of its jobs may be waiting or
-    running at the same time.
+    running at the same time. Beyond ``guaranteed_tokens_per_minute``, its jobs get a lower priority.
     """
 
     id: Annotated[str, Field(pattern=r"^[0-9a-f]{12}$")]
@@ -69,6 +69,7 @@ class ApiKey(_Model):
     max_priority: Annotated[int, Field(ge=0, le=9)] = 9
     requests_per_minute: Limit | None = None
     tokens_per_minute: Limit | None = None
+    guaranteed_tokens_per_minute: Limit | None = None
     max_unfinished_jobs: Annotated[int, Field(ge=1, le=100_000)] | None = None
     created_at: AwareDatetime
 

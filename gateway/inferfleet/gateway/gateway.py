@@ -75,7 +75,10 @@ class Gateway:
 
     def admission_of(self, key: ApiKey | None) -> Admission | None:
         """Return what decides what the bearer of an API key may submit, if there is a key."""
-        return None if key is None else Admission(key, self.limits, limited=self.metrics.limited)
+        if key is None:
+            return None
+        metrics = self.metrics
+        return Admission(key, self.limits, limited=metrics.limited, demoted=metrics.demoted.inc)
 
     def api_of(self, request: Request) -> OpenAIApi:
         """Return what answers the caller of a request."""

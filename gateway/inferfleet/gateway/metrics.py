@@ -81,6 +81,7 @@ class GatewayMetrics:
         starts = histogram("response_start_seconds", "From a request to the first byte of its answer")
         durations = histogram("request_duration_seconds", "From a request to the end of its answer")
         limited = counter("limited", "Submissions that a limit of an API key has refused", "limit")
+        self.demoted = counter("jobs_demoted", "Jobs that got a lower priority, beyond their key's guarantee")
         self.open_requests = gauge("open_requests", "Requests that have not ended")
         self.open_streams = gauge("open_streams", "Answers that are streams of events and have not ended")
 

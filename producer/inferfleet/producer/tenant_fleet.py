@@ -49,6 +49,10 @@ class Policy(Protocol):
         """
         ...
 
+    async def placed(self, jobs: Sequence[Job]) -> list[Job]:
+        """Return admitted jobs with the priority that they get."""
+        ...
+
 
 class TenantFleet:
     """A fleet as one tenant sees it: the methods of ``Fleet`` that a gateway needs, and their errors.
@@ -69,16 +73,16 @@ class TenantFleet:
         if self._policy is None:
             return self._visible_job(await self._fleet.submit(work, **options))
         job = self._fleet.make(work, **options)
-        async with self._admitted([job]) as submitted:
-            accepted = await self._fleet.submission.accept(job)
+        async with self._admitted([job]) as (jobs, submitted):
+            accepted = await self._fleet.submission.accept(*jobs)
             submitted.add(accepted.id)
             return self._visible_job(accepted)
 
     async def submit_many(self, jobs: Iterable[Job]) -> list[Job]:
         """Submit many jobs that ``make`` has made, as ``Fleet.submit_many``."""
         made = list(jobs)
-        async with self._admitted(made) as submitted:
-            accepted = await self._fleet.submission.accept_many(made)
+        async with self._admitted(made) as (placed, submitted):
+            accepted = await self._fleet.submission.accept_many(placed)
             submitted.update(job.id for job in accepted)
             return [self._visible_job(job) for job in accepted]
 
@@ -186,20 +190,21 @@ class TenantFleet:
         return owned
 
     @asynccontextmanager
-    async def _admitted(self, jobs: Sequence[Job]) -> AsyncGenerator[set[str]]:
-        """Submit jobs in the block, and put the ids of those that were accepted into the set."""
+    async def _admitted(self, jobs: Sequence[Job]) -> AsyncGenerator[tuple[Sequence[Job], set[str]]]:
+        """Submit these jobs in the block, and put the ids of those that were accepted into the set."""
         if self._policy is None:
-            yield set()
+            yield jobs, set()
             return
         self._policy.check(jobs)
         known = await asyncio.gather(*map(self._known, jobs))
         new = [job for job, is_known in zip(jobs, known, strict=True) if not is_known]
         if not new:
-            yield set()
+            yield jobs, set()
             return
         async with self._policy.admitted(new) as submitted:
+            placed = {job.id: job for job in await self._policy.placed(new)}
             try:
-                yield submitted
+                yield [placed.get(job.id, job) for job in jobs], submitted
             except PublishUnconfirmedError as error:
                 submitted |= _unconfirmed(jobs, {0: error})
                 raise
