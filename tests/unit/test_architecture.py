@@ -92,6 +92,7 @@ def test_the_keys_in_redis_are_those_of_the_contract() -> None:
         names.waiting_turns_key("pool"),
         names.open_key("pool", 0).replace(":0", ":<priority>"),
         names.held_key("pool"),
+        names.swap_key("pool"),
         names.sweep_key("pool"),
         names.worker_key("<id>"),
         names.WORKERS_KEY,
