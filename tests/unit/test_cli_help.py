@@ -65,6 +65,14 @@ def test_help_lists_every_command_and_loads_nothing_heavy() -> None:
     assert not {module.partition(".")[0] for module in modules.split()} & set(HEAVY)
 
 
+def test_the_garbage_collector_skips_what_a_command_has_imported() -> None:
+    look = "import atexit, gc; atexit.register(lambda: print(gc.isenabled(), gc.get_freeze_count()))"
+    ended = run(f"{look}; {MAIN}", "get", "--help")
+    enabled, frozen = ended.stdout.split()[-2:]
+    assert enabled == "True"
+    assert int(frozen) > 10_000
+
+
 def test_the_version_is_that_of_the_distribution() -> None:
     ended = run(MAIN, "--version")
     assert (ended.returncode, ended.stdout) == (0, version("inferfleet") + "\n")

@@ -46,6 +46,7 @@ def run_process(
             engine=make(settings),
             make=make,
             on_warm=_freeze_gc,
+            on_switch=_collect_former_model,
             lines_dropped=lambda: log.dropped,
             start_times=times,
         )
@@ -53,11 +54,13 @@ def run_process(
 
 
 def _freeze_gc() -> None:
-    """Exclude permanent objects from collection, as vLLM's server does: libraries and the model.
-
-    After a swap of the model this collects what the former one has left.
-    """
-    gc.unfreeze()
+    """Exclude permanent objects from collection, as vLLM's server does: libraries and the model."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(GC_THRESHOLD)
+
+
+def _collect_former_model() -> None:
+    """Collect what a model has left that another one replaced."""
+    gc.unfreeze()
+    _freeze_gc()

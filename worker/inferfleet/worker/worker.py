@@ -65,8 +65,9 @@ SETTLE_GRACE_S = 10.0
 class Worker:
     """One process, one event loop, one engine at a time.
 
-    ``make`` makes the engine of another model, when the worker is ordered to swap it. ``start_times`` has the
-    parts of the start until now.
+    ``make`` makes the engine of another model, when the worker is ordered to swap it. ``on_warm`` is called
+    when the first model is loaded, ``on_switch`` when another one has taken its place. ``start_times`` has
+    the parts of the start until now.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class Worker:
         engine: Engine,
         make: MakeEngine = make_engine,
         on_warm: Callable[[], None] = lambda: None,
+        on_switch: Callable[[], None] = lambda: None,
         lines_dropped: Callable[[], int] = lambda: 0,
         start_times: StartTimes | None = None,
     ) -> None:
@@ -120,7 +122,7 @@ class Worker:
             fronts=self._fronts,
             clock=self._clock,
             on_change=self._show_swap,
-            on_switch=on_warm,
+            on_switch=on_switch,
             on_engine_death=self._on_engine_death,
         )
         self._tasks: set[asyncio.Task[None]] = set()
