@@ -94,6 +94,12 @@ def containers(workload: Object) -> list[Object]:
     return [*pod(workload)["containers"], *pod(workload).get("initContainers", [])]
 
 
+def engine_of(worker: Object) -> Object:
+    """The container in which a worker's model runs: the sidecar, if there is one."""
+    sidecars = [each for each in pod(worker).get("initContainers", []) if each.get("restartPolicy")]
+    return (sidecars or containers(worker))[0]
+
+
 def selects(selector: Mapping[str, str], workload: Object) -> bool:
     return selector.items() <= pod_labels(workload).items()
 

@@ -232,7 +232,7 @@ def test_the_values_of_the_docs_make_two_pools(tmp_path: Path) -> None:
 
 
 def test_the_docs_name_the_overlays_that_no_values_give() -> None:
-    """A mesh needs annotations and a policy, a StatefulSet other volumes; two bring services."""
+    """A mesh needs annotations and a policy, others other volumes or a container; two bring services."""
     (named,) = re.findall(r"no values for the overlays ([^.]+)\.", DOCS)
     assert set(re.findall(r"`([\w-]+)`", named)) == {
         name for name in OVERLAYS if f"overlays/{name}" not in SAME

@@ -51,7 +51,8 @@ def test_a_worker_accepts_its_settings(manifests: Manifests, settings_of: ReadSe
     assert manifests.workers
     for worker in manifests.workers:
         settings = settings_of(worker, manifests)
-        assert settings.engine == ("simulated" if manifests.name == "overlays/dev" else "vllm")
+        engines = {"overlays/dev": "simulated", "overlays/vllm-sidecar": "openai"}
+        assert settings.engine == engines.get(manifests.name, "vllm")
         assert settings.model
 
 

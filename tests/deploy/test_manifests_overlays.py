@@ -20,6 +20,7 @@ from tests.deploy.conftest import (
     ReadSettings,
     chosen_by,
     containers,
+    engine_of,
     example_connections,
     found_in,
     pod,
@@ -44,6 +45,7 @@ from inferfleet.schemas.heartbeat import WorkerPhase
 from inferfleet.schemas.names import job_queue
 from inferfleet.schemas.settings import WorkerSettings
 from inferfleet.wire.redis.topology import Topology, TopologyKind, topology_of
+from inferfleet.worker.engines.openai.engine import OpenaiEngine
 
 
 def scaled(name: str) -> dict[str, Any]:
@@ -115,6 +117,22 @@ def test_a_canary_pool_has_its_own_queue_and_scaled_object_and_a_gateway_control
     assert manifests.one("Deployment", "inferfleet-gateway")
     # A canary that loads its model while jobs wait is found to do worse.
     assert manifests.one("ScaledObject", "inferfleet-worker-chat-v2")["spec"]["minReplicaCount"] == 1
+
+
+def test_a_worker_reaches_vllm_in_its_own_pod_and_drains_before_it_ends(settings_of: ReadSettings) -> None:
+    manifests = render("overlays/vllm-sidecar")
+    (worker,) = manifests.workers
+    server, settings = engine_of(worker), settings_of(worker, manifests)
+    OpenaiEngine.from_settings(settings)
+    assert settings.engine == "openai"
+    assert server["command"] == ["vllm", "serve", "$(INFERFLEET_MODEL)"]
+    assert server["envFrom"] == [containers(worker)[0]["envFrom"][1]], "else the model has no name"
+    options = dict(each.removeprefix("--").split("=") for each in server["args"])
+    assert urlsplit(settings.base_url).netloc == f"{options['host']}:{options['port']}"
+    assert settings.max_running <= int(options["max-num-seqs"])
+    # Such an init container ends after the containers, and starts before them. The warming comes before it.
+    assert server["restartPolicy"] == "Always"
+    assert pod(worker)["initContainers"][-1] == server
 
 
 def test_the_exporter_answers_where_it_is_asked() -> None:
@@ -315,7 +333,11 @@ def test_components_add_to_every_overlay(name: str, components: tuple[str, str],
         volumes = {volume["name"]: volume.get("secret") for volume in pod(workload)["volumes"]}
         assert volumes[mounted["/etc/inferfleet/tls"]]["secretName"] == "inferfleet-tls"
         assert volumes[mounted["/etc/inferfleet/connections"]]["secretName"] == "inferfleet-connections"
-        urls = {key: value for key, value in manifests.variables(workload).items() if key.endswith("_URL")}
+        urls = {
+            key: value
+            for key, value in manifests.variables(workload).items()
+            if key.endswith("_URL") and key != "INFERFLEET_BASE_URL"
+        }
         assert urls
         for url in urls.values():
             assert Path(urlsplit(url).path).parent == Path("/etc/inferfleet/connections")

@@ -12,7 +12,9 @@ from aiohttp import web
 from tests.deploy.conftest import (
     KEDA,
     Manifests,
+    Object,
     containers,
+    engine_of,
     pod,
 )
 from tests.deploy.pod_security import violations
@@ -127,13 +129,23 @@ def test_all_is_in_one_namespace_and_nothing_is_there_twice(manifests: Manifests
             assert thing["metadata"]["namespace"] == manifests.one("Namespace")["metadata"]["name"]
 
 
+def literals(container: Object) -> dict[str, str]:
+    return {each["name"]: each["value"] for each in container["env"] if "value" in each}
+
+
 def test_every_worker_asks_for_one_gpu_or_one_share(manifests: Manifests) -> None:
     for worker in manifests.workers:
-        limits = containers(worker)[0]["resources"]["limits"]
+        limits = engine_of(worker)["resources"]["limits"]
         if manifests.name == "overlays/dev":
             assert limits.keys() == {"memory"}
             continue
         assert [amount for name, amount in limits.items() if name.startswith("nvidia.com/")] == [1]
+        assert "nvidia.com/gpu" not in {
+            name
+            for each in containers(worker)
+            if each is not engine_of(worker)
+            for name in each["resources"]["limits"]
+        }
         assert {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"} in pod(worker)[
             "tolerations"
         ]
@@ -144,8 +156,8 @@ def test_every_worker_asks_for_one_gpu_or_one_share(manifests: Manifests) -> Non
 
 def test_what_a_worker_compiles_outlives_its_pod(manifests: Manifests) -> None:
     for worker in manifests.workers:
-        mounts = containers(worker)[0]["volumeMounts"]
-        root = manifests.variables(worker).get("VLLM_CACHE_ROOT")
+        mounts = engine_of(worker)["volumeMounts"]
+        root = literals(engine_of(worker)).get("VLLM_CACHE_ROOT")
         if manifests.name == "overlays/dev":
             assert root is None
             continue
@@ -160,9 +172,9 @@ def test_a_worker_reads_its_model_from_the_volume_that_was_warmed(manifests: Man
         if manifests.name == "overlays/dev":
             assert "initContainers" not in pod(worker)
             continue
-        (warming,) = pod(worker)["initContainers"]
-        container = containers(worker)[0]
-        variables = manifests.variables(worker)
+        warming = pod(worker)["initContainers"][0]
+        container = engine_of(worker)
+        variables = literals(container)
         assert variables["HF_HUB_OFFLINE"] == "1"
         home = variables["HF_HOME"]
         assert {"name": "HF_HOME", "value": home} in warming["env"]
