@@ -16,7 +16,7 @@ export PYTHONDONTWRITEBYTECODE :=
 SEED ?=
 MINUTES ?= 10
 
-PACKAGES = schemas wire producer exporter worker gateway cli local testing
+PACKAGES = schemas wire producer exporter worker gateway agents cli local testing
 
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-llm test test-matrix mutate test-engine chaos explore check bench bench-engine bench-first-token bench-gateway bench-peers docs build clean venv bench-venv docs-venv engine-venv services

@@ -23,6 +23,7 @@ from typing import IO
 
 IMPORTED = [
     "inferfleet.cli",
+    "inferfleet.cli.agent_runner",
     "inferfleet.cli.gateway",
     "inferfleet.cli.root",
     "inferfleet.producer",

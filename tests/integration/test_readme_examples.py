@@ -39,7 +39,7 @@ BLOCK = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 COMMAND = re.compile(r"^\$ (?P<command>.*)\n(?P<output>(?:(?!\$ ).*\n)*)", re.MULTILINE)
-STAYS = re.compile(r"inferfleet (local up|worker --)")
+STAYS = re.compile(r"inferfleet (local up|worker --|agent run)")
 """Commands that run until they are told to end; each has a terminal of its own."""
 
 WORKER = "inferfleet worker --engine simulated"

@@ -72,6 +72,7 @@ def test_the_names_in_rabbitmq_are_those_of_the_contract() -> None:
         names.dead_queue("<pool>"),
         names.CONTROL_EXCHANGE,
         names.control_queue("<worker>"),
+        names.run_queue("<queue>"),
     ]
 
 
@@ -109,6 +110,10 @@ def test_the_keys_in_redis_are_those_of_the_contract() -> None:
         names.tenant_files_key("<tenant>"),
         names.FLEET_HISTORY_KEY,
         names.FLEET_RECORDER_KEY,
+        names.run_key("id"),
+        names.run_steps_key("id"),
+        names.run_inbox_key("id"),
+        names.open_runs_key("queue"),
     ]
 
 

@@ -8,12 +8,14 @@ from types import ModuleType
 
 import pytest
 
+import inferfleet.agents as agents
 import inferfleet.producer as producer
 import inferfleet.schemas as schemas
 import inferfleet.testing as testing
 import inferfleet.worker as worker
 
 NAMES = {
+    agents: ["Agent", "AgentRuns", "AgentTool", "Question", "RunLimits", "Tool", "ToolContext", "tool"],
     schemas: [
         "Endpoint",
         "Failure",

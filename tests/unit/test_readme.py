@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry
 from pydantic_settings import BaseSettings
 from typer.testing import CliRunner
 
+from inferfleet.agents.settings import RunnerSettings
 from inferfleet.cli.failing import exit_code
 from inferfleet.cli.root import COMMANDS
 from inferfleet.gateway.metrics import REFUSALS, GatewayMetrics
@@ -70,7 +71,13 @@ def default(settings: type[BaseSettings], name: str) -> str:
 
 @pytest.mark.parametrize(
     ("position", "settings"),
-    [(0, ServiceSettings), (1, ProducerSettings), (2, WorkerSettings), (3, GatewaySettings)],
+    [
+        (0, ServiceSettings),
+        (1, ProducerSettings),
+        (2, WorkerSettings),
+        (3, GatewaySettings),
+        (4, RunnerSettings),
+    ],
 )
 def test_each_setting_is_in_its_table_with_its_default(position: int, settings: type[BaseSettings]) -> None:
     shared = {name for base in settings.__bases__ for name in getattr(base, "model_fields", {})}

@@ -64,6 +64,12 @@ SPELT = [
     (names.file_key("f1"), "inferfleet:file:f1"),
     (names.FILES_KEY, "inferfleet:files"),
     (names.tenant_files_key("acme"), "inferfleet:files:acme"),
+    (names.RUN_MESSAGE_TYPE, "inferfleet.run.v1"),
+    (names.run_key("r1"), "inferfleet:run:{r1}"),
+    (names.run_steps_key("r1"), "inferfleet:run:{r1}:steps"),
+    (names.run_inbox_key("r1"), "inferfleet:run:{r1}:inbox"),
+    (names.run_queue("q1"), "inferfleet.agents.q1"),
+    (names.open_runs_key("q1"), "inferfleet:agents:{q1}:open"),
 ]
 
 

@@ -20,6 +20,7 @@ from inferfleet.schemas.job import new_job_id
 from inferfleet.schemas.journal import QueuedEntry, RestartReason
 from inferfleet.schemas.names import swap_key
 from inferfleet.schemas.rollout import Rollout
+from inferfleet.schemas.run import RunOrder, RunState
 from inferfleet.schemas.session import Turn
 from inferfleet.schemas.settings import ServiceSettings
 from inferfleet.schemas.webhooks import WebhookEvent
@@ -30,6 +31,7 @@ from inferfleet.wire.redis import (
     job_scripts,
     pool_scripts,
     process_scripts,
+    run_scripts,
     session_scripts,
     webhook_scripts,
 )
@@ -47,6 +49,7 @@ from inferfleet.wire.redis.pool_limits import WaitingTurns
 from inferfleet.wire.redis.records import JobRecords
 from inferfleet.wire.redis.replies import Replies
 from inferfleet.wire.redis.rollouts import change_rollout, lead_rollout
+from inferfleet.wire.redis.runs import Runs
 from inferfleet.wire.redis.script import LOADED, SCRIPTS, Argument, Command
 from inferfleet.wire.redis.session_histories import SessionHistories
 from inferfleet.wire.redis.session_lanes import Payload, SessionLanes
@@ -192,6 +195,13 @@ async def all_that_calls_scripts(pipeline: CommandPipeline) -> AsyncIterator[Awa
     yield batches.claim("b", runner="r", lease_s=1)
     yield batches.change("b", runner="r", lease_s=1, state=BatchState.FAILED, expiring="1")
     yield batches.cancel("b")
+    runs = Runs(pipeline, queued_ttl_s=1, result_ttl_s=1)
+    yield runs.create(RunOrder(id=JOB.id, agent="a", input="", created_ms=0), look_ms=0)
+    yield runs.claim(JOB.id, fence="f", runner="r", lease_s=1)
+    yield runs.append(JOB.id, [], fence="f", lease_s=1, position=0, moved_on=False)
+    yield runs.settle(JOB.id, RunState.QUEUED, fence="f", told=0)
+    yield runs.tell(JOB.id, "cancel", "")
+    yield runs.look("q", again_ms=1)
 
 
 async def test_each_call_of_a_script_is_about_one_slot() -> None:
@@ -222,6 +232,7 @@ CALLS: dict[Callable[..., Command], Iterable[inspect.Parameter]] = {
         session_scripts,
         pool_scripts,
         process_scripts,
+        run_scripts,
         webhook_scripts,
     )
     for function in vars(module).values()

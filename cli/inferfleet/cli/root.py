@@ -45,6 +45,9 @@ COMMANDS: Mapping[str, CommandModule] = MappingProxyType(
         "session": CommandModule(
             "inferfleet.cli.session", "Show, list, fork, delete, export or import sessions."
         ),
+        "agent": CommandModule(
+            "inferfleet.cli.agent", "Run agents; start, list, show, cancel or answer their runs."
+        ),
         "dead": CommandModule("inferfleet.cli.dead", "List, show, replay or purge dead letters."),
         "jobs": CommandModule("inferfleet.cli.jobs", "List, show, cancel or retry many jobs."),
         "pool": CommandModule("inferfleet.cli.pool", "Declare, list, show, pause or resume pools."),

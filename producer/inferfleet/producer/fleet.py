@@ -80,8 +80,10 @@ class Fleet:
         records: JobRecords,
         reader: Reader,
     ) -> None:
-        self._settings = settings
-        self._publisher = publisher
+        self._settings = self.settings = settings
+        """The settings of this client, for other packages of inferfleet."""
+        self._publisher = self.publisher = publisher
+        """Publishes, for other packages of inferfleet."""
         self._records = records
         self._reader = reader
         self._session_records = SessionRecords(pipeline=pipeline, settings=settings)

@@ -20,13 +20,14 @@ from inferfleet.schemas.errors import (
     UnknownPoolError,
 )
 from inferfleet.schemas.job import Job
-from inferfleet.schemas.names import CONTROL_EXCHANGE, job_queue
+from inferfleet.schemas.names import CONTROL_EXCHANGE, job_queue, run_queue
 from inferfleet.schemas.plural import count_of
 from inferfleet.schemas.settings import ProducerSettings
 from inferfleet.wire.home import Home
 from inferfleet.wire.rabbitmq.confirms import NackedError, RefusedError, UnroutableError
 from inferfleet.wire.rabbitmq.messages import job_message
 from inferfleet.wire.rabbitmq.publishing import ConfirmChannel, Outgoing
+from inferfleet.wire.rabbitmq.run_queue import declare_run_queue, run_message
 from inferfleet.wire.rabbitmq.topology import declare_pool
 
 NACK_PATIENCE_S = 5.0
@@ -129,6 +130,37 @@ class Publisher:
         except RefusedError as error:
             raise PublishUnconfirmedError(
                 f"RabbitMQ did not confirm a command to the workers ({error})"
+            ) from error
+
+    async def publish_run(self, run_id: str, *, queue: str, priority: int) -> None:
+        """Publish a run of an agent that can go on. If it has no queue, declare that.
+
+        Raises:
+            ConfigurationError: The queue exists with other arguments.
+            PublishUnconfirmedError: The message may or may not be queued.
+            ServiceRefusedError: The broker refuses the message.
+            ServiceUnreachableError: RabbitMQ cannot be reached.
+
+        """
+        self._home.check()
+        async for attempt in self._patiently():
+            with attempt:
+                try:
+                    await self._send_run(run_id, queue, priority)
+                except UnroutableError:
+                    await self._confirm_channel.on_own_channel(
+                        partial(declare_run_queue, queue=queue, settings=self._settings)
+                    )
+                    await self._send_run(run_id, queue, priority)
+
+    async def _send_run(self, run_id: str, queue: str, priority: int) -> None:
+        try:
+            await self._confirm_channel.publish(
+                "", run_message(run_id, priority=priority), routing_key=run_queue(queue), mandatory=True
+            )
+        except NackedError as error:
+            raise PublishUnconfirmedError(
+                f"RabbitMQ did not confirm run {run_id} ({error}): it may or may not be queued"
             ) from error
 
     async def declare_pool(self, pool: str) -> None:

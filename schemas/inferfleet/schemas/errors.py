@@ -18,6 +18,8 @@ InferfleetError
 ├── DeadLetterNotFoundError    a pool has no dead letter with this id
 ├── DeadLettersGoneError       a pool has fewer dead letters than were counted
 ├── JobFailedError             the job ended in a state other than succeeded
+├── RunError                   a run of an agent does not allow what was asked
+│   └── RunNotFoundError           no record of the run
 ├── AnswerRestartedError       the answer restarts; the text that was read is void
 ├── BatchError                 the files of a batch do not allow what was asked
 │   └── BatchOutputError           a file of a batch cannot be written
@@ -180,6 +182,21 @@ class JobFailedError(InferfleetError):
         self.job_id = job_id
         self.state = state
         self.code = code
+
+
+class RunError(InferfleetError):
+    """A run of an agent does not allow what was asked of it."""
+
+
+class RunNotFoundError(RunError):
+    """There is no record of the run: it was never started, or its retention has passed."""
+
+    def __init__(self, run_id: str) -> None:
+        super().__init__(
+            f"no record of run {run_id}: it was never started here, or it has expired "
+            "(INFERFLEET_RESULT_TTL_S)"
+        )
+        self.run_id = run_id
 
 
 class AnswerRestartedError(InferfleetError):

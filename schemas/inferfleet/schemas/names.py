@@ -18,6 +18,9 @@ CONTROL_EXCHANGE = "inferfleet.control"
 JOB_MESSAGE_TYPE = "inferfleet.job.v1"
 """The AMQP ``type`` property of a job message."""
 
+RUN_MESSAGE_TYPE = "inferfleet.run.v1"
+"""The AMQP ``type`` property of a message that names a run of an agent."""
+
 PRIORITY_LEVELS = 10
 """``x-max-priority`` of a pool's queue. Jobs use 0 to 9."""
 
@@ -262,3 +265,28 @@ def file_key(file_id: str) -> str:
 def tenant_files_key(tenant: str) -> str:
     """Key of the sorted set of a tenant's files, by their ids, which begin with the time."""
     return f"inferfleet:files:{tenant}"
+
+
+def run_key(run_id: str) -> str:
+    """Key of the record of an agent's run: a hash."""
+    return f"inferfleet:run:{{{run_id}}}"
+
+
+def run_steps_key(run_id: str) -> str:
+    """Key of the list of a run's steps, as JSON."""
+    return f"inferfleet:run:{{{run_id}}}:steps"
+
+
+def run_inbox_key(run_id: str) -> str:
+    """Key of the hash of what a run was told: answers of persons, ends of other runs, and to cancel it."""
+    return f"inferfleet:run:{{{run_id}}}:inbox"
+
+
+def run_queue(queue: str) -> str:
+    """Name the RabbitMQ queue of the runs that can go on."""
+    return f"inferfleet.agents.{queue}"
+
+
+def open_runs_key(queue: str) -> str:
+    """Key of the sorted set of a queue's unfinished runs, by the time in ms at which to look at them."""
+    return f"inferfleet:agents:{{{queue}}}:open"

@@ -31,6 +31,7 @@ PREFIX = "INFERFLEET_"
 
 _ELSEWHERE = frozenset(
     {
+        "agent_queue",
         "allow_anonymous",
         "api_keys_file",
         "batch_in_flight",
@@ -44,6 +45,7 @@ _ELSEWHERE = frozenset(
         "max_files",
         "max_open_requests",
         "max_request_bytes",
+        "max_runs",
         "metrics_host",
         "metrics_port",
         "model_pools",
@@ -59,7 +61,8 @@ _ELSEWHERE = frozenset(
         "webhook_timeout_s",
     }
 )
-"""Variables that other processes read: the gateway, the exporter, the autoscaler, an engine core, pytest."""
+"""Variables that other processes read: the gateway, the exporter, a runner of agents, the autoscaler, an
+engine core, pytest."""
 
 _OF_A_SERVICE = re.compile(
     r"_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)$"

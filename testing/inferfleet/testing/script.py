@@ -8,7 +8,7 @@ workers compete for the last use, only one gets it.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import quote, unquote
@@ -18,11 +18,21 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from inferfleet.schemas import FailureCode
 
 
+class ScriptedCall(BaseModel):
+    """A tool call that the model makes. ``arguments`` are JSON."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    arguments: str = "{}"
+
+
 class Rule(BaseModel):
     """What to do with a request whose last message contains ``prompt``, for at most ``times`` attempts.
 
-    The attempt answers ``text`` or fails with ``failure``. With ``hang_after_tokens`` the first attempt of
-    each job generates that many tokens and then hangs, until it is cancelled or its worker dies.
+    The attempt answers ``text``, and then makes ``tool_calls``; or it fails with ``failure``. With
+    ``hang_after_tokens`` the first attempt of each job generates that many tokens and then hangs, until it is
+    cancelled or its worker dies.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -30,6 +40,7 @@ class Rule(BaseModel):
     number: Annotated[int, Field(ge=1)]
     prompt: str = ""
     text: str = ""
+    tool_calls: tuple[ScriptedCall, ...] = ()
     failure: FailureCode | None = None
     times: Annotated[int, Field(ge=1)] | None = None
     hang_after_tokens: Annotated[int, Field(ge=0)] | None = None
@@ -50,6 +61,7 @@ class Script:
         *,
         prompt: str,
         text: str = "",
+        tool_calls: Sequence[ScriptedCall] = (),
         failure: FailureCode | None = None,
         times: int | None = None,
         hang_after_tokens: int | None = None,
@@ -61,6 +73,7 @@ class Script:
                 number=len(rules) + 1,
                 prompt=prompt,
                 text=text,
+                tool_calls=tuple(tool_calls),
                 failure=failure,
                 times=times,
                 hang_after_tokens=hang_after_tokens,

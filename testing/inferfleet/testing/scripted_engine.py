@@ -121,6 +121,7 @@ class ScriptedEngine:
         if generation.on_prompt is not None:
             generation.on_prompt(model=self._model, tokens=prompt_tokens)
         words, finish_reason = _cut(prompt if rule is None else rule.text, generation.body)
+        calls = [] if rule is None or finish_reason == "length" else list(rule.tool_calls)
         chunks = list(generation.resume_chunks)
         await self._take_slot()
         try:
@@ -132,11 +133,19 @@ class ScriptedEngine:
                 chunks.append(TokenChunk(token_ids=(token,), text=words[place]))
                 yield chunks[-1]
             await self._hang(generation, rule, len(words))
+            for place in range(max(len(words), len(generation.resume_token_ids)), len(words) + len(calls)):
+                self._require_alive()
+                chunks.append(_call_chunk(generation.id, rule, place, place - len(words)))
+                yield chunks[-1]
         finally:
             self._running -= 1
             self._slots.release()
         yield text_completion(
-            generation, chunks, model=self._model, prompt_tokens=prompt_tokens, finish_reason=finish_reason
+            generation,
+            chunks,
+            model=self._model,
+            prompt_tokens=prompt_tokens,
+            finish_reason="tool_calls" if calls else finish_reason,
         )
 
     async def _take_slot(self) -> None:
@@ -195,6 +204,19 @@ def _prompt(body: Mapping[str, Any]) -> str:
     if isinstance(prompt, str):
         return prompt
     return " ".join(map(str, cast("Sequence[object]", prompt or ())))
+
+
+def _call_chunk(job_id: str, rule: Rule | None, place: int, index: int) -> TokenChunk:
+    """Make the chunk of a tool call, which is one token, and has the same id in every attempt."""
+    assert rule is not None  # noqa: S101 - only a rule has tool calls
+    call = rule.tool_calls[index]
+    delta = {
+        "index": index,
+        "id": f"call_{job_id}_{index}",
+        "type": "function",
+        "function": {"name": call.name, "arguments": call.arguments},
+    }
+    return TokenChunk(token_ids=(rule.number * _MOST_TOKENS + place,), text="", delta={"tool_calls": [delta]})
 
 
 def _words(text: str) -> list[str]:

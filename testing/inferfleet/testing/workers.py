@@ -6,7 +6,8 @@ them.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Sequence
+import json
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -24,7 +25,7 @@ from inferfleet.schemas import FailureCode
 from inferfleet.schemas.job import DEFAULT_POOL
 from inferfleet.schemas.names import dead_queue, job_key, job_queue
 from inferfleet.schemas.settings import ProducerSettings, WorkerSettings, read_settings
-from inferfleet.testing.script import Script
+from inferfleet.testing.script import Script, ScriptedCall
 from inferfleet.wire.rabbitmq.connection import open_amqp
 
 READY_TIMEOUT_S = 120.0
@@ -152,14 +153,30 @@ class ScriptedAnswers:
         self.script = script
 
     def reply_to(
-        self, prompt: str, *, with_text: str, times: int | None = None, hang_after_tokens: int | None = None
+        self,
+        prompt: str,
+        *,
+        with_text: str = "",
+        with_calls: Iterable[tuple[str, Mapping[str, Any]]] = (),
+        times: int | None = None,
+        hang_after_tokens: int | None = None,
     ) -> None:
         """Answer requests whose last message contains ``prompt``, for at most ``times`` attempts.
+
+        ``with_calls`` are calls of tools behind the text, each a name and its arguments.
 
         With ``hang_after_tokens`` the first attempt of each job hangs for good after that many tokens, which
         are words here: kill or drain its worker, or cancel the job. The next attempt resumes from there.
         """
-        self.script.add(prompt=prompt, text=with_text, times=times, hang_after_tokens=hang_after_tokens)
+        self.script.add(
+            prompt=prompt,
+            text=with_text,
+            tool_calls=[
+                ScriptedCall(name=name, arguments=json.dumps(arguments)) for name, arguments in with_calls
+            ],
+            times=times,
+            hang_after_tokens=hang_after_tokens,
+        )
 
     def fail_with(self, code: FailureCode | str, *, prompt: str = "", times: int | None = None) -> None:
         """Make attempts fail whose last message contains ``prompt``, at most ``times`` of them.

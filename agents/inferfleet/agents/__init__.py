@@ -1,0 +1,25 @@
+"""Agents: durable loops of model and tools, on top of the client.
+
+    agent       an agent, and an agent as a tool of another one
+    tool        a function as a tool
+    runs        the client: start runs, wait for them, answer what they ask
+    history     what the steps of a run say, and what to do next
+    run_loop    bringing one run forward
+    calls       making its tool calls
+    held_run    its steps and its lease
+    runner      the process: taking runs from the queue
+    sweep       publishing runs again that have lost their messages
+    settings    the settings of a runner
+    loading     finding the agents that a command line names
+
+A run belongs to no process: its steps are in Redis, and any runner goes on with it.
+"""
+
+from __future__ import annotations
+
+from inferfleet.agents.agent import Agent, AgentTool
+from inferfleet.agents.runs import AgentRuns, Question
+from inferfleet.agents.tool import Tool, ToolContext, tool
+from inferfleet.schemas.run import RunLimits
+
+__all__ = ["Agent", "AgentRuns", "AgentTool", "Question", "RunLimits", "Tool", "ToolContext", "tool"]

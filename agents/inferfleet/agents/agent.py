@@ -1,0 +1,102 @@
+"""Agents: a model with instructions and tools, one of which may be another agent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from inferfleet.agents.tool import Tool, check_name
+from inferfleet.producer.job_making import check_pool
+from inferfleet.schemas.errors import ConfigurationError
+from inferfleet.schemas.job import DEFAULT_POOL, Priority
+from inferfleet.schemas.run import RunLimits
+
+CHILD_PARAMETERS: Mapping[str, Any] = {
+    "type": "object",
+    "properties": {"input": {"type": "string", "description": "What the agent is asked."}},
+    "required": ["input"],
+    "additionalProperties": False,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Agent:
+    """A model that calls tools until it has an answer.
+
+    ``pool`` answers, at ``priority``; a child has the lower one of its own and its parent's. ``options`` are
+    members of each request, like ``temperature``. Runs that wait for a runner do not keep the agent: a runner
+    uses the instructions and tools that it has then.
+    """
+
+    name: str
+    instructions: str = ""
+    description: str = ""
+    """What other agents read, if they may call this one."""
+    tools: Sequence[Tool | AgentTool] = ()
+    pool: str = DEFAULT_POOL
+    priority: int = Priority.NORMAL
+    options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    limits: RunLimits = field(default_factory=RunLimits)
+
+    def __post_init__(self) -> None:
+        check_name(self.name, "agent")
+        check_pool(self.pool)
+        names = [each.name for each in self.tools]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ConfigurationError(f"agent {self.name}: several tools are named {', '.join(sorted(twice))}")
+
+    def as_tool(self, name: str | None = None, description: str | None = None) -> AgentTool:
+        """Make a tool of this agent: each call of it is a run of its own."""
+        return AgentTool(name=name or self.name, description=description or self.description, agent=self)
+
+    def tool(self, name: str) -> Tool | AgentTool | None:
+        """Find a tool by its name."""
+        return next((each for each in self.tools if each.name == name), None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentTool:
+    """An agent that another one may call. Its parent waits without a place in a runner."""
+
+    name: str
+    description: str
+    agent: Agent
+    parameters: Mapping[str, Any] = field(default_factory=lambda: CHILD_PARAMETERS)
+
+    def __post_init__(self) -> None:
+        check_name(self.name, "tool")
+
+
+def described(tools: Iterable[Tool | AgentTool]) -> list[dict[str, Any]]:
+    """Describe tools as OpenAI's API has it."""
+    return [
+        {
+            "type": "function",
+            "function": {
+                "name": each.name,
+                "description": each.description,
+                "parameters": dict(each.parameters),
+            },
+        }
+        for each in tools
+    ]
+
+
+def by_name(agents: Iterable[Agent]) -> dict[str, Agent]:
+    """Return agents by their names, with those that they may call.
+
+    Raises:
+        ConfigurationError: Two agents have the same name.
+
+    """
+    found: dict[str, Agent] = {}
+    waiting = list(agents)
+    while waiting:
+        agent = waiting.pop()
+        if found.get(agent.name, agent) is not agent:
+            raise ConfigurationError(f"two agents are named {agent.name!r}: rename one")
+        if agent.name not in found:
+            found[agent.name] = agent
+            waiting += [each.agent for each in agent.tools if isinstance(each, AgentTool)]
+    return found

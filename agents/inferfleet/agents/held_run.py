@@ -1,0 +1,133 @@
+"""A run that this runner has claimed: its steps and inbox, and the lease under which they are written."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from typing import Final
+
+from inferfleet.agents.history import CANCEL, History
+from inferfleet.schemas.errors import InferfleetError
+from inferfleet.schemas.run import (
+    ChildStarted,
+    ModelCalled,
+    RunLimits,
+    RunOrder,
+    RunResult,
+    RunState,
+    Step,
+    ToolStarted,
+)
+from inferfleet.wire.redis.runs import Runs
+
+logger = logging.getLogger(__name__)
+
+LONGEST_BEAT_S: Final = 2.0
+"""How long it takes at most until a runner learns that its run was told something."""
+
+
+class HeldRun:
+    """Appends steps to one run, and renews its lease."""
+
+    def __init__(
+        self,
+        order: RunOrder,
+        limits: RunLimits,
+        *,
+        records: Runs,
+        fence: str,
+        lease_s: float,
+    ) -> None:
+        self.order = order
+        self.limits = limits
+        self.records = records
+        self.history = History(limits)
+        self.inbox: Mapping[str, bytes] = {}
+        self.cancelled = asyncio.Event()
+        """Whether somebody has asked for the run to be cancelled."""
+        self._fence = fence
+        self._lease_s = lease_s
+        self._told = 0
+        """How much of what the run was told is in ``inbox``."""
+        self._appending = asyncio.Lock()
+
+    @property
+    def deadline_ms(self) -> int:
+        """When the run ends at the latest, in Redis' time."""
+        own = self.order.created_ms + int(self.limits.timeout_s * 1000)
+        return own if self.order.deadline_ms is None else min(own, self.order.deadline_ms)
+
+    async def load(self) -> None:
+        """Read the steps and the inbox."""
+        self.history = History(self.limits, await self.records.steps(self.order.id))
+        await self.read_inbox()
+
+    async def append(self, *steps: Step) -> int:
+        """Record steps, none to only renew the lease. Return how much the run was told.
+
+        Raises:
+            RunLostError: Another runner has the run.
+
+        """
+        # Somebody who dies after these has not moved the run on.
+        moved_on = any(not isinstance(step, (ModelCalled, ToolStarted, ChildStarted)) for step in steps)
+        async with self._appending:
+            told = await self.records.append(
+                self.order.id,
+                steps,
+                fence=self._fence,
+                lease_s=self._lease_s,
+                position=self.history.steps,
+                moved_on=moved_on,
+            )
+            for step in steps:
+                self.history.add(step)
+        return told
+
+    async def read_inbox(self) -> None:
+        """Read what the run was told.
+
+        Raises:
+            RunLostError: Another runner has the run.
+
+        """
+        told = await self.append()
+        self.inbox = await self.records.inbox(self.order.id)
+        self._told = told
+        if CANCEL in self.inbox:
+            self.cancelled.set()
+
+    async def keep(self) -> None:
+        """Renew the lease until this is cancelled.
+
+        Raises:
+            RunLostError: Another runner has the run.
+
+        """
+        while True:
+            await asyncio.sleep(min(self._lease_s / 3, LONGEST_BEAT_S))
+            try:
+                if await self.append() > self._told:
+                    await self.read_inbox()
+            except InferfleetError as error:
+                logger.warning("cannot renew the lease of run %s (%s)", self.order.id, error)
+
+    async def wait(self, *, wake_ms: int) -> bool:
+        """Let the run wait. Return false if it was told something meanwhile, and must not."""
+        waits = await self.records.settle(
+            self.order.id, RunState.WAITING, fence=self._fence, told=self._told, wake_ms=wake_ms
+        )
+        if waits:
+            await self.records.look_at(self.order.queue, self.order.id, at_ms=wake_ms)
+        return waits
+
+    async def release(self) -> None:
+        """Let another runner go on with the run at once."""
+        await self.records.settle(self.order.id, RunState.QUEUED, fence=self._fence, told=self._told)
+
+    async def end(self, result: RunResult) -> None:
+        """Record how the run has ended."""
+        await self.records.settle(
+            self.order.id, result.state, fence=self._fence, told=self._told, result=result
+        )

@@ -1,0 +1,43 @@
+"""Finds the agents that a command line names."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from importlib import import_module
+from pathlib import Path
+
+from inferfleet.agents.agent import Agent
+from inferfleet.schemas.errors import ConfigurationError
+
+
+def load_agents(places: Iterable[str]) -> list[Agent]:
+    """Import agents by their places, ``module:name``; modules may be in the current folder.
+
+    Raises:
+        ConfigurationError: A place has no agent.
+
+    """
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    return [_load(place) for place in places]
+
+
+def _load(place: str) -> Agent:
+    module, colon, name = place.partition(":")
+    if not colon or not module or not name:
+        raise ConfigurationError(f"{place!r} is not of the form module:name, like my_agents:planner")
+    try:
+        found = import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not module.startswith(error.name):
+            raise
+        raise ConfigurationError(
+            f"{place!r}: there is no module {error.name!r}, neither in the current folder nor installed"
+        ) from error
+    agent = getattr(found, name, None)
+    if not isinstance(agent, Agent):
+        what = "nothing" if agent is None else f"a {type(agent).__name__}"
+        raise ConfigurationError(f"{place!r} is {what}, not an Agent")
+    return agent

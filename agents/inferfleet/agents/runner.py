@@ -1,0 +1,241 @@
+"""A runner: takes runs from a queue, brings each forward, and lets others go on when it stops.
+
+A message is acked when its run waits, has ended, or is gone: whatever ends a wait publishes the run again.
+Until then the broker delivers it to another runner if this one dies.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import AsyncGenerator, Iterable, Mapping
+from contextlib import asynccontextmanager
+from typing import Final
+
+import uuid_utils
+
+from inferfleet.agents.agent import Agent, by_name
+from inferfleet.agents.held_run import HeldRun
+from inferfleet.agents.run_loop import Ended, HandedOver, RunLoop
+from inferfleet.agents.runs import AgentRuns
+from inferfleet.agents.settings import RunnerSettings
+from inferfleet.agents.sweep import Sweep
+from inferfleet.producer import Fleet
+from inferfleet.producer.background import background
+from inferfleet.schemas.errors import InferfleetError, ServiceRefusedError, ServiceUnreachableError
+from inferfleet.schemas.run import (
+    RunFailure,
+    RunFailureCode,
+    RunLimits,
+    RunOrder,
+    RunResult,
+    RunState,
+)
+from inferfleet.wire.rabbitmq.run_queue import RunConsumer, RunDelivery, consuming_runs
+from inferfleet.wire.redis.runs import Claimed, Held, NothingToDo, RunLostError
+from inferfleet.wire.tasks import cancel_and_wait, to_its_end
+
+logger = logging.getLogger(__name__)
+
+MAX_CLAIMS: Final = 5
+"""How many runners may lose a run in a row without moving it on."""
+
+AGAIN_S: Final = 1.0
+"""How long a runner waits after a service has failed."""
+
+RELEASE_S: Final = 5.0
+"""How long a stopping runner tries to hand a run over. If it fails, others wait for the lease."""
+
+
+async def run_agents(agents: Iterable[Agent], settings: RunnerSettings) -> None:
+    """Run agents until SIGTERM or SIGINT.
+
+    Raises:
+        ConfigurationError: Two agents have the same name.
+        InferfleetError: What ``Fleet.connect`` raises.
+
+    """
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    async with Fleet.connect(settings) as fleet:
+        await Runner(fleet, agents, settings, stopping=stopping).run()
+
+
+class Runner:
+    """Runs the runs of a queue, as many at a time as the settings say."""
+
+    def __init__(
+        self, fleet: Fleet, agents: Iterable[Agent], settings: RunnerSettings, *, stopping: asyncio.Event
+    ) -> None:
+        self._fleet = fleet
+        self._agents: Mapping[str, Agent] = by_name(agents)
+        self._settings = settings
+        self._stopping = stopping
+        self._runs = AgentRuns(fleet)
+        self._places = asyncio.Semaphore(settings.max_runs)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> None:
+        """Take runs until ``stopping`` is set; then wait for tool calls, and hand over the runs."""
+        settings = self._settings
+        sweep = Sweep(
+            self._fleet, self._runs, queue=settings.agent_queue, interval_s=settings.sweep_interval_s
+        )
+        async with background(sweep.run()), self._tasks_ended():
+            while not self._stopping.is_set():
+                try:
+                    # As many again, because some may wait for the lease of a runner that has died.
+                    async with consuming_runs(
+                        settings,
+                        settings.agent_queue,
+                        prefetch=2 * settings.max_runs,
+                        name=f"{settings.client_id} (runs)",
+                    ) as consumer:
+                        logger.info(
+                            "running %s from the queue %s", ", ".join(self._agents), settings.agent_queue
+                        )
+                        await self._consume(consumer)
+                except (ServiceUnreachableError, ServiceRefusedError) as error:
+                    logger.warning("cannot consume runs (%s)", error)
+                    await self._pause()
+
+    @asynccontextmanager
+    async def _tasks_ended(self) -> AsyncGenerator[None]:
+        """Hand over the runs that are left when the block ends."""
+        try:
+            yield
+        finally:
+            await cancel_and_wait(*self._tasks)
+
+    async def _consume(self, consumer: RunConsumer) -> None:
+        """Start what arrives, until the connection breaks, or the runner stops and all runs have ended."""
+        stops = asyncio.create_task(self._stopping.wait())
+        arrives = asyncio.create_task(consumer.next())
+        try:
+            while True:
+                await asyncio.wait([stops, arrives], return_when=asyncio.FIRST_COMPLETED)
+                if stops.done():
+                    await consumer.stop()
+                    await self._drain()
+                    return
+                if (delivery := arrives.result()) is None:
+                    logger.warning("lost the connection to RabbitMQ, or the queue; connecting again")
+                    return
+                task = asyncio.create_task(self._handle(delivery))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+                arrives = asyncio.create_task(consumer.next())
+        finally:
+            await cancel_and_wait(stops, arrives)
+
+    async def _drain(self) -> None:
+        logger.info("draining")
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=self._settings.drain_timeout_s)
+        # While the connection is open, so that their messages are settled.
+        await cancel_and_wait(*self._tasks)
+
+    async def _handle(self, delivery: RunDelivery) -> None:
+        """Bring the run of a message forward, and settle the message."""
+        try:
+            while not self._stopping.is_set():
+                async with self._places:
+                    claim = await self._claim_and_run(delivery.run_id)
+                if claim is None:
+                    await delivery.ack()
+                    return
+                await self._pause(claim.left_s)
+        except InferfleetError as error:
+            logger.warning("run %s is interrupted (%s)", delivery.run_id, error)
+            await self._pause()
+        except Exception:
+            logger.exception("run %s is interrupted", delivery.run_id)
+            await self._pause()
+        await delivery.requeue()
+
+    async def _claim_and_run(self, run_id: str) -> Held | None:
+        """Bring a run forward. Return for how long somebody has it; ``None`` if nothing is left to do."""
+        if self._stopping.is_set():
+            return Held(0)
+        fence = uuid_utils.uuid7().hex
+        claim = await self._runs.records.claim(
+            run_id, fence=fence, runner=self._settings.client_id, lease_s=self._settings.lease_s
+        )
+        match claim:
+            case Held():
+                return claim
+            case NothingToDo():
+                return None
+            case Claimed(claims):
+                record = await self._runs.records.read(run_id)
+                if record is None:
+                    return None
+                return await self._bring_forward(record.order, fence, claims)
+
+    async def _bring_forward(self, order: RunOrder, fence: str, claims: int) -> Held | None:
+        agent = self._agents.get(order.agent)
+        held = HeldRun(
+            order,
+            _limits(order, agent),
+            records=self._runs.records,
+            fence=fence,
+            lease_s=self._settings.lease_s,
+        )
+        try:
+            if (failure := self._refusal(order, agent, claims)) is not None or agent is None:
+                result = RunResult(run_id=order.id, state=RunState.FAILED, error=failure)
+                await held.end(result)
+                await self._runs.conclude(order, result)
+                return None
+            await held.load()
+            loop = RunLoop(held, agent, fleet=self._fleet, runs=self._runs, stopping=self._stopping)
+            outcome = await loop.run()
+        except RunLostError:
+            logger.warning("another runner has run %s", order.id)
+            return None
+        except (asyncio.CancelledError, InferfleetError):
+            await to_its_end(self._release(held))
+            raise
+        if isinstance(outcome, Ended):
+            logger.info("run %s of %s has %s", order.id, order.agent, outcome.result.state)
+        return Held(0) if isinstance(outcome, HandedOver) else None
+
+    def _refusal(self, order: RunOrder, agent: Agent | None, claims: int) -> RunFailure | None:
+        if agent is None:
+            known = ", ".join(sorted(self._agents))
+            return RunFailure(
+                code=RunFailureCode.UNKNOWN_AGENT,
+                message=f"a runner of queue {order.queue!r} knows no agent {order.agent!r}, only {known}",
+            )
+        if claims > MAX_CLAIMS:
+            return RunFailure(
+                code=RunFailureCode.RUNNER_LOST,
+                message=f"{claims - 1} runners in a row have died or failed here; see their logs",
+            )
+        return None
+
+    async def _release(self, held: HeldRun) -> None:
+        try:
+            async with asyncio.timeout(RELEASE_S):
+                await held.release()
+        except (RunLostError, InferfleetError, TimeoutError) as error:
+            logger.warning(
+                "cannot hand over run %s; others wait until its lease has run out (%s)", held.order.id, error
+            )
+
+    async def _pause(self, seconds: float = AGAIN_S) -> None:
+        """Wait, or until the runner stops."""
+        stops = asyncio.create_task(self._stopping.wait())
+        await asyncio.wait([stops], timeout=seconds)
+        await cancel_and_wait(stops)
+
+
+def _limits(order: RunOrder, agent: Agent | None) -> RunLimits:
+    limits = order.limits or (agent.limits if agent else RunLimits())
+    if order.max_tokens is None:
+        return limits
+    most = order.max_tokens if limits.max_tokens is None else min(order.max_tokens, limits.max_tokens)
+    return limits.model_copy(update={"max_tokens": most})

@@ -1,0 +1,302 @@
+"""The client of agents' runs: starts them, waits for them, and answers what they ask."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+from uuid import NAMESPACE_URL, UUID, uuid5
+
+from pydantic import ValidationError
+
+from inferfleet.agents.history import CANCEL, CHILD_PREFIX, Call, History
+from inferfleet.producer import Fleet
+from inferfleet.producer.job_making import read_priority
+from inferfleet.producer.tracing import current_trace
+from inferfleet.schemas.errors import (
+    IdempotencyConflictError,
+    InvalidJobError,
+    RunError,
+    RunNotFoundError,
+    WaitTimeoutError,
+)
+from inferfleet.schemas.job import DEFAULT_TENANT, Priority, new_job_id
+from inferfleet.schemas.problems import describe
+from inferfleet.schemas.run import (
+    DEFAULT_AGENT_QUEUE,
+    Answer,
+    QuestionAsked,
+    QuestionKind,
+    RunLimits,
+    RunOrder,
+    RunRecord,
+    RunResult,
+    RunState,
+    Step,
+    Verdict,
+)
+from inferfleet.wire.redis.runs import Runs
+
+LOOK_S: Final = 30.0
+"""How soon after a run was published a runner looks whether its message was lost."""
+
+POLL_S: Final = (0.05, 0.1, 0.2, 0.5, 1.0)
+"""The pauses between two looks at a run that somebody waits for. The last one is repeated."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What a run asks a person: may it make ``call`` of ``tool`` with these ``arguments``?"""
+
+    call: str
+    tool: str
+    arguments: str
+    kind: QuestionKind
+    until_ms: int | None
+    name: str
+    """The name of the answer in the run's inbox."""
+
+
+class AgentRuns:
+    """Starts and follows runs of agents, through a client of the fleet."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+        self.records = Runs(
+            fleet.pipeline,
+            queued_ttl_s=fleet.settings.queued_ttl_s,
+            result_ttl_s=fleet.settings.result_ttl_s,
+        )
+        """The records of runs, for the runner."""
+
+    async def start(
+        self,
+        agent: str,
+        input: str,  # noqa: A002 - what a run is given is its input
+        *,
+        queue: str = DEFAULT_AGENT_QUEUE,
+        tenant: str = DEFAULT_TENANT,
+        priority: int | str | None = None,
+        limits: RunLimits | None = None,
+        idempotency_key: str | None = None,
+    ) -> str:
+        """Start a run of an agent, by its name, and return its id.
+
+        Once this has returned, the run reaches exactly one end. With an idempotency key, the same run is
+        started only once, however often this is called.
+
+        Raises:
+            InvalidJobError: The order is invalid.
+            IdempotencyConflictError: The key belongs to a run with another order.
+            ServiceUnreachableError, ServiceRefusedError, PublishUnconfirmedError: It is unknown whether the
+                run was started. Starting it again with the same idempotency key is safe.
+
+        """
+        run_id = new_job_id()
+        if idempotency_key is not None:
+            run_id = str(uuid5(NAMESPACE_URL, f"inferfleet:run:{tenant}:{idempotency_key}"))
+        try:
+            order = RunOrder(
+                id=run_id,
+                agent=agent,
+                queue=queue,
+                input=input,
+                tenant=tenant,
+                priority=None if priority is None else read_priority(str(priority)),
+                limits=limits,
+                created_ms=self.records.now_ms(),
+                traceparent=current_trace().get("traceparent"),
+            )
+        except ValidationError as error:
+            raise InvalidJobError(f"invalid run: {describe(error)}") from error
+        await self.submit(order)
+        return run_id
+
+    async def submit(self, order: RunOrder) -> None:
+        """Record a run, then publish it, unless it has ended. It may be the same run as before.
+
+        Raises the same as ``start``.
+        """
+        timeout_s = order.limits.timeout_s if order.limits else 0
+        if timeout_s > self._fleet.settings.queued_ttl_s:
+            raise InvalidJobError(
+                f"timeout_s={timeout_s:g} is more than INFERFLEET_QUEUED_TTL_S="
+                f"{self._fleet.settings.queued_ttl_s}, for which Redis keeps an unfinished run: change one"
+            )
+        if len(order.input.encode()) > self._fleet.settings.max_body_bytes:
+            raise InvalidJobError(
+                f"the input has {len(order.input.encode()):,} bytes, and INFERFLEET_MAX_BODY_BYTES is "
+                f"{self._fleet.settings.max_body_bytes:,}"
+            )
+        known = await self.records.create(order, look_ms=self._soon_ms())
+        if known is not None:
+            same = {"created_ms": order.created_ms, "traceparent": order.traceparent}
+            if known.model_copy(update=same) != order:
+                raise IdempotencyConflictError(
+                    f"run {order.id} was started before with another order (agent {known.agent!r}); use "
+                    "another idempotency key"
+                )
+            if await self.records.state(order.id) is not RunState.QUEUED:
+                return
+        await self.publish(order)
+
+    async def publish(self, order: RunOrder) -> None:
+        """Publish a run that can go on."""
+        priority = Priority.NORMAL if order.priority is None else order.priority
+        await self._fleet.publisher.publish_run(order.id, queue=order.queue, priority=priority)
+
+    async def get(self, run_id: str) -> RunRecord:
+        """Read a run's record.
+
+        Raises:
+            RunNotFoundError: There is no such run.
+
+        """
+        record = await self.records.read(_checked(run_id))
+        if record is None:
+            raise RunNotFoundError(run_id)
+        return record
+
+    async def steps(self, run_id: str) -> list[Step]:
+        """Read a run's steps, in order.
+
+        Raises:
+            RunNotFoundError: There is no such run.
+
+        """
+        await self.get(run_id)
+        return await self.records.steps(run_id)
+
+    async def list(self, queue: str = DEFAULT_AGENT_QUEUE, *, limit: int = 1000) -> list[RunRecord]:
+        """Read the records of a queue's unfinished runs."""
+        ids = await self.records.open(queue, limit=limit)
+        records = await asyncio.gather(*map(self.records.read, ids))
+        return [record for record in records if record is not None and not record.state.terminal]
+
+    async def result(self, run_id: str, *, timeout_s: float | None = None) -> RunResult:
+        """Wait for the end of a run. The run continues if the wait is cancelled or times out.
+
+        Raises:
+            RunNotFoundError: There is no such run.
+            WaitTimeoutError: It did not end within ``timeout_s``.
+
+        """
+        try:
+            async with asyncio.timeout(timeout_s):
+                for pause_s in itertools.chain(POLL_S, itertools.repeat(POLL_S[-1])):
+                    record = await self.get(run_id)
+                    if record.result is not None:
+                        return record.result
+                    await asyncio.sleep(pause_s)
+        except TimeoutError as error:
+            raise WaitTimeoutError(
+                f"run {run_id} did not end within {timeout_s:g} s; it continues"
+            ) from error
+        raise AssertionError("there is always another pause")
+
+    async def cancel(self, run_id: str) -> RunState:
+        """Ask for a run to be cancelled, with all that it has started. Return its state.
+
+        A runner cancels it; until then it is unfinished. A run that has ended keeps its state.
+
+        Raises:
+            RunNotFoundError: There is no such run.
+
+        """
+        return await self.tell((await self.get(run_id)).order, CANCEL, "")
+
+    async def questions(self, run_id: str) -> Sequence[Question]:
+        """Return what a run asks a person now.
+
+        Raises:
+            RunNotFoundError: There is no such run.
+
+        """
+        record = await self.get(run_id)
+        if record.state.terminal:
+            return []
+        history = History(RunLimits(), await self.records.steps(run_id))
+        answered = await self.records.inbox(run_id)
+        return [
+            _question(call, call.last)
+            for call in history.open_calls()
+            if isinstance(call.last, QuestionAsked) and call.answer_name not in answered
+        ]
+
+    async def approve(self, run_id: str, *, call: str | None = None, result: str | None = None) -> Question:
+        """Let a run make a tool call that waits for approval, or again a call whose outcome is unknown.
+
+        With ``result`` the call is not made, and the model reads this instead. Without ``call`` the run must
+        ask exactly one question. Returns that. Of several answers to a question, the first counts.
+
+        Raises:
+            RunNotFoundError: There is no such run.
+            RunError: The run does not ask about this call; the message says what it asks.
+
+        """
+        answer = (
+            Answer(verdict=Verdict.APPROVE) if result is None else Answer(verdict=Verdict.RESULT, note=result)
+        )
+        return await self._answer(run_id, call, answer)
+
+    async def deny(self, run_id: str, *, call: str | None = None, reason: str = "") -> Question:
+        """Let a run not make a tool call; the model reads the reason. The rest is as for ``approve``."""
+        return await self._answer(run_id, call, Answer(verdict=Verdict.DENY, note=reason))
+
+    async def tell(self, order: RunOrder, name: str, message: str) -> RunState:
+        """Tell a run something, and publish it if it can go on. Return its state.
+
+        Raises:
+            RunNotFoundError: There is no such run.
+
+        """
+        state = await self.records.tell(order.id, name, message)
+        if state is None:
+            raise RunNotFoundError(order.id)
+        if state is RunState.QUEUED:
+            await self.records.look_at(order.queue, order.id, at_ms=self._soon_ms())
+            await self.publish(order)
+        return state
+
+    async def conclude(self, order: RunOrder, result: RunResult) -> None:
+        """Tell the parent of a run that this has ended, and take it from the list. Safe to repeat."""
+        if order.parent is not None:
+            parent = await self.records.read(order.parent.run_id)
+            if parent is not None:
+                await self.tell(parent.order, f"{CHILD_PREFIX}{order.id}", result.model_dump_json())
+        await self.records.close(order.queue, order.id)
+
+    async def _answer(self, run_id: str, call: str | None, answer: Answer) -> Question:
+        record = await self.get(run_id)
+        asked = await self.questions(run_id)
+        chosen = [each for each in asked if call in {None, each.call}]
+        if len(chosen) != 1:
+            calls = ", ".join(f"{each.call} ({each.tool})" for each in asked) or "none"
+            wrong = "which call?" if call is None and asked else f"run {run_id} ({record.state}) asks nothing"
+            of_it = "" if call is None else f" about call {call!r}"
+            raise RunError(f"{wrong}{of_it}; calls that wait for an answer: {calls}")
+        await self.tell(record.order, chosen[0].name, answer.model_dump_json())
+        return chosen[0]
+
+    def _soon_ms(self) -> int:
+        return self.records.now_ms() + int(LOOK_S * 1000)
+
+
+def _checked(run_id: str) -> str:
+    with contextlib.suppress(ValueError):
+        return str(UUID(run_id))
+    raise RunNotFoundError(run_id)
+
+
+def _question(call: Call, asked: QuestionAsked) -> Question:
+    return Question(
+        call=call.key,
+        tool=call.name,
+        arguments=call.arguments,
+        kind=asked.question,
+        until_ms=asked.until_ms,
+        name=call.answer_name,
+    )

@@ -1,0 +1,66 @@
+"""Publishes runs again that have lost their messages, and wakes those whose time has come."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from inferfleet.agents.runs import AgentRuns
+from inferfleet.producer import Fleet
+from inferfleet.schemas.errors import InferfleetError
+from inferfleet.schemas.names import run_queue
+from inferfleet.schemas.run import RunRecord, RunState
+
+logger = logging.getLogger(__name__)
+
+
+class Sweep:
+    """Looks at the unfinished runs of a queue, each about as often as ``interval_s``, whoever does."""
+
+    def __init__(self, fleet: Fleet, runs: AgentRuns, *, queue: str, interval_s: float) -> None:
+        self._fleet = fleet
+        self._runs = runs
+        self._queue = queue
+        self._interval_s = interval_s
+
+    async def run(self) -> None:
+        """Look until cancelled."""
+        while True:
+            try:
+                await self.look()
+            except InferfleetError as error:
+                logger.warning("cannot look for runs that have lost their messages (%s)", error)
+            # Several times in an interval, because runs whose time has come wait for this.
+            await asyncio.sleep(self._interval_s / 4)
+
+    async def look(self) -> None:
+        """Look at the runs at which it is time to look."""
+        records = self._runs.records
+        while due := await records.look(self._queue, again_ms=int(self._interval_s * 1000)):
+            # As long as messages wait, those of these runs may be among them.
+            empty = not await self._fleet.publisher.waiting(run_queue(self._queue))
+            for run_id in due:
+                try:
+                    record = await records.read(run_id)
+                except ValueError:
+                    # A newer version may have written it. The others go on.
+                    logger.exception("the record of run %s cannot be read", run_id)
+                    continue
+                if record is None:
+                    await records.close(self._queue, run_id)
+                else:
+                    await self._look_at(record, empty=empty)
+
+    async def _look_at(self, record: RunRecord, *, empty: bool) -> None:
+        order = record.order
+        if record.result is not None:
+            await self._runs.conclude(order, record.result)
+        elif record.state is RunState.WAITING:
+            wake_ms = record.wake_ms or 0
+            if wake_ms > self._runs.records.now_ms():
+                await self._runs.records.look_at(order.queue, order.id, at_ms=wake_ms)
+            else:
+                await self._runs.tell(order, f"wake:{wake_ms}", "")
+        elif empty and not record.lease_left_ms:
+            logger.info("publishing run %s again: it has no message", order.id)
+            await self._runs.publish(order)

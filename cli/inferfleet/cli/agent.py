@@ -1,0 +1,192 @@
+"""``inferfleet agent``: runs agents, and starts, shows and answers their runs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Annotated, Any, TypeVar
+
+import orjson
+import typer
+
+from inferfleet.agents.runs import AgentRuns, Question
+from inferfleet.cli.options import JsonFlag, none_empty, not_empty, producer_settings
+from inferfleet.cli.reading import STANDARD, read_text
+from inferfleet.cli.root import import_command
+from inferfleet.cli.terminal import err, line, out, shown_id
+from inferfleet.producer.fleet import Fleet
+from inferfleet.schemas.run import DEFAULT_AGENT_QUEUE, RunRecord, RunResult, RunState, Step
+from inferfleet.schemas.settings import LogFormat
+
+T = TypeVar("T")
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+
+RunArgument = Annotated[
+    str, typer.Argument(metavar="RUN", help="The run's id, as printed by `start`.", callback=not_empty)
+]
+QueueOption = Annotated[str, typer.Option("--queue", help="Queue of the runs.", callback=not_empty)]
+CallOption = Annotated[
+    str | None,
+    typer.Option("--call", help="The tool call, like 2.0; needed if several wait.", callback=not_empty),
+]
+
+
+@app.callback()
+def agent() -> None:
+    """Agents: durable loops of model and tools."""
+
+
+@app.command()
+def run(
+    agents: Annotated[
+        list[str], typer.Argument(metavar="MODULE:AGENT...", help="The agents.", callback=none_empty)
+    ],
+    *,
+    queue: Annotated[
+        str | None, typer.Option(help="Queue whose runs to take; `default` by default.", callback=not_empty)
+    ] = None,
+    max_runs: Annotated[int | None, typer.Option(help="How many runs at once, 32 by default.")] = None,
+    log_format: Annotated[
+        LogFormat | None, typer.Option(help="Log format: JSON lines or console text.")
+    ] = None,
+) -> None:
+    """Run agents until SIGTERM: take their runs from the queue, and continue those of runners that died."""
+    runner = import_command("inferfleet agent run", "inferfleet.cli.agent_runner", extra="worker")
+    runner.run_process(agents, agent_queue=queue, max_runs=max_runs, log_format=log_format)
+
+
+@app.command()
+def start(
+    name: Annotated[str, typer.Argument(metavar="AGENT", help="The agent's name.", callback=not_empty)],
+    text: Annotated[str, typer.Argument(metavar="INPUT", help="What to ask it; `-` is stdin.")],
+    *,
+    queue: QueueOption = DEFAULT_AGENT_QUEUE,
+    priority: Annotated[
+        str | None, typer.Option(help="0 to 9, or batch, normal, high, urgent; by default the agent's.")
+    ] = None,
+    idempotency_key: Annotated[
+        str | None, typer.Option(help="Starts the run only once.", callback=not_empty)
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for its end, and print its answer.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Start a run of an agent, and print its id."""
+    asked = read_text(STANDARD) if text == "-" else text
+
+    async def begin(runs: AgentRuns) -> tuple[str, RunResult | None]:
+        run_id = await runs.start(
+            name, asked, queue=queue, priority=priority, idempotency_key=idempotency_key
+        )
+        if wait:
+            err(f"{shown_id(run_id)}\n")
+        return run_id, await runs.result(run_id) if wait else None
+
+    run_id, result = _run(begin)
+    if result is None:
+        _print_json({"id": run_id}) if as_json else out(f"{shown_id(run_id)}\n")
+        return
+    if as_json:
+        _print_json(result.model_dump(mode="json"))
+    elif result.state is RunState.SUCCEEDED:
+        out(f"{result.text}\n")
+    if result.state is not RunState.SUCCEEDED:
+        err(f"{_end(result)}\n")
+        raise typer.Exit(1)
+
+
+@app.command("list")
+def list_(*, queue: QueueOption = DEFAULT_AGENT_QUEUE, as_json: JsonFlag = False) -> None:
+    """List the unfinished runs of a queue."""
+    records = _run(lambda runs: runs.list(queue))
+    if as_json:
+        _print_json([record.model_dump(mode="json") for record in records])
+        return
+    for record in records:
+        begun = datetime.fromtimestamp(record.order.created_ms / 1000, UTC)
+        fields = (shown_id(record.order.id), record.state, line(record.order.agent))
+        out("  ".join((*fields, f"{begun:%Y-%m-%d %H:%M:%S}")) + "\n")
+
+
+@app.command()
+def show(run_id: RunArgument, *, as_json: JsonFlag = False) -> None:
+    """Show a run: its state, its steps, and what it asks."""
+
+    async def read(runs: AgentRuns) -> tuple[RunRecord, list[Step], list[Question]]:
+        return await runs.get(run_id), await runs.steps(run_id), list(await runs.questions(run_id))
+
+    record, steps, questions = _run(read)
+    if as_json:
+        known = record.model_dump(mode="json")
+        _print_json({**known, "steps": [step.model_dump(mode="json") for step in steps]})
+        return
+    out(f"{shown_id(record.order.id)}  {record.state}  {line(record.order.agent)}\n")
+    for step in steps:
+        fields = step.model_dump(mode="json", exclude={"kind"}, exclude_none=True)
+        out(f"  {step.kind}  {line(orjson.dumps(fields).decode())}\n")
+    for question in questions:
+        out(
+            f"asks about call {question.call} ({question.kind}): "
+            f"{line(question.tool)}({line(question.arguments)})\n"
+        )
+    if record.result is not None:
+        out(f"{_end(record.result)}\n")
+
+
+@app.command()
+def cancel(run_id: RunArgument, *, as_json: JsonFlag = False) -> None:
+    """Cancel a run, and all that it has started. A runner does it."""
+    state = _run(lambda runs: runs.cancel(run_id))
+    _print_json({"id": run_id, "state": state}) if as_json else out(f"{shown_id(run_id)}  {state}\n")
+
+
+@app.command()
+def approve(
+    run_id: RunArgument,
+    *,
+    call: CallOption = None,
+    result: Annotated[
+        str | None, typer.Option(help="Do not make the call, and give the model this result.")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Let a run make a tool call that waits for approval, or again one whose outcome is unknown."""
+    _print_answered(_run(lambda runs: runs.approve(run_id, call=call, result=result)), as_json=as_json)
+
+
+@app.command()
+def deny(
+    run_id: RunArgument,
+    *,
+    call: CallOption = None,
+    reason: Annotated[str, typer.Option(help="What the model reads.")] = "",
+    as_json: JsonFlag = False,
+) -> None:
+    """Let a run not make a tool call. The model reads why."""
+    _print_answered(_run(lambda runs: runs.deny(run_id, call=call, reason=reason)), as_json=as_json)
+
+
+def _print_answered(question: Question, *, as_json: bool) -> None:
+    if as_json:
+        _print_json({"call": question.call, "tool": question.tool})
+    else:
+        out(f"{question.call}  {line(question.tool)}\n")
+
+
+def _end(result: RunResult) -> str:
+    why = f": {result.error.code}: {line(result.error.message)}" if result.error else ""
+    text = f": {line(result.text)}" if result.text else ""
+    return f"{result.state}{why}{text}  ({result.steps} steps, {result.tokens:,} tokens)"
+
+
+def _run(work: Callable[[AgentRuns], Awaitable[T]]) -> T:
+    async def connected() -> T:
+        async with Fleet.connect(producer_settings()) as fleet:
+            return await work(AgentRuns(fleet))
+
+    return asyncio.run(connected())
+
+
+def _print_json(value: Any) -> None:
+    out(orjson.dumps(value).decode() + "\n")

@@ -1,0 +1,225 @@
+"""Runs of agents: what was ordered, the steps that were made, and how each ended.
+
+The steps of a run are its whole state. Whoever continues a run reads them, and makes none of them again.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import Field, TypeAdapter
+
+from inferfleet.schemas.job import DEFAULT_TENANT, JobId, PoolName
+from inferfleet.schemas.limits import LONGEST_S, MOST
+from inferfleet.schemas.trace import TraceParent
+from inferfleet.schemas.wire_model import WireModel
+
+DEFAULT_AGENT_QUEUE: Final = "default"
+
+AgentName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+"""Also the name of a tool: what OpenAI's API allows as the name of a function."""
+
+Count = Annotated[int, Field(ge=0)]
+
+
+class RunState(StrEnum):
+    """The state of a run. One that waits, for a person or another run, takes no place in a runner."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    WAITING = "waiting"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def terminal(self) -> bool:
+        """Whether the run has ended. Such a state never changes."""
+        return self in {RunState.SUCCEEDED, RunState.FAILED, RunState.CANCELLED}
+
+
+class RunFailureCode(StrEnum):
+    """Why a run failed."""
+
+    UNKNOWN_AGENT = "unknown_agent"
+    MODEL_FAILED = "model_failed"
+    MAX_STEPS = "max_steps"
+    MAX_TOKENS = "max_tokens"
+    TIMEOUT = "timeout"
+    REPEATED_CALLS = "repeated_calls"
+    RUNNER_LOST = "runner_lost"
+    CANCELLED = "cancelled"
+    INTERNAL = "internal"
+
+
+class RunFailure(WireModel):
+    """Why a run did not succeed: ``message`` for a person, ``code`` for a program."""
+
+    code: RunFailureCode
+    message: str
+
+
+class RunLimits(WireModel):
+    """Where a run ends at the latest.
+
+    ``max_steps`` counts calls of the model, ``max_tokens`` the tokens of their prompts and answers, with
+    those of the runs that it starts. ``timeout_s`` counts from the start, and waiting counts as well. If more
+    than ``max_repeats`` answers in a row make the same tool calls with the same arguments, the model is told
+    so; if it repeats them again, the run fails.
+    """
+
+    max_steps: Annotated[int, Field(ge=1, le=10_000)] = 30
+    max_tokens: Annotated[int, Field(ge=1, le=MOST)] | None = None
+    timeout_s: Annotated[float, Field(gt=0, le=LONGEST_S)] = 24 * 3600.0
+    max_repeats: Annotated[int, Field(ge=1, le=1000)] = 3
+
+
+class RunParent(WireModel):
+    """The run that has called this one as a tool, and in which of its tool calls."""
+
+    run_id: JobId
+    call: str
+
+
+class RunOrder(WireModel):
+    """What was ordered. It never changes. Times are Redis', in Unix milliseconds."""
+
+    id: JobId
+    agent: AgentName
+    queue: PoolName = DEFAULT_AGENT_QUEUE
+    input: str
+    tenant: str = DEFAULT_TENANT
+    priority: Annotated[int, Field(ge=0, le=9)] | None = None
+    """The priority of its jobs; without it, that of the agent."""
+    limits: RunLimits | None = None
+    """Without them, those of the agent."""
+    max_tokens: int | None = None
+    deadline_ms: int | None = None
+    """What its parent has left of its own limits."""
+    parent: RunParent | None = None
+    created_ms: int
+    traceparent: TraceParent | None = None
+
+
+class ModelCalled(WireModel):
+    """The model is called: this job answers. Recorded before the job is submitted."""
+
+    kind: Literal["model_called"] = "model_called"
+    job_id: JobId
+
+
+class ModelAnswered(WireModel):
+    """The model has answered with this message of a chat. ``tokens`` are those of prompt and answer."""
+
+    kind: Literal["model_answered"] = "model_answered"
+    message: dict[str, Any]
+    tokens: Count
+
+
+class ToolStarted(WireModel):
+    """A tool is called. Recorded before it is. ``call`` is ``<number of the answer>.<number in it>``."""
+
+    kind: Literal["tool_started"] = "tool_started"
+    call: str
+
+
+class ChildStarted(WireModel):
+    """Another agent is called as a tool: this run answers. Recorded before that run is started."""
+
+    kind: Literal["child_started"] = "child_started"
+    call: str
+    run_id: JobId
+
+
+class QuestionKind(StrEnum):
+    """What a person is asked about a tool call."""
+
+    APPROVAL = "approval"
+    """Whether to make it."""
+
+    UNKNOWN_OUTCOME = "unknown_outcome"
+    """Whether to make it again: its runner died before it recorded the result."""
+
+
+class QuestionAsked(WireModel):
+    """A person is asked about a tool call. Without an answer before ``until_ms``, the call is denied."""
+
+    kind: Literal["question_asked"] = "question_asked"
+    call: str
+    question: QuestionKind
+    until_ms: int | None = None
+
+
+class Verdict(StrEnum):
+    """How a person answers."""
+
+    APPROVE = "approve"
+    """Make the call."""
+
+    DENY = "deny"
+    """Do not make it, and tell the model so."""
+
+    RESULT = "result"
+    """Do not make it, and give the model this result."""
+
+
+class Answer(WireModel):
+    """What a person has answered. ``note`` is the result, or a reason for the model."""
+
+    verdict: Verdict
+    note: str = ""
+
+
+class QuestionAnswered(WireModel):
+    """A person has answered, or nobody has in time."""
+
+    kind: Literal["question_answered"] = "question_answered"
+    call: str
+    answer: Answer
+
+
+class ToolEnded(WireModel):
+    """A tool call has a result: what the model reads. ``tokens`` are those of a run that it started."""
+
+    kind: Literal["tool_ended"] = "tool_ended"
+    call: str
+    content: str
+    failed: bool = False
+    tokens: Count = 0
+
+
+Step = Annotated[
+    ModelCalled | ModelAnswered | ToolStarted | ChildStarted | QuestionAsked | QuestionAnswered | ToolEnded,
+    Field(discriminator="kind"),
+]
+
+CallStep = ToolStarted | ChildStarted | QuestionAsked | QuestionAnswered | ToolEnded
+"""A step of one tool call."""
+
+STEP: Final[TypeAdapter[Step]] = TypeAdapter(Step)
+
+
+class RunResult(WireModel):
+    """How a run ended."""
+
+    run_id: JobId
+    state: RunState
+    text: str = ""
+    error: RunFailure | None = None
+    steps: Count = 0
+    """How often the model was called."""
+    tokens: Count = 0
+
+
+class RunRecord(WireModel):
+    """What is known of a run now."""
+
+    order: RunOrder
+    state: RunState
+    runner: str | None = None
+    wake_ms: int | None = None
+    """When a waiting run goes on at the latest."""
+    lease_left_ms: int = 0
+    """How long its runner holds it without another sign of life; 0 if it has none."""
+    result: RunResult | None = None

@@ -1,0 +1,61 @@
+"""The records of runs: who may write what, also if it is sent twice."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from inferfleet.agents import AgentRuns
+from inferfleet.schemas.run import ModelCalled, RunState
+from inferfleet.wire.redis.runs import Claimed, Held, NothingToDo, RunLostError
+
+JOB = "01890a5d-ac96-774b-bcce-b302099a8057"
+STEP = ModelCalled(job_id=JOB)
+
+
+async def claimed(runs: AgentRuns, queue: str) -> tuple[str, dict[str, Any]]:
+    run_id = await runs.start("tester", "go", queue=queue)
+    by: dict[str, Any] = {"fence": "mine", "lease_s": 60}
+    assert await runs.records.claim(run_id, runner="r", **by) == Claimed(1)
+    # Sent twice.
+    assert await runs.records.claim(run_id, runner="r", **by) == Claimed(1)
+    return run_id, by
+
+
+async def test_a_step_that_is_sent_twice_is_there_once(runs: AgentRuns, queue: str) -> None:
+    run_id, by = await claimed(runs, queue)
+    for _ in range(2):
+        await runs.records.append(run_id, [STEP], position=0, moved_on=True, **by)
+    assert await runs.steps(run_id) == [STEP]
+    # A failover has forgotten a step that this runner knows.
+    with pytest.raises(RunLostError):
+        await runs.records.append(run_id, [STEP], position=2, moved_on=True, **by)
+    with pytest.raises(RunLostError):
+        await runs.records.append(run_id, [STEP], position=1, moved_on=True, fence="old", lease_s=60)
+    assert await runs.steps(run_id) == [STEP]
+
+
+async def test_a_run_that_was_told_something_does_not_wait(runs: AgentRuns, queue: str) -> None:
+    run_id, _ = await claimed(runs, queue)
+    for _ in range(2):
+        assert await runs.records.tell(run_id, "answer:0.0:1", "yes") is RunState.RUNNING
+    await runs.records.tell(run_id, "answer:0.0:1", "no")
+    assert await runs.records.inbox(run_id) == {"answer:0.0:1": b"yes"}
+    assert not await runs.records.settle(run_id, RunState.WAITING, fence="mine", told=0)
+    assert await runs.records.settle(run_id, RunState.WAITING, fence="mine", told=1)
+    assert isinstance(await runs.records.claim(run_id, fence="other", runner="r", lease_s=60), NothingToDo)
+    assert await runs.records.tell(run_id, "cancel", "") is RunState.QUEUED
+    with pytest.raises(RunLostError):
+        await runs.records.append(run_id, [], position=0, moved_on=False, fence="mine", lease_s=60)
+
+
+async def test_a_run_has_one_runner(runs: AgentRuns, queue: str) -> None:
+    run_id, _ = await claimed(runs, queue)
+    held = await runs.records.claim(run_id, fence="other", runner="r", lease_s=60)
+    assert isinstance(held, Held)
+    assert 0 < held.left_s <= 60
+    await runs.records.settle(run_id, RunState.QUEUED, fence="mine", told=0)
+    assert await runs.records.claim(run_id, fence="other", runner="r", lease_s=60) == Claimed(1)
+    with pytest.raises(RunLostError):
+        await runs.records.settle(run_id, RunState.SUCCEEDED, fence="mine", told=0)

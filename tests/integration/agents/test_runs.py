@@ -1,0 +1,209 @@
+"""A run from its start to its end: tools, limits, and orders that cannot be carried out."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated
+
+import pytest
+from pydantic import Field
+from tests.integration.agents.conftest import StartRunner, result_of
+
+from inferfleet.agents import Agent, AgentRuns, RunLimits, ToolContext, tool
+from inferfleet.schemas.errors import IdempotencyConflictError, InvalidJobError, RunNotFoundError
+from inferfleet.schemas.run import RunFailureCode, RunState
+from inferfleet.testing.workers import ScriptedAnswers
+
+
+@tool
+async def weather(city: Annotated[str, Field(description="An English name.")], days: int = 1) -> str:
+    """Say what the weather will be."""
+    return f"{city}: {days} days of sun"
+
+
+def failure_of(result: object) -> object:
+    error = getattr(result, "error", None)
+    return None if error is None else error.code
+
+
+async def test_a_model_calls_a_tool_and_answers(
+    runs: AgentRuns, model: ScriptedAnswers, start_runner: StartRunner, pool: str
+) -> None:
+    model.reply_to("Paris?", with_calls=[("weather", {"city": "Paris", "days": 3})])
+    model.reply_to("Paris: 3 days of sun", with_text="Take sunglasses.")
+    await start_runner(Agent(name="guide", instructions="Be brief.", tools=[weather], pool=pool))
+    run_id = await runs.start("guide", "Paris?", queue=pool)
+    result = await result_of(runs, run_id)
+    assert (result.state, result.text, result.steps) == (RunState.SUCCEEDED, "Take sunglasses.", 2)
+    assert [step.kind for step in await runs.steps(run_id)] == [
+        "model_called",
+        "model_answered",
+        "tool_started",
+        "tool_ended",
+        "model_called",
+        "model_answered",
+    ]
+    assert await runs.list(pool) == []
+
+
+async def test_calls_of_one_answer_are_made_at_the_same_time(
+    runs: AgentRuns, model: ScriptedAnswers, start_runner: StartRunner, pool: str
+) -> None:
+    both = asyncio.Barrier(2)
+
+    @tool
+    async def meet(name: str) -> str:
+        """Return once both calls are here."""
+        await both.wait()
+        return f"{name} is here"
+
+    model.reply_to("meet", with_calls=[("meet", {"name": "Ann"}), ("meet", {"name": "Bob"})])
+    model.reply_to("is here", with_text="Both.")
+    await start_runner(Agent(name="host", tools=[meet], pool=pool))
+    assert (await result_of(runs, await runs.start("host", "meet", queue=pool))).text == "Both."
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        (("weather", {"town": "Paris"}), "invalid arguments"),
+        (("climate", {}), "there is no tool 'climate'; tools: weather, bad"),
+        (("bad", {"how": "raise"}), "error: RuntimeError: broken\x1b[31m"),
+        (("bad", {"how": "hang"}), "no result within 0.2 s"),
+        (("bad", {"how": "exit"}), "SystemExit"),
+        (("bad", {"how": "huge"}), "10,000,000 bytes, and at most 65,536 are allowed"),
+        (("bad", {"how": "surrogate"}), "a?b"),
+    ],
+)
+async def test_what_goes_wrong_in_a_tool_is_told_to_the_model(
+    runs: AgentRuns,
+    model: ScriptedAnswers,
+    start_runner: StartRunner,
+    pool: str,
+    call: tuple[str, dict[str, str]],
+    told: str,
+) -> None:
+    @tool(timeout_s=0.2)
+    async def bad(how: str) -> str:
+        """Do it badly."""
+        match how:
+            case "raise":
+                raise RuntimeError("broken\x1b[31m")
+            case "hang":
+                await asyncio.Event().wait()
+            case "exit":
+                raise SystemExit
+            case "surrogate":
+                return "a\ud800b"
+        return "x" * 10_000_000
+
+    model.reply_to("go", with_calls=[call])
+    model.reply_to(told, with_text="It was told.")
+    await start_runner(Agent(name="tester", tools=[weather, bad], pool=pool))
+    result = await result_of(runs, await runs.start("tester", "go", queue=pool))
+    assert result.text == "It was told."
+
+
+async def test_a_blocking_tool_runs_in_a_thread_and_knows_its_call(
+    runs: AgentRuns, model: ScriptedAnswers, start_runner: StartRunner, pool: str
+) -> None:
+    tries: list[str] = []
+
+    @tool(retries=2)
+    def flaky(context: ToolContext) -> dict[str, str]:
+        """Succeed at the second try."""
+        tries.append(context.idempotency_key)
+        if len(tries) == 1:
+            raise ConnectionError
+        return {"run": context.run_id, "call": context.call}
+
+    model.reply_to("go", with_calls=[("flaky", {})])
+    model.reply_to('"call":"0.0"', with_text="Done.")
+    await start_runner(Agent(name="tester", tools=[flaky], pool=pool))
+    run_id = await runs.start("tester", "go", queue=pool)
+    assert (await result_of(runs, run_id)).text == "Done."
+    assert tries == [f"run:{run_id}:0.0"] * 2
+
+
+@pytest.mark.parametrize(
+    ("limits", "code", "made"),
+    [
+        (RunLimits(max_steps=2), RunFailureCode.MAX_STEPS, 2),
+        (RunLimits(max_tokens=1), RunFailureCode.MAX_TOKENS, 1),
+        (RunLimits(max_repeats=2), RunFailureCode.REPEATED_CALLS, 2),
+    ],
+)
+async def test_a_run_ends_at_its_limits(
+    runs: AgentRuns,
+    model: ScriptedAnswers,
+    start_runner: StartRunner,
+    pool: str,
+    limits: RunLimits,
+    code: RunFailureCode,
+    made: int,
+) -> None:
+    calls: list[int] = []
+
+    @tool
+    async def again() -> str:
+        """Ask for more."""
+        calls.append(1)
+        return "again"
+
+    model.reply_to("", with_calls=[("again", {})])
+    await start_runner(Agent(name="tester", tools=[again], pool=pool))
+    result = await result_of(runs, await runs.start("tester", "go", queue=pool, limits=limits))
+    assert (result.state, failure_of(result), len(calls)) == (RunState.FAILED, code, made)
+
+
+async def test_a_run_times_out_while_its_model_answers(
+    runs: AgentRuns, model: ScriptedAnswers, start_runner: StartRunner, pool: str
+) -> None:
+    model.reply_to("go", with_text="a b", hang_after_tokens=1)
+    await start_runner(Agent(name="tester", pool=pool))
+    run_id = await runs.start("tester", "go", queue=pool, limits=RunLimits(timeout_s=0.5))
+    assert failure_of(await result_of(runs, run_id)) is RunFailureCode.TIMEOUT
+
+
+async def test_a_model_that_fails_fails_the_run(
+    runs: AgentRuns, model: ScriptedAnswers, start_runner: StartRunner, pool: str
+) -> None:
+    model.fail_with("invalid_request", prompt="go")
+    await start_runner(Agent(name="tester", pool=pool), Agent(name="lost", pool=f"{pool}-none"))
+    failed = await result_of(runs, await runs.start("tester", "go", queue=pool))
+    assert failure_of(failed) is RunFailureCode.MODEL_FAILED
+    lost = await result_of(runs, await runs.start("lost", "go", queue=pool))
+    assert lost.error is not None
+    assert f"'{pool}-none'" in lost.error.message
+
+
+async def test_an_agent_that_no_runner_knows_fails_the_run(
+    runs: AgentRuns, start_runner: StartRunner, pool: str
+) -> None:
+    await start_runner(Agent(name="known", pool=pool))
+    result = await result_of(runs, await runs.start("unknown", "go", queue=pool))
+    assert result.error is not None
+    assert result.error.code is RunFailureCode.UNKNOWN_AGENT
+    assert "'unknown', only known" in result.error.message
+
+
+async def test_an_idempotency_key_starts_one_run(
+    runs: AgentRuns, model: ScriptedAnswers, start_runner: StartRunner, pool: str
+) -> None:
+    model.reply_to("go", with_text="Gone.", times=1)
+    await start_runner(Agent(name="tester", pool=pool))
+    started = {await runs.start("tester", "go", queue=pool, idempotency_key=f"{pool}-1") for _ in range(3)}
+    (run_id,) = started
+    assert (await result_of(runs, run_id)).text == "Gone."
+    with pytest.raises(IdempotencyConflictError, match="another order"):
+        await runs.start("tester", "come", queue=pool, idempotency_key=f"{pool}-1")
+
+
+async def test_what_is_no_run_is_refused(runs: AgentRuns, pool: str) -> None:
+    with pytest.raises(InvalidJobError, match="agent"):
+        await runs.start("no name", "go", queue=pool)
+    with pytest.raises(InvalidJobError, match="QUEUED_TTL"):
+        await runs.start("tester", "go", queue=pool, limits=RunLimits(timeout_s=10**9))
+    for run_id in ("never", "01890a5d-ac96-774b-bcce-b302099a8057"):
+        with pytest.raises(RunNotFoundError):
+            await runs.get(run_id)

@@ -1,0 +1,176 @@
+"""Runs that wait for a person, and runs that are cancelled."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from tests.integration.agents.conftest import StartRunner, result_of, until
+from tests.integration.conftest import ForeignClient, RunCommand, eventually
+
+from inferfleet.agents import Agent, AgentRuns, RunLimits, Tool, tool
+from inferfleet.schemas.errors import RunError
+from inferfleet.schemas.names import run_queue
+from inferfleet.schemas.run import QuestionKind, RunFailureCode, RunState
+from inferfleet.testing.workers import ScriptedAnswers
+
+
+@pytest.fixture
+def paid() -> list[int]:
+    return []
+
+
+@pytest.fixture
+def pay(paid: list[int]) -> Tool:
+    async def pay(amount: int) -> str:
+        """Pay."""
+        paid.append(amount)
+        return f"paid {amount}."
+
+    return tool(pay, needs_approval=True)
+
+
+@pytest.fixture
+async def clerk(model: ScriptedAnswers, start_runner: StartRunner, pool: str, pay: Tool) -> Agent:
+    model.reply_to("pay both", with_calls=[("pay", {"amount": 1}), ("pay", {"amount": 2})])
+    model.reply_to("pay one", with_calls=[("pay", {"amount": 1})])
+    model.reply_to("paid", with_text="It is paid.")
+    model.reply_to("paid on Friday", with_text="Friday, then.")
+    model.reply_to("denied", with_text="It is not paid.")
+    model.reply_to("too much", with_text="I see.")
+    clerk = Agent(name="clerk", tools=[pay], pool=pool)
+    await start_runner(clerk)
+    return clerk
+
+
+async def test_a_call_that_needs_approval_waits_for_it_and_holds_no_message(
+    runs: AgentRuns, clerk: Agent, pool: str, paid: list[int], foreign: ForeignClient
+) -> None:
+    run_id = await runs.start(clerk.name, "pay both", queue=pool)
+    await until(runs, run_id, RunState.WAITING)
+    assert [(each.call, each.arguments, each.kind) for each in await runs.questions(run_id)] == [
+        ("0.0", '{"amount": 1}', QuestionKind.APPROVAL),
+        ("0.1", '{"amount": 2}', QuestionKind.APPROVAL),
+    ]
+    deleted = await foreign.channel.queue_delete(run_queue(pool))
+    assert deleted.message_count == 0
+    with pytest.raises(RunError, match=r"which call\?.*0\.0 \(pay\), 0\.1 \(pay\)"):
+        await runs.approve(run_id)
+    with pytest.raises(RunError, match=r"about call '7\.0'"):
+        await runs.approve(run_id, call="7.0")
+    assert paid == []
+    await runs.deny(run_id, call="0.1", reason="too much")
+    await runs.approve(run_id, call="0.0")
+    assert (await result_of(runs, run_id)).text == "I see."
+    assert paid == [1]
+    assert await runs.questions(run_id) == []
+
+
+async def test_a_person_may_give_the_result(
+    runs: AgentRuns, clerk: Agent, pool: str, paid: list[int]
+) -> None:
+    run_id = await runs.start(clerk.name, "pay one", queue=pool)
+    await until(runs, run_id, RunState.WAITING)
+    await runs.approve(run_id, result="paid on Friday")
+    assert (await result_of(runs, run_id)).text == "Friday, then."
+    assert paid == []
+
+
+async def test_an_approval_that_nobody_gives_is_denied_in_time(
+    runs: AgentRuns, model: ScriptedAnswers, start_runner: StartRunner, pool: str
+) -> None:
+    @tool(needs_approval=True, approval_timeout_s=0.3)
+    async def launch() -> str:
+        """Launch."""
+        raise AssertionError
+
+    model.reply_to("go", with_calls=[("launch", {})])
+    model.reply_to("nobody has answered in time", with_text="Too late.")
+    await start_runner(Agent(name="pilot", tools=[launch], pool=pool), sweep_interval_s=0.2)
+    run_id = await runs.start("pilot", "go", queue=pool)
+    assert (await result_of(runs, run_id)).text == "Too late."
+
+
+async def test_a_run_that_waits_times_out(
+    runs: AgentRuns, model: ScriptedAnswers, start_runner: StartRunner, pool: str, pay: Tool
+) -> None:
+    model.reply_to("go", with_calls=[("pay", {"amount": 1})])
+    await start_runner(Agent(name="clerk", tools=[pay], pool=pool), sweep_interval_s=0.2)
+    run_id = await runs.start("clerk", "go", queue=pool, limits=RunLimits(timeout_s=1))
+    error = (await result_of(runs, run_id)).error
+    assert error is not None
+    assert error.code is RunFailureCode.TIMEOUT
+
+
+async def test_a_waiting_run_is_cancelled(runs: AgentRuns, clerk: Agent, pool: str) -> None:
+    run_id = await runs.start(clerk.name, "pay one", queue=pool)
+    await until(runs, run_id, RunState.WAITING)
+    await runs.cancel(run_id)
+    assert (await result_of(runs, run_id)).state is RunState.CANCELLED
+    assert await runs.cancel(run_id) is RunState.CANCELLED
+    with pytest.raises(RunError, match="asks nothing"):
+        await runs.approve(run_id)
+
+
+async def test_a_running_tool_and_the_job_of_the_model_are_cancelled(
+    runs: AgentRuns, model: ScriptedAnswers, start_runner: StartRunner, pool: str
+) -> None:
+    began, stopped = asyncio.Event(), asyncio.Event()
+
+    @tool(timeout_s=1000)
+    async def wait() -> str:
+        """Wait."""
+        began.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            stopped.set()
+        return ""
+
+    model.reply_to("tool", with_calls=[("wait", {})])
+    model.reply_to("model", with_text="a b", hang_after_tokens=1)
+    await start_runner(Agent(name="tester", tools=[wait], pool=pool))
+    in_tool = await runs.start("tester", "tool", queue=pool)
+    in_model = await runs.start("tester", "model", queue=pool)
+    await began.wait()
+    await runs.cancel(in_tool)
+    assert (await result_of(runs, in_tool)).state is RunState.CANCELLED
+    assert stopped.is_set()
+
+    async def asked() -> bool:
+        return bool(await runs.steps(in_model))
+
+    await eventually(asked)
+    await runs.cancel(in_model)
+    assert (await result_of(runs, in_model)).state is RunState.CANCELLED
+
+
+async def test_the_command_line_starts_shows_and_answers_a_run(
+    runs: AgentRuns, clerk: Agent, pool: str, inferfleet: RunCommand
+) -> None:
+    started = await inferfleet("agent", "start", clerk.name, "pay one", "--queue", pool)
+    run_id = started.out.strip()
+    await until(runs, run_id, RunState.WAITING)
+    listed = await inferfleet("agent", "list", "--queue", pool)
+    assert listed.out.startswith(f"{run_id}  waiting  clerk")
+    shown = await inferfleet("agent", "show", run_id)
+    assert 'asks about call 0.0 (approval): pay({"amount": 1})' in shown.out
+    approved = await inferfleet("agent", "approve", run_id)
+    assert approved.out == "0.0  pay\n"
+    assert (await result_of(runs, run_id)).text == "It is paid."
+    assert "succeeded: It is paid.  (2 steps," in (await inferfleet("agent", "show", run_id)).out
+    denied = await inferfleet("agent", "deny", run_id)
+    assert (denied.code, "asks nothing" in denied.err) == (1, True)
+
+    waiting = asyncio.ensure_future(
+        inferfleet("agent", "start", clerk.name, "pay one", "--queue", pool, "--wait")
+    )
+
+    async def asks() -> bool:
+        return any(each.state is RunState.WAITING for each in await runs.list(pool))
+
+    await eventually(asks)
+    (record,) = await runs.list(pool)
+    assert (await inferfleet("agent", "cancel", record.order.id)).out.startswith(record.order.id)
+    ended = await waiting
+    assert (ended.code, "cancelled: cancelled: the run was cancelled" in ended.err) == (1, True)

@@ -1,0 +1,13 @@
+-- Record a run of an agent, unless there is one of this id.
+-- Returns the order of the run that there is; '' if it was recorded.
+local run_key = KEYS[1]
+local order = ARGV[1]
+local ttl_s = ARGV[2]
+
+local known = redis.call('HGET', run_key, 'order')
+if known then
+  return known
+end
+redis.call('HSET', run_key, 'order', order, 'state', 'queued')
+redis.call('EXPIRE', run_key, ttl_s)
+return ''
