@@ -33,8 +33,8 @@ COPY deploy/docker/install-dependencies ./
 RUN ./install-dependencies '.[gateway,s3]'
 
 FROM ${PRODUCER_BASE} AS producer-code
-COPY schemas/inferfleet wire/inferfleet producer/inferfleet exporter/inferfleet worker/inferfleet gateway/inferfleet agents/inferfleet \
-     cli/inferfleet local/inferfleet testing/inferfleet \
+COPY schemas/inferfleet wire/inferfleet producer/inferfleet exporter/inferfleet worker/inferfleet gateway/inferfleet \
+     agents/inferfleet cli/inferfleet local/inferfleet testing/inferfleet \
      /app/inferfleet/
 # The user of the image cannot write bytecode there, so each start would compile everything again. What runs a
 # fleet on one machine is there, and compiled when it is used.
@@ -75,8 +75,8 @@ FROM ${WEIGHTS} AS weights
 
 FROM ${BASE} AS worker-code
 USER root
-COPY schemas/inferfleet wire/inferfleet producer/inferfleet exporter/inferfleet worker/inferfleet gateway/inferfleet agents/inferfleet \
-     cli/inferfleet local/inferfleet testing/inferfleet \
+COPY schemas/inferfleet wire/inferfleet producer/inferfleet exporter/inferfleet worker/inferfleet gateway/inferfleet \
+     agents/inferfleet cli/inferfleet local/inferfleet testing/inferfleet \
      /app/inferfleet/
 RUN python3 -m compileall -q --invalidation-mode unchecked-hash -x "/inferfleet/(local|testing)/" /app
 

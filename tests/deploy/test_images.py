@@ -36,6 +36,7 @@ CONTEXT = (
     "exporter/inferfleet",
     "worker/inferfleet",
     "gateway/inferfleet",
+    "agents/inferfleet",
     "cli/inferfleet",
     "local/inferfleet",
     "testing/inferfleet",

@@ -93,7 +93,7 @@ def test_an_engine_loads_no_network_library() -> None:
 
 
 @pytest.mark.parametrize(
-    "package", ["schemas", "wire", "producer", "exporter", "worker", "cli", "local", "testing"]
+    "package", ["schemas", "wire", "producer", "exporter", "worker", "agents", "cli", "local", "testing"]
 )
 def test_every_package_tells_type_checkers_that_it_is_typed(package: str) -> None:
     from importlib.resources import files
