@@ -15,7 +15,17 @@ import inferfleet.testing as testing
 import inferfleet.worker as worker
 
 NAMES = {
-    agents: ["Agent", "AgentRuns", "AgentTool", "Question", "RunLimits", "Tool", "ToolContext", "tool"],
+    agents: [
+        "Agent",
+        "AgentRuns",
+        "AgentTool",
+        "McpServer",
+        "Question",
+        "RunLimits",
+        "Tool",
+        "ToolContext",
+        "tool",
+    ],
     schemas: [
         "Endpoint",
         "Failure",

@@ -2,6 +2,7 @@
 
     agent       an agent, and an agent as a tool of another one
     tool        a function as a tool
+    mcp_servers servers of the Model Context Protocol, whose tools an agent may call
     runs        the client: start runs, wait for them, answer what they ask
     history     what the steps of a run say, and what to do next
     run_loop    bringing one run forward
@@ -18,8 +19,19 @@ A run belongs to no process: its steps are in Redis, and any runner goes on with
 from __future__ import annotations
 
 from inferfleet.agents.agent import Agent, AgentTool
+from inferfleet.agents.mcp_servers import McpServer
 from inferfleet.agents.runs import AgentRuns, Question
 from inferfleet.agents.tool import Tool, ToolContext, tool
 from inferfleet.schemas.run import RunLimits
 
-__all__ = ["Agent", "AgentRuns", "AgentTool", "Question", "RunLimits", "Tool", "ToolContext", "tool"]
+__all__ = [
+    "Agent",
+    "AgentRuns",
+    "AgentTool",
+    "McpServer",
+    "Question",
+    "RunLimits",
+    "Tool",
+    "ToolContext",
+    "tool",
+]

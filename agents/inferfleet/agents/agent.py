@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any
 
+from inferfleet.agents.mcp_servers import McpServer
 from inferfleet.agents.tool import Tool, check_name
 from inferfleet.producer.job_making import check_pool
 from inferfleet.schemas.errors import ConfigurationError
@@ -34,10 +36,24 @@ class Agent:
     description: str = ""
     """What other agents read, if they may call this one."""
     tools: Sequence[Tool | AgentTool] = ()
+    mcp_servers: Sequence[McpServer] = ()
+    """Servers whose tools it has, too. A runner asks for them when it starts."""
     pool: str = DEFAULT_POOL
     priority: int = Priority.NORMAL
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
     limits: RunLimits = field(default_factory=RunLimits)
+
+    async def with_mcp_tools(self) -> Agent:
+        """Return this agent with the tools of its MCP servers.
+
+        Raises:
+            ConfigurationError: A server does not answer, or two tools have the same name.
+
+        """
+        if not self.mcp_servers:
+            return self
+        listed = [await server.tools() for server in self.mcp_servers]
+        return replace(self, tools=[*self.tools, *chain.from_iterable(listed)], mcp_servers=())
 
     def __post_init__(self) -> None:
         check_name(self.name, "agent")

@@ -52,7 +52,7 @@ async def run_agents(agents: Iterable[Agent], settings: RunnerSettings) -> None:
     """Run agents until SIGTERM or SIGINT.
 
     Raises:
-        ConfigurationError: Two agents have the same name.
+        ConfigurationError: Two agents have the same name, or an MCP server does not answer.
         InferfleetError: What ``Fleet.connect`` raises.
 
     """
@@ -79,8 +79,14 @@ class Runner:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
-        """Take runs until ``stopping`` is set; then wait for tool calls, and hand over the runs."""
+        """Take runs until ``stopping`` is set; then wait for tool calls, and hand over the runs.
+
+        Raises:
+            ConfigurationError: An agent's MCP server does not answer.
+
+        """
         settings = self._settings
+        self._agents = {name: await agent.with_mcp_tools() for name, agent in self._agents.items()}
         sweep = Sweep(
             self._fleet, self._runs, queue=settings.agent_queue, interval_s=settings.sweep_interval_s
         )
