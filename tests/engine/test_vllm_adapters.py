@@ -15,6 +15,7 @@ from tests.engine.lora import write_adapter
 
 from inferfleet.schemas import FailureCode
 from inferfleet.schemas.errors import ConfigurationError
+from inferfleet.worker.engines.vllm import adapters
 from inferfleet.worker.engines.vllm.engine import VllmEngine
 from inferfleet.worker.ports import Engine, Generation, GenerationError
 
@@ -151,6 +152,38 @@ async def test_an_adapter_that_is_replaced_is_another_one_and_answers_keep_their
         # Nothing cached of the old version is taken for that of the new one.
         write_adapter(folder / "fresh", seed=21)
         assert (await ask(chat("fresh"))).text == now.text
+
+
+async def test_versions_that_nobody_uses_are_forgotten_and_one_that_answers_is_not(
+    lora: VllmEngine,
+    ask: Ask,
+    folder: Path,
+    a_generation: Callable[..., Generation],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(adapters, "KEPT", 2)
+    versions: list[str] = []
+    said: list[str] = []
+    for seed in range(30, 33):
+        write_adapter(folder / "trained", seed=seed)
+        versions.append((await lora.identify(a_generation(chat("trained")))).adapter)
+        said.append((await ask(chat("trained"), adapter=versions[-1])).text)
+    copies = Path(lora._loaded.adapters._files._copies.name)
+    assert {each.name for each in copies.iterdir()} == set(versions[-2:])
+    with pytest.raises(GenerationError, match="was replaced before its answer began") as replaced:
+        await ask(chat("trained"), adapter=versions[0])
+    assert replaced.value.code.retryable
+
+    # As an answer does while it runs.
+    async with lora._loaded.adapters.held(a_generation(chat("trained"), adapter=versions[-1])):
+        for name in NAMES[:2]:
+            await ask(chat(name))
+        assert (await ask(chat("trained"), adapter=versions[-1])).text == said[-1]
+    assert versions[-1] in {each.name for each in copies.iterdir()}
+    for name in NAMES[:2]:
+        await ask(chat(name))
+    assert versions[-1] not in {each.name for each in copies.iterdir()}
+    assert len(lora._loaded.adapters._models.lora_requests) <= 3
 
 
 @pytest.mark.parametrize(

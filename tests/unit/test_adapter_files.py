@@ -64,6 +64,32 @@ def test_a_version_is_a_copy_that_stays_when_the_adapter_is_replaced(folder: Pat
     assert not first.folder.exists()
 
 
+def test_a_version_that_is_forgotten_leaves_no_copy_unless_another_has_its_contents(folder: Path) -> None:
+    files = files_of(folder)
+    first = files.find("one")
+    write(folder / "two", "1")
+    two = files.find("two")
+    write(folder / "one", "2")
+    second = files.find("one")
+    assert first is not None
+    assert two is not None
+    assert second is not None
+    files.forget(first, kept={second.version: second})
+    assert two.folder.exists(), "the latest version of another adapter has it"
+    write(folder / "two", "3")
+    files.find("two")
+    files.forget(two, kept={first.version: first})
+    assert two.folder.exists()
+    files.forget(two, kept={})
+    assert not two.folder.exists()
+    # A version that is forgotten while it is the latest one is copied again.
+    files.forget(second, kept={})
+    assert not second.folder.exists()
+    assert files.find("one") == second
+    assert second.folder.exists()
+    files.close()
+
+
 @pytest.mark.parametrize(
     "name", ["../outside", "..", ".", "", ".hidden", "no-adapter", "one/../one", "one/", "\0", "é" * 200]
 )

@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
+from threading import Lock
 from typing import Any, Final
 
 from inferfleet.schemas import FailureCode
@@ -83,6 +84,7 @@ class AdapterFiles:
         self._located: dict[str, Path] = {}
         self._latest: dict[str, tuple[Stamp, Adapter]] = {}
         self._copies: TemporaryDirectory[str] | None = None
+        self._copying = Lock()
 
     def names(self) -> tuple[str, ...]:
         """List the adapters. One that is being written may be among them."""
@@ -108,7 +110,8 @@ class AdapterFiles:
             stamp = _stamp(source)
             known = self._latest.get(name)
             if known is None or known[0] != stamp:
-                known = self._latest[name] = (stamp, self._copy(name, source))
+                with self._copying:
+                    known = self._latest[name] = (stamp, self._copy(name, source))
                 if _stamp(source) != stamp:
                     del self._latest[name]
                     raise OSError("its files were changed while they were read")
@@ -117,6 +120,16 @@ class AdapterFiles:
                 FailureCode.MODEL_UNAVAILABLE, f"model: the adapter {name!r} cannot be read now: {error}"
             ) from error
         return known[1]
+
+    def forget(self, adapter: Adapter, *, kept: Mapping[str, Adapter]) -> None:
+        """Remove the copy of a version. One with the same contents as a version that is ``kept`` stays."""
+        with self._copying:
+            known = self._latest.get(adapter.name)
+            if known is not None and known[1] == adapter:
+                del self._latest[adapter.name]
+            used = [*kept.values(), *(each for _, each in self._latest.values())]
+            if adapter.folder not in {each.folder for each in used}:
+                shutil.rmtree(adapter.folder, ignore_errors=True)
 
     def close(self) -> None:
         """Remove the copies."""

@@ -11,6 +11,9 @@ never takes weights or cached prefixes of one version for those of another.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
@@ -22,12 +25,16 @@ from vllm.lora.request import LoRARequest
 from vllm.lora.utils import get_adapter_absolute_path
 from vllm.v1.engine.exceptions import EngineDeadError as VllmEngineDeadError
 
+from inferfleet.schemas import FailureCode
 from inferfleet.worker.engines.adapter_files import Adapter, AdapterFiles, AdapterSources
 from inferfleet.worker.engines.vllm import zero_adapter
 from inferfleet.worker.engines.vllm.errors import refusal
 from inferfleet.worker.ports import Generation, GenerationError
 
 _NAMES_SHOWN: Final = 20
+
+KEPT: Final = 64
+"""How many versions of adapters are kept, unless more of them have answers that run."""
 
 Shapes = dict[str, list[int]]
 
@@ -40,6 +47,9 @@ class Adapters:
         self._models = served_models
         self._files = AdapterFiles(sources, locate=get_adapter_absolute_path) if sources else None
         self._found: dict[str, Adapter] = {}
+        """Every version that is kept, the one that was asked for most recently last."""
+        self._held = Counter[str]()
+        """How many running answers each version has."""
         self._finding: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._loading = asyncio.Lock()
         self._base: Shapes | None = None
@@ -64,11 +74,15 @@ class Adapters:
                 found = await asyncio.to_thread(self._files.find, name)
         if found is None:
             raise await self._unknown(name)
+        self._found.pop(found.version, None)
         self._found[found.version] = found
+        if len(self._found) > KEPT:
+            await self._forget()
         return found
 
-    async def of(self, generation: Generation) -> Adapter | None:
-        """Return the adapter that has to answer a request, and load it if vLLM never had it.
+    @asynccontextmanager
+    async def held(self, generation: Generation) -> AsyncGenerator[Adapter | None]:
+        """Hold the adapter that has to answer a request, which vLLM has then, until the block ends.
 
         Raises:
             GenerationError: There is no such adapter, or it does not fit the model.
@@ -76,6 +90,19 @@ class Adapters:
         """
         name = generation.body.get("model")
         found = self._found.get(f"{name}@{generation.adapter}") or await self.find(name)
+        if found is not None and generation.adapter not in ("", found.fingerprint):
+            raise GenerationError(
+                FailureCode.MODEL_UNAVAILABLE,
+                f"model: the adapter {name!r} was replaced before its answer began",
+            )
+        version = "" if found is None else found.version
+        self._held[version] += 1
+        try:
+            yield await self._loaded(found)
+        finally:
+            self._held[version] -= 1
+
+    async def _loaded(self, found: Adapter | None) -> Adapter | None:
         if found is None and self._files is not None and zero_adapter.is_needed():
             async with self._loading:
                 found = await asyncio.to_thread(self._zero)
@@ -84,6 +111,19 @@ class Adapters:
                 if found.version not in self._models.lora_requests:
                     await self._load(found)
         return found
+
+    async def _forget(self) -> None:
+        """Forget the versions that were asked for least recently, but none with an answer that runs."""
+        async with self._loading:
+            for version, adapter in list(self._found.items())[:-KEPT]:
+                if self._held[version] or self._found.pop(version, None) is None:
+                    continue
+                del self._held[version]
+                request = self._models.lora_requests.pop(version, None)
+                if request is not None:
+                    await self._engine.remove_lora(request.lora_int_id)
+                assert self._files is not None  # noqa: S101 - it has found them
+                await asyncio.to_thread(self._files.forget, adapter, kept=self._found)
 
     def close(self) -> None:
         """Remove the copies of their files."""

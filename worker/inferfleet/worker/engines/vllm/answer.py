@@ -43,8 +43,8 @@ async def answer(
 
     """
     try:
-        adapter = await loaded.adapters.of(generation)
-        response = await _respond(loaded, generation, adapter, emit)
+        async with loaded.adapters.held(generation) as adapter:
+            response = await _respond(loaded, generation, adapter, emit)
     except (GenerationError, EngineDeadError):
         raise
     except Exception as error:
