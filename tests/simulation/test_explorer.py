@@ -22,7 +22,7 @@ LIMIT_S = 900.0
 
 pytestmark = pytest.mark.timeout(LIMIT_S)
 
-RUN = "from inferfleet.local.simulation.cli import main; main()"
+RUN = "from inferfleet.local.scripts import explore; explore()"
 
 APPLY = """
 import os
