@@ -19,7 +19,7 @@ from inferfleet.schemas.run import (
     Step,
     ToolStarted,
 )
-from inferfleet.wire.redis.runs import Runs
+from inferfleet.wire.redis.runs import RunLostError, Runs
 
 logger = logging.getLogger(__name__)
 
@@ -108,26 +108,36 @@ class HeldRun:
         while True:
             await asyncio.sleep(min(self._lease_s / 3, LONGEST_BEAT_S))
             try:
-                if await self.append() > self._told:
-                    await self.read_inbox()
+                # Only that: what is in ``inbox`` counts as read when the run is about to wait.
+                if await self.append() > self._told and CANCEL in await self.records.inbox(self.order.id):
+                    self.cancelled.set()
             except InferfleetError as error:
                 logger.warning("cannot renew the lease of run %s (%s)", self.order.id, error)
 
     async def wait(self, *, wake_ms: int) -> bool:
         """Let the run wait. Return false if it was told something meanwhile, and must not."""
-        waits = await self.records.settle(
+        if self.cancelled.is_set():
+            return False
+        state = await self.records.settle(
             self.order.id, RunState.WAITING, fence=self._fence, told=self._told, wake_ms=wake_ms
         )
-        if waits:
+        if state is RunState.WAITING:
             await self.records.look_at(self.order.queue, self.order.id, at_ms=wake_ms)
-        return waits
+        return state is not RunState.RUNNING
 
     async def release(self) -> None:
         """Let another runner go on with the run at once."""
         await self.records.settle(self.order.id, RunState.QUEUED, fence=self._fence, told=self._told)
 
     async def end(self, result: RunResult) -> None:
-        """Record how the run has ended."""
-        await self.records.settle(
+        """Record how the run has ended.
+
+        Raises:
+            RunLostError: Another runner has the run, or it was just about to wait.
+
+        """
+        state = await self.records.settle(
             self.order.id, result.state, fence=self._fence, told=self._told, result=result
         )
+        if state is not result.state:
+            raise RunLostError(self.order.id)

@@ -42,8 +42,10 @@ async def test_a_run_that_was_told_something_does_not_wait(runs: AgentRuns, queu
         assert await runs.records.tell(run_id, "answer:0.0:1", "yes") is RunState.RUNNING
     await runs.records.tell(run_id, "answer:0.0:1", "no")
     assert await runs.records.inbox(run_id) == {"answer:0.0:1": b"yes"}
-    assert not await runs.records.settle(run_id, RunState.WAITING, fence="mine", told=0)
-    assert await runs.records.settle(run_id, RunState.WAITING, fence="mine", told=1)
+    for told, state in ((0, RunState.RUNNING), (1, RunState.WAITING)):
+        assert await runs.records.settle(run_id, RunState.WAITING, fence="mine", told=told) is state
+    # A timeout that comes while the run is about to wait does not end it.
+    assert await runs.records.settle(run_id, RunState.FAILED, fence="mine", told=1) is RunState.WAITING
     assert isinstance(await runs.records.claim(run_id, fence="other", runner="r", lease_s=60), NothingToDo)
     assert await runs.records.tell(run_id, "cancel", "") is RunState.QUEUED
     with pytest.raises(RunLostError):

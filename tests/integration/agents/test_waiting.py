@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+import redis.asyncio as aioredis
 from tests.integration.agents.conftest import StartRunner, result_of, until
 from tests.integration.conftest import ForeignClient, RunCommand, eventually
 
 from inferfleet.agents import Agent, AgentRuns, RunLimits, Tool, tool
 from inferfleet.schemas.errors import RunError
-from inferfleet.schemas.names import run_queue
+from inferfleet.schemas.names import run_key, run_queue
 from inferfleet.schemas.run import QuestionKind, RunFailureCode, RunState
 from inferfleet.testing.workers import ScriptedAnswers
 
@@ -74,6 +75,44 @@ async def test_a_person_may_give_the_result(
     await runs.approve(run_id, result="paid on Friday")
     assert (await result_of(runs, run_id)).text == "Friday, then."
     assert paid == []
+
+
+async def test_an_answer_that_comes_while_another_call_is_made_is_not_forgotten(
+    runs: AgentRuns,
+    model: ScriptedAnswers,
+    start_runner: StartRunner,
+    pool: str,
+    pay: Tool,
+    store: aioredis.Redis,
+) -> None:
+    enough = asyncio.Event()
+
+    @tool(timeout_s=1000)
+    async def search() -> str:
+        """Search."""
+        await enough.wait()
+        return "found"
+
+    model.reply_to("go", with_calls=[("search", {}), ("pay", {"amount": 1})])
+    model.reply_to("paid", with_text="It is paid.")
+    await start_runner(Agent(name="clerk", tools=[pay, search], pool=pool), lease_s=1)
+    run_id = await runs.start("clerk", "go", queue=pool)
+
+    async def asked() -> bool:
+        return bool(await runs.questions(run_id))
+
+    await eventually(asked)
+    await runs.approve(run_id)
+    # The runner has renewed its lease, and so learnt that the run was told something.
+    seen = {await store.hget(run_key(run_id), "lease_until")}
+
+    async def renewed() -> bool:
+        seen.add(await store.hget(run_key(run_id), "lease_until"))
+        return len(seen) > 3
+
+    await eventually(renewed)
+    enough.set()
+    assert (await result_of(runs, run_id)).text == "It is paid."
 
 
 async def test_an_approval_that_nobody_gives_is_denied_in_time(

@@ -146,8 +146,11 @@ class Runs:
         told: int,
         wake_ms: int = 0,
         result: RunResult | None = None,
-    ) -> bool:
-        """Let a run wait, go on elsewhere, or end. Return false if it was told something, and must not wait.
+    ) -> RunState:
+        """Let a run wait, go on elsewhere, or end. Return its state afterwards.
+
+        It still runs if it was told something, and must not wait. If an earlier call has let it go, that
+        counts.
 
         Raises:
             RunLostError: Another runner has the run.
@@ -165,7 +168,7 @@ class Runs:
         answer: bytes = await self._pipeline.execute(*command)
         if not answer:
             raise RunLostError(run_id)
-        return answer != b"running"
+        return RunState(answer.decode())
 
     async def tell(self, run_id: str, name: str, message: str) -> RunState | None:
         """Tell a run something. Return its state: if it is queued, publish it; ``None`` if it is gone."""
