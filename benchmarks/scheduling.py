@@ -1,0 +1,224 @@
+"""Who waits for whom: urgent jobs, batch jobs and tenants on one worker with the simulated engine.
+
+    python benchmarks/scheduling.py             all three
+    python benchmarks/scheduling.py urgent      the first token of urgent jobs, full worker ÷ idle worker
+    python benchmarks/scheduling.py oldest      the share of starts that batch jobs get beside a steady load
+    python benchmarks/scheduling.py tenants     the wait beside a tenant with very many jobs ÷ alone
+
+Times are ratios of one run. The engine models a GPU in real time, so what is measured beside it is our own
+overhead and the order of jobs. ``urgent`` fails if an answer is not the one that the same job gets when
+nothing preempts it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from machine import benchmark_services
+
+from inferfleet.gateway.admission import Admission
+from inferfleet.gateway.api_keys import ApiKey, new_key_id, new_secret
+from inferfleet.local.services import Services
+from inferfleet.local.worker_processes import WorkerProcesses, wait_until_ready
+from inferfleet.producer import Fleet
+from inferfleet.producer.tenant_fleet import TenantFleet
+from inferfleet.producer.timeline import EventKind
+from inferfleet.schemas import Job, Priority
+from inferfleet.schemas.journal import TokensEntry
+from inferfleet.schemas.settings import ProducerSettings, WorkerSettings
+from inferfleet.wire.redis.connection import command_pipeline, redis_client
+from inferfleet.wire.redis.shared_limits import SharedLimits
+from inferfleet.wire.tasks import cancel_and_wait
+
+SLOTS = 16
+LOADING_S = 60.0
+URGENT = 60
+URGENT_EVERY_S = 0.5
+LONG = (1500, 4500)
+"""How many tokens a batch job has that urgent jobs preempt, at least and at most: about 10 to 30 s."""
+SHORT = 50
+"""Tokens of the other jobs: about 0.35 s, so 45 jobs a second."""
+STEADY_S = 30.0
+
+
+async def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("what", nargs="*", choices=[*MEASUREMENTS, []], help="all by default")
+    chosen = parser.parse_args().what or list(MEASUREMENTS)
+    with benchmark_services() as services:
+        for name in chosen:
+            print(f"# {name}")
+            await MEASUREMENTS[name](services)
+
+
+@asynccontextmanager
+async def one_worker(services: Services, pool: str, **settings: Any) -> AsyncGenerator[Fleet]:
+    """A fleet of one worker with the simulated engine."""
+    urls: dict[str, Any] = {"amqp_url": services.amqp_url, "redis_url": services.redis_url}
+    worker = WorkerSettings(**urls, pool=pool, engine="simulated", max_running=SLOTS, **settings)
+    async with WorkerProcesses() as workers, Fleet.connect(ProducerSettings(**urls)) as fleet:
+        await wait_until_ready([workers.start(worker)], timeout_s=LOADING_S)
+        yield fleet
+
+
+def chat(words: str, tokens: int) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": words}], "simulated": {"tokens": tokens}}
+
+
+async def urgent(services: Services) -> None:
+    """Urgent jobs at random times, about two a second, on an idle and on a full worker."""
+    pool = "urgent"
+    with tempfile.TemporaryDirectory(prefix="inferfleet-scheduling-") as folder:
+        log = Path(folder) / "tokens"
+        async with one_worker(services, pool, engine_args={"token_log": str(log)}) as fleet:
+            idle = await first_tokens_s(fleet, pool)
+            chance = random.Random(2)
+            bodies = [chat(f"batch {number}", chance.randint(*LONG)) for number in range(3 * SLOTS)]
+            jobs = await fleet.submit_many(bodies, pool=pool, priority=Priority.BATCH)
+            await asyncio.gather(*(first_token(fleet, job) for job in jobs[:SLOTS]))
+            # From now on they may be preempted.
+            await asyncio.sleep(WorkerSettings.model_fields["preempt_min_run_s"].default)
+            full = await first_tokens_s(fleet, pool)
+            results = [result.raise_for_state() for result in await fleet.wait_many(jobs)]
+            generated = sum(map(int, log.read_text().split()))
+            stories = [[event.kind for event in await fleet.timeline(job)] for job in jobs]
+            # Nothing is more urgent now, so these run to their ends.
+            again = await fleet.wait_many(await fleet.submit_many(bodies, pool=pool, priority=1))
+    answers = sum(result.usage.completion_tokens for result in results) + 2 * URGENT * SHORT
+    differ = sum(result.text != alone.text for result, alone in zip(results, again, strict=True))
+    print(
+        f"first token, ms, median and p99: idle {shown(idle)}, full {shown(full)}\n"
+        f"full ÷ idle: median {statistics.median(full) / statistics.median(idle):.2f}, "
+        f"p99 {p99(full) / p99(idle):.2f}\n"
+        f"{sum(story.count(EventKind.PREEMPTED) for story in stories)} preemptions, "
+        f"{differ} of {len(jobs)} answers differ, {generated / answers - 1:.2%} of all tokens wasted"
+    )
+    if differ:
+        raise SystemExit(1)
+
+
+async def first_tokens_s(fleet: Fleet, pool: str) -> list[float]:
+    chance = random.Random(1)
+
+    async def one(number: int) -> float:
+        began = time.perf_counter()
+        job = await fleet.submit(chat(f"urgent {number}", SHORT), pool=pool, priority=9, stream=True)
+        await first_token(fleet, job)
+        taken = time.perf_counter() - began
+        await fleet.wait(job)
+        return taken
+
+    waits: list[asyncio.Task[float]] = []
+    for number in range(URGENT):
+        waits.append(asyncio.create_task(one(number)))
+        await asyncio.sleep(chance.uniform(0, 2 * URGENT_EVERY_S))
+    return await asyncio.gather(*waits)
+
+
+async def first_token(fleet: Fleet, job: Job) -> None:
+    async for line in fleet.stream(job):
+        if isinstance(line.entry, TokensEntry):
+            return
+
+
+async def oldest(services: Services) -> None:
+    """Batch jobs wait while there are always more jobs of the priority ``high`` than the worker can run."""
+    for share in (0.05, 0.0):
+        pool = f"oldest-{share}"
+        async with one_worker(services, pool, oldest_share=share) as fleet:
+            batch = await fleet.submit_many(
+                [chat(f"batch {number}", SHORT) for number in range(300)], pool=pool, priority=Priority.BATCH
+            )
+            until = time.monotonic() + STEADY_S
+            high = sum(await asyncio.gather(*(keep_busy(fleet, pool, until) for _ in range(4 * SLOTS))))
+            records = (await fleet.get_many(batch)).values()
+            batch_ended = sum(record is not None and record.state.terminal for record in records)
+            of_all = batch_ended / (batch_ended + high)
+            print(f"share {share:.0%}: {batch_ended} batch jobs beside {high}, {of_all:.1%} of all")
+            for job in batch:
+                await fleet.cancel(job)
+
+
+async def keep_busy(fleet: Fleet, pool: str, until: float) -> int:
+    """Submit one job after the other. Return how many."""
+    jobs = 0
+    while time.monotonic() < until:
+        await fleet.run(chat("high", SHORT), pool=pool, priority=Priority.HIGH)
+        jobs += 1
+    return jobs
+
+
+async def tenants(services: Services) -> None:
+    """One tenant sends ten jobs a second; the other one has submitted as many as run in two minutes."""
+    alone = await waits_s(services, "alone", flood=0, guaranteed=False)
+    print(f"wait from submit to end, ms, median and p99: alone {shown(alone)}")
+    for guaranteed in (True, False):
+        name = "guaranteed" if guaranteed else "not guaranteed"
+        beside = await waits_s(services, name.replace(" ", "-"), flood=5_000, guaranteed=guaranteed)
+        print(f"beside 5,000 jobs, {name}: {shown(beside)}; p99 ÷ alone {p99(beside) / p99(alone):.2f}")
+
+
+async def waits_s(services: Services, pool: str, *, flood: int, guaranteed: bool) -> list[float]:
+    pipeline = command_pipeline(redis_client(services.redis_url), patience_s=10.0)
+    sending = asyncio.create_task(pipeline.run())
+    async with one_worker(services, pool) as fleet:
+        limits = SharedLimits(pipeline, ttl_s=3600)
+        # A job counts as about 300 tokens: 2,000 jobs a minute fit in.
+        heavy, light = (
+            tenant(fleet, f"{pool}.{name}", limits, guaranteed=600_000 if guaranteed else None)
+            for name in ("heavy", "light")
+        )
+        made = [heavy.make(chat(f"heavy {number}", SHORT), pool=pool) for number in range(flood)]
+        submitted = await heavy.submit_many(made) if made else []
+        taken: list[asyncio.Task[float]] = []
+
+        async def one(number: int) -> float:
+            began = time.perf_counter()
+            job = await light.submit(chat(f"light {number}", SHORT), pool=pool)
+            await fleet.wait(job, timeout_s=600)
+            return time.perf_counter() - began
+
+        for number in range(int(STEADY_S * 10)):
+            taken.append(asyncio.create_task(one(number)))
+            await asyncio.sleep(0.1)
+        waits = await asyncio.gather(*taken)
+        for job in submitted:
+            await fleet.cancel(job)
+    await cancel_and_wait(sending)
+    return waits
+
+
+def tenant(fleet: Fleet, name: str, limits: SharedLimits, *, guaranteed: int | None) -> TenantFleet:
+    key = ApiKey(
+        id=(key_id := new_key_id()),
+        tenant=name,
+        secrets=(new_secret(key_id)[1],),
+        guaranteed_tokens_per_minute=guaranteed,
+        created_at=datetime.now(UTC),
+    )
+    policy = Admission(key, limits, limited=lambda _: None, demoted=lambda: None)
+    return TenantFleet(fleet, name, policy=policy)
+
+
+def p99(taken: list[float]) -> float:
+    return statistics.quantiles(taken, n=100)[-1]
+
+
+def shown(taken: list[float]) -> str:
+    return f"{statistics.median(taken) * 1000:.0f} and {p99(taken) * 1000:.0f}"
+
+
+MEASUREMENTS = {"urgent": urgent, "oldest": oldest, "tenants": tenants}
+
+if __name__ == "__main__":
+    asyncio.run(main())
