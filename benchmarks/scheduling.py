@@ -136,11 +136,14 @@ async def oldest(services: Services) -> None:
     for share in (0.05, 0.0):
         pool = f"oldest-{share}"
         async with one_worker(services, pool, oldest_share=share) as fleet:
+            first = [chat(f"first {number}", SHORT) for number in range(4 * SLOTS)]
+            await fleet.submit_many(first, pool=pool, priority=Priority.HIGH)
             batch = await fleet.submit_many(
                 [chat(f"batch {number}", SHORT) for number in range(300)], pool=pool, priority=Priority.BATCH
             )
             until = time.monotonic() + STEADY_S
-            high = sum(await asyncio.gather(*(keep_busy(fleet, pool, until) for _ in range(4 * SLOTS))))
+            counts = await asyncio.gather(*(keep_busy(fleet, pool, until) for _ in first))
+            high = len(first) + sum(counts)
             records = (await fleet.get_many(batch)).values()
             batch_ended = sum(record is not None and record.state.terminal for record in records)
             of_all = batch_ended / (batch_ended + high)

@@ -85,6 +85,7 @@ def test_the_keys_in_redis_are_those_of_the_contract() -> None:
         names.response_key("id"),
         names.reply_key("client"),
         names.idempotency_key("tenant", "key"),
+        names.guarantee_key("key"),
         names.places_key("key"),
         f"{names.LIMITS_PREFIX}:{{…}}",
         names.session_key("sid"),

@@ -54,6 +54,7 @@ SPELT = [
     (names.webhook_events_key("we_1"), "inferfleet:{webhooks}:endpoint:we_1:events"),
     (names.webhook_due_key("we_1"), "inferfleet:{webhooks}:endpoint:we_1:due"),
     (names.LIMITS_PREFIX, "inferfleet:limit"),
+    (names.guarantee_key("k1"), "inferfleet:limit:{k1}:guarantee"),
     (names.places_key("k1"), "inferfleet:limit:{k1}:jobs"),
     (names.batch_key("b1"), "inferfleet:batch:b1"),
     (names.BATCHES_KEY, "inferfleet:batches"),

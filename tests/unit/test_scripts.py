@@ -191,6 +191,7 @@ async def all_that_calls_scripts(pipeline: CommandPipeline) -> AsyncIterator[Awa
     yield webhooks.drop("e")
     yield webhooks.settle("e", Claimed(0, WebhookEvent("job.failed", JOB.id, 1)))
     yield SharedLimits(pipeline, ttl_s=1).reserve("k", ["j"], most=1)
+    yield SharedLimits(pipeline, ttl_s=1).guaranteed("k", 1, per_minute=1)
     batches = BatchRecords(pipeline)
     yield batches.claim("b", runner="r", lease_s=1)
     yield batches.change("b", runner="r", lease_s=1, state=BatchState.FAILED, expiring="1")

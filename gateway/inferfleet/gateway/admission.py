@@ -111,8 +111,8 @@ class Admission:
         async def place(job: Job) -> Job:
             if job.priority <= Priority.BATCH:
                 return job
-            cost = Cost("guaranteed", estimated_tokens(job), limit)
-            if await self._limits.take(self._key.id, [cost]) is None:
+            tokens = estimated_tokens(job)
+            if await self._limits.guaranteed(self._key.id, tokens, per_minute=limit):
                 return job
             self._demoted()
             return job.model_copy(update={"priority": job.priority - 1})

@@ -121,6 +121,11 @@ def idempotency_key(tenant: str, key: str) -> str:
     return f"inferfleet:idempotency:{{{tenant}:{key}}}"
 
 
+def guarantee_key(key_id: str) -> str:
+    """Key of what an API key has used of its guarantee: a hash with the time in ms until which it is used."""
+    return f"{LIMITS_PREFIX}:{{{key_id}}}:guarantee"
+
+
 def places_key(key_id: str) -> str:
     """Key of the sorted set of the jobs that count as unfinished for an API key, by the time in ms."""
     return f"{LIMITS_PREFIX}:{{{key_id}}}:jobs"

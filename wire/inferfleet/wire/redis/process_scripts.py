@@ -12,6 +12,7 @@ _REPLY = SCRIPTS["reply"]
 _SEEN = SCRIPTS["seen"]
 _ACCESS = SCRIPTS["access"]
 _RESERVE = SCRIPTS["reserve"]
+_GUARANTEE = SCRIPTS["guarantee"]
 _RECORD = SCRIPTS["record"]
 
 
@@ -33,6 +34,13 @@ def access(any_key: str, /, *commands: str) -> Command:
 def reserve(places_key: str, /, *jobs: str, most: int, ttl_s: int, last: int) -> Command:
     """Reserve places for jobs among the unfinished ones of an API key."""
     return ("EVALSHA", _RESERVE.sha, 1, places_key, most, ttl_s, last, *jobs)
+
+
+def guarantee(
+    guarantee_key: str, /, *, caller: str, number: int, cost_ms: float, burst_ms: int, ttl_s: int
+) -> Command:
+    """Let a job have its cost of what an API key is guaranteed, if the key has not used that up."""
+    return ("EVALSHA", _GUARANTEE.sha, 1, guarantee_key, caller, number, cost_ms, burst_ms, ttl_s)
 
 
 def record(

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 from collections.abc import Awaitable, Callable, Sequence
+from itertools import count
 from typing import Any, Final, NamedTuple
 
 from limits import RateLimitItemPerMinute
 from limits.aio.storage import RedisStorage
 from limits.aio.strategies import SlidingWindowCounterRateLimiter
 
-from inferfleet.schemas.names import LIMITS_PREFIX, places_key
+from inferfleet.schemas.names import LIMITS_PREFIX, guarantee_key, places_key
 from inferfleet.wire.redis import process_scripts
 from inferfleet.wire.redis.job_reading import JobReading
 from inferfleet.wire.redis.pipeline import CommandPipeline
@@ -24,6 +26,9 @@ MINUTE_S: Final = 60
 
 NEW_MS: Final = 60_000
 """For how long a job without a record keeps its place: its submission may be under way."""
+
+BURST_S: Final = 2.0
+"""How many seconds of its guarantee a key may use at once, and go into debt by one job."""
 
 LOOK_AGAIN_S: Final = 1.0
 """How long a look at all jobs of a key that found no ended one keeps the next look away."""
@@ -55,6 +60,8 @@ class SharedLimits:
         self._ttl_s = ttl_s
         self._look_at: dict[str, float] = {}
         """When all jobs of a key may be looked at again."""
+        self._name = os.urandom(4).hex()
+        self._calls = count()
         self._storage = _Storage(pipeline)
         self._rates = SlidingWindowCounterRateLimiter(self._storage)
 
@@ -70,6 +77,22 @@ class SharedLimits:
             if not await self._rates.hit(*_rate(key_id, cost), cost=cost.amount):
                 return await self._lacking(key_id, cost)
         return None
+
+    async def guaranteed(self, key_id: str, amount: int, *, per_minute: int) -> bool:
+        """Take an amount of what a key is guaranteed. Return false, and take nothing, if that is used up.
+
+        This is a token bucket, kept as the generic cell rate algorithm does (ITU-T I.371): by the time until
+        which the guarantee is used.
+        """
+        command = process_scripts.guarantee(
+            guarantee_key(key_id),
+            caller=self._name,
+            number=next(self._calls),
+            cost_ms=amount * MINUTE_S * 1000 / per_minute,
+            burst_ms=int(BURST_S * 1000),
+            ttl_s=self._ttl_s,
+        )
+        return bool(await self._pipeline.execute(*command))
 
     async def _lacking(self, key_id: str, cost: Cost) -> Lacking:
         item, *names = _rate(key_id, cost)
