@@ -168,14 +168,15 @@ async def test_versions_that_nobody_uses_are_forgotten_and_one_that_answers_is_n
         write_adapter(folder / "trained", seed=seed)
         versions.append((await lora.identify(a_generation(chat("trained")))).adapter)
         said.append((await ask(chat("trained"), adapter=versions[-1])).text)
-    copies = Path(lora._loaded.adapters._files._copies.name)
+    loaded: Any = lora._loaded
+    copies = Path(loaded.adapters._files._copies.name)
     assert {each.name for each in copies.iterdir()} == set(versions[-2:])
     with pytest.raises(GenerationError, match="was replaced before its answer began") as replaced:
         await ask(chat("trained"), adapter=versions[0])
     assert replaced.value.code.retryable
 
     # As an answer does while it runs.
-    async with lora._loaded.adapters.held(a_generation(chat("trained"), adapter=versions[-1])):
+    async with loaded.adapters.held(a_generation(chat("trained"), adapter=versions[-1])):
         for name in NAMES[:2]:
             await ask(chat(name))
         assert (await ask(chat("trained"), adapter=versions[-1])).text == said[-1]
@@ -183,7 +184,7 @@ async def test_versions_that_nobody_uses_are_forgotten_and_one_that_answers_is_n
     for name in NAMES[:2]:
         await ask(chat(name))
     assert versions[-1] not in {each.name for each in copies.iterdir()}
-    assert len(lora._loaded.adapters._models.lora_requests) <= 3
+    assert len(loaded.adapters._models.lora_requests) <= 3
 
 
 @pytest.mark.parametrize(

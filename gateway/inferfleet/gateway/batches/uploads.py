@@ -6,14 +6,14 @@ import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from fastapi import Request
-from multipart import (  # pyright: ignore[reportMissingTypeStubs]
+from multipart import (
     MultipartError,
     MultipartSegment,
     PushMultipartParser,
-    parse_options_header,  # pyright: ignore[reportUnknownVariableType]
+    parse_options_header,
 )
 
 from inferfleet.gateway.batches.storage import PIECE_BYTES, Storage
@@ -231,8 +231,8 @@ def _too_large(settings: GatewaySettings) -> RefusedError:
 
 
 def _boundary(request: Request) -> str:
-    parsed = cast("tuple[str, dict[str, str]]", parse_options_header(request.headers.get("content-type", "")))
-    kind, options = parsed
+    options: dict[str, str]
+    kind, options = parse_options_header(request.headers.get("content-type", ""))
     if kind != "multipart/form-data" or not options.get("boundary"):
         raise refused_unread(
             HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
