@@ -126,3 +126,34 @@ async def test_a_promoted_job_does_not_make_others_look_lost(
     for job in [*low, *high]:
         entries = await journal_of(store, job)
         assert not [entry for entry in entries if isinstance(entry, QueuedEntry) and entry.republished]
+
+
+async def test_a_job_whose_promoted_message_waits_is_not_promoted_again(
+    fleet: Fleet, pool: str, start_worker: StartWorker
+) -> None:
+    """Jobs that preempt come before it."""
+    await fleet.declare_pool(pool)
+    low = await fleet.submit(chat("low"), pool=pool, priority=1)
+    bodies = [slow_chat(f"urgent {number}", tokens=2, step_s=0.02) for number in range(HIGH)]
+    urgent = await fleet.submit_many(bodies, pool=pool, priority=9)
+    await start_worker(max_running=1, look_ahead=0, oldest_share=0.25)
+    order = await ends(fleet, [low, *urgent])
+    assert order[-1] == low.id
+    assert [event.kind for event in await fleet.timeline(low)].count(EventKind.PROMOTED) == 1
+
+
+async def test_jobs_that_a_worker_holds_already_are_promoted_there(
+    fleet: Fleet, pool: str, start_worker: StartWorker, store: aioredis.Redis
+) -> None:
+    await start_worker(max_running=1, look_ahead=4, oldest_share=0.25, heartbeat_interval_s=0.05)
+    running = await fleet.submit(slow_chat("first", tokens=100_000, step_s=0.02), pool=pool, priority=1)
+    held = [await fleet.submit(chat(f"held {number}"), pool=pool, priority=1) for number in range(4)]
+
+    async def are_held() -> bool:
+        return any((it.running, it.held) == (1, 4) for it in await fleet.workers())
+
+    await eventually(are_held)
+    high = await high_jobs(fleet, pool)
+    await fleet.cancel(running)
+    order = await ends(fleet, [*held, *high])
+    assert max(order.index(job.id) for job in held) < order.index(high[-1].id)

@@ -477,8 +477,7 @@ async def test_a_submission_that_redis_has_recorded_before_it_went_away_is_in_do
         Proxy(services.redis_url) as link,
         connect(redis_url=link.url, connect_timeout_s=1) as cut_off,
     ):
-        await cut_off.submit(chat("so that the connections are there"), pool=pool)
-        link.hold(Direction.TO_CLIENT)
+        link.hold_answers_to(b"in doubt")
         with pytest.raises(PublishUnconfirmedError, match="Redis went away") as unconfirmed:
             await cut_off.submit(chat("in doubt"), pool=pool)
         await link.until_held(Direction.TO_CLIENT)

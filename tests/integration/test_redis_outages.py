@@ -14,15 +14,25 @@ from typing import Any
 import pytest
 import redis.asyncio as aioredis
 from redis.exceptions import ResponseError
-from tests.integration.conftest import PATIENCE_S, Connect, StartWorker, answer_to, kinds_of, read_all
+from tests.integration.conftest import (
+    PATIENCE_S,
+    Connect,
+    StartWorker,
+    answer_to,
+    eventually,
+    kinds_of,
+    read_all,
+)
 
+from inferfleet.local.chaos.proxy import Direction, Proxy
 from inferfleet.local.services.free_port import free_port
 from inferfleet.local.services.reaper import Reaper
 from inferfleet.local.services.redis_process import RedisProcess, redis_binary
 from inferfleet.producer import Fleet
 from inferfleet.producer.background import background
-from inferfleet.schemas import Job
-from inferfleet.schemas.errors import ServiceRefusedError, ServiceUnreachableError
+from inferfleet.schemas import Job, JobState
+from inferfleet.schemas.errors import PublishUnconfirmedError, ServiceRefusedError, ServiceUnreachableError
+from inferfleet.schemas.names import open_key
 from inferfleet.wire.redis.connection import command_pipeline, redis_client
 
 pytestmark = pytest.mark.skipif(redis_binary() is None, reason="no redis-server here")
@@ -201,3 +211,31 @@ async def test_a_client_that_was_closed_says_so(connect: Connect, own_redis: Red
         pass
     with pytest.raises(ServiceUnreachableError, match="closed"):
         await asyncio.wait_for(fleet.get(Job(body={})), PATIENCE_S)
+
+
+async def test_a_submission_whose_repetition_redis_refuses_is_in_doubt(
+    connect: Connect,
+    own_redis: RedisProcess,
+    operator: aioredis.Redis,
+    start_worker: StartWorker,
+    patient: Fleet,
+    pool: str,
+) -> None:
+    """It recorded the job before it failed over, so the sweep publishes it."""
+    async with Proxy(own_redis.url) as link, connect(redis_url=link.url) as cut_off:
+        link.hold_answers_to(b"in doubt")
+        submitting = asyncio.create_task(cut_off.submit("in doubt", pool=pool))
+
+        async def is_recorded() -> bool:
+            return await operator.zcard(open_key(pool, 4)) == 1
+
+        await eventually(is_recorded)
+        await link.until_held(Direction.TO_CLIENT)
+        async with failover(operator):
+            link.reset()
+            link.heal()
+            with pytest.raises(PublishUnconfirmedError, match="Redis went away") as unconfirmed:
+                await submitting
+    await start_worker(redis_url=own_redis.url, sweep_interval_s=0.4)
+    result = await patient.wait(str(unconfirmed.value.job_id), timeout_s=PATIENCE_S)
+    assert result.state is JobState.SUCCEEDED

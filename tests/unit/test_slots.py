@@ -112,6 +112,18 @@ async def test_a_promoted_job_waits_by_the_priority_of_its_message() -> None:
     assert crowd.served == [first, urgent, promoted, high]
 
 
+async def test_a_job_that_is_promoted_while_it_waits_moves_up() -> None:
+    crowd = Crowd(Slots(1))
+    first, *_ = await crowd.come(4)
+    low, high, other_high = run_of(1), run_of(7), run_of(7)
+    await crowd.wait(low, high, other_high)
+    low.delivery = cast("Any", Undelivered(8))
+    crowd.slots.moved_up(low)
+    for run in (first, low, high, other_high):
+        await crowd.leave(run)
+    assert crowd.served == [first, low, high, other_high]
+
+
 async def test_a_slot_waits_for_the_delivery_that_is_due() -> None:
     slots, broker = Slots(1), Broker()
     slots.supply_from(broker)

@@ -24,7 +24,7 @@ class Index:
         yield [Entry("01", 0)] if priority == 9 else []
 
     async def marks(self, job_ids: Iterable[str]) -> list[Marks]:
-        return [Marks(self.state, *[""] * 6) for _ in job_ids]
+        return [Marks(self.state, *[""] * (len(Marks._fields) - 1)) for _ in job_ids]
 
 
 class FullSlots:

@@ -199,7 +199,7 @@ class Submission:
                 keep=keep,
                 request=body,
             )
-        except ServiceUnreachableError as error:
+        except (ServiceUnreachableError, ServiceRefusedError) as error:
             if not error.in_doubt:
                 raise
             # A worker publishes what is in the index of unfinished jobs and has no message.
@@ -412,7 +412,7 @@ def _in_pool(claimed: Claim, pool: str | None) -> Claim:
     return claimed if pool is None else claimed._replace(job=in_pool(claimed.job, pool))
 
 
-def _perhaps_recorded(job: Job, error: ServiceUnreachableError) -> PublishUnconfirmedError:
+def _perhaps_recorded(job: Job, error: InferfleetError) -> PublishUnconfirmedError:
     unconfirmed = PublishUnconfirmedError(
         f"job {job.id} may or may not run: Redis went away while the job was recorded ({error}). "
         "Submitting it again with the same idempotency key is safe"

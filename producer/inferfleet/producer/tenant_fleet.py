@@ -197,14 +197,19 @@ class TenantFleet:
             return
         self._policy.check(jobs)
         known = await asyncio.gather(*map(self._known, jobs))
-        new = [job for job, is_known in zip(jobs, known, strict=True) if not is_known]
+        new = [job for job, record in zip(jobs, known, strict=True) if record is None]
+        placed = {
+            job.id: job.model_copy(update={"priority": record.priority})
+            for job, record in zip(jobs, known, strict=True)
+            if record is not None
+        }
         if not new:
-            yield jobs, set()
+            yield [placed[job.id] for job in jobs], set()
             return
         async with self._policy.admitted(new) as submitted:
-            placed = {job.id: job for job in await self._policy.placed(new)}
+            placed |= {job.id: job for job in await self._policy.placed(new)}
             try:
-                yield [placed.get(job.id, job) for job in jobs], submitted
+                yield [placed[job.id] for job in jobs], submitted
             except PublishUnconfirmedError as error:
                 submitted |= _unconfirmed(jobs, {0: error})
                 raise
@@ -212,9 +217,9 @@ class TenantFleet:
                 submitted |= {*error.accepted} | _unconfirmed(jobs, error.rejected)
                 raise
 
-    async def _known(self, job: Job) -> bool:
-        """Return whether a job was submitted before, so that it does not count again."""
-        return job.idempotency_key is not None and await self.find(job.idempotency_key) is not None
+    async def _known(self, job: Job) -> JobRecord | None:
+        """Return the record of a job that was submitted before, so that it does not count again."""
+        return None if job.idempotency_key is None else await self.find(job.idempotency_key)
 
     def _visible_job(self, job: Job) -> Job:
         return job.model_copy(update={"session_id": self._visible_session(job.session_id)})

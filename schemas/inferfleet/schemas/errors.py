@@ -227,7 +227,7 @@ class WaitTimeoutError(InferfleetError, TimeoutError):
 class ServiceUnreachableError(InferfleetError, ConnectionError):
     """RabbitMQ or Redis does not answer, or RabbitMQ refuses the login. The message has no password.
 
-    If ``in_doubt`` is true, the request was sent, and the service may have executed it.
+    If ``in_doubt`` is true, the service may have executed the request before.
     """
 
     in_doubt: bool = False
@@ -236,10 +236,13 @@ class ServiceUnreachableError(InferfleetError, ConnectionError):
 class ServiceRefusedError(InferfleetError):
     """RabbitMQ or Redis answers, but refuses the request. The message quotes its reason.
 
-    Nothing was accepted. If ``passing`` is true, the same request may succeed later without anybody's help.
-    Otherwise somebody has to remove the reason first: a message that is too large, a missing permission.
-    ``too_large`` tells the first from the second, which concerns other requests as well.
+    Nothing was accepted, unless it is ``in_doubt``: then the service may have executed the request before,
+    and refuses its repetition. If ``passing`` is true, the same request may succeed later without anybody's
+    help. Otherwise somebody has to remove the reason first: a message that is too large, a missing
+    permission. ``too_large`` tells the first from the second, which concerns other requests as well.
     """
+
+    in_doubt: bool = False
 
     def __init__(self, message: str, *, passing: bool = False, too_large: bool = False) -> None:
         super().__init__(message)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import aclosing
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from typing_extensions import override
 from inferfleet.schemas import JobState
 from inferfleet.schemas.settings import WorkerSettings
 from inferfleet.wire.outage import Outage
+from inferfleet.wire.redis.job_listing import BEGINNING, Entry
 from inferfleet.wire.redis.lost_messages import LostMessages, Marks, Revival
 from inferfleet.wire.redis.session_lanes import SessionLanes
 from inferfleet.worker.attempt_metrics import AttemptMetrics
@@ -35,8 +36,12 @@ MIN_WAIT_S = 5.0
 PAUSE_S = 1.0
 """How long a worker looks for no waiting job after it has found none."""
 
+PAGE = 32
+"""How many jobs a worker reads at once."""
+
 AT_MOST = 1000
-"""How many jobs of each priority a worker looks at, the oldest first: those in front are running."""
+"""How many jobs of each priority a worker looks at, the oldest first: many may be running, promoted, or turns
+that wait for others."""
 
 DUE_AT_MOST = 10
 """How many promotions a worker that cannot publish them remembers."""
@@ -72,6 +77,8 @@ class Ageing(Hooks):
         """The highest priority among the jobs that started since the last promotion."""
         self._due = 0
         self._is_due = asyncio.Event()
+        self._behind: dict[int, Entry] = {}
+        """By priority, the last entry of a look that has not come to the end."""
         self._outage = Outage()
 
     @override
@@ -118,23 +125,33 @@ class Ageing(Hooks):
         return status is not Revival.UNKEPT
 
     async def _oldest(self, priority: int) -> _Waiting | None:
-        """Find the job of this priority that has waited longest for its first start."""
+        """Find the job of this priority that has waited longest for its first start, unless it was promoted.
+
+        If it is not among the first ``AT_MOST``, the next look continues behind them.
+        """
         latest_ms = self._index.now_ms - int(MIN_WAIT_S * 1000)
+        behind = self._behind.pop(priority, BEGINNING)
+        pages = self._index.unfinished(priority, behind=behind, until_ms=latest_ms, page_size=PAGE)
         seen = 0
-        async with aclosing(self._index.unfinished(priority, until_ms=latest_ms)) as pages:
+        async with aclosing(pages):
             async for page in pages:
-                for entry, marks in zip(page, await self._index.marks(it.id for it in page), strict=True):
-                    if (
-                        marks.state == JobState.QUEUED
-                        and not int(marks.attempt or 0)
-                        and (not marks.session or await self._is_in_front(marks.session, entry.id))
-                    ):
-                        return _Waiting(entry.since_ms, entry.id, priority, marks)
+                marks = await self._index.marks(entry.id for entry in page)
+                waiting = [
+                    (entry, its)
+                    for entry, its in zip(page, marks, strict=True)
+                    if its.state == JobState.QUEUED and not int(its.attempt or 0) and not its.promoted
+                ]
+                in_front = await self._in_front({its.session for _, its in waiting if its.session})
+                for entry, its in waiting:
+                    if not its.session or entry.id in in_front:
+                        return _Waiting(entry.since_ms, entry.id, priority, its)
                 seen += len(page)
                 if seen >= AT_MOST:
+                    self._behind[priority] = page[-1]
                     break
         return None
 
-    async def _is_in_front(self, session_id: str, job_id: str) -> bool:
-        owner, _ = await self._session_lanes.owner(session_id)
-        return owner == job_id
+    async def _in_front(self, sessions: Collection[str]) -> set[str]:
+        """Return the turns in front of these sessions."""
+        owners = await asyncio.gather(*map(self._session_lanes.owner, sessions))
+        return {job_id for job_id, _ in owners}

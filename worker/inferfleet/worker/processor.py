@@ -150,7 +150,10 @@ class Processor:
             # The job has its own message now, and needs no other message to carry it.
             delivery.ack()
             return
+        rank = run.rank
         run.delivery.ack()
         run.delivery = delivery
+        if run.rank > rank:
+            self._slots.moved_up(run)
         # If the job is paused, it now waits with the new delivery.
         run.wake()

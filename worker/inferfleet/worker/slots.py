@@ -142,15 +142,23 @@ class Slots:
             return False
         waiter: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._waiters[run] = waiter
+        self._line_up(run)
+        try:
+            return await waiter
+        finally:
+            del self._waiters[run]
+
+    def moved_up(self, run: JobRun) -> None:
+        """Note that a job's rank has risen. If it waits, its former place is skipped."""
+        if run in self._waiters:
+            self._line_up(run)
+
+    def _line_up(self, run: JobRun) -> None:
         # Of equally urgent jobs, those that were preempted come first, and then those that expire soonest.
         expires = math.inf if run.job.expires_at is None else run.job.expires_at.timestamp()
         place = (-run.rank, not run.preemptions, expires, next(self._arrivals), run)
         heapq.heappush(self._queue, place)
         self._grant_soon()
-        try:
-            return await waiter
-        finally:
-            del self._waiters[run]
 
     def leave(self, run: JobRun) -> None:
         """Free the job's slot, if it has one."""

@@ -231,6 +231,8 @@ class _NodePipeline(CommandPipeline):
             for waiting in (*self._unanswered, *self._unsent, *self._refused)
             if isinstance(waiting, _Routed) and concerned(waiting.slot)
         ]
+        for waiting in self._unanswered:
+            waiting.in_doubt = True
         self._forget(taken)
         return taken
 

@@ -135,10 +135,21 @@ def copied(job_key: str, /, *, ttl_s: int) -> Command:
 
 
 def revive(
-    job_key: str, journal_key: str, request_key: str, /, *, seen: str, call: str, queued_entry: bytes
+    job_key: str,
+    journal_key: str,
+    request_key: str,
+    /,
+    *,
+    seen: str,
+    call: str,
+    queued_entry: bytes,
+    promoted: int,
 ) -> Command:
-    """Let a job that has lost its message be published again, unless it has progressed meanwhile."""
-    return ("EVALSHA", _REVIVE.sha, 3, job_key, journal_key, request_key, seen, call, queued_entry)
+    """Let a job be published again, unless it has progressed meanwhile."""
+    return (
+        *("EVALSHA", _REVIVE.sha, 3, job_key, journal_key, request_key),
+        *(seen, call, queued_entry, promoted),
+    )
 
 
 def move(job_key: str, request_key: str, /, *, pool: str, request: bytes) -> Command:

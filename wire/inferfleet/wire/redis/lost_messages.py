@@ -23,7 +23,7 @@ from inferfleet.schemas.names import (
     sweep_key,
 )
 from inferfleet.wire.redis import job_scripts, pool_scripts
-from inferfleet.wire.redis.job_listing import Entry, unfinished
+from inferfleet.wire.redis.job_listing import BEGINNING, Entry, unfinished
 from inferfleet.wire.redis.journal_lines import encoded
 from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.redis.script import Argument
@@ -68,6 +68,7 @@ class Marks(NamedTuple):
     lease_ms: str
     session: str
     finished_at: str
+    promoted: str
 
     @property
     def over(self) -> bool:
@@ -171,9 +172,18 @@ class LostMessages:
             for job_id, published, held in zip(found[::3], found[1::3], found[2::3], strict=True)
         ]
 
-    def unfinished(self, priority: int, *, until_ms: int | None = None) -> AsyncGenerator[list[Entry]]:
+    def unfinished(
+        self,
+        priority: int,
+        *,
+        behind: Entry = BEGINNING,
+        until_ms: int | None = None,
+        page_size: int | None = None,
+    ) -> AsyncGenerator[list[Entry]]:
         """Yield pages of the unfinished jobs of a priority, oldest first, as ``job_listing.unfinished``."""
-        return unfinished(self._pipeline, self._pool, priority, until_ms=until_ms)
+        return unfinished(
+            self._pipeline, self._pool, priority, behind=behind, until_ms=until_ms, page_size=page_size
+        )
 
     async def marks(self, job_ids: Iterable[str]) -> list[Marks]:
         """Read what the records of jobs say about who has them."""
@@ -228,6 +238,7 @@ class LostMessages:
                 seen=f"{marks.state} {marks.attempt} {marks.lease} {marks.republished}",
                 call=call,
                 queued_entry=encoded(entry),
+                promoted=int(promoted),
             )
         )
         revived = Revived(Revival(status.decode()), body, reply_to.decode())

@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,14 +70,17 @@ AWAY = (*_OUTAGE, ServiceUnreachableError, ServiceRefusedError, _RefusedError)
 
 @dataclass(slots=True, eq=False)
 class Waiting:
-    """A command, the future of its reply, when it was given, and whether it was ever written."""
+    """A command, the future of its reply, and when it was given.
+
+    ``in_doubt`` says that it was sent on a connection that broke before the reply.
+    """
 
     verb: Argument
     packed: bytes
     answer: asyncio.Future[Any]
     since: float
     refusals: int = 0
-    sent: bool = False
+    in_doubt: bool = False
 
 
 class CommandPipeline:
@@ -155,9 +159,9 @@ class CommandPipeline:
         """Run one command and return its reply.
 
         Raises:
-            ServiceUnreachableError: Redis was unreachable for longer than ``patience_s``. It is ``in_doubt``
-                if the command was sent.
+            ServiceUnreachableError: Redis was unreachable for longer than ``patience_s``.
             ServiceRefusedError: Redis refused this command for longer than ``patience_s``.
+            Both are ``in_doubt`` if the command was sent before, and its reply was lost.
             TypeError, ValueError: An argument cannot be encoded for Redis.
 
         """
@@ -280,8 +284,6 @@ class CommandPipeline:
             if not self._unanswered:
                 self._heard_at = time.monotonic()
             self._unanswered.extend(batch)
-            for waiting in batch:
-                waiting.sent = True
             await connection.write([waiting.packed for waiting in batch])
 
     async def _read(self, connection: PipelinedConnection) -> None:
@@ -329,7 +331,7 @@ class CommandPipeline:
                 self._refused.add(waiting)
                 asyncio.get_running_loop().call_later(min(rest_s, pause_s), self._send_again, waiting)
                 return
-        waiting.answer.set_exception(refusals.refused(refusal, what=_name(waiting)))
+        _fail(waiting, refusals.refused(refusal, what=_name(waiting)))
 
     def _send_again(self, waiting: Waiting) -> None:
         if waiting in self._refused:
@@ -346,6 +348,8 @@ class CommandPipeline:
 
     def _take_back(self) -> None:
         """Put the unanswered commands in front, to send them again first."""
+        for waiting in self._unanswered:
+            waiting.in_doubt = True
         self._unsent.extendleft(reversed(self._unanswered))
         self._unanswered.clear()
         if self._unsent:
@@ -409,8 +413,9 @@ class CommandPipeline:
 def _fail(waiting: Waiting, error: InferfleetError) -> None:
     if waiting.answer.done():
         return
-    if waiting.sent and isinstance(error, ServiceUnreachableError):
-        error = ServiceUnreachableError(*error.args)
+    if waiting.in_doubt and isinstance(error, (ServiceUnreachableError, ServiceRefusedError)):
+        # Others get the same error for commands that were never sent.
+        error = copy(error)
         error.in_doubt = True
     waiting.answer.set_exception(error)
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+from copy import copy
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, NamedTuple
 
+from inferfleet.schemas.errors import ServiceRefusedError, ServiceUnreachableError
 from inferfleet.schemas.failures import Failure
 from inferfleet.schemas.job import Job, JobState
 from inferfleet.schemas.journal import (
@@ -151,7 +153,13 @@ class JobRecords(JobEndings):
             await asyncio.wait([recorded])
         holder = self._pipeline.enqueue("GET", key) if key else None
         state, attempt, closed, stalled, pool = await recorded
-        held = (holder and await holder) or b""
+        try:
+            held = (holder and await holder) or b""
+        except (ServiceUnreachableError, ServiceRefusedError) as error:
+            # There is a record by now. Others may get the same error.
+            doubt = copy(error)
+            doubt.in_doubt = True
+            raise doubt from error
         return Recorded(
             STATES[state], attempt, closed == 1, held.decode(), stalled == 1, entered, pool.decode()
         )

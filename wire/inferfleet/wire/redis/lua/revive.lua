@@ -1,4 +1,5 @@
--- A job has lost its message, as far as the caller has seen: let it be published again, unless it has got on since.
+-- A job has lost its message, as far as the caller has seen, or is promoted: let it be published again, unless it
+-- has got on since.
 -- Returns {verdict, request, reply_to}.
 -- Verdicts: 'revived' (the caller has to publish it), 'changed', 'unkept' (Redis does not have its request).
 -- Sent twice, the second answers as the first.
@@ -6,6 +7,7 @@ local job_key, journal_key, request_key = KEYS[1], KEYS[2], KEYS[3]
 local seen = ARGV[1] -- the record's state, attempt, lease and time of the last revival, as the caller read them
 local call = ARGV[2] -- unique to this call
 local queued_entry = ARGV[3]
+local promoted = ARGV[4] -- '1' if the job has its message still, and gets another one that comes before others
 
 local r = redis.call('HMGET', job_key, 'state', 'attempt', 'lease', 'republished', 'closed', 'reply_to', 'calls', 'reviver')
 if not r[1] then
@@ -29,6 +31,12 @@ if not again then
   local time = redis.call('TIME')
   local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
   redis.call('HSET', job_key, 'republished', now, 'reviver', call, 'copied', r[2])
+  if promoted == '1' then
+    redis.call('HSET', job_key, 'promoted', 1)
+  else
+    -- The message of its promotion is lost, too.
+    redis.call('HDEL', job_key, 'promoted')
+  end
   if waits then
     -- A submission of its own: that of its producer, should it be refused still, cannot take the job back.
     redis.call('HSET', job_key, 'calls', (r[7] or '') .. call .. ' ')
