@@ -6,7 +6,9 @@ import asyncio
 import json
 import signal
 from datetime import datetime
+from functools import partial
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import redis.asyncio as aioredis
@@ -21,11 +23,16 @@ from tests.integration.conftest import (
     until_tokens,
 )
 
+from inferfleet.local.services import Services
 from inferfleet.producer import Fleet
+from inferfleet.schemas.control import SwapModel
 from inferfleet.schemas.heartbeat import Heartbeat, WorkerPhase
-from inferfleet.schemas.model_swap import SwapState
+from inferfleet.schemas.model_swap import ModelSwap, SwapState
 from inferfleet.schemas.names import swap_key
-from inferfleet.wire.swapping import LEASE_S
+from inferfleet.schemas.settings import ServiceSettings
+from inferfleet.wire.ordering import ordering
+from inferfleet.wire.redis.pipeline import CommandPipeline
+from inferfleet.wire.swapping import LEASE_S, SwapFailedError, Swapping
 
 SOON: dict[str, Any] = {"heartbeat_interval_s": 0.1}
 NEW = '{"speed": 0, "weights": 7}'
@@ -161,6 +168,41 @@ async def test_no_worker_begins_while_one_is_in_the_swap_of_a_command_that_has_d
     await until_it_waits(fleet, store, pool, f"{pool}-b")
     command.cancel()
     await asyncio.gather(command, return_exceptions=True)
+
+
+async def test_the_lease_is_renewed_until_the_others_end_after_one_has_failed(
+    fleet: Fleet, start_worker: StartWorker, pipeline: CommandPipeline, services: Services, pool: str
+) -> None:
+    workers = [await start_worker(worker_id=f"{pool}-{name}", **SOON) for name in ("a", "b")]
+    await until_ready(fleet, pool, 2)
+    failed = asyncio.Event()
+
+    def tell(worker: str, swap: ModelSwap) -> None:
+        if swap.state is SwapState.ROLLED_BACK:
+            failed.set()
+
+    orders = [
+        SwapModel(swap_id=uuid4().hex, worker_id=f"{pool}-{name}", model="simulated", engine_args=arguments)
+        for name, arguments in (("a", {"weights": -1, "speed": 0}), ("b", {"load_s": 10_000}))
+    ]
+    settings = ServiceSettings(amqp_url=services.amqp_url, redis_url=services.redis_url)
+    async with ordering(settings, name="test") as (_, send):
+        swapping = Swapping(pipeline, send, tell, pool=pool, max_unavailable=2)
+        command = asyncio.create_task(swapping.run(orders))
+        await failed.wait()
+        for _ in range(2):
+            await pipeline.execute("PEXPIRE", swap_key(pool), 10_000)
+            await eventually(partial(longer, pipeline, swap_key(pool), 10_000))
+        assert not command.done()
+        await workers[1].stop()
+        with pytest.raises(SwapFailedError, match=f"worker {pool}-a keeps its old model"):
+            await command
+
+
+async def longer(pipeline: CommandPipeline, key: str, than_ms: int) -> bool:
+    """Whether a key lives longer than that."""
+    lives: int = await pipeline.execute("PTTL", key)
+    return lives > than_ms
 
 
 @pytest.mark.parametrize(

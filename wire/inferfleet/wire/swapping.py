@@ -82,17 +82,36 @@ class Swapping:
         try:
             for order in orders:
                 while not await self._may_begin(len(running)):
-                    running = await _some_end(running)
-                    await self._hold()
+                    running = await self._some_end(running)
                 self._swapping.add(order.worker_id)
                 running.add(asyncio.create_task(self._swap(order)))
             while running:
-                running = await _some_end(running)
-                await self._hold()
+                running = await self._some_end(running)
         finally:
             await cancel_and_wait(*running)
             with suppress(InferfleetError):
                 await self._lease(0.0)
+
+    async def _some_end(self, running: set[asyncio.Task[None]]) -> set[asyncio.Task[None]]:
+        """Wait until a swap ends, but not for long, and renew the lease. Return those that run.
+
+        If one has failed, wait for all, and raise its error.
+        """
+        done = set[asyncio.Task[None]]()
+        if running:
+            done, running = await asyncio.wait(running, timeout=REPEAT_S, return_when=asyncio.FIRST_COMPLETED)
+        else:
+            await asyncio.sleep(REPEAT_S)
+        for task in done:
+            if (failed := task.exception()) is not None:
+                while running:
+                    # Without the lease they still end, and why one has failed says more than that.
+                    with suppress(InferfleetError):
+                        await self._hold()
+                    _, running = await asyncio.wait(running, timeout=REPEAT_S)
+                raise failed
+        await self._hold()
+        return running
 
     async def _hold(self) -> None:
         """Take the lease, or renew it."""
@@ -185,20 +204,3 @@ class Swapping:
 def _is_busy(swap: ModelSwap | None) -> bool:
     """Whether a worker is in a swap, which a sender that has died may have begun."""
     return swap is not None and swap.busy
-
-
-async def _some_end(running: set[asyncio.Task[None]]) -> set[asyncio.Task[None]]:
-    """Wait until a swap ends, but not for long. Return those that run.
-
-    If one has failed, wait for all, and raise its error.
-    """
-    if not running:
-        await asyncio.sleep(REPEAT_S)
-        return running
-    done, running = await asyncio.wait(running, timeout=REPEAT_S, return_when=asyncio.FIRST_COMPLETED)
-    for task in done:
-        if (failed := task.exception()) is not None:
-            if running:
-                await asyncio.wait(running)
-            raise failed
-    return running
