@@ -36,6 +36,9 @@ LEASE_S: Final = 10.0
 SETTLE_S: Final = 5.0
 """How long a rollout is ``aborting`` at least: during that time clients may still follow the earlier rule."""
 
+TELL_S: Final = 3600.0
+"""For how long others are told of a rollout. What a version that told nobody has promoted is no news."""
+
 _TOLD: Final = {RolloutPhase.ABORTING, RolloutPhase.PROMOTED}
 
 
@@ -56,37 +59,35 @@ class RolloutController:
         self._on_abort = on_abort
         self._tell = tell
         """Tells others that a rollout was promoted or is being aborted, by itself or by hand. It is repeated
-        until it succeeds."""
+        until it succeeds, for ``TELL_S``."""
         self._name = f"{socket.gethostname()}-{os.getpid()}-{os.urandom(4).hex()}"
         self._failing: set[str] = set()
-        """The pools whose rollouts stay as they are because of an error; ``""`` for all."""
+        """What fails, as the log says it."""
 
     async def run(self) -> None:
         """Control rollouts until cancelled. While a service does not answer, they stay as they are."""
         looks: dict[str, asyncio.Task[None]] = {}
         async with asyncio.TaskGroup() as tasks:
             while True:
-                pools = await self._or_stay("", read_rules(self._pipeline)) or {}
+                pools = await self._or_log("the rollouts stay as they are", read_rules(self._pipeline)) or {}
                 # A look may take long, where many jobs move back: that must not hold up the other rollouts.
                 for pool in pools.keys() - looks.keys():
-                    looks[pool] = tasks.create_task(self._or_stay(pool, self._look_at(pool)))
+                    failing = f"the rollout of pool {pool} stays as it is"
+                    looks[pool] = tasks.create_task(self._or_log(failing, self._look_at(pool)))
                 await asyncio.sleep(LOOK_S)
                 looks = {pool: look for pool, look in looks.items() if not look.done()}
 
-    async def _or_stay(self, pool: str, work: Awaitable[T]) -> T | None:
-        """Do the work. If it fails, the rollout of the pool stays as it is until the next look."""
+    async def _or_log(self, failing: str, work: Awaitable[T]) -> T | None:
+        """Do the work. If it fails, it is repeated at the next look, and the log says so once."""
         try:
             done = await work
         except Exception as error:
-            if pool not in self._failing:
-                which = (
-                    f"the rollout of pool {pool} stays as it is" if pool else "the rollouts stay as they are"
-                )
+            if failing not in self._failing:
                 unforeseen = not isinstance(error, InferfleetError)
-                logger.warning("%s (%s)", which, error, exc_info=unforeseen)
-            self._failing.add(pool)
+                logger.warning("%s (%s)", failing, error, exc_info=unforeseen)
+            self._failing.add(failing)
             return None
-        self._failing.discard(pool)
+        self._failing.discard(failing)
         return done
 
     async def _look_at(self, pool: str) -> None:
@@ -97,12 +98,11 @@ class RolloutController:
         revision, rollout, _ = await read_rollout(self._pipeline, pool)
         if rollout is None:
             return
-        if self._tell is not None and rollout.phase in _TOLD and not rollout.told:
-            await self._tell(rollout)
-            rollout = rollout.model_copy(update={"told": True})
-            if not await change_rollout(self._pipeline, rollout, revision=revision):
-                return
-            revision += 1
+        if self._is_news(rollout):
+            told = rollout.model_copy(update={"told": True})
+            failing = f"nobody was told of the rollout of pool {pool}"
+            if await self._or_log(failing, self._told(told, revision)):
+                rollout, revision = told, revision + 1
         if rollout.phase is RolloutPhase.PROMOTED:
             return
         if rollout.phase is RolloutPhase.ABORTING:
@@ -114,6 +114,15 @@ class RolloutController:
         after = next_of(rollout, stable=stable, canary=canary, now=self._pipeline.clock.now())
         if after is not None and await change_rollout(self._pipeline, after, revision=revision):
             self._log(after)
+
+    def _is_news(self, rollout: Rollout) -> bool:
+        age_s = (self._pipeline.clock.now() - rollout.since).total_seconds()
+        return self._tell is not None and rollout.phase in _TOLD and not rollout.told and age_s < TELL_S
+
+    async def _told(self, rollout: Rollout, revision: int) -> bool:
+        if self._tell is not None:
+            await self._tell(rollout)
+        return await change_rollout(self._pipeline, rollout, revision=revision)
 
     async def _move_back(self, rollout: Rollout, revision: int) -> None:
         """Move jobs back until the rollout is aborted, on one connection."""
@@ -129,6 +138,9 @@ class RolloutController:
                 moved = await move_back(self._fleet, connection, self._settings, pool=pool, canary=canary)
                 if moved:
                     logger.warning("moved jobs from pool %s back to pool %s: %d", canary, pool, moved)
+                if self._is_news(rollout):
+                    # The next look tells it again. Nobody would, once the rollout is over.
+                    return
                 now = self._pipeline.clock.now()
                 settled = (now - rollout.since).total_seconds() >= SETTLE_S
                 if settled and not await any_left(self._fleet, pool=pool, canary=canary):

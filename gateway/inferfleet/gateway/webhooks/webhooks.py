@@ -122,9 +122,13 @@ class Webhooks:
     async def tell_rollout(self, rollout: Rollout) -> None:
         """Tell the endpoints of the tenant ``default`` that a rollout was promoted, or is being aborted.
 
+        This waits for no replica: the rollout itself, which says whether it was told, does not either. So an
+        event that Redis took is not repeated because a replica is missing.
+
         Raises:
             ServiceUnreachableError, ServiceRefusedError: Redis does not take it.
 
         """
         became = "promoted" if rollout.phase is RolloutPhase.PROMOTED else "aborted"
-        await self.tell(DEFAULT_TENANT, f"rollout.{became}", rollout.pool, rollout.since)
+        event = WebhookEvent(f"rollout.{became}", rollout.pool, int(rollout.since.timestamp()))
+        await self.delivery.tell(DEFAULT_TENANT, event)
