@@ -43,6 +43,10 @@ class BadServer:
         self.url = ""
         self.answer: Answer = self.nothing
         self.model = MODEL
+        self.listing = 200
+        """The status of the list of models."""
+        self.listed = asyncio.Semaphore(0)
+        """Released each time that the models are listed."""
         self.answers = asyncio.Event()
         """Cleared, the server hangs: it accepts connections, and says nothing."""
         self.answers.set()
@@ -67,6 +71,9 @@ class BadServer:
 
     async def _models(self, request: web.Request) -> web.Response:
         await self.answers.wait()
+        self.listed.release()
+        if self.listing != 200:
+            return web.json_response({}, status=self.listing)
         entry = {"id": self.model, "root": "/model", "max_model_len": 100}
         return web.json_response({"data": [entry | ({"owned_by": "vllm"} if self.vllm else {})]})
 
@@ -325,3 +332,37 @@ async def test_servers_that_hang_get_no_requests_until_they_answer_again(
         await asyncio.gather(*(ask(engine) for _ in range(6)))
     assert one.asked
     assert other.asked
+
+
+@pytest.mark.parametrize("status", [500, 502, 503, 504])
+async def test_a_server_that_fails_to_list_its_models_keeps_the_requests_that_it_runs(
+    status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openai_engine, "FIRST_BYTE_S", 0.01)
+    async with BadServer().running() as server, started_on(server) as engine:
+
+        async def late(path: str, body: dict[str, Any]) -> None:
+            server.listing, server.listed = status, asyncio.Semaphore(0)
+            for _ in range(3):
+                await server.listed.acquire()
+
+        server.answer = late
+        assert (await ask(engine)).usage.prompt_tokens == 2
+
+
+async def test_requests_fail_if_one_server_hangs_and_the_other_has_another_model(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(openai_engine, "FIRST_BYTE_S", 0.1)
+    hanging, good = BadServer(vllm=True), BadServer(vllm=True)
+    async with hanging.running(), good.running(), started_on(hanging, good) as engine:
+        await asyncio.gather(*(ask(engine) for _ in range(2)))
+        hanging.answers.clear()
+        with monkeypatch.context() as patched:
+            patched.setattr(openai_client, "LOOK_S", 1.0)
+            await asyncio.gather(*(ask(engine) for _ in range(2)))
+        assert [host.silent for host in engine._hosts.all] == [True, False]  # pyright: ignore[reportPrivateUsage]
+        good.fingerprint = "vllm-two"
+        assert await ask(engine)
+        with pytest.raises(EngineDeadError, match="another model"):
+            await ask(engine)

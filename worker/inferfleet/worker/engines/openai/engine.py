@@ -29,6 +29,7 @@ from inferfleet.worker.engines.openai.errors import (
     AnotherModelError,
     BusyError,
     HostLostError,
+    NotServingError,
     NotThereError,
     SilentError,
     refusal,
@@ -280,7 +281,7 @@ class OpenaiEngine:
     def _has_another_model(self, host: Host) -> None:
         host.another_model = True
         logger.error("%s has another model now; it gets no more requests", host.name)
-        if all(each.another_model for each in self._hosts.all):
+        if all(each.another_model or each.silent for each in self._hosts.all):
             self._hosts.die(f"no server is left that has the model: {AnotherModelError(host.name)}")
 
     async def _lost(self, host: Host, error: HostLostError) -> None:
@@ -293,19 +294,19 @@ class OpenaiEngine:
         host.verified_at = float("-inf")
         self._hosts.require_alive()
         left = [each for each in self._hosts.all if not each.another_model]
-        asked = [asyncio.create_task(self._answers(each)) for each in left]
+        asked = [asyncio.create_task(self._problem(each)) for each in left]
         try:
             # All at once: some may hang.
-            for answers in asyncio.as_completed(asked):
-                if await answers:
+            for problem in asyncio.as_completed(asked):
+                if await problem is None:
                     return
         finally:
             await cancel_and_wait(*asked)
         self._hosts.die(f"no server is left that has the model: {error}")
         self._hosts.require_alive()
 
-    async def _answers(self, host: Host) -> bool:
-        """Return whether a server answers and has the model.
+    async def _problem(self, host: Host) -> HostLostError | None:
+        """Return why a server cannot be used; ``None`` if it answers and has the model.
 
         Raises:
             EngineDeadError: It refuses our key.
@@ -314,16 +315,15 @@ class OpenaiEngine:
         try:
             await listed_model(self._require_client(), host, self.model)
         except BusyError:
-            return True
-        except SilentError:
-            self._is_silent(host)
-            return False
-        except HostLostError:
-            return False
+            return None
+        except HostLostError as error:
+            if isinstance(error, SilentError):
+                self._is_silent(host)
+            return error
         except ConfigurationError as refused:
             self._hosts.die(str(refused))
             raise EngineDeadError(str(refused)) from refused
-        return True
+        return None
 
     async def _attended(self, host: Host, events: AsyncGenerator[Event]) -> AsyncGenerator[Event]:
         """Yield the events of an answer, and make sure that the server answers at all until the first one.
@@ -347,7 +347,9 @@ class OpenaiEngine:
         with suppress(EngineDeadError):
             while True:
                 await asyncio.sleep(FIRST_BYTE_S)
-                if not await self._answers(host):
+                problem = await self._problem(host)
+                # An error such as 503 is an answer, too.
+                if problem is not None and not isinstance(problem, NotServingError):
                     break
         waiting.reschedule(0.0)
 

@@ -33,6 +33,10 @@ class AnotherModelError(HostLostError):
         super().__init__(f"{host} has another model than when the worker started")
 
 
+class NotServingError(HostLostError):
+    """A server answers a question about itself, but not that it has the model."""
+
+
 class SilentError(HostLostError):
     """A server does not even answer a question about itself. It gets no requests until it does."""
 

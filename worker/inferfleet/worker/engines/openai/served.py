@@ -12,7 +12,13 @@ from inferfleet.schemas import Endpoint
 from inferfleet.schemas.errors import ConfigurationError
 from inferfleet.worker.engines.fingerprint import digest
 from inferfleet.worker.engines.openai.client import Client
-from inferfleet.worker.engines.openai.errors import BusyError, HostLostError, ServerError, is_refused
+from inferfleet.worker.engines.openai.errors import (
+    BusyError,
+    HostLostError,
+    NotServingError,
+    ServerError,
+    is_refused,
+)
 from inferfleet.worker.engines.openai.hosts import Host
 from inferfleet.worker.ports import EngineDeadError, GenerationError, ModelIdentity
 
@@ -60,7 +66,8 @@ async def listed_model(client: Client, host: Host, name: str) -> Mapping[str, An
     """Return the server's entry of the model, without a name that of its only model.
 
     Raises:
-        HostLostError: The server does not answer, or does not have the model yet.
+        HostLostError: The server does not answer.
+        NotServingError: It answers, but does not say that it has the model.
         BusyError: It has too many requests.
         ConfigurationError: It refuses our key, or has several models and none is named.
 
@@ -79,18 +86,18 @@ async def listed_model(client: Client, host: Host, name: str) -> Mapping[str, An
         case _ if name and status == HTTPStatus.NOT_FOUND:
             return {"id": name}  # some servers list nothing
         case _:
-            raise HostLostError(
+            raise NotServingError(
                 f"{host.name} answers {status} to GET {host.url}/models; the address ends with /v1 for most "
                 "servers"
             )
     if name:
         if name in entries:
             return entries[name]
-        raise HostLostError(f"{host.name} has no model {name!r}; it has {', '.join(entries) or 'none'}")
+        raise NotServingError(f"{host.name} has no model {name!r}; it has {', '.join(entries) or 'none'}")
     if len(entries) == 1:
         return next(iter(entries.values()))
     if not entries:
-        raise HostLostError(f"{host.name} has no model yet")
+        raise NotServingError(f"{host.name} has no model yet")
     raise ConfigurationError(
         f"{host.name} has several models; give one as --model (INFERFLEET_MODEL): {', '.join(entries)}"
     )
