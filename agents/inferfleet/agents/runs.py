@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Final
 from uuid import NAMESPACE_URL, UUID, uuid5
@@ -215,22 +215,15 @@ class AgentRuns:
             RunNotFoundError: There is no such run.
 
         """
-        record = await self.get(run_id)
-        if record.state.terminal:
-            return []
-        history = History(RunLimits(), await self.records.steps(run_id))
-        answered = await self.records.inbox(run_id)
-        return [
-            _question(call, call.last)
-            for call in history.open_calls()
-            if isinstance(call.last, QuestionAsked) and call.answer_name not in answered
-        ]
+        asked, answered = await self._questions(await self.get(run_id))
+        return [each for each in asked if each.name not in answered]
 
     async def approve(self, run_id: str, *, call: str | None = None, result: str | None = None) -> Question:
         """Let a run make a tool call that waits for approval, or again a call whose outcome is unknown.
 
         With ``result`` the call is not made, and the model reads this instead. Without ``call`` the run must
-        ask exactly one question. Returns that. Of several answers to a question, the first counts.
+        ask exactly one question. Returns that. Of several answers to a question, the first counts; if this
+        raises because a service does not answer, repeat it.
 
         Raises:
             RunNotFoundError: There is no such run.
@@ -271,8 +264,10 @@ class AgentRuns:
 
     async def _answer(self, run_id: str, call: str | None, answer: Answer) -> Question:
         record = await self.get(run_id)
-        asked = await self.questions(run_id)
-        chosen = [each for each in asked if call in {None, each.call}]
+        questions, answered = await self._questions(record)
+        asked = [each for each in questions if each.name not in answered]
+        # Whoever has answered may have died before the run was published. Telling it again publishes it.
+        chosen = (asked or questions) if call is None else [each for each in questions if each.call == call]
         if len(chosen) != 1:
             calls = ", ".join(f"{each.call} ({each.tool})" for each in asked) or "none"
             wrong = "which call?" if call is None and asked else f"run {run_id} ({record.state}) asks nothing"
@@ -280,6 +275,18 @@ class AgentRuns:
             raise RunError(f"{wrong}{of_it}; calls that wait for an answer: {calls}")
         await self.tell(record.order, chosen[0].name, answer.model_dump_json())
         return chosen[0]
+
+    async def _questions(self, record: RunRecord) -> tuple[Sequence[Question], Collection[str]]:
+        """Return the open questions of a run, and the names of what it was told."""
+        if record.state.terminal:
+            return [], ()
+        history = History(RunLimits(), await self.records.steps(record.order.id))
+        asked = [
+            _question(call, call.last)
+            for call in history.open_calls()
+            if isinstance(call.last, QuestionAsked)
+        ]
+        return asked, await self.records.inbox(record.order.id)
 
     def _soon_ms(self) -> int:
         return self.records.now_ms() + int(LOOK_S * 1000)

@@ -56,11 +56,12 @@ class Sweep:
         if record.result is not None:
             await self._runs.conclude(order, record.result)
         elif record.state is RunState.WAITING:
-            wake_ms = record.wake_ms or 0
-            if wake_ms > self._runs.records.now_ms():
+            wake_ms, now_ms = record.wake_ms or 0, self._runs.records.now_ms()
+            if wake_ms > now_ms:
                 await self._runs.records.look_at(order.queue, order.id, at_ms=wake_ms)
             else:
-                await self._runs.tell(order, f"wake:{wake_ms}", "")
+                # The clock of its runner may be a little behind, so that the run waits until the same time.
+                await self._runs.tell(order, f"wake:{now_ms}", "")
         elif empty and not record.lease_left_ms:
             logger.info("publishing run %s again: it has no message", order.id)
             await self._runs.publish(order)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import redis.asyncio as aioredis
 
 from inferfleet.agents import AgentRuns
+from inferfleet.schemas.names import open_runs_key
 from inferfleet.schemas.run import ModelCalled, RunState
 from inferfleet.wire.redis.runs import Claimed, Held, NothingToDo, RunLostError
 
@@ -61,3 +63,13 @@ async def test_a_run_has_one_runner(runs: AgentRuns, queue: str) -> None:
     assert await runs.records.claim(run_id, fence="other", runner="r", lease_s=60) == Claimed(1)
     with pytest.raises(RunLostError):
         await runs.records.settle(run_id, RunState.SUCCEEDED, fence="mine", told=0)
+
+
+async def test_nobody_leaves_an_unfinished_run_alone_until_its_deadline(
+    runs: AgentRuns, queue: str, store: aioredis.Redis
+) -> None:
+    run_id, _ = await claimed(runs, queue)
+    deadline_ms = runs.records.now_ms() + 24 * 3600 * 1000
+    for at_ms, kept in ((1, True), (deadline_ms, False)):
+        await runs.records.look_at(queue, run_id, at_ms=at_ms)
+        assert (await store.zscore(open_runs_key(queue), run_id) == at_ms) is kept

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-import redis.asyncio as aioredis
+from redis.asyncio import Redis
 from tests.integration.agents.conftest import StartRunner, result_of, until
 from tests.integration.conftest import ForeignClient, RunCommand, eventually
 
 from inferfleet.agents import Agent, AgentRuns, RunLimits, Tool, tool
 from inferfleet.schemas.errors import RunError
 from inferfleet.schemas.names import run_key, run_queue
-from inferfleet.schemas.run import QuestionKind, RunFailureCode, RunState
+from inferfleet.schemas.run import Answer, QuestionKind, RunFailureCode, RunState, Verdict
 from inferfleet.testing.workers import ScriptedAnswers
 
 
@@ -67,6 +67,38 @@ async def test_a_call_that_needs_approval_waits_for_it_and_holds_no_message(
     assert await runs.questions(run_id) == []
 
 
+async def test_an_answer_whose_giver_died_before_publishing_the_run_is_given_again(
+    runs: AgentRuns, clerk: Agent, pool: str, paid: list[int]
+) -> None:
+    run_id = await runs.start(clerk.name, "pay both", queue=pool)
+    await until(runs, run_id, RunState.WAITING)
+    for question in await runs.questions(run_id):
+        answer = Answer(verdict=Verdict.APPROVE)
+        await runs.records.tell(run_id, question.name, answer.model_dump_json())
+    assert await runs.questions(run_id) == []
+    await runs.approve(run_id, call="0.0")
+    assert (await result_of(runs, run_id)).text == "It is paid."
+    assert sorted(paid) == [1, 2]
+
+
+async def test_a_run_that_is_woken_too_early_is_woken_again(
+    runs: AgentRuns, model: ScriptedAnswers, start_runner: StartRunner, pool: str, pay: Tool, store: Redis
+) -> None:
+    model.reply_to("go", with_calls=[("pay", {"amount": 1})])
+    await start_runner(Agent(name="clerk", tools=[pay], pool=pool), sweep_interval_s=0.2)
+    run_id = await runs.start("clerk", "go", queue=pool)
+    for times in (1, 2):
+        await until(runs, run_id, RunState.WAITING)
+        # As if its runner's clock had let it wait until the same time again.
+        await store.hset(run_key(run_id), "wake_ms", 1)
+        await runs.records.look_at(pool, run_id, at_ms=0)
+
+        async def told(times: int = times) -> bool:
+            return len(await runs.records.inbox(run_id)) == times
+
+        await eventually(told)
+
+
 async def test_a_person_may_give_the_result(
     runs: AgentRuns, clerk: Agent, pool: str, paid: list[int]
 ) -> None:
@@ -83,7 +115,7 @@ async def test_an_answer_that_comes_while_another_call_is_made_is_not_forgotten(
     start_runner: StartRunner,
     pool: str,
     pay: Tool,
-    store: aioredis.Redis,
+    store: Redis,
 ) -> None:
     enough = asyncio.Event()
 

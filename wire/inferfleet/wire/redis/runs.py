@@ -19,6 +19,11 @@ from inferfleet.wire.redis.pipeline import CommandPipeline
 LOOKED_AT_ONCE: Final = 100
 """How many runs a sweep takes at a time."""
 
+UNSEEN_MS: Final = 300_000
+"""How long nobody looks at an unfinished run. What it waits for may be there: whoever told it died before
+publishing it.
+"""
+
 
 class RunLostError(Exception):
     """Another runner has the run, or it has ended."""
@@ -193,7 +198,8 @@ class Runs:
         return [run_id.decode() for run_id in ids]
 
     async def look_at(self, queue: str, run_id: str, *, at_ms: int) -> None:
-        """Set when to look at an unfinished run."""
+        """Set when to look at an unfinished run: then, or after ``UNSEEN_MS`` if that is sooner."""
+        at_ms = min(at_ms, self.now_ms() + UNSEEN_MS)
         await self._pipeline.execute("ZADD", open_runs_key(queue), "XX", at_ms, run_id)
 
     async def close(self, queue: str, run_id: str) -> None:
