@@ -120,7 +120,10 @@ class Tool:
             size = len(encoded := text.encode(errors="replace"))
         except ArgumentsError:
             raise
-        except (Exception, SystemExit) as error:
+        except (Exception, SystemExit, asyncio.CancelledError) as error:
+            # A tool may raise this by itself, as what it awaits was cancelled.
+            if isinstance(error, asyncio.CancelledError) and _is_being_cancelled():
+                raise
             if isinstance(error, TimeoutError) and limit.expired():
                 return ToolOutcome(
                     f"error: no result within {self.timeout_s:g} s; it may have had an effect", failed=True
@@ -178,6 +181,11 @@ def tool(
         invoke=invoke,
         **options,
     )
+
+
+def _is_being_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def check_name(name: str, kind: str) -> None:

@@ -71,6 +71,7 @@ async def test_calls_of_one_answer_are_made_at_the_same_time(
         (("bad", {"how": "raise"}), "error: RuntimeError: broken\x1b[31m"),
         (("bad", {"how": "hang"}), "no result within 0.2 s"),
         (("bad", {"how": "exit"}), "SystemExit"),
+        (("bad", {"how": "cancel"}), "CancelledError"),
         (("bad", {"how": "huge"}), "10,000,000 bytes, and at most 65,536 are allowed"),
         (("bad", {"how": "surrogate"}), "a?b"),
     ],
@@ -93,6 +94,8 @@ async def test_what_goes_wrong_in_a_tool_is_told_to_the_model(
                 await asyncio.Event().wait()
             case "exit":
                 raise SystemExit
+            case "cancel":
+                raise asyncio.CancelledError
             case "surrogate":
                 return "a\ud800b"
         return "x" * 10_000_000
