@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import tempfile
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
-import redis.asyncio as aioredis
 from tests.integration.conftest import PATIENCE_S, Connect, ForeignClient, StartWorker, answer_to, eventually
+from tests.integration.redis_pair import Pair, redis_pair
 from tests.stores import running_pipeline
 
 from inferfleet.local.chaos.proxy import Direction, Proxy
 from inferfleet.local.services import Services
-from inferfleet.local.services.reaper import Reaper
-from inferfleet.local.services.redis_process import RedisProcess, redis_binary
+from inferfleet.local.services.redis_process import redis_binary
 from inferfleet.schemas import JobState
 from inferfleet.schemas.errors import ServiceRefusedError
 from inferfleet.schemas.names import job_key, open_key, reply_key, request_key, result_key
@@ -31,43 +27,10 @@ pytestmark = pytest.mark.skipif(redis_binary() is None, reason="no redis-server 
 WAITS: dict[str, Any] = {"redis_wait_replicas": 1, "redis_wait_timeout_ms": 200}
 
 
-@dataclass(frozen=True)
-class Pair:
-    """A master, its replica, and the link between them."""
-
-    url: str
-    master: aioredis.Redis
-    replica: aioredis.Redis
-    link: Proxy
-
-
 @pytest.fixture
 async def pair() -> AsyncIterator[Pair]:
-    server = redis_binary()
-    assert server is not None
-    with tempfile.TemporaryDirectory() as folder, Reaper() as reaper:
-        master = RedisProcess(server=server, folder=Path(folder, "master"), reaper=reaper)
-        await asyncio.to_thread(master.start)
-        async with Proxy(master.url) as link:
-            host, port = link.url.removeprefix("redis://").removesuffix("/0").split(":")
-            replica = RedisProcess(
-                server=server,
-                folder=Path(folder, "replica"),
-                reaper=reaper,
-                configuration={"replicaof": f"{host} {port}", "repl-diskless-load": "swapdb"},
-            )
-            await asyncio.to_thread(replica.start)
-            at_master, at_replica = map(aioredis.Redis.from_url, (master.url, replica.url))
-
-            async def is_linked() -> bool:
-                return (await at_replica.info("replication"))["master_link_status"] == "up"
-
-            await eventually(is_linked)
-            yield Pair(master.url, at_master, at_replica, link)
-            for client in (at_master, at_replica):
-                await client.aclose()
-            replica.close()
-            master.close()
+    async with redis_pair() as pair:
+        yield pair
 
 
 async def told(pair: Pair, client: str) -> list[bytes | None]:

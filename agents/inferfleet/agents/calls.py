@@ -86,6 +86,8 @@ class CallMaker:
                 await self._end(call, ToolOutcome(note))
             case _:
                 await self._held.append(ToolStarted(call=call.key))
+                if not tool.repeatable:
+                    await self._held.make_safe()
                 await self._end(call, await tool.call(call.arguments, self._context(call)))
 
     async def _advance_child(self, call: Call, tool: AgentTool) -> None:

@@ -19,6 +19,7 @@ from inferfleet.schemas.run import (
     Step,
     ToolStarted,
 )
+from inferfleet.wire.redis.replicas import Replicas
 from inferfleet.wire.redis.runs import RunLostError, Runs
 
 logger = logging.getLogger(__name__)
@@ -36,6 +37,7 @@ class HeldRun:
         limits: RunLimits,
         *,
         records: Runs,
+        replicas: Replicas,
         fence: str,
         lease_s: float,
     ) -> None:
@@ -43,6 +45,7 @@ class HeldRun:
         self.limits = limits
         self.records = records
         self.history = History(limits)
+        self._replicas = replicas
         self.inbox: Mapping[str, bytes] = {}
         self.cancelled = asyncio.Event()
         """Whether somebody has asked for the run to be cancelled."""
@@ -84,6 +87,17 @@ class HeldRun:
             for step in steps:
                 self.history.add(step)
         return told
+
+    async def make_safe(self) -> None:
+        """Return when all steps are on the replicas of Redis that the settings demand.
+
+        Raises:
+            RunLostError: Another runner has the run, or a failover has forgotten steps.
+
+        """
+        if self._replicas.demanded:
+            # It appends nothing, but fails if a step is missing.
+            await self._replicas.hold(self.append)
 
     async def read_inbox(self) -> None:
         """Read what the run was told.

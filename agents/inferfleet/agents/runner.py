@@ -33,6 +33,7 @@ from inferfleet.schemas.run import (
     RunState,
 )
 from inferfleet.wire.rabbitmq.run_queue import RunConsumer, RunDelivery, consuming_runs
+from inferfleet.wire.redis.replicas import Replicas
 from inferfleet.wire.redis.runs import Claimed, Held, NothingToDo, RunLostError
 from inferfleet.wire.tasks import cancel_and_wait, to_its_end
 
@@ -75,6 +76,8 @@ class Runner:
         self._settings = settings
         self._stopping = stopping
         self._runs = AgentRuns(fleet)
+        # A call that a person would have to be asked about later can as well wait now.
+        self._replicas = Replicas(fleet.pipeline, settings, patience_s=None)
         self._places = asyncio.Semaphore(settings.max_runs)
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -187,6 +190,7 @@ class Runner:
             order,
             _limits(order, agent),
             records=self._runs.records,
+            replicas=self._replicas,
             fence=fence,
             lease_s=self._settings.lease_s,
         )

@@ -7,6 +7,7 @@ import contextlib
 import itertools
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 from uuid import NAMESPACE_URL, UUID, uuid5
 
@@ -38,6 +39,7 @@ from inferfleet.schemas.run import (
     Step,
     Verdict,
 )
+from inferfleet.wire.redis.replicas import Replicas
 from inferfleet.wire.redis.runs import Runs
 
 LOOK_S: Final = 30.0
@@ -71,6 +73,7 @@ class AgentRuns:
             result_ttl_s=fleet.settings.result_ttl_s,
         )
         """The records of runs, for the runner."""
+        self._replicas = Replicas(fleet.pipeline, fleet.settings, patience_s=fleet.settings.patience_s)
 
     async def start(
         self,
@@ -131,7 +134,7 @@ class AgentRuns:
                 f"the input has {len(order.input.encode()):,} bytes, and INFERFLEET_MAX_BODY_BYTES is "
                 f"{self._fleet.settings.max_body_bytes:,}"
             )
-        known = await self.records.create(order, look_ms=self._soon_ms())
+        known = await self._replicas.hold(partial(self.records.create, order, look_ms=self._soon_ms()))
         if known is not None:
             same = {"created_ms": order.created_ms, "traceparent": order.traceparent}
             if known.model_copy(update=same) != order:
