@@ -130,7 +130,7 @@ class CallMaker:
             traceparent=order.traceparent,
         )
         try:
-            await self._runs.submit(child)
+            await self._runs.submit(child, publish_again=False)
         except IdempotencyConflictError:
             pass
         except InvalidJobError as error:

@@ -118,10 +118,10 @@ class AgentRuns:
         await self.submit(order)
         return run_id
 
-    async def submit(self, order: RunOrder) -> None:
-        """Record a run, then publish it, unless it has ended. It may be the same run as before.
+    async def submit(self, order: RunOrder, *, publish_again: bool = True) -> None:
+        """Record a run, then publish it, unless it is there and has a runner, waits or has ended.
 
-        Raises the same as ``start``.
+        Without ``publish_again`` a run that is there is left to the sweep. Raises the same as ``start``.
         """
         timeout_s = order.limits.timeout_s if order.limits else 0
         if timeout_s > self._fleet.settings.queued_ttl_s:
@@ -142,7 +142,7 @@ class AgentRuns:
                     f"run {order.id} was started before with another order (agent {known.agent!r}); use "
                     "another idempotency key"
                 )
-            if await self.records.state(order.id) is not RunState.QUEUED:
+            if not publish_again or await self.records.state(order.id) is not RunState.QUEUED:
                 return
         await self.publish(order)
 
