@@ -8,6 +8,7 @@
     run_loop    bringing one run forward
     calls       making its tool calls
     held_run    its steps and its lease
+    ending      ending it
     runner      the process: taking runs from the queue
     sweep       publishing runs again that have lost their messages
     settings    the settings of a runner

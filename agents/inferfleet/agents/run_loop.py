@@ -15,23 +15,21 @@ from uuid import UUID, uuid5
 
 from inferfleet.agents.agent import Agent, described
 from inferfleet.agents.calls import CallMaker
+from inferfleet.agents.ending import conclude, fail, result_of
 from inferfleet.agents.held_run import HeldRun
 from inferfleet.agents.history import AskModel, Call, Finish, MakeCalls
 from inferfleet.agents.runs import AgentRuns
 from inferfleet.producer import Fleet
 from inferfleet.schemas.errors import (
     IdempotencyConflictError,
-    InferfleetError,
     InvalidJobError,
     JobDataLostError,
     JobNotFoundError,
-    RunNotFoundError,
     UnknownPoolError,
 )
 from inferfleet.schemas.job import JobState
 from inferfleet.schemas.result import Result
 from inferfleet.schemas.run import (
-    ChildStarted,
     ModelAnswered,
     ModelCalled,
     QuestionAsked,
@@ -106,22 +104,23 @@ class RunLoop:
                 keeping.result()
             if self._held.cancelled.is_set():
                 failure = RunFailure(code=RunFailureCode.CANCELLED, message="the run was cancelled")
-                return await self._end(failure, stop=working)
+                return await self._fail(failure, stop=working)
             if not working.done():
-                limit = "its parent's timeout_s" if self._held.order.deadline_ms else "timeout_s"
+                limit = f"timeout_s={self._held.limits.timeout_s:g}"
+                if self._held.deadline_ms == self._held.order.deadline_ms:
+                    limit = "what its parent had left of its timeout_s"
                 failure = RunFailure(
-                    code=RunFailureCode.TIMEOUT,
-                    message=f"the run has not ended within {limit}={self._held.limits.timeout_s:g}",
+                    code=RunFailureCode.TIMEOUT, message=f"the run has not ended within {limit}"
                 )
-                return await self._end(failure, stop=working)
+                return await self._fail(failure, stop=working)
             try:
                 outcome = working.result()
             except _FailedError as error:
-                return await self._end(error.failure, stop=working)
+                return await self._fail(error.failure, stop=working)
             if isinstance(outcome, HandedOver):
                 await self._held.release()
             if isinstance(outcome, Ended):
-                await self._conclude(outcome.result)
+                await conclude(self._held, outcome.result, runs=self._runs)
             return outcome
         finally:
             await cancel_and_wait(working, keeping, cancelled)
@@ -141,7 +140,7 @@ class RunLoop:
                     if waiting:
                         await self._held.read_inbox()
                 case Finish(text):
-                    return Ended(self._result(RunState.SUCCEEDED, text=text))
+                    return Ended(result_of(self._held, RunState.SUCCEEDED, text=text))
                 case RunFailure():
                     raise _FailedError(following)
                 case _:
@@ -211,39 +210,9 @@ class RunLoop:
         until = [call.last.until_ms for call in waiting if isinstance(call.last, QuestionAsked)]
         return min([self._held.deadline_ms, *(each for each in until if each is not None)])
 
-    async def _end(self, failure: RunFailure, *, stop: asyncio.Task[Outcome]) -> Ended:
-        """End the run without an answer, and all that it has started before."""
+    async def _fail(self, failure: RunFailure, *, stop: asyncio.Task[Outcome]) -> Ended:
         await cancel_and_wait(stop)
-        history = self._held.history
-        with suppress(JobNotFoundError):
-            if history.job_id is not None:
-                await self._fleet.cancel(history.job_id)
-        for call in history.open_calls():
-            if isinstance(call.last, ChildStarted):
-                with suppress(RunNotFoundError):
-                    await self._runs.cancel(call.last.run_id)
-        state = RunState.CANCELLED if failure.code is RunFailureCode.CANCELLED else RunState.FAILED
-        result = self._result(state, error=failure)
-        await self._conclude(result)
-        return Ended(result)
-
-    def _result(self, state: RunState, *, text: str = "", error: RunFailure | None = None) -> RunResult:
-        history = self._held.history
-        return RunResult(
-            run_id=self._held.order.id,
-            state=state,
-            text=text,
-            error=error,
-            steps=history.answers,
-            tokens=history.tokens,
-        )
-
-    async def _conclude(self, result: RunResult) -> None:
-        await self._held.end(result)
-        try:
-            await self._runs.conclude(self._held.order, result)
-        except InferfleetError as error:
-            logger.warning("run %s has ended; a sweep tells its parent (%s)", result.run_id, error)
+        return Ended(await fail(self._held, failure, fleet=self._fleet, runs=self._runs))
 
 
 async def _all(coroutines: list[Coroutine[Any, Any, None]]) -> None:

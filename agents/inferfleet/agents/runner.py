@@ -16,8 +16,9 @@ from typing import Final
 import uuid_utils
 
 from inferfleet.agents.agent import Agent, by_name
+from inferfleet.agents.ending import fail
 from inferfleet.agents.held_run import HeldRun
-from inferfleet.agents.run_loop import Ended, HandedOver, RunLoop
+from inferfleet.agents.run_loop import Ended, HandedOver, Outcome, RunLoop
 from inferfleet.agents.runs import AgentRuns
 from inferfleet.agents.settings import RunnerSettings
 from inferfleet.agents.sweep import Sweep
@@ -29,8 +30,6 @@ from inferfleet.schemas.run import (
     RunFailureCode,
     RunLimits,
     RunOrder,
-    RunResult,
-    RunState,
 )
 from inferfleet.wire.rabbitmq.run_queue import RunConsumer, RunDelivery, consuming_runs
 from inferfleet.wire.redis.replicas import Replicas
@@ -195,14 +194,7 @@ class Runner:
             lease_s=self._settings.lease_s,
         )
         try:
-            if (failure := self._refusal(order, agent, claims)) is not None or agent is None:
-                result = RunResult(run_id=order.id, state=RunState.FAILED, error=failure)
-                await held.end(result)
-                await self._runs.conclude(order, result)
-                return None
-            await held.load()
-            loop = RunLoop(held, agent, fleet=self._fleet, runs=self._runs, stopping=self._stopping)
-            outcome = await loop.run()
+            outcome = await self._outcome(held, agent, claims)
         except RunLostError:
             logger.warning("another runner has run %s", order.id)
             return None
@@ -213,19 +205,29 @@ class Runner:
             logger.info("run %s of %s has %s", order.id, order.agent, outcome.result.state)
         return Held(0) if isinstance(outcome, HandedOver) else None
 
-    def _refusal(self, order: RunOrder, agent: Agent | None, claims: int) -> RunFailure | None:
-        if agent is None:
-            known = ", ".join(sorted(self._agents))
-            return RunFailure(
-                code=RunFailureCode.UNKNOWN_AGENT,
-                message=f"a runner of queue {order.queue!r} knows no agent {order.agent!r}, only {known}",
-            )
+    async def _outcome(self, held: HeldRun, agent: Agent | None, claims: int) -> Outcome:
+        order = held.order
         if claims > MAX_CLAIMS:
-            return RunFailure(
+            failure = RunFailure(
                 code=RunFailureCode.RUNNER_LOST,
                 message=f"{claims - 1} runners in a row have died or failed here; see their logs",
             )
-        return None
+            try:
+                await held.load()
+            except ValueError:
+                # That may be what they have died of.
+                logger.exception("the steps of run %s cannot be read: what it has started goes on", order.id)
+            return Ended(await fail(held, failure, fleet=self._fleet, runs=self._runs))
+        await held.load()
+        if agent is None:
+            known = ", ".join(sorted(self._agents))
+            failure = RunFailure(
+                code=RunFailureCode.UNKNOWN_AGENT,
+                message=f"a runner of queue {order.queue!r} knows no agent {order.agent!r}, only {known}",
+            )
+            return Ended(await fail(held, failure, fleet=self._fleet, runs=self._runs))
+        loop = RunLoop(held, agent, fleet=self._fleet, runs=self._runs, stopping=self._stopping)
+        return await loop.run()
 
     async def _release(self, held: HeldRun) -> None:
         try:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 
-from tests.integration.agents.conftest import StartRunner, result_of, until
-from tests.integration.conftest import eventually
+import pytest
+import redis.asyncio as aioredis
+from tests.integration.agents.conftest import RunningRunner, StartRunner, result_of, until
+from tests.integration.conftest import ForeignClient, eventually
 
 from inferfleet.agents import Agent, AgentRuns, RunLimits, tool
 from inferfleet.producer import Fleet
-from inferfleet.schemas.run import ChildStarted, ModelCalled, RunState
+from inferfleet.schemas.names import run_key, run_queue
+from inferfleet.schemas.run import ChildStarted, ModelCalled, RunFailureCode, RunState
 from inferfleet.testing.workers import ScriptedAnswers
 
 
@@ -59,12 +63,21 @@ async def test_a_child_that_fails_is_a_result_that_the_model_reads(
     assert (await runs.get(child)).state is RunState.FAILED
 
 
-async def test_limits_and_a_cancel_go_down_the_tree(
-    runs: AgentRuns, model: ScriptedAnswers, start_runner: StartRunner, pool: str
-) -> None:
+@dataclass(frozen=True)
+class Digging:
+    """A run whose child calls a tool that does not end."""
+
+    runner: RunningRunner
+    boss: Agent
+    run_id: str
+    child: str
+
+
+@pytest.fixture
+async def digging(runs: AgentRuns, model: ScriptedAnswers, start_runner: StartRunner, pool: str) -> Digging:
     began = asyncio.Event()
 
-    @tool(timeout_s=1000)
+    @tool(timeout_s=1000, repeatable=True)
     async def dig() -> str:
         """Dig."""
         began.set()
@@ -75,20 +88,59 @@ async def test_limits_and_a_cancel_go_down_the_tree(
     boss = Agent(name="boss", tools=[digger.as_tool()], pool=pool, limits=RunLimits(max_tokens=1000))
     model.reply_to("gold", with_calls=[("digger", {"input": "deep"})])
     model.reply_to("deep", with_calls=[("dig", {})])
-    await start_runner(boss)
+    runner = await start_runner(boss)
     run_id = await runs.start("boss", "gold", queue=pool)
     await until(runs, run_id, RunState.WAITING)
     await began.wait()
     (child,) = await children_of(runs, run_id)
-    order = (await runs.get(child)).order
+    return Digging(runner, boss, run_id, child)
+
+
+async def test_limits_and_a_cancel_go_down_the_tree(runs: AgentRuns, digging: Digging, pool: str) -> None:
+    order = (await runs.get(digging.child)).order
     assert order.max_tokens is not None
     assert 0 < order.max_tokens < 1000
     assert order.deadline_ms is not None
-    await runs.cancel(run_id)
-    for each in (run_id, child):
+    await runs.cancel(digging.run_id)
+    for each in (digging.run_id, digging.child):
         assert (await result_of(runs, each)).state is RunState.CANCELLED
 
     async def none_is_left() -> bool:
         return await runs.records.open(pool, limit=10) == []
 
     await eventually(none_is_left)
+
+
+@pytest.mark.parametrize(
+    ("found", "code"),
+    [
+        ({"claims": 5}, RunFailureCode.RUNNER_LOST),
+        ({"agent": "gone"}, RunFailureCode.UNKNOWN_AGENT),
+    ],
+)
+async def test_a_run_that_cannot_go_on_cancels_its_children_and_counts_its_tokens(
+    runs: AgentRuns, digging: Digging, store: aioredis.Redis, found: dict[str, object], code: RunFailureCode
+) -> None:
+    order = (await runs.get(digging.run_id)).order
+    changed = order.model_copy(update={"agent": found.get("agent", order.agent)}).model_dump_json()
+    await store.hset(
+        run_key(order.id), mapping={"state": "queued", "order": changed, "claims": found.get("claims", 0)}
+    )
+    await runs.publish(order)
+    result = await result_of(runs, order.id)
+    assert result.error is not None
+    assert (result.error.code, result.steps, result.tokens > 0) == (code, 1, True)
+    assert (await result_of(runs, digging.child)).state is RunState.CANCELLED
+
+
+async def test_a_parent_that_is_woken_publishes_no_child_again(
+    runs: AgentRuns, digging: Digging, start_runner: StartRunner, pool: str, foreign: ForeignClient
+) -> None:
+    await digging.runner.stop()
+    await foreign.channel.queue_purge(run_queue(pool))
+    await runs.tell((await runs.get(digging.run_id)).order, "wake:1", "")
+    runner = await start_runner(digging.boss)
+    await until(runs, digging.run_id, RunState.WAITING)
+    await runner.stop()
+    assert (await foreign.channel.queue_purge(run_queue(pool))).message_count == 0
+    assert (await runs.get(digging.child)).state is RunState.QUEUED
