@@ -7,9 +7,9 @@ import logging
 
 from inferfleet.agents.runs import AgentRuns
 from inferfleet.producer import Fleet
-from inferfleet.schemas.errors import InferfleetError
+from inferfleet.schemas.errors import InferfleetError, ServiceUnreachableError
 from inferfleet.schemas.names import run_queue
-from inferfleet.schemas.run import RunRecord, RunState
+from inferfleet.schemas.run import RunState
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +30,8 @@ class Sweep:
                 await self.look()
             except InferfleetError as error:
                 logger.warning("cannot look for runs that have lost their messages (%s)", error)
+            except Exception:
+                logger.exception("cannot look for runs that have lost their messages")
             # Several times in an interval, because runs whose time has come wait for this.
             await asyncio.sleep(self._interval_s / 4)
 
@@ -41,17 +43,18 @@ class Sweep:
             empty = not await self._fleet.publisher.waiting(run_queue(self._queue))
             for run_id in due:
                 try:
-                    record = await records.read(run_id)
-                except ValueError:
-                    # A newer version may have written it. The others go on.
-                    logger.exception("the record of run %s cannot be read", run_id)
-                    continue
-                if record is None:
-                    await records.close(self._queue, run_id)
-                else:
-                    await self._look_at(record, empty=empty)
+                    await self._look_at(run_id, empty=empty)
+                except ServiceUnreachableError:
+                    raise
+                except Exception:
+                    # A newer version may have written its record, or that of its parent. The others go on.
+                    logger.exception("cannot look at run %s", run_id)
 
-    async def _look_at(self, record: RunRecord, *, empty: bool) -> None:
+    async def _look_at(self, run_id: str, *, empty: bool) -> None:
+        record = await self._runs.records.read(run_id)
+        if record is None:
+            await self._runs.records.close(self._queue, run_id)
+            return
         order = record.order
         if record.result is not None:
             await self._runs.conclude(order, record.result)
