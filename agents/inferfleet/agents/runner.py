@@ -24,7 +24,12 @@ from inferfleet.agents.settings import RunnerSettings
 from inferfleet.agents.sweep import Sweep
 from inferfleet.producer import Fleet
 from inferfleet.producer.background import background
-from inferfleet.schemas.errors import InferfleetError, ServiceRefusedError, ServiceUnreachableError
+from inferfleet.schemas.errors import (
+    ConfigurationError,
+    InferfleetError,
+    ServiceRefusedError,
+    ServiceUnreachableError,
+)
 from inferfleet.schemas.run import (
     RunFailure,
     RunFailureCode,
@@ -52,7 +57,8 @@ async def run_agents(agents: Iterable[Agent], settings: RunnerSettings) -> None:
     """Run agents until SIGTERM or SIGINT.
 
     Raises:
-        ConfigurationError: Two agents have the same name, or an MCP server does not answer.
+        ConfigurationError: Two agents have the same name, one has a ``timeout_s`` above ``queued_ttl_s``, or
+            an MCP server does not answer.
         InferfleetError: What ``Fleet.connect`` raises.
 
     """
@@ -72,6 +78,13 @@ class Runner:
     ) -> None:
         self._fleet = fleet
         self._agents: Mapping[str, Agent] = by_name(agents)
+        for agent in self._agents.values():
+            if agent.limits.timeout_s > settings.queued_ttl_s:
+                raise ConfigurationError(
+                    f"agent {agent.name}: timeout_s={agent.limits.timeout_s:g} is more than "
+                    f"INFERFLEET_QUEUED_TTL_S={settings.queued_ttl_s}, for which Redis keeps an unfinished "
+                    "run: change one"
+                )
         self._settings = settings
         self._stopping = stopping
         self._runs = AgentRuns(fleet)
@@ -112,9 +125,11 @@ class Runner:
 
     @asynccontextmanager
     async def _tasks_ended(self) -> AsyncGenerator[None]:
-        """Hand over the runs that are left when the block ends."""
+        """Wait for tool calls when the block ends, and hand over the runs that are left."""
         try:
             yield
+            # The connection has broken, so that no consumer has waited for them.
+            await self._drain()
         finally:
             await cancel_and_wait(*self._tasks)
 
@@ -140,8 +155,8 @@ class Runner:
             await cancel_and_wait(stops, arrives)
 
     async def _drain(self) -> None:
-        logger.info("draining")
         if self._tasks:
+            logger.info("draining: waiting for %d runs", len(self._tasks))
             await asyncio.wait(self._tasks, timeout=self._settings.drain_timeout_s)
         # While the connection is open, so that their messages are settled.
         await cancel_and_wait(*self._tasks)

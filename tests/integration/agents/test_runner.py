@@ -4,13 +4,29 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
 import redis.asyncio as aioredis
 from tests.integration.agents.conftest import StartRunner, result_of, until
 from tests.integration.conftest import ForeignClient, eventually
 
-from inferfleet.agents import Agent, AgentRuns, tool
+from inferfleet.agents import Agent, AgentRuns, RunLimits, tool
+from inferfleet.agents.runner import Runner
+from inferfleet.agents.settings import RunnerSettings
+from inferfleet.local.chaos.proxy import Direction, Proxy
+from inferfleet.local.services import Services
+from inferfleet.producer import Fleet
+from inferfleet.schemas.errors import ConfigurationError
+from inferfleet.schemas.job import new_job_id
 from inferfleet.schemas.names import run_key, run_queue
-from inferfleet.schemas.run import QuestionKind, RunFailureCode, RunState
+from inferfleet.schemas.run import (
+    QuestionKind,
+    RunFailureCode,
+    RunOrder,
+    RunParent,
+    RunResult,
+    RunState,
+    ToolEnded,
+)
 from inferfleet.testing.workers import ScriptedAnswers
 
 
@@ -117,6 +133,38 @@ async def test_runs_whose_messages_are_lost_are_published_again(
     assert (await result_of(runs, run_id)).text == "Gone."
 
 
+async def test_a_record_that_cannot_be_read_does_not_end_the_sweep(
+    runs: AgentRuns,
+    model: ScriptedAnswers,
+    start_runner: StartRunner,
+    pool: str,
+    store: aioredis.Redis,
+    foreign: ForeignClient,
+) -> None:
+    model.reply_to("go", with_text="Gone.")
+    parent = await runs.start("tester", "stay", queue=pool)
+    child = RunOrder(
+        id=new_job_id(),
+        agent="tester",
+        queue=pool,
+        input="ended",
+        parent=RunParent(run_id=parent, call="0.0"),
+        created_ms=0,
+    )
+    await runs.submit(child)
+    ended = RunResult(run_id=child.id, state=RunState.SUCCEEDED)
+    await store.hset(
+        run_key(child.id), mapping={"state": ended.state.value, "result": ended.model_dump_json()}
+    )
+    await store.hset(run_key(parent), "order", "{}")
+    run_id = await runs.start("tester", "go", queue=pool)
+    await foreign.channel.queue_purge(run_queue(pool))
+    for at_ms, each in enumerate((child.id, run_id)):
+        await runs.records.look_at(pool, each, at_ms=at_ms)
+    await start_runner(Agent(name="tester", pool=pool), sweep_interval_s=0.2)
+    assert (await result_of(runs, run_id)).text == "Gone."
+
+
 async def test_a_runner_has_no_more_runs_than_it_may(
     runs: AgentRuns, model: ScriptedAnswers, start_runner: StartRunner, pool: str
 ) -> None:
@@ -149,3 +197,42 @@ async def test_a_run_that_its_runners_do_not_survive_is_given_up(
     error = (await result_of(runs, run_id)).error
     assert error is not None
     assert error.code is RunFailureCode.RUNNER_LOST
+
+
+async def test_an_agent_whose_runs_would_outlive_their_records_is_refused(fleet: Fleet) -> None:
+    agent = Agent(name="slow", limits=RunLimits(timeout_s=3600))
+    boss = Agent(name="boss", tools=[agent.as_tool()], limits=RunLimits(timeout_s=10))
+    settings = RunnerSettings(queued_ttl_s=3599)
+    with pytest.raises(ConfigurationError, match=r"agent slow: timeout_s=3600 .*QUEUED_TTL_S=3599"):
+        Runner(fleet, [boss], settings, stopping=asyncio.Event())
+
+
+async def test_a_runner_that_stops_without_rabbitmq_waits_for_its_calls(
+    runs: AgentRuns,
+    model: ScriptedAnswers,
+    start_runner: StartRunner,
+    pool: str,
+    services: Services,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    script(model)
+    gate = Gate()
+
+    async def drains() -> bool:
+        return "draining: waiting for 1 runs" in caplog.text
+
+    caplog.set_level("INFO")
+    async with Proxy(services.amqp_url) as link:
+        runner = await start_runner(
+            gate.agent(pool), amqp_url=link.url, connect_timeout_s=0.5, drain_timeout_s=1000
+        )
+        run_id = await runs.start("guest", "go", queue=pool)
+        await gate.began.wait()
+        link.hold(*Direction)
+        link.reset()
+        await link.until_held(Direction.TO_SERVICE)
+        stopping = asyncio.create_task(runner.stop())
+        await eventually(drains)
+        gate.open.set()
+        await stopping
+    assert (await runs.steps(run_id))[-1] == ToolEnded(call="0.0", content="passed")
