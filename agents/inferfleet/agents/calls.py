@@ -57,6 +57,9 @@ class CallMaker:
         if found is None:
             names = ", ".join(each.name for each in self._agent.tools) or "none"
             await self._end(call, ToolOutcome(f"error: there is no tool {call.name!r}; tools: {names}", True))
+        elif call.last is None and call.cut_off:
+            told = "error: your answer was cut off by its limit of tokens, so this call was not made"
+            await self._end(call, ToolOutcome(f"{told}. Make it shorter", failed=True))
         elif call.last is None and self._held.history.repeated_too_often:
             times = self._held.history.repeats
             told = f"error: this is the same call as in your last {times - 1} answers, so it was not made"

@@ -51,13 +51,19 @@ async def conclude(held: HeldRun, result: RunResult, *, runs: AgentRuns) -> None
 
 
 def result_of(
-    held: HeldRun, state: RunState, *, text: str = "", error: RunFailure | None = None
+    held: HeldRun,
+    state: RunState,
+    *,
+    text: str = "",
+    cut_off: bool = False,
+    error: RunFailure | None = None,
 ) -> RunResult:
     """Return the result of a run that ends now."""
     return RunResult(
         run_id=held.order.id,
         state=state,
         text=text,
+        cut_off=cut_off,
         error=error,
         steps=held.history.answers,
         tokens=held.history.tokens,

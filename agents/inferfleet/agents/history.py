@@ -41,6 +41,8 @@ class Call:
     id: str
     name: str
     arguments: str
+    cut_off: bool = False
+    """Whether the answer ended within it."""
     last: CallStep | None = None
     questions: int = 0
     """How many questions were asked about it."""
@@ -67,9 +69,10 @@ class MakeCalls:
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """The model has given its final answer."""
+    """The model has given its final answer. One that is ``cut_off`` has no end."""
 
     text: str
+    cut_off: bool = False
 
 
 Next = AskModel | MakeCalls | Finish | RunFailure
@@ -80,6 +83,7 @@ class _Turn:
     """An answer of the model with its tool calls."""
 
     message: dict[str, Any]
+    cut_off: bool
     calls: list[Call] = field(default_factory=list[Call])
 
     @property
@@ -126,10 +130,10 @@ class History:
             case ModelCalled(job_id=job_id):
                 self._job_id = job_id
                 self.jobs += 1
-            case ModelAnswered(message=message, tokens=tokens):
+            case ModelAnswered():
                 self._job_id = None
-                self.tokens += tokens
-                self._take(message)
+                self.tokens += step.tokens
+                self._take(step.message, cut_off=step.cut_off)
             case ToolStarted() | ChildStarted() | QuestionAnswered():
                 self._calls[step.call].last = step
             case QuestionAsked():
@@ -154,9 +158,10 @@ class History:
                     f"(max_repeats={self._limits.max_repeats})",
                 )
             return MakeCalls(calls)
-        if self._turns[-1].calls:
+        last = self._turns[-1]
+        if last.calls:
             return self._asked()
-        return Finish(self._turns[-1].message.get("content") or "")
+        return Finish(last.message.get("content") or "", cut_off=last.cut_off)
 
     @property
     def repeats(self) -> int:
@@ -202,18 +207,20 @@ class History:
             )
         return AskModel(None)
 
-    def _take(self, message: dict[str, Any]) -> None:
+    def _take(self, message: dict[str, Any], *, cut_off: bool) -> None:
+        made = message.get("tool_calls") or ()
         calls = [
             Call(
                 key=f"{len(self._turns)}.{number}",
-                id=made["id"],
-                name=made["function"]["name"],
-                arguments=made["function"]["arguments"],
+                id=each["id"],
+                name=each["function"]["name"],
+                arguments=each["function"]["arguments"],
+                cut_off=cut_off and number == len(made) - 1,
             )
-            for number, made in enumerate(message.get("tool_calls") or ())
+            for number, each in enumerate(made)
         ]
         self._calls = {call.key: call for call in calls}
-        self._turns.append(_Turn(_repeatable(message), calls))
+        self._turns.append(_Turn(_repeatable(message), cut_off, calls))
 
 
 def _repeatable(message: dict[str, Any]) -> dict[str, Any]:

@@ -139,8 +139,8 @@ class RunLoop:
                         return Waits()
                     if waiting:
                         await self._held.read_inbox()
-                case Finish(text):
-                    return Ended(result_of(self._held, RunState.SUCCEEDED, text=text))
+                case Finish(text, cut_off):
+                    return Ended(result_of(self._held, RunState.SUCCEEDED, text=text, cut_off=cut_off))
                 case RunFailure():
                     raise _FailedError(following)
                 case _:
@@ -170,8 +170,14 @@ class RunLoop:
             raise _FailedError(
                 RunFailure(code=RunFailureCode.MODEL_FAILED, message=f"job {job_id} {result.state}: {why}")
             )
-        message = result.response["choices"][0]["message"]
-        await held.append(ModelAnswered(message=message, tokens=result.usage.total_tokens))
+        choice = result.response["choices"][0]
+        await held.append(
+            ModelAnswered(
+                message=choice["message"],
+                tokens=result.usage.total_tokens,
+                cut_off=choice.get("finish_reason") == "length",
+            )
+        )
         return True
 
     async def _submit(self, job_id: str) -> None:

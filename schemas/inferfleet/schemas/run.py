@@ -110,11 +110,15 @@ class ModelCalled(WireModel):
 
 
 class ModelAnswered(WireModel):
-    """The model has answered with this message of a chat. ``tokens`` are those of prompt and answer."""
+    """The model has answered with this message of a chat. ``tokens`` are those of prompt and answer.
+
+    One that is ``cut_off`` ends where it had as many tokens as it may, and so does its last tool call.
+    """
 
     kind: Literal["model_answered"] = "model_answered"
     message: dict[str, Any]
     tokens: Count
+    cut_off: bool = False
 
 
 class ToolStarted(WireModel):
@@ -206,6 +210,8 @@ class RunResult(WireModel):
     run_id: JobId
     state: RunState
     text: str = ""
+    cut_off: bool = False
+    """Whether the text ends where it had as many tokens as it may."""
     error: RunFailure | None = None
     steps: Count = 0
     """How often the model was called."""

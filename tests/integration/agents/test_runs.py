@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated
+from typing import Annotated, Any
 
 import pytest
 from pydantic import Field
@@ -11,7 +11,7 @@ from tests.integration.agents.conftest import StartRunner, result_of
 
 from inferfleet.agents import Agent, AgentRuns, RunLimits, ToolContext, tool
 from inferfleet.schemas.errors import IdempotencyConflictError, InvalidJobError, RunNotFoundError
-from inferfleet.schemas.run import RunFailureCode, RunState
+from inferfleet.schemas.run import ModelAnswered, RunFailureCode, RunState
 from inferfleet.testing.workers import ScriptedAnswers
 
 
@@ -157,6 +157,35 @@ async def test_a_run_ends_at_its_limits(
     await start_runner(Agent(name="tester", tools=[again], pool=pool))
     result = await result_of(runs, await runs.start("tester", "go", queue=pool, limits=limits))
     assert (result.state, failure_of(result), len(calls)) == (RunState.FAILED, code, made)
+
+
+async def test_a_final_answer_that_was_cut_off_is_marked(
+    runs: AgentRuns, model: ScriptedAnswers, start_runner: StartRunner, pool: str
+) -> None:
+    model.reply_to("go", with_text="one two three")
+    await start_runner(Agent(name="tester", pool=pool, options={"max_tokens": 2}))
+    result = await result_of(runs, await runs.start("tester", "go", queue=pool))
+    assert (result.state, result.text.strip(), result.cut_off) == (RunState.SUCCEEDED, "one two", True)
+
+
+async def test_a_call_that_was_cut_off_is_not_made(
+    runs: AgentRuns, model: ScriptedAnswers, start_runner: StartRunner, pool: str
+) -> None:
+    @tool
+    async def delete(what: str = "everything") -> str:
+        """Delete something."""
+        raise AssertionError
+
+    run_id = await runs.start("tester", "go", queue=pool)
+    by: dict[str, Any] = {"fence": "mine", "lease_s": 60}
+    await runs.records.claim(run_id, runner="r", **by)
+    called = {"id": "1", "type": "function", "function": {"name": "delete", "arguments": ""}}
+    answered = ModelAnswered(message={"content": None, "tool_calls": [called]}, tokens=1, cut_off=True)
+    await runs.records.append(run_id, [answered], position=0, moved_on=True, **by)
+    await runs.records.settle(run_id, RunState.QUEUED, fence="mine", told=0)
+    model.reply_to("was cut off by its limit of tokens", with_text="It was told.")
+    await start_runner(Agent(name="tester", tools=[delete], pool=pool))
+    assert (await result_of(runs, run_id)).text == "It was told."
 
 
 async def test_a_run_times_out_while_its_model_answers(

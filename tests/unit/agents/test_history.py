@@ -89,6 +89,14 @@ def test_a_recorded_call_of_the_model_counts_although_it_reaches_a_limit() -> No
     assert history(*steps, ModelCalled(job_id=JOB), max_steps=1, max_tokens=1).next() == AskModel(JOB)
 
 
+def test_an_answer_that_was_cut_off_ends_within_its_last_call() -> None:
+    cut_off = {"cut_off": True}
+    so_far = history(answered(("look", "{}"), ("pay", "")).model_copy(update=cut_off))
+    assert [(call.name, call.cut_off) for call in so_far.open_calls()] == [("look", False), ("pay", True)]
+    so_far = history(answered(text="It is").model_copy(update=cut_off))
+    assert so_far.next() == Finish("It is", cut_off=True)
+
+
 def test_the_order_of_calls_does_not_hide_that_they_are_repeated() -> None:
     calls = ("look", "{}"), ("pay", "{}")
     so_far = history(answered(*calls), max_repeats=1)
