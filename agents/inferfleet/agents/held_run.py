@@ -132,11 +132,13 @@ class HeldRun:
         """Let the run wait. Return false if it was told something meanwhile, and must not."""
         if self.cancelled.is_set():
             return False
-        state = await self.records.settle(
-            self.order.id, RunState.WAITING, fence=self._fence, told=self._told, wake_ms=wake_ms
-        )
-        if state is RunState.WAITING:
-            await self.records.look_at(self.order.queue, self.order.id, at_ms=wake_ms)
+        # The lease is not renewed meanwhile: a run that waits has none.
+        async with self._appending:
+            state = await self.records.settle(
+                self.order.id, RunState.WAITING, fence=self._fence, told=self._told, wake_ms=wake_ms
+            )
+            if state is RunState.WAITING:
+                await self.records.look_at(self.order.queue, self.order.id, at_ms=wake_ms)
         return state is not RunState.RUNNING
 
     async def release(self) -> None:

@@ -10,7 +10,7 @@ import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, cast, get_type_hints, overload
+from typing import Any, Final, cast, get_args, get_type_hints, overload
 
 import anyio
 import anyio.to_thread
@@ -183,6 +183,10 @@ def tool(
     )
 
 
+def _mentions_context(hint: object) -> bool:
+    return hint is ToolContext or any(map(_mentions_context, get_args(hint)))
+
+
 def _is_being_cancelled() -> bool:
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
@@ -220,6 +224,10 @@ class _Signature:
             if hints.get(parameter.name) is ToolContext:
                 contexts.append(parameter.name)
                 continue
+            if _mentions_context(hints.get(parameter.name)):
+                raise ConfigurationError(
+                    f"tool {name}: the type of {parameter.name!r} must be ToolContext and nothing else"
+                )
             if parameter.kind not in {parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY}:
                 raise ConfigurationError(f"tool {name}: {parameter} cannot be passed by its name")
             if parameter.name not in hints:

@@ -24,6 +24,14 @@ def positional(city: str, /) -> str:
     return ""
 
 
+def optional(context: ToolContext | None = None) -> str:
+    return ""
+
+
+def annotated(context: Annotated[ToolContext, "whose call"]) -> str:
+    return ""
+
+
 def several(*cities: str) -> str:
     return ""
 
@@ -54,6 +62,8 @@ def test_the_model_reads_name_docstring_and_signature() -> None:
         (untyped, {}, "parameter 'city' needs a type"),
         (positional, {}, "cannot be passed by its name"),
         (several, {}, "cannot be passed by its name"),
+        (optional, {}, "type of 'context' must be ToolContext"),
+        (annotated, {}, "type of 'context' must be ToolContext"),
         (lambda: "", {}, "'<lambda>': a name has 1 to 64"),
         (lambda: "", {"name": "x", "timeout_s": 0}, "timeout_s=0 is not above 0"),
         (lambda: "", {"name": "x", "retries": -1}, "retries=-1 must be at least 0"),
