@@ -112,19 +112,15 @@ async def test_limits_and_a_cancel_go_down_the_tree(runs: AgentRuns, digging: Di
 
 
 @pytest.mark.parametrize(
-    ("found", "code"),
-    [
-        ({"claims": 5}, RunFailureCode.RUNNER_LOST),
-        ({"agent": "gone"}, RunFailureCode.UNKNOWN_AGENT),
-    ],
+    ("claims", "agent", "code"),
+    [(5, "boss", RunFailureCode.RUNNER_LOST), (0, "gone", RunFailureCode.UNKNOWN_AGENT)],
 )
 async def test_a_run_that_cannot_go_on_cancels_its_children_and_counts_its_tokens(
-    runs: AgentRuns, digging: Digging, store: aioredis.Redis, found: dict[str, object], code: RunFailureCode
+    runs: AgentRuns, digging: Digging, store: aioredis.Redis, claims: int, agent: str, code: RunFailureCode
 ) -> None:
-    order = (await runs.get(digging.run_id)).order
-    changed = order.model_copy(update={"agent": found.get("agent", order.agent)}).model_dump_json()
+    order = (await runs.get(digging.run_id)).order.model_copy(update={"agent": agent})
     await store.hset(
-        run_key(order.id), mapping={"state": "queued", "order": changed, "claims": found.get("claims", 0)}
+        run_key(order.id), mapping={"state": "queued", "claims": claims, "order": order.model_dump_json()}
     )
     await runs.publish(order)
     result = await result_of(runs, order.id)

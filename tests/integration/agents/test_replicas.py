@@ -54,7 +54,7 @@ async def test_a_call_that_must_not_be_repeated_is_made_once_the_replica_knows_o
     pool: str,
     tmp_path: Path,
 ) -> None:
-    paid: list[list[bytes]] = []
+    paid: list[list[Any]] = []
 
     @tool(needs_approval=True)
     async def pay() -> str:
