@@ -177,7 +177,8 @@ def _print_answered(question: Question, *, as_json: bool) -> None:
 def _end(result: RunResult) -> str:
     why = f": {result.error.code}: {line(result.error.message)}" if result.error else ""
     text = f": {line(result.text)}" if result.text else ""
-    return f"{result.state}{why}{text}  ({result.steps} steps, {result.tokens:,} tokens)"
+    cut_off = ", cut off" if result.cut_off else ""
+    return f"{result.state}{why}{text}  ({result.steps} steps, {result.tokens:,} tokens{cut_off})"
 
 
 def _run(work: Callable[[AgentRuns], Awaitable[T]]) -> T:
