@@ -11,7 +11,8 @@ from tests.integration.agents.conftest import StartRunner, result_of
 
 from inferfleet.agents import Agent, AgentRuns, RunLimits, ToolContext, tool
 from inferfleet.schemas.errors import IdempotencyConflictError, InvalidJobError, RunNotFoundError
-from inferfleet.schemas.run import ModelAnswered, RunFailureCode, RunState
+from inferfleet.schemas.job import new_job_id
+from inferfleet.schemas.run import ModelAnswered, RunFailureCode, RunOrder, RunState
 from inferfleet.testing.workers import ScriptedAnswers
 
 
@@ -194,7 +195,17 @@ async def test_a_run_times_out_while_its_model_answers(
     model.reply_to("go", with_text="a b", hang_after_tokens=1)
     await start_runner(Agent(name="tester", pool=pool))
     run_id = await runs.start("tester", "go", queue=pool, limits=RunLimits(timeout_s=0.5))
-    assert failure_of(await result_of(runs, run_id)) is RunFailureCode.TIMEOUT
+    now_ms = runs.records.now_ms()
+    times = {"created_ms": now_ms, "deadline_ms": now_ms + 500}
+    child = RunOrder(id=new_job_id(), agent="tester", queue=pool, input="go", **times)
+    await runs.submit(child)
+    for each, limit in ((run_id, "timeout_s=0.5"), (child.id, "what its parent had left of its timeout_s")):
+        error = (await result_of(runs, each)).error
+        assert error is not None
+        assert (error.code, error.message) == (
+            RunFailureCode.TIMEOUT,
+            f"the run has not ended within {limit}",
+        )
 
 
 async def test_a_model_that_fails_fails_the_run(
