@@ -164,6 +164,7 @@ async def test_limits_and_tenants_are_counted_and_tenants_are_bounded(
             (texts[0], job),
             (texts[0], {"body": chat(max_tokens=6000)}),
             (texts[1], job),
+            (texts[2], job),
             ("none", job),
             *((text, job) for text in texts[1:]),
         ):
@@ -179,8 +180,8 @@ async def test_limits_and_tenants_are_counted_and_tenants_are_bounded(
     }
     by_tenant = await metrics.sums("tenant_requests_total", "tenant")
     # One value is for requests without a key.
-    assert by_tenant == {"": 1, f"{pool}.0": 3, f"{pool}.1": 2, "other": 3} | {
-        f"{pool}.{number}": 1 for number in range(2, MOST_TENANTS - 1)
+    assert by_tenant == {"": 1, f"{pool}.0": 3, f"{pool}.1": 2, f"{pool}.2": 2, "other": 3} | {
+        f"{pool}.{number}": 1 for number in range(3, MOST_TENANTS - 1)
     }
 
 

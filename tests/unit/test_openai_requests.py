@@ -178,5 +178,7 @@ def test_every_error_that_a_request_can_cause_has_its_own_status() -> None:
         "JobFailedError",
         "PartialSubmitError",
         "RolloutError",
+        "RunError",
+        "RunNotFoundError",
         "UnknownWorkerError",
     }

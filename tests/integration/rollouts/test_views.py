@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from itertools import islice
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ from inferfleet.schemas import Job
 from inferfleet.schemas.fleet_snapshot import RolloutView
 from inferfleet.schemas.job import new_job_id
 from inferfleet.schemas.names import POOLS_KEY
-from inferfleet.schemas.rollout import RolloutPhase
+from inferfleet.schemas.rollout import RolloutPhase, RolloutRule
 from inferfleet.schemas.settings import ProducerSettings
 from inferfleet.wire.redis.ended_counts import read_counts
 from inferfleet.wire.redis.pipeline import CommandPipeline
@@ -50,7 +51,9 @@ async def seen(
 
     await eventually(counted)
     await Rollouts(fleet).start(pool, to=canary, steps=(5, 50, 100), interval_s=3600)
-    succeed = [Job(pool=each, body=chat()) for each in (pool, pool, canary, canary)]
+    rule = RolloutRule(to=canary, weight=5)
+    stay = (job for job in (Job(pool=pool, body=chat()) for _ in range(100)) if not rule.takes(job))
+    succeed = [*islice(stay, 2), *(Job(pool=canary, body=chat()) for _ in range(2))]
     fails = fails.model_copy(update={"id": new_job_id()})
     await fleet.wait_many(await fleet.submit_many([fails, *succeed]), timeout_s=PATIENCE_S)
     found: list[RolloutView] = []
