@@ -42,7 +42,8 @@ class BadServer:
         self.asked: list[dict[str, Any]] = []
         self.url = ""
         self.answer: Answer = self.nothing
-        self.model = MODEL
+        self.model: str | None = MODEL
+        """The model that it lists, if it lists one."""
         self.listing = 200
         """The status of the list of models."""
         self.listed = asyncio.Semaphore(0)
@@ -74,6 +75,8 @@ class BadServer:
         self.listed.release()
         if self.listing != 200:
             return web.json_response({}, status=self.listing)
+        if self.model is None:
+            return web.json_response({"data": []})
         entry = {"id": self.model, "root": "/model", "max_model_len": 100}
         return web.json_response({"data": [entry | ({"owned_by": "vllm"} if self.vllm else {})]})
 
@@ -295,6 +298,14 @@ async def test_a_server_of_any_kind_that_has_another_model_now_gets_no_request(
         with pytest.raises(EngineDeadError, match="has no model 'some-model'; it has another-model"):
             await ask(engine)
     assert len(server.asked) == asked
+
+
+async def test_a_server_that_lists_no_model_for_a_while_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gateway lists those whose workers have a heartbeat."""
+    monkeypatch.setattr(openai_engine, "VERIFIED_FOR_S", 0.0)
+    async with BadServer().running() as server, started_on(server) as engine:
+        server.model = None
+        assert (await ask(engine)).usage.prompt_tokens == 2
 
 
 async def test_servers_that_hang_get_no_requests_until_they_answer_again(

@@ -29,6 +29,7 @@ from inferfleet.worker.engines.openai.errors import (
     AnotherModelError,
     BusyError,
     HostLostError,
+    NoModelError,
     NotServingError,
     NotThereError,
     SilentError,
@@ -272,7 +273,11 @@ class OpenaiEngine:
             identity = (await look(client, host, self.model)).identity
             same = identity == served.identity
         else:
-            entry = await listed_model(client, host, self.model)
+            try:
+                entry = await listed_model(client, host, self.model)
+            except NoModelError:
+                # As a gateway whose workers are late with their heartbeats. Its answer to the request counts.
+                return
             same = str(entry.get("root") or "") == served.identity.revision
         if not same:
             raise AnotherModelError(host.name)
@@ -314,7 +319,7 @@ class OpenaiEngine:
         """
         try:
             await listed_model(self._require_client(), host, self.model)
-        except BusyError:
+        except (BusyError, NoModelError):
             return None
         except HostLostError as error:
             if isinstance(error, SilentError):

@@ -37,6 +37,10 @@ class NotServingError(HostLostError):
     """A server answers a question about itself, but not that it has the model."""
 
 
+class NoModelError(NotServingError):
+    """A server answers that it has no model at all at the moment."""
+
+
 class SilentError(HostLostError):
     """A server does not even answer a question about itself. It gets no requests until it does."""
 

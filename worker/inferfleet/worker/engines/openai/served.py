@@ -15,6 +15,7 @@ from inferfleet.worker.engines.openai.client import Client
 from inferfleet.worker.engines.openai.errors import (
     BusyError,
     HostLostError,
+    NoModelError,
     NotServingError,
     ServerError,
     is_refused,
@@ -68,6 +69,7 @@ async def listed_model(client: Client, host: Host, name: str) -> Mapping[str, An
     Raises:
         HostLostError: The server does not answer.
         NotServingError: It answers, but does not say that it has the model.
+        NoModelError: It has none at the moment.
         BusyError: It has too many requests.
         ConfigurationError: It refuses our key, or has several models and none is named.
 
@@ -90,14 +92,14 @@ async def listed_model(client: Client, host: Host, name: str) -> Mapping[str, An
                 f"{host.name} answers {status} to GET {host.url}/models; the address ends with /v1 for most "
                 "servers"
             )
+    if not entries:
+        raise NoModelError(f"{host.name} has no model yet")
     if name:
         if name in entries:
             return entries[name]
-        raise NotServingError(f"{host.name} has no model {name!r}; it has {', '.join(entries) or 'none'}")
+        raise NotServingError(f"{host.name} has no model {name!r}; it has {', '.join(entries)}")
     if len(entries) == 1:
         return next(iter(entries.values()))
-    if not entries:
-        raise NotServingError(f"{host.name} has no model yet")
     raise ConfigurationError(
         f"{host.name} has several models; give one as --model (INFERFLEET_MODEL): {', '.join(entries)}"
     )
