@@ -337,6 +337,13 @@ async def test_writes_are_on_the_replicas_of_all_nodes_or_on_too_few_of_one(
             await write()
 
 
+async def test_the_node_that_is_asked_first_counts_before_any_has_named_another(cluster: RedisCluster) -> None:
+    node = await asyncio.to_thread(cluster.owner, slot_of("key"))
+    async with running_pipeline(f"redis+cluster://127.0.0.1:{node.port}", patience_s=None) as pipeline:
+        await pipeline.execute("SET", "key", "x", "EX", 60)
+        assert await pipeline.execute("WAIT", 1, 1000 * int(PATIENCE_S)) == 1
+
+
 async def test_what_waits_at_the_end_of_a_client_gets_an_error(cluster: RedisCluster) -> None:
     async with running_pipeline(cluster.url, patience_s=None) as pipeline:
         assert await pipeline.execute("PING")

@@ -150,6 +150,7 @@ async def test_ten_thousand_jobs(look: Look, gateway: RunningGateway, fleet: Fle
     assert await look.page.locator("tbody tr").count() == 100
     await look.examine("jobs-many")
     await look.page.click("text=Next page")
+    await look.page.wait_for_url("**&after=*")
     assert await look.page.locator("tbody tr").count() == 100
 
 

@@ -43,7 +43,8 @@ class ClusterClient:
         self._options = options
         self._known = [_place(url) for url in urls]
         self._owners = [""] * REDIS_CLUSTER_HASH_SLOTS
-        self._masters: set[str] = set()
+        # Until the map is known, the first node has all slots as far as anybody knows.
+        self._masters = {self._first}
         self._clients: dict[str, aioredis.Redis] = {}
         self._refreshing = asyncio.Lock()
         self._attempts = 0
@@ -52,7 +53,7 @@ class ClusterClient:
         self.changes = 0
         """How often a slot was found at another node than before."""
         # Invalid options are an error now.
-        self.node(f"{self._known[0][0]}:{self._known[0][1]}")
+        self.node(self._first)
         self._cluster()
 
     @property
@@ -62,7 +63,11 @@ class ClusterClient:
 
     def owner(self, slot: int) -> str:
         """Return the node that has a slot, as far as is known."""
-        return self._owners[slot] or "{}:{}".format(*self._known[0])
+        return self._owners[slot] or self._first
+
+    @property
+    def _first(self) -> str:
+        return "{}:{}".format(*self._known[0])
 
     def serves(self, node: str, key: str) -> bool:
         """Return whether a node has a key."""

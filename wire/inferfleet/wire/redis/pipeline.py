@@ -124,6 +124,8 @@ class CommandPipeline:
         """How many commands Redis has answered."""
         self.answer_seconds = 0.0
         """How long they took in all, from being given to the reply."""
+        self._not_run: Waiting | None = None
+        """The command whose refusal has ended the conversation."""
         self._scripts_missing = False
         self._answers_at_load = -1
         """How many replies had arrived when the scripts were last loaded."""
@@ -290,7 +292,11 @@ class CommandPipeline:
         while True:
             answer = await connection.answer()
             if isinstance(answer, ResponseError):
-                self._check(answer)
+                try:
+                    self._check(answer)
+                except RedisError:
+                    self._not_run = self._unanswered[0]
+                    raise
             waiting = self._unanswered.popleft()
             self.answers += 1
             self._heard_at = time.monotonic()
@@ -349,7 +355,8 @@ class CommandPipeline:
     def _take_back(self) -> None:
         """Put the unanswered commands in front, to send them again first."""
         for waiting in self._unanswered:
-            waiting.in_doubt = True
+            waiting.in_doubt = waiting.in_doubt or waiting is not self._not_run
+        self._not_run = None
         self._unsent.extendleft(reversed(self._unanswered))
         self._unanswered.clear()
         if self._unsent:
