@@ -337,7 +337,7 @@ async def test_writes_are_on_the_replicas_of_all_nodes_or_on_too_few_of_one(
             await write()
 
 
-async def test_the_node_that_is_asked_first_counts_before_any_has_named_another(cluster: RedisCluster) -> None:
+async def test_the_node_that_is_asked_first_counts_before_any_names_another(cluster: RedisCluster) -> None:
     node = await asyncio.to_thread(cluster.owner, slot_of("key"))
     async with running_pipeline(f"redis+cluster://127.0.0.1:{node.port}", patience_s=None) as pipeline:
         await pipeline.execute("SET", "key", "x", "EX", 60)
