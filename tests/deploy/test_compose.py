@@ -19,7 +19,7 @@ from inferfleet.gateway.app import READY_PATH as GATEWAY_READY_PATH
 from inferfleet.gateway.server import LAST_WORDS_S
 from inferfleet.gateway.settings import GatewaySettings
 from inferfleet.schemas.settings import ProducerSettings, WorkerSettings
-from inferfleet.worker.http import METRICS_PATH, READY_PATH
+from inferfleet.wire.health_port import METRICS_PATH, READY_PATH
 from inferfleet.worker.worker import SETTLE_GRACE_S
 
 COMPOSE = ROOT / "compose.yaml"

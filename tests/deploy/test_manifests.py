@@ -19,7 +19,7 @@ from inferfleet.gateway.settings import GatewaySettings
 from inferfleet.local.autoscaler.scaled_object import parse_scaled_object, read_scaled_object
 from inferfleet.schemas.names import job_queue
 from inferfleet.schemas.settings import WorkerSettings
-from inferfleet.worker.http import LIVE_PATH, METRICS_PATH, READY_PATH
+from inferfleet.wire.health_port import LIVE_PATH, METRICS_PATH, READY_PATH
 from inferfleet.worker.worker import SETTLE_GRACE_S
 
 ENGINE_STOP_S = 10

@@ -8,10 +8,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, generate_latest
 from pydantic_settings import BaseSettings
 from typer.testing import CliRunner
 
+from inferfleet.agents import Agent, tool
+from inferfleet.agents.metrics import RunnerMetrics
 from inferfleet.agents.settings import RunnerSettings
 from inferfleet.cli.failing import exit_code
 from inferfleet.cli.root import COMMANDS
@@ -29,8 +31,8 @@ from inferfleet.schemas.errors import (
 from inferfleet.schemas.heartbeat import Heartbeat, WorkerPhase
 from inferfleet.schemas.job import new_job_id
 from inferfleet.schemas.settings import ProducerSettings, ServiceSettings, WorkerSettings
+from inferfleet.wire import health_port
 from inferfleet.wire.outage import Outage
-from inferfleet.worker import http
 from inferfleet.worker.cli import app as worker_command
 from inferfleet.worker.gpus import THROTTLING, GpuReading
 from inferfleet.worker.metrics import WorkerMetrics
@@ -89,9 +91,10 @@ def test_each_setting_is_in_its_table_with_its_default(position: int, settings: 
 
 
 def test_each_metric_is_in_the_table_with_its_type_and_labels() -> None:
-    worker, gateway = tables(METRICS, "| metric | type | labels | meaning |")
+    tables_of = tables(METRICS, "| metric | type | labels | meaning |")
+    expositions = (metrics_of_a_worker(), metrics_of_a_gateway(), metrics_of_a_runner())
 
-    for table, exposition in ((worker, metrics_of_a_worker()), (gateway, metrics_of_a_gateway())):
+    for table, exposition in zip(tables_of, expositions, strict=True):
         named = {row[0]: (row[1], sorted(re.findall(r"\w+", row[2]))) for row in table}
         assert named == described(exposition)
 
@@ -111,6 +114,16 @@ def metrics_of_a_gateway() -> bytes:
     metrics.request_ended(method="GET", route="/", status=200, tenant="", started_s=1, ended_s=1)
     metrics.client_gone(method="GET", route="/")
     return metrics.exposition()
+
+
+def metrics_of_a_runner() -> bytes:
+    metrics = RunnerMetrics(queue="default")
+    metrics.know([Agent(name="clerk", tools=[tool(pay)])])
+    return generate_latest(metrics.registry)
+
+
+def pay() -> None:
+    """Pay."""
 
 
 def metrics_of_a_worker() -> bytes:
@@ -152,8 +165,12 @@ def labels(exposition: str, metric: str) -> list[str]:
 def test_each_health_endpoint_is_in_the_table() -> None:
     (table,) = tables(METRICS, "| path | answers |")
 
-    assert [row[0] for row in table] == [http.LIVE_PATH, http.READY_PATH, http.METRICS_PATH]
-    assert METRICS_PATH == http.METRICS_PATH
+    assert [row[0] for row in table] == [
+        health_port.LIVE_PATH,
+        health_port.READY_PATH,
+        health_port.METRICS_PATH,
+    ]
+    assert METRICS_PATH == health_port.METRICS_PATH
 
 
 def test_the_guide_explains_every_refusal_that_is_counted() -> None:

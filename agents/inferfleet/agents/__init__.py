@@ -10,6 +10,8 @@
     held_run    its steps and its lease
     ending      ending it
     runner      the process: taking runs from the queue
+    http        its port for health and metrics
+    metrics     its metrics
     sweep       publishing runs again that have lost their messages
     settings    the settings of a runner
     loading     finding the agents that a command line names

@@ -6,6 +6,7 @@ calls have a result, which were not made, and of which nobody knows the outcome.
 
 from __future__ import annotations
 
+import time
 from typing import Any, Final
 from uuid import UUID, uuid5
 
@@ -91,7 +92,10 @@ class CallMaker:
                 await self._held.append(ToolStarted(call=call.key))
                 if not tool.repeatable:
                     await self._held.make_safe()
-                await self._end(call, await tool.call(call.arguments, self._context(call)))
+                begun = time.monotonic()
+                outcome = await tool.call(call.arguments, self._context(call))
+                self._held.metrics.tool_called(tool, outcome, seconds=time.monotonic() - begun)
+                await self._end(call, outcome)
 
     async def _advance_child(self, call: Call, tool: AgentTool) -> None:
         if call.last is None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from inferfleet.agents.history import CANCEL, History
+from inferfleet.agents.metrics import RunnerMetrics
 from inferfleet.schemas.errors import InferfleetError
 from inferfleet.schemas.run import (
     ChildStarted,
@@ -38,12 +39,14 @@ class HeldRun:
         *,
         records: Runs,
         replicas: Replicas,
+        metrics: RunnerMetrics,
         fence: str,
         lease_s: float,
     ) -> None:
         self.order = order
         self.limits = limits
         self.records = records
+        self.metrics = metrics
         self.history = History(limits)
         self._replicas = replicas
         self.inbox: Mapping[str, bytes] = {}
@@ -86,6 +89,7 @@ class HeldRun:
             )
             for step in steps:
                 self.history.add(step)
+                self.metrics.step_recorded(self.order.agent, step)
         return told
 
     async def make_safe(self) -> None:

@@ -18,6 +18,8 @@ import uuid_utils
 from inferfleet.agents.agent import Agent, by_name
 from inferfleet.agents.ending import fail
 from inferfleet.agents.held_run import HeldRun
+from inferfleet.agents.http import serve_http
+from inferfleet.agents.metrics import RunnerMetrics
 from inferfleet.agents.run_loop import Ended, HandedOver, Outcome, RunLoop
 from inferfleet.agents.runs import AgentRuns
 from inferfleet.agents.settings import RunnerSettings
@@ -92,16 +94,28 @@ class Runner:
         self._replicas = Replicas(fleet.pipeline, settings, patience_s=None)
         self._places = asyncio.Semaphore(settings.max_runs)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._metrics = RunnerMetrics(queue=settings.agent_queue)
+        self._takes_runs = False
 
     async def run(self) -> None:
         """Take runs until ``stopping`` is set; then wait for tool calls, and hand over the runs.
 
         Raises:
-            ConfigurationError: An agent's MCP server does not answer.
+            ConfigurationError: An agent's MCP server does not answer, or the port for health is taken.
 
         """
+        async with serve_http(
+            self._settings,
+            agents=lambda: self._agents.keys(),
+            ready=self._is_ready,
+            metrics=self._metrics,
+        ):
+            await self._run()
+
+    async def _run(self) -> None:
         settings = self._settings
         self._agents = {name: await agent.with_mcp_tools() for name, agent in self._agents.items()}
+        self._metrics.know(self._agents.values())
         sweep = Sweep(
             self._fleet, self._runs, queue=settings.agent_queue, interval_s=settings.sweep_interval_s
         )
@@ -118,6 +132,7 @@ class Runner:
                         logger.info(
                             "running %s from the queue %s", ", ".join(self._agents), settings.agent_queue
                         )
+                        self._takes_runs = True
                         await self._consume(consumer)
                 except (ServiceUnreachableError, ServiceRefusedError) as error:
                     logger.warning("cannot consume runs (%s)", error)
@@ -205,11 +220,13 @@ class Runner:
             _limits(order, agent),
             records=self._runs.records,
             replicas=self._replicas,
+            metrics=self._metrics,
             fence=fence,
             lease_s=self._settings.lease_s,
         )
         try:
-            outcome = await self._outcome(held, agent, claims)
+            with self._metrics.holding():
+                outcome = await self._outcome(held, agent, claims)
         except RunLostError:
             logger.warning("another runner has run %s", order.id)
             return None
@@ -217,6 +234,7 @@ class Runner:
             await to_its_end(self._release(held))
             raise
         if isinstance(outcome, Ended):
+            self._metrics.run_ended(order.agent, outcome.result)
             logger.info("run %s of %s has %s", order.id, order.agent, outcome.result.state)
         return Held(0) if isinstance(outcome, HandedOver) else None
 
@@ -252,6 +270,9 @@ class Runner:
             logger.warning(
                 "cannot hand over run %s; others wait until its lease has run out (%s)", held.order.id, error
             )
+
+    def _is_ready(self) -> bool:
+        return self._takes_runs and not self._stopping.is_set() and self._fleet.pipeline.refused is None
 
     async def _pause(self, seconds: float = AGAIN_S) -> None:
         """Wait, or until the runner stops."""

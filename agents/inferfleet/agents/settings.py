@@ -24,6 +24,9 @@ class RunnerSettings(ProducerSettings):
     """How often runs that have lost their messages are looked for."""
     drain_timeout_s: Annotated[float, Field(ge=0, le=LONGEST_S)] = 30.0
     """How long a stopping runner waits for the tool calls that it makes."""
+    http_host: str = "0.0.0.0"  # noqa: S104 - probes come from the kubelet, outside the pod
+    http_port: Annotated[int, Field(ge=0, le=65_535)] | None = None
+    """The port for health and metrics; without it there is none."""
     patience_s: Annotated[float, Field(ge=0, le=LONGEST_S)] = 30.0
     log_format: LogFormat = LogFormat.JSON
     log_level: str = "INFO"

@@ -48,13 +48,18 @@ def run(
         str | None, typer.Option(help="Queue whose runs to take; `default` by default.", callback=not_empty)
     ] = None,
     max_runs: Annotated[int | None, typer.Option(help="How many runs at once, 32 by default.")] = None,
+    http_port: Annotated[
+        int | None, typer.Option(help="Port for health and metrics, none by default; 0 picks a free one.")
+    ] = None,
     log_format: Annotated[
         LogFormat | None, typer.Option(help="Log format: JSON lines or console text.")
     ] = None,
 ) -> None:
     """Run agents until SIGTERM: take their runs from the queue, and continue those of runners that died."""
     runner = import_command("inferfleet agent run", "inferfleet.cli.agent_runner", extra="worker")
-    runner.run_process(agents, agent_queue=queue, max_runs=max_runs, log_format=log_format)
+    runner.run_process(
+        agents, agent_queue=queue, max_runs=max_runs, http_port=http_port, log_format=log_format
+    )
 
 
 @app.command()

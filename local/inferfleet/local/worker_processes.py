@@ -28,7 +28,7 @@ from inferfleet.local.services.reaper import Reaper, remove_folder
 from inferfleet.schemas.errors import ConfigurationError, InferfleetError, ServiceUnreachableError
 from inferfleet.schemas.heartbeat import Heartbeat, WorkerPhase
 from inferfleet.schemas.settings import WorkerSettings
-from inferfleet.worker.http import LIVE_PATH
+from inferfleet.wire.health_port import LIVE_PATH
 
 HOST = "127.0.0.1"
 PREFIX = "INFERFLEET_"

@@ -1,4 +1,4 @@
-"""An HTTP port for health and metrics whose connections nobody can exhaust.
+"""An HTTP port whose connections nobody can exhaust.
 
 Needs aiohttp, which a producer's installation does not have.
 """
