@@ -14,6 +14,7 @@ from tests.deploy.conftest import (
     pod,
 )
 
+from inferfleet.agents.settings import RunnerSettings
 from inferfleet.exporter.settings import ExporterSettings
 from inferfleet.gateway.settings import GatewaySettings
 from inferfleet.local.autoscaler.scaled_object import parse_scaled_object, read_scaled_object
@@ -37,7 +38,7 @@ def fields_of(*settings: type[BaseSettings]) -> set[str]:
 
 
 def test_every_variable_is_a_setting(manifests: Manifests) -> None:
-    known = fields_of(WorkerSettings, GatewaySettings, ExporterSettings)
+    known = fields_of(WorkerSettings, GatewaySettings, ExporterSettings, RunnerSettings)
     for workload in manifests.ours:
         used = set(manifests.variables(workload))
         for container in containers(workload):
@@ -149,7 +150,7 @@ def test_a_scaledobject_follows_the_queue_of_the_workers_it_scales(
     scaled = [
         each
         for each in manifests.all("ScaledObject", "HorizontalPodAutoscaler")
-        if each["metadata"]["labels"].get("app.kubernetes.io/component") != "gateway"
+        if each["metadata"]["labels"].get("app.kubernetes.io/component") not in {"gateway", "agents"}
     ]
     targets = Counter(
         (each["spec"]["scaleTargetRef"]["kind"], each["spec"]["scaleTargetRef"]["name"]) for each in scaled
