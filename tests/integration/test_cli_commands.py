@@ -67,11 +67,13 @@ async def test_submit_takes_every_option(inferfleet: RunCommand, fleet: Fleet, p
             "--system",
             "Be kind.",
         ),
-        *("--temperature", "0.5", "--max-attempts", "2", "--expires", "2h", "--priority", "9", "--json"),
+        *("--temperature", "0.5", "--max-attempts", "2", "--expires", "2h", "--on-late", "reject"),
+        *("--priority", "9", "--json"),
     )
     assert (ended.code, ended.err) == (0, "")
     job = Job.model_validate_json(ended.out)
     assert (job.on_busy, job.max_attempts, job.priority) == ("interrupt", 2, 9)
+    assert job.on_late == "reject"
     assert job.expires_at is not None
     assert timedelta(hours=1) < job.expires_at - job.submitted_at < timedelta(hours=3)
     assert job.body == {

@@ -173,6 +173,25 @@ async def test_with_workers_it_predicts_how_long_the_work_will_last(managed: Ser
     assert done["queue_oldest_age_seconds", pool] == 0
 
 
+async def test_longer_jobs_are_a_longer_backlog(managed: Services, pool: str) -> None:
+    def body(tokens: int) -> dict[str, Any]:
+        said = [{"role": "user", "content": "hello"}]
+        return {"messages": said, "max_tokens": tokens, "simulated": {"tokens": tokens}}
+
+    async with exporter(managed) as metrics, client(managed, pool) as fleet:
+        async with worker(managed, pool):
+            ended = await fleet.submit_many(Job(pool=pool, body=body(tokens)) for tokens in (4, 2000) * 20)
+            await fleet.wait_many(ended)
+            # The exporter has heard what has ended, and remembers it.
+            await metrics.until(lambda seen: seen.get(("queue_backlog_seconds", pool)) == 0)
+        await fleet.submit_many(Job(pool=pool, body=body(4)) for _ in range(20))
+        short = await metrics.until(lambda seen: seen.get(("queue_ready", pool)) == 20)
+        await fleet.submit_many(Job(pool=pool, body=body(2000)) for _ in range(20))
+        both = await metrics.until(lambda seen: seen.get(("queue_ready", pool)) == 40)
+
+    assert both["queue_backlog_seconds", pool] > 5 * short["queue_backlog_seconds", pool] > 0
+
+
 async def test_without_the_management_api_it_shows_less_and_says_nothing_false(
     managed: Services, pool: str
 ) -> None:

@@ -25,7 +25,7 @@ from inferfleet.cli.terminal import out
 from inferfleet.producer.fleet import Fleet
 from inferfleet.producer.job_making import JobOptions, make_job, read_priority
 from inferfleet.schemas.endpoints import ENDPOINTS, Endpoint
-from inferfleet.schemas.job import DEFAULT_MAX_ATTEMPTS, DEFAULT_POOL, OnBusy
+from inferfleet.schemas.job import DEFAULT_MAX_ATTEMPTS, DEFAULT_POOL, OnBusy, OnLate
 
 
 def command(
@@ -63,6 +63,9 @@ def command(
             help="Latest start: 90s, 10m, 2h or 3d from now, or an ISO 8601 time with its zone.",
         ),
     ] = None,
+    on_late: Annotated[
+        OnLate, typer.Option(help="What to do with a job that would expire before it starts.")
+    ] = OnLate.ACCEPT,
     idempotency_key: Annotated[
         str | None,
         typer.Option(help="Idempotency key: the same key and body give the same job.", callback=not_empty),
@@ -84,6 +87,7 @@ def command(
         "on_busy": on_busy,
         "max_attempts": max_attempts,
         "expires_at": None if expires is None else parse_moment(expires),
+        "on_late": on_late,
         "stream": stream,
         "timeout_s": timeout,
         "idempotency_key": idempotency_key,

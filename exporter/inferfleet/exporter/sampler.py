@@ -17,12 +17,14 @@ from inferfleet.exporter.snapshot import PoolNumbers, Snapshot
 from inferfleet.schemas.errors import ConfigurationError, ServiceRefusedError, ServiceUnreachableError
 from inferfleet.schemas.heartbeat import Heartbeat, WorkerPhase
 from inferfleet.schemas.rollout import Rollout, RolloutPhase
+from inferfleet.schemas.work import WorkDone
 from inferfleet.wire.outage import Outage
 from inferfleet.wire.redis.heartbeats import read_heartbeats
 from inferfleet.wire.redis.job_listing import PRIORITIES, count_unfinished
 from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.redis.pools import read_pool_settings
 from inferfleet.wire.redis.rollouts import last_rollout
+from inferfleet.wire.redis.work_samples import SampledJob, mean_work, sample_work
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +38,7 @@ class _Record(NamedTuple):
     unfinished: dict[int, int]
     paused: bool
     rollout: Rollout | None
+    work: list[SampledJob]
 
 
 class Sampler:
@@ -48,6 +51,8 @@ class Sampler:
         self._pools = set(pools)
         self._ages: defaultdict[str, OldestAge] = defaultdict(OldestAge)
         self._throughputs: defaultdict[str, Throughput] = defaultdict(Throughput)
+        self._done: dict[str, WorkDone] = {}
+        """What the workers of each pool have last said about the jobs that ended there."""
         self._outages: defaultdict[str, Outage] = defaultdict(Outage)
 
     async def run(self, *, interval_s: float) -> None:
@@ -109,7 +114,10 @@ class Sampler:
                 work=work,
                 ready_workers=0 if workers is None else workers[WorkerPhase.READY],
             )
-            backlog_s = 0.0 if not work else work / rate if rate else None
+            if not work:
+                backlog_s = 0.0
+            elif rate:
+                backlog_s = work / rate * self._heaviness(pool, heartbeats, record)
         rollout = None if record is None else record.rollout
         return PoolNumbers(
             ready=ready,
@@ -123,6 +131,14 @@ class Sampler:
             rollout_weight=None if rollout is None else rollout.weight,
             rollout_aborted=None if rollout is None else rollout.phase in _ABORTED,
         )
+
+    def _heaviness(self, pool: str, heartbeats: list[Heartbeat] | None, record: _Record | None) -> float:
+        """Return how much work an unfinished job is, compared with those that have ended lately."""
+        if (done := WorkDone.of(heartbeats or ())) is not None:
+            self._done[pool] = done
+        done = self._done.get(pool)
+        mean = None if done is None or record is None else mean_work(record.work, done)
+        return 1.0 if done is None or mean is None else mean / done.mean
 
     async def _records(self) -> dict[str, _Record] | None:
         """Read what Redis has of each pool. An exporter without the right to do so does all the rest."""
@@ -167,5 +183,10 @@ async def _read_record(pipeline: CommandPipeline, pool: str) -> _Record:
     counts, settings, rollout = await asyncio.gather(
         count_unfinished(pipeline, pool), read_pool_settings(pipeline, pool), last_rollout(pipeline, pool)
     )
+    try:
+        work = await sample_work(pipeline, pool, counts)
+    except ServiceRefusedError:
+        # An exporter that may not read jobs takes all for alike.
+        work = []
     unfinished = {priority: counts.get(priority, 0) for priority in PRIORITIES}
-    return _Record(unfinished, settings.paused_at is not None, rollout)
+    return _Record(unfinished, settings.paused_at is not None, rollout, work)

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from http import HTTPStatus
-from typing import Any, Final, cast
+from typing import Final
 
 from pydantic import TypeAdapter
 from pydantic_core import to_json
@@ -16,10 +16,8 @@ from inferfleet.producer.openai.refusals import Refusal, RefusedError
 from inferfleet.schemas.endpoints import ENDPOINTS, Endpoint
 from inferfleet.schemas.errors import ServiceRefusedError, ServiceUnreachableError
 from inferfleet.schemas.job import Job, Priority
+from inferfleet.schemas.work import BYTES_PER_TOKEN, count_prompts
 from inferfleet.wire.redis.shared_limits import Cost, SharedLimits, retry_after_s
-
-BYTES_PER_TOKEN: Final = 4
-"""How many bytes of a request count as one token."""
 
 ANSWER_TOKENS: Final = 256
 """How many tokens an answer counts for which the request sets no limit."""
@@ -194,18 +192,9 @@ def estimated_tokens(job: Job) -> int:
     tokens += (
         _whole.validate_python(most)
         * _whole.validate_python(1 if choices is None else choices)
-        * (_prompts(body) if completion else 1)
+        * (count_prompts(body) if completion else 1)
     )
     return min(tokens, MOST_TOKENS)
-
-
-def _prompts(body: dict[str, Any]) -> int:
-    """Count the prompts of a completion; one prompt may be a list of token ids."""
-    prompts = 0
-    for given in filter(None, (body.get("prompt"), body.get("prompt_embeds"))):
-        several = cast("list[object]", given) if isinstance(given, list) else []
-        prompts += len(several) if several and isinstance(several[0], (str, list)) else 1
-    return prompts
 
 
 def _forbidden(code: str, message: str) -> RefusedError:

@@ -40,7 +40,7 @@ REFUSALS: Final = frozenset(
     not_json out_of_memory pool_not_allowed pool_not_found previous_response_not_found
     priority_not_allowed publish_unconfirmed queue_full rate_limit_exceeded request_exceeds_limit
     response_not_found service_refused service_unreachable session_busy session_conflict
-    session_not_found session_too_large state_conflict storage_unreachable timeout too_many_attempts
+    session_not_found session_too_large state_conflict storage_unreachable timeout too_late too_many_attempts
     too_many_batches too_many_endpoints too_many_files too_many_open_requests too_many_unfinished_jobs
     webhook_endpoint_not_found
     """.split()  # noqa: SIM905 - one on each line would take a page

@@ -24,6 +24,7 @@ from inferfleet.producer.positions import Position, Positions, Wait
 from inferfleet.producer.publisher import Publisher
 from inferfleet.producer.reader import Reader
 from inferfleet.producer.sessions import Session
+from inferfleet.producer.start_estimates import StartEstimates
 from inferfleet.producer.submission import Submission
 from inferfleet.producer.timeline import Event, Timeline
 from inferfleet.schemas.errors import (
@@ -91,7 +92,8 @@ class Fleet:
         lanes = SessionLanes(pipeline=pipeline, settings=settings, replicas=records.replicas)
         self._listing = JobListing(pipeline, records)
         self._pools = Pools(pipeline=pipeline, listing=self._listing, waiting=publisher.waiting)
-        self._positions = Positions(pipeline, lanes)
+        estimates = StartEstimates(pipeline)
+        self._positions = Positions(pipeline, lanes, estimates)
         self.submission = Submission(
             settings=settings,
             pipeline=pipeline,
@@ -99,6 +101,7 @@ class Fleet:
             session_lanes=lanes,
             histories=self._histories,
             publisher=publisher,
+            estimates=estimates,
         )
         """Submits jobs that ``make`` has made, without another check, for other packages of inferfleet."""
         self.pipeline = pipeline
@@ -190,6 +193,7 @@ class Fleet:
             InvalidJobError: The job breaks the contract, or no worker could read it; nothing was sent.
             UnknownPoolError: The pool has no queue.
             QueueFullError: The pool's queue is full.
+            TooLateError: The job would expire before it starts, and ``on_late`` is ``reject``.
             SessionBusyError: The session has an unfinished turn, and ``on_busy`` is ``reject``.
             SessionTooLargeError: The session's history is at its size limit.
             PublishUnconfirmedError: The broker may or may not have the job. Submit it again with the same

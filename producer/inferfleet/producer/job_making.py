@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from inferfleet.producer.tracing import current_trace
 from inferfleet.schemas.endpoints import ENDPOINTS, Endpoint, session_problem
 from inferfleet.schemas.errors import InvalidJobError
-from inferfleet.schemas.job import DEFAULT_TENANT, MAX_SESSION_ID_CHARS, Job, OnBusy, Priority
+from inferfleet.schemas.job import DEFAULT_TENANT, MAX_SESSION_ID_CHARS, Job, OnBusy, OnLate, Priority
 from inferfleet.schemas.json_values import plain_json
 from inferfleet.schemas.near_match import did_you_mean
 from inferfleet.schemas.request import check_request, job_error
@@ -52,6 +52,7 @@ class JobOptions(TypedDict, total=False):
     state_patch: dict[str, Any] | None
     stream: bool
     expires_at: datetime | None
+    on_late: OnLate | str
     timeout_s: float | None
     max_attempts: int
     idempotency_key: str | None
@@ -114,6 +115,8 @@ def make_job(
         raise job_error(error) from error
     if job.session_id is not None and (problem := session_problem(job.endpoint)):
         raise InvalidJobError(problem)
+    if job.on_late is OnLate.REJECT and job.expires_at is None:
+        raise InvalidJobError("on_late: only a job with expires_at can be late; set that, too")
     if job.instructions:
         if job.session_id is None:
             raise InvalidJobError(

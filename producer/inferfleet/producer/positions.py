@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
+from inferfleet.producer.start_estimates import StartEstimates
 from inferfleet.schemas.heartbeat import Heartbeat, WorkerPhase
 from inferfleet.schemas.job import JobState
 from inferfleet.schemas.result import JobRecord
@@ -58,8 +59,9 @@ class Position:
     ``waits`` are all reasons why it does not run, none if it runs or has ended. ``workers`` is how many
     workers of its pool are alive. ``ahead`` counts the unfinished jobs of the pool that are more urgent, or
     as urgent and entered earlier, also those that run. ``finished_per_s`` is how many jobs a second the
-    workers have ended in the last minute. ``starts_in_s`` estimates from these when the job starts if nothing
-    more urgent is submitted; ``None`` where that cannot be known.
+    workers have ended in the last minute. ``starts_in_s`` estimates when the job starts if nothing more
+    urgent is submitted, from these and from how much work the jobs ahead are expected to be; ``None`` where
+    that cannot be known.
     """
 
     waits: tuple[Wait, ...] = ()
@@ -72,9 +74,10 @@ class Position:
 class Positions:
     """Looks for the reasons with a few commands, however many jobs there are."""
 
-    def __init__(self, pipeline: CommandPipeline, lanes: SessionLanes) -> None:
+    def __init__(self, pipeline: CommandPipeline, lanes: SessionLanes, estimates: StartEstimates) -> None:
         self._pipeline = pipeline
         self._lanes = lanes
+        self._estimates = estimates
 
     async def of(self, record: JobRecord) -> Position:
         """Return where a job stands."""
@@ -85,10 +88,10 @@ class Positions:
             return Position(waits=waits, workers=len(workers), finished_per_s=per_s)
         ahead = await count_ahead(self._pipeline, record.pool, record.priority, record.id)
         starts_in_s = None
-        if ahead is not None and per_s > 0 and waits[0].reason in {WaitReason.SLOT, WaitReason.QUEUE}:
-            # As many jobs have to end as are ahead and do not run yet, and one more for a slot.
-            running = sum(worker.running for worker in workers)
-            starts_in_s = (max(0, ahead - running) + 1) / per_s
+        if ahead is not None and waits[0].reason in {WaitReason.SLOT, WaitReason.QUEUE}:
+            starts_in_s = await self._estimates.behind(
+                ahead, pool=record.pool, priority=record.priority, workers=workers
+            )
         return Position(
             waits=waits, workers=len(workers), ahead=ahead, finished_per_s=per_s, starts_in_s=starts_in_s
         )

@@ -17,6 +17,7 @@ from typing import assert_never
 from inferfleet.producer.lanes import FRONT_POLL_S, Lanes, uncertain_without_redis
 from inferfleet.producer.publisher import Publisher
 from inferfleet.producer.routing import Routing, in_pool
+from inferfleet.producer.start_estimates import StartEstimates
 from inferfleet.producer.tracing import sending
 from inferfleet.schemas.control import CancelJob
 from inferfleet.schemas.errors import (
@@ -77,7 +78,9 @@ class Submission:
         session_lanes: SessionLanes,
         histories: SessionHistories,
         publisher: Publisher,
+        estimates: StartEstimates,
     ) -> None:
+        self._estimates = estimates
         self._settings = settings
         self._pipeline = pipeline
         self.routing = Routing(pipeline)
@@ -113,6 +116,8 @@ class Submission:
         if recorded.may_lack_message:
             # A second message does no harm: the fence lets one of them run.
             try:
+                if not recorded.stalled and not claimed.accepted:
+                    await self._estimates.check(claimed.job)
                 if (replicas := self._records.replicas) is not None:
                     claimed, body, recorded = await replicas.hold(
                         partial(self._claim_and_record, claimed.job, call)

@@ -6,6 +6,7 @@ InferfleetError
 ├── UnknownPoolError           the pool has no queue; nothing was accepted
 ├── RolloutError               a rollout does not allow what was asked
 ├── QueueFullError             the pool's queue is full; nothing was accepted
+├── TooLateError               the job would expire before it starts; nothing was accepted
 ├── SessionError               a session cannot do what was asked
 │   ├── SessionBusyError           a turn is unfinished, and this one was not to wait
 │   ├── SessionTooLargeError       the session is at its size limit; nothing was accepted
@@ -60,6 +61,17 @@ class RolloutError(InferfleetError):
 
 class QueueFullError(InferfleetError):
     """The pool's queue is full. The job was not accepted; try again later."""
+
+
+class TooLateError(InferfleetError):
+    """The job would expire before it starts, and has ``on_late="reject"``. The job was not accepted.
+
+    ``starts_in_s`` is in how many seconds a job of its priority may start.
+    """
+
+    def __init__(self, message: str, *, starts_in_s: float) -> None:
+        super().__init__(message)
+        self.starts_in_s = starts_in_s
 
 
 class SessionError(InferfleetError):

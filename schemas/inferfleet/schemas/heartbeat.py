@@ -12,6 +12,7 @@ from inferfleet.schemas.job import DEFAULT_TENANT, JobId, JobState, PoolName
 from inferfleet.schemas.model_swap import ModelSwap
 from inferfleet.schemas.result import Count, Seconds
 from inferfleet.schemas.wire_model import WireModel
+from inferfleet.schemas.work import AnswerMean
 
 
 class WorkerPhase(StrEnum):
@@ -50,9 +51,10 @@ class Heartbeat(WireModel):
     answers. ``model_weights`` is the commit of the weights on the hub, or their fingerprint; empty if neither
     is known. ``adapters`` are the names of the LoRA adapters that jobs may name as their model, at most
     1,000. ``finished_per_s`` is how many jobs ended here per second in the last minute, and
-    ``tokens_per_s`` how many tokens were generated per second in the last ten. ``ended`` has the last few
-    jobs that succeeded here, and the last few that did not, the newest first. ``swap`` is the last swap
-    of the model, ``None`` if the worker still has the model with which it started. ``unfit`` says why a
+    ``work_per_s`` how much work they were (``schemas.work``); ``tokens_per_s`` is how many tokens were
+    generated per second in the last ten. ``answers`` are the mean lengths of the answers. ``ended`` has the
+    last few jobs that succeeded here, and the last few that did not, the newest first. ``swap`` is the last
+    swap of the model, ``None`` if the worker still has the model with which it started. ``unfit`` says why a
     worker that is ``loading`` serves nothing although its model is loaded; it is empty otherwise.
     """
 
@@ -71,7 +73,9 @@ class Heartbeat(WireModel):
     kv_cache_usage: Annotated[float, Field(ge=0, le=1)] = 0.0
     tokens_generated: Count = 0
     finished_per_s: Annotated[float, Field(ge=0)] = 0.0
+    work_per_s: Annotated[float, Field(ge=0)] = 0.0
     tokens_per_s: Annotated[float, Field(ge=0)] = 0.0
+    answers: tuple[AnswerMean, ...] = ()
     ended: tuple[EndedJob, ...] = ()
     swap: ModelSwap | None = None
     unfit: str = ""

@@ -74,6 +74,16 @@ class OnBusy(StrEnum):
     """Stop the running turn without a trace in the history, then run the new one."""
 
 
+class OnLate(StrEnum):
+    """What to do with a job that would expire before it starts, as far as can be estimated."""
+
+    ACCEPT = "accept"
+    """Submit it all the same."""
+
+    REJECT = "reject"
+    """Refuse it: ``submit`` raises ``TooLateError``."""
+
+
 def new_job_id() -> str:
     """Make a UUIDv7 (RFC 9562): unique, and ordered by time."""
     return str(uuid_utils.uuid7())
@@ -88,7 +98,8 @@ class Job(WireModel):
     ``state_patch`` (JSON Merge Patch, RFC 7396) is applied to the session's state when the turn is added to
     the history. ``traceparent`` and ``tracestate`` are the W3C Trace Context of the submission; they stay
     with the job, whoever publishes it again. ``submitted_to`` is the pool that the submitter asked for, if a
-    rollout has put the job into another one.
+    rollout has put the job into another one. ``on_busy`` and ``on_late`` are for submitters: workers ignore
+    them.
     """
 
     id: JobId = Field(default_factory=new_job_id)
@@ -103,6 +114,7 @@ class Job(WireModel):
     state_patch: dict[str, Any] | None = None
     stream: bool = False
     expires_at: Moment | None = None
+    on_late: OnLate = OnLate.ACCEPT
     timeout_s: Annotated[float, Field(gt=0, le=86_400)] | None = None
     max_attempts: Annotated[int, Field(ge=1, le=100, strict=True)] = DEFAULT_MAX_ATTEMPTS
     idempotency_key: Annotated[str, Field(min_length=1, max_length=255)] | None = None

@@ -37,6 +37,7 @@ from inferfleet.worker.slots import Slots
 from inferfleet.worker.sweep import Sweep
 from inferfleet.worker.turns import Turns
 from inferfleet.worker.urgent import UrgentJobs
+from inferfleet.worker.work_counting import WorkCounting
 
 if TYPE_CHECKING:
     from inferfleet.wire.span_export import SpanExport
@@ -63,6 +64,7 @@ def assemble(
     fronts: Fronts,
     metrics: WorkerMetrics,
     ended_jobs: EndedJobs,
+    work_counting: WorkCounting,
     ended_counts: EndedCounting,
     pipeline: CommandPipeline,
     confirm_channel: ConfirmChannel,
@@ -96,6 +98,7 @@ def assemble(
     observers: list[Hooks] = [
         metrics.attempts,
         ended_jobs,
+        work_counting,
         ended_counts,
         AttemptLog(prompts=settings.log_prompts),
         ageing,

@@ -23,6 +23,7 @@ from inferfleet.worker.metrics import WorkerMetrics
 from inferfleet.worker.replaceable_engine import ReplaceableEngine
 from inferfleet.worker.slots import PauseReason, Slots
 from inferfleet.worker.throughput import Throughput
+from inferfleet.worker.work_counting import WorkCounting
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +57,7 @@ class HeartbeatWriter:
         slots: Slots,
         metrics: WorkerMetrics,
         ended_jobs: EndedJobs,
+        work_counting: WorkCounting,
         ended_counts: EndedCounting,
         clock: RedisClock,
         unfit: Callable[[], str],
@@ -65,6 +67,7 @@ class HeartbeatWriter:
         self._slots = slots
         self._metrics = metrics
         self._ended_jobs = ended_jobs
+        self._work_counting = work_counting
         self._ended_counts = ended_counts
         self._clock = clock
         self._unfit = unfit
@@ -73,6 +76,7 @@ class HeartbeatWriter:
         self._phase = WorkerPhase.LOADING
         self._swap: ModelSwap | None = None
         self._finished = Throughput(window_s=JOBS_WINDOW_S)
+        self._worked = Throughput(window_s=JOBS_WINDOW_S)
         self._generated = Throughput(window_s=TOKENS_WINDOW_S)
         self._adapters: tuple[str, ...] = ()
         self._listing: asyncio.Task[tuple[str, ...]] | None = None
@@ -125,7 +129,9 @@ class HeartbeatWriter:
             kv_cache_usage=stats.kv_cache_usage,
             tokens_generated=self._metrics.attempts.tokens_generated,
             finished_per_s=self._finished.per_s(self._metrics.attempts.jobs_finished),
+            work_per_s=self._worked.per_s(self._work_counting.total),
             tokens_per_s=self._generated.per_s(self._metrics.attempts.tokens_generated),
+            answers=self._work_counting.answers.groups(),
             ended=self._ended_jobs.latest(),
             swap=self._swap,
             unfit=self._unfit(),

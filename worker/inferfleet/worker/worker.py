@@ -50,6 +50,7 @@ from inferfleet.worker.slots import Slots
 from inferfleet.worker.start_times import StartPart, StartTimes, TimesItsStart
 from inferfleet.worker.stop_switch import Interruption
 from inferfleet.worker.urgent import UrgentJobs
+from inferfleet.worker.work_counting import WorkCounting
 
 if TYPE_CHECKING:
     from inferfleet.wire.span_export import SpanExport
@@ -99,6 +100,7 @@ class Worker:
         self._pipeline: CommandPipeline | None = None
         self._clock = RedisClock()
         self._ended_jobs = EndedJobs(pool=settings.pool, worker_id=settings.worker_id, clock=self._clock)
+        self._work_counting = WorkCounting()
         self._ended_counts = EndedCounting(pool=settings.pool, worker_id=settings.worker_id)
         self._fronts = Fronts(self._clock, strict=settings.queue_type is QueueType.CLASSIC)
         self._pool_pause = PoolPause(
@@ -110,6 +112,7 @@ class Worker:
             slots=self._slots,
             metrics=self._metrics,
             ended_jobs=self._ended_jobs,
+            work_counting=self._work_counting,
             ended_counts=self._ended_counts,
             clock=self._clock,
             unfit=lambda: self._pool_pause.unfit,
@@ -184,6 +187,7 @@ class Worker:
                 fronts=self._fronts,
                 metrics=self._metrics,
                 ended_jobs=self._ended_jobs,
+                work_counting=self._work_counting,
                 ended_counts=self._ended_counts,
                 pipeline=pipeline,
                 confirm_channel=confirm_channel,

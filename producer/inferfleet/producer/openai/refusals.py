@@ -132,6 +132,7 @@ _REFUSALS: Final[Mapping[type[errors.InferfleetError], tuple[HTTPStatus, str, bo
     errors.IdempotencyConflictError: (HTTPStatus.CONFLICT, "idempotency_conflict", False),
     errors.UnknownPoolError: (HTTPStatus.NOT_FOUND, "pool_not_found", False),
     errors.QueueFullError: (HTTPStatus.TOO_MANY_REQUESTS, "queue_full", True),
+    errors.TooLateError: (HTTPStatus.SERVICE_UNAVAILABLE, "too_late", False),
     errors.SessionBusyError: (HTTPStatus.CONFLICT, "session_busy", False),
     errors.SessionTooLargeError: (HTTPStatus.CONFLICT, "session_too_large", False),
     errors.StateConflictError: (HTTPStatus.CONFLICT, "state_conflict", False),

@@ -55,6 +55,7 @@ OPTIONS: Final = (
     "max_attempts",
     "metadata",
     "on_busy",
+    "on_late",
     "pool",
     "priority",
     "session_id",

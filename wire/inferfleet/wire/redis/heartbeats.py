@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, Final
 
 import orjson
 
@@ -16,19 +16,16 @@ from inferfleet.wire.redis.script import Argument
 FORGOTTEN_AFTER_S = 3600
 """How long a worker without a heartbeat stays on the list; readers ignore it."""
 
+_NESTED: Final = frozenset({"adapters", "answers", "ended", "swap"})
+"""The fields that are JSON."""
+
 
 async def write_heartbeat(pipeline: CommandPipeline, heartbeat: Heartbeat, *, ttl_s: float) -> None:
     """Write a worker's heartbeat, which expires after ``ttl_s`` seconds. Also update the clock."""
     key = worker_key(heartbeat.worker_id)
     fields: list[Argument] = []
-    for name, value in heartbeat.model_dump(
-        mode="json", exclude={"adapters", "ended", "swap"}, exclude_none=True
-    ).items():
-        fields += (name, value)
-    fields += ("adapters", orjson.dumps(heartbeat.adapters))
-    fields += ("ended", orjson.dumps([job.model_dump(mode="json") for job in heartbeat.ended]))
-    if heartbeat.swap is not None:
-        fields += ("swap", heartbeat.swap.model_dump_json())
+    for name, value in heartbeat.model_dump(mode="json", exclude_none=True).items():
+        fields += (name, orjson.dumps(value) if name in _NESTED else value)
     await asyncio.gather(
         pipeline.enqueue("HSET", key, *fields),
         pipeline.enqueue("PEXPIRE", key, int(ttl_s * 1000)),
@@ -62,16 +59,7 @@ async def read_heartbeats(pipeline: CommandPipeline) -> list[Heartbeat]:
 
 
 def _heartbeat(fields: dict[bytes, bytes]) -> Heartbeat:
-    # A worker of version 0.2 has no such fields.
-    ended = orjson.loads(fields.pop(b"ended", b"[]"))
-    adapters = orjson.loads(fields.pop(b"adapters", b"[]"))
-    swap = fields.pop(b"swap", None)
-    texts = {name.decode(): value.decode() for name, value in fields.items()}
+    texts = {name.decode(): value for name, value in fields.items()}
     return Heartbeat.model_validate(
-        {
-            **texts,
-            "adapters": adapters,
-            "ended": ended,
-            "swap": None if swap is None else orjson.loads(swap),
-        }
+        {name: orjson.loads(value) if name in _NESTED else value.decode() for name, value in texts.items()}
     )

@@ -47,6 +47,7 @@ def create(
     request: bytes,
     traceparent: str,
     submitted_to: str,
+    size: str,
 ) -> Command:
     """Create a job's record, or join the other submissions of the job."""
     return (
@@ -69,6 +70,7 @@ def create(
         request,
         traceparent,
         submitted_to,
+        size,
     )
 
 

@@ -29,6 +29,7 @@ from inferfleet.schemas.message import message_body
 from inferfleet.schemas.names import job_key, journal_key, request_key
 from inferfleet.schemas.result import Result, Usage
 from inferfleet.schemas.trace import is_sampled
+from inferfleet.schemas.work import JobSize
 from inferfleet.wire.redis import job_scripts
 from inferfleet.wire.redis.attempts import (
     DEATHS_PER_ATTEMPT,
@@ -144,6 +145,7 @@ class JobRecords(JobEndings):
                 request=request if self._keep_requests else b"",
                 traceparent=_sampled(job),
                 submitted_to=job.submitted_to or "",
+                size=JobSize.of(job.endpoint, job.body, request_bytes=len(request)).encoded(),
             )
         )
         # With the same write, so that it is there before a message is.

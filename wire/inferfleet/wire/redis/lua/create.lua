@@ -16,6 +16,7 @@ local tenant = ARGV[10]
 local request = ARGV[11] -- '' if it is not kept
 local traceparent = ARGV[12] -- '' for none, or one that is not sampled
 local submitted_to = ARGV[13] -- '' if that is the pool
+local size = ARGV[14] -- for estimates of the work that waits
 
 -- Redis' clock, because the clocks of two machines differ.
 local time = redis.call('TIME')
@@ -23,7 +24,7 @@ local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 local r = redis.call('HMGET', job_key, 'state', 'attempt', 'calls', 'closed', 'lease', 'lease_ms', 'copied', 'pool')
 if not r[1] then
   redis.call('HSET', job_key, 'state', 'queued', 'attempt', 0, 'charged', 0, 'tokens', 0,
-    'pool', pool, 'priority', priority, 'tenant', tenant, 'reply_to', reply_to, 'submitted_at', submitted_ms, 'entered', now, 'calls', call .. ' ')
+    'pool', pool, 'priority', priority, 'tenant', tenant, 'reply_to', reply_to, 'submitted_at', submitted_ms, 'entered', now, 'size', size, 'calls', call .. ' ')
   if session ~= '' then
     redis.call('HSET', job_key, 'session', session)
   end

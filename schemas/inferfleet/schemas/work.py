@@ -1,0 +1,159 @@
+"""Estimates how much work jobs are, from the lengths of requests and of earlier answers.
+
+Work is counted in tokens of prompts, and a token of an answer counts as four of them: a GPU reads a prompt
+many tokens at a time, and writes each answer token by token. The simulated engine's Llama 3.1 8B on an H100
+reads 30,000 tokens a second, and writes 6,800 with 64 answers at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
+
+from inferfleet.schemas.endpoints import ENDPOINTS, Endpoint
+from inferfleet.schemas.result import Count
+from inferfleet.schemas.wire_model import WireModel
+
+if TYPE_CHECKING:
+    from inferfleet.schemas.heartbeat import Heartbeat
+
+ANSWER_TOKEN: Final = 4
+"""The work of a token of an answer."""
+
+REMEMBERED: Final = 100
+"""How many answers a mean is of, about: each new one counts as much as one of so many."""
+
+BYTES_PER_TOKEN: Final = 4
+"""How many bytes of a request count as one token, about right for English."""
+
+
+class JobSize(NamedTuple):
+    """What is known of a job before it runs. ``most_tokens`` limits its answer; ``None`` is no limit."""
+
+    prompt_tokens: int
+    most_tokens: int | None
+
+    @classmethod
+    def of(cls, endpoint: Endpoint, body: Mapping[str, Any], *, request_bytes: int) -> JobSize:
+        """Return the size of a job whose request has so many bytes. It never fails, whatever the body has."""
+        return cls(request_bytes // BYTES_PER_TOKEN, most_tokens(endpoint, body))
+
+    @classmethod
+    def decoded(cls, text: str) -> JobSize | None:
+        """Read what ``encoded`` has written; ``None`` if it is something else."""
+        prompt, _, most = text.partition("/")
+        try:
+            return cls(int(prompt), int(most) if most else None)
+        except ValueError:
+            return None
+
+    def encoded(self) -> str:
+        """Return the size as text."""
+        return f"{self.prompt_tokens}/{'' if self.most_tokens is None else self.most_tokens}"
+
+
+class AnswerMean(WireModel):
+    """The mean length in tokens of ``jobs`` answers that had limits up to ``up_to``, or none.
+
+    Each group has twice the limit of the one before it.
+    """
+
+    up_to: Count | None = None
+    jobs: Count
+    tokens: float
+
+
+class AnswerMeans:
+    """Counts answers by their limits. Of each group, about the last hundred count."""
+
+    def __init__(self) -> None:
+        self._means: dict[int | None, tuple[int, float]] = {}
+
+    def add(self, most: int | None, tokens: int) -> None:
+        """Count an answer that was allowed ``most`` tokens, and had so many."""
+        group = _group_of(most)
+        jobs, mean = self._means.get(group, (0, 0.0))
+        jobs = min(jobs + 1, REMEMBERED)
+        self._means[group] = jobs, mean + (tokens - mean) / jobs
+
+    def groups(self) -> tuple[AnswerMean, ...]:
+        """Return the mean of each group."""
+        return tuple(
+            AnswerMean(up_to=up_to, jobs=jobs, tokens=round(mean, 1))
+            for up_to, (jobs, mean) in self._means.items()
+        )
+
+
+class WorkDone(NamedTuple):
+    """The mean work of the jobs that have ended lately, and the mean lengths of answers by their limits."""
+
+    mean: float
+    answers: Mapping[int | None, float]
+
+    @classmethod
+    def of(cls, workers: Iterable[Heartbeat]) -> WorkDone | None:
+        """Merge what the workers of a pool say; ``None`` if no job has ended there in the last minute."""
+        workers = list(workers)
+        finished_per_s = sum(worker.finished_per_s for worker in workers)
+        work_per_s = sum(worker.work_per_s for worker in workers)
+        if not finished_per_s or not work_per_s:
+            return None
+        groups = [group for worker in workers for group in worker.answers]
+        return cls(work_per_s / finished_per_s, merged(groups))
+
+    def expected(self, size: JobSize, *, generated: int = 0) -> float:
+        """Return the work that a job is expected to be, less the tokens that it has generated already."""
+        return work_of(size.prompt_tokens, max(0.0, self._answer(size.most_tokens) - generated))
+
+    def _answer(self, most: int | None) -> float:
+        if most == 0:
+            return 0.0
+        known = self.answers.get(_group_of(most))
+        if known is None:
+            # No such job has ended yet.
+            others = [tokens for up_to, tokens in self.answers.items() if up_to != 0]
+            known = sum(others) / len(others) if others else self.mean / ANSWER_TOKEN
+        return known if most is None else min(known, most)
+
+
+def work_of(prompt_tokens: int, answer_tokens: float) -> float:
+    """Return the work of a job with so many tokens."""
+    return prompt_tokens + ANSWER_TOKEN * answer_tokens
+
+
+def merged(groups: Iterable[AnswerMean]) -> dict[int | None, float]:
+    """Return the mean of each group over several workers."""
+    jobs: dict[int | None, int] = {}
+    tokens: dict[int | None, float] = {}
+    for group in groups:
+        jobs[group.up_to] = jobs.get(group.up_to, 0) + group.jobs
+        tokens[group.up_to] = tokens.get(group.up_to, 0.0) + group.jobs * group.tokens
+    return {up_to: tokens[up_to] / count for up_to, count in jobs.items() if count}
+
+
+def most_tokens(endpoint: Endpoint, body: Mapping[str, Any]) -> int | None:
+    """Return how many tokens the answers to a request may have; ``None`` is no limit. Never fails."""
+    if ENDPOINTS[endpoint].generated is None:
+        return 0
+    completion = endpoint is Endpoint.COMPLETIONS
+    names = ("max_tokens",) if completion else ("max_completion_tokens", "max_tokens")
+    limit = next((value for name in names if (value := body.get(name)) is not None), None)
+    if not isinstance(limit, int) or limit < 0:
+        return None
+    choices = body.get("n")
+    choices = choices if isinstance(choices, int) and choices > 0 else 1
+    return limit * choices * (count_prompts(body) if completion else 1)
+
+
+def count_prompts(body: Mapping[str, Any]) -> int:
+    """Count the prompts of a completion; one prompt may be a list of token ids."""
+    prompts = 0
+    for given in filter(None, (body.get("prompt"), body.get("prompt_embeds"))):
+        several = cast("list[object]", given) if isinstance(given, list) else []
+        prompts += len(several) if several and isinstance(several[0], (str, list)) else 1
+    return prompts
+
+
+def _group_of(most: int | None) -> int | None:
+    """Return the group of a limit: the next power of two; 0 and no limit have groups of their own."""
+    return 1 << (most - 1).bit_length() if most else most
