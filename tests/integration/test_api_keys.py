@@ -18,6 +18,7 @@ from fastapi.routing import iter_route_contexts
 from openai import AsyncOpenAI
 from tests.integration.conftest import (
     PATIENCE_S,
+    ForeignClient,
     RunCommand,
     StartGateway,
     StartWorker,
@@ -26,6 +27,7 @@ from tests.integration.conftest import (
     slow_chat,
 )
 
+from inferfleet.agents import AgentRuns
 from inferfleet.gateway import server
 from inferfleet.gateway.api_keys import ApiKey, changed_keys, new_key_id, new_secret
 from inferfleet.gateway.app import make_app
@@ -35,7 +37,7 @@ from inferfleet.producer.publisher import Publisher
 from inferfleet.producer.tenant_fleet import TenantFleet
 from inferfleet.schemas import Job, JobState
 from inferfleet.schemas.errors import ConfigurationError, JobNotFoundError, PublishUnconfirmedError
-from inferfleet.schemas.names import guarantee_key
+from inferfleet.schemas.names import guarantee_key, run_queue
 from inferfleet.schemas.result import JobRecord
 from inferfleet.wire.redis import process_scripts, shared_limits
 from inferfleet.wire.redis.job_reading import JobReading
@@ -47,7 +49,7 @@ pytestmark = pytest.mark.usefixtures("fleet")
 
 CHAT = "/v1/chat/completions"
 
-NOT_OWNED = {"model"}
+NOT_OWNED = {"model", "agent"}
 """Parameters of paths that name nothing of a tenant's."""
 
 UNKNOWN = {
@@ -58,6 +60,7 @@ UNKNOWN = {
     "batch_id": f"batch_{'0' * 32}",
     "response_id": "resp_01890a5d-ac96-774b-bcce-000000000000",
     "conversation_id": "conv_unknown",
+    "run_id": "01890a5d-ac96-774b-bcce-b302099a8057",
 }
 """An id of nothing, of each kind. A new kind of id belongs here and into ``theirs``."""
 
@@ -124,6 +127,8 @@ async def test_no_route_tells_a_tenant_of_what_another_one_has(
     pool: str,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
+    fleet: Fleet,
+    foreign: ForeignClient,
 ) -> None:
     """Every route of the application, with every kind of id."""
     apps: list[FastAPI] = []
@@ -145,6 +150,7 @@ async def test_no_route_tells_a_tenant_of_what_another_one_has(
     talk = await yours.post("/v1/conversations", json={})
     asked = {"input": "hello", "model": pool, "background": True, "conversation": talk.json()["id"]}
     response = await yours.post("/v1/responses", json=asked)
+    run_id = await AgentRuns(fleet).start("clerk", "pay", queue=pool, tenant=f"{pool}.yours")
     theirs = {
         "job_id": job.json()["id"],
         "session_id": "talk",
@@ -153,6 +159,7 @@ async def test_no_route_tells_a_tenant_of_what_another_one_has(
         "batch_id": (await yours.post("/v1/batches", json=order)).json()["id"],
         "response_id": response.json()["id"],
         "conversation_id": talk.json()["id"],
+        "run_id": run_id,
     }
     assert (await yours.get(f"/v1/jobs/{theirs['job_id']}?wait=60")).json()["state"] == "succeeded"
     assert (await yours.get("/v1/sessions/talk")).status_code == 200
@@ -169,15 +176,15 @@ async def test_no_route_tells_a_tenant_of_what_another_one_has(
             continue
         assert kinds <= theirs.keys(), f"{path}: let this test make such a thing of another tenant"
         body = None if method in {"GET", "HEAD", "DELETE"} else BODIES.get(path, {})
-        foreign, unknown = [
+        other, unknown = [
             await mine.request(method, path.format_map(ids), json=body) for ids in (theirs, UNKNOWN)
         ]
-        assert foreign.status_code == unknown.status_code == 404, (method, path, foreign.text)
-        assert anonymous(foreign, theirs) == anonymous(unknown, UNKNOWN), (method, path)
+        assert other.status_code == unknown.status_code == 404, (method, path, other.text)
+        assert anonymous(other, theirs) == anonymous(unknown, UNKNOWN), (method, path)
 
     for method, path, _ in routes:
         if method == "GET" and "{" not in path:
-            listed = await mine.get(path, params={"session_id": "talk"})
+            listed = await mine.get(path, params={"session_id": "talk", "queue": pool})
             assert not any(theirs[kind] in listed.text for kind in theirs.keys() - {"session_id"}), path
     # Nothing that was tried has had an effect.
     assert (await yours.get(f"/v1/jobs/{theirs['job_id']}")).json()["state"] == "succeeded"
@@ -185,6 +192,8 @@ async def test_no_route_tells_a_tenant_of_what_another_one_has(
     assert (await yours.get(f"/v1/webhook_endpoints/{theirs['endpoint_id']}")).json()["name"] == "hook"
     assert (await yours.get(f"/v1/responses/{theirs['response_id']}")).json()["status"] != "cancelled"
     assert (await yours.get(f"/v1/conversations/{theirs['conversation_id']}")).status_code == 200
+    assert (await yours.get(f"/v1/agents/runs/{theirs['run_id']}")).json()["state"] == "queued"
+    await foreign.channel.queue_delete(run_queue(pool))
 
 
 def anonymous(answer: httpx2.Response, ids: dict[str, str]) -> tuple[str, dict[str, str]]:

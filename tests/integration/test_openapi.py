@@ -8,9 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.integration.conftest import PATIENCE_S, StartGateway, StartWorker, chat
+from tests.integration.conftest import PATIENCE_S, ForeignClient, StartGateway, StartWorker, chat
 
+from inferfleet.agents import AgentRuns
 from inferfleet.producer import Fleet
+from inferfleet.schemas.names import run_queue
 
 SCHEMATHESIS = Path(sys.executable).with_name("schemathesis")
 
@@ -23,6 +25,7 @@ async def test_no_request_breaks_the_gateway_or_gets_an_answer_that_the_document
     start_gateway: StartGateway,
     start_worker: StartWorker,
     pool: str,
+    foreign: ForeignClient,
     tmp_path: Path,
     request: pytest.FixtureRequest,
 ) -> None:
@@ -31,12 +34,14 @@ async def test_no_request_breaks_the_gateway_or_gets_an_answer_that_the_document
     gateway = await start_gateway(files_url=str(tmp_path / "files"))
     job = await fleet.submit(chat(), pool=pool, session_id=f"{pool}-session")
     await fleet.wait(job, timeout_s=PATIENCE_S)
+    run_id = await AgentRuns(fleet).start("clerk", "pay", queue=pool)
     (tmp_path / "schemathesis.toml").write_text(
         f"""
         [parameters]
         "path.job_id" = "{job.id}"
         "path.session_id" = "{job.session_id}"
         "path.model" = "{pool}"
+        "path.run_id" = "{run_id}"
         """
     )
     schemathesis = await asyncio.create_subprocess_exec(
@@ -51,6 +56,7 @@ async def test_no_request_breaks_the_gateway_or_gets_an_answer_that_the_document
         stderr=asyncio.subprocess.STDOUT,
     )
     told, _ = await schemathesis.communicate()
+    await foreign.channel.queue_delete(run_queue(pool))
 
     said = told.decode()
     assert schemathesis.returncode == 0, said

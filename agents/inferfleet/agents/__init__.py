@@ -4,6 +4,8 @@
     tool        a function as a tool
     mcp_servers servers of the Model Context Protocol, whose tools an agent may call
     runs        the client: start runs, wait for them, answer what they ask
+    tenant_runs the same for one tenant
+    events      telling webhooks of runs
     history     what the steps of a run say, and what to do next
     run_loop    bringing one run forward
     calls       making its tool calls

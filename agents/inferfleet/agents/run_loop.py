@@ -133,9 +133,11 @@ class RunLoop:
                         break
                 case MakeCalls(calls):
                     await _all([self._calls.advance(call) for call in calls])
-                    if (waiting := self._held.history.open_calls()) and await self._held.wait(
-                        wake_ms=self._wake_ms(waiting)
-                    ):
+                    waiting = self._held.history.open_calls()
+                    if any(isinstance(call.last, QuestionAsked) for call in waiting):
+                        # Before it waits: a runner that dies in between has told it, only too early.
+                        await self._runs.waits(self._held.order)
+                    if waiting and await self._held.wait(wake_ms=self._wake_ms(waiting)):
                         return Waits()
                     if waiting:
                         await self._held.read_inbox()

@@ -17,6 +17,7 @@ import uuid_utils
 
 from inferfleet.agents.agent import Agent, by_name
 from inferfleet.agents.ending import fail
+from inferfleet.agents.events import RunEvents
 from inferfleet.agents.held_run import HeldRun
 from inferfleet.agents.http import serve_http
 from inferfleet.agents.metrics import RunnerMetrics
@@ -89,7 +90,7 @@ class Runner:
                 )
         self._settings = settings
         self._stopping = stopping
-        self._runs = AgentRuns(fleet)
+        self._runs = AgentRuns(fleet, events=RunEvents(fleet.pipeline, most=settings.webhook_max_undelivered))
         # A call that a person would have to be asked about later can as well wait now.
         self._replicas = Replicas(fleet.pipeline, settings, patience_s=None)
         self._places = asyncio.Semaphore(settings.max_runs)

@@ -13,6 +13,7 @@ from uuid import NAMESPACE_URL, UUID, uuid5
 
 from pydantic import ValidationError
 
+from inferfleet.agents.events import RunEvents
 from inferfleet.agents.history import CANCEL, CHILD_PREFIX, Call, History
 from inferfleet.producer import Fleet
 from inferfleet.producer.job_making import read_priority
@@ -22,9 +23,11 @@ from inferfleet.schemas.errors import (
     InvalidJobError,
     RunError,
     RunNotFoundError,
+    UnknownPoolError,
     WaitTimeoutError,
 )
 from inferfleet.schemas.job import DEFAULT_TENANT, Priority, new_job_id
+from inferfleet.schemas.names import run_queue
 from inferfleet.schemas.problems import describe
 from inferfleet.schemas.run import (
     DEFAULT_AGENT_QUEUE,
@@ -63,10 +66,11 @@ class Question:
 
 
 class AgentRuns:
-    """Starts and follows runs of agents, through a client of the fleet."""
+    """Starts and follows runs of agents, through a client of the fleet. A runner tells their ``events``."""
 
-    def __init__(self, fleet: Fleet) -> None:
+    def __init__(self, fleet: Fleet, *, events: RunEvents | None = None) -> None:
         self._fleet = fleet
+        self._events = events
         self.records = Runs(
             fleet.pipeline,
             queued_ttl_s=fleet.settings.queued_ttl_s,
@@ -85,11 +89,12 @@ class AgentRuns:
         priority: int | str | None = None,
         limits: RunLimits | None = None,
         idempotency_key: str | None = None,
+        traceparent: str | None = None,
     ) -> str:
         """Start a run of an agent, by its name, and return its id.
 
         Once this has returned, the run reaches exactly one end. With an idempotency key, the same run is
-        started only once, however often this is called.
+        started only once, however often this is called. Without ``traceparent`` it is in the current trace.
 
         Raises:
             InvalidJobError: The order is invalid.
@@ -100,6 +105,10 @@ class AgentRuns:
         """
         run_id = new_job_id()
         if idempotency_key is not None:
+            if not 1 <= len(idempotency_key) <= 255:
+                raise InvalidJobError(
+                    f"idempotency_key: has {len(idempotency_key)} characters; it must have 1 to 255"
+                )
             run_id = str(uuid5(NAMESPACE_URL, f"inferfleet:run:{tenant}:{idempotency_key}"))
         try:
             order = RunOrder(
@@ -111,7 +120,7 @@ class AgentRuns:
                 priority=None if priority is None else read_priority(str(priority)),
                 limits=limits,
                 created_ms=self.records.now_ms(),
-                traceparent=current_trace().get("traceparent"),
+                traceparent=traceparent or current_trace().get("traceparent"),
             )
         except ValidationError as error:
             raise InvalidJobError(f"invalid run: {describe(error)}") from error
@@ -145,6 +154,18 @@ class AgentRuns:
             if not publish_again or await self.records.state(order.id) is not RunState.QUEUED:
                 return
         await self.publish(order)
+
+    async def require_queue(self, queue: str) -> None:
+        """Make sure that there is such a queue. ``start`` declares one that there is not.
+
+        Raises:
+            UnknownPoolError: There is none.
+
+        """
+        if await self._fleet.publisher.waiting(run_queue(queue)) is None:
+            raise UnknownPoolError(
+                f"there is no queue {queue!r} of runs: start a runner for it (inferfleet agent run --queue)"
+            )
 
     async def publish(self, order: RunOrder) -> None:
         """Publish a run that can go on."""
@@ -258,12 +279,19 @@ class AgentRuns:
         return state
 
     async def conclude(self, order: RunOrder, result: RunResult) -> None:
-        """Tell the parent of a run that this has ended, and take it from the list. Safe to repeat."""
+        """Tell whom it concerns that a run has ended, and take it from the list. Safe to repeat."""
         if order.parent is not None:
             parent = await self.records.read(order.parent.run_id)
             if parent is not None:
                 await self.tell(parent.order, f"{CHILD_PREFIX}{order.id}", result.model_dump_json())
+        elif self._events is not None:
+            await self._events.tell(order, result.state)
         await self.records.close(order.queue, order.id)
+
+    async def waits(self, order: RunOrder) -> None:
+        """Tell that a run waits for a person."""
+        if self._events is not None:
+            await self._events.tell(order, RunState.WAITING)
 
     async def _answer(self, run_id: str, call: str | None, answer: Answer) -> Question:
         record = await self.get(run_id)

@@ -65,7 +65,8 @@ class Admission:
 
         """
         for job in jobs:
-            self._check(job)
+            # A rollout's canary pool needs no right of its own: what was asked for counts.
+            self._check(job.submitted_to or job.pool, job.priority)
 
     @asynccontextmanager
     async def admitted(self, jobs: Sequence[Job]) -> AsyncGenerator[set[str]]:
@@ -91,6 +92,24 @@ class Admission:
             raise
         finally:
             await self._free([job_id for job_id in ids if job_id not in submitted])
+
+    async def run_priority(self, queue: str, priority: int | None) -> int | None:
+        """Admit a run of an agent, which counts as one request, and return its priority.
+
+        ``None`` is that of its agent, which only a key gets that may use all priorities. The queue must be
+        one of the key's pools, if it has only some: it is named as they are.
+
+        Raises:
+            RefusedError: The key does not allow it, or not now.
+            ServiceUnreachableError, ServiceRefusedError: Redis, which has the limits, is away or refuses.
+
+        """
+        if priority is None and self._key.max_priority < Priority.URGENT:
+            priority = self.usual_priority
+        self._check(queue, 0 if priority is None else priority)
+        if (limit := self._key.requests_per_minute) is not None:
+            await self._take([Cost("requests", 1, limit)])
+        return priority
 
     async def placed(self, jobs: Sequence[Job]) -> list[Job]:
         """Return admitted jobs with the priority that they get: lower by one beyond the key's guarantee.
@@ -139,19 +158,17 @@ class Admission:
             with suppress(ServiceUnreachableError, ServiceRefusedError):
                 await self._limits.free(self._key.id, ids)
 
-    def _check(self, job: Job) -> None:
+    def _check(self, pool: str, priority: int) -> None:
         key = self._key
-        # A rollout's canary pool needs no right of its own: what was asked for counts.
-        asked = job.submitted_to or job.pool
-        if key.pools is not None and asked not in key.pools:
+        if key.pools is not None and pool not in key.pools:
             raise _forbidden(
                 "pool_not_allowed",
-                f"this API key may not use the pool {asked!r}; it may use {', '.join(key.pools)}",
+                f"this API key may not use the pool {pool!r}; it may use {', '.join(key.pools)}",
             )
-        if job.priority > key.max_priority:
+        if priority > key.max_priority:
             raise _forbidden(
                 "priority_not_allowed",
-                f"this API key may not use the priority {job.priority}; its highest is {key.max_priority}",
+                f"this API key may not use the priority {priority}; its highest is {key.max_priority}",
             )
 
     def _costs(self, jobs: Sequence[Job]) -> list[Cost]:

@@ -19,6 +19,7 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import BaseRoute, Match
 
 from inferfleet.gateway.access_log import CLIENT_GONE, OpenRequests
+from inferfleet.gateway.agent_routes import agent_routes
 from inferfleet.gateway.authentication import OnlyKeys
 from inferfleet.gateway.batches.batch_routes import batch_routes
 from inferfleet.gateway.batches.file_routes import file_routes
@@ -76,6 +77,7 @@ def make_app(gateway: Gateway) -> FastAPI:
         response_routes,
         conversation_routes,
         job_routes,
+        agent_routes,
         session_routes,
         webhook_routes,
         file_routes,

@@ -11,6 +11,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel, TypeAdapter
 
+from inferfleet.gateway.run_requests import ApproveCall, DenyCall, StartRun
 from inferfleet.producer.openai.conversations import ConversationRequest, CreateConversation
 from inferfleet.producer.openai.response_fields import CreateResponse
 from inferfleet.schemas.documents import MODELS
@@ -18,7 +19,14 @@ from inferfleet.schemas.endpoints import ENDPOINTS, Endpoint
 
 _REF: Final = "#/components/schemas/{model}"
 
-_MODELS: Final = (CreateResponse, CreateConversation, ConversationRequest)
+_MODELS: Final = (
+    CreateResponse,
+    CreateConversation,
+    ConversationRequest,
+    StartRun,
+    ApproveCall,
+    DenyCall,
+)
 """The requests that are no contract of jobs."""
 
 STRING: Final[Mapping[str, Any]] = {"type": "string"}

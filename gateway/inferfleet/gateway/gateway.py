@@ -8,6 +8,8 @@ from typing import Any
 
 from fastapi import Request
 
+from inferfleet.agents.runs import AgentRuns
+from inferfleet.agents.tenant_runs import TenantRuns
 from inferfleet.gateway.admission import Admission
 from inferfleet.gateway.api_keys import ApiKey, KeyRing
 from inferfleet.gateway.batches.files import Files
@@ -92,6 +94,10 @@ class Gateway:
             await self.webhooks.watch(fleet.tenant, [job_id], kind=RESPONSE)
 
         return ResponsesApi(fleet, self.api_of(request), accepted=watch)
+
+    def runs_of(self, request: Request) -> TenantRuns:
+        """Return the runs of agents as the caller of a request sees them."""
+        return TenantRuns(AgentRuns(self.trusted_fleet), caller_of(request).tenant)
 
     def conversations_of(self, request: Request) -> ConversationsApi:
         """Return what answers the caller of a request to the Conversations API."""

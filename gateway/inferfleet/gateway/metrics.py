@@ -39,10 +39,10 @@ REFUSALS: Final = frozenset(
     missing_api_key model_not_found model_unavailable no_storage no_workers not_a_form not_found
     not_json out_of_memory pool_not_allowed pool_not_found previous_response_not_found
     priority_not_allowed publish_unconfirmed queue_full rate_limit_exceeded request_exceeds_limit
-    response_not_found service_refused service_unreachable session_busy session_conflict
-    session_not_found session_too_large state_conflict storage_unreachable timeout too_late too_many_attempts
-    too_many_batches too_many_endpoints too_many_files too_many_open_requests too_many_unfinished_jobs
-    webhook_endpoint_not_found
+    response_not_found run_conflict run_not_found service_refused service_unreachable session_busy
+    session_conflict session_not_found session_too_large state_conflict storage_unreachable timeout
+    too_late too_many_attempts too_many_batches too_many_endpoints too_many_files too_many_open_requests
+    too_many_unfinished_jobs webhook_endpoint_not_found
     """.split()  # noqa: SIM905 - one on each line would take a page
 )
 """The codes of refusals, which the guide explains."""

@@ -7,6 +7,10 @@ from typing import Final, NamedTuple
 import orjson
 
 EVENT_TYPES: Final = (
+    "agent.run.cancelled",
+    "agent.run.failed",
+    "agent.run.succeeded",
+    "agent.run.waiting",
     "batch.cancelled",
     "batch.completed",
     "batch.expired",
@@ -22,14 +26,16 @@ EVENT_TYPES: Final = (
     "rollout.aborted",
     "rollout.promoted",
 )
-"""The types of events: OpenAI's for batches and responses, and ours for jobs and rollouts."""
+"""The types of events: OpenAI's for batches and responses, and ours for runs of agents, jobs and rollouts."""
+
+_REPEATED: Final = ("agent.run.waiting", "rollout.aborted", "rollout.promoted")
 
 
 class WebhookEvent(NamedTuple):
     """Something that has ended: ``object_id`` is its id, and ``at_s`` when, in Unix seconds.
 
     What ends once has one event, so the id of the event comes from the object's. A rollout is known by its
-    pool, which has one after the other.
+    pool, which has one after the other, and a run may wait several times.
     """
 
     type: str
@@ -39,7 +45,7 @@ class WebhookEvent(NamedTuple):
     @property
     def id(self) -> str:
         """The id of the event, the same in each delivery, so that receivers recognize repetitions."""
-        if self.type.startswith("rollout."):
+        if self.type in _REPEATED:
             return f"evt_{self.type}_{self.object_id}_{self.at_s}"
         return f"evt_{self.object_id}"
 

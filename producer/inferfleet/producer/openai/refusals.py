@@ -139,6 +139,8 @@ _REFUSALS: Final[Mapping[type[errors.InferfleetError], tuple[HTTPStatus, str, bo
     errors.SessionError: (HTTPStatus.CONFLICT, "session_conflict", False),
     errors.PublishUnconfirmedError: (HTTPStatus.SERVICE_UNAVAILABLE, "publish_unconfirmed", False),
     errors.JobNotFoundError: (HTTPStatus.NOT_FOUND, "job_not_found", False),
+    errors.RunNotFoundError: (HTTPStatus.NOT_FOUND, "run_not_found", False),
+    errors.RunError: (HTTPStatus.CONFLICT, "run_conflict", False),
     errors.JobDataLostError: (HTTPStatus.GONE, "job_data_lost", False),
     errors.WaitTimeoutError: (HTTPStatus.GATEWAY_TIMEOUT, "timeout", False),
     errors.ServiceUnreachableError: (HTTPStatus.SERVICE_UNAVAILABLE, "service_unreachable", True),

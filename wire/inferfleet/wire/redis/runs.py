@@ -183,8 +183,8 @@ class Runs:
         state: bytes = await self._pipeline.execute(*command)
         return RunState(state.decode()) if state else None
 
-    async def open(self, queue: str, *, limit: int) -> list[str]:
-        """Return the ids of a queue's unfinished runs."""
+    async def open(self, queue: str, *, limit: int = 0) -> list[str]:
+        """Return the ids of a queue's unfinished runs, with a ``limit`` not of all."""
         ids: list[bytes] = await self._pipeline.execute("ZRANGE", open_runs_key(queue), 0, limit - 1)
         return [run_id.decode() for run_id in ids]
 

@@ -1,0 +1,211 @@
+"""Runs of agents over HTTP: what callers start, see, and answer, and what they are told."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from tests.integration.agents.conftest import StartRunner, result_of, until
+from tests.integration.conftest import PATIENCE_S, StartGateway, eventually
+from tests.integration.receiver import receiving
+from tests.integration.test_api_keys import Keys, refused
+
+from inferfleet.agents import Agent, AgentRuns, tool
+from inferfleet.agents.tenant_runs import TenantRuns
+from inferfleet.gateway.webhooks.signing import new_secret
+from inferfleet.producer import Fleet
+from inferfleet.schemas.errors import UnknownPoolError
+from inferfleet.schemas.run import RunRecord, RunState
+from inferfleet.testing.workers import ScriptedAnswers
+from inferfleet.wire.redis.webhooks import WebhookEndpoint, WebhookStore
+
+START = "/v1/agents/clerk/runs"
+
+
+@pytest.fixture
+async def clerk(model: ScriptedAnswers, pool: str) -> Agent:
+    """An agent that may pay if a person approves."""
+    model.reply_to("pay", with_calls=[("pay", {"amount": 1})])
+    model.reply_to("paid", with_text="It is paid.")
+    model.reply_to("too dear", with_text="I see.")
+
+    async def pay(amount: int) -> str:
+        """Pay."""
+        return "paid" if amount else "nothing"
+
+    return Agent(name="clerk", tools=[tool(pay, needs_approval=True)], pool=pool)
+
+
+@pytest.fixture
+async def http(start_gateway: StartGateway) -> AsyncIterator[httpx2.AsyncClient]:
+    gateway = await start_gateway(webhook_networks=["127.0.0.0/8"])
+    async with httpx2.AsyncClient(base_url=gateway.url, timeout=PATIENCE_S) as client:
+        yield client
+
+
+def client_of(url: str, key: str) -> httpx2.AsyncClient:
+    headers = {"authorization": f"Bearer {key}"}
+    return httpx2.AsyncClient(base_url=url, timeout=PATIENCE_S, headers=headers)
+
+
+def declared(runs: AgentRuns, queue: str) -> Callable[[], Awaitable[bool]]:
+    """Whether a runner has declared the queue."""
+
+    async def found() -> bool:
+        try:
+            await runs.require_queue(queue)
+        except UnknownPoolError:
+            return False
+        return True
+
+    return found
+
+
+async def test_a_caller_starts_a_run_approves_its_call_and_is_told_what_becomes_of_it(
+    http: httpx2.AsyncClient, runs: AgentRuns, clerk: Agent, start_runner: StartRunner, pool: str
+) -> None:
+    async with receiving() as receiver:
+        types = ["agent.run.waiting", "agent.run.succeeded"]
+        hook = {"name": "hook", "url": receiver.url, "event_types": types}
+        endpoint = (await http.post("/v1/webhook_endpoints", json=hook)).json()
+        await start_runner(clerk)
+        await eventually(declared(runs, pool))
+        once = {"Idempotency-Key": pool}
+        first, again = [
+            await http.post(START, json={"input": "pay", "queue": pool}, headers=once) for _ in range(2)
+        ]
+        assert (first.status_code, first.json()) == (202, again.json())
+        run_id, url = first.json()["id"], first.headers["location"]
+        await until(runs, run_id, RunState.WAITING)
+        listed = await http.get("/v1/agents/runs", params={"queue": pool, "state": "waiting"})
+        assert [each["id"] for each in listed.json()["data"]] == [run_id]
+        waiting = (await http.get(url)).json()
+        assert [step["kind"] for step in waiting["steps"]] == [
+            *("model_called", "model_answered", "question_asked")
+        ]
+        asked = {"call": "0.0", "tool": "pay", "arguments": '{"amount": 1}', "kind": "approval"}
+        assert waiting["questions"] == [{**asked, "until_ms": None}]
+        refused(await http.post(f"{url}/approve", json={"call": "7.0"}), 409, "run_conflict")
+        refused(await http.post(f"{url}/approve"), 415, "not_json")
+        approved = await http.post(f"{url}/approve", json={})
+        assert approved.json() == {"id": run_id, "call": "0.0", "tool": "pay"}
+        await result_of(runs, run_id)
+        ended = (await http.get(url)).json()
+        assert (ended["state"], ended["result"]["text"]) == ("succeeded", "It is paid.")
+        events = [received.event for received in await receiver.take(len(types))]
+        assert {(event["type"], event["data"]["id"]) for event in events} == {(it, run_id) for it in types}
+        assert len({event["id"] for event in events}) == 2
+        await http.delete(f"/v1/webhook_endpoints/{endpoint['id']}")
+
+
+async def test_a_caller_denies_a_call_and_cancels_a_run(
+    http: httpx2.AsyncClient, runs: AgentRuns, clerk: Agent, start_runner: StartRunner, pool: str
+) -> None:
+    await start_runner(clerk)
+    await eventually(declared(runs, pool))
+    ids = [(await http.post(START, json={"input": "pay", "queue": pool})).json()["id"] for _ in range(2)]
+    for run_id in ids:
+        await until(runs, run_id, RunState.WAITING)
+    await http.post(f"/v1/agents/runs/{ids[0]}/deny", json={"reason": "too dear"})
+    await http.post(f"/v1/agents/runs/{ids[1]}/cancel")
+    assert (await result_of(runs, ids[0])).text == "I see."
+    assert (await result_of(runs, ids[1])).state is RunState.CANCELLED
+
+
+@pytest.mark.parametrize(
+    ("agent", "body", "headers", "problem"),
+    [
+        ("clerk", {}, {}, "input: is missing"),
+        ("clerk", {"input": "pay", "inputs": 1}, {}, "inputs"),
+        ("clerk", {"input": "pay", "priority": "soon"}, {}, "priority: 'soon' is neither"),
+        ("clerk", {"input": "pay", "limits": {"max_steps": 0}}, {}, "limits.max_steps"),
+        ("my clerk", {"input": "pay"}, {}, "agent"),
+        ("clerk", {"input": "pay"}, {"Idempotency-Key": "k" * 256}, "idempotency_key: has 256 characters"),
+    ],
+)
+async def test_a_run_that_cannot_be_started_is_refused(
+    http: httpx2.AsyncClient,
+    runs: AgentRuns,
+    queue: str,
+    agent: str,
+    body: Any,
+    headers: dict[str, str],
+    problem: str,
+) -> None:
+    await runs.start("clerk", "declare the queue", queue=queue)
+    body = {**body, "queue": queue}
+    answer = await http.post(f"/v1/agents/{agent}/runs", json=body, headers=headers)
+    refused(answer, 400, "invalid_request")
+    assert problem in answer.json()["error"]["message"]
+
+
+async def test_a_key_starts_the_runs_that_it_may(
+    start_gateway: StartGateway, runs: AgentRuns, queue: str, tmp_path: Path
+) -> None:
+    await runs.start("clerk", "declare the queue", queue=queue)
+    keys = Keys(tmp_path / "keys.json")
+    limited = keys.create(queue, pools=(queue,), max_priority=3, requests_per_minute=1)
+    free = keys.create(queue)
+    url = (await start_gateway(api_keys_file=keys.path)).url
+    body = {"input": "pay", "queue": queue}
+    async with client_of(url, limited) as low, client_of(url, free) as high:
+        refused(await low.post(START, json={"input": "pay"}), 403, "pool_not_allowed")
+        refused(await low.post(START, json={**body, "priority": "normal"}), 403, "priority_not_allowed")
+        started = await low.post(START, json=body)
+        # That of the agent may be higher.
+        assert (await low.get(started.json()["url"])).json()["priority"] == 3
+        refused(await low.post(START, json=body), 429, "rate_limit_exceeded")
+        started = await high.post(START, json=body)
+        assert (await high.get(started.json()["url"])).json()["priority"] is None
+        refused(await high.post(START, json={**body, "queue": f"{queue}.other"}), 404, "pool_not_found")
+
+
+async def test_pages_have_each_run_of_their_tenant_once(runs: AgentRuns, queue: str) -> None:
+    tenants = ["mine", "yours", "mine", "yours", "mine"]
+    ids = [await runs.start("clerk", "pay", queue=queue, tenant=tenant) for tenant in tenants]
+    mine = TenantRuns(runs, "mine")
+    found: list[RunRecord] = []
+    after: str | None = None
+    while (page := await mine.page(queue, after=after, limit=2)).next is not None:
+        assert len(page.runs) <= 2
+        found += page.runs
+        after = page.next
+    assert [record.order.id for record in (*found, *page.runs)] == sorted(ids[::2])
+
+
+async def test_an_endpoint_gets_no_more_events_of_runs_than_it_may_have(
+    fleet: Fleet,
+    runs: AgentRuns,
+    model: ScriptedAnswers,
+    start_runner: StartRunner,
+    pool: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model.reply_to("go", with_text="Gone.")
+    store = WebhookStore(fleet.pipeline)
+    await store.add(
+        WebhookEndpoint(
+            id=f"we_{pool}",
+            tenant=pool,
+            name="hook",
+            url="https://example.com/hook",
+            event_types=("agent.run.succeeded",),
+            secret=new_secret(),
+            created_ms=1,
+            updated_ms=1,
+        )
+    )
+    await start_runner(Agent(name="tester", pool=pool), webhook_max_undelivered=1)
+    for _ in range(2):
+        await result_of(runs, await runs.start("tester", "go", queue=pool, tenant=pool))
+
+    async def told() -> bool:
+        return "INFERFLEET_WEBHOOK_MAX_UNDELIVERED" in caplog.text
+
+    await eventually(told)
+    (endpoint,) = await store.endpoints(pool)
+    assert endpoint.undelivered == 1
+    await store.remove(pool, endpoint.id)
