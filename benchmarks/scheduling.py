@@ -1,9 +1,10 @@
 """Who waits for whom: urgent jobs, batch jobs and tenants on one worker with the simulated engine.
 
-    python benchmarks/scheduling.py             all three
+    python benchmarks/scheduling.py             all
     python benchmarks/scheduling.py urgent      the first token of urgent jobs, full worker ÷ idle worker
     python benchmarks/scheduling.py oldest      the share of starts that batch jobs get beside a steady load
     python benchmarks/scheduling.py tenants     the wait beside a tenant with very many jobs ÷ alone
+    python benchmarks/scheduling.py starts      when jobs start ÷ when they were expected to
 
 Times are ratios of one run. The engine models a GPU in real time, so what is measured beside it is our own
 overhead and the order of jobs. ``urgent`` fails if an answer is not the one that the same job gets when
@@ -213,6 +214,53 @@ def tenant(fleet: Fleet, name: str, limits: SharedLimits, *, guaranteed: int | N
     return TenantFleet(fleet, name, policy=policy)
 
 
+async def starts(services: Services) -> None:
+    """Blocks of short chats and of long reports wait; all are asked when they may start, and then run."""
+    pool = "starts"
+    chance = random.Random(3)
+
+    def chats(count: int) -> list[dict[str, Any]]:
+        return [
+            {**chat(f"chat {number}", 1 + int(chance.expovariate(1 / 40))), "max_tokens": 256}
+            for number in range(count)
+        ]
+
+    def reports(count: int) -> list[dict[str, Any]]:
+        return [
+            {**chat(f"report {number}", chance.randint(500, 1500)), "max_tokens": 2048}
+            for number in range(count)
+        ]
+
+    async with one_worker(services, pool, engine_args={"speed": 10}) as fleet:
+        warm = [*chats(300), *reports(60)]
+        chance.shuffle(warm)
+        await fleet.wait_many(await fleet.submit_many(warm, pool=pool))
+        blocks = [*reports(150), *chats(600), *reports(150), *chats(600)]
+        jobs = await fleet.submit_many(blocks, pool=pool)
+        # Their worker has told how fast it is, and is busy again.
+        await asyncio.sleep(2 * WorkerSettings.model_fields["heartbeat_interval_s"].default)
+        asked = jobs[SLOTS * 4 :: 10]
+        at = datetime.now(UTC)
+        positions = await asyncio.gather(*(fleet.position(job) for job in asked))
+        await fleet.wait_many(jobs)
+        records = await fleet.get_many(asked)
+    by_work: list[float] = []
+    by_jobs: list[float] = []
+    for job, position in zip(asked, positions, strict=True):
+        record = records[job.id]
+        if record is None or record.started_at is None or not position.starts_in_s or position.ahead is None:
+            continue
+        waited_s = (record.started_at - at).total_seconds()
+        by_work.append(position.starts_in_s / waited_s)
+        by_jobs.append((position.ahead - SLOTS + 1) / position.finished_per_s / waited_s)
+    for name, ratios in (("by work", by_work), ("by the number of jobs", by_jobs)):
+        error = statistics.median(abs(ratio - 1) for ratio in ratios)
+        close = sum(0.5 <= ratio <= 2 for ratio in ratios) / len(ratios)
+        print(
+            f"expected {name}: median error {error:.0%}, {close:.0%} of {len(ratios)} within a factor of two"
+        )
+
+
 def p99(taken: list[float]) -> float:
     return statistics.quantiles(taken, n=100)[-1]
 
@@ -221,7 +269,7 @@ def shown(taken: list[float]) -> str:
     return f"{statistics.median(taken) * 1000:.0f} and {p99(taken) * 1000:.0f}"
 
 
-MEASUREMENTS = {"urgent": urgent, "oldest": oldest, "tenants": tenants}
+MEASUREMENTS = {"urgent": urgent, "oldest": oldest, "tenants": tenants, "starts": starts}
 
 if __name__ == "__main__":
     asyncio.run(main())

@@ -11,6 +11,8 @@ from inferfleet.local.autoscaler.outcome import SimulationResult
 from inferfleet.local.autoscaler.profile import PROFILES, EngineProfile, read_profile
 from inferfleet.local.autoscaler.scaled_object import ScaledObject, parse_scaled_object
 from inferfleet.local.autoscaler.simulate import simulate
+from inferfleet.local.autoscaler.simulated_replica import SimulatedJob
+from inferfleet.local.autoscaler.simulated_work import SimulatedWork
 from inferfleet.local.autoscaler.trace import Arrival, read_trace
 from inferfleet.schemas.errors import ConfigurationError
 
@@ -176,6 +178,25 @@ def test_the_exporters_gauges_can_be_simulated() -> None:
     assert max(replicas(with_it)) == 4
 
 
+def test_the_backlog_of_long_jobs_is_longer() -> None:
+    """Before one of them has ended: what is known of them is that their requests allow long answers."""
+
+    def ended(tokens: int, most: int) -> SimulatedJob:
+        arrival = Arrival(time_s=0, prompt_tokens=100, output_tokens=tokens, max_tokens=most)
+        return SimulatedJob(arrival=arrival, number=0)
+
+    work = SimulatedWork()
+    short, long = ended(25, 32), ended(975, 1024)
+    assert work.heaviness([long], now=0) == 1
+    for job in (short, long):
+        work.ended(job)
+    # The jobs that have ended are 200 and 4,000 tokens of a prompt.
+    assert work.heaviness([short, short], now=5) == pytest.approx(200 / 2100)
+    assert work.heaviness([long, long], now=10) == pytest.approx(4000 / 2100)
+    assert work.heaviness([short, long] * 1000, now=500) == pytest.approx(1, rel=0.2)
+    assert work.heaviness([], now=505) == 1
+
+
 def test_any_other_query_cannot_be_simulated() -> None:
     other = {
         "type": "prometheus",
@@ -189,12 +210,12 @@ def test_any_other_query_cannot_be_simulated() -> None:
 def test_a_trace_is_read_in_order_of_time_and_for_one_pool(tmp_path: Path) -> None:
     file = tmp_path / "trace.csv"
     file.write_text(
-        "time_s,pool,priority,prompt_tokens,output_tokens\n"
-        "107.5,chat,9,10,20\n101,embed,4,1,1\n105,chat,4,30,40\n106,,1,50,60\n"
+        "time_s,pool,priority,prompt_tokens,output_tokens,max_tokens\n"
+        "107.5,chat,9,10,20,\n101,embed,4,1,1,1\n105,chat,4,30,40,64\n106,,1,50,60,\n"
     )
 
     assert read_trace(file, pool="chat") == [
-        Arrival(time_s=0, prompt_tokens=30, output_tokens=40, priority=4),
+        Arrival(time_s=0, prompt_tokens=30, output_tokens=40, priority=4, max_tokens=64),
         Arrival(time_s=1, prompt_tokens=50, output_tokens=60, priority=1),
         Arrival(time_s=2.5, prompt_tokens=10, output_tokens=20, priority=9),
     ]
@@ -220,6 +241,10 @@ def test_a_job_that_no_replica_could_run_is_refused() -> None:
         ("time_s,priority,prompt_tokens\n", "has no column output_tokens"),
         ("time_s,priority,prompt_tokens,output_tokens\n", "has no arrivals for the pool 'chat'"),
         ("time_s,priority,prompt_tokens,output_tokens\n0,4,ten,1\n", "line 2: prompt_tokens is 'ten'"),
+        (
+            "time_s,priority,prompt_tokens,output_tokens,max_tokens\n0,4,10,20,19\n",
+            "line 2: max_tokens is 19",
+        ),
         ("time_s,priority,prompt_tokens,output_tokens\n0,4,10\n", "line 2: output_tokens is ''"),
         # An arrival that never comes would be waited for.
         ("time_s,priority,prompt_tokens,output_tokens\ninf,4,1,1\n", "line 2: time_s is inf"),

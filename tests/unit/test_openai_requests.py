@@ -178,7 +178,5 @@ def test_every_error_that_a_request_can_cause_has_its_own_status() -> None:
         "JobFailedError",
         "PartialSubmitError",
         "RolloutError",
-        "RunError",
-        "RunNotFoundError",
         "UnknownWorkerError",
     }

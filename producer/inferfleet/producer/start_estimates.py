@@ -75,8 +75,10 @@ class StartEstimates:
         heaviness = 1.0
         if waiting and (done := WorkDone.of(workers)) is not None:
             counts = await count_unfinished(self._pipeline, pool)
-            as_urgent = {level: count for level, count in counts.items() if level >= priority}
-            jobs = await sample_work(self._pipeline, pool, as_urgent)
+            before = {level: count for level, count in counts.items() if level > priority}
+            # The others ahead are the oldest of its own priority.
+            before[priority] = max(0, ahead - sum(before.values()))
+            jobs = await sample_work(self._pipeline, pool, before)
             if (mean := mean_work((job for job in jobs if not job.running), done)) is not None:
                 heaviness = mean / done.mean
         # As many jobs have to end as wait ahead of it, and one of those that run for a slot.

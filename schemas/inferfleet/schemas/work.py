@@ -23,6 +23,9 @@ ANSWER_TOKEN: Final = 4
 REMEMBERED: Final = 100
 """How many answers a mean is of, about: each new one counts as much as one of so many."""
 
+ENVELOPE_BYTES: Final = 300
+"""How many bytes of a request are about the job and not for the model."""
+
 BYTES_PER_TOKEN: Final = 4
 """How many bytes of a request count as one token, about right for English."""
 
@@ -36,7 +39,8 @@ class JobSize(NamedTuple):
     @classmethod
     def of(cls, endpoint: Endpoint, body: Mapping[str, Any], *, request_bytes: int) -> JobSize:
         """Return the size of a job whose request has so many bytes. It never fails, whatever the body has."""
-        return cls(request_bytes // BYTES_PER_TOKEN, most_tokens(endpoint, body))
+        prompt_tokens = max(0, request_bytes - ENVELOPE_BYTES) // BYTES_PER_TOKEN
+        return cls(prompt_tokens, most_tokens(endpoint, body))
 
     @classmethod
     def decoded(cls, text: str) -> JobSize | None:

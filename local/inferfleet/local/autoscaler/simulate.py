@@ -22,6 +22,7 @@ from inferfleet.local.autoscaler.scaled_object import ScaledObject
 from inferfleet.local.autoscaler.scaler import Scaler
 from inferfleet.local.autoscaler.simulated_metrics import SimulatedMetrics
 from inferfleet.local.autoscaler.simulated_replica import SimulatedJob, SimulatedReplica
+from inferfleet.local.autoscaler.simulated_work import SimulatedWork
 from inferfleet.local.autoscaler.trace import Arrival
 from inferfleet.schemas.errors import ConfigurationError
 from inferfleet.schemas.heartbeat import WorkerPhase
@@ -68,6 +69,7 @@ class _Simulation:
         self._replicas: deque[SimulatedReplica] = deque()
         self._draining: list[SimulatedReplica] = []
         self._scaler = Scaler(scaled_object, now=0.0)
+        self._work = SimulatedWork()
         self._metrics = SimulatedMetrics(scaled_object.triggers)
         self._outcome = SimulationResult(arrivals=arrivals)
         self._last_news = arrivals[-1].time_s
@@ -108,13 +110,15 @@ class _Simulation:
 
     def _observe(self) -> None:
         """Update RabbitMQ's statistics, the exporter's numbers and our samples, at the same interval."""
-        held = sum(it.held for it in (*self._replicas, *self._draining))
+        held = [job for it in (*self._replicas, *self._draining) for job in it.jobs]
+        waiting = [job for _, job in self._queue]
         ready_workers = sum(it.phase is WorkerPhase.READY for it in self._replicas)
         oldest = min((job.arrival.time_s for _, job in self._queue), default=self._now)
         self._metrics.observe(
             now=self._now,
             ready=len(self._queue),
-            unacked=held,
+            unacked=len(held),
+            heaviness=self._work.heaviness([*held, *waiting], now=self._now),
             oldest_age_s=self._now - oldest,
             finished=len(self._outcome.finished),
             ready_workers=ready_workers,
@@ -123,7 +127,7 @@ class _Simulation:
             Sample(
                 time_s=self._now,
                 ready=len(self._queue),
-                unacked=held,
+                unacked=len(held),
                 replicas=len(self._replicas),
                 ready_replicas=ready_workers,
                 gpus=len(self._replicas) + len(self._draining),
@@ -187,6 +191,7 @@ class _Simulation:
     def _finished(self, job: SimulatedJob) -> None:
         job.finished_at = self._last_news = self._now
         self._outcome.finished.append(job)
+        self._work.ended(job)
 
     # Replicas
 

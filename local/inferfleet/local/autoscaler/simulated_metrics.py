@@ -37,7 +37,15 @@ class SimulatedMetrics:
         self._readers = [self._reader(trigger) for trigger in triggers]
 
     def observe(
-        self, *, now: float, ready: int, unacked: int, oldest_age_s: float, finished: int, ready_workers: int
+        self,
+        *,
+        now: float,
+        ready: int,
+        unacked: int,
+        heaviness: float,
+        oldest_age_s: float,
+        finished: int,
+        ready_workers: int,
     ) -> None:
         """Record the current state of the fleet."""
         self._ready, self._unacked = ready, unacked
@@ -50,7 +58,7 @@ class SimulatedMetrics:
         if finished > before:
             self._rate = (finished - before) / (now - since)
         work = ready + unacked
-        backlog_s = 0.0 if not work else work / self._rate if self._rate else math.nan
+        backlog_s = 0.0 if not work else work * heaviness / self._rate if self._rate else math.nan
         self._gauges = {
             "inferfleet_queue_ready": ready,
             "inferfleet_queue_unacked": unacked,

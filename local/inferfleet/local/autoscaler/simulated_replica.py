@@ -53,6 +53,11 @@ class SimulatedReplica:
         return len(self._jobs)
 
     @property
+    def jobs(self) -> list[SimulatedJob]:
+        """The unfinished jobs that it has taken."""
+        return list(self._jobs.values())
+
+    @property
     def has_room(self) -> bool:
         """Whether it can take one more job."""
         return (

@@ -25,9 +25,9 @@ class SampledJob(NamedTuple):
 
 
 async def sample_work(pipeline: CommandPipeline, pool: str, counts: Mapping[int, int]) -> list[SampledJob]:
-    """Read some of the unfinished jobs of a pool, evenly over the time of their submission.
+    """Read some of the unfinished jobs of a pool: of each priority, some of the ``counts`` oldest.
 
-    ``counts`` says how many there are, by priority. Each priority has its share of the sample. Jobs whose
+    They are spread evenly over the time of their submission, and each priority has its share. Jobs whose
     records do not have their size are left out, as those of older versions.
     """
     total = sum(counts.values())
@@ -56,8 +56,8 @@ def mean_work(jobs: Iterable[SampledJob], done: WorkDone) -> float | None:
 
 
 def _ranks(count: int, sampled: int) -> list[int]:
+    """Choose a rank at random in each of as many equal parts."""
     if count <= sampled:
         return list(range(count))
-    step = count / sampled
-    first = random.random() * step  # noqa: S311 - no secret
-    return [int(first + step * number) for number in range(sampled)]
+    part = count / sampled
+    return [int(part * (number + random.random())) for number in range(sampled)]  # noqa: S311 - no secret
