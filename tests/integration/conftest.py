@@ -11,7 +11,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from tempfile import TemporaryFile
@@ -27,6 +27,7 @@ from tests.forked import ForkedProcess
 from tests.integration.raw_publisher import RawPublisher
 from tests.matrix import Cell
 from tests.patience import PATIENCE_S as PATIENCE_S
+from tests.redis_container import running_redis_8
 from tests.stores import plain_redis, running_pipeline
 
 from inferfleet.gateway.server import serving
@@ -95,6 +96,13 @@ def environment(services: Services, pool: str, cell: Cell | None) -> dict[str, s
     if cell is not None:
         inherited["INFERFLEET_QUEUE_TYPE"] = cell.queue_type
     return inherited | {"INFERFLEET_AMQP_URL": services.amqp_url, "INFERFLEET_REDIS_URL": services.redis_url}
+
+
+@pytest.fixture(scope="session")
+def redis_8(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The URL of a Redis that has vector sets: the one of this machine may be too old."""
+    with running_redis_8(request.config) as url:
+        yield url
 
 
 # A raw client, as another program would be

@@ -14,8 +14,8 @@ from inferfleet.producer.batch import lines, window
 from inferfleet.producer.batch.line_ids import new_batch_id
 from inferfleet.producer.batch.lines import LineRunner, prompt_work
 from inferfleet.producer.batch.source import SourceLine
-from inferfleet.producer.batch.window import FIRST_LIMIT
 from inferfleet.producer.fleet import Fleet
+from inferfleet.producer.window import FIRST_LIMIT
 from inferfleet.schemas import Job
 from inferfleet.schemas.batch import BatchOutputLine
 from inferfleet.schemas.errors import QueueFullError, ServiceRefusedError

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from inferfleet.producer.batch import window as windows
-from inferfleet.producer.batch.window import FIRST_LIMIT, Window
+from inferfleet.producer.window import FIRST_LIMIT, Window
 
 
 @pytest.fixture(autouse=True)

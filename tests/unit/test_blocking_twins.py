@@ -7,7 +7,16 @@ import re
 
 import pytest
 
-from inferfleet.producer import Fleet, JobHandle, Session, SyncFleet, SyncJobHandle, SyncSession
+from inferfleet.producer import (
+    Fleet,
+    Index,
+    JobHandle,
+    Session,
+    SyncFleet,
+    SyncIndex,
+    SyncJobHandle,
+    SyncSession,
+)
 from inferfleet.producer.dead_letters import DeadLetters
 from inferfleet.producer.sync_dead_letters import SyncDeadLetters
 
@@ -15,6 +24,7 @@ TWINS = [
     (Fleet, SyncFleet),
     (JobHandle, SyncJobHandle),
     (Session, SyncSession),
+    (Index, SyncIndex),
     (DeadLetters, SyncDeadLetters),
 ]
 
@@ -38,4 +48,4 @@ def test_a_blocking_twin_has_every_method_of_its_original(original: type, twin: 
 def blocking(signature: inspect.Signature) -> str:
     """Return a signature as the blocking twin has it."""
     text = str(signature).replace("AsyncGenerator[", "Generator[")
-    return re.sub(r"\b(Session|JobHandle)\b", r"Sync\1", text)
+    return re.sub(r"\b(Session|JobHandle|Index)\b", r"Sync\1", text)

@@ -24,6 +24,7 @@ NAMES = {
         "RunLimits",
         "Tool",
         "ToolContext",
+        "search_tool",
         "tool",
     ],
     schemas: [
@@ -41,12 +42,14 @@ NAMES = {
     ],
     producer: [
         "Fleet",
+        "Index",
         "JobFilter",
         "JobHandle",
         "JobOptions",
         "JournalLine",
         "Session",
         "SyncFleet",
+        "SyncIndex",
         "SyncJobHandle",
         "SyncSession",
         "openai_client",

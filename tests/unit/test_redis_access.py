@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from inferfleet.wire.redis.access import PRODUCER, WORKER, Access
+from inferfleet.wire.redis.access import INDEXES, PRODUCER, WORKER, Access
 from inferfleet.wire.redis.script import LOADED
 from inferfleet.wire.redis.webhooks import WEBHOOKS
 
@@ -21,7 +21,7 @@ def needed(access: Access) -> set[str]:
 def test_all_that_scripts_do_is_asked_for() -> None:
     used = {command for script in LOADED for command in re.findall(r"redis\.p?call\('([A-Z]+)'", script.text)}
     assert used
-    assert used - (needed(PRODUCER) | needed(WORKER)) == set()
+    assert used - (needed(PRODUCER) | needed(WORKER) | set(INDEXES)) == set()
 
 
 @pytest.mark.parametrize(("user", "access"), [("producer", PRODUCER), ("worker", WORKER)])
@@ -30,6 +30,11 @@ def test_the_page_grants_what_is_asked_for_and_no_more(user: str, access: Access
     granted = {rule.upper() for rule in re.findall(r"\+(\S+)", rules)}
     always = {"SELECT", "TIME", "EVALSHA", "SCRIPT|LOAD", "EXISTS", "INFO"}
     assert granted == needed(access) | always | ({"XREAD"} if access.reads_blocked else set())
+
+
+def test_the_page_grants_what_indexes_need_besides() -> None:
+    (rules,) = re.findall(r"^Clients that use \[indexes.*`(.*)`", PAGE.read_text(), re.MULTILINE)
+    assert {rule.upper() for rule in re.findall(r"\+(\S+)", rules)} == set(INDEXES)
 
 
 def test_a_client_that_is_a_gateway_needs_no_other_rights_for_webhooks() -> None:

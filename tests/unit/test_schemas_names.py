@@ -71,6 +71,11 @@ SPELT = [
     (names.run_inbox_key("r1"), "inferfleet:run:{r1}:inbox"),
     (names.run_queue("q1"), "inferfleet.agents.q1"),
     (names.open_runs_key("q1"), "inferfleet:agents:{q1}:open"),
+    (names.index_key("acme", "docs"), "inferfleet:index:{docs:acme}"),
+    (names.index_vectors_key("acme", "docs"), "inferfleet:index:{docs:acme}:vectors"),
+    (names.index_documents_key("acme", "docs"), "inferfleet:index:{docs:acme}:documents"),
+    (names.index_document_key("i", "d1"), "i:document:d1"),
+    (names.tenant_indexes_key("acme"), "inferfleet:indexes:acme"),
 ]
 
 

@@ -19,6 +19,7 @@ from inferfleet.schemas.heartbeat import Heartbeat
 from inferfleet.schemas.job import new_job_id
 from inferfleet.schemas.journal import QueuedEntry, RestartReason
 from inferfleet.schemas.names import swap_key
+from inferfleet.schemas.retrieval import Document, Embedding
 from inferfleet.schemas.rollout import Rollout
 from inferfleet.schemas.run import RunOrder, RunState
 from inferfleet.schemas.session import Turn
@@ -27,6 +28,7 @@ from inferfleet.schemas.webhooks import WebhookEvent
 from inferfleet.wire.redis import (
     batch_scripts,
     idempotency,
+    index_scripts,
     job_endings,
     job_scripts,
     pool_scripts,
@@ -41,6 +43,7 @@ from inferfleet.wire.redis.clock import RedisClock
 from inferfleet.wire.redis.ended_counts import add_counts
 from inferfleet.wire.redis.fleet_history import FleetHistory
 from inferfleet.wire.redis.heartbeats import write_heartbeat
+from inferfleet.wire.redis.indexes import BegunDocument, IndexStore
 from inferfleet.wire.redis.job_listing import unfinished
 from inferfleet.wire.redis.journal_lines import PendingTokens
 from inferfleet.wire.redis.lost_messages import LostMessages, Marks, OpenJob
@@ -203,6 +206,12 @@ async def all_that_calls_scripts(pipeline: CommandPipeline) -> AsyncIterator[Awa
     yield runs.settle(JOB.id, RunState.QUEUED, fence="f", told=0)
     yield runs.tell(JOB.id, "cancel", "")
     yield runs.look("q", again_ms=1)
+    index = IndexStore(pipeline, name="i", tenant="t")
+    document = BegunDocument("d", "digest", "version", b"{}", frozenset())
+    embedding = Embedding(model="m", identity="", dimensions=1)
+    yield index.begin(Document(id="d", text="t"), generation="g")
+    yield index.store(document, "c", "t", b"", embedding=embedding)
+    yield index.drop(document, ["c"])
 
 
 async def test_each_call_of_a_script_is_about_one_slot() -> None:
@@ -229,6 +238,7 @@ CALLS: dict[Callable[..., Command], Iterable[inspect.Parameter]] = {
     function: parameters
     for module in (
         batch_scripts,
+        index_scripts,
         job_scripts,
         session_scripts,
         pool_scripts,

@@ -2,6 +2,7 @@
 
     agent       an agent, and an agent as a tool of another one
     tool        a function as a tool
+    search      a tool that searches an index of documents
     mcp_servers servers of the Model Context Protocol, whose tools an agent may call
     runs        the client: start runs, wait for them, answer what they ask
     tenant_runs the same for one tenant
@@ -26,6 +27,7 @@ from __future__ import annotations
 from inferfleet.agents.agent import Agent, AgentTool
 from inferfleet.agents.mcp_servers import McpServer
 from inferfleet.agents.runs import AgentRuns, Question
+from inferfleet.agents.search import search_tool
 from inferfleet.agents.tool import Tool, ToolContext, tool
 from inferfleet.schemas.run import RunLimits
 
@@ -38,5 +40,6 @@ __all__ = [
     "RunLimits",
     "Tool",
     "ToolContext",
+    "search_tool",
     "tool",
 ]

@@ -165,6 +165,7 @@ class CallMaker:
             call=call.key,
             tenant=order.tenant,
             idempotency_key=f"run:{order.id}:{call.key}",
+            fleet=self._runs.fleet,
         )
 
 

@@ -69,7 +69,8 @@ class AgentRuns:
     """Starts and follows runs of agents, through a client of the fleet. A runner tells their ``events``."""
 
     def __init__(self, fleet: Fleet, *, events: RunEvents | None = None) -> None:
-        self._fleet = fleet
+        self._fleet = self.fleet = fleet
+        """The client with which this talks to the fleet."""
         self._events = events
         self.records = Runs(
             fleet.pipeline,

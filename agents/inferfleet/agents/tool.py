@@ -18,6 +18,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, create_model
 from pydantic_core import to_json
 
+from inferfleet.producer.fleet import Fleet
 from inferfleet.schemas.errors import ConfigurationError
 from inferfleet.schemas.limits import LONGEST_S
 from inferfleet.schemas.problems import describe
@@ -42,13 +43,15 @@ class ArgumentsError(Exception):
 class ToolContext:
     """What a tool may know of its call. It gets this if it has a parameter of this type.
 
-    ``idempotency_key`` is the same whenever the same call is made, whoever makes it.
+    ``idempotency_key`` is the same whenever the same call is made, whoever makes it. ``fleet`` is the
+    runner's client.
     """
 
     run_id: str
     call: str
     tenant: str
     idempotency_key: str
+    fleet: Fleet
 
 
 @dataclass(frozen=True, slots=True)

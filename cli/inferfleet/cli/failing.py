@@ -84,6 +84,7 @@ def exit_code(error: Exception) -> int:
         BatchOutputError,
         ConfigurationError,
         InvalidJobError,
+        RetrievalError,
         RolloutError,
         ServiceRefusedError,
         ServiceUnreachableError,
@@ -100,6 +101,7 @@ def exit_code(error: Exception) -> int:
             BatchError()
             | ConfigurationError()
             | InvalidJobError()
+            | RetrievalError()
             | RolloutError()
             | UnknownPoolError()
             | UnknownWorkerError()

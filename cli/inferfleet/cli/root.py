@@ -48,6 +48,9 @@ COMMANDS: Mapping[str, CommandModule] = MappingProxyType(
         "agent": CommandModule(
             "inferfleet.cli.agent", "Run agents; start, list, show, cancel or answer their runs."
         ),
+        "index": CommandModule(
+            "inferfleet.cli.index", "Create, fill, search, list or delete indexes of documents."
+        ),
         "dead": CommandModule("inferfleet.cli.dead", "List, show, replay or purge dead letters."),
         "jobs": CommandModule("inferfleet.cli.jobs", "List, show, cancel or retry many jobs."),
         "pool": CommandModule("inferfleet.cli.pool", "Declare, list, show, pause or resume pools."),

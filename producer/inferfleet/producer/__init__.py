@@ -8,6 +8,8 @@ from inferfleet.producer.job_listing import JobFilter
 from inferfleet.producer.job_making import JobOptions
 from inferfleet.producer.journal_view import JournalLine
 from inferfleet.producer.openai.client import openai_client
+from inferfleet.producer.retrieval.index import Index
+from inferfleet.producer.retrieval.sync_index import SyncIndex
 from inferfleet.producer.sessions import Session
 from inferfleet.producer.sync import SyncFleet
 from inferfleet.producer.sync_job_handle import SyncJobHandle
@@ -15,12 +17,14 @@ from inferfleet.producer.sync_session import SyncSession
 
 __all__ = [
     "Fleet",
+    "Index",
     "JobFilter",
     "JobHandle",
     "JobOptions",
     "JournalLine",
     "Session",
     "SyncFleet",
+    "SyncIndex",
     "SyncJobHandle",
     "SyncSession",
     "openai_client",

@@ -23,6 +23,7 @@ from inferfleet.producer.pools import Pools
 from inferfleet.producer.positions import Position, Positions, Wait
 from inferfleet.producer.publisher import Publisher
 from inferfleet.producer.reader import Reader
+from inferfleet.producer.retrieval.index import Index
 from inferfleet.producer.sessions import Session
 from inferfleet.producer.start_estimates import StartEstimates
 from inferfleet.producer.submission import Submission
@@ -41,6 +42,7 @@ from inferfleet.schemas.journal import FinishedEntry, RestartedEntry, TokensEntr
 from inferfleet.schemas.pool import PoolStatus
 from inferfleet.schemas.problems import printable
 from inferfleet.schemas.result import JobRecord, Result
+from inferfleet.schemas.retrieval import IndexRecord
 from inferfleet.schemas.settings import ProducerSettings, read_settings
 from inferfleet.wire.draining import drain_worker
 from inferfleet.wire.home import Home
@@ -49,6 +51,7 @@ from inferfleet.wire.redis.clock import RedisClock
 from inferfleet.wire.redis.connection import command_pipeline, open_store
 from inferfleet.wire.redis.heartbeats import read_heartbeats
 from inferfleet.wire.redis.idempotency import find_job
+from inferfleet.wire.redis.indexes import list_indexes
 from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.redis.pool_limits import note_limit
 from inferfleet.wire.redis.pools import note_pool
@@ -557,6 +560,19 @@ class Fleet:
     async def sessions(self, *, limit: int = 1000) -> list[str]:
         """Return the ids of at most ``limit`` sessions."""
         return await self._session_records.list(limit=limit)
+
+    def index(self, name: str, *, tenant: str = DEFAULT_TENANT) -> Index:
+        """Return a handle on an index of documents. This calls neither Redis nor RabbitMQ.
+
+        Raises:
+            RetrievalError: No index may have this name.
+
+        """
+        return Index(name, tenant=tenant, jobs=self, pipeline=self.pipeline)
+
+    async def indexes(self, *, tenant: str = DEFAULT_TENANT) -> list[IndexRecord]:
+        """Read a tenant's indexes, by name."""
+        return await list_indexes(self.pipeline, tenant)
 
     async def declare_pool(self, pool: str) -> None:
         """Declare a pool's queues, so that it accepts jobs before its first worker starts.

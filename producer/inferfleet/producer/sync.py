@@ -25,6 +25,7 @@ from inferfleet.producer.job_making import JobOptions
 from inferfleet.producer.job_pages import JobPage
 from inferfleet.producer.journal_view import BEGINNING, JournalLine
 from inferfleet.producer.positions import Position, Wait
+from inferfleet.producer.retrieval.sync_index import SyncIndex
 from inferfleet.producer.sync_dead_letters import SyncDeadLetters
 from inferfleet.producer.sync_job_handle import SyncJobHandle
 from inferfleet.producer.sync_session import SyncSession
@@ -33,6 +34,7 @@ from inferfleet.schemas.heartbeat import Heartbeat
 from inferfleet.schemas.job import DEFAULT_TENANT, Job, JobState
 from inferfleet.schemas.pool import PoolStatus
 from inferfleet.schemas.result import JobRecord, Result
+from inferfleet.schemas.retrieval import IndexRecord
 from inferfleet.schemas.settings import ProducerSettings
 from inferfleet.wire.home import check_process, closed
 
@@ -219,6 +221,14 @@ class SyncFleet:
     def sessions(self, *, limit: int = 1000) -> list[str]:
         """Return the ids of at most ``limit`` sessions."""
         return self._call(partial(self._fleet.sessions, limit=limit))
+
+    def index(self, name: str, *, tenant: str = DEFAULT_TENANT) -> SyncIndex:
+        """Return a handle on an index of documents; see ``Fleet.index``."""
+        return SyncIndex(self._fleet.index(name, tenant=tenant), self._call)
+
+    def indexes(self, *, tenant: str = DEFAULT_TENANT) -> list[IndexRecord]:
+        """Read a tenant's indexes, by name."""
+        return self._call(partial(self._fleet.indexes, tenant=tenant))
 
     def declare_pool(self, pool: str) -> None:
         """Declare a pool's queues; see ``Fleet.declare_pool``."""

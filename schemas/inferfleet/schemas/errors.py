@@ -21,6 +21,8 @@ InferfleetError
 ├── JobFailedError             the job ended in a state other than succeeded
 ├── RunError                   a run of an agent does not allow what was asked
 │   └── RunNotFoundError           no record of the run
+├── RetrievalError             an index of documents does not allow what was asked
+│   └── UnknownIndexError          the tenant has no index of that name
 ├── AnswerRestartedError       the answer restarts; the text that was read is void
 ├── BatchError                 the files of a batch do not allow what was asked
 │   └── BatchOutputError           a file of a batch cannot be written
@@ -209,6 +211,22 @@ class RunNotFoundError(RunError):
             "(INFERFLEET_RESULT_TTL_S)"
         )
         self.run_id = run_id
+
+
+class RetrievalError(InferfleetError):
+    """An index of documents does not allow what was asked of it."""
+
+
+class UnknownIndexError(RetrievalError):
+    """The tenant has no index of this name."""
+
+    def __init__(self, name: str, *, tenant: str) -> None:
+        super().__init__(
+            f"tenant {tenant!r} has no index {name!r}: `inferfleet index list` shows those it has, and "
+            "`inferfleet index create` makes one"
+        )
+        self.name = name
+        self.tenant = tenant
 
 
 class AnswerRestartedError(InferfleetError):

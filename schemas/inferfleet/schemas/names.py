@@ -295,3 +295,28 @@ def run_queue(queue: str) -> str:
 def open_runs_key(queue: str) -> str:
     """Key of the sorted set of a queue's unfinished runs, by the time in ms at which to look at them."""
     return f"inferfleet:agents:{{{queue}}}:open"
+
+
+def index_key(tenant: str, name: str) -> str:
+    """Key of the record of an index of documents: a hash."""
+    return f"inferfleet:index:{{{name}:{tenant}}}"
+
+
+def index_vectors_key(tenant: str, name: str) -> str:
+    """Key of the vector set with the chunks of an index."""
+    return f"{index_key(tenant, name)}:vectors"
+
+
+def index_documents_key(tenant: str, name: str) -> str:
+    """Key of the sorted set of the digests of an index's documents."""
+    return f"{index_key(tenant, name)}:documents"
+
+
+def index_document_key(index: str, digest: str) -> str:
+    """Key of a document, with the texts of its chunks: a hash. ``index`` is the key of its index."""
+    return f"{index}:document:{digest}"
+
+
+def tenant_indexes_key(tenant: str) -> str:
+    """Key of the sorted set of the names of a tenant's indexes."""
+    return f"inferfleet:indexes:{tenant}"

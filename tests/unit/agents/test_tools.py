@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import pytest
 from pydantic import Field
@@ -13,7 +13,7 @@ from inferfleet.agents.agent import by_name
 from inferfleet.agents.loading import load_agents
 from inferfleet.schemas.errors import ConfigurationError, InvalidJobError
 
-CONTEXT = ToolContext(run_id="r", call="0.0", tenant="t", idempotency_key="k")
+CONTEXT = ToolContext(run_id="r", call="0.0", tenant="t", idempotency_key="k", fleet=cast("Any", None))
 
 
 def untyped(city) -> str:  # type: ignore[no-untyped-def]

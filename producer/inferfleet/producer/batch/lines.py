@@ -11,8 +11,8 @@ from typing import Any, Final, NamedTuple, Protocol, TypeVar
 from inferfleet.producer.batch.files import ID_PREFIX
 from inferfleet.producer.batch.line_ids import TRIES, line_job_id
 from inferfleet.producer.batch.source import SourceLine, custom_id_of, read_prompt, read_request
-from inferfleet.producer.batch.window import Window
 from inferfleet.producer.job_making import JobOptions, make_job
+from inferfleet.producer.window import Window
 from inferfleet.schemas.batch import BatchLineError, BatchOutputLine, BatchResponse
 from inferfleet.schemas.errors import (
     InvalidJobError,

@@ -91,6 +91,10 @@ WORKER: Final = Access(
     only_writes=True,
 )
 
+INDEXES: Final = ("VADD", "VCARD", "VREM", "VSETATTR", "VSIM")
+"""What a client needs besides if it uses indexes of documents. Redis has these commands from version 8 on, so
+the check at the start does not try them."""
+
 
 async def check_access(
     client: aioredis.Redis,

@@ -1,4 +1,4 @@
-"""How many jobs of a batch are in flight: more while the queue accepts them, half when it is full."""
+"""How many of many jobs are in flight: more while the queue accepts them, half when it is full."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Window:
     """Additive increase, multiplicative decrease (AIMD), as TCP paces its packets.
 
     After refusals the limit doubles with each round of jobs up to a threshold, which is about half of what it
-    was before them: many refusals in a row do not make a batch slow for long.
+    was before them: many refusals in a row do not make it slow for long.
 
     A job enters before it is submitted, and leaves when it has ended. A job that was refused enters again, in
     front of those that wait for their first try; after a refusal nobody enters during a pause. Refusals of
@@ -79,7 +79,7 @@ class Window:
             self._threshold = half if got_there else max(half, self._threshold * STEADIER)
             self._limit = half
         self._pause_s = min(LONGEST_PAUSE_S, max(FIRST_PAUSE_S, 2 * self._pause_s))
-        # So that several batches do not try at the same time.
+        # So that several windows do not try at the same time.
         pause_s = self._pause_s * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
         if self._pausing is not None:
             self._pausing.cancel()

@@ -1,0 +1,182 @@
+"""Indexes of documents: what is put into one, what it is asked, and what it finds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Final
+
+from pydantic import AwareDatetime, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+
+from inferfleet.schemas.errors import RetrievalError
+from inferfleet.schemas.job import DEFAULT_TENANT, PoolName
+from inferfleet.schemas.limits import MOST
+from inferfleet.schemas.problems import describe
+from inferfleet.schemas.wire_model import WireModel
+
+MAX_TEXT_CHARS: Final = 32 * 1024 * 1024
+MAX_HITS: Final = 1000
+MAX_QUESTION_CHARS: Final = 8000
+
+IndexName = PoolName
+"""Spelt like the name of a pool."""
+
+Number = (
+    Annotated[int, Field(ge=-MOST, le=MOST, strict=True)]
+    | Annotated[float, Field(ge=-MOST, le=MOST, strict=True)]
+)
+Word = Annotated[str, Field(max_length=512)]
+Value = bool | Number | Word
+"""What a document can be searched by."""
+
+Key = Annotated[str, Field(min_length=1, max_length=128)]
+
+Metadata = Annotated[dict[Key, Value | Annotated[list[Word], Field(max_length=64)]], Field(max_length=32)]
+
+
+class Document(WireModel):
+    """A text to put into an index. A document with the ``id`` of an earlier one replaces it.
+
+    A value of ``metadata`` is a string, a number, a boolean, or a list of strings.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    id: Annotated[str, Field(min_length=1, max_length=512)]
+    text: Annotated[str, Field(min_length=1, max_length=MAX_TEXT_CHARS)]
+    metadata: Metadata = Field(default_factory=dict)
+
+
+class IndexOptions(WireModel):
+    """How an index makes chunks of documents, and which pool embeds them.
+
+    A chunk has at most ``chunk_chars`` characters, of which it shares about ``overlap_chars`` with the chunk
+    before it.
+    """
+
+    pool: PoolName
+    chunk_chars: Annotated[int, Field(ge=50, le=8000)] = 1000
+    overlap_chars: Annotated[int, Field(ge=0, le=4000)] = 100
+
+    @model_validator(mode="after")
+    def _overlap_leaves_room(self) -> IndexOptions:
+        if 2 * self.overlap_chars > self.chunk_chars:
+            raise ValueError("overlap_chars: at most half of chunk_chars")
+        return self
+
+
+class Embedding(WireModel):
+    """The model that has embedded an index, and the length of its vectors.
+
+    ``identity`` is the short hash of the model's identity: one with other weights embeds differently.
+    """
+
+    model: str
+    identity: str
+    dimensions: Annotated[int, Field(ge=1)]
+
+    def __str__(self) -> str:
+        return f"{self.model!r} (identity {self.identity or 'unknown'}, {self.dimensions} dimensions)"
+
+
+class IndexRecord(WireModel):
+    """An index as it is now. It has no ``embedding`` until its first chunk is stored.
+
+    An index that was deleted and created again has another ``generation``.
+    """
+
+    name: IndexName
+    tenant: str = DEFAULT_TENANT
+    generation: str
+    options: IndexOptions
+    embedding: Embedding | None = None
+    created_at: AwareDatetime
+    documents: int
+    chunks: int
+
+
+class Hit(WireModel):
+    """A chunk that was found. ``score`` is the cosine of the angle to the question, -1 to 1."""
+
+    id: str
+    document: str
+    text: str
+    score: float
+    metadata: Metadata = Field(default_factory=dict)
+
+
+class Added(WireModel):
+    """What an ``add`` has done: of all ``chunks``, it ``embedded`` those that were new."""
+
+    documents: int = 0
+    chunks: int = 0
+    embedded: int = 0
+    removed: int = 0
+
+
+class Span(WireModel):
+    """Numbers between bounds."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    gt: Number | None = None
+    gte: Number | None = None
+    lt: Number | None = None
+    lte: Number | None = None
+
+    @model_validator(mode="after")
+    def _has_a_bound(self) -> Span:
+        if not self.model_fields_set:
+            raise ValueError("give at least one of gt, gte, lt and lte")
+        return self
+
+
+Condition = Value | Annotated[list[Value], Field(min_length=1, max_length=64)] | Span
+"""A value that the metadata has, several of which it has one, or bounds of a number."""
+
+Where = Annotated[dict[Key, Condition], Field(max_length=16)]
+
+_WHERE: Final[TypeAdapter[dict[str, Condition]]] = TypeAdapter(
+    Where, config=ConfigDict(hide_input_in_errors=True, allow_inf_nan=False)
+)
+
+
+def check_where(where: Mapping[str, Any]) -> dict[str, Condition]:
+    """Read the conditions of a search.
+
+    Raises:
+        RetrievalError: They are none; the message names the place.
+
+    """
+    try:
+        return _WHERE.validate_python(dict(where))
+    except ValidationError as error:
+        raise RetrievalError(describe(error, root="where", data=where)) from None
+
+
+def check_document(document: Document | Mapping[str, Any]) -> Document:
+    """Read a document.
+
+    Raises:
+        RetrievalError: It is none; the message names its id and what is wrong.
+
+    """
+    if isinstance(document, Document):
+        return document
+    try:
+        return Document.model_validate(document)
+    except ValidationError as error:
+        name = f"document {str(document['id'])[:64]!r}" if "id" in document else "a document"
+        raise RetrievalError(f"{name}: {describe(error, data=document)}") from None
+
+
+def check_options(options: Mapping[str, Any]) -> IndexOptions:
+    """Read the options of an index.
+
+    Raises:
+        RetrievalError: They are none; the message names each that is wrong.
+
+    """
+    try:
+        return IndexOptions.model_validate(options)
+    except ValidationError as error:
+        raise RetrievalError(describe(error, root="the index")) from None
