@@ -115,6 +115,11 @@ def test_the_keys_in_redis_are_those_of_the_contract() -> None:
         names.run_steps_key("id"),
         names.run_inbox_key("id"),
         names.open_runs_key("queue"),
+        names.index_key("tenant", "name"),
+        names.index_vectors_key("tenant", "name"),
+        names.index_documents_key("tenant", "name"),
+        names.index_document_key(names.index_key("tenant", "name"), "<digest>"),
+        names.tenant_indexes_key("<tenant>"),
     ]
 
 

@@ -10,7 +10,8 @@ from typing import Any, cast
 
 import pytest
 
-from inferfleet.producer.batch import lines, window
+from inferfleet.producer import window
+from inferfleet.producer.batch import lines
 from inferfleet.producer.batch.line_ids import new_batch_id
 from inferfleet.producer.batch.lines import LineRunner, prompt_work
 from inferfleet.producer.batch.source import SourceLine

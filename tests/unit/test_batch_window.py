@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from inferfleet.producer.batch import window as windows
+from inferfleet.producer import window as windows
 from inferfleet.producer.window import FIRST_LIMIT, Window
 
 

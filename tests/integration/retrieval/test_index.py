@@ -26,9 +26,12 @@ async def documents_found(index: Index, text: str, **conditions: Any) -> set[str
 async def test_the_nearest_chunks_are_found_with_their_document(
     index: Index, pool: str, start_worker: StartWorker
 ) -> None:
-    await start_worker()
+    await start_worker(engine_args={"speed": 0, "max_model_len": 24})
     await index.create(pool=pool, chunk_chars=50, overlap_chars=0)
     assert await index.search("anything") == []
+    with pytest.raises(RetrievalError, match=r"a text is too long .* fewer chunk_chars"):
+        await index.add([{"id": "too long", "text": "é" * 50}])
+    assert await index.remove("too long")
     long = "One sentence with about fifty characters, or so. Another sentence of about that many characters."
     added = await index.add(
         [{"id": "long", "text": long, "metadata": {"year": 2024}}, {"id": "short", "text": "Brief."}]

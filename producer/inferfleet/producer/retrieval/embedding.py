@@ -21,6 +21,7 @@ from inferfleet.schemas.errors import (
     RetrievalError,
     WaitTimeoutError,
 )
+from inferfleet.schemas.failures import FailureCode
 from inferfleet.schemas.job import Job, JobState, Priority
 from inferfleet.schemas.result import Result
 from inferfleet.schemas.retrieval import Embedding
@@ -63,7 +64,7 @@ class Embedder:
 
         Raises:
             JobFailedError: The pool cannot embed them.
-            RetrievalError: Its answer has no vectors.
+            RetrievalError: A text is too long for its model, or its answer has no vectors.
             InferfleetError: What ``Fleet.submit`` raises.
 
         """
@@ -80,6 +81,7 @@ class Embedder:
             if result.state is not JobState.SUCCEEDED and job.id != asked.id:
                 # It failed in an earlier call, and may succeed now.
                 continue
+            self._check_length(result)
             return _vectors(result.raise_for_state(), self._pool, len(texts))
         raise AssertionError
 
@@ -87,7 +89,8 @@ class Embedder:
         """Embed a question ahead of chunks.
 
         Raises:
-            RetrievalError: The pool has not embedded it within ``timeout_s``, or its answer has no vector.
+            RetrievalError: The pool has not embedded it within ``timeout_s``, it is too long, or there is no
+                vector in the answer.
             JobFailedError: The pool cannot embed it.
             InferfleetError: What ``Fleet.submit`` raises.
 
@@ -105,12 +108,20 @@ class Embedder:
                 f"pool {self._pool!r} has not embedded the question within {timeout_s:g} s: does it have a "
                 "worker, and is that not too busy?"
             )
+        self._check_length(result)
         embedding, (vector,) = _vectors(result.raise_for_state(), self._pool, 1)
         return embedding, vector
 
     def _make(self, texts: Sequence[str], **options: Unpack[JobOptions]) -> Job:
         options |= {"endpoint": Endpoint.EMBEDDINGS, "pool": self._pool, "tenant": self._tenant}
         return self._jobs.make({"input": list(texts), "encoding_format": "base64"}, **options)
+
+    def _check_length(self, result: Result) -> None:
+        if result.error is not None and result.error.code is FailureCode.PROMPT_TOO_LONG:
+            raise RetrievalError(
+                f"a text is too long for the model of pool {self._pool!r} ({result.error.message}): ask "
+                "a shorter question, or create an index with fewer chunk_chars"
+            )
 
     async def _submit(self, job: Job, window: Window) -> Job:
         """Submit a job when the window has a place for it. The caller gives the place back."""

@@ -263,7 +263,7 @@ class IndexStore:
         try:
             return await self._pipeline.execute(*command)
         except ServiceRefusedError as error:
-            if "nknown command" in str(error) or "nknown Redis command" in str(error):
+            if any(words in str(error).lower() for words in ("unknown command", "unknown redis command")):
                 raise await _too_old(self._pipeline) from error
             raise
 
