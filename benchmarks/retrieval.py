@@ -62,7 +62,7 @@ async def main() -> None:
             engine="vllm",
             model=str(arguments.model),
             max_running=64,
-            engine_args={"runner": "pooling", "convert": "embed", "dtype": "float32"},
+            engine_args={"runner": "pooling", "convert": "embed", "dtype": "float32", "enforce_eager": True},
         )
         async with WorkerProcesses() as workers, Fleet.connect(ProducerSettings(**urls)) as fleet:
             await wait_until_ready([workers.start(worker)], timeout_s=LOADING_S)
