@@ -45,7 +45,7 @@ class Cancel(Protocol):
         ...
 
 
-class Lanes:
+class LaneEntry:
     """Puts the turns of one client into their lanes, and makes sure that the turns in front of them run."""
 
     def __init__(

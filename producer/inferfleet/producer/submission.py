@@ -14,7 +14,7 @@ from functools import partial
 from itertools import count
 from typing import assert_never
 
-from inferfleet.producer.lanes import FRONT_POLL_S, Lanes, uncertain_without_redis
+from inferfleet.producer.lanes import FRONT_POLL_S, LaneEntry, uncertain_without_redis
 from inferfleet.producer.publisher import Publisher
 from inferfleet.producer.routing import Routing, in_pool
 from inferfleet.producer.start_estimates import StartEstimates
@@ -89,7 +89,7 @@ class Submission:
         self._session_lanes = session_lanes
         self._histories = histories
         self._publisher = publisher
-        self._lanes = Lanes(
+        self._lanes = LaneEntry(
             settings=settings,
             records=records,
             session_lanes=session_lanes,

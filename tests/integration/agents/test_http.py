@@ -9,9 +9,9 @@ from typing import Any
 import httpx2
 import pytest
 from tests.integration.agents.conftest import StartRunner, result_of, until
+from tests.integration.api_keys.conftest import Keys, refused
 from tests.integration.conftest import PATIENCE_S, StartGateway, eventually
 from tests.integration.receiver import receiving
-from tests.integration.test_api_keys import Keys, refused
 
 from inferfleet.agents import Agent, AgentRuns, tool
 from inferfleet.agents.tenant_runs import TenantRuns

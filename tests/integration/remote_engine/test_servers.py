@@ -10,9 +10,9 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from tests.integration.api_keys.conftest import Keys
 from tests.integration.conftest import PATIENCE_S, chat, slow_chat
 from tests.integration.remote_engine.conftest import MakeEngine, Upstream
-from tests.integration.test_api_keys import Keys
 
 from inferfleet.schemas import Endpoint, FailureCode
 from inferfleet.schemas.errors import ConfigurationError

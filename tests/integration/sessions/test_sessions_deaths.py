@@ -52,7 +52,7 @@ DEATHS = {
     "before the turn is added": "inferfleet.wire.redis.session_histories:SessionHistories:append",
     "between the turn and the commit": "inferfleet.wire.redis.job_endings:JobEndings:finish",
     "between the commit and the lane": "inferfleet.wire.redis.session_lanes:SessionLanes:advance",
-    "between the lane and the publish": "inferfleet.worker.lanes:Lanes:_publish",
+    "between the lane and the publish": "inferfleet.worker.lanes:LaneAdvance:_publish",
     "between the publish and its note": "inferfleet.wire.redis.session_lanes:SessionLanes:published",
     "before the ack": "inferfleet.worker.acknowledger:Acknowledger:ack",
 }

@@ -43,7 +43,7 @@ from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.redis.records import JobRecords
 from inferfleet.wire.redis.session_histories import SessionHistories
 from inferfleet.wire.redis.session_lanes import Payload, SessionLanes
-from inferfleet.worker.lanes import Lanes
+from inferfleet.worker.lanes import LaneAdvance
 
 WAITS = {OnBusy.ENQUEUE, OnBusy.REJECT}
 
@@ -274,7 +274,9 @@ async def test_a_turn_that_runs_is_not_passed_over_because_its_pool_is_gone(
     channel = ConfirmChannel(
         services.amqp_url, connect_timeout_s=PATIENCE_S, confirm_timeout_s=PATIENCE_S, name="lanes"
     )
-    lanes = Lanes(settings=settings, records=records, session_lanes=session_lanes, confirm_channel=channel)
+    lanes = LaneAdvance(
+        settings=settings, records=records, session_lanes=session_lanes, confirm_channel=channel
+    )
     with pytest.raises(UnroutableError):
         await lanes.let_next_run(first, witness=first)
     await channel.aclose()

@@ -25,7 +25,7 @@ from inferfleet.worker.ended_jobs import EndedJobs
 from inferfleet.worker.fronts import Fronts
 from inferfleet.worker.hooks import AllHooks, Hooks
 from inferfleet.worker.journal import JournalWriter
-from inferfleet.worker.lanes import Lanes
+from inferfleet.worker.lanes import LaneAdvance
 from inferfleet.worker.metrics import WorkerMetrics
 from inferfleet.worker.ports import EngineDeadError
 from inferfleet.worker.preparation import Preparation
@@ -113,7 +113,7 @@ def assemble(
     hooks = AllHooks(observers)
     histories = SessionHistories(pipeline=pipeline, settings=settings)
     journal = JournalWriter(records=records, histories=histories, settings=settings, hooks=hooks)
-    lanes = Lanes(
+    lanes = LaneAdvance(
         settings=settings, records=records, session_lanes=session_lanes, confirm_channel=confirm_channel
     )
     settlement = Settlement(

@@ -22,7 +22,7 @@ from inferfleet.worker.log import about
 logger = logging.getLogger(__name__)
 
 
-class Lanes:
+class LaneAdvance:
     """Moves turns from lanes to the queue and back."""
 
     def __init__(

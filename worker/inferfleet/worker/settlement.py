@@ -37,7 +37,7 @@ from inferfleet.worker.dead_letter import dead_letter
 from inferfleet.worker.hooks import Hooks
 from inferfleet.worker.job_run import JobRun
 from inferfleet.worker.journal import JournalWriter
-from inferfleet.worker.lanes import Lanes
+from inferfleet.worker.lanes import LaneAdvance
 from inferfleet.worker.outcomes import Defer, Drop, Finish, GiveUp, HandOver, Outcome, Park, Retry
 from inferfleet.worker.ports import Completion
 from inferfleet.worker.slots import Slots
@@ -71,7 +71,7 @@ class Settlement:
         *,
         settings: WorkerSettings,
         records: JobRecords,
-        lanes: Lanes,
+        lanes: LaneAdvance,
         journal: JournalWriter,
         confirm_channel: ConfirmChannel,
         slots: Slots,

@@ -35,7 +35,7 @@ from inferfleet.wire.redis.open_jobs import OpenJobs
 from inferfleet.wire.redis.session_lanes import SessionLanes
 from inferfleet.worker.fronts import Fronts
 from inferfleet.worker.hooks import Hooks
-from inferfleet.worker.lanes import Lanes
+from inferfleet.worker.lanes import LaneAdvance
 from inferfleet.worker.processor import Processor
 from inferfleet.worker.republishing import Republishing
 
@@ -78,7 +78,7 @@ class Sweep:
         lost_messages: LostMessages,
         open_jobs: OpenJobs,
         session_lanes: SessionLanes,
-        lanes: Lanes,
+        lanes: LaneAdvance,
         confirm_channel: ConfirmChannel,
         republishing: Republishing,
         fronts: Fronts,

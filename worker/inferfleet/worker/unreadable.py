@@ -17,7 +17,7 @@ from inferfleet.wire.redis.records import JobRecords
 from inferfleet.wire.redis.session_lanes import Payload
 from inferfleet.worker.broker import Delivery
 from inferfleet.worker.hooks import Hooks
-from inferfleet.worker.lanes import Lanes
+from inferfleet.worker.lanes import LaneAdvance
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,9 @@ class EndedUnreadable:
 class UnreadableMessages:
     """Handles messages that are not jobs, and ends the jobs that they name."""
 
-    def __init__(self, *, settings: WorkerSettings, records: JobRecords, lanes: Lanes, hooks: Hooks) -> None:
+    def __init__(
+        self, *, settings: WorkerSettings, records: JobRecords, lanes: LaneAdvance, hooks: Hooks
+    ) -> None:
         self._settings = settings
         self._records = records
         self._lanes = lanes

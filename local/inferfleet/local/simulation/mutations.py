@@ -104,7 +104,7 @@ def _either(fault: str) -> tuple[str, str]:
 
 
 _SETTLEMENT = "inferfleet.worker.settlement:Settlement"
-_LANES = "inferfleet.producer.lanes:Lanes"
+_LANES = "inferfleet.producer.lanes:LaneEntry"
 
 _FIRST_IS_REFUSED = (4, 5, 6, 7)
 """Variants of ``key`` in which the first caller cannot publish."""

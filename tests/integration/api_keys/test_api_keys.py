@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from datetime import UTC, datetime
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.routing import iter_route_contexts
 from openai import AsyncOpenAI
+from tests.integration.api_keys.conftest import Enter, Keys, refused
 from tests.integration.conftest import (
     PATIENCE_S,
     ForeignClient,
@@ -29,7 +29,6 @@ from tests.integration.conftest import (
 
 from inferfleet.agents import AgentRuns
 from inferfleet.gateway import server
-from inferfleet.gateway.api_keys import ApiKey, changed_keys, new_key_id, new_secret
 from inferfleet.gateway.app import make_app
 from inferfleet.gateway.gateway import Gateway
 from inferfleet.producer import Fleet
@@ -37,12 +36,10 @@ from inferfleet.producer.publisher import Publisher
 from inferfleet.producer.tenant_fleet import TenantFleet
 from inferfleet.schemas import Job, JobState
 from inferfleet.schemas.errors import ConfigurationError, JobNotFoundError, PublishUnconfirmedError
-from inferfleet.schemas.names import guarantee_key, run_queue
-from inferfleet.schemas.result import JobRecord
-from inferfleet.wire.redis import process_scripts, shared_limits
+from inferfleet.schemas.names import run_queue
+from inferfleet.wire.redis import shared_limits
 from inferfleet.wire.redis.job_reading import JobReading
 from inferfleet.wire.redis.pipeline import CommandPipeline
-from inferfleet.wire.redis.shared_limits import SharedLimits
 
 # It declares the test's pool.
 pytestmark = pytest.mark.usefixtures("fleet")
@@ -67,53 +64,9 @@ UNKNOWN = {
 BODIES: dict[str, Any] = {"/v1/sessions/{session_id}/fork": {"id": "copy"}}
 """The bodies of requests that need more than ``{}``."""
 
-Enter = Callable[[str, str], httpx2.AsyncClient]
-
-
-class Keys:
-    """A file of keys."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        with changed_keys(path):
-            pass
-
-    def create(self, tenant: str, **allowed: Any) -> str:
-        key_id = new_key_id()
-        text, secret = new_secret(key_id)
-        made_at = datetime.now(UTC)
-        key = ApiKey(id=key_id, tenant=tenant, secrets=(secret,), created_at=made_at, **allowed)
-        with changed_keys(self.path) as keys:
-            keys.append(key)
-        return text
-
-
-@pytest.fixture
-def keys(tmp_path: Path) -> Keys:
-    return Keys(tmp_path / "keys.json")
-
-
-@pytest.fixture
-async def enter() -> AsyncIterator[Enter]:
-    """Make clients of a gateway, by its address and a key."""
-    made: list[httpx2.AsyncClient] = []
-
-    def enter(url: str, key: str) -> httpx2.AsyncClient:
-        headers = {"authorization": f"Bearer {key}"}
-        made.append(httpx2.AsyncClient(base_url=url, timeout=PATIENCE_S, headers=headers))
-        return made[-1]
-
-    yield enter
-    for client in made:
-        await client.aclose()
-
 
 def sdk(url: str, key: str) -> AsyncOpenAI:
     return AsyncOpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, timeout=PATIENCE_S)
-
-
-def refused(answer: httpx2.Response, status: int, code: str) -> None:
-    assert (answer.status_code, answer.json()["error"]["code"]) == (status, code), answer.text
 
 
 # Tenants
@@ -470,75 +423,6 @@ async def test_limits_are_shared_by_gateways(
         assert [answer.status_code for answer in answers] == [202] * 3 + [429] * 3, answers[0].text
         assert all(int(answer.headers["retry-after"]) >= 1 for answer in answers[3:])
         assert answers[5].headers["x-should-retry"] == "true"
-
-
-async def test_jobs_beyond_the_guarantee_of_their_key_do_not_keep_others_waiting(
-    start_gateway: StartGateway,
-    start_worker: StartWorker,
-    keys: Keys,
-    enter: Enter,
-    pool: str,
-    fleet: Fleet,
-) -> None:
-    """They are accepted, and run when nothing else waits. A guarantee is shared by all gateways."""
-    await fleet.declare_pool(pool)
-    # Each job counts as about 220 tokens, and the first two exceed what an hour provides.
-    heavy = keys.create(f"{pool}.heavy", guaranteed_tokens_per_minute=4)
-    light = keys.create(f"{pool}.light", guaranteed_tokens_per_minute=100_000)
-    gateways = [await start_gateway(api_keys_file=keys.path) for _ in range(2)]
-
-    async def submit(key: str, number: int, **options: Any) -> JobRecord:
-        job = {"body": chat(max_tokens=200), "pool": pool, **options}
-        answer = await enter(gateways[number % 2].url, key).post("/v1/jobs", json=job)
-        assert answer.status_code == 202
-        return await fleet.get(answer.json()["id"])
-
-    flood = [await submit(heavy, number) for number in range(20)]
-    assert [job.priority for job in flood] == [4] + [3] * 19
-    assert (await submit(heavy, 0, priority="high")).priority == 6
-    assert (await submit(heavy, 0, priority="batch")).priority == 1
-    others = [await submit(light, number) for number in range(10)]
-    assert {job.priority for job in others} == {4}
-    await start_worker(max_running=1, look_ahead=0)
-
-    ids = [job.id for job in [*flood, *others]]
-    order = [result.job_id async for result in fleet.as_completed(ids, timeout_s=PATIENCE_S)]
-
-    expected = [job.id for job in [*flood[:1], *others, *flood[1:]]]
-    assert order == expected
-
-
-@pytest.mark.store
-async def test_a_guarantee_is_a_rate_with_a_small_burst(
-    pipeline: CommandPipeline, pool: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One token takes a second, and 25 of them may be used at once."""
-    monkeypatch.setattr(shared_limits, "BURST_S", 25.0)
-    limits = [SharedLimits(pipeline, ttl_s=60) for _ in range(2)]
-
-    async def take(amount: int, number: int = 0) -> bool:
-        return await limits[number].guaranteed(pool, amount, per_minute=60)
-
-    assert [await take(10, number % 2) for number in range(4)] == [True, True, True, False]
-    other = f"{pool}.other"
-    # A job may exceed what is left, but then the next ones wait for it.
-    assert await limits[0].guaranteed(other, 3600, per_minute=60)
-    assert not await limits[0].guaranteed(other, 1, per_minute=60)
-
-
-@pytest.mark.store
-async def test_a_job_whose_reply_was_lost_takes_its_guarantee_once(
-    pipeline: CommandPipeline, pool: str
-) -> None:
-    async def take(number: int) -> int:
-        command = process_scripts.guarantee(
-            guarantee_key(pool), caller="c", number=number, cost_ms=10_000, burst_ms=15_000, ttl_s=60
-        )
-        return int(await pipeline.execute(*command))
-
-    assert [await take(0), await take(0), await take(0)] == [1, 1, 1]
-    assert [await take(1), await take(1), await take(0)] == [1, 1, 0]
-    assert [await take(2), await take(2)] == [0, 0]
 
 
 async def test_at_once_no_more_jobs_are_accepted_than_a_key_may_have(
