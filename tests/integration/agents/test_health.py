@@ -71,10 +71,15 @@ async def test_the_metrics_count_runs_steps_tool_calls_and_tokens(
     await start_runner(gate.agent(pool), http_host="127.0.0.1", http_port=0)
     result = await result_of(runs, await runs.start("guest", "go", queue=pool))
     await result_of(runs, await runs.start("stranger", "go", queue=pool))
-    assert await port.samples("runs_ended_total") == {
-        ("guest", "succeeded", ""): 1,
-        ("other", "failed", "unknown_agent"): 1,
-    }
+
+    async def ended() -> bool:
+        # They count once all is done, after the result can be read.
+        return await port.samples("runs_ended_total") == {
+            ("guest", "succeeded", ""): 1,
+            ("other", "failed", "unknown_agent"): 1,
+        }
+
+    await eventually(ended)
     assert await port.samples("steps_total") == {
         ("model_called",): 2,
         ("model_answered",): 2,
