@@ -36,7 +36,7 @@ from inferfleet.local.services import Services, ServicesChoice
 from inferfleet.producer import Fleet, JournalLine
 from inferfleet.schemas import Endpoint, Job, JobRecord, Priority
 from inferfleet.schemas.journal import FinishedEntry, JournalEntry, RunningEntry, TokensEntry
-from inferfleet.schemas.names import dead_queue, job_queue, journal_key, open_key
+from inferfleet.schemas.names import dead_queue, job_queue, journal_key, open_key, run_queue
 from inferfleet.schemas.settings import ProducerSettings, WorkerSettings
 from inferfleet.wire.redis.journal_lines import parse_line
 from inferfleet.wire.redis.pipeline import CommandPipeline
@@ -165,6 +165,7 @@ async def pool(services: Services) -> AsyncIterator[str]:
     async with aiormq_channel(services.amqp_url) as channel:
         await channel.queue_delete(job_queue(name))
         await channel.queue_delete(dead_queue(name))
+        await channel.queue_delete(run_queue(name))
 
 
 @pytest.fixture

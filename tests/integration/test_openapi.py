@@ -8,11 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.integration.conftest import PATIENCE_S, ForeignClient, StartGateway, StartWorker, chat
+from tests.integration.conftest import PATIENCE_S, StartGateway, StartWorker, chat
 
 from inferfleet.agents import AgentRuns
 from inferfleet.producer import Fleet
-from inferfleet.schemas.names import run_queue
 
 SCHEMATHESIS = Path(sys.executable).with_name("schemathesis")
 
@@ -25,7 +24,6 @@ async def test_no_request_breaks_the_gateway_or_gets_an_answer_that_the_document
     start_gateway: StartGateway,
     start_worker: StartWorker,
     pool: str,
-    foreign: ForeignClient,
     tmp_path: Path,
     request: pytest.FixtureRequest,
 ) -> None:
@@ -56,7 +54,6 @@ async def test_no_request_breaks_the_gateway_or_gets_an_answer_that_the_document
         stderr=asyncio.subprocess.STDOUT,
     )
     told, _ = await schemathesis.communicate()
-    await foreign.channel.queue_delete(run_queue(pool))
 
     said = told.decode()
     assert schemathesis.returncode == 0, said

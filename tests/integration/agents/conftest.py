@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
-from tests.integration.conftest import PATIENCE_S, StartWorker, aiormq_channel, eventually
+from tests.integration.conftest import PATIENCE_S, StartWorker, eventually
 
 from inferfleet.agents import Agent, AgentRuns
 from inferfleet.agents.runner import Runner
 from inferfleet.agents.settings import RunnerSettings
 from inferfleet.local.services import Services
 from inferfleet.producer import Fleet
-from inferfleet.schemas.names import run_queue
 from inferfleet.schemas.run import RunResult, RunState
 from inferfleet.testing.script import Script
 from inferfleet.testing.scripted_engine import ScriptedEngine
@@ -36,11 +35,9 @@ async def model(tmp_path: Path, start_worker: StartWorker) -> ScriptedAnswers:
 
 
 @pytest.fixture
-async def queue(services: Services, pool: str) -> AsyncIterator[str]:
+def queue(pool: str) -> str:
     """A queue of runs that no other test uses."""
-    yield pool
-    async with aiormq_channel(services.amqp_url) as channel:
-        await channel.queue_delete(run_queue(pool))
+    return pool
 
 
 @dataclass(frozen=True)

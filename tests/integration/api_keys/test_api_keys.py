@@ -18,7 +18,6 @@ from openai import AsyncOpenAI
 from tests.integration.api_keys.conftest import Enter, Keys, refused
 from tests.integration.conftest import (
     PATIENCE_S,
-    ForeignClient,
     RunCommand,
     StartGateway,
     StartWorker,
@@ -36,7 +35,6 @@ from inferfleet.producer.publisher import Publisher
 from inferfleet.producer.tenant_fleet import TenantFleet
 from inferfleet.schemas import Job, JobState
 from inferfleet.schemas.errors import ConfigurationError, JobNotFoundError, PublishUnconfirmedError
-from inferfleet.schemas.names import run_queue
 from inferfleet.wire.redis import shared_limits
 from inferfleet.wire.redis.job_reading import JobReading
 from inferfleet.wire.redis.pipeline import CommandPipeline
@@ -81,7 +79,6 @@ async def test_no_route_tells_a_tenant_of_what_another_one_has(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     fleet: Fleet,
-    foreign: ForeignClient,
 ) -> None:
     """Every route of the application, with every kind of id."""
     apps: list[FastAPI] = []
@@ -129,11 +126,11 @@ async def test_no_route_tells_a_tenant_of_what_another_one_has(
             continue
         assert kinds <= theirs.keys(), f"{path}: let this test make such a thing of another tenant"
         body = None if method in {"GET", "HEAD", "DELETE"} else BODIES.get(path, {})
-        other, unknown = [
+        foreign, unknown = [
             await mine.request(method, path.format_map(ids), json=body) for ids in (theirs, UNKNOWN)
         ]
-        assert other.status_code == unknown.status_code == 404, (method, path, other.text)
-        assert anonymous(other, theirs) == anonymous(unknown, UNKNOWN), (method, path)
+        assert foreign.status_code == unknown.status_code == 404, (method, path, foreign.text)
+        assert anonymous(foreign, theirs) == anonymous(unknown, UNKNOWN), (method, path)
 
     for method, path, _ in routes:
         if method == "GET" and "{" not in path:
@@ -146,7 +143,6 @@ async def test_no_route_tells_a_tenant_of_what_another_one_has(
     assert (await yours.get(f"/v1/responses/{theirs['response_id']}")).json()["status"] != "cancelled"
     assert (await yours.get(f"/v1/conversations/{theirs['conversation_id']}")).status_code == 200
     assert (await yours.get(f"/v1/agents/runs/{theirs['run_id']}")).json()["state"] == "queued"
-    await foreign.channel.queue_delete(run_queue(pool))
 
 
 def anonymous(answer: httpx2.Response, ids: dict[str, str]) -> tuple[str, dict[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
@@ -11,9 +12,12 @@ import httpx2
 import pytest
 from tests.integration.conftest import PATIENCE_S, RunningGateway, StartGateway
 
+from inferfleet.agents import AgentRuns
 from inferfleet.gateway import api_keys
 from inferfleet.gateway.api_keys import ApiKey, changed_keys, new_key_id, new_secret
 from inferfleet.producer import Fleet
+from inferfleet.schemas.job import DEFAULT_TENANT
+from inferfleet.schemas.run import ModelAnswered, ModelCalled, QuestionAsked, QuestionKind, RunState, Step
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'{{ 7 * 7 }}\x1b[31m"
 """What a prompt, a metadata value or an id may have, and a page must show as text."""
@@ -44,6 +48,23 @@ def assert_escaped(page: str) -> None:
     assert "<script>alert" not in page
     assert "<img src=x" not in page
     assert "\x1b" not in page
+
+
+async def waiting_run(fleet: Fleet, queue: str, *, tenant: str = DEFAULT_TENANT, text: str = "pay") -> str:
+    """Start a run, and let it wait for approval as a runner does. Return its id."""
+    runs = AgentRuns(fleet)
+    run_id = await runs.start("clerk", text, queue=queue, tenant=tenant)
+    function = {"name": "pay", "arguments": json.dumps({"to": text}, ensure_ascii=False)}
+    calls = [{"id": "1", "type": "function", "function": function}]
+    steps: list[Step] = [
+        ModelCalled(job_id=NO_JOB),
+        ModelAnswered(message={"role": "assistant", "content": text, "tool_calls": calls}, tokens=12),
+        QuestionAsked(call="0.0", question=QuestionKind.APPROVAL),
+    ]
+    await runs.records.claim(run_id, fence="one", runner="one", lease_s=60)
+    await runs.records.append(run_id, steps, fence="one", lease_s=60, position=0, moved_on=True)
+    await runs.records.settle(run_id, RunState.WAITING, fence="one", told=0)
+    return run_id
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from tests.integration.conftest import (
     until_tokens,
 )
 from tests.integration.ui.browser import LOOKS, Look, chromium
-from tests.integration.ui.conftest import HOSTILE, Reader, new_key
+from tests.integration.ui.conftest import HOSTILE, Reader, new_key, waiting_run
 
 from inferfleet.producer import Fleet
 from inferfleet.schemas.fleet_history import FleetSample
@@ -39,7 +39,17 @@ async def look(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[
 
 
 async def test_an_idle_fleet(look: Look, gateway: RunningGateway, pool: str) -> None:
-    for path in ("fleet", "jobs", "sessions", "batches", "dead-letters", f"dead-letters/{pool}", "nothing"):
+    pages = (
+        "fleet",
+        "jobs",
+        "sessions",
+        "runs",
+        "batches",
+        "dead-letters",
+        f"dead-letters/{pool}",
+        "nothing",
+    )
+    for path in pages:
         await look.page.goto(f"{gateway.url}/ui/{path}")
         look.complaints[:] = [each for each in look.complaints if "404" not in each]
         await look.examine(f"idle-{path.replace('/' + pool, '-pool')}")
@@ -106,6 +116,21 @@ async def test_a_busy_fleet(
     await look.page.locator("text=Resume").first.wait_for()
     assert (await fleet.pool(pool)).paused_at is not None
     await look.examine("fleet-paused")
+
+
+async def test_a_person_approves_a_call_of_a_run(
+    look: Look, gateway: RunningGateway, fleet: Fleet, pool: str
+) -> None:
+    run_id = await waiting_run(fleet, pool, text=HOSTILE)
+    await look.page.goto(f"{gateway.url}/ui/runs?queue={pool}")
+    await look.examine("runs")
+    await look.page.click(f"text={run_id}")
+    await look.page.click("summary")
+    await look.examine("run-waiting")
+    assert await look.page.locator("script:not([src]), img[src=x]").count() == 0
+    await look.page.click("button:has-text('Approve')")
+    await look.page.locator(".badge.queued").wait_for()
+    await look.examine("run-approved")
 
 
 async def test_a_failed_job(

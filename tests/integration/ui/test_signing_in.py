@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from tests.integration.conftest import RunningGateway, StartGateway, StartWorker, chat
-from tests.integration.ui.conftest import NO_JOB, Reader, SignIn, new_key
+from tests.integration.ui.conftest import NO_JOB, Reader, SignIn, new_key, waiting_run
 
 from inferfleet.gateway import api_keys
 from inferfleet.producer import Fleet
@@ -18,6 +18,8 @@ PAGES = (
     f"jobs/{NO_JOB}/events",
     "sessions",
     "sessions/talk",
+    "runs",
+    f"runs/{NO_JOB}",
     "batches",
     f"batches/batch_{'0' * 32}",
     "dead-letters",
@@ -32,6 +34,10 @@ FLEET_PAGES = (
 )
 FORMS = (
     f"jobs/{NO_JOB}/cancel",
+    f"runs/{NO_JOB}/cancel",
+    f"runs/{NO_JOB}/approve",
+    f"runs/{NO_JOB}/deny",
+    f"runs/{NO_JOB}/answer",
     f"batches/batch_{'0' * 32}/cancel",
     "dead-letters/default/replay",
     "sign-out",
@@ -129,11 +135,13 @@ async def test_a_tenant_sees_only_its_own(
     order = {"input_file_id": file.json()["id"], "endpoint": "/v1/completions", "completion_window": "1h"}
     batch = await yours.post("/v1/batches", headers=allowed, json=order)
     batch_id = batch.json()["id"]
+    run_id = await waiting_run(fleet, pool, tenant=f"{pool}.yours")
     own = {
         f"/ui/jobs/{ended.id}": f"/ui/jobs/{NO_JOB}",
         f"/ui/jobs/{waiting.id}": f"/ui/jobs/{NO_JOB}",
         "/ui/sessions/talk": "/ui/sessions/unknown",
         f"/ui/batches/{batch_id}": f"/ui/batches/batch_{'0' * 32}",
+        f"/ui/runs/{run_id}": f"/ui/runs/{NO_JOB}",
     }
     for path, unknown in own.items():
         assert "404" not in await yours.page(path)
@@ -142,12 +150,15 @@ async def test_a_tenant_sees_only_its_own(
     assert (await mine.get(f"/ui/jobs/{waiting.id}/events")).status_code == 404
     assert (await mine.submit(f"/ui/jobs/{waiting.id}/cancel")).status_code == 404
     assert (await mine.submit(f"/ui/batches/{batch_id}/cancel")).status_code == 404
-    for path in ("/ui/jobs", f"/ui/jobs?pool={pool}&session_id=talk", "/ui/batches"):
+    for form in ("cancel", "approve", "deny", "answer"):
+        assert (await mine.submit(f"/ui/runs/{run_id}/{form}")).status_code == 404
+    runs = f"/ui/runs?queue={pool}"
+    for path in ("/ui/jobs", f"/ui/jobs?pool={pool}&session_id=talk", "/ui/batches", runs):
         page = await mine.page(path)
-        assert waiting.id not in page
-        assert batch_id not in page
+        assert not any(each in page for each in (waiting.id, batch_id, run_id))
     assert waiting.id in await yours.page(f"/ui/jobs?pool={pool}&session_id=talk")
     assert batch_id in await yours.page("/ui/batches")
+    assert run_id in await yours.page(runs)
     assert (await fleet.get(waiting)).state == "queued"
 
 

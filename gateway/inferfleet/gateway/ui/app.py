@@ -22,6 +22,7 @@ from inferfleet.gateway.ui.fleet_view import FleetView
 from inferfleet.gateway.ui.job_pages import job_pages
 from inferfleet.gateway.ui.letter_pages import letter_pages
 from inferfleet.gateway.ui.pages import UI_PATH, Pages, SecureHeaders
+from inferfleet.gateway.ui.run_pages import run_pages
 from inferfleet.gateway.ui.session_pages import session_pages
 from inferfleet.gateway.ui.sign_in import SignedOutError, sign_in_routes, signed_in, to_sign_in
 from inferfleet.producer.openai.refusals import RefusedError, refusal_of
@@ -46,7 +47,7 @@ def make_ui(gateway: Gateway, view: FleetView) -> ASGIApp:
         path = "fleet" if gateway.keys is None else "jobs"
         return RedirectResponse(f"{UI_PATH}/{path}", HTTPStatus.SEE_OTHER)
 
-    for make in (job_pages, session_pages, batch_pages, letter_pages):
+    for make in (job_pages, session_pages, run_pages, batch_pages, letter_pages):
         inside.include_router(make(gateway, pages))
     inside.include_router(fleet_pages(gateway, pages, view))
     app.include_router(inside)
