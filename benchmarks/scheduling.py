@@ -5,6 +5,7 @@
     python benchmarks/scheduling.py oldest      the share of starts that batch jobs get beside a steady load
     python benchmarks/scheduling.py tenants     the wait beside a tenant with very many jobs ÷ alone
     python benchmarks/scheduling.py starts      when jobs start ÷ when they were expected to
+    python benchmarks/scheduling.py urgent --vllm-model FOLDER      on vLLM, which has to be installed
 
 Times are ratios of one run. The engine models a GPU in real time, so what is measured beside it is our own
 overhead and the order of jobs. ``urgent`` fails if an answer is not the one that the same job gets when
@@ -21,6 +22,7 @@ import tempfile
 import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -41,12 +43,45 @@ from inferfleet.wire.redis.connection import command_pipeline, redis_client
 from inferfleet.wire.redis.shared_limits import SharedLimits
 from inferfleet.wire.tasks import cancel_and_wait
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """What ``urgent`` runs on, and how much. Batch jobs have ``long`` tokens, at least and at most."""
+
+    engine: str = "simulated"
+    model: str | None = None
+    engine_args: dict[str, Any] = field(default_factory=dict[str, Any])
+    slots: int = 16
+    urgent: int = 60
+    every_s: float = 0.5
+    long: tuple[int, int] = (1500, 4500)
+    short: int = 50
+
+    @classmethod
+    def on_vllm(cls, model: str) -> Load:
+        """As much as a small model on two cores can do in two minutes."""
+        args = {"dtype": "float32", "max_model_len": 2048, "enforce_eager": True}
+        return cls(
+            engine="vllm",
+            model=model,
+            engine_args=args,
+            slots=4,
+            urgent=20,
+            every_s=3.0,
+            long=(150, 450),
+            short=8,
+        )
+
+    def chat(self, words: str, tokens: int) -> dict[str, Any]:
+        """Return a request whose answer has so many tokens."""
+        if self.engine == "simulated":
+            return chat(words, tokens)
+        said = [{"role": "user", "content": words}]
+        return {"messages": said, "max_tokens": tokens, "ignore_eos": True, "temperature": 0}
+
+
 SLOTS = 16
-LOADING_S = 60.0
-URGENT = 60
-URGENT_EVERY_S = 0.5
-LONG = (1500, 4500)
-"""How many tokens a batch job has that urgent jobs preempt, at least and at most: about 10 to 30 s."""
+LOADING_S = 300.0
 SHORT = 50
 """Tokens of the other jobs: about 0.35 s, so 45 jobs a second."""
 STEADY_S = 30.0
@@ -55,7 +90,13 @@ STEADY_S = 30.0
 async def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("what", nargs="*", choices=[*MEASUREMENTS, []], help="all by default")
-    chosen = parser.parse_args().what or list(MEASUREMENTS)
+    parser.add_argument("--vllm-model", metavar="FOLDER", help="measures urgent jobs on vLLM")
+    asked = parser.parse_args()
+    if asked.vllm_model:
+        with benchmark_services() as services:
+            await urgent(services, Load.on_vllm(asked.vllm_model))
+        return
+    chosen = asked.what or list(MEASUREMENTS)
     with benchmark_services() as services:
         for name in chosen:
             print(f"# {name}")
@@ -66,7 +107,8 @@ async def main() -> None:
 async def one_worker(services: Services, pool: str, **settings: Any) -> AsyncGenerator[Fleet]:
     """A fleet of one worker with the simulated engine."""
     urls: dict[str, Any] = {"amqp_url": services.amqp_url, "redis_url": services.redis_url}
-    worker = WorkerSettings(**urls, pool=pool, engine="simulated", max_running=SLOTS, **settings)
+    settings = {"engine": "simulated", "max_running": SLOTS, **settings}
+    worker = WorkerSettings(**urls, pool=pool, **settings)
     async with WorkerProcesses() as workers, Fleet.connect(ProducerSettings(**urls)) as fleet:
         await wait_until_ready([workers.start(worker)], timeout_s=LOADING_S)
         yield fleet
@@ -76,53 +118,65 @@ def chat(words: str, tokens: int) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": words}], "simulated": {"tokens": tokens}}
 
 
-async def urgent(services: Services) -> None:
-    """Urgent jobs at random times, about two a second, on an idle and on a full worker."""
+async def urgent(services: Services, load: Load = Load()) -> None:
+    """Urgent jobs at random times on an idle and on a full worker: about two a second, on vLLM fewer."""
     pool = "urgent"
     with tempfile.TemporaryDirectory(prefix="inferfleet-scheduling-") as folder:
         log = Path(folder) / "tokens"
-        async with one_worker(services, pool, engine_args={"token_log": str(log)}) as fleet:
-            idle = await first_tokens_s(fleet, pool)
+        simulated = load.engine == "simulated"
+        settings: dict[str, Any] = {
+            "engine": load.engine,
+            "engine_args": {"token_log": str(log)} if simulated else load.engine_args,
+            "max_running": load.slots,
+        }
+        if load.model is not None:
+            settings["model"] = load.model
+        async with one_worker(services, pool, **settings) as fleet:
+            idle = await first_tokens_s(fleet, pool, load)
             chance = random.Random(2)
-            bodies = [chat(f"batch {number}", chance.randint(*LONG)) for number in range(3 * SLOTS)]
+            bodies = [
+                load.chat(f"batch {number}", chance.randint(*load.long)) for number in range(3 * load.slots)
+            ]
             jobs = await fleet.submit_many(bodies, pool=pool, priority=Priority.BATCH)
-            await asyncio.gather(*(first_token(fleet, job) for job in jobs[:SLOTS]))
+            await asyncio.gather(*(first_token(fleet, job) for job in jobs[: load.slots]))
             # From now on they may be preempted.
             await asyncio.sleep(WorkerSettings.model_fields["preempt_min_run_s"].default)
-            full = await first_tokens_s(fleet, pool)
+            full = await first_tokens_s(fleet, pool, load)
             results = [result.raise_for_state() for result in await fleet.wait_many(jobs)]
-            generated = sum(map(int, log.read_text().split()))
+            generated = sum(map(int, log.read_text().split())) if simulated else 0
             stories = [[event.kind for event in await fleet.timeline(job)] for job in jobs]
             # Nothing is more urgent now, so these run to their ends.
             again = await fleet.wait_many(await fleet.submit_many(bodies, pool=pool, priority=1))
-    answers = sum(result.usage.completion_tokens for result in results) + 2 * URGENT * SHORT
+    answers = sum(result.usage.completion_tokens for result in results) + 2 * load.urgent * load.short
     differ = sum(result.text != alone.text for result, alone in zip(results, again, strict=True))
     print(
         f"first token, ms, median and p99: idle {shown(idle)}, full {shown(full)}\n"
         f"full ÷ idle: median {statistics.median(full) / statistics.median(idle):.2f}, "
         f"p99 {p99(full) / p99(idle):.2f}\n"
         f"{sum(story.count(EventKind.PREEMPTED) for story in stories)} preemptions, "
-        f"{differ} of {len(jobs)} answers differ, {generated / answers - 1:.2%} of all tokens wasted"
+        f"{differ} of {len(jobs)} answers differ"
+        + (f", {generated / answers - 1:.2%} of all tokens wasted" if simulated else "")
     )
-    if differ:
+    if differ and simulated:
         raise SystemExit(1)
 
 
-async def first_tokens_s(fleet: Fleet, pool: str) -> list[float]:
+async def first_tokens_s(fleet: Fleet, pool: str, load: Load) -> list[float]:
     chance = random.Random(1)
 
     async def one(number: int) -> float:
+        body = load.chat(f"urgent {number}", load.short)
         began = time.perf_counter()
-        job = await fleet.submit(chat(f"urgent {number}", SHORT), pool=pool, priority=9, stream=True)
+        job = await fleet.submit(body, pool=pool, priority=9, stream=True)
         await first_token(fleet, job)
         taken = time.perf_counter() - began
         await fleet.wait(job)
         return taken
 
     waits: list[asyncio.Task[float]] = []
-    for number in range(URGENT):
+    for number in range(load.urgent):
         waits.append(asyncio.create_task(one(number)))
-        await asyncio.sleep(chance.uniform(0, 2 * URGENT_EVERY_S))
+        await asyncio.sleep(chance.uniform(0, 2 * load.every_s))
     return await asyncio.gather(*waits)
 
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 import redis.asyncio as aioredis
+import uvloop
+from redis.exceptions import ConnectionError as RedisConnectionError
 from tests.integration.conftest import PATIENCE_S
 
 from inferfleet.local.chaos.proxy import Direction, Proxy
 from inferfleet.local.services import Services
 from inferfleet.local.services.free_port import free_port
 from inferfleet.schemas.errors import ServiceRefusedError, ServiceUnreachableError
-from inferfleet.wire.redis.connection import command_pipeline, redis_client
+from inferfleet.wire.redis.connection import closing_redis, command_pipeline, redis_client
 from inferfleet.wire.redis.pipeline import WRITE_LIMIT, CommandPipeline
 from inferfleet.wire.tasks import cancel_and_wait
 
@@ -187,6 +190,24 @@ async def test_a_pipeline_that_ended_says_so_to_those_who_wait_and_those_who_com
     for answer in (waiting, pipeline.enqueue("PING")):
         with pytest.raises(ServiceUnreachableError, match="closed"):
             await answer
+
+
+@pytest.mark.usefixtures("real_redis")
+def test_a_transport_that_is_closed_already_is_a_broken_connection(services: Services) -> None:
+    """As in a worker, whose event loop raises a ``RuntimeError``."""
+
+    async def write_to_closed() -> None:
+        async with closing_redis(redis_client(services.redis_url)) as client:
+            assert isinstance(client, aioredis.Redis)
+            connection: Any = await client.connection_pool.get_connection()
+            transport = connection._writer.transport
+            transport.abort()
+            while not transport.is_closing() or connection._reader.at_eof() is False:
+                await asyncio.sleep(0)
+            with pytest.raises(RedisConnectionError, match="closed"):
+                await connection.send_packed_command([b"PING"])
+
+    uvloop.run(write_to_closed())
 
 
 async def test_what_was_never_sent_is_not_in_doubt() -> None:

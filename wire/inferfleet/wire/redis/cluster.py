@@ -19,6 +19,7 @@ from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 from redis.exceptions import AskError, MovedError, RedisClusterException, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+from inferfleet.wire.redis.outages import tell_ends
 from inferfleet.wire.tasks import to_its_end
 
 REFRESH_TIMEOUT_S: Final = 5.0
@@ -43,13 +44,14 @@ class ClusterClient:
         self._options = options
         self._known = [_place(url) for url in urls]
         self._owners = [""] * REDIS_CLUSTER_HASH_SLOTS
-        # Until the map is known, the first node has all slots as far as anybody knows.
-        self._masters = {self._first}
+        self._masters: set[str] = set()
         self._clients: dict[str, aioredis.Redis] = {}
         self._refreshing = asyncio.Lock()
         self._attempts = 0
         self._failure: Exception | None = None
         """Why the last attempt to learn the map failed."""
+        self.learned = False
+        """Whether the map was ever learned. Until then only those nodes are known that others have named."""
         self.changes = 0
         """How often a slot was found at another node than before."""
         # Invalid options are an error now.
@@ -83,7 +85,9 @@ class ClusterClient:
                 "host": host,
                 "port": int(port),
             }
-            self._clients[name] = aioredis.Redis.from_pool(aioredis.BlockingConnectionPool(**options))
+            pool = aioredis.BlockingConnectionPool(**options)
+            tell_ends(pool)
+            self._clients[name] = aioredis.Redis.from_pool(pool)
         return self._clients[name]
 
     def redirected(self, asked: str, error: AskError) -> str:
@@ -133,10 +137,14 @@ class ClusterClient:
             raise _reason(error) from error
         except TimeoutError as error:
             raise RedisConnectionError("no node of the cluster answers") from error
+        except RuntimeError as error:
+            # From uvloop: a connection ended between two calls.
+            raise RedisConnectionError(str(error)) from error
+        self.learned = True
         before = self._owners
         self._owners = [owners.get(slot, "") for slot in range(REDIS_CLUSTER_HASH_SLOTS)]
         self._masters = {owner for owner in self._owners if owner}
-        self.changes += self._owners != before
+        self.changes += any(old not in ("", new) for old, new in zip(before, self._owners, strict=True))
 
     async def aclose(self) -> None:
         """Close the connections to all nodes."""

@@ -118,6 +118,8 @@ class ClusterPipeline(CommandPipeline):
         """
         if command[0] != "WAIT":
             return await self.enqueue(*command)
+        if not self._cluster.learned:
+            await self.servers()
         changes = self._cluster.changes
         nodes = [node.enqueue(*command) for node in self._in_use()]
         replies: list[Any] = await asyncio.gather(*nodes, return_exceptions=True)

@@ -37,6 +37,7 @@ from inferfleet.wire.redis.clock import RedisClock
 from inferfleet.wire.redis.cluster import ClusterClient
 from inferfleet.wire.redis.cluster_pipeline import ClusterPipeline
 from inferfleet.wire.redis.eviction import refuse_eviction
+from inferfleet.wire.redis.outages import tell_ends
 from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.redis.sentinel import sentinel_pool
 from inferfleet.wire.redis.topology import TopologyKind, topology_of
@@ -94,6 +95,7 @@ def redis_client(url: str, *, connections: int = 8, socket_timeout_s: float = SO
         raise ConfigurationError(
             "INFERFLEET_REDIS_URL is not an address like redis://:password@host:6379/0"
         ) from None
+    tell_ends(pool)
     check_connection(pool)
     return aioredis.Redis.from_pool(pool)
 

@@ -47,7 +47,7 @@ class _Sentinels(Sentinel):
                 masters = await sentinel.sentinel_masters()
             except AuthenticationError as error:
                 refusal = error
-            except (RedisConnectionError, RedisTimeoutError, OSError) as error:
+            except (RedisConnectionError, RedisTimeoutError, OSError, RuntimeError) as error:
                 problems.append(str(error))
             else:
                 state = masters.get(service_name)
