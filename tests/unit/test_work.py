@@ -44,6 +44,8 @@ def mean(up_to: int | None, jobs: int, tokens: float) -> AnswerMean:
         (CHAT, {"max_tokens": 100, "max_completion_tokens": None, "n": 3}, 300),
         (CHAT, {"max_tokens": "100"}, None),
         (CHAT, {"max_tokens": -1}, None),
+        (CHAT, {"max_tokens": 10**30}, 2**31),
+        (CHAT, {"max_tokens": 1.5, "n": "x"}, None),
         (COMPLETIONS, {"prompt": "a", "max_tokens": 10, "max_completion_tokens": 5}, 10),
         (COMPLETIONS, {"prompt": ["a", "b"], "max_tokens": 10}, 20),
         (COMPLETIONS, {"prompt": [1, 2, 3], "max_tokens": 10}, 10),

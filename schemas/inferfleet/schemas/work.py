@@ -26,6 +26,9 @@ REMEMBERED: Final = 100
 ENVELOPE_BYTES: Final = 300
 """How many bytes of a request are about the job and not for the model."""
 
+MOST_TOKENS: Final = 2**31
+"""What a larger limit counts as."""
+
 BYTES_PER_TOKEN: Final = 4
 """How many bytes of a request count as one token, about right for English."""
 
@@ -146,7 +149,7 @@ def most_tokens(endpoint: Endpoint, body: Mapping[str, Any]) -> int | None:
         return None
     choices = body.get("n")
     choices = choices if isinstance(choices, int) and choices > 0 else 1
-    return limit * choices * (count_prompts(body) if completion else 1)
+    return min(limit * choices * (count_prompts(body) if completion else 1), MOST_TOKENS)
 
 
 def count_prompts(body: Mapping[str, Any]) -> int:
