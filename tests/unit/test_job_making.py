@@ -67,3 +67,22 @@ def test_only_a_turn_has_instructions_and_they_count_as_its_body_does() -> None:
         made("hello", instructions="Be kind.")
     with pytest.raises(InvalidJobError, match=r"body, instructions are .* bytes together"):
         made("hello", instructions="x" * 2**20, session_id="talk")
+
+
+@pytest.mark.parametrize(
+    ("work", "options", "problem"),
+    [
+        ("Who?", {"retrieve": {"index": "docs", "min_scor": 1}}, r"retrieve\.min_scor: .*did you mean"),
+        ("Who?", {"retrieve": {"index": "Docs"}}, "retrieve.index"),
+        ("Who?", {"retrieve": {"index": "docs", "k": 101}}, "retrieve.k: 101 is above the maximum 100"),
+        ("Who?", {"retrieve": {"index": "docs"}, "endpoint": "/v1/completions"}, "only /v1/chat/completions"),
+        (
+            {"messages": [{"role": "system", "content": "x"}]},
+            {"retrieve": {"index": "d"}},
+            "the last message",
+        ),
+    ],
+)
+def test_what_to_retrieve_has_to_be_possible(work: Any, options: Any, problem: str) -> None:
+    with pytest.raises(InvalidJobError, match=problem):
+        make_job(work, options, max_body_bytes=1000)

@@ -20,6 +20,7 @@ from inferfleet.cli.root import COMMANDS
 from inferfleet.gateway.metrics import REFUSALS, GatewayMetrics
 from inferfleet.gateway.metrics_port import METRICS_PATH
 from inferfleet.gateway.settings import GatewaySettings
+from inferfleet.producer.retrieval.counts import SearchCounts
 from inferfleet.schemas.errors import (
     BatchOutputError,
     ConfigurationError,
@@ -110,7 +111,7 @@ def described(exposition: bytes) -> dict[str, tuple[str, list[str]]]:
 
 def metrics_of_a_gateway() -> bytes:
     metrics = GatewayMetrics(CollectorRegistry())
-    metrics.watch({"redis": Outage()})
+    metrics.watch({"redis": Outage()}, SearchCounts())
     metrics.request_ended(method="GET", route="/", status=200, tenant="", started_s=1, ended_s=1)
     metrics.client_gone(method="GET", route="/")
     return metrics.exposition()

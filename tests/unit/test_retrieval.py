@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
@@ -12,7 +12,8 @@ from inferfleet.producer.retrieval.chunking import chunks_of
 from inferfleet.schemas.errors import RetrievalError
 from inferfleet.schemas.retrieval import check_document, check_options, check_where
 
-INDEX = Index("docs", tenant="t", jobs=cast("Any", None), pipeline=cast("Any", None))
+NOTHING: Any = None
+INDEX = Index("docs", tenant="t", jobs=NOTHING, pipeline=NOTHING, counts=NOTHING)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +80,7 @@ async def test_a_search_that_cannot_be_is_refused_before_anything_is_asked() -> 
         with pytest.raises(RetrievalError, match="text: has"):
             await INDEX.search(text)
     with pytest.raises(RetrievalError, match="index 'Docs!': a name has"):
-        Index("Docs!", tenant="t", jobs=cast("Any", None), pipeline=cast("Any", None))
+        Index("Docs!", tenant="t", jobs=NOTHING, pipeline=NOTHING, counts=NOTHING)
 
 
 @pytest.mark.parametrize("seed", range(20))

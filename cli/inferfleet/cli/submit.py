@@ -74,6 +74,10 @@ def command(
         list[str] | None,
         typer.Option(metavar="KEY=VALUE", help="Metadata to store with the job; repeatable."),
     ] = None,
+    retrieve: Annotated[
+        str | None,
+        typer.Option(metavar="INDEX", help="Put the nearest passages of an index into the prompt."),
+    ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the answer and print it.")] = False,
     stream: Annotated[bool, typer.Option("--stream", help="Print tokens as they arrive.")] = False,
     as_json: JsonFlag = False,
@@ -93,6 +97,8 @@ def command(
         "idempotency_key": idempotency_key,
         "metadata": parse_metadata(metadata or []),
     }
+    if retrieve is not None:
+        options["retrieve"] = {"index": retrieve}
     if max_tokens is not None:
         options["max_tokens"] = max_tokens
     if temperature is not None:

@@ -15,6 +15,7 @@ from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 from typing_extensions import override
 
+from inferfleet.producer.retrieval.counts import SearchCounts
 from inferfleet.wire.outage import Outage
 
 SECONDS: Final = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
@@ -35,13 +36,13 @@ REFUSALS: Final = frozenset(
     batch_not_cancellable batch_not_found batch_unconfirmed body_timeout body_too_large
     cancelled context_length_exceeded conversation_not_found endpoint_unreachable engine_error expired
     file_not_found file_too_large forbidden_host forbidden_origin gateway_stopping idempotency_conflict
-    internal invalid_api_key invalid_request job_data_lost job_not_found method_not_allowed
+    index_not_found internal invalid_api_key invalid_request job_data_lost job_not_found method_not_allowed
     missing_api_key model_not_found model_unavailable no_storage no_workers not_a_form not_found
     not_json out_of_memory pool_not_allowed pool_not_found previous_response_not_found
     priority_not_allowed publish_unconfirmed queue_full rate_limit_exceeded request_exceeds_limit
-    response_not_found run_conflict run_not_found service_refused service_unreachable session_busy
-    session_conflict session_not_found session_too_large state_conflict storage_unreachable timeout
-    too_late too_many_attempts too_many_batches too_many_endpoints too_many_files too_many_open_requests
+    response_not_found retrieval_failed retrieval_timeout run_conflict run_not_found service_refused
+    service_unreachable session_busy session_conflict session_not_found session_too_large
+    state_conflict storage_unreachable timeout too_late too_many_attempts too_many_batches too_many_endpoints too_many_files too_many_open_requests
     too_many_unfinished_jobs webhook_endpoint_not_found
     """.split()  # noqa: SIM905 - one on each line would take a page
 )
@@ -122,9 +123,10 @@ class GatewayMetrics:
             for of_route in (self._gone, self._starts, self._durations):
                 of_route(*route)
 
-    def watch(self, outages: Mapping[str, Outage]) -> None:
-        """Count the outages of the services, and their duration."""
+    def watch(self, outages: Mapping[str, Outage], searches: SearchCounts) -> None:
+        """Count the outages of the services, and the searches of indexes, and how long these take."""
         self._registry.register(_Outages(outages))
+        self._registry.register(_Searches(searches))
 
     def request_ended(
         self,
@@ -190,3 +192,24 @@ class _Outages(Collector):
             count.add_metric([service], outage.count)
             seconds.add_metric([service], outage.seconds)
         return count, seconds
+
+
+class _Searches(Collector):
+    """Reads the searches of indexes."""
+
+    def __init__(self, searches: SearchCounts) -> None:
+        self._searches = searches
+
+    @override
+    def collect(self) -> Iterable[CounterMetricFamily]:
+        counts = self._searches
+        count = CounterMetricFamily(
+            "inferfleet_gateway_searches", "Searches of indexes that have ended", labels=["outcome"]
+        )
+        count.add_metric(["succeeded"], counts.succeeded)
+        count.add_metric(["failed"], counts.failed)
+        seconds = CounterMetricFamily("inferfleet_gateway_search_seconds", "How long these took in all")
+        seconds.add_metric([], counts.seconds)
+        hits = CounterMetricFamily("inferfleet_gateway_search_hits", "The chunks that they have found")
+        hits.add_metric([], counts.hits)
+        return count, seconds, hits

@@ -81,7 +81,7 @@ async def serving(settings: GatewaySettings) -> AsyncGenerator[int]:
             Files.opened(FileRecords(fleet.pipeline), settings) as files,
             serving_metrics(settings, metrics),
         ):
-            metrics.watch(fleet.outages)
+            metrics.watch(fleet.outages, fleet.searches)
             api = OpenAIApi(
                 fleet,
                 models=Models(

@@ -23,6 +23,8 @@ from inferfleet.producer.pools import Pools
 from inferfleet.producer.positions import Position, Positions, Wait
 from inferfleet.producer.publisher import Publisher
 from inferfleet.producer.reader import Reader
+from inferfleet.producer.retrieval.counts import SearchCounts
+from inferfleet.producer.retrieval.fetching import Fetching
 from inferfleet.producer.retrieval.index import Index
 from inferfleet.producer.sessions import Session
 from inferfleet.producer.start_estimates import StartEstimates
@@ -97,6 +99,12 @@ class Fleet:
         self._pools = Pools(pipeline=pipeline, listing=self._listing, waiting=publisher.waiting)
         estimates = StartEstimates(pipeline)
         self._positions = Positions(pipeline, lanes, estimates)
+        fetching = Fetching(
+            lambda name, tenant: self.index(name, tenant=tenant),
+            pipeline=pipeline,
+            records=records,
+            settings=settings,
+        )
         self.submission = Submission(
             settings=settings,
             pipeline=pipeline,
@@ -105,12 +113,15 @@ class Fleet:
             histories=self._histories,
             publisher=publisher,
             estimates=estimates,
+            fetch_passages=fetching.fetch,
         )
         """Submits jobs that ``make`` has made, without another check, for other packages of inferfleet."""
         self.pipeline = pipeline
         """The connection to Redis, for other packages of inferfleet."""
         self.outages = {"redis": pipeline.outage, "rabbitmq": publisher.outage}
         """The outages of both services, for metrics."""
+        self.searches = SearchCounts()
+        """The searches of indexes, for metrics."""
         self.response_records = ResponseRecords(
             pipeline, queued_ttl_s=settings.queued_ttl_s, result_ttl_s=settings.result_ttl_s
         )
@@ -198,6 +209,7 @@ class Fleet:
             QueueFullError: The pool's queue is full.
             TooLateError: The job would expire before it starts, and ``on_late`` is ``reject``.
             SessionBusyError: The session has an unfinished turn, and ``on_busy`` is ``reject``.
+            RetrievalError: The passages that the job should ``retrieve`` cannot be fetched.
             SessionTooLargeError: The session's history is at its size limit.
             PublishUnconfirmedError: The broker may or may not have the job. Submit it again with the same
                 idempotency key.
@@ -568,7 +580,7 @@ class Fleet:
             RetrievalError: No index may have this name.
 
         """
-        return Index(name, tenant=tenant, jobs=self, pipeline=self.pipeline)
+        return Index(name, tenant=tenant, jobs=self, pipeline=self.pipeline, counts=self.searches)
 
     async def indexes(self, *, tenant: str = DEFAULT_TENANT) -> list[IndexRecord]:
         """Read a tenant's indexes, by name."""

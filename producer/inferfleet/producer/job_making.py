@@ -16,6 +16,7 @@ from inferfleet.schemas.errors import InvalidJobError
 from inferfleet.schemas.job import DEFAULT_TENANT, MAX_SESSION_ID_CHARS, Job, OnBusy, OnLate, Priority
 from inferfleet.schemas.json_values import plain_json
 from inferfleet.schemas.near_match import did_you_mean
+from inferfleet.schemas.passages import Retrieve, question_in
 from inferfleet.schemas.request import check_request, job_error
 from inferfleet.schemas.request_members import warn_of_misspelt_members
 
@@ -50,6 +51,7 @@ class JobOptions(TypedDict, total=False):
     on_busy: OnBusy | str
     instructions: str | None
     state_patch: dict[str, Any] | None
+    retrieve: Mapping[str, Any] | Retrieve | None
     stream: bool
     expires_at: datetime | None
     on_late: OnLate | str
@@ -99,6 +101,8 @@ def make_job(
     else:
         endpoint = _endpoint(options.get("endpoint", Endpoint.CHAT))
         fields |= {**options, "endpoint": endpoint, "body": _body(work, endpoint)}
+    if isinstance(retrieve := fields.get("retrieve"), Mapping):
+        _check_names(cast("Mapping[str, Any]", retrieve))
     tenant, session_id = fields.get("tenant", DEFAULT_TENANT), fields.get("session_id")
     # Anything else is refused with the job.
     if isinstance(tenant, str) and isinstance(session_id, str) and tenant != DEFAULT_TENANT:
@@ -117,6 +121,11 @@ def make_job(
         raise InvalidJobError(problem)
     if job.on_late is OnLate.REJECT and job.expires_at is None:
         raise InvalidJobError("on_late: only a job with expires_at can be late; set that, too")
+    if job.retrieve is not None:
+        if job.endpoint is not Endpoint.CHAT:
+            raise InvalidJobError(f"retrieve: only {Endpoint.CHAT} takes passages, not {job.endpoint}")
+        if question_in(job.body) is None:
+            raise InvalidJobError("retrieve: the last message must be one of the role user, with a text")
     if job.instructions:
         if job.session_id is None:
             raise InvalidJobError(
@@ -199,6 +208,15 @@ def _make_plain(fields: dict[str, Any]) -> dict[str, int]:
             with suppress(OverflowError):
                 fields[name] = moment.astimezone(UTC)
     return sizes
+
+
+def _check_names(retrieve: Mapping[str, Any]) -> None:
+    """Refuse misspelt members, which would be ignored."""
+    for name in retrieve.keys() - Retrieve.model_fields.keys():
+        raise InvalidJobError(
+            f"retrieve.{name[:64]}: is not a member{did_you_mean(name[:64], Retrieve.model_fields)}; there "
+            f"are {', '.join(Retrieve.model_fields)}"
+        )
 
 
 def _set_trace(fields: dict[str, Any], options: JobOptions) -> None:

@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import nullcontext, suppress
 from enum import Enum, auto
 from functools import partial
@@ -79,8 +79,10 @@ class Submission:
         histories: SessionHistories,
         publisher: Publisher,
         estimates: StartEstimates,
+        fetch_passages: Callable[[Job], Awaitable[Job]],
     ) -> None:
         self._estimates = estimates
+        self._fetch_passages = fetch_passages
         self._settings = settings
         self._pipeline = pipeline
         self.routing = Routing(pipeline)
@@ -111,7 +113,7 @@ class Submission:
 
     async def _accept(self, job: Job) -> Job:
         call = f"{self._name}:{next(self._calls)}"
-        job = await self.routing.route(job)
+        job = await self.routing.route(await self._fetch_passages(job))
         claimed, body, recorded = await self._claim_and_record(job, call)
         if recorded.may_lack_message:
             # A second message does no harm: the fence lets one of them run.

@@ -1,9 +1,9 @@
-"""Traces submissions, if the program traces with OpenTelemetry: with its provider, by the API alone."""
+"""Traces submissions and searches, if the program traces with OpenTelemetry: by the API alone."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import version
@@ -16,7 +16,8 @@ from inferfleet.schemas.names import job_queue
 from inferfleet.schemas.trace import MAX_TRACESTATE_CHARS, trace_id, valid_trace
 
 if TYPE_CHECKING:
-    from opentelemetry.trace import Tracer
+    from opentelemetry.context import Context
+    from opentelemetry.trace import Span, SpanKind, Tracer
 
 
 def current_trace() -> dict[str, str]:
@@ -47,34 +48,69 @@ def sending(jobs: Sequence[Job]) -> Generator[Sequence[Job]]:
 
     The span is a child of the trace of the jobs. Jobs of several traces stay in theirs.
     """
-    if "opentelemetry.trace" not in sys.modules or not jobs:
+    if not jobs or not _traces():
         yield jobs
         return
-    from opentelemetry.trace import ProxyTracerProvider, SpanKind, StatusCode, get_tracer_provider
+    from opentelemetry.trace import SpanKind
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-    if isinstance(get_tracer_provider(), ProxyTracerProvider):
-        # The program has no provider of its own. (redis-py imports OpenTelemetry wherever it is installed.)
-        yield jobs
-        return
     first = jobs[0]
     together = all((job.traceparent, job.tracestate) == (first.traceparent, first.tracestate) for job in jobs)
     context = None
     if together and first.traceparent is not None:
         context = TraceContextTextMapPropagator().extract(trace_headers(first))
     name, attributes = _described(jobs)
+    with _span(name, kind=SpanKind.PRODUCER, attributes=attributes, context=context):
+        trace = current_trace()
+        yield [job.model_copy(update=trace) for job in jobs] if together and trace else jobs
+
+
+@contextmanager
+def searching(index: str, *, tenant: str) -> Generator[Callable[[int], None]]:
+    """Search an index in the block, in a span of its own. Call what it yields with the number of hits."""
+    if not _traces():
+        yield lambda _: None
+        return
+    from opentelemetry.trace import SpanKind
+
+    attributes = {
+        span_names.OPERATION_NAME: span_names.RETRIEVAL,
+        span_names.DATA_SOURCE_ID: index,
+        span_names.TENANT: tenant,
+    }
+    with _span(f"{span_names.RETRIEVAL} {index}", kind=SpanKind.CLIENT, attributes=attributes) as span:
+        yield lambda hits: span.set_attribute(span_names.HITS, hits)
+
+
+def _traces() -> bool:
+    """Return whether the program has a provider of its own.
+
+    redis-py imports OpenTelemetry wherever it is installed.
+    """
+    if "opentelemetry.trace" not in sys.modules:
+        return False
+    from opentelemetry.trace import ProxyTracerProvider, get_tracer_provider
+
+    return not isinstance(get_tracer_provider(), ProxyTracerProvider)
+
+
+@contextmanager
+def _span(
+    name: str, *, kind: SpanKind, attributes: Mapping[str, Any], context: Context | None = None
+) -> Generator[Span]:
+    from opentelemetry.trace import StatusCode
+
     with _tracer().start_as_current_span(
         name,
         context=context,
-        kind=SpanKind.PRODUCER,
+        kind=kind,
         attributes=attributes,
         # The message of an error may quote a prompt.
         record_exception=False,
         set_status_on_exception=False,
     ) as span:
         try:
-            trace = current_trace()
-            yield [job.model_copy(update=trace) for job in jobs] if together and trace else jobs
+            yield span
         except Exception as error:
             span.set_attribute(span_names.ERROR_TYPE, type(error).__name__)
             span.set_status(StatusCode.ERROR)

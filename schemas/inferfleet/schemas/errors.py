@@ -22,7 +22,8 @@ InferfleetError
 ├── RunError                   a run of an agent does not allow what was asked
 │   └── RunNotFoundError           no record of the run
 ├── RetrievalError             an index of documents does not allow what was asked
-│   └── UnknownIndexError          the tenant has no index of that name
+│   ├── UnknownIndexError          the tenant has no index of that name
+│   └── EmbeddingTimeoutError      a pool has not embedded a question in time
 ├── AnswerRestartedError       the answer restarts; the text that was read is void
 ├── BatchError                 the files of a batch do not allow what was asked
 │   └── BatchOutputError           a file of a batch cannot be written
@@ -227,6 +228,16 @@ class UnknownIndexError(RetrievalError):
         )
         self.name = name
         self.tenant = tenant
+
+
+class EmbeddingTimeoutError(RetrievalError, TimeoutError):
+    """A pool has not embedded a question in time."""
+
+    def __init__(self, pool: str, *, timeout_s: float) -> None:
+        super().__init__(
+            f"pool {pool!r} has not embedded the question within {timeout_s:g} s: does it have a worker, and "
+            "is that not too busy?"
+        )
 
 
 class AnswerRestartedError(InferfleetError):

@@ -10,6 +10,7 @@ import uuid_utils
 from pydantic import AwareDatetime, Field
 
 from inferfleet.schemas.endpoints import Endpoint
+from inferfleet.schemas.passages import Passage, Retrieve
 from inferfleet.schemas.trace import TraceParent, TraceState
 from inferfleet.schemas.wire_model import WireModel
 
@@ -99,7 +100,8 @@ class Job(WireModel):
     the history. ``traceparent`` and ``tracestate`` are the W3C Trace Context of the submission; they stay
     with the job, whoever publishes it again. ``submitted_to`` is the pool that the submitter asked for, if a
     rollout has put the job into another one. ``on_busy`` and ``on_late`` are for submitters: workers ignore
-    them.
+    them. ``retrieve`` says what the submitter looks for in an index. The ``passages`` that it has found are
+    in the prompt, in front of the last message, and not in the session.
     """
 
     id: JobId = Field(default_factory=new_job_id)
@@ -112,6 +114,8 @@ class Job(WireModel):
     on_busy: OnBusy = OnBusy.ENQUEUE
     instructions: str | None = None
     state_patch: dict[str, Any] | None = None
+    retrieve: Retrieve | None = None
+    passages: Annotated[tuple[Passage, ...], Field(max_length=100)] | None = None
     stream: bool = False
     expires_at: Moment | None = None
     on_late: OnLate = OnLate.ACCEPT

@@ -10,6 +10,7 @@ from inferfleet.schemas.endpoints import text_of_response
 from inferfleet.schemas.errors import JobFailedError
 from inferfleet.schemas.failures import Failure
 from inferfleet.schemas.job import DEFAULT_TENANT, JobId, JobState, PoolName
+from inferfleet.schemas.passages import Citation
 from inferfleet.schemas.wire_model import WireModel
 
 Seconds = Annotated[float, Field(ge=0)]
@@ -48,7 +49,8 @@ class Result(WireModel):
     ``response`` is the endpoint's response body if the job succeeded. If the job was cut short (cancelled,
     timed out, failed, given up), it is the partial answer that was streamed, each choice with the
     ``finish_reason`` ``abort``; it is ``None`` if there was no token. ``model_identity`` is the short hash of
-    the model that generated the whole answer.
+    the model that generated the whole answer. ``citations`` are the passages of documents that were in the
+    prompt, in their order.
     """
 
     job_id: JobId
@@ -60,6 +62,7 @@ class Result(WireModel):
     worker_id: str | None = None
     model_identity: str | None = None
     attempts: Count = 0
+    citations: tuple[Citation, ...] = ()
 
     @property
     def text(self) -> str:

@@ -7,30 +7,15 @@ from typing import Annotated, Any, Final
 
 from pydantic import AwareDatetime, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
+from inferfleet.schemas.conditions import Condition, Metadata, Where
 from inferfleet.schemas.errors import RetrievalError
 from inferfleet.schemas.job import DEFAULT_TENANT, PoolName
-from inferfleet.schemas.limits import MOST
+from inferfleet.schemas.passages import IndexName
 from inferfleet.schemas.problems import describe
 from inferfleet.schemas.wire_model import WireModel
 
 MAX_TEXT_CHARS: Final = 32 * 1024 * 1024
 MAX_HITS: Final = 1000
-MAX_QUESTION_CHARS: Final = 8000
-
-IndexName = PoolName
-"""Spelt like the name of a pool."""
-
-Number = (
-    Annotated[int, Field(ge=-MOST, le=MOST, strict=True)]
-    | Annotated[float, Field(ge=-MOST, le=MOST, strict=True)]
-)
-Word = Annotated[str, Field(max_length=512)]
-Value = bool | Number | Word
-"""What a document can be searched by."""
-
-Key = Annotated[str, Field(min_length=1, max_length=128)]
-
-Metadata = Annotated[dict[Key, Value | Annotated[list[Word], Field(max_length=64)]], Field(max_length=32)]
 
 
 class Document(WireModel):
@@ -112,28 +97,6 @@ class Added(WireModel):
     embedded: int = 0
     removed: int = 0
 
-
-class Span(WireModel):
-    """Numbers between bounds."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    gt: Number | None = None
-    gte: Number | None = None
-    lt: Number | None = None
-    lte: Number | None = None
-
-    @model_validator(mode="after")
-    def _has_a_bound(self) -> Span:
-        if not self.model_fields_set:
-            raise ValueError("give at least one of gt, gte, lt and lte")
-        return self
-
-
-Condition = Value | Annotated[list[Value], Field(min_length=1, max_length=64)] | Span
-"""A value that the metadata has, several of which it has one, or bounds of a number."""
-
-Where = Annotated[dict[Key, Condition], Field(max_length=16)]
 
 _WHERE: Final[TypeAdapter[dict[str, Condition]]] = TypeAdapter(
     Where, config=ConfigDict(hide_input_in_errors=True, allow_inf_nan=False)

@@ -27,6 +27,8 @@ HYDRATE: Final = "hydrate"
 PREFILL: Final = "prefill"
 DECODE: Final = "decode"
 COMMIT: Final = "commit"
+RETRIEVAL: Final = "retrieval"
+"""Followed by the index."""
 WEBHOOK: Final = "webhook"
 
 # Of any span
@@ -40,6 +42,7 @@ SERVER_ADDRESS: Final = "server.address"
 
 # GenAI
 
+DATA_SOURCE_ID: Final = "gen_ai.data_source.id"
 CONVERSATION_ID: Final = "gen_ai.conversation.id"
 OPERATION_NAME: Final = "gen_ai.operation.name"
 PROVIDER_NAME: Final = "gen_ai.provider.name"
@@ -94,6 +97,7 @@ TENANT: Final = "inferfleet.tenant"
 WORKER_ID: Final = "inferfleet.worker.id"
 RESUMED_FROM: Final = "inferfleet.resumed_from"
 """After how many tokens of earlier attempts an attempt has resumed the answer."""
+HITS: Final = "inferfleet.retrieval.hits"
 JOB_STATE: Final = "inferfleet.job.state"
 """The state in which an attempt has left its job."""
 WEBHOOK_EVENT: Final = "inferfleet.webhook.event"

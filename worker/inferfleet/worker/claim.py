@@ -162,6 +162,9 @@ def _problem(job: Job, engine: Engine) -> Failure | None:
         check_request(job.endpoint, job.body, max_body_bytes=MAX_BODY_BYTES)
     except InvalidJobError as error:
         return Failure(code=FailureCode.INVALID_REQUEST, message=str(error)[:4096])
+    if job.retrieve is not None and job.passages is None:
+        message = "retrieve: the submitter fetches the passages, and has not: use a client or a gateway"
+        return Failure(code=FailureCode.INVALID_REQUEST, message=message)
     if job.endpoint not in engine.endpoints:
         message = not_answered(job.endpoint, model=engine.model, answers=engine.endpoints)
         return Failure(code=FailureCode.INVALID_REQUEST, message=message)

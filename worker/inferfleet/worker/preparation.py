@@ -6,6 +6,7 @@ import time
 from dataclasses import replace
 
 from inferfleet.schemas.journal import RestartReason
+from inferfleet.schemas.message import read_job
 from inferfleet.schemas.settings import WorkerSettings
 from inferfleet.wire.redis.attempts import Started, StartStatus, WriteStatus
 from inferfleet.wire.redis.journal_lines import generated, head_of
@@ -52,6 +53,7 @@ class Preparation:
 
     async def prepare(self, run: JobRun, started: Started, generation: Generation) -> Generation | Outcome:
         """Return the generation that resumes the answer where the last attempt stopped."""
+        await self._recall_passages(run)
         restart = started.restart
         if started.tokens and restart is None:
             chunks = await self._records.whole_answer(run.job.id, tokens=started.tokens)
@@ -104,6 +106,14 @@ class Preparation:
         self._hooks.on_waste(run, tokens_wasted, reason)
         # The session needs the new fence.
         return await self._turns.begin(run)
+
+    async def _recall_passages(self, run: JobRun) -> None:
+        """Give the run the passages with which its job was recorded.
+
+        Callers that submit a job at the same time may find others, and each publishes its own message.
+        """
+        if run.job.retrieve is not None and (request := await self._records.request(run.job.id)) is not None:
+            run.job = run.job.model_copy(update={"passages": read_job(request).passages})
 
     async def recall(self, run: JobRun, started: Started) -> None:
         """Read the tokens of an answer that will not be resumed, for its result."""

@@ -310,6 +310,7 @@ class Settlement:
             worker_id=self._settings.worker_id,
             model_identity=run.model_identity,
             attempts=run.charged,
+            citations=tuple(passage.citation for passage in run.job.passages or ()),
         )
 
 

@@ -14,6 +14,7 @@ from inferfleet.schemas.endpoints import session_problem
 from inferfleet.schemas.errors import SessionError
 from inferfleet.schemas.journal import TokenChunk
 from inferfleet.schemas.merge_patch import merge_patch
+from inferfleet.schemas.passages import with_passages
 from inferfleet.schemas.session import (
     Turn,
     estimated_tokens,
@@ -49,8 +50,9 @@ class Turns:
     async def begin(self, run: JobRun) -> Prompt | Outcome:
         """Begin an attempt. Return its prompt, or another outcome."""
         job = run.job
+        body = with_passages(job.body, job.passages) if job.passages else job.body
         if job.session_id is None:
-            return Prompt(job.body)
+            return Prompt(body)
         if problem := session_problem(job.endpoint):
             return _invalid(problem)
         begun = await self._histories.begin(job, fence=run.fence, witness=run.delivery.witness)
@@ -72,12 +74,12 @@ class Turns:
                 assert_never(begun.status)
         turns = await self._histories.turns(job.session_id, max_tokens=begun.max_history_tokens)
         run.previous_turn = turns[-1].job_id if turns else None
-        messages: list[dict[str, Any]] = job.body["messages"]
+        messages: list[dict[str, Any]] = body["messages"]
         past = history(turns, max_tokens=begun.max_history_tokens, new_messages=messages)
         run.history_tokens = past.tokens
         if problem := tool_problem(past.messages, messages):
             return _invalid(problem)
-        return Prompt({**job.body, "messages": [*_instructions(job), *past.messages, *messages]})
+        return Prompt({**body, "messages": [*_instructions(job), *past.messages, *messages]})
 
     async def unless_answered(self, run: JobRun, refusal: Finish | GiveUp) -> Outcome:
         """End a job that may not run again. It has succeeded nevertheless if its turn is in the history."""
@@ -108,7 +110,7 @@ class Turns:
         tokens = (
             estimated_tokens(job.body["messages"]) + completion.usage.completion_tokens
             if interrupted
-            else completion.usage.total_tokens - run.history_tokens - estimated_tokens(_instructions(job))
+            else completion.usage.total_tokens - run.history_tokens - _passing_tokens(job)
         )
         turn = Turn(
             job_id=job.id,
@@ -152,6 +154,12 @@ class Turns:
 def _instructions(job: Job) -> list[dict[str, Any]]:
     """Return the messages of a prompt that do not join the history."""
     return [{"role": "system", "content": job.instructions}] if job.instructions else []
+
+
+def _passing_tokens(job: Job) -> int:
+    """Estimate the tokens of a prompt that do not join the history: instructions, and passages."""
+    passages = [passage.model_dump() for passage in job.passages or ()]
+    return estimated_tokens([*_instructions(job), *passages])
 
 
 def _invalid(message: str) -> Finish:

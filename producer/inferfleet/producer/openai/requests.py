@@ -58,6 +58,7 @@ OPTIONS: Final = (
     "on_late",
     "pool",
     "priority",
+    "retrieve",
     "session_id",
     "state_patch",
     "timeout_s",

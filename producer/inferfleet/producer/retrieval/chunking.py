@@ -1,7 +1,6 @@
 """Cuts a text into overlapping chunks, where a reader would: at paragraphs, lines, sentences, words.
 
-Takes time in proportion to the text, whatever is in it. (Known libraries compare all ways to cut a text, and
-take minutes for two megabytes without a space.)
+Takes time in proportion to the text, whatever is in it.
 """
 
 from __future__ import annotations

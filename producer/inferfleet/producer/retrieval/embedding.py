@@ -15,6 +15,7 @@ from inferfleet.producer.job_making import JobOptions
 from inferfleet.producer.window import Window
 from inferfleet.schemas.endpoints import Endpoint
 from inferfleet.schemas.errors import (
+    EmbeddingTimeoutError,
     InferfleetError,
     JobDataLostError,
     QueueFullError,
@@ -89,8 +90,8 @@ class Embedder:
         """Embed a question ahead of chunks.
 
         Raises:
-            RetrievalError: The pool has not embedded it within ``timeout_s``, it is too long, or there is no
-                vector in the answer.
+            EmbeddingTimeoutError: The pool has not embedded it within ``timeout_s``.
+            RetrievalError: It is too long, or there is no vector in the answer.
             JobFailedError: The pool cannot embed it.
             InferfleetError: What ``Fleet.submit`` raises.
 
@@ -104,10 +105,7 @@ class Embedder:
                 await self._jobs.cancel(job)
             result = None
         if result is None or result.state is JobState.EXPIRED:
-            raise RetrievalError(
-                f"pool {self._pool!r} has not embedded the question within {timeout_s:g} s: does it have a "
-                "worker, and is that not too busy?"
-            )
+            raise EmbeddingTimeoutError(self._pool, timeout_s=timeout_s)
         self._check_length(result)
         embedding, (vector,) = _vectors(result.raise_for_state(), self._pool, 1)
         return embedding, vector

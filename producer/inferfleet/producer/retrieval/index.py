@@ -8,15 +8,16 @@ from typing import Any, Final
 from pydantic import TypeAdapter, ValidationError
 
 from inferfleet.producer.retrieval.adding import Adding
+from inferfleet.producer.retrieval.counts import SearchCounts
 from inferfleet.producer.retrieval.embedding import Embedder, Jobs
+from inferfleet.producer.tracing import searching
 from inferfleet.schemas.errors import RetrievalError
+from inferfleet.schemas.passages import MAX_QUESTION_CHARS, IndexName
 from inferfleet.schemas.retrieval import (
     MAX_HITS,
-    MAX_QUESTION_CHARS,
     Added,
     Document,
     Hit,
-    IndexName,
     IndexRecord,
     check_options,
     check_where,
@@ -32,7 +33,9 @@ _NAME: Final[TypeAdapter[str]] = TypeAdapter(IndexName)
 class Index:
     """A handle on one index of one tenant. What other tenants have in theirs is never found in it."""
 
-    def __init__(self, name: str, *, tenant: str, jobs: Jobs, pipeline: CommandPipeline) -> None:
+    def __init__(
+        self, name: str, *, tenant: str, jobs: Jobs, pipeline: CommandPipeline, counts: SearchCounts
+    ) -> None:
         try:
             self.name = _NAME.validate_python(name)
         except ValidationError:
@@ -43,6 +46,7 @@ class Index:
         self.tenant = tenant
         self._jobs = jobs
         self._pipeline = pipeline
+        self._counts = counts
         self._store = IndexStore(pipeline, name=name, tenant=tenant)
 
     async def create(self, *, pool: str, chunk_chars: int = 1000, overlap_chars: int = 100) -> None:
@@ -104,8 +108,8 @@ class Index:
 
         Raises:
             UnknownIndexError: There is no such index.
-            RetrievalError: An argument is invalid, the pool has not embedded the question within
-                ``timeout_s``, or its model is not that of the index.
+            EmbeddingTimeoutError: The pool has not embedded the question within ``timeout_s``.
+            RetrievalError: An argument is invalid, or the model of the pool is not that of the index.
             JobFailedError: The pool cannot embed the question.
             InferfleetError: What ``Fleet.submit`` and ``Fleet.wait`` raise.
 
@@ -120,11 +124,15 @@ class Index:
         record = await self._store.read()
         if record.embedding is None:
             return []
-        embedding, vector = await self._embedder(record).embed_question(text, timeout_s=timeout_s)
-        if embedding != record.embedding:
-            raise another_model(self.name, record.embedding, embedding)
-        hits = await self._store.search(vector, k=k, where=conditions)
-        return [hit for hit in hits if hit.score >= min_score]
+        with self._counts.counting(), searching(self.name, tenant=self.tenant) as found:
+            embedding, vector = await self._embedder(record).embed_question(text, timeout_s=timeout_s)
+            if embedding != record.embedding:
+                raise another_model(self.name, record.embedding, embedding)
+            hits = await self._store.search(vector, k=k, where=conditions)
+            hits = [hit for hit in hits if hit.score >= min_score]
+            found(len(hits))
+        self._counts.hits += len(hits)
+        return hits
 
     async def remove(self, document: str) -> bool:
         """Remove the document with this id. Return whether it was there.

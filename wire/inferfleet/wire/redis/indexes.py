@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import orjson
 
+from inferfleet.schemas.conditions import Condition
 from inferfleet.schemas.errors import (
     ConfigurationError,
     RetrievalError,
@@ -29,7 +30,7 @@ from inferfleet.schemas.names import (
     index_vectors_key,
     tenant_indexes_key,
 )
-from inferfleet.schemas.retrieval import Condition, Document, Embedding, Hit, IndexOptions, IndexRecord
+from inferfleet.schemas.retrieval import Document, Embedding, Hit, IndexOptions, IndexRecord
 from inferfleet.wire.redis import index_scripts
 from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.redis.vector_filters import attributes, expression

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import orjson
 
-from inferfleet.schemas.retrieval import Condition, Span
+from inferfleet.schemas.conditions import Condition, Span
 
 _LONGEST_NUMBER: Final = 250
 """A longer one is a syntax error for Redis. Digits this far behind the point do not matter."""
