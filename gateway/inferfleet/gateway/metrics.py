@@ -33,17 +33,17 @@ OTHER: Final = "other"
 
 REFUSALS: Final = frozenset(
     """
-    batch_not_cancellable batch_not_found batch_unconfirmed body_timeout body_too_large
-    cancelled context_length_exceeded conversation_not_found endpoint_unreachable engine_error expired
+    batch_not_cancellable batch_not_found batch_unconfirmed body_timeout body_too_large cancelled
+    context_length_exceeded conversation_not_found endpoint_unreachable engine_error expired
     file_not_found file_too_large forbidden_host forbidden_origin gateway_stopping idempotency_conflict
-    index_not_found internal invalid_api_key invalid_request job_data_lost job_not_found method_not_allowed
-    missing_api_key model_not_found model_unavailable no_storage no_workers not_a_form not_found
-    not_json out_of_memory pool_not_allowed pool_not_found previous_response_not_found
+    index_not_found internal invalid_api_key invalid_request job_data_lost job_not_found
+    method_not_allowed missing_api_key model_not_found model_unavailable no_storage no_workers not_a_form
+    not_found not_json out_of_memory pool_not_allowed pool_not_found previous_response_not_found
     priority_not_allowed publish_unconfirmed queue_full rate_limit_exceeded request_exceeds_limit
     response_not_found retrieval_failed retrieval_timeout run_conflict run_not_found service_refused
-    service_unreachable session_busy session_conflict session_not_found session_too_large
-    state_conflict storage_unreachable timeout too_late too_many_attempts too_many_batches too_many_endpoints too_many_files too_many_open_requests
-    too_many_unfinished_jobs webhook_endpoint_not_found
+    service_unreachable session_busy session_conflict session_not_found session_too_large state_conflict
+    storage_unreachable timeout too_late too_many_attempts too_many_batches too_many_endpoints
+    too_many_files too_many_open_requests too_many_unfinished_jobs webhook_endpoint_not_found
     """.split()  # noqa: SIM905 - one on each line would take a page
 )
 """The codes of refusals, which the guide explains."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import httpx2
@@ -16,6 +15,7 @@ from tests.integration.conftest import (
     StartGateway,
     StartWorker,
     chat,
+    eventually,
     slow_chat,
 )
 from tests.integration.test_gateway_metrics import Metrics
@@ -24,7 +24,7 @@ from tests.integration.tracing.test_send_spans import provider as provider
 from tests.integration.tracing.test_send_spans import spans as spans
 
 from inferfleet.producer import Fleet, Index
-from inferfleet.schemas import Endpoint, Job, JobState
+from inferfleet.schemas import Endpoint, Job
 from inferfleet.schemas.errors import (
     EmbeddingTimeoutError,
     RetrievalError,
@@ -151,11 +151,16 @@ async def test_a_foreign_job_without_its_passages_fails_and_says_why(
     await start_worker()
     job = Job(pool=pool, body=chat(), retrieve=Retrieve(index="docs"))
     await foreign.publish(message_body(job), message_id=job.id)
-    async with asyncio.timeout(PATIENCE_S):
-        while (record := (await fleet.get_many([job.id]))[job.id]) is None or record.result is None:
-            await asyncio.sleep(0.01)
-    assert (record.state, record.result.error and record.result.error.message) == (
-        JobState.FAILED,
+
+    async def ended() -> bool:
+        record = (await fleet.get_many([job.id]))[job.id]
+        return record is not None and record.state.terminal
+
+    await eventually(ended)
+    failure = (await fleet.wait(job)).error
+    assert failure is not None
+    assert (failure.code, failure.message) == (
+        "invalid_request",
         "retrieve: the submitter fetches the passages, and has not: use a client or a gateway",
     )
 

@@ -13,7 +13,7 @@ from tests.integration.own_redis.conftest import as_user
 
 from inferfleet.agents import ToolContext, search_tool
 from inferfleet.local.services import Services
-from inferfleet.producer import Fleet, Index
+from inferfleet.producer import Fleet, Index, JobFilter
 from inferfleet.schemas.errors import RetrievalError, UnknownIndexError
 
 RIGHTS = Path(__file__).parents[3] / "docs" / "reference" / "redis.md"
@@ -155,9 +155,7 @@ async def test_a_search_does_not_wait_for_a_pool_without_a_worker(
     await worker.stop()
     with pytest.raises(RetrievalError, match=f"pool '{pool}' has not embedded the question within 0.1 s"):
         await index.search("text", timeout_s=0.1)
-    assert [job async for job in fleet.list_jobs()] == [] or all(
-        [job.cancel_requested async for job in fleet.list_jobs()]
-    )
+    assert [job async for job in fleet.list_jobs(JobFilter(pool=pool))] == [], "it was cancelled"
 
 
 async def test_the_rights_on_the_page_are_enough(
