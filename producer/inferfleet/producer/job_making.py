@@ -16,7 +16,7 @@ from inferfleet.schemas.errors import InvalidJobError
 from inferfleet.schemas.job import DEFAULT_TENANT, MAX_SESSION_ID_CHARS, Job, OnBusy, OnLate, Priority
 from inferfleet.schemas.json_values import plain_json
 from inferfleet.schemas.near_match import did_you_mean
-from inferfleet.schemas.passages import Retrieve, question_in
+from inferfleet.schemas.passages import Retrieve, passages_problem
 from inferfleet.schemas.request import check_request, job_error
 from inferfleet.schemas.request_members import warn_of_misspelt_members
 
@@ -121,11 +121,6 @@ def make_job(
         raise InvalidJobError(problem)
     if job.on_late is OnLate.REJECT and job.expires_at is None:
         raise InvalidJobError("on_late: only a job with expires_at can be late; set that, too")
-    if job.retrieve is not None:
-        if job.endpoint is not Endpoint.CHAT:
-            raise InvalidJobError(f"retrieve: only {Endpoint.CHAT} takes passages, not {job.endpoint}")
-        if question_in(job.body) is None:
-            raise InvalidJobError("retrieve: the last message must be one of the role user, with a text")
     if job.instructions:
         if job.session_id is None:
             raise InvalidJobError(
@@ -133,6 +128,8 @@ def make_job(
             )
         sizes["instructions"] = len(job.instructions.encode())
     check_request(job.endpoint, job.body, max_body_bytes=max_body_bytes, size=sizes["body"])
+    if job.retrieve is not None and (problem := passages_problem(job.endpoint, job.body)):
+        raise InvalidJobError(problem)
     if len(sizes) > 1 and (size := sum(sizes.values())) > max_body_bytes:
         raise InvalidJobError(
             f"{', '.join(sizes)} are {size:,} bytes together; the limit is {max_body_bytes:,} "

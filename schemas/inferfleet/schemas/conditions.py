@@ -22,7 +22,7 @@ Key = Annotated[str, Field(min_length=1, max_length=128)]
 Metadata = Annotated[dict[Key, Value | Annotated[list[Word], Field(max_length=64)]], Field(max_length=32)]
 
 
-class Span(WireModel):
+class Bounds(WireModel):
     """Numbers between bounds."""
 
     model_config = ConfigDict(extra="forbid")
@@ -33,13 +33,13 @@ class Span(WireModel):
     lte: Number | None = None
 
     @model_validator(mode="after")
-    def _has_a_bound(self) -> Span:
+    def _has_a_bound(self) -> Bounds:
         if not self.model_fields_set:
             raise ValueError("give at least one of gt, gte, lt and lte")
         return self
 
 
-Condition = Value | Annotated[list[Value], Field(min_length=1, max_length=64)] | Span
+Condition = Value | Annotated[list[Value], Field(min_length=1, max_length=64)] | Bounds
 """A value that the metadata has, several of which it has one, or bounds of a number."""
 
 Where = Annotated[dict[Key, Condition], Field(max_length=16)]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, cast
 
 from pydantic import Field
 
 from inferfleet.schemas.conditions import Where
+from inferfleet.schemas.endpoints import Endpoint
 from inferfleet.schemas.wire_model import WireModel
 
 MAX_QUESTION_CHARS: Final = 8000
@@ -55,13 +56,23 @@ class Passage(Citation):
         return Citation(document=self.document, chunk=self.chunk, score=self.score)
 
 
+def passages_problem(endpoint: Endpoint, body: Mapping[str, Any]) -> str | None:
+    """Say why a valid request cannot have passages in its prompt; ``None`` if it can."""
+    if endpoint is not Endpoint.CHAT:
+        return f"retrieve: only {Endpoint.CHAT} takes passages, not {endpoint}"
+    if question_in(body) is None:
+        return "retrieve: the last message must be one of the role user, with a text"
+    return None
+
+
 def question_in(body: Mapping[str, Any]) -> str | None:
     """Return the text of the last message of a chat; ``None`` if it is not a user's, or has none."""
     match body.get("messages"):
         case [*_, {"role": "user", "content": str(text)}]:
             pass
         case [*_, {"role": "user", "content": [*parts]}]:
-            text = "\n".join(part["text"] for part in parts if isinstance(part, dict) and "text" in part)
+            texts = [part["text"] for part in cast("list[dict[str, Any]]", parts) if "text" in part]
+            text = "\n".join(texts)
         case _:
             return None
     return text if text.strip() else None

@@ -11,6 +11,7 @@ from typing import assert_never
 from inferfleet.schemas import Failure, FailureCode, Job, JobState
 from inferfleet.schemas.endpoints import not_answered
 from inferfleet.schemas.errors import InvalidJobError
+from inferfleet.schemas.passages import passages_problem
 from inferfleet.schemas.request import check_request
 from inferfleet.schemas.settings import WorkerSettings
 from inferfleet.wire.redis.attempts import Started, StartStatus
@@ -165,6 +166,8 @@ def _problem(job: Job, engine: Engine) -> Failure | None:
     if job.retrieve is not None and job.passages is None:
         message = "retrieve: the submitter fetches the passages, and has not: use a client or a gateway"
         return Failure(code=FailureCode.INVALID_REQUEST, message=message)
+    if job.passages and (problem := passages_problem(job.endpoint, job.body)):
+        return Failure(code=FailureCode.INVALID_REQUEST, message=problem)
     if job.endpoint not in engine.endpoints:
         message = not_answered(job.endpoint, model=engine.model, answers=engine.endpoints)
         return Failure(code=FailureCode.INVALID_REQUEST, message=message)

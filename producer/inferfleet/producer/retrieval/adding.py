@@ -56,6 +56,8 @@ class Adding:
         try:
             async with asyncio.TaskGroup() as group, aclosing(self._batches(documents)) as batches:
                 async for batch in batches:
+                    # Other tasks have their turn, however many chunks are stored already.
+                    await asyncio.sleep(0)
                     if new := [chunk for chunk in batch if not chunk.stored]:
                         await places.acquire()
                         task = group.create_task(self._embed(new, window))

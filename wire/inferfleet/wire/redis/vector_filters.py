@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import orjson
 
-from inferfleet.schemas.conditions import Condition, Span
+from inferfleet.schemas.conditions import Bounds, Condition
 
 _LONGEST_NUMBER: Final = 250
 """A longer one is a syntax error for Redis. Digits this far behind the point do not matter."""
@@ -44,11 +44,10 @@ def _stored(key: str, value: Any) -> tuple[str, float | list[str]]:
 
 def _condition(key: str, wanted: Condition) -> str:
     match wanted:
-        case Span():
-            bounds = wanted.model_dump(exclude_none=True)
+        case Bounds():
             return " and ".join(
                 f".{_number_of(key)} {_COMPARISONS[bound]} {_number(value)}"
-                for bound, value in bounds.items()
+                for bound, value in wanted.model_dump(exclude_none=True).items()
             )
         case list():
             return " or ".join(_equal(key, value) for value in wanted)
