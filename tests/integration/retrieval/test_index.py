@@ -133,6 +133,20 @@ async def test_a_document_is_replaced_and_removed_by_its_id(
         await index.add([{"id": "e", "text": "e"}, {"id": "e", "text": "f"}])
 
 
+async def test_what_was_embedded_long_ago_is_embedded_again(
+    index: Index, pool: str, start_worker: StartWorker, store: aioredis.Redis
+) -> None:
+    await start_worker()
+    await index.create(pool=pool)
+    for lost in (("result",), ("result", "record")):
+        assert (await index.add([{"id": "d", "text": "text"}])).embedded == 1
+        await index.remove("d")
+        for key in [key async for key in store.scan_iter("inferfleet:job:{????????-*}", count=1000)]:
+            if await store.hget(key, "pool") == pool.encode():
+                await store.delete(key + b":result", *([key] if "record" in lost else []))
+    assert (await index.add([{"id": "d", "text": "text"}])).embedded == 1
+
+
 async def test_another_model_is_refused_by_name(index: Index, pool: str, start_worker: StartWorker) -> None:
     first = await start_worker()
     await index.create(pool=pool)

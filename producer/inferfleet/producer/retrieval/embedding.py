@@ -18,6 +18,7 @@ from inferfleet.schemas.errors import (
     EmbeddingTimeoutError,
     InferfleetError,
     JobDataLostError,
+    JobNotFoundError,
     QueueFullError,
     RetrievalError,
     WaitTimeoutError,
@@ -74,8 +75,10 @@ class Embedder:
             job = await self._submit(asked, window)
             try:
                 result = await self._jobs.wait(job)
-            except JobDataLostError:
-                # It ended long ago, and its result has expired.
+            except (JobDataLostError, JobNotFoundError):
+                if job.id == asked.id:
+                    raise
+                # It ended long ago, and its result or its record has expired.
                 continue
             finally:
                 window.leave()
