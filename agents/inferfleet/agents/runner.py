@@ -283,7 +283,9 @@ class Runner:
 
 
 def _limits(order: RunOrder, agent: Agent | None) -> RunLimits:
-    limits = order.limits or (agent.limits if agent else RunLimits())
+    limits = agent.limits if agent else RunLimits()
+    if order.limits is not None:
+        limits = order.limits.within(limits)
     if order.max_tokens is None:
         return limits
     most = order.max_tokens if limits.max_tokens is None else min(order.max_tokens, limits.max_tokens)

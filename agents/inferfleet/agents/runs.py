@@ -95,7 +95,8 @@ class AgentRuns:
         """Start a run of an agent, by its name, and return its id.
 
         Once this has returned, the run reaches exactly one end. With an idempotency key, the same run is
-        started only once, however often this is called. Without ``traceparent`` it is in the current trace.
+        started only once, however often this is called. ``limits`` can only lower those of the agent: members
+        that are not set are the agent's. Without ``traceparent`` the run is in the current trace.
 
         Raises:
             InvalidJobError: The order is invalid.
@@ -133,12 +134,6 @@ class AgentRuns:
 
         Without ``publish_again`` a run that is there is left to the sweep. Raises the same as ``start``.
         """
-        timeout_s = order.limits.timeout_s if order.limits else 0
-        if timeout_s > self._fleet.settings.queued_ttl_s:
-            raise InvalidJobError(
-                f"timeout_s={timeout_s:g} is more than INFERFLEET_QUEUED_TTL_S="
-                f"{self._fleet.settings.queued_ttl_s}, for which Redis keeps an unfinished run: change one"
-            )
         if len(order.input.encode()) > self._fleet.settings.max_body_bytes:
             raise InvalidJobError(
                 f"the input has {len(order.input.encode()):,} bytes, and INFERFLEET_MAX_BODY_BYTES is "

@@ -8,7 +8,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import Field, TypeAdapter
+from pydantic import Field, TypeAdapter, field_serializer
 
 from inferfleet.schemas.job import DEFAULT_TENANT, JobId, PoolName
 from inferfleet.schemas.limits import LONGEST_S, MOST
@@ -74,6 +74,15 @@ class RunLimits(WireModel):
     timeout_s: Annotated[float, Field(gt=0, le=LONGEST_S)] = 24 * 3600.0
     max_repeats: Annotated[int, Field(ge=1, le=1000)] = 3
 
+    def within(self, others: RunLimits) -> RunLimits:
+        """Return ``others``, with each member lowered to the one that was set here."""
+        lowered: dict[str, float] = {}
+        for name in self.model_fields_set:
+            own, other = getattr(self, name), getattr(others, name)
+            if own is not None and (other is None or own < other):
+                lowered[name] = own
+        return others.model_copy(update=lowered)
+
 
 class RunParent(WireModel):
     """The run that has called this one as a tool, and in which of its tool calls."""
@@ -93,13 +102,17 @@ class RunOrder(WireModel):
     priority: Annotated[int, Field(ge=0, le=9)] | None = None
     """The priority of its jobs; without it, that of the agent."""
     limits: RunLimits | None = None
-    """Without them, those of the agent."""
+    """They lower those of the agent. Members that were not set are the agent's."""
     max_tokens: int | None = None
     deadline_ms: int | None = None
     """What its parent has left of its own limits."""
     parent: RunParent | None = None
     created_ms: int
     traceparent: TraceParent | None = None
+
+    @field_serializer("limits")
+    def _only_set(self, limits: RunLimits | None) -> dict[str, Any] | None:
+        return None if limits is None else limits.model_dump(mode="json", exclude_unset=True)
 
 
 class ModelCalled(WireModel):

@@ -130,11 +130,16 @@ async def test_a_blocking_tool_runs_in_a_thread_and_knows_its_call(
 
 
 @pytest.mark.parametrize(
-    ("limits", "code", "made"),
+    ("own", "asked", "code", "made"),
     [
-        (RunLimits(max_steps=2), RunFailureCode.MAX_STEPS, 2),
-        (RunLimits(max_tokens=1), RunFailureCode.MAX_TOKENS, 1),
-        (RunLimits(max_repeats=2), RunFailureCode.REPEATED_CALLS, 2),
+        ({}, {"max_steps": 2}, RunFailureCode.MAX_STEPS, 2),
+        ({}, {"max_tokens": 1}, RunFailureCode.MAX_TOKENS, 1),
+        ({}, {"max_repeats": 2}, RunFailureCode.REPEATED_CALLS, 2),
+        # Whoever starts a run cannot lift those of its agent.
+        ({"max_tokens": 1}, {}, RunFailureCode.MAX_TOKENS, 1),
+        ({"max_tokens": 1}, {"max_tokens": None}, RunFailureCode.MAX_TOKENS, 1),
+        ({"max_tokens": 1}, {"max_tokens": 10**6}, RunFailureCode.MAX_TOKENS, 1),
+        ({"max_steps": 35, "max_repeats": 99}, {"timeout_s": 3600}, RunFailureCode.MAX_STEPS, 35),
     ],
 )
 async def test_a_run_ends_at_its_limits(
@@ -142,7 +147,8 @@ async def test_a_run_ends_at_its_limits(
     model: ScriptedAnswers,
     start_runner: StartRunner,
     pool: str,
-    limits: RunLimits,
+    own: dict[str, Any],
+    asked: dict[str, Any],
     code: RunFailureCode,
     made: int,
 ) -> None:
@@ -155,8 +161,8 @@ async def test_a_run_ends_at_its_limits(
         return "again"
 
     model.reply_to("", with_calls=[("again", {})])
-    await start_runner(Agent(name="tester", tools=[again], pool=pool))
-    result = await result_of(runs, await runs.start("tester", "go", queue=pool, limits=limits))
+    await start_runner(Agent(name="tester", tools=[again], pool=pool, limits=RunLimits(**own)))
+    result = await result_of(runs, await runs.start("tester", "go", queue=pool, limits=RunLimits(**asked)))
     assert (result.state, failure_of(result), len(calls)) == (RunState.FAILED, code, made)
 
 
@@ -245,8 +251,6 @@ async def test_an_idempotency_key_starts_one_run(
 async def test_what_is_no_run_is_refused(runs: AgentRuns, pool: str) -> None:
     with pytest.raises(InvalidJobError, match="agent"):
         await runs.start("no name", "go", queue=pool)
-    with pytest.raises(InvalidJobError, match="QUEUED_TTL"):
-        await runs.start("tester", "go", queue=pool, limits=RunLimits(timeout_s=10**9))
     for run_id in ("never", "01890a5d-ac96-774b-bcce-b302099a8057"):
         with pytest.raises(RunNotFoundError):
             await runs.get(run_id)
