@@ -14,7 +14,7 @@ import orjson
 
 from inferfleet.agents.agent import Agent, AgentTool
 from inferfleet.agents.held_run import HeldRun
-from inferfleet.agents.history import CHILD_PREFIX, Call
+from inferfleet.agents.history import ANSWER_PREFIX, CHILD_PREFIX, Call
 from inferfleet.agents.runs import AgentRuns
 from inferfleet.agents.tool import Tool, ToolContext, ToolOutcome
 from inferfleet.schemas.errors import IdempotencyConflictError, InvalidJobError
@@ -148,7 +148,7 @@ class CallMaker:
         await self._held.append(QuestionAsked(call=call.key, question=question, until_ms=until_ms))
 
     def _answer(self, call: Call, asked: QuestionAsked) -> Answer | None:
-        if (given := self._held.inbox.get(call.answer_name)) is not None:
+        if (given := self._held.inbox.get(f"{ANSWER_PREFIX}{call.question_id}")) is not None:
             return Answer.model_validate_json(given)
         overdue = asked.until_ms is not None and asked.until_ms <= self._held.records.now_ms()
         return NOBODY if overdue else None

@@ -48,9 +48,9 @@ class Call:
     """How many questions were asked about it."""
 
     @property
-    def answer_name(self) -> str:
-        """The name in the inbox of the answer to its last question."""
-        return f"{ANSWER_PREFIX}{self.key}:{self.questions}"
+    def question_id(self) -> str:
+        """What names its last question: no answer to an earlier one is taken for one to this."""
+        return f"{self.key}:{self.questions}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -14,7 +14,7 @@ from uuid import NAMESPACE_URL, UUID, uuid5
 from pydantic import ValidationError
 
 from inferfleet.agents.events import RunEvents
-from inferfleet.agents.history import CANCEL, CHILD_PREFIX, Call, History
+from inferfleet.agents.history import ANSWER_PREFIX, CANCEL, CHILD_PREFIX, Call, History
 from inferfleet.producer import Fleet
 from inferfleet.producer.job_making import read_priority
 from inferfleet.producer.tracing import current_trace
@@ -56,13 +56,13 @@ POLL_S: Final = (0.05, 0.1, 0.2, 0.5, 1.0)
 class Question:
     """What a run asks a person: may it make ``call`` of ``tool`` with these ``arguments``?"""
 
+    id: str
+    """What an answer names. If the run asks about the same call again, that is another question."""
     call: str
     tool: str
     arguments: str
     kind: QuestionKind
     until_ms: int | None
-    name: str
-    """The name of the answer in the run's inbox."""
 
 
 class AgentRuns:
@@ -235,29 +235,29 @@ class AgentRuns:
             RunNotFoundError: There is no such run.
 
         """
-        asked, answered = await self._questions(await self.get(run_id))
-        return [each for each in asked if each.name not in answered]
+        return await self._questions(await self.get(run_id))
 
-    async def approve(self, run_id: str, *, call: str | None = None, result: str | None = None) -> Question:
+    async def approve(self, run_id: str, question: str, *, result: str | None = None) -> None:
         """Let a run make a tool call that waits for approval, or again a call whose outcome is unknown.
 
-        With ``result`` the call is not made, and the model reads this instead. Without ``call`` the run must
-        ask exactly one question. Returns that. Of several answers to a question, the first counts; if this
-        raises because a service does not answer, repeat it.
+        ``question`` is the id of one that the run asks. With ``result`` the call is not made, and the model
+        reads this instead. Of several answers to a question the first counts. The same answer may be
+        repeated, also when the run has gone on: it answers no other question.
 
         Raises:
             RunNotFoundError: There is no such run.
-            RunError: The run does not ask about this call; the message says what it asks.
+            RunError: The run does not ask this, and never got this answer to it; the message says what it
+                asks.
 
         """
         answer = (
             Answer(verdict=Verdict.APPROVE) if result is None else Answer(verdict=Verdict.RESULT, note=result)
         )
-        return await self._answer(run_id, call, answer)
+        await self._answer(run_id, question, answer)
 
-    async def deny(self, run_id: str, *, call: str | None = None, reason: str = "") -> Question:
+    async def deny(self, run_id: str, question: str, *, reason: str = "") -> None:
         """Let a run not make a tool call; the model reads the reason. The rest is as for ``approve``."""
-        return await self._answer(run_id, call, Answer(verdict=Verdict.DENY, note=reason))
+        await self._answer(run_id, question, Answer(verdict=Verdict.DENY, note=reason))
 
     async def tell(self, order: RunOrder, name: str, message: str) -> RunState:
         """Tell a run something, and publish it if it can go on. Return its state.
@@ -289,31 +289,36 @@ class AgentRuns:
         if self._events is not None:
             await self._events.tell(order, RunState.WAITING)
 
-    async def _answer(self, run_id: str, call: str | None, answer: Answer) -> Question:
+    async def _answer(self, run_id: str, question: str, answer: Answer) -> None:
         record = await self.get(run_id)
-        questions, answered = await self._questions(record)
-        asked = [each for each in questions if each.name not in answered]
-        # Whoever has answered may have died before the run was published. Telling it again publishes it.
-        chosen = (asked or questions) if call is None else [each for each in questions if each.call == call]
-        if len(chosen) != 1:
-            calls = ", ".join(f"{each.call} ({each.tool})" for each in asked) or "none"
-            wrong = "which call?" if call is None and asked else f"run {run_id} ({record.state}) asks nothing"
-            of_it = "" if call is None else f" about call {call!r}"
-            raise RunError(f"{wrong}{of_it}; calls that wait for an answer: {calls}")
-        await self.tell(record.order, chosen[0].name, answer.model_dump_json())
-        return chosen[0]
+        name, message = f"{ANSWER_PREFIX}{question}", answer.model_dump_json()
+        if name not in await self.records.inbox(run_id):
+            asked = await self._questions(record)
+            if question not in {each.id for each in asked}:
+                known = ", ".join(f"{each.id} ({each.tool})" for each in asked) or "nothing"
+                raise RunError(
+                    f"run {run_id} ({record.state}) does not ask {question[:64]!r}; it asks {known}"
+                )
+        await self.tell(record.order, name, message)
+        counts = (await self.records.inbox(run_id)).get(name)
+        if counts is None:
+            raise RunError(f"run {run_id} has ended before it was told the answer to {question!r}")
+        if counts.decode() != message:
+            verdict = Answer.model_validate_json(counts).verdict
+            raise RunError(f"question {question!r} of run {run_id} has got another answer: {verdict}")
 
-    async def _questions(self, record: RunRecord) -> tuple[Sequence[Question], Collection[str]]:
-        """Return the open questions of a run, and the names of what it was told."""
+    async def _questions(self, record: RunRecord) -> Sequence[Question]:
+        """Return the questions of a run that nobody has answered."""
         if record.state.terminal:
-            return [], ()
+            return []
         history = History(RunLimits(), await self.records.steps(record.order.id))
         asked = [
             _question(call, call.last)
             for call in history.open_calls()
             if isinstance(call.last, QuestionAsked)
         ]
-        return asked, await self.records.inbox(record.order.id)
+        answered = await self.records.inbox(record.order.id)
+        return [each for each in asked if f"{ANSWER_PREFIX}{each.id}" not in answered]
 
     def _soon_ms(self) -> int:
         return self.records.now_ms() + int(LOOK_S * 1000)
@@ -327,10 +332,10 @@ def _checked(run_id: str) -> str:
 
 def _question(call: Call, asked: QuestionAsked) -> Question:
     return Question(
+        id=call.question_id,
         call=call.key,
         tool=call.name,
         arguments=call.arguments,
         kind=asked.question,
         until_ms=asked.until_ms,
-        name=call.answer_name,
     )

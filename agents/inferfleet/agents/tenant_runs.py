@@ -88,15 +88,15 @@ class TenantRuns:
         await self.get(run_id)
         return await self._runs.cancel(run_id)
 
-    async def approve(self, run_id: str, *, call: str | None = None, result: str | None = None) -> Question:
+    async def approve(self, run_id: str, question: str, *, result: str | None = None) -> None:
         """Let a run make a tool call, as ``AgentRuns.approve``."""
         await self.get(run_id)
-        return await self._runs.approve(run_id, call=call, result=result)
+        await self._runs.approve(run_id, question, result=result)
 
-    async def deny(self, run_id: str, *, call: str | None = None, reason: str = "") -> Question:
+    async def deny(self, run_id: str, question: str, *, reason: str = "") -> None:
         """Let a run not make a tool call, as ``AgentRuns.deny``."""
         await self.get(run_id)
-        return await self._runs.deny(run_id, call=call, reason=reason)
+        await self._runs.deny(run_id, question, reason=reason)
 
     def _wants(self, record: RunRecord, state: RunState | None) -> bool:
         own = record.order.tenant == self._tenant and not record.state.terminal

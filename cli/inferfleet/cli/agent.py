@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Annotated, Any, TypeVar
 
@@ -16,6 +17,7 @@ from inferfleet.cli.reading import STANDARD, read_text
 from inferfleet.cli.root import import_command
 from inferfleet.cli.terminal import err, line, out, shown_id
 from inferfleet.producer.fleet import Fleet
+from inferfleet.schemas.errors import RunError
 from inferfleet.schemas.run import DEFAULT_AGENT_QUEUE, RunRecord, RunResult, RunState, Step
 from inferfleet.schemas.settings import LogFormat
 
@@ -27,9 +29,11 @@ RunArgument = Annotated[
     str, typer.Argument(metavar="RUN", help="The run's id, as printed by `start`.", callback=not_empty)
 ]
 QueueOption = Annotated[str, typer.Option("--queue", help="Queue of the runs.", callback=not_empty)]
-CallOption = Annotated[
+QuestionOption = Annotated[
     str | None,
-    typer.Option("--call", help="The tool call, like 2.0; needed if several wait.", callback=not_empty),
+    typer.Option(
+        "--question", help="The question, like 2.0:1; needed if the run asks several.", callback=not_empty
+    ),
 ]
 
 
@@ -124,17 +128,15 @@ def show(run_id: RunArgument, *, as_json: JsonFlag = False) -> None:
     record, steps, questions = _run(read)
     if as_json:
         known = record.model_dump(mode="json")
-        _print_json({**known, "steps": [step.model_dump(mode="json") for step in steps]})
+        made = [step.model_dump(mode="json") for step in steps]
+        _print_json({**known, "steps": made, "questions": [asdict(question) for question in questions]})
         return
     out(f"{shown_id(record.order.id)}  {record.state}  {line(record.order.agent)}\n")
     for step in steps:
         fields = step.model_dump(mode="json", exclude={"kind"}, exclude_none=True)
         out(f"  {step.kind}  {line(orjson.dumps(fields).decode())}\n")
     for question in questions:
-        out(
-            f"asks about call {question.call} ({question.kind}): "
-            f"{line(question.tool)}({line(question.arguments)})\n"
-        )
+        out(f"question {question.id} ({question.kind}): {line(question.tool)}({line(question.arguments)})\n")
     if record.result is not None:
         out(f"{_end(record.result)}\n")
 
@@ -150,33 +152,52 @@ def cancel(run_id: RunArgument, *, as_json: JsonFlag = False) -> None:
 def approve(
     run_id: RunArgument,
     *,
-    call: CallOption = None,
+    question: QuestionOption = None,
     result: Annotated[
         str | None, typer.Option(help="Do not make the call, and give the model this result.")
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Let a run make a tool call that waits for approval, or again one whose outcome is unknown."""
-    _print_answered(_run(lambda runs: runs.approve(run_id, call=call, result=result)), as_json=as_json)
+
+    async def answer(runs: AgentRuns) -> str:
+        asked = question or await _only_question(runs, run_id)
+        await runs.approve(run_id, asked, result=result)
+        return asked
+
+    _print_answered(_run(answer), as_json=as_json)
 
 
 @app.command()
 def deny(
     run_id: RunArgument,
     *,
-    call: CallOption = None,
+    question: QuestionOption = None,
     reason: Annotated[str, typer.Option(help="What the model reads.")] = "",
     as_json: JsonFlag = False,
 ) -> None:
     """Let a run not make a tool call. The model reads why."""
-    _print_answered(_run(lambda runs: runs.deny(run_id, call=call, reason=reason)), as_json=as_json)
+
+    async def answer(runs: AgentRuns) -> str:
+        asked = question or await _only_question(runs, run_id)
+        await runs.deny(run_id, asked, reason=reason)
+        return asked
+
+    _print_answered(_run(answer), as_json=as_json)
 
 
-def _print_answered(question: Question, *, as_json: bool) -> None:
-    if as_json:
-        _print_json({"call": question.call, "tool": question.tool})
-    else:
-        out(f"{question.call}  {line(question.tool)}\n")
+async def _only_question(runs: AgentRuns, run_id: str) -> str:
+    asked = await runs.questions(run_id)
+    if len(asked) != 1:
+        which = ", ".join(f"{each.id} ({each.tool})" for each in asked)
+        raise RunError(
+            f"run {run_id} asks {which}: name one with --question" if which else f"run {run_id} asks nothing"
+        )
+    return asked[0].id
+
+
+def _print_answered(question: str, *, as_json: bool) -> None:
+    _print_json({"question": question}) if as_json else out(f"{line(question)}\n")
 
 
 def _end(result: RunResult) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from functools import partial
 from http import HTTPStatus
 from typing import Annotated, Any, Final, TypeVar
@@ -9,7 +10,6 @@ from typing import Annotated, Any, Final, TypeVar
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel
 
-from inferfleet.agents.runs import Question
 from inferfleet.gateway.bodies import read_body
 from inferfleet.gateway.callers import caller_of
 from inferfleet.gateway.documents import COUNT, OBJECT, STRING, answer, list_of, members, request_of_model
@@ -45,6 +45,7 @@ _DESCRIBED: Final[dict[str, Any]] = {
     "result": _OR_NULL,
 }
 _QUESTION: Final = members(
+    id=STRING,
     call=STRING,
     tool=STRING,
     arguments=STRING,
@@ -61,7 +62,7 @@ _LISTED: Final = list_of(
 )
 _STARTED: Final = members(id=STRING, agent=STRING, queue=STRING, url=STRING)
 _CANCELLED: Final = members(id=STRING, state=_STATE)
-_ANSWERED: Final = members(id=STRING, call=STRING, tool=STRING)
+_ANSWERED: Final = members(id=STRING, question=STRING)
 
 
 def agent_routes(gateway: Gateway) -> APIRouter:
@@ -122,16 +123,7 @@ def agent_routes(gateway: Gateway) -> APIRouter:
         runs = gateway.runs_of(request)
         record = await runs.get(run_id)
         steps = [step.model_dump(mode="json") for step in await runs.steps(run_id)]
-        questions = [
-            {
-                "call": each.call,
-                "tool": each.tool,
-                "arguments": each.arguments,
-                "kind": each.kind,
-                "until_ms": each.until_ms,
-            }
-            for each in await runs.questions(run_id)
-        ]
+        questions = [asdict(each) for each in await runs.questions(run_id)]
         return json_answer({**_described(record), "steps": steps, "questions": questions})
 
     @router.post("/runs/{run_id}/cancel", responses=answer(_CANCELLED))
@@ -141,25 +133,28 @@ def agent_routes(gateway: Gateway) -> APIRouter:
 
     @router.post(
         "/runs/{run_id}/approve",
-        openapi_extra=request_of_model(ApproveCall, {"call": "0.0"}),
+        openapi_extra=request_of_model(ApproveCall, {"question": "0.0:1"}),
         responses=answer(_ANSWERED),
     )
     async def approve(request: Request, run_id: str) -> Response:
-        """Let a run make a tool call about which it asks. Without `call` it must ask about exactly one."""
+        """Let a run make a tool call about which it asks. `question` is the `id` of one of its questions.
+
+        The same answer may be repeated. Any other answer to what the run does not ask now is refused (409).
+        """
         asked = await read(request, ApproveCall)
-        question = await gateway.runs_of(request).approve(run_id, call=asked.call, result=asked.result)
-        return json_answer(_answered(run_id, question))
+        await gateway.runs_of(request).approve(run_id, asked.question, result=asked.result)
+        return json_answer({"id": run_id, "question": asked.question})
 
     @router.post(
         "/runs/{run_id}/deny",
-        openapi_extra=request_of_model(DenyCall, {"call": "0.0", "reason": "too dear"}),
+        openapi_extra=request_of_model(DenyCall, {"question": "0.0:1", "reason": "too dear"}),
         responses=answer(_ANSWERED),
     )
     async def deny(request: Request, run_id: str) -> Response:
-        """Let a run not make a tool call about which it asks; the model reads the reason."""
+        """Let a run not make a tool call; the model reads the reason. The rest is as for `approve`."""
         asked = await read(request, DenyCall)
-        question = await gateway.runs_of(request).deny(run_id, call=asked.call, reason=asked.reason)
-        return json_answer(_answered(run_id, question))
+        await gateway.runs_of(request).deny(run_id, asked.question, reason=asked.reason)
+        return json_answer({"id": run_id, "question": asked.question})
 
     return router
 
@@ -173,7 +168,3 @@ def _described(record: RunRecord) -> dict[str, Any]:
         "wake_ms": record.wake_ms,
         "result": record.result and record.result.model_dump(mode="json", exclude={"run_id"}),
     }
-
-
-def _answered(run_id: str, question: Question) -> dict[str, str]:
-    return {"id": run_id, "call": question.call, "tool": question.tool}

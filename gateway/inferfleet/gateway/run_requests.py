@@ -26,12 +26,12 @@ class StartRun(_Request):
 class ApproveCall(_Request):
     """Let a run make a tool call; with ``result``, the model gets that instead."""
 
-    call: str | None = None
+    question: str
     result: str | None = None
 
 
 class DenyCall(_Request):
     """Let a run not make a tool call. The model reads the reason."""
 
-    call: str | None = None
+    question: str
     reason: str = ""

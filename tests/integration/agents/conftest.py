@@ -100,3 +100,9 @@ async def until(runs: AgentRuns, run_id: str, state: RunState) -> None:
         return (await runs.get(run_id)).state is state
 
     await eventually(reached)
+
+
+async def only_question(runs: AgentRuns, run_id: str) -> str:
+    """The id of the only question that a run asks."""
+    (question,) = await runs.questions(run_id)
+    return question.id

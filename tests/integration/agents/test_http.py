@@ -87,11 +87,12 @@ async def test_a_caller_starts_a_run_approves_its_call_and_is_told_what_becomes_
             *("model_called", "model_answered", "question_asked")
         ]
         asked = {"call": "0.0", "tool": "pay", "arguments": '{"amount": 1}', "kind": "approval"}
-        assert waiting["questions"] == [{**asked, "until_ms": None}]
-        refused(await http.post(f"{url}/approve", json={"call": "7.0"}), 409, "run_conflict")
+        assert waiting["questions"] == [{"id": "0.0:1", **asked, "until_ms": None}]
+        refused(await http.post(f"{url}/approve", json={"question": "7.0:1"}), 409, "run_conflict")
+        refused(await http.post(f"{url}/approve", json={}), 400, "invalid_request")
         refused(await http.post(f"{url}/approve"), 415, "not_json")
-        approved = await http.post(f"{url}/approve", json={})
-        assert approved.json() == {"id": run_id, "call": "0.0", "tool": "pay"}
+        approved = await http.post(f"{url}/approve", json={"question": "0.0:1"})
+        assert approved.json() == {"id": run_id, "question": "0.0:1"}
         await result_of(runs, run_id)
         ended = (await http.get(url)).json()
         assert (ended["state"], ended["result"]["text"]) == ("succeeded", "It is paid.")
@@ -109,7 +110,7 @@ async def test_a_caller_denies_a_call_and_cancels_a_run(
     ids = [(await http.post(START, json={"input": "pay", "queue": pool})).json()["id"] for _ in range(2)]
     for run_id in ids:
         await until(runs, run_id, RunState.WAITING)
-    await http.post(f"/v1/agents/runs/{ids[0]}/deny", json={"reason": "too dear"})
+    await http.post(f"/v1/agents/runs/{ids[0]}/deny", json={"question": "0.0:1", "reason": "too dear"})
     await http.post(f"/v1/agents/runs/{ids[1]}/cancel")
     assert (await result_of(runs, ids[0])).text == "I see."
     assert (await result_of(runs, ids[1])).state is RunState.CANCELLED

@@ -119,7 +119,7 @@ async def answer_questions(runs: AgentRuns, ids: list[str], folder: Path) -> Non
             for question in await runs.questions(run_id):
                 assert (question.tool, question.kind) == ("pay", QuestionKind.UNKNOWN_OUTCOME)
                 made = dict(effects(folder)).get(f"run:{run_id}:{question.call}")
-                await runs.approve(run_id, call=question.call, result=made)
+                await runs.approve(run_id, question.id, result=made)
         await asyncio.sleep(0.1)
 
 

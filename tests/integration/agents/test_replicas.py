@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.integration.agents.conftest import StartRunner, result_of, until
+from tests.integration.agents.conftest import StartRunner, only_question, result_of, until
 from tests.integration.conftest import Connect, ForeignClient, StartWorker, eventually
 from tests.integration.redis_pair import Pair, redis_pair
 
@@ -74,7 +74,7 @@ async def test_a_call_that_must_not_be_repeated_is_made_once_the_replica_knows_o
         await until(runs, run_id, RunState.WAITING)
         pair.link.hold(Direction.TO_CLIENT)
         waited = await pair.waits()
-        await runs.approve(run_id)
+        await runs.approve(run_id, await only_question(runs, run_id))
 
         async def waits_again() -> bool:
             return await pair.waits() > waited + 1

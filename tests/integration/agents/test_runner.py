@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 import redis.asyncio as aioredis
-from tests.integration.agents.conftest import StartRunner, result_of, until
+from tests.integration.agents.conftest import StartRunner, only_question, result_of, until
 from tests.integration.conftest import ForeignClient, eventually
 
 from inferfleet.agents import Agent, AgentRuns, RunLimits, tool
@@ -15,7 +15,7 @@ from inferfleet.agents.settings import RunnerSettings
 from inferfleet.local.chaos.proxy import Direction, Proxy
 from inferfleet.local.services import Services
 from inferfleet.producer import Fleet
-from inferfleet.schemas.errors import ConfigurationError
+from inferfleet.schemas.errors import ConfigurationError, RunError
 from inferfleet.schemas.job import new_job_id
 from inferfleet.schemas.names import run_key, run_queue
 from inferfleet.schemas.run import (
@@ -38,7 +38,7 @@ class Gate:
         self.began = asyncio.Event()
         self.open = asyncio.Event()
 
-    def agent(self, pool: str, *, repeatable: bool = False) -> Agent:
+    def agent(self, pool: str, **options: bool) -> Agent:
         async def gate() -> str:
             """Wait."""
             self.calls += 1
@@ -46,7 +46,7 @@ class Gate:
             await self.open.wait()
             return "passed"
 
-        return Agent(name="guest", tools=[tool(gate, repeatable=repeatable, timeout_s=1000)], pool=pool)
+        return Agent(name="guest", tools=[tool(gate, timeout_s=1000, **options)], pool=pool)
 
 
 def script(model: ScriptedAnswers) -> None:
@@ -83,9 +83,35 @@ async def test_a_person_is_asked_about_any_other_call_that_its_runner_gave_up(
     await until(runs, run_id, RunState.WAITING)
     (question,) = await runs.questions(run_id)
     assert (question.call, question.kind, gate.calls) == ("0.0", QuestionKind.UNKNOWN_OUTCOME, 1)
-    await runs.approve(run_id)
+    await runs.approve(run_id, question.id)
     assert (await result_of(runs, run_id)).text == "Through."
     assert gate.calls == 2
+
+
+async def test_an_answer_that_is_repeated_answers_no_later_question(
+    runs: AgentRuns, model: ScriptedAnswers, start_runner: StartRunner, pool: str
+) -> None:
+    script(model)
+    gate = Gate()
+    first = await start_runner(gate.agent(pool, needs_approval=True))
+    run_id = await runs.start("guest", "go", queue=pool)
+    await until(runs, run_id, RunState.WAITING)
+    approved = await only_question(runs, run_id)
+    await runs.approve(run_id, approved)
+    await gate.began.wait()
+    await first.stop()
+    gate.open.set()
+    await start_runner(gate.agent(pool, needs_approval=True))
+    await until(runs, run_id, RunState.WAITING)
+    unknown = await only_question(runs, run_id)
+    await runs.approve(run_id, approved)
+    with pytest.raises(RunError, match="got another answer: approve"):
+        await runs.deny(run_id, approved)
+    assert await only_question(runs, run_id) == unknown
+    await runs.approve(run_id, unknown, result="passed")
+    assert (await result_of(runs, run_id)).text == "Through."
+    await runs.approve(run_id, unknown, result="passed")
+    assert gate.calls == 1
 
 
 async def test_a_drained_runner_waits_for_its_calls_and_hands_the_run_over(

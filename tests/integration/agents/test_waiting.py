@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 from redis.asyncio import Redis
-from tests.integration.agents.conftest import StartRunner, result_of, until
+from tests.integration.agents.conftest import StartRunner, only_question, result_of, until
 from tests.integration.conftest import ForeignClient, RunCommand, eventually
 
 from inferfleet.agents import Agent, AgentRuns, RunLimits, Tool, tool
@@ -49,19 +49,18 @@ async def test_a_call_that_needs_approval_waits_for_it_and_holds_no_message(
 ) -> None:
     run_id = await runs.start(clerk.name, "pay both", queue=pool)
     await until(runs, run_id, RunState.WAITING)
-    assert [(each.call, each.arguments, each.kind) for each in await runs.questions(run_id)] == [
-        ("0.0", '{"amount": 1}', QuestionKind.APPROVAL),
-        ("0.1", '{"amount": 2}', QuestionKind.APPROVAL),
+    assert [(each.id, each.arguments, each.kind) for each in await runs.questions(run_id)] == [
+        ("0.0:1", '{"amount": 1}', QuestionKind.APPROVAL),
+        ("0.1:1", '{"amount": 2}', QuestionKind.APPROVAL),
     ]
     deleted = await foreign.channel.queue_delete(run_queue(pool))
     assert deleted.message_count == 0
-    with pytest.raises(RunError, match=r"which call\?.*0\.0 \(pay\), 0\.1 \(pay\)"):
-        await runs.approve(run_id)
-    with pytest.raises(RunError, match=r"about call '7\.0'"):
-        await runs.approve(run_id, call="7.0")
+    for not_asked in ("0.0", "0.0:2", ""):
+        with pytest.raises(RunError, match=r"does not ask.*it asks 0\.0:1 \(pay\), 0\.1:1 \(pay\)"):
+            await runs.approve(run_id, not_asked)
     assert paid == []
-    await runs.deny(run_id, call="0.1", reason="too much")
-    await runs.approve(run_id, call="0.0")
+    await runs.deny(run_id, "0.1:1", reason="too much")
+    await runs.approve(run_id, "0.0:1")
     assert (await result_of(runs, run_id)).text == "I see."
     assert paid == [1]
     assert await runs.questions(run_id) == []
@@ -74,9 +73,9 @@ async def test_an_answer_whose_giver_died_before_publishing_the_run_is_given_aga
     await until(runs, run_id, RunState.WAITING)
     for question in await runs.questions(run_id):
         answer = Answer(verdict=Verdict.APPROVE)
-        await runs.records.tell(run_id, question.name, answer.model_dump_json())
+        await runs.records.tell(run_id, f"answer:{question.id}", answer.model_dump_json())
     assert await runs.questions(run_id) == []
-    await runs.approve(run_id, call="0.0")
+    await runs.approve(run_id, "0.0:1")
     assert (await result_of(runs, run_id)).text == "It is paid."
     assert sorted(paid) == [1, 2]
 
@@ -104,7 +103,7 @@ async def test_a_person_may_give_the_result(
 ) -> None:
     run_id = await runs.start(clerk.name, "pay one", queue=pool)
     await until(runs, run_id, RunState.WAITING)
-    await runs.approve(run_id, result="paid on Friday")
+    await runs.approve(run_id, "0.0:1", result="paid on Friday")
     assert (await result_of(runs, run_id)).text == "Friday, then."
     assert paid == []
 
@@ -134,7 +133,7 @@ async def test_an_answer_that_comes_while_another_call_is_made_is_not_forgotten(
         return bool(await runs.questions(run_id))
 
     await eventually(asked)
-    await runs.approve(run_id)
+    await runs.approve(run_id, await only_question(runs, run_id))
     # The runner has renewed its lease, and so learnt that the run was told something.
     seen = {await store.hget(run_key(run_id), "lease_until")}
 
@@ -180,7 +179,7 @@ async def test_a_waiting_run_is_cancelled(runs: AgentRuns, clerk: Agent, pool: s
     assert (await result_of(runs, run_id)).state is RunState.CANCELLED
     assert await runs.cancel(run_id) is RunState.CANCELLED
     with pytest.raises(RunError, match="asks nothing"):
-        await runs.approve(run_id)
+        await runs.approve(run_id, "0.0:1")
 
 
 async def test_a_running_tool_and_the_job_of_the_model_are_cancelled(
@@ -225,9 +224,9 @@ async def test_the_command_line_starts_shows_and_answers_a_run(
     listed = await inferfleet("agent", "list", "--queue", pool)
     assert listed.out.startswith(f"{run_id}  waiting  clerk")
     shown = await inferfleet("agent", "show", run_id)
-    assert 'asks about call 0.0 (approval): pay({"amount": 1})' in shown.out
+    assert 'question 0.0:1 (approval): pay({"amount": 1})' in shown.out
     approved = await inferfleet("agent", "approve", run_id)
-    assert approved.out == "0.0  pay\n"
+    assert approved.out == "0.0:1\n"
     assert (await result_of(runs, run_id)).text == "It is paid."
     assert "succeeded: It is paid.  (2 steps," in (await inferfleet("agent", "show", run_id)).out
     denied = await inferfleet("agent", "deny", run_id)

@@ -20,6 +20,7 @@ async def test_a_run_shows_its_steps_and_what_it_asks_as_text(
         assert run_id in each
         assert_escaped(each)
     assert "May it make call 0.0 of pay?" in page
+    assert page.count('name="question" value="0.0:1"') == 3
     assert run_id not in await reader.page(f"/ui/runs?queue={pool}&state=running")
     assert "state" in await reader.page("/ui/runs?state=failed", 400)
     assert (await reader.get("/ui/runs", params={"id": run_id})).headers["location"] == f"/ui/runs/{run_id}"
@@ -47,11 +48,12 @@ async def test_a_form_answers_what_a_run_asks(
     fleet: Fleet, reader: Reader, pool: str, form: str, fields: dict[str, str], answer: Answer
 ) -> None:
     run_id = await waiting_run(fleet, pool)
-    sent = await reader.submit(f"/ui/runs/{run_id}/{form}", call="0.0", **fields)
+    sent = await reader.submit(f"/ui/runs/{run_id}/{form}", question="0.0:1", **fields)
     assert (sent.status_code, sent.headers["location"]) == (303, f"/ui/runs/{run_id}")
     inbox = await AgentRuns(fleet).records.inbox(run_id)
     assert [Answer.model_validate_json(message) for message in inbox.values()] == [answer]
-    assert (await reader.submit(f"/ui/runs/{run_id}/approve", call="7.0")).status_code == 409
+    for not_asked in ({"question": "7.0:1"}, {}):
+        assert (await reader.submit(f"/ui/runs/{run_id}/approve", **not_asked)).status_code == 409
 
 
 async def test_a_run_can_be_cancelled(fleet: Fleet, reader: Reader, pool: str) -> None:

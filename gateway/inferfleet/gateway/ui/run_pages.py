@@ -70,7 +70,7 @@ def run_pages(gateway: Gateway, pages: Pages) -> APIRouter:
     @router.post("/{run_id}/approve")
     async def approve(request: Request, run_id: str) -> Response:
         form = await read_form(request, gateway.settings)
-        await gateway.runs_of(request).approve(run_id, call=form.get("call"))
+        await gateway.runs_of(request).approve(run_id, form.get("question", ""))
         return _to(run_id)
 
     @router.post("/{run_id}/answer")
@@ -78,14 +78,14 @@ def run_pages(gateway: Gateway, pages: Pages) -> APIRouter:
         form = await read_form(request, gateway.settings)
         # An empty field is not in the form, and must not make the call.
         result = form.get("result", "")
-        await gateway.runs_of(request).approve(run_id, call=form.get("call"), result=result)
+        await gateway.runs_of(request).approve(run_id, form.get("question", ""), result=result)
         return _to(run_id)
 
     @router.post("/{run_id}/deny")
     async def deny(request: Request, run_id: str) -> Response:
         form = await read_form(request, gateway.settings)
         reason = form.get("reason", "")
-        await gateway.runs_of(request).deny(run_id, call=form.get("call"), reason=reason)
+        await gateway.runs_of(request).deny(run_id, form.get("question", ""), reason=reason)
         return _to(run_id)
 
     return router
