@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
+from uuid import UUID
 
 from inferfleet.agents.runs import AgentRuns, Question
 from inferfleet.schemas.errors import RunNotFoundError
 from inferfleet.schemas.run import RunRecord, RunState, Step
 
 READ_AT_ONCE: Final = 100
-MOST_READ: Final = 2000
-"""How many runs, of all tenants, are read for a page."""
+MOST_LOOKED_AT: Final = 2000
+"""At how many runs, of all tenants, a page looks."""
+
+INPUT_LISTED: Final = 200
+"""How many characters of its input a run has on a page."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,21 +61,23 @@ class TenantRuns:
         """Read a page of a queue's unfinished runs, in the order of their ids.
 
         It may have fewer runs than ``limit``, even none, while there are more. A run that is unfinished all
-        the time is on one page.
+        the time is on one page, with the first ``INPUT_LISTED`` characters of its input.
         """
         ids = [run_id for run_id in sorted(await self._runs.records.open(queue)) if run_id > (after or "")]
+        own: list[str] = []
+        following: str | None = None
+        if len(ids) > MOST_LOOKED_AT:
+            following = _between(ids[MOST_LOOKED_AT - 1], ids[MOST_LOOKED_AT])
+        for some in _batches(ids[:MOST_LOOKED_AT]):
+            known = await asyncio.gather(*map(self._runs.records.tenant_and_state, some))
+            own += [run_id for run_id, each in zip(some, known, strict=True) if self._wants(each, state)]
+            if len(own) > limit:
+                own, following = own[:limit], own[limit - 1]
+                break
         found: list[RunRecord] = []
-        last: str | None = None
-        for begin in range(0, min(len(ids), MOST_READ), READ_AT_ONCE):
-            some = ids[begin : begin + READ_AT_ONCE]
-            records = await asyncio.gather(*map(self._runs.records.read, some))
-            for run_id, record in zip(some, records, strict=True):
-                if record is not None and self._wants(record, state):
-                    if len(found) == limit:
-                        return RunPage(found, last)
-                    found.append(record)
-                last = run_id
-        return RunPage(found, last if len(ids) > MOST_READ else None)
+        for some in _batches(own):
+            found += [each for each in await asyncio.gather(*map(self._listed, some)) if each is not None]
+        return RunPage(found, following)
 
     async def steps(self, run_id: str) -> list[Step]:
         """Read a run's steps, in order."""
@@ -98,6 +104,24 @@ class TenantRuns:
         await self.get(run_id)
         await self._runs.deny(run_id, question, reason=reason)
 
-    def _wants(self, record: RunRecord, state: RunState | None) -> bool:
-        own = record.order.tenant == self._tenant and not record.state.terminal
-        return own and state in (None, record.state)
+    def _wants(self, known: tuple[str, RunState] | None, wanted: RunState | None) -> bool:
+        if known is None:
+            return False
+        tenant, state = known
+        return tenant == self._tenant and not state.terminal and wanted in (None, state)
+
+    async def _listed(self, run_id: str) -> RunRecord | None:
+        record = await self._runs.records.read(run_id)
+        if record is None or record.state.terminal:
+            return None
+        cut = record.order.model_copy(update={"input": record.order.input[:INPUT_LISTED]})
+        return record.model_copy(update={"order": cut})
+
+
+def _batches(ids: Sequence[str]) -> Iterator[Sequence[str]]:
+    return (ids[begin : begin + READ_AT_ONCE] for begin in range(0, len(ids), READ_AT_ONCE))
+
+
+def _between(before: str, behind: str) -> str:
+    """Return what sorts between two ids. They may be another tenant's, and that is not told."""
+    return str(UUID(int=(UUID(before).int + UUID(behind).int) // 2))

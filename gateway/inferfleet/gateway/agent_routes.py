@@ -109,7 +109,8 @@ def agent_routes(gateway: Gateway) -> APIRouter:
     ) -> Response:
         """List the unfinished runs of a queue. Those that are `waiting` may ask a person.
 
-        A page may have fewer runs than `limit`, even none, while `has_more` says that there may be more.
+        Each `input` is cut to its first 200 characters. A page may have fewer runs than `limit`, even none,
+        while `has_more` says that there may be more.
         """
         page = await gateway.runs_of(request).page(queue, state=state, after=after, limit=limit)
         runs = list(map(_described, page.runs))

@@ -8,16 +8,18 @@ from typing import Any
 
 import httpx2
 import pytest
+import redis.asyncio as aioredis
 from tests.integration.agents.conftest import StartRunner, result_of, until
 from tests.integration.api_keys.conftest import Keys, refused
 from tests.integration.conftest import PATIENCE_S, StartGateway, eventually
 from tests.integration.receiver import receiving
 
-from inferfleet.agents import Agent, AgentRuns, tool
+from inferfleet.agents import Agent, AgentRuns, tenant_runs, tool
 from inferfleet.agents.tenant_runs import TenantRuns
 from inferfleet.gateway.webhooks.signing import new_secret
 from inferfleet.producer import Fleet
 from inferfleet.schemas.errors import UnknownPoolError
+from inferfleet.schemas.names import run_key
 from inferfleet.schemas.run import RunRecord, RunState
 from inferfleet.testing.workers import ScriptedAnswers
 from inferfleet.wire.redis.webhooks import WebhookEndpoint, WebhookStore
@@ -164,9 +166,13 @@ async def test_a_key_starts_the_runs_that_it_may(
         refused(await high.post(START, json={**body, "queue": f"{queue}.other"}), 404, "pool_not_found")
 
 
-async def test_pages_have_each_run_of_their_tenant_once(runs: AgentRuns, queue: str) -> None:
-    tenants = ["mine", "yours", "mine", "yours", "mine"]
-    ids = [await runs.start("clerk", "pay", queue=queue, tenant=tenant) for tenant in tenants]
+@pytest.mark.parametrize("most", [2, 3, 2000])
+async def test_pages_have_each_run_of_their_tenant_once_and_name_no_other(
+    runs: AgentRuns, queue: str, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    monkeypatch.setattr(tenant_runs, "MOST_LOOKED_AT", most)
+    tenants = ["mine", "yours", "mine", "yours", "yours", "yours", "mine", "yours", "mine", "mine"]
+    ids = [await runs.start("clerk", "pay" * 1000, queue=queue, tenant=tenant) for tenant in tenants]
     mine = TenantRuns(runs, "mine")
     found: list[RunRecord] = []
     after: str | None = None
@@ -174,7 +180,23 @@ async def test_pages_have_each_run_of_their_tenant_once(runs: AgentRuns, queue: 
         assert len(page.runs) <= 2
         found += page.runs
         after = page.next
-    assert [record.order.id for record in (*found, *page.runs)] == sorted(ids[::2])
+        assert after not in {run_id for run_id, tenant in zip(ids, tenants, strict=True) if tenant == "yours"}
+    found += page.runs
+    assert [each.order.id for each in found] == sorted(
+        run_id for run_id, tenant in zip(ids, tenants, strict=True) if tenant == "mine"
+    )
+    assert {len(each.order.input) for each in found} == {200}
+
+
+async def test_a_page_does_not_read_the_runs_of_other_tenants(
+    runs: AgentRuns, queue: str, store: aioredis.Redis
+) -> None:
+    tenants = ("mine", "yours")
+    mine, yours = [await runs.start("clerk", "pay", queue=queue, tenant=tenant) for tenant in tenants]
+    await store.hset(run_key(yours), "order", "unreadable")
+    page = await TenantRuns(runs, "mine").page(queue, limit=2)
+    assert [each.order.id for each in page.runs] == [mine]
+    assert (await TenantRuns(runs, "mine").page(queue, state=RunState.WAITING, limit=2)).runs == []
 
 
 async def test_an_endpoint_gets_no_more_events_of_runs_than_it_may_have(

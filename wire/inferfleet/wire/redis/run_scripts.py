@@ -16,9 +16,9 @@ _TELL = SCRIPTS["run_tell"]
 _LOOK = SCRIPTS["run_look"]
 
 
-def run_create(run_key: str, /, *, order: str, ttl_s: int) -> Command:
+def run_create(run_key: str, /, *, order: str, tenant: str, ttl_s: int) -> Command:
     """Record a run."""
-    return ("EVALSHA", _CREATE.sha, 1, run_key, order, ttl_s)
+    return ("EVALSHA", _CREATE.sha, 1, run_key, order, tenant, ttl_s)
 
 
 def run_claim(run_key: str, /, *, fence: str, runner: str, lease_ms: int) -> Command:

@@ -66,7 +66,10 @@ class Runs:
     async def create(self, order: RunOrder, *, look_ms: int) -> RunOrder | None:
         """Record a run, in the list of unfinished ones from ``look_ms`` on. Return the one that there is."""
         command = run_scripts.run_create(
-            run_key(order.id), order=order.model_dump_json(), ttl_s=self._queued_ttl_s
+            run_key(order.id),
+            order=order.model_dump_json(),
+            tenant=order.tenant,
+            ttl_s=self._queued_ttl_s,
         )
         known: bytes = await self._pipeline.execute(*command)
         # Also if it was known: whoever recorded it may have died. A sweep removes one that has ended.
@@ -92,6 +95,11 @@ class Runs:
         """Read the state alone; ``None`` if there is no record."""
         state: bytes | None = await self._pipeline.execute("HGET", run_key(run_id), "state")
         return None if state is None else RunState(state.decode())
+
+    async def tenant_and_state(self, run_id: str) -> tuple[str, RunState] | None:
+        """Read these two alone, without what was ordered; ``None`` if there is no record."""
+        tenant, state = await self._pipeline.execute("HMGET", run_key(run_id), "tenant", "state")
+        return None if tenant is None else (tenant.decode(), RunState(state.decode()))
 
     async def steps(self, run_id: str) -> list[Step]:
         """Read the steps of a run, in order."""
