@@ -262,16 +262,21 @@ class AgentRuns:
     async def tell(self, order: RunOrder, name: str, message: str) -> RunState:
         """Tell a run something, and publish it if it can go on. Return its state.
 
+        Told the same again, it is not published, however often: a sweep looks whether its message was lost.
+
         Raises:
             RunNotFoundError: There is no such run.
 
         """
-        state = await self.records.tell(order.id, name, message)
-        if state is None:
+        told = await self.records.tell(order.id, name, message)
+        if told is None:
             raise RunNotFoundError(order.id)
+        state, news = told
         if state is RunState.QUEUED:
-            await self.records.look_at(order.queue, order.id, at_ms=self._soon_ms())
-            await self.publish(order)
+            at_ms = self._soon_ms() if news else self.records.now_ms()
+            await self.records.look_at(order.queue, order.id, at_ms=at_ms)
+            if news:
+                await self.publish(order)
         return state
 
     async def conclude(self, order: RunOrder, result: RunResult) -> None:

@@ -8,7 +8,7 @@ import pytest
 import redis.asyncio as aioredis
 
 from inferfleet.agents import AgentRuns
-from inferfleet.schemas.names import open_runs_key
+from inferfleet.schemas.names import open_runs_key, run_queue
 from inferfleet.schemas.run import ModelCalled, RunState
 from inferfleet.wire.redis.runs import Claimed, Held, NothingToDo, RunLostError
 
@@ -40,8 +40,8 @@ async def test_a_step_that_is_sent_twice_is_there_once(runs: AgentRuns, queue: s
 
 async def test_a_run_that_was_told_something_does_not_wait(runs: AgentRuns, queue: str) -> None:
     run_id, _ = await claimed(runs, queue)
-    for _ in range(2):
-        assert await runs.records.tell(run_id, "answer:0.0:1", "yes") is RunState.RUNNING
+    for news in (True, False):
+        assert await runs.records.tell(run_id, "answer:0.0:1", "yes") == (RunState.RUNNING, news)
     await runs.records.tell(run_id, "answer:0.0:1", "no")
     assert await runs.records.inbox(run_id) == {"answer:0.0:1": b"yes"}
     for told, state in ((0, RunState.RUNNING), (1, RunState.WAITING)):
@@ -49,9 +49,19 @@ async def test_a_run_that_was_told_something_does_not_wait(runs: AgentRuns, queu
     # A timeout that comes while the run is about to wait does not end it.
     assert await runs.records.settle(run_id, RunState.FAILED, fence="mine", told=1) is RunState.WAITING
     assert isinstance(await runs.records.claim(run_id, fence="other", runner="r", lease_s=60), NothingToDo)
-    assert await runs.records.tell(run_id, "cancel", "") is RunState.QUEUED
+    assert await runs.records.tell(run_id, "cancel", "") == (RunState.QUEUED, True)
     with pytest.raises(RunLostError):
         await runs.records.append(run_id, [], position=0, moved_on=False, fence="mine", lease_s=60)
+
+
+async def test_a_run_that_is_told_the_same_again_is_published_once(runs: AgentRuns, queue: str) -> None:
+    run_id, _ = await claimed(runs, queue)
+    await runs.records.settle(run_id, RunState.WAITING, fence="mine", told=0)
+    published = await runs.fleet.publisher.waiting(run_queue(queue))
+    assert published == 1
+    for _ in range(3):
+        assert await runs.cancel(run_id) is RunState.QUEUED
+    assert await runs.fleet.publisher.waiting(run_queue(queue)) == published + 1
 
 
 async def test_a_run_has_one_runner(runs: AgentRuns, queue: str) -> None:

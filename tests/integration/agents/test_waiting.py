@@ -67,8 +67,9 @@ async def test_a_call_that_needs_approval_waits_for_it_and_holds_no_message(
 
 
 async def test_an_answer_whose_giver_died_before_publishing_the_run_is_given_again(
-    runs: AgentRuns, clerk: Agent, pool: str, paid: list[int]
+    runs: AgentRuns, clerk: Agent, start_runner: StartRunner, pool: str, paid: list[int]
 ) -> None:
+    await start_runner(clerk, sweep_interval_s=0.2)
     run_id = await runs.start(clerk.name, "pay both", queue=pool)
     await until(runs, run_id, RunState.WAITING)
     for question in await runs.questions(run_id):

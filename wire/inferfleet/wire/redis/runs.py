@@ -183,13 +183,13 @@ class Runs:
             raise RunLostError(run_id)
         return RunState(answer.decode())
 
-    async def tell(self, run_id: str, name: str, message: str) -> RunState | None:
-        """Tell a run something. Return its state: if it is queued, publish it; ``None`` if it is gone."""
+    async def tell(self, run_id: str, name: str, message: str) -> tuple[RunState, bool] | None:
+        """Tell a run something. Return its state, and whether this is news; ``None`` if it is gone."""
         command = run_scripts.run_tell(
             run_key(run_id), run_inbox_key(run_id), name=name, message=message, ttl_s=self._queued_ttl_s
         )
-        state: bytes = await self._pipeline.execute(*command)
-        return RunState(state.decode()) if state else None
+        state, news = await self._pipeline.execute(*command)
+        return (RunState(state.decode()), bool(news)) if state else None
 
     async def open(self, queue: str, *, limit: int = 0) -> list[str]:
         """Return the ids of a queue's unfinished runs, with a ``limit`` not of all."""
