@@ -11,7 +11,7 @@ import pytest
 from tests.deploy.conftest import ROOT, Manifests, containers, pod, render
 
 from inferfleet.agents.loading import load_agents
-from inferfleet.agents.runner import RELEASE_S
+from inferfleet.agents.runner import RELEASE_S, prefetch_of
 from inferfleet.agents.settings import RunnerSettings
 from inferfleet.schemas.names import run_queue
 from inferfleet.wire.health_port import LIVE_PATH, READY_PATH
@@ -50,7 +50,9 @@ def test_runners_load_their_agents_answer_probes_and_scale_by_their_queue(
     assert scaled["minReplicaCount"] == 1, "runners declare the queue, and wake runs"
     (trigger,) = scaled["triggers"]
     assert trigger["metadata"]["queueName"] == run_queue(settings.agent_queue)
-    assert int(trigger["metadata"]["value"]) == settings.max_runs
+    value = int(trigger["metadata"]["value"])
+    assert value == settings.max_runs
+    assert value <= prefetch_of(settings) <= 1.2 * value, "a runner that is added finds messages"
     assert "replicas" not in runner["spec"]
 
 

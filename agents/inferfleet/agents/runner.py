@@ -56,6 +56,15 @@ RELEASE_S: Final = 5.0
 """How long a stopping runner tries to hand a run over. If it fails, others wait for the lease."""
 
 
+def prefetch_of(settings: RunnerSettings) -> int:
+    """Return how many messages a runner has at once.
+
+    A few more than it has runs, because some may wait for the lease of a runner that has died. Not many:
+    runners scale by the length of the queue, and one that is added gets none of these.
+    """
+    return settings.max_runs + settings.max_runs // 8
+
+
 async def run_agents(agents: Iterable[Agent], settings: RunnerSettings) -> None:
     """Run agents until SIGTERM or SIGINT.
 
@@ -123,11 +132,10 @@ class Runner:
         async with background(sweep.run()), self._tasks_ended():
             while not self._stopping.is_set():
                 try:
-                    # As many again, because some may wait for the lease of a runner that has died.
                     async with consuming_runs(
                         settings,
                         settings.agent_queue,
-                        prefetch=2 * settings.max_runs,
+                        prefetch=prefetch_of(settings),
                         name=f"{settings.client_id} (runs)",
                     ) as consumer:
                         logger.info(
