@@ -19,14 +19,14 @@ class RunEvents:
         self._store = WebhookStore(pipeline)
         self._most = most
 
-    async def tell(self, order: RunOrder, became: str) -> None:
+    async def tell(self, order: RunOrder, became: str, *, question: str = "") -> None:
         """Tell that a run has become this. Without an endpoint that wants it, this does nothing.
 
         Raises:
             ServiceUnreachableError, ServiceRefusedError: Redis does not take it; repeat it.
 
         """
-        event = WebhookEvent(f"agent.run.{became}", order.id, self._store.clock.now_ms() // 1000)
+        event = WebhookEvent(f"agent.run.{became}", order.id, self._store.clock.now_ms() // 1000, question)
         entered = await self._store.enter(order.tenant, event, most=self._most)
         for endpoint_id in (endpoint_id for endpoint_id, it in entered.items() if it is Entered.FULL):
             logger.warning(

@@ -37,6 +37,7 @@ class HeldRun:
         order: RunOrder,
         limits: RunLimits,
         *,
+        announced: str = "",
         records: Runs,
         replicas: Replicas,
         metrics: RunnerMetrics,
@@ -45,6 +46,8 @@ class HeldRun:
     ) -> None:
         self.order = order
         self.limits = limits
+        self.announced = announced
+        """The newest question of which webhook endpoints were told."""
         self.records = records
         self.metrics = metrics
         self.history = History(limits)
@@ -139,7 +142,12 @@ class HeldRun:
         # The lease is not renewed meanwhile: a run that waits has none.
         async with self._appending:
             state = await self.records.settle(
-                self.order.id, RunState.WAITING, fence=self._fence, told=self._told, wake_ms=wake_ms
+                self.order.id,
+                RunState.WAITING,
+                fence=self._fence,
+                told=self._told,
+                wake_ms=wake_ms,
+                announced=self.announced,
             )
             if state is RunState.WAITING:
                 await self.records.look_at(self.order.queue, self.order.id, at_ms=wake_ms)
@@ -147,7 +155,13 @@ class HeldRun:
 
     async def release(self) -> None:
         """Let another runner go on with the run at once."""
-        await self.records.settle(self.order.id, RunState.QUEUED, fence=self._fence, told=self._told)
+        await self.records.settle(
+            self.order.id,
+            RunState.QUEUED,
+            fence=self._fence,
+            told=self._told,
+            announced=self.announced,
+        )
 
     async def end(self, result: RunResult) -> None:
         """Record how the run has ended.

@@ -103,6 +103,8 @@ class History:
         """How many steps there are."""
         self.jobs = 0
         """How many jobs were recorded."""
+        self.newest_question = ""
+        """The id of the question that was asked last."""
         self.tokens = 0
         """The tokens so far, with those of children that have ended."""
         for step in steps:
@@ -139,6 +141,7 @@ class History:
             case QuestionAsked():
                 self._calls[step.call].last = step
                 self._calls[step.call].questions += 1
+                self.newest_question = self._calls[step.call].question_id
             case ToolEnded(tokens=tokens):
                 self._calls[step.call].last = step
                 self.tokens += tokens

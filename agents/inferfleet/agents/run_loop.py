@@ -135,8 +135,7 @@ class RunLoop:
                     await _all([self._calls.advance(call) for call in calls])
                     waiting = self._held.history.open_calls()
                     if any(isinstance(call.last, QuestionAsked) for call in waiting):
-                        # Before it waits: a runner that dies in between has told it, only too early.
-                        await self._runs.waits(self._held.order)
+                        await self._announce()
                     if waiting and await self._held.wait(wake_ms=self._wake_ms(waiting)):
                         return Waits()
                     if waiting:
@@ -148,6 +147,14 @@ class RunLoop:
                 case _:
                     assert_never(following)
         return HandedOver()
+
+    async def _announce(self) -> None:
+        """Tell that the run waits for a person, once for each time that it has new questions."""
+        held, newest = self._held, self._held.history.newest_question
+        if newest != held.announced:
+            # Before it waits: if the runner dies in between, the next one tells the same event again.
+            await self._runs.waits(held.order, newest)
+            held.announced = newest
 
     async def _ask_model(self, job_id: str | None) -> bool:
         """Get the model's next answer. Return false if the runner stops before it is there."""

@@ -38,6 +38,7 @@ from inferfleet.schemas.run import (
     RunFailureCode,
     RunLimits,
     RunOrder,
+    RunRecord,
 )
 from inferfleet.wire.rabbitmq.run_queue import RunConsumer, RunDelivery, consuming_runs
 from inferfleet.wire.redis.replicas import Replicas
@@ -220,13 +221,15 @@ class Runner:
                 record = await self._runs.records.read(run_id)
                 if record is None:
                     return None
-                return await self._bring_forward(record.order, fence, claims)
+                return await self._bring_forward(record, fence, claims)
 
-    async def _bring_forward(self, order: RunOrder, fence: str, claims: int) -> Held | None:
+    async def _bring_forward(self, record: RunRecord, fence: str, claims: int) -> Held | None:
+        order = record.order
         agent = self._agents.get(order.agent)
         held = HeldRun(
             order,
             _limits(order, agent),
+            announced=record.announced,
             records=self._runs.records,
             replicas=self._replicas,
             metrics=self._metrics,

@@ -289,10 +289,10 @@ class AgentRuns:
             await self._events.tell(order, result.state)
         await self.records.close(order.queue, order.id)
 
-    async def waits(self, order: RunOrder) -> None:
-        """Tell that a run waits for a person."""
+    async def waits(self, order: RunOrder, question: str) -> None:
+        """Tell that a run waits for a person, whom it asks this newest question."""
         if self._events is not None:
-            await self._events.tell(order, RunState.WAITING)
+            await self._events.tell(order, RunState.WAITING, question=question)
 
     async def _answer(self, run_id: str, question: str, answer: Answer) -> None:
         record = await self.get(run_id)

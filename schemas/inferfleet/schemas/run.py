@@ -241,4 +241,6 @@ class RunRecord(WireModel):
     """When a waiting run goes on at the latest."""
     lease_left_ms: int = 0
     """How long its runner holds it without another sign of life; 0 if it has none."""
+    announced: str = ""
+    """The newest question of which webhook endpoints were told."""
     result: RunResult | None = None

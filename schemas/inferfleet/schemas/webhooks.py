@@ -28,23 +28,26 @@ EVENT_TYPES: Final = (
 )
 """The types of events: OpenAI's for batches and responses, and ours for runs of agents, jobs and rollouts."""
 
-_REPEATED: Final = ("agent.run.waiting", "rollout.aborted", "rollout.promoted")
+_REPEATED: Final = ("rollout.aborted", "rollout.promoted")
 
 
 class WebhookEvent(NamedTuple):
     """Something that has ended: ``object_id`` is its id, and ``at_s`` when, in Unix seconds.
 
     What ends once has one event, so the id of the event comes from the object's. A rollout is known by its
-    pool, which has one after the other, and a run may wait several times.
+    pool, which has one after the other. A run waits several times: ``question`` is the newest that it asks.
     """
 
     type: str
     object_id: str
     at_s: int
+    question: str = ""
 
     @property
     def id(self) -> str:
         """The id of the event, the same in each delivery, so that receivers recognize repetitions."""
+        if self.question:
+            return f"evt_{self.type}_{self.object_id}_{self.question}"
         if self.type in _REPEATED:
             return f"evt_{self.type}_{self.object_id}_{self.at_s}"
         return f"evt_{self.object_id}"

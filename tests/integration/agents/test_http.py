@@ -104,6 +104,44 @@ async def test_a_caller_starts_a_run_approves_its_call_and_is_told_what_becomes_
         await http.delete(f"/v1/webhook_endpoints/{endpoint['id']}")
 
 
+async def test_an_endpoint_is_told_of_questions_once(
+    http: httpx2.AsyncClient,
+    runs: AgentRuns,
+    clerk: Agent,
+    model: ScriptedAnswers,
+    start_runner: StartRunner,
+    pool: str,
+) -> None:
+    model.reply_to("both", with_calls=[("pay", {"amount": 1}), ("pay", {"amount": 2})])
+    store = WebhookStore(runs.fleet.pipeline)
+    async with receiving() as receiver:
+        types = ["agent.run.waiting", "agent.run.succeeded"]
+        hook = {"name": "hook", "url": receiver.url, "event_types": types}
+        endpoint_id = (await http.post("/v1/webhook_endpoints", json=hook)).json()["id"]
+        await start_runner(clerk)
+        run_id = await runs.start("clerk", "both", queue=pool)
+        (told,) = await receiver.take(1)
+        assert told.event["id"] == f"evt_agent.run.waiting_{run_id}_0.1:1"
+        await runs.approve(run_id, "0.0:1")
+
+        async def paid() -> bool:
+            return any(step.kind == "tool_ended" for step in await runs.steps(run_id))
+
+        await eventually(paid)
+        await until(runs, run_id, RunState.WAITING)
+        await runs.approve(run_id, "0.1:1")
+        await result_of(runs, run_id)
+        await receiver.take(2)
+
+        async def delivered() -> bool:
+            endpoint = await store.endpoint(endpoint_id)
+            return endpoint is not None and endpoint.undelivered == 0
+
+        await eventually(delivered)
+        assert [each.event["type"] for each in receiver.received] == types
+        await http.delete(f"/v1/webhook_endpoints/{endpoint_id}")
+
+
 async def test_a_caller_denies_a_call_and_cancels_a_run(
     http: httpx2.AsyncClient, runs: AgentRuns, clerk: Agent, start_runner: StartRunner, pool: str
 ) -> None:

@@ -56,12 +56,13 @@ def run_settle(
     told: int,
     wake_ms: int,
     result: str,
+    announced: str,
     ttl_s: int,
 ) -> Command:
     """Let a run wait, go on elsewhere, or end."""
     return (
         *("EVALSHA", _SETTLE.sha, 3, run_key, steps_key, inbox_key),
-        *(fence, new_state, told, wake_ms, result, ttl_s),
+        *(fence, new_state, told, wake_ms, result, announced, ttl_s),
     )
 
 

@@ -88,6 +88,7 @@ class Runs:
             runner=fields[b"runner"].decode() if b"runner" in fields else None,
             wake_ms=int(fields.get(b"wake_ms", 0)) or None,
             lease_left_ms=max(0, int(fields.get(b"lease_until", 0)) - self.now_ms()),
+            announced=fields.get(b"announced", b"").decode(),
             result=None if result is None else RunResult.model_validate_json(result),
         )
 
@@ -159,6 +160,7 @@ class Runs:
         told: int,
         wake_ms: int = 0,
         result: RunResult | None = None,
+        announced: str = "",
     ) -> RunState:
         """Let a run wait, go on elsewhere, or end. Return its state afterwards.
 
@@ -176,6 +178,7 @@ class Runs:
             told=told,
             wake_ms=wake_ms,
             result="" if result is None else result.model_dump_json(),
+            announced=announced,
             ttl_s=self._result_ttl_s if state.terminal else self._queued_ttl_s,
         )
         answer: bytes = await self._pipeline.execute(*command)

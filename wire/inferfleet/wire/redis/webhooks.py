@@ -287,7 +287,7 @@ class WebhookStore:
                         endpoint=endpoint_id,
                         event_id=event.id,
                         event_type=event.type,
-                        event=" ".join((event.type, str(event.at_s), event.object_id)).encode(),
+                        event=_entry(event),
                         now_ms=self.clock.now_ms(),
                         most=most,
                     )
@@ -415,8 +415,14 @@ def _readable(read: Callable[[A], B], entries: Sequence[A]) -> list[B]:
 
 
 def _claimed(text: bytes, *, until_ms: float) -> Claimed:
-    tried, kind, at_s, object_id = text.decode().split(" ", 3)
-    return Claimed(int(tried), WebhookEvent(kind, object_id, int(at_s)), until_ms)
+    tried, kind, when, object_id = text.decode().split(" ", 3)
+    at_s, _, question = when.partition("/")
+    return Claimed(int(tried), WebhookEvent(kind, object_id, int(at_s), question), until_ms)
+
+
+def _entry(event: WebhookEvent) -> bytes:
+    when = f"{event.at_s}/{event.question}" if event.question else str(event.at_s)
+    return f"{event.type} {when} {event.object_id}".encode()
 
 
 def _endpoint(endpoint_id: str, fields: Mapping[bytes, bytes], undelivered: int) -> WebhookEndpoint:

@@ -8,7 +8,8 @@ local new_state = ARGV[2]
 local told = ARGV[3] -- how much of what it was told the runner has read
 local wake_ms = ARGV[4] -- when a waiting run goes on at the latest
 local result = ARGV[5] -- '' unless it has ended
-local ttl_s = ARGV[6]
+local announced = ARGV[6] -- the newest question of which webhook endpoints were told
+local ttl_s = ARGV[7]
 
 local r = redis.call('HMGET', run_key, 'fence', 'state', 'told')
 if r[1] ~= fence then
@@ -18,7 +19,8 @@ elseif r[2] ~= 'running' then
 elseif new_state == 'waiting' and tonumber(r[3] or 0) > tonumber(told) then
   return 'running'
 end
-redis.call('HSET', run_key, 'state', new_state, 'claims', 0, 'wake_ms', wake_ms, 'lease_until', 0)
+redis.call('HSET', run_key, 'state', new_state, 'claims', 0, 'wake_ms', wake_ms, 'lease_until', 0,
+  'announced', announced)
 if result ~= '' then
   redis.call('HSET', run_key, 'result', result)
 end
