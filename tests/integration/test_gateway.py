@@ -337,6 +337,14 @@ async def test_a_path_or_method_that_does_not_exist_is_refused_in_openais_form(h
     refused(await http.get("/v1/jobs/x", params={"wait": "long"}), 400, "invalid_request")
 
 
+async def test_a_page_of_another_machine_can_cancel_nothing(http: Client) -> None:
+    cancel = "/v1/agents/runs/01890a5d-ac96-774b-bcce-b302099a8057/cancel"
+    for origin in ("https://evil.example", "http://127.0.0.1.evil.example", "http://[bad", "null"):
+        refused(await http.post(cancel, headers={"Origin": origin}), 403, "forbidden_origin")
+    for origin in ("http://localhost:5173", "http://127.0.0.1:8000"):
+        refused(await http.post(cancel, headers={"Origin": origin}), 404, "run_not_found")
+
+
 async def test_a_page_whose_name_resolves_to_loopback_is_refused(
     http: Client, start_gateway: StartGateway
 ) -> None:

@@ -1,7 +1,8 @@
-"""Refuses requests to a loopback address that name another host.
+"""Refuses requests to a loopback address that name another host, or that a page of another host sends.
 
 A page in a browser on the same machine can make its own name resolve to a loopback address. Its requests then
 look to the browser as if they went to the page's own server, so that it may send JSON and read the answers.
+Without that it may still send requests that have no body, or that of a form, and cannot read the answers.
 """
 
 from __future__ import annotations
@@ -18,15 +19,23 @@ from inferfleet.producer.openai.refusals import Refusal
 
 
 class OnlyLoopbackHosts:
-    """Middleware that answers only requests whose header ``Host`` is a loopback address or ``localhost``."""
+    """Middleware that answers only requests whose ``Host`` is a loopback address or ``localhost``.
+
+    So is their ``Origin``, if a browser has sent it. A page on another port may be a tool of the same person.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
-        host = Headers(scope=scope).get("host", "")
-        app = self._app if _is_loopback(host) else _refused(host)
+        headers = Headers(scope=scope)
+        host, origin = headers.get("host", ""), headers.get("origin")
+        app = self._app
+        if not _is_loopback(host):
+            app = _refused_host(host)
+        elif origin is not None and not _is_loopback(origin.partition("://")[2]):
+            app = _refused_origin(origin)
         await app(scope, receive, send)
 
 
@@ -43,11 +52,21 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def _refused(host: str) -> ASGIApp:
+def _refused_host(host: str) -> ASGIApp:
     refusal = Refusal(
         status=HTTPStatus.FORBIDDEN,
         code="forbidden_host",
         message=f"the header Host names {host[:128]!r}, which is not a loopback address; this gateway serves "
         "only its own machine (INFERFLEET_ALLOW_ANONYMOUS)",
+    )
+    return RefusalAnswer(refusal)
+
+
+def _refused_origin(origin: str) -> ASGIApp:
+    refusal = Refusal(
+        status=HTTPStatus.FORBIDDEN,
+        code="forbidden_origin",
+        message=f"a page of {origin[:128]!r} sent this; without API keys, this gateway serves only pages of "
+        "its own machine",
     )
     return RefusalAnswer(refusal)
