@@ -50,9 +50,9 @@ def test_runners_load_their_agents_answer_probes_and_scale_by_their_queue(
     assert scaled["minReplicaCount"] == 1, "runners declare the queue, and wake runs"
     (trigger,) = scaled["triggers"]
     assert trigger["metadata"]["queueName"] == run_queue(settings.agent_queue)
-    value = int(trigger["metadata"]["value"])
-    assert value == settings.max_runs
-    assert value <= prefetch_of(settings) <= 1.2 * value, "a runner that is added finds messages"
+    runs_of_each = int(trigger["metadata"]["value"])
+    assert runs_of_each == settings.max_runs
+    assert runs_of_each <= prefetch_of(settings) <= 1.2 * runs_of_each, "a runner that is added finds messages"
     assert "replicas" not in runner["spec"]
 
 
@@ -66,3 +66,15 @@ def test_the_agents_of_your_own_replace_those_of_the_base(
     runner = manifests.one("Deployment", "inferfleet-agents")
     assert containers(runner)[0]["args"] == ["agent", "run", "agents:planner"]
     assert modules_of(manifests) == {"agents.py": "planner = ..."}
+
+
+def test_runners_that_are_added_to_an_overlay_with_tls_have_its_certificates(
+    mine: Callable[[str], Manifests],
+) -> None:
+    _, _, section = (
+        (ROOT / "docs/deploy.md").read_text().partition("### Adding a gateway or runners of agents")
+    )
+    documented = re.search(r"```yaml\n(.+?)```", section, re.DOTALL)
+    assert documented is not None
+    runner = mine(documented.group(1)).one("Deployment", "inferfleet-agents")
+    assert "tls" in {mount["name"] for mount in containers(runner)[0]["volumeMounts"]}
