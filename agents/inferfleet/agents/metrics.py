@@ -47,6 +47,8 @@ class RunnerMetrics:
             buckets=SECONDS,
             registry=registry,
         )
+        self._events_dropped = counter("events_dropped", "Events of runs that a full endpoint did not get")
+        self._events_dropped.labels(queue)
         for kind in KINDS:
             self._steps.labels(queue, kind)
 
@@ -79,6 +81,10 @@ class RunnerMetrics:
         """Count a run that has ended."""
         code = result.error.code if result.error else ""
         self._ended.labels(self._queue, self._known(agent), result.state, code).inc()
+
+    def event_dropped(self) -> None:
+        """Count an event that a webhook endpoint did not get."""
+        self._events_dropped.labels(self._queue).inc()
 
     def _known(self, agent: str) -> str:
         return agent if agent in self._agents else OTHER

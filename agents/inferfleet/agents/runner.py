@@ -100,12 +100,13 @@ class Runner:
                 )
         self._settings = settings
         self._stopping = stopping
-        self._runs = AgentRuns(fleet, events=RunEvents(fleet.pipeline, most=settings.webhook_max_undelivered))
+        self._metrics = RunnerMetrics(queue=settings.agent_queue)
+        events = RunEvents(fleet.pipeline, most=settings.webhook_max_undelivered, metrics=self._metrics)
+        self._runs = AgentRuns(fleet, events=events)
         # A call that a person would have to be asked about later can as well wait now.
         self._replicas = Replicas(fleet.pipeline, settings, patience_s=None)
         self._places = asyncio.Semaphore(settings.max_runs)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._metrics = RunnerMetrics(queue=settings.agent_queue)
         self._takes_runs = False
 
     async def run(self) -> None:

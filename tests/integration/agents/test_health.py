@@ -12,8 +12,11 @@ from tests.integration.agents.conftest import StartRunner, result_of
 from tests.integration.agents.test_runner import Gate, script
 from tests.integration.conftest import eventually
 
-from inferfleet.agents import AgentRuns
+from inferfleet.agents import Agent, AgentRuns
+from inferfleet.gateway.webhooks.signing import new_secret
+from inferfleet.producer import Fleet
 from inferfleet.testing.workers import ScriptedAnswers
+from inferfleet.wire.redis.webhooks import WebhookEndpoint, WebhookStore
 
 LABELS = ("agent", "state", "code", "kind", "tool", "outcome")
 
@@ -112,3 +115,39 @@ async def test_a_runner_is_ready_until_it_drains_and_alive_until_it_has_drained(
     assert '"agents":["guest"],"ready":false' in state
     gate.open.set()
     await stopping
+
+
+async def test_an_endpoint_gets_no_more_events_of_runs_than_it_may_have(
+    fleet: Fleet,
+    runs: AgentRuns,
+    model: ScriptedAnswers,
+    start_runner: StartRunner,
+    pool: str,
+    port: Port,
+) -> None:
+    model.reply_to("go", with_text="Gone.")
+    store = WebhookStore(fleet.pipeline)
+    await store.add(
+        WebhookEndpoint(
+            id=f"we_{pool}",
+            tenant=pool,
+            name="hook",
+            url="https://example.com/hook",
+            event_types=("agent.run.succeeded",),
+            secret=new_secret(),
+            created_ms=1,
+            updated_ms=1,
+        )
+    )
+    tester = Agent(name="tester", pool=pool)
+    await start_runner(tester, webhook_max_undelivered=1, http_host="127.0.0.1", http_port=0)
+    for _ in range(2):
+        await result_of(runs, await runs.start("tester", "go", queue=pool, tenant=pool))
+
+    async def dropped() -> bool:
+        return await port.samples("events_dropped_total") == {(): 1}
+
+    await eventually(dropped)
+    (endpoint,) = await store.endpoints(pool)
+    assert endpoint.undelivered == 1
+    await store.remove(pool, endpoint.id)

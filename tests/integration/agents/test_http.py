@@ -16,13 +16,11 @@ from tests.integration.receiver import receiving
 
 from inferfleet.agents import Agent, AgentRuns, tenant_runs, tool
 from inferfleet.agents.tenant_runs import TenantRuns
-from inferfleet.gateway.webhooks.signing import new_secret
-from inferfleet.producer import Fleet
 from inferfleet.schemas.errors import UnknownPoolError
 from inferfleet.schemas.names import run_key
 from inferfleet.schemas.run import RunRecord, RunState
 from inferfleet.testing.workers import ScriptedAnswers
-from inferfleet.wire.redis.webhooks import WebhookEndpoint, WebhookStore
+from inferfleet.wire.redis.webhooks import WebhookStore
 
 START = "/v1/agents/clerk/runs"
 
@@ -235,38 +233,3 @@ async def test_a_page_does_not_read_the_runs_of_other_tenants(
     page = await TenantRuns(runs, "mine").page(queue, limit=2)
     assert [each.order.id for each in page.runs] == [mine]
     assert (await TenantRuns(runs, "mine").page(queue, state=RunState.WAITING, limit=2)).runs == []
-
-
-async def test_an_endpoint_gets_no_more_events_of_runs_than_it_may_have(
-    fleet: Fleet,
-    runs: AgentRuns,
-    model: ScriptedAnswers,
-    start_runner: StartRunner,
-    pool: str,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    model.reply_to("go", with_text="Gone.")
-    store = WebhookStore(fleet.pipeline)
-    await store.add(
-        WebhookEndpoint(
-            id=f"we_{pool}",
-            tenant=pool,
-            name="hook",
-            url="https://example.com/hook",
-            event_types=("agent.run.succeeded",),
-            secret=new_secret(),
-            created_ms=1,
-            updated_ms=1,
-        )
-    )
-    await start_runner(Agent(name="tester", pool=pool), webhook_max_undelivered=1)
-    for _ in range(2):
-        await result_of(runs, await runs.start("tester", "go", queue=pool, tenant=pool))
-
-    async def told() -> bool:
-        return "INFERFLEET_WEBHOOK_MAX_UNDELIVERED" in caplog.text
-
-    await eventually(told)
-    (endpoint,) = await store.endpoints(pool)
-    assert endpoint.undelivered == 1
-    await store.remove(pool, endpoint.id)
