@@ -285,15 +285,15 @@ async def starts(services: Services) -> None:
             for number in range(count)
         ]
 
-    async with one_worker(services, pool, engine_args={"speed": 10}) as fleet:
-        warm = [*chats(300), *reports(60)]
+    async with one_worker(services, pool) as fleet:
+        warm = [*chats(150), *reports(30)]
         chance.shuffle(warm)
         await fleet.wait_many(await fleet.submit_many(warm, pool=pool))
-        blocks = [*reports(150), *chats(600), *reports(150), *chats(600)]
+        blocks = [*reports(60), *chats(240), *reports(60), *chats(240)]
         jobs = await fleet.submit_many(blocks, pool=pool)
         # Their worker has told how fast it is, and is busy again.
         await asyncio.sleep(2 * WorkerSettings.model_fields["heartbeat_interval_s"].default)
-        asked = jobs[SLOTS * 4 :: 10]
+        asked = jobs[SLOTS * 2 :: 4]
         at = datetime.now(UTC)
         positions = await asyncio.gather(*(fleet.position(job) for job in asked))
         await fleet.wait_many(jobs)

@@ -52,7 +52,9 @@ def test_runners_load_their_agents_answer_probes_and_scale_by_their_queue(
     assert trigger["metadata"]["queueName"] == run_queue(settings.agent_queue)
     runs_of_each = int(trigger["metadata"]["value"])
     assert runs_of_each == settings.max_runs
-    assert runs_of_each <= prefetch_of(settings) <= 1.2 * runs_of_each, "a runner that is added finds messages"
+    assert runs_of_each <= prefetch_of(settings) <= 1.2 * runs_of_each, (
+        "a runner that is added finds messages"
+    )
     assert "replicas" not in runner["spec"]
 
 

@@ -186,15 +186,15 @@ def test_the_backlog_of_long_jobs_is_longer() -> None:
         return SimulatedJob(arrival=arrival, number=0)
 
     work = SimulatedWork()
-    short, long = ended(25, 32), ended(975, 1024)
-    assert work.heaviness([long], now=0) == 1
+    short, long = ended(23, 32), ended(973, 1024)
+    assert work.heaviness([long]) == 1
     for job in (short, long):
         work.ended(job)
-    # The jobs that have ended are 200 and 4,000 tokens of a prompt.
-    assert work.heaviness([short, short], now=5) == pytest.approx(200 / 2100)
-    assert work.heaviness([long, long], now=10) == pytest.approx(4000 / 2100)
-    assert work.heaviness([short, long] * 1000, now=500) == pytest.approx(1, rel=0.2)
-    assert work.heaviness([], now=505) == 1
+    # The jobs that have ended are 256 and 4,056 tokens of a prompt.
+    assert work.heaviness([short, short]) == pytest.approx(256 / 2156)
+    assert work.heaviness([long, long]) == pytest.approx(4056 / 2156)
+    assert work.heaviness([short, long] * 1000) == pytest.approx(1, rel=0.2)
+    assert work.heaviness([]) == 1
 
 
 def test_any_other_query_cannot_be_simulated() -> None:

@@ -92,7 +92,7 @@ def test_no_form_is_shown_with_its_secrets() -> None:
 def test_tls_is_for_the_sentinels_and_for_redis() -> None:
     client: Any = redis_client("rediss+sentinel://one/main?ssl_check_hostname=false")
     pool = client.connection_pool
-    assert pool.connection_class is SentinelManagedSSLConnection
+    assert issubclass(pool.connection_class, SentinelManagedSSLConnection)
     (sentinel,) = pool.sentinel_manager.sentinels
     assert sentinel.connection_pool.connection_class is SSLConnection
     assert pool.connection_kwargs["ssl_check_hostname"] is False
@@ -103,7 +103,7 @@ def test_tls_is_for_all_nodes_of_a_cluster() -> None:
     client = redis_client("rediss+cluster://one,two?ssl_check_hostname=false")
     assert isinstance(client, ClusterClient)
     pool: Any = client.node("three:6379").connection_pool
-    assert pool.connection_class is SSLConnection
+    assert issubclass(pool.connection_class, SSLConnection)
     assert pool.connection_kwargs["ssl_check_hostname"] is False
 
 

@@ -9,12 +9,12 @@ import pytest
 
 from inferfleet.schemas import Endpoint
 from inferfleet.schemas.heartbeat import Heartbeat, WorkerPhase
-from inferfleet.schemas.work import AnswerMean, AnswerMeans, JobSize, WorkDone, most_tokens
+from inferfleet.schemas.work import AnswerMean, JobMean, JobSize, Means, WorkDone, most_tokens
 
 CHAT, COMPLETIONS = Endpoint.CHAT, Endpoint.COMPLETIONS
 
 
-def beat(finished_per_s: float, work_per_s: float, *answers: AnswerMean) -> Heartbeat:
+def beat(mean_job: JobMean | None, *answers: AnswerMean) -> Heartbeat:
     at = datetime(2026, 1, 1, tzinfo=UTC)
     return Heartbeat(
         worker_id="w",
@@ -23,8 +23,7 @@ def beat(finished_per_s: float, work_per_s: float, *answers: AnswerMean) -> Hear
         engine="simulated",
         model="m",
         version="1",
-        finished_per_s=finished_per_s,
-        work_per_s=work_per_s,
+        mean_job=mean_job,
         answers=answers,
         started_at=at,
         seen_at=at,
@@ -67,42 +66,55 @@ def test_what_is_no_size_is_none(text: str) -> None:
 
 
 def test_answers_are_grouped_by_their_limits_and_old_ones_fade() -> None:
-    means = AnswerMeans()
+    means = Means()
+    assert (means.job, means.answers) == (None, ())
     for most, tokens in ((100, 10), (128, 30), (129, 200), (None, 7), (0, 0)):
-        means.add(most, tokens)
-    assert set(means.groups()) == {mean(128, 2, 20), mean(256, 1, 200), mean(None, 1, 7), mean(0, 1, 0)}
+        means.add_answer(most, tokens)
+    assert set(means.answers) == {mean(128, 2, 20), mean(256, 1, 200), mean(None, 1, 7), mean(0, 1, 0)}
     for _ in range(1000):
-        means.add(None, 70)
-    (unlimited,) = (group for group in means.groups() if group.up_to is None)
+        means.add_answer(None, 70)
+    (unlimited,) = (group for group in means.answers if group.up_to is None)
     assert unlimited.jobs == 100
     assert unlimited.tokens == pytest.approx(70, abs=0.1)
+
+
+def test_the_mean_job_has_a_part_that_does_not_depend_on_its_tokens() -> None:
+    means = Means()
+    means.add_job(JobSize(10, 0), 0, seconds=1.0)
+    assert means.job == JobMean(jobs=1, seconds=1.0, work=74)
+    means.add_job(JobSize(10, 100), 50, seconds=3.0)
+    assert means.job == JobMean(jobs=2, seconds=2.0, work=174)
+    for _ in range(1000):
+        means.add_job(JobSize(0, 0), 0, seconds=5.0)
+    assert means.job is not None
+    assert means.job.jobs == 100
+    assert means.job.seconds == pytest.approx(5, abs=0.01)
 
 
 def test_a_job_is_expected_to_be_as_long_as_others_with_its_limit() -> None:
     done = WorkDone.of(
         [
-            beat(1, 500, mean(128, 10, 50), mean(None, 10, 300)),
-            beat(3, 1500, mean(128, 30, 90)),
-            beat(0, 0),
+            beat(JobMean(jobs=10, seconds=1, work=200), mean(128, 10, 50), mean(None, 10, 300)),
+            beat(JobMean(jobs=30, seconds=1, work=600), mean(128, 30, 90)),
+            beat(None),
         ]
     )
     assert done is not None
     assert done.mean == 500
-    assert done.expected(JobSize(10, 100)) == 10 + 4 * 80
-    assert done.expected(JobSize(10, 70)) == 10 + 4 * 70
-    assert done.expected(JobSize(10, None)) == 10 + 4 * 300
-    assert done.expected(JobSize(10, 0)) == 10
+    assert done.expected(JobSize(10, 100)) == 74 + 4 * 80
+    assert done.expected(JobSize(10, 70)) == 74 + 4 * 70
+    assert done.expected(JobSize(10, None)) == 74 + 4 * 300
+    assert done.expected(JobSize(10, 0)) == 74
     # No job with such a limit has ended: the mean of the others, within the limit.
-    assert done.expected(JobSize(0, 4096)) == 4 * 190
-    assert done.expected(JobSize(0, 8)) == 4 * 8
-    assert done.expected(JobSize(10, 100), generated=60) == 10 + 4 * 20
-    assert done.expected(JobSize(10, 100), generated=100) == 10
+    assert done.expected(JobSize(10, 4096)) == 74 + 4 * 190
+    assert done.expected(JobSize(10, 8)) == 74 + 4 * 8
+    assert done.expected(JobSize(10, 100), generated=60) == 74 + 4 * 20
+    assert done.expected(JobSize(10, 100), generated=100) == 74
 
 
-def test_workers_that_have_ended_nothing_lately_or_are_older_say_nothing() -> None:
+def test_workers_that_have_ended_nothing_or_are_older_say_nothing() -> None:
     assert WorkDone.of([]) is None
-    assert WorkDone.of([beat(0, 0, mean(128, 1, 5))]) is None
-    assert WorkDone.of([beat(2, 0)]) is None
-    only_rates = WorkDone.of([beat(2, 800)])
-    assert only_rates is not None
-    assert only_rates.expected(JobSize(0, None)) == 400
+    assert WorkDone.of([beat(None, mean(128, 1, 5))]) is None
+    only_jobs = WorkDone.of([beat(JobMean(jobs=1, seconds=1, work=400))])
+    assert only_jobs is not None
+    assert only_jobs.expected(JobSize(0, None)) == 64 + 400

@@ -89,9 +89,7 @@ class Positions:
         ahead = await count_ahead(self._pipeline, record.pool, record.priority, record.id)
         starts_in_s = None
         if ahead is not None and waits[0].reason in {WaitReason.SLOT, WaitReason.QUEUE}:
-            starts_in_s = await self._estimates.behind(
-                ahead, pool=record.pool, priority=record.priority, workers=workers
-            )
+            starts_in_s = await self._estimates.behind(ahead, record.pool, record.priority)
         return Position(
             waits=waits, workers=len(workers), ahead=ahead, finished_per_s=per_s, starts_in_s=starts_in_s
         )

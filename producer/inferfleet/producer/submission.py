@@ -118,7 +118,7 @@ class Submission:
         if recorded.may_lack_message:
             # A second message does no harm: the fence lets one of them run.
             try:
-                if not recorded.stalled and not claimed.accepted:
+                if recorded.made and not claimed.accepted:
                     await self._estimates.check(claimed.job)
                 if (replicas := self._records.replicas) is not None:
                     claimed, body, recorded = await replicas.hold(

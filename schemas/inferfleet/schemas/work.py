@@ -20,8 +20,11 @@ if TYPE_CHECKING:
 ANSWER_TOKEN: Final = 4
 """The work of a token of an answer."""
 
+EACH: Final = 64
+"""The work of a job besides its tokens. Otherwise a short question to an embedding model would be none."""
+
 REMEMBERED: Final = 100
-"""How many answers a mean is of, about: each new one counts as much as one of so many."""
+"""How many jobs or answers a mean is of, about: each new one counts as much as one of so many."""
 
 ENVELOPE_BYTES: Final = 300
 """How many bytes of a request are about the job and not for the model."""
@@ -70,25 +73,47 @@ class AnswerMean(WireModel):
     tokens: float
 
 
-class AnswerMeans:
-    """Counts answers by their limits. Of each group, about the last hundred count."""
+class JobMean(WireModel):
+    """The means of ``jobs`` jobs that the engine had: for how many seconds, and how much work they were."""
+
+    jobs: Count
+    seconds: float
+    work: float
+
+
+class Means:
+    """Counts jobs that the engine had, and answers by their limits. About the last hundred of each count."""
 
     def __init__(self) -> None:
-        self._means: dict[int | None, tuple[int, float]] = {}
+        self._jobs = 0
+        self._seconds = self._work = 0.0
+        self._answers: dict[int | None, tuple[int, float]] = {}
 
-    def add(self, most: int | None, tokens: int) -> None:
-        """Count an answer that was allowed ``most`` tokens, and had so many."""
-        group = _group_of(most)
-        jobs, mean = self._means.get(group, (0, 0.0))
-        jobs = min(jobs + 1, REMEMBERED)
-        self._means[group] = jobs, mean + (tokens - mean) / jobs
+    @property
+    def job(self) -> JobMean | None:
+        """The mean job; ``None`` before the first."""
+        return JobMean(jobs=self._jobs, seconds=self._seconds, work=self._work) if self._jobs else None
 
-    def groups(self) -> tuple[AnswerMean, ...]:
-        """Return the mean of each group."""
+    @property
+    def answers(self) -> tuple[AnswerMean, ...]:
+        """The mean answer of each group."""
         return tuple(
             AnswerMean(up_to=up_to, jobs=jobs, tokens=round(mean, 1))
-            for up_to, (jobs, mean) in self._means.items()
+            for up_to, (jobs, mean) in self._answers.items()
         )
+
+    def add_job(self, size: JobSize, tokens: int, *, seconds: float) -> None:
+        """Count a job that has ended after the engine had it for so long, with so many tokens."""
+        self._jobs = min(self._jobs + 1, REMEMBERED)
+        self._seconds += (seconds - self._seconds) / self._jobs
+        self._work += (work_of(size.prompt_tokens, tokens) - self._work) / self._jobs
+
+    def add_answer(self, most: int | None, tokens: int) -> None:
+        """Count an answer that was allowed ``most`` tokens, and had so many."""
+        group = _group_of(most)
+        jobs, mean = self._answers.get(group, (0, 0.0))
+        jobs = min(jobs + 1, REMEMBERED)
+        self._answers[group] = jobs, mean + (tokens - mean) / jobs
 
 
 class WorkDone(NamedTuple):
@@ -99,14 +124,13 @@ class WorkDone(NamedTuple):
 
     @classmethod
     def of(cls, workers: Iterable[Heartbeat]) -> WorkDone | None:
-        """Merge what the workers of a pool say; ``None`` if no job has ended there in the last minute."""
+        """Merge what the workers of a pool say; ``None`` if their engines have had no job yet."""
         workers = list(workers)
-        finished_per_s = sum(worker.finished_per_s for worker in workers)
-        work_per_s = sum(worker.work_per_s for worker in workers)
-        if not finished_per_s or not work_per_s:
+        means = [worker.mean_job for worker in workers if worker.mean_job is not None]
+        if not (jobs := sum(mean.jobs for mean in means)):
             return None
-        groups = [group for worker in workers for group in worker.answers]
-        return cls(work_per_s / finished_per_s, merged(groups))
+        work = sum(mean.jobs * mean.work for mean in means) / jobs
+        return cls(work, merged([group for worker in workers for group in worker.answers]))
 
     def expected(self, size: JobSize, *, generated: int = 0) -> float:
         """Return the work that a job is expected to be, less the tokens that it has generated already."""
@@ -125,7 +149,7 @@ class WorkDone(NamedTuple):
 
 def work_of(prompt_tokens: int, answer_tokens: float) -> float:
     """Return the work of a job with so many tokens."""
-    return prompt_tokens + ANSWER_TOKEN * answer_tokens
+    return EACH + prompt_tokens + ANSWER_TOKEN * answer_tokens
 
 
 def merged(groups: Iterable[AnswerMean]) -> dict[int | None, float]:

@@ -36,10 +36,10 @@ async def records(services: Services) -> AsyncIterator[JobRecords]:
 async def job(records: JobRecords, pool: str) -> Job:
     """A job that was accepted; its client is called ``client``."""
     job = Job(pool=pool, body=chat(), max_attempts=3)
-    for _ in range(2):
+    for made in (True, False):
         recorded = await records.create(job, reply_to="client", call="call")
         assert recorded._replace(entered=None) == Recorded(
-            state=JobState.QUEUED, attempt=0, closed=False, pool=pool
+            state=JobState.QUEUED, attempt=0, closed=False, pool=pool, made=made
         )
     return job
 

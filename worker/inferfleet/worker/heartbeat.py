@@ -76,7 +76,6 @@ class HeartbeatWriter:
         self._phase = WorkerPhase.LOADING
         self._swap: ModelSwap | None = None
         self._finished = Throughput(window_s=JOBS_WINDOW_S)
-        self._worked = Throughput(window_s=JOBS_WINDOW_S)
         self._generated = Throughput(window_s=TOKENS_WINDOW_S)
         self._adapters: tuple[str, ...] = ()
         self._listing: asyncio.Task[tuple[str, ...]] | None = None
@@ -126,12 +125,13 @@ class HeartbeatWriter:
             running=stats.running,
             waiting=stats.waiting,
             held=self._slots.waiting,
+            slots=self._slots.limit,
             kv_cache_usage=stats.kv_cache_usage,
             tokens_generated=self._metrics.attempts.tokens_generated,
             finished_per_s=self._finished.per_s(self._metrics.attempts.jobs_finished),
-            work_per_s=self._worked.per_s(self._work_counting.total),
             tokens_per_s=self._generated.per_s(self._metrics.attempts.tokens_generated),
-            answers=self._work_counting.answers.groups(),
+            mean_job=self._work_counting.means.job,
+            answers=self._work_counting.means.answers,
             ended=self._ended_jobs.latest(),
             swap=self._swap,
             unfit=self._unfit(),

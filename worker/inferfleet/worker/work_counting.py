@@ -1,29 +1,29 @@
-"""Measures how much work the jobs were that ended here, and how long their answers were."""
+"""Measures how long the jobs took that ended here, how much work they were, and how long their answers."""
 
 from __future__ import annotations
 
 from typing_extensions import override
 
 from inferfleet.schemas import JobState, Result
-from inferfleet.schemas.work import AnswerMeans, JobSize, work_of
+from inferfleet.schemas.work import JobSize, Means
 from inferfleet.worker.hooks import Hooks
 from inferfleet.worker.job_run import JobRun
 
 
 class WorkCounting(Hooks):
-    """Counts for the heartbeat. ``total`` is the work of all jobs that have ended here."""
+    """Keeps means for the heartbeat."""
 
     def __init__(self) -> None:
-        self.total = 0
-        self.answers = AnswerMeans()
+        self.means = Means()
 
     @override
     def on_end(self, run: JobRun | None, result: Result) -> None:
-        if run is None:
+        if run is None or not run.engine_s:
+            # The engine did not have it: it expired, or was refused.
             return
         # Prompts are estimated as those of waiting jobs are, since the two are compared.
         size = JobSize.of(run.job.endpoint, run.job.body, request_bytes=len(run.delivery.body))
         tokens = result.usage.completion_tokens
-        self.total += int(work_of(size.prompt_tokens, tokens))
+        self.means.add_job(size, tokens, seconds=run.engine_s)
         if result.state is JobState.SUCCEEDED:
-            self.answers.add(size.most_tokens, tokens)
+            self.means.add_answer(size.most_tokens, tokens)

@@ -118,7 +118,7 @@ class _Simulation:
             now=self._now,
             ready=len(self._queue),
             unacked=len(held),
-            heaviness=self._work.heaviness([*held, *waiting], now=self._now),
+            heaviness=self._work.heaviness([*held, *waiting]),
             oldest_age_s=self._now - oldest,
             finished=len(self._outcome.finished),
             ready_workers=ready_workers,

@@ -140,11 +140,13 @@ class ClusterClient:
         except RuntimeError as error:
             # From uvloop: a connection ended between two calls.
             raise RedisConnectionError(str(error)) from error
+        before, before_known = self._owners, self.learned
         self.learned = True
-        before = self._owners
         self._owners = [owners.get(slot, "") for slot in range(REDIS_CLUSTER_HASH_SLOTS)]
         self._masters = {owner for owner in self._owners if owner}
-        self.changes += any(old not in ("", new) for old, new in zip(before, self._owners, strict=True))
+        self.changes += any(
+            old != new and (old or before_known) for old, new in zip(before, self._owners, strict=True)
+        )
 
     async def aclose(self) -> None:
         """Close the connections to all nodes."""

@@ -16,7 +16,7 @@ from inferfleet.wire.redis.script import Argument
 FORGOTTEN_AFTER_S = 3600
 """How long a worker without a heartbeat stays on the list; readers ignore it."""
 
-_NESTED: Final = frozenset({"adapters", "answers", "ended", "swap"})
+_NESTED: Final = frozenset({"adapters", "answers", "ended", "mean_job", "swap"})
 """The fields that are JSON."""
 
 

@@ -85,6 +85,8 @@ class Recorded(NamedTuple):
     entered: asyncio.Future[Any] | None = None
     """Done when the job is in the index of unfinished jobs, too."""
     pool: str = ""
+    made: bool = False
+    """Whether this submission has made the record, and joined none."""
 
     @property
     def may_lack_message(self) -> bool:
@@ -154,7 +156,7 @@ class JobRecords(JobEndings):
         if not self._pipeline.ordered:
             await asyncio.wait([recorded])
         holder = self._pipeline.enqueue("GET", key) if key else None
-        state, attempt, closed, stalled, pool = await recorded
+        state, attempt, closed, stalled, pool, made = await recorded
         try:
             held = (holder and await holder) or b""
         except (ServiceUnreachableError, ServiceRefusedError) as error:
@@ -163,7 +165,14 @@ class JobRecords(JobEndings):
             doubt.in_doubt = True
             raise doubt from error
         return Recorded(
-            STATES[state], attempt, closed == 1, held.decode(), stalled == 1, entered, pool.decode()
+            STATES[state],
+            attempt,
+            closed == 1,
+            held.decode(),
+            stalled == 1,
+            entered,
+            pool.decode(),
+            made == 1,
         )
 
     async def close(self, job_id: str, *, call: str) -> Closed:

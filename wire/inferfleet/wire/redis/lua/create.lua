@@ -1,6 +1,7 @@
 -- A job is accepted: make its record, or join those who submit it too.
 -- Returns {state, attempt, closed (1: whoever made it takes it back), stalled (1: an attempt has
--- begun it, for longer than its lease nobody has held it, and it has not been published again since), pool}.
+-- begun it, for longer than its lease nobody has held it, and it has not been published again since), pool,
+-- made (1: the record is new)}.
 -- The pool is the record's: a rollout may have another weight by now than when the record was made.
 local job_key, journal_key, request_key = KEYS[1], KEYS[2], KEYS[3]
 local submitted_ms = ARGV[1] -- as the job says, which need not be now
@@ -40,21 +41,21 @@ if not r[1] then
   if request ~= '' then
     redis.call('SET', request_key, request, 'EX', ttl_s)
   end
-  return {'queued', 0, 0, 0, pool}
+  return {'queued', 0, 0, 0, pool, 1}
 end
 local attempt, stalled = tonumber(r[2]), 0
 if r[1] == 'running' or (r[1] == 'queued' and attempt > 0) then
   stalled = r[7] ~= r[2] and tonumber(r[5] or 0) + tonumber(r[6] or 0) < now and 1 or 0
 end
 if stalled == 0 and (r[1] ~= 'queued' or attempt > 0) then
-  return {r[1], attempt, 0, 0, r[8] or pool}
+  return {r[1], attempt, 0, 0, r[8] or pool, 0}
 end
 if r[4] and stalled == 0 and keep == '0' then
-  return {'queued', 0, 1, 0, r[8] or pool}
+  return {'queued', 0, 1, 0, r[8] or pool, 0}
 end
 redis.call('HDEL', job_key, 'closed')
 local calls = r[3] or ''
 if not string.find(calls, call .. ' ', 1, true) then
   redis.call('HSET', job_key, 'calls', calls .. call .. ' ')
 end
-return {r[1], attempt, 0, stalled, r[8] or pool}
+return {r[1], attempt, 0, stalled, r[8] or pool, 0}
