@@ -69,7 +69,7 @@ def test_it_installs_the_keda_that_it_was_written_from() -> None:
 
 
 def test_every_heading_that_it_links_to_is_there() -> None:
-    headings = re.findall(r"^## (.+)$", DOCS, re.MULTILINE)
+    headings = re.findall(r"^##+ (.+)$", DOCS, re.MULTILINE)
     anchors = {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
     assert set(re.findall(r"\]\(#([\w-]+)\)", DOCS)) <= anchors
 

@@ -235,7 +235,21 @@ class AgentRuns:
             RunNotFoundError: There is no such run.
 
         """
-        return await self._questions(await self.get(run_id))
+        _, questions = await self.steps_and_questions(await self.get(run_id))
+        return questions
+
+    async def steps_and_questions(self, record: RunRecord) -> tuple[Sequence[Step], Sequence[Question]]:
+        """Read the steps of a run, in order, and what it asks a person after them."""
+        steps = await self.records.steps(record.order.id)
+        if record.state.terminal:
+            return steps, []
+        asked = [
+            _question(call, call.last)
+            for call in History(RunLimits(), steps).open_calls()
+            if isinstance(call.last, QuestionAsked)
+        ]
+        answered = await self.records.inbox(record.order.id)
+        return steps, [each for each in asked if f"{ANSWER_PREFIX}{each.id}" not in answered]
 
     async def approve(self, run_id: str, question: str, *, result: str | None = None) -> None:
         """Let a run make a tool call that waits for approval, or again a call whose outcome is unknown.
@@ -298,7 +312,7 @@ class AgentRuns:
         record = await self.get(run_id)
         name, message = f"{ANSWER_PREFIX}{question}", answer.model_dump_json()
         if name not in await self.records.inbox(run_id):
-            asked = await self._questions(record)
+            _, asked = await self.steps_and_questions(record)
             if question not in {each.id for each in asked}:
                 known = ", ".join(f"{each.id} ({each.tool})" for each in asked) or "nothing"
                 raise RunError(
@@ -311,19 +325,6 @@ class AgentRuns:
         if counts.decode() != message:
             verdict = Answer.model_validate_json(counts).verdict
             raise RunError(f"question {question!r} of run {run_id} has got another answer: {verdict}")
-
-    async def _questions(self, record: RunRecord) -> Sequence[Question]:
-        """Return the questions of a run that nobody has answered."""
-        if record.state.terminal:
-            return []
-        history = History(RunLimits(), await self.records.steps(record.order.id))
-        asked = [
-            _question(call, call.last)
-            for call in history.open_calls()
-            if isinstance(call.last, QuestionAsked)
-        ]
-        answered = await self.records.inbox(record.order.id)
-        return [each for each in asked if f"{ANSWER_PREFIX}{each.id}" not in answered]
 
     def _soon_ms(self) -> int:
         return self.records.now_ms() + int(LOOK_S * 1000)

@@ -79,15 +79,10 @@ class TenantRuns:
             found += [each for each in await asyncio.gather(*map(self._listed, some)) if each is not None]
         return RunPage(found, following)
 
-    async def steps(self, run_id: str) -> list[Step]:
-        """Read a run's steps, in order."""
-        await self.get(run_id)
-        return await self._runs.steps(run_id)
-
-    async def questions(self, run_id: str) -> Sequence[Question]:
-        """Return what a run asks a person now."""
-        await self.get(run_id)
-        return await self._runs.questions(run_id)
+    async def show(self, run_id: str) -> tuple[RunRecord, Sequence[Step], Sequence[Question]]:
+        """Read a run's record, its steps, and what it asks a person now."""
+        record = await self.get(run_id)
+        return (record, *await self._runs.steps_and_questions(record))
 
     async def cancel(self, run_id: str) -> RunState:
         """Ask for a run to be cancelled, as ``AgentRuns.cancel``."""

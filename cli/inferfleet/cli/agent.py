@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Annotated, Any, TypeVar
@@ -122,8 +122,9 @@ def list_(*, queue: QueueOption = DEFAULT_AGENT_QUEUE, as_json: JsonFlag = False
 def show(run_id: RunArgument, *, as_json: JsonFlag = False) -> None:
     """Show a run: its state, its steps, and what it asks."""
 
-    async def read(runs: AgentRuns) -> tuple[RunRecord, list[Step], list[Question]]:
-        return await runs.get(run_id), await runs.steps(run_id), list(await runs.questions(run_id))
+    async def read(runs: AgentRuns) -> tuple[RunRecord, Sequence[Step], Sequence[Question]]:
+        record = await runs.get(run_id)
+        return (record, *await runs.steps_and_questions(record))
 
     record, steps, questions = _run(read)
     if as_json:

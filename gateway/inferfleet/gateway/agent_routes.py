@@ -121,11 +121,14 @@ def agent_routes(gateway: Gateway) -> APIRouter:
     @router.get("/runs/{run_id}", responses=answer(_RUN))
     async def get(request: Request, run_id: str) -> Response:
         """Read a run: its state, its steps, what it asks a person, and its result if it has ended."""
-        runs = gateway.runs_of(request)
-        record = await runs.get(run_id)
-        steps = [step.model_dump(mode="json") for step in await runs.steps(run_id)]
-        questions = [asdict(each) for each in await runs.questions(run_id)]
-        return json_answer({**_described(record), "steps": steps, "questions": questions})
+        record, steps, questions = await gateway.runs_of(request).show(run_id)
+        return json_answer(
+            {
+                **_described(record),
+                "steps": [step.model_dump(mode="json") for step in steps],
+                "questions": list(map(asdict, questions)),
+            }
+        )
 
     @router.post("/runs/{run_id}/cancel", responses=answer(_CANCELLED))
     async def cancel(request: Request, run_id: str) -> Response:

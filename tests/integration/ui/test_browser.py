@@ -22,9 +22,11 @@ from tests.integration.conftest import (
 from tests.integration.ui.browser import LOOKS, Look, chromium
 from tests.integration.ui.conftest import HOSTILE, Reader, new_key, waiting_run
 
+from inferfleet.agents import AgentRuns
 from inferfleet.producer import Fleet
 from inferfleet.schemas.fleet_history import FleetSample
 from inferfleet.schemas.names import FLEET_HISTORY_KEY
+from inferfleet.schemas.run import RunResult, RunState
 
 MANY = 10_000
 
@@ -131,6 +133,11 @@ async def test_a_person_approves_a_call_of_a_run(
     await look.page.click("button:has-text('Approve')")
     await look.page.locator(".badge.queued").wait_for()
     await look.examine("run-approved")
+    records = AgentRuns(fleet).records
+    result = RunResult(run_id=run_id, state=RunState.SUCCEEDED, text="paid")
+    await records.claim(run_id, fence="two", runner="two", lease_s=60)
+    await records.settle(run_id, RunState.SUCCEEDED, fence="two", told=1, result=result)
+    await look.page.locator("[data-live='0'] .badge.succeeded").wait_for()
 
 
 async def test_a_failed_job(

@@ -20,6 +20,7 @@ async def test_a_run_shows_its_steps_and_what_it_asks_as_text(
         assert run_id in each
         assert_escaped(each)
     assert "May it make call 0.0 of pay?" in page
+    assert 'data-live="3"' in page
     assert page.count('name="question" value="0.0:1"') == 3
     assert run_id not in await reader.page(f"/ui/runs?queue={pool}&state=running")
     assert "state" in await reader.page("/ui/runs?state=failed", 400)
@@ -32,6 +33,7 @@ async def test_a_run_shows_its_steps_and_what_it_asks_as_text(
     page = await reader.page(f"/ui/runs/{run_id}")
     assert_escaped(page)
     assert "Answer" in page
+    assert 'data-live="0"' in page, "the page does not ask for news of what has ended"
     assert "May it make" not in page
 
 

@@ -56,9 +56,7 @@ def run_pages(gateway: Gateway, pages: Pages) -> APIRouter:
 
     @router.get("/{run_id}")
     async def run(request: Request, run_id: str) -> Response:
-        runs = gateway.runs_of(request)
-        record = await runs.get(run_id)
-        steps, questions = await runs.steps(run_id), await runs.questions(run_id)
+        record, steps, questions = await gateway.runs_of(request).show(run_id)
         return pages.page(request, "run.html", run=record, steps=list(step_views(steps)), questions=questions)
 
     @router.post("/{run_id}/cancel")

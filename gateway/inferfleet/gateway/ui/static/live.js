@@ -11,12 +11,16 @@ async function renew(region) {
   // A region in which somebody selects text or has the focus stays as it is.
   const selected = getSelection();
   const reading = !selected.isCollapsed && region.contains(selected.anchorNode);
-  if (next && !reading && !region.contains(document.activeElement)) region.replaceChildren(...next.childNodes);
+  if (!next || reading || region.contains(document.activeElement)) return;
+  region.replaceChildren(...next.childNodes);
+  region.dataset.live = next.dataset.live;
 }
 
 function follow(region) {
   const seconds = Number(region.dataset.live);
-  const again = () => setTimeout(async () => {
+  // What has ended changes no more.
+  if (seconds === 0) return;
+  setTimeout(async () => {
     if (!document.hidden && !paused) {
       try {
         await renew(region);
@@ -24,13 +28,12 @@ function follow(region) {
         // The gateway does not answer, or the key is no longer valid: the region stays as it is.
       }
     }
-    again();
+    follow(region);
   }, seconds * 1000);
-  again();
 }
 
 const regions = document.querySelectorAll("[data-live]");
-if (regions.length) {
+if ([...regions].some((region) => region.dataset.live !== "0")) {
   regions.forEach(follow);
   const button = document.createElement("button");
   button.className = "quiet";
