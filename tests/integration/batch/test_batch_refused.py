@@ -15,8 +15,8 @@ from tests.integration.conftest import (
     chat,
 )
 
-from inferfleet.producer import Fleet
-from inferfleet.producer.batch import BatchProgress, batch_status, lines, window
+from inferfleet.producer import Fleet, window
+from inferfleet.producer.batch import BatchProgress, batch_status, lines
 from inferfleet.schemas import Job
 from inferfleet.schemas.errors import (
     QueueFullError,
