@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Final, cast
 
 from pydantic import Field
@@ -71,11 +71,19 @@ def question_in(body: Mapping[str, Any]) -> str | None:
         case [*_, {"role": "user", "content": str(text)}]:
             pass
         case [*_, {"role": "user", "content": [*parts]}]:
-            texts = [part["text"] for part in cast("list[dict[str, Any]]", parts) if "text" in part]
-            text = "\n".join(texts)
+            text = "\n".join(_texts(cast("list[object]", parts)))
         case _:
             return None
     return text if text.strip() else None
+
+
+def _texts(parts: Iterable[object]) -> Iterator[str]:
+    for part in parts:
+        match part:
+            case {"type": "text", "text": str(text)}:
+                yield text
+            case _:
+                pass
 
 
 def with_passages(body: Mapping[str, Any], passages: Sequence[Passage]) -> dict[str, Any]:
