@@ -300,11 +300,13 @@ class Submission:
         rejected: dict[int, InferfleetError] = {}
         positions = enumerate(jobs)
         entering: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        searching = {job.session_id for job in jobs if job.retrieve is not None}
 
         async def accept_next() -> None:
             for position, job in positions:
                 # Elsewhere turns enter their lane in the order in which their commands were given.
-                apart = job.session_id is not None and not self._pipeline.ordered
+                overtaken = not self._pipeline.ordered or job.session_id in searching
+                apart = job.session_id is not None and overtaken
                 try:
                     async with entering[job.session_id or ""] if apart else nullcontext():
                         accepted[position] = await self._accept(job)

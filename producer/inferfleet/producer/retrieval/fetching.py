@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 from inferfleet.producer.retrieval.index import Index
-from inferfleet.schemas.errors import JobFailedError, RetrievalError
+from inferfleet.schemas.errors import (
+    InvalidJobError,
+    JobDataLostError,
+    JobFailedError,
+    JobNotFoundError,
+    PublishUnconfirmedError,
+    QueueFullError,
+    RetrievalError,
+    UnknownPoolError,
+)
 from inferfleet.schemas.job import Job
 from inferfleet.schemas.message import message_body, read_job
 from inferfleet.schemas.passages import MAX_QUESTION_CHARS, Passage, question_in
@@ -14,6 +24,17 @@ from inferfleet.wire.redis.idempotency import find_job
 from inferfleet.wire.redis.job_reading import Standing
 from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.redis.records import JobRecords
+
+_OF_THE_EMBEDDING: Final = (
+    InvalidJobError,
+    JobDataLostError,
+    JobFailedError,
+    JobNotFoundError,
+    PublishUnconfirmedError,
+    QueueFullError,
+    UnknownPoolError,
+)
+"""What callers would take for an error of their own job, which is not submitted yet."""
 
 IndexOf = Callable[[str, str], Index]
 """Returns the index of a name and a tenant."""
@@ -53,7 +74,7 @@ class Fetching:
             hits = await self._index(asked.index, job.tenant).search(
                 text, k=asked.k, where=asked.where, min_score=asked.min_score, timeout_s=asked.timeout_s
             )
-        except JobFailedError as error:
+        except _OF_THE_EMBEDDING as error:
             raise RetrievalError(f"retrieve: the question cannot be embedded: {error}") from error
         passages = tuple(
             Passage(document=hit.document, chunk=hit.id, score=hit.score, text=hit.text) for hit in hits
