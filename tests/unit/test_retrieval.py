@@ -43,12 +43,14 @@ def test_a_document_that_cannot_be_is_named(document: dict[str, Any], told: str)
     [
         ({"year": {"above": 3}}, r"where\.year"),
         ({"year": {}}, r"where\.year"),
+        ({"year": {"gt": None}}, r"where\.year: [\s\S]*give a number for at least one of gt"),
         ({"year": {"gte": "2020"}}, r"where\.year"),
         ({"year": None}, r"where\.year"),
         ({"year": []}, r"where\.year"),
         ({"year": [[1]]}, r"where\.year"),
         ({"": 1}, "where"),
         (dict.fromkeys(map(str, range(17)), 1), "where: has 17 items; at most 16"),
+        ({"a": [1] * 60, "b": ["x"] * 4, "c": 1}, "where: has 65 values in all; at most 64 are allowed"),
     ],
 )
 def test_conditions_that_cannot_be_are_named(where: dict[str, Any], told: str) -> None:

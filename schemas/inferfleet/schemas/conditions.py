@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Final
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from inferfleet.schemas.limits import MOST
 from inferfleet.schemas.wire_model import WireModel
@@ -34,12 +35,27 @@ class Bounds(WireModel):
 
     @model_validator(mode="after")
     def _has_a_bound(self) -> Bounds:
-        if not self.model_fields_set:
-            raise ValueError("give at least one of gt, gte, lt and lte")
+        if not self.model_dump(exclude_none=True):
+            raise PydanticCustomError("bounds", "give a number for at least one of gt, gte, lt and lte")
         return self
 
 
-Condition = Value | Annotated[list[Value], Field(min_length=1, max_length=64)] | Bounds
+MAX_ALTERNATIVES: Final = 64
+"""How many values the conditions of a search may name in all: Redis compares each with each chunk."""
+
+Condition = Value | Annotated[list[Value], Field(min_length=1, max_length=MAX_ALTERNATIVES)] | Bounds
 """A value that the metadata has, several of which it has one, or bounds of a number."""
 
-Where = Annotated[dict[Key, Condition], Field(max_length=16)]
+
+def _few_alternatives(where: dict[str, Condition]) -> dict[str, Condition]:
+    count = sum(len(wanted) if isinstance(wanted, list) else 1 for wanted in where.values())
+    if count > MAX_ALTERNATIVES:
+        raise PydanticCustomError(
+            "alternatives",
+            "has {count} values in all; at most {most} are allowed",
+            {"count": count, "most": MAX_ALTERNATIVES},
+        )
+    return where
+
+
+Where = Annotated[dict[Key, Condition], Field(max_length=16), AfterValidator(_few_alternatives)]
