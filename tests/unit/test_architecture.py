@@ -116,9 +116,10 @@ def test_the_keys_in_redis_are_those_of_the_contract() -> None:
         names.run_inbox_key("id"),
         names.open_runs_key("queue"),
         names.index_key("tenant", "name"),
-        names.index_vectors_key("tenant", "name"),
-        names.index_documents_key("tenant", "name"),
-        names.index_document_key(names.index_key("tenant", "name"), "<digest>"),
+        names.index_deleted_key(names.index_key("tenant", "name")),
+        names.index_vectors_key(names.index_key("tenant", "name"), "<generation>"),
+        names.index_documents_key(names.index_key("tenant", "name"), "<generation>"),
+        names.index_document_key(names.index_key("tenant", "name"), "<generation>", "<digest>"),
         names.tenant_indexes_key("<tenant>"),
     ]
 

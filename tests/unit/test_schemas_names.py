@@ -72,9 +72,10 @@ SPELT = [
     (names.run_queue("q1"), "inferfleet.agents.q1"),
     (names.open_runs_key("q1"), "inferfleet:agents:{q1}:open"),
     (names.index_key("acme", "docs"), "inferfleet:index:{docs:acme}"),
-    (names.index_vectors_key("acme", "docs"), "inferfleet:index:{docs:acme}:vectors"),
-    (names.index_documents_key("acme", "docs"), "inferfleet:index:{docs:acme}:documents"),
-    (names.index_document_key("i", "d1"), "i:document:d1"),
+    (names.index_deleted_key("i"), "i:deleted"),
+    (names.index_vectors_key("i", "g1"), "i:vectors:g1"),
+    (names.index_documents_key("i", "g1"), "i:documents:g1"),
+    (names.index_document_key("i", "g1", "d1"), "i:document:g1:d1"),
     (names.tenant_indexes_key("acme"), "inferfleet:indexes:acme"),
 ]
 
@@ -86,7 +87,7 @@ def test_a_name_is_spelt_as_the_contract_has_it(name: str, spelt: str) -> None:
 
 def test_every_queue_exchange_and_key_is_spelt_here() -> None:
     functions = inspect.getmembers(names, inspect.isfunction)
-    made = {function(*"xy"[: len(inspect.signature(function).parameters)]) for _, function in functions}
+    made = {function(*"xyz"[: len(inspect.signature(function).parameters)]) for _, function in functions}
     constants = {
         value for name, value in vars(names).items() if name.isupper() and str(value).startswith("inferfleet")
     }

@@ -19,7 +19,7 @@ from inferfleet.schemas.heartbeat import Heartbeat
 from inferfleet.schemas.job import new_job_id
 from inferfleet.schemas.journal import QueuedEntry, RestartReason
 from inferfleet.schemas.names import swap_key
-from inferfleet.schemas.retrieval import Document, Embedding
+from inferfleet.schemas.retrieval import Document, Embedding, IndexOptions
 from inferfleet.schemas.rollout import Rollout
 from inferfleet.schemas.run import RunOrder, RunState
 from inferfleet.schemas.session import Turn
@@ -70,6 +70,7 @@ FENCE = Fence("f", 1)
 ANSWERS: dict[str, Any] = {
     "HGET": None,
     "HMGET": [None] * 4,
+    "VCARD": 0,
     "ZRANGE": [b"e"],
     "ZRANGE WITHSCORES": [(b"e", 1.0)],
     SCRIPTS["standing"].sha: b"missing",
@@ -207,8 +208,10 @@ async def all_that_calls_scripts(pipeline: CommandPipeline) -> AsyncIterator[Awa
     yield runs.tell(JOB.id, "cancel", "")
     yield runs.look("q", again_ms=1)
     index = IndexStore(pipeline, name="i", tenant="t")
-    document = BegunDocument("d", "digest", "version", b"{}", frozenset())
+    document = BegunDocument("d", "g", "digest", "version", b"{}", frozenset())
     embedding = Embedding(model="m", identity="", dimensions=1)
+    yield index.create(IndexOptions(pool="p"))
+    yield index.delete("g")
     yield index.begin(Document(id="d", text="t"), generation="g")
     yield index.store(document, "c", "t", b"", embedding=embedding)
     yield index.drop(document, ["c"])

@@ -302,19 +302,27 @@ def index_key(tenant: str, name: str) -> str:
     return f"inferfleet:index:{{{name}:{tenant}}}"
 
 
-def index_vectors_key(tenant: str, name: str) -> str:
+def index_deleted_key(index: str) -> str:
+    """Key of the sorted set of the deleted generations of an index of which something may be stored.
+
+    ``index`` is the key of the index, here and below.
+    """
+    return f"{index}:deleted"
+
+
+def index_vectors_key(index: str, generation: str) -> str:
     """Key of the vector set with the chunks of an index."""
-    return f"{index_key(tenant, name)}:vectors"
+    return f"{index}:vectors:{generation}"
 
 
-def index_documents_key(tenant: str, name: str) -> str:
+def index_documents_key(index: str, generation: str) -> str:
     """Key of the sorted set of the digests of an index's documents."""
-    return f"{index_key(tenant, name)}:documents"
+    return f"{index}:documents:{generation}"
 
 
-def index_document_key(index: str, digest: str) -> str:
-    """Key of a document, with the texts of its chunks: a hash. ``index`` is the key of its index."""
-    return f"{index}:document:{digest}"
+def index_document_key(index: str, generation: str, digest: str) -> str:
+    """Key of a document, with the texts of its chunks: a hash."""
+    return f"{index}:document:{generation}:{digest}"
 
 
 def tenant_indexes_key(tenant: str) -> str:

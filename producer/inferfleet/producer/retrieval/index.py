@@ -128,7 +128,7 @@ class Index:
             embedding, vector = await self._embedder(record).embed_question(text, timeout_s=timeout_s)
             if embedding != record.embedding:
                 raise another_model(self.name, record.embedding, embedding)
-            hits = await self._store.search(vector, k=k, where=conditions)
+            hits = await self._store.search(vector, generation=record.generation, k=k, where=conditions)
             hits = [hit for hit in hits if hit.score >= min_score]
             found(len(hits))
         self._counts.hits += len(hits)
@@ -146,7 +146,8 @@ class Index:
 
     async def delete(self) -> bool:
         """Delete the index with all its documents. Return whether it was there."""
-        return await self._store.delete()
+        record = await self._store.find()
+        return await self._store.delete(None if record is None else record.generation)
 
     def _embedder(self, record: IndexRecord) -> Embedder:
         return Embedder(self._jobs, pool=record.options.pool, tenant=self.tenant, clock=self._pipeline.clock)

@@ -8,9 +8,21 @@ from __future__ import annotations
 
 from inferfleet.wire.redis.script import SCRIPTS, Command
 
+_CREATE = SCRIPTS["index_create"]
+_DELETE = SCRIPTS["index_delete"]
 _BEGIN = SCRIPTS["index_begin"]
 _STORE = SCRIPTS["index_store"]
 _DROP = SCRIPTS["index_drop"]
+
+
+def index_create(index_key: str, /, *, generation: str, created_ms: int, options: str) -> Command:
+    """Create an index."""
+    return ("EVALSHA", _CREATE.sha, 1, index_key, generation, created_ms, options)
+
+
+def index_delete(index_key: str, deleted_key: str, /, *, generation: str) -> Command:
+    """Delete an index."""
+    return ("EVALSHA", _DELETE.sha, 2, index_key, deleted_key, generation)
 
 
 def index_begin(
@@ -40,6 +52,7 @@ def index_store(
     document_key: str,
     /,
     *,
+    generation: str,
     version: str,
     digest: str,
     chunk: str,
@@ -53,7 +66,7 @@ def index_store(
     """Store a chunk of a document."""
     return (
         *("EVALSHA", _STORE.sha, 3, index_key, vectors_key, document_key),
-        *(version, digest, chunk, text, vector, attributes, model, identity, dimensions),
+        *(generation, version, digest, chunk, text, vector, attributes, model, identity, dimensions),
     )
 
 

@@ -1,7 +1,8 @@
 """Indexes of documents: the texts of their chunks in hashes, and their vectors in a vector set of Redis 8.
 
-An index belongs to one tenant and has keys of its own, so no search can find what another tenant has. The
-keys of one index share a hash tag.
+An index belongs to one tenant and has keys of its own, so no search can find what another tenant has. So has
+each generation of it: whoever removes what a deleted index has stored does not touch that of its successor.
+The keys of one index share a hash tag.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from inferfleet.schemas.errors import (
     UnknownIndexError,
 )
 from inferfleet.schemas.names import (
+    index_deleted_key,
     index_document_key,
     index_documents_key,
     index_key,
@@ -38,7 +40,7 @@ from inferfleet.wire.redis.vector_filters import attributes, expression
 EFFORT: Final = 200
 """How many near vectors a search compares, if it asks for no more hits than that. For recall."""
 
-FILTERED_EFFORT: Final = 100_000
+FILTERED_EFFORT: Final = 10_000
 """How many chunks a search with conditions looks at, at most, until it has all its hits."""
 
 _AT_ONCE: Final = 500
@@ -56,6 +58,7 @@ class BegunDocument:
     """A document whose chunks are being stored, and the ids of those that are stored already."""
 
     id: str
+    generation: str
     digest: str
     version: str
     attributes: bytes
@@ -70,8 +73,7 @@ class IndexStore:
         self.name = name
         self.tenant = tenant
         self._key = index_key(tenant, name)
-        self._vectors_key = index_vectors_key(tenant, name)
-        self._documents_key = index_documents_key(tenant, name)
+        self._deleted_key = index_deleted_key(self._key)
 
     async def create(self, options: IndexOptions) -> None:
         """Create the index, unless it exists.
@@ -81,17 +83,21 @@ class IndexStore:
             ConfigurationError: This Redis has no vector sets.
 
         """
-        await self._execute("VCARD", self._vectors_key)
-        if await self._execute("HGET", self._key, "options") is None:
-            await self._purge()
-        await self._execute("HSETNX", self._key, "generation", os.urandom(8).hex())
-        await self._execute("HSETNX", self._key, "created_ms", self._pipeline.clock.now_ms())
-        await self._execute("HSETNX", self._key, "options", options.model_dump_json())
+        generation = os.urandom(8).hex()
+        await self._execute("VCARD", index_vectors_key(self._key, generation))
+        present: bytes = await self._execute(
+            *index_scripts.index_create(
+                self._key,
+                generation=generation,
+                created_ms=self._pipeline.clock.now_ms(),
+                options=options.model_dump_json(),
+            )
+        )
         await self._execute("ZADD", tenant_indexes_key(self.tenant), 0, self.name)
-        if (present := (await self.read()).options) != options:
+        if IndexOptions.model_validate_json(present) != options:
             raise RetrievalError(
-                f"index {self.name!r} exists with other options ({present.model_dump_json()}): delete it "
-                "first, or choose another name"
+                f"index {self.name!r} exists with other options ({present.decode()}): delete it first, or "
+                "choose another name"
             )
 
     async def read(self) -> IndexRecord:
@@ -110,6 +116,7 @@ class IndexStore:
         fields: dict[bytes, bytes] = await self._execute("HGETALL", self._key)
         if b"options" not in fields:
             return None
+        generation = fields[b"generation"].decode()
         embedding = None
         if b"model" in fields:
             embedding = Embedding(
@@ -120,12 +127,12 @@ class IndexStore:
         return IndexRecord(
             name=self.name,
             tenant=self.tenant,
-            generation=fields[b"generation"].decode(),
+            generation=generation,
             options=IndexOptions.model_validate_json(fields[b"options"]),
             embedding=embedding,
             created_at=datetime.fromtimestamp(int(fields[b"created_ms"]) / 1000, UTC),
-            documents=await self._execute("ZCARD", self._documents_key),
-            chunks=await self._execute("VCARD", self._vectors_key),
+            documents=await self._execute("ZCARD", index_documents_key(self._key, generation)),
+            chunks=await self._execute("VCARD", index_vectors_key(self._key, generation)),
         )
 
     async def begin(self, document: Document, *, generation: str) -> BegunDocument:
@@ -139,9 +146,9 @@ class IndexStore:
         stored: list[bytes] | None = await self._execute(
             *index_scripts.index_begin(
                 self._key,
-                self._vectors_key,
-                self._documents_key,
-                index_document_key(self._key, digest),
+                index_vectors_key(self._key, generation),
+                index_documents_key(self._key, generation),
+                index_document_key(self._key, generation, digest),
                 generation=generation,
                 digest=digest,
                 id=document.id,
@@ -153,7 +160,7 @@ class IndexStore:
         if stored is None:
             raise UnknownIndexError(self.name, tenant=self.tenant)
         known = frozenset(chunk.decode() for chunk in stored)
-        return BegunDocument(document.id, digest, version, attributes(document.metadata), known)
+        return BegunDocument(document.id, generation, digest, version, attributes(document.metadata), known)
 
     async def store(
         self, document: BegunDocument, chunk: str, text: str, vector: bytes, *, embedding: Embedding
@@ -168,8 +175,9 @@ class IndexStore:
         answer: list[bytes] = await self._execute(
             *index_scripts.index_store(
                 self._key,
-                self._vectors_key,
-                index_document_key(self._key, document.digest),
+                index_vectors_key(self._key, document.generation),
+                index_document_key(self._key, document.generation, document.digest),
+                generation=document.generation,
                 version=document.version,
                 digest=document.digest,
                 chunk=chunk,
@@ -197,49 +205,57 @@ class IndexStore:
 
     async def drop(self, document: BegunDocument, chunks: Iterable[str]) -> None:
         """Remove chunks, unless another version of the document has begun."""
-        key = index_document_key(self._key, document.digest)
+        vectors = index_vectors_key(self._key, document.generation)
+        key = index_document_key(self._key, document.generation, document.digest)
         for chunk in chunks:
             await self._execute(
                 *index_scripts.index_drop(
-                    self._vectors_key, key, version=document.version, digest=document.digest, chunk=chunk
+                    vectors, key, version=document.version, digest=document.digest, chunk=chunk
                 )
             )
 
     async def remove(self, document_id: str, *, generation: str) -> bool:
         """Remove a document. Return whether it was there."""
-        key = index_document_key(self._key, digest_of(document_id))
+        key = index_document_key(self._key, generation, digest_of(document_id))
         if not await self._execute("EXISTS", key):
             return False
         # Whoever stores chunks of it meanwhile is refused.
         begun = await self.begin(Document(id=document_id, text="-"), generation=generation)
         await self.drop(begun, begun.stored)
         await self._execute("DEL", key)
-        await self._execute("ZREM", self._documents_key, begun.digest)
+        await self._execute("ZREM", index_documents_key(self._key, generation), begun.digest)
         return True
 
-    async def delete(self) -> bool:
-        """Delete the index with all its documents. Return whether it was there."""
-        present = await self._execute("HGET", self._key, "options") is not None
-        await self._execute("HDEL", self._key, "options", "generation")
-        await self._purge()
+    async def delete(self, generation: str | None) -> bool:
+        """Delete this generation of the index, and what is left of earlier ones. Return whether any was."""
+        if generation is not None:
+            await self._execute(
+                *index_scripts.index_delete(self._key, self._deleted_key, generation=generation)
+            )
+        removed = await self._remove_deleted()
         await self._execute("ZREM", tenant_indexes_key(self.tenant), self.name)
-        return present
+        if await self._execute("EXISTS", self._key):
+            # It was created again meanwhile.
+            await self._execute("ZADD", tenant_indexes_key(self.tenant), 0, self.name)
+        return generation is not None or removed
 
-    async def search(self, vector: bytes, *, k: int, where: Mapping[str, Condition]) -> list[Hit]:
+    async def search(
+        self, vector: bytes, *, generation: str, k: int, where: Mapping[str, Condition]
+    ) -> list[Hit]:
         """Find the ``k`` chunks nearest to a vector, the nearest first."""
         filters = ("FILTER", expression(where), "FILTER-EF", FILTERED_EFFORT) if where else ()
         found: dict[bytes, float] = await self._execute(
-            *("VSIM", self._vectors_key, "FP32", vector, "WITHSCORES"),
+            *("VSIM", index_vectors_key(self._key, generation), "FP32", vector, "WITHSCORES"),
             *("COUNT", k, "EF", max(k, EFFORT), *filters),
         )
-        hits = await asyncio.gather(*(self._hit(name, score) for name, score in found.items()))
+        hits = await asyncio.gather(*(self._hit(generation, name, score) for name, score in found.items()))
         return [hit for hit in hits if hit is not None]
 
-    async def _hit(self, name: bytes, score: float) -> Hit | None:
+    async def _hit(self, generation: str, name: bytes, score: float) -> Hit | None:
         """Read a chunk; ``None`` if it is just being stored or removed."""
         digest, chunk = name[: 2 * _DIGEST_BYTES].decode(), name[2 * _DIGEST_BYTES :].decode()
         document, text, metadata = await self._execute(
-            "HMGET", index_document_key(self._key, digest), "id", chunk, "metadata"
+            "HMGET", index_document_key(self._key, generation, digest), "id", chunk, "metadata"
         )
         if document is None or text is None:
             return None
@@ -252,13 +268,19 @@ class IndexStore:
             metadata=orjson.loads(metadata),
         )
 
-    async def _purge(self) -> None:
-        while digests := await self._execute("ZRANGE", self._documents_key, 0, _AT_ONCE - 1):
-            for digest in digests:
-                await self._execute("DEL", index_document_key(self._key, digest.decode()))
-            await self._execute("ZREM", self._documents_key, *digests)
-        for key in (self._vectors_key, self._key):
-            await self._execute("DEL", key)
+    async def _remove_deleted(self) -> bool:
+        """Remove what deleted generations have stored. Return whether there was one."""
+        deleted: list[bytes] = await self._execute("ZRANGE", self._deleted_key, 0, -1)
+        for name in deleted:
+            generation = name.decode()
+            documents = index_documents_key(self._key, generation)
+            while digests := await self._execute("ZRANGE", documents, 0, _AT_ONCE - 1):
+                for digest in digests:
+                    await self._execute("DEL", index_document_key(self._key, generation, digest.decode()))
+                await self._execute("ZREM", documents, *digests)
+            await self._execute("DEL", index_vectors_key(self._key, generation))
+            await self._execute("ZREM", self._deleted_key, name)
+        return bool(deleted)
 
     async def _execute(self, *command: Any) -> Any:
         try:

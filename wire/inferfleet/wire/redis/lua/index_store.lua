@@ -2,18 +2,19 @@
 -- Returns 'stored'; 'superseded' if another version of the document has begun, or the index is gone; else the
 -- model, identity and dimensions of the index, if these differ. Sent twice, the second changes nothing.
 local index_key, vectors_key, document_key = KEYS[1], KEYS[2], KEYS[3]
-local version = ARGV[1]
-local digest = ARGV[2]
-local chunk = ARGV[3]
-local text = ARGV[4]
-local vector = ARGV[5]
-local attributes = ARGV[6]
-local model = ARGV[7]
-local identity = ARGV[8]
-local dimensions = ARGV[9]
+local generation = ARGV[1]
+local version = ARGV[2]
+local digest = ARGV[3]
+local chunk = ARGV[4]
+local text = ARGV[5]
+local vector = ARGV[6]
+local attributes = ARGV[7]
+local model = ARGV[8]
+local identity = ARGV[9]
+local dimensions = ARGV[10]
 
 local r = redis.call('HMGET', index_key, 'generation', 'model', 'identity', 'dimensions')
-if not r[1] or redis.call('HGET', document_key, 'version') ~= version then
+if r[1] ~= generation or redis.call('HGET', document_key, 'version') ~= version then
   return {'superseded'}
 elseif not r[2] then
   redis.call('HSET', index_key, 'model', model, 'identity', identity, 'dimensions', dimensions)
