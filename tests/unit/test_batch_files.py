@@ -190,6 +190,10 @@ def test_options_of_prompts_are_refused_for_whole_requests(plan_of: PlanOf) -> N
     assert "endpoint: only for prompts" in refused(plan_of(request("a"), endpoint="/v1/completions"))
 
 
+def test_what_would_end_a_whole_batch_is_refused(plan_of: PlanOf) -> None:
+    assert "retrieve: not for batches" in refused(plan_of(request("a"), retrieve={"index": "docs"}))
+
+
 # Going on
 
 

@@ -60,6 +60,8 @@ def begin(plan: BatchPlan, *, longest: int) -> BatchRecord:
             raise BatchError(f"cannot write {path}: {error.strerror}") from error
     if "on_late" in plan.options:
         raise BatchError("on_late: not for batches, whose jobs wait for each other; leave it out")
+    if "retrieve" in plan.options:
+        raise BatchError("retrieve: not for batches, which one failed search would end; leave it out")
     found = survey(plan.source, longest=longest, prompts=plan.prompts)
     if not found.prompts and (misplaced := {"endpoint", *PROMPT_OPTIONS}.intersection(plan.options)):
         raise BatchError(
