@@ -75,6 +75,7 @@ def test_only_a_turn_has_instructions_and_they_count_as_its_body_does() -> None:
         ("Who?", {"retrieve": {"index": "docs", "min_scor": 1}}, r"retrieve\.min_scor: .*did you mean"),
         ("Who?", {"retrieve": {"index": "Docs"}}, "retrieve.index"),
         ("Who?", {"retrieve": {"index": "docs", "k": 101}}, "retrieve.k: 101 is above the maximum 100"),
+        (Job(body=BODY, passages=()), {}, "passages: only for a job with retrieve"),
         ("Who?", {"retrieve": {"index": "docs"}, "endpoint": "/v1/completions"}, "only /v1/chat/completions"),
         (
             {"messages": [{"role": "system", "content": "x"}]},

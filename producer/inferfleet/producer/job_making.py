@@ -128,6 +128,8 @@ def make_job(
             )
         sizes["instructions"] = len(job.instructions.encode())
     check_request(job.endpoint, job.body, max_body_bytes=max_body_bytes, size=sizes["body"])
+    if job.passages is not None and job.retrieve is None:
+        raise InvalidJobError("passages: only for a job with retrieve; put the text into the body")
     if job.retrieve is not None and (problem := passages_problem(job.endpoint, job.body)):
         raise InvalidJobError(problem)
     if len(sizes) > 1 and (size := sum(sizes.values())) > max_body_bytes:
