@@ -12,6 +12,7 @@ from inferfleet.gateway.admission import ANSWER_TOKENS, MOST_TOKENS, estimated_t
 from inferfleet.producer.job_making import make_job
 from inferfleet.schemas import Endpoint, Job
 from inferfleet.schemas.errors import InvalidJobError
+from inferfleet.schemas.passages import Retrieve
 from inferfleet.wire.redis.shared_limits import MINUTE_S, seconds_until
 
 CHAT: dict[str, Any] = {"messages": []}
@@ -40,6 +41,11 @@ def test_a_job_counts_as_its_bytes_and_the_most_that_it_may_answer(
 ) -> None:
     padded = {**body, "user": "x" * 4000}
     assert 0 <= estimated_tokens(Job(endpoint=endpoint, body=padded)) - answers - 1000 < 50
+
+
+def test_a_job_that_retrieves_counts_its_passages_too() -> None:
+    job = Job(body=CHAT, retrieve=Retrieve(index="docs", k=8))
+    assert estimated_tokens(job) - estimated_tokens(Job(body=CHAT)) == 2000
 
 
 values = st.one_of(

@@ -78,8 +78,12 @@ async def test_a_search_that_cannot_be_is_refused_before_anything_is_asked() -> 
     for k in (0, -1, 1001):
         with pytest.raises(RetrievalError, match=f"k: {k} is not a number from 1 to 1,000"):
             await INDEX.search("text", k=k)
-    for text in ("", " \n", "x" * 8001):
-        with pytest.raises(RetrievalError, match="text: has"):
+    for text, told in (
+        ("", "no words"),
+        (" \n", "no words"),
+        ("x" * 8001, "8,001 characters; at most 8,000"),
+    ):
+        with pytest.raises(RetrievalError, match=f"text: has {told}"):
             await INDEX.search(text)
     with pytest.raises(RetrievalError, match="index 'Docs!': a name has"):
         Index("Docs!", tenant="t", jobs=NOTHING, pipeline=NOTHING, counts=NOTHING)

@@ -16,6 +16,7 @@ from inferfleet.producer.openai.refusals import Refusal, RefusedError
 from inferfleet.schemas.endpoints import ENDPOINTS, Endpoint
 from inferfleet.schemas.errors import ServiceRefusedError, ServiceUnreachableError
 from inferfleet.schemas.job import Job, Priority
+from inferfleet.schemas.retrieval import CHUNK_CHARS
 from inferfleet.schemas.work import BYTES_PER_TOKEN, count_prompts
 from inferfleet.wire.redis.shared_limits import Cost, SharedLimits, retry_after_s
 
@@ -196,9 +197,15 @@ class Admission:
 
 
 def estimated_tokens(job: Job) -> int:
-    """Estimate how many tokens a checked job costs: those of its request, and the most of its answers."""
+    """Estimate how many tokens a checked job costs: those of its request, and the most of its answers.
+
+    Passages that it retrieves count as chunks of the usual size.
+    """
     body = job.body
-    tokens = -(-len(to_json(body)) // BYTES_PER_TOKEN)
+    size = len(to_json(body))
+    if job.retrieve is not None:
+        size += job.retrieve.k * CHUNK_CHARS
+    tokens = -(-size // BYTES_PER_TOKEN)
     if ENDPOINTS[job.endpoint].generated is None:
         return tokens
     completion = job.endpoint is Endpoint.COMPLETIONS

@@ -16,6 +16,8 @@ from inferfleet.schemas.wire_model import WireModel
 
 MAX_TEXT_CHARS: Final = 32 * 1024 * 1024
 MAX_HITS: Final = 1000
+CHUNK_CHARS: Final = 1000
+"""How many characters a chunk has at most, if nobody says."""
 
 
 class Document(WireModel):
@@ -39,7 +41,7 @@ class IndexOptions(WireModel):
     """
 
     pool: PoolName
-    chunk_chars: Annotated[int, Field(ge=50, le=8000)] = 1000
+    chunk_chars: Annotated[int, Field(ge=50, le=8000)] = CHUNK_CHARS
     overlap_chars: Annotated[int, Field(ge=0, le=4000)] = 100
 
     @model_validator(mode="after")

@@ -152,12 +152,15 @@ async def test_another_model_is_refused_by_name(index: Index, pool: str, start_w
     await index.create(pool=pool)
     await index.add([{"id": "d", "text": "text"}])
     await first.stop()
-    await start_worker(engine_args={"speed": 0, "embedding_dimensions": 8})
+    second = await start_worker(engine_args={"speed": 0, "embedding_dimensions": 8})
     told = r"embedded by 'simulated' \(.*384 dimensions\), and its pool answers with .*, 8 dimensions\)"
     with pytest.raises(RetrievalError, match=told):
         await index.search("text")
     with pytest.raises(RetrievalError, match=told):
         await index.add([{"id": "other", "text": "other"}])
+    await second.stop()
+    await start_worker()
+    assert (await index.add([{"id": "other", "text": "other"}])).embedded == 1
 
 
 async def test_a_search_does_not_wait_for_a_pool_without_a_worker(

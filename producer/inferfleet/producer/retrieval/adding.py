@@ -75,7 +75,9 @@ class Adding:
     async def _embed(self, chunks: list[_Chunk], window: Window) -> None:
         texts = [chunk.text for chunk in chunks]
         key = digest_of(self.record.generation, *texts)
-        embedding, vectors = await self.embedder.embed(texts, key=f"index:{key}", window=window)
+        embedding, vectors = await self.embedder.embed(
+            texts, key=f"index:{key}", wanted=self.record.embedding, window=window
+        )
         await asyncio.gather(
             *(
                 self.store.store(chunk.document, chunk.id, chunk.text, vector, embedding=embedding)

@@ -61,8 +61,12 @@ class Embedder:
         self._pool = pool
         self._clock = clock
 
-    async def embed(self, texts: Sequence[str], *, key: str, window: Window) -> tuple[Embedding, list[bytes]]:
+    async def embed(
+        self, texts: Sequence[str], *, key: str, wanted: Embedding | None, window: Window
+    ) -> tuple[Embedding, list[bytes]]:
         """Embed chunks, as one job for each ``key``, however often this is called. Rides out a full queue.
+
+        Earlier jobs that another model than the ``wanted`` one has embedded do not count.
 
         Raises:
             JobFailedError: The pool cannot embed them.
@@ -86,11 +90,14 @@ class Embedder:
                 # It failed in an earlier call, and may succeed now.
                 continue
             self._check_length(result)
-            return _vectors(result.raise_for_state(), self._pool, len(texts))
+            embedding, vectors = _vectors(result.raise_for_state(), self._pool, len(texts))
+            if wanted is not None and embedding != wanted and job.id != asked.id:
+                continue
+            return embedding, vectors
         raise AssertionError
 
-    async def embed_question(self, text: str, *, timeout_s: float) -> tuple[Embedding, bytes]:
-        """Embed a question ahead of chunks.
+    async def embed_question(self, text: str, *, priority: int, timeout_s: float) -> tuple[Embedding, bytes]:
+        """Embed a question.
 
         Raises:
             EmbeddingTimeoutError: The pool has not embedded it within ``timeout_s``.
@@ -100,7 +107,7 @@ class Embedder:
 
         """
         expires_at = self._clock.now() + timedelta(seconds=timeout_s)
-        job = await self._jobs.submit(self._make([text], priority=Priority.HIGH, expires_at=expires_at))
+        job = await self._jobs.submit(self._make([text], priority=priority, expires_at=expires_at))
         try:
             result = await self._jobs.wait(job, timeout_s=timeout_s)
         except WaitTimeoutError:

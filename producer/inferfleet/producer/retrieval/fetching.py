@@ -16,7 +16,7 @@ from inferfleet.schemas.errors import (
     RetrievalError,
     UnknownPoolError,
 )
-from inferfleet.schemas.job import Job
+from inferfleet.schemas.job import Job, Priority
 from inferfleet.schemas.message import message_body, read_job
 from inferfleet.schemas.passages import MAX_QUESTION_CHARS, Passage, question_in
 from inferfleet.schemas.settings import ProducerSettings
@@ -72,7 +72,12 @@ class Fetching:
         text = asked.query or (question_in(job.body) or "")[-MAX_QUESTION_CHARS:]
         try:
             hits = await self._index(asked.index, job.tenant).search(
-                text, k=asked.k, where=asked.where, min_score=asked.min_score, timeout_s=asked.timeout_s
+                text,
+                k=asked.k,
+                where=asked.where,
+                min_score=asked.min_score,
+                timeout_s=asked.timeout_s,
+                priority=min(Priority.HIGH, job.priority),
             )
         except _OF_THE_EMBEDDING as error:
             raise RetrievalError(f"retrieve: the question cannot be embedded: {error}") from error

@@ -12,6 +12,7 @@ from inferfleet.producer.retrieval.counts import SearchCounts
 from inferfleet.producer.retrieval.embedding import Embedder, Jobs
 from inferfleet.producer.tracing import searching
 from inferfleet.schemas.errors import RetrievalError
+from inferfleet.schemas.job import Priority
 from inferfleet.schemas.passages import MAX_QUESTION_CHARS, IndexName
 from inferfleet.schemas.retrieval import (
     MAX_HITS,
@@ -99,12 +100,13 @@ class Index:
         where: Mapping[str, Any] | None = None,
         min_score: float = -1.0,
         timeout_s: float = EMBEDDING_TIMEOUT_S,
+        priority: int = Priority.HIGH,
     ) -> list[Hit]:
         """Find the ``k`` chunks that are nearest to a question, the nearest first; fewer if there are fewer.
 
         ``where`` are conditions on the metadata, all of which hold: a value, a list of values of which one
         holds, or bounds of a number like ``{"gte": 2020, "lt": 2026}``. A list in the metadata has each of
-        its values.
+        its values. ``priority`` is that of the job that embeds the question.
 
         Raises:
             UnknownIndexError: There is no such index.
@@ -117,15 +119,19 @@ class Index:
         conditions = check_where(where or {})
         if not 1 <= k <= MAX_HITS:
             raise RetrievalError(f"k: {k!r} is not a number from 1 to {MAX_HITS:,}")
-        if not text.strip() or len(text) > MAX_QUESTION_CHARS:
+        if not text.strip():
+            raise RetrievalError("text: has no words; give a question")
+        if len(text) > MAX_QUESTION_CHARS:
             raise RetrievalError(
-                f"text: has {len(text):,} characters; 1 to {MAX_QUESTION_CHARS:,} are allowed"
+                f"text: has {len(text):,} characters; at most {MAX_QUESTION_CHARS:,} are allowed"
             )
         record = await self._store.read()
         if record.embedding is None:
             return []
         with self._counts.counting(), searching(self.name, tenant=self.tenant) as found:
-            embedding, vector = await self._embedder(record).embed_question(text, timeout_s=timeout_s)
+            embedding, vector = await self._embedder(record).embed_question(
+                text, priority=priority, timeout_s=timeout_s
+            )
             if embedding != record.embedding:
                 raise another_model(self.name, record.embedding, embedding)
             hits = await self._store.search(vector, generation=record.generation, k=k, where=conditions)

@@ -8,6 +8,7 @@ from typing import Any
 
 from inferfleet.producer.blocking import BlockingCall
 from inferfleet.producer.retrieval.index import EMBEDDING_TIMEOUT_S, Index
+from inferfleet.schemas.job import Priority
 from inferfleet.schemas.retrieval import Added, Document, Hit, IndexRecord
 
 
@@ -47,11 +48,11 @@ class SyncIndex:
         where: Mapping[str, Any] | None = None,
         min_score: float = -1.0,
         timeout_s: float = EMBEDDING_TIMEOUT_S,
+        priority: int = Priority.HIGH,
     ) -> list[Hit]:
         """Find the chunks nearest to a question; see ``Index.search``."""
-        return self._call(
-            partial(self._index.search, text, k=k, where=where, min_score=min_score, timeout_s=timeout_s)
-        )
+        search = partial(self._index.search, text, k=k, where=where, min_score=min_score)
+        return self._call(partial(search, timeout_s=timeout_s, priority=priority))
 
     def remove(self, document: str) -> bool:
         """Remove a document; see ``Index.remove``."""
