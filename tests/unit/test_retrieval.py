@@ -13,7 +13,7 @@ from inferfleet.schemas.errors import RetrievalError
 from inferfleet.schemas.retrieval import check_document, check_options, check_where
 
 NOTHING: Any = None
-INDEX = Index("docs", tenant="t", jobs=NOTHING, pipeline=NOTHING, counts=NOTHING)
+INDEX = Index("docs", tenant="t", jobs=NOTHING, pipeline=NOTHING, searching=NOTHING, counts=NOTHING)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ async def test_a_search_that_cannot_be_is_refused_before_anything_is_asked() -> 
         with pytest.raises(RetrievalError, match=f"text: has {told}"):
             await INDEX.search(text)
     with pytest.raises(RetrievalError, match="index 'Docs!': a name has"):
-        Index("Docs!", tenant="t", jobs=NOTHING, pipeline=NOTHING, counts=NOTHING)
+        Index("Docs!", tenant="t", jobs=NOTHING, pipeline=NOTHING, searching=NOTHING, counts=NOTHING)
 
 
 @pytest.mark.parametrize("seed", range(20))

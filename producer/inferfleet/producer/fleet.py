@@ -50,10 +50,10 @@ from inferfleet.wire.draining import drain_worker
 from inferfleet.wire.home import Home
 from inferfleet.wire.redis.access import PRODUCER
 from inferfleet.wire.redis.clock import RedisClock
-from inferfleet.wire.redis.connection import command_pipeline, open_store
+from inferfleet.wire.redis.connection import closing_redis, command_pipeline, open_store, redis_client
 from inferfleet.wire.redis.heartbeats import read_heartbeats
 from inferfleet.wire.redis.idempotency import find_job
-from inferfleet.wire.redis.indexes import list_indexes
+from inferfleet.wire.redis.indexes import SEARCH_TIMEOUT_S, list_indexes
 from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.redis.pool_limits import note_limit
 from inferfleet.wire.redis.pools import note_pool
@@ -83,6 +83,7 @@ class Fleet:
         settings: ProducerSettings,
         publisher: Publisher,
         pipeline: CommandPipeline,
+        searching: CommandPipeline,
         records: JobRecords,
         reader: Reader,
     ) -> None:
@@ -120,6 +121,7 @@ class Fleet:
         """The connection to Redis, for other packages of inferfleet."""
         self.outages = {"redis": pipeline.outage, "rabbitmq": publisher.outage}
         """The outages of both services, for metrics."""
+        self._searching = searching
         self.searches = SearchCounts()
         """The searches of indexes, for metrics."""
         self.response_records = ResponseRecords(
@@ -161,8 +163,10 @@ class Fleet:
                 allow_eviction=settings.allow_eviction,
             ) as client,
             BlockedReader.opened(settings.redis_url) as blocked,
+            closing_redis(redis_client(settings.redis_url, socket_timeout_s=SEARCH_TIMEOUT_S)) as searched,
         ):
             pipeline = command_pipeline(client, patience_s=settings.patience_s, clock=clock, home=home)
+            searching = command_pipeline(searched, patience_s=settings.patience_s, clock=clock, home=home)
             records = JobRecords(
                 pipeline=pipeline,
                 result_ttl_s=settings.result_ttl_s,
@@ -179,7 +183,7 @@ class Fleet:
                 on_ends=on_ends,
             )
             publisher = Publisher(settings, home=home)
-            async with background(pipeline.run()):
+            async with background(pipeline.run(), searching.run()):
                 await reader.start()
                 async with background(reader.run(), reader.poll_states()):
                     try:
@@ -187,6 +191,7 @@ class Fleet:
                             settings=settings,
                             publisher=publisher,
                             pipeline=pipeline,
+                            searching=searching,
                             records=records,
                             reader=reader,
                         )
@@ -580,7 +585,14 @@ class Fleet:
             RetrievalError: No index may have this name.
 
         """
-        return Index(name, tenant=tenant, jobs=self, pipeline=self.pipeline, counts=self.searches)
+        return Index(
+            name,
+            tenant=tenant,
+            jobs=self,
+            pipeline=self.pipeline,
+            searching=self._searching,
+            counts=self.searches,
+        )
 
     async def indexes(self, *, tenant: str = DEFAULT_TENANT) -> list[IndexRecord]:
         """Read a tenant's indexes, by name."""

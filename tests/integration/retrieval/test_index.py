@@ -45,6 +45,19 @@ async def test_the_nearest_chunks_are_found_with_their_document(
     assert len(await index.search("Brief.", min_score=0.9)) == 1
 
 
+async def test_nothing_waits_behind_a_search(
+    index: Index, pool: str, start_worker: StartWorker, store: aioredis.Redis
+) -> None:
+    await start_worker()
+    await index.create(pool=pool)
+    await index.add([{"id": "d", "text": "text"}])
+    # Afterwards it reads the chunk.
+    assert len(await index.search("text")) == 1
+    assert "vsim" in {client["cmd"].lower() for client in await store.client_list()}, (
+        "on a connection of its own"
+    )
+
+
 METADATA: dict[str, dict[str, Any]] = {
     "plain": {"lang": "en", "year": 2024, "draft": False, "tags": ["a", "b"]},
     "other": {"lang": "de", "year": 1999.5, "draft": True, "tags": ["b"]},

@@ -35,7 +35,14 @@ class Index:
     """A handle on one index of one tenant. What other tenants have in theirs is never found in it."""
 
     def __init__(
-        self, name: str, *, tenant: str, jobs: Jobs, pipeline: CommandPipeline, counts: SearchCounts
+        self,
+        name: str,
+        *,
+        tenant: str,
+        jobs: Jobs,
+        pipeline: CommandPipeline,
+        searching: CommandPipeline,
+        counts: SearchCounts,
     ) -> None:
         try:
             self.name = _NAME.validate_python(name)
@@ -48,7 +55,7 @@ class Index:
         self._jobs = jobs
         self._pipeline = pipeline
         self._counts = counts
-        self._store = IndexStore(pipeline, name=name, tenant=tenant)
+        self._store = IndexStore(pipeline, name=name, tenant=tenant, searching=searching)
 
     async def create(self, *, pool: str, chunk_chars: int = 1000, overlap_chars: int = 100) -> None:
         """Create the index, whose documents the workers of ``pool`` embed. No error if it exists like this.

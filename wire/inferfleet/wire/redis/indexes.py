@@ -40,6 +40,9 @@ from inferfleet.wire.redis.vector_filters import attributes, expression
 EFFORT: Final = 200
 """How many near vectors a search compares, if it asks for no more hits than that. For recall."""
 
+SEARCH_TIMEOUT_S: Final = 30.0
+"""How long a search may take before its connection counts as broken."""
+
 FILTERED_EFFORT: Final = 10_000
 """How many chunks a search with conditions looks at, at most, until it has all its hits."""
 
@@ -66,10 +69,17 @@ class BegunDocument:
 
 
 class IndexStore:
-    """Reads and writes one index of a tenant."""
+    """Reads and writes one index of a tenant.
 
-    def __init__(self, pipeline: CommandPipeline, *, name: str, tenant: str) -> None:
+    ``searching`` is a pipeline for searches alone, with ``SEARCH_TIMEOUT_S``, since a search with conditions
+    may take seconds, and whatever is behind it on its connection waits.
+    """
+
+    def __init__(
+        self, pipeline: CommandPipeline, *, name: str, tenant: str, searching: CommandPipeline | None = None
+    ) -> None:
         self._pipeline = pipeline
+        self._searching = pipeline if searching is None else searching
         self.name = name
         self.tenant = tenant
         self._key = index_key(tenant, name)
@@ -244,7 +254,7 @@ class IndexStore:
     ) -> list[Hit]:
         """Find the ``k`` chunks nearest to a vector, the nearest first."""
         filters = ("FILTER", expression(where), "FILTER-EF", FILTERED_EFFORT) if where else ()
-        found: dict[bytes, float] = await self._execute(
+        found: dict[bytes, float] = await self._searching.execute(
             *("VSIM", index_vectors_key(self._key, generation), "FP32", vector, "WITHSCORES"),
             *("COUNT", k, "EF", max(k, EFFORT), *filters),
         )
