@@ -112,11 +112,11 @@ async def search_all(index: Index, questions: list[str], ids: list[str], matrix:
     times: list[float] = []
     for start in range(0, len(questions), 32):
         some = questions[start : start + 32]
-        _, vectors = await embedder.embed(some, key=f"questions:{start}", window=window)
+        _, vectors = await embedder.embed(some, key=f"questions:{start}", wanted=None, window=window)
         for question, vector in zip(some, vectors, strict=True):
             nearest = np.argsort(-(matrix @ unit(floats(vector)[None])[0]))[:K]
             began = time.monotonic()
-            hits = await index._store.search(vector, k=K, where={})
+            hits = await index._store.search(vector, generation=record.generation, k=K, where={})
             times.append(time.monotonic() - began)
             assert len(hits) == K, question
             recalls.append(len({ids[each] for each in nearest} & {hit.id for hit in hits}) / K)
