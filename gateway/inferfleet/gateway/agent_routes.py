@@ -8,7 +8,7 @@ from http import HTTPStatus
 from typing import Annotated, Any, Final, TypeVar
 
 from fastapi import APIRouter, Query, Request, Response
-from pydantic import BaseModel
+from pydantic import BaseModel, WithJsonSchema
 
 from inferfleet.gateway.bodies import read_body
 from inferfleet.gateway.callers import caller_of
@@ -28,6 +28,9 @@ Limit = Annotated[int, Query(ge=1, le=1000, description="The most runs to list."
 After = Annotated[str | None, Query(description="The `next` of the previous page.")]
 
 _STATE: Final = {"enum": list(RunState)}
+
+State = Annotated[RunState | None, WithJsonSchema(_STATE)]
+"""A state of a run, spelt out: the document has no schema of its own for it."""
 _OR_NULL: Final = {"type": ["object", "null"]}
 _INTEGER_OR_NULL: Final = {"type": ["integer", "null"]}
 _DESCRIBED: Final[dict[str, Any]] = {
@@ -103,7 +106,7 @@ def agent_routes(gateway: Gateway) -> APIRouter:
     async def list_runs(
         request: Request,
         queue: PoolName = DEFAULT_AGENT_QUEUE,
-        state: RunState | None = None,
+        state: State = None,
         limit: Limit = 100,
         after: After = None,
     ) -> Response:

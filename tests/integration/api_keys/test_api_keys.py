@@ -59,7 +59,11 @@ UNKNOWN = {
 }
 """An id of nothing, of each kind. A new kind of id belongs here and into ``theirs``."""
 
-BODIES: dict[str, Any] = {"/v1/sessions/{session_id}/fork": {"id": "copy"}}
+BODIES: dict[str, Any] = {
+    "/v1/sessions/{session_id}/fork": {"id": "copy"},
+    "/v1/agents/runs/{run_id}/approve": {"question": "0.0:1"},
+    "/v1/agents/runs/{run_id}/deny": {"question": "0.0:1"},
+}
 """The bodies of requests that need more than ``{}``."""
 
 

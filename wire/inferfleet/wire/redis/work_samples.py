@@ -30,6 +30,7 @@ async def sample_work(pipeline: CommandPipeline, pool: str, counts: Mapping[int,
     They are spread evenly over the time of their submission, and each priority has its share. Jobs whose
     records do not have their size are left out, as those of older versions.
     """
+    counts = {priority: count for priority, count in counts.items() if count > 0}
     total = sum(counts.values())
     ids = await asyncio.gather(
         *(
