@@ -12,6 +12,7 @@ from tests.integration.conftest import PATIENCE_S, StartGateway, StartWorker, ch
 
 from inferfleet.agents import AgentRuns
 from inferfleet.producer import Fleet
+from inferfleet.schemas.job import DEFAULT_POOL
 
 SCHEMATHESIS = Path(sys.executable).with_name("schemathesis")
 
@@ -29,8 +30,9 @@ async def test_no_request_breaks_the_gateway_or_gets_an_answer_that_the_document
 ) -> None:
     examples: int = request.config.getoption("--openapi-examples")
     await start_worker()
-    # An example may name a pool that another test has left behind, and wait there for ever.
-    gateway = await start_gateway(files_url=str(tmp_path / "files"), refuse_without_workers=True)
+    # The examples name this pool, in which they would wait for ever if another test has left it behind.
+    await start_worker(pool=DEFAULT_POOL)
+    gateway = await start_gateway(files_url=str(tmp_path / "files"))
     job = await fleet.submit(chat(), pool=pool, session_id=f"{pool}-session")
     await fleet.wait(job, timeout_s=PATIENCE_S)
     run_id = await AgentRuns(fleet).start("clerk", "pay", queue=pool)
