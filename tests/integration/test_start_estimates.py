@@ -148,10 +148,10 @@ async def test_a_free_slot_is_no_wait_however_seldom_jobs_end(
         return worker.mean_job is not None and not worker.running
 
     await eventually(idle)
-    # Each of the four takes two seconds, and the fifth waits for one of them.
-    soon = fleet.pipeline.clock.now() + timedelta(seconds=1)
+    # Four take two seconds at a time, so of two hundred the last would start after a hundred seconds.
+    soon = fleet.pipeline.clock.now() + timedelta(seconds=30)
     slow = slow_chat(tokens=20, step_s=0.1)
-    late = [Job(pool=pool, body=slow, expires_at=soon, on_late=OnLate.REJECT) for _ in range(9)]
+    late = [Job(pool=pool, body=slow, expires_at=soon, on_late=OnLate.REJECT) for _ in range(200)]
     with pytest.raises(PartialSubmitError) as refused:
         await fleet.submit_many(late)
     assert len(refused.value.accepted) >= 4

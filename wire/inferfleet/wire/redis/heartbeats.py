@@ -59,7 +59,9 @@ async def read_heartbeats(pipeline: CommandPipeline) -> list[Heartbeat]:
 
 
 def _heartbeat(fields: dict[bytes, bytes]) -> Heartbeat:
-    texts = {name.decode(): value for name, value in fields.items()}
     return Heartbeat.model_validate(
-        {name: orjson.loads(value) if name in _NESTED else value.decode() for name, value in texts.items()}
+        {
+            name.decode(): orjson.loads(value) if name.decode() in _NESTED else value.decode()
+            for name, value in fields.items()
+        }
     )
