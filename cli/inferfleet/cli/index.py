@@ -24,7 +24,9 @@ T = TypeVar("T")
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
 NameArgument = Annotated[str, typer.Argument(metavar="INDEX", help="The index's name.", callback=not_empty)]
-TenantOption = Annotated[str, typer.Option("--tenant", help="Whose index.", callback=not_empty)]
+TenantOption = Annotated[
+    str, typer.Option("--tenant", help="Tenant that owns the index.", callback=not_empty)
+]
 
 
 @app.callback()
@@ -39,8 +41,10 @@ def create(
     pool: Annotated[
         str, typer.Option(help="Pool whose workers embed.", autocompletion=live_pools, callback=not_empty)
     ],
-    chunk_chars: Annotated[int, typer.Option(help="Characters of a chunk, at most.")] = 1000,
-    overlap_chars: Annotated[int, typer.Option(help="How many of them are in the chunk before, too.")] = 100,
+    chunk_chars: Annotated[int, typer.Option(help="Maximum number of characters in a chunk.")] = 1000,
+    overlap_chars: Annotated[
+        int, typer.Option(help="Number of characters that a chunk shares with the one before it.")
+    ] = 100,
     tenant: TenantOption = DEFAULT_TENANT,
     as_json: JsonFlag = False,
 ) -> None:
@@ -91,11 +95,11 @@ def search(
     name: NameArgument,
     text: Annotated[str, typer.Argument(help="The question.", callback=not_empty)],
     *,
-    k: Annotated[int, typer.Option("-k", help="How many chunks to find.")] = 4,
+    k: Annotated[int, typer.Option("-k", help="Number of chunks to return.")] = 4,
     where: Annotated[
         str | None, typer.Option(help='Conditions on the metadata, as JSON: {"year": {"gte": 2020}}.')
     ] = None,
-    min_score: Annotated[float, typer.Option(help="Leave out chunks with a lower score.")] = -1.0,
+    min_score: Annotated[float, typer.Option(help="Minimum score of a chunk.")] = -1.0,
     timeout_s: Annotated[
         float, typer.Option(help="How long the pool may take to embed the question.")
     ] = EMBEDDING_TIMEOUT_S,
