@@ -2,8 +2,10 @@
 
     benchmarks/compare BASE            this working tree against BASE
     benchmarks/compare BASE --head REF two commits
+    benchmarks/compare HEAD --set INFERFLEET_TRACING=true
+                                       what a setting costs: head has it, base does not
 
-Each commit's sources come from a worktree of its own; the contender's script is this tree's for both.
+Each commit's sources come from a worktree of its own, with the contender's script of then.
 """
 
 from __future__ import annotations
@@ -27,9 +29,19 @@ REPOSITORY = Path(__file__).parent.parent
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="benchmarks/compare", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="benchmarks/compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("base", help="a commit, tag or branch")
     parser.add_argument("--head", help="another one; without it, the working tree as it is")
+    parser.add_argument(
+        "--set",
+        type=_variable,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a variable that only head has",
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--scale", type=float, default=1.0, help="share of the usual number of jobs")
     arguments = parser.parse_args()
@@ -48,11 +60,22 @@ def main() -> None:
                 source_roots=tuple(package.parent for package in sorted(folder.glob("*/inferfleet"))),
                 # Each with its own script: that of today need not fit the code of then.
                 scripts=folder / "benchmarks" / "contenders",
+                environment=environment,
             )
-            for name, folder in (("base", base), ("head", head))
+            for name, folder, environment in (
+                ("base", base, {}),
+                ("head", head, dict(arguments.set)),
+            )
         ]
         sizes = Sizes().scaled(arguments.scale)
         print_ratios(**interleaved(contenders, services, rounds=arguments.rounds, sizes=sizes))
+
+
+def _variable(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise argparse.ArgumentTypeError(f"write NAME=VALUE, not {text!r}")
+    return name, value
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from children import Client, Worker
@@ -25,6 +25,7 @@ class Contender:
     ``{concurrency}`` is how many jobs should run at once. ``no_op_concurrency`` is that number for jobs that
     do nothing: threads only cost there. ``busy_command`` is what to run then, if it is another one.
     ``source_roots`` come before what is installed, and ``scripts`` is the folder that ``script`` lies in.
+    ``environment`` is set for client and worker.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Contender:
     variant: str = ""
     source_roots: tuple[Path, ...] = ()
     scripts: Path = HERE
+    environment: Mapping[str, str] = field(default_factory=dict[str, str])
     note: str = ""
     cases: frozenset[str] = frozenset({"submit", "drain", "round trip", "50 ms"})
 
@@ -76,4 +78,4 @@ class Contender:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("INFERFLEET_")}
         path = os.pathsep.join(map(str, (self.scripts, *self.source_roots)))
         ours = {"BENCH_CONCURRENCY": str(concurrency), "BENCH_VARIANT": self.variant, "PYTHONPATH": path}
-        return inherited | ours | dict(given)
+        return inherited | ours | dict(given) | dict(self.environment)
