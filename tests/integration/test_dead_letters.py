@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import struct
 
@@ -18,10 +19,17 @@ from tests.integration.conftest import (
 from tests.integration.raw_publisher import RawPublisher
 
 from inferfleet.local.services import Services, ServicesChoice
-from inferfleet.producer import Fleet
-from inferfleet.producer.dead_letters import LetterFilter
+from inferfleet.producer import Fleet, dead_letters
+from inferfleet.producer.dead_letters import DeadLetters, LetterFilter
 from inferfleet.schemas import FailureCode, Job
-from inferfleet.schemas.errors import InvalidJobError
+from inferfleet.schemas.errors import (
+    DeadLettersBusyError,
+    InvalidJobError,
+    PartialReplayError,
+    ServiceUnreachableError,
+    SessionBusyError,
+)
+from inferfleet.schemas.job import MAX_METADATA, OnBusy
 from inferfleet.schemas.message import derived_id
 from inferfleet.schemas.names import DEAD_EXCHANGE, dead_queue
 
@@ -148,6 +156,98 @@ async def test_the_command_retries_by_conditions(
     refused = await inferfleet(*where[:4])
     assert (refused.code, refused.out) == (2, "")
     assert "give the pool and another condition" in refused.err
+
+
+async def test_a_refused_letter_holds_up_no_other(
+    fleet: Fleet, foreign: ForeignClient, inferfleet: RunCommand, pool: str
+) -> None:
+    await fleet.declare_pool(pool)
+    await fleet.submit(chat("unfinished"), pool=pool, session_id=pool)
+    full = {f"m{number}": "x" for number in range(MAX_METADATA)}
+    jobs = [
+        Job(pool=pool, body=chat("first"), metadata=full),
+        Job(pool=pool, body=chat("refused"), session_id=pool, on_busy=OnBusy.REJECT),
+        Job(pool=pool, body=chat("last")),
+    ]
+    for job in jobs:
+        await foreign.publish(job.model_dump_json().encode(), exchange=DEAD_EXCHANGE, message_id=job.id)
+
+    with pytest.raises(PartialReplayError, match=r"2 of .* again; 1 were refused") as partial:
+        await fleet.dead_letters.replay(pool, everything=True)
+
+    assert [again.body for again in partial.value.jobs] == [jobs[0].body, jobs[2].body]
+    assert partial.value.jobs[0].metadata == full
+    assert isinstance(partial.value.refused[jobs[1].id], SessionBusyError)
+    assert [letter.message_id for letter in await fleet.dead_letters.read(pool)] == [jobs[1].id]
+
+    await foreign.publish(jobs[2].model_dump_json().encode(), exchange=DEAD_EXCHANGE, message_id=jobs[2].id)
+    where = ("--where", f"pool={pool}", "--where", "priority=4")
+    for command, count in (("dead", "replay", "--all", "--pool", pool), 1), (("jobs", "retry", *where), 0):
+        told = await inferfleet(*command, "--yes")
+        assert (told.code, len(told.out.split())) == (1, count)
+        assert f"dead letter {jobs[1].id} stays: session" in told.err
+
+
+async def test_a_service_that_fails_leaves_the_letters_behind_untried(
+    fleet: Fleet, foreign: ForeignClient, pool: str
+) -> None:
+    await fleet.declare_pool(pool)
+    jobs = [Job(pool=pool, body=chat(str(number))) for number in range(3)]
+    for job in jobs:
+        await foreign.publish(job.model_dump_json().encode(), exchange=DEAD_EXCHANGE, message_id=job.id)
+    submitted: list[Job] = []
+
+    async def submit(job: Job) -> Job:
+        if submitted:
+            raise ServiceUnreachableError("Redis is away")
+        submitted.append(job)
+        return job
+
+    letters = DeadLetters(fleet.settings, submit)
+    with pytest.raises(PartialReplayError, match="the others were not tried: Redis is away") as partial:
+        await letters.replay(pool, everything=True)
+    assert list(partial.value.jobs) == submitted
+    assert [letter.message_id for letter in await fleet.dead_letters.read(pool)] == [
+        job.id for job in jobs[1:]
+    ]
+    with pytest.raises(ServiceUnreachableError):
+        await letters.replay(pool, everything=True)
+
+
+async def test_what_one_client_reads_is_not_missing_for_another(
+    fleet: Fleet, foreign: ForeignClient, pool: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RabbitMQ shows nobody else the letters that a client has read, so others would find fewer."""
+    await fleet.declare_pool(pool)
+    jobs = [Job(pool=pool, body=chat(str(number))) for number in range(3)]
+    for job in jobs:
+        await foreign.publish(job.model_dump_json().encode(), exchange=DEAD_EXCHANGE, message_id=job.id)
+    reached, released = asyncio.Event(), asyncio.Event()
+
+    async def refuse(job: Job) -> Job:
+        if job.metadata["replayed_from"] == jobs[1].id:
+            reached.set()
+            await released.wait()
+        raise InvalidJobError("refused")
+
+    holding = asyncio.create_task(DeadLetters(fleet.settings, refuse).replay(pool, everything=True))
+    await asyncio.wait_for(reached.wait(), PATIENCE_S)
+    with monkeypatch.context() as impatient:
+        impatient.setattr(dead_letters, "BUSY_S", 0.2)
+        for look in (
+            fleet.dead_letters.read(pool, ids=[jobs[0].id]),
+            fleet.dead_letters.count(pool),
+            fleet.dead_letters.purge(pool, everything=True),
+        ):
+            with pytest.raises(DeadLettersBusyError, match="another client has the dead letters"):
+                await look
+    monkeypatch.setattr(dead_letters, "BUSY_S", PATIENCE_S)
+    waiting = asyncio.create_task(fleet.dead_letters.count(pool))
+    released.set()
+    with pytest.raises(PartialReplayError, match="3 were refused"):
+        await holding
+    assert await asyncio.wait_for(waiting, PATIENCE_S) == 3
+    assert await fleet.dead_letters.purge(pool, everything=True) == 3
 
 
 async def test_dead_letters_whose_queue_was_deleted_are_none(

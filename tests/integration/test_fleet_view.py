@@ -30,10 +30,15 @@ from inferfleet.cli import jobs as jobs_commands
 from inferfleet.cli import pool as pool_commands
 from inferfleet.cli import worker as worker_commands
 from inferfleet.producer import Fleet
-from inferfleet.producer.job_listing import JobFilter
+from inferfleet.producer.job_listing import PAGE_READS, JobFilter
 from inferfleet.producer.positions import WaitReason
 from inferfleet.schemas import Job, JobState
-from inferfleet.schemas.errors import InvalidJobError, ServiceUnreachableError, UnknownPoolError
+from inferfleet.schemas.errors import (
+    InvalidJobError,
+    PartialSubmitError,
+    ServiceUnreachableError,
+    UnknownPoolError,
+)
 from inferfleet.schemas.heartbeat import WorkerPhase
 from inferfleet.schemas.names import POOLS_KEY, open_key
 from inferfleet.wire.redis import job_listing
@@ -329,6 +334,30 @@ async def test_a_job_puts_its_pool_on_the_list(
         await other.submit("hello", pool=pool)
     (found,) = [known for known in await fleet.pools() if known.pool == pool]
     assert found.unfinished == {4: 1}
+
+
+async def test_a_pool_that_does_not_exist_gets_on_no_list_by_jobs_that_are_refused(
+    fleet: Fleet, connect: Connect, store: aioredis.Redis, pool: str
+) -> None:
+    """Views look at each pool of the list, for weeks."""
+    async with connect() as other:
+        for name in (f"{pool}.typo", f"{pool}.other"):
+            with pytest.raises(UnknownPoolError):
+                await other.submit("hello", pool=name)
+            with pytest.raises(PartialSubmitError):
+                await other.submit_many([Job(pool=name, body=chat())])
+    assert [name for name in await store.zrange(POOLS_KEY, 0, -1) if pool.encode() + b"." in name] == []
+
+
+async def test_pools_without_jobs_cost_a_page_nothing(fleet: Fleet, store: aioredis.Redis, pool: str) -> None:
+    names = [f"{pool}.{number:04}" for number in range(PAGE_READS // 10 + 1)]
+    await store.zadd(POOLS_KEY, dict.fromkeys(names, fleet.pipeline.clock.now_ms()))
+    try:
+        job = await fleet.submit("hello", pool=pool, tenant=pool)
+        page = await fleet.jobs_page(JobFilter(tenant=pool), after=None, limit=10)
+    finally:
+        await store.zrem(POOLS_KEY, *names)
+    assert ([record.id for record in page.jobs], page.next) == ([job.id], None)
 
 
 @pytest.mark.store

@@ -70,6 +70,7 @@ def test_the_names_in_rabbitmq_are_those_of_the_contract() -> None:
         names.job_queue("<pool>"),
         names.DEAD_EXCHANGE,
         names.dead_queue("<pool>"),
+        names.dead_lock("<pool>"),
         names.CONTROL_EXCHANGE,
         names.control_queue("<worker>"),
         names.run_queue("<queue>"),

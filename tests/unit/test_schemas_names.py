@@ -19,6 +19,7 @@ SPELT = [
     (names.JOB_MESSAGE_TYPE, "inferfleet.job.v1"),
     (names.job_queue("chat"), "inferfleet.jobs.chat"),
     (names.dead_queue("chat"), "inferfleet.dead.chat"),
+    (names.dead_lock("chat"), "inferfleet.dead-lock.chat"),
     (names.rollout_key("chat"), "inferfleet:pool:{chat}:rollout"),
     (names.swap_key("chat"), "inferfleet:pool:{chat}:swap"),
     (names.ended_key("chat"), "inferfleet:pool:{chat}:ended"),

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Annotated, TypedDict, TypeVar
 
 import orjson
 import typer
 
 from inferfleet.cli.options import JsonFlag, none_empty, not_empty, producer_settings
+from inferfleet.cli.printing import print_refused
 from inferfleet.cli.terminal import err, line, out, shown_id
 from inferfleet.producer.dead_letters import DeadLetters
 from inferfleet.producer.fleet import Fleet
-from inferfleet.schemas.job import DEFAULT_POOL
+from inferfleet.schemas.errors import PartialReplayError
+from inferfleet.schemas.job import DEFAULT_POOL, Job
 from inferfleet.schemas.plural import count_of
 
 T = TypeVar("T")
@@ -78,15 +80,23 @@ def replay(
 ) -> None:
     """Submit dead letters again as new jobs. Prints the new ids; each new job's metadata has the old id.
 
-    Messages that are not jobs stay in the dead-letter queue.
+    Messages that are not jobs stay in the dead-letter queue, and so do letters whose job is refused.
     """
     meant = _meant("submit again", jobs, everything=everything, yes=yes, pool=pool)
-    again = _run(lambda dead_letters: dead_letters.replay(pool, **meant))
+    again: Sequence[Job]
+    partial: PartialReplayError | None = None
+    try:
+        again = _run(lambda dead_letters: dead_letters.replay(pool, **meant))
+    except PartialReplayError as error:
+        again, partial = error.jobs, error
     if as_json:
         _print_json([job.model_dump(mode="json", exclude={"body"}) for job in again])
-        return
-    for job in again:
-        out(f"{job.id}\n")
+    else:
+        for job in again:
+            out(f"{job.id}\n")
+    if partial is not None:
+        print_refused(partial)
+        raise partial
 
 
 @app.command()

@@ -83,7 +83,9 @@ def exit_code(error: Exception) -> int:
         BatchError,
         BatchOutputError,
         ConfigurationError,
+        InferfleetError,
         InvalidJobError,
+        PartialReplayError,
         RetrievalError,
         RolloutError,
         ServiceRefusedError,
@@ -95,6 +97,8 @@ def exit_code(error: Exception) -> int:
     match error:
         case ServiceUnreachableError() | ServiceRefusedError():
             return 3
+        case PartialReplayError(stopped=InferfleetError() as stopped):
+            return exit_code(stopped)
         case BatchOutputError():
             return BATCH_UNFINISHED
         case (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import aclosing
 from typing import Annotated
 
@@ -12,13 +13,14 @@ import typer
 
 from inferfleet.cli.job_lines import story, summary
 from inferfleet.cli.options import JobArgument, JsonFlag, producer_settings
-from inferfleet.cli.printing import print_told
+from inferfleet.cli.printing import print_refused, print_told
 from inferfleet.cli.terminal import err, out
 from inferfleet.cli.where import LettersWhereOption, WhereOption, parse_letters_where, parse_where
 from inferfleet.producer.dead_letters import LetterFilter
 from inferfleet.producer.fleet import Fleet
 from inferfleet.producer.job_listing import EVERY_JOB, JobFilter
 from inferfleet.schemas import Job
+from inferfleet.schemas.errors import PartialReplayError
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
@@ -84,10 +86,18 @@ def retry(
     """
     pool, conditions = parse_letters_where(where)
     if yes:
-        again = asyncio.run(_retry(pool, conditions))
+        again: Sequence[Job]
+        partial: PartialReplayError | None = None
+        try:
+            again = asyncio.run(_retry(pool, conditions))
+        except PartialReplayError as error:
+            again, partial = error.jobs, error
         ids = [job.id for job in again]
         if ids or as_json:
             print_told("\n".join(ids), {"dry_run": False, "jobs": ids}, as_json=as_json)
+        if partial is not None:
+            print_refused(partial)
+            raise partial
         return
     number = asyncio.run(_count_letters(pool, conditions))
     print_told(f"{number:,} dead letters", {"dry_run": True, "jobs": number}, as_json=as_json)

@@ -8,10 +8,11 @@ from typing import Any
 
 import orjson
 
-from inferfleet.cli.terminal import err, out
+from inferfleet.cli.terminal import err, out, shown_id
 from inferfleet.producer.fleet import Fleet
 from inferfleet.producer.journal_view import BEGINNING, JournalLine
 from inferfleet.schemas import Result
+from inferfleet.schemas.errors import PartialReplayError
 from inferfleet.schemas.journal import (
     FinishedEntry,
     QueuedEntry,
@@ -31,6 +32,12 @@ def print_json(model: WireModel) -> None:
 def print_told(text: str, data: dict[str, Any], *, as_json: bool) -> None:
     """Print what a command did: in words, or as one line of JSON."""
     out((orjson.dumps(data).decode() if as_json else text) + "\n")
+
+
+def print_refused(error: PartialReplayError) -> None:
+    """Tell which dead letters were refused, and why."""
+    for letter, refusal in error.refused.items():
+        err(f"inferfleet: dead letter {shown_id(letter)} stays: {' '.join(str(refusal).split())}\n")
 
 
 def print_answer(result: Result) -> None:

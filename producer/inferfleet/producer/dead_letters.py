@@ -6,25 +6,35 @@ its request as a new job, which names the old job in its metadata.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping
-from contextlib import asynccontextmanager
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, Mapping
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
-from aio_pika.exceptions import ChannelNotFoundEntity
+from aio_pika.exceptions import AMQPError, ChannelNotFoundEntity
+from aiormq.exceptions import ChannelLockedResource
 
 from inferfleet.producer.job_making import check_pool
 from inferfleet.schemas import names
 from inferfleet.schemas.dead_letter import DeadLetter
 from inferfleet.schemas.errors import (
+    ClientUnusableError,
     DeadLetterNotFoundError,
+    DeadLettersBusyError,
     DeadLettersGoneError,
+    InferfleetError,
     InvalidJobError,
+    PartialReplayError,
+    QueueFullError,
+    ServiceRefusedError,
+    ServiceUnreachableError,
     UnknownPoolError,
 )
 from inferfleet.schemas.failures import FailureCode
-from inferfleet.schemas.job import Job, new_job_id
+from inferfleet.schemas.job import MAX_METADATA, Job, new_job_id
 from inferfleet.schemas.message import letter_id, read_job
 from inferfleet.schemas.settings import ProducerSettings
 from inferfleet.wire.rabbitmq.connection import Connection, open_amqp
@@ -34,6 +44,14 @@ from inferfleet.wire.rabbitmq.topology import declare_dead_letters
 
 REPLAYED_FROM = "replayed_from"
 """The metadata key under which a replayed job names the dead-lettered one."""
+
+BUSY_S: Final = 10.0
+"""How long a call waits for another client that has the letters."""
+
+_BUSY_POLL_S: Final = 0.1
+
+_STOPPING: Final = (ServiceUnreachableError, ServiceRefusedError, QueueFullError, ClientUnusableError)
+"""What would happen to the next letter, too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +80,12 @@ class LetterFilter:
 
 
 class DeadLetters:
-    """The dead letters of all pools. Each call opens its own connection."""
+    """The dead letters of all pools. Each call opens its own connection.
+
+    A letter that one client has read is invisible to others until that client has finished. So one client at
+    a time has the letters of a pool: each call waits for the others, and raises ``DeadLettersBusyError``
+    after ``BUSY_S``.
+    """
 
     def __init__(self, settings: ProducerSettings, submit: Callable[[Job], Awaitable[Job]]) -> None:
         self._settings = settings
@@ -114,9 +137,10 @@ class DeadLetters:
 
         Give exactly one of ``ids``, ``everything``, ``where``, or ``oldest``, the number of letters to take
         from the front. Each dead letter is removed once its new job is accepted. Messages that are not jobs
-        stay.
+        stay, and so do letters whose job is refused.
 
         Raises:
+            PartialReplayError: Some jobs were refused, or a service failed after others were submitted.
             InvalidJobError: No pool may have this name, not exactly one of the four was given, an id is
                 empty, ``where`` has no condition, or an id belongs to a message that is not a job.
             UnknownPoolError: The pool has no dead-letter queue.
@@ -128,20 +152,14 @@ class DeadLetters:
         async with self._queue(pool) as queue:
             if wanted is None:
                 _require_all_there(queue, pool, oldest)
-                return [
-                    await self._again(pool, queue, message, letter.job)
-                    async for message, letter in _letters(queue, pool, oldest)
-                    if letter.job is not None and (where is None or where.admits(letter))
-                ]
+                return await self._replay(pool, queue, _letters(queue, pool, oldest), where)
             named = await _named(queue, pool, wanted)
             if no_jobs := [letter.message_id for _, letter in named if letter.job is None]:
                 raise InvalidJobError(
                     f"{', '.join(map(repr, no_jobs))}: not a job, so it cannot be submitted again. "
                     "Nothing was submitted"
                 )
-            return [
-                await self._again(pool, queue, message, letter.job) for message, letter in named if letter.job
-            ]
+            return await self._replay(pool, queue, _each(named), None)
 
     async def purge(
         self,
@@ -178,11 +196,38 @@ class DeadLetters:
                 queue.ack(message)
             return len(messages)
 
+    async def _replay(
+        self,
+        pool: str,
+        queue: QueueReader,
+        letters: AsyncGenerator[tuple[ReadMessage, DeadLetter]],
+        where: LetterFilter | None,
+    ) -> list[Job]:
+        jobs: list[Job] = []
+        refused: dict[str, InferfleetError] = {}
+        async with aclosing(letters):
+            async for message, letter in letters:
+                if letter.job is None or not (where is None or where.admits(letter)):
+                    continue
+                try:
+                    jobs.append(await self._again(pool, queue, message, letter.job))
+                except _STOPPING as error:
+                    if not jobs and not refused:
+                        raise
+                    raise PartialReplayError(jobs=jobs, refused=refused, stopped=error) from error
+                except InferfleetError as error:
+                    refused[letter.message_id] = error
+        if refused:
+            raise PartialReplayError(jobs=jobs, refused=refused)
+        return jobs
+
     async def _again(self, pool: str, queue: QueueReader, message: ReadMessage, job: Job) -> Job:
+        metadata = {**job.metadata, REPLAYED_FROM: job.id}
         again = job.model_copy(
             update={
                 "id": new_job_id(),
-                "metadata": {**job.metadata, REPLAYED_FROM: job.id},
+                # A job with all the metadata that it may have keeps just that.
+                "metadata": metadata if len(metadata) <= MAX_METADATA else job.metadata,
                 # The old key belongs to the old job; the new one makes a repeated replay harmless.
                 "idempotency_key": f"replay:{job.id}",
                 "expires_at": None,
@@ -207,6 +252,7 @@ class DeadLetters:
             name=f"{self._settings.client_id} (dead letters)",
         ) as connection:
             with connection_errors(self._settings.amqp_url):
+                await _lock(connection, pool)
                 if not await _exists(connection, names.dead_queue(pool)):
                     if not await _exists(connection, names.job_queue(pool)):
                         raise UnknownPoolError(f"there is no pool {pool!r}: it has no dead-letter queue")
@@ -214,7 +260,28 @@ class DeadLetters:
                         await declare_dead_letters(declaring, pool, self._settings)
                 channel = await connection.channel(publisher_confirms=False)
                 queue = await channel.declare_queue(names.dead_queue(pool), passive=True)
-            yield QueueReader(connection.stream, await channel.get_underlay_channel(), queue)
+            try:
+                yield QueueReader(connection.stream, await channel.get_underlay_channel(), queue)
+            finally:
+                # The letters are back when this returns; only then does the lock end, with the connection.
+                with suppress(AMQPError, RuntimeError, OSError):
+                    async with asyncio.timeout(self._settings.connect_timeout_s):
+                        await channel.close()
+
+
+async def _lock(connection: Connection, pool: str) -> None:
+    """Wait until no other client has the pool's letters, and keep others away while the connection lasts."""
+    give_up_at = time.monotonic() + BUSY_S
+    while True:
+        try:
+            async with connection.channel() as channel:
+                await channel.declare_queue(names.dead_lock(pool), exclusive=True)
+        except ChannelLockedResource:
+            if time.monotonic() > give_up_at:
+                raise DeadLettersBusyError(pool) from None
+            await asyncio.sleep(_BUSY_POLL_S)
+        else:
+            return
 
 
 async def _exists(connection: Connection, queue: str) -> bool:
@@ -264,6 +331,13 @@ async def _letters(
         if message is None:
             return
         yield message, _letter(message, pool)
+
+
+async def _each(
+    letters: Iterable[tuple[ReadMessage, DeadLetter]],
+) -> AsyncGenerator[tuple[ReadMessage, DeadLetter]]:
+    for pair in letters:
+        yield pair
 
 
 async def _named(queue: QueueReader, pool: str, ids: frozenset[str]) -> list[tuple[ReadMessage, DeadLetter]]:

@@ -17,6 +17,7 @@ from inferfleet.schemas.errors import InvalidJobError, JobNotFoundError
 from inferfleet.schemas.heartbeat import Heartbeat
 from inferfleet.schemas.job import JobState
 from inferfleet.schemas.message import read_job
+from inferfleet.schemas.names import open_key
 from inferfleet.schemas.result import JobRecord
 from inferfleet.wire.redis.clock import moment_of
 from inferfleet.wire.redis.heartbeats import read_heartbeats
@@ -124,8 +125,8 @@ class JobListing:
     async def page(self, where: JobFilter, *, after: str | None, limit: int) -> JobPage:
         """Read at most ``limit`` jobs after a cursor, and about ``PAGE_READS`` entries of the index at most.
 
-        A page may have fewer jobs, even none, and more may follow. Its cursor names only a job of the page:
-        the other jobs may be of other tenants.
+        A page may have fewer jobs, even none, and more may follow. Its cursor names a pool, and only a job of
+        the page: the other jobs may be of other tenants.
         """
         begin = None if after is None else Place.at(after)
         jobs: list[JobRecord] = []
@@ -159,15 +160,20 @@ class JobListing:
                     yield [record for _, record in page.found]
 
     async def _indexes(self, where: JobFilter, begin: Place | None = None) -> list[tuple[str, int]]:
-        """Return the pools and priorities to look at, in the order of the list."""
+        """Return the pools and priorities that have jobs, in the order of the list."""
         pools = [where.pool] if where.pool is not None else await self.pools()
         priorities = PRIORITIES if where.priority is None else (where.priority,)
-        return [
+        indexes = [
             (pool, priority)
             for pool in pools
             for priority in priorities
             if begin is None or (pool, -priority) >= (begin.pool, -begin.priority)
         ]
+        # In one round trip, however many pools there are.
+        counts = await asyncio.gather(
+            *(self._pipeline.enqueue("ZCARD", open_key(pool, priority)) for pool, priority in indexes)
+        )
+        return list(compress(indexes, counts))
 
     async def _index(
         self, where: JobFilter, pool: str, priority: int, behind: Entry = BEGINNING

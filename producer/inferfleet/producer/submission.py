@@ -150,6 +150,7 @@ class Submission:
             # No error if this fails: the broker has the job already.
             with suppress(ServiceUnreachableError, ServiceRefusedError):
                 await idempotency.accept(self._pipeline, claimed, ttl_s=self._settings.queued_ttl_s)
+        self._records.open_jobs.note_pool(claimed.job.pool)
         return claimed.job
 
     async def _hold_turn(self, job: Job) -> None:

@@ -18,6 +18,8 @@ InferfleetError
 ├── JobDataLostError           Redis no longer has the result or the journal of a job
 ├── DeadLetterNotFoundError    a pool has no dead letter with this id
 ├── DeadLettersGoneError       a pool has fewer dead letters than were counted
+├── DeadLettersBusyError       another client has the dead letters of a pool
+├── PartialReplayError         of several dead letters, some were not submitted again
 ├── JobFailedError             the job ended in a state other than succeeded
 ├── RunError                   a run of an agent does not allow what was asked
 │   └── RunNotFoundError           no record of the run
@@ -37,6 +39,10 @@ InferfleetError
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from inferfleet.schemas.job import Job
 
 LISTED_WORKERS = 20
 """How many workers the message names when one is not found; it only counts the others."""
@@ -186,6 +192,42 @@ class DeadLettersGoneError(InferfleetError):
         )
         self.counted = counted
         self.present = present
+
+
+class DeadLettersBusyError(InferfleetError):
+    """Another client has the dead letters of the pool, and has not finished. Nothing was changed."""
+
+    def __init__(self, pool: str) -> None:
+        super().__init__(
+            f"another client has the dead letters of pool {pool!r} and has not finished with them. "
+            "Nothing was changed; try again later"
+        )
+
+
+class PartialReplayError(InferfleetError):
+    """Of several dead letters, some were not submitted again. They stay in their queue.
+
+    ``jobs`` are the new jobs of the others; ``refused`` maps the id of each letter that was refused to its
+    error. ``stopped`` is the error that kept the letters behind from being tried, ``None`` if all were.
+    """
+
+    def __init__(
+        self,
+        *,
+        jobs: Sequence[Job],
+        refused: Mapping[str, InferfleetError],
+        stopped: InferfleetError | None = None,
+    ) -> None:
+        parts = [f"{len(jobs)} of the dead letters were submitted again"]
+        if refused:
+            first, error = next(iter(refused.items()))
+            parts.append(f"{len(refused)} were refused and stay; the first is {first!r}: {error}")
+        if stopped is not None:
+            parts.append(f"the others were not tried: {stopped}")
+        super().__init__("; ".join(parts))
+        self.jobs = tuple(jobs)
+        self.refused = dict(refused)
+        self.stopped = stopped
 
 
 class JobFailedError(InferfleetError):

@@ -31,6 +31,9 @@ Moment = Annotated[
 
 MAX_SESSION_ID_CHARS: Final = 128
 
+MAX_METADATA: Final = 64
+"""How many members a job's metadata may have."""
+
 SessionId = Annotated[str, Field(min_length=1, max_length=MAX_SESSION_ID_CHARS, pattern=r"^[^\s{}]+$")]
 
 
@@ -123,7 +126,7 @@ class Job(WireModel):
     max_attempts: Annotated[int, Field(ge=1, le=100, strict=True)] = DEFAULT_MAX_ATTEMPTS
     idempotency_key: Annotated[str, Field(min_length=1, max_length=255)] | None = None
     tenant: Annotated[str, Field(min_length=1, max_length=128)] = DEFAULT_TENANT
-    metadata: Annotated[dict[str, str], Field(max_length=64)] = Field(default_factory=dict)
+    metadata: Annotated[dict[str, str], Field(max_length=MAX_METADATA)] = Field(default_factory=dict)
     traceparent: TraceParent | None = None
     tracestate: TraceState | None = None
     # Only for jobs of foreign clients: our client sets Redis' time.

@@ -81,6 +81,11 @@ def dead_queue(pool: str) -> str:
     return f"inferfleet.dead.{pool}"
 
 
+def dead_lock(pool: str) -> str:
+    """Name the exclusive queue that a client has while it reads a pool's dead letters."""
+    return f"inferfleet.dead-lock.{pool}"
+
+
 def announcements(pool: str) -> str:
     """Return the routing key on the jobs exchange by which a pool's workers are told of urgent jobs."""
     return f"{pool}:urgent"

@@ -27,7 +27,12 @@ from inferfleet.gateway.ui.session_pages import session_pages
 from inferfleet.gateway.ui.sign_in import SignedOutError, sign_in_routes, signed_in, to_sign_in
 from inferfleet.producer.openai.refusals import RefusedError, refusal_of
 from inferfleet.producer.tenant_fleet import TenantFleet
-from inferfleet.schemas.errors import DeadLettersGoneError, InferfleetError, UnknownWorkerError
+from inferfleet.schemas.errors import (
+    DeadLettersBusyError,
+    DeadLettersGoneError,
+    InferfleetError,
+    UnknownWorkerError,
+)
 
 _STATIC: Final = Path(__file__).parent / "static"
 
@@ -81,7 +86,7 @@ def _told(error: Exception) -> tuple[HTTPStatus, str]:
     match error:
         case UnknownWorkerError():
             return HTTPStatus.NOT_FOUND, str(error)
-        case DeadLettersGoneError():
+        case DeadLettersGoneError() | DeadLettersBusyError():
             return HTTPStatus.CONFLICT, str(error)
         case InferfleetError() | RefusedError():
             refusal = refusal_of(error)

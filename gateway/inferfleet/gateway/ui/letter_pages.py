@@ -6,6 +6,7 @@ request. The list reads the oldest letters; a replay, and the count before it, r
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -17,6 +18,8 @@ from inferfleet.gateway.ui.pages import Pages
 from inferfleet.gateway.ui.rights import require_whole_fleet
 from inferfleet.producer.dead_letters import LetterFilter
 from inferfleet.producer.openai.refusals import bad_request
+from inferfleet.schemas.errors import PartialReplayError
+from inferfleet.schemas.job import Job
 
 READ: Final = 200
 """How many of the oldest letters a page reads."""
@@ -66,9 +69,14 @@ def letter_pages(gateway: Gateway, pages: Pages) -> APIRouter:
         counted = given.get("counted", "")
         if everything and not (counted.isdecimal() and len(counted) < 10):
             raise bad_request("counted: must be how many letters there were")
-        jobs = await (
-            dead.replay(pool, oldest=int(counted)) if everything else dead.replay(pool, where=where)
-        )
+        jobs: Sequence[Job]
+        problem = ""
+        try:
+            jobs = await (
+                dead.replay(pool, oldest=int(counted)) if everything else dead.replay(pool, where=where)
+            )
+        except PartialReplayError as error:
+            jobs, problem = error.jobs, str(error)
         return pages.page(
             request,
             "replay.html",
@@ -77,6 +85,7 @@ def letter_pages(gateway: Gateway, pages: Pages) -> APIRouter:
             given={"message": message, "priority": priority},
             everything=everything,
             jobs=jobs,
+            problem=problem,
         )
 
     return router

@@ -105,7 +105,6 @@ class OpenJobs:
         entering, self._entering = self._entering, {}
         now_ms = self._pipeline.clock.now_ms()
         for (pool, priority), (jobs, entered) in entering.items():
-            self._note(pool)
             entries: list[Argument] = []
             for job in jobs:
                 # What the job says may be long ago, or yet to come.
@@ -118,8 +117,11 @@ class OpenJobs:
                 continue
             sent.add_done_callback(partial(_pass_on, entered))
 
-    def _note(self, pool: str) -> None:
-        """Put a pool on the list of pools, now and then."""
+    def note_pool(self, pool: str) -> None:
+        """Put the pool of an accepted job on the list of pools, now and then. Never raises.
+
+        Only when RabbitMQ has its message: a caller may name pools that do not exist.
+        """
         now = time.monotonic()
         if now - self._noted.get(pool, -NOTE_S) >= NOTE_S:
             self._noted[pool] = now
