@@ -7,14 +7,13 @@ import os
 import random
 import signal
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
+from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 
 import pytest
 from tests.forked import ForkedProcess
-from tests.integration.agents.conftest import result_of
+from tests.integration.agents.conftest import StartProcess, result_of
 from tests.integration.conftest import eventually
 
 from inferfleet.agents import AgentRuns
@@ -66,12 +65,10 @@ Start = Callable[[], ForkedProcess]
 
 
 @pytest.fixture
-async def processes(
-    environment: dict[str, str], tmp_path: Path, pool: str, queue: str
-) -> AsyncIterator[dict[str, Start]]:
-    """How to start a runner and a worker. Their logs are in the folder of the test."""
+def processes(start_process: StartProcess, tmp_path: Path, pool: str, queue: str) -> dict[str, Start]:
+    """How to start a runner and a worker."""
     (tmp_path / "clerks.py").write_text(AGENTS)
-    env = environment | {
+    env = {
         "EFFECTS": str(tmp_path / "effects"),
         "POOL": pool,
         "INFERFLEET_AGENT_QUEUE": queue,
@@ -84,25 +81,12 @@ async def processes(
     }
     (tmp_path / "script").mkdir()
     commands = {
-        "runner": (["agent", "run", "clerks:clerk"], f"import sys; sys.path.insert(0, {str(tmp_path)!r})"),
-        "worker": (["worker", "--pool", pool, "--engine", "scripted"], ""),
+        "runner": ["agent", "run", "clerks:clerk"],
+        "worker": ["worker", "--pool", pool, "--engine", "scripted"],
     }
-    with (tmp_path / "log").open("wb") as log:
-        async with AsyncExitStack() as stack:
-
-            def start(kind: str) -> ForkedProcess:
-                arguments, preamble = commands[kind]
-                process = ForkedProcess(arguments, env=env, stdout=log, stderr=log, preamble=preamble)
-                stack.push_async_callback(ended, process)
-                return process
-
-            yield {kind: partial(start, kind) for kind in commands}
-
-
-async def ended(process: ForkedProcess) -> None:
-    if process.returncode is None:
-        process.kill()
-    await process.wait()
+    return {
+        kind: partial(start_process, command, folder=tmp_path, **env) for kind, command in commands.items()
+    }
 
 
 def effects(folder: Path) -> list[tuple[str, str]]:
