@@ -173,8 +173,8 @@ async def test_a_killed_runner_and_a_killed_worker_do_not_change_the_answer(
 
     records = await fleet.get_many(interrupted)
     assert all(it is not None and it.attempt > 1 for it in records.values()), "they were killed in the middle"
-    for each in await tree_of(runs, run_id):
-        calls = [step.call for step in await runs.steps(each) if isinstance(step, ToolEnded)]
+    for own in await tree_of(runs, run_id):
+        calls = [step.call for step in await runs.steps(own) if isinstance(step, ToolEnded)]
         assert len(calls) == len({*calls})
     assert len(await jobs_of(runs, run_id)) == 5
     undisturbed = await result_of(runs, await runs.start("swarm", QUESTION, queue=pool))
