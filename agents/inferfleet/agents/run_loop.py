@@ -39,6 +39,7 @@ from inferfleet.schemas.run import (
     RunFailureCode,
     RunResult,
     RunState,
+    RunWait,
 )
 from inferfleet.wire.tasks import cancel_and_wait
 
@@ -138,9 +139,11 @@ class RunLoop:
                 case MakeCalls(calls):
                     await _all([self._calls.advance(call) for call in calls])
                     waiting = self._held.history.open_calls()
-                    if any(isinstance(call.last, QuestionAsked) for call in waiting):
+                    asks = any(isinstance(call.last, QuestionAsked) for call in waiting)
+                    if asks:
                         await self._announce()
-                    if waiting and await self._held.wait(wake_ms=self._wake_ms(waiting)):
+                    waits_for = RunWait.PERSON if asks else RunWait.CHILD
+                    if waiting and await self._held.wait(waits_for, wake_ms=self._wake_ms(waiting)):
                         return Waits()
                     if waiting:
                         await self._held.read_inbox()

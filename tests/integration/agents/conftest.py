@@ -131,6 +131,13 @@ async def until(runs: AgentRuns, run_id: str, state: RunState) -> None:
     await eventually(reached)
 
 
+async def until_asked(runs: AgentRuns, run_id: str) -> None:
+    async def asks() -> bool:
+        return bool(await runs.questions(run_id))
+
+    await eventually(asks)
+
+
 async def only_question(runs: AgentRuns, run_id: str) -> str:
     """The id of the only question that a run asks."""
     (question,) = await runs.questions(run_id)

@@ -26,7 +26,6 @@ from inferfleet.schemas.run import (
     ChildStarted,
     QuestionAsked,
     QuestionKind,
-    RunOrder,
     RunState,
     ToolEnded,
     ToolStarted,
@@ -139,25 +138,25 @@ def effects(folder: Path) -> list[tuple[str, str]]:
 async def answer_questions(runs: AgentRuns, queue: str, folder: Path) -> None:
     """Answer as a person would who can look up whether a call had its effect."""
     while True:
-        for record in await runs.list(queue):
-            if record.state is RunState.WAITING:
-                for question in await runs.questions(record.order.id):
-                    await answer(runs, record.order, question, folder)
+        for run in await runs.list(queue):
+            if run.state is RunState.WAITING:
+                for question in await runs.questions(run.id):
+                    await answer(runs, run.id, question, folder)
         await asyncio.sleep(0.1)
 
 
-async def answer(runs: AgentRuns, order: RunOrder, question: Question, folder: Path) -> None:
+async def answer(runs: AgentRuns, run_id: str, question: Question, folder: Path) -> None:
     if question.kind is QuestionKind.UNKNOWN_OUTCOME:
         assert question.tool in {"pay", "sign"}
-        made = dict(effects(folder)).get(f"run:{order.id}:{question.call}")
-        await runs.approve(order.id, question.id, result=made)
+        made = dict(effects(folder)).get(f"run:{run_id}:{question.call}")
+        await runs.approve(run_id, question.id, result=made)
         return
     assert question.tool == "sign"
     office = orjson.loads(question.arguments)["number"]
     if refused(office):
-        await runs.deny(order.id, question.id, reason=f"unsigned-{office}.")
+        await runs.deny(run_id, question.id, reason=f"unsigned-{office}.")
     else:
-        await runs.approve(order.id, question.id)
+        await runs.approve(run_id, question.id)
 
 
 class Killing:

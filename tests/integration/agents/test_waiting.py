@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 from redis.asyncio import Redis
-from tests.integration.agents.conftest import StartRunner, only_question, result_of, until
+from tests.integration.agents.conftest import StartRunner, only_question, result_of, until, until_asked
 from tests.integration.conftest import ForeignClient, RunCommand, eventually
 
 from inferfleet.agents import Agent, AgentRuns, RunLimits, Tool, tool
@@ -37,6 +37,8 @@ async def clerk(model: ScriptedAnswers, start_runner: StartRunner, pool: str, pa
     model.reply_to("pay one", with_calls=[("pay", {"amount": 1})])
     model.reply_to("paid", with_text="It is paid.")
     model.reply_to("paid on Friday", with_text="Friday, then.")
+    model.reply_to("pay twice", with_calls=[("pay", {"amount": 3})])
+    model.reply_to("paid 3.", with_calls=[("pay", {"amount": 4})])
     model.reply_to("denied", with_text="It is not paid.")
     model.reply_to("too much", with_text="I see.")
     clerk = Agent(name="clerk", tools=[pay], pool=pool)
@@ -223,7 +225,7 @@ async def test_the_command_line_starts_shows_and_answers_a_run(
     run_id = started.out.strip()
     await until(runs, run_id, RunState.WAITING)
     listed = await inferfleet("agent", "list", "--queue", pool)
-    assert listed.out.startswith(f"{run_id}  waiting  clerk")
+    assert listed.out.startswith(f"{run_id}  waiting (person)  clerk")
     shown = await inferfleet("agent", "show", run_id)
     assert 'question 0.0:1 (approval): pay({"amount": 1})' in shown.out
     approved = await inferfleet("agent", "approve", run_id)
@@ -233,6 +235,19 @@ async def test_the_command_line_starts_shows_and_answers_a_run(
     denied = await inferfleet("agent", "deny", run_id)
     assert (denied.code, "asks nothing" in denied.err) == (1, True)
 
+    again = await runs.start(clerk.name, "pay twice", queue=pool)
+    await until_asked(runs, again)
+    assert (await inferfleet("agent", "approve", again)).code == 0
+
+    async def asks_again() -> bool:
+        return [each.id for each in await runs.questions(again)] == ["1.0:1"]
+
+    await eventually(asks_again)
+    # Repeated because its answer was lost, for example.
+    ambiguous = await inferfleet("agent", "approve", again)
+    assert (ambiguous.code, "now 1.0:1 (pay): name it with --question" in ambiguous.err) == (1, True)
+    assert (await inferfleet("agent", "deny", again, "--question", "1.0:1")).out == "1.0:1\n"
+
     waiting = asyncio.ensure_future(
         inferfleet("agent", "start", clerk.name, "pay one", "--queue", pool, "--wait")
     )
@@ -241,7 +256,7 @@ async def test_the_command_line_starts_shows_and_answers_a_run(
         return any(each.state is RunState.WAITING for each in await runs.list(pool))
 
     await eventually(asks)
-    (record,) = await runs.list(pool)
-    assert (await inferfleet("agent", "cancel", record.order.id)).out.startswith(record.order.id)
+    (found,) = await runs.list(pool)
+    assert (await inferfleet("agent", "cancel", found.id)).out.startswith(found.id)
     ended = await waiting
     assert (ended.code, "cancelled: cancelled: the run was cancelled" in ended.err) == (1, True)
