@@ -10,8 +10,10 @@ from tests.integration.agents.conftest import StartRunner, only_question, result
 from tests.integration.conftest import ForeignClient, RunCommand, eventually
 
 from inferfleet.agents import Agent, AgentRuns, RunLimits, Tool, tool
+from inferfleet.agents.runner import prefetch_of
+from inferfleet.agents.settings import RunnerSettings
 from inferfleet.schemas.errors import RunError
-from inferfleet.schemas.names import run_key, run_queue
+from inferfleet.schemas.names import run_inbox_key, run_key, run_queue, run_steps_key
 from inferfleet.schemas.run import Answer, QuestionKind, RunFailureCode, RunState, Verdict
 from inferfleet.testing.workers import ScriptedAnswers
 
@@ -216,6 +218,26 @@ async def test_a_running_tool_and_the_job_of_the_model_are_cancelled(
     await eventually(asked)
     await runs.cancel(in_model)
     assert (await result_of(runs, in_model)).state is RunState.CANCELLED
+
+
+@pytest.mark.usefixtures("real_redis")
+async def test_many_runs_wait_for_little_memory_and_nothing_else(
+    runs: AgentRuns, clerk: Agent, pool: str, foreign: ForeignClient, store: Redis
+) -> None:
+    ids = [await runs.start(clerk.name, "pay one", queue=pool) for _ in range(50)]
+
+    async def all_wait() -> bool:
+        return {run.state for run in await runs.list(pool)} == {RunState.WAITING}
+
+    await eventually(all_wait)
+    keys = [key(run_id) for run_id in ids for key in (run_key, run_steps_key, run_inbox_key)]
+    used = [await store.memory_usage(key, samples=0) or 0 for key in keys]
+    assert sum(used) / len(ids) < 3000
+    assert await foreign.waiting(run_queue(pool)) == await foreign.waiting() == 0
+    # More than the runner may have messages of, so these do not hold theirs.
+    assert len(ids) > prefetch_of(RunnerSettings())
+    await runs.approve(ids[-1], "0.0:1")
+    assert (await result_of(runs, ids[-1])).text == "It is paid."
 
 
 async def test_the_command_line_starts_shows_and_answers_a_run(
