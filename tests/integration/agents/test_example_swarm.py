@@ -55,7 +55,8 @@ async def fill(fleet: Fleet, pool: str) -> None:
 async def tree(runs: AgentRuns, run_id: str) -> AsyncIterator[str]:
     """A run, and all that it has started, at any depth."""
     yield run_id
-    for step in await runs.steps(run_id):
+    # Not ``runs.steps``: a child that is recorded may not have been started yet.
+    for step in await runs.records.steps(run_id):
         if isinstance(step, ChildStarted):
             async for each in tree(runs, step.run_id):
                 yield each
@@ -70,7 +71,7 @@ async def jobs_of(runs: AgentRuns, run_id: str) -> list[str]:
     return [
         step.job_id
         for each in await tree_of(runs, run_id)
-        for step in await runs.steps(each)
+        for step in await runs.records.steps(each)
         if isinstance(step, ModelCalled)
     ]
 
