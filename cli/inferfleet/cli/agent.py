@@ -242,8 +242,7 @@ def _print_answered(question: str, *, as_json: bool) -> None:
 
 
 def _state(run: RunSummary | RunRecord) -> str:
-    waits = run.state is RunState.WAITING and run.waits_for
-    return f"{run.state} ({run.waits_for})" if waits else run.state
+    return f"{run.state} ({run.waits_for})" if run.waits_for else run.state
 
 
 def _end(result: RunResult) -> str:

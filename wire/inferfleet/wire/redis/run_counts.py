@@ -41,7 +41,7 @@ async def _count(pipeline: CommandPipeline, queue: str) -> AgentQueueView:
     # One that has just ended is still on the list.
     runs = [run for run in found if run is not None and not run.state.terminal]
     unfinished = unfinished if sampled else len(runs)
-    counts = Counter(run.waits_for if run.state is RunState.WAITING else run.state for run in runs)
+    counts = Counter(run.waits_for or run.state for run in runs)
     now_ms = pipeline.clock.now_ms()
     scale = unfinished / len(runs) if runs else 0.0
     return AgentQueueView(

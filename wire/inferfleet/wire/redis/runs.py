@@ -7,6 +7,7 @@ changes nothing. Everybody else only tells a run something, in its inbox.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -92,9 +93,12 @@ class Runs:
         )
         known: bytes = await self._pipeline.execute(*command)
         # Also if it was known: whoever recorded it may have died. A sweep removes one that has ended.
-        await self._pipeline.execute("ZADD", open_runs_key(order.queue), "NX", look_ms, order.id)
-        listed = process_scripts.seen(AGENT_QUEUES_KEY, member=order.queue, listed_s=LISTED_S)
-        await self._pipeline.execute(*listed)
+        await asyncio.gather(
+            self._pipeline.execute("ZADD", open_runs_key(order.queue), "NX", look_ms, order.id),
+            self._pipeline.execute(
+                *process_scripts.seen(AGENT_QUEUES_KEY, member=order.queue, listed_s=LISTED_S)
+            ),
+        )
         return RunOrder.model_validate_json(known) if known else None
 
     async def read(self, run_id: str) -> RunRecord | None:
@@ -102,13 +106,13 @@ class Runs:
         fields: dict[bytes, bytes] = await self._pipeline.execute("HGETALL", run_key(run_id))
         if b"order" not in fields:
             return None
-        result = fields.get(b"result")
+        state, result = RunState(fields[b"state"].decode()), fields.get(b"result")
         return RunRecord(
             order=RunOrder.model_validate_json(fields[b"order"]),
-            state=RunState(fields[b"state"].decode()),
+            state=state,
             runner=fields[b"runner"].decode() if b"runner" in fields else None,
             wake_ms=int(fields.get(b"wake_ms", 0)) or None,
-            waits_for=_wait(fields.get(b"waits_for")),
+            waits_for=_wait(state, fields.get(b"waits_for")),
             lease_left_ms=max(0, int(fields.get(b"lease_until", 0)) - self.now_ms()),
             announced=fields.get(b"announced", b"").decode(),
             result=None if result is None else RunResult.model_validate_json(result),
@@ -253,12 +257,13 @@ async def read_summary(pipeline: CommandPipeline, run_id: str) -> RunSummary | N
         tenant=tenant.decode(),
         state=RunState(state.decode()),
         created_ms=int(created_ms),
-        waits_for=_wait(waits_for),
+        waits_for=_wait(RunState(state.decode()), waits_for),
     )
 
 
-def _wait(told: bytes | None) -> RunWait | None:
-    return RunWait(told.decode()) if told else None
+def _wait(state: RunState, waited_for: bytes | None) -> RunWait | None:
+    """Return what a run waits for. The record says what it has waited for last."""
+    return RunWait(waited_for.decode()) if waited_for and state is RunState.WAITING else None
 
 
 def _keys(run_id: str) -> tuple[str, str, str]:
