@@ -50,6 +50,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="how many requests to each route are made from the gateway's OpenAPI document",
     )
     parser.addoption(
+        "--agent-runs",
+        type=int,
+        default=8,
+        help="how many runs of agents with children and approvals go on while processes are killed",
+    )
+    parser.addoption(
         "--without",
         choices=MUTATIONS,
         help="let this kind of fault not happen, and see that every test that injects it fails",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 from copy import deepcopy
 from pathlib import Path
@@ -26,6 +27,8 @@ from tests.deploy.conftest import (
 )
 from tests.deploy.pod_security import violations
 from tests.patience import PATIENCE_S
+
+from inferfleet.schemas.names import run_queue
 
 CHART = ROOT / "deploy/helm/inferfleet"
 VALUES = yaml.safe_load((CHART / "values.yaml").read_text())
@@ -117,6 +120,7 @@ SAME: dict[str, dict[str, Any]] = {
         "gateway": {"enabled": True, "scaling": {"openStreams": 1000}},
         "prometheus": {"podMonitors": True},
     },
+    "overlays/agents": {"agents": {"enabled": True}},
     "overlays/tls": {"tls": True},
     "overlays/secret-files": {"secretFiles": True},
 }
@@ -240,9 +244,11 @@ def test_the_docs_name_the_overlays_that_no_values_give() -> None:
 
 
 def test_a_restricted_namespace_admits_every_pod(tmp_path: Path) -> None:
-    everything = OWN | {"exporter": {"enabled": True}, "gateway": EXPOSED, "tls": True, "secretFiles": True}
-    workloads = chart(everything, tmp_path).workloads
-    assert len(workloads) == 4
+    parts = {name: {"enabled": True} for name in ("exporter", "agents")}
+    workloads = chart(
+        OWN | parts | {"gateway": EXPOSED, "tls": True, "secretFiles": True}, tmp_path
+    ).workloads
+    assert len(workloads) == 5
     for workload in workloads:
         assert violations(pod(workload)) == []
 
@@ -264,6 +270,46 @@ def test_changed_settings_roll_the_workers(tmp_path: Path) -> None:
     ]
     assert len({checksum(values) for values in changed}) == 3
     assert checksum({"pool": {"scaling": {"maxReplicas": 9}}}) == checksum({})
+
+
+def test_the_chart_runs_agents_as_the_page_says(tmp_path: Path) -> None:
+    page = (ROOT / "docs/how-to/agents.md").read_text()
+    (options,) = re.findall(r"helm upgrade --install .*?helm/inferfleet \\\n(.*?)```", page, re.DOTALL)
+    agents = tmp_path / "agents.py"
+    agents.write_text("planner = ...")
+    given = shlex.split(options.replace("\\\n", "").replace("=agents.py", f"={agents}"))
+    done = helm("template", "release", str(CHART), *given)
+    assert (done.returncode, done.stderr) == (0, "")
+    manifests = Manifests("chart", [thing for thing in yaml.safe_load_all(done.stdout) if thing])
+    runner = manifests.one("Deployment", "inferfleet-agents")
+    assert containers(runner)[0]["args"] == ["agent", "run", "agents:planner"]
+    assert manifests.one("ConfigMap", "inferfleet-agents")["data"] == {"agents.py": "planner = ..."}
+
+
+def test_runners_may_have_an_image_a_queue_and_no_keda(tmp_path: Path) -> None:
+    agents = {
+        "enabled": True,
+        "run": ["ours.agents:planner", "ours.agents:buyer"],
+        "image": "registry.example/agents:1",
+        "queue": "night",
+        "maxRuns": 4,
+        "env": {"INFERFLEET_LEASE_S": "30"},
+        "scaling": {"by": "none"},
+    }
+    manifests = chart({"agents": agents, "pool": {"scaling": {"by": "none"}}}, tmp_path)
+    runner = manifests.one("Deployment", "inferfleet-agents")
+    (container,) = containers(runner)
+    assert (container["image"], container["args"][2:]) == (agents["image"], agents["run"])
+    assert "workingDir" not in container
+    settings = manifests.variables(runner)
+    assert (settings["INFERFLEET_AGENT_QUEUE"], settings["INFERFLEET_MAX_RUNS"]) == ("night", "4")
+    assert settings["INFERFLEET_LEASE_S"] == "30"
+    assert manifests.all("ScaledObject", "TriggerAuthentication") == []
+    del agents["scaling"]
+    alone = chart({"agents": agents, "pool": {"scaling": {"by": "none"}}}, tmp_path)
+    (trigger,) = alone.one("ScaledObject")["spec"]["triggers"]
+    assert (trigger["metadata"]["queueName"], trigger["metadata"]["value"]) == (run_queue("night"), "4")
+    assert alone.one("TriggerAuthentication")["metadata"]["name"] == trigger["authenticationRef"]["name"]
 
 
 def test_its_version_is_that_of_the_images() -> None:
@@ -291,6 +337,12 @@ def test_its_version_is_that_of_the_images() -> None:
         {"gateway": {"scaling": {"openStreams": "1000"}}},
         {"gateway": {"env": {"INFERFLEET_MAX_BATCHES": 10}}},
         {"gateway": {"route": {"parent": {"listener": "https"}}}},
+        {"agents": {"maxRuns": "32"}},
+        {"agents": {"run": []}},
+        {"agents": {"run": ["agents"]}},
+        {"agents": {"modules": {"agents": "planner = ..."}}},
+        {"agents": {"scaling": {"by": "hpa"}}},
+        {"agents": {"scaling": {"minReplicas": 0}}},
         {"pools": [{}]},
         {"pools": [{"name": "Chat"}]},
     ],

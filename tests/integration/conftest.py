@@ -23,6 +23,9 @@ import aiormq.abc
 import aiormq.exceptions
 import pytest
 import redis.asyncio as aioredis
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from tests.forked import ForkedProcess
 from tests.integration.raw_publisher import RawPublisher
 from tests.matrix import Cell
@@ -33,7 +36,7 @@ from tests.stores import plain_redis, running_pipeline
 from inferfleet.gateway.server import serving
 from inferfleet.gateway.settings import GatewaySettings
 from inferfleet.local.services import Services, ServicesChoice
-from inferfleet.producer import Fleet, JournalLine
+from inferfleet.producer import Fleet, JournalLine, tracing
 from inferfleet.schemas import Endpoint, Job, JobRecord, Priority
 from inferfleet.schemas.journal import FinishedEntry, JournalEntry, RunningEntry, TokensEntry
 from inferfleet.schemas.names import dead_queue, job_queue, journal_key, open_key, run_queue
@@ -544,6 +547,26 @@ async def pipeline(services: Services) -> AsyncIterator[CommandPipeline]:
 @pytest.fixture
 def records(pipeline: CommandPipeline) -> JobRecords:
     return JobRecords(pipeline=pipeline, result_ttl_s=600, queued_ttl_s=600)
+
+
+# Spans of this process
+
+
+@pytest.fixture
+def provider(monkeypatch: pytest.MonkeyPatch) -> Iterator[TracerProvider]:
+    """The provider of this program."""
+    provider = TracerProvider(shutdown_on_exit=False)
+    monkeypatch.setattr("opentelemetry.trace._TRACER_PROVIDER", provider)
+    tracing._tracer.cache_clear()
+    yield provider
+    tracing._tracer.cache_clear()
+
+
+@pytest.fixture
+def spans(provider: TracerProvider) -> InMemorySpanExporter:
+    exporter = InMemorySpanExporter()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    return exporter
 
 
 # Gateways in this process

@@ -115,6 +115,7 @@ def test_the_keys_in_redis_are_those_of_the_contract() -> None:
         names.run_key("id"),
         names.run_steps_key("id"),
         names.run_inbox_key("id"),
+        names.AGENT_QUEUES_KEY,
         names.open_runs_key("queue"),
         names.index_key("tenant", "name"),
         names.index_deleted_key(names.index_key("tenant", "name")),

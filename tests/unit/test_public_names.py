@@ -19,6 +19,7 @@ NAMES = {
         "Agent",
         "AgentRuns",
         "AgentTool",
+        "Decision",
         "McpServer",
         "Question",
         "RunLimits",

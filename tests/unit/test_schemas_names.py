@@ -70,6 +70,7 @@ SPELT = [
     (names.run_key("r1"), "inferfleet:run:{r1}"),
     (names.run_steps_key("r1"), "inferfleet:run:{r1}:steps"),
     (names.run_inbox_key("r1"), "inferfleet:run:{r1}:inbox"),
+    (names.AGENT_QUEUES_KEY, "inferfleet:agents"),
     (names.run_queue("q1"), "inferfleet.agents.q1"),
     (names.open_runs_key("q1"), "inferfleet:agents:{q1}:open"),
     (names.index_key("acme", "docs"), "inferfleet:index:{docs:acme}"),

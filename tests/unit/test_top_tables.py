@@ -8,6 +8,7 @@ import pytest
 from tests.integration.test_terminal import ESCAPES, OBEYED
 
 from inferfleet.cli.top.tables import (
+    agents_table,
     ended_table,
     outages,
     overview,
@@ -16,7 +17,14 @@ from inferfleet.cli.top.tables import (
     workers_table,
 )
 from inferfleet.schemas import JobState
-from inferfleet.schemas.fleet_snapshot import FleetSnapshot, Gate, GateReason, PoolView, RolloutView
+from inferfleet.schemas.fleet_snapshot import (
+    AgentQueueView,
+    FleetSnapshot,
+    Gate,
+    GateReason,
+    PoolView,
+    RolloutView,
+)
 from inferfleet.schemas.heartbeat import EndedJob, Heartbeat, WorkerPhase
 from inferfleet.schemas.rollout import RolloutPhase
 
@@ -64,6 +72,11 @@ SNAPSHOT = FleetSnapshot(
             stable_error_rate=0.001,
         ),
     ),
+    agents=(
+        AgentQueueView(
+            queue="night", unfinished=20_000, running=32, waiting_for_people=9_968, oldest_s=90, sampled=True
+        ),
+    ),
     ended=(
         EndedJob(
             id="01a219e2-577a-7146-b30a-468e3e8de00e",
@@ -79,7 +92,7 @@ SNAPSHOT = FleetSnapshot(
 
 @pytest.mark.parametrize("width", [60, 80, 120, 200])
 def test_a_table_fits_and_keeps_what_matters_most(width: int) -> None:
-    for table in (pools_table, rollouts_table, workers_table, ended_table):
+    for table in (pools_table, rollouts_table, agents_table, workers_table, ended_table):
         lines = list(table(SNAPSHOT, width).lines())
         assert max(map(len, lines)) <= width
         whole = table(SNAPSHOT)
@@ -87,6 +100,7 @@ def test_a_table_fits_and_keeps_what_matters_most(width: int) -> None:
         assert [title for title in whole.titles if title in titles] == list(titles)
     assert {"POOL", "JOBS", "CLOSED GATES"} <= set(pools_table(SNAPSHOT, width).titles)
     assert {"POOL", "ROLLOUT", "WEIGHT"} <= set(rollouts_table(SNAPSHOT, width).titles)
+    assert {"QUEUE OF RUNS", "RUNS", "FOR PEOPLE"} <= set(agents_table(SNAPSHOT, width).titles)
     assert {"WORKER", "PHASE"} <= set(workers_table(SNAPSHOT, width).titles)
     assert len(overview(SNAPSHOT)) <= 80
 
@@ -96,6 +110,7 @@ def test_a_table_without_a_width_has_all_columns() -> None:
     assert heads.split()[:5] == ["POOL", "JOBS", "RUNNING", "QUEUE", "OLDEST"]
     assert cells.split()[:7] == ["chat", "100,000", "0", "99,000", "1", "h", "02"]
     assert cells.endswith("no worker     9:1,000 4:99,000")
+    assert list(agents_table(SNAPSHOT).lines())[1].split()[:5] == ["night", "20,000", "~0", "~32", "~9,968"]
     assert "50% ████░░░░" in next(iter(workers_table(SNAPSHOT).rows.values()))
 
 

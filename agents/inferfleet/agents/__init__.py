@@ -24,7 +24,7 @@ A run belongs to no process: its steps are in Redis, and any runner goes on with
 
 from __future__ import annotations
 
-from inferfleet.agents.agent import Agent, AgentTool
+from inferfleet.agents.agent import Agent, AgentTool, Decision
 from inferfleet.agents.mcp_servers import McpServer
 from inferfleet.agents.runs import AgentRuns, Question
 from inferfleet.agents.search import search_tool
@@ -35,6 +35,7 @@ __all__ = [
     "Agent",
     "AgentRuns",
     "AgentTool",
+    "Decision",
     "McpServer",
     "Question",
     "RunLimits",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
@@ -22,9 +22,13 @@ CHILD_PARAMETERS: Mapping[str, Any] = {
 }
 
 
+Decision = str | Sequence[tuple[str, Mapping[str, Any]]] | None
+"""A final answer, the tool calls to make, each a name and its arguments, or ``None``: the model decides."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Agent:
-    """A model that calls tools until it has an answer.
+    """A model that calls tools until it has an answer. ``decide`` may take the model's place.
 
     ``pool`` answers, at ``priority``; a child has the lower one of its own and its parent's. ``options`` are
     members of each request, like ``temperature``. Runs that wait for a runner do not keep the agent: a runner
@@ -42,6 +46,12 @@ class Agent:
     priority: int = Priority.NORMAL
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
     limits: RunLimits = field(default_factory=RunLimits)
+    decide: Callable[[Sequence[Mapping[str, Any]]], Decision] | None = None
+    """A function that is asked before the model, with the messages so far. What it decides is recorded like
+    an answer of the model, and counts as one in ``limits``; it costs no tokens. It may be asked again if its
+    runner dies, so it must have no effects, and it must not block: its runner does nothing else meanwhile. If
+    it raises, the run fails.
+    """
 
     async def with_mcp_tools(self) -> Agent:
         """Return this agent with the tools of its MCP servers.

@@ -17,6 +17,7 @@ from inferfleet.agents.held_run import HeldRun
 from inferfleet.agents.history import ANSWER_PREFIX, CHILD_PREFIX, Call
 from inferfleet.agents.runs import AgentRuns
 from inferfleet.agents.tool import Tool, ToolContext, ToolOutcome
+from inferfleet.producer.tracing import in_trace
 from inferfleet.schemas.errors import IdempotencyConflictError, InvalidJobError
 from inferfleet.schemas.run import (
     Answer,
@@ -93,7 +94,8 @@ class CallMaker:
                 if not tool.repeatable:
                     await self._held.make_safe()
                 begun = time.monotonic()
-                outcome = await tool.call(call.arguments, self._context(call))
+                with in_trace(self._held.order.traceparent):
+                    outcome = await tool.call(call.arguments, self._context(call))
                 self._held.metrics.tool_called(tool, outcome, seconds=time.monotonic() - begun)
                 await self._end(call, outcome)
 

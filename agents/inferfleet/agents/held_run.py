@@ -17,6 +17,7 @@ from inferfleet.schemas.run import (
     RunOrder,
     RunResult,
     RunState,
+    RunWait,
     Step,
     ToolStarted,
 )
@@ -135,7 +136,7 @@ class HeldRun:
             except InferfleetError as error:
                 logger.warning("cannot renew the lease of run %s (%s)", self.order.id, error)
 
-    async def wait(self, *, wake_ms: int) -> bool:
+    async def wait(self, waits_for: RunWait, *, wake_ms: int) -> bool:
         """Let the run wait. Return false if it was told something meanwhile, and must not."""
         if self.cancelled.is_set():
             return False
@@ -147,6 +148,7 @@ class HeldRun:
                 fence=self._fence,
                 told=self._told,
                 wake_ms=wake_ms,
+                waits_for=waits_for,
                 announced=self.announced,
             )
             if state is RunState.WAITING:

@@ -11,6 +11,7 @@ from typing import Any, assert_never
 
 import orjson
 
+from inferfleet.schemas.errors import RunError
 from inferfleet.schemas.run import (
     CallStep,
     ChildStarted,
@@ -224,6 +225,30 @@ class History:
         ]
         self._calls = {call.key: call for call in calls}
         self._turns.append(_Turn(_repeatable(message), cut_off, calls))
+
+
+def kept_steps(run_id: str, steps: Sequence[Step], from_step: int) -> list[Step]:
+    """Return what comes before the ``from_step``-th call of the model, which counts from 1.
+
+    Raises:
+        RunError: There is no such call, and it is not the next one either; or a tool call before it has no
+            result.
+
+    """
+    kept: list[Step] = []
+    history = History(RunLimits())
+    for step in steps:
+        if history.answers == from_step - 1 and isinstance(step, (ModelCalled, ModelAnswered)):
+            break
+        kept.append(step)
+        history.add(step)
+    ended = isinstance(history.next(), Finish)
+    if from_step < 1 or history.answers != from_step - 1 or ended:
+        most = history.answers if ended else history.answers + 1
+        raise RunError(f"run {run_id} has no step {from_step}: name one from 1 to {most}")
+    if waiting := ", ".join(f"{call.name} ({call.key})" for call in history.open_calls()):
+        raise RunError(f"run {run_id} has no result of {waiting}: name a step before {from_step}")
+    return kept
 
 
 def _repeatable(message: dict[str, Any]) -> dict[str, Any]:

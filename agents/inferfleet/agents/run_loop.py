@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from typing import Any, assert_never
 from uuid import UUID, uuid5
 
-from inferfleet.agents.agent import Agent, described
+from pydantic_core import to_json
+
+from inferfleet.agents.agent import Agent, Decision, described
 from inferfleet.agents.calls import CallMaker
 from inferfleet.agents.ending import conclude, fail, result_of
 from inferfleet.agents.held_run import HeldRun
@@ -37,6 +39,7 @@ from inferfleet.schemas.run import (
     RunFailureCode,
     RunResult,
     RunState,
+    RunWait,
 )
 from inferfleet.wire.tasks import cancel_and_wait
 
@@ -128,15 +131,19 @@ class RunLoop:
     async def _work(self) -> Outcome:
         while not self._stopping.is_set():
             match following := self._held.history.next():
+                case AskModel(None) if (decided := self._decided()) is not None:
+                    await self._held.append(ModelAnswered(message=decided, tokens=0))
                 case AskModel():
                     if not await self._ask_model(following.job_id):
                         break
                 case MakeCalls(calls):
                     await _all([self._calls.advance(call) for call in calls])
                     waiting = self._held.history.open_calls()
-                    if any(isinstance(call.last, QuestionAsked) for call in waiting):
+                    asks = any(isinstance(call.last, QuestionAsked) for call in waiting)
+                    if asks:
                         await self._announce()
-                    if waiting and await self._held.wait(wake_ms=self._wake_ms(waiting)):
+                    waits_for = RunWait.PERSON if asks else RunWait.CHILD
+                    if waiting and await self._held.wait(waits_for, wake_ms=self._wake_ms(waiting)):
                         return Waits()
                     if waiting:
                         await self._held.read_inbox()
@@ -155,6 +162,16 @@ class RunLoop:
             # Before it waits: if the runner dies in between, the next one tells the same event again.
             await self._runs.waits(held.order, newest)
             held.announced = newest
+
+    def _decided(self) -> dict[str, Any] | None:
+        """Return what the agent's code answers in the model's place; ``None`` if the model has to."""
+        if self._agent.decide is None:
+            return None
+        try:
+            return _message_of(self._agent.decide(self._messages()), number=self._held.history.answers)
+        except Exception as error:
+            why = f"decide of agent {self._agent.name} raised {type(error).__name__}: {error}"
+            raise _FailedError(RunFailure(code=RunFailureCode.INTERNAL, message=why)) from error
 
     async def _ask_model(self, job_id: str | None) -> bool:
         """Get the model's next answer. Return false if the runner stops before it is there."""
@@ -194,9 +211,7 @@ class RunLoop:
         order = self._held.order
         body: dict[str, Any] = {
             **self._agent.options,
-            "messages": self._held.history.messages(
-                instructions=self._agent.instructions, question=order.input
-            ),
+            "messages": self._messages(),
         }
         if self._agent.tools:
             body["tools"] = described(self._agent.tools)
@@ -211,6 +226,11 @@ class RunLoop:
                 tenant=order.tenant,
                 traceparent=order.traceparent,
             )
+
+    def _messages(self) -> list[dict[str, Any]]:
+        return self._held.history.messages(
+            instructions=self._agent.instructions, question=self._held.order.input
+        )
 
     async def _unless_stopping(self, waiting: Coroutine[Any, Any, Result]) -> Result | None:
         waits, stops = asyncio.create_task(waiting), asyncio.create_task(self._stopping.wait())
@@ -228,6 +248,26 @@ class RunLoop:
     async def _fail(self, failure: RunFailure, *, stop: asyncio.Task[Outcome]) -> Ended:
         await cancel_and_wait(stop)
         return Ended(await fail(self._held, failure, fleet=self._fleet, runs=self._runs))
+
+
+def _message_of(decision: Decision, *, number: int) -> dict[str, Any] | None:
+    """Return a decision as a message of a model, its ``number``-th."""
+    if decision is None:
+        return None
+    if isinstance(decision, str):
+        return {"role": "assistant", "content": decision}
+    if not decision:
+        raise ValueError("it returned no tool calls: return a text to end the run, or None to ask the model")
+    calls = [
+        {
+            "id": f"call-{number}-{place}",
+            "type": "function",
+            "function": {"name": name, "arguments": to_json(arguments).decode()},
+        }
+        for place, (name, arguments) in enumerate(decision)
+    ]
+    # Some chat templates cannot render a message without a text.
+    return {"role": "assistant", "content": "", "tool_calls": calls}
 
 
 async def _all(coroutines: list[Coroutine[Any, Any, None]]) -> None:

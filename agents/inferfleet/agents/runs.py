@@ -14,7 +14,7 @@ from uuid import NAMESPACE_URL, UUID, uuid5
 from pydantic import ValidationError
 
 from inferfleet.agents.events import RunEvents
-from inferfleet.agents.history import ANSWER_PREFIX, CANCEL, CHILD_PREFIX, Call, History
+from inferfleet.agents.history import ANSWER_PREFIX, CANCEL, CHILD_PREFIX, Call, History, kept_steps
 from inferfleet.producer import Fleet
 from inferfleet.producer.job_making import read_priority
 from inferfleet.producer.tracing import current_trace
@@ -37,8 +37,10 @@ from inferfleet.schemas.run import (
     RunLimits,
     RunOrder,
     RunRecord,
+    RunReplay,
     RunResult,
     RunState,
+    RunSummary,
     Step,
     Verdict,
 )
@@ -105,13 +107,7 @@ class AgentRuns:
                 run was started. Starting it again with the same idempotency key is safe.
 
         """
-        run_id = new_job_id()
-        if idempotency_key is not None:
-            if not 1 <= len(idempotency_key) <= 255:
-                raise InvalidJobError(
-                    f"idempotency_key: has {len(idempotency_key)} characters; it must have 1 to 255"
-                )
-            run_id = str(uuid5(NAMESPACE_URL, f"inferfleet:run:{tenant}:{idempotency_key}"))
+        run_id = _new_id(tenant, idempotency_key)
         try:
             order = RunOrder(
                 id=run_id,
@@ -129,17 +125,58 @@ class AgentRuns:
         await self.submit(order)
         return run_id
 
-    async def submit(self, order: RunOrder, *, publish_again: bool = True) -> None:
+    async def replay(
+        self,
+        run_id: str,
+        *,
+        from_step: int = 1,
+        idempotency_key: str | None = None,
+        traceparent: str | None = None,
+    ) -> str:
+        """Start a run with the order of another one, and return its id.
+
+        The ``from_step``-th call of the model is made anew, and what follows from it. What comes before is
+        taken over with the results of its tool calls, none of which is made again, and counts in the limits
+        of the new run. A child is replayed without its parent, and the limits that it had from there.
+
+        Raises:
+            RunNotFoundError: There is no such run.
+            RunError: It has no such step, or a tool call before it has no result.
+            IdempotencyConflictError, ServiceUnreachableError, …: As for ``start``.
+
+        """
+        old = (await self.get(run_id)).order
+        kept = kept_steps(run_id, await self.records.steps(run_id), from_step) if from_step != 1 else []
+        order = old.model_copy(
+            update={
+                "id": _new_id(old.tenant, idempotency_key),
+                "replay": RunReplay(run_id=old.id, from_step=from_step),
+                "parent": None,
+                "max_tokens": None,
+                "deadline_ms": None,
+                "created_ms": self.records.now_ms(),
+                "traceparent": traceparent or current_trace().get("traceparent"),
+            }
+        )
+        await self.submit(order, steps=kept)
+        return order.id
+
+    async def submit(
+        self, order: RunOrder, *, publish_again: bool = True, steps: Sequence[Step] = ()
+    ) -> None:
         """Record a run, then publish it, unless it is there and has a runner, waits or has ended.
 
-        Without ``publish_again`` a run that is there is left to the sweep. Raises the same as ``start``.
+        It begins with ``steps``. Without ``publish_again`` a run that is there is left to the sweep. Raises
+        the same as ``start``.
         """
         if len(order.input.encode()) > self._fleet.settings.max_body_bytes:
             raise InvalidJobError(
                 f"the input has {len(order.input.encode()):,} bytes, and INFERFLEET_MAX_BODY_BYTES is "
                 f"{self._fleet.settings.max_body_bytes:,}"
             )
-        known = await self._replicas.hold(partial(self.records.create, order, look_ms=self._soon_ms()))
+        known = await self._replicas.hold(
+            partial(self.records.create, order, look_ms=self._soon_ms(), steps=steps)
+        )
         if known is not None:
             same = {"created_ms": order.created_ms, "traceparent": order.traceparent}
             if known.model_copy(update=same) != order:
@@ -190,11 +227,11 @@ class AgentRuns:
         await self.get(run_id)
         return await self.records.steps(run_id)
 
-    async def list(self, queue: str = DEFAULT_AGENT_QUEUE, *, limit: int = 1000) -> list[RunRecord]:
-        """Read the records of a queue's unfinished runs."""
+    async def list(self, queue: str = DEFAULT_AGENT_QUEUE, *, limit: int = 1000) -> list[RunSummary]:
+        """List a queue's unfinished runs, ``limit`` at most, without what was ordered."""
         ids = await self.records.open(queue, limit=limit)
-        records = await asyncio.gather(*map(self.records.read, ids))
-        return [record for record in records if record is not None and not record.state.terminal]
+        found = await asyncio.gather(*map(self.records.summary, ids))
+        return [each for each in found if each is not None and not each.state.terminal]
 
     async def result(self, run_id: str, *, timeout_s: float | None = None) -> RunResult:
         """Wait for the end of a run. The run continues if the wait is cancelled or times out.
@@ -328,6 +365,16 @@ class AgentRuns:
 
     def _soon_ms(self) -> int:
         return self.records.now_ms() + int(LOOK_S * 1000)
+
+
+def _new_id(tenant: str, idempotency_key: str | None) -> str:
+    if idempotency_key is None:
+        return new_job_id()
+    if not 1 <= len(idempotency_key) <= 255:
+        raise InvalidJobError(
+            f"idempotency_key: has {len(idempotency_key)} characters; it must have 1 to 255"
+        )
+    return str(uuid5(NAMESPACE_URL, f"inferfleet:run:{tenant}:{idempotency_key}"))
 
 
 def _checked(run_id: str) -> str:

@@ -10,7 +10,7 @@ from uuid import UUID
 
 from inferfleet.agents.runs import AgentRuns, Question
 from inferfleet.schemas.errors import RunNotFoundError
-from inferfleet.schemas.run import RunRecord, RunState, Step
+from inferfleet.schemas.run import RunRecord, RunState, RunSummary, Step
 
 READ_AT_ONCE: Final = 100
 MOST_LOOKED_AT: Final = 2000
@@ -69,7 +69,7 @@ class TenantRuns:
         if len(ids) > MOST_LOOKED_AT:
             following = _between(ids[MOST_LOOKED_AT - 1], ids[MOST_LOOKED_AT])
         for some in _batches(ids[:MOST_LOOKED_AT]):
-            known = await asyncio.gather(*map(self._runs.records.tenant_and_state, some))
+            known = await asyncio.gather(*map(self._runs.records.summary, some))
             own += [run_id for run_id, each in zip(some, known, strict=True) if self._wants(each, state)]
             if len(own) > limit:
                 own, following = own[:limit], own[limit - 1]
@@ -99,11 +99,10 @@ class TenantRuns:
         await self.get(run_id)
         await self._runs.deny(run_id, question, reason=reason)
 
-    def _wants(self, known: tuple[str, RunState] | None, wanted: RunState | None) -> bool:
-        if known is None:
+    def _wants(self, known: RunSummary | None, wanted: RunState | None) -> bool:
+        if known is None or known.tenant != self._tenant:
             return False
-        tenant, state = known
-        return tenant == self._tenant and not state.terminal and wanted in (None, state)
+        return not known.state.terminal and wanted in (None, known.state)
 
     async def _listed(self, run_id: str) -> RunRecord | None:
         record = await self._runs.records.read(run_id)

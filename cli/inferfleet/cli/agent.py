@@ -18,7 +18,15 @@ from inferfleet.cli.root import import_command
 from inferfleet.cli.terminal import err, line, out, shown_id
 from inferfleet.producer.fleet import Fleet
 from inferfleet.schemas.errors import RunError
-from inferfleet.schemas.run import DEFAULT_AGENT_QUEUE, RunRecord, RunResult, RunState, Step
+from inferfleet.schemas.run import (
+    DEFAULT_AGENT_QUEUE,
+    QuestionAsked,
+    RunRecord,
+    RunResult,
+    RunState,
+    RunSummary,
+    Step,
+)
 from inferfleet.schemas.settings import LogFormat
 
 T = TypeVar("T")
@@ -29,10 +37,14 @@ RunArgument = Annotated[
     str, typer.Argument(metavar="RUN", help="The run's id, as printed by `start`.", callback=not_empty)
 ]
 QueueOption = Annotated[str, typer.Option("--queue", help="Queue of the runs.", callback=not_empty)]
+KeyOption = Annotated[str | None, typer.Option(help="Starts the run only once.", callback=not_empty)]
+WaitFlag = Annotated[bool, typer.Option("--wait", help="Wait for its end, and print its answer.")]
 QuestionOption = Annotated[
     str | None,
     typer.Option(
-        "--question", help="The question, like 2.0:1; needed if the run asks several.", callback=not_empty
+        "--question",
+        help="The question, like 2.0:1; needed unless it is the run's first.",
+        callback=not_empty,
     ),
 ]
 
@@ -75,24 +87,51 @@ def start(
     priority: Annotated[
         str | None, typer.Option(help="0 to 9, or batch, normal, high, urgent; by default the agent's.")
     ] = None,
-    idempotency_key: Annotated[
-        str | None, typer.Option(help="Starts the run only once.", callback=not_empty)
-    ] = None,
-    wait: Annotated[bool, typer.Option("--wait", help="Wait for its end, and print its answer.")] = False,
+    idempotency_key: KeyOption = None,
+    wait: WaitFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Start a run of an agent, and print its id."""
     asked = read_text(STANDARD) if text == "-" else text
 
-    async def begin(runs: AgentRuns) -> tuple[str, RunResult | None]:
-        run_id = await runs.start(
-            name, asked, queue=queue, priority=priority, idempotency_key=idempotency_key
-        )
+    def begin(runs: AgentRuns) -> Awaitable[str]:
+        return runs.start(name, asked, queue=queue, priority=priority, idempotency_key=idempotency_key)
+
+    _begin(begin, wait=wait, as_json=as_json)
+
+
+@app.command()
+def replay(
+    run_id: RunArgument,
+    *,
+    from_step: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Keep what comes before this call of the model, with the results of its tool calls."
+        ),
+    ] = 1,
+    idempotency_key: KeyOption = None,
+    wait: WaitFlag = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Start a run with the order of another one. Tool calls that are not kept are made again."""
+
+    def begin(runs: AgentRuns) -> Awaitable[str]:
+        return runs.replay(run_id, from_step=from_step, idempotency_key=idempotency_key)
+
+    _begin(begin, wait=wait, as_json=as_json)
+
+
+def _begin(begin: Callable[[AgentRuns], Awaitable[str]], *, wait: bool, as_json: bool) -> None:
+    """Start a run, and print its id, or its answer if this waits for it."""
+
+    async def work(runs: AgentRuns) -> tuple[str, RunResult | None]:
+        run_id = await begin(runs)
         if wait:
             err(f"{shown_id(run_id)}\n")
         return run_id, await runs.result(run_id) if wait else None
 
-    run_id, result = _run(begin)
+    run_id, result = _run(work)
     if result is None:
         _print_json({"id": run_id}) if as_json else out(f"{shown_id(run_id)}\n")
         return
@@ -108,13 +147,13 @@ def start(
 @app.command("list")
 def list_(*, queue: QueueOption = DEFAULT_AGENT_QUEUE, as_json: JsonFlag = False) -> None:
     """List the unfinished runs of a queue."""
-    records = _run(lambda runs: runs.list(queue))
+    found = _run(lambda runs: runs.list(queue))
     if as_json:
-        _print_json([record.model_dump(mode="json") for record in records])
+        _print_json([each.model_dump(mode="json") for each in found])
         return
-    for record in records:
-        begun = datetime.fromtimestamp(record.order.created_ms / 1000, UTC)
-        fields = (shown_id(record.order.id), record.state, line(record.order.agent))
+    for each in found:
+        begun = datetime.fromtimestamp(each.created_ms / 1000, UTC)
+        fields = (shown_id(each.id), _state(each), line(each.agent))
         out("  ".join((*fields, f"{begun:%Y-%m-%d %H:%M:%S}")) + "\n")
 
 
@@ -132,7 +171,7 @@ def show(run_id: RunArgument, *, as_json: JsonFlag = False) -> None:
         made = [step.model_dump(mode="json") for step in steps]
         _print_json({**known, "steps": made, "questions": [asdict(question) for question in questions]})
         return
-    out(f"{shown_id(record.order.id)}  {record.state}  {line(record.order.agent)}\n")
+    out(f"{shown_id(record.order.id)}  {_state(record)}  {line(record.order.agent)}\n")
     for step in steps:
         fields = step.model_dump(mode="json", exclude={"kind"}, exclude_none=True)
         out(f"  {step.kind}  {line(orjson.dumps(fields).decode())}\n")
@@ -162,7 +201,7 @@ def approve(
     """Let a run make a tool call that waits for approval, or again one whose outcome is unknown."""
 
     async def answer(runs: AgentRuns) -> str:
-        asked = question or await _only_question(runs, run_id)
+        asked = question or await _first_question(runs, run_id)
         await runs.approve(run_id, asked, result=result)
         return asked
 
@@ -180,25 +219,30 @@ def deny(
     """Let a run not make a tool call. The model reads why."""
 
     async def answer(runs: AgentRuns) -> str:
-        asked = question or await _only_question(runs, run_id)
+        asked = question or await _first_question(runs, run_id)
         await runs.deny(run_id, asked, reason=reason)
         return asked
 
     _print_answered(_run(answer), as_json=as_json)
 
 
-async def _only_question(runs: AgentRuns, run_id: str) -> str:
-    asked = await runs.questions(run_id)
-    if len(asked) != 1:
-        which = ", ".join(f"{each.id} ({each.tool})" for each in asked)
-        raise RunError(
-            f"run {run_id} asks {which}: name one with --question" if which else f"run {run_id} asks nothing"
-        )
-    return asked[0].id
+async def _first_question(runs: AgentRuns, run_id: str) -> str:
+    """Return the only question that a run has ever asked. A repeated command must not answer the next one."""
+    steps, asks = await runs.steps_and_questions(await runs.get(run_id))
+    if not asks:
+        raise RunError(f"run {run_id} asks nothing")
+    if sum(isinstance(step, QuestionAsked) for step in steps) > 1:
+        which = ", ".join(f"{each.id} ({each.tool})" for each in asks)
+        raise RunError(f"run {run_id} has asked several questions, now {which}: name it with --question")
+    return asks[0].id
 
 
 def _print_answered(question: str, *, as_json: bool) -> None:
     _print_json({"question": question}) if as_json else out(f"{line(question)}\n")
+
+
+def _state(run: RunSummary | RunRecord) -> str:
+    return f"{run.state} ({run.waits_for})" if run.waits_for else run.state
 
 
 def _end(result: RunResult) -> str:

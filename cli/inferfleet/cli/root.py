@@ -46,7 +46,7 @@ COMMANDS: Mapping[str, CommandModule] = MappingProxyType(
             "inferfleet.cli.session", "Show, list, fork, delete, export or import sessions."
         ),
         "agent": CommandModule(
-            "inferfleet.cli.agent", "Run agents; start, list, show, cancel or answer their runs."
+            "inferfleet.cli.agent", "Run agents; start, list, show, replay, cancel or answer their runs."
         ),
         "index": CommandModule(
             "inferfleet.cli.index", "Create, fill, search, list or delete indexes of documents."

@@ -2,7 +2,8 @@
 
 A snapshot lists no jobs, so it costs the same with a hundred thousand. Redis gets one command for each
 worker, for each pool 25 and at most 50 for each priority that has jobs (more only while more than 50
-of them run), and for each rollout two. RabbitMQ gets two passive declarations for each pool.
+of them run), for each rollout two, and for each queue of agents' runs one for each run and 521 at most.
+RabbitMQ gets two passive declarations for each pool.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from inferfleet.schemas.names import job_queue
 from inferfleet.schemas.pool import PoolStatus
 from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.redis.pool_limits import count_waiting_turns
+from inferfleet.wire.redis.run_counts import count_runs
 
 ANSWER_S: Final = 5.0
 """How long RabbitMQ may take for one answer. Redis' connection has a limit of its own."""
@@ -73,6 +75,7 @@ class FleetWatch:
             pools = await self._pools.all()
             turns = await asyncio.gather(*(count_waiting_turns(self._pipeline, it.pool) for it in pools))
             rollouts = await rollout_views(self._pipeline)
+            agents = await count_runs(self._pipeline)
         except _AWAY as error:
             last = self._last or FleetSnapshot(at=self._pipeline.clock.now())
             return last.model_copy(update={"unreachable": {"Redis": str(error)}})
@@ -95,6 +98,7 @@ class FleetWatch:
             unreachable={} if self._rabbitmq is None else {"RabbitMQ": self._rabbitmq},
             pools=tuple(sorted(views, key=lambda view: view.pool)),
             rollouts=tuple(rollouts),
+            agents=tuple(agents),
             ended=tuple(self._ended),
         )
         return self._last

@@ -34,6 +34,22 @@ def current_trace() -> dict[str, str]:
     return trace
 
 
+@contextmanager
+def in_trace(traceparent: str | None) -> Generator[None]:
+    """Let what is submitted and searched in the block belong to a trace, if OpenTelemetry is installed."""
+    if traceparent is None or "opentelemetry.trace" not in sys.modules:
+        yield
+        return
+    from opentelemetry.context import attach, detach
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+    token = attach(TraceContextTextMapPropagator().extract({"traceparent": traceparent}))
+    try:
+        yield
+    finally:
+        detach(token)
+
+
 def trace_of_request(headers: Mapping[str, str]) -> dict[str, str]:
     """Return the trace of a request over HTTP: that of the headers, or the current span if that has it."""
     named, current = valid_trace(headers), current_trace()

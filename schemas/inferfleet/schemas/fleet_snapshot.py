@@ -72,16 +72,34 @@ class RolloutView(WireModel):
     ttft_ratio: float | None = None
 
 
+class AgentQueueView(WireModel):
+    """The unfinished runs of agents in a queue: those that wait for a runner, have one, or wait.
+
+    If there are many, they are ``sampled``: all but ``unfinished`` is an estimate from some of them, and
+    ``oldest_s`` the age of the oldest one of these.
+    """
+
+    queue: PoolName
+    unfinished: int
+    queued: int = 0
+    running: int = 0
+    waiting_for_people: int = 0
+    waiting_for_children: int = 0
+    oldest_s: float | None = None
+    sampled: bool = False
+
+
 class FleetSnapshot(WireModel):
     """The fleet at one moment. ``unreachable`` has the error of each service that does not answer.
 
     While Redis does not answer, all but ``unreachable`` is that of ``at``, when it last did. ``ended`` has
     the jobs that heartbeats have named, the newest first: not all jobs of a busy worker. ``rollouts`` has
-    those that are not finished.
+    those that are not finished, ``agents`` the queues with unfinished runs.
     """
 
     at: AwareDatetime
     unreachable: dict[str, str] = Field(default_factory=dict[str, str])
     pools: tuple[PoolView, ...] = ()
     rollouts: tuple[RolloutView, ...] = ()
+    agents: tuple[AgentQueueView, ...] = ()
     ended: tuple[EndedJob, ...] = ()

@@ -51,6 +51,9 @@ LIMITS_PREFIX = "inferfleet:limit"
 POOLS_KEY = "inferfleet:pools"
 """The sorted set of pools, by the time at which a worker, a declaration or a job last named them."""
 
+AGENT_QUEUES_KEY = "inferfleet:agents"
+"""The sorted set of queues of agents' runs, by the time at which a run was last started in them."""
+
 WEBHOOK_WATCHED_KEY = "inferfleet:{webhooks}:watched"
 """The sorted set of the jobs whose ends become webhook events, by the time in ms at which to look at them."""
 

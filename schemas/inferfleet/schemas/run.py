@@ -39,6 +39,16 @@ class RunState(StrEnum):
         return self in {RunState.SUCCEEDED, RunState.FAILED, RunState.CANCELLED}
 
 
+class RunWait(StrEnum):
+    """What a waiting run waits for. If it waits for both, a person has to do something first."""
+
+    PERSON = "person"
+    """An answer to a question."""
+
+    CHILD = "child"
+    """The end of a run that it has started."""
+
+
 class RunFailureCode(StrEnum):
     """Why a run failed."""
 
@@ -91,6 +101,13 @@ class RunParent(WireModel):
     call: str
 
 
+class RunReplay(WireModel):
+    """Which run is replayed, and from which call of its model on: 1 is the first one."""
+
+    run_id: JobId
+    from_step: Annotated[int, Field(ge=1)]
+
+
 class RunOrder(WireModel):
     """What was ordered. It never changes. Times are Redis', in Unix milliseconds."""
 
@@ -107,6 +124,7 @@ class RunOrder(WireModel):
     deadline_ms: int | None = None
     """What its parent has left of its own limits."""
     parent: RunParent | None = None
+    replay: RunReplay | None = None
     created_ms: int
     traceparent: TraceParent | None = None
 
@@ -231,6 +249,19 @@ class RunResult(WireModel):
     tokens: Count = 0
 
 
+class RunSummary(WireModel):
+    """What a list shows of a run: nothing that may be long."""
+
+    id: JobId
+    agent: AgentName
+    tenant: str
+    state: RunState
+    waits_for: RunWait | None = None
+    """What it waits for, if it does."""
+    created_ms: int
+    """When it was started, in Redis' time, in Unix milliseconds."""
+
+
 class RunRecord(WireModel):
     """What is known of a run now."""
 
@@ -239,6 +270,8 @@ class RunRecord(WireModel):
     runner: str | None = None
     wake_ms: int | None = None
     """When a waiting run goes on at the latest."""
+    waits_for: RunWait | None = None
+    """What it waits for, if it does."""
     lease_left_ms: int = 0
     """How long its runner holds it without another sign of life; 0 if it has none."""
     announced: str = ""

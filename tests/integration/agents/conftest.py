@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
+from tests.forked import ForkedProcess
 from tests.integration.conftest import PATIENCE_S, StartWorker, eventually
 
 from inferfleet.agents import Agent, AgentRuns
@@ -86,6 +88,33 @@ async def start_runner(services: Services, queue: str) -> AsyncIterator[StartRun
             await runner.stop()
 
 
+class StartProcess(Protocol):
+    def __call__(self, arguments: Sequence[str], *, folder: Path, **env: str) -> ForkedProcess: ...
+
+
+@pytest.fixture
+async def start_process(environment: dict[str, str], tmp_path: Path) -> AsyncIterator[StartProcess]:
+    """Start commands of ours, which find modules in ``folder``. Their logs are in the folder of the test."""
+    with (tmp_path / "log").open("wb") as log:
+        async with AsyncExitStack() as stack:
+
+            def start(arguments: Sequence[str], *, folder: Path, **env: str) -> ForkedProcess:
+                preamble = f"import sys; sys.path.insert(0, {str(folder)!r})"
+                process = ForkedProcess(
+                    arguments, env=environment | env, stdout=log, stderr=log, preamble=preamble
+                )
+                stack.push_async_callback(ended, process)
+                return process
+
+            yield start
+
+
+async def ended(process: ForkedProcess) -> None:
+    if process.returncode is None:
+        process.kill()
+    await process.wait()
+
+
 @pytest.fixture
 def runs(fleet: Fleet) -> AgentRuns:
     return AgentRuns(fleet)
@@ -100,6 +129,13 @@ async def until(runs: AgentRuns, run_id: str, state: RunState) -> None:
         return (await runs.get(run_id)).state is state
 
     await eventually(reached)
+
+
+async def until_asked(runs: AgentRuns, run_id: str) -> None:
+    async def asks() -> bool:
+        return bool(await runs.questions(run_id))
+
+    await eventually(asks)
 
 
 async def only_question(runs: AgentRuns, run_id: str) -> str:

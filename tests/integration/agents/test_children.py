@@ -133,6 +133,12 @@ async def test_a_parent_that_is_woken_publishes_no_child_again(
     runs: AgentRuns, digging: Digging, start_runner: StartRunner, pool: str, foreign: ForeignClient
 ) -> None:
     await digging.runner.stop()
+
+    async def is_back() -> bool:
+        return await foreign.waiting(run_queue(pool)) == 1
+
+    # The message of the child, which its runner has handed over.
+    await eventually(is_back)
     await foreign.channel.queue_purge(run_queue(pool))
     await runs.tell((await runs.get(digging.run_id)).order, "wake:1", "")
     runner = await start_runner(digging.boss)

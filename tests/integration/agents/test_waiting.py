@@ -6,12 +6,14 @@ import asyncio
 
 import pytest
 from redis.asyncio import Redis
-from tests.integration.agents.conftest import StartRunner, only_question, result_of, until
+from tests.integration.agents.conftest import StartRunner, only_question, result_of, until, until_asked
 from tests.integration.conftest import ForeignClient, RunCommand, eventually
 
 from inferfleet.agents import Agent, AgentRuns, RunLimits, Tool, tool
+from inferfleet.agents.runner import prefetch_of
+from inferfleet.agents.settings import RunnerSettings
 from inferfleet.schemas.errors import RunError
-from inferfleet.schemas.names import run_key, run_queue
+from inferfleet.schemas.names import run_inbox_key, run_key, run_queue, run_steps_key
 from inferfleet.schemas.run import Answer, QuestionKind, RunFailureCode, RunState, Verdict
 from inferfleet.testing.workers import ScriptedAnswers
 
@@ -37,6 +39,8 @@ async def clerk(model: ScriptedAnswers, start_runner: StartRunner, pool: str, pa
     model.reply_to("pay one", with_calls=[("pay", {"amount": 1})])
     model.reply_to("paid", with_text="It is paid.")
     model.reply_to("paid on Friday", with_text="Friday, then.")
+    model.reply_to("pay twice", with_calls=[("pay", {"amount": 3})])
+    model.reply_to("paid 3.", with_calls=[("pay", {"amount": 4})])
     model.reply_to("denied", with_text="It is not paid.")
     model.reply_to("too much", with_text="I see.")
     clerk = Agent(name="clerk", tools=[pay], pool=pool)
@@ -216,6 +220,26 @@ async def test_a_running_tool_and_the_job_of_the_model_are_cancelled(
     assert (await result_of(runs, in_model)).state is RunState.CANCELLED
 
 
+@pytest.mark.usefixtures("real_redis")
+async def test_many_runs_wait_for_little_memory_and_nothing_else(
+    runs: AgentRuns, clerk: Agent, pool: str, foreign: ForeignClient, store: Redis
+) -> None:
+    ids = [await runs.start(clerk.name, "pay one", queue=pool) for _ in range(50)]
+
+    async def all_wait() -> bool:
+        return {run.state for run in await runs.list(pool)} == {RunState.WAITING}
+
+    await eventually(all_wait)
+    keys = [key(run_id) for run_id in ids for key in (run_key, run_steps_key, run_inbox_key)]
+    used = [await store.memory_usage(key, samples=0) or 0 for key in keys]
+    assert sum(used) / len(ids) < 3000
+    assert await foreign.waiting(run_queue(pool)) == await foreign.waiting() == 0
+    # More than the runner may have messages of, so these do not hold theirs.
+    assert len(ids) > prefetch_of(RunnerSettings())
+    await runs.approve(ids[-1], "0.0:1")
+    assert (await result_of(runs, ids[-1])).text == "It is paid."
+
+
 async def test_the_command_line_starts_shows_and_answers_a_run(
     runs: AgentRuns, clerk: Agent, pool: str, inferfleet: RunCommand
 ) -> None:
@@ -223,7 +247,7 @@ async def test_the_command_line_starts_shows_and_answers_a_run(
     run_id = started.out.strip()
     await until(runs, run_id, RunState.WAITING)
     listed = await inferfleet("agent", "list", "--queue", pool)
-    assert listed.out.startswith(f"{run_id}  waiting  clerk")
+    assert listed.out.startswith(f"{run_id}  waiting (person)  clerk")
     shown = await inferfleet("agent", "show", run_id)
     assert 'question 0.0:1 (approval): pay({"amount": 1})' in shown.out
     approved = await inferfleet("agent", "approve", run_id)
@@ -233,6 +257,19 @@ async def test_the_command_line_starts_shows_and_answers_a_run(
     denied = await inferfleet("agent", "deny", run_id)
     assert (denied.code, "asks nothing" in denied.err) == (1, True)
 
+    again = await runs.start(clerk.name, "pay twice", queue=pool)
+    await until_asked(runs, again)
+    assert (await inferfleet("agent", "approve", again)).code == 0
+
+    async def asks_again() -> bool:
+        return [each.id for each in await runs.questions(again)] == ["1.0:1"]
+
+    await eventually(asks_again)
+    # Repeated because its answer was lost, for example.
+    ambiguous = await inferfleet("agent", "approve", again)
+    assert (ambiguous.code, "now 1.0:1 (pay): name it with --question" in ambiguous.err) == (1, True)
+    assert (await inferfleet("agent", "deny", again, "--question", "1.0:1")).out == "1.0:1\n"
+
     waiting = asyncio.ensure_future(
         inferfleet("agent", "start", clerk.name, "pay one", "--queue", pool, "--wait")
     )
@@ -241,7 +278,7 @@ async def test_the_command_line_starts_shows_and_answers_a_run(
         return any(each.state is RunState.WAITING for each in await runs.list(pool))
 
     await eventually(asks)
-    (record,) = await runs.list(pool)
-    assert (await inferfleet("agent", "cancel", record.order.id)).out.startswith(record.order.id)
+    (found,) = await runs.list(pool)
+    assert (await inferfleet("agent", "cancel", found.id)).out.startswith(found.id)
     ended = await waiting
     assert (ended.code, "cancelled: cancelled: the run was cancelled" in ended.err) == (1, True)

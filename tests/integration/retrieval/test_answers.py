@@ -20,8 +20,6 @@ from tests.integration.conftest import (
 )
 from tests.integration.test_gateway_metrics import Metrics
 from tests.integration.test_gateway_metrics import metrics as metrics
-from tests.integration.tracing.test_send_spans import provider as provider
-from tests.integration.tracing.test_send_spans import spans as spans
 
 from inferfleet.producer import Fleet, Index
 from inferfleet.schemas import Endpoint, Job

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode, format_span_id, format_trace_id
 from tests.integration.conftest import EveryJob, chat
 
-from inferfleet.producer import Fleet, tracing
+from inferfleet.producer import Fleet
 from inferfleet.producer.tenant_fleet import Policy, TenantFleet
 from inferfleet.schemas.errors import UnknownPoolError
 from inferfleet.schemas.span_names import SCHEMA_URL
@@ -20,23 +17,6 @@ from inferfleet.schemas.trace import is_sampled
 ID = "0af7651916cd43dd8448eb211c80319c"
 PARENT = f"00-{ID}-b7ad6b7169203331-01"
 UNSAMPLED = f"{PARENT[:-2]}00"
-
-
-@pytest.fixture
-def provider(monkeypatch: pytest.MonkeyPatch) -> Iterator[TracerProvider]:
-    """The provider of this program."""
-    provider = TracerProvider(shutdown_on_exit=False)
-    monkeypatch.setattr("opentelemetry.trace._TRACER_PROVIDER", provider)
-    tracing._tracer.cache_clear()
-    yield provider
-    tracing._tracer.cache_clear()
-
-
-@pytest.fixture
-def spans(provider: TracerProvider) -> InMemorySpanExporter:
-    exporter = InMemorySpanExporter()
-    provider.add_span_processor(SimpleSpanProcessor(exporter))
-    return exporter
 
 
 async def test_a_job_belongs_to_the_span_that_sends_it(

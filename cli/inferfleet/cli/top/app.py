@@ -33,6 +33,7 @@ from inferfleet.cli.top.screens import (
 )
 from inferfleet.cli.top.tables import (
     aborts,
+    agents_table,
     ended_table,
     gates,
     jobs_table,
@@ -96,6 +97,8 @@ class TopApp(App[InferfleetError]):
         self.rollouts = TextTable(cursor_type="row", id="rollouts")
         self.rollouts.display = False
         self.pools = PoolsTable(cursor_type="row", id="pools")
+        self.agents = TextTable(cursor_type="row", id="agents")
+        self.agents.display = False
         self.workers_table = WorkersTable(cursor_type="row", id="workers")
         self.ended = OpeningTable(cursor_type="row", id="ended")
 
@@ -107,6 +110,7 @@ class TopApp(App[InferfleetError]):
         yield self.pools
         yield self._gates
         yield self.rollouts
+        yield self.agents
         yield self.workers_table
         yield self.ended
         yield Footer(show_command_palette=False)
@@ -115,6 +119,7 @@ class TopApp(App[InferfleetError]):
         """Begin to watch."""
         self.pools.border_title, self.ended.border_title = "pools", "jobs that have just ended"
         self.workers_table.border_title, self.rollouts.border_title = "workers", "rollouts"
+        self.agents.border_title = "runs of agents"
         self._watching = self.run_worker(self._watch())
 
     async def on_unmount(self) -> None:
@@ -197,6 +202,8 @@ class TopApp(App[InferfleetError]):
         fill(self.pools, pools_table(snapshot, width).first(ROWS))
         fill(self.rollouts, rollouts_table(snapshot, width).first(ROWS))
         self.rollouts.display = bool(snapshot.rollouts)
+        fill(self.agents, agents_table(snapshot, width).first(ROWS))
+        self.agents.display = bool(snapshot.agents)
         fill(self.workers_table, workers_table(snapshot, width).first(ROWS))
         # Until somebody chooses one, the newest.
         fill(self.ended, ended_table(snapshot, width), follow=self.ended.has_focus)

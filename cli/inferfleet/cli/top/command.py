@@ -14,6 +14,7 @@ from inferfleet.cli.root import import_command
 from inferfleet.cli.terminal import err, out
 from inferfleet.cli.top.tables import (
     aborts,
+    agents_table,
     ended_table,
     gates,
     outages,
@@ -37,7 +38,7 @@ def command(
         float, typer.Option("--interval", min=0.2, max=3600.0, help="Seconds between two snapshots.")
     ] = 2.0,
 ) -> None:
-    """Watch the fleet: pools, workers, jobs that have just ended, and why jobs wait. Keys act on them."""
+    """Watch the fleet: pools, workers, runs of agents, jobs that have just ended, and why jobs wait."""
     # Show an outage at once, whatever patience is configured.
     settings = producer_settings().model_copy(update={"patience_s": 0.0})
     if once:
@@ -60,7 +61,7 @@ def _print(snapshot: FleetSnapshot, *, as_json: bool) -> None:
     if as_json:
         print_json(snapshot)
     else:
-        for make in (pools_table, rollouts_table, workers_table, ended_table):
+        for make in (pools_table, rollouts_table, agents_table, workers_table, ended_table):
             if (table := make(snapshot)).rows:
                 out("".join(f"{text}\n" for text in table.lines()) + "\n")
         for pool in snapshot.pools:

@@ -45,6 +45,9 @@ BY PRIORITY     unfinished jobs by priority, 9 is the most urgent
 WEIGHT          percent of the pool's jobs that go to the canary pool
 ERRORS          share of failed attempts since the step began
 TTFT RATIO      median time to first token, canary pool : pool
+FOR PEOPLE      runs of agents that wait for an answer to a question
+FOR CHILDREN    runs of agents that wait for runs that they have started
+~               an estimate: more than 500 runs
 
 A wider terminal shows more columns.
 

@@ -12,7 +12,7 @@ from rich.cells import cell_len, set_cell_size
 
 from inferfleet.cli.fleet_lines import duration, phase_of
 from inferfleet.cli.terminal import line
-from inferfleet.schemas.fleet_snapshot import FleetSnapshot, PoolView, RolloutView
+from inferfleet.schemas.fleet_snapshot import AgentQueueView, FleetSnapshot, PoolView, RolloutView
 from inferfleet.schemas.heartbeat import EndedJob, Heartbeat, WorkerPhase
 from inferfleet.schemas.result import JobRecord
 
@@ -93,6 +93,11 @@ def rollouts_table(snapshot: FleetSnapshot, width: int | None = None) -> Table:
     return table(columns, snapshot.rollouts, lambda rollout: rollout.pool, width)
 
 
+def agents_table(snapshot: FleetSnapshot, width: int | None = None) -> Table:
+    """Make the table of unfinished runs of agents, by queue."""
+    return table(AGENTS, snapshot.agents, lambda queue: queue.queue, width)
+
+
 def workers_table(snapshot: FleetSnapshot, width: int | None = None) -> Table:
     """Make the table of workers, by worker id."""
     return table(WORKERS, workers(snapshot), lambda worker: worker.worker_id, width)
@@ -163,6 +168,10 @@ def _count(value: int | None) -> str:
     return UNKNOWN if value is None else f"{value:,}"
 
 
+def _runs(count: Callable[[AgentQueueView], int]) -> Callable[[AgentQueueView], str]:
+    return lambda it: f"{'~' if it.sampled else ''}{count(it):,}"
+
+
 def _duration(value: float | None) -> str:
     return UNKNOWN if value is None else duration(value)
 
@@ -208,6 +217,16 @@ ROLLOUTS: Final[tuple[Column[RolloutView], ...]] = (
     Column(
         "TTFT RATIO", lambda it: UNKNOWN if it.ttft_ratio is None else f"{it.ttft_ratio:.2f}", 1, right=True
     ),
+)
+
+AGENTS: Final[tuple[Column[AgentQueueView], ...]] = (
+    Column("QUEUE OF RUNS", lambda it: it.queue),
+    Column("RUNS", lambda it: _count(it.unfinished), right=True),
+    Column("QUEUED", _runs(lambda it: it.queued), 2, right=True),
+    Column("RUNNING", _runs(lambda it: it.running), 3, right=True),
+    Column("FOR PEOPLE", _runs(lambda it: it.waiting_for_people), right=True),
+    Column("FOR CHILDREN", _runs(lambda it: it.waiting_for_children), 4, right=True),
+    Column("OLDEST", lambda it: _duration(it.oldest_s), 1, right=True),
 )
 
 WORKERS: Final[tuple[Column[Heartbeat], ...]] = (

@@ -16,9 +16,22 @@ _TELL = SCRIPTS["run_tell"]
 _LOOK = SCRIPTS["run_look"]
 
 
-def run_create(run_key: str, /, *, order: str, tenant: str, ttl_s: int) -> Command:
+def run_create(
+    run_key: str,
+    steps_key: str,
+    /,
+    *steps: Argument,
+    order: str,
+    agent: str,
+    tenant: str,
+    created_ms: int,
+    ttl_s: int,
+) -> Command:
     """Record a run."""
-    return ("EVALSHA", _CREATE.sha, 1, run_key, order, tenant, ttl_s)
+    return (
+        *("EVALSHA", _CREATE.sha, 2, run_key, steps_key),
+        *(order, agent, tenant, created_ms, ttl_s, *steps),
+    )
 
 
 def run_claim(run_key: str, /, *, fence: str, runner: str, lease_ms: int) -> Command:
@@ -55,6 +68,7 @@ def run_settle(
     new_state: str,
     told: int,
     wake_ms: int,
+    waits_for: str,
     result: str,
     announced: str,
     ttl_s: int,
@@ -62,7 +76,7 @@ def run_settle(
     """Let a run wait, go on elsewhere, or end."""
     return (
         *("EVALSHA", _SETTLE.sha, 3, run_key, steps_key, inbox_key),
-        *(fence, new_state, told, wake_ms, result, announced, ttl_s),
+        *(fence, new_state, told, wake_ms, waits_for, result, announced, ttl_s),
     )
 
 

@@ -7,14 +7,25 @@ changes nothing. Everybody else only tells a run something, in its inbox.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from inferfleet.schemas.names import open_runs_key, run_inbox_key, run_key, run_steps_key
-from inferfleet.schemas.run import STEP, RunOrder, RunRecord, RunResult, RunState, Step
-from inferfleet.wire.redis import run_scripts
+from inferfleet.schemas.names import AGENT_QUEUES_KEY, open_runs_key, run_inbox_key, run_key, run_steps_key
+from inferfleet.schemas.run import (
+    STEP,
+    RunOrder,
+    RunRecord,
+    RunResult,
+    RunState,
+    RunSummary,
+    RunWait,
+    Step,
+)
+from inferfleet.wire.redis import process_scripts, run_scripts
 from inferfleet.wire.redis.pipeline import CommandPipeline
+from inferfleet.wire.redis.pools import LISTED_S
 
 LOOKED_AT_ONCE: Final = 100
 """How many runs a sweep takes at a time."""
@@ -23,6 +34,8 @@ UNSEEN_MS: Final = 300_000
 """How long nobody looks at an unfinished run. What it waits for may be there: whoever told it died before
 publishing it.
 """
+
+_SUMMARY: Final = ("agent", "tenant", "state", "created_ms", "waits_for")
 
 
 class RunLostError(Exception):
@@ -63,17 +76,29 @@ class Runs:
         """Return Redis' time."""
         return self._pipeline.clock.now_ms()
 
-    async def create(self, order: RunOrder, *, look_ms: int) -> RunOrder | None:
-        """Record a run, in the list of unfinished ones from ``look_ms`` on. Return the one that there is."""
+    async def create(self, order: RunOrder, *, look_ms: int, steps: Sequence[Step] = ()) -> RunOrder | None:
+        """Record a run, in the list of unfinished ones from ``look_ms`` on. Return the one that there is.
+
+        A run that replays another one begins with these ``steps``.
+        """
         command = run_scripts.run_create(
             run_key(order.id),
+            run_steps_key(order.id),
+            *(step.model_dump_json() for step in steps),
             order=order.model_dump_json(),
+            agent=order.agent,
             tenant=order.tenant,
+            created_ms=order.created_ms,
             ttl_s=self._queued_ttl_s,
         )
         known: bytes = await self._pipeline.execute(*command)
         # Also if it was known: whoever recorded it may have died. A sweep removes one that has ended.
-        await self._pipeline.execute("ZADD", open_runs_key(order.queue), "NX", look_ms, order.id)
+        await asyncio.gather(
+            self._pipeline.execute("ZADD", open_runs_key(order.queue), "NX", look_ms, order.id),
+            self._pipeline.execute(
+                *process_scripts.seen(AGENT_QUEUES_KEY, member=order.queue, listed_s=LISTED_S)
+            ),
+        )
         return RunOrder.model_validate_json(known) if known else None
 
     async def read(self, run_id: str) -> RunRecord | None:
@@ -81,12 +106,13 @@ class Runs:
         fields: dict[bytes, bytes] = await self._pipeline.execute("HGETALL", run_key(run_id))
         if b"order" not in fields:
             return None
-        result = fields.get(b"result")
+        state, result = RunState(fields[b"state"].decode()), fields.get(b"result")
         return RunRecord(
             order=RunOrder.model_validate_json(fields[b"order"]),
-            state=RunState(fields[b"state"].decode()),
+            state=state,
             runner=fields[b"runner"].decode() if b"runner" in fields else None,
             wake_ms=int(fields.get(b"wake_ms", 0)) or None,
+            waits_for=_wait(state, fields.get(b"waits_for")),
             lease_left_ms=max(0, int(fields.get(b"lease_until", 0)) - self.now_ms()),
             announced=fields.get(b"announced", b"").decode(),
             result=None if result is None else RunResult.model_validate_json(result),
@@ -97,10 +123,9 @@ class Runs:
         state: bytes | None = await self._pipeline.execute("HGET", run_key(run_id), "state")
         return None if state is None else RunState(state.decode())
 
-    async def tenant_and_state(self, run_id: str) -> tuple[str, RunState] | None:
-        """Read these two alone, without what was ordered; ``None`` if there is no record."""
-        tenant, state = await self._pipeline.execute("HMGET", run_key(run_id), "tenant", "state")
-        return None if tenant is None else (tenant.decode(), RunState(state.decode()))
+    async def summary(self, run_id: str) -> RunSummary | None:
+        """Read what a list shows, without what was ordered; ``None`` if there is no record."""
+        return await read_summary(self._pipeline, run_id)
 
     async def steps(self, run_id: str) -> list[Step]:
         """Read the steps of a run, in order."""
@@ -159,6 +184,7 @@ class Runs:
         fence: str,
         told: int,
         wake_ms: int = 0,
+        waits_for: RunWait | None = None,
         result: RunResult | None = None,
         announced: str = "",
     ) -> RunState:
@@ -177,6 +203,7 @@ class Runs:
             new_state=state,
             told=told,
             wake_ms=wake_ms,
+            waits_for=waits_for or "",
             result="" if result is None else result.model_dump_json(),
             announced=announced,
             ttl_s=self._result_ttl_s if state.terminal else self._queued_ttl_s,
@@ -216,6 +243,27 @@ class Runs:
     async def close(self, queue: str, run_id: str) -> None:
         """Remove a run that has ended, or is gone, from the list of unfinished ones."""
         await self._pipeline.execute("ZREM", open_runs_key(queue), run_id)
+
+
+async def read_summary(pipeline: CommandPipeline, run_id: str) -> RunSummary | None:
+    """Read what a list shows of a run; ``None`` if there is no record."""
+    known: list[bytes | None] = await pipeline.execute("HMGET", run_key(run_id), *_SUMMARY)
+    agent, tenant, state, created_ms, waits_for = known
+    if agent is None or tenant is None or state is None or created_ms is None:
+        return None
+    return RunSummary(
+        id=run_id,
+        agent=agent.decode(),
+        tenant=tenant.decode(),
+        state=RunState(state.decode()),
+        created_ms=int(created_ms),
+        waits_for=_wait(RunState(state.decode()), waits_for),
+    )
+
+
+def _wait(state: RunState, waited_for: bytes | None) -> RunWait | None:
+    """Return what a run waits for. The record says what it has waited for last."""
+    return RunWait(waited_for.decode()) if waited_for and state is RunState.WAITING else None
 
 
 def _keys(run_id: str) -> tuple[str, str, str]:

@@ -7,9 +7,10 @@ local fence = ARGV[1]
 local new_state = ARGV[2]
 local told = ARGV[3] -- how much of what it was told the runner has read
 local wake_ms = ARGV[4] -- when a waiting run goes on at the latest
-local result = ARGV[5] -- '' unless it has ended
-local announced = ARGV[6] -- the newest question of which webhook endpoints were told
-local ttl_s = ARGV[7]
+local waits_for = ARGV[5] -- '' unless it waits
+local result = ARGV[6] -- '' unless it has ended
+local announced = ARGV[7] -- the newest question of which webhook endpoints were told
+local ttl_s = ARGV[8]
 
 local r = redis.call('HMGET', run_key, 'fence', 'state', 'told')
 if r[1] ~= fence then
@@ -19,8 +20,8 @@ elseif r[2] ~= 'running' then
 elseif new_state == 'waiting' and tonumber(r[3] or 0) > tonumber(told) then
   return 'running'
 end
-redis.call('HSET', run_key, 'state', new_state, 'claims', 0, 'wake_ms', wake_ms, 'lease_until', 0,
-  'announced', announced)
+redis.call('HSET', run_key, 'state', new_state, 'claims', 0, 'wake_ms', wake_ms,
+  'waits_for', waits_for, 'lease_until', 0, 'announced', announced)
 if result ~= '' then
   redis.call('HSET', run_key, 'result', result)
 end
