@@ -100,8 +100,13 @@ def warm_turns(pool: str, worker_id: str) -> str:
 
 
 def warm_queue(pool: str, worker_id: str) -> str:
-    """Name the queue of these turns. ``^inferfleet[.](jobs|warm)[.]<pool>(:|$)`` matches all of a pool."""
+    """Name the queue of these turns."""
     return f"inferfleet.warm.{pool}:{worker_id}"
+
+
+def job_queues(pool: str) -> str:
+    """Return a regular expression for the queues of a pool's jobs: its own, and those of warm turns."""
+    return f"^inferfleet[.](jobs|warm)[.]{pool.replace('.', '[.]')}(:|$)"
 
 
 def control_queue(worker_id: str) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import signal
+from contextlib import suppress
 from typing import Any
 from uuid import uuid4
 
@@ -32,8 +32,12 @@ from inferfleet.schemas import Job, JobState, Priority
 from inferfleet.schemas.errors import QueueFullError
 from inferfleet.schemas.names import job_queue, session_key, warm_queue, warm_turns
 from inferfleet.schemas.settings import WorkerSettings
+from inferfleet.wire.rabbitmq.confirms import NackedError
 from inferfleet.wire.rabbitmq.connection import open_amqp
 from inferfleet.wire.rabbitmq.topology import declare_warm_queue
+from inferfleet.wire.redis.session_lanes import Payload
+from inferfleet.worker.broker import Subscription
+from inferfleet.worker.lanes import LaneAdvance
 
 pytestmark = pytest.mark.matrix
 
@@ -67,6 +71,15 @@ async def until_ready(fleet: Fleet, *worker_ids: str) -> None:
         return {it.worker_id for it in await fleet.workers() if it.phase == "ready"} >= {*worker_ids}
 
     await eventually(are_ready)
+
+
+async def until_full(fleet: Fleet, pool: str) -> list[Job]:
+    """Submit jobs until the pool's queue is full. A quorum queue holds one more than it should."""
+    jobs: list[Job] = []
+    with suppress(QueueFullError):
+        while True:
+            jobs.append(await fleet.submit(chat("other"), pool=pool))
+    return jobs
 
 
 @pytest.mark.parametrize("wait_s", [LONG_S, 0.0])
@@ -180,41 +193,43 @@ async def test_a_full_worker_leaves_the_turn_to_another(
 
 
 async def test_a_turn_that_nobody_has_room_for_waits_for_its_worker_if_the_queue_is_full(
-    fleet: Fleet,
     connect: Connect,
-    session: Session,
     start_worker: StartWorker,
-    foreign: ForeignClient,
     store: aioredis.Redis,
-    services: Services,
+    pool: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """RabbitMQ would drop it: it moves messages without a confirm."""
-    pool = f"{foreign.pool}-limited"
-    async with connect(queue_max_length=1) as limited:
-        await limited.declare_pool(pool)
-        await start_worker(
-            pool=pool, worker_id=pool, warm_wait_s=0.1, max_running=1, look_ahead=0, queue_max_length=1
-        )
-        talk = limited.session(session.id)
-        await run(limited, talk, "one", pool=pool)
-        long = await limited.submit(endless_chat("long"), pool=pool)
-        await until_running(limited, long)
-        filling = await limited.submit(chat("filling"), pool=pool)
-        with pytest.raises(QueueFullError):
-            await limited.submit(chat("one too many"), pool=pool)
-        turn = await talk.send("two", pool=pool)
+    refused = 0
+    pass_on = LaneAdvance.pass_on
+
+    async def count_refusals(self: LaneAdvance, payload: Payload) -> None:
+        nonlocal refused
+        try:
+            await pass_on(self, payload)
+        except NackedError:
+            refused += 1
+            raise
+
+    monkeypatch.setattr(LaneAdvance, "pass_on", count_refusals)
+    async with connect(queue_max_length=1) as fleet:
+        await fleet.declare_pool(pool)
+        await start_worker(worker_id=pool, warm_wait_s=0.1, max_running=1, look_ahead=0, queue_max_length=1)
+        session = fleet.session(f"s-{uuid4()}")
+        await run(fleet, session, "one", pool=pool)
+        long = await fleet.submit(endless_chat("long"), pool=pool)
+        await until_running(fleet, long)
+        others = await until_full(fleet, pool)
+        turn = await session.send("two", pool=pool)
 
         async def was_refused() -> bool:
-            """The worker holds it for longer than it would if it had not tried to pass it on."""
-            await asyncio.sleep(0.3)
-            return await foreign.waiting(warm_queue(pool, pool)) == 0
+            return refused >= 2
 
         await eventually(was_refused)
-        await limited.cancel(long)
-        results = await finished(limited, turn, filling)
-    assert [result.state for result in results] == [JobState.SUCCEEDED] * 2
+        await fleet.cancel(long)
+        results = await finished(fleet, turn, *others)
+    assert {result.state for result in results} == {JobState.SUCCEEDED}
     assert not was_republished(await journal_of(store, turn))
-    await foreign.channel.queue_delete(job_queue(pool))
 
 
 async def test_an_urgent_turn_does_not_wait_for_its_worker(
@@ -249,31 +264,44 @@ async def test_a_more_urgent_job_of_the_pools_queue_comes_before_a_turn_that_wai
     assert ends[-1] == turn.id
 
 
-async def test_a_worker_whose_slots_run_turns_takes_no_more_jobs_than_it_looks_ahead(
-    fleet: Fleet, start_worker: StartWorker, foreign: ForeignClient, pool: str
+async def test_a_worker_whose_slots_run_turns_takes_no_other_jobs(
+    fleet: Fleet,
+    start_worker: StartWorker,
+    foreign: ForeignClient,
+    pool: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    slots, look_ahead, jobs = 4, 1, 10
-    await start_worker(worker_id=pool, warm_wait_s=LONG_S, max_running=slots, look_ahead=look_ahead)
+    limits: list[int] = []
+    prefetch = Subscription.prefetch
+
+    async def note_limit(self: Subscription, limit: int, *, warm: int = 0) -> None:
+        await prefetch(self, limit, warm=warm)
+        limits.append(limit)
+
+    monkeypatch.setattr(Subscription, "prefetch", note_limit)
+    slots, jobs = 4, 10
+    await start_worker(worker_id=pool, warm_wait_s=LONG_S, max_running=slots, look_ahead=0)
     sessions = [fleet.session(f"s-{uuid4()}") for _ in range(slots)]
     for session in sessions:
         await run(fleet, session, "one", pool=pool)
     turns = [await session.send("two", pool=pool, body=ENDLESS) for session in sessions]
     for turn in turns:
         await until_running(fleet, turn)
-    # The worker counts the turns that run five times a second.
-    await asyncio.sleep(0)
 
-    async def has_counted() -> bool:
-        waiting = await fleet.submit_many([chat(f"job {i}") for i in range(jobs)], pool=pool)
-        await asyncio.sleep(0.1)
-        left = await foreign.waiting()
-        for job in waiting:
-            await fleet.cancel(job)
-        return left >= jobs - 2 * look_ahead
+    async def has_noticed() -> bool:
+        return limits[-1] == 0
 
-    await eventually(has_counted)
+    await eventually(has_noticed)
+    waiting = await fleet.submit_many([chat(f"job {i}") for i in range(jobs)], pool=pool)
+    await until_waiting(foreign, job_queue(pool), jobs)
     for turn in turns:
         await fleet.cancel(turn)
+    await finished(fleet, *waiting)
+
+    async def has_room_again() -> bool:
+        return limits[-1] == slots
+
+    await eventually(has_room_again)
 
 
 async def test_a_paused_pool_has_all_its_turns_in_its_queue(
