@@ -78,7 +78,7 @@ async def declare_warm_queue(channel: AbstractChannel, settings: WorkerSettings)
     version = str(connection.server_properties.get("version", ""))
     arguments = _type_arguments(settings.queue_type, version) | {
         "x-message-ttl": max(1, int(settings.warm_wait_s * 500)),
-        "x-expires": int(max(WARM_QUEUE_IDLE_S, 10 * settings.warm_wait_s) * 1000),
+        "x-expires": int(max(WARM_QUEUE_IDLE_S, 2 * settings.warm_wait_s) * 1000),
         "x-max-length": settings.max_running + settings.look_ahead,
         "x-overflow": "reject-publish",
         "x-dead-letter-exchange": names.JOBS_EXCHANGE,
