@@ -11,6 +11,7 @@ import aio_pika
 import pytest
 from aio_pika.abc import AbstractChannel, AbstractQueue
 from aio_pika.exceptions import DeliveryError
+from pamqp.commands import Basic
 from tests.contract.conftest import PATIENCE_S, Inbox, publish, ready, take, until_ready
 
 from inferfleet.schemas import names
@@ -129,7 +130,8 @@ async def takes_turn(channel: AbstractChannel, pool: str, worker_id: str) -> boo
     try:
         key = names.warm_turns(pool, worker_id)
         # A passive declaration would count as use of the queue.
-        await exchange.publish(aio_pika.Message(b"turn"), routing_key=key, mandatory=True)
+        answer = await exchange.publish(aio_pika.Message(b"turn"), routing_key=key, mandatory=True)
     except DeliveryError:
         return False
-    return True
+    # Otherwise it was returned.
+    return isinstance(answer, Basic.Ack)

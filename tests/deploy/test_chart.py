@@ -235,10 +235,10 @@ def test_the_values_of_the_docs_make_two_pools(tmp_path: Path) -> None:
 
 
 def test_the_queues_of_workers_count_in_the_pools_whose_turns_wait_for_their_workers(tmp_path: Path) -> None:
-    pools = [{"name": "chat.v2", "env": {"INFERFLEET_WARM_WAIT_S": "2"}}, {"name": "embed"}]
+    pools = [{"name": "chat-v2", "env": {"INFERFLEET_WARM_WAIT_S": "2"}}, {"name": "embed"}]
     manifests = chart(VALUES | {"pools": pools}, tmp_path)
     watched = [each["spec"]["triggers"][0]["metadata"] for each in manifests.all("ScaledObject")]
-    assert [each["queueName"] for each in watched] == [job_queues("chat.v2"), job_queue("embed")]
+    assert [each["queueName"] for each in watched] == [job_queues("chat-v2"), job_queue("embed")]
     assert [each.get("useRegex") for each in watched] == ["true", None]
 
 

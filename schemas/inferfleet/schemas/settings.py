@@ -187,7 +187,7 @@ class WorkerSettings(ServiceSettings):
     preempt_limit: Annotated[int, Field(ge=0, le=100)] = 3
     oldest_share: Annotated[float, Field(ge=0, le=0.5)] = 0.05
     """The share of a worker's starts that goes to the job that has waited longest, whatever its priority."""
-    warm_wait_s: Annotated[float, Field(ge=0, le=3600)] = 0.0
+    warm_wait_s: Annotated[float, Field(ge=0, le=LONGEST_S)] = 0.0
     """How long a session's next turn waits for the worker that has its history in the prefix cache, before
     any other worker may take it. With 0 it does not wait."""
     http_host: str = "0.0.0.0"  # noqa: S104 - probes come from the kubelet, outside the pod

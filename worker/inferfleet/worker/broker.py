@@ -93,18 +93,19 @@ class Delivery:
     def waiting_for_slot(self) -> AbstractContextManager[None]:
         """Keep a message that carries another job from taking prefetch capacity while the block runs.
 
-        The ack that was not sent would have let a more urgent job come from the queue.
+        The ack that was not sent would have let a more urgent job come from the queue. A warm message takes
+        none anyway.
         """
-        return nullcontext() if self.witness is None else self.subscription.carries()
+        return nullcontext() if self.witness is None or self.warm else self.subscription.carries()
 
     @contextmanager
     def parked(self) -> Generator[None]:
         """Keep the message from taking prefetch capacity while the block runs."""
-        self.subscription.parked += 1
+        self.subscription.parked += not self.warm
         try:
             yield
         finally:
-            self.subscription.parked -= 1
+            self.subscription.parked -= not self.warm
 
     async def requeue(self) -> None:
         """Put the message into the pool's queue. On a broken subscription this does nothing.

@@ -77,8 +77,8 @@ async def declare_warm_queue(channel: AbstractChannel, settings: WorkerSettings)
     connection = (await channel.get_underlay_channel()).connection
     version = str(connection.server_properties.get("version", ""))
     arguments = _type_arguments(settings.queue_type, version) | {
-        "x-message-ttl": max(1, int(settings.warm_wait_s * 500)),
-        "x-expires": int(max(WARM_QUEUE_IDLE_S, 2 * settings.warm_wait_s) * 1000),
+        "x-message-ttl": _milliseconds(settings.warm_wait_s / 2),
+        "x-expires": _milliseconds(max(WARM_QUEUE_IDLE_S, 2 * settings.warm_wait_s)),
         "x-max-length": settings.max_running + settings.look_ahead,
         "x-overflow": "reject-publish",
         "x-dead-letter-exchange": names.JOBS_EXCHANGE,
@@ -90,6 +90,11 @@ async def declare_warm_queue(channel: AbstractChannel, settings: WorkerSettings)
         )
         await queue.bind(names.JOBS_EXCHANGE, routing_key=names.warm_turns(settings.pool, settings.worker_id))
     return queue
+
+
+def _milliseconds(seconds: float) -> int:
+    """Convert a time to RabbitMQ's unit, within its limits."""
+    return max(1, min(int(seconds * 1000), 2**32 - 1))
 
 
 async def declare_dead_letters(channel: AbstractChannel, pool: str, settings: ServiceSettings) -> None:
