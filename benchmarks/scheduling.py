@@ -5,6 +5,7 @@
     python benchmarks/scheduling.py oldest      the share of starts that batch jobs get beside a steady load
     python benchmarks/scheduling.py tenants     the wait beside a tenant with very many jobs ÷ alone
     python benchmarks/scheduling.py starts      when jobs start ÷ when they were expected to
+    python benchmarks/scheduling.py warm        the share of sessions' prompt tokens that workers have cached
     python benchmarks/scheduling.py urgent --vllm-model FOLDER      on vLLM, which has to be installed
 
 Times are ratios of one run. The engine models a GPU in real time, so what is measured beside it is our own
@@ -32,11 +33,12 @@ from machine import benchmark_services
 from inferfleet.gateway.admission import Admission
 from inferfleet.gateway.api_keys import ApiKey, new_key_id, new_secret
 from inferfleet.local.services import Services
-from inferfleet.local.worker_processes import WorkerProcesses, wait_until_ready
+from inferfleet.local.worker_processes import WorkerProcess, WorkerProcesses, wait_until_ready
 from inferfleet.producer import Fleet
+from inferfleet.producer.sessions import Session
 from inferfleet.producer.tenant_fleet import TenantFleet
 from inferfleet.producer.timeline import EventKind
-from inferfleet.schemas import Job, Priority
+from inferfleet.schemas import Job, Priority, Result
 from inferfleet.schemas.journal import TokensEntry
 from inferfleet.schemas.settings import ProducerSettings, WorkerSettings
 from inferfleet.wire.redis.connection import command_pipeline, redis_client
@@ -85,6 +87,9 @@ LOADING_S = 300.0
 SHORT = 50
 """Tokens of the other jobs: about 0.35 s, so 45 jobs a second."""
 STEADY_S = 30.0
+WARM_WAIT_S = 2.0
+DOCUMENT, QUESTION = "a word " * 1000, "why so? " * 20
+"""1750 and 40 tokens."""
 
 
 async def main() -> None:
@@ -315,6 +320,87 @@ async def starts(services: Services) -> None:
         )
 
 
+async def warm(services: Services) -> None:
+    """Sessions on eight workers beside other jobs, with and without waiting for the worker that has them.
+
+    A worker's cache has room for half as many sessions again as their share.
+    """
+    for wait_s in (WARM_WAIT_S, 0.0):
+        urls: dict[str, Any] = {"amqp_url": services.amqp_url, "redis_url": services.redis_url}
+        pool = f"warm-{wait_s:g}"
+        worker = WorkerSettings(
+            **urls,
+            pool=pool,
+            engine="simulated",
+            engine_args={"prefix_caching": True, "kv_cache_tokens": 36_000, "max_model_len": 8192},
+            max_running=SLOTS,
+            look_ahead=2,
+            lease_s=1.0,
+            warm_wait_s=wait_s,
+        )
+        async with WorkerProcesses() as workers, Fleet.connect(ProducerSettings(**urls)) as fleet:
+            started = {
+                worker_id: workers.start(worker.model_copy(update={"worker_id": worker_id}))
+                for worker_id in (f"{pool}-{number}" for number in range(8))
+            }
+            await wait_until_ready([*started.values()], timeout_s=LOADING_S)
+            began = time.monotonic()
+            talking = asyncio.gather(*(talk(fleet, pool, number) for number in range(64)))
+            beside = [asyncio.create_task(keep_busy_beside(fleet, pool, talking)) for _ in range(16)]
+            spoken = [turn for turns in await talking for turn in turns]
+            took_s = time.monotonic() - began
+            others = sum(await asyncio.gather(*beside))
+            cached = sum(result.usage.cached_tokens for result, _ in spoken)
+            prompts = sum(result.usage.prompt_tokens for result, _ in spoken)
+            print(
+                f"wait {wait_s:g} s: {cached / prompts:.1%} of {prompts:,} prompt tokens cached; "
+                f"{len(spoken) / took_s:.1f} turns/s, submit to end {shown([s for _, s in spoken])} ms, "
+                f"median and p99; {others / took_s:.1f} other jobs/s"
+            )
+            if wait_s:
+                await killed(fleet, pool, started)
+
+
+async def keep_busy_beside(fleet: Fleet, pool: str, work: asyncio.Future[Any]) -> int:
+    """Run one job after the other until the work is done. Return how many."""
+    jobs = 0
+    while not work.done():
+        await fleet.run(chat("other", SHORT), pool=pool)
+        jobs += 1
+    return jobs
+
+
+async def talk(fleet: Fleet, pool: str, number: int) -> list[tuple[Result, float]]:
+    """Take twelve turns, the first with a document. Return the results, and how long each took to its end."""
+    session, chance = fleet.session(f"{pool}-{number}"), random.Random(number)
+    turns: list[tuple[Result, float]] = []
+    for _ in range(12):
+        await asyncio.sleep(chance.uniform(0, 2))
+        turns.append(await turn(fleet, session, pool, QUESTION if turns else f"{number} " + DOCUMENT))
+    return turns
+
+
+async def turn(fleet: Fleet, session: Session, pool: str, words: str) -> tuple[Result, float]:
+    began = time.perf_counter()
+    job = await session.send(words, pool=pool, body={"simulated": {"tokens": SHORT}})
+    result = (await fleet.wait(job)).raise_for_state()
+    return result, time.perf_counter() - began
+
+
+async def killed(fleet: Fleet, pool: str, workers: dict[str, WorkerProcess]) -> None:
+    """Kill the worker of a session: its next turn waits, and is computed anew; the one after that is not."""
+    session = fleet.session(f"{pool}-killed")
+    await turn(fleet, session, pool, DOCUMENT)
+    last, last_s = await turn(fleet, session, pool, QUESTION)
+    await workers[last.worker_id or ""].kill()
+    turns = {"before": (last, last_s)}
+    for name in ("next", "one after"):
+        turns[name] = await turn(fleet, session, pool, QUESTION)
+    for name, (result, took_s) in turns.items():
+        cached = result.usage.cached_tokens / result.usage.prompt_tokens
+        print(f"its worker killed, the turn {name}: {cached:.0%} cached, {took_s * 1000:.0f} ms")
+
+
 def p99(taken: list[float]) -> float:
     return statistics.quantiles(taken, n=100)[-1]
 
@@ -323,7 +409,7 @@ def shown(taken: list[float]) -> str:
     return f"{statistics.median(taken) * 1000:.0f} and {p99(taken) * 1000:.0f}"
 
 
-MEASUREMENTS = {"urgent": urgent, "oldest": oldest, "tenants": tenants, "starts": starts}
+MEASUREMENTS = {"urgent": urgent, "oldest": oldest, "tenants": tenants, "starts": starts, "warm": warm}
 
 if __name__ == "__main__":
     asyncio.run(main())

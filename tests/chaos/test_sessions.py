@@ -52,9 +52,10 @@ async def fleets(harness: Harness) -> AsyncIterator[list[Fleet]]:
 
 
 @asynccontextmanager
-async def workers_that_are_killed(harness: Harness) -> AsyncIterator[list[int]]:
+async def workers_that_are_killed(harness: Harness, *, warm_wait_s: float = 0.0) -> AsyncIterator[list[int]]:
     """Four workers, of which one after the other is killed and replaced. Yields the victims so far."""
-    members = await harness.workers(WORKERS, **WORKER)
+    settings = WORKER | {"warm_wait_s": warm_wait_s}
+    members = await harness.workers(WORKERS, **settings)
     victims: list[int] = []
 
     async def kill_now_and_then() -> None:
@@ -64,7 +65,7 @@ async def workers_that_are_killed(harness: Harness) -> AsyncIterator[list[int]]:
             victim = rng.randrange(WORKERS)
             await members[victim].crash()
             victims.append(victim)
-            members[victim] = harness.launch(await harness.link(), **WORKER)
+            members[victim] = harness.launch(await harness.link(), **settings)
 
     killing = asyncio.create_task(kill_now_and_then())
     try:
@@ -108,8 +109,9 @@ async def test_conversations_stay_exact_while_workers_are_killed(
 @pytest.mark.store
 @pytest.mark.matrix
 @pytest.mark.timeout(2 * WAIT_S)
+@pytest.mark.parametrize("warm_wait_s", [0.0, 0.5])
 async def test_a_history_is_what_its_turns_ended_as_whatever_is_stopped_or_killed(
-    harness: Harness, fleets: list[Fleet]
+    harness: Harness, fleets: list[Fleet], warm_wait_s: float
 ) -> None:
     # When turns are submitted with every manner of double texting, and some are cancelled
     async def talk(number: int) -> list[Job]:
@@ -131,7 +133,7 @@ async def test_a_history_is_what_its_turns_ended_as_whatever_is_stopped_or_kille
                     await fleets[0].cancel(job)
         return jobs
 
-    async with workers_that_are_killed(harness) as victims:
+    async with workers_that_are_killed(harness, warm_wait_s=warm_wait_s) as victims:
         talks = await asyncio.gather(*map(talk, range(SESSIONS)))
         jobs = [job for jobs in talks for job in jobs]
         results = {result.job_id: result for result in await fleets[0].wait_many(jobs, timeout_s=WAIT_S)}

@@ -28,7 +28,7 @@ from tests.deploy.conftest import (
 from tests.deploy.pod_security import violations
 from tests.patience import PATIENCE_S
 
-from inferfleet.schemas.names import run_queue
+from inferfleet.schemas.names import job_queue, job_queues, run_queue
 
 CHART = ROOT / "deploy/helm/inferfleet"
 VALUES = yaml.safe_load((CHART / "values.yaml").read_text())
@@ -132,6 +132,7 @@ OWN: dict[str, Any] = {
     "prometheus": {"podMonitors": True, "namespace": "observability"},
     "priorityClass": {"create": True},
     "pool": {
+        "env": {"INFERFLEET_WARM_WAIT_S": "5"},
         "runtimeClassName": "nvidia",
         "priorityClassName": "inferfleet-worker",
         "annotations": {
@@ -233,6 +234,14 @@ def test_the_values_of_the_docs_make_two_pools(tmp_path: Path) -> None:
     assert names == ["inferfleet-worker-chat", "inferfleet-worker-embed"]
     images = {container["image"] for workload in manifests.workloads for container in containers(workload)}
     assert images == set(re.findall(r"-t (registry\S+)", DOCS))
+
+
+def test_the_queues_of_workers_count_in_the_pools_whose_turns_wait_for_their_workers(tmp_path: Path) -> None:
+    pools = [{"name": "chat-v2", "env": {"INFERFLEET_WARM_WAIT_S": "2"}}, {"name": "embed"}]
+    manifests = chart(VALUES | {"pools": pools}, tmp_path)
+    watched = [each["spec"]["triggers"][0]["metadata"] for each in manifests.all("ScaledObject")]
+    assert [each["queueName"] for each in watched] == [job_queues("chat-v2"), job_queue("embed")]
+    assert [each.get("useRegex") for each in watched] == ["true", None]
 
 
 def test_the_docs_name_the_overlays_that_no_values_give() -> None:

@@ -22,6 +22,7 @@ from tests.deploy.conftest import (
 
 from inferfleet.gateway.settings import GatewaySettings
 from inferfleet.local.autoscaler.scaled_object import read_scaled_object
+from inferfleet.schemas.names import job_queues
 from inferfleet.schemas.settings import WorkerSettings
 from inferfleet.worker.worker import SETTLE_GRACE_S
 
@@ -46,6 +47,10 @@ def test_the_overlay_of_your_own_renders(mine: Callable[[str], Manifests]) -> No
 def test_what_it_says_to_add_for_your_cluster_takes_effect(own_overlay: Manifests) -> None:
     (worker,) = own_overlay.workers
     assert pod(worker)["runtimeClassName"] == "nvidia"
+    assert own_overlay.variables(worker)["INFERFLEET_WARM_WAIT_S"] == "5"
+    (trigger,) = own_overlay.one("ScaledObject")["spec"]["triggers"]
+    assert trigger["metadata"]["queueName"] == job_queues(own_overlay.variables(worker)["INFERFLEET_POOL"])
+    assert trigger["metadata"]["useRegex"] == "true"
     assert pod(worker)["priorityClassName"] == own_overlay.one("PriorityClass")["metadata"]["name"]
     assert worker["spec"]["template"]["metadata"]["annotations"] == {
         "karpenter.sh/do-not-disrupt": "true",

@@ -19,12 +19,17 @@ from tests.patience import PATIENCE_S
 from tests.stores import plain_redis
 from yarl import URL
 
+from inferfleet.exporter.management import ManagementQueues
 from inferfleet.exporter.server import serving
 from inferfleet.exporter.settings import ExporterSettings
+from inferfleet.local.autoscaler.measure import open_measurer
+from inferfleet.local.autoscaler.triggers import Trigger, parse_trigger
 from inferfleet.local.services import Services
 from inferfleet.producer import Fleet
 from inferfleet.schemas import Job, Priority
+from inferfleet.schemas.names import job_queue, job_queues, warm_queue
 from inferfleet.schemas.settings import ProducerSettings, WorkerSettings
+from inferfleet.wire.rabbitmq.management import ManagementApi
 from inferfleet.worker.engines.simulated import SimulatedEngine
 from inferfleet.worker.worker import Worker
 
@@ -171,6 +176,67 @@ async def test_with_workers_it_predicts_how_long_the_work_will_last(managed: Ser
     assert busy["workers", pool, "ready"] == 1
     assert done["queue_ready", pool] == done["queue_unacked", pool] == 0
     assert done["queue_oldest_age_seconds", pool] == 0
+
+
+async def test_turns_in_the_queues_of_workers_count_for_the_exporter_and_for_keda(
+    managed: Services, pool: str
+) -> None:
+    endless = {"simulated": {"tokens": 100_000, "step_delay_s": 0.05}}
+
+    def trigger(queue: str, *, regex: bool) -> Trigger:
+        values = {"protocol": "http", "mode": "QueueLength", "value": "1", "useRegex": str(regex).lower()}
+        return parse_trigger({"type": "rabbitmq", "metadata": {"queueName": queue, **values}}, number=0)
+
+    triggers = [trigger(job_queues(pool), regex=True), trigger(job_queue(pool), regex=False)]
+    async with (
+        exporter(managed) as metrics,
+        client(managed, pool) as fleet,
+        worker(managed, pool, warm_wait_s=60),
+        open_measurer(
+            triggers, amqp_url=managed.amqp_url, management_url=managed.management_url, prometheus_url=None
+        ) as measurer,
+    ):
+        session = fleet.session(f"s-{pool}")
+        await fleet.wait(await session.send("one", pool=pool))
+        turn = await session.send("two", pool=pool, body=endless)
+        await metrics.until(lambda seen: seen.get(("queue_unacked", pool)) == 1)
+        async with asyncio.timeout(PATIENCE_S):
+            # RabbitMQ's numbers are up to 5 s old.
+            while [each.value for each in await measurer.measure(triggers)] != [1, 0]:
+                await asyncio.sleep(0.1)
+        await fleet.cancel(turn)
+        await metrics.until(lambda seen: seen.get(("queue_unacked", pool)) == 0)
+
+
+async def test_jobs_that_a_worker_has_ended_count_when_its_queue_has_gone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Otherwise the counter would fall, and the exporter would no longer know how fast the pool is."""
+
+    def queue(name: str, acked: int, unacked: int = 0) -> dict[str, Any]:
+        stats = {"publish": acked, "ack": acked}
+        return {
+            "name": name,
+            "messages_ready": 0,
+            "messages_unacknowledged": unacked,
+            "message_stats": stats,
+        }
+
+    answers = [
+        [queue(job_queue("a"), 10, 1), queue(warm_queue("a", "w"), 5, 2), queue(job_queue("a.b"), 1)],
+        [queue(job_queue("a"), 12)],
+        [queue(job_queue("a"), 12), queue(warm_queue("a", "v"), 3)],
+    ]
+
+    async def answer(*_: object) -> dict[str, Any]:
+        return {"page_count": 1, "items": answers.pop(0)}
+
+    monkeypatch.setattr(ManagementApi, "queues", answer)
+    queues = ManagementQueues("http://host:15672", amqp_url="amqp://host/")
+    first, second, third = [await queues.counts(()) for _ in range(3)]
+    counted = [(counts["a"].acked, counts["a"].unacked) for counts in (first, second, third)]
+    assert counted == [(15, 3), (17, 0), (20, 0)]
+    assert first["a.b"].acked == 1
 
 
 async def test_longer_jobs_are_a_longer_backlog(managed: Services, pool: str) -> None:

@@ -68,6 +68,7 @@ def test_the_names_in_rabbitmq_are_those_of_the_contract() -> None:
     assert first_cells(section("RabbitMQ")) == [
         names.JOBS_EXCHANGE,
         names.job_queue("<pool>"),
+        names.warm_queue("<pool>", "<worker>"),
         names.DEAD_EXCHANGE,
         names.dead_queue("<pool>"),
         names.dead_lock("<pool>"),
@@ -131,9 +132,10 @@ def test_the_glossary_has_each_state_and_each_outcome() -> None:
     entries = dict(re.findall(r"^- \*\*(.+?)\*\*: ((?:.|\n  )+)", glossary, re.MULTILINE))
 
     assert set(re.findall(r"`(\w+)`", entries["State"])) == {state.value for state in JobState}
-    named = set(
-        re.findall(r"\w+", entries["Outcome"].replace("hand over", "HandOver").replace("give up", "GiveUp"))
-    )
+    outcomes = entries["Outcome"]
+    for words, name in {"hand over": "HandOver", "give up": "GiveUp", "pass on": "PassOn"}.items():
+        outcomes = outcomes.replace(words, name)
+    named = set(re.findall(r"\w+", outcomes))
     assert {outcome.__name__ for outcome in get_args(Outcome)} <= {
         word[0].upper() + word[1:] for word in named
     }

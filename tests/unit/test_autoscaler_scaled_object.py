@@ -15,6 +15,7 @@ from inferfleet.local.autoscaler.triggers import (
     consumption_time_s,
 )
 from inferfleet.schemas.errors import ConfigurationError
+from inferfleet.schemas.names import job_queues
 
 LEAST = """
 apiVersion: keda.sh/v1alpha1
@@ -125,6 +126,21 @@ def test_a_prometheus_trigger_takes_no_data_for_zero_unless_told_otherwise() -> 
     assert (silent.name, strict.name, silent.target) == ("s0-prometheus", "age", 60)
 
 
+def test_all_queues_of_a_pool_are_followed_and_the_pool_is_known() -> None:
+    regex: dict[str, Any] = {"mode": "QueueLength", "value": "5", "useRegex": "true"}
+    queues = job_queues("chat.v2")
+    read = parse(rabbitmq(queueName=queues, **regex))
+    assert read.pool == "chat.v2"
+    assert read.triggers == (
+        RabbitMQTrigger(name="s0-rabbitmq", queue=queues, page_size=100, protocol=Protocol.HTTP, target=5),
+    )
+    (large,) = parse(rabbitmq(queueName=queues, operation="sum", pageSize="500", **regex)).triggers
+    assert isinstance(large, RabbitMQTrigger)
+    assert large.page_size == 500
+    with pytest.raises(ConfigurationError, match="which pool's workers to start"):
+        _ = parse(rabbitmq(queueName="^inferfleet[.]jobs[.]", **regex)).pool
+
+
 def test_what_means_nothing_here_is_remarked() -> None:
     read = parse(rabbitmq(), advanced={"restoreToOriginalReplicaCount": True})
 
@@ -151,7 +167,8 @@ def test_what_means_nothing_here_is_remarked() -> None:
         (rabbitmq(protocol="stomp"), "protocol 'stomp' is not one of"),
         (rabbitmq(protocol="auto"), "protocol 'auto' follows the scheme of host"),
         (rabbitmq(protocol="amqp", excludeUnacknowledged="true"), "needs the http protocol"),
-        (rabbitmq(useRegex="true"), "useRegex cannot be run here"),
+        (rabbitmq(useRegex="true", operation="max"), "operation 'max' cannot be run here"),
+        (rabbitmq(useRegex="true", protocol="amqp"), "useRegex needs the http protocol"),
         (rabbitmq(useRegex="perhaps"), "not true or false"),
         (rabbitmq() | {"metricType": "Utilization"}, "metricType 'Utilization' is not one of"),
         ({"type": "prometheus", "metadata": {"query": "up", "threshold": "1"}}, "serverAddress is missing"),

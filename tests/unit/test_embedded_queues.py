@@ -162,11 +162,7 @@ def test_arguments_that_make_no_sense_are_refused_by_name(
 @pytest.mark.parametrize(
     "name",
     [
-        "x-dead-letter-exchange",
-        "x-dead-letter-routing-key",
-        "x-expires",
         "x-max-length-bytes",
-        "x-message-ttl",
         "x-single-active-consumer",
     ],
 )

@@ -50,6 +50,13 @@ def test_every_setting_is_read_from_its_variable(monkeypatch: pytest.MonkeyPatch
     assert settings.queue_type is QueueType.QUORUM
 
 
+def test_turns_wait_for_their_workers_only_if_they_can_be_published_again() -> None:
+    assert WorkerSettings(warm_wait_s=2.5).warm_wait_s == 2.5
+    assert WorkerSettings(keep_requests=False).warm_wait_s == 0
+    with pytest.raises(ValidationError, match=r"2\.5 needs INFERFLEET_KEEP_REQUESTS"):
+        WorkerSettings(warm_wait_s=2.5, keep_requests=False)
+
+
 def test_an_argument_overrides_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("INFERFLEET_POOL", "chat")
     assert WorkerSettings(pool="code").pool == "code"

@@ -18,10 +18,11 @@ def section(title: str) -> str:
 
 
 def test_every_parameter_is_documented_with_its_default() -> None:
-    documented = re.findall(r"^\| `(\w+)` \| ([\d.]+|none) \|", section("Parameters"), re.MULTILINE)
+    documented = re.findall(r"^\| `(\w+)` \| ([\d.]+|none|false) \|", section("Parameters"), re.MULTILINE)
 
     defaults = SimulatedParameters().model_dump()
-    assert {name: None if value == "none" else float(value) for name, value in documented} == defaults
+    words = {"none": None, "false": False}
+    assert {name: words[value] if value in words else float(value) for name, value in documented} == defaults
 
 
 def test_every_fault_is_documented() -> None:

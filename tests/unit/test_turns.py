@@ -46,7 +46,14 @@ class ScriptedSessions:
         return self.states.pop(0)
 
     async def append(
-        self, job: Job, *, fence: Fence, turn: Turn, answer: bytes, state: tuple[int, Any] | None
+        self,
+        job: Job,
+        *,
+        fence: Fence,
+        turn: Turn,
+        answer: bytes,
+        state: tuple[int, Any] | None,
+        warm: str = "",
     ) -> AppendStatus:
         outcome = self.append_with.pop(0)
         if outcome is AppendStatus.OK:

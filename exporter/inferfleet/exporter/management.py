@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Any, cast
 
 from inferfleet.exporter.queues import QueueCounts
-from inferfleet.schemas.names import dead_queue, job_queue
+from inferfleet.schemas.names import dead_queue, job_queue, warm_queue
 from inferfleet.wire.rabbitmq.management import ManagementApi
 
 TIMEOUT_S = 4.0
 PAGE = 500
 COLUMNS = "name,messages_ready,messages_unacknowledged,message_stats.publish,message_stats.ack"
-NAMES = "^inferfleet[.](jobs|dead)[.]"
+NAMES = "^inferfleet[.](jobs|warm|dead)[.]"
 
 
 class ManagementQueues:
@@ -24,15 +26,20 @@ class ManagementQueues:
     def __init__(self, management_url: str, *, amqp_url: str) -> None:
         self._api = ManagementApi(management_url, amqp_url=amqp_url, timeout_s=TIMEOUT_S)
         self._api.check()
+        self._warm: dict[str, _Warm] = defaultdict(_Warm)
 
     async def counts(self, pools: Collection[str]) -> Mapping[str, QueueCounts]:
         """Return the counts of all existing pools. See ``Queues``."""
         found = {str(queue["name"]): queue for queue in await self._all()}
         prefix = job_queue("")
         named = {name.removeprefix(prefix) for name in found if name.startswith(prefix)}
+        wanted = sorted(named | {pool for pool in pools if job_queue(pool) in found})
         return {
-            pool: _counts(found[job_queue(pool)], found.get(dead_queue(pool)))
-            for pool in sorted(named | {pool for pool in pools if job_queue(pool) in found})
+            pool: self._warm[pool].add(
+                _counts(found[job_queue(pool)], found.get(dead_queue(pool))),
+                {name: queue for name, queue in found.items() if name.startswith(warm_queue(pool, ""))},
+            )
+            for pool in wanted
         }
 
     async def aclose(self) -> None:
@@ -55,6 +62,31 @@ class ManagementQueues:
             pages = int(answer["page_count"])
             page += 1
         return queues
+
+
+class _Warm:
+    """What the queues of a pool's workers add to its counts.
+
+    Workers come and go, and with them their queues. A turn that waits there for its worker counts as held by
+    it.
+    """
+
+    def __init__(self) -> None:
+        self._acked: dict[str, int] = {}
+        """The counters of all queues that there are, or were when they were last seen."""
+
+    def add(self, counts: QueueCounts, queues: Mapping[str, Mapping[str, Any]]) -> QueueCounts:
+        for name, queue in queues.items():
+            stats = cast("Mapping[str, Any]", queue.get("message_stats") or {})
+            self._acked[name] = stats.get("ack", 0)
+        if counts.unacked is None or counts.acked is None:
+            return counts
+        held = sum(
+            queue.get(state) or 0
+            for queue in queues.values()
+            for state in ("messages_ready", "messages_unacknowledged")
+        )
+        return replace(counts, unacked=counts.unacked + held, acked=counts.acked + sum(self._acked.values()))
 
 
 def _counts(jobs: Mapping[str, Any], dead: Mapping[str, Any] | None) -> QueueCounts:

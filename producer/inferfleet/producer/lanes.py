@@ -72,7 +72,7 @@ class LaneEntry:
                 entered = await self._session_lanes.enter(Payload(job, self._settings.client_id))
             match entered.status:
                 case EnterStatus.RUN:
-                    await self.publish(Payload(job, self._settings.client_id))
+                    await self.publish(Payload(job, self._settings.client_id, entered.warm))
                     return
                 case EnterStatus.WAIT:
                     if await self._wait_in_lane(job, entered, stop=stop):
@@ -113,7 +113,7 @@ class LaneEntry:
 
     async def publish(self, payload: Payload, *, again: bool = False) -> None:
         """Publish the turn in front; with ``again``, it has had a message before."""
-        await self._publisher.publish(payload.job, reply_to=payload.reply_to)
+        await self._publisher.publish(payload.job, reply_to=payload.reply_to, warm=payload.warm)
         # No error if this fails: the worker that gets the message does the same.
         with suppress(ServiceUnreachableError, ServiceRefusedError):
             await self._session_lanes.published(payload.job, again=again)

@@ -57,10 +57,12 @@ class Publisher:
         self.outage = self._confirm_channel.outage
         """The outages of RabbitMQ."""
 
-    async def publish(self, job: Job, *, reply_to: str | None = None, body: bytes | None = None) -> bool:
+    async def publish(
+        self, job: Job, *, reply_to: str | None = None, body: bytes | None = None, warm: str = ""
+    ) -> bool:
         """Publish a job and wait for the broker's confirm. ``reply_to`` is this client by default.
 
-        ``body`` is the body of its message, if that is known.
+        ``body`` is the body of its message, if that is known; ``warm`` as in ``ConfirmChannel.publish_job``.
 
         Returns whether the job may be queued twice.
 
@@ -74,7 +76,7 @@ class Publisher:
         """
         message = job_message(job, reply_to=reply_to or self._settings.client_id, body=body)
         try:
-            return await self._publish(message, pool=job.pool)
+            return await self._publish(message, pool=job.pool, warm=warm)
         except NackedError as nack:
             await self._publish_nacked(job, message, in_doubt=nack.in_doubt)
             # A queue that nacked without being full may have kept the message.
@@ -217,7 +219,7 @@ class Publisher:
             why = f"its queue nacked it {nacks} times and is not full, so that its leader may be away"
             raise _unconfirmed(job, why) from error
 
-    async def _publish(self, message: Outgoing, *, pool: str | None) -> bool:
+    async def _publish(self, message: Outgoing, *, pool: str | None, warm: str = "") -> bool:
         """Publish to a pool, or to all workers. With patience, repeat it after an outage.
 
         Returns whether the message may be queued twice.
@@ -228,7 +230,7 @@ class Publisher:
         unconfirmed: PublishUnconfirmedError | None = None
         try:
             # Outside the retry loop, which would cost a tenth of a submission.
-            return await self._send(message, pool)
+            return await self._send(message, pool, warm)
         except PublishUnconfirmedError as error:
             if not self._settings.patience_s:
                 raise
@@ -240,7 +242,7 @@ class Publisher:
         async for attempt in self._patiently():
             with attempt:
                 try:
-                    twice |= await self._send(message, pool)
+                    twice |= await self._send(message, pool, warm)
                 except PublishUnconfirmedError as error:
                     unconfirmed, twice = error, True
                     raise
@@ -253,10 +255,10 @@ class Publisher:
                     raise
         return twice
 
-    def _send(self, message: Outgoing, pool: str | None) -> Awaitable[bool]:
+    def _send(self, message: Outgoing, pool: str | None, warm: str) -> Awaitable[bool]:
         if pool is None:
             return self._confirm_channel.publish(CONTROL_EXCHANGE, message)
-        return self._confirm_channel.publish_job(message, pool=pool)
+        return self._confirm_channel.publish_job(message, pool=pool, warm=warm)
 
     def _patiently(self) -> AsyncRetrying:
         return AsyncRetrying(

@@ -7,7 +7,7 @@ Cluster slot.
 from __future__ import annotations
 
 JOBS_EXCHANGE = "inferfleet.jobs"
-"""Direct, durable. The routing key is the pool, or that of its ``announcements``."""
+"""Direct, durable. The routing key is the pool, its ``announcements``, or the ``warm_turns`` of a worker."""
 
 DEAD_EXCHANGE = "inferfleet.dead"
 """Direct, durable. The routing key is the pool."""
@@ -92,6 +92,24 @@ def dead_lock(pool: str) -> str:
 def announcements(pool: str) -> str:
     """Return the routing key on the jobs exchange by which a pool's workers are told of urgent jobs."""
     return f"{pool}:urgent"
+
+
+def warm_turns(pool: str, worker_id: str) -> str:
+    """Return the routing key on the jobs exchange of the turns whose histories a worker has in its cache.
+
+    No pool's name contains a colon, so it begins with ``<pool>:`` for one pool only.
+    """
+    return f"{pool}:warm:{worker_id}"
+
+
+def warm_queue(pool: str, worker_id: str) -> str:
+    """Name the queue of these turns."""
+    return f"inferfleet.warm.{pool}:{worker_id}"
+
+
+def job_queues(pool: str) -> str:
+    """Return a regular expression for the queues of a pool's jobs: its own, and those of warm turns."""
+    return f"^inferfleet[.](jobs|warm)[.]{pool.replace('.', '[.]')}(:|$)"
 
 
 def control_queue(worker_id: str) -> str:

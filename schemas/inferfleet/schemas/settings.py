@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import uuid_utils
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from inferfleet.schemas.errors import ConfigurationError
@@ -187,6 +187,9 @@ class WorkerSettings(ServiceSettings):
     preempt_limit: Annotated[int, Field(ge=0, le=100)] = 3
     oldest_share: Annotated[float, Field(ge=0, le=0.5)] = 0.05
     """The share of a worker's starts that goes to the job that has waited longest, whatever its priority."""
+    warm_wait_s: Annotated[float, Field(ge=0, le=LONGEST_S)] = 0.0
+    """How long a session's next turn waits for the worker that has its history in the prefix cache, before
+    any other worker may take it. With 0 it does not wait."""
     http_host: str = "0.0.0.0"  # noqa: S104 - probes come from the kubelet, outside the pod
     http_port: Annotated[int, Field(ge=0, le=65_535)] = 9100
     drain_timeout_s: Annotated[float, Field(ge=0, le=LONGEST_S)] = 30.0
@@ -208,6 +211,16 @@ class WorkerSettings(ServiceSettings):
     log_prompts: bool = False
     tracing: bool = False
     """Whether the worker exports spans with OpenTelemetry, whose own variables say where and which."""
+
+    @field_validator("warm_wait_s")
+    @classmethod
+    def _can_publish_again(cls, wait_s: float, info: ValidationInfo) -> float:
+        if wait_s and not info.data.get("keep_requests", True):
+            raise ValueError(
+                f"{wait_s:g} needs INFERFLEET_KEEP_REQUESTS: RabbitMQ moves turns between queues without a "
+                "confirm, so workers must be able to publish them again"
+            )
+        return wait_s
 
 
 SettingsT = TypeVar("SettingsT", bound=BaseSettings)

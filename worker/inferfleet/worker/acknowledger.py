@@ -47,13 +47,16 @@ class Acknowledger:
         """Record a new delivery, which has to be settled."""
         self._unsettled[tag] = None
 
-    async def requeue(self, tag: int) -> None:
-        """Requeue a delivery, unless it is settled or somebody has begun to settle it."""
+    async def requeue(self, tag: int, *, dead_letter: bool = False) -> None:
+        """Requeue a delivery, unless it is settled or somebody has begun to settle it.
+
+        With ``dead_letter`` the broker puts it where the queue's dead letters go.
+        """
         if not self.holds(tag):
             return
         self._returning.add(tag)
         try:
-            await self._channel.basic_nack(tag, requeue=True)
+            await self._channel.basic_nack(tag, requeue=not dead_letter)
             del self._unsettled[tag]
         except BROKEN as error:
             # RabbitMQ requeues it by itself when the connection has broken.

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
+from inferfleet.schemas.names import warm_turns
 from inferfleet.schemas.settings import WorkerSettings
 from inferfleet.wire.rabbitmq.publishing import ConfirmChannel
 from inferfleet.wire.redis.lost_messages import LostMessages
@@ -126,7 +127,12 @@ def assemble(
         hooks=hooks,
         leaving=leaving,
     )
-    turns = Turns(histories, SessionRecords(pipeline=pipeline, settings=settings))
+    warm = warm_turns(settings.pool, settings.worker_id) if settings.warm_wait_s else ""
+    turns = Turns(
+        histories,
+        SessionRecords(pipeline=pipeline, settings=settings),
+        warm=lambda: "" if leaving.is_set() else warm,
+    )
     preparation = Preparation(
         settings=settings, engine=engine, records=records, journal=journal, turns=turns, hooks=hooks
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable, Generator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
@@ -19,6 +19,7 @@ from aiormq.exceptions import ChannelAccessRefused
 
 from inferfleet.schemas import Job
 from inferfleet.schemas.message import trace_headers
+from inferfleet.schemas.names import warm_queue
 from inferfleet.schemas.settings import WorkerSettings
 from inferfleet.wire.rabbitmq.connection import open_amqp
 from inferfleet.wire.rabbitmq.errors import connection_errors, refused
@@ -44,12 +45,17 @@ CANCEL_TIMEOUT_S = 5.0
 """How long the broker may take to stop deliveries. An unreachable broker must not use up a drain's time."""
 
 
+WARM = "warm"
+"""The tag of the consumer of the worker's own queue."""
+
+
 @dataclass(frozen=True, slots=True)
 class Delivery:
     """One message as the broker delivered it, and the subscription on which to settle it.
 
     The message of an ended turn may carry the next turn of its session (decision 16). Then the delivery is of
-    that next turn, and ``witness`` is the job whose message it is.
+    that next turn, and ``witness`` is the job whose message it is. A ``warm`` one comes from the worker's own
+    queue.
     """
 
     subscription: Subscription
@@ -60,6 +66,7 @@ class Delivery:
     headers: Mapping[str, Any]
     properties: Properties = field(default_factory=dict[str, Any])
     witness: Job | None = None
+    warm: bool = False
 
     def carrying(self, job: Job, *, reply_to: str, witness: Job) -> Delivery:
         """Return the same message as the message of another job: it is acked when that job has ended."""
@@ -86,26 +93,33 @@ class Delivery:
     def waiting_for_slot(self) -> AbstractContextManager[None]:
         """Keep a message that carries another job from taking prefetch capacity while the block runs.
 
-        The ack that was not sent would have let a more urgent job come from the queue.
+        The ack that was not sent would have let a more urgent job come from the queue. A warm message takes
+        none anyway.
         """
-        return nullcontext() if self.witness is None else self.subscription.carries()
+        return nullcontext() if self.witness is None or self.warm else self.subscription.carries()
 
     @contextmanager
     def parked(self) -> Generator[None]:
         """Keep the message from taking prefetch capacity while the block runs."""
-        self.subscription.parked += 1
+        self.subscription.parked += not self.warm
         try:
             yield
         finally:
-            self.subscription.parked -= 1
+            self.subscription.parked -= not self.warm
 
     async def requeue(self) -> None:
-        """Requeue the message. On a broken subscription this does nothing."""
-        await self.subscription.acknowledger.requeue(self.tag)
+        """Put the message into the pool's queue. On a broken subscription this does nothing.
+
+        One that came from there gets its old place back, a warm one the last place.
+        """
+        await self.subscription.acknowledger.requeue(self.tag, dead_letter=self.warm)
 
 
 class Subscription:
-    """One connection to the broker with consumers on a pool's queue."""
+    """One connection to the broker with consumers on a pool's queue, and one on the worker's ``warm_queue``.
+
+    ``leave`` keeps new turns out of the latter.
+    """
 
     def __init__(
         self,
@@ -113,11 +127,17 @@ class Subscription:
         stream: FrameStream,
         queue: str,
         on_delivery: Callable[[Delivery], None],
+        *,
+        warm_queue: str | None = None,
+        leave: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._channel = channel
         self._stream = stream
         self._queue = queue
         self._on_delivery = on_delivery
+        self._warm_queue = warm_queue
+        self._leave = leave
+        self._consumes_warm = False
         self._consumers: dict[str, int] = {}
         """How many deliveries each consumer may hold, oldest consumer first."""
         self._takers: dict[int, str] = {}
@@ -128,7 +148,7 @@ class Subscription:
         self._changing = asyncio.Lock()
         self._cancelled = asyncio.Event()
         self._beyond: set[int] = set()
-        """The held deliveries that were taken beyond the prefetch."""
+        """The held deliveries that do not count for the prefetch: taken beyond it, or warm."""
         self._taking: asyncio.Future[Delivery | None] | None = None
         self.acknowledger = Acknowledger(channel, stream)
         self.parked = 0
@@ -136,6 +156,8 @@ class Subscription:
         self.carrying = 0
         """Deliveries that carry a turn that waits for a slot. They take no prefetch capacity either, so that
         the queue keeps moving; lanes limit their number."""
+        self.warm_places = 0
+        """How many fewer deliveries the queue's consumers may hold, because warm turns run instead."""
         channel.on_consumer_cancel_callbacks.add(self._on_cancel)
         self._deliveries = Contents(DELIVER, self._receive)
         self._taken = Contents(GET_OK, self._receive_taken)
@@ -178,8 +200,11 @@ class Subscription:
         """Whether the channel is closed."""
         return self._channel.closing.done()
 
-    async def prefetch(self, limit: int) -> None:
+    async def prefetch(self, limit: int, *, warm: int = 0) -> None:
         """Let the broker deliver messages until ``limit`` are unsettled. Call it again to change the limit.
+
+        Beside them, it delivers up to ``warm`` turns from the worker's own queue, where no other worker could
+        take them either; this number only changes between 0 and another.
 
         RabbitMQ fixes the prefetch of a consumer at its start. So a higher limit adds a consumer for the
         difference, and a lower limit cancels the newest consumers. Settling a delivery of a cancelled
@@ -192,7 +217,8 @@ class Subscription:
         """
         async with self._changing:
             try:
-                several = len(self._consumers) > 1 and not self.held
+                await self._prefetch_warm(warm)
+                several = len(self._consumers) > 1 and not self._prefetched
                 while self._consumers and (several or sum(self._consumers.values()) > limit):
                     await self._channel.basic_cancel(next(reversed(self._consumers)))
                     self._consumers.popitem()
@@ -208,6 +234,16 @@ class Subscription:
                 raise refused("RabbitMQ does not let this worker consume jobs", error) from error
             except BROKEN as error:
                 logger.info("the connection broke before consuming began (%s)", error)
+
+    async def _prefetch_warm(self, limit: int) -> None:
+        if self._warm_queue is None or self._consumes_warm == bool(limit):
+            return
+        self._consumes_warm = bool(limit)
+        if not limit:
+            await self._channel.basic_cancel(WARM)
+            return
+        await self._channel.basic_qos(prefetch_count=limit)
+        await self._channel.basic_consume(self._warm_queue, not_here, consumer_tag=WARM)
 
     async def take_urgent(self, least: int) -> bool:
         """Take the next message of the queue beyond the prefetch, if its priority is at least ``least``.
@@ -245,6 +281,10 @@ class Subscription:
     def _receive(self, method: bytes, properties: Properties, body: bytes) -> None:
         tag, consumer = delivery(method)
         self.acknowledger.delivered(tag)
+        if consumer == WARM:
+            self._beyond.add(tag)
+            self._on_delivery(replace(self._delivery(tag, properties, body), warm=True))
+            return
         self._takers[tag] = consumer
         if self._prefetched >= self._limit:
             self._backlog = True
@@ -287,8 +327,11 @@ class Subscription:
         """Stop deliveries. Unsettled deliveries stay with this worker."""
         try:
             async with asyncio.timeout(CANCEL_TIMEOUT_S), self._changing:
+                await self._prefetch_warm(0)
                 while self._consumers:
                     await self._channel.basic_cancel(self._consumers.popitem()[0])
+                if self._leave is not None:
+                    await self._leave()
         except TimeoutError:
             # This closes the channel, and the broker requeues all unsettled messages.
             self._stream.leave(self._channel.number)
@@ -324,7 +367,12 @@ async def subscribe(
         with connection_errors(settings.amqp_url):
             channel = await connection.channel(publisher_confirms=False)
             subscription = Subscription(
-                await channel.get_underlay_channel(), connection.stream, queue, on_delivery
+                await channel.get_underlay_channel(),
+                connection.stream,
+                queue,
+                on_delivery,
+                warm_queue=warm_queue(settings.pool, settings.worker_id) if settings.warm_wait_s else None,
+                leave=topology.leave if settings.warm_wait_s else None,
             )
         watching = asyncio.create_task(topology.watch())
         try:

@@ -19,7 +19,7 @@ from inferfleet.wire.redis.records import JobRecords
 from inferfleet.worker.fronts import Fronts
 from inferfleet.worker.job_run import JobRun
 from inferfleet.worker.log import about
-from inferfleet.worker.outcomes import Defer, Drop, Finish, GiveUp, Outcome, cancelled
+from inferfleet.worker.outcomes import Defer, Drop, Finish, GiveUp, Outcome, PassOn, cancelled
 from inferfleet.worker.ports import AdapterEngine, Engine, Generation, GenerationError
 from inferfleet.worker.preparation import Preparation
 from inferfleet.worker.replaceable_engine import ReplaceableEngine
@@ -67,9 +67,16 @@ class Claims:
         """
         delivered = run.started
         if not self._slots.take_free(run):
-            with run.delivery.waiting_for_slot():
-                if not await self._slots.take(run):
-                    return self._refused_slot()
+            limited = run.delivery.warm and run.delivery.witness is None
+            # Its queue may have had it for the other half.
+            at_most_s = self._settings.warm_wait_s / 2 if limited else None
+            try:
+                async with asyncio.timeout(at_most_s):
+                    with run.delivery.waiting_for_slot():
+                        if not await self._slots.take(run):
+                            return self._refused_slot()
+            except TimeoutError:
+                return PassOn()
         started = await self._start(run, generation)
         if started.status is StartStatus.SUSPECT:
             logger.warning(
@@ -83,7 +90,8 @@ class Claims:
             if not await self._slots.take(run):
                 return self._refused_slot()
             started = await self._start(run, generation)
-        if started.first_entered_ms is not None and run.delivery.witness is None and not run.promoted:
+        apart = run.delivery.warm or run.delivery.witness is not None or run.promoted
+        if started.first_entered_ms is not None and not apart:
             self._fronts.delivered(run.job.priority, started.first_entered_ms, delivered)
         match self._refused(run.job, started):
             case None:

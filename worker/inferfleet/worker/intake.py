@@ -49,13 +49,17 @@ async def prefetch(subscription: Subscription, slots: Slots, *, look_ahead: int,
     """Let the subscription hold a message for each slot, ``look_ahead`` more, and those that take no place.
 
     A job that runs without its message takes a slot, but no delivery: a message in its place would wait here
-    as long as the job runs, and no other worker could take it. While the pool is paused, it holds none.
+    as long as the job runs, and no other worker could take it. The same is true of a turn that runs under a
+    message of the worker's own queue. While the pool is paused, it holds none.
     """
     if slots.paused:
         await subscription.prefetch(0)
         return
-    places = slots.limit - slots.without_message + look_ahead
-    await subscription.prefetch(places + parked + subscription.carrying)
+    # A lower limit ends consumers, so the number of these turns may rise by the look-ahead before it counts.
+    if not subscription.warm_places <= slots.warm <= subscription.warm_places + look_ahead:
+        subscription.warm_places = slots.warm
+    places = slots.limit - slots.without_message - subscription.warm_places + look_ahead
+    await subscription.prefetch(places + parked + subscription.carrying, warm=slots.limit + look_ahead)
 
 
 async def adapt_intake(

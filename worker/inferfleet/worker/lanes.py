@@ -8,6 +8,7 @@ the producer's side.
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 from inferfleet.schemas import Failure, FailureCode, Job
 from inferfleet.schemas.job import OnBusy
@@ -98,8 +99,18 @@ class LaneAdvance:
 
     async def _publish(self, payload: Payload) -> None:
         message = job_message(payload.job, reply_to=payload.reply_to)
-        await self._confirm_channel.publish_job(message, pool=payload.job.pool)
+        await self._confirm_channel.publish_job(message, pool=payload.job.pool, warm=payload.warm)
         await self._session_lanes.published(payload.job)
+
+    async def pass_on(self, payload: Payload) -> None:
+        """Publish a turn for any worker, because this one has no slot for it.
+
+        Raises:
+            RefusedError, PublishUnconfirmedError, ServiceUnreachableError, ServiceRefusedError: As
+                ``ConfirmChannel.publish_job``.
+
+        """
+        await self._publish(replace(payload, warm=""))
 
     async def _fail(self, payload: Payload) -> bool:
         """Commit that no worker can get the job. Return false if a worker has it."""

@@ -70,7 +70,12 @@ class Park:
     refund: bool = True
 
 
-Outcome = Finish | Retry | GiveUp | HandOver | Defer | Drop | Park
+@dataclass(frozen=True, slots=True)
+class PassOn:
+    """Publish the turn for any worker, because it has waited long enough for this one."""
+
+
+Outcome = Finish | Retry | GiveUp | HandOver | Defer | Drop | Park | PassOn
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,7 +38,7 @@ from inferfleet.worker.hooks import Hooks
 from inferfleet.worker.job_run import JobRun
 from inferfleet.worker.journal import JournalWriter
 from inferfleet.worker.lanes import LaneAdvance
-from inferfleet.worker.outcomes import Defer, Drop, Finish, GiveUp, HandOver, Outcome, Park, Retry
+from inferfleet.worker.outcomes import Defer, Drop, Finish, GiveUp, HandOver, Outcome, Park, PassOn, Retry
 from inferfleet.worker.ports import Completion
 from inferfleet.worker.slots import Slots
 from inferfleet.worker.unreadable import EndedUnreadable, UnreadableMessages
@@ -124,6 +124,8 @@ class Settlement:
                 return await self._end_turn(run, delivery)
             case Park(refund):
                 return await self._park(run, delivery, refund=refund)
+            case PassOn():
+                return await self._pass_on(run, delivery)
             case _:
                 assert_never(outcome)
         return None
@@ -192,6 +194,20 @@ class Settlement:
         if waits:
             return _ack_or_carry(delivery, job, first)
         await delivery.requeue()
+        return None
+
+    async def _pass_on(self, run: JobRun, delivery: Delivery) -> Delivery | None:
+        """Publish a turn for any worker. If the queue is full, it goes on waiting here.
+
+        Not left to RabbitMQ, which would lose it then: it moves messages without a confirm.
+        """
+        self._slots.leave(run)
+        try:
+            await self._lanes.pass_on(Payload(run.job, run.reply_to))
+        except _UNPUBLISHED as error:
+            logger.debug("a turn waits for a slot here (%s)", error)
+            return delivery
+        delivery.ack()
         return None
 
     async def _commit(self, run: JobRun, result: Result) -> bool:

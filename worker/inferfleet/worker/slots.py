@@ -93,6 +93,11 @@ class Slots:
         return sum(run.delivery.is_lost for run in self._holders)
 
     @property
+    def warm(self) -> int:
+        """How many jobs with a slot are turns from the worker's own queue."""
+        return sum(run.delivery.warm and not run.delivery.is_lost for run in self._holders)
+
+    @property
     def waiting(self) -> int:
         """How many jobs wait for one."""
         return len(self._waiters)

@@ -232,7 +232,8 @@ class Sweep:
     async def _bring_back(self, job: OpenJob, marks: Marks, priority: int, front: Front) -> bool:
         """Publish a lost job. Return false if it is not lost after all, or cannot be published."""
         stub = self._republishing.stub(job.id, marks, priority=priority)
-        if stub.session_id is not None and not await self._may_be_in_front(stub, front):
+        had_ms = max(job.held_ms, marks.had_until_ms)
+        if stub.session_id is not None and not await self._may_be_in_front(stub, front, had_ms):
             return False
         match await self._republishing.publish(stub, marks):
             case Revival.CHANGED:
@@ -243,7 +244,7 @@ class Sweep:
             case Revival.REVIVED:
                 return True
 
-    async def _may_be_in_front(self, turn: Job, front: Front) -> bool:
+    async def _may_be_in_front(self, turn: Job, front: Front, had_ms: int) -> bool:
         """Return whether a turn is in front, and was before the queue was seen without it.
 
         If the one in front has ended, let the next one run.
@@ -254,6 +255,9 @@ class Sweep:
             await self._pass_over(turn.model_copy(update={"id": owner}), since_ms)
             return False
         # Its place in the queue is of that time, however early it was submitted.
+        if self._settings.warm_wait_s:
+            # It may have been in a worker's own queue, and what comes from there gets the last place.
+            since_ms = max(since_ms + int(self._settings.warm_wait_s * 1000), had_ms)
         return not owner or since_ms < self._certain_before_ms(front)
 
     async def _pass_over(self, owner: Job, since_ms: int) -> None:

@@ -17,12 +17,19 @@ from aio_pika.abc import AbstractChannel
 from aiormq.exceptions import ChannelLockedResource
 
 from inferfleet.schemas.errors import ServiceUnreachableError
-from inferfleet.schemas.names import CONTROL_EXCHANGE, JOBS_EXCHANGE, announcements, control_queue
+from inferfleet.schemas.names import (
+    CONTROL_EXCHANGE,
+    JOBS_EXCHANGE,
+    announcements,
+    control_queue,
+    warm_queue,
+    warm_turns,
+)
 from inferfleet.schemas.settings import WorkerSettings
 from inferfleet.wire.rabbitmq.connection import Connection
 from inferfleet.wire.rabbitmq.errors import connection_errors
 from inferfleet.wire.rabbitmq.frames import DELIVER, Contents, Properties
-from inferfleet.wire.rabbitmq.topology import declare_pool, exclusive_arguments
+from inferfleet.wire.rabbitmq.topology import declare_pool, declare_warm_queue, exclusive_arguments
 
 logger = logging.getLogger(__name__)
 
@@ -45,9 +52,11 @@ class Topology:
         """Whether the command queue has our consumer."""
         self._deaf = asyncio.Event()
         """Set when the command queue has lost our consumer."""
+        self._left = False
+        """Whether the worker takes no more turns into its own queue."""
 
     async def declare(self) -> str:
-        """Declare the pool and the worker's command queue. Return the name of the pool's queue.
+        """Declare the pool and the worker's own queues. Return the name of the pool's queue.
 
         Raises:
             ServiceUnreachableError: The broker does not answer, or another worker has the id.
@@ -59,8 +68,23 @@ class Topology:
             # On a separate channel, because the broker closes a channel at every refusal.
             async with self._connection.channel(publisher_confirms=False) as channel:
                 queue = await declare_pool(channel, self._settings.pool, self._settings)
+                if self._settings.warm_wait_s and not self._left:
+                    await declare_warm_queue(channel, self._settings)
             await self._listen()
         return queue.name
+
+    async def leave(self) -> None:
+        """Let the next turns of the sessions that ran here go to the pool's queue at once.
+
+        The worker's own queue stays, because turns may lie in it. RabbitMQ moves them, and deletes it later.
+        """
+        self._left = True
+        pool, worker_id = self._settings.pool, self._settings.worker_id
+        async with self._connection.channel(publisher_confirms=False) as channel:
+            own = await channel.get_underlay_channel()
+            await own.queue_unbind(
+                warm_queue(pool, worker_id), JOBS_EXCHANGE, routing_key=warm_turns(pool, worker_id)
+            )
 
     async def watch(self) -> None:
         """Declare lost exchanges and queues again, until cancelled."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, assert_never
 
@@ -43,9 +43,17 @@ class Prompt:
 class Turns:
     """The turns that run here. A job without a session passes through unchanged."""
 
-    def __init__(self, histories: SessionHistories, session_records: SessionRecords) -> None:
+    def __init__(
+        self,
+        histories: SessionHistories,
+        session_records: SessionRecords,
+        *,
+        warm: Callable[[], str] = lambda: "",
+    ) -> None:
         self._histories = histories
         self._session_records = session_records
+        self._warm = warm
+        """Returns the routing key by which the next turn gets here, or ``""`` if it should go anywhere."""
 
     async def begin(self, run: JobRun) -> Prompt | Outcome:
         """Begin an attempt. Return its prompt, or another outcome."""
@@ -130,7 +138,12 @@ class Turns:
                     return _lost(str(error))
                 state = version, merge_patch(value, job.state_patch)
             appended = await self._histories.append(
-                job, fence=run.fence, turn=turn, answer=_encode(finish, run), state=state
+                job,
+                fence=run.fence,
+                turn=turn,
+                answer=_encode(finish, run),
+                state=state,
+                warm=self._warm(),
             )
             match appended:
                 case AppendStatus.OK:

@@ -24,7 +24,7 @@ from inferfleet.local.autoscaler.triggers import (
     Trigger,
     consumption_time_s,
 )
-from inferfleet.schemas.errors import ConfigurationError, InferfleetError
+from inferfleet.schemas.errors import ConfigurationError, InferfleetError, ServiceUnreachableError
 from inferfleet.wire.address import without_secrets
 from inferfleet.wire.rabbitmq.connection import open_amqp
 from inferfleet.wire.rabbitmq.errors import connection_errors
@@ -76,9 +76,10 @@ class Measurer:
     async def _counted(self, trigger: RabbitMQTrigger) -> Reading:
         if self._management is None:
             return Reading(None, "there is no address of RabbitMQ's management API")
-        queue = await self._management.queue(trigger.queue)
+        queues = await _queues(self._management, trigger)
         # A queue without statistics has no such fields yet. Go reads 0 then, and so must we (keda#7180).
-        count = float(queue.get("messages_ready" if trigger.exclude_unacknowledged else "messages", 0))
+        counted = "messages_ready" if trigger.exclude_unacknowledged else "messages"
+        count = sum(float(queue.get(counted, 0)) for queue in queues)
         match trigger.mode:
             case Mode.QUEUE_LENGTH:
                 return Reading(count)
@@ -86,8 +87,8 @@ class Measurer:
                 return Reading(
                     consumption_time_s(
                         count,
-                        published_per_s=_rate(queue, "publish_details"),
-                        delivered_per_s=_rate(queue, "deliver_get_details"),
+                        published_per_s=sum(_rate(queue, "publish_details") for queue in queues),
+                        delivered_per_s=sum(_rate(queue, "deliver_get_details") for queue in queues),
                         activation=trigger.activation,
                     )
                 )
@@ -106,6 +107,31 @@ class Measurer:
         if math.isfinite(value):
             return Reading(value)
         return Reading(0.0) if trigger.ignore_null_values else Reading(None, "the query gives no value")
+
+
+async def _queues(management: ManagementApi, trigger: RabbitMQTrigger) -> list[dict[str, Any]]:
+    """Read the queues of a trigger as KEDA does (rabbitmq_scaler.go, 2.20).
+
+    Raises:
+        ServiceUnreachableError: RabbitMQ does not answer, or there are more queues than fit into a page.
+
+    """
+    if trigger.page_size is None:
+        return [await management.queue(trigger.queue)]
+    answer = await management.queues(
+        {
+            "page": "1",
+            "use_regex": "true",
+            "pagination": "false",
+            "name": trigger.queue,
+            "page_size": str(trigger.page_size),
+        }
+    )
+    if answer["page_count"] > 1:
+        raise ServiceUnreachableError(
+            f"more than {trigger.page_size} queues match {trigger.queue}: set pageSize higher, up to 500"
+        )
+    return cast("list[dict[str, Any]]", answer["items"])
 
 
 def _rate(queue: Mapping[str, Any], details: str) -> float:

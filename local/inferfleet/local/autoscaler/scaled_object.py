@@ -6,6 +6,7 @@ does not validate the rest of the manifest; KEDA's own schema does.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, cast
@@ -16,11 +17,13 @@ from pydantic.alias_generators import to_camel
 
 from inferfleet.local.autoscaler.triggers import Mode, RabbitMQTrigger, Trigger, parse_trigger
 from inferfleet.schemas.errors import ConfigurationError
-from inferfleet.schemas.names import job_queue
+from inferfleet.schemas.names import job_queue, job_queues
 
 KEDA_ANNOTATION = "autoscaling.keda.sh/"
 PAUSED = KEDA_ANNOTATION + "paused"
 PAUSED_REPLICAS = KEDA_ANNOTATION + "paused-replicas"
+
+_QUEUES_OF_A_POOL = re.compile(re.escape(job_queues("POOL")).replace("POOL", r"((?:[a-z0-9_-]|\[\.\])+)"))
 
 Count = Annotated[int, Field(ge=0)]
 Window = Annotated[int, Field(ge=0, le=3600)]
@@ -139,6 +142,8 @@ class ScaledObject(BaseModel):
             queue = getattr(trigger, "queue", "")
             if queue.startswith(prefix):
                 return queue.removeprefix(prefix)
+            if of_pool := _QUEUES_OF_A_POOL.fullmatch(queue):
+                return of_pool[1].replace("[.]", ".")
         raise ConfigurationError(
             f"ScaledObject {self.name!r} has no rabbitmq trigger on a queue {prefix}POOL, so there is no "
             "telling which pool's workers to start"

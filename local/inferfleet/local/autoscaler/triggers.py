@@ -15,6 +15,10 @@ DEFAULT_QUEUE_LENGTH = 20.0
 """KEDA's ``value`` where neither ``mode`` nor ``value`` is given (rabbitmq_scaler.go, 2.2x)."""
 
 
+DEFAULT_PAGE_SIZE = 100
+"""KEDA's ``pageSize``: how many queues a regular expression may match."""
+
+
 class MetricType(StrEnum):
     """How the HPA compares a metric with its target: per replica, or as it is."""
 
@@ -38,10 +42,15 @@ class Mode(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RabbitMQTrigger:
-    """A number of one queue. Active above ``activation``; ``target`` is in messages or seconds."""
+    """A number of one queue. Active above ``activation``; ``target`` is in messages or seconds.
+
+    With ``page_size`` the queue is a regular expression, and the number that of all queues that it matches,
+    unless there are more.
+    """
 
     name: str
     queue: str
+    page_size: int | None = None
     protocol: Protocol
     mode: Mode = Mode.QUEUE_LENGTH
     target: float
@@ -123,14 +132,18 @@ def _rabbitmq(name: str, fields: _Metadata, metric_type: MetricType) -> RabbitMQ
         measured, target = Mode(mode), fields.positive("value")
     if measured is not Mode.QUEUE_LENGTH and protocol is not Protocol.HTTP:
         raise fields.wrong(f"mode {mode} needs the http protocol")
-    if fields.flag("useRegex", default=False):
-        raise fields.wrong("useRegex cannot be run here: name one queue")
+    regex = fields.flag("useRegex", default=False)
+    if regex and protocol is not Protocol.HTTP:
+        raise fields.wrong("useRegex needs the http protocol")
+    if regex and (operation := fields.text("operation") or "sum") != "sum":
+        raise fields.wrong(f"operation {operation!r} cannot be run here; sum can")
     exclude = fields.flag("excludeUnacknowledged", default=False)
     if exclude and protocol is not Protocol.HTTP:
         raise fields.wrong("excludeUnacknowledged needs the http protocol")
     return RabbitMQTrigger(
         name=name,
         queue=fields.required("queueName"),
+        page_size=int(fields.number("pageSize", DEFAULT_PAGE_SIZE)) if regex else None,
         protocol=protocol,
         mode=measured,
         target=target,

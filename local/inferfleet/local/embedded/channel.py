@@ -77,11 +77,11 @@ class Channel:
                     raise not_implemented("immediate=true")
                 self._incoming = _Incoming(frame)
             case Basic.Ack():
-                self._settle(frame.delivery_tag or 0, multiple=frame.multiple, requeue=False)
+                self._ack(frame.delivery_tag or 0, multiple=frame.multiple)
             case Basic.Nack():
-                self._settle(frame.delivery_tag or 0, multiple=frame.multiple, requeue=frame.requeue)
+                self._return(frame.delivery_tag or 0, multiple=frame.multiple, requeue=frame.requeue)
             case Basic.Reject():
-                self._settle(frame.delivery_tag or 0, multiple=False, requeue=frame.requeue)
+                self._return(frame.delivery_tag or 0, multiple=False, requeue=frame.requeue)
             case Basic.Qos():
                 if frame.prefetch_size or frame.global_:
                     raise not_implemented("prefetch by size or for a whole channel")
@@ -227,13 +227,18 @@ class Channel:
             entry.message,
         )
 
-    def _settle(self, tag: int, *, multiple: bool, requeue: bool) -> None:
-        """Requeue messages, or drop them: one that is rejected for good is dropped like an acked one."""
+    def _ack(self, tag: int, *, multiple: bool) -> None:
+        for queue in queues_of(self._ledger.settle(tag, multiple=multiple)):
+            queue.dispatch()
+
+    def _return(self, tag: int, *, multiple: bool, requeue: bool) -> None:
+        """Requeue messages, or dead-letter them."""
         settled = self._ledger.settle(tag, multiple=multiple)
         if requeue:
             _requeue(settled)
             return
         for queue in queues_of(settled):
+            queue.reject(each.entry for each in settled if each.queue is queue)
             queue.dispatch()
 
 

@@ -10,6 +10,7 @@ from inferfleet.local.embedded.amqp_errors import precondition_failed
 
 PRIORITY_LEVELS = 255
 MAX_LENGTH = 2**32 - 1
+LONGEST_MS = 2**32 - 1
 
 
 class Overflow(StrEnum):
@@ -26,6 +27,10 @@ class QueueArguments:
     max_priority: int | None = None
     max_length: int | None = None
     overflow: Overflow | None = None
+    message_ttl: int | None = None
+    expires: int | None = None
+    dead_letter_exchange: str | None = None
+    dead_letter_routing_key: str | None = None
 
     @classmethod
     def read(cls, table: Mapping[str, object]) -> QueueArguments:
@@ -45,6 +50,10 @@ class QueueArguments:
             max_priority=_integer(table, "x-max-priority", PRIORITY_LEVELS),
             max_length=_integer(table, "x-max-length", MAX_LENGTH),
             overflow=_overflow(table),
+            message_ttl=_integer(table, "x-message-ttl", LONGEST_MS),
+            expires=_integer(table, "x-expires", LONGEST_MS, lowest=1),
+            dead_letter_exchange=_text(table, "x-dead-letter-exchange"),
+            dead_letter_routing_key=_text(table, "x-dead-letter-routing-key"),
         )
 
     def require_same(self, given: QueueArguments, *, queue: str) -> None:
@@ -59,11 +68,7 @@ class QueueArguments:
 
 _UNSUPPORTED = frozenset(
     {
-        "x-dead-letter-exchange",
-        "x-dead-letter-routing-key",
-        "x-expires",
         "x-max-length-bytes",
-        "x-message-ttl",
         "x-single-active-consumer",
     }
 )
@@ -87,12 +92,19 @@ def _shown(value: object) -> str:
             return str(value)
 
 
-def _integer(table: Mapping[str, object], name: str, highest: int) -> int | None:
+def _integer(table: Mapping[str, object], name: str, highest: int, *, lowest: int = 0) -> int | None:
     value = table.get(name)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= highest:
-        raise precondition_failed(f"invalid arg '{name}': {value!r} is not between 0 and {highest}")
+    if isinstance(value, bool) or not isinstance(value, int) or not lowest <= value <= highest:
+        raise precondition_failed(f"invalid arg '{name}': {value!r} is not between {lowest} and {highest}")
+    return value
+
+
+def _text(table: Mapping[str, object], name: str) -> str | None:
+    value = table.get(name)
+    if value is not None and not isinstance(value, str):
+        raise precondition_failed(f"invalid arg '{name}': {value!r} is not a string")
     return value
 
 

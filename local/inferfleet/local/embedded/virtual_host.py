@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
+from dataclasses import replace
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -124,6 +125,7 @@ class VirtualHost:
                 if current != received:
                     raise inequivalent(argument, name, received=received, current=current)
             queue.arguments.require_same(read, queue=name)
+            queue.used()
             return queue
         if name.startswith(RESERVED_PREFIX):
             raise access_refused(f"queue name '{name}' contains reserved prefix 'amq.*'")
@@ -135,6 +137,7 @@ class VirtualHost:
             auto_delete=auto_delete,
             owner=owner if exclusive else None,
             vanish=self._remove,
+            dead_letter=self._publish_dead_letter,
         )
         self._queues[name] = queue
         return queue
@@ -176,6 +179,12 @@ class VirtualHost:
         """Route a message to its queues."""
         taken = [queue.publish(message) for queue in self._targets(message)]
         return PublishOutcome(routed=len(taken), accepted=all(taken))
+
+    def _publish_dead_letter(self, queue: Queue, message: Message) -> None:
+        """Route a dead letter. It is lost if there is no such exchange, or if its queue has no room."""
+        exchange, key = queue.arguments.dead_letter_exchange, queue.arguments.dead_letter_routing_key
+        if exchange is not None and (exchange == DEFAULT_EXCHANGE or exchange in self._exchanges):
+            self.publish(replace(message, exchange=exchange, routing_key=key or message.routing_key))
 
     def disown(self, owner: object) -> None:
         """Delete the exclusive queues of a closed connection."""

@@ -176,8 +176,8 @@ MUTATIONS: dict[str, Mutation] = {
     ),
     "advance_forgets_the_next": _lua(
         "session_advance",
-        "return {'over', payload, unpack(lost)}\n  end",
-        "return {'over', ''}\n  end",
+        "return {'over', payload, warm, unpack(lost)}\n  end",
+        "return {'over', '', ''}\n  end",
         "session",
         200,
         *_either("repeat=w-redis"),

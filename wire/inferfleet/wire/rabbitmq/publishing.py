@@ -134,13 +134,25 @@ class ConfirmChannel:
             if (awaited := self._under_way.pop(message_id)) is not None:
                 awaited.set_result(None)
 
-    async def publish_job(self, message: Outgoing, *, pool: str) -> bool:
+    async def publish_job(self, message: Outgoing, *, pool: str, warm: str = "") -> bool:
         """Publish a job to its pool. If somebody has deleted the binding of the pool's queue, bind it again.
+
+        A turn that need not be announced goes to the queue of the worker with the routing key ``warm``, if
+        there is one and it has room; it has no order in common with the pool's queue.
 
         Returns and raises the same as ``publish``.
         """
         if (message.properties.priority or 0) < self._announce_from:
-            return await self._publish_job(message, pool)
+            twice = False
+            if warm:
+                try:
+                    return await self.publish(names.JOBS_EXCHANGE, message, routing_key=warm, mandatory=True)
+                except NackedError as error:
+                    twice = error.in_doubt
+                except UnroutableError:
+                    # That worker has gone.
+                    pass
+            return await self._publish_job(message, pool) or twice
         published, _ = await asyncio.gather(
             self._publish_job(message, pool), self._announce(message, pool), return_exceptions=True
         )

@@ -16,10 +16,13 @@ from aio_pika.exceptions import ChannelNotFoundEntity, ChannelPreconditionFailed
 
 from inferfleet.schemas import names
 from inferfleet.schemas.errors import ConfigurationError
-from inferfleet.schemas.settings import QueueType, ServiceSettings
+from inferfleet.schemas.settings import QueueType, ServiceSettings, WorkerSettings
 from inferfleet.wire.rabbitmq.errors import refused
 
 logger = logging.getLogger(__name__)
+
+WARM_QUEUE_IDLE_S = 60.0
+"""How long the queue of a worker's warm turns outlives its consumer. Turns leave it much earlier."""
 
 
 async def declare_exchanges(channel: AbstractChannel) -> None:
@@ -58,6 +61,40 @@ async def declare_pool(channel: AbstractChannel, pool: str, settings: ServiceSet
         await queue.bind(names.JOBS_EXCHANGE, routing_key=pool)
         await _declare_dead_queue(connection, pool, settings.queue_type, version)
     return queue
+
+
+async def declare_warm_queue(channel: AbstractChannel, settings: WorkerSettings) -> AbstractQueue:
+    """Declare a worker's queue of warm turns, and bind it. Idempotent.
+
+    RabbitMQ moves a turn to the pool's queue if it has lain here for half of ``warm_wait_s``; the worker may
+    hold it for the other half. The queue holds no more turns than the worker takes.
+
+    Raises:
+        ConfigurationError: The queue exists with other arguments.
+        ServiceRefusedError: The broker refuses: a permission is missing, or there are too many queues.
+
+    """
+    connection = (await channel.get_underlay_channel()).connection
+    version = str(connection.server_properties.get("version", ""))
+    arguments = _type_arguments(settings.queue_type, version) | {
+        "x-message-ttl": _milliseconds(settings.warm_wait_s / 2),
+        "x-expires": _milliseconds(max(WARM_QUEUE_IDLE_S, 2 * settings.warm_wait_s)),
+        "x-max-length": settings.max_running + settings.look_ahead,
+        "x-overflow": "reject-publish",
+        "x-dead-letter-exchange": names.JOBS_EXCHANGE,
+        "x-dead-letter-routing-key": settings.pool,
+    }
+    with declaration_errors():
+        queue = await channel.declare_queue(
+            names.warm_queue(settings.pool, settings.worker_id), durable=True, arguments=arguments
+        )
+        await queue.bind(names.JOBS_EXCHANGE, routing_key=names.warm_turns(settings.pool, settings.worker_id))
+    return queue
+
+
+def _milliseconds(seconds: float) -> int:
+    """Convert a time to RabbitMQ's unit, within its limits."""
+    return max(1, min(int(seconds * 1000), 2**32 - 1))
 
 
 async def declare_dead_letters(channel: AbstractChannel, pool: str, settings: ServiceSettings) -> None:
@@ -160,6 +197,8 @@ _SETTING_OF = {
     "x-max-priority": "INFERFLEET_QUEUE_TYPE",
     "x-max-length": "INFERFLEET_QUEUE_MAX_LENGTH",
     "x-overflow": "INFERFLEET_QUEUE_MAX_LENGTH",
+    "x-message-ttl": "INFERFLEET_WARM_WAIT_S",
+    "x-expires": "INFERFLEET_WARM_WAIT_S",
 }
 """The settings that determine a queue's arguments."""
 

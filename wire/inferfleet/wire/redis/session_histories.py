@@ -137,9 +137,19 @@ class SessionHistories:
             await self._records.copied(witness.id)
 
     async def append(
-        self, job: Job, *, fence: Fence, turn: Turn, answer: bytes, state: tuple[int, Any] | None
+        self,
+        job: Job,
+        *,
+        fence: Fence,
+        turn: Turn,
+        answer: bytes,
+        state: tuple[int, Any] | None,
+        warm: str = "",
     ) -> AppendStatus:
-        """Add the turn to the history and, with ``state``, replace the state if it has that version."""
+        """Add the turn to the history and, with ``state``, replace the state if it has that version.
+
+        ``warm`` is the routing key of the worker for which the next turn shall wait; ``""`` for none.
+        """
         session_id = session_of(job)
         version, value = ("", b"") if state is None else (state[0], orjson.dumps(state[1]))
         appended = await self._pipeline.enqueue(
@@ -155,6 +165,7 @@ class SessionHistories:
                 expected_version=version,
                 state=value,
                 ttl_s=self._settings.queued_ttl_s,
+                warm=warm,
             )
         )
         return AppendStatus(appended.decode())

@@ -31,7 +31,7 @@ import orjson
 from inferfleet.schemas.errors import JobNotFoundError, ServiceUnreachableError
 from inferfleet.schemas.failures import Failure, FailureCode
 from inferfleet.schemas.job import Job, JobState
-from inferfleet.schemas.names import payloads_key, session_key
+from inferfleet.schemas.names import payloads_key, session_key, warm_turns
 from inferfleet.schemas.result import Result
 from inferfleet.schemas.settings import ServiceSettings
 from inferfleet.wire.redis import session_scripts
@@ -75,35 +75,39 @@ class Withdrawn(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Payload:
-    """A turn as it will be published."""
+    """A turn as it will be published. ``warm`` is the routing key of the worker that had the one before."""
 
     job: Job
     reply_to: str
+    warm: str = ""
 
     def encode(self) -> bytes:
         """Encode the turn as JSON."""
         return orjson.dumps({"reply_to": self.reply_to, "job": self.job.model_dump(mode="json")})
 
     @classmethod
-    def decode(cls, data: bytes) -> Payload | None:
+    def decode(cls, data: bytes, warm: bytes = b"") -> Payload | None:
         """Decode a turn from JSON; ``None`` from nothing."""
         if not data:
             return None
         value = orjson.loads(data)
-        return cls(Job.model_validate(value["job"]), value["reply_to"])
+        job = Job.model_validate(value["job"])
+        return cls(job, value["reply_to"], _in_pool(warm, job.pool))
 
 
 @dataclass(frozen=True, slots=True)
 class EnterResult:
     """The reply to a turn that asks to run. ``again`` is the owner, if it has to be published again.
 
-    While ``unpublished``, nobody has recorded that the owner's message is in the queue.
+    While ``unpublished``, nobody has recorded that the owner's message is in the queue. ``warm`` is as in
+    ``Payload``, for the turn that asks.
     """
 
     status: EnterStatus
     owner: str
     again: Payload | None
     unpublished: bool
+    warm: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +183,7 @@ class SessionLanes:
     ) -> tuple[EnterResult | None, bytes]:
         """Ask to run a turn that ``left`` its lane at this moment. If it left at another, only return it."""
         job = payload.job
-        entry, owner, again, unpublished = await self._pipeline.enqueue(
+        entry, owner, again, unpublished, warm = await self._pipeline.enqueue(
             *session_scripts.enter(
                 *lane_keys(job),
                 job=job.id,
@@ -200,7 +204,11 @@ class SessionLanes:
             return None, again
         return (
             EnterResult(
-                EnterStatus(entry.decode()), owner.decode(), Payload.decode(again), bool(unpublished)
+                EnterStatus(entry.decode()),
+                owner.decode(),
+                Payload.decode(again),
+                bool(unpublished),
+                _in_pool(warm, job.pool),
             ),
             left,
         )
@@ -282,7 +290,7 @@ class SessionLanes:
         self, job: Job, witness: Job, *, entry: bytes | None = None
     ) -> tuple[str, Payload | None]:
         """Give up a turn's place; with ``entry`` only if that is still the last call that entered."""
-        verdict, payload, *lost = await self._pipeline.enqueue(
+        verdict, payload, warm, *lost = await self._pipeline.enqueue(
             *session_scripts.advance(
                 *lane_keys(job),
                 job=job.id,
@@ -295,7 +303,7 @@ class SessionLanes:
         )
         for job_id in lost:
             await self.end_lost(job_id.decode())
-        return verdict.decode(), Payload.decode(payload)
+        return verdict.decode(), Payload.decode(payload, warm)
 
     async def end_lost(self, job_id: str) -> None:
         """End a turn that nobody can publish, because Redis has lost its request."""
@@ -308,3 +316,9 @@ class SessionLanes:
             await self._waiting.forget(job_id, pool)
         with suppress(JobNotFoundError):
             await self._records.cancel(job_id, Result(job_id=job_id, state=JobState.FAILED, error=failure))
+
+
+def _in_pool(warm: bytes, pool: str) -> str:
+    """Return the routing key of a worker, unless it works in another pool than the turn goes to."""
+    key = warm.decode()
+    return key if key.startswith(warm_turns(pool, "")) else ""

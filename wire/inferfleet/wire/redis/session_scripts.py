@@ -166,6 +166,7 @@ def append(
     expected_version: int | str,
     state: bytes,
     ttl_s: int,
+    warm: str,
 ) -> Command:
     """Add a complete turn to the history, and its state."""
     return (
@@ -183,6 +184,7 @@ def append(
         expected_version,
         state,
         ttl_s,
+        warm,
     )
 
 

@@ -1,6 +1,6 @@
 -- A turn is over, or its producer takes it back: let the next one run.
--- Returns {verdict, payload of the turn to publish or '', turns whose payload Redis has lost...}. Sent twice, the
--- second gives the same.
+-- Returns {verdict, payload of the turn to publish or '', routing key of the worker that has the history in its cache
+-- or '', turns whose payload Redis has lost...}. Sent twice, the second gives the same.
 -- Verdicts: 'over'; with undo also 'published', 'offered' and 'entered' (somebody has entered since). Nothing is done
 --           but with 'over'.
 local session_key, lane_key, payloads_key, turns_key, state_key, left_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
@@ -12,17 +12,18 @@ local known_entry = ARGV[5] -- the session's last entry that the caller knows of
 local left_ttl_s = ARGV[6] -- how long it is known that a turn has left
 
 local s = redis.call('HMGET', session_key, 'owner', 'witness', 'published', 'idle_ttl_s', 'lost', 'offered', 'attempt', 'entry',
-  'ended', 'former')
+  'ended', 'former', 'warm')
 local owner = s[1] or ''
+local warm = s[11] or ''
 if undo == '1' then
   if (s[8] or '') ~= known_entry then
-    return {'entered', ''}
+    return {'entered', '', ''}
   end
   if owner == job and (s[3] ~= '0' or tonumber(s[7] or 0) > 0) then
-    return {'published', ''}
+    return {'published', '', ''}
   end
   if owner == job and s[6] == '1' then
-    return {'offered', ''}
+    return {'offered', '', ''}
   end
 end
 -- Redis' clock, because the clocks of two machines differ.
@@ -45,7 +46,7 @@ if owner ~= job then
   -- Each of these may be the last message that brings the owner: which of them are acked, nobody knows.
   local carriers = {[s[2] or ''] = true, [s[9] or ''] = true, [s[10] or ''] = true}
   if not (carriers[job] or carriers[witness]) then
-    return {'over', ''}
+    return {'over', '', ''}
   end
   for lost_job in string.gmatch(s[5] or '', '%S+') do
     -- Unless it has been submitted again.
@@ -54,11 +55,11 @@ if owner ~= job then
     end
   end
   if s[3] == '1' then
-    return {'over', '', unpack(lost)}
+    return {'over', '', '', unpack(lost)}
   end
   local payload = owner ~= '' and redis.call('HGET', payloads_key, owner) or ''
   if owner == '' or payload ~= '' then
-    return {'over', payload, unpack(lost)}
+    return {'over', payload, warm, unpack(lost)}
   end
   -- Nobody has published the owner, and nobody can.
   table.insert(lost, owner)
@@ -97,4 +98,4 @@ if not next then
     redis.call('EXPIRE', KEYS[key], s[4] or default_idle_ttl_s)
   end
 end
-return {'over', payload, unpack(lost)}
+return {'over', payload, warm, unpack(lost)}

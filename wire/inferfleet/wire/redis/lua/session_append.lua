@@ -10,6 +10,7 @@ local now_ms = ARGV[5]
 local expected_version = ARGV[6] -- of the state; '' for no new state
 local state = ARGV[7]
 local ttl_s = ARGV[8]
+local warm = ARGV[9] -- the routing key of the worker that has the turn in its cache; '' if no other turn shall wait for it
 
 local s = redis.call('HMGET', session_key, 'owner', 'fence', 'last_turn', 'state_version')
 if s[1] ~= job then
@@ -34,6 +35,11 @@ redis.call('HINCRBY', session_key, 'turns', 1)
 redis.call('HINCRBY', session_key, 'version', 1)
 redis.call('HINCRBY', session_key, 'bytes', #turn)
 redis.call('HSET', session_key, 'last_turn', job, 'answer', answer, 'updated_at', now_ms)
+if warm ~= '' then
+  redis.call('HSET', session_key, 'warm', warm)
+else
+  redis.call('HDEL', session_key, 'warm')
+end
 local ttl = math.max(redis.call('TTL', session_key), tonumber(ttl_s))
 for _, key in ipairs(KEYS) do
   redis.call('EXPIRE', key, ttl)

@@ -1,5 +1,6 @@
 -- A turn asks to run in its session.
--- Returns {verdict, owner, payload, unpublished}.
+-- Returns {verdict, owner, payload, unpublished, warm}: 'warm' is the routing key of the worker that has the history in
+-- its cache, or ''.
 -- Verdicts: 'run' (the session is ours: publish), 'wait' (in the lane), 'busy', 'too_large' (refused),
 --           'full' (it would wait, and is not counted: whoever has it counted may ask again),
 --           'left' (it has left, 'payload' says when: whoever still submits it may say so and ask again).
@@ -27,14 +28,15 @@ local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 local left = redis.call('ZSCORE', left_key, job) or ''
 if left ~= known_left then
   -- Most likely a copy of this call that was held up on its way, and the turn is over, or was taken back.
-  return {'left', '', left, 0}
+  return {'left', '', left, 0, ''}
 end
 local s = redis.call('HMGET', session_key, 'owner', 'published', 'owner_since', 'bytes', 'state_bytes', 'witness', 'waiting_bytes',
-  'former')
+  'former', 'warm')
 local owner = s[1] or ''
+local warm = s[9] or ''
 if owner == job then
   redis.call('HSET', session_key, 'entry', entry)
-  return {'run', owner, '', 0}
+  return {'run', owner, '', 0, warm}
 end
 local unpublished, again = 0, ''
 -- The witness of the turn in front must not wait behind it: its message is the only one.
@@ -53,7 +55,7 @@ local kept = redis.call('HGET', payloads_key, job)
 if kept then
   if owner ~= '' then
     redis.call('HSET', session_key, 'entry', entry)
-    return {'wait', owner, again, unpublished}
+    return {'wait', owner, again, unpublished, warm}
   end
   -- Redis lost the session, and not its lane: without an owner nobody would ever let this turn run.
   redis.call('LREM', lane_key, 0, job)
@@ -61,13 +63,13 @@ if kept then
 end
 if admitted == '0' then
   if tonumber(s[4] or 0) + tonumber(s[5] or 0) + waiting + #payload > tonumber(max_bytes) then
-    return {'too_large', owner, again, unpublished}
+    return {'too_large', owner, again, unpublished, warm}
   end
   if owner ~= '' and on_busy == 'reject' then
-    return {'busy', owner, again, unpublished}
+    return {'busy', owner, again, unpublished, warm}
   end
   if owner ~= '' and counted == '0' then
-    return {'full', owner, again, unpublished}
+    return {'full', owner, again, unpublished, warm}
   end
 else
   -- It was in front before, and its message may be acked. A copy of what was sent then must not begin it.
@@ -90,4 +92,4 @@ end
 for key = 1, 5 do
   redis.call('EXPIRE', KEYS[key], ttl)
 end
-return {verdict, owner, again, unpublished}
+return {verdict, owner, again, unpublished, warm}

@@ -17,6 +17,7 @@ from enum import Enum, auto
 from itertools import count
 
 from inferfleet.worker.engines.simulated.parameters import SimulatedParameters
+from inferfleet.worker.engines.simulated.prefix_cache import PrefixCache
 
 
 class Phase(Enum):
@@ -37,7 +38,8 @@ class Sequence:
     """One answer being generated: ``generated`` grows to ``target``, both counted from the first attempt.
 
     The batch calls ``on_progress`` when there are new tokens. With ``hangs`` the sequence keeps its slot for
-    ever at the end.
+    ever at the end. ``blocks`` are the full blocks of its prompt, for the prefix cache, and ``cached`` is how
+    many tokens of the prompt were there when it first started.
     """
 
     prompt_tokens: int
@@ -47,6 +49,8 @@ class Sequence:
     hangs: bool = False
     step_delay_s: float = 0.0
     on_progress: Callable[[], None] = _ignore
+    blocks: tuple[bytes, ...] = ()
+    cached: int | None = field(default=None, init=False)
     phase: Phase = field(default=Phase.NEW, init=False)
     arrival: int = field(default=0, init=False)
     prefill_left: int = field(default=0, init=False)
@@ -75,6 +79,7 @@ class Batch:
         self._kv_tokens = 0
         self._arrivals = count()
         self._preemptions = 0
+        self.prefix_cache = PrefixCache()
 
     @property
     def running(self) -> int:
@@ -126,6 +131,7 @@ class Batch:
         # As in vLLM, a step that preempts a sequence admits none.
         if not (preempted and decodes):
             prefills += self._admit(budget)
+        self.prefix_cache.fit(self._parameters.kv_cache_tokens - self._kv_tokens)
         if not prefills and not decodes:
             return None
         return Step(
@@ -147,6 +153,7 @@ class Batch:
             if sequence.phase is Phase.RUNNING:
                 sequence.prefill_left -= tokens
                 if not sequence.prefill_left:
+                    self.prefix_cache.add(sequence.blocks)
                     produced += self._produce(sequence, report_every)
         for sequence in step.decodes:
             if sequence.phase is Phase.RUNNING:
@@ -204,7 +211,10 @@ class Batch:
                 self._running[sequence] = None
                 sequence.kv_tokens = need
                 self._kv_tokens += need
-                sequence.prefill_left = need - 1
+                found = self.prefix_cache.find(sequence.blocks, prompt_tokens=sequence.prompt_tokens)
+                if sequence.cached is None:
+                    sequence.cached = found
+                sequence.prefill_left = need - 1 - found
                 tokens = min(sequence.prefill_left, budget)
                 budget -= tokens
                 shares.append((sequence, tokens))

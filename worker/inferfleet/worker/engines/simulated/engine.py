@@ -24,9 +24,11 @@ from inferfleet.worker.engines.simulated.answer import Answer, AnswerCutter, pla
 from inferfleet.worker.engines.simulated.batch import Batch, Phase, Sequence
 from inferfleet.worker.engines.simulated.hooks import Hooks
 from inferfleet.worker.engines.simulated.parameters import SimulatedParameters
+from inferfleet.worker.engines.simulated.prefix_cache import blocks_of
+from inferfleet.worker.engines.simulated.prompt import chat_tokens
 from inferfleet.worker.engines.simulated.refusal import refusal
 from inferfleet.worker.engines.simulated.request import SimulatedRequest, read_request, resumable
-from inferfleet.worker.engines.simulated.response import completion_of
+from inferfleet.worker.engines.simulated.response import completion_of, with_cached_tokens
 from inferfleet.worker.ports import (
     Completion,
     EngineDeadError,
@@ -145,6 +147,11 @@ class SimulatedEngine:
         if generation.on_prompt is not None:
             generation.on_prompt(model=self._model, tokens=request.prompt_tokens)
         cutters = [AnswerCutter(answer, index=index) for index, answer in enumerate(answers)]
+        conversation: list[Mapping[str, Any]] = []
+        if self._parameters.prefix_caching and generation.endpoint is Endpoint.CHAT:
+            conversation = generation.body["messages"]
+        tools = generation.body.get("tools") or ()
+        blocks = blocks_of(chat_tokens(conversation, tools), tenant=generation.tenant) if conversation else ()
         hooks = request.hooks
         fault = hooks.fault and not self._failed_enough(generation.id, hooks)
         watcher = asyncio.Event()
@@ -156,6 +163,7 @@ class SimulatedEngine:
                 priority=generation.priority,
                 hangs=fault and hooks.hang,
                 step_delay_s=hooks.step_delay_s,
+                blocks=blocks,
                 on_progress=watcher.set,
             )
             for index, (done, goal) in enumerate(_spans(request, answers))
@@ -183,6 +191,11 @@ class SimulatedEngine:
             self._work.set()
         if fault:
             self._strike(generation.id, hooks)
+        if conversation:
+            completion = with_cached_tokens(completion, sequences[0].cached or 0)
+            for choice in completion.response["choices"]:
+                said = chat_tokens([*conversation, choice["message"]], tools)
+                self._batch.prefix_cache.add(blocks_of(said, tenant=generation.tenant))
         yield completion
 
     def _read(self, generation: Generation) -> SimulatedRequest:

@@ -43,6 +43,9 @@ class SimulatedParameters(BaseModel):
     kv_cache_tokens: Tokens = 400_000
     """Tokens that fit in KV memory: (0.9 x 85.9e9 - 16.06e9 - about 5e9 for activations) / 131,072."""
 
+    prefix_caching: bool = False
+    """Whether the memory that no running sequence needs keeps prompts and answers for later prompts."""
+
     max_num_batched_tokens: Tokens = 8192
     """The most prompt tokens computed in one step. vLLM's default for a server on an H100."""
 

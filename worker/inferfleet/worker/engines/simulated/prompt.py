@@ -52,6 +52,20 @@ def chat_prompt(
     return Prompt(_key(Endpoint.CHAT, messages, tools, seed), tokens)
 
 
+def chat_tokens(messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]) -> list[bytes]:
+    """Return the tokens of a conversation, without the opening of the answer, as ``chat_prompt`` counts them.
+
+    A prompt begins with those of the prompt before and its answer, if it continues the same conversation.
+    """
+    tokens = _pieces(orjson.dumps(tools)) if tools else []
+    for message in messages:
+        tokens += [str(message.get("role")).encode()] * _MESSAGE_OVERHEAD_TOKENS
+        tokens += _pieces(_text_of(message).encode())
+        if calls := message.get("tool_calls"):
+            tokens += _pieces(orjson.dumps(calls))
+    return tokens
+
+
 def plain_prompts(
     endpoint: Endpoint, value: TextOrTokens | Sequence[TextOrTokens], seed: int | None
 ) -> tuple[Prompt, ...]:
@@ -107,11 +121,14 @@ def _is_token_ids(value: Sequence[object]) -> bool:
 
 
 def _message_tokens(message: Mapping[str, Any]) -> int:
-    content: str | list[dict[str, Any] | str] = message.get("content") or ""
-    text = content if isinstance(content, str) else "".join(map(_part_text, content))
     calls = message.get("tool_calls")
     called = _tokens_of(orjson.dumps(calls)) if calls else 0
-    return _MESSAGE_OVERHEAD_TOKENS + _tokens_of(text.encode()) + called
+    return _MESSAGE_OVERHEAD_TOKENS + _tokens_of(_text_of(message).encode()) + called
+
+
+def _text_of(message: Mapping[str, Any]) -> str:
+    content: str | list[dict[str, Any] | str] = message.get("content") or ""
+    return content if isinstance(content, str) else "".join(map(_part_text, content))
 
 
 def _part_text(part: Mapping[str, Any] | str) -> str:
@@ -125,6 +142,10 @@ def _part_text(part: Mapping[str, Any] | str) -> str:
 
 def _tokens_of(text: bytes) -> int:
     return -(-len(text) // _BYTES_PER_TOKEN)
+
+
+def _pieces(text: bytes) -> list[bytes]:
+    return [text[at : at + _BYTES_PER_TOKEN] for at in range(0, len(text), _BYTES_PER_TOKEN)]
 
 
 def _key(endpoint: Endpoint, prompt: object, tools: Sequence[Any], seed: int | None) -> bytes:

@@ -101,6 +101,13 @@ def completion_of(
     return Completion(response={"model": model, **answered, "usage": counted}, usage=usage)
 
 
+def with_cached_tokens(completion: Completion, tokens: int) -> Completion:
+    """Return the response to a chat of whose prompt so many tokens came from the prefix cache."""
+    usage = completion.usage.model_copy(update={"cached_tokens": tokens})
+    counted = {**completion.response["usage"], "prompt_tokens_details": {"cached_tokens": tokens}}
+    return Completion(response={**completion.response, "usage": counted}, usage=usage)
+
+
 def _text(endpoint: Endpoint, answers: Sequence[Answer], *, job_id: str, created: int) -> dict[str, Any]:
     answer_of = ENDPOINTS[endpoint].generated
     assert answer_of is not None  # noqa: S101 - its answers are text

@@ -1,0 +1,137 @@
+"""The queues of workers' warm turns, on each broker: RabbitMQ itself moves what a worker does not take."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import Any
+from uuid import uuid4
+
+import aio_pika
+import pytest
+from aio_pika.abc import AbstractChannel, AbstractQueue
+from aio_pika.exceptions import DeliveryError
+from pamqp.commands import Basic
+from tests.contract.conftest import PATIENCE_S, Inbox, publish, ready, take, until_ready
+
+from inferfleet.schemas import names
+from inferfleet.schemas.errors import ConfigurationError
+from inferfleet.schemas.settings import WorkerSettings
+from inferfleet.wire.rabbitmq import topology
+from inferfleet.wire.rabbitmq.topology import declare_pool, declare_warm_queue
+
+pytestmark = pytest.mark.matrix
+
+LONG_S = 3600.0
+
+
+def settings_of(pool: str, **changes: Any) -> WorkerSettings:
+    return WorkerSettings(pool=pool, worker_id="w", **{"warm_wait_s": LONG_S, "look_ahead": 0} | changes)
+
+
+@pytest.fixture
+def pool() -> str:
+    return f"contract-{uuid4().hex[:8]}"
+
+
+@pytest.fixture
+async def jobs(channel: AbstractChannel, pool: str) -> AbstractQueue:
+    return await declare_pool(channel, pool, settings_of(pool))
+
+
+async def test_a_turn_that_nobody_takes_comes_into_the_pools_queue_as_it_was(
+    channel: AbstractChannel, jobs: AbstractQueue, pool: str
+) -> None:
+    warm = await declare_warm_queue(channel, settings_of(pool, warm_wait_s=0.1))
+    await publish(channel, warm, "turn", priority=7, headers={"own": "header"}, message_id="id", reply_to="r")
+    message = await take_when_ready(channel, jobs)
+    assert (message.body, message.priority, message.message_id, message.reply_to) == (b"turn", 7, "id", "r")
+    assert message.headers["own"] == "header"
+
+
+@pytest.mark.parametrize("requeue", [False, True])
+async def test_a_turn_that_its_worker_holds_stays_until_it_is_given_back(
+    channel: AbstractChannel, jobs: AbstractQueue, pool: str, *, requeue: bool
+) -> None:
+    warm = await declare_warm_queue(channel, settings_of(pool, warm_wait_s=LONG_S if not requeue else 0.4))
+    await publish(channel, warm, "held")
+    held = await take(warm)
+    if requeue:
+        # Another that was there no shorter has expired by the time.
+        await publish(channel, warm, "expires")
+        assert (await take_when_ready(channel, jobs)).body == b"expires"
+    await held.nack(requeue=requeue)
+    assert (await take_when_ready(channel, jobs)).body == b"held"
+
+
+async def test_a_queue_takes_no_more_turns_than_its_worker(
+    channel: AbstractChannel, jobs: AbstractQueue, pool: str
+) -> None:
+    warm = await declare_warm_queue(channel, settings_of(pool, max_running=2))
+    accepted = 0
+    while await takes_turn(channel, pool, "w"):
+        accepted += 1
+    # A quorum queue takes one more.
+    assert accepted in {2, 3}
+    assert (await ready(channel, warm), await ready(channel, jobs)) == (accepted, 0)
+
+
+async def test_a_queue_vanishes_when_its_worker_has_gone_for_long(
+    channel: AbstractChannel, pool: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(topology, "WARM_QUEUE_IDLE_S", 1.0)
+    settings = settings_of(pool, warm_wait_s=0.1)
+    await declare_pool(channel, pool, settings)
+    warm = await declare_warm_queue(channel, settings)
+    await declare_warm_queue(channel, settings.model_copy(update={"worker_id": "other"}))
+    tag = await warm.consume(Inbox(), no_ack=True)
+    async with asyncio.timeout(PATIENCE_S):
+        while await takes_turn(channel, pool, "other"):
+            await asyncio.sleep(0.05)
+    assert await takes_turn(channel, pool, "w")
+    await warm.cancel(tag)
+    async with asyncio.timeout(PATIENCE_S):
+        while await takes_turn(channel, pool, "w"):
+            await asyncio.sleep(0.05)
+
+
+async def test_a_queue_with_another_wait_names_the_setting(channel: AbstractChannel, pool: str) -> None:
+    await declare_pool(channel, pool, settings_of(pool))
+    await declare_warm_queue(channel, settings_of(pool))
+    with pytest.raises(ConfigurationError, match="set INFERFLEET_WARM_WAIT_S as it was"):
+        await declare_warm_queue(channel, settings_of(pool, warm_wait_s=1.0))
+
+
+def test_one_expression_matches_the_queues_of_one_pool() -> None:
+    pools = ["a", "a.b", "a-b", "ab", "a.b.c"]
+    for pool in pools:
+        own = [names.job_queue(pool), names.warm_queue(pool, "w"), names.warm_queue(pool, "b.c")]
+        others = [
+            name
+            for other in pools
+            if other != pool
+            for name in (names.job_queue(other), names.warm_queue(other, "w"))
+        ]
+        matches = re.compile(names.job_queues(pool)).search
+        assert all(map(matches, own))
+        assert not any(map(matches, [*others, names.dead_queue(pool), names.control_queue(pool)]))
+
+
+async def take_when_ready(channel: AbstractChannel, queue: AbstractQueue) -> Any:
+    await until_ready(channel, queue, 1)
+    message = await take(queue)
+    await message.ack()
+    return message
+
+
+async def takes_turn(channel: AbstractChannel, pool: str, worker_id: str) -> bool:
+    """Publish a turn for a worker. Return whether its queue has taken it."""
+    exchange = await channel.get_exchange(names.JOBS_EXCHANGE, ensure=False)
+    try:
+        key = names.warm_turns(pool, worker_id)
+        # A passive declaration would count as use of the queue.
+        answer = await exchange.publish(aio_pika.Message(b"turn"), routing_key=key, mandatory=True)
+    except DeliveryError:
+        return False
+    # Otherwise it was returned.
+    return isinstance(answer, Basic.Ack)
