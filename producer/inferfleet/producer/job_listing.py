@@ -17,11 +17,10 @@ from inferfleet.schemas.errors import InvalidJobError, JobNotFoundError
 from inferfleet.schemas.heartbeat import Heartbeat
 from inferfleet.schemas.job import JobState
 from inferfleet.schemas.message import read_job
-from inferfleet.schemas.names import open_key
 from inferfleet.schemas.result import JobRecord
 from inferfleet.wire.redis.clock import moment_of
 from inferfleet.wire.redis.heartbeats import read_heartbeats
-from inferfleet.wire.redis.job_listing import BEGINNING, PRIORITIES, Entry, unfinished
+from inferfleet.wire.redis.job_listing import BEGINNING, PRIORITIES, Entry, not_empty, unfinished
 from inferfleet.wire.redis.job_reading import JobReading
 from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.redis.pools import read_pools
@@ -169,11 +168,7 @@ class JobListing:
             for priority in priorities
             if begin is None or (pool, -priority) >= (begin.pool, -begin.priority)
         ]
-        # In one round trip, however many pools there are.
-        counts = await asyncio.gather(
-            *(self._pipeline.enqueue("ZCARD", open_key(pool, priority)) for pool, priority in indexes)
-        )
-        return list(compress(indexes, counts))
+        return await not_empty(self._pipeline, indexes)
 
     async def _index(
         self, where: JobFilter, pool: str, priority: int, behind: Entry = BEGINNING

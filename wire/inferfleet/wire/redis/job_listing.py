@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
+from itertools import compress
 from typing import NamedTuple
 
 from inferfleet.schemas.names import PRIORITY_LEVELS, open_key
@@ -38,6 +39,14 @@ async def count_unfinished(pipeline: CommandPipeline, pool: str) -> dict[int, in
         *(pipeline.enqueue("ZCARD", open_key(pool, priority)) for priority in PRIORITIES)
     )
     return {priority: int(count) for priority, count in zip(PRIORITIES, counts, strict=True) if count}
+
+
+async def not_empty(pipeline: CommandPipeline, indexes: list[tuple[str, int]]) -> list[tuple[str, int]]:
+    """Return those indexes, of a pool and a priority, that have jobs, in one round trip."""
+    counts = await asyncio.gather(
+        *(pipeline.enqueue("ZCARD", open_key(pool, priority)) for pool, priority in indexes)
+    )
+    return list(compress(indexes, counts))
 
 
 async def unfinished(
