@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 
 import pytest
 from tests.chaos.conftest import WAIT_S, attempts, prompt, require_whole
@@ -90,6 +91,29 @@ async def test_jobs_survive_a_redis_that_lost_everything(harness: Harness, fleet
     seen = await reading
     assert list(stream_problems(seen)) == []
     assert sum(len(c.token_ids) for e in seen if isinstance(e, TokensEntry) for c in e.chunks) == 250
+    await harness.until_empty()
+
+
+@pytest.mark.matrix
+async def test_a_restarted_broker_keeps_jobs_that_start_later(harness: Harness, fleet: Fleet) -> None:
+    # Given jobs that wait for their time, and no worker
+    jobs = [
+        await fleet.submit(prompt(f"later {n}", tokens=5), pool=harness.pool, delay_s=delay_s)
+        for n, delay_s in enumerate((8, 12))
+    ]
+
+    # When the broker is killed and comes back, and a worker is there afterwards
+    await harness.restart_broker()
+    states = [(await fleet.get(job)).state for job in jobs]
+    await harness.worker()
+
+    # Then each ends in one attempt that began no earlier
+    assert states == [JobState.QUEUED] * 2
+    for job, result in zip(jobs, await fleet.wait_many(jobs, timeout_s=WAIT_S), strict=True):
+        (attempt,) = attempts(await require_whole(harness, job, result))
+        assert job.not_before is not None
+        assert attempt.at >= job.not_before - timedelta(milliseconds=1)
+    # And the messages that came again were settled.
     await harness.until_empty()
 
 

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
 import aio_pika
 import pytest
-from aio_pika.abc import AbstractChannel, AbstractQueue
+from aio_pika import DeliveryMode
+from aio_pika.abc import AbstractChannel, AbstractIncomingMessage, AbstractQueue
 from tests.contract.conftest import PATIENCE_S, publish, take, take_bodies, until_ready
 from tests.matrix import Cell
 
 from inferfleet.local.services import Services, ServicesChoice
 from inferfleet.schemas import names
-from inferfleet.schemas.errors import ConfigurationError
+from inferfleet.schemas.errors import ConfigurationError, ServiceRefusedError
+from inferfleet.schemas.job import Job
 from inferfleet.schemas.settings import QueueType, ServiceSettings
 from inferfleet.wire.rabbitmq.connection import Connection, open_amqp
+from inferfleet.wire.rabbitmq.delays import DelayedPublishing
+from inferfleet.wire.rabbitmq.messages import job_message
+from inferfleet.wire.rabbitmq.publishing import ConfirmChannel
 from inferfleet.wire.rabbitmq.topology import declare_pool, queue_arguments
 
 pytestmark = pytest.mark.matrix
@@ -182,3 +190,85 @@ async def test_a_dead_letter_queue_with_other_arguments_is_named(
     settings = ServiceSettings(queue_type=QueueType.CLASSIC)
     with pytest.raises(ConfigurationError, match=f"{dead} exists with other arguments.*x-max-length"):
         await declare_pool(await connection.channel(), pool, settings)
+
+
+@pytest.mark.parametrize("queue_type", QueueType)
+async def test_a_message_waits_for_its_time_and_keeps_what_it_has(
+    contract_services: Services,
+    channel: AbstractChannel,
+    jobs: AbstractQueue,
+    pool: str,
+    queue_type: QueueType,
+) -> None:
+    if queue_type is QueueType.QUORUM and contract_services.kind is ServicesChoice.EMBEDDED:
+        pytest.skip("the embedded broker has classic queues only")
+    async with confirm_channel(contract_services) as publishing:
+        delayed = DelayedPublishing(publishing, ServiceSettings(queue_type=queue_type))
+        later, soon = Job(pool=pool, body={}, priority=7), Job(pool=pool, body={}, priority=7)
+        began = time.monotonic()
+        for job, due in ((later, began + 4.5), (soon, began + 1.5)):
+            await delayed.publish(job_message(job, reply_to="me"), pool=pool, due=due)
+        arrived = [await until_taken(jobs) for _ in range(2)]
+    # The first 3 or 4 s, less what the declaration took, and a second.
+    assert time.monotonic() - began > 3
+    assert [message.message_id for message in arrived] == [soon.id, later.id]
+    for message in arrived:
+        assert (message.priority, message.reply_to) == (7, "me")
+        assert message.delivery_mode is DeliveryMode.PERSISTENT
+
+
+async def test_a_message_that_nobody_keeps_finds_the_queue_declared_again(
+    contract_services: Services, channel: AbstractChannel, jobs: AbstractQueue, pool: str
+) -> None:
+    settings = ServiceSettings()
+    async with confirm_channel(contract_services) as publishing:
+        delayed = DelayedPublishing(publishing, settings)
+        for loss in (None, channel.queue_delete, channel.exchange_delete):
+            if loss is not None:
+                for seconds in names.DELAYS_S:
+                    await loss(names.delay_queue(settings.queue_type, seconds))
+            job = Job(pool=pool, body={})
+            message = job_message(job, reply_to="me")
+            publish = partial(delayed.publish, message, pool=pool, due=time.monotonic() + 2.5)
+            try:
+                await publish()
+            except ServiceRefusedError:
+                assert loss == channel.exchange_delete
+                await publish()
+            assert (await until_taken(jobs)).message_id == job.id
+
+
+@pytest.mark.usefixtures("real_broker")
+async def test_a_delay_queue_with_other_arguments_is_named(
+    contract_services: Services, channel: AbstractChannel, pool: str
+) -> None:
+    settings = ServiceSettings()
+    name = names.delay_queue(settings.queue_type, names.DELAYS_S[-1])
+    await channel.queue_delete(name)
+    await channel.declare_queue(name, durable=True, arguments={"x-max-length": 5})
+    async with confirm_channel(contract_services) as publishing:
+        delayed = DelayedPublishing(publishing, settings)
+        message = job_message(Job(pool=pool, body={}), reply_to="me")
+        with pytest.raises(ConfigurationError, match=f"{name} exists with other arguments"):
+            await delayed.publish(message, pool=pool, due=time.monotonic() + 60)
+    await channel.queue_delete(name)
+
+
+@asynccontextmanager
+async def confirm_channel(services: Services) -> AsyncGenerator[ConfirmChannel]:
+    publishing = ConfirmChannel(
+        services.amqp_url, connect_timeout_s=PATIENCE_S, confirm_timeout_s=PATIENCE_S, name="delays"
+    )
+    try:
+        yield publishing
+    finally:
+        await publishing.aclose()
+
+
+async def until_taken(queue: AbstractQueue) -> AbstractIncomingMessage:
+    """Take the next message as soon as there is one."""
+    async with asyncio.timeout(PATIENCE_S):
+        while (message := await queue.get(timeout=PATIENCE_S, fail=False)) is None:
+            await asyncio.sleep(0.02)
+    await message.ack()
+    return message

@@ -74,6 +74,7 @@ def test_the_names_in_rabbitmq_are_those_of_the_contract() -> None:
         names.dead_lock("<pool>"),
         names.CONTROL_EXCHANGE,
         names.control_queue("<worker>"),
+        names.delay_queue("<type>", "<seconds>"),
         names.run_queue("<queue>"),
     ]
 

@@ -47,6 +47,11 @@ def test_another_canary_gets_other_jobs() -> None:
     assert sides[0] != sides[1]
 
 
+def test_a_job_that_starts_later_stays_where_it_is() -> None:
+    later = Job(body={}, not_before=datetime(2030, 1, 1, tzinfo=UTC))
+    assert not RolloutRule(to="v2", weight=100).takes(later)
+
+
 def test_a_key_needs_the_right_on_the_pool_that_was_asked_for_and_none_on_the_canary() -> None:
     key_id = new_key_id()
     _, secret = new_secret(key_id)

@@ -16,6 +16,7 @@ FINAL = {
     "cancelled",
     "too_many_attempts",
     "session_conflict",
+    "predecessor_failed",
 }
 
 

@@ -28,6 +28,8 @@ SPELT = [
     (names.warm_turns("chat", "w1"), "chat:warm:w1"),
     (names.warm_queue("chat", "w1"), "inferfleet.warm.chat:w1"),
     (names.job_queues("chat.v2"), "^inferfleet[.](jobs|warm)[.]chat[.]v2(:|$)"),
+    (names.delay_queue("classic", 64), "inferfleet.delay.classic.64s"),
+    (names.delay_header(64), "inferfleet-delay-64s"),
     (names.control_queue("w1"), "inferfleet.control.w1"),
     (names.job_key(JOB), f"inferfleet:job:{{{JOB}}}"),
     (names.journal_key(JOB), f"inferfleet:job:{{{JOB}}}:journal"),

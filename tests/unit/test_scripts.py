@@ -18,7 +18,7 @@ from inferfleet.schemas.batch import BatchState
 from inferfleet.schemas.heartbeat import Heartbeat
 from inferfleet.schemas.job import new_job_id
 from inferfleet.schemas.journal import QueuedEntry, RestartReason
-from inferfleet.schemas.names import swap_key
+from inferfleet.schemas.names import job_key, request_key, swap_key
 from inferfleet.schemas.retrieval import Document, Embedding, IndexOptions
 from inferfleet.schemas.rollout import Rollout
 from inferfleet.schemas.run import RunOrder, RunState
@@ -153,6 +153,9 @@ async def all_that_calls_scripts(pipeline: CommandPipeline) -> AsyncIterator[Awa
     lost = LostMessages(pipeline, pool="p")
     yield lost.report(sweeper="s", lease_s=1, held=[JOB.id], held_s=1, fronts={})
     yield records.move(JOB, from_pool="canary")
+    yield pipeline.execute(*job_scripts.follow(job_key(JOB.id), follower="f", tenant="t", most=1))
+    keys = (job_key(JOB.id), request_key(JOB.id))
+    yield pipeline.execute(*job_scripts.let_go(*keys, request=b"", size="", ttl_s=1, call=""))
     rollout = Rollout(pool="p", to="q", steps=(100,), interval_s=1, started_at=NOW, since=NOW)
     yield change_rollout(pipeline, rollout, revision=0)
     yield lead_rollout(pipeline, "p", controller="c", lease_s=1)

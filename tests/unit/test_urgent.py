@@ -20,7 +20,9 @@ class Index:
 
     state = JobState.QUEUED
 
-    async def unfinished(self, priority: int) -> AsyncGenerator[list[Entry]]:
+    now_ms = 0
+
+    async def unfinished(self, priority: int, *, until_ms: int) -> AsyncGenerator[list[Entry]]:
         yield [Entry("01", 0)] if priority == 9 else []
 
     async def marks(self, job_ids: Iterable[str]) -> list[Marks]:

@@ -84,7 +84,7 @@ def parse_duration(text: str) -> float | None:
     return float(duration[1]) * _SECONDS[duration[2]] if duration else None
 
 
-def parse_moment(text: str) -> datetime:
+def parse_moment(text: str, *, option: str = "--expires") -> datetime:
     """Read a moment: a duration from now, like ``10m``, or an ISO 8601 time with its zone."""
     try:
         if (seconds := parse_duration(text)) is not None:
@@ -96,7 +96,7 @@ def parse_moment(text: str) -> datetime:
         raise typer.BadParameter(
             f"{text!r} is neither a duration like 90s, 10m, 2h or 3d nor a time with its zone, like "
             "2027-01-31T12:00:00Z",
-            param_hint="'--expires'",
+            param_hint=f"'{option}'",
         )
     return moment
 

@@ -56,6 +56,21 @@ def command(
         float | None, typer.Option(metavar="SECONDS", help="Time limit of each attempt.")
     ] = None,
     max_attempts: Annotated[int, typer.Option(help="How often the job may be tried.")] = DEFAULT_MAX_ATTEMPTS,
+    not_before: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WHEN",
+            help="Earliest start: 90s, 10m, 2h or 3d from now, or an ISO 8601 time with its zone.",
+        ),
+    ] = None,
+    after: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="JOB",
+            help="Start when this job has succeeded; repeatable. {{jobs.0.text}} in the prompt stands for "
+            "the text of the first.",
+        ),
+    ] = None,
     expires: Annotated[
         str | None,
         typer.Option(
@@ -90,6 +105,8 @@ def command(
         "session_id": session,
         "on_busy": on_busy,
         "max_attempts": max_attempts,
+        "not_before": None if not_before is None else parse_moment(not_before, option="--not-before"),
+        "after": after or None,
         "expires_at": None if expires is None else parse_moment(expires),
         "on_late": on_late,
         "stream": stream,

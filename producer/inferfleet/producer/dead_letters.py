@@ -231,6 +231,8 @@ class DeadLetters:
                 # The old key belongs to the old job; the new one makes a repeated replay harmless.
                 "idempotency_key": f"replay:{job.id}",
                 "expires_at": None,
+                "not_before": None,
+                "after": None,
                 # The pool whose dead letter it is, if the job names none.
                 **({} if "pool" in job.model_fields_set else {"pool": pool}),
             }

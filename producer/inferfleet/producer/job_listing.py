@@ -212,8 +212,10 @@ class JobListing:
     async def oldest_waiting(self, pool: str) -> datetime | None:
         """Return when the oldest job that does not run began to wait; ``None`` if none waits."""
         oldest: int | None = None
+        now_ms = self._pipeline.clock.now_ms()
         for priority in PRIORITIES:
-            front = unfinished(self._pipeline, pool, priority, until_ms=oldest, page_size=FRONT)
+            until_ms = now_ms if oldest is None else oldest
+            front = unfinished(self._pipeline, pool, priority, until_ms=until_ms, page_size=FRONT)
             async with aclosing(front) as pages:
                 async for page in pages:
                     states = await self._records.states(entry.id for entry in page)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, TypedDict, cast
@@ -13,16 +13,26 @@ from pydantic import ValidationError
 from inferfleet.producer.tracing import current_trace
 from inferfleet.schemas.endpoints import ENDPOINTS, Endpoint, session_problem
 from inferfleet.schemas.errors import InvalidJobError
-from inferfleet.schemas.job import DEFAULT_TENANT, MAX_SESSION_ID_CHARS, Job, OnBusy, OnLate, Priority
+from inferfleet.schemas.job import (
+    DEFAULT_TENANT,
+    MAX_DELAY,
+    MAX_SESSION_ID_CHARS,
+    Job,
+    OnBusy,
+    OnLate,
+    Priority,
+    schedule_problem,
+)
 from inferfleet.schemas.json_values import plain_json
 from inferfleet.schemas.near_match import did_you_mean
 from inferfleet.schemas.passages import Retrieve, passages_problem
+from inferfleet.schemas.predecessors import after_problem
 from inferfleet.schemas.request import check_request, job_error
 from inferfleet.schemas.request_members import warn_of_misspelt_members
 
 _JSON: Final = ("body", "state_patch", "metadata")
 
-_MOMENTS: Final = ("expires_at", "submitted_at")
+_MOMENTS: Final = ("not_before", "expires_at", "submitted_at")
 
 SESSION_MARK: Final = "@"
 """How the stored ids of tenants' sessions begin: ``@acme/chat`` is what ``acme`` calls ``chat``."""
@@ -37,10 +47,11 @@ PROMPT_OPTIONS: Final = frozenset({"model", "max_tokens", "temperature", "system
 class JobOptions(TypedDict, total=False):
     """The options of a job besides its body: fields of ``Job``, and some members of a prompt's body.
 
-    ``priority`` is 0 to 9, or the name of a ``Priority``, like ``"urgent"``. ``model``, ``max_tokens``,
-    ``temperature`` and ``system``, a chat's system message, are only for a prompt: a whole body has them
-    itself. ``traceparent`` and ``tracestate`` are a W3C Trace Context; without them a job belongs to the
-    current span of OpenTelemetry, if there is one.
+    ``priority`` is 0 to 9, or the name of a ``Priority``, like ``"urgent"``. ``delay_s`` is ``not_before``
+    in seconds from now. ``after`` are jobs, or their ids. ``model``, ``max_tokens``, ``temperature`` and
+    ``system``, a chat's system message, are only for a prompt: a whole body has them itself. ``traceparent``
+    and ``tracestate`` are a W3C Trace Context; without them a job belongs to the current span of
+    OpenTelemetry, if there is one.
     """
 
     id: str
@@ -53,6 +64,9 @@ class JobOptions(TypedDict, total=False):
     state_patch: dict[str, Any] | None
     retrieve: Mapping[str, Any] | Retrieve | None
     stream: bool
+    not_before: datetime | None
+    delay_s: float | None
+    after: Sequence[str | Job] | None
     expires_at: datetime | None
     on_late: OnLate | str
     timeout_s: float | None
@@ -101,6 +115,12 @@ def make_job(
     else:
         endpoint = _endpoint(options.get("endpoint", Endpoint.CHAT))
         fields |= {**options, "endpoint": endpoint, "body": _body(work, endpoint)}
+    if (delay_s := fields.pop("delay_s", None)) is not None:
+        fields["not_before"] = _after(delay_s, fields.get("not_before"), now)
+    if isinstance(after := fields.get("after"), Sequence) and not isinstance(after, str):
+        fields["after"] = (
+            tuple(it.id if isinstance(it, Job) else it for it in cast("Sequence[object]", after)) or None
+        )
     if isinstance(retrieve := fields.get("retrieve"), Mapping):
         _check_names(cast("Mapping[str, Any]", retrieve))
     tenant, session_id = fields.get("tenant", DEFAULT_TENANT), fields.get("session_id")
@@ -119,6 +139,13 @@ def make_job(
         raise job_error(error) from error
     if job.session_id is not None and (problem := session_problem(job.endpoint)):
         raise InvalidJobError(problem)
+    if problem := schedule_problem(job) or after_problem(job):
+        raise InvalidJobError(problem)
+    if now is not None and job.not_before is not None and job.not_before > now + MAX_DELAY:
+        raise InvalidJobError(
+            f"not_before: {job.not_before.isoformat()} is more than {MAX_DELAY.days} days from now, which is "
+            "the limit; submit the job later"
+        )
     if job.on_late is OnLate.REJECT and job.expires_at is None:
         raise InvalidJobError("on_late: only a job with expires_at can be late; set that, too")
     if job.instructions:
@@ -139,6 +166,20 @@ def make_job(
         )
     warn_of_misspelt_members(job.body)
     return job
+
+
+def _after(delay_s: object, not_before: object, now: datetime | None) -> datetime:
+    """Return the time that is so many seconds from now."""
+    if not_before is not None:
+        raise InvalidJobError("delay_s: is another way to say not_before; give one of them")
+    number = isinstance(delay_s, int | float) and not isinstance(delay_s, bool)
+    seconds = float(cast("float", delay_s)) if number else -1.0
+    if not 0 <= seconds <= MAX_DELAY.total_seconds():
+        raise InvalidJobError(
+            f"delay_s: {delay_s!r} is not a number of seconds from 0 to {MAX_DELAY.total_seconds():.0f}, "
+            f"which are {MAX_DELAY.days} days"
+        )
+    return (now or datetime.now(UTC)) + timedelta(seconds=seconds)  # noqa: TID251 - only for jobs made offline
 
 
 def session_prefix(tenant: str) -> str:

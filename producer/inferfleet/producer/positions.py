@@ -14,6 +14,7 @@ from inferfleet.schemas.result import JobRecord
 from inferfleet.wire.redis.clock import moment_of
 from inferfleet.wire.redis.heartbeats import read_heartbeats
 from inferfleet.wire.redis.job_listing import count_ahead
+from inferfleet.wire.redis.job_reading import JobReading
 from inferfleet.wire.redis.lost_messages import LostMessages
 from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.redis.pools import read_pool_settings
@@ -23,6 +24,10 @@ from inferfleet.wire.redis.session_lanes import SessionLanes
 class WaitReason(StrEnum):
     """Why a job does not run."""
 
+    SCHEDULED = "scheduled"
+    """It may not start yet, because of its ``not_before``."""
+    AFTER = "after"
+    """It runs after other jobs, which have not all succeeded."""
     TURN = "turn"
     """Another turn of its session runs, or waits before it."""
     PAUSED = "paused"
@@ -61,7 +66,7 @@ class Position:
     as urgent and entered earlier, also those that run. ``finished_per_s`` is how many jobs a second the
     workers have ended in the last minute. ``starts_in_s`` estimates when the job starts if nothing more
     urgent is submitted, from these and from how much work the jobs ahead are expected to be; ``None`` where
-    that cannot be known.
+    that cannot be known. Both are ``None`` until the job may start.
     """
 
     waits: tuple[Wait, ...] = ()
@@ -78,13 +83,14 @@ class Positions:
         self._pipeline = pipeline
         self._lanes = lanes
         self._estimates = estimates
+        self._records = JobReading(pipeline)
 
     async def of(self, record: JobRecord) -> Position:
         """Return where a job stands."""
         workers = [worker for worker in await read_heartbeats(self._pipeline) if worker.pool == record.pool]
         per_s = sum(worker.finished_per_s for worker in workers)
         waits = await self._waits(record, workers)
-        if not waits or waits[0].reason is WaitReason.SILENT:
+        if not waits or waits[0].reason in {WaitReason.SILENT, WaitReason.SCHEDULED, WaitReason.AFTER}:
             return Position(waits=waits, workers=len(workers), finished_per_s=per_s)
         ahead = await count_ahead(self._pipeline, record.pool, record.priority, record.id)
         starts_in_s = None
@@ -97,6 +103,17 @@ class Positions:
     async def _waits(self, record: JobRecord, workers: list[Heartbeat]) -> tuple[Wait, ...]:
         if record.state.terminal:
             return ()
+        if record.state is JobState.QUEUED and not record.attempt and record.not_before is not None:
+            rest_s = (record.not_before - self._pipeline.clock.now()).total_seconds()
+            if rest_s > 0:
+                at = f"{record.not_before:%Y-%m-%d %H:%M:%S} UTC"
+                starts = f"it starts no earlier than {at}, in {rest_s:.0f} s"
+                return (Wait(WaitReason.SCHEDULED, starts, until=record.not_before),)
+        if record.state is JobState.QUEUED and not record.attempt and record.after is not None:
+            states = await self._records.states(record.after)
+            if unfinished := [it for it, state in states.items() if state is None or not state.terminal]:
+                told = ", ".join(f"{job_id} ({state or 'unknown'})" for job_id, state in states.items())
+                return (Wait(WaitReason.AFTER, f"it runs after {told}", job_id=unfinished[0]),)
         jobs = LostMessages(self._pipeline, pool=record.pool)
         (marks,), settings, held = await asyncio.gather(
             jobs.marks([record.id]),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+import time
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
 
@@ -25,8 +26,9 @@ from inferfleet.schemas.plural import count_of
 from inferfleet.schemas.settings import ProducerSettings
 from inferfleet.wire.home import Home
 from inferfleet.wire.rabbitmq.confirms import NackedError, RefusedError, UnroutableError
+from inferfleet.wire.rabbitmq.delays import DelayedPublishing
 from inferfleet.wire.rabbitmq.messages import job_message
-from inferfleet.wire.rabbitmq.publishing import ConfirmChannel, Outgoing
+from inferfleet.wire.rabbitmq.publishing import ConfirmChannel
 from inferfleet.wire.rabbitmq.run_queue import declare_run_queue, run_message
 from inferfleet.wire.rabbitmq.topology import declare_pool
 
@@ -54,15 +56,24 @@ class Publisher:
             name=f"{settings.client_id} (publish)",
             announce_from=settings.preempt_from,
         )
+        self._delayed = DelayedPublishing(self._confirm_channel, settings)
         self.outage = self._confirm_channel.outage
         """The outages of RabbitMQ."""
 
     async def publish(
-        self, job: Job, *, reply_to: str | None = None, body: bytes | None = None, warm: str = ""
+        self,
+        job: Job,
+        *,
+        reply_to: str | None = None,
+        body: bytes | None = None,
+        warm: str = "",
+        delay_s: float = 0.0,
     ) -> bool:
         """Publish a job and wait for the broker's confirm. ``reply_to`` is this client by default.
 
         ``body`` is the body of its message, if that is known; ``warm`` as in ``ConfirmChannel.publish_job``.
+        RabbitMQ keeps the message for the whole seconds of ``delay_s`` before it puts it into the pool's
+        queue.
 
         Returns whether the job may be queued twice.
 
@@ -75,10 +86,15 @@ class Publisher:
 
         """
         message = job_message(job, reply_to=reply_to or self._settings.client_id, body=body)
+        send = partial(self._confirm_channel.publish_job, message, pool=job.pool)
+        if delayed := delay_s >= 1:
+            await self.require_pool(job.pool)
+            due = time.monotonic() + delay_s
+            send = partial(self._delayed.publish, message, pool=job.pool, due=due)
         try:
-            return await self._publish(message, pool=job.pool, warm=warm)
+            return await self._publish(partial(send, warm=warm) if warm else send)
         except NackedError as nack:
-            await self._publish_nacked(job, message, in_doubt=nack.in_doubt)
+            await self._publish_nacked(job, send, in_doubt=nack.in_doubt, delayed=delayed)
             # A queue that nacked without being full may have kept the message.
             return True
         except UnroutableError as error:
@@ -128,7 +144,7 @@ class Publisher:
         """
         try:
             message = Message(order.model_dump_json().encode())
-            await self._publish(message, pool=None)
+            await self._publish(partial(self._confirm_channel.publish, CONTROL_EXCHANGE, message))
         except RefusedError as error:
             raise PublishUnconfirmedError(
                 f"RabbitMQ did not confirm a command to the workers ({error})"
@@ -183,12 +199,15 @@ class Publisher:
         """Close the connection, if there is one."""
         await self._confirm_channel.aclose()
 
-    async def _publish_nacked(self, job: Job, message: Outgoing, *, in_doubt: bool) -> None:
+    async def _publish_nacked(
+        self, job: Job, send: Callable[[], Awaitable[bool]], *, in_doubt: bool, delayed: bool
+    ) -> None:
         """Publish a nacked job again, unless its queue is full.
 
         A queue nacks when it is at a limit, ours or that of a policy. It also nacks when its leader or its
         process has just died; then it accepts the same message a moment later. Until a quorum queue has a new
-        leader, it seems to be empty. ``in_doubt`` says that the job may be queued already.
+        leader, it seems to be empty. ``in_doubt`` says that the job may be queued already. The queues for
+        ``delayed`` jobs have no limit of ours.
         """
         limit, nacks, full_nacks = self._settings.queue_max_length, 1, 0
         try:
@@ -201,14 +220,15 @@ class Publisher:
                 with attempt:
                     waiting = None
                     with suppress(*_NOT_SENT):
-                        waiting = await self._confirm_channel.waiting(job_queue(job.pool))
+                        if not delayed:
+                            waiting = await self._confirm_channel.waiting(job_queue(job.pool))
                     full_nacks = full_nacks + 1 if waiting else 0
                     at_limit = limit is not None and waiting is not None and waiting >= limit
                     if waiting and (full_nacks > FULL_AFTER_NACKS or at_limit):
                         raise _full(job, waiting, in_doubt=in_doubt)
                     nacks += 1
                     try:
-                        await self._publish(message, pool=job.pool)
+                        await self._publish(send)
                     except NackedError as error:
                         in_doubt |= error.in_doubt
                         raise
@@ -219,8 +239,8 @@ class Publisher:
             why = f"its queue nacked it {nacks} times and is not full, so that its leader may be away"
             raise _unconfirmed(job, why) from error
 
-    async def _publish(self, message: Outgoing, *, pool: str | None, warm: str = "") -> bool:
-        """Publish to a pool, or to all workers. With patience, repeat it after an outage.
+    async def _publish(self, send: Callable[[], Awaitable[bool]]) -> bool:
+        """Publish a message by a call of ``send``. With patience, repeat it after an outage.
 
         Returns whether the message may be queued twice.
         """
@@ -230,7 +250,7 @@ class Publisher:
         unconfirmed: PublishUnconfirmedError | None = None
         try:
             # Outside the retry loop, which would cost a tenth of a submission.
-            return await self._send(message, pool, warm)
+            return await send()
         except PublishUnconfirmedError as error:
             if not self._settings.patience_s:
                 raise
@@ -242,7 +262,7 @@ class Publisher:
         async for attempt in self._patiently():
             with attempt:
                 try:
-                    twice |= await self._send(message, pool, warm)
+                    twice |= await send()
                 except PublishUnconfirmedError as error:
                     unconfirmed, twice = error, True
                     raise
@@ -254,11 +274,6 @@ class Publisher:
                         raise unconfirmed from error
                     raise
         return twice
-
-    def _send(self, message: Outgoing, pool: str | None, warm: str) -> Awaitable[bool]:
-        if pool is None:
-            return self._confirm_channel.publish(CONTROL_EXCHANGE, message)
-        return self._confirm_channel.publish_job(message, pool=pool, warm=warm)
 
     def _patiently(self) -> AsyncRetrying:
         return AsyncRetrying(

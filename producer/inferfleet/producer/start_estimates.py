@@ -52,13 +52,16 @@ class StartEstimates:
     async def check(self, job: Job) -> None:
         """Refuse a job that asks for it if it would expire before it starts.
 
-        The job is in the index already. Where its start cannot be estimated, it is not refused.
+        The job is in the index already. Where its start cannot be estimated, as that of a job
+        with ``not_before`` or ``after``, it is not refused.
 
         Raises:
             TooLateError: It would expire.
 
         """
         if job.on_late is not OnLate.REJECT or job.expires_at is None:
+            return
+        if job.not_before is not None or job.after is not None:
             return
         starts_in_s = None
         with suppress(ServiceUnreachableError, ServiceRefusedError):

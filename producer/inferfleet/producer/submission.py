@@ -9,6 +9,7 @@ import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import nullcontext, suppress
+from datetime import datetime
 from enum import Enum, auto
 from functools import partial
 from itertools import count
@@ -22,6 +23,7 @@ from inferfleet.producer.tracing import sending
 from inferfleet.schemas.control import CancelJob
 from inferfleet.schemas.errors import (
     InferfleetError,
+    InvalidJobError,
     JobDataLostError,
     PartialSubmitError,
     PublishUnconfirmedError,
@@ -34,10 +36,12 @@ from inferfleet.schemas.message import message_body
 from inferfleet.schemas.result import JobRecord, Result
 from inferfleet.schemas.settings import ProducerSettings
 from inferfleet.wire.redis import idempotency
+from inferfleet.wire.redis.clock import milliseconds
+from inferfleet.wire.redis.followers import Followers
 from inferfleet.wire.redis.idempotency import Claim
 from inferfleet.wire.redis.job_reading import Standing
 from inferfleet.wire.redis.pipeline import CommandPipeline
-from inferfleet.wire.redis.records import Closed, JobRecords, Recorded
+from inferfleet.wire.redis.records import Closed, JobRecords, Recorded, seconds_until
 from inferfleet.wire.redis.session_histories import SessionHistories
 from inferfleet.wire.redis.session_lanes import Payload, SessionLanes, Withdrawn
 
@@ -98,6 +102,9 @@ class Submission:
             publisher=publisher,
             cancel=self.cancel,
         )
+        self._followers = Followers(
+            pipeline, records, queued_ttl_s=settings.queued_ttl_s, publish=self._publish_ready
+        )
         self._name = os.urandom(4).hex()
         self._calls = count()
         """Together they name a submission."""
@@ -114,6 +121,8 @@ class Submission:
     async def _accept(self, job: Job) -> Job:
         call = f"{self._name}:{next(self._calls)}"
         job = await self.routing.route(await self._fetch_passages(job))
+        if job.after is not None and not self._settings.keep_requests:
+            raise InvalidJobError("after: needs INFERFLEET_KEEP_REQUESTS, because Redis keeps such a job")
         claimed, body, recorded = await self._claim_and_record(job, call)
         if recorded.may_lack_message:
             # A second message does no harm: the fence lets one of them run.
@@ -127,6 +136,8 @@ class Submission:
                 if not recorded.may_lack_message:
                     # A failover has forgotten the claim, and another caller was faster.
                     pass
+                elif recorded.follows:
+                    await self._follow(claimed.job)
                 elif job.session_id is None:
                     await self._publish(claimed.job, body, again=recorded.stalled)
                 elif recorded.stalled:
@@ -149,9 +160,18 @@ class Submission:
         if claimed.key and not claimed.accepted:
             # No error if this fails: the broker has the job already.
             with suppress(ServiceUnreachableError, ServiceRefusedError):
-                await idempotency.accept(self._pipeline, claimed, ttl_s=self._settings.queued_ttl_s)
+                await idempotency.accept(self._pipeline, claimed, ttl_s=self._key_ttl_s(claimed.job))
         self._records.open_jobs.note_pool(claimed.job.pool)
         return claimed.job
+
+    async def _follow(self, job: Job) -> None:
+        """Let a job wait for those after which it runs; publish it if it need not."""
+        await self._publisher.require_pool(job.pool)
+        await self._followers.follow(job)
+        await self._followers.look(job.id, submits=True)
+
+    def _key_ttl_s(self, job: Job) -> int:
+        return self._settings.queued_ttl_s + seconds_until(job, self._records.clock.now())
 
     async def _hold_turn(self, job: Job) -> None:
         """Wait until a turn's place in its session is on replicas, if the settings demand that."""
@@ -169,14 +189,17 @@ class Submission:
         """
         keep = False
         while True:
-            claimed = await idempotency.claim(
-                self._pipeline, job, call=call, ttl_s=self._settings.queued_ttl_s
-            )
+            claimed = await idempotency.claim(self._pipeline, job, call=call, ttl_s=self._key_ttl_s(job))
             if claimed.accepted and not await self._is_nowhere(claimed.job):
                 pool = await self._records.pool(claimed.job.id)
                 return _in_pool(claimed, pool), b"", _ACCEPTED_BEFORE
             body = message_body(claimed.job)
             recorded = await self._record(claimed, call, body, keep=keep)
+            if _moment(recorded.not_before) != _moment(claimed.job.not_before):
+                # Another caller has submitted the job with another time.
+                joined = claimed.job.model_copy(update={"not_before": recorded.not_before})
+                claimed = claimed._replace(job=joined)
+                body = message_body(joined)
             if recorded.pool != claimed.job.pool:
                 # The rule has changed since the job was recorded first: it stays where it is.
                 self._records.open_jobs.leave(
@@ -373,6 +396,12 @@ class Submission:
                 logger.warning("cannot tell the worker to cancel job %s (%s)", job_id, error)
         if state is JobState.CANCELLED and record.session_id is not None:
             await self._leave_lane(record)
+        if state.terminal:
+            try:
+                await self._followers.ended(job_id)
+            except InferfleetError as error:
+                # Whoever gets the job's message does it, or a sweep.
+                logger.warning("cannot end the jobs that follow job %s yet (%s)", job_id, error)
         return state
 
     async def _cancelled(self, record: JobRecord, *, keep: bool, waits: bool) -> Result:
@@ -409,8 +438,14 @@ class Submission:
             logger.warning("cannot publish the turn behind job %s yet (%s)", record.id, error)
 
     async def _publish(self, job: Job, body: bytes, *, again: bool = False) -> None:
-        if await self._publisher.publish(job, body=body) or again:
+        delay_s = 0.0
+        if job.not_before is not None:
+            delay_s = (job.not_before - self._records.clock.now()).total_seconds()
+        if await self._publisher.publish(job, body=body, delay_s=delay_s) or again:
             await self._note_copy(job)
+
+    async def _publish_ready(self, job: Job, body: bytes, reply_to: str) -> None:
+        await self._publisher.publish(job, body=body, reply_to=reply_to)
 
     async def _note_copy(self, job: Job) -> None:
         # No error if this fails: it only matters for a message that arrives days later.
@@ -420,6 +455,11 @@ class Submission:
 
 def _in_pool(claimed: Claim, pool: str | None) -> Claim:
     return claimed if pool is None else claimed._replace(job=in_pool(claimed.job, pool))
+
+
+def _moment(moment: datetime | None) -> int | None:
+    """Return a time as Redis keeps it."""
+    return None if moment is None else milliseconds(moment)
 
 
 def _perhaps_recorded(job: Job, error: InferfleetError) -> PublishUnconfirmedError:

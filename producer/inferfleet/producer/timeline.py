@@ -72,7 +72,7 @@ class Event:
         on = f" on {self.worker_id}" if self.worker_id else ""
         match self.kind:
             case EventKind.QUEUED:
-                return "queued"
+                return f"queued, {self.detail}" if self.detail else "queued"
             case EventKind.STARTED:
                 return f"attempt {self.attempt} started{on}"
             case EventKind.RESUMED:
@@ -150,7 +150,10 @@ class Timeline:
         self._running = None
         match entry.reason:
             case "submitted":
-                self._event(EventKind.QUEUED, entry)
+                starts = None
+                if entry.not_before is not None:
+                    starts = f"to start no earlier than {entry.not_before:%Y-%m-%d %H:%M:%S} UTC"
+                self._event(EventKind.QUEUED, entry, detail=starts)
             case "retry":
                 detail = _reason(entry.failure).removeprefix(": ") or None
                 self._event(EventKind.RETRIED, entry, worker_id=worker_id, detail=detail)

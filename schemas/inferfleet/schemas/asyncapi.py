@@ -9,7 +9,7 @@ from inferfleet.schemas import names
 from inferfleet.schemas.asyncapi_channels import amqp_channels, redis_channels
 from inferfleet.schemas.asyncapi_messages import messages
 
-CONTRACT_VERSION: Final = "1.2.0"
+CONTRACT_VERSION: Final = "1.3.0"
 """The version of the contract, not of the software. Its major version is that of the message type."""
 
 _DESCRIPTION: Final = f"""\

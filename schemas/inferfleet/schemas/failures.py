@@ -23,6 +23,7 @@ class FailureCode(StrEnum):
     CANCELLED = "cancelled"
     TOO_MANY_ATTEMPTS = "too_many_attempts"
     SESSION_CONFLICT = "session_conflict"
+    PREDECESSOR_FAILED = "predecessor_failed"
     INTERNAL = "internal"
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import IntEnum, StrEnum
 from typing import Annotated, Any, Final
 
@@ -28,6 +28,12 @@ Moment = Annotated[
     AwareDatetime, Field(ge=datetime(1970, 1, 1, tzinfo=UTC), lt=datetime(9999, 1, 1, tzinfo=UTC))
 ]
 """A time with its time zone, from 1970 to 9998: the range that every reader can calculate with."""
+
+MAX_DELAY: Final = timedelta(days=30)
+"""How far ``not_before`` may be ahead of the submission: Redis and RabbitMQ keep the job for so long."""
+
+MAX_PREDECESSORS: Final = 16
+"""How many jobs a job may run after."""
 
 MAX_SESSION_ID_CHARS: Final = 128
 
@@ -96,15 +102,16 @@ def new_job_id() -> str:
 class Job(WireModel):
     """One request to a model, as it travels in the queue.
 
-    ``body`` is the request body of ``endpoint``. ``expires_at`` is the last moment at which the job may
-    start; ``timeout_s`` limits the running time of one attempt, in seconds. A turn of a session carries only
-    the new messages. ``instructions`` are a system message in front of the history, for this turn alone;
-    ``state_patch`` (JSON Merge Patch, RFC 7396) is applied to the session's state when the turn is added to
-    the history. ``traceparent`` and ``tracestate`` are the W3C Trace Context of the submission; they stay
-    with the job, whoever publishes it again. ``submitted_to`` is the pool that the submitter asked for, if a
-    rollout has put the job into another one. ``on_busy`` and ``on_late`` are for submitters: workers ignore
-    them. ``retrieve`` says what the submitter looks for in an index. The ``passages`` that it has found are
-    in the prompt, in front of the last message, and not in the session.
+    ``body`` is the request body of ``endpoint``. ``not_before`` is the first moment at which the job may
+    start, ``expires_at`` the last; it starts when the jobs ``after`` have succeeded, whose texts it may have
+    in its body; ``timeout_s`` limits the running time of one attempt, in seconds. A turn of a session
+    carries only the new messages. ``instructions`` are a system message in front of the history, for this
+    turn alone; ``state_patch`` (JSON Merge Patch, RFC 7396) is applied to the session's state when the turn
+    is added to the history. ``traceparent`` and ``tracestate`` are the W3C Trace Context of the submission;
+    they stay with the job, whoever publishes it again. ``submitted_to`` is the pool that the submitter asked
+    for, if a rollout has put the job into another one. ``on_busy`` and ``on_late`` are for submitters:
+    workers ignore them. ``retrieve`` says what the submitter looks for in an index. The ``passages`` that it
+    has found are in the prompt, in front of the last message, and not in the session.
     """
 
     id: JobId = Field(default_factory=new_job_id)
@@ -120,6 +127,8 @@ class Job(WireModel):
     retrieve: Retrieve | None = None
     passages: Annotated[tuple[Passage, ...], Field(max_length=100)] | None = None
     stream: bool = False
+    not_before: Moment | None = None
+    after: Annotated[tuple[JobId, ...], Field(min_length=1, max_length=MAX_PREDECESSORS)] | None = None
     expires_at: Moment | None = None
     on_late: OnLate = OnLate.ACCEPT
     timeout_s: Annotated[float, Field(gt=0, le=86_400)] | None = None
@@ -131,3 +140,25 @@ class Job(WireModel):
     tracestate: TraceState | None = None
     # Only for jobs of foreign clients: our client sets Redis' time.
     submitted_at: Moment = Field(default_factory=lambda: datetime.now(UTC))  # noqa: TID251
+
+    @property
+    def waits_since(self) -> datetime:
+        """When the job began to wait for a worker: at its submission, or ``not_before`` if that is later."""
+        return self.submitted_at if self.not_before is None else max(self.submitted_at, self.not_before)
+
+
+def schedule_problem(job: Job) -> str | None:
+    """Return why a job cannot start at its ``not_before``; ``None`` if it can, or has none."""
+    if job.not_before is None:
+        return None
+    if job.session_id is not None:
+        return (
+            "not_before: a turn of a session starts when the turn before it has ended; leave it out, or "
+            "submit the turn at that time"
+        )
+    if job.expires_at is not None and job.expires_at <= job.not_before:
+        return (
+            f"expires_at: {job.expires_at.isoformat()} is not after not_before, "
+            f"{job.not_before.isoformat()}, so the job could never start; give it a later expires_at"
+        )
+    return None

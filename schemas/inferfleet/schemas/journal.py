@@ -60,7 +60,8 @@ class QueuedEntry(WireModel):
 
     If ``republished``, its message was lost, and a worker has published it again. If ``preempted``, its
     worker has given its slot to a more urgent job, and resumes the same attempt later. If ``promoted``, it
-    has waited so long that a worker lets it overtake more urgent jobs.
+    has waited so long that a worker lets it overtake more urgent jobs. It starts no earlier than
+    ``not_before``.
     """
 
     kind: Literal["queued"] = "queued"
@@ -71,6 +72,7 @@ class QueuedEntry(WireModel):
     republished: Literal[True] | None = None
     preempted: Literal[True] | None = None
     promoted: Literal[True] | None = None
+    not_before: AwareDatetime | None = None
 
 
 class RunningEntry(WireModel):

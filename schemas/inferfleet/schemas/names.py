@@ -15,6 +15,10 @@ DEAD_EXCHANGE = "inferfleet.dead"
 CONTROL_EXCHANGE = "inferfleet.control"
 """Fanout: commands reach every worker."""
 
+DELAYS_S = tuple(2**power for power in range(22))
+"""For how many seconds messages wait in each of the queues of jobs that start later: the powers of two, up to
+24 days. A message waits in those that are the bits of its delay."""
+
 JOB_MESSAGE_TYPE = "inferfleet.job.v1"
 """The AMQP ``type`` property of a job message."""
 
@@ -87,6 +91,19 @@ def dead_queue(pool: str) -> str:
 def dead_lock(pool: str) -> str:
     """Name the exclusive queue that a client has while it reads a pool's dead letters."""
     return f"inferfleet.dead-lock.{pool}"
+
+
+def delay_queue(queue_type: str, seconds: int | str) -> str:
+    """Name the queue in which jobs that start later wait for so many seconds, and the exchange before it.
+
+    Each type of queue has a set of its own, because the pools of one broker may have different ones.
+    """
+    return f"inferfleet.delay.{queue_type}.{seconds}s"
+
+
+def delay_header(seconds: int) -> str:
+    """Name the header that says whether a message has to wait in a ``delay_queue``: 1 if so, else 0."""
+    return f"inferfleet-delay-{seconds}s"
 
 
 def announcements(pool: str) -> str:
@@ -233,7 +250,7 @@ def waiting_turns_key(pool: str) -> str:
 def open_key(pool: str, priority: int) -> str:
     """Key of the sorted set of a pool's unfinished jobs of a priority, by the time in ms of their submission.
 
-    A job that is published again counts as submitted then.
+    A job that is published again counts as submitted then, and one that starts later when it may start.
     """
     return f"inferfleet:pool:{{{pool}}}:open:{priority}"
 

@@ -34,7 +34,8 @@ class Timings(WireModel):
     """How long each part took, in seconds, as measured by the worker that ended the job.
 
     ``queue_wait_s`` runs from submission to the start of the last attempt, ``time_to_first_token_s``
-    and ``generation_s`` from the start of that attempt, ``total_s`` from submission to the result.
+    and ``generation_s`` from the start of that attempt, ``total_s`` from submission to the result. A job with
+    ``not_before`` counts as submitted then.
     """
 
     queue_wait_s: Seconds
@@ -91,7 +92,8 @@ class JobRecord(WireModel):
 
     ``attempt`` numbers all attempts; ``attempts`` counts the charged ones, which ``max_attempts`` limits.
     ``model_identity`` is the short hash of the model that has generated the answer so far. ``submitted_to``
-    is the pool that the submitter asked for, if a rollout has put the job into ``pool`` instead.
+    is the pool that the submitter asked for, if a rollout has put the job into ``pool`` instead. The job
+    starts no earlier than ``not_before``, and runs ``after`` other jobs.
     """
 
     id: JobId
@@ -109,6 +111,8 @@ class JobRecord(WireModel):
     session_id: str | None = None
     tenant: str = DEFAULT_TENANT
     submitted_at: AwareDatetime | None = None
+    not_before: AwareDatetime | None = None
+    after: tuple[JobId, ...] | None = None
     started_at: AwareDatetime | None = None
     finished_at: AwareDatetime | None = None
     result: Result | None = None

@@ -30,9 +30,10 @@ class RolloutRule(WireModel):
         """Return whether a job goes to the canary pool.
 
         The jobs that go there at one weight are among those that go there at a greater one. All turns of a
-        session go to the same side; so do all submissions with one idempotency key.
+        session go to the same side; so do all submissions with one idempotency key. A job that starts
+        later stays: nobody knows which rollout there is by then.
         """
-        return _place(job, self.to) < self.weight
+        return job.not_before is None and job.after is None and _place(job, self.to) < self.weight
 
 
 def _place(job: Job, canary: str) -> float:

@@ -6,9 +6,12 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
+from inferfleet.schemas import Job
 from inferfleet.schemas.names import warm_turns
 from inferfleet.schemas.settings import WorkerSettings
+from inferfleet.wire.rabbitmq.messages import job_message
 from inferfleet.wire.rabbitmq.publishing import ConfirmChannel
+from inferfleet.wire.redis.followers import Followers
 from inferfleet.wire.redis.lost_messages import LostMessages
 from inferfleet.wire.redis.open_jobs import OpenJobs
 from inferfleet.wire.redis.pipeline import CommandPipeline
@@ -117,6 +120,12 @@ def assemble(
     lanes = LaneAdvance(
         settings=settings, records=records, session_lanes=session_lanes, confirm_channel=confirm_channel
     )
+
+    async def publish_ready(job: Job, body: bytes, reply_to: str) -> None:
+        message = job_message(job, reply_to=reply_to, body=body)
+        await confirm_channel.publish_job(message, pool=job.pool)
+
+    followers = Followers(pipeline, records, queued_ttl_s=settings.queued_ttl_s, publish=publish_ready)
     settlement = Settlement(
         settings=settings,
         records=records,
@@ -126,6 +135,7 @@ def assemble(
         slots=slots,
         hooks=hooks,
         leaving=leaving,
+        followers=followers,
     )
     warm = warm_turns(settings.pool, settings.worker_id) if settings.warm_wait_s else ""
     turns = Turns(
@@ -176,6 +186,7 @@ def assemble(
         fronts=fronts,
         processor=processor,
         hooks=hooks,
+        followers=followers,
     )
     urgent = UrgentJobs(lost_messages, least=settings.preempt_from, slots=slots, here=processor.runs)
     return Parts(processor, journal, sweep, ageing, spans, records.open_jobs, urgent)

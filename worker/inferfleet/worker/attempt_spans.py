@@ -99,7 +99,7 @@ class AttemptSpans(Hooks):
             self._news.set()
 
     async def _tell(self, ended: EndedAttempt) -> None:
-        past, links = Past(ended.job.submitted_at if ended.attempt == 1 else None), list[Link]()
+        past, links = Past(ended.job.waits_since if ended.attempt == 1 else None), list[Link]()
         try:
             if ended.attempt > 1:
                 past = await past_of(ended.attempt, self._records.entries(ended.job.id))

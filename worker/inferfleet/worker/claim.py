@@ -11,6 +11,7 @@ from typing import assert_never
 from inferfleet.schemas import Failure, FailureCode, Job, JobState
 from inferfleet.schemas.endpoints import not_answered
 from inferfleet.schemas.errors import InvalidJobError
+from inferfleet.schemas.job import schedule_problem
 from inferfleet.schemas.passages import passages_problem
 from inferfleet.schemas.request import check_request
 from inferfleet.schemas.settings import WorkerSettings
@@ -19,7 +20,7 @@ from inferfleet.wire.redis.records import JobRecords
 from inferfleet.worker.fronts import Fronts
 from inferfleet.worker.job_run import JobRun
 from inferfleet.worker.log import about
-from inferfleet.worker.outcomes import Defer, Drop, Finish, GiveUp, Outcome, PassOn, cancelled
+from inferfleet.worker.outcomes import Defer, Drop, Finish, GiveUp, Outcome, PassOn, Postpone, cancelled
 from inferfleet.worker.ports import AdapterEngine, Engine, Generation, GenerationError
 from inferfleet.worker.preparation import Preparation
 from inferfleet.worker.replaceable_engine import ReplaceableEngine
@@ -30,6 +31,9 @@ logger = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 16 * 1024 * 1024
 """The largest body that a worker accepts: RabbitMQ's own limit. Producers have a setting for theirs."""
+
+EARLY_S = 60.0
+"""How long a worker holds a message that has come before its job may start. Otherwise RabbitMQ keeps it."""
 
 DEFER_MIN_S = 0.05
 """The shortest time before a waiting message is tried again, so that it does not spin."""
@@ -65,6 +69,9 @@ class Claims:
 
         From then on until its release, the run is pinned to the engine that is current now.
         """
+        if 0 < (early_s := self._early_s(run.job)) <= EARLY_S:
+            # It needs no slot, and must preempt no other job yet. Redis decides, once it asks for a start.
+            return Defer(max(early_s, DEFER_MIN_S))
         delivered = run.started
         if not self._slots.take_free(run):
             limited = run.delivery.warm and run.delivery.witness is None
@@ -102,6 +109,11 @@ class Claims:
             case outcome:
                 return outcome
 
+    def _early_s(self, job: Job) -> float:
+        if job.not_before is None or schedule_problem(job) is not None:
+            return 0.0
+        return (job.not_before - self._records.clock.now()).total_seconds()
+
     def release(self, run: JobRun) -> None:
         """Give up the run's engine, and let the next suspect run."""
         self._engine.unpin(run)
@@ -132,6 +144,7 @@ class Claims:
             alone=run.runs_alone,
             reply_to=run.delivery.reply_to,
             model_identity=self._preparation.model_identity(run),
+            only_ends=schedule_problem(run.job) is not None,
         )
         run.start(started)
         return started
@@ -144,6 +157,10 @@ class Claims:
             case StartStatus.DONE:
                 return Drop()
             case StartStatus.BUSY | StartStatus.SUSPECT:
+                return Defer(max(started.busy_s, DEFER_MIN_S))
+            case StartStatus.EARLY if started.busy_s > EARLY_S:
+                return Postpone(started.busy_s)
+            case StartStatus.EARLY:
                 return Defer(max(started.busy_s, DEFER_MIN_S))
             case StartStatus.CANCELLED:
                 return cancelled("cancelled before it ran again")
@@ -174,6 +191,11 @@ def _problem(job: Job, engine: Engine) -> Failure | None:
     if job.retrieve is not None and job.passages is None:
         message = "retrieve: the submitter fetches the passages, and has not: use a client or a gateway"
         return Failure(code=FailureCode.INVALID_REQUEST, message=message)
+    if job.after is not None:
+        message = "after: clients and gateways let such a job wait; submit it with one of them"
+        return Failure(code=FailureCode.INVALID_REQUEST, message=message)
+    if problem := schedule_problem(job):
+        return Failure(code=FailureCode.INVALID_REQUEST, message=problem)
     if job.passages and (problem := passages_problem(job.endpoint, job.body)):
         return Failure(code=FailureCode.INVALID_REQUEST, message=problem)
     if job.endpoint not in engine.endpoints:

@@ -56,6 +56,16 @@ class Defer:
 
 
 @dataclass(frozen=True, slots=True)
+class Postpone:
+    """Publish the message again, so that it comes back after ``delay_s``, then ack.
+
+    The job may not start for longer than a worker should hold a message.
+    """
+
+    delay_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Drop:
     """Ack the message, because its job has ended."""
 
@@ -75,7 +85,7 @@ class PassOn:
     """Publish the turn for any worker, because it has waited long enough for this one."""
 
 
-Outcome = Finish | Retry | GiveUp | HandOver | Defer | Drop | Park | PassOn
+Outcome = Finish | Retry | GiveUp | HandOver | Defer | Postpone | Drop | Park | PassOn
 
 
 @dataclass(frozen=True, slots=True)

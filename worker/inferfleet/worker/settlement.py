@@ -27,9 +27,12 @@ from inferfleet.schemas.message import LaterContractError
 from inferfleet.schemas.settings import WorkerSettings
 from inferfleet.wire.outage import Outage
 from inferfleet.wire.rabbitmq.confirms import RefusedError, UnroutableError
+from inferfleet.wire.rabbitmq.delays import DelayedPublishing
+from inferfleet.wire.rabbitmq.messages import job_message
 from inferfleet.wire.rabbitmq.publishing import ConfirmChannel
 from inferfleet.wire.rabbitmq.topology import declare_dead_letters
 from inferfleet.wire.redis.attempts import WriteStatus
+from inferfleet.wire.redis.followers import Followers
 from inferfleet.wire.redis.records import JobRecords
 from inferfleet.wire.redis.session_lanes import Payload
 from inferfleet.worker.broker import Delivery
@@ -38,7 +41,18 @@ from inferfleet.worker.hooks import Hooks
 from inferfleet.worker.job_run import JobRun
 from inferfleet.worker.journal import JournalWriter
 from inferfleet.worker.lanes import LaneAdvance
-from inferfleet.worker.outcomes import Defer, Drop, Finish, GiveUp, HandOver, Outcome, Park, PassOn, Retry
+from inferfleet.worker.outcomes import (
+    Defer,
+    Drop,
+    Finish,
+    GiveUp,
+    HandOver,
+    Outcome,
+    Park,
+    PassOn,
+    Postpone,
+    Retry,
+)
 from inferfleet.worker.ports import Completion
 from inferfleet.worker.slots import Slots
 from inferfleet.worker.unreadable import EndedUnreadable, UnreadableMessages
@@ -77,15 +91,18 @@ class Settlement:
         slots: Slots,
         hooks: Hooks,
         leaving: asyncio.Event,
+        followers: Followers,
     ) -> None:
         self._settings = settings
         self._records = records
         self._lanes = lanes
         self._journal = journal
         self._confirm_channel = confirm_channel
+        self._delayed = DelayedPublishing(confirm_channel, settings)
         self._slots = slots
         self._hooks = hooks
         self._leaving = leaving
+        self._followers = followers
         self._unpublished = Outage()
         self._later_contract = Outage()
         self._unreadable = UnreadableMessages(settings=settings, records=records, lanes=lanes, hooks=hooks)
@@ -120,8 +137,10 @@ class Settlement:
                 await delivery.requeue()
             case Defer(delay_s):
                 await self._keep(run, delivery, delay_s)
+            case Postpone(delay_s):
+                await self._postpone(run, delivery, delay_s)
             case Drop():
-                return await self._end_turn(run, delivery)
+                return await self._end_turn(run, delivery, followed=True)
             case Park(refund):
                 return await self._park(run, delivery, refund=refund)
             case PassOn():
@@ -163,9 +182,18 @@ class Settlement:
         await self._keep(run, delivery)
         return None
 
-    async def _end_turn(self, run: JobRun, delivery: Delivery) -> Delivery | None:
-        """Let the session's next turn run, if there is one, and ack."""
+    async def _end_turn(self, run: JobRun, delivery: Delivery, *, followed: bool = False) -> Delivery | None:
+        """Let the jobs run that follow this one, and the session's next turn, if there is one, and ack."""
         job, following = run.job, None
+        if followed or job.id in self._records.followed:
+            try:
+                await self._followers.ended(job.id)
+            except (*_UNPUBLISHED, ConfigurationError) as error:
+                # RabbitMQ delivers the ended job's message again: another chance to publish them.
+                self._cannot("publish the jobs that follow another one", error)
+                await self._keep(run, delivery, REQUEUE_PAUSE_S)
+                return None
+            self._records.followed.discard(job.id)
         if job.session_id is not None:
             try:
                 following = await self._lanes.let_next_run(job, witness=delivery.witness or job)
@@ -248,6 +276,19 @@ class Settlement:
                 await run.pause(self._settings.lease_s if delay_s is None else delay_s)
         await delivery.requeue()
 
+    async def _postpone(self, run: JobRun, delivery: Delivery, delay_s: float) -> None:
+        """Let RabbitMQ keep the message of a job that may not start yet."""
+        message = job_message(run.job, reply_to=delivery.reply_to)
+        due = time.monotonic() + delay_s
+        try:
+            await self._delayed.publish(message, pool=self._settings.pool, due=due)
+        except (*_UNPUBLISHED, ConfigurationError) as error:
+            self._cannot("publish a job that starts later", error)
+            await self._keep(run, delivery, REQUEUE_PAUSE_S)
+            return
+        self._can()
+        delivery.ack()
+
     async def _dead_letter(self, run: JobRun | None, delivery: Delivery, failure: Failure) -> bool:
         """Publish a dead letter, however long that takes. Return false if the message was requeued instead.
 
@@ -307,7 +348,7 @@ class Settlement:
         self, run: JobRun, state: JobState, failure: Failure | None, completion: Completion | None = None
     ) -> Result:
         generation_s = time.monotonic() - run.started
-        total_s = max(0.0, (self._records.clock.now() - run.job.submitted_at).total_seconds())
+        total_s = max(0.0, (self._records.clock.now() - run.job.waits_since).total_seconds())
         if completion is None and run.answer.tokens:
             # Whatever ended the answer, its readers have seen this part of it.
             completion = Completion(response=run.cut_response(), usage=run.answer.usage)

@@ -25,13 +25,14 @@ from inferfleet.schemas.errors import (
     ServiceRefusedError,
     ServiceUnreachableError,
 )
-from inferfleet.schemas.names import job_queue
+from inferfleet.schemas.names import PRIORITY_LEVELS, job_queue
 from inferfleet.schemas.settings import WorkerSettings
 from inferfleet.wire.outage import Outage
 from inferfleet.wire.rabbitmq.confirms import NackedError, RefusedError
 from inferfleet.wire.rabbitmq.publishing import ConfirmChannel
+from inferfleet.wire.redis.followers import Followers, Looked
 from inferfleet.wire.redis.lost_messages import Front, LostMessages, Marks, OpenJob, Revival, SweepTurn
-from inferfleet.wire.redis.open_jobs import OpenJobs
+from inferfleet.wire.redis.open_jobs import NEVER_MS, OpenJobs
 from inferfleet.wire.redis.session_lanes import SessionLanes
 from inferfleet.worker.fronts import Fronts
 from inferfleet.worker.hooks import Hooks
@@ -50,6 +51,9 @@ BATCH = 500
 
 SHARE = 0.1
 """For how much of its time a worker at most reads jobs of which none was lost. The next sweep continues."""
+
+FOLLOWERS = 100
+"""How many jobs of a priority that run after others a sweep looks at. The next sweep continues."""
 
 AT_ONCE = 64
 """How many jobs are published at the same time."""
@@ -84,6 +88,7 @@ class Sweep:
         fronts: Fronts,
         processor: Processor,
         hooks: Hooks,
+        followers: Followers,
     ) -> None:
         self._settings = settings
         self._lost_messages = lost_messages
@@ -95,6 +100,9 @@ class Sweep:
         self._fronts = fronts
         self._processor = processor
         self._hooks = hooks
+        self._followers = followers
+        self._followed: dict[int, int] = {}
+        """By priority, the entry of a job that runs after others behind which to look next."""
         self._pause_s = settings.sweep_interval_s / REPORTS_PER_INTERVAL
         self._name = f"sweep-{settings.worker_id}:{os.urandom(4).hex()}"
         self._calls = count()
@@ -149,6 +157,7 @@ class Sweep:
             await self._sweep(turn, priority, front, deadline)
             if self._cannot_publish:
                 break
+        await self._look_at_followers()
         unkept = sum(map(len, self._unkept.values()))
         if unkept > self._told_unkept:
             logger.warning(
@@ -159,6 +168,26 @@ class Sweep:
         self._told_unkept = unkept
         if self._errors:
             raise self._errors[0]
+
+    async def _look_at_followers(self) -> None:
+        """Look at some jobs that run after others, in case nobody has let them go on."""
+        for priority in range(PRIORITY_LEVELS):
+            jobs = await self._lost_messages.open_jobs(
+                priority,
+                from_ms=self._followed.pop(priority, NEVER_MS),
+                below_ms=2 * NEVER_MS,
+                limit=FOLLOWERS,
+            )
+            marks = await self._lost_messages.marks(job.id for job in jobs)
+            over = [job for job, its in zip(jobs, marks, strict=True) if its.over]
+            await self._lost_messages.forget(priority, over)
+            ids = [job.id for job in jobs if job not in over]
+            looked = await asyncio.gather(*map(self._followers.look, ids))
+            for job_id, its in zip(ids, looked, strict=True):
+                if its is Looked.ENDED:
+                    await self._followers.ended(job_id)
+            if len(jobs) == FOLLOWERS:
+                self._followed[priority] = jobs[-1].published_ms
 
     @property
     def _cannot_publish(self) -> bool:

@@ -115,7 +115,8 @@ class UrgentJobs:
 
     async def _unfinished(self, priority: int) -> list[Entry]:
         found: list[Entry] = []
-        async with aclosing(self._index.unfinished(priority)) as pages:
+        pages = self._index.unfinished(priority, until_ms=self._index.now_ms)
+        async with aclosing(pages):
             async for page in pages:
                 found += page
                 if len(found) >= AT_MOST:

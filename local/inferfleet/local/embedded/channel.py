@@ -103,6 +103,7 @@ class Channel:
             case (
                 Exchange.Declare()
                 | Exchange.Delete()
+                | Exchange.Bind()
                 | Queue.Declare()
                 | Queue.Delete()
                 | Queue.Purge()

@@ -8,11 +8,13 @@ from pamqp.base import Frame
 from pamqp.commands import Exchange, Queue
 
 from inferfleet.local.embedded.amqp_errors import not_implemented
+from inferfleet.local.embedded.exchanges import Binding, required_headers
 from inferfleet.local.embedded.virtual_host import VirtualHost
 
 TopologyMethod = (
     Exchange.Declare
     | Exchange.Delete
+    | Exchange.Bind
     | Queue.Declare
     | Queue.Delete
     | Queue.Purge
@@ -48,6 +50,11 @@ def _do(method: TopologyMethod, host: VirtualHost, owner: object) -> Frame:
         case Exchange.Delete():
             host.delete_exchange(method.exchange, if_unused=method.if_unused)
             return Exchange.DeleteOk()
+        case Exchange.Bind():
+            headers = required_headers(method.arguments)
+            binding = Binding(method.destination, method.routing_key, to_exchange=True, headers=headers)
+            host.bind(method.source, binding, owner=owner)
+            return Exchange.BindOk()
         case Queue.Declare():
             return _declare_queue(method, host, owner)
         case Queue.Delete():
@@ -58,11 +65,15 @@ def _do(method: TopologyMethod, host: VirtualHost, owner: object) -> Frame:
         case Queue.Purge():
             return Queue.PurgeOk(message_count=host.queue(method.queue, owner=owner).purge())
         case Queue.Bind():
-            host.bind(method.queue, method.exchange, method.routing_key, owner=owner)
+            host.bind(method.exchange, _binding(method), owner=owner)
             return Queue.BindOk()
         case Queue.Unbind():
-            host.unbind(method.queue, method.exchange, method.routing_key, owner=owner)
+            host.unbind(method.exchange, _binding(method), owner=owner)
             return Queue.UnbindOk()
+
+
+def _binding(method: Queue.Bind | Queue.Unbind) -> Binding:
+    return Binding(method.queue, method.routing_key, headers=required_headers(method.arguments))
 
 
 def _declare_queue(method: Queue.Declare, host: VirtualHost, owner: object) -> Frame:

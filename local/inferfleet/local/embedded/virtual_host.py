@@ -5,7 +5,6 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping
 from dataclasses import replace
-from enum import StrEnum
 from typing import NamedTuple
 
 from inferfleet.local.embedded.amqp_errors import (
@@ -15,6 +14,7 @@ from inferfleet.local.embedded.amqp_errors import (
     precondition_failed,
     resource_locked,
 )
+from inferfleet.local.embedded.exchanges import Binding, Exchange, ExchangeKind
 from inferfleet.local.embedded.queue_arguments import QueueArguments, inequivalent
 from inferfleet.local.embedded.queues import Message, Queue
 
@@ -22,33 +22,7 @@ DEFAULT_EXCHANGE = ""
 RESERVED_PREFIX = "amq."
 
 
-class ExchangeKind(StrEnum):
-    """How an exchange routes: to queues with an equal routing key, or to all queues."""
-
-    DIRECT = "direct"
-    FANOUT = "fanout"
-
-
 _KINDS = frozenset(kind.value for kind in ExchangeKind)
-
-
-class Exchange:
-    """An exchange and its bindings. A queue may be bound several times, with different keys."""
-
-    def __init__(self, name: str, *, kind: ExchangeKind, durable: bool, auto_delete: bool) -> None:
-        self.name = name
-        self.kind = kind
-        self.durable = durable
-        self.auto_delete = auto_delete
-        self.bindings: set[tuple[str, str]] = set()
-
-    def targets(self, routing_key: str) -> set[str]:
-        """Return the names of the queues that get a message with this key, each once."""
-        match self.kind:
-            case ExchangeKind.DIRECT:
-                return {queue for queue, key in self.bindings if key == routing_key}
-            case ExchangeKind.FANOUT:
-                return {queue for queue, _ in self.bindings}
 
 
 class PublishOutcome(NamedTuple):
@@ -101,6 +75,7 @@ class VirtualHost:
         if exchange is not None and if_unused and exchange.bindings:
             raise precondition_failed(f"exchange '{name}' in vhost '/' in use")
         self._exchanges.pop(name, None)
+        self._unbind_all(name, exchange=True)
 
     def declare_queue(
         self,
@@ -164,16 +139,17 @@ class VirtualHost:
         self._remove(queue)
         return count
 
-    def bind(self, queue_name: str, exchange_name: str, routing_key: str, *, owner: object) -> None:
-        """Bind a queue to an exchange with this key."""
-        self._exchange_to_bind(exchange_name).bindings.add(
-            (self.queue(queue_name, owner=owner).name, routing_key)
-        )
+    def bind(self, exchange_name: str, binding: Binding, *, owner: object) -> None:
+        """Bind a queue or another exchange to an exchange."""
+        exchange = self._exchange_to_bind(exchange_name)
+        self._require_target(binding, owner)
+        exchange.bindings.add(binding)
 
-    def unbind(self, queue_name: str, exchange_name: str, routing_key: str, *, owner: object) -> None:
+    def unbind(self, exchange_name: str, binding: Binding, *, owner: object) -> None:
         """Remove a binding; a missing one counts as removed."""
         exchange = self._exchange_to_bind(exchange_name)
-        self._discard(exchange, {(self.queue(queue_name, owner=owner).name, routing_key)})
+        self._require_target(binding, owner)
+        self._discard(exchange, {binding})
 
     def publish(self, message: Message) -> PublishOutcome:
         """Route a message to its queues."""
@@ -191,6 +167,12 @@ class VirtualHost:
         for queue in [queue for queue in self._queues.values() if queue.owner is owner]:
             self._remove(queue)
 
+    def _require_target(self, binding: Binding, owner: object) -> None:
+        if binding.to_exchange:
+            self._exchange_to_bind(binding.target)
+        else:
+            self.queue(binding.target, owner=owner)
+
     def _exchange_to_bind(self, name: str) -> Exchange:
         if name == DEFAULT_EXCHANGE:
             raise access_refused("operation not permitted on the default exchange")
@@ -202,21 +184,33 @@ class VirtualHost:
     def _remove(self, queue: Queue) -> None:
         self._queues.pop(queue.name, None)
         queue.delete()
-        for exchange in list(self._exchanges.values()):
-            self._discard(exchange, {binding for binding in exchange.bindings if binding[0] == queue.name})
+        self._unbind_all(queue.name, exchange=False)
 
-    def _discard(self, exchange: Exchange, bindings: set[tuple[str, str]]) -> None:
+    def _unbind_all(self, target: str, *, exchange: bool) -> None:
+        for source in list(self._exchanges.values()):
+            to_it = {it for it in source.bindings if it.target == target and it.to_exchange is exchange}
+            self._discard(source, to_it)
+
+    def _discard(self, exchange: Exchange, bindings: set[Binding]) -> None:
         had_some = bool(exchange.bindings)
         exchange.bindings -= bindings
         if exchange.auto_delete and had_some and not exchange.bindings:
             self._exchanges.pop(exchange.name, None)
 
     def _targets(self, message: Message) -> list[Queue]:
+        names: set[str] = set()
         if message.exchange == DEFAULT_EXCHANGE:
             names = {message.routing_key} & self._queues.keys()
-        elif (exchange := self._exchanges.get(message.exchange)) is not None:
-            names = exchange.targets(message.routing_key)
-        else:
+        elif message.exchange not in self._exchanges:
             raise not_found("exchange", message.exchange)
+        else:
+            passed: set[str] = set()
+            passing = {message.exchange}
+            while passing:
+                exchange = self._exchanges[passing.pop()]
+                passed.add(exchange.name)
+                for binding in exchange.matching(message):
+                    (passing if binding.to_exchange else names).add(binding.target)
+                passing -= passed
         # In a fixed order: the order of a set differs between processes.
         return [self._queues[name] for name in sorted(names)]

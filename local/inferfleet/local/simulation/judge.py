@@ -13,6 +13,7 @@ from inferfleet.local.chaos import checker
 from inferfleet.local.chaos.history import History as ChaosHistory
 from inferfleet.local.chaos.history import JobHistory
 from inferfleet.local.chaos.workload import KIND, Kind
+from inferfleet.local.simulation.determinism import EPOCH_S
 from inferfleet.local.simulation.plan import Kind as PlanKind
 from inferfleet.local.simulation.plan import Plan
 from inferfleet.local.simulation.world import Call, World
@@ -42,6 +43,7 @@ def findings(world: World, plan: Plan) -> Iterator[str]:
         *_turns(world),
         *_clients(world),
         *_runs(world, plan),
+        *_early(world, plan),
         *_buried(world),
     ]
     for kind, subject, detail in found:
@@ -103,9 +105,9 @@ def _checked(world: World) -> Iterator[tuple[str, str, str]]:
 
 
 def _waited(world: World, job_id: str) -> bool:
-    """Whether a turn waited in its lane, which is in Redis and nowhere else."""
-    has_session = any(job.id == job_id and job.session_id for job in _jobs(world))
-    return has_session and not world.redis.store.run([b"EXISTS", job_key(job_id).encode()])
+    """Whether a turn waited in its lane, or a job for others, which is in Redis and nowhere else."""
+    in_redis = any(job.id == job_id and (job.session_id or job.after) for job in _jobs(world))
+    return in_redis and not world.redis.store.run([b"EXISTS", job_key(job_id).encode()])
 
 
 _EXCUSED_BY_A_LOSS = {
@@ -236,6 +238,19 @@ def _runs(world: World, plan: Plan) -> Iterator[tuple[str, str, str]]:
         entries = [orjson.loads(fields[1]) for _, fields in lines]
         if (begun := sum(entry["kind"] == "running" for entry in entries)) > times:
             yield "counted_twice", job_id, f"{begun} attempts, and {times} runs"
+
+
+def _early(world: World, plan: Plan) -> Iterator[tuple[str, str, str]]:
+    """Nobody starts a job before its time, unless Redis' clock jumps."""
+    if any(event.kind is PlanKind.JUMP for event in plan.events):
+        return
+    for job in _jobs(world):
+        if job.not_before is None:
+            continue
+        due_s = job.not_before.timestamp() - EPOCH_S
+        for run in world.history.runs:
+            if run.job_id == job.id and run.began_s < due_s - 0.001:
+                yield "started_early", job.id, f"{run.worker} at {run.began_s:.3f} s, not {due_s:.3f} s"
 
 
 _MAY_DIE = {PlanKind.CRASH, PlanKind.DRAIN, PlanKind.JUMP, PlanKind.STALL}

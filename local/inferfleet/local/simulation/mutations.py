@@ -203,7 +203,7 @@ MUTATIONS: dict[str, Mutation] = {
     ),
     "record_expires_first": _lua(
         "cancel",
-        "  tombstone_ttl_s)\nreturn",
+        "  keep_s)\nreturn",
         "  1)\nreturn",
         "expires",
         20,
@@ -214,6 +214,17 @@ MUTATIONS: dict[str, Mutation] = {
         "None",
         "session",
         20,
+    ),
+    "followers_forgotten": _python(
+        f"{_SETTLEMENT}._end_turn", "await self._followers.ended(job.id)", "None", "after", 20
+    ),
+    "followers_forgotten_by_the_next": _python(
+        f"{_SETTLEMENT}._end_turn",
+        "if followed or job.id in",
+        "if job.id in",
+        "after",
+        100,
+        *_either("crash=w"),
     ),
     "undo_without_asking": _lua(
         "close", "if others ~= '' then", "if false then", "key", 40, *_either("cut=p-broker,6")

@@ -179,6 +179,46 @@ def _expires(world: World, variant: int) -> dict[str, Coroutine[Any, Any, None]]
     return {"p1": first(), "p2": second()}
 
 
+def _later(world: World, variant: int) -> dict[str, Coroutine[Any, Any, None]]:
+    not_before = datetime.fromtimestamp(EPOCH_S + world.loop.now, UTC) + timedelta(
+        seconds=(0.6, 3.3)[variant & 1]
+    )
+    kind = Kind.CANCELLED if variant & 4 else Kind.PLAIN
+
+    def later() -> Job:
+        return job("a", kind=kind, not_before=not_before, idempotency_key=world.key)
+
+    async def first() -> None:
+        call = await submit(world, "p1", later())
+        if call.got is not None and variant & 4:
+            await asyncio.sleep(0.5)
+            await cancel(world, "p1", call.got)
+
+    async def second() -> None:
+        await submit(world, "p2", job("b"))
+        if variant & 2:
+            await insist(world, "p2", later())
+
+    return {"p1": first(), "p2": second()}
+
+
+def _after(world: World, variant: int) -> dict[str, Coroutine[Any, Any, None]]:
+    async def first() -> None:
+        call = await insist(world, "p1", job("a", idempotency_key=world.key))
+        if call.got is None:
+            return
+        others = [call.got.id]
+        if variant & 1:
+            more = await submit(world, "p1", job("c"))
+            others += [more.got.id] if more.got is not None else []
+        await submit(world, "p1", job("b", stream=bool(variant & 2), after=tuple(others)))
+
+    async def second() -> None:
+        await submit(world, "p2", job("d"))
+
+    return {"p1": first(), "p2": second()}
+
+
 def _key(world: World, variant: int) -> dict[str, Coroutine[Any, Any, None]]:
     def mine() -> Job:
         return job("a", idempotency_key=world.key)
@@ -249,6 +289,8 @@ SCENARIOS = {
     "plain": Scenario(16, _plain),
     "slow": Scenario(2, _slow),
     "expires": Scenario(8, _expires),
+    "later": Scenario(8, _later),
+    "after": Scenario(4, _after),
     "key": Scenario(8, _key),
     "session": Scenario(16, _session),
     "sessionkey": Scenario(8, _session_key),

@@ -367,6 +367,9 @@ class Store:
     def _do_zcard(self, key: bytes) -> int:
         return len(self._scores(key))
 
+    def _do_zcount(self, key: bytes, low: bytes, high: bytes) -> int:
+        return len(self._between(key, low, high))
+
     def _do_zscore(self, key: bytes, member: bytes) -> Answer:
         score = self._scores(key).get(member)
         return None if score is None else b"%.17g" % score

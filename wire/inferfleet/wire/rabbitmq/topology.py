@@ -76,7 +76,7 @@ async def declare_warm_queue(channel: AbstractChannel, settings: WorkerSettings)
     """
     connection = (await channel.get_underlay_channel()).connection
     version = str(connection.server_properties.get("version", ""))
-    arguments = _type_arguments(settings.queue_type, version) | {
+    arguments = type_arguments(settings.queue_type, version) | {
         "x-message-ttl": _milliseconds(settings.warm_wait_s / 2),
         "x-expires": _milliseconds(max(WARM_QUEUE_IDLE_S, 2 * settings.warm_wait_s)),
         "x-max-length": settings.max_running + settings.look_ahead,
@@ -110,7 +110,7 @@ async def _declare_dead_queue(
     connection: aiormq.abc.AbstractConnection, pool: str, queue_type: QueueType, version: str
 ) -> None:
     """Declare the dead-letter queue of a pool. Accept an existing classic queue."""
-    name, arguments = names.dead_queue(pool), _type_arguments(queue_type, version)
+    name, arguments = names.dead_queue(pool), type_arguments(queue_type, version)
     channel = await connection.channel()
     try:
         await channel.queue_declare(name, durable=True, arguments=arguments)
@@ -126,14 +126,14 @@ async def _declare_dead_queue(
             raise
         # Pools with quorum queues at first had classic queues for their dead letters.
         channel = await connection.channel()
-        await channel.queue_declare(name, durable=True, arguments=_type_arguments(QueueType.CLASSIC, version))
+        await channel.queue_declare(name, durable=True, arguments=type_arguments(QueueType.CLASSIC, version))
     await channel.queue_bind(name, names.DEAD_EXCHANGE, routing_key=pool)
     await channel.close()
 
 
 def queue_arguments(settings: ServiceSettings, *, broker_version: str) -> dict[str, Any]:
     """Return the arguments of a pool's queue for a broker of this version."""
-    arguments = _type_arguments(settings.queue_type, broker_version)
+    arguments = type_arguments(settings.queue_type, broker_version)
     if settings.queue_type is QueueType.CLASSIC:
         # A quorum queue refuses the argument. It has two priorities in RabbitMQ 4.0 to 4.2, ten from 4.3 on.
         arguments["x-max-priority"] = names.PRIORITY_LEVELS
@@ -142,7 +142,7 @@ def queue_arguments(settings: ServiceSettings, *, broker_version: str) -> dict[s
     return arguments
 
 
-def _type_arguments(queue_type: QueueType, broker_version: str) -> dict[str, Any]:
+def type_arguments(queue_type: QueueType, broker_version: str) -> dict[str, Any]:
     """Return the arguments that give a queue this type, wherever it is declared.
 
     The type is always explicit, because otherwise the default of the virtual host or of the node applies. The

@@ -66,7 +66,7 @@ PRODUCER: Final = Access(
     {
         _all(job_key("*")): (*_JOB, "HGETALL", "HSETNX", "HDEL", "XREVRANGE"),
         _all(session_key("*")): (*_SESSION, "HGETALL", "SCAN"),
-        _all(pool_key("*")): (*_POOL, "ZRANGE", "HMGET", "HGETALL"),
+        _all(pool_key("*")): (*_POOL, "ZRANGE", "ZCOUNT", "HMGET", "HGETALL"),
         _all(idempotency_key("*", "*")): ("SET", "GET", "DEL"),
         _all(reply_key("*")): ("XADD", "XREVRANGE", "EXPIRE"),
         worker_key("*"): ("HGETALL",),

@@ -20,6 +20,7 @@ class StartStatus(StrEnum):
     EXHAUSTED = "exhausted"
     DONE = "done"
     BUSY = "busy"
+    EARLY = "early"
     SUSPECT = "suspect"
 
 
@@ -68,10 +69,11 @@ class Started:
     """The reply to the start of an attempt.
 
     ``fence`` belongs to the new attempt, if there is one. With ``BUSY``, ``busy_s`` is the rest of the other
-    worker's lease, or of the pause before a retry. ``tokens`` is how many tokens the journal holds;
-    ``restart`` is why this attempt cannot resume from them, and has to restart the answer before it
-    generates. ``model_identity`` is that of the model to which the tokens belong or will belong. ``charged``
-    is how many attempts are charged. ``reply_to`` is the client whose reply stream gets a line at the end.
+    worker's lease, or of the pause before a retry; with ``EARLY``, it is the time until ``not_before``.
+    ``tokens`` is how many tokens the journal holds; ``restart`` is why this attempt cannot resume from them,
+    and has to restart the answer before it generates. ``model_identity`` is that of the model to which the
+    tokens belong or will belong. ``charged`` is how many attempts are charged. ``reply_to`` is the client
+    whose reply stream gets a line at the end.
     """
 
     status: StartStatus
@@ -83,7 +85,8 @@ class Started:
     model_identity: str | None = None
     busy_s: float = 0.0
     first_entered_ms: int | None = None
-    """When the record was made, if this is the job's first attempt and our client submitted it."""
+    """When the record was made, or ``not_before`` if that is later; ``None`` if this is not the job's first
+    attempt, or our client did not submit it."""
 
 
 @dataclass(frozen=True, slots=True)

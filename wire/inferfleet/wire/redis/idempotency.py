@@ -102,6 +102,8 @@ def _digest(job: Job) -> str:
     content: list[Any] = [job.submitted_to or job.pool, job.endpoint, job.body]
     if job.retrieve is not None:
         content.append(job.retrieve.model_dump(mode="json"))
+    if job.after is not None:
+        content.append(job.after)
     if job.session_id is not None:
         content += [job.session_id, job.state_patch]
         # Only if there are any: clients of earlier versions know no instructions.

@@ -52,6 +52,8 @@ class JobEndings(JobReading):
         self._replies = Replies(pipeline)
         self.open_jobs = OpenJobs(pipeline)
         """The index of unfinished jobs."""
+        self.followed: set[str] = set()
+        """The jobs that this process has ended and that others follow, until those have been let go on."""
         self._result_ttl_s = result_ttl_s
         # The shortest time for which a message may be in the queue; it must not run a job that has ended.
         self._tombstone_ttl_s = max(queued_ttl_s, result_ttl_s)
@@ -75,7 +77,11 @@ class JobEndings(JobReading):
         if reply_to and at_once:
             # Sent behind the commit. If Redis refuses that, the client only reads the record in vain.
             self._replies.add(reply_to, result.job_id, result.state)
-        written = WRITE_STATUSES[await committed]
+        answer = await committed
+        if answer == b"followed":
+            self.followed.add(job.id)
+            answer = b"ok"
+        written = WRITE_STATUSES[answer]
         if reply_to and not at_once:
             self._replies.add(reply_to, result.job_id, result.state)
         if written is WriteStatus.OK:
@@ -91,11 +97,13 @@ class JobEndings(JobReading):
         keep: bool = False,
         said: bool = False,
         tokens: int | None = None,
+        only_unready: bool = False,
     ) -> JobState | None:
         """End a waiting or stalled job, last tried by ``attempt``, with ``result``; mark a running job.
 
         Returns the job's state. With ``tokens``, the result was made from so many tokens of that attempt; if
-        the job has others by now, this does nothing and returns ``None``.
+        the job has others by now, this does nothing and returns ``None``. With ``only_unready`` it does
+        nothing either unless the job waits for other jobs.
 
         With ``keep`` the worker that ends the job adds the partial answer to its session. A job that has
         ``said`` its answer there already is only marked, too.
@@ -111,7 +119,7 @@ class JobEndings(JobReading):
             tokens=result.usage.completion_tokens,
             spell=partial(
                 job_scripts.cancel,
-                mode="interrupt" if keep else "cancel",
+                mode="fail" if only_unready else "interrupt" if keep else "cancel",
                 of_attempt=attempt,
                 of_tokens="" if tokens is None else tokens,
                 said=int(said),

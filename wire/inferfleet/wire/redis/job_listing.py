@@ -23,7 +23,7 @@ PRIORITIES = tuple(reversed(range(PRIORITY_LEVELS)))
 
 
 class Entry(NamedTuple):
-    """A job in the index. ``since_ms`` is when it entered, or was last published again."""
+    """A job in the index. ``since_ms`` is when it entered, was last published again, or may start."""
 
     id: str
     since_ms: int
@@ -34,9 +34,13 @@ BEGINNING = Entry("", 0)
 
 
 async def count_unfinished(pipeline: CommandPipeline, pool: str) -> dict[int, int]:
-    """Count the unfinished jobs of a pool by priority, the most urgent first, without priorities of none."""
+    """Count the unfinished jobs of a pool by priority, the most urgent first, without priorities of none.
+
+    Jobs that may not start yet do not count.
+    """
+    now_ms = pipeline.clock.now_ms()
     counts = await asyncio.gather(
-        *(pipeline.enqueue("ZCARD", open_key(pool, priority)) for priority in PRIORITIES)
+        *(pipeline.enqueue("ZCOUNT", open_key(pool, priority), "-inf", now_ms) for priority in PRIORITIES)
     )
     return {priority: int(count) for priority, count in zip(PRIORITIES, counts, strict=True) if count}
 

@@ -314,6 +314,8 @@ def _record(job_id: str, fields: dict[bytes, bytes], result: bytes | None) -> Jo
         session_id=fields[b"session"].decode() if b"session" in fields else None,
         tenant=fields[b"tenant"].decode(),
         submitted_at=moment(b"submitted_at"),
+        not_before=moment(b"not_before"),
+        after=tuple(fields[b"after"].decode().split()) if b"after" in fields else None,
         started_at=moment(b"started_at"),
         finished_at=moment(b"finished_at"),
         result=Result.model_validate_json(result) if result else None,

@@ -17,6 +17,8 @@ _COPIED = SCRIPTS["copied"]
 _REVIVE = SCRIPTS["revive"]
 _MOVE = SCRIPTS["move"]
 _DROP_REQUEST = SCRIPTS["drop_request"]
+_FOLLOW = SCRIPTS["follow"]
+_LET_GO = SCRIPTS["let_go"]
 _START = SCRIPTS["start"]
 _RESTART = SCRIPTS["restart"]
 _APPEND = SCRIPTS["append"]
@@ -48,6 +50,8 @@ def create(
     traceparent: str,
     submitted_to: str,
     size: str,
+    not_before_ms: int | str,
+    after: str,
 ) -> Command:
     """Create a job's record, or join the other submissions of the job."""
     return (
@@ -71,6 +75,8 @@ def create(
         traceparent,
         submitted_to,
         size,
+        not_before_ms,
+        after,
     )
 
 
@@ -164,6 +170,16 @@ def drop_request(job_key: str, request_key: str, /) -> Command:
     return ("EVALSHA", _DROP_REQUEST.sha, 2, job_key, request_key)
 
 
+def follow(job_key: str, /, *, follower: str, tenant: str, most: int) -> Command:
+    """Note at a job that another one runs after it."""
+    return ("EVALSHA", _FOLLOW.sha, 1, job_key, follower, tenant, most)
+
+
+def let_go(job_key: str, request_key: str, /, *, request: bytes, size: str, ttl_s: int, call: str) -> Command:
+    """Let a job wait for a worker that has waited for other jobs."""
+    return ("EVALSHA", _LET_GO.sha, 2, job_key, request_key, request, size, ttl_s, call)
+
+
 def start(
     job_key: str,
     journal_key: str,
@@ -191,6 +207,7 @@ def start(
     tenant: str,
     traceparent: str,
     submitted_to: str,
+    not_before_ms: int | str,
 ) -> Command:
     """Begin an attempt: take the fence, or reply why not."""
     return (
@@ -221,6 +238,7 @@ def start(
         tenant,
         traceparent,
         submitted_to,
+        not_before_ms,
     )
 
 

@@ -1,5 +1,8 @@
 """The index of the unfinished jobs of each pool, by priority and by the time of their submission.
 
+A job that starts later is in it by the time at which it may start, and one that runs after others behind all
+those. So until then it is behind all jobs that wait, and whoever reads the index up to now does not see it.
+
 It is in other hash slots than the jobs' records, so no script changes both, and after a crash the two may
 disagree. A job enters the index before it is published, and leaves it after its end. So a job that was
 accepted is in the index, and so may be one that has ended or was refused; the sweep removes those
@@ -25,12 +28,16 @@ from typing import Any
 from inferfleet.schemas.errors import InferfleetError, ServiceUnreachableError
 from inferfleet.schemas.job import Job
 from inferfleet.schemas.names import open_key
+from inferfleet.wire.redis.clock import milliseconds
 from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.redis.pools import note_pool
 from inferfleet.wire.redis.script import Argument
 
 REMEMBERED_S = 10.0
 """For how long a job enters again: longer than a replica of Redis lags behind its master."""
+
+NEVER_MS = 4 * 10**15
+"""What is added to the time of jobs that run after others: nobody knows yet when they may start."""
 
 LEAVE_S = 0.1
 """For how long jobs that leave are collected for one command. What gets lost meanwhile, the sweep removes."""
@@ -53,8 +60,8 @@ class OpenJobs:
         self._leaving: dict[str, list[str]] = {}
         self._noted: dict[str, float] = {}
         """When this process last put each pool on the list of pools."""
-        self._lately: deque[tuple[float, str, str, int]] = deque()
-        """The jobs that have entered or left: when, and their ids, pools and priorities."""
+        self._lately: deque[tuple[float, str, str, int, int]] = deque()
+        """The jobs that have entered or left: when, their ids, pools, priorities, and when they may start."""
         pipeline.on_connect.append(self._enter_again)
 
     def enter(self, job: Job) -> asyncio.Future[Any]:
@@ -62,7 +69,7 @@ class OpenJobs:
 
         It fails as those of ``CommandPipeline.enqueue`` do.
         """
-        self.remember(job.id, pool=job.pool, priority=job.priority)
+        self.remember(job.id, pool=job.pool, priority=job.priority, not_before_ms=self._due_ms(job))
         return self._enter(job)
 
     def enter_all(self, jobs: Iterable[Job]) -> None:
@@ -83,10 +90,10 @@ class OpenJobs:
             async with asyncio.timeout(FLUSH_TIMEOUT_S):
                 await asyncio.gather(*self._send_leaving())
 
-    def remember(self, job_id: str, *, pool: str, priority: int) -> None:
+    def remember(self, job_id: str, *, pool: str, priority: int, not_before_ms: int = 0) -> None:
         """Let a job enter again with a connection that is made soon: it has just entered or left."""
         now = time.monotonic()
-        self._lately.append((now, job_id, pool, priority))
+        self._lately.append((now, job_id, pool, priority, not_before_ms))
         while self._lately[0][0] < now - REMEMBERED_S:
             self._lately.popleft()
 
@@ -101,14 +108,19 @@ class OpenJobs:
         group[0].append(job)
         return group[1]
 
+    def _due_ms(self, job: Job) -> int:
+        if job.after is not None:
+            return NEVER_MS + self._pipeline.clock.now_ms()
+        return 0 if job.not_before is None else milliseconds(job.not_before)
+
     def _send_entering(self) -> None:
         entering, self._entering = self._entering, {}
         now_ms = self._pipeline.clock.now_ms()
         for (pool, priority), (jobs, entered) in entering.items():
             entries: list[Argument] = []
             for job in jobs:
-                # What the job says may be long ago, or yet to come.
-                entries += (now_ms, job.id)
+                # What the job says of its submission may be long ago, or yet to come.
+                entries += (max(now_ms, self._due_ms(job)), job.id)
             try:
                 # A job that is there may have been published again since: it keeps that place.
                 sent = self._pipeline.enqueue("ZADD", open_key(pool, priority), "NX", *entries)
@@ -143,9 +155,10 @@ class OpenJobs:
         self._leaving.clear()
         since, now_ms = time.monotonic() - REMEMBERED_S, self._pipeline.clock.now_ms()
         again: dict[str, list[Argument]] = {}
-        for at, job_id, pool, priority in self._lately:
+        for at, job_id, pool, priority, not_before_ms in self._lately:
             if at >= since:
-                again.setdefault(open_key(pool, priority), []).extend((now_ms, job_id))
+                entry = (max(now_ms, not_before_ms), job_id)
+                again.setdefault(open_key(pool, priority), []).extend(entry)
         for key, entries in again.items():
             self._pipeline.enqueue("ZADD", key, "NX", *entries).add_done_callback(_report)
 

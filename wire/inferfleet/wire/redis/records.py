@@ -8,6 +8,7 @@ yet, can do no harm. ``job_endings`` makes the last change.
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 from copy import copy
 from datetime import datetime
@@ -42,7 +43,7 @@ from inferfleet.wire.redis.attempts import (
     StartStatus,
     WriteStatus,
 )
-from inferfleet.wire.redis.clock import milliseconds
+from inferfleet.wire.redis.clock import milliseconds, moment_of
 from inferfleet.wire.redis.job_endings import JobEndings
 from inferfleet.wire.redis.job_reading import STATES
 from inferfleet.wire.redis.journal_lines import PendingTokens, encoded, to_append
@@ -87,6 +88,10 @@ class Recorded(NamedTuple):
     pool: str = ""
     made: bool = False
     """Whether this submission has made the record, and joined none."""
+    not_before: datetime | None = None
+    """When the job may start, as it was recorded first."""
+    follows: bool = False
+    """Whether the job runs after other jobs. Then ``Followers`` publish it."""
 
     @property
     def may_lack_message(self) -> bool:
@@ -135,8 +140,8 @@ class JobRecords(JobEndings):
                 journal_key(job.id),
                 request_key(job.id),
                 submitted_ms=milliseconds(job.submitted_at),
-                ttl_s=self._queued_ttl_s,
-                queued_entry=encoded(QueuedEntry(at=job.submitted_at)),
+                ttl_s=self._queued_ttl_s + seconds_until(job, self.clock.now()),
+                queued_entry=encoded(QueuedEntry(at=job.submitted_at, not_before=job.not_before)),
                 pool=job.pool,
                 priority=int(job.priority),
                 reply_to=reply_to,
@@ -148,6 +153,8 @@ class JobRecords(JobEndings):
                 traceparent=_sampled(job),
                 submitted_to=job.submitted_to or "",
                 size=JobSize.of(job.endpoint, job.body, request_bytes=len(request)).encoded(),
+                not_before_ms=_not_before_ms(job),
+                after=" ".join(job.after or ()),
             )
         )
         # With the same write, so that it is there before a message is.
@@ -156,7 +163,7 @@ class JobRecords(JobEndings):
         if not self._pipeline.ordered:
             await asyncio.wait([recorded])
         holder = self._pipeline.enqueue("GET", key) if key else None
-        state, attempt, closed, stalled, pool, made = await recorded
+        state, attempt, closed, stalled, pool, made, not_before_ms, follows = await recorded
         try:
             held = (holder and await holder) or b""
         except (ServiceUnreachableError, ServiceRefusedError) as error:
@@ -173,6 +180,8 @@ class JobRecords(JobEndings):
             entered,
             pool.decode(),
             made == 1,
+            moment_of(int(not_before_ms)) if not_before_ms else None,
+            follows == 1,
         )
 
     async def close(self, job_id: str, *, call: str) -> Closed:
@@ -219,11 +228,12 @@ class JobRecords(JobEndings):
         alone: bool,
         reply_to: str,
         model_identity: str = "",
+        only_ends: bool = False,
     ) -> Started:
         """Begin an attempt. ``token`` is unique to this call, so that a repeated call starts only once.
 
         ``alone`` says that no other suspect runs beside it (see ``SUSPECT_AFTER``). ``model_identity`` is the
-        caller's; a caller that only ends the job has none.
+        caller's; a caller that ``only_ends`` the job has none, and need not wait until the job may start.
         """
         now = self.clock.now()
         verdict, attempt, tokens, restart, charged, waiting, identity, *rest = await self._pipeline.enqueue(
@@ -252,16 +262,22 @@ class JobRecords(JobEndings):
                 tenant=job.tenant,
                 traceparent=_sampled(job),
                 submitted_to=job.submitted_to or "",
+                not_before_ms=0 if only_ends else _not_before_ms(job),
             )
         )
-        if verdict == b"busy":
-            return Started(
-                StartStatus.BUSY, Fence(token, 0), 0, charged, waiting.decode(), busy_s=attempt / 1000
-            )
         kept, first = rest or (1, b"")
         if not kept and self._keep_requests:
             # Another AMQP client published the job, or Redis has lost its data.
             await self._keep(job)
+        if verdict in {b"busy", b"early"}:
+            return Started(
+                START_STATUSES[verdict],
+                Fence(token, 0),
+                0,
+                charged,
+                waiting.decode(),
+                busy_s=attempt / 1000,
+            )
         return Started(
             START_STATUSES[verdict],
             Fence(token, attempt),
@@ -276,7 +292,8 @@ class JobRecords(JobEndings):
     async def _keep(self, job: Job) -> None:
         """Keep the request of a job that has a record already."""
         self.open_jobs.enter(job)
-        await self._pipeline.execute("SET", request_key(job.id), message_body(job), "EX", self._queued_ttl_s)
+        ttl_s = self._queued_ttl_s + seconds_until(job, self.clock.now())
+        await self._pipeline.execute("SET", request_key(job.id), message_body(job), "EX", ttl_s)
 
     async def fail(
         self, job: Job, failure: Failure, *, worker_id: str, lease_s: float, reply_to: str
@@ -293,11 +310,12 @@ class JobRecords(JobEndings):
             resumable=True,
             alone=True,
             reply_to=reply_to,
+            only_ends=True,
         )
         match started.status:
             case StartStatus.DONE:
                 return Failed(None, 0.0)
-            case StartStatus.BUSY | StartStatus.SUSPECT:
+            case StartStatus.BUSY | StartStatus.EARLY | StartStatus.SUSPECT:
                 return Failed(None, max(started.busy_s, MIN_BUSY_S))
             case _:
                 pass
@@ -504,6 +522,15 @@ class JobRecords(JobEndings):
         )
         self.open_jobs.enter(job)
         return bool(answer)
+
+
+def seconds_until(job: Job, now: datetime) -> int:
+    """Return in how many seconds a job may start; 0 if it may start now."""
+    return 0 if job.not_before is None else max(0, math.ceil((job.not_before - now).total_seconds()))
+
+
+def _not_before_ms(job: Job) -> int | str:
+    return "" if job.not_before is None else milliseconds(job.not_before)
 
 
 def _sampled(job: Job) -> str:

@@ -10,7 +10,7 @@ local creating = {
 local harmless = {
   HGET = {'f'}, HMGET = {'f'}, HGETALL = {}, HEXISTS = {'f'}, HKEYS = {}, HDEL = {'f'}, GET = {}, LPOP = {}, LLEN = {}, LREM = {0, 'v'},
   LRANGE = {0, 0}, XRANGE = {'-', '+', 'COUNT', 1}, XREVRANGE = {'+', '-', 'COUNT', 1},
-  ZADD = {'XX', 1, ':'}, ZRANGE = {0, 0}, ZRANGEBYSCORE = {0, 0}, ZREM = {':'}, ZREMRANGEBYSCORE = {'(0', '(0'}, ZCARD = {}, ZSCORE = {':'},
+  ZADD = {'XX', 1, ':'}, ZRANGE = {0, 0}, ZRANGEBYSCORE = {0, 0}, ZREM = {':'}, ZREMRANGEBYSCORE = {'(0', '(0'}, ZCARD = {}, ZCOUNT = {0, 0}, ZSCORE = {':'},
   DEL = {}, EXISTS = {}, EXPIRE = {60}, PEXPIRE = {60000}, TTL = {},
 }
 local refused = {}

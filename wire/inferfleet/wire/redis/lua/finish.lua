@@ -1,5 +1,6 @@
 -- Commit: write the one terminal result, if the job is still ours and has none.
--- Returns 'ok', 'fenced' or 'missing'. Sent twice, the second answers 'ok' and changes nothing.
+-- Returns 'ok', 'followed' (the same, and other jobs run after this one), 'fenced' or 'missing'. Sent twice, the second
+-- answers as the first and changes nothing.
 local job_key, journal_key, result_key, request_key, response_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local fence = ARGV[1]
 local ended_ms = ARGV[2]
@@ -14,7 +15,7 @@ local tombstone_ttl_s = ARGV[10] -- of a record of whose messages one may be in 
 
 -- part: end_job
 -- part: never_begun
-local r = redis.call('HMGET', job_key, 'state', 'fence', 'tokens', 'calls', 'session', 'copied', 'attempt')
+local r = redis.call('HMGET', job_key, 'state', 'fence', 'tokens', 'calls', 'session', 'copied', 'attempt', 'followers')
 if not r[1] or never_begun(r[1], r[7]) then
   return 'missing'
 end
@@ -22,7 +23,7 @@ if r[2] ~= fence then
   return 'fenced'
 end
 if r[1] ~= 'running' then
-  return r[1] == end_state and 'ok' or 'fenced'
+  return r[1] == end_state and (r[8] and 'followed' or 'ok') or 'fenced'
 end
 if tonumber(offset) > tonumber(r[3]) or redis.call('EXISTS', journal_key) == 0 then
   return 'missing'
@@ -37,4 +38,4 @@ end
 local copied = r[6] or (r[5] and r[5] ~= '') or string.find(r[4] or '', '%S %S')
 end_job(job_key, journal_key, result_key, request_key, response_key, end_state, ended_ms, result, finished_entry, result_ttl_s,
   copied and tombstone_ttl_s or result_ttl_s)
-return 'ok'
+return r[8] and 'followed' or 'ok'

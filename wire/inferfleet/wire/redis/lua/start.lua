@@ -1,7 +1,8 @@
 -- Begin an attempt: take the fence, or learn why not.
 -- Returns {verdict, attempt, tokens in the journal, why they cannot be continued ('' if they can), charged, reply_to,
 -- model identity of the answer ('' if unknown), kept (1: Redis has the request), first (when the record was made of a job
--- that starts for the first time; '' else)}. The last two only if the fence is ours.
+-- that starts for the first time, or when it might start if that is later; '' else)}. The last two only if the fence is
+-- ours, or with 'early'.
 -- An attempt that cannot continue has to call 'restart' before it
 -- generates; until then the record and the journal keep what they have. 'charged' counts the
 -- attempts towards the limit: not those that were given back, and not those that died but brought the answer
@@ -9,6 +10,7 @@
 -- Verdicts: 'started', 'cancelled', 'interrupted', 'expired', 'exhausted' (the fence is ours; act on it),
 --           'done' (terminal already), 'busy' (another worker's lease is alive, or the pause before a retry is not
 --           over; 'attempt' is its rest in ms),
+--           'early' (it may not start yet; 'attempt' is the rest in ms. It has a record now),
 --           'suspect' (it may have killed the workers it ran on: ask again when no other suspect runs).
 local job_key, journal_key, request_key = KEYS[1], KEYS[2], KEYS[3]
 local started_ms = ARGV[1]
@@ -32,12 +34,13 @@ local session = ARGV[18] -- '' for none
 local tenant = ARGV[19]
 local traceparent = ARGV[20] -- '' for none, or one that is not sampled
 local submitted_to = ARGV[21] -- '' if that is the pool
+local not_before_ms = ARGV[22] -- when the job may start, as its message says; '' for now; 0 to end it, whatever the record says
 
 -- Redis' clock, because the clocks of two workers differ.
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 local r = redis.call('HMGET', job_key, 'state', 'attempt', 'charged', 'tokens', 'worker', 'lease', 'cancel', 'fence', 'verdict', 'reply_to',
-  'deaths', 'tokens_at_start', 'model_identity', 'past', 'entered', 'tenant')
+  'deaths', 'tokens_at_start', 'model_identity', 'past', 'entered', 'tenant', 'not_before')
 local state, attempt, charged, tokens = r[1], tonumber(r[2] or 0), tonumber(r[3] or 0), tonumber(r[4] or 0)
 local reply_to = r[10] or message_reply_to
 local deaths = tonumber(r[11] or 0)
@@ -56,6 +59,11 @@ local function refused(verdict, rest_ms)
     remember(fence)
   end
   return {verdict, rest_ms, 0, '', charged, reply_to, ''}
+end
+local early_ms = not_before_ms == '0' and 0 or (tonumber(r[17] or not_before_ms) or 0) - now
+local function early()
+  remember(fence)
+  return {'early', early_ms, 0, '', charged, reply_to, '', redis.call('EXISTS', request_key), ''}
 end
 local restart = ''
 if tokens > 0 then
@@ -77,6 +85,14 @@ if not state then
   if submitted_to ~= '' then
     redis.call('HSET', job_key, 'submitted_to', submitted_to)
   end
+  if not_before_ms ~= '' and not_before_ms ~= '0' then
+    redis.call('HSET', job_key, 'not_before', not_before_ms)
+  end
+  if early_ms > 0 then
+    redis.call('HSET', job_key, 'state', 'queued', 'attempt', 0, 'charged', 0, 'tokens', 0, 'tenant', tenant, 'entered', not_before_ms)
+    redis.call('EXPIRE', job_key, ttl_s + math.ceil(early_ms / 1000))
+    return early()
+  end
 elseif state == 'running' then
   if begun then
     return {r[9], attempt, tokens, r[9] == 'started' and restart or '', charged, reply_to, identity,
@@ -96,6 +112,8 @@ elseif begun or late then
   return {'busy', 0, 0, '', charged, reply_to, ''}
 elseif lease > now and not r[7] then
   return refused('busy', lease - now)
+elseif attempt == 0 and early_ms > 0 then
+  return early()
 end
 
 local verdict = 'started'
