@@ -167,15 +167,17 @@ def helm(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def template(values: dict[str, Any], folder: Path) -> subprocess.CompletedProcess[str]:
+def template(
+    values: dict[str, Any], folder: Path, *, namespace: str = "inferfleet"
+) -> subprocess.CompletedProcess[str]:
     (folder / "values.yaml").write_text(yaml.safe_dump(values))
     return helm(
-        "template", "release", str(CHART), "--namespace=inferfleet", f"--values={folder / 'values.yaml'}"
+        "template", "release", str(CHART), f"--namespace={namespace}", f"--values={folder / 'values.yaml'}"
     )
 
 
-def chart(values: dict[str, Any], folder: Path) -> Manifests:
-    done = template(values, folder)
+def chart(values: dict[str, Any], folder: Path, *, namespace: str = "inferfleet") -> Manifests:
+    done = template(values, folder, namespace=namespace)
     assert (done.returncode, done.stderr) == (0, "")
     return Manifests("chart", [thing for thing in yaml.safe_load_all(done.stdout) if thing])
 
@@ -319,6 +321,50 @@ def test_runners_may_have_an_image_a_queue_and_no_keda(tmp_path: Path) -> None:
     (trigger,) = alone.one("ScaledObject")["spec"]["triggers"]
     assert (trigger["metadata"]["queueName"], trigger["metadata"]["value"]) == (run_queue("night"), "4")
     assert alone.one("TriggerAuthentication")["metadata"]["name"] == trigger["authenticationRef"]["name"]
+
+
+@pytest.mark.parametrize("text", ["70", "true", "no", "null", "0x1f"])
+def test_a_value_that_yaml_would_read_as_something_else_stays_a_string(text: str, tmp_path: Path) -> None:
+    def rendered(word: str, by: str) -> str:
+        gateway = EXPOSED | {"apiKeysSecret": word, "namespaces": [word], "env": {"NO": word}, "host": word}
+        gateway["ingress"] = {
+            "enabled": True,
+            "className": word,
+            "tlsSecret": word,
+            "annotations": {"a": word},
+        }
+        gateway["route"] = {"enabled": True, "parent": {"name": word}}
+        manifests = chart(
+            {
+                "images": dict.fromkeys(VALUES["images"], word),
+                "imagePullSecrets": [{"name": word}],
+                "fleet": {"NO": word},
+                "modelCache": {"storageClassName": word},
+                "prometheus": {"podMonitors": True, "namespace": word},
+                "exporter": {"enabled": True},
+                "gateway": gateway,
+                "agents": {"enabled": True, "image": word, "queue": word, "env": {"NO": word}},
+                "pool": {
+                    "env": {"INFERFLEET_MODEL": word},
+                    "gpu": {"resource": word},
+                    "annotations": {"a": word},
+                    "runtimeClassName": word,
+                    "priorityClassName": word,
+                    "scaling": {"by": by},
+                },
+                "pools": [{"name": word}],
+            },
+            tmp_path,
+            namespace=word,
+        )
+        for thing in manifests.workloads:
+            assert all(
+                isinstance(variable["name"], str) for each in containers(thing) for variable in each["env"]
+            )
+        return re.sub(r'"checksum/settings": "[0-9a-f]{64}"', "", json.dumps(list(manifests)))
+
+    for by in ("keda", "hpa"):
+        assert rendered(text, by) == rendered("placeholder", by).replace("placeholder", text)
 
 
 def test_its_version_is_that_of_the_images() -> None:

@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 import redis.asyncio as aioredis
+from aiohttp import web
 
 from inferfleet.local.autoscaler.measure import open_measurer
 from inferfleet.local.autoscaler.scaled_object import read_scaled_object
-from inferfleet.local.autoscaler.triggers import Mode, Protocol, RabbitMQTrigger
+from inferfleet.local.autoscaler.triggers import Mode, PrometheusTrigger, Protocol, RabbitMQTrigger
 from inferfleet.local.services import Services
 from inferfleet.producer import Fleet, JournalLine
 from inferfleet.schemas import Job
@@ -25,6 +26,7 @@ from inferfleet.schemas.job import Priority
 from inferfleet.schemas.journal import JournalEntry, QueuedEntry, TokensEntry
 from inferfleet.schemas.names import job_queue, journal_key
 from inferfleet.schemas.settings import ProducerSettings
+from inferfleet.wire.http_port import listening
 from inferfleet.wire.rabbitmq.connection import open_amqp
 from inferfleet.wire.redis.journal_lines import parse_line
 
@@ -276,6 +278,28 @@ async def test_the_consumption_time_is_that_of_rabbitmqs_own_rates(managed: Serv
             # Rates are those between two samples of RabbitMQ's, so something is delivered all the time.
             while (await measurer.measure([trigger]))[0].value in {None, 9999}:
                 await (await queue.get()).nack(requeue=True)
+
+
+async def test_another_server_in_the_place_of_one_that_it_reads_is_a_failed_reading() -> None:
+    async def answer(_: web.Request) -> web.Response:
+        return web.json_response({"items": [], "hello": 1})
+
+    app = web.Application()
+    app.router.add_get("/{path:.*}", answer)
+    async with listening(app, host="127.0.0.1", port=0) as port:
+        url = f"http://127.0.0.1:{port}"
+        triggers = (
+            RabbitMQTrigger(name="jobs", queue=job_queue("chat"), protocol=Protocol.HTTP, target=1),
+            PrometheusTrigger(name="age", server=url, query="up", target=1),
+        )
+        async with open_measurer(
+            triggers, amqp_url="amqp://localhost/", management_url=url, prometheus_url=url
+        ) as measurer:
+            over_http, of_prometheus = await measurer.measure(triggers)
+
+    assert (over_http.value, of_prometheus.value) == (None, None)
+    assert "is not RabbitMQ's API (name: is missing)" in over_http.error
+    assert "not one of Prometheus' API" in of_prometheus.error
 
 
 async def test_told_to_end_it_drains_its_workers(managed: Services, tmp_path: Path) -> None:

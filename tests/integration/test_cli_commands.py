@@ -22,6 +22,7 @@ from tests.integration.conftest import (
     until_running,
 )
 
+from inferfleet.agents import AgentRuns
 from inferfleet.producer import Fleet
 from inferfleet.schemas import Endpoint, Job, JobState
 from inferfleet.schemas.job import new_job_id
@@ -386,3 +387,39 @@ async def test_dead_letters_are_listed_shown_replayed_and_purged(
     assert json.loads(ended.out) == {"pool": pool, "purged": 1}
     ended = await inferfleet("dead", "show", job.id, "--pool", pool)
     assert (ended.code, ended.out) == (1, "")
+
+
+async def test_a_list_that_is_cut_off_says_so(
+    inferfleet: RunCommand, start_worker: StartWorker, fleet: Fleet, pool: str
+) -> None:
+    await start_worker()
+    body = chat(simulated={"fail": "engine_error"})
+    await fleet.wait_many(
+        [
+            await fleet.submit(Job(pool=pool, body=body, max_attempts=1, session_id=f"{pool}-{number}"))
+            for number in range(2)
+        ],
+        timeout_s=PATIENCE_S,
+    )
+    runs = AgentRuns(fleet)
+    for text in ("one", "two"):
+        await runs.start("clerk", text, queue=pool)
+    for command in (
+        ("dead", "list", "--pool", pool),
+        ("session", "list"),
+        ("agent", "list", "--queue", pool),
+    ):
+        for as_json in ((), ("--json",)):
+            ended = await inferfleet(*command, "--limit", "1", *as_json)
+            listed = json.loads(ended.out) if as_json else ended.out.splitlines()
+            assert (ended.code, len(listed)) == (0, 1)
+            assert ended.err == "inferfleet: there are more than 1; --limit lists more\n"
+    for command in (("dead", "list", "--pool", pool), ("agent", "list", "--queue", pool)):
+        ended = await inferfleet(*command, "--limit", "2")
+        assert (ended.code, ended.err, ended.out.count("\n")) == (0, "", 2)
+
+
+async def test_a_queue_of_runs_has_the_name_of_a_pool(inferfleet: RunCommand) -> None:
+    ended = await inferfleet("agent", "list", "--queue", "ZZ")
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err.startswith("inferfleet: pool: 'ZZ' is not a pool name")

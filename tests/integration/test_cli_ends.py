@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import pty
 import re
@@ -369,10 +370,18 @@ async def test_ctrl_c_in_an_answer_of_a_chat_brings_the_prompt_back(
 # A reader that has gone
 
 
-@pytest.mark.parametrize("what", ["stream", "list", "get"])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("what", ["stream", "list", "get", "help"])
 async def test_a_reader_that_has_gone_is_no_traceback(
-    fleet: Fleet, start_worker: StartWorker, start: Start, pool: str, what: str
+    fleet: Fleet,
+    start_worker: StartWorker,
+    start: Start,
+    environment: dict[str, str],
+    pool: str,
+    what: str,
+    unbuffered: str,
 ) -> None:
+    environment["PYTHONUNBUFFERED"] = unbuffered
     await start_worker()
     await until_dead(fleet, pool, 1)
     job = await fleet.submit("hello", pool=pool, stream=True)
@@ -383,13 +392,14 @@ async def test_a_reader_that_has_gone_is_no_traceback(
         "stream": ("stream", job.id),
         "list": ("dead", "list", "--pool", pool),
         "get": ("get", job.id, "--json"),
+        "help": ("--help",),
     }
     try:
         process = await start(*arguments[what], stdout=writing)
     finally:
         os.close(writing)
     _, err = await asyncio.wait_for(process.communicate(), PATIENCE_S)
-    assert (process.returncode in {1, 141}, err) == (True, b"")
+    assert (process.returncode, err) == (141, b"")
 
 
 async def test_output_that_has_no_room_is_told_in_a_line(
@@ -404,3 +414,25 @@ async def test_output_that_has_no_room_is_told_in_a_line(
         _, err = await asyncio.wait_for(process.communicate(), PATIENCE_S)
         told = "inferfleet: the output cannot be written: No space left on device\n"
         assert (process.returncode, err.decode().endswith(told), b"Traceback" in err) == (1, True, False)
+
+
+async def test_no_locale_loses_an_answer_or_breaks_its_json(
+    fleet: Fleet, start_worker: StartWorker, start: Start, environment: dict[str, str], pool: str
+) -> None:
+    environment["PYTHONIOENCODING"] = "latin-1"
+    await start_worker()
+    text = "naïve — \N{GRINNING FACE}"
+    session = fleet.session(f"s-{pool}")
+    job = await session.send(text, pool=pool)
+    await fleet.wait(job, timeout_s=PATIENCE_S)
+
+    async def printed(*arguments: str) -> str:
+        process = await start(*arguments)
+        out, err = await asyncio.wait_for(process.communicate(), PATIENCE_S)
+        assert (process.returncode, b"Traceback" in err) == (0, False), err
+        return out.decode("latin-1")
+
+    exported = json.loads(await printed("session", "export", session.id))
+    assert exported["turns"][0]["messages"][0]["content"] == text
+    assert (await printed("session", "show", session.id)).startswith("user: naïve \\u2014 \\ud83d\\ude00\n")
+    assert pool in await printed("top", "--once")

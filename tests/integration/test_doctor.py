@@ -49,6 +49,7 @@ from inferfleet.schemas.names import (
 )
 from inferfleet.schemas.pool import PoolStatus
 from inferfleet.schemas.settings import ProducerSettings
+from inferfleet.wire.rabbitmq.management_answers import QueueAnswer
 from inferfleet.wire.rabbitmq.publishing import Depth
 from inferfleet.wire.redis.heartbeats import forget_heartbeat, write_heartbeat
 from inferfleet.wire.redis.lost_messages import LostMessages
@@ -293,10 +294,11 @@ async def test_a_policy_lets_a_queue_drop_jobs(
     ],
 )
 def test_what_rabbitmqs_api_says_of_a_queue_is_judged(queue: dict[str, Any], what: str) -> None:
-    (finding,) = service_checks.policy_findings("p", queue)
+    (finding,) = service_checks.policy_findings("p", QueueAnswer(name="p", **queue))
     assert what in finding.what
-    harmless = {"max-length": 5, "overflow": "reject-publish", "delivery-limit": -1}
-    assert list(service_checks.policy_findings("p", {"effective_policy_definition": harmless})) == []
+    policy = {"max-length": 5, "overflow": "reject-publish", "delivery-limit": -1}
+    harmless = QueueAnswer(name="p", effective_policy_definition=policy)
+    assert list(service_checks.policy_findings("p", harmless)) == []
 
 
 async def test_without_the_extra_for_rabbitmqs_api_the_other_checks_are_made(

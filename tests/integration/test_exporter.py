@@ -14,6 +14,7 @@ from uuid import uuid4
 
 import aiohttp
 import pytest
+from aiohttp import web
 from prometheus_client.parser import text_string_to_metric_families
 from tests.patience import PATIENCE_S
 from tests.stores import plain_redis
@@ -29,7 +30,9 @@ from inferfleet.producer import Fleet
 from inferfleet.schemas import Job, Priority
 from inferfleet.schemas.names import job_queue, job_queues, warm_queue
 from inferfleet.schemas.settings import ProducerSettings, WorkerSettings
+from inferfleet.wire.http_port import listening
 from inferfleet.wire.rabbitmq.management import ManagementApi
+from inferfleet.wire.rabbitmq.management_answers import QueuesAnswer
 from inferfleet.worker.engines.simulated import SimulatedEngine
 from inferfleet.worker.worker import Worker
 
@@ -228,8 +231,8 @@ async def test_jobs_that_a_worker_has_ended_count_when_its_queue_has_gone(
         [queue(job_queue("a"), 12), queue(warm_queue("a", "v"), 3)],
     ]
 
-    async def answer(*_: object) -> dict[str, Any]:
-        return {"page_count": 1, "items": answers.pop(0)}
+    async def answer(*_: object) -> QueuesAnswer:
+        return QueuesAnswer.model_validate({"page_count": 1, "items": answers.pop(0)})
 
     monkeypatch.setattr(ManagementApi, "queues", answer)
     queues = ManagementQueues("http://host:15672", amqp_url="amqp://host/")
@@ -383,3 +386,37 @@ async def test_a_port_that_is_taken_is_wrong_use() -> None:
 
     assert process.returncode == 2
     assert f"cannot listen on 0.0.0.0:{port}" in err.decode()
+
+
+async def test_another_server_in_the_place_of_rabbitmqs_api_is_said(
+    managed: Services, pool: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    bodies = iter(
+        [
+            '{"items": [], "hello": 1}',
+            "[]",
+            "null",
+            "<html>",
+            '{"items": [{}], "page_count": 1}',
+            '{"items": [{"name": "inferfleet.jobs.a", "messages_ready": "many"}], "page_count": 1}',
+            '{"items": [{"name": "inferfleet.jobs.a", "message_stats": 1}], "page_count": 1}',
+        ]
+    )
+    answered: list[str] = []
+
+    async def answer(_: web.Request) -> web.Response:
+        answered.append(next(bodies, '{"items": [], "page_count": "some"}'))
+        return web.Response(text=answered[-1], content_type="application/json")
+
+    app = web.Application()
+    app.router.add_get("/{path:.*}", answer)
+    async with listening(app, host="127.0.0.1", port=0) as port:
+        url = f"http://127.0.0.1:{port}"
+        async with exporter(managed, management_url=url, sample_interval_s=0.05, pools=(pool,)) as metrics:
+            await metrics.until(lambda _: len(answered) > 10)
+            seen = await metrics.scrape()
+            assert await metrics.alive()
+
+    assert seen["exporter_up", "rabbitmq"] == 0
+    assert ("queue_ready", pool) not in seen
+    assert "is not RabbitMQ's API (page_count: is missing); check INFERFLEET_MANAGEMENT_URL" in caplog.text

@@ -715,6 +715,20 @@ async def test_a_port_that_is_taken_is_said(fleet: Fleet, start_gateway: StartGa
         await start_gateway(http_port=urlsplit(gateway.url).port)
 
 
+async def test_an_address_of_ipv6_is_written_in_brackets(fleet: Fleet, inferfleet: RunCommand) -> None:
+    try:
+        taken = socket.create_server(("::1", 0), family=socket.AF_INET6)
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    with taken:
+        port = str(taken.getsockname()[1])
+        for which, other in (("HTTP", "METRICS"), ("METRICS", "HTTP")):
+            variables = {f"INFERFLEET_{which}_HOST": "::1", f"INFERFLEET_{which}_PORT": port}
+            variables[f"INFERFLEET_{other}_PORT"] = "0"
+            ended = await inferfleet("gateway", environment=variables)
+            assert (ended.code, f"cannot listen on [::1]:{port} (" in ended.err) == (2, True), ended.err
+
+
 async def test_the_document_describes_every_route(http: Client) -> None:
     document = (await http.get("/openapi.json")).json()
 

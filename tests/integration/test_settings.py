@@ -22,6 +22,8 @@ from tests.integration.conftest import (
     slow_chat,
 )
 
+from inferfleet.agents.settings import RunnerSettings
+from inferfleet.exporter.settings import ExporterSettings
 from inferfleet.gateway.batches import runner
 from inferfleet.gateway.settings import GatewaySettings
 from inferfleet.local.chaos.proxy import Direction, Proxy
@@ -161,4 +163,5 @@ def test_every_setting_is_set_in_a_test_on_real_servers() -> None:
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 used.add(node.value.removeprefix("INFERFLEET_").removeprefix("--").replace("-", "_").lower())
     used.add("queue_type")  # by the matrix
-    assert {*GatewaySettings.model_fields, *WorkerSettings.model_fields} <= used
+    documented = (GatewaySettings, WorkerSettings, RunnerSettings, ExporterSettings)
+    assert {name for settings in documented for name in settings.model_fields} <= used

@@ -22,6 +22,8 @@ from tests.integration.conftest import (
     until_running,
 )
 
+from inferfleet.local.chaos.proxy import Direction, Proxy
+from inferfleet.local.services import Services
 from inferfleet.producer import Fleet, SyncFleet
 from inferfleet.schemas import Job, JobState, Result
 from inferfleet.schemas.errors import (
@@ -307,3 +309,37 @@ async def test_a_blocking_stream_that_is_left_early_lets_go(
             assert client.wait(job, timeout_s=PATIENCE_S).state is JobState.CANCELLED
 
     await asyncio.wait_for(asyncio.to_thread(work), PATIENCE_S)
+
+
+# Looking at the records
+
+
+@pytest.mark.parametrize("waits", [False, True])
+async def test_a_client_that_closes_while_rabbitmq_is_frozen_says_nothing_of_waiting_jobs(
+    connect: Connect, services: Services, pool: str, caplog: pytest.LogCaptureFixture, waits: bool
+) -> None:
+    async with Proxy(services.amqp_url) as link:
+        async with connect(amqp_url=link.url, state_check_interval_s=0.01) as fleet:
+            await fleet.declare_pool(pool)
+            job = await fleet.submit("hello", pool=pool)
+            waiting = asyncio.ensure_future(fleet.wait(job)) if waits else None
+            link.hold(Direction.TO_CLIENT)
+        if waiting is not None:
+            with pytest.raises(ServiceUnreachableError, match="was closed"):
+                await waiting
+    assert "waiting jobs" not in caplog.text
+
+
+async def test_a_client_of_whom_nobody_waits_says_nothing_of_waiting_jobs_without_redis(
+    connect: Connect, services: Services, pool: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with (
+        Proxy(services.redis_url) as link,
+        connect(redis_url=link.url, state_check_interval_s=0.01) as fleet,
+    ):
+        job = new_job_id()
+        link.hold(Direction.TO_CLIENT)
+        for _ in range(2):
+            with pytest.raises(ServiceUnreachableError):
+                await fleet.get(job)
+        assert "waiting jobs" not in caplog.text

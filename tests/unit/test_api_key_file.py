@@ -77,8 +77,23 @@ def test_a_change_that_fails_changes_nothing(tmp_path: Path) -> None:
         fail()
 
     assert file.read_bytes() == before
-    with pytest.raises(ConfigurationError, match="cannot be read or written"), changed_keys(file / "x"):
-        pass
+    for unusable in (file / "x", tmp_path / "nowhere" / "keys.json"):
+        with (
+            pytest.raises(
+                ConfigurationError, match=r"written \(.+\); choose one that can be written, in a folder"
+            ),
+            changed_keys(unusable),
+        ):
+            pass
+
+
+def test_a_file_that_is_no_file_of_keys_is_said_to_be_none(tmp_path: Path) -> None:
+    file = tmp_path / "keys.json"
+    with pytest.raises(ConfigurationError, match="`inferfleet keys create` makes one"):
+        read_keys(file)
+    file.write_text("{")
+    with pytest.raises(ConfigurationError, match=r"is no file of API keys: the content: is not JSON"):
+        read_keys(file)
 
 
 async def test_only_the_whole_text_of_a_live_key_opens(tmp_path: Path) -> None:

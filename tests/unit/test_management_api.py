@@ -8,6 +8,7 @@ import pytest
 
 from inferfleet.schemas.errors import ConfigurationError
 from inferfleet.wire.rabbitmq.management import ManagementApi, queues_url, tls_parameters
+from inferfleet.wire.rabbitmq.management_answers import QueueAnswer
 
 AMQPS = "amqps://host/?cafile=/ca.crt&certfile=/tls.crt&keyfile=/tls.key&heartbeat=30"
 
@@ -65,3 +66,11 @@ async def test_a_certificate_that_is_not_there_is_named(tmp_path: Path) -> None:
 
     with pytest.raises(ConfigurationError, match=f"cafile={missing}"):
         await api.queue("inferfleet.jobs.default")
+
+
+def test_an_empty_list_in_the_place_of_an_object_is_an_object_without_members() -> None:
+    """Erlang has one word for both, and RabbitMQ writes it as a list."""
+    queue = QueueAnswer.model_validate_json(
+        '{"name": "q", "arguments": [], "effective_policy_definition": [], "message_stats": []}'
+    )
+    assert queue == QueueAnswer(name="q")

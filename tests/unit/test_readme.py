@@ -17,6 +17,7 @@ from inferfleet.agents.metrics import RunnerMetrics
 from inferfleet.agents.settings import RunnerSettings
 from inferfleet.cli.failing import exit_code
 from inferfleet.cli.root import COMMANDS
+from inferfleet.exporter.settings import ExporterSettings
 from inferfleet.gateway.metrics import REFUSALS, GatewayMetrics
 from inferfleet.gateway.metrics_port import METRICS_PATH
 from inferfleet.gateway.settings import GatewaySettings
@@ -67,7 +68,7 @@ def default(settings: type[BaseSettings], name: str) -> str:
     if name in MADE_UP_AT_START:
         return MADE_UP_AT_START[name]
     value = settings.model_fields[name].get_default(call_default_factory=True, validated_data={})
-    if value is None:
+    if value is None or value == ():
         return ""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
@@ -80,6 +81,7 @@ def default(settings: type[BaseSettings], name: str) -> str:
         (2, WorkerSettings),
         (3, GatewaySettings),
         (4, RunnerSettings),
+        (5, ExporterSettings),
     ],
 )
 def test_each_setting_is_in_its_table_with_its_default(position: int, settings: type[BaseSettings]) -> None:
@@ -89,6 +91,18 @@ def test_each_setting_is_in_its_table_with_its_default(position: int, settings: 
     documented = [row[:2] for row in tables(SETTINGS, "| variable | default | meaning |")[position]]
 
     assert documented == [[f"INFERFLEET_{name.upper()}", default(settings, name)] for name in own]
+
+
+def test_a_url_with_a_query_is_quoted_for_the_shell() -> None:
+    """Other shells than sh take its ``?`` for a pattern of file names."""
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    blocks = [
+        block
+        for page in pages
+        for block in re.findall(r"```(?:sh|console)\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    ]
+    assert any("?wait=30" in block for block in blocks)
+    assert re.findall(r"^.*\s(?:https?://|[\w.]+:\d+/)[^\s'\"]*\?.*$", "\n".join(blocks), re.MULTILINE) == []
 
 
 def test_each_metric_is_in_the_table_with_its_type_and_labels() -> None:

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from inferfleet.agents.events import RunEvents
 from inferfleet.agents.history import ANSWER_PREFIX, CANCEL, CHILD_PREFIX, Call, History, kept_steps
 from inferfleet.producer import Fleet
-from inferfleet.producer.job_making import read_priority
+from inferfleet.producer.job_making import check_pool, read_priority
 from inferfleet.producer.tracing import current_trace
 from inferfleet.schemas.errors import (
     IdempotencyConflictError,
@@ -52,6 +52,8 @@ LOOK_S: Final = 30.0
 
 POLL_S: Final = (0.05, 0.1, 0.2, 0.5, 1.0)
 """The pauses between two looks at a run that somebody waits for. The last one is repeated."""
+
+READ_AT_ONCE: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +123,7 @@ class AgentRuns:
                 traceparent=traceparent or current_trace().get("traceparent"),
             )
         except ValidationError as error:
-            raise InvalidJobError(f"invalid run: {describe(error)}") from error
+            raise InvalidJobError(f"invalid run: {describe(error, whole='the order')}") from error
         await self.submit(order)
         return run_id
 
@@ -228,10 +230,20 @@ class AgentRuns:
         return await self.records.steps(run_id)
 
     async def list(self, queue: str = DEFAULT_AGENT_QUEUE, *, limit: int = 1000) -> list[RunSummary]:
-        """List a queue's unfinished runs, ``limit`` at most, without what was ordered."""
-        ids = await self.records.open(queue, limit=limit)
-        found = await asyncio.gather(*map(self.records.summary, ids))
-        return [each for each in found if each is not None and not each.state.terminal]
+        """List a queue's unfinished runs, ``limit`` at most, without what was ordered.
+
+        Raises:
+            InvalidJobError: No queue may have this name.
+
+        """
+        check_pool(queue)
+        ids = await self.records.open(queue)
+        found: list[RunSummary] = []
+        while ids and len(found) < limit:
+            some, ids = ids[:READ_AT_ONCE], ids[READ_AT_ONCE:]
+            summaries = await asyncio.gather(*map(self.records.summary, some))
+            found += [each for each in summaries if each is not None and not each.state.terminal]
+        return found[:limit]
 
     async def result(self, run_id: str, *, timeout_s: float | None = None) -> RunResult:
         """Wait for the end of a run. The run continues if the wait is cancelled or times out.

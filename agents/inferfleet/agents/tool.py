@@ -246,6 +246,6 @@ class _Signature:
         try:
             read = self.model.model_validate(given)
         except ValidationError as error:
-            raise ArgumentsError(describe(error)) from error
+            raise ArgumentsError(describe(error, whole="the arguments")) from error
         arguments = {name: getattr(read, name) for name in type(read).model_fields}
         return arguments | dict.fromkeys(self.contexts, context)

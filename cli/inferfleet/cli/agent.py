@@ -13,6 +13,7 @@ import typer
 
 from inferfleet.agents.runs import AgentRuns, Question
 from inferfleet.cli.options import JsonFlag, none_empty, not_empty, producer_settings
+from inferfleet.cli.printing import tell_of_more
 from inferfleet.cli.reading import STANDARD, read_text
 from inferfleet.cli.root import import_command
 from inferfleet.cli.terminal import err, line, out, shown_id
@@ -145,9 +146,17 @@ def _begin(begin: Callable[[AgentRuns], Awaitable[str]], *, wait: bool, as_json:
 
 
 @app.command("list")
-def list_(*, queue: QueueOption = DEFAULT_AGENT_QUEUE, as_json: JsonFlag = False) -> None:
+def list_(
+    *,
+    queue: QueueOption = DEFAULT_AGENT_QUEUE,
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number to list.")] = 1000,
+    as_json: JsonFlag = False,
+) -> None:
     """List the unfinished runs of a queue."""
-    found = _run(lambda runs: runs.list(queue))
+    found = _run(lambda runs: runs.list(queue, limit=limit + 1))
+    if len(found) > limit:
+        tell_of_more(limit)
+        del found[limit:]
     if as_json:
         _print_json([each.model_dump(mode="json") for each in found])
         return

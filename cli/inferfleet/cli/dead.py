@@ -11,7 +11,7 @@ import orjson
 import typer
 
 from inferfleet.cli.options import JsonFlag, none_empty, not_empty, producer_settings
-from inferfleet.cli.printing import print_refused
+from inferfleet.cli.printing import print_refused, tell_of_more
 from inferfleet.cli.terminal import err, line, out, shown_id
 from inferfleet.producer.dead_letters import DeadLetters
 from inferfleet.producer.fleet import Fleet
@@ -50,7 +50,10 @@ def list_(
     as_json: JsonFlag = False,
 ) -> None:
     """List a pool's dead letters, the oldest first. Prompts are not shown."""
-    letters = _run(lambda dead_letters: dead_letters.read(pool, limit=limit))
+    found = _run(lambda dead_letters: dead_letters.read(pool, limit=limit + 1))
+    letters = found[:limit]
+    if len(found) > limit:
+        tell_of_more(limit)
     if as_json:
         _print_json([letter.model_dump(mode="json", exclude={"job"}) for letter in letters])
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import select
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -36,7 +37,8 @@ def report_errors() -> Generator[None]:
     """
     try:
         try:
-            yield
+            with _broken_pipe_raised():
+                yield
         finally:
             # Flush here: at the exit of Python an error could only be printed.
             sys.stdout.flush()
@@ -58,6 +60,22 @@ def report_errors() -> Generator[None]:
         sys.exit(exit_code(error))
 
 
+@contextmanager
+def _broken_pipe_raised() -> Generator[None]:
+    """Raise the ``BrokenPipeError`` that typer has turned into an exit with 1, and restore the streams.
+
+    Typer takes every such error for one of the output. It may also come from a socket.
+    """
+    streams = sys.stdout, sys.stderr
+    try:
+        yield
+    except SystemExit as ended:
+        if isinstance(ended.__context__, BrokenPipeError):
+            sys.stdout, sys.stderr = streams
+            raise ended.__context__ from None
+        raise
+
+
 def _silence_broken() -> bool:
     """Return whether stdout or stderr is broken; discard what is left to write there."""
     from inferfleet.cli.terminal import silence
@@ -74,7 +92,10 @@ def _is_broken(stream: TextIO) -> bool:
         stream.flush()
     except OSError:
         return True
-    return False
+    # With PYTHONUNBUFFERED nothing is left to flush.
+    polled = select.poll()
+    polled.register(stream, 0)
+    return any(events & select.POLLERR for _, events in polled.poll(0))
 
 
 def exit_code(error: Exception) -> int:

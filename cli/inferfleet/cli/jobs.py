@@ -13,7 +13,7 @@ import typer
 
 from inferfleet.cli.job_lines import story, summary
 from inferfleet.cli.options import JobArgument, JsonFlag, producer_settings
-from inferfleet.cli.printing import print_refused, print_told
+from inferfleet.cli.printing import print_refused, print_told, tell_of_more
 from inferfleet.cli.terminal import err, out
 from inferfleet.cli.where import LettersWhereOption, WhereOption, parse_letters_where, parse_where
 from inferfleet.producer.dead_letters import LetterFilter
@@ -113,7 +113,7 @@ async def _list(where: JobFilter, limit: int, *, as_json: bool) -> None:
     ):
         async for record in records:
             if listed == limit:
-                err(f"inferfleet: there are more than {limit:,}; --limit lists more\n")
+                tell_of_more(limit)
                 break
             if as_json:
                 # An array, but never all of it in memory.

@@ -97,7 +97,7 @@ def create(
             created_at=_now(),
         )
     except ValidationError as error:
-        raise ConfigurationError(describe(error)) from error
+        raise ConfigurationError(describe(error, whole="the key")) from error
     with changed_keys(file) as present:
         present.append(key)
     _print_secret(key_id, text, as_json=as_json)

@@ -29,6 +29,11 @@ def print_json(model: WireModel) -> None:
     sys.stdout.flush()
 
 
+def tell_of_more(limit: int) -> None:
+    """Say on stderr that a list ends at its limit, although there are more."""
+    err(f"inferfleet: there are more than {limit:,}; --limit lists more\n")
+
+
 def print_told(text: str, data: dict[str, Any], *, as_json: bool) -> None:
     """Print what a command did: in words, or as one line of JSON."""
     out((orjson.dumps(data).decode() if as_json else text) + "\n")

@@ -11,11 +11,13 @@ import orjson
 import typer
 
 from inferfleet.cli.options import JsonFlag, not_empty, producer_settings
+from inferfleet.cli.printing import tell_of_more
 from inferfleet.cli.reading import STANDARD, read_text
 from inferfleet.cli.terminal import err, line, out, shown_id
 from inferfleet.producer.fleet import Fleet
 from inferfleet.schemas.errors import SessionError
 from inferfleet.schemas.plural import count_of
+from inferfleet.schemas.said import shown_text
 from inferfleet.schemas.session import SessionExport, SessionRecord, read_export
 
 T = TypeVar("T")
@@ -65,12 +67,14 @@ def list_(
 ) -> None:
     """List sessions."""
 
-    async def read(fleet: Fleet) -> list[SessionRecord]:
-        ids = await fleet.sessions(limit=limit)
-        found = await asyncio.gather(*(fleet.session(session_id).get() for session_id in ids))
-        return [record for record in found if record is not None]
+    async def read(fleet: Fleet) -> tuple[list[SessionRecord], bool]:
+        ids = await fleet.sessions(limit=limit + 1)
+        found = await asyncio.gather(*(fleet.session(session_id).get() for session_id in ids[:limit]))
+        return [record for record in found if record is not None], len(ids) > limit
 
-    records = _run(read)
+    records, more = _run(read)
+    if more:
+        tell_of_more(limit)
     if as_json:
         _print_json([record.model_dump(mode="json") for record in records])
         return
@@ -169,10 +173,9 @@ def _turns(record: SessionRecord) -> str:
 
 def _words(message: dict[str, Any]) -> str:
     """Return a message as text for a person."""
-    content = message.get("content") or ""
     calls = [call["function"] for call in message.get("tool_calls") or ()]
     called = " ".join(f"{function['name']}({function['arguments']})" for function in calls)
-    return " ".join(filter(None, (content if isinstance(content, str) else str(content), called)))
+    return " ".join(filter(None, (shown_text(message.get("content")), called)))
 
 
 def _print_id(session_id: str, *, as_json: bool) -> None:

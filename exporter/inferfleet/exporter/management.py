@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, cast
 
 from inferfleet.exporter.queues import QueueCounts
 from inferfleet.schemas.names import dead_queue, job_queue, warm_queue
 from inferfleet.wire.rabbitmq.management import ManagementApi
+from inferfleet.wire.rabbitmq.management_answers import QueueAnswer
 
 TIMEOUT_S = 4.0
 PAGE = 500
@@ -30,14 +30,14 @@ class ManagementQueues:
 
     async def counts(self, pools: Collection[str]) -> Mapping[str, QueueCounts]:
         """Return the counts of all existing pools. See ``Queues``."""
-        found = {str(queue["name"]): queue for queue in await self._all()}
+        found = {queue.name: queue for queue in await self._all()}
         prefix = job_queue("")
         named = {name.removeprefix(prefix) for name in found if name.startswith(prefix)}
         wanted = sorted(named | {pool for pool in pools if job_queue(pool) in found})
         return {
             pool: self._warm[pool].add(
                 _counts(found[job_queue(pool)], found.get(dead_queue(pool))),
-                {name: queue for name, queue in found.items() if name.startswith(warm_queue(pool, ""))},
+                [queue for name, queue in found.items() if name.startswith(warm_queue(pool, ""))],
             )
             for pool in wanted
         }
@@ -45,8 +45,8 @@ class ManagementQueues:
     async def aclose(self) -> None:
         """Do nothing: no connection stays open between two calls."""
 
-    async def _all(self) -> list[dict[str, Any]]:
-        queues: list[dict[str, Any]] = []
+    async def _all(self) -> list[QueueAnswer]:
+        queues: list[QueueAnswer] = []
         page = pages = 1
         while page <= pages:
             answer = await self._api.queues(
@@ -58,8 +58,8 @@ class ManagementQueues:
                     "columns": COLUMNS,
                 }
             )
-            queues += cast("list[dict[str, Any]]", answer["items"])
-            pages = int(answer["page_count"])
+            queues += answer.items
+            pages = answer.page_count
             page += 1
         return queues
 
@@ -75,29 +75,25 @@ class _Warm:
         self._acked: dict[str, int] = {}
         """The counters of all queues that there are, or were when they were last seen."""
 
-    def add(self, counts: QueueCounts, queues: Mapping[str, Mapping[str, Any]]) -> QueueCounts:
-        for name, queue in queues.items():
-            stats = cast("Mapping[str, Any]", queue.get("message_stats") or {})
-            self._acked[name] = stats.get("ack", 0)
+    def add(self, counts: QueueCounts, queues: Sequence[QueueAnswer]) -> QueueCounts:
+        for queue in queues:
+            self._acked[queue.name] = queue.message_stats.ack or 0
         if counts.unacked is None or counts.acked is None:
             return counts
-        held = sum(
-            queue.get(state) or 0
-            for queue in queues.values()
-            for state in ("messages_ready", "messages_unacknowledged")
-        )
+        held = sum((queue.messages_ready or 0) + (queue.messages_unacknowledged or 0) for queue in queues)
         return replace(counts, unacked=counts.unacked + held, acked=counts.acked + sum(self._acked.values()))
 
 
-def _counts(jobs: Mapping[str, Any], dead: Mapping[str, Any] | None) -> QueueCounts:
-    stats = cast("Mapping[str, Any]", jobs.get("message_stats") or {})
-    ready = jobs.get("messages_ready")
+def _counts(jobs: QueueAnswer, dead: QueueAnswer | None) -> QueueCounts:
+    stats, ready = jobs.message_stats, jobs.messages_ready
     # A queue has no statistics before its first message. If none is ready either, its counters are 0.
     nothing_yet = 0 if ready == 0 else None
+    published = nothing_yet if stats.publish is None else stats.publish
+    no_acks = nothing_yet if stats.publish is None else 0
     return QueueCounts(
         ready=ready,
-        unacked=jobs.get("messages_unacknowledged"),
-        dead=dead.get("messages_ready") if dead else None,
-        published=stats.get("publish", nothing_yet),
-        acked=stats.get("ack", 0 if "publish" in stats else nothing_yet),
+        unacked=jobs.messages_unacknowledged,
+        dead=dead.messages_ready if dead else None,
+        published=published,
+        acked=no_acks if stats.ack is None else stats.ack,
     )

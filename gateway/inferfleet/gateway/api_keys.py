@@ -127,7 +127,7 @@ def changed_keys(path: Path) -> Generator[list[ApiKey]]:
         folder = os.open(path.parent, os.O_RDONLY)
     except (OSError, RuntimeError) as error:
         # Before Python 3.13 a loop of links is a RuntimeError.
-        raise _unusable(path, error) from error
+        raise _unusable(path, error, _CHOOSE) from error
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)
         keys = list(read_keys(path).keys) if path.exists() else []
@@ -135,7 +135,7 @@ def changed_keys(path: Path) -> Generator[list[ApiKey]]:
         try:
             _replace(path, KeysDocument(keys=tuple(keys)).model_dump_json(indent=2, exclude_none=True) + "\n")
         except OSError as error:
-            raise _unusable(path, error) from error
+            raise _unusable(path, error, _CHOOSE) from error
     finally:
         os.close(folder)
 
@@ -216,7 +216,8 @@ def _parse(content: bytes, path: Path) -> KeysDocument:
     try:
         document = KeysDocument.model_validate_json(content)
     except ValidationError as error:
-        raise ConfigurationError(f"{path} is no file of API keys: {describe(error)}") from error
+        problem = describe(error, whole="the content")
+        raise ConfigurationError(f"{path} is no file of API keys: {problem}") from error
     if len(_by_id(document.keys)) < len(document.keys):
         raise ConfigurationError(f"{path} is no file of API keys: two have the same id")
     return document
@@ -241,9 +242,14 @@ def _replace(path: Path, text: str) -> None:
         raise
 
 
-def _unusable(path: Path, error: OSError | RuntimeError) -> ConfigurationError:
+_CHOOSE: Final = "choose one that can be written, in a folder that exists"
+
+
+def _unusable(
+    path: Path, error: OSError | RuntimeError, what_to_do: str = "`inferfleet keys create` makes one"
+) -> ConfigurationError:
     problem = error.strerror if isinstance(error, OSError) else error
     return ConfigurationError(
-        f"the file of API keys, {path}, cannot be read or written ({problem}); `inferfleet keys "
-        "create` makes one (INFERFLEET_API_KEYS_FILE)"
+        f"the file of API keys, {path}, cannot be read or written ({problem}); {what_to_do} "
+        "(INFERFLEET_API_KEYS_FILE)"
     )

@@ -12,6 +12,7 @@ from aiohttp import web
 
 from inferfleet.gateway.metrics import GatewayMetrics
 from inferfleet.gateway.settings import GatewaySettings
+from inferfleet.wire.address import host_and_port
 from inferfleet.wire.http_port import listening
 
 logger = logging.getLogger(__name__)
@@ -40,5 +41,6 @@ async def serving_metrics(settings: GatewaySettings, metrics: GatewayMetrics) ->
     app = web.Application()
     app.router.add_get(METRICS_PATH, scrape)
     async with listening(app, host=host, port=port, option="--metrics-port") as bound:
-        logger.info("serving metrics on http://%s:%d%s", host, bound, METRICS_PATH, extra={"port": bound})
+        where = host_and_port(host, bound)
+        logger.info("serving metrics on http://%s%s", where, METRICS_PATH, extra={"port": bound})
         yield

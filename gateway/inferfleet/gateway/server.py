@@ -32,6 +32,7 @@ from inferfleet.producer.openai.api import OpenAIApi
 from inferfleet.producer.openai.models import Models
 from inferfleet.producer.rollout_control import RolloutController
 from inferfleet.schemas.errors import ConfigurationError
+from inferfleet.wire.address import host_and_port
 from inferfleet.wire.redis.batches import BatchRecords
 from inferfleet.wire.redis.files import FileRecords
 from inferfleet.wire.redis.rollouts import read_rules
@@ -65,7 +66,7 @@ async def run_gateway(settings: GatewaySettings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     async with tracing(settings), serving(settings) as port:
-        logger.info("serving OpenAI's API on http://%s:%d/v1", settings.http_host, port)
+        logger.info("serving OpenAI's API on http://%s/v1", host_and_port(settings.http_host, port))
         await stopping.wait()
         logger.info("draining")
 
@@ -172,8 +173,8 @@ def _listening(host: str, port: int) -> Generator[socket.socket]:
         listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
     except OSError as error:
         raise ConfigurationError(
-            f"cannot listen on {host}:{port} ({error.strerror}); choose another --http-port, or 0 for any "
-            "free one"
+            f"cannot listen on {host_and_port(host, port)} ({error.strerror}); choose another --http-port, "
+            "or 0 for any free one"
         ) from error
     with listener:
         yield listener

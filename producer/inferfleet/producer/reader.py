@@ -73,6 +73,7 @@ class Reader:
         self._state_check_interval_s = state_check_interval_s
         self._on_ends = on_ends
         self._unchecked = Outage()
+        self._closed = False
         self._waiters: defaultdict[str, set[asyncio.Future[bytes]]] = defaultdict(set)
         self._followers: dict[bytes, set[asyncio.Queue[Line | _Replaced | InferfleetError]]] = {}
         self._followed: dict[str, bytes] = {}
@@ -193,14 +194,17 @@ class Reader:
     async def poll_states(self) -> None:
         """Read the records themselves from time to time: a worker may die between commit and reply line.
 
-        Redis may also have lost the record of a job that a caller waits for.
+        Redis may also have lost the record of a job that a caller waits for. Ends once this is closed.
         """
-        while True:
+        while not self._closed:
             await asyncio.sleep(self._state_check_interval_s)
             try:
                 await self._pipeline.learn_time()
-                await self._check()
+                if self._heeded:
+                    await self._check()
             except Exception as error:
+                if self._closed or not self._heeded:
+                    continue
                 if self._unchecked.began():
                     logger.warning("cannot check waiting jobs (%s)", error)
                 self._tell_unless_it_passes(error)
@@ -208,8 +212,14 @@ class Reader:
                 if (lasted_s := self._unchecked.ended()) is not None:
                     logger.warning("checking waiting jobs works again after %.1f s", lasted_s)
 
+    @property
+    def _heeded(self) -> bool:
+        """Whether anybody waits for a job, reads a journal, or is told of ends."""
+        return bool(self._waiters or self._followed or self._on_ends)
+
     def close(self) -> None:
         """Fail all waits and streams that are still open."""
+        self._closed = True
         self._tell("the client was closed while it waited for a job")
 
     def _tell_unless_it_passes(self, error: Exception) -> None:

@@ -60,6 +60,7 @@ _NAME = (
 
 _SPELLING: Mapping[str, str] = {
     "pool": f"a pool name: {_NAME}",
+    "queue": f"a queue name: {_NAME}",
     "tenant": f"a tenant name: {_NAME}",
     "id": "a UUID in lower case, such as 01890a5d-ac96-774b-bcce-b302099a8057",
     "session_id": "a session id: 1 to 128 characters without spaces and braces",
@@ -69,15 +70,16 @@ _SPELLING: Mapping[str, str] = {
 }
 
 
-def describe(error: ValidationError, *, root: str = "", data: object = None) -> str:
+def describe(error: ValidationError, *, root: str = "", data: object = None, whole: str = "the job") -> str:
     """Describe every problem, one per line, each beginning with the path of its field.
 
     Pass the validated ``data`` if its model has unions: pydantic puts the branch of a union into the location
-    of an error, and this function leaves steps that are not in the data out of the path.
+    of an error, and this function leaves steps that are not in the data out of the path. ``whole`` names the
+    data where a problem has no field.
     """
     found = error.errors(include_url=False)
     lines = [
-        f"{_path(problem, root, data) or 'the job'}: {_sentence(problem)}" for problem in found[:MAX_PROBLEMS]
+        f"{_path(problem, root, data) or whole}: {_sentence(problem)}" for problem in found[:MAX_PROBLEMS]
     ]
     if len(found) > MAX_PROBLEMS:
         lines.append(f"and {len(found) - MAX_PROBLEMS:,} more problems")

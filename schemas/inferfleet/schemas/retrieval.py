@@ -131,7 +131,7 @@ def check_document(document: Document | Mapping[str, Any]) -> Document:
         return Document.model_validate(document)
     except ValidationError as error:
         name = f"document {str(document['id'])[:64]!r}" if "id" in document else "a document"
-        raise RetrievalError(f"{name}: {describe(error, data=document)}") from None
+        raise RetrievalError(f"{name}: {describe(error, data=document, whole='the value')}") from None
 
 
 def check_options(options: Mapping[str, Any]) -> IndexOptions:

@@ -7,8 +7,8 @@ are all made here. So they agree, down to the ids of tool calls.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from typing import Any, Final
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final, cast
 
 from inferfleet.schemas.endpoints import ENDPOINTS
 from inferfleet.schemas.journal import AnswerHead, TokenChunk
@@ -99,6 +99,17 @@ def text_of_part(part: Mapping[str, Any]) -> str | None:
     """Return the text of a part of a message: empty if it has none, ``None`` if the part is not text."""
     field = _TEXT_PARTS.get(part.get("type", ""))
     return None if field is None else part.get(field) or ""
+
+
+def shown_text(content: object) -> str:
+    """Return the content of a message as text for a person: a part that is not text is named, not quoted."""
+    if not isinstance(content, list):
+        return str(content or "")
+    parts = cast("Sequence[Mapping[str, Any] | str]", content)
+    return "\n".join(
+        part if isinstance(part, str) else (text_of_part(part) or f"[{part.get('type', 'part')}]")
+        for part in parts
+    )
 
 
 def cut_response(

@@ -100,7 +100,7 @@ def read_export(document: bytes | str) -> SessionExport:
     try:
         return SessionExport.model_validate_json(document)
     except ValidationError as error:
-        raise InvalidJobError(f"not a session export: {describe(error)}") from None
+        raise InvalidJobError(f"not a session export: {describe(error, whole='the document')}") from None
 
 
 def check_export(export: SessionExport) -> SessionExport:

@@ -106,7 +106,7 @@ async def test_limits_and_a_cancel_go_down_the_tree(runs: AgentRuns, digging: Di
         assert (await result_of(runs, each)).state is RunState.CANCELLED
 
     async def none_is_left() -> bool:
-        return await runs.records.open(pool, limit=10) == []
+        return await runs.records.open(pool) == []
 
     await eventually(none_is_left)
 

@@ -75,6 +75,22 @@ async def test_a_session_is_shown_listed_forked_exported_imported_and_deleted(
     assert isinstance((await at_prompt("delete", "never-used")).exception, SessionError)
 
 
+async def test_a_part_of_a_message_that_is_no_text_is_named(
+    fleet: Fleet, session: Session, start_worker: StartWorker, at_prompt: Prompt, pool: str
+) -> None:
+    await start_worker()
+    await finished(fleet, await session.send("What is this?", pool=pool))
+    document = json.loads((await at_prompt("export", session.id)).stdout)
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}
+    document["turns"][0]["messages"][0]["content"] = [{"type": "text", "text": "What is this?"}, image]
+    copy = f"{session.id}-copy"
+    await at_prompt("import", "--session", copy, stdin=json.dumps(document))
+
+    shown = (await at_prompt("show", copy)).stdout
+
+    assert shown.startswith("user: What is this?\n[image_url]\nassistant: ")
+
+
 async def test_a_session_that_is_not_there_is_one_line_on_stderr(inferfleet: RunCommand) -> None:
     missing = await inferfleet("session", "show", "never-used")
     assert (missing.code, missing.out) == (1, "")

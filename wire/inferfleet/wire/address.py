@@ -36,6 +36,11 @@ def is_file(url: str) -> bool:
     return url[:5].lower() == "file:"
 
 
+def host_and_port(host: str, port: int) -> str:
+    """Write an address as URLs have it: that of IPv6 in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def current_url(url: str) -> str:
     """Return the current URL.
 

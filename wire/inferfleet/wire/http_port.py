@@ -14,6 +14,7 @@ from typing import Final
 from aiohttp import web
 
 from inferfleet.schemas.errors import ConfigurationError
+from inferfleet.wire.address import host_and_port
 from inferfleet.wire.tasks import stop_listening
 
 CONNECTIONS: Final = 64
@@ -59,7 +60,7 @@ async def listening(
             server = await asyncio.get_running_loop().create_server(accepted, host, port, backlog=BACKLOG)
         except OSError as error:
             raise ConfigurationError(
-                f"cannot listen on {host}:{port} ({error.strerror}); choose another {option}, "
+                f"cannot listen on {host_and_port(host, port)} ({error.strerror}); choose another {option}, "
                 "or 0 for any free one"
             ) from error
         try:

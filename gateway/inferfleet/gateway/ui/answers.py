@@ -8,7 +8,7 @@ from typing import Any, Final, cast
 
 import orjson
 
-from inferfleet.schemas.said import text_of_part
+from inferfleet.schemas.said import shown_text
 
 MOST_CHARS: Final = 200_000
 """How much of a text a page shows."""
@@ -60,20 +60,10 @@ def _part(title: str, message: Mapping[str, Any]) -> Part:
     calls = cast("Sequence[Mapping[str, Any]]", message.get("tool_calls") or ())
     return Part(
         title=title,
-        text=cut(_text(message.get("content")) or str(message.get("refusal") or "")),
+        text=cut(shown_text(message.get("content")) or str(message.get("refusal") or "")),
         reasoning=cut(str(message.get("reasoning") or message.get("reasoning_content") or "")),
         calls=tuple(
             cut(f"{call.get('function', {}).get('name')}({call.get('function', {}).get('arguments')})")
             for call in calls
         ),
-    )
-
-
-def _text(content: object) -> str:
-    if not isinstance(content, list):
-        return str(content or "")
-    parts = cast("Sequence[Mapping[str, Any] | str]", content)
-    return "\n".join(
-        part if isinstance(part, str) else (text_of_part(part) or f"[{part.get('type', 'part')}]")
-        for part in parts
     )

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any, cast
 
 import aiohttp
+import orjson
 from aiormq.abc import AbstractChannel
 
 from inferfleet.local.autoscaler.decision import Reading, Readings
@@ -29,6 +29,7 @@ from inferfleet.wire.address import without_secrets
 from inferfleet.wire.rabbitmq.connection import open_amqp
 from inferfleet.wire.rabbitmq.errors import connection_errors
 from inferfleet.wire.rabbitmq.management import ManagementApi
+from inferfleet.wire.rabbitmq.management_answers import QueueAnswer
 
 TIMEOUT_S = 3.0
 """KEDA_HTTP_DEFAULT_TIMEOUT."""
@@ -78,8 +79,10 @@ class Measurer:
             return Reading(None, "there is no address of RabbitMQ's management API")
         queues = await _queues(self._management, trigger)
         # A queue without statistics has no such fields yet. Go reads 0 then, and so must we (keda#7180).
-        counted = "messages_ready" if trigger.exclude_unacknowledged else "messages"
-        count = sum(float(queue.get(counted, 0)) for queue in queues)
+        counts = [
+            queue.messages_ready if trigger.exclude_unacknowledged else queue.messages for queue in queues
+        ]
+        count = float(sum(each or 0 for each in counts))
         match trigger.mode:
             case Mode.QUEUE_LENGTH:
                 return Reading(count)
@@ -87,8 +90,8 @@ class Measurer:
                 return Reading(
                     consumption_time_s(
                         count,
-                        published_per_s=sum(_rate(queue, "publish_details") for queue in queues),
-                        delivered_per_s=sum(_rate(queue, "deliver_get_details") for queue in queues),
+                        published_per_s=sum(queue.message_stats.publish_details.rate for queue in queues),
+                        delivered_per_s=sum(queue.message_stats.deliver_get_details.rate for queue in queues),
                         activation=trigger.activation,
                     )
                 )
@@ -100,16 +103,20 @@ class Measurer:
         ) as answer:
             if answer.status != 200:
                 return Reading(None, f"Prometheus answers {answer.status}: {(await answer.text())[:200]}")
-            result = cast("list[dict[str, Any]]", (await answer.json())["data"]["result"])
-        if len(result) > 1:
-            return Reading(None, f"the query gives {len(result)} series instead of one")
-        value = float(result[0]["value"][1]) if result else math.nan
+            body = await answer.read()
+        try:
+            values = [float(series["value"][1]) for series in orjson.loads(body)["data"]["result"]]
+        except (LookupError, TypeError, ValueError):
+            return Reading(None, "the answer is not one of Prometheus' API")
+        if len(values) > 1:
+            return Reading(None, f"the query gives {len(values)} series instead of one")
+        value = values[0] if values else math.nan
         if math.isfinite(value):
             return Reading(value)
         return Reading(0.0) if trigger.ignore_null_values else Reading(None, "the query gives no value")
 
 
-async def _queues(management: ManagementApi, trigger: RabbitMQTrigger) -> list[dict[str, Any]]:
+async def _queues(management: ManagementApi, trigger: RabbitMQTrigger) -> Sequence[QueueAnswer]:
     """Read the queues of a trigger as KEDA does (rabbitmq_scaler.go, 2.20).
 
     Raises:
@@ -127,15 +134,11 @@ async def _queues(management: ManagementApi, trigger: RabbitMQTrigger) -> list[d
             "page_size": str(trigger.page_size),
         }
     )
-    if answer["page_count"] > 1:
+    if answer.page_count > 1:
         raise ServiceUnreachableError(
             f"more than {trigger.page_size} queues match {trigger.queue}: set pageSize higher, up to 500"
         )
-    return cast("list[dict[str, Any]]", answer["items"])
-
-
-def _rate(queue: Mapping[str, Any], details: str) -> float:
-    return float(queue.get("message_stats", {}).get(details, {}).get("rate", 0))
+    return answer.items
 
 
 class PassiveDeclares:

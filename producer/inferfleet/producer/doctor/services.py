@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import AsyncGenerator, Iterator, Mapping
-from typing import Any
 
 from inferfleet.producer.doctor.finding import Check, Finding, error, warning
 from inferfleet.schemas.errors import (
@@ -16,6 +15,7 @@ from inferfleet.schemas.errors import (
 from inferfleet.schemas.settings import ServiceSettings
 from inferfleet.wire.rabbitmq.connection import Connection
 from inferfleet.wire.rabbitmq.inspection import broker_version, check_rights
+from inferfleet.wire.rabbitmq.management_answers import QueueAnswer
 from inferfleet.wire.rabbitmq.publishing import ConfirmChannel
 from inferfleet.wire.redis.clock import RedisClock
 from inferfleet.wire.redis.connection import Client, servers
@@ -165,9 +165,9 @@ async def rabbitmq_findings(
         )
 
 
-def policy_findings(pool: str, queue: Mapping[str, Any]) -> Iterator[Finding]:
+def policy_findings(pool: str, queue: QueueAnswer) -> Iterator[Finding]:
     """Check the policy and the arguments of a queue, as RabbitMQ's HTTP API shows it."""
-    policy: Mapping[str, Any] = queue.get("effective_policy_definition") or {}
+    policy = queue.effective_policy_definition
     dropping = [key for key in DROPPING if key in policy and policy[key] != -1]
     if any(key in policy for key in ("max-length", "max-length-bytes")):
         dropping += (
@@ -177,16 +177,15 @@ def policy_findings(pool: str, queue: Mapping[str, Any]) -> Iterator[Finding]:
         yield error(
             Check.RABBITMQ_POLICY,
             pool,
-            f"the policy {queue.get('policy')!r} lets its queue drop jobs: {', '.join(dropping)}",
+            f"the policy {queue.policy!r} lets its queue drop jobs: {', '.join(dropping)}",
             "let no such policy apply to inferfleet.*",
         )
-    arguments: Mapping[str, Any] = queue.get("arguments") or {}
-    timeout_ms = policy.get("consumer-timeout", arguments.get("x-consumer-timeout"))
-    if timeout_ms is not None and int(timeout_ms) < LONG_S * 1000:
+    timeout_ms = policy.get("consumer-timeout", queue.arguments.get("x-consumer-timeout"))
+    if isinstance(timeout_ms, int) and timeout_ms < LONG_S * 1000:
         yield warning(
             Check.RABBITMQ_POLICY,
             pool,
-            f"consumer-timeout is {int(timeout_ms) // 1000} s: RabbitMQ disconnects a worker whose job runs "
+            f"consumer-timeout is {timeout_ms // 1000} s: RabbitMQ disconnects a worker whose job runs "
             "for longer",
             "set it to longer than the longest job and INFERFLEET_RETRY_CAP_S",
         )

@@ -175,7 +175,7 @@ def read_model(model: type[Model], body: Mapping[str, Any]) -> Model:
     try:
         return model.model_validate(body)
     except ValidationError as error:
-        problem = describe(error, data=body)
+        problem = describe(error, data=body, whole="the body")
         raise bad_request(problem, param=problem.partition(":")[0]) from None
 
 

@@ -11,14 +11,19 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Mapping
-from typing import Any
+from typing import TypeVar
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 import aiohttp
+from pydantic import ValidationError
 from yarl import URL
 
 from inferfleet.schemas.errors import ConfigurationError, ServiceUnreachableError
+from inferfleet.schemas.problems import describe
 from inferfleet.wire.address import current_url, redacted, without_secrets
+from inferfleet.wire.rabbitmq.management_answers import QueueAnswer, QueuesAnswer
+
+Answer = TypeVar("Answer", QueueAnswer, QueuesAnswer)
 
 TLS_PARAMETERS = frozenset({"cafile", "capath", "certfile", "keyfile", "no_verify_ssl"})
 """The options for TLS, as in an AMQP URL."""
@@ -39,21 +44,21 @@ class ManagementApi:
         """Raise ``ConfigurationError`` now, rather than at every read, if an address is invalid."""
         self._addresses()
 
-    async def queues(self, query: Mapping[str, str]) -> dict[str, Any]:
+    async def queues(self, query: Mapping[str, str]) -> QueuesAnswer:
         """Read a page of the virtual host's queues.
 
         Raises:
-            ServiceUnreachableError: RabbitMQ does not answer, or refuses.
+            ServiceUnreachableError: RabbitMQ does not answer, or refuses, or another server answers.
             ConfigurationError: An address is invalid, or its file cannot be read.
 
         """
-        return await self._get("", query)
+        return await self._get("", query, QueuesAnswer)
 
-    async def queue(self, name: str) -> dict[str, Any]:
+    async def queue(self, name: str) -> QueueAnswer:
         """Read one queue. Raises the same errors as ``queues``."""
-        return await self._get(f"/{quote(name, safe='')}", {})
+        return await self._get(f"/{quote(name, safe='')}", {}, QueueAnswer)
 
-    async def _get(self, path: str, query: Mapping[str, str]) -> dict[str, Any]:
+    async def _get(self, path: str, query: Mapping[str, str], model: type[Answer]) -> Answer:
         url, amqp_url = self._addresses()
         asked = URL(f"{queues_url(url, amqp_url=amqp_url)}{path}", encoded=True).update_query(query)
         shown = redacted(url)
@@ -74,10 +79,14 @@ class ManagementApi:
                         f"RabbitMQ's API at {shown} answers {answer.status} for {asked.raw_path}; check the "
                         "host, and the virtual host in INFERFLEET_AMQP_URL"
                     )
-                body: dict[str, Any] = await answer.json()
-                return body
+                return model.model_validate_json(await answer.read())
         except ServiceUnreachableError:
             raise
+        except ValidationError as error:
+            problem = "; ".join(describe(error, whole="the answer").splitlines())
+            raise ServiceUnreachableError(
+                f"what answers at {shown} is not RabbitMQ's API ({problem}); check INFERFLEET_MANAGEMENT_URL"
+            ) from error
         except (aiohttp.ClientError, OSError) as error:
             words = without_secrets(str(error), url) or type(error).__name__
             raise ServiceUnreachableError(

@@ -221,9 +221,9 @@ class Runs:
         state, news = await self._pipeline.execute(*command)
         return (RunState(state.decode()), bool(news)) if state else None
 
-    async def open(self, queue: str, *, limit: int = 0) -> list[str]:
-        """Return the ids of a queue's unfinished runs, with a ``limit`` not of all."""
-        ids: list[bytes] = await self._pipeline.execute("ZRANGE", open_runs_key(queue), 0, limit - 1)
+    async def open(self, queue: str) -> list[str]:
+        """Return the ids of a queue's unfinished runs."""
+        ids: list[bytes] = await self._pipeline.execute("ZRANGE", open_runs_key(queue), 0, -1)
         return [run_id.decode() for run_id in ids]
 
     async def look(self, queue: str, *, again_ms: int) -> list[str]:
