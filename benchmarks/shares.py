@@ -2,9 +2,9 @@
 
     python benchmarks/shares.py
 
-One pool of 16 slots; an answer takes as long as its tokens. RabbitMQ is a queue by priority, and every
-twentieth start goes to the job that has waited longest. A policy says, when a job is submitted, on which of
-three levels it waits: above, at, or below the priority that it asked for. Nothing here needs a service.
+A pool of 16 slots, in which an answer takes as long as its tokens. RabbitMQ is a queue by priority, and every
+twentieth start goes to the job that has waited longest (decision 32). When a job is submitted, a policy says
+whether it waits at the priority that was asked for, above it or below it. Decision 38 has the results.
 """
 
 from __future__ import annotations
@@ -12,71 +12,71 @@ from __future__ import annotations
 import heapq
 import math
 import random
-import statistics
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from itertools import count
+from typing import Final
+
+from inferfleet.schemas.shares import COMPETES, HALF_LIFE_S, PREFERRED_PER_SLOT
 
 SLOTS = 16
 TOKENS_PER_S = 140.0
 """How fast a slot generates."""
 PROMPT = 100
 OLDEST_EVERY = 20
-FLOOD = 100_000
-LOW, ASKED, HIGH = -1, 0, 1
-UNTIL_S = 600.0
-WARM_S = 120.0
+BELOW, ASKED, ABOVE = -1, 0, 1
+UNTIL_S = 400.0
+WARM_S = 100.0
 """From when on waits and shares are measured."""
+FLOOD = 100_000
 
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """A job. ``work`` is what it turns out to be, and ``expected`` what is known at its submission."""
+    """A job. ``expected`` is its service as known when it is submitted."""
 
     tenant: str
     at: float
     tokens: int
     expected: float
-    level: int = ASKED
-    started: bool = False
     ended_at: float = math.inf
 
     @property
-    def work(self) -> float:
+    def service(self) -> float:
+        """Return what it turns out to be: tokens of the prompt, and twice those of the answer."""
         return PROMPT + 2.0 * self.tokens
 
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
-    """A tenant that submits ``flood`` jobs at ``from_s``, and then ``per_s`` a second."""
+    """A tenant that submits ``flood`` jobs at ``from_s``, and then ``per_s`` a second.
+
+    The lengths of the answers of a tenant that has not ``told`` them are expected to be 50.
+    """
 
     name: str
     per_s: float = 0.0
     flood: int = 0
     from_s: float = 0.0
-    until_s: float = UNTIL_S
     mean_tokens: float = 50.0
-    fixed: bool = True
+    varies: bool = False
     told: bool = True
-    """Whether the lengths of its answers are expected; otherwise it counts as if its mean were 50."""
     weight: float = 1.0
 
     def jobs(self) -> Iterator[Job]:
+        """Yield its jobs, in the order of their submission."""
         chance = random.Random(self.name)
-        expected = PROMPT + 2 * (self.mean_tokens if self.told else 50.0)
 
         def job(at: float) -> Job:
-            tokens = self.mean_tokens if self.fixed else chance.expovariate(1 / self.mean_tokens)
+            tokens = chance.expovariate(1 / self.mean_tokens) if self.varies else self.mean_tokens
+            expected = PROMPT + 2 * (self.mean_tokens if self.told else 50.0)
             return Job(self.name, at, max(1, round(tokens)), expected)
 
         for _ in range(self.flood):
             yield job(self.from_s)
         at = self.from_s
-        while self.per_s:
-            at += chance.expovariate(self.per_s)
-            if at > self.until_s:
-                return
+        while self.per_s and (at := at + chance.expovariate(self.per_s)) <= UNTIL_S:
             yield job(at)
 
 
@@ -85,167 +85,156 @@ class Policy:
 
     name = "none"
 
-    def begin(self, tenants: list[Tenant]) -> None:
+    def __init__(self, tenants: Iterable[Tenant]) -> None:
         self.weights = {tenant.name: tenant.weight for tenant in tenants}
 
     def level(self, job: Job, now: float) -> int:
+        """Say where a job waits that is submitted now."""
         return ASKED
 
-    def ended(self, job: Job, now: float) -> None: ...
+    def ended(self, job: Job, now: float) -> None:
+        """Note the end of a job."""
 
 
-class Guarantee(Policy):
-    """Decision 34, with rates that divide what the pool serves among the tenants."""
+class Guarantees(Policy):
+    """Decision 34, with rates that divide all that the pool serves among the tenants."""
 
     name = "guarantees"
 
-    def begin(self, tenants: list[Tenant]) -> None:
-        super().begin(tenants)
-        weights = sum(self.weights.values())
-        capacity = SLOTS * TOKENS_PER_S / 50 * (PROMPT + 2 * 50)
-        self.per_s = {name: capacity * weight / weights for name, weight in self.weights.items()}
+    def __init__(self, tenants: Iterable[Tenant]) -> None:
+        super().__init__(tenants)
+        served_per_s = FULL * (PROMPT + 2 * 50)
+        of_all = sum(self.weights.values())
+        self.per_s = {name: served_per_s * weight / of_all for name, weight in self.weights.items()}
         self.used_until: defaultdict[str, float] = defaultdict(float)
 
     def level(self, job: Job, now: float) -> int:
         used = max(self.used_until[job.tenant], now)
         if used - now >= 2.0:
-            return LOW
+            return BELOW
         self.used_until[job.tenant] = used + job.expected / self.per_s[job.tenant]
         return ASKED
 
 
-class Attained(Policy):
-    """Attained service: a tenant above the mean of the active ones gets less, one below it more.
+class Window(Policy):
+    """So many unfinished jobs of a tenant are preferred, whatever it has been served."""
 
-    What counts is the work of ended jobs, decaying, and that of unfinished jobs, but those on the lowest
-    level used, in proportion to weights.
-    """
+    most = SLOTS
+    name = "a window of a job for each slot"
 
-    half_life_s = 30.0
+    def __init__(self, tenants: Iterable[Tenant]) -> None:
+        super().__init__(tenants)
+        self.preferred: set[Job] = set()
+        self.counts: defaultdict[str, int] = defaultdict(int)
 
-    def __init__(self, *, demotes: bool, raises: bool) -> None:
-        self.demotes, self.raises = demotes, raises
-        words = [word for word, does in (("demotes", demotes), ("raises", raises)) if does]
-        self.name = f"attained, {' and '.join(words)}"
+    def prefers(self, job: Job, now: float) -> bool:
+        """Return whether a job is preferred."""
+        return self.counts[job.tenant] < self.most * self.weights[job.tenant]
 
-    def begin(self, tenants: list[Tenant]) -> None:
-        super().begin(tenants)
-        self.attained: defaultdict[str, float] = defaultdict(float)
-        self.outstanding: defaultdict[str, float] = defaultdict(float)
-        self.counted: set[Job] = set()
+    def level(self, job: Job, now: float) -> int:
+        if not self.prefers(job, now):
+            return ASKED
+        self.preferred.add(job)
+        self.counts[job.tenant] += 1
+        return ABOVE
+
+    def ended(self, job: Job, now: float) -> None:
+        if job in self.preferred:
+            self.preferred.remove(job)
+            self.counts[job.tenant] -= 1
+
+
+class Attained(Window):
+    """A tenant that was served no more than the mean of those that compete is preferred, without a window."""
+
+    most = FLOOD
+    name = "attained service: preferred"
+    competes = 0.0
+
+    def __init__(self, tenants: Iterable[Tenant]) -> None:
+        super().__init__(tenants)
+        self.work: defaultdict[str, float] = defaultdict(float)
+        self.jobs: defaultdict[str, float] = defaultdict(float)
         self.decayed_at = 0.0
 
-    def service(self, tenant: str) -> float:
-        return (self.attained[tenant] + self.outstanding[tenant]) / self.weights[tenant]
+    def prefers(self, job: Job, now: float) -> bool:
+        self._decay(now)
+        all_jobs = sum(self.jobs.values())
+        of_all = sum(self.work.values()) / all_jobs if all_jobs >= 0.01 else 1.0
+        service = {
+            name: (work + self.counts[name] * (work / jobs if (jobs := self.jobs[name]) >= 0.01 else of_all))
+            / self.weights[name]
+            for name, work in [*self.work.items(), *([] if job.tenant in self.work else [(job.tenant, 0.0)])]
+        }
+        least = self.competes * max(service.values())
+        those = [each for name, each in service.items() if (each and each >= least) or name == job.tenant]
+        fair = sum(those) / len(those)
+        return service[job.tenant] <= fair * (1 + 1e-6) and super().prefers(job, now)
 
-    def level(self, job: Job, now: float) -> int:
-        for tenant in self.attained:
-            self.attained[tenant] *= 0.5 ** ((now - self.decayed_at) / self.half_life_s)
+    def ended(self, job: Job, now: float) -> None:
+        super().ended(job, now)
+        self._decay(now)
+        self.work[job.tenant] += job.service
+        self.jobs[job.tenant] += 1
+
+    def _decay(self, now: float) -> None:
+        left = 0.5 ** ((now - self.decayed_at) / HALF_LIFE_S)
         self.decayed_at = now
-        mine = self.service(job.tenant)
-        active = {name for name in self.outstanding if self.service(name) > EACH} | {job.tenant}
-        mean = sum(map(self.service, active)) / len(active)
-        level = ASKED
-        if len(active) > 1:
-            if self.demotes and mine > mean:
-                level = LOW
-            elif self.raises and mine <= mean:
-                level = HIGH
-        if level > (LOW if self.demotes else ASKED):
-            self.outstanding[job.tenant] += job.expected
-            self.counted.add(job)
-        else:
-            self.outstanding[job.tenant] += 0.0
-        return level
-
-    def ended(self, job: Job, now: float) -> None:
-        if job in self.counted:
-            self.outstanding[job.tenant] -= job.expected
-        self.attained[job.tenant] += job.work
+        for name in self.work:
+            self.work[name] *= left
+            self.jobs[name] *= left
 
 
-EACH = 200.0
+class Demoting(Attained):
+    """The same, but others wait at the level below, unless they are alone."""
 
-
-class Window(Policy):
-    """A tenant's unfinished jobs may have so much work above the level that was asked for.
-
-    By Little's law, equal windows on one level are equal throughput. With ``corrects``, the work of a tenant
-    counts by what its ended jobs turned out to be, compared with what they were expected to be.
-    """
-
-    def __init__(self, window: float, *, corrects: bool = False, level: int = HIGH) -> None:
-        self.window = window
-        self.corrects = corrects
-        self.above = level
-        self.name = f"window of {window:g} slots" + (", corrected" if corrects else "")
-
-    def begin(self, tenants: list[Tenant]) -> None:
-        super().begin(tenants)
-        self.outstanding: defaultdict[str, float] = defaultdict(float)
-        self.ratio: defaultdict[str, float] = defaultdict(lambda: 1.0)
-        self.counted: dict[Job, float] = {}
-        self.mean = PROMPT + 2 * 50.0
-        """The mean work of a job in a slot."""
+    name = "attained service: demoted"
 
     def level(self, job: Job, now: float) -> int:
-        expected = job.expected * self.ratio[job.tenant]
-        room = self.window * self.mean * self.weights[job.tenant]
-        if self.outstanding[job.tenant] and self.outstanding[job.tenant] + expected > room:
-            return self.above - 1
-        self.outstanding[job.tenant] += expected
-        self.counted[job] = expected
-        return self.above
-
-    def ended(self, job: Job, now: float) -> None:
-        self.mean += (job.work - self.mean) / 100
-        self.outstanding[job.tenant] -= self.counted.pop(job, 0.0)
-        if self.corrects:
-            mine = self.ratio[job.tenant]
-            self.ratio[job.tenant] = mine + (job.work / job.expected - mine) / 100
+        level = super().level(job, now)
+        alone = all(name == job.tenant for name, work in self.work.items() if work > 1)
+        return ASKED if level == ABOVE or alone else BELOW
 
 
-def run(policy: Policy, tenants: list[Tenant]) -> dict[str, list[Job]]:
+class FairShares(Attained):
+    """What ``INFERFLEET_FAIR_SHARES`` does."""
+
+    most = PREFERRED_PER_SLOT * SLOTS
+    competes = COMPETES
+    name = "fair shares"
+
+
+POLICIES: Final = (Policy, Guarantees, Demoting, Attained, Window, FairShares)
+
+
+def run(policy: Policy, tenants: Iterable[Tenant]) -> dict[str, list[Job]]:
     """Return the jobs of each tenant that ended until ``UNTIL_S``."""
-    policy.begin(tenants)
     arrivals = heapq.merge(*(tenant.jobs() for tenant in tenants), key=lambda job: job.at)
-    queues: defaultdict[int, deque[Job]] = defaultdict(deque)
+    queues: dict[int, deque[Job]] = {level: deque() for level in (ABOVE, ASKED, BELOW)}
     running: list[tuple[float, int, Job]] = []
-    waiting: deque[Job] = deque()
-    done: dict[str, list[Job]] = {tenant.name: [] for tenant in tenants}
-    starts, number, highest = 0, count(), LOW
+    done: defaultdict[str, list[Job]] = defaultdict(list)
+    number = count()
+    starts, highest, now = 0, BELOW, 0.0
     coming = next(arrivals, None)
-
-    def take() -> Job | None:
-        nonlocal starts, highest
-        if starts % OLDEST_EVERY == OLDEST_EVERY - 1:
-            oldest = [queue for level, queue in queues.items() if level < highest and queue]
-            highest = LOW
-            if oldest:
-                return min(oldest, key=lambda queue: queue[0].at).popleft()
-        for level in (HIGH, ASKED, LOW):
-            if queues[level]:
-                highest = max(highest, level)
-                return queues[level].popleft()
-        return None
-
-    now = 0.0
-    while coming is not None or running:
-        ends = running[0][0] if running else math.inf
-        if coming is not None and coming.at <= ends:
+    while (coming is not None or running) and now <= UNTIL_S:
+        if coming is not None and (not running or coming.at <= running[0][0]):
             now = coming.at
-            coming.level = policy.level(coming, now)
-            queues[coming.level].append(coming)
+            queues[policy.level(coming, now)].append(coming)
             coming = next(arrivals, None)
         else:
             now, _, job = heapq.heappop(running)
             job.ended_at = now
             policy.ended(job, now)
             done[job.tenant].append(job)
-        if now > UNTIL_S:
-            break
-        while len(running) < SLOTS and (job := take()) is not None:
+        while len(running) < SLOTS and (waiting := [level for level in queues if queues[level]]):
             starts += 1
+            level = waiting[0]
+            highest = max(highest, level)
+            if starts % OLDEST_EVERY == 0:
+                lower = [each for each in waiting if each < highest]
+                level = min(lower, key=lambda each: queues[each][0].at, default=level)
+                highest = BELOW
+            job = queues[level].popleft()
             heapq.heappush(running, (now + job.tokens / TOKENS_PER_S, next(number), job))
     return done
 
@@ -255,83 +244,104 @@ def jain(shares: list[float]) -> float:
     return sum(shares) ** 2 / (len(shares) * sum(share * share for share in shares))
 
 
-def served(done: dict[str, list[Job]], tenant: Tenant) -> float:
-    """Return what a tenant got per second and weight after the warm-up."""
-    work = sum(job.work for job in done[tenant.name] if job.ended_at > WARM_S)
-    return work / (UNTIL_S - WARM_S) / tenant.weight
+def service_per_s(done: Mapping[str, list[Job]], tenant: Tenant) -> float:
+    """Return what a tenant got a second after the warm-up."""
+    return sum(job.service for job in done[tenant.name] if job.ended_at > WARM_S) / (UNTIL_S - WARM_S)
 
 
-def p99_s(done: dict[str, list[Job]], tenant: Tenant) -> float:
-    """Return the 99th percentile from submit to end of the jobs submitted after the warm-up."""
-    ended = [job.ended_at - job.at for job in done[tenant.name] if job.at > WARM_S]
-    # What has not ended has waited until now.
-    sent = [job for job in tenant.jobs() if job.at > WARM_S and job.at < UNTIL_S - 1]
-    lost = max(0, len(sent) - len(ended))
-    taken = sorted(ended + [UNTIL_S] * lost)
+def p99_s(done: Mapping[str, list[Job]], tenant: Tenant) -> float:
+    """Return the 99th percentile from submit to end; what has not ended has waited for ever."""
+    submitted = sum(WARM_S < job.at < UNTIL_S - 1 for job in tenant.jobs())
+    taken = sorted(job.ended_at - job.at for job in done[tenant.name] if WARM_S < job.at < UNTIL_S - 1)
+    taken += [math.inf] * (submitted - len(taken))
     return taken[int(len(taken) * 0.99)]
 
 
 FULL = SLOTS * TOKENS_PER_S / 50
-"""Jobs of 50 tokens that the pool ends a second."""
+"""Jobs of 50 tokens that the pool ends a second: about 45."""
 
-LIGHT = Tenant("light", per_s=10)
-POLICIES: list[Callable[[], Policy]] = [
-    Policy,
-    Guarantee,
-    lambda: Attained(demotes=True, raises=False),
-    lambda: Attained(demotes=False, raises=True),
-    lambda: Attained(demotes=True, raises=True),
-    lambda: Window(SLOTS / 4),
-    lambda: Window(SLOTS / 2),
-    lambda: Window(SLOTS),
-    lambda: Window(SLOTS / 2, corrects=True),
-]
-
-BESIDE = {
-    "100,000 before": [Tenant("heavy", flood=FLOOD)],
-    "twice as much as fits": [Tenant("heavy", per_s=2 * FULL)],
-    "long jobs": [Tenant("heavy", per_s=FULL, mean_tokens=500, fixed=False)],
-    "nine that send too much": [Tenant(f"heavy-{n}", per_s=FULL / 5) for n in range(9)],
+BESIDE: dict[str, tuple[float, list[Tenant]]] = {
+    "10/s beside 100,000 jobs that wait": (10, [Tenant("heavy", flood=FLOOD)]),
+    "10/s beside twice as much as fits": (10, [Tenant("heavy", per_s=2 * FULL)]),
+    "20/s beside twice as much as fits": (20, [Tenant("heavy", per_s=2 * FULL)]),
+    "3/s beside nine with twice their shares": (
+        3,
+        [Tenant(f"heavy-{n}", per_s=FULL / 5) for n in range(9)],
+    ),
+    "3/s beside one, and 100,000 of another later": (
+        3,
+        [Tenant("heavy", per_s=2 * FULL), Tenant("late", flood=FLOOD, from_s=200.0)],
+    ),
+    "3/s beside five heavy and twenty small ones": (
+        3,
+        [
+            *(Tenant(f"heavy-{n}", per_s=FULL / 5 * (1.5 + 2 * n)) for n in range(5)),
+            *(Tenant(f"small-{n}", per_s=0.2) for n in range(20)),
+        ],
+    ),
+    "10/s beside answers of 500 tokens": (10, [Tenant("heavy", per_s=FULL, mean_tokens=500, varies=True)]),
 }
 
-TEN = {
-    "1.5 to 10 times its share": [Tenant(f"t{n}", per_s=FULL / 10 * (1.5 + n * 8.5 / 9)) for n in range(10)],
-    "lengths 25 to 400, known": [
-        Tenant(f"t{n}", per_s=FULL / 3, mean_tokens=25 * 2 ** (n % 5), fixed=False) for n in range(10)
+TOGETHER: dict[str, list[Tenant]] = {
+    "ten, 1.5 to 10 times their shares": [
+        Tenant(f"t{n}", per_s=FULL / 10 * (1.5 + n * 8.5 / 9)) for n in range(10)
     ],
-    "lengths 25 to 400, unknown": [
-        Tenant(f"t{n}", per_s=FULL / 3, mean_tokens=25 * 2 ** (n % 5), fixed=False, told=False)
+    "two, 1.2 and 10 times": [Tenant("a", per_s=FULL * 0.6), Tenant("b", per_s=FULL * 5)],
+    "ten, answers of 25 to 400, known": [
+        Tenant(f"t{n}", per_s=FULL / 3, mean_tokens=25 * 2 ** (n % 5), varies=True) for n in range(10)
+    ],
+    "ten, answers of 25 to 400, unknown": [
+        Tenant(f"t{n}", per_s=FULL / 3, mean_tokens=25 * 2 ** (n % 5), varies=True, told=False)
         for n in range(10)
     ],
-    "weights 1 to 4": [Tenant(f"t{n}", per_s=FULL, weight=1 + n % 4) for n in range(10)],
-    "two, 1.2 and 10 times": [Tenant("a", per_s=FULL * 0.6), Tenant("b", per_s=FULL * 5)],
-    "all at once, nothing later": [Tenant(f"t{n}", flood=20_000, from_s=n * 0.1) for n in range(10)],
-    "one idle until 300 s": [
-        Tenant("late", per_s=FULL, from_s=300.0),
+    "ten, weights of 1 to 4": [Tenant(f"t{n}", per_s=FULL, weight=1 + n % 4) for n in range(10)],
+    "ten, one of them from 200 s on": [
+        Tenant("late", per_s=FULL, from_s=200.0),
         *(Tenant(f"t{n}", per_s=FULL / 3) for n in range(9)),
     ],
+    "ten, 20,000 jobs each, one after the other": [
+        Tenant(f"t{n}", flood=20_000, from_s=n * 0.1) for n in range(10)
+    ],
 }
+
+
+def table(title: str, cells: Mapping[str, Callable[[type[Policy]], str]]) -> None:
+    """Print a row for each situation, and a column for each policy."""
+    print(f"| {title} | " + " | ".join(policy.name for policy in POLICIES) + " |")
+    print("|---" * (len(POLICIES) + 1) + "|")
+    for name, cell in cells.items():
+        print(f"| {name} | " + " | ".join(cell(policy) for policy in POLICIES) + " |", flush=True)
 
 
 def main() -> None:
-    alone = p99_s(run(Policy(), [LIGHT]), LIGHT)
-    print(f"p99 of a tenant with {LIGHT.per_s:g} jobs a second beside others, / alone ({alone:.2f} s)")
-    for make in POLICIES:
-        line = []
-        for name, others in BESIDE.items():
-            done = run(make(), [LIGHT, *others])
-            line.append(f"{name}: {p99_s(done, LIGHT) / alone:.2f}")
-        print(f"  {make().name:32} " + ", ".join(line), flush=True)
-    print("Jain's index and work per second / without a policy")
-    base = {name: sum(served(run(Policy(), ts), t) * t.weight for t in ts) for name, ts in TEN.items()}
-    for make in POLICIES:
-        line = []
-        for name, tenants in TEN.items():
-            done = run(make(), tenants)
-            got = [served(done, tenant) for tenant in tenants]
-            all_ = sum(each * tenant.weight for each, tenant in zip(got, tenants))
-            line.append(f"{name}: {jain(got):.3f} {all_ / base[name]:.2f}")
-        print(f"  {make().name:32} " + ", ".join(line), flush=True)
+    """Print both tables."""
+
+    def wait(per_s: float, others: list[Tenant]) -> Callable[[type[Policy]], str]:
+        light = Tenant("light", per_s=per_s)
+        alone = p99_s(run(Policy([light]), [light]), light)
+
+        def measure(policy: type[Policy]) -> str:
+            tenants = [light, *others]
+            times = p99_s(run(policy(tenants), tenants), light) / alone
+            return "starves" if math.isinf(times) else f"{times:.1f}"
+
+        return measure
+
+    def share(tenants: list[Tenant]) -> Callable[[type[Policy]], str]:
+        everything = run(Policy(tenants), tenants)
+        before = sum(service_per_s(everything, tenant) for tenant in tenants)
+
+        def measure(policy: type[Policy]) -> str:
+            done = run(policy(tenants), tenants)
+            served = [service_per_s(done, tenant) for tenant in tenants]
+            index = jain([each / tenant.weight for each, tenant in zip(served, tenants, strict=True)])
+            return f"{index:.2f}, {sum(served) / before:.2f}"
+
+        return measure
+
+    table("p99 ÷ alone", {name: wait(*of) for name, of in BESIDE.items()})
+    print()
+    table("Jain's index, and service ÷ none", {name: share(of) for name, of in TOGETHER.items()})
 
 
 if __name__ == "__main__":

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import aiohttp
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from tests.integration.api_keys.conftest import Enter, Keys
 from tests.integration.api_keys.conftest import enter as enter
 from tests.integration.api_keys.conftest import keys as keys
@@ -20,11 +22,16 @@ from tests.integration.conftest import (
     until_running,
 )
 
+from inferfleet.exporter import metrics
+from inferfleet.exporter.server import serving
+from inferfleet.exporter.settings import ExporterSettings
+from inferfleet.local.services import Services
 from inferfleet.producer import Fleet
 from inferfleet.schemas.job import Job
 from inferfleet.schemas.names import preferred_key, shares_key
 from inferfleet.schemas.shares import fairness, service_of, times_its_share
 from inferfleet.wire.redis import shares
+from inferfleet.wire.redis.heartbeats import read_heartbeats
 from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.redis.shares import PoolShares, Served, add_served, read_shares
 
@@ -169,6 +176,25 @@ async def test_a_command_that_is_sent_twice_counts_once(pipeline: CommandPipelin
     assert float((await add(8))[0]) > float(later[0])
 
 
+async def test_a_pool_with_more_slots_prefers_more_jobs(
+    connect: Connect, start_worker: StartWorker, pipeline: CommandPipeline, pool: str
+) -> None:
+    """Also of many jobs that are submitted at once."""
+    await start_worker(max_running=3, look_ahead=0, fair_shares=True)
+
+    async def is_ready() -> bool:
+        heartbeats = await read_heartbeats(pipeline)
+        return any((it.pool, it.phase, it.slots) == (pool, "ready", 3) for it in heartbeats)
+
+    await eventually(is_ready)
+    async with connect(fair_shares=True) as fleet:
+        held = [slow_chat(tokens=10_000, step_s=0.1) for _ in range(3)]
+        for job in await fleet.submit_many(held, pool=pool, priority=9):
+            await until_running(fleet, job)
+        jobs = await fleet.submit_many([chat() for _ in range(20)], pool=pool)
+        assert sorted(job.priority for job in jobs) == [4] * (20 - 3 * ONE_SLOT) + [5] * 3 * ONE_SLOT
+
+
 @pytest.mark.parametrize("looks", [True, False])
 async def test_a_job_that_ended_without_a_worker_gives_its_place_back(
     connect: Connect, pool: str, monkeypatch: pytest.MonkeyPatch, looks: bool
@@ -267,16 +293,78 @@ async def test_gateways_share_by_the_weights_of_keys_and_say_who_is_over_its_sha
 
 
 @pytest.mark.store
-async def test_what_python_reads_is_what_the_script_decides_by(pipeline: CommandPipeline, pool: str) -> None:
-    tenants = {f"t{number}": 10 * number * number for number in range(1, 9)}
+@pytest.mark.parametrize("count", [8, 3 * shares.MANY])
+async def test_what_python_reads_is_what_the_script_decides_by(
+    pipeline: CommandPipeline, pool: str, count: int
+) -> None:
+    """Also with so many tenants that it does not look at all of them for each job."""
+    tenants = {f"t{number}": 10 * number * number for number in range(1, count + 1)}
     await serve(pipeline, pool, **tenants)
     placing = PoolShares(pipeline, ttl_s=60)
+    first = await read_shares(pipeline, pool)
+    decided: set[bool] = set()
     for tenant in tenants:
-        times = times_its_share(tenant, await read_shares(pipeline, pool))
-        assert times is not None
-        assert abs(times - 1) > 0.01
+        now = await read_shares(pipeline, pool)
         preferred = await placing.place(pool, tenant, tenant)
-        assert preferred == (times < 1), tenant
+        # Each preferred job raises the mean, which the script may have computed at any time until now.
+        least, most = sorted(times_its_share(tenant, read) or 1.0 for read in (first, now))
+        if least > 1.05 or most < 0.95:
+            decided.add(preferred)
+            assert preferred == (most < 1), tenant
+    assert decided == {True, False}
     index = fairness(await read_shares(pipeline, pool))
     assert index is not None
     assert 1 / len(tenants) < index < 1
+
+
+@pytest.mark.store
+async def test_tenants_that_were_served_nothing_for_long_are_forgotten(
+    pipeline: CommandPipeline, pool: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await serve(pipeline, pool, a=1000, b=1000)
+    monkeypatch.setattr(shares, "HALF_LIFE_S", 0.001)
+    placing = PoolShares(pipeline, ttl_s=60)
+
+    async def are_forgotten() -> bool:
+        await placing.place(pool, "c", "c")
+        await pipeline.execute("DEL", preferred_key(pool, "c"))
+        return [share.tenant for share in await read_shares(pipeline, pool)] == ["c"]
+
+    await eventually(are_forgotten)
+
+
+async def test_the_exporter_shows_what_tenants_were_served(
+    services: Services, pipeline: CommandPipeline, pool: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shares, "HALF_LIFE_S", 1e6)
+    monkeypatch.setattr(metrics, "MAX_TENANTS", 2)
+    await serve(pipeline, pool, a=3000, b=1000, c=900, d=1)
+    settings = ExporterSettings(
+        amqp_url=services.amqp_url,
+        redis_url=services.redis_url,
+        pools=(pool,),
+        http_host="127.0.0.1",
+        http_port=0,
+        sample_interval_s=0.2,
+    )
+    async with serving(settings) as port, aiohttp.ClientSession() as http:
+
+        async def scraped() -> dict[str, float]:
+            async with http.get(f"http://127.0.0.1:{port}/metrics") as answer:
+                families = text_string_to_metric_families(await answer.text())
+            return {
+                sample.labels.get("tenant", ""): sample.value
+                for family in families
+                for sample in family.samples
+                if sample.labels.get("pool") == pool
+                and sample.name in {"inferfleet_pool_attained_tokens", "inferfleet_pool_fairness"}
+            }
+
+        async def is_there() -> bool:
+            return bool(await scraped())
+
+        await eventually(is_there)
+        shown = await scraped()
+    assert shown == pytest.approx(
+        {"a": 3000, "b": 1000, "other": 901, "": 4900**2 / (3 * (3000**2 + 1000**2 + 900**2))}, rel=0.01
+    )

@@ -95,6 +95,8 @@ def share_place(
     most: int,
     half_life_ms: int,
     competes: float,
+    many: int,
+    mean_ms: int,
     ttl_s: int,
 ) -> Command:
     """Prefer a job if its tenant has been served no more than its share, and has room."""
@@ -110,6 +112,8 @@ def share_place(
         most,
         half_life_ms,
         competes,
+        many,
+        mean_ms,
         ttl_s,
     )
 

@@ -7,9 +7,12 @@ preferred. Each submitter looks at most once a second.
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Final, NamedTuple
 
 from pydantic import ValidationError
@@ -30,6 +33,12 @@ NEW_MS: Final = 60_000
 
 LOOK_AGAIN_S: Final = 1.0
 """How long a look at a tenant's preferred jobs keeps the next one away."""
+
+MANY: Final = 32
+"""With more tenants than that, the mean that a tenant is compared with may be some time old."""
+
+MEAN_MS: Final = 100
+"""How old. Redis needs a microsecond or two for each tenant, and does nothing else meanwhile."""
 
 SLOTS: Final = 64
 """How many slots a pool is taken to have while no worker says how many there are."""
@@ -53,7 +62,8 @@ class PoolShares:
         self._look_at: dict[tuple[str, str], float] = {}
         """When the preferred jobs of a tenant in a pool may be looked at again."""
         self._slots = dict(slots or {})
-        self._slots_at = -SLOTS_KEPT_S if slots is None else math.inf
+        self._slots_at = -math.inf if slots is None else math.inf
+        self._reading = asyncio.Lock()
 
     async def place(self, pool: str, tenant: str, job_id: str, *, weight: float | None = None) -> bool:
         """Say whether a job is preferred, and count it if it is. ``None`` keeps the tenant's weight."""
@@ -67,6 +77,8 @@ class PoolShares:
             most=most,
             half_life_ms=int(HALF_LIFE_S * 1000),
             competes=COMPETES,
+            many=MANY,
+            mean_ms=MEAN_MS,
             ttl_s=self._ttl_s,
         )
         if await self._pipeline.execute(*command):
@@ -74,20 +86,22 @@ class PoolShares:
         return await self._forget_ended(pool, tenant) and bool(await self._pipeline.execute(*command))
 
     async def _slots_of(self, pool: str) -> int:
-        now = time.monotonic()
-        if now - self._slots_at >= SLOTS_KEPT_S:
-            self._slots_at = now
-            slots: dict[str, int] = {}
-            try:
-                for worker in await read_heartbeats(self._pipeline):
-                    if worker.phase is WorkerPhase.READY:
-                        slots[worker.pool] = slots.get(worker.pool, 0) + worker.slots
-            except ValidationError:
-                # A newer worker writes what this version cannot read.
-                pass
-            # A pool whose workers are away is expected to have as many again.
-            self._slots |= slots
+        # Those who come meanwhile wait, or thousands of first jobs would find a number that is a guess.
+        async with self._reading:
+            if time.monotonic() - self._slots_at >= SLOTS_KEPT_S:
+                # A pool whose workers are away is expected to have as many again.
+                self._slots |= await self._read_slots()
+                self._slots_at = time.monotonic()
         return self._slots.get(pool) or SLOTS
+
+    async def _read_slots(self) -> dict[str, int]:
+        slots: Counter[str] = Counter()
+        # A newer worker may write what this version cannot read.
+        with suppress(ValidationError):
+            for worker in await read_heartbeats(self._pipeline):
+                if worker.phase is WorkerPhase.READY:
+                    slots[worker.pool] += worker.slots
+        return slots
 
     async def _forget_ended(self, pool: str, tenant: str) -> bool:
         """Remove preferred jobs that have ended. Return whether there were any."""
@@ -145,6 +159,9 @@ async def read_shares(pipeline: CommandPipeline, pool: str) -> list[Share]:
     now_ms = pipeline.clock.now_ms()
     read: list[tuple[str, float, float, float, float]] = []
     for tenant, text in stored.items():
+        if not tenant:
+            # What was last computed of all.
+            continue
         work, jobs, preferred, weight, at_ms = map(float, text.split())
         left = 0.5 ** (max(now_ms - at_ms, 0) / (HALF_LIFE_S * 1000))
         read.append((tenant.decode(), work * left, jobs * left, preferred * left, weight))
