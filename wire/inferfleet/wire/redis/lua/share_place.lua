@@ -34,8 +34,9 @@ local mine = read(redis.call('HGET', shares_key, tenant) or '0 0 0 1 0')
 mine.preferred = redis.call('ZCARD', preferred_key)
 mine.weight = tonumber(weight) or mine.weight
 -- The field without a name has what was last computed of all.
-local mean, of_all, at = string.match(redis.call('HGET', shares_key, '') or '', '^(%S+) (%S+) (%S+)$')
-if not mean or now - tonumber(at) >= tonumber(mean_ms) or redis.call('HLEN', shares_key) <= tonumber(many) then
+local known = redis.call('HGET', shares_key, '') or '0 0 0 0'
+local mean, of_all, tenants, at = string.match(known, '^(%S+) (%S+) (%S+) (%S+)$')
+if tonumber(tenants) <= tonumber(many) or now - tonumber(at) >= tonumber(mean_ms) then
   local shares, all_work, all_jobs = {mine}, mine.work, mine.jobs
   local stored = redis.call('HGETALL', shares_key)
   for i = 1, #stored, 2 do
@@ -62,7 +63,7 @@ if not mean or now - tonumber(at) >= tonumber(mean_ms) or redis.call('HLEN', sha
     end
   end
   mean = count > 0 and sum / count or 0
-  redis.call('HSET', shares_key, '', string.format('%.6f %.6f %d', mean, of_all, now))
+  redis.call('HSET', shares_key, '', string.format('%.6f %.6f %d %d', mean, of_all, #shares, now))
 end
 local prefers = 0
 if service(mine, tonumber(of_all)) <= tonumber(mean) * 1.000001
