@@ -239,10 +239,9 @@ async def test_a_job_that_is_submitted_again_counts_once(connect: Connect, pool:
 
 
 async def test_turns_that_are_submitted_together_keep_their_order(
-    connect: Connect, start_worker: StartWorker, pool: str, monkeypatch: pytest.MonkeyPatch
+    connect: Connect, start_worker: StartWorker, pool: str
 ) -> None:
-    """Also if only some of them are preferred, and if looking for that takes longer for some."""
-    monkeypatch.setattr(shares, "LOOK_AGAIN_S", 0.0)
+    """Also if only some of them are preferred: the first that is not takes longer, and others do not."""
     async with connect(fair_shares=True) as fleet:
         await fleet.declare_pool(pool)
         turns = [Job(pool=pool, body=chat(f"turn {number}"), session_id=pool) for number in range(8)]
