@@ -67,6 +67,7 @@ class EveryJob:
     """A policy that admits everything."""
 
     usual_priority = 4
+    weight = 1.0
 
     def check(self, jobs: Sequence[Job]) -> None:
         pass

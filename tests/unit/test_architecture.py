@@ -94,6 +94,8 @@ def test_the_keys_in_redis_are_those_of_the_contract() -> None:
         names.session_key("sid"),
         names.POOLS_KEY,
         names.pool_key("pool"),
+        names.shares_key("pool"),
+        names.preferred_key("pool", "<tenant>"),
         names.waiting_turns_key("pool"),
         names.open_key("pool", 0).replace(":0", ":<priority>"),
         names.held_key("pool"),

@@ -50,6 +50,7 @@ def test_every_metric_of_the_exporter_is_documented() -> None:
     assert documented == {name for name, _, _ in GAUGES} | {
         "inferfleet_workers",
         "inferfleet_unfinished_jobs",
+        "inferfleet_pool_attained_tokens",
         "inferfleet_exporter_up",
         "inferfleet_exporter_info",
     }

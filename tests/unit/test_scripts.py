@@ -58,6 +58,7 @@ from inferfleet.wire.redis.session_histories import SessionHistories
 from inferfleet.wire.redis.session_lanes import Payload, SessionLanes
 from inferfleet.wire.redis.session_records import SessionRecords
 from inferfleet.wire.redis.shared_limits import SharedLimits
+from inferfleet.wire.redis.shares import PoolShares, Served, add_served
 from inferfleet.wire.redis.webhooks import Claimed, WatchedJob, WebhookEndpoint, WebhookStore
 
 ROOT = Path(__file__).parents[2]
@@ -199,6 +200,8 @@ async def all_that_calls_scripts(pipeline: CommandPipeline) -> AsyncIterator[Awa
     yield webhooks.settle("e", Claimed(0, WebhookEvent("job.failed", JOB.id, 1)))
     yield SharedLimits(pipeline, ttl_s=1).reserve("k", ["j"], most=1)
     yield SharedLimits(pipeline, ttl_s=1).guaranteed("k", 1, per_minute=1)
+    yield PoolShares(pipeline, ttl_s=1, slots={"p": 1}).place("p", "t", JOB.id)
+    yield add_served(pipeline, "p", "w", Served(0, "t", 1, [JOB.id]), ttl_s=1)
     batches = BatchRecords(pipeline)
     yield batches.claim("b", runner="r", lease_s=1)
     yield batches.change("b", runner="r", lease_s=1, state=BatchState.FAILED, expiring="1")

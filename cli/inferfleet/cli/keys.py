@@ -25,6 +25,7 @@ from inferfleet.gateway.api_keys import (
 from inferfleet.producer.job_making import check_pool, read_priority
 from inferfleet.schemas.errors import ConfigurationError
 from inferfleet.schemas.problems import describe
+from inferfleet.schemas.shares import LEAST_WEIGHT, MOST_WEIGHT
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
@@ -76,6 +77,14 @@ def create(
     max_unfinished_jobs: Annotated[
         int | None, typer.Option(min=1, help="How many of its jobs may be unfinished at the same time.")
     ] = None,
+    weight: Annotated[
+        float | None,
+        typer.Option(
+            min=LEAST_WEIGHT,
+            max=MOST_WEIGHT,
+            help="Its tenant's share of a pool, with INFERFLEET_FAIR_SHARES: 1 by default.",
+        ),
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Create a key and print it. It cannot be shown again, because the file has only its hash."""
@@ -94,6 +103,7 @@ def create(
             tokens_per_minute=tokens_per_minute,
             guaranteed_tokens_per_minute=guaranteed_tokens_per_minute,
             max_unfinished_jobs=max_unfinished_jobs,
+            weight=weight,
             created_at=_now(),
         )
     except ValidationError as error:
@@ -180,6 +190,7 @@ def _described(key: ApiKey) -> list[str]:
         "all pools" if key.pools is None else ",".join(key.pools),
         f"priority up to {key.max_priority}",
         *(f"{limit:,} {name}" for name, limit in limits.items() if limit is not None),
+        *([f"weight {key.weight:g}"] if key.weight is not None else ()),
         f"created {key.created_at:%Y-%m-%d}",
         *(f"an old secret until {until}" for until in old),
     ]

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
+from typing import Final
 
 from prometheus_client import CollectorRegistry, Metric, generate_latest
 from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily
 from prometheus_client.registry import Collector
 
 from inferfleet.exporter.snapshot import PoolNumbers, Snapshot
+from inferfleet.schemas.shares import Share, fairness
 
 GAUGES: tuple[tuple[str, str, Callable[[PoolNumbers], float | None]], ...] = (
     ("inferfleet_queue_ready", "Jobs that wait in the queue", lambda pool: pool.ready),
@@ -37,7 +39,17 @@ GAUGES: tuple[tuple[str, str, Callable[[PoolNumbers], float | None]], ...] = (
         "1 if the last rollout of the pool was aborted",
         lambda pool: pool.rollout_aborted,
     ),
+    (
+        "inferfleet_pool_fairness",
+        "Jain's index of what competing tenants were served lately, per weight: 1 if all had the same",
+        lambda pool: fairness(pool.shares),
+    ),
 )
+
+MAX_TENANTS: Final = 100
+"""How many tenants of a pool have series of their own: those that were served most. The others share one."""
+
+OTHER: Final = "other"
 
 
 class FleetCollector(Collector):
@@ -79,7 +91,25 @@ class FleetCollector(Collector):
             for priority, number in (numbers.unfinished or {}).items():
                 unfinished.add_metric((pool, str(priority)), number)
         yield unfinished
+        attained = GaugeMetricFamily(
+            "inferfleet_pool_attained_tokens",
+            "What a tenant was served lately, decaying by half in 30 s; a token of an answer counts twice",
+            labels=("pool", "tenant"),
+        )
+        for pool, numbers in snapshot.pools.items():
+            for tenant, tokens in _by_tenant(numbers.shares).items():
+                attained.add_metric((pool, tenant), tokens)
+        yield attained
         yield InfoMetricFamily("inferfleet_exporter", "The exporter's build", {"version": self._version})
+
+
+def _by_tenant(shares: Sequence[Share]) -> dict[str, float]:
+    most_served = sorted(shares, key=lambda share: share.tokens, reverse=True)
+    tokens: dict[str, float] = {}
+    for position, share in enumerate(most_served):
+        tenant = share.tenant if position < MAX_TENANTS else OTHER
+        tokens[tenant] = tokens.get(tenant, 0.0) + share.tokens
+    return tokens
 
 
 def exposition(collector: FleetCollector) -> bytes:

@@ -17,6 +17,7 @@ from inferfleet.exporter.snapshot import PoolNumbers, Snapshot
 from inferfleet.schemas.errors import ConfigurationError, ServiceRefusedError, ServiceUnreachableError
 from inferfleet.schemas.heartbeat import Heartbeat, WorkerPhase
 from inferfleet.schemas.rollout import Rollout, RolloutPhase
+from inferfleet.schemas.shares import Share
 from inferfleet.schemas.work import WorkDone
 from inferfleet.wire.outage import Outage
 from inferfleet.wire.redis.heartbeats import read_heartbeats
@@ -24,6 +25,7 @@ from inferfleet.wire.redis.job_listing import PRIORITIES, count_unfinished
 from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.redis.pools import read_pool_settings
 from inferfleet.wire.redis.rollouts import last_rollout
+from inferfleet.wire.redis.shares import read_shares
 from inferfleet.wire.redis.work_samples import SampledJob, mean_work, sample_work
 
 logger = logging.getLogger(__name__)
@@ -39,6 +41,7 @@ class _Record(NamedTuple):
     paused: bool
     rollout: Rollout | None
     work: list[SampledJob]
+    shares: list[Share]
 
 
 class Sampler:
@@ -129,6 +132,7 @@ class Sampler:
             unfinished=None if record is None else record.unfinished,
             paused=None if record is None else record.paused,
             rollout_weight=None if rollout is None else rollout.weight,
+            shares=() if record is None else record.shares,
             rollout_aborted=None if rollout is None else rollout.phase in _ABORTED,
         )
 
@@ -188,5 +192,10 @@ async def _read_record(pipeline: CommandPipeline, pool: str) -> _Record:
     except ServiceRefusedError:
         # An exporter that may not read jobs takes all for alike.
         work = []
+    try:
+        shares = await read_shares(pipeline, pool)
+    except ServiceRefusedError:
+        # An exporter of before fair shares need not have the right to read them.
+        shares = []
     unfinished = {priority: counts.get(priority, 0) for priority in PRIORITIES}
-    return _Record(unfinished, settings.paused_at is not None, rollout, work)
+    return _Record(unfinished, settings.paused_at is not None, rollout, work, shares)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from inferfleet.schemas.heartbeat import WorkerPhase
+from inferfleet.schemas.shares import Share
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +25,8 @@ class PoolNumbers:
     rollout_weight: float | None = None
     """Of a pool that has ever had a rollout."""
     rollout_aborted: bool | None = None
+    shares: Sequence[Share] = ()
+    """What tenants have been served lately, the best served first; none without fair shares."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

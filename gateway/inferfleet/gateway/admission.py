@@ -58,6 +58,11 @@ class Admission:
         """The priority of a job whose caller asks for none."""
         return min(Priority.NORMAL, self._key.max_priority)
 
+    @property
+    def weight(self) -> float:
+        """The weight of the key's tenant."""
+        return 1.0 if self._key.weight is None else self._key.weight
+
     def check(self, jobs: Sequence[Job]) -> None:
         """Make sure that the key may ever submit such jobs.
 

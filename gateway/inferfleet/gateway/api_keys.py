@@ -26,6 +26,7 @@ from inferfleet.schemas.errors import ConfigurationError
 from inferfleet.schemas.job import PoolName
 from inferfleet.schemas.limits import MOST
 from inferfleet.schemas.problems import describe
+from inferfleet.schemas.shares import LEAST_WEIGHT, MOST_WEIGHT
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +60,8 @@ class ApiKey(_Model):
     """A key: whose it is, and what its bearer may do. Without a limit, there is none.
 
     While it is rotated it has two secrets. ``max_unfinished_jobs`` is how many of its jobs may be waiting or
-    running at the same time. Beyond ``guaranteed_tokens_per_minute``, its jobs get a lower priority.
+    running at the same time. Beyond ``guaranteed_tokens_per_minute``, its jobs get a lower priority. With
+    fair shares, a tenant of the ``weight`` 2 gets twice as much as one of the weight 1, or none.
     """
 
     id: Annotated[str, Field(pattern=r"^[0-9a-f]{12}$")]
@@ -71,6 +73,7 @@ class ApiKey(_Model):
     tokens_per_minute: Limit | None = None
     guaranteed_tokens_per_minute: Limit | None = None
     max_unfinished_jobs: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    weight: Annotated[float, Field(ge=LEAST_WEIGHT, le=MOST_WEIGHT)] | None = None
     created_at: AwareDatetime
 
     def opened_by(self, presented: str, *, now: datetime) -> bool:

@@ -10,7 +10,9 @@ from enum import StrEnum
 from inferfleet.producer.start_estimates import StartEstimates
 from inferfleet.schemas.heartbeat import Heartbeat, WorkerPhase
 from inferfleet.schemas.job import JobState
+from inferfleet.schemas.names import PRIORITY_LEVELS
 from inferfleet.schemas.result import JobRecord
+from inferfleet.schemas.shares import preferred, times_its_share
 from inferfleet.wire.redis.clock import moment_of
 from inferfleet.wire.redis.heartbeats import read_heartbeats
 from inferfleet.wire.redis.job_listing import count_ahead
@@ -19,6 +21,7 @@ from inferfleet.wire.redis.lost_messages import LostMessages
 from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.redis.pools import read_pool_settings
 from inferfleet.wire.redis.session_lanes import SessionLanes
+from inferfleet.wire.redis.shares import read_shares
 
 
 class WaitReason(StrEnum):
@@ -40,6 +43,8 @@ class WaitReason(StrEnum):
     """A worker has its message, and no free slot."""
     QUEUE = "queue"
     """It is in the queue, unless its message was lost."""
+    SHARE = "share"
+    """It is in the queue, and its tenant has had more than its share of the pool lately."""
     SILENT = "silent"
     """It is running by its record, but its worker has given no sign of life for longer than its lease."""
 
@@ -148,7 +153,18 @@ class Positions:
             return tuple(gates)
         if held:
             return (Wait(WaitReason.SLOT, "a worker has its message, and no free slot"),)
-        return (Wait(WaitReason.QUEUE, f"in the queue of pool {record.pool}"),)
+        queue = Wait(WaitReason.QUEUE, f"in the queue of pool {record.pool}")
+        if (times := await self._times_its_share(record)) is None or times <= 1:
+            return (queue,)
+        over = f"its tenant has had {times:.1f} times its share of the pool lately"
+        return queue, Wait(WaitReason.SHARE, f"{over}; the jobs of those who had less start first")
+
+    async def _times_its_share(self, record: JobRecord) -> float | None:
+        """Return how many times its share a job's tenant has had, if the job is not preferred."""
+        if preferred(record.priority, below=PRIORITY_LEVELS) is None:
+            return None
+        shares = await read_shares(self._pipeline, record.pool)
+        return times_its_share(record.tenant, shares)
 
 
 def _phases(workers: list[Heartbeat]) -> str:

@@ -35,6 +35,7 @@ from inferfleet.schemas.job import Job, JobState
 from inferfleet.schemas.message import message_body
 from inferfleet.schemas.result import JobRecord, Result
 from inferfleet.schemas.settings import ProducerSettings
+from inferfleet.schemas.shares import preferred
 from inferfleet.wire.redis import idempotency
 from inferfleet.wire.redis.clock import milliseconds
 from inferfleet.wire.redis.followers import Followers
@@ -44,6 +45,7 @@ from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.redis.records import Closed, JobRecords, Recorded, seconds_until
 from inferfleet.wire.redis.session_histories import SessionHistories
 from inferfleet.wire.redis.session_lanes import Payload, SessionLanes, Withdrawn
+from inferfleet.wire.redis.shares import PoolShares
 
 logger = logging.getLogger(__name__)
 
@@ -105,25 +107,29 @@ class Submission:
         self._followers = Followers(
             pipeline, records, queued_ttl_s=settings.queued_ttl_s, publish=self._publish_ready
         )
+        self._shares = PoolShares(pipeline, ttl_s=settings.queued_ttl_s) if settings.fair_shares else None
         self._name = os.urandom(4).hex()
         self._calls = count()
         """Together they name a submission."""
 
-    async def accept(self, job: Job) -> Job:
+    async def accept(self, job: Job, *, weight: float | None = None) -> Job:
         """Record a job, then publish it, so that every queued job has a record.
+
+        With fair shares it may get a higher priority. ``weight`` is that of its tenant; ``None`` keeps the
+        one that the tenant has.
 
         A refusal means that the job was not accepted from any caller. So only the last caller that submits
         the job raises it, once the job has been taken back.
         """
         with sending([job]) as (sent,):
-            return await self._accept(sent)
+            return await self._accept(sent, weight)
 
-    async def _accept(self, job: Job) -> Job:
+    async def _accept(self, job: Job, weight: float | None) -> Job:
         call = f"{self._name}:{next(self._calls)}"
         job = await self.routing.route(await self._fetch_passages(job))
         if job.after is not None and not self._settings.keep_requests:
             raise InvalidJobError("after: needs INFERFLEET_KEEP_REQUESTS, because Redis keeps such a job")
-        claimed, body, recorded = await self._claim_and_record(job, call)
+        claimed, body, recorded = await self._claim_and_record(job, call, weight)
         if recorded.may_lack_message:
             # A second message does no harm: the fence lets one of them run.
             try:
@@ -131,7 +137,7 @@ class Submission:
                     await self._estimates.check(claimed.job)
                 if (replicas := self._records.replicas) is not None:
                     claimed, body, recorded = await replicas.hold(
-                        partial(self._claim_and_record, claimed.job, call)
+                        partial(self._claim_and_record, claimed.job, call, weight)
                     )
                 if not recorded.may_lack_message:
                     # A failover has forgotten the claim, and another caller was faster.
@@ -182,7 +188,9 @@ class Submission:
         except InferfleetError as refusal:
             raise _uncertain(job, refusal) from refusal
 
-    async def _claim_and_record(self, job: Job, call: str) -> tuple[Claim, bytes, Recorded]:
+    async def _claim_and_record(
+        self, job: Job, call: str, weight: float | None
+    ) -> tuple[Claim, bytes, Recorded]:
         """Find the job of the idempotency key, and create its record. Leave an accepted job as it is.
 
         Also returns the body of its message.
@@ -193,6 +201,7 @@ class Submission:
             if claimed.accepted and not await self._is_nowhere(claimed.job):
                 pool = await self._records.pool(claimed.job.id)
                 return _in_pool(claimed, pool), b"", _ACCEPTED_BEFORE
+            claimed = claimed._replace(job=await self._placed(claimed.job, weight))
             body = message_body(claimed.job)
             recorded = await self._record(claimed, call, body, keep=keep)
             if _moment(recorded.not_before) != _moment(claimed.job.not_before):
@@ -219,6 +228,14 @@ class Submission:
                     keep = await self._take_back(claimed) is not TakenBack.GONE
                 elif await self._records.close(claimed.job.id, call=call) is Closed.CLOSED:
                     await self._take_back(claimed)
+
+    async def _placed(self, job: Job, weight: float | None) -> Job:
+        """Return a job with the priority that it gets: with fair shares, perhaps the next higher one."""
+        higher = preferred(job.priority, below=self._settings.preempt_from)
+        if self._shares is None or higher is None:
+            return job
+        is_preferred = await self._shares.place(job.pool, job.tenant, job.id, weight=weight)
+        return job.model_copy(update={"priority": higher}) if is_preferred else job
 
     async def _record(self, claimed: Claim, call: str, body: bytes, *, keep: bool = False) -> Recorded:
         try:
@@ -309,17 +326,17 @@ class Submission:
                 await self._lanes.publish(following)
         return TakenBack.GONE if gone else TakenBack.ACCEPTED
 
-    async def accept_many(self, jobs: Sequence[Job]) -> list[Job]:
-        """Accept many jobs, a window of them at a time.
+    async def accept_many(self, jobs: Sequence[Job], *, weight: float | None = None) -> list[Job]:
+        """Accept many jobs of a tenant or of several, a window of them at a time. ``weight`` is as above.
 
         Raises:
             PartialSubmitError: Some jobs were not accepted.
 
         """
         with sending(jobs) as sent:
-            return await self._accept_many(sent)
+            return await self._accept_many(sent, weight)
 
-    async def _accept_many(self, jobs: Sequence[Job]) -> list[Job]:
+    async def _accept_many(self, jobs: Sequence[Job], weight: float | None) -> list[Job]:
         accepted: dict[int, Job] = {}
         rejected: dict[int, InferfleetError] = {}
         positions = enumerate(jobs)
@@ -329,11 +346,13 @@ class Submission:
         async def accept_next() -> None:
             for position, job in positions:
                 # Elsewhere turns enter their lane in the order in which their commands were given.
-                overtaken = not self._pipeline.ordered or job.session_id in searching
+                overtaken = (
+                    not self._pipeline.ordered or self._shares is not None or job.session_id in searching
+                )
                 apart = job.session_id is not None and overtaken
                 try:
                     async with entering[job.session_id or ""] if apart else nullcontext():
-                        accepted[position] = await self._accept(job)
+                        accepted[position] = await self._accept(job, weight)
                 except InferfleetError as error:
                     rejected[position] = error
 

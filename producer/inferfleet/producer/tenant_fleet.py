@@ -38,6 +38,11 @@ class Policy(Protocol):
         """The priority of a job for which the caller asks for none."""
         ...
 
+    @property
+    def weight(self) -> float:
+        """How large the tenant's share of a pool is, compared with that of others."""
+        ...
+
     def check(self, jobs: Sequence[Job]) -> None:
         """Raise an error if the caller may never submit such jobs."""
         ...
@@ -74,15 +79,16 @@ class TenantFleet:
             return self._visible_job(await self._fleet.submit(work, **options))
         job = self._fleet.make(work, **options)
         async with self._admitted([job]) as (jobs, submitted):
-            accepted = await self._fleet.submission.accept(*jobs)
+            accepted = await self._fleet.submission.accept(*jobs, weight=self._policy.weight)
             submitted.add(accepted.id)
             return self._visible_job(accepted)
 
     async def submit_many(self, jobs: Iterable[Job]) -> list[Job]:
         """Submit many jobs that ``make`` has made, as ``Fleet.submit_many``."""
         made = list(jobs)
+        weight = None if self._policy is None else self._policy.weight
         async with self._admitted(made) as (placed, submitted):
-            accepted = await self._fleet.submission.accept_many(placed)
+            accepted = await self._fleet.submission.accept_many(placed, weight=weight)
             submitted.update(job.id for job in accepted)
             return [self._visible_job(job) for job in accepted]
 

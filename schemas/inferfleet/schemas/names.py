@@ -242,6 +242,21 @@ def ended_call_key(pool: str, call: str) -> str:
     return f"inferfleet:pool:{{{pool}}}:ended:{call}"
 
 
+def shares_key(pool: str) -> str:
+    """Key of what the tenants of a pool have been served lately: a hash, by tenant."""
+    return f"inferfleet:pool:{{{pool}}}:shares"
+
+
+def shares_call_key(pool: str, worker: str) -> str:
+    """Key of the number of the last addition of a worker to what tenants have been served."""
+    return f"{shares_key(pool)}:{worker}"
+
+
+def preferred_key(pool: str, tenant: str) -> str:
+    """Key of the sorted set of a tenant's unfinished jobs that got a higher priority, by the time in ms."""
+    return f"inferfleet:pool:{{{pool}}}:preferred:{tenant}"
+
+
 def waiting_turns_key(pool: str) -> str:
     """Key of the sorted set of a pool's turns that wait in lanes, by the time at which their lane expires."""
     return f"inferfleet:pool:{{{pool}}}:waiting_turns"

@@ -121,6 +121,8 @@ class ServiceSettings(BaseSettings):
     preempt_from: Annotated[int, Field(ge=1, le=PRIORITY_LEVELS)] = Priority.URGENT
     """Jobs of at least this priority preempt running jobs below it; no job has the priority 10. Whoever
     publishes such a job announces it to the pool's workers."""
+    fair_shares: bool = False
+    """Whether tenants share each pool by what they have been served lately."""
     allow_eviction: bool = False
     redis_wait_replicas: Annotated[int, Field(ge=0, le=100)] = 0
     """On how many replicas of Redis a job's record must be before ``submit`` publishes it, and a job's end

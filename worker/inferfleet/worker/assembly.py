@@ -36,6 +36,7 @@ from inferfleet.worker.preparation import Preparation
 from inferfleet.worker.processor import Processor
 from inferfleet.worker.replaceable_engine import ReplaceableEngine
 from inferfleet.worker.republishing import Republishing
+from inferfleet.worker.served_shares import ServedShares
 from inferfleet.worker.settlement import Settlement
 from inferfleet.worker.slots import Slots
 from inferfleet.worker.sweep import Sweep
@@ -58,6 +59,7 @@ class Parts(NamedTuple):
     spans: AttemptSpans | None
     open_jobs: OpenJobs
     urgent: UrgentJobs
+    served_shares: ServedShares | None
 
 
 def assemble(
@@ -114,6 +116,10 @@ def assemble(
 
         spans = AttemptSpans(spans_to, settings=settings, records=records)
         observers.append(spans)
+    served_shares: ServedShares | None = None
+    if settings.fair_shares:
+        served_shares = ServedShares(settings, pipeline)
+        observers.append(served_shares)
     hooks = AllHooks(observers)
     histories = SessionHistories(pipeline=pipeline, settings=settings)
     journal = JournalWriter(records=records, histories=histories, settings=settings, hooks=hooks)
@@ -189,4 +195,4 @@ def assemble(
         followers=followers,
     )
     urgent = UrgentJobs(lost_messages, least=settings.preempt_from, slots=slots, here=processor.runs)
-    return Parts(processor, journal, sweep, ageing, spans, records.open_jobs, urgent)
+    return Parts(processor, journal, sweep, ageing, spans, records.open_jobs, urgent, served_shares)

@@ -180,7 +180,7 @@ class Worker:
                 "rabbitmq", self._broker_outage, circuit_open=lambda: confirm_channel.circuit_open
             )
             self._metrics.watch_commands(pipeline)
-            processor, journal, sweep, ageing, spans, open_jobs, urgent = assemble(
+            processor, journal, sweep, ageing, spans, open_jobs, urgent, served_shares = assemble(
                 settings=settings,
                 engine=self._engine,
                 slots=self._slots,
@@ -210,6 +210,8 @@ class Worker:
             ]
             if spans is not None:
                 chores.append(background.create_task(spans.run()))
+            if served_shares is not None:
+                chores.append(background.create_task(served_shares.run()))
             try:
                 await self._serve(processor, urgent, broker)
                 if spans is not None:

@@ -1,4 +1,4 @@
-"""Calls the scripts about one pool: its unfinished jobs, those that have lost their messages, its rollout.
+"""Calls the scripts about one pool: its unfinished and lost jobs, its rollout, the shares of its tenants.
 
 ``script`` documents what they have in common; each script's text in ``lua`` documents what it does and
 replies.
@@ -16,6 +16,8 @@ _ROLLOUT_CHANGE = SCRIPTS["rollout_change"]
 _ROLLOUT_LEAD = SCRIPTS["rollout_lead"]
 _LEASE = SCRIPTS["lease"]
 _ENDED_ADD = SCRIPTS["ended_add"]
+_SHARE_PLACE = SCRIPTS["share_place"]
+_SHARE_ADD = SCRIPTS["share_add"]
 
 
 def sweep(
@@ -80,3 +82,68 @@ def lease(lease_key: str, /, *, holder: str, lease_ms: int) -> Command:
 def ended_add(ended_key: str, call_key: str, /, *counts: Argument, call_ttl_s: int, ttl_s: int) -> Command:
     """Add jobs that have ended to the counts of their pool."""
     return ("EVALSHA", _ENDED_ADD.sha, 2, ended_key, call_key, call_ttl_s, ttl_s, *counts)
+
+
+def share_place(
+    shares_key: str,
+    preferred_key: str,
+    /,
+    *,
+    tenant: str,
+    job: str,
+    weight: str,
+    most: int,
+    half_life_ms: int,
+    competes: float,
+    many: int,
+    mean_ms: int,
+    ttl_s: int,
+) -> Command:
+    """Prefer a job if its tenant has been served no more than its share, and has room."""
+    return (
+        "EVALSHA",
+        _SHARE_PLACE.sha,
+        2,
+        shares_key,
+        preferred_key,
+        tenant,
+        job,
+        weight,
+        most,
+        half_life_ms,
+        competes,
+        many,
+        mean_ms,
+        ttl_s,
+    )
+
+
+def share_add(
+    shares_key: str,
+    preferred_key: str,
+    call_key: str,
+    /,
+    *jobs: str,
+    tenant: str,
+    number: int,
+    call_ttl_s: int,
+    work: int,
+    half_life_ms: int,
+    ttl_s: int,
+) -> Command:
+    """Add jobs that have ended to what their tenant has been served."""
+    return (
+        "EVALSHA",
+        _SHARE_ADD.sha,
+        3,
+        shares_key,
+        preferred_key,
+        call_key,
+        tenant,
+        number,
+        call_ttl_s,
+        work,
+        half_life_ms,
+        ttl_s,
+        *jobs,
+    )
