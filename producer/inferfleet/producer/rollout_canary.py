@@ -29,7 +29,7 @@ def renamed(pool: str, canary: str, alive: Sequence[Heartbeat]) -> str | None:
     """
     own = {name for each in alive if each.pool == pool for name in _served(each)}
     served = [_served(each) for each in ready_workers(canary, alive)]
-    missing = sorted(own - set.intersection(*served)) if served else []
+    missing = sorted(name for name in own if any(name not in names for names in served))
     if not missing:
         return None
     named = ", ".join(map(repr, missing[:_MOST_NAMED]))

@@ -11,7 +11,7 @@ import asyncio
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from http import HTTPStatus
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 import orjson
 
@@ -175,19 +175,19 @@ class Parts:
 def _usage_of(raw: bytes) -> Mapping[str, int]:
     """Return the tokens of a stored answer; none if it has another form, which must not hold up its batch."""
     match orjson.loads(raw):
-        case {"response": {"body": {**body}}}:
-            return _usage(body)
+        case {"response": {"body": dict() as body}}:
+            return _usage(cast("dict[str, Any]", body))
         case _:
             return {}
 
 
 def _usage(body: Mapping[str, Any]) -> Mapping[str, int]:
     """Return the numbers of an answer's usage. A server may have put anything there."""
-    match body.get("usage"):
-        case {**usage}:
-            return {name: count for name, count in usage.items() if type(count) is int and count >= 0}
-        case _:
-            return {}
+    usage = body.get("usage")
+    if not isinstance(usage, dict):
+        return {}
+    counts = cast("dict[str, object]", usage)
+    return {name: count for name, count in counts.items() if type(count) is int and count >= 0}
 
 
 def _with_lines(progress: BatchProgress, lines: Sequence[_Waiting]) -> BatchProgress:
