@@ -147,7 +147,7 @@ class Parts:
         for kind in KINDS:
             for raw, number in self._lines(kind):
                 if done.add(number):
-                    usage = _usage_of(raw) if kind == ANSWERS else {}
+                    usage: Mapping[str, int] = _usage_of(raw) if kind == ANSWERS else {}
                     progress = _with_lines(progress, [_Waiting(kind, b"", usage)])
         return progress
 
@@ -174,20 +174,20 @@ class Parts:
 
 def _usage_of(raw: bytes) -> Mapping[str, int]:
     """Return the tokens of a stored answer; none if it has another form, which must not hold up its batch."""
-    match orjson.loads(raw):
-        case {"response": {"body": dict() as body}}:
-            return _usage(cast("dict[str, Any]", body))
-        case _:
-            return {}
+    return _usage(_member(_member(orjson.loads(raw), "response"), "body"))
 
 
-def _usage(body: Mapping[str, Any]) -> Mapping[str, int]:
+def _usage(body: object) -> Mapping[str, int]:
     """Return the numbers of an answer's usage. A server may have put anything there."""
-    usage = body.get("usage")
+    usage = _member(body, "usage")
     if not isinstance(usage, dict):
         return {}
     counts = cast("dict[str, object]", usage)
     return {name: count for name, count in counts.items() if type(count) is int and count >= 0}
+
+
+def _member(value: object, name: str) -> object:
+    return cast("dict[str, object]", value).get(name) if isinstance(value, dict) else None
 
 
 def _with_lines(progress: BatchProgress, lines: Sequence[_Waiting]) -> BatchProgress:
