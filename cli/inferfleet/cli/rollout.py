@@ -189,6 +189,11 @@ def _print(rollout: Rollout, *, as_json: bool) -> None:
     if rollout.phase.ongoing:
         steps = ", ".join(f"{step:g}" for step in rollout.steps)
         out(f"step {rollout.step + 1} of {len(rollout.steps)} ({steps} %), {rollout.interval_s:g} s each\n")
+    if rollout.phase.ongoing and rollout.unserved_since is not None:
+        out(
+            f"the canary pool has not served the jobs since {rollout.unserved_since:%Y-%m-%d %H:%M:%S} UTC; "
+            f"the rollout aborts after {rollout.worker_timeout_s:g} s of that\n"
+        )
     if rollout.reason:
         out(f"reason: {rollout.reason}\n")
 

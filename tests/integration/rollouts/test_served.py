@@ -152,6 +152,7 @@ async def test_the_jobs_of_a_canary_whose_last_worker_is_gone_move_back_and_run(
 async def test_another_controller_goes_on_counting_for_how_long_there_has_been_no_worker(
     fleet: Fleet,
     producer_settings: Callable[..., ProducerSettings],
+    inferfleet: RunCommand,
     pool: str,
     canary: str,
     monkeypatch: pytest.MonkeyPatch,
@@ -176,6 +177,8 @@ async def test_another_controller_goes_on_counting_for_how_long_there_has_been_n
     async with background(RolloutController(fleet, producer_settings()).run()):
         await eventually(led)
         assert (await rollout_of(fleet, pool)).unserved_since == since
+    shown = await inferfleet("rollout", "status", pool)
+    assert "aborts after 600 s" in shown.out
 
 
 async def test_a_request_that_is_itself_at_fault_is_no_failure_of_the_pool(

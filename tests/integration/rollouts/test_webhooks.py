@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import httpx2
@@ -138,6 +138,30 @@ async def test_jobs_move_back_although_nobody_can_be_told_and_the_abort_ends_whe
         listens.set()
         await until_aborted(fleet, pool)
     assert told == [RolloutPhase.ABORTING]
+
+
+async def test_a_promotion_is_told_in_the_look_that_makes_it(
+    fleet: Fleet,
+    producer_settings: Callable[..., ProducerSettings],
+    pool: str,
+    canary: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The rollout may be finished before the next look."""
+    monkeypatch.setattr(rollout_control, "LOOK_S", 10 * PATIENCE_S)
+    told: asyncio.Future[RolloutPhase] = asyncio.get_running_loop().create_future()
+
+    async def tell(rollout: Rollout) -> None:
+        told.set_result(rollout.phase)
+
+    def promote(rollout: Rollout, *, now: datetime, **_: Any) -> Rollout:
+        return rollout.in_phase(RolloutPhase.PROMOTED, now=now)
+
+    monkeypatch.setattr(rollout_control, "next_of", promote)
+    await Rollouts(fleet).start(pool, to=canary, steps=[100], interval_s=3600, allow_no_workers=True)
+    async with background(RolloutController(fleet, producer_settings(), tell=tell).run()):
+        async with asyncio.timeout(PATIENCE_S):
+            assert await told is RolloutPhase.PROMOTED
 
 
 async def test_a_promotion_of_long_ago_is_no_news(
