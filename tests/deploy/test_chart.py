@@ -73,7 +73,11 @@ SAME: dict[str, dict[str, Any]] = {
             {"name": "chat"},
             {
                 "name": "chat-v2",
-                "env": {"INFERFLEET_MODEL": "Qwen/Qwen3-8B"},
+                "env": {
+                    "INFERFLEET_MODEL": "Qwen/Qwen3-8B",
+                    "INFERFLEET_ENGINE_ARGS": '{"max_model_len": 16384, "gpu_memory_utilization": 0.9, '
+                    '"served_model_name": "Qwen/Qwen2.5-7B-Instruct"}',
+                },
                 "scaling": {"minReplicas": 1},
             },
         ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 from uuid import uuid4
@@ -31,6 +32,7 @@ from inferfleet.schemas.journal import RestartedEntry, RestartReason
 from inferfleet.schemas.model_swap import SwapState
 from inferfleet.schemas.names import CONTROL_EXCHANGE
 from inferfleet.worker.engines.simulated import SimulatedEngine, SimulatedParameters, expected_text
+from inferfleet.worker.ports import EngineDeadError
 
 NEW = {"speed": 0, "weights": 7}
 BOTH = pytest.mark.parametrize("strategy", SwapStrategy)
@@ -252,3 +254,30 @@ async def test_a_worker_that_drains_gives_up_its_swap(
     await swapped.until(lambda it: it.phase is WorkerPhase.LOADING)
     await worker.stop()
     assert worker.running.exception() is None
+
+
+async def test_a_worker_that_can_load_no_model_any_more_ends_and_another_answers_its_jobs(
+    fleet: Fleet,
+    foreign: ForeignClient,
+    start_worker: StartWorker,
+    pool: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its driver fails, for example, which no engine has foreseen."""
+    worker = await start_worker(worker_id=f"{pool}-w")
+    swapped = Swapped(fleet, foreign, f"{pool}-w")
+    await swapped.until(lambda heartbeat: heartbeat.phase is WorkerPhase.READY)
+
+    async def fail(_: SimulatedEngine) -> None:
+        raise RuntimeError("device busy")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(SimulatedEngine, "start", fail)
+        await swapped.order(strategy=SwapStrategy.RESTART)
+        job = await fleet.submit(chat(), pool=pool)
+        with pytest.raises(EngineDeadError, match="neither model can be loaded: device busy; device busy"):
+            async with asyncio.timeout(PATIENCE_S):
+                await worker.running
+
+    await start_worker()
+    assert (await fleet.wait(job, timeout_s=PATIENCE_S)).state is JobState.SUCCEEDED

@@ -112,3 +112,38 @@ def test_buckets_keep_a_quantile_to_a_few_per_cent() -> None:
 def test_counts_that_began_anew_count_as_they_are() -> None:
     assert ended(10).since(ended(4)) == ended(6)
     assert ended(3).since(ended(4)) == ended(3)
+
+
+def test_a_canary_that_cannot_serve_the_jobs_for_long_is_aborted_also_while_paused() -> None:
+    for phase in (RolloutPhase.RUNNING, RolloutPhase.PAUSED):
+        rollout = ROLLOUT.model_copy(update={"phase": phase, "worker_timeout_s": 60.0})
+        noted = without_workers(rollout, at=LATER)
+        assert noted is not None
+        assert (noted.phase, noted.unserved_since, noted.since) == (phase, LATER, BEGIN)
+        # A controller that takes over reads since when, and does not count anew.
+        assert without_workers(noted, at=LATER + timedelta(seconds=59)) is None
+        aborting = without_workers(noted, at=LATER + timedelta(seconds=60))
+        assert aborting is not None
+        assert (aborting.phase, aborting.weight) == (RolloutPhase.ABORTING, 0)
+        assert aborting.reason == "at 5 %: no worker, for 60 s"
+
+
+def test_a_canary_that_serves_again_in_time_goes_on_with_the_next_step() -> None:
+    noted = ROLLOUT.model_copy(update={"unserved_since": BEGIN})
+    served = after(ended(400), rollout=noted)
+    assert served is not None
+    assert (served.unserved_since, served.step) == (None, 0)
+    gone_on = after(ended(400), rollout=served)
+    assert gone_on is not None
+    assert gone_on.step == 1
+
+
+def test_no_step_begins_while_the_canary_cannot_serve_the_jobs() -> None:
+    noted = ROLLOUT.model_copy(update={"unserved_since": LATER})
+    assert without_workers(noted, at=LATER + timedelta(seconds=1), canary=ended(400)) is None
+
+
+def without_workers(rollout: Rollout, *, at: datetime, canary: EndedCounts | None = None) -> Rollout | None:
+    return next_of(
+        rollout, stable=ended(10_000), canary=canary or EndedCounts(), now=at, unserved="no worker"
+    )

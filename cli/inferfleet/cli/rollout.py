@@ -31,6 +31,15 @@ PoolArgument = Annotated[
 ]
 
 
+AllowRename = Annotated[
+    bool,
+    typer.Option("--allow-rename", help="Accept a canary pool that lacks a served model or adapter."),
+]
+AllowNoWorkers = Annotated[
+    bool, typer.Option("--allow-no-workers", help="Accept a canary pool without a ready worker.")
+]
+
+
 @app.callback()
 def rollouts() -> None:
     """Move the jobs of a pool to the pool with a new version, step by step."""
@@ -59,12 +68,21 @@ def start(
     max_wait_ratio: Annotated[
         float, typer.Option("--max-wait-ratio", help="Limit of the wait, as a multiple of the pool's own.")
     ] = 2.0,
+    worker_timeout: Annotated[
+        str | None,
+        typer.Option(
+            "--worker-timeout",
+            help="Abort after this long without a ready worker for the canary pool's jobs; by default 1m, or "
+            "10m with --allow-no-workers.",
+        ),
+    ] = None,
+    allow_rename: AllowRename = False,
+    allow_no_workers: AllowNoWorkers = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Start a rollout. A running gateway takes it from step to step, or aborts it."""
-    seconds = parse_duration(interval)
-    if seconds is None:
-        raise typer.BadParameter(f"{interval!r} is not a duration like 90s or 10m", param_hint="'--interval'")
+    seconds = _duration(interval, "'--interval'")
+    worker_timeout_s = None if worker_timeout is None else _duration(worker_timeout, "'--worker-timeout'")
     weights = [_percent(step, "'--steps'") for step in steps.split(",")]
     error_rate = _percent(max_error_rate, "'--max-error-rate'") / 100
     _print(
@@ -77,6 +95,9 @@ def start(
                 max_error_rate=error_rate,
                 max_ttft_ratio=max_ttft_ratio,
                 max_wait_ratio=max_wait_ratio,
+                worker_timeout_s=worker_timeout_s,
+                allow_rename=allow_rename,
+                allow_no_workers=allow_no_workers,
             )
         ),
         as_json=as_json,
@@ -107,9 +128,22 @@ def resume(pool: PoolArgument, *, as_json: JsonFlag = False) -> None:
 
 
 @app.command()
-def promote(pool: PoolArgument, *, as_json: JsonFlag = False) -> None:
+def promote(
+    pool: PoolArgument,
+    *,
+    allow_rename: AllowRename = False,
+    allow_no_workers: AllowNoWorkers = False,
+    as_json: JsonFlag = False,
+) -> None:
     """Send all jobs to the canary pool now."""
-    _print(_run(lambda rollouts: rollouts.promote(pool)), as_json=as_json)
+    _print(
+        _run(
+            lambda rollouts: rollouts.promote(
+                pool, allow_rename=allow_rename, allow_no_workers=allow_no_workers
+            )
+        ),
+        as_json=as_json,
+    )
 
 
 @app.command()
@@ -127,6 +161,13 @@ def abort(
 def finish(pool: PoolArgument, *, as_json: JsonFlag = False) -> None:
     """End a rollout that was promoted: the pool takes its own jobs again."""
     _print(_run(lambda rollouts: rollouts.finish(pool)), as_json=as_json)
+
+
+def _duration(text: str, hint: str) -> float:
+    seconds = parse_duration(text)
+    if seconds is None:
+        raise typer.BadParameter(f"{text!r} is not a duration like 90s or 10m", param_hint=hint)
+    return seconds
 
 
 def _percent(text: str, hint: str) -> float:
@@ -148,6 +189,11 @@ def _print(rollout: Rollout, *, as_json: bool) -> None:
     if rollout.phase.ongoing:
         steps = ", ".join(f"{step:g}" for step in rollout.steps)
         out(f"step {rollout.step + 1} of {len(rollout.steps)} ({steps} %), {rollout.interval_s:g} s each\n")
+    if rollout.phase.ongoing and rollout.unserved_since is not None:
+        out(
+            f"the canary pool has not served the jobs since {rollout.unserved_since:%Y-%m-%d %H:%M:%S} UTC; "
+            f"the rollout aborts after {rollout.worker_timeout_s:g} s of that\n"
+        )
     if rollout.reason:
         out(f"reason: {rollout.reason}\n")
 

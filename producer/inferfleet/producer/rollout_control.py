@@ -14,12 +14,14 @@ from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
 from inferfleet.producer.fleet import Fleet
+from inferfleet.producer.rollout_canary import no_ready_worker, ready_workers, renamed
 from inferfleet.producer.rollout_moving import any_left, move_back, moving
 from inferfleet.producer.rollout_steps import next_of
 from inferfleet.schemas.errors import InferfleetError, UnknownPoolError
 from inferfleet.schemas.rollout import Rollout, RolloutPhase
 from inferfleet.schemas.settings import ProducerSettings
 from inferfleet.wire.redis.ended_counts import read_counts
+from inferfleet.wire.redis.heartbeats import read_heartbeats
 from inferfleet.wire.redis.pools import note_pool
 from inferfleet.wire.redis.rollouts import change_rollout, lead_rollout, read_rollout, read_rules
 
@@ -98,22 +100,41 @@ class RolloutController:
         revision, rollout, _ = await read_rollout(self._pipeline, pool)
         if rollout is None:
             return
-        if self._is_news(rollout):
-            told = rollout.model_copy(update={"told": True})
-            failing = f"nobody was told of the rollout of pool {pool}"
-            if await self._or_log(failing, self._told(told, revision)):
-                rollout, revision = told, revision + 1
+        rollout, revision = await self._tell_news(rollout, revision)
         if rollout.phase is RolloutPhase.PROMOTED:
             return
         if rollout.phase is RolloutPhase.ABORTING:
             await self._move_back(rollout, revision)
             return
-        stable, canary = await asyncio.gather(
-            read_counts(self._pipeline, pool), read_counts(self._pipeline, rollout.to)
+        stable, canary, unserved = await asyncio.gather(
+            read_counts(self._pipeline, pool),
+            read_counts(self._pipeline, rollout.to),
+            self._unserved(rollout),
         )
-        after = next_of(rollout, stable=stable, canary=canary, now=self._pipeline.clock.now())
+        now = self._pipeline.clock.now()
+        after = next_of(rollout, stable=stable, canary=canary, now=now, unserved=unserved)
         if after is not None and await change_rollout(self._pipeline, after, revision=revision):
             self._log(after)
+            # At once: it may be finished before the next look.
+            await self._tell_news(after, revision + 1)
+
+    async def _tell_news(self, rollout: Rollout, revision: int) -> tuple[Rollout, int]:
+        """Tell others of a rollout, if they have to know. Return it as it is now, with its revision."""
+        if self._is_news(rollout):
+            told = rollout.model_copy(update={"told": True})
+            failing = f"nobody was told of the rollout of pool {rollout.pool}"
+            if await self._or_log(failing, self._told(told, revision)):
+                return told, revision + 1
+        return rollout, revision
+
+    async def _unserved(self, rollout: Rollout) -> str | None:
+        """Say why the canary pool cannot serve jobs of the pool; ``None`` if it can, or has none."""
+        alive = await read_heartbeats(self._pipeline)
+        if ready_workers(rollout.to, alive):
+            return None if rollout.allow_rename else renamed(rollout.pool, rollout.to, alive)
+        # Autoscaling may have removed the workers of a canary pool that has no jobs.
+        left = await any_left(self._fleet, pool=rollout.pool, canary=rollout.to)
+        return f"{no_ready_worker(rollout.to)}, and jobs wait there" if left else None
 
     def _is_news(self, rollout: Rollout) -> bool:
         age_s = (self._pipeline.clock.now() - rollout.since).total_seconds()

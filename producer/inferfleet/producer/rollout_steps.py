@@ -9,14 +9,23 @@ from inferfleet.schemas.ended_counts import EndedCounts
 from inferfleet.schemas.rollout import Rollout, RolloutPhase
 
 
-def next_of(rollout: Rollout, *, stable: EndedCounts, canary: EndedCounts, now: datetime) -> Rollout | None:
+def next_of(
+    rollout: Rollout,
+    *,
+    stable: EndedCounts,
+    canary: EndedCounts,
+    now: datetime,
+    unserved: str | None = None,
+) -> Rollout | None:
     """Return what a rollout becomes now; ``None`` if it stays as it is.
 
-    ``stable`` and ``canary`` count all attempts that have ever ended in the two pools.
+    ``stable`` and ``canary`` count all attempts that have ever ended in the two pools. ``unserved`` says why
+    the canary pool cannot serve the pool's jobs now, if it cannot.
 
-    The rollout is aborted as soon as a test finds that the canary does worse, even while it is paused. It
-    goes on once the step has lasted its interval and all tests have found that the canary keeps the limits;
-    after the last step it is promoted.
+    The rollout is aborted as soon as a test finds that the canary does worse, or once the canary pool could
+    not serve the jobs for ``worker_timeout_s``, even while it is paused. It goes on once the step has lasted
+    its interval and all tests have found that the canary keeps the limits; after the last step it is
+    promoted.
     """
     if not rollout.phase.ongoing:
         return None
@@ -26,6 +35,15 @@ def next_of(rollout: Rollout, *, stable: EndedCounts, canary: EndedCounts, now: 
     if wrong:
         why = "; ".join(each.what for each in wrong)
         return rollout.in_phase(RolloutPhase.ABORTING, now=now, reason=f"at {rollout.weight:g} %: {why}")
+    if unserved is not None:
+        if rollout.unserved_since is None:
+            return rollout.model_copy(update={"unserved_since": now})
+        if (now - rollout.unserved_since).total_seconds() < rollout.worker_timeout_s:
+            return None
+        why = f"at {rollout.weight:g} %: {unserved}, for {rollout.worker_timeout_s:g} s"
+        return rollout.in_phase(RolloutPhase.ABORTING, now=now, reason=why)
+    if rollout.unserved_since is not None:
+        return rollout.model_copy(update={"unserved_since": None})
     lasted_s = (now - rollout.since).total_seconds()
     right = all(each.verdict is Verdict.RIGHT for each in found)
     if rollout.phase is RolloutPhase.PAUSED or lasted_s < rollout.interval_s or not right:

@@ -8,14 +8,22 @@ from typing import Final
 from pydantic import ValidationError
 
 from inferfleet.producer.fleet import Fleet
+from inferfleet.producer.rollout_canary import no_ready_worker, ready_workers, renamed
 from inferfleet.schemas.errors import RolloutError, UnknownPoolError
 from inferfleet.schemas.rollout import Rollout, RolloutPhase
 from inferfleet.wire.redis.ended_counts import read_counts
+from inferfleet.wire.redis.heartbeats import read_heartbeats
 from inferfleet.wire.redis.pools import note_pool
 from inferfleet.wire.redis.rollouts import Kept, change_rollout, read_rollout, read_rules
 
 _TRIES: Final = 20
 """How often a change is tried, because the controller may be faster."""
+
+WORKER_TIMEOUT_S: Final = 60.0
+"""For how long the canary pool may have jobs without a ready worker."""
+
+START_TIMEOUT_S: Final = 600.0
+"""The same if workers only start when there are jobs, and then load a model."""
 
 _ONGOING: Final = (RolloutPhase.RUNNING, RolloutPhase.PAUSED)
 
@@ -37,12 +45,20 @@ class Rollouts:
         max_error_rate: float = 0.01,
         max_ttft_ratio: float = 1.2,
         max_wait_ratio: float = 2.0,
+        worker_timeout_s: float | None = None,
+        allow_rename: bool = False,
+        allow_no_workers: bool = False,
     ) -> Rollout:
         """Start to move the jobs of ``pool`` to the pool ``to``.
 
+        The rollout is aborted if the canary pool has jobs of the pool and no ready worker for
+        ``worker_timeout_s``: by default a minute, or ten with ``allow_no_workers``.
+
         Raises:
             UnknownPoolError: A pool has no queue.
-            RolloutError: An argument is invalid, or one of the pools has a rollout.
+            RolloutError: An argument is invalid, or one of the pools has a rollout; or the canary pool has no
+                ready worker, unless ``allow_no_workers``; or not all that it has serve all models and
+                adapters that the pool serves, unless ``allow_rename``.
 
         """
         for name in (pool, to):
@@ -54,6 +70,9 @@ class Rollouts:
         # Gateways look at the rollouts of the pools on the list.
         await note_pool(self._pipeline, pool)
         await self._require_apart(pool, to)
+        await self._require_served(pool, to, allow_rename=allow_rename, allow_no_workers=allow_no_workers)
+        if worker_timeout_s is None:
+            worker_timeout_s = START_TIMEOUT_S if allow_no_workers else WORKER_TIMEOUT_S
         now = self._pipeline.clock.now()
         try:
             rollout = Rollout(
@@ -64,6 +83,8 @@ class Rollouts:
                 max_error_rate=max_error_rate,
                 max_ttft_ratio=max_ttft_ratio,
                 max_wait_ratio=max_wait_ratio,
+                worker_timeout_s=worker_timeout_s,
+                allow_rename=allow_rename,
                 started_at=now,
                 since=now,
                 stable_before=await read_counts(self._pipeline, pool),
@@ -101,8 +122,24 @@ class Rollouts:
         """Let a paused rollout go on."""
         return await self._change(pool, RolloutPhase.RUNNING, of=_ONGOING)
 
-    async def promote(self, pool: str) -> Rollout:
-        """Send all jobs to the canary pool now, whatever the tests have found."""
+    async def promote(
+        self, pool: str, *, allow_rename: bool = False, allow_no_workers: bool = False
+    ) -> Rollout:
+        """Send all jobs to the canary pool now, whatever the tests have found.
+
+        Raises:
+            RolloutError: There is no ongoing rollout; or the canary pool could not serve the jobs, as for
+                ``start``. What ``start`` allowed under other names is still allowed.
+
+        """
+        rollout = (await self.read(pool)).rollout
+        if rollout is not None and rollout.phase.ongoing:
+            await self._require_served(
+                pool,
+                rollout.to,
+                allow_rename=allow_rename or rollout.allow_rename,
+                allow_no_workers=allow_no_workers,
+            )
         return await self._change(pool, RolloutPhase.PROMOTED, of=(*_ONGOING, RolloutPhase.PROMOTED))
 
     async def abort(self, pool: str, *, reason: str) -> Rollout:
@@ -132,6 +169,22 @@ class Rollouts:
             if await change_rollout(self._pipeline, changed, revision=kept.revision):
                 return changed
         raise RolloutError(f"the rollout of pool {pool!r} keeps changing; try again")
+
+    async def _require_served(
+        self, pool: str, to: str, *, allow_rename: bool, allow_no_workers: bool
+    ) -> None:
+        """Refuse what would leave jobs waiting, or fail those that name a model."""
+        alive = await read_heartbeats(self._pipeline)
+        if not (allow_no_workers or ready_workers(to, alive)):
+            raise RolloutError(
+                f"{no_ready_worker(to)}: start one and wait until it is ready, or allow this if workers "
+                "start once jobs wait (--allow-no-workers)"
+            )
+        if not allow_rename and (problem := renamed(pool, to, alive)) is not None:
+            raise RolloutError(
+                f"{problem}, so jobs that name it would fail: serve it in both, or allow this "
+                "(--allow-rename)"
+            )
 
     async def _require_apart(self, pool: str, to: str) -> None:
         """Refuse a chain of rollouts: a job is moved once."""

@@ -31,6 +31,11 @@ class FailureCode(StrEnum):
         """Whether the same job may succeed on another worker or later."""
         return self in _RETRYABLE
 
+    @property
+    def of_request(self) -> bool:
+        """Whether the request itself is the reason, not the worker that ran it."""
+        return self in _OF_REQUEST
+
 
 _RETRYABLE = frozenset(
     {
@@ -39,6 +44,11 @@ _RETRYABLE = frozenset(
         FailureCode.OUT_OF_MEMORY,
         FailureCode.INTERNAL,
     }
+)
+
+
+_OF_REQUEST = frozenset(
+    {FailureCode.INVALID_REQUEST, FailureCode.PROMPT_TOO_LONG, FailureCode.SESSION_CONFLICT}
 )
 
 

@@ -85,6 +85,10 @@ class Rollout(WireModel):
     phase. ``stable_before`` and ``canary_before`` are the counts of both pools when the step began.
     ``base_error_rate`` is an upper bound of the share of failures in the pool itself during the step before.
     ``reason`` says why it was aborted. ``told`` is whether webhooks have been told of its phase.
+
+    ``unserved_since`` is since when the canary pool cannot serve the pool's jobs; after ``worker_timeout_s``
+    of that the rollout is aborted. With ``allow_rename`` it may lack models that the pool itself serves. The
+    defaults of both are for rollouts that an earlier version has started, which looked at neither.
     """
 
     pool: PoolName
@@ -103,6 +107,9 @@ class Rollout(WireModel):
     base_error_rate: Annotated[float, Field(ge=0, le=1)] = 0.0
     reason: str | None = None
     told: bool = False
+    allow_rename: bool = True
+    worker_timeout_s: Annotated[float, Field(gt=0)] = 600.0
+    unserved_since: AwareDatetime | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Rollout:

@@ -12,6 +12,7 @@ from tests.integration.conftest import aiormq_channel, chat, eventually
 from inferfleet.local.services import Services
 from inferfleet.producer import Fleet
 from inferfleet.schemas import Job
+from inferfleet.schemas.heartbeat import WorkerPhase
 from inferfleet.schemas.names import dead_queue, ended_key, job_queue, pool_key, rollout_key
 from inferfleet.schemas.rollout import RolloutRule
 
@@ -27,6 +28,16 @@ async def canary(services: Services, fleet: Fleet, pool: str, store: aioredis.Re
     async with aiormq_channel(services.amqp_url) as channel:
         await channel.queue_delete(job_queue(name))
         await channel.queue_delete(dead_queue(name))
+
+
+async def until_ready(fleet: Fleet, *pools: str) -> None:
+    """Wait until each of the pools has a ready worker."""
+
+    async def ready() -> bool:
+        workers = await fleet.workers()
+        return set(pools) <= {each.pool for each in workers if each.phase is WorkerPhase.READY}
+
+    await eventually(ready)
 
 
 class SetWeight(Protocol):

@@ -109,7 +109,11 @@ async def test_the_turns_of_a_session_that_wait_for_the_canary_run_in_order_in_t
     canary: str,
 ) -> None:
     """A turn that waits in its lane has no message yet: it is moved once it has one."""
-    started = await inferfleet("rollout", "start", pool, "--to", canary, "--steps", "99.999,100")
+    start = ("rollout", "start", pool, "--to", canary, "--steps", "99.999,100")
+    refused = await inferfleet(*start)
+    assert refused.code == 2
+    assert f"the canary pool '{canary}' has no ready worker" in refused.err
+    started = await inferfleet(*start, "--allow-no-workers")
     assert started.code == 0, started.err
     turns = [await fleet.submit(Job(pool=pool, body=chat(f"{n}"), session_id=f"s-{pool}")) for n in range(4)]
     assert {turn.pool for turn in turns} == {canary}

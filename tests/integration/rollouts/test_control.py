@@ -22,7 +22,7 @@ from tests.integration.conftest import (
     slow_chat,
     until_running,
 )
-from tests.integration.rollouts.conftest import until_followed
+from tests.integration.rollouts.conftest import until_followed, until_ready
 
 from inferfleet.exporter.queues import QueueCounts
 from inferfleet.exporter.sampler import Sampler
@@ -138,6 +138,7 @@ async def test_a_healthy_canary_gets_all_jobs_step_by_step(
 ) -> None:
     await start_worker(Faulty(errors=0.001), **SOON)
     await start_worker(Faulty(errors=0.001), pool=canary, **SOON)
+    await until_ready(fleet, pool, canary)
     rollouts = Rollouts(fleet)
     await rollouts.start(pool, to=canary, steps=[50, 100], interval_s=0.5, **TOLERANT)
     await start_gateway()
@@ -178,6 +179,7 @@ async def test_a_canary_that_does_worse_is_aborted_and_no_job_is_lost(
 ) -> None:
     await start_worker(stable(), **SOON)
     await start_worker(wrong(), pool=canary, **SOON)
+    await until_ready(fleet, pool, canary)
     rollouts = Rollouts(fleet)
     # So long that the rollout cannot go on first.
     await rollouts.start(pool, to=canary, steps=[50, 100], interval_s=3600, **limits)
@@ -206,6 +208,7 @@ async def test_another_controller_goes_on_when_the_first_has_died(
 ) -> None:
     await start_worker(Faulty(), **SOON)
     await start_worker(Faulty(), pool=canary, **SOON)
+    await until_ready(fleet, pool, canary)
     rollouts = Rollouts(fleet)
     await rollouts.start(pool, to=canary, steps=[50, 100], interval_s=0.5, **TOLERANT)
     async with connect() as other:
@@ -230,7 +233,7 @@ async def test_another_controller_goes_on_when_the_first_has_died(
 async def test_of_two_controllers_that_decide_only_one_changes_the_rollout_and_its_rule(
     fleet: Fleet, pipeline: CommandPipeline, pool: str, canary: str
 ) -> None:
-    await Rollouts(fleet).start(pool, to=canary, steps=[5, 100], interval_s=3600)
+    await Rollouts(fleet).start(pool, to=canary, steps=[5, 100], interval_s=3600, allow_no_workers=True)
     kept = await read_rollout(pipeline, pool)
     assert kept.rollout is not None
     goes_on = kept.rollout.model_copy(update={"step": 1})
@@ -262,7 +265,7 @@ async def test_a_rollout_that_cannot_be_changed_holds_up_no_other(
         await fleet.declare_pool(name)
     try:
         for name, to in ((pool, canary), (other, others_canary)):
-            await rollouts.start(name, to=to, steps=[5, 100], interval_s=3600)
+            await rollouts.start(name, to=to, steps=[5, 100], interval_s=3600, allow_no_workers=True)
             await rollouts.abort(name, reason="by hand")
         async with aiormq_channel(services.amqp_url) as channel:
             await channel.queue_delete(job_queue(canary))
@@ -290,7 +293,7 @@ async def test_a_job_of_a_client_that_has_not_seen_the_abort_yet_moves_back_too(
 ) -> None:
     monkeypatch.setattr(rollout_control, "SETTLE_S", PATIENCE_S)
     rollouts = Rollouts(fleet)
-    await rollouts.start(pool, to=canary, steps=[99.999, 100], interval_s=3600)
+    await rollouts.start(pool, to=canary, steps=[99.999, 100], interval_s=3600, allow_no_workers=True)
     async with connect() as other:
         await until_followed(other, pool, RolloutRule(to=canary, weight=99.999))
         await rollouts.abort(pool, reason="by hand")
@@ -324,7 +327,7 @@ async def test_jobs_are_moved_back_on_one_connection_although_others_of_the_cana
     monkeypatch.setattr(rollout_moving, "open_amqp", noting)
     rollouts = Rollouts(fleet)
     await fleet.submit_many([Job(pool=canary, body=chat())] * 3)
-    await rollouts.start(pool, to=canary, steps=[50, 100], interval_s=3600)
+    await rollouts.start(pool, to=canary, steps=[50, 100], interval_s=3600, allow_no_workers=True)
     await until_followed(fleet, pool, RolloutRule(to=canary, weight=50))
     jobs = await fleet.submit_many([Job(pool=pool, body=chat()) for _ in range(20)])
     await rollouts.abort(pool, reason="by hand")
@@ -345,8 +348,8 @@ async def test_the_pool_of_a_rollout_stays_on_the_list_by_which_gateways_find_it
 ) -> None:
     """After it was promoted, the pool may have neither workers nor jobs that are recorded there."""
     await store.zrem(POOLS_KEY, pool)
-    await Rollouts(fleet).start(pool, to=canary, steps=[100], interval_s=3600)
-    await Rollouts(fleet).promote(pool)
+    await Rollouts(fleet).start(pool, to=canary, steps=[100], interval_s=3600, allow_no_workers=True)
+    await Rollouts(fleet).promote(pool, allow_no_workers=True)
     long_ago = int(pipeline.clock.now().timestamp()) - 24 * 3600
     await store.zadd(POOLS_KEY, {pool: long_ago}, xx=True)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import httpx2
@@ -64,13 +64,13 @@ async def test_each_promotion_and_each_abort_is_told_once_with_an_id_of_its_own(
     monkeypatch.setattr(rollout_control, "SETTLE_S", 0.0)
     monkeypatch.setattr(rollout_control, "LOOK_S", 0.1)
     rollouts = Rollouts(fleet)
-    await rollouts.start(pool, to=canary, steps=[100], interval_s=3600)
-    promoted = await rollouts.promote(pool)
+    await rollouts.start(pool, to=canary, steps=[100], interval_s=3600, allow_no_workers=True)
+    promoted = await rollouts.promote(pool, allow_no_workers=True)
     await receiver.take(1)
     aborted = await rollouts.abort(pool, reason="by hand")
     await receiver.take(2)
     await until_aborted(fleet, pool)
-    await rollouts.start(pool, to=canary, steps=[100], interval_s=3600)
+    await rollouts.start(pool, to=canary, steps=[100], interval_s=3600, allow_no_workers=True)
     again = await rollouts.abort(pool, reason="by hand")
     await receiver.take(3)
     await until_aborted(fleet, pool)
@@ -99,12 +99,12 @@ async def test_an_abort_does_not_wait_for_a_replica_that_is_missing_and_is_told_
     demanding = {"redis_wait_replicas": 1, "redis_wait_timeout_ms": 10}
     gateway = await start_gateway(webhook_networks=["127.0.0.0/8"], **demanding)
     async with receives(gateway, pipeline) as receiver:
-        await Rollouts(fleet).start(pool, to=canary, steps=[100], interval_s=3600)
+        await Rollouts(fleet).start(pool, to=canary, steps=[100], interval_s=3600, allow_no_workers=True)
         await Rollouts(fleet).abort(pool, reason="by hand")
         await until_aborted(fleet, pool)
         await receiver.take(1)
-        await Rollouts(fleet).start(pool, to=canary, steps=[100], interval_s=3600)
-        await Rollouts(fleet).promote(pool)
+        await Rollouts(fleet).start(pool, to=canary, steps=[100], interval_s=3600, allow_no_workers=True)
+        await Rollouts(fleet).promote(pool, allow_no_workers=True)
         await receiver.take(2)
     assert [each.event["type"] for each in receiver.received] == EVENTS
 
@@ -129,7 +129,7 @@ async def test_jobs_move_back_although_nobody_can_be_told_and_the_abort_ends_whe
     async def moved() -> bool:
         return (await fleet.pool(pool)).ready == 1
 
-    await Rollouts(fleet).start(pool, to=canary, steps=[100], interval_s=3600)
+    await Rollouts(fleet).start(pool, to=canary, steps=[100], interval_s=3600, allow_no_workers=True)
     await until_followed(fleet, pool, RolloutRule(to=canary, weight=100))
     await fleet.submit(Job(pool=pool, body=chat()))
     await Rollouts(fleet).abort(pool, reason="by hand")
@@ -138,6 +138,30 @@ async def test_jobs_move_back_although_nobody_can_be_told_and_the_abort_ends_whe
         listens.set()
         await until_aborted(fleet, pool)
     assert told == [RolloutPhase.ABORTING]
+
+
+async def test_a_promotion_is_told_in_the_look_that_makes_it(
+    fleet: Fleet,
+    producer_settings: Callable[..., ProducerSettings],
+    pool: str,
+    canary: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The rollout may be finished before the next look."""
+    monkeypatch.setattr(rollout_control, "LOOK_S", 10 * PATIENCE_S)
+    told: asyncio.Future[RolloutPhase] = asyncio.get_running_loop().create_future()
+
+    async def tell(rollout: Rollout) -> None:
+        told.set_result(rollout.phase)
+
+    def promote(rollout: Rollout, *, now: datetime, **_: Any) -> Rollout:
+        return rollout.in_phase(RolloutPhase.PROMOTED, now=now)
+
+    monkeypatch.setattr(rollout_control, "next_of", promote)
+    await Rollouts(fleet).start(pool, to=canary, steps=[100], interval_s=3600, allow_no_workers=True)
+    async with background(RolloutController(fleet, producer_settings(), tell=tell).run()):
+        async with asyncio.timeout(PATIENCE_S):
+            assert await told is RolloutPhase.PROMOTED
 
 
 async def test_a_promotion_of_long_ago_is_no_news(
@@ -156,8 +180,8 @@ async def test_a_promotion_of_long_ago_is_no_news(
     async def tell(rollout: Rollout) -> None:
         told.append(rollout.phase)
 
-    await Rollouts(fleet).start(pool, to=canary, steps=[100], interval_s=3600)
-    promoted = await Rollouts(fleet).promote(pool)
+    await Rollouts(fleet).start(pool, to=canary, steps=[100], interval_s=3600, allow_no_workers=True)
+    promoted = await Rollouts(fleet).promote(pool, allow_no_workers=True)
     kept = await read_rollout(pipeline, pool)
     old = promoted.model_copy(update={"since": promoted.since - timedelta(hours=2)})
     assert await change_rollout(pipeline, old, revision=kept.revision)

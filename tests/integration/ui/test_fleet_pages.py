@@ -61,7 +61,7 @@ async def test_the_fleet_shows_rollouts_until_they_are_finished(
 ) -> None:
     canary, rollouts = f"{pool}-v2", Rollouts(fleet)
     await fleet.declare_pool(canary)
-    await rollouts.start(pool, to=canary, steps=(5, 100), interval_s=600)
+    await rollouts.start(pool, to=canary, steps=(5, 100), interval_s=600, allow_no_workers=True)
 
     async def row() -> str:
         table = (await reader.page("/ui/fleet")).partition('aria-label="Table of rollouts"')[2]
@@ -72,8 +72,8 @@ async def test_the_fleet_shows_rollouts_until_they_are_finished(
     await rollouts.abort(pool, reason=HOSTILE)
     assert_escaped(await row())
     await eventually(shown(reader, '<span class="badge aborted">'))
-    await rollouts.start(pool, to=canary, steps=(5, 100), interval_s=600)
-    await rollouts.promote(pool)
+    await rollouts.start(pool, to=canary, steps=(5, 100), interval_s=600, allow_no_workers=True)
+    await rollouts.promote(pool, allow_no_workers=True)
     assert ["promoted" in await row(), ">100 %<" in await row()] == [True] * 2
     await rollouts.finish(pool)
     assert await row() == ""

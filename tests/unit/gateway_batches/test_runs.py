@@ -96,6 +96,57 @@ async def test_a_part_that_was_given_up_replaces_no_later_one(
     assert parts.join(ANSWERS, SimpleNamespace(write=lambda _: None), LineSet(20)) == 20
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"usage": {"prompt_tokens": "5", "completion_tokens": 2}},
+        {"usage": {"prompt_tokens": None, "completion_tokens": [1], "total_tokens": {}}},
+        {"usage": "none"},
+        {},
+    ],
+)
+async def test_an_answer_whose_usage_is_no_number_is_stored_and_read_again(
+    tmp_path: Path, body: dict[str, Any]
+) -> None:
+    """Else the batch could neither go on nor be cancelled."""
+    storage, batch_id = Storage(str(tmp_path)), new_batch_id()
+
+    def parts() -> Parts:
+        return Parts(storage, batch_id, folder="parts", runner="r", lines=2, last=2)
+
+    written = parts()
+    for number, answer in ((1, body), (2, {"usage": {"prompt_tokens": 3, "completion_tokens": 4}})):
+        line_id = ID_PREFIX + line_job_id(batch_id, number)
+        response = BatchResponse(request_id="x", body=answer)
+        written.append(BatchOutputLine(id=line_id, custom_id=str(number), response=response))
+    await written.store()
+    read = parts()
+    await read.take_up()
+
+    assert (written.progress.completed, written.progress.input_tokens) == (2, 3)
+    assert read.progress == written.progress
+    storage.close()
+
+
+async def test_a_line_that_is_not_of_the_batch_is_ignored(tmp_path: Path) -> None:
+    storage, batch_id = Storage(str(tmp_path)), new_batch_id()
+    own = [ID_PREFIX + line_job_id(batch_id, number) for number in (1, 2)]
+    ids = [own[0], ID_PREFIX + line_job_id(new_batch_id(), 2), own[1]]
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / f"{ANSWERS}-r-1").write_text(
+        "".join(json.dumps({"id": each}) + "\n" for each in ids)
+    )
+    # Its input has one line.
+    parts = Parts(storage, batch_id, folder="parts", runner="r", lines=1, last=1)
+    await parts.take_up()
+
+    assert parts.progress.completed == 1
+    written: list[bytes] = []
+    assert parts.join(ANSWERS, SimpleNamespace(write=written.append), LineSet(1)) == 1
+    assert [json.loads(each)["id"] for each in written] == own[:1]
+    storage.close()
+
+
 class Records:
     """Has the changes of a batch. Another gateway has it from ``lost`` changes of its state on."""
 

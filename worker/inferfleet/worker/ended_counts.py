@@ -20,7 +20,8 @@ from inferfleet.worker.job_run import JobRun
 class EndedCounting(Hooks):
     """Counts attempts that succeeded or failed, also those that will be retried, and their times.
 
-    An attempt fails, too, if its engine dies.
+    An attempt fails, too, if its engine dies. One that fails because of its request does not count: else
+    any caller could make a pool look bad.
     """
 
     def __init__(self, *, pool: str, worker_id: str) -> None:
@@ -32,7 +33,7 @@ class EndedCounting(Hooks):
 
     @override
     def on_requeue(self, run: JobRun, entry: QueuedEntry) -> None:
-        if entry.failure is not None:
+        if entry.failure is not None and not entry.failure.code.of_request:
             self._new["failed"] += 1
 
     @override
@@ -42,6 +43,8 @@ class EndedCounting(Hooks):
     @override
     def on_end(self, run: JobRun | None, result: Result) -> None:
         if result.state is JobState.FAILED:
+            if result.error is not None and result.error.code.of_request:
+                return
             self._new["failed"] += 1
         elif result.state is JobState.SUCCEEDED:
             self._new["succeeded"] += 1

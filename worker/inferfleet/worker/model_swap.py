@@ -35,7 +35,8 @@ class ModelSwaps:
     """Carries out the swaps that the worker is ordered to do, one at a time.
 
     ``on_change`` is called whenever ``latest`` has changed, ``on_switch`` when a new model has been loaded
-    and the other one unloaded, and ``on_engine_death`` when neither model can be loaded any more.
+    and the other one unloaded, and ``on_engine_death`` when neither model can be loaded any more, or the swap
+    ends in a way that nobody has foreseen: then it is not known what is loaded, and the worker has to end.
     """
 
     def __init__(
@@ -82,11 +83,18 @@ class ModelSwaps:
         logger.info("swapping the model", extra={"model": order.model, "strategy": order.strategy})
         self._on_change(self.latest)
         self._task = asyncio.create_task(self._swap(order, settings))
+        self._task.add_done_callback(self._ended)
 
     async def aclose(self) -> None:
         """Give up a swap that runs. The worker stops the current engine, and those that it has replaced."""
         if self._task is not None:
             await cancel_and_wait(self._task)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """End the worker if a swap has failed outside of what rolls it back: it would never be over."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("a swap failed unexpectedly", exc_info=error)
+            self._on_engine_death(EngineDeadError(f"the swap cannot be brought to its end: {_said(error)}"))
 
     async def _swap(self, order: SwapModel, settings: WorkerSettings) -> None:
         old = self._engine.current
@@ -146,17 +154,20 @@ class ModelSwaps:
             again = self._make(self._settings)
             try:
                 await again.start()
-            except (ConfigurationError, EngineDeadError) as failed:
-                await again.stop()
-                self._on_engine_death(EngineDeadError(f"neither model can be loaded: {error}; {failed}"))
-                return
             except asyncio.CancelledError:
                 await again.stop()
                 raise
+            except Exception as failed:
+                if not isinstance(failed, (ConfigurationError, EngineDeadError)):
+                    logger.error("the old model failed unexpectedly", exc_info=failed)
+                why = f"neither model can be loaded: {_said(error)}; {_said(failed)}"
+                self._on_engine_death(EngineDeadError(why))
+                await again.stop()
+                return
             self._engine.replace(again)
             await self._engine.retire(old)
             self._resume()
-        self._tell(SwapState.ROLLED_BACK, reason=str(error)[:2000] or type(error).__name__, busy=False)
+        self._tell(SwapState.ROLLED_BACK, reason=_said(error)[:2000], busy=False)
 
     async def _drain(self, engine: Engine, timeout_s: float) -> None:
         """Let the answers on an engine end in time, hand over the others, and wait until none is left."""
@@ -202,6 +213,10 @@ class ModelSwaps:
         assert self.latest is not None  # noqa: S101 - a swap runs
         self.latest = self.latest.model_copy(update=changes)
         return self.latest
+
+
+def _said(error: BaseException) -> str:
+    return str(error) or type(error).__name__
 
 
 async def _probe_current(engine: Engine) -> ProbeResult | None:

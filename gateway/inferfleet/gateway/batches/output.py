@@ -11,7 +11,7 @@ import asyncio
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from http import HTTPStatus
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 import orjson
 
@@ -19,6 +19,7 @@ from inferfleet.gateway.batches.storage import Storage, StorageError
 from inferfleet.producer.batch.files import ID_PREFIX, LineSet, answered_line
 from inferfleet.producer.batch.line_ids import line_of
 from inferfleet.schemas.batch import BatchOutputLine, BatchProgress
+from inferfleet.schemas.errors import BatchError
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +57,7 @@ class Parts:
         """What is stored."""
         self._storage = storage
         self._batch_id = batch_id
+        self._last = last
         self._folder = folder
         self._runner = runner
         self._number = 0
@@ -145,16 +147,24 @@ class Parts:
         for kind in KINDS:
             for raw, number in self._lines(kind):
                 if done.add(number):
-                    usage = _usage(orjson.loads(raw)["response"]["body"] if kind == ANSWERS else {})
+                    usage: Mapping[str, int] = _usage_of(raw) if kind == ANSWERS else {}
                     progress = _with_lines(progress, [_Waiting(kind, b"", usage)])
         return progress
 
     def _lines(self, kind: str) -> Iterator[tuple[bytes, int]]:
-        """Read all lines of a kind, except those that a crash has cut off."""
+        """Read all lines of a kind, except those that a crash has cut off, or that are not of this batch."""
         for name in self._storage.names(self._folder):
             if name.rpartition("/")[2].startswith(f"{kind}-"):
                 for raw in self._storage.lines(name):
-                    if (number := answered_line(raw, self._batch_id, place=name)) is not None:
+                    try:
+                        number = answered_line(raw, self._batch_id, place=name)
+                    except BatchError as error:
+                        # Nobody can repair it, and it must not keep the batch from its end.
+                        logger.warning(
+                            "ignoring a line of the output of batch %s (%s)", self._batch_id, error
+                        )
+                        continue
+                    if number is not None and number <= self._last:
                         yield (raw if raw.endswith(b"\n") else raw + b"\n"), number
 
     def _write(self, name: str, content: bytes) -> None:
@@ -162,9 +172,22 @@ class Parts:
             self._storage.write(name, file, content)
 
 
-def _usage(body: Mapping[str, Any]) -> Mapping[str, int]:
-    usage: Mapping[str, int] = body.get("usage") or {}
-    return usage
+def _usage_of(raw: bytes) -> Mapping[str, int]:
+    """Return the tokens of a stored answer; none if it has another form, which must not hold up its batch."""
+    return _usage(_member(_member(orjson.loads(raw), "response"), "body"))
+
+
+def _usage(body: object) -> Mapping[str, int]:
+    """Return the numbers of an answer's usage. A server may have put anything there."""
+    usage = _member(body, "usage")
+    if not isinstance(usage, dict):
+        return {}
+    counts = cast("dict[str, object]", usage)
+    return {name: count for name, count in counts.items() if type(count) is int and count >= 0}
+
+
+def _member(value: object, name: str) -> object:
+    return cast("dict[str, object]", value).get(name) if isinstance(value, dict) else None
 
 
 def _with_lines(progress: BatchProgress, lines: Sequence[_Waiting]) -> BatchProgress:
@@ -173,8 +196,8 @@ def _with_lines(progress: BatchProgress, lines: Sequence[_Waiting]) -> BatchProg
         update={
             "completed": progress.completed + len(answers),
             "failed": progress.failed + len(lines) - len(answers),
-            "input_tokens": progress.input_tokens + sum(each.get("prompt_tokens") or 0 for each in answers),
+            "input_tokens": progress.input_tokens + sum(each.get("prompt_tokens", 0) for each in answers),
             "output_tokens": progress.output_tokens
-            + sum(each.get("completion_tokens") or 0 for each in answers),
+            + sum(each.get("completion_tokens", 0) for each in answers),
         }
     )

@@ -12,7 +12,6 @@ from collections.abc import Generator
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Final, cast
 from uuid import UUID
 
@@ -21,6 +20,7 @@ from inferfleet.gateway.batches.input import Input, examine
 from inferfleet.gateway.batches.jobs import BatchJobs
 from inferfleet.gateway.batches.lines import in_openais_form, state_of, unfinished
 from inferfleet.gateway.batches.output import ANSWERS, ERRORS, Parts
+from inferfleet.gateway.batches.scratch import scratch
 from inferfleet.gateway.batches.storage import StorageError
 from inferfleet.gateway.gateway import Gateway
 from inferfleet.producer.background import background
@@ -114,8 +114,8 @@ class BatchRun:
 
     async def _work(self) -> None:
         if not self._record.state.terminal:
-            with TemporaryDirectory(prefix="inferfleet-batch-") as folder:
-                await self._advance(Path(folder))
+            with scratch() as folder:
+                await self._advance(folder)
         await self._conclude()
 
     async def _advance(self, folder: Path) -> None:

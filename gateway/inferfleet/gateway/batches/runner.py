@@ -14,6 +14,7 @@ import uuid_utils
 
 from inferfleet.gateway.batches.files import Files
 from inferfleet.gateway.batches.run import LEASE_S, BatchRun, folder_of
+from inferfleet.gateway.batches.scratch import remove_abandoned
 from inferfleet.gateway.batches.storage import StorageError
 from inferfleet.gateway.gateway import Gateway
 from inferfleet.schemas.batch import BatchOrder
@@ -54,6 +55,7 @@ class BatchRunner:
         files = self._gateway.files
         if files is None:
             return
+        await asyncio.to_thread(remove_abandoned)
         try:
             while True:
                 self._news.clear()
