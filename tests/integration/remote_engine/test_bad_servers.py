@@ -3,163 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import orjson
 import pytest
 from aiohttp import web
+from tests.integration.remote_engine.bad_server import BadServer, ask, engine_on, saying, started_on
+from tests.patience import PATIENCE_S
 
 from inferfleet.schemas import Endpoint, FailureCode
 from inferfleet.worker.engines.openai import client as openai_client
 from inferfleet.worker.engines.openai import engine as openai_engine
-from inferfleet.worker.engines.openai.engine import OpenaiEngine
 from inferfleet.worker.ports import (
-    Completion,
     EngineDeadError,
-    Generation,
     GenerationError,
     NotContinuableError,
 )
 from inferfleet.worker.probe import ProbeFailedError, probe
-
-PATIENCE_S = 10.0
-MODEL = "some-model"
-
-Answer = Callable[[str, dict[str, Any]], Awaitable[web.StreamResponse | None]]
-
-
-class BadServer:
-    """A server that answers well, unless ``answer`` says something else. ``vllm`` makes it one of vLLM."""
-
-    def __init__(self, *, vllm: bool = False, completions: bool = False) -> None:
-        self.vllm = vllm
-        self.completions = completions
-        self.fingerprint = "vllm-one"
-        self.said = "hello there"
-        self.asked: list[dict[str, Any]] = []
-        self.url = ""
-        self.answer: Answer = self.nothing
-        self.model: str | None = MODEL
-        """The model that it lists, if it lists one."""
-        self.listing = 200
-        """The status of the list of models."""
-        self.listed = asyncio.Semaphore(0)
-        """Released each time that the models are listed."""
-        self.answers = asyncio.Event()
-        """Cleared, the server hangs: it accepts connections, and says nothing."""
-        self.answers.set()
-
-    async def nothing(self, path: str, body: dict[str, Any]) -> web.StreamResponse | None:
-        return None
-
-    @asynccontextmanager
-    async def running(self) -> AsyncGenerator[BadServer]:
-        app = web.Application()
-        app.router.add_get("/v1/models", self._models)
-        app.router.add_post("/{path:.*}", self._post)
-        runner = web.AppRunner(app)
-        await runner.setup()
-        try:
-            await web.TCPSite(runner, "127.0.0.1", 0).start()
-            self.url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
-            yield self
-        finally:
-            self.answers.set()
-            await runner.cleanup()
-
-    async def _models(self, request: web.Request) -> web.Response:
-        await self.answers.wait()
-        self.listed.release()
-        if self.listing != 200:
-            return web.json_response({}, status=self.listing)
-        if self.model is None:
-            return web.json_response({"data": []})
-        entry = {"id": self.model, "root": "/model", "max_model_len": 100}
-        return web.json_response({"data": [entry | ({"owned_by": "vllm"} if self.vllm else {})]})
-
-    async def _post(self, request: web.Request) -> web.StreamResponse:
-        body = await request.json()
-        await self.answers.wait()
-        other = await self.answer(request.path, body)
-        if other is not None:
-            return other
-        if request.path == "/tokenize" and self.vllm:
-            return web.json_response({"tokens": [1, 2, 3]})
-        chat = request.path == "/v1/chat/completions"
-        if not chat and not (self.completions and request.path == "/v1/completions"):
-            return web.json_response({"error": {"message": "not here"}}, status=404)
-        if body.get("stream"):
-            self.asked.append(body)
-        end = {"index": 0, "finish_reason": "stop"}
-        counts = {"prompt_tokens": 2, "completion_tokens": 1}
-        head = {"id": "a", "created": 1, "model": MODEL}
-        last = head | {"usage": counts} | ({"system_fingerprint": self.fingerprint} if self.vllm else {})
-        if not body.get("stream"):
-            words = {"message": {"role": "assistant", "content": self.said}} if chat else {"text": self.said}
-            return web.json_response(last | {"choices": [end | words]})
-        words = {"delta": {"role": "assistant", "content": self.said}} if chat else {"text": self.said}
-        ids = {"token_ids": [7]} if self.vllm else {}
-        events: list[dict[str, Any]] = [
-            head | {"prompt_token_ids": [1, 2], "choices": [end | words | ids]},
-            last | {"choices": []},
-        ]
-        lines = b"".join(b"data: " + orjson.dumps(event) + b"\n\n" for event in events)
-        return web.Response(body=lines + b"data: [DONE]\n\n", content_type="text/event-stream")
-
-
-@asynccontextmanager
-async def engine_on(*servers: BadServer, **engine_args: Any) -> AsyncGenerator[OpenaiEngine]:
-    engine = OpenaiEngine(
-        urls=[server.url for server in servers], model=MODEL, max_running=8, engine_args=engine_args
-    )
-    try:
-        yield engine
-    finally:
-        await engine.stop()
-
-
-@asynccontextmanager
-async def started_on(*servers: BadServer, **engine_args: Any) -> AsyncGenerator[OpenaiEngine]:
-    async with engine_on(*servers, **engine_args) as engine:
-        await engine.start()
-        yield engine
-
-
-async def ask(engine: OpenaiEngine, **fields: Any) -> Completion:
-    body = {"messages": [{"role": "user", "content": "x"}]}
-    generation = Generation(id="job", endpoint=Endpoint.CHAT, body=body, priority=4, **fields)
-    found: Completion | None = None
-    async with asyncio.timeout(PATIENCE_S), aclosing(engine.generate(generation)) as events:
-        async for event in events:
-            if isinstance(event, Completion):
-                found = event
-    assert found is not None
-    return found
-
-
-def saying(
-    status: int,
-    *,
-    times: int = 1,
-    headers: Mapping[str, str] = {},
-    words: str = "no",
-    streamed: bool = True,
-    path: str = "",
-) -> Answer:
-    """Answer requests this way, so many times. At first only streams, which are the jobs."""
-    left = times
-
-    async def answer(asked: str, body: dict[str, Any]) -> web.StreamResponse | None:
-        nonlocal left
-        if not left or (streamed and not body.get("stream")) or not asked.endswith(path):
-            return None
-        left -= 1
-        return web.json_response({"error": {"message": words}}, status=status, headers=headers)
-
-    return answer
 
 
 @pytest.mark.parametrize("seconds", ["1e999", "99999999999", "nan", "-5"])

@@ -3,7 +3,7 @@
 Fixed prompts at temperature 0 show a model whose weights are lost: it says nothing, or repeats one token.
 The log-probabilities of a fixed English text show a model that does not fit its tokenizer, or whose weights
 are damaged: it finds plain English surprising. A model that does not generate has to give finite numbers that
-differ between different inputs.
+differ between different inputs. A model that answers only chats gets the prompts as chats.
 """
 
 from __future__ import annotations
@@ -28,6 +28,9 @@ PROMPTS: Final = (
 
 TOKENS: Final = 16
 """How many tokens each answer may have."""
+
+THINKING_TOKENS: Final = 1024
+"""The same for a model that thinks first."""
 
 TEXT: Final = (
     "The sun rises in the east and sets in the west. In the morning people get up, eat breakfast and go to "
@@ -71,6 +74,8 @@ async def probe(engine: Engine) -> ProbeResult:
     try:
         if Endpoint.COMPLETIONS in engine.endpoints:
             return await _probe_text(engine)
+        if Endpoint.CHAT in engine.endpoints:
+            return ProbeResult(hash=_hash([await _chat(engine, prompt) for prompt in PROMPTS]))
         if Endpoint.EMBEDDINGS in engine.endpoints:
             found = await _ask(engine, Endpoint.EMBEDDINGS, {"input": list(PROMPTS)})
             _require_numbers([each["embedding"] for each in found.completion.response["data"]])
@@ -78,8 +83,16 @@ async def probe(engine: Engine) -> ProbeResult:
             body = {"text_1": PROMPTS[0], "text_2": [*PROMPTS[1:], "Paris."]}
             found = await _ask(engine, Endpoint.SCORE, body)
             _require_numbers([[each["score"]] for each in found.completion.response["data"]])
+        elif Endpoint.RERANK in engine.endpoints:
+            body = {"query": PROMPTS[0], "documents": [*PROMPTS[1:], "Paris."]}
+            found = await _ask(engine, Endpoint.RERANK, body)
+            _require_numbers([[each["relevance_score"]] for each in found.completion.response["results"]])
+        else:
+            raise ProbeFailedError("it answers no endpoint that can be probed")
     except GenerationError as error:
         raise ProbeFailedError(f"it refuses the probe: {error}") from error
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise ProbeFailedError(f"its answer to the probe is malformed ({type(error).__name__})") from error
     return ProbeResult()
 
 
@@ -129,13 +142,7 @@ async def _probe_text(engine: Engine) -> ProbeResult:
     for prompt in PROMPTS:
         body = {"prompt": prompt, "max_tokens": TOKENS, "temperature": 0}
         answers.append((await _ask(engine, Endpoint.COMPLETIONS, body)).token_ids)
-    if not any(answers):
-        raise ProbeFailedError("it answers nothing")
-    # A small model may repeat itself after one prompt, but not after all of them.
-    if all(len(set(answer)) < 2 for answer in answers):
-        token = next(answer[0] for answer in answers if answer)
-        raise ProbeFailedError(f"it answers every prompt with one token over and over, such as {token}")
-    hashed = hashlib.blake2b(repr(answers).encode(), digest_size=8).hexdigest()
+    hashed = _hash(answers)
     logprobs = await _logprobs_of_text(engine)
     if logprobs is None:
         return ProbeResult(hash=hashed)
@@ -144,6 +151,30 @@ async def _probe_text(engine: Engine) -> ProbeResult:
         perplexity=math.exp(-sum(logprobs) / len(logprobs)),
         surprise=-sum(logprobs) / len(TEXT),
     )
+
+
+async def _chat(engine: Engine, prompt: str) -> tuple[int, ...]:
+    body: dict[str, Any] = {"messages": [{"role": "user", "content": prompt}], "temperature": 0}
+    try:
+        answer = await _ask(engine, Endpoint.CHAT, {**body, "max_tokens": TOKENS})
+    except GenerationError as error:
+        if error.code.retryable:
+            raise
+        # Models of OpenAI that reason know only this limit and no temperature, and hide what they think.
+        del body["temperature"]
+        answer = await _ask(engine, Endpoint.CHAT, {**body, "max_completion_tokens": THINKING_TOKENS})
+    return answer.token_ids
+
+
+def _hash(answers: list[tuple[int, ...]]) -> str:
+    """Hash all tokens of answers that make sense."""
+    if not any(answers):
+        raise ProbeFailedError("it answers nothing")
+    # A small model may repeat itself after one prompt, but not after all of them.
+    if all(len(set(answer)) < 2 for answer in answers):
+        token = next(answer[0] for answer in answers if answer)
+        raise ProbeFailedError(f"it answers every prompt with one token over and over, such as {token}")
+    return hashlib.blake2b(repr(answers).encode(), digest_size=8).hexdigest()
 
 
 async def _logprobs_of_text(engine: Engine) -> list[float] | None:
@@ -195,7 +226,7 @@ async def _ask(engine: Engine, endpoint: Endpoint, body: Mapping[str, Any]) -> _
             match event:
                 case TokenChunk():
                     token_ids += event.token_ids
-                    text += event.text
+                    text += event.text or (event.delta or {}).get("reasoning") or ""
                 case Completion():
                     completion = event
     if completion is None:

@@ -6,14 +6,14 @@ from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import aclosing
 from typing import Any
 
-from inferfleet.schemas import Usage
 from inferfleet.schemas.endpoints import ENDPOINTS
 from inferfleet.schemas.journal import TokenChunk
 from inferfleet.worker.engines.cache_salt import cache_salt
-from inferfleet.worker.engines.openai.client import Client
+from inferfleet.worker.engines.openai.client import Client, until_its_end
 from inferfleet.worker.engines.openai.continuation import resumed
-from inferfleet.worker.engines.openai.errors import HostLostError
+from inferfleet.worker.engines.openai.errors import HostLostError, understood
 from inferfleet.worker.engines.openai.hosts import Host
+from inferfleet.worker.engines.openai.promised import answered, counted, in_numbers
 from inferfleet.worker.engines.openai.served import Served, url_of
 from inferfleet.worker.engines.openai.streamed import NO_ID, StreamedAnswer
 from inferfleet.worker.ports import Completion, Generation
@@ -27,10 +27,19 @@ async def answer(
     Raises:
         GenerationError: The server refuses the request, or has failed.
         BusyError: It has too many requests. Nothing was yielded.
-        HostLostError: The connection failed, or ended before the answer.
+        HostLostError: The connection failed, or ended before the answer, or the answer is malformed.
         EngineDeadError: The server does not accept the API key.
 
     """
+    with understood(host.name):
+        async with aclosing(_answer(client, host, generation, served)) as events:
+            async for event in events:
+                yield event
+
+
+async def _answer(
+    client: Client, host: Host, generation: Generation, served: Served
+) -> AsyncGenerator[TokenChunk | Completion]:
     sent = _body(generation, served)
     url, headers = url_of(host, generation.endpoint), generation.trace_headers
     if generation.resume_token_ids:
@@ -39,12 +48,15 @@ async def answer(
                 yield item
         return
     if "stream" not in sent:
-        for item in _in_one_piece(generation, await client.post(host, url, sent, **headers)):
+        for item in _in_one_piece(host, generation, await client.post(host, url, sent, headers)):
             yield item
         return
     streamed = StreamedAnswer(generation, token_ids="return_token_ids" in sent)
     told = -1
-    async with aclosing(client.stream(host, url, sent, **headers)) as events:
+    async with (
+        aclosing(client.stream(host, url, sent, **headers)) as stream,
+        aclosing(until_its_end(stream, lambda: streamed.whole)) as events,
+    ):
         async for event in events:
             chunks = list(streamed.take(event))
             if generation.on_prompt is not None and told != streamed.prompt_tokens:
@@ -53,7 +65,7 @@ async def answer(
             for chunk in chunks:
                 yield chunk
     if not streamed.ended:
-        raise HostLostError(f"{host.name} ended the stream before the answer")
+        raise HostLostError(f"{host.name} ended the stream before the answer: after {streamed.progress}")
     # A restarted server may have answered. The answer is whole and its own, and is its last one here.
     host.another_model |= served.has_changed(generation.endpoint, streamed.fingerprint)
     for chunk in streamed.rest():
@@ -83,22 +95,19 @@ def _body(generation: Generation, served: Served) -> dict[str, Any]:
     return body
 
 
-def _in_one_piece(generation: Generation, response: dict[str, Any]) -> Iterator[TokenChunk | Completion]:
+def _in_one_piece(
+    host: Host, generation: Generation, response: dict[str, Any]
+) -> Iterator[TokenChunk | Completion]:
     """Yield an answer that was not streamed; the text of a generated one as a chunk for each choice."""
-    counted: Mapping[str, Any] = response.get("usage") or {}
-    details: Mapping[str, Any] = counted.get("prompt_tokens_details") or {}
-    usage = Usage(
-        prompt_tokens=counted.get("prompt_tokens") or 0,
-        completion_tokens=counted.get("completion_tokens") or 0,
-        cached_tokens=details.get("cached_tokens") or 0,
-    )
+    items, usage = answered(host.name, generation.endpoint, generation.body, response), counted(response)
+    if response.get("usage"):
+        response["usage"] = in_numbers(response["usage"], usage)
     generated = ENDPOINTS[generation.endpoint].generated
     if generated is not None:
         if generation.on_prompt is not None:
             generation.on_prompt(model=str(response.get("model") or ""), tokens=usage.prompt_tokens)
-        choices: list[Mapping[str, Any]] = response["choices"]
-        share, more = divmod(usage.completion_tokens, len(choices))
-        for place, choice in enumerate(choices):
+        share, more = divmod(usage.completion_tokens, len(items))
+        for place, choice in enumerate(items):
             message: Mapping[str, Any] = choice.get("message") or {}
             delta = {name: message[name] for name in ("reasoning",) if message.get(name)}
             if calls := message.get("tool_calls"):

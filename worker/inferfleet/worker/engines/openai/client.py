@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import asynccontextmanager, nullcontext
 from http import HTTPStatus
 from typing import Any, Final, cast
 
@@ -16,9 +16,10 @@ from inferfleet.worker.engines.openai.arguments import OpenaiArguments
 from inferfleet.worker.engines.openai.errors import (
     BusyError,
     HostLostError,
+    MalformedError,
     SilentError,
     failure,
-    failure_in_stream,
+    failure_inside,
 )
 from inferfleet.worker.engines.openai.hosts import Host
 from inferfleet.worker.ports import EngineDeadError
@@ -33,6 +34,13 @@ _SHORTEST_SECRET: Final = 6
 
 LOOK_S: Final = 10.0
 """How long a server may take to answer a question about itself."""
+
+END_S: Final = 5.0
+"""How long a server may take, after the last token of an answer, to say what it has counted and to end the
+stream."""
+
+LONGEST_LINE_BYTES: Final = 16 * 1024 * 1024
+"""The longest line of a stream. vLLM's first one may have the token ids of a million tokens."""
 
 
 class Client:
@@ -63,30 +71,45 @@ class Client:
         except TimeoutError as error:
             raise SilentError(f"{host.name} did not answer GET {url} within {LOOK_S:g} s") from error
 
-    async def post(self, host: Host, url: str, body: Mapping[str, Any], **headers: str) -> dict[str, Any]:
-        """Return the JSON of an answer.
+    async def post(
+        self,
+        host: Host,
+        url: str,
+        body: Mapping[str, Any],
+        headers: Mapping[str, str] = {},
+        *,
+        counts: bool = True,
+    ) -> dict[str, Any]:
+        """Return the JSON of an answer. A failure ``counts`` for the circuit breaker of the server.
 
         Raises:
             GenerationError: The server refuses the request, or has failed.
             BusyError: It has too many requests.
-            HostLostError: The connection failed.
+            HostLostError: The connection failed, or the answer is not a JSON object.
             EngineDeadError: The server does not accept the API key.
 
         """
-        async with self._accepted(host, url, body, headers) as response:
-            answer = _json(await response.read())
-            if not isinstance(answer, dict):
-                raise HostLostError(f"{host.name} answered something that is not a JSON object")
-            return cast("dict[str, Any]", answer)
+        async with self._accepted(host, url, body, headers, counts=counts) as response:
+            return self._object(await response.read(), body, host)
 
     async def stream(
         self, host: Host, url: str, body: Mapping[str, Any], **headers: str
     ) -> AsyncGenerator[dict[str, Any]]:
         """Yield the events of a stream to its end. Closing the generator closes the connection."""
         async with self._accepted(host, url, body, headers) as response:
-            pending = b""
+            pending = bytearray()
             async for part in response.content.iter_any():
-                *lines, pending = (pending + part).split(b"\n")
+                if not pending and part.startswith(b"{"):
+                    self._object(part + await response.read(), body, host)
+                    raise MalformedError(f"{host.name} answered in one piece, but was asked for a stream")
+                *lines, rest = part.split(b"\n")
+                if lines:
+                    lines[0], pending = bytes(pending) + lines[0], bytearray()
+                pending += rest
+                if len(pending) > LONGEST_LINE_BYTES:
+                    raise MalformedError(
+                        f"{host.name} sent a line of more than {LONGEST_LINE_BYTES // 1024**2} MiB"
+                    )
                 for line in lines:
                     # Other lines are empty, or comments that keep the connection alive.
                     if not line.startswith(b"data:"):
@@ -94,19 +117,30 @@ class Client:
                     data = line[5:].strip()
                     if data == _DONE:
                         return
-                    event = _json(data)
-                    if not isinstance(event, dict):
-                        raise HostLostError(f"{host.name} sent an event that is not a JSON object")
-                    if event.get("error"):
-                        raise failure_in_stream(event["error"], body, host=host.name, secrets=self._secrets())
-                    yield event
+                    yield self._object(data, body, host)
+
+    def _object(self, data: bytes, body: Mapping[str, Any], host: Host) -> dict[str, Any]:
+        """Read an answer, or an event of one, and raise the error that it says."""
+        answer = _json(data)
+        if not isinstance(answer, dict):
+            raise MalformedError(f"{host.name} answered something that is not a JSON object")
+        found = cast("dict[str, Any]", answer)
+        if found.get("error"):
+            raise failure_inside(found["error"], body, host=host.name, secrets=self._secrets())
+        return found
 
     @asynccontextmanager
     async def _accepted(
-        self, host: Host, url: str, body: Mapping[str, Any], headers: Mapping[str, str]
+        self,
+        host: Host,
+        url: str,
+        body: Mapping[str, Any],
+        headers: Mapping[str, str],
+        *,
+        counts: bool = True,
     ) -> AsyncGenerator[aiohttp.ClientResponse]:
         try:
-            with host.breaker.guarded():
+            with host.breaker.guarded() if counts else nullcontext():
                 async with self._response(host, "POST", url, body, headers) as response:
                     status = response.status
                     if status < HTTPStatus.BAD_REQUEST:
@@ -175,6 +209,32 @@ class Client:
         for value in self._arguments.headers.values():
             values += (value, value.partition(" ")[2])
         return sorted((each for each in values if len(each) >= _SHORTEST_SECRET), key=len, reverse=True)
+
+
+async def until_its_end(
+    events: AsyncGenerator[dict[str, Any]], whole: Callable[[], bool]
+) -> AsyncGenerator[dict[str, Any]]:
+    """Yield the events of a stream to its end.
+
+    Once the answer is ``whole``, silence and a lost connection are its end, too: some servers, and proxies
+    before them, do not close their streams.
+    """
+    ends_at: float | None = None
+    while True:
+        if not whole():
+            ends_at = None
+        elif ends_at is None:
+            ends_at = asyncio.get_running_loop().time() + END_S
+        try:
+            async with asyncio.timeout_at(ends_at):
+                event = await anext(events)
+        except StopAsyncIteration:
+            return
+        except (TimeoutError, HostLostError):
+            if ends_at is None:
+                raise
+            return
+        yield event
 
 
 def _json(data: bytes) -> Any:

@@ -14,9 +14,10 @@ from typing import Any, Final
 from inferfleet.schemas import Endpoint
 from inferfleet.schemas.journal import TokenChunk
 from inferfleet.worker.completion import text_completion
-from inferfleet.worker.engines.openai.client import Client
+from inferfleet.worker.engines.openai.client import Client, until_its_end
 from inferfleet.worker.engines.openai.errors import AnotherModelError, HostLostError, ServerError
 from inferfleet.worker.engines.openai.hosts import Host
+from inferfleet.worker.engines.openai.promised import NOT_WHOLE
 from inferfleet.worker.engines.openai.served import Served, url_of
 from inferfleet.worker.engines.vllm import resumable as vllm
 from inferfleet.worker.ports import Completion, Generation, GenerationError, NotContinuableError
@@ -101,7 +102,10 @@ async def resumed(
         url, headers = url_of(host, Endpoint.COMPLETIONS), generation.trace_headers
         shown, new = "".join(chunk.text for chunk in before), list[int]()
         within_character, ended = decoded.endswith(_NOT_YET), False
-        async with aclosing(client.stream(host, url, rest, **headers)) as events:
+        async with (
+            aclosing(client.stream(host, url, rest, **headers)) as stream,
+            aclosing(until_its_end(stream, lambda: ended)) as events,
+        ):
             async for event in events:
                 for choice in event.get("choices") or ():
                     ids, text = tuple(choice.get("token_ids") or ()), choice.get("text") or ""
@@ -116,7 +120,7 @@ async def resumed(
                     if ids or text:
                         chunks.append(chunk)
                         yield chunk
-                    if choice.get("finish_reason") not in {None, "abort"}:
+                    if choice.get("finish_reason") not in NOT_WHOLE:
                         ended, finish_reason = True, choice["finish_reason"]
                         stop_reason = choice.get("stop_reason")
         if not ended:
@@ -141,13 +145,17 @@ async def _prompt(
     stream says which model the server has: a restart may have been too quick to be noticed otherwise.
     """
     found: list[int] = []
-    fingerprint: str | None = None
+    fingerprint, ended = None, False
     limit = {"max_tokens": 1, "min_tokens": 0}
     if generation.endpoint is Endpoint.CHAT:
         limit["max_completion_tokens"] = 1
     url = url_of(host, generation.endpoint)
-    async with aclosing(client.stream(host, url, {**sent, **limit}, **generation.trace_headers)) as events:
+    async with (
+        aclosing(client.stream(host, url, {**sent, **limit}, **generation.trace_headers)) as stream,
+        aclosing(until_its_end(stream, lambda: ended)) as events,
+    ):
         async for event in events:
+            ended = ended or any(each.get("finish_reason") for each in event.get("choices") or ())
             fingerprint = event.get("system_fingerprint") or fingerprint
             for told in (event, *(event.get("choices") or ())):
                 if told.get("prompt_token_ids"):

@@ -36,7 +36,7 @@ from inferfleet.worker.engines.openai.errors import (
     refusal,
 )
 from inferfleet.worker.engines.openai.hosts import BUSY_PAUSE_S, SHORTEST_PAUSE_S, Host, Hosts
-from inferfleet.worker.engines.openai.served import Served, listed_model, look
+from inferfleet.worker.engines.openai.served import Served, identity_of, listed_model, look
 from inferfleet.worker.ports import (
     Completion,
     EngineDeadError,
@@ -162,6 +162,10 @@ class OpenaiEngine:
                     return
                 except BusyError as error:
                     busy_since = busy_since or time.monotonic()
+                    if begun:
+                        raise GenerationError(
+                            FailureCode.ENGINE_ERROR, f"{host.name} broke the answer off: {error}"
+                        ) from error
                     waited_s = time.monotonic() - busy_since
                     host.overloaded(asked_at=asked, pause_s=self._pause_s(error))
                     wait_s = min(error.retry_after_s or 0.0, self._hosts.pause_s(but=host))
@@ -177,13 +181,20 @@ class OpenaiEngine:
                     if isinstance(error, SilentError):
                         self._is_silent(host)
                     await self._lost(host, error)
+                    host.failed()
                     avoid.add(host)
-                    if begun or avoid.issuperset(self._hosts.all):
+                    if begun or not self._hosts.usable(but=avoid):
                         raise GenerationError(FailureCode.ENGINE_ERROR, str(error)) from error
-                except NotThereError:
-                    # It may have another model now.
-                    host.verified_at = float("-inf")
-                    raise
+                except GenerationError as error:
+                    if not error.code.retryable:
+                        raise
+                    if isinstance(error, NotThereError):
+                        # It may have another model now.
+                        host.verified_at = float("-inf")
+                    host.failed()
+                    avoid.add(host)
+                    if begun or not self._hosts.usable(but=avoid):
+                        raise
                 except (EngineDeadError, ConfigurationError) as error:
                     # A ConfigurationError says that a server no longer accepts the key.
                     self._hosts.die(str(error))
@@ -192,7 +203,8 @@ class OpenaiEngine:
     async def stop(self) -> None:
         """Abort all requests. Safe to call twice, and before ``start``."""
         self._hosts.die("the engine was stopped")
-        await cancel_and_wait(*self._reviving)
+        verifying = [host.verifying for host in self._hosts.all if host.verifying is not None]
+        await cancel_and_wait(*self._reviving, *verifying)
         client, self._client = self._client, None
         if client is not None:
             await client.close()
@@ -260,17 +272,29 @@ class OpenaiEngine:
     async def _verify(self, host: Host) -> None:
         """Make sure that the server has the model of this engine, unless it had it just now.
 
+        All requests that need to know it at the same time share one look.
+
         Raises:
             HostLostError: The server does not answer, or has another model.
 
         """
-        served, client = self._served, self._require_client()
-        assert served is not None  # noqa: S101 - required before
-        never = host.verified_at == float("-inf")
         if time.monotonic() - host.verified_at < VERIFIED_FOR_S:
             return
-        if never:
-            identity = (await look(client, host, self.model)).identity
+        verifying = host.verifying
+        if verifying is None:
+            verifying = host.verifying = asyncio.create_task(self._look_again(host))
+            verifying.add_done_callback(host.verified)
+        # It goes on for the others if this request is cancelled.
+        await asyncio.wait([verifying])
+        if verifying.cancelled():
+            raise EngineDeadError("the engine was stopped")
+        verifying.result()
+
+    async def _look_again(self, host: Host) -> None:
+        served, client = self._served, self._require_client()
+        assert served is not None  # noqa: S101 - required before
+        if host.verified_at == float("-inf"):
+            identity = await identity_of(client, host, self.model, served.first)
             same = identity == served.identity
         else:
             try:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import re
+from collections.abc import Collection, Generator, Mapping
+from contextlib import contextmanager
 from http import HTTPStatus
 from typing import Any, Final, cast
 
@@ -16,8 +18,12 @@ _TOO_LONG: Final = frozenset(
 """The codes of OpenAI and llama.cpp, and the parameters that vLLM names, for a prompt that is too long."""
 
 _PASSING: Final = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.CONFLICT, HTTPStatus.TOO_EARLY})
+"""Passing, too, are all statuses above 501: gateways and proxies have several of their own."""
+
 _REFUSES_US: Final = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.PAYMENT_REQUIRED, HTTPStatus.FORBIDDEN})
 _NOT_THERE: Final = frozenset({HTTPStatus.NOT_FOUND, HTTPStatus.NOT_IMPLEMENTED})
+
+_STATUS_OF_ERROR: Final = re.compile(r"[45][0-9]{2}")
 
 LONGEST_QUOTE: Final = 1000
 
@@ -45,6 +51,10 @@ class SilentError(HostLostError):
     """A server does not even answer a question about itself. It gets no requests until it does."""
 
 
+class MalformedError(HostLostError):
+    """A server has answered, but not what OpenAI's API promises."""
+
+
 class BusyError(Exception):
     """The server answered that it is busy. ``retry_after_s`` is the pause that it asks for, if it does."""
 
@@ -55,6 +65,14 @@ class BusyError(Exception):
 
 class ServerError(GenerationError):
     """The server itself failed, so another one may answer."""
+
+
+class PassingError(ServerError):
+    """The server cannot answer at the moment: it starts, is overloaded, or is behind a proxy that says so."""
+
+
+class UnspecifiedError(ServerError):
+    """An answer with the status 200 says that it is an error, but not which."""
 
 
 class NotThereError(GenerationError):
@@ -88,20 +106,42 @@ def failure(
     if status in _NOT_THERE:
         # Not the request's fault: the server has answered on this path, with this model.
         return NotThereError(FailureCode.ENGINE_ERROR, said)
-    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+    if status == HTTPStatus.INTERNAL_SERVER_ERROR:
         return ServerError(FailureCode.ENGINE_ERROR, said)
-    if status in _PASSING | _REFUSES_US:
+    if status in _PASSING or status > HTTPStatus.NOT_IMPLEMENTED:
+        return PassingError(FailureCode.ENGINE_ERROR, said)
+    if status in _REFUSES_US:
         return GenerationError(FailureCode.ENGINE_ERROR, said)
     return refusal(said)
 
 
-def failure_in_stream(
+def failure_inside(
     error: Any, body: Mapping[str, Any], *, host: str, secrets: Collection[str] = ()
-) -> GenerationError:
-    """Make the error of a stream that ends with an ``error``; without a code it is the server's."""
-    code = _details({"error": error}).get("code")
-    status = code if isinstance(code, int) else 500
-    return failure(status, {"error": error}, body, host=host, secrets=secrets)
+) -> GenerationError | BusyError:
+    """Make the error of an answer with the status 200, or of an event of one, that says ``error``.
+
+    Its code counts if it is the status of an error. Without one, the server itself has failed.
+    """
+    code = str(_details({"error": error}).get("code"))
+    specified = _STATUS_OF_ERROR.fullmatch(code)
+    status = int(code) if specified else HTTPStatus.INTERNAL_SERVER_ERROR
+    if status == HTTPStatus.TOO_MANY_REQUESTS:
+        return BusyError(None)
+    found = failure(status, {"error": error}, body, host=host, secrets=secrets)
+    if not specified and isinstance(found, ServerError):
+        return UnspecifiedError(found.code, str(found))
+    return found
+
+
+@contextmanager
+def understood(host: str) -> Generator[None]:
+    """Make a ``MalformedError`` of what fails in the block because an answer has an unexpected form."""
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise MalformedError(
+            f"{host} sent an answer that is not in the form of OpenAI's API ({type(error).__name__})"
+        ) from error
 
 
 def _details(answer: Any) -> Mapping[str, Any]:

@@ -1,5 +1,7 @@
 """Which server gets a request: the least busy of those that are healthy, within limits that follow its load.
 
+A server whose last requests have failed comes last, however idle it is: one that fails fast is always idle.
+
 A server's limit falls by half when it answers 429, or when its first token comes late, and grows by one for
 each round of answers without that: additive increase, multiplicative decrease, as in TCP.
 """
@@ -24,6 +26,10 @@ SHORTEST_PAUSE_S: Final = 0.1
 """The shortest pause of a busy server: a ``Retry-After`` of 0 must not cause a flood of requests."""
 
 
+LONGEST_DOUBT_S: Final = 32.0
+"""For how long at most a server comes last after its requests have failed. This doubles with each failure."""
+
+
 class Host:
     """One server. ``limit`` is how many requests it may run at once, ``running`` how many it runs for us."""
 
@@ -41,16 +47,24 @@ class Host:
         self.another_model = False
         self.silent = False
         """Whether it does not even answer questions about itself."""
+        self.verifying: asyncio.Task[None] | None = None
+        """Finds out whether it has the model, for all requests that need to know it now."""
+        self._failures = 0
+        self._failed_at = float("-inf")
         self._max_running = max_running
         self._paused_until = 0.0
         self._halved_at = float("-inf")
 
     @property
+    def usable(self) -> bool:
+        """Whether it may get requests at all."""
+        return not self.another_model and not self.silent
+
+    @property
     def free(self) -> bool:
         """Whether it may get a request now."""
         return (
-            not self.another_model
-            and not self.silent
+            self.usable
             and not self.breaker.open
             and self.running < int(self.limit)
             and self._paused_until <= time.monotonic()
@@ -66,8 +80,25 @@ class Host:
         """After how long it may be free again although no request has ended."""
         return self.pause_s or RECOVERY_S
 
+    @property
+    def failures(self) -> int:
+        """How many requests have failed on it one after the other, if the last one did so just now."""
+        doubted_s = min(2.0 ** min(self._failures, 10), LONGEST_DOUBT_S)
+        return self._failures if time.monotonic() - self._failed_at < doubted_s else 0
+
+    def failed(self) -> None:
+        """Prefer other servers for a while."""
+        self._failures += 1
+        self._failed_at = time.monotonic()
+
+    def verified(self, verifying: asyncio.Task[None]) -> None:
+        """Note that the look at it has ended. Its error is that of the requests, if any is left."""
+        self.verifying = None
+        _ = verifying.cancelled() or verifying.exception()
+
     def succeeded(self) -> None:
         """Raise the limit a little."""
+        self._failures = 0
         self.limit = min(self._max_running, self.limit + 1 / self.limit)
 
     def overloaded(self, *, asked_at: float, pause_s: float = 0.0) -> None:
@@ -99,7 +130,7 @@ class Hosts:
 
     @asynccontextmanager
     async def one(self, *, avoid: Collection[Host] = ()) -> AsyncGenerator[Host]:
-        """Wait for a server that is free, and use it in the block: one not to ``avoid``, if there is one.
+        """Wait for a server that is free, and use it in the block: one not to ``avoid``, if any is usable.
 
         Raises:
             EngineDeadError: No server can answer any more.
@@ -112,6 +143,10 @@ class Hosts:
         finally:
             host.running -= 1
             self.wake()
+
+    def usable(self, *, but: Collection[Host]) -> list[Host]:
+        """Return the other servers that may get requests, now or later."""
+        return [host for host in self.all if host.usable and host not in but]
 
     def pause_s(self, *, but: Host) -> float:
         """Return how much longer all others get no request, because they were busy."""
@@ -138,9 +173,9 @@ class Hosts:
         try:
             while True:
                 self.require_alive()
-                free = [host for host in self.all if host.free]
+                free = [host for host in self.usable(but=avoid) or self.all if host.free]
                 if free:
-                    return min(free, key=lambda host: (host in avoid, host.running / host.limit))
+                    return min(free, key=lambda host: (host.failures, host.running / host.limit))
                 changed = self._changed
                 with suppress(TimeoutError):
                     async with asyncio.timeout(min(host.free_in_s for host in self.all)):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -9,19 +11,32 @@ from http import HTTPStatus
 from typing import Any, Final
 
 from inferfleet.schemas import Endpoint
+from inferfleet.schemas.endpoints import ENDPOINTS
 from inferfleet.schemas.errors import ConfigurationError
 from inferfleet.worker.engines.fingerprint import digest
 from inferfleet.worker.engines.openai.client import Client
 from inferfleet.worker.engines.openai.errors import (
     BusyError,
     HostLostError,
+    MalformedError,
     NoModelError,
     NotServingError,
+    PassingError,
     ServerError,
+    UnspecifiedError,
     is_refused,
+    understood,
 )
 from inferfleet.worker.engines.openai.hosts import Host
+from inferfleet.worker.engines.openai.promised import answered
 from inferfleet.worker.ports import EngineDeadError, GenerationError, ModelIdentity
+
+logger = logging.getLogger(__name__)
+
+TRIES: Final = 3
+"""How often an endpoint is asked until an error that may be permanent, such as a 500, counts as a refusal."""
+
+TRY_AGAIN_S: Final = 1.0
 
 _PROBES: Final[Mapping[Endpoint, Sequence[Mapping[str, Any]]]] = {
     Endpoint.CHAT: [
@@ -56,11 +71,15 @@ class Served:
     priorities: bool = False
     reasons: bool = False
 
+    @property
+    def first(self) -> Endpoint:
+        """The endpoint whose answer has told the ``system_fingerprint``."""
+        return next(each for each in _PROBES if each in self.endpoints)
+
     def has_changed(self, endpoint: Endpoint, fingerprint: str | None) -> bool:
         """Return whether the ``system_fingerprint`` of an answer is not the one that the server had."""
-        first = next((each for each in _PROBES if each in self.endpoints), None)
         known = self.identity.options
-        return endpoint == first and bool(known) and (fingerprint or known) != known
+        return endpoint == self.first and bool(known) and (fingerprint or known) != known
 
 
 async def listed_model(client: Client, host: Host, name: str) -> Mapping[str, Any]:
@@ -111,19 +130,48 @@ async def look(client: Client, host: Host, name: str) -> Served:
     Raises:
         HostLostError: The server does not answer, or does not have the model yet.
         BusyError: It has too many requests.
-        ConfigurationError: It refuses our key, has several models and none is named, or answers no endpoint.
+        ConfigurationError: It refuses our key or all endpoints, or has several models and none is named.
 
     """
+    with understood(host.name):
+        return await _look(client, host, name)
+
+
+async def identity_of(client: Client, host: Host, name: str, endpoint: Endpoint) -> ModelIdentity:
+    """Find out which model the server has, with a request of one token to an endpoint that answers.
+
+    Raises:
+        HostLostError: The server does not answer, or does not have the model, or not the endpoint.
+        BusyError: It has too many requests.
+        ConfigurationError: It refuses our key.
+
+    """
+    with understood(host.name):
+        entry = await listed_model(client, host, name)
+        answer = await _first_answer(client, host, endpoint, str(entry["id"]))
+        if answer is None:
+            raise NotServingError(f"{host.name} refuses requests to {endpoint}")
+        return await _identity(client, host, entry, answer)
+
+
+async def _look(client: Client, host: Host, name: str) -> Served:
     entry = await listed_model(client, host, name)
     model = str(entry["id"])
-    is_vllm = entry.get("owned_by") == "vllm"
+    is_vllm = _is_vllm(entry)
     answers: dict[Endpoint, Mapping[str, Any]] = {}
-    for endpoint, probes in _PROBES.items():
-        for probe in probes:
-            answer = await _ask(client, host, endpoint, {"model": model, **probe})
+    unclear: dict[Endpoint, _UnclearError] = {}
+    for endpoint in _PROBES:
+        try:
+            answer = await _first_answer(client, host, endpoint, model)
+        except _UnclearError as error:
+            unclear[endpoint] = error
+        else:
             if answer is not None:
                 answers[endpoint] = answer
-                break
+    if not answers and unclear:
+        raise next(iter(unclear.values()))
+    for endpoint, problem in unclear.items():
+        logger.warning("this worker does not answer %s: %s", endpoint, problem)
     if not answers:
         raise ConfigurationError(
             f"{host.name} answers no request to {', '.join(_PROBES)} for the model {model!r}; does "
@@ -137,14 +185,7 @@ async def look(client: Client, host: Host, name: str) -> Served:
         priorities = await _ask(client, host, generates, {**probe, "priority": -1}) is not None
     usage: Mapping[str, Any] = answers.get(Endpoint.CHAT, {}).get("usage") or {}
     return Served(
-        identity=ModelIdentity(
-            engine="openai",
-            name=model,
-            revision=str(entry.get("root") or ""),
-            tokenizer=await _tokenizer(client, host, model) if is_vllm else "",
-            # vLLM's hash of its version and configuration, or what --fingerprint-value says.
-            options=str(next(iter(answers.values())).get("system_fingerprint") or "") if is_vllm else "",
-        ),
+        identity=await _identity(client, host, entry, next(iter(answers.values()))),
         endpoints=frozenset(answers),
         max_model_len=int(entry.get("max_model_len") or 0),
         is_vllm=is_vllm,
@@ -154,16 +195,63 @@ async def look(client: Client, host: Host, name: str) -> Served:
     )
 
 
-async def _ask(client: Client, host: Host, endpoint: Endpoint, body: Mapping[str, Any]) -> Any:
+def _is_vllm(entry: Mapping[str, Any]) -> bool:
+    return entry.get("owned_by") == "vllm"
+
+
+async def _identity(
+    client: Client, host: Host, entry: Mapping[str, Any], answer: Mapping[str, Any]
+) -> ModelIdentity:
+    model, is_vllm = str(entry["id"]), _is_vllm(entry)
+    return ModelIdentity(
+        engine="openai",
+        name=model,
+        revision=str(entry.get("root") or ""),
+        tokenizer=await _tokenizer(client, host, model) if is_vllm else "",
+        # vLLM's hash of its version and configuration, or what --fingerprint-value says.
+        options=str(answer.get("system_fingerprint") or "") if is_vllm else "",
+    )
+
+
+class _UnclearError(HostLostError):
+    """An endpoint has failed several times, as it does on some servers that do not have it."""
+
+
+async def _first_answer(
+    client: Client, host: Host, endpoint: Endpoint, model: str
+) -> Mapping[str, Any] | None:
+    """Return the endpoint's answer to the first of its probes that the server does not refuse."""
+    for probe in _PROBES[endpoint]:
+        answer = await _ask(client, host, endpoint, {"model": model, **probe})
+        if answer is not None:
+            return answer
+    return None
+
+
+async def _ask(
+    client: Client, host: Host, endpoint: Endpoint, body: Mapping[str, Any]
+) -> Mapping[str, Any] | None:
     """Return the answer, or ``None`` if the server refuses the request."""
-    try:
-        return await client.post(host, url_of(host, endpoint), body)
-    except EngineDeadError as error:
-        raise ConfigurationError(str(error)) from error
-    except GenerationError as error:
-        if is_refused(error) or endpoint not in {Endpoint.CHAT, Endpoint.COMPLETIONS}:
-            return None
-        raise HostLostError(str(error)) from error
+    generates = ENDPOINTS[endpoint].generated is not None
+    for again in reversed(range(TRIES)):
+        try:
+            # An endpoint that is not there says nothing about the others.
+            answer = await client.post(host, url_of(host, endpoint), body, counts=False)
+            answered(host.name, endpoint, body, answer)
+        except EngineDeadError as error:
+            raise ConfigurationError(str(error)) from error
+        except (GenerationError, MalformedError) as error:
+            if isinstance(error, GenerationError) and is_refused(error):
+                return None
+            unclear = isinstance(error, (MalformedError, UnspecifiedError)) or not generates
+            if isinstance(error, PassingError) or not unclear:
+                raise HostLostError(f"{endpoint}: {error}") from error
+            if not again:
+                raise _UnclearError(str(error)) from error
+        else:
+            return answer
+        await asyncio.sleep(TRY_AGAIN_S)
+    raise AssertionError("the last time returns or raises")
 
 
 async def _streams_ids(client: Client, host: Host, endpoint: Endpoint, probe: Mapping[str, Any]) -> bool:

@@ -10,6 +10,7 @@ from inferfleet.schemas import Usage
 from inferfleet.schemas.endpoints import ENDPOINTS
 from inferfleet.schemas.journal import TokenChunk
 from inferfleet.schemas.said import Said
+from inferfleet.worker.engines.openai.promised import NOT_WHOLE, counted, in_numbers, promised
 from inferfleet.worker.ports import Generation
 
 NO_ID: Final = -1
@@ -40,6 +41,10 @@ class StreamedAnswer:
         self._with_ids = token_ids
         self._asked_for_ids = generation.body.get("return_token_ids") is True
         self._n = generation.body.get("n") or 1
+        self._promised = promised(generation.endpoint, generation.body)
+        self._told = Usage()
+        self._ended: set[int] = set()
+        self._goes_on = False
         self._head: dict[str, Any] = {}
         self._choices: dict[int, _Choice] = {}
         self._prompts: dict[int, int] = {}
@@ -48,14 +53,22 @@ class StreamedAnswer:
     @property
     def prompt_tokens(self) -> int:
         """How many tokens all prompts have, as far as the server has said."""
-        usage: Mapping[str, Any] = self._head.get("usage") or {}
-        return usage.get("prompt_tokens") or sum(self._prompts.values())
+        return self._told.prompt_tokens or sum(self._prompts.values())
 
     @property
     def ended(self) -> bool:
-        """Whether every choice that has begun has ended as it should."""
-        reasons = [choice.fields.get("finish_reason") for choice in self._choices.values()]
-        return bool(reasons) and all(reason not in {None, "abort"} for reason in reasons)
+        """Whether every choice that was asked for has ended as it should."""
+        return len(self._ended) == self._promised
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing more can come. Some servers end a choice with each of its events."""
+        return self.ended and not self._goes_on
+
+    @property
+    def progress(self) -> str:
+        """How much of the answer is there."""
+        return f"{len(self._ended)} of {self._promised} choices"
 
     @property
     def fingerprint(self) -> str | None:
@@ -65,16 +78,16 @@ class StreamedAnswer:
     @property
     def usage(self) -> Usage:
         """What the server counted; if it did not, the events."""
-        usage: Mapping[str, Any] = self._head.get("usage") or {}
-        details: Mapping[str, Any] = usage.get("prompt_tokens_details") or {}
         return Usage(
             prompt_tokens=self.prompt_tokens,
-            completion_tokens=usage.get("completion_tokens") or self._tokens,
-            cached_tokens=details.get("cached_tokens") or 0,
+            completion_tokens=self._told.completion_tokens or self._tokens,
+            cached_tokens=self._told.cached_tokens,
         )
 
     def take(self, event: Mapping[str, Any]) -> Iterator[TokenChunk]:
-        """Take the next event, and yield its chunks."""
+        """Take the next event, and yield its chunks. What it raises for a malformed one is ``understood``."""
+        if event.get("usage"):
+            self._told = counted(event)
         for name, value in event.items():
             if name not in {"choices", *_IDS} and value is not None:
                 self._head[name] = value
@@ -96,16 +109,13 @@ class StreamedAnswer:
 
     def response(self) -> dict[str, Any]:
         """Return the response that the server would have made without a stream."""
-        usage = self.usage
-        counted = {
-            "prompt_tokens": usage.prompt_tokens,
-            "completion_tokens": usage.completion_tokens,
-            "total_tokens": usage.total_tokens,
-        }
+        usage = in_numbers(self._head.get("usage") or {}, self.usage)
         choices = [self._response_of(index, choice) for index, choice in sorted(self._choices.items())]
-        return {"usage": counted, **self._head, "object": self._object, "choices": choices}
+        return {**self._head, "usage": usage, "object": self._object, "choices": choices}
 
     def _take(self, index: int, part: Mapping[str, Any]) -> Iterator[TokenChunk]:
+        if index not in range(self._promised):
+            raise ValueError("there is no such choice")
         choice = self._choices.setdefault(index, _Choice())
         for name, value in part.items():
             if value is None or name in {"index", "delta", "text", "logprobs"}:
@@ -121,6 +131,9 @@ class StreamedAnswer:
             if values is not None:
                 choice.logprobs.setdefault(name, []).extend(values)
         text, delta = self._words(choice, part)
+        self._goes_on |= index in self._ended and bool(text or delta)
+        if choice.fields.get("finish_reason") not in NOT_WHOLE:
+            self._ended.add(index)
         token_ids = tuple(part.get("token_ids") or ())
         if not token_ids and (delta or (text and not self._with_ids)):
             token_ids = (NO_ID,)
@@ -148,6 +161,8 @@ class StreamedAnswer:
         if "reasoning_content" in told:
             # The name that other servers have for vLLM's reasoning.
             told.setdefault("reasoning", told["reasoning_content"])
+        if not isinstance(told.get("reasoning", ""), str):
+            raise TypeError("reasoning is text")
         return text, {name: value for name, value in told.items() if value != ""} or None
 
     def _response_of(self, index: int, choice: _Choice) -> dict[str, Any]:
