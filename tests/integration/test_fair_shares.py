@@ -7,6 +7,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+import redis.asyncio as aioredis
 from prometheus_client.parser import text_string_to_metric_families
 from tests.integration.api_keys.conftest import Enter, Keys
 from tests.integration.api_keys.conftest import enter as enter
@@ -27,6 +28,7 @@ from inferfleet.exporter.server import serving
 from inferfleet.exporter.settings import ExporterSettings
 from inferfleet.local.services import Services
 from inferfleet.producer import Fleet
+from inferfleet.schemas.errors import QueueFullError
 from inferfleet.schemas.job import Job
 from inferfleet.schemas.names import preferred_key, shares_key
 from inferfleet.schemas.shares import fairness, service_of, times_its_share
@@ -209,6 +211,38 @@ async def test_a_job_that_ended_without_a_worker_gives_its_place_back(
         assert (await fleet.submit(chat(), pool=pool)).priority == (5 if looks else 4)
         # The one that waits keeps its place.
         assert (await fleet.submit(chat(), pool=pool)).priority == 4
+
+
+async def test_jobs_that_may_not_start_take_no_place(connect: Connect, pool: str) -> None:
+    async with connect(fair_shares=True) as fleet:
+        await fleet.declare_pool(pool)
+        later = [await fleet.submit(chat(), pool=pool, delay_s=86_400) for _ in range(ONE_SLOT)]
+        following = [await fleet.submit(chat(), pool=pool, after=[later[0]]) for _ in range(ONE_SLOT)]
+        assert {job.priority for job in (*later, *following)} == {4}
+        assert [(await fleet.submit(chat(), pool=pool)).priority for _ in range(ONE_SLOT + 1)] == [5, 5, 4]
+
+
+async def test_a_job_that_is_refused_gives_its_place_back(
+    connect: Connect, store: aioredis.Redis, pool: str
+) -> None:
+    async with connect(fair_shares=True, queue_max_length=1) as fleet:
+        await fleet.declare_pool(pool)
+        await fleet.submit(chat(), pool=pool, priority=0)
+        with pytest.raises(QueueFullError):
+            await fleet.submit(chat(), pool=pool)
+        assert await store.zcard(preferred_key(pool, "default")) == 0
+
+
+async def test_a_job_that_was_recorded_with_another_priority_keeps_it(
+    connect: Connect, store: aioredis.Redis, pool: str
+) -> None:
+    job = Job(pool=pool, body=chat())
+    async with connect() as fleet:
+        await fleet.declare_pool(pool)
+        await fleet.submit(job)
+    async with connect(fair_shares=True) as fleet:
+        assert (await fleet.submit(job)).priority == 4
+        assert await store.zcard(preferred_key(pool, "default")) == 0
 
 
 @pytest.mark.parametrize(

@@ -31,9 +31,10 @@ from inferfleet.schemas.errors import InvalidJobError, QueueFullError
 from inferfleet.schemas.job import new_job_id
 from inferfleet.schemas.message import message_body, read_job
 from inferfleet.schemas.names import job_key, job_queue, request_key
+from inferfleet.wire.redis import followers
 from inferfleet.wire.redis.followers import Followers
 from inferfleet.wire.redis.job_endings import JobEndings
-from inferfleet.wire.redis.records import JobRecords
+from inferfleet.wire.redis.records import Closed, JobRecords
 
 BOTH = "first: {{jobs.0.text}}, second: {{ jobs.1.text }}, not {{jobs.x.text}}"
 
@@ -188,6 +189,64 @@ async def test_a_producer_that_dies_after_the_record_leaves_a_job_that_ends(
     await start_worker(sweep_interval_s=SWEEP_S)
     text = (await fleet.wait(first, timeout_s=PATIENCE_S)).text
     assert (await fleet.wait(job, timeout_s=PATIENCE_S)).text == answer_to(Job(body=chat(text)))
+
+
+async def test_a_look_at_a_job_that_is_about_to_be_refused_reads_no_answer_of_another_tenant(
+    fleet: Fleet, start_worker: StartWorker, pool: str
+) -> None:
+    """Its producer dies between the record and the check of the other jobs, and the sweep looks at it."""
+    await start_worker(sweep_interval_s=SWEEP_S)
+    secret = await fleet.submit("the secret", pool=pool, tenant="victim")
+    await fleet.wait(secret, timeout_s=PATIENCE_S)
+    job = Job(pool=pool, tenant="attacker", body=chat("{{jobs.0.text}}"), after=(secret.id,))
+    records = JobRecords(pipeline=fleet.pipeline, result_ttl_s=600, queued_ttl_s=3600)
+    await records.create(job, reply_to="", call="dies", request=message_body(job))
+    result = await fleet.wait(job, timeout_s=PATIENCE_S)
+    assert result.error is not None
+    # As for one that was never there.
+    assert result.error.message == f"not started: job {secret.id} has no record any more"
+
+
+async def test_a_job_that_others_may_publish_is_not_taken_back(
+    fleet: Fleet, start_worker: StartWorker, pool: str
+) -> None:
+    """Its queue refuses its submitter; meanwhile a worker has looked at it, and publishes it."""
+    await start_worker(sweep_interval_s=3600)
+    first = await fleet.submit("one", pool=pool)
+    await fleet.wait(first, timeout_s=PATIENCE_S)
+    job = Job(pool=pool, body=chat("after {{jobs.0.text}}"), after=(first.id,))
+    records = JobRecords(pipeline=fleet.pipeline, result_ttl_s=600, queued_ttl_s=3600)
+    await records.create(job, reply_to="", call="submits", request=message_body(job))
+    published: list[str] = []
+
+    async def refuse(job: Job, body: bytes, reply_to: str) -> None:
+        raise QueueFullError("full")
+
+    async def publish(job: Job, body: bytes, reply_to: str) -> None:
+        published.append(job.id)
+
+    with pytest.raises(QueueFullError):
+        await Followers(fleet.pipeline, records, queued_ttl_s=3600, publish=refuse).look(job.id, submits=True)
+    await Followers(fleet.pipeline, records, queued_ttl_s=3600, publish=publish).look(job.id)
+    assert published == [job.id]
+    assert await records.close(job.id, call="submits") is Closed.SHARED
+
+
+async def test_texts_that_make_a_body_too_large_are_not_put_into_it(
+    fleet: Fleet, start_worker: StartWorker, pool: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await start_worker()
+    first = await fleet.submit("one", pool=pool)
+    text = (await fleet.wait(first, timeout_s=PATIENCE_S)).text
+    assert text is not None
+    places, size = 50, len(text.encode())
+    monkeypatch.setattr(followers, "MAX_BODY_BYTES", places * size - 1)
+    monkeypatch.setattr(followers, "with_texts", None)
+    job = await fleet.submit("{{jobs.0.text}}" * places, pool=pool, after=[first])
+    result = await fleet.wait(job, timeout_s=PATIENCE_S)
+    assert result.error is not None
+    assert result.error.code is FailureCode.INVALID_REQUEST
+    assert f"its body has {places * size:,} bytes" in result.error.message
 
 
 async def test_a_full_queue_keeps_the_other_jobs_message_until_there_is_room(

@@ -23,6 +23,7 @@ from tests.integration.conftest import (
 from inferfleet.local.chaos.proxy import Direction, Proxy
 from inferfleet.local.services import Services
 from inferfleet.producer import Fleet
+from inferfleet.producer.job_listing import JobFilter
 from inferfleet.schemas import Job, JobState
 from inferfleet.schemas.errors import (
     InferfleetError,
@@ -437,6 +438,20 @@ async def test_a_turn_that_a_dead_producer_was_taking_back_does_not_run(
     assert [turn.job_id for turn in await fleet.session(f"s-{pool}").turns()] == [job.id]
     with pytest.raises(JobNotFoundError):
         await fleet.get(lost)
+
+
+async def test_a_job_that_is_submitted_with_another_priority_has_one_place(
+    fleet: Fleet, foreign: ForeignClient, start_worker: StartWorker, pool: str
+) -> None:
+    first = await fleet.submit(chat(), pool=pool, priority=1)
+    again = await fleet.submit(Job(id=first.id, pool=pool, body=chat(), priority=7))
+    assert again.priority == 1
+
+    async def in_one_place() -> bool:
+        return (await fleet.pool(pool)).unfinished == {1: 1}
+
+    await eventually(in_one_place)
+    assert [record.id async for record in fleet.list_jobs(JobFilter(pool=pool))] == [first.id]
 
 
 def _lasting(seconds: float) -> dict[str, Any]:

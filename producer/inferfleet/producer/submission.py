@@ -129,6 +129,9 @@ class Submission:
         job = await self.routing.route(await self._fetch_passages(job))
         if job.after is not None and not self._settings.keep_requests:
             raise InvalidJobError("after: needs INFERFLEET_KEEP_REQUESTS, because Redis keeps such a job")
+        if job.idempotency_key is None:
+            # A key may have been accepted when the other jobs still existed.
+            await self._followers.require(job)
         claimed, body, recorded = await self._claim_and_record(job, call, weight)
         if recorded.may_lack_message:
             # A second message does no harm: the fence lets one of them run.
@@ -209,12 +212,16 @@ class Submission:
                 joined = claimed.job.model_copy(update={"not_before": recorded.not_before})
                 claimed = claimed._replace(job=joined)
                 body = message_body(joined)
-            if recorded.pool != claimed.job.pool:
-                # The rule has changed since the job was recorded first: it stays where it is.
+            if (recorded.pool, recorded.priority) != (claimed.job.pool, claimed.job.priority):
+                # It stays where it was recorded first: a rollout's rule has changed since, or another caller
+                # has submitted it with another priority.
                 self._records.open_jobs.leave(
                     claimed.job.id, pool=claimed.job.pool, priority=claimed.job.priority
                 )
-                claimed = _in_pool(claimed, recorded.pool)
+                await self._give_place_back(claimed.job)
+                joined = _in_pool(claimed, recorded.pool).job
+                joined = joined.model_copy(update={"priority": recorded.priority})
+                claimed = claimed._replace(job=joined)
                 self._records.open_jobs.enter(claimed.job)
                 body = message_body(claimed.job)
             # If the key no longer names this claim, another caller took the job back before this call had its
@@ -234,8 +241,17 @@ class Submission:
         higher = preferred(job.priority, below=self._settings.preempt_from)
         if self._shares is None or higher is None:
             return job
+        if job.not_before is not None or job.after is not None:
+            # It would have a place long before it can run.
+            return job
         is_preferred = await self._shares.place(job.pool, job.tenant, job.id, weight=weight)
         return job.model_copy(update={"priority": higher}) if is_preferred else job
+
+    async def _give_place_back(self, job: Job) -> None:
+        """Let another job of the tenant be preferred. No error if it fails: such places are found later."""
+        if self._shares is not None:
+            with suppress(ServiceUnreachableError, ServiceRefusedError):
+                await self._shares.give_back(job.pool, job.tenant, job.id)
 
     async def _record(self, claimed: Claim, call: str, body: bytes, *, keep: bool = False) -> Recorded:
         try:
@@ -320,6 +336,7 @@ class Submission:
         gone = await self._records.discard(job.id)
         if gone:
             self._records.open_jobs.leave(job.id, pool=job.pool, priority=job.priority)
+            await self._give_place_back(job)
         if following is not None:
             # If this fails, the producer of the turn behind it does the same.
             with suppress(InferfleetError):

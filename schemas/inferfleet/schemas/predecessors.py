@@ -29,6 +29,12 @@ def after_problem(job: Job) -> str | None:
     return None
 
 
+def bytes_with_texts(body: Mapping[str, Any], texts: Sequence[str]) -> int:
+    """Return how many bytes these texts have in their places, in UTF-8, without making the body."""
+    sizes = [len(text.encode()) for text in texts]
+    return sum(sizes[number] for number in _numbers(body))
+
+
 def with_texts(body: Mapping[str, Any], texts: Sequence[str]) -> dict[str, Any]:
     """Return a body with the texts of the predecessors in their places. Places in these texts stay."""
     return cast("dict[str, Any]", _filled(body, texts))

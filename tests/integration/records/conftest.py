@@ -39,7 +39,7 @@ async def job(records: JobRecords, pool: str) -> Job:
     for made in (True, False):
         recorded = await records.create(job, reply_to="client", call="call")
         assert recorded._replace(entered=None) == Recorded(
-            state=JobState.QUEUED, attempt=0, closed=False, pool=pool, made=made
+            state=JobState.QUEUED, attempt=0, closed=False, pool=pool, made=made, priority=job.priority
         )
     return job
 

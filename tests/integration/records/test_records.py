@@ -277,7 +277,7 @@ async def test_a_terminal_state_never_changes(records: JobRecords, job: Job, sto
     assert not await records.discard(job.id)
     joined = await records.create(job, reply_to="x", call="other")
     assert joined._replace(entered=None) == Recorded(
-        state=JobState.SUCCEEDED, attempt=1, closed=False, pool=job.pool
+        state=JobState.SUCCEEDED, attempt=1, closed=False, pool=job.pool, priority=job.priority
     )
     assert (await records.get(job.id), await journal_of(store, job)) == before
 

@@ -11,22 +11,22 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 from enum import Enum, auto
-from itertools import count
 from typing import Final
 
 from inferfleet.schemas.errors import InvalidJobError
 from inferfleet.schemas.failures import Failure, FailureCode
-from inferfleet.schemas.job import Job, JobState
+from inferfleet.schemas.job import DEFAULT_TENANT, Job, JobState
 from inferfleet.schemas.message import message_body, read_job
 from inferfleet.schemas.names import job_key, journal_key, open_key, request_key
-from inferfleet.schemas.predecessors import with_texts
+from inferfleet.schemas.predecessors import bytes_with_texts, with_texts
 from inferfleet.schemas.request import check_request
 from inferfleet.schemas.result import Result
 from inferfleet.schemas.work import JobSize
 from inferfleet.wire.redis import job_scripts
+from inferfleet.wire.redis.job_reading import STATES
 from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.redis.records import JobRecords
 
@@ -63,7 +63,28 @@ class Followers:
         self._queued_ttl_s = queued_ttl_s
         self._publish = publish
         self._name = os.urandom(4).hex()
-        self._calls = count()
+
+    async def require(self, job: Job) -> None:
+        """Make sure that the jobs after which this one runs exist.
+
+        Raises:
+            InvalidJobError: One of them does not.
+            ServiceUnreachableError, ServiceRefusedError: Redis does not answer.
+
+        """
+        for other, state in (await self._states(job.after or (), tenant=job.tenant)).items():
+            if state is None:
+                raise _no_such(other)
+
+    async def _states(self, others: Sequence[str], *, tenant: str) -> dict[str, JobState | None]:
+        """Return the states of a tenant's jobs; ``None`` if there is none, or it is another tenant's."""
+        found = await asyncio.gather(
+            *(self._pipeline.enqueue("HMGET", job_key(other), "state", "tenant") for other in others)
+        )
+        return {
+            other: None if state is None or (its or tenant.encode()) != tenant.encode() else STATES[state]
+            for other, (state, its) in zip(others, found, strict=True)
+        }
 
     async def follow(self, job: Job) -> None:
         """Note at each job after which this one runs that it follows.
@@ -86,7 +107,7 @@ class Followers:
         )
         for other, state in zip(others, states, strict=True):
             if state == b"":
-                raise InvalidJobError(f"after: there is no job {other}, or its record has expired")
+                raise _no_such(other)
             if state == b"full":
                 raise InvalidJobError(f"after: {MAX_FOLLOWERS} jobs follow job {other}, which is the limit")
 
@@ -110,8 +131,8 @@ class Followers:
 
         Raises as ``ended`` does.
         """
-        state, attempt, after, ready, pool, priority = await self._pipeline.execute(
-            "HMGET", job_key(job_id), "state", "attempt", "after", "ready", "pool", "priority"
+        state, attempt, after, ready, pool, priority, tenant = await self._pipeline.execute(
+            "HMGET", job_key(job_id), "state", "attempt", "after", "ready", "pool", "priority", "tenant"
         )
         if state is not None and JobState(state.decode()).terminal:
             return Looked.ENDED
@@ -121,7 +142,8 @@ class Followers:
             # Whoever made it ready may have died before it was published.
             return await self._let_go(job_id, b"", "", pool.decode(), int(priority), submits=submits)
         others = after.decode().split()
-        states = await self._records.states(others)
+        # A submission that names a job of another tenant is refused, but may be looked at before.
+        states = await self._states(others, tenant=(tenant or DEFAULT_TENANT.encode()).decode())
         for other in others:
             if (its := states[other]) is None or (its.terminal and its is not JobState.SUCCEEDED):
                 return await self._fail(job_id, f"job {other} {_what_became(its)}")
@@ -137,6 +159,11 @@ class Followers:
                 return await self._fail(job_id, f"the result of job {other} has expired")
         texts = [Result.model_validate_json(results[other]).text for other in others]
         job = read_job(request)
+        if (filled := bytes_with_texts(job.body, texts)) > MAX_BODY_BYTES:
+            why = (
+                f"with the texts of other jobs its body has {filled:,} bytes; the limit is {MAX_BODY_BYTES:,}"
+            )
+            return await self._fail(job_id, why, code=FailureCode.INVALID_REQUEST)
         # It begins to wait for a worker only now.
         since = self._records.clock.now() - timedelta(milliseconds=5)
         changes = {"body": with_texts(job.body, texts), "after": None, "not_before": since}
@@ -159,7 +186,7 @@ class Followers:
                 request=request,
                 size=size,
                 ttl_s=self._queued_ttl_s,
-                call="" if submits else f"{self._name}:{next(self._calls)}",
+                call="" if submits else self._name,
             )
         )
         if verdict == b"over" or not request:
@@ -182,6 +209,10 @@ class Followers:
         """Keep a job for as long as somebody looks at it."""
         keys = (job_key(job_id), journal_key(job_id), request_key(job_id))
         await asyncio.gather(*(self._pipeline.enqueue("EXPIRE", key, self._queued_ttl_s) for key in keys))
+
+
+def _no_such(job_id: str) -> InvalidJobError:
+    return InvalidJobError(f"after: there is no job {job_id}, or its record has expired")
 
 
 def _what_became(state: JobState | None) -> str:

@@ -92,6 +92,8 @@ class Recorded(NamedTuple):
     """When the job may start, as it was recorded first."""
     follows: bool = False
     """Whether the job runs after other jobs. Then ``Followers`` publish it."""
+    priority: int = 0
+    """The one with which the job was recorded first."""
 
     @property
     def may_lack_message(self) -> bool:
@@ -163,7 +165,7 @@ class JobRecords(JobEndings):
         if not self._pipeline.ordered:
             await asyncio.wait([recorded])
         holder = self._pipeline.enqueue("GET", key) if key else None
-        state, attempt, closed, stalled, pool, made, not_before_ms, follows = await recorded
+        state, attempt, closed, stalled, pool, made, not_before_ms, follows, priority = await recorded
         try:
             held = (holder and await holder) or b""
         except (ServiceUnreachableError, ServiceRefusedError) as error:
@@ -182,6 +184,7 @@ class JobRecords(JobEndings):
             made == 1,
             moment_of(int(not_before_ms)) if not_before_ms else None,
             follows == 1,
+            int(priority),
         )
 
     async def close(self, job_id: str, *, call: str) -> Closed:

@@ -85,6 +85,10 @@ class PoolShares:
             return True
         return await self._forget_ended(pool, tenant) and bool(await self._pipeline.execute(*command))
 
+    async def give_back(self, pool: str, tenant: str, job_id: str) -> None:
+        """Take a job's place from it, if it has one: it was refused, or its record has another priority."""
+        await self._pipeline.execute("ZREM", preferred_key(pool, tenant), job_id)
+
     async def _slots_of(self, pool: str) -> int:
         # Those who come meanwhile wait, or thousands of first jobs would find a number that is a guess.
         async with self._reading:

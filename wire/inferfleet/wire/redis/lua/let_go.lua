@@ -12,6 +12,11 @@ local r = redis.call('HMGET', job_key, 'state', 'attempt', 'ready', 'closed', 'c
 if r[1] ~= 'queued' or r[2] ~= '0' or r[4] then
   return {'over', '', ''}
 end
+local calls = r[5] or ''
+if call ~= '' and not string.find(calls, call .. ' ', 1, true) then
+  calls = calls .. call .. ' '
+  redis.call('HSET', job_key, 'calls', calls)
+end
 if r[3] then
   -- It may get another message.
   redis.call('HSET', job_key, 'copied', 0)
@@ -23,7 +28,4 @@ local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 redis.call('SET', request_key, request, 'EX', ttl_s)
 redis.call('EXPIRE', job_key, ttl_s)
 redis.call('HSET', job_key, 'ready', now, 'entered', now, 'size', size)
-if call ~= '' then
-  redis.call('HSET', job_key, 'calls', (r[5] or '') .. call .. ' ')
-end
 return {'ready', request, r[6] or ''}
