@@ -217,9 +217,9 @@ def nacks(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     nacked: list[object] = []
     publish_nacked = Publisher._publish_nacked
 
-    async def counting(self: Publisher, job: Job, publish: Any, *, in_doubt: bool) -> None:
+    async def counting(self: Publisher, job: Job, publish: Any, **how: bool) -> None:
         nacked.append(job)
-        await publish_nacked(self, job, publish, in_doubt=in_doubt)
+        await publish_nacked(self, job, publish, **how)
 
     monkeypatch.setattr(Publisher, "_publish_nacked", counting)
     return lambda: len(nacked)

@@ -164,12 +164,12 @@ def api(url: str, *, amqp_url: str = "amqp://localhost/") -> ManagementApi:
 
 
 async def test_a_client_with_a_certificate_reads_a_queue(secured: Secured) -> None:
-    assert (await api(secured.with_certificates()).queue(job_queue(POOL)))["name"] == job_queue(POOL)
+    assert (await api(secured.with_certificates()).queue(job_queue(POOL))).name == job_queue(POOL)
 
 
 async def test_the_certificates_of_the_amqp_url_do_when_it_has_none(secured: Secured) -> None:
     amqp_url = f"amqps://localhost/?{secured.files.query}&heartbeat=30"
-    assert (await api(secured.url(), amqp_url=amqp_url).queue(job_queue(POOL)))["name"] == job_queue(POOL)
+    assert (await api(secured.url(), amqp_url=amqp_url).queue(job_queue(POOL))).name == job_queue(POOL)
 
 
 async def test_a_client_without_a_certificate_is_refused(secured: Secured) -> None:
