@@ -8,7 +8,7 @@ DOCS_VENV ?= .venv-docs
 ARGS ?=
 
 # Processes that share the tests: they wait most of the time. 0 is for -s and the debugger.
-TEST_JOBS ?= 4
+TEST_JOBS ?= 6
 
 # What a command starts, hundreds of processes in the tests, shall not compile everything again.
 export PYTHONDONTWRITEBYTECODE :=
