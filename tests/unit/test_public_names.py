@@ -21,6 +21,7 @@ NAMES = {
         "AgentTool",
         "Decision",
         "McpServer",
+        "Prices",
         "Question",
         "RunLimits",
         "Tool",

@@ -29,6 +29,7 @@ from inferfleet.agents.mcp_servers import McpServer
 from inferfleet.agents.runs import AgentRuns, Question
 from inferfleet.agents.search import search_tool
 from inferfleet.agents.tool import Tool, ToolContext, tool
+from inferfleet.schemas.prices import Prices
 from inferfleet.schemas.run import RunLimits
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "AgentTool",
     "Decision",
     "McpServer",
+    "Prices",
     "Question",
     "RunLimits",
     "Tool",

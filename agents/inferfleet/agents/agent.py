@@ -68,6 +68,10 @@ class Agent:
     def __post_init__(self) -> None:
         check_name(self.name, "agent")
         check_pool(self.pool)
+        if self.limits.max_cost is not None and self.limits.prices is None:
+            raise ConfigurationError(
+                f"agent {self.name}: max_cost={self.limits.max_cost} needs prices: add them to its limits"
+            )
         names = [each.name for each in self.tools]
         if twice := {name for name in names if names.count(name) > 1}:
             raise ConfigurationError(f"agent {self.name}: several tools are named {', '.join(sorted(twice))}")

@@ -7,6 +7,7 @@ calls have a result, which were not made, and of which nobody knows the outcome.
 from __future__ import annotations
 
 import time
+from decimal import Decimal
 from typing import Any, Final
 from uuid import UUID, uuid5
 
@@ -119,12 +120,15 @@ class CallMaker:
         if result.state is not RunState.SUCCEEDED:
             why = result.error.message if result.error else result.state
             outcome = ToolOutcome(f"error: the agent {tool.agent.name} {result.state}: {why}", failed=True)
-        await self._end(call, outcome, tokens=result.tokens)
+        await self._end(call, outcome, tokens=result.tokens, cost=result.cost)
 
     async def _start_child(self, call: Call, run_id: str, tool: AgentTool) -> None:
-        """Start a child. Whoever had the run before may have started it, with more tokens left."""
-        order, limits = self._held.order, self._held.limits
-        left = None if limits.max_tokens is None else max(1, limits.max_tokens - self._held.history.tokens)
+        """Start a child. Whoever had the run before may have started it, with more left of the limits."""
+        order, limits, history = self._held.order, self._held.limits, self._held.history
+        left = None if limits.max_tokens is None else max(1, limits.max_tokens - history.tokens)
+        cost_left = None
+        if limits.max_cost is not None:
+            cost_left = max(Decimal(), limits.max_cost - (history.cost or Decimal()))
         child = RunOrder(
             id=run_id,
             agent=tool.agent.name,
@@ -133,7 +137,9 @@ class CallMaker:
             tenant=order.tenant,
             priority=min(self._priority, tool.agent.priority),
             max_tokens=left,
+            max_cost=cost_left,
             deadline_ms=self._held.deadline_ms,
+            prices=limits.prices,
             parent=RunParent(run_id=order.id, call=call.key),
             created_ms=self._held.records.now_ms(),
             traceparent=order.traceparent,
@@ -155,9 +161,11 @@ class CallMaker:
         overdue = asked.until_ms is not None and asked.until_ms <= self._held.records.now_ms()
         return NOBODY if overdue else None
 
-    async def _end(self, call: Call, outcome: ToolOutcome, *, tokens: int = 0) -> None:
+    async def _end(
+        self, call: Call, outcome: ToolOutcome, *, tokens: int = 0, cost: Decimal | None = None
+    ) -> None:
         await self._held.append(
-            ToolEnded(call=call.key, content=outcome.content, failed=outcome.failed, tokens=tokens)
+            ToolEnded(call=call.key, content=outcome.content, failed=outcome.failed, tokens=tokens, cost=cost)
         )
 
     def _context(self, call: Call) -> ToolContext:

@@ -67,4 +67,5 @@ def result_of(
         error=error,
         steps=held.history.answers,
         tokens=held.history.tokens,
+        cost=held.history.cost,
     )

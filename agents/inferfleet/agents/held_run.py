@@ -90,6 +90,7 @@ class HeldRun:
                 lease_s=self._lease_s,
                 position=self.history.steps,
                 moved_on=moved_on,
+                cost=self.history.cost_with(steps),
             )
             for step in steps:
                 self.history.add(step)

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any, assert_never
 
 import orjson
 
 from inferfleet.schemas.errors import RunError
+from inferfleet.schemas.prices import plain
 from inferfleet.schemas.run import (
     CallStep,
     ChildStarted,
@@ -108,6 +110,8 @@ class History:
         """The id of the question that was asked last."""
         self.tokens = 0
         """The tokens so far, with those of children that have ended."""
+        self.cost: Decimal | None = None
+        """What they cost; ``None`` while no price is known."""
         for step in steps:
             self.add(step)
 
@@ -129,6 +133,7 @@ class History:
     def add(self, step: Step) -> None:
         """Take the next step."""
         self.steps += 1
+        self.cost = self.cost_with([step])
         match step:
             case ModelCalled(job_id=job_id):
                 self._job_id = job_id
@@ -148,6 +153,12 @@ class History:
                 self.tokens += tokens
             case _:
                 assert_never(step)
+
+    def cost_with(self, steps: Iterable[Step]) -> Decimal | None:
+        """Return what the run has cost after these steps as well."""
+        costs = [self.cost, *(step.cost for step in steps if isinstance(step, (ModelAnswered, ToolEnded)))]
+        known = [cost for cost in costs if cost is not None]
+        return sum(known, Decimal()) if known else None
 
     def next(self) -> Next:
         """Say what to do next."""
@@ -208,6 +219,17 @@ class History:
             return RunFailure(
                 code=RunFailureCode.MAX_TOKENS,
                 message=f"the run has used {self.tokens:,} tokens (max_tokens={limits.max_tokens:,})",
+            )
+        if limits.max_cost is not None and limits.prices is None:
+            return RunFailure(
+                code=RunFailureCode.MAX_COST,
+                message=f"max_cost={plain(limits.max_cost)} needs prices, and there are none: give them to "
+                "the agent, or with max_cost",
+            )
+        if limits.max_cost is not None and (cost := self.cost or Decimal()) >= limits.max_cost:
+            return RunFailure(
+                code=RunFailureCode.MAX_COST,
+                message=f"the run has cost {plain(cost)} (max_cost={plain(limits.max_cost)})",
             )
         return AskModel(None)
 

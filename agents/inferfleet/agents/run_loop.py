@@ -196,11 +196,12 @@ class RunLoop:
             raise _FailedError(
                 RunFailure(code=RunFailureCode.MODEL_FAILED, message=f"job {job_id} {result.state}: {why}")
             )
-        choice = result.response["choices"][0]
+        choice, prices = result.response["choices"][0], held.limits.prices
         await held.append(
             ModelAnswered(
                 message=choice["message"],
                 tokens=result.usage.total_tokens,
+                cost=None if prices is None else prices.cost_of(result.usage),
                 cut_off=choice.get("finish_reason") == "length",
             )
         )

@@ -298,7 +298,6 @@ def _limits(order: RunOrder, agent: Agent | None) -> RunLimits:
     limits = agent.limits if agent else RunLimits()
     if order.limits is not None:
         limits = order.limits.within(limits)
-    if order.max_tokens is None:
-        return limits
-    most = order.max_tokens if limits.max_tokens is None else min(order.max_tokens, limits.max_tokens)
-    return limits.model_copy(update={"max_tokens": most})
+    # Not validated: a parent may have nothing left.
+    left = {"max_tokens": order.max_tokens, "max_cost": order.max_cost, "prices": order.prices}
+    return RunLimits.model_construct(_fields_set=set(left), **left).within(limits)

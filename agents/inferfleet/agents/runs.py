@@ -155,7 +155,9 @@ class AgentRuns:
                 "replay": RunReplay(run_id=old.id, from_step=from_step),
                 "parent": None,
                 "max_tokens": None,
+                "max_cost": None,
                 "deadline_ms": None,
+                "prices": None,
                 "created_ms": self.records.now_ms(),
                 "traceparent": traceparent or current_trace().get("traceparent"),
             }

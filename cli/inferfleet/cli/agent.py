@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Annotated, Any, TypeVar
 
 import orjson
 import typer
+from pydantic import ValidationError
 
 from inferfleet.agents.runs import AgentRuns, Question
 from inferfleet.cli.options import JsonFlag, none_empty, not_empty, producer_settings
@@ -18,10 +20,13 @@ from inferfleet.cli.reading import STANDARD, read_text
 from inferfleet.cli.root import import_command
 from inferfleet.cli.terminal import err, line, out, shown_id
 from inferfleet.producer.fleet import Fleet
-from inferfleet.schemas.errors import RunError
+from inferfleet.schemas.errors import InvalidJobError, RunError
+from inferfleet.schemas.prices import plain
+from inferfleet.schemas.problems import describe
 from inferfleet.schemas.run import (
     DEFAULT_AGENT_QUEUE,
     QuestionAsked,
+    RunLimits,
     RunRecord,
     RunResult,
     RunState,
@@ -88,15 +93,43 @@ def start(
     priority: Annotated[
         str | None, typer.Option(help="0 to 9, or batch, normal, high, urgent; by default the agent's.")
     ] = None,
+    max_cost: Annotated[
+        str | None,
+        typer.Option(
+            metavar="AMOUNT", help="What it may cost, in the currency of the prices.", callback=not_empty
+        ),
+    ] = None,
+    input_price: Annotated[
+        str | None,
+        typer.Option(
+            metavar="AMOUNT",
+            help="Price of a million tokens of prompts, if the agent has no prices.",
+            callback=not_empty,
+        ),
+    ] = None,
+    cached_input_price: Annotated[
+        str | None,
+        typer.Option(
+            metavar="AMOUNT", help="Their price if they are cached; by default the same.", callback=not_empty
+        ),
+    ] = None,
+    output_price: Annotated[
+        str | None,
+        typer.Option(metavar="AMOUNT", help="Price of a million tokens of answers.", callback=not_empty),
+    ] = None,
     idempotency_key: KeyOption = None,
     wait: WaitFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Start a run of an agent, and print its id."""
     asked = read_text(STANDARD) if text == "-" else text
+    prices = {"input": input_price, "cached_input": cached_input_price, "output": output_price}
+    limits = _limits(max_cost, {name: price for name, price in prices.items() if price is not None})
 
     def begin(runs: AgentRuns) -> Awaitable[str]:
-        return runs.start(name, asked, queue=queue, priority=priority, idempotency_key=idempotency_key)
+        return runs.start(
+            name, asked, queue=queue, priority=priority, limits=limits, idempotency_key=idempotency_key
+        )
 
     _begin(begin, wait=wait, as_json=as_json)
 
@@ -188,6 +221,8 @@ def show(run_id: RunArgument, *, as_json: JsonFlag = False) -> None:
         out(f"question {question.id} ({question.kind}): {line(question.tool)}({line(question.arguments)})\n")
     if record.result is not None:
         out(f"{_end(record.result)}\n")
+    elif record.cost is not None:
+        out(f"cost {plain(record.cost)} so far\n")
 
 
 @app.command()
@@ -250,6 +285,15 @@ def _print_answered(question: str, *, as_json: bool) -> None:
     _print_json({"question": question}) if as_json else out(f"{line(question)}\n")
 
 
+def _limits(max_cost: str | None, prices: Mapping[str, str]) -> RunLimits | None:
+    """Return what limits the cost of a run; ``None`` if no option does."""
+    asked = {name: value for name, value in {"max_cost": max_cost, "prices": prices}.items() if value}
+    try:
+        return RunLimits.model_validate(asked) if asked else None
+    except ValidationError as error:
+        raise InvalidJobError(f"invalid run: {describe(error)}") from error
+
+
 def _state(run: RunSummary | RunRecord) -> str:
     return f"{run.state} ({run.waits_for})" if run.waits_for else run.state
 
@@ -258,7 +302,12 @@ def _end(result: RunResult) -> str:
     why = f": {result.error.code}: {line(result.error.message)}" if result.error else ""
     text = f": {line(result.text)}" if result.text else ""
     cut_off = ", cut off" if result.cut_off else ""
-    return f"{result.state}{why}{text}  ({result.steps} steps, {result.tokens:,} tokens{cut_off})"
+    used = f"{result.steps} steps, {result.tokens:,} tokens{_cost(result.cost)}{cut_off}"
+    return f"{result.state}{why}{text}  ({used})"
+
+
+def _cost(cost: Decimal | None) -> str:
+    return "" if cost is None else f", cost {plain(cost)}"
 
 
 def _run(work: Callable[[AgentRuns], Awaitable[T]]) -> T:

@@ -20,6 +20,7 @@ from inferfleet.producer.job_making import read_priority
 from inferfleet.producer.openai.requests import apart, read_model, read_object
 from inferfleet.producer.tracing import trace_of_request
 from inferfleet.schemas.job import PoolName
+from inferfleet.schemas.prices import plain
 from inferfleet.schemas.run import DEFAULT_AGENT_QUEUE, QuestionKind, RunRecord, RunState
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -45,6 +46,7 @@ _DESCRIBED: Final[dict[str, Any]] = {
     "parent": _OR_NULL,
     "created_ms": COUNT,
     "wake_ms": _INTEGER_OR_NULL,
+    "cost": {"type": ["string", "null"]},
     "result": _OR_NULL,
 }
 _QUESTION: Final = members(
@@ -173,5 +175,6 @@ def _described(record: RunRecord) -> dict[str, Any]:
         **record.order.model_dump(mode="json", include=shown),
         "state": record.state,
         "wake_ms": record.wake_ms,
+        "cost": None if record.cost is None else plain(record.cost),
         "result": record.result and record.result.model_dump(mode="json", exclude={"run_id"}),
     }

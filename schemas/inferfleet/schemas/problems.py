@@ -37,6 +37,8 @@ _KINDS: Mapping[type, str] = {
 
 _WANTED: Mapping[str, str] = {
     "bool_type": "true or false",
+    "decimal_parsing": "a number",
+    "decimal_type": "a number",
     "dict_type": "an object",
     "float_type": "a number",
     "int_from_float": "a whole number",

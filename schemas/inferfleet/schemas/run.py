@@ -6,12 +6,14 @@ The steps of a run are its whole state. Whoever continues a run reads them, and 
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import Field, TypeAdapter, field_serializer
+from pydantic import Field, TypeAdapter, field_serializer, model_validator
 
 from inferfleet.schemas.job import DEFAULT_TENANT, JobId, PoolName
 from inferfleet.schemas.limits import LONGEST_S, MOST
+from inferfleet.schemas.prices import Amount, Prices
+from inferfleet.schemas.problems import disagreement
 from inferfleet.schemas.trace import TraceParent
 from inferfleet.schemas.wire_model import WireModel
 
@@ -56,6 +58,7 @@ class RunFailureCode(StrEnum):
     MODEL_FAILED = "model_failed"
     MAX_STEPS = "max_steps"
     MAX_TOKENS = "max_tokens"
+    MAX_COST = "max_cost"
     TIMEOUT = "timeout"
     REPEATED_CALLS = "repeated_calls"
     RUNNER_LOST = "runner_lost"
@@ -77,17 +80,25 @@ class RunLimits(WireModel):
     those of the runs that it starts. ``timeout_s`` counts from the start, and waiting counts as well. If more
     than ``max_repeats`` answers in a row make the same tool calls with the same arguments, the model is told
     so; if it repeats them again, the run fails.
+
+    ``max_cost`` is an amount of money, in the currency of ``prices``, for all tokens that ``max_tokens``
+    counts. If an agent has prices, those of whoever starts its run do not count.
     """
 
     max_steps: Annotated[int, Field(ge=1, le=10_000)] = 30
     max_tokens: Annotated[int, Field(ge=1, le=MOST)] | None = None
     timeout_s: Annotated[float, Field(gt=0, le=LONGEST_S)] = 24 * 3600.0
     max_repeats: Annotated[int, Field(ge=1, le=1000)] = 3
+    max_cost: Annotated[Amount, Field(gt=0, le=10**9, decimal_places=6)] | None = None
+    prices: Prices | None = None
 
     def within(self, others: RunLimits) -> RunLimits:
-        """Return ``others``, with each member lowered to the one that was set here."""
-        lowered: dict[str, float] = {}
-        for name in self.model_fields_set:
+        """Return ``others``, with each member lowered to the one that was set here.
+
+        Prices are no limit: those of ``others`` count, or else the ones that were set here.
+        """
+        lowered: dict[str, Any] = {"prices": others.prices or self.prices}
+        for name in self.model_fields_set - {"prices"}:
             own, other = getattr(self, name), getattr(others, name)
             if own is not None and (other is None or own < other):
                 lowered[name] = own
@@ -121,12 +132,22 @@ class RunOrder(WireModel):
     limits: RunLimits | None = None
     """They lower those of the agent. Members that were not set are the agent's."""
     max_tokens: int | None = None
+    max_cost: Amount | None = None
     deadline_ms: int | None = None
     """What its parent has left of its own limits."""
+    prices: Prices | None = None
+    """Those of its parent, which count if its agent has none."""
     parent: RunParent | None = None
     replay: RunReplay | None = None
     created_ms: int
     traceparent: TraceParent | None = None
+
+    @model_validator(mode="after")
+    def _prices_have_a_limit(self) -> Self:
+        limits = self.limits
+        if limits is not None and limits.prices is not None and limits.max_cost is None:
+            raise disagreement("limits.prices", "are given without a limit: give max_cost as well")
+        return self
 
     @field_serializer("limits")
     def _only_set(self, limits: RunLimits | None) -> dict[str, Any] | None:
@@ -143,12 +164,14 @@ class ModelCalled(WireModel):
 class ModelAnswered(WireModel):
     """The model has answered with this message of a chat. ``tokens`` are those of prompt and answer.
 
-    One that is ``cut_off`` ends where it had as many tokens as it may, and so does its last tool call.
+    ``cost`` is what they cost, if the runner knew their prices. One that is ``cut_off`` ends where it had as
+    many tokens as it may, and so does its last tool call.
     """
 
     kind: Literal["model_answered"] = "model_answered"
     message: dict[str, Any]
     tokens: Count
+    cost: Amount | None = None
     cut_off: bool = False
 
 
@@ -215,13 +238,17 @@ class QuestionAnswered(WireModel):
 
 
 class ToolEnded(WireModel):
-    """A tool call has a result: what the model reads. ``tokens`` are those of a run that it started."""
+    """A tool call has a result: what the model reads.
+
+    ``tokens`` and ``cost`` are those of a run that it started.
+    """
 
     kind: Literal["tool_ended"] = "tool_ended"
     call: str
     content: str
     failed: bool = False
     tokens: Count = 0
+    cost: Amount | None = None
 
 
 Step = Annotated[
@@ -247,6 +274,8 @@ class RunResult(WireModel):
     steps: Count = 0
     """How often the model was called."""
     tokens: Count = 0
+    cost: Amount | None = None
+    """What it has cost, with the runs that it started; ``None`` if no price is known."""
 
 
 class RunSummary(WireModel):
@@ -260,6 +289,8 @@ class RunSummary(WireModel):
     """What it waits for, if it does."""
     created_ms: int
     """When it was started, in Redis' time, in Unix milliseconds."""
+    cost: Amount | None = None
+    """What it has cost so far, with the runs that it started; ``None`` if no price is known."""
 
 
 class RunRecord(WireModel):
@@ -276,4 +307,6 @@ class RunRecord(WireModel):
     """How long its runner holds it without another sign of life; 0 if it has none."""
     announced: str = ""
     """The newest question of which webhook endpoints were told."""
+    cost: Amount | None = None
+    """What it has cost so far, with the runs that it started; ``None`` if no price is known."""
     result: RunResult | None = None

@@ -74,8 +74,10 @@ async def test_a_caller_starts_a_run_approves_its_call_and_is_told_what_becomes_
         await start_runner(clerk)
         await eventually(declared(runs, pool))
         once = {"Idempotency-Key": pool}
+        limits = {"max_cost": 0.1, "prices": {"input": 0.5, "output": "1.25"}}
         first, again = [
-            await http.post(START, json={"input": "pay", "queue": pool}, headers=once) for _ in range(2)
+            await http.post(START, json={"input": "pay", "queue": pool, "limits": limits}, headers=once)
+            for _ in range(2)
         ]
         assert (first.status_code, first.json()) == (202, again.json())
         run_id, url = first.json()["id"], first.headers["location"]
@@ -83,6 +85,9 @@ async def test_a_caller_starts_a_run_approves_its_call_and_is_told_what_becomes_
         listed = await http.get("/v1/agents/runs", params={"queue": pool, "state": "waiting"})
         assert [each["id"] for each in listed.json()["data"]] == [run_id]
         waiting = (await http.get(url)).json()
+        assert waiting["limits"]["prices"] == {"input": "0.5", "output": "1.25"}
+        assert 0 < float(waiting["cost"]) < 0.1
+        assert listed.json()["data"][0]["cost"] == waiting["cost"] == waiting["steps"][1]["cost"]
         assert [step["kind"] for step in waiting["steps"]] == [
             *("model_called", "model_answered", "question_asked")
         ]
@@ -96,6 +101,7 @@ async def test_a_caller_starts_a_run_approves_its_call_and_is_told_what_becomes_
         await result_of(runs, run_id)
         ended = (await http.get(url)).json()
         assert (ended["state"], ended["result"]["text"]) == ("succeeded", "It is paid.")
+        assert float(ended["result"]["cost"]) > float(waiting["cost"])
         events = [received.event for received in await receiver.take(len(types))]
         assert {(event["type"], event["data"]["id"]) for event in events} == {(it, run_id) for it in types}
         assert len({event["id"] for event in events}) == 2
@@ -161,6 +167,13 @@ async def test_a_caller_denies_a_call_and_cancels_a_run(
         ("clerk", {"input": "pay", "inputs": 1}, {}, "inputs"),
         ("clerk", {"input": "pay", "priority": "soon"}, {}, "priority: 'soon' is neither"),
         ("clerk", {"input": "pay", "limits": {"max_steps": 0}}, {}, "limits.max_steps"),
+        ("clerk", {"input": "pay", "limits": {"max_cost": -1}}, {}, "limits.max_cost: -1 is too low"),
+        (
+            "clerk",
+            {"input": "pay", "limits": {"prices": {"input": 1, "output": 1}}},
+            {},
+            "give max_cost as well",
+        ),
         ("my clerk", {"input": "pay"}, {}, "agent"),
         ("clerk", {"input": "pay"}, {"Idempotency-Key": "k" * 256}, "idempotency_key: has 256 characters"),
     ],

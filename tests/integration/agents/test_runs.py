@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+from decimal import Decimal
 from typing import Annotated, Any
 
+import orjson
 import pytest
 from pydantic import Field
 from tests.integration.agents.conftest import StartRunner, result_of
+from tests.integration.conftest import RunCommand, eventually
 
-from inferfleet.agents import Agent, AgentRuns, RunLimits, ToolContext, tool
+from inferfleet.agents import Agent, AgentRuns, Prices, RunLimits, ToolContext, tool
+from inferfleet.producer import Fleet
 from inferfleet.schemas.errors import IdempotencyConflictError, InvalidJobError, RunNotFoundError
 from inferfleet.schemas.job import new_job_id
-from inferfleet.schemas.run import ModelAnswered, RunFailureCode, RunOrder, RunState
+from inferfleet.schemas.prices import plain
+from inferfleet.schemas.run import (
+    ChildStarted,
+    ModelAnswered,
+    ModelCalled,
+    RunFailureCode,
+    RunOrder,
+    RunState,
+)
 from inferfleet.testing.workers import ScriptedAnswers
 
 
@@ -20,6 +32,10 @@ from inferfleet.testing.workers import ScriptedAnswers
 async def weather(city: Annotated[str, Field(description="An English name.")], days: int = 1) -> str:
     """Say what the weather will be."""
     return f"{city}: {days} days of sun"
+
+
+DEAR = {"input": 1000, "output": 1000}
+FREE = {"input": 0, "output": 0}
 
 
 def failure_of(result: object) -> object:
@@ -140,6 +156,15 @@ async def test_a_blocking_tool_runs_in_a_thread_and_knows_its_call(
         ({"max_tokens": 1}, {"max_tokens": None}, RunFailureCode.MAX_TOKENS, 1),
         ({"max_tokens": 1}, {"max_tokens": 10**6}, RunFailureCode.MAX_TOKENS, 1),
         ({"max_steps": 35, "max_repeats": 99}, {"timeout_s": 3600}, RunFailureCode.MAX_STEPS, 35),
+        ({}, {"max_cost": "0.000001", "prices": DEAR}, RunFailureCode.MAX_COST, 1),
+        ({"max_cost": 1000, "prices": DEAR}, {"max_cost": "0.000001"}, RunFailureCode.MAX_COST, 1),
+        (
+            {"max_cost": "0.000001", "prices": DEAR},
+            {"max_cost": 9, "prices": FREE},
+            RunFailureCode.MAX_COST,
+            1,
+        ),
+        ({}, {"max_cost": 1}, RunFailureCode.MAX_COST, 0),
     ],
 )
 async def test_a_run_ends_at_its_limits(
@@ -164,6 +189,85 @@ async def test_a_run_ends_at_its_limits(
     await start_runner(Agent(name="tester", tools=[again], pool=pool, limits=RunLimits(**own)))
     result = await result_of(runs, await runs.start("tester", "go", queue=pool, limits=RunLimits(**asked)))
     assert (result.state, failure_of(result), len(calls)) == (RunState.FAILED, code, made)
+
+
+async def test_a_run_says_what_its_tokens_and_those_of_its_children_have_cost(
+    runs: AgentRuns,
+    fleet: Fleet,
+    model: ScriptedAnswers,
+    start_runner: StartRunner,
+    pool: str,
+    inferfleet: RunCommand,
+) -> None:
+    prices = Prices(input=Decimal("1.5"), cached_input=Decimal("0.5"), output=Decimal(6))
+    paid = asyncio.Event()
+
+    @tool
+    async def pay() -> str:
+        """Pay."""
+        await paid.wait()
+        return "paid"
+
+    # The child has prices of its own; its parent has those of whoever starts it.
+    own = RunLimits.model_validate({"prices": {"input": 100, "output": 100}})
+    clerk = Agent(name="clerk", tools=[pay], pool=pool, limits=own)
+    helper = Agent(name="helper", pool=pool)
+    boss = Agent(name="boss", tools=[clerk.as_tool(), helper.as_tool()], pool=pool)
+    model.reply_to("go", with_calls=[("clerk", {"input": "pay it"}), ("helper", {"input": "help it"})])
+    model.reply_to("pay it", with_calls=[("pay", {})])
+    model.reply_to("help it", with_text="It helped.")
+    model.reply_to("It helped.", with_text="Done.")
+    await start_runner(boss)
+    options = ("--max-cost", "0.75", "--input-price", "1.5", "--cached-input-price", "0.5")
+    started = await inferfleet(
+        "agent", "start", "boss", "go", "--queue", pool, *options, "--output-price", "6"
+    )
+    run_id = started.out.strip()
+    assert started.code == 0, started.err
+
+    async def is_known() -> bool:
+        listed = orjson.loads((await inferfleet("agent", "list", "--queue", pool, "--json")).out)
+        return any(each["id"] == run_id and each["cost"] is not None for each in listed)
+
+    await eventually(is_known)
+    assert " so far\n" in (await inferfleet("agent", "show", run_id)).out
+    paid.set()
+    result = await result_of(runs, run_id)
+    assert (result.state, result.text) == (RunState.SUCCEEDED, "Done."), result.error
+
+    async def cost_of(run_id: str, prices: Prices) -> Decimal:
+        asked = [step.job_id for step in await runs.steps(run_id) if isinstance(step, ModelCalled)]
+        jobs = await asyncio.gather(*map(fleet.get, asked))
+        usages = [each.result.usage for each in jobs if each.result is not None]
+        return sum(map(prices.cost_of, usages), Decimal())
+
+    children = [step.run_id for step in await runs.steps(run_id) if isinstance(step, ChildStarted)]
+    records = {record.order.agent: record for record in [await runs.get(child) for child in children]}
+    left = records["clerk"].order.max_cost
+    assert left is not None
+    assert 0 < left < Decimal("0.75")
+    assert own.prices is not None
+    assert records["clerk"].cost == await cost_of(records["clerk"].order.id, own.prices)
+    assert records["helper"].cost == await cost_of(records["helper"].order.id, prices)
+    costs = [record.cost or Decimal() for record in records.values()]
+    assert result.cost == await cost_of(run_id, prices) + sum(costs)
+    assert f"tokens, cost {plain(result.cost)})" in (await inferfleet("agent", "show", run_id)).out
+
+
+async def test_a_child_whose_parent_has_no_money_left_asks_no_model(
+    runs: AgentRuns, model: ScriptedAnswers, start_runner: StartRunner, pool: str
+) -> None:
+    helper = Agent(name="helper", pool=pool)
+    limits = RunLimits.model_validate({"max_cost": "0.000001", "prices": DEAR})
+    boss = Agent(name="boss", tools=[helper.as_tool()], pool=pool, limits=limits)
+    model.reply_to("go", with_calls=[("helper", {"input": "help"})])
+    await start_runner(boss)
+    run_id = await runs.start("boss", "go", queue=pool)
+    result = await result_of(runs, run_id)
+    assert (failure_of(result), result.steps) == (RunFailureCode.MAX_COST, 1)
+    (child,) = [step.run_id for step in await runs.steps(run_id) if isinstance(step, ChildStarted)]
+    ended = (await runs.get(child)).result
+    assert (failure_of(ended), ended and ended.steps) == (RunFailureCode.MAX_COST, 0)
 
 
 async def test_a_final_answer_that_was_cut_off_is_marked(

@@ -6,6 +6,7 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 
 import httpx2
@@ -62,7 +63,9 @@ async def waiting_run(fleet: Fleet, queue: str, *, tenant: str = DEFAULT_TENANT,
         QuestionAsked(call="0.0", question=QuestionKind.APPROVAL),
     ]
     await runs.records.claim(run_id, fence="one", runner="one", lease_s=60)
-    await runs.records.append(run_id, steps, fence="one", lease_s=60, position=0, moved_on=True)
+    await runs.records.append(
+        run_id, steps, fence="one", lease_s=60, position=0, moved_on=True, cost=Decimal("0.0125")
+    )
     await runs.records.settle(run_id, RunState.WAITING, fence="one", told=0)
     return run_id
 

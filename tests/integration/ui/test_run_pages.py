@@ -21,6 +21,7 @@ async def test_a_run_shows_its_steps_and_what_it_asks_as_text(
         assert_escaped(each)
     assert "May it make call 0.0 of pay?" in page
     assert 'data-live="3"' in page
+    assert "<dt>Cost</dt><dd>0.0125</dd>" in page
     assert page.count('name="question" value="0.0:1"') == 3
     assert run_id not in await reader.page(f"/ui/runs?queue={pool}&state=running")
     assert "state" in await reader.page("/ui/runs?state=failed", 400)

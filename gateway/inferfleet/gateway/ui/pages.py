@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from inferfleet.gateway.gateway import Gateway
 from inferfleet.gateway.ui import words
+from inferfleet.schemas.prices import plain
 from inferfleet.schemas.printable import printable
 from inferfleet.wire.redis.clock import moment_of
 
@@ -34,6 +35,7 @@ HEADERS: Final = (
 
 
 _FILTERS: Final[Mapping[str, Callable[..., Any]]] = {
+    "amount": plain,
     "at_ms": moment_of,
     "count": words.count,
     "lasting": words.lasting,

@@ -50,11 +50,12 @@ def run_append(
     ttl_s: int,
     position: int,
     moved_on: int,
+    cost: str,
 ) -> Command:
     """Append steps to a run, and renew its lease."""
     return (
         *("EVALSHA", _APPEND.sha, 3, run_key, steps_key, inbox_key),
-        *(fence, lease_ms, ttl_s, position, moved_on, *steps),
+        *(fence, lease_ms, ttl_s, position, moved_on, cost, *steps),
     )
 
 

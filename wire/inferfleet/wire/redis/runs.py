@@ -10,9 +10,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, Final
 
 from inferfleet.schemas.names import AGENT_QUEUES_KEY, open_runs_key, run_inbox_key, run_key, run_steps_key
+from inferfleet.schemas.prices import plain
 from inferfleet.schemas.run import (
     STEP,
     RunOrder,
@@ -35,7 +37,7 @@ UNSEEN_MS: Final = 300_000
 publishing it.
 """
 
-_SUMMARY: Final = ("agent", "tenant", "state", "created_ms", "waits_for")
+_SUMMARY: Final = ("agent", "tenant", "state", "created_ms", "waits_for", "cost")
 
 
 class RunLostError(Exception):
@@ -115,6 +117,7 @@ class Runs:
             waits_for=_wait(state, fields.get(b"waits_for")),
             lease_left_ms=max(0, int(fields.get(b"lease_until", 0)) - self.now_ms()),
             announced=fields.get(b"announced", b"").decode(),
+            cost=_amount(fields.get(b"cost")),
             result=None if result is None else RunResult.model_validate_json(result),
         )
 
@@ -154,9 +157,19 @@ class Runs:
                 return NothingToDo()
 
     async def append(
-        self, run_id: str, steps: Sequence[Step], *, fence: str, lease_s: float, position: int, moved_on: bool
+        self,
+        run_id: str,
+        steps: Sequence[Step],
+        *,
+        fence: str,
+        lease_s: float,
+        position: int,
+        moved_on: bool,
+        cost: Decimal | None = None,
     ) -> int:
         """Append steps behind the first ``position``, and renew the lease. Return how much it was told.
+
+        ``cost`` is what the run has cost with these steps.
 
         Raises:
             RunLostError: Another runner has the run.
@@ -170,6 +183,7 @@ class Runs:
             ttl_s=self._queued_ttl_s,
             position=position,
             moved_on=int(moved_on),
+            cost="" if cost is None else plain(cost),
         )
         told = int(await self._pipeline.execute(*command))
         if told < 0:
@@ -248,7 +262,7 @@ class Runs:
 async def read_summary(pipeline: CommandPipeline, run_id: str) -> RunSummary | None:
     """Read what a list shows of a run; ``None`` if there is no record."""
     known: list[bytes | None] = await pipeline.execute("HMGET", run_key(run_id), *_SUMMARY)
-    agent, tenant, state, created_ms, waits_for = known
+    agent, tenant, state, created_ms, waits_for, cost = known
     if agent is None or tenant is None or state is None or created_ms is None:
         return None
     return RunSummary(
@@ -258,12 +272,17 @@ async def read_summary(pipeline: CommandPipeline, run_id: str) -> RunSummary | N
         state=RunState(state.decode()),
         created_ms=int(created_ms),
         waits_for=_wait(RunState(state.decode()), waits_for),
+        cost=_amount(cost),
     )
 
 
 def _wait(state: RunState, waited_for: bytes | None) -> RunWait | None:
     """Return what a run waits for. The record says what it has waited for last."""
     return RunWait(waited_for.decode()) if waited_for and state is RunState.WAITING else None
+
+
+def _amount(known: bytes | None) -> Decimal | None:
+    return Decimal(known.decode()) if known else None
 
 
 def _keys(run_id: str) -> tuple[str, str, str]:
