@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis.asyncio as aioredis
@@ -65,10 +66,10 @@ async def test_an_agent_of_another_framework_calls_its_tool_and_answers(
 async def test_a_workflow_whose_process_is_killed_in_a_step_gets_the_job_of_that_step(
     services: Services, fleet: Fleet, store: aioredis.Redis, start_worker: StartWorker, tmp_path: Path
 ) -> None:
-    async def jobs() -> set[bytes]:
+    async def jobs() -> set[str]:
         """The keys of all jobs' records."""
-        length = len(job_key(NO_JOB))
-        return {key for key in await store.keys(job_key("*")) if len(key) == length}
+        keys: Any = await store.keys(job_key("*"))
+        return {key.decode() for key in keys if len(key) == len(job_key(NO_JOB))}
 
     # Nobody answers yet, so the process is in its first step until it is killed.
     await fleet.declare_pool("default")
@@ -106,5 +107,5 @@ async def test_a_workflow_whose_process_is_killed_in_a_step_gets_the_job_of_that
     second = await fleet.find("report-17:2")
     assert second is not None
     new = await jobs() - before
-    assert new == {job_key(each).encode() for each in (first.id, second.id)}
+    assert new == {job_key(each) for each in (first.id, second.id)}
     assert (await fleet.get(first.id)).result == result

@@ -11,7 +11,7 @@ import logging
 import signal
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import Any, Final
 
 import uuid_utils
 
@@ -299,5 +299,9 @@ def _limits(order: RunOrder, agent: Agent | None) -> RunLimits:
     if order.limits is not None:
         limits = order.limits.within(limits)
     # Not validated: a parent may have nothing left.
-    left = {"max_tokens": order.max_tokens, "max_cost": order.max_cost, "prices": order.prices}
+    left: dict[str, Any] = {
+        "max_tokens": order.max_tokens,
+        "max_cost": order.max_cost,
+        "prices": order.prices,
+    }
     return RunLimits.model_construct(_fields_set=set(left), **left).within(limits)
