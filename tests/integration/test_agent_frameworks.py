@@ -86,7 +86,7 @@ async def test_a_workflow_whose_process_is_killed_in_a_step_gets_the_job_of_that
         await eventually(has_asked)
     finally:
         killed.kill()
-    output, _ = await said
+    output, _ = await asyncio.wait_for(said, PATIENCE_S)
     assert (killed.returncode, b"The report." in output) == (-signal.SIGKILL, False)
     first = await fleet.find("report-17:1")
     assert first is not None
