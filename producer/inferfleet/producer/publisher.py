@@ -91,8 +91,10 @@ class Publisher:
             await self.require_pool(job.pool)
             due = time.monotonic() + delay_s
             send = partial(self._delayed.publish, message, pool=job.pool, due=due)
+        # A turn of a session is not published later.
+        first = partial(self._confirm_channel.publish_job, message, pool=job.pool, warm=warm) if warm else send
         try:
-            return await self._publish(partial(send, warm=warm) if warm else send)
+            return await self._publish(first)
         except NackedError as nack:
             await self._publish_nacked(job, send, in_doubt=nack.in_doubt, delayed=delayed)
             # A queue that nacked without being full may have kept the message.
