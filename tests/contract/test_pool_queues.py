@@ -217,6 +217,25 @@ async def test_a_message_waits_for_its_time_and_keeps_what_it_has(
         assert message.delivery_mode is DeliveryMode.PERSISTENT
 
 
+@pytest.mark.parametrize("queue_type", QueueType)
+async def test_messages_that_no_queue_takes_do_not_hold_up_those_of_other_pools(
+    contract_services: Services,
+    channel: AbstractChannel,
+    jobs: AbstractQueue,
+    pool: str,
+    queue_type: QueueType,
+) -> None:
+    if queue_type is QueueType.QUORUM and contract_services.kind is ServicesChoice.EMBEDDED:
+        pytest.skip("the embedded broker has classic queues only")
+    async with confirm_channel(contract_services) as publishing:
+        delayed = DelayedPublishing(publishing, ServiceSettings(queue_type=queue_type))
+        job = Job(pool=pool, body={})
+        for delayed_job in (*(Job(pool=f"{pool}-gone", body={}) for _ in range(40)), job):
+            message = job_message(delayed_job, reply_to="me")
+            await delayed.publish(message, pool=delayed_job.pool, due=time.monotonic() + 1.5)
+        assert (await until_taken(jobs)).message_id == job.id
+
+
 async def test_a_message_that_nobody_keeps_finds_the_queue_declared_again(
     contract_services: Services, channel: AbstractChannel, jobs: AbstractQueue, pool: str
 ) -> None:

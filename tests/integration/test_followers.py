@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import httpx2
@@ -30,11 +31,12 @@ from inferfleet.schemas import FailureCode, Job, JobState
 from inferfleet.schemas.errors import InvalidJobError, QueueFullError
 from inferfleet.schemas.job import new_job_id
 from inferfleet.schemas.message import message_body, read_job
-from inferfleet.schemas.names import job_key, job_queue, request_key
+from inferfleet.schemas.names import job_key, job_queue, open_key, request_key
 from inferfleet.wire.redis import followers
-from inferfleet.wire.redis.followers import Followers
+from inferfleet.wire.redis.followers import Followers, Looked
 from inferfleet.wire.redis.job_endings import JobEndings
 from inferfleet.wire.redis.records import Closed, JobRecords
+from inferfleet.worker import sweep
 
 BOTH = "first: {{jobs.0.text}}, second: {{ jobs.1.text }}, not {{jobs.x.text}}"
 
@@ -85,7 +87,7 @@ async def test_a_job_fails_if_another_one_does_not_succeed_and_so_do_those_behin
     other = await fleet.submit("other", pool=pool)
     second = await fleet.submit("{{jobs.1.text}}", pool=pool, after=[other, first])
     third = await fleet.submit("{{jobs.0.text}}", pool=pool, after=[second])
-    fourth = await fleet.submit("{{jobs.0.text}}", pool=pool, after=[third, second])
+    fourth = await fleet.submit("{{jobs.0.text}}", pool=pool, after=[second, third])
     if how == "is cancelled while it waits":
         await fleet.cancel(first)
     else:
@@ -94,7 +96,7 @@ async def test_a_job_fails_if_another_one_does_not_succeed_and_so_do_those_behin
         await until_running(fleet, first)
         await fleet.cancel(first)
     results = await fleet.wait_many([second, third, fourth], timeout_s=PATIENCE_S)
-    for result, culprit in zip(results, (first, second, third), strict=True):
+    for result, culprit in zip(results, (first, second, second), strict=True):
         assert result.state is JobState.FAILED
         assert result.error is not None
         assert result.error.code is FailureCode.PREDECESSOR_FAILED
@@ -134,6 +136,126 @@ async def test_what_nobody_let_go_on_the_sweep_does(
     text = (await fleet.wait(first, timeout_s=PATIENCE_S)).text
     assert (await fleet.wait(last, timeout_s=PATIENCE_S)).text == answer_to(Job(body=chat(f"after {text}")))
     assert (await fleet.wait(lost, timeout_s=PATIENCE_S)).state is JobState.FAILED
+
+
+async def test_the_sweep_looks_at_all_jobs_of_the_same_millisecond(
+    fleet: Fleet,
+    start_worker: StartWorker,
+    store: aioredis.Redis,
+    pool: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sweep, "FOLLOWERS", 2)
+    paused = f"{pool}.paused"
+    await fleet.declare_pool(paused)
+    first, bad = await fleet.submit_many(["one", "two"], pool=paused)
+    for _ in range(4):
+        await fleet.submit("{{jobs.0.text}}", pool=pool, after=[first])
+    behind_all = f"ffffffff{new_job_id()[8:]}"
+    last = await fleet.submit("{{jobs.0.text}}", pool=pool, after=[bad], id=behind_all)
+    key = open_key(pool, last.priority)
+    entries = await store.zrange(key, 0, -1, withscores=True)
+    at = entries[0][1]
+    await store.zadd(key, {job_id: at for job_id, _ in entries}, xx=True)
+    assert await store.hdel(job_key(bad.id), "followers") == 1
+    await fleet.cancel(bad)
+    await start_worker(sweep_interval_s=SWEEP_S)
+    assert (await fleet.wait(last, timeout_s=PATIENCE_S)).state is JobState.FAILED
+    await fleet.cancel(first)
+
+
+async def test_a_job_whose_pool_is_gone_holds_up_no_other(
+    fleet: Fleet, foreign: ForeignClient, start_worker: StartWorker, pool: str
+) -> None:
+    gone = f"{pool}.gone"
+    await fleet.declare_pool(gone)
+    first = await fleet.submit("one", pool=pool)
+    lost = await fleet.submit("{{jobs.0.text}}", pool=gone, after=[first])
+    beside = await fleet.submit("{{jobs.0.text}}", pool=pool, after=[first])
+    await foreign.channel.queue_delete(job_queue(gone))
+    worker = await start_worker(sweep_interval_s=3600)
+    text = (await fleet.wait(first, timeout_s=PATIENCE_S)).text
+    answer = answer_to(Job(body=chat(text)))
+    assert (await fleet.wait(beside, timeout_s=PATIENCE_S)).text == answer
+    # Nothing is tried again until the pool has workers.
+    await worker.stop()
+    assert await foreign.waiting() == 0
+    await start_worker(pool=gone, sweep_interval_s=SWEEP_S)
+    assert (await fleet.wait(lost, timeout_s=PATIENCE_S)).text == answer
+    await foreign.channel.queue_delete(job_queue(gone))
+
+
+async def test_a_job_that_a_worker_cannot_read_holds_up_no_other(
+    fleet: Fleet, foreign: ForeignClient, start_worker: StartWorker, store: aioredis.Redis, pool: str
+) -> None:
+    """Its client is newer than the worker."""
+    first, bad = await fleet.submit_many(["one", "two"], pool=pool)
+    newer = await fleet.submit("{{jobs.0.text}}", pool=pool, after=[first], priority="batch")
+    beside = await fleet.submit("{{jobs.0.text}}", pool=pool, after=[first])
+    swept = await fleet.submit("{{jobs.0.text}}", pool=pool, after=[bad], priority="high")
+    await store.set(request_key(newer.id), b'{"new": 1}', keepttl=True)
+    assert await store.hdel(job_key(bad.id), "followers") == 1
+    await fleet.cancel(bad)
+    worker = await start_worker(sweep_interval_s=SWEEP_S)
+    text = (await fleet.wait(first, timeout_s=PATIENCE_S)).text
+    assert (await fleet.wait(beside, timeout_s=PATIENCE_S)).text == answer_to(Job(body=chat(text)))
+    assert (await fleet.wait(swept, timeout_s=PATIENCE_S)).state is JobState.FAILED
+    await worker.stop()
+    assert await foreign.waiting() == 0
+    await store.set(request_key(newer.id), message_body(newer), keepttl=True)
+    await start_worker(sweep_interval_s=SWEEP_S)
+    assert (await fleet.wait(newer, timeout_s=PATIENCE_S)).text == answer_to(Job(body=chat(text)))
+
+
+async def test_an_unreadable_message_ends_the_jobs_behind_its_job(
+    fleet: Fleet, foreign: ForeignClient, start_worker: StartWorker, store: aioredis.Redis, pool: str
+) -> None:
+    first = await fleet.submit("one", pool=pool)
+    last = await fleet.submit("{{jobs.0.text}}", pool=pool, after=[first])
+    reply_to: Any = await store.hget(job_key(first.id), "reply_to")
+    await foreign.channel.queue_purge(job_queue(pool))
+    await foreign.publish(b"{", reply_to=reply_to.decode(), message_id=first.id)
+    await start_worker(sweep_interval_s=3600)
+    result = await fleet.wait(last, timeout_s=PATIENCE_S)
+    assert result.error is not None
+    assert result.error.message == f"not started: job {first.id} has failed"
+
+
+async def test_a_turn_whose_pool_is_gone_ends_the_jobs_behind_it(
+    fleet: Fleet, foreign: ForeignClient, start_worker: StartWorker, pool: str
+) -> None:
+    gone = f"{pool}.gone"
+    await fleet.declare_pool(gone)
+    session = fleet.session(pool)
+    first = await session.send("first", pool=pool)
+    doomed = await session.send("second", pool=gone)
+    last = await fleet.submit("{{jobs.0.text}}", pool=pool, after=[doomed])
+    await foreign.channel.queue_delete(job_queue(gone))
+    await start_worker(sweep_interval_s=3600)
+    assert (await fleet.wait(first, timeout_s=PATIENCE_S)).state is JobState.SUCCEEDED
+    result = await fleet.wait(last, timeout_s=PATIENCE_S)
+    assert result.error is not None
+    assert result.error.message == f"not started: job {doomed.id} has failed"
+
+
+async def test_a_worker_gives_the_slot_back_before_it_lets_others_go_on(
+    fleet: Fleet, start_worker: StartWorker, pool: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = await fleet.submit("one", pool=pool, priority="high")
+    last = await fleet.submit("{{jobs.0.text}}", pool=pool, after=[first])
+    beside = await fleet.submit("beside", pool=pool)
+    may_look, look = asyncio.Event(), Followers.look
+
+    async def look_later(self: Followers, job_id: str, **options: Any) -> Looked:
+        await may_look.wait()
+        return await look(self, job_id, **options)
+
+    monkeypatch.setattr(Followers, "look", look_later)
+    await start_worker(sweep_interval_s=3600, max_running=1)
+    assert (await fleet.wait(beside, timeout_s=PATIENCE_S)).state is JobState.SUCCEEDED
+    assert not may_look.is_set()
+    may_look.set()
+    assert (await fleet.wait(last, timeout_s=PATIENCE_S)).state is JobState.SUCCEEDED
 
 
 async def test_the_message_of_the_other_job_lets_it_go_on_after_a_crash(
@@ -249,8 +371,13 @@ async def test_texts_that_make_a_body_too_large_are_not_put_into_it(
     assert f"its body has {places * size:,} bytes" in result.error.message
 
 
+async def followers_of(store: aioredis.Redis, job: Job) -> list[str]:
+    found: bytes | None = await store.hget(job_key(job.id), "followers")
+    return (found or b"").decode().split()
+
+
 async def test_a_full_queue_keeps_the_other_jobs_message_until_there_is_room(
-    connect: Connect, foreign: ForeignClient, start_worker: StartWorker, pool: str
+    connect: Connect, foreign: ForeignClient, start_worker: StartWorker, store: aioredis.Redis, pool: str
 ) -> None:
     full = f"{pool}.full"
     async with connect(queue_max_length=1) as fleet:
@@ -259,6 +386,7 @@ async def test_a_full_queue_keeps_the_other_jobs_message_until_there_is_room(
         filling = await fleet.submit("fills the queue", pool=full)
         first = await fleet.submit("one", pool=pool)
         last = await fleet.submit("{{jobs.0.text}}", pool=full, after=[first])
+        beside = await fleet.submit("{{jobs.0.text}}", pool=pool, after=[first])
         options: dict[str, Any] = {"queue_max_length": 1, "sweep_interval_s": 3600}
         await start_worker(**options)
         text = (await fleet.wait(first, timeout_s=PATIENCE_S)).text
@@ -266,6 +394,9 @@ async def test_a_full_queue_keeps_the_other_jobs_message_until_there_is_room(
         with pytest.raises(QueueFullError):
             await fleet.submit(refused)
         assert (await fleet.get_many([refused]))[refused.id] is None
+        assert await followers_of(store, first) == [last.id, beside.id]
+        assert (await fleet.wait(beside, timeout_s=PATIENCE_S)).text == answer_to(Job(body=chat(text)))
+        assert await foreign.waiting() == 0
         assert await foreign.waiting(job_queue(full)) == 1
         await start_worker(pool=full, **options)
         for job, answer in ((filling, answer_to(filling)), (last, answer_to(Job(body=chat(text))))):
@@ -291,6 +422,7 @@ async def test_what_cannot_follow_is_refused_and_leaves_nothing(
     own = new_job_id()
     refused: list[tuple[dict[str, Any], str]] = [
         ({"after": [unknown]}, f"after: there is no job {unknown}"),
+        ({"after": [first, unknown]}, f"after: there is no job {unknown}"),
         ({"after": [first], "tenant": "other"}, f"after: there is no job {first.id}"),
         ({"after": [first, first]}, "after: names the job itself, or another job twice"),
         ({"after": [own], "id": own}, "after: names the job itself"),
@@ -311,6 +443,7 @@ async def test_what_cannot_follow_is_refused_and_leaves_nothing(
         return await open_in(store, pool) == {first.id}
 
     await eventually(only_the_first_is_open)
+    assert await followers_of(store, first) == []
 
 
 async def test_a_message_of_another_client_cannot_wait_for_others(

@@ -216,7 +216,7 @@ async def test_a_queue_that_is_full_at_its_time_delays_it(
             return later.not_before is not None and await now(store) > later.not_before
 
         await eventually(is_due)
-        # A quorum queue gives a message up only when the next one has it, and takes a few above its limit.
+        # A quorum queue takes a few above its limit.
         dropped = ServiceSettings().queue_type is QueueType.CLASSIC
         assert await foreign.waiting() == 1 or not dropped
         await start_worker(sweep_interval_s=SWEEP_S, queue_max_length=1)

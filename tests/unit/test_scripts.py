@@ -155,6 +155,7 @@ async def all_that_calls_scripts(pipeline: CommandPipeline) -> AsyncIterator[Awa
     yield lost.report(sweeper="s", lease_s=1, held=[JOB.id], held_s=1, fronts={})
     yield records.move(JOB, from_pool="canary")
     yield pipeline.execute(*job_scripts.follow(job_key(JOB.id), follower="f", tenant="t", most=1))
+    yield pipeline.execute(*job_scripts.unfollow(job_key(JOB.id), follower="f", tenant="t"))
     keys = (job_key(JOB.id), request_key(JOB.id))
     yield pipeline.execute(*job_scripts.let_go(*keys, request=b"", size="", ttl_s=1, call=""))
     rollout = Rollout(pool="p", to="q", steps=(100,), interval_s=1, started_at=NOW, since=NOW)

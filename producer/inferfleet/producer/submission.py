@@ -332,6 +332,7 @@ class Submission:
                 return TakenBack.ACCEPTED
             if withdrawn is Withdrawn.OFFERED:
                 return TakenBack.UNCERTAIN
+        await self._followers.unfollow(job)
         await idempotency.forget(self._pipeline, claimed)
         gone = await self._records.discard(job.id)
         if gone:

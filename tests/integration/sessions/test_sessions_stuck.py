@@ -38,6 +38,7 @@ from inferfleet.schemas.names import (
 from inferfleet.schemas.settings import WorkerSettings
 from inferfleet.wire.rabbitmq.confirms import UnroutableError
 from inferfleet.wire.rabbitmq.publishing import ConfirmChannel
+from inferfleet.wire.redis.followers import Followers
 from inferfleet.wire.redis.job_reading import Standing
 from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.redis.records import JobRecords
@@ -274,8 +275,16 @@ async def test_a_turn_that_runs_is_not_passed_over_because_its_pool_is_gone(
     channel = ConfirmChannel(
         services.amqp_url, connect_timeout_s=PATIENCE_S, confirm_timeout_s=PATIENCE_S, name="lanes"
     )
+
+    async def publish(job: Job, body: bytes, reply_to: str) -> None:
+        raise AssertionError(f"nothing follows, but job {job.id} is published")
+
     lanes = LaneAdvance(
-        settings=settings, records=records, session_lanes=session_lanes, confirm_channel=channel
+        settings=settings,
+        records=records,
+        session_lanes=session_lanes,
+        confirm_channel=channel,
+        followers=Followers(pipeline, records, queued_ttl_s=60, publish=publish),
     )
     with pytest.raises(UnroutableError):
         await lanes.let_next_run(first, witness=first)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from inferfleet.schemas import Job
 from inferfleet.schemas.names import warm_turns
 from inferfleet.schemas.settings import WorkerSettings
+from inferfleet.wire.rabbitmq.confirms import UnroutableError
 from inferfleet.wire.rabbitmq.messages import job_message
 from inferfleet.wire.rabbitmq.publishing import ConfirmChannel
 from inferfleet.wire.redis.followers import Followers
@@ -30,6 +32,7 @@ from inferfleet.worker.fronts import Fronts
 from inferfleet.worker.hooks import AllHooks, Hooks
 from inferfleet.worker.journal import JournalWriter
 from inferfleet.worker.lanes import LaneAdvance
+from inferfleet.worker.log import about
 from inferfleet.worker.metrics import WorkerMetrics
 from inferfleet.worker.ports import EngineDeadError
 from inferfleet.worker.preparation import Preparation
@@ -47,6 +50,8 @@ from inferfleet.worker.work_counting import WorkCounting
 if TYPE_CHECKING:
     from inferfleet.wire.span_export import SpanExport
     from inferfleet.worker.attempt_spans import AttemptSpans
+
+logger = logging.getLogger(__name__)
 
 
 class Parts(NamedTuple):
@@ -123,15 +128,24 @@ def assemble(
     hooks = AllHooks(observers)
     histories = SessionHistories(pipeline=pipeline, settings=settings)
     journal = JournalWriter(records=records, histories=histories, settings=settings, hooks=hooks)
-    lanes = LaneAdvance(
-        settings=settings, records=records, session_lanes=session_lanes, confirm_channel=confirm_channel
-    )
 
     async def publish_ready(job: Job, body: bytes, reply_to: str) -> None:
         message = job_message(job, reply_to=reply_to, body=body)
-        await confirm_channel.publish_job(message, pool=job.pool)
+        try:
+            await confirm_channel.publish_job(message, pool=job.pool)
+        except UnroutableError:
+            # Somebody has deleted the pool. If it gets workers again, their sweep publishes the job.
+            what = "cannot publish a job that runs after others: pool %s has no queue"
+            logger.warning(what, job.pool, extra=about(job))
 
     followers = Followers(pipeline, records, queued_ttl_s=settings.queued_ttl_s, publish=publish_ready)
+    lanes = LaneAdvance(
+        settings=settings,
+        records=records,
+        session_lanes=session_lanes,
+        confirm_channel=confirm_channel,
+        followers=followers,
+    )
     settlement = Settlement(
         settings=settings,
         records=records,

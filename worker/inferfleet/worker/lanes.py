@@ -16,6 +16,7 @@ from inferfleet.schemas.settings import WorkerSettings
 from inferfleet.wire.rabbitmq.confirms import RefusedError, UnroutableError
 from inferfleet.wire.rabbitmq.messages import job_message
 from inferfleet.wire.rabbitmq.publishing import ConfirmChannel
+from inferfleet.wire.redis.followers import Followers
 from inferfleet.wire.redis.records import JobRecords
 from inferfleet.wire.redis.session_lanes import EnterStatus, Payload, SessionLanes
 from inferfleet.worker.log import about
@@ -33,11 +34,13 @@ class LaneAdvance:
         records: JobRecords,
         session_lanes: SessionLanes,
         confirm_channel: ConfirmChannel,
+        followers: Followers,
     ) -> None:
         self._settings = settings
         self._records = records
         self._session_lanes = session_lanes
         self._confirm_channel = confirm_channel
+        self._followers = followers
 
     async def let_next_run(self, ended: Job, *, witness: Job) -> Payload | None:
         """End a turn and publish the next one, if there is one. The caller repeats this until it returns.
@@ -113,7 +116,7 @@ class LaneAdvance:
         await self._publish(replace(payload, warm=""))
 
     async def _fail(self, payload: Payload) -> bool:
-        """Commit that no worker can get the job. Return false if a worker has it."""
+        """Commit that no worker can get the job, and end those that follow it. False if a worker has it."""
         job = payload.job
         message = f"no queue is bound for the pool {job.pool!r} any more"
         failed = await self._records.fail(
@@ -125,4 +128,7 @@ class LaneAdvance:
         )
         if failed.result is not None:
             logger.warning("a session's next turn cannot run: %s", message, extra=about(job))
-        return not failed.busy_s
+        if failed.busy_s:
+            return False
+        await self._followers.ended(job.id)
+        return True

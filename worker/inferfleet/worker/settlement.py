@@ -105,7 +105,9 @@ class Settlement:
         self._followers = followers
         self._unpublished = Outage()
         self._later_contract = Outage()
-        self._unreadable = UnreadableMessages(settings=settings, records=records, lanes=lanes, hooks=hooks)
+        self._unreadable = UnreadableMessages(
+            settings=settings, records=records, lanes=lanes, followers=followers, hooks=hooks
+        )
 
     async def settle(self, run: JobRun, delivery: Delivery, outcome: Outcome) -> Delivery | None:
         """Carry out the outcome of an attempt.
@@ -165,8 +167,8 @@ class Settlement:
         """
         try:
             ended = await self._unreadable.end(delivery, failure, is_running=is_running)
-        except _UNPUBLISHED as error:
-            logger.warning("cannot publish a session's next turn yet (%s)", error)
+        except (*_UNPUBLISHED, ConfigurationError) as error:
+            logger.warning("cannot publish the jobs behind an unreadable message yet (%s)", error)
             ended = EndedUnreadable(REQUEUE_PAUSE_S)
         if ended.busy_s:
             await self._wait(delivery, ended.busy_s)
@@ -186,6 +188,8 @@ class Settlement:
         """Let the jobs run that follow this one, and the session's next turn, if there is one, and ack."""
         job, following = run.job, None
         if followed or job.id in self._records.followed:
+            # This may take long, and needs no slot in the engine.
+            self._slots.leave(run)
             try:
                 await self._followers.ended(job.id)
             except (*_UNPUBLISHED, ConfigurationError) as error:
@@ -193,7 +197,7 @@ class Settlement:
                 self._cannot("publish the jobs that follow another one", error)
                 await self._keep(run, delivery, REQUEUE_PAUSE_S)
                 return None
-            self._records.followed.discard(job.id)
+            self._can()
         if job.session_id is not None:
             try:
                 following = await self._lanes.let_next_run(job, witness=delivery.witness or job)

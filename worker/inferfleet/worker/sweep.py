@@ -16,6 +16,7 @@ import logging
 import os
 import time
 from collections.abc import Sequence
+from contextlib import aclosing
 from itertools import count
 
 from inferfleet.schemas import Job
@@ -31,6 +32,7 @@ from inferfleet.wire.outage import Outage
 from inferfleet.wire.rabbitmq.confirms import NackedError, RefusedError
 from inferfleet.wire.rabbitmq.publishing import ConfirmChannel
 from inferfleet.wire.redis.followers import Followers, Looked
+from inferfleet.wire.redis.job_listing import Entry
 from inferfleet.wire.redis.lost_messages import Front, LostMessages, Marks, OpenJob, Revival, SweepTurn
 from inferfleet.wire.redis.open_jobs import NEVER_MS, OpenJobs
 from inferfleet.wire.redis.session_lanes import SessionLanes
@@ -101,8 +103,8 @@ class Sweep:
         self._processor = processor
         self._hooks = hooks
         self._followers = followers
-        self._followed: dict[int, int] = {}
-        """By priority, the entry of a job that runs after others behind which to look next."""
+        self._followed: dict[int, Entry] = {}
+        """By priority, the job that runs after others behind which to look next."""
         self._pause_s = settings.sweep_interval_s / REPORTS_PER_INTERVAL
         self._name = f"sweep-{settings.worker_id}:{os.urandom(4).hex()}"
         self._calls = count()
@@ -172,22 +174,26 @@ class Sweep:
     async def _look_at_followers(self) -> None:
         """Look at some jobs that run after others, in case nobody has let them go on."""
         for priority in range(PRIORITY_LEVELS):
-            jobs = await self._lost_messages.open_jobs(
-                priority,
-                from_ms=self._followed.pop(priority, NEVER_MS),
-                below_ms=2 * NEVER_MS,
-                limit=FOLLOWERS,
-            )
+            behind = self._followed.pop(priority, Entry("", NEVER_MS))
+            reading = self._lost_messages.unfinished(priority, behind=behind, page_size=FOLLOWERS)
+            async with aclosing(reading) as pages:
+                entries: list[Entry] = await anext(pages, [])
+            if len(entries) == FOLLOWERS:
+                self._followed[priority] = entries[-1]
+            jobs = [OpenJob(entry.id, entry.since_ms, 0) for entry in entries]
             marks = await self._lost_messages.marks(job.id for job in jobs)
             over = [job for job, its in zip(jobs, marks, strict=True) if its.over]
             await self._lost_messages.forget(priority, over)
-            ids = [job.id for job in jobs if job not in over]
-            looked = await asyncio.gather(*map(self._followers.look, ids))
-            for job_id, its in zip(ids, looked, strict=True):
-                if its is Looked.ENDED:
-                    await self._followers.ended(job_id)
-            if len(jobs) == FOLLOWERS:
-                self._followed[priority] = jobs[-1].published_ms
+            waiting = (self._look_at_follower(job.id) for job in jobs if job not in over)
+            for outcome in await asyncio.gather(*waiting, return_exceptions=True):
+                if isinstance(outcome, Exception):
+                    self._errors.append(outcome)
+                elif outcome is not None:
+                    raise outcome
+
+    async def _look_at_follower(self, job_id: str) -> None:
+        if await self._followers.look(job_id) is Looked.ENDED:
+            await self._followers.ended(job_id)
 
     @property
     def _cannot_publish(self) -> bool:

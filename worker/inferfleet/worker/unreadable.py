@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from inferfleet.schemas import Failure, Job
 from inferfleet.schemas.message import derived_id, known_of
 from inferfleet.schemas.settings import WorkerSettings
+from inferfleet.wire.redis.followers import Followers
 from inferfleet.wire.redis.records import JobRecords
 from inferfleet.wire.redis.session_lanes import Payload
 from inferfleet.worker.broker import Delivery
@@ -39,23 +40,31 @@ class UnreadableMessages:
     """Handles messages that are not jobs, and ends the jobs that they name."""
 
     def __init__(
-        self, *, settings: WorkerSettings, records: JobRecords, lanes: LaneAdvance, hooks: Hooks
+        self,
+        *,
+        settings: WorkerSettings,
+        records: JobRecords,
+        lanes: LaneAdvance,
+        followers: Followers,
+        hooks: Hooks,
     ) -> None:
         self._settings = settings
         self._records = records
         self._lanes = lanes
+        self._followers = followers
         self._hooks = hooks
 
     async def end(
         self, delivery: Delivery, failure: Failure, *, is_running: Callable[[str], bool]
     ) -> EndedUnreadable:
-        """End the message's job as failed, tell its client, and let its session's next turn run.
+        """End the message's job as failed, tell its client, and let the jobs run that follow it, and its
+        session's next turn.
 
         A job with the same id stays as it is if it has ended, or if it belongs to another client, because any
         message may repeat an id.
 
         Raises:
-            ServiceUnreachableError, PublishUnconfirmedError, RefusedError: The next turn is not published.
+            InferfleetError, RefusedError: The next turn, or a job that follows, is not published.
 
         """
         known = known_of(delivery.body, delivery.message_id)
@@ -89,6 +98,7 @@ class UnreadableMessages:
                 return EndedUnreadable(failed.busy_s)
             if failed.result is not None:
                 self._hooks.on_end(None, failed.result)
+            await self._followers.ended(job_id)
             if job.session_id is not None:
                 return EndedUnreadable(job=job, following=await self._lanes.let_next_run(job, witness=job))
             break

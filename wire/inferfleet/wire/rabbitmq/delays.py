@@ -108,9 +108,6 @@ async def declare_delays(channel: AbstractChannel, settings: ServiceSettings) ->
 
 def delay_arguments(seconds: int, *, to: str, queue_type: QueueType, version: str) -> dict[str, Any]:
     """Return the arguments of a queue in which messages wait before they go to the exchange ``to``."""
+    # Not at-least-once: messages that no queue takes would hold up those of all pools (decision 37).
     arguments = type_arguments(queue_type, version)
-    arguments |= {"x-message-ttl": seconds * 1000, "x-dead-letter-exchange": to}
-    if queue_type is QueueType.QUORUM:
-        # RabbitMQ keeps the message until the next queue has it.
-        arguments |= {"x-dead-letter-strategy": "at-least-once", "x-overflow": "reject-publish"}
-    return arguments
+    return arguments | {"x-message-ttl": seconds * 1000, "x-dead-letter-exchange": to}

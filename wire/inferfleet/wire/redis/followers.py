@@ -10,13 +10,14 @@ same, as after a failover, the sweep finds (``inferfleet.worker.sweep``).
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import timedelta
 from enum import Enum, auto
 from typing import Final
 
-from inferfleet.schemas.errors import InvalidJobError
+from inferfleet.schemas.errors import InvalidJobError, ServiceUnreachableError
 from inferfleet.schemas.failures import Failure, FailureCode
 from inferfleet.schemas.job import DEFAULT_TENANT, Job, JobState
 from inferfleet.schemas.message import message_body, read_job
@@ -30,11 +31,21 @@ from inferfleet.wire.redis.job_reading import STATES
 from inferfleet.wire.redis.pipeline import CommandPipeline
 from inferfleet.wire.redis.records import JobRecords
 
+logger = logging.getLogger(__name__)
+
 MAX_FOLLOWERS: Final = 1000
 """How many jobs may follow one: their ids are in its record."""
 
 MAX_BODY_BYTES: Final = 16 * 1024 * 1024
 """The largest body with the texts of predecessors in it: what workers accept."""
+
+AT_ONCE: Final = 64
+"""How many jobs that follow the same one are looked at at the same time."""
+
+REMEMBERED: Final = 64
+"""For how many ended jobs a process remembers which of their followers it has published."""
+
+_NO_TEXTS: Mapping[str, str] = {}
 
 PublishReady = Callable[[Job, bytes, str], Awaitable[object]]
 """Publishes a job with this body of its message, for the client ``reply_to``."""
@@ -63,6 +74,8 @@ class Followers:
         self._queued_ttl_s = queued_ttl_s
         self._publish = publish
         self._name = os.urandom(4).hex()
+        self._published: dict[str, set[str]] = {}
+        """By ended job, the followers that are published, while others of them cannot be."""
 
     async def require(self, job: Job) -> None:
         """Make sure that the jobs after which this one runs exist.
@@ -111,25 +124,72 @@ class Followers:
             if state == b"full":
                 raise InvalidJobError(f"after: {MAX_FOLLOWERS} jobs follow job {other}, which is the limit")
 
+    async def unfollow(self, job: Job) -> None:
+        """Forget at those jobs a closed job that its client takes back. Idempotent.
+
+        Raises:
+            ServiceUnreachableError, ServiceRefusedError: Redis does not answer.
+
+        """
+        await asyncio.gather(
+            *(
+                self._pipeline.enqueue(
+                    *job_scripts.unfollow(job_key(other), follower=job.id, tenant=job.tenant)
+                )
+                for other in job.after or ()
+            )
+        )
+
     async def ended(self, job_id: str) -> None:
         """Let the jobs go on that follow one that has ended, and those that follow one that fails by that.
+
+        One that cannot go on does not keep the others from it.
 
         Raises:
             InferfleetError, RefusedError: A job cannot be published. Call this again.
 
         """
-        ended, seen = [job_id], {job_id}
+        published = self._published.pop(job_id, set())
+        ended, seen = [job_id], {job_id, *published}
+        failures: list[Exception] = []
         while ended:
-            followers: bytes | None = await self._pipeline.execute("HGET", job_key(ended.pop()), "followers")
-            for follower in (followers or b"").decode().split():
-                if follower not in seen and await self.look(follower) is Looked.ENDED:
-                    ended.append(follower)
-                seen.add(follower)
+            other = ended.pop()
+            followers: bytes | None = await self._pipeline.execute("HGET", job_key(other), "followers")
+            ids = [follower for follower in (followers or b"").decode().split() if follower not in seen]
+            seen.update(ids)
+            known = await self._texts([other]) if ids else _NO_TEXTS
+            for first in range(0, len(ids), AT_ONCE):
+                batch = ids[first : first + AT_ONCE]
+                looks = (self.look(follower, known=known) for follower in batch)
+                looked = await asyncio.gather(*looks, return_exceptions=True)
+                for follower, its in zip(batch, looked, strict=True):
+                    if its is Looked.ENDED:
+                        ended.append(follower)
+                    elif its is Looked.READY:
+                        published.add(follower)
+                    elif isinstance(its, InvalidJobError):
+                        # Its client is newer than this process: a newer worker's sweep lets it go on.
+                        logger.warning("cannot read job %s, which follows job %s: %s", follower, other, its)
+                    elif isinstance(its, Exception):
+                        failures.append(its)
+                    elif isinstance(its, BaseException):
+                        raise its
+                if any(isinstance(failure, ServiceUnreachableError) for failure in failures):
+                    # The others would fare no better.
+                    break
+        if failures:
+            self._published[job_id] = published
+            while len(self._published) > REMEMBERED:
+                del self._published[next(iter(self._published))]
+            raise failures[0]
+        self._records.followed.discard(job_id)
 
-    async def look(self, job_id: str, *, submits: bool = False) -> Looked:
+    async def look(
+        self, job_id: str, *, submits: bool = False, known: Mapping[str, str] = _NO_TEXTS
+    ) -> Looked:
         """Let a job go on if the others have ended. ``submits`` says that the caller submits the job.
 
-        Raises as ``ended`` does.
+        ``known`` are texts of others that the caller has read already. Raises as ``ended`` does.
         """
         state, attempt, after, ready, pool, priority, tenant = await self._pipeline.execute(
             "HMGET", job_key(job_id), "state", "attempt", "after", "ready", "pool", "priority", "tenant"
@@ -153,11 +213,11 @@ class Followers:
         request = await self._records.request(job_id)
         if request is None:
             return await self._fail(job_id, "Redis has lost its request", code=FailureCode.INTERNAL)
-        results = await self._records.results(others)
+        known = {**known, **await self._texts([other for other in others if other not in known])}
         for other in others:
-            if other not in results:
+            if other not in known:
                 return await self._fail(job_id, f"the result of job {other} has expired")
-        texts = [Result.model_validate_json(results[other]).text for other in others]
+        texts = [known[other] for other in others]
         job = read_job(request)
         if (filled := bytes_with_texts(job.body, texts)) > MAX_BODY_BYTES:
             why = (
@@ -175,6 +235,11 @@ class Followers:
         body = message_body(job)
         size = JobSize.of(job.endpoint, job.body, request_bytes=len(body)).encoded()
         return await self._let_go(job_id, body, size, pool.decode(), int(priority), submits=submits)
+
+    async def _texts(self, job_ids: Sequence[str]) -> dict[str, str]:
+        """Read the texts of ended jobs whose results have not expired."""
+        results = await self._records.results(job_ids)
+        return {job_id: Result.model_validate_json(result).text for job_id, result in results.items()}
 
     async def _let_go(
         self, job_id: str, request: bytes, size: str, pool: str, priority: int, *, submits: bool

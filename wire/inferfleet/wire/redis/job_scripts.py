@@ -18,6 +18,7 @@ _REVIVE = SCRIPTS["revive"]
 _MOVE = SCRIPTS["move"]
 _DROP_REQUEST = SCRIPTS["drop_request"]
 _FOLLOW = SCRIPTS["follow"]
+_UNFOLLOW = SCRIPTS["unfollow"]
 _LET_GO = SCRIPTS["let_go"]
 _START = SCRIPTS["start"]
 _RESTART = SCRIPTS["restart"]
@@ -173,6 +174,11 @@ def drop_request(job_key: str, request_key: str, /) -> Command:
 def follow(job_key: str, /, *, follower: str, tenant: str, most: int) -> Command:
     """Note at a job that another one runs after it."""
     return ("EVALSHA", _FOLLOW.sha, 1, job_key, follower, tenant, most)
+
+
+def unfollow(job_key: str, /, *, follower: str, tenant: str) -> Command:
+    """Forget at a job that another one runs after it."""
+    return ("EVALSHA", _UNFOLLOW.sha, 1, job_key, follower, tenant)
 
 
 def let_go(job_key: str, request_key: str, /, *, request: bytes, size: str, ttl_s: int, call: str) -> Command:
