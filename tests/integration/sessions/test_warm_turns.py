@@ -363,6 +363,15 @@ async def test_a_turn_in_its_workers_queue_is_not_lost_and_one_that_is_lost_ther
     assert await session.history() == conversation("one", "two", "three")
 
 
+async def test_a_worker_may_start_again_with_more_slots(
+    fleet: Fleet, session: Session, start_worker: StartWorker, pool: str
+) -> None:
+    for slots in (2, 4):
+        worker = await start_worker(worker_id=pool, warm_wait_s=LONG_S, max_running=slots)
+        assert await run(fleet, session, f"with {slots}", pool=pool) == pool
+        await worker.stop()
+
+
 @pytest.mark.parametrize("keep", [True, False])
 async def test_only_turns_that_can_be_published_again_wait_for_a_worker(
     connect: Connect, start_worker: StartWorker, pool: str, monkeypatch: pytest.MonkeyPatch, *, keep: bool

@@ -310,8 +310,8 @@ class SessionLanes:
     async def _usable(self, warm: bytes, job: Job) -> str:
         """Return the routing key of a worker if the turn may wait for it, ``""`` if not.
 
-        The worker must be in the pool that the turn goes to. Redis must have the turn's request: RabbitMQ may
-        lose a message that it moves from a worker's queue. Each producer decides whether Redis keeps requests.
+        The worker must be in the pool that the turn goes to. Redis must have the turn's request, which its
+        producer decides: RabbitMQ may lose a message that it moves from a worker's queue.
         """
         key = warm.decode()
         in_pool = key.startswith(warm_turns(job.pool, ""))
