@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from contextlib import suppress
 from typing import Any
 from uuid import uuid4
 
@@ -95,11 +96,38 @@ async def test_a_queue_vanishes_when_its_worker_has_gone_for_long(
             await asyncio.sleep(0.05)
 
 
-async def test_a_queue_with_another_wait_names_the_setting(channel: AbstractChannel, pool: str) -> None:
-    await declare_pool(channel, pool, settings_of(pool))
+@pytest.mark.parametrize("changed", [{"max_running": 3}, {"look_ahead": 3}, {"warm_wait_s": 1.0}])
+async def test_a_worker_with_other_settings_replaces_its_queue(
+    channel: AbstractChannel, jobs: AbstractQueue, pool: str, changed: dict[str, Any]
+) -> None:
     await declare_warm_queue(channel, settings_of(pool))
-    with pytest.raises(ConfigurationError, match="set INFERFLEET_WARM_WAIT_S as it was"):
-        await declare_warm_queue(channel, settings_of(pool, warm_wait_s=1.0))
+    warm = await declare_warm_queue(channel, settings_of(pool, **changed))
+    assert await takes_turn(channel, pool, "w")
+    assert await ready(channel, warm) == 1
+
+
+async def test_a_queue_of_other_settings_stays_until_its_turns_are_moved(
+    channel: AbstractChannel, jobs: AbstractQueue, pool: str
+) -> None:
+    former = await declare_warm_queue(channel, settings_of(pool, warm_wait_s=0.4))
+    await publish(channel, former, "turn")
+    changed = settings_of(pool, warm_wait_s=0.4, max_running=3)
+    with suppress(ConfigurationError):
+        await declare_warm_queue(channel, changed)
+    assert (await take_when_ready(channel, jobs)).body == b"turn"
+    await declare_warm_queue(channel, changed)
+
+
+async def test_a_queue_that_has_turns_of_other_settings_names_them(
+    channel: AbstractChannel, jobs: AbstractQueue, pool: str
+) -> None:
+    former = await declare_warm_queue(channel, settings_of(pool))
+    await publish(channel, former, "turn")
+    with pytest.raises(ConfigurationError, match=r"has 1 turn .* INFERFLEET_MAX_RUNNING.* Wait a minute"):
+        await declare_warm_queue(channel, settings_of(pool, max_running=3))
+    assert await ready(channel, former) == 1
+    # So that no more turns come into it.
+    assert not await takes_turn(channel, pool, "w")
 
 
 def test_one_expression_matches_the_queues_of_one_pool() -> None:

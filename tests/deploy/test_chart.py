@@ -250,6 +250,16 @@ def test_the_queues_of_workers_count_in_the_pools_whose_turns_wait_for_their_wor
     assert [each.get("useRegex") for each in watched] == ["true", None]
 
 
+def test_a_wait_that_is_set_for_all_pools_counts_as_one_of_each(tmp_path: Path) -> None:
+    pools = [{"name": "chat"}, {"name": "embed"}]
+    manifests = chart(
+        VALUES | {"pools": pools, "fleet": {"INFERFLEET_WARM_WAIT_S": "2"}},
+        tmp_path,
+    )
+    watched = [each["spec"]["triggers"][0]["metadata"] for each in manifests.all("ScaledObject")]
+    assert [each["queueName"] for each in watched] == [job_queues("chat"), job_queues("embed")]
+
+
 def test_the_docs_name_the_overlays_that_no_values_give() -> None:
     """A mesh needs annotations and a policy, others other volumes or a container; two bring services."""
     (named,) = re.findall(r"no values for the overlays ([^.]+)\.", DOCS)

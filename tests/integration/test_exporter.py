@@ -20,6 +20,7 @@ from tests.patience import PATIENCE_S
 from tests.stores import plain_redis
 from yarl import URL
 
+from inferfleet.exporter import management
 from inferfleet.exporter.management import ManagementQueues
 from inferfleet.exporter.server import serving
 from inferfleet.exporter.settings import ExporterSettings
@@ -225,10 +226,13 @@ async def test_jobs_that_a_worker_has_ended_count_when_its_queue_has_gone(
             "message_stats": stats,
         }
 
+    monkeypatch.setattr(management, "GONE", 1)
     answers = [
         [queue(job_queue("a"), 10, 1), queue(warm_queue("a", "w"), 5, 2), queue(job_queue("a.b"), 1)],
         [queue(job_queue("a"), 12)],
         [queue(job_queue("a"), 12), queue(warm_queue("a", "v"), 3)],
+        [queue(job_queue("a"), 12), queue(warm_queue("a", "u"), 2)],
+        [queue(job_queue("a"), 12), queue(warm_queue("a", "v"), 4), queue(warm_queue("a", "u"), 2)],
     ]
 
     async def answer(*_: object) -> QueuesAnswer:
@@ -236,10 +240,10 @@ async def test_jobs_that_a_worker_has_ended_count_when_its_queue_has_gone(
 
     monkeypatch.setattr(ManagementApi, "queues", answer)
     queues = ManagementQueues("http://host:15672", amqp_url="amqp://host/")
-    first, second, third = [await queues.counts(()) for _ in range(3)]
-    counted = [(counts["a"].acked, counts["a"].unacked) for counts in (first, second, third)]
-    assert counted == [(15, 3), (17, 0), (20, 0)]
-    assert first["a.b"].acked == 1
+    seen = [await queues.counts(()) for _ in range(5)]
+    counted = [(counts["a"].acked, counts["a"].unacked) for counts in seen]
+    assert counted == [(15, 3), (17, 0), (20, 0), (22, 0), (23, 0)]
+    assert seen[0]["a.b"].acked == 1
 
 
 async def test_longer_jobs_are_a_longer_backlog(managed: Services, pool: str) -> None:

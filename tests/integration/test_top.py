@@ -226,7 +226,7 @@ async def test_top_needs_a_terminal_and_says_what_does_not(inferfleet: RunComman
     assert "add --once" in ended.err
     ended = await inferfleet("top", "--once", environment={"INFERFLEET_AMQP_URL": "amqp://127.0.0.1:1"})
     assert ended.code == 3
-    assert "RabbitMQ is out of reach" in ended.err
+    assert "cannot read RabbitMQ" in ended.err
 
 
 # The live view
@@ -321,13 +321,13 @@ async def test_an_outage_is_shown_and_the_view_goes_on(
         redis.hold(*Direction)
         settings = producer_settings(amqp_url=rabbitmq.url, redis_url=redis.url)
         async with watching(settings) as (app, _):
-            await until(lambda: "Redis is out of reach" in text(app, "#outages"))
+            await until(lambda: "cannot read Redis" in text(app, "#outages"))
             redis.heal()
             await until(lambda: rows(app.pools).get(pool, [])[1:4] == ["0", "0", "0"])
             assert not app.query_one("#outages").display
 
             rabbitmq.hold(*Direction)
-            await until(lambda: "RabbitMQ is out of reach" in text(app, "#outages"))
+            await until(lambda: "cannot read RabbitMQ" in text(app, "#outages"))
             # The pool is known by its queue alone.
             assert rows(app.pools)[pool][1:4] == ["0", "0", "-"]
             await fleet.submit("hello", pool=pool)
@@ -337,7 +337,7 @@ async def test_an_outage_is_shown_and_the_view_goes_on(
             await until(lambda: rows(app.pools)[pool][1:4] == ["1", "0", "1"])
 
             redis.hold(*Direction)
-            await until(lambda: "Redis is out of reach, so this is the fleet at" in text(app, "#outages"))
+            await until(lambda: "cannot read Redis, so this is the fleet at" in text(app, "#outages"))
             assert rows(app.pools)[pool][1:4] == ["1", "0", "1"]
             redis.reset()
             redis.heal()

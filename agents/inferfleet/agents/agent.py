@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from inspect import iscoroutinefunction
 from itertools import chain
 from typing import Any
 
@@ -71,6 +72,11 @@ class Agent:
         if self.limits.max_cost is not None and self.limits.prices is None:
             raise ConfigurationError(
                 f"agent {self.name}: max_cost={self.limits.max_cost} needs prices: add them to its limits"
+            )
+        call = getattr(self.decide, "__call__", None)  # noqa: B004 - an object may have an async one
+        if iscoroutinefunction(self.decide) or iscoroutinefunction(call):
+            raise ConfigurationError(
+                f"agent {self.name}: decide is an async function; make it a plain one, and await in a tool"
             )
         names = [each.name for each in self.tools]
         if twice := {name for name in names if names.count(name) > 1}:

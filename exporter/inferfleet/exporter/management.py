@@ -15,6 +15,8 @@ TIMEOUT_S = 4.0
 PAGE = 500
 COLUMNS = "name,messages_ready,messages_unacknowledged,message_stats.publish,message_stats.ack"
 NAMES = "^inferfleet[.](jobs|warm|dead)[.]"
+GONE = 1000
+"""How many queues that have gone are remembered by name in each pool."""
 
 
 class ManagementQueues:
@@ -73,15 +75,22 @@ class _Warm:
 
     def __init__(self) -> None:
         self._acked: dict[str, int] = {}
-        """The counters of all queues that there are, or were when they were last seen."""
+        """The counters of the queues that there are, or were when they were last seen, which comes first."""
+        self._acked_before = 0
+        """The sum of those that have not been seen for so long that they are forgotten."""
 
     def add(self, counts: QueueCounts, queues: Sequence[QueueAnswer]) -> QueueCounts:
         for queue in queues:
+            self._acked.pop(queue.name, None)
             self._acked[queue.name] = queue.message_stats.ack or 0
+        # Some are kept, because a queue that an answer lacks may come back with its counter.
+        while len(self._acked) > len(queues) + GONE:
+            self._acked_before += self._acked.pop(next(iter(self._acked)))
         if counts.unacked is None or counts.acked is None:
             return counts
         held = sum((queue.messages_ready or 0) + (queue.messages_unacknowledged or 0) for queue in queues)
-        return replace(counts, unacked=counts.unacked + held, acked=counts.acked + sum(self._acked.values()))
+        acked = counts.acked + self._acked_before + sum(self._acked.values())
+        return replace(counts, unacked=counts.unacked + held, acked=acked)
 
 
 def _counts(jobs: QueueAnswer, dead: QueueAnswer | None) -> QueueCounts:

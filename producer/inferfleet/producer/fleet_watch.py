@@ -20,7 +20,7 @@ from inferfleet.producer.job_listing import JobListing
 from inferfleet.producer.pools import Pools
 from inferfleet.producer.rollout_views import rollout_views
 from inferfleet.schemas.errors import ConfigurationError, ServiceRefusedError, ServiceUnreachableError
-from inferfleet.schemas.fleet_snapshot import FleetSnapshot, PoolView
+from inferfleet.schemas.fleet_snapshot import AgentQueueView, FleetSnapshot, PoolView
 from inferfleet.schemas.heartbeat import EndedJob, Heartbeat
 from inferfleet.schemas.job import DEFAULT_POOL, JobState
 from inferfleet.schemas.names import job_queue
@@ -75,7 +75,7 @@ class FleetWatch:
             pools = await self._pools.all()
             turns = await asyncio.gather(*(count_waiting_turns(self._pipeline, it.pool) for it in pools))
             rollouts = await rollout_views(self._pipeline)
-            agents = await count_runs(self._pipeline)
+            agents = await self._agents()
         except _AWAY as error:
             last = self._last or FleetSnapshot(at=self._pipeline.clock.now())
             return last.model_copy(update={"unreachable": {"Redis": str(error)}})
@@ -102,6 +102,15 @@ class FleetWatch:
             ended=tuple(self._ended),
         )
         return self._last
+
+    async def _agents(self) -> list[AgentQueueView]:
+        """Count the runs of agents; none without the rights on their keys, which not every client needs."""
+        try:
+            return await count_runs(self._pipeline)
+        except ServiceRefusedError as error:
+            if error.passing:
+                raise
+            return []
 
     async def _ready(self, queue: str) -> int | None:
         """Count the messages in a queue; ``None`` if there is no queue, or RabbitMQ does not answer."""

@@ -24,6 +24,7 @@ from tests.integration.conftest import (
 )
 from tests.integration.own_redis.conftest import StartRedis, as_user, set_user
 
+from inferfleet.agents import AgentRuns
 from inferfleet.local.services.free_port import free_port
 from inferfleet.local.services.redis_process import RedisProcess, redis_binary
 from inferfleet.schemas.errors import (
@@ -224,6 +225,29 @@ async def test_the_rights_on_the_page_are_enough_for_all_that_a_fleet_does(
         await worker.stop()
         assert await fleet.workers() == []
     assert await operator.execute_command("ACL", "LOG") == []
+
+
+async def test_only_clients_of_agents_need_the_rights_on_their_keys(
+    own_redis: RedisProcess, operator: aioredis.Redis, connect: Connect, pool: str
+) -> None:
+    async def start_run() -> tuple[str, ...]:
+        async with connect(redis_url=as_user(own_redis.url, "someone")) as fleet:
+            await fleet.submit("hello", pool=pool)
+            snapshot = await fleet.watch.snapshot()
+            assert (snapshot.unreachable, [it.pool for it in snapshot.pools]) == ({}, [pool])
+            await AgentRuns(fleet).start("clerk", "hello", queue=pool)
+            return tuple(it.queue for it in (await fleet.watch.snapshot()).agents)
+
+    async with connect(redis_url=own_redis.url) as fleet:
+        await fleet.declare_pool(pool)
+    await set_user(operator, "~inferfleet:[^a]*", "+@all")
+    with pytest.raises(ServiceRefusedError, match="NOPERM"):
+        await start_run()
+    assert await operator.keys("inferfleet:run:*") == []
+    (paragraph,) = re.findall(r"^Agents and whoever .*?\n\n", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    patterns = re.findall(r"`(~[^`]+)`", paragraph)
+    await set_user(operator, "~inferfleet:[^a]*", *patterns, "+@all")
+    assert await start_run() == (pool,)
 
 
 async def test_a_user_who_may_not_run_scripts_is_told_at_the_start(

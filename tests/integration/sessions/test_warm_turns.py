@@ -34,6 +34,7 @@ from inferfleet.schemas.names import job_queue, session_key, warm_queue, warm_tu
 from inferfleet.schemas.settings import WorkerSettings
 from inferfleet.wire.rabbitmq.confirms import NackedError
 from inferfleet.wire.rabbitmq.connection import open_amqp
+from inferfleet.wire.rabbitmq.publishing import ConfirmChannel, Outgoing
 from inferfleet.wire.rabbitmq.topology import declare_warm_queue
 from inferfleet.wire.redis.session_lanes import Payload
 from inferfleet.worker.broker import Subscription
@@ -360,6 +361,40 @@ async def test_a_turn_in_its_workers_queue_is_not_lost_and_one_that_is_lost_ther
     assert result.state is JobState.SUCCEEDED
     assert was_republished(await journal_of(store, lost))
     assert await session.history() == conversation("one", "two", "three")
+
+
+async def test_a_worker_may_start_again_with_more_slots(
+    fleet: Fleet, session: Session, start_worker: StartWorker, pool: str
+) -> None:
+    for slots in (2, 4):
+        worker = await start_worker(worker_id=pool, warm_wait_s=LONG_S, max_running=slots)
+        assert await run(fleet, session, f"with {slots}", pool=pool) == pool
+        await worker.stop()
+
+
+@pytest.mark.parametrize("keep", [True, False])
+async def test_only_turns_that_can_be_published_again_wait_for_a_worker(
+    connect: Connect, start_worker: StartWorker, pool: str, monkeypatch: pytest.MonkeyPatch, *, keep: bool
+) -> None:
+    """RabbitMQ may lose a message that it moves, and each client decides whether Redis keeps the request."""
+    warm_keys: dict[str | int | None, str] = {}
+    publish_job = ConfirmChannel.publish_job
+
+    async def note_key(self: ConfirmChannel, message: Outgoing, *, pool: str, warm: str = "") -> bool:
+        warm_keys[message.properties.message_id] = warm
+        return await publish_job(self, message, pool=pool, warm=warm)
+
+    monkeypatch.setattr(ConfirmChannel, "publish_job", note_key)
+    async with connect(keep_requests=keep) as fleet:
+        await fleet.declare_pool(pool)
+        await start_worker(worker_id=pool, warm_wait_s=LONG_S)
+        session = fleet.session(f"s-{uuid4()}")
+        await run(fleet, session, "one", pool=pool)
+        published = await session.send("two", pool=pool, body=SLOW)
+        from_lane = await session.send("three", pool=pool)
+        await finished(fleet, published, from_lane)
+    key = warm_turns(pool, pool) if keep else ""
+    assert [warm_keys[turn.id] for turn in (published, from_lane)] == [key, key]
 
 
 async def test_a_session_that_changes_pools_does_not_wait_for_a_worker_of_the_old_one(

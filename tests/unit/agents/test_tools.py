@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -117,3 +118,18 @@ def test_a_place_without_an_agent_is_an_error(tmp_path: Path, monkeypatch: pytes
     ):
         with pytest.raises(ConfigurationError, match=why):
             load_agents([place])
+
+
+async def decide_later(_: object) -> str:
+    return "done"
+
+
+class DecidesLater:
+    async def __call__(self, _: object) -> str:
+        return "done"
+
+
+@pytest.mark.parametrize("decide", [decide_later, DecidesLater(), partial(decide_later)])
+def test_an_agent_refuses_a_function_that_cannot_decide_at_once(decide: Any) -> None:
+    with pytest.raises(ConfigurationError, match="agent clerk: decide is an async function"):
+        Agent(name="clerk", decide=decide)

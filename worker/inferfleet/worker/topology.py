@@ -68,9 +68,10 @@ class Topology:
             # On a separate channel, because the broker closes a channel at every refusal.
             async with self._connection.channel(publisher_confirms=False) as channel:
                 queue = await declare_pool(channel, self._settings.pool, self._settings)
+                # Before its own queue, because then no other worker has the id.
+                await self._listen()
                 if self._settings.warm_wait_s and not self._left:
                     await declare_warm_queue(channel, self._settings)
-            await self._listen()
         return queue.name
 
     async def leave(self) -> None:

@@ -181,7 +181,7 @@ class TopApp(App[InferfleetError]):
                         await self._pause()
             except (ServiceUnreachableError, ServiceRefusedError) as error:
                 self._overview.update("connecting to Redis")
-                self._tell(line(f"Redis is out of reach: {error}"))
+                self._tell(line(f"cannot read Redis: {error}"))
             except InferfleetError as error:
                 self.exit(error)
                 return

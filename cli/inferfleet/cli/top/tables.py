@@ -140,7 +140,7 @@ def outages(snapshot: FleetSnapshot) -> Generator[str]:
             if service == "Redis"
             else "so the lengths of queues are unknown"
         )
-        yield line(f"{service} is out of reach, {meaning}: {why}")
+        yield line(f"cannot read {service}, {meaning}: {why}")
 
 
 def gates(pool: PoolView) -> Generator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any
 
@@ -16,6 +16,7 @@ from aio_pika.exceptions import ChannelNotFoundEntity, ChannelPreconditionFailed
 
 from inferfleet.schemas import names
 from inferfleet.schemas.errors import ConfigurationError
+from inferfleet.schemas.plural import count_of
 from inferfleet.schemas.settings import QueueType, ServiceSettings, WorkerSettings
 from inferfleet.wire.rabbitmq.errors import refused
 
@@ -67,10 +68,11 @@ async def declare_warm_queue(channel: AbstractChannel, settings: WorkerSettings)
     """Declare a worker's queue of warm turns, and bind it. Idempotent.
 
     RabbitMQ moves a turn to the pool's queue if it has lain here for half of ``warm_wait_s``; the worker may
-    hold it for the other half. The queue holds no more turns than the worker takes.
+    hold it for the other half. The queue holds no more turns than the worker takes. One that the same worker
+    declared with other settings is deleted, once it is empty. No other process may have the worker's id.
 
     Raises:
-        ConfigurationError: The queue exists with other arguments.
+        ConfigurationError: The queue exists with other arguments, and is not empty yet.
         ServiceRefusedError: The broker refuses: a permission is missing, or there are too many queues.
 
     """
@@ -84,12 +86,40 @@ async def declare_warm_queue(channel: AbstractChannel, settings: WorkerSettings)
         "x-dead-letter-exchange": names.JOBS_EXCHANGE,
         "x-dead-letter-routing-key": settings.pool,
     }
+    name = names.warm_queue(settings.pool, settings.worker_id)
+    key = names.warm_turns(settings.pool, settings.worker_id)
+    try:
+        # On a separate channel, because the broker closes it if the arguments differ.
+        attempt = await connection.channel()
+        await attempt.queue_declare(name, durable=True, arguments=arguments)
+        await attempt.close()
+    except ChannelPreconditionFailed as error:
+        if _DIFFERENCE.search(str(error)):
+            # Unless it has expired by now.
+            with suppress(ChannelNotFoundEntity):
+                await _delete_former(connection, name, key)
     with declaration_errors():
-        queue = await channel.declare_queue(
-            names.warm_queue(settings.pool, settings.worker_id), durable=True, arguments=arguments
-        )
-        await queue.bind(names.JOBS_EXCHANGE, routing_key=names.warm_turns(settings.pool, settings.worker_id))
+        queue = await channel.declare_queue(name, durable=True, arguments=arguments)
+        await queue.bind(names.JOBS_EXCHANGE, routing_key=key)
     return queue
+
+
+async def _delete_former(connection: aiormq.abc.AbstractConnection, name: str, key: str) -> None:
+    """Delete the queue of this worker's last run, unless turns are still in it. RabbitMQ moves those."""
+    channel = await connection.channel()
+    await channel.queue_unbind(name, names.JOBS_EXCHANGE, routing_key=key)
+    # A quorum queue does not support deletion on condition.
+    queue = await channel.queue_declare(name, passive=True)
+    if queue.message_count or queue.consumer_count:
+        raise ConfigurationError(
+            f"the queue {name} has {count_of(queue.message_count or 0, 'turn')} of this worker's last run, "
+            "which had another INFERFLEET_MAX_RUNNING, INFERFLEET_LOOK_AHEAD, INFERFLEET_WARM_WAIT_S or "
+            "INFERFLEET_QUEUE_TYPE. Wait a minute, or half of the former INFERFLEET_WARM_WAIT_S if that is "
+            "longer, until RabbitMQ has moved them to the pool's queue, and start it again, or choose "
+            "another --worker-id"
+        )
+    await channel.queue_delete(name)
+    await channel.close()
 
 
 def _milliseconds(seconds: float) -> int:
@@ -197,8 +227,6 @@ _SETTING_OF = {
     "x-max-priority": "INFERFLEET_QUEUE_TYPE",
     "x-max-length": "INFERFLEET_QUEUE_MAX_LENGTH",
     "x-overflow": "INFERFLEET_QUEUE_MAX_LENGTH",
-    "x-message-ttl": "INFERFLEET_WARM_WAIT_S",
-    "x-expires": "INFERFLEET_WARM_WAIT_S",
 }
 """The settings that determine a queue's arguments."""
 

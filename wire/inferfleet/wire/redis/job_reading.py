@@ -204,6 +204,10 @@ class JobReading:
         body: bytes | None = await self._pipeline.execute("GET", request_key(job_id))
         return body
 
+    async def has_request(self, job_id: str) -> bool:
+        """Return whether Redis has an unfinished job's request."""
+        return bool(await self._pipeline.execute("EXISTS", request_key(job_id)))
+
     async def belonging(self, job_id: str) -> tuple[str, str] | None:
         """Read the client that is told of a job's end, and the job's session; ``None`` without a record."""
         reply_to, session = await self._pipeline.execute("HMGET", job_key(job_id), "reply_to", "session")

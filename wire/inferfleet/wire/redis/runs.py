@@ -7,7 +7,6 @@ changes nothing. Everybody else only tells a run something, in its inbox.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -93,14 +92,13 @@ class Runs:
             created_ms=order.created_ms,
             ttl_s=self._queued_ttl_s,
         )
+        # First, so that no run is recorded if Redis refuses it: the check at the start does not try it.
+        await self._pipeline.execute(
+            *process_scripts.seen(AGENT_QUEUES_KEY, member=order.queue, listed_s=LISTED_S)
+        )
         known: bytes = await self._pipeline.execute(*command)
         # Also if it was known: whoever recorded it may have died. A sweep removes one that has ended.
-        await asyncio.gather(
-            self._pipeline.execute("ZADD", open_runs_key(order.queue), "NX", look_ms, order.id),
-            self._pipeline.execute(
-                *process_scripts.seen(AGENT_QUEUES_KEY, member=order.queue, listed_s=LISTED_S)
-            ),
-        )
+        await self._pipeline.execute("ZADD", open_runs_key(order.queue), "NX", look_ms, order.id)
         return RunOrder.model_validate_json(known) if known else None
 
     async def read(self, run_id: str) -> RunRecord | None:

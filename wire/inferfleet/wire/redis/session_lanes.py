@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import orjson
@@ -86,13 +86,12 @@ class Payload:
         return orjson.dumps({"reply_to": self.reply_to, "job": self.job.model_dump(mode="json")})
 
     @classmethod
-    def decode(cls, data: bytes, warm: bytes = b"") -> Payload | None:
+    def decode(cls, data: bytes) -> Payload | None:
         """Decode a turn from JSON; ``None`` from nothing."""
         if not data:
             return None
         value = orjson.loads(data)
-        job = Job.model_validate(value["job"])
-        return cls(job, value["reply_to"], _in_pool(warm, job.pool))
+        return cls(Job.model_validate(value["job"]), value["reply_to"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +207,7 @@ class SessionLanes:
                 owner.decode(),
                 Payload.decode(again),
                 bool(unpublished),
-                _in_pool(warm, job.pool),
+                await self._usable(warm, job) if entry == b"run" else "",
             ),
             left,
         )
@@ -303,7 +302,20 @@ class SessionLanes:
         )
         for job_id in lost:
             await self.end_lost(job_id.decode())
-        return verdict.decode(), Payload.decode(payload, warm)
+        following = Payload.decode(payload)
+        if following is not None:
+            following = replace(following, warm=await self._usable(warm, following.job))
+        return verdict.decode(), following
+
+    async def _usable(self, warm: bytes, job: Job) -> str:
+        """Return the routing key of a worker if the turn may wait for it, ``""`` if not.
+
+        The worker must be in the pool that the turn goes to. Redis must have the turn's request, which its
+        producer decides: RabbitMQ may lose a message that it moves from a worker's queue.
+        """
+        key = warm.decode()
+        in_pool = key.startswith(warm_turns(job.pool, ""))
+        return key if in_pool and await self._records.has_request(job.id) else ""
 
     async def end_lost(self, job_id: str) -> None:
         """End a turn that nobody can publish, because Redis has lost its request."""
@@ -316,9 +328,3 @@ class SessionLanes:
             await self._waiting.forget(job_id, pool)
         with suppress(JobNotFoundError):
             await self._records.cancel(job_id, Result(job_id=job_id, state=JobState.FAILED, error=failure))
-
-
-def _in_pool(warm: bytes, pool: str) -> str:
-    """Return the routing key of a worker, unless it works in another pool than the turn goes to."""
-    key = warm.decode()
-    return key if key.startswith(warm_turns(pool, "")) else ""
