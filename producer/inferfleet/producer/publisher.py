@@ -92,7 +92,8 @@ class Publisher:
             due = time.monotonic() + delay_s
             send = partial(self._delayed.publish, message, pool=job.pool, due=due)
         # A turn of a session is not published later.
-        first = partial(self._confirm_channel.publish_job, message, pool=job.pool, warm=warm) if warm else send
+        publish_job = self._confirm_channel.publish_job
+        first = partial(publish_job, message, pool=job.pool, warm=warm) if warm else send
         try:
             return await self._publish(first)
         except NackedError as nack:
