@@ -18,10 +18,10 @@ from inferfleet.schemas.batch import BatchState
 from inferfleet.schemas.heartbeat import Heartbeat
 from inferfleet.schemas.job import new_job_id
 from inferfleet.schemas.journal import QueuedEntry, RestartReason
-from inferfleet.schemas.names import job_key, request_key, swap_key
+from inferfleet.schemas.names import job_key, request_key, run_key, run_steps_key, swap_key
 from inferfleet.schemas.retrieval import Document, Embedding, IndexOptions
 from inferfleet.schemas.rollout import Rollout
-from inferfleet.schemas.run import RunOrder, RunState
+from inferfleet.schemas.run import RunState
 from inferfleet.schemas.session import Turn
 from inferfleet.schemas.settings import ServiceSettings
 from inferfleet.schemas.webhooks import WebhookEvent
@@ -208,7 +208,11 @@ async def all_that_calls_scripts(pipeline: CommandPipeline) -> AsyncIterator[Awa
     yield batches.change("b", runner="r", lease_s=1, state=BatchState.FAILED, expiring="1")
     yield batches.cancel("b")
     runs = Runs(pipeline, queued_ttl_s=1, result_ttl_s=1)
-    yield runs.create(RunOrder(id=JOB.id, agent="a", input="", created_ms=0), look_ms=0)
+    # Runs.create lists the queue first.
+    keys_of_run = run_key(JOB.id), run_steps_key(JOB.id)
+    yield pipeline.execute(
+        *run_scripts.run_create(*keys_of_run, order="", agent="a", tenant="", created_ms=0, ttl_s=1)
+    )
     yield runs.claim(JOB.id, fence="f", runner="r", lease_s=1)
     yield runs.append(JOB.id, [], fence="f", lease_s=1, position=0, moved_on=False)
     yield runs.settle(JOB.id, RunState.QUEUED, fence="f", told=0)
