@@ -372,7 +372,7 @@ async def test_texts_that_make_a_body_too_large_are_not_put_into_it(
 
 
 async def followers_of(store: aioredis.Redis, job: Job) -> list[str]:
-    found: bytes | None = await store.hget(job_key(job.id), "followers")
+    found: Any = await store.hget(job_key(job.id), "followers")
     return (found or b"").decode().split()
 
 
