@@ -154,7 +154,7 @@ async def test_the_sweep_looks_at_all_jobs_of_the_same_millisecond(
     behind_all = f"ffffffff{new_job_id()[8:]}"
     last = await fleet.submit("{{jobs.0.text}}", pool=pool, after=[bad], id=behind_all)
     key = open_key(pool, last.priority)
-    entries = await store.zrange(key, 0, -1, withscores=True)
+    entries: list[Any] = await store.zrange(key, 0, -1, withscores=True)
     at = entries[0][1]
     await store.zadd(key, {job_id: at for job_id, _ in entries}, xx=True)
     assert await store.hdel(job_key(bad.id), "followers") == 1
@@ -372,7 +372,7 @@ async def test_texts_that_make_a_body_too_large_are_not_put_into_it(
 
 
 async def followers_of(store: aioredis.Redis, job: Job) -> list[str]:
-    found: bytes | None = await store.hget(job_key(job.id), "followers")
+    found: Any = await store.hget(job_key(job.id), "followers")
     return (found or b"").decode().split()
 
 

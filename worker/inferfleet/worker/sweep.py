@@ -175,9 +175,10 @@ class Sweep:
         """Look at some jobs that run after others, in case nobody has let them go on."""
         for priority in range(PRIORITY_LEVELS):
             behind = self._followed.pop(priority, Entry("", NEVER_MS))
+            entries: list[Entry] = []
             reading = self._lost_messages.unfinished(priority, behind=behind, page_size=FOLLOWERS)
             async with aclosing(reading) as pages:
-                entries: list[Entry] = await anext(pages, [])
+                entries = await anext(pages, entries)
             if len(entries) == FOLLOWERS:
                 self._followed[priority] = entries[-1]
             jobs = [OpenJob(entry.id, entry.since_ms, 0) for entry in entries]
