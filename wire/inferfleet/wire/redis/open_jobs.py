@@ -138,7 +138,8 @@ class OpenJobs:
         if now - self._noted.get(pool, -NOTE_S) >= NOTE_S:
             self._noted[pool] = now
             with suppress(ServiceUnreachableError):
-                note_pool(self._pipeline, pool).add_done_callback(_report)
+                # Nobody waits for it, and the process may end before: the next job notes the pool again.
+                note_pool(self._pipeline, pool).add_done_callback(_ignore)
 
     def _send_leaving(self) -> list[asyncio.Future[Any]]:
         leaving, self._leaving = self._leaving, {}
@@ -176,6 +177,11 @@ def _fail(to: asyncio.Future[Any], error: BaseException) -> None:
     to.set_exception(error)
     # Not everybody waits for it.
     to.exception()
+
+
+def _ignore(noted: asyncio.Future[Any]) -> None:
+    if not noted.cancelled():
+        noted.exception()
 
 
 def _report(written: asyncio.Future[Any]) -> None:
