@@ -82,7 +82,7 @@ def test_a_limit_without_prices_calls_no_model() -> None:
 def test_whoever_starts_a_run_lowers_its_limit_and_changes_no_price_of_its_agent() -> None:
     own = RunLimits.model_validate({"max_cost": 2, "prices": PRICES})
     free = {"input": 0, "output": 0}
-    for asks, most in ((1, 1), (3, 2)):
+    for asks, most in ((1, Decimal(1)), (3, Decimal(2))):
         limits = RunLimits.model_validate({"max_cost": asks, "prices": free}).within(own)
         assert (limits.max_cost, limits.prices) == (most, own.prices)
     assert own.within(RunLimits()) == own
@@ -110,7 +110,7 @@ def test_an_invalid_limit_is_an_error_that_names_it(limits: dict[str, Any], told
 
 
 def test_amounts_are_json_without_an_exponent_and_records_without_them_are_read() -> None:
-    result = RunResult(run_id=new_job_id(), state="failed", cost=Decimal("1E-7"))  # type: ignore[arg-type]
+    result = RunResult(run_id=new_job_id(), state="failed", cost=Decimal("1E-7"))
     assert orjson.loads(result.model_dump_json())["cost"] == "0.0000001"
     assert RunResult.model_validate_json(result.model_dump_json()) == result
     order = RunOrder.model_validate(
