@@ -33,7 +33,10 @@ MAX_BODY_BYTES = 16 * 1024 * 1024
 """The largest body that a worker accepts: RabbitMQ's own limit. Producers have a setting for theirs."""
 
 EARLY_S = 60.0
-"""How long a worker holds a message that has come before its job may start. Otherwise RabbitMQ keeps it."""
+"""How long a worker holds a message that has come before its job may start. Otherwise RabbitMQ keeps it.
+
+At least a second: RabbitMQ would bring a message with a shorter delay back at once, again and again.
+"""
 
 DEFER_MIN_S = 0.05
 """The shortest time before a waiting message is tried again, so that it does not spin."""
