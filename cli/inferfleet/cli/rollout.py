@@ -191,8 +191,9 @@ def _print(rollout: Rollout, *, as_json: bool) -> None:
         out(f"step {rollout.step + 1} of {len(rollout.steps)} ({steps} %), {rollout.interval_s:g} s each\n")
     if rollout.phase.ongoing and rollout.unserved_since is not None:
         out(
-            f"the canary pool has not served the jobs since {rollout.unserved_since:%Y-%m-%d %H:%M:%S} UTC; "
-            f"the rollout aborts after {rollout.worker_timeout_s:g} s of that\n"
+            f"no ready worker of the canary pool has served its jobs since "
+            f"{rollout.unserved_since:%Y-%m-%d %H:%M:%S} UTC; the rollout aborts after "
+            f"{rollout.worker_timeout_s:g} s without one\n"
         )
     if rollout.reason:
         out(f"reason: {rollout.reason}\n")

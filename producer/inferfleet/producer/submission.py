@@ -127,11 +127,8 @@ class Submission:
     async def _accept(self, job: Job, weight: float | None) -> Job:
         call = f"{self._name}:{next(self._calls)}"
         job = await self.routing.route(await self._fetch_passages(job))
-        if job.after is not None and not self._settings.keep_requests:
-            raise InvalidJobError("after: needs INFERFLEET_KEEP_REQUESTS, because Redis keeps such a job")
-        if job.idempotency_key is None:
-            # A key may have been accepted when the other jobs still existed.
-            await self._followers.require(job)
+        if job.after is not None:
+            await self._check_predecessors(job)
         claimed, body, recorded = await self._claim_and_record(job, call, weight)
         if recorded.may_lack_message:
             # A second message does no harm: the fence lets one of them run.
@@ -172,6 +169,13 @@ class Submission:
                 await idempotency.accept(self._pipeline, claimed, ttl_s=self._key_ttl_s(claimed.job))
         self._records.open_jobs.note_pool(claimed.job.pool)
         return claimed.job
+
+    async def _check_predecessors(self, job: Job) -> None:
+        if not self._settings.keep_requests:
+            raise InvalidJobError("after: needs INFERFLEET_KEEP_REQUESTS, because Redis keeps such a job")
+        if job.idempotency_key is None:
+            # A key may have been accepted when the other jobs still existed.
+            await self._followers.require(job)
 
     async def _follow(self, job: Job) -> None:
         """Let a job wait for those after which it runs; publish it if it need not."""
@@ -332,7 +336,8 @@ class Submission:
                 return TakenBack.ACCEPTED
             if withdrawn is Withdrawn.OFFERED:
                 return TakenBack.UNCERTAIN
-        await self._followers.unfollow(job)
+        if job.after is not None:
+            await self._followers.unfollow(job)
         await idempotency.forget(self._pipeline, claimed)
         gone = await self._records.discard(job.id)
         if gone:

@@ -35,8 +35,8 @@ class ServedShares(Hooks):
         self._ttl_s = settings.queued_ttl_s
         self._name = f"{settings.worker_id}:{os.urandom(4).hex()}"
         self._numbers = count()
-        self._new: dict[str, tuple[int, list[str]]] = {}
-        """The service and the jobs of each tenant."""
+        self._new: dict[str, list[tuple[str, int]]] = {}
+        """The jobs of each tenant, and the service of each."""
         self._ended = asyncio.Event()
         self._outage = Outage()
 
@@ -44,8 +44,7 @@ class ServedShares(Hooks):
     def on_end(self, run: JobRun | None, result: Result) -> None:
         if run is None:
             return
-        service, jobs = self._new.get(run.job.tenant, (0, []))
-        self._new[run.job.tenant] = service + service_of(result.usage), [*jobs, run.job.id]
+        self._new.setdefault(run.job.tenant, []).append((run.job.id, service_of(result.usage)))
         self._ended.set()
 
     async def run(self) -> NoReturn:
@@ -54,8 +53,9 @@ class ServedShares(Hooks):
             await self._ended.wait()
             self._ended.clear()
             new, self._new = self._new, {}
-            for tenant, (service, jobs) in new.items():
-                await self._add(Served(next(self._numbers), tenant, service, jobs))
+            for tenant, ended in new.items():
+                jobs, services = zip(*ended, strict=True)
+                await self._add(Served(next(self._numbers), tenant, sum(services), jobs))
 
     async def _add(self, served: Served) -> None:
         while True:
