@@ -81,7 +81,7 @@ WORKER: Final = Access(
     {
         _all(job_key("*")): (*_JOB, "HDEL", "EXISTS", "TTL"),
         _all(session_key("*")): _SESSION,
-        _all(pool_key("*")): (*_POOL, "HMGET", "ZRANGEBYSCORE", "HINCRBY", "SET"),
+        _all(pool_key("*")): (*_POOL, "HMGET", "ZRANGE", "ZRANGEBYSCORE", "HINCRBY", "SET"),
         _all(reply_key("*")): ("XADD", "EXPIRE"),
         worker_key("*"): ("HSET", "PEXPIRE", "DEL"),
         WORKERS_KEY: (*_LIST, "ZREM"),
