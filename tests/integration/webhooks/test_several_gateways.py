@@ -233,3 +233,17 @@ async def test_a_delivery_that_no_gateway_has_begun_is_overdue(
         await deliverer.tell(tenant, WebhookEvent("job.succeeded", "last", 1))
         clock.later_s += 30
         await eventually(is_overdue)
+
+
+async def test_an_entry_that_is_claimed_by_several_in_one_millisecond_has_one_claimer(
+    store: WebhookStore, clock: LaterClock, tenant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endpoint_id = await added(store, tenant)
+    await store.enter(tenant, WebhookEvent("job.succeeded", "j", 1), most=10)
+    now_ms = clock.now_ms() + 60_000
+    monkeypatch.setattr(clock, "now_ms", lambda: now_ms)
+
+    for _ in range(1000):
+        # Claims that have ended when they begin, so that the next round finds the entry again.
+        claims = (store.claim(endpoint_id, for_ms=-30_000, limit=1) for _ in range(3))
+        assert sum(map(len, await asyncio.gather(*claims))) == 1

@@ -381,13 +381,21 @@ class WebhookStore:
         due = await self._due(key, limit=limit)
         if not due:
             return [], 0.0
-        # The fraction makes it unique to this call.
-        until_ms = self.clock.now_ms() + for_ms + random.randrange(1024) / 1024  # noqa: S311 - no secret
+        until_ms = self.clock.now_ms() + for_ms + _unlikely_twice_ms()
         entries = [each for entry in due for each in entry]
         claimed = await self._pipeline.execute(
             *webhook_scripts.webhook_claim(key, *entries, until_ms=until_ms)
         )
         return [member for (member, _), ours in zip(due, claimed, strict=True) if ours], until_ms
+
+
+def _unlikely_twice_ms() -> float:
+    """Return up to 8 s, in steps of 1/2048 ms, that make the end of a claim its claimer's own.
+
+    A score of Redis is a double, so it has room for 11 bits below a millisecond of today. Those alone are too
+    few: gateways that claim the same entries in the same millisecond would both get one of a thousand of them.
+    """
+    return random.randrange(2**24) / 2**11  # noqa: S311 - no secret
 
 
 def _keys(endpoint_id: str) -> tuple[str, str, str, str]:

@@ -1,5 +1,5 @@
 -- Claim entries that are due, each unless somebody else was faster.
--- Returns 1 or 0 for each. Sent twice, the second answers as the first: 'until_ms' is unique to the call.
+-- Returns 1 or 0 for each. Sent twice, the second answers as the first: 'until_ms' is the call's own.
 local due_key = KEYS[1]
 local until_ms = ARGV[1] -- when they are due again, should nobody settle them
 -- The rest of ARGV: an entry and its score, as the caller read it, for each.
