@@ -393,7 +393,7 @@ def _unlikely_twice_ms() -> float:
     """Return up to 8 s, in steps of 1/2048 ms, that make the end of a claim its claimer's own.
 
     A score of Redis is a double, so it has room for 11 bits below a millisecond of today. Those alone are too
-    few: gateways that claim the same entries in the same millisecond would both get one of a thousand of them.
+    few: gateways that claim the same entries in one millisecond would share one of a thousand.
     """
     return random.randrange(2**24) / 2**11  # noqa: S311 - no secret
 
