@@ -8,29 +8,21 @@ from contextlib import asynccontextmanager, suppress
 from http import HTTPStatus
 from typing import Final
 
-from pydantic import TypeAdapter
 from pydantic_core import to_json
 
 from inferfleet.gateway.api_keys import ApiKey
 from inferfleet.producer.openai.refusals import Refusal, RefusedError
-from inferfleet.schemas.endpoints import ENDPOINTS, Endpoint
 from inferfleet.schemas.errors import ServiceRefusedError, ServiceUnreachableError
 from inferfleet.schemas.job import Job, Priority
 from inferfleet.schemas.retrieval import CHUNK_CHARS
-from inferfleet.schemas.work import BYTES_PER_TOKEN, count_prompts
+from inferfleet.schemas.work import BYTES_PER_TOKEN, most_tokens
 from inferfleet.wire.redis.shared_limits import Cost, SharedLimits, retry_after_s
 
 ANSWER_TOKENS: Final = 256
 """How many tokens an answer counts for which the request sets no limit."""
 
-MOST_TOKENS: Final = 2**53
-"""What a job with a larger number of tokens counts as."""
-
 FULL_RETRY_S: Final = 1
 """When to try again after a refusal because of unfinished jobs: nobody knows when one will end."""
-
-_whole: Final[TypeAdapter[int]] = TypeAdapter(int)
-"""Reads whole numbers of a checked body as engines do: ``"100.0"`` is 100."""
 
 
 class Admission:
@@ -211,19 +203,7 @@ def estimated_tokens(job: Job) -> int:
     if job.retrieve is not None:
         size += job.retrieve.k * CHUNK_CHARS
     tokens = -(-size // BYTES_PER_TOKEN)
-    if ENDPOINTS[job.endpoint].generated is None:
-        return tokens
-    completion = job.endpoint is Endpoint.COMPLETIONS
-    # Nothing has checked what is a member of chats only.
-    total = None if completion else body.get("max_completion_tokens")
-    given = (value for value in (total, body.get("max_tokens")) if value is not None)
-    most, choices = next(given, ANSWER_TOKENS), body.get("n")
-    tokens += (
-        _whole.validate_python(most)
-        * _whole.validate_python(1 if choices is None else choices)
-        * (count_prompts(body) if completion else 1)
-    )
-    return min(tokens, MOST_TOKENS)
+    return tokens + (most_tokens(job.endpoint, body, each=ANSWER_TOKENS) or 0)
 
 
 def _forbidden(code: str, message: str) -> RefusedError:

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
+from pydantic import TypeAdapter, ValidationError
+
 from inferfleet.schemas.endpoints import ENDPOINTS, Endpoint
 from inferfleet.schemas.result import Count
 from inferfleet.schemas.wire_model import WireModel
@@ -31,6 +33,9 @@ ENVELOPE_BYTES: Final = 300
 
 MOST_TOKENS: Final = 2**31
 """What a larger limit counts as."""
+
+_whole: Final[TypeAdapter[int]] = TypeAdapter(int)
+"""Reads whole numbers of a body as engines do: ``"100.0"`` is 100."""
 
 BYTES_PER_TOKEN: Final = 4
 """How many bytes of a request count as one token, about right for English."""
@@ -162,17 +167,20 @@ def merged(groups: Iterable[AnswerMean]) -> dict[int | None, float]:
     return {up_to: tokens[up_to] / count for up_to, count in jobs.items() if count}
 
 
-def most_tokens(endpoint: Endpoint, body: Mapping[str, Any]) -> int | None:
-    """Return how many tokens the answers to a request may have; ``None`` is no limit. Never fails."""
+def most_tokens(endpoint: Endpoint, body: Mapping[str, Any], *, each: int | None = None) -> int | None:
+    """Return how many tokens the answers to a request may have. Never fails, whatever the body has.
+
+    An answer without a limit counts as ``each``; if that is ``None``, so is what is returned.
+    """
     if ENDPOINTS[endpoint].generated is None:
         return 0
     completion = endpoint is Endpoint.COMPLETIONS
     names = ("max_tokens",) if completion else ("max_completion_tokens", "max_tokens")
-    limit = next((value for name in names if (value := body.get(name)) is not None), None)
-    if not isinstance(limit, int) or limit < 0:
+    given = next((value for name in names if (value := body.get(name)) is not None), None)
+    limit = each if (read := _count(given)) is None else read
+    if limit is None:
         return None
-    choices = body.get("n")
-    choices = choices if isinstance(choices, int) and choices > 0 else 1
+    choices = max(1, _count(body.get("n")) or 1)
     return min(limit * choices * (count_prompts(body) if completion else 1), MOST_TOKENS)
 
 
@@ -183,6 +191,15 @@ def count_prompts(body: Mapping[str, Any]) -> int:
         several = cast("list[object]", given) if isinstance(given, list) else []
         prompts += len(several) if several and isinstance(several[0], (str, list)) else 1
     return prompts
+
+
+def _count(value: object) -> int | None:
+    """Read a whole number that is not negative; ``None`` if it is none."""
+    try:
+        count = _whole.validate_python(value)
+    except ValidationError:
+        return None
+    return count if count >= 0 else None
 
 
 def _group_of(most: int | None) -> int | None:
