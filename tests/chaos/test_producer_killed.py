@@ -40,6 +40,8 @@ async def producer(harness: Harness, fleet: Fleet, tmp_path: Path) -> AsyncItera
         step=1,
         end=number + 1,
         per_second=10.0,
+        # Until it is killed: when it gives up, it finds its job under its key.
+        publish_timeout_s=WAIT_S,
     )
     with Reaper() as reaper:
         producer = ProducerProcess(

@@ -15,6 +15,7 @@ from tests.integration.conftest import (
     journal_of,
     slow_chat,
 )
+from tests.matrix import Cell
 
 from inferfleet.local.services.free_port import free_port
 from inferfleet.producer import Fleet
@@ -35,6 +36,13 @@ def promote_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ageing, "PAUSE_S", 0.05)
 
 
+@pytest.fixture
+def strict_order(cell: Cell | None) -> None:
+    """The queue delivers the most urgent job first. Without it no job starves, and promoted ones come last."""
+    if cell is not None and cell.priorities < 10:
+        pytest.skip(f"a queue of {cell} does not tell ten priorities apart")
+
+
 async def high_jobs(fleet: Fleet, pool: str) -> list[Job]:
     bodies = [slow_chat(f"high {number}", tokens=2, step_s=0.02) for number in range(HIGH)]
     return await fleet.submit_many(bodies, pool=pool, priority=7)
@@ -50,6 +58,7 @@ async def ends(fleet: Fleet, jobs: list[Job]) -> list[str]:
     return order
 
 
+@pytest.mark.usefixtures("strict_order")
 @pytest.mark.parametrize(("share", "at_least", "at_most"), [(0.25, 8, 13), (0.1, 3, 5), (0.0, 0, 0)])
 async def test_jobs_of_the_lowest_priority_get_their_share_of_the_starts(
     fleet: Fleet,
@@ -128,6 +137,7 @@ async def test_a_promoted_job_does_not_make_others_look_lost(
         assert not [entry for entry in entries if isinstance(entry, QueuedEntry) and entry.republished]
 
 
+@pytest.mark.usefixtures("strict_order")
 async def test_a_job_whose_promoted_message_waits_is_not_promoted_again(
     fleet: Fleet, pool: str, start_worker: StartWorker
 ) -> None:
@@ -142,6 +152,7 @@ async def test_a_job_whose_promoted_message_waits_is_not_promoted_again(
     assert [event.kind for event in await fleet.timeline(low)].count(EventKind.PROMOTED) == 1
 
 
+@pytest.mark.usefixtures("strict_order")
 async def test_jobs_that_a_worker_holds_already_are_promoted_there(
     fleet: Fleet, pool: str, start_worker: StartWorker, store: aioredis.Redis
 ) -> None:

@@ -56,6 +56,7 @@ class Plan(BaseModel):
     queue_type: QueueType = QueueType.CLASSIC
     patience_s: float = 5.0
     connect_timeout_s: float = 5.0
+    publish_timeout_s: float = 5.0
     wait_replicas: int = 0
 
 
@@ -174,7 +175,7 @@ async def produce(plan: Plan) -> None:
         queue_type=plan.queue_type,
         patience_s=plan.patience_s,
         connect_timeout_s=plan.connect_timeout_s,
-        publish_timeout_s=5.0,
+        publish_timeout_s=plan.publish_timeout_s,
         redis_wait_replicas=plan.wait_replicas,
         state_check_interval_s=2.0,
     )
