@@ -38,7 +38,7 @@ def promote_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def strict_order(cell: Cell | None) -> None:
-    """The queue delivers the most urgent job first. Without it no job starves, and promoted ones come last."""
+    """The queue delivers the most urgent job first. Without that, promoted jobs come last."""
     if cell is not None and cell.priorities < 10:
         pytest.skip(f"a queue of {cell} does not tell ten priorities apart")
 
